@@ -1,0 +1,72 @@
+"""Content-addressed stage outputs: named by the hash of all that made them, made once, verified at every use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import HarnessError
+from .files import lock, make_folder, publish, write_json
+from .registry import file_digest
+from .spec import digest_of
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage output: a read-only folder, what made it, and what it cost."""
+
+    folder: Path
+    kind: str
+    content: str  # SHA-256 over its files: equal bytes, equal content, whatever made them
+    info: Mapping[str, Any]  # what the stage reports of itself
+    cost: Mapping[str, Any]  # meter totals of making it
+    reused: bool  # found, not made, in this process
+
+
+Make = Callable[[Path, Path], tuple[dict[str, Any], dict[str, Any]]]  # (output, scratch) -> (info, cost)
+
+
+class Artifacts:
+    """The artifacts below one results folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = make_folder(root)
+
+    def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
+        """Return the artifact of these inputs, making it if it is not there.
+
+        `make(output, scratch)` fills `output`; `scratch` outlives a crash, so that making can go on where it was.
+        A second process that wants the same artifact waits for the first.
+        """
+        name = f"{kind}-{digest_of({'kind': kind, **inputs})[:16]}"
+        final, work = self.root / name, make_folder(self.root / ".work" / name)
+        with lock(work, f"The artifact {name}", wait=True):
+            if final.exists():
+                return self._open(final, kind)
+            output = work / "output"
+            shutil.rmtree(output, ignore_errors=True)
+            output.mkdir()
+            info, cost = make(output, make_folder(work / "scratch"))
+            files = {str(f.relative_to(output)): file_digest(f) for f in sorted(output.rglob("*")) if f.is_file()}
+            manifest = {"kind": kind, "inputs": inputs, "files": files, "content": digest_of(files)}
+            write_json(output / MANIFEST, manifest | {"info": info, "cost": cost})
+            publish(output, final)
+            shutil.rmtree(work / "scratch", ignore_errors=True)
+        return Artifact(final, kind, manifest["content"], info, cost, reused=False)
+
+    def _open(self, folder: Path, kind: str) -> Artifact:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, digest in manifest["files"].items():
+            file = folder / name
+            if not file.is_file() or file_digest(file) != digest:
+                raise HarnessError(
+                    f"The artifact {folder} is damaged: {name} is not what was written. "
+                    f"Delete that folder and run the same command again; it will be made anew."
+                )
+        return Artifact(folder, kind, manifest["content"], manifest["info"], manifest["cost"], reused=True)

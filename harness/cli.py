@@ -1,0 +1,222 @@
+"""The command line: run, list, show, table. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import HarnessError, Refused, UsageError
+from .registry import KINDS, Registry, installed, load_file
+
+EXIT_INTERRUPTED = 130
+
+
+class Group(click.Group):
+    """A group that knows the nearest command, and ends every known error in one message."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Name the nearest command for one that does not exist."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            near = get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="alignment-harness")
+def cli() -> None:
+    """Run LLM alignment methods on identical ground and compare them.
+
+    \b
+    harness run --method ppo --suite summarization     train, evaluate, record
+    harness table                                      the runs so far, side by side
+    harness list                                       methods, suites and other plugins
+    harness show ppo                                   a plugin's options
+    """
+
+
+def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `-p FILE` to a command and hand it the registry."""
+
+    @click.option("-p", "--plugin", "files", multiple=True, metavar="FILE", help="Load a plain Python file as a plugin.")
+    @wraps(command)
+    def with_registry(files: tuple[str, ...], **arguments: Any) -> Any:
+        registry = installed()
+        for path in files:
+            load_file(registry, path)
+        return command(registry=registry, **arguments)
+
+    return with_registry
+
+
+@cli.command()
+@click.option("--method", "-m", required=True, help="The alignment method: see `harness list`.")
+@click.option("--suite", "-s", required=True, help="A suite's name, or a suite file (.toml) for your own data.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the method.")
+@click.option("--suite-set", "suite_settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the suite.")
+@click.option("--stage-set", "stage_settings", multiple=True, metavar="STAGE.NAME=VALUE",
+              help="Set an option of a stage: sft, preferences, reward_model, evaluation.")  # fmt: skip
+@click.option("--model", metavar="PATH_OR_HUB_ID", help="The base model; embedded suites bring their own.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Seeds the method: data order, rollouts, new heads, its answers.")  # fmt: skip
+@click.option("--shared-seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Seeds what all methods share: data, SFT, preferences, reward model.")  # fmt: skip
+@click.option("--budget", default="", metavar="NAME=N,...", help="Limit steps, samples, tokens or flops of the method.")
+@click.option("--judge", metavar="NAME", help="Judge by this plugin instead of the suite's.")
+@click.option("--labeller", metavar="NAME", help="Label by this plugin instead of the suite's.")
+@click.option("--engine", default="hf", show_default=True, help="The rollout engine.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+              help="Of forward passes; weights stay float32.")  # fmt: skip
+@click.option("--micro-batch-tokens", type=click.IntRange(1), default=16384, show_default=True,
+              help="Tokens per forward pass in training; lower it when memory runs out.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="CPU threads; 0 chooses.")
+@click.option("--checkpoint-every", type=click.FloatRange(0), default=20.0, show_default=True, metavar="SECONDS",
+              help="How much work a kill may cost.")  # fmt: skip
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+              help="Where runs and shared artifacts live.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="A run of seconds, to see that everything works; its figures mean nothing.")
+@plugin_files
+def run(
+    registry: Registry, method: str, suite: str, settings: tuple[str, ...], suite_settings: tuple[str, ...],
+    stage_settings: tuple[str, ...], budget: str, results: Path, threads: int, checkpoint_every: float, **fixed: Any,
+) -> None:  # fmt: skip
+    """Train a method on a suite, evaluate it, and record everything.
+
+    Running the same command again continues after a crash, and does nothing after success.
+    """
+    from .run import Settings, execute
+    from .spec import Request, resolve
+
+    spec = resolve(Request(method, suite, settings, suite_settings, stage_settings, budget, fixed), registry)
+    _check_names(spec, registry)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    outcome = execute(spec, registry, Settings(results, checkpoint_every, threads, warn=_warn))
+    from .report.panel import show
+
+    show(outcome)
+
+
+@cli.command("list")
+@plugin_files
+def list_plugins(registry: Registry) -> None:
+    """List methods, suites and other plugins, with where they come from."""
+    for kind in KINDS:
+        names = registry.classes[kind]
+        if names:
+            click.secho(kind, bold=True)
+        for name in sorted(names):
+            origin = registry.origins[kind, name]
+            click.echo(f"  {name:<18} {_first_line(names[name]):<90.90} {origin.distribution} {origin.version}")
+    for name, (origin, reason) in registry.broken.items():
+        click.secho(f"broken: {name} of {origin.distribution} {origin.version}: {reason}", fg="red")
+    for (kind, name), origins in registry.clashes.items():
+        offers = ", ".join(f"{o.distribution} {o.version}" for o in origins)
+        click.secho(f"clash: {kind[:-1]} {name} is offered by {offers}; it cannot be used", fg="red")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--suite", "-s", help="Show a method's options with this suite's recommended settings.")
+@plugin_files
+def show(registry: Registry, name: str, suite: str | None) -> None:
+    """Show a plugin: what it is, its paper, and its options with types, defaults and help."""
+    from .report.panel import describe
+
+    kinds = [kind for kind in KINDS if name in registry.classes[kind] or (kind, name) in registry.clashes]
+    if not kinds:
+        registry.get("methods", name)
+    for kind in kinds:
+        click.echo(describe(kind, registry.get(kind, name), registry, suite))
+
+
+@cli.command()
+@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--methods", help="Only these methods, separated by commas.")
+@click.option("--format", "style", default="md", show_default=True, help="The table format: a registered reporter.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of the screen.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@plugin_files
+def table(
+    registry: Registry, suite: str | None, methods: str | None, style: str, output: Path | None, results: Path
+) -> None:
+    """Put all runs of a suite side by side."""
+    from .files import write_text
+    from .report.tables import comparison
+
+    reporter = registry.get("reporters", style)()
+    chosen = [m.strip() for m in methods.split(",")] if methods else []
+    text = reporter.render(comparison(results, suite, chosen))
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        try:
+            write_text(output, text)
+        except OSError as error:
+            raise Refused(f"Cannot write {output}: {error.strerror}.") from error
+
+
+@cli.command()
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("frontier.png"), show_default=True)
+def plot(results: Path, suite: str | None, output: Path) -> None:
+    """Draw win-rate against KL, and gold and proxy reward over training, of all runs of a suite."""
+    from .report.plots import frontier
+
+    frontier(results, suite, output)
+    click.echo(f"wrote {output}")
+
+
+def _check_names(spec: Any, registry: Registry) -> None:
+    """Look up every other plugin a spec names before anything starts."""
+    registry.get("engines", spec.engine)
+    for kind, name in (("judges", spec.judge), ("labellers", spec.labeller)):
+        if name:
+            registry.get(kind, name)
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+
+
+def _warn(message: str) -> None:
+    click.secho(message, fg="yellow", err=True)
+
+
+def main() -> None:
+    """Run the command line; every error a user can cause ends in one message and its exit code."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("Interrupted. Run the same command again to go on.", EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        _fail("Interrupted. Run the same command again to go on.", EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except HarnessError as error:
+        _fail(str(error), error.exit_code)
+    except MemoryError:
+        _fail("Out of memory. Lower --micro-batch-tokens, or the batch size, and run again.", 1)
+    except BrokenPipeError:
+        sys.exit(0)
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    click.secho(f"harness: {message}", fg="red", err=True)
+    sys.exit(code)
+
+
+__all__ = ["UsageError", "cli", "main"]

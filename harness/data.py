@@ -1,0 +1,81 @@
+"""The records that flow between suite, stages, lab and evaluation. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+Message = dict[str, str]  # {"role": ..., "content": ...}
+Text = str | list[Message]  # plain text, or a conversation that a chat template renders
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt by name. `answer` is what a verifier compares with; gold knowledge never travels here."""
+
+    id: str
+    text: Text
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and a completion worth imitating."""
+
+    prompt: Prompt
+    completion: Text
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two completions of one prompt, the first preferred."""
+
+    prompt: Prompt
+    chosen: Text
+    rejected: Text
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn: the whole distribution at a stated temperature, nothing truncated."""
+
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a method may use of its own (shared stages apart); None is no limit. Checked before each turn of a stream."""
+
+    steps: int | None = None  # optimiser steps
+    samples: int | None = None  # completions generated
+    tokens: int | None = None  # tokens generated and trained on
+    flops: float | None = None
+
+
+@dataclass
+class Table:
+    """A table before it is rendered: cells are text, `notes` stand below it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+    plain: list[Mapping[str, object]] = field(default_factory=list)  # the unrounded figures, a mapping per row
+
+
+def completion_text(completion: Text) -> str:
+    """Return what a completion says, without its role."""
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(message["content"] for message in completion)
+
+
+def prompt_text(prompt: Text) -> str:
+    """Return a prompt as a person reads it."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+Rows = Sequence[Mapping[str, object]]

@@ -1,0 +1,36 @@
+"""Errors a user can cause. Each ends the command in one clear message and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HarnessError(Exception):
+    """What happened, where, what was expected, and what to do; `exit_code` is the command's exit status."""
+
+    exit_code = 1
+
+
+class UsageError(HarnessError):
+    """A configuration, a name or a value that cannot work: nothing was started."""
+
+    exit_code = 2
+
+
+class Refused(HarnessError):
+    """The run may not start here and now: a lock is held, a folder cannot be written, a need cannot be met."""
+
+    exit_code = 3
+
+
+class Diverged(HarnessError):
+    """A loss, reward or gradient stopped being finite."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Return the error for a name that does not exist, with the nearest one that does."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return UsageError(f"There is no {kind} {name!r}. {hint}Known: {', '.join(names) or 'none'}.")

@@ -1,0 +1,177 @@
+"""Evaluation: outside every plugin; one sampler, one KL estimator and one judge for all.
+
+It runs after training has ended, with a suite and a judge made anew: neither exists while a method trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from ..contracts import Judge, Policy
+from ..data import Prompt, prompt_text
+from ..lab import Bench
+from ..meter import Cost, Meter
+from ..models import load_tensors, save_tensors
+from ..rewards import RewardModel
+from ..rollout import Sampler
+from ..spec import EvaluationOptions, digest_of
+from ..stages import Stages
+from ..tokens import Batch
+from .kl import sampled_kl
+from .stats import Estimate, mean_interval, win_rate, win_scores
+
+RAO_BLACKWELL = "rao-blackwell"
+
+
+@dataclass
+class Answers:
+    """Answers of one policy to the evaluation prompts, with what they are worth."""
+
+    batch: Batch  # (B, 1, T)
+    texts: list[str]
+    gold: list[float]
+    proxy: list[float]
+
+
+def evaluate(
+    policy: Policy, stages: Stages, options: EvaluationOptions, seed: int, meter: Meter
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return (figures, samples) of a policy on the evaluation prompts."""
+    prompts = stages.suite.prompts(options.split)[: options.prompts]
+    judge = stages.judge
+    judge.prepare(stages.suite, stages)
+    proxy = RewardModel.load(stages.reward_artifact(0).folder, stages.start)
+    bench = stages.bench(meter, seed)
+    with meter.phase("evaluate"):
+        reference = _score(reference_answers(stages, prompts), stages, judge, proxy, bench)
+        drawn, cost = _draw(policy, prompts, stages, bench)
+        answers = _score(drawn, stages, judge, proxy, bench)
+        kl = _kl(policy, answers.batch, stages, bench)
+        figures = _figures(answers, reference, kl, policy, stages, options)
+    figures["inference"] = {
+        "flops_per_answer": cost.flops / len(prompts), "tokens_per_answer": cost.tokens_generated / len(prompts),
+        "reward_queries_per_answer": cost.reward_queries / len(prompts),
+    }  # fmt: skip
+    return figures, _samples(prompts, reference, answers, kl)
+
+
+def reference_answers(stages: Stages, prompts: Sequence[Prompt]) -> Batch:
+    """Return the start checkpoint's answers: drawn once, an artifact, the same for every method and seed."""
+
+    def make(out: Path, _: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        meter = Meter()
+        batch = _sampler(stages, stages.bench(meter, 0), "reference").draw(stages.start, _batch(stages, prompts))
+        save_tensors({name: batch[name] for name in ("completion_ids", "mask", "logp", "ended")}, out / "a.safetensors")
+        return {"answers": len(prompts)}, meter.snapshot()
+
+    inputs = {
+        "start": stages.start_artifact.content, "prompts": digest_of([asdict(p) for p in prompts]),
+        "seed": stages.spec.shared_seed, "sampling": asdict(stages.bench(Meter(), 0).sampling),
+        "engine": stages.spec.engine, "code": stages.spec.code["harness"],
+    }  # fmt: skip
+    artifact = stages.shop.artifacts.get_or_make("reference_answers", inputs, make)
+    columns = load_tensors(artifact.folder / "a.safetensors", stages.shop.device)
+    return Batch(_batch(stages, prompts), columns, stages.suite.temperature)
+
+
+def _draw(policy: Policy, prompts: Sequence[Prompt], stages: Stages, bench: Bench) -> tuple[Batch, Cost]:
+    """Return the policy's answers, and what they cost apart from the rest of the evaluation."""
+    apart = Meter()
+    inner = stages.bench(apart, bench.seed)
+    with apart.phase("evaluate"):
+        batch = policy.answer(_batch(stages, prompts), _sampler(stages, inner, "policy", bench.seed))
+    cost = apart.total()
+    amounts = asdict(cost)
+    bench.meter.add(**{name: amounts[name] for name in ("flops", "tokens_generated", "samples", "reward_queries")})
+    return batch, cost
+
+
+def _sampler(stages: Stages, bench: Bench, *purpose: object) -> Sampler:
+    key = (stages.spec.shared_seed, "evaluation", *purpose)
+    sampler = Sampler(bench.engine, bench.sampling, bench.meter, bench.eos, key)
+    sampler.phase = "evaluate"
+    return sampler
+
+
+def _batch(stages: Stages, prompts: Sequence[Prompt]) -> Any:
+    return stages.tokens.prompt_batch(prompts, stages.shop.device)
+
+
+def _score(batch: Batch, stages: Stages, judge: Judge, proxy: RewardModel, bench: Bench) -> Answers:
+    texts = [row[0] for row in stages.tokens.texts(batch)]
+    gold = judge.score(batch.prompts.prompts, texts)
+    return Answers(batch, texts, gold, proxy.score(batch, bench)[:, 0].tolist())
+
+
+def _kl(policy: Policy, batch: Batch, stages: Stages, bench: Bench) -> dict[str, list[float] | str]:
+    """Return KL estimates per prompt: the evaluator's own, or the policy's where it has no log-probabilities."""
+    if policy.kl_estimator is not None:
+        return {"estimator": policy.kl_estimator, "kl": batch["kl"].tolist()}
+    assert policy.model is not None, "a policy has a model, or an estimator of its KL"
+    exact, plain = sampled_kl(policy.model, stages.start, batch, bench)
+    return {"estimator": RAO_BLACKWELL, "kl": exact.tolist(), "plain": plain.tolist()}
+
+
+def _figures(
+    answers: Answers, reference: Answers, kl: dict[str, Any], policy: Policy, stages: Stages, options: EvaluationOptions
+) -> dict[str, Any]:
+    lengths = answers.batch.lengths[:, 0].tolist()
+    figures: dict[str, Any] = {
+        "prompts": len(answers.texts), "split": options.split, "temperature": stages.suite.temperature,
+        "win_rate": asdict(win_rate(answers.gold, reference.gold)),
+        "gold": asdict(mean_interval(answers.gold)), "proxy": asdict(mean_interval(answers.proxy)),
+        "kl": asdict(_non_negative(mean_interval(kl["kl"]))), "kl_estimator": kl["estimator"],
+        "length": asdict(mean_interval(lengths)),
+        "eos_rate": fmean(answers.batch["ended"][:, 0].float().tolist()),
+        "distinct": len(set(answers.texts)) / len(answers.texts),
+        "reference_gold": fmean(reference.gold), "reference_length": fmean(reference.batch.lengths[:, 0].tolist()),
+    }  # fmt: skip
+    if "plain" in kl:
+        figures["kl_plain"] = asdict(mean_interval(kl["plain"]))
+    bound = getattr(policy, "kl_bound", None)
+    if bound is not None:
+        figures["kl_bound"] = bound
+    return figures | _rouge(answers, stages, options)
+
+
+def _rouge(answers: Answers, stages: Stages, options: EvaluationOptions) -> dict[str, Any]:
+    """Return ROUGE against the suite's references, where it has any."""
+    references = stages.suite.references(options.split)
+    if not references:
+        return {}
+    from .metrics import load
+
+    told = [references[prompt.id] for prompt in answers.batch.prompts.prompts]
+    return {"rouge": load("rouge").compute(predictions=answers.texts, references=told)}
+
+
+def _samples(
+    prompts: Sequence[Prompt], reference: Answers, answers: Answers, kl: dict[str, Any]
+) -> list[dict[str, Any]]:
+    wins = win_scores(answers.gold, reference.gold)
+    lengths = answers.batch.lengths[:, 0].tolist()
+    return [
+        {
+            "prompt_id": prompt.id, "prompt": prompt_text(prompt.text), "sft": reference.texts[i],
+            "answer": answers.texts[i], "gold": answers.gold[i], "sft_gold": reference.gold[i],
+            "proxy": answers.proxy[i], "sft_proxy": reference.proxy[i], "kl": kl["kl"][i], "win": wins[i],
+            "length": lengths[i], "ended": bool(answers.batch["ended"][i, 0]),
+        }
+        for i, prompt in enumerate(prompts)
+    ]  # fmt: skip
+
+
+def _non_negative(estimate: Estimate) -> Estimate:
+    """Return a KL estimate whose interval does not claim negative values."""
+    return Estimate(estimate.mean, max(0.0, estimate.low), estimate.high, estimate.n)
+
+
+def finite(value: Any) -> bool:
+    """Return whether a figure, or every figure in a list, is a finite number."""
+    return bool(torch.isfinite(torch.as_tensor(value, dtype=torch.float64)).all())

@@ -1,0 +1,56 @@
+"""KL(pi || ref) in nats per completion, on the policy's own samples at the temperature they were drawn at."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..lab import Bench
+from ..logprobs import completion_logits, micro_batches
+from ..models import forward_cost
+from ..tokens import Batch
+
+
+def sampled_kl(policy: nn.Module, reference: nn.Module, batch: Batch, bench: Bench) -> tuple[Tensor, Tensor]:
+    """Return (B,) Rao-Blackwellised and (B,) plain estimates of the KL of answers (B, 1, T).
+
+    Rao-Blackwellised (Amini et al. 2025, 2504.10637): the expectation over the next token is taken exactly,
+    sum_t sum_v pi(v | s_t) log(pi / ref)(v | s_t); the plain one, sum_t log(pi / ref)(y_t | s_t), is k1. Both are
+    unbiased; a completion cut at the length limit counts as far as it goes.
+    """
+    exact, plain = torch.zeros(batch.shape[0]), torch.zeros(batch.shape[0])
+    with torch.no_grad():
+        for rows in micro_batches(batch, bench.micro_batch_tokens):
+            part = batch.select(rows)
+            p = completion_logits(policy, part).log_softmax(-1)
+            q = completion_logits(reference, part).log_softmax(-1)
+            mask = part["mask"]
+            ratio = p - q
+            chosen = ratio.gather(-1, part["completion_ids"][..., None])[..., 0]
+            exact[rows] = (torch.where(p > -torch.inf, p.exp() * ratio, 0.0).sum(-1) * mask).sum((1, 2)).cpu()
+            plain[rows] = (chosen * mask).sum((1, 2)).cpu()
+            width = part.prompts.ids.shape[1] + part.shape[2]
+            flops = [forward_cost(m).padded(len(rows), width, part.shape[2] + 1) for m in (policy, reference)]
+            bench.meter.add(flops=sum(flops))
+    return exact, plain
+
+
+def best_of_n_kl(n: int, level_mass: Tensor) -> Tensor:
+    """Return estimates of KL(best-of-n || ref) from the reference mass (B,) of the selected reward level.
+
+    Beirami et al. 2024 (2401.01879), with their epsilon the mass of the level, so that ties count:
+    (1-e)^n [log n + (n-1) log(1-e) - (n-1)/n] + (1-(1-e)^n) log((1-(1-e)^n) / e). As e -> 0 it is
+    log n - (n-1)/n, the value for a reward without atoms, which bounds it from above.
+    """
+    e = level_mass.double().clamp(1e-300, 1 - 1e-12)
+    miss = torch.exp(n * torch.log1p(-e))  # (1 - e)^n
+    hit = -torch.expm1(n * torch.log1p(-e))  # 1 - (1 - e)^n, without cancellation at small e
+    rare = math.log(n) + (n - 1) * torch.log1p(-e) - (n - 1) / n
+    return miss * rare + hit * (torch.log(hit) - torch.log(e))
+
+
+def best_of_n_bound(n: int) -> float:
+    """Return log n - (n-1)/n, the KL of best-of-n for a reward without ties, and a bound with them."""
+    return math.log(n) - (n - 1) / n

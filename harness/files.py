@@ -1,0 +1,81 @@
+"""Writing that survives a crash: a file is the old one or the whole new one, never half of either."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from .errors import Refused
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file atomically: write beside it, flush to disk, rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically; NaN is refused, so what is written can be read by anyone."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def publish(work: Path, final: Path) -> None:
+    """Give a finished folder its final name: readers see nothing, or all of it."""
+    for file in work.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    sync_folder(work)
+    work.replace(final)
+    sync_folder(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and check that it can be written; raise Refused with the reason when it cannot."""
+    probe = path / f".probe-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise Refused(f"Cannot write to {path}: {error.strerror}. Choose another folder with --results.") from error
+    return path
+
+
+@contextmanager
+def lock(folder: Path, what: str, wait: bool) -> Iterator[None]:
+    """Hold a folder's lock, released by the system even after `kill -9`; Refused when held and `wait` is off."""
+    owner = folder / ".owner"
+    holder = filelock.FileLock(folder / ".lock")
+    try:
+        holder.acquire(timeout=-1 if wait else 0)
+    except filelock.Timeout as error:
+        who = owner.read_text() if owner.exists() else "another process"
+        raise Refused(f"{what} is in use by {who} ({folder}). Wait for it, or stop it; then run this again.") from error
+    try:
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        holder.release()

@@ -1,0 +1,128 @@
+"""The meter: seconds, FLOPs, tokens, queries, labels, resident models and peak memory, by phase. No torch here.
+
+Time is exclusive: a phase inside another counts once, for the inner one. Everything but seconds and memory is
+deterministic. What is metered is what passed the lab's door, so cost is observed, never declared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+PHASES = ("sft", "preferences", "reward_model", "rollout", "score", "reference", "update", "evaluate")
+PhasePeak = Callable[[bool], int]  # reset?, -> peak bytes since the last reset
+
+
+@dataclass
+class Cost:
+    """What one phase used."""
+
+    seconds: float = 0.0
+    flops: float = 0.0  # multiply-adds count two; counted from shapes, padding included
+    tokens_generated: int = 0
+    tokens_trained: int = 0  # prompt and completion tokens that went through a backward pass
+    samples: int = 0  # completions generated
+    steps: int = 0  # optimiser steps
+    reward_queries: int = 0  # completions scored by a learned reward, once per ensemble member
+    verifier_queries: int = 0
+    labels: int = 0  # pairwise comparisons by the labeller or in the data
+    peak_memory: int = 0  # bytes: resident set, or the accelerator's allocation where there is one
+
+    def add(self, other: Cost) -> None:
+        """Add another cost; memory takes the larger."""
+        for f in fields(self):
+            mine, theirs = getattr(self, f.name), getattr(other, f.name)
+            setattr(self, f.name, max(mine, theirs) if f.name == "peak_memory" else mine + theirs)
+
+
+class Meter:
+    """Counts costs by phase. `peak` reads (and may reset) the peak memory of the process."""
+
+    def __init__(self, peak: PhasePeak | None = None) -> None:
+        self.phases: dict[str, Cost] = {}
+        self.models: dict[str, dict[str, int]] = {}  # role -> parameters and bytes resident while it was used
+        self._peak = peak or resident_peak
+        self._stack: list[str] = []
+        self._mark = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what happens inside to a phase."""
+        assert name in PHASES, name
+        self._settle()
+        self._stack.append(name)
+        self._peak(True)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._stack.pop()
+
+    def add(self, **amounts: float) -> None:
+        """Add to the current phase: `meter.add(flops=..., tokens_generated=...)`."""
+        self._current().add(Cost(**amounts))  # type: ignore[arg-type]
+
+    def hold(self, role: str, parameters: int, size: int) -> None:
+        """Note that a model is resident in a role."""
+        self.models[role] = {"parameters": parameters, "bytes": size}
+
+    def total(self, phases: tuple[str, ...] = PHASES) -> Cost:
+        """Return the sum over phases."""
+        whole = Cost()
+        for name in phases:
+            whole.add(self.phases.get(name, Cost()))
+        return whole
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return everything counted so far, JSON-able."""
+        self._settle()
+        return {"phases": {name: asdict(cost) for name, cost in self.phases.items()}, "models": dict(self.models)}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on counting from a snapshot."""
+        self.phases = {name: Cost(**cost) for name, cost in snapshot["phases"].items()}
+        self.models = {role: dict(held) for role, held in snapshot["models"].items()}
+
+    def _current(self) -> Cost:
+        assert self._stack, "cost outside of any phase"
+        return self.phases.setdefault(self._stack[-1], Cost())
+
+    def _settle(self) -> None:
+        """Give the time since the last change of phase, and the memory peak, to the phase that had it."""
+        now = time.perf_counter()
+        if self._stack:
+            cost = self._current()
+            cost.seconds += now - self._mark
+            cost.peak_memory = max(cost.peak_memory, self._peak(True))
+        self._mark = now
+
+
+def merge(snapshots: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the sum of several snapshots by phase, as if one meter had counted them."""
+    whole = Meter()
+    for snapshot in snapshots.values():
+        for name, cost in snapshot["phases"].items():
+            whole.phases.setdefault(name, Cost()).add(Cost(**cost))
+        whole.models |= snapshot["models"]
+    return {"phases": {name: asdict(cost) for name, cost in whole.phases.items()}, "models": whole.models}
+
+
+def resident_peak(reset: bool) -> int:
+    """Return the peak resident set of this process in bytes since the last reset, where the system tells (Linux)."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # elsewhere: the peak since the start of the process
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with status.open() as stream:
+        peak = next((int(line.split()[1]) * 1024 for line in stream if line.startswith("VmHWM:")), 0)
+    if reset:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:  # not permitted: the peak is then the process's, which is no less
+            pass
+    return peak

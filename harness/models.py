@@ -1,0 +1,161 @@
+"""Load, copy and save models; the scalar model behind reward models and critics; what a model costs to run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .errors import UsageError
+
+HUB_HINT = "A folder in Hugging Face format (config.json, *.safetensors, tokenizer files) or a hub id was expected."
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """Return the tokenizer of a folder or hub id. No code from the hub is executed."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {name}: no tokenizer could be loaded. {HUB_HINT} ({_first_line(error)})") from error
+
+
+def load_causal(name: str | Path) -> nn.Module:
+    """Return the causal language model of a folder or hub id, in float32, from safetensors only, dropout off."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            str(name), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {name}: no model could be loaded. {HUB_HINT} ({_first_line(error)})") from error
+    return frozen(model)
+
+
+def save_causal(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Write model and tokenizer in hub format (safetensors)."""
+    model.save_pretrained(folder)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """Return the model in evaluation mode, without gradients. Nothing here ever runs with dropout on."""
+    return model.eval().requires_grad_(False)
+
+
+def trainable(model: nn.Module) -> nn.Module:
+    """Return a copy of the model that takes gradients, dropout still off (a ratio at step 0 must be exactly 1)."""
+    return copy.deepcopy(model).eval().requires_grad_(True)
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """Return a causal model without its head: token ids to hidden states."""
+    trunk: nn.Module = model.base_model  # type: ignore[assignment]
+    if trunk is model:
+        raise UsageError(f"{type(model).__name__} has no separate trunk (`base_model`): no reward model can be built.")
+    return trunk
+
+
+class ScalarModel(nn.Module):
+    """A trunk and a linear head: one number per position. Behind reward models and critics."""
+
+    def __init__(self, trunk: nn.Module, width: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(width, 1)
+
+    def initialise(self, seed: int, std: float | None = None) -> ScalarModel:
+        """Draw the head from N(0, 1 / (d + 1)) (2403.17031, sect. 4) or with another std; 0 starts every value at 0."""
+        width = self.head.in_features
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(1, width, generator=generator) * (1 / math.sqrt(width + 1) if std is None else std)
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+            self.head.bias.zero_()
+        return self
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Return (R, S) scalars from token ids (R, S)."""
+        hidden = self.trunk(**inputs, use_cache=False).last_hidden_state
+        scalars: Tensor = self.head(hidden)[..., 0]
+        return scalars
+
+
+def scalar_from(causal: nn.Module) -> ScalarModel:
+    """Return a scalar model on a copy of a causal model's trunk."""
+    return ScalarModel(copy.deepcopy(trunk_of(causal)), hidden_size(causal)).to(next(causal.parameters()).device)
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Return the width of the hidden states."""
+    return int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write named tensors as safetensors; tensors that share memory are written once each."""
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Read named tensors."""
+    return load_file(path, device=str(device))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 over names, shapes and bytes of the parameters."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        whole.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+def size_of(model: nn.Module) -> tuple[int, int]:
+    """Return (parameters, bytes) of a model, shared tensors counted once."""
+    unique = {p.data_ptr(): p for p in model.parameters()}.values()
+    return sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)
+
+
+@dataclass(frozen=True)
+class ForwardCost:
+    """FLOPs of a forward pass from its shapes. Linear layers, the head, and full (not causal) attention are counted.
+
+    `linear` and `head` are weights touched per token; `attention` is FLOPs per (query, key) pair. Training costs three
+    forwards: one, and two for the gradients of activations and weights.
+    """
+
+    linear: int
+    head: int
+    attention: int
+
+    def flops(self, tokens: int, head_tokens: int, pairs: int) -> float:
+        """Return FLOPs for `tokens` through the trunk, `head_tokens` through the head, `pairs` of query and key."""
+        return 2.0 * self.linear * tokens + 2.0 * self.head * head_tokens + float(self.attention) * pairs
+
+    def padded(self, rows: int, width: int, head_width: int) -> float:
+        """Return FLOPs for rows of one width, the head on `head_width` positions of each."""
+        return self.flops(rows * width, rows * head_width, rows * width * width)
+
+
+def forward_cost(model: nn.Module) -> ForwardCost:
+    """Return the cost of a causal or scalar model's forward pass."""
+    head = model.head if isinstance(model, ScalarModel) else model.get_output_embeddings()  # type: ignore[operator]
+    trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
+    linear = sum(m.in_features * m.out_features for m in trunk.modules() if isinstance(m, nn.Linear))
+    config = trunk.config.get_text_config()  # type: ignore[operator, union-attr]
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 4 * config.num_hidden_layers * config.num_attention_heads * width  # scores and weighted values
+    return ForwardCost(linear, head.in_features * head.out_features, attention)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

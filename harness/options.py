@@ -1,0 +1,149 @@
+"""Dataclass fields as options: typed values from `--set name=value`, help from the comment behind the field."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import io
+import math
+import textwrap
+import tokenize
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import UsageError, unknown
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as `harness show` lists it."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+
+
+def options_of(cls: type) -> dict[str, Option]:
+    """Return the options of a dataclass by name, in the order of definition, inherited ones first."""
+    helps = _comments(cls)
+    hints = typing.get_type_hints(cls)
+    return {
+        f.name: Option(f.name, _type_name(hints[f.name]), _default(f), helps.get(f.name, ""))
+        for f in dataclasses.fields(cls)
+        if f.init
+    }
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Return an instance of a dataclass from named values, each checked against its field's type."""
+    known = options_of(cls)
+    hints = typing.get_type_hints(cls)
+    typed = {}
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError(f"{where}: {unknown('option', name, known)}")
+        typed[name] = convert(value, hints[name], f"{where}: {name}")
+    try:
+        instance = cls(**typed)
+        check = getattr(instance, "check", None)
+        if callable(check):
+            check()
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
+    return instance
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """Return a value as the type asked for; text (from a command line) is read, other values are checked."""
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    if type(None) in choices and (value is None or value in ("none", "None")):
+        return None
+    for choice in choices:
+        try:
+            return _as(value, choice)
+        except (ValueError, TypeError):
+            continue
+    raise UsageError(f"{where} = {value!r}: expected {_type_name(hint)}.")
+
+
+def parse_settings(pairs: typing.Iterable[str], flag: str) -> dict[str, str]:
+    """Return {name: text} from `name=value` arguments; a name given twice is refused."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, sep, value = pair.partition("=")
+        if not sep or not name.strip():
+            raise UsageError(f"{flag} {pair!r}: expected name=value, for example {flag} beta=0.05.")
+        if name.strip() in found:
+            raise UsageError(f"{flag} {name.strip()} is given twice.")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _as(value: Any, kind: Any) -> Any:
+    origin = typing.get_origin(kind) or kind
+    if origin is bool:
+        return value if isinstance(value, bool) else _boolean(value)
+    if origin is int:
+        number = float(value) if not isinstance(value, bool) else _fail()
+        return int(number) if number == int(number) else _fail()
+    if origin is float:
+        number = float(value) if not isinstance(value, bool) else _fail()
+        return number if math.isfinite(number) else _fail()
+    if origin in (list, tuple):
+        items = value.split(",") if isinstance(value, str) else list(value)
+        inner = (typing.get_args(kind) or (str,))[0]
+        return origin(_as(item, inner) for item in items)
+    if origin is str:
+        return value if isinstance(value, str) else _fail()
+    raise TypeError(kind)
+
+
+def _boolean(value: Any) -> bool:
+    word = str(value).lower()
+    return True if word in ("true", "yes", "1") else False if word in ("false", "no", "0") else _fail()
+
+
+def _fail() -> Any:
+    raise ValueError
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    if f.default_factory is not dataclasses.MISSING:
+        return f.default_factory()
+    return None if f.default is dataclasses.MISSING else f.default
+
+
+def _comments(cls: type) -> dict[str, str]:
+    """Return {field: trailing comment} over the class and its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            found.update(_own_comments(base))
+    return found
+
+
+def _own_comments(cls: type) -> dict[str, str]:
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):  # defined in a console, say: no source, no help
+        return {}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    body = ast.parse(source).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return {
+        node.target.id: comments[node.end_lineno]
+        for node in body.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno in comments
+    }

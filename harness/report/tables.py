@@ -1,0 +1,177 @@
+"""Records to one Table: a row per method and recipe, the mean over seeds, and a refusal to mix unlike ground."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..data import Table
+from ..errors import UsageError
+from ..evaluation.stats import t_quantile
+from ..store import runs
+
+Record = Mapping[str, Any]
+COLUMNS = (
+    "method", "seeds", "win-rate vs SFT [95 %]", "gold", "proxy", "KL (nats)", "length", "train s", "train PFLOP",
+    "tokens gen. / trained", "reward queries", "labels", "models held (params)", "peak MiB", "FLOPs / answer",
+)  # fmt: skip
+
+
+def comparison(results: Path, suite: str | None = None, methods: Sequence[str] = ()) -> Table:
+    """Return the comparison of all runs of a suite below a results folder."""
+    records = _newest(runs(results))
+    suites = sorted({r["suite"] for r in records})
+    chosen = suite or (suites[0] if len(suites) == 1 else None)
+    if not records:
+        raise UsageError(f"There is no finished run below {results}. Make one: harness run --method ppo --suite summarization")
+    if chosen not in suites:
+        raise UsageError(f"Name one suite with --suite: there are runs of {', '.join(suites)}.")
+    records = [r for r in records if r["suite"] == chosen and (not methods or r["method"] in methods)]
+    check_ground([r for r in records if "failure" not in r])
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["method"], record["recipe"]), []).append(record)
+    names = _row_names(groups)
+    ordered = sorted(groups, key=lambda key: (key[0] != "sft", _strength(groups[key]), key))
+    plain = [_plain_row(names[key], groups[key]) for key in ordered]
+    cells = [_cells(names[key], groups[key]) for key in ordered]
+    return Table(f"{chosen}: {_conditions(records)}", list(COLUMNS), cells, _notes(records), plain)
+
+
+def check_ground(records: Sequence[Record]) -> None:
+    """Raise UsageError when runs were not made on identical ground, naming what differs."""
+    for name in dict.fromkeys(key for r in records for key in r["ground"]):
+        values: dict[str, list[str]] = {}
+        for r in records:
+            values.setdefault(str(r["ground"].get(name)), []).append(f"{r['method']} seed {r['seed']}")
+        if len(values) > 1:
+            told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
+            raise UsageError(
+                f"These runs differ in {name} and cannot stand in one table ({told}). Choose with --methods, or keep "
+                f"runs of unlike ground under different --results folders."
+            )
+
+
+def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return one record per recipe and seed: the newest, where code has changed between runs of the same spec."""
+    best: dict[tuple[str, int], dict[str, Any]] = {}
+    for folder, record in found:
+        key = (record["recipe"], record["seed"])
+        record = {**record, "folder": str(folder)}
+        if key not in best or record.get("finished_at", "") > best[key].get("finished_at", ""):
+            best[key] = record
+    return list(best.values())
+
+
+def _row_names(groups: Mapping[tuple[str, str], Sequence[Record]]) -> dict[tuple[str, str], str]:
+    """Return row labels: the method, and where it stands several times, the options in which its rows differ."""
+    names = {}
+    for key in groups:
+        options = {k: groups[k][0]["options"] for k in groups if k[0] == key[0]}
+        mine = options[key]
+        differing = [o for o in mine if len({repr(other.get(o)) for other in options.values()}) > 1]
+        told = ", ".join(f"{o}={mine[o]}" for o in differing)
+        names[key] = f"{key[0]} ({told})" if told else key[0]
+    duplicates = [n for n in names.values() if list(names.values()).count(n) > 1]
+    return {key: f"{name} [{key[1][:4]}]" if name in duplicates else name for key, name in names.items()}
+
+
+def _good(group: Sequence[Record]) -> list[Record]:
+    return [r for r in group if "failure" not in r]
+
+
+def _strength(group: Sequence[Record]) -> float:
+    good = _good(group)
+    return -fmean(r["evaluation"]["win_rate"]["mean"] for r in good) if good else 1.0
+
+
+def _plain_row(name: str, group: Sequence[Record]) -> dict[str, Any]:
+    good = _good(group)
+    row: dict[str, Any] = {"method": name, "seeds": len(good), "failed": len(group) - len(good)}
+    if not good:
+        return row | {"failure": group[0]["failure"]}
+    for figure in ("win_rate", "gold", "proxy", "kl", "length"):
+        row[figure] = fmean(r["evaluation"][figure]["mean"] for r in good)
+    row["win_rate_low"], row["win_rate_high"] = _interval(good)
+    row["kl_estimator"] = good[0]["evaluation"]["kl_estimator"]
+    row["eos_rate"] = fmean(r["evaluation"]["eos_rate"] for r in good)
+    row["distinct"] = fmean(r["evaluation"]["distinct"] for r in good)
+    for figure, value in good[0]["cost"]["method"].items():
+        row[f"method_{figure}"] = fmean(r["cost"]["method"][figure] for r in good) if isinstance(value, float) else value
+    row["labels"] = good[0]["cost"]["labels"]
+    row["models"] = " ".join(sorted(good[0]["cost"]["models"]))
+    row["parameters_held"] = sum(m["parameters"] for m in good[0]["cost"]["models"].values())
+    row["shared_seconds"] = good[0]["cost"]["shared_total"]["seconds"]
+    row["shared_flops"] = good[0]["cost"]["shared_total"]["flops"]
+    row["flops_per_answer"] = fmean(r["evaluation"]["inference"]["flops_per_answer"] for r in good)
+    row["folders"] = " ".join(r["folder"] for r in good)
+    return row
+
+
+def _interval(good: Sequence[Record]) -> tuple[float, float]:
+    """Return the win-rate's interval: over prompts for one seed; over seeds and prompts for several.
+
+    For several seeds the variance between seeds (t over seeds) and the prompts' are added: conservative, since part of
+    the spread between seeds is the prompts' own.
+    """
+    estimates = [r["evaluation"]["win_rate"] for r in good]
+    if len(estimates) == 1:
+        return estimates[0]["low"], estimates[0]["high"]
+    means = [e["mean"] for e in estimates]
+    mean = fmean(means)
+    between = math.fsum((m - mean) ** 2 for m in means) / (len(means) - 1) / len(means)
+    half_prompts = fmean((e["high"] - e["low"]) / 2 for e in estimates)
+    half = math.hypot(t_quantile(0.975, len(means) - 1) * math.sqrt(between), half_prompts)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def _cells(name: str, group: Sequence[Record]) -> list[str]:
+    row = _plain_row(name, group)
+    seeds = f"{row['seeds']}/{len(group)}" if row["failed"] else str(row["seeds"])
+    if "failure" in row:
+        return [name, seeds, f"failed: {row['failure']}", *[""] * (len(COLUMNS) - 3)]
+    estimate = "" if row["kl_estimator"] == "rao-blackwell" else " (est.)"
+    return [
+        name, seeds, f"{row['win_rate']:.3f} [{row['win_rate_low']:.3f}, {row['win_rate_high']:.3f}]",
+        f"{row['gold']:.2f}", f"{row['proxy']:.2f}", f"{row['kl']:.2f}{estimate}", f"{row['length']:.1f}",
+        f"{row['method_seconds']:.0f}", f"{row['method_flops'] / 1e15:.4f}",
+        f"{_short(row['method_tokens_generated'])} / {_short(row['method_tokens_trained'])}",
+        _short(row["method_reward_queries"]), _short(row["labels"]),
+        f"{row['models'].replace(' ', ' + ')} ({_short(row['parameters_held'])})",
+        f"{row['method_peak_memory'] / 2**20:.0f}" if row["method_peak_memory"] else "-",
+        f"{row['flops_per_answer']:.2g}",
+    ]  # fmt: skip
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def _conditions(records: Sequence[Record]) -> str:
+    good = _good(records)
+    if not good:
+        return "no finished run"
+    evaluation = good[0]["evaluation"]
+    return f"{evaluation['prompts']} {evaluation['split']} prompts, one answer each at T={evaluation['temperature']:g}"
+
+
+def _notes(records: Sequence[Record]) -> list[str]:
+    good = _good(records)
+    notes = [
+        "KL is KL(policy || SFT) in nats per completion, Rao-Blackwellised over the vocabulary on the policy's own "
+        "answers. Train s, PFLOP, tokens and queries are the method's own; shared stages (SFT, preferences, reward "
+        "model) are billed apart. FLOPs / answer is the cost of answering one prompt.",
+    ]
+    bounds = {r["method"]: r["evaluation"]["kl_bound"] for r in good if "kl_bound" in r["evaluation"]}
+    for method, bound in bounds.items():
+        notes.append(f"{method} has no log-probabilities: its KL is estimated from the reference's mass on the selected "
+                     f"reward level (Beirami et al. 2024); log n - (n-1)/n = {bound:.2f} bounds it.")  # fmt: skip
+    if all(len({r["seed"] for r in good if r["method"] == m}) == 1 for m in {r["method"] for r in good}):
+        notes.append("One seed per row: the intervals are over prompts and speak for these checkpoints, not for the algorithms.")
+    return notes

@@ -1,0 +1,182 @@
+"""Draw completions from any causal language model with a key/value cache, and the log-probabilities they had.
+
+The prompt is prefilled once and its cache repeated for its n completions; finished rows leave the batch. Tokens are
+drawn by inverse transform from noise given from outside, one number per token, so what a row says does not depend on
+which other rows it was drawn with. `generation_config` is never read: top-k, top-p, penalties and forced tokens would
+sample from another distribution than the one whose log-probabilities training needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .contracts import Engine
+from .data import Sampling
+from .errors import UsageError
+from .meter import Meter
+from .models import ForwardCost, forward_cost
+from .seeds import derive
+from .tokens import Batch, PromptBatch
+
+KEEP_UNTIL = 0.75  # rows are dropped from the cache when fewer than this share is unfinished
+
+
+def check_sampling(sampling: Sampling, **truncations: object) -> None:
+    """Raise UsageError for a sampler whose log-probabilities would not be those of the model."""
+    if sampling.temperature <= 0:
+        raise UsageError(
+            f"temperature={sampling.temperature}: greedy decoding has no log-probabilities. Use a temperature above 0."
+        )
+    if sampling.max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens={sampling.max_new_tokens}: expected at least 1.")
+    for name, value in truncations.items():
+        raise UsageError(
+            f"{name}={value}: truncated or penalised sampling draws from another distribution than the one whose "
+            f"log-probabilities KL and importance ratios are computed from. Only `temperature` shapes sampling here."
+        )
+
+
+def draw_tokens(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (R,) tokens by inverse transform of `noise` (R,) under `logits` (R, V), and their log-probabilities."""
+    logp = logits.float().log_softmax(-1)
+    cdf = logp.exp().cumsum(-1)
+    target = (noise * cdf[:, -1] * (1 - 1e-6))[:, None]
+    tokens = torch.searchsorted(cdf, target, right=True).clamp(max=logits.shape[-1] - 1)
+    return tokens[:, 0], logp.gather(-1, tokens)[:, 0]
+
+
+@dataclass
+class Decoding:
+    """The state of a group of rows while they are drawn."""
+
+    tokens: Tensor  # (R, T)
+    logp: Tensor  # (R, T)
+    lengths: Tensor  # (R,)
+
+
+@torch.no_grad()
+def decode(model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor, eos: set[int]) -> Decoding:
+    """Draw n completions for each prompt; rows are prompt-major."""
+    limit, device = sampling.max_new_tokens, prompts.ids.device
+    rows = len(prompts) * n
+    state = Decoding(
+        torch.zeros(rows, limit, dtype=torch.long, device=device),
+        torch.zeros(rows, limit, device=device),
+        torch.full((rows,), limit, device=device),
+    )
+    repeat = torch.arange(len(prompts), device=device).repeat_interleave(n)
+    logits, cache = _prefill(model, prompts)
+    logits = logits[repeat]
+    cache.reorder_cache(repeat)
+    alive = cached = torch.arange(rows, device=device)  # rows not finished; rows the cache holds
+    mask, ends = prompts.mask[repeat], torch.tensor(sorted(eos), device=device)
+    for t in range(limit):
+        drawn, logp = draw_tokens(logits / sampling.temperature, noise[cached, t])
+        here = torch.isin(cached, alive)
+        state.tokens[alive, t], state.logp[alive, t] = drawn[here], logp[here]
+        stopped = here & torch.isin(drawn, ends)
+        state.lengths[cached[stopped]] = t + 1
+        alive = cached[here & ~stopped]
+        if t + 1 == limit or not len(alive):
+            break
+        if len(alive) < KEEP_UNTIL * len(cached):
+            keep = (here & ~stopped).nonzero()[:, 0]
+            cache.reorder_cache(keep)
+            cached, drawn, mask = alive, drawn[keep], mask[keep]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        logits, cache = _next(model, drawn, mask, cache)
+    return state
+
+
+def _prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
+    positions = (prompts.mask.cumsum(1) - 1).clamp(min=0)
+    out = model(
+        input_ids=prompts.ids, attention_mask=prompts.mask, position_ids=positions, use_cache=True, logits_to_keep=1
+    )
+    return out.logits[:, -1], out.past_key_values
+
+
+def _next(model: nn.Module, tokens: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    positions = mask.sum(1, keepdim=True) - 1
+    out = model(
+        input_ids=tokens[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    return out.logits[:, -1], out.past_key_values
+
+
+class CachedEngine(Engine):
+    """The harness's own decoding loop on the model's key/value cache."""
+
+    name = "hf"
+    max_tokens = 131072  # positions the cache may hold at once
+
+    def __init__(self, eos: set[int]) -> None:
+        self.eos = eos
+
+    def generate(self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor) -> Batch:
+        """Draw n completions per prompt, in groups that fit; see Engine."""
+        width = prompts.ids.shape[1] + sampling.max_new_tokens
+        group = max(1, self.max_tokens // (n * width))
+        parts = []
+        for start in range(0, len(prompts), group):
+            some = prompts[start : start + group]
+            rows = slice(start * n, (start + len(some)) * n)
+            parts.append(decode(model, some, n, sampling, noise[rows], self.eos))
+        return assemble(prompts, parts, n, sampling.temperature)
+
+
+def assemble(prompts: PromptBatch, parts: list[Decoding], n: int, temperature: float) -> Batch:
+    """Return drawn rows as a batch with `logp` (B, n, T) and `ended` (B, n): whether a completion ended by itself."""
+    lengths = torch.cat([part.lengths for part in parts])
+    longest = int(lengths.max())
+    tokens = torch.cat([part.tokens for part in parts])[:, :longest]
+    logp = torch.cat([part.logp for part in parts])[:, :longest]
+    mask = (torch.arange(longest, device=lengths.device) < lengths[:, None]).float()
+    shape = (len(prompts), n, longest)
+    columns = {"completion_ids": (tokens * mask.long()).view(shape), "mask": mask.view(shape)}
+    return Batch(prompts, columns | {"logp": (logp * mask).view(shape)}, temperature)
+
+
+class Sampler:
+    """Draws completions for one purpose: an engine, a temperature, a length, and noise that only the seed decides."""
+
+    def __init__(
+        self, engine: Engine, sampling: Sampling, meter: Meter, eos: set[int], noise_key: tuple[object, ...]
+    ) -> None:
+        check_sampling(sampling)
+        self.engine, self.sampling, self.meter, self.eos = engine, sampling, meter, eos
+        self.noise_key = noise_key
+        self.phase = "rollout"
+
+    def draw(self, model: nn.Module, prompts: PromptBatch, n: int = 1, *more: object) -> Batch:
+        """Draw n completions per prompt: (B, n, T) with `logp` and `ended`. `more` tells repeated draws apart."""
+        noise = self._noise(prompts, n, *more)
+        with self.meter.phase(self.phase):
+            batch = self.engine.generate(model, prompts, n, self.sampling, noise)
+            last = (batch.lengths - 1).clamp(min=0)[..., None]
+            ends = torch.tensor(sorted(self.eos), device=noise.device)
+            ended = torch.isin(batch["completion_ids"].gather(-1, last)[..., 0], ends)
+            self._count(forward_cost(model), batch)
+        return batch.with_columns(ended=ended)
+
+    def _noise(self, prompts: PromptBatch, n: int, *more: object) -> Tensor:
+        """Return (B * n, T) uniform numbers."""
+        generator = torch.Generator().manual_seed(derive(*self.noise_key, *more))
+        return torch.rand(len(prompts) * n, self.sampling.max_new_tokens, generator=generator).to(prompts.ids.device)
+
+    def _count(self, cost: ForwardCost, batch: Batch) -> None:
+        """Count what the decode needs: each prompt once, each token once, attention over what lies before it."""
+        b, n, _ = batch.shape
+        prompt = batch.prompts.ids.shape[1]
+        lengths = batch.lengths.flatten().double()
+        generated = int(lengths.sum())
+        fed = lengths - 1  # the last token is never fed back
+        pairs = b * prompt * prompt + int((fed * prompt + fed * (fed + 1) / 2).sum())
+        self.meter.add(
+            flops=cost.flops(b * prompt + int(fed.sum()), b + int(fed.sum()), pairs),
+            tokens_generated=generated, samples=b * n,
+        )  # fmt: skip

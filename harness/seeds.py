@@ -1,0 +1,20 @@
+"""Every random number is a pure function of a seed and of what it is for, so that order and restarts cannot matter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from random import Random
+
+
+def derive(*parts: object) -> int:
+    """Return a seed in [0, 2**63) from any JSON-able parts; the same parts give the same seed everywhere."""
+    text = json.dumps(parts, separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def permutation(n: int, *parts: object) -> list[int]:
+    """Return a permutation of range(n) that depends on the parts alone."""
+    order = list(range(n))
+    Random(derive(*parts)).shuffle(order)
+    return order

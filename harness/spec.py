@@ -1,0 +1,280 @@
+"""RunSpec: everything that decides a run, resolved and validated before anything starts, and its fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .contracts import AdamWOptions, Method, Suite
+from .data import Budget
+from .errors import UsageError, unknown
+from .options import build, convert, options_of, parse_settings
+from .registry import Registry, combined_digest, source_digest
+
+SUITE_FILE_KIND = "preference_file"  # the suite class that a suite file configures
+
+
+@dataclass
+class SFTOptions(AdamWOptions):
+    """Supervised fine-tuning of the base model on the suite's demonstrations: the start checkpoint of every method."""
+
+    learning_rate: float = 2e-5  # peak learning rate of AdamW
+    steps: int = 0  # optimiser steps; 0 takes `epochs`
+    epochs: float = 1.0  # passes over the demonstrations
+
+
+@dataclass
+class PreferenceOptions:
+    """Completions sampled from the start checkpoint and ranked by the labeller."""
+
+    prompts: int = 2000  # prompts to sample; those of the held-out part included
+    completions: int = 4  # K completions per prompt, all C(K, 2) pairs labelled
+    heldout: float = 0.1  # share of the prompts kept for measuring the reward model
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        if self.completions < 2 or not 0 < self.heldout < 1:
+            raise ValueError("completions must be at least 2 and heldout between 0 and 1")
+
+
+@dataclass
+class RewardModelOptions(AdamWOptions):
+    """Bradley-Terry on the preferences; `batch_size` counts prompts, each with all its pairs."""
+
+    learning_rate: float = 1e-5  # peak learning rate of AdamW
+    epochs: float = 1.0  # passes over the preferences
+    pooling: str = "last"  # of the per-token scores over the completion: last, mean, or sum
+    unit_scale: bool = True  # divide by the spread of the score over start-checkpoint samples, so beta means the same
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        super().check()
+        if self.pooling not in ("last", "mean", "sum"):
+            raise ValueError(f"pooling is last, mean or sum, not {self.pooling!r}")
+
+
+@dataclass
+class EvaluationOptions:
+    """What is measured, on prompts no method sees."""
+
+    prompts: int = 512  # prompts evaluated
+    split: str = "test"  # test, or validation while settings are being chosen
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        if self.split not in ("test", "validation") or self.prompts < 2:
+            raise ValueError("split is test or validation, and prompts at least 2")
+
+
+STAGES: dict[str, type[Any]] = {
+    "sft": SFTOptions,
+    "preferences": PreferenceOptions,
+    "reward_model": RewardModelOptions,
+    "evaluation": EvaluationOptions,
+}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run: plain values only, so that it can be written down, compared and run again."""
+
+    method: str
+    suite: str  # a registered name, or the path of a suite file
+    options: Mapping[str, Any]  # of the method, every one of them
+    suite_options: Mapping[str, Any]
+    stages: Mapping[str, Mapping[str, Any]]
+    seed: int = 0  # the method's: data order, rollouts, fresh heads, the evaluation's draws from the policy
+    shared_seed: int = 0  # of all that methods share: data, start checkpoint, preferences, reward model, reference answers
+    model: str | None = None
+    budget: Budget = field(default_factory=Budget)
+    engine: str = "hf"
+    judge: str | None = None  # None: the suite's
+    labeller: str | None = None  # None: the suite's
+    device: str = "auto"
+    dtype: str = "float32"
+    micro_batch_tokens: int = 16384  # how many tokens a forward pass takes at once; results differ by rounding only
+    quick: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)  # digests of the harness, the suite's and the method's files
+    suite_name: str = ""
+
+    def fingerprint(self) -> str:
+        """Return 12 hex digits that change when anything that decides the run changes."""
+        return digest_of(dataclasses.asdict(self))[:12]
+
+    def recipe(self) -> str:
+        """Return a fingerprint of everything but the seed and the code: the runs of one row of a table share it."""
+        values = dataclasses.asdict(self)
+        return digest_of({k: v for k, v in values.items() if k not in ("seed", "code")})[:12]
+
+    @property
+    def folder(self) -> Path:
+        """Return where the run lives below the results folder."""
+        return Path("runs", self.suite_name, self.method, f"seed{self.seed}-{self.fingerprint()}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for, before names and values are resolved."""
+
+    method: str
+    suite: str
+    settings: tuple[str, ...] = ()
+    suite_settings: tuple[str, ...] = ()
+    stage_settings: tuple[str, ...] = ()
+    budget: str = ""
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # the other fields of RunSpec
+
+
+def resolve(request: Request, registry: Registry) -> RunSpec:
+    """Return the validated RunSpec: method and stage defaults, then the suite's settings, then the user's."""
+    method_cls: type[Method] = registry.get("methods", request.method)
+    file_options, file_settings = _read_suite_file(request.suite)
+    suite_cls = suite_class(request.suite, registry)
+    suite_options = {**file_options, **parse_settings(request.suite_settings, "--suite-set")}
+    suite = build(suite_cls, suite_options, f"suite {request.suite}")
+    quick = bool(request.fixed.get("quick"))
+    layers = [suite_cls.settings, file_settings, *([suite_cls.quick] if quick else [])]
+    chosen = recommended(layers, method_cls, request.method) | parse_settings(request.settings, "--set")
+    method = build(method_cls, chosen, f"method {request.method}")
+    return RunSpec(
+        method=request.method, suite=request.suite, suite_name=getattr(suite, "title", None) or suite.name,
+        options=_values(method), suite_options=_values(suite),
+        stages=_resolve_stages(layers, parse_settings(request.stage_settings, "--stage-set")),
+        budget=parse_budget(request.budget),
+        code={"harness": harness_digest(), "suite": source_digest(suite_cls), "method": source_digest(method_cls)},
+        **request.fixed,
+    )  # fmt: skip
+
+
+def make_method(spec: RunSpec, registry: Registry) -> Method:
+    """Return the method of a spec with its options."""
+    method: Method = build(registry.get("methods", spec.method), spec.options, f"method {spec.method}")
+    return method
+
+
+def make_suite(spec: RunSpec, registry: Registry) -> Suite:
+    """Return the suite of a spec with its options and seed."""
+    suite: Suite = build(suite_class(spec.suite, registry), spec.suite_options, f"suite {spec.suite}")
+    suite.shared_seed = spec.shared_seed  # type: ignore[misc]  # an instance attribute over the class's default
+    return suite
+
+
+def stage_options(spec: RunSpec, stage: str) -> Any:
+    """Return the options of a stage as its dataclass."""
+    return build(STAGES[stage], spec.stages[stage], f"stage {stage}")
+
+
+def suite_class(suite: str, registry: Registry) -> type[Suite]:
+    """Return the class behind a suite's name or file."""
+    cls: type[Suite] = registry.get("suites", SUITE_FILE_KIND if is_suite_file(suite) else suite)
+    return cls
+
+
+def is_suite_file(suite: str) -> bool:
+    """Return whether a suite is named by a file."""
+    return suite.endswith(".toml")
+
+
+def recommended(layers: list[Mapping[str, Mapping[str, Any]]], cls: type, name: str) -> dict[str, Any]:
+    """Return the settings a suite recommends for a method: `*` for what the method leaves at the contract's default.
+
+    A method that states a default of its own keeps it over `*`; an entry under the method's name wins over both.
+    """
+    inherited = {n for n in options_of(cls) if not any(n in vars(base).get("__annotations__", {}) for base in _own(cls))}
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values |= {k: v for k, v in layer.get("*", {}).items() if k in inherited and k not in values}
+        values |= layer.get(name, {})
+    return values
+
+
+def parse_budget(text: str) -> Budget:
+    """Return a Budget from `steps=40,flops=1e12`."""
+    values = parse_settings([part for part in text.split(",") if part], "--budget")
+    known = options_of(Budget)
+    for name in values:
+        if name not in known:
+            raise UsageError(f"--budget: {unknown('budget', name, known)}")
+    typed = {name: convert(v, float if name == "flops" else int, f"--budget {name}") for name, v in values.items()}
+    for name, value in typed.items():
+        if value <= 0:
+            raise UsageError(f"--budget {name}={value}: expected a number above 0.")
+    return Budget(**typed)
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a JSON-able value in canonical form."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """Return canonical JSON: sorted keys, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@cache
+def harness_digest() -> str:
+    """Return the digest of the harness's own source files: results of other code are never taken for this one's."""
+    root = Path(__file__).parent
+    surface = {"cli.py", "__main__.py"}  # what only speaks to the user decides no result
+    files = [f for f in sorted(root.rglob("*.py")) if f.name not in surface and f.parent.name != "report"]
+    return combined_digest(files)
+
+
+def _resolve_stages(
+    layers: list[Mapping[str, Mapping[str, Any]]], overrides: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    asked: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
+    for name, value in overrides.items():
+        stage, _, option = name.partition(".")
+        if stage not in STAGES:
+            raise UsageError(f"--stage-set {name}: {unknown('stage', stage, STAGES)} Write STAGE.OPTION=VALUE.")
+        asked[stage][option] = value
+    return {stage: _values(build(cls, _layered(layers, stage) | asked[stage], stage)) for stage, cls in STAGES.items()}
+
+
+def _layered(layers: list[Mapping[str, Mapping[str, Any]]], name: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values |= layer.get(f"stage.{name}", {})
+    return values
+
+
+def _read_suite_file(suite: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return (options, settings) of a suite file; nothing for a registered suite."""
+    if not is_suite_file(suite):
+        return {}, {}
+    path = Path(suite)
+    if not path.is_file():
+        raise UsageError(f"--suite {suite}: there is no such file.")
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--suite {suite}: not a TOML file: {error}.") from error
+    settings = content.pop("settings", {})
+    stages = content.pop("stages", {})
+    for stage in stages:
+        if stage not in STAGES:
+            raise UsageError(f"--suite {suite}: [stages.{stage}]: {unknown('stage', stage, STAGES)}")
+    content.setdefault("title", path.stem)
+    content["folder"] = str(path.resolve().parent)
+    return content, {**settings, **{f"stage.{name}": values for name, values in stages.items()}}
+
+
+def _own(cls: type) -> list[type]:
+    """Return the classes of a plugin's own, without the contract's."""
+    return [base for base in cls.__mro__ if base.__module__ != AdamWOptions.__module__]
+
+
+def _values(instance: Any) -> dict[str, Any]:
+    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}

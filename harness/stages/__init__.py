@@ -1,0 +1,191 @@
+"""Stages: what is made once, named by the hash of all that made it, and shared by every method.
+
+    base model --sft--> start checkpoint --preferences--> ranked completions --reward_model--> reward members
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..artifacts import Artifact, Artifacts
+from ..contracts import Engine, Judge, Labeller, Suite
+from ..data import Sampling
+from ..errors import UsageError
+from ..lab import Bench
+from ..loop import Checkpoints, Loop
+from ..meter import Meter
+from ..models import load_causal, load_tokenizer
+from ..registry import combined_digest, file_digest
+from ..rewards import RewardModel
+from ..spec import RunSpec, digest_of, harness_digest, stage_options
+from ..tokens import Tokens
+from ..training import Trainer
+from . import preferences, reward_model, sft
+
+Progress = Callable[[str, int, int, Mapping[str, float]], None]  # phase, step, total, metrics
+
+
+@dataclass
+class Workshop:
+    """What stages are made with: the machine's side of a run."""
+
+    artifacts: Artifacts
+    engine_cls: Callable[[set[int]], Engine]
+    accelerator: Any
+    device: torch.device
+    progress: Progress
+    checkpoint_every: float
+    micro_batch_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)  # the suite's
+    eos: set[int] = field(default_factory=set)
+
+
+class Stages:
+    """The stages of one spec. Each is made when first asked for; `used` lists what was."""
+
+    def __init__(self, spec: RunSpec, suite: Suite, judge: Judge, labeller: Labeller | None, shop: Workshop) -> None:
+        self.spec, self.suite, self.shop = spec, suite, shop
+        self.judge, self.labeller = judge, labeller
+        self.used: dict[str, Artifact] = {}
+
+    @cached_property
+    def base(self) -> Path | str:
+        """The base model: the embedded one, or what `--model` names."""
+        base = self.spec.model or self.suite.base_model()
+        if base is None:
+            raise UsageError(
+                f"The suite {self.spec.suite_name} brings no model of its own. Name one with --model PATH_OR_HUB_ID."
+            )
+        return base
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The base model's tokenizer with the harness's rules."""
+        limit = getattr(self.suite, "max_prompt_tokens", None)
+        return Tokens(load_tokenizer(self.base), max_prompt=limit, max_completion=self.suite.max_new_tokens)
+
+    @cached_property
+    def eos(self) -> set[int]:
+        """Every token that ends a completion."""
+        from transformers import GenerationConfig
+
+        try:
+            ends = GenerationConfig.from_pretrained(str(self.base)).eos_token_id
+        except OSError:  # a model folder without generation_config.json
+            ends = None
+        return {self.tokens.eos} | set(ends if isinstance(ends, list) else [ends] if ends is not None else [])
+
+    @cached_property
+    def start(self) -> nn.Module:
+        """The start checkpoint: the base model after SFT on the demonstrations."""
+        return load_causal(self.start_artifact.folder).to(self.shop.device)
+
+    @property
+    def start_artifact(self) -> Artifact:
+        """The SFT artifact."""
+        options = stage_options(self.spec, "sft")
+        demos = self.suite.demonstrations()
+        if not demos:
+            raise UsageError(f"The suite {self.spec.suite_name} has no demonstrations to fine-tune on.")
+        inputs = self._inputs(options, data=digest_of([_plain(demo) for demo in demos]))
+        return self._stage("sft", inputs, lambda out, scratch: sft.make(self, demos, options, out, scratch))
+
+    @property
+    def preferences(self) -> Artifact:
+        """Ranked completions: fixed pairs of the suite, or samples of the start checkpoint ranked by the labeller."""
+        options = stage_options(self.spec, "preferences")
+        fixed = self.suite.preferences()
+        if fixed is not None:
+            inputs = self._inputs(options, data=digest_of([_plain(pair) for pair in fixed]))
+            return self._stage("preferences", inputs, lambda out, _: preferences.take(self, fixed, options, out))
+        prompts = self.suite.prompts("preferences")[: options.prompts]
+        inputs = self._inputs(
+            options, data=digest_of([_plain(p) for p in prompts]), start=self.start_artifact.content,
+            labels=[self._class_key(self.labeller), self._class_key(self.judge), dict(self.spec.suite_options)],
+        )  # fmt: skip
+        return self._stage("preferences", inputs, lambda out, _: preferences.sample(self, prompts, options, out))
+
+    def reward_artifact(self, member: int) -> Artifact:
+        """One member of the reward ensemble."""
+        options = stage_options(self.spec, "reward_model")
+        inputs = self._inputs(
+            options, data=self.preferences.content, start=self.start_artifact.content, member=member,
+            centre=digest_of([_plain(demo) for demo in self.suite.demonstrations("validation")]),
+        )  # fmt: skip
+        rankings = preferences.read_rankings(self.preferences.folder)
+        return self._stage(
+            "reward_model" if member == 0 else f"reward_model{member + 1}", inputs,
+            lambda out, scratch: reward_model.make(self, rankings, options, member, out, scratch),
+        )  # fmt: skip
+
+    def judge_model(self) -> RewardModel:
+        """A reward model trained on the preferences that only a judge may see."""
+        options = stage_options(self.spec, "reward_model")
+        pairs = self.suite.judge_preferences()
+        if not pairs:
+            raise UsageError(f"The suite {self.spec.suite_name} keeps no preferences for a judge to learn from.")
+        inputs = self._inputs(
+            options, data=digest_of([_plain(pair) for pair in pairs]), start=self.start_artifact.content,
+            centre=digest_of([_plain(demo) for demo in self.suite.demonstrations("validation")]),
+        )  # fmt: skip
+        rankings = preferences.rankings_of(self.tokens, pairs, heldout=0.1)
+        artifact = self._stage(
+            "judge_model", inputs, lambda out, scratch: reward_model.make(self, rankings, options, 1000, out, scratch)
+        )
+        return RewardModel.load(artifact.folder, self.start)
+
+    def bench(self, meter: Meter, seed: int) -> Bench:
+        """Return how models are used in a stage: the suite's sampling, a meter."""
+        sampling = Sampling(self.suite.temperature, self.suite.max_new_tokens)
+        engine = self.shop.engine_cls(self.eos)
+        return Bench(engine, sampling, self.eos, seed, meter, self.shop.micro_batch_tokens, self.shop.device)
+
+    def loop(self, options: Any, meter: Meter, scratch: Path, phase: str) -> Loop:
+        """Return a resumable loop with its trainer."""
+        trainer = Trainer(options, self.shop.accelerator, meter, self.shop.micro_batch_tokens)
+        checkpoints = Checkpoints(scratch / "checkpoints", self.shop.checkpoint_every)
+        return Loop(trainer, checkpoints, meter, lambda step, total, row: self.shop.progress(phase, step, total, row))
+
+    def _stage(self, name: str, inputs: Mapping[str, Any], make: Any) -> Artifact:
+        if name not in self.used:
+            self.used[name] = self.shop.artifacts.get_or_make(name, inputs, make)
+        return self.used[name]
+
+    def _inputs(self, options: Any, **more: Any) -> dict[str, Any]:
+        """Return what an artifact is named by: code, base model, tokenizer, seed, options, and what comes in."""
+        limits = [self.suite.max_new_tokens, getattr(self.suite, "max_prompt_tokens", None), self.suite.temperature]
+        return {
+            "code": harness_digest(), "base": self._base_digest, "shared_seed": self.spec.shared_seed,
+            "options": vars(options), "limits": limits, "engine": self.spec.engine, "dtype": self.spec.dtype, **more,
+        }  # fmt: skip
+
+    @cached_property
+    def _base_digest(self) -> str:
+        folder = Path(self.base)
+        if not folder.is_dir():  # a hub id: the weights decide, wherever they lie
+            from ..models import weights_digest
+
+            return weights_digest(load_causal(self.base)) + digest_of(self.tokens.tokenizer.get_vocab())
+        wanted = [f for f in sorted(folder.iterdir()) if f.suffix in (".json", ".safetensors", ".model", ".jinja")]
+        return combined_digest([f for f in wanted if f.name != "training.json"])
+
+    @staticmethod
+    def _class_key(instance: Judge | Labeller | None) -> str:
+        if instance is None:
+            return ""
+        module = __import__(type(instance).__module__, fromlist=["_"]).__file__
+        return f"{instance.name}/{instance.version}/{file_digest(Path(module))}"
+
+
+def _plain(record: Any) -> Any:
+    """Return a record as JSON-able values."""
+    import dataclasses
+
+    return dataclasses.asdict(record)

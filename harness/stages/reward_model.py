@@ -1,0 +1,85 @@
+"""The reward model: Bradley-Terry on rankings, all pairs of a prompt in one batch element, normalised afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..lab import Bench
+from ..meter import Meter
+from ..models import scalar_from
+from ..rewards import RewardModel, bradley_terry_loss, pair_accuracy
+from ..seeds import derive
+from ..spec import RewardModelOptions
+from ..tokens import Batch
+from ..training import Term
+from .preferences import Row, prompt_of
+from .sft import rows_at
+
+if TYPE_CHECKING:
+    from . import Stages
+
+SCALE_ROWS = 512  # rankings over whose completions the spread of the score is taken
+
+
+def loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return (B,) Bradley-Terry losses of the scores (B, K)."""
+    return bradley_terry_loss(scores, batch["ranks"])
+
+
+def make(
+    stages: Stages, rankings: Mapping[str, list[Row]], options: RewardModelOptions, member: int, out: Path, scratch: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train one member, normalise it, measure it on held-out rankings, write it; return (info, cost)."""
+    meter = Meter()
+    seed = derive(stages.spec.shared_seed, "reward_model", member)
+    model = scalar_from(stages.start).initialise(seed).eval().requires_grad_(True)
+    reward = RewardModel(model, options.pooling, member)
+    reward.role.hold(meter)
+    train = rankings["train"]
+    steps = max(1, round(options.epochs * len(train) / options.batch_size))
+    with meter.phase("reward_model"):
+        loop = stages.loop(options, meter, scratch, reward.role.name)
+        loop.trainer.add("reward", model)
+        for turn in loop.turns(steps):
+            rows = rows_at(len(train), turn, options.batch_size, (seed, "rankings"))
+            batch = _batch(stages, [train[i] for i in rows])
+            loop.log(loop.trainer.step([Term(loss, batch, reward.role)], loop.progress))
+        bench = stages.bench(meter, seed)
+        _normalise(reward, stages, train[:SCALE_ROWS], options, bench)
+        accuracy = _accuracy(reward, stages, rankings["heldout"], bench)
+    reward.save(out)
+    info = {"steps": steps, "heldout_accuracy": accuracy, "mean": reward.mean, "scale": reward.scale, "member": member}
+    return info, meter.snapshot()
+
+
+def _batch(stages: Stages, rows: list[Row]) -> Batch:
+    batch = stages.tokens.batch(
+        [prompt_of(row) for row in rows], [row["completion_ids"] for row in rows], stages.shop.device
+    )
+    return batch.with_columns(ranks=torch.tensor([row["ranks"] for row in rows], device=stages.shop.device))
+
+
+def _normalise(
+    reward: RewardModel, stages: Stages, rows: list[Row], options: RewardModelOptions, bench: Bench
+) -> None:
+    """Centre on the validation demonstrations; divide by the spread over samples of the start checkpoint."""
+    demos = stages.suite.demonstrations("validation")
+    ids = [[stages.tokens.completion_ids(d.prompt.text, d.completion)] for d in demos]
+    centred = reward.raw(stages.tokens.batch([d.prompt for d in demos], ids, bench.device), bench)
+    reward.mean = float(centred.double().mean())
+    if options.unit_scale:
+        reward.scale = max(1e-6, float(reward.raw(_batch(stages, rows), bench).double().std()))
+
+
+def _accuracy(reward: RewardModel, stages: Stages, rows: list[Row], bench: Bench) -> float | None:
+    """Return the share of held-out pairs in the right order."""
+    if not rows:
+        return None
+    batch = _batch(stages, rows)
+    right, pairs = pair_accuracy(reward.raw(batch, bench), batch["ranks"])
+    return round(right / pairs, 4) if pairs else None

@@ -1,0 +1,127 @@
+"""Run folders: one self-contained record per run, written atomically and readable without torch.
+
+    spec.json        what was asked, resolved          metrics.jsonl    per optimiser step, deterministic
+    provenance.json  versions, machine, seeds, hashes  samples.jsonl    prompt, SFT answer, method's answer, scores
+    result.json      the figures; written last         policy/          the trained model in hub format
+    failure.json     instead, when the run failed      checkpoint/      while it runs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import HarnessError
+from .files import write_json, write_text
+from .spec import RunSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+RESULT, FAILURE = "result.json", "failure.json"
+
+
+def write_spec(folder: Path, spec: RunSpec) -> None:
+    """Write the resolved spec."""
+    write_json(folder / "spec.json", dataclasses.asdict(spec))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write JSON lines atomically."""
+    write_text(path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the result of a finished run, or None; raise when it cannot be read or is of a newer schema."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise HarnessError(f"{path} is damaged ({error}). Delete the folder {folder} and run again.") from error
+    if result.get("schema", 0) > SCHEMA:
+        raise HarnessError(f"{path} was written by a newer harness (schema {result['schema']}). Upgrade to read it.")
+    return result
+
+
+def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield (folder, record) of every finished or failed run; a failed one has `failure` in its record."""
+    for folder in sorted((results / "runs").glob("*/*/*")):
+        result = read_result(folder)
+        if result is not None:
+            yield folder, result
+        elif (folder / FAILURE).exists():
+            yield folder, json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+
+
+def load_results(results: str | Path = "results") -> pd.DataFrame:
+    """Return every run below a results folder as one DataFrame: a row per run, nested figures as dotted columns."""
+    import pandas as pd
+
+    rows = [{"folder": str(folder), **flatten(record)} for folder, record in runs(Path(results))]
+    return pd.DataFrame(rows)
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(item, f"{name}.") if isinstance(item, Mapping) else {name: item})
+    return flat
+
+
+def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a reader needs to know about where a run was made; no environment variables, no secrets."""
+    packages = ("alignment-harness", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "pandas")
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "plugins": dict(plugins),
+        "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "git": _git_state(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return commit and whether files differ from it, of the repository the harness's own source lies in, if any."""
+    root = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        tracked = git("ls-files", "--error-unmatch", str(Path(__file__)))
+        return {"commit": commit, "dirty": bool(git("status", "--porcelain"))} if commit and tracked else None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

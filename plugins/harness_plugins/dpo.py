@@ -1,0 +1,58 @@
+"""DPO: Direct Preference Optimization (Rafailov et al. 2023), with cDPO's label smoothing and the robust form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness import GradientMethod, Policy, hookimpl, torch
+
+if TYPE_CHECKING:
+    from harness import Lab
+
+
+@dataclass
+class DPO(GradientMethod):
+    """Fit the policy's log-ratios to the preferences directly; its optimum is that of RLHF with KL strength beta."""
+
+    name, paper = "dpo", "https://arxiv.org/abs/2305.18290"
+    needs = frozenset({"pairs"})
+
+    beta: float = 0.1  # strength of the KL constraint
+    epochs: float = 1.0  # passes over the pairs
+    steps: int = 0  # optimiser steps; 0 takes `epochs`
+    label_smoothing: float = 0.0  # assumed share of flipped labels, in [0, 0.5)
+    robust: bool = False  # unbiased under flipped labels (2403.00409) instead of cDPO's smoothing
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError("label_smoothing must lie in [0, 0.5)")
+        if self.robust and not self.label_smoothing:
+            raise ValueError("robust=true needs a label_smoothing above 0: the share of labels assumed flipped")
+        if self.beta <= 0:
+            raise ValueError("beta must be above 0")
+
+    def loss(self, logp, batch):
+        """Eq. 7: -log sigma(beta (s_w - s_l)), with s = log pi(y|x) / pi_ref(y|x) summed over tokens; (B,).
+
+        `logp` (B, 2, T), chosen first. With smoothing e: (1-e) L(h) + e L(-h), cDPO (Mitchell 2023);
+        robust: ((1-e) L(h) - e L(-h)) / (1 - 2e), eq. 12 of Chowdhury et al. 2024.
+        """
+        s_w, s_l = (logp - batch["ref_logp"]).sum(-1).unbind(1)
+        h = self.beta * (s_w - s_l)
+        kept, flipped = -torch.nn.functional.logsigmoid(h), -torch.nn.functional.logsigmoid(-h)
+        e = self.label_smoothing
+        loss = ((1 - e) * kept - e * flipped) / (1 - 2 * e) if self.robust else (1 - e) * kept + e * flipped
+        return loss, {"margin": h, "accuracy": (h > 0).float(), "chosen_reward": self.beta * s_w}
+
+    def train(self, lab: Lab) -> Policy:
+        """One pass after another over the pairs."""
+        for pairs in lab.pairs(self.epochs, self.steps):
+            lab.step(self.loss, pairs.with_columns(ref_logp=lab.reference.logp(pairs)))
+        return lab.policy
+
+
+@hookimpl
+def register_methods(register):
+    register(DPO)

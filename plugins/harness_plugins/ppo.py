@@ -1,0 +1,150 @@
+"""RLHF-PPO: proximal policy optimisation against a learned reward with a KL penalty (Ouyang et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness import GradientMethod, Policy, RewardOptions, hookimpl, logprobs, torch
+
+if TYPE_CHECKING:
+    from harness import Lab
+
+
+@dataclass
+class PPO(RewardOptions, GradientMethod):
+    """Sample, score, estimate advantages with a critic, and improve within a clipped neighbourhood; repeat."""
+
+    name, paper = "ppo", "https://arxiv.org/abs/2203.02155"
+    needs = frozenset({"prompts", "reward"})
+
+    steps: int = 100  # rollouts, each followed by its updates
+    beta: float = 0.05  # strength of the KL penalty in the reward
+    adaptive_beta: bool = False  # steer beta so that the KL of a completion stays near kl_target
+    kl_target: float = 6.0  # nats per completion, for adaptive_beta
+    kl_gain: float = 0.1  # K_beta of the controller: the largest change per rollout is 0.2 of it
+    num_generations: int = 1  # completions per prompt
+    num_ppo_epochs: int = 4  # passes over each rollout
+    minibatch_size: int = 0  # prompts per update; 0 takes the whole rollout
+    clip_range: float = 0.2  # of the probability ratio
+    clip_range_value: float = 0.2  # of the change of a value; 0 does not clip
+    vf_coef: float = 0.1  # weight of the value loss
+    gamma: float = 1.0  # discount
+    gae_lambda: float = 0.95  # of generalised advantage estimation
+    whiten_rewards: bool = False  # divide rewards by their spread over the rollout, mean kept
+    whiten_advantages: bool = True  # zero mean and unit spread over the rollout
+    missing_eos_penalty: float = 1.0  # taken off the score of a completion that did not end by itself
+    shared_critic: bool = False  # a head on the policy's trunk instead of a network of its own
+    critic_from_reward: bool = True  # a critic of its own starts from the reward model, not the start checkpoint
+    critic_learning_rate: float | None = None  # none: the policy's
+    ptx_coef: float = 0.0  # weight of the demonstrations' likelihood, mixed in against forgetting
+    ptx_batch_size: int = 32  # demonstrations per update, for ptx_coef
+    temperature: float | None = None  # of rollouts; none: the suite's, at which KL and win-rate are measured
+
+    def check(self) -> None:
+        super().check()
+        GradientMethod.check(self)
+        self.check_reward()
+        if self.beta < 0 or not 0 <= self.gae_lambda <= 1 or not 0 < self.gamma <= 1:
+            raise ValueError("beta must not be negative, gae_lambda lies in [0, 1] and gamma in (0, 1]")
+        if self.adaptive_beta and self.beta == 0:
+            raise ValueError("adaptive_beta multiplies beta: start it above 0")
+        if self.shared_critic and self.critic_learning_rate:
+            raise ValueError("a shared critic's trunk is the policy's: critic_learning_rate has nothing to apply to")
+
+    def required(self) -> frozenset[str]:
+        return self.needs | ({"demonstrations"} if self.ptx_coef else set())
+
+    # -- pure tensors ------------------------------------------------------------------------------------------------
+
+    def shaped_rewards(self, score, logp, ref_logp, mask, beta):
+        """R_t = -beta (logp_t - ref_logp_t) + [t last] score: (B, K, T) from score (B, K). Ziegler et al. 2019, eq. 2.
+
+        The penalty is the signed k1 of every token, never clamped: its expectation is the KL.
+        """
+        last = (mask.sum(-1).long() - 1)[..., None]
+        return (-beta * (logp - ref_logp) * mask).scatter_add(-1, last, score[..., None])
+
+    def advantages(self, rewards, values, mask):
+        """Generalised advantage estimation (Schulman et al. 2016): delta_t = R_t + gamma V_{t+1} - V_t, (B, K, T).
+
+        V after the last token is 0. Padding carries nothing: values and rewards are 0 there, and it is masked.
+        """
+        out, ahead = torch.zeros_like(rewards), torch.zeros_like(rewards[..., 0])
+        following = torch.cat([values[..., 1:], torch.zeros_like(values[..., :1])], -1)
+        for t in reversed(range(rewards.shape[-1])):
+            delta = rewards[..., t] + self.gamma * following[..., t] - values[..., t]
+            ahead = (delta + self.gamma * self.gae_lambda * ahead) * mask[..., t]
+            out[..., t] = ahead
+        return out
+
+    def loss(self, logp, batch):
+        """Clipped surrogate (Schulman et al. 2017, eq. 7): -min(rho A, clip(rho, 1-eps, 1+eps) A) per token."""
+        ratio = torch.exp(logp - batch["old_logp"])
+        clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
+        advantages = batch["advantages"]
+        outside = ((ratio - 1).abs() > self.clip_range).float()
+        return -torch.min(ratio * advantages, clipped * advantages), {"clip_fraction": outside, "ratio": ratio}
+
+    def value_loss(self, values, batch):
+        """0.5 max((V - G)^2, (clip(V, V_old +- eps) - G)^2) per token, as in the released code of Ziegler et al."""
+        old, returns, eps = batch["old_values"], batch["returns"], self.clip_range_value
+        squared = (values - returns) ** 2
+        if eps:
+            squared = torch.max(squared, (old + (values - old).clamp(-eps, eps) - returns) ** 2)
+        return 0.5 * squared, {"value_loss": 0.5 * squared}
+
+    def adapted(self, beta: float, kl: float) -> float:
+        """beta (1 + K_beta clip(KL / target - 1, -0.2, 0.2)): Ziegler et al. 2019, sect. 2.2. Only the error is clipped."""
+        error = min(0.2, max(-0.2, kl / self.kl_target - 1))
+        return beta * (1 + self.kl_gain * error)
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def train(self, lab: Lab) -> Policy:
+        """Rollout, advantages, updates."""
+        critic = lab.critic(self.shared_critic, self.critic_from_reward, self.critic_learning_rate)
+        lab.state.setdefault("beta", self.beta)
+        for prompts in lab.prompts(self.steps):
+            batch = self.experience(lab, critic, lab.rollout(prompts, self.num_generations, self.temperature))
+            for part in lab.minibatches(batch, self.minibatch_size or self.batch_size, self.num_ppo_epochs):
+                self.update(lab, critic, part)
+        return lab.policy
+
+    def experience(self, lab, critic, batch):
+        """Score a rollout and attach what the updates need; all of it is fixed from here on."""
+        mask, logp, beta = batch["mask"], batch["logp"], lab.state["beta"]
+        reward = lab.reward(batch)
+        score = reward - self.missing_eos_penalty * (~batch["ended"]).float()
+        ref_logp = lab.reference.logp(batch)
+        rewards = self.shaped_rewards(score, logp, ref_logp, mask, beta)
+        if self.whiten_rewards:
+            rewards = logprobs.masked_whiten(rewards, mask, shift_mean=False)
+        values = critic.values(batch)
+        advantages = self.advantages(rewards, values, mask)
+        returns, advantages_squared = advantages + values, advantages**2
+        if self.whiten_advantages:
+            advantages = logprobs.masked_whiten(advantages, mask)
+        kl = float(((logp - ref_logp) * mask).sum(-1).mean())
+        centred = returns - logprobs.masked_mean(returns, mask)
+        unexplained = logprobs.masked_mean(advantages_squared, mask) / logprobs.masked_mean(centred**2, mask)
+        lab.log(
+            reward=reward.mean(), kl=kl, beta=beta, length=batch.lengths.float().mean(),
+            eos_rate=batch["ended"].float().mean(), explained_variance=1 - unexplained,
+        )  # fmt: skip
+        if self.adaptive_beta:
+            lab.state["beta"] = self.adapted(beta, kl)
+        return batch.with_columns(old_logp=logp, advantages=advantages, returns=returns, old_values=values)
+
+    def update(self, lab, critic, part):
+        """One optimiser step on policy, critic and, if mixed in, demonstrations."""
+        terms = [lab.term(self.loss, part), lab.term(self.value_loss, part, of=critic, weight=self.vf_coef)]
+        if self.ptx_coef:
+            demos = lab.demonstrations(self.ptx_batch_size)
+            terms.append(lab.term(lambda logp, batch: -logp, demos, weight=self.ptx_coef))
+        lab.step(*terms)
+
+
+@hookimpl
+def register_methods(register):
+    register(PPO)

@@ -1,0 +1,27 @@
+"""SFT: the start checkpoint itself, a row like any other and the baseline of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness import Method, Policy, hookimpl
+
+if TYPE_CHECKING:
+    from harness import Lab
+
+
+@dataclass
+class SFT(Method):
+    """Train nothing: the start checkpoint, fine-tuned on the demonstrations, answers as it is."""
+
+    name, paper = "sft", "https://arxiv.org/abs/2203.02155"
+
+    def train(self, lab: Lab) -> Policy:
+        """Return the start checkpoint."""
+        return lab.start
+
+
+@hookimpl
+def register_methods(register):
+    register(SFT)

@@ -1,0 +1,156 @@
+"""Summarization: procedural news with a graded gold judge, and a labeller who errs as annotators do.
+
+Gold is `documents.Reading.score`: importance named, less wrong words, repetitions, idle clauses and length. Preferences
+come from a Bradley-Terry labeller on gold, optionally biased towards long summaries, which makes the proxy hackable.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+
+from harness import hookimpl
+from harness.contracts import Judge, Labeller, Suite
+from harness.data import Demonstration, Prompt
+from harness.errors import UsageError
+
+from .world import documents
+from .world.documents import Document
+
+USUAL_LENGTH = 14  # tokens of a usual summary: where a verbosity bias neither adds nor takes
+SIZES = {"demonstrations": 8000, "preferences": 8000, "train": 4000, "validation": 1024, "test": 2048}
+
+
+@lru_cache(maxsize=None)
+def document_of(seed: int, split: str, index: int) -> Document:
+    """Return one document: a pure function of its name."""
+    return documents.write_document(Random(f"summarization/{seed}/{split}/{index}"))
+
+
+@dataclass
+class Summarization(Suite):
+    """Summarise a news text in at most 26 tokens: the important facts, rightly bound, and nothing else."""
+
+    name, version = "summarization", "1"
+    judge_name, labeller_name = "summary_gold", "bradley_terry"
+
+    labeller_temperature: float = 0.5  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
+    labeller_bias: float = 0.0  # utility the labeller gives each token beyond a usual length, gold or not
+
+    settings = {
+        "stage.sft": {"steps": 100, "batch_size": 32, "learning_rate": 2e-3},
+        "stage.preferences": {"prompts": 2000, "completions": 4},
+        "stage.reward_model": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "pooling": "sum"},
+        "*": {"learning_rate": 5e-4, "batch_size": 32},
+        "dpo": {"beta": 0.3, "learning_rate": 5e-4, "batch_size": 32, "steps": 150},
+        "ppo": {
+            "steps": 40, "batch_size": 64, "num_generations": 4, "num_ppo_epochs": 1, "minibatch_size": 16,
+            "learning_rate": 2e-3, "lr_final": 0.1, "beta": 0.15, "vf_coef": 1.0, "clip_range_value": 0.0,
+        },
+    }  # fmt: skip
+    quick = {
+        "stage.sft": {"steps": 20},
+        "stage.preferences": {"prompts": 120},
+        "stage.reward_model": {"epochs": 1},
+        "stage.evaluation": {"prompts": 64},
+        "dpo": {"steps": 6},
+        "ppo": {"steps": 3, "batch_size": 16},
+        "best_of_n": {"n": 4},
+    }
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """Return the prompts of a split."""
+        return [Prompt(f"{split}/{i}", self.document(f"{split}/{i}").prompt) for i in range(SIZES[split])]
+
+    def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
+        """Return summaries of mixed quality."""
+        prompts = self.prompts(split)
+        return [Demonstration(prompt, self._demonstration(prompt)) for prompt in prompts]
+
+    def references(self, split: str) -> dict[str, str]:
+        """Return the expert summaries, for ROUGE."""
+        return {p.id: documents.expert_summary(self.document(p.id)) for p in self.prompts(split)}
+
+    def base_model(self) -> Path:
+        """Return the embedded base model."""
+        return Path(__file__).parent / "base"
+
+    @property
+    def max_new_tokens(self) -> int:
+        """A summary has at most 26 tokens, its end included."""
+        return documents.MAX_SUMMARY_TOKENS
+
+    def document(self, prompt_id: str) -> Document:
+        """Return the document behind a prompt."""
+        split, _, index = prompt_id.partition("/")
+        return document_of(self.shared_seed, split, int(index))
+
+    def _demonstration(self, prompt: Prompt) -> str:
+        rng = Random(f"demonstration/{self.shared_seed}/{prompt.id}")
+        return documents.demonstration(rng, self.document(prompt.id))
+
+
+class SummaryGold(Judge):
+    """The graded score of a summary against its document's facts."""
+
+    name = "summary_gold"
+
+    def prepare(self, suite, stages):
+        """Take the documents of the suite."""
+        if not isinstance(suite, Summarization):
+            raise UsageError(f"The judge summary_gold knows the suite summarization only, not {suite.name}.")
+        self.document = suite.document
+
+    def score(self, prompts, completions):
+        """Return a score in [-4, 4] per summary."""
+        pairs = zip(prompts, completions, strict=True)
+        return [documents.read_summary(self.document(p.id), text).score for p, text in pairs]
+
+
+class BradleyTerry(Labeller):
+    """Prefers by the judge's score plus a length bias, with logistic noise: P(a > b) = sigma((u_a - u_b) / temperature).
+
+    More than two are ranked at once by adding Gumbel noise to u / temperature (Plackett-Luce), whose pairwise
+    marginals are exactly those.
+    """
+
+    name = "bradley_terry"
+
+    def prepare(self, suite, judge):
+        """Take noise and bias from the suite's options."""
+        self.judge = judge
+        self.temperature = getattr(suite, "labeller_temperature", 0.5)
+        self.bias = getattr(suite, "labeller_bias", 0.0)
+        if self.temperature <= 0:
+            raise UsageError(f"labeller_temperature={self.temperature}: expected a number above 0.")
+
+    def rank(self, prompt, completions, lengths, rng):
+        """Return noisy ranks; equal completions tie."""
+        utilities = self.ceiling(prompt, completions, lengths)
+        noise = {text: -math.log(-math.log(rng.random() or 1e-12)) for text in completions}
+        noisy = [u / self.temperature + noise[text] for u, text in zip(utilities, completions, strict=True)]
+        better = sorted(set(noisy), reverse=True)
+        return [better.index(value) for value in noisy]
+
+    def ceiling(self, prompt, completions, lengths):
+        """Return the utilities without noise."""
+        gold = self.judge.score([prompt] * len(completions), completions)
+        return [g + self.bias * (n - USUAL_LENGTH) for g, n in zip(gold, lengths, strict=True)]
+
+
+@hookimpl
+def register_suites(register):
+    register(Summarization)
+
+
+@hookimpl
+def register_judges(register):
+    register(SummaryGold)
+
+
+@hookimpl
+def register_labellers(register):
+    register(BradleyTerry)
