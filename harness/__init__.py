@@ -30,7 +30,8 @@ __version__ = "0.1.0"
 
 _PLACES = {
     **dict.fromkeys(
-        ("Engine", "GradientMethod", "Judge", "Labeller", "Method", "Policy", "Reporter", "RewardOptions", "Suite", "Verifier"),
+        ("Engine", "GradientMethod", "Judge", "Labeller", "Method", "Policy", "Reporter", "RewardOptions", "Suite")
+        + ("Verifier",),
         "contracts",
     ),
     **dict.fromkeys(("Demonstration", "Pair", "Prompt", "Sampling", "Table"), "data"),

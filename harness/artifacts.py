@@ -54,11 +54,12 @@ class Artifacts:
             output.mkdir()
             info, cost = make(output, make_folder(work / "scratch"))
             files = {str(f.relative_to(output)): file_digest(f) for f in sorted(output.rglob("*")) if f.is_file()}
-            manifest = {"kind": kind, "inputs": inputs, "files": files, "content": digest_of(files)}
+            content = digest_of(files)
+            manifest = {"kind": kind, "inputs": inputs, "files": files, "content": content}
             write_json(output / MANIFEST, manifest | {"info": info, "cost": cost})
             publish(output, final)
             shutil.rmtree(work / "scratch", ignore_errors=True)
-        return Artifact(final, kind, manifest["content"], info, cost, reused=False)
+        return Artifact(final, kind, content, info, cost, reused=False)
 
     def _open(self, folder: Path, kind: str) -> Artifact:
         manifest = json.loads((folder / MANIFEST).read_text())

@@ -47,7 +47,7 @@ def cli() -> None:
 def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `-p FILE` to a command and hand it the registry."""
 
-    @click.option("-p", "--plugin", "files", multiple=True, metavar="FILE", help="Load a plain Python file as a plugin.")
+    @click.option("-p", "--plugin", "files", multiple=True, metavar="FILE", help="Load a Python file as a plugin.")
     @wraps(command)
     def with_registry(files: tuple[str, ...], **arguments: Any) -> Any:
         registry = installed()
@@ -84,6 +84,8 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
               help="How much work a kill may cost.")  # fmt: skip
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
               help="Where runs and shared artifacts live.")  # fmt: skip
+@click.option("--snapshots", type=click.IntRange(0), default=0, metavar="N",
+              help="Evaluate N policies along training too: gold and proxy as KL grows.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="A run of seconds, to see that everything works; its figures mean nothing.")
 @plugin_files
 def run(

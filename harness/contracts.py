@@ -38,7 +38,7 @@ class Method(ABC):
     def train(self, lab: Lab) -> Policy:
         """Train at the bench and return the policy. Numbers carried from turn to turn belong in `lab.state`."""
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  # nothing to check is a fine default
         """Raise ValueError for options that make no sense, alone or together; called before anything is made."""
 
     def required(self) -> frozenset[str]:
@@ -114,7 +114,7 @@ class Judge(ABC):
     name: ClassVar[str]
     version: ClassVar[str] = "1"
 
-    def prepare(self, suite: Suite, stages: Any) -> None:
+    def prepare(self, suite: Suite, stages: Any) -> None:  # noqa: B027  # most judges need nothing
         """Make what the judge needs (a reward model of its own, say) before the first score."""
 
     @abstractmethod
@@ -128,7 +128,7 @@ class Labeller(ABC):
     name: ClassVar[str]
     version: ClassVar[str] = "1"
 
-    def prepare(self, suite: Suite, judge: Judge) -> None:
+    def prepare(self, suite: Suite, judge: Judge) -> None:  # noqa: B027  # a labeller may need nothing
         """Take from the suite and its judge what labelling needs, before the first label."""
 
     @abstractmethod
@@ -208,7 +208,9 @@ class Engine(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def generate(self, model: torch.nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor) -> Batch:
+    def generate(
+        self, model: torch.nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor
+    ) -> Batch:
         """Draw n completions per prompt, `noise` (B * n, max_new_tokens) uniform on [0, 1) deciding every token.
 
         The answer carries `logp` (B, n, T): the log-probability of each token under the distribution it was drawn from.

@@ -45,7 +45,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a method may use of its own (shared stages apart); None is no limit. Checked before each turn of a stream."""
+    """What a method may use of its own, shared stages apart; None is no limit. Checked before each turn."""
 
     steps: int | None = None  # optimiser steps
     samples: int | None = None  # completions generated
@@ -61,7 +61,7 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
-    plain: list[Mapping[str, object]] = field(default_factory=list)  # the unrounded figures, a mapping per row
+    plain: Sequence[Mapping[str, object]] = ()  # the unrounded figures, a mapping per row
 
 
 def completion_text(completion: Text) -> str:

@@ -35,8 +35,8 @@ def completion_logits(model: nn.Module, batch: Batch) -> Tensor:
     """
     b, k, t = batch.shape
     inputs = _accepted(model, inputs_of(batch))
-    extra: dict[str, Any] = {"logits_to_keep": t + 1} if "logits_to_keep" in _parameters(type(model)) else {}
-    logits = model(**inputs, use_cache=False, **extra).logits[:, -(t + 1) : -1]
+    extra: dict[str, Any] = {"logits_to_keep": t + 1} if _takes(model, "logits_to_keep") else {}
+    logits: Tensor = model(**inputs, use_cache=False, **extra).logits[:, -(t + 1) : -1]
     return (logits.float() / batch.temperature).view(b, k, t, -1)
 
 
@@ -50,7 +50,7 @@ def completion_logp(model: nn.Module, batch: Batch) -> Tensor:
 def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
     """Return (B, K, T + 1) scalars: before the first completion token, and after each."""
     b, k, t = batch.shape
-    scalars = model(**_accepted(model.trunk, inputs_of(batch)))[:, -(t + 1) :]
+    scalars: Tensor = model(**_accepted(model.trunk, inputs_of(batch)))[:, -(t + 1) :]
     return scalars.float().view(b, k, t + 1)
 
 
@@ -120,13 +120,19 @@ def micro_batches(batch: Batch, max_tokens: int) -> list[list[int]]:
     return parts
 
 
+def _takes(model: nn.Module, name: str) -> bool:
+    """Return whether a model's forward pass takes an argument."""
+    cls: Any = type(model)
+    return name in _parameters(cls)
+
+
 @cache
-def _parameters(cls: type) -> frozenset[str]:
+def _parameters(cls: Any) -> frozenset[str]:
     return frozenset(inspect.signature(cls.forward).parameters)
 
 
 def _accepted(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drop `position_ids` for a model whose positions are relative and that does not take them."""
-    if "position_ids" in _parameters(type(model)):
+    if _takes(model, "position_ids"):
         return inputs
     return {name: value for name, value in inputs.items() if name != "position_ids"}

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import Budget
 from .files import make_folder, publish, write_json
@@ -70,6 +70,24 @@ class Checkpoints:
         return sorted(self.folder.glob("turn-*"))
 
 
+class Snapshots:
+    """Copies of the policy at `count` evenly spaced turns, for the evaluator to measure after training."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = make_folder(folder), count
+
+    def offer(self, turn: int, total: int, step: int, policy: nn.Module) -> None:
+        """Keep the policy if this turn, of `total`, is one of the evenly spaced ones."""
+        if turn in {round(total * (i + 1) / self.count) for i in range(self.count)}:
+            part = self.folder / ".partial.safetensors"
+            save_tensors(policy.state_dict(), part)
+            part.replace(self.folder / f"step-{step:06d}.safetensors")
+
+    def kept(self) -> dict[int, Path]:
+        """Return {step: file}, in order."""
+        return {int(file.stem.removeprefix("step-")): file for file in sorted(self.folder.glob("step-*.safetensors"))}
+
+
 class Loop:
     """Counts turns, collects metrics, keeps to a budget, and saves all that a restart needs.
 
@@ -77,10 +95,11 @@ class Loop:
     """
 
     def __init__(
-        self, trainer: Trainer, checkpoints: Checkpoints, meter: Meter, on_step: OnStep, budget: Budget | None = None
-    ) -> None:
+        self, trainer: Trainer, checkpoints: Checkpoints, meter: Meter, on_step: OnStep, budget: Budget | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> None:  # fmt: skip
         self.trainer, self.checkpoints, self.meter, self.on_step = trainer, checkpoints, meter, on_step
-        self.budget = budget or Budget()
+        self.budget, self.snapshots = budget or Budget(), snapshots
         self.state: dict[str, Any] = {}  # a caller's own numbers; they resume
         self.rows: list[dict[str, float]] = []  # metrics, one row per turn
         self.stream = self.turn = 0  # where the current turn is: what random numbers are derived from
@@ -142,6 +161,8 @@ class Loop:
         self._pending.clear()
         self.rows.append(row)
         self.on_step(turn + 1, total, row)
+        if self.snapshots and "policy" in self.trainer.modules:
+            self.snapshots.offer(turn + 1, total, len(self.rows), self.trainer.modules["policy"])
         if self.checkpoints.due():
             self.save()
 

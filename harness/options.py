@@ -62,7 +62,11 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def convert(value: Any, hint: Any, where: str) -> Any:
     """Return a value as the type asked for; text (from a command line) is read, other values are checked."""
-    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    choices = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
     if type(None) in choices and (value is None or value in ("none", "None")):
         return None
     for choice in choices:

@@ -129,7 +129,9 @@ def load_file(registry: Registry, path: str) -> None:
 
 def source_digest(cls: type[Any]) -> str:
     """Return the SHA-256 of the file that defines a class, and of the plugin files of its bases."""
-    files = {sys.modules[base.__module__].__file__ for base in cls.__mro__ if base.__module__ not in ("builtins", "abc")}
+    files = {
+        sys.modules[base.__module__].__file__ for base in cls.__mro__ if base.__module__ not in ("builtins", "abc")
+    }
     return combined_digest(sorted(Path(f) for f in files if f))
 
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class RewardModel:
     """A trained reward model: score = (raw - mean) / scale, so demonstrations score 0 and samples spread by 1."""
 
-    def __init__(self, model: ScalarModel, pooling: str, member: int = 0, mean: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(
+        self, model: ScalarModel, pooling: str, member: int = 0, mean: float = 0.0, scale: float = 1.0
+    ) -> None:
         self.model, self.pooling, self.member = model, pooling, member
         self.mean, self.scale = mean, scale
         name = "reward" if member == 0 else f"reward{member + 1}"

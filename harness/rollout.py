@@ -59,7 +59,9 @@ class Decoding:
 
 
 @torch.no_grad()
-def decode(model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor, eos: set[int]) -> Decoding:
+def decode(
+    model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor, eos: set[int]
+) -> Decoding:
     """Draw n completions for each prompt; rows are prompt-major."""
     limit, device = sampling.max_new_tokens, prompts.ids.device
     rows = len(prompts) * n

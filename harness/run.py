@@ -71,19 +71,22 @@ def _carry_out(
     started = time.perf_counter()
     shop = open_workshop(spec, registry, settings, observe)
     method = make_method(spec, registry)
-    meter = _own_meter(shop)
+    meter = _new_meter(shop)
     supplies, shared = prepare(spec, registry, shop, method)
     policy, lab, loop = train(spec, registry, shop, method, supplies, meter, folder)
     for name in loop.checkpoints.damaged:
         settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
     if loop.rows and loop.checkpoints.folder.exists():
         loop.save()  # training is over: a kill during evaluation need not repeat it
-    figures, samples, ground, artifacts = assess(spec, registry, shop, method, policy, meter)
+    kept = loop.snapshots.kept() if loop.snapshots else {}
+    evaluation = _new_meter(shop)
+    figures, samples, ground, artifacts = assess(spec, registry, shop, policy, evaluation, kept)
     result = {
         "schema": store.SCHEMA, "status": "finished", "method": spec.method, "suite": spec.suite_name,
         "seed": spec.seed, "recipe": spec.recipe(), "paper": type(method).paper, "options": dict(spec.options),
         "evaluation": figures, "ground": ground, "artifacts": artifacts,
-        "cost": _costs(meter, shared, loop, started), "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "cost": _costs(meter, evaluation, shared, loop, started), 
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
     _write(folder, spec, registry, result, loop.rows, samples, policy, supplies)
     return result
@@ -129,7 +132,7 @@ def train(
     """Call the method at its bench."""
     from .contracts import AdamWOptions
     from .lab import Bench, Lab
-    from .loop import Checkpoints, Loop
+    from .loop import Checkpoints, Loop, Snapshots
     from .training import Trainer
 
     sampling, eos = shop.sampling, shop.eos
@@ -140,6 +143,7 @@ def train(
     loop = Loop(
         trainer, Checkpoints(folder / "checkpoint", shop.checkpoint_every), meter,
         lambda step, total, row: progress(spec.method, step, total, row), spec.budget,
+        Snapshots(folder / "snapshots", spec.snapshots) if spec.snapshots else None,
     )  # fmt: skip
     lab = Lab(method, supplies, bench, loop)
     try:
@@ -153,19 +157,22 @@ def train(
 
 
 def assess(
-    spec: RunSpec, registry: Registry, shop: Workshop, method: Method, policy: Policy, meter: Meter
+    spec: RunSpec, registry: Registry, shop: Workshop, policy: Policy, meter: Meter, snapshots: Mapping[int, Path]
 ) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str], dict[str, Any]]:
     """Evaluate; return figures, samples, the hashes that make runs comparable, and what the stages report."""
-    from .evaluation import evaluate
+    from .evaluation import evaluate, evaluate_snapshots
 
     stages = open_stages(spec, registry, shop)
-    figures, samples = evaluate(policy, stages, stage_options(spec, "evaluation"), spec.seed, meter)
+    options = stage_options(spec, "evaluation")
+    figures, samples = evaluate(policy, stages, options, spec.seed, meter)
+    if snapshots:
+        figures["curve"] = evaluate_snapshots(snapshots, stages, options, spec.seed)
     if not all(_finite(sample["kl"]) and _finite(sample["gold"]) for sample in samples):
         raise Diverged("The evaluation found a KL or score that is not finite.")
     return figures, samples, _ground(spec, stages), {name: dict(a.info) for name, a in stages.used.items()}
 
 
-# -- building blocks -----------------------------------------------------------------------------------------------------
+# -- building blocks -----------------------------------------------------------------------------------------------
 
 
 def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe: Observers) -> Workshop:
@@ -247,7 +254,7 @@ class Observers:
                 self._failed.add(impl.plugin_name)
 
 
-def _own_meter(shop: Workshop) -> Meter:
+def _new_meter(shop: Workshop) -> Meter:
     import torch
 
     if shop.device.type != "cuda":
@@ -285,7 +292,7 @@ def _ground(spec: RunSpec, stages: Stages) -> dict[str, str]:
     }
 
 
-def _costs(meter: Meter, shared: dict[str, Any], loop: Any, started: float) -> dict[str, Any]:
+def _costs(meter: Meter, evaluation: Meter, shared: dict[str, Any], loop: Any, started: float) -> dict[str, Any]:
     """Return the method's own cost, each shared stage's as if made for it alone, and what this process really spent."""
     from .loop import OWN_PHASES, SHARED_PHASES
 
@@ -293,8 +300,8 @@ def _costs(meter: Meter, shared: dict[str, Any], loop: Any, started: float) -> d
     stages = {name: entry["cost"] for name, entry in shared.items()}
     spent = time.perf_counter() - started
     return {
-        "method": asdict(meter.total(OWN_PHASES)), "phases": snapshot["phases"], "models": snapshot["models"],
-        "evaluation": asdict(meter.total(("evaluate",))),
+        "method": asdict(meter.total(OWN_PHASES)), "models": snapshot["models"],
+        "phases": snapshot["phases"] | evaluation.snapshot()["phases"], "evaluation": asdict(evaluation.total()),
         "shared": {name: _sum(cost, SHARED_PHASES) for name, cost in stages.items()},
         "labels": sum(_sum(cost, SHARED_PHASES)["labels"] for cost in stages.values()),
         "budget_used": loop.used(), "reused_stages": sorted(name for name, entry in shared.items() if entry["reused"]),
@@ -321,7 +328,8 @@ def _write(
     if policy.model is not None and policy.kl_estimator is None:
         save_causal(policy.model, supplies.tokens.tokenizer, folder / "policy")
     write_json(folder / store.RESULT, result)
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    for spent in ("checkpoint", "snapshots"):
+        shutil.rmtree(folder / spent, ignore_errors=True)
 
 
 def _record_failure(folder: Path, spec: RunSpec, error: BaseException) -> None:

@@ -90,7 +90,7 @@ class RunSpec:
     suite_options: Mapping[str, Any]
     stages: Mapping[str, Mapping[str, Any]]
     seed: int = 0  # the method's: data order, rollouts, fresh heads, the evaluation's draws from the policy
-    shared_seed: int = 0  # of all that methods share: data, start checkpoint, preferences, reward model, reference answers
+    shared_seed: int = 0  # of all that methods share: data, SFT, preferences, reward model, reference answers
     model: str | None = None
     budget: Budget = field(default_factory=Budget)
     engine: str = "hf"
@@ -99,6 +99,7 @@ class RunSpec:
     device: str = "auto"
     dtype: str = "float32"
     micro_batch_tokens: int = 16384  # how many tokens a forward pass takes at once; results differ by rounding only
+    snapshots: int = 0  # policies kept along the way and evaluated afterwards
     quick: bool = False
     code: Mapping[str, str] = field(default_factory=dict)  # digests of the harness, the suite's and the method's files
     suite_name: str = ""
@@ -110,7 +111,7 @@ class RunSpec:
     def recipe(self) -> str:
         """Return a fingerprint of everything but the seed and the code: the runs of one row of a table share it."""
         values = dataclasses.asdict(self)
-        return digest_of({k: v for k, v in values.items() if k not in ("seed", "code")})[:12]
+        return digest_of({k: v for k, v in values.items() if k not in ("seed", "code", "snapshots")})[:12]
 
     @property
     def folder(self) -> Path:
@@ -186,7 +187,9 @@ def recommended(layers: list[Mapping[str, Mapping[str, Any]]], cls: type, name: 
 
     A method that states a default of its own keeps it over `*`; an entry under the method's name wins over both.
     """
-    inherited = {n for n in options_of(cls) if not any(n in vars(base).get("__annotations__", {}) for base in _own(cls))}
+    inherited = {
+        n for n in options_of(cls) if not any(n in vars(base).get("__annotations__", {}) for base in _own(cls))
+    }
     values: dict[str, Any] = {}
     for layer in layers:
         values |= {k: v for k, v in layer.get("*", {}).items() if k in inherited and k not in values}
@@ -256,7 +259,7 @@ def _read_suite_file(suite: str) -> tuple[dict[str, Any], dict[str, dict[str, An
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
+        import tomli as tomllib  # type: ignore[no-redef]
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

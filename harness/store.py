@@ -1,9 +1,9 @@
 """Run folders: one self-contained record per run, written atomically and readable without torch.
 
-    spec.json        what was asked, resolved          metrics.jsonl    per optimiser step, deterministic
-    provenance.json  versions, machine, seeds, hashes  samples.jsonl    prompt, SFT answer, method's answer, scores
-    result.json      the figures; written last         policy/          the trained model in hub format
-    failure.json     instead, when the run failed      checkpoint/      while it runs
+spec.json        what was asked, resolved          metrics.jsonl    per optimiser step, deterministic
+provenance.json  versions, machine, seeds, hashes  samples.jsonl    prompt, SFT answer, method's answer, scores
+result.json      the figures; written last         policy/          the trained model in hub format
+failure.json     instead, when the run failed      checkpoint/      while it runs
 """
 
 from __future__ import annotations

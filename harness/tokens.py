@@ -123,7 +123,7 @@ class Batch(Mapping[str, Tensor]):
 
 
 class Tokens:
-    """A tokenizer with the harness's rules. `max_prompt` and `max_completion` cut what is longer, and count the cuts."""
+    """A tokenizer with the harness's rules. `max_prompt` and `max_completion` cut what is longer and count it."""
 
     def __init__(self, tokenizer: Any, max_prompt: int | None = None, max_completion: int | None = None) -> None:
         if tokenizer.eos_token_id is None:
@@ -184,7 +184,10 @@ class Tokens:
         return PromptBatch(list(prompts), ids, mask)
 
     def batch(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Sequence[int]]], device: torch.device | str = "cpu"
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Sequence[int]]],
+        device: torch.device | str = "cpu",
     ) -> Batch:
         """Return prompts with K tokenised completions each as a batch."""
         width = max(len(ids) for group in completions for ids in group)

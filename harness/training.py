@@ -1,7 +1,7 @@
 """One optimiser step, whatever the loss: micro-batches, reduction by global counts, clipping, AdamW, metering.
 
 A loss sees tensors and returns one value per example (B,), per completion (B, K) or per token (B, K, T). It is reduced
-here with counts over the whole batch, so the step is the same for any micro-batch size, padding, or number of processes.
+here with counts over the whole batch, so the step is the same for any micro-batch size and any padding.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that training goes on from: weights and AdamW moments."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, module in self.modules.items():
             found |= {f"{name}/weight/{key}": value for key, value in module.state_dict().items()}
             for index, state in self.optimizers[name].state_dict()["state"].items():

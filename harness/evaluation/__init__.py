@@ -5,19 +5,17 @@ It runs after training has ended, with a suite and a judge made anew: neither ex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from ..contracts import Judge, Policy
 from ..data import Prompt, prompt_text
-from ..lab import Bench
+from ..lab import Bench, LanguageModel
 from ..meter import Cost, Meter
-from ..models import load_tensors, save_tensors
+from ..models import load_tensors, save_tensors, trainable
 from ..rewards import RewardModel
 from ..rollout import Sampler
 from ..spec import EvaluationOptions, digest_of
@@ -59,6 +57,22 @@ def evaluate(
         "reward_queries_per_answer": cost.reward_queries / len(prompts),
     }  # fmt: skip
     return figures, _samples(prompts, reference, answers, kl)
+
+
+def evaluate_snapshots(
+    snapshots: Mapping[int, Path], stages: Stages, options: EvaluationOptions, seed: int
+) -> list[dict[str, float]]:
+    """Return the main figures of each policy kept along training: how gold and proxy moved as KL grew."""
+    model = trainable(stages.start)
+    bench = stages.bench(Meter(), seed)
+    policy = LanguageModel(model, "policy", "evaluate", bench)
+    curve = []
+    for step, file in snapshots.items():
+        model.load_state_dict(load_tensors(file))
+        figures, _ = evaluate(policy, stages, options, seed, bench.meter)
+        names = ("win_rate", "gold", "proxy", "kl", "length")
+        curve.append({"step": float(step)} | {name: figures[name]["mean"] for name in names})
+    return curve
 
 
 def reference_answers(stages: Stages, prompts: Sequence[Prompt]) -> Batch:
@@ -170,8 +184,3 @@ def _samples(
 def _non_negative(estimate: Estimate) -> Estimate:
     """Return a KL estimate whose interval does not claim negative values."""
     return Estimate(estimate.mean, max(0.0, estimate.low), estimate.high, estimate.n)
-
-
-def finite(value: Any) -> bool:
-    """Return whether a figure, or every figure in a list, is a finite number."""
-    return bool(torch.isfinite(torch.as_tensor(value, dtype=torch.float64)).all())

@@ -1,7 +1,7 @@
 """The evaluator's figures as `evaluate.Metric` modules of our own, for use outside the harness. Imported late.
 
-    from harness.evaluation.metrics import load
-    load("win_rate").compute(predictions=gold_scores, references=sft_gold_scores)
+from harness.evaluation.metrics import load
+load("win_rate").compute(predictions=gold_scores, references=sft_gold_scores)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FLOATS = datasets.Features({"predictions": datasets.Value("float64"), "reference
 TEXTS = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 
 
-class WinRate(evaluate.Metric):
+class WinRate(evaluate.Metric):  # type: ignore[misc]
     """Share of prompts on which the prediction scores higher than the reference, ties half, with its interval."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -29,7 +29,7 @@ class WinRate(evaluate.Metric):
         return {"win_rate": estimate.mean, "low": estimate.low, "high": estimate.high}
 
 
-class SequenceKL(evaluate.Metric):
+class SequenceKL(evaluate.Metric):  # type: ignore[misc]
     """Mean of log pi(y|x) - log pi_ref(y|x) over completions drawn from pi: nats per completion, with its interval."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -40,7 +40,7 @@ class SequenceKL(evaluate.Metric):
         return {"kl": estimate.mean, "low": estimate.low, "high": estimate.high}
 
 
-class Rouge(evaluate.Metric):
+class Rouge(evaluate.Metric):  # type: ignore[misc]
     """ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin 2004, the rouge-score package), mean over texts, in [0, 1]."""
 
     def _info(self) -> evaluate.MetricInfo:

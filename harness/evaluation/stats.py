@@ -1,4 +1,4 @@
-"""Error bars, without torch. The unit is the prompt; one run's interval speaks for this checkpoint, not the algorithm."""
+"""Error bars, without torch. The unit is the prompt: one run's interval speaks for this checkpoint only."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
 
 
 def t_quantile(p: float, df: int) -> float:
-    """Return the quantile of Student's t: exact through scipy for few degrees of freedom, else the expansion in 1/df."""
+    """Return the quantile of Student's t: scipy's for few degrees of freedom, else an expansion in 1/df."""
     if df < 30:
         from scipy.stats import t
 

@@ -33,35 +33,51 @@ def show(outcome: Outcome) -> None:
 
 
 def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
-    e, own, cost = r["evaluation"], r["cost"]["method"], r["cost"]
-    win = e["win_rate"]
-    kl = f"{e['kl']['mean']:.2f} \\[{e['kl']['low']:.2f}, {e['kl']['high']:.2f}] nats ({e['kl_estimator']}"
-    kl += f"; plain {e['kl_plain']['mean']:.2f})" if "kl_plain" in e else f"; bound {e['kl_bound']:.2f})" if "kl_bound" in e else ")"
-    lines = [
-        ("win-rate vs SFT", f"{win['mean']:.3f} \\[{win['low']:.3f}, {win['high']:.3f}]  on {e['prompts']} {e['split']} prompts"),
-        ("gold reward", f"{e['gold']['mean']:.3f}  (SFT {e['reference_gold']:.3f})"),
-        ("proxy reward", f"{e['proxy']['mean']:.3f}"),
-        ("KL", kl),
-        ("length", f"{e['length']['mean']:.1f} tokens  (SFT {e['reference_length']:.1f});  ended {e['eos_rate']:.0%};  distinct {e['distinct']:.0%}"),
-    ]  # fmt: skip
-    if "rouge" in e:
-        lines.append(("ROUGE-1/2/L", " / ".join(f"{e['rouge'][k]:.3f}" for k in ("rouge1", "rouge2", "rougeL"))))
-    lines += [
-        ("method cost", f"{own['seconds']:.1f} s, {own['flops']:.3g} FLOPs, {own['tokens_generated']} tokens generated, "
-         f"{own['tokens_trained']} trained, {own['reward_queries']} reward queries"),
-        ("models held", ", ".join(f"{role} {m['parameters'] / 1e6:.2f}M" for role, m in cost["models"].items()) or "none"),
-        ("per answer", f"{e['inference']['flops_per_answer']:.3g} FLOPs, {e['inference']['tokens_per_answer']:.1f} tokens, "
-         f"{e['inference']['reward_queries_per_answer']:g} reward queries"),
-        ("shared stages", f"{cost['shared_total']['seconds']:.1f} s, {cost['shared_total']['flops']:.3g} FLOPs, {cost['labels']} labels"
-         + (f"  (reused: {', '.join(cost['reused_stages'])})" if cost["reused_stages"] else "")),
-        ("peak memory", _peaks(cost["phases"])),
-    ]  # fmt: skip
+    lines = [*_quality(r["evaluation"]), *_cost(r["cost"], r["evaluation"]["inference"])]
     for stage, figures in STAGE_FIGURES.items():
         info = r["artifacts"].get(stage, {})
         told = ", ".join(f"{name.replace('_', ' ')} {info[name]}" for name in figures if info.get(name) is not None)
         if told:
             lines.append((stage.replace("_", " "), told))
     return lines
+
+
+def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
+    win, kl, length = e["win_rate"], e["kl"], e["length"]
+    beside = f"plain {e['kl_plain']['mean']:.2f}" if "kl_plain" in e else f"bound {e.get('kl_bound', float('nan')):.2f}"
+    lines = [
+        ("win-rate vs SFT", f"{_interval(win, 3)}  on {e['prompts']} {e['split']} prompts"),
+        ("gold reward", f"{e['gold']['mean']:.3f}  (SFT {e['reference_gold']:.3f})"),
+        ("proxy reward", f"{e['proxy']['mean']:.3f}"),
+        ("KL", f"{_interval(kl, 2)} nats ({e['kl_estimator']}; {beside})"),
+        ("length", f"{length['mean']:.1f} tokens  (SFT {e['reference_length']:.1f})"),
+        ("answers", f"{e['eos_rate']:.0%} ended by themselves, {e['distinct']:.0%} distinct"),
+    ]
+    if "rouge" in e:
+        lines.append(("ROUGE-1/2/L", " / ".join(f"{e['rouge'][k]:.3f}" for k in ("rouge1", "rouge2", "rougeL"))))
+    for p in e.get("curve", ()):
+        told = f"gold {p['gold']:.2f}  proxy {p['proxy']:.2f}  KL {p['kl']:.2f}  length {p['length']:.1f}"
+        lines.append((f"at step {p['step']:.0f}", f"{told}  win-rate {p['win_rate']:.3f}"))
+    return lines
+
+
+def _cost(cost: dict[str, Any], inference: dict[str, float]) -> list[tuple[str, str]]:
+    own, shared = cost["method"], cost["shared_total"]
+    models = ", ".join(f"{role} {m['parameters'] / 1e6:.2f}M" for role, m in cost["models"].items())
+    reused = f"  (reused: {', '.join(cost['reused_stages'])})" if cost["reused_stages"] else ""
+    per_answer = f"{inference['flops_per_answer']:.3g} FLOPs, {inference['tokens_per_answer']:.1f} tokens"
+    return [
+        ("method cost", f"{own['seconds']:.1f} s, {own['flops']:.3g} FLOPs, {own['reward_queries']} reward queries"),
+        ("method tokens", f"{own['tokens_generated']} generated, {own['tokens_trained']} trained"),
+        ("models held", models or "none"),
+        ("per answer", f"{per_answer}, {inference['reward_queries_per_answer']:g} reward queries"),
+        ("shared stages", f"{shared['seconds']:.1f} s, {shared['flops']:.3g} FLOPs, {cost['labels']} labels{reused}"),
+        ("peak memory", _peaks(cost["phases"])),
+    ]
+
+
+def _interval(e: dict[str, float], digits: int) -> str:
+    return f"{e['mean']:.{digits}f} \\[{e['low']:.{digits}f}, {e['high']:.{digits}f}]"
 
 
 def _peaks(phases: dict[str, Any]) -> str:

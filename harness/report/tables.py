@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from ..data import Table
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 from ..evaluation.stats import t_quantile
 from ..store import runs
 
@@ -22,15 +22,11 @@ COLUMNS = (
 
 def comparison(results: Path, suite: str | None = None, methods: Sequence[str] = ()) -> Table:
     """Return the comparison of all runs of a suite below a results folder."""
-    records = _newest(runs(results))
-    suites = sorted({r["suite"] for r in records})
-    chosen = suite or (suites[0] if len(suites) == 1 else None)
+    chosen, records = select(results, suite)
+    records = [r for r in records if not methods or r["method"] in methods]
     if not records:
-        raise UsageError(f"There is no finished run below {results}. Make one: harness run --method ppo --suite summarization")
-    if chosen not in suites:
-        raise UsageError(f"Name one suite with --suite: there are runs of {', '.join(suites)}.")
-    records = [r for r in records if r["suite"] == chosen and (not methods or r["method"] in methods)]
-    check_ground([r for r in records if "failure" not in r])
+        raise UsageError(f"No run of {chosen} is of {' or '.join(methods)}.")
+    check_ground(_good(records))
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record["method"], record["recipe"]), []).append(record)
@@ -39,6 +35,20 @@ def comparison(results: Path, suite: str | None = None, methods: Sequence[str] =
     plain = [_plain_row(names[key], groups[key]) for key in ordered]
     cells = [_cells(names[key], groups[key]) for key in ordered]
     return Table(f"{chosen}: {_conditions(records)}", list(COLUMNS), cells, _notes(records), plain)
+
+
+def select(results: Path, suite: str | None) -> tuple[str, list[dict[str, Any]]]:
+    """Return the suite asked for (or the only one) and its records, one per recipe and seed."""
+    records = _newest(runs(results))
+    suites = sorted({r["suite"] for r in records})
+    if not records:
+        raise UsageError(f"There is no run below {results}. Make one: harness run --method ppo --suite summarization")
+    if suite is None and len(suites) > 1:
+        raise UsageError(f"Name one suite with --suite: there are runs of {', '.join(suites)}.")
+    chosen = suite or suites[0]
+    if chosen not in suites:
+        raise unknown("suite with runs", chosen, suites)
+    return chosen, [r for r in records if r["suite"] == chosen]
 
 
 def check_ground(records: Sequence[Record]) -> None:
@@ -100,7 +110,9 @@ def _plain_row(name: str, group: Sequence[Record]) -> dict[str, Any]:
     row["eos_rate"] = fmean(r["evaluation"]["eos_rate"] for r in good)
     row["distinct"] = fmean(r["evaluation"]["distinct"] for r in good)
     for figure, value in good[0]["cost"]["method"].items():
-        row[f"method_{figure}"] = fmean(r["cost"]["method"][figure] for r in good) if isinstance(value, float) else value
+        row[f"method_{figure}"] = (
+            fmean(r["cost"]["method"][figure] for r in good) if isinstance(value, float) else value
+        )
     row["labels"] = good[0]["cost"]["labels"]
     row["models"] = " ".join(sorted(good[0]["cost"]["models"]))
     row["parameters_held"] = sum(m["parameters"] for m in good[0]["cost"]["models"].values())
@@ -170,8 +182,10 @@ def _notes(records: Sequence[Record]) -> list[str]:
     ]
     bounds = {r["method"]: r["evaluation"]["kl_bound"] for r in good if "kl_bound" in r["evaluation"]}
     for method, bound in bounds.items():
-        notes.append(f"{method} has no log-probabilities: its KL is estimated from the reference's mass on the selected "
-                     f"reward level (Beirami et al. 2024); log n - (n-1)/n = {bound:.2f} bounds it.")  # fmt: skip
+        notes.append(f"{method} has no log-probabilities: its KL is estimated from the reference's mass on the "
+                     f"selected reward level (Beirami et al. 2024); log n - (n-1)/n = {bound:.2f} bounds it.")  # fmt: skip
     if all(len({r["seed"] for r in good if r["method"] == m}) == 1 for m in {r["method"] for r in good}):
-        notes.append("One seed per row: the intervals are over prompts and speak for these checkpoints, not for the algorithms.")
+        notes.append(
+            "One seed per row: the intervals are over prompts and speak for these checkpoints, not for the algorithms."
+        )
     return notes

@@ -1,6 +1,6 @@
 """Stages: what is made once, named by the hash of all that made it, and shared by every method.
 
-    base model --sft--> start checkpoint --preferences--> ranked completions --reward_model--> reward members
+base model --sft--> start checkpoint --preferences--> ranked completions --reward_model--> reward members
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..lab import Bench
 from ..loop import Checkpoints, Loop
 from ..meter import Meter
 from ..models import load_causal, load_tokenizer
-from ..registry import combined_digest, file_digest
+from ..registry import combined_digest, source_digest
 from ..rewards import RewardModel
 from ..spec import RunSpec, digest_of, harness_digest, stage_options
 from ..tokens import Tokens
@@ -180,8 +180,7 @@ class Stages:
     def _class_key(instance: Judge | Labeller | None) -> str:
         if instance is None:
             return ""
-        module = __import__(type(instance).__module__, fromlist=["_"]).__file__
-        return f"{instance.name}/{instance.version}/{file_digest(Path(module))}"
+        return f"{instance.name}/{instance.version}/{source_digest(type(instance))}"
 
 
 def _plain(record: Any) -> Any:

@@ -93,11 +93,17 @@ def _rank(stages: Stages, batch: Batch) -> tuple[list[Row], int, int]:
         ranks = stages.labeller.rank(prompt, texts, lengths[i], rng)
         rows.append(_row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], ranks))
         utilities = stages.labeller.ceiling(prompt, texts, lengths[i])
-        for a, b in combinations(range(len(texts)), 2) if utilities else ():
-            if ranks[a] != ranks[b] and utilities[a] != utilities[b]:
-                counted += 1
-                agreed += (ranks[a] < ranks[b]) == (utilities[a] > utilities[b])
+        if utilities is not None:
+            agreements = _agreements(ranks, utilities)
+            agreed, counted = agreed + sum(agreements), counted + len(agreements)
     return rows, agreed, counted
+
+
+def _agreements(ranks: Sequence[int], utilities: Sequence[float]) -> list[bool]:
+    """Return for every strictly ordered pair whether the label agrees with the noiseless utility."""
+    pairs = combinations(range(len(ranks)), 2)
+    ordered = [(a, b) for a, b in pairs if ranks[a] != ranks[b] and utilities[a] != utilities[b]]
+    return [(ranks[a] < ranks[b]) == (utilities[a] > utilities[b]) for a, b in ordered]
 
 
 def _row(prompt: Prompt, completions: Sequence[Text], ids: Sequence[Sequence[int]], ranks: Sequence[int]) -> Row:

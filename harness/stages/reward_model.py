@@ -32,7 +32,12 @@ def loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def make(
-    stages: Stages, rankings: Mapping[str, list[Row]], options: RewardModelOptions, member: int, out: Path, scratch: Path
+    stages: Stages,
+    rankings: Mapping[str, list[Row]],
+    options: RewardModelOptions,
+    member: int,
+    out: Path,
+    scratch: Path,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train one member, normalise it, measure it on held-out rankings, write it; return (info, cost)."""
     meter = Meter()
@@ -64,9 +69,7 @@ def _batch(stages: Stages, rows: list[Row]) -> Batch:
     return batch.with_columns(ranks=torch.tensor([row["ranks"] for row in rows], device=stages.shop.device))
 
 
-def _normalise(
-    reward: RewardModel, stages: Stages, rows: list[Row], options: RewardModelOptions, bench: Bench
-) -> None:
+def _normalise(reward: RewardModel, stages: Stages, rows: list[Row], options: RewardModelOptions, bench: Bench) -> None:
     """Centre on the validation demonstrations; divide by the spread over samples of the start checkpoint."""
     demos = stages.suite.demonstrations("validation")
     ids = [[stages.tokens.completion_ids(d.prompt.text, d.completion)] for d in demos]

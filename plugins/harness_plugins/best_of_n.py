@@ -1,4 +1,4 @@
-"""Best-of-n: draw n answers from the start checkpoint, give the one the reward model likes best (Nakano et al. 2021)."""
+"""Best-of-n: draw n answers from the start checkpoint, give the one the reward model likes best."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class PPO(RewardOptions, GradientMethod):
         return 0.5 * squared, {"value_loss": 0.5 * squared}
 
     def adapted(self, beta: float, kl: float) -> float:
-        """beta (1 + K_beta clip(KL / target - 1, -0.2, 0.2)): Ziegler et al. 2019, sect. 2.2. Only the error is clipped."""
+        """beta (1 + K_beta clip(KL / target - 1, -0.2, 0.2)): Ziegler et al. 2019, sect. 2.2; the error is clipped."""
         error = min(0.2, max(-0.2, kl / self.kl_target - 1))
         return beta * (1 + self.kl_gain * error)
 

@@ -126,7 +126,7 @@ class PreferenceFile(Suite):
             except ValueError as error:
                 if self.bad_rows == "fail":
                     raise UsageError(
-                        f"{self._where}, row {number}: {error}. Mend the row, or set bad_rows = \"skip\"."
+                        f'{self._where}, row {number}: {error}. Mend the row, or set bad_rows = "skip".'
                     ) from error
                 skipped += 1
         if not pairs:
@@ -204,7 +204,7 @@ class PreferenceFile(Suite):
                 except json.JSONDecodeError as error:
                     if self.bad_rows == "fail":
                         raise UsageError(
-                            f"{path}, line {number}: not a JSON object: {error}. Mend it, or set bad_rows = \"skip\"."
+                            f'{path}, line {number}: not a JSON object: {error}. Mend it, or set bad_rows = "skip".'
                         ) from error
                     yield None
 

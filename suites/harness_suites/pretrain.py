@@ -57,7 +57,7 @@ def write_batch(step: int, seed: int, rows: int, steps: int) -> list[Example]:
 
 
 def collate(examples: list[Example], ids: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids `(B, T)` right-padded, and per-target weights `(B, T - 1)`: 1 on completions, less on prompts."""
+    """Return token ids (B, T) right-padded, and weights per target (B, T - 1): 1 on completions, less on prompts."""
     rows, starts = [], []
     for prompt, completion in examples:
         head = [w.BOS, *prompt.split()]
@@ -132,7 +132,11 @@ def pretrain(args: argparse.Namespace) -> None:
         running += 0.02 * (loss.detach() - running) if step else loss.detach()
         if (step + 1) % args.probe == 0 or step + 1 == args.steps:
             model.eval()
-            point = {"step": step + 1, "seconds": round(time.perf_counter() - started, 1), "loss": round(float(running), 4)}
+            point = {
+                "step": step + 1,
+                "seconds": round(time.perf_counter() - started, 1),
+                "loss": round(float(running), 4),
+            }
             curve.append(point | probe(model, tokenizer))
             model.train()
             print(json.dumps(curve[-1]), flush=True)

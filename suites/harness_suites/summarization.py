@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -24,7 +24,7 @@ USUAL_LENGTH = 14  # tokens of a usual summary: where a verbosity bias neither a
 SIZES = {"demonstrations": 8000, "preferences": 8000, "train": 4000, "validation": 1024, "test": 2048}
 
 
-@lru_cache(maxsize=None)
+@cache
 def document_of(seed: int, split: str, index: int) -> Document:
     """Return one document: a pure function of its name."""
     return documents.write_document(Random(f"summarization/{seed}/{split}/{index}"))
@@ -111,7 +111,7 @@ class SummaryGold(Judge):
 
 
 class BradleyTerry(Labeller):
-    """Prefers by the judge's score plus a length bias, with logistic noise: P(a > b) = sigma((u_a - u_b) / temperature).
+    """Prefers by the judge's score plus a length bias: P(a > b) = sigma((u_a - u_b) / temperature).
 
     More than two are ranked at once by adding Gumbel noise to u / temperature (Plackett-Luce), whose pairwise
     marginals are exactly those.

@@ -1,0 +1,90 @@
+"""Pictures of records: the win-rate-against-KL frontier, and gold and proxy along training. Readable in print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import Refused, UsageError
+from .tables import check_ground, select
+
+MARKERS = "osD^vP*X<>"
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)  # Okabe and Ito: colour-blind safe
+
+
+def frontier(results: Path, suite: str | None, output: Path) -> None:
+    """Draw the runs of a suite; a second panel shows gold and proxy against sqrt(KL) where runs kept snapshots."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise Refused("Plots need matplotlib: pip install 'alignment-harness[plots]'.") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    _, records = select(results, suite)
+    good = [r for r in records if "failure" not in r]
+    check_ground(good)
+    if not good:
+        raise UsageError(f"There is no finished run below {results} to draw.")
+    curves = [r for r in good if r["evaluation"].get("curve")]
+    figure, axes = pyplot.subplots(1, 2 if curves else 1, figsize=(11 if curves else 6, 4.2), squeeze=False)
+    _draw_frontier(axes[0][0], good)
+    if curves:
+        _draw_curves(axes[0][1], curves)
+    figure.tight_layout()
+    try:
+        figure.savefig(output, dpi=150)
+    except (OSError, ValueError) as error:
+        raise Refused(f"Cannot write {output}: {error}.") from error
+    pyplot.close(figure)
+
+
+def _draw_frontier(axis: Any, records: list[dict[str, Any]]) -> None:
+    labels = _labels(records)
+    for i, label in enumerate(dict.fromkeys(labels)):
+        for j, r in enumerate(r for r, own in zip(records, labels, strict=True) if own == label):
+            e = r["evaluation"]
+            win, kl = e["win_rate"], e["kl"]["mean"]
+            error = [[win["mean"] - win["low"]], [win["high"] - win["mean"]]]
+            style = {
+                "marker": MARKERS[i % len(MARKERS)],
+                "color": COLOURS[i % len(COLOURS)],
+                "capsize": 3,
+                "linestyle": "",
+            }
+            axis.errorbar(kl, win["mean"], yerr=error, label=label if j == 0 else None, **style)
+    axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
+    axis.set_xlabel("KL(policy || SFT), nats per completion")
+    axis.set_ylabel("gold win-rate over SFT, 95 % interval")
+    axis.legend(fontsize=8)
+
+
+def _draw_curves(axis: Any, records: list[dict[str, Any]]) -> None:
+    for i, (r, label) in enumerate(zip(records, _labels(records), strict=True)):
+        points = r["evaluation"]["curve"]
+        root = [max(0.0, p["kl"]) ** 0.5 for p in points]
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+        axis.plot(root, [p["gold"] for p in points], label=f"{label}: gold", **style)
+        axis.plot(root, [p["proxy"] for p in points], label=f"{label}: proxy", linestyle="--", **style)
+    axis.set_xlabel("sqrt(KL), along training")
+    axis.set_ylabel("reward")
+    axis.legend(fontsize=7)
+
+
+def _labels(records: list[dict[str, Any]]) -> list[str]:
+    """Return a label per run: the method, and the options in which runs of one method differ."""
+    labels = []
+    for r in records:
+        options = [other["options"] for other in records if other["method"] == r["method"]]
+        differing = [name for name in r["options"] if len({repr(o.get(name)) for o in options}) > 1]
+        told = ", ".join(f"{name}={r['options'][name]}" for name in differing)
+        labels.append(f"{r['method']} ({told})" if told else r["method"])
+    return labels
