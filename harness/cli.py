@@ -79,6 +79,8 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
               help="Of forward passes; weights stay float32.")  # fmt: skip
 @click.option("--micro-batch-tokens", type=click.IntRange(1), default=16384, show_default=True,
               help="Tokens per forward pass in training; lower it when memory runs out.")  # fmt: skip
+@click.option("--prompt-sharing/--no-prompt-sharing", default=True, show_default=True,
+              help="Compute a prompt once for its completions, where the model can.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="CPU threads; 0 chooses.")
 @click.option("--checkpoint-every", type=click.FloatRange(0), default=20.0, show_default=True, metavar="SECONDS",
               help="How much work a kill may cost.")  # fmt: skip

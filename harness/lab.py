@@ -59,7 +59,7 @@ class LanguageModel(Policy):
 
     def __init__(self, model: nn.Module, role: str, phase: str, bench: Bench) -> None:
         self.model: nn.Module = model
-        self.role = Role(role, model, lambda batch: completion_logp(model, batch), head_everywhere=False)
+        self.role = Role(role, model, lambda batch: completion_logp(model, batch))
         self._phase, self._bench = phase, bench
 
     def logp(self, batch: Batch) -> Tensor:

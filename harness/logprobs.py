@@ -1,31 +1,47 @@
 """Forward passes over a batch: log-probabilities, values and scores of completion tokens. Shifting happens here only.
 
-A row is a left-padded prompt and a right-padded completion. The state before completion token t is the position just
-left of it, so T + 1 positions are kept: positions 0..T-1 predict the tokens, positions 1..T have read them.
+The state before completion token t is the position just left of it, so T + 1 states are kept per completion: states
+0..T-1 predict the tokens, states 1..T have read them. Two layouts give the same numbers:
+
+- *padded*: B * K rows, each a left-padded prompt and one right-padded completion. Any model can do it.
+- *shared*: B rows, each a prompt and its K completions side by side, which see the prompt and themselves but not each
+  other. The prompt is computed once. For attention-only models; `enable_sharing` finds out by trying.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .models import ScalarModel
-from .tokens import Batch
+from .models import ScalarModel, trunk_of
+from .tokens import Batch, PromptBatch
+
+SHARING_TOLERANCE = 1e-4  # nats by which the two layouts may differ in float32
+Layout = tuple[dict[str, Tensor], Tensor | None]  # model inputs; where the states are among the last positions kept
 
 
-def inputs_of(batch: Batch) -> dict[str, Tensor]:
-    """Return `input_ids`, `attention_mask` and `position_ids`, (B * K, Q + T) each."""
+@dataclass(frozen=True)
+class Shape:
+    """The size of a forward pass: rows of `width` tokens, the last `kept` of which go through the head."""
+
+    rows: int
+    width: int
+    kept: int
+
+
+def shape_of(model: nn.Module, batch: Batch) -> Shape:
+    """Return the size of a forward pass over a batch."""
     b, k, t = batch.shape
-    prompt_ids, prompt_mask = (x.repeat_interleave(k, 0) for x in (batch.prompts.ids, batch.prompts.mask))
-    ids = torch.cat([prompt_ids, batch["completion_ids"].view(b * k, t)], 1)
-    mask = torch.cat([prompt_mask, batch["mask"].view(b * k, t).to(prompt_mask.dtype)], 1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    prompt = batch.prompts.ids.shape[1]
+    if _shares(model, batch):
+        return Shape(b, prompt + k * t, 1 + k * t)
+    return Shape(b * k, prompt + t, t + 1)
 
 
 def completion_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -34,24 +50,117 @@ def completion_logits(model: nn.Module, batch: Batch) -> Tensor:
     They are divided by the batch's temperature, so every log-probability belongs to the sampling distribution.
     """
     b, k, t = batch.shape
-    inputs = _accepted(model, inputs_of(batch))
-    extra: dict[str, Any] = {"logits_to_keep": t + 1} if _takes(model, "logits_to_keep") else {}
-    logits: Tensor = model(**inputs, use_cache=False, **extra).logits[:, -(t + 1) : -1]
-    return (logits.float() / batch.temperature).view(b, k, t, -1)
+    logits, index = _kept_logits(model, batch)
+    if index is not None:
+        logits = logits.gather(1, index[..., None].expand(*index.shape, logits.shape[-1]).flatten(1, 2))
+    return logits.reshape(b, k, t + 1, -1)[:, :, :-1]
 
 
 def completion_logp(model: nn.Module, batch: Batch) -> Tensor:
     """Return (B, K, T) log-probabilities of the completion tokens; exactly 0 where there is no token."""
-    logits = completion_logits(model, batch)
-    chosen = logits.gather(-1, batch["completion_ids"][..., None])[..., 0]
-    return torch.where(batch["mask"] > 0, chosen - logits.logsumexp(-1), 0.0)
+    b, k, t = batch.shape
+    logits, index = _kept_logits(model, batch)
+    norm, ids = logits.logsumexp(-1), batch["completion_ids"]
+    if index is None:
+        chosen = logits[:, :-1].gather(-1, ids.reshape(b * k, t, 1)).view(b, k, t)
+        logp = chosen - norm[:, :-1].view(b, k, t)
+    else:
+        rows, before = torch.arange(b, device=ids.device)[:, None, None], index[..., :-1]
+        logp = logits[rows, before, ids] - norm[rows, before]
+    return torch.where(batch["mask"] > 0, logp, 0.0)
 
 
 def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
     """Return (B, K, T + 1) scalars: before the first completion token, and after each."""
     b, k, t = batch.shape
-    scalars: Tensor = model(**_accepted(model.trunk, inputs_of(batch)))[:, -(t + 1) :]
-    return scalars.float().view(b, k, t + 1)
+    inputs, index = _layout(model, batch)
+    scalars: Tensor = model(**_accepted(model.trunk, inputs)).float()
+    if index is None:
+        return scalars[:, -(t + 1) :].view(b, k, t + 1)
+    return scalars[:, -(1 + k * t) :].gather(1, index.flatten(1)).view(b, k, t + 1)
+
+
+def enable_sharing(model: nn.Module) -> bool:
+    """Let a causal model use the shared layout from now on if it gives the padded one's numbers; return whether.
+
+    It is tried on made-up tokens: a convolution, a recurrence, a sliding window or a bias built from the padding mask
+    shows as a difference, and the model keeps the padded layout. Copies of the model inherit the answer.
+    """
+    trunk, probe = trunk_of(model), _probe(model)
+    with torch.no_grad():
+        trunk.share_prompt = False  # type: ignore[assignment]
+        padded = completion_logp(model, probe)
+        trunk.share_prompt = True  # type: ignore[assignment]
+        try:
+            shared = completion_logp(model, probe)
+            same = bool((padded - shared).abs().max() < SHARING_TOLERANCE)
+        except (RuntimeError, ValueError, TypeError, IndexError):  # what a model without 4-D masks raises
+            same = False
+    trunk.share_prompt = same  # type: ignore[assignment]
+    return same
+
+
+def _probe(model: nn.Module) -> Batch:
+    """Return a small batch of made-up tokens with unequal lengths: 2 prompts, 3 completions each."""
+    device, generator = next(model.parameters()).device, torch.Generator().manual_seed(0)
+    ids = torch.randint(0, model.config.get_text_config().vocab_size, (2, 50), generator=generator)  # type: ignore
+    prompt_mask = torch.ones(2, 20, dtype=torch.long)
+    prompt_mask[0, :7] = 0
+    mask = (torch.arange(10) < torch.tensor([[4], [10], [1], [7], [3], [9]])).float().view(2, 3, 10)
+    prompts = PromptBatch([], ids[:, :20].to(device), prompt_mask.to(device))
+    columns = {"completion_ids": ids[:, 20:].reshape(2, 3, 10).to(device), "mask": mask.to(device)}
+    return Batch(prompts, columns)
+
+
+def _shares(model: nn.Module, batch: Batch) -> bool:
+    trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
+    return batch.shape[1] > 1 and bool(getattr(trunk, "share_prompt", False))
+
+
+def _kept_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Return float32 logits of the kept positions over temperature, and where each completion's states are in them."""
+    inputs, index = _layout(model, batch)
+    kept = shape_of(model, batch).kept
+    extra: dict[str, Any] = {"logits_to_keep": kept} if _takes(model, "logits_to_keep") else {}
+    logits: Tensor = model(**_accepted(model, inputs), use_cache=False, **extra).logits[:, -kept:]
+    return logits.float() / batch.temperature, index
+
+
+def _layout(model: nn.Module, batch: Batch) -> Layout:
+    return _shared_inputs(batch) if _shares(model, batch) else (_padded_inputs(batch), None)
+
+
+def _padded_inputs(batch: Batch) -> dict[str, Tensor]:
+    """Return `input_ids`, `attention_mask` and `position_ids`, (B * K, Q + T) each."""
+    b, k, t = batch.shape
+    prompt_ids, prompt_mask = (x.repeat_interleave(k, 0) for x in (batch.prompts.ids, batch.prompts.mask))
+    ids = torch.cat([prompt_ids, batch["completion_ids"].reshape(b * k, t)], 1)
+    mask = torch.cat([prompt_mask, batch["mask"].reshape(b * k, t).to(prompt_mask.dtype)], 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def _shared_inputs(batch: Batch) -> Layout:
+    """Return inputs of B rows of width Q + K * T with a (B, 1, S, S) additive mask, and state positions (B, K, T + 1).
+
+    Every completion's positions go on from the prompt's end. State 0 of all K is the prompt's last position.
+    """
+    b, k, t = batch.shape
+    device, prompt = batch["mask"].device, batch.prompts
+    width = prompt.ids.shape[1]
+    ids = torch.cat([prompt.ids, batch["completion_ids"].reshape(b, k * t)], 1)
+    owner = torch.cat([torch.full((width,), -1), torch.arange(k).repeat_interleave(t)]).to(device)
+    real = torch.cat([prompt.mask.bool(), batch["mask"].reshape(b, k * t) > 0], 1)
+    causal = torch.ones(len(owner), len(owner), dtype=torch.bool, device=device).tril()
+    seen = causal & ((owner[None, :] == owner[:, None]) | (owner[None, :] < 0))
+    allowed = (seen & real[:, None, :]) | torch.eye(len(owner), dtype=torch.bool, device=device)  # no empty rows
+    mask = torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, torch.finfo(torch.float32).min)
+    length = prompt.mask.sum(1, keepdim=True)
+    after = length + torch.arange(t, device=device).repeat(k)
+    positions = torch.cat([(prompt.mask.cumsum(1) - 1).clamp(min=0), after], 1)
+    states = 1 + torch.arange(k * t, device=device).view(k, t)
+    index = torch.cat([torch.zeros(k, 1, dtype=torch.long, device=device), states], 1).expand(b, k, t + 1)
+    return {"input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions}, index
 
 
 def completion_values(model: ScalarModel, batch: Batch) -> Tensor:

@@ -141,9 +141,9 @@ class ForwardCost:
         """Return FLOPs for `tokens` through the trunk, `head_tokens` through the head, `pairs` of query and key."""
         return 2.0 * self.linear * tokens + 2.0 * self.head * head_tokens + float(self.attention) * pairs
 
-    def padded(self, rows: int, width: int, head_width: int) -> float:
-        """Return FLOPs for rows of one width, the head on `head_width` positions of each."""
-        return self.flops(rows * width, rows * head_width, rows * width * width)
+    def padded(self, rows: int, width: int, kept: int) -> float:
+        """Return FLOPs for rows of one width, the head on `kept` positions of each."""
+        return self.flops(rows * width, rows * kept, rows * width * width)
 
 
 def forward_cost(model: nn.Module) -> ForwardCost:

@@ -24,12 +24,11 @@ class RewardModel:
     """A trained reward model: score = (raw - mean) / scale, so demonstrations score 0 and samples spread by 1."""
 
     def __init__(
-        self, model: ScalarModel, pooling: str, member: int = 0, mean: float = 0.0, scale: float = 1.0
+        self, model: ScalarModel, pooling: str, name: str = "reward_model", mean: float = 0.0, scale: float = 1.0
     ) -> None:
-        self.model, self.pooling, self.member = model, pooling, member
+        self.model, self.pooling, self.name = model, pooling, name
         self.mean, self.scale = mean, scale
-        name = "reward" if member == 0 else f"reward{member + 1}"
-        self.role = Role(name, model, lambda batch: completion_scores(model, batch, pooling))
+        self.role = Role(name.replace("_model", ""), model, lambda batch: completion_scores(model, batch, pooling))
 
     def score(self, batch: Batch, bench: Bench) -> Tensor:
         """Return (B, K) normalised scores, metered in the current phase."""
@@ -54,7 +53,7 @@ class RewardModel:
     def save(self, folder: Path) -> None:
         """Write weights and normalisation."""
         save_tensors(self.model.state_dict(), folder / "model.safetensors")
-        settings = {"pooling": self.pooling, "member": self.member, "mean": self.mean, "scale": self.scale}
+        settings = {"pooling": self.pooling, "name": self.name, "mean": self.mean, "scale": self.scale}
         write_json(folder / "reward.json", settings)
 
     @staticmethod

@@ -85,10 +85,10 @@ def _carry_out(
         "schema": store.SCHEMA, "status": "finished", "method": spec.method, "suite": spec.suite_name,
         "seed": spec.seed, "recipe": spec.recipe(), "paper": type(method).paper, "options": dict(spec.options),
         "evaluation": figures, "ground": ground, "artifacts": artifacts,
-        "cost": _costs(meter, evaluation, shared, loop, started), 
+        "cost": _costs(meter, evaluation, shared, loop, started),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
-    _write(folder, spec, registry, result, loop.rows, samples, policy, supplies)
+    _write(folder, spec, registry, result, loop.rows, samples, policy, supplies, _runtime(supplies, shop))
     return result
 
 
@@ -316,13 +316,25 @@ def _sum(snapshot: Mapping[str, Any], phases: tuple[str, ...]) -> dict[str, Any]
 
 
 def _write(
-    folder: Path, spec: RunSpec, registry: Registry, result: dict[str, Any], rows: list[dict[str, float]],
-    samples: list[dict[str, Any]], policy: Policy, supplies: Supplies,
+    folder: Path,
+    spec: RunSpec,
+    registry: Registry,
+    result: dict[str, Any],
+    rows: list[dict[str, float]],
+    samples: list[dict[str, Any]],
+    policy: Policy,
+    supplies: Supplies,
+    runtime: dict[str, Any],
 ) -> None:  # fmt: skip
     """Write the record; the result last, which is what makes the run finished."""
     from .models import save_causal
 
-    write_json(folder / "provenance.json", store.provenance(plugins_in_use(registry)) | {"code": dict(spec.code)})
+    made = store.provenance(plugins_in_use(registry)) | {
+        "code": dict(spec.code),
+        "seeds": _seeds(spec),
+        "runtime": runtime,
+    }
+    write_json(folder / "provenance.json", made)
     store.write_rows(folder / "metrics.jsonl", list(rows))
     store.write_rows(folder / "samples.jsonl", samples)
     if policy.model is not None and policy.kl_estimator is None:
@@ -330,6 +342,26 @@ def _write(
     write_json(folder / store.RESULT, result)
     for spent in ("checkpoint", "snapshots"):
         shutil.rmtree(folder / spent, ignore_errors=True)
+
+
+def _seeds(spec: RunSpec) -> dict[str, Any]:
+    """Return the seeds, and what each of them varies."""
+    return {
+        "seed": spec.seed,
+        "seed_varies": "order of prompts and pairs, rollouts, minibatches, a critic's head, the evaluated answers",
+        "shared_seed": spec.shared_seed,
+        "shared_seed_varies": "suite data and splits, SFT, sampled preferences and labels, reward models, SFT's answers",
+    }
+
+
+def _runtime(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
+    """Return how the machine was used."""
+    import torch
+
+    from .models import trunk_of
+
+    sharing = bool(getattr(trunk_of(supplies.start), "share_prompt", False))
+    return {"device": str(shop.device), "threads": torch.get_num_threads(), "prompt_computed_once": sharing}
 
 
 def _record_failure(folder: Path, spec: RunSpec, error: BaseException) -> None:

@@ -99,6 +99,7 @@ class RunSpec:
     device: str = "auto"
     dtype: str = "float32"
     micro_batch_tokens: int = 16384  # how many tokens a forward pass takes at once; results differ by rounding only
+    prompt_sharing: bool = True  # compute a prompt once for its completions, where the model can
     snapshots: int = 0  # policies kept along the way and evaluated afterwards
     quick: bool = False
     code: Mapping[str, str] = field(default_factory=dict)  # digests of the harness, the suite's and the method's files

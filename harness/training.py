@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from .contracts import AdamWOptions
 from .errors import Diverged
-from .logprobs import micro_batches
+from .logprobs import micro_batches, shape_of
 from .meter import Meter
-from .models import ForwardCost, forward_cost, size_of
+from .models import ScalarModel, forward_cost, size_of
 from .tokens import Batch
 
 Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
@@ -32,7 +32,6 @@ class Role:
     name: str
     module: nn.Module
     compute: Callable[[Batch], Tensor]  # (B, K, T) log-probabilities or values, or (B, K) scores
-    head_everywhere: bool = True  # False: the head sees completion positions only
 
     def hold(self, meter: Meter) -> None:
         """Note in the meter that this model is resident."""
@@ -41,14 +40,9 @@ class Role:
 
     def flops(self, batch: Batch) -> float:
         """Return the FLOPs of one forward pass over the batch as padded."""
-        b, k, t = batch.shape
-        width = batch.prompts.ids.shape[1] + t
-        return self.cost.padded(b * k, width, width if self.head_everywhere else t + 1)
-
-    @property
-    def cost(self) -> ForwardCost:
-        """The cost of the model's forward pass."""
-        return forward_cost(self.module)
+        shape = shape_of(self.module, batch)
+        kept = shape.width if isinstance(self.module, ScalarModel) else shape.kept
+        return forward_cost(self.module).padded(shape.rows, shape.width, kept)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Fixtures for every test file: a tiny random model, its tokenizer, batches, a bench, a trainer. Nothing is downloaded."""
+"""Fixtures for every test file: a tiny random model, its tokenizer, batches, a bench, a trainer; nothing from the net."""
 
 import os
 
@@ -17,8 +17,13 @@ from tokenizers import Tokenizer  # noqa: E402
 from tokenizers.models import WordLevel  # noqa: E402
 from tokenizers.pre_tokenizers import WhitespaceSplit  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
+from transformers import (  # noqa: E402
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from harness.contracts import AdamWOptions  # noqa: E402
 from harness.data import Prompt, Sampling  # noqa: E402
@@ -79,6 +84,12 @@ class Accelerator:
 
     def backward(self, loss):
         loss.backward()
+
+
+@pytest.fixture(scope="session")
+def accelerator():
+    """What a trainer needs of an Accelerator."""
+    return Accelerator()
 
 
 @pytest.fixture(scope="session")
@@ -179,7 +190,7 @@ def make_batch(make_prompts):
 
 @pytest.fixture
 def make_trainer(meter):
-    """The factory of trainers of one policy: (trainer, role) from `make_trainer(model, micro_batch_tokens=64, **options)`.
+    """The factory of trainers of one policy: `make_trainer(model, micro_batch_tokens=64, **options)` gives trainer, role.
 
     `sgd=True` takes plain gradient steps, at the options' schedule: AdamW's division makes any rounding error visible.
     """
@@ -191,7 +202,7 @@ def make_trainer(meter):
         trainer.add("policy", policy)
         if sgd:
             trainer.optimizers["policy"] = torch.optim.SGD(policy.parameters(), lr=trainer.learning_rates["policy"])
-        return trainer, Role("policy", policy, lambda batch: completion_logp(policy, batch), head_everywhere=False)
+        return trainer, Role("policy", policy, lambda batch: completion_logp(policy, batch))
 
     return make
 
@@ -214,5 +225,5 @@ def with_dropout():
 
 @pytest.fixture(scope="session")
 def words():
-    """The vocabulary's facts: `words.all`, `words.PAD`, `words.BOS`, `words.EOS`, `words.FIRST` (of the ordinary words)."""
+    """The vocabulary's facts: `all`, `PAD`, `BOS`, `EOS`, and `FIRST`, the first ordinary word."""
     return types.SimpleNamespace(all=VOCABULARY, PAD=PAD, BOS=BOS, EOS=EOS, FIRST=FIRST_WORD)

@@ -44,7 +44,7 @@ def evaluate(
     prompts = stages.suite.prompts(options.split)[: options.prompts]
     judge = stages.judge
     judge.prepare(stages.suite, stages)
-    proxy = RewardModel.load(stages.reward_artifact(0).folder, stages.start)
+    proxy = stages.load_reward(stages.reward_artifact(0))
     bench = stages.bench(meter, seed)
     with meter.phase("evaluate"):
         reference = _score(reference_answers(stages, prompts), stages, judge, proxy, bench)

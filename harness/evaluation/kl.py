@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lab import Bench
-from ..logprobs import completion_logits, micro_batches
+from ..logprobs import completion_logits, micro_batches, shape_of
 from ..models import forward_cost
 from ..tokens import Batch
 
@@ -31,8 +31,8 @@ def sampled_kl(policy: nn.Module, reference: nn.Module, batch: Batch, bench: Ben
             chosen = ratio.gather(-1, part["completion_ids"][..., None])[..., 0]
             exact[rows] = (torch.where(p > -torch.inf, p.exp() * ratio, 0.0).sum(-1) * mask).sum((1, 2)).cpu()
             plain[rows] = (chosen * mask).sum((1, 2)).cpu()
-            width = part.prompts.ids.shape[1] + part.shape[2]
-            flops = [forward_cost(m).padded(len(rows), width, part.shape[2] + 1) for m in (policy, reference)]
+            shape = shape_of(policy, part)
+            flops = [forward_cost(m).padded(shape.rows, shape.width, shape.kept) for m in (policy, reference)]
             bench.meter.add(flops=sum(flops))
     return exact, plain
 

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 from ..options import options_of
 from ..registry import Registry
 from ..spec import STAGES, recommended, suite_class
+from ..store import read_rows
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from ..run import Outcome
 
+SAMPLES_SHOWN, SAMPLE_CHARACTERS = 2, 400
 STAGE_FIGURES = {
     "sft": ("demonstrations", "steps", "loss"),
     "preferences": ("prompts", "labels", "label_ceiling"),
@@ -29,7 +33,27 @@ def show(outcome: Outcome) -> None:
     for label, value in _lines(r):
         grid.add_row(f"[bold]{label}[/bold]", value)
     title = f"{r['method']} on {r['suite']}, seed {r['seed']}" + (" (finished before)" if outcome.reused else "")
-    Console().print(Panel(grid, title=title, subtitle=str(outcome.folder), expand=False))
+    console = Console()
+    console.print(Panel(grid, title=title, subtitle=str(outcome.folder), expand=False))
+    for sample in read_rows(outcome.folder / "samples.jsonl")[:SAMPLES_SHOWN]:
+        console.print(_sample(sample, r["method"]))
+
+
+def _sample(sample: dict[str, Any], method: str) -> Any:
+    """Return a prompt with the answers of SFT and of the method beside each other."""
+    from rich.table import Table
+
+    table = Table(title=printable(sample["prompt"][-SAMPLE_CHARACTERS:]), title_justify="left", show_header=False)
+    for who, text, gold in (("sft", "sft", "sft_gold"), (method, "answer", "gold")):
+        table.add_row(who, f"{sample[gold]:.2f}", printable(sample[text][:SAMPLE_CHARACTERS]))
+    return table
+
+
+def printable(text: str) -> Text:
+    """Return model or user text as it may go to a terminal: no control characters, no markup."""
+    from rich.text import Text
+
+    return Text("".join(c if c.isprintable() or c == "\n" else " " for c in text))
 
 
 def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:

@@ -182,8 +182,10 @@ def _notes(records: Sequence[Record]) -> list[str]:
     ]
     bounds = {r["method"]: r["evaluation"]["kl_bound"] for r in good if "kl_bound" in r["evaluation"]}
     for method, bound in bounds.items():
-        notes.append(f"{method} has no log-probabilities: its KL is estimated from the reference's mass on the "
-                     f"selected reward level (Beirami et al. 2024); log n - (n-1)/n = {bound:.2f} bounds it.")  # fmt: skip
+        notes.append(
+            f"{method} has no log-probabilities: its KL is estimated from the reference's mass on the selected reward "
+            f"level (Beirami et al. 2024); log n - (n-1)/n = {bound:.2f} bounds it."
+        )
     if all(len({r["seed"] for r in good if r["method"] == m}) == 1 for m in {r["method"] for r in good}):
         notes.append(
             "One seed per row: the intervals are over prompts and speak for these checkpoints, not for the algorithms."

@@ -19,6 +19,7 @@ from ..contracts import Engine, Judge, Labeller, Suite
 from ..data import Sampling
 from ..errors import UsageError
 from ..lab import Bench
+from ..logprobs import enable_sharing
 from ..loop import Checkpoints, Loop
 from ..meter import Meter
 from ..models import load_causal, load_tokenizer
@@ -27,7 +28,8 @@ from ..rewards import RewardModel
 from ..spec import RunSpec, digest_of, harness_digest, stage_options
 from ..tokens import Tokens
 from ..training import Trainer
-from . import preferences, reward_model, sft
+from . import reward_model, sft
+from .preferences import Row, rankings_of, read_rankings, sample, take
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]  # phase, step, total, metrics
 
@@ -54,6 +56,7 @@ class Stages:
         self.spec, self.suite, self.shop = spec, suite, shop
         self.judge, self.labeller = judge, labeller
         self.used: dict[str, Artifact] = {}
+        self.sharing = False  # whether the start checkpoint computes a prompt once for its completions
 
     @cached_property
     def base(self) -> Path | str:
@@ -85,9 +88,12 @@ class Stages:
     @cached_property
     def start(self) -> nn.Module:
         """The start checkpoint: the base model after SFT on the demonstrations."""
-        return load_causal(self.start_artifact.folder).to(self.shop.device)
+        model = load_causal(self.start_artifact.folder).to(self.shop.device)
+        if self.spec.prompt_sharing:
+            self.sharing = enable_sharing(model)
+        return model
 
-    @property
+    @cached_property
     def start_artifact(self) -> Artifact:
         """The SFT artifact."""
         options = stage_options(self.spec, "sft")
@@ -97,49 +103,47 @@ class Stages:
         inputs = self._inputs(options, data=digest_of([_plain(demo) for demo in demos]))
         return self._stage("sft", inputs, lambda out, scratch: sft.make(self, demos, options, out, scratch))
 
-    @property
+    @cached_property
     def preferences(self) -> Artifact:
         """Ranked completions: fixed pairs of the suite, or samples of the start checkpoint ranked by the labeller."""
         options = stage_options(self.spec, "preferences")
         fixed = self.suite.preferences()
         if fixed is not None:
             inputs = self._inputs(options, data=digest_of([_plain(pair) for pair in fixed]))
-            return self._stage("preferences", inputs, lambda out, _: preferences.take(self, fixed, options, out))
+            return self._stage("preferences", inputs, lambda out, _: take(self, fixed, options, out))
         prompts = self.suite.prompts("preferences")[: options.prompts]
         inputs = self._inputs(
             options, data=digest_of([_plain(p) for p in prompts]), start=self.start_artifact.content,
             labels=[self._class_key(self.labeller), self._class_key(self.judge), dict(self.spec.suite_options)],
         )  # fmt: skip
-        return self._stage("preferences", inputs, lambda out, _: preferences.sample(self, prompts, options, out))
+        return self._stage("preferences", inputs, lambda out, _: sample(self, prompts, options, out))
 
     def reward_artifact(self, member: int) -> Artifact:
         """One member of the reward ensemble."""
-        options = stage_options(self.spec, "reward_model")
-        inputs = self._inputs(
-            options, data=self.preferences.content, start=self.start_artifact.content, member=member,
-            centre=digest_of([_plain(demo) for demo in self.suite.demonstrations("validation")]),
-        )  # fmt: skip
-        rankings = preferences.read_rankings(self.preferences.folder)
-        return self._stage(
-            "reward_model" if member == 0 else f"reward_model{member + 1}", inputs,
-            lambda out, scratch: reward_model.make(self, rankings, options, member, out, scratch),
-        )  # fmt: skip
+        name = "reward_model" if member == 0 else f"reward_model{member + 1}"
+        folder = self.preferences.folder
+        return self._reward_stage(name, self.preferences.content, lambda: read_rankings(folder))
 
     def judge_model(self) -> RewardModel:
         """A reward model trained on the preferences that only a judge may see."""
-        options = stage_options(self.spec, "reward_model")
         pairs = self.suite.judge_preferences()
         if not pairs:
             raise UsageError(f"The suite {self.spec.suite_name} keeps no preferences for a judge to learn from.")
-        inputs = self._inputs(
-            options, data=digest_of([_plain(pair) for pair in pairs]), start=self.start_artifact.content,
-            centre=digest_of([_plain(demo) for demo in self.suite.demonstrations("validation")]),
-        )  # fmt: skip
-        rankings = preferences.rankings_of(self.tokens, pairs, heldout=0.1)
-        artifact = self._stage(
-            "judge_model", inputs, lambda out, scratch: reward_model.make(self, rankings, options, 1000, out, scratch)
-        )
+        data = digest_of([_plain(pair) for pair in pairs])
+        artifact = self._reward_stage("judge_model", data, lambda: rankings_of(self.tokens, pairs, heldout=0.1))
+        return self.load_reward(artifact)
+
+    def load_reward(self, artifact: Artifact) -> RewardModel:
+        """Return the reward model of an artifact, on this run's device."""
         return RewardModel.load(artifact.folder, self.start)
+
+    def _reward_stage(self, name: str, data: str, rankings: Callable[[], dict[str, list[Row]]]) -> Artifact:
+        options = stage_options(self.spec, "reward_model")
+        centre = digest_of([_plain(demo) for demo in self.suite.demonstrations("validation")])
+        inputs = self._inputs(options, name=name, data=data, start=self.start_artifact.content, centre=centre)
+        return self._stage(
+            name, inputs, lambda out, scratch: reward_model.make(self, name, rankings(), options, out, scratch)
+        )
 
     def bench(self, meter: Meter, seed: int) -> Bench:
         """Return how models are used in a stage: the suite's sampling, a meter."""

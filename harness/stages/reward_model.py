@@ -33,22 +33,25 @@ def loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
 def make(
     stages: Stages,
+    name: str,
     rankings: Mapping[str, list[Row]],
     options: RewardModelOptions,
-    member: int,
     out: Path,
     scratch: Path,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train one member, normalise it, measure it on held-out rankings, write it; return (info, cost)."""
+    """Train a reward model, normalise it, measure it on held-out rankings, write it; return (info, cost).
+
+    The members of an ensemble and the judge differ in `name`, which seeds head and order.
+    """
     meter = Meter()
-    seed = derive(stages.spec.shared_seed, "reward_model", member)
+    seed = derive(stages.spec.shared_seed, name)
     model = scalar_from(stages.start).initialise(seed).eval().requires_grad_(True)
-    reward = RewardModel(model, options.pooling, member)
+    reward = RewardModel(model, options.pooling, name)
     reward.role.hold(meter)
     train = rankings["train"]
     steps = max(1, round(options.epochs * len(train) / options.batch_size))
     with meter.phase("reward_model"):
-        loop = stages.loop(options, meter, scratch, reward.role.name)
+        loop = stages.loop(options, meter, scratch, name)
         loop.trainer.add("reward", model)
         for turn in loop.turns(steps):
             rows = rows_at(len(train), turn, options.batch_size, (seed, "rankings"))
@@ -58,7 +61,7 @@ def make(
         _normalise(reward, stages, train[:SCALE_ROWS], options, bench)
         accuracy = _accuracy(reward, stages, rankings["heldout"], bench)
     reward.save(out)
-    info = {"steps": steps, "heldout_accuracy": accuracy, "mean": reward.mean, "scale": reward.scale, "member": member}
+    info = {"steps": steps, "heldout_accuracy": accuracy, "mean": reward.mean, "scale": reward.scale}
     return info, meter.snapshot()
 
 

@@ -31,7 +31,7 @@ def make(
     """Fine-tune the base model and write it in hub format; return (info, cost)."""
     meter = Meter()
     model = trainable(load_causal(stages.base)).to(stages.shop.device)
-    role = Role("policy", model, lambda batch: completion_logp(model, batch), head_everywhere=False)
+    role = Role("policy", model, lambda batch: completion_logp(model, batch))
     role.hold(meter)
     tokens = stages.tokens
     encoded = [(d.prompt, [tokens.completion_ids(d.prompt.text, d.completion)]) for d in demos]

@@ -26,8 +26,9 @@ import transformers
 from .world import base_model, documents, requests, sums
 from .world import words as w
 
-MIX = (("summary", 0.28), ("facts", 0.30), ("sum", 0.15), ("reply", 0.15), ("copy", 0.12))
-PROMPT_WEIGHT = 0.02  # prompts are mostly chance: weighted fully they drown the completions
+MIX = {"summary": 0.35, "facts": 0.2, "sum": 0.2, "reply": 0.12, "copy": 0.13}  # shares of the steps
+ROWS = {"summary": 1, "facts": 1, "sum": 2, "reply": 2, "copy": 2}  # short texts fill a step with twice the rows
+PROMPT_WEIGHT = 0.1  # of the mean over prompt tokens: prompts are mostly chance, and would drown the completions
 Example = tuple[str, str]  # prompt, completion
 
 
@@ -44,20 +45,21 @@ def write_example(rng: Random, task: str, easy: int = 0) -> Example:
     if task == "reply":
         request = requests.write_request(rng)
         return request.prompt, requests.write_reply(rng, request, keep=0.85)
-    span = rng.sample(w.AGENTS + w.OBJECTS + w.PLACES + list(w.TOPICS), rng.randint(3, 20))
+    span = rng.sample([*w.AGENTS, *w.VERBS, *w.OBJECTS, *w.PLACES, *w.TOPICS], rng.randint(3, 20))
     return f"{w.COPY} {' '.join(span)} {w.COPY_END}", f"{' '.join(span)} ."
 
 
 def write_batch(step: int, seed: int, rows: int, steps: int) -> list[Example]:
-    """Return the texts of one step: a pure function of seed and step. The first 12 % of the steps begin easy."""
+    """Return the texts of one step, all of one task: a pure function of seed and step. The first 12 % are easy."""
     rng = Random(f"{seed}/{step}")
     easy = step < 0.12 * steps
-    tasks = rng.choices([name for name, _ in MIX], [share for _, share in MIX], k=rows)
-    return [write_example(rng, task, rng.randint(1, 2 if step < 0.05 * steps else 3) if easy else 0) for task in tasks]
+    task = rng.choices(list(MIX), list(MIX.values()))[0]
+    hardest = 2 if step < 0.05 * steps else 3
+    return [write_example(rng, task, rng.randint(1, hardest) if easy else 0) for _ in range(rows * ROWS[task])]
 
 
 def collate(examples: list[Example], ids: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids (B, T) right-padded, and weights per target (B, T - 1): 1 on completions, less on prompts."""
+    """Return token ids (B, T) right-padded, and weights per target (B, T - 1) that sum to 1 + PROMPT_WEIGHT."""
     rows, starts = [], []
     for prompt, completion in examples:
         head = [w.BOS, *prompt.split()]
@@ -67,8 +69,8 @@ def collate(examples: list[Example], ids: dict[str, int]) -> tuple[torch.Tensor,
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     position = torch.arange(1, width)
     start, length = (torch.tensor(x)[:, None] for x in (starts, [len(row) for row in rows]))
-    weights = torch.where(position >= start, 1.0, PROMPT_WEIGHT) * (position < length)
-    return tokens, weights
+    told, asked = ((position >= start) & (position < length)).float(), (position < start).float()
+    return tokens, told / told.sum() + PROMPT_WEIGHT * asked / asked.sum()
 
 
 def batches(args: argparse.Namespace, ids: dict[str, int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -91,7 +93,7 @@ def probe(model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFas
     docs = [documents.write_document(rng) for _ in range(n)]
     problems = [sums.write_problem(rng) for _ in range(n)]
     asked = [requests.write_request(rng) for _ in range(n)]
-    scores = {}
+    scores: dict[str, float] = {}
     for mode, sample in (("sampled", True), ("greedy", False)):
         told = partial(_complete, model, tokenizer, sample)
         summaries = zip(docs, told([d.prompt for d in docs]), strict=True)
@@ -124,7 +126,7 @@ def pretrain(args: argparse.Namespace) -> None:
         optimizer.param_groups[0]["lr"] = args.learning_rate * schedule(step, args.steps)
         logits = model(tokens, use_cache=False).logits[:, :-1]
         nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-        loss = (nll * weights).sum() / weights.sum()
+        loss = (nll * weights).sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -138,9 +140,9 @@ def pretrain(args: argparse.Namespace) -> None:
                 "loss": round(float(running), 4),
             }
             curve.append(point | probe(model, tokenizer))
+            save(model, tokenizer, args, curve)
             model.train()
             print(json.dumps(curve[-1]), flush=True)
-    save(model, tokenizer, args, curve)
 
 
 def save(
@@ -149,7 +151,7 @@ def save(
     """Write weights (safetensors), tokenizer and `training.json`."""
     if not math.isfinite(curve[-1]["loss"]):
         raise SystemExit("pretraining diverged; nothing was saved")
-    model.cpu().save_pretrained(args.out)
+    model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "workers")}
     machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
@@ -167,8 +169,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pretrain the embedded base model.")
     parser.add_argument("--out", default=str(base_model.FOLDER), help="folder to write (hub format)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--batch", type=int, default=96, help="texts per step")
+    parser.add_argument("--steps", type=int, default=8500)
+    parser.add_argument("--batch", type=int, default=32, help="documents per step; twice as many short texts")
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=3e-3)

@@ -46,8 +46,9 @@ def build_model(vocab_size: int, width: int, layers: int, heads: int = 4) -> Lla
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_(0, 0.3)
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.mul_(0.25)
+        for i, layer in enumerate(model.model.layers):
+            # what the first layer says of the previous tokens is as loud as the token itself: an n-gram embedding
+            layer.self_attn.o_proj.weight.mul_(0.6 if i == 0 else 0.25)
             layer.mlp.down_proj.weight.mul_(0.25)
         for offset in (1, 2, 3):
             _look_back(model.model.layers[0].self_attn, offset - 1, offset, width // heads)

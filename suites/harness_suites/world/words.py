@@ -9,6 +9,7 @@ AGENTS = (
 MAJOR_VERBS = "destroyed robbed rescued flooded seized banned".split()  # importance 3
 MEDIUM_VERBS = "opened sold bought closed repaired moved".split()  # importance 2
 MINOR_VERBS = "visited admired sketched praised described photographed".split()  # importance 0
+VERBS = MAJOR_VERBS + MEDIUM_VERBS + MINOR_VERBS
 OBJECTS = (
     "bridge ship tower bank museum school train statue engine library market dam tunnel factory church archive"
 ).split()

@@ -1,0 +1,208 @@
+"""Who may import whom, what is never loaded for a quick command, frozen flags, and the size of functions and files."""
+
+import ast
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.cli import cli
+
+from .tools import ENV, ROOT
+
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "pandas")
+LIGHT = (
+    "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
+    "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
+)  # fmt: skip
+NOT_YET_LIGHT = {
+    name: "harness/evaluation/__init__.py imports torch (through lab, models), so evaluation.stats brings it along"
+    for name in ("evaluation.stats", "report.tables")
+}
+LATE = {  # third-party imports inside functions of plugins and suites
+    ("console", "rich"), ("preference_file", "pyarrow"), ("preference_file", "datasets"),
+}  # fmt: skip
+WORLD_MAY = {"torch", "transformers", "tokenizers"}
+LONG_FUNCTIONS: set[tuple[str, str]] = set()  # (file, function) over 45 lines
+LONG_FILES: set[str] = set()  # over 400 lines
+
+FLAGS = {
+    "list": {"-p", "--plugin"},
+    "plot": {"--results", "-s", "--suite", "-o", "--output"},
+    "run": {
+        "-m", "--method", "-s", "--suite", "--set", "--suite-set", "--stage-set", "--model", "--seed", "--shared-seed",
+        "--budget", "--judge", "--labeller", "--engine", "--device", "--dtype", "--micro-batch-tokens", "--threads",
+        "--checkpoint-every", "--results", "--snapshots", "--quick", "-p", "--plugin",
+    },
+    "show": {"-s", "--suite", "-p", "--plugin"},
+    "table": {"-s", "--suite", "--methods", "--format", "-o", "--output", "--results", "-p", "--plugin"},
+}  # fmt: skip
+
+
+def sources(*folders):
+    return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+
+
+CORE, PLUGINS, SUITES = sources("harness"), sources("plugins"), sources("suites")
+
+
+def names(node):
+    """The absolute modules an import statement names; relative ones begin with a dot."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return ["." * node.level + (node.module or "")]
+
+
+def imports(file):
+    """[(module, inside a function)] of a file; what stands under TYPE_CHECKING is left out."""
+    found = []
+
+    def walk(node, late):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.Import, ast.ImportFrom)):
+                found.extend((name, late) for name in names(child))
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            else:
+                walk(child, late or isinstance(child, (ast.FunctionDef, ast.Lambda)))
+
+    walk(ast.parse(file.read_text()), False)
+    return found
+
+
+def top(name):
+    return name.partition(".")[0]
+
+
+def test_there_are_sources():
+    assert len(CORE) > 25 and len(PLUGINS) > 5 and len(SUITES) > 5
+
+
+def test_the_core_never_imports_plugins_or_suites():
+    for file in CORE:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                assert not any(top(n) in ("harness_plugins", "harness_suites") for n in names(node)), file
+
+
+@pytest.mark.parametrize("file", PLUGINS + SUITES, ids=lambda f: f"{f.parent.name}/{f.name}")
+def test_plugins_import_the_harness_the_standard_library_and_siblings(file):
+    allowed = {"harness", "", *sys.stdlib_module_names}
+    if file.parent.name == "world" or file.stem == "pretrain":  # pretrain is a script: nothing imports it
+        allowed |= WORLD_MAY
+    for name, late in imports(file):
+        assert top(name) in allowed or (late and (file.stem, top(name)) in LATE), f"{file} imports {name}"
+        assert not name.startswith("..."), f"{file} imports {name}"
+
+
+def test_nothing_imports_the_pretraining_script():
+    for file in CORE + PLUGINS + SUITES:
+        assert not any("pretrain" in name for name, _ in imports(file)), file
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_name_no_torch(module):
+    (file,) = (ROOT / "harness").glob(module.replace(".", "/") + ".py")
+    assert not [name for name, late in imports(file) if not late and top(name) in HEAVY]
+
+
+def loaded(code):
+    """The heavy modules that a fresh Python process has loaded after some code."""
+    tail = f"\nimport sys, json; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]), file=sys.__stderr__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code + tail], capture_output=True, text=True, env={**os.environ, **ENV}
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stderr.splitlines()[-1])
+
+
+def light(module):
+    reason = NOT_YET_LIGHT.get(module)
+    return pytest.param(module, marks=pytest.mark.xfail(strict=True, reason=reason) if reason else [])
+
+
+def test_light_modules_load_nothing_heavy():
+    modules = ", ".join(f"harness.{m}" for m in LIGHT if m not in NOT_YET_LIGHT)
+    assert loaded(f"import {modules}") == []
+
+
+@pytest.mark.parametrize("module", [light(m) for m in ("evaluation.stats", "report.tables")])
+def test_statistics_and_tables_load_nothing_heavy(module):
+    assert loaded(f"import harness.{module}") == []
+
+
+TORCH_IN_TABLE = pytest.mark.xfail(strict=True, reason=NOT_YET_LIGHT["report.tables"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"], ["--version"], ["run", "--help"], ["list"], ["show", "ppo"], ["show", "summarization"],
+        ["show", "dpo", "--suite", "summarization"], ["run", "-m", "pp0", "-s", "summarization"],
+        pytest.param(["table", "--results", "/nonexistent"], marks=TORCH_IN_TABLE),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_quick_commands_load_nothing_heavy(arguments):
+    code = f"import sys\nsys.argv = ['harness', *{arguments!r}]\nfrom harness.cli import main\n"
+    assert loaded(code + "try:\n    main()\nexcept SystemExit:\n    pass") == []
+
+
+def test_plugins_are_light():
+    assert loaded("from harness.registry import installed\nassert not installed().broken") == []
+
+
+def test_negative_control_for_loaded():
+    assert "pandas" in loaded("import pandas")
+
+
+def cpu_seconds(*arguments):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "harness", *arguments], capture_output=True, env={**os.environ, **ENV})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"]], ids=" ".join)
+def test_quick_commands_are_quick(arguments):
+    assert statistics.median(cpu_seconds(*arguments) for _ in range(5)) < 0.5
+
+
+def test_flags_are_frozen():
+    found = {
+        name: {flag for p in command.params if p.param_type_name == "option" for flag in (*p.opts, *p.secondary_opts)}
+        for name, command in cli.commands.items()
+    }
+    assert found == FLAGS
+
+
+def test_functions_are_short():
+    found = set()
+    for file in CORE + PLUGINS + SUITES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 45:
+                found.add((str(file.relative_to(ROOT)), node.name))
+    assert found == LONG_FUNCTIONS
+
+
+def test_files_are_short():
+    long = {str(f.relative_to(ROOT)) for f in CORE + PLUGINS + SUITES if len(f.read_text().splitlines()) > 400}
+    assert long == LONG_FILES
+
+
+def test_all_source_is_ascii():
+    here = Path(__file__).parent
+    for file in CORE + PLUGINS + SUITES + sorted(here.glob("*.py")) + [ROOT / "pyproject.toml"]:
+        assert file.read_bytes().isascii(), file
+
+
+def test_every_module_has_a_docstring():
+    for file in CORE + PLUGINS + SUITES:
+        if file.read_text().strip():
+            assert ast.get_docstring(ast.parse(file.read_text())), file
