@@ -143,7 +143,10 @@ class Lab:
         or length the suite's apply, which are those of the evaluation.
         """
         usual = self._bench.sampling
-        sampling = Sampling(temperature or usual.temperature, max_new_tokens or usual.max_new_tokens)
+        sampling = Sampling(
+            usual.temperature if temperature is None else temperature,
+            usual.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        )
         check_sampling(sampling, **truncations)
         policy = self.policy
         policy.role.hold(self._bench.meter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import statistics
 import time
@@ -14,10 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from .data import Budget
+from .errors import Diverged
 from .files import make_folder, publish, write_json
 from .meter import PHASES, Meter
 from .models import load_tensors, save_tensors
 from .registry import file_digest
+from .spec import digest_of
 from .training import Trainer
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
@@ -43,7 +46,8 @@ class Checkpoints:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         save_tensors(dict(tensors), work / "tensors.safetensors")
-        write_json(work / "state.json", {**state, "sha256": file_digest(work / "tensors.safetensors")})
+        whole = {**state, "tensors": file_digest(work / "tensors.safetensors")}
+        write_json(work / "state.json", {**whole, "seal": digest_of(whole)})
         shutil.rmtree(final, ignore_errors=True)
         publish(work, final)
         for old in self._found()[:-2]:
@@ -55,7 +59,8 @@ class Checkpoints:
         for folder in reversed(self._found()):
             try:
                 state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-                if state["sha256"] == file_digest(folder / "tensors.safetensors"):
+                sealed = state.pop("seal") == digest_of(state)
+                if sealed and state["tensors"] == file_digest(folder / "tensors.safetensors"):
                     return load_tensors(folder / "tensors.safetensors"), state
             except (OSError, ValueError, KeyError):
                 pass
@@ -129,12 +134,16 @@ class Loop:
                 yield turn
                 self._done[str(stream)] = turn + 1
                 self._close_turn(turn, total)
+            # where the stream ended, reached now or before a restart: what comes between streams draws from here
+            self.stream, self.turn, self.total = stream, self._done.get(str(stream), 0), total
         finally:
             self._open = False
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Add metrics to the current turn's row; a name logged several times is averaged."""
         for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise Diverged(f"The metric {name} is {float(value)} at step {len(self.rows) + 1}.")
             self._pending.setdefault(name, []).append(float(value))
 
     def budget_share(self) -> float:

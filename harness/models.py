@@ -150,11 +150,19 @@ def forward_cost(model: nn.Module) -> ForwardCost:
     """Return the cost of a causal or scalar model's forward pass."""
     head = model.head if isinstance(model, ScalarModel) else model.get_output_embeddings()  # type: ignore[operator]
     trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
-    linear = sum(m.in_features * m.out_features for m in trunk.modules() if isinstance(m, nn.Linear))
+    linear = sum(_matrix_weights(m) for m in trunk.modules())
+    assert linear, f"no weight matrices found in {type(trunk).__name__}: its cost cannot be counted"
     config = trunk.config.get_text_config()  # type: ignore[operator, union-attr]
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * width  # scores and weighted values
     return ForwardCost(linear, head.in_features * head.out_features, attention)
+
+
+def _matrix_weights(module: nn.Module) -> int:
+    """Return the weights a token is multiplied with in this module itself: every matrix that is not an embedding."""
+    if isinstance(module, nn.Embedding):
+        return 0
+    return sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 2)
 
 
 def _first_line(error: Exception) -> str:

@@ -109,6 +109,7 @@ class Batch(Mapping[str, Tensor]):
     @staticmethod
     def concatenate(parts: Sequence[Batch]) -> Batch:
         """Return one batch of the rows of several, all with the same K and columns."""
+        assert len({part.temperature for part in parts}) == 1, "batches of unlike temperature"
         width = max(part.prompts.ids.shape[1] for part in parts)
         length = max(part.shape[2] for part in parts)
         prompts = PromptBatch(
@@ -158,7 +159,7 @@ class Tokens:
             ids = list(self.tokenizer(completion, add_special_tokens=False)["input_ids"])
         else:
             ids = self._message_ids(prompt, completion)
-        ids = [*(ids[: ids.index(self.eos)] if self.eos in ids else ids), self.eos]
+        ids = [*(ids[: ids.index(self.eos)] if self.eos in ids else ids), self.eos]  # an answer ends at its first end
         if self.max_completion and len(ids) > self.max_completion:
             self.cut_completions += 1
             ids = ids[: self.max_completion]
@@ -195,11 +196,6 @@ class Tokens:
         mask = [[[1.0] * len(c) + [0.0] * (width - len(c)) for c in group] for group in completions]
         columns = {"completion_ids": torch.tensor(ids, device=device), "mask": torch.tensor(mask, device=device)}
         return Batch(self.prompt_batch(prompts, device), columns)
-
-    def finished(self, batch: Batch) -> Tensor:
-        """Return (B, K) whether each completion ends with the end-of-sequence token."""
-        last = (batch.lengths - 1).clamp(min=0)[..., None]
-        return batch["completion_ids"].gather(-1, last)[..., 0] == self.eos
 
     def _message_ids(self, prompt: Text, completion: list[dict[str, str]]) -> list[int]:
         """Return what the chat template adds for the completion's messages, up to their end-of-sequence token."""

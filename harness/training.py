@@ -76,7 +76,7 @@ class Trainer:
         """Train a module from now on, at the options' learning rate or its own."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         self.modules[name] = module
-        self.learning_rates[name] = learning_rate or self.options.learning_rate
+        self.learning_rates[name] = self.options.learning_rate if learning_rate is None else learning_rate
         self.optimizers[name] = torch.optim.AdamW(
             parameters, lr=self.learning_rates[name], betas=(0.9, self.options.adam_beta2),
             weight_decay=self.options.weight_decay, fused=True,
@@ -88,6 +88,8 @@ class Trainer:
         totals: dict[str, float] = {"loss": 0.0}
         for term in terms:
             for name, value in self._accumulate(term).items():
+                if name != "loss" and name in totals:
+                    raise ValueError(f"two terms of a step report a metric {name!r}")
                 totals[name] = totals.get(name, 0.0) + value
         if not math.isfinite(totals["loss"]):
             raise Diverged(f"The loss is {totals['loss']} at optimiser step {self.steps + 1}.")
@@ -160,6 +162,11 @@ class Trainer:
 def reduce_share(values: Tensor, part: Batch, whole: Batch, reduction: str | float) -> Tensor:
     """Return the part's share of the whole batch's reduced value; the shares of all parts add up to it."""
     b, k, _ = whole.shape
+    if not 0 < values.dim() <= 3 or values.shape != part["mask"].shape[: values.dim()]:
+        raise ValueError(
+            f"a loss returns (B,), (B, K) or (B, K, T) values, here {list(part['mask'].shape)} or its beginning, not "
+            f"{list(values.shape)}: leave the mean to the lab, which takes it over the whole batch"
+        )
     if values.dim() < 3:
         return values.sum() / (b if values.dim() == 1 else b * k)
     mask = part["mask"]
@@ -177,7 +184,7 @@ def reduce_share(values: Tensor, part: Batch, whole: Batch, reduction: str | flo
 def schedule(options: AdamWOptions, progress: float) -> float:
     """Return the share of the peak learning rate at `progress` in [0, 1) of training."""
     if progress < options.warmup_ratio:
-        # half a step on: the first step of a warm-up must not have rate 0
+        # the very first step must not have rate 0
         return max(progress, 1e-2 * options.warmup_ratio) / options.warmup_ratio
     if options.lr_schedule == "constant":
         return 1.0

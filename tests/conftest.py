@@ -1,4 +1,4 @@
-"""Fixtures for every test file: a tiny random model, its tokenizer, batches, a bench, a trainer; nothing from the net."""
+"""Fixtures for every test file: a tiny random model, its tokenizer, batches, a bench, a trainer; all offline."""
 
 import os
 
@@ -190,7 +190,7 @@ def make_batch(make_prompts):
 
 @pytest.fixture
 def make_trainer(meter):
-    """The factory of trainers of one policy: `make_trainer(model, micro_batch_tokens=64, **options)` gives trainer, role.
+    """The factory of trainers: `make_trainer(model, micro_batch_tokens=64, **options)` gives the trainer and its role.
 
     `sgd=True` takes plain gradient steps, at the options' schedule: AdamW's division makes any rounding error visible.
     """

@@ -37,7 +37,7 @@ FLAGS = {
     "run": {
         "-m", "--method", "-s", "--suite", "--set", "--suite-set", "--stage-set", "--model", "--seed", "--shared-seed",
         "--budget", "--judge", "--labeller", "--engine", "--device", "--dtype", "--micro-batch-tokens", "--threads",
-        "--checkpoint-every", "--results", "--snapshots", "--quick", "-p", "--plugin",
+        "--checkpoint-every", "--results", "--snapshots", "--prompt-sharing", "--quick", "-p", "--plugin",
     },
     "show": {"-s", "--suite", "-p", "--plugin"},
     "table": {"-s", "--suite", "--methods", "--format", "-o", "--output", "--results", "-p", "--plugin"},

@@ -81,10 +81,9 @@ def test_robust_dpo_is_unbiased_under_flips(h, e):
 
 def test_cdpo_is_biased_under_flips():
     right, flipped = DPO(beta=1.0, label_smoothing=0.2).loss(*pairs_of([1.0, -1.0]))[0]
+    clean = DPO(beta=1.0).loss(*pairs_of([1.0]))[0].item()
     with pytest.raises(AssertionError):
-        assert float(0.8 * right + 0.2 * flipped) == pytest.approx(
-            float(DPO(beta=1.0).loss(*pairs_of([1.0]))[0]), rel=1e-2
-        )
+        assert (0.8 * right + 0.2 * flipped).item() == pytest.approx(clean, rel=1e-2)
 
 
 def trl_loss(logp, ref, **settings):
@@ -139,7 +138,7 @@ def surrogate(ratio, advantage, **options):
     }
     loss, metrics = PPO(**options).loss(logp, batch)
     loss.backward()
-    return float(loss), float(logp.grad), float(metrics["clip_fraction"])
+    return loss.item(), logp.grad.item(), metrics["clip_fraction"].item()
 
 
 def test_the_surrogate_starts_as_the_policy_gradient():
@@ -354,7 +353,7 @@ def test_best_of_n_kl_is_near_the_level_formula(n):
         assert told <= best_of_n_bound(n) + 1e-12 and estimated_kl(f, q, n) <= best_of_n_bound(n) + 1e-12
 
 
-@pytest.mark.parametrize("n", [256, 1024])
+@pytest.mark.parametrize("n", [1024, 65536])
 def test_the_bound_is_no_estimate_with_ties(n):
     f, F = levels_of(rounded=True)
     with pytest.raises(AssertionError):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from harness.contracts import AdamWOptions
 from harness.errors import UsageError
 from harness.options import build, convert, options_of, parse_settings
-from harness.spec import parse_budget
+from harness.registry import installed
+from harness.spec import STAGES, parse_budget
 
 
 @dataclass
@@ -31,7 +32,9 @@ class Options(Parent):
     maybe: float | None = None  # none: not set
     older: Optional[int] = 3  # noqa: UP045  the other spelling
     sizes: list[int] = field(default_factory=lambda: [1, 2])
-    long: str = "over several lines"  # inside  # behind the end
+    long: list[int] = field(
+        default_factory=list,  # inside
+    )  # behind the end
     hidden: int = field(default=0, init=False)
 
     def check(self):
@@ -57,6 +60,11 @@ def test_help_is_the_trailing_comment():
     assert options["flag"].help == 'on or off; "#" and = inside stay'
     assert options["long"].help == "behind the end"
     assert all(option.help for option in options_of(AdamWOptions).values())
+
+
+def test_every_option_of_a_built_in_method_or_stage_has_help():
+    for cls in (*installed().classes["methods"].values(), *STAGES.values()):
+        assert [name for name, option in options_of(cls).items() if not option.help] == [], cls
 
 
 def test_help_of_a_class_without_source():

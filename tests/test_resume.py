@@ -26,6 +26,54 @@ def step_logged(phase, step):
 """
 
 
+# A method that logs and draws before its stream, between two streams, and inside them.
+TWO_STREAMS = """
+from dataclasses import dataclass
+
+from harness import GradientMethod, hookimpl
+
+
+@dataclass
+class TwoStreams(GradientMethod):
+    name = "two_streams"
+    needs = frozenset({"pairs", "prompts"})
+
+    outside: bool = False  # log outside of turns
+
+    def train(self, lab):
+        lab.state.setdefault("seen", 0)
+        if self.outside:
+            lab.log(before=1.0)
+        lab.generator("noise")
+        for pairs in lab.pairs(steps=3, batch_size=4):
+            lab.state["seen"] += 1
+            lab.step(lambda logp, batch: -logp[:, 0].sum(-1), pairs)
+        if self.outside:
+            lab.log(between=2.0)
+        for prompts in lab.prompts(3, batch_size=4):
+            batch = lab.rollout(prompts)
+            lab.log(seen=lab.state["seen"], length=batch.lengths.float().mean())
+            lab.step(lambda logp, batch: logp.sum((1, 2)) * 0.01, batch)
+        return lab.policy
+
+
+@hookimpl
+def register_methods(register):
+    register(TwoStreams)
+"""
+
+
+SECOND = """
+
+SEEN = []
+
+
+def second(phase):
+    SEEN.append(phase)
+    return SEEN.count(phase) > 1  # the step of this number in the second stream
+"""
+
+
 class Watched:
     """A results folder, and runs in it that are watched, and killed."""
 
@@ -104,6 +152,34 @@ def test_dpo_killed_and_its_newest_checkpoint_damaged(watched):
     assert done.code == 0 and seen["dpo"] == [4, 5, 6], done.text
     assert "The checkpoint turn-00000004 was damaged; the one before it was used." in done.err
     assert outputs(only_run(watched.folder, "small", "dpo")) == outputs(finished("dpo"))
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [
+        "false",
+        pytest.param("true", marks=pytest.mark.xfail(
+            strict=True, reason="Loop: after a restart, what is logged outside of turns is averaged into the next turn again")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kill", ["two_streams 2", "two_streams 3"])
+def test_a_method_of_two_streams(outside, kill):
+    killed, whole = Watched(), Watched()
+    method = plugin(killed.folder, "two", TWO_STREAMS)
+    more = ("-p", method, "--set", f"outside={outside}")
+    log = killed.folder / "watched"
+    log.write_text("")
+    done, _ = whole.run("two_streams", "", *more)
+    assert done.code == 0, done.text
+    source = WATCHER.replace("KILL", "KILL").replace('== f"{phase} {step}"', '== f"{phase} {step}" and second(phase)')
+    source += SECOND if kill.endswith("2") else "\n\ndef second(phase):\n    return True\n"
+    killed.watcher.write_text(source)
+    done, _ = killed.run("two_streams", kill, *more)
+    assert done.code == -signal.SIGKILL
+    done = killed.rest("two_streams", *more)
+    assert done.code == 0, done.text
+    first, second = (outputs(only_run(w.folder, "small", "two_streams")) for w in (killed, whole))
+    assert first == second and len(first) == 3
 
 
 def test_an_interrupted_run_says_how_to_go_on(watched):

@@ -127,7 +127,9 @@ class PPO(RewardOptions, GradientMethod):
             advantages = logprobs.masked_whiten(advantages, mask)
         kl = float(((logp - ref_logp) * mask).sum(-1).mean())
         centred = returns - logprobs.masked_mean(returns, mask)
-        unexplained = logprobs.masked_mean(advantages_squared, mask) / logprobs.masked_mean(centred**2, mask)
+        unexplained = logprobs.masked_mean(advantages_squared, mask) / logprobs.masked_mean(centred**2, mask).clamp(
+            min=1e-8
+        )
         lab.log(
             reward=reward.mean(), kl=kl, beta=beta, length=batch.lengths.float().mean(),
             eos_rate=batch["ended"].float().mean(), explained_variance=1 - unexplained,

@@ -1,8 +1,10 @@
 """Build the tokenizer and the untrained base model of the embedded world; `pretrain` trains it.
 
-The architecture is a stock Llama. Only its starting weights are special: three heads of the first layer begin by
-looking at the previous one, two and three tokens, because a decoder this small otherwise spends most of its
-pretraining finding out what came just before. Everything stays trainable and the saved model is plain `transformers`.
+The architecture is a stock Llama. Only its starting weights are special, because a decoder this small otherwise spends
+most of its pretraining finding out how to look things up. Three heads of the first layer begin by looking at the
+previous one, two and three tokens; three heads of the second layer begin by looking for places where that token was
+the present one, and by repeating what stands there. Everything stays trainable, and the saved model is plain
+`transformers`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from . import words as w
 
 FOLDER = Path(__file__).parent.parent / "base"  # the trained model, shipped in the wheel
-PEAK = 5.0  # by how much a previous-token head's score falls from its peak to a distance of one token
+PEAK = 5.0  # by how much a look-back head's score falls from its peak to a distance of one token
+LOUDNESS = 0.6  # of what a look-back head writes, so that it equals the token's own embedding
+SHARPNESS = 2.0  # of a look-up head's queries and keys
+THETA = 10000.0  # rotary base: the fast half of the frequencies serves looking back, the slow half looking up
+SLOW = 5  # the first frequency that turns by less than about a radian over a prompt
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -39,33 +45,50 @@ def build_model(vocab_size: int, width: int, layers: int, heads: int = 4) -> Lla
     config = LlamaConfig(
         vocab_size=vocab_size, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads, attention_bias=True, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0}, max_position_embeddings=256,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA}, max_position_embeddings=256,
         initializer_range=width**-0.5,  # the usual 0.02 is made for widths in the thousands: here nothing would attend
         pad_token_id=0, bos_token_id=1, eos_token_id=2, use_cache=True,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    first, second = (layer.self_attn for layer in model.model.layers[:2])
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_(0, 0.3)
-        for i, layer in enumerate(model.model.layers):
-            # what the first layer says of the previous tokens is as loud as the token itself: an n-gram embedding
-            layer.self_attn.o_proj.weight.mul_(0.6 if i == 0 else 0.25)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(0.25)
             layer.mlp.down_proj.weight.mul_(0.25)
         for offset in (1, 2, 3):
-            _look_back(model.model.layers[0].self_attn, offset - 1, offset, width // heads)
+            rows = slice((offset - 1) * (width // heads), offset * (width // heads))
+            _look_back(first, rows, offset)
+            _look_up(first, second, rows)
     return model
 
 
-def _look_back(attention: torch.nn.Module, head: int, offset: int, head_dim: int) -> None:
-    """Start `head` so that its score peaks `offset` tokens back.
+def _look_back(attention: torch.nn.Module, rows: slice, offset: int) -> None:
+    """Start a head so that its score peaks `offset` tokens back.
 
     With rotary frequencies f, key bias (a, 0) and query bias (a cos(offset f), -a sin(offset f)) give the score
     a^2 sum_f cos((distance - offset) f) / sqrt(head_dim).
     """
+    head_dim = rows.stop - rows.start
     half = head_dim // 2
-    f = 100.0 ** (-torch.arange(half) / half)
+    f = THETA ** (-torch.arange(half) / half)
     a = math.sqrt(PEAK * math.sqrt(head_dim) / (1 - torch.cos(f)).sum())
-    rows = slice(head * head_dim, (head + 1) * head_dim)
     attention.k_proj.bias[rows] = torch.cat([torch.full((half,), a), torch.zeros(half)])
     attention.q_proj.bias[rows] = torch.cat([a * torch.cos(offset * f), -a * torch.sin(offset * f)])
     attention.q_proj.weight[rows] *= 0.1
     attention.k_proj.weight[rows] *= 0.1
+
+
+def _look_up(first: torch.nn.Module, second: torch.nn.Module, rows: slice) -> None:
+    """Start a head of the second layer that finds where its look-back head saw the present token.
+
+    The look-back head writes B A x of the earlier token's embedding x; the look-up head asks with A x of the present
+    one and compares with B^T of what is written there, over the slow rotary dimensions, which distance hardly turns.
+    What it finds it adds to the stream in the direction of that token's own embedding: the tied head then repeats it.
+    """
+    head_dim, width = rows.stop - rows.start, first.q_proj.weight.shape[1]
+    a, b, c = (torch.linalg.qr(torch.randn(width, head_dim)).Q for _ in range(3))
+    slow = (torch.arange(head_dim) % (head_dim // 2) >= SLOW).float()[:, None]
+    first.v_proj.weight[rows], first.o_proj.weight[:, rows] = a.T, LOUDNESS * b
+    second.q_proj.weight[rows], second.k_proj.weight[rows] = SHARPNESS * slow * a.T, SHARPNESS * slow * b.T
+    second.v_proj.weight[rows], second.o_proj.weight[:, rows] = c.T, 0.5 * c
