@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 
+from harness.seeds import derive
+
 from .tools import ROOT, command, finished, fresh, on_small, only_run, outputs, plugin, process, results
 
 REINFORCE = '''
@@ -456,6 +458,7 @@ MINE = """
 data = "data.jsonl"
 max_completion_tokens = 6
 test_share = {test}
+validation_share = 0.2
 [settings.dpo]
 steps = 2
 batch_size = 4
@@ -484,9 +487,9 @@ def test_a_run_on_a_preference_file(tmp_path):
     assert result["cost"]["labels"] < 60 and "rouge" in result["evaluation"]
 
 
-def test_too_few_evaluation_prompts_are_no_traceback(tmp_path):
-    for share in (0.02, 0.04, 0.06, 0.08, 0.1):  # until exactly one prompt falls to the test split
-        done = run_on_file(tmp_path, 25, share)
-        if "leave none for" not in done.err:
-            break
+@pytest.mark.xfail(strict=True, reason="stats.mean_interval raises ValueError for one prompt, after all the training")
+def test_a_single_evaluation_prompt_is_no_traceback(tmp_path):
+    places = sorted(derive("split", 0, f"the mayor sold {n} bridge .") / 2**63 for n in range(60))
+    done = run_on_file(tmp_path, 60, (places[0] + places[1]) / 2)  # exactly one prompt falls to the test split
+    assert "leave none for" not in done.err
     assert "Traceback" not in done.text, done.text
