@@ -6,7 +6,7 @@ start checkpoint, data and reward models were prepared before the method was cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -279,11 +279,11 @@ class Lab:
         """Return the completions of a batch as text, K per prompt."""
         return self.tokens.texts(batch)
 
-    def generator(self, *purpose: object) -> torch.Generator:
+    def generator(self, *purpose: Hashable) -> torch.Generator:
         """Return a random generator for a purpose: a function of seed, turn and purpose alone."""
         return torch.Generator().manual_seed(derive(*self._key(*purpose)))
 
-    def _key(self, *purpose: object) -> tuple[object, ...]:
+    def _key(self, *purpose: Hashable) -> tuple[Hashable, ...]:
         """Return what random numbers of the current turn are derived from; repeated requests in a turn differ."""
         place = (self._loop.stream, self._loop.turn)
         count = self._draws[1] + 1 if self._draws[0] == place else 0

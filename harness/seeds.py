@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Hashable
+from functools import lru_cache
 from random import Random
 
 
@@ -13,8 +15,9 @@ def derive(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def permutation(n: int, *parts: object) -> list[int]:
+@lru_cache(maxsize=16)  # the same epoch's order is asked for at every turn
+def permutation(n: int, *parts: Hashable) -> tuple[int, ...]:
     """Return a permutation of range(n) that depends on the parts alone."""
     order = list(range(n))
     Random(derive(*parts)).shuffle(order)
-    return order
+    return tuple(order)

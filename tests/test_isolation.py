@@ -1,4 +1,4 @@
-"""A hostile method looks for the judge, the suite, the labeller and the test prompts; a walker that finds them finds none."""
+"""A hostile method looks for judge, suite, labeller and test prompts, with a walker that is shown to find them."""
 
 import functools
 import gc
@@ -14,7 +14,7 @@ from harness.data import Prompt
 
 from .tools import command, fresh, on_small, plugin, results
 
-# -- the walker: its source goes into the hostile plugin ------------------------------------------------------------------------
+# -- the walker: its source goes into the hostile plugin ---------------------------------------------------------------
 
 
 def neighbours(thing):
@@ -162,7 +162,7 @@ def test_negative_control_a_leaked_judge_is_found(hostile):
         assert "harness_suites.summarization.Summarization" in leaked[where]["found"]  # behind the judge's bound method
 
 
-# -- the walker itself -----------------------------------------------------------------------------------------------------------
+# -- the walker itself -------------------------------------------------------------------------------------------------
 
 
 class Gold(Judge):

@@ -42,7 +42,7 @@ class Options(Parent):
             raise ValueError("size must not be negative")
 
 
-HINTS = (int, float, bool, str, float | None, int | None, list[int], list[str], tuple[int, ...], Optional[bool])
+HINTS = (int, float, bool, str, float | None, int | None, list[int], list[str], tuple[int, ...], Optional[bool])  # noqa: UP045
 
 
 def test_types_defaults_and_order():
@@ -79,7 +79,7 @@ def test_help_of_a_class_without_source():
         (float, "5e-5", 5e-5), (float, "1", 1.0), (float, "-.5", -0.5), (float, 3, 3.0), (int, "12", 12),
         (int, "1e3", 1000), (int, 2.0, 2), (int, "-4", -4), (str, "none", "none"), (str, "", ""),
         (float | None, "none", None), (float | None, "None", None), (float | None, None, None),
-        (float | None, "0.5", 0.5), (Optional[int], "7", 7), (list[int], "1,2,3", [1, 2, 3]), (list[int], [4], [4]),
+        (float | None, "0.5", 0.5), (Optional[int], "7", 7), (list[int], "1,2,3", [1, 2, 3]), (list[int], [4], [4]),  # noqa: UP045
         (tuple[int, ...], "1,2", (1, 2)), (list[str], "a,b", ["a", "b"]),
     ],
 )  # fmt: skip

@@ -38,7 +38,7 @@ def artifacts(tmp_path):
     return Artifacts(tmp_path / "artifacts")
 
 
-# -- artifacts -------------------------------------------------------------------------------------------------------------
+# -- artifacts ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_inputs_are_made_once(artifacts):
@@ -147,7 +147,7 @@ def test_a_kill_while_making_leaves_nothing_and_no_lock(artifacts):
     assert make.scratch == ["checkpoint"] and [f.name for f in made.folder.iterdir() if "half" in f.name] == []
 
 
-# -- atomic writes -----------------------------------------------------------------------------------------------------------
+# -- atomic writes -----------------------------------------------------------------------------------------------------
 
 WRITER = """
 import sys
@@ -191,7 +191,7 @@ def test_rows_round_trip(tmp_path):
     assert read_rows(tmp_path / "rows.jsonl") == rows
 
 
-# -- locks and folders -------------------------------------------------------------------------------------------------------
+# -- locks and folders -------------------------------------------------------------------------------------------------
 
 OWNER = """
 import sys, time
@@ -239,7 +239,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, place):
     assert done.code == 3 and "Cannot write to" in done.err and "Traceback" not in done.text
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------------
+# -- reading -----------------------------------------------------------------------------------------------------------
 
 
 def test_load_results_has_dotted_columns_and_failures(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def make(
     return info | {"cut_completions": tokens.cut_completions}, meter.snapshot()
 
 
-def rows_at(n: int, turn: int, size: int, key: tuple[object, ...]) -> list[int]:
+def rows_at(n: int, turn: int, size: int, key: tuple[Hashable, ...]) -> list[int]:
     """Return the row numbers of one turn: an endless order of n rows, reshuffled each epoch."""
     rows: list[int] = []
     while len(rows) < size:

@@ -21,7 +21,7 @@ from .world import documents
 from .world.documents import Document
 
 USUAL_LENGTH = 14  # tokens of a usual summary: where a verbosity bias neither adds nor takes
-SIZES = {"demonstrations": 8000, "preferences": 8000, "train": 4000, "validation": 1024, "test": 2048}
+SIZES = {"demonstrations": 4000, "preferences": 4000, "train": 4000, "validation": 1024, "test": 2048}
 
 
 @cache
