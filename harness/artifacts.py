@@ -62,12 +62,14 @@ class Artifacts:
         return Artifact(final, kind, content, info, cost, reused=False)
 
     def _open(self, folder: Path, kind: str) -> Artifact:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        for name, digest in manifest["files"].items():
-            file = folder / name
-            if not file.is_file() or file_digest(file) != digest:
-                raise HarnessError(
-                    f"The artifact {folder} is damaged: {name} is not what was written. "
-                    f"Delete that folder and run the same command again; it will be made anew."
-                )
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            found = {name: file_digest(folder / name) for name in manifest["files"]}
+            if found != manifest["files"] or digest_of(found) != manifest["content"]:
+                raise ValueError(next((n for n in found if found[n] != manifest["files"][n]), MANIFEST))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HarnessError(
+                f"The artifact {folder} is damaged: not what was written ({error}). "
+                f"Delete that folder and run the same command again; it will be made anew."
+            ) from error
         return Artifact(folder, kind, manifest["content"], manifest["info"], manifest["cost"], reused=True)

@@ -102,7 +102,6 @@ def run(
     from .spec import Request, resolve
 
     spec = resolve(Request(method, suite, settings, suite_settings, stage_settings, budget, fixed), registry)
-    _check_names(spec, registry)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     outcome = execute(spec, registry, Settings(results, checkpoint_every, threads, warn=_warn))
     from .report.panel import show
@@ -179,14 +178,6 @@ def plot(results: Path, suite: str | None, output: Path) -> None:
 
     frontier(results, suite, output)
     click.echo(f"wrote {output}")
-
-
-def _check_names(spec: Any, registry: Registry) -> None:
-    """Look up every other plugin a spec names before anything starts."""
-    registry.get("engines", spec.engine)
-    for kind, name in (("judges", spec.judge), ("labellers", spec.labeller)):
-        if name:
-            registry.get(kind, name)
 
 
 def _first_line(cls: type) -> str:

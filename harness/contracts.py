@@ -196,6 +196,10 @@ class Suite(ABC):
         """Return the folder of the embedded base model, or None where the user names one."""
         return None
 
+    def data_files(self) -> list[Path]:
+        """Return the files the suite reads: their contents are part of what names a run."""
+        return []
+
     @property
     def max_new_tokens(self) -> int:
         """Return how long a completion may be, in tokens, its end-of-sequence token included."""

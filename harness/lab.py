@@ -38,7 +38,6 @@ class Supplies:
     demonstrations: Sequence[Demonstration] = ()
     rewards: Callable[[], list[RewardModel]] | None = None
     verifier: Verifier | None = None
-    labels: int = 0  # comparisons that went into the pairs and the reward model
 
 
 @dataclass

@@ -17,15 +17,13 @@ from torch import Tensor, nn
 from .data import Budget
 from .errors import Diverged
 from .files import make_folder, publish, write_json
-from .meter import PHASES, Meter
+from .meter import OWN_PHASES, Meter
 from .models import load_tensors, save_tensors
 from .registry import file_digest
 from .spec import digest_of
 from .training import Trainer
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
-SHARED_PHASES = ("sft", "preferences", "reward_model", "evaluate")
-OWN_PHASES = tuple(phase for phase in PHASES if phase not in SHARED_PHASES)
 
 
 class Checkpoints:
@@ -125,6 +123,8 @@ class Loop:
         if self._open:
             raise RuntimeError("streams do not nest: finish one before opening the next, or use lab.minibatches")
         stream, self._streams = self._streams, self._streams + 1
+        if self._done.get(str(stream)):  # what was logged before this stream is in the rows already
+            self._pending.clear()
         self._open = True
         try:
             for turn in range(self._done.get(str(stream), 0), total):

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-PHASES = ("sft", "preferences", "reward_model", "rollout", "score", "reference", "update", "evaluate")
+SHARED_PHASES = ("sft", "preferences", "reward_model", "evaluate")
+OWN_PHASES = ("rollout", "score", "reference", "update")
+PHASES = SHARED_PHASES + OWN_PHASES
 PhasePeak = Callable[[bool], int]  # reset?, -> peak bytes since the last reset
 
 

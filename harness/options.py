@@ -72,7 +72,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     for choice in choices:
         try:
             return _as(value, choice)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue
     raise UsageError(f"{where} = {value!r}: expected {_type_name(hint)}.")
 
@@ -95,8 +95,7 @@ def _as(value: Any, kind: Any) -> Any:
     if origin is bool:
         return value if isinstance(value, bool) else _boolean(value)
     if origin is int:
-        number = float(value) if not isinstance(value, bool) else _fail()
-        return int(number) if number == int(number) else _fail()
+        return _integer(value)
     if origin is float:
         number = float(value) if not isinstance(value, bool) else _fail()
         return number if math.isfinite(number) else _fail()
@@ -107,6 +106,20 @@ def _as(value: Any, kind: Any) -> Any:
     if origin is str:
         return value if isinstance(value, str) else _fail()
     raise TypeError(kind)
+
+
+def _integer(value: Any) -> int:
+    """Read 12, "12" or "1e3"; refuse a fraction, a truth value, and a float too large to be exact."""
+    if isinstance(value, bool):
+        return int(_fail())
+    try:
+        return int(value) if not isinstance(value, float) else _exact(value)
+    except ValueError:
+        return _exact(float(value))
+
+
+def _exact(number: float) -> int:
+    return int(number) if abs(number) < 2**53 and number == int(number) else int(_fail())
 
 
 def _boolean(value: Any) -> bool:

@@ -60,28 +60,34 @@ class Registry:
     def load(self, origin: Origin, module: ModuleType) -> None:
         """Register a plugin module's hooks and classes; raise ValueError when it is not a working plugin."""
         self.manager.register(module, name=f"{origin.distribution}:{origin.plugin}")
+        offered: list[tuple[str, type[Any]]] = []
         try:
             self.manager.check_pending()
             for kind in KINDS:
-                self._collect(kind, origin, module)
-        except (pluggy.PluginValidationError, ValueError) as error:
+                hook = getattr(module, f"register_{kind}", None)
+                if hook is not None:
+                    hook(functools.partial(_offer, offered, kind))
+        except (Exception, SystemExit) as error:
             self.manager.unregister(module)
             raise ValueError(str(error)) from error
-
-    def _collect(self, kind: str, origin: Origin, module: ModuleType) -> None:
-        hook = getattr(module, f"register_{kind}", None)
-        if hook is not None:
-            hook(functools.partial(self._add, kind, origin))
+        for kind, cls in offered:  # only now: of a plugin that fails halfway, nothing stays
+            self._add(kind, origin, cls)
 
     def _add(self, kind: str, origin: Origin, cls: type[Any]) -> None:
-        name = getattr(cls, "name", None)
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise ValueError(f"{cls.__name__}.name must be lower-case letters, digits and _, not {name!r}")
+        name = cls.name
         key = (kind, name)
         if key in self.origins:
             self.clashes.setdefault(key, [self.origins[key]]).append(origin)
         self.classes[kind][name] = cls
         self.origins[key] = origin
+
+
+def _offer(offered: list[tuple[str, type[Any]]], kind: str, cls: type[Any]) -> None:
+    """Take a class from a plugin's hook, if its name can be a name."""
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(f"{cls.__name__}.name must be lower-case letters, digits and _, not {name!r}")
+    offered.append((kind, cls))
 
 
 def new_registry() -> Registry:
@@ -105,7 +111,7 @@ def load_entry_point(registry: Registry, point: metadata.EntryPoint) -> None:
     origin = _distribution(point)
     try:
         registry.load(origin, point.load())
-    except Exception as error:  # a stranger's code: whatever it raises must not take the command down
+    except (Exception, SystemExit) as error:  # a stranger's code: whatever it raises must not take the command down
         registry.broken[point.name] = (origin, f"{type(error).__name__}: {error}")
 
 
@@ -123,16 +129,25 @@ def load_file(registry: Registry, path: str) -> None:
     try:
         module_spec.loader.exec_module(module)
         registry.load(Origin(file.name, "file", file_digest(file)[:12]), module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"-p {path} did not load: {type(error).__name__}: {error}") from error
 
 
 def source_digest(cls: type[Any]) -> str:
-    """Return the SHA-256 of the file that defines a class, and of the plugin files of its bases."""
-    files = {
-        sys.modules[base.__module__].__file__ for base in cls.__mro__ if base.__module__ not in ("builtins", "abc")
-    }
-    return combined_digest(sorted(Path(f) for f in files if f))
+    """Return the SHA-256 of the file that defines a class, and of the files of its bases."""
+    modules = {sys.modules[base.__module__] for base in cls.__mro__ if base.__module__ not in ("builtins", "abc")}
+    return combined_digest(sorted(Path(m.__file__) for m in modules if m.__file__))
+
+
+def package_digest(cls: type[Any]) -> str:
+    """Return the SHA-256 of everything in the package that defines a class, or of its file when that stands alone.
+
+    A suite or a judge computes with modules beside it; a method does not, and `source_digest` is enough.
+    """
+    file = Path(sys.modules[cls.__module__].__file__ or "")
+    if (file.parent / "__init__.py").exists():
+        return combined_digest(sorted(file.parent.rglob("*.py")))
+    return source_digest(cls)
 
 
 def combined_digest(files: Iterable[Path]) -> str:

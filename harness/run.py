@@ -1,29 +1,37 @@
-"""One run, top to bottom: stages, training, evaluation, record."""
+"""One run, top to bottom, in three acts: prepare, train, assess.
+
+Suite and judge live in the first act and in the last. While a method trains, and while its policy answers the
+evaluation prompts, neither exists in any object or frame that it could reach.
+"""
 
 from __future__ import annotations
 
-import shutil
 import time
+import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import store
-from .contracts import Method
+from . import record, store
+from .contracts import AdamWOptions, Method
+from .data import Prompt
 from .errors import Diverged, HarnessError, Refused, UsageError
-from .files import lock, make_folder, write_json
-from .meter import Meter, merge
-from .registry import Registry, plugins_in_use
-from .spec import RunSpec, digest_of, make_method, make_suite, stage_options
+from .files import lock, make_folder
+from .meter import Meter
+from .registry import Registry
+from .spec import RunSpec, make_method, make_suite, stage_options
 
 if TYPE_CHECKING:
-    from .contracts import Judge, Labeller, Policy, Suite
-    from .lab import Lab, Supplies
+    from .contracts import Judge, Labeller, Policy
+    from .evaluation.evaluate import Drawn
+    from .lab import Supplies
+    from .loop import Loop
     from .stages import Stages, Workshop
 
 Warn = Callable[[str], None]
+DEFAULT_THREADS = 1  # small models lose more to synchronisation than they win; runs side by side win most
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Settings:
 
     results: Path
     checkpoint_every: float = 20.0  # seconds between checkpoints
-    threads: int = 0  # 0: chosen by the size of the model
+    threads: int = 0  # on the CPU; 0: DEFAULT_THREADS
     warn: Warn = print
 
 
@@ -52,15 +60,18 @@ def execute(spec: RunSpec, registry: Registry, settings: Settings) -> Outcome:
         done = store.read_result(folder)
         if done is not None:
             return Outcome(folder, done, reused=True)
-        _forget_failure(folder, settings.warn)
+        if record.forget_failure(folder):
+            settings.warn("This run failed before; it starts anew.")
         store.write_spec(folder, spec)
         observe = Observers(registry, spec, settings.warn)
         observe("run_started", folder=folder)
         try:
             result = _carry_out(spec, registry, settings, folder, observe)
-        except (Diverged, MemoryError) as error:
-            _record_failure(folder, spec, error)
+        except (UsageError, Refused):  # nothing was trained: this was no run
+            (folder / "spec.json").unlink()
             raise
+        except Exception as error:
+            raise _failed(folder, spec, error) from error
         observe("run_finished", folder=folder, result=result)
     return Outcome(folder, result, reused=False)
 
@@ -72,39 +83,36 @@ def _carry_out(
     shop = open_workshop(spec, registry, settings, observe)
     method = make_method(spec, registry)
     meter = _new_meter(shop)
-    supplies, shared = prepare(spec, registry, shop, method)
-    policy, lab, loop = train(spec, registry, shop, method, supplies, meter, folder)
+    supplies, shared, prompts = prepare(spec, registry, shop, method)
+    policy, loop = train(spec, shop, method, supplies, meter, folder)
     for name in loop.checkpoints.damaged:
         settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
-    if loop.rows and loop.checkpoints.folder.exists():
+    if loop.rows:
         loop.save()  # training is over: a kill during evaluation need not repeat it
-    kept = loop.snapshots.kept() if loop.snapshots else {}
     evaluation = _new_meter(shop)
-    figures, samples, ground, artifacts = assess(spec, registry, shop, policy, evaluation, kept)
-    result = {
-        "schema": store.SCHEMA, "status": "finished", "method": spec.method, "suite": spec.suite_name,
-        "seed": spec.seed, "recipe": spec.recipe(), "paper": type(method).paper, "options": dict(spec.options),
-        "evaluation": figures, "ground": ground, "artifacts": artifacts,
-        "cost": _costs(meter, evaluation, shared, loop, started),
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
-    _write(folder, spec, registry, result, loop.rows, samples, policy, supplies, _runtime(supplies, shop))
+    drawn = draw(spec, shop, policy, supplies, prompts, evaluation)
+    kept = loop.snapshots.kept() if loop.snapshots else {}
+    figures, samples, ground, reports = assess(spec, registry, shop, drawn, evaluation, kept)
+    cost = record.costs(meter, evaluation, shared, loop.used(), time.perf_counter() - started)
+    result = record.result_of(spec, type(method).paper, figures, ground, reports, cost)
+    record.write(folder, spec, registry, result, loop.rows, samples)
+    record.write_policy(folder, policy, supplies)
+    record.finish(folder, result, record.runtime_of(supplies, shop))
     return result
 
 
 # -- the three acts ----------------------------------------------------------------------------------------------------
-# Suite and judge live in the first and the last only. While a method trains, neither exists in any frame or object
-# that it could reach.
 
 
-def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -> tuple[Supplies, dict[str, Any]]:
-    """Make what the method needs; return it with the cost of each shared stage behind it."""
+def prepare(
+    spec: RunSpec, registry: Registry, shop: Workshop, method: Method
+) -> tuple[Supplies, dict[str, Any], list[Prompt]]:
+    """Make what the method needs; return it, the cost of each shared stage behind it, and the evaluation's prompts."""
     from .lab import Supplies
-    from .rewards import RewardModel
     from .stages.preferences import read_pairs
 
     stages = open_stages(spec, registry, shop)
-    needs = method.required()
+    needs, options = method.required(), stage_options(spec, "evaluation")
     check_needs(needs, stages, spec)
     supplies = Supplies(start=stages.start, tokens=stages.tokens)
     used = [stages.start_artifact]
@@ -116,27 +124,24 @@ def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -
         supplies.verifier = stages.suite.verifier()
     if "pairs" in needs or "reward" in needs:
         used.append(stages.preferences)
-        supplies.labels = stages.preferences.info["labels"]
     if "pairs" in needs:
         supplies.pairs = read_pairs(stages.preferences.folder)
     if "reward" in needs:
         members = [stages.reward_artifact(m) for m in range(getattr(method, "reward_members", 1))]
         used += members
-        supplies.rewards = partial(_load_rewards, [m.folder for m in members], stages.start, RewardModel.load)
-    return supplies, {a.kind: {"cost": a.cost, "reused": a.reused} for a in used}
+        supplies.rewards = partial(_load_rewards, [m.folder for m in members], stages.start)
+    shared = {a.kind: {"cost": a.cost, "reused": a.reused} for a in used}
+    return supplies, shared, stages.suite.prompts(options.split)[: options.prompts]
 
 
 def train(
-    spec: RunSpec, registry: Registry, shop: Workshop, method: Method, supplies: Supplies, meter: Meter, folder: Path
-) -> tuple[Policy, Lab, Any]:
+    spec: RunSpec, shop: Workshop, method: Method, supplies: Supplies, meter: Meter, folder: Path
+) -> tuple[Policy, Loop]:
     """Call the method at its bench."""
-    from .contracts import AdamWOptions
-    from .lab import Bench, Lab
+    from .lab import Lab
     from .loop import Checkpoints, Loop, Snapshots
     from .training import Trainer
 
-    sampling, eos = shop.sampling, shop.eos
-    bench = Bench(shop.engine_cls(eos), sampling, eos, spec.seed, meter, shop.micro_batch_tokens, shop.device)
     options = method if isinstance(method, AdamWOptions) else AdamWOptions()
     trainer = Trainer(options, shop.accelerator, meter, shop.micro_batch_tokens)
     progress = shop.progress
@@ -145,34 +150,36 @@ def train(
         lambda step, total, row: progress(spec.method, step, total, row), spec.budget,
         Snapshots(folder / "snapshots", spec.snapshots) if spec.snapshots else None,
     )  # fmt: skip
-    lab = Lab(method, supplies, bench, loop)
-    try:
-        policy = method.train(lab)
-    except ValueError as error:
-        raise HarnessError(f"The method {spec.method} failed: {error}.") from error
+    policy = method.train(Lab(method, supplies, shop.bench(meter, spec.seed), loop))
     if not hasattr(policy, "answer"):
-        raise HarnessError(f"The method {spec.method} returned {type(policy).__name__}, not a Policy: end `train` with "
-                           f"`return lab.policy`.")  # fmt: skip
-    return policy, lab, loop
+        raise HarnessError(f"`train` returned {type(policy).__name__}, not a policy: end it with `return lab.policy`")
+    return policy, loop
+
+
+def draw(
+    spec: RunSpec, shop: Workshop, policy: Policy, supplies: Supplies, prompts: list[Prompt], meter: Meter
+) -> Drawn:
+    """Have the policy answer the evaluation prompts, before there is a judge."""
+    from .evaluation.evaluate import draw_answers
+
+    return draw_answers(policy, supplies.tokens, prompts, shop, spec, meter)
 
 
 def assess(
-    spec: RunSpec, registry: Registry, shop: Workshop, policy: Policy, meter: Meter, snapshots: Mapping[int, Path]
+    spec: RunSpec, registry: Registry, shop: Workshop, drawn: Drawn, meter: Meter, snapshots: Mapping[int, Path]
 ) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str], dict[str, Any]]:
-    """Evaluate; return figures, samples, the hashes that make runs comparable, and what the stages report."""
-    from .evaluation import evaluate, evaluate_snapshots
+    """Score; return figures, samples, the hashes that make runs comparable, and what the stages report."""
+    from .evaluation.evaluate import evaluate, evaluate_snapshots
 
     stages = open_stages(spec, registry, shop)
     options = stage_options(spec, "evaluation")
-    figures, samples = evaluate(policy, stages, options, spec.seed, meter)
+    figures, samples = evaluate(drawn, stages, options, meter)
     if snapshots:
-        figures["curve"] = evaluate_snapshots(snapshots, stages, options, spec.seed)
-    if not all(_finite(sample["kl"]) and _finite(sample["gold"]) for sample in samples):
-        raise Diverged("The evaluation found a KL or score that is not finite.")
-    return figures, samples, _ground(spec, stages), {name: dict(a.info) for name, a in stages.used.items()}
+        figures["curve"] = evaluate_snapshots(snapshots, stages, options, spec)
+    return figures, samples, record.ground_of(spec, stages), {name: dict(a.info) for name, a in stages.used.items()}
 
 
-# -- building blocks -----------------------------------------------------------------------------------------------
+# -- building blocks ---------------------------------------------------------------------------------------------------
 
 
 def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe: Observers) -> Workshop:
@@ -188,17 +195,16 @@ def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe
     if accelerator.num_processes > 1:
         raise Refused("This version trains in one process. Start it without `accelerate launch`.")
     if device == "cpu":
-        torch.set_num_threads(settings.threads or 1)
+        torch.set_num_threads(settings.threads or DEFAULT_THREADS)
     _quiet_libraries()
 
     def progress(phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
         observe("step_logged", phase=phase, step=step, total=total, metrics=metrics)
 
-    shop = Workshop(
+    return Workshop(
         Artifacts(settings.results / "artifacts"), registry.get("engines", spec.engine), accelerator,
         torch.device(device), progress, settings.checkpoint_every, spec.micro_batch_tokens,
     )  # fmt: skip
-    return shop
 
 
 def open_stages(spec: RunSpec, registry: Registry, shop: Workshop) -> Stages:
@@ -222,7 +228,7 @@ def open_stages(spec: RunSpec, registry: Registry, shop: Workshop) -> Stages:
 
 def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
     """Refuse a method whose needs the suite cannot meet, before anything is trained."""
-    suite: Suite = stages.suite
+    suite = stages.suite
     can_prefer = stages.labeller is not None or suite.preferences() is not None
     can = {
         "prompts": bool(suite.prompts("train")), "demonstrations": bool(suite.demonstrations()), "pairs": can_prefer,
@@ -234,6 +240,9 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
             f"The method {spec.method} needs {' and '.join(missing)}, which the suite {spec.suite_name} cannot give. "
             f"It gives: {', '.join(sorted(need for need, given in can.items() if given))}. Nothing was trained."
         )
+    split = spec.stages["evaluation"]["split"]
+    if len(suite.prompts(split)) < 2:
+        raise UsageError(f"The {split} split of {spec.suite_name} has fewer than two prompts: nothing can be measured.")
 
 
 class Observers:
@@ -254,6 +263,20 @@ class Observers:
                 self._failed.add(impl.plugin_name)
 
 
+def _failed(folder: Path, spec: RunSpec, error: Exception) -> HarnessError:
+    """Record a failure of any kind, its traceback beside it, and return it as one message."""
+    kind, status = type(error).__name__, "failed"
+    if isinstance(error, HarnessError):
+        message, status = str(error), "diverged" if isinstance(error, Diverged) else status
+    elif isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+        message, status = "Out of memory. Lower --micro-batch-tokens or the batch size.", "out of memory"
+    else:
+        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        message = f"The method {spec.method} failed: {kind}: {error}. The traceback is in {folder / 'traceback.txt'}."
+    record.write_failure(folder, spec, status, message)
+    return error if isinstance(error, HarnessError) else HarnessError(message)
+
+
 def _new_meter(shop: Workshop) -> Meter:
     import torch
 
@@ -269,115 +292,10 @@ def _new_meter(shop: Workshop) -> Meter:
     return Meter(peak)
 
 
-def _load_rewards(folders: list[Path], start: Any, load: Callable[[Path, Any], Any]) -> list[Any]:
-    device = next(start.parameters()).device
-    models = [load(folder, start) for folder in folders]
-    for model in models:
-        model.model.to(device)
-    return models
+def _load_rewards(folders: list[Path], start: Any) -> list[Any]:
+    from .rewards import RewardModel
 
-
-def _ground(spec: RunSpec, stages: Stages) -> dict[str, str]:
-    """Return the hashes of what compared runs must share, by content."""
-    suite, options = stages.suite, stage_options(spec, "evaluation")
-    prompts = suite.prompts(options.split)[: options.prompts]
-    return {
-        "start_checkpoint": stages.start_artifact.content[:16],
-        "preferences": stages.preferences.content[:16],
-        "reward_model": stages.reward_artifact(0).content[:16],
-        "train_prompts": digest_of([asdict(p) for p in suite.prompts("train")])[:16],
-        "evaluation_prompts": digest_of([asdict(p) for p in prompts])[:16],
-        "judge": f"{stages.judge.name}/{stages.judge.version}",
-        "sampling": f"T={suite.temperature} max={suite.max_new_tokens}",
-    }
-
-
-def _costs(meter: Meter, evaluation: Meter, shared: dict[str, Any], loop: Any, started: float) -> dict[str, Any]:
-    """Return the method's own cost, each shared stage's as if made for it alone, and what this process really spent."""
-    from .loop import OWN_PHASES, SHARED_PHASES
-
-    snapshot = meter.snapshot()
-    stages = {name: entry["cost"] for name, entry in shared.items()}
-    spent = time.perf_counter() - started
-    return {
-        "method": asdict(meter.total(OWN_PHASES)), "models": snapshot["models"],
-        "phases": snapshot["phases"] | evaluation.snapshot()["phases"], "evaluation": asdict(evaluation.total()),
-        "shared": {name: _sum(cost, SHARED_PHASES) for name, cost in stages.items()},
-        "labels": sum(_sum(cost, SHARED_PHASES)["labels"] for cost in stages.values()),
-        "budget_used": loop.used(), "reused_stages": sorted(name for name, entry in shared.items() if entry["reused"]),
-        "spent_seconds": spent, "shared_total": _sum(merge(stages), SHARED_PHASES),
-    }  # fmt: skip
-
-
-def _sum(snapshot: Mapping[str, Any], phases: tuple[str, ...]) -> dict[str, Any]:
-    meter = Meter()
-    meter.restore(snapshot)
-    return asdict(meter.total(phases))
-
-
-def _write(
-    folder: Path,
-    spec: RunSpec,
-    registry: Registry,
-    result: dict[str, Any],
-    rows: list[dict[str, float]],
-    samples: list[dict[str, Any]],
-    policy: Policy,
-    supplies: Supplies,
-    runtime: dict[str, Any],
-) -> None:  # fmt: skip
-    """Write the record; the result last, which is what makes the run finished."""
-    from .models import save_causal
-
-    made = store.provenance(plugins_in_use(registry)) | {
-        "code": dict(spec.code),
-        "seeds": _seeds(spec),
-        "runtime": runtime,
-    }
-    write_json(folder / "provenance.json", made)
-    store.write_rows(folder / "metrics.jsonl", list(rows))
-    store.write_rows(folder / "samples.jsonl", samples)
-    if policy.model is not None and policy.kl_estimator is None:
-        save_causal(policy.model, supplies.tokens.tokenizer, folder / "policy")
-    write_json(folder / store.RESULT, result)
-    for spent in ("checkpoint", "snapshots"):
-        shutil.rmtree(folder / spent, ignore_errors=True)
-
-
-def _seeds(spec: RunSpec) -> dict[str, Any]:
-    """Return the seeds, and what each of them varies."""
-    return {
-        "seed": spec.seed,
-        "seed_varies": "order of prompts and pairs, rollouts, minibatches, a critic's head, the evaluated answers",
-        "shared_seed": spec.shared_seed,
-        "shared_seed_varies": "suite data and splits, SFT, sampled preferences and labels, reward models, SFT's answers",
-    }
-
-
-def _runtime(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
-    """Return how the machine was used."""
-    import torch
-
-    from .models import trunk_of
-
-    sharing = bool(getattr(trunk_of(supplies.start), "share_prompt", False))
-    return {"device": str(shop.device), "threads": torch.get_num_threads(), "prompt_computed_once": sharing}
-
-
-def _record_failure(folder: Path, spec: RunSpec, error: BaseException) -> None:
-    status = "diverged" if isinstance(error, Diverged) else "out of memory"
-    write_json(folder / store.FAILURE, {
-        "schema": store.SCHEMA, "status": status, "failure": str(error) or status, "method": spec.method,
-        "suite": spec.suite_name, "seed": spec.seed, "recipe": spec.recipe(), "options": dict(spec.options),
-    })  # fmt: skip
-
-
-def _forget_failure(folder: Path, warn: Warn) -> None:
-    """Start a failed run anew: its checkpoint led to the failure."""
-    if (folder / store.FAILURE).exists():
-        warn("This run failed before; it starts anew.")
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-        (folder / store.FAILURE).unlink()
+    return [RewardModel.load(folder, start) for folder in folders]
 
 
 def _device(asked: str) -> str:
@@ -385,6 +303,8 @@ def _device(asked: str) -> str:
 
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked not in ("cpu", "cuda") and not asked.startswith("cuda:"):
+        raise UsageError(f"--device {asked}: expected cpu, cuda, cuda:N or auto.")
     if asked.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {asked}: torch {torch.__version__} sees no GPU here. Use --device cpu.")
     return asked
@@ -399,7 +319,3 @@ def _quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

@@ -11,7 +11,7 @@ from random import Random
 
 def derive(*parts: object) -> int:
     """Return a seed in [0, 2**63) from any JSON-able parts; the same parts give the same seed everywhere."""
-    text = json.dumps(parts, separators=(",", ":"))
+    text = json.dumps(parts, separators=(",", ":"), sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 

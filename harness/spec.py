@@ -15,7 +15,8 @@ from .contracts import AdamWOptions, Method, Suite
 from .data import Budget
 from .errors import UsageError, unknown
 from .options import build, convert, options_of, parse_settings
-from .registry import Registry, combined_digest, source_digest
+from .registry import Registry, combined_digest, package_digest, source_digest
+from .suite_file import SuiteFile, is_suite_file, read_suite_file
 
 SUITE_FILE_KIND = "preference_file"  # the suite class that a suite file configures
 
@@ -106,13 +107,17 @@ class RunSpec:
     suite_name: str = ""
 
     def fingerprint(self) -> str:
-        """Return 12 hex digits that change when anything that decides the run changes."""
-        return digest_of(dataclasses.asdict(self))[:12]
+        """Return 12 hex digits that change when anything that decides the run changes, be it an option or a file."""
+        return self._digest(without={"suite"})
 
     def recipe(self) -> str:
         """Return a fingerprint of everything but the seed and the code: the runs of one row of a table share it."""
-        values = dataclasses.asdict(self)
-        return digest_of({k: v for k, v in values.items() if k not in ("seed", "code", "snapshots")})[:12]
+        return self._digest(without={"suite", "seed", "code", "snapshots"})
+
+    def _digest(self, without: set[str]) -> str:
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in without}
+        values["suite_options"].pop("folder", None)  # where files lie decides nothing; their contents are in `code`
+        return digest_of(values)[:12]
 
     @property
     def folder(self) -> Path:
@@ -136,22 +141,54 @@ class Request:
 def resolve(request: Request, registry: Registry) -> RunSpec:
     """Return the validated RunSpec: method and stage defaults, then the suite's settings, then the user's."""
     method_cls: type[Method] = registry.get("methods", request.method)
-    file_options, file_settings = _read_suite_file(request.suite)
+    file = read_suite_file(request.suite) if is_suite_file(request.suite) else SuiteFile()
+    _check_settings(file, request.suite, registry)
     suite_cls = suite_class(request.suite, registry)
-    suite_options = {**file_options, **parse_settings(request.suite_settings, "--suite-set")}
+    suite_options = {**file.options, **parse_settings(request.suite_settings, "--suite-set")}
     suite = build(suite_cls, suite_options, f"suite {request.suite}")
-    quick = bool(request.fixed.get("quick"))
-    layers = [suite_cls.settings, file_settings, *([suite_cls.quick] if quick else [])]
+    layers = [suite_cls.settings, file.settings, *([suite_cls.quick] if request.fixed.get("quick") else [])]
     chosen = recommended(layers, method_cls, request.method) | parse_settings(request.settings, "--set")
-    method = build(method_cls, chosen, f"method {request.method}")
-    return RunSpec(
+    spec = RunSpec(
         method=request.method, suite=request.suite, suite_name=getattr(suite, "title", None) or suite.name,
-        options=_values(method), suite_options=_values(suite),
+        options=_values(build(method_cls, chosen, f"method {request.method}")), suite_options=_values(suite),
         stages=_resolve_stages(layers, parse_settings(request.stage_settings, "--stage-set")),
-        budget=parse_budget(request.budget),
-        code={"harness": harness_digest(), "suite": source_digest(suite_cls), "method": source_digest(method_cls)},
-        **request.fixed,
+        budget=parse_budget(request.budget), **request.fixed,
     )  # fmt: skip
+    return dataclasses.replace(spec, code=_code(spec, suite, method_cls, registry))
+
+
+def _code(spec: RunSpec, suite: Suite, method_cls: type[Method], registry: Registry) -> dict[str, str]:
+    """Return digests of all code and files that decide a run; a name that does not exist is refused here."""
+    judge, labeller = spec.judge or suite.judge_name, spec.labeller or suite.labeller_name
+    return {
+        "harness": harness_digest(), "method": source_digest(method_cls), "suite": package_digest(type(suite)),
+        "engine": package_digest(registry.get("engines", spec.engine)),
+        "judge": package_digest(registry.get("judges", judge)),
+        "labeller": package_digest(registry.get("labellers", labeller)) if labeller else "",
+        "base": _base_digest(spec.model or suite.base_model()),
+        "data": combined_digest(suite.data_files()),
+    }  # fmt: skip
+
+
+def _base_digest(base: str | Path | None) -> str:
+    """Return the digest of a model folder's files; a hub id stands for itself: the stages hash its weights."""
+    if base is None or not Path(base).is_dir():
+        return str(base)
+    return combined_digest(model_files(Path(base)))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the files of a model folder in hub format that decide what the model does."""
+    wanted = (".json", ".safetensors", ".model", ".jinja", ".txt")
+    return [f for f in sorted(folder.iterdir()) if f.suffix in wanted and f.name != "training.json"]
+
+
+def _check_settings(file: SuiteFile, where: str, registry: Registry) -> None:
+    """Refuse settings for a method that does not exist: they would be ignored."""
+    for name in file.settings:
+        if name != "*" and not name.startswith("stage."):
+            if name not in registry.classes["methods"]:
+                raise UsageError(f"{where}: [settings.{name}]: {unknown('method', name, registry.classes['methods'])}")
 
 
 def make_method(spec: RunSpec, registry: Registry) -> Method:
@@ -176,11 +213,6 @@ def suite_class(suite: str, registry: Registry) -> type[Suite]:
     """Return the class behind a suite's name or file."""
     cls: type[Suite] = registry.get("suites", SUITE_FILE_KIND if is_suite_file(suite) else suite)
     return cls
-
-
-def is_suite_file(suite: str) -> bool:
-    """Return whether a suite is named by a file."""
-    return suite.endswith(".toml")
 
 
 def recommended(layers: list[Mapping[str, Mapping[str, Any]]], cls: type, name: str) -> dict[str, Any]:
@@ -234,6 +266,10 @@ def harness_digest() -> str:
 def _resolve_stages(
     layers: list[Mapping[str, Mapping[str, Any]]], overrides: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
+    for layer in layers:
+        for name in (n.removeprefix("stage.") for n in layer if n.startswith("stage.")):
+            if name not in STAGES:
+                raise UsageError(f"[stages.{name}]: {unknown('stage', name, STAGES)}")
     asked: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
     for name, value in overrides.items():
         stage, _, option = name.partition(".")
@@ -248,31 +284,6 @@ def _layered(layers: list[Mapping[str, Mapping[str, Any]]], name: str) -> dict[s
     for layer in layers:
         values |= layer.get(f"stage.{name}", {})
     return values
-
-
-def _read_suite_file(suite: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return (options, settings) of a suite file; nothing for a registered suite."""
-    if not is_suite_file(suite):
-        return {}, {}
-    path = Path(suite)
-    if not path.is_file():
-        raise UsageError(f"--suite {suite}: there is no such file.")
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef]
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--suite {suite}: not a TOML file: {error}.") from error
-    settings = content.pop("settings", {})
-    stages = content.pop("stages", {})
-    for stage in stages:
-        if stage not in STAGES:
-            raise UsageError(f"--suite {suite}: [stages.{stage}]: {unknown('stage', stage, STAGES)}")
-    content.setdefault("title", path.stem)
-    content["folder"] = str(path.resolve().parent)
-    return content, {**settings, **{f"stage.{name}": values for name, values in stages.items()}}
 
 
 def _own(cls: type) -> list[type]:

@@ -50,13 +50,19 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     path = folder / RESULT
     if not path.exists():
         return None
+    return _read_record(path)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise HarnessError(f"{path} is damaged ({error}). Delete the folder {folder} and run again.") from error
-    if result.get("schema", 0) > SCHEMA:
-        raise HarnessError(f"{path} was written by a newer harness (schema {result['schema']}). Upgrade to read it.")
-    return result
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("not an object")
+    except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
+        raise HarnessError(f"{path} is damaged ({error}). Delete the folder {path.parent} and run again.") from error
+    if record.get("schema", 0) > SCHEMA:
+        raise HarnessError(f"{path} was written by a newer harness (schema {record['schema']}). Upgrade to read it.")
+    return record
 
 
 def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -66,7 +72,7 @@ def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         if result is not None:
             yield folder, result
         elif (folder / FAILURE).exists():
-            yield folder, json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+            yield folder, _read_record(folder / FAILURE)
 
 
 def load_results(results: str | Path = "results") -> pd.DataFrame:

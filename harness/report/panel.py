@@ -8,6 +8,7 @@ from ..options import options_of
 from ..registry import Registry
 from ..spec import STAGES, recommended, suite_class
 from ..store import read_rows
+from ..suite_file import is_suite_file, read_suite_file
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -128,7 +129,10 @@ def describe(kind: str, cls: type, registry: Registry, suite: str | None) -> str
 def _advice(kind: str, cls: Any, registry: Registry, suite: str | None) -> dict[str, Any]:
     if kind != "methods" or suite is None:
         return {}
-    return recommended([suite_class(suite, registry).settings], cls, cls.name)
+    layers = [suite_class(suite, registry).settings]
+    if is_suite_file(suite):
+        layers.append(read_suite_file(suite).settings)
+    return recommended(layers, cls, cls.name)
 
 
 def _option_lines(cls: type, advised: dict[str, Any], suite: str | None) -> list[str]:

@@ -109,11 +109,10 @@ def _plain_row(name: str, group: Sequence[Record]) -> dict[str, Any]:
     row["kl_estimator"] = good[0]["evaluation"]["kl_estimator"]
     row["eos_rate"] = fmean(r["evaluation"]["eos_rate"] for r in good)
     row["distinct"] = fmean(r["evaluation"]["distinct"] for r in good)
-    for figure, value in good[0]["cost"]["method"].items():
-        row[f"method_{figure}"] = (
-            fmean(r["cost"]["method"][figure] for r in good) if isinstance(value, float) else value
-        )
-    row["labels"] = good[0]["cost"]["labels"]
+    for figure in good[0]["cost"]["method"]:
+        values = [r["cost"]["method"][figure] for r in good]
+        row[f"method_{figure}"] = max(values) if figure == "peak_memory" else fmean(values)
+    row["labels"] = fmean(r["cost"]["labels"] for r in good)
     row["models"] = " ".join(sorted(good[0]["cost"]["models"]))
     row["parameters_held"] = sum(m["parameters"] for m in good[0]["cost"]["models"].values())
     row["shared_seconds"] = good[0]["cost"]["shared_total"]["seconds"]

@@ -23,9 +23,9 @@ from ..logprobs import enable_sharing
 from ..loop import Checkpoints, Loop
 from ..meter import Meter
 from ..models import load_causal, load_tokenizer
-from ..registry import combined_digest, source_digest
+from ..registry import combined_digest, package_digest
 from ..rewards import RewardModel
-from ..spec import RunSpec, digest_of, harness_digest, stage_options
+from ..spec import RunSpec, digest_of, harness_digest, model_files, stage_options
 from ..tokens import Tokens
 from ..training import Trainer
 from . import reward_model, sft
@@ -47,6 +47,11 @@ class Workshop:
     micro_batch_tokens: int
     sampling: Sampling = field(default_factory=Sampling)  # the suite's
     eos: set[int] = field(default_factory=set)
+
+    def bench(self, meter: Meter, seed: int) -> Bench:
+        """Return how models are used: the suite's sampling, a seed, and who counts."""
+        engine = self.engine_cls(self.eos)
+        return Bench(engine, self.sampling, self.eos, seed, meter, self.micro_batch_tokens, self.device)
 
 
 class Stages:
@@ -145,12 +150,6 @@ class Stages:
             name, inputs, lambda out, scratch: reward_model.make(self, name, rankings(), options, out, scratch)
         )
 
-    def bench(self, meter: Meter, seed: int) -> Bench:
-        """Return how models are used in a stage: the suite's sampling, a meter."""
-        sampling = Sampling(self.suite.temperature, self.suite.max_new_tokens)
-        engine = self.shop.engine_cls(self.eos)
-        return Bench(engine, sampling, self.eos, seed, meter, self.shop.micro_batch_tokens, self.shop.device)
-
     def loop(self, options: Any, meter: Meter, scratch: Path, phase: str) -> Loop:
         """Return a resumable loop with its trainer."""
         trainer = Trainer(options, self.shop.accelerator, meter, self.shop.micro_batch_tokens)
@@ -177,14 +176,13 @@ class Stages:
             from ..models import weights_digest
 
             return weights_digest(load_causal(self.base)) + digest_of(self.tokens.tokenizer.get_vocab())
-        wanted = [f for f in sorted(folder.iterdir()) if f.suffix in (".json", ".safetensors", ".model", ".jinja")]
-        return combined_digest([f for f in wanted if f.name != "training.json"])
+        return combined_digest(model_files(folder))
 
     @staticmethod
     def _class_key(instance: Judge | Labeller | None) -> str:
         if instance is None:
             return ""
-        return f"{instance.name}/{instance.version}/{source_digest(type(instance))}"
+        return f"{instance.name}/{instance.version}/{package_digest(type(instance))}"
 
 
 def _plain(record: Any) -> Any:

@@ -34,7 +34,7 @@ def sample(stages: Stages, prompts: Sequence[Prompt], options: PreferenceOptions
     if stages.labeller is None:
         raise UsageError(f"The suite {stages.spec.suite_name} has neither fixed preferences nor a labeller.")
     meter = Meter()
-    bench = stages.bench(meter, stages.spec.shared_seed)
+    bench = stages.shop.bench(meter, stages.spec.shared_seed)
     sampler = Sampler(bench.engine, bench.sampling, meter, bench.eos, (stages.spec.shared_seed, "preferences"))
     sampler.phase = "preferences"
     batch = sampler.draw(stages.start, stages.tokens.prompt_batch(prompts, bench.device), options.completions)

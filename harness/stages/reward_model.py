@@ -57,7 +57,7 @@ def make(
             rows = rows_at(len(train), turn, options.batch_size, (seed, "rankings"))
             batch = _batch(stages, [train[i] for i in rows])
             loop.log(loop.trainer.step([Term(loss, batch, reward.role)], loop.progress))
-        bench = stages.bench(meter, seed)
+        bench = stages.shop.bench(meter, seed)
         _normalise(reward, stages, train[:SCALE_ROWS], options, bench)
         accuracy = _accuracy(reward, stages, rankings["heldout"], bench)
     reward.save(out)

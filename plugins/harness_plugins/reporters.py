@@ -16,7 +16,7 @@ class Markdown(Reporter):
 
     def render(self, table):
         """Return the table with aligned columns."""
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in [table.columns, *table.rows]]
+        rows = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in [table.columns, *table.rows]]
         widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
         lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
         rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"

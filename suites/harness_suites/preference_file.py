@@ -60,6 +60,8 @@ class PreferenceFile(Suite):
             raise ValueError("name the preferences by either data (a path) or dataset (a hub id)")
         if self.bad_rows not in ("fail", "skip"):
             raise ValueError(f"bad_rows is fail or skip, not {self.bad_rows!r}")
+        if self.max_completion_tokens < 1 or self.max_prompt_tokens < 1 or self.sampling_temperature <= 0:
+            raise ValueError("max_completion_tokens, max_prompt_tokens and sampling_temperature must be above 0")
         if not (0 < self.test_share and 0 < self.validation_share and self.test_share + self.validation_share < 0.9):
             raise ValueError("test_share and validation_share must be above 0 and leave at least a tenth of the rows")
 
@@ -118,7 +120,7 @@ class PreferenceFile(Suite):
     @cached_property
     def _pairs(self) -> list[Pair]:
         pairs, skipped = [], 0
-        for number, row in enumerate(self._rows(), 1):
+        for number, row in self._rows():
             if self.max_rows and len(pairs) >= self.max_rows:
                 break
             try:
@@ -140,11 +142,12 @@ class PreferenceFile(Suite):
             if column not in row:
                 raise ValueError(f"no column {column!r}; there are {', '.join(sorted(row)) or 'none'}")
         prompt, chosen, rejected = row.get(self.prompt_column), row[self.chosen_column], row[self.rejected_column]
-        for text in (chosen, rejected, *([] if prompt is None else [prompt])):
+        implicit = self.prompt_column not in row
+        for text in (chosen, rejected, *([] if implicit else [prompt])):
             _check_text(text)
         if type(chosen) is not type(rejected):
             raise ValueError("chosen is a text and rejected a conversation, or the other way round")
-        if prompt is None:
+        if implicit:
             prompt, chosen, rejected = self._split(chosen, rejected)
         if not completion_text(chosen).strip() or not completion_text(rejected).strip():
             raise ValueError("an empty completion")
@@ -177,36 +180,44 @@ class PreferenceFile(Suite):
     def _path(self) -> Path:
         return Path(self.folder, self.data)
 
-    def _rows(self) -> Iterator[object]:
+    def data_files(self) -> list[Path]:
+        """Return the file, or every file of the folder, that the preferences are read from."""
+        if not self.data or not self._path.is_dir():
+            return [self._path] if self.data and self._path.is_file() else []
+        return [f for f in sorted(self._path.rglob("*")) if f.is_file()]
+
+    def _rows(self) -> Iterator[tuple[int, object]]:
+        """Yield (number, row): the line of a JSON-lines file, the position in anything else; both from 1."""
         if self.dataset:
-            yield from _hub_rows(self.dataset, self.dataset_split)
+            yield from enumerate(_hub_rows(self.dataset, self.dataset_split), 1)
             return
         path = self._path
         if not path.exists():
             raise UsageError(f"data = {self.data!r}: there is no {path}.")
         if path.is_dir():
-            yield from _folder_rows(path, self.dataset_split)
+            yield from enumerate(_folder_rows(path, self.dataset_split), 1)
         elif ".parquet" in path.suffixes:
-            import pyarrow.parquet as pq
-
-            yield from pq.read_table(path).to_pylist()
+            yield from enumerate(_parquet_rows(path), 1)
         else:
-            yield from self._json_rows(path)
+            try:
+                yield from self._json_rows(path)
+            except (OSError, EOFError, UnicodeDecodeError) as error:  # a cut or mislabelled archive, another encoding
+                raise UsageError(f"{path} cannot be read as UTF-8 JSON lines: {error}.") from error
 
-    def _json_rows(self, path: Path) -> Iterator[object]:
+    def _json_rows(self, path: Path) -> Iterator[tuple[int, object]]:
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, 1):
                 if not line.strip():
                     continue
                 try:
-                    yield json.loads(line)
+                    yield number, json.loads(line)
                 except json.JSONDecodeError as error:
                     if self.bad_rows == "fail":
                         raise UsageError(
                             f'{path}, line {number}: not a JSON object: {error}. Mend it, or set bad_rows = "skip".'
                         ) from error
-                    yield None
+                    yield number, None
 
 
 def _check_text(text: object) -> None:
@@ -217,6 +228,16 @@ def _check_text(text: object) -> None:
     )  # fmt: skip
     if not good:
         raise ValueError(f"expected text or a list of messages with role and content, not {str(text)[:40]!r}")
+
+
+def _parquet_rows(path: Path) -> list[object]:
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise UsageError(f"{path} cannot be read as Parquet: {error}.") from error
 
 
 def _hub_rows(name: str, split: str) -> Iterator[object]:
@@ -258,7 +279,7 @@ class RewardModelJudge(Judge):
 
         stages = self.stages
         ids = [[stages.tokens.completion_ids(p.text, text)] for p, text in zip(prompts, completions, strict=True)]
-        bench = stages.bench(Meter(), 0)
+        bench = stages.shop.bench(Meter(), 0)
         with bench.meter.phase("evaluate"):
             batch = stages.tokens.batch(list(prompts), ids, stages.shop.device)
             return self.model.score(batch, bench)[:, 0].tolist()

@@ -168,15 +168,15 @@ def parse_arguments() -> argparse.Namespace:
     """Read the settings; the defaults made the shipped model."""
     parser = argparse.ArgumentParser(description="Pretrain the embedded base model.")
     parser.add_argument("--out", default=str(base_model.FOLDER), help="folder to write (hub format)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=8500)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=32, help="documents per step; twice as many short texts")
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--workers", type=int, default=1, help="processes that write text ahead")
-    parser.add_argument("--probe", type=int, default=1000, help="steps between probes")
+    parser.add_argument("--probe", type=int, default=250, help="steps between probes")
     return parser.parse_args()
 
 

@@ -1,0 +1,205 @@
+"""Evaluation, in two parts: the policy answers while there is no judge; the answers are scored when it is gone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..contracts import Judge, Policy
+from ..data import Prompt, prompt_text
+from ..errors import Diverged, HarnessError
+from ..lab import Bench, LanguageModel
+from ..meter import Cost, Meter
+from ..models import load_tensors, save_tensors, trainable
+from ..rewards import RewardModel
+from ..rollout import Sampler
+from ..spec import EvaluationOptions, RunSpec, digest_of
+from ..stages import Stages, Workshop
+from ..tokens import Batch, Tokens
+from .kl import sampled_kl
+from .stats import Estimate, mean_interval, win_rate, win_scores
+
+RAO_BLACKWELL = "rao-blackwell"
+
+
+@dataclass
+class Drawn:
+    """A policy's answers to the evaluation prompts, not yet scored."""
+
+    prompts: list[Prompt]
+    batch: Batch  # (B, 1, T)
+    policy: Policy
+    cost: Cost  # of answering
+
+
+@dataclass
+class Answers:
+    """Answers of one policy to the evaluation prompts, with what they are worth."""
+
+    batch: Batch  # (B, 1, T)
+    texts: list[str]
+    gold: list[float]
+    proxy: list[float]
+
+
+def draw_answers(
+    policy: Policy, tokens: Tokens, prompts: list[Prompt], shop: Workshop, spec: RunSpec, meter: Meter
+) -> Drawn:
+    """Have a policy answer, and count what that costs apart from the rest of the evaluation."""
+    apart = Meter()
+    sampler = _sampler(shop.bench(apart, spec.seed), spec.shared_seed, "policy", spec.seed)
+    with apart.phase("evaluate"):
+        batch = policy.answer(tokens.prompt_batch(prompts, shop.device), sampler)
+    if batch.shape[1] != 1 or batch.shape[0] != len(prompts):
+        raise HarnessError(f"a policy's answers have shape ({len(prompts)}, 1, T), not {batch.shape}")
+    cost = apart.total()
+    meter.phases.setdefault("evaluate", Cost()).add(cost)
+    return Drawn(prompts, batch, policy, cost)
+
+
+def evaluate(
+    drawn: Drawn, stages: Stages, options: EvaluationOptions, meter: Meter
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return (figures, samples) of a policy's answers."""
+    judge, prompts, cost = stages.judge, drawn.prompts, drawn.cost
+    judge.prepare(stages.suite, stages)
+    proxy = stages.load_reward(stages.reward_artifact(0))
+    bench = stages.shop.bench(meter, stages.spec.seed)
+    with meter.phase("evaluate"):
+        reference = _score(reference_answers(stages, prompts), stages, judge, proxy, bench)
+        answers = _score(drawn.batch, stages, judge, proxy, bench)
+        kl = _kl(drawn.policy, answers.batch, stages, bench)
+        _check_finite(answers, kl)
+        figures = _figures(answers, reference, kl, drawn.policy, stages, options)
+    figures["inference"] = {
+        "flops_per_answer": cost.flops / len(prompts), "tokens_per_answer": cost.tokens_generated / len(prompts),
+        "reward_queries_per_answer": cost.reward_queries / len(prompts),
+    }  # fmt: skip
+    return figures, _samples(prompts, reference, answers, kl)
+
+
+def evaluate_snapshots(
+    snapshots: Mapping[int, Path], stages: Stages, options: EvaluationOptions, spec: RunSpec
+) -> list[dict[str, float]]:
+    """Return the main figures of each policy kept along training: how gold and proxy moved as KL grew."""
+    model = trainable(stages.start)
+    meter = Meter()
+    policy = LanguageModel(model, "policy", "evaluate", stages.shop.bench(meter, spec.seed))
+    prompts = stages.suite.prompts(options.split)[: options.prompts]
+    curve = []
+    for step, file in snapshots.items():
+        model.load_state_dict(load_tensors(file))
+        drawn = draw_answers(policy, stages.tokens, prompts, stages.shop, spec, meter)
+        figures, _ = evaluate(drawn, stages, options, meter)
+        names = ("win_rate", "gold", "proxy", "kl", "length")
+        curve.append({"step": float(step)} | {name: figures[name]["mean"] for name in names})
+    return curve
+
+
+def reference_answers(stages: Stages, prompts: Sequence[Prompt]) -> Batch:
+    """Return the start checkpoint's answers: drawn once, an artifact, the same for every method and seed."""
+
+    def make(out: Path, _: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        meter = Meter()
+        sampler = _sampler(stages.shop.bench(meter, 0), stages.spec.shared_seed, "reference")
+        batch = sampler.draw(stages.start, _batch(stages, prompts))
+        save_tensors({name: batch[name] for name in ("completion_ids", "mask", "logp", "ended")}, out / "a.safetensors")
+        return {"answers": len(prompts)}, meter.snapshot()
+
+    inputs = {
+        "start": stages.start_artifact.content, "prompts": digest_of([asdict(p) for p in prompts]),
+        "seed": stages.spec.shared_seed, "sampling": asdict(stages.shop.sampling),
+        "engine": stages.spec.engine, "code": stages.spec.code["harness"],
+    }  # fmt: skip
+    artifact = stages.shop.artifacts.get_or_make("reference_answers", inputs, make)
+    columns = load_tensors(artifact.folder / "a.safetensors", stages.shop.device)
+    return Batch(_batch(stages, prompts), columns, stages.suite.temperature)
+
+
+def _sampler(bench: Bench, *purpose: object) -> Sampler:
+    sampler = Sampler(bench.engine, bench.sampling, bench.meter, bench.eos, ("evaluation", *purpose))
+    sampler.phase = "evaluate"
+    return sampler
+
+
+def _check_finite(answers: Answers, kl: Mapping[str, Any]) -> None:
+    for name, values in (("KL", kl["kl"]), ("gold score", answers.gold), ("proxy score", answers.proxy)):
+        if not all(math.isfinite(value) for value in values):
+            raise Diverged(f"The evaluation found a {name} that is not finite.")
+
+
+def _batch(stages: Stages, prompts: Sequence[Prompt]) -> Any:
+    return stages.tokens.prompt_batch(prompts, stages.shop.device)
+
+
+def _score(batch: Batch, stages: Stages, judge: Judge, proxy: RewardModel, bench: Bench) -> Answers:
+    texts = [row[0] for row in stages.tokens.texts(batch)]
+    gold = judge.score(batch.prompts.prompts, texts)
+    return Answers(batch, texts, gold, proxy.score(batch, bench)[:, 0].tolist())
+
+
+def _kl(policy: Policy, batch: Batch, stages: Stages, bench: Bench) -> dict[str, list[float] | str]:
+    """Return KL estimates per prompt: the evaluator's own, or the policy's where it has no log-probabilities."""
+    if policy.kl_estimator is not None:
+        return {"estimator": policy.kl_estimator, "kl": batch["kl"].tolist()}
+    assert policy.model is not None, "a policy has a model, or an estimator of its KL"
+    exact, plain = sampled_kl(policy.model, stages.start, batch, bench)
+    return {"estimator": RAO_BLACKWELL, "kl": exact.tolist(), "plain": plain.tolist()}
+
+
+def _figures(
+    answers: Answers, reference: Answers, kl: dict[str, Any], policy: Policy, stages: Stages, options: EvaluationOptions
+) -> dict[str, Any]:
+    lengths = answers.batch.lengths[:, 0].tolist()
+    figures: dict[str, Any] = {
+        "prompts": len(answers.texts), "split": options.split, "temperature": stages.suite.temperature,
+        "win_rate": asdict(win_rate(answers.gold, reference.gold)),
+        "gold": asdict(mean_interval(answers.gold)), "proxy": asdict(mean_interval(answers.proxy)),
+        "kl": asdict(_non_negative(mean_interval(kl["kl"]))), "kl_estimator": kl["estimator"],
+        "length": asdict(mean_interval(lengths)),
+        "eos_rate": fmean(answers.batch["ended"][:, 0].float().tolist()),
+        "distinct": len(set(answers.texts)) / len(answers.texts),
+        "reference_gold": fmean(reference.gold), "reference_length": fmean(reference.batch.lengths[:, 0].tolist()),
+    }  # fmt: skip
+    if "plain" in kl:
+        figures["kl_plain"] = asdict(mean_interval(kl["plain"]))
+    bound = getattr(policy, "kl_bound", None)
+    if bound is not None:
+        figures["kl_bound"] = bound
+    return figures | _rouge(answers, stages, options)
+
+
+def _rouge(answers: Answers, stages: Stages, options: EvaluationOptions) -> dict[str, Any]:
+    """Return ROUGE against the suite's references, where it has any."""
+    references = stages.suite.references(options.split)
+    if not references:
+        return {}
+    from .metrics import load
+
+    told = [references[prompt.id] for prompt in answers.batch.prompts.prompts]
+    return {"rouge": load("rouge").compute(predictions=answers.texts, references=told)}
+
+
+def _samples(
+    prompts: Sequence[Prompt], reference: Answers, answers: Answers, kl: dict[str, Any]
+) -> list[dict[str, Any]]:
+    wins = win_scores(answers.gold, reference.gold)
+    lengths = answers.batch.lengths[:, 0].tolist()
+    return [
+        {
+            "prompt_id": prompt.id, "prompt": prompt_text(prompt.text), "sft": reference.texts[i],
+            "answer": answers.texts[i], "gold": answers.gold[i], "sft_gold": reference.gold[i],
+            "proxy": answers.proxy[i], "sft_proxy": reference.proxy[i], "kl": kl["kl"][i], "win": wins[i],
+            "length": lengths[i], "ended": bool(answers.batch["ended"][i, 0]),
+        }
+        for i, prompt in enumerate(prompts)
+    ]  # fmt: skip
+
+
+def _non_negative(estimate: Estimate) -> Estimate:
+    """Return a KL estimate whose interval does not claim negative values."""
+    return Estimate(estimate.mean, max(0.0, estimate.low), estimate.high, estimate.n)

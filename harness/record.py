@@ -1,0 +1,138 @@
+"""What a run leaves behind: figures, costs, the hashes that make runs comparable, or the record of a failure."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import store
+from .files import write_json
+from .meter import OWN_PHASES, SHARED_PHASES, Meter, merge
+from .registry import Registry, plugins_in_use
+from .spec import RunSpec, digest_of, stage_options
+
+if TYPE_CHECKING:
+    from .contracts import Policy
+    from .lab import Supplies
+    from .stages import Stages, Workshop
+
+
+def result_of(
+    spec: RunSpec, paper: str, figures: Mapping[str, Any], ground: Mapping[str, str], reports: Mapping[str, Any],
+    cost: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Return the result of a finished run."""
+    return _heading(spec, "finished") | {
+        "paper": paper, "evaluation": figures, "ground": ground, "artifacts": reports, "cost": cost,
+    }  # fmt: skip
+
+
+def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
+    """Return the hashes of what compared runs must share, by content."""
+    suite, options = stages.suite, stage_options(spec, "evaluation")
+    prompts = suite.prompts(options.split)[: options.prompts]
+    return {
+        "start_checkpoint": stages.start_artifact.content[:16],
+        "preferences": stages.preferences.content[:16],
+        "reward_model": stages.reward_artifact(0).content[:16],
+        "train_prompts": digest_of([asdict(p) for p in suite.prompts("train")])[:16],
+        "evaluation_prompts": digest_of([asdict(p) for p in prompts])[:16],
+        "judge": f"{stages.judge.name}/{stages.judge.version}/{spec.code['judge'][:8]}",
+        "sampling": f"T={suite.temperature} max={suite.max_new_tokens}",
+    }
+
+
+def costs(
+    meter: Meter, evaluation: Meter, shared: Mapping[str, Any], used: Mapping[str, float], spent: float
+) -> dict[str, Any]:
+    """Return the method's own cost, each shared stage's as if made for it alone, and what this process really spent."""
+    snapshot = meter.snapshot()
+    stages = {name: entry["cost"] for name, entry in shared.items()}
+    by_stage = {name: _total(cost) for name, cost in stages.items()}
+    return {
+        "method": asdict(meter.total(OWN_PHASES)), "models": snapshot["models"],
+        "phases": snapshot["phases"] | evaluation.snapshot()["phases"], "evaluation": asdict(evaluation.total()),
+        "shared": by_stage, "shared_total": _total(merge(stages)),
+        "labels": sum(cost["labels"] for cost in by_stage.values()), "budget_used": dict(used),
+        "reused_stages": sorted(name for name, entry in shared.items() if entry["reused"]), "spent_seconds": spent,
+    }  # fmt: skip
+
+
+def write(
+    folder: Path, spec: RunSpec, registry: Registry, result: Mapping[str, Any], rows: list[dict[str, float]],
+    samples: list[dict[str, Any]],
+) -> None:  # fmt: skip
+    """Write metrics, samples and provenance."""
+    made = store.provenance(plugins_in_use(registry))
+    write_json(folder / "provenance.json", made | {"code": dict(spec.code), "seeds": seeds_of(spec)})
+    store.write_rows(folder / "metrics.jsonl", list(rows))
+    store.write_rows(folder / "samples.jsonl", samples)
+
+
+def write_policy(folder: Path, policy: Policy, supplies: Supplies) -> None:
+    """Write the trained model in hub format; a policy that is not a model of its own leaves none."""
+    from .models import save_causal
+
+    if policy.model is not None and policy.kl_estimator is None:
+        save_causal(policy.model, supplies.tokens.tokenizer, folder / "policy")
+
+
+def finish(folder: Path, result: Mapping[str, Any], runtime: Mapping[str, Any]) -> None:
+    """Write the result, which is what makes a run finished, and remove what only an unfinished one needs."""
+    write_json(folder / store.RESULT, {**result, "runtime": runtime})
+    for spent in ("checkpoint", "snapshots"):
+        shutil.rmtree(folder / spent, ignore_errors=True)
+    (folder / "traceback.txt").unlink(missing_ok=True)
+
+
+def write_failure(folder: Path, spec: RunSpec, status: str, message: str) -> None:
+    """Write the record of a failed run."""
+    write_json(folder / store.FAILURE, _heading(spec, status) | {"failure": message})
+
+
+def forget_failure(folder: Path) -> bool:
+    """Remove the record of a failure and the checkpoint that led to it; return whether there was one."""
+    if not (folder / store.FAILURE).exists():
+        return False
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    (folder / store.FAILURE).unlink()
+    return True
+
+
+def seeds_of(spec: RunSpec) -> dict[str, Any]:
+    """Return the seeds, and what each of them varies."""
+    return {
+        "seed": spec.seed,
+        "seed_varies": "order of prompts and pairs, rollouts, minibatches, a critic's head, the evaluated answers",
+        "shared_seed": spec.shared_seed,
+        "shared_seed_varies": "suite data and splits, SFT, preferences and labels, reward models, SFT's answers",
+    }
+
+
+def runtime_of(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
+    """Return how the machine was used."""
+    import torch
+
+    from .models import trunk_of
+
+    sharing = bool(getattr(trunk_of(supplies.start), "share_prompt", False))
+    return {"device": str(shop.device), "threads": torch.get_num_threads(), "prompt_computed_once": sharing}
+
+
+def _heading(spec: RunSpec, status: str) -> dict[str, Any]:
+    return {
+        "schema": store.SCHEMA, "status": status, "method": spec.method, "suite": spec.suite_name, "seed": spec.seed,
+        "shared_seed": spec.shared_seed, "recipe": spec.recipe(), "options": dict(spec.options),
+        "suite_options": dict(spec.suite_options), "quick": spec.quick,
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+
+
+def _total(snapshot: Mapping[str, Any]) -> dict[str, Any]:
+    meter = Meter()
+    meter.restore(snapshot)
+    return asdict(meter.total(SHARED_PHASES))

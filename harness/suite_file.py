@@ -1,0 +1,59 @@
+"""Suite files: TOML with the options of a suite, `[settings.METHOD]` and `[stages.STAGE]`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+
+TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class SuiteFile:
+    """What a suite file says: options of the suite, settings by method and (as `stage.NAME`) by stage."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def is_suite_file(suite: str) -> bool:
+    """Return whether a suite is named by a file."""
+    return suite.endswith(".toml")
+
+
+def read_suite_file(suite: str) -> SuiteFile:
+    """Read a suite file; raise UsageError with the place of what is wrong."""
+    path = Path(suite)
+    if not path.is_file():
+        raise UsageError(f"--suite {suite}: there is no such file.")
+    content = _parse(path)
+    settings, stages = _tables(content, "settings", suite), _tables(content, "stages", suite)
+    content.setdefault("title", path.stem)
+    if not isinstance(content["title"], str) or not TITLE.fullmatch(content["title"]):
+        raise UsageError(f"{suite}: title = {content['title']!r}: expected letters, digits, '_', '-' and '.' only.")
+    content["folder"] = str(path.resolve().parent)
+    return SuiteFile(content, {**settings, **{f"stage.{name}": values for name, values in stages.items()}})
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[no-redef]
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--suite {path}: not a TOML file: {error}.") from error
+
+
+def _tables(content: dict[str, Any], name: str, suite: str) -> dict[str, dict[str, Any]]:
+    """Take a table of tables out of the content."""
+    tables = content.pop(name, {})
+    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+        raise UsageError(f"{suite}: {name}: expected tables such as [{name}.NAME] with options below them.")
+    return tables
