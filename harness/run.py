@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from .stages import Stages, Workshop
 
 Warn = Callable[[str], None]
-DEFAULT_THREADS = 1  # small models lose more to synchronisation than they win; runs side by side win most
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class Settings:
 
     results: Path
     checkpoint_every: float = 20.0  # seconds between checkpoints
-    threads: int = 0  # on the CPU; 0: DEFAULT_THREADS
     warn: Warn = print
 
 
@@ -195,7 +193,7 @@ def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe
     if accelerator.num_processes > 1:
         raise Refused("This version trains in one process. Start it without `accelerate launch`.")
     if device == "cpu":
-        torch.set_num_threads(settings.threads or DEFAULT_THREADS)
+        torch.set_num_threads(spec.threads)
     _quiet_libraries()
 
     def progress(phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:

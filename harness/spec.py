@@ -99,6 +99,7 @@ class RunSpec:
     labeller: str | None = None  # None: the suite's
     device: str = "auto"
     dtype: str = "float32"
+    threads: int = 1  # of the CPU
     micro_batch_tokens: int = 16384  # how many tokens a forward pass takes at once; results differ by rounding only
     prompt_sharing: bool = True  # compute a prompt once for its completions, where the model can
     snapshots: int = 0  # policies kept along the way and evaluated afterwards

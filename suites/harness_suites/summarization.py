@@ -41,7 +41,7 @@ class Summarization(Suite):
     labeller_bias: float = 0.0  # utility the labeller gives each token beyond a usual length, gold or not
 
     settings = {
-        "stage.sft": {"steps": 100, "batch_size": 32, "learning_rate": 2e-3},
+        "stage.sft": {"steps": 150, "batch_size": 32, "learning_rate": 2e-3},
         "stage.preferences": {"prompts": 2000, "completions": 4},
         "stage.reward_model": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "pooling": "sum"},
         "*": {"learning_rate": 5e-4, "batch_size": 32},

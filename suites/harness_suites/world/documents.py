@@ -120,11 +120,11 @@ def fact_list(document: Document) -> str:
 
 
 def demonstration(rng: Random, document: Document) -> str:
-    """Draw a summary of mixed quality: 25 % expert, 40 % average, 35 % careless."""
+    """Draw a summary of mixed quality: 40 % expert, 40 % average, 20 % careless."""
     quality = rng.random()
-    if quality < 0.25:
+    if quality < 0.40:
         return expert_summary(document)
-    return average_summary(rng, document) if quality < 0.65 else careless_summary(rng, document)
+    return average_summary(rng, document) if quality < 0.80 else careless_summary(rng, document)
 
 
 def _maybe_corrupt(rng: Random, fact: Fact, rate: float) -> Fact:
