@@ -64,12 +64,17 @@ class Artifacts:
     def _open(self, folder: Path, kind: str) -> Artifact:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            found = {name: file_digest(folder / name) for name in manifest["files"]}
-            if found != manifest["files"] or digest_of(found) != manifest["content"]:
-                raise ValueError(next((n for n in found if found[n] != manifest["files"][n]), MANIFEST))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            whole = digest_of(manifest["files"]) == manifest["content"]
+        except (OSError, ValueError, KeyError, TypeError):
+            manifest, whole = {"files": {}}, False
+        bad = [name for name, digest in manifest["files"].items() if _digest(folder / name) != digest]
+        if bad or not whole:
             raise HarnessError(
-                f"The artifact {folder} is damaged: not what was written ({error}). "
+                f"The artifact {folder} is damaged: {(bad or [MANIFEST])[0]} is not what was written. "
                 f"Delete that folder and run the same command again; it will be made anew."
-            ) from error
+            )
         return Artifact(folder, kind, manifest["content"], manifest["info"], manifest["cost"], reused=True)
+
+
+def _digest(file: Path) -> str | None:
+    return file_digest(file) if file.is_file() else None

@@ -113,9 +113,10 @@ def _integer(value: Any) -> int:
     if isinstance(value, bool):
         return int(_fail())
     try:
-        return int(value) if not isinstance(value, float) else _exact(value)
+        number = int(value) if not isinstance(value, float) else _exact(value)
     except ValueError:
-        return _exact(float(value))
+        number = _exact(float(value))
+    return number if abs(number) < 2**63 else int(_fail())
 
 
 def _exact(number: float) -> int:

@@ -81,13 +81,14 @@ def _carry_out(
     shop = open_workshop(spec, registry, settings, observe)
     method = make_method(spec, registry)
     meter = _new_meter(shop)
-    supplies, shared, prompts = prepare(spec, registry, shop, method)
+    supplies, shared = prepare(spec, registry, shop, method)
     policy, loop = train(spec, shop, method, supplies, meter, folder)
     for name in loop.checkpoints.damaged:
         settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
     if loop.rows:
         loop.save()  # training is over: a kill during evaluation need not repeat it
     evaluation = _new_meter(shop)
+    prompts = evaluation_prompts(spec, registry)
     drawn = draw(spec, shop, policy, supplies, prompts, evaluation)
     kept = loop.snapshots.kept() if loop.snapshots else {}
     figures, samples, ground, reports = assess(spec, registry, shop, drawn, evaluation, kept)
@@ -102,15 +103,13 @@ def _carry_out(
 # -- the three acts ----------------------------------------------------------------------------------------------------
 
 
-def prepare(
-    spec: RunSpec, registry: Registry, shop: Workshop, method: Method
-) -> tuple[Supplies, dict[str, Any], list[Prompt]]:
-    """Make what the method needs; return it, the cost of each shared stage behind it, and the evaluation's prompts."""
+def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -> tuple[Supplies, dict[str, Any]]:
+    """Make what the method needs; return it with the cost of each shared stage behind it."""
     from .lab import Supplies
     from .stages.preferences import read_pairs
 
     stages = open_stages(spec, registry, shop)
-    needs, options = method.required(), stage_options(spec, "evaluation")
+    needs = method.required()
     check_needs(needs, stages, spec)
     supplies = Supplies(start=stages.start, tokens=stages.tokens)
     used = [stages.start_artifact]
@@ -128,8 +127,7 @@ def prepare(
         members = [stages.reward_artifact(m) for m in range(getattr(method, "reward_members", 1))]
         used += members
         supplies.rewards = partial(_load_rewards, [m.folder for m in members], stages.start)
-    shared = {a.kind: {"cost": a.cost, "reused": a.reused} for a in used}
-    return supplies, shared, stages.suite.prompts(options.split)[: options.prompts]
+    return supplies, {a.kind: {"cost": a.cost, "reused": a.reused} for a in used}
 
 
 def train(
@@ -150,8 +148,15 @@ def train(
     )  # fmt: skip
     policy = method.train(Lab(method, supplies, shop.bench(meter, spec.seed), loop))
     if not hasattr(policy, "answer"):
-        raise HarnessError(f"`train` returned {type(policy).__name__}, not a policy: end it with `return lab.policy`")
+        raise HarnessError(f"`train` returned {type(policy).__name__}, not a Policy: end it with `return lab.policy`")
     return policy, loop
+
+
+def evaluation_prompts(spec: RunSpec, registry: Registry) -> list[Prompt]:
+    """Return what a trained policy is asked."""
+    options = stage_options(spec, "evaluation")
+    prompts: list[Prompt] = make_suite(spec, registry).prompts(options.split)[: options.prompts]
+    return prompts
 
 
 def draw(

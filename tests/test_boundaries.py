@@ -20,10 +20,6 @@ LIGHT = (
     "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
 )  # fmt: skip
-NOT_YET_LIGHT = {
-    name: "harness/evaluation/__init__.py imports torch (through lab, models), so evaluation.stats brings it along"
-    for name in ("evaluation.stats", "report.tables")
-}
 LATE = {  # third-party imports inside functions of plugins and suites
     ("console", "rich"), ("preference_file", "pyarrow"), ("preference_file", "datasets"),
 }  # fmt: skip
@@ -122,22 +118,14 @@ def loaded(code):
     return json.loads(done.stderr.splitlines()[-1])
 
 
-def light(module):
-    reason = NOT_YET_LIGHT.get(module)
-    return pytest.param(module, marks=pytest.mark.xfail(strict=True, reason=reason) if reason else [])
-
-
 def test_light_modules_load_nothing_heavy():
-    modules = ", ".join(f"harness.{m}" for m in LIGHT if m not in NOT_YET_LIGHT)
+    modules = ", ".join(f"harness.{m}" for m in LIGHT)
     assert loaded(f"import {modules}") == []
 
 
-@pytest.mark.parametrize("module", [light(m) for m in ("evaluation.stats", "report.tables")])
+@pytest.mark.parametrize("module", ["evaluation.stats", "report.tables"])
 def test_statistics_and_tables_load_nothing_heavy(module):
     assert loaded(f"import harness.{module}") == []
-
-
-TORCH_IN_TABLE = pytest.mark.xfail(strict=True, reason=NOT_YET_LIGHT["report.tables"])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +133,7 @@ TORCH_IN_TABLE = pytest.mark.xfail(strict=True, reason=NOT_YET_LIGHT["report.tab
     [
         ["--help"], ["--version"], ["run", "--help"], ["list"], ["show", "ppo"], ["show", "summarization"],
         ["show", "dpo", "--suite", "summarization"], ["run", "-m", "pp0", "-s", "summarization"],
-        pytest.param(["table", "--results", "/nonexistent"], marks=TORCH_IN_TABLE),
+        ["table", "--results", "/nonexistent"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -146,7 +146,7 @@ def test_usage_errors(tmp_path, arguments, told):
     [
         ("data = ", "not a TOML file"), ("\x00", "not a TOML file"), ('data = "a"\ndata = "b"', "not a TOML file"),
         ('dat = "x.jsonl"', "There is no option 'dat'. Did you mean 'data'?"), ("max_rows = 1.5", "expected int"),
-        ("max_rows = true", "expected int"), ("title = 3", "expected str"), ("", "name the preferences by either"),
+        ("max_rows = true", "expected int"), ("title = 3", "expected letters"), ("", "name the preferences by either"),
         ('data = "x.jsonl"\n[stages.stf]\nsteps = 1', "There is no stage 'stf'. Did you mean 'sft'?"),
         ('data = "x.jsonl"\n[stages.sft]\nstep = 1', "There is no option 'step'. Did you mean 'steps'?"),
         ('data = "x.jsonl"\n[settings.dpo]\nbta = 1', "There is no option 'bta'. Did you mean 'beta'?"),
@@ -161,22 +161,15 @@ def test_suite_files_that_cannot_work(tmp_path, text, told):
 
 
 @pytest.mark.parametrize("text", ["settings = 3", "[settings]\ndpo = 1", "stages = 3", "[stages]\nsft = 1"])
-@pytest.mark.xfail(
-    strict=True, reason="spec._read_suite_file: settings and stages that are no tables end in a traceback"
-)
 def test_suite_files_of_the_wrong_shape(tmp_path, text):
     test_suite_files_that_cannot_work(tmp_path, f'data = "x.jsonl"\n{text}', "mine.toml")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="spec.recommended: settings of a method that does not exist are ignored silently"
-)
 def test_suite_files_with_settings_of_no_method(tmp_path):
     test_suite_files_that_cannot_work(tmp_path, 'data = "x.jsonl"\n[settings.dpp]\nbeta = 1', "dpo")
 
 
 @pytest.mark.parametrize("value", ["inf", "1e999"])
-@pytest.mark.xfail(strict=True, reason="options._as: OverflowError")
 def test_an_endless_number_of_steps(tmp_path, value):
     test_usage_errors(tmp_path, [*DPO, *SUITE, "--set", f"steps={value}"], "expected int")
 
@@ -323,9 +316,6 @@ def test_a_loss_of_nan_is_one_message_and_a_row(diverged):
     assert "0/1" in row and "failed: The loss is nan at optimiser step 2." in row
 
 
-@pytest.mark.xfail(
-    strict=True, reason="run._record_failure writes no finished_at: a failure never counts as the newest"
-)
 def test_a_failure_says_when(diverged):
     (file,) = diverged[0].rglob("failure.json")
     assert json.loads(file.read_text())["finished_at"]
@@ -359,7 +349,6 @@ def test_a_metric_of_nan_is_one_message(faulty):
 
 
 @pytest.mark.parametrize("fault", ["bug", "memory", "reward"])
-@pytest.mark.xfail(strict=True, reason="run.execute records Diverged and MemoryError only: other failures leave no row")
 def test_any_failure_of_a_method_is_recorded(faulty, fault):
     where = results()
     run_faulty(faulty, fault, where)
@@ -367,7 +356,6 @@ def test_any_failure_of_a_method_is_recorded(faulty, fault):
     assert [r for r in records if r["options"]["fault"] == fault]
 
 
-@pytest.mark.xfail(strict=True, reason="torch.OutOfMemoryError is a RuntimeError, not the MemoryError that is caught")
 def test_running_out_of_memory_is_one_message(faulty):
     only_message(run_faulty(faulty, "memory"), 1, "micro-batch-tokens")
 
@@ -424,7 +412,6 @@ def register_judges(register):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="RunSpec.code: a judge named with --judge is known by name only")
 def test_another_judge_under_the_same_name_is_another_run():
     where = fresh("judge")
     file = plugin(where, "judge", JUDGE.format(score="1.0"))
@@ -435,7 +422,6 @@ def test_another_judge_under_the_same_name_is_another_run():
     assert done.code == 0 and "finished before" not in done.out, done.text
 
 
-@pytest.mark.xfail(strict=True, reason="RunSpec: the base model is known by its path only, the embedded one not at all")
 def test_another_base_model_in_the_same_folder_is_another_run():
     from safetensors.torch import load_file, save_file
 
@@ -485,7 +471,6 @@ def test_a_run_on_a_preference_file(tmp_path):
     assert result["cost"]["labels"] < 60 and "rouge" in result["evaluation"]
 
 
-@pytest.mark.xfail(strict=True, reason="stats.mean_interval raises ValueError for one prompt, after all the training")
 def test_a_single_evaluation_prompt_is_no_traceback(tmp_path):
     places = sorted(derive("split", 0, f"the mayor sold {n} bridge .") / 2**63 for n in range(60))
     done = run_on_file(tmp_path, 60, (places[0] + places[1]) / 2)  # exactly one prompt falls to the test split

@@ -220,7 +220,6 @@ def test_demonstrations_and_references_are_the_chosen(suite):
     assert {p.id: chosen[p.text] for p in made.prompts("test")} == references
 
 
-@pytest.mark.xfail(strict=True, reason="seeds.derive does not sort keys: one conversation lands in two splits")
 def test_the_order_of_a_messages_keys_does_not_matter(suite):
     turned = [r | {"prompt": [dict(reversed(m.items())) for m in r["prompt"]]} for r in TALK]
     assert parts(suite(TALK)) == parts(suite(turned))
@@ -276,16 +275,12 @@ def test_an_empty_file(suite):
         suite(b"").preferences()
 
 
-@pytest.mark.xfail(strict=True, reason="preference_file._pairs counts rows without the blank lines before them")
 def test_blank_lines_count_as_lines(suite):
     text = f"{jsonl(ROWS[:2])}\n\n{json.dumps(BAD['same'][0])}\n"
     with pytest.raises(UsageError, match="(row|line) 5:"):
         suite(text.encode()).preferences()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="preference_file._pair takes a null prompt for a missing column: an implicit prompt"
-)
 def test_a_null_prompt_is_not_an_implicit_one(suite):
     row = {"prompt": None, "chosen": "The sea is blue", "rejected": "The sea is dry"}
     with pytest.raises(UsageError, match="row 1"):
@@ -295,9 +290,6 @@ def test_a_null_prompt_is_not_an_implicit_one(suite):
 @pytest.mark.parametrize(
     ("name", "content"),
     [("data.jsonl", b'{"prompt": "\xff\xfe"}\n'), ("data.jsonl.gz", b"not gzip"), ("data.parquet", b"not parquet")],
-)
-@pytest.mark.xfail(
-    strict=True, reason="preference_file: UnicodeDecodeError, BadGzipFile and ArrowInvalid are not caught"
 )
 def test_a_file_that_is_not_what_its_name_says(suite, name, content):
     with pytest.raises(UsageError, match=re.escape(name)):
@@ -336,9 +328,6 @@ def test_a_suite_file(tmp_path):
     assert contents(made) == expected(ROWS) and made.max_new_tokens == 9
 
 
-@pytest.mark.xfail(
-    strict=True, reason="spec.resolve: the fingerprint knows the data's path, not its bytes: stale results"
-)
 def test_other_data_is_another_run(tmp_path):
     (tmp_path / "data.jsonl").write_text(jsonl(ROWS))
     first, _ = resolved(tmp_path, 'data = "data.jsonl"\n')
@@ -348,7 +337,6 @@ def test_other_data_is_another_run(tmp_path):
 
 
 @pytest.mark.parametrize("title", ["../../outside", "a/b"])
-@pytest.mark.xfail(strict=True, reason="spec.resolve: a title becomes a folder name unchecked")
 def test_a_title_that_is_no_folder_name_is_refused(tmp_path, title):
     with pytest.raises(UsageError, match="title"):
         resolved(tmp_path, f'data = "data.jsonl"\ntitle = "{title}"\n')

@@ -87,9 +87,6 @@ def test_a_plugin_that_does_not_import_is_isolated(registry, entry_point, text, 
         registry.get("methods", "ill")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=SystemExit, reason="load_entry_point catches Exception only: sys.exit in a plugin ends harness"
-)
 def test_a_plugin_that_exits_is_isolated(registry, entry_point):
     load_entry_point(registry, entry_point("ill", "import sys\nsys.exit(3)"))
     assert "ill" in registry.broken
@@ -163,7 +160,6 @@ def register_methods(register):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="Registry.load: what a plugin registered before it failed stays registered")
 @pytest.mark.parametrize("then", ["register(type('Bad', (), {'name': 'BAD'}))", "raise RuntimeError('half way')"])
 def test_a_plugin_that_fails_half_way_registers_nothing(registry, entry_point, then):
     load_entry_point(registry, entry_point("half", HALF.format(then=then)))
@@ -171,7 +167,6 @@ def test_a_plugin_that_fails_half_way_registers_nothing(registry, entry_point, t
     assert "good" not in registry.classes["methods"]
 
 
-@pytest.mark.xfail(strict=True, reason="Registry.load unregisters for PluginValidationError and ValueError only")
 def test_a_plugin_that_fails_half_way_does_not_observe(registry, entry_point):
     load_entry_point(registry, entry_point("half", HALF.format(then="raise RuntimeError('half way')")))
     warned = []

@@ -145,13 +145,8 @@ def test_dpo_killed_and_its_newest_checkpoint_damaged(watched):
     assert outputs(only_run(watched.folder, "small", "dpo")) == outputs(finished("dpo"))
 
 
-OUTSIDE = pytest.mark.xfail(
-    strict=True, reason="Loop: after a restart, what is logged outside of turns is averaged into the next turn again"
-)
-
-
 @pytest.mark.parametrize(
-    ("outside", "kill"), [("false", 3), ("false", 5), pytest.param("true", 5, marks=OUTSIDE)]
+    ("outside", "kill"), [("false", 3), ("false", 5), ("true", 5)]
 )  # fmt: skip
 def test_a_method_of_two_streams(watched, outside, kill):
     finished("ppo")  # its artifacts

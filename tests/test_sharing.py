@@ -4,12 +4,28 @@ import copy
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from harness.data import Prompt
-from harness.logprobs import completion_logits, completion_logp, completion_scores, completion_states, enable_sharing
-from harness.logprobs import shape_of
+from harness.logprobs import (
+    completion_logits,
+    completion_logp,
+    completion_scores,
+    completion_states,
+    enable_sharing,
+    shape_of,
+)
 from harness.models import scalar_from
 from harness.tokens import Batch, PromptBatch
 

@@ -54,9 +54,6 @@ def test_interval_over_seeds_stays_a_share(tmp_path):
     assert row["win_rate_low"] == 0.0 and row["win_rate_high"] == 1.0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tables._plain_row: integer costs (tokens, queries) are the first seed's, not the mean"
-)
 def test_every_cost_is_a_mean_over_seeds(tmp_path):
     second = record(seed=1)
     second["cost"]["method"] |= {"seconds": 14.5, "tokens_generated": 3000}
@@ -181,7 +178,6 @@ def test_markdown_escapes_bars():
     assert all(line.replace("\\|", "").count("|") == 3 for line in rows)
 
 
-@pytest.mark.xfail(strict=True, reason="reporters.Markdown.render: a line break in a failure's message breaks the row")
 def test_markdown_keeps_a_row_on_its_line(tmp_path):
     made = table(tmp_path, failure("dpo", why="first line\nsecond | line"))
     rows = [line for line in Markdown().render(made).splitlines() if line.startswith("|")]

@@ -84,11 +84,6 @@ def test_a_cut_completion_has_no_eos_and_is_counted(tiny_tokenizer):
     assert tokens.completion_ids("w0", "w1 w2")[-1] == tokens.eos and tokens.cut_completions == 2
 
 
-def test_finished_tells_the_ended_from_the_cut(eos_padded, make_batch):
-    batch = make_batch(eos_padded)  # its padding is the EOS: only the last real token may count
-    assert eos_padded.finished(batch).tolist() == [[True, True], [True, True], [True, True], [True, False]]
-
-
 def test_the_start_token_is_the_tokenizers_own(tokens, make_tokenizer, words):
     assert tokens.prompt_ids("w1") == [words.BOS, *text_ids(tokens, "w1")]
     assert words.BOS not in tokens.completion_ids("w1", "w2")
