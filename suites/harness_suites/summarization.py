@@ -40,7 +40,7 @@ class Summarization(Suite):
     labeller_temperature: float = 0.5  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
     labeller_bias: float = 0.0  # utility the labeller gives each token beyond a usual length, gold or not
 
-    settings = {
+    settings = {  # chosen on the validation split: eight trials of PPO, one of everything else
         "stage.sft": {"steps": 150, "batch_size": 32, "learning_rate": 2e-3},
         "stage.preferences": {"prompts": 2000, "completions": 4},
         "stage.reward_model": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "pooling": "sum"},
@@ -48,7 +48,8 @@ class Summarization(Suite):
         "dpo": {"beta": 0.3, "learning_rate": 5e-4, "batch_size": 32, "steps": 150},
         "ppo": {
             "steps": 40, "batch_size": 64, "num_generations": 4, "num_ppo_epochs": 1, "minibatch_size": 16,
-            "learning_rate": 2e-3, "lr_final": 0.1, "beta": 0.15, "vf_coef": 1.0, "clip_range_value": 0.0,
+            "learning_rate": 1e-3, "lr_final": 0.1, "beta": 0.1, "gae_lambda": 1.0, "vf_coef": 1.0,
+            "clip_range_value": 0.0,
         },
     }  # fmt: skip
     quick = {
