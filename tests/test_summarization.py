@@ -29,8 +29,8 @@ DOCUMENT = Document("", FACTS)
     ("mayor destroyed bridge in lima .", 4 * 3 / 5 * 0.7 - 0.35),  # wrong place
     ("mayor destroyed ship in oslo .", 4 * 3 / 5 * 0.3 - 0.35),  # one wrong word
     ("mayor destroyed bridge in oslo ; mayor destroyed bridge in oslo .", 4 * 3 / 5 - 0.4),  # said twice
-    ("mayor destroyed bridge in oslo ; poet admired tower .", 4 * 3 / 5 - 0.5),  # an unimportant fact
-    ("mayor destroyed bridge in oslo ; this was big news .", 4 * 3 / 5 - 0.5),  # a stock phrase
+    ("mayor destroyed bridge in oslo ; poet admired tower .", 4 * 3 / 5 - 0.3),  # an unimportant fact
+    ("mayor destroyed bridge in oslo ; this was big news .", 4 * 3 / 5 - 0.3),  # a stock phrase
     ("mayor destroyed bridge in oslo", 4 * 3 / 5 - 0.3),  # not finished
     ("bridge bridge .", -0.5),  # malformed
     ("", -0.3),

@@ -47,7 +47,7 @@ class Summarization(Suite):
         "*": {"learning_rate": 5e-4, "batch_size": 32},
         "dpo": {"beta": 0.3, "learning_rate": 5e-4, "batch_size": 32, "steps": 150},
         "ppo": {
-            "steps": 40, "batch_size": 64, "num_generations": 4, "num_ppo_epochs": 1, "minibatch_size": 16,
+            "steps": 50, "batch_size": 64, "num_generations": 4, "num_ppo_epochs": 1, "minibatch_size": 16,
             "learning_rate": 1e-3, "lr_final": 0.1, "beta": 0.1, "gae_lambda": 1.0, "vf_coef": 1.0,
             "clip_range_value": 0.0,
         },

@@ -164,8 +164,8 @@ class Reading:
     @property
     def score(self) -> float:
         """4 recall less the faults; at most 4, never below -4."""
-        faults = 0.35 * self.wrong_slots + 0.4 * self.duplicates + 0.5 * self.malformed + 0.5 * self.idle
-        length = 0.05 * max(0, self.words - 18)
+        faults = 0.35 * self.wrong_slots + 0.4 * self.duplicates + 0.5 * self.malformed + 0.3 * self.idle
+        length = 0.04 * max(0, self.words - 18)
         return max(-4.0, 4 * self.recall - faults - length - (0.0 if self.finished else 0.3))
 
 

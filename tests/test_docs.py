@@ -1,0 +1,55 @@
+"""What the documents say is true: hooks and their arguments, the tree, the example, the commands."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from harness import hookspecs
+from harness.cli import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PLUGINS = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+HOOKS = {name: f for name, f in vars(hookspecs).items() if inspect.isfunction(f) and hasattr(f, "harness_spec")}
+
+
+def test_every_hook_is_documented_with_its_arguments():
+    assert len(HOOKS) == 9
+    for name, hook in HOOKS.items():
+        assert f"`{name}({', '.join(inspect.signature(hook).parameters)})`" in PLUGINS
+
+
+def test_every_part_of_the_lab_is_documented():
+    from harness.lab import Lab
+
+    public = [name for name in vars(Lab) if not name.startswith("_")]
+    quiet = {"tokens", "device", "texts"}  # found by reading
+    assert [name for name in public if name not in quiet and f"lab.{name}" not in PLUGINS] == []
+
+
+def test_the_example_in_the_readme_is_the_file():
+    assert (ROOT / "examples" / "simpo.py").read_text(encoding="utf-8").strip() in README
+
+
+@pytest.mark.parametrize("folder", ["harness", "plugins/harness_plugins", "suites/harness_suites"])
+def test_the_tree_in_the_readme_is_the_tree(folder):
+    tree = README[README.index("harness/  ") : README.index("tests/\n```")]
+    there = {p.stem for p in (ROOT / folder).iterdir() if p.suffix == ".py" and not p.stem.startswith("__")}
+    hidden = {"errors", "engine_hf", "console", "reporters", "pretrain", "suite_file", "record"}
+    assert [name for name in sorted(there - hidden) if not re.search(rf"\b{name}\b", tree)] == []
+
+
+def test_commands_in_the_readme_exist():
+    lines = [line for line in README.splitlines() if line.startswith("harness ")]
+    assert len(lines) > 5
+    for line in lines:
+        words = line.split("#")[0].split(";")[0].split()
+        command = cli.commands[words[1]]
+        options = {o for p in command.params for o in [*p.opts, *getattr(p, "secondary_opts", [])]}
+        assert [w for w in words if w.startswith("-") and w.split("=")[0] not in options] == []
+
+
+def test_no_figure_is_left_to_fill_in():
+    assert not re.search(r"@[A-Z]+@", README)

@@ -1,0 +1,110 @@
+"""The stages at work on the embedded suite, small: normalised rewards, ensembles, what is reused and what is not."""
+
+import json
+
+import pytest
+import torch
+
+from harness.meter import Meter
+from harness.registry import installed
+from harness.rewards import RewardModel
+from harness.run import Observers, Settings, open_stages, open_workshop
+from harness.spec import Request, resolve
+from harness.stages.preferences import read_pairs, read_rankings
+
+SMALL = ("sft.steps=12", "preferences.prompts=60", "reward_model.epochs=1", "evaluation.prompts=16")
+
+
+def stages_of(folder, *stage_settings, suite_settings=(), shared_seed=0):
+    spec = resolve(
+        Request(
+            "sft", "summarization", (), suite_settings, (*SMALL, *stage_settings), "", {"shared_seed": shared_seed}
+        ),
+        installed(),
+    )
+    settings = Settings(folder, warn=lambda message: None)
+    shop = open_workshop(spec, installed(), settings, Observers(installed(), spec, settings.warn))
+    return open_stages(spec, installed(), shop)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("stages")
+
+
+@pytest.fixture(scope="module")
+def stages(folder):
+    return stages_of(folder)
+
+
+def demonstrations(stages):
+    demos = stages.suite.demonstrations("validation")
+    ids = [[stages.tokens.completion_ids(d.prompt.text, d.completion)] for d in demos]
+    return stages.tokens.batch([d.prompt for d in demos], ids)
+
+
+def test_demonstrations_score_zero_and_samples_spread_by_one(stages):
+    reward = stages.load_reward(stages.reward_artifact(0))
+    meter = Meter()
+    bench = stages.shop.bench(meter, 0)
+    with meter.phase("score"):
+        assert reward.score(demonstrations(stages), bench).mean().abs() < 1e-4
+        rows = read_rankings(stages.preferences.folder)["train"]
+        from harness.stages.reward_model import _batch
+
+        assert reward.score(_batch(stages, rows), bench).double().std() == pytest.approx(1.0, abs=1e-4)
+        reward.mean += 1.0  # negative control: a shifted model is seen
+        assert reward.score(demonstrations(stages), bench).mean().abs() > 0.01
+    assert meter.phases["score"].reward_queries > 0 and "reward" in meter.models
+
+
+def test_members_of_an_ensemble_differ_and_are_each_normalised(stages):
+    meter = Meter()
+    bench = stages.shop.bench(meter, 0)
+    batch = demonstrations(stages)
+    with meter.phase("score"):
+        one, two = (stages.load_reward(stages.reward_artifact(m)).score(batch, bench) for m in (0, 1))
+    assert not torch.allclose(one, two) and two.mean().abs() < 1e-4
+    assert set(meter.models) == {"reward", "reward2"}
+
+
+def test_preferences_are_datasets_in_the_ecosystems_columns(stages):
+    from datasets import Dataset
+
+    pairs = Dataset.from_parquet(str(stages.preferences.folder / "pairs.parquet"))
+    assert {"prompt", "chosen", "rejected"} <= set(pairs.column_names) and len(pairs) == stages.preferences.info[
+        "labels"
+    ]
+    for prompt, chosen, rejected in read_pairs(stages.preferences.folder)[:20]:
+        assert prompt.id.startswith("preferences/") and chosen != rejected
+    assert 0.7 < stages.preferences.info["label_ceiling"] <= 1
+
+
+def test_the_same_spec_reuses_and_any_change_rebuilds(folder, stages):
+    first = (stages.start_artifact, stages.preferences, stages.reward_artifact(0))
+    again = stages_of(folder)
+    for made, found in zip(first, (again.start_artifact, again.preferences, again.reward_artifact(0)), strict=True):
+        assert found.reused and found.folder == made.folder and found.content == made.content
+    assert stages_of(folder, "sft.steps=13").start_artifact.folder != first[0].folder
+    assert stages_of(folder, shared_seed=1).start_artifact.folder != first[0].folder
+    assert stages_of(folder, "reward_model.pooling=mean").reward_artifact(0).folder != first[2].folder
+    biased = stages_of(folder, suite_settings=("labeller_bias=0.12",))
+    assert biased.start_artifact.folder == first[0].folder and biased.preferences.folder != first[1].folder
+
+
+def test_artifacts_hold_no_pickle_and_a_manifest_of_what_made_them(stages):
+    for artifact in (stages.start_artifact, stages.preferences, stages.reward_artifact(0)):
+        files = [f.name for f in artifact.folder.rglob("*") if f.is_file()]
+        assert all(f.endswith((".json", ".safetensors", ".parquet")) for f in files)
+        manifest = json.loads((artifact.folder / "manifest.json").read_text())
+        assert {"code", "base", "options", "shared_seed"} <= set(manifest["inputs"]) and manifest["cost"]["phases"]
+
+
+def test_a_reward_model_comes_back_as_it_was_saved(stages, tmp_path):
+    reward = stages.load_reward(stages.reward_artifact(0))
+    reward.save(tmp_path)
+    again = RewardModel.load(tmp_path, stages.start)
+    meter = Meter()
+    bench = stages.shop.bench(meter, 0)
+    with meter.phase("score"):
+        assert torch.equal(reward.score(demonstrations(stages), bench), again.score(demonstrations(stages), bench))
