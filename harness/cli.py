@@ -81,7 +81,7 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
               help="Tokens per forward pass in training; lower it when memory runs out.")  # fmt: skip
 @click.option("--prompt-sharing/--no-prompt-sharing", default=True, show_default=True,
               help="Compute a prompt once for its completions, where the model can.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), default=lambda: min(2, os.cpu_count() or 1), show_default="2, or 1 core",
+@click.option("--threads", type=click.IntRange(1), default=lambda: min(2, os.cpu_count() or 1), show_default="2",
               help="CPU threads. The embedded model gains from two; runs side by side want one each.")  # fmt: skip
 @click.option("--checkpoint-every", type=click.FloatRange(0), default=20.0, show_default=True, metavar="SECONDS",
               help="How much work a kill may cost.")  # fmt: skip

@@ -1,13 +1,12 @@
 """A model folder and a data set of one's own: plain and conversational, through the command line, to the table."""
 
 import json
-import sys
+import runpy
 from random import Random
 
 import pytest
-from tools import command
 
-sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent.parent / "examples"))
+from .tools import ROOT, command
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }}</s>{% endfor %}"
@@ -35,10 +34,10 @@ steps = 2
 def sentences(n):
     rng = Random(0)
     things, verbs = "cat dog bird fish tree river".split(), "sees likes finds hears".split()
-    for _ in range(n):
+    for i in range(n):  # numbered: rows are split by their prompt
         a, b = rng.sample(things, 2)
         yield (
-            f"who {rng.choice(verbs)} the {a} ?",
+            f"who {rng.choice(verbs)} the {a} {i} ?",
             f"the {b} {rng.choice(verbs)} it .",
             f"no idea about {rng.choice(things)}",
         )
@@ -47,8 +46,6 @@ def sentences(n):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A model folder, and the same pairs as plain text with an implicit prompt and as conversations."""
-    import small_model
-
     folder = tmp_path_factory.mktemp("real")
     plain, chat = folder / "plain.jsonl", folder / "chat.jsonl"
     with plain.open("w") as one, chat.open("w") as two:
@@ -58,7 +55,7 @@ def world(tmp_path_factory):
             user = [{"role": "user", "content": question}]
             answers = [[{"role": "assistant", "content": text}] for text in (good, bad)]
             two.write(json.dumps({"prompt": user, "chosen": answers[0], "rejected": answers[1]}) + "\n")
-    small_model.main(str(plain), str(folder / "model"))
+    runpy.run_path(str(ROOT / "examples" / "small_model.py"))["main"](str(plain), str(folder / "model"))
     (folder / "plain.toml").write_text('data = "plain.jsonl"\nprompt_ends_with = "\\n\\nAssistant:"\n' + SETTINGS)
     (folder / "chat.toml").write_text('data = "chat.jsonl"\n' + SETTINGS)
     return folder
@@ -66,18 +63,8 @@ def world(tmp_path_factory):
 
 def run(world, suite, method, *more, code=0):
     results = world / f"results-{suite}"
-    done = command(
-        "run",
-        "--method",
-        method,
-        "--model",
-        world / "model",
-        "--suite",
-        world / f"{suite}.toml",
-        "--results",
-        results,
-        *more,
-    )
+    where = ["--model", world / "model", "--suite", world / f"{suite}.toml", "--results", results]
+    done = command("run", "--method", method, *where, *more)
     assert done.code == code, done.text
     return results, done
 

@@ -12,16 +12,13 @@ from harness.run import Observers, Settings, open_stages, open_workshop
 from harness.spec import Request, resolve
 from harness.stages.preferences import read_pairs, read_rankings
 
-SMALL = ("sft.steps=12", "preferences.prompts=60", "reward_model.epochs=1", "evaluation.prompts=16")
+SMALL = {"sft.steps": 12, "preferences.prompts": 60, "reward_model.epochs": 1, "evaluation.prompts": 16}
 
 
-def stages_of(folder, *stage_settings, suite_settings=(), shared_seed=0):
-    spec = resolve(
-        Request(
-            "sft", "summarization", (), suite_settings, (*SMALL, *stage_settings), "", {"shared_seed": shared_seed}
-        ),
-        installed(),
-    )
+def stages_of(folder, more=None, suite_settings=(), shared_seed=0):
+    asked = tuple(f"{name}={value}" for name, value in {**SMALL, **(more or {})}.items())
+    request = Request("sft", "summarization", (), suite_settings, asked, "", {"shared_seed": shared_seed})
+    spec = resolve(request, installed())
     settings = Settings(folder, warn=lambda message: None)
     shop = open_workshop(spec, installed(), settings, Observers(installed(), spec, settings.warn))
     return open_stages(spec, installed(), shop)
@@ -85,9 +82,9 @@ def test_the_same_spec_reuses_and_any_change_rebuilds(folder, stages):
     again = stages_of(folder)
     for made, found in zip(first, (again.start_artifact, again.preferences, again.reward_artifact(0)), strict=True):
         assert found.reused and found.folder == made.folder and found.content == made.content
-    assert stages_of(folder, "sft.steps=13").start_artifact.folder != first[0].folder
+    assert stages_of(folder, {"sft.steps": 13}).start_artifact.folder != first[0].folder
     assert stages_of(folder, shared_seed=1).start_artifact.folder != first[0].folder
-    assert stages_of(folder, "reward_model.pooling=mean").reward_artifact(0).folder != first[2].folder
+    assert stages_of(folder, {"reward_model.pooling": "mean"}).reward_artifact(0).folder != first[2].folder
     biased = stages_of(folder, suite_settings=("labeller_bias=0.12",))
     assert biased.start_artifact.folder == first[0].folder and biased.preferences.folder != first[1].folder
 

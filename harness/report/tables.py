@@ -15,7 +15,7 @@ from ..store import runs
 
 Record = Mapping[str, Any]
 COLUMNS = (
-    "method", "seeds", "win-rate vs SFT [95 %]", "gold", "proxy", "KL (nats)", "length", "train s", "train PFLOP",
+    "method", "seeds", "win-rate vs SFT [95 %]", "gold", "proxy", "KL (nats)", "length", "train s", "train TFLOP",
     "tokens gen. / trained", "reward queries", "labels", "models held (params)", "peak MiB", "FLOPs / answer",
 )  # fmt: skip
 
@@ -148,7 +148,7 @@ def _cells(name: str, group: Sequence[Record]) -> list[str]:
     return [
         name, seeds, f"{row['win_rate']:.3f} [{row['win_rate_low']:.3f}, {row['win_rate_high']:.3f}]",
         f"{row['gold']:.2f}", f"{row['proxy']:.2f}", f"{row['kl']:.2f}{estimate}", f"{row['length']:.1f}",
-        f"{row['method_seconds']:.0f}", f"{row['method_flops'] / 1e15:.4f}",
+        f"{row['method_seconds']:.0f}", f"{row['method_flops'] / 1e12:.3g}",
         f"{_short(row['method_tokens_generated'])} / {_short(row['method_tokens_trained'])}",
         _short(row["method_reward_queries"]), _short(row["labels"]),
         f"{row['models'].replace(' ', ' + ')} ({_short(row['parameters_held'])})",
@@ -176,7 +176,7 @@ def _notes(records: Sequence[Record]) -> list[str]:
     good = _good(records)
     notes = [
         "KL is KL(policy || SFT) in nats per completion, Rao-Blackwellised over the vocabulary on the policy's own "
-        "answers. Train s, PFLOP, tokens and queries are the method's own; shared stages (SFT, preferences, reward "
+        "answers. Train s, TFLOP, tokens and queries are the method's own; shared stages (SFT, preferences, reward "
         "model) are billed apart. FLOPs / answer is the cost of answering one prompt.",
     ]
     bounds = {r["method"]: r["evaluation"]["kl_bound"] for r in good if "kl_bound" in r["evaluation"]}
@@ -185,8 +185,8 @@ def _notes(records: Sequence[Record]) -> list[str]:
             f"{method} has no log-probabilities: its KL is estimated from the reference's mass on the selected reward "
             f"level (Beirami et al. 2024); log n - (n-1)/n = {bound:.2f} bounds it."
         )
-    if all(len({r["seed"] for r in good if r["method"] == m}) == 1 for m in {r["method"] for r in good}):
-        notes.append(
-            "One seed per row: the intervals are over prompts and speak for these checkpoints, not for the algorithms."
-        )
+    if len({r["seed"] for r in good}) > 1:
+        notes.append("Intervals add the spread between seeds (Student's t) to that between prompts: conservative.")
+    else:
+        notes.append("One seed per row: the intervals are over prompts and speak for these checkpoints only.")
     return notes
