@@ -27,3 +27,5 @@ for beta in 0.03 0.3; do
 done
 $harness table --results results/length --output results/length.md
 $harness plot --results results/length --output results/length.png
+
+python3 results/readme.py  # the README shows the first table

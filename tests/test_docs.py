@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ def test_commands_in_the_readme_exist():
         command = cli.commands[words[1]]
         options = {o for p in command.params for o in [*p.opts, *getattr(p, "secondary_opts", [])]}
         assert [w for w in words if w.startswith("-") and w.split("=")[0] not in options] == []
+
+
+def test_the_tables_in_the_readme_are_the_committed_ones():
+    filled = runpy.run_path(str(ROOT / "results" / "readme.py"))["filled"]
+    assert "| ppo" in README and filled(README) == README
+    assert filled(README.replace("| ppo", "| ppx")) == README  # negative control: an edited table is seen
 
 
 def test_no_figure_is_left_to_fill_in():

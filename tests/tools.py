@@ -254,7 +254,8 @@ def record(method: str = "dpo", seed: int = 0, win: float = 0.6, **more: Any) ->
     evaluation = {
         "prompts": 64, "split": "test", "temperature": 1.0, "win_rate": estimate(win), "gold": estimate(1.25),
         "proxy": estimate(0.75), "kl": estimate(5.123456789), "kl_estimator": "rao-blackwell",
-        "length": estimate(14.5), "eos_rate": 0.99, "distinct": 0.98, "reference_gold": 1.0, "reference_length": 13.0,
+        "length": estimate(14.5), "eos_rate": 0.99, "distinct": 0.98, "reference_gold": 1.0,
+        "reference_proxy": 0.0, "reference_length": 13.0,
         "inference": {"flops_per_answer": 6e7, "tokens_per_answer": 14.5, "reward_queries_per_answer": 0.0},
     }  # fmt: skip
     return {

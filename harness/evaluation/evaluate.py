@@ -163,7 +163,8 @@ def _figures(
         "length": asdict(mean_interval(lengths)),
         "eos_rate": fmean(answers.batch["ended"][:, 0].float().tolist()),
         "distinct": len(set(answers.texts)) / len(answers.texts),
-        "reference_gold": fmean(reference.gold), "reference_length": fmean(reference.batch.lengths[:, 0].tolist()),
+        "reference_gold": fmean(reference.gold), "reference_proxy": fmean(reference.proxy),
+        "reference_length": fmean(reference.batch.lengths[:, 0].tolist()),
     }  # fmt: skip
     if "plain" in kl:
         figures["kl_plain"] = asdict(mean_interval(kl["plain"]))

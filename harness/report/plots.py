@@ -9,19 +9,12 @@ from ..errors import Refused, UsageError
 from .tables import check_ground, select
 
 MARKERS = "osD^vP*X<>"
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-)  # Okabe and Ito: colour-blind safe
+# Okabe and Ito's colours: the colour-blind can tell them apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def frontier(results: Path, suite: str | None, output: Path) -> None:
-    """Draw the runs of a suite; a second panel shows gold and proxy against sqrt(KL) where runs kept snapshots."""
+    """Draw the runs of a suite; two more panels show reward and length against sqrt(KL) where runs kept snapshots."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:
@@ -35,10 +28,11 @@ def frontier(results: Path, suite: str | None, output: Path) -> None:
     if not good:
         raise UsageError(f"There is no finished run below {results} to draw.")
     curves = [r for r in good if r["evaluation"].get("curve")]
-    figure, axes = pyplot.subplots(1, 2 if curves else 1, figsize=(11 if curves else 6, 4.2), squeeze=False)
+    panels = 3 if curves else 1
+    figure, axes = pyplot.subplots(1, panels, figsize=(5 * panels + 1, 4.2), squeeze=False)
     _draw_frontier(axes[0][0], good)
     if curves:
-        _draw_curves(axes[0][1], curves)
+        _draw_curves(axes[0][1], axes[0][2], curves)
     figure.tight_layout()
     try:
         figure.savefig(output, dpi=150)
@@ -54,29 +48,31 @@ def _draw_frontier(axis: Any, records: list[dict[str, Any]]) -> None:
             e = r["evaluation"]
             win, kl = e["win_rate"], e["kl"]["mean"]
             error = [[win["mean"] - win["low"]], [win["high"] - win["mean"]]]
-            style = {
-                "marker": MARKERS[i % len(MARKERS)],
-                "color": COLOURS[i % len(COLOURS)],
-                "capsize": 3,
-                "linestyle": "",
-            }
-            axis.errorbar(kl, win["mean"], yerr=error, label=label if j == 0 else None, **style)
+            style = {"marker": MARKERS[i % len(MARKERS)], "color": COLOURS[i % len(COLOURS)]}
+            axis.errorbar(
+                kl, win["mean"], yerr=error, label=label if j == 0 else None, capsize=3, linestyle="", **style
+            )
     axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
     axis.set_xlabel("KL(policy || SFT), nats per completion")
     axis.set_ylabel("gold win-rate over SFT, 95 % interval")
     axis.legend(fontsize=8)
 
 
-def _draw_curves(axis: Any, records: list[dict[str, Any]]) -> None:
+def _draw_curves(reward: Any, length: Any, records: list[dict[str, Any]]) -> None:
+    """Draw gold and proxy, and the length of answers, from the start checkpoint (KL 0) along training."""
     for i, (r, label) in enumerate(zip(records, _labels(records), strict=True)):
-        points = r["evaluation"]["curve"]
+        e = r["evaluation"]
+        start = {"kl": 0.0} | {name: e[f"reference_{name}"] for name in ("gold", "proxy", "length")}
+        points = [start, *e["curve"]]
         root = [max(0.0, p["kl"]) ** 0.5 for p in points]
         style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
-        axis.plot(root, [p["gold"] for p in points], label=f"{label}: gold", **style)
-        axis.plot(root, [p["proxy"] for p in points], label=f"{label}: proxy", linestyle="--", **style)
-    axis.set_xlabel("sqrt(KL), along training")
-    axis.set_ylabel("reward")
-    axis.legend(fontsize=7)
+        reward.plot(root, [p["gold"] for p in points], label=f"{label}: gold", **style)
+        reward.plot(root, [p["proxy"] for p in points], label=f"{label}: proxy", linestyle=":", **style)
+        length.plot(root, [p["length"] for p in points], label=label, **style)
+    for axis, name in ((reward, "reward"), (length, "length of an answer, tokens")):
+        axis.set_xlabel("sqrt(KL), along training")
+        axis.set_ylabel(name)
+        axis.legend(fontsize=7, handlelength=4)
 
 
 def _labels(records: list[dict[str, Any]]) -> list[str]:
