@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     import torch as torch
 
     from . import logprobs as logprobs
-    from .contracts import GradientMethod as GradientMethod
     from .contracts import Method as Method
     from .contracts import Policy as Policy
-    from .contracts import RewardOptions as RewardOptions
     from .contracts import Suite as Suite
     from .evaluation import kl as kl
     from .hookspecs import hookimpl as hookimpl
     from .lab import Lab as Lab
+    from .shared_options import GradientMethod as GradientMethod
+    from .shared_options import OnPolicyOptions as OnPolicyOptions
+    from .shared_options import PairOptions as PairOptions
+    from .shared_options import RewardOptions as RewardOptions
     from .store import load_results as load_results
     from .tokens import Batch as Batch
 
@@ -30,11 +32,10 @@ __version__ = "0.1.0"
 
 _PLACES = {
     **dict.fromkeys(
-        ("Engine", "GradientMethod", "Judge", "Labeller", "Method", "Policy", "Reporter", "RewardOptions", "Suite")
-        + ("Verifier",),
-        "contracts",
+        ("Engine", "Judge", "Labeller", "Method", "Policy", "Ranker", "Reporter", "Suite", "Verifier"), "contracts"
     ),
-    **dict.fromkeys(("Demonstration", "Pair", "Prompt", "Sampling", "Table"), "data"),
+    **dict.fromkeys(("GradientMethod", "OnPolicyOptions", "PairOptions", "RewardOptions"), "shared_options"),
+    **dict.fromkeys(("Comparison", "Demonstration", "Pair", "Principle", "Prompt", "Sampling", "Table"), "data"),
     "hookimpl": "hookspecs", "Lab": "lab", "load_results": "store", "Batch": "tokens", "PromptBatch": "tokens",
     "Sampler": "rollout",
 }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from .errors import HarnessError
 from .files import lock, make_folder, publish, write_json
 from .registry import file_digest
 from .spec import digest_of
+from .team import ALONE, Team
 
 MANIFEST = "manifest.json"
 
@@ -35,8 +37,8 @@ Make = Callable[[Path, Path], tuple[dict[str, Any], dict[str, Any]]]  # (output,
 class Artifacts:
     """The artifacts below one results folder."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = make_folder(root)
+    def __init__(self, root: Path, team: Team = ALONE) -> None:
+        self.root, self.team = make_folder(root), team
 
     def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
         """Return the artifact of these inputs, making it if it is not there.
@@ -46,22 +48,21 @@ class Artifacts:
         """
         name = f"{kind}-{digest_of({'kind': kind, **inputs})[:16]}"
         final, work = self.root / name, make_folder(self.root / ".work" / name)
-        with lock(work, f"The artifact {name}", wait=True):
-            if final.exists():
-                return self._open(final, kind)
-            output = work / "output"
+        with lock(work, f"The artifact {name}", wait=True) if self.team.main else nullcontext():
+            if self.team.agree(final.exists()):
+                return self._open(final, kind, reused=True)
+            output = work / f"output{self.team.rank}"  # every process makes it, the main one's is kept
             shutil.rmtree(output, ignore_errors=True)
             output.mkdir()
             info, cost = make(output, make_folder(work / "scratch"))
-            files = {str(f.relative_to(output)): file_digest(f) for f in sorted(output.rglob("*")) if f.is_file()}
-            content = digest_of(files)
-            manifest = {"kind": kind, "inputs": inputs, "files": files, "content": content}
-            write_json(output / MANIFEST, manifest | {"info": info, "cost": cost})
-            publish(output, final)
-            shutil.rmtree(work / "scratch", ignore_errors=True)
-        return Artifact(final, kind, content, info, cost, reused=False)
+            if self.team.main:
+                _seal(output, {"kind": kind, "inputs": inputs, "info": info, "cost": cost})
+                publish(output, final)
+            self.team.wait()
+            shutil.rmtree(work / "scratch" if self.team.main else output, ignore_errors=True)
+        return self._open(final, kind, reused=False)
 
-    def _open(self, folder: Path, kind: str) -> Artifact:
+    def _open(self, folder: Path, kind: str, reused: bool) -> Artifact:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             whole = digest_of(manifest["files"]) == manifest["content"]
@@ -73,7 +74,13 @@ class Artifacts:
                 f"The artifact {folder} is damaged: {(bad or [MANIFEST])[0]} is not what was written. "
                 f"Delete that folder and run the same command again; it will be made anew."
             )
-        return Artifact(folder, kind, manifest["content"], manifest["info"], manifest["cost"], reused=True)
+        return Artifact(folder, kind, manifest["content"], manifest["info"], manifest["cost"], reused)
+
+
+def _seal(output: Path, told: Mapping[str, Any]) -> None:
+    """Write the manifest: what made the files, and their digests."""
+    files = {str(f.relative_to(output)): file_digest(f) for f in sorted(output.rglob("*")) if f.is_file()}
+    write_json(output / MANIFEST, {**told, "files": files, "content": digest_of(files)})
 
 
 def _digest(file: Path) -> str | None:

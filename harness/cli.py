@@ -73,6 +73,8 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--budget", default="", metavar="NAME=N,...", help="Limit steps, samples, tokens or flops of the method.")
 @click.option("--judge", metavar="NAME", help="Judge by this plugin instead of the suite's.")
 @click.option("--labeller", metavar="NAME", help="Label by this plugin instead of the suite's.")
+@click.option("--labeller-set", "labeller_settings", multiple=True, metavar="NAME=VALUE",
+              help="Set an option of the labeller that the method learns from.")  # fmt: skip
 @click.option("--engine", default="hf", show_default=True, help="The rollout engine.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
@@ -93,7 +95,8 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @plugin_files
 def run(
     registry: Registry, method: str, suite: str, settings: tuple[str, ...], suite_settings: tuple[str, ...],
-    stage_settings: tuple[str, ...], budget: str, results: Path, checkpoint_every: float, **fixed: Any,
+    stage_settings: tuple[str, ...], labeller_settings: tuple[str, ...], budget: str, results: Path,
+    checkpoint_every: float, **fixed: Any,
 ) -> None:  # fmt: skip
     """Train a method on a suite, evaluate it, and record everything.
 
@@ -102,12 +105,15 @@ def run(
     from .run import Settings, execute
     from .spec import Request, resolve
 
-    spec = resolve(Request(method, suite, settings, suite_settings, stage_settings, budget, fixed), registry)
+    asked = Request(method, suite, settings, suite_settings, stage_settings, budget, labeller_settings, fixed=fixed)
+    spec = resolve(asked, registry)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     outcome = execute(spec, registry, Settings(results, checkpoint_every, warn=_warn))
     from .report.panel import show
+    from .team import is_main
 
-    show(outcome)
+    if is_main():
+        show(outcome)
 
 
 @cli.command("list")

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .data import Demonstration, Pair, Prompt, Sampling, Table
+from .data import Comparison, Demonstration, Pair, Principle, Prompt, Sampling, Table
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .enumerate import Enumerated
     from .lab import Lab
     from .rollout import Sampler
+    from .stages import Stages
     from .tokens import Batch, PromptBatch
 
-NEEDS = frozenset({"prompts", "pairs", "demonstrations", "reward", "verifier"})
+NEEDS = frozenset({"prompts", "pairs", "demonstrations", "reward", "verifier", "labels"})
 SPLITS = ("demonstrations", "preferences", "train", "validation", "test")
 
 
@@ -31,6 +34,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]  # the word on the command line, the file, the entry point and the row
+    kind: ClassVar[str] = ""  # what sort of method, in a word or three: "offline preference", "on-policy"
     paper: ClassVar[str] = ""  # a link
     needs: ClassVar[frozenset[str]] = frozenset()  # what the suite must give: see NEEDS
 
@@ -45,52 +49,17 @@ class Method(ABC):
         """Return what this instance needs: `needs`, or more where an option asks for more."""
         return self.needs
 
+    def labeller(self) -> str | None:
+        """Return the labeller whose preferences this method learns from, where it is not the suite's: AI feedback."""
+        return None
 
-@dataclass
-class AdamWOptions:
-    """How anything here is trained: by AdamW, with the options under one name everywhere."""
+    def optimum(self, problem: Enumerated) -> Tensor | None:
+        """Return the distribution (P, N) this method converges to where every completion can be listed, or None.
 
-    learning_rate: float = 1e-6  # peak learning rate of AdamW
-    lr_schedule: str = "linear"  # linear, cosine or constant, after the warm-up
-    lr_final: float = 0.0  # where the schedule ends, as a share of the peak
-    warmup_ratio: float = 0.1  # share of training over which the learning rate rises
-    weight_decay: float = 0.0  # decoupled weight decay
-    adam_beta2: float = 0.98  # AdamW's second-moment decay (the first is 0.9, epsilon 1e-8)
-    max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0 leaves them alone
-    batch_size: int = 32  # examples per optimiser step: demonstrations, pairs, or prompts
-
-    def check(self) -> None:
-        """Raise ValueError for options that make no sense, alone or together; called before anything is made."""
-        if self.lr_schedule not in ("linear", "cosine", "constant"):
-            raise ValueError(f"lr_schedule is linear, cosine or constant, not {self.lr_schedule!r}")
-        if self.learning_rate <= 0 or self.batch_size < 1:
-            raise ValueError("learning_rate must be above 0 and batch_size at least 1")
-        if not 0 <= self.warmup_ratio < 1 or not 0 <= self.lr_final <= 1:
-            raise ValueError("warmup_ratio must lie in [0, 1) and lr_final in [0, 1]")
-
-
-@dataclass
-class GradientMethod(AdamWOptions, Method):
-    """A method that trains by gradient: a Method with the options of AdamW."""
-
-
-@dataclass
-class RewardOptions:
-    """A mixin for methods that ask for a learned reward: one model or an ensemble, and what is taken off the score."""
-
-    reward_members: int = 1  # reward models trained with different seeds
-    reward_combine: str = "mean"  # of an ensemble: mean, worst, or uncertainty (mean - coef * variance)
-    reward_variance_coef: float = 0.1  # coefficient of the variance for reward_combine=uncertainty
-    length_penalty: float = 0.0  # taken off the reward for every completion token
-
-    def check_reward(self) -> None:
-        """Raise ValueError for a combination that cannot be computed."""
-        if self.reward_combine not in ("mean", "worst", "uncertainty"):
-            raise ValueError(f"reward_combine is mean, worst or uncertainty, not {self.reward_combine!r}")
-        if self.reward_members < 1:
-            raise ValueError("reward_members must be at least 1")
-        if self.reward_members == 1 and self.reward_combine != "mean":
-            raise ValueError(f"reward_combine={self.reward_combine} needs an ensemble: set reward_members to 2 or more")
+        It is what the paper's theory says, derived apart from the code that trains: a suite that can list its
+        completions reports how far the trained policy is from it.
+        """
+        return None
 
 
 class Policy(ABC):
@@ -123,21 +92,62 @@ class Judge(ABC):
 
 
 class Labeller(ABC):
-    """Says which completion of a prompt is better, as an annotator would, with an annotator's errors."""
+    """Says which completion of a prompt is better, as an annotator would, with an annotator's errors.
+
+    A dataclass's fields are its options (`--labeller-set`).
+    """
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
+    human: ClassVar[bool] = True  # its labels are billed as human labels; a model's or a rule's are not
 
     def prepare(self, suite: Suite, judge: Judge) -> None:  # noqa: B027  # a labeller may need nothing
         """Take from the suite and its judge what labelling needs, before the first label."""
 
     @abstractmethod
-    def rank(self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random) -> list[int]:
-        """Return the rank of each completion, 0 the best; equal ranks are ties. `lengths` are in tokens."""
+    def compare(
+        self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random
+    ) -> list[Comparison]:
+        """Return an opinion of every pair that was asked about. `lengths` are in tokens; `rng` is the prompt's own."""
+
+    def identity(self) -> dict[str, object]:
+        """Return what decides its labels besides its code: its options, and what they stand for outside the harness."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+
+    def usage(self) -> dict[str, float]:
+        """Return what labelling used so far, by name (requests, refusals, tokens); kept with the preferences.
+
+        `asked` among them is what is billed: pairs asked about; without it the opinions returned are.
+        """
+        return {}
+
+    def constitution(self, suite: Suite) -> list[Principle]:
+        """Return the principles that it goes by where it is asked to go by some: the suite's."""
+        return suite.principles()
+
+    def revise(self, prompt: Prompt, completion: str, principle: Principle, rng: Random) -> str:
+        """Return the completion criticised and rewritten under a principle; as it is where nothing is to be said."""
+        raise NotImplementedError(f"the labeller {self.name} compares completions, and does not revise them")
 
     def ceiling(self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int]) -> list[float] | None:
         """Return noiseless utilities, by which the share of labels that noise turned around is counted, or None."""
         return None
+
+
+class Ranker(Labeller):
+    """A labeller that puts all completions of a prompt in order at once."""
+
+    @abstractmethod
+    def rank(self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random) -> list[int]:
+        """Return the rank of each completion, 0 the best; equal ranks are ties. `lengths` are in tokens."""
+
+    def compare(
+        self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random
+    ) -> list[Comparison]:
+        """Return every pair in the order of the ranks; ties say nothing."""
+        ranks = self.rank(prompt, completions, lengths, rng)
+        pairs = combinations(range(len(ranks)), 2)
+        return [Comparison(i, j, float(ranks[i] < ranks[j])) for i, j in pairs if ranks[i] != ranks[j]]
 
 
 class Verifier(ABC):
@@ -172,6 +182,10 @@ class Suite(ABC):
     def prompts(self, split: str) -> list[Prompt]:
         """Return the prompts of a split, one of SPLITS."""
 
+    def size(self, split: str) -> int:
+        """Return how many prompts a split has; where that is known without making them, say so."""
+        return len(self.prompts(split))
+
     @abstractmethod
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
         """Return what the start checkpoint imitates; of the validation split, what centres the reward model."""
@@ -191,6 +205,14 @@ class Suite(ABC):
     def verifier(self) -> Verifier | None:
         """Return the verifier, where answers can be checked."""
         return None
+
+    def principles(self) -> list[Principle]:
+        """Return the constitution an AI annotator may go by; empty where there is none."""
+        return []
+
+    def figures(self, method: Method, model: torch.nn.Module | None, stages: Stages) -> dict[str, Any]:
+        """Return more figures for the record than the evaluator's own: exact ones, where all can be enumerated."""
+        return {}
 
     def base_model(self) -> Path | None:
         """Return the folder of the embedded base model, or None where the user names one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
@@ -28,11 +28,34 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two completions of one prompt, the first preferred."""
+    """Two completions of one prompt, the first preferred; `p` is how sure the labeller was of that."""
 
     prompt: Prompt
     chosen: Text
     rejected: Text
+    p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A labeller's opinion of two completions of a prompt, named by their positions.
+
+    `p` is the probability that `first` is better: 1 and 0 for a plain label, 0.5 for a tie. `note` is kept beside it.
+    """
+
+    first: int
+    second: int
+    p: float = 1.0
+    note: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Principle:
+    """A sentence of a constitution, and a check of it that a simulated annotator can apply: more is better."""
+
+    id: str
+    text: str
+    check: Callable[[Prompt, str], float]
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,7 @@ class Budget:
     samples: int | None = None  # completions generated
     tokens: int | None = None  # tokens generated and trained on
     flops: float | None = None
+    labels: int | None = None  # preference labels asked for while training
 
 
 @dataclass

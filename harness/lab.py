@@ -7,24 +7,31 @@ start checkpoint, data and reward models were prepared before the method was cal
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .contracts import AdamWOptions, Engine, Method, Policy, RewardOptions, Verifier
+from .contracts import Engine, Method, Policy, Verifier
 from .data import Demonstration, Prompt, Sampling
-from .errors import Diverged
+from .desk import LabelDesk
 from .logprobs import completion_logp, completion_values, in_micro_batches
 from .loop import Loop
 from .meter import Meter
-from .models import ScalarModel, hidden_size, scalar_from, size_of, trainable, trunk_of
-from .rewards import RewardModel, combine
+from .models import ScalarModel, frozen, hidden_size, scalar_from, size_of, trainable, trunk_of
+from .rewards import RewardModel
 from .rollout import Sampler, check_sampling
+from .scoring import Scoring
 from .seeds import derive, permutation
+from .shared_options import AdamWOptions
+from .team import ALONE, Team
 from .tokens import Batch, PromptBatch, Tokens
 from .training import Loss, Role, Term
+
+if TYPE_CHECKING:
+    from .stages.preferences import LabelledPair
 
 
 @dataclass
@@ -34,10 +41,18 @@ class Supplies:
     start: nn.Module  # the start checkpoint, frozen
     tokens: Tokens
     prompts: Sequence[Prompt] = ()
-    pairs: Sequence[tuple[Prompt, list[int], list[int]]] = ()  # prompt, chosen ids, rejected ids
+    pairs: Sequence[LabelledPair] = ()
     demonstrations: Sequence[Demonstration] = ()
     rewards: Callable[[], list[RewardModel]] | None = None
     verifier: Verifier | None = None
+    desk: Callable[[], LabelDesk] | None = None  # who labels fresh samples
+    closing: list[Callable[[], None]] = field(default_factory=list)  # what ends with the run
+    refresh: AdamWOptions = field(default_factory=AdamWOptions)  # how the reward model is trained on them
+
+    def close(self) -> None:
+        """End what was started for the method."""
+        while self.closing:
+            self.closing.pop()()
 
 
 @dataclass
@@ -51,6 +66,7 @@ class Bench:
     meter: Meter
     micro_batch_tokens: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    team: Team = ALONE
 
 
 class LanguageModel(Policy):
@@ -94,8 +110,8 @@ class Lab:
         self._policy: LanguageModel | None = None
         self._reference: LanguageModel | None = None
         self._critic: Critic | None = None
-        self._rewards: list[RewardModel] | None = None
         self._draws: tuple[tuple[int, int], int] = ((-1, -1), 0)
+        self._scoring = Scoring(self, method, supplies, bench, loop)
 
     # -- data: resumable streams ---------------------------------------------------------------------------------
 
@@ -103,24 +119,51 @@ class Lab:
         """Yield `steps` batches of training prompts, reshuffled each epoch, in the same order for every method."""
         prompts = self._given("prompts", self._supplies.prompts)
         size = self._batch_size(batch_size)
-        for turn in self._loop.turns(steps):
-            rows = self._rows("prompts", len(prompts), turn * size, size)
+        for rows in self._draw("prompts", len(prompts), steps, size):
             yield self.tokens.prompt_batch([prompts[i] for i in rows], self.device)
 
-    def pairs(self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None) -> Iterator[Batch]:
-        """Yield batches of preference pairs (B, 2, T), chosen first, for `epochs` passes or `steps` batches."""
+    def pairs(
+        self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None, shuffle_labels: bool = False
+    ) -> Iterator[Batch]:
+        """Yield batches of preference pairs (B, 2, T), chosen first, for `epochs` passes or `steps` batches.
+
+        Column `p` (B,) is the probability that the chosen one is better: 1 where the labeller gave a plain label.
+        `shuffle_labels` is a control: a coin, the same for a pair each time, says which one is called chosen.
+        """
         pairs = self._given("pairs", self._supplies.pairs)
         size = self._batch_size(batch_size)
-        for turn in self._loop.turns(steps or max(1, round(epochs * len(pairs) / size))):
-            rows = self._rows("pairs", len(pairs), turn * size, size)
-            some = [pairs[i] for i in rows]
-            completions = [[chosen, rejected] for _, chosen, rejected in some]
-            yield self.tokens.batch([prompt for prompt, _, _ in some], completions, self.device)
+        for rows in self._draw("pairs", len(pairs), steps or max(1, round(epochs * len(pairs) / size)), size):
+            turned = [shuffle_labels and self._coin(i) for i in rows]
+            ids = [[pairs[i].chosen, pairs[i].rejected] for i in rows]
+            completions = [two[::-1] if t else two for two, t in zip(ids, turned, strict=True)]
+            self._count_pairs(len(rows))
+            prompts = [pairs[i].prompt for i in rows]
+            batch = self.tokens.batch(prompts, completions, self.device, self._bench.sampling.temperature)
+            yield batch.with_columns(p=torch.tensor([pairs[i].p for i in rows], device=self.device))
+
+    def labelled(
+        self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None, shuffle_labels: bool = False
+    ) -> Iterator[Batch]:
+        """Yield batches of single completions (B, 1, T) with `label` (B,): 1 desirable, 0 not.
+
+        They are the completions of the pairs, each on its own and shuffled: one of a pair says nothing of the other.
+        """
+        pairs = self._given("pairs", self._supplies.pairs)
+        size = self._batch_size(batch_size)
+        for rows in self._draw(
+            "labelled", 2 * len(pairs), steps or max(1, round(epochs * 2 * len(pairs) / size)), size
+        ):
+            ids = [[pairs[i // 2].chosen if i % 2 == 0 else pairs[i // 2].rejected] for i in rows]
+            labels = [float((i % 2 == 0) != (shuffle_labels and self._coin(i // 2))) for i in rows]
+            self._count_pairs(len(rows) // 2)
+            prompts = [pairs[i // 2].prompt for i in rows]
+            batch = self.tokens.batch(prompts, ids, self.device, self._bench.sampling.temperature)
+            yield batch.with_columns(label=torch.tensor(labels, device=self.device))
 
     def demonstrations(self, n: int) -> Batch:
-        """Return n demonstrations (n, 1, T), drawn for the current turn: for a term beside the method's own."""
+        """Return n demonstrations (n, 1, T), other ones each time: for a term beside the method's own."""
         demos = self._given("demonstrations", self._supplies.demonstrations)
-        rows = self._rows("demonstrations", len(demos), self._loop.turn * n, n)
+        rows = Random(derive(*self._key("demonstrations"))).choices(range(len(demos)), k=n)
         ids = [[self.tokens.completion_ids(demos[i].prompt.text, demos[i].completion)] for i in rows]
         return self.tokens.batch([demos[i].prompt for i in rows], ids, self.device)
 
@@ -134,12 +177,12 @@ class Lab:
 
     def rollout(
         self, prompts: PromptBatch, n: int = 1, temperature: float | None = None, max_new_tokens: int | None = None,
-        **truncations: object,
+        of: LanguageModel | None = None, **truncations: object,
     ) -> Batch:  # fmt: skip
         """Draw n completions per prompt from the policy: (B, n, T) with `logp` (B, n, T) and `ended` (B, n).
 
         `logp` are the sampler's own, of the weights that sampled: the old log-probabilities. Without a temperature
-        or length the suite's apply, which are those of the evaluation.
+        or length the suite's apply, which are those of the evaluation. `of=lab.start` draws from the start checkpoint.
         """
         usual = self._bench.sampling
         sampling = Sampling(
@@ -147,11 +190,11 @@ class Lab:
             usual.max_new_tokens if max_new_tokens is None else max_new_tokens,
         )
         check_sampling(sampling, **truncations)
-        policy = self.policy
-        policy.role.hold(self._bench.meter)
-        bench = self._bench
-        sampler = Sampler(bench.engine, sampling, bench.meter, bench.eos, self._key("rollout"))
-        return sampler.draw(policy.model, prompts, n)
+        model, bench = of or self.policy, self._bench
+        self._check_turn("rollout")
+        model.role.hold(bench.meter)
+        sampler = Sampler(bench.engine, sampling, bench.meter, bench.eos, self._key("rollout"), bench.team)
+        return sampler.draw(model.model, prompts, n)
 
     # -- models ----------------------------------------------------------------------------------------------------
 
@@ -169,8 +212,21 @@ class Lab:
     def reference(self) -> LanguageModel:
         """The frozen start checkpoint. Only a method that asks for it holds it."""
         if self._reference is None:
-            self._reference = LanguageModel(self._supplies.start, "reference", "reference", self._bench)
+            model = self._supplies.start
+            if self._loop.trainer.has_saved("reference"):  # it had been moved before a restart
+                model = frozen(trainable(model))
+                self._loop.trainer.keep("reference", model)
+            self._reference = LanguageModel(model, "reference", "reference", self._bench)
         return self._reference
+
+    def move_reference(self) -> None:
+        """Let the reference be the policy as it now is, for what follows: iterated methods. The evaluator's stays."""
+        if "reference" not in self._loop.trainer.modules:
+            self._reference = LanguageModel(
+                frozen(trainable(self._supplies.start)), "reference", "reference", self._bench
+            )
+            self._loop.trainer.keep("reference", self._reference.model)
+        self.reference.model.load_state_dict(self.policy.model.state_dict())
 
     @property
     def start(self) -> LanguageModel:
@@ -182,16 +238,16 @@ class Lab:
     def critic(self, shared: bool = False, from_reward: bool = True, learning_rate: float | None = None) -> Critic:
         """Return the critic, the same each time: a network of its own, or a head on the policy's trunk (`shared`).
 
-        A network of its own starts from the reward model's trunk (`from_reward`) or the start checkpoint's; its head
-        starts at zero, so the first values are 0 whatever the scale of the reward.
+        A network of its own starts from the reward model's trunk (`from_reward`, where there is one) or the start
+        checkpoint's; its head starts at zero, so the first values are 0 whatever the scale of the reward.
         """
         if self._critic is None:
             seed = derive(self._bench.seed, "critic")
             if shared:
                 trunk = trunk_of(self.policy.model)
                 model = ScalarModel(trunk, hidden_size(self.policy.model)).to(self.device)
-            elif from_reward:
-                model = self._reward_models()[0].fresh_copy()
+            elif from_reward and self._supplies.rewards is not None:
+                model = self._scoring.models()[0].fresh_copy()
             else:
                 model = scalar_from(self._supplies.start)
             model.requires_grad_(True)
@@ -202,35 +258,23 @@ class Lab:
         return self._critic
 
     def reward(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
-        """Return (B, K) learned rewards, in units of the start checkpoint's spread; demonstrations score 0 on average.
+        """Return (B, K) rewards as the method's RewardOptions say; NaN where a verifier cannot tell.
 
-        A method with RewardOptions gets its ensemble, combined as it says, less its length penalty. A policy that
-        scores while it answers gives the evaluator's `sampler`, whose bill it then goes on.
+        Learned rewards are in units of the start checkpoint's spread, and demonstrations score 0 on average. A policy
+        that scores while it answers gives the evaluator's `sampler`, whose bill it then goes on.
         """
-        options = self._method if isinstance(self._method, RewardOptions) else RewardOptions()
-        models = self._reward_models()[: options.reward_members]
-        bench = replace(self._bench, meter=sampler.meter) if sampler else self._bench
-        with bench.meter.phase(sampler.phase if sampler else "score"):
-            scores = torch.stack([model.score(batch, bench) for model in models])
-        combined = combine(scores, options.reward_combine, options.reward_variance_coef)
-        if not torch.isfinite(combined).all():
-            raise Diverged("The reward model returned a value that is not finite.")
-        return combined - options.length_penalty * batch.lengths
+        return self._scoring.reward(batch, sampler)
 
     def verify(self, batch: Batch) -> Tensor:
         """Return (B, K) verdicts of the suite's verifier; NaN where an answer cannot be scored."""
-        verifier = self._supplies.verifier
-        if verifier is None:
-            raise ValueError("this method asks for a verifier without saying so: add 'verifier' to its `needs`")
-        b, k, _ = batch.shape
-        with self._bench.meter.phase("score"):
-            verdicts = [
-                [verifier.verify(prompt, text) for text in texts]
-                for prompt, texts in zip(batch.prompts.prompts, self.tokens.texts(batch), strict=True)
-            ]
-            self._bench.meter.add(verifier_queries=b * k)
-        values = [[float("nan") if v is None else v for v in row] for row in verdicts]
-        return torch.tensor(values, device=self.device)
+        return self._scoring.verdicts(batch)
+
+    def revise(self, batch: Batch, rounds: int = 1) -> Batch:
+        """Return the completions (B, K, T) as the method's labeller rewrites them, `rounds` times; billed as labels.
+
+        Each round is under a principle of its own, drawn from the constitution. Needs "labels".
+        """
+        return self._scoring.revised(batch, rounds)
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -240,6 +284,7 @@ class Lab:
         A loss is called as `loss(logp, batch)` on parts of the batch and returns (B,), (B, K) or (B, K, T) values, or
         those and a dict of metrics of such shapes. Returns the step's loss, gradient norm and metrics.
         """
+        self._check_turn("step")
         terms = what if isinstance(what[0], Term) else (self.term(what[0], what[1]),)
         with self._bench.meter.phase("update"):
             metrics = self._loop.trainer.step(terms, self._loop.progress)
@@ -289,6 +334,20 @@ class Lab:
         self._draws = (place, count)
         return (self._bench.seed, *purpose, *place, count)
 
+    def _check_turn(self, what: str) -> None:
+        """Refuse what a restart would repeat with other weights: all that is between streams runs again."""
+        if not self._loop.open:
+            raise ValueError(f"lab.{what} belongs into a stream (`for ... in lab.prompts(...)`): only that can resume")
+
+    def _count_pairs(self, n: int) -> None:
+        with self._bench.meter.phase("update"):
+            self._bench.meter.add(pairs=n)
+
+    def _draw(self, what: str, n: int, steps: int, size: int) -> Iterator[list[int]]:
+        """Yield the row numbers of each turn; a stream goes on where an earlier one of its kind ended."""
+        for turn in self._loop.turns(steps, what, size):
+            yield self._rows(what, n, self._loop.first + turn * size, size)
+
     def _rows(self, what: str, n: int, start: int, size: int) -> list[int]:
         """Return `size` row numbers from position `start` of an endless, per-epoch shuffled order of n rows."""
         rows: list[int] = []
@@ -297,6 +356,10 @@ class Lab:
             order = permutation(n, self._bench.seed, what, epoch)
             rows += order[offset : offset + size - len(rows)]
         return rows
+
+    def _coin(self, i: int) -> bool:
+        """Return whether the labels of pair i are turned around by the control of shuffled labels."""
+        return derive(self._bench.seed, "coin", i) % 2 == 1
 
     def _batch_size(self, given: int | None) -> int:
         if given:
@@ -308,19 +371,11 @@ class Lab:
             raise ValueError(f"this method asks for {need} without saying so: add {need!r} to its `needs`")
         return supply
 
-    def _reward_models(self) -> list[RewardModel]:
-        if self._rewards is None:
-            if self._supplies.rewards is None:
-                raise ValueError("this method asks for a reward without saying so: add 'reward' to its `needs`")
-            self._rewards = self._supplies.rewards()
-        return self._rewards
-
 
 def _metered(role: Role, batch: Batch, bench: Bench) -> Tensor:
-    """Compute a role's output in micro-batches without gradients, and count it to the current phase."""
+    """Compute a role's output (B, K, T) in micro-batches without gradients, and count it to the current phase."""
 
-    def compute(part: Batch) -> Tensor:
+    def count(part: Batch) -> None:
         bench.meter.add(flops=role.flops(part))
-        return role.compute(part)
 
-    return in_micro_batches(compute, batch, bench.micro_batch_tokens)
+    return in_micro_batches(role.compute, batch, bench.micro_batch_tokens, count=count, team=bench.team)

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .models import ScalarModel, trunk_of
+from .models import ScalarModel, computing, forward_cost, trunk_of
+from .team import ALONE, Team
 from .tokens import Batch, PromptBatch
 
 SHARING_TOLERANCE = 1e-4  # nats by which the two layouts may differ in float32
@@ -74,7 +75,8 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
     """Return (B, K, T + 1) scalars: before the first completion token, and after each."""
     b, k, t = batch.shape
     inputs, index = _layout(model, batch)
-    scalars: Tensor = model(**_accepted(model.trunk, inputs)).float()
+    with computing(model):
+        scalars: Tensor = model(**_accepted(model.trunk, inputs)).float()
     if index is None:
         return scalars[:, -(t + 1) :].view(b, k, t + 1)
     return scalars[:, -(1 + k * t) :].gather(1, index.flatten(1)).view(b, k, t + 1)
@@ -83,10 +85,14 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
 def enable_sharing(model: nn.Module) -> bool:
     """Let a causal model use the shared layout from now on if it gives the padded one's numbers; return whether.
 
-    It is tried on made-up tokens: a convolution, a recurrence, a sliding window or a bias built from the padding mask
-    shows as a difference, and the model keeps the padded layout. Copies of the model inherit the answer.
+    It is tried on made-up tokens: a convolution, a recurrence or a bias built from the padding mask shows as a
+    difference, and the model keeps the padded layout. A window of attention may be longer than any trial, so a model
+    whose configuration names one is not even tried. Copies of the model inherit the answer.
     """
     trunk, probe = trunk_of(model), _probe(model)
+    if _attends_locally(model.config.get_text_config()):  # type: ignore[operator, union-attr]
+        trunk.share_prompt = False  # type: ignore[assignment]
+        return False
     with torch.no_grad():
         trunk.share_prompt = False  # type: ignore[assignment]
         padded = completion_logp(model, probe)
@@ -98,6 +104,13 @@ def enable_sharing(model: nn.Module) -> bool:
             same = False
     trunk.share_prompt = same  # type: ignore[assignment]
     return same
+
+
+def _attends_locally(config: Any) -> bool:
+    """Return whether a configuration says that a layer sees less than all that came before."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    return bool(window or getattr(config, "attention_chunk_size", None)) or set(layers) != {"full_attention"}
 
 
 def _probe(model: nn.Module) -> Batch:
@@ -113,8 +126,16 @@ def _probe(model: nn.Module) -> Batch:
 
 
 def _shares(model: nn.Module, batch: Batch) -> bool:
+    """Return whether the prompt is computed once: where the model can, and where it is less work.
+
+    Many long completions of a short prompt attend over each other's masked places, which can cost more than it saves.
+    """
     trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
-    return batch.shape[1] > 1 and bool(getattr(trunk, "share_prompt", False))
+    b, k, t = batch.shape
+    if k == 1 or not getattr(trunk, "share_prompt", False):
+        return False
+    cost, prompt = forward_cost(model), batch.prompts.ids.shape[1]
+    return cost.padded(b, prompt + k * t, 1 + k * t) < cost.padded(b * k, prompt + t, t + 1)
 
 
 def _kept_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -122,7 +143,8 @@ def _kept_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]
     inputs, index = _layout(model, batch)
     kept = shape_of(model, batch).kept
     extra: dict[str, Any] = {"logits_to_keep": kept} if _takes(model, "logits_to_keep") else {}
-    logits: Tensor = model(**_accepted(model, inputs), use_cache=False, **extra).logits[:, -kept:]
+    with computing(model):
+        logits: Tensor = model(**_accepted(model, inputs), use_cache=False, **extra).logits[:, -kept:]
     return logits.float() / batch.temperature, index
 
 
@@ -193,21 +215,27 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     return (white if shift_mean else white + mean) * mask
 
 
-def in_micro_batches(compute: Callable[[Batch], Tensor], batch: Batch, max_tokens: int) -> Tensor:
-    """Return compute over the whole batch without gradients, part by part: (B, K) or (B, K, T)."""
+def in_micro_batches(
+    compute: Callable[[Batch], Tensor], batch: Batch, max_tokens: int, per_token: bool = True,
+    count: Callable[[Batch], None] | None = None, team: Team = ALONE,
+) -> Tensor:  # fmt: skip
+    """Return compute over the whole batch without gradients, part by part: (B, K, T), or (B, K) not `per_token`.
+
+    The parts are shared out over the processes; `count` sees every one of them in every process.
+    """
     b, k, t = batch.shape
-    out: Tensor | None = None
+    out = torch.zeros((b, k, t) if per_token else (b, k), device=batch["mask"].device)
     with torch.no_grad():
-        for rows in micro_batches(batch, max_tokens):
-            part = compute(batch.select(rows))
-            if out is None:
-                shape = (b, k, t) if part.dim() == 3 else part.shape[:0] + (b, *part.shape[1:])
-                out = part.new_zeros(shape)
-            if part.dim() == 3:
-                out[rows, :, : part.shape[2]] = part
-            else:
-                out[rows] = part
-    assert out is not None
+        for number, rows in enumerate(micro_batches(batch, max_tokens)):
+            part = batch.select(rows)
+            if count:
+                count(part)
+            if team.has(number):
+                if per_token:
+                    out[rows, :, : part.shape[2]] = compute(part).float()
+                else:
+                    out[rows] = compute(part).float()
+    team.add_up(out)
     return out
 
 

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,19 @@ OnStep = Callable[[int, int, Mapping[str, float]], None]
 class Checkpoints:
     """The last two checkpoints below a folder; each is verified when it is read, and the older one stands in."""
 
-    def __init__(self, folder: Path, every: float) -> None:
-        self.folder, self.every = make_folder(folder), every
+    def __init__(self, folder: Path, every: float, writes: bool = True) -> None:
+        self.folder, self.every, self.writes = make_folder(folder), every, writes
         self._last = time.monotonic()
         self.damaged: list[str] = []
 
     def due(self) -> bool:
-        """Return whether `every` seconds have passed since the last one."""
-        return time.monotonic() - self._last >= self.every
+        """Return whether `every` seconds have passed since the last one, and this process writes."""
+        return self.writes and time.monotonic() - self._last >= self.every
 
     def save(self, turn: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write a checkpoint; the one before the last is removed."""
+        """Write a checkpoint, if this process writes; the one before the last is removed."""
+        if not self.writes:
+            return
         work, final = self.folder / ".partial", self.folder / f"turn-{turn:08d}"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
@@ -76,12 +79,12 @@ class Checkpoints:
 class Snapshots:
     """Copies of the policy at `count` evenly spaced turns, for the evaluator to measure after training."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = make_folder(folder), count
+    def __init__(self, folder: Path, count: int, writes: bool = True) -> None:
+        self.folder, self.count, self.writes = make_folder(folder), count, writes
 
     def offer(self, turn: int, total: int, step: int, policy: nn.Module) -> None:
         """Keep the policy if this turn, of `total`, is one of the evenly spaced ones."""
-        if turn in {round(total * (i + 1) / self.count) for i in range(self.count)}:
+        if self.writes and turn in {round(total * (i + 1) / self.count) for i in range(self.count)}:
             part = self.folder / ".partial.safetensors"
             save_tensors(policy.state_dict(), part)
             part.replace(self.folder / f"step-{step:06d}.safetensors")
@@ -107,9 +110,14 @@ class Loop:
         self.rows: list[dict[str, float]] = []  # metrics, one row per turn
         self.stream = self.turn = 0  # where the current turn is: what random numbers are derived from
         self.total = 0
-        self._done: dict[str, int] = {}
+        self.first = 0  # where the current stream begins among all that its kind gives
+        self.open = False  # whether a turn is under way
+        self._done: dict[str, int] = {}  # turns, by stream
+        self._exit: Callable[[], None] | None = None
+        self._left: list[str] = []  # streams that were left by `break`
+        self._firsts: dict[str, int] = {}  # `first`, by stream
+        self._taken: dict[str, int] = {}  # by kind
         self._streams = 0
-        self._open = False
         self._pending: dict[str, list[float]] = {}
         self._resume()
 
@@ -118,26 +126,55 @@ class Loop:
         """Share of the current stream that is done, or of the budget where that is more; in [0, 1)."""
         return min(max(self.turn / max(1, self.total), self.budget_share()), 1 - 1e-9)
 
-    def turns(self, total: int) -> Iterator[int]:
-        """Yield 0 .. total - 1, less what was done before a restart; stop early when the budget is used up."""
-        if self._open:
+    def turns(self, total: int, kind: str = "", size: int = 0) -> Iterator[int]:
+        """Yield 0 .. total - 1, less what was done before a restart; stop early when the budget is used up.
+
+        `kind` and `size` say what a turn takes from where: `first` is then where this stream begins, after what earlier
+        streams of the kind took. A stream that is left by `break` counts as finished, its last turn included.
+        """
+        if self.open:
             raise RuntimeError("streams do not nest: finish one before opening the next, or use lab.minibatches")
+        self._settle()
         stream, self._streams = self._streams, self._streams + 1
-        if self._done.get(str(stream)):  # what was logged before this stream is in the rows already
+        key = str(stream)
+        if self._done.get(key):  # what was logged before this stream is in the rows already
             self._pending.clear()
-        self._open = True
+        self.first = self._firsts.setdefault(key, self._taken.get(kind, 0))
+        self.stream, self.turn, self.total, self.open = stream, self._done.get(key, 0), total, True
         try:
-            for turn in range(self._done.get(str(stream), 0), total):
-                if self.budget_share() >= 1:
-                    break
-                self.stream, self.turn, self.total = stream, turn, total
-                yield turn
-                self._done[str(stream)] = turn + 1
-                self._close_turn(turn, total)
-            # where the stream ended, reached now or before a restart: what comes between streams draws from here
-            self.stream, self.turn, self.total = stream, self._done.get(str(stream), 0), total
+            while self.turn < total and key not in self._left and self.budget_share() < 1:
+                try:
+                    yield self.turn
+                except GeneratorExit:  # by `break`, or by an exception: which of them, what comes next will tell
+                    self._exit = partial(self._leave, key, total, kind, size)
+                    raise
+                self._end_turn(key, total, kind, size)
         finally:
-            self._open = False
+            self.open = False
+
+    def _leave(self, key: str, total: int, kind: str, size: int) -> None:
+        self._left.append(key)
+        self._end_turn(key, total, kind, size)
+
+    def _settle(self) -> None:
+        """The method goes on, so the stream before was left by `break`: its last turn is done."""
+        leave, self._exit = self._exit, None
+        if leave is not None:
+            leave()
+
+    def _end_turn(self, key: str, total: int, kind: str, size: int) -> None:
+        self._done[key] = self.turn + 1
+        self._taken[kind] = self.first + (self.turn + 1) * size
+        self._close_turn(self.turn, total)
+        self.turn += 1
+
+    def finish(self) -> None:
+        """Save once training is over, so that a kill during evaluation need not repeat it."""
+        self._settle()
+        if self._pending and self.rows:  # logged after the last turn
+            self.rows[-1] |= {name: statistics.fmean(values) for name, values in self._pending.items()}
+        if self.rows:
+            self.save()
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Add metrics to the current turn's row; a name logged several times is averaged."""
@@ -155,13 +192,23 @@ class Loop:
         """Return what the method itself has used, in the budget's terms."""
         own = self.meter.total(OWN_PHASES)
         tokens = own.tokens_generated + own.tokens_trained
-        return {"steps": own.steps, "samples": own.samples, "tokens": tokens, "flops": own.flops}
+        return {
+            "steps": own.steps,
+            "samples": own.samples,
+            "tokens": tokens,
+            "flops": own.flops,
+            "labels": own.labels + own.ai_labels,
+        }
 
     def save(self) -> None:
         """Write a checkpoint now."""
+        if json.loads(json.dumps(self.state)) != self.state:
+            raise ValueError(
+                f"lab.state must survive being written as JSON (text keys; no tuples, no tensors), not {self.state!r}"
+            )
         state = {
-            "done": self._done, "state": self.state, "rows": self.rows, "steps": self.trainer.steps,
-            "meter": self.meter.snapshot(),
+            "done": self._done, "left": self._left, "firsts": self._firsts, "taken": self._taken, "state": self.state,
+            "rows": self.rows, "steps": self.trainer.steps, "meter": self.meter.snapshot(),
         }  # fmt: skip
         self.checkpoints.save(len(self.rows), self.trainer.tensors(), state)
 
@@ -181,5 +228,6 @@ class Loop:
             return
         self.trainer.saved, saved = found
         self.trainer.steps = saved["steps"]
-        self._done, self.state, self.rows = saved["done"], saved["state"], saved["rows"]
+        self._done, self._left, self._firsts, self._taken = (saved[k] for k in ("done", "left", "firsts", "taken"))
+        self.state, self.rows = saved["state"], saved["rows"]
         self.meter.restore(saved["meter"])

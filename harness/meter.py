@@ -26,12 +26,14 @@ class Cost:
     seconds: float = 0.0
     flops: float = 0.0  # multiply-adds count two; counted from shapes, padding included
     tokens_generated: int = 0
-    tokens_trained: int = 0  # prompt and completion tokens that went through a backward pass
+    tokens_trained: int = 0  # of prompts and completions in the policy's training steps, a prompt once per completion
+    pairs: int = 0  # preference pairs trained on, each time it was
     samples: int = 0  # completions generated
     steps: int = 0  # optimiser steps
     reward_queries: int = 0  # completions scored by a learned reward, once per ensemble member
     verifier_queries: int = 0
-    labels: int = 0  # pairwise comparisons by the labeller or in the data
+    labels: int = 0  # pairwise comparisons by people (or who stands for them), or in the data
+    ai_labels: int = 0  # pairwise comparisons by a model or a rule
     peak_memory: int = 0  # bytes: resident set, or the accelerator's allocation where there is one
 
     def add(self, other: Cost) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,12 @@ def load_tokenizer(name: str | Path) -> Any:
         raise UsageError(f"--model {name}: no tokenizer could be loaded. {HUB_HINT} ({_first_line(error)})") from error
 
 
-def load_causal(name: str | Path) -> nn.Module:
-    """Return the causal language model of a folder or hub id, in float32, from safetensors only, dropout off."""
+def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
+    """Return the causal language model of a folder or hub id, from safetensors only, dropout off.
+
+    Weights are float32; `compute` is the type of every forward pass, whoever runs it: copies inherit it, and so old,
+    new and reference log-probabilities come from the same arithmetic.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
@@ -38,7 +43,17 @@ def load_causal(name: str | Path) -> nn.Module:
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"--model {name}: no model could be loaded. {HUB_HINT} ({_first_line(error)})") from error
+    trunk_of(model).compute_dtype = getattr(torch, compute)
     return frozen(model)
+
+
+def computing(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return the context in which a causal or scalar model's forward passes run: autocast, if it computes in bf16."""
+    trunk = model.trunk if isinstance(model, ScalarModel) else getattr(model, "base_model", model)
+    dtype = getattr(trunk, "compute_dtype", torch.float32)
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, dtype=dtype)
 
 
 def save_causal(model: nn.Module, tokenizer: Any, folder: Path) -> None:
@@ -147,12 +162,20 @@ class ForwardCost:
 
 
 def forward_cost(model: nn.Module) -> ForwardCost:
-    """Return the cost of a causal or scalar model's forward pass."""
+    """Return the cost of a causal or scalar model's forward pass; counted once per model, copies inherit it."""
+    known = getattr(model, "forward_cost", None)
+    if known is None:
+        known = model.forward_cost = _forward_cost(model)  # type: ignore[assignment]
+    return known
+
+
+def _forward_cost(model: nn.Module) -> ForwardCost:
     head = model.head if isinstance(model, ScalarModel) else model.get_output_embeddings()  # type: ignore[operator]
     trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
     linear = sum(_matrix_weights(m) for m in trunk.modules())
-    assert linear, f"no weight matrices found in {type(trunk).__name__}: its cost cannot be counted"
     config = trunk.config.get_text_config()  # type: ignore[operator, union-attr]
+    linear += _expert_weights(trunk, config)
+    assert linear, f"no weight matrices found in {type(trunk).__name__}: its cost cannot be counted"
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * width  # scores and weighted values
     return ForwardCost(linear, head.in_features * head.out_features, attention)
@@ -162,7 +185,19 @@ def _matrix_weights(module: nn.Module) -> int:
     """Return the weights a token is multiplied with in this module itself: every matrix that is not an embedding."""
     if isinstance(module, nn.Embedding):
         return 0
-    return sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 2)
+    kernels = isinstance(module, nn.Conv1d)  # (out, in / groups, width): each weight meets a token once
+    return sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 2 or (kernels and p.dim() == 3))
+
+
+def _expert_weights(trunk: nn.Module, config: Any) -> int:
+    """Return the weights of mixture-of-experts layers that a token is multiplied with: of the experts it is sent to."""
+    layers = [m for m in trunk.modules() if not isinstance(m, nn.Conv1d)]
+    stacked = [p for m in layers for p in m.parameters(recurse=False) if p.dim() == 3]
+    if not stacked:
+        return 0
+    used = getattr(config, "num_experts_per_tok", None)
+    assert used, f"{type(trunk).__name__} has 3-D weights and no num_experts_per_tok: its cost cannot be counted"
+    return sum(p.numel() // p.shape[0] * used for p in stacked)
 
 
 def _first_line(error: Exception) -> str:

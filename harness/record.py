@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +16,41 @@ from .registry import Registry, plugins_in_use
 from .spec import RunSpec, digest_of, stage_options
 
 if TYPE_CHECKING:
+    from .artifacts import Artifact
     from .contracts import Policy
     from .lab import Supplies
     from .stages import Stages, Workshop
 
 
-def result_of(
-    spec: RunSpec, paper: str, figures: Mapping[str, Any], ground: Mapping[str, str], reports: Mapping[str, Any],
-    cost: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+@dataclass(frozen=True)
+class Assessed:
+    """What the evaluation gives: figures, samples, the hashes that make runs comparable, the stages it used."""
+
+    figures: Mapping[str, Any]
+    samples: list[dict[str, Any]]
+    ground: Mapping[str, str]
+    stages: Mapping[str, Artifact]
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a run cost: by meters, by shared stages, and in this process."""
+
+    method: Meter
+    evaluation: Meter
+    answering: Mapping[str, Mapping[str, int]]  # models held while the policy answered
+    shared: Mapping[str, Artifact]
+    budget_used: Mapping[str, float]
+    spent_seconds: float  # of this process; less than the bill where stages were reused
+
+
+def result_of(spec: RunSpec, paper: str, assessed: Assessed, bill: Bill) -> dict[str, Any]:
     """Return the result of a finished run."""
+    stages = {**bill.shared, **assessed.stages}
+    artifacts = {name: {**a.info, "content": a.content} for name, a in stages.items()}
     return _heading(spec, "finished") | {
-        "paper": paper, "evaluation": figures, "ground": ground, "artifacts": reports, "cost": cost,
+        "paper": paper, "evaluation": assessed.figures, "ground": assessed.ground, "artifacts": artifacts,
+        "cost": costs(bill),
     }  # fmt: skip
 
 
@@ -35,30 +58,32 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
     """Return the hashes of what compared runs must share, by content."""
     suite, options = stages.suite, stage_options(spec, "evaluation")
     prompts = suite.prompts(options.split)[: options.prompts]
-    return {
+    ground = {
         "start_checkpoint": stages.start_artifact.content[:16],
-        "preferences": stages.preferences.content[:16],
-        "reward_model": stages.reward_artifact(0).content[:16],
         "train_prompts": digest_of([asdict(p) for p in suite.prompts("train")])[:16],
         "evaluation_prompts": digest_of([asdict(p) for p in prompts])[:16],
         "judge": f"{stages.judge.name}/{stages.judge.version}/{spec.code['judge'][:8]}",
-        "sampling": f"T={suite.temperature} max={suite.max_new_tokens}",
+        "sampling": f"T={suite.temperature} max={suite.max_new_tokens} engine={spec.engine} dtype={spec.dtype}",
+        "reference_answers": stages.used["reference_answers"].content[:16],
     }
+    if stages.can_prefer():
+        ground["preferences"] = stages.preferences.content[:16]
+        ground["reward_model"] = stages.reward_artifact(0).content[:16]
+    return ground
 
 
-def costs(
-    meter: Meter, evaluation: Meter, shared: Mapping[str, Any], used: Mapping[str, float], spent: float
-) -> dict[str, Any]:
+def costs(bill: Bill) -> dict[str, Any]:
     """Return the method's own cost, each shared stage's as if made for it alone, and what this process really spent."""
-    snapshot = meter.snapshot()
-    stages = {name: entry["cost"] for name, entry in shared.items()}
-    by_stage = {name: _total(cost) for name, cost in stages.items()}
+    snapshot, own, answering = bill.method.snapshot(), bill.method.total(OWN_PHASES), bill.evaluation
+    by_stage = {name: _total(a.cost) for name, a in bill.shared.items()}
     return {
-        "method": asdict(meter.total(OWN_PHASES)), "models": snapshot["models"],
-        "phases": snapshot["phases"] | evaluation.snapshot()["phases"], "evaluation": asdict(evaluation.total()),
-        "shared": by_stage, "shared_total": _total(merge(stages)),
-        "labels": sum(cost["labels"] for cost in by_stage.values()), "budget_used": dict(used),
-        "reused_stages": sorted(name for name, entry in shared.items() if entry["reused"]), "spent_seconds": spent,
+        "method": asdict(own), "models": {**bill.answering, **snapshot["models"]},
+        "phases": snapshot["phases"] | answering.snapshot()["phases"], "evaluation": asdict(answering.total()),
+        "shared": by_stage, "shared_total": _total(merge({name: a.cost for name, a in bill.shared.items()})),
+        "labels": own.labels + sum(cost["labels"] for cost in by_stage.values()),
+        "ai_labels": own.ai_labels + sum(cost["ai_labels"] for cost in by_stage.values()),
+        "budget_used": dict(bill.budget_used), "spent_seconds": bill.spent_seconds,
+        "reused_stages": sorted(name for name, a in bill.shared.items() if a.reused),
     }  # fmt: skip
 
 
@@ -95,10 +120,12 @@ def write_failure(folder: Path, spec: RunSpec, status: str, message: str) -> Non
 
 
 def forget_failure(folder: Path) -> bool:
-    """Remove the record of a failure and the checkpoint that led to it; return whether there was one."""
-    if not (folder / store.FAILURE).exists():
+    """Remove the record of a failure; return whether there was one. A run that diverged starts anew."""
+    failed = store.read_failure(folder)
+    if failed is None:
         return False
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    if failed.get("status") == "diverged":
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     (folder / store.FAILURE).unlink()
     return True
 
@@ -107,7 +134,7 @@ def seeds_of(spec: RunSpec) -> dict[str, Any]:
     """Return the seeds, and what each of them varies."""
     return {
         "seed": spec.seed,
-        "seed_varies": "order of prompts and pairs, rollouts, minibatches, a critic's head, the evaluated answers",
+        "seed_varies": "order of prompts and pairs, rollouts, minibatches, the evaluated answers",
         "shared_seed": spec.shared_seed,
         "shared_seed_varies": "suite data and splits, SFT, preferences and labels, reward models, SFT's answers",
     }

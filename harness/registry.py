@@ -45,6 +45,7 @@ class Registry:
     origins: dict[tuple[str, str], Origin] = field(default_factory=dict)
     broken: dict[str, tuple[Origin, str]] = field(default_factory=dict)
     clashes: dict[tuple[str, str], list[Origin]] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)  # plain files that were loaded, in order
 
     def get(self, kind: str, name: str) -> type[Any]:
         """Return a plugin class; raise UsageError when it is unknown, broken or offered twice."""
@@ -129,14 +130,34 @@ def load_file(registry: Registry, path: str) -> None:
     try:
         module_spec.loader.exec_module(module)
         registry.load(Origin(file.name, "file", file_digest(file)[:12]), module)
+        registry.files.append(str(file.resolve()))
     except (Exception, SystemExit) as error:
         raise UsageError(f"-p {path} did not load: {type(error).__name__}: {error}") from error
 
 
 def source_digest(cls: type[Any]) -> str:
-    """Return the SHA-256 of the file that defines a class, and of the files of its bases."""
-    modules = {sys.modules[base.__module__] for base in cls.__mro__ if base.__module__ not in ("builtins", "abc")}
-    return combined_digest(sorted(Path(m.__file__) for m in modules if m.__file__))
+    """Return the SHA-256 of the file that defines a class, of its bases' files, and of the siblings they import."""
+    modules: set[str] = set()
+    queue = [base.__module__ for base in cls.__mro__ if base.__module__ not in ("builtins", "abc")]
+    while queue:
+        name = queue.pop()
+        if name not in modules and getattr(sys.modules.get(name), "__file__", None):
+            modules.add(name)
+            queue += _imported(name)
+    return combined_digest(sorted(Path(sys.modules[name].__file__ or "") for name in modules))
+
+
+def _imported(name: str) -> list[str]:
+    """Return the modules of its own top-level package, or beside its file, that a module takes something from."""
+    module = sys.modules[name]
+    things = list(vars(module).values())
+    found = {t.__name__ if isinstance(t, ModuleType) else str(getattr(t, "__module__", "")) for t in things}
+    folder = Path(module.__file__ or "").parent
+    top = name.partition(".")[0]
+    if top == "harness":  # the core has a digest of its own
+        return []
+    files = {other: getattr(sys.modules.get(other), "__file__", None) for other in found}
+    return [o for o, file in files.items() if file and (o.partition(".")[0] == top or Path(file).parent == folder)]
 
 
 def package_digest(cls: type[Any]) -> str:

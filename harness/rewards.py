@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from .data import Comparison
 from .files import write_json
 from .logprobs import completion_scores, in_micro_batches
 from .models import ScalarModel, load_tensors, save_tensors, scalar_from
@@ -40,11 +42,10 @@ class RewardModel:
     def raw(self, batch: Batch, bench: Bench) -> Tensor:
         """Return (B, K) scores as the model gives them."""
 
-        def compute(part: Batch) -> Tensor:
+        def count(part: Batch) -> None:
             bench.meter.add(flops=self.role.flops(part))
-            return self.role.compute(part)
 
-        return in_micro_batches(compute, batch, bench.micro_batch_tokens)
+        return in_micro_batches(self.role.compute, batch, bench.micro_batch_tokens, False, count, bench.team)
 
     def fresh_copy(self) -> ScalarModel:
         """Return a copy of the network, for a critic to start from."""
@@ -80,20 +81,28 @@ def combine(scores: Tensor, how: str, variance_coef: float) -> Tensor:
     return mean
 
 
-def bradley_terry_loss(scores: Tensor, ranks: Tensor) -> Tensor:
-    """Return (B,) losses: per prompt the mean of -log sigma(r_w - r_l) over its strictly ordered pairs.
+def bradley_terry_loss(scores: Tensor, preferred: Tensor) -> Tensor:
+    """Return (B,) losses: per prompt the mean of -p log sigma(r_i - r_j) - (1-p) log sigma(r_j - r_i) over its pairs.
 
-    InstructGPT (2203.02155), eq. 1: `scores` (B, K), `ranks` (B, K) with 0 the best. Ties give no pair; the mean is
-    over the pairs used, and a prompt without any gives 0.
+    InstructGPT (2203.02155), eq. 1, with soft labels: `scores` (B, K); `preferred` (B, K, K) as of
+    `preferred_of`. The mean is over the pairs that were compared; a prompt without any gives 0.
     """
-    better = (ranks[:, :, None] < ranks[:, None, :]).to(scores.dtype)  # (B, K, K): i before j
     margins = scores[:, :, None] - scores[:, None, :]
-    losses = torch.nn.functional.softplus(-margins) * better
-    return losses.sum((1, 2)) / better.sum((1, 2)).clamp(min=1)
+    losses = torch.nn.functional.softplus(-margins) * preferred
+    return losses.sum((1, 2)) / preferred.sum((1, 2)).clamp(min=1)
 
 
-def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[int, int]:
-    """Return how many strictly ordered pairs the scores order rightly (a tie is wrong), and how many there are."""
-    better = ranks[:, :, None] < ranks[:, None, :]
+def preferred_of(said: Sequence[Sequence[Comparison]], k: int) -> Tensor:
+    """Return (B, K, K): p at [i, j] and 1 - p at [j, i] of every pair that was compared, 0 elsewhere."""
+    preferred = torch.zeros(len(said), k, k)
+    for table, row in zip(preferred, said, strict=True):
+        for c in row:
+            table[c.first, c.second], table[c.second, c.first] = c.p, 1 - c.p
+    return preferred
+
+
+def pair_accuracy(scores: Tensor, preferred: Tensor) -> tuple[int, int]:
+    """Return how many pairs with a preference the scores order rightly (a tie is wrong), and how many there are."""
+    better = preferred > 0.5
     right = better & (scores[:, :, None] > scores[:, None, :])
     return int(right.sum()), int(better.sum())

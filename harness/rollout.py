@@ -18,8 +18,9 @@ from .contracts import Engine
 from .data import Sampling
 from .errors import UsageError
 from .meter import Meter
-from .models import ForwardCost, forward_cost
+from .models import ForwardCost, computing, forward_cost
 from .seeds import derive
+from .team import ALONE, Team
 from .tokens import Batch, PromptBatch
 
 KEEP_UNTIL = 0.75  # rows are dropped from the cache when fewer than this share is unfinished
@@ -77,7 +78,7 @@ def decode(
     alive = cached = torch.arange(rows, device=device)  # rows not finished; rows the cache holds
     mask, ends = prompts.mask[repeat], torch.tensor(sorted(eos), device=device)
     for t in range(limit):
-        drawn, logp = draw_tokens(logits / sampling.temperature, noise[cached, t])
+        drawn, logp = draw_tokens(logits.float() / sampling.temperature, noise[cached, t])
         here = torch.isin(cached, alive)
         state.tokens[alive, t], state.logp[alive, t] = drawn[here], logp[here]
         stopped = here & torch.isin(drawn, ends)
@@ -96,17 +97,20 @@ def decode(
 
 def _prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
     positions = (prompts.mask.cumsum(1) - 1).clamp(min=0)
-    out = model(
-        input_ids=prompts.ids, attention_mask=prompts.mask, position_ids=positions, use_cache=True, logits_to_keep=1
-    )
+    with computing(model):
+        out = model(
+            input_ids=prompts.ids, attention_mask=prompts.mask, position_ids=positions, use_cache=True, logits_to_keep=1
+        )
     return out.logits[:, -1], out.past_key_values
 
 
 def _next(model: nn.Module, tokens: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
     positions = mask.sum(1, keepdim=True) - 1
-    out = model(
-        input_ids=tokens[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )
+    with computing(model):
+        out = model(
+            input_ids=tokens[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache,
+            use_cache=True,
+        )  # fmt: skip
     return out.logits[:, -1], out.past_key_values
 
 
@@ -147,23 +151,39 @@ class Sampler:
     """Draws completions for one purpose: an engine, a temperature, a length, and noise that only the seed decides."""
 
     def __init__(
-        self, engine: Engine, sampling: Sampling, meter: Meter, eos: set[int], noise_key: tuple[object, ...]
-    ) -> None:
+        self, engine: Engine, sampling: Sampling, meter: Meter, eos: set[int], noise_key: tuple[object, ...],
+        team: Team = ALONE,
+    ) -> None:  # fmt: skip
         check_sampling(sampling)
         self.engine, self.sampling, self.meter, self.eos = engine, sampling, meter, eos
-        self.noise_key = noise_key
+        self.noise_key, self.team = noise_key, team
         self.phase = "rollout"
 
     def draw(self, model: nn.Module, prompts: PromptBatch, n: int = 1, *more: object) -> Batch:
         """Draw n completions per prompt: (B, n, T) with `logp` and `ended`. `more` tells repeated draws apart."""
         noise = self._noise(prompts, n, *more)
         with self.meter.phase(self.phase):
-            batch = self.engine.generate(model, prompts, n, self.sampling, noise)
+            batch = self._generate(model, prompts, n, noise)
             last = (batch.lengths - 1).clamp(min=0)[..., None]
             ends = torch.tensor(sorted(self.eos), device=noise.device)
             ended = torch.isin(batch["completion_ids"].gather(-1, last)[..., 0], ends)
             self._count(forward_cost(model), batch)
         return batch.with_columns(ended=ended)
+
+    def _generate(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:
+        """Have every process draw for some of the prompts, and put the whole together."""
+        if self.team.size == 1:
+            return self.engine.generate(model, prompts, n, self.sampling, noise)
+        own = self.team.span(len(prompts))
+        whole = torch.zeros(3, len(prompts), n, self.sampling.max_new_tokens, device=noise.device, dtype=torch.float64)
+        if own.start < own.stop:
+            part = self.engine.generate(model, prompts[own], n, self.sampling, noise[own.start * n : own.stop * n])
+            for i, name in enumerate(("completion_ids", "mask", "logp")):
+                whole[i, own, :, : part.shape[2]] = part[name].double()
+        self.team.add_up(whole)
+        ids, mask, logp = whole[..., : int(whole[1].sum(-1).max())]
+        columns = {"completion_ids": ids.long(), "mask": mask.float(), "logp": logp.float()}
+        return Batch(prompts, columns, self.sampling.temperature)
 
     def _noise(self, prompts: PromptBatch, n: int, *more: object) -> Tensor:
         """Return (B * n, T) uniform numbers."""

@@ -6,28 +6,33 @@ evaluation prompts, neither exists in any object or frame that it could reach.
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import record, store
-from .contracts import AdamWOptions, Method
+from .contracts import Method
 from .data import Prompt
 from .errors import Diverged, HarnessError, Refused, UsageError
 from .files import lock, make_folder
-from .meter import Meter
 from .registry import Registry
-from .spec import RunSpec, make_method, make_suite, stage_options
+from .shared_options import AdamWOptions
+from .spec import RunSpec, make_judge, make_labeller, make_method, make_suite, stage_options
+from .team import Team, is_main
 
 if TYPE_CHECKING:
-    from .contracts import Judge, Labeller, Policy
+    from .artifacts import Artifact
+    from .contracts import Policy
     from .evaluation.evaluate import Drawn
     from .lab import Supplies
     from .loop import Loop
+    from .meter import Meter
     from .stages import Stages, Workshop
 
 Warn = Callable[[str], None]
@@ -54,22 +59,17 @@ class Outcome:
 def execute(spec: RunSpec, registry: Registry, settings: Settings) -> Outcome:
     """Carry out a run, or go on with it, or return its result when it is finished."""
     folder = make_folder(settings.results / spec.folder)
-    with lock(folder, f"The run {spec.suite_name}/{spec.method}", wait=False):
+    with lock(folder, f"The run {spec.suite_name}/{spec.method}", wait=False) if is_main() else nullcontext():
         done = store.read_result(folder)
         if done is not None:
             return Outcome(folder, done, reused=True)
-        if record.forget_failure(folder):
-            settings.warn("This run failed before; it starts anew.")
-        store.write_spec(folder, spec)
+        if is_main():
+            if record.forget_failure(folder):
+                settings.warn("This run failed before; it is tried again.")
+            store.write_spec(folder, spec)
         observe = Observers(registry, spec, settings.warn)
         observe("run_started", folder=folder)
-        try:
-            result = _carry_out(spec, registry, settings, folder, observe)
-        except (UsageError, Refused):  # nothing was trained: this was no run
-            (folder / "spec.json").unlink()
-            raise
-        except Exception as error:
-            raise _failed(folder, spec, error) from error
+        result = _carry_out(spec, registry, settings, folder, observe)
         observe("run_finished", folder=folder, result=result)
     return Outcome(folder, result, reused=False)
 
@@ -78,33 +78,43 @@ def _carry_out(
     spec: RunSpec, registry: Registry, settings: Settings, folder: Path, observe: Observers
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    shop = open_workshop(spec, registry, settings, observe)
     method = make_method(spec, registry)
-    meter = _new_meter(shop)
-    supplies, shared = prepare(spec, registry, shop, method)
-    policy, loop = train(spec, shop, method, supplies, meter, folder)
-    for name in loop.checkpoints.damaged:
-        settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
-    if loop.rows:
-        loop.save()  # training is over: a kill during evaluation need not repeat it
-    evaluation = _new_meter(shop)
-    prompts = evaluation_prompts(spec, registry)
-    drawn = draw(spec, shop, policy, supplies, prompts, evaluation)
-    kept = loop.snapshots.kept() if loop.snapshots else {}
-    figures, samples, ground, reports = assess(spec, registry, shop, drawn, evaluation, kept)
-    cost = record.costs(meter, evaluation, shared, loop.used(), time.perf_counter() - started)
-    result = record.result_of(spec, type(method).paper, figures, ground, reports, cost)
-    record.write(folder, spec, registry, result, loop.rows, samples)
-    record.write_policy(folder, policy, supplies)
-    record.finish(folder, result, record.runtime_of(supplies, shop))
+    try:
+        shop = open_workshop(spec, registry, settings, observe)
+        supplies, shared = prepare(spec, registry, shop, method)
+    except (UsageError, Refused):  # nothing was trained: this was no run
+        (folder / "spec.json").unlink(missing_ok=True)
+        raise
+    except Exception as error:
+        raise _failed(folder, spec, error) from error
+    try:
+        meter, evaluation = shop.meter(), shop.meter()
+        policy, loop = train(spec, shop, method, supplies, meter, folder)
+        for name in loop.checkpoints.damaged:
+            settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
+        drawn = draw(spec, shop, policy, supplies, evaluation_prompts(spec, registry), evaluation)
+        kept = loop.snapshots.kept() if loop.snapshots else {}
+        assessed = assess(spec, registry, shop, drawn, evaluation, kept)
+        bill = record.Bill(meter, evaluation, drawn.models, shared, loop.used(), time.perf_counter() - started)
+        result = record.result_of(spec, type(method).paper, assessed, bill)
+        if shop.team.main:
+            record.write(folder, spec, registry, result, loop.rows, assessed.samples)
+            record.write_policy(folder, policy, supplies)
+            record.finish(folder, result, record.runtime_of(supplies, shop))
+        shop.team.wait()
+    except Exception as error:
+        raise _failed(folder, spec, error) from error
+    finally:
+        supplies.close()
     return result
 
 
 # -- the three acts ----------------------------------------------------------------------------------------------------
 
 
-def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -> tuple[Supplies, dict[str, Any]]:
-    """Make what the method needs; return it with the cost of each shared stage behind it."""
+def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -> tuple[Supplies, dict[str, Artifact]]:
+    """Make what the method needs; return it with each shared stage behind it."""
+    from .desk import LabelDesk
     from .lab import Supplies
     from .stages.preferences import read_pairs
 
@@ -120,14 +130,18 @@ def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -
     if "verifier" in needs:
         supplies.verifier = stages.suite.verifier()
     if "pairs" in needs or "reward" in needs:
-        used.append(stages.preferences)
+        used.append(stages.feedback)
     if "pairs" in needs:
-        supplies.pairs = read_pairs(stages.preferences.folder)
+        supplies.pairs = read_pairs(stages.feedback.folder)
+    if "labels" in needs:
+        labeller = stages.own_labeller or stages.labeller
+        supplies.desk = partial(LabelDesk, spec, tuple(registry.files), labeller is None or labeller.human)
+        supplies.refresh = stage_options(spec, "reward_model")
     if "reward" in needs:
-        members = [stages.reward_artifact(m) for m in range(getattr(method, "reward_members", 1))]
+        members = [stages.feedback_reward(m) for m in range(getattr(method, "reward_members", 1))]
         used += members
         supplies.rewards = partial(_load_rewards, [m.folder for m in members], stages.start)
-    return supplies, {a.kind: {"cost": a.cost, "reused": a.reused} for a in used}
+    return supplies, {a.kind: a for a in used}
 
 
 def train(
@@ -136,19 +150,19 @@ def train(
     """Call the method at its bench."""
     from .lab import Lab
     from .loop import Checkpoints, Loop, Snapshots
-    from .training import Trainer
 
     options = method if isinstance(method, AdamWOptions) else AdamWOptions()
-    trainer = Trainer(options, shop.accelerator, meter, shop.micro_batch_tokens)
-    progress = shop.progress
+    progress, writes = shop.progress, shop.team.main
     loop = Loop(
-        trainer, Checkpoints(folder / "checkpoint", shop.checkpoint_every), meter,
+        shop.trainer(options, meter), Checkpoints(folder / "checkpoint", shop.checkpoint_every, writes), meter,
         lambda step, total, row: progress(spec.method, step, total, row), spec.budget,
-        Snapshots(folder / "snapshots", spec.snapshots) if spec.snapshots else None,
+        Snapshots(folder / "snapshots", spec.snapshots, writes) if spec.snapshots else None,
     )  # fmt: skip
     policy = method.train(Lab(method, supplies, shop.bench(meter, spec.seed), loop))
     if not hasattr(policy, "answer"):
         raise HarnessError(f"`train` returned {type(policy).__name__}, not a Policy: end it with `return lab.policy`")
+    loop.finish()
+    shop.team.wait()
     return policy, loop
 
 
@@ -170,16 +184,20 @@ def draw(
 
 def assess(
     spec: RunSpec, registry: Registry, shop: Workshop, drawn: Drawn, meter: Meter, snapshots: Mapping[int, Path]
-) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str], dict[str, Any]]:
-    """Score; return figures, samples, the hashes that make runs comparable, and what the stages report."""
+) -> record.Assessed:
+    """Score the answers; return figures, samples, the hashes that make runs comparable, and the stages behind them."""
     from .evaluation.evaluate import evaluate, evaluate_snapshots
 
     stages = open_stages(spec, registry, shop)
     options = stage_options(spec, "evaluation")
     figures, samples = evaluate(drawn, stages, options, meter)
+    model = drawn.policy.model if drawn.policy.kl_estimator is None else None  # else the policy is not this model
+    own = stages.suite.figures(make_method(spec, registry), model, stages)
+    if own:
+        figures["suite"] = own
     if snapshots:
         figures["curve"] = evaluate_snapshots(snapshots, stages, options, spec)
-    return figures, samples, record.ground_of(spec, stages), {name: dict(a.info) for name, a in stages.used.items()}
+    return record.Assessed(figures, samples, record.ground_of(spec, stages), dict(stages.used))
 
 
 # -- building blocks ---------------------------------------------------------------------------------------------------
@@ -194,9 +212,9 @@ def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe
     from .stages import Workshop
 
     device = _device(spec.device)
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if spec.dtype == "bfloat16" else "no")
-    if accelerator.num_processes > 1:
-        raise Refused("This version trains in one process. Start it without `accelerate launch`.")
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")  # autocast is the models' own: see models.py
+    team = Team(accelerator.process_index, accelerator.num_processes)
+    device = f"cuda:{accelerator.local_process_index}" if device == "cuda" and team.size > 1 else device
     if device == "cpu":
         torch.set_num_threads(spec.threads)
     _quiet_libraries()
@@ -205,25 +223,20 @@ def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe
         observe("step_logged", phase=phase, step=step, total=total, metrics=metrics)
 
     return Workshop(
-        Artifacts(settings.results / "artifacts"), registry.get("engines", spec.engine), accelerator,
-        torch.device(device), progress, settings.checkpoint_every, spec.micro_batch_tokens,
+        Artifacts(settings.results / "artifacts", team), registry.get("engines", spec.engine), accelerator,
+        torch.device(device), progress, settings.checkpoint_every, spec.micro_batch_tokens, team,
     )  # fmt: skip
 
 
 def open_stages(spec: RunSpec, registry: Registry, shop: Workshop) -> Stages:
     """Return the stages of a spec, with a suite, judge and labeller of their own."""
     from .data import Sampling
-    from .stages import Stages
+    from .stages import People, Stages
 
     suite = make_suite(spec, registry)
-    judge: Judge = registry.get("judges", spec.judge or suite.judge_name)()
-    labeller: Labeller | None = None
-    labeller_name = spec.labeller or suite.labeller_name
-    if labeller_name:
-        labeller = registry.get("labellers", labeller_name)()
-        judge.prepare(suite, None)
-        labeller.prepare(suite, judge)
-    stages = Stages(spec, suite, judge, labeller, shop)
+    own = make_labeller(spec, suite, registry) if make_method(spec, registry).labeller() else None
+    people = People(make_judge(spec, suite, registry), make_labeller(spec, suite, registry, own=False), own)
+    stages = Stages(spec, suite, people, shop)
     shop.sampling = Sampling(suite.temperature, suite.max_new_tokens)
     shop.eos = stages.eos
     return stages
@@ -232,10 +245,11 @@ def open_stages(spec: RunSpec, registry: Registry, shop: Workshop) -> Stages:
 def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
     """Refuse a method whose needs the suite cannot meet, before anything is trained."""
     suite = stages.suite
-    can_prefer = stages.labeller is not None or suite.preferences() is not None
+    can_prefer = stages.own_labeller is not None or stages.can_prefer()
     can = {
         "prompts": bool(suite.prompts("train")), "demonstrations": bool(suite.demonstrations()), "pairs": can_prefer,
         "reward": can_prefer, "verifier": suite.verifier() is not None,
+        "labels": (stages.own_labeller or stages.labeller) is not None,
     }  # fmt: skip
     missing = sorted(need for need in needs if not can.get(need, False))
     if missing:
@@ -244,7 +258,7 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
             f"It gives: {', '.join(sorted(need for need, given in can.items() if given))}. Nothing was trained."
         )
     split = spec.stages["evaluation"]["split"]
-    if len(suite.prompts(split)) < 2:
+    if suite.size(split) < 2:
         raise UsageError(f"The {split} split of {spec.suite_name} has fewer than two prompts: nothing can be measured.")
 
 
@@ -256,6 +270,8 @@ class Observers:
         self._failed: set[str] = set()
 
     def __call__(self, name: str, **arguments: Any) -> None:
+        if not is_main():
+            return
         arguments["spec"] = self._spec
         for impl in getattr(self._hooks, name).get_hookimpls():
             try:
@@ -268,6 +284,7 @@ class Observers:
 
 def _failed(folder: Path, spec: RunSpec, error: Exception) -> HarnessError:
     """Record a failure of any kind, its traceback beside it, and return it as one message."""
+    folder = folder if is_main() else make_folder(folder / f"process{os.environ['RANK']}")
     kind, status = type(error).__name__, "failed"
     if isinstance(error, HarnessError):
         message, status = str(error), "diverged" if isinstance(error, Diverged) else status
@@ -278,21 +295,6 @@ def _failed(folder: Path, spec: RunSpec, error: Exception) -> HarnessError:
         message = f"The method {spec.method} failed: {kind}: {error}. The traceback is in {folder / 'traceback.txt'}."
     record.write_failure(folder, spec, status, message)
     return error if isinstance(error, HarnessError) else HarnessError(message)
-
-
-def _new_meter(shop: Workshop) -> Meter:
-    import torch
-
-    if shop.device.type != "cuda":
-        return Meter()
-
-    def peak(reset: bool) -> int:
-        value = int(torch.cuda.max_memory_allocated())
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return value
-
-    return Meter(peak)
 
 
 def _load_rewards(folders: list[Path], start: Any) -> list[Any]:

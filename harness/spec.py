@@ -11,14 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .contracts import AdamWOptions, Method, Suite
+from .contracts import Judge, Labeller, Method, Suite
 from .data import Budget
 from .errors import UsageError, unknown
 from .options import build, convert, options_of, parse_settings
 from .registry import Registry, combined_digest, package_digest, source_digest
+from .shared_options import AdamWOptions
 from .suite_file import SuiteFile, is_suite_file, read_suite_file
-
-SUITE_FILE_KIND = "preference_file"  # the suite class that a suite file configures
 
 
 @dataclass
@@ -28,6 +27,12 @@ class SFTOptions(AdamWOptions):
     learning_rate: float = 2e-5  # peak learning rate of AdamW
     steps: int = 0  # optimiser steps; 0 takes `epochs`
     epochs: float = 1.0  # passes over the demonstrations
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        super().check()
+        if self.steps < 0 or self.epochs <= 0:
+            raise ValueError("epochs must be above 0, and steps not negative")
 
 
 @dataclass
@@ -40,8 +45,8 @@ class PreferenceOptions:
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
-        if self.completions < 2 or not 0 < self.heldout < 1:
-            raise ValueError("completions must be at least 2 and heldout between 0 and 1")
+        if self.prompts < 2 or self.completions < 2 or not 0 < self.heldout < 1:
+            raise ValueError("prompts and completions must be at least 2, and heldout between 0 and 1")
 
 
 @dataclass
@@ -56,6 +61,8 @@ class RewardModelOptions(AdamWOptions):
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
         super().check()
+        if self.epochs <= 0:
+            raise ValueError("epochs must be above 0")
         if self.pooling not in ("last", "mean", "sum"):
             raise ValueError(f"pooling is last, mean or sum, not {self.pooling!r}")
 
@@ -97,6 +104,7 @@ class RunSpec:
     engine: str = "hf"
     judge: str | None = None  # None: the suite's
     labeller: str | None = None  # None: the suite's
+    labeller_options: Mapping[str, Any] = field(default_factory=dict)  # of the labeller the method learns from
     device: str = "auto"
     dtype: str = "float32"
     threads: int = 1  # of the CPU
@@ -106,6 +114,7 @@ class RunSpec:
     quick: bool = False
     code: Mapping[str, str] = field(default_factory=dict)  # digests of the harness, the suite's and the method's files
     suite_name: str = ""
+    suite_kind: str = ""  # the registered suite that a suite file configures; empty: `suite` itself
 
     def fingerprint(self) -> str:
         """Return 12 hex digits that change when anything that decides the run changes, be it an option or a file."""
@@ -136,6 +145,7 @@ class Request:
     suite_settings: tuple[str, ...] = ()
     stage_settings: tuple[str, ...] = ()
     budget: str = ""
+    labeller_settings: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)  # the other fields of RunSpec
 
 
@@ -144,28 +154,45 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     method_cls: type[Method] = registry.get("methods", request.method)
     file = read_suite_file(request.suite) if is_suite_file(request.suite) else SuiteFile()
     _check_settings(file, request.suite, registry)
-    suite_cls = suite_class(request.suite, registry)
+    kind = file.suite if is_suite_file(request.suite) else ""
+    suite_cls: type[Suite] = registry.get("suites", kind or request.suite)
     suite_options = {**file.options, **parse_settings(request.suite_settings, "--suite-set")}
     suite = build(suite_cls, suite_options, f"suite {request.suite}")
     layers = [suite_cls.settings, file.settings, *([suite_cls.quick] if request.fixed.get("quick") else [])]
     chosen = recommended(layers, method_cls, request.method) | parse_settings(request.settings, "--set")
+    method = build(method_cls, chosen, f"method {request.method}")
+    labeller = method.labeller() or request.fixed.get("labeller") or suite.labeller_name
     spec = RunSpec(
         method=request.method, suite=request.suite, suite_name=getattr(suite, "title", None) or suite.name,
-        options=_values(build(method_cls, chosen, f"method {request.method}")), suite_options=_values(suite),
+        suite_kind=kind,
+        options=_values(method), suite_options=_values(suite),
+        labeller_options=_labeller_options(labeller, request.labeller_settings, registry),
         stages=_resolve_stages(layers, parse_settings(request.stage_settings, "--stage-set")),
         budget=parse_budget(request.budget), **request.fixed,
     )  # fmt: skip
-    return dataclasses.replace(spec, code=_code(spec, suite, method_cls, registry))
+    return dataclasses.replace(spec, code=_code(spec, suite, method, registry))
 
 
-def _code(spec: RunSpec, suite: Suite, method_cls: type[Method], registry: Registry) -> dict[str, str]:
+def _labeller_options(name: str | None, settings: tuple[str, ...], registry: Registry) -> dict[str, Any]:
+    """Return every option of the labeller that the method learns from."""
+    asked = parse_settings(settings, "--labeller-set")
+    cls = registry.get("labellers", name) if name else None
+    if cls is None or not dataclasses.is_dataclass(cls):
+        if asked:
+            raise UsageError(f"--labeller-set {next(iter(asked))}: the labeller {name} has no options.")
+        return {}
+    return _values(build(cls, asked, f"labeller {name}"))
+
+
+def _code(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> dict[str, str]:
     """Return digests of all code and files that decide a run; a name that does not exist is refused here."""
-    judge, labeller = spec.judge or suite.judge_name, spec.labeller or suite.labeller_name
+    judge, labeller, own = spec.judge or suite.judge_name, spec.labeller or suite.labeller_name, method.labeller()
     return {
-        "harness": harness_digest(), "method": source_digest(method_cls), "suite": package_digest(type(suite)),
+        "harness": harness_digest(), "method": source_digest(type(method)), "suite": package_digest(type(suite)),
         "engine": package_digest(registry.get("engines", spec.engine)),
         "judge": package_digest(registry.get("judges", judge)),
         "labeller": package_digest(registry.get("labellers", labeller)) if labeller else "",
+        "method_labeller": package_digest(registry.get("labellers", own)) if own else "",
         "base": _base_digest(spec.model or suite.base_model()),
         "data": combined_digest(suite.data_files()),
     }  # fmt: skip
@@ -200,9 +227,34 @@ def make_method(spec: RunSpec, registry: Registry) -> Method:
 
 def make_suite(spec: RunSpec, registry: Registry) -> Suite:
     """Return the suite of a spec with its options and seed."""
-    suite: Suite = build(suite_class(spec.suite, registry), spec.suite_options, f"suite {spec.suite}")
+    cls: type[Suite] = registry.get("suites", spec.suite_kind or spec.suite)
+    suite: Suite = build(cls, spec.suite_options, f"suite {spec.suite}")
     suite.shared_seed = spec.shared_seed  # type: ignore[misc]  # an instance attribute over the class's default
     return suite
+
+
+def make_judge(spec: RunSpec, suite: Suite, registry: Registry) -> Judge:
+    """Return the judge of a spec; it is not prepared yet."""
+    judge: Judge = registry.get("judges", spec.judge or suite.judge_name)()
+    return judge
+
+
+def make_labeller(spec: RunSpec, suite: Suite, registry: Registry, own: bool = True) -> Labeller | None:
+    """Return the labeller the method learns from, or (`own` off) the one behind the preferences that all share.
+
+    They differ for AI feedback only. None where there is neither. It is not prepared yet.
+    """
+    special = make_method(spec, registry).labeller()
+    name = (special if own else None) or spec.labeller or suite.labeller_name
+    if not name:
+        return None
+    cls = registry.get("labellers", name)
+    options = spec.labeller_options if own or special is None else {}
+    if not dataclasses.is_dataclass(cls):
+        plain: Labeller = cls()
+        return plain
+    labeller: Any = build(cls, options, f"labeller {name}")
+    return labeller  # type: ignore[no-any-return]
 
 
 def stage_options(spec: RunSpec, stage: str) -> Any:
@@ -212,7 +264,7 @@ def stage_options(spec: RunSpec, stage: str) -> Any:
 
 def suite_class(suite: str, registry: Registry) -> type[Suite]:
     """Return the class behind a suite's name or file."""
-    cls: type[Suite] = registry.get("suites", SUITE_FILE_KIND if is_suite_file(suite) else suite)
+    cls: type[Suite] = registry.get("suites", read_suite_file(suite).suite if is_suite_file(suite) else suite)
     return cls
 
 

@@ -53,6 +53,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return _read_record(path)
 
 
+def read_failure(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a failed run, or None."""
+    return _read_record(folder / FAILURE) if (folder / FAILURE).exists() else None
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -71,8 +76,8 @@ def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         result = read_result(folder)
         if result is not None:
             yield folder, result
-        elif (folder / FAILURE).exists():
-            yield folder, _read_record(folder / FAILURE)
+        elif (failed := read_failure(folder)) is not None:
+            yield folder, failed
 
 
 def load_results(results: str | Path = "results") -> pd.DataFrame:

@@ -1,4 +1,7 @@
-"""Suite files: TOML with the options of a suite, `[settings.METHOD]` and `[stages.STAGE]`."""
+"""Suite files: TOML with the options of a suite, `[settings.METHOD]` and `[stages.STAGE]`.
+
+`suite = "NAME"` says which registered suite the options are of; without it they are those of `preference_file`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,15 @@ from typing import Any
 
 from .errors import UsageError
 
+USUAL = "preference_file"  # the suite that a file configures if it does not say
 TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class SuiteFile:
-    """What a suite file says: options of the suite, settings by method and (as `stage.NAME`) by stage."""
+    """What a suite file says: which suite, its options, settings by method and (as `stage.NAME`) by stage."""
 
+    suite: str = USUAL
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -37,7 +42,10 @@ def read_suite_file(suite: str) -> SuiteFile:
     if not isinstance(content["title"], str) or not TITLE.fullmatch(content["title"]):
         raise UsageError(f"{suite}: title = {content['title']!r}: expected letters, digits, '_', '-' and '.' only.")
     content["folder"] = str(path.resolve().parent)
-    return SuiteFile(content, {**settings, **{f"stage.{name}": values for name, values in stages.items()}})
+    kind = content.pop("suite", USUAL)
+    if not isinstance(kind, str):
+        raise UsageError(f"{suite}: suite = {kind!r}: expected the name of a suite.")
+    return SuiteFile(kind, content, {**settings, **{f"stage.{name}": values for name, values in stages.items()}})
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ lengths, never from comparing with the pad token, so pad == eos is harmless.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,11 @@ class Batch(Mapping[str, Tensor]):
         }
         return Batch(self.prompts[order], columns, self.temperature)
 
+    def mismatched(self) -> Batch:
+        """Return every prompt with the completions of the next row: (B, K, T), no other columns."""
+        columns = {name: self[name].roll(-1, 0) for name in ("completion_ids", "mask")}
+        return Batch(self.prompts, columns, self.temperature)
+
     @staticmethod
     def concatenate(parts: Sequence[Batch]) -> Batch:
         """Return one batch of the rows of several, all with the same K and columns."""
@@ -126,14 +131,22 @@ class Batch(Mapping[str, Tensor]):
 class Tokens:
     """A tokenizer with the harness's rules. `max_prompt` and `max_completion` cut what is longer and count it."""
 
-    def __init__(self, tokenizer: Any, max_prompt: int | None = None, max_completion: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, max_prompt: int | None = None, max_completion: int | None = None,
+        other_ends: Iterable[int] = (),
+    ) -> None:  # fmt: skip
         if tokenizer.eos_token_id is None:
             raise UsageError("The tokenizer has no end-of-sequence token; completions could never end. Set eos_token.")
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
+        self.ends = {self.eos, *other_ends}  # every token that ends a completion
         self.max_prompt, self.max_completion = max_prompt, max_completion
         self.cut_prompts = self.cut_completions = 0
+
+    def counting_afresh(self) -> Tokens:
+        """Return the same with counters of its own: what is cut in a stage must not depend on what came before."""
+        return Tokens(self.tokenizer, self.max_prompt, self.max_completion, self.ends)
 
     def prompt_ids(self, text: Text) -> list[int]:
         """Return a prompt's ids: the tokenizer's own start token for plain text, the chat template for messages.
@@ -159,7 +172,8 @@ class Tokens:
             ids = list(self.tokenizer(completion, add_special_tokens=False)["input_ids"])
         else:
             ids = self._message_ids(prompt, completion)
-        ids = [*(ids[: ids.index(self.eos)] if self.eos in ids else ids), self.eos]  # an answer ends at its first end
+        first = next((i for i, token in enumerate(ids) if token in self.ends), None)  # an answer ends at its first end
+        ids = [*ids, self.eos] if first is None else ids[: first + 1]
         if self.max_completion and len(ids) > self.max_completion:
             self.cut_completions += 1
             ids = ids[: self.max_completion]
@@ -189,13 +203,14 @@ class Tokens:
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[Sequence[int]]],
         device: torch.device | str = "cpu",
+        temperature: float = 1.0,
     ) -> Batch:
-        """Return prompts with K tokenised completions each as a batch."""
+        """Return prompts with K tokenised completions each as a batch, its log-probabilities taken at `temperature`."""
         width = max(len(ids) for group in completions for ids in group)
         ids = [[[*c, *[self.pad] * (width - len(c))] for c in group] for group in completions]
         mask = [[[1.0] * len(c) + [0.0] * (width - len(c)) for c in group] for group in completions]
         columns = {"completion_ids": torch.tensor(ids, device=device), "mask": torch.tensor(mask, device=device)}
-        return Batch(self.prompt_batch(prompts, device), columns)
+        return Batch(self.prompt_batch(prompts, device), columns, temperature)
 
     def _message_ids(self, prompt: Text, completion: list[dict[str, str]]) -> list[int]:
         """Return what the chat template adds for the completion's messages, up to their end-of-sequence token."""

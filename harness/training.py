@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .contracts import AdamWOptions
 from .errors import Diverged
 from .logprobs import micro_batches, shape_of
 from .meter import Meter
 from .models import ScalarModel, forward_cost, size_of
+from .shared_options import AdamWOptions
+from .team import ALONE, Team, merged
 from .tokens import Batch
 
 Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
@@ -63,9 +64,11 @@ class Term:
 class Trainer:
     """AdamW over one or more roles, and the step they take together."""
 
-    def __init__(self, options: AdamWOptions, accelerator: Any, meter: Meter, micro_batch_tokens: int) -> None:
+    def __init__(
+        self, options: AdamWOptions, accelerator: Any, meter: Meter, micro_batch_tokens: int, team: Team = ALONE
+    ) -> None:
         self.options, self.accelerator, self.meter = options, accelerator, meter
-        self.micro_batch_tokens = micro_batch_tokens
+        self.micro_batch_tokens, self.team = micro_batch_tokens, team
         self.saved: Mapping[str, Tensor] = {}  # of a checkpoint: a module goes on from it when it is added
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -82,6 +85,15 @@ class Trainer:
             weight_decay=self.options.weight_decay, fused=True,
         )  # fmt: skip
         self._restore(name)
+
+    def keep(self, name: str, module: nn.Module) -> None:
+        """Save a module that is not trained with every checkpoint, and go on from it after a restart."""
+        self.modules[name] = module
+        self._restore(name)
+
+    def has_saved(self, name: str) -> bool:
+        """Return whether the checkpoint that training goes on from holds a module."""
+        return any(key.startswith(f"{name}/weight/") for key in self.saved)
 
     def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
         """Take one optimiser step at `progress` in [0, 1) of training; return loss, gradient norms and metrics."""
@@ -101,30 +113,36 @@ class Trainer:
     def _accumulate(self, term: Term) -> dict[str, float]:
         """Run forward and backward over the micro-batches of a term; return its sums."""
         sums: dict[str, float] = {}
-        for rows in micro_batches(term.batch, self.micro_batch_tokens):
+        for number, rows in enumerate(micro_batches(term.batch, self.micro_batch_tokens)):
             part = term.batch.select(rows)
-            with self.accelerator.autocast():
-                output = term.of.compute(part)
-            returned = term.loss(output, part)
+            self._count(term, part)
+            if not self.team.has(number):
+                continue
+            returned = term.loss(term.of.compute(part), part)
             losses, metrics = returned if isinstance(returned, tuple) else (returned, {})
+            if "loss" in metrics:
+                raise ValueError("a metric cannot be called 'loss': that is what the lab calls the reduced loss")
             share = term.weight * reduce_share(losses, part, term.batch, term.reduction)
             self.accelerator.backward(share)
-            self._count(term, part)
             sums["loss"] = sums.get("loss", 0.0) + float(share.detach())
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(reduce_share(value.detach(), part, term.batch, "token-mean"))
-        return sums
+        return merged(self.team.gather(sums))
 
     def _count(self, term: Term, part: Batch) -> None:
         b, k, _ = part.shape
-        trained = int(part["mask"].sum()) + k * int(part.prompts.mask.sum())
+        tokens = int(part["mask"].sum()) + k * int(part.prompts.mask.sum())
+        trained = tokens if term.of.name == "policy" else 0  # a critic beside the policy sees the same tokens
         self.meter.add(flops=3 * term.of.flops(part), tokens_trained=trained)
 
     def _apply(self, scale: float) -> dict[str, float]:
         """Clip, step and clear every optimiser; return the gradient norms."""
         norms = {}
         for name, optimizer in self.optimizers.items():
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self.team.add_up_gradients(p for group in optimizer.param_groups for p in group["params"])
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if not parameters:  # no term of this step was about it
+                continue
             limit = self.options.max_grad_norm or math.inf
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
             if not math.isfinite(norm):
@@ -140,6 +158,8 @@ class Trainer:
         found: dict[str, Tensor] = {}
         for name, module in self.modules.items():
             found |= {f"{name}/weight/{key}": value for key, value in module.state_dict().items()}
+            if name not in self.optimizers:
+                continue
             for index, state in self.optimizers[name].state_dict()["state"].items():
                 found |= {f"{name}/moment/{index}/{key}": value for key, value in state.items()}
         return found
@@ -148,7 +168,8 @@ class Trainer:
         weights = _below(self.saved, f"{name}/weight/")
         if weights:
             self.modules[name].load_state_dict(weights)
-            self._restore_moments(name, _below(self.saved, f"{name}/moment/"))
+            if name in self.optimizers:
+                self._restore_moments(name, _below(self.saved, f"{name}/moment/"))
 
     def _restore_moments(self, name: str, moments: Mapping[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
@@ -170,15 +191,16 @@ def reduce_share(values: Tensor, part: Batch, whole: Batch, reduction: str | flo
     if values.dim() < 3:
         return values.sum() / (b if values.dim() == 1 else b * k)
     mask = part["mask"]
+    masked = torch.where(mask > 0, values, 0.0)
     if reduction == "token-mean":
-        return (values * mask).sum() / whole["mask"].sum()
+        return masked.sum() / whole["mask"].sum()
     if reduction == "seq-mean-token-mean":
-        return ((values * mask).sum(-1) / mask.sum(-1).clamp(min=1)).sum() / (b * k)
+        return (masked.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / (b * k)
     if reduction == "seq-mean-token-sum":
-        return (values * mask).sum() / (b * k)
+        return masked.sum() / (b * k)
     if isinstance(reduction, str):
         raise ValueError(f"reduction is one of {', '.join(REDUCTIONS)} or a number, not {reduction!r}")
-    return (values * mask).sum() / reduction
+    return masked.sum() / reduction
 
 
 def schedule(options: AdamWOptions, progress: float) -> float:

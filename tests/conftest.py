@@ -25,13 +25,13 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
 )
 
-from harness.contracts import AdamWOptions  # noqa: E402
 from harness.data import Prompt, Sampling  # noqa: E402
 from harness.lab import Bench  # noqa: E402
 from harness.logprobs import completion_logp  # noqa: E402
 from harness.meter import Meter  # noqa: E402
 from harness.models import frozen, scalar_from, trainable  # noqa: E402
 from harness.rollout import CachedEngine  # noqa: E402
+from harness.shared_options import AdamWOptions  # noqa: E402
 from harness.tokens import Tokens  # noqa: E402
 from harness.training import Role, Trainer  # noqa: E402
 

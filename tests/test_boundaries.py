@@ -31,7 +31,8 @@ FLAGS = {
     "list": {"-p", "--plugin"},
     "plot": {"--results", "-s", "--suite", "-o", "--output"},
     "run": {
-        "-m", "--method", "-s", "--suite", "--set", "--suite-set", "--stage-set", "--model", "--seed", "--shared-seed",
+        "-m", "--method", "-s", "--suite", "--set", "--suite-set", "--stage-set", "--labeller-set",
+        "--model", "--seed", "--shared-seed",
         "--budget", "--judge", "--labeller", "--engine", "--device", "--dtype", "--micro-batch-tokens", "--threads",
         "--checkpoint-every", "--results", "--snapshots", "--prompt-sharing", "--no-prompt-sharing",
         "--quick", "-p", "--plugin",

@@ -102,9 +102,9 @@ class Hostile(Method):
     leak: bool = False  # the negative control: a judge and a suite hang at the lab, as if by mistake
 
     def train(self, lab):
-        prompts = next(lab.prompts(1, batch_size=2))
-        batch = lab.rollout(prompts)
-        lab.reward(batch), lab.reference.logp(batch), lab.critic(), lab.policy, lab.demonstrations(2)
+        for prompts in lab.prompts(1, batch_size=2):
+            batch = lab.rollout(prompts)
+            lab.reward(batch), lab.reference.logp(batch), lab.critic(), lab.policy, lab.demonstrations(2)
         if self.leak:
             from harness_suites.summarization import SummaryGold, Summarization
 

@@ -224,7 +224,7 @@ def test_micro_batches_cover_every_row_once_within_the_budget(data):
 def test_in_micro_batches_is_the_whole_at_once(tiny_model, scalar_model, batch, limit):
     whole = in_micro_batches(lambda part: completion_logp(tiny_model, part), batch, limit)
     close(whole, completion_logp(tiny_model, batch))
-    scores = in_micro_batches(lambda part: completion_scores(scalar_model, part, "last"), batch, limit)
+    scores = in_micro_batches(lambda part: completion_scores(scalar_model, part, "last"), batch, limit, False)
     close(scores, completion_scores(scalar_model, batch, "last"))
 
 

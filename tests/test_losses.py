@@ -13,10 +13,11 @@ from harness_plugins.ppo import PPO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.data import Comparison
 from harness.evaluation.kl import best_of_n_bound, best_of_n_kl
 from harness.evaluation.stats import Estimate, mean_interval, t_quantile, win_rate, win_scores
 from harness.logprobs import completion_states, completion_values
-from harness.rewards import bradley_terry_loss, combine, pair_accuracy
+from harness.rewards import bradley_terry_loss, combine, pair_accuracy, preferred_of
 
 LOG2 = math.log(2)
 
@@ -25,12 +26,17 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
+def labelled(ref):
+    """Return what DPO needs of a batch: plain labels, and the reference's log-probabilities."""
+    return {"ref_logp": ref, "p": torch.ones(ref.shape[0], dtype=ref.dtype)}
+
+
 def pairs_of(h, beta=1.0):
     """Return (logp, batch) whose beta * (s_w - s_l) is h, spread over three tokens."""
     s = torch.as_tensor(h, dtype=torch.float64) / beta
     ref = torch.randn(len(s), 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     share = torch.stack([s, -s], 1)[..., None].expand(-1, -1, 3) / 6
-    return (ref + share).requires_grad_(), {"ref_logp": ref}
+    return (ref + share).requires_grad_(), labelled(ref)
 
 
 # -- DPO ---------------------------------------------------------------------------------------------------------------
@@ -47,7 +53,7 @@ def test_dpo_is_log_two_where_the_policy_is_the_reference():
 def test_dpo_by_hand():
     logp = torch.tensor([[[-1.0, -2.0, -0.5], [-3.0, -1.0, 0.0]]], requires_grad=True)
     ref = torch.tensor([[[-1.5, -2.5, -1.0], [-2.0, -1.0, 0.0]]])
-    loss, metrics = DPO(beta=0.1).loss(logp, {"ref_logp": ref})
+    loss, metrics = DPO(beta=0.1).loss(logp, labelled(ref))
     told = {name: x.item() for name, x in metrics.items()}
     h = 0.1 * (1.5 - (-1.0))
     assert loss.item() == pytest.approx(-math.log(sigmoid(h)))
@@ -56,8 +62,21 @@ def test_dpo_by_hand():
     weight = 0.1 * sigmoid(-h)  # of the chosen tokens, minus that of the rejected
     assert torch.allclose(logp.grad, torch.tensor([[[-weight], [weight]]]).expand(1, 2, 3))
     with pytest.raises(AssertionError):  # the sign turned round
-        swapped = DPO(beta=0.1).loss(logp.flip(1), {"ref_logp": ref.flip(1)})[0]
+        swapped = DPO(beta=0.1).loss(logp.flip(1), labelled(ref.flip(1)))[0]
         assert swapped.item() == pytest.approx(loss.item())
+
+
+def test_a_labellers_doubt_is_a_smoothed_label():
+    """p L(h) + (1-p) L(-h) is cDPO at e = 1 - p, and the robust form is linear in the label."""
+    logp, batch = pairs_of([0.3, -2.0, 1.1])
+    doubtful = {**batch, "p": torch.full((3,), 0.8, dtype=torch.float64)}
+    smoothed = DPO(beta=0.5, label_smoothing=0.2).loss(logp, batch)[0]
+    torch.testing.assert_close(DPO(beta=0.5).loss(logp, doubtful)[0], smoothed)
+    robust = DPO(beta=0.5, label_smoothing=0.1, robust=True)
+    one, other = robust.loss(logp, batch)[0], robust.loss(logp, {**batch, "p": torch.zeros(3)})[0]
+    torch.testing.assert_close(robust.loss(logp, doubtful)[0], 0.8 * one + 0.2 * other)
+    with pytest.raises(AssertionError):  # negative control: a plain label is not a doubtful one
+        torch.testing.assert_close(DPO(beta=0.5).loss(logp, batch)[0], smoothed)
 
 
 @pytest.mark.parametrize("e", [0.1, 0.25, 0.4])
@@ -115,12 +134,12 @@ def test_dpo_is_trls(loss_type, e, beta):
     ours = torch.randn(5, 2, 4, generator=generator).sub(3).requires_grad_()
     theirs, ref = ours.detach().clone().requires_grad_(), torch.randn(5, 2, 4, generator=generator).sub(3)
     method = DPO(beta=beta, label_smoothing=e, robust=loss_type == "robust")
-    loss = method.loss(ours, {"ref_logp": ref})[0].mean()
+    loss = method.loss(ours, labelled(ref))[0].mean()
     other = trl_loss(theirs, ref, loss_types=[loss_type], beta=beta, label_smoothing=e)
     torch.testing.assert_close(loss, other)
     torch.testing.assert_close(torch.autograd.grad(loss, ours)[0], torch.autograd.grad(other, theirs)[0])
     wrong = (
-        DPO(beta=1.5 * beta, label_smoothing=e, robust=loss_type == "robust").loss(ours, {"ref_logp": ref})[0].mean()
+        DPO(beta=1.5 * beta, label_smoothing=e, robust=loss_type == "robust").loss(ours, labelled(ref))[0].mean()
     )
     with pytest.raises(AssertionError):
         torch.testing.assert_close(wrong, other)
@@ -265,11 +284,17 @@ def test_the_controller_by_hand():
 # -- rewards -----------------------------------------------------------------------------------------------------------
 
 
+def preferred(*rankings):
+    """Return (B, K, K): 1 where the row's completion has the better rank."""
+    ranks = torch.tensor(rankings)
+    return (ranks[:, :, None] < ranks[:, None, :]).float()
+
+
 def test_equal_scores_cost_log_two():
-    assert bradley_terry_loss(torch.zeros(3, 2), torch.tensor([[0, 1], [1, 0], [0, 1]])).tolist() == pytest.approx(
+    assert bradley_terry_loss(torch.zeros(3, 2), preferred([0, 1], [1, 0], [0, 1])).tolist() == pytest.approx(
         [LOG2] * 3
     )
-    assert bradley_terry_loss(torch.ones(1, 4), torch.tensor([[2, 0, 3, 1]])).tolist() == pytest.approx([LOG2])
+    assert bradley_terry_loss(torch.ones(1, 4), preferred([2, 0, 3, 1])).tolist() == pytest.approx([LOG2])
 
 
 def bradley_terry_by_hand(scores, ranks):
@@ -283,28 +308,39 @@ def bradley_terry_by_hand(scores, ranks):
 @pytest.mark.parametrize("ranks", [[2, 0, 3, 1], [0, 0, 1, 1], [0, 1, 1, 1], [5, 5, 5, 5]])
 def test_rankings_of_four_are_a_loop_over_ordered_pairs(ranks):
     scores = [0.3, -1.2, 2.0, 0.7]
-    s, r = torch.tensor([scores]), torch.tensor([ranks])
+    s = torch.tensor([scores])
     told = pytest.approx(bradley_terry_by_hand(scores, ranks), abs=1e-6)
-    assert float(bradley_terry_loss(s, r)) == told
+    assert float(bradley_terry_loss(s, preferred(ranks))) == told
     order = [3, 1, 0, 2]
-    assert float(bradley_terry_loss(s[:, order], r[:, order])) == told
+    assert float(bradley_terry_loss(s[:, order], preferred([ranks[i] for i in order]))) == told
     if len(set(ranks)) > 1:
         with pytest.raises(AssertionError):
-            assert float(bradley_terry_loss(-s, r)) == told
+            assert float(bradley_terry_loss(-s, preferred(ranks))) == told
 
 
 def test_ties_give_no_gradient_and_do_not_dilute():
     scores = torch.tensor([[1.0, 5.0, 0.0]], requires_grad=True)
-    bradley_terry_loss(scores, torch.tensor([[0, 0, 1]])).sum().backward()
+    bradley_terry_loss(scores, preferred([0, 0, 1])).sum().backward()
     alone = [-sigmoid(-(1.0 - 0.0)) / 2, -sigmoid(-(5.0 - 0.0)) / 2]
     assert scores.grad[0, :2].tolist() == pytest.approx(alone)
     tied = torch.tensor([[1.0, 5.0]], requires_grad=True)
-    bradley_terry_loss(tied, torch.tensor([[4, 4]])).sum().backward()
+    bradley_terry_loss(tied, preferred([4, 4])).sum().backward()
     assert not tied.grad.any()
 
 
 def test_pair_accuracy_counts_ties_of_scores_as_wrong():
-    assert pair_accuracy(torch.tensor([[3.0, 1, 2], [0, 0, 0]]), torch.tensor([[0, 2, 1], [0, 1, 1]])) == (3, 5)
+    assert pair_accuracy(torch.tensor([[3.0, 1, 2], [0, 0, 0]]), preferred([0, 2, 1], [0, 1, 1])) == (3, 5)
+
+
+def test_a_doubtful_label_weighs_both_orders():
+    scores, p = torch.tensor([[0.4, -0.3]]), 0.8
+    told = -p * math.log(sigmoid(0.7)) - (1 - p) * math.log(sigmoid(-0.7))
+    table = preferred_of([[Comparison(0, 1, p)]], 2)
+    assert float(bradley_terry_loss(scores, table)) == pytest.approx(told, abs=1e-6)
+    assert float(bradley_terry_loss(scores, preferred_of([[Comparison(1, 0, 1 - p)]], 2))) == pytest.approx(
+        told, abs=1e-6
+    )
+    assert pair_accuracy(scores, table) == (1, 1)
 
 
 def test_ensembles_by_hand():

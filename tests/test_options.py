@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from harness.contracts import AdamWOptions
 from harness.errors import UsageError
 from harness.options import build, convert, options_of, parse_settings
 from harness.registry import installed
+from harness.shared_options import AdamWOptions
 from harness.spec import STAGES, parse_budget
 
 

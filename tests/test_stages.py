@@ -17,7 +17,7 @@ SMALL = {"sft.steps": 12, "preferences.prompts": 60, "reward_model.epochs": 1, "
 
 def stages_of(folder, more=None, suite_settings=(), shared_seed=0):
     asked = tuple(f"{name}={value}" for name, value in {**SMALL, **(more or {})}.items())
-    request = Request("sft", "summarization", (), suite_settings, asked, "", {"shared_seed": shared_seed})
+    request = Request("sft", "summarization", (), suite_settings, asked, fixed={"shared_seed": shared_seed})
     spec = resolve(request, installed())
     settings = Settings(folder, warn=lambda message: None)
     shop = open_workshop(spec, installed(), settings, Observers(installed(), spec, settings.warn))

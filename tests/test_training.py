@@ -10,13 +10,13 @@ from harness_plugins.dpo import DPO
 from torch import nn
 
 from harness import training
-from harness.contracts import AdamWOptions
 from harness.data import Budget
 from harness.errors import Diverged
 from harness.logprobs import completion_logp, completion_values
 from harness.loop import Checkpoints, Loop
 from harness.meter import Meter
 from harness.models import load_tensors, scalar_from
+from harness.shared_options import AdamWOptions
 from harness.tokens import Batch, PromptBatch
 from harness.training import REDUCTIONS, Role, Term, Trainer, reduce_share, schedule
 
@@ -54,7 +54,7 @@ def batch(tokens, make_batch):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 2, generator=generator)
     ref = torch.randn(5, 2, 6, generator=generator) * plain["mask"]
-    return plain.with_columns(weight=weight, ref_logp=ref)
+    return plain.with_columns(weight=weight, ref_logp=ref, p=torch.ones(len(ref)))
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_two_models_step_apart(tiny_model, make_trainer, batch):
     value = Role("value", critic, lambda part: completion_values(critic, part))
     start = copy.deepcopy(role.module.state_dict())
     metrics = trainer.step([Term(lambda v, part: (v - 1) ** 2, batch, value)], 0.0)
-    assert metrics["grad_norm_value"] > 0 and metrics["grad_norm"] == 0
+    assert metrics["grad_norm_value"] > 0 and "grad_norm" not in metrics
     assert all(torch.equal(x, start[name]) for name, x in role.module.state_dict().items())
     assert trainer.optimizers["value"].param_groups[0]["lr"] == 0.01
 

@@ -263,6 +263,7 @@ def record(method: str = "dpo", seed: int = 0, win: float = 0.6, **more: Any) ->
         "paper": "", "options": {"beta": 0.1, "epochs": 1.0}, "evaluation": evaluation, "ground": dict(GROUND),
         "artifacts": {}, "finished_at": "2026-01-01T00:00:00Z",
         "cost": {"method": cost, "models": {"policy": {"parameters": 300000, "bytes": 1200000}}, "labels": 720,
+                 "ai_labels": 0,
                  "shared_total": asdict(Cost(seconds=7.0, flops=1e12))},
     } | more  # fmt: skip
 

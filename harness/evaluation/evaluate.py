@@ -17,6 +17,7 @@ from ..meter import Cost, Meter
 from ..models import load_tensors, save_tensors, trainable
 from ..rewards import RewardModel
 from ..rollout import Sampler
+from ..scoring import verdicts
 from ..spec import EvaluationOptions, RunSpec, digest_of
 from ..stages import Stages, Workshop
 from ..tokens import Batch, Tokens
@@ -34,6 +35,7 @@ class Drawn:
     batch: Batch  # (B, 1, T)
     policy: Policy
     cost: Cost  # of answering
+    models: dict[str, dict[str, int]]  # held while answering
 
 
 @dataclass
@@ -43,14 +45,15 @@ class Answers:
     batch: Batch  # (B, 1, T)
     texts: list[str]
     gold: list[float]
-    proxy: list[float]
+    proxy: list[float] | None  # None where nothing can be learned: no preferences
+    verdicts: list[float] | None  # None where answers cannot be checked
 
 
 def draw_answers(
     policy: Policy, tokens: Tokens, prompts: list[Prompt], shop: Workshop, spec: RunSpec, meter: Meter
 ) -> Drawn:
     """Have a policy answer, and count what that costs apart from the rest of the evaluation."""
-    apart = Meter()
+    apart = shop.meter()
     sampler = _sampler(shop.bench(apart, spec.seed), spec.shared_seed, "policy", spec.seed)
     with apart.phase("evaluate"):
         batch = policy.answer(tokens.prompt_batch(prompts, shop.device), sampler)
@@ -58,7 +61,7 @@ def draw_answers(
         raise HarnessError(f"a policy's answers have shape ({len(prompts)}, 1, T), not {batch.shape}")
     cost = apart.total()
     meter.phases.setdefault("evaluate", Cost()).add(cost)
-    return Drawn(prompts, batch, policy, cost)
+    return Drawn(prompts, batch, policy, cost, dict(apart.models))
 
 
 def evaluate(
@@ -67,7 +70,7 @@ def evaluate(
     """Return (figures, samples) of a policy's answers."""
     judge, prompts, cost = stages.judge, drawn.prompts, drawn.cost
     judge.prepare(stages.suite, stages)
-    proxy = stages.load_reward(stages.reward_artifact(0))
+    proxy = stages.load_reward(stages.reward_artifact(0)) if stages.can_prefer() else None
     bench = stages.shop.bench(meter, stages.spec.seed)
     with meter.phase("evaluate"):
         reference = _score(reference_answers(stages, prompts), stages, judge, proxy, bench)
@@ -86,8 +89,7 @@ def evaluate_snapshots(
     snapshots: Mapping[int, Path], stages: Stages, options: EvaluationOptions, spec: RunSpec
 ) -> list[dict[str, float]]:
     """Return the main figures of each policy kept along training: how gold and proxy moved as KL grew."""
-    model = trainable(stages.start)
-    meter = Meter()
+    model, meter = trainable(stages.start), stages.shop.meter()
     policy = LanguageModel(model, "policy", "evaluate", stages.shop.bench(meter, spec.seed))
     prompts = stages.suite.prompts(options.split)[: options.prompts]
     curve = []
@@ -96,7 +98,7 @@ def evaluate_snapshots(
         drawn = draw_answers(policy, stages.tokens, prompts, stages.shop, spec, meter)
         figures, _ = evaluate(drawn, stages, options, meter)
         names = ("win_rate", "gold", "proxy", "kl", "length")
-        curve.append({"step": float(step)} | {name: figures[name]["mean"] for name in names})
+        curve.append({"step": float(step)} | {name: figures[name]["mean"] for name in names if name in figures})
     return curve
 
 
@@ -104,30 +106,25 @@ def reference_answers(stages: Stages, prompts: Sequence[Prompt]) -> Batch:
     """Return the start checkpoint's answers: drawn once, an artifact, the same for every method and seed."""
 
     def make(out: Path, _: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        meter = Meter()
+        meter = stages.shop.meter()
         sampler = _sampler(stages.shop.bench(meter, 0), stages.spec.shared_seed, "reference")
         batch = sampler.draw(stages.start, _batch(stages, prompts))
         save_tensors({name: batch[name] for name in ("completion_ids", "mask", "logp", "ended")}, out / "a.safetensors")
         return {"answers": len(prompts)}, meter.snapshot()
 
-    inputs = {
-        "start": stages.start_artifact.content, "prompts": digest_of([asdict(p) for p in prompts]),
-        "seed": stages.spec.shared_seed, "sampling": asdict(stages.shop.sampling),
-        "engine": stages.spec.engine, "code": stages.spec.code["harness"],
-    }  # fmt: skip
-    artifact = stages.shop.artifacts.get_or_make("reference_answers", inputs, make)
+    artifact = stages.reference_answers(digest_of([asdict(p) for p in prompts]), make)
     columns = load_tensors(artifact.folder / "a.safetensors", stages.shop.device)
     return Batch(_batch(stages, prompts), columns, stages.suite.temperature)
 
 
 def _sampler(bench: Bench, *purpose: object) -> Sampler:
-    sampler = Sampler(bench.engine, bench.sampling, bench.meter, bench.eos, ("evaluation", *purpose))
+    sampler = Sampler(bench.engine, bench.sampling, bench.meter, bench.eos, ("evaluation", *purpose), bench.team)
     sampler.phase = "evaluate"
     return sampler
 
 
 def _check_finite(answers: Answers, kl: Mapping[str, Any]) -> None:
-    for name, values in (("KL", kl["kl"]), ("gold score", answers.gold), ("proxy score", answers.proxy)):
+    for name, values in (("KL", kl["kl"]), ("gold score", answers.gold), ("proxy score", answers.proxy or [])):
         if not all(math.isfinite(value) for value in values):
             raise Diverged(f"The evaluation found a {name} that is not finite.")
 
@@ -136,10 +133,12 @@ def _batch(stages: Stages, prompts: Sequence[Prompt]) -> Any:
     return stages.tokens.prompt_batch(prompts, stages.shop.device)
 
 
-def _score(batch: Batch, stages: Stages, judge: Judge, proxy: RewardModel, bench: Bench) -> Answers:
+def _score(batch: Batch, stages: Stages, judge: Judge, proxy: RewardModel | None, bench: Bench) -> Answers:
     texts = [row[0] for row in stages.tokens.texts(batch)]
-    gold = judge.score(batch.prompts.prompts, texts)
-    return Answers(batch, texts, gold, proxy.score(batch, bench)[:, 0].tolist())
+    gold, verifier = judge.score(batch.prompts.prompts, texts), stages.suite.verifier()
+    scores = proxy.score(batch, bench)[:, 0].tolist() if proxy else None
+    checked = verdicts(verifier, batch, stages.tokens, bench.meter)[:, 0].tolist() if verifier else None
+    return Answers(batch, texts, gold, scores, checked)
 
 
 def _kl(policy: Policy, batch: Batch, stages: Stages, bench: Bench) -> dict[str, list[float] | str]:
@@ -158,14 +157,20 @@ def _figures(
     figures: dict[str, Any] = {
         "prompts": len(answers.texts), "split": options.split, "temperature": stages.suite.temperature,
         "win_rate": asdict(win_rate(answers.gold, reference.gold)),
-        "gold": asdict(mean_interval(answers.gold)), "proxy": asdict(mean_interval(answers.proxy)),
+        "gold": asdict(mean_interval(answers.gold)),
         "kl": asdict(_non_negative(mean_interval(kl["kl"]))), "kl_estimator": kl["estimator"],
         "length": asdict(mean_interval(lengths)),
         "eos_rate": fmean(answers.batch["ended"][:, 0].float().tolist()),
         "distinct": len(set(answers.texts)) / len(answers.texts),
-        "reference_gold": fmean(reference.gold), "reference_proxy": fmean(reference.proxy),
-        "reference_length": fmean(reference.batch.lengths[:, 0].tolist()),
+        "reference_gold": fmean(reference.gold), "reference_length": fmean(reference.batch.lengths[:, 0].tolist()),
     }  # fmt: skip
+    for name in ("proxy", "verdicts"):
+        ours, theirs = getattr(answers, name), getattr(reference, name)
+        if ours is not None:
+            known = [v for v in ours if not math.isnan(v)]
+            label = {"verdicts": "accuracy"}.get(name, name)
+            figures[label] = asdict(mean_interval(known))
+            figures[f"reference_{label}"] = fmean([v for v in theirs if not math.isnan(v)])
     if "plain" in kl:
         figures["kl_plain"] = asdict(mean_interval(kl["plain"]))
     bound = getattr(policy, "kl_bound", None)
@@ -194,8 +199,8 @@ def _samples(
         {
             "prompt_id": prompt.id, "prompt": prompt_text(prompt.text), "sft": reference.texts[i],
             "answer": answers.texts[i], "gold": answers.gold[i], "sft_gold": reference.gold[i],
-            "proxy": answers.proxy[i], "sft_proxy": reference.proxy[i], "kl": kl["kl"][i], "win": wins[i],
-            "length": lengths[i], "ended": bool(answers.batch["ended"][i, 0]),
+            "kl": kl["kl"][i], "win": wins[i], "length": lengths[i], "ended": bool(answers.batch["ended"][i, 0]),
+            "proxy": answers.proxy and answers.proxy[i], "sft_proxy": reference.proxy and reference.proxy[i],
         }
         for i, prompt in enumerate(prompts)
     ]  # fmt: skip

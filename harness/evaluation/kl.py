@@ -22,8 +22,13 @@ def sampled_kl(policy: nn.Module, reference: nn.Module, batch: Batch, bench: Ben
     """
     exact, plain = torch.zeros(batch.shape[0]), torch.zeros(batch.shape[0])
     with torch.no_grad():
-        for rows in micro_batches(batch, bench.micro_batch_tokens):
+        for number, rows in enumerate(micro_batches(batch, bench.micro_batch_tokens)):
             part = batch.select(rows)
+            shape = shape_of(policy, part)
+            flops = [forward_cost(m).padded(shape.rows, shape.width, shape.kept) for m in (policy, reference)]
+            bench.meter.add(flops=sum(flops))
+            if not bench.team.has(number):
+                continue
             p = completion_logits(policy, part).log_softmax(-1)
             q = completion_logits(reference, part).log_softmax(-1)
             mask = part["mask"]
@@ -31,9 +36,7 @@ def sampled_kl(policy: nn.Module, reference: nn.Module, batch: Batch, bench: Ben
             chosen = ratio.gather(-1, part["completion_ids"][..., None])[..., 0]
             exact[rows] = (torch.where(p > -torch.inf, p.exp() * ratio, 0.0).sum(-1) * mask).sum((1, 2)).cpu()
             plain[rows] = (chosen * mask).sum((1, 2)).cpu()
-            shape = shape_of(policy, part)
-            flops = [forward_cost(m).padded(shape.rows, shape.width, shape.kept) for m in (policy, reference)]
-            bench.meter.add(flops=sum(flops))
+    bench.team.add_up(exact, plain)
     return exact, plain
 
 

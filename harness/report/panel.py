@@ -20,6 +20,8 @@ STAGE_FIGURES = {
     "sft": ("demonstrations", "steps", "loss"),
     "preferences": ("prompts", "labels", "label_ceiling"),
     "reward_model": ("heldout_accuracy",),
+    "ai_preferences": ("labeller", "labels", "position_consistency"),
+    "ai_reward_model": ("heldout_accuracy",),
 }
 
 
@@ -73,15 +75,19 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("win-rate vs SFT", f"{_interval(win, 3)}  on {e['prompts']} {e['split']} prompts"),
         ("gold reward", f"{e['gold']['mean']:.3f}  (SFT {e['reference_gold']:.3f})"),
-        ("proxy reward", f"{e['proxy']['mean']:.3f}"),
         ("KL", f"{_interval(kl, 2)} nats ({e['kl_estimator']}; {beside})"),
         ("length", f"{length['mean']:.1f} tokens  (SFT {e['reference_length']:.1f})"),
         ("answers", f"{e['eos_rate']:.0%} ended by themselves, {e['distinct']:.0%} distinct"),
     ]
+    for name, label in (("accuracy", "accuracy"), ("proxy", "proxy reward")):
+        if name in e:
+            lines.insert(2, (label, f"{e[name]['mean']:.3f}  (SFT {e['reference_' + name]:.3f})"))
+    lines += [(name.replace("_", " "), f"{value:.4g}") for name, value in e.get("suite", {}).items()]
     if "rouge" in e:
         lines.append(("ROUGE-1/2/L", " / ".join(f"{e['rouge'][k]:.3f}" for k in ("rouge1", "rouge2", "rougeL"))))
     for p in e.get("curve", ()):
-        told = f"gold {p['gold']:.2f}  proxy {p['proxy']:.2f}  KL {p['kl']:.2f}  length {p['length']:.1f}"
+        proxy = f"proxy {p['proxy']:.2f}  " if "proxy" in p else ""
+        told = f"gold {p['gold']:.2f}  {proxy}KL {p['kl']:.2f}  length {p['length']:.1f}"
         lines.append((f"at step {p['step']:.0f}", f"{told}  win-rate {p['win_rate']:.3f}"))
     return lines
 
@@ -90,13 +96,17 @@ def _cost(cost: dict[str, Any], inference: dict[str, float]) -> list[tuple[str, 
     own, shared = cost["method"], cost["shared_total"]
     models = ", ".join(f"{role} {m['parameters'] / 1e6:.2f}M" for role, m in cost["models"].items())
     reused = f"  (reused: {', '.join(cost['reused_stages'])})" if cost["reused_stages"] else ""
+    ai = f", {cost['ai_labels']} AI labels" if cost["ai_labels"] else ""
     per_answer = f"{inference['flops_per_answer']:.3g} FLOPs, {inference['tokens_per_answer']:.1f} tokens"
     return [
         ("method cost", f"{own['seconds']:.1f} s, {own['flops']:.3g} FLOPs, {own['reward_queries']} reward queries"),
         ("method tokens", f"{own['tokens_generated']} generated, {own['tokens_trained']} trained"),
         ("models held", models or "none"),
         ("per answer", f"{per_answer}, {inference['reward_queries_per_answer']:g} reward queries"),
-        ("shared stages", f"{shared['seconds']:.1f} s, {shared['flops']:.3g} FLOPs, {cost['labels']} labels{reused}"),
+        (
+            "shared stages",
+            f"{shared['seconds']:.1f} s, {shared['flops']:.3g} FLOPs, {cost['labels']} labels{ai}{reused}",
+        ),
         ("peak memory", _peaks(cost["phases"])),
     ]
 

@@ -62,12 +62,13 @@ def _draw_curves(reward: Any, length: Any, records: list[dict[str, Any]]) -> Non
     """Draw gold and proxy, and the length of answers, from the start checkpoint (KL 0) along training."""
     for i, (r, label) in enumerate(zip(records, _labels(records), strict=True)):
         e = r["evaluation"]
-        start = {"kl": 0.0} | {name: e[f"reference_{name}"] for name in ("gold", "proxy", "length")}
-        points = [start, *e["curve"]]
+        names = [name for name in ("gold", "proxy", "length") if f"reference_{name}" in e]
+        points = [{"kl": 0.0} | {name: e[f"reference_{name}"] for name in names}, *e["curve"]]
         root = [max(0.0, p["kl"]) ** 0.5 for p in points]
         style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
         reward.plot(root, [p["gold"] for p in points], label=f"{label}: gold", **style)
-        reward.plot(root, [p["proxy"] for p in points], label=f"{label}: proxy", linestyle=":", **style)
+        if "proxy" in names:
+            reward.plot(root, [p["proxy"] for p in points], label=f"{label}: proxy", linestyle=":", **style)
         length.plot(root, [p["length"] for p in points], label=label, **style)
     for axis, name in ((reward, "reward"), (length, "length of an answer, tokens")):
         axis.set_xlabel("sqrt(KL), along training")

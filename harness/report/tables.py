@@ -15,9 +15,12 @@ from ..store import runs
 
 Record = Mapping[str, Any]
 COLUMNS = (
-    "method", "seeds", "win-rate vs SFT [95 %]", "gold", "proxy", "KL (nats)", "length", "train s", "train TFLOP",
-    "tokens gen. / trained", "reward queries", "labels", "models held (params)", "peak MiB", "FLOPs / answer",
+    "method", "seeds", "win-rate vs SFT [95 %]", "gold", "proxy", "accuracy", "KL (nats)", "length", "train s",
+    "train TFLOP", "tokens gen. / trained", "reward queries", "verifier queries", "labels", "AI labels",
+    "models held (params)", "peak MiB", "FLOPs / answer", "queries / answer",
 )  # fmt: skip
+FIGURES = ("win_rate", "gold", "proxy", "accuracy", "kl", "length")  # of an evaluation, as means
+OPTIONAL = {"proxy": ".2f", "accuracy": ".3f"}  # columns that a suite may not have, and how they are written
 
 
 def comparison(results: Path, suite: str | None = None, methods: Sequence[str] = ()) -> Table:
@@ -34,7 +37,11 @@ def comparison(results: Path, suite: str | None = None, methods: Sequence[str] =
     ordered = sorted(groups, key=lambda key: (key[0] != "sft", _strength(groups[key]), key))
     plain = [_plain_row(names[key], groups[key]) for key in ordered]
     cells = [_cells(names[key], groups[key]) for key in ordered]
-    return Table(f"{chosen}: {_conditions(records)}", list(COLUMNS), cells, _notes(records), plain)
+    told = [
+        i for i in range(len(COLUMNS)) if any(row[i] not in ("-", "") for row in cells)
+    ]  # columns that say anything
+    columns, rows = [COLUMNS[i] for i in told], [[row[i] for i in told] for row in cells]
+    return Table(f"{chosen}: {_conditions(records)}", columns, rows, _notes(groups, names), plain)
 
 
 def select(results: Path, suite: str | None) -> tuple[str, list[dict[str, Any]]]:
@@ -103,8 +110,9 @@ def _plain_row(name: str, group: Sequence[Record]) -> dict[str, Any]:
     row: dict[str, Any] = {"method": name, "seeds": len(good), "failed": len(group) - len(good)}
     if not good:
         return row | {"failure": group[0]["failure"]}
-    for figure in ("win_rate", "gold", "proxy", "kl", "length"):
-        row[figure] = fmean(r["evaluation"][figure]["mean"] for r in good)
+    for figure in FIGURES:
+        if all(figure in r["evaluation"] for r in good):
+            row[figure] = fmean(r["evaluation"][figure]["mean"] for r in good)
     row["win_rate_low"], row["win_rate_high"] = _interval(good)
     row["kl_estimator"] = good[0]["evaluation"]["kl_estimator"]
     row["eos_rate"] = fmean(r["evaluation"]["eos_rate"] for r in good)
@@ -112,12 +120,14 @@ def _plain_row(name: str, group: Sequence[Record]) -> dict[str, Any]:
     for figure in good[0]["cost"]["method"]:
         values = [r["cost"]["method"][figure] for r in good]
         row[f"method_{figure}"] = max(values) if figure == "peak_memory" else fmean(values)
-    row["labels"] = fmean(r["cost"]["labels"] for r in good)
+    for figure in ("labels", "ai_labels"):
+        row[figure] = fmean(r["cost"][figure] for r in good)
     row["models"] = " ".join(sorted(good[0]["cost"]["models"]))
     row["parameters_held"] = sum(m["parameters"] for m in good[0]["cost"]["models"].values())
     row["shared_seconds"] = good[0]["cost"]["shared_total"]["seconds"]
     row["shared_flops"] = good[0]["cost"]["shared_total"]["flops"]
     row["flops_per_answer"] = fmean(r["evaluation"]["inference"]["flops_per_answer"] for r in good)
+    row["queries_per_answer"] = fmean(r["evaluation"]["inference"]["reward_queries_per_answer"] for r in good)
     row["folders"] = " ".join(r["folder"] for r in good)
     return row
 
@@ -147,13 +157,15 @@ def _cells(name: str, group: Sequence[Record]) -> list[str]:
     estimate = "" if row["kl_estimator"] == "rao-blackwell" else " (est.)"
     return [
         name, seeds, f"{row['win_rate']:.3f} [{row['win_rate_low']:.3f}, {row['win_rate_high']:.3f}]",
-        f"{row['gold']:.2f}", f"{row['proxy']:.2f}", f"{row['kl']:.2f}{estimate}", f"{row['length']:.1f}",
+        f"{row['gold']:.2f}", *(f"{row[name]:{form}}" if name in row else "-" for name, form in OPTIONAL.items()),
+        f"{row['kl']:.2f}{estimate}", f"{row['length']:.1f}",
         f"{row['method_seconds']:.0f}", f"{row['method_flops'] / 1e12:.3g}",
         f"{_short(row['method_tokens_generated'])} / {_short(row['method_tokens_trained'])}",
-        _short(row["method_reward_queries"]), _short(row["labels"]),
+        _short(row["method_reward_queries"]), _or_dash(row["method_verifier_queries"]), _short(row["labels"]),
+        _or_dash(row["ai_labels"]),
         f"{row['models'].replace(' ', ' + ')} ({_short(row['parameters_held'])})",
         f"{row['method_peak_memory'] / 2**20:.0f}" if row["method_peak_memory"] else "-",
-        f"{row['flops_per_answer']:.2g}",
+        f"{row['flops_per_answer']:.2g}", _or_dash(row["queries_per_answer"]),
     ]  # fmt: skip
 
 
@@ -164,6 +176,10 @@ def _short(number: float) -> str:
     return f"{number:.0f}"
 
 
+def _or_dash(number: float) -> str:
+    return _short(number) if number else "-"
+
+
 def _conditions(records: Sequence[Record]) -> str:
     good = _good(records)
     if not good:
@@ -172,20 +188,22 @@ def _conditions(records: Sequence[Record]) -> str:
     return f"{evaluation['prompts']} {evaluation['split']} prompts, one answer each at T={evaluation['temperature']:g}"
 
 
-def _notes(records: Sequence[Record]) -> list[str]:
-    good = _good(records)
+def _notes(groups: Mapping[tuple[str, str], Sequence[Record]], names: Mapping[tuple[str, str], str]) -> list[str]:
+    good = _good([r for group in groups.values() for r in group])
     notes = [
         "KL is KL(policy || SFT) in nats per completion, Rao-Blackwellised over the vocabulary on the policy's own "
         "answers. Train s, TFLOP, tokens and queries are the method's own; shared stages (SFT, preferences, reward "
         "model) are billed apart. FLOPs / answer is the cost of answering one prompt.",
     ]
-    bounds = {r["method"]: r["evaluation"]["kl_bound"] for r in good if "kl_bound" in r["evaluation"]}
-    for method, bound in bounds.items():
+    bounds = {
+        names[r["method"], r["recipe"]]: r["evaluation"]["kl_bound"] for r in good if "kl_bound" in r["evaluation"]
+    }
+    for name, bound in bounds.items():
         notes.append(
-            f"{method} has no log-probabilities: its KL is estimated from the reference's mass on the selected reward "
+            f"{name} has no log-probabilities: its KL is estimated from the reference's mass on the selected reward "
             f"level (Beirami et al. 2024); log n - (n-1)/n = {bound:.2f} bounds it."
         )
-    if len({r["seed"] for r in good}) > 1:
+    if any(len(group) > 1 for group in groups.values()):
         notes.append("Intervals add the spread between seeds (Student's t) to that between prompts: conservative.")
     else:
         notes.append("One seed per row: the intervals are over prompts and speak for these checkpoints only.")

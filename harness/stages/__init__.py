@@ -21,11 +21,12 @@ from ..errors import UsageError
 from ..lab import Bench
 from ..logprobs import enable_sharing
 from ..loop import Checkpoints, Loop
-from ..meter import Meter
+from ..meter import Meter, PhasePeak
 from ..models import load_causal, load_tokenizer
 from ..registry import combined_digest, package_digest
 from ..rewards import RewardModel
-from ..spec import RunSpec, digest_of, harness_digest, model_files, stage_options
+from ..spec import EvaluationOptions, RunSpec, digest_of, harness_digest, model_files, stage_options
+from ..team import ALONE, Team
 from ..tokens import Tokens
 from ..training import Trainer
 from . import reward_model, sft
@@ -45,23 +46,52 @@ class Workshop:
     progress: Progress
     checkpoint_every: float
     micro_batch_tokens: int
+    team: Team = ALONE
     sampling: Sampling = field(default_factory=Sampling)  # the suite's
     eos: set[int] = field(default_factory=set)
+
+    def meter(self) -> Meter:
+        """Return a meter for this device."""
+        return Meter(accelerator_peak(self.device)) if self.device.type == "cuda" else Meter()
+
+    def trainer(self, options: Any, meter: Meter) -> Trainer:
+        """Return what trains models with these options."""
+        return Trainer(options, self.accelerator, meter, self.micro_batch_tokens, self.team)
 
     def bench(self, meter: Meter, seed: int) -> Bench:
         """Return how models are used: the suite's sampling, a seed, and who counts."""
         engine = self.engine_cls(self.eos)
-        return Bench(engine, self.sampling, self.eos, seed, meter, self.micro_batch_tokens, self.device)
+        return Bench(engine, self.sampling, self.eos, seed, meter, self.micro_batch_tokens, self.device, self.team)
+
+
+@dataclass
+class People:
+    """Who judges and who labels, none of them prepared yet."""
+
+    judge: Judge
+    labeller: Labeller | None  # behind the preferences that all methods share
+    own_labeller: Labeller | None = None  # whom this method learns from instead: AI feedback
+
+
+def accelerator_peak(device: torch.device) -> PhasePeak:
+    """Return what reads (and may reset) the peak memory that tensors took on a GPU."""
+
+    def peak(reset: bool) -> int:
+        value = int(torch.cuda.max_memory_allocated(device))
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return value
+
+    return peak
 
 
 class Stages:
     """The stages of one spec. Each is made when first asked for; `used` lists what was."""
 
-    def __init__(self, spec: RunSpec, suite: Suite, judge: Judge, labeller: Labeller | None, shop: Workshop) -> None:
+    def __init__(self, spec: RunSpec, suite: Suite, people: People, shop: Workshop) -> None:
         self.spec, self.suite, self.shop = spec, suite, shop
-        self.judge, self.labeller = judge, labeller
+        self.judge, self.labeller, self.own_labeller = people.judge, people.labeller, people.own_labeller
         self.used: dict[str, Artifact] = {}
-        self.sharing = False  # whether the start checkpoint computes a prompt once for its completions
 
     @cached_property
     def base(self) -> Path | str:
@@ -77,25 +107,29 @@ class Stages:
     def tokens(self) -> Tokens:
         """The base model's tokenizer with the harness's rules."""
         limit = getattr(self.suite, "max_prompt_tokens", None)
-        return Tokens(load_tokenizer(self.base), max_prompt=limit, max_completion=self.suite.max_new_tokens)
+        return Tokens(load_tokenizer(self.base), limit, self.suite.max_new_tokens, self._other_ends)
 
     @cached_property
     def eos(self) -> set[int]:
         """Every token that ends a completion."""
+        return self.tokens.ends
+
+    @property
+    def _other_ends(self) -> set[int]:
         from transformers import GenerationConfig
 
         try:
             ends = GenerationConfig.from_pretrained(str(self.base)).eos_token_id
         except OSError:  # a model folder without generation_config.json
             ends = None
-        return {self.tokens.eos} | set(ends if isinstance(ends, list) else [ends] if ends is not None else [])
+        return set(ends if isinstance(ends, list) else [ends] if ends is not None else [])
 
     @cached_property
     def start(self) -> nn.Module:
         """The start checkpoint: the base model after SFT on the demonstrations."""
-        model = load_causal(self.start_artifact.folder).to(self.shop.device)
+        model = load_causal(self.start_artifact.folder, self.spec.dtype).to(self.shop.device)
         if self.spec.prompt_sharing:
-            self.sharing = enable_sharing(model)
+            enable_sharing(model)
         return model
 
     @cached_property
@@ -116,18 +150,53 @@ class Stages:
         if fixed is not None:
             inputs = self._inputs(options, data=digest_of([_plain(pair) for pair in fixed]))
             return self._stage("preferences", inputs, lambda out, _: take(self, fixed, options, out))
+        if self.labeller is None:
+            raise UsageError(f"The suite {self.spec.suite_name} has neither fixed preferences nor a labeller.")
+        return self._labelled("preferences", self.labeller)
+
+    @cached_property
+    def feedback(self) -> Artifact:
+        """The preferences that this method learns from: those of all, or a labeller's of its own."""
+        return self.preferences if self.own_labeller is None else self._labelled("ai_preferences", self.own_labeller)
+
+    def _labelled(self, name: str, labeller: Labeller) -> Artifact:
+        options = stage_options(self.spec, "preferences")
         prompts = self.suite.prompts("preferences")[: options.prompts]
         inputs = self._inputs(
             options, data=digest_of([_plain(p) for p in prompts]), start=self.start_artifact.content,
-            labels=[self._class_key(self.labeller), self._class_key(self.judge), dict(self.spec.suite_options)],
+            labels=[self._class_key(labeller), labeller.identity(), self._class_key(self.judge)],
+            suite=[package_digest(type(self.suite)), dict(self.spec.suite_options)],  # principles, their checks, gold
         )  # fmt: skip
-        return self._stage("preferences", inputs, lambda out, _: sample(self, prompts, options, out))
+        return self._stage(name, inputs, lambda out, _: sample(self, self.ready(labeller), prompts, options, out))
+
+    def reference_answers(self, prompts: str, make: Any) -> Artifact:
+        """The start checkpoint's answers to evaluation prompts, named by their digest."""
+        inputs = self._inputs(EvaluationOptions(), data=prompts, start=self.start_artifact.content)
+        return self._stage("reference_answers", inputs, make)
+
+    def ready(self, labeller: Labeller) -> Labeller:
+        """Return the labeller with all it needs from suite and judge."""
+        self.judge.prepare(self.suite, None)
+        labeller.prepare(self.suite, self.judge)
+        return labeller
+
+    def can_prefer(self) -> bool:
+        """Return whether there are preferences, or someone to ask for them."""
+        return self.labeller is not None or self.suite.preferences() is not None
 
     def reward_artifact(self, member: int) -> Artifact:
-        """One member of the reward ensemble."""
-        name = "reward_model" if member == 0 else f"reward_model{member + 1}"
-        folder = self.preferences.folder
-        return self._reward_stage(name, self.preferences.content, lambda: read_rankings(folder))
+        """One member of the reward ensemble on the preferences of all; the first is the evaluator's proxy."""
+        return self._reward_of("reward_model", self.preferences, member)
+
+    def feedback_reward(self, member: int) -> Artifact:
+        """One member of the reward ensemble that this method is trained with."""
+        if self.own_labeller is None:
+            return self.reward_artifact(member)
+        return self._reward_of("ai_reward_model", self.feedback, member)
+
+    def _reward_of(self, name: str, preferences: Artifact, member: int) -> Artifact:
+        name = name if member == 0 else f"{name}{member + 1}"
+        return self._reward_stage(name, preferences.content, lambda: read_rankings(preferences.folder))
 
     def judge_model(self) -> RewardModel:
         """A reward model trained on the preferences that only a judge may see."""
@@ -152,8 +221,8 @@ class Stages:
 
     def loop(self, options: Any, meter: Meter, scratch: Path, phase: str) -> Loop:
         """Return a resumable loop with its trainer."""
-        trainer = Trainer(options, self.shop.accelerator, meter, self.shop.micro_batch_tokens)
-        checkpoints = Checkpoints(scratch / "checkpoints", self.shop.checkpoint_every)
+        trainer = self.shop.trainer(options, meter)
+        checkpoints = Checkpoints(scratch / "checkpoints", self.shop.checkpoint_every, self.shop.team.main)
         return Loop(trainer, checkpoints, meter, lambda step, total, row: self.shop.progress(phase, step, total, row))
 
     def _stage(self, name: str, inputs: Mapping[str, Any], make: Any) -> Artifact:
@@ -162,11 +231,17 @@ class Stages:
         return self.used[name]
 
     def _inputs(self, options: Any, **more: Any) -> dict[str, Any]:
-        """Return what an artifact is named by: code, base model, tokenizer, seed, options, and what comes in."""
+        """Return what an artifact is named by: code, base model, tokenizer, seed, options, and what comes in.
+
+        Settings of the machine are there because they change rounding: equal names mean equal bytes.
+        """
+        spec, shop = self.spec, self.shop
         limits = [self.suite.max_new_tokens, getattr(self.suite, "max_prompt_tokens", None), self.suite.temperature]
+        machine = [str(shop.device), shop.team.size, spec.dtype, spec.threads, spec.micro_batch_tokens]
         return {
-            "code": harness_digest(), "base": self._base_digest, "shared_seed": self.spec.shared_seed,
-            "options": vars(options), "limits": limits, "engine": self.spec.engine, "dtype": self.spec.dtype, **more,
+            "code": harness_digest(), "base": self._base_digest, "shared_seed": spec.shared_seed,
+            "options": vars(options), "limits": limits, "engine": [spec.engine, spec.code["engine"]],
+            "machine": [*machine, spec.prompt_sharing], **more,
         }  # fmt: skip
 
     @cached_property

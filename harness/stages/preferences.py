@@ -1,22 +1,22 @@
 """Preferences: K completions per prompt of the start checkpoint, ranked by the labeller; or fixed pairs of a data set.
 
-Three Parquet files, each a `datasets.Dataset`: `pairs` (prompt, chosen, rejected) for methods, `rankings` and
-`heldout` (prompt, completions, ranks) for the reward model. Token ids stand beside the text, because re-tokenised text
-need not give the ids that were sampled.
+Three Parquet files, each a `datasets.Dataset`: `pairs` (prompt, chosen, rejected, and p, how sure the labeller was) for
+methods, `rankings` and `heldout` (prompt, completions, and what was said of pairs of them) for the reward model. Token
+ids stand beside the text, because re-tokenised text need not give the ids that were sampled.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import combinations
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from ..data import Pair, Prompt, Text, completion_text
+from ..contracts import Labeller
+from ..data import Comparison, Pair, Prompt, Text, completion_text
 from ..errors import UsageError
-from ..meter import Meter
 from ..rollout import Sampler
 from ..seeds import derive
 from ..spec import PreferenceOptions
@@ -26,34 +26,51 @@ if TYPE_CHECKING:
     from . import Stages
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """A preference pair as token ids, and the probability that the first is better."""
+
+    prompt: Prompt
+    chosen: list[int]
+    rejected: list[int]
+    p: float
+
+
 Made = tuple[dict[str, Any], dict[str, Any]]  # info, cost
 
 
-def sample(stages: Stages, prompts: Sequence[Prompt], options: PreferenceOptions, out: Path) -> Made:
-    """Sample K completions per prompt, have them ranked, write the files; return (info, cost)."""
-    if stages.labeller is None:
-        raise UsageError(f"The suite {stages.spec.suite_name} has neither fixed preferences nor a labeller.")
-    meter = Meter()
+def sample(
+    stages: Stages, labeller: Labeller, prompts: Sequence[Prompt], options: PreferenceOptions, out: Path
+) -> Made:
+    """Sample K completions per prompt, have pairs of them compared, write the files; return (info, cost)."""
+    meter = stages.shop.meter()
     bench = stages.shop.bench(meter, stages.spec.shared_seed)
-    sampler = Sampler(bench.engine, bench.sampling, meter, bench.eos, (stages.spec.shared_seed, "preferences"))
+    sampler = Sampler(
+        bench.engine, bench.sampling, meter, bench.eos, (stages.spec.shared_seed, "preferences"), bench.team
+    )
     sampler.phase = "preferences"
     batch = sampler.draw(stages.start, stages.tokens.prompt_batch(prompts, bench.device), options.completions)
     with meter.phase("preferences"):
-        rows, agreed, counted = _rank(stages, batch)
+        rows, agreements = _compared(stages, labeller, batch)
         kept = max(1, len(rows) - round(options.heldout * len(rows)))
         info = _write(rows[:kept], rows[kept:], out)
-        meter.add(labels=info["labels"] + info["heldout_labels"])
-    return info | {"label_ceiling": round(agreed / counted, 4) if counted else None}, meter.snapshot()
+        heldout = [agreed for row in agreements[kept:] for agreed in row]
+        info |= labeller.usage()  # its own count of what was asked, where it keeps one
+        meter.add(**{"labels" if labeller.human else "ai_labels": int(info["asked"])})
+    ceiling = round(sum(heldout) / len(heldout), 4) if heldout else None
+    return info | {"label_ceiling": ceiling, "labeller": labeller.name}, meter.snapshot()
 
 
 def take(stages: Stages, pairs: Sequence[Pair], options: PreferenceOptions, out: Path) -> Made:
     """Write fixed pairs as the same files; return (info, cost)."""
-    meter = Meter()
+    meter, tokens = stages.shop.meter(), stages.tokens.counting_afresh()
     with meter.phase("preferences"):
-        whole = rankings_of(stages.tokens, pairs, options.heldout)
+        whole = rankings_of(tokens, pairs, options.heldout)
         info = _write(whole["train"], whole["heldout"], out)
-        meter.add(labels=info["labels"] + info["heldout_labels"])
-    info |= {"cut_prompts": stages.tokens.cut_prompts, "cut_completions": stages.tokens.cut_completions}
+        meter.add(labels=info["asked"])
+    info |= {"cut_completions": tokens.cut_completions}
     return info | {"label_ceiling": None}, meter.snapshot()
 
 
@@ -62,7 +79,7 @@ def rankings_of(tokens: Tokens, pairs: Sequence[Pair], heldout: float) -> dict[s
     rows = []
     for pair in pairs:
         ids = [tokens.completion_ids(pair.prompt.text, c) for c in (pair.chosen, pair.rejected)]
-        rows.append(_row(pair.prompt, [pair.chosen, pair.rejected], ids, [0, 1]))
+        rows.append(_row(pair.prompt, [pair.chosen, pair.rejected], ids, [Comparison(0, 1, pair.p)]))
     kept = max(1, len(rows) - round(heldout * len(rows)))
     return {"train": rows[:kept], "heldout": rows[kept:]}
 
@@ -72,10 +89,10 @@ def read_rankings(folder: Path) -> dict[str, list[Row]]:
     return {"train": _read(folder / "rankings.parquet"), "heldout": _read(folder / "heldout.parquet")}
 
 
-def read_pairs(folder: Path) -> list[tuple[Prompt, list[int], list[int]]]:
-    """Return the pairs of a preferences artifact as (prompt, chosen ids, rejected ids)."""
+def read_pairs(folder: Path) -> list[LabelledPair]:
+    """Return the pairs of a preferences artifact."""
     rows = _read(folder / "pairs.parquet")
-    return [(prompt_of(row), list(row["chosen_ids"]), list(row["rejected_ids"])) for row in rows]
+    return [LabelledPair(prompt_of(r), list(r["chosen_ids"]), list(r["rejected_ids"]), r["p"]) for r in rows]
 
 
 def prompt_of(row: Row) -> Prompt:
@@ -83,57 +100,67 @@ def prompt_of(row: Row) -> Prompt:
     return Prompt(row["prompt_id"], _from_cell(row["prompt"]))
 
 
-def _rank(stages: Stages, batch: Batch) -> tuple[list[Row], int, int]:
-    """Return ranked rows, and on how many of how many pairs the label agrees with the labeller's noiseless order."""
-    assert stages.labeller is not None
-    rows, agreed, counted = [], 0, 0
+def comparisons_of(row: Row) -> list[Comparison]:
+    """Return what was said of the pairs of a row."""
+    return [Comparison(i, j, p) for i, j, p in zip(row["first"], row["second"], row["p"], strict=True)]
+
+
+def _compared(stages: Stages, labeller: Labeller, batch: Batch) -> tuple[list[Row], list[list[float]]]:
+    """Return rows with what the labeller says, and per row how far each label agrees with its noiseless utilities."""
+    rows: list[Row] = []
+    agreements: list[list[float]] = []
     ids, lengths = batch["completion_ids"].tolist(), batch.lengths.tolist()
     for i, (prompt, texts) in enumerate(zip(batch.prompts.prompts, stages.tokens.texts(batch), strict=True)):
         rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
-        ranks = stages.labeller.rank(prompt, texts, lengths[i], rng)
-        rows.append(_row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], ranks))
-        utilities = stages.labeller.ceiling(prompt, texts, lengths[i])
-        if utilities is not None:
-            agreements = _agreements(ranks, utilities)
-            agreed, counted = agreed + sum(agreements), counted + len(agreements)
-    return rows, agreed, counted
+        said = labeller.compare(prompt, texts, lengths[i], rng)
+        rows.append(_row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], said))
+        utilities = labeller.ceiling(prompt, texts, lengths[i])
+        agreements.append([] if utilities is None else _agreements(said, utilities))
+    return rows, agreements
 
 
-def _agreements(ranks: Sequence[int], utilities: Sequence[float]) -> list[bool]:
-    """Return for every strictly ordered pair whether the label agrees with the noiseless utility."""
-    pairs = combinations(range(len(ranks)), 2)
-    ordered = [(a, b) for a, b in pairs if ranks[a] != ranks[b] and utilities[a] != utilities[b]]
-    return [(ranks[a] < ranks[b]) == (utilities[a] > utilities[b]) for a, b in ordered]
+def _agreements(said: Sequence[Comparison], utilities: Sequence[float]) -> list[float]:
+    """Return for every pair with a preference 1 if the label agrees with the noiseless utilities, half if they tie.
+
+    Their mean over held-out pairs is the ceiling of a reward model's accuracy: who knows the utilities scores it.
+    """
+    told = [(c.p > 0.5, utilities[c.first] - utilities[c.second]) for c in said if c.p != 0.5]
+    return [0.5 if margin == 0 else float(first == (margin > 0)) for first, margin in told]
 
 
-def _row(prompt: Prompt, completions: Sequence[Text], ids: Sequence[Sequence[int]], ranks: Sequence[int]) -> Row:
-    texts = [completion_text(c) for c in completions]
+def _row(
+    prompt: Prompt, completions: Sequence[Text], ids: Sequence[Sequence[int]], said: Sequence[Comparison]
+) -> Row:  # fmt: skip
+    """Return a row. Pairs of equal completions are dropped: nothing can be learned from them."""
+    said = [c for c in said if list(ids[c.first]) != list(ids[c.second])]
     return {
-        "prompt_id": prompt.id, "prompt": _cell(prompt.text), "completions": texts,
-        "completion_ids": [list(c) for c in ids], "ranks": list(ranks),
+        "prompt_id": prompt.id, "prompt": _cell(prompt.text), "completions": [completion_text(c) for c in completions],
+        "completion_ids": [list(c) for c in ids], "first": [c.first for c in said], "second": [c.second for c in said],
+        "p": [float(c.p) for c in said], "notes": [json.dumps(dict(c.note), sort_keys=True) for c in said],
     }  # fmt: skip
 
 
 def _write(train: list[Row], heldout: list[Row], out: Path) -> dict[str, Any]:
     pairs = [pair for row in train for pair in _pairs_of(row)]
     if not pairs:
-        raise UsageError("The preferences hold no strictly ordered pair.")
+        raise UsageError("The preferences hold no pair of which one is preferred.")
     for name, rows in (("pairs", pairs), ("rankings", train), ("heldout", heldout)):
         _save(rows, out / f"{name}.parquet")
     heldout_labels = sum(len(_pairs_of(row)) for row in heldout)
-    return {"prompts": len(train), "labels": len(pairs), "heldout_labels": heldout_labels}
+    asked = sum(len(row["p"]) for row in [*train, *heldout])
+    return {"prompts": len(train), "labels": len(pairs), "heldout_labels": heldout_labels, "asked": asked}
 
 
 def _pairs_of(row: Row) -> list[Row]:
-    """Return every strictly ordered pair of a ranking; equal texts say nothing and are left out."""
+    """Return the pairs of a row with a preference, chosen first."""
+    texts, ids = row["completions"], row["completion_ids"]
     found = []
-    for a, b in combinations(range(len(row["ranks"])), 2):
-        w, l = (a, b) if row["ranks"][a] < row["ranks"][b] else (b, a)
-        if row["ranks"][w] != row["ranks"][l] and row["completion_ids"][w] != row["completion_ids"][l]:
-            texts, ids = row["completions"], row["completion_ids"]
+    for i, j, p, note in zip(row["first"], row["second"], row["p"], row["notes"], strict=True):
+        if p != 0.5:
+            (w, l), sure = ((i, j), p) if p > 0.5 else ((j, i), 1 - p)
             found.append({
                 "prompt_id": row["prompt_id"], "prompt": row["prompt"], "chosen": texts[w], "rejected": texts[l],
-                "chosen_ids": ids[w], "rejected_ids": ids[l],
+                "chosen_ids": ids[w], "rejected_ids": ids[l], "p": sure, "note": note,
             })  # fmt: skip
     return found
 

@@ -6,18 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..lab import Bench
-from ..meter import Meter
 from ..models import scalar_from
-from ..rewards import RewardModel, bradley_terry_loss, pair_accuracy
+from ..rewards import RewardModel, bradley_terry_loss, pair_accuracy, preferred_of
 from ..seeds import derive
 from ..spec import RewardModelOptions
 from ..tokens import Batch
 from ..training import Term
-from .preferences import Row, prompt_of
+from .preferences import Row, comparisons_of, prompt_of
 from .sft import rows_at
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ SCALE_ROWS = 512  # rankings over whose completions the spread of the score is t
 
 def loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Return (B,) Bradley-Terry losses of the scores (B, K)."""
-    return bradley_terry_loss(scores, batch["ranks"])
+    return bradley_terry_loss(scores, batch["preferred"])
 
 
 def make(
@@ -43,7 +41,7 @@ def make(
 
     The members of an ensemble and the judge differ in `name`, which seeds head and order.
     """
-    meter = Meter()
+    meter = stages.shop.meter()
     seed = derive(stages.spec.shared_seed, name)
     model = scalar_from(stages.start).initialise(seed).eval().requires_grad_(True)
     reward = RewardModel(model, options.pooling, name)
@@ -69,7 +67,9 @@ def _batch(stages: Stages, rows: list[Row]) -> Batch:
     batch = stages.tokens.batch(
         [prompt_of(row) for row in rows], [row["completion_ids"] for row in rows], stages.shop.device
     )
-    return batch.with_columns(ranks=torch.tensor([row["ranks"] for row in rows], device=stages.shop.device))
+    return batch.with_columns(
+        preferred=preferred_of([comparisons_of(row) for row in rows], batch.shape[1]).to(stages.shop.device)
+    )
 
 
 def _normalise(reward: RewardModel, stages: Stages, rows: list[Row], options: RewardModelOptions, bench: Bench) -> None:
@@ -87,5 +87,5 @@ def _accuracy(reward: RewardModel, stages: Stages, rows: list[Row], bench: Bench
     if not rows:
         return None
     batch = _batch(stages, rows)
-    right, pairs = pair_accuracy(reward.raw(batch, bench), batch["ranks"])
+    right, pairs = pair_accuracy(reward.raw(batch, bench), batch["preferred"])
     return round(right / pairs, 4) if pairs else None

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..data import Demonstration
 from ..logprobs import completion_logp
-from ..meter import Meter
 from ..models import load_causal, save_causal, trainable
 from ..seeds import permutation
 from ..spec import SFTOptions
@@ -29,11 +28,11 @@ def make(
     stages: Stages, demos: Sequence[Demonstration], options: SFTOptions, out: Path, scratch: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fine-tune the base model and write it in hub format; return (info, cost)."""
-    meter = Meter()
-    model = trainable(load_causal(stages.base)).to(stages.shop.device)
+    meter = stages.shop.meter()
+    model = trainable(load_causal(stages.base, stages.spec.dtype)).to(stages.shop.device)
     role = Role("policy", model, lambda batch: completion_logp(model, batch))
     role.hold(meter)
-    tokens = stages.tokens
+    tokens = stages.tokens.counting_afresh()
     encoded = [(d.prompt, [tokens.completion_ids(d.prompt.text, d.completion)]) for d in demos]
     steps = options.steps or max(1, round(options.epochs * len(demos) / options.batch_size))
     with meter.phase("sft"):

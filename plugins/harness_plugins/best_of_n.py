@@ -47,7 +47,7 @@ def level_mass(batch, scores, best):
 class BestOfN(RewardOptions, Method):
     """Train nothing; pay at inference: n answers and n reward queries for each answer given."""
 
-    name, paper = "best_of_n", "https://arxiv.org/abs/2112.09332"
+    name, kind, paper = "best_of_n", "inference only", "https://arxiv.org/abs/2112.09332"
     needs = frozenset({"reward"})
 
     n: int = 16  # answers drawn per prompt
@@ -56,6 +56,11 @@ class BestOfN(RewardOptions, Method):
         self.check_reward()
         if self.n < 1:
             raise ValueError("n must be at least 1")
+        if self.reward_refresh:
+            raise ValueError("best_of_n trains nothing: there is no turn at which reward_refresh could come")
+
+    def required(self) -> frozenset[str]:
+        return self.reward_needs()
 
     def train(self, lab: Lab) -> Policy:
         """Return the wrapper."""

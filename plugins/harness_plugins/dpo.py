@@ -5,22 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import GradientMethod, Policy, hookimpl, torch
+from harness import PairOptions, Policy, hookimpl, torch
 
 if TYPE_CHECKING:
     from harness import Lab
 
 
 @dataclass
-class DPO(GradientMethod):
+class DPO(PairOptions):
     """Fit the policy's log-ratios to the preferences directly; its optimum is that of RLHF with KL strength beta."""
 
-    name, paper = "dpo", "https://arxiv.org/abs/2305.18290"
+    name, kind, paper = "dpo", "offline preference", "https://arxiv.org/abs/2305.18290"
     needs = frozenset({"pairs"})
 
     beta: float = 0.1  # strength of the KL constraint
-    epochs: float = 1.0  # passes over the pairs
-    steps: int = 0  # optimiser steps; 0 takes `epochs`
     label_smoothing: float = 0.0  # assumed share of flipped labels, in [0, 0.5)
     robust: bool = False  # unbiased under flipped labels (2403.00409) instead of cDPO's smoothing
 
@@ -37,20 +35,27 @@ class DPO(GradientMethod):
         """Eq. 7: -log sigma(beta (s_w - s_l)), with s = log pi(y|x) / pi_ref(y|x) summed over tokens; (B,).
 
         `logp` (B, 2, T), chosen first. With smoothing e: (1-e) L(h) + e L(-h), cDPO (Mitchell 2023);
-        robust: ((1-e) L(h) - e L(-h)) / (1 - 2e), eq. 12 of Chowdhury et al. 2024.
+        robust: ((1-e) L(h) - e L(-h)) / (1 - 2e), eq. 12 of Chowdhury et al. 2024. A labeller's own doubt, `p` below 1,
+        weighs both orders in the same way: p L(h) + (1-p) L(-h).
         """
         s_w, s_l = (logp - batch["ref_logp"]).sum(-1).unbind(1)
         h = self.beta * (s_w - s_l)
         kept, flipped = -torch.nn.functional.logsigmoid(h), -torch.nn.functional.logsigmoid(-h)
-        e = self.label_smoothing
-        loss = ((1 - e) * kept - e * flipped) / (1 - 2 * e) if self.robust else (1 - e) * kept + e * flipped
+        e, p = self.label_smoothing, batch["p"]
+        # the weights of both orders sum to 1 in either form
+        weight = (p - e) / (1 - 2 * e) if self.robust else p * (1 - e) + (1 - p) * e
+        loss = weight * kept + (1 - weight) * flipped
         return loss, {"margin": h, "accuracy": (h > 0).float(), "chosen_reward": self.beta * s_w}
 
     def train(self, lab: Lab) -> Policy:
         """One pass after another over the pairs."""
-        for pairs in lab.pairs(self.epochs, self.steps):
+        for pairs in self.pairs(lab):
             lab.step(self.loss, pairs.with_columns(ref_logp=lab.reference.logp(pairs)))
         return lab.policy
+
+    def optimum(self, problem):
+        """pi* of RLHF, whoever sampled the pairs, if labels follow Bradley-Terry on the reward (paper, sect. 4)."""
+        return None if self.label_smoothing or self.shuffle_labels else problem.tilted(self.beta)
 
 
 @hookimpl

@@ -5,24 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import GradientMethod, Policy, RewardOptions, hookimpl, logprobs, torch
+from harness import OnPolicyOptions, Policy, hookimpl, logprobs, torch
 
 if TYPE_CHECKING:
     from harness import Lab
 
 
 @dataclass
-class PPO(RewardOptions, GradientMethod):
+class PPO(OnPolicyOptions):
     """Sample, score, estimate advantages with a critic, and improve within a clipped neighbourhood; repeat."""
 
-    name, paper = "ppo", "https://arxiv.org/abs/2203.02155"
+    name, kind, paper = "ppo", "on-policy", "https://arxiv.org/abs/2203.02155"
     needs = frozenset({"prompts", "reward"})
 
-    steps: int = 100  # rollouts, each followed by its updates
-    beta: float = 0.05  # strength of the KL penalty in the reward
-    adaptive_beta: bool = False  # steer beta so that the KL of a completion stays near kl_target
-    kl_target: float = 6.0  # nats per completion, for adaptive_beta
-    kl_gain: float = 0.1  # K_beta of the controller: the largest change per rollout is 0.2 of it
     num_generations: int = 1  # completions per prompt
     num_ppo_epochs: int = 4  # passes over each rollout
     minibatch_size: int = 0  # prompts per update; 0 takes the whole rollout
@@ -33,27 +28,26 @@ class PPO(RewardOptions, GradientMethod):
     gae_lambda: float = 0.95  # of generalised advantage estimation
     whiten_rewards: bool = False  # divide rewards by their spread over the rollout, mean kept
     whiten_advantages: bool = True  # zero mean and unit spread over the rollout
-    missing_eos_penalty: float = 1.0  # taken off the score of a completion that did not end by itself
+    missing_eos_penalty: float = 1.0  # taken off the reward of a completion that did not end by itself
     shared_critic: bool = False  # a head on the policy's trunk instead of a network of its own
-    critic_from_reward: bool = True  # a critic of its own starts from the reward model, not the start checkpoint
+    critic_from_reward: bool = True  # a critic of its own starts from the reward model, if there is one
     critic_learning_rate: float | None = None  # none: the policy's
     ptx_coef: float = 0.0  # weight of the demonstrations' likelihood, mixed in against forgetting
     ptx_batch_size: int = 32  # demonstrations per update, for ptx_coef
-    temperature: float | None = None  # of rollouts; none: the suite's, at which KL and win-rate are measured
 
     def check(self) -> None:
         super().check()
-        GradientMethod.check(self)
-        self.check_reward()
-        if self.beta < 0 or not 0 <= self.gae_lambda <= 1 or not 0 < self.gamma <= 1:
-            raise ValueError("beta must not be negative, gae_lambda lies in [0, 1] and gamma in (0, 1]")
-        if self.adaptive_beta and self.beta == 0:
-            raise ValueError("adaptive_beta multiplies beta: start it above 0")
+        if not 0 <= self.gae_lambda <= 1 or not 0 < self.gamma <= 1:
+            raise ValueError("gae_lambda lies in [0, 1] and gamma in (0, 1]")
+        if self.num_ppo_epochs < 1 or self.minibatch_size < 0 or self.clip_range <= 0 or self.clip_range_value < 0:
+            raise ValueError("num_ppo_epochs must be at least 1, clip_range above 0, the other sizes not negative")
+        if self.vf_coef <= 0 or self.ptx_coef < 0 or self.ptx_batch_size < 1:
+            raise ValueError("vf_coef must be above 0, ptx_coef not negative, ptx_batch_size at least 1")
         if self.shared_critic and self.critic_learning_rate:
             raise ValueError("a shared critic's trunk is the policy's: critic_learning_rate has nothing to apply to")
 
     def required(self) -> frozenset[str]:
-        return self.needs | ({"demonstrations"} if self.ptx_coef else set())
+        return super().required() | ({"demonstrations"} if self.ptx_coef else set())
 
     # -- pure tensors ------------------------------------------------------------------------------------------------
 
@@ -94,48 +88,30 @@ class PPO(RewardOptions, GradientMethod):
             squared = torch.max(squared, (old + (values - old).clamp(-eps, eps) - returns) ** 2)
         return 0.5 * squared, {"value_loss": 0.5 * squared}
 
-    def adapted(self, beta: float, kl: float) -> float:
-        """beta (1 + K_beta clip(KL / target - 1, -0.2, 0.2)): Ziegler et al. 2019, sect. 2.2; the error is clipped."""
-        error = min(0.2, max(-0.2, kl / self.kl_target - 1))
-        return beta * (1 + self.kl_gain * error)
-
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def train(self, lab: Lab) -> Policy:
         """Rollout, advantages, updates."""
         critic = lab.critic(self.shared_critic, self.critic_from_reward, self.critic_learning_rate)
-        lab.state.setdefault("beta", self.beta)
-        for prompts in lab.prompts(self.steps):
-            batch = self.experience(lab, critic, lab.rollout(prompts, self.num_generations, self.temperature))
+        for _, batch in self.rollouts(lab):
+            batch = self.experience(lab, critic, batch)
             for part in lab.minibatches(batch, self.minibatch_size or self.batch_size, self.num_ppo_epochs):
                 self.update(lab, critic, part)
         return lab.policy
 
     def experience(self, lab, critic, batch):
-        """Score a rollout and attach what the updates need; all of it is fixed from here on."""
-        mask, logp, beta = batch["mask"], batch["logp"], lab.state["beta"]
-        reward = lab.reward(batch)
-        score = reward - self.missing_eos_penalty * (~batch["ended"]).float()
-        ref_logp = lab.reference.logp(batch)
-        rewards = self.shaped_rewards(score, logp, ref_logp, mask, beta)
+        """Attach what the updates need to a scored rollout; all of it is fixed from here on."""
+        mask, logp = batch["mask"], batch["logp"]
+        ref_logp, values = lab.reference.logp(batch), critic.values(batch)
+        rewards = self.shaped_rewards(batch["reward"], logp, ref_logp, mask, lab.state["beta"])
         if self.whiten_rewards:
             rewards = logprobs.masked_whiten(rewards, mask, shift_mean=False)
-        values = critic.values(batch)
         advantages = self.advantages(rewards, values, mask)
-        returns, advantages_squared = advantages + values, advantages**2
+        returns = advantages + values
+        lab.log(explained_variance=explained_variance(values, returns, mask))
         if self.whiten_advantages:
             advantages = logprobs.masked_whiten(advantages, mask)
-        kl = float(((logp - ref_logp) * mask).sum(-1).mean())
-        centred = returns - logprobs.masked_mean(returns, mask)
-        unexplained = logprobs.masked_mean(advantages_squared, mask) / logprobs.masked_mean(centred**2, mask).clamp(
-            min=1e-8
-        )
-        lab.log(
-            reward=reward.mean(), kl=kl, beta=beta, length=batch.lengths.float().mean(),
-            eos_rate=batch["ended"].float().mean(), explained_variance=1 - unexplained,
-        )  # fmt: skip
-        if self.adaptive_beta:
-            lab.state["beta"] = self.adapted(beta, kl)
+        self.report(lab, batch, ((logp - ref_logp) * mask).sum(-1))
         return batch.with_columns(old_logp=logp, advantages=advantages, returns=returns, old_values=values)
 
     def update(self, lab, critic, part):
@@ -145,6 +121,20 @@ class PPO(RewardOptions, GradientMethod):
             demos = lab.demonstrations(self.ptx_batch_size)
             terms.append(lab.term(lambda logp, batch: -logp, demos, weight=self.ptx_coef))
         lab.step(*terms)
+
+    def optimum(self, problem):
+        """pi* of RLHF: the KL is in the reward, so no estimator of the advantage moves the fixed point."""
+        exact = self.beta > 0 and not self.adaptive_beta and self.gamma == 1 and self.temperature is None
+        return problem.tilted(self.beta) if exact and not self.ptx_coef else None
+
+
+def explained_variance(values, returns, mask):
+    """1 - var(returns - values) / var(returns) over tokens: 1 for a perfect critic, 0 for a constant."""
+
+    def spread(x):
+        return logprobs.masked_mean((x - logprobs.masked_mean(x, mask)) ** 2, mask)
+
+    return 1 - spread(returns - values) / spread(returns).clamp(min=1e-8)
 
 
 @hookimpl

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class SFT(Method):
     """Train nothing: the start checkpoint, fine-tuned on the demonstrations, answers as it is."""
 
-    name, paper = "sft", "https://arxiv.org/abs/2203.02155"
+    name, kind, paper = "sft", "baseline", "https://arxiv.org/abs/2203.02155"
 
     def train(self, lab: Lab) -> Policy:
         """Return the start checkpoint."""
