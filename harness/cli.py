@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -16,7 +17,11 @@ from . import __version__
 from .errors import HarnessError, Refused, UsageError
 from .registry import KINDS, Registry, installed, load_file
 
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception: no handler of a plugin takes it for a failure."""
 
 
 class Group(click.Group):
@@ -41,6 +46,8 @@ def cli() -> None:
     harness table                                      the runs so far, side by side
     harness list                                       methods, suites and other plugins
     harness show ppo                                   a plugin's options
+    harness check ppo                                  put a plugin to the proofs
+    harness new method mine                            a plugin project to begin from
     """
 
 
@@ -70,7 +77,12 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
               help="Seeds the method: data order, rollouts, new heads, its answers.")  # fmt: skip
 @click.option("--shared-seed", type=click.IntRange(0), default=0, show_default=True,
               help="Seeds what all methods share: data, SFT, preferences, reward model.")  # fmt: skip
-@click.option("--budget", default="", metavar="NAME=N,...", help="Limit steps, samples, tokens or flops of the method.")
+@click.option(
+    "--budget",
+    default="",
+    metavar="NAME=N,...",
+    help="End the method's training once it has used so many steps, samples, tokens, flops or labels.",
+)
 @click.option("--judge", metavar="NAME", help="Judge by this plugin instead of the suite's.")
 @click.option("--labeller", metavar="NAME", help="Label by this plugin instead of the suite's.")
 @click.option("--labeller-set", "labeller_settings", multiple=True, metavar="NAME=VALUE",
@@ -152,20 +164,22 @@ def show(registry: Registry, name: str, suite: str | None) -> None:
 @cli.command()
 @click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
 @click.option("--methods", help="Only these methods, separated by commas.")
+@click.option("--each", is_flag=True, help="A row per run instead of one per method.")
 @click.option("--format", "style", default="md", show_default=True, help="The table format: a registered reporter.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of the screen.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
 @plugin_files
 def table(
-    registry: Registry, suite: str | None, methods: str | None, style: str, output: Path | None, results: Path
-) -> None:
+    registry: Registry, suite: str | None, methods: str | None, each: bool, style: str, output: Path | None,
+    results: Path,
+) -> None:  # fmt: skip
     """Put all runs of a suite side by side."""
     from .files import write_text
     from .report.tables import comparison
 
     reporter = registry.get("reporters", style)()
     chosen = [m.strip() for m in methods.split(",")] if methods else []
-    text = reporter.render(comparison(results, suite, chosen))
+    text = reporter.render(comparison(results, suite, chosen, each))
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -176,13 +190,61 @@ def table(
 
 
 @cli.command()
+@click.argument("name")
+@click.option("--suite", "-s", help="Where a method is tried; otherwise an embedded suite that can serve it.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the plugin.")
+@click.option("--quick", is_flag=True, help="Only the small proofs: no run of full size.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write the report, as Markdown, to a file too.")
+@plugin_files
+def check(
+    registry: Registry, name: str, suite: str | None, settings: tuple[str, ...], quick: bool, output: Path | None
+) -> int:
+    """Put a method, suite or labeller to the proofs: deterministic, resumable, invariant, honest, better than SFT."""
+    import tempfile
+
+    from .check import FAILED, Options, report
+    from .check import check as proofs
+    from .files import write_text
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    kinds = [kind for kind in ("methods", "suites", "labellers") if name in registry.classes[kind]]
+    if not kinds:
+        registry.get("methods", name)
+    findings = []
+    with tempfile.TemporaryDirectory(prefix="harness-check-") as folder:
+        told = Options(suite, settings, not quick, Path(folder), say=lambda line: click.echo(f"... {line}", err=True))
+        for finding in proofs(kinds[0], name, registry, told):
+            findings.append(finding)
+            colour = "red" if finding.status == FAILED else None
+            click.secho(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)
+    if output is not None:
+        write_text(output, report(name, findings))
+    return int(any(f.status == FAILED for f in findings))
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(["method", "suite"]))
+@click.argument("name")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("."), show_default=True, help="Where to.")
+def new(kind: str, name: str, folder: Path) -> None:
+    """Write a plugin project that works: entry point, code, tests, README."""
+    from .scaffold import new_project
+
+    made = new_project(kind, name, folder)
+    click.echo(f"wrote {made}. Next: pip install -e '{made}[test]' && pytest {made} && harness check {name}")
+
+
+@cli.command()
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
 @click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("frontier.png"), show_default=True)
-def plot(results: Path, suite: str | None, output: Path) -> None:
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="Where to; otherwise frontier.png below --results."
+)
+def plot(results: Path, suite: str | None, output: Path | None) -> None:
     """Draw win-rate against KL, and gold and proxy reward over training, of all runs of a suite."""
     from .report.plots import frontier
 
+    output = output or results / "frontier.png"
     frontier(results, suite, output)
     click.echo(f"wrote {output}")
 
@@ -197,11 +259,12 @@ def _warn(message: str) -> None:
 
 def main() -> None:
     """Run the command line; every error a user can cause ends in one message and its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        _fail("Interrupted. Run the same command again to go on.", EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
+    except _Terminated:
+        _fail("Terminated. Run the same command again to go on.", EXIT_TERMINATED)
+    except (click.exceptions.Abort, KeyboardInterrupt):
         _fail("Interrupted. Run the same command again to go on.", EXIT_INTERRUPTED)
     except click.ClickException as error:
         error.show()
@@ -214,6 +277,10 @@ def main() -> None:
         sys.exit(0)
     else:
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def _fail(message: str, code: int) -> None:

@@ -176,6 +176,8 @@ class Suite(ABC):
     settings: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # recommended options by stage or method; "*": any
     quick: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # what `--quick` changes further
 
+    enumerable: ClassVar[bool] = False  # every completion can be listed: `figures` tells distances to optima
+
     shared_seed: ClassVar[int] = 0
 
     @abstractmethod

@@ -144,7 +144,7 @@ class Lab:
     def labelled(
         self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None, shuffle_labels: bool = False
     ) -> Iterator[Batch]:
-        """Yield batches of single completions (B, 1, T) with `label` (B,): 1 desirable, 0 not.
+        """Yield batches of single completions (B, 1, T) with `label` (B,): 1 desirable, 0 not, between if in doubt.
 
         They are the completions of the pairs, each on its own and shuffled: one of a pair says nothing of the other.
         """
@@ -154,7 +154,8 @@ class Lab:
             "labelled", 2 * len(pairs), steps or max(1, round(epochs * 2 * len(pairs) / size)), size
         ):
             ids = [[pairs[i // 2].chosen if i % 2 == 0 else pairs[i // 2].rejected] for i in rows]
-            labels = [float((i % 2 == 0) != (shuffle_labels and self._coin(i // 2))) for i in rows]
+            good = [(i % 2 == 0) != (shuffle_labels and self._coin(i // 2)) for i in rows]
+            labels = [pairs[i // 2].p if chosen else 1 - pairs[i // 2].p for i, chosen in zip(rows, good, strict=True)]
             self._count_pairs(len(rows) // 2)
             prompts = [pairs[i // 2].prompt for i in rows]
             batch = self.tokens.batch(prompts, ids, self.device, self._bench.sampling.temperature)
@@ -306,6 +307,11 @@ class Lab:
     def state(self) -> dict[str, Any]:
         """Numbers that a method carries from turn to turn; they survive a restart. JSON-able values only."""
         return self._loop.state
+
+    @property
+    def turn(self) -> int:
+        """The current turn of the stream, from 0; a counter of the method's own would forget it at a restart."""
+        return self._loop.turn
 
     # -- what is known -----------------------------------------------------------------------------------------------
 

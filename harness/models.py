@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             str(name), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(f"--model {name}: no model could be loaded. {HUB_HINT} ({_first_line(error)})") from error
     trunk_of(model).compute_dtype = getattr(torch, compute)
     return frozen(model)

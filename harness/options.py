@@ -55,7 +55,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         check = getattr(instance, "check", None)
         if callable(check):
             check()
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # a check's refusal; an abstract method that is missing
         raise UsageError(f"{where}: {error}") from error
     return instance
 

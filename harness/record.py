@@ -63,6 +63,7 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
         "train_prompts": digest_of([asdict(p) for p in suite.prompts("train")])[:16],
         "evaluation_prompts": digest_of([asdict(p) for p in prompts])[:16],
         "judge": f"{stages.judge.name}/{stages.judge.version}/{spec.code['judge'][:8]}",
+        "suite_options": digest_of({k: v for k, v in spec.suite_options.items() if k != "folder"})[:16],
         "sampling": f"T={suite.temperature} max={suite.max_new_tokens} engine={spec.engine} dtype={spec.dtype}",
         "reference_answers": stages.used["reference_answers"].content[:16],
     }

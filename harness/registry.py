@@ -6,6 +6,7 @@ distributions must be refused (or the wrong DPO would be measured), and a misspe
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib.util
@@ -88,6 +89,9 @@ def _offer(offered: list[tuple[str, type[Any]]], kind: str, cls: type[Any]) -> N
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError(f"{cls.__name__}.name must be lower-case letters, digits and _, not {name!r}")
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise ValueError(f"{cls.__name__} ({name}) does not define {', '.join(missing)}")
     offered.append((kind, cls))
 
 
@@ -121,6 +125,8 @@ def load_file(registry: Registry, path: str) -> None:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"-p {path}: there is no such file.")
+    if str(file.resolve()) in registry.files:
+        raise UsageError(f"-p {path} is given twice.")
     name = f"harness_file_{file.stem}"
     module_spec = importlib.util.spec_from_file_location(name, file)
     if module_spec is None or module_spec.loader is None:
@@ -148,16 +154,22 @@ def source_digest(cls: type[Any]) -> str:
 
 
 def _imported(name: str) -> list[str]:
-    """Return the modules of its own top-level package, or beside its file, that a module takes something from."""
-    module = sys.modules[name]
-    things = list(vars(module).values())
-    found = {t.__name__ if isinstance(t, ModuleType) else str(getattr(t, "__module__", "")) for t in things}
-    folder = Path(module.__file__ or "").parent
+    """Return the loaded modules of its own package, or beside its file, that a module's source imports from."""
+    file = Path(sys.modules[name].__file__ or "")
     top = name.partition(".")[0]
     if top == "harness":  # the core has a digest of its own
         return []
+    package = sys.modules[name].__package__ or ""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            told = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(told, package)
+            found += [str(base), *(f"{base}.{alias.name}" for alias in node.names)]
     files = {other: getattr(sys.modules.get(other), "__file__", None) for other in found}
-    return [o for o, file in files.items() if file and (o.partition(".")[0] == top or Path(file).parent == folder)]
+    return [o for o, f in files.items() if f and (o.partition(".")[0] == top or Path(f).parent == file.parent)]
 
 
 def package_digest(cls: type[Any]) -> str:

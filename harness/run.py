@@ -7,6 +7,7 @@ evaluation prompts, neither exists in any object or frame that it could reach.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -83,7 +84,7 @@ def _carry_out(
         shop = open_workshop(spec, registry, settings, observe)
         supplies, shared = prepare(spec, registry, shop, method)
     except (UsageError, Refused):  # nothing was trained: this was no run
-        (folder / "spec.json").unlink(missing_ok=True)
+        _leave_nothing(folder)
         raise
     except Exception as error:
         raise _failed(folder, spec, error) from error
@@ -280,6 +281,13 @@ class Observers:
                 if impl.plugin_name not in self._failed:
                     self._warn(f"The observer {name} of {impl.plugin_name} failed: {type(error).__name__}: {error}")
                 self._failed.add(impl.plugin_name)
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Remove a folder in which nothing was begun; the checkpoint of an earlier attempt stays."""
+    (folder / "spec.json").unlink(missing_ok=True)
+    if all(file.name.startswith(".") for file in folder.iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _failed(folder: Path, spec: RunSpec, error: Exception) -> HarnessError:

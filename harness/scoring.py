@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -77,18 +78,20 @@ class Scoring:
         with self._bench.meter.phase("score"):
             said, asked = self._at_desk().compare([p.id for p in prompts.prompts], texts, lengths, list(place))
             self._bill(asked)
-        batch = batch.with_columns(preferred=preferred_of(said, REFRESH_COMPLETIONS).to(self._bench.device))
+        preferred = preferred_of(said, REFRESH_COMPLETIONS).to(self._bench.device)
         for model in self.models():
-            self._learn(model, batch)
+            self._learn(model, batch, preferred)
 
-    def _learn(self, model: RewardModel, batch: Batch) -> None:
-        """Log how well a reward model orders fresh pairs, and train it on them."""
+    def _learn(self, model: RewardModel, batch: Batch, preferred: Tensor) -> None:
+        """Log how well a reward model orders fresh pairs, `preferred` (B, K, K), and train it on them."""
         with self._bench.meter.phase("score"):
-            right, pairs = pair_accuracy(model.raw(batch, self._bench), batch["preferred"])
+            right, pairs = pair_accuracy(model.raw(batch, self._bench), preferred)
         if pairs:
             self._lab.log(**{f"{model.role.name}_accuracy": right / pairs})
+        # (B, K K): of a (B, K, K) column with K = T, a part would lose what it takes for padding
+        batch = batch.with_columns(preferred=preferred.flatten(1))
         for part in self._lab.minibatches(batch, self._supplies.refresh.batch_size):
-            term = Term(lambda scores, part: bradley_terry_loss(scores, part["preferred"]), part, model.role)
+            term = Term(fresh_loss, part, model.role)
             with self._bench.meter.phase("update"):
                 self._loop.trainer.step([term], self._loop.progress)
 
@@ -135,6 +138,11 @@ class Scoring:
                     rate = self._supplies.refresh.learning_rate * REFRESH_RATE
                     self._loop.trainer.add(model.role.name, model.model.requires_grad_(True), rate)
         return self._models
+
+
+def fresh_loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return (B,) Bradley-Terry losses of scores (B, K) on fresh labels, `preferred` (B, K K)."""
+    return bradley_terry_loss(scores, batch["preferred"].unflatten(1, (scores.shape[1], scores.shape[1])))
 
 
 def verdicts(verifier: Verifier | None, batch: Batch, tokens: Tokens, meter: Meter) -> Tensor:

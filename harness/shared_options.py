@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .contracts import Method
 
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
     from .lab import Lab
     from .tokens import Batch, PromptBatch
+
+
+def check_idle(method: Any, option: str, unless: str) -> None:
+    """Raise ValueError for an option that was changed although nothing makes use of it."""
+    if getattr(method, option) != type(method).__dataclass_fields__[option].default:
+        raise ValueError(f"{option} has no meaning without {unless}")
 
 
 @dataclass
@@ -85,8 +91,10 @@ class RewardOptions:
             raise ValueError(f"reward is model or verifier, not {self.reward!r}")
         if self.reward_combine not in ("mean", "worst", "uncertainty"):
             raise ValueError(f"reward_combine is mean, worst or uncertainty, not {self.reward_combine!r}")
-        if self.reward_members < 1 or self.reward_refresh < 0:
-            raise ValueError("reward_members must be at least 1, and reward_refresh not negative")
+        if self.reward_members < 1 or self.reward_refresh < 0 or self.reward_variance_coef < 0:
+            raise ValueError("reward_members must be at least 1; reward_refresh and reward_variance_coef not negative")
+        if self.reward_combine != "uncertainty":
+            check_idle(self, "reward_variance_coef", "reward_combine=uncertainty")
         if self.reward_members == 1 and self.reward_combine != "mean":
             raise ValueError(f"reward_combine={self.reward_combine} needs an ensemble: set reward_members to 2 or more")
         if self.reward == "verifier" and (self.reward_members > 1 or self.reward_refresh):
@@ -128,6 +136,9 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
             raise ValueError("temperature must be above 0: greedy rollouts have no log-probabilities to learn from")
         if self.kl_target <= 0 or self.kl_gain <= 0:
             raise ValueError("kl_target and kl_gain must be above 0")
+        if not self.adaptive_beta:
+            check_idle(self, "kl_target", "adaptive_beta=true")
+            check_idle(self, "kl_gain", "adaptive_beta=true")
 
     def required(self) -> frozenset[str]:
         """Return what this instance needs: no learned reward where the reward is the verifier's."""
@@ -150,10 +161,9 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
 
         beta (1 + K_beta clip(KL / target - 1, -0.2, 0.2)): Ziegler et al. 2019 (1909.08593), sect. 2.2.
         """
-        lab.log(
-            reward=batch["reward"].nanmean(), beta=lab.state["beta"], length=batch.lengths.float().mean(),
-            eos_rate=batch["ended"].float().mean(),
-        )  # fmt: skip
+        lab.log(beta=lab.state["beta"], length=batch.lengths.float().mean(), eos_rate=batch["ended"].float().mean())
+        if not batch["reward"].isnan().all():  # a verifier may be able to score none of them
+            lab.log(reward=batch["reward"].nanmean())
         if kl is None:
             return
         lab.log(kl=kl.mean())

@@ -158,8 +158,12 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     suite_cls: type[Suite] = registry.get("suites", kind or request.suite)
     suite_options = {**file.options, **parse_settings(request.suite_settings, "--suite-set")}
     suite = build(suite_cls, suite_options, f"suite {request.suite}")
-    layers = [suite_cls.settings, file.settings, *([suite_cls.quick] if request.fixed.get("quick") else [])]
-    chosen = recommended(layers, method_cls, request.method) | parse_settings(request.settings, "--set")
+    layers = [suite_cls.settings, file.settings]
+    quick = suite_cls.quick if request.fixed.get("quick") else {}
+    asked = parse_settings(request.settings, "--set")
+    chosen = _over(
+        recommended(layers, method_cls, request.method) | _shortened(quick, method_cls, request.method), asked
+    )
     method = build(method_cls, chosen, f"method {request.method}")
     labeller = method.labeller() or request.fixed.get("labeller") or suite.labeller_name
     spec = RunSpec(
@@ -167,7 +171,7 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
         suite_kind=kind,
         options=_values(method), suite_options=_values(suite),
         labeller_options=_labeller_options(labeller, request.labeller_settings, registry),
-        stages=_resolve_stages(layers, parse_settings(request.stage_settings, "--stage-set")),
+        stages=_resolve_stages([*layers, quick], parse_settings(request.stage_settings, "--stage-set")),
         budget=parse_budget(request.budget), **request.fixed,
     )  # fmt: skip
     return dataclasses.replace(spec, code=_code(spec, suite, method, registry))
@@ -212,11 +216,19 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def _check_settings(file: SuiteFile, where: str, registry: Registry) -> None:
-    """Refuse settings for a method that does not exist: they would be ignored."""
-    for name in file.settings:
-        if name != "*" and not name.startswith("stage."):
-            if name not in registry.classes["methods"]:
-                raise UsageError(f"{where}: [settings.{name}]: {unknown('method', name, registry.classes['methods'])}")
+    """Refuse settings for a method, a stage or an option that does not exist: they would be ignored."""
+    for name, options in file.settings.items():
+        stage = name.removeprefix("stage.") if name.startswith("stage.") else None
+        kind, known = ("stage", STAGES) if stage else ("method", registry.classes["methods"])
+        table = f"{where}: [stages.{stage}]" if stage else f"{where}: [settings.{name}]"
+        if name == "*":
+            continue
+        if (stage or name) not in known:
+            raise UsageError(f"{table}: {unknown(kind, stage or name, known)}")
+        there = options_of(known[stage or name])
+        for option in options:
+            if option not in there:
+                raise UsageError(f"{table}: {unknown('option', option, there)}")
 
 
 def make_method(spec: RunSpec, registry: Registry) -> Method:
@@ -283,6 +295,18 @@ def recommended(layers: list[Mapping[str, Mapping[str, Any]]], cls: type, name: 
     return values
 
 
+def _shortened(quick: Mapping[str, Mapping[str, Any]], cls: type, name: str) -> dict[str, Any]:
+    """Return what `--quick` changes for a method: `*` for whatever it has of that, the entry under its name over it."""
+    return {k: v for k, v in quick.get("*", {}).items() if k in options_of(cls)} | dict(quick.get(name, {}))
+
+
+def _over(advised: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return advice with what the user asked for over it; who asks for epochs does not get advised steps."""
+    if "epochs" in asked and "steps" not in asked:
+        advised = {name: value for name, value in advised.items() if name != "steps"}
+    return {**advised, **asked}
+
+
 def parse_budget(text: str) -> Budget:
     """Return a Budget from `steps=40,flops=1e12`."""
     values = parse_settings([part for part in text.split(",") if part], "--budget")
@@ -329,7 +353,10 @@ def _resolve_stages(
         if stage not in STAGES:
             raise UsageError(f"--stage-set {name}: {unknown('stage', stage, STAGES)} Write STAGE.OPTION=VALUE.")
         asked[stage][option] = value
-    return {stage: _values(build(cls, _layered(layers, stage) | asked[stage], stage)) for stage, cls in STAGES.items()}
+    return {
+        stage: _values(build(cls, _over(_layered(layers, stage), asked[stage]), f"--stage-set {stage}"))
+        for stage, cls in STAGES.items()
+    }
 
 
 def _layered(layers: list[Mapping[str, Mapping[str, Any]]], name: str) -> dict[str, Any]:

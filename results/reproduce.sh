@@ -8,7 +8,7 @@ for seed in 0 1 2; do
   for method in sft ppo dpo best_of_n; do
     $harness run --method "$method" --suite summarization --seed "$seed" --results results/main
   done
-  $harness run -p examples/simpo.py --method simpo --suite summarization --seed "$seed" --results results/main
+  $harness run -p examples/hinge.py --method hinge --suite summarization --seed "$seed" --results results/main
 done
 $harness table --results results/main --output results/summarization.md
 $harness table --results results/main --format csv --output results/summarization.csv

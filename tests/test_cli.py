@@ -77,6 +77,8 @@ class Faulty(GradientMethod):
                 lab.log(strange=float("nan"))
             if self.fault == "bug":
                 raise KeyError("a bug of the method")
+            if self.fault == "usage" and turn == 1:
+                lab.rollout(pairs.prompts, top_k=5)
             if self.fault == "memory":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
             scale = float("nan") if self.fault == "nan" and turn == 1 else 1.0
@@ -323,7 +325,7 @@ def test_a_failure_says_when(diverged):
 
 def test_a_failed_run_starts_anew(diverged, faulty):
     done = run_faulty(faulty, "nan", diverged[0])
-    assert done.code == 1 and "This run failed before; it starts anew." in done.err and "step 2" in done.err
+    assert done.code == 1 and "This run failed before; it is tried again." in done.err and "step 2" in done.err
 
 
 def test_a_method_that_needs_a_verifier_is_refused_before_training(faulty, tmp_path):
@@ -354,6 +356,14 @@ def test_any_failure_of_a_method_is_recorded(faulty, fault):
     run_faulty(faulty, fault, where)
     records = [json.loads(f.read_text()) for f in where.glob("runs/small/faulty/*/failure.json")]
     assert [r for r in records if r["options"]["fault"] == fault]
+
+
+def test_what_a_method_gets_wrong_while_it_trains_is_a_failed_run(faulty):
+    where = fresh("usage")
+    done = run_faulty(faulty, "usage", where)
+    assert done.code == 2 and "top_k=5" in done.err and "Traceback" not in done.text
+    (record,) = [json.loads(f.read_text()) for f in where.glob("runs/small/faulty/*/failure.json")]
+    assert "top_k=5" in record["failure"] and list(where.glob("runs/small/faulty/*/spec.json"))
 
 
 def test_running_out_of_memory_is_one_message(faulty):

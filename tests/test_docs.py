@@ -31,7 +31,7 @@ def test_every_part_of_the_lab_is_documented():
 
 
 def test_the_example_in_the_readme_is_the_file():
-    assert (ROOT / "examples" / "simpo.py").read_text(encoding="utf-8").strip() in README
+    assert (ROOT / "examples" / "hinge.py").read_text(encoding="utf-8").strip() in README
 
 
 @pytest.mark.parametrize("folder", ["harness", "plugins/harness_plugins", "suites/harness_suites"])

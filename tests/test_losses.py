@@ -138,9 +138,7 @@ def test_dpo_is_trls(loss_type, e, beta):
     other = trl_loss(theirs, ref, loss_types=[loss_type], beta=beta, label_smoothing=e)
     torch.testing.assert_close(loss, other)
     torch.testing.assert_close(torch.autograd.grad(loss, ours)[0], torch.autograd.grad(other, theirs)[0])
-    wrong = (
-        DPO(beta=1.5 * beta, label_smoothing=e, robust=loss_type == "robust").loss(ours, labelled(ref))[0].mean()
-    )
+    wrong = DPO(beta=1.5 * beta, label_smoothing=e, robust=loss_type == "robust").loss(ours, labelled(ref))[0].mean()
     with pytest.raises(AssertionError):
         torch.testing.assert_close(wrong, other)
 

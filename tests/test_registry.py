@@ -1,5 +1,6 @@
 """The registry: entry points and files, one broken plugin at a time, and every hook exercised."""
 
+import importlib
 import inspect
 import sys
 from importlib import metadata
@@ -10,7 +11,7 @@ import pytest
 from harness import hookspecs
 from harness import registry as registry_module
 from harness.errors import UsageError
-from harness.registry import KINDS, installed, load_entry_point, load_file, new_registry
+from harness.registry import KINDS, installed, load_entry_point, load_file, new_registry, source_digest
 from harness.run import Observers
 
 BASES = {
@@ -327,3 +328,26 @@ def test_an_observer_that_raises_is_reported_once_and_stops_nothing(registry, tm
         observe("step_logged", phase="sft", step=step, total=3, metrics={})
     assert sys.modules["harness_file_good"].SEEN == [1, 2, 3]
     assert len(warned) == 1 and "step_logged of file:bad.py failed: KeyError: 'mine'" in warned[0]
+
+
+def test_a_sibling_a_method_takes_something_from_is_part_of_its_digest(tmp_path, monkeypatch):
+    package = tmp_path / "mine_pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("from .deeper import VALUE\n\n\ndef twice():\n    return 2 * VALUE\n")
+    (package / "deeper.py").write_text("VALUE = 1\n")
+    (package / "unused.py").write_text("VALUE = 1\n")
+    (package / "method.py").write_text("from .helper import twice\n\n\nclass Mine:\n    value = twice\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def digest():
+        for name in [name for name in sys.modules if name.startswith("mine_pkg")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        return source_digest(importlib.import_module("mine_pkg.method").Mine)
+
+    one = digest()
+    (package / "unused.py").write_text("VALUE = 2\n")
+    assert digest() == one
+    (package / "helper.py").write_text("from .deeper import VALUE\n\n\ndef twice():\n    return 3 * VALUE\n")
+    assert digest() != one

@@ -274,6 +274,25 @@ def test_impossible_sampling_is_refused(sampling, told, bench):
         Sampler(b.engine, sampling, b.meter, b.eos, ())
 
 
+# -- bfloat16 ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_forward_pass_computes_in_the_same_type(tiny_model, prompts, draw):
+    """Policy, reference and training pass agree to the bit at step 0, in bfloat16 as in float32."""
+    start = copy.deepcopy(tiny_model)
+    start.base_model.compute_dtype = torch.bfloat16
+    policy = trainable(start)
+    batch = draw(start, prompts)
+    reference = completion_logp(start, batch)
+    assert torch.equal(completion_logp(policy, batch).detach(), reference) and reference.dtype == torch.float32
+    assert (batch["logp"] - reference).abs().max() < 0.1  # decoded one by one: bfloat16's own rounding
+    assert not torch.equal(completion_logp(tiny_model, batch), reference)  # negative control: float32 differs
+    critic = scalar_from(start).initialise(0)
+    assert not torch.equal(
+        completion_values(critic, batch), completion_values(scalar_from(tiny_model).initialise(0), batch)
+    )
+
+
 # -- FLOPs -------------------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +323,19 @@ def laid_out(request, eager):
     model = copy.deepcopy(eager)
     assert request.param == "padded" or enable_sharing(model)
     return model
+
+
+def test_only_the_experts_a_token_is_sent_to_are_counted():
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = {"vocab_size": 60, "head_dim": 8, "moe_intermediate_size": 16, "decoder_sparse_step": 1, **small}
+    costs = [
+        forward_cost(Qwen3MoeForCausalLM(Qwen3MoeConfig(num_experts=n, num_experts_per_tok=k, **config))).linear
+        for n, k in ((8, 2), (8, 4), (16, 2))
+    ]
+    expert = 3 * 32 * 16  # gate, up and down
+    assert costs[1] - costs[0] == 2 * expert and costs[2] - costs[0] == 8 * 32  # a wider router, no more experts
 
 
 @pytest.fixture

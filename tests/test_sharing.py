@@ -117,6 +117,25 @@ def test_models_that_cannot_share_keep_the_padded_layout(cls, config):
         torch.testing.assert_close(completion_logp(model, batch), before)
 
 
+@pytest.mark.parametrize("more", [{"sliding_window": 64}, {"sliding_window": 64, "max_window_layers": 1}])
+def test_a_window_longer_than_any_trial_keeps_the_padded_layout(more):
+    torch.manual_seed(0)
+    config = MistralConfig(**SMALL, intermediate_size=64, num_key_value_heads=2, initializer_range=0.25, **more)
+    model, batch = MistralForCausalLM(config).eval(), batch_of(q=100)
+    before = completion_logp(model, batch)
+    assert not enable_sharing(model)
+    torch.testing.assert_close(completion_logp(model, batch), before)
+    model.base_model.share_prompt = True  # negative control: the layout would forget the window
+    assert (completion_logp(model, batch) - before).abs().max() > 1e-2
+
+
+def test_the_cheaper_layout_is_taken():
+    model = llama()
+    assert enable_sharing(model)
+    long_prompt, long_answers = batch_of(b=1, k=4, q=60, t=6), batch_of(b=1, k=16, q=4, t=30)
+    assert shape_of(model, long_prompt).rows == 1 and shape_of(model, long_answers).rows == 16
+
+
 def test_a_leak_between_completions_is_found(monkeypatch):
     """Negative control: were the completions to see each other, the trial would refuse the layout."""
     from harness import logprobs

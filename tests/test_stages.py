@@ -89,6 +89,24 @@ def test_the_same_spec_reuses_and_any_change_rebuilds(folder, stages):
     assert biased.start_artifact.folder == first[0].folder and biased.preferences.folder != first[1].folder
 
 
+def test_settings_of_the_machine_and_the_engines_code_are_in_the_name(folder, stages, monkeypatch):
+    inputs = stages._inputs(stages_of(folder).spec)
+    assert stages.spec.threads in inputs["machine"] and stages.spec.micro_batch_tokens in inputs["machine"]
+    assert inputs["engine"] == ["hf", stages.spec.code["engine"]]
+    other = stages_of(folder)
+    object.__setattr__(other.spec, "micro_batch_tokens", 700)
+    other.shop.micro_batch_tokens = 700
+    assert other.start_artifact.folder != stages.start_artifact.folder
+
+
+def test_the_ceiling_is_of_the_pairs_that_are_counted():
+    from harness.data import Comparison
+    from harness.stages.preferences import _agreements
+
+    said = [Comparison(0, 1, 1.0), Comparison(0, 2, 0.0), Comparison(1, 2, 1.0), Comparison(0, 3, 0.5)]
+    assert _agreements(said, [2.0, 1.0, 1.0, 0.0]) == [1.0, 0.0, 0.5]
+
+
 def test_artifacts_hold_no_pickle_and_a_manifest_of_what_made_them(stages):
     for artifact in (stages.start_artifact, stages.preferences, stages.reward_artifact(0)):
         files = [f.name for f in artifact.folder.rglob("*") if f.is_file()]

@@ -36,6 +36,16 @@ def test_rows_sft_first_then_by_strength(tmp_path):
     assert row["models held (params)"] == "policy (300 k)" and row["peak MiB"] == "512"
 
 
+def test_each_run_can_have_a_row_of_its_own(tmp_path):
+    put(tmp_path, record("dpo", win=0.6), record("dpo", seed=1, win=0.8), record("sft", win=0.5))
+    assert [row[:3] for row in comparison(tmp_path).rows] == [
+        ["sft", "1", "0.500 [0.450, 0.550]"], ["dpo", "2", comparison(tmp_path).rows[1][2]]
+    ]  # fmt: skip
+    made = comparison(tmp_path, each=True)
+    assert [row[0] for row in made.rows] == ["sft, seed 0", "dpo, seed 1", "dpo, seed 0"]
+    assert made.rows[1][2] == "0.800 [0.750, 0.850]" and "One seed per row" in made.notes[-1]
+
+
 def test_one_seed_keeps_its_interval_over_prompts(tmp_path):
     (row,) = table(tmp_path, record(win=0.6)).plain
     assert (row["win_rate_low"], row["win_rate_high"]) == pytest.approx((0.55, 0.65))

@@ -71,6 +71,23 @@ def test_exactly_one_eos(tokens, text):
     assert tokens.completion_ids("w0", "") == [tokens.eos]
 
 
+def test_a_completion_ends_at_the_first_end_of_any_kind(tiny_tokenizer):
+    other = tiny_tokenizer.convert_tokens_to_ids("<end>")
+    tokens = Tokens(tiny_tokenizer, other_ends=[other])
+    assert tokens.completion_ids("w0", "w1 <end> w2") == [*text_ids(tokens, "w1"), other]
+    assert tokens.completion_ids("w0", "w1 w2")[-1] == tokens.eos and tokens.ends == {tokens.eos, other}
+    alone = Tokens(tiny_tokenizer)  # negative control
+    assert alone.completion_ids("w0", "w1 <end> w2")[-1] == alone.eos
+
+
+def test_what_is_cut_is_counted_by_each_counter_alone(tiny_tokenizer):
+    tokens = Tokens(tiny_tokenizer, max_completion=2)
+    tokens.completion_ids("w0", "w1 w2 w3")
+    other = tokens.counting_afresh()
+    other.completion_ids("w0", "w1 w2 w3 w4")
+    assert (tokens.cut_completions, other.cut_completions, other.max_completion) == (1, 1, 2)
+
+
 def test_a_cut_prompt_keeps_its_end(tiny_tokenizer):
     tokens = Tokens(tiny_tokenizer, max_prompt=3)
     assert tokens.prompt_ids("w1 w2 w3 w4 w5") == text_ids(tokens, "w3 w4 w5") and tokens.cut_prompts == 1

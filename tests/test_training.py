@@ -107,6 +107,18 @@ def test_a_mean_over_each_micro_batch_is_noticed(stepped, batch, loss, reduction
         check_same(broken, whole)
 
 
+def test_what_is_infinite_on_padding_does_not_matter(stepped, batch):
+    def loss(logp, part):
+        return torch.where(part["mask"] > 0, -logp, torch.inf)
+
+    check_same(stepped(batch, loss), stepped(batch, lambda logp, part: -logp))
+
+
+def test_a_metric_called_loss_is_refused(stepped, batch):
+    with pytest.raises(ValueError, match="cannot be called 'loss'"):
+        stepped(batch, lambda logp, part: (-logp, {"loss": logp}))
+
+
 def test_adamw_steps_agree_too(stepped, batch, tiny_model):
     steps = [stepped(batch, per_token, "token-mean", size, sgd=False, learning_rate=1e-4)[0] for size in (1, 10_000)]
     torch.testing.assert_close(*steps, atol=1e-6, rtol=0)

@@ -61,3 +61,24 @@ def t_quantile(p: float, df: int) -> float:
         return float(t.ppf(p, df))
     z = NormalDist().inv_cdf(p)
     return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+
+
+def best_of_n_estimate(values: Sequence[float], proxy: Sequence[float], n: int) -> float:
+    """Return the unbiased estimate, from m >= n samples, of the expected value of the best of n by the proxy.
+
+    With the samples sorted by proxy, sample i of m is the best of C(i-1, n-1) of the C(m, n) subsets (Nakano et al.
+    2021, 2112.09332, app.). Equal proxies share the weight of their ranks, C(last, n) - C(first - 1, n).
+    """
+    m = len(values)
+    if not 1 <= n <= m or len(proxy) != m:
+        raise ValueError(f"best of {n} needs at least {n} samples with a proxy each, not {m} and {len(proxy)}")
+    levels: dict[float, list[float]] = {}
+    for score, value in zip(proxy, values, strict=True):
+        levels.setdefault(score, []).append(value)
+    total, below = 0.0, 0
+    for score in sorted(levels):
+        tied = levels[score]
+        subsets = math.comb(below + len(tied), n) - math.comb(below, n)
+        total += subsets / math.comb(m, n) * math.fsum(tied) / len(tied)
+        below += len(tied)
+    return total

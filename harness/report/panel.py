@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 SAMPLES_SHOWN, SAMPLE_CHARACTERS = 2, 400
 STAGE_FIGURES = {
     "sft": ("demonstrations", "steps", "loss"),
-    "preferences": ("prompts", "labels", "label_ceiling"),
+    "preferences": ("prompts", "asked", "label_ceiling"),
     "reward_model": ("heldout_accuracy",),
-    "ai_preferences": ("labeller", "labels", "position_consistency"),
+    "ai_preferences": ("labeller", "asked", "position_consistency"),
     "ai_reward_model": ("heldout_accuracy",),
 }
 
@@ -35,7 +35,8 @@ def show(outcome: Outcome) -> None:
     grid = Table.grid(padding=(0, 2))
     for label, value in _lines(r):
         grid.add_row(f"[bold]{label}[/bold]", value)
-    title = f"{r['method']} on {r['suite']}, seed {r['seed']}" + (" (finished before)" if outcome.reused else "")
+    title = f"{r['method']} on {r['suite']}, seed {r['seed']}" + (", quick" if r.get("quick") else "")
+    title += " (finished before)" if outcome.reused else ""
     console = Console()
     console.print(Panel(grid, title=title, subtitle=str(outcome.folder), expand=False))
     for sample in read_rows(outcome.folder / "samples.jsonl")[:SAMPLES_SHOWN]:

@@ -14,6 +14,8 @@ from ..evaluation.stats import t_quantile
 from ..store import runs
 
 Record = Mapping[str, Any]
+Key = tuple[str, str]  # of a row: method, and what else makes it one
+Groups = dict[Key, list[Record]]
 COLUMNS = (
     "method", "seeds", "win-rate vs SFT [95 %]", "gold", "proxy", "accuracy", "KL (nats)", "length", "train s",
     "train TFLOP", "tokens gen. / trained", "reward queries", "verifier queries", "labels", "AI labels",
@@ -23,17 +25,19 @@ FIGURES = ("win_rate", "gold", "proxy", "accuracy", "kl", "length")  # of an eva
 OPTIONAL = {"proxy": ".2f", "accuracy": ".3f"}  # columns that a suite may not have, and how they are written
 
 
-def comparison(results: Path, suite: str | None = None, methods: Sequence[str] = ()) -> Table:
-    """Return the comparison of all runs of a suite below a results folder."""
+def comparison(results: Path, suite: str | None = None, methods: Sequence[str] = (), each: bool = False) -> Table:
+    """Return the comparison of all runs of a suite below a results folder: a row per method, or (`each`) per run."""
     chosen, records = select(results, suite)
     records = [r for r in records if not methods or r["method"] in methods]
     if not records:
         raise UsageError(f"No run of {chosen} is of {' or '.join(methods)}.")
     check_ground(_good(records))
-    groups: dict[tuple[str, str], list[Record]] = {}
+    groups: Groups = {}
     for record in records:
         groups.setdefault((record["method"], record["recipe"]), []).append(record)
     names = _row_names(groups)
+    if each:
+        groups, names = _split(groups, names)
     ordered = sorted(groups, key=lambda key: (key[0] != "sft", _strength(groups[key]), key))
     plain = [_plain_row(names[key], groups[key]) for key in ordered]
     cells = [_cells(names[key], groups[key]) for key in ordered]
@@ -42,6 +46,13 @@ def comparison(results: Path, suite: str | None = None, methods: Sequence[str] =
     ]  # columns that say anything
     columns, rows = [COLUMNS[i] for i in told], [[row[i] for i in told] for row in cells]
     return Table(f"{chosen}: {_conditions(records)}", columns, rows, _notes(groups, names), plain)
+
+
+def _split(groups: Groups, names: Mapping[Key, str]) -> tuple[Groups, dict[Key, str]]:
+    """Return groups of one run each, and their names."""
+    runs = {(key[0], f"{key[1]} {r['seed']}"): (key, r) for key, group in groups.items() for r in group}
+    split: Groups = {key: [r] for key, (_, r) in runs.items()}
+    return split, {key: f"{names[old]}, seed {r['seed']}" for key, (old, r) in runs.items()}
 
 
 def select(results: Path, suite: str | None) -> tuple[str, list[dict[str, Any]]]:
@@ -91,7 +102,8 @@ def _row_names(groups: Mapping[tuple[str, str], Sequence[Record]]) -> dict[tuple
         mine = options[key]
         differing = [o for o in mine if len({repr(other.get(o)) for other in options.values()}) > 1]
         told = ", ".join(f"{o}={mine[o]}" for o in differing)
-        names[key] = f"{key[0]} ({told})" if told else key[0]
+        quick = " quick" if groups[key][0].get("quick") else ""
+        names[key] = f"{key[0]}{quick} ({told})" if told else f"{key[0]}{quick}"
     duplicates = [n for n in names.values() if list(names.values()).count(n) > 1]
     return {key: f"{name} [{key[1][:4]}]" if name in duplicates else name for key, name in names.items()}
 
@@ -188,15 +200,18 @@ def _conditions(records: Sequence[Record]) -> str:
     return f"{evaluation['prompts']} {evaluation['split']} prompts, one answer each at T={evaluation['temperature']:g}"
 
 
-def _notes(groups: Mapping[tuple[str, str], Sequence[Record]], names: Mapping[tuple[str, str], str]) -> list[str]:
-    good = _good([r for group in groups.values() for r in group])
+def _notes(groups: Mapping[Key, Sequence[Record]], names: Mapping[Key, str]) -> list[str]:
     notes = [
         "KL is KL(policy || SFT) in nats per completion, Rao-Blackwellised over the vocabulary on the policy's own "
         "answers. Train s, TFLOP, tokens and queries are the method's own; shared stages (SFT, preferences, reward "
-        "model) are billed apart. FLOPs / answer is the cost of answering one prompt.",
+        "model) are billed apart. Peak MiB is the process's resident memory while the method trained (on a GPU, what "
+        "tensors took there). FLOPs / answer is the cost of answering one prompt.",
     ]
     bounds = {
-        names[r["method"], r["recipe"]]: r["evaluation"]["kl_bound"] for r in good if "kl_bound" in r["evaluation"]
+        names[key]: r["evaluation"]["kl_bound"]
+        for key, group in groups.items()
+        for r in _good(group)
+        if "kl_bound" in r["evaluation"]
     }
     for name, bound in bounds.items():
         notes.append(

@@ -66,6 +66,10 @@ class BestOfN(RewardOptions, Method):
         """Return the wrapper."""
         return BestOf(lab, self.n)
 
+    def optimum(self, problem):
+        """ref(y) / f (F^n - (F - f)^n), f the mass of a reward level and F of all up to it: what it draws from."""
+        return problem.best_of(self.n)
+
 
 @hookimpl
 def register_methods(register):

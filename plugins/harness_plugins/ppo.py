@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness import OnPolicyOptions, Policy, hookimpl, logprobs, torch
+from harness.shared_options import check_idle
 
 if TYPE_CHECKING:
     from harness import Lab
@@ -43,8 +44,12 @@ class PPO(OnPolicyOptions):
             raise ValueError("num_ppo_epochs must be at least 1, clip_range above 0, the other sizes not negative")
         if self.vf_coef <= 0 or self.ptx_coef < 0 or self.ptx_batch_size < 1:
             raise ValueError("vf_coef must be above 0, ptx_coef not negative, ptx_batch_size at least 1")
-        if self.shared_critic and self.critic_learning_rate:
-            raise ValueError("a shared critic's trunk is the policy's: critic_learning_rate has nothing to apply to")
+        if self.critic_learning_rate is not None and self.critic_learning_rate <= 0:
+            raise ValueError("critic_learning_rate must be above 0")
+        if self.shared_critic and (self.critic_learning_rate or not self.critic_from_reward):
+            raise ValueError("a shared critic is the policy's trunk: critic_learning_rate, critic_from_reward are idle")
+        if not self.ptx_coef:
+            check_idle(self, "ptx_batch_size", "a ptx_coef above 0")
 
     def required(self) -> frozenset[str]:
         return super().required() | ({"demonstrations"} if self.ptx_coef else set())

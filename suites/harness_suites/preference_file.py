@@ -15,65 +15,29 @@ judge, a reward model of its own. Conversations (lists of messages) are rendered
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from harness import hookimpl
-from harness.contracts import Judge, Suite
+from harness.contracts import Judge
 from harness.data import Demonstration, Pair, Prompt, completion_text
-from harness.errors import UsageError
 from harness.seeds import derive
+
+from .rows import RowSuite
 
 
 @dataclass
-class PreferenceFile(Suite):
+class PreferenceFile(RowSuite):
     """Preference pairs from a file, a folder or the hub."""
 
     name, version = "preference_file", "1"
     judge_name, labeller_name = "reward_model_judge", None
 
-    title: str = ""  # what the suite is called; the suite file's name unless given
-    folder: str = "."  # what relative paths start from; the suite file's folder
-    data: str = ""  # a .jsonl, .json or .parquet file (also .gz), or a folder written by save_to_disk
-    dataset: str = ""  # or a data set of the hub
-    dataset_split: str = "train"  # the split of a hub data set or of a folder with several
     prompt_column: str = "prompt"  # may be missing: the prompt is then what chosen and rejected share
     chosen_column: str = "chosen"
     rejected_column: str = "rejected"
     prompt_ends_with: str = ""  # an implicit prompt ends after the last of these before the answers part
-    bad_rows: str = "fail"  # what to do with a row that cannot be used: fail or skip
-    max_rows: int = 0  # take so many rows from the beginning; 0 takes all
-    test_share: float = 0.15  # of the rows: evaluation prompts
-    validation_share: float = 0.05  # of the rows: centre the reward model
-    judge_share: float = 0.5  # of the other rows: train the judge and nothing else
-    sampling_temperature: float = 1.0  # at which everything is sampled and measured
-    max_prompt_tokens: int = 512  # longer prompts lose their beginning
-    max_completion_tokens: int = 128  # longer completions lose their end, and their end-of-sequence token
-
-    def check(self) -> None:
-        """Raise ValueError for options that make no sense."""
-        if bool(self.data) == bool(self.dataset):
-            raise ValueError("name the preferences by either data (a path) or dataset (a hub id)")
-        if self.bad_rows not in ("fail", "skip"):
-            raise ValueError(f"bad_rows is fail or skip, not {self.bad_rows!r}")
-        if self.max_completion_tokens < 1 or self.max_prompt_tokens < 1 or self.sampling_temperature <= 0:
-            raise ValueError("max_completion_tokens, max_prompt_tokens and sampling_temperature must be above 0")
-        if not (0 < self.test_share and 0 < self.validation_share and self.test_share + self.validation_share < 0.9):
-            raise ValueError("test_share and validation_share must be above 0 and leave at least a tenth of the rows")
-
-    @property
-    def temperature(self) -> float:  # type: ignore[override]
-        """The sampling temperature."""
-        return self.sampling_temperature
-
-    @property
-    def max_new_tokens(self) -> int:
-        """How long a completion may be."""
-        return self.max_completion_tokens
+    judge_share: float = 0.5  # of the rows that are not evaluated: train the judge and nothing else
 
     def prompts(self, split: str) -> list[Prompt]:
         """Return the distinct prompts of a split; methods train on the prompts of their preferences."""
@@ -99,41 +63,10 @@ class PreferenceFile(Suite):
 
     @cached_property
     def _parts(self) -> dict[str, list[Pair]]:
-        parts: dict[str, list[Pair]] = {"method": [], "judge": [], "validation": [], "test": []}
-        for pair in self._pairs:
-            parts[self._part_of(pair.prompt)].append(pair)
-        empty = [name for name, pairs in parts.items() if not pairs]
-        if empty:
-            raise UsageError(f"{self._where}: {len(self._pairs)} usable rows leave none for {', '.join(empty)}.")
-        return parts
+        return self._by_part(self._usable(self._pair), ("method", "judge", "validation", "test"))
 
-    def _part_of(self, prompt: Prompt) -> str:
-        """Return a prompt's part by its hash: rows with one prompt stay together, whatever else the file holds."""
-        place = derive("split", self.shared_seed, prompt.text) / 2**63
-        if place < self.test_share:
-            return "test"
-        if place < self.test_share + self.validation_share:
-            return "validation"
-        rest = (place - self.test_share - self.validation_share) / (1 - self.test_share - self.validation_share)
-        return "judge" if rest < self.judge_share else "method"
-
-    @cached_property
-    def _pairs(self) -> list[Pair]:
-        pairs, skipped = [], 0
-        for number, row in self._rows():
-            if self.max_rows and len(pairs) >= self.max_rows:
-                break
-            try:
-                pairs.append(self._pair(row))
-            except ValueError as error:
-                if self.bad_rows == "fail":
-                    raise UsageError(
-                        f'{self._where}, row {number}: {error}. Mend the row, or set bad_rows = "skip".'
-                    ) from error
-                skipped += 1
-        if not pairs:
-            raise UsageError(f"{self._where}: no usable row ({skipped} skipped).")
-        return pairs
+    def _other_part(self, place: float) -> str:
+        return "judge" if place < self.judge_share else "method"
 
     def _pair(self, row: object) -> Pair:
         if not isinstance(row, dict):
@@ -172,95 +105,16 @@ class PreferenceFile(Suite):
             raise ValueError("chosen and rejected share no beginning, so there is no prompt")
         return chosen[:shared], chosen[shared:], rejected[shared:]
 
-    @property
-    def _where(self) -> str:
-        return f"data set {self.dataset}" if self.dataset else str(self._path)
-
-    @property
-    def _path(self) -> Path:
-        return Path(self.folder, self.data)
-
-    def data_files(self) -> list[Path]:
-        """Return the file, or every file of the folder, that the preferences are read from."""
-        if not self.data or not self._path.is_dir():
-            return [self._path] if self.data and self._path.is_file() else []
-        return [f for f in sorted(self._path.rglob("*")) if f.is_file()]
-
-    def _rows(self) -> Iterator[tuple[int, object]]:
-        """Yield (number, row): the line of a JSON-lines file, the position in anything else; both from 1."""
-        if self.dataset:
-            yield from enumerate(_hub_rows(self.dataset, self.dataset_split), 1)
-            return
-        path = self._path
-        if not path.exists():
-            raise UsageError(f"data = {self.data!r}: there is no {path}.")
-        if path.is_dir():
-            yield from enumerate(_folder_rows(path, self.dataset_split), 1)
-        elif ".parquet" in path.suffixes:
-            yield from enumerate(_parquet_rows(path), 1)
-        else:
-            try:
-                yield from self._json_rows(path)
-            except (OSError, EOFError, UnicodeDecodeError) as error:  # a cut or mislabelled archive, another encoding
-                raise UsageError(f"{path} cannot be read as UTF-8 JSON lines: {error}.") from error
-
-    def _json_rows(self, path: Path) -> Iterator[tuple[int, object]]:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    if self.bad_rows == "fail":
-                        raise UsageError(
-                            f'{path}, line {number}: not a JSON object: {error}. Mend it, or set bad_rows = "skip".'
-                        ) from error
-                    yield number, None
-
 
 def _check_text(text: object) -> None:
     if isinstance(text, str):
+        text.encode()  # half of a surrogate pair, say, cannot be tokenised: a ValueError like the others
         return
     good = isinstance(text, list) and text and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in text
     )  # fmt: skip
     if not good:
         raise ValueError(f"expected text or a list of messages with role and content, not {str(text)[:40]!r}")
-
-
-def _parquet_rows(path: Path) -> list[object]:
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise UsageError(f"{path} cannot be read as Parquet: {error}.") from error
-
-
-def _hub_rows(name: str, split: str) -> Iterator[object]:
-    from datasets import load_dataset
-
-    try:
-        yield from load_dataset(name, split=split)
-    except Exception as error:  # the hub client raises many kinds: not found, offline, gated
-        raise UsageError(f"dataset = {name!r}: it could not be loaded ({str(error).splitlines()[0][:200]}).") from error
-
-
-def _folder_rows(path: Path, split: str) -> Iterator[object]:
-    from datasets import DatasetDict, load_from_disk
-
-    try:
-        found = load_from_disk(str(path))
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} is a folder but not one that `save_to_disk` wrote.") from error
-    if isinstance(found, DatasetDict):
-        if split not in found:
-            raise UsageError(f"{path} has no split {split!r}; it has {', '.join(found)}. Set dataset_split.")
-        found = found[split]
-    yield from found
 
 
 class RewardModelJudge(Judge):

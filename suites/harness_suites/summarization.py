@@ -6,39 +6,36 @@ come from a Bradley-Terry labeller on gold, optionally biased towards long summa
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from functools import lru_cache
 from random import Random
 
 from harness import hookimpl
-from harness.contracts import Judge, Labeller, Suite
-from harness.data import Demonstration, Prompt
+from harness.contracts import Judge
+from harness.data import Demonstration, Principle, Prompt
 from harness.errors import UsageError
 
+from .embedded import BradleyTerry as BradleyTerry
+from .embedded import Embedded
 from .world import documents
-from .world.documents import Document
+from .world.documents import Document, Reading
 
-USUAL_LENGTH = 14  # tokens of a usual summary: where a verbosity bias neither adds nor takes
 SIZES = {"demonstrations": 4000, "preferences": 4000, "train": 4000, "validation": 1024, "test": 2048}
 
 
-@cache
+@lru_cache(maxsize=8192)
 def document_of(seed: int, split: str, index: int) -> Document:
     """Return one document: a pure function of its name."""
     return documents.write_document(Random(f"summarization/{seed}/{split}/{index}"))
 
 
 @dataclass
-class Summarization(Suite):
+class Summarization(Embedded):
     """Summarise a news text in at most 26 tokens: the important facts, rightly bound, and nothing else."""
 
     name, version = "summarization", "1"
-    judge_name, labeller_name = "summary_gold", "bradley_terry"
-
-    labeller_temperature: float = 0.5  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
-    labeller_bias: float = 0.0  # utility the labeller gives each token beyond a usual length, gold or not
+    judge_name, usual_length = "summary_gold", 14
 
     settings = {  # chosen on the validation split: eight trials of PPO, one of everything else
         "stage.sft": {"steps": 150, "batch_size": 32, "learning_rate": 2e-3},
@@ -60,11 +57,16 @@ class Summarization(Suite):
         "dpo": {"steps": 6},
         "ppo": {"steps": 3, "batch_size": 16},
         "best_of_n": {"n": 4},
+        "*": {"steps": 4},
     }
 
     def prompts(self, split: str) -> list[Prompt]:
         """Return the prompts of a split."""
         return [Prompt(f"{split}/{i}", self.document(f"{split}/{i}").prompt) for i in range(SIZES[split])]
+
+    def size(self, split: str) -> int:
+        """Return how many prompts a split has."""
+        return SIZES[split]
 
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
         """Return summaries of mixed quality."""
@@ -75,9 +77,19 @@ class Summarization(Suite):
         """Return the expert summaries, for ROUGE."""
         return {p.id: documents.expert_summary(self.document(p.id)) for p in self.prompts(split)}
 
-    def base_model(self) -> Path:
-        """Return the embedded base model."""
-        return Path(__file__).parent / "base"
+    def principles(self) -> list[Principle]:
+        """Return the constitution: each sentence sees one side of a summary, none of them the whole of gold."""
+
+        def check(measure: Callable[[Reading], float]) -> Callable[[Prompt, str], float]:
+            return lambda prompt, text: measure(documents.read_summary(self.document(prompt.id), text))
+
+        return [
+            Principle("important", "A good summary names more of the important facts.", check(lambda r: r.recall)),
+            Principle("true", "A good summary states nothing wrong.", check(lambda r: -r.wrong_slots - r.malformed)),
+            Principle("once", "A good summary does not repeat itself.", check(lambda r: -r.duplicates)),
+            Principle("relevant", "A good summary leaves out what is idle.", check(lambda r: -r.idle)),
+            Principle("short", "A good summary is short.", check(lambda r: -r.words)),
+        ]
 
     @property
     def max_new_tokens(self) -> int:
@@ -111,37 +123,6 @@ class SummaryGold(Judge):
         return [documents.read_summary(self.document(p.id), text).score for p, text in pairs]
 
 
-class BradleyTerry(Labeller):
-    """Prefers by the judge's score plus a length bias: P(a > b) = sigma((u_a - u_b) / temperature).
-
-    More than two are ranked at once by adding Gumbel noise to u / temperature (Plackett-Luce), whose pairwise
-    marginals are exactly those.
-    """
-
-    name = "bradley_terry"
-
-    def prepare(self, suite, judge):
-        """Take noise and bias from the suite's options."""
-        self.judge = judge
-        self.temperature = getattr(suite, "labeller_temperature", 0.5)
-        self.bias = getattr(suite, "labeller_bias", 0.0)
-        if self.temperature <= 0:
-            raise UsageError(f"labeller_temperature={self.temperature}: expected a number above 0.")
-
-    def rank(self, prompt, completions, lengths, rng):
-        """Return noisy ranks; equal completions tie."""
-        utilities = self.ceiling(prompt, completions, lengths)
-        noise = {text: -math.log(-math.log(rng.random() or 1e-12)) for text in completions}
-        noisy = [u / self.temperature + noise[text] for u, text in zip(utilities, completions, strict=True)]
-        better = sorted(set(noisy), reverse=True)
-        return [better.index(value) for value in noisy]
-
-    def ceiling(self, prompt, completions, lengths):
-        """Return the utilities without noise."""
-        gold = self.judge.score([prompt] * len(completions), completions)
-        return [g + self.bias * (n - USUAL_LENGTH) for g, n in zip(gold, lengths, strict=True)]
-
-
 @hookimpl
 def register_suites(register):
     register(Summarization)
@@ -150,8 +131,3 @@ def register_suites(register):
 @hookimpl
 def register_judges(register):
     register(SummaryGold)
-
-
-@hookimpl
-def register_labellers(register):
-    register(BradleyTerry)

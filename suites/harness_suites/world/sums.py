@@ -36,13 +36,39 @@ def write_problem(rng: Random, steps: int | None = None) -> Problem:
     return Problem(start, tuple(signed))
 
 
-def worked_answer(rng: Random, problem: Problem, slip: float = 0.0) -> str:
-    """Write the chain of thought; each step slips with probability `slip`, and the error propagates."""
+def worked_answer(rng: Random, problem: Problem, slip: float = 0.0, misread: float = 0.0) -> str:
+    """Write the chain of thought with two kinds of error, both of which propagate.
+
+    A step is miscalculated with probability `slip`, and adds what it should take or the other way round with
+    probability `misread`. What would then leave the range of the values stays at its end: there may be no word for it.
+    """
     value, lines = problem.start, []
-    for step in problem.steps:
-        result = value + step
-        if rng.random() < slip:
-            result = min(MAX_VALUE, max(0, result + rng.choice((-2, -1, 1, 2))))
+    for asked in problem.steps:
+        step = -asked if misread and rng.random() < misread else asked
+        result = value + step + (rng.choice((-2, -1, 1, 2)) if rng.random() < slip else 0)
+        result = min(MAX_VALUE, max(0, result))
         lines.append(f"{value} {'+' if step > 0 else '-'} {abs(step)} = {result}")
         value = result
     return " ; ".join(lines) + " ."
+
+
+def final_answer(text: str) -> str | None:
+    """Return what stands after the last `=` of a finished answer, `... = 6 .`, or None; looks at three words."""
+    words = text.rsplit(maxsplit=3)[-3:]
+    return words[1] if len(words) == 3 and words[0] == "=" and words[2] == "." else None
+
+
+def sound_steps(problem: Problem, text: str) -> float:
+    """Return the share of steps worked rightly, in [0, 1]; steps too many or too few lower it.
+
+    A step is right if it goes on from the value the step before arrived at, rightly or not, does what the problem
+    says next, and computes it rightly.
+    """
+    written = [part.split() for part in text.removesuffix(".").split(";")]
+    value, sound = str(problem.start), 0
+    for step, line in zip(problem.steps, written, strict=False):
+        sign = "+" if step > 0 else "-"
+        known = value in w.NUMBERS
+        sound += known and line == [value, sign, str(abs(step)), "=", str(int(value) + step)]
+        value = line[-1] if line else ""
+    return sound / max(len(problem.steps), len(written))

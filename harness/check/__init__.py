@@ -1,0 +1,27 @@
+"""Proofs on any plugin: `harness check NAME`. Each proof runs the plugin and says what it measured.
+
+A method is trained several times at one bench, small: it must end in the same bytes when repeated, when killed and
+resumed, and in the same numbers for any micro-batch size and padding; then it must beat the start checkpoint in a run
+of full size, and reach its own optimum where that is known. Suites and labellers have proofs of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..errors import UsageError
+from ..registry import Registry
+from .findings import FAILED, PASSED, SKIPPED, Finding, Options, report
+from .methods import method_proofs
+from .suites import labeller_proofs, suite_proofs
+
+
+def check(kind: str, name: str, registry: Registry, options: Options) -> Iterator[Finding]:
+    """Yield the findings on a method, suite or labeller, one by one."""
+    proofs = {"methods": method_proofs, "suites": suite_proofs, "labellers": labeller_proofs}
+    if kind not in proofs:
+        raise UsageError(f"There are proofs for methods, suites and labellers; {name} is one of the {kind}.")
+    yield from proofs[kind](name, registry, options)
+
+
+__all__ = ["FAILED", "PASSED", "SKIPPED", "Finding", "Options", "check", "report"]

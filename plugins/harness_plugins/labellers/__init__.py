@@ -1,0 +1,1 @@
+"""AI annotators: they compare two completions under a principle of a constitution, in both orders of presentation."""

@@ -1,0 +1,142 @@
+"""A local language model as annotator: the log-probabilities of its verdict tokens are its soft label."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from harness import Principle, Prompt, hookimpl, torch
+from harness.errors import UsageError
+
+from .annotator import Question, WritingAnnotator
+
+
+@dataclass
+class LMAnnotator(WritingAnnotator):
+    """Asks a local AutoModelForCausalLM which completion is better: p is the softmax of its two verdicts."""
+
+    name = "lm"
+
+    model: str = ""  # a folder in Hugging Face format, or a hub id
+    batch_size: int = 8  # questions per forward pass
+    max_revision_tokens: int = 256  # of a critique or a revision
+    device: str = "cpu"  # where the model runs
+
+    def check(self):
+        super().check()
+        if not self.model:
+            raise ValueError("the labeller lm needs a model: --labeller-set model=FOLDER_OR_HUB_ID")
+        if self.batch_size < 1 or self.max_revision_tokens < 1:
+            raise ValueError("batch_size and max_revision_tokens must be at least 1")
+
+    @cached_property
+    def loaded(self):
+        """Model and tokenizer."""
+        from harness.models import load_causal, load_tokenizer
+
+        return load_causal(self.model).to(self.device), load_tokenizer(self.model)
+
+    @cached_property
+    def weights(self) -> str:
+        """The digest of the model's weights."""
+        from harness.models import weights_digest
+
+        return weights_digest(self.loaded[0])
+
+    def identity(self):
+        """Return the options, and the weights behind the model's name."""
+        options = super().identity() | {"weights": self.weights}
+        return {k: v for k, v in options.items() if k not in ("model", "batch_size")}
+
+    def is_judge(self, judge):
+        """Return whether the judge names the same model, or holds the same weights."""
+        from harness.models import weights_digest
+
+        theirs = getattr(judge, "model", None)
+        theirs = weights_digest(theirs) if isinstance(theirs, torch.nn.Module) else theirs
+        return theirs is not None and str(theirs) in (self.model, self.weights)
+
+    def prepare(self, suite, judge):
+        """Find the tokens of the verdicts as they come behind a question."""
+        super().prepare(suite, judge)
+        self.verdict_ids = self._verdict_ids()
+
+    def answer(self, prompt, questions, rng):
+        """Return for each question the probability of the first verdict against the second."""
+        self.counts["requests"] += len(questions)
+        rows = [self._ids(self.question_text(prompt, question)) for question in questions]
+        parts = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        return [p for part in parts for p in self._verdicts(prompt, part)]
+
+    def _verdicts(self, prompt, rows):
+        """Return p per row of token ids: softmax over the verdicts, a verdict's forms (with a space, without) added."""
+        from harness.logprobs import completion_logp
+        from harness.tokens import Batch, PromptBatch
+
+        width, answers = max(map(len, rows)), [i for ids in self.verdict_ids for i in ids]
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        shown = PromptBatch([prompt] * len(rows), ids, mask)
+        answers = torch.tensor(answers, device=self.device).expand(len(rows), -1)[..., None]  # (B, K, 1)
+        with torch.no_grad():
+            batch = Batch(shown, {"completion_ids": answers, "mask": torch.ones_like(answers).float()})
+            logp = completion_logp(self.loaded[0], batch)[..., 0].double()  # (B, K)
+        one, two = (part.logsumexp(1) for part in logp.split([len(ids) for ids in self.verdict_ids], 1))
+        return (one - two).sigmoid().tolist()
+
+    def _text(self, text) -> str:
+        """Return a text as the model expects it: in its chat template, if it has one."""
+        _, tokenizer = self.loaded
+        if not tokenizer.chat_template:
+            return text
+        messages = [{"role": "user", "content": text}]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _ids(self, text):
+        """Return token ids, the beginning cut where the model could not take them all."""
+        model, tokenizer = self.loaded
+        ids = tokenizer(self._text(text), add_special_tokens=not tokenizer.chat_template)["input_ids"]
+        ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and not tokenizer.chat_template else ids
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        if len(ids) > limit:
+            self.counts["cut"] += 1
+            ids = ids[-int(limit) :]
+        return list(ids)
+
+    def _verdict_ids(self):
+        """Return for each verdict the ids of the single tokens it can begin an answer as."""
+        shown = self.question_text(Prompt("probe", "x"), Question("y", "z", Principle("", "", lambda *_: 0.0)))
+        found = [[self._single(shown, form + verdict) for form in ("", " ")] for verdict in self.verdicts]
+        # a form counts only if both verdicts have it, or the comparison would not be fair
+        forms = [(a, b) for a, b in zip(*found, strict=True) if a is not None and b is not None and a != b]
+        if not forms:
+            raise UsageError(
+                f"The verdicts {' and '.join(self.verdicts)} are not single tokens of {self.model}. "
+                "Try others: --labeller-set verdicts=A,B."
+            )
+        return [sorted({pair[side] for pair in forms}) for side in (0, 1)]
+
+    def _single(self, shown, answer) -> int | None:
+        """Return the one token that an answer adds behind a question, or None."""
+        _, tokenizer = self.loaded
+        head = tokenizer(self._text(shown), add_special_tokens=False)["input_ids"]
+        whole = tokenizer(self._text(shown) + answer, add_special_tokens=False)["input_ids"]
+        single = len(whole) == len(head) + 1 and whole[:-1] == head and whole[-1] != tokenizer.unk_token_id
+        return whole[-1] if single else None
+
+    def write(self, text):
+        """Return the model's greedy continuation."""
+        model, tokenizer = self.loaded
+        self.counts["requests"] += 1
+        ids = torch.tensor([self._ids(text)], device=self.device)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=self.max_revision_tokens,
+            pad_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip() or None
+
+
+@hookimpl
+def register_labellers(register):
+    register(LMAnnotator)

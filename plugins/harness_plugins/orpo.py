@@ -1,0 +1,71 @@
+"""ORPO: Odds Ratio Preference Optimization (Hong et al. 2024): imitate the chosen, at odds with the rejected."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness import PairOptions, Policy, hookimpl, torch
+
+from .population import minimiser, ordered_pairs
+
+if TYPE_CHECKING:
+    from harness import Lab
+
+
+@dataclass
+class ORPO(PairOptions):
+    """Fine-tune on the chosen completion with a penalty on the odds of the rejected one; no reference."""
+
+    name, kind, paper = "orpo", "offline preference", "https://arxiv.org/abs/2403.07691"
+    needs = frozenset({"pairs"})
+
+    lambda_or: float = 0.1  # weight of the odds-ratio term beside the likelihood of the chosen (TRL calls it beta)
+
+    def check(self) -> None:
+        super().check()
+        if self.lambda_or <= 0:
+            raise ValueError("lambda_or must be above 0: without its odds-ratio term the method is SFT on the chosen")
+
+    def loss(self, logp, batch):
+        """Eq. 6: NLL(y_w) - lambda log sigma(log odds(y_w|x) - log odds(y_l|x)); (B,).
+
+        `logp` (B, 2, T), chosen first. Both terms use the mean over a completion's tokens: the NLL is that of the
+        completion alone (TRL's has the prompt too). A labeller's own doubt, `p` below 1, weighs both orders.
+        """
+        mean = logp.sum(-1) / batch["mask"].sum(-1)
+        (m_w, m_l), (o_w, o_l), p = mean.unbind(1), log_odds(mean).unbind(1), batch["p"]
+        h, softplus = o_w - o_l, torch.nn.functional.softplus
+        loss = p * (self.lambda_or * softplus(-h) - m_w) + (1 - p) * (self.lambda_or * softplus(h) - m_l)
+        return loss, {"log_odds": h, "accuracy": (h > 0).float(), "chosen_nll": -m_w}
+
+    def train(self, lab: Lab) -> Policy:
+        """One pass after another over the pairs."""
+        for pairs in self.pairs(lab):
+            lab.step(self.loss, pairs)
+        return lab.policy
+
+    def optimum(self, problem):
+        """No closed form: the loss of the pairs' population, minimised over all distributions."""
+        pairs = ordered_pairs(problem)
+
+        def loss(logp, softness):
+            mean = logp / problem.lengths
+            odds = mean - torch.log(-torch.expm1(mean))
+            ratio = torch.nn.functional.softplus(odds[:, None, :] - odds[:, :, None])
+            return (pairs * (self.lambda_or * ratio - mean[:, :, None])).sum((1, 2))
+
+        return None if self.shuffle_labels else minimiser(loss, problem)
+
+
+def log_odds(mean):
+    """Return log(P / (1 - P)) of mean log-probabilities: m - log(1 - e^m), accurate at either end (Maechler 2012)."""
+    m = mean.clamp(max=-1e-6)  # the odds of a certain completion are infinite
+    rest = torch.where(m > -math.log(2), torch.log(-torch.expm1(m)), torch.log1p(-torch.exp(m)))
+    return m - rest
+
+
+@hookimpl
+def register_methods(register):
+    register(ORPO)

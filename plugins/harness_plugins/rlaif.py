@@ -1,0 +1,118 @@
+"""RLAIF: a labeller that goes by a constitution stands for the people of RLHF; then PPO or DPO, as they are."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING
+
+from harness import OnPolicyOptions, Policy, hookimpl
+
+from .dpo import DPO
+from .ppo import PPO
+
+if TYPE_CHECKING:
+    from harness import Lab
+
+OPTIMISERS = {"ppo": PPO, "dpo": DPO}
+OWN = {"annotator", "optimiser", "revision_steps", "revision_rounds"}
+
+
+@dataclass
+class RLAIF(OnPolicyOptions):
+    """Learn from preferences that an AI annotator gives by a constitution (CAI; RLAIF): no human label is used.
+
+    Options but the first four are the optimiser's, under its names; `none` is its own default. One that the chosen
+    optimiser does not have is refused.
+    """
+
+    name, kind, paper = "rlaif", "AI feedback", "https://arxiv.org/abs/2309.00267"
+
+    annotator: str = "constitution"  # the labeller whose preferences are learned: constitution, lm, endpoint, yours
+    optimiser: str = "ppo"  # ppo (on a reward model of the AI preferences) or dpo (on the AI preferences themselves)
+    revision_steps: int = 0  # steps of SFT on the annotator's revisions of samples beforehand: SL-CAI
+    revision_rounds: int = 1  # critiques and revisions of a sample, each under a principle of its own
+
+    steps: int | None = None  # turns of ppo, or optimiser steps of dpo (0: epochs)
+    beta: float | None = None  # strength of the KL constraint
+    missing_eos_penalty: float | None = None  # ppo: taken off the reward of a completion that did not end by itself
+    num_generations: int | None = None  # ppo: completions per prompt
+    num_ppo_epochs: int | None = None  # ppo: passes over each rollout
+    minibatch_size: int | None = None  # ppo: prompts per update; 0 takes the whole rollout
+    clip_range: float | None = None  # ppo: of the probability ratio
+    clip_range_value: float | None = None  # ppo: of the change of a value; 0 does not clip
+    vf_coef: float | None = None  # ppo: weight of the value loss
+    gamma: float | None = None  # ppo: discount
+    gae_lambda: float | None = None  # ppo: of generalised advantage estimation
+    whiten_rewards: bool | None = None  # ppo: divide rewards by their spread
+    whiten_advantages: bool | None = None  # ppo: zero mean and unit spread
+    shared_critic: bool | None = None  # ppo: a head on the policy's trunk
+    critic_from_reward: bool | None = None  # ppo: start the critic from the reward model
+    critic_learning_rate: float | None = None  # ppo: none is the policy's
+    ptx_coef: float | None = None  # ppo: weight of the demonstrations' likelihood
+    ptx_batch_size: int | None = None  # ppo: demonstrations per update
+    epochs: float | None = None  # dpo: passes over the pairs
+    shuffle_labels: bool | None = None  # dpo: a control, labels drawn by a coin
+    label_smoothing: float | None = None  # dpo: assumed share of flipped labels
+    robust: bool | None = None  # dpo: unbiased under flipped labels
+
+    def __post_init__(self) -> None:
+        """Take the optimiser's own defaults, so that the record says what was run."""
+        for name, default in defaults(OPTIMISERS.get(self.optimiser, PPO)).items():
+            if getattr(self, name) is None:
+                setattr(self, name, default)
+
+    def check(self) -> None:
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"optimiser is {' or '.join(OPTIMISERS)}, not {self.optimiser!r}")
+        known = defaults(OPTIMISERS[self.optimiser])
+        for name, default in defaults(type(self)).items():
+            if name not in OWN and name not in known and getattr(self, name) != default:
+                raise ValueError(f"{name} is no option of {self.optimiser}, the optimiser chosen")
+        if self.revision_steps < 0 or self.revision_rounds < 1:
+            raise ValueError("revision_steps must not be negative, and revision_rounds at least 1")
+        if self.revision_rounds > 1 and not self.revision_steps:
+            raise ValueError("revision_rounds has no meaning without revision_steps")
+        if self.reward == "verifier":
+            raise ValueError("reward=verifier leaves the annotator nothing to say: use rlvr")
+        self.inner().check()
+
+    def inner(self) -> PPO | DPO:
+        """The optimiser as its own plugin, with these options."""
+        cls = OPTIMISERS[self.optimiser]
+        return cls(**{name: getattr(self, name) for name in defaults(cls)})
+
+    def labeller(self) -> str:
+        return self.annotator
+
+    def required(self) -> frozenset[str]:
+        return self.inner().required() | ({"prompts", "labels"} if self.revision_steps else frozenset())
+
+    def revision_loss(self, logp, batch):
+        """SL-CAI (2212.08073, sect. 3): -log pi(revision | x) per token, (B, 1, T)."""
+        return -logp
+
+    def train(self, lab: Lab) -> Policy:
+        """Imitate revisions, if asked to; then the optimiser's own loop, on what the annotator prefers."""
+        for prompts in lab.prompts(self.revision_steps) if self.revision_steps else ():
+            samples = lab.rollout(prompts, of=lab.start)
+            lab.step(self.revision_loss, lab.revise(samples, self.revision_rounds))
+        # The KL anchor of what follows is the revised policy, as in the paper; pairs and reward model stay those of
+        # the start checkpoint's samples, which the paper would draw anew.
+        if self.revision_steps and not lab.state.get("revised"):
+            lab.move_reference()
+            lab.state["revised"] = True
+        return self.inner().train(lab)
+
+    def optimum(self, problem):
+        """The annotator's preferences are not the suite's reward, so theory names no optimum in its terms."""
+        return None
+
+
+def defaults(cls) -> dict:
+    """Return the options of a method with their defaults."""
+    return {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(cls)}
+
+
+@hookimpl
+def register_methods(register):
+    register(RLAIF)

@@ -1,0 +1,161 @@
+"""Arithmetic: running sums with a chain of thought, checked by a verifier.
+
+The embedded base model was pretrained on correct sums and answers nearly all of them; the demonstrations here slip, and
+fine-tuning on them teaches it to slip as often. So the start checkpoint is a model that could do better, as a language
+model fine-tuned on flawed solutions is, and what a method gains is largely that it stops slipping: sampled answers come
+up to the greedy one. It is a test of optimisation against a verifier, not of learning to reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+from harness import hookimpl
+from harness.contracts import SPLITS, Judge, Verifier
+from harness.data import Demonstration, Principle, Prompt
+from harness.errors import UsageError
+
+from .embedded import Embedded
+from .world import sums
+from .world.sums import Problem
+
+SIZES = {"demonstrations": 4000, "preferences": 2000, "train": 4000, "validation": 1024, "test": 2048}
+SLIP, MISREAD = 0.08, 0.08  # of each step of a demonstration; an error carries over to all that follows
+
+
+@cache
+def problems_of(seed: int) -> dict[str, tuple[Problem, ...]]:
+    """Return the problems by split: all distinct, for short sums drawn at random would meet again."""
+    rng, seen = Random(f"arithmetic/{seed}"), set()
+    drawn: dict[str, tuple[Problem, ...]] = {}
+    for split in SPLITS:
+        found: list[Problem] = []
+        while len(found) < SIZES[split]:
+            problem = sums.write_problem(rng)
+            if problem not in seen:
+                seen.add(problem)
+                found.append(problem)
+        drawn[split] = tuple(found)
+    return drawn
+
+
+class SumVerifier(Verifier):
+    """Right if the answer is finished and its last number is the sum: looks at three words, computes nothing."""
+
+    name = "running_sum"
+
+    def verify(self, prompt: Prompt, completion: str) -> float | None:
+        """Return 1.0 or 0.0; None for a prompt without an answer."""
+        return None if prompt.answer is None else float(sums.final_answer(completion) == prompt.answer)
+
+
+@dataclass
+class Arithmetic(Embedded):
+    """Work a sum of 3 to 5 steps out, step by step, and finish with the result."""
+
+    name, version = "arithmetic", "1"
+    judge_name, usual_length = "arithmetic_gold", 25
+
+    labeller_temperature: float = 0.25  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
+
+    settings = {  # chosen on the validation split
+        "stage.sft": {"steps": 120, "batch_size": 32, "learning_rate": 2e-3},
+        "stage.preferences": {"prompts": 2000, "completions": 4},
+        "stage.reward_model": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "pooling": "sum"},
+        "*": {"learning_rate": 5e-4, "batch_size": 32},
+        "dpo": {"beta": 0.3, "learning_rate": 5e-4, "batch_size": 32, "steps": 150},
+        "ppo": {
+            "steps": 40, "batch_size": 64, "num_generations": 4, "num_ppo_epochs": 1, "minibatch_size": 16,
+            "learning_rate": 5e-4, "lr_final": 0.1, "beta": 0.03, "gae_lambda": 1.0, "vf_coef": 1.0,
+            "clip_range_value": 0.0,
+        },
+    }  # fmt: skip
+    quick = {
+        "stage.sft": {"steps": 20},
+        "stage.preferences": {"prompts": 120},
+        "stage.reward_model": {"epochs": 1},
+        "stage.evaluation": {"prompts": 64},
+        "dpo": {"steps": 6},
+        "ppo": {"steps": 3, "batch_size": 16},
+        "best_of_n": {"n": 4},
+    }
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """Return the prompts of a split with their answers."""
+        problems = problems_of(self.shared_seed)[split]
+        return [Prompt(f"{split}/{i}", p.prompt, str(p.answer)) for i, p in enumerate(problems)]
+
+    def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
+        """Return worked answers with slips."""
+        return [Demonstration(prompt, self._worked(prompt, SLIP, MISREAD)) for prompt in self.prompts(split)]
+
+    def references(self, split: str) -> dict[str, str]:
+        """Return the right workings, for ROUGE."""
+        return {prompt.id: self._worked(prompt) for prompt in self.prompts(split)}
+
+    def verifier(self) -> Verifier:
+        """Return the check of a final number."""
+        return SumVerifier()
+
+    def principles(self) -> list[Principle]:
+        """Return the constitution: each sentence sees one side of an answer, none of them whether it is right."""
+        return [
+            Principle(
+                "sound", "A good answer works every step out rightly.",
+                lambda prompt, text: sums.sound_steps(self.problem(prompt.id), text),
+            ),
+            Principle(
+                "complete", "A good answer has one step for each that is asked, no more and no fewer.",
+                lambda prompt, text: -abs(len(text.split(";")) - len(self.problem(prompt.id).steps)),
+            ),
+            Principle(
+                "finished", "A good answer ends with its result and a full stop.",
+                lambda prompt, text: float(sums.final_answer(text) is not None),
+            ),
+        ]  # fmt: skip
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Five steps of five words, what stands between them, the full stop and the end: 31; one to spare."""
+        return 32
+
+    def problem(self, prompt_id: str) -> Problem:
+        """Return the problem behind a prompt."""
+        split, _, index = prompt_id.partition("/")
+        return problems_of(self.shared_seed)[split][int(index)]
+
+    def _worked(self, prompt: Prompt, slip: float = 0.0, misread: float = 0.0) -> str:
+        rng = Random(f"worked/{self.shared_seed}/{prompt.id}")
+        return sums.worked_answer(rng, self.problem(prompt.id), slip, misread)
+
+
+class ArithmeticGold(Judge):
+    """One point for a right and finished answer, and up to one for the share of its steps that are sound."""
+
+    name = "arithmetic_gold"
+
+    def prepare(self, suite, stages):
+        """Take the problems of the suite."""
+        if not isinstance(suite, Arithmetic):
+            raise UsageError(f"The judge arithmetic_gold knows the suite arithmetic only, not {suite.name}.")
+        self.problem = suite.problem
+
+    def score(self, prompts, completions):
+        """Return a score in [0, 2] per answer."""
+        return [self._score(self.problem(p.id), text) for p, text in zip(prompts, completions, strict=True)]
+
+    def _score(self, problem: Problem, text: str) -> float:
+        right = sums.final_answer(text) == str(problem.answer)
+        return float(right) + sums.sound_steps(problem, text)
+
+
+@hookimpl
+def register_suites(register):
+    register(Arithmetic)
+
+
+@hookimpl
+def register_judges(register):
+    register(ArithmeticGold)

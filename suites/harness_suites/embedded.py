@@ -1,0 +1,63 @@
+"""What the suites of the embedded world share: the base model, and a labeller who errs as annotators do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from harness import hookimpl
+from harness.contracts import Ranker, Suite
+from harness.errors import UsageError
+
+
+@dataclass
+class Embedded(Suite):
+    """A suite of the embedded world. Its prompts are named `split/index`."""
+
+    labeller_name = "bradley_terry"
+    usual_length: ClassVar[int]  # tokens of a usual completion: where a length bias neither adds nor takes
+
+    labeller_temperature: float = 0.5  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
+    labeller_bias: float = 0.0  # utility the labeller gives each token beyond a usual length, gold or not
+
+    def base_model(self) -> Path:
+        """Return the embedded base model."""
+        return Path(__file__).parent / "base"
+
+
+class BradleyTerry(Ranker):
+    """Prefers by the judge's score plus a length bias: P(a > b) = sigma((u_a - u_b) / temperature).
+
+    More than two are ranked at once by adding Gumbel noise to u / temperature (Plackett-Luce), whose pairwise
+    marginals are exactly those.
+    """
+
+    name = "bradley_terry"
+
+    def prepare(self, suite, judge):
+        """Take noise and bias from the suite's options."""
+        self.judge = judge
+        self.temperature = getattr(suite, "labeller_temperature", 0.5)
+        self.bias, self.usual_length = getattr(suite, "labeller_bias", 0.0), getattr(suite, "usual_length", 0)
+        if self.temperature <= 0:
+            raise UsageError(f"labeller_temperature={self.temperature}: expected a number above 0.")
+
+    def rank(self, prompt, completions, lengths, rng):
+        """Return noisy ranks; equal completions tie."""
+        utilities = self.ceiling(prompt, completions, lengths)
+        noise = {text: -math.log(-math.log(rng.random() or 1e-12)) for text in completions}
+        noisy = [u / self.temperature + noise[text] for u, text in zip(utilities, completions, strict=True)]
+        better = sorted(set(noisy), reverse=True)
+        return [better.index(value) for value in noisy]
+
+    def ceiling(self, prompt, completions, lengths):
+        """Return the utilities without noise."""
+        gold = self.judge.score([prompt] * len(completions), completions)
+        return [g + self.bias * (n - self.usual_length) for g, n in zip(gold, lengths, strict=True)]
+
+
+@hookimpl
+def register_labellers(register):
+    register(BradleyTerry)

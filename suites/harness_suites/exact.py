@@ -1,0 +1,250 @@
+"""Exact: answers of at most three tokens, so that every one can be listed and nothing about a policy is an estimate.
+
+Four prompts, three words and the end-of-sequence token: 40 answers per prompt, ended early or cut at the limit. Pairs
+are all pairs, so an offline method sees expectations instead of samples; a larger vocabulary would make hundreds of
+thousands of them. The reward is a random table. Nothing generalises here: every split asks the same four prompts. What
+is measured is how near a method comes to the policy that its paper says it converges to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, product
+from pathlib import Path
+from random import Random
+
+from harness import hookimpl
+from harness.contracts import Judge, Suite, Verifier
+from harness.data import Demonstration, Pair, Prompt, prompt_text
+from harness.errors import UsageError
+from harness.shared_options import RewardOptions
+
+WORDS, END = ("a", "b", "c"), "</s>"
+# Of several lengths, none the beginning of another, and none of one word alone: without a start token attention cannot
+# count equal tokens, so "a" and "a a" would be one context.
+PROMPTS = ("a b", "b c a", "c a", "a c b b")
+SIZES = {"demonstrations": 1024, "preferences": 4, "train": 4, "validation": 512, "test": 512}
+SPAN = math.sqrt(3)  # rewards are uniform on [-SPAN, SPAN]: unit spread, and bounded
+OFFLINE = {"learning_rate": 5e-3, "batch_size": 256, "steps": 120}
+ON_POLICY = {"learning_rate": 5e-3, "batch_size": 64, "num_generations": 8, "steps": 150, "beta": 1.0}
+TRAINED = (
+    "dpo", "ipo", "kto", "simpo", "orpo", "slic", "rrhf", "ppo", "grpo", "rlvr", "rloo", "reinforce_pp", "online_dpo",
+)  # fmt: skip
+NEVER_EVEN = 1e-9  # an even pair would be dropped as saying nothing; here it says that both are worth the same
+
+
+@cache
+def worth(seed: int, ties: bool, prompt: str, completion: str) -> float:
+    """Return the table's entry: a pure function of its name."""
+    value = Random(f"exact/{seed}/{prompt}/{completion}").uniform(-SPAN, SPAN)
+    return float(round(value)) if ties else value
+
+
+@cache
+def next_word(seed: int, prompt: str, words: tuple[str, ...]) -> tuple[float, ...]:
+    """Return how often the demonstrators go on with each word, or end, after some words: random, none of them never."""
+    rng = Random(f"exact/demonstrators/{seed}/{prompt}/{' '.join(words)}")
+    return tuple(0.2 + rng.expovariate(1.0) for _ in (END, *WORDS))
+
+
+@dataclass
+class Exact(Suite):
+    """Answer a prompt with at most three of three words; a random table says what each answer is worth."""
+
+    name, version = "exact", "1"
+    judge_name = "exact_reward"
+
+    max_tokens: int = 3  # the longest answer, its end included; 1 makes it a bandit
+    ties: bool = False  # round the rewards, so that many answers are worth the same
+
+    settings = {
+        "stage.sft": {"steps": 150, "batch_size": 64, "learning_rate": 3e-3},
+        "stage.preferences": {"heldout": 1e-6},  # none: the methods see every pair
+        "stage.reward_model": {"epochs": 1, "batch_size": 64, "learning_rate": 3e-3},
+        "*": {"reward": "verifier", "learning_rate": 5e-3, "batch_size": 64},
+        "dpo": OFFLINE | {"beta": 1.0},
+        "ipo": OFFLINE | {"beta": 1.0},
+        "kto": OFFLINE | {"beta": 1.0, "steps": 600},
+        "simpo": OFFLINE | {"beta": 2.0, "gamma": 0.0},
+        "orpo": OFFLINE | {"steps": 400},
+        "slic": OFFLINE | {"reward": "model"},  # which its pairs do not need
+        "rrhf": {"steps": 200},
+        "ppo": ON_POLICY | {
+            "num_ppo_epochs": 1, "gae_lambda": 1.0, "whiten_advantages": False, "vf_coef": 1.0,
+            "clip_range_value": 0.0, "missing_eos_penalty": 0.0,
+        },
+        "grpo": ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"},  # a KL in the loss has no listed optimum
+        "rlvr": ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"},
+        "rloo": ON_POLICY,
+        "reinforce_pp": ON_POLICY | {"group_baseline": True},
+        "online_dpo": ON_POLICY | {"labels": "soft"},
+        "raft": {"steps": 2, "num_generations": 2, "batch_size": 2048, "epochs": 40, "minibatch_size": 256},
+    }  # fmt: skip
+    quick = {
+        "stage.sft": {"steps": 20},
+        "stage.reward_model": {"epochs": 0.1},
+        "stage.evaluation": {"prompts": 64},
+        **dict.fromkeys(TRAINED, {"steps": 20}),
+        "raft": {"steps": 1, "batch_size": 256, "epochs": 5},
+    }
+
+    def check(self) -> None:
+        """Refuse what cannot be listed in full, with all its pairs."""
+        if not 1 <= self.max_tokens <= 3:
+            raise ValueError("max_tokens is 1, 2 or 3: all pairs of longer answers would be too many")
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """Return the four prompts over and over, by other names."""
+        return [Prompt(f"{split}/{i}", PROMPTS[i % len(PROMPTS)]) for i in range(SIZES[split])]
+
+    def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
+        """Return draws from a random distribution of full support, so that the start checkpoint is not uniform."""
+        return [Demonstration(prompt, self._demonstration(prompt)) for prompt in self.prompts(split)]
+
+    def preferences(self) -> list[Pair]:
+        """Return all pairs of answers, each with the exact probability p = sigma(r_w - r_l): Bradley-Terry."""
+        answers = self.answers()
+        return [
+            self._pair(prompt, first, second)
+            for prompt in self.prompts("preferences")
+            for first, second in combinations(answers, 2)
+        ]
+
+    def verifier(self) -> Verifier:
+        """Return the reward itself, a grade: methods that use a reward learn from it, not from a model of it."""
+        return ExactVerifier(self)
+
+    def base_model(self) -> Path:
+        """Return the embedded base model, whose weights are random."""
+        return Path(__file__).parent / "exact_base"
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest answer, its end included."""
+        return self.max_tokens
+
+    def answers(self) -> list[str]:
+        """Return every answer as text, the empty one first; one of `max_tokens` words was cut."""
+        return [" ".join(words) for n in range(self.max_tokens + 1) for words in product(WORDS, repeat=n)]
+
+    def reward(self, prompt: Prompt, completion: str) -> float:
+        """Return what an answer is worth."""
+        return worth(self.shared_seed, self.ties, prompt_text(prompt.text), completion)
+
+    def figures(self, method, model, stages):
+        """Return exact figures of the policy, and its distance to what the method converges to.
+
+        `tv`, `regret` and `start_tv` are means over prompts of TV(policy, optimum), beta KL(policy || optimum) and
+        TV(start, optimum); where the KL is in the reward, the regret is what the policy lacks of E r - beta KL.
+        """
+        from harness.enumerate import every_completion, probabilities
+
+        batch = every_completion(
+            stages.tokens, self.prompts("test")[: len(PROMPTS)], self.max_tokens, stages.shop.device
+        )
+        limit = stages.shop.micro_batch_tokens
+        problem = self.problem(method, batch, probabilities(stages.start, batch, limit), stages.tokens.texts(batch))
+        policy = None if model is None else probabilities(model, batch, limit)
+        optimum = None if "reward" in method.required() else method.optimum(problem)  # a learned reward is another
+        figures = {"start_reward": problem.expected(problem.ref)}
+        if policy is not None:
+            figures |= _figures("exact", policy, problem)
+        if optimum is not None:
+            figures |= _figures("optimum", optimum, problem) | _distances(method, policy, optimum, problem)
+        return {name: float(value.mean()) for name, value in figures.items()}
+
+    def problem(self, method, batch, ref, texts):
+        """Return all that theory needs, the reward with what the method's options take off it."""
+        from harness import torch
+        from harness.enumerate import Enumerated
+
+        rows = zip(batch.prompts.prompts, texts, strict=True)
+        reward = torch.tensor([[self.reward(prompt, text) for text in row] for prompt, row in rows]).double()
+        prefer = torch.sigmoid(reward[:, :, None] - reward[:, None, :])
+        if isinstance(method, RewardOptions):
+            cut = torch.tensor([len(text.split()) == self.max_tokens for text in texts[0]])
+            reward = reward - method.missing_eos_penalty * cut - method.length_penalty * batch.lengths.cpu()
+        ids = [tuple(row[:n]) for row, n in zip(batch["completion_ids"][0].tolist(), batch.lengths[0], strict=True)]
+        mu = torch.full_like(ref, 1 / ref.shape[1])
+        return Enumerated(ref.cpu(), reward, batch.lengths.cpu(), tuple(ids), mu.cpu(), prefer)
+
+    def _pair(self, prompt: Prompt, first: str, second: str) -> Pair:
+        margin = self.reward(prompt, first) - self.reward(prompt, second)
+        if margin < 0:
+            first, second, margin = second, first, -margin
+        return Pair(prompt, first, second, max(1 / (1 + math.exp(-margin)), 0.5 + NEVER_EVEN))
+
+    def _demonstration(self, prompt: Prompt) -> str:
+        rng = Random(f"exact/demonstration/{self.shared_seed}/{prompt.id}")
+        words: list[str] = []
+        while len(words) < self.max_tokens:
+            (word,) = rng.choices((END, *WORDS), next_word(self.shared_seed, prompt_text(prompt.text), tuple(words)))
+            if word == END:
+                break
+            words.append(word)
+        return " ".join(words)
+
+
+def _figures(whose, policy, problem):
+    """Return exact KL, expected reward and win-rate of a policy, (P,) each."""
+    from harness import enumerate as listed
+
+    return {
+        f"{whose}_kl": listed.kl(policy, problem.ref), f"{whose}_reward": problem.expected(policy),
+        f"{whose}_win_rate": problem.win_rate(policy),
+    }  # fmt: skip
+
+
+def _distances(method, policy, optimum, problem):
+    """Return (P,) distances to the optimum; a policy without probabilities of its own has none."""
+    from harness import enumerate as listed
+
+    found = {"start_tv": listed.total_variation(problem.ref, optimum)}
+    if policy is None:
+        return found
+    found["tv"] = listed.total_variation(policy, optimum)
+    beta = getattr(method, "beta", 0)
+    if beta and bool((optimum > 0).all()):
+        found["regret"] = beta * listed.kl(policy, optimum)
+    return found
+
+
+class ExactVerifier(Verifier):
+    """The table as a grade in [-1.73, 1.73]: neither right nor wrong."""
+
+    name = "exact_reward"
+
+    def __init__(self, suite: Exact) -> None:
+        self.seed, self.ties = suite.shared_seed, suite.ties
+
+    def verify(self, prompt, completion):
+        """Return what an answer is worth."""
+        return worth(self.seed, self.ties, prompt_text(prompt.text), completion)
+
+
+class ExactReward(Judge):
+    """The table again: here what is learned and what is measured are the same, on purpose."""
+
+    name = "exact_reward"
+
+    def prepare(self, suite, stages):
+        """Take the table of the suite."""
+        if not isinstance(suite, Exact):
+            raise UsageError(f"The judge exact_reward knows the suite exact only, not {suite.name}.")
+        self.reward = suite.reward
+
+    def score(self, prompts, completions):
+        """Return what each answer is worth."""
+        return [self.reward(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+
+
+@hookimpl
+def register_suites(register):
+    register(Exact)
+
+
+@hookimpl
+def register_judges(register):
+    register(ExactReward)

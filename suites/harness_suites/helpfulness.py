@@ -1,0 +1,136 @@
+"""Helpfulness: instructions with checkable constraints, and a graded gold judge that reads how many were kept.
+
+A request names a topic, a length, one or two words to mention, one or two to avoid, and perhaps asks for politeness.
+Gold is `requests.Reading.score`. Preferences come from the Bradley-Terry labeller on gold, optionally biased towards
+long replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+from harness import hookimpl
+from harness.contracts import SPLITS, Judge
+from harness.data import Demonstration, Principle, Prompt
+from harness.errors import UsageError
+
+from .embedded import Embedded
+from .world import requests
+from .world.requests import Reading, Request
+
+SIZES = {"demonstrations": 6000, "preferences": 4000, "train": 4000, "validation": 1024, "test": 2048}
+
+
+@cache
+def requests_of(seed: int) -> dict[str, tuple[Request, ...]]:
+    """Return the requests by split, all distinct."""
+    rng, seen = Random(f"helpfulness/{seed}"), set()
+    drawn: dict[str, tuple[Request, ...]] = {}
+    for split in SPLITS:
+        found: list[Request] = []
+        while len(found) < SIZES[split]:
+            request = requests.write_long_request(rng)
+            if request not in seen:
+                seen.add(request)
+                found.append(request)
+        drawn[split] = tuple(found)
+    return drawn
+
+
+@dataclass
+class Helpfulness(Embedded):
+    """Answer a request as it asks: so many words of its topic, some of them named, some avoided, politely or not."""
+
+    name, version = "helpfulness", "1"
+    judge_name, usual_length = "helpfulness_gold", 9
+
+    settings = {  # chosen on the validation split
+        "stage.sft": {"steps": 200, "batch_size": 32, "learning_rate": 2e-3},
+        "stage.preferences": {"prompts": 2000, "completions": 4},
+        "stage.reward_model": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "pooling": "sum"},
+        "*": {"learning_rate": 5e-4, "batch_size": 32},
+        "dpo": {"beta": 0.3, "learning_rate": 5e-4, "batch_size": 32, "steps": 150},
+        "ppo": {
+            "steps": 50, "batch_size": 64, "num_generations": 4, "num_ppo_epochs": 1, "minibatch_size": 16,
+            "learning_rate": 1e-3, "lr_final": 0.1, "beta": 0.1, "gae_lambda": 1.0, "vf_coef": 1.0,
+            "clip_range_value": 0.0,
+        },
+    }  # fmt: skip
+    quick = {
+        "stage.sft": {"steps": 20},
+        "stage.preferences": {"prompts": 120},
+        "stage.reward_model": {"epochs": 1},
+        "stage.evaluation": {"prompts": 64},
+        "dpo": {"steps": 6},
+        "ppo": {"steps": 3, "batch_size": 16},
+        "best_of_n": {"n": 4},
+    }
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """Return the prompts of a split."""
+        return [
+            Prompt(f"{split}/{i}", request.prompt) for i, request in enumerate(requests_of(self.shared_seed)[split])
+        ]
+
+    def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
+        """Return replies of mixed quality."""
+        return [Demonstration(prompt, self._demonstration(prompt)) for prompt in self.prompts(split)]
+
+    def principles(self) -> list[Principle]:
+        """Return the constitution: each sentence sees one side of a reply, none of them the whole of gold."""
+
+        def check(measure: Callable[[Reading], float]) -> Callable[[Prompt, str], float]:
+            return lambda prompt, text: measure(requests.read_reply(self.request(prompt.id), text))
+
+        return [
+            Principle("length", "A good reply has as many words as it was asked for.", check(lambda r: -r.miss)),
+            Principle("mention", "A good reply names what it was asked to mention.", check(lambda r: r.mention)),
+            Principle("avoid", "A good reply leaves out what it was asked to avoid.", check(lambda r: r.avoid)),
+            Principle("polite", "A good reply is polite if and only if that was asked.", check(lambda r: r.polite)),
+            Principle("topic", "A good reply keeps to the topic.", check(lambda r: -r.stray)),
+            Principle("fluent", "A good reply does not stammer and ends.", check(lambda r: r.finished - r.repeats)),
+        ]
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Politeness, ten words and three too many, the full stop and the end: 16."""
+        return 16
+
+    def request(self, prompt_id: str) -> Request:
+        """Return the request behind a prompt."""
+        split, _, index = prompt_id.partition("/")
+        return requests_of(self.shared_seed)[split][int(index)]
+
+    def _demonstration(self, prompt: Prompt) -> str:
+        rng = Random(f"demonstration/{self.shared_seed}/{prompt.id}")
+        return requests.demonstration(rng, self.request(prompt.id))
+
+
+class HelpfulnessGold(Judge):
+    """The graded score of a reply against its request's constraints."""
+
+    name = "helpfulness_gold"
+
+    def prepare(self, suite, stages):
+        """Take the requests of the suite."""
+        if not isinstance(suite, Helpfulness):
+            raise UsageError(f"The judge helpfulness_gold knows the suite helpfulness only, not {suite.name}.")
+        self.request = suite.request
+
+    def score(self, prompts, completions):
+        """Return a score in [-4, 4] per reply."""
+        pairs = zip(prompts, completions, strict=True)
+        return [requests.read_reply(self.request(p.id), text).score for p, text in pairs]
+
+
+@hookimpl
+def register_suites(register):
+    register(Helpfulness)
+
+
+@hookimpl
+def register_judges(register):
+    register(HelpfulnessGold)

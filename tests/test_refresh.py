@@ -1,0 +1,420 @@
+"""Rewards kept fresh: a labeller in a process of its own, its bill, its end; runs killed while it works."""
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from random import Random
+
+import pytest
+import torch
+
+from harness.data import Prompt
+from harness.desk import LabelDesk
+from harness.errors import HarnessError
+from harness.registry import installed, load_file
+from harness.rewards import bradley_terry_loss
+from harness.scoring import fresh_loss
+from harness.seeds import derive
+from harness.spec import Request, make_judge, make_labeller, make_suite, resolve
+
+from .test_isolation import neighbours, secrets
+from .test_resume import Watched
+from .tools import ENV, command, finished, fresh, on_small, outputs, plugin, results, small_suite
+
+# A labeller that says where it works, prints to where answers go, and fails in the way $FAIL names.
+TELLING = """
+import os
+import time
+from dataclasses import dataclass
+
+from harness import Comparison, Labeller, hookimpl
+from harness.errors import UsageError
+
+
+@dataclass
+class Telling(Labeller):
+    name = "telling"
+    human = False
+
+    dear: float = 0.0  # how many more pairs it says it was asked about than it answered
+
+    def prepare(self, suite, judge):
+        self.judge, self.asked = judge, 0
+        with open(os.environ["PIDS"], "a") as stream:
+            print(os.getpid(), file=stream)
+        print("hello, this is no answer", flush=True)
+        if os.environ.get("FAIL") == "prepare":
+            raise UsageError("There is nobody to ask.")
+
+    def compare(self, prompt, completions, lengths, rng):
+        fail = os.environ.get("FAIL") if prompt.id.startswith("train/") else None
+        if fail == "raise":
+            raise RuntimeError("no opinion\\non this one")
+        if fail == "exit":
+            os._exit(3)
+        if fail == "sleep":
+            time.sleep(300)
+        print("thinking", flush=True)
+        self.asked += len(completions) // 2
+        return [Comparison(i, i + 1, rng.choice((0.9, 0.2))) for i in range(0, len(completions) - 1, 2)]
+
+    def usage(self):
+        return {"asked": self.asked + self.dear} if self.dear else {}
+
+    def revise(self, prompt, completion, principle, rng):
+        return f"{principle.id} {completion}"
+
+
+@hookimpl
+def register_labellers(register):
+    register(Telling)
+"""
+
+
+@pytest.fixture(scope="module")
+def telling():
+    return plugin(fresh("plugins"), "telling", TELLING)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def gone(pids, within=10.0):
+    """Whether processes have ended, or do so soon."""
+    end = time.monotonic() + within
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not any(map(alive, pids))
+
+
+# -- the desk ----------------------------------------------------------------------------------------------------------
+
+
+class Office:
+    """Desks on the suite `small`, opened in this process."""
+
+    def __init__(self, telling, monkeypatch):
+        self.files, self.env, self.pids_file = (str(small_suite()), str(telling)), monkeypatch, fresh("pids") / "pids"
+        monkeypatch.setenv("PIDS", str(self.pids_file))
+        self.registry = installed.__wrapped__()  # one of its own: files stay loaded
+        for file in self.files:
+            load_file(self.registry, file)
+
+    def spec(self, labeller=None, settings=()):
+        fixed = {"quick": True, "labeller": labeller}
+        asked = Request("ppo", "small", ("reward_refresh=2",), labeller_settings=settings, fixed=fixed)
+        return resolve(asked, self.registry)
+
+    def desk(self, *args, fail=None):
+        self.env.setenv("FAIL", fail or "")
+        return LabelDesk(self.spec(*args), self.files, human=True)
+
+    @property
+    def pids(self):
+        return [int(line) for line in self.pids_file.read_text().split()]
+
+
+@pytest.fixture
+def office(telling, monkeypatch):
+    return Office(telling, monkeypatch)
+
+
+TEXTS = [["painter opened dam in milan .", "artist sold ship .", "nobody knows what follows .", "x ."], ["a .", "b ."]]
+ASKED = (["train/3", "train/5"], TEXTS, [[7, 5, 6, 3], [3, 3]])
+
+
+def test_the_desk_says_what_the_labeller_would_say_here(office):
+    spec = office.spec()
+    suite = make_suite(spec, office.registry)
+    judge, labeller = make_judge(spec, suite, office.registry), make_labeller(spec, suite, office.registry)
+    judge.prepare(suite, None), labeller.prepare(suite, judge)
+    desk = office.desk()
+    said, asked = desk.compare(*ASKED, key=[0, 2])
+    prompts = {p.id: p for p in suite.prompts("train")}
+    for row, name, texts, lengths in zip(said, *ASKED, strict=True):
+        rng = Random(derive(spec.shared_seed, spec.seed, "fresh labels", 0, 2, name))
+        assert row == labeller.compare(prompts[name], texts, lengths, rng)
+    assert asked == 7 and desk.compare(*ASKED, key=[0, 2]) == (said, 7)
+    assert any(desk.compare(*ASKED, key=[0, turn])[0] != said for turn in (4, 6, 8))  # other turns, other errors
+    desk.close()
+
+
+def test_what_a_labeller_prints_is_no_answer(office):
+    desk = office.desk("telling")
+    said, asked = desk.compare(*ASKED, key=[0, 2])
+    assert [[(c.first, c.second) for c in row] for row in said] == [[(0, 1), (2, 3)], [(0, 1)]] and asked == 3
+    desk.close()
+    assert gone(office.pids, 0)
+
+
+def test_a_labellers_own_count_is_the_bill_each_time(office):
+    desk = office.desk("telling", ("dear=2",))
+    assert [desk.compare(*ASKED, key=[0, turn])[1] for turn in (2, 4)] == [3, 3]  # what it had counted before is paid
+    desk.close()
+
+
+def test_revisions_come_from_the_desk_as_well(office):
+    desk = office.desk("telling")
+    revised = desk.revise(ASKED[0], TEXTS, 2, key=[0, 0])
+    known = {p.id for p in make_suite(office.spec(), office.registry).principles()}
+    for row, texts in zip(revised, TEXTS, strict=True):
+        for text, before in zip(row, texts, strict=True):
+            *names, rest = text.split(" ", 2)
+            assert rest == before and set(names) <= known
+    assert revised == desk.revise(ASKED[0], TEXTS, 2, key=[0, 0]) != desk.revise(ASKED[0], TEXTS, 2, key=[0, 1])
+    desk.close()
+
+
+def test_a_labeller_that_does_not_revise_is_one_message(office):
+    desk = office.desk()
+    with pytest.raises(HarnessError, match="The labeller failed: .*bradley_terry compares"):
+        desk.revise(ASKED[0], TEXTS, 1, key=[0, 0])
+    desk.close()
+
+
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [("raise", "The labeller failed: RuntimeError: no opinion"), ("exit", "The labeller's process ended: exit code 3")],
+)
+def test_a_labeller_that_fails_is_one_message(office, fail, message):
+    desk = office.desk("telling", fail=fail)
+    with pytest.raises(HarnessError, match=message):
+        desk.compare(*ASKED, key=[0, 2])
+    desk.close()
+    assert gone(office.pids, 0)
+
+
+def test_a_labeller_that_cannot_be_opened_leaves_no_process(office):
+    with pytest.raises(HarnessError, match="^The labeller failed: There is nobody to ask.$"):
+        office.desk("telling", fail="prepare")
+    assert len(office.pids) == 1 and gone(office.pids, 0)
+
+
+def test_closing_ends_a_labeller_in_the_middle_of_an_answer(office):
+    desk = office.desk("telling", fail="sleep")
+    caught = []
+
+    def ask():
+        try:
+            desk.compare(*ASKED, key=[0, 2])
+        except HarnessError as error:
+            caught.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.5)
+    assert alive(office.pids[0])  # the negative control: it is at work
+    begun = time.monotonic()
+    desk._child.stdin.close()
+    asking.join(10)
+    assert time.monotonic() - begun < 8 and gone(office.pids, 1) and len(caught) == 1
+
+
+def test_a_labeller_does_not_outlive_a_killed_process(office, telling):
+    code = (
+        "import sys; from harness.desk import LabelDesk; from harness.spec import Request, resolve\n"
+        "from harness.registry import installed, load_file\n"
+        f"files = {office.files!r}; registry = installed(); [load_file(registry, f) for f in files]\n"
+        "fixed = {'quick': True, 'labeller': 'telling'}\n"
+        "desk = LabelDesk(resolve(Request('ppo', 'small', fixed=fixed), registry), files, True)\n"
+        f"print('open', flush=True); desk.compare(*{ASKED!r}, key=[0, 2])\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, **ENV, "FAIL": "sleep"}
+    )
+    assert parent.stdout.readline() == "open\n"
+    time.sleep(0.3)
+    assert alive(office.pids[0])
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert gone(office.pids, 5)
+
+
+# -- a loss on fresh labels --------------------------------------------------------------------------------------------
+
+
+def test_fresh_labels_survive_parts_of_a_batch_with_as_many_tokens_as_completions(tokens, make_batch):
+    batch = make_batch(tokens, words=(2, 3), lengths=((1, 2), (2, 1)))  # K = T = 2
+    preferred = torch.tensor([[[0.0, 1.0], [0.0, 0.0]], [[0.0, 0.25], [0.75, 0.0]]])
+    scores = torch.tensor([[0.3, -0.2], [1.0, 0.5]])
+    whole = batch.with_columns(preferred=preferred.flatten(1))
+    short = make_batch(tokens, words=(2, 3), lengths=((1, 1), (2, 1))).with_columns(preferred=preferred.flatten(1))
+    for b in (whole, short):
+        for i in range(2):
+            part = b.select([i])
+            expected = bradley_terry_loss(scores[i : i + 1], preferred[i : i + 1])
+            assert torch.equal(fresh_loss(scores[i : i + 1], part), expected)
+    cut = short.with_columns(preferred=preferred).select([0])  # the negative control
+    assert cut["preferred"].shape == (1, 2, 1)
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+FRESH = ["--set", "reward_refresh=2", "--set", "steps=6"]
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_of(*more, method="ppo"):
+    """The folder of a quick run in the session's results."""
+    before = set((results() / "runs" / "small" / method).glob("*"))
+    done = command(*on_small(method, *more, results=results()))
+    assert done.code == 0, done.text
+    (folder,) = set((results() / "runs" / "small" / method).glob("*")) - before
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole():
+    finished("ppo")  # the artifacts
+    return run_of(*FRESH)
+
+
+def test_fresh_labels_are_billed_to_the_method(whole):
+    cost = json.loads((whole / "result.json").read_text())["cost"]
+    own, usual = cost["method"], json.loads((finished("ppo") / "result.json").read_text())["cost"]
+    assert 2 * 8 * 3 <= own["labels"] <= 2 * 8 * 6 and own["ai_labels"] == 0  # two refreshes, 8 prompts, C(4, 2) pairs
+    assert cost["labels"] == own["labels"] + usual["labels"] and cost["budget_used"]["labels"] == own["labels"]
+    assert usual["method"]["labels"] == 0  # the negative control
+    assert own["samples"] == 6 * 8 + 2 * 8 * 4
+
+
+def test_the_reward_model_is_trained_on_them(whole):
+    rows = rows_of(whole)
+    assert ["reward_accuracy" in row for row in rows] == [False, False, True, False, True, False]
+    assert rows[:2] == [{**row, "step": row["step"]} for row in rows[:2]] and rows[0]["reward"] != rows[3]["reward"]
+    stale = rows_of(run_of("--set", "steps=6"))
+    assert [a["reward"] == b["reward"] for a, b in zip(rows, stale, strict=True)] == [True, True] + [False] * 4
+
+
+def test_killed_around_a_refresh_it_ends_in_the_same_bytes(whole):
+    watched = Watched()
+    done, seen = watched.run("ppo", "ppo 3", *FRESH)  # the first refresh is lost
+    assert done.code == -signal.SIGKILL and seen["ppo"] == [1, 2, 3]
+    done, seen = watched.run("ppo", "ppo 2", *FRESH)  # one is kept, and has to be gone on from
+    assert done.code == -signal.SIGKILL and seen["ppo"] == [3, 4]
+    done, seen = watched.run("ppo", "ppo 2", *FRESH)
+    assert done.code == -signal.SIGKILL and seen["ppo"] == [4, 5]
+    assert watched.rest("ppo", *FRESH).code == 0
+    (folder,) = (watched.folder / "runs" / "small" / "ppo").iterdir()
+    assert outputs(folder) == outputs(whole)
+    killed, complete = (json.loads((f / "result.json").read_text())["cost"] for f in (folder, whole))
+    for name in ("labels", "samples", "steps", "reward_queries", "flops"):
+        assert killed["method"][name] == complete["method"][name], name
+
+
+def test_a_budget_of_labels_ends_the_run(whole):
+    folder = run_of(*FRESH, "--budget", "labels=20")
+    assert len(rows_of(folder)) == 3
+
+
+@pytest.mark.parametrize("fail", ["", "raise", "exit"])
+def test_no_process_is_left_when_a_run_ends(telling, fail):
+    pids = fresh("pids") / "pids"
+    args = on_small("ppo", "-p", telling, "--labeller", "telling", *FRESH, results=results())
+    done = command(*args, env={"PIDS": str(pids), "FAIL": fail})
+    found = [int(p) for p in pids.read_text().split()]
+    assert len(found) == (2 if fail == "" else len(found)) and gone(found, 1)
+    assert done.code == (1 if fail else 0), done.text
+    if fail:
+        assert "Traceback" not in done.text
+        told = {"raise": "The labeller failed: RuntimeError: no opinion", "exit": "ended: exit code 3"}[fail]
+        assert told in done.err
+
+
+HOSTILE = '''
+"""Has its reward refreshed and samples revised, and looks for whoever did that."""
+
+import gc
+import json
+import os
+import sys
+import types
+from dataclasses import dataclass
+
+from harness import Judge, Labeller, OnPolicyOptions, Prompt, Suite, hookimpl
+from harness.desk import LabelDesk
+
+{walker}
+
+
+@dataclass
+class Refreshing(OnPolicyOptions):
+    name = "refreshing"
+
+    def labeller(self):
+        return "constitution"
+
+    def train(self, lab):
+        for prompts, batch in self.rollouts(lab):
+            lab.revise(batch)
+        roots = (lab, sys._getframe())
+        found, looked_at = secrets(*roots, contracts=(Judge, Labeller, Suite), is_prompt=Prompt)
+        desks, _ = secrets(*roots, contracts=(LabelDesk,))
+        json.dump([found, looked_at, desks], open(os.environ["FOUND"], "w"))
+        return lab.policy
+
+
+@hookimpl
+def register_methods(register):
+    register(Refreshing)
+'''
+
+
+def test_no_labeller_judge_or_suite_can_be_reached_from_the_method():
+    walker = "\n\n".join(inspect.getsource(f) for f in (neighbours, secrets))
+    hostile = plugin(fresh("plugins"), "refreshing", HOSTILE.format(walker=walker))
+    file = fresh("found") / "found.json"
+    more = ("-p", hostile, "--set", "reward_refresh=1", "--set", "steps=2", "--set", "batch_size=4")
+    done = command(*on_small("refreshing", *more, results=results()), env={"FOUND": str(file)})
+    assert done.code == 0, done.text
+    found, looked_at, desks = json.loads(file.read_text())
+    assert found == [] and looked_at > 1000
+    assert desks == ["harness.desk.LabelDesk"]  # the walk did come by the desk
+    (folder,) = (results() / "runs" / "small" / "refreshing").iterdir()
+    cost = json.loads((folder / "result.json").read_text())["cost"]
+    assert cost["labels"] == 0 and cost["method"]["ai_labels"] > 2 * 4 * 8  # revisions and fresh labels
+    assert secrets(Prompt("test/1", "x"), is_prompt=Prompt)[0]  # the negative control of the walker itself
+
+
+# -- what else is against reward hacking -------------------------------------------------------------------------------
+
+
+def test_a_length_penalty_is_taken_off_every_reward():
+    usual, penalised = rows_of(finished("ppo")), rows_of(run_of("--set", "length_penalty=0.1"))
+    assert penalised[0]["length"] == usual[0]["length"]  # the first rollout is the start checkpoint's
+    assert penalised[0]["reward"] == pytest.approx(usual[0]["reward"] - 0.1 * usual[0]["length"], abs=1e-5)
+    assert [r["loss"] for r in penalised] != [r["loss"] for r in usual]
+
+
+def test_ensembles_combine_their_members():
+    usual = rows_of(finished("ppo"))[0]["reward"]
+    members = ("--set", "reward_members=2")
+    first = {how: rows_of(run_of(*members, "--set", f"reward_combine={how}")) for how in (
+        "mean", "worst", "uncertainty")}  # fmt: skip
+    mean, worst, unsure = (first[how][0]["reward"] for how in ("mean", "worst", "uncertainty"))
+    assert worst < unsure < mean and usual not in (mean, worst, unsure)
+    assert len({tuple(row["loss"] for row in rows) for rows in first.values()}) == 3
+
+
+def test_beta_is_steered_towards_the_target():
+    usual = rows_of(finished("ppo"))
+    rows = rows_of(run_of("--set", "adaptive_beta=true", "--set", "kl_target=0.05", "--set", "kl_gain=0.5"))
+    assert {row["beta"] for row in usual} == {usual[0]["beta"]} == {rows[0]["beta"]}
+    for now, then in zip(rows[1:], rows[:-1], strict=True):
+        error = min(0.2, max(-0.2, then["kl"] / 0.05 - 1))
+        assert now["beta"] == pytest.approx(then["beta"] * (1 + 0.5 * error))
+    assert len({row["beta"] for row in rows}) > 1

@@ -1,0 +1,225 @@
+"""What a method sees of the lab's streams: positions that go on, `break`, restarts, state, and what is refused."""
+
+import copy
+import shutil
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from harness.data import Demonstration
+from harness.lab import Lab, Supplies
+from harness.loop import Checkpoints, Loop
+from harness.shared_options import GradientMethod
+from harness.stages.preferences import LabelledPair
+from harness.training import Trainer
+
+
+class Killed(BaseException):
+    pass
+
+
+@dataclass
+class Plain(GradientMethod):
+    name = "plain"
+
+    learning_rate: float = 0.05
+    batch_size: int = 2
+
+    def train(self, lab):
+        return lab.policy
+
+
+@pytest.fixture
+def make_lab(tiny_model, tokens, make_prompts, accelerator, bench, meter, tmp_path):
+    """The factory of labs over one checkpoint folder: `make_lab(die=3)` is killed in the third turn logged."""
+
+    def make(die=0, folder="checkpoint", **options):
+        trainer = Trainer(Plain(**options), accelerator, meter, 64)
+
+        def on_step(turn, total, row):
+            if row["step"] == die:
+                raise Killed
+
+        loop = Loop(trainer, Checkpoints(tmp_path / folder, 0.0), meter, on_step)
+        prompts = make_prompts([3, 1, 4, 2, 5, 3, 2])
+        pairs = [LabelledPair(p, [10 + i, 2], [30 + i, 40, 2], 1.0 - 0.05 * i) for i, p in enumerate(prompts)]
+        demos = [Demonstration(p, f"w{i} w{i + 1}") for i, p in enumerate(prompts)]
+        start = copy.deepcopy(tiny_model)
+        return Lab(Plain(**options), Supplies(start, tokens, prompts, pairs, demos), bench(temperature=0.7), loop), loop
+
+    return make
+
+
+def ids(prompts):
+    return [p.id for p in prompts.prompts]
+
+
+def nll(logp, batch):
+    return -logp
+
+
+def test_a_second_stream_goes_on_where_the_first_ended(make_lab):
+    lab, _ = make_lab()
+    rounds = [[ids(prompts) for prompts in lab.prompts(2)] for _ in range(2)]
+    whole = [ids(prompts) for prompts in make_lab(folder="other")[0].prompts(4)]
+    assert rounds[0] + rounds[1] == whole and rounds[0] != rounds[1]
+    assert len(set(sum(whole, []))) == 7  # 8 drawn, 7 there are: an epoch goes by before any comes again
+
+
+def test_streams_of_two_kinds_do_not_share_positions(make_lab):
+    lab, _ = make_lab()
+    list(lab.pairs(steps=3))
+    assert [ids(p) for p in lab.prompts(2)] == [ids(p) for p in make_lab(folder="other")[0].prompts(2)]
+
+
+def rounds_with_break(lab, seen):
+    """Two streams, the first left by break in its third turn; a step in each turn."""
+    for n, stop in ((6, 3), (3, 9)):
+        for prompts in lab.prompts(n):
+            seen.append(ids(prompts))
+            lab.step(nll, lab.rollout(prompts, 2))
+            if lab.turn + 1 == stop:
+                break
+    lab._loop.finish()
+    return torch.nn.utils.parameters_to_vector(lab.policy.model.parameters()).detach()
+
+
+@pytest.mark.parametrize("die", [1, 2, 4, 5])
+def test_a_stream_left_by_break_is_not_gone_into_again(make_lab, die, tmp_path):
+    seen = []
+    lab, loop = make_lab()
+    weights = rounds_with_break(lab, seen)
+    assert len(loop.rows) == 6 and len(seen) == 6
+    again = []
+    assert torch.equal(rounds_with_break(make_lab()[0], again), weights) and not again  # finished: nothing is repeated
+    shutil.rmtree(tmp_path / "checkpoint")
+    cut = []
+    with pytest.raises(Killed):
+        rounds_with_break(make_lab(die=die)[0], cut)
+    rest = []
+    assert torch.equal(rounds_with_break(make_lab()[0], rest), weights)
+    assert seen[len(seen) - len(rest) :] == rest and len(rest) in (6 - die, 7 - die)
+
+
+def test_a_turn_that_raises_is_not_done(make_lab):
+    lab, _ = make_lab()
+    seen = []
+    with pytest.raises(RuntimeError, match="mine"):
+        for prompts in lab.prompts(3):
+            seen.append(ids(prompts))
+            if len(seen) == 2:
+                raise RuntimeError("mine")
+    again = [ids(prompts) for prompts in make_lab()[0].prompts(3)]
+    assert again[0] == seen[1] and len(again) == 2
+
+
+@pytest.mark.parametrize("what", ["step", "rollout"])
+def test_what_a_restart_would_repeat_is_refused_outside_a_stream(make_lab, what):
+    lab, _ = make_lab()
+    for prompts in lab.prompts(1):
+        batch = lab.rollout(prompts)
+        lab.step(nll, batch)
+    with pytest.raises(ValueError, match="belongs into a stream"):
+        lab.step(nll, batch) if what == "step" else lab.rollout(prompts)
+
+
+@pytest.mark.parametrize("state", [{"a": (1, 2)}, {"a": {2: 1, 10: 1}}, {"a": {"b": {1: 0}}}])
+def test_state_that_would_come_back_as_something_else_is_refused(make_lab, state):
+    lab, _ = make_lab()
+    with pytest.raises((ValueError, TypeError), match="JSON"):
+        for _ in lab.prompts(2):
+            lab.state.update(state)
+
+
+def test_state_comes_back(make_lab):
+    lab, loop = make_lab(die=2)
+    with pytest.raises(Killed):
+        for _ in lab.prompts(3):
+            lab.state["n"] = lab.state.get("n", 0) + 1
+            lab.state["list"] = [1, {"x": None}]
+    assert make_lab()[0].state == {"n": 1, "list": [1, {"x": None}]}
+
+
+def test_metrics_logged_after_the_last_turn_are_kept(make_lab):
+    lab, loop = make_lab()
+    for _ in lab.prompts(2):
+        lab.log(a=1.0)
+    lab.log(late=5.0)
+    loop.finish()
+    assert [row.get("late") for row in loop.rows] == [None, 5.0]
+
+
+def test_pairs_have_the_temperature_of_sampling_and_the_labellers_doubt(make_lab):
+    lab, _ = make_lab()
+    (pairs,) = lab.pairs(steps=1)
+    assert pairs.temperature == 0.7 and pairs.shape == (2, 2, 3)
+    by_id = {f"p{i}": 1.0 - 0.05 * i for i in range(7)}
+    assert pairs["p"].tolist() == pytest.approx([by_id[name] for name in ids(pairs.prompts)])
+    assert pairs["completion_ids"][:, 0, 0].max() < 30 <= pairs["completion_ids"][:, 1, 0].min()
+
+
+def test_shuffled_labels_turn_about_half_the_pairs_and_always_the_same(make_lab):
+    def turned(folder):
+        lab, _ = make_lab(batch_size=7, folder=folder)
+        (pairs,) = lab.pairs(steps=1, shuffle_labels=True)
+        return dict(zip(ids(pairs.prompts), (pairs["completion_ids"][:, 0, 0] >= 30).tolist(), strict=True))
+
+    one = turned("one")
+    assert 0 < sum(one.values()) < 7 and turned("other") == one
+
+
+def test_labelled_completions_are_those_of_the_pairs_each_on_its_own(make_lab):
+    lab, _ = make_lab(batch_size=14)
+    (batch,) = lab.labelled(steps=1)
+    assert batch.shape == (14, 1, 3) and batch["label"].sum() == 7 and batch.temperature == 0.7
+    assert ((batch["completion_ids"][:, 0, 0] < 30) == (batch["label"] == 1)).all()
+
+
+def test_mismatched_rows_keep_the_prompt_and_take_the_next_completion(make_lab):
+    lab, _ = make_lab(batch_size=5)
+    (batch,) = lab.labelled(steps=1)
+    other = batch.mismatched()
+    assert ids(other.prompts) == ids(batch.prompts) and set(other) == {"completion_ids", "mask"}
+    assert torch.equal(other["completion_ids"][:-1], batch["completion_ids"][1:])
+    assert torch.equal(other["mask"][-1], batch["mask"][0]) and other.temperature == batch.temperature
+
+
+def test_demonstrations_of_one_turn_differ(make_lab):
+    lab, _ = make_lab()
+    for _ in lab.prompts(1):
+        one, two = lab.demonstrations(4), lab.demonstrations(4)
+    assert ids(one.prompts) != ids(two.prompts) or not torch.equal(one["completion_ids"], two["completion_ids"])
+
+
+def moving(lab):
+    """Move the reference every second turn; return its weights and what it gave to a batch in the last turn."""
+    told = None
+    for prompts in lab.prompts(5):
+        batch = lab.rollout(prompts, 2)
+        told = lab.reference.logp(batch).sum()
+        lab.step(nll, batch)
+        if lab.turn % 2:
+            lab.move_reference()
+    weights = lab.reference.model.state_dict()
+    return {name: w.clone() for name, w in weights.items()}, told
+
+
+@pytest.mark.parametrize("die", [2, 3, 5])
+def test_a_moved_reference_survives_a_restart_and_the_start_stays(make_lab, die, tmp_path, tiny_model):
+    lab, _ = make_lab()
+    whole, told = moving(lab)
+    start = lab.start.model.state_dict()
+    assert any(not torch.equal(w, start[name]) for name, w in whole.items())
+    assert all(torch.equal(w, tiny_model.state_dict()[name]) for name, w in start.items())
+    shutil.rmtree(tmp_path / "checkpoint")
+    with pytest.raises(Killed):
+        moving(make_lab(die=die)[0])
+    again, told_again = moving(make_lab()[0])
+    assert all(torch.equal(again[name], w) for name, w in whole.items()) and torch.equal(told, told_again)
+
+
+def test_pairs_trained_on_are_counted(make_lab, meter):
+    lab, _ = make_lab()
+    list(lab.pairs(steps=3))
+    assert meter.phases["update"].pairs == 6
