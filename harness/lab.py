@@ -309,6 +309,11 @@ class Lab:
         return self._loop.state
 
     @property
+    def max_new_tokens(self) -> int:
+        """How long a completion may be, in tokens: the suite's limit."""
+        return self._bench.sampling.max_new_tokens
+
+    @property
     def turn(self) -> int:
         """The current turn of the stream, from 0; a counter of the method's own would forget it at a restart."""
         return self._loop.turn

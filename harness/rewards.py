@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,6 +99,14 @@ def preferred_of(said: Sequence[Sequence[Comparison]], k: int) -> Tensor:
         for c in row:
             table[c.first, c.second], table[c.second, c.first] = c.p, 1 - c.p
     return preferred
+
+
+def ranking_loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return (B,) Bradley-Terry losses of scores (B, K) of a batch with a column `preferred` (B, K K).
+
+    The column is `preferred_of` laid flat: three dimensions are for what each token has.
+    """
+    return bradley_terry_loss(scores, batch["preferred"].view(-1, scores.shape[1], scores.shape[1]))
 
 
 def pair_accuracy(scores: Tensor, preferred: Tensor) -> tuple[int, int]:

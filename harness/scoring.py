@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from .contracts import Method, Verifier
 from .desk import LabelDesk
 from .errors import Diverged
 from .meter import Meter
-from .rewards import RewardModel, bradley_terry_loss, combine, pair_accuracy, preferred_of
+from .rewards import RewardModel, combine, pair_accuracy, preferred_of, ranking_loss
 from .rollout import Sampler
 from .shared_options import RewardOptions
 from .tokens import Batch, PromptBatch, Tokens
@@ -88,10 +87,9 @@ class Scoring:
             right, pairs = pair_accuracy(model.raw(batch, self._bench), preferred)
         if pairs:
             self._lab.log(**{f"{model.role.name}_accuracy": right / pairs})
-        # (B, K K): of a (B, K, K) column with K = T, a part would lose what it takes for padding
         batch = batch.with_columns(preferred=preferred.flatten(1))
         for part in self._lab.minibatches(batch, self._supplies.refresh.batch_size):
-            term = Term(fresh_loss, part, model.role)
+            term = Term(ranking_loss, part, model.role)
             with self._bench.meter.phase("update"):
                 self._loop.trainer.step([term], self._loop.progress)
 
@@ -138,11 +136,6 @@ class Scoring:
                     rate = self._supplies.refresh.learning_rate * REFRESH_RATE
                     self._loop.trainer.add(model.role.name, model.model.requires_grad_(True), rate)
         return self._models
-
-
-def fresh_loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return (B,) Bradley-Terry losses of scores (B, K) on fresh labels, `preferred` (B, K K)."""
-    return bradley_terry_loss(scores, batch["preferred"].unflatten(1, (scores.shape[1], scores.shape[1])))
 
 
 def verdicts(verifier: Verifier | None, batch: Batch, tokens: Tokens, meter: Meter) -> Tensor:

@@ -193,7 +193,7 @@ def _code(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> di
     judge, labeller, own = spec.judge or suite.judge_name, spec.labeller or suite.labeller_name, method.labeller()
     return {
         "harness": harness_digest(), "method": source_digest(type(method)), "suite": package_digest(type(suite)),
-        "engine": package_digest(registry.get("engines", spec.engine)),
+        "engine": source_digest(registry.get("engines", spec.engine)),
         "judge": package_digest(registry.get("judges", judge)),
         "labeller": package_digest(registry.get("labellers", labeller)) if labeller else "",
         "method_labeller": package_digest(registry.get("labellers", own)) if own else "",

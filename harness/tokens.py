@@ -72,8 +72,13 @@ class Batch(Mapping[str, Tensor]):
     def with_columns(self, **columns: Tensor) -> Batch:
         """Return the batch with more columns, or other ones; the original is left as it was."""
         for name, column in columns.items():
-            if column.shape[0] != self.shape[0]:
-                raise ValueError(f"column {name!r} has {column.shape[0]} rows, the batch {self.shape[0]}")
+            if not isinstance(column, Tensor) or not column.dim() or column.shape[0] != self.shape[0]:
+                told = list(column.shape) if isinstance(column, Tensor) else type(column).__name__
+                raise ValueError(f"column {name!r} is a tensor with {self.shape[0]} rows, as the batch has; not {told}")
+            if column.dim() == 3 and column.shape != columns.get("mask", self["mask"]).shape:
+                raise ValueError(
+                    f"column {name!r} {list(column.shape)}: three dimensions are (B, K, T); lay others flat"
+                )
         return Batch(self.prompts, {**self.columns, **columns}, self.temperature)
 
     def select(self, rows: Sequence[int]) -> Batch:

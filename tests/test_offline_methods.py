@@ -16,6 +16,7 @@ from harness_plugins.simpo import SimPO
 from harness_plugins.slic import SLiC, knock_out, shuffled
 
 from harness.enumerate import Enumerated, total_variation
+from harness.options import options_of
 
 LOG2 = math.log(2)
 MASK = torch.tensor([[[1.0, 1, 1, 1], [1, 1, 0, 0]], [[1, 0, 0, 0], [1, 1, 1, 0]], [[1, 1, 0, 0], [1, 1, 0, 0]]])
@@ -327,6 +328,11 @@ def test_numbers_that_make_no_sense_are_refused(make):
     }[make]  # fmt: skip
     with pytest.raises(ValueError):
         make(**bad).check()
+
+
+@pytest.mark.parametrize("make", [IPO, KTO, SimPO, ORPO, SLiC, RRHF])
+def test_every_option_has_a_help(make):
+    assert [name for name, option in options_of(make).items() if not option.help] == []
 
 
 def rrhf_by_hand(lp, lengths, scores, weight, exponent):

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from ..lab import Bench
 from ..models import scalar_from
-from ..rewards import RewardModel, bradley_terry_loss, pair_accuracy, preferred_of
+from ..rewards import RewardModel, pair_accuracy, preferred_of, ranking_loss
 from ..seeds import derive
 from ..spec import RewardModelOptions
 from ..tokens import Batch
@@ -22,11 +20,6 @@ if TYPE_CHECKING:
     from . import Stages
 
 SCALE_ROWS = 512  # rankings over whose completions the spread of the score is taken
-
-
-def loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return (B,) Bradley-Terry losses of the scores (B, K)."""
-    return bradley_terry_loss(scores, batch["preferred"])
 
 
 def make(
@@ -54,7 +47,7 @@ def make(
         for turn in loop.turns(steps):
             rows = rows_at(len(train), turn, options.batch_size, (seed, "rankings"))
             batch = _batch(stages, [train[i] for i in rows])
-            loop.log(loop.trainer.step([Term(loss, batch, reward.role)], loop.progress))
+            loop.log(loop.trainer.step([Term(ranking_loss, batch, reward.role)], loop.progress))
         bench = stages.shop.bench(meter, seed)
         _normalise(reward, stages, train[:SCALE_ROWS], options, bench)
         accuracy = _accuracy(reward, stages, rankings["heldout"], bench)
@@ -67,9 +60,8 @@ def _batch(stages: Stages, rows: list[Row]) -> Batch:
     batch = stages.tokens.batch(
         [prompt_of(row) for row in rows], [row["completion_ids"] for row in rows], stages.shop.device
     )
-    return batch.with_columns(
-        preferred=preferred_of([comparisons_of(row) for row in rows], batch.shape[1]).to(stages.shop.device)
-    )
+    said = preferred_of([comparisons_of(row) for row in rows], batch.shape[1])
+    return batch.with_columns(preferred=said.flatten(1).to(stages.shop.device))
 
 
 def _normalise(reward: RewardModel, stages: Stages, rows: list[Row], options: RewardModelOptions, bench: Bench) -> None:
@@ -87,5 +79,6 @@ def _accuracy(reward: RewardModel, stages: Stages, rows: list[Row], bench: Bench
     if not rows:
         return None
     batch = _batch(stages, rows)
-    right, pairs = pair_accuracy(reward.raw(batch, bench), batch["preferred"])
+    k = batch.shape[1]
+    right, pairs = pair_accuracy(reward.raw(batch, bench), batch["preferred"].view(-1, k, k))
     return round(right / pairs, 4) if pairs else None

@@ -20,7 +20,7 @@ LISTED = 400_000  # entries of the largest table of groups that `optimum` lists
 class GRPO(OnPolicyOptions):
     """Let a prompt's own samples be the baseline: no critic. The defaults are the DeepSeekMath paper's form.
 
-    Dr. GRPO (2503.20783): std_normalise=false, loss_aggregation=constant, beta=0, max_new_tokens set. DAPO
+    Dr. GRPO (2503.20783): std_normalise=false, loss_aggregation=constant, beta=0. DAPO
     (2503.14476): clip_range_high=0.28, loss_aggregation=token-mean, beta=0; its refilling of groups without signal and
     its soft penalty on overlong answers are not here (such groups weigh 0; `length_penalty` is linear).
     """
@@ -53,8 +53,6 @@ class GRPO(OnPolicyOptions):
         self._check_kl()
         if self.loss_aggregation not in ("seq-mean-token-mean", "token-mean", "constant"):
             raise ValueError("loss_aggregation is seq-mean-token-mean, token-mean or constant")
-        if self.loss_aggregation == "constant" and self.max_new_tokens is None:
-            raise ValueError("loss_aggregation=constant divides by max_new_tokens: set it, to the suite's or less")
 
     def _check_kl(self) -> None:
         allowed = {"loss": ("k3", "k2"), "reward": ("k1",)}
@@ -103,7 +101,9 @@ class GRPO(OnPolicyOptions):
         for _, batch in self.rollouts(lab):
             batch = self.experience(lab, batch)
             for part in lab.minibatches(batch, self.minibatch_size or self.batch_size, self.num_iterations):
-                lab.step(lab.term(self.loss, part, reduction=self.reduction(part)))
+                lab.step(
+                    lab.term(self.loss, part, reduction=self.reduction(part, self.max_new_tokens or lab.max_new_tokens))
+                )
         return lab.policy
 
     def experience(self, lab, batch):
@@ -120,10 +120,10 @@ class GRPO(OnPolicyOptions):
         self.report(lab, batch, kl)
         return batch.with_columns(old_logp=batch["logp"], advantages=self.advantages(reward), **more)
 
-    def reduction(self, part):
-        """Return how the lab reduces the token losses of a part."""
+    def reduction(self, part, limit):
+        """Return how the lab reduces the token losses of a part; `limit` is the longest a completion may be."""
         b, k, _ = part.shape
-        return float(b * k * self.max_new_tokens) if self.loss_aggregation == "constant" else self.loss_aggregation
+        return float(b * k * limit) if self.loss_aggregation == "constant" else self.loss_aggregation
 
     # -- theory --------------------------------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class OnlineDPO(OnPolicyOptions):
         log_sigma = torch.nn.functional.logsigmoid
         losses = -(p * log_sigma(h) + (1 - p) * log_sigma(-h))
         right = ((h > 0) == (p > 0.5)) & (h != 0)
-        return (weight * losses).mean(-1), {"accuracy": (weight * right).mean(-1)}
+        return (weight * losses).mean(-1), {"pairs_right": (weight * right).mean(-1)}  # of all, as `pairs_used`
 
     def train(self, lab: Lab) -> Policy:
         """Rollout, labels, one step; rounds end by moving the reference."""

@@ -100,15 +100,25 @@ class PPO(OnPolicyOptions):
         critic = lab.critic(self.shared_critic, self.critic_from_reward, self.critic_learning_rate)
         for _, batch in self.rollouts(lab):
             batch = self.experience(lab, critic, batch)
+            if batch is None:  # a verifier could score none of it
+                continue
             for part in lab.minibatches(batch, self.minibatch_size or self.batch_size, self.num_ppo_epochs):
                 self.update(lab, critic, part)
         return lab.policy
 
     def experience(self, lab, critic, batch):
-        """Attach what the updates need to a scored rollout; all of it is fixed from here on."""
-        mask, logp = batch["mask"], batch["logp"]
+        """Attach what the updates need to a scored rollout; all of it is fixed from here on.
+
+        A completion that could not be scored, NaN, is not a wrong one: none of its tokens is learned from.
+        """
+        known, logp = ~batch["reward"].isnan(), batch["logp"]
         ref_logp, values = lab.reference.logp(batch), critic.values(batch)
-        rewards = self.shaped_rewards(batch["reward"], logp, ref_logp, mask, lab.state["beta"])
+        score = batch["reward"].nan_to_num(0.0)
+        rewards = self.shaped_rewards(score, logp, ref_logp, batch["mask"], lab.state["beta"])
+        mask = batch["mask"] * known[..., None]
+        self.report(lab, batch, (logp - ref_logp).sum(-1))
+        if not known.any():
+            return None
         if self.whiten_rewards:
             rewards = logprobs.masked_whiten(rewards, mask, shift_mean=False)
         advantages = self.advantages(rewards, values, mask)
@@ -116,8 +126,7 @@ class PPO(OnPolicyOptions):
         lab.log(explained_variance=explained_variance(values, returns, mask))
         if self.whiten_advantages:
             advantages = logprobs.masked_whiten(advantages, mask)
-        self.report(lab, batch, ((logp - ref_logp) * mask).sum(-1))
-        return batch.with_columns(old_logp=logp, advantages=advantages, returns=returns, old_values=values)
+        return batch.with_columns(mask=mask, old_logp=logp, advantages=advantages, returns=returns, old_values=values)
 
     def update(self, lab, critic, part):
         """One optimiser step on policy, critic and, if mixed in, demonstrations."""

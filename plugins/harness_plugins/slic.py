@@ -22,9 +22,7 @@ class SLiC(RewardOptions, PairOptions):
 
     name, kind, paper = "slic", "offline preference", "https://arxiv.org/abs/2305.10425"
 
-    mode: str = (
-        "direct"  # direct: the labelled pairs; sample-rank: candidates of the start checkpoint, ranked by reward
-    )
+    mode: str = "direct"  # direct: the labelled pairs; sample-rank: candidates of the start, ranked by the reward
     delta: float = 1.0  # margin, in nats per completion
     lambda_reg: float = 0.1  # weight of the target's likelihood, what keeps the policy near it
     target: str = "chosen"  # what is kept likely: chosen (the best candidate in sample-rank) or demonstrations

@@ -55,6 +55,7 @@ class Exact(Suite):
 
     name, version = "exact", "1"
     judge_name = "exact_reward"
+    enumerable = True
 
     max_tokens: int = 3  # the longest answer, its end included; 1 makes it a bandit
     ties: bool = False  # round the rewards, so that many answers are worth the same
