@@ -162,7 +162,7 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     quick = suite_cls.quick if request.fixed.get("quick") else {}
     asked = parse_settings(request.settings, "--set")
     chosen = _over(
-        recommended(layers, method_cls, request.method) | _shortened(quick, method_cls, request.method), asked
+        recommended(layers, method_cls, request.method, asked) | _shortened(quick, method_cls, request.method), asked
     )
     method = build(method_cls, chosen, f"method {request.method}")
     labeller = method.labeller() or request.fixed.get("labeller") or suite.labeller_name
@@ -218,6 +218,7 @@ def model_files(folder: Path) -> list[Path]:
 def _check_settings(file: SuiteFile, where: str, registry: Registry) -> None:
     """Refuse settings for a method, a stage or an option that does not exist: they would be ignored."""
     for name, options in file.settings.items():
+        name = name.partition(":")[0]
         stage = name.removeprefix("stage.") if name.startswith("stage.") else None
         kind, known = ("stage", STAGES) if stage else ("method", registry.classes["methods"])
         table = f"{where}: [stages.{stage}]" if stage else f"{where}: [settings.{name}]"
@@ -280,10 +281,13 @@ def suite_class(suite: str, registry: Registry) -> type[Suite]:
     return cls
 
 
-def recommended(layers: list[Mapping[str, Mapping[str, Any]]], cls: type, name: str) -> dict[str, Any]:
+def recommended(
+    layers: list[Mapping[str, Mapping[str, Any]]], cls: type, name: str, asked: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the settings a suite recommends for a method: `*` for what the method leaves at the contract's default.
 
-    A method that states a default of its own keeps it over `*`; an entry under the method's name wins over both.
+    A method that states a default of its own keeps it over `*`; an entry under the method's name wins over both. An
+    entry `NAME:OPTION=VALUE` stands in its place where that value was asked for: methods that are several in one.
     """
     inherited = {
         n for n in options_of(cls) if not any(n in vars(base).get("__annotations__", {}) for base in _own(cls))
@@ -291,8 +295,16 @@ def recommended(layers: list[Mapping[str, Mapping[str, Any]]], cls: type, name: 
     values: dict[str, Any] = {}
     for layer in layers:
         values |= {k: v for k, v in layer.get("*", {}).items() if k in inherited and k not in values}
-        values |= layer.get(name, {})
+        values |= _entry(layer, name, asked or {})
     return values
+
+
+def _entry(layer: Mapping[str, Mapping[str, Any]], name: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    for key, values in layer.items():
+        option, _, value = key.removeprefix(f"{name}:").partition("=")
+        if key.startswith(f"{name}:") and str(asked.get(option)) == value:
+            return values
+    return layer.get(name, {})
 
 
 def _shortened(quick: Mapping[str, Mapping[str, Any]], cls: type, name: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def findings(text, results, name="mine", **options):
 def test_a_good_method_passes_every_proof(results):
     found = findings(GOOD, results)
     assert len(found) == 8 and {f.status for f in found.values()} == {PASSED}, found
-    assert "6 turns" in found["runs"].told and "killed in turn 1, 3, 6 of 6" in found["resumable"].told
+    assert "4 turns" in found["runs"].told and "killed in turn 1, 2, 4 of 4" in found["resumable"].told
     text = report("mine", list(found.values()))
     assert "8 proofs, none failed" in text and text.count("\n| ") == 9
 
@@ -203,9 +203,7 @@ CONTRARY = (
 
 def test_a_labeller_who_prefers_the_worse_fails(results):
     file = fresh("plugins") / "contrary.py"
-    file.write_text(
-        CONTRARY.replace('labeller_name = "copying_judge", "copying_labeller"', '= "copying_judge", "contrary"')
-    )
+    file.write_text(CONTRARY.replace('"copying_judge", "copying_labeller"', '"copying_judge", "contrary"'))
     registry = installed.__wrapped__()
     load_file(registry, str(file))
     (finding,) = check("labellers", "contrary", registry, Options(suite="copying", results=results))

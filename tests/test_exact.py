@@ -277,7 +277,7 @@ class ExactLab:
         self.taken, self.state, self.log = 0, {}, lambda **_: None
         self.start = self.reference = SimpleNamespace(table=self.ref, logp=lambda b: self.logp(self.ref, b))
         self.policy = SimpleNamespace(table=self.table, logp=lambda b: self.logp(self.table, b).detach())
-        self.ids = tuple(map(tuple, ids))
+        self.ids, self.max_new_tokens = tuple(map(tuple, ids)), limit
 
     def every(self, table, faulty=False):
         """(P, N, T) log-probabilities of all completions."""

@@ -518,7 +518,7 @@ def test_rlvr_is_its_algorithm_to_the_bit(trained):
     assert not torch.equal(trained(RLVR(**options), name="c").weights, theirs)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if getattr(m, "algorithm", "") != "ppo"], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_unscorable_answers_stop_nothing(method, trained):
     done = trained(method, EvenWords(blind=1))
     assert len(done.rows) == 2 and torch.isfinite(done.weights).all() and done.rows[0]["grad_norm"] > 0

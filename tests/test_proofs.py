@@ -78,27 +78,25 @@ def settings_of(method):
     return [f"{name}={value}" for name, value in Exact.settings[method].items()]
 
 
-@pytest.mark.parametrize(
-    ("method", "options"),
-    [
-        ("dpo", []), ("ppo", []),
-        *(pytest.param(name, options, marks=SLOW) for name, options in {
-            "ipo": [], "simpo": [], "orpo": [], "slic": [], "rloo": [], "reinforce_pp": [], "online_dpo": [],
-            "grpo": ["kl_in=reward", "kl_estimator=k1"], "rlvr": ["algorithm=rloo"],
-        }.items()),
-    ],
-)  # fmt: skip
-def test_a_method_lands_near_its_optimum(method, options):
-    figures = run(method, *options)["suite"]
-    assert figures["tv"] < 0.02 < figures["start_tv"]
-    if "regret" in figures:
+PAPER = ("kl_in=loss", "kl_estimator=k3")
+WITHIN = {  # total variation; for the slow ones more than .02 where the loss has kinks or its optimum has zeros
+    "dpo": 0.02, "ppo": 0.02, "ipo": 0.02, "simpo": 0.02, "rloo": 0.02, "grpo": 0.02, "online_dpo": 0.02, "rlvr": 0.02,
+    "reinforce_pp": 0.03, "orpo": 0.04, "raft": 0.05, "slic": 0.06, "kto": 0.08, "rrhf": 0.08,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [m if m in ("dpo", "ppo") else pytest.param(m, marks=SLOW) for m in WITHIN])
+def test_a_method_lands_near_its_optimum(method):
+    figures = run(method)["suite"]
+    assert figures["tv"] < WITHIN[method] and figures["start_tv"] > 3 * WITHIN[method]
+    if method in ("dpo", "ppo", "rloo", "grpo", "online_dpo", "rlvr"):
         assert 0 <= figures["regret"] < 0.01
 
 
 @SLOW
 def test_grpo_of_one_token_lands_near_its_own_optimum_and_not_at_that_of_rlhf():
     """k3 in the loss: ref / (1 - (a - E a) / beta); the KL in the reward: pi*."""
-    own, other = run("grpo", suite=["max_tokens=1"])["suite"], run("rloo", suite=["max_tokens=1"])["suite"]
+    own, other = run("grpo", *PAPER, suite=["max_tokens=1"])["suite"], run("rloo", suite=["max_tokens=1"])["suite"]
     assert own["tv"] < 0.02 and other["tv"] < 0.02
     assert abs(own["exact_kl"] - other["exact_kl"]) > 0.02
 

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -128,6 +129,7 @@ class _Bench:
         fixed = {"quick": True, "threads": 1}
         self.spec = resolve(Request(name, suite, options.settings, fixed=fixed), registry)
         self.registry, self.folder = registry, options.results
+        self.benches = Path(tempfile.mkdtemp(prefix="benches-", dir=options.results))  # no checkpoint is found there
         self.shop: Workshop | None = None
         self.supplies: Supplies | None = None
         self.whole: Trained | None = None
@@ -179,7 +181,7 @@ class _Bench:
         supplies = dataclasses.replace(self.supplies, **{k: v for k, v in changes.items() if k == "tokens"})
         spec = dataclasses.replace(self.spec, **{k: v for k, v in changes.items() if k == "budget"})
         method = make_method(spec, self.registry)
-        where = folder or self.folder / "benches" / str(self._runs)
+        where = folder or self.benches / str(self._runs)
         where.mkdir(parents=True, exist_ok=True)
         policy, loop = train(spec, shop, method, supplies, shop.meter(), where)
         model = policy.model if policy.kl_estimator is None else None
@@ -196,7 +198,7 @@ class _Bench:
         turns = len(self._whole().rows)
         points = sorted({1, (turns + 1) // 2, turns})
         for kill in points:
-            folder = self.folder / "benches" / f"killed-{kill}"
+            folder = self.benches / f"killed-{kill}"
             try:
                 self.train(kill=kill, folder=folder)
             except _Killed:
@@ -232,7 +234,7 @@ class _Bench:
 
         assert self.shop is not None and self.supplies is not None
         method, meter = make_method(self.spec, self.registry), self.shop.meter()
-        where = Checkpoints(self.folder / "benches" / "walked", 3600.0)
+        where = Checkpoints(self.benches / "walked", 3600.0)
         loop = Loop(self.shop.trainer(method, meter), where, meter, lambda step, total, row: None)
         suite = make_suite(self.spec, self.registry)
         apart = {p.id for p in suite.prompts("test")} - {p.id for p in suite.prompts("train")}

@@ -17,7 +17,7 @@ from harness.contracts import SPLITS, Judge, Verifier
 from harness.data import Demonstration, Principle, Prompt
 from harness.errors import UsageError
 
-from .embedded import Embedded
+from .embedded import PPO, RECOMMENDED, SAMPLES, SHORT, Embedded
 from .world import sums
 from .world.sums import Problem
 
@@ -61,26 +61,17 @@ class Arithmetic(Embedded):
     labeller_temperature: float = 0.25  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
 
     settings = {  # chosen on the validation split
+        **RECOMMENDED,
         "stage.sft": {"steps": 120, "batch_size": 32, "learning_rate": 2e-3},
         "stage.preferences": {"prompts": 2000, "completions": 4},
         "stage.reward_model": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "pooling": "sum"},
-        "*": {"learning_rate": 5e-4, "batch_size": 32},
-        "dpo": {"beta": 0.3, "learning_rate": 5e-4, "batch_size": 32, "steps": 150},
-        "ppo": {
-            "steps": 40, "batch_size": 64, "num_generations": 4, "num_ppo_epochs": 1, "minibatch_size": 16,
-            "learning_rate": 5e-4, "lr_final": 0.1, "beta": 0.03, "gae_lambda": 1.0, "vf_coef": 1.0,
-            "clip_range_value": 0.0,
-        },
+        **dict.fromkeys(("grpo", "rloo"), SAMPLES | {"learning_rate": 5e-4, "beta": 0.2}),
+        "reinforce_pp": SAMPLES | {"learning_rate": 5e-4, "beta": 0.2, "minibatch_size": 16},
+        "ppo": PPO | {"steps": 30, "learning_rate": 5e-4, "beta": 0.2},
+        "rlaif": PPO | {"steps": 30, "learning_rate": 5e-4, "beta": 0.2},
+        "rlvr": SAMPLES | {"num_generations": 8, "learning_rate": 5e-4, "beta": 0.0},
     }  # fmt: skip
-    quick = {
-        "stage.sft": {"steps": 20},
-        "stage.preferences": {"prompts": 120},
-        "stage.reward_model": {"epochs": 1},
-        "stage.evaluation": {"prompts": 64},
-        "dpo": {"steps": 6},
-        "ppo": {"steps": 3, "batch_size": 16},
-        "best_of_n": {"n": 4},
-    }
+    quick = SHORT
 
     def prompts(self, split: str) -> list[Prompt]:
         """Return the prompts of a split with their answers."""

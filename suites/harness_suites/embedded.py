@@ -11,6 +11,47 @@ from harness import hookimpl
 from harness.contracts import Ranker, Suite
 from harness.errors import UsageError
 
+PAIRS = {"steps": 150, "batch_size": 32, "learning_rate": 5e-4}
+SAMPLES = {"steps": 40, "batch_size": 64, "num_generations": 4, "learning_rate": 1e-3, "lr_final": 0.1, "beta": 0.1}
+PPO = SAMPLES | {
+    "steps": 50, "num_ppo_epochs": 1, "minibatch_size": 16, "gae_lambda": 1.0, "vf_coef": 1.0, "clip_range_value": 0.0,
+}  # fmt: skip
+# What every embedded suite recommends, chosen on the validation split of summarization: a few trials each, most of PPO.
+RECOMMENDED: dict[str, dict[str, object]] = {
+    "*": {"learning_rate": 5e-4, "batch_size": 32},
+    "dpo": PAIRS | {"beta": 0.3},
+    "ipo": PAIRS | {"beta": 0.1},
+    "kto": PAIRS | {"beta": 0.3, "batch_size": 64},
+    "slic": PAIRS | {"learning_rate": 3e-4, "lambda_reg": 1.0},
+    "simpo": PAIRS | {"learning_rate": 1e-4},
+    "orpo": PAIRS | {"lambda_or": 1.0},
+    "rrhf": {"steps": 60, "num_candidates": 8, "rrhf_weight": 0.05, "learning_rate": 1e-3},
+    "ppo": PPO,
+    "grpo": SAMPLES,
+    "rloo": SAMPLES,
+    "reinforce_pp": SAMPLES | {"minibatch_size": 16},
+    "online_dpo": SAMPLES | {"beta": 0.2},
+    "raft": {
+        "steps": 6, "batch_size": 128, "num_generations": 8, "minibatch_size": 32, "learning_rate": 5e-4,
+        "lr_final": 0.1,
+    },
+    "rlaif": PPO,
+    "rlaif:optimiser=dpo": PAIRS | {"beta": 0.3},
+}  # fmt: skip
+SHORT: dict[str, dict[str, object]] = {  # what `--quick` changes
+    "stage.sft": {"steps": 20},
+    "stage.preferences": {"prompts": 120},
+    "stage.reward_model": {"epochs": 1},
+    "stage.evaluation": {"prompts": 64},
+    "best_of_n": {"n": 4},
+    "*": {"steps": 4},
+    "dpo": {"steps": 6},
+    **dict.fromkeys(
+        ("ppo", "grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rrhf", "rlaif"),
+        {"steps": 3, "batch_size": 16},
+    ),
+}
+
 
 @dataclass
 class Embedded(Suite):

@@ -70,8 +70,8 @@ class Exact(Suite):
         "kto": OFFLINE | {"beta": 1.0, "steps": 600},
         "simpo": OFFLINE | {"beta": 2.0, "gamma": 0.0},
         "orpo": OFFLINE | {"steps": 400},
-        "slic": OFFLINE | {"reward": "model"},  # which its pairs do not need
-        "rrhf": {"steps": 200},
+        "slic": OFFLINE | {"reward": "model", "steps": 500},  # which its pairs do not need
+        "rrhf": {"steps": 400, "batch_size": 128},
         "ppo": ON_POLICY | {
             "num_ppo_epochs": 1, "gae_lambda": 1.0, "whiten_advantages": False, "vf_coef": 1.0,
             "clip_range_value": 0.0, "missing_eos_penalty": 0.0,
@@ -79,9 +79,11 @@ class Exact(Suite):
         "grpo": ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"},  # a KL in the loss has no listed optimum
         "rlvr": ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"},
         "rloo": ON_POLICY,
-        "reinforce_pp": ON_POLICY | {"group_baseline": True},
+        "reinforce_pp": ON_POLICY | {  # its advantages are not 0 at the optimum: more samples against their noise
+            "group_baseline": True, "batch_size": 128, "learning_rate": 3e-3, "steps": 200,
+        },
         "online_dpo": ON_POLICY | {"labels": "soft"},
-        "raft": {"steps": 2, "num_generations": 2, "batch_size": 2048, "epochs": 40, "minibatch_size": 256},
+        "raft": {"steps": 10, "num_generations": 2, "batch_size": 2048, "epochs": 10, "minibatch_size": 256},
     }  # fmt: skip
     quick = {
         "stage.sft": {"steps": 20},

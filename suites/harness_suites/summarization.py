@@ -16,8 +16,8 @@ from harness.contracts import Judge
 from harness.data import Demonstration, Principle, Prompt
 from harness.errors import UsageError
 
+from .embedded import RECOMMENDED, SHORT, Embedded
 from .embedded import BradleyTerry as BradleyTerry
-from .embedded import Embedded
 from .world import documents
 from .world.documents import Document, Reading
 
@@ -37,28 +37,13 @@ class Summarization(Embedded):
     name, version = "summarization", "1"
     judge_name, usual_length = "summary_gold", 14
 
-    settings = {  # chosen on the validation split: eight trials of PPO, one of everything else
+    settings = {  # chosen on the validation split
+        **RECOMMENDED,
         "stage.sft": {"steps": 150, "batch_size": 32, "learning_rate": 2e-3},
         "stage.preferences": {"prompts": 2000, "completions": 4},
         "stage.reward_model": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "pooling": "sum"},
-        "*": {"learning_rate": 5e-4, "batch_size": 32},
-        "dpo": {"beta": 0.3, "learning_rate": 5e-4, "batch_size": 32, "steps": 150},
-        "ppo": {
-            "steps": 50, "batch_size": 64, "num_generations": 4, "num_ppo_epochs": 1, "minibatch_size": 16,
-            "learning_rate": 1e-3, "lr_final": 0.1, "beta": 0.1, "gae_lambda": 1.0, "vf_coef": 1.0,
-            "clip_range_value": 0.0,
-        },
     }  # fmt: skip
-    quick = {
-        "stage.sft": {"steps": 20},
-        "stage.preferences": {"prompts": 120},
-        "stage.reward_model": {"epochs": 1},
-        "stage.evaluation": {"prompts": 64},
-        "dpo": {"steps": 6},
-        "ppo": {"steps": 3, "batch_size": 16},
-        "best_of_n": {"n": 4},
-        "*": {"steps": 4},
-    }
+    quick = SHORT
 
     def prompts(self, split: str) -> list[Prompt]:
         """Return the prompts of a split."""
