@@ -161,9 +161,8 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     layers = [suite_cls.settings, file.settings]
     quick = suite_cls.quick if request.fixed.get("quick") else {}
     asked = parse_settings(request.settings, "--set")
-    chosen = _over(
-        recommended(layers, method_cls, request.method, asked) | _shortened(quick, method_cls, request.method), asked
-    )
+    advised = recommended(layers, method_cls, request.method, asked) | _shortened(quick, method_cls, request.method)
+    chosen = _over(method_cls, advised, asked)
     method = build(method_cls, chosen, f"method {request.method}")
     labeller = method.labeller() or request.fixed.get("labeller") or suite.labeller_name
     spec = RunSpec(
@@ -312,9 +311,12 @@ def _shortened(quick: Mapping[str, Mapping[str, Any]], cls: type, name: str) -> 
     return {k: v for k, v in quick.get("*", {}).items() if k in options_of(cls)} | dict(quick.get(name, {}))
 
 
-def _over(advised: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return advice with what the user asked for over it; who asks for epochs does not get advised steps."""
-    if "epochs" in asked and "steps" not in asked:
+def _over(cls: type, advised: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return advice with what the user asked for over it.
+
+    Who asks for epochs does not get advised steps, where steps, at 0, are what stands in place of epochs.
+    """
+    if "epochs" in asked and "steps" not in asked and options_of(cls)["steps"].default == 0:
         advised = {name: value for name, value in advised.items() if name != "steps"}
     return {**advised, **asked}
 
@@ -366,7 +368,7 @@ def _resolve_stages(
             raise UsageError(f"--stage-set {name}: {unknown('stage', stage, STAGES)} Write STAGE.OPTION=VALUE.")
         asked[stage][option] = value
     return {
-        stage: _values(build(cls, _over(_layered(layers, stage), asked[stage]), f"--stage-set {stage}"))
+        stage: _values(build(cls, _over(cls, _layered(layers, stage), asked[stage]), f"--stage-set {stage}"))
         for stage, cls in STAGES.items()
     }
 

@@ -46,10 +46,8 @@ STEP = "            lab.step(self.loss, pairs.with_columns(ref_logp=lab.referenc
 BAD = {  # what is changed in the good one, which proof it must fail, and what the finding must say
     "random": (LOSS, "        return torch.relu(1 - s_w + s_l) * torch.rand(1)\n", "deterministic", "second training"),
     "counter": (STEP, "            self.beta += 1\n" + STEP, "resumable", "killed in turn"),
-    "batch mean": (LOSS, "        h = s_w - s_l\n        return (h - h.mean()) ** 2 - h\n", "micro-batch", "tokens"),
-    "counts padding": (
-        LOSS, "        return torch.relu(1 - (s_w - s_l)) / logp.shape[-1]\n", "padding invariant", "more padding"
-    ),
+    "batch mean": (LOSS, "        h = s_w - s_l\n        return 9 * (h - h.mean()) ** 2 - h\n", "micro", "tokens"),
+    "counts padding": (LOSS, "        return torch.relu(1 - s_w + s_l) / logp.shape[-1]\n", "micro-batch", "tokens"),
     "mean": (LOSS, "        return torch.relu(1 - s_w + s_l).mean()\n", "runs", "leave the mean to the lab"),
     "gold": (
         "from dataclasses import dataclass\n", "import gc\nfrom dataclasses import dataclass\n", "declares itself", "gc"

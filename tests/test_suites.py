@@ -204,9 +204,8 @@ def test_the_start_checkpoint_of_helpfulness_reads_its_constraints():
     assert sum(own) / len(own) > sum(others) / len(others) + 0.6
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "ppo"])
-def test_quick_runs_on_arithmetic_report_accuracy(method):
-    figures = json.loads(finished(method, "arithmetic").joinpath("result.json").read_text())["evaluation"]
+def test_a_quick_run_on_arithmetic_reports_accuracy():
+    figures = json.loads(finished("dpo", "arithmetic").joinpath("result.json").read_text())["evaluation"]
     assert 0 < figures["accuracy"]["mean"] <= 1 and 0 < figures["reference_accuracy"] <= 1
     gold = figures["gold"]["mean"]
     assert figures["accuracy"]["mean"] <= gold <= 1 + figures["accuracy"]["mean"]  # what it is made of

@@ -19,6 +19,7 @@ class RAFT(OnPolicyOptions):
     needs = frozenset({"prompts", "reward"})
 
     steps: int = 10  # rounds
+    warmup_ratio: float = 0.0  # share of the rounds over which the learning rate rises: rounds are few
     epochs: int = 1  # passes of SFT over a round's best completions
     minibatch_size: int = 0  # completions per update; 0 takes the whole round
     beta: float = 0.0  # ranking bonus: r - beta log(pi / ref) decides what is best; 0 holds no reference

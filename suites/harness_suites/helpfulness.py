@@ -47,7 +47,7 @@ class Helpfulness(Embedded):
     name, version = "helpfulness", "1"
     judge_name, usual_length = "helpfulness_gold", 9
 
-    settings = {  # chosen on the validation split
+    settings = {  # checked on the validation split: one trial of each
         **RECOMMENDED,
         "stage.sft": {"steps": 200, "batch_size": 32, "learning_rate": 2e-3},
         "stage.preferences": {"prompts": 2000, "completions": 4},
