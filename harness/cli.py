@@ -138,7 +138,7 @@ def list_plugins(registry: Registry) -> None:
             click.secho(kind, bold=True)
         for name in sorted(names):
             origin = registry.origins[kind, name]
-            click.echo(f"  {name:<18} {_first_line(names[name]):<90.90} {origin.distribution} {origin.version}")
+            click.echo(f"  {name:<16} {_about(kind, names[name]):<112.112} {origin.distribution} {origin.version}")
     for name, (origin, reason) in registry.broken.items():
         click.secho(f"broken: {name} of {origin.distribution} {origin.version}: {reason}", fg="red")
     for (kind, name), origins in registry.clashes.items():
@@ -249,8 +249,15 @@ def plot(results: Path, suite: str | None, output: Path | None) -> None:
     click.echo(f"wrote {output}")
 
 
-def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+def _about(kind: str, cls: Any) -> str:
+    """Return what the list says of a plugin: of a method its kind, needs and paper, of others their first line."""
+    if kind != "methods":
+        return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+    try:
+        needs = ", ".join(sorted(cls().required())) or "nothing"
+    except Exception:  # a stranger's class that cannot be made as it is: say what it declares
+        needs = ", ".join(sorted(cls.needs))
+    return f"{cls.kind or 'method':<20} needs {needs:<30} {cls.paper}"
 
 
 def _warn(message: str) -> None:

@@ -17,10 +17,10 @@ from harness.data import Prompt
 from harness.desk import LabelDesk
 from harness.errors import HarnessError
 from harness.registry import installed, load_file
-from harness.rewards import bradley_terry_loss
-from harness.scoring import fresh_loss
+from harness.rewards import bradley_terry_loss, ranking_loss
 from harness.seeds import derive
 from harness.spec import Request, make_judge, make_labeller, make_suite, resolve
+from harness.tokens import Batch
 
 from .test_isolation import neighbours, secrets
 from .test_resume import Watched
@@ -254,9 +254,9 @@ def test_fresh_labels_survive_parts_of_a_batch_with_as_many_tokens_as_completion
         for i in range(2):
             part = b.select([i])
             expected = bradley_terry_loss(scores[i : i + 1], preferred[i : i + 1])
-            assert torch.equal(fresh_loss(scores[i : i + 1], part), expected)
-    cut = short.with_columns(preferred=preferred).select([0])  # the negative control
-    assert cut["preferred"].shape == (1, 2, 1)
+            assert torch.equal(ranking_loss(scores[i : i + 1], part), expected)
+    square = Batch(short.prompts, {**short, "preferred": preferred}).select([0])  # the negative control: not laid flat
+    assert square["preferred"].shape == (1, 2, 1)
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
