@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Every table and picture in results/ and in the README, from nothing: about an hour on two cores, two runs at a time.
+# Every table and picture in results/ and in the README, from nothing, two runs at a time on two cores:
+#   results/reproduce.sh                    all of it, about an hour
+#   results/reproduce.sh main leash length  parts of it: main 15 minutes, leash and length 4 each, methods 35
 # Killed, it goes on when started again. HARNESS names another command, JOBS another number of runs at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,43 +11,54 @@ together() {  # run each line of the input as the arguments of `harness run`, JO
   xargs -P "${JOBS:-2}" -I{} sh -c '$HARNESS run --threads 1 {} || echo "FAILED: {}" >&2'
 }
 
-offline="dpo ipo kto slic rrhf simpo orpo"
-on_policy="ppo grpo rloo reinforce_pp raft online_dpo"
+tables() {  # of a results folder and its suites
+  for suite in "${@:2}"; do
+    $HARNESS table --results "results/$1" --suite "$suite" --output "results/$suite.md"
+    $HARNESS table --results "results/$1" --suite "$suite" --each --format csv --output "results/$suite.csv"
+    $HARNESS plot --results "results/$1" --suite "$suite" --output "results/$suite.png"
+  done
+}
 
-# 1. all methods on the embedded suites; on summarization three seeds of the first four, a stranger's method, controls
-{
+main() {  # three seeds of the first methods, and of a stranger's in a plain file
   for seed in 0 1 2; do
-    for method in sft best_of_n ppo dpo; do echo "--method $method --suite summarization --seed $seed --results results/all"; done
-  done
-  for method in $offline $on_policy rlaif; do
-    case $method in ppo | dpo) ;; *) echo "--method $method --suite summarization --results results/all" ;; esac
-  done
-  echo "--method rlaif --set optimiser=dpo --suite summarization --results results/all"
-  echo "-p examples/hinge.py --method hinge --suite summarization --results results/all"
-  echo "--method dpo --set shuffle_labels=true --suite summarization --results results/all"
-  echo "--method raft --set selection=random --suite summarization --results results/all"
-  for suite in arithmetic helpfulness; do
-    for method in sft best_of_n $offline $on_policy rlaif; do echo "--method $method --suite $suite --results results/all"; done
-  done
-  echo "--method rlvr --suite arithmetic --results results/all"
-} | together
-for suite in summarization arithmetic helpfulness; do
-  $HARNESS table --results results/all --suite $suite --output results/$suite.md
-  $HARNESS table --results results/all --suite $suite --each --format csv --output results/$suite.csv
-  $HARNESS plot --results results/all --suite $suite --output results/$suite.png
-done
+    for method in sft best_of_n ppo dpo "hinge -p examples/hinge.py"; do
+      echo "--method $method --suite summarization --seed $seed --results results/all"
+    done
+  done | together
+  tables all summarization
+}
 
-# 2. over-optimisation: without a KL penalty the proxy rises while gold peaks and falls; with one it is held
-# 3. length hacking: a labeller with a taste for length, and PPO with a weak and a strong penalty
-{
-  for beta in 0 0.1; do echo "--method ppo --suite summarization --set beta=$beta --snapshots 8 --results results/leash"; done
+leash() {  # over-optimisation: without a KL penalty the proxy rises while gold peaks and falls; with one it is held
+  for beta in 0 0.1; do
+    echo "--method ppo --suite summarization --set beta=$beta --snapshots 8 --results results/leash"
+  done | together
+  $HARNESS table --results results/leash --output results/leash.md
+  $HARNESS plot --results results/leash --output results/leash.png
+}
+
+length() {  # length hacking: a labeller with a taste for length, and PPO with a weak and a strong penalty
   for beta in 0.03 0.3; do
     echo "--method ppo --suite summarization --suite-set labeller_bias=0.12 --set beta=$beta --snapshots 8 --results results/length"
-  done
-} | together
-for study in leash length; do
-  $HARNESS table --results results/$study --output results/$study.md
-  $HARNESS plot --results results/$study --output results/$study.png
-done
+  done | together
+  $HARNESS table --results results/length --output results/length.md
+  $HARNESS plot --results results/length --output results/length.png
+}
 
+methods() {  # one seed of every other method; two controls; the other embedded suites
+  {
+    for method in rloo grpo reinforce_pp online_dpo raft kto ipo simpo slic orpo rrhf rlaif "rlaif --set optimiser=dpo" \
+      "dpo --set shuffle_labels=true" "raft --set selection=random"; do
+      echo "--method $method --suite summarization --results results/all"
+    done
+    for suite in arithmetic helpfulness; do
+      for method in sft best_of_n dpo kto ppo grpo; do echo "--method $method --suite $suite --results results/all"; done
+    done
+    echo "--method rlvr --suite arithmetic --results results/all"
+  } | together
+  tables all summarization arithmetic helpfulness
+}
+
+for part in "${@:-main leash length methods}"; do
+  for one in $part; do "$one"; done
+done
 python3 results/readme.py  # the README shows the first table

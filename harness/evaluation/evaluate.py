@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -55,10 +55,12 @@ def draw_answers(
     """Have a policy answer, and count what that costs apart from the rest of the evaluation."""
     apart = shop.meter()
     sampler = _sampler(shop.bench(apart, spec.seed), spec.shared_seed, "policy", spec.seed)
+    bare = [replace(prompt, answer=None) for prompt in prompts]  # what a verifier compares with is not shown
     with apart.phase("evaluate"):
-        batch = policy.answer(tokens.prompt_batch(prompts, shop.device), sampler)
+        batch = policy.answer(tokens.prompt_batch(bare, shop.device), sampler)
     if batch.shape[1] != 1 or batch.shape[0] != len(prompts):
         raise HarnessError(f"a policy's answers have shape ({len(prompts)}, 1, T), not {batch.shape}")
+    batch = Batch(replace(batch.prompts, prompts=prompts), batch.columns, batch.temperature)
     cost = apart.total()
     meter.phases.setdefault("evaluate", Cost()).add(cost)
     return Drawn(prompts, batch, policy, cost, dict(apart.models))
