@@ -7,7 +7,7 @@ start checkpoint, data and reward models were prepared before the method was cal
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -193,7 +193,8 @@ class Lab:
         check_sampling(sampling, **truncations)
         model, bench = of or self.policy, self._bench
         self._check_turn("rollout")
-        model.role.hold(bench.meter)
+        pool = model is not self._policy  # the start checkpoint, beside the policy that is trained
+        (replace(model.role, name="reference") if pool else model.role).hold(bench.meter)
         sampler = Sampler(bench.engine, sampling, bench.meter, bench.eos, self._key("rollout"), bench.team)
         return sampler.draw(model.model, prompts, n)
 

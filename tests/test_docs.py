@@ -60,3 +60,22 @@ def test_the_tables_in_the_readme_are_the_committed_ones():
 
 def test_no_figure_is_left_to_fill_in():
     assert not re.search(r"@[A-Z]+@", README)
+
+
+def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
+    from harness.check import FAILED, Options, check
+    from harness.registry import installed, load_file
+
+    from .tools import small_suite
+
+    (code,) = re.findall(r"```python\n(@dataclass\n.*?)```", PLUGINS, re.DOTALL)
+    head = "from dataclasses import dataclass\n\nfrom harness import OnPolicyOptions, hookimpl\n\n\n"
+    tail = "\n\n@hookimpl\ndef register_methods(register):\n    register(Reinforce)\n"
+    file = tmp_path / "guide.py"
+    file.write_text(head + code + tail)
+    registry = installed.__wrapped__()
+    for path in (small_suite(), file):
+        load_file(registry, str(path))
+    told = Options(suite="small", full=False, results=tmp_path)
+    findings = list(check("methods", "reinforce", registry, told))
+    assert len(findings) == 8 and [f for f in findings if f.status == FAILED] == []
