@@ -96,6 +96,7 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--prompt-sharing/--no-prompt-sharing", default=True, show_default=True,
               help="Compute a prompt once for its completions, where the model can.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=lambda: min(2, os.cpu_count() or 1), show_default="2",
+              envvar="HARNESS_THREADS", show_envvar=True,
               help="CPU threads. The embedded model gains from two; runs side by side want one each.")  # fmt: skip
 @click.option("--checkpoint-every", type=click.FloatRange(0), default=20.0, show_default=True, metavar="SECONDS",
               help="How much work a kill may cost.")  # fmt: skip

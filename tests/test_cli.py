@@ -148,7 +148,7 @@ def test_usage_errors(tmp_path, arguments, told):
     [
         ("data = ", "not a TOML file"), ("\x00", "not a TOML file"), ('data = "a"\ndata = "b"', "not a TOML file"),
         ('dat = "x.jsonl"', "There is no option 'dat'. Did you mean 'data'?"), ("max_rows = 1.5", "expected int"),
-        ("max_rows = true", "expected int"), ("title = 3", "expected letters"), ("", "name the preferences by either"),
+        ("max_rows = true", "expected int"), ("title = 3", "expected letters"), ("", "name the rows by either"),
         ('data = "x.jsonl"\n[stages.stf]\nsteps = 1', "There is no stage 'stf'. Did you mean 'sft'?"),
         ('data = "x.jsonl"\n[stages.sft]\nstep = 1', "There is no option 'step'. Did you mean 'steps'?"),
         ('data = "x.jsonl"\n[settings.dpo]\nbta = 1', "There is no option 'bta'. Did you mean 'beta'?"),

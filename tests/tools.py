@@ -22,6 +22,7 @@ from harness.meter import Cost
 ROOT = Path(harness.__file__).parent.parent
 ENV = {
     "OMP_NUM_THREADS": "1",
+    "HARNESS_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "NO_COLOR": "1",
     "COLUMNS": "200",
