@@ -148,7 +148,10 @@ def runtime_of(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
     from .models import trunk_of
 
     sharing = bool(getattr(trunk_of(supplies.start), "share_prompt", False))
-    return {"device": str(shop.device), "threads": torch.get_num_threads(), "prompt_computed_once": sharing}
+    return {
+        "device": str(shop.device), "processes": shop.team.size, "threads": torch.get_num_threads(),
+        "prompt_computed_once": sharing,
+    }  # fmt: skip
 
 
 def _heading(spec: RunSpec, status: str) -> dict[str, Any]:

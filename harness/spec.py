@@ -316,7 +316,8 @@ def _over(cls: type, advised: dict[str, Any], asked: Mapping[str, Any]) -> dict[
 
     Who asks for epochs does not get advised steps, where steps, at 0, are what stands in place of epochs.
     """
-    if "epochs" in asked and "steps" not in asked and options_of(cls)["steps"].default == 0:
+    steps = options_of(cls).get("steps")
+    if "epochs" in asked and "steps" not in asked and steps and steps.default == 0:
         advised = {name: value for name, value in advised.items() if name != "steps"}
     return {**advised, **asked}
 

@@ -2,7 +2,8 @@
 
 Every process runs the same code on the same data with the same random numbers. Only forward and backward passes and
 decoding are shared out, row by row, and what they give is summed; so no method knows how many processes there are.
-Only the main process writes. Start several with `accelerate launch -m harness run ...`.
+Only the main process writes. Start several with `torchrun --nproc_per_node 2 -m harness run ...`, or on GPUs with
+`accelerate launch -m harness run ...`.
 """
 
 from __future__ import annotations

@@ -255,13 +255,13 @@ def test_table_in_both_formats(tmp_path):
     done = command("table", "-s", "summarization", "--results", results())
     assert done.code == 0, done.text
     rows = [line.split("|")[1].strip() for line in done.out.splitlines() if line.startswith("|")]
-    assert rows[2] == "sft" and set(rows[2:]) == set(METHODS)
+    assert rows[2] == "sft quick" and set(rows[2:]) == {f"{method} quick" for method in METHODS}
     file = tmp_path / "table.csv"
     done = command("table", "-s", "summarization", "--results", results(), "--format", "csv", "-o", file)
     assert done.code == 0 and done.out == ""
     found = {row["method"]: row for row in csv.DictReader(io.StringIO(file.read_text()))}
     result = json.loads((finished("ppo", "summarization") / "result.json").read_text())
-    assert float(found["ppo"]["kl"]) == result["evaluation"]["kl"]["mean"]
+    assert float(found["ppo quick"]["kl"]) == result["evaluation"]["kl"]["mean"]
     done = command("table", "-s", "summarization", "--results", results(), "-o", tmp_path / "no" / "where.md")
     assert done.code == 3 and "Cannot write" in done.err
 
@@ -282,7 +282,7 @@ def test_a_strangers_method_in_a_plain_file_appears_in_the_table():
     assert done.code == 0, done.text
     made = command("table", "-s", "small", "--methods", "sft, reinforce", "--results", results())
     rows = [line.split("|")[1].strip() for line in made.out.splitlines() if line.startswith("|")]
-    assert rows[2:] == ["sft", "reinforce"], made.text
+    assert rows[2:] == ["sft quick", "reinforce quick"], made.text
     shown = command("show", "reinforce", "-p", file)
     assert "of the running mean" in shown.out and "reinforce.py" not in shown.err
 

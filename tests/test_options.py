@@ -242,3 +242,40 @@ def test_any_settings_parse_or_are_refused(pairs):
         assert all(name.strip() for name in parse_settings(pairs, "--set"))
     except UsageError as error:
         assert "--set" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "epochs"), [((), 150, 1.0), (("epochs=3",), 0, 3.0), (("steps=7",), 7, 1.0)]
+)
+def test_who_asks_for_epochs_does_not_get_the_suites_steps(asked, steps, epochs):
+    from harness.registry import installed
+    from harness.spec import Request, resolve
+
+    spec = resolve(Request("dpo", "summarization", asked), installed())
+    assert (spec.options["steps"], spec.options["epochs"]) == (steps, epochs)
+    stages = resolve(
+        Request("dpo", "summarization", (), (), ("reward_model.epochs=3", "sft.epochs=2")), installed()
+    ).stages
+    assert (stages["reward_model"]["epochs"], stages["sft"]["steps"], stages["sft"]["epochs"]) == (3.0, 0, 2.0)
+    rounds = resolve(Request("raft", "summarization", ("epochs=3",)), installed()).options
+    assert (rounds["steps"], rounds["epochs"]) == (6, 3)  # there steps are rounds, not what stands for epochs
+
+
+def test_a_method_that_is_several_gets_the_entry_of_its_variant():
+    from harness.errors import UsageError
+    from harness.registry import installed
+    from harness.spec import Request, resolve
+
+    spec = resolve(Request("rlaif", "summarization", ("optimiser=dpo",)), installed())
+    assert spec.options["steps"] == 150 and spec.options["num_generations"] is None
+    with pytest.raises(UsageError, match="no option of dpo"):
+        resolve(Request("rlaif", "summarization", ("optimiser=dpo", "num_generations=2")), installed())
+
+
+def test_quick_shortens_a_method_no_suite_knows_of():
+    from harness.registry import installed
+    from harness.spec import _shortened
+
+    quick = installed().get("suites", "summarization").quick
+    assert _shortened(quick, installed().get("methods", "orpo"), "unheard_of") == {"steps": 4}
+    assert _shortened(quick, installed().get("methods", "sft"), "sft") == {}

@@ -72,8 +72,8 @@ def test_preferences_are_datasets_in_the_ecosystems_columns(stages):
     assert {"prompt", "chosen", "rejected"} <= set(pairs.column_names) and len(pairs) == stages.preferences.info[
         "labels"
     ]
-    for prompt, chosen, rejected in read_pairs(stages.preferences.folder)[:20]:
-        assert prompt.id.startswith("preferences/") and chosen != rejected
+    for pair in read_pairs(stages.preferences.folder)[:20]:
+        assert pair.prompt.id.startswith("preferences/") and pair.chosen != pair.rejected and pair.p == 1.0
     assert 0.7 < stages.preferences.info["label_ceiling"] <= 1
 
 

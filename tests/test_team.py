@@ -1,6 +1,7 @@
-"""Two processes do what one does: the same samples, the same metrics, one record; through `accelerate launch`."""
+"""Two processes do what one does: the same samples, the same metrics, one record; through `torchrun`."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -20,14 +21,11 @@ def folder():
     return fresh("team")
 
 
-def launched(processes, *args):
-    """Run a harness command in several processes."""
-    import os
-
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
-    more = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "harness"]
+def launched(*args):
+    """Run a Python module or script in two processes; on CPU `accelerate launch` starts but one."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
-        [sys.executable, *launcher, *more, *map(str, args)], capture_output=True, text=True, env={**os.environ, **ENV}
+        [sys.executable, *launcher, *map(str, args)], capture_output=True, text=True, env={**os.environ, **ENV}
     )
 
 
@@ -37,7 +35,7 @@ def rows(folder, name):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_do_what_one_does(method, folder):
-    done = launched(2, *on_small(method, results=folder))
+    done = launched("-m", "harness", *on_small(method, results=folder))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(f"{method} on small, seed 0") == 1  # one of them speaks
     together, alone = only_run(folder, "small", method), finished(method)
@@ -46,6 +44,7 @@ def test_two_processes_do_what_one_does(method, folder):
     ours, theirs = rows(together, "samples.jsonl"), rows(alone, "samples.jsonl")
     same = [a["answer"] == b["answer"] for a, b in zip(ours, theirs, strict=True)]
     assert sum(same) / len(same) > 0.9  # rounding may turn a draw that lies on an edge
+    assert [json.loads((f / "result.json").read_text())["runtime"]["processes"] for f in (together, alone)] == [2, 1]
     bills = [json.loads((f / "result.json").read_text())["cost"]["method"] for f in (together, alone)]
     for name in ("flops", "steps", "samples", "reward_queries", "tokens_trained"):
         assert bills[0][name] == pytest.approx(bills[1][name], rel=0.02), name
@@ -88,13 +87,9 @@ assert x.item() == 3 and team.gather(team.rank) == [0, 1] and team.agree(team.ra
 
 
 def test_gradients_add_up_even_where_a_process_has_none():
-    import os
-
     script = fresh("script") / "gradients.py"
     script.write_text(GRADIENTS)
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    more = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script)]
-    done = subprocess.run([sys.executable, *launcher, *more], capture_output=True, text=True, env={**os.environ, **ENV})
+    done = launched(script)
     assert done.returncode == 0, done.stderr
 
 
