@@ -20,10 +20,17 @@ BASES = {
 }  # fmt: skip
 
 
+MUST = {  # what a class of a kind has to define
+    "methods": ["train"], "suites": ["prompts", "demonstrations"], "judges": ["score"], "labellers": ["compare"],
+    "engines": ["generate"], "reporters": ["render"],
+}  # fmt: skip
+
+
 def source(kind, name="mine", more=""):
     """A plugin that registers one class of a kind."""
+    body = "".join(f"    def {method}(self, *args):\n        return args\n\n" for method in MUST[kind])
     return (
-        f"from harness import {BASES[kind]}, hookimpl\n\n\nclass Mine({BASES[kind]}):\n    name = {name!r}\n\n\n"
+        f"from harness import {BASES[kind]}, hookimpl\n\n\nclass Mine({BASES[kind]}):\n    name = {name!r}\n\n{body}\n"
         f"@hookimpl\ndef register_{kind}(register):\n    register(Mine)\n\n\n{more}"
     )
 
@@ -351,3 +358,20 @@ def test_a_sibling_a_method_takes_something_from_is_part_of_its_digest(tmp_path,
     assert digest() == one
     (package / "helper.py").write_text("from .deeper import VALUE\n\n\ndef twice():\n    return 3 * VALUE\n")
     assert digest() != one
+
+
+def test_a_class_that_lacks_what_its_contract_asks_is_broken(entry_point):
+    registry = new_registry()
+    text = source("methods").replace("def train", "def trian")
+    load_entry_point(registry, entry_point("mine", text))
+    assert "mine" in registry.broken and "does not define train" in registry.broken["mine"][1]
+    assert "mine" not in registry.classes["methods"]
+
+
+def test_a_file_given_twice_is_one_clear_message(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(source("methods"))
+    registry = new_registry()
+    load_file(registry, str(file))
+    with pytest.raises(UsageError, match="is given twice"):
+        load_file(registry, str(file))
