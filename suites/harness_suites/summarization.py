@@ -73,7 +73,7 @@ class Summarization(Embedded):
             Principle("true", "A good summary states nothing wrong.", check(lambda r: -r.wrong_slots - r.malformed)),
             Principle("once", "A good summary does not repeat itself.", check(lambda r: -r.duplicates)),
             Principle("relevant", "A good summary leaves out what is idle.", check(lambda r: -r.idle)),
-            Principle("short", "A good summary is short.", check(lambda r: -r.words)),
+            Principle("short", "A good summary has no more than 18 words.", check(lambda r: -max(0, r.words - 18))),
         ]
 
     @property
