@@ -1,83 +1,35 @@
 """A hostile method looks for judge, suite, labeller and test prompts, with a walker that is shown to find them."""
 
 import functools
-import gc
-import inspect
 import json
 import sys
 import types
 
 import pytest
 
-from harness.contracts import Judge, Labeller, Suite
+from harness.contracts import Judge
 from harness.data import Prompt
+from harness.walk import reachable
 
 from .tools import command, fresh, on_small, plugin, results
-
-# -- the walker: its source goes into the hostile plugin ---------------------------------------------------------------
-
-
-def neighbours(thing):
-    """What a thing gives access to; not modules, classes or a function's globals, which any code can import anyway."""
-    if isinstance(thing, (type, types.ModuleType, types.CodeType, str, bytes, int, float, complex)):
-        return []
-    if isinstance(thing, types.FunctionType):
-        cells = []
-        for cell in thing.__closure__ or ():
-            try:
-                cells.append(cell.cell_contents)
-            except ValueError:  # empty
-                pass
-        return [*cells, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
-    if isinstance(thing, types.MethodType):
-        return [thing.__self__, thing.__func__]
-    if isinstance(thing, types.FrameType):
-        return [dict(thing.f_locals), thing.f_back]
-    if isinstance(thing, (types.GeneratorType, types.CoroutineType)):
-        return [thing.gi_frame] if isinstance(thing, types.GeneratorType) else []
-    if isinstance(thing, dict) and "__builtins__" in thing:  # a module's namespace
-        return []
-    found = [getattr(thing, "__wrapped__", None)] if callable(thing) else []
-    return found + [r for r in gc.get_referents(thing) if not isinstance(r, dict) or "__builtins__" not in r]
-
-
-def secrets(*roots, contracts=(), is_prompt=None, test_ids=("test/",)):
-    """The kinds of secret that can be reached from some roots, and how many things were looked at."""
-    seen, queue, found = {}, list(roots), []
-    while queue:
-        thing = queue.pop()
-        if id(thing) in seen:
-            continue
-        seen[id(thing)] = thing
-        kind = type(thing)
-        if any(isinstance(thing, contract) for contract in contracts):
-            found.append(f"{kind.__module__}.{kind.__name__}")
-        if is_prompt is not None and isinstance(thing, is_prompt) and thing.id.startswith(tuple(test_ids)):
-            found.append(f"prompt {thing.id}")
-        queue.extend(neighbours(thing))
-    return sorted(set(found)), len(seen)
-
 
 HOSTILE = '''
 """A method that looks for what it must not have."""
 
-import gc
 import json
 import os
 import sys
-import types
 from dataclasses import dataclass
 
-from harness import Judge, Labeller, Method, Policy, Prompt, Suite, hookimpl
-
-{walker}
+from harness import Method, Policy, hookimpl
+from harness.walk import reachable
 
 
 def report(where, *roots):
-    found, looked_at = secrets(*roots, contracts=(Judge, Labeller, Suite), is_prompt=Prompt)
+    found, looked_at = reachable(*roots, test_ids={f"test/{i}" for i in range(200)})
     path = os.environ["FOUND"]
-    told = json.load(open(path)) if os.path.exists(path) else {{}}
-    told[where] = {{"found": found, "looked_at": looked_at}}
+    told = json.load(open(path)) if os.path.exists(path) else {}
+    told[where] = {"found": found, "looked_at": looked_at}
     json.dump(told, open(path, "w"))
 
 
@@ -97,7 +49,7 @@ class Hostile(Method):
     """Asks for everything, uses it, and looks behind it."""
 
     name = "hostile"
-    needs = frozenset({{"prompts", "pairs", "demonstrations", "reward"}})
+    needs = frozenset({"prompts", "pairs", "demonstrations", "reward"})
 
     leak: bool = False  # the negative control: a judge and a suite hang at the lab, as if by mistake
 
@@ -124,8 +76,7 @@ def register_methods(register):
 
 @pytest.fixture(scope="module")
 def hostile():
-    walker = "\n\n".join(inspect.getsource(f) for f in (neighbours, secrets))
-    return plugin(fresh("plugins"), "hostile", HOSTILE.format(walker=walker))
+    return plugin(fresh("plugins"), "hostile", HOSTILE)
 
 
 def found_by(hostile, *more):
@@ -203,7 +154,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_walker_finds_a_judge_however_it_is_hidden(way):
-    found, _ = secrets(WAYS[way](Gold()), contracts=(Judge, Labeller, Suite))
+    found, _ = reachable(WAYS[way](Gold()))
     assert len(found) == 1 and found[0].endswith("Gold")
 
 
@@ -213,12 +164,12 @@ def test_the_walker_finds_locals_of_callers():
         return callee(), judge
 
     def callee():
-        return secrets(sys._getframe(), contracts=(Judge,))[0]
+        return reachable(sys._getframe())[0]
 
     assert caller()[0] and caller()[0][0].endswith("Gold")
 
 
 def test_the_walker_finds_test_prompts_only():
     held = [Prompt("train/1", "a"), Prompt("test/2", "b")]
-    assert secrets(held, is_prompt=Prompt)[0] == ["prompt test/2"]
-    assert secrets(held[:1], is_prompt=Prompt)[0] == []
+    assert reachable(held, test_ids=["test/2"])[0] == ["prompt test/2"]
+    assert reachable(held[:1], test_ids=["test/2"])[0] == []
