@@ -93,8 +93,9 @@ def write(
     samples: list[dict[str, Any]],
 ) -> None:  # fmt: skip
     """Write metrics, samples and provenance."""
-    made = store.provenance(plugins_in_use(registry))
-    write_json(folder / "provenance.json", made | {"code": dict(spec.code), "seeds": seeds_of(spec)})
+    artifacts = {name: told["content"] for name, told in result["artifacts"].items()}
+    made = store.provenance(plugins_in_use(registry)) | {"code": dict(spec.code), "seeds": seeds_of(spec)}
+    write_json(folder / "provenance.json", made | {"ground": result["ground"], "artifacts": artifacts})
     store.write_rows(folder / "metrics.jsonl", list(rows))
     store.write_rows(folder / "samples.jsonl", samples)
 

@@ -233,6 +233,8 @@ def test_a_quick_run_end_to_end(method):
     assert (cost["method"]["reward_queries"] > 0) == (method == "ppo")
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["versions"]["torch"] and provenance["code"]["harness"]
+    assert {"sft", "preferences", "reward_model", "reference_answers"} <= set(provenance["artifacts"])
+    assert all(len(digest) == 64 for digest in provenance["artifacts"].values()) and provenance["ground"]["judge"]
 
 
 def test_sft_is_the_start_checkpoint_itself():
