@@ -146,15 +146,17 @@ class Loop:
                 try:
                     yield self.turn
                 except GeneratorExit:  # by `break`, or by an exception: which of them, what comes next will tell
-                    self._exit = partial(self._leave, key, total, kind, size)
+                    self._exit = partial(self._leave, key, self.turn, total, kind, size)
+                    self.turn += 1  # what comes between streams draws from here, as it does after a restart
                     raise
-                self._end_turn(key, total, kind, size)
+                self._end_turn(key, self.turn, total, kind, size)
+                self.turn += 1
         finally:
             self.open = False
 
-    def _leave(self, key: str, total: int, kind: str, size: int) -> None:
+    def _leave(self, key: str, turn: int, total: int, kind: str, size: int) -> None:
         self._left.append(key)
-        self._end_turn(key, total, kind, size)
+        self._end_turn(key, turn, total, kind, size)
 
     def _settle(self) -> None:
         """The method goes on, so the stream before was left by `break`: its last turn is done."""
@@ -162,11 +164,10 @@ class Loop:
         if leave is not None:
             leave()
 
-    def _end_turn(self, key: str, total: int, kind: str, size: int) -> None:
-        self._done[key] = self.turn + 1
-        self._taken[kind] = self.first + (self.turn + 1) * size
-        self._close_turn(self.turn, total)
-        self.turn += 1
+    def _end_turn(self, key: str, turn: int, total: int, kind: str, size: int) -> None:
+        self._done[key] = turn + 1
+        self._taken[kind] = self.first + (turn + 1) * size
+        self._close_turn(turn, total)
 
     def finish(self) -> None:
         """Save once training is over, so that a kill during evaluation need not repeat it."""

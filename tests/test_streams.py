@@ -102,6 +102,25 @@ def test_a_stream_left_by_break_is_not_gone_into_again(make_lab, die, tmp_path):
     assert seen[len(seen) - len(rest) :] == rest and len(rest) in (6 - die, 7 - die)
 
 
+@pytest.mark.parametrize("leave", [True, False])
+def test_what_is_drawn_between_streams_is_drawn_again_after_a_restart(make_lab, leave):
+    def between(lab):
+        for prompts in lab.prompts(3):
+            lab.step(nll, lab.rollout(prompts))
+            if leave and lab.turn == 1:
+                break
+        drawn = lab.generator("between").initial_seed()
+        for prompts in lab.prompts(2):
+            lab.step(nll, lab.rollout(prompts))
+        return drawn
+
+    whole = between(make_lab(folder="whole")[0])
+    with pytest.raises(Killed):
+        between(make_lab(die=4 - leave)[0])  # in the second stream
+    lab, loop = make_lab()
+    assert len(loop.rows) == 3 - leave and between(lab) == whole
+
+
 def test_a_turn_that_raises_is_not_done(make_lab):
     lab, _ = make_lab()
     seen = []
