@@ -213,7 +213,10 @@ def check(
         registry.get("methods", name)
     findings = []
     with tempfile.TemporaryDirectory(prefix="harness-check-") as folder:
-        told = Options(suite, settings, not quick, Path(folder), say=lambda line: click.echo(f"... {line}", err=True))
+        told = Options(
+            suite, settings, full=not quick, processes=not quick, results=Path(folder),
+            say=lambda line: click.echo(f"... {line}", err=True),
+        )  # fmt: skip
         for finding in proofs(kinds[0], name, registry, told):
             findings.append(finding)
             colour = "red" if finding.status == FAILED else None

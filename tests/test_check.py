@@ -56,6 +56,15 @@ BAD = {  # what is changed in the good one, which proof it must fail, and what t
     "no paper": ('"https://example.org"', '""', "declares itself", "`paper` is empty"),
     "undeclared": ('frozenset({"pairs"})', "frozenset()", "runs", "add 'pairs' to its `needs`"),
     "unknown need": ('frozenset({"pairs"})', 'frozenset({"pairs", "gold"})', "declares itself", "gold"),
+    "other temperature": (STEP, STEP.replace("logp(pairs)", "logp(pairs) / 0.9"), "starts at", "differ from the policy"),
+    "end forgotten": (
+        LOSS,
+        "        last = batch['mask'].sum(-1, keepdim=True).long() - 1\n"
+        "        kept = batch['mask'].scatter(-1, last, 0.0)\n"
+        "        s_w, s_l = (kept * (logp - batch['ref_logp'])).sum(-1).unbind(1)\n" + LOSS,
+        "trains the end", "not the end-of-sequence token",
+    ),
+    "row numbers": (LOSS, LOSS.replace("return ", "return torch.arange(len(logp)) * "), "order", "reverse order"),
     "nothing back": ("        return lab.policy\n", "", "runs", "returned NoneType"),
 }  # fmt: skip
 
@@ -73,16 +82,16 @@ def findings(text, results, name="mine", **options):
     registry = installed.__wrapped__()
     load_file(registry, str(small_suite()))
     load_file(registry, str(file))
-    told = Options(suite="small", results=results, **{"full": False, **options})
+    told = Options(suite="small", results=results, **{"full": False, "processes": False, **options})
     return {f.proof: f for f in check("methods", name, registry, told)}
 
 
 def test_a_good_method_passes_every_proof(results):
     found = findings(GOOD, results)
-    assert len(found) == 8 and {f.status for f in found.values()} == {PASSED}, found
-    assert "4 turns" in found["runs"].told and "killed in turn 1, 2, 4 of 4" in found["resumable"].told
+    assert len(found) == 11 and {f.status for f in found.values()} == {PASSED}, found
+    assert "3 turns" in found["runs"].told and "killed in turn 1, 2, 3 of 3" in found["resumable"].told
     text = report("mine", list(found.values()))
-    assert "8 proofs, none failed" in text and text.count("\n| ") == 9
+    assert "11 proofs, none failed" in text and text.count("\n| ") == 12
 
 
 @pytest.mark.parametrize("fault", BAD)
@@ -93,6 +102,13 @@ def test_a_bad_method_fails_for_the_right_reason(fault, results):
     (finding,) = [f for name, f in found.items() if name.startswith(proof)]
     assert finding.status == FAILED and told in finding.told, finding
     assert "1 of" in report("mine", [finding])
+
+
+def test_a_method_that_knows_its_process_fails_with_two_of_them(results):
+    ranked = "        import os\n" + LOSS.replace("return ", "return (1 + int(os.environ.get('RANK', 0))) * ")
+    found = findings(GOOD.replace(LOSS, ranked), results, processes=True)
+    assert found.pop("process-count invariant").status == FAILED
+    assert {f.status for f in found.values()} == {PASSED}
 
 
 TINY = '''
@@ -142,8 +158,8 @@ def test_the_command_ends_in_its_exit_code_and_writes_a_report():
     (folder / "mine.py").write_text(GOOD)
     arguments = ["check", "mine", "--quick", "-p", small_suite(), "-s", "small", "-o", folder / "report.md", "-p"]
     done = command(*arguments, folder / "mine.py")
-    assert done.code == 0 and done.out.count("passed") == 8, done.text
-    assert "8 proofs, none failed" in (folder / "report.md").read_text()
+    assert done.code == 0 and done.out.count("passed") == 11, done.text
+    assert "11 proofs, none failed" in (folder / "report.md").read_text()
     (folder / "mine.py").write_text(GOOD.replace('"https://example.org"', '""'))
     done = command(*arguments, folder / "mine.py")
     assert done.code == 1 and "`paper` is empty" in done.out

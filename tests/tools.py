@@ -35,12 +35,24 @@ SMALL_SUITE = '''
 from dataclasses import dataclass
 
 from harness import Prompt, hookimpl
+from harness.contracts import Verifier
 from harness_suites.summarization import Summarization
+
+ON_POLICY = ("grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rlaif", "rrhf")
+
+
+class Brief(Verifier):
+    """Right is what has at most fourteen words: looks at no document."""
+
+    name = "brief"
+
+    def verify(self, prompt, completion):
+        return float(len(completion.split()) <= 14)
 
 
 @dataclass
 class Small(Summarization):
-    """Two hundred of everything."""
+    """Two hundred of everything, and a verifier."""
 
     name = "small"
     quick = {
@@ -48,7 +60,12 @@ class Small(Summarization):
         "stage.reward_model": {"epochs": 1, "batch_size": 8}, "stage.evaluation": {"prompts": 24},
         "ppo": {"steps": 4, "batch_size": 8, "minibatch_size": 8},
         "dpo": {"steps": 6, "batch_size": 8},
+        "*": {"steps": 3, "batch_size": 8},
+        **dict.fromkeys(ON_POLICY, {"steps": 2, "batch_size": 8}),
     }
+
+    def verifier(self):
+        return Brief()
 
     def prompts(self, split):
         return [Prompt(f"{split}/{i}", self.document(f"{split}/{i}").prompt) for i in range(200)]

@@ -26,6 +26,7 @@ class Options:
     suite: str | None = None  # None: an embedded suite that can serve the method
     settings: tuple[str, ...] = ()
     full: bool = True  # also runs of full size: beats the start checkpoint, reaches its optimum
+    processes: bool = True  # also a training in two processes
     results: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="harness-check-")))
     say: Callable[[str], None] = lambda line: None  # progress
 

@@ -49,6 +49,7 @@ class Workshop:
     team: Team = ALONE
     sampling: Sampling = field(default_factory=Sampling)  # the suite's
     eos: set[int] = field(default_factory=set)
+    trainer_cls: type[Trainer] = Trainer
 
     def meter(self) -> Meter:
         """Return a meter for this device."""
@@ -56,7 +57,7 @@ class Workshop:
 
     def trainer(self, options: Any, meter: Meter) -> Trainer:
         """Return what trains models with these options."""
-        return Trainer(options, self.accelerator, meter, self.micro_batch_tokens, self.team)
+        return self.trainer_cls(options, self.accelerator, meter, self.micro_batch_tokens, self.team)
 
     def bench(self, meter: Meter, seed: int) -> Bench:
         """Return how models are used: the suite's sampling, a seed, and who counts."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness import GradientMethod, Policy, RewardOptions, hookimpl, torch
 
 from .population import best_of, hinge, minimiser, ranked
-from .slic import shuffled
+from .slic import EQUAL, shuffled
 
 if TYPE_CHECKING:
     from harness import Lab
@@ -46,10 +46,10 @@ class RRHF(RewardOptions, GradientMethod):
         """
         lp, lengths, score = logp.sum(-1), batch["mask"].sum(-1), batch["score"]
         p, best = lp / lengths**self.length_exponent, score.argmax(1, keepdim=True)  # the first of equals
-        worse = (score[:, :, None] < score[:, None, :]).to(p.dtype)
+        worse = (score[:, None, :] - score[:, :, None] > EQUAL).to(p.dtype)
         excess = torch.relu(p[:, :, None] - p[:, None, :])  # of i over j
         rank, nll = (worse * excess).sum((1, 2)), -(lp / lengths).gather(1, best)[:, 0]
-        wrong = (worse * (excess > 0)).sum((1, 2)) / worse.sum((1, 2)).clamp(min=1)
+        wrong = (worse * (excess > EQUAL)).sum((1, 2)) / worse.sum((1, 2)).clamp(min=1)
         return self.rrhf_weight * rank + nll, {"rank_loss": rank, "best_nll": nll, "misranked": wrong}
 
     def train(self, lab: Lab) -> Policy:

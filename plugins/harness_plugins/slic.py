@@ -12,6 +12,8 @@ from .population import best_of, hinge, minimiser, ordered_pairs, ranked
 if TYPE_CHECKING:
     from harness import Lab
 
+EQUAL = 1e-5  # what differs by less is the same: equal completions are scored equally but for rounding
+
 
 @dataclass
 class SLiC(RewardOptions, PairOptions):
@@ -95,7 +97,7 @@ class SLiC(RewardOptions, PairOptions):
             if self.shuffle_labels:
                 scores = shuffled(scores, lab.generator("shuffle"))
             winner, loser = knock_out(scores)
-            beaten = (scores.gather(1, winner) > scores.gather(1, loser)).float()  # ties teach nothing
+            beaten = (scores.gather(1, winner) - scores.gather(1, loser) > EQUAL).float()  # ties teach nothing
             best = torch.zeros_like(scores).scatter(1, winner[:, -1:], 1.0) * (self.target == "chosen")
             yield batch.with_columns(
                 winner=winner, loser=loser, kept=beaten, flipped=torch.zeros_like(beaten), target=best

@@ -1,0 +1,311 @@
+"""The small bench of `harness check`: stages made once, at which a method is trained again and again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..artifacts import Artifacts
+from ..data import Budget
+from ..lab import Lab
+from ..loop import Checkpoints, Loop
+from ..registry import Registry, new_registry
+from ..run import Observers, Settings, open_workshop, prepare, train
+from ..spec import Request, make_method, make_suite, resolve
+from ..team import ALONE
+from ..tokens import Batch, PromptBatch, Tokens
+from ..training import Term, Trainer, reduce_share
+from ..walk import reachable
+from .findings import Options
+
+ROUNDING = 2e-3  # by how much the first turns' metrics may differ, relative to their size, for float32's rounding
+A_DRAW = 5e-2  # the same where a draw that lay on an edge may have turned
+GRADIENT = 1e-4  # of its norm, by which a step's gradient may differ
+AT_START = 1e-4  # nats by which two ways to the same log-probability may differ
+FEW_TOKENS = 200  # of a micro-batch: a few rows
+Rows = Sequence[Mapping[str, float]]  # metrics, one dict per turn
+
+
+@dataclass
+class Trained:
+    """What training left: weights as one vector (None where the policy is not a model of its own) and metrics."""
+
+    weights: Tensor | None
+    rows: list[dict[str, float]]
+    used: Mapping[str, float]
+    trainer: Trainer
+
+
+class Killed(BaseException):
+    """Stands for `kill -9`: no handler of a method catches it."""
+
+
+class Bench:
+    """A method at its bench. One process of several shares the stages, which were made by one alone."""
+
+    def __init__(self, name: str, suite: str, registry: Registry, options: Options) -> None:
+        fixed = {"quick": True, "threads": 1, "device": "cpu"}
+        self.spec = resolve(Request(name, suite, options.settings, fixed=fixed), registry)
+        self.registry, self.results = registry, options.results
+        self.benches = Path(tempfile.mkdtemp(prefix="benches-", dir=options.results))  # no checkpoint is found there
+        settings = Settings(self.results, checkpoint_every=0.0, warn=lambda message: None)
+        shop = open_workshop(self.spec, registry, settings, Observers(new_registry(), self.spec, settings.warn))
+        self.team = shop.team
+        self.shop = dataclasses.replace(shop, team=ALONE, artifacts=Artifacts(self.results / "artifacts"))
+        self.supplies, _ = prepare(self.spec, registry, self.shop, make_method(self.spec, registry))
+        self._runs = 0
+
+    def close(self) -> None:
+        """End what was started for the method."""
+        self.supplies.close()
+
+    @cached_property
+    def whole(self) -> Trained:
+        """One training with nothing special about it."""
+        return self.train()
+
+    def train(self, kill: int = 0, folder: Path | None = None, **changes: Any) -> Trained:
+        """Train with changes to the workshop (team, trainer_cls, ...), budget, or supplies (tokens)."""
+        self._runs += 1
+
+        def progress(phase: str, step: int, total: int, row: Mapping[str, float]) -> None:
+            if kill and row["step"] == kill:
+                raise Killed
+
+        names = {f.name for f in dataclasses.fields(self.shop)}
+        shop = dataclasses.replace(self.shop, progress=progress, **{k: v for k, v in changes.items() if k in names})
+        supplies = dataclasses.replace(self.supplies, **{k: v for k, v in changes.items() if k == "tokens"})
+        spec = dataclasses.replace(self.spec, **{k: v for k, v in changes.items() if k == "budget"})
+        method = make_method(spec, self.registry)
+        where = folder or self.benches / str(self._runs)
+        where.mkdir(parents=True, exist_ok=True)
+        policy, loop = train(spec, shop, method, supplies, shop.meter(), where)
+        model = policy.model if policy.kl_estimator is None else None
+        weights = None if model is None else torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+        return Trained(weights, loop.rows, loop.used(), loop.trainer)
+
+    # -- proofs: each returns what it measured, or raises AssertionError -------------------------------------------
+
+    def runs(self) -> str:
+        """Train once."""
+        turns = len(self.whole.rows)
+        return f"{turns} turns of a quick run on {self.spec.suite_name}" if turns else "trains nothing"
+
+    def deterministic(self) -> str:
+        """Train again: the same bytes."""
+        same_bytes(self.train(), self.whole, "a second training with the same seed")
+        return "trained twice with one seed: the same weights and metrics, to the bit"
+
+    def resumable(self) -> str:
+        """Kill at several turns, go on: the same bytes."""
+        turns = len(self.whole.rows)
+        points = sorted({1, (turns + 1) // 2, turns})
+        for kill in points:
+            folder = self.benches / f"killed-{kill}"
+            try:
+                self.train(kill=kill, folder=folder)
+            except Killed:
+                pass
+            same_bytes(self.train(folder=folder), self.whole, f"a training killed in turn {kill} and resumed")
+        return f"killed in turn {', '.join(map(str, points))} of {turns} and resumed: the same weights and metrics"
+
+    def starts_at_the_reference(self) -> str:
+        """Compare what the first losses are told of the past with the policy, which has not moved yet."""
+        seen: set[str] = set()
+        worst = 0.0
+        for part, logp, _ in self._first_losses:
+            for name in ("logp", "ref_logp"):
+                if name in part and part[name].shape == logp.shape:
+                    off = float(((part[name] - logp) * part["mask"]).abs().max())
+                    assert off < AT_START, (
+                        f"before the first step the loss is told {name} that differ from the policy's by {off:.2g} "
+                        "nats: another temperature, another shift, dropout, or other weights"
+                    )
+                    worst, seen = max(worst, off), seen | {name}
+        if not seen:
+            return "its losses are told no log-probabilities of before (columns logp, ref_logp)"
+        return f"{' and '.join(sorted(seen))} are the policy's own before the first step, to {worst:.0e} nats"
+
+    def trains_the_end(self) -> str:
+        """Follow the gradient of the first losses to the last token of completions that ended by themselves."""
+        ends = torch.tensor(sorted(self.supplies.tokens.ends))
+        moved = reached = 0
+        for part, _, gradient in self._first_losses:
+            last = (part.lengths - 1).clamp(min=0)[..., None]
+            ended = torch.isin(part["completion_ids"].gather(-1, last)[..., 0], ends) & (part.lengths > 1)
+            touched = ended & (gradient.scatter(-1, last, 0.0).abs().amax(-1) > 0)
+            moved += int(touched.sum())
+            reached += int((touched & (gradient.gather(-1, last)[..., 0] != 0)).sum())
+        assert reached == moved, (
+            f"in {moved - reached} of {moved} completions that ended the loss moves other tokens and not the "
+            "end-of-sequence token: the policy cannot learn when to stop"
+        )
+        return f"the gradient reaches the end-of-sequence token in all {moved} ended completions it moves"
+
+    def micro_batches(self) -> str:
+        """Train with micro-batches of a few rows: the same numbers."""
+        other = self.train(micro_batch_tokens=FEW_TOKENS)
+        return self._same("micro-batches", other.rows, f"micro-batches of {FEW_TOKENS} tokens")
+
+    def padding(self) -> str:
+        """Train on batches with padding that nobody needs: the same numbers. Only the trainer itself cuts it off."""
+        other = self.train(tokens=_widening(self.supplies.tokens))
+        return f"metrics differ by at most {self._same_numbers(other.rows, 'more padding'):.0e}"
+
+    def order(self) -> str:
+        """Take every gradient of rows in reverse order too: the same."""
+        return self._same("order", self.whole.rows, "rows in reverse order")
+
+    def two_processes(self, together: Rows) -> str:
+        """Compare with what two processes got that trained together."""
+        return f"metrics differ by at most {self._same_numbers(together, 'two processes'):.0e}"
+
+    def keeps_to_a_budget(self) -> str:
+        """Train with half the optimiser steps."""
+        per_turn = self.whole.used["steps"] / len(self.whole.rows)
+        limit = max(1, int(self.whole.used["steps"] // 2))
+        used = self.train(budget=Budget(steps=limit)).used["steps"]
+        assert used < limit + per_turn, f"a budget of {limit} steps was given, {used:.0f} were taken"
+        return f"given {limit} optimiser steps it took {used:.0f}, a turn having {per_turn:.0f}"
+
+    def sees_no_gold(self) -> str:
+        """Walk everything that can be reached from what a method is given."""
+        method, meter = make_method(self.spec, self.registry), self.shop.meter()
+        where = Checkpoints(self.benches / "walked", 3600.0)
+        loop = Loop(self.shop.trainer(method, meter), where, meter, lambda step, total, row: None)
+        suite = make_suite(self.spec, self.registry)
+        apart = {p.id for p in suite.prompts("test")} - {p.id for p in suite.prompts("train")}
+        del suite
+        found, looked_at = reachable(Lab(method, self.supplies, self.shop.bench(meter, 0), loop), test_ids=apart)
+        assert not found, f"reachable from the lab: {', '.join(found)}"
+        return f"no suite, judge, labeller or test prompt among {looked_at} objects reachable from the lab"
+
+    @cached_property
+    def _first_losses(self) -> list[tuple[Batch, Tensor, Tensor]]:
+        trainer = self.train(trainer_cls=Looking).trainer
+        assert isinstance(trainer, Looking)
+        return trainer.seen
+
+    @cached_property
+    def _gaps(self) -> dict[str, float]:
+        trainer = self.train(trainer_cls=Varying).trainer
+        assert isinstance(trainer, Varying)
+        return trainer.gaps
+
+    def _same(self, variation: str, rows: Rows, what: str) -> str:
+        """Return how far a step's gradient and the metrics change under a variation that must not matter."""
+        gap, off = self._gaps[variation], self._same_numbers(rows, what)
+        assert gap <= GRADIENT, f"with {what}, the gradient of some step changes by {gap:.2g} of its norm"
+        return f"gradients differ by at most {gap:.0e} of their norm, metrics by {off:.0e}"
+
+    def _same_numbers(self, rows: Rows, what: str) -> float:
+        """Return the largest relative difference of the metrics of two turns; later ones amplify rounding.
+
+        The first turn alone would not do: where the policy still is the reference, many a fault weighs nothing. Where
+        the policy samples, rounding may by the second turn have turned a draw that lay on an edge.
+        """
+        worst, draws = 0.0, self.whole.used["samples"] > 0
+        for turn, (other, row) in enumerate(zip(rows[:2], self.whole.rows[:2], strict=True)):
+            for name, value in row.items():
+                got = other.get(name, math.nan)
+                off = abs(got - value) / max(1.0, abs(value))
+                allowed = A_DRAW if turn and draws else ROUNDING
+                assert off <= allowed, f"with {what}, {name} of turn {turn + 1} is {got:.6g} instead of {value:.6g}"
+                worst = max(worst, off)
+        return worst
+
+
+class Looking(Trainer):
+    """Keeps what the losses on the policy saw at the first step, the policy's own log-probabilities, and gradients."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.seen: list[tuple[Batch, Tensor, Tensor]] = []
+
+    def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
+        """Look, then take the step."""
+        if not self.steps:
+            self.seen = [self._look(term) for term in terms if term.of.name == "policy"]
+        return super().step(terms, progress)
+
+    def _look(self, term: Term) -> tuple[Batch, Tensor, Tensor]:
+        with torch.no_grad():
+            logp = term.of.compute(term.batch)
+        leaf = logp.clone().requires_grad_()
+        returned = term.loss(leaf, term.batch)
+        losses = returned[0] if isinstance(returned, tuple) else returned
+        (gradient,) = torch.autograd.grad(reduce_share(losses, term.batch, term.batch, term.reduction), leaf)
+        return term.batch, logp, gradient
+
+
+class Varying(Trainer):
+    """Takes the gradient of every step in other ways too, which must not matter, and notes the largest difference."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.gaps = {"micro-batches": 0.0, "order": 0.0}
+
+    def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
+        """Compare gradients, then take the step."""
+        usual = self._gradient(terms, self.micro_batch_tokens)
+        others = {
+            "micro-batches": self._gradient(terms, FEW_TOKENS),
+            "order": self._gradient([_reversed(term) for term in terms], self.micro_batch_tokens),
+        }
+        for name, other in others.items():
+            self.gaps[name] = max(self.gaps[name], float((other - usual).norm() / usual.norm().clamp(min=1e-12)))
+        return super().step(terms, progress)
+
+    def _gradient(self, terms: Sequence[Term], micro_batch_tokens: int) -> Tensor:
+        limit, self.micro_batch_tokens = self.micro_batch_tokens, micro_batch_tokens
+        for term in terms:
+            self._accumulate(term)
+        self.micro_batch_tokens = limit
+        parameters = [p for module in self.modules.values() for p in module.parameters()]
+        found = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        for p in parameters:
+            p.grad = None
+        return found
+
+
+def _reversed(term: Term) -> Term:
+    return dataclasses.replace(term, batch=term.batch.select(range(term.batch.shape[0])[::-1]))
+
+
+def _widening(tokens: Tokens) -> Tokens:
+    """Return the tokenizer's rules with padding on every batch that no row needs."""
+
+    class Widening(Tokens):
+        def prompt_batch(self, prompts: Any, device: Any = "cpu") -> PromptBatch:
+            made = super().prompt_batch(prompts, device)
+            return PromptBatch(made.prompts, pad(made.ids, (3, 0), value=self.pad), pad(made.mask, (3, 0)))
+
+        def batch(self, *args: Any, **more: Any) -> Batch:
+            made = super().batch(*args, **more)
+            columns = {name: pad(column, (0, 2)) for name, column in made.columns.items()}
+            return Batch(made.prompts, columns, made.temperature)
+
+    widened = copy.copy(tokens)
+    widened.__class__ = Widening
+    return widened
+
+
+def same_bytes(ours: Trained, theirs: Trained, what: str) -> None:
+    """Raise AssertionError where two trainings differ in anything."""
+    assert len(ours.rows) == len(theirs.rows), f"{what} had {len(ours.rows)} turns, not {len(theirs.rows)}"
+    for a, b in zip(ours.rows, theirs.rows, strict=True):
+        differing = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+        assert not differing, f"{what} differs in {', '.join(differing)} from turn {b['step']:.0f} on"
+    same = ours.weights is theirs.weights is None or torch.equal(ours.weights, theirs.weights)  # type: ignore[arg-type]
+    assert same, f"{what} has the same metrics and other weights"
