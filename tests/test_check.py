@@ -56,7 +56,7 @@ BAD = {  # what is changed in the good one, which proof it must fail, and what t
     "no paper": ('"https://example.org"', '""', "declares itself", "`paper` is empty"),
     "undeclared": ('frozenset({"pairs"})', "frozenset()", "runs", "add 'pairs' to its `needs`"),
     "unknown need": ('frozenset({"pairs"})', 'frozenset({"pairs", "gold"})', "declares itself", "gold"),
-    "other temperature": (STEP, STEP.replace("logp(pairs)", "logp(pairs) / 0.9"), "starts at", "differ from the policy"),
+    "other temperature": (STEP, STEP.replace("logp(pairs)", "logp(pairs) / 0.9"), "starts at", "differ from the"),
     "end forgotten": (
         LOSS,
         "        last = batch['mask'].sum(-1, keepdim=True).long() - 1\n"

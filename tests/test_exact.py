@@ -12,13 +12,17 @@ from harness_plugins.best_of_n import BestOfN
 from harness_plugins.dpo import DPO
 from harness_plugins.grpo import GRPO
 from harness_plugins.ipo import IPO
+from harness_plugins.kto import KTO
 from harness_plugins.online_dpo import OnlineDPO
 from harness_plugins.orpo import ORPO
+from harness_plugins.population import ordered_pairs
 from harness_plugins.ppo import PPO
 from harness_plugins.raft import RAFT
 from harness_plugins.reinforce_pp import ReinforcePP
 from harness_plugins.rloo import RLOO
+from harness_plugins.rrhf import RRHF
 from harness_plugins.simpo import SimPO
+from harness_plugins.slic import SLiC
 from harness_suites.exact import NEVER_EVEN, PROMPTS, Exact, ExactReward
 
 from harness.data import Prompt, Sampling
@@ -316,6 +320,18 @@ class ExactLab:
         for _ in range(self.steps):
             yield self.batch(prompt, index, weight, p=torch.maximum(sure, 1 - sure))
 
+    def labelled(self, *_, shuffle_labels=False):
+        """Every completion with how often it is chosen; any prompt with any completion is a mismatch, equally often."""
+        p, n = self.value.shape
+        pairs = ordered_pairs(self.problem())
+        chosen, rejected = pairs.sum(2).flatten(), pairs.sum(1).flatten()
+        prompt, index = torch.arange(p).repeat_interleave(n), torch.arange(n).repeat(p)[:, None]
+        label, weight = chosen / (chosen + rejected), (chosen + rejected) / 2 / p
+        for _ in range(self.steps):
+            batch = self.batch(prompt, index, weight, label=label)
+            batch.mismatched = lambda batch=batch: batch
+            yield batch
+
     def prompts(self, steps, batch_size=None):
         yield from range(steps)
 
@@ -375,6 +391,8 @@ def far_from(method, optimum_of=None, **bench):
 
 
 PPO_EXACT = {"steps": 800, "num_ppo_epochs": 1, "gae_lambda": 1.0, "whiten_advantages": False, "beta": 0.5}
+RRHF_EXACT = {"steps": 800, "num_candidates": 2, "rrhf_weight": 0.5}
+RANKED = {"mode": "sample-rank", "steps": 800, "num_candidates": 4}
 ON_POLICY = {"steps": 800, "num_generations": 2, "beta": 0.5}
 
 # DPO: the population loss is the cross-entropy of p(y > y') = sigma(r - r') and sigma(beta (s - s')), least where
@@ -383,6 +401,9 @@ ON_POLICY = {"steps": 800, "num_generations": 2, "beta": 0.5}
 #   gives s(y) = mean over y' of that, + c: another policy than pi*, and with length averages another again.
 # SimPO, gamma 0: as DPO with log pi / |y| for s: log pi = |y| (r / beta + c), and the reference nowhere. With a margin,
 #   and for ORPO: the minimiser over all distributions, found by descent from two starts.
+# KTO: all mass on completions that are chosen more often than not, and z0 = 0; with weights that put mass on all of
+#   them z0 is found along with the policy (KTO.optimum). SLiC, RRHF: the minimiser of a loss with kinks over all
+#   distributions, found by descent on softer ones.
 # PPO, RLOO, REINFORCE++, GRPO with the KL in the reward: R(y) = r - beta log(pi / ref). At pi* R = beta log Z whatever
 #   y, so A = 0 under any baseline and any scale; nowhere else is the gradient of E r - beta KL 0.
 # GRPO as in the paper, one token: the gradient of k3 is that of KL(ref || pi), so pi (a - E a) = beta (pi - ref) with
@@ -395,6 +416,11 @@ EXACT = {
     "simpo": (SimPO(beta=2.0, gamma=0.0), {}),
     "simpo-margin": (SimPO(beta=2.0, gamma=0.5), {}),
     "orpo": (ORPO(), {}),
+    "kto": (KTO(beta=1.0), {"steps": 2400}),
+    "kto-weights": (KTO(beta=0.5, desirable_weight=30.0), {}),
+    "slic": (SLiC(), {}),
+    "slic-rank": (SLiC(**RANKED), {"limit": 2}),
+    "rrhf": (RRHF(**RRHF_EXACT), {"limit": 2}),
     "ppo": (PPO(**PPO_EXACT), {}),
     "rloo": (RLOO(**ON_POLICY), {}),
     "reinforce_pp": (ReinforcePP(**ON_POLICY | {"num_generations": 1}), {}),
@@ -405,12 +431,13 @@ EXACT = {
     "online_dpo": (OnlineDPO(**ON_POLICY, labels="soft"), {}),
     "raft": (RAFT(steps=1, epochs=800, num_generations=2), {}),
 }
+KINKED = ("slic", "slic-rank", "rrhf")  # whose optimum is known as far as the last softness of its hinge
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_with_exact_expectations_a_method_reaches_its_optimum(name):
     method, bench = EXACT[name]
-    assert far_from(method, **bench) < 1e-4
+    assert far_from(method, **bench) < (2e-3 if name in KINKED else 1e-4)
 
 
 class Swapped(DPO):
@@ -418,6 +445,13 @@ class Swapped(DPO):
 
     def loss(self, logp, batch):
         return super().loss(logp.flip(1), batch.with_columns(ref_logp=batch["ref_logp"].flip(1)))
+
+
+class Unmoored(KTO):
+    """The reference point is 0, whatever the drift."""
+
+    def reference_point(self, lab, batch):
+        return torch.zeros(())
 
 
 class Flipped(PPO):
@@ -450,6 +484,14 @@ FAULTY = {
     "dpo, end lost": (DPO(beta=0.5), None, {"lose_end": True}),
     "ipo, shift": (IPO(beta=0.5), None, {"shift": True}),
     "ipo, averaged": (IPO(beta=0.5, length_average=True), IPO(beta=0.5), {}),
+    "kto, weights": (KTO(beta=0.5, desirable_weight=3.0), KTO(beta=0.5, desirable_weight=30.0), {}),
+    "kto, no z0": (Unmoored(beta=0.5, desirable_weight=30.0), KTO(beta=0.5, desirable_weight=30.0), {}),
+    "kto, end lost": (KTO(beta=0.5, desirable_weight=30.0), None, {"lose_end": True}),
+    "slic, margin": (SLiC(delta=2.0), SLiC(), {}),
+    "slic, shift": (SLiC(), None, {"shift": True}),
+    "slic-rank, best of 2": (SLiC(**RANKED | {"num_candidates": 2}), SLiC(**RANKED), {"limit": 2}),
+    "rrhf, sums": (RRHF(**RRHF_EXACT, length_exponent=0.0), RRHF(**RRHF_EXACT), {"limit": 2}),
+    "rrhf, shift": (RRHF(**RRHF_EXACT), None, {"limit": 2, "shift": True}),
     "ppo, sign": (Flipped(**PPO_EXACT), PPO(**PPO_EXACT), {}),
     "ppo, clamp": (Clamped(**PPO_EXACT), PPO(**PPO_EXACT), {}),
     "ppo, k3": (K3(**PPO_EXACT), PPO(**PPO_EXACT), {}),
