@@ -1,6 +1,7 @@
 """`harness check` and `harness new`: what is right passes, and each kind of wrong fails for its own reason."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -227,24 +228,35 @@ def test_a_labeller_who_prefers_the_worse_fails(results):
 # -- new projects, installed as their author would ---------------------------------------------------------------------
 
 
+def installed_and_tested(folder, tmp_path, *arguments):
+    """Install a project beside the environment, run its own tests, and return what a harness command prints."""
+    target = tmp_path / "site"  # found by its path
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(target)]
+    subprocess.run([*pip, str(folder)], check=True, capture_output=True)
+    env = {**os.environ, "PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(folder), "-p", "no:cacheprovider", "-c", os.devnull],
+        capture_output=True, text=True, env=env, cwd=tmp_path,
+    )  # fmt: skip
+    assert tests.returncode == 0 and "passed" in tests.stdout, tests.stdout[-3000:]
+    told = subprocess.run([sys.executable, "-m", "harness", *arguments], capture_output=True, text=True, env=env)
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
 @pytest.mark.parametrize(("kind", "name"), [("method", "my_hinge"), ("suite", "copying")])
 def test_a_new_project_works_before_a_line_is_changed(kind, name, tmp_path):
     done = command("new", kind, name, "--folder", tmp_path)
     assert done.code == 0, done.text
-    folder = tmp_path / f"harness-{name.replace('_', '-')}"
-    target = tmp_path / "site"  # an installation beside the environment's own: found by its path
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(target)]
-    subprocess.run([*pip, str(folder)], check=True, capture_output=True)
-    env = {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
-    listed = subprocess.run(
-        [sys.executable, "-m", "harness", "list"], capture_output=True, text=True, env={**os.environ, **env}
-    )
-    assert f"harness-{name.replace('_', '-')} 0.1.0" in listed.stdout, listed.stdout + listed.stderr
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(folder), "-p", "no:cacheprovider"], capture_output=True, text=True,
-        env={**os.environ, **env}, cwd=tmp_path,
-    )  # fmt: skip
-    assert tests.returncode == 0, tests.stdout[-3000:]
+    dashed = f"harness-{name.replace('_', '-')}"
+    assert f"{dashed} 0.1.0" in installed_and_tested(tmp_path / dashed, tmp_path, "list")
+
+
+def test_the_example_of_a_distribution_works_as_a_stranger_would_use_it(tmp_path):
+    folder = tmp_path / "harness-cpo"
+    shutil.copytree(ROOT / "examples" / "harness-cpo", folder)
+    run = ["run", "-m", "cpo", "-s", "exact", "--quick", "--results", str(tmp_path / "results")]
+    assert "cpo on exact, seed 0" in installed_and_tested(folder, tmp_path, *run)
 
 
 def test_a_project_is_not_written_over(tmp_path):
