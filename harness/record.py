@@ -159,6 +159,7 @@ def _heading(spec: RunSpec, status: str) -> dict[str, Any]:
     return {
         "schema": store.SCHEMA, "status": status, "method": spec.method, "suite": spec.suite_name, "seed": spec.seed,
         "shared_seed": spec.shared_seed, "recipe": spec.recipe(), "options": dict(spec.options),
+        "asked": list(spec.asked),
         "suite_options": dict(spec.suite_options), "quick": spec.quick,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip

@@ -112,17 +112,18 @@ class RunSpec:
     prompt_sharing: bool = True  # compute a prompt once for its completions, where the model can
     snapshots: int = 0  # policies kept along the way and evaluated afterwards
     quick: bool = False
+    asked: tuple[str, ...] = ()  # the method's options that were asked for: what tells a table's rows apart
     code: Mapping[str, str] = field(default_factory=dict)  # digests of the harness, the suite's and the method's files
     suite_name: str = ""
     suite_kind: str = ""  # the registered suite that a suite file configures; empty: `suite` itself
 
     def fingerprint(self) -> str:
         """Return 12 hex digits that change when anything that decides the run changes, be it an option or a file."""
-        return self._digest(without={"suite"})
+        return self._digest(without={"suite", "asked"})
 
     def recipe(self) -> str:
         """Return a fingerprint of everything but the seed and the code: the runs of one row of a table share it."""
-        return self._digest(without={"suite", "seed", "code", "snapshots"})
+        return self._digest(without={"suite", "asked", "seed", "code", "snapshots"})
 
     def _digest(self, without: set[str]) -> str:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in without}
@@ -171,7 +172,7 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
         options=_values(method), suite_options=_values(suite),
         labeller_options=_labeller_options(labeller, request.labeller_settings, registry),
         stages=_resolve_stages([*layers, quick], parse_settings(request.stage_settings, "--stage-set")),
-        budget=parse_budget(request.budget), **request.fixed,
+        budget=parse_budget(request.budget), asked=tuple(sorted(asked)), **request.fixed,
     )  # fmt: skip
     return dataclasses.replace(spec, code=_code(spec, suite, method, registry))
 
@@ -350,8 +351,9 @@ def canonical(value: Any) -> str:
 def harness_digest() -> str:
     """Return the digest of the harness's own source files: results of other code are never taken for this one's."""
     root = Path(__file__).parent
-    surface = {"cli.py", "__main__.py"}  # what only speaks to the user decides no result
-    files = [f for f in sorted(root.rglob("*.py")) if f.name not in surface and f.parent.name != "report"]
+    surface = {"cli.py", "__main__.py", "scaffold.py"}  # what only speaks to the user decides no result
+    aside = ("report", "check")
+    files = [f for f in sorted(root.rglob("*.py")) if f.name not in surface and f.parent.name not in aside]
     return combined_digest(files)
 
 

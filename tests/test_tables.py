@@ -140,6 +140,14 @@ def test_rows_of_one_method_are_told_apart_by_their_options(tmp_path):
     assert [row[0] for row in made.rows] == ["dpo (beta=0.1)", "dpo (beta=0.5)", "ppo"]
 
 
+def test_options_that_followed_from_what_was_asked_for_are_not_told(tmp_path):
+    made = table(
+        tmp_path, record(recipe="r1", options={"optimiser": "ppo", "beta": 0.1, "steps": 50}, win=0.7, asked=[]),
+        record(recipe="r2", options={"optimiser": "dpo", "beta": 0.3, "steps": 9}, win=0.6, asked=["optimiser"]),
+    )  # fmt: skip
+    assert [row[0] for row in made.rows] == ["dpo (optimiser=ppo)", "dpo (optimiser=dpo)"]
+
+
 def test_rows_that_differ_elsewhere_show_their_recipe(tmp_path):
     made = table(tmp_path, record(recipe="aaaa1", win=0.7), record(recipe="bbbb2", win=0.6))
     assert [row[0] for row in made.rows] == ["dpo [aaaa]", "dpo [bbbb]"]

@@ -95,13 +95,14 @@ def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]
 
 
 def _row_names(groups: Mapping[tuple[str, str], Sequence[Record]]) -> dict[tuple[str, str], str]:
-    """Return row labels: the method, and where it stands several times, the options in which its rows differ."""
+    """Return row labels: the method, and where it stands several times, the options asked for in which rows differ."""
     names = {}
     for key in groups:
-        options = {k: groups[k][0]["options"] for k in groups if k[0] == key[0]}
-        mine = options[key]
-        differing = [o for o in mine if len({repr(other.get(o)) for other in options.values()}) > 1]
-        told = ", ".join(f"{o}={mine[o]}" for o in differing)
+        same = [groups[k][0] for k in groups if k[0] == key[0]]
+        mine = groups[key][0]["options"]
+        differing = [o for o in mine if len({repr(r["options"].get(o)) for r in same}) > 1]
+        asked = {o for r in same for o in r.get("asked", [])}  # the rest followed from these
+        told = ", ".join(f"{o}={mine[o]}" for o in differing if o in asked or not asked)
         quick = " quick" if groups[key][0].get("quick") else ""
         names[key] = f"{key[0]}{quick} ({told})" if told else f"{key[0]}{quick}"
     duplicates = [n for n in names.values() if list(names.values()).count(n) > 1]
