@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import combinations, product
 from types import SimpleNamespace
 
@@ -354,6 +355,10 @@ class ExactLab:
     def minibatches(self, batch, size, epochs=1):
         yield from [batch] * epochs
 
+    def move_reference(self):
+        self.reference = SimpleNamespace(table=self.table.detach().clone())
+        self.reference.logp = partial(self.logp, self.reference.table)
+
     def generator(self, *_):
         return torch.Generator().manual_seed(0)
 
@@ -364,7 +369,7 @@ class ExactLab:
         terms = [self.term(*what)] if callable(what[0]) else [term for term in what if term]
         self.adam.zero_grad()
         sum(weight * self.reduced(loss, batch, reduction) for loss, batch, weight, reduction in terms).backward()
-        self.adam.param_groups[0]["lr"] = self.rate * max(0.0, 1 - self.taken / self.steps)
+        self.adam.param_groups[0]["lr"] = self.rate * (1 - self.taken % self.steps / self.steps)  # anew in each round
         self.adam.step()
         self.taken += 1
 
@@ -391,6 +396,7 @@ def far_from(method, optimum_of=None, **bench):
 
 
 PPO_EXACT = {"steps": 800, "num_ppo_epochs": 1, "gae_lambda": 1.0, "whiten_advantages": False, "beta": 0.5}
+ITERATED = {"steps": 1600, "num_generations": 2, "beta": 1.0, "labels": "soft", "move_reference_every": 800}
 RRHF_EXACT = {"steps": 800, "num_candidates": 2, "rrhf_weight": 0.5}
 RANKED = {"mode": "sample-rank", "steps": 800, "num_candidates": 4}
 ON_POLICY = {"steps": 800, "num_generations": 2, "beta": 0.5}
@@ -408,7 +414,8 @@ ON_POLICY = {"steps": 800, "num_generations": 2, "beta": 0.5}
 #   y, so A = 0 under any baseline and any scale; nowhere else is the gradient of E r - beta KL 0.
 # GRPO as in the paper, one token: the gradient of k3 is that of KL(ref || pi), so pi (a - E a) = beta (pi - ref) with
 #   a = E[A | y] over the rest of the group; without a spread a = (r - E r) (G-1) / G.
-# Online DPO: as DPO, with pairs of the policy's own.  RAFT: a round is the best of K, exactly imitated.
+# Online DPO: as DPO, with pairs of the policy's own; iterated, T rounds of it tilt by r / beta each: pi* at beta / T.
+# RAFT: a round is the best of K, exactly imitated; the best of K of the best of K is that of K^2.
 EXACT = {
     "dpo": (DPO(beta=0.5), {}),
     "ipo": (IPO(beta=0.5), {}),
@@ -429,7 +436,9 @@ EXACT = {
     "grpo-no-spread": (GRPO(**ON_POLICY | {"beta": 1.0}, std_normalise=False), {"limit": 1, "words": 5}),
     "grpo-k2": (GRPO(**ON_POLICY, std_normalise=False, kl_estimator="k2"), {"limit": 1, "words": 5}),
     "online_dpo": (OnlineDPO(**ON_POLICY, labels="soft"), {}),
+    "online_dpo-iterated": (OnlineDPO(**ITERATED), {}),
     "raft": (RAFT(steps=1, epochs=800, num_generations=2), {}),
+    "raft-rounds": (RAFT(steps=2, epochs=800, num_generations=2), {}),
 }
 KINKED = ("slic", "slic-rank", "rrhf")  # whose optimum is known as far as the last softness of its hinge
 
@@ -500,6 +509,7 @@ FAULTY = {
     "rloo, end lost": (RLOO(**ON_POLICY), None, {"lose_end": True}),
     "grpo, pi*": (GRPO(**ON_POLICY | {"beta": 1.0}), DPO(beta=1.0), {"limit": 1, "words": 5}),
     "grpo, many tokens": (GRPO(**ON_POLICY | {"beta": 1.0}), DPO(beta=1.0), {}),
+    "online_dpo, rounds": (OnlineDPO(**ITERATED), OnlineDPO(**ITERATED | {"move_reference_every": 0}), {}),
     "raft, K": (RAFT(steps=1, epochs=800, num_generations=2), RAFT(steps=2, num_generations=2), {}),
 }
 
