@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every table and picture in results/ and in the README, from nothing, two runs at a time on two cores:
-#   results/reproduce.sh                    all of it, about an hour
-#   results/reproduce.sh main leash length  parts of it: main 15 minutes, leash and length 4 each, methods 35
+#   results/reproduce.sh              all of it
+#   results/reproduce.sh main leash   parts of it, in this order: main methods leash length checks
 # Killed, it goes on when started again. HARNESS names another command, JOBS another number of runs at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -44,21 +44,28 @@ length() {  # length hacking: a labeller with a taste for length, and PPO with a
   $HARNESS plot --results results/length --output results/length.png
 }
 
-methods() {  # one seed of every other method; two controls; the other embedded suites
+methods() {  # one seed of every method on every embedded suite it can serve, and the controls
   {
-    for method in rloo grpo reinforce_pp online_dpo raft kto ipo simpo slic orpo rrhf rlaif "rlaif --set optimiser=dpo" \
-      "dpo --set shuffle_labels=true" "raft --set selection=random"; do
-      echo "--method $method --suite summarization --results results/all"
-    done
-    for suite in arithmetic helpfulness; do
-      for method in sft best_of_n dpo kto ppo grpo; do echo "--method $method --suite $suite --results results/all"; done
+    for suite in summarization helpfulness arithmetic; do
+      for method in sft best_of_n ppo dpo rloo grpo reinforce_pp online_dpo raft kto ipo simpo slic orpo rrhf rlaif \
+        "rlaif --set optimiser=dpo" sft_chosen "dpo --set shuffle_labels=true" "raft --set selection=random"; do
+        echo "--method $method --suite $suite --results results/all"
+      done
     done
     echo "--method rlvr --suite arithmetic --results results/all"
   } | together
-  tables all summarization arithmetic helpfulness
+  tables all summarization helpfulness arithmetic
 }
 
-for part in "${@:-main leash length methods}"; do
+checks() {  # what `harness check` says of every built-in method, suite and embedded labeller
+  mkdir -p results/checks
+  printf '%s\n' best_of_n dpo grpo ipo kto online_dpo orpo ppo raft reinforce_pp rlaif rloo rlvr rrhf sft sft_chosen simpo \
+    slic summarization helpfulness arithmetic exact bradley_terry constitution | HARNESS_THREADS=1 \
+    xargs -P "${JOBS:-2}" -I{} sh -c '$HARNESS check {} --output results/checks/{}.md || echo "FAILED: {}" >&2'
+  cat results/checks/*.md > results/checks.md && rm -r results/checks
+}
+
+for part in "${@:-main methods leash length checks}"; do
   for one in $part; do "$one"; done
 done
 python3 results/readme.py  # the README shows the first table

@@ -22,6 +22,7 @@ from harness_plugins.raft import RAFT
 from harness_plugins.reinforce_pp import ReinforcePP
 from harness_plugins.rloo import RLOO
 from harness_plugins.rrhf import RRHF
+from harness_plugins.sft_chosen import SFTChosen
 from harness_plugins.simpo import SimPO
 from harness_plugins.slic import SLiC
 from harness_suites.exact import NEVER_EVEN, PROMPTS, Exact, ExactReward
@@ -401,6 +402,7 @@ RRHF_EXACT = {"steps": 800, "num_candidates": 2, "rrhf_weight": 0.5}
 RANKED = {"mode": "sample-rank", "steps": 800, "num_candidates": 4}
 ON_POLICY = {"steps": 800, "num_generations": 2, "beta": 0.5}
 
+# SFT on the chosen: the cross-entropy to how often a completion is chosen.
 # DPO: the population loss is the cross-entropy of p(y > y') = sigma(r - r') and sigma(beta (s - s')), least where
 #   beta (s - s') = r - r' for every pair: s = r / beta + c, pi* = ref exp(r / beta) / Z, whoever samples the pairs.
 # IPO: both orders averaged, h = s - s' is regressed on (p - 1/2) / tau; least squares of an additive h over all pairs
@@ -417,6 +419,7 @@ ON_POLICY = {"steps": 800, "num_generations": 2, "beta": 0.5}
 # Online DPO: as DPO, with pairs of the policy's own; iterated, T rounds of it tilt by r / beta each: pi* at beta / T.
 # RAFT: a round is the best of K, exactly imitated; the best of K of the best of K is that of K^2.
 EXACT = {
+    "sft_chosen": (SFTChosen(), {}),
     "dpo": (DPO(beta=0.5), {}),
     "ipo": (IPO(beta=0.5), {}),
     "ipo-averaged": (IPO(beta=0.5, length_average=True), {}),
@@ -486,6 +489,7 @@ class K3(PPO):
 
 
 FAULTY = {
+    "sft_chosen, shift": (SFTChosen(), None, {"shift": True}),
     "dpo, swapped": (Swapped(beta=0.5), DPO(beta=0.5), {}),
     "dpo, beta": (DPO(beta=0.25), DPO(beta=0.5), {}),
     "dpo, sure labels": (DPO(beta=0.5, label_smoothing=0.2), DPO(beta=0.5), {}),

@@ -19,6 +19,7 @@ PPO = SAMPLES | {
 # What every embedded suite recommends, chosen on the validation split of summarization: a few trials each, most of PPO.
 RECOMMENDED: dict[str, dict[str, object]] = {
     "*": {"learning_rate": 5e-4, "batch_size": 32},
+    "sft_chosen": PAIRS,
     "dpo": PAIRS | {"beta": 0.3},
     "ipo": PAIRS | {"beta": 0.1},
     "kto": PAIRS | {"beta": 0.3, "batch_size": 64},
@@ -36,7 +37,7 @@ RECOMMENDED: dict[str, dict[str, object]] = {
         "steps": 6, "batch_size": 128, "num_generations": 8, "minibatch_size": 32, "learning_rate": 5e-4,
         "lr_final": 0.1,
     },
-    "rlaif": PPO,
+    "rlaif": PPO | {"beta": 0.2},
     "rlaif:optimiser=dpo": PAIRS | {"beta": 0.3},
 }  # fmt: skip
 SHORT: dict[str, dict[str, object]] = {  # what `--quick` changes

@@ -30,7 +30,8 @@ SPAN = math.sqrt(3)  # rewards are uniform on [-SPAN, SPAN]: unit spread, and bo
 OFFLINE = {"learning_rate": 5e-3, "batch_size": 256, "steps": 120}
 ON_POLICY = {"learning_rate": 5e-3, "batch_size": 64, "num_generations": 8, "steps": 150, "beta": 1.0}
 TRAINED = (
-    "dpo", "ipo", "kto", "simpo", "orpo", "slic", "rrhf", "ppo", "grpo", "rlvr", "rloo", "reinforce_pp", "online_dpo",
+    "sft_chosen", "dpo", "ipo", "kto", "simpo", "orpo", "slic", "rrhf", "ppo", "grpo", "rlvr", "rloo", "reinforce_pp",
+    "online_dpo",
 )  # fmt: skip
 NEVER_EVEN = 1e-9  # an even pair would be dropped as saying nothing; here it says that both are worth the same
 
@@ -65,12 +66,13 @@ class Exact(Suite):
         "stage.preferences": {"heldout": 1e-6},  # none: the methods see every pair
         "stage.reward_model": {"epochs": 1, "batch_size": 64, "learning_rate": 3e-3},
         "*": {"reward": "verifier", "learning_rate": 5e-3, "batch_size": 64},
+        "sft_chosen": OFFLINE,
         "dpo": OFFLINE | {"beta": 1.0},
         "ipo": OFFLINE | {"beta": 1.0},
         "kto": OFFLINE | {"beta": 1.0, "steps": 600},
         "simpo": OFFLINE | {"beta": 2.0, "gamma": 0.0},
         "orpo": OFFLINE | {"steps": 400},
-        "slic": OFFLINE | {"reward": "model", "steps": 500},  # which its pairs do not need
+        "slic": OFFLINE | {"reward": "model", "steps": 1200},  # which its pairs do not need
         "rrhf": {"steps": 400, "batch_size": 128},
         "ppo": ON_POLICY | {
             "num_ppo_epochs": 1, "gae_lambda": 1.0, "whiten_advantages": False, "vf_coef": 1.0,
