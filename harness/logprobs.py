@@ -11,7 +11,8 @@ The state before completion token t is the position just left of it, so T + 1 st
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -104,6 +105,20 @@ def enable_sharing(model: nn.Module) -> bool:
             same = False
     trunk.share_prompt = same  # type: ignore[assignment]
     return same
+
+
+@contextmanager
+def padded(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Have some causal or scalar models use the padded layout for a while: what the shared one is tested against."""
+    trunks = [model.trunk if isinstance(model, ScalarModel) else trunk_of(model) for model in models]
+    before = [getattr(trunk, "share_prompt", False) for trunk in trunks]
+    try:
+        for trunk in trunks:
+            trunk.share_prompt = False  # type: ignore[assignment]
+        yield
+    finally:
+        for trunk, was in zip(trunks, before, strict=True):
+            trunk.share_prompt = was  # type: ignore[assignment]
 
 
 def _attends_locally(config: Any) -> bool:

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from ..artifacts import Artifacts
 from ..data import Budget
 from ..lab import Lab
+from ..logprobs import padded
 from ..loop import Checkpoints, Loop
 from ..registry import Registry, new_registry
 from ..run import Observers, Settings, open_workshop, prepare, train
@@ -167,6 +168,10 @@ class Bench:
         """Take every gradient of rows in reverse order too: the same."""
         return self._same("order", self.whole.rows, "rows in reverse order")
 
+    def layout(self) -> str:
+        """Take every gradient with each prompt computed anew for each completion too: the same."""
+        return self._same("layout", self.whole.rows, "the padded layout")
+
     def two_processes(self, together: Rows) -> str:
         """Compare with what two processes got that trained together."""
         return f"metrics differ by at most {self._same_numbers(together, 'two processes'):.0e}"
@@ -254,7 +259,7 @@ class Varying(Trainer):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.gaps = {"micro-batches": 0.0, "order": 0.0}
+        self.gaps = {"micro-batches": 0.0, "order": 0.0, "layout": 0.0}
 
     def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
         """Compare gradients, then take the step."""
@@ -263,6 +268,8 @@ class Varying(Trainer):
             "micro-batches": self._gradient(terms, FEW_TOKENS),
             "order": self._gradient([_reversed(term) for term in terms], self.micro_batch_tokens),
         }
+        with padded(term.of.module for term in terms):
+            others["layout"] = self._gradient(terms, self.micro_batch_tokens)
         for name, other in others.items():
             self.gaps[name] = max(self.gaps[name], float((other - usual).norm() / usual.norm().clamp(min=1e-12)))
         return super().step(terms, progress)

@@ -63,7 +63,7 @@ def proofs_of(bench: Bench) -> dict[str, Callable[[], str]]:
         "deterministic": bench.deterministic, "resumable": bench.resumable,
         "starts at the reference": bench.starts_at_the_reference, "trains the end": bench.trains_the_end,
         "micro-batch invariant": bench.micro_batches, "padding invariant": bench.padding,
-        "order invariant": bench.order, "keeps to a budget": bench.keeps_to_a_budget,
+        "order invariant": bench.order, "layout invariant": bench.layout, "keeps to a budget": bench.keeps_to_a_budget,
         "sees no gold": bench.sees_no_gold,
     }  # fmt: skip
 

@@ -71,7 +71,7 @@ class Exact(Suite):
         "ipo": OFFLINE | {"beta": 1.0},
         "kto": OFFLINE | {"beta": 1.0, "steps": 600},
         "simpo": OFFLINE | {"beta": 2.0, "gamma": 0.0},
-        "orpo": OFFLINE | {"steps": 400},
+        "orpo": OFFLINE | {"steps": 1000},
         "slic": OFFLINE | {"reward": "model", "steps": 1200},  # which its pairs do not need
         "rrhf": {"steps": 400, "batch_size": 128},
         "ppo": ON_POLICY | {
@@ -82,10 +82,10 @@ class Exact(Suite):
         "rlvr": ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"},
         "rloo": ON_POLICY,
         "reinforce_pp": ON_POLICY | {  # its advantages are not 0 at the optimum: more samples against their noise
-            "group_baseline": True, "batch_size": 128, "learning_rate": 3e-3, "steps": 200,
+            "group_baseline": True, "batch_size": 128, "learning_rate": 3e-3, "steps": 400,
         },
         "online_dpo": ON_POLICY | {"labels": "soft"},
-        "raft": {"steps": 10, "num_generations": 2, "batch_size": 2048, "epochs": 10, "minibatch_size": 256},
+        "raft": {"steps": 10, "num_generations": 2, "batch_size": 8192, "epochs": 10, "minibatch_size": 1024},
     }  # fmt: skip
     quick = {
         "stage.sft": {"steps": 20},
