@@ -1,6 +1,6 @@
 """The meter: seconds, FLOPs, tokens, queries, labels, resident models and peak memory, by phase. No torch here.
 
-Time is exclusive: a phase inside another counts once, for the inner one. Everything but seconds and memory is
+Time is exclusive: a phase inside another counts once, for the inner one. Everything but time and memory is
 deterministic. What is metered is what passed the lab's door, so cost is observed, never declared.
 """
 
@@ -24,6 +24,7 @@ class Cost:
     """What one phase used."""
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of all threads of this process: what a loaded machine does not change much
     flops: float = 0.0  # multiply-adds count two; counted from shapes, padding included
     tokens_generated: int = 0
     tokens_trained: int = 0  # of prompts and completions in the policy's training steps, a prompt once per completion
@@ -51,7 +52,7 @@ class Meter:
         self.models: dict[str, dict[str, int]] = {}  # role -> parameters and bytes resident while it was used
         self._peak = peak or resident_peak
         self._stack: list[str] = []
-        self._mark = time.perf_counter()
+        self._mark, self._cpu_mark = time.perf_counter(), time.process_time()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -97,12 +98,13 @@ class Meter:
 
     def _settle(self) -> None:
         """Give the time since the last change of phase, and the memory peak, to the phase that had it."""
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         if self._stack:
             cost = self._current()
             cost.seconds += now - self._mark
+            cost.cpu_seconds += cpu - self._cpu_mark
             cost.peak_memory = max(cost.peak_memory, self._peak(True))
-        self._mark = now
+        self._mark, self._cpu_mark = now, cpu
 
 
 def merge(snapshots: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -268,7 +268,9 @@ def estimate(mean: float, half: float = 0.05) -> dict[str, float]:
 
 def record(method: str = "dpo", seed: int = 0, win: float = 0.6, **more: Any) -> dict[str, Any]:
     """A plausible result.json."""
-    cost = asdict(Cost(seconds=12.5, flops=3e12, tokens_generated=1000, tokens_trained=2500, peak_memory=2**29))
+    cost = asdict(
+        Cost(seconds=12.5, cpu_seconds=11.0, flops=3e12, tokens_generated=1000, tokens_trained=2500, peak_memory=2**29)
+    )
     evaluation = {
         "prompts": 64, "split": "test", "temperature": 1.0, "win_rate": estimate(win), "gold": estimate(1.25),
         "proxy": estimate(0.75), "kl": estimate(5.123456789), "kl_estimator": "rao-blackwell",

@@ -100,7 +100,8 @@ def _cost(cost: dict[str, Any], inference: dict[str, float]) -> list[tuple[str, 
     ai = f", {cost['ai_labels']} AI labels" if cost["ai_labels"] else ""
     per_answer = f"{inference['flops_per_answer']:.3g} FLOPs, {inference['tokens_per_answer']:.1f} tokens"
     return [
-        ("method cost", f"{own['seconds']:.1f} s, {own['flops']:.3g} FLOPs, {own['reward_queries']} reward queries"),
+        ("method cost", f"{own['seconds']:.1f} s ({own['cpu_seconds']:.1f} CPU s), {own['flops']:.3g} FLOPs"),
+        ("", f"{own['reward_queries']} reward queries"),
         ("method tokens", f"{own['tokens_generated']} generated, {own['tokens_trained']} trained"),
         ("models held", models or "none"),
         ("per answer", f"{per_answer}, {inference['reward_queries_per_answer']:g} reward queries"),

@@ -17,7 +17,7 @@ Record = Mapping[str, Any]
 Key = tuple[str, str]  # of a row: method, and what else makes it one
 Groups = dict[Key, list[Record]]
 COLUMNS = (
-    "method", "seeds", "win-rate vs SFT [95 %]", "gold", "proxy", "accuracy", "KL (nats)", "length", "train s",
+    "method", "seeds", "win-rate vs SFT [95 %]", "gold", "proxy", "accuracy", "KL (nats)", "length", "train s / CPU s",
     "train TFLOP", "tokens gen. / trained", "reward queries", "verifier queries", "labels", "AI labels",
     "models held (params)", "peak MiB", "FLOPs / answer", "queries / answer",
 )  # fmt: skip
@@ -172,7 +172,7 @@ def _cells(name: str, group: Sequence[Record]) -> list[str]:
         name, seeds, f"{row['win_rate']:.3f} [{row['win_rate_low']:.3f}, {row['win_rate_high']:.3f}]",
         f"{row['gold']:.2f}", *(f"{row[name]:{form}}" if name in row else "-" for name, form in OPTIONAL.items()),
         f"{row['kl']:.2f}{estimate}", f"{row['length']:.1f}",
-        f"{row['method_seconds']:.0f}", f"{row['method_flops'] / 1e12:.3g}",
+        f"{row['method_seconds']:.0f} / {row['method_cpu_seconds']:.0f}", f"{row['method_flops'] / 1e12:.3g}",
         f"{_short(row['method_tokens_generated'])} / {_short(row['method_tokens_trained'])}",
         _short(row["method_reward_queries"]), _or_dash(row["method_verifier_queries"]), _short(row["labels"]),
         _or_dash(row["ai_labels"]),
@@ -204,9 +204,9 @@ def _conditions(records: Sequence[Record]) -> str:
 def _notes(groups: Mapping[Key, Sequence[Record]], names: Mapping[Key, str]) -> list[str]:
     notes = [
         "KL is KL(policy || SFT) in nats per completion, Rao-Blackwellised over the vocabulary on the policy's own "
-        "answers. Train s, TFLOP, tokens and queries are the method's own; shared stages (SFT, preferences, reward "
-        "model) are billed apart. Peak MiB is the process's resident memory while the method trained (on a GPU, what "
-        "tensors took there). FLOPs / answer is the cost of answering one prompt.",
+        "answers. Train s, CPU s (of all threads), TFLOP, tokens and queries are the method's own; shared stages (SFT, "
+        "preferences, reward model) are billed apart. Peak MiB is the process's resident memory while the method "
+        "trained (on a GPU, what tensors took there). FLOPs / answer is the cost of answering one prompt.",
     ]
     bounds = {
         names[key]: r["evaluation"]["kl_bound"]
