@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .models import ScalarModel, computing, forward_cost, trunk_of
+from .models import ScalarModel, computing, forward_cost, in_float32, trunk_of
 from .team import ALONE, Team
 from .tokens import Batch, PromptBatch
 
@@ -90,17 +90,17 @@ def enable_sharing(model: nn.Module) -> bool:
     difference, and the model keeps the padded layout. A window of attention may be longer than any trial, so a model
     whose configuration names one is not even tried. Copies of the model inherit the answer.
     """
-    trunk, probe = trunk_of(model), _probe(model)
-    if _attends_locally(model.config.get_text_config()):  # type: ignore[operator, union-attr]
+    trunk, probe = trunk_of(model), made_up(model)
+    if attends_locally(model):
         trunk.share_prompt = False  # type: ignore[assignment]
         return False
-    with torch.no_grad():
+    with torch.no_grad(), in_float32(model):
         trunk.share_prompt = False  # type: ignore[assignment]
-        padded = completion_logp(model, probe)
+        apart = completion_logp(model, probe)
         trunk.share_prompt = True  # type: ignore[assignment]
         try:
             shared = completion_logp(model, probe)
-            same = bool((padded - shared).abs().max() < SHARING_TOLERANCE)
+            same = bool((apart - shared).abs().max() < SHARING_TOLERANCE)
         except (RuntimeError, ValueError, TypeError, IndexError):  # what a model without 4-D masks raises
             same = False
     trunk.share_prompt = same  # type: ignore[assignment]
@@ -121,14 +121,15 @@ def padded(models: Iterable[nn.Module]) -> Iterator[None]:
             trunk.share_prompt = was  # type: ignore[assignment]
 
 
-def _attends_locally(config: Any) -> bool:
-    """Return whether a configuration says that a layer sees less than all that came before."""
+def attends_locally(model: nn.Module) -> bool:
+    """Return whether a model's configuration says that a layer sees less than all that came before."""
+    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     layers = getattr(config, "layer_types", None) or ["full_attention"]
     return bool(window or getattr(config, "attention_chunk_size", None)) or set(layers) != {"full_attention"}
 
 
-def _probe(model: nn.Module) -> Batch:
+def made_up(model: nn.Module) -> Batch:
     """Return a small batch of made-up tokens with unequal lengths: 2 prompts, 3 completions each."""
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.get_text_config().vocab_size, (2, 50), generator=generator)  # type: ignore

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def computing(model: nn.Module) -> AbstractContextManager[Any]:
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(next(model.parameters()).device.type, dtype=dtype)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Have a causal model compute in float32 for a while, where rounding would hide what is looked for."""
+    trunk: Any = trunk_of(model)
+    before = getattr(trunk, "compute_dtype", torch.float32)
+    trunk.compute_dtype = torch.float32
+    try:
+        yield
+    finally:
+        trunk.compute_dtype = before
 
 
 def save_causal(model: nn.Module, tokenizer: Any, folder: Path) -> None:

@@ -148,10 +148,11 @@ def runtime_of(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
 
     from .models import trunk_of
 
-    sharing = bool(getattr(trunk_of(supplies.start), "share_prompt", False))
+    trunk = trunk_of(supplies.start)
     return {
         "device": str(shop.device), "processes": shop.team.size, "threads": torch.get_num_threads(),
-        "prompt_computed_once": sharing,
+        "prompt_computed_once": bool(getattr(trunk, "share_prompt", False)),
+        "prompt_cached_once": bool(getattr(trunk, "share_cache", False)),
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Draw completions from any causal language model with a key/value cache, and the log-probabilities they had.
 
-The prompt is prefilled once and its cache repeated for its n completions; finished rows leave the batch. Tokens are
+The prompt is prefilled once; its keys and values are held once for its n completions where the model's attention can be
+exchanged (attention.py), and repeated where not. Finished rows leave the batch. Tokens are
 drawn by inverse transform from noise given from outside, one number per token, so what a row says does not depend on
 which other rows it was drawn with. `generation_config` is never read: top-k, top-p, penalties and forced tokens would
 sample from another distribution than the one whose log-probabilities training needs.
@@ -8,22 +9,25 @@ sample from another distribution than the one whose log-probabilities training n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .attention import SharedPromptCache, attending
 from .contracts import Engine
 from .data import Sampling
 from .errors import UsageError
+from .logprobs import SHARING_TOLERANCE, attends_locally, completion_logits, made_up, padded
 from .meter import Meter
-from .models import ForwardCost, computing, forward_cost
+from .models import ForwardCost, computing, forward_cost, in_float32, trunk_of
 from .seeds import derive
 from .team import ALONE, Team
 from .tokens import Batch, PromptBatch
 
-KEEP_UNTIL = 0.75  # rows are dropped from the cache when fewer than this share is unfinished
+KEEP_UNTIL = 0.9  # rows are dropped from the cache when fewer than this share is unfinished
 
 
 def check_sampling(sampling: Sampling, **truncations: object) -> None:
@@ -71,12 +75,12 @@ def decode(
         torch.zeros(rows, limit, device=device),
         torch.full((rows,), limit, device=device),
     )
-    repeat = torch.arange(len(prompts), device=device).repeat_interleave(n)
-    logits, cache = _prefill(model, prompts)
-    logits = logits[repeat]
-    cache.reorder_cache(repeat)
+    logits, prefilled = _prefill(model, prompts)
+    logits = logits.repeat_interleave(n, 0)
+    shares = getattr(getattr(model, "base_model", model), "share_cache", False)
+    cache = _Shared(prefilled, prompts, n, limit) if shares else _Repeated(prefilled, prompts, n)
     alive = cached = torch.arange(rows, device=device)  # rows not finished; rows the cache holds
-    mask, ends = prompts.mask[repeat], torch.tensor(sorted(eos), device=device)
+    ends = torch.tensor(sorted(eos), device=device)
     for t in range(limit):
         drawn, logp = draw_tokens(logits.float() / sampling.temperature, noise[cached, t])
         here = torch.isin(cached, alive)
@@ -88,10 +92,9 @@ def decode(
             break
         if len(alive) < KEEP_UNTIL * len(cached):
             keep = (here & ~stopped).nonzero()[:, 0]
-            cache.reorder_cache(keep)
-            cached, drawn, mask = alive, drawn[keep], mask[keep]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits, cache = _next(model, drawn, mask, cache)
+            cache.keep(keep)
+            cached, drawn = alive, drawn[keep]
+        logits = cache.next_logits(model, drawn)
     return state
 
 
@@ -104,14 +107,89 @@ def _prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
     return out.logits[:, -1], out.past_key_values
 
 
-def _next(model: nn.Module, tokens: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
-    positions = mask.sum(1, keepdim=True) - 1
-    with computing(model):
-        out = model(
-            input_ids=tokens[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache,
-            use_cache=True,
-        )  # fmt: skip
-    return out.logits[:, -1], out.past_key_values
+class _Repeated:
+    """The model's own cache, each prompt's repeated for its completions: any model can do that."""
+
+    def __init__(self, cache: Any, prompts: PromptBatch, n: int) -> None:
+        repeat = torch.arange(len(prompts), device=prompts.ids.device).repeat_interleave(n)
+        cache.reorder_cache(repeat)
+        self.cache, self.mask = cache, prompts.mask[repeat]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        self.cache.reorder_cache(rows)
+        self.mask = self.mask[rows]
+
+    def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Return (R, V) logits after one more token (R,) per row."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        positions = self.mask.sum(1, keepdim=True) - 1
+        with computing(model):
+            out = model(
+                input_ids=tokens[:, None], attention_mask=self.mask, position_ids=positions,
+                past_key_values=self.cache, use_cache=True,
+            )  # fmt: skip
+        self.cache = out.past_key_values
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+
+class _Shared:
+    """The prompt's keys and values held once for its completions: for models whose attention can be exchanged."""
+
+    def __init__(self, cache: Any, prompts: PromptBatch, n: int, limit: int) -> None:
+        self.cache = SharedPromptCache(cache, prompts.mask, n, limit)
+        self.positions = prompts.mask.sum(1).repeat_interleave(n)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        self.cache.keep(rows)
+        self.positions = self.positions[rows]
+
+    def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Return (R, V) logits after one more token (R,) per row."""
+        with computing(model), attending(model, self.cache):
+            out = model(
+                input_ids=tokens[:, None], position_ids=self.positions[:, None], past_key_values=self.cache,
+                use_cache=True,
+            )  # fmt: skip
+        self.cache.length += 1
+        self.positions = self.positions + 1
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+
+def enable_shared_cache(model: nn.Module) -> bool:
+    """Let a causal model decode on shared prompts if that gives the padded layout's numbers; return whether it does.
+
+    It is tried on made-up tokens, with rows leaving on the way. A model whose attention cannot be exchanged, or is told
+    of a window, a cap or a bias, keeps its own cache. Copies of the model inherit the answer.
+    """
+    trunk: Any = trunk_of(model)
+    trunk.share_cache = False
+    if attends_locally(model):
+        return False
+    probe = made_up(model)
+    with torch.no_grad(), in_float32(model), padded([model]):
+        told = completion_logits(model, probe).flatten(0, 1)  # (R, T, V)
+        try:
+            off = [float((told[rows, t] - logits).abs().max()) for rows, t, logits in _forced(model, probe)]
+            trunk.share_cache = max(off) < SHARING_TOLERANCE
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+            trunk.share_cache = False  # what a model raises that is built otherwise
+    return bool(trunk.share_cache)
+
+
+def _forced(model: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """Yield (rows, t, logits before token t) of a decoding that is told what to say and loses rows that have ended."""
+    b, k, limit = batch.shape
+    ids, lengths = batch["completion_ids"].flatten(0, 1), batch.lengths.flatten()
+    _, prefilled = _prefill(model, batch.prompts)
+    cache, rows = _Shared(prefilled, batch.prompts, k, limit), torch.arange(b * k, device=ids.device)
+    for t in range(1, limit):
+        left = (lengths[rows] > t).nonzero()[:, 0]
+        if len(left) < len(rows):
+            cache.keep(left)
+            rows = rows[left]
+        yield rows, t, cache.next_logits(model, ids[rows, t - 1])
 
 
 class CachedEngine(Engine):

@@ -25,6 +25,7 @@ from ..meter import Meter, PhasePeak
 from ..models import load_causal, load_tokenizer
 from ..registry import combined_digest, package_digest
 from ..rewards import RewardModel
+from ..rollout import enable_shared_cache
 from ..spec import EvaluationOptions, RunSpec, digest_of, harness_digest, model_files, stage_options
 from ..team import ALONE, Team
 from ..tokens import Tokens
@@ -131,6 +132,7 @@ class Stages:
         model = load_causal(self.start_artifact.folder, self.spec.dtype).to(self.shop.device)
         if self.spec.prompt_sharing:
             enable_sharing(model)
+            enable_shared_cache(model)
         return model
 
     @cached_property

@@ -1,0 +1,130 @@
+"""Decoding with the prompt's keys and values held once for all its completions, through the library's own doors.
+
+A completion's token attends to its prompt and to the completion so far: two products, one softmax. The first is taken
+for all completions of a prompt at once, so nothing of the prompt is repeated; keys and values of the completions lie in
+storage that is there from the start. The model's modules run as they are: what is exchanged is its cache (a
+`transformers.Cache`) and its attention function (`transformers.AttentionInterface`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache
+
+NAME = "harness_shared_prompt"  # of the attention function, in the library's registry
+UNKNOWN = (
+    "softcap",
+    "s_aux",
+    "sliding_window",
+    "position_bias",
+)  # what this attention cannot do if told to
+
+
+class SharedPromptCache(Cache):  # type: ignore[misc]
+    """Keys and values of prompts, held once, and of their completions, in storage for the longest there may be."""
+
+    def __init__(self, prompt: Cache, mask: Tensor, n: int, limit: int) -> None:
+        """Take a prefilled cache of B prompts and their mask (B, Q), for n completions each of up to `limit`."""
+        super().__init__(layers=[])
+        self.prompt = [(layer.keys, layer.values) for layer in prompt.layers]  # (B, H, Q, d) each
+        (b, heads, _, d), like = self.prompt[0][0].shape, self.prompt[0][0]
+        shape = (len(self.prompt), b * n, heads, limit, d)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.bias = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
+        self.bias.masked_fill_(mask == 0, torch.finfo(like.dtype).min)
+        self.owner = torch.arange(b, device=like.device).repeat_interleave(n)  # which prompt a row belongs to
+        self.length = 0  # tokens written
+        self._arrange()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the newest token's keys and values (R, H, 1, d); return those of the completions so far."""
+        rows = len(self.owner)
+        for store, new in ((self.keys, key_states), (self.values, value_states)):
+            store[layer_idx, :rows, :, self.length] = new[:, :, 0]
+        held = self.length + 1
+        return self.keys[layer_idx, :rows, :, :held], self.values[layer_idx, :rows, :, :held]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many tokens have been seen, padding included."""
+        return self.bias.shape[1] + self.length
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only, and with the prompts they have."""
+        for store in (self.keys, self.values):
+            store[:, : len(rows), :, : self.length] = store[:, rows, :, : self.length]
+        self.owner = self.owner[rows]
+        there = torch.unique(self.owner)
+        if len(there) < len(self.bias):
+            self.prompt = [(k[there], v[there]) for k, v in self.prompt]
+            self.bias = self.bias[there]
+            self.owner = torch.searchsorted(there, self.owner)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Find the place of every row in a table of prompts by completions; rows are in the order of their prompts."""
+        counts = self.owner.bincount(minlength=len(self.bias))
+        self.widest = int(counts.max())
+        first = counts.cumsum(0) - counts
+        place = torch.arange(len(self.owner), device=self.owner.device) - first[self.owner]
+        self.slot = self.owner * self.widest + place
+        self.full = len(self.owner) == len(self.bias) * self.widest
+
+    def by_prompt(self, rows: Tensor) -> Tensor:
+        """Return (R, H, r, d) of the rows as (B, H, W r, d) of their prompts, W the most rows a prompt has."""
+        b, (_, heads, r, d) = len(self.bias), rows.shape
+        if not self.full:
+            spread = rows.new_zeros(b * self.widest, heads, r, d)
+            spread[self.slot] = rows
+            rows = spread
+        return rows.view(b, self.widest, heads, r, d).transpose(1, 2).reshape(b, heads, self.widest * r, d)
+
+    def by_row(self, prompts: Tensor) -> Tensor:
+        """Undo `by_prompt`."""
+        b, heads, wr, d = prompts.shape
+        rows = prompts.view(b, heads, self.widest, wr // self.widest, d).transpose(1, 2).flatten(0, 1)
+        return rows if self.full else rows[self.slot]
+
+
+_cache: SharedPromptCache | None = None  # of the decoding under way: the library hands an attention no cache
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, **told: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Return (R, 1, heads, d) for queries (R, heads, 1, d) and the completions' keys and values (R, H, t, d)."""
+    cache = _cache
+    if cache is None or any(told.get(name) is not None for name in UNKNOWN):
+        raise ValueError("this attention cannot do what the model asks of it")
+    prompt_key, prompt_value = cache.prompt[module.layer_idx]  # type: ignore[index]
+    rows, heads, _, d = query.shape
+    query = query.reshape(rows, key.shape[1], heads // key.shape[1], d) * (d**-0.5 if scaling is None else scaling)
+    shared = cache.by_prompt(query) @ prompt_key.transpose(-1, -2) + cache.bias[:, None, None]
+    width = shared.shape[-1]
+    scores = torch.cat([cache.by_row(shared), query @ key.transpose(-1, -2)], -1)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
+    out = cache.by_row(cache.by_prompt(weights[..., :width]) @ prompt_value) + weights[..., width:] @ value
+    return out.reshape(rows, 1, heads, d), None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+@contextmanager
+def attending(model: nn.Module, cache: SharedPromptCache) -> Iterator[None]:
+    """Have a model attend through a cache of shared prompts for a while."""
+    global _cache
+    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    before, _cache = (config._attn_implementation, _cache), cache
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation, _cache = before
