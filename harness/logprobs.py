@@ -4,8 +4,9 @@ The state before completion token t is the position just left of it, so T + 1 st
 0..T-1 predict the tokens, states 1..T have read them. Two layouts give the same numbers:
 
 - *padded*: B * K rows, each a left-padded prompt and one right-padded completion. Any model can do it.
-- *shared*: B rows, each a prompt and its K completions side by side, which see the prompt and themselves but not each
-  other. The prompt is computed once. For attention-only models; `enable_sharing` finds out by trying.
+- *shared*: B rows, each a prompt and its K completions one after the other without padding between them, which see the
+  prompt and themselves but not each other. The prompt is computed once. For attention-only models; `enable_sharing`
+  finds out by trying.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def shape_of(model: nn.Module, batch: Batch) -> Shape:
     b, k, t = batch.shape
     prompt = batch.prompts.ids.shape[1]
     if _shares(model, batch):
-        return Shape(b, prompt + k * t, 1 + k * t)
+        packed = _packed(batch)
+        return Shape(b, prompt + packed, 1 + packed)
     return Shape(b * k, prompt + t, t + 1)
 
 
@@ -80,7 +82,7 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
         scalars: Tensor = model(**_accepted(model.trunk, inputs)).float()
     if index is None:
         return scalars[:, -(t + 1) :].view(b, k, t + 1)
-    return scalars[:, -(1 + k * t) :].gather(1, index.flatten(1)).view(b, k, t + 1)
+    return scalars[:, -shape_of(model, batch).kept :].gather(1, index.flatten(1)).view(b, k, t + 1)
 
 
 def enable_sharing(model: nn.Module) -> bool:
@@ -150,8 +152,13 @@ def _shares(model: nn.Module, batch: Batch) -> bool:
     b, k, t = batch.shape
     if k == 1 or not getattr(trunk, "share_prompt", False):
         return False
-    cost, prompt = forward_cost(model), batch.prompts.ids.shape[1]
-    return cost.padded(b, prompt + k * t, 1 + k * t) < cost.padded(b * k, prompt + t, t + 1)
+    cost, prompt, packed = forward_cost(model), batch.prompts.ids.shape[1], _packed(batch)
+    return cost.padded(b, prompt + packed, 1 + packed) < cost.padded(b * k, prompt + t, t + 1)
+
+
+def _packed(batch: Batch) -> int:
+    """Return the most completion tokens that a prompt has, all its completions together."""
+    return int(batch.lengths.sum(1).max())
 
 
 def _kept_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -161,7 +168,8 @@ def _kept_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]
     extra: dict[str, Any] = {"logits_to_keep": kept} if _takes(model, "logits_to_keep") else {}
     with computing(model):
         logits: Tensor = model(**_accepted(model, inputs), use_cache=False, **extra).logits[:, -kept:]
-    return logits.float() / batch.temperature, index
+    logits = logits.float()
+    return logits if batch.temperature == 1 else logits / batch.temperature, index
 
 
 def _layout(model: nn.Module, batch: Batch) -> Layout:
@@ -179,25 +187,36 @@ def _padded_inputs(batch: Batch) -> dict[str, Tensor]:
 
 
 def _shared_inputs(batch: Batch) -> Layout:
-    """Return inputs of B rows of width Q + K * T with a (B, 1, S, S) additive mask, and state positions (B, K, T + 1).
+    """Return inputs of B rows of width Q + P with a (B, 1, S, S) additive mask, and state positions (B, K, T + 1).
 
-    Every completion's positions go on from the prompt's end. State 0 of all K is the prompt's last position.
+    P is the most tokens that the completions of a prompt have together. The positions of each completion go on from the
+    prompt's end. State 0 of all K is the prompt's last position; where there is no token, a state is any.
     """
-    b, k, t = batch.shape
-    device, prompt = batch["mask"].device, batch.prompts
-    width = prompt.ids.shape[1]
-    ids = torch.cat([prompt.ids, batch["completion_ids"].reshape(b, k * t)], 1)
-    owner = torch.cat([torch.full((width,), -1), torch.arange(k).repeat_interleave(t)]).to(device)
-    real = torch.cat([prompt.mask.bool(), batch["mask"].reshape(b, k * t) > 0], 1)
-    causal = torch.ones(len(owner), len(owner), dtype=torch.bool, device=device).tril()
-    seen = causal & ((owner[None, :] == owner[:, None]) | (owner[None, :] < 0))
-    allowed = (seen & real[:, None, :]) | torch.eye(len(owner), dtype=torch.bool, device=device)  # no empty rows
+    (b, _, t), prompt, lengths = batch.shape, batch.prompts, batch.lengths
+    device, width, packed = prompt.ids.device, prompt.ids.shape[1], _packed(batch)
+    row, owner, step = (batch["mask"] > 0).nonzero(as_tuple=True)  # of every completion token
+    first = lengths.cumsum(1) - lengths  # (B, K) where a completion begins
+    place = width + first[row, owner] + step
+
+    def laid(before: Tensor, tokens: Tensor, none: int) -> Tensor:
+        """Return (B, S) of what is before for the prompts and one value per completion token."""
+        whole = torch.cat([before, torch.full((b, packed), none, dtype=before.dtype, device=device)], 1)
+        whole[row, place] = tokens.to(before.dtype)
+        return whole
+
+    ids = laid(prompt.ids, batch["completion_ids"][row, owner, step], 0)
+    owners = laid(torch.full_like(prompt.ids, -1), owner, -2)  # -1 is the prompt, -2 is nobody
+    length = prompt.mask.sum(1)
+    positions = laid((prompt.mask.cumsum(1) - 1).clamp(min=0), length[row] + step, 0)
+    real = laid(prompt.mask.bool(), torch.ones_like(row), False)
+    causal = torch.ones(width + packed, width + packed, dtype=torch.bool, device=device).tril()
+    seen = (owners[:, None, :] == owners[:, :, None]) | (owners[:, None, :] == -1)
+    allowed = (causal & seen & real[:, None, :]) | torch.eye(
+        width + packed, dtype=torch.bool, device=device
+    )  # no empty rows
     mask = torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, torch.finfo(torch.float32).min)
-    length = prompt.mask.sum(1, keepdim=True)
-    after = length + torch.arange(t, device=device).repeat(k)
-    positions = torch.cat([(prompt.mask.cumsum(1) - 1).clamp(min=0), after], 1)
-    states = 1 + torch.arange(k * t, device=device).view(k, t)
-    index = torch.cat([torch.zeros(k, 1, dtype=torch.long, device=device), states], 1).expand(b, k, t + 1)
+    after = first[..., None] + torch.arange(1, t + 1, device=device)  # among the last 1 + P positions
+    index = torch.cat([torch.zeros_like(first)[..., None], after.clamp(max=packed)], -1)
     return {"input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions}, index
 
 
