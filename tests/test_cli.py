@@ -66,9 +66,6 @@ class Faulty(GradientMethod):
 
     fault: str = ""  # which
 
-    def required(self):
-        return self.needs | ({"verifier"} if self.fault == "verifier" else set())
-
     def train(self, lab):
         for turn, pairs in enumerate(lab.pairs(steps=3, batch_size=4)):
             if self.fault == "reward":
@@ -330,9 +327,9 @@ def test_a_failed_run_starts_anew(diverged, faulty):
     assert done.code == 1 and "This run failed before; it is tried again." in done.err and "step 2" in done.err
 
 
-def test_a_method_that_needs_a_verifier_is_refused_before_training(faulty, tmp_path):
-    done = run_faulty(faulty, "verifier", tmp_path)
-    only_message(done, 3, "needs verifier, which the suite small cannot give")
+def test_a_method_that_needs_a_verifier_is_refused_before_training(tmp_path):
+    done = command("run", "-m", "rlvr", *SUITE, "--quick", "--results", tmp_path)
+    only_message(done, 3, "needs verifier, which the suite summarization cannot give")
     assert "Nothing was trained" in done.err and not [
         f for f in (tmp_path / "artifacts").iterdir() if f.name != ".work"
     ]
