@@ -5,7 +5,7 @@
     python benchmarks/speed.py grpo dpo --size 1M --turns 1
 
 CPU seconds of the process are compared, not wall time: a neighbour on the machine changes them little. The first two
-steps of a process are left out. Ratios are peer / ours: of seconds per token drawn for rollout, of seconds per step else.
+steps of a process are left out. Ratios are peer / ours: of seconds per token drawn, or of seconds per step.
 """
 
 from __future__ import annotations

@@ -79,16 +79,25 @@ def settings_of(method):
 
 
 PAPER = ("kl_in=loss", "kl_estimator=k3")
-WITHIN = {  # total variation; for the slow ones more than .02 where the loss has kinks or its optimum has zeros
-    "dpo": 0.02, "ppo": 0.02, "ipo": 0.02, "simpo": 0.02, "rloo": 0.02, "grpo": 0.02, "online_dpo": 0.02, "rlvr": 0.02,
-    "reinforce_pp": 0.03, "orpo": 0.04, "raft": 0.05, "slic": 0.06, "kto": 0.08, "rrhf": 0.08,
-}  # fmt: skip
+SAMPLED = (  # the first two by default
+    "dpo", "ppo", "sft_chosen", "ipo", "simpo", "rloo", "grpo", "online_dpo", "rlvr", "reinforce_pp", "orpo", "raft",
+    "slic", "kto", "rrhf",
+)  # fmt: skip
+CLOSER = {  # what the suite's settings, which are for a minute, leave too far away
+    # of answers of three words KTO wants half at a probability of 0, more than so small a model can tell apart
+    "kto": {"suite": ["max_tokens=2"]},
+    # rounds add their sampling errors up
+    "raft": {"options": ["steps=4"]},
+    # where candidates are equally likely the loss has a kink: the last steps have to be small
+    "rrhf": {"options": ["learning_rate=1e-3", "steps=1000", "batch_size=256"]},
+}
 
 
-@pytest.mark.parametrize("method", [m if m in ("dpo", "ppo") else pytest.param(m, marks=SLOW) for m in WITHIN])
+@pytest.mark.parametrize("method", [m if m in ("dpo", "ppo") else pytest.param(m, marks=SLOW) for m in SAMPLED])
 def test_a_method_lands_near_its_optimum(method):
-    figures = run(method)["suite"]
-    assert figures["tv"] < WITHIN[method] and figures["start_tv"] > 3 * WITHIN[method]
+    how = CLOSER.get(method, {})
+    figures = run(method, *how.get("options", ()), suite=how.get("suite", ()))["suite"]
+    assert figures["tv"] < 0.02 and figures["start_tv"] > 3 * 0.02
     if method in ("dpo", "ppo", "rloo", "grpo", "online_dpo", "rlvr"):
         assert 0 <= figures["regret"] < 0.01
 
