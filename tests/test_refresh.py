@@ -1,6 +1,5 @@
 """Rewards kept fresh: a labeller in a process of its own, its bill, its end; runs killed while it works."""
 
-import inspect
 import json
 import os
 import signal
@@ -13,7 +12,6 @@ from random import Random
 import pytest
 import torch
 
-from harness.data import Prompt
 from harness.desk import LabelDesk
 from harness.errors import HarnessError
 from harness.registry import installed, load_file
@@ -22,7 +20,6 @@ from harness.seeds import derive
 from harness.spec import Request, make_judge, make_labeller, make_suite, resolve
 from harness.tokens import Batch
 
-from .test_isolation import neighbours, secrets
 from .test_resume import Watched
 from .tools import ENV, command, finished, fresh, on_small, outputs, plugin, results, small_suite
 
@@ -337,17 +334,24 @@ def test_no_process_is_left_when_a_run_ends(telling, fail):
 HOSTILE = '''
 """Has its reward refreshed and samples revised, and looks for whoever did that."""
 
-import gc
 import json
 import os
 import sys
-import types
 from dataclasses import dataclass
 
-from harness import Judge, Labeller, OnPolicyOptions, Prompt, Suite, hookimpl
+from harness import OnPolicyOptions, hookimpl
 from harness.desk import LabelDesk
+from harness.walk import neighbours, reachable
 
-{walker}
+
+def desks(*roots):
+    seen, queue = {}, list(roots)
+    while queue:
+        thing = queue.pop()
+        if id(thing) not in seen:
+            seen[id(thing)] = thing
+            queue.extend(neighbours(thing))
+    return sum(isinstance(thing, LabelDesk) for thing in seen.values())
 
 
 @dataclass
@@ -361,9 +365,8 @@ class Refreshing(OnPolicyOptions):
         for prompts, batch in self.rollouts(lab):
             lab.revise(batch)
         roots = (lab, sys._getframe())
-        found, looked_at = secrets(*roots, contracts=(Judge, Labeller, Suite), is_prompt=Prompt)
-        desks, _ = secrets(*roots, contracts=(LabelDesk,))
-        json.dump([found, looked_at, desks], open(os.environ["FOUND"], "w"))
+        found, looked_at = reachable(*roots, test_ids=["test/" + str(i) for i in range(200)])
+        json.dump([found, looked_at, desks(*roots)], open(os.environ["FOUND"], "w"))
         return lab.policy
 
 
@@ -374,19 +377,17 @@ def register_methods(register):
 
 
 def test_no_labeller_judge_or_suite_can_be_reached_from_the_method():
-    walker = "\n\n".join(inspect.getsource(f) for f in (neighbours, secrets))
-    hostile = plugin(fresh("plugins"), "refreshing", HOSTILE.format(walker=walker))
+    hostile = plugin(fresh("plugins"), "refreshing", HOSTILE)
     file = fresh("found") / "found.json"
     more = ("-p", hostile, "--set", "reward_refresh=1", "--set", "steps=2", "--set", "batch_size=4")
     done = command(*on_small("refreshing", *more, results=results()), env={"FOUND": str(file)})
     assert done.code == 0, done.text
-    found, looked_at, desks = json.loads(file.read_text())
+    found, looked_at, met = json.loads(file.read_text())
     assert found == [] and looked_at > 1000
-    assert desks == ["harness.desk.LabelDesk"]  # the walk did come by the desk
+    assert met == 1  # the walk did come by the desk
     (folder,) = (results() / "runs" / "small" / "refreshing").iterdir()
     cost = json.loads((folder / "result.json").read_text())["cost"]
     assert cost["labels"] == 0 and cost["method"]["ai_labels"] > 2 * 4 * 8  # revisions and fresh labels
-    assert secrets(Prompt("test/1", "x"), is_prompt=Prompt)[0]  # the negative control of the walker itself
 
 
 # -- what else is against reward hacking -------------------------------------------------------------------------------
