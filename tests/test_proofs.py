@@ -86,8 +86,6 @@ SAMPLED = (  # the first two by default
 CLOSER = {  # what the suite's settings, which are for a minute, leave too far away
     # of answers of three words KTO wants half at a probability of 0, more than so small a model can tell apart
     "kto": {"suite": ["max_tokens=2"]},
-    # rounds add their sampling errors up
-    "raft": {"options": ["steps=4"]},
     # where candidates are equally likely the loss has a kink: the last steps have to be small
     "rrhf": {"options": ["learning_rate=1e-3", "steps=1000", "batch_size=256"]},
 }
