@@ -17,6 +17,11 @@ class Hinge(PairOptions):
     beta: float = 0.3  # one over the margin, in nats per completion
     steps: int = 150  # optimiser steps
 
+    def check(self):
+        super().check()
+        if self.beta <= 0:
+            raise ValueError("beta must be above 0")
+
     def loss(self, logp, batch):
         """max(0, 1 - beta (s_w - s_l)), s = log pi(y|x) / pi_ref(y|x) summed over tokens; `p`: how sure a label is."""
         s_w, s_l = (logp - batch["ref_logp"]).sum(-1).unbind(1)

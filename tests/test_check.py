@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from harness.check import FAILED, PASSED, Options, check, report
+from harness.check.findings import attempt
 from harness.registry import installed, load_file
 
 from .tools import ROOT, command, fresh, small_suite
@@ -112,6 +113,35 @@ def test_a_method_that_knows_its_process_fails_with_two_of_them(results):
     assert {f.status for f in found.values()} == {PASSED}
 
 
+OPTIMUM = """
+    def optimum(self, problem):
+        return @STATED@
+
+    def train(self, lab):
+"""
+
+
+@pytest.mark.parametrize(("stated", "status"), [("problem.ref", PASSED), ("problem.tilted(0.2)", FAILED)])
+def test_a_stated_optimum_is_compared_with_where_training_ends(stated, status, results):
+    """Five steps lead nowhere: still at the start checkpoint, and far from a sharp optimum."""
+    from harness.check.methods import _near
+
+    text = GOOD.replace("\n    def train(self, lab):\n", OPTIMUM.replace("@STATED@", stated))
+    file = fresh("plugins") / f"stating_{status}.py"
+    file.write_text(text)
+    registry = installed.__wrapped__()
+    load_file(registry, str(file))
+    options = Options(results=results, settings=("steps=9", "learning_rate=1e-4"), optimum_settings=("steps=5",))
+    found = attempt("near", lambda: _near("mine", "exact", registry, options))
+    assert found.status == status and "after 5 optimiser steps" in found.told
+    assert ("training was too short" in found.told) == (status == FAILED)
+
+
+def test_a_file_in_place_of_a_name_is_pointed_out():
+    done = command("check", "mine.py")
+    assert done.code == 2 and "load it with -p mine.py" in done.err
+
+
 TINY = '''
 """The small suite with little to do in a run of full size."""
 
@@ -157,7 +187,8 @@ def test_a_method_that_makes_things_worse_does_not_beat_the_start(results):
 def test_the_command_ends_in_its_exit_code_and_writes_a_report():
     folder = fresh("plugins")
     (folder / "mine.py").write_text(GOOD)
-    arguments = ["check", "mine", "--quick", "-p", small_suite(), "-s", "small", "-o", folder / "report.md", "-p"]
+    arguments = ["check", "mine", "--quick", "-p", small_suite(), "-s", "small", "-o", folder / "report.md"]
+    arguments += ["--set", "steps=500", "-p"]  # of a run of full size: the small bench stays small
     done = command(*arguments, folder / "mine.py")
     assert done.code == 0 and done.out.count("passed") == 12, done.text
     assert "12 proofs, none failed" in (folder / "report.md").read_text()

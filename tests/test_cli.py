@@ -327,6 +327,13 @@ def test_a_failed_run_starts_anew(diverged, faulty):
     assert done.code == 1 and "This run failed before; it is tried again." in done.err and "step 2" in done.err
 
 
+def test_a_stage_is_shown_with_its_options():
+    done = command("show", "stage.evaluation")
+    assert done.code == 0 and "--stage-set evaluation.OPTION=VALUE" in done.out and "split" in done.out
+    done = command("show", "stage.evaluatoin")
+    only_message(done, 2, "There is no stage 'evaluatoin'. Did you mean 'evaluation'?")
+
+
 def test_a_method_that_needs_a_verifier_is_refused_before_training(tmp_path):
     done = command("run", "-m", "rlvr", *SUITE, "--quick", "--results", tmp_path)
     only_message(done, 3, "needs verifier, which the suite summarization cannot give")

@@ -34,6 +34,7 @@ ROUNDING = 2e-3  # by how much the first turns' metrics may differ, relative to 
 A_DRAW = 5e-2  # the same where a draw that lay on an edge may have turned
 GRADIENT = 1e-4  # of its norm, by which a step's gradient may differ
 AT_START = 1e-4  # nats by which two ways to the same log-probability may differ
+LENGTHS = ("steps", "epochs")  # settings of a run of full size: this bench is small whatever they are
 FEW_TOKENS = 200  # of a micro-batch: a few rows
 Rows = Sequence[Mapping[str, float]]  # metrics, one dict per turn
 
@@ -57,7 +58,8 @@ class Bench:
 
     def __init__(self, name: str, suite: str, registry: Registry, options: Options) -> None:
         fixed = {"quick": True, "threads": 1, "device": "cpu"}
-        self.spec = resolve(Request(name, suite, options.settings, fixed=fixed), registry)
+        short = tuple(s for s in options.settings if s.partition("=")[0] not in LENGTHS)
+        self.spec = resolve(Request(name, suite, short, fixed=fixed), registry)
         self.registry, self.results = registry, options.results
         self.benches = Path(tempfile.mkdtemp(prefix="benches-", dir=options.results))  # no checkpoint is found there
         settings = Settings(self.results, checkpoint_every=0.0, warn=lambda message: None)

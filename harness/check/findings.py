@@ -25,6 +25,7 @@ class Options:
 
     suite: str | None = None  # None: an embedded suite that can serve the method
     settings: tuple[str, ...] = ()
+    optimum_settings: tuple[str, ...] = ()  # over these, in the run that is compared with the optimum
     full: bool = True  # also runs of full size: beats the start checkpoint, reaches its optimum
     processes: bool = True  # also a training in two processes
     results: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="harness-check-")))

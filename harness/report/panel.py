@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..errors import unknown
 from ..options import options_of
 from ..registry import Registry
 from ..spec import STAGES, recommended, suite_class
@@ -136,6 +137,15 @@ def describe(kind: str, cls: type, registry: Registry, suite: str | None) -> str
     if kind == "suites":
         lines += _stage_lines(cls)
     return "\n".join(lines) + "\n"
+
+
+def describe_stage(name: str) -> str:
+    """Return what `harness show stage.NAME` prints; raise UsageError for a stage that does not exist."""
+    if name not in STAGES:
+        raise unknown("stage", name, STAGES)
+    about = (STAGES[name].__doc__ or "").strip()
+    lines = [f"{name} (stage), set with --stage-set {name}.OPTION=VALUE", about, ""]
+    return "\n".join([*lines, *_option_lines(STAGES[name], {}, None)]) + "\n"
 
 
 def _advice(kind: str, cls: Any, registry: Registry, suite: str | None) -> dict[str, Any]:
