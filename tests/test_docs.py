@@ -81,22 +81,15 @@ def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
     assert len(findings) == 13 and [f for f in findings if f.status == FAILED] == []
 
 
-def test_the_optimum_in_the_guide_is_where_the_hinge_comes_to_rest():
-    import textwrap
-
-    import torch
-    from harness_plugins.population import minimiser, ordered_pairs
-
+def test_the_optimum_in_the_guide_is_where_the_example_comes_to_rest():
     from harness.registry import load_file, new_registry
 
     from .test_exact import far_from
 
+    file, registry = ROOT / "examples" / "harness-cpo" / "harness_cpo.py", new_registry()
     (code,) = re.findall(r"```python\n(    def optimum.*?)```", PLUGINS, re.DOTALL)
-    names = {"torch": torch, "minimiser": minimiser, "ordered_pairs": ordered_pairs}
-    exec(textwrap.dedent(code), names)
-    registry = new_registry()
-    load_file(registry, str(ROOT / "examples" / "hinge.py"))
-    hinge = registry.get("methods", "hinge")
-    guided = type("Guided", (hinge,), {"optimum": names["optimum"]})
-    assert far_from(guided(beta=0.5)) < 2e-3
-    assert far_from(guided(beta=1.0), optimum_of=guided(beta=0.5)) > 0.02
+    assert code in file.read_text(encoding="utf-8")
+    load_file(registry, str(file))
+    cpo = registry.get("methods", "cpo")
+    assert far_from(cpo(beta=0.5, alpha=0.1)) < 1e-4
+    assert far_from(cpo(beta=0.5, alpha=0.5), optimum_of=cpo(beta=0.5, alpha=0.1)) > 0.02
