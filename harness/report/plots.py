@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Refused, UsageError
-from .tables import check_ground, select
+from .tables import check_ground, row_names, select
 
 MARKERS = "osD^vP*X<>"
 # Okabe and Ito's colours: the colour-blind can tell them apart
@@ -29,7 +29,7 @@ def frontier(results: Path, suite: str | None, output: Path) -> None:
         raise UsageError(f"There is no finished run below {results} to draw.")
     curves = [r for r in good if r["evaluation"].get("curve")]
     panels = 3 if curves else 1
-    figure, axes = pyplot.subplots(1, panels, figsize=(5 * panels + 1, 4.2), squeeze=False)
+    figure, axes = pyplot.subplots(1, panels, figsize=(5 * panels + 2.2, 4.8), squeeze=False)
     _draw_frontier(axes[0][0], good)
     if curves:
         _draw_curves(axes[0][1], axes[0][2], curves)
@@ -42,7 +42,7 @@ def frontier(results: Path, suite: str | None, output: Path) -> None:
 
 
 def _draw_frontier(axis: Any, records: list[dict[str, Any]]) -> None:
-    labels = _labels(records)
+    labels = row_names(records)
     for i, label in enumerate(dict.fromkeys(labels)):
         for j, r in enumerate(r for r, own in zip(records, labels, strict=True) if own == label):
             e = r["evaluation"]
@@ -55,12 +55,12 @@ def _draw_frontier(axis: Any, records: list[dict[str, Any]]) -> None:
     axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
     axis.set_xlabel("KL(policy || SFT), nats per completion")
     axis.set_ylabel("gold win-rate over SFT, 95 % interval")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
 
 
 def _draw_curves(reward: Any, length: Any, records: list[dict[str, Any]]) -> None:
     """Draw gold and proxy, and the length of answers, from the start checkpoint (KL 0) along training."""
-    for i, (r, label) in enumerate(zip(records, _labels(records), strict=True)):
+    for i, (r, label) in enumerate(zip(records, row_names(records), strict=True)):
         e = r["evaluation"]
         names = [name for name in ("gold", "proxy", "length") if f"reference_{name}" in e]
         points = [{"kl": 0.0} | {name: e[f"reference_{name}"] for name in names}, *e["curve"]]
@@ -74,14 +74,3 @@ def _draw_curves(reward: Any, length: Any, records: list[dict[str, Any]]) -> Non
         axis.set_xlabel("sqrt(KL), along training")
         axis.set_ylabel(name)
         axis.legend(fontsize=7, handlelength=4)
-
-
-def _labels(records: list[dict[str, Any]]) -> list[str]:
-    """Return a label per run: the method, and the options in which runs of one method differ."""
-    labels = []
-    for r in records:
-        options = [other["options"] for other in records if other["method"] == r["method"]]
-        differing = [name for name in r["options"] if len({repr(o.get(name)) for o in options}) > 1]
-        told = ", ".join(f"{name}={r['options'][name]}" for name in differing)
-        labels.append(f"{r['method']} ({told})" if told else r["method"])
-    return labels

@@ -32,9 +32,7 @@ def comparison(results: Path, suite: str | None = None, methods: Sequence[str] =
     if not records:
         raise UsageError(f"No run of {chosen} is of {' or '.join(methods)}.")
     check_ground(_good(records))
-    groups: Groups = {}
-    for record in records:
-        groups.setdefault((record["method"], record["recipe"]), []).append(record)
+    groups = _grouped(records)
     names = _row_names(groups)
     if each:
         groups, names = _split(groups, names)
@@ -46,6 +44,20 @@ def comparison(results: Path, suite: str | None = None, methods: Sequence[str] =
     ]  # columns that say anything
     columns, rows = [COLUMNS[i] for i in told], [[row[i] for i in told] for row in cells]
     return Table(f"{chosen}: {_conditions(records)}", columns, rows, _notes(groups, names), plain)
+
+
+def row_names(records: Iterable[Record]) -> list[str]:
+    """Return for each record the name of its row in the comparison of all."""
+    records = list(records)
+    names = _row_names(_grouped(records))
+    return [names[r["method"], r["recipe"]] for r in records]
+
+
+def _grouped(records: Iterable[Record]) -> Groups:
+    groups: Groups = {}
+    for record in records:
+        groups.setdefault((record["method"], record["recipe"]), []).append(record)
+    return groups
 
 
 def _split(groups: Groups, names: Mapping[Key, str]) -> tuple[Groups, dict[Key, str]]:
@@ -101,8 +113,8 @@ def _row_names(groups: Mapping[tuple[str, str], Sequence[Record]]) -> dict[tuple
         same = [groups[k][0] for k in groups if k[0] == key[0]]
         mine = groups[key][0]["options"]
         differing = [o for o in mine if len({repr(r["options"].get(o)) for r in same}) > 1]
-        asked = {o for r in same for o in r.get("asked", [])}  # the rest followed from these
-        told = ", ".join(f"{o}={mine[o]}" for o in differing if o in asked or not asked)
+        asked = groups[key][0].get("asked", differing)  # the rest followed from these
+        told = ", ".join(f"{o}={mine[o]}" for o in differing if o in asked)
         quick = " quick" if groups[key][0].get("quick") else ""
         names[key] = f"{key[0]}{quick} ({told})" if told else f"{key[0]}{quick}"
     duplicates = [n for n in names.values() if list(names.values()).count(n) > 1]
