@@ -10,7 +10,7 @@ from harness_plugins.reporters import CSV, Markdown
 
 from harness.data import Table
 from harness.errors import HarnessError, UsageError
-from harness.report.tables import COLUMNS, comparison
+from harness.report.tables import COLUMNS, comparison, row_names
 
 from .tools import GROUND, failure, put, record
 
@@ -146,6 +146,11 @@ def test_options_that_followed_from_what_was_asked_for_are_not_told(tmp_path):
         record(recipe="r2", options={"optimiser": "dpo", "beta": 0.3, "steps": 9}, win=0.6, asked=["optimiser"]),
     )  # fmt: skip
     assert [row[0] for row in made.rows] == ["dpo", "dpo (optimiser=dpo)"]
+
+
+def test_every_record_is_named_as_its_row():
+    told = [record(recipe="r1", asked=[]), record("ppo"), record(recipe="r2", options={"beta": 0.5}, asked=["beta"])]
+    assert row_names(told) == ["dpo", "ppo", "dpo (beta=0.5)"]
 
 
 def test_rows_that_differ_elsewhere_show_their_recipe(tmp_path):
