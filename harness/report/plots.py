@@ -55,7 +55,9 @@ def _draw_frontier(axis: Any, records: list[dict[str, Any]]) -> None:
     axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
     axis.set_xlabel("KL(policy || SFT), nats per completion")
     axis.set_ylabel("gold win-rate over SFT, 95 % interval")
-    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
+    few = len(set(labels)) <= 6
+    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
+    axis.legend(fontsize=7, **({} if few else beside))
 
 
 def _draw_curves(reward: Any, length: Any, records: list[dict[str, Any]]) -> None:
