@@ -297,7 +297,15 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     else:
+        leave_team()
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def leave_team() -> None:
+    """End the group of processes, if there is one: its threads must not outlive the interpreter, which then aborts."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -38,6 +38,7 @@ def together(cases: Sequence[tuple[str, str]], registry: Registry, options: Opti
 
 def main() -> None:
     """Be one of the two."""
+    from ..cli import leave_team
     from .bench import FEW_TOKENS, Bench
 
     asked = json.loads(sys.argv[1])
@@ -52,6 +53,7 @@ def main() -> None:
         bench.close()
     if is_main():
         write_json(Path(asked["out"]), found)
+    leave_team()
 
 
 if __name__ == "__main__":
