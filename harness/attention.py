@@ -1,32 +1,66 @@
-"""Decoding with the prompt's keys and values held once for all its completions, through the library's own doors.
+"""A model's attention exchanged through the library's own doors, and decoding on prompts that are held once.
 
-A completion's token attends to its prompt and to the completion so far: two products, one softmax. The first is taken
-for all completions of a prompt at once, so nothing of the prompt is repeated; keys and values of the completions lie in
-storage that is there from the start. The model's modules run as they are: what is exchanged is its cache (a
-`transformers.Cache`) and its attention function (`transformers.AttentionInterface`).
+The model's modules run as they are: what is exchanged is its attention function (`transformers.AttentionInterface`)
+and, to decode, its cache (a `transformers.Cache`). packing.py has the attention of training and scoring.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 
-NAME = "harness_shared_prompt"  # of the attention function, in the library's registry
-UNKNOWN = (
-    "softcap",
-    "s_aux",
-    "sliding_window",
-    "position_bias",
-)  # what this attention cannot do if told to
+NAME = "harness"  # of the attention function, in the library's registry
+UNKNOWN = ("softcap", "s_aux", "sliding_window", "position_bias")  # what is not done here, should a model ask for it
+
+
+class Attention(Protocol):
+    """How the tokens of a forward pass attend to one another."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Return (R, S, heads, d) for queries (R, heads, S, d), keys and values (R, H, S', d) of a layer."""
+
+
+_now: Attention | None = None  # of the forward pass under way: the library hands an attention nothing of ours
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, **told: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attend as the forward pass under way wants it: what the library calls."""
+    if _now is None or any(told.get(name) is not None for name in UNKNOWN):
+        raise ValueError("this attention cannot do what the model asks of it")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _now.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(NAME, attend)
+
+
+@contextmanager
+def attending(trunk: nn.Module, how: Attention) -> Iterator[None]:
+    """Have a model attend in another way for a while."""
+    global _now
+    config: Any = trunk.config.get_text_config()  # type: ignore[operator, union-attr]
+    before, _now = (config._attn_implementation, _now), how
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation, _now = before
 
 
 class SharedPromptCache(Cache):  # type: ignore[misc]
-    """Keys and values of prompts, held once, and of their completions, in storage for the longest there may be."""
+    """Keys and values of prompts, held once, and of their completions, in storage for the longest there may be.
+
+    A completion's token attends to its prompt and to the completion so far: two products, one softmax. The first is
+    taken for all completions of a prompt at once, so nothing of the prompt is repeated.
+    """
 
     def __init__(self, prompt: Cache, mask: Tensor, n: int, limit: int) -> None:
         """Take a prefilled cache of B prompts and their mask (B, Q), for n completions each of up to `limit`."""
@@ -91,40 +125,14 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         rows = prompts.view(b, heads, self.widest, wr // self.widest, d).transpose(1, 2).flatten(0, 1)
         return rows if self.full else rows[self.slot]
 
-
-_cache: SharedPromptCache | None = None  # of the decoding under way: the library hands an attention no cache
-
-
-def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, **told: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """Return (R, 1, heads, d) for queries (R, heads, 1, d) and the completions' keys and values (R, H, t, d)."""
-    cache = _cache
-    if cache is None or any(told.get(name) is not None for name in UNKNOWN):
-        raise ValueError("this attention cannot do what the model asks of it")
-    prompt_key, prompt_value = cache.prompt[module.layer_idx]  # type: ignore[index]
-    rows, heads, _, d = query.shape
-    query = query.reshape(rows, key.shape[1], heads // key.shape[1], d) * (d**-0.5 if scaling is None else scaling)
-    shared = cache.by_prompt(query) @ prompt_key.transpose(-1, -2) + cache.bias[:, None, None]
-    width = shared.shape[-1]
-    scores = torch.cat([cache.by_row(shared), query @ key.transpose(-1, -2)], -1)
-    weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
-    out = cache.by_row(cache.by_prompt(weights[..., :width]) @ prompt_value) + weights[..., width:] @ value
-    return out.reshape(rows, 1, heads, d), None
-
-
-AttentionInterface.register(NAME, attend)
-
-
-@contextmanager
-def attending(model: nn.Module, cache: SharedPromptCache) -> Iterator[None]:
-    """Have a model attend through a cache of shared prompts for a while."""
-    global _cache
-    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    before, _cache = (config._attn_implementation, _cache), cache
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation, _cache = before
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Return (R, 1, heads, d) for queries (R, heads, 1, d) and the completions' keys and values (R, H, t, d)."""
+        prompt_key, prompt_value = self.prompt[layer]
+        rows, heads, _, d = query.shape
+        query = query.reshape(rows, key.shape[1], heads // key.shape[1], d) * scaling
+        shared = self.by_prompt(query) @ prompt_key.transpose(-1, -2) + self.bias[:, None, None]
+        width = shared.shape[-1]
+        scores = torch.cat([self.by_row(shared), query @ key.transpose(-1, -2)], -1)
+        weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
+        out = self.by_row(self.by_prompt(weights[..., :width]) @ prompt_value) + weights[..., width:] @ value
+        return out.reshape(rows, 1, heads, d)

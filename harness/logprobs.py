@@ -4,9 +4,8 @@ The state before completion token t is the position just left of it, so T + 1 st
 0..T-1 predict the tokens, states 1..T have read them. Two layouts give the same numbers:
 
 - *padded*: B * K rows, each a left-padded prompt and one right-padded completion. Any model can do it.
-- *shared*: B rows, each a prompt and its K completions one after the other without padding between them, which see the
-  prompt and themselves but not each other. The prompt is computed once. For attention-only models; `enable_sharing`
-  finds out by trying.
+- *packed*: every prompt once and every token once, in one row without padding (packing.py). For attention-only models;
+  `enable_sharing` finds out by trying. The head reads the states that predict a token, some at a time.
 """
 
 from __future__ import annotations
@@ -20,93 +19,166 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from .attention import attending
+from .data import Prompt
 from .models import ScalarModel, computing, forward_cost, in_float32, trunk_of
+from .packing import Packing, pack
 from .team import ALONE, Team
 from .tokens import Batch, PromptBatch
 
 SHARING_TOLERANCE = 1e-4  # nats by which the two layouts may differ in float32
-Layout = tuple[dict[str, Tensor], Tensor | None]  # model inputs; where the states are among the last positions kept
+LOGITS_AT_ONCE = (
+    2**26
+)  # numbers, 256 MiB in float32: what more than that takes is made, used and made again for backward
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The size of a forward pass: rows of `width` tokens, the last `kept` of which go through the head."""
+class Predictions:
+    """The distributions that completion tokens are drawn from: M of them, in the order of a mask's nonzero places.
 
-    rows: int
-    width: int
-    kept: int
+    `states` are (M, d) for a `head` to read, or (M, V) logits where there is no head to be had apart.
+    """
+
+    states: Tensor
+    head: Callable[[Tensor], Tensor]
+    temperature: float
+    at_once: int  # how many are read at a time
+
+    def parts(self) -> Iterator[slice]:
+        """Yield the parts that are read at a time."""
+        return (slice(i, i + self.at_once) for i in range(0, len(self.states), self.at_once))
+
+    def logits(self, part: slice) -> Tensor:
+        """Return (m, V) float32 logits over temperature: log-probabilities belong to the sampling distribution."""
+        return self._read(self.states[part])
+
+    def logp(self, ids: Tensor) -> Tensor:
+        """Return (M,) log-probabilities of tokens (M,)."""
+        told = []
+        for part in self.parts():
+            states = self.states[part]
+            if states.requires_grad and len(self.states) > self.at_once:
+                told.append(checkpoint(self._logp, states, ids[part], use_reentrant=False, preserve_rng_state=False))
+            else:
+                told.append(self._logp(states, ids[part]))
+        return torch.cat(told) if told else self.states.new_zeros(0)
+
+    def _logp(self, states: Tensor, ids: Tensor) -> Tensor:
+        found: Tensor = _LogSoftmaxAt.apply(self._read(states), ids)  # type: ignore[no-untyped-call]
+        return found
+
+    def _read(self, states: Tensor) -> Tensor:
+        logits = self.head(states).float()
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
-def shape_of(model: nn.Module, batch: Batch) -> Shape:
-    """Return the size of a forward pass over a batch."""
-    b, k, t = batch.shape
-    prompt = batch.prompts.ids.shape[1]
-    if _shares(model, batch):
-        packed = _packed(batch)
-        return Shape(b, prompt + packed, 1 + packed)
-    return Shape(b * k, prompt + t, t + 1)
+class _LogSoftmaxAt(torch.autograd.Function):
+    """log softmax(logits)[id]: in the backward pass one table of softmax is made, where autograd would make three."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
+        """Return (M,) of logits (M, V) and ids (M,)."""
+        norm = logits.logsumexp(-1)
+        ctx.save_for_backward(logits, ids, norm)
+        return logits.gather(-1, ids[:, None])[:, 0] - norm
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of the logits: g (1[v = id] - softmax)."""
+        logits, ids, norm = ctx.saved_tensors
+        table = (logits - norm[:, None]).exp_().mul_(-gradient[:, None])
+        return table.scatter_add_(-1, ids[:, None], gradient[:, None]), None
+
+
+def predictions(model: nn.Module, batch: Batch) -> Predictions:
+    """Return the distributions of a batch's completion tokens, in the order of the nonzero places of its mask."""
+    places, width = batch["mask"] > 0, model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
+    at_once = max(1, LOGITS_AT_ONCE // width)
+    if not _packs(model):
+        return Predictions(_padded_logits(model, batch)[places], _itself, batch.temperature, at_once)
+    packing = pack(batch)
+    where = packing.states[..., :-1][places]
+    if not getattr(trunk_of(model), "plain_head", False):
+        with computing(model), attending(trunk_of(model), packing):
+            logits = model(**_packed_inputs(model, packing), logits_to_keep=where).logits[0]
+        return Predictions(logits, _itself, batch.temperature, at_once)
+    states = _packed_states(trunk_of(model), model, packing)[where]
+    return Predictions(states, lambda some: _head(model, some), batch.temperature, at_once)
 
 
 def completion_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Return (B, K, T, V) logits of the distributions that the completion tokens were drawn from, in float32.
+    """Return (B, K, T, V) float32 logits of the distributions that the completion tokens were drawn from; 0 on padding.
 
-    They are divided by the batch's temperature, so every log-probability belongs to the sampling distribution.
+    All at once: for small vocabularies. `predictions` gives them part by part.
     """
-    b, k, t = batch.shape
-    logits, index = _kept_logits(model, batch)
-    if index is not None:
-        logits = logits.gather(1, index[..., None].expand(*index.shape, logits.shape[-1]).flatten(1, 2))
-    return logits.reshape(b, k, t + 1, -1)[:, :, :-1]
+    told = predictions(model, batch)
+    logits = torch.cat([told.logits(part) for part in told.parts()])
+    out = logits.new_zeros(*batch.shape, logits.shape[-1])
+    out[batch["mask"] > 0] = logits
+    return out
 
 
 def completion_logp(model: nn.Module, batch: Batch) -> Tensor:
     """Return (B, K, T) log-probabilities of the completion tokens; exactly 0 where there is no token."""
-    b, k, t = batch.shape
-    logits, index = _kept_logits(model, batch)
-    norm, ids = logits.logsumexp(-1), batch["completion_ids"]
-    if index is None:
-        chosen = logits[:, :-1].gather(-1, ids.reshape(b * k, t, 1)).view(b, k, t)
-        logp = chosen - norm[:, :-1].view(b, k, t)
-    else:
-        rows, before = torch.arange(b, device=ids.device)[:, None, None], index[..., :-1]
-        logp = logits[rows, before, ids] - norm[rows, before]
-    return torch.where(batch["mask"] > 0, logp, 0.0)
+    places = batch["mask"] > 0
+    logp = predictions(model, batch).logp(batch["completion_ids"][places])
+    return torch.zeros(batch.shape, device=logp.device).masked_scatter(places, logp)
 
 
 def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
-    """Return (B, K, T + 1) scalars: before the first completion token, and after each."""
+    """Return (B, K, T + 1) scalars: before the first completion token, and after each; any where there is no token."""
     b, k, t = batch.shape
-    inputs, index = _layout(model, batch)
+    if _packs(model):
+        packing = pack(batch)
+        hidden = _packed_states(model.trunk, model, packing)
+        with computing(model):
+            scalars: Tensor = model.head(hidden)[..., 0].float()
+        return scalars[packing.states]
     with computing(model):
-        scalars: Tensor = model(**_accepted(model.trunk, inputs)).float()
-    if index is None:
-        return scalars[:, -(t + 1) :].view(b, k, t + 1)
-    return scalars[:, -shape_of(model, batch).kept :].gather(1, index.flatten(1)).view(b, k, t + 1)
+        scalars = model(**_accepted(model.trunk, _padded_inputs(batch))).float()
+    return scalars[:, -(t + 1) :].view(b, k, t + 1)
+
+
+def forward_flops(model: nn.Module, batch: Batch) -> float:
+    """Return the FLOPs of a forward pass over a batch in the layout it takes, padding included where there is any."""
+    (b, k, t), cost, prompt = batch.shape, forward_cost(model), batch.prompts
+    scalar = isinstance(model, ScalarModel)
+    if _packs(model):
+        tokens, read = int(prompt.mask.sum() + batch["mask"].sum()), int(batch["mask"].sum())
+        return cost.flops(tokens, tokens if scalar else read, pack(batch).pairs)
+    width = prompt.ids.shape[1] + t
+    return cost.padded(b * k, width, width if scalar else t + 1)
 
 
 def enable_sharing(model: nn.Module) -> bool:
-    """Let a causal model use the shared layout from now on if it gives the padded one's numbers; return whether.
+    """Let a causal model use the packed layout from now on if it gives the padded one's numbers; return whether.
 
-    It is tried on made-up tokens: a convolution, a recurrence or a bias built from the padding mask shows as a
-    difference, and the model keeps the padded layout. A window of attention may be longer than any trial, so a model
-    whose configuration names one is not even tried. Copies of the model inherit the answer.
+    It is tried on made-up tokens, several completions per prompt and one: a convolution, a recurrence or a bias built
+    from the padding mask shows as a difference, and the model keeps the padded layout. A window of attention may be
+    longer than any trial, so a model whose configuration names one is not even tried. Copies of the model inherit the
+    answer.
     """
-    trunk, probe = trunk_of(model), made_up(model)
+    trunk: Any = trunk_of(model)
+    trunk.share_prompt = False
     if attends_locally(model):
-        trunk.share_prompt = False  # type: ignore[assignment]
         return False
+    probe = made_up(model)
     with torch.no_grad(), in_float32(model):
-        trunk.share_prompt = False  # type: ignore[assignment]
-        apart = completion_logp(model, probe)
-        trunk.share_prompt = True  # type: ignore[assignment]
-        try:
-            shared = completion_logp(model, probe)
-            same = bool((apart - shared).abs().max() < SHARING_TOLERANCE)
-        except (RuntimeError, ValueError, TypeError, IndexError):  # what a model without 4-D masks raises
-            same = False
-    trunk.share_prompt = same  # type: ignore[assignment]
-    return same
+        told = [completion_logp(model, batch) for batch in (probe, probe.flat())]
+        for trunk.plain_head in (True, False):  # a head apart, or whatever the model does with its states
+            trunk.share_prompt = True
+            try:
+                packed = [completion_logp(model, batch) for batch in (probe, probe.flat())]
+            except _REFUSALS:
+                trunk.share_prompt = False
+                continue
+            off = max(float((a - b).abs().max()) for a, b in zip(told, packed, strict=True))
+            trunk.share_prompt = off < SHARING_TOLERANCE
+            if trunk.share_prompt:
+                return True
+    return False
 
 
 @contextmanager
@@ -138,42 +210,50 @@ def made_up(model: nn.Module) -> Batch:
     prompt_mask = torch.ones(2, 20, dtype=torch.long)
     prompt_mask[0, :7] = 0
     mask = (torch.arange(10) < torch.tensor([[4], [10], [1], [7], [3], [9]])).float().view(2, 3, 10)
-    prompts = PromptBatch([], ids[:, :20].to(device), prompt_mask.to(device))
+    prompts = PromptBatch([Prompt(str(i), "") for i in range(2)], ids[:, :20].to(device), prompt_mask.to(device))
     columns = {"completion_ids": ids[:, 20:].reshape(2, 3, 10).to(device), "mask": mask.to(device)}
     return Batch(prompts, columns)
 
 
-def _shares(model: nn.Module, batch: Batch) -> bool:
-    """Return whether the prompt is computed once: where the model can, and where it is less work.
+# what a model raises that is built otherwise than the packed layout takes it to be
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
-    Many long completions of a short prompt attend over each other's masked places, which can cost more than it saves.
-    """
+
+def _packs(model: nn.Module) -> bool:
+    """Return whether a causal or scalar model uses the packed layout."""
     trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
-    b, k, t = batch.shape
-    if k == 1 or not getattr(trunk, "share_prompt", False):
-        return False
-    cost, prompt, packed = forward_cost(model), batch.prompts.ids.shape[1], _packed(batch)
-    return cost.padded(b, prompt + packed, 1 + packed) < cost.padded(b * k, prompt + t, t + 1)
+    return bool(getattr(trunk, "share_prompt", False))
 
 
-def _packed(batch: Batch) -> int:
-    """Return the most completion tokens that a prompt has, all its completions together."""
-    return int(batch.lengths.sum(1).max())
+def _packed_states(trunk: nn.Module, model: nn.Module, packing: Packing) -> Tensor:
+    """Return (N, d) hidden states of a batch in one row."""
+    with computing(model), attending(trunk, packing):
+        states: Tensor = trunk(**_packed_inputs(trunk, packing)).last_hidden_state[0]
+    return states
 
 
-def _kept_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Return float32 logits of the kept positions over temperature, and where each completion's states are in them."""
-    inputs, index = _layout(model, batch)
-    kept = shape_of(model, batch).kept
-    extra: dict[str, Any] = {"logits_to_keep": kept} if _takes(model, "logits_to_keep") else {}
+def _packed_inputs(model: nn.Module, packing: Packing) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": packing.ids, "position_ids": packing.positions}
+    return {**_accepted(model, inputs), "use_cache": False}
+
+
+def _head(model: Any, states: Tensor) -> Tensor:
     with computing(model):
-        logits: Tensor = model(**_accepted(model, inputs), use_cache=False, **extra).logits[:, -kept:]
-    logits = logits.float()
-    return logits if batch.temperature == 1 else logits / batch.temperature, index
+        logits: Tensor = model.get_output_embeddings()(states)
+    return logits
 
 
-def _layout(model: nn.Module, batch: Batch) -> Layout:
-    return _shared_inputs(batch) if _shares(model, batch) else (_padded_inputs(batch), None)
+def _itself(logits: Tensor) -> Tensor:
+    return logits
+
+
+def _padded_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Return (B, K, T, V) logits of the model's own forward pass on padded rows."""
+    b, k, t = batch.shape
+    extra: dict[str, Any] = {"logits_to_keep": t + 1} if _takes(model, "logits_to_keep") else {}
+    with computing(model):
+        logits: Tensor = model(**_accepted(model, _padded_inputs(batch)), use_cache=False, **extra).logits
+    return logits[:, -(t + 1) : -1].reshape(b, k, t, -1)
 
 
 def _padded_inputs(batch: Batch) -> dict[str, Tensor]:
@@ -184,40 +264,6 @@ def _padded_inputs(batch: Batch) -> dict[str, Tensor]:
     mask = torch.cat([prompt_mask, batch["mask"].reshape(b * k, t).to(prompt_mask.dtype)], 1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-
-
-def _shared_inputs(batch: Batch) -> Layout:
-    """Return inputs of B rows of width Q + P with a (B, 1, S, S) additive mask, and state positions (B, K, T + 1).
-
-    P is the most tokens that the completions of a prompt have together. The positions of each completion go on from the
-    prompt's end. State 0 of all K is the prompt's last position; where there is no token, a state is any.
-    """
-    (b, _, t), prompt, lengths = batch.shape, batch.prompts, batch.lengths
-    device, width, packed = prompt.ids.device, prompt.ids.shape[1], _packed(batch)
-    row, owner, step = (batch["mask"] > 0).nonzero(as_tuple=True)  # of every completion token
-    first = lengths.cumsum(1) - lengths  # (B, K) where a completion begins
-    place = width + first[row, owner] + step
-
-    def laid(before: Tensor, tokens: Tensor, none: int) -> Tensor:
-        """Return (B, S) of what is before for the prompts and one value per completion token."""
-        whole = torch.cat([before, torch.full((b, packed), none, dtype=before.dtype, device=device)], 1)
-        whole[row, place] = tokens.to(before.dtype)
-        return whole
-
-    ids = laid(prompt.ids, batch["completion_ids"][row, owner, step], 0)
-    owners = laid(torch.full_like(prompt.ids, -1), owner, -2)  # -1 is the prompt, -2 is nobody
-    length = prompt.mask.sum(1)
-    positions = laid((prompt.mask.cumsum(1) - 1).clamp(min=0), length[row] + step, 0)
-    real = laid(prompt.mask.bool(), torch.ones_like(row), False)
-    causal = torch.ones(width + packed, width + packed, dtype=torch.bool, device=device).tril()
-    seen = (owners[:, None, :] == owners[:, :, None]) | (owners[:, None, :] == -1)
-    allowed = (causal & seen & real[:, None, :]) | torch.eye(
-        width + packed, dtype=torch.bool, device=device
-    )  # no empty rows
-    mask = torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, torch.finfo(torch.float32).min)
-    after = first[..., None] + torch.arange(1, t + 1, device=device)  # among the last 1 + P positions
-    index = torch.cat([torch.zeros_like(first)[..., None], after.clamp(max=packed)], -1)
-    return {"input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions}, index
 
 
 def completion_values(model: ScalarModel, batch: Batch) -> Tensor:

@@ -147,7 +147,7 @@ class _Shared:
 
     def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
         """Return (R, V) logits after one more token (R,) per row."""
-        with computing(model), attending(model, self.cache):
+        with computing(model), attending(trunk_of(model), self.cache):
             out = model(
                 input_ids=tokens[:, None], position_ids=self.positions[:, None], past_key_values=self.cache,
                 use_cache=True,

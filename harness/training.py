@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import Diverged
-from .logprobs import micro_batches, shape_of
+from .logprobs import forward_flops, micro_batches
 from .meter import Meter
-from .models import ScalarModel, forward_cost, size_of
+from .models import size_of
 from .shared_options import AdamWOptions
 from .team import ALONE, Team, merged
 from .tokens import Batch
@@ -40,10 +40,8 @@ class Role:
         meter.hold(self.name, parameters, size)
 
     def flops(self, batch: Batch) -> float:
-        """Return the FLOPs of one forward pass over the batch as padded."""
-        shape = shape_of(self.module, batch)
-        kept = shape.width if isinstance(self.module, ScalarModel) else shape.kept
-        return forward_cost(self.module).padded(shape.rows, shape.width, kept)
+        """Return the FLOPs of one forward pass over the batch."""
+        return forward_flops(self.module, batch)
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ def test_the_model_is_as_before():
     before = model.config._attn_implementation
     assert enable_shared_cache(model)
     drawn(model)
-    assert model.config._attn_implementation == before and attention._cache is None
-    with pytest.raises(RuntimeError), attention.attending(model, None):
+    assert model.config._attn_implementation == before and attention._now is None
+    with pytest.raises(RuntimeError), attention.attending(model, attention.Attention):
         raise RuntimeError("in the middle of it")
     assert model.config._attn_implementation == before
 

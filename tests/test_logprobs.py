@@ -72,27 +72,27 @@ def close(a, b):
     torch.testing.assert_close(a, b, **TOLERANCE)
 
 
-@pytest.fixture(params=["llama", "gpt2", "llama shared", "gpt2 shared"])
+@pytest.fixture(params=["llama", "gpt2", "llama packed", "gpt2 packed"])
 def model(request, tiny_model, gpt2_model):
     model = {"llama": tiny_model, "gpt2": gpt2_model}[request.param.split()[0]]
-    if "shared" in request.param:
+    if "packed" in request.param:
         model = copy.deepcopy(model)
         assert enable_sharing(model)
     return model
 
 
 @contextlib.contextmanager
-def broken(model, change_inputs=None, change_logits=None):
-    """Break a model inside the block: change the keyword arguments it is given, or the logits it gives."""
+def broken(model, change_inputs=None, change_states=None):
+    """Break a model inside the block: change the keyword arguments it is given, or the states its head reads."""
 
     def before(module, args, kwargs):
         return args, change_inputs(kwargs)
 
     def after(module, args, output):
-        output.logits = change_logits(output.logits)
+        output.last_hidden_state = change_states(output.last_hidden_state)
 
     hooks = [model.register_forward_pre_hook(before, with_kwargs=True)] if change_inputs else []
-    hooks += [model.register_forward_hook(after)] if change_logits else []
+    hooks += [model.base_model.register_forward_hook(after)] if change_states else []
     try:
         yield
     finally:
@@ -119,7 +119,7 @@ def test_the_eos_has_a_logp_and_padding_has_none(tiny_model, batch):
 
 @pytest.mark.parametrize("places", [-1, 1])
 def test_a_shift_by_one_is_noticed(model, batch, places):
-    with broken(model, change_logits=lambda logits: logits.roll(places, dims=1)):
+    with broken(model, change_states=lambda states: states.roll(places, dims=1)):
         shifted = completion_logp(model, batch)
     with pytest.raises(AssertionError):
         close(shifted, logp_by_hand(model, batch))

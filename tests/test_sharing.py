@@ -1,4 +1,4 @@
-"""The shared-prompt layout gives the padded layout's numbers, and a model that cannot use it is found out."""
+"""The packed layout gives the padded layout's numbers, and a model that cannot use it is found out."""
 
 import copy
 
@@ -9,6 +9,8 @@ from transformers import (
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -17,6 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from harness import logprobs, packing
 from harness.data import Prompt
 from harness.logprobs import (
     completion_logits,
@@ -24,7 +27,8 @@ from harness.logprobs import (
     completion_scores,
     completion_states,
     enable_sharing,
-    shape_of,
+    forward_flops,
+    predictions,
 )
 from harness.models import scalar_from
 from harness.tokens import Batch, PromptBatch
@@ -69,7 +73,7 @@ def test_logp_values_scores_and_logits_agree():
     enable_sharing(model)
     sharing = scalar_from(model).eval()
     sharing.load_state_dict(scalar.state_dict())
-    assert shape_of(sharing, batch).rows == 3 and shape_of(scalar, batch).rows == 12
+    assert forward_flops(sharing, batch) < 0.6 * forward_flops(scalar, batch), "the prompts are computed once"
     real = torch.cat([torch.ones_like(batch["mask"][..., :1]), batch["mask"]], -1)
     torch.testing.assert_close(
         completion_states(sharing, batch) * real, completion_states(scalar, batch) * real, atol=2e-5, rtol=0
@@ -79,15 +83,75 @@ def test_logp_values_scores_and_logits_agree():
         torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
 
 
-def test_gradients_agree():
-    batch, grads = batch_of(), []
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("at_once", [2**26, 60, 600])  # numbers: one part, a token at a time, ten
+def test_gradients_agree(k, at_once, monkeypatch):
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", at_once)
+    batch, grads = batch_of(k=k), []
     for share in (False, True):
-        model = llama()
+        model = llama(num_key_value_heads=2)
         if share:
             assert enable_sharing(model)
         (completion_logp(model, batch) * torch.linspace(-1, 1, 6)).sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert (grads[0] - grads[1]).norm() / grads[0].norm() < 1e-6
+
+
+def test_a_critics_gradients_agree():
+    batch, grads = batch_of(), []
+    for share in (False, True):
+        model = llama()
+        if share:
+            assert enable_sharing(model)
+        scalar = scalar_from(model).initialise(0)
+        (completion_states(scalar, batch)[..., 1:] * batch["mask"] * torch.linspace(-1, 1, 6)).sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in scalar.parameters() if p.grad is not None]))
+    assert (grads[0] - grads[1]).norm() / grads[0].norm() < 1e-6
+
+
+def test_only_states_that_predict_a_token_go_through_the_head_a_part_at_a_time(monkeypatch):
+    model, batch, read = llama(), batch_of(), []
+    assert enable_sharing(model)
+    model.lm_head.register_forward_hook(lambda _, told, __: read.append(len(told[0])))
+    completion_logp(model, batch)
+    assert read == [int(batch["mask"].sum())]
+    read.clear()
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 10 * 60)
+    completion_logp(model, batch).sum().backward()
+    assert max(read) == 10 and sum(read) == 2 * int(batch["mask"].sum())  # once more for the backward pass
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_gradient_of_a_logp_is_the_softmax_law(temperature):
+    logits = torch.randn(5, 7, dtype=torch.double, requires_grad=True)
+    ids = torch.tensor([0, 6, 3, 3, 2])
+    told = logprobs.Predictions(logits, lambda x: x, temperature, 2)
+    assert told.logp(ids).dtype == torch.float32  # whatever a head computes in
+    assert torch.autograd.gradcheck(lambda x: logprobs._LogSoftmaxAt.apply(x, ids), (logits,))
+    told.logp(ids).sum().backward()
+    law = (torch.eye(7)[ids] - (logits.detach() / temperature).softmax(-1)) / temperature
+    torch.testing.assert_close(logits.grad, law, atol=1e-6, rtol=0)
+
+
+def test_a_head_that_is_more_than_a_product_is_left_to_the_model():
+    """Granite divides its logits: a head taken apart would forget that."""
+    torch.manual_seed(0)
+    config = GraniteConfig(**SMALL, intermediate_size=64, num_key_value_heads=4, logits_scaling=3.0)
+    model, batch = GraniteForCausalLM(config).eval(), batch_of()
+    padded, packed = both(model, lambda m: completion_logp(m, batch))
+    assert not model.base_model.plain_head
+    torch.testing.assert_close(packed, padded, atol=2e-5, rtol=0)
+    model.base_model.plain_head = True  # negative control
+    assert (completion_logp(model, batch) - padded).abs().max() > 1e-3
+
+
+def test_a_completion_without_tokens_has_no_logp():
+    model, batch = llama(), batch_of()
+    batch.columns["mask"][1, 2] = 0
+    batch.columns["mask"][2] = 0
+    padded, packed = both(model, lambda m: completion_logp(m, batch))
+    torch.testing.assert_close(packed, padded, atol=2e-5, rtol=0)
+    assert len(predictions(model, batch).states) == int(batch["mask"].sum())
 
 
 @pytest.mark.parametrize("cls, config", [
@@ -113,7 +177,7 @@ def test_models_that_cannot_share_keep_the_padded_layout(cls, config):
     if enable_sharing(model):  # a library that builds their bias from positions may learn to: then it must agree
         torch.testing.assert_close(completion_logp(model, batch), before, atol=5e-5, rtol=0)
     else:
-        assert shape_of(model, batch).rows == 12
+        assert not model.base_model.share_prompt
         torch.testing.assert_close(completion_logp(model, batch), before)
 
 
@@ -125,26 +189,63 @@ def test_a_window_longer_than_any_trial_keeps_the_padded_layout(more):
     before = completion_logp(model, batch)
     assert not enable_sharing(model)
     torch.testing.assert_close(completion_logp(model, batch), before)
-    model.base_model.share_prompt = True  # negative control: the layout would forget the window
-    assert (completion_logp(model, batch) - before).abs().max() > 1e-2
+    model.base_model.share_prompt = True  # were it forced, the window would not be forgotten in silence
+    with pytest.raises(ValueError, match="cannot do what the model asks"):
+        completion_logp(model, batch)
 
 
-def test_the_cheaper_layout_is_taken():
-    model = llama()
-    assert enable_sharing(model)
-    long_prompt, long_answers = batch_of(b=1, k=4, q=60, t=6), batch_of(b=1, k=16, q=4, t=30)
-    assert shape_of(model, long_prompt).rows == 1 and shape_of(model, long_answers).rows == 16
+@pytest.mark.parametrize("b, k, q, t", [(1, 16, 4, 30), (1, 4, 60, 6), (4, 1, 8, 30), (3, 2, 9, 9)])
+def test_it_is_never_more_work(b, k, q, t):
+    model, batch = llama(), batch_of(b, k, q, t)
+    padded = forward_flops(model, batch)
+    assert enable_sharing(model) and forward_flops(model, batch) < padded
 
 
-def test_a_leak_between_completions_is_found(monkeypatch):
-    """Negative control: were the completions to see each other, the trial would refuse the layout."""
-    from harness import logprobs
+def leaking(self, query):
+    """Completions are blind to nothing of their own: they see what they have yet to say."""
+    return torch.zeros_like(honest_bias(self, query))
 
-    honest = logprobs._shared_inputs
 
-    def leaking(batch):
-        inputs, index = honest(batch)
-        return inputs | {"attention_mask": torch.triu(torch.full_like(inputs["attention_mask"], -1e9), 1)}, index
+def blind(self, query):
+    """Completions do not see their prompts."""
+    bias = honest_bias(self, query).clone()
+    bias[..., : self.prompts.width] = torch.finfo(bias.dtype).min
+    return bias
 
-    monkeypatch.setattr(logprobs, "_shared_inputs", leaking)
+
+honest_bias = packing.Packing._bias
+
+
+@pytest.mark.parametrize("fault", [leaking, blind, "shifted", "misplaced", "of another"])
+def test_a_fault_is_found_by_the_trial(fault, monkeypatch):
+    """Negative controls: were the layout wrong, the trial on made-up tokens would refuse it."""
+    honest = packing.pack
+
+    def shifted(batch):
+        made = honest(batch)
+        made.states = (made.states - 1).clamp(min=0)
+        return made
+
+    def misplaced(batch):
+        made = honest(batch)
+        made.positions = torch.arange(made.positions.shape[1])[None]
+        return made
+
+    def of_another(batch):
+        return honest(batch.with_columns(completion_ids=batch["completion_ids"].flip(1 if batch.shape[1] > 1 else 0)))
+
+    if callable(fault):
+        monkeypatch.setattr(packing.Packing, "_bias", fault)
+    else:
+        faults = {"shifted": shifted, "misplaced": misplaced, "of another": of_another}
+        monkeypatch.setattr(logprobs, "pack", faults[fault])
     assert not enable_sharing(llama())
+
+
+def test_a_model_whose_shared_layout_is_off_takes_the_padded_one():
+    model, batch = llama(), batch_of()
+    assert enable_sharing(model)
+    packed = forward_flops(model, batch)
+    with logprobs.padded([model]):
+        assert forward_flops(model, batch) > packed
+    assert forward_flops(model, batch) == packed

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lab import Bench
-from ..logprobs import completion_logits, micro_batches, shape_of
-from ..models import forward_cost
+from ..logprobs import forward_flops, micro_batches, predictions
 from ..tokens import Batch
 
 
@@ -24,19 +23,26 @@ def sampled_kl(policy: nn.Module, reference: nn.Module, batch: Batch, bench: Ben
     with torch.no_grad():
         for number, rows in enumerate(micro_batches(batch, bench.micro_batch_tokens)):
             part = batch.select(rows)
-            shape = shape_of(policy, part)
-            flops = [forward_cost(m).padded(shape.rows, shape.width, shape.kept) for m in (policy, reference)]
-            bench.meter.add(flops=sum(flops))
+            bench.meter.add(flops=forward_flops(policy, part) + forward_flops(reference, part))
             if not bench.team.has(number):
                 continue
-            p = completion_logits(policy, part).log_softmax(-1)
-            q = completion_logits(reference, part).log_softmax(-1)
-            mask = part["mask"]
-            ratio = p - q
-            chosen = ratio.gather(-1, part["completion_ids"][..., None])[..., 0]
-            exact[rows] = (torch.where(p > -torch.inf, p.exp() * ratio, 0.0).sum(-1) * mask).sum((1, 2)).cpu()
-            plain[rows] = (chosen * mask).sum((1, 2)).cpu()
+            exact[rows], plain[rows] = (found.sum((1, 2)).cpu() for found in _ratios(policy, reference, part))
     bench.team.add_up(exact, plain)
+    return exact, plain
+
+
+def _ratios(policy: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return (B, K, T) expectations of log(pi / ref) over the next token, and those of the tokens that were drawn."""
+    places = batch["mask"] > 0
+    ids, p_told, q_told = batch["completion_ids"][places], predictions(policy, batch), predictions(reference, batch)
+    exact, plain = torch.zeros(batch.shape, device=ids.device), torch.zeros(batch.shape, device=ids.device)
+    found: list[tuple[Tensor, Tensor]] = []
+    for part in p_told.parts():
+        p, q = (told.logits(part).log_softmax(-1) for told in (p_told, q_told))
+        ratio = p - q
+        mean = torch.where(p > -torch.inf, p.exp() * ratio, 0.0).sum(-1)
+        found.append((mean, ratio.gather(-1, ids[part, None])[:, 0]))
+    exact[places], plain[places] = (torch.cat(column) for column in zip(*found, strict=True))
     return exact, plain
 
 
