@@ -132,7 +132,15 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         query = query.reshape(rows, key.shape[1], heads // key.shape[1], d) * scaling
         shared = self.by_prompt(query) @ prompt_key.transpose(-1, -2) + self.bias[:, None, None]
         width = shared.shape[-1]
-        scores = torch.cat([self.by_row(shared), query @ key.transpose(-1, -2)], -1)
+        scores = torch.cat([self.by_row(shared), self.scores(query, key)], -1)
         weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
         out = self.by_row(self.by_prompt(weights[..., :width]) @ prompt_value) + weights[..., width:] @ value
         return out.reshape(rows, 1, heads, d)
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return (R, H, r, t) scores of the completions' own keys."""
+        return query @ key.transpose(-1, -2)
+
+    def advance(self) -> None:
+        """Note that a token has been written in every layer."""
+        self.length += 1

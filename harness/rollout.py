@@ -9,9 +9,9 @@ sample from another distribution than the one whose log-probabilities training n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from .seeds import derive
 from .team import ALONE, Team
 from .tokens import Batch, PromptBatch
 
-KEEP_UNTIL = 0.9  # rows are dropped from the cache when fewer than this share is unfinished
+KEEP_UNTIL = 0.9
 
 
 def check_sampling(sampling: Sampling, **truncations: object) -> None:
@@ -56,17 +56,38 @@ def draw_tokens(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Decoding:
-    """The state of a group of rows while they are drawn."""
+    """What rows were drawn to say; 0 after their ends."""
 
     tokens: Tensor  # (R, T)
     logp: Tensor  # (R, T)
     lengths: Tensor  # (R,)
 
 
+class Cached(Protocol):
+    """What a decoding goes on from: keys and values of the rows that are held."""
+
+    keep_until: float  # rows are dropped when fewer than this share is unfinished
+    look_every: int  # steps between looks at who has finished
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+
+    def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Return (R, V) logits after one more token (R,) per row."""
+
+
+def cache_of(model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, limit: int) -> Cached:
+    """Return the cache a model decodes with: prompts held once where it can."""
+    if getattr(getattr(model, "base_model", model), "share_cache", False):
+        return SharedDecoding(prefilled, prompts, n, limit)
+    return _Repeated(prefilled, prompts, n)
+
+
 @torch.no_grad()
 def decode(
-    model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor, eos: set[int]
-) -> Decoding:
+    model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor, eos: set[int],
+    cached: Callable[[nn.Module, Any, PromptBatch, int, int], Cached] = cache_of,
+) -> Decoding:  # fmt: skip
     """Draw n completions for each prompt; rows are prompt-major."""
     limit, device = sampling.max_new_tokens, prompts.ids.device
     rows = len(prompts) * n
@@ -75,27 +96,31 @@ def decode(
         torch.zeros(rows, limit, device=device),
         torch.full((rows,), limit, device=device),
     )
-    logits, prefilled = _prefill(model, prompts)
-    logits = logits.repeat_interleave(n, 0)
-    shares = getattr(getattr(model, "base_model", model), "share_cache", False)
-    cache = _Shared(prefilled, prompts, n, limit) if shares else _Repeated(prefilled, prompts, n)
-    alive = cached = torch.arange(rows, device=device)  # rows not finished; rows the cache holds
-    ends = torch.tensor(sorted(eos), device=device)
-    for t in range(limit):
-        drawn, logp = draw_tokens(logits.float() / sampling.temperature, noise[cached, t])
-        here = torch.isin(cached, alive)
-        state.tokens[alive, t], state.logp[alive, t] = drawn[here], logp[here]
-        stopped = here & torch.isin(drawn, ends)
-        state.lengths[cached[stopped]] = t + 1
-        alive = cached[here & ~stopped]
-        if t + 1 == limit or not len(alive):
-            break
-        if len(alive) < KEEP_UNTIL * len(cached):
-            keep = (here & ~stopped).nonzero()[:, 0]
-            cache.keep(keep)
-            cached, drawn = alive, drawn[keep]
-        logits = cache.next_logits(model, drawn)
-    return state
+    with computing(model):  # around it all: weights are cast once
+        logits, prefilled = _prefill(model, prompts)
+        logits = logits.repeat_interleave(n, 0)
+        cache = cached(model, prefilled, prompts, n, limit)
+        held = torch.arange(rows, device=device)  # the rows that the cache holds
+        done = torch.zeros(rows, dtype=torch.bool, device=device)
+        ends = torch.tensor(sorted(eos), device=device)
+        for t in range(limit):
+            drawn, logp = draw_tokens(logits.float() / sampling.temperature, noise[held, t])
+            state.tokens[held, t], state.logp[held, t] = drawn, logp
+            stopped = torch.isin(drawn, ends) & ~done
+            state.lengths[held] = torch.where(stopped, t + 1, state.lengths[held])
+            done |= stopped
+            if t + 1 == limit:
+                break
+            if (t + 1) % cache.look_every == 0:
+                alive = (~done).nonzero()[:, 0]
+                if not len(alive):
+                    break
+                if len(alive) < cache.keep_until * len(held):
+                    cache.keep(alive)
+                    held, drawn, done = held[alive], drawn[alive], done[alive]
+            logits = cache.next_logits(model, drawn)
+    said = torch.arange(limit, device=device) < state.lengths[:, None]
+    return Decoding(state.tokens * said, state.logp * said, state.lengths)
 
 
 def _prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
@@ -109,6 +134,8 @@ def _prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
 
 class _Repeated:
     """The model's own cache, each prompt's repeated for its completions: any model can do that."""
+
+    keep_until, look_every = KEEP_UNTIL, 1
 
     def __init__(self, cache: Any, prompts: PromptBatch, n: int) -> None:
         repeat = torch.arange(len(prompts), device=prompts.ids.device).repeat_interleave(n)
@@ -133,11 +160,14 @@ class _Repeated:
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
 
-class _Shared:
+class SharedDecoding:
     """The prompt's keys and values held once for its completions: for models whose attention can be exchanged."""
 
+    keep_until, look_every = KEEP_UNTIL, 1
+    cache_class: type[SharedPromptCache] = SharedPromptCache
+
     def __init__(self, cache: Any, prompts: PromptBatch, n: int, limit: int) -> None:
-        self.cache = SharedPromptCache(cache, prompts.mask, n, limit)
+        self.cache = self.cache_class(cache, prompts.mask, n, limit)
         self.positions = prompts.mask.sum(1).repeat_interleave(n)
 
     def keep(self, rows: Tensor) -> None:
@@ -152,7 +182,7 @@ class _Shared:
                 input_ids=tokens[:, None], position_ids=self.positions[:, None], past_key_values=self.cache,
                 use_cache=True,
             )  # fmt: skip
-        self.cache.length += 1
+        self.cache.advance()
         self.positions = self.positions + 1
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
@@ -183,7 +213,7 @@ def _forced(model: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, int, Tenso
     b, k, limit = batch.shape
     ids, lengths = batch["completion_ids"].flatten(0, 1), batch.lengths.flatten()
     _, prefilled = _prefill(model, batch.prompts)
-    cache, rows = _Shared(prefilled, batch.prompts, k, limit), torch.arange(b * k, device=ids.device)
+    cache, rows = SharedDecoding(prefilled, batch.prompts, k, limit), torch.arange(b * k, device=ids.device)
     for t in range(1, limit):
         left = (lengths[rows] > t).nonzero()[:, 0]
         if len(left) < len(rows):
@@ -197,6 +227,7 @@ class CachedEngine(Engine):
 
     name = "hf"
     max_tokens = 131072  # positions the cache may hold at once
+    cached: Callable[..., Cached] = staticmethod(cache_of)
 
     def __init__(self, eos: set[int]) -> None:
         self.eos = eos
@@ -209,7 +240,7 @@ class CachedEngine(Engine):
         for start in range(0, len(prompts), group):
             some = prompts[start : start + group]
             rows = slice(start * n, (start + len(some)) * n)
-            parts.append(decode(model, some, n, sampling, noise[rows], self.eos))
+            parts.append(decode(model, some, n, sampling, noise[rows], self.eos, self.cached))
         return assemble(prompts, parts, n, sampling.temperature)
 
 
@@ -221,8 +252,8 @@ def assemble(prompts: PromptBatch, parts: list[Decoding], n: int, temperature: f
     logp = torch.cat([part.logp for part in parts])[:, :longest]
     mask = (torch.arange(longest, device=lengths.device) < lengths[:, None]).float()
     shape = (len(prompts), n, longest)
-    columns = {"completion_ids": (tokens * mask.long()).view(shape), "mask": mask.view(shape)}
-    return Batch(prompts, columns | {"logp": (logp * mask).view(shape)}, temperature)
+    columns = {"completion_ids": tokens.view(shape), "mask": mask.view(shape), "logp": logp.view(shape)}
+    return Batch(prompts, columns, temperature)
 
 
 class Sampler:

@@ -1,4 +1,4 @@
-"""The default rollout engine: the harness's own decoding loop on any Hugging Face causal model."""
+"""The rollout engines: the harness's own decoding loop on any Hugging Face causal model, plain and as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ class HF:
         return CachedEngine(*arguments)
 
 
+class CUDAGraphs:
+    """The same on a GPU, a token's forward pass recorded and replayed; equal to `hf` up to rounding."""
+
+    name = "cuda_graphs"
+
+    def __new__(cls, *arguments):
+        """Return the engine itself."""
+        from harness.graphs import GraphEngine
+
+        return GraphEngine(*arguments)
+
+
 @hookimpl
 def register_engines(register):
     register(HF)
+    register(CUDAGraphs)

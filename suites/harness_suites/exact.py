@@ -66,11 +66,11 @@ class Exact(Suite):
         "stage.preferences": {"heldout": 1e-6},  # none: the methods see every pair
         "stage.reward_model": {"epochs": 1, "batch_size": 64, "learning_rate": 3e-3},
         "*": {"reward": "verifier", "learning_rate": 5e-3, "batch_size": 64},
-        "sft_chosen": OFFLINE,
+        "sft_chosen": OFFLINE | {"steps": 800},
         "dpo": OFFLINE | {"beta": 1.0},
         "ipo": OFFLINE | {"beta": 1.0},
         "kto": OFFLINE | {"beta": 1.0, "steps": 600},
-        "simpo": OFFLINE | {"beta": 2.0, "gamma": 0.0},
+        "simpo": OFFLINE | {"beta": 2.0, "gamma": 0.0, "steps": 600},
         "orpo": OFFLINE | {"steps": 1000},
         "slic": OFFLINE | {"reward": "model", "steps": 1200},  # which its pairs do not need
         "rrhf": {"steps": 400, "batch_size": 128},
