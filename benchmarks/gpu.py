@@ -13,6 +13,8 @@ for both sides; the rate they are compared with is that of a large product of ma
 from __future__ import annotations
 
 import argparse
+import copy
+import gc
 import json
 import statistics
 import subprocess
@@ -117,8 +119,22 @@ def ours(size: str, works: list[str], steps: int, engine: str) -> dict[str, Any]
     sharing = enable_sharing(model), enable_shared_cache(model)
     found: dict[str, Any] = {"sharing": sharing}
     for work in works:
-        found[work] = _ours(work, model, tokenizer, steps, engine)
+        found[work] = or_out_of_memory(_ours, work, model, tokenizer, steps, engine)
     return found
+
+
+def or_out_of_memory(run: Callable[..., dict[str, Any]], *told: Any) -> dict[str, Any] | None:
+    """Return what a work took; None, and the reason on stderr, where the card is too small for it."""
+    import torch
+
+    try:
+        return run(*told)
+    except torch.cuda.OutOfMemoryError as error:
+        print(f"{told[0]}: {error}", file=sys.stderr)
+        return None
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dict[str, Any]:
@@ -178,14 +194,12 @@ def hash_of(text: str) -> int:
 
 def peers(size: str, works: list[str], steps: int, _: str) -> dict[str, Any]:
     """Return what TRL takes for each work."""
-    import gc
-
     import torch
 
     found = {}
     for work in works:
         model, tokenizer = build(size, Path("random"))
-        found[work] = _peers(work, model, tokenizer, steps)
+        found[work] = or_out_of_memory(_peers, work, model, tokenizer, steps)
         del model
         gc.collect()
         torch.cuda.empty_cache()
@@ -241,8 +255,9 @@ def _peers(work: str, model: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
             **common, beta=0.1, per_device_train_batch_size=8, gradient_accumulation_steps=PAIRS // 8, max_length=None
         )
         trainer = trl.DPOTrainer(
-            model=model, args=config, processing_class=tokenizer, train_dataset=Dataset.from_list(pairs(PAIRS) * 8)
-        )
+            model=model, ref_model=copy.deepcopy(model), args=config, processing_class=tokenizer,
+            train_dataset=Dataset.from_list(pairs(PAIRS) * 8),
+        )  # fmt: skip
     trainer.add_callback(Ticking())
     trainer.train()
     return clock.read()
@@ -283,6 +298,7 @@ def apart(side: str, size: str, args: argparse.Namespace) -> dict[str, Any]:
         if done.returncode:
             print(f"{side} {size} failed: {done.stderr[-3000:]}", flush=True)
             return {}
+        print(done.stderr[-300:] if "out of memory" in done.stderr else "", flush=True)
         found: dict[str, Any] = json.loads(Path(out.name).read_text())
         return found
 
