@@ -1,4 +1,4 @@
-"""Whole runs of `harness run` now and at an earlier commit, taking turns: CPU seconds of the process, start-up included.
+"""Whole runs of `harness run` now and at an earlier commit, taking turns: CPU seconds of the process from its start.
 
     python benchmarks/runs.py --before edf8305 --output results/speed_runs.md
 
