@@ -426,6 +426,7 @@ EXACT = {
     "simpo": (SimPO(beta=2.0, gamma=0.0), {}),
     "simpo-margin": (SimPO(beta=2.0, gamma=0.5), {}),
     "orpo": (ORPO(), {}),
+    "orpo-sequences": (ORPO(nll_reduction="sequence-mean"), {}),
     "kto": (KTO(beta=1.0), {"steps": 2400}),
     "kto-weights": (KTO(beta=0.5, desirable_weight=30.0), {}),
     "slic": (SLiC(), {}),

@@ -49,7 +49,7 @@ def direct(batch, target=True):
 
 PAIR_METHODS = {
     "ipo": IPO(beta=0.2), "ipo averaged": IPO(beta=0.2, length_average=True), "simpo": SimPO(beta=2.0, gamma=0.5),
-    "orpo": ORPO(lambda_or=0.3), "slic": SLiC(delta=1.5, lambda_reg=0.2),
+    "orpo": ORPO(lambda_or=0.3, nll_reduction="sequence-mean"), "slic": SLiC(delta=1.5, lambda_reg=0.2),
 }  # fmt: skip
 
 
@@ -410,7 +410,8 @@ def test_where_both_are_alike():
     batch = {"mask": MASK.double(), "p": torch.ones(3, dtype=torch.float64)}
     assert SimPO(gamma=0.0).loss(logp, batch)[0].tolist() == pytest.approx([LOG2] * 3)
     assert SimPO(gamma=0.4).loss(logp, batch)[0].tolist() == pytest.approx([softplus(0.4)] * 3)
-    assert ORPO(lambda_or=0.2).loss(logp, batch)[0].tolist() == pytest.approx([0.7 + 0.2 * LOG2] * 3)
+    orpo = ORPO(lambda_or=0.2, nll_reduction="sequence-mean")
+    assert orpo.loss(logp, batch)[0].tolist() == pytest.approx([0.7 + 0.2 * LOG2] * 3)
     summed = SimPO(gamma=0.0).loss(logp, batch | {"mask": torch.ones_like(MASK)})[0]
     assert summed.tolist() != pytest.approx([LOG2] * 3)  # negative control: not divided by the own length
 
@@ -484,10 +485,7 @@ def trl_simpo(logp, batch, **settings):
 
 
 def trl_orpo(logp, batch, beta):
-    """Return TRL's ORPO loss, its NLL over the completion's tokens alone, as that of an empty prompt would be.
-
-    Its NLL is a mean over the tokens of the batch, ours over completions: the chosen ones must be equally long.
-    """
+    """Return TRL's ORPO loss, its NLL over the completion's tokens alone, as that of an empty prompt would be."""
     orpo = pytest.importorskip("trl.experimental.orpo")
     mean = logp.sum(-1) / batch["mask"].sum(-1)
     chosen, rejected = mean.unbind(1)
@@ -547,9 +545,14 @@ def test_simpo_is_trls(beta, gamma):
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_orpo_is_trls(beta):
-    logp, batch = plain(5, torch.cat([torch.ones(3, 1, 4), MASK[:, 1:]], 1))
-    ours = ORPO(lambda_or=beta).loss(logp, batch)[0].mean()
-    same(ours, trl_orpo(logp, batch, beta), logp, ORPO(lambda_or=2 * beta).loss(logp, batch)[0].mean())
+    logp, batch = plain(5)
+    batch["tokens"] = batch["mask"][:, 0].sum(-1).mean().expand(3)
+    ours, theirs = ORPO(lambda_or=beta).loss(logp, batch)[0].mean(), trl_orpo(logp, batch, beta)
+    with pytest.raises(AssertionError):  # the other mean
+        torch.testing.assert_close(
+            ORPO(lambda_or=beta, nll_reduction="sequence-mean").loss(logp, batch)[0].mean(), ours
+        )
+    same(ours, theirs, logp, ORPO(lambda_or=2 * beta).loss(logp, batch)[0].mean())
 
 
 # -- optima ------------------------------------------------------------------------------------------------------------
@@ -635,11 +638,11 @@ def far(p, q):
 
 SMOOTH = {
     "ipo": IPO(beta=0.3), "ipo averaged": IPO(beta=0.6, length_average=True), "simpo": SimPO(beta=1.5, gamma=0.0),
-    "simpo margin": SimPO(beta=1.5, gamma=0.7), "orpo": ORPO(lambda_or=0.5),
+    "simpo margin": SimPO(beta=1.5, gamma=0.7), "orpo": ORPO(lambda_or=0.5, nll_reduction="sequence-mean"),
 }  # fmt: skip
 OTHERS = {
     "ipo": IPO(beta=0.3, length_average=True), "ipo averaged": IPO(beta=0.6), "simpo": SimPO(beta=2.5, gamma=0.0),
-    "simpo margin": SimPO(beta=1.5, gamma=0.0), "orpo": ORPO(lambda_or=5.0),
+    "simpo margin": SimPO(beta=1.5, gamma=0.0), "orpo": ORPO(lambda_or=5.0, nll_reduction="sequence-mean"),
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from harness import PairOptions, Policy, hookimpl, torch
 
@@ -22,6 +22,7 @@ class ORPO(PairOptions):
     needs = frozenset({"pairs"})
 
     lambda_or: float = 0.1  # weight of the odds-ratio term beside the likelihood of the chosen (TRL calls it beta)
+    nll_reduction: Literal["token-mean", "sequence-mean"] = "token-mean"  # of the likelihood; the latter is eq. 2's
 
     def check(self) -> None:
         super().check()
@@ -31,30 +32,35 @@ class ORPO(PairOptions):
     def loss(self, logp, batch):
         """Eq. 6: NLL(y_w) - lambda log sigma(log odds(y_w|x) - log odds(y_l|x)); (B,).
 
-        `logp` (B, 2, T), chosen first. Both terms use the mean over a completion's tokens: the NLL is that of the
+        `logp` (B, 2, T), chosen first. The odds use the mean over a completion's tokens; the NLL is that of the
         completion alone (TRL's has the prompt too). A labeller's own doubt, `p` below 1, weighs both orders.
         """
-        mean = logp.sum(-1) / batch["mask"].sum(-1)
-        (m_w, m_l), (o_w, o_l), p = mean.unbind(1), log_odds(mean).unbind(1), batch["p"]
-        h, softplus = o_w - o_l, torch.nn.functional.softplus
-        loss = p * (self.lambda_or * softplus(-h) - m_w) + (1 - p) * (self.lambda_or * softplus(h) - m_l)
-        return loss, {"log_odds": h, "accuracy": (h > 0).float(), "chosen_nll": -m_w}
+        lengths = batch["mask"].sum(-1)
+        per = lengths if self.nll_reduction == "sequence-mean" else batch["tokens"][:, None]
+        (n_w, n_l), (o_w, o_l) = (logp.sum(-1) / per).unbind(1), log_odds(logp.sum(-1) / lengths).unbind(1)
+        h, p, softplus = o_w - o_l, batch["p"], torch.nn.functional.softplus
+        loss = p * (self.lambda_or * softplus(-h) - n_w) + (1 - p) * (self.lambda_or * softplus(h) - n_l)
+        return loss, {"log_odds": h, "accuracy": (h > 0).float(), "chosen_nll": -n_w}
 
     def train(self, lab: Lab) -> Policy:
         """One pass after another over the pairs."""
         for pairs in self.pairs(lab):
-            lab.step(self.loss, pairs)
+            p, (chosen, rejected) = pairs["p"], pairs["mask"].sum(-1).unbind(1)
+            tokens = (p * chosen + (1 - p) * rejected).mean()  # of what is imitated, per row of the whole batch
+            lab.step(self.loss, pairs.with_columns(tokens=tokens.expand(len(p))))
         return lab.policy
 
     def optimum(self, problem):
         """No closed form: the loss of the pairs' population, minimised over all distributions."""
         pairs = ordered_pairs(problem)
+        imitated = pairs.sum(2)
+        mean_length = (imitated * problem.lengths).sum(1).mean()
+        per = problem.lengths if self.nll_reduction == "sequence-mean" else mean_length
 
         def loss(logp, softness):
-            mean = logp / problem.lengths
-            odds = mean - torch.log(-torch.expm1(mean))
+            odds = log_odds(logp / problem.lengths)
             ratio = torch.nn.functional.softplus(odds[:, None, :] - odds[:, :, None])
-            return (pairs * (self.lambda_or * ratio - mean[:, :, None])).sum((1, 2))
+            return (pairs * self.lambda_or * ratio).sum((1, 2)) - (imitated * logp / per).sum(1)
 
         return None if self.shuffle_labels else minimiser(loss, problem)
 

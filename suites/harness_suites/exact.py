@@ -69,7 +69,7 @@ class Exact(Suite):
         "sft_chosen": OFFLINE | {"steps": 800},
         "dpo": OFFLINE | {"beta": 1.0},
         "ipo": OFFLINE | {"beta": 1.0},
-        "kto": OFFLINE | {"beta": 1.0, "steps": 600},
+        "kto": OFFLINE | {"beta": 0.3, "steps": 1200},
         "simpo": OFFLINE | {"beta": 2.0, "gamma": 0.0, "steps": 600},
         "orpo": OFFLINE | {"steps": 1000},
         "slic": OFFLINE | {"reward": "model", "steps": 1200},  # which its pairs do not need
