@@ -12,7 +12,6 @@ import world
 from roofline import completions_per_prompt
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
-
 Found = tuple[list[float], list[list[int]]]  # CPU seconds of each step; the lengths of what was drawn in it
 
 
