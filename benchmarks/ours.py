@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import world
 from accelerate import Accelerator
-from roofline import completions_per_prompt
-
 from harness.contracts import Verifier
 from harness.data import Comparison, Prompt, Sampling
 from harness.lab import Bench, Lab, Supplies
@@ -29,6 +25,10 @@ from harness.stages.sft import nll, rows_at
 from harness.tokens import Batch, Tokens
 from harness.training import Role, Term, Trainer
 
+import world
+from clock import Clock
+from roofline import completions_per_prompt
+
 ADAM = {"learning_rate": 1e-6, "lr_schedule": "constant", "warmup_ratio": 0.0}
 PPO = {"beta": 0.05, "shared_critic": False}  # a critic of its own, as the peer's
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # work -> method, its options
@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # work -> method, its option
     "ipo": ("ipo", {"beta": 0.1}),
     "kto": ("kto", {"beta": 0.1}),
 }
-Found = tuple[list[float], list[list[int]]]  # CPU seconds of each step; the lengths of what was drawn in it
+Found = tuple[Clock, list[list[int]]]  # CPU seconds of each step; the lengths of what was drawn in it
 
 
 class Words(Verifier):
@@ -74,49 +74,49 @@ def run(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int]) 
     enable_sharing(start)
     enable_shared_cache(start)
     tokens = Tokens(load_tokenizer(folder), None, shape["completion"])
-    engine = Noting(tokens.ends)
+    engine, clock = Noting(tokens.ends), Clock()
     if work == "rollout":
-        marks = _rollout(start, tokens, engine, batch, steps, shape)
+        _rollout(start, tokens, engine, batch, steps, shape, clock)
     elif work in ("sft", "reward"):
         take = (_sft if work == "sft" else _reward)(start, tokens, batch, shape)
-        marks = [time.process_time()]
+        clock.begin()
         for turn in range(steps):
             take(turn)
-            marks.append(time.process_time())
+            clock.tick()
     else:
-        marks = _train(work, start, tokens, engine, batch, steps, shape)
-    return [b - a for a, b in zip(marks, marks[1:], strict=False)], engine.lengths
+        _train(work, start, tokens, engine, batch, steps, shape, clock)
+    return clock, engine.lengths
 
 
-def _rollout(start: Any, tokens: Tokens, engine: Noting, batch: int, steps: int, shape: dict[str, int]) -> list[float]:
+def _rollout(
+    start: Any, tokens: Tokens, engine: Noting, batch: int, steps: int, shape: dict[str, int], clock: Clock
+) -> None:
     group = shape["group"]
     prompts = tokens.prompt_batch(
         [Prompt(str(i), p) for i, p in enumerate(world.prompts(batch // group, shape["prompt"]))]
     )
-    marks = [time.process_time()]
+    clock.begin()
     for turn in range(steps):
         noise = torch.rand(batch, shape["completion"], generator=torch.Generator().manual_seed(turn))
         engine.generate(start, prompts, group, Sampling(1.0, shape["completion"]), noise)
-        marks.append(time.process_time())
-    return marks
+        clock.tick()
 
 
 def _train(
-    work: str, start: Any, tokens: Tokens, engine: Noting, batch: int, steps: int, shape: dict[str, int]
-) -> list[float]:
+    work: str, start: Any, tokens: Tokens, engine: Noting, batch: int, steps: int, shape: dict[str, int], clock: Clock
+) -> None:
     """Let the plugin train; a step is a turn of its stream: of PPO a rollout and all its epochs."""
     method = _method(work, batch, steps, shape)
     supplies = _supplies(start, tokens, method.required(), batch, shape)
     if work == "dpo_precomputed":
         method.known = _reference(start, tokens, supplies.pairs)
-    meter, marks = Meter(), []
+    meter = Meter()
     trainer = Trainer(method, Accelerator(cpu=True), meter, 16384)
     bench = Bench(engine, Sampling(1.0, shape["completion"]), tokens.ends, 0, meter, 16384)
     with tempfile.TemporaryDirectory() as scratch:
-        loop = Loop(trainer, Checkpoints(Path(scratch), 1e9), meter, lambda *_: marks.append(time.process_time()))
-        marks.append(time.process_time())
+        loop = Loop(trainer, Checkpoints(Path(scratch), 1e9), meter, clock.tick)
+        clock.begin()
         method.train(Lab(method, supplies, bench, loop))
-    return marks
 
 
 def _method(work: str, batch: int, steps: int, shape: dict[str, int]) -> Any:

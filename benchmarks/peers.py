@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import world
-from roofline import completions_per_prompt
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
-Found = tuple[list[float], list[list[int]]]  # CPU seconds of each step; the lengths of what was drawn in it
+import world
+from clock import Clock
+from roofline import completions_per_prompt
+
+Found = tuple[Clock, list[list[int]]]  # CPU seconds of each step; the lengths of what was drawn in it
 
 
-class Clock(TrainerCallback):
-    """CPU time at the end of every optimiser step."""
+class Calls(TrainerCallback):
+    """Has a trainer tell a clock when it begins and when a step has ended."""
 
-    def __init__(self) -> None:
-        self.marks: list[float] = []
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Begin."""
-        self.marks.append(time.process_time())
+        self.clock.begin()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """One more."""
-        self.marks.append(time.process_time())
+        self.clock.tick()
 
 
 def run(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int]) -> Found:
@@ -35,12 +36,13 @@ def run(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int]) 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     lengths: list[list[int]] = []
+    clock = Clock()
     model.generate = noting(model.generate, lengths)
     if work == "rollout":
-        marks = _rollout(model, tokenizer, batch, steps, shape)
+        _rollout(model, tokenizer, batch, steps, shape, clock)
     else:
-        marks = _train(work, folder, model, tokenizer, batch, steps, shape)
-    return [b - a for a, b in zip(marks, marks[1:], strict=False)], lengths
+        _train(work, folder, model, tokenizer, batch, steps, shape, clock)
+    return clock, lengths
 
 
 def noting(generate: Any, lengths: list[list[int]]) -> Any:
@@ -57,22 +59,21 @@ def noting(generate: Any, lengths: list[list[int]]) -> Any:
 
 
 def _train(
-    work: str, folder: Path, model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int]
-) -> list[float]:
+    work: str, folder: Path, model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int], clock: Clock
+) -> None:
     """Let the trainer train; a step ends where its callbacks say so: of PPO after a rollout and all its epochs."""
     with tempfile.TemporaryDirectory() as scratch:
         make = _ppo if work.startswith("ppo") else _trainer
-        trainer, clock = make(work, folder, model, tokenizer, batch, steps, shape, scratch), Clock()
-        trainer.add_callback(clock)
+        trainer = make(work, folder, model, tokenizer, batch, steps, shape, scratch)
+        trainer.add_callback(Calls(clock))
         trainer.train()
-    return clock.marks
 
 
-def _rollout(model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int]) -> list[float]:
+def _rollout(model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int], clock: Clock) -> None:
     """`generate` as TRL calls it: every prompt repeated for its completions, plain sampling."""
     ids = tokenizer(world.prompts(batch // shape["group"], shape["prompt"]), return_tensors="pt")["input_ids"]
     ids = ids.repeat_interleave(shape["group"], 0)
-    marks = [time.process_time()]
+    clock.begin()
     for turn in range(steps):
         torch.manual_seed(turn)
         with torch.no_grad():
@@ -80,8 +81,7 @@ def _rollout(model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str
                 input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0,
                 top_p=1.0, max_new_tokens=shape["completion"], pad_token_id=0, eos_token_id=0,
             )  # fmt: skip
-        marks.append(time.process_time())
-    return marks
+        clock.tick()
 
 
 def _trainer(

@@ -13,14 +13,9 @@ from typing import Any
 
 import roofline
 import world
+from clock import resident
 
 DRAWS = ("rollout", "grpo", "rloo", "ppo", "ppo4", "ppo_group", "ppo4_group")  # works whose completions are sampled
-
-
-def peak() -> int:
-    """Return the peak of this process's resident memory in bytes."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
 
 
 def take(side: str, point: dict[str, Any], models: Path) -> dict[str, Any]:
@@ -36,13 +31,15 @@ def take(side: str, point: dict[str, Any], models: Path) -> dict[str, Any]:
     else:
         import ours as told  # type: ignore[no-redef]
     with Updates() as updates:
-        seconds, lengths = told.run(work, model, batch, point["steps"], shape)
+        clock, lengths = told.run(work, model, batch, point["steps"], shape)
+    seconds = clock.seconds
     if work not in DRAWS:
         lengths = [roofline.data_lengths(work, batch, shape)] * len(seconds)
     assert len(seconds) == len(lengths) == point["steps"], (len(seconds), len(lengths))
     flops = [roofline.needed(work, point["size"], shape, some) for some in lengths]
     found = {"seconds": seconds, "tokens": [sum(some) for some in lengths], "flops": flops, "samples": len(lengths[0])}
-    return found | {"updates": updates.per_step(point["steps"]), "gflops": rate, "peak": peak()}
+    memory = {"before": clock.before, "peak": resident("VmHWM")}
+    return found | {"updates": updates.per_step(point["steps"]), "gflops": rate} | memory
 
 
 class Updates:

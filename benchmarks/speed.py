@@ -90,6 +90,7 @@ def summary(found: dict[str, Any], work: str, gflops: float) -> dict[str, float]
         "share": statistics.median(f / (gflops * 1e9) / s for s, _, f in steps),
         "length": statistics.fmean(t for _, t, _ in steps) / found["samples"],
         "updates": found["updates"],
+        "before": found["before"] / 2**20,
         "peak": found["peak"] / 2**20,
     }
 

@@ -23,8 +23,8 @@ ABOUT = {
 }
 HEAD = (
     "| work | model | batch | G | peer | ours | peer / ours [turns] | aimed at | roofline reached, peer / ours | peak "
-    "MiB, peer / ours | ours / peer (aimed at) | mean length, peer / ours |",
-    "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    "MiB, peer / ours | ours / peer (aimed at) | grown, peer / ours | mean length, peer / ours |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -94,7 +94,8 @@ def _preface(rows: list[dict[str, str]]) -> list[str]:
         f"One core of {_processor()}. Medians of CPU seconds, both sides taking turns. The roofline is the time that "
         "the FLOPs which a step needs (each prompt once, each real completion token once, backward twice forward: "
         "benchmarks/roofline.py) would take at the rate of a product of 1024 x 1024 matrices, measured in the same "
-        f"processes: {min(rates):.0f} to {max(rates):.0f} GFLOP/s. Peak memory is the process's, imports included.",
+        f"processes: {min(rates):.0f} to {max(rates):.0f} GFLOP/s. Peak memory is the process's, with imports; grown "
+        "is by how much the steps raised it above what was resident before the first, models and data included.",
         "",
         f"Of commit {', '.join(sorted({r['commit'] for r in rows}))}; load of the machine {_range(rows, 'load')}; made "
         f"by {'; '.join(f'`{c}`' for c in commands)}.",
@@ -124,6 +125,7 @@ def line(row: dict[str, str]) -> str:
         f"| {row['work']} | {row['size']} | {row['batch']} | {group} | {r['peer_seconds'] * scale:.0f} {unit} | "
         f"{r['ours_seconds'] * scale:.0f} | {r['ratio']:.2f} {spread} | {r['goal']} | {r['peer_share']:.0%} / "
         f"{r['ours_share']:.0%} | {r['peer_peak']:.0f} / {r['ours_peak']:.0f} | {memory} | "
+        f"{r['peer_peak'] - r['peer_before']:.0f} / {r['ours_peak'] - r['ours_before']:.0f} | "
         f"{r['peer_length']:.1f} / {r['ours_length']:.1f} |"
     )
 
