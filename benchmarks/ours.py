@@ -97,7 +97,9 @@ def _rollout(
     )
     clock.begin()
     for turn in range(steps):
-        noise = torch.rand(batch, shape["completion"], generator=torch.Generator().manual_seed(turn))
+        noise = torch.rand(
+            batch, shape["completion"], generator=torch.Generator().manual_seed(1000 * shape["seed"] + turn)
+        )
         engine.generate(start, prompts, group, Sampling(1.0, shape["completion"]), noise)
         clock.tick()
 
@@ -112,7 +114,7 @@ def _train(
         method.known = _reference(start, tokens, supplies.pairs)
     meter = Meter()
     trainer = Trainer(method, Accelerator(cpu=True), meter, 16384)
-    bench = Bench(engine, Sampling(1.0, shape["completion"]), tokens.ends, 0, meter, 16384)
+    bench = Bench(engine, Sampling(1.0, shape["completion"]), tokens.ends, shape["seed"], meter, 16384)
     with tempfile.TemporaryDirectory() as scratch:
         loop = Loop(trainer, Checkpoints(Path(scratch), 1e9), meter, clock.tick)
         clock.begin()
@@ -187,7 +189,7 @@ def _sft(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Calla
     trainer = _stepper(model, batch)
 
     def take(turn: int) -> None:
-        chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (0,))]
+        chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (shape["seed"],))]
         with trainer.meter.phase("sft"):
             trainer.step([Term(nll, tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]), role)], 0.5)
 
@@ -206,7 +208,7 @@ def _reward(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Ca
     trainer = _stepper(model, batch)
 
     def take(turn: int) -> None:
-        chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (0,))]
+        chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (shape["seed"],))]
         made: Batch = tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]).with_columns(preferred=said)
         with trainer.meter.phase("reward_model"):
             trainer.step([Term(ranking_loss, made, role)], 0.5)

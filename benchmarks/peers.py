@@ -75,7 +75,7 @@ def _rollout(model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str
     ids = ids.repeat_interleave(shape["group"], 0)
     clock.begin()
     for turn in range(steps):
-        torch.manual_seed(turn)
+        torch.manual_seed(1000 * shape["seed"] + turn)
         with torch.no_grad():
             model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0,
@@ -91,7 +91,8 @@ def _trainer(
     from datasets import Dataset
 
     common: dict[str, Any] = {
-        "output_dir": scratch, "max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 1e-6,
+        "output_dir": scratch, "seed": shape["seed"], "max_steps": steps,
+        "per_device_train_batch_size": batch, "learning_rate": 1e-6,
         "lr_scheduler_type": "constant", "bf16": False, "gradient_checkpointing": False, "report_to": [],
         "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "logging_strategy": "no",
     }  # fmt: skip
@@ -147,7 +148,8 @@ def _ppo(
     ids = tokenizer(world.prompts(length=shape["prompt"]))["input_ids"]
     rows = Dataset.from_dict({"input_ids": [row for row in ids for _ in range(completions_per_prompt(work, shape))]})
     told = PPOConfig(
-        output_dir=scratch, per_device_train_batch_size=batch, gradient_accumulation_steps=1, num_mini_batches=1,
+        output_dir=scratch, seed=shape["seed"],
+        per_device_train_batch_size=batch, gradient_accumulation_steps=1, num_mini_batches=1,
         total_episodes=batch * steps, num_ppo_epochs=4 if work.startswith("ppo4") else 1, learning_rate=1e-6,
         lr_scheduler_type="constant", bf16=False, gradient_checkpointing=False, report_to=[], save_strategy="no",
         use_cpu=True, disable_tqdm=True, response_length=shape["completion"], stop_token="eos", temperature=1.0,

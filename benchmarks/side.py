@@ -1,6 +1,7 @@
 """One side of the comparison, in a process of its own: `python side.py '{"side": ..., "points": [...], ...}'`.
 
-A point is a work at a size, a batch and a shape. Some points may share a process; the peak of memory is then of all.
+A point is a work at a size, a batch and a shape; a seed says which rows of the data
+are drawn and what is said. Some points may share a process; the peak of memory is then of all.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def take(side: str, point: dict[str, Any], models: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     rate = roofline.gflops()
-    work, batch, shape = point["work"], point["batch"], point["shape"]
+    work, batch = point["work"], point["batch"]
+    shape = point["shape"] | {"seed": point.get("seed", 0)}
     model = world.build(point["size"], models, shape["completion"])
     if side == "peers":
         import peers as told

@@ -101,12 +101,12 @@ def measured(row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     point["shape"] = {key: row[key] for key in MAIN}
     apart(sys.executable, "build", [{"size": row["size"], "limit": row["completion"]}], args.models)
     found: dict[str, list[dict[str, Any]]] = {"peer": [], "ours": []}
-    for _ in range(args.turns):
+    for turn in range(args.turns):
         for side, turns in found.items():
             python = args.ppo_python if side == "peer" and row["work"].startswith("ppo") else sys.executable
-            turns += apart(python, "peers" if side == "peer" else "ours", [point], args.models)
-    gflops = max(turn["gflops"] for turns in found.values() for turn in turns)
-    sums = {side: [summary(turn, row["work"], gflops) for turn in turns] for side, turns in found.items()}
+            turns += apart(python, "peers" if side == "peer" else "ours", [point | {"seed": turn}], args.models)
+    gflops = max(one["gflops"] for turns in found.values() for one in turns)
+    sums = {side: [summary(one, row["work"], gflops) for one in turns] for side, turns in found.items()}
     each = [p["seconds"] / o["seconds"] for p, o in zip(sums["peer"], sums["ours"], strict=True)]
     done = row | {"turns": args.turns, "steps": args.steps, "gflops": gflops}
     done |= {"ratio": statistics.median(each), "ratio_min": min(each), "ratio_max": max(each)}
