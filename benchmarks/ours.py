@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import world
 from accelerate import Accelerator
+from clock import Clock
+from roofline import completions_per_prompt
+
 from harness.contracts import Verifier
 from harness.data import Comparison, Prompt, Sampling
 from harness.lab import Bench, Lab, Supplies
@@ -24,10 +28,6 @@ from harness.stages.preferences import LabelledPair
 from harness.stages.sft import nll, rows_at
 from harness.tokens import Batch, Tokens
 from harness.training import Role, Term, Trainer
-
-import world
-from clock import Clock
-from roofline import completions_per_prompt
 
 ADAM = {"learning_rate": 1e-6, "lr_schedule": "constant", "warmup_ratio": 0.0}
 PPO = {"beta": 0.05, "shared_critic": False}  # a critic of its own, as the peer's
