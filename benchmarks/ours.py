@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ from typing import Any
 import torch
 import world
 from accelerate import Accelerator
+from clock import Clock
+from roofline import completions_per_prompt
 
 from harness.contracts import Verifier
-from harness.data import Prompt, Sampling
+from harness.data import Comparison, Prompt, Sampling
 from harness.lab import Bench, Lab, Supplies
-from harness.logprobs import completion_logp, completion_scores, enable_sharing
+from harness.logprobs import completion_logp, completion_scores, enable_sharing, in_micro_batches
 from harness.loop import Checkpoints, Loop
 from harness.meter import Meter
 from harness.models import load_causal, load_tokenizer, scalar_from, trainable
@@ -29,15 +30,18 @@ from harness.tokens import Batch, Tokens
 from harness.training import Role, Term, Trainer
 
 ADAM = {"learning_rate": 1e-6, "lr_schedule": "constant", "warmup_ratio": 0.0}
-METHODS = {  # work -> method, its options; a batch is of completions, or of pairs
+PPO = {"beta": 0.05, "shared_critic": False}  # a critic of its own, as the peer's
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # work -> method, its options
     "grpo": ("grpo", {"beta": 0.0, "reward": "verifier"}),
     "rloo": ("rloo", {"beta": 0.05, "reward": "verifier"}),
-    "ppo": ("ppo", {"beta": 0.05, "num_generations": 1, "num_ppo_epochs": 1, "shared_critic": False}),
-    "ppo4": ("ppo", {"beta": 0.05, "num_generations": 1, "num_ppo_epochs": 4, "shared_critic": False}),
+    "ppo": ("ppo", PPO | {"num_ppo_epochs": 1}),
+    "ppo4": ("ppo", PPO | {"num_ppo_epochs": 4}),
     "dpo": ("dpo", {"beta": 0.1}),
+    "dpo_precomputed": ("dpo", {"beta": 0.1}),
     "ipo": ("ipo", {"beta": 0.1}),
     "kto": ("kto", {"beta": 0.1}),
 }
+Found = tuple[Clock, list[list[int]]]  # CPU seconds of each step; the lengths of what was drawn in it
 
 
 class Words(Verifier):
@@ -50,64 +54,120 @@ class Words(Verifier):
         return world.reward(completion)
 
 
-def run(work: str, folder: Path, batch: int, steps: int, sharing: bool = True, **shape: int) -> dict[str, Any]:
-    """Take `steps` steps; return CPU seconds of each and what was drawn."""
+class Noting(CachedEngine):
+    """The harness's engine, and how long the completions were that it drew."""
+
+    def __init__(self, eos: set[int]) -> None:
+        super().__init__(eos)
+        self.lengths: list[list[int]] = []
+
+    def generate(self, *told: Any) -> Batch:
+        """Draw as the engine does."""
+        made = super().generate(*told)
+        self.lengths.append([int(n) for n in made.lengths.flatten()])
+        return made
+
+
+def run(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int]) -> Found:
+    """Take `steps` steps; return CPU seconds of each and the lengths of what was drawn."""
     start = load_causal(folder)
-    if sharing:
-        enable_sharing(start)
-        enable_shared_cache(start)
+    enable_sharing(start)
+    enable_shared_cache(start)
     tokens = Tokens(load_tokenizer(folder), None, shape["completion"])
+    engine, clock = Noting(tokens.ends), Clock()
     if work == "rollout":
-        return _rollout(start, tokens, batch, steps, shape)
-    marks = [time.process_time()]
-    if work in ("sft", "reward"):
+        _rollout(start, tokens, engine, batch, steps, shape, clock)
+    elif work in ("sft", "reward"):
         take = (_sft if work == "sft" else _reward)(start, tokens, batch, shape)
+        clock.begin()
         for turn in range(steps):
             take(turn)
-            marks.append(time.process_time())
+            clock.tick()
     else:
-        _train(work, start, tokens, batch, steps, shape, lambda *_: marks.append(time.process_time()))
-    return {"seconds": [b - a for a, b in zip(marks, marks[1:], strict=False)]}
+        _train(work, start, tokens, engine, batch, steps, shape, clock)
+    return clock, engine.lengths
 
 
-def _rollout(start: Any, tokens: Tokens, batch: int, steps: int, shape: dict[str, int]) -> dict[str, Any]:
+def _rollout(
+    start: Any, tokens: Tokens, engine: Noting, batch: int, steps: int, shape: dict[str, int], clock: Clock
+) -> None:
     group = shape["group"]
     prompts = tokens.prompt_batch(
         [Prompt(str(i), p) for i, p in enumerate(world.prompts(batch // group, shape["prompt"]))]
     )
-    seconds, drawn = [], []
+    clock.begin()
     for turn in range(steps):
-        begun = time.process_time()
-        noise = torch.rand(batch, shape["completion"], generator=torch.Generator().manual_seed(turn))
-        made = CachedEngine(tokens.ends).generate(start, prompts, group, Sampling(1.0, shape["completion"]), noise)
-        seconds.append(time.process_time() - begun)
-        drawn.append(int(made["mask"].sum()))
-    return {"seconds": seconds, "tokens": drawn}
+        noise = torch.rand(
+            batch, shape["completion"], generator=torch.Generator().manual_seed(1000 * shape["seed"] + turn)
+        )
+        engine.generate(start, prompts, group, Sampling(1.0, shape["completion"]), noise)
+        clock.tick()
 
 
 def _train(
-    work: str, start: Any, tokens: Tokens, batch: int, steps: int, shape: dict[str, int], on_step: Callable[..., None]
+    work: str, start: Any, tokens: Tokens, engine: Noting, batch: int, steps: int, shape: dict[str, int], clock: Clock
 ) -> None:
-    name, options = METHODS[work]
-    cls: Any = installed().get("methods", name)
-    own = {"num_generations": shape["group"]} | dict(options) if name in ("grpo", "rloo") else dict(options)
-    size = batch // own.get("num_generations", 1)
-    method = cls(**ADAM, **own, steps=steps, batch_size=size)
-    method.check()
-    supplies = Supplies(start, tokens)
-    if "pairs" in method.required():
-        rows = world.pairs(max(512, batch), shape["prompt"])
-        supplies.pairs = [LabelledPair(*_coded(tokens, r), 1.0) for r in rows]
-    else:
-        supplies.prompts = [Prompt(str(i), p) for i, p in enumerate(world.prompts(512, shape["prompt"]))]
-        supplies.verifier = Words()
-        supplies.rewards = lambda: [RewardModel(scalar_from(start).initialise(0), "last")]
+    """Let the plugin train; a step is a turn of its stream: of PPO a rollout and all its epochs."""
+    method = _method(work, batch, steps, shape)
+    supplies = _supplies(start, tokens, method.required(), batch, shape)
+    if work == "dpo_precomputed":
+        method.known = _reference(start, tokens, supplies.pairs)
     meter = Meter()
     trainer = Trainer(method, Accelerator(cpu=True), meter, 16384)
-    bench = Bench(CachedEngine(tokens.ends), Sampling(1.0, shape["completion"]), tokens.ends, 0, meter, 16384)
+    bench = Bench(engine, Sampling(1.0, shape["completion"]), tokens.ends, shape["seed"], meter, 16384)
     with tempfile.TemporaryDirectory() as scratch:
-        loop = Loop(trainer, Checkpoints(Path(scratch), 1e9), meter, on_step)
+        loop = Loop(trainer, Checkpoints(Path(scratch), 1e9), meter, clock.tick)
+        clock.begin()
         method.train(Lab(method, supplies, bench, loop))
+
+
+def _method(work: str, batch: int, steps: int, shape: dict[str, int]) -> Any:
+    """Return the plugin; its batch is of prompts, the benchmark's of completions, or of pairs."""
+    name, own = METHODS[work.removesuffix("_group")]
+    cls: Any = installed().get("methods", name)
+    if work == "dpo_precomputed":
+        cls = precomputed(cls)
+    group = completions_per_prompt(work, shape) if name in ("grpo", "rloo", "ppo") else 0
+    more = {"num_generations": group} if group else {}
+    method = cls(**ADAM, **own, **more, steps=steps, batch_size=batch // (group or 1))
+    method.check()
+    return method
+
+
+def precomputed(cls: Any) -> Any:
+    """Return a DPO whose reference's log-probabilities are known beforehand."""
+
+    class Precomputed(cls):  # type: ignore[misc]
+        """The plugin, but for where `ref_logp` comes from."""
+
+        def train(self, lab: Lab) -> Any:
+            """Take the plugin's steps; `known` is by the id of the prompt."""
+            for pairs in self.pairs(lab):
+                width = pairs["mask"].shape[-1]
+                column = torch.stack([self.known[p.id][:, :width] for p in pairs.prompts.prompts])
+                lab.step(self.loss, pairs.with_columns(ref_logp=column))
+            return lab.policy
+
+    return Precomputed
+
+
+def _reference(start: Any, tokens: Tokens, pairs: Any) -> dict[str, torch.Tensor]:
+    """Return log-probabilities (2, T) of every pair under the start checkpoint, by the id of its prompt."""
+    whole = tokens.batch([p.prompt for p in pairs], [[p.chosen, p.rejected] for p in pairs])
+    logp = in_micro_batches(lambda part: completion_logp(start, part), whole, 16384)
+    return {p.prompt.id: row for p, row in zip(pairs, logp, strict=True)}
+
+
+def _supplies(start: Any, tokens: Tokens, needs: frozenset[str], batch: int, shape: dict[str, int]) -> Supplies:
+    supplies = Supplies(start, tokens)
+    if "pairs" in needs:
+        rows = world.pairs(world.DRAWN, shape["prompt"], shape["completion"])
+        supplies.pairs = [LabelledPair(*_coded(tokens, r), 1.0) for r in rows]
+    else:
+        supplies.prompts = [Prompt(str(i), p) for i, p in enumerate(world.prompts(length=shape["prompt"]))]
+        supplies.verifier = Words()
+        supplies.rewards = lambda: [RewardModel(scalar_from(start).initialise(0), "last")]
+    return supplies
 
 
 def _coded(tokens: Tokens, row: dict[str, str]) -> tuple[Prompt, list[int], list[int]]:
@@ -124,12 +184,12 @@ def _stepper(module: Any, batch: int) -> Trainer:
 def _sft(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Callable[[int], None]:
     model = trainable(start)
     role = Role("policy", model, lambda part: completion_logp(model, part))
-    rows = world.pairs(512, shape["prompt"])
+    rows = world.pairs(world.DRAWN, shape["prompt"], shape["completion"])
     coded = [(Prompt("", r["prompt"]), [tokens.completion_ids(r["prompt"], r["chosen"])]) for r in rows]
     trainer = _stepper(model, batch)
 
     def take(turn: int) -> None:
-        chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (0,))]
+        chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (shape["seed"],))]
         with trainer.meter.phase("sft"):
             trainer.step([Term(nll, tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]), role)], 0.5)
 
@@ -137,11 +197,9 @@ def _sft(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Calla
 
 
 def _reward(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Callable[[int], None]:
-    from harness.data import Comparison
-
     model = scalar_from(start).initialise(0).requires_grad_(True)
     role = Role("reward", model, lambda part: completion_scores(model, part, "last"))
-    rows = world.pairs(512, shape["prompt"])
+    rows = world.pairs(world.DRAWN, shape["prompt"], shape["completion"])
     coded = [
         (Prompt("", r["prompt"]), [tokens.completion_ids(r["prompt"], r[k]) for k in ("chosen", "rejected")])
         for r in rows
@@ -150,7 +208,7 @@ def _reward(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Ca
     trainer = _stepper(model, batch)
 
     def take(turn: int) -> None:
-        chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (0,))]
+        chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (shape["seed"],))]
         made: Batch = tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]).with_columns(preferred=said)
         with trainer.meter.phase("reward_model"):
             trainer.step([Term(ranking_loss, made, role)], 0.5)

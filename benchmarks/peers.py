@@ -3,64 +3,84 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import world
+from clock import Clock
+from roofline import completions_per_prompt
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
+Found = tuple[Clock, list[list[int]]]  # CPU seconds of each step; the lengths of what was drawn in it
 
-class Clock(TrainerCallback):
-    """CPU time at the end of every optimiser step."""
 
-    def __init__(self) -> None:
-        self.marks: list[float] = []
+class Calls(TrainerCallback):
+    """Has a trainer tell a clock when it begins and when a step has ended."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Begin."""
-        self.marks.append(time.process_time())
+        self.clock.begin()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """One more."""
-        self.marks.append(time.process_time())
+        self.clock.tick()
 
 
-def run(work: str, folder: Path, batch: int, steps: int, **shape: int) -> dict[str, Any]:
-    """Take `steps` steps; return CPU seconds of each and what was drawn."""
+def run(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int]) -> Found:
+    """Take `steps` steps; return CPU seconds of each and the lengths of what was drawn."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lengths: list[list[int]] = []
+    clock = Clock()
+    model.generate = noting(model.generate, lengths)
     if work == "rollout":
-        return _rollout(model, tokenizer, batch, steps, shape)
+        _rollout(model, tokenizer, batch, steps, shape, clock)
+    else:
+        _train(work, folder, model, tokenizer, batch, steps, shape, clock)
+    return clock, lengths
+
+
+def noting(generate: Any, lengths: list[list[int]]) -> Any:
+    """Return `generate` that also notes how long completions were, the end included."""
+
+    def told(**options: Any) -> Any:
+        out = generate(**options)
+        ids = out if isinstance(out, torch.Tensor) else out.sequences
+        ended = ids[:, options["input_ids"].shape[1] :] == 0
+        lengths.append(torch.where(ended.any(1), ended.int().argmax(1) + 1, ended.shape[1]).tolist())
+        return out
+
+    return told
+
+
+def _train(
+    work: str, folder: Path, model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int], clock: Clock
+) -> None:
+    """Let the trainer train; a step ends where its callbacks say so: of PPO after a rollout and all its epochs."""
     with tempfile.TemporaryDirectory() as scratch:
-        clock = Clock()
-        trainer = _ppo(work, folder, batch, steps, shape, scratch) if work.startswith("ppo") else _trainer(
-            work, folder, model, tokenizer, batch, steps, shape, scratch
-        )  # fmt: skip
-        trainer.add_callback(clock)
+        make = _ppo if work.startswith("ppo") else _trainer
+        trainer = make(work, folder, model, tokenizer, batch, steps, shape, scratch)
+        trainer.add_callback(Calls(clock))
         trainer.train()
-    return {"seconds": [b - a for a, b in zip(clock.marks, clock.marks[1:], strict=False)]}
 
 
-def _rollout(model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int]) -> dict[str, Any]:
+def _rollout(model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int], clock: Clock) -> None:
     """`generate` as TRL calls it: every prompt repeated for its completions, plain sampling."""
     ids = tokenizer(world.prompts(batch // shape["group"], shape["prompt"]), return_tensors="pt")["input_ids"]
     ids = ids.repeat_interleave(shape["group"], 0)
-    seconds, drawn = [], []
+    clock.begin()
     for turn in range(steps):
-        torch.manual_seed(turn)
-        begun = time.process_time()
+        torch.manual_seed(1000 * shape["seed"] + turn)
         with torch.no_grad():
-            out = model.generate(
+            model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0,
                 top_p=1.0, max_new_tokens=shape["completion"], pad_token_id=0, eos_token_id=0,
             )  # fmt: skip
-        seconds.append(time.process_time() - begun)
-        ended = out[:, ids.shape[1] :] == 0
-        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, ended.shape[1])
-        drawn.append(int(lengths.sum()))
-    return {"seconds": seconds, "tokens": drawn}
+        clock.tick()
 
 
 def _trainer(
@@ -70,64 +90,75 @@ def _trainer(
     from datasets import Dataset
 
     common: dict[str, Any] = {
-        "output_dir": scratch, "max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 1e-6,
+        "output_dir": scratch, "seed": shape["seed"], "max_steps": steps,
+        "per_device_train_batch_size": batch, "learning_rate": 1e-6,
         "lr_scheduler_type": "constant", "bf16": False, "gradient_checkpointing": False, "report_to": [],
         "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "logging_strategy": "no",
     }  # fmt: skip
     if work in ("grpo", "rloo"):
-        rows = Dataset.from_list([{"prompt": p} for p in world.prompts(512, shape["prompt"])])
-        config: Any = trl.GRPOConfig if work == "grpo" else trl.RLOOConfig
-        cls: Any = trl.GRPOTrainer if work == "grpo" else trl.RLOOTrainer
-        told = config(
-            **common, num_generations=shape["group"], max_completion_length=shape["completion"], temperature=1.0,
-            top_k=0, beta=0.0 if work == "grpo" else 0.05,
-        )  # fmt: skip
-        return cls(
-            model=model, args=told, processing_class=tokenizer, train_dataset=rows,
-            reward_funcs=lambda completions, **_: [world.reward(c) for c in completions],
-        )  # fmt: skip
-    rows = Dataset.from_list(world.pairs(512, shape["prompt"]))
+        return _online(work, model, tokenizer, common, shape)
+    rows = Dataset.from_list(world.pairs(world.DRAWN, shape["prompt"], shape["completion"]))
+    told: dict[str, Any] = {"model": model, "processing_class": tokenizer, "train_dataset": rows}
     if work in ("dpo", "ipo", "dpo_precomputed"):
-        told = trl.DPOConfig(
-            **common, beta=0.1, loss_type="ipo" if work == "ipo" else "sigmoid",
-            precompute_ref_log_probs=work == "dpo_precomputed",
-        )  # fmt: skip
-        return trl.DPOTrainer(model=model, args=told, processing_class=tokenizer, train_dataset=rows)
+        precompute = work == "dpo_precomputed"  # done when the trainer is made, before the clock starts
+        loss = "ipo" if work == "ipo" else "sigmoid"
+        args: Any = trl.DPOConfig(**common, beta=0.1, loss_type=loss, precompute_ref_log_probs=precompute)
+        return trl.DPOTrainer(args=args, **told)
     if work == "kto":
         sides = ("chosen", "rejected")
         single = [{"prompt": r["prompt"], "completion": r[k], "label": k == "chosen"} for r in rows for k in sides]
-        return trl.KTOTrainer(
-            model=model, args=trl.KTOConfig(**common, beta=0.1), processing_class=tokenizer,
-            train_dataset=Dataset.from_list(single),
-        )  # fmt: skip
+        told["train_dataset"] = Dataset.from_list(single)
+        return trl.KTOTrainer(args=trl.KTOConfig(**common, beta=0.1), **told)
     if work == "sft":
-        some = rows.map(lambda r: {"completion": r["chosen"]}, remove_columns=["chosen", "rejected"])
-        return trl.SFTTrainer(model=model, args=trl.SFTConfig(**common), processing_class=tokenizer, train_dataset=some)
-    scorer = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
-    return trl.RewardTrainer(
-        model=scorer, args=trl.RewardConfig(**common), processing_class=tokenizer, train_dataset=rows
-    )
+        told["train_dataset"] = rows.map(lambda r: {"completion": r["chosen"]}, remove_columns=["chosen", "rejected"])
+        return trl.SFTTrainer(args=trl.SFTConfig(**common), **told)
+    told["model"] = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    return trl.RewardTrainer(args=trl.RewardConfig(**common), **told)
 
 
-def _ppo(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int], scratch: str) -> Any:
-    """TRL 1.12's PPO, the last: reward and value models are classifiers with one label."""
+def _online(work: str, model: Any, tokenizer: Any, common: dict[str, Any], shape: dict[str, int]) -> Any:
+    import trl
+    from datasets import Dataset
+
+    rows = Dataset.from_list([{"prompt": p} for p in world.prompts(length=shape["prompt"])])
+    config: Any = trl.GRPOConfig if work == "grpo" else trl.RLOOConfig
+    cls: Any = trl.GRPOTrainer if work == "grpo" else trl.RLOOTrainer
+    told = config(
+        **common, num_generations=shape["group"], max_completion_length=shape["completion"], temperature=1.0,
+        top_k=0, beta=0.0 if work == "grpo" else 0.05,
+    )  # fmt: skip
+    return cls(
+        model=model, args=told, processing_class=tokenizer, train_dataset=rows,
+        reward_funcs=lambda completions, **_: [world.reward(c) for c in completions],
+    )  # fmt: skip
+
+
+def _ppo(
+    work: str, folder: Path, model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int], scratch: str
+) -> Any:
+    """TRL 1.12's PPO, the last: reward and value models are classifiers with one label.
+
+    It draws one completion per row of its data, in shuffled batches; prompts with a group of completions (`ppo_group`)
+    stand in the data as often, so that both sides see the same prompts, if not the same ones in each batch.
+    """
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    rows = Dataset.from_dict({"input_ids": tokenizer(world.prompts(512, shape["prompt"]))["input_ids"]})
+    ids = tokenizer(world.prompts(length=shape["prompt"]))["input_ids"]
+    rows = Dataset.from_dict({"input_ids": [row for row in ids for _ in range(completions_per_prompt(work, shape))]})
     told = PPOConfig(
-        output_dir=scratch, per_device_train_batch_size=batch, gradient_accumulation_steps=1, num_mini_batches=1,
-        total_episodes=batch * steps, num_ppo_epochs=4 if work == "ppo4" else 1, learning_rate=1e-6, bf16=False,
-        gradient_checkpointing=False, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
-        response_length=shape["completion"], stop_token_id=0, temperature=1.0, kl_coef=0.05, num_sample_generations=0,
-        local_rollout_forward_batch_size=batch, missing_eos_penalty=None,
+        output_dir=scratch, seed=shape["seed"],
+        per_device_train_batch_size=batch, gradient_accumulation_steps=1, num_mini_batches=1,
+        total_episodes=batch * steps, num_ppo_epochs=4 if work.startswith("ppo4") else 1, learning_rate=1e-6,
+        lr_scheduler_type="constant", bf16=False, gradient_checkpointing=False, report_to=[], save_strategy="no",
+        use_cpu=True, disable_tqdm=True, response_length=shape["completion"], stop_token="eos", temperature=1.0,
+        kl_coef=0.05, num_sample_generations=0, local_rollout_forward_batch_size=batch, missing_eos_penalty=1.0,
     )  # fmt: skip
-    policy, ref = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(2))
+    ref = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     scorer, value = (
         AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32) for _ in range(2)
     )
     return PPOTrainer(
-        args=told, processing_class=tokenizer, model=policy, ref_model=ref, reward_model=scorer, value_model=value,
+        args=told, processing_class=tokenizer, model=model, ref_model=ref, reward_model=scorer, value_model=value,
         train_dataset=rows, eval_dataset=rows,
     )  # fmt: skip

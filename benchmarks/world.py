@@ -1,7 +1,8 @@
-"""The benchmark's own small world: word-level Llamas of about 1M and 11M parameters, prompts, answers, a free reward.
+"""The benchmark's own small world: word-level Llamas of about 1M to 11M parameters, prompts, answers, a free reward.
 
-Weights are random but for 150 steps on the marginal of words, so that the end-of-sequence token comes with a chance of
-about 1 in 20 per token: completions end at different places, 16 tokens on average, and are cut at 32.
+Weights are random but for 150 steps on the marginal of words, so that the end-of-sequence token comes with a constant
+chance per token, the hazard: completions end at different places and are cut at a limit. The hazard goes with the
+limit, so that completions are about half as long as they may be at any limit: 1 in 20 tokens at a limit of 32.
 """
 
 from __future__ import annotations
@@ -12,9 +13,17 @@ from typing import Any
 
 SIZES = {
     "1M": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 344},
+    "3M": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 512},
     "11M": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1024},
 }
-VOCABULARY, HAZARD = 1024, 0.05  # words, the end included; chance of the end per token
+VOCABULARY = 1024  # words, the end included
+ENDS = 1.6  # ends to come within the limit, were there no end before: a completion is half the limit on average
+DRAWN = 512  # prompts, or pairs, that batches are drawn from
+
+
+def hazard(limit: int) -> float:
+    """Return the chance of the end per token where completions are cut at a limit."""
+    return ENDS / limit
 
 
 def word(rng: Random) -> str:
@@ -27,26 +36,25 @@ def text(rng: Random, length: int) -> str:
     return " ".join(word(rng) for _ in range(length))
 
 
-def completion(rng: Random, limit: int = 32) -> str:
+def completion(rng: Random, limit: int) -> str:
     """Return words until the end comes, at most one fewer than the limit (the end is added by who tokenises)."""
     length = 1
-    while length < limit - 1 and rng.random() > HAZARD:
+    while length < limit - 1 and rng.random() > hazard(limit):
         length += 1
     return text(rng, length)
 
 
-def prompts(n: int, length: int = 64, seed: int = 0) -> list[str]:
+def prompts(n: int = DRAWN, length: int = 64) -> list[str]:
     """Return n prompts."""
-    rng = Random(f"prompts/{seed}")
+    rng = Random("prompts/0")
     return [text(rng, length) for _ in range(n)]
 
 
-def pairs(n: int, length: int = 64) -> list[dict[str, str]]:
+def pairs(n: int = DRAWN, length: int = 64, limit: int = 32) -> list[dict[str, str]]:
     """Return n preference pairs in the ecosystem's columns; a completion begins with a space."""
     rng = Random("pairs")
-    return [
-        {"prompt": p, "chosen": " " + completion(rng), "rejected": " " + completion(rng)} for p in prompts(n, length)
-    ]
+    both = ("chosen", "rejected")
+    return [{"prompt": p} | {k: " " + completion(rng, limit) for k in both} for p in prompts(n, length)]
 
 
 def reward(answer: str) -> float:
@@ -54,19 +62,30 @@ def reward(answer: str) -> float:
     return float(len(answer.split()) % 7)
 
 
-def build(size: str, folder: Path) -> Path:
-    """Write model and tokenizer of a size in hub format, once; return their folder."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+def build(size: str, folder: Path, limit: int) -> Path:
+    """Write model and tokenizer of a size and a limit in hub format, once; return their folder."""
+    target = folder / f"{size}-{limit}"
+    if not (target / "tokenizer.json").exists():
+        _fitted(size, hazard(limit)).save_pretrained(target)
+        _tokenizer().save_pretrained(target)
+    return target
 
-    target = folder / size
-    if (target / "model.safetensors").exists():
-        return target
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     table = {"</s>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}
     inner = Tokenizer(models.WordLevel(table, unk_token="</s>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>")
+
+
+def _fitted(size: str, end: float) -> Any:
+    """Return a model that says every word with the same chance, and the end with the chance `end`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     heads: Any = SIZES[size]
     config = LlamaConfig(
@@ -74,15 +93,13 @@ def build(size: str, folder: Path) -> Path:
         tie_word_embeddings=False, bos_token_id=None, eos_token_id=0, pad_token_id=0, **heads,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    target_logp = torch.full((VOCABULARY,), (1 - HAZARD) / (VOCABULARY - 1))
-    target_logp[0] = HAZARD
+    told = torch.full((VOCABULARY,), (1 - end) / (VOCABULARY - 1))
+    told[0] = end
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(150):
         ids = torch.randint(1, VOCABULARY, (8, 64))
-        loss = -(model(ids).logits.log_softmax(-1) * target_logp).sum(-1).mean()
+        loss = -(model(ids).logits.log_softmax(-1) * told).sum(-1).mean()
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    return target
+    return model

@@ -1,0 +1,99 @@
+"""Cost against the size of a group, the lengths, the batch and the model: rollout, GRPO and DPO, both sides.
+
+    python benchmarks/speed.py --part curves        # results/speed_curves.csv, speed_curves*.png
+
+A process takes many points of one side, so imports are paid once; peak memory is not asked for. Completions are about
+half as long as they may be at every limit, so long limits do give long completions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tables
+
+WORKS = ("rollout", "grpo", "dpo")
+BASE = {"size": "1M", "batch": 64, "group": 8, "prompt": 64, "completion": 32}
+BATCHES = {"dpo": 32}  # pairs: as many completions as the others'
+AXES: dict[str, tuple[Any, ...]] = {
+    "group": (1, 2, 4, 8, 16),
+    "prompt": (8, 32, 64, 128, 256),
+    "completion": (8, 32, 64, 128),
+    "batch": (16, 32, 64, 128, 256),
+    "size": ("1M", "3M", "11M"),
+}
+WARM = 1  # steps of a point that are left out
+KEY = ("work", "axis", "x", "side")
+Apart = Callable[..., list[dict[str, Any]]]
+
+
+def points(work: str) -> list[dict[str, Any]]:
+    """Return the points of a work's curves; one that lies on several axes is there once for each."""
+    found = []
+    for axis, values in AXES.items():
+        for x in values:
+            if axis == "group" and (work == "dpo" or (work == "grpo" and x == 1)):
+                continue  # pairs have two completions; a group of one has no advantage
+            found.append(BASE | {"batch": BATCHES.get(work, BASE["batch"])} | {axis: x} | {"axis": axis, "x": x})
+    return found
+
+
+def measure(args: argparse.Namespace, apart: Apart) -> None:
+    """Measure the curves of all works, or of those named, and keep the points."""
+    file = args.results / "speed_curves.csv"
+    for work in [w for w in WORKS if not args.work or w in args.work]:
+        told = points(work)
+        have = tables.read(file)
+        if args.missing:
+            told = [p for p in told if not all(_had(have, work, p, side) for side in ("peers", "ours"))]
+        if not told:
+            continue
+        unique = list({_place(p): p for p in told}.values())
+        apart(sys.executable, "build", [{"size": p["size"], "limit": p["completion"]} for p in unique], args.models)
+        for side in ("peers", "ours"):
+            found = apart(sys.executable, side, [_point(work, p, args.curve_steps) for p in unique], args.models)
+            best = max(f["gflops"] for f in found)
+            at = {_place(p): cost(f, best) for p, f in zip(unique, found, strict=True)}
+            new = [_row(work, side, p, args) | at[_place(p)] for p in told]
+            have = [h for h in have if not any(tables.same(h, n, KEY) for n in new)] + new
+            tables.save(file, have)
+            print(f"curves {work} {side}: {len(unique)} points", flush=True)
+
+
+def cost(found: dict[str, Any], gflops: float) -> dict[str, float]:
+    """Return the cost of a point after its warm-up, and the least it could be."""
+    steps = list(zip(found["seconds"], found["tokens"], found["flops"], strict=True))[WARM:]
+    return {
+        "ms": statistics.median(s for s, _, _ in steps) * 1e3,
+        "us": statistics.median(s / t for s, t, _ in steps) * 1e6,
+        "roof_ms": statistics.fmean(f for _, _, f in steps) / gflops / 1e6,
+        "roof_us": statistics.median(f / t for _, t, f in steps) / gflops / 1e3,
+        "share": statistics.median(f / (gflops * 1e9) / s for s, _, f in steps),
+        "length": statistics.fmean(t for _, t, _ in steps) / found["samples"],
+        "gflops": gflops,
+    }
+
+
+def _place(point: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(point[key] for key in BASE)
+
+
+def _point(work: str, point: dict[str, Any], steps: int) -> dict[str, Any]:
+    shape = {key: point[key] for key in ("group", "prompt", "completion")}
+    return {"work": work, "size": point["size"], "batch": point["batch"], "steps": WARM + steps, "shape": shape}
+
+
+def _row(work: str, side: str, point: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    about = {"work": work, "axis": point["axis"], "x": point["x"], "side": side}
+    about |= {key: point[key] for key in BASE}
+    return about | {"commit": tables.commit(), "load": round(os.getloadavg()[0], 1), "command": args.command}
+
+
+def _had(have: list[dict[str, str]], work: str, point: dict[str, Any], side: str) -> bool:
+    told = {"work": work, "axis": point["axis"], "x": point["x"], "side": side}
+    return any(tables.same(told, row, KEY) for row in have)
