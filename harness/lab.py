@@ -18,7 +18,8 @@ from .contracts import Method, Policy
 from .data import Sampling
 from .logprobs import completion_logp, completion_values
 from .loop import Loop
-from .models import ScalarModel, frozen, hidden_size, scalar_from, size_of, trainable, trunk_of
+from .models import ScalarModel, frozen, hidden_size, same_weights, scalar_from, size_of, trainable, trunk_of
+from .pools import Pool
 from .reuse import Found, count_as_computed
 from .rollout import Sampler, check_sampling
 from .scoring import Scoring
@@ -82,6 +83,8 @@ class Lab:
         self._critic: Critic | None = None
         self._draws: tuple[tuple[int, int], int] = ((-1, -1), 0)
         self._recalls = False  # whether log-probabilities of the preference data are looked up
+        self._covers = False  # whether the stream of prompts goes over most of the split
+        self._pooled: tuple[int, int] | None = None  # the last turn that drew from a pool
         self._scoring = Scoring(self, method, supplies, bench, loop)
 
     # -- data: resumable streams ---------------------------------------------------------------------------------
@@ -90,8 +93,11 @@ class Lab:
         """Yield `steps` batches of training prompts, reshuffled each epoch, in the same order for every method."""
         prompts = self._given("prompts", self._supplies.prompts)
         size = self._batch_size(batch_size)
+        self._covers = 2 * steps * size >= len(prompts) and not self._limited
         for rows in self._draw("prompts", len(prompts), steps, size):
-            yield self.tokens.prompt_batch([prompts[i] for i in rows], self.device)
+            begin = self._loop.first + self._loop.turn * size
+            places = [(i, (begin + r) // len(prompts)) for r, i in enumerate(rows)]
+            yield replace(self.tokens.prompt_batch([prompts[i] for i in rows], self.device), places=places)
 
     def pairs(
         self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None, shuffle_labels: bool = False
@@ -166,10 +172,11 @@ class Lab:
         check_sampling(sampling, **truncations)
         model, bench = of or self.policy, self._bench
         self._check_turn("rollout")
-        pool = model is not self._policy  # the start checkpoint, beside the policy that is trained
-        (replace(model.role, name="reference") if pool else model.role).hold(bench.meter)
+        beside = model is not self._policy  # the start checkpoint, beside the policy that is trained
+        (replace(model.role, name="reference") if beside else model.role).hold(bench.meter)
         sampler = Sampler(bench.engine, sampling, bench.meter, bench.eos, self._key("rollout"), bench.team)
-        return sampler.draw(model.model, prompts, n)
+        sampler.pool = self._pool(model, prompts)
+        return sampler.draw(self._supplies.start if sampler.pool else model.model, prompts, n)
 
     # -- models ----------------------------------------------------------------------------------------------------
 
@@ -327,11 +334,32 @@ class Lab:
         them. A budget may end the stream before, and nobody knows when: then they are computed.
         """
         reuse = self._supplies.reuse
-        limited = any(asdict(self._loop.budget).values())
-        self._recalls |= reuse is not None and not limited and rows >= reuse.prompts_of_pairs
+        self._recalls |= reuse is not None and not self._limited and rows >= reuse.prompts_of_pairs
+
+    @property
+    def _limited(self) -> bool:
+        return any(asdict(self._loop.budget).values())
 
     def _recall(self, batch: Batch) -> Found | None:
         return self._supplies.reuse.logp(batch) if self._supplies.reuse and self._recalls else None
+
+    def _pool(self, model: LanguageModel, prompts: PromptBatch) -> Pool | None:
+        """Return where to draw from, if the model is the start checkpoint, or the policy before its first step.
+
+        Once a turn: what is drawn for the same prompts again must be something else. A stream that goes over half the
+        split or more draws from blocks of the split, which every seed shares; any other, and a policy that will have
+        moved at the next turn, for its own prompts only.
+        """
+        reuse, start, place = self._supplies.reuse, self._supplies.start, (self._loop.stream, self._loop.turn)
+        beside = model.model is start
+        unmoved = beside or (
+            model is self._policy and not self._loop.trainer.steps and same_weights(model.model, start)
+        )
+        if reuse is None or prompts.places is None or not unmoved or self._pooled == place:
+            return None
+        self._pooled = place
+        split = self._supplies.prompts if beside and self._covers else None
+        return Pool(reuse, ("training", reuse.shared_seed), split)
 
     def _check_turn(self, what: str) -> None:
         """Refuse what a restart would repeat with other weights: all that is between streams runs again."""

@@ -8,7 +8,7 @@ spent, and `flops_reused` how much of the bill was looked up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -47,6 +47,19 @@ class Spent:
     flops: float = 0.0
 
 
+class Kept:
+    """What was loaded and may be asked for again, by name."""
+
+    def __init__(self) -> None:
+        self._things: dict[str, Any] = {}
+
+    def get_or_load(self, name: str, load: Callable[[], Any]) -> Any:
+        """Return a thing, loading it the first time."""
+        if name not in self._things:
+            self._things[name] = load()
+        return self._things[name]
+
+
 @dataclass
 class Found:
     """Something looked up, and the cost of making it, from which follows what making it costs a method."""
@@ -71,6 +84,8 @@ class Reuse:
         self.shop, self.inputs, self.start, self.tokens = shop, dict(inputs), start, tokens
         self.pairs, self.content = pairs, content  # the preference data, and its digest
         self.spent: dict[str, Spent] = {}
+        self.shared_seed: int = inputs["shared_seed"]
+        self.kept = Kept()
         self._sampling = shop.sampling
 
     def told(self) -> dict[str, dict[str, float]]:

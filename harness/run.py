@@ -182,8 +182,10 @@ def draw(
 ) -> Drawn:
     """Have the policy answer the evaluation prompts, before there is a judge."""
     from .evaluation.evaluate import draw_answers
+    from .pools import Pool
 
-    return draw_answers(policy, supplies.tokens, prompts, shop, spec, meter)
+    pool = Pool(supplies.reuse, ("evaluation", spec.shared_seed, spec.seed)) if supplies.reuse else None
+    return draw_answers(policy, supplies.tokens, prompts, shop, spec, meter, pool)
 
 
 def assess(
