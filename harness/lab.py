@@ -19,7 +19,7 @@ from .data import Sampling
 from .logprobs import completion_logp, completion_values
 from .loop import Loop
 from .models import ScalarModel, frozen, hidden_size, same_weights, scalar_from, size_of, trainable, trunk_of
-from .pools import Pool
+from .pools import Pools
 from .reuse import Found, count_as_computed
 from .rollout import Sampler, check_sampling
 from .scoring import Scoring
@@ -83,8 +83,7 @@ class Lab:
         self._critic: Critic | None = None
         self._draws: tuple[tuple[int, int], int] = ((-1, -1), 0)
         self._recalls = False  # whether log-probabilities of the preference data are looked up
-        self._covers = False  # whether the stream of prompts goes over most of the split
-        self._pooled: tuple[int, int] | None = None  # the last turn that drew from a pool
+        self._pools = Pools(supplies.reuse, supplies.prompts)
         self._scoring = Scoring(self, method, supplies, bench, loop)
 
     # -- data: resumable streams ---------------------------------------------------------------------------------
@@ -93,10 +92,9 @@ class Lab:
         """Yield `steps` batches of training prompts, reshuffled each epoch, in the same order for every method."""
         prompts = self._given("prompts", self._supplies.prompts)
         size = self._batch_size(batch_size)
-        self._covers = 2 * steps * size >= len(prompts) and not self._limited
+        self._pools.covers = 2 * steps * size >= len(prompts) and not self._limited
         for rows in self._draw("prompts", len(prompts), steps, size):
-            begin = self._loop.first + self._loop.turn * size
-            places = [(i, (begin + r) // len(prompts)) for r, i in enumerate(rows)]
+            places = self._pools.offer(rows, self._loop.first + self._loop.turn * size)
             yield replace(self.tokens.prompt_batch([prompts[i] for i in rows], self.device), places=places)
 
     def pairs(
@@ -175,7 +173,7 @@ class Lab:
         beside = model is not self._policy  # the start checkpoint, beside the policy that is trained
         (replace(model.role, name="reference") if beside else model.role).hold(bench.meter)
         sampler = Sampler(bench.engine, sampling, bench.meter, bench.eos, self._key("rollout"), bench.team)
-        sampler.pool = self._pool(model, prompts)
+        sampler.pool = self._pools.take(prompts, beside) if self._at_start(model) else None
         return sampler.draw(self._supplies.start if sampler.pool else model.model, prompts, n)
 
     # -- models ----------------------------------------------------------------------------------------------------
@@ -343,23 +341,11 @@ class Lab:
     def _recall(self, batch: Batch) -> Found | None:
         return self._supplies.reuse.logp(batch) if self._supplies.reuse and self._recalls else None
 
-    def _pool(self, model: LanguageModel, prompts: PromptBatch) -> Pool | None:
-        """Return where to draw from, if the model is the start checkpoint, or the policy before its first step.
-
-        Once a turn: what is drawn for the same prompts again must be something else. A stream that goes over half the
-        split or more draws from blocks of the split, which every seed shares; any other, and a policy that will have
-        moved at the next turn, for its own prompts only.
-        """
-        reuse, start, place = self._supplies.reuse, self._supplies.start, (self._loop.stream, self._loop.turn)
-        beside = model.model is start
-        unmoved = beside or (
-            model is self._policy and not self._loop.trainer.steps and same_weights(model.model, start)
-        )
-        if reuse is None or prompts.places is None or not unmoved or self._pooled == place:
-            return None
-        self._pooled = place
-        split = self._supplies.prompts if beside and self._covers else None
-        return Pool(reuse, ("training", reuse.shared_seed), split)
+    def _at_start(self, model: LanguageModel) -> bool:
+        """Return whether a model is the start checkpoint, or the policy before its first step."""
+        start = self._supplies.start
+        unmoved = model is self._policy and not self._loop.trainer.steps and same_weights(model.model, start)
+        return model.model is start or unmoved
 
     def _check_turn(self, what: str) -> None:
         """Refuse what a restart would repeat with other weights: all that is between streams runs again."""

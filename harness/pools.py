@@ -142,6 +142,36 @@ class Pool:
         return {"prompts": len(block.prompts), "samples": last - first}, meter.snapshot()
 
 
+class Pools:
+    """Which pool the lab draws from: for each prompt once a turn, as what is drawn again must be something else."""
+
+    def __init__(self, reuse: Reuse | None, prompts: Sequence[Prompt]) -> None:
+        self.reuse, self.prompts = reuse, prompts
+        self.covers = False  # whether the current stream goes over half the split or more
+        self._left: set[tuple[int, int]] = set()
+
+    def offer(self, rows: Sequence[int], begin: int) -> list[tuple[int, int]]:
+        """Return the places of a turn's prompts: their rows in the split, and how often each was given before.
+
+        `begin` is the turn's position in the endless order of prompts, which goes over all of them before any again.
+        """
+        places = [(row, (begin + i) // len(self.prompts)) for i, row in enumerate(rows)]
+        self._left = set(places)
+        return places
+
+    def take(self, prompts: PromptBatch, beside: bool) -> Pool | None:
+        """Return where to draw for prompts of this turn; None where something was drawn for them.
+
+        A stream that covers the split draws from blocks of it, which every seed shares; any other, and a policy, that
+        will have moved at the next turn (not `beside` it), for the prompts at hand only: no more than is used.
+        """
+        places = set(prompts.places or ())
+        if self.reuse is None or not places or not places <= self._left:
+            return None
+        self._left -= places
+        return Pool(self.reuse, ("training", self.reuse.shared_seed), self.prompts if beside and self.covers else None)
+
+
 class _Drawing(Sampler):
     """Draws samples from number `first` on, the noise of each a function of the key, the prompt and its number."""
 

@@ -297,6 +297,11 @@ def test_what_is_drawn_twice_in_a_turn_or_otherwise_differs(place):
     for prompts in lab.prompts(1, 4):
         one, two = lab.rollout(prompts, 4, of=lab.start), lab.rollout(prompts, 4, of=lab.start)
     assert one["completion_ids"].tolist() != two["completion_ids"].tolist()
+    lab, kept, drawn = place.make(), None, []
+    for prompts in lab.prompts(2, 3):
+        kept = kept or prompts
+        drawn.append(lab.rollout(kept, 4, of=lab.start)["completion_ids"].tolist())  # in the next turn, again
+    assert drawn[0] != drawn[1]
     lab = place.make()
     for prompts in lab.prompts(1, 4):
         lab.rollout(prompts, 4, temperature=1.0, of=lab.start)
