@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.artifacts import Artifacts
-from harness.data import Budget, Sampling
+from harness.data import Budget, Prompt, Sampling
 from harness.lab import Lab, Supplies
 from harness.loop import Checkpoints, Loop
 from harness.meter import Meter
@@ -153,6 +153,21 @@ def test_a_moved_reference_is_not_looked_up(place):
         torch.testing.assert_close(moved, lab.policy.logp(batch), atol=1e-5, rtol=0)
         assert lab.turn or (moved - before).abs().max() > 0.01
     assert len(place.made("reference_logp")) == 1
+
+
+def test_a_reference_that_was_moved_before_a_restart_is_not_looked_up(place):
+    def told(lab):
+        for batch in lab.pairs(steps=3, batch_size=7):
+            logp = lab.reference.logp(batch)
+            lab.step(lambda logp, _: -logp, batch)
+            lab.move_reference()
+        return logp
+
+    whole, folder = told(place.make()), place.folder / "killed"
+    with pytest.raises(Killed):
+        told(place.make(die=3, folder=folder))
+    lab = place.make(folder=folder)
+    assert torch.equal(told(lab), whole) and lab.turn == 3
 
 
 def test_only_a_stream_that_goes_over_the_data_looks_up(place):
@@ -312,6 +327,12 @@ def test_prompts_that_come_twice_are_given_other_completions(place):
     twice = place.tokens.prompt_batch([place.prompts[4]] * 2)
     batch = place.sampler(Pool(place.reuse(), ("here", 0))).draw(place.start, twice, 4)
     assert batch["completion_ids"][0].tolist() != batch["completion_ids"][1].tolist()
+
+
+def test_prompts_of_one_text_are_given_other_completions(place):
+    texts = [Prompt(name, place.prompts[4].text) for name in ("one", "two")]
+    batch = place.sampler(Pool(place.reuse(), ("here", 0))).draw(place.start, place.tokens.prompt_batch(texts), 4)
+    assert place.made("pool") and batch["completion_ids"][0].tolist() != batch["completion_ids"][1].tolist()
 
 
 def test_prompts_changed_on_the_way_are_not_mistaken(place):
