@@ -7,81 +7,52 @@ start checkpoint, data and reward models were prepared before the method was cal
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .contracts import Engine, Method, Policy, Verifier
-from .data import Demonstration, Prompt, Sampling
-from .desk import LabelDesk
-from .logprobs import completion_logp, completion_values, in_micro_batches
+from .contracts import Method, Policy
+from .data import Sampling
+from .logprobs import completion_logp, completion_values
 from .loop import Loop
-from .meter import Meter
-from .models import ScalarModel, frozen, hidden_size, scalar_from, size_of, trainable, trunk_of
-from .rewards import RewardModel
+from .models import ScalarModel, frozen, hidden_size, same_weights, scalar_from, size_of, trainable, trunk_of
+from .pools import Pools
+from .reuse import Found, count_as_computed
 from .rollout import Sampler, check_sampling
 from .scoring import Scoring
 from .seeds import derive, permutation
 from .shared_options import AdamWOptions
-from .team import ALONE, Team
+from .supplies import Bench as Bench
+from .supplies import Supplies as Supplies
+from .supplies import metered
 from .tokens import Batch, PromptBatch, Tokens
 from .training import Loss, Role, Term
 
-if TYPE_CHECKING:
-    from .stages.preferences import LabelledPair
-
-
-@dataclass
-class Supplies:
-    """What was prepared for a method. Lists are empty, and `rewards` None, where the method did not ask."""
-
-    start: nn.Module  # the start checkpoint, frozen
-    tokens: Tokens
-    prompts: Sequence[Prompt] = ()
-    pairs: Sequence[LabelledPair] = ()
-    demonstrations: Sequence[Demonstration] = ()
-    rewards: Callable[[], list[RewardModel]] | None = None
-    verifier: Verifier | None = None
-    desk: Callable[[], LabelDesk] | None = None  # who labels fresh samples
-    closing: list[Callable[[], None]] = field(default_factory=list)  # what ends with the run
-    refresh: AdamWOptions = field(default_factory=AdamWOptions)  # how the reward model is trained on them
-
-    def close(self) -> None:
-        """End what was started for the method."""
-        while self.closing:
-            self.closing.pop()()
-
-
-@dataclass
-class Bench:
-    """How a method works: what is the same for every method of a run."""
-
-    engine: Engine
-    sampling: Sampling
-    eos: set[int]
-    seed: int
-    meter: Meter
-    micro_batch_tokens: int
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    team: Team = ALONE
+Recall = Callable[[Batch], "Found | None"]
 
 
 class LanguageModel(Policy):
     """A causal language model at the bench: the policy, or the reference."""
 
-    def __init__(self, model: nn.Module, role: str, phase: str, bench: Bench) -> None:
+    def __init__(
+        self, model: nn.Module, role: str, phase: str, bench: Bench, recall: Recall = lambda batch: None
+    ) -> None:  # fmt: skip
         self.model: nn.Module = model
         self.role = Role(role, model, lambda batch: completion_logp(model, batch))
-        self._phase, self._bench = phase, bench
+        self._phase, self._bench, self._recall = phase, bench, recall
 
     def logp(self, batch: Batch) -> Tensor:
         """Return (B, K, T) log-probabilities at the batch's temperature, without gradients; 0 on padding."""
+        with self._bench.meter.aside():
+            found = self._recall(batch)
         with self._bench.meter.phase(self._phase):
             self.role.hold(self._bench.meter)
-            return _metered(self.role, batch, self._bench)
+            if found is not None:
+                return count_as_computed(self.role, batch, self._bench, found)
+            return metered(self.role, batch, self._bench)
 
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
         """Draw one completion per prompt."""
@@ -99,7 +70,7 @@ class Critic:
     def values(self, batch: Batch) -> Tensor:
         """Return (B, K, T) values of the state before each completion token, without gradients; 0 on padding."""
         with self._bench.meter.phase("score"):
-            return _metered(self.role, batch, self._bench)
+            return metered(self.role, batch, self._bench)
 
 
 class Lab:
@@ -111,6 +82,8 @@ class Lab:
         self._reference: LanguageModel | None = None
         self._critic: Critic | None = None
         self._draws: tuple[tuple[int, int], int] = ((-1, -1), 0)
+        self._recalls = False  # whether log-probabilities of the preference data are looked up
+        self._pools = Pools(supplies.reuse, supplies.prompts)
         self._scoring = Scoring(self, method, supplies, bench, loop)
 
     # -- data: resumable streams ---------------------------------------------------------------------------------
@@ -119,8 +92,10 @@ class Lab:
         """Yield `steps` batches of training prompts, reshuffled each epoch, in the same order for every method."""
         prompts = self._given("prompts", self._supplies.prompts)
         size = self._batch_size(batch_size)
+        self._pools.covers = 2 * steps * size >= len(prompts) and not self._limited
         for rows in self._draw("prompts", len(prompts), steps, size):
-            yield self.tokens.prompt_batch([prompts[i] for i in rows], self.device)
+            places = self._pools.offer(rows, self._loop.first + self._loop.turn * size)
+            yield replace(self.tokens.prompt_batch([prompts[i] for i in rows], self.device), places=places)
 
     def pairs(
         self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None, shuffle_labels: bool = False
@@ -132,7 +107,9 @@ class Lab:
         """
         pairs = self._given("pairs", self._supplies.pairs)
         size = self._batch_size(batch_size)
-        for rows in self._draw("pairs", len(pairs), steps or max(1, round(epochs * len(pairs) / size)), size):
+        turns = steps or max(1, round(epochs * len(pairs) / size))
+        self._goes_over_pairs(turns * size)
+        for rows in self._draw("pairs", len(pairs), turns, size):
             turned = [shuffle_labels and self._coin(i) for i in rows]
             ids = [[pairs[i].chosen, pairs[i].rejected] for i in rows]
             completions = [two[::-1] if t else two for two, t in zip(ids, turned, strict=True)]
@@ -150,9 +127,9 @@ class Lab:
         """
         pairs = self._given("pairs", self._supplies.pairs)
         size = self._batch_size(batch_size)
-        for rows in self._draw(
-            "labelled", 2 * len(pairs), steps or max(1, round(epochs * 2 * len(pairs) / size)), size
-        ):
+        turns = steps or max(1, round(epochs * 2 * len(pairs) / size))
+        self._goes_over_pairs(turns * size)
+        for rows in self._draw("labelled", 2 * len(pairs), turns, size):
             ids = [[pairs[i // 2].chosen if i % 2 == 0 else pairs[i // 2].rejected] for i in rows]
             good = [(i % 2 == 0) != (shuffle_labels and self._coin(i // 2)) for i in rows]
             labels = [pairs[i // 2].p if chosen else 1 - pairs[i // 2].p for i, chosen in zip(rows, good, strict=True)]
@@ -193,10 +170,11 @@ class Lab:
         check_sampling(sampling, **truncations)
         model, bench = of or self.policy, self._bench
         self._check_turn("rollout")
-        pool = model is not self._policy  # the start checkpoint, beside the policy that is trained
-        (replace(model.role, name="reference") if pool else model.role).hold(bench.meter)
+        beside = model is not self._policy  # the start checkpoint, beside the policy that is trained
+        (replace(model.role, name="reference") if beside else model.role).hold(bench.meter)
         sampler = Sampler(bench.engine, sampling, bench.meter, bench.eos, self._key("rollout"), bench.team)
-        return sampler.draw(model.model, prompts, n)
+        sampler.pool = self._pools.take(prompts, beside) if self._at_start(model) else None
+        return sampler.draw(self._supplies.start if sampler.pool else model.model, prompts, n)
 
     # -- models ----------------------------------------------------------------------------------------------------
 
@@ -218,7 +196,8 @@ class Lab:
             if self._loop.trainer.has_saved("reference"):  # it had been moved before a restart
                 model = frozen(trainable(model))
                 self._loop.trainer.keep("reference", model)
-            self._reference = LanguageModel(model, "reference", "reference", self._bench)
+            recall = self._recall if model is self._supplies.start else lambda batch: None
+            self._reference = LanguageModel(model, "reference", "reference", self._bench, recall)
         return self._reference
 
     def move_reference(self) -> None:
@@ -346,6 +325,28 @@ class Lab:
         self._draws = (place, count)
         return (self._bench.seed, *purpose, *place, count)
 
+    def _goes_over_pairs(self, rows: int) -> None:
+        """Look log-probabilities up from now on, if a stream has as many rows as the preference data have prompts.
+
+        Then making them all, a prompt's together, is no more work than the stream itself, whoever else has use of
+        them. A budget may end the stream before, and nobody knows when: then they are computed.
+        """
+        reuse = self._supplies.reuse
+        self._recalls |= reuse is not None and not self._limited and rows >= reuse.prompts_of_pairs
+
+    @property
+    def _limited(self) -> bool:
+        return any(asdict(self._loop.budget).values())
+
+    def _recall(self, batch: Batch) -> Found | None:
+        return self._supplies.reuse.logp(batch) if self._supplies.reuse and self._recalls else None
+
+    def _at_start(self, model: LanguageModel) -> bool:
+        """Return whether a model is the start checkpoint, or the policy before its first step."""
+        start = self._supplies.start
+        unmoved = model is self._policy and not self._loop.trainer.steps and same_weights(model.model, start)
+        return model.model is start or unmoved
+
     def _check_turn(self, what: str) -> None:
         """Refuse what a restart would repeat with other weights: all that is between streams runs again."""
         if not self._loop.open:
@@ -382,12 +383,3 @@ class Lab:
         if not supply:
             raise ValueError(f"this method asks for {need} without saying so: add {need!r} to its `needs`")
         return supply
-
-
-def _metered(role: Role, batch: Batch, bench: Bench) -> Tensor:
-    """Compute a role's output (B, K, T) in micro-batches without gradients, and count it to the current phase."""
-
-    def count(part: Batch) -> None:
-        bench.meter.add(flops=role.flops(part))
-
-    return in_micro_batches(role.compute, batch, bench.micro_batch_tokens, count=count, team=bench.team)

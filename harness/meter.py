@@ -26,6 +26,7 @@ class Cost:
     seconds: float = 0.0
     cpu_seconds: float = 0.0  # of all threads of this process: what a loaded machine does not change much
     flops: float = 0.0  # multiply-adds count two; counted from shapes, padding included
+    flops_reused: float = 0.0  # of these: not done by this run but looked up in what is shared, see reuse.py
     tokens_generated: int = 0
     tokens_trained: int = 0  # of prompts and completions in the policy's training steps, a prompt once per completion
     pairs: int = 0  # preference pairs trained on, each time it was
@@ -67,6 +68,17 @@ class Meter:
             self._settle()
             self._stack.pop()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Count what happens inside to nobody: it is billed in another way."""
+        self._settle()
+        self._stack.append("")
+        try:
+            yield
+        finally:
+            self._settle()
+            self._stack.pop()
+
     def add(self, **amounts: float) -> None:
         """Add to the current phase: `meter.add(flops=..., tokens_generated=...)`."""
         self._current().add(Cost(**amounts))  # type: ignore[arg-type]
@@ -93,13 +105,15 @@ class Meter:
         self.models = {role: dict(held) for role, held in snapshot["models"].items()}
 
     def _current(self) -> Cost:
-        assert self._stack, "cost outside of any phase"
+        assert self._stack and self._stack[-1], "cost outside of any phase"
         return self.phases.setdefault(self._stack[-1], Cost())
 
     def _settle(self) -> None:
         """Give the time since the last change of phase, and the memory peak, to the phase that had it."""
         now, cpu = time.perf_counter(), time.process_time()
-        if self._stack:
+        if self._stack and not self._stack[-1]:
+            self._peak(True)
+        elif self._stack:
             cost = self._current()
             cost.seconds += now - self._mark
             cost.cpu_seconds += cpu - self._cpu_mark

@@ -139,6 +139,11 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     return load_file(path, device=str(device))
 
 
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two modules of one architecture hold the same numbers."""
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 def weights_digest(model: nn.Module) -> str:
     """Return the SHA-256 over names, shapes and bytes of the parameters."""
     whole = hashlib.sha256()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from .models import ForwardCost, computing, forward_cost, in_float32, trunk_of
 from .seeds import derive
 from .team import ALONE, Team
 from .tokens import Batch, PromptBatch
+
+if TYPE_CHECKING:
+    from .pools import Pool
 
 KEEP_UNTIL = 0.9
 
@@ -267,16 +270,20 @@ class Sampler:
         self.engine, self.sampling, self.meter, self.eos = engine, sampling, meter, eos
         self.noise_key, self.team = noise_key, team
         self.phase = "rollout"
+        self.pool: Pool | None = None  # what the start checkpoint says is drawn from here, where it can be
 
     def draw(self, model: nn.Module, prompts: PromptBatch, n: int = 1, *more: object) -> Batch:
         """Draw n completions per prompt: (B, n, T) with `logp` and `ended`. `more` tells repeated draws apart."""
-        noise = self._noise(prompts, n, *more)
+        with self.meter.aside():
+            found = self.pool.draw(model, prompts, n, self.sampling) if self.pool and not more else None
         with self.meter.phase(self.phase):
-            batch = self._generate(model, prompts, n, noise)
+            batch: Batch = found.value if found else self._generate(model, prompts, n, self._noise(prompts, n, *more))
             last = (batch.lengths - 1).clamp(min=0)[..., None]
-            ends = torch.tensor(sorted(self.eos), device=noise.device)
+            ends = torch.tensor(sorted(self.eos), device=prompts.ids.device)
             ended = torch.isin(batch["completion_ids"].gather(-1, last)[..., 0], ends)
-            self._count(forward_cost(model), batch)
+            flops = self._count(forward_cost(model), batch)
+            if found is not None:
+                found.bill(self.meter, flops)
         return batch.with_columns(ended=ended)
 
     def _generate(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:
@@ -299,7 +306,7 @@ class Sampler:
         generator = torch.Generator().manual_seed(derive(*self.noise_key, *more))
         return torch.rand(len(prompts) * n, self.sampling.max_new_tokens, generator=generator).to(prompts.ids.device)
 
-    def _count(self, cost: ForwardCost, batch: Batch) -> None:
+    def _count(self, cost: ForwardCost, batch: Batch) -> float:
         """Count what the decode needs: each prompt once, each token once, attention over what lies before it."""
         b, n, _ = batch.shape
         prompt = batch.prompts.ids.shape[1]
@@ -307,7 +314,6 @@ class Sampler:
         generated = int(lengths.sum())
         fed = lengths - 1  # the last token is never fed back
         pairs = b * prompt * prompt + int((fed * prompt + fed * (fed + 1) / 2).sum())
-        self.meter.add(
-            flops=cost.flops(b * prompt + int(fed.sum()), b + int(fed.sum()), pairs),
-            tokens_generated=generated, samples=b * n,
-        )  # fmt: skip
+        flops = cost.flops(b * prompt + int(fed.sum()), b + int(fed.sum()), pairs)
+        self.meter.add(flops=flops, tokens_generated=generated, samples=b * n)
+        return flops

@@ -116,8 +116,9 @@ def _carry_out(
 def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -> tuple[Supplies, dict[str, Artifact]]:
     """Make what the method needs; return it with each shared stage behind it."""
     from .desk import LabelDesk
-    from .lab import Supplies
+    from .reuse import Reuse
     from .stages.preferences import read_pairs
+    from .supplies import Supplies
 
     stages = open_stages(spec, registry, shop)
     needs = method.required()
@@ -142,6 +143,8 @@ def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -
         members = [stages.feedback_reward(m) for m in range(getattr(method, "reward_members", 1))]
         used += members
         supplies.rewards = partial(_load_rewards, [m.folder for m in members], stages.start)
+    content = stages.feedback.content if supplies.pairs else ""
+    supplies.reuse = Reuse(shop, stages.start_inputs(), stages.start, stages.tokens, supplies.pairs, content)
     return supplies, {a.kind: a for a in used}
 
 
@@ -179,8 +182,10 @@ def draw(
 ) -> Drawn:
     """Have the policy answer the evaluation prompts, before there is a judge."""
     from .evaluation.evaluate import draw_answers
+    from .pools import Pool
 
-    return draw_answers(policy, supplies.tokens, prompts, shop, spec, meter)
+    pool = Pool(supplies.reuse, ("evaluation", spec.shared_seed, spec.seed)) if supplies.reuse else None
+    return draw_answers(policy, supplies.tokens, prompts, shop, spec, meter, pool)
 
 
 def assess(

@@ -20,11 +20,15 @@ from .errors import UsageError
 
 @dataclass
 class PromptBatch:
-    """B prompts: `ids` (B, Q) left-padded, `mask` (B, Q) 1 on real tokens."""
+    """B prompts: `ids` (B, Q) left-padded, `mask` (B, Q) 1 on real tokens.
+
+    `places`: for prompts of a stream, each one's row in its split, and how often the stream gave it before.
+    """
 
     prompts: list[Prompt]
     ids: Tensor
     mask: Tensor
+    places: list[tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -34,7 +38,8 @@ class PromptBatch:
         index = list(range(len(self)))[rows] if isinstance(rows, slice) else rows
         mask = self.mask[index]
         first = int(mask.argmax(dim=1).min()) if index else 0
-        return PromptBatch([self.prompts[i] for i in index], self.ids[index][:, first:], mask[:, first:])
+        places = self.places and [self.places[i] for i in index]
+        return PromptBatch([self.prompts[i] for i in index], self.ids[index][:, first:], mask[:, first:], places)
 
 
 class Batch(Mapping[str, Tensor]):

@@ -15,6 +15,7 @@ from ..errors import Diverged, HarnessError
 from ..lab import Bench, LanguageModel
 from ..meter import Cost, Meter
 from ..models import load_tensors, save_tensors, trainable
+from ..pools import Pool
 from ..rewards import RewardModel
 from ..rollout import Sampler
 from ..scoring import verdicts
@@ -50,11 +51,13 @@ class Answers:
 
 
 def draw_answers(
-    policy: Policy, tokens: Tokens, prompts: list[Prompt], shop: Workshop, spec: RunSpec, meter: Meter
-) -> Drawn:
+    policy: Policy, tokens: Tokens, prompts: list[Prompt], shop: Workshop, spec: RunSpec, meter: Meter,
+    pool: Pool | None = None,
+) -> Drawn:  # fmt: skip
     """Have a policy answer, and count what that costs apart from the rest of the evaluation."""
     apart = shop.meter()
     sampler = _sampler(shop.bench(apart, spec.seed), spec.shared_seed, "policy", spec.seed)
+    sampler.pool = pool
     bare = [replace(prompt, answer=None) for prompt in prompts]  # what a verifier compares with is not shown
     with apart.phase("evaluate"):
         batch = policy.answer(tokens.prompt_batch(bare, shop.device), sampler)

@@ -233,6 +233,10 @@ class Stages:
             self.used[name] = self.shop.artifacts.get_or_make(name, inputs, make)
         return self.used[name]
 
+    def start_inputs(self) -> dict[str, Any]:
+        """Return what names whatever the start checkpoint says when it is asked later: see reuse.py."""
+        return self._inputs(None, start=self.start_artifact.content)
+
     def _inputs(self, options: Any, **more: Any) -> dict[str, Any]:
         """Return what an artifact is named by: code, base model, tokenizer, seed, options, and what comes in.
 
@@ -243,7 +247,7 @@ class Stages:
         machine = [str(shop.device), shop.team.size, spec.dtype, spec.threads, spec.micro_batch_tokens]
         return {
             "code": harness_digest(), "base": self._base_digest, "shared_seed": spec.shared_seed,
-            "options": vars(options), "limits": limits, "engine": [spec.engine, spec.code["engine"]],
+            "options": vars(options) if options else {}, "limits": limits, "engine": [spec.engine, spec.code["engine"]],
             "machine": [*machine, spec.prompt_sharing], **more,
         }  # fmt: skip
 
