@@ -104,12 +104,17 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
               help="Where runs and shared artifacts live.")  # fmt: skip
 @click.option("--snapshots", type=click.IntRange(0), default=0, metavar="N",
               help="Evaluate N policies along training too: gold and proxy as KL grows.")  # fmt: skip
+@click.option(
+    "--check-rollouts",
+    is_flag=True,
+    help="Compare what is drawn with a teacher-forced pass, and stop where they differ by more than rounding.",
+)
 @click.option("--quick", is_flag=True, help="A run of seconds, to see that everything works; its figures mean nothing.")
 @plugin_files
 def run(
     registry: Registry, method: str, suite: str, settings: tuple[str, ...], suite_settings: tuple[str, ...],
     stage_settings: tuple[str, ...], labeller_settings: tuple[str, ...], budget: str, results: Path,
-    checkpoint_every: float, **fixed: Any,
+    checkpoint_every: float, check_rollouts: bool, **fixed: Any,
 ) -> None:  # fmt: skip
     """Train a method on a suite, evaluate it, and record everything.
 
@@ -121,7 +126,7 @@ def run(
     asked = Request(method, suite, settings, suite_settings, stage_settings, budget, labeller_settings, fixed=fixed)
     spec = resolve(asked, registry)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    outcome = execute(spec, registry, Settings(results, checkpoint_every, warn=_warn))
+    outcome = execute(spec, registry, Settings(results, checkpoint_every, check_rollouts, warn=_warn))
     from .report.panel import show
     from .team import is_main
 

@@ -114,6 +114,10 @@ class Labeller(ABC):
         """Return what decides its labels besides its code: its options, and what they stand for outside the harness."""
         return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
 
+    def data_files(self) -> list[Path]:
+        """Return the files its labels depend on, if any: a change makes another run."""
+        return []
+
     def usage(self) -> dict[str, float]:
         """Return what labelling used so far, by name (requests, refusals, tokens); kept with the preferences.
 

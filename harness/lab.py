@@ -174,7 +174,10 @@ class Lab:
         (replace(model.role, name="reference") if beside else model.role).hold(bench.meter)
         sampler = Sampler(bench.engine, sampling, bench.meter, bench.eos, self._key("rollout"), bench.team)
         sampler.pool = self._pools.take(prompts, beside) if self._at_start(model) else None
-        return sampler.draw(self._supplies.start if sampler.pool else model.model, prompts, n)
+        batch = sampler.draw(self._supplies.start if sampler.pool else model.model, prompts, n)
+        if bench.check:
+            bench.check.compare(model.role, batch, bench)
+        return batch
 
     # -- models ----------------------------------------------------------------------------------------------------
 

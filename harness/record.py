@@ -154,6 +154,7 @@ def runtime_of(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
         "prompt_computed_once": bool(getattr(trunk, "share_prompt", False)),
         "prompt_cached_once": bool(getattr(trunk, "share_cache", False)),
         "reuse": supplies.reuse.told() if supplies.reuse else {},
+        "rollouts_checked": vars(shop.check) if shop.check else None,
     }  # fmt: skip
 
 

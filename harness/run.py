@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .stages import Stages, Workshop
 
 Warn = Callable[[str], None]
+CHECK_ALLOWS = {"float32": 1e-3, "bfloat16": 0.5}  # nats, of rounding, between two orders of summation
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Settings:
 
     results: Path
     checkpoint_every: float = 20.0  # seconds between checkpoints
+    check_rollouts: bool = False  # compare what was drawn with a teacher-forced pass
     warn: Warn = print
 
 
@@ -62,6 +64,8 @@ def execute(spec: RunSpec, registry: Registry, settings: Settings) -> Outcome:
     folder = make_folder(settings.results / spec.folder)
     with lock(folder, f"The run {spec.suite_name}/{spec.method}", wait=False) if is_main() else nullcontext():
         done = store.read_result(folder)
+        if done is not None and settings.check_rollouts:
+            raise UsageError(f"--check-rollouts: {folder} is finished, nothing is rolled out. Name other --results.")
         if done is not None:
             return Outcome(folder, done, reused=True)
         if is_main():
@@ -216,6 +220,7 @@ def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe
 
     from .artifacts import Artifacts
     from .stages import Workshop
+    from .supplies import RolloutCheck
 
     device = _device(spec.device)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")  # autocast is the models' own: see models.py
@@ -231,6 +236,7 @@ def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe
     return Workshop(
         Artifacts(settings.results / "artifacts", team), registry.get("engines", spec.engine), accelerator,
         torch.device(device), progress, settings.checkpoint_every, spec.micro_batch_tokens, team,
+        RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
     )  # fmt: skip
 
 

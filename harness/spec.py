@@ -191,12 +191,14 @@ def _labeller_options(name: str | None, settings: tuple[str, ...], registry: Reg
 def _code(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> dict[str, str]:
     """Return digests of all code and files that decide a run; a name that does not exist is refused here."""
     judge, labeller, own = spec.judge or suite.judge_name, spec.labeller or suite.labeller_name, method.labeller()
+    asked = make_labeller(spec, suite, registry)
     return {
         "harness": harness_digest(), "method": source_digest(type(method)), "suite": package_digest(type(suite)),
         "engine": source_digest(registry.get("engines", spec.engine)),
         "judge": package_digest(registry.get("judges", judge)),
         "labeller": package_digest(registry.get("labellers", labeller)) if labeller else "",
         "method_labeller": package_digest(registry.get("labellers", own)) if own else "",
+        "labeller_data": combined_digest(asked.data_files()) if asked else "",
         "base": _base_digest(spec.model or suite.base_model()),
         "data": combined_digest(suite.data_files()),
     }  # fmt: skip

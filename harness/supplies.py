@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .contracts import Engine, Verifier
 from .data import Demonstration, Prompt, Sampling
 from .desk import LabelDesk
+from .errors import HarnessError
 from .logprobs import in_micro_batches
 from .meter import Meter
 from .rewards import RewardModel
@@ -59,6 +60,30 @@ class Bench:
     micro_batch_tokens: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     team: Team = ALONE
+    check: RolloutCheck | None = None
+
+
+@dataclass
+class RolloutCheck:
+    """Compares the log-probabilities of drawn tokens, which training reuses, with a teacher-forced pass; not billed."""
+
+    allowed: float  # nats
+    largest: float = 0.0  # difference so far
+    tokens: int = 0  # compared
+
+    def compare(self, role: Role, batch: Batch, bench: Bench) -> None:
+        """Note the largest difference of a rollout; raise HarnessError where it is more than rounding."""
+        unbilled = replace(bench, meter=Meter())
+        with bench.meter.aside(), unbilled.meter.phase("score"):
+            told = metered(role, batch, unbilled)
+        gap = float((told - batch["logp"]).abs().max())
+        self.largest, self.tokens = max(self.largest, gap), self.tokens + int(batch["mask"].sum())
+        if not gap <= self.allowed:
+            raise HarnessError(
+                f"--check-rollouts: a token's log-probability as drawn and as computed afterwards differ by {gap:.3g} "
+                f"nats; at most {self.allowed:g} is rounding. The engine {bench.engine.name} and the model disagree: "
+                f"try --engine hf, --no-prompt-sharing or --dtype float32."
+            )
 
 
 def metered(role: Role, batch: Batch, bench: Bench) -> Tensor:

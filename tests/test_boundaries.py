@@ -36,7 +36,7 @@ FLAGS = {
         "-m", "--method", "-s", "--suite", "--set", "--suite-set", "--stage-set", "--labeller-set",
         "--model", "--seed", "--shared-seed",
         "--budget", "--judge", "--labeller", "--engine", "--device", "--dtype", "--micro-batch-tokens", "--threads",
-        "--checkpoint-every", "--results", "--snapshots", "--prompt-sharing", "--no-prompt-sharing",
+        "--checkpoint-every", "--check-rollouts", "--results", "--snapshots", "--prompt-sharing", "--no-prompt-sharing",
         "--quick", "-p", "--plugin",
     },
     "show": {"-s", "--suite", "-p", "--plugin"},

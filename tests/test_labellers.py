@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ from harness.errors import HarnessError, UsageError
 from harness.models import load_causal
 from harness.options import build
 from harness.registry import installed
+from harness.spec import Request, resolve
 
 PROMPT = Prompt("train/0", "say something")
 LONG = Principle("long", "Longer is better.", lambda prompt, text: float(len(text)))
@@ -259,6 +261,20 @@ def test_verdicts_that_are_no_single_tokens_are_refused(tmp_path, folder):
     ready(LMAnnotator(model=no_digits, verdicts=("A", "B")))
     with pytest.raises(UsageError, match="not single tokens"):
         ready(LMAnnotator(model=folder, verdicts=("good bad", "bad good")))
+
+
+def test_another_model_behind_the_same_folder_is_another_run(tmp_path):
+    folder = save_model(tmp_path)
+
+    def fingerprint():
+        asked = Request("dpo", "summarization", labeller_settings=(f"model={folder}",), fixed={"labeller": "lm"})
+        return resolve(asked, installed()).fingerprint()
+
+    before = fingerprint()
+    assert fingerprint() == before
+    weights = Path(folder) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert fingerprint() != before
 
 
 def test_a_chat_template_is_honoured(tmp_path):

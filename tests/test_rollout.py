@@ -1,6 +1,7 @@
 """Sampling: the log-probabilities are the model's, the distribution is right, a row depends on its own noise."""
 
 import copy
+import json
 import types
 
 import pytest
@@ -17,6 +18,8 @@ from harness.logprobs import completion_logits, completion_logp, completion_valu
 from harness.models import forward_cost, scalar_from, trainable
 from harness.rollout import CachedEngine, Sampler, assemble, check_sampling, decode, draw_tokens
 from harness.training import Role
+
+from .tools import command, fresh, on_small, only_run, plugin
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -366,3 +369,56 @@ def test_a_critics_flops_are_torchs(laid_out, square_batch):
     role = Role("value", critic, lambda batch: completion_values(critic, batch))
     with torch.no_grad():
         assert role.flops(square_batch) == pytest.approx(counted(lambda: role.compute(square_batch)), rel=0.02)
+
+
+# -- the check of rollouts ---------------------------------------------------------------------------------------------
+
+LYING = '''
+"""An engine whose log-probabilities are of another temperature than its draws."""
+
+from harness import hookimpl
+
+
+class Lying:
+    """Off by a little."""
+
+    name = "lying"
+
+    def __new__(cls, *arguments):
+        from harness.rollout import CachedEngine
+
+        class Engine(CachedEngine):
+            name = "lying"
+
+            def generate(self, *told):
+                batch = super().generate(*told)
+                return batch.with_columns(logp=batch["logp"] * 1.01)
+
+        return Engine(*arguments)
+
+
+@hookimpl
+def register_engines(register):
+    register(Lying)
+'''
+
+
+def test_what_is_drawn_can_be_checked_against_a_teacher_forced_pass():
+    folder = fresh("checked")
+    asked = on_small("ppo", "--check-rollouts", results=folder)
+    assert command(*asked).code == 0
+    runtime = json.loads((only_run(folder, "small", "ppo") / "result.json").read_text())["runtime"]
+    assert 0 < runtime["rollouts_checked"]["largest"] < 1e-4 and runtime["rollouts_checked"]["tokens"] > 100
+    again = command(*asked)
+    assert again.code != 0 and "is finished, nothing is rolled out" in again.text
+    plain = fresh("unchecked")
+    assert command(*on_small("ppo", results=plain)).code == 0
+    paths = [only_run(where, "small", "ppo") / "metrics.jsonl" for where in (folder, plain)]
+    assert paths[0].read_bytes() == paths[1].read_bytes(), "looking changes nothing"
+
+
+def test_an_engine_that_is_off_is_told():
+    file = plugin(fresh("lying"), "lying", LYING)
+    done = command(*on_small("grpo", "--check-rollouts", "-p", file, "--engine", "lying", results=fresh("off")))
+    assert done.code != 0 and "differ by" in done.text and "the engine lying" in done.text.lower()
+    assert "Traceback" not in done.text

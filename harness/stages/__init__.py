@@ -18,7 +18,6 @@ from ..artifacts import Artifact, Artifacts
 from ..contracts import Engine, Judge, Labeller, Suite
 from ..data import Sampling
 from ..errors import UsageError
-from ..lab import Bench
 from ..logprobs import enable_sharing
 from ..loop import Checkpoints, Loop
 from ..meter import Meter, PhasePeak
@@ -27,6 +26,7 @@ from ..registry import combined_digest, package_digest
 from ..rewards import RewardModel
 from ..rollout import enable_shared_cache
 from ..spec import EvaluationOptions, RunSpec, digest_of, harness_digest, model_files, stage_options
+from ..supplies import Bench, RolloutCheck
 from ..team import ALONE, Team
 from ..tokens import Tokens
 from ..training import Trainer
@@ -48,6 +48,7 @@ class Workshop:
     checkpoint_every: float
     micro_batch_tokens: int
     team: Team = ALONE
+    check: RolloutCheck | None = None  # of every rollout
     sampling: Sampling = field(default_factory=Sampling)  # the suite's
     eos: set[int] = field(default_factory=set)
     trainer_cls: type[Trainer] = Trainer
@@ -63,7 +64,9 @@ class Workshop:
     def bench(self, meter: Meter, seed: int) -> Bench:
         """Return how models are used: the suite's sampling, a seed, and who counts."""
         engine = self.engine_cls(self.eos)
-        return Bench(engine, self.sampling, self.eos, seed, meter, self.micro_batch_tokens, self.device, self.team)
+        return Bench(
+            engine, self.sampling, self.eos, seed, meter, self.micro_batch_tokens, self.device, self.team, self.check
+        )
 
 
 @dataclass

@@ -25,7 +25,7 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "kto": PAIRS | {"beta": 0.3, "batch_size": 64},
     "slic": PAIRS | {"learning_rate": 3e-4, "lambda_reg": 1.0},
     "simpo": PAIRS | {"learning_rate": 1e-4},
-    "orpo": PAIRS | {"lambda_or": 0.5},
+    "orpo": PAIRS | {"learning_rate": 1e-3, "lambda_or": 1.0},
     # near imitation of the best of 8: at a weight of 0.3 or 1, the paper's, the ranking ruins so small a model
     "rrhf": {"steps": 60, "batch_size": 64, "num_candidates": 8, "rrhf_weight": 0.02, "learning_rate": 1e-3},
     "ppo": PPO,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from harness import Principle, Prompt, hookimpl, torch
 from harness.errors import UsageError
@@ -43,6 +44,12 @@ class LMAnnotator(WritingAnnotator):
         from harness.models import weights_digest
 
         return weights_digest(self.loaded[0])
+
+    def data_files(self):
+        """Return the files of the model's folder; a hub id stands for itself until its weights are hashed."""
+        from harness.spec import model_files
+
+        return model_files(Path(self.model)) if Path(self.model).is_dir() else []
 
     def identity(self):
         """Return the options, and the weights behind the model's name."""
