@@ -36,6 +36,7 @@ VOCABULARY = 151_936
 GROUP, PROMPT, COMPLETION, BATCH, PAIRS = 8, 256, 256, 64, 16
 ADAM = {"learning_rate": 1e-6, "lr_schedule": "constant", "warmup_ratio": 0.0}
 SIDES = ("chosen", "rejected")
+MICRO_TOKENS = 8192  # of a forward pass in training: 16 rows, on both sides
 WORKS = ("rollout", "grpo", "dpo")
 
 
@@ -159,7 +160,7 @@ def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dic
 
     tokens, meter, clock = Tokens(tokenizer, None, COMPLETION), Meter(), Clock()
     draws = installed().get("engines", engine)(tokens.ends)
-    bench = Bench(draws, Sampling(1.0, COMPLETION), tokens.ends, 0, meter, 16384, torch.device("cuda"))
+    bench = Bench(draws, Sampling(1.0, COMPLETION), tokens.ends, 0, meter, MICRO_TOKENS, torch.device("cuda"))
     asked = [Prompt(str(i), p) for i, p in enumerate(prompts(BATCH // GROUP))]
     if work == "rollout":
         batch = tokens.prompt_batch(asked, "cuda")
@@ -177,7 +178,7 @@ def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dic
         LabelledPair(Prompt(str(i), r["prompt"]), *(tokens.completion_ids(r["prompt"], r[k]) for k in SIDES), 1.0)
         for i, r in enumerate(pairs(PAIRS))
     ]
-    trainer = Trainer(method, Accelerator(mixed_precision="no"), meter, 16384)
+    trainer = Trainer(method, Accelerator(mixed_precision="no"), meter, MICRO_TOKENS)
     with tempfile.TemporaryDirectory() as scratch:
         loop = Loop(trainer, Checkpoints(Path(scratch), 1e9), meter, clock.tick)
         clock.tick()
