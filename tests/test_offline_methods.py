@@ -323,7 +323,7 @@ def test_slic_refuses_what_makes_no_sense(options, why):
 def test_numbers_that_make_no_sense_are_refused(make):
     make().check()
     bad = {
-        IPO: {"beta": 0.0}, KTO: {"undesirable_weight": 0.0}, SimPO: {"gamma": -1.0}, ORPO: {"lambda_or": 0.0},
+        IPO: {"beta": 0.0}, KTO: {"undesirable_weight": 0.0}, SimPO: {"gamma": -1.0}, ORPO: {"nll_reduction": "mean"},
         SLiC: {"lambda_reg": -1.0}, RRHF: {"num_candidates": 1},
     }[make]  # fmt: skip
     with pytest.raises(ValueError):

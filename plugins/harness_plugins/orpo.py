@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from harness import PairOptions, Policy, hookimpl, torch
 
@@ -22,12 +22,14 @@ class ORPO(PairOptions):
     needs = frozenset({"pairs"})
 
     lambda_or: float = 0.1  # weight of the odds-ratio term beside the likelihood of the chosen (TRL calls it beta)
-    nll_reduction: Literal["token-mean", "sequence-mean"] = "token-mean"  # of the likelihood; the latter is eq. 2's
+    nll_reduction: str = "token-mean"  # of the likelihood: token-mean over the batch, or sequence-mean, as eq. 2 has it
 
     def check(self) -> None:
         super().check()
         if self.lambda_or <= 0:
             raise ValueError("lambda_or must be above 0: without its odds-ratio term the method is SFT on the chosen")
+        if self.nll_reduction not in ("token-mean", "sequence-mean"):
+            raise ValueError(f"nll_reduction is token-mean or sequence-mean, not {self.nll_reduction!r}")
 
     def loss(self, logp, batch):
         """Eq. 6: NLL(y_w) - lambda log sigma(log odds(y_w|x) - log odds(y_l|x)); (B,).
