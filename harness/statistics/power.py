@@ -1,9 +1,9 @@
 """Power: what effect a study of S seeds and P prompts can find, and how many prompts an effect needs.
 
 It is the power of the tests in `intervals` and `compare`, two-sided. With V_A and V_B their parts of the variance, a
-mean off by delta is found where |N(delta, V_A + V_B)| > sqrt(t(df)^2 V_A X + z^2 V_B), X ~ chi^2(S - 1) / (S - 1), and for
-two methods X the mean of two such and df Welch's: integrated over X. For one seed V_A = 0 and this is the textbook's
-normal power. Prompts are many: t over prompts is taken as normal.
+mean off by delta is found where |N(delta, V_A + V_B)| > sqrt(t(df)^2 V_A X + z^2 V_B), X ~ chi^2(S - 1) / (S - 1):
+integrated over X. For two methods X is the mean of two such, and df Welch's. For one seed V_A = 0: the textbook's normal
+power. Prompts are many: t over prompts is taken as normal.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def report(design: Design, effect: float | None = None, wanted: float = 0.8) -> 
             needed = prompts_needed(design, effect, difference, wanted)
             row += [
                 f"{power(design, effect, difference):.1%}",
-                "none suffice: more seeds" if needed is None else str(needed),
+                "take more seeds" if needed is None else str(needed),
             ]
         rows.append(row)
     return columns, rows
