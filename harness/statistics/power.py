@@ -2,8 +2,8 @@
 
 It is the power of the tests in `intervals` and `compare`, two-sided. With V_A and V_B their parts of the variance, a
 mean off by delta is found where |N(delta, V_A + V_B)| > sqrt(t(df)^2 V_A X + z^2 V_B), X ~ chi^2(S - 1) / (S - 1):
-integrated over X. For two methods X is the mean of two such, and df Welch's. For one seed V_A = 0: the textbook's normal
-power. Prompts are many: t over prompts is taken as normal.
+integrated over X. For two methods X is the mean of two such, and df Welch's. For one seed V_A = 0: the textbook's
+normal power. Prompts are many: t over prompts is taken as normal.
 """
 
 from __future__ import annotations
@@ -127,12 +127,28 @@ def report(design: Design, effect: float | None = None, wanted: float = 0.8) -> 
     rows = []
     for difference, question in ((False, "one method against 50 %"), (True, "two methods on the same prompts")):
         least = minimum_detectable_effect(design, difference, wanted)
-        row = [question, "none" if least is None else f"{least:.4f}"]
+        row = [question, "none" if least is None else f"{least:.3f}"]
         if effect is not None:
             needed = prompts_needed(design, effect, difference, wanted)
             row += [
                 f"{power(design, effect, difference):.1%}",
-                "take more seeds" if needed is None else str(needed),
+                "no number: more seeds" if needed is None else str(needed),
             ]
         rows.append(row)
     return columns, rows
+
+
+def assumptions(design: Design) -> str:
+    """Return what the figures of `report` rest on, in words."""
+    told = (
+        f"{design.prompts} prompts, two-sided tests at 5 %, {design.ties:.0%} ties, methods' scores on a prompt "
+        f"correlated {design.correlation:g}; no correction for several comparisons."
+    )
+    if design.seeds == 1:
+        return (
+            f"1 seed, {told} It speaks for one checkpoint each, not for the algorithm: no variance between seeds in it."
+        )
+    return (
+        f"{design.seeds} seeds, {told} Assumed: a standard deviation of {design.seed_sd:g} between seeds' win-rates, "
+        f"and that seeds share {design.prompt_share:.0%} of a score's variance on a prompt."
+    )

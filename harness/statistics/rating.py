@@ -42,8 +42,8 @@ def bradley_terry(wins: ArrayLike, ridge: float = RIDGE) -> Array:
     """Return ratings r (..., M) in nats, of mean 0, from wins (..., M, M): how often row beat column, ties half a win.
 
     Newton's method on sum wins_ij log sigma(r_i - r_j) - ridge / 2 |r|^2. The prior keeps 20-0 finite; with `ridge` 0
-    it is the maximum likelihood, refused where that is infinite: unless every method can be reached from every other over
-    methods it beat or tied (Ford 1957).
+    it is the maximum likelihood, refused where that is infinite: unless every method can be reached from every other
+    over methods it beat or tied (Ford 1957).
     """
     w = np.asarray(wins, dtype=np.float64).copy()
     m = w.shape[-1]
