@@ -84,7 +84,7 @@ def parts(scores: Array) -> Parts:
 
 
 def half_width(found: Parts, level: float = 0.95) -> Array:
-    """Return Banerjee's half-width, sqrt(t(df)^2 V_A + t(P - 1)^2 V_B), V_A's term at least FLOOR t(P - 1)^2 MSE / (S P).
+    """Return Banerjee's sqrt(t(df)^2 V_A + t(P - 1)^2 V_B), its first term at least FLOOR t(P - 1)^2 MSE / SP.
 
     Two seeds of 64 prompts win equally many by chance one time in seven where nearly all are won, and would say that
     seeds add nothing; but E MSA >= E MSE, and MSE rests on many squares. Without the floor 85 % are covered there; with
