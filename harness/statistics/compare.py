@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from .intervals import ONE_SEED, SEVERAL_SEEDS, Array, Parts, half_width, matrix, p_value, parts
 
-BORROW_FROM = 3  # seeds of each method, and methods: below, a pooled variance errs too often where one method is noisy
+BORROW_FROM = 3  # seeds of each method, and methods: with fewer a pool says too little where one method is noisy
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,17 @@ def pooled(methods: Sequence[Array]) -> Pool | None:
     """Return the pooled variance of a run's mean over methods (S_i, P), or None where there is too little to pool.
 
     Three seeds are too few to separate any two of ten methods by their own variance: Holm's first step asks t with 2 or
-    so degrees of freedom for a tail of 0.0006. The mean squares of all methods, weighted by d_i = S_i - 1, give
-    Satterthwaite's (sum d A)^2 / sum(d^2 A^2 / (d + 2)) degrees of freedom, which are all sum(d) of them where methods
-    are alike and few where one is much noisier (A^2 d / (d + 2) estimates sigma^4 without bias).
+    so degrees of freedom for a tail of 0.0006. The variances A_i of all methods' runs, weighted by d_i = S_i - 1, give
+    Satterthwaite's (sum d A)^2 / sum(d^2 A^2 / (d + 1)) degrees of freedom: most of sum(d) where methods are alike, few
+    where one is much noisier. (A^2 / d without bias is A^2 / (d + 2): that errs in 5.6 % of tables where one of three
+    methods is noisy; d + 1 keeps below 5 %. A pool without either guard errs in 35 %, see the tests.)
     """
     several = [array for array in methods if array.shape[-2] > 1]
     if len(several) < BORROW_FROM or any(array.shape[-2] < BORROW_FROM for array in several):
         return None
     d = np.array([array.shape[-2] - 1 for array in several], dtype=np.float64)
     of_run = np.array([array.mean(-1).var(ddof=1) for array in several])
-    total, squares = float((d * of_run).sum()), float((d**2 * of_run**2 / (d + 2)).sum())
+    total, squares = float((d * of_run).sum()), float((d**2 * of_run**2 / (d + 1)).sum())
     return Pool(total / float(d.sum()), min(total**2 / squares, float(d.sum()))) if squares > 0 else None
 
 
