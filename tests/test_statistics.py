@@ -180,12 +180,12 @@ def test_best_group_by_hand():
     assert compare.best_group({"a": scores["a"], "b": scores["a"]}) == {"a": True, "b": True}
 
 
-def test_a_pool_has_most_degrees_of_freedom_where_methods_are_alike_and_few_where_one_is_noisy():
+def test_a_pool_has_every_degree_of_freedom_where_methods_are_alike_and_few_where_one_is_noisy():
     def method(sd):
         return np.tile(sd * np.array([[-1.0], [0.0], [1.0]]), (1, 8))
 
     alike = compare.pooled([method(1.0)] * 6)
-    assert alike == compare.Pool(pytest.approx(1.0), pytest.approx(9.0))
+    assert alike == compare.Pool(pytest.approx(1.0), pytest.approx(12.0))
     noisy = compare.pooled([method(10.0)] + [method(1.0)] * 5)
     assert noisy.variance == pytest.approx(105 / 6) and noisy.df == pytest.approx(3 * 105**2 / 10005)
     assert compare.pooled([method(1.0)] * 2) is None and compare.pooled([method(1.0)[:2]] * 6) is None
