@@ -72,6 +72,8 @@ def test_win_rates_of_an_algorithm(seeds, kind, seed_sd):
 def test_many_prompts_many_seeds():
     for seeds, seed_sd in ((3, 0.0), (3, 0.05), (10, 0.05)):
         assert 0.93 <= covered((900, seeds, 2048), "high", seed_sd) <= 0.99
+    for kind in ("high", "alike"):  # where skewed seeds dominate, with more studies: 94.2 and 93.7 % of 4000
+        assert 0.93 <= covered((3000, 10, 256), kind, 0.6) <= 0.99
 
 
 def test_a_known_limit():
