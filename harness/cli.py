@@ -1,4 +1,4 @@
-"""The command line: run, list, show, table. Nothing heavy is imported before it is needed."""
+"""The command line: run, list, show, table, check, new, plot, power. Nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def cli() -> None:
     harness show ppo                                   a plugin's options
     harness check ppo                                  put a plugin to the proofs
     harness new method mine                            a plugin project to begin from
+    harness power --prompts 512 --seeds 3              what difference a study can find
     """
 
 
@@ -266,6 +267,34 @@ def plot(results: Path, suite: str | None, output: Path | None) -> None:
     output = output or results / "frontier.png"
     frontier(results, suite, output)
     click.echo(f"wrote {output}")
+
+
+@cli.command()
+@click.option("--prompts", type=click.IntRange(2), default=512, show_default=True, help="Evaluated prompts.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Seeds of each method.")
+@click.option("--effect", type=click.FloatRange(0, 1, min_open=True),
+              help="A difference of win-rates (0.03: three points) to give power and prompts for.")  # fmt: skip
+@click.option("--ties", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
+              help="Share of prompts that tie.")  # fmt: skip
+@click.option("--seed-sd", type=click.FloatRange(0), default=0.02, show_default=True,
+              help="Standard deviation of the win-rate between seeds; used with several.")  # fmt: skip
+@click.option("--prompt-share", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+              help="Of a score's variance on a prompt, what seeds of a method share; used with several.")  # fmt: skip
+@click.option("--correlation", type=click.FloatRange(-1, 1, max_open=True), default=0.0, show_default=True,
+              help="Of two methods' scores on a prompt.")  # fmt: skip
+def power(effect: float | None, **study: Any) -> None:
+    """Say what difference of win-rates a study can find, before it is run."""
+    from .statistics.power import Design, assumptions, report
+
+    design = Design(**study)
+    try:
+        columns, rows = report(design, effect)
+    except ValueError as error:
+        raise UsageError(f"No such study: {error}.") from error
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    for row in [columns, ["-" * width for width in widths], *rows]:
+        click.echo("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+    click.echo(f"\n{assumptions(design)}")
 
 
 def _about(kind: str, cls: Any) -> str:

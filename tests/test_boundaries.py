@@ -19,6 +19,8 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "pandas")
 LIGHT = (
     "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
+    "statistics.intervals", "statistics.compare", "statistics.aggregate", "statistics.power", "statistics.length",
+    "statistics.rating",
 )  # fmt: skip
 LATE = {  # third-party imports inside functions of plugins and suites
     ("console", "rich"), ("rows", "pyarrow"), ("rows", "datasets"),
@@ -32,6 +34,7 @@ FLAGS = {
     "new": {"--folder"},
     "list": {"-p", "--plugin"},
     "plot": {"--results", "-s", "--suite", "-o", "--output"},
+    "power": {"--prompts", "--seeds", "--effect", "--ties", "--seed-sd", "--prompt-share", "--correlation"},
     "run": {
         "-m", "--method", "-s", "--suite", "--set", "--suite-set", "--stage-set", "--labeller-set",
         "--model", "--seed", "--shared-seed",
@@ -136,7 +139,7 @@ def test_statistics_and_tables_load_nothing_heavy(module):
     [
         ["--help"], ["--version"], ["run", "--help"], ["list"], ["show", "ppo"], ["show", "summarization"],
         ["show", "dpo", "--suite", "summarization"], ["run", "-m", "pp0", "-s", "summarization"],
-        ["table", "--results", "/nonexistent"],
+        ["table", "--results", "/nonexistent"], ["power", "--seeds", "3"],
     ],
     ids=" ".join,
 )  # fmt: skip
