@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ..store import read_result
 from .cells import Cell
 from .state import DONE, FAILED, LEFT, REFUSED, Estimates, State
 from .work import Plan, Watch, notes
@@ -85,6 +86,8 @@ class Plain(Watch):
                 click.secho(f"  {state.kind:<14} {cell.name}: {state.message}", fg=colour)
         for choice in planned.choices:
             click.echo(f"  {choice.label} on {choice.search.cells[0].spec.suite_name}: {_chosen(choice)}")
+        for line in _unspent(planned, states, self.results):
+            click.echo(f"  {line}")
         if any(s.status == DONE for s in states):
             where = "" if str(self.results) == "results" else f" --results {self.results}"
             click.echo(f"Put side by side: harness table --study {self.name}{where}")
@@ -170,6 +173,19 @@ def _chosen(choice: Any) -> str:
         return "none: no trial was finished"
     point = choice.search.points[choice.chosen]
     return ", ".join(f"{key}={value}" for key, value in point.items()) or "the settings as they are"
+
+
+def _unspent(planned: Plan, states: Sequence[State], results: Path) -> list[str]:
+    """Return which rows ended before their budget did: those are not equal by it."""
+    left: dict[str, str] = {}
+    for cell, state in zip(planned.cells, states, strict=True):
+        if state.status == DONE and not cell.trial:
+            record = read_result(results / cell.spec.folder) or {}
+            unspent = record["cost"].get("budget_left", {})
+            if unspent and min(unspent.values()) > 0:
+                told = ", ".join(f"{value:.3g} {name}" for name, value in unspent.items())
+                left[f"{cell.label} on {cell.spec.suite_name}"] = told
+    return [f"{row} ended by itself before its budget: {told} left" for row, told in left.items()]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -103,7 +103,7 @@ def tune_json(tune: Tune, choices: Sequence[Choice]) -> dict[str, Any]:
 
 
 def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: str) -> Search:
-    """Draw points until there are enough different runs; each depends on those before it only, so trials can be added."""
+    """Draw points until there are enough different runs; each depends only on those before: trials can be added."""
     rng = Random(derive("tune", tune.seed, entry.label, suite.rpartition("/")[2]))
     found: dict[str, tuple[Mapping[str, Any], Cell]] = {}
     points: dict[str, Mapping[str, Any]] = {canonical({}): {}}
