@@ -108,14 +108,15 @@ DPO = method("dpo")
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("sede = 3\n" + DPO, "There is no key 'sede'. Did you mean 'seeds'?"),
+        ("seds = 3\n" + DPO, "There is no key 'seds'. Did you mean 'seeds'?"),
         ("seeds = 0\n" + DPO, "seeds = 0: expected a number above 0"),
         ("seeds = [1, 1]\n" + DPO, "a list of different seeds"), ("seeds = [-1]\n" + DPO, "a list of different seeds"),
         ("", "expected one [[methods]] or more"), ("methods = 3", "expected one [[methods]] or more"),
         ("name = '../x'\n" + DPO, "expected letters, digits"), ("x = ", "not a TOML file"),
         ("quick = 3\n" + DPO, "not a TOML file"),  # given twice
         ("snapshots = 'many'\n" + DPO, "snapshots = 'many': expected int"),
-        ("dtype = 'float16'\n" + DPO, "dtype is float32 or bfloat16"), ("budget = 'step=3'\n" + DPO, "Did you mean 'steps'?"),
+        ("dtype = 'float16'\n" + DPO, "dtype is float32 or bfloat16"),
+        ("budget = 'step=3'\n" + DPO, "Did you mean 'steps'?"),
         ("set = 3\n" + DPO, "set = 3: expected a table"),
         (method("dpo", "swep = {beta = [1]}"), "There is no key 'swep'. Did you mean 'sweep'?"),
         (method("dpo", "sweep = {beta = 1}"), "beta = 1: expected a list of values"),
@@ -124,11 +125,13 @@ DPO = method("dpo")
         (method("dpo", "set = {'siute.x' = 1}"), "There is no sort of option 'siute'. Did you mean 'suite'?"),
         (method("dpo", "set = {stage.sft.step = 1}"), "There is no option 'step'. Did you mean 'steps'?"),
         (method("dpo", "set = {run.sed = 1}"), "There is no option 'sed'"),
-        (method("pp0"), "There is no method 'pp0'. Did you mean 'ppo'?"), (DPO + DPO, "two of the [[methods]] are 'dpo'"),
+        (method("pp0"), "There is no method 'pp0'. Did you mean 'ppo'?"),
+        (DPO + DPO, "two of the [[methods]] are 'dpo'"),
         (method("dpo", "suites = ['smal']"), "There is no suite 'smal'"),
         (method("dpo", "suites = ['gone.toml']"), "gone.toml: there is no such file"),
         ("tune = 3\n" + DPO, "[tune] = 3: expected a table"),
-        (DPO + "[tune]\ntrials = 1", "trials must be at least 2"), (DPO + "[tune]\ntrial = 2", "Did you mean 'trials'?"),
+        (DPO + "[tune]\ntrials = 1", "trials must be at least 2"),
+        (DPO + "[tune]\ntrial = 2", "Did you mean 'trials'?"),
         (DPO + "[tune]\ntrials = 2\nselect = 'loss'", "select is win_rate"),
         (DPO + "[tune]\ntrials = 2", "dpo needs a space to search"),
         (DPO + "[tune]\ntrials = 2\nleave = ['dpo']\nspace.dpo.beta = [1]", "and not both"),
@@ -139,7 +142,7 @@ DPO = method("dpo")
         (DPO + "[tune]\ntrials = 2\nspace.dpo.steps = {int = [1, 2.5]}", "two whole numbers"),
         (DPO + "[tune]\ntrials = 2\nspace.dpo.beta = 3", "expected a list, or one of"),
         (DPO + "[tune]\ntrials = 4\nspace.dpo.beta = [0.1, 0.2]", "different settings, the ones as they are included"),
-        ("set = {stage.evaluation.split = 'validation'}\n" + DPO + "[tune]\ntrials = 2\nspace.dpo.beta = [1]", "set neither"),
+        (method("dpo", "set = {stage.evaluation.split = 'test'}") + "[tune]\ntrials = 2\nspace.dpo.beta = [1]", "set"),
         (method("dpo", "sweep = {beta = [1]}") + "[tune]\ntrials = 2\nspace.dpo.beta = [1]", "dpo has a sweep"),
     ],
 )  # fmt: skip
@@ -150,7 +153,7 @@ def test_study_files_that_cannot_work(tmp_path, text, told):
 
 
 def test_a_wrong_file_ends_in_one_message_and_nothing_is_written(tmp_path):
-    file = write(tmp_path, "sede = 3\n" + DPO)
+    file = write(tmp_path, "seds = 3\n" + DPO)
     for arguments, told in (
         ([file], "Did you mean 'seeds'?"), (["gone.toml"], "there is no such file"),
         ([write(tmp_path, DPO, "good"), "--launcher", "lokal"], "There is no launcher 'lokal'. Did you mean 'local'?"),
@@ -189,8 +192,8 @@ def test_what_cannot_be_served_is_known_before(tmp_path):
 def test_the_command_line_of_a_cell_asks_for_the_same_run(tmp_path):
     text = (
         "shared_seed = 3\nbudget = 'steps=2,flops=1e9'\nsnapshots = 2\nprompt_sharing = false\n"
-        + method("dpo", "set = {robust = true, suite.labeller_bias = 0.12, stage.sft.steps = 5}")
-        + method("rlaif", "set = {optimiser = 'dpo', labeller.noise = 0.2}\nsweep = {run.budget = ['steps=1', 'steps=2']}")
+        + method("dpo", "set = {robust = true, label_smoothing = 0.1, suite.labeller_bias = 0.12, stage.sft.steps = 5}")
+        + method("rlaif", "set = {optimiser = 'dpo'}\nsweep = {run.budget = ['steps=1', 'steps=2']}")
     )  # fmt: skip
     found = cells(tmp_path, text)
     assert len(found) == 3 and [str(c.spec.budget.steps) for c in found] == ["2", "1", "2"]
@@ -276,7 +279,8 @@ def test_failures_have_a_class(tmp_path, status, kind):
 
 TUNED = method("sft") + method("dpo") + method("ipo") + (
     "[tune]\ntrials = {trials}\nleave = ['sft']\n"
-    "space.dpo = {{beta = {{log = [0.01, 1.0]}}, steps = {{int = [2, 9]}}}}\nspace.ipo.beta = {{uniform = [0.1, 0.9]}}\n"
+    "space.dpo = {{beta = {{log = [0.01, 1.0]}}, steps = {{int = [2, 9]}}}}\n"
+    "space.ipo.beta = {{uniform = [0.1, 0.9]}}\n"
 )  # fmt: skip
 
 
