@@ -19,6 +19,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "pandas")
 LIGHT = (
     "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
+    "study.file", "study.spaces", "study.cells", "study.state", "study.tune", "study.work", "study.show",
 )  # fmt: skip
 LATE = {  # third-party imports inside functions of plugins and suites
     ("console", "rich"), ("rows", "pyarrow"), ("rows", "datasets"),
@@ -31,7 +32,7 @@ FLAGS = {
     "check": {"-s", "--suite", "--set", "--optimum-set", "--quick", "-o", "--output", "-p", "--plugin"},
     "new": {"--folder"},
     "list": {"-p", "--plugin"},
-    "plot": {"--results", "-s", "--suite", "-o", "--output"},
+    "plot": {"--results", "-s", "--suite", "-o", "--output", "--study"},
     "run": {
         "-m", "--method", "-s", "--suite", "--set", "--suite-set", "--stage-set", "--labeller-set",
         "--model", "--seed", "--shared-seed",
@@ -40,7 +41,12 @@ FLAGS = {
         "--quick", "-p", "--plugin",
     },
     "show": {"-s", "--suite", "-p", "--plugin"},
-    "table": {"-s", "--suite", "--methods", "--each", "--format", "-o", "--output", "--results", "-p", "--plugin"},
+    "study": {
+        "--dry-run", "--retry-failed", "-j", "--jobs", "--launcher", "--launcher-set", "--results", "-p", "--plugin",
+    },
+    "table": {
+        "-s", "--suite", "--methods", "--study", "--each", "--format", "-o", "--output", "--results", "-p", "--plugin",
+    },
 }  # fmt: skip
 
 
@@ -137,6 +143,7 @@ def test_statistics_and_tables_load_nothing_heavy(module):
         ["--help"], ["--version"], ["run", "--help"], ["list"], ["show", "ppo"], ["show", "summarization"],
         ["show", "dpo", "--suite", "summarization"], ["run", "-m", "pp0", "-s", "summarization"],
         ["table", "--results", "/nonexistent"],
+        ["study", str(ROOT / "examples" / "study.toml"), "--dry-run", "--results", "/nonexistent"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -513,6 +513,32 @@ def test_two_of_one_study_at_a_time_are_refused(tmp_path):
     assert done.code == 3 and "The study busy is in use by" in done.err and "begin" not in done.err, done.text
 
 
+def test_a_run_that_is_refused_when_it_starts_is_left_for_later(tmp_path, forked):
+    from harness.files import lock
+
+    file = write(tmp_path, DPO, "busy", plugins=[forked])
+    (cell,) = expand(*opened(file))
+    with lock(make_folder(tmp_path / cell.spec.folder), "x", wait=False):
+        done = command("study", file, "--results", tmp_path, "--launcher", "forked")
+    assert done.code == 1 and "1 failed (1 refused)" in done.out and "is in use by" in done.out, done.text
+    assert state_of(cell, tmp_path).status == LEFT
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "told"),
+    [("raise KeyError('queue')", 1, "The launcher bad failed: KeyError"), ("pass", 1, "1 left")],
+)
+def test_a_launcher_that_does_not_do_its_work(tmp_path, body, code, told):
+    bad = (
+        FORKED.replace("Forked", "Bad")
+        .replace('"forked"', '"bad"')
+        .replace("for job in jobs:", f"{body}\n        for job in []:")
+    )
+    file = write(tmp_path, DPO, plugins=[plugin(tmp_path, "bad", bad)])
+    done = command("study", file, "--results", tmp_path, "--launcher", "bad")
+    assert done.code == code and told in done.text and "Traceback" not in done.text, done.text
+
+
 def test_specs_are_plain_values(tmp_path):
     (cell,) = cells(tmp_path, DPO)
     json.dumps(dataclasses.asdict(cell.spec))

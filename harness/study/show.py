@@ -45,6 +45,7 @@ class Plain(Watch):
     def __init__(self, results: Path, name: str) -> None:
         self.results, self.name = results, name
         self.counts: dict[str, dict[str, int]] = {}  # by label: how many cells are how far
+        self.status: dict[str, str] = {}  # by fingerprint
         self.todo = self.over = 0
         self.since = time.monotonic()
         self.begun: dict[str, float] = {}
@@ -52,9 +53,10 @@ class Plain(Watch):
     def begin(self, planned: Plan, states: Sequence[State], jobs: int) -> None:
         """Say how far the study is."""
         self.todo, self.over, self.since = jobs, 0, time.monotonic()
+        self.status = {c.fingerprint: s.status for c, s in zip(planned.cells, states, strict=True)}
         self.counts = {}
-        for cell, state in zip(planned.cells, states, strict=True):
-            self._count(cell, state.status, 1)
+        for cell in planned.cells:
+            self._count(cell, 1)
         self.say(f"{self.name}: {notes(states)}; {jobs} to run")
         failed = sum(s.status == FAILED for s in states)
         if failed and not jobs:
@@ -98,8 +100,10 @@ class Plain(Watch):
         left = (time.monotonic() - self.since) / self.over * (self.todo - self.over)
         return f", about {left:.0f} s left" if left else ""
 
-    def _count(self, cell: Cell, status: str, by: int) -> None:
-        row = self.counts.setdefault(f"{cell.label.partition(', trial')[0]} on {cell.spec.suite_name}", {})
+    def _count(self, cell: Cell, by: int) -> None:
+        label = cell.label.partition(", trial ")[0] + ", trials" * cell.trial
+        row = self.counts.setdefault(f"{label} on {cell.spec.suite_name}", {})
+        status = self.status[cell.fingerprint]
         row[status] = row.get(status, 0) + by
 
 
@@ -120,7 +124,7 @@ class Live(Plain):
     def started(self, cell: Cell) -> None:
         """Count a cell as running."""
         self.begun[cell.fingerprint] = time.monotonic()
-        self._move(cell, LEFT, "running")
+        self._move(cell, "running")
 
     def ended(self, cell: Cell, state: State, log: Path) -> None:
         """Count a cell as what it has become; a failure has a line of its own above the table."""
@@ -128,7 +132,7 @@ class Live(Plain):
             self.over += 1
         else:
             super().ended(cell, state, log)
-        self._move(cell, "running", state.status)
+        self._move(cell, state.status)
 
     def end(self) -> None:
         """Leave the table as it is."""
@@ -143,9 +147,10 @@ class Live(Plain):
         else:
             super().say(line)
 
-    def _move(self, cell: Cell, old: str, new: str) -> None:
-        self._count(cell, old, -1)
-        self._count(cell, new, 1)
+    def _move(self, cell: Cell, status: str) -> None:
+        self._count(cell, -1)
+        self.status[cell.fingerprint] = status
+        self._count(cell, 1)
         self.region.update(self._table(), refresh=True)
 
     def _table(self) -> Any:

@@ -58,7 +58,9 @@ class Estimates:
         for _, record in store.runs(results):
             if "failure" not in record:
                 self._recipes.setdefault(record["recipe"], []).append(record)
-                self._methods.setdefault((record["method"], record["suite"], record["quick"]), []).append(record)
+                self._methods.setdefault((record["method"], record["suite"], record.get("quick", False)), []).append(
+                    record
+                )
 
     def of(self, cell: Cell) -> Estimate | None:
         """Return what a cell may cost, or None where no run tells."""

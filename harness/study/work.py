@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..contracts import Launcher
 from ..data import Job
-from ..errors import UsageError
+from ..errors import HarnessError, UsageError
 from ..files import lock, make_folder, write_json, write_text
 from ..options import build
 from ..registry import Registry, load_file
@@ -102,8 +102,15 @@ class Work:
             self.launcher.run(
                 list(jobs), lambda job: self.watch.started(jobs[job]), lambda job, code: self._end(jobs[job], code)
             )
+        except HarnessError:
+            raise
+        except Exception as error:  # a stranger's launcher
+            told = f"The launcher {self.launcher.name} failed: {type(error).__name__}: {error}."
+            raise HarnessError(f"{told} Run the same command again to go on.") from error
         finally:
             self.watch.end()
+        for cell in todo:  # a launcher may have said nothing of it; it is not begun twice here
+            self.ended.setdefault(cell.fingerprint, state_of(cell, self.results))
         return self._planned()
 
     def _planned(self) -> Plan:
