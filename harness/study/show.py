@@ -186,7 +186,7 @@ def _unspent(planned: Plan, states: Sequence[State], results: Path) -> list[str]
     for cell, state in zip(planned.cells, states, strict=True):
         if state.status == DONE and not cell.trial:
             record = read_result(results / cell.spec.folder) or {}
-            unspent = record["cost"].get("budget_left", {})
+            unspent = record.get("cost", {}).get("budget_left", {})
             if unspent and min(unspent.values()) > 0:
                 told = ", ".join(f"{value:.3g} {name}" for name, value in unspent.items())
                 left[f"{cell.label} on {cell.spec.suite_name}"] = told
