@@ -1,4 +1,4 @@
-"""The command line: run, list, show, table. Nothing heavy is imported before it is needed."""
+"""The command line: run, study, list, show, table. Nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
