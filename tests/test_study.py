@@ -488,7 +488,7 @@ def test_killed_and_in_parallel_a_study_ends_in_the_bytes_of_a_serial_one(tmp_pa
     file = write(tmp_path, PAIRED, "pair", plugins=[forked])
     done = command("study", file, "--results", serial, "--launcher", "forked")
     assert done.code == 0, done.text
-    asked = [sys.executable, "-m", "harness", "study", str(file), "--results", str(parallel), "--jobs", "2"]
+    asked = [sys.executable, "-m", "harness", "study", str(file), "--results", str(parallel), "--jobs", "1"]
     child = subprocess.Popen(asked, start_new_session=True, env={**os.environ, **ENV}, stderr=subprocess.DEVNULL)
     logs, deadline = parallel / "studies" / "pair" / "logs", time.monotonic() + 120
     while not any(" sft " in log.read_text() for log in logs.glob("*.log")) and time.monotonic() < deadline:
