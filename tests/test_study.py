@@ -498,6 +498,7 @@ def test_killed_and_in_parallel_a_study_ends_in_the_bytes_of_a_serial_one(tmp_pa
     done = command("study", file, "--results", parallel, "--jobs", 2)
     assert done.code == 0 and "4 done" in done.out, done.text
     assert results_of(parallel) == results_of(serial)
+    assert len(set(results_of(serial)[1])) == 4  # negative control: what is compared tells runs apart
     tables = [comparison(where, study="pair") for where in (parallel, serial)]
     told = [i for i, name in enumerate(tables[0].columns) if name not in ("train s / CPU s", "peak MiB")]
     tables = [[[row[i] for i in told] for row in table.rows] for table in tables]
