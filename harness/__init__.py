@@ -32,10 +32,11 @@ __version__ = "0.1.0"
 
 _PLACES = {
     **dict.fromkeys(
-        ("Engine", "Judge", "Labeller", "Method", "Policy", "Ranker", "Reporter", "Suite", "Verifier"), "contracts"
+        ("Engine", "Judge", "Labeller", "Launcher", "Method", "Policy", "Ranker", "Reporter", "Suite", "Verifier"),
+        "contracts",
     ),
     **dict.fromkeys(("GradientMethod", "OnPolicyOptions", "PairOptions", "RewardOptions"), "shared_options"),
-    **dict.fromkeys(("Comparison", "Demonstration", "Pair", "Principle", "Prompt", "Sampling", "Table"), "data"),
+    **dict.fromkeys(("Comparison", "Demonstration", "Job", "Pair", "Principle", "Prompt", "Sampling", "Table"), "data"),
     "hookimpl": "hookspecs", "Lab": "lab", "load_results": "store", "Batch": "tokens", "PromptBatch": "tokens",
     "Sampler": "rollout",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: run, list, show, table, check, new, plot, power. Nothing heavy is imported before it is needed."""
+"""The command line: run, study, list, show, table, check, new, plot, power. Nothing heavy is imported too early."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def cli() -> None:
 
     \b
     harness run --method ppo --suite summarization     train, evaluate, record
+    harness study mine.toml                            many runs: methods, suites, seeds, sweeps, tuning
     harness table                                      the runs so far, side by side
     harness list                                       methods, suites and other plugins
     harness show ppo                                   a plugin's options
@@ -135,6 +136,42 @@ def run(
         show(outcome)
 
 
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Print the runs, how far they are and what is left to pay; run nothing.")
+@click.option("--retry-failed", is_flag=True, help="Try failed runs again too.")
+@click.option("--jobs", "-j", type=click.IntRange(1), help="Runs at a time: the launcher's option `jobs`.")
+@click.option("--launcher", metavar="NAME", help="Carry the runs out with this plugin instead of the study's.")
+@click.option("--launcher-set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the launcher.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+              help="Where runs and shared artifacts live.")  # fmt: skip
+@plugin_files
+def study(
+    registry: Registry, file: Path, dry_run: bool, retry_failed: bool, jobs: int | None, launcher: str | None,
+    settings: tuple[str, ...], results: Path,
+) -> int:  # fmt: skip
+    """Carry out all runs of a study file (.toml): methods, suites, seeds, sweeps, tuning.
+
+    Running it again goes on where it was; add seeds or methods to the file, and only what is new is run.
+    """
+    from .options import parse_settings
+    from .study import show, work
+    from .study.file import read_study
+    from .study.state import Estimates, state_of
+
+    asked = read_study(file)
+    work.load_plugins(asked, registry)
+    options = parse_settings([*settings, *([f"jobs={jobs}"] if jobs else [])], "--launcher-set")
+    chosen = work.launcher_of(asked, registry, launcher, options)
+    if dry_run:
+        planned = work.plan(asked, registry, results)
+        states = [state_of(cell, results) for cell in planned.cells]
+        click.echo(show.dry_run(planned, states, Estimates(results)))
+        return 0
+    done = work.Work(asked, registry, results, chosen, retry_failed, show.watch_for(results, asked.name)).carry_out()
+    return int(not done)
+
+
 @cli.command("list")
 @plugin_files
 def list_plugins(registry: Registry) -> None:
@@ -173,14 +210,15 @@ def show(registry: Registry, name: str, suite: str | None) -> None:
 @cli.command()
 @click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
 @click.option("--methods", help="Only these methods, separated by commas.")
+@click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
 @click.option("--each", is_flag=True, help="A row per run instead of one per method.")
 @click.option("--format", "style", default="md", show_default=True, help="The table format: a registered reporter.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of the screen.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
 @plugin_files
 def table(
-    registry: Registry, suite: str | None, methods: str | None, each: bool, style: str, output: Path | None,
-    results: Path,
+    registry: Registry, suite: str | None, methods: str | None, study_name: str | None, each: bool, style: str,
+    output: Path | None, results: Path,
 ) -> None:  # fmt: skip
     """Put all runs of a suite side by side."""
     from .files import write_text
@@ -188,7 +226,7 @@ def table(
 
     reporter = registry.get("reporters", style)()
     chosen = [m.strip() for m in methods.split(",")] if methods else []
-    text = reporter.render(comparison(results, suite, chosen, each))
+    text = reporter.render(comparison(results, suite, chosen, each, study_name))
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -260,12 +298,13 @@ def new(kind: str, name: str, folder: Path) -> None:
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="Where to; otherwise frontier.png below --results."
 )
-def plot(results: Path, suite: str | None, output: Path | None) -> None:
+@click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
+def plot(results: Path, suite: str | None, output: Path | None, study_name: str | None) -> None:
     """Draw win-rate against KL, and gold and proxy reward over training, of all runs of a suite."""
     from .report.plots import frontier
 
     output = output or results / "frontier.png"
-    frontier(results, suite, output)
+    frontier(results, suite, output, study_name)
     click.echo(f"wrote {output}")
 
 

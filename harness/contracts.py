@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .data import Comparison, Demonstration, Pair, Principle, Prompt, Sampling, Table
+from .data import Comparison, Demonstration, Job, Pair, Principle, Prompt, Sampling, Table
 
 if TYPE_CHECKING:
     import torch
@@ -258,3 +258,18 @@ class Reporter(ABC):
     @abstractmethod
     def render(self, table: Table) -> str:
         """Return the table as text."""
+
+
+@dataclass
+class Launcher(ABC):
+    """Carries out the commands of a study; its dataclass fields are its options. Nothing else knows about processes."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def run(self, jobs: Sequence[Job], started: Callable[[Job], None], ended: Callable[[Job, int], None]) -> None:
+        """Carry out all jobs, begun in their order; return when none is left.
+
+        `started` and `ended` are called as jobs begin and end, from the thread that called this. The number is the exit
+        status; below 0 it is the signal that ended the job. An exception (Ctrl-C, say) must leave no job behind.
+        """

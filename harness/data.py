@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 Text = str | list[Message]  # plain text, or a conversation that a chat template renders
@@ -75,6 +76,16 @@ class Budget:
     tokens: int | None = None  # tokens generated and trained on
     flops: float | None = None
     labels: int | None = None  # preference labels asked for while training
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command of a study, for a launcher: `python -m harness ARGUMENTS`, what it says going to a file."""
+
+    name: str  # for people
+    arguments: tuple[str, ...]
+    log: Path
+    threads: int = 1  # of the CPU
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The whole extension surface: six hooks that register plugins, three that observe a run.
+"""The whole extension surface: seven hooks that register plugins, three that observe a run.
 
 A plugin is a module named in the `harness` entry-point group (or a file given with `-p`). It implements any of these
 with `@hookimpl`; an implementation may take fewer arguments than the specification, so hooks can grow.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from .contracts import Engine, Judge, Labeller, Method, Reporter, Suite
+    from .contracts import Engine, Judge, Labeller, Launcher, Method, Reporter, Suite
     from .spec import RunSpec
 
 hookspec = pluggy.HookspecMarker("harness")
@@ -48,6 +48,11 @@ def register_engines(register: Callable[[type[Engine]], None]) -> None:
 @hookspec
 def register_reporters(register: Callable[[type[Reporter]], None]) -> None:
     """Register table formats."""
+
+
+@hookspec
+def register_launchers(register: Callable[[type[Launcher]], None]) -> None:
+    """Register launchers: they carry out the runs of a study."""
 
 
 # -- life cycle: observers return nothing; an exception in one is reported and never stops a run ----------------------

@@ -201,6 +201,11 @@ class Loop:
             "labels": own.labels + own.ai_labels,
         }
 
+    def left(self) -> dict[str, float]:
+        """Return what is left of each limit of the budget; below 0 where the last turn went over it."""
+        used = self.used()
+        return {name: limit - used[name] for name, limit in asdict(self.budget).items() if limit is not None}
+
     def save(self) -> None:
         """Write a checkpoint now."""
         if json.loads(json.dumps(self.state)) != self.state:

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from .errors import UsageError, unknown
@@ -151,6 +152,7 @@ def _comments(cls: type) -> dict[str, str]:
     return found
 
 
+@cache  # a study asks for the same classes hundreds of times
 def _own_comments(cls: type) -> dict[str, str]:
     try:
         source = textwrap.dedent(inspect.getsource(cls))

@@ -41,6 +41,7 @@ class Bill:
     answering: Mapping[str, Mapping[str, int]]  # models held while the policy answered
     shared: Mapping[str, Artifact]
     budget_used: Mapping[str, float]
+    budget_left: Mapping[str, float]  # of what is limited; below 0 where the last turn went over
     spent_seconds: float  # of this process; less than the bill where stages were reused
 
 
@@ -83,7 +84,8 @@ def costs(bill: Bill) -> dict[str, Any]:
         "shared": by_stage, "shared_total": _total(merge({name: a.cost for name, a in bill.shared.items()})),
         "labels": own.labels + sum(cost["labels"] for cost in by_stage.values()),
         "ai_labels": own.ai_labels + sum(cost["ai_labels"] for cost in by_stage.values()),
-        "budget_used": dict(bill.budget_used), "spent_seconds": bill.spent_seconds,
+        "budget_used": dict(bill.budget_used), "budget_left": dict(bill.budget_left),
+        "spent_seconds": bill.spent_seconds,
         "reused_stages": sorted(name for name, a in bill.shared.items() if a.reused),
     }  # fmt: skip
 

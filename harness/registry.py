@@ -24,7 +24,7 @@ import pluggy
 from . import hookspecs
 from .errors import UsageError, unknown
 
-KINDS = ("methods", "suites", "judges", "labellers", "engines", "reporters")
+KINDS = ("methods", "suites", "judges", "labellers", "engines", "reporters", "launchers")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 

@@ -100,7 +100,9 @@ def _carry_out(
         drawn = draw(spec, shop, policy, supplies, evaluation_prompts(spec, registry), evaluation)
         kept = loop.snapshots.kept() if loop.snapshots else {}
         assessed = assess(spec, registry, shop, drawn, evaluation, kept)
-        bill = record.Bill(meter, evaluation, drawn.models, shared, loop.used(), time.perf_counter() - started)
+        bill = record.Bill(
+            meter, evaluation, drawn.models, shared, loop.used(), loop.left(), time.perf_counter() - started
+        )  # fmt: skip
         result = record.result_of(spec, type(method).paper, assessed, bill)
         if shop.team.main:
             record.write(folder, spec, registry, result, loop.rows, assessed.samples)

@@ -36,7 +36,7 @@ def read_suite_file(suite: str) -> SuiteFile:
     path = Path(suite)
     if not path.is_file():
         raise UsageError(f"--suite {suite}: there is no such file.")
-    content = _parse(path)
+    content = read_toml(path, "--suite ")
     settings, stages = _tables(content, "settings", suite), _tables(content, "stages", suite)
     content.setdefault("title", path.stem)
     if not isinstance(content["title"], str) or not TITLE.fullmatch(content["title"]):
@@ -48,7 +48,8 @@ def read_suite_file(suite: str) -> SuiteFile:
     return SuiteFile(kind, content, {**settings, **{f"stage.{name}": values for name, values in stages.items()}})
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, flag: str) -> dict[str, Any]:
+    """Read a TOML file; `flag` is what named it."""
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
@@ -56,7 +57,7 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--suite {path}: not a TOML file: {error}.") from error
+        raise UsageError(f"{flag}{path}: not a TOML file: {error}.") from error
 
 
 def _tables(content: dict[str, Any], name: str, suite: str) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ LIGHT = (
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
     "statistics.intervals", "statistics.compare", "statistics.aggregate", "statistics.power", "statistics.length",
     "statistics.rating",
+    "study.file", "study.spaces", "study.cells", "study.state", "study.tune", "study.work", "study.show",
 )  # fmt: skip
 LATE = {  # third-party imports inside functions of plugins and suites
     ("console", "rich"), ("rows", "pyarrow"), ("rows", "datasets"),
@@ -33,7 +34,7 @@ FLAGS = {
     "check": {"-s", "--suite", "--set", "--optimum-set", "--quick", "-o", "--output", "-p", "--plugin"},
     "new": {"--folder"},
     "list": {"-p", "--plugin"},
-    "plot": {"--results", "-s", "--suite", "-o", "--output"},
+    "plot": {"--results", "-s", "--suite", "-o", "--output", "--study"},
     "power": {"--prompts", "--seeds", "--effect", "--ties", "--seed-sd", "--prompt-share", "--correlation"},
     "run": {
         "-m", "--method", "-s", "--suite", "--set", "--suite-set", "--stage-set", "--labeller-set",
@@ -43,7 +44,12 @@ FLAGS = {
         "--quick", "-p", "--plugin",
     },
     "show": {"-s", "--suite", "-p", "--plugin"},
-    "table": {"-s", "--suite", "--methods", "--each", "--format", "-o", "--output", "--results", "-p", "--plugin"},
+    "study": {
+        "--dry-run", "--retry-failed", "-j", "--jobs", "--launcher", "--launcher-set", "--results", "-p", "--plugin",
+    },
+    "table": {
+        "-s", "--suite", "--methods", "--study", "--each", "--format", "-o", "--output", "--results", "-p", "--plugin",
+    },
 }  # fmt: skip
 
 
@@ -140,6 +146,8 @@ def test_statistics_and_tables_load_nothing_heavy(module):
         ["--help"], ["--version"], ["run", "--help"], ["list"], ["show", "ppo"], ["show", "summarization"],
         ["show", "dpo", "--suite", "summarization"], ["run", "-m", "pp0", "-s", "summarization"],
         ["table", "--results", "/nonexistent"], ["power", "--seeds", "3"],
+        ["table", "--results", "/nonexistent"],
+        ["study", str(ROOT / "examples" / "study.toml"), "--dry-run", "--results", "/nonexistent"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -16,13 +16,13 @@ from harness.run import Observers
 
 BASES = {
     "methods": "Method", "suites": "Suite", "judges": "Judge", "labellers": "Labeller", "engines": "Engine",
-    "reporters": "Reporter",
+    "reporters": "Reporter", "launchers": "Launcher",
 }  # fmt: skip
 
 
 MUST = {  # what a class of a kind has to define
     "methods": ["train"], "suites": ["prompts", "demonstrations"], "judges": ["score"], "labellers": ["compare"],
-    "engines": ["generate"], "reporters": ["render"],
+    "engines": ["generate"], "reporters": ["render"], "launchers": ["run"],
 }  # fmt: skip
 
 
@@ -281,6 +281,10 @@ def test_hook_register_engines(registry, entry_point):
 
 def test_hook_register_reporters(registry, entry_point):
     registers(registry, entry_point, "reporters")
+
+
+def test_hook_register_launchers(registry, entry_point):
+    registers(registry, entry_point, "launchers")
 
 
 def observed(registry, tmp_path, hook, arguments, **sent):

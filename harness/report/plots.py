@@ -13,7 +13,7 @@ MARKERS = "osD^vP*X<>"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def frontier(results: Path, suite: str | None, output: Path) -> None:
+def frontier(results: Path, suite: str | None, output: Path, study: str | None = None) -> None:
     """Draw the runs of a suite; two more panels show reward and length against sqrt(KL) where runs kept snapshots."""
     try:
         import matplotlib
@@ -22,7 +22,7 @@ def frontier(results: Path, suite: str | None, output: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    _, records = select(results, suite)
+    _, records = select(results, suite, study)
     good = [r for r in records if "failure" not in r]
     check_ground(good)
     if not good:

@@ -12,6 +12,7 @@ from ..data import Table
 from ..errors import UsageError, unknown
 from ..evaluation.stats import t_quantile
 from ..store import runs
+from ..study.state import rows_of
 
 Record = Mapping[str, Any]
 Key = tuple[str, str]  # of a row: method, and what else makes it one
@@ -25,10 +26,12 @@ FIGURES = ("win_rate", "gold", "proxy", "accuracy", "kl", "length")  # of an eva
 OPTIONAL = {"proxy": ".2f", "accuracy": ".3f"}  # columns that a suite may not have, and how they are written
 
 
-def comparison(results: Path, suite: str | None = None, methods: Sequence[str] = (), each: bool = False) -> Table:
-    """Return the comparison of all runs of a suite below a results folder: a row per method, or (`each`) per run."""
-    chosen, records = select(results, suite)
-    records = [r for r in records if not methods or r["method"] in methods]
+def comparison(
+    results: Path, suite: str | None = None, methods: Sequence[str] = (), each: bool = False, study: str | None = None
+) -> Table:
+    """Return the comparison of all runs of a suite below a results folder, or of a study: a row per method, or run."""
+    chosen, records = select(results, suite, study)
+    records = [r for r in records if not methods or r["method"] in methods or r.get("label") in methods]
     if not records:
         raise UsageError(f"No run of {chosen} is of {' or '.join(methods)}.")
     check_ground(_good(records))
@@ -67,9 +70,13 @@ def _split(groups: Groups, names: Mapping[Key, str]) -> tuple[Groups, dict[Key, 
     return split, {key: f"{names[old]}, seed {r['seed']}" for key, (old, r) in runs.items()}
 
 
-def select(results: Path, suite: str | None) -> tuple[str, list[dict[str, Any]]]:
-    """Return the suite asked for (or the only one) and its records, one per recipe and seed."""
-    records = _newest(runs(results))
+def select(results: Path, suite: str | None, study: str | None = None) -> tuple[str, list[dict[str, Any]]]:
+    """Return the suite asked for (or the only one) and its records, one per recipe and seed; a study's with labels."""
+    found = runs(results)
+    if study is not None:
+        labels = rows_of(results, study)
+        found = ((folder, {**r, "label": labels[str(folder)]}) for folder, r in found if str(folder) in labels)
+    records = _newest(found)
     suites = sorted({r["suite"] for r in records})
     if not records:
         raise UsageError(f"There is no run below {results}. Make one: harness run --method ppo --suite summarization")
@@ -91,7 +98,7 @@ def check_ground(records: Sequence[Record]) -> None:
             told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
             raise UsageError(
                 f"These runs differ in {name} and cannot stand in one table ({told}). Choose with --methods, or keep "
-                f"runs of unlike ground under different --results folders."
+                f"runs of unlike ground under different --results folders, or name a --study."
             )
 
 
@@ -116,7 +123,8 @@ def _row_names(groups: Mapping[tuple[str, str], Sequence[Record]]) -> dict[tuple
         asked = groups[key][0].get("asked", differing)  # the rest followed from these
         told = ", ".join(f"{o}={mine[o]}" for o in differing if o in asked)
         quick = " quick" if groups[key][0].get("quick") else ""
-        names[key] = f"{key[0]}{quick} ({told})" if told else f"{key[0]}{quick}"
+        name = groups[key][0].get("label")  # a study's own word
+        names[key] = f"{name or key[0]}{quick}" + (f" ({told})" if told and not name else "")
     duplicates = [n for n in names.values() if list(names.values()).count(n) > 1]
     return {key: f"{name} [{key[1][:4]}]" if name in duplicates else name for key, name in names.items()}
 

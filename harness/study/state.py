@@ -1,0 +1,101 @@
+"""How far a study is: read from the run folders, whose records are the only truth, and what the rest may cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .. import store
+from ..errors import UsageError
+from .cells import Cell
+
+DONE, FAILED, LEFT, REFUSED = "done", "failed", "left", "refused"
+CLASSES = {"failed": "error"}  # what a record's status is called here; the others are called what they are
+CELLS = "cells.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a cell is. A failure has a class: diverged, out of memory, error, refused, killed."""
+
+    status: str
+    kind: str = ""
+    message: str = ""
+
+
+def state_of(cell: Cell, results: Path) -> State:
+    """Return how far a cell is, by what lies in its run folder."""
+    if cell.refused:
+        return State(REFUSED, "refused", cell.refused)
+    folder = results / cell.spec.folder
+    if store.read_result(folder) is not None:
+        return State(DONE)
+    failed = store.read_failure(folder)
+    if failed is None:
+        return State(LEFT)
+    status = str(failed.get("status"))
+    return State(FAILED, CLASSES.get(status, status), str(failed.get("failure")))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run may cost, by the runs there are; its own part, shared stages apart."""
+
+    cpu_seconds: float
+    flops: float
+
+
+class Estimates:
+    """Estimates from finished runs: of the same recipe where there are any, else of the same method and suite."""
+
+    def __init__(self, results: Path) -> None:
+        self._recipes: dict[str, list[Mapping[str, Any]]] = {}
+        self._methods: dict[tuple[str, str, bool], list[Mapping[str, Any]]] = {}
+        for _, record in store.runs(results):
+            if "failure" not in record:
+                self._recipes.setdefault(record["recipe"], []).append(record)
+                self._methods.setdefault((record["method"], record["suite"], record.get("quick", False)), []).append(
+                    record
+                )
+
+    def of(self, cell: Cell) -> Estimate | None:
+        """Return what a cell may cost, or None where no run tells."""
+        alike = (cell.spec.method, cell.spec.suite_name, cell.spec.quick)
+        records = self._recipes.get(cell.spec.recipe()) or self._methods.get(alike)
+        if not records:
+            return None
+        parts = [(r["cost"]["method"], r["cost"]["evaluation"]) for r in records]
+        return Estimate(*(fmean(m[name] + e[name] for m, e in parts) for name in ("cpu_seconds", "flops")))
+
+
+def study_folder(results: Path, name: str) -> Path:
+    """Return where a study's own files lie; its runs are runs like others."""
+    return results / "studies" / name
+
+
+def cells_json(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """Return what is written down of the cells of a study."""
+    return [
+        {
+            "label": c.label, "method": c.spec.method, "suite": c.spec.suite_name, "seed": c.spec.seed,
+            "fingerprint": c.fingerprint, "folder": str(c.spec.folder), "trial": c.trial, "refused": c.refused,
+        }
+        for c in cells
+    ]  # fmt: skip
+
+
+def rows_of(results: Path, name: str) -> dict[str, str]:
+    """Return {run folder: row label} of the runs that a table of a study is made of: no trials among them."""
+    file = study_folder(results, name) / CELLS
+    if not file.is_file():
+        known = sorted(f.parent.name for f in file.parent.parent.glob(f"*/{CELLS}"))
+        raise UsageError(f"There is no study {name!r} below {results}. Known: {', '.join(known) or 'none'}.")
+    try:
+        cells = json.loads(file.read_text(encoding="utf-8"))
+        return {str(results / c["folder"]): c["label"] for c in cells if not c["trial"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error
