@@ -420,11 +420,13 @@ def test_a_study_that_does_not_exist(tmp_path):
 
 SLEEPY = "import sys, time\nprint('asleep', file=sys.stderr, flush=True)\ntime.sleep(300)\n"
 LAUNCH = """
+import signal
 import sys
 from pathlib import Path
 from harness.data import Job
 from harness_plugins.launcher_local import Local
 jobs = [Job(str(i), ("list", "-p", sys.argv[1]), Path(sys.argv[2]) / f"{i}.log") for i in range(3)]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background has it ignored
 Local(jobs=2).run(jobs, lambda job: print("began", job.name, flush=True), print)
 """
 
