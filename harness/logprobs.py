@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import attending
 from .data import Prompt
 from .models import ScalarModel, computing, forward_cost, in_float32, trunk_of
-from .packing import Packing, pack
+from .packing import Packing, pack, pairs_of
 from .team import ALONE, Team
 from .tokens import Batch, PromptBatch
 
@@ -147,7 +147,7 @@ def forward_flops(model: nn.Module, batch: Batch) -> float:
     scalar = isinstance(model, ScalarModel)
     if _packs(model):
         tokens, read = int(prompt.mask.sum() + batch["mask"].sum()), int(batch["mask"].sum())
-        return cost.flops(tokens, tokens if scalar else read, pack(batch).pairs)
+        return cost.flops(tokens, tokens if scalar else read, pairs_of(batch))
     width = prompt.ids.shape[1] + t
     return cost.padded(b * k, width, width if scalar else t + 1)
 
@@ -183,7 +183,7 @@ def enable_sharing(model: nn.Module) -> bool:
 
 @contextmanager
 def padded(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Have some causal or scalar models use the padded layout for a while: what the shared one is tested against."""
+    """Have some causal or scalar models use the padded layout for a while: what the packed one is tested against."""
     trunks = [model.trunk if isinstance(model, ScalarModel) else trunk_of(model) for model in models]
     before = [getattr(trunk, "share_prompt", False) for trunk in trunks]
     try:

@@ -59,13 +59,7 @@ class Packing:
     own: Grid | None  # of the completions' tokens, (B K, T); None if K is 1
     visible: Tensor  # (B, Q): which places of the prompts are tokens
 
-    @property
-    def pairs(self) -> int:
-        """How many pairs of query and key are computed."""
-        pairs = self.prompts.rows * self.prompts.width**2
-        if self.own:
-            pairs += self.own.rows * self.own.width * (self.prompts.width + self.own.width)
-        return pairs
+    _known: Tensor | None = None  # the bias, made once for all layers
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Return (1, N, heads, d) for queries (1, heads, N, d), keys and values (1, H, N, d)."""
@@ -100,7 +94,14 @@ class Packing:
             self._known = bias.masked_fill_(~sees, torch.finfo(query.dtype).min)
         return self._known
 
-    _known: Tensor | None = None
+
+def pairs_of(batch: Batch) -> int:
+    """Return how many pairs of query and key a batch in one row computes."""
+    (b, k, _), length, lengths = batch.shape, batch.prompts.mask.sum(1), batch.lengths
+    if k == 1:
+        return b * int((length + lengths[:, 0]).max()) ** 2
+    wide, long = int(length.max()), max(1, int(lengths.max()))
+    return b * wide**2 + b * k * long * (wide + long)
 
 
 def pack(batch: Batch) -> Packing:
