@@ -36,9 +36,9 @@ _PLACES = {
         "contracts",
     ),
     **dict.fromkeys(("GradientMethod", "OnPolicyOptions", "PairOptions", "RewardOptions"), "shared_options"),
-    **dict.fromkeys(("Comparison", "Demonstration", "Job", "Pair", "Principle", "Prompt", "Sampling", "Table"), "data"),
+    **dict.fromkeys(("Comparison", "Demonstration", "Job", "Pair", "Principle", "Prompt", "Sampling"), "data"),
     "hookimpl": "hookspecs", "Lab": "lab", "load_results": "store", "Batch": "tokens", "PromptBatch": "tokens",
-    "Sampler": "rollout",
+    "Sampler": "rollout", "Table": "report.table",
 }  # fmt: skip
 _MODULES = {"torch": "torch", "logprobs": "harness.logprobs", "kl": "harness.evaluation.kl"}  # imported when first used
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .data import Comparison, Demonstration, Job, Pair, Principle, Prompt, Sampling, Table
+from .data import Comparison, Demonstration, Job, Pair, Principle, Prompt, Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .enumerate import Enumerated
     from .lab import Lab
+    from .report.table import Table
     from .rollout import Sampler
     from .stages import Stages
     from .tokens import Batch, PromptBatch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,17 +88,6 @@ class Job:
     threads: int = 1  # of the CPU
 
 
-@dataclass
-class Table:
-    """A table before it is rendered: cells are text, `notes` stand below it."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    notes: list[str] = field(default_factory=list)
-    plain: Sequence[Mapping[str, object]] = ()  # the unrounded figures, a mapping per row
-
-
 def completion_text(completion: Text) -> str:
     """Return what a completion says, without its role."""
     if isinstance(completion, str):
@@ -111,6 +100,3 @@ def prompt_text(prompt: Text) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-
-
-Rows = Sequence[Mapping[str, object]]

@@ -82,15 +82,16 @@ class Snapshots:
     def __init__(self, folder: Path, count: int, writes: bool = True) -> None:
         self.folder, self.count, self.writes = make_folder(folder), count, writes
 
-    def offer(self, turn: int, total: int, step: int, policy: nn.Module) -> None:
-        """Keep the policy if this turn, of `total`, is one of the evenly spaced ones."""
+    def offer(self, turn: int, total: int, step: int, policy: nn.Module, used: Mapping[str, float]) -> None:
+        """Keep the policy, and what it took, if this turn, of `total`, is one of the evenly spaced ones."""
         if self.writes and turn in {round(total * (i + 1) / self.count) for i in range(self.count)}:
+            write_json(self.folder / f"step-{step:06d}.json", dict(used))
             part = self.folder / ".partial.safetensors"
             save_tensors(policy.state_dict(), part)
             part.replace(self.folder / f"step-{step:06d}.safetensors")
 
     def kept(self) -> dict[int, Path]:
-        """Return {step: file}, in order."""
+        """Return {step: file of the policy}, in order; beside it lies a .json of what had been used of each budget."""
         return {int(file.stem.removeprefix("step-")): file for file in sorted(self.folder.glob("step-*.safetensors"))}
 
 
@@ -224,7 +225,7 @@ class Loop:
         self.rows.append(row)
         self.on_step(turn + 1, total, row)
         if self.snapshots and "policy" in self.trainer.modules:
-            self.snapshots.offer(turn + 1, total, len(self.rows), self.trainer.modules["policy"])
+            self.snapshots.offer(turn + 1, total, len(self.rows), self.trainer.modules["policy"], self.used())
         if self.checkpoints.due():
             self.save()
 

@@ -8,8 +8,8 @@ from statistics import fmean
 import pytest
 from harness_plugins.reporters import CSV, Markdown
 
-from harness.data import Table
 from harness.errors import HarnessError, UsageError
+from harness.report.table import Table
 from harness.report.tables import COLUMNS, comparison, row_names
 
 from .tools import GROUND, failure, put, record

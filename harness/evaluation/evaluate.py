@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -103,7 +104,9 @@ def evaluate_snapshots(
         drawn = draw_answers(policy, stages.tokens, prompts, stages.shop, spec, meter)
         figures, _ = evaluate(drawn, stages, options, meter)
         names = ("win_rate", "gold", "proxy", "kl", "length")
-        curve.append({"step": float(step)} | {name: figures[name]["mean"] for name in names if name in figures})
+        used = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        means = {name: figures[name]["mean"] for name in names if name in figures}
+        curve.append({"step": float(step)} | means | {name: used[name] for name in ("samples", "tokens", "flops")})
     return curve
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..data import Table
 from ..errors import UsageError, unknown
 from ..evaluation.stats import t_quantile
 from ..store import runs
 from ..study.state import rows_of
+from .table import Table
 
 Record = Mapping[str, Any]
 Key = tuple[str, str]  # of a row: method, and what else makes it one
