@@ -19,6 +19,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "pandas")
 LIGHT = (
     "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
+    "report.select", "report.table", "report.commands",
     "statistics.intervals", "statistics.compare", "statistics.aggregate", "statistics.power", "statistics.length",
     "statistics.rating",
     "study.file", "study.spaces", "study.cells", "study.state", "study.tune", "study.work", "study.show",

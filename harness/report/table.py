@@ -6,12 +6,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of a table, and how it is set."""
+
+    text: str
+    interval: str = ""  # as [low, high]
+    bold: bool = False  # not significantly worse than the best of its column
+    best: bool = False  # the best mean of its column
+    marks: tuple[str, ...] = ()  # keys of the table's footnotes
+
+    def __str__(self) -> str:
+        """Return it as plain text, without marks."""
+        return f"{self.text} {self.interval}".strip()
+
+
 @dataclass
 class Table:
-    """A table before it is rendered: cells are text, `notes` stand below it."""
+    """A table before it is rendered."""
 
     title: str
     columns: list[str]
-    rows: list[list[str]]
-    notes: list[str] = field(default_factory=list)
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)  # stand below it
     plain: Sequence[Mapping[str, object]] = ()  # the unrounded figures, a mapping per row
+    caption: str = ""  # what bold and intervals mean; made from the tests that were used
+    footnotes: Mapping[str, str] = field(default_factory=dict)  # by mark
+    runs: Sequence[Sequence[str]] = ()  # the run folders behind each row

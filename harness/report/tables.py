@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UsageError, unknown
 from ..evaluation.stats import t_quantile
 from ..store import runs
-from ..study.state import rows_of
+from ..study.state import places_of
 from .table import Table
 
 Record = Mapping[str, Any]
@@ -74,8 +74,8 @@ def select(results: Path, suite: str | None, study: str | None = None) -> tuple[
     """Return the suite asked for (or the only one) and its records, one per recipe and seed; a study's with labels."""
     found = runs(results)
     if study is not None:
-        labels = rows_of(results, study)
-        found = ((folder, {**r, "label": labels[str(folder)]}) for folder, r in found if str(folder) in labels)
+        labels = places_of(results, study)
+        found = ((folder, {**r, "label": labels[str(folder)].label}) for folder, r in found if str(folder) in labels)
     records = _newest(found)
     suites = sorted({r["suite"] for r in records})
     if not records:

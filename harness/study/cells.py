@@ -30,6 +30,7 @@ class Cell:
     arguments: tuple[str, ...]  # of `harness`, without --results
     refused: str = ""  # why it cannot be run
     trial: bool = False  # of tuning: on the validation split, and in no table
+    entry: str = ""  # label of the study's entry it is a setting of
 
     @cached_property
     def fingerprint(self) -> str:
@@ -67,7 +68,7 @@ def cells_of(
         raise UsageError(f"{where}: {error}") from error
     refused = unmet(spec, registry)
     return [
-        Cell(label, replace(spec, seed=seed), arguments(request, seed, registry.files), refused, trial)
+        Cell(label, replace(spec, seed=seed), arguments(request, seed, registry.files), refused, trial, entry.label)
         for seed in seeds or entry.seeds
     ]
 

@@ -81,21 +81,31 @@ def cells_json(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     """Return what is written down of the cells of a study."""
     return [
         {
-            "label": c.label, "method": c.spec.method, "suite": c.spec.suite_name, "seed": c.spec.seed,
-            "fingerprint": c.fingerprint, "folder": str(c.spec.folder), "trial": c.trial, "refused": c.refused,
+            "label": c.label, "entry": c.entry, "method": c.spec.method, "suite": c.spec.suite_name,
+            "seed": c.spec.seed, "fingerprint": c.fingerprint, "folder": str(c.spec.folder), "trial": c.trial, "refused": c.refused,
         }
         for c in cells
     ]  # fmt: skip
 
 
-def rows_of(results: Path, name: str) -> dict[str, str]:
-    """Return {run folder: row label} of the runs that a table of a study is made of: no trials among them."""
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands in its study's tables."""
+
+    label: str  # of its row
+    entry: str  # of the study file, whose setting it is
+
+
+def places_of(results: Path, name: str) -> dict[str, Place]:
+    """Return {run folder: place} of the runs that a table of a study is made of: no trials among them."""
     file = study_folder(results, name) / CELLS
     if not file.is_file():
         known = sorted(f.parent.name for f in file.parent.parent.glob(f"*/{CELLS}"))
         raise UsageError(f"There is no study {name!r} below {results}. Known: {', '.join(known) or 'none'}.")
     try:
         cells = json.loads(file.read_text(encoding="utf-8"))
-        return {str(results / c["folder"]): c["label"] for c in cells if not c["trial"]}
+        return {
+            str(results / c["folder"]): Place(c["label"], c.get("entry", c["label"])) for c in cells if not c["trial"]
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error

@@ -1,0 +1,103 @@
+"""Commands that read records: table, plot, power. Each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import Refused, UsageError
+from ..registry import Registry, installed, load_file
+
+
+def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `-p FILE` to a command and hand it the registry."""
+
+    @click.option("-p", "--plugin", "files", multiple=True, metavar="FILE", help="Load a Python file as a plugin.")
+    @wraps(command)
+    def with_registry(files: tuple[str, ...], **arguments: Any) -> Any:
+        registry = installed()
+        for path in files:
+            load_file(registry, path)
+        return command(registry=registry, **arguments)
+
+    return with_registry
+
+
+@click.command()
+@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--methods", help="Only these methods, separated by commas.")
+@click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
+@click.option("--each", is_flag=True, help="A row per run instead of one per method.")
+@click.option("--format", "style", default="md", show_default=True, help="The table format: a registered reporter.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of the screen.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@plugin_files
+def table(
+    registry: Registry, suite: str | None, methods: str | None, study_name: str | None, each: bool, style: str,
+    output: Path | None, results: Path,
+) -> None:  # fmt: skip
+    """Put all runs of a suite side by side."""
+    from ..files import write_text
+    from .tables import comparison
+
+    reporter = registry.get("reporters", style)()
+    chosen = [m.strip() for m in methods.split(",")] if methods else []
+    text = reporter.render(comparison(results, suite, chosen, each, study_name))
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        try:
+            write_text(output, text)
+        except OSError as error:
+            raise Refused(f"Cannot write {output}: {error.strerror}.") from error
+
+
+@click.command()
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="Where to; otherwise frontier.png below --results."
+)
+@click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
+def plot(results: Path, suite: str | None, output: Path | None, study_name: str | None) -> None:
+    """Draw win-rate against KL, and gold and proxy reward over training, of all runs of a suite."""
+    from .plots import frontier
+
+    output = output or results / "frontier.png"
+    frontier(results, suite, output, study_name)
+    click.echo(f"wrote {output}")
+
+
+@click.command()
+@click.option("--prompts", type=click.IntRange(2), default=512, show_default=True, help="Evaluated prompts.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Seeds of each method.")
+@click.option("--effect", type=click.FloatRange(0, 1, min_open=True),
+              help="A difference of win-rates (0.03: three points) to give power and prompts for.")  # fmt: skip
+@click.option("--ties", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
+              help="Share of prompts that tie.")  # fmt: skip
+@click.option("--seed-sd", type=click.FloatRange(0), default=0.02, show_default=True,
+              help="Standard deviation of the win-rate between seeds; used with several.")  # fmt: skip
+@click.option("--prompt-share", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+              help="Of a score's variance on a prompt, what seeds of a method share; used with several.")  # fmt: skip
+@click.option("--correlation", type=click.FloatRange(-1, 1, max_open=True), default=0.0, show_default=True,
+              help="Of two methods' scores on a prompt.")  # fmt: skip
+def power(effect: float | None, **study: Any) -> None:
+    """Say what difference of win-rates a study can find, before it is run."""
+    from ..statistics.power import Design, assumptions, report
+
+    design = Design(**study)
+    try:
+        columns, rows = report(design, effect)
+    except ValueError as error:
+        raise UsageError(f"No such study: {error}.") from error
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    for row in [columns, ["-" * width for width in widths], *rows]:
+        click.echo("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+    click.echo(f"\n{assumptions(design)}")
+
+
+COMMANDS = (table, plot, power)

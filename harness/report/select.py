@@ -1,0 +1,224 @@
+"""Which runs stand side by side: chosen from a results folder, grouped into rows, unlike ground refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..errors import UsageError, unknown
+from ..store import flatten, read_rows, runs
+from ..study.state import Place, places_of
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: the runs, a seed each, of one method with the same settings."""
+
+    name: str
+    method: str
+    records: Sequence[Record]
+    entry: str  # whose setting it is, where a study sweeps: rows of one entry lie on one curve
+
+    @property
+    def good(self) -> list[Record]:
+        """The finished runs, by seed."""
+        return sorted((r for r in self.records if "failure" not in r), key=lambda r: int(r["seed"]))
+
+    @property
+    def failed(self) -> list[Record]:
+        """The runs that came to nothing."""
+        return [r for r in self.records if "failure" in r]
+
+    def mean(self, figure: str) -> float:
+        """Return the mean over seeds of a figure of the evaluation; nan where a run has none."""
+        found = [r["evaluation"].get(figure, {}).get("mean", float("nan")) for r in self.good]
+        return fmean(found) if found else float("nan")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Runs of one suite on identical ground, as rows: SFT first, then by win-rate, failures last."""
+
+    suite: str
+    rows: Sequence[Row]
+    results: Path
+    study: str | None = None
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of all rows."""
+        return [r for row in self.rows for r in row.records]
+
+    @property
+    def good(self) -> list[Record]:
+        """The finished runs of all rows."""
+        return [r for row in self.rows for r in row.good]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What to choose: a suite (or the only one), a study, methods by name or label, options by value."""
+
+    suite: str | None = None
+    study: str | None = None
+    methods: Sequence[str] = ()
+    where: Mapping[str, str] = field(default_factory=dict)  # {option: value}, as in a study file
+    each: bool = False  # a row per run
+    mixed: bool = False  # whether unlike ground is allowed
+
+
+def select(results: Path, asked: Filter) -> Selection:
+    """Return the runs asked for, one per recipe and seed; raise UsageError where they cannot stand side by side."""
+    suite, records = chosen(results, asked)
+    if not asked.mixed:
+        check_ground([r for r in records if "failure" not in r])
+    return Selection(suite, rows_of(records, asked.each), results, asked.study)
+
+
+def chosen(results: Path, asked: Filter) -> tuple[str, list[dict[str, Any]]]:
+    """Return the suite and its records; whether their ground is alike is not looked at."""
+    records = [r for r in suite_records(results, asked.study) if _wanted(r, asked)]
+    suites = sorted({r["suite"] for r in records})
+    if not records:
+        what = " ".join([*asked.methods, *(f"{k}={v}" for k, v in asked.where.items())])
+        raise UsageError(f"No run below {results} is of {what}.")
+    if asked.suite is None and len(suites) > 1:
+        raise UsageError(f"Name one suite with --suite: there are runs of {', '.join(suites)}.")
+    suite = asked.suite or suites[0]
+    if suite not in suites:
+        raise unknown("suite with runs", suite, suites)
+    return suite, [r for r in records if r["suite"] == suite]
+
+
+def suite_records(results: Path, study: str | None = None) -> list[dict[str, Any]]:
+    """Return all records below a results folder, or a study's, each with its `folder`, and `label` and `entry`."""
+    found = runs(results)
+    if study is not None:
+        places = places_of(results, study)
+        found = ((f, {**r, **_named(places[str(f)])}) for f, r in found if str(f) in places)
+    records = _newest(found)
+    if not records:
+        raise UsageError(f"There is no run below {results}. Make one: harness run --method ppo --suite summarization")
+    return records
+
+
+def _named(place: Place) -> dict[str, str]:
+    return {"label": place.label, "entry": place.entry}
+
+
+def _wanted(record: Record, asked: Filter) -> bool:
+    if asked.methods and record["method"] not in asked.methods and record.get("label") not in asked.methods:
+        return False
+    return all(_option(record, name) == value for name, value in asked.where.items())
+
+
+def _option(record: Record, name: str) -> str:
+    """Return an option's value as it is written on the command line: a method's, `suite.NAME` or `stage.STAGE.NAME`."""
+    head, _, rest = name.partition(".")
+    if head == "suite":
+        return text_of(record["suite_options"].get(rest))
+    if head == "stage":
+        return text_of(flatten(spec_of(record)["stages"]).get(rest))
+    return text_of(record["options"].get(name))
+
+
+def text_of(value: Any) -> str:
+    """Return an option's value as it is written on the command line."""
+    return json.dumps(value).strip('"') if not isinstance(value, float) else f"{value:g}"
+
+
+def spec_of(record: Record) -> dict[str, Any]:
+    """Return the resolved spec beside a record."""
+    found: dict[str, Any] = json.loads((Path(record["folder"]) / "spec.json").read_text(encoding="utf-8"))
+    return found
+
+
+def provenance_of(record: Record) -> dict[str, Any]:
+    """Return where a run was made."""
+    found: dict[str, Any] = json.loads((Path(record["folder"]) / "provenance.json").read_text(encoding="utf-8"))
+    return found
+
+
+def samples_of(record: Record) -> list[dict[str, Any]]:
+    """Return what a run answered, a dict per evaluated prompt."""
+    file = Path(record["folder"]) / "samples.jsonl"
+    if not file.is_file():
+        raise UsageError(f"{file} is missing: error bars and comparisons need the answers behind a run's figures.")
+    try:
+        return read_rows(file)
+    except ValueError as error:
+        raise UsageError(f"{file} is damaged ({error}). Delete the folder {file.parent} and run again.") from error
+
+
+def check_ground(records: Sequence[Record]) -> None:
+    """Raise UsageError when runs were not made on identical ground, naming what differs."""
+    for name, values in unlike(records).items():
+        told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
+        raise UsageError(
+            f"These runs differ in {name} and cannot stand in one table ({told}). Choose with --methods, --where or "
+            f"--study, or keep runs of unlike ground under different --results folders."
+        )
+
+
+def unlike(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
+    """Return what runs differ in though they should not: {name: {value: who}}."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in dict.fromkeys(key for r in records for key in r["ground"]):
+        values: dict[str, list[str]] = {}
+        for r in records:
+            values.setdefault(str(r["ground"].get(name)), []).append(f"{r.get('label', r['method'])} seed {r['seed']}")
+        if len(values) > 1:
+            found[name] = values
+    return found
+
+
+def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return one record per recipe and seed: the newest, where code has changed between runs of the same spec."""
+    best: dict[tuple[str, int], dict[str, Any]] = {}
+    for folder, record in found:
+        key = (record["recipe"], record["seed"])
+        record = {**record, "folder": str(folder)}
+        if key not in best or record.get("finished_at", "") > best[key].get("finished_at", ""):
+            best[key] = record
+    return list(best.values())
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:
+    """Return records as named rows: one for each method and recipe, or each run."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["method"], record["recipe"]), []).append(record)
+    names = _row_names(groups)
+    rows = [Row(names[key], key[0], group, group[0].get("entry", key[0])) for key, group in groups.items()]
+    if each:
+        rows = [replace(row, name=f"{row.name}, seed {r['seed']}", records=[r]) for row in rows for r in row.records]
+    return sorted(rows, key=lambda row: (row.method != "sft", _strength(row), row.method, row.records[0]["recipe"]))
+
+
+def _strength(row: Row) -> float:
+    return -row.mean("win_rate") if row.good else 1.0
+
+
+def _row_names(groups: Mapping[tuple[str, str], Sequence[Record]]) -> dict[tuple[str, str], str]:
+    """Return row labels: the method, and where it stands several times, the options asked for in which rows differ."""
+    names = {}
+    for key in groups:
+        same = [groups[k][0] for k in groups if k[0] == key[0]]
+        mine = groups[key][0]["options"]
+        differing = [o for o in mine if len({repr(r["options"].get(o)) for r in same}) > 1]
+        asked = groups[key][0].get("asked", differing)  # the rest followed from these
+        told = ", ".join(f"{o}={mine[o]}" for o in differing if o in asked)
+        quick = " quick" if groups[key][0].get("quick") else ""
+        name = groups[key][0].get("label")  # a study's own word
+        names[key] = f"{name or key[0]}{quick}" + (f" ({told})" if told and not name else "")
+    duplicates = [n for n in names.values() if list(names.values()).count(n) > 1]
+    return {key: f"{name} [{key[1][:4]}]" if name in duplicates else name for key, name in names.items()}
