@@ -82,7 +82,8 @@ def cells_json(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     return [
         {
             "label": c.label, "entry": c.entry, "method": c.spec.method, "suite": c.spec.suite_name,
-            "seed": c.spec.seed, "fingerprint": c.fingerprint, "folder": str(c.spec.folder), "trial": c.trial, "refused": c.refused,
+            "seed": c.spec.seed, "fingerprint": c.fingerprint, "folder": str(c.spec.folder), "trial": c.trial,
+            "refused": c.refused,
         }
         for c in cells
     ]  # fmt: skip
