@@ -1,4 +1,4 @@
-"""Commands that read records: table, plot, power. Each imports what it needs when it is called."""
+"""Commands that read records: table, plot, power, reproduce. Each imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -100,4 +100,26 @@ def power(effect: float | None, **study: Any) -> None:
     click.echo(f"\n{assumptions(design)}")
 
 
-COMMANDS = (table, plot, power)
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--into", type=click.Path(path_type=Path), metavar="DIR",
+              help="Keep what is made again in this new results folder.")  # fmt: skip
+@click.option("--loose", is_flag=True, help="Be content where every figure lies in the other's 95 % interval.")
+@click.option("--anyway", is_flag=True, help="Go on where code or data are not what they were.")
+@click.option("--data-folder", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+              help="Where the files of a suite file lie now.")  # fmt: skip
+@plugin_files
+def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **asked: Any) -> int:
+    """Carry a recorded run out again, from nothing, and compare it digest by digest.
+
+    RUN is a run folder. Exit code 0: reproduced; 1: something differs, and is told.
+    """
+    from .reproduce import Asked, read_run, summary
+    from .reproduce import reproduce as made_again
+
+    verdict = made_again(read_run(folder, data_folder), registry, Asked(**asked), click.echo)
+    click.echo(summary(verdict, asked["into"]))
+    return int(not verdict.reproduced)
+
+
+COMMANDS = (table, plot, power, reproduce)
