@@ -1,4 +1,4 @@
-"""Commands that read records: table, plot, power, reproduce. Each imports what it needs when it is called."""
+"""Commands that read records: table, plot, power, compare, reproduce. Each imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -122,4 +122,31 @@ def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **aske
     return int(not verdict.reproduced)
 
 
-COMMANDS = (table, plot, power, reproduce)
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--study", metavar="NAME", help="Only the runs of this study, under its labels.")
+@click.option("--where", "where", multiple=True, metavar="NAME=VALUE",
+              help="Only runs with this option; suite.NAME and stage.STAGE.NAME are options too.")  # fmt: skip
+@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+def compare(a: str, b: str, suite: str | None, study: str | None, where: tuple[str, ...], style: str,
+            results: Path) -> None:  # fmt: skip
+    """Compare two runs or methods, prompt by prompt, on one screen.
+
+    A and B are run folders, methods, or labels as `harness table` shows them.
+    """
+    from ..options import parse_settings
+    from .compare import compared
+    from .select import Filter
+    from .side_by_side import as_json, show
+
+    found = compared(results, (a, b), Filter(suite, study, where=parse_settings(where, "--where")))
+    if style == "json":
+        click.echo(as_json(found))
+    else:
+        show(found)
+
+
+COMMANDS = (table, plot, power, compare, reproduce)
