@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from ..errors import UsageError, unknown
 from ..store import flatten, read_failure, read_result
-from .select import Filter, Record, Row, check_ground, chosen, rows_of, samples_of, spec_of, text_of
+from .select import Filter, Record, Row, chosen, rows_of, samples_of, spec_of, text_of, unlike
 
 if TYPE_CHECKING:
     from ..statistics.compare import Comparison
@@ -27,7 +26,8 @@ if TYPE_CHECKING:
 
 MEASURES = {  # figure of the evaluation: (column of samples.jsonl, what it is called, decimals)
     "win_rate": ("win", "win-rate vs SFT", 3), "gold": ("gold", "gold reward", 3),
-    "proxy": ("proxy", "proxy reward", 3), "accuracy": ("", "accuracy", 3), "kl": ("kl", "KL (nats)", 2), "length": ("length", "length (tokens)", 1),
+    "proxy": ("proxy", "proxy reward", 3), "accuracy": ("", "accuracy", 3),
+    "kl": ("kl", "KL (nats)", 2), "length": ("length", "length (tokens)", 1),
 }  # fmt: skip
 ALPHA = 0.05
 
@@ -107,7 +107,7 @@ def two_rows(results: Path, names: tuple[str, str], asked: Filter) -> tuple[str,
     if None in folders:
         suite, records = chosen(results, Filter(suite, asked.study, where=asked.where))
         known = rows_of(records)
-    a, b = (row or _named(name, known) for name, row in zip(names, folders, strict=True))
+    a, b = (row or _named(name, known, asked) for name, row in zip(names, folders, strict=True))
     if a.name == b.name:
         a, b = replace(a, name=f"{a.name} (A)"), replace(b, name=f"{b.name} (B)")
     for row in (a, b):
@@ -118,7 +118,9 @@ def two_rows(results: Path, names: tuple[str, str], asked: Filter) -> tuple[str,
     shared = {_place(r) for r in a.good} & {_place(r) for r in b.good}
     if shared:
         raise UsageError(f"A and B are the same run: {', '.join(sorted(shared))}.")
-    check_ground([*a.good, *b.good])
+    for what, values in unlike([*a.good, *b.good]).items():
+        told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
+        raise UsageError(f"A and B do not stand on identical ground and cannot be compared: {what} differs ({told}).")
     return str(suite), a, b
 
 
@@ -140,14 +142,18 @@ def _run_at(name: str) -> Row | None:
     return Row(f"{record['method']} seed {record['seed']}", record["method"], [found], record["method"])
 
 
-def _named(name: str, rows: Sequence[Row]) -> Row:
+def _named(name: str, rows: Sequence[Row], asked: Filter) -> Row:
+    """Return the row of a name."""
     exact = [row for row in rows if row.name == name]
     found = exact or [row for row in rows if name in (row.method, row.entry)]
     if len(found) > 1:
         labels = "; ".join(repr(row.name) for row in found)
         raise UsageError(f"There are several rows of {name}: {labels}. Name one of them, or a run folder.")
     if not found:
-        raise unknown("run folder, method or row", name, {row.name for row in rows} | {row.method for row in rows})
+        among = "".join(f" with {option}={value}" for option, value in asked.where.items())
+        raise unknown(
+            f"run folder, method or row{among}", name, {row.name for row in rows} | {row.method for row in rows}
+        )
     return found[0]
 
 
@@ -263,16 +269,18 @@ def controlled(answers: Answers) -> Estimate:
 def costs_of(a: Row, b: Row) -> list[Cost]:
     """Return what training cost, and an answer, the mean over seeds."""
 
-    def mean(row: Row, *path: str) -> float:
-        return fmean(reduce(lambda value, name: value[name], path, r) for r in row.good)
-
     kinds = {
-        "training FLOPs": (("cost", "method", "flops"), ""), "training seconds": (("cost", "method", "seconds"), "s"),
-        "peak memory": (("cost", "method", "peak_memory"), "B"), "labels": (("cost", "labels"), ""),
-        "AI labels": (("cost", "ai_labels"), ""), "reward queries": (("cost", "method", "reward_queries"), ""),
-        "FLOPs per answer": (("evaluation", "inference", "flops_per_answer"), ""),
+        "training FLOPs": ("cost.method.flops", ""), "training seconds": ("cost.method.seconds", "s"),
+        "peak memory": ("cost.method.peak_memory", "B"), "labels": ("cost.labels", ""),
+        "AI labels": ("cost.ai_labels", ""), "reward queries": ("cost.method.reward_queries", ""),
+        "FLOPs per answer": ("evaluation.inference.flops_per_answer", ""),
     }  # fmt: skip
-    found = [Cost(label, mean(a, *path), mean(b, *path), unit) for label, (path, unit) in kinds.items()]
+    flat = [[flatten(record) for record in row.good] for row in (a, b)]
+
+    def means(name: str) -> list[float]:
+        return [fmean(record[name] for record in records) for records in flat]
+
+    found = [Cost(label, *means(name), unit) for label, (name, unit) in kinds.items()]
     return [cost for cost in found if cost.label != "AI labels" or cost.a or cost.b]
 
 

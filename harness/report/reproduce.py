@@ -108,8 +108,9 @@ def read_run(folder: Path, data_folder: Path | None = None) -> Recorded:
 def _expected(folder: Path) -> str:
     """Return what is wrong with a path, and the run folders nearest to it."""
     missing = "there is no spec.json in it." if folder.is_dir() else "there is no such folder."
-    there = next((p for p in (folder, *folder.parents) if p.is_dir()), folder)
-    found = sorted(str(f.parent) for depth in range(1, 5) for f in there.glob("*/" * depth + "spec.json"))
+    depths = range(1, 5) if folder.is_dir() else range(1, 3)  # a results folder, or a run's own, misspelt
+    there = next((p for p in (folder, *folder.parents[:2]) if p.is_dir()), folder)
+    found = sorted(str(f.parent) for depth in depths for f in there.glob("*/" * depth + "spec.json"))
     near = get_close_matches(str(folder), found, n=3, cutoff=0.0)
     return f"{missing} Expected is RESULTS/runs/SUITE/METHOD/seedN-FINGERPRINT; nearest: {', '.join(near) or 'none'}."
 
@@ -155,6 +156,8 @@ def _plugin_hint(run: Recorded, registry: Registry) -> str:
     """Return which files to give with -p: a file is loaded where you name it, never because a record does."""
     if registry.files:
         return ""
+    if not run.provenance:
+        return " Where the run was made with plugin files, give them with -p FILE."
     told = [str(word) for word in run.provenance.get("command", ())]
     files = [b for a, b in zip(told, told[1:], strict=False) if a in ("-p", "--plugin")]
     if not files and FILE_PLUGINS not in run.provenance.get("plugins", {}):
@@ -228,7 +231,7 @@ def reproduce(run: Recorded, registry: Registry, asked: Asked, say: Say) -> Verd
         raise UsageError("harness reproduce is carried out by one process, not by several.")
     spec = checked(run, registry, asked.anyway, say)
     with folder_for(run, asked.into) as results:
-        say(f"{'again':<10} {spec.method} on {spec.suite_name}, seed {spec.seed}, from nothing, in {results}")
+        say(f"{'again':<10} {spec.method} on {spec.suite_name}, seed {spec.seed} in {results}")
         folder, again = _again(spec, registry, results, say)
         if run.failed or "failure" in again:
             return Verdict(_told(compare_failures(_end(run.result), _end(again)), say), [], folder)
@@ -259,7 +262,7 @@ def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpe
         commit = (run.provenance.get("git") or {}).get("commit")
         where = f" It was made at commit {commit} of the harness." if commit and "harness" in changed else ""
         raise Refused(
-            f"{run.folder} cannot be reproduced as it was: {'; '.join(wrong)}.{where}{_plugin_hint(run, registry)} "
+            f"{run.folder} cannot be reproduced as it was: {'; '.join(wrong)}.{where} "
             f"Nothing was run. --anyway carries it out as spec.json says, with the code there is."
         )
     for line in wrong:
