@@ -61,8 +61,7 @@ class Cost:
     """What one thing cost both."""
 
     label: str
-    a: float
-    b: float
+    both: tuple[float, float]
     unit: str = ""
 
 
@@ -277,11 +276,12 @@ def costs_of(a: Row, b: Row) -> list[Cost]:
     }  # fmt: skip
     flat = [[flatten(record) for record in row.good] for row in (a, b)]
 
-    def means(name: str) -> list[float]:
-        return [fmean(record[name] for record in records) for records in flat]
+    def means(name: str) -> tuple[float, float]:
+        ours, theirs = (fmean(record[name] for record in records) for records in flat)
+        return ours, theirs
 
-    found = [Cost(label, *means(name), unit) for label, (name, unit) in kinds.items()]
-    return [cost for cost in found if cost.label != "AI labels" or cost.a or cost.b]
+    found = [Cost(label, means(name), unit) for label, (name, unit) in kinds.items()]
+    return [cost for cost in found if cost.label != "AI labels" or any(cost.both)]
 
 
 def examples(ours: Answers, theirs: Answers) -> list[Example]:

@@ -179,13 +179,13 @@ def contradictions(run: Recorded) -> list[str]:
     pairs += [("suite", spec.suite_name, result.get("suite"))]
     found = [f"{name} is {a!r} in spec.json and {b!r} in the record" for name, a, b in pairs if _json(a) != _json(b)]
     if not found and spec.recipe() != result.get("recipe"):
-        found.append(f"spec.json has the recipe {spec.recipe()}, the record {result.get('recipe')}")
+        found.append(f"spec.json was edited: its recipe is {spec.recipe()}, the record's {result.get('recipe')}")
     for name, theirs in (("ground", result.get("ground")), ("code", spec.code)):
         if name in made and made[name] != theirs:
             found.append(f"{name} differs between provenance.json and the rest")
     named = re.fullmatch(r"seed\d+-([0-9a-f]{12})", run.folder.resolve().name)
     if not found and named and named[1] != spec.fingerprint():
-        found.append(f"spec.json has the fingerprint {spec.fingerprint()}, the folder is named after {named[1]}")
+        found.append(f"spec.json was edited: its fingerprint is {spec.fingerprint()}, the folder's {named[1]}")
     return found
 
 

@@ -109,8 +109,8 @@ def _measures(measures: Sequence[Measure]) -> Grid:
 
 
 def _cost(cost: Cost) -> list[str]:
-    ratio = "-" if not cost.b else f"{cost.a / cost.b:.2f}"
-    return [cost.label, _scaled(cost.a, cost.unit), _scaled(cost.b, cost.unit), ratio]
+    a, b = cost.both
+    return [cost.label, _scaled(a, cost.unit), _scaled(b, cost.unit), f"{a / b:.2f}" if b else "-"]
 
 
 def _scaled(value: float, unit: str) -> str:
