@@ -10,39 +10,39 @@ from harness.errors import Refused, UsageError
 from harness.files import write_json
 from harness.registry import installed, load_file
 from harness.report.digests import CLOSE, DIFFERENT, SAME, compare_runs, within
-from harness.report.reproduce import Asked, changed_code, checked, folder_for, read_run, reproduce, summary
+from harness.report.reproduce import (
+    Asked,
+    changed_code,
+    checked,
+    folder_for,
+    how_it_ended,
+    read_run,
+    reproduce,
+    summary,
+)
 from harness.store import read_result
 
-from .tools import command, finished, fresh, on_small, only_run, plugin, small_suite
+from .tools import command, finished, fresh, on_small, only_run, plugin, results, small_suite
 
-DIVERGES = '''
-"""Diverges at its second step, or raises, as told."""
-
+BREAKS = """
 from dataclasses import dataclass
 
-from harness import PairOptions, hookimpl, torch
+from harness import PairOptions, hookimpl
 
 
 @dataclass
 class Breaks(PairOptions):
-    """Breaks at step 2."""
-
     name, needs = "breaks", frozenset({"pairs"})
     steps: int = 3  # optimiser steps
-    how: str = "diverge"  # diverge or raise
 
     def train(self, lab):
-        for number, pairs in enumerate(self.pairs(lab)):
-            if number and self.how == "raise":
-                raise KeyError("nothing there")
-            lab.step(lambda logp, batch: logp.sum((-1, -2)) * (float("nan") if number else 1.0), pairs)
-        return lab.policy
+        raise KeyError("nothing there")
 
 
 @hookimpl
 def register_methods(register):
     register(Breaks)
-'''
+"""
 
 
 @cache
@@ -274,28 +274,38 @@ def test_each_mean_must_lie_in_the_others_interval():
 
 
 @cache
-def broken(how):
+def broken():
     """(plugin file, folder) of a run that fails."""
-    results = fresh("broken")
-    file = plugin(results, "breaks", DIVERGES)
-    done = command(*on_small("breaks", "-p", file, "--set", f"how={how}", results=results))
+    file = plugin(fresh("plugin"), "breaks", BREAKS)
+    done = command(*on_small("breaks", "-p", file, results=results()))
     assert done.code == 1, done.text
-    return file, only_run(results, "small", "breaks")
+    return file, only_run(results(), "small", "breaks")
 
 
-@pytest.mark.parametrize(("how", "told"), [("diverge", "diverged"), ("raise", "KeyError: 'nothing there'")])
-def test_a_failure_is_reproduced(how, told):
-    file, folder = broken(how)
-    done = command("reproduce", folder, "-p", small_suite(), "-p", file)
-    assert done.code == 0 and told in done.out and "identical: all 2 items" in done.out, done.text
-
-
-def test_a_failure_that_does_not_come_again_is_told(tmp_path):
-    file, folder = broken("diverge")
+def test_a_failure_is_reproduced_and_another_message_is_told(tmp_path):
+    file, folder = broken()
+    arguments = ("-p", small_suite(), "-p", file, "--into", tmp_path / "into")
+    done = command("reproduce", folder, *arguments)
+    assert done.code == 0 and "failed: KeyError: 'nothing there'" in done.out, done.text
+    assert done.out.splitlines()[-1].startswith("identical: all 2 items.")
     other = shutil.copytree(folder, tmp_path / folder.name)
-    edit(other / "failure.json", lambda f: f.update(failure="The loss is nan at optimiser step 1."))
-    done = command("reproduce", other, "-p", small_suite(), "-p", file)
-    assert done.code == 1 and "step 1. then, The loss is nan at optimiser step 2. now" in done.out
+    edit(other / "failure.json", lambda f: f.update(status="diverged", failure="The loss is nan at optimiser step 1."))
+    done = command("reproduce", other, *arguments)
+    assert done.code == 1 and "diverged then, failed now" in done.out
+    assert "The loss is nan at optimiser step 1. then, The method breaks failed" in done.out
+
+
+def test_where_a_traceback_lies_is_no_part_of_a_failure():
+    ends = [how_it_ended({"status": "failed", "failure": f"KeyError: 1. The traceback is in {where}/traceback.txt."})
+            for where in ("results/runs/a", "/elsewhere")]  # fmt: skip
+    assert ends[0] == ends[1] == {"status": "failed", "message": "KeyError: 1."}
+
+
+def test_a_run_that_failed_and_now_ends_well_is_different(copy):
+    (copy / "result.json").rename(copy / "failure.json")
+    edit(copy / "failure.json", lambda f: f.update(status="failed", failure="Out of memory."))
+    verdict, told = loose(copy)
+    assert not verdict.reproduced and told.startswith("different: 2 of 2 items differ (status, failure message)")
 
 
 def test_a_plugin_file_is_asked_for_by_name_and_never_loaded_because_a_record_says_so():

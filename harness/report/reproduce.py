@@ -234,7 +234,7 @@ def reproduce(run: Recorded, registry: Registry, asked: Asked, say: Say) -> Verd
         say(f"{'again':<10} {spec.method} on {spec.suite_name}, seed {spec.seed} in {results}")
         folder, again = _again(spec, registry, results, say)
         if run.failed or "failure" in again:
-            return Verdict(_told(compare_failures(_end(run.result), _end(again)), say), [], folder)
+            return Verdict(_told(compare_failures(how_it_ended(run.result), how_it_ended(again)), say), [], folder)
         digests = _told(compare_runs(run.folder, run.result, folder, again), say)
         figures = []
         if asked.loose and any(item.status == DIFFERENT for item in digests):
@@ -311,7 +311,7 @@ def _again(spec: RunSpec, registry: Registry, results: Path, say: Say) -> tuple[
     return outcome.folder, outcome.result
 
 
-def _end(record: Mapping[str, Any]) -> dict[str, str]:
+def how_it_ended(record: Mapping[str, Any]) -> dict[str, str]:
     """Return how a run ended, without the place of its traceback."""
     return {
         "status": str(record["status"]), "message": TRACEBACK.sub("", str(record.get("failure", ""))),
