@@ -1,4 +1,4 @@
-"""The command line: run, study, list, show, table, check, new, plot, power, compare, reproduce. Nothing heavy is imported too early."""
+"""The command line: run, study, list, show, check, new, and what reads records. Nothing heavy is imported too early."""
 
 from __future__ import annotations
 

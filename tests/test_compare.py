@@ -14,7 +14,7 @@ from harness.statistics.compare import compare
 from harness.statistics.power import Design, minimum_detectable_effect
 from harness.store import write_rows
 
-from .tools import GROUND, command, failure, put, record
+from .tools import GROUND, failure, process, put, record
 
 PROMPTS = 64
 
@@ -249,7 +249,7 @@ def test_one_screen(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     rows = [sample(i, g, answer="\x1b[31mred\x07 " + "long " * 99, prompt="p\n" * 99) for i, g in enumerate(golds(48))]
     write_rows(folder / "samples.jsonl", rows)
-    done = command("compare", "dpo", "ipo", "--results", two)
+    done = process("compare", "dpo", "ipo", "--results", two)
     assert done.code == 0, done.text
     lines = done.out.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= WIDTH
@@ -258,7 +258,7 @@ def test_one_screen(two):
 
 
 def test_json_has_everything_and_no_nan(two):
-    done = command("compare", "dpo", "ipo", "--results", two, "--format", "json")
+    done = process("compare", "dpo", "ipo", "--results", two, "--format", "json")
     told = json.loads(done.out, parse_constant=lambda name: pytest.fail(name))
     assert told["a"]["name"] == "dpo" and told["a"]["seeds"] == [0] and told["head"]["wins"] == 24
     assert told["measures"][0]["difference"]["difference"] == 0.375 and told["controlled"][0]["seed_sd"] is None
@@ -267,5 +267,5 @@ def test_json_has_everything_and_no_nan(two):
 
 
 def test_a_refusal_is_one_line_and_exit_code_2(two):
-    done = command("compare", "dpo", "ip", "--results", two)
+    done = process("compare", "dpo", "ip", "--results", two)
     assert done.code == 2 and done.out == "" and done.err.count("\n") == 1 and "Did you mean 'ipo'?" in done.err

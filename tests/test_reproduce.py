@@ -10,16 +10,8 @@ from harness.errors import Refused, UsageError
 from harness.files import write_json
 from harness.registry import installed, load_file
 from harness.report.digests import CLOSE, DIFFERENT, SAME, compare_runs, within
-from harness.report.reproduce import (
-    Asked,
-    changed_code,
-    checked,
-    folder_for,
-    how_it_ended,
-    read_run,
-    reproduce,
-    summary,
-)
+from harness.report import reproduce as module
+from harness.report.reproduce import Asked, changed_code, checked, folder_for, read_run, reproduce, summary
 from harness.store import read_result
 
 from .tools import command, finished, fresh, on_small, only_run, plugin, results, small_suite
@@ -296,7 +288,7 @@ def test_a_failure_is_reproduced_and_another_message_is_told(tmp_path):
 
 
 def test_where_a_traceback_lies_is_no_part_of_a_failure():
-    ends = [how_it_ended({"status": "failed", "failure": f"KeyError: 1. The traceback is in {where}/traceback.txt."})
+    ends = [module.how_it_ended({"status": "failed", "failure": f"KeyError: 1. The traceback is in {where}/traceback.txt."})
             for where in ("results/runs/a", "/elsewhere")]  # fmt: skip
     assert ends[0] == ends[1] == {"status": "failed", "message": "KeyError: 1."}
 
