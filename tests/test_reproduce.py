@@ -9,8 +9,8 @@ import pytest
 from harness.errors import Refused, UsageError
 from harness.files import write_json
 from harness.registry import installed, load_file
-from harness.report.digests import CLOSE, DIFFERENT, SAME, compare_runs, within
 from harness.report import reproduce as module
+from harness.report.digests import CLOSE, DIFFERENT, SAME, compare_runs, within
 from harness.report.reproduce import Asked, changed_code, checked, folder_for, read_run, reproduce, summary
 from harness.store import read_result
 
@@ -129,8 +129,11 @@ def test_an_untouched_record_has_nothing_wrong(copy):
         (lambda s: s["stages"]["sft"].update(steps=13), "spec.json was edited: its recipe is"),
         (lambda s: s.update(snapshots=2), "spec.json was edited: its fingerprint is"),
         (lambda s: s["suite_options"].update(labeller_bias=0.5), "suite_options.labeller_bias is 0.5"),
-        (lambda s: s["code"].update(method="0" * 64), "the code of method was 000000000000, is "),
-        (lambda s: s["code"].update(judge="0" * 64, data="1" * 64), "the code of judge was .*; the code of data was"),
+        (lambda s: s["code"].update(method="0" * 64), "the code of method: 000000000000 then, "),
+        (
+            lambda s: s["code"].update(judge="0" * 64, data="1" * 64),
+            "the code of judge: .*; the files of data: .* .--data-folder DIR",
+        ),
     ],
 )
 def test_an_edited_spec_is_refused_before_anything_is_run(copy, change, told):
@@ -146,7 +149,7 @@ def test_other_code_of_the_harness_names_the_commit(copy):
     for name in ("spec.json", "provenance.json"):
         edit(copy / name, lambda s: s["code"].update(harness="0" * 64))
     edit(copy / "provenance.json", lambda p: p.update(git={"commit": "abc123", "dirty": False}))
-    with pytest.raises(Refused, match=r"the code of harness was .* It was made at commit abc123 of the harness"):
+    with pytest.raises(Refused, match=r"the code of harness: .* It was made at commit abc123 of the harness"):
         pre_check(copy)
 
 
@@ -288,8 +291,9 @@ def test_a_failure_is_reproduced_and_another_message_is_told(tmp_path):
 
 
 def test_where_a_traceback_lies_is_no_part_of_a_failure():
-    ends = [module.how_it_ended({"status": "failed", "failure": f"KeyError: 1. The traceback is in {where}/traceback.txt."})
-            for where in ("results/runs/a", "/elsewhere")]  # fmt: skip
+    told = "KeyError: 1. The traceback is in {}/traceback.txt."
+    failures = [{"status": "failed", "failure": told.format(where)} for where in ("results/runs/a", "/elsewhere")]
+    ends = [module.how_it_ended(failure) for failure in failures]
     assert ends[0] == ends[1] == {"status": "failed", "message": "KeyError: 1."}
 
 

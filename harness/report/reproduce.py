@@ -35,6 +35,10 @@ from .digests import DIFFERENT, SAME, Item, compare_failures, compare_runs, with
 MARK = "reproduces.json"  # in a folder named with --into: whose reproduction it is, so that it goes on after a kill
 FILE_PLUGINS = "file"  # what provenance calls the distribution of a plain file
 TRACEBACK = re.compile(r" The traceback is in .*traceback\.txt\.")
+HINTS = {  # parts of `code` that are files of data, and what to do where they are not found
+    "data": " (--data-folder DIR says where they lie now)", "labeller_data": "",
+    "base": " (--model {model}, named from where the run was started)",
+}  # fmt: skip
 IDENTICAL, WITHIN = "identical", "the same within tolerance"
 
 Say = Callable[[str], None]
@@ -255,8 +259,11 @@ def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpe
     """Return the spec to carry out; raise Refused where its code is another or its record contradicts itself."""
     now = code_now(run, registry)
     changed = changed_code(run.spec.code, now)
-    told = [f"the code of {part} was {was[:12] or 'none'}, is {is_[:12] or 'none'}"
-            for part, (was, is_) in changed.items()]  # fmt: skip
+    told = [
+        f"the {'files' if part in HINTS else 'code'} of {part}: {was[:12] or 'none'} then, {is_[:12] or 'none'} now"
+        + HINTS.get(part, "").format(model=run.spec.model)
+        for part, (was, is_) in changed.items()
+    ]
     wrong = [*contradictions(run), *told]
     if wrong and not anyway:
         commit = (run.provenance.get("git") or {}).get("commit")
