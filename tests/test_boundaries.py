@@ -19,7 +19,8 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "pandas")
 LIGHT = (
     "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
-    "report.select", "report.table", "report.commands", "report.figures", "report.footnotes",
+    "report.select", "report.table", "report.commands", "report.figures", "report.footnotes", "report.compare",
+    "report.side_by_side", "report.reproduce", "report.digests",
     "statistics.intervals", "statistics.compare", "statistics.aggregate", "statistics.power", "statistics.length",
     "statistics.rating",
     "study.file", "study.spaces", "study.cells", "study.state", "study.tune", "study.work", "study.show",
@@ -32,6 +33,8 @@ LONG_FUNCTIONS: set[tuple[str, str]] = set()  # (file, function) over 45 lines
 LONG_FILES = {"harness/run.py"}  # over 400 lines
 
 FLAGS = {
+    "compare": {"-s", "--suite", "--study", "--where", "--format", "--results"},
+    "reproduce": {"--into", "--loose", "--anyway", "--data-folder", "-p", "--plugin"},
     "check": {"-s", "--suite", "--set", "--optimum-set", "--quick", "-o", "--output", "-p", "--plugin"},
     "new": {"--folder"},
     "list": {"-p", "--plugin"},
@@ -148,6 +151,7 @@ def test_statistics_and_tables_load_nothing_heavy(module):
         ["--help"], ["--version"], ["run", "--help"], ["list"], ["show", "ppo"], ["show", "summarization"],
         ["show", "dpo", "--suite", "summarization"], ["run", "-m", "pp0", "-s", "summarization"],
         ["table", "--results", "/nonexistent"], ["power", "--seeds", "3"],
+        ["compare", "dpo", "ppo", "--results", "/nonexistent"], ["reproduce", "/nonexistent"],
         ["table", "--results", "/nonexistent"],
         ["study", str(ROOT / "examples" / "study.toml"), "--dry-run", "--results", "/nonexistent"],
     ],

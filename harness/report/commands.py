@@ -1,4 +1,4 @@
-"""Commands that read records: table, plot, power. Each imports what it needs when it is called."""
+"""Commands that read records: table, plot, power, compare, reproduce. Each imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -107,4 +107,53 @@ def power(effect: float | None, **study: Any) -> None:
     click.echo(f"\n{assumptions(design)}")
 
 
-COMMANDS = (table, plot, power)
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--into", type=click.Path(path_type=Path), metavar="DIR",
+              help="Keep what is made again in this new results folder.")  # fmt: skip
+@click.option("--loose", is_flag=True, help="Be content where every figure lies in the other's 95 % interval.")
+@click.option("--anyway", is_flag=True, help="Go on where code or data are not what they were.")
+@click.option("--data-folder", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+              help="Where the files of a suite file lie now.")  # fmt: skip
+@plugin_files
+def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **asked: Any) -> int:
+    """Carry a recorded run out again, from nothing, and compare it digest by digest.
+
+    RUN is a run folder. Exit code 0: reproduced; 1: something differs, and is told.
+    """
+    from .reproduce import Asked, read_run, summary
+    from .reproduce import reproduce as made_again
+
+    verdict = made_again(read_run(folder, data_folder), registry, Asked(**asked), click.echo)
+    click.echo(summary(verdict, asked["into"]))
+    return int(not verdict.reproduced)
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--study", metavar="NAME", help="Only the runs of this study, under its labels.")
+@click.option("--where", "where", multiple=True, metavar="NAME=VALUE",
+              help="Only runs with this option; suite.NAME and stage.STAGE.NAME are options too.")  # fmt: skip
+@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+def compare(a: str, b: str, suite: str | None, study: str | None, where: tuple[str, ...], style: str,
+            results: Path) -> None:  # fmt: skip
+    """Compare two runs or methods, prompt by prompt, on one screen.
+
+    A and B are run folders, methods, or labels as `harness table` shows them.
+    """
+    from ..options import parse_settings
+    from .compare import compared
+    from .select import Filter
+    from .side_by_side import as_json, show
+
+    found = compared(results, (a, b), Filter(suite, study, where=parse_settings(where, "--where")))
+    if style == "json":
+        click.echo(as_json(found))
+    else:
+        show(found)
+
+
+COMMANDS = (table, plot, power, compare, reproduce)
