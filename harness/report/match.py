@@ -114,12 +114,12 @@ def _short(sweep: Sweep, row: Row) -> str:
 
 
 def _common(points: Mapping[str, Sequence[Point]], quantity: str) -> float:
-    """Return the largest value that all sweeps of two points or more reach."""
-    several = {name: own for name, own in points.items() if len(own) > 1}
+    """Return the largest value that all sweeps reach along which the quantity moves."""
+    several = {name: own for name, own in points.items() if own[0].at < own[-1].at}
     if not several:
         raise UsageError(
-            "Nothing to match: no method has two settings that differ in a number. Sweep one, `sweep = {beta = [0.03, "
-            "0.1, 0.3]}` in a study file (docs/studies.md)."
+            f"Nothing to match: no method has two settings that differ in a number and in {QUANTITIES[quantity]}. "
+            "Sweep one, `sweep = {beta = [0.03, 0.1, 0.3]}` in a study file (docs/studies.md)."
         )
     value, lowest = min(own[-1].at for own in several.values()), max(own[0].at for own in several.values())
     if lowest > value:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..statistics.intervals import Array, matrix
-from .select import Row, samples_of, text_of
+from .select import Row, samples_of
 
 Words = tuple[tuple[str, str], ...]
 FIGURES = {"win_rate": "win", "gold": "gold", "proxy": "proxy", "kl": "kl", "length": "length"}  # names in samples
@@ -56,7 +56,7 @@ def sweeps(rows: Sequence[Row]) -> list[Sweep]:
 def _words(row: Row) -> Words:
     """Return all that is no number in a row's settings."""
     record = row.records[0]
-    words = {name: text_of(value) for name, value in record["options"].items() if not _is_number(value)}
+    words = {name: str(value) for name, value in record["options"].items() if not _is_number(value)}
     return tuple(sorted({**words, "quick": str(bool(record.get("quick")))}.items()))
 
 

@@ -90,7 +90,8 @@ def _draw_panel(axis: Any, spots: Sequence[Spot]) -> None:
     if len(several) <= LABELS:
         where = [(spot.cost or zero, spot.win.mean) for spot in several]
         taken = [(spot.cost or zero, spot.win.mean) for spot in spots]
-        place_labels(axis, where, [spot.sweep.value(spot.row) for spot in several], taken)
+        texts = [spot.sweep.value(spot.row) for spot in several]
+        place_labels(axis, where, texts, [spot.how.colour for spot in several], taken)
 
 
 def _ticks(axis: Any, least: float, most: float, zero: Sequence[float]) -> None:
@@ -101,8 +102,8 @@ def _ticks(axis: Any, least: float, most: float, zero: Sequence[float]) -> None:
     subs = (1.0, 2.0, 5.0) if span < MIDDLING else (1.0,)
     locator = MaxNLocator(4) if span < NARROW else LogLocator(subs=subs)
     room = max(span, 1.2) ** 0.1
-    ticks = [float(t) for t in locator.tick_values(least, most) if least / room <= t <= most * room]
-    axis.set_xticks([*zero, *ticks], [*["none"] * len(zero), *(f"{t:g}" for t in ticks)])
+    ticks = {f"{t:g}": float(t) for t in locator.tick_values(least, most) if least / room <= t <= most * room}
+    axis.set_xticks([*zero, *ticks.values()], [*["none"] * len(zero), *ticks])
     axis.xaxis.set_minor_locator(NullLocator())
 
 

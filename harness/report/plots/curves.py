@@ -19,7 +19,7 @@ from .style import Look, NothingToDraw, beside, handle, height, look, note, pane
 ROLLOUTS = {  # in metrics.jsonl, by the names that all methods share
     "reward": "reward of rollouts", "kl": "KL of rollouts, nats", "length": "length of rollouts, tokens",
 }  # fmt: skip
-LOSS = "loss of methods without rollouts"
+LOSS = "loss, where no rollouts"
 KEPT = {"win_rate": "gold win-rate over SFT", "gold": "gold reward"}  # of snapshots
 COLUMNS = 2
 
@@ -119,6 +119,8 @@ def _draw_panel(axis: Any, label: str, curves: Sequence[tuple[Row, Look, Curve]]
     if label == LOSS and all(m > 0 for _, _, curve in curves for m in curve.mean):
         axis.set_yscale("log")
         plain_ticks(axis.yaxis)
+        means = [m for _, _, curve in curves for m in curve.mean]
+        axis.set_ylim(min(means) / 1.2, max(means) * 1.2)  # a band may reach below 0
 
 
 def _sparse(how: Look) -> dict[str, Any]:

@@ -117,9 +117,10 @@ def _draw_ideal(axis: Any, spots: Sequence[Spot]) -> Any:
 
 def _name_points(axis: Any, found: Sequence[tuple[Sweep, Look, Sequence[Spot]]]) -> None:
     """Write beside the points of sweeps where on it they lie, unless there are too many."""
-    several = [(s, spot) for s, _, spots in found if len(spots) > 1 for spot in spots]
+    several = [(s, how.colour, spot) for s, how, spots in found if len(spots) > 1 for spot in spots]
     if len(several) > LABELS:
         return
     taken = [(spot.kl.mean, spot.win.mean) for _, _, spots in found for spot in spots]
-    points = [(spot.kl.mean, spot.win.mean) for _, spot in several]
-    place_labels(axis, points, [s.value(spot.row) for s, spot in several], taken)
+    points = [(spot.kl.mean, spot.win.mean) for _, _, spot in several]
+    texts = [s.value(spot.row) for s, _, spot in several]
+    place_labels(axis, points, texts, [colour for _, colour, _ in several], taken)

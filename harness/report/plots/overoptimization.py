@@ -139,6 +139,6 @@ def _note(series: Sequence[Series]) -> str:
     errors = "over seeds where there are several, else the regression's" if several else "the regression's (one seed)"
     return (
         "Lines on the left: the forms of Gao et al. (2022) fitted to gold by least squares, seed by seed, then "
-        f"averaged. Plus-minus: standard errors {errors}. Held out: the quarter of points with the largest d, foretold "
+        f"averaged. \u00b1: standard errors, {errors}. Held out: the quarter of points with the largest d, foretold "
         "by a fit to the rest. | marks a peak."
     )

@@ -144,7 +144,9 @@ def handle(label: str, **how: Any) -> Any:
     return Line2D([], [], label=wrapped(label), **how)
 
 
-def place_labels(axis: Any, points: Sequence[tuple[float, float]], texts: Sequence[str], taken: Any = ()) -> None:
+def place_labels(
+    axis: Any, points: Sequence[tuple[float, float]], texts: Sequence[str], colours: Sequence[str], taken: Any = ()
+) -> None:
     """Write a text beside each point where it covers no other text, no point and nothing `taken`, if there is room.
 
     Greedy, in order: of eight places around its point each takes the one that covers least.
@@ -154,13 +156,10 @@ def place_labels(axis: Any, points: Sequence[tuple[float, float]], texts: Sequen
     renderer = figure.canvas.get_renderer()
     around = axis.get_window_extent(renderer)
     boxes = [_around(axis.transData.transform(p)) for p in (*points, *taken)]
-    for point, text in zip(points, texts, strict=True):
+    for point, text, colour in zip(points, texts, colours, strict=True):
         best = None
-        for dx, dy, ha, va in _PLACES:
-            label = axis.annotate(
-                text, point, (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=SMALL, color="#333333"
-            )
-            label.set_in_layout(False)
+        for place in _PLACES:
+            label = _label(axis, text, point, colour, place)
             box = label.get_window_extent(renderer)
             covered = sum(_common(box, other) for other in boxes) + 3 * (_area(box) - _common(box, around))
             if best is None or covered < best[0] - 1e-6:
@@ -171,6 +170,18 @@ def place_labels(axis: Any, points: Sequence[tuple[float, float]], texts: Sequen
                 label.remove()
         assert best is not None
         boxes.append(best[2])
+
+
+def _label(axis: Any, text: str, point: tuple[float, float], colour: str, place: tuple[int, int, str, str]) -> Any:
+    from matplotlib.patheffects import withStroke
+
+    dx, dy, ha, va = place
+    label = axis.annotate(
+        text, point, (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=SMALL, color=colour,
+        path_effects=[withStroke(linewidth=2, foreground="white")], zorder=5,
+    )  # fmt: skip
+    label.set_in_layout(False)
+    return label
 
 
 _PLACES = (

@@ -37,12 +37,11 @@ def draw(selection: Selection) -> Any:
 def _draw_matrix(axis: Any, rates: Array, names: Sequence[str]) -> None:
     """Draw win-rates (M, M) in per cent; the diagonal stays empty."""
     m = len(names)
-    axis.pcolormesh(np.arange(m + 1) - 0.5, np.arange(m + 1) - 0.5, rates, cmap="PuOr_r", vmin=0, vmax=1)
+    colours = axis.pcolormesh(np.arange(m + 1) - 0.5, np.arange(m + 1) - 0.5, rates, cmap="PuOr_r", vmin=0, vmax=1)
     for i, j in np.ndindex(m, m):
         if i != j:
-            dark = abs(rates[i, j] - 0.5) > 0.32
-            text = f"{100 * rates[i, j]:.0f}"
-            axis.text(j, i, text, ha="center", va="center", fontsize=SMALL, color="white" if dark else "black")
+            colour = "white" if luminance(colours.cmap(rates[i, j])) < 0.4 else "black"
+            axis.text(j, i, f"{100 * rates[i, j]:.0f}", ha="center", va="center", fontsize=SMALL, color=colour)
     axis.set_xlim(-0.5, m - 0.5)
     axis.set_ylim(m - 0.5, -0.5)
     names = [wrapped(name, NAME) for name in names]
@@ -52,6 +51,11 @@ def _draw_matrix(axis: Any, rates: Array, names: Sequence[str]) -> None:
     for spine in axis.spines.values():
         spine.set_visible(False)
     axis.tick_params(length=0)
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Return how bright red, green and blue look together, 0 to 1 (Rec. 709 weights)."""
+    return 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
 
 
 def _draw_ratings(axis: Any, found: Ratings, names: Sequence[str]) -> None:
