@@ -1,4 +1,4 @@
-"""Made-up run folders whose figures are the means of their samples: a method's gold reward as a known function of KL."""
+"""Made-up run folders whose figures are the means of their samples: gold reward is a known function of KL."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def table(
 
 @click.command()
 @click.option("--kind", default="frontier", show_default=True,
-              help="What to draw: frontier, cost, curves, overoptimization or wins; all of them with `all`.")  # fmt: skip
+              help="frontier, cost, curves, overoptimization or wins; all of them with `all`.")  # fmt: skip
 @click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
 @click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
 @click.option("--methods", help="Only these methods, separated by commas.")

@@ -17,6 +17,7 @@ from .table import Cell, Table
 
 QUANTITIES = {"kl": "nats of KL", "flops": "training FLOPs", "tokens": "tokens", "seconds": "training seconds"}
 COLUMNS = ["method", "seeds", "win-rate vs SFT [95 %]", "gold", "KL (nats)", "length", "train TFLOP", "between"]
+SAME = 1e-9  # values that differ by a smaller share are one: means are rounded
 FIGURES = ("win_rate", "gold", "kl", "length")
 
 
@@ -135,6 +136,7 @@ def _between(points: Sequence[Point], value: float) -> Between | str:
     """Return where a value lies on a sweep, or why that cannot be said."""
     if len(points) < 2:
         return f"one point, at {points[0].at:.4g}"
+    value = next((p.at for p in points if math.isclose(p.at, value, rel_tol=SAME)), value)
     if not points[0].at <= value <= points[-1].at:
         return f"not reached: its points lie at {_range(points)}"
     low = [p for p in points if p.at == max(q.at for q in points if q.at <= value)]
