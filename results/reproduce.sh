@@ -33,7 +33,7 @@ leash() {  # over-optimisation: without a KL penalty the proxy rises while gold 
     echo "--method ppo --suite summarization --set beta=$beta --snapshots 8 --results results/leash"
   done | together
   $HARNESS table --results results/leash --output results/leash.md
-  $HARNESS plot --results results/leash --output results/leash.png
+  $HARNESS plot --kind overoptimization --results results/leash --output results/leash.png
 }
 
 length() {  # length hacking: a labeller with a taste for length, and PPO with a weak and a strong penalty
@@ -41,7 +41,7 @@ length() {  # length hacking: a labeller with a taste for length, and PPO with a
     echo "--method ppo --suite summarization --suite-set labeller_bias=0.12 --set beta=$beta --snapshots 8 --results results/length"
   done | together
   $HARNESS table --results results/length --output results/length.md
-  $HARNESS plot --results results/length --output results/length.png
+  $HARNESS plot --kind overoptimization --results results/length --output results/length.png
 }
 
 methods() {  # one seed of every method on every embedded suite it can serve, and the controls

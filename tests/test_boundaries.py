@@ -20,7 +20,7 @@ LIGHT = (
     "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
     "report.select", "report.table", "report.commands", "report.sweeps", "report.match", "report.pictures",
-    "report.plots", "report.plots.style", "report.plots.frontier", "report.plots.cost", "report.plots.curves",
+    "report.plots.__init__", "report.plots.style", "report.plots.frontier", "report.plots.cost", "report.plots.curves",
     "report.plots.overoptimization", "report.plots.wins",
     "statistics.intervals", "statistics.compare", "statistics.aggregate", "statistics.power", "statistics.length",
     "statistics.rating", "statistics.overoptimization",

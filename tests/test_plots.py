@@ -324,6 +324,16 @@ def test_legends_cover_no_panel_and_no_note(kind, figures):
     ]
 
 
+def test_matplotlib_is_loaded_when_a_picture_is_drawn_and_not_before():
+    code = "import sys, harness.report.pictures, harness.report.match; print([m for m in sys.modules if m in NAMES])"
+    for names, expected in ((("matplotlib", "scipy"), "[]"), (("numpy",), "['numpy']")):
+        told = subprocess.run(
+            [sys.executable, "-c", f"NAMES = {names}; {code}"], capture_output=True, text=True,
+            env={**os.environ, **ENV, "PYTHONPATH": path()},
+        )  # fmt: skip
+        assert told.stdout.strip() == expected, told.stderr
+
+
 def test_no_two_rows_look_the_same():
     assert len({look(i) for i in range(140)}) == 140
     assert len({(look(i).marker, look(i).full) for i in range(20)}) == 20  # in grey too

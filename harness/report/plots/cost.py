@@ -47,13 +47,17 @@ def draw(selection: Selection) -> Any:
         raise NothingToDraw(f"No run of {selection.suite} is finished: there is no cost to draw.")
     wins = {row.name: win_rate_interval(scores_of(row)["win_rate"]) for s in found for row in s.rows}
     figure, axes = panels(2, 2, height(5.4, [s.told for s in found]))
-    for axis, label in zip(axes, PANELS, strict=True):
-        _draw_panel(axis, spots_of(found, wins, label))
+    shown = [spots_of(found, wins, label) for label in PANELS]
+    for axis, label, spots in zip(axes, PANELS, shown, strict=True):
+        _draw_panel(axis, spots)
         axis.set_xlabel(label)
     for axis in axes[::2]:
         axis.set_ylabel("gold win-rate over SFT")
     beside(figure, [handle(s.told, linestyle="", **look(i).point) for i, s in enumerate(found)])
     note(figure, _note(selection))
+    figure.draw_without_rendering()
+    for axis, spots in zip(axes, shown, strict=True):
+        _name_points(axis, spots)
     return figure
 
 
@@ -70,10 +74,8 @@ def spots_of(found: Sequence[Sweep], wins: dict[str, Estimate], label: str) -> l
 
 def _draw_panel(axis: Any, spots: Sequence[Spot]) -> None:
     """Draw win-rates against costs on a logarithmic axis; a cost of 0 stands left of it."""
-    positive = [spot.cost for spot in spots if spot.cost > 0]
-    least, most = (min(positive), max(positive)) if positive else (1.0, 1.0)
-    span = max(most / least, 1.2)
-    zero, free = least / span**0.25, len(positive) < len(spots)
+    least, most, zero, span = _scale(spots)
+    free = any(spot.cost == 0 for spot in spots)
     for spot in spots:
         win = spot.win
         axis.errorbar(
@@ -86,6 +88,19 @@ def _draw_panel(axis: Any, spots: Sequence[Spot]) -> None:
     if free:
         axis.axvline(least / span**0.12, color=GREY, linewidth=0.6, linestyle=":")
     _ticks(axis, least, most, [zero] if free else [])
+
+
+def _scale(spots: Sequence[Spot]) -> tuple[float, float, float, float]:
+    """Return the least and the most that is paid, where what costs nothing stands, and how many times the most is."""
+    positive = [spot.cost for spot in spots if spot.cost > 0]
+    least, most = (min(positive), max(positive)) if positive else (1.0, 1.0)
+    span = max(most / least, 1.2)
+    return least, most, least / span**0.25, span
+
+
+def _name_points(axis: Any, spots: Sequence[Spot]) -> None:
+    """Write beside the points of sweeps where on it they lie, unless there are too many."""
+    zero = _scale(spots)[2]
     several = [spot for spot in spots if len(spot.sweep.rows) > 1]
     if len(several) <= LABELS:
         where = [(spot.cost or zero, spot.win.mean) for spot in several]

@@ -120,6 +120,7 @@ def _name_points(axis: Any, found: Sequence[tuple[Sweep, Look, Sequence[Spot]]])
     several = [(s, how.colour, spot) for s, how, spots in found if len(spots) > 1 for spot in spots]
     if len(several) > LABELS:
         return
+    axis.figure.draw_without_rendering()
     taken = [(spot.kl.mean, spot.win.mean) for _, _, spots in found for spot in spots]
     points = [(spot.kl.mean, spot.win.mean) for _, _, spot in several]
     texts = [s.value(spot.row) for s, _, spot in several]

@@ -149,11 +149,10 @@ def place_labels(
 ) -> None:
     """Write a text beside each point where it covers no other text, no point and nothing `taken`, if there is room.
 
-    Greedy, in order: of eight places around its point each takes the one that covers least.
+    Greedy, in order: of eight places around its point each takes the one that covers least. The figure has to be laid
+    out before (`draw_without_rendering`), once for all its axes.
     """
-    figure = axis.figure
-    figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer()
+    renderer = axis.figure.canvas.get_renderer()
     around = axis.get_window_extent(renderer)
     boxes = [_around(axis.transData.transform(p)) for p in (*points, *taken)]
     for point, text, colour in zip(points, texts, colours, strict=True):
