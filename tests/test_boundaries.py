@@ -20,9 +20,11 @@ LIGHT = (
     "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
     "report.select", "report.table", "report.commands", "report.figures", "report.footnotes", "report.compare",
-    "report.side_by_side", "report.reproduce", "report.digests",
+    "report.side_by_side", "report.reproduce", "report.digests", "report.sweeps", "report.match", "report.pictures",
+    "report.plots.__init__", "report.plots.style", "report.plots.frontier", "report.plots.cost",
+    "report.plots.curves", "report.plots.overoptimization", "report.plots.wins",
     "statistics.intervals", "statistics.compare", "statistics.aggregate", "statistics.power", "statistics.length",
-    "statistics.rating",
+    "statistics.rating", "statistics.overoptimization",
     "study.file", "study.spaces", "study.cells", "study.state", "study.tune", "study.work", "study.show",
 )  # fmt: skip
 LATE = {  # third-party imports inside functions of plugins and suites
@@ -38,7 +40,9 @@ FLAGS = {
     "check": {"-s", "--suite", "--set", "--optimum-set", "--quick", "-o", "--output", "-p", "--plugin"},
     "new": {"--folder"},
     "list": {"-p", "--plugin"},
-    "plot": {"--results", "-s", "--suite", "-o", "--output", "--study"},
+    "plot": {
+        "--kind", "-s", "--suite", "--study", "--methods", "--where", "-o", "--output", "--results",
+    },
     "power": {"--prompts", "--seeds", "--effect", "--ties", "--seed-sd", "--prompt-share", "--correlation"},
     "run": {
         "-m", "--method", "-s", "--suite", "--set", "--suite-set", "--stage-set", "--labeller-set",

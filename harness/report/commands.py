@@ -64,19 +64,30 @@ def table(
 
 
 @click.command()
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option("--kind", default="frontier", show_default=True,
+              help="frontier, cost, curves, overoptimization or wins; all of them with `all`.")  # fmt: skip
 @click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="Where to; otherwise frontier.png below --results."
-)
 @click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
-def plot(results: Path, suite: str | None, output: Path | None, study_name: str | None) -> None:
-    """Draw win-rate against KL, and gold and proxy reward over training, of all runs of a suite."""
-    from .plots import frontier
+@click.option("--methods", help="Only these methods, separated by commas.")
+@click.option("--where", multiple=True, metavar="NAME=VALUE", help="Only runs with this value of an option.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path),
+    help="Where to: .png, .svg or .pdf; otherwise KIND.png below --results. With `all` -KIND is added to the name.",
+)  # fmt: skip
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+def plot(
+    kind: str, suite: str | None, study_name: str | None, methods: str | None, where: tuple[str, ...],
+    output: Path | None, results: Path,
+) -> None:  # fmt: skip
+    """Draw runs of a suite: win-rate against KL or cost, learning curves, over-optimisation, who beats whom."""
+    from ..options import parse_settings
+    from .pictures import draw_files
+    from .select import Filter
 
-    output = output or results / "frontier.png"
-    frontier(results, suite, output, study_name)
-    click.echo(f"wrote {output}")
+    chosen = [m.strip() for m in methods.split(",")] if methods else []
+    asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"))
+    for line in draw_files(results, asked, kind, output):
+        click.echo(line)
 
 
 @click.command()

@@ -18,7 +18,8 @@ import numpy as np
 
 from ..errors import UsageError, unknown
 from ..store import flatten, read_failure, read_result
-from .select import Filter, Record, Row, chosen, rows_of, samples_of, spec_of, text_of, unlike
+from ..study.file import text_of
+from .select import Filter, Record, Row, chosen, rows_of, samples_of, spec_of, unlike
 
 if TYPE_CHECKING:
     from ..statistics.compare import Comparison
