@@ -56,8 +56,8 @@ FLAGS = {
         "--dry-run", "--retry-failed", "-j", "--jobs", "--launcher", "--launcher-set", "--results", "-p", "--plugin",
     },
     "table": {
-        "-s", "--suite", "--methods", "--study", "--where", "--columns", "--each", "--mixed", "--format", "-o",
-        "--output", "--results", "-p", "--plugin",
+        "-s", "--suite", "--methods", "--study", "--where", "--match", "--columns", "--each", "--mixed", "--format",
+        "-o", "--output", "--results", "-p", "--plugin",
     },
 }  # fmt: skip
 

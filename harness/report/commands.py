@@ -33,6 +33,8 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
 @click.option("--where", multiple=True, metavar="NAME=VALUE",
               help="Only runs with this option: a method's, suite.NAME or stage.STAGE.NAME.")  # fmt: skip
+@click.option("--match", metavar="QUANTITY[=VALUE]",
+              help="Methods at an equal kl, flops, tokens or seconds, interpolated along their sweeps.")  # fmt: skip
 @click.option("--columns", default="", metavar="KEY,...", help="Only these columns, in this order.")
 @click.option("--each", is_flag=True, help="A row per run instead of one per method.")
 @click.option("--mixed", is_flag=True, help="Put runs of unlike ground side by side, with a footnote that says so.")
@@ -42,18 +44,23 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @plugin_files
 def table(
     registry: Registry, suite: str | None, methods: str | None, study_name: str | None, where: tuple[str, ...],
-    columns: str, each: bool, mixed: bool, style: str, output: Path | None, results: Path,
+    match: str | None, columns: str, each: bool, mixed: bool, style: str, output: Path | None, results: Path,
 ) -> None:  # fmt: skip
     """Put all runs of a suite side by side."""
     from ..files import write_text
     from ..options import parse_settings
+    from .match import matched, parse_match
     from .select import Filter, select
     from .tables import comparison
 
     reporter = registry.get("reporters", style)()
     chosen = [m.strip() for m in methods.split(",")] if methods else []
     asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"), each, mixed)
-    text = reporter.render(comparison(select(results, asked), [c.strip() for c in columns.split(",") if c.strip()]))
+    if match and (columns or each):
+        raise UsageError("--match has columns and rows of its own: leave --columns and --each out.")
+    selection = select(results, asked)
+    keys = [c.strip() for c in columns.split(",") if c.strip()]
+    text = reporter.render(matched(selection, *parse_match(match)) if match else comparison(selection, keys))
     if output is None:
         click.echo(text, nl=False)
     else:
