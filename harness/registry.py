@@ -150,7 +150,8 @@ def source_digest(cls: type[Any]) -> str:
         if name not in modules and getattr(sys.modules.get(name), "__file__", None):
             modules.add(name)
             queue += _imported(name)
-    return combined_digest(sorted(Path(sys.modules[name].__file__ or "") for name in modules))
+    files = (Path(sys.modules[name].__file__ or "") for name in modules)
+    return combined_digest(sorted(files, key=file_digest))  # in an order that no folder's name decides
 
 
 def _imported(name: str) -> list[str]:

@@ -174,7 +174,7 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
         stages=_resolve_stages([*layers, quick], parse_settings(request.stage_settings, "--stage-set")),
         budget=parse_budget(request.budget), asked=tuple(sorted(asked)), **request.fixed,
     )  # fmt: skip
-    return dataclasses.replace(spec, code=_code(spec, suite, method, registry))
+    return dataclasses.replace(spec, code=code_of(spec, suite, method, registry))
 
 
 def _labeller_options(name: str | None, settings: tuple[str, ...], registry: Registry) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _labeller_options(name: str | None, settings: tuple[str, ...], registry: Reg
     return _values(build(cls, asked, f"labeller {name}"))
 
 
-def _code(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> dict[str, str]:
+def code_of(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> dict[str, str]:
     """Return digests of all code and files that decide a run; a name that does not exist is refused here."""
     judge, labeller, own = spec.judge or suite.judge_name, spec.labeller or suite.labeller_name, method.labeller()
     asked = make_labeller(spec, suite, registry)

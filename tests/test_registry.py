@@ -4,7 +4,7 @@ import importlib
 import inspect
 import sys
 from importlib import metadata
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -362,6 +362,22 @@ def test_a_sibling_a_method_takes_something_from_is_part_of_its_digest(tmp_path,
     assert digest() == one
     (package / "helper.py").write_text("from .deeper import VALUE\n\n\ndef twice():\n    return 3 * VALUE\n")
     assert digest() != one
+
+
+def test_a_digest_does_not_depend_on_where_files_lie(monkeypatch, tmp_path):
+    text = "from harness_suites.summarization import Summarization\n\n\nclass Mine(Summarization):\n    name = 'mine'\n"
+    places, digests = ("/0/mine.py", "/zz/mine.py"), set()  # before and behind the packages in the order of paths
+    (tmp_path / "mine.py").write_text(text)
+    read = registry_module.file_digest
+    monkeypatch.setattr(registry_module, "file_digest", lambda f: read(tmp_path / "mine.py" if str(f) in places else f))
+    monkeypatch.setattr(registry_module, "_imported", lambda name: [])
+    for place in places:
+        module = ModuleType("placed")
+        module.__file__ = place
+        exec(compile(text, place, "exec"), vars(module))
+        monkeypatch.setitem(sys.modules, "placed", module)
+        digests.add(source_digest(module.Mine))
+    assert len(digests) == 1
 
 
 def test_a_class_that_lacks_what_its_contract_asks_is_broken(entry_point):
