@@ -354,7 +354,7 @@ def test_the_same_records_give_the_same_bytes(kind, style, small):
 
 def test_the_same_bytes_in_another_process_at_another_time(results, tmp_path):
     for name, more in (("a", {}), ("b", {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1"})):
-        (tmp_path / "matplotlibrc").write_text("font.size: 30\n" if name == "b" else "")  # a user's own settings
+        (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\n" if name == "b" else "")  # a user's own settings
         args = [sys.executable, "-m", "harness", "plot", "--results", str(results), "-o", str(tmp_path / f"{name}.svg")]
         done = subprocess.run(args, cwd=tmp_path, env={**os.environ, **ENV, **more, "PYTHONPATH": path()})
         assert done.returncode == 0
