@@ -183,6 +183,17 @@ def test_what_costs_nothing_stands_left_of_the_axis(figures):
     assert "come on top" in figures["cost"].get_supxlabel()
 
 
+@pytest.mark.parametrize("ratio", [1.0, 1.02, 1.5, 2.9, 3.1, 30.0, 1e4])
+def test_ticks_of_costs_are_apart(ratio, tmp_path):
+    for i, flops in enumerate((1e12, ratio * 1e12)):
+        run(tmp_path, "ppo", 0, 1.0, {"beta": 0.1 * (i + 1)}, cost={"flops": flops})
+    figure = drawn("cost", chosen(tmp_path))
+    axis, renderer = figure.axes[0], figure.canvas.get_renderer()
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent(renderer) for t in axis.get_xticklabels()]
+    assert boxes and not [1 for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+
+
 # -- curves ------------------------------------------------------------------------------------------------------------
 
 
