@@ -183,6 +183,17 @@ def test_what_costs_nothing_stands_left_of_the_axis(figures):
     assert "come on top" in figures["cost"].get_supxlabel()
 
 
+@pytest.mark.parametrize("ratio", [1.0, 1.02, 1.5, 2.9, 3.1, 30.0, 1e4])
+def test_ticks_of_costs_are_apart(ratio, tmp_path):
+    for i, flops in enumerate((1e12, ratio * 1e12)):
+        run(tmp_path, "ppo", 0, 1.0, {"beta": 0.1 * (i + 1)}, cost={"flops": flops})
+    figure = drawn("cost", chosen(tmp_path))
+    axis, renderer = figure.axes[0], figure.canvas.get_renderer()
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent(renderer) for t in axis.get_xticklabels()]
+    assert boxes and not [1 for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+
+
 # -- curves ------------------------------------------------------------------------------------------------------------
 
 
@@ -354,7 +365,7 @@ def test_the_same_records_give_the_same_bytes(kind, style, small):
 
 def test_the_same_bytes_in_another_process_at_another_time(results, tmp_path):
     for name, more in (("a", {}), ("b", {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1"})):
-        (tmp_path / "matplotlibrc").write_text("font.size: 30\n" if name == "b" else "")  # a user's own settings
+        (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\n" if name == "b" else "")  # a user's own settings
         args = [sys.executable, "-m", "harness", "plot", "--results", str(results), "-o", str(tmp_path / f"{name}.svg")]
         done = subprocess.run(args, cwd=tmp_path, env={**os.environ, **ENV, **more, "PYTHONPATH": path()})
         assert done.returncode == 0

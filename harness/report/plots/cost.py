@@ -117,7 +117,8 @@ def _ticks(axis: Any, least: float, most: float, zero: Sequence[float]) -> None:
     subs = (1.0, 2.0, 5.0) if span < MIDDLING else (1.0,)
     locator = MaxNLocator(4) if span < NARROW else LogLocator(subs=subs)
     room = max(span, 1.2) ** 0.1
-    ticks = {f"{t:g}": float(t) for t in locator.tick_values(least, most) if least / room <= t <= most * room}
+    low, high = least / room, most * room
+    ticks = {f"{t:g}": float(t) for t in locator.tick_values(low, high) if low <= t <= high}
     axis.set_xticks([*zero, *ticks.values()], [*["none"] * len(zero), *ticks])
     axis.xaxis.set_minor_locator(NullLocator())
 
