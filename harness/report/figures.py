@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import HarnessError
+from ..errors import HarnessError, UsageError
 from ..statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
 from ..statistics.length import length_controlled
 from .select import Record, Row, samples_of
@@ -38,9 +38,8 @@ def answers_of(row: Row) -> Answers:
     """Read the answers of a row's finished runs; refuse those that are not what the records were made from."""
     read = [_columns(r) for r in row.good]
     prompts = read[0]["prompt_id"]
-    for r, columns in zip(row.good, read, strict=True):
-        if columns["prompt_id"] != prompts:
-            raise HarnessError(f"{r['folder']}/samples.jsonl has other prompts than {row.good[0]['folder']}.")
+    if any(columns["prompt_id"] != prompts for columns in read):
+        raise UsageError(f"The seeds of {row.name} did not answer the same prompts: they cannot be one row.")
     names = [name for name in ("win", *MEANS) if all(c[name] is not None for c in read)]
     matrices = {name: np.array([c[name] for c in read], dtype=np.float64) for name in names}
     characters, sft = (np.array([c[key] for c in read], dtype=np.float64) for key in ("answer", "sft"))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UsageError
-from ..statistics.intervals import Array, matrix
-from .select import Row, samples_of
+from ..statistics.intervals import Array
+from .figures import answers_of
+from .select import Row
 
 Words = tuple[tuple[str, str], ...]
-FIGURES = {"win_rate": "win", "gold": "gold", "proxy": "proxy", "kl": "kl", "length": "length"}  # names in samples
 
 
 @dataclass(frozen=True)
@@ -85,21 +83,5 @@ def _swept(group: Sequence[Row]) -> tuple[str, ...]:
 
 
 def scores_of(row: Row) -> dict[str, Array]:
-    """Return {figure: scores (S seeds, P prompts)} of a row's finished runs, by seed and by prompt.
-
-    A figure that a run has not for every prompt (a proxy where nothing prefers) is left out. Raise UsageError where
-    the runs did not answer the same prompts.
-    """
-    runs = [sorted(samples_of(record), key=lambda s: str(s["prompt_id"])) for record in row.good]
-    prompts = [[s["prompt_id"] for s in run] for run in runs]
-    if any(ids != prompts[0] for ids in prompts):
-        raise UsageError(f"The seeds of {row.name} did not answer the same prompts: they cannot be one row.")
-    return {
-        figure: matrix([[float(s[name]) for s in run] for run in runs])
-        for figure, name in FIGURES.items()
-        if all(_known(s.get(name)) for run in runs for s in run)
-    }
-
-
-def _known(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
+    """Return {figure: scores (S seeds, P prompts)} of a row's finished runs, `win_rate` among them."""
+    return {"win_rate" if name == "win" else name: scores for name, scores in answers_of(row).figures.items()}
