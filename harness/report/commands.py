@@ -1,4 +1,4 @@
-"""Commands that read records: table, plot, power. Each imports what it needs when it is called."""
+"""Commands that read records: table, plot, report, power. Each imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -73,6 +73,27 @@ def plot(results: Path, suite: str | None, output: Path | None, study_name: str 
 
 
 @click.command()
+@click.argument("study", required=False)
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option("--suite", "-s", help="Only the runs of this suite.")
+@click.option("--prompts", type=click.IntRange(0), default=200, show_default=True,
+              help="Prompts of each suite in the sample browser, the first ones.")  # fmt: skip
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Where to; otherwise STUDY.html below --results.")
+def report(study: str | None, results: Path, suite: str | None, prompts: int, output: Path | None) -> None:
+    """Write one HTML page of a STUDY, or of all runs: tables, plots, samples, settings, provenance, citations."""
+    from ..files import write_text
+    from .page import page
+
+    output = output or results / f"{study or 'report'}.html"
+    text = page(results, study, suite, prompts)
+    try:
+        write_text(output, text)
+    except OSError as error:
+        raise Refused(f"Cannot write {output}: {error.strerror}.") from error
+    click.echo(f"wrote {output} ({len(text.encode()) / 1e6:.1f} MB)")
+
+
+@click.command()
 @click.option("--prompts", type=click.IntRange(2), default=512, show_default=True, help="Evaluated prompts.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Seeds of each method.")
 @click.option("--effect", type=click.FloatRange(0, 1, min_open=True),
@@ -100,4 +121,4 @@ def power(effect: float | None, **study: Any) -> None:
     click.echo(f"\n{assumptions(design)}")
 
 
-COMMANDS = (table, plot, power)
+COMMANDS = (table, plot, report, power)
