@@ -17,6 +17,7 @@ from harness.data import Job
 from harness.errors import UsageError
 from harness.files import make_folder, write_json
 from harness.registry import installed, load_file
+from harness.report.select import Filter, select
 from harness.report.tables import comparison
 from harness.spec import Request, resolve
 from harness.study.cells import expand
@@ -333,11 +334,11 @@ def test_a_tuned_study_from_nothing(tmp_path, forked):
         split = json.loads((folder / "result.json").read_text())["evaluation"]["split"]
         splits[split] = splits.get(split, 0) + 1
     assert splits == {"validation": 2, "test": 1 + (search["chosen"] > 0)}  # the test split once per final run
-    rows = [row[0] for row in comparison(tmp_path, study="tuned").rows]
+    rows = [row[0] for row in comparison(select(tmp_path, Filter(study="tuned"))).rows]
     wanted = ["dpo quick", "dpo (tuned) quick"] if search["chosen"] else ["dpo (default, tuned) quick"]
     assert sorted(rows) == sorted(wanted)
     with pytest.raises(UsageError, match="--study"):
-        comparison(tmp_path)  # negative control: trials and finals are not of one ground
+        comparison(select(tmp_path, Filter()))  # negative control: trials and finals are not of one ground
 
 
 # -- carried out -------------------------------------------------------------------------------------------------------
@@ -405,7 +406,10 @@ def test_amended_only_what_is_new_is_run(failing):
     assert done.code == 0 and done.err.count("begin") == 2 and "3 done" in done.out, done.text
     assert all(f.stat().st_mtime_ns == at for f, at in before.items())
     assert "dpo on small ended by itself before its budget: 3 steps left" in done.out
-    assert [row[:2] for row in comparison(where, study="study").rows] == [["sft quick", "1"], ["dpo quick", "2"]]
+    assert [row[:2] for row in comparison(select(where, Filter(study="study"))).rows] == [
+        ["sft quick", "1"],
+        ["dpo quick", "2"],
+    ]
     (folder,) = {c["folder"] for c in json.loads((where / "studies/study/cells.json").read_text()) if c["seed"] == 1}
     cost = json.loads((where / folder / "result.json").read_text())["cost"]
     assert cost["budget_used"]["steps"] == 6 and cost["budget_left"] == {"steps": 3}
@@ -501,7 +505,7 @@ def test_killed_and_in_parallel_a_study_ends_in_the_bytes_of_a_serial_one(tmp_pa
     assert done.code == 0 and "4 done" in done.out, done.text
     assert results_of(parallel) == results_of(serial)
     assert len(set(results_of(serial)[1])) == 4  # negative control: what is compared tells runs apart
-    tables = [comparison(where, study="pair") for where in (parallel, serial)]
+    tables = [comparison(select(where, Filter(study="pair"))) for where in (parallel, serial)]
     told = [i for i, name in enumerate(tables[0].columns) if name not in ("train s / CPU s", "peak MiB")]
     tables = [[[row[i] for i in told] for row in table.rows] for table in tables]
     assert tables[0] == tables[1] and len(tables[0]) == 2 and len(told) > 8

@@ -9,14 +9,24 @@ import pytest
 from harness_plugins.reporters import CSV, Markdown
 
 from harness.errors import HarnessError, UsageError
+from harness.report.select import Filter, select
 from harness.report.table import Table
-from harness.report.tables import COLUMNS, comparison, row_names
+from harness.report.tables import COLUMNS, comparison
 
 from .tools import GROUND, failure, put, record
 
 
 def table(results, *records, **asked):
-    return comparison(put(results, *records), **asked)
+    return of(put(results, *records), **asked)
+
+
+def of(results, *suite, **asked):
+    """The comparison of what lies below a folder."""
+    return comparison(select(results, Filter(*suite, **asked)))
+
+
+def texts(made):
+    return [[str(cell) for cell in row] for row in texts(made)]
 
 
 def parsed(made):
@@ -25,12 +35,12 @@ def parsed(made):
 
 def test_rows_sft_first_then_by_strength(tmp_path):
     made = table(tmp_path, record("dpo", win=0.6), record("ppo", win=0.8), record("sft", win=0.5))
-    assert [row[0] for row in made.rows] == ["sft", "ppo", "dpo"]
+    assert [row[0] for row in texts(made)] == ["sft", "ppo", "dpo"]
     unused = {"accuracy", "verifier queries", "AI labels", "queries / answer"}  # no row says anything there
-    assert made.columns == [name for name in COLUMNS if name not in unused]
-    assert all(len(row) == len(made.columns) for row in made.rows)
+    assert made.columns == [c.title for c in COLUMNS if c.title not in unused]
+    assert all(len(row) == len(made.columns) for row in texts(made))
     assert made.title == "toy: 64 test prompts, one answer each at T=1"
-    row = dict(zip(made.columns, made.rows[2], strict=True))
+    row = dict(zip(made.columns, texts(made)[2], strict=True))
     assert row["win-rate vs SFT [95 %]"] == "0.600 [0.550, 0.650]" and row["KL (nats)"] == "5.12"
     assert row["tokens gen. / trained"] == "1 k / 2.5 k" and row["labels"] == "720" and row["seeds"] == "1"
     assert row["models held (params)"] == "policy (300 k)" and row["peak MiB"] == "512"
@@ -38,12 +48,12 @@ def test_rows_sft_first_then_by_strength(tmp_path):
 
 def test_each_run_can_have_a_row_of_its_own(tmp_path):
     put(tmp_path, record("dpo", win=0.6), record("dpo", seed=1, win=0.8), record("sft", win=0.5))
-    assert [row[:3] for row in comparison(tmp_path).rows] == [
-        ["sft", "1", "0.500 [0.450, 0.550]"], ["dpo", "2", comparison(tmp_path).rows[1][2]]
+    assert [row[:3] for row in of(tmp_path).rows] == [
+        ["sft", "1", "0.500 [0.450, 0.550]"], ["dpo", "2", of(tmp_path).rows[1][2]]
     ]  # fmt: skip
-    made = comparison(tmp_path, each=True)
-    assert [row[0] for row in made.rows] == ["sft, seed 0", "dpo, seed 1", "dpo, seed 0"]
-    assert made.rows[1][2] == "0.800 [0.750, 0.850]" and "One seed per row" in made.notes[-1]
+    made = of(tmp_path, each=True)
+    assert [row[0] for row in texts(made)] == ["sft, seed 0", "dpo, seed 1", "dpo, seed 0"]
+    assert texts(made)[1][2] == "0.800 [0.750, 0.850]" and "One seed per row" in made.notes[-1]
 
 
 def test_one_seed_keeps_its_interval_over_prompts(tmp_path):
@@ -88,7 +98,7 @@ def test_ground_that_one_run_lacks_is_refused(tmp_path):
 def test_methods_can_be_chosen_out_of_mixed_ground(tmp_path):
     mixed = [record("dpo"), record("ppo"), record("sft", ground=GROUND | {"judge": "other/1"})]
     made = table(tmp_path, *mixed, methods=["ppo", "dpo"])
-    assert [row[0] for row in made.rows] == ["dpo", "ppo"]
+    assert [row[0] for row in texts(made)] == ["dpo", "ppo"]
 
 
 def test_an_unknown_method_is_refused(tmp_path):
@@ -98,23 +108,23 @@ def test_an_unknown_method_is_refused(tmp_path):
 
 def test_a_failed_seed_is_counted(tmp_path):
     made = table(tmp_path, record(seed=0), record(seed=1), failure(seed=2))
-    (cells,) = made.rows
+    (cells,) = texts(made)
     assert cells[1] == "2/3" and cells[2].startswith("0.600")
     assert made.plain[0]["failed"] == 1
 
 
 def test_a_row_of_failures_says_why(tmp_path):
     made = table(tmp_path, record("ppo"), failure("dpo"))
-    assert [row[0] for row in made.rows] == ["ppo", "dpo"]
-    assert made.rows[1][:3] == ["dpo", "0/1", "failed: The loss is nan at optimiser step 3."]
-    assert len(made.rows[1]) == len(made.columns)
+    assert [row[0] for row in texts(made)] == ["ppo", "dpo"]
+    assert texts(made)[1][:3] == ["dpo", "0/1", "failed: The loss is nan at optimiser step 3."]
+    assert len(texts(made)[1]) == len(made.columns)
     assert "failed: The loss" in Markdown().render(made)
     assert parsed(made)[1]["failure"] == "The loss is nan at optimiser step 3."
 
 
 def test_only_failures_make_a_table_too(tmp_path):
     made = table(tmp_path, failure("dpo"))
-    assert made.rows[0][1] == "0/1" and "no finished run" in made.title
+    assert texts(made)[0][1] == "0/1" and "no finished run" in made.title
 
 
 def test_the_newest_of_one_recipe_and_seed_counts(tmp_path):
@@ -137,7 +147,7 @@ def test_rows_of_one_method_are_told_apart_by_their_options(tmp_path):
         tmp_path, record(recipe="r1", options={"beta": 0.1, "epochs": 1.0}, win=0.7),
         record(recipe="r2", options={"beta": 0.5, "epochs": 1.0}, win=0.6), record("ppo", win=0.5),
     )  # fmt: skip
-    assert [row[0] for row in made.rows] == ["dpo (beta=0.1)", "dpo (beta=0.5)", "ppo"]
+    assert [row[0] for row in texts(made)] == ["dpo (beta=0.1)", "dpo (beta=0.5)", "ppo"]
 
 
 def test_options_that_followed_from_what_was_asked_for_are_not_told(tmp_path):
@@ -145,7 +155,7 @@ def test_options_that_followed_from_what_was_asked_for_are_not_told(tmp_path):
         tmp_path, record(recipe="r1", options={"optimiser": "ppo", "beta": 0.1, "steps": 50}, win=0.7, asked=[]),
         record(recipe="r2", options={"optimiser": "dpo", "beta": 0.3, "steps": 9}, win=0.6, asked=["optimiser"]),
     )  # fmt: skip
-    assert [row[0] for row in made.rows] == ["dpo", "dpo (optimiser=dpo)"]
+    assert [row[0] for row in texts(made)] == ["dpo", "dpo (optimiser=dpo)"]
 
 
 def test_every_record_is_named_as_its_row():
@@ -155,28 +165,28 @@ def test_every_record_is_named_as_its_row():
 
 def test_rows_that_differ_elsewhere_show_their_recipe(tmp_path):
     made = table(tmp_path, record(recipe="aaaa1", win=0.7), record(recipe="bbbb2", win=0.6))
-    assert [row[0] for row in made.rows] == ["dpo [aaaa]", "dpo [bbbb]"]
+    assert [row[0] for row in texts(made)] == ["dpo [aaaa]", "dpo [bbbb]"]
 
 
 def test_an_estimated_kl_is_marked(tmp_path):
     best = record("best_of_n")
     best["evaluation"] |= {"kl_estimator": "best-of-n level mass", "kl_bound": 0.636}
     made = table(tmp_path, best)
-    assert made.rows[0][5] == "5.12 (est.)" and any("= 0.64 bounds it" in note for note in made.notes)
+    assert texts(made)[0][5] == "5.12 (est.)" and any("= 0.64 bounds it" in note for note in made.notes)
 
 
 def test_several_suites_need_a_name(tmp_path):
     put(tmp_path, record(), record(suite="other", recipe="dpo-on-other"))
     with pytest.raises(UsageError, match="Name one suite with --suite: there are runs of other, toy"):
-        comparison(tmp_path)
-    assert comparison(tmp_path, "other").title.startswith("other")
+        of(tmp_path)
+    assert of(tmp_path, "other").title.startswith("other")
     with pytest.raises(UsageError, match="other, toy"):
-        comparison(tmp_path, "nosuch")
+        of(tmp_path, "nosuch")
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path):
     with pytest.raises(UsageError, match="no (finished )?run below .* harness run"):
-        comparison(tmp_path)
+        of(tmp_path)
 
 
 def test_a_newer_schema_is_refused(tmp_path):
@@ -227,4 +237,4 @@ def test_csv_of_rows_and_failures_has_one_header(tmp_path):
 def test_a_table_is_a_pure_function_of_its_records(tmp_path):
     first = put(tmp_path / "a", record("dpo"), record("ppo", win=0.7))
     again = put(tmp_path / "b", record("ppo", win=0.7), record("dpo"))
-    assert Markdown().render(comparison(first)) == Markdown().render(comparison(again))
+    assert Markdown().render(of(first)) == Markdown().render(of(again))

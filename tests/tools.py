@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import harness
 from harness.files import write_json
 from harness.meter import Cost
+from harness.store import write_rows
 
 ROOT = Path(harness.__file__).parent.parent
 ENV = {
@@ -304,4 +305,22 @@ def put(results: Path, *records: dict[str, Any]) -> Path:
         folder = parent / f"seed{r['seed']}-{number:012d}"
         folder.mkdir(parents=True)
         write_json(folder / ("failure.json" if "failure" in r else "result.json"), r)
+        if "failure" not in r:
+            write_rows(folder / "samples.jsonl", samples(r))
+            write_json(folder / "spec.json", {"stages": {}, "budget": {}})
+            versions = {"torch": "2.13.0", "transformers": "5.23.0"}
+            write_json(folder / "provenance.json", {"versions": versions, "code": {"harness": "ab", "method": "cd"}})
     return results
+
+
+def samples(r: dict[str, Any]) -> list[dict[str, Any]]:
+    """Answers whose figures have the means of a record; other ones for each seed."""
+    told, n = r["evaluation"], r["evaluation"]["prompts"]
+    rows = []
+    for i in range(n):
+        sign = 1 if (i + r["seed"]) % 4 < 2 else -1
+        win = told["win_rate"]["mean"]
+        row = {"prompt_id": f"test/{i}", "prompt": f"prompt {i}", "answer": "word " * (i % 5 + 1), "ended": True}
+        row |= {"win": win + sign * min(win, 1 - win), "sft": "some words", "sft_gold": told["reference_gold"]}
+        rows.append(row | {f: told[f]["mean"] + sign * 0.5 for f in ("gold", "proxy", "kl", "length") if f in told})
+    return rows

@@ -31,22 +31,29 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
 @click.option("--methods", help="Only these methods, separated by commas.")
 @click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
+@click.option("--where", multiple=True, metavar="NAME=VALUE",
+              help="Only runs with this option: a method's, suite.NAME or stage.STAGE.NAME.")  # fmt: skip
+@click.option("--columns", default="", metavar="KEY,...", help="Only these columns, in this order.")
 @click.option("--each", is_flag=True, help="A row per run instead of one per method.")
+@click.option("--mixed", is_flag=True, help="Put runs of unlike ground side by side, with a footnote that says so.")
 @click.option("--format", "style", default="md", show_default=True, help="The table format: a registered reporter.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of the screen.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
 @plugin_files
 def table(
-    registry: Registry, suite: str | None, methods: str | None, study_name: str | None, each: bool, style: str,
-    output: Path | None, results: Path,
+    registry: Registry, suite: str | None, methods: str | None, study_name: str | None, where: tuple[str, ...],
+    columns: str, each: bool, mixed: bool, style: str, output: Path | None, results: Path,
 ) -> None:  # fmt: skip
     """Put all runs of a suite side by side."""
     from ..files import write_text
+    from ..options import parse_settings
+    from .select import Filter, select
     from .tables import comparison
 
     reporter = registry.get("reporters", style)()
     chosen = [m.strip() for m in methods.split(",")] if methods else []
-    text = reporter.render(comparison(results, suite, chosen, each, study_name))
+    asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"), each, mixed)
+    text = reporter.render(comparison(select(results, asked), [c.strip() for c in columns.split(",") if c.strip()]))
     if output is None:
         click.echo(text, nl=False)
     else:

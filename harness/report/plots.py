@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Refused, UsageError
-from .tables import check_ground, row_names, select
+from .select import Filter, Record, rows_of
+from .select import select as choose
 
 MARKERS = "osD^vP*X<>"
 # Okabe and Ito's colours: the colour-blind can tell them apart
@@ -22,9 +23,7 @@ def frontier(results: Path, suite: str | None, output: Path, study: str | None =
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    _, records = select(results, suite, study)
-    good = [r for r in records if "failure" not in r]
-    check_ground(good)
+    good = choose(results, Filter(suite, study)).good
     if not good:
         raise UsageError(f"There is no finished run below {results} to draw.")
     curves = [r for r in good if r["evaluation"].get("curve")]
@@ -41,8 +40,8 @@ def frontier(results: Path, suite: str | None, output: Path, study: str | None =
     pyplot.close(figure)
 
 
-def _draw_frontier(axis: Any, records: list[dict[str, Any]]) -> None:
-    labels = row_names(records)
+def _draw_frontier(axis: Any, records: list[Record]) -> None:
+    labels = _names(records)
     for i, label in enumerate(dict.fromkeys(labels)):
         for j, r in enumerate(r for r, own in zip(records, labels, strict=True) if own == label):
             e = r["evaluation"]
@@ -60,9 +59,9 @@ def _draw_frontier(axis: Any, records: list[dict[str, Any]]) -> None:
     axis.legend(fontsize=7, **({} if few else beside))
 
 
-def _draw_curves(reward: Any, length: Any, records: list[dict[str, Any]]) -> None:
+def _draw_curves(reward: Any, length: Any, records: list[Record]) -> None:
     """Draw gold and proxy, and the length of answers, from the start checkpoint (KL 0) along training."""
-    for i, (r, label) in enumerate(zip(records, row_names(records), strict=True)):
+    for i, (r, label) in enumerate(zip(records, _names(records), strict=True)):
         e = r["evaluation"]
         names = [name for name in ("gold", "proxy", "length") if f"reference_{name}" in e]
         points = [{"kl": 0.0} | {name: e[f"reference_{name}"] for name in names}, *e["curve"]]
@@ -76,3 +75,8 @@ def _draw_curves(reward: Any, length: Any, records: list[dict[str, Any]]) -> Non
         axis.set_xlabel("sqrt(KL), along training")
         axis.set_ylabel(name)
         axis.legend(fontsize=7, handlelength=4)
+
+
+def _names(records: list[Record]) -> list[str]:
+    names = {r["folder"]: row.name for row in rows_of(records) for r in row.records}
+    return [names[r["folder"]] for r in records]

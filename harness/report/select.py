@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..store import flatten, read_rows, runs
 from ..study.state import Place, places_of
 
 Record = Mapping[str, Any]
+CODE = {"the harness's code": "harness", "the code of it": "method"}  # digests in a run's provenance
 
 
 @dataclass(frozen=True)
@@ -157,25 +159,45 @@ def samples_of(record: Record) -> list[dict[str, Any]]:
 
 
 def check_ground(records: Sequence[Record]) -> None:
-    """Raise UsageError when runs were not made on identical ground, naming what differs."""
+    """Raise UsageError when runs were not made on identical ground, or by unlike code, naming what differs."""
     for name, values in unlike(records).items():
         told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
         raise UsageError(
             f"These runs differ in {name} and cannot stand in one table ({told}). Choose with --methods, --where or "
-            f"--study, or keep runs of unlike ground under different --results folders."
+            f"--study, run the old ones again, or keep runs of unlike ground under different --results folders; "
+            f"--mixed puts them side by side with a footnote."
         )
 
 
 def unlike(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
     """Return what runs differ in though they should not: {name: {value: who}}."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for name in dict.fromkeys(key for r in records for key in r["ground"]):
-        values: dict[str, list[str]] = {}
-        for r in records:
-            values.setdefault(str(r["ground"].get(name)), []).append(f"{r.get('label', r['method'])} seed {r['seed']}")
-        if len(values) > 1:
-            found[name] = values
+    grounds = [{**r["ground"], **_made_with(r)} for r in records]
+    names = dict.fromkeys(name for ground in grounds for name in ground if name != "the code of it")
+    found = {name: _by_value(records, [g.get(name) for g in grounds]) for name in names}
+    rows: dict[str, list[int]] = {}
+    for i, r in enumerate(records):
+        rows.setdefault(r["recipe"], []).append(i)
+    for recipe, mine in rows.items():  # seeds of a row are of one code
+        codes = [grounds[i].get("the code of it") for i in mine]
+        found[f"the code of {records[mine[0]]['method']} ({recipe})"] = _by_value([records[i] for i in mine], codes)
+    return {name: values for name, values in found.items() if len(values) > 1}
+
+
+def _by_value(records: Sequence[Record], values: Sequence[Any]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for r, value in zip(records, values, strict=True):
+        found.setdefault(str(value), []).append(f"{r.get('label', r['method'])} seed {r['seed']}")
     return found
+
+
+def _made_with(record: Record) -> dict[str, str]:
+    """Return the versions that can change a run's figures: of the harness's code, its method's, and two libraries'."""
+    if not (Path(record["folder"]) / "provenance.json").is_file():
+        return {"provenance": "none"}
+    made = provenance_of(record)
+    versions = {name: str(made["versions"].get(name)) for name in ("torch", "transformers")}
+    code = {name: str(made["code"].get(key))[:12] for name, key in CODE.items()}
+    return versions | code
 
 
 def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -210,15 +232,23 @@ def _strength(row: Row) -> float:
 
 def _row_names(groups: Mapping[tuple[str, str], Sequence[Record]]) -> dict[tuple[str, str], str]:
     """Return row labels: the method, and where it stands several times, the options asked for in which rows differ."""
+    differing = {method: _differing(groups, method) for method in {key[0] for key in groups}}
     names = {}
-    for key in groups:
-        same = [groups[k][0] for k in groups if k[0] == key[0]]
-        mine = groups[key][0]["options"]
-        differing = [o for o in mine if len({repr(r["options"].get(o)) for r in same}) > 1]
-        asked = groups[key][0].get("asked", differing)  # the rest followed from these
-        told = ", ".join(f"{o}={mine[o]}" for o in differing if o in asked)
-        quick = " quick" if groups[key][0].get("quick") else ""
-        name = groups[key][0].get("label")  # a study's own word
+    for key, group in groups.items():
+        mine, asked = group[0]["options"], group[0].get("asked")  # the rest followed from these
+        told = ", ".join(f"{o}={mine[o]}" for o in mine if o in differing[key[0]] and (asked is None or o in asked))
+        quick = " quick" if group[0].get("quick") else ""
+        name = group[0].get("label")  # a study's own word
         names[key] = f"{name or key[0]}{quick}" + (f" ({told})" if told and not name else "")
-    duplicates = [n for n in names.values() if list(names.values()).count(n) > 1]
-    return {key: f"{name} [{key[1][:4]}]" if name in duplicates else name for key, name in names.items()}
+    count = Counter(names.values())
+    return {key: f"{name} [{key[1][:4]}]" if count[name] > 1 else name for key, name in names.items()}
+
+
+def _differing(groups: Mapping[tuple[str, str], Sequence[Record]], method: str) -> set[str]:
+    """Return the options that are not the same in all rows of a method."""
+    values: dict[str, set[str]] = {}
+    rows = [group[0]["options"] for key, group in groups.items() if key[0] == method]
+    for options in rows:
+        for name in options:
+            values.setdefault(name, set()).add(repr(options[name]))
+    return {n for n, found in values.items() if len(found) > 1 or sum(n in options for options in rows) < len(rows)}

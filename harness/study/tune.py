@@ -88,6 +88,7 @@ def tune_json(tune: Tune, choices: Sequence[Choice]) -> dict[str, Any]:
     told = [
         {
             "method": c.search.entry.label, "suite": c.search.cells[0].spec.suite_name, "chosen": c.chosen,
+            "row": c.label if c.chosen else c.search.entry.label,  # where the settings stand that were chosen
             "trials": [
                 {"options": dict(point), "fingerprint": cell.fingerprint, "folder": str(cell.spec.folder),
                  "status": state.kind or state.status, tune.select: figure}

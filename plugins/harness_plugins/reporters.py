@@ -1,9 +1,11 @@
-"""Table formats: Markdown for people, CSV (unrounded) for programs."""
+"""Table formats: Markdown for people, CSV (unrounded) for programs, LaTeX for papers, HTML for pages."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
+from html import escape
 
 from harness import hookimpl
 from harness.contracts import Reporter
@@ -15,13 +17,21 @@ class Markdown(Reporter):
     name, suffix = "md", ".md"
 
     def render(self, table):
-        """Return the table with aligned columns."""
-        rows = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in [table.columns, *table.rows]]
+        """Return the table with aligned columns; bold is `**0.61**`, and the best mean `***0.61***`."""
+        rows = [[_line(name).replace("|", "\\|") for name in table.columns]]
+        rows += [[self._cell(cell) for cell in row] for row in table.rows]
         widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
         lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
         rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-        notes = [f"\n{note}" for note in table.notes]
-        return "\n".join([f"**{table.title}**\n", lines[0], rule, *lines[1:], *notes]) + "\n"
+        marked = [f"({mark}) {text}" for mark, text in table.footnotes.items()]
+        notes = [f"\n{_line(note)}" for note in (*filter(None, [table.caption]), *marked, *table.notes)]
+        return "\n".join([f"**{_line(table.title)}**\n", lines[0], rule, *lines[1:], *notes]) + "\n"
+
+    def _cell(self, cell):
+        text = _line(cell.text).replace("|", "\\|")
+        stars = "*" * (2 * cell.bold + cell.best)
+        marks = f"({', '.join(cell.marks)})" if cell.marks else ""
+        return " ".join(filter(None, [f"{stars}{text}{stars}" if text else "", cell.interval, marks]))
 
 
 class CSV(Reporter):
@@ -39,7 +49,130 @@ class CSV(Reporter):
         return stream.getvalue()
 
 
+class LaTeX(Reporter):
+    r"""A booktabs table: `\input` it in a paper that loads booktabs and graphicx, or compile it alone."""
+
+    name, suffix = "latex", ".tex"
+
+    # After \begin{document} \@nodocument is \relax: then this is part of a paper, otherwise a document of its own.
+    BEGIN = r"""\makeatletter\ifx\@nodocument\relax\def\harnessend{}\else
+\documentclass{article}\usepackage[margin=15mm]{geometry}\usepackage{booktabs,graphicx}
+\def\harnessend{\end{document}}\begin{document}\fi\makeatother
+"""
+    ROWS = r"""\begin{table}[htbp]
+\centering
+\caption{%(caption)s}
+\smallskip
+\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%%
+\begin{tabular}{%(columns)s}
+\toprule
+%(head)s \\
+\midrule
+%(rows)s
+\bottomrule
+\end{tabular}}
+%(notes)s\end{table}
+\harnessend
+"""
+
+    def render(self, table):
+        """Return a file that compiles alone and inside a paper; a comment after each row names its runs."""
+        runs = [f"  % {' '.join(_line(r) for r in row)}" if row else "" for row in table.runs]
+        runs += [""] * (len(table.rows) - len(runs))
+        lines = [
+            " & ".join(self._cell(cell) for cell in row) + r" \\" + behind
+            for row, behind in zip(table.rows, runs, strict=True)
+        ]
+        marked = [f"$^{{\\mathrm{{{mark}}}}}$ {latex(text)}" for mark, text in table.footnotes.items()]
+        notes = "\\par\n".join([*marked, *map(latex, table.notes)])
+        below = f"\\par\\smallskip\n\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{notes}\n\\end{{minipage}}\n"
+        filled = self.ROWS % {
+            "caption": latex(table.caption or table.title),
+            "columns": "l" + "r" * (len(table.columns) - 1), "head": " & ".join(map(latex, table.columns)),
+            "rows": "\n".join(lines), "notes": below if notes else "",
+        }  # fmt: skip
+        return f"% {_line(table.title)}\n{self.BEGIN}{filled}"
+
+    def _cell(self, cell):
+        text = latex(cell.text)
+        text = f"\\textit{{{text}}}" if cell.best else text
+        text = f"\\textbf{{{text}}}" if cell.bold else text
+        marks = f"$^{{\\mathrm{{{','.join(cell.marks)}}}}}$" if cell.marks else ""
+        return text + (f" {{\\scriptsize {latex(cell.interval)}}}" if cell.interval else "") + marks
+
+
+class HTML(Reporter):
+    """A page of its own with the table; every row says which runs are behind it."""
+
+    name, suffix = "html", ".html"
+
+    PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem; padding: 0 1rem; color: #1b1f24 }}
+div {{ overflow-x: auto }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+th, td {{ padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #d8dee4 }}
+th:first-child, td:first-child {{ text-align: left }} .best {{ font-style: italic; text-decoration: underline }}
+small {{ color: #57606a }} caption {{ caption-side: bottom; text-align: left; padding-top: .8rem }}
+</style>
+<h1>{title}</h1>
+{table}
+</html>
+"""
+
+    def render(self, table):
+        """Return the page; all text in it is escaped."""
+        return self.PAGE.format(title=escape(table.title), table=self.body(table))
+
+    def body(self, table):
+        """Return the table alone, with its caption and notes."""
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
+        runs = [*table.runs, *([()] * (len(table.rows) - len(table.runs)))]
+        rows = "\n".join(
+            f'<tr title="{escape(" ".join(behind))}">' + "".join(map(self._cell, row)) + "</tr>"
+            for row, behind in zip(table.rows, runs, strict=True)
+        )
+        marked = [f"<sup>{mark}</sup> {escape(text)}" for mark, text in table.footnotes.items()]
+        notes = "".join(f"<p><small>{note}</small></p>\n" for note in (*marked, *map(escape, table.notes)))
+        caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+        return f"<div><table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n{notes}"
+
+    def _cell(self, cell):
+        text = escape(cell.text)
+        text = f'<span class="best">{text}</span>' if cell.best else text
+        text = f"<strong>{text}</strong>" if cell.bold else text
+        interval = f" <small>{escape(cell.interval)}</small>" if cell.interval else ""
+        return f"<td>{text}{interval}{''.join(f'<sup>{escape(mark)}</sup>' for mark in cell.marks)}</td>"
+
+
+SPECIAL = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}",
+} | {
+    letter: f"$\\{name}$"
+    for letter, name in zip(
+        "αβγδεζηθικλμνξπρστυφχψω",
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
+        "omega".split(),
+        strict=True,
+    )
+}  # fmt: skip
+NEGATIVE = re.compile(r"(?<![\w}.])-(?=\d)")
+ORDINARY = re.compile(r"[ -~\u00c0-\u00ff]")  # what pdflatex sets as it stands
+
+
+def latex(text):
+    """Return text that LaTeX sets as it reads; a character that pdflatex does not know is named by its number."""
+    set_as = (SPECIAL.get(c) or (c if ORDINARY.match(c) else f"[U+{ord(c):04X}]") for c in _line(text))
+    return NEGATIVE.sub("$-$", "".join(set_as).replace("--", "-{}-"))  # no ligature to a dash, and a minus for numbers
+
+
+def _line(text):
+    return " ".join(str(text).split())
+
+
 @hookimpl
 def register_reporters(register):
-    register(Markdown)
-    register(CSV)
+    for reporter in (Markdown, CSV, LaTeX, HTML):
+        register(reporter)

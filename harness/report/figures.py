@@ -1,0 +1,113 @@
+"""The unrounded figures of a table's row, with intervals from the answers behind them. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from ..errors import HarnessError
+from ..statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
+from ..statistics.length import length_controlled
+from .select import Record, Row, samples_of
+
+MEANS = ("gold", "proxy", "kl", "length")  # figures that every answer has one of, beside the win-rate
+AGREE = 1e-6  # how far a record's mean may be from that of its answers
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the runs of a row answered, in numbers: (S, P), a row per seed, a column per prompt."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    figures: Mapping[str, Array]  # win, and of MEANS what there is
+    characters: Array  # length of the answer
+    sft_characters: Array  # of SFT's answer to the same prompt
+
+    @property
+    def win(self) -> Array:
+        """Scores against SFT: 1 a win, 0.5 a tie, 0 a loss."""
+        return self.figures["win"]
+
+
+def answers_of(row: Row) -> Answers:
+    """Read the answers of a row's finished runs; refuse those that are not what the records were made from."""
+    read = [_columns(r) for r in row.good]
+    prompts = read[0]["prompt_id"]
+    for r, columns in zip(row.good, read, strict=True):
+        if columns["prompt_id"] != prompts:
+            raise HarnessError(f"{r['folder']}/samples.jsonl has other prompts than {row.good[0]['folder']}.")
+    names = [name for name in ("win", *MEANS) if all(c[name] is not None for c in read)]
+    matrices = {name: np.array([c[name] for c in read], dtype=np.float64) for name in names}
+    characters, sft = (np.array([c[key] for c in read], dtype=np.float64) for key in ("answer", "sft"))
+    return Answers(tuple(prompts), tuple(r["seed"] for r in row.good), matrices, characters, sft)
+
+
+def _columns(record: Record) -> dict[str, Any]:
+    samples = samples_of(record)
+    columns: dict[str, Any] = {name: _column(samples, name) for name in ("win", *MEANS)}
+    means = {"win": record["evaluation"]["win_rate"]} | {name: record["evaluation"].get(name) for name in MEANS}
+    for name, told in means.items():
+        if columns[name] is not None and told is not None and abs(fmean(columns[name]) - told["mean"]) > AGREE:
+            raise HarnessError(
+                f"{record['folder']}: the mean of {name} in samples.jsonl is {fmean(columns[name]):.6g}, and "
+                f"result.json says {told['mean']:.6g}. One of them was changed: delete the folder and run again."
+            )
+    return columns | {
+        "prompt_id": [s["prompt_id"] for s in samples],
+        "answer": [len(s["answer"]) for s in samples],
+        "sft": [len(s["sft"]) for s in samples],
+    }
+
+
+def _column(samples: Sequence[Mapping[str, Any]], name: str) -> list[float] | None:
+    values = [s.get(name) for s in samples]
+    return None if any(v is None for v in values) else [float(v) for v in values if v is not None]
+
+
+def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
+    """Return every figure of a row by name, intervals as `_low` and `_high`; `answers` is None if no run finished."""
+    figures: dict[str, Any] = {"method": row.name, "seeds": len(row.good), "failed": len(row.failed)}
+    if answers is None:
+        return figures | {"failure": row.records[0]["failure"]}
+    figures |= _told("win_rate", win_rate_interval(answers.win))
+    figures["win_rate_speaks_for"] = win_rate_interval(answers.win).label
+    figures["win_rate_seed_sd"] = win_rate_interval(answers.win).seed_sd
+    controlled = length_controlled(answers.win, answers.characters, answers.sft_characters).win_rate
+    figures |= _told("lc_win_rate", controlled)
+    for name in MEANS:
+        if name in answers.figures:
+            figures |= _told(name, two_way_interval(answers.figures[name]))
+    return figures | _recorded(row.good)
+
+
+def _told(name: str, found: Estimate) -> dict[str, float]:
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _recorded(good: Sequence[Record]) -> dict[str, Any]:
+    """Return what stands in the records: means over seeds."""
+    first = good[0]
+    row: dict[str, Any] = {"kl_estimator": first["evaluation"]["kl_estimator"]}
+    if all("accuracy" in r["evaluation"] for r in good):
+        row["accuracy"] = fmean(r["evaluation"]["accuracy"]["mean"] for r in good)
+    for name in ("eos_rate", "distinct"):
+        row[name] = fmean(r["evaluation"][name] for r in good)
+    for name in first["cost"]["method"]:
+        values = [r["cost"]["method"][name] for r in good]
+        row[f"method_{name}"] = max(values) if name == "peak_memory" else fmean(values)
+    for name in ("labels", "ai_labels"):
+        row[name] = fmean(r["cost"][name] for r in good)
+    row["models"] = " ".join(sorted(first["cost"]["models"]))
+    row["parameters_held"] = sum(m["parameters"] for m in first["cost"]["models"].values())
+    row["bytes_held"] = sum(m["bytes"] for m in first["cost"]["models"].values())
+    row["shared_seconds"] = first["cost"]["shared_total"]["seconds"]
+    row["shared_flops"] = first["cost"]["shared_total"]["flops"]
+    for name, figure in (("flops", "flops_per_answer"), ("queries", "reward_queries_per_answer")):
+        row[f"{name}_per_answer"] = fmean(r["evaluation"]["inference"][figure] for r in good)
+    row["folders"] = " ".join(r["folder"] for r in good)
+    return row

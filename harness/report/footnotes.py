@@ -1,0 +1,82 @@
+"""What a row's figures must be read with: failed runs, budgets, tuning, unlike ground. Marks are letters, in order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import UsageError
+from ..study.state import CLASSES, study_folder
+from .select import Row, Selection, spec_of, unlike
+
+
+class Footnotes:
+    """The footnotes of a selection; equal texts share a mark."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.told: dict[str, str] = {}  # by mark
+        self._marks: dict[int, tuple[str, ...]] = {}
+        tuning = _tuning(selection)
+        texts = [[*_failures(row), *_budget(row), *tuning.get(row.name, [])] for row in selection.rows]
+        marks: dict[str, str] = {}
+        for i, row_texts in enumerate(texts):
+            for text in row_texts:
+                marks.setdefault(text, _letter(len(marks)))
+            self._marks[i] = tuple(marks[text] for text in row_texts)
+        self.told = {mark: text for text, mark in marks.items()}
+        for name, values in unlike(selection.good).items():  # only where it was asked for: --mixed
+            told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
+            self.told[_letter(len(self.told))] = f"NOT ON EQUAL GROUND, as asked for: runs differ in {name} ({told})."
+
+    def of(self, row: int) -> tuple[str, ...]:
+        """Return the marks of a row."""
+        return self._marks[row]
+
+
+def _letter(i: int) -> str:
+    return chr(ord("a") + i) if i < 26 else f"{_letter(i // 26 - 1)}{_letter(i % 26)}"
+
+
+def _failures(row: Row) -> Iterator[str]:
+    kinds = Counter(CLASSES.get(str(r.get("status")), str(r.get("status"))) for r in row.failed)
+    if kinds and row.good:
+        told = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+        yield (
+            f"{len(row.failed)} of {len(row.records)} runs failed ({told}); the figures are of the others, which is "
+            f"kind to a method that fails."
+        )
+
+
+def _budget(row: Row) -> Iterator[str]:
+    if not row.good:
+        return
+    budget = {name: limit for name, limit in (spec_of(row.good[0]).get("budget") or {}).items() if limit is not None}
+    if budget:
+        told = ", ".join(f"{name} {limit:.6g}" for name, limit in budget.items())
+        left = [r["cost"]["budget_left"] for r in row.good]
+        unspent = any(min(one.values()) > 0 for one in left if one)
+        yield f"Budget: {told}." + (" It ended by itself before." if unspent else "")
+
+
+def _tuning(selection: Selection) -> dict[str, list[str]]:
+    """Return {row: what tuning its settings went through}, of a study that tunes."""
+    if selection.study is None:
+        return {}
+    file = study_folder(selection.results, selection.study) / "tune.json"
+    if not file.is_file():
+        return {}
+    try:
+        tune: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        searches = [s for s in tune["searches"] if s["suite"] == selection.suite]
+        return {
+            s["row"]: [
+                f"Tuned{'' if s['chosen'] else ', and left as it was'}: the best of {len(s['trials'])} trials (random "
+                f"search, seed {tune['seed']}; {tune['rule']})."
+            ]
+            for s in searches
+            if s["chosen"] is not None
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error
