@@ -17,7 +17,7 @@ def checklist(sections: Sequence[Section], captions: Sequence[str], facts: Mappi
     records = [r for section in sections for r in section.selection.records]
     good = [r for r in records if "failure" not in r]
     return [
-        ("Error bars", " ".join(dict.fromkeys(captions)) or "There is no finished run."),
+        ("Error bars", "\n".join(dict.fromkeys(captions)) or "There is no finished run."),
         ("Seeds", _seeds(records)),
         ("Data", _data(sections, good)),
         ("Hyper-parameters", _hyper_parameters(records, facts["study"])),

@@ -9,8 +9,9 @@ from typing import Any
 from ... import __version__
 from ...errors import HarnessError
 from ..table import Table
+from ..tables import comparison
 from . import provenance, settings
-from .adapters import comparison, kinds, plot
+from .adapters import KINDS, render
 from .checklist import checklist
 from .citations import bibtex
 from .html import data_uri
@@ -58,13 +59,13 @@ def _links(table: Table, anchors: dict[str, str]) -> list[str]:
 
 
 def _plots(section: Section) -> list[dict[str, str]]:
-    return [_plot(kind, section) for kind in kinds()]
+    return [_plot(kind, section) for kind in KINDS]
 
 
 def _plot(kind: str, section: Section) -> dict[str, str]:
     """Return a picture, or why there is none."""
     try:
-        address = data_uri(plot(kind, section.selection))
+        address = data_uri(render(kind, section.selection, "svg"))
     except HarnessError as error:  # nothing to draw, or no matplotlib
         return {"kind": kind, "address": "", "message": str(error)}
     rows = ", ".join(row.name for row in section.selection.rows)

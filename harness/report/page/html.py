@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,18 @@ def render(facts: Mapping[str, Any]) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=finalize,
     )  # fmt: skip
+    environment.filters["empty_first"] = empty_first
     script = (HERE / "page.js").read_text(encoding="utf-8")
     assets = {
         "script": Markup(script), "script_hash": script_hash(script),
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")), "samples": Markup(inline_json(facts["browser"])),
     }  # fmt: skip
     return environment.get_template("page.html").render(**facts, **assets) + "\n"
+
+
+def empty_first(texts: Sequence[str]) -> int:
+    """Return how many texts there are before the first that says anything: of a row from its end, cells to span."""
+    return next((i for i, text in enumerate(texts) if text), 0)
 
 
 def visible(text: str) -> str:

@@ -143,7 +143,7 @@
     if (!order.length) { detail.append(make("p", "empty", "No prompt is like this.")); return; }
     const ask = make("div", "ask"), sft = make("article", "card" + (view.b === SFT ? " picked" : "")), head = make("h4");
     ask.append(make("h3", "", "Prompt " + view.p), body(suite.prompts.prompt[i]));
-    head.append(make("span", "", "SFT reference answer"), make("span", "badge tie", "reference"));
+    head.append(make("span", "", "SFT's answer"), make("span", "badge tie", "reference"));
     sft.append(head, body(suite.prompts.sft[i]), figures([["gold", number(suite.prompts.gold[i])], ["proxy", number(suite.prompts.proxy[i])]]));
     const cards = make("div", "cards");
     cards.append(sft, ...view.rows.map((name) => card(name, i)));

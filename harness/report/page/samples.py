@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ...errors import HarnessError
@@ -16,29 +15,22 @@ DIGITS = 6  # of figures that are only shown; gold decides outcomes and is kept 
 
 
 def browser(sections: Sequence[Section], prompts: int) -> list[dict[str, Any]]:
-    """Return for each section its prompts, as columns, and its rows' runs; sections without samples have no prompts."""
+    """Return for each section its first prompts, as columns, and every row's runs."""
     return [_suite(section, prompts) for section in sections]
 
 
 def _suite(section: Section, limit: int) -> dict[str, Any]:
     selection = section.selection
-    runs = {str(r["folder"]): _by_id(r) for r in selection.good if _kept(r)}
+    runs = {str(r["folder"]): _by_id(r) for r in selection.good}
     known = _prompts(selection, runs)
     ids = list(known)[:limit]
     shared = {name: [known[i].get(key) for i in ids] for name, key in SHARED.items()}
     rows = [
-        {"name": row.name, "runs": [_run(r, runs[str(r["folder"])], ids) for r in row.good if str(r["folder"]) in runs]}
+        {"name": row.name, "runs": [_run(r, runs[str(r["folder"])], ids) for r in row.good]}
         for row in selection.rows
+        if row.good
     ]
-    missing = [row.name for row in selection.rows if any(str(r["folder"]) not in runs for r in row.good)]
-    return {
-        "title": section.title, "total": len(known), "prompts": {"id": ids, **shared},
-        "rows": [row for row in rows if row["runs"]], "missing": missing,
-    }  # fmt: skip
-
-
-def _kept(record: Record) -> bool:
-    return (Path(record["folder"]) / "samples.jsonl").is_file()
+    return {"title": section.title, "total": len(known), "prompts": {"id": ids, **shared}, "rows": rows}
 
 
 def _by_id(record: Record) -> Samples:
