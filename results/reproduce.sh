@@ -1,60 +1,50 @@
 #!/usr/bin/env bash
-# Every table and picture in results/ and in the README, from nothing, two runs at a time on two cores:
-#   results/reproduce.sh              all of it
-#   results/reproduce.sh main leash   parts of it, in this order: main methods leash length checks
+# Every table, picture and page in results/ and in the README, from nothing, two runs at a time on two cores:
+#   results/reproduce.sh               all of it (about five hours)
+#   results/reproduce.sh main leash    parts of it, in this order: main leash length labels checks
 # Killed, it goes on when started again. HARNESS names another command, JOBS another number of runs at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HARNESS=${HARNESS:-harness}
 
-together() {  # run each line of the input as the arguments of `harness run`, JOBS at a time
-  xargs -P "${JOBS:-2}" -I{} sh -c '$HARNESS run --threads 1 {} || echo "FAILED: {}" >&2'
+study() {  # carry out a study file; what is done already is not done again
+  $HARNESS study "results/$1.toml" --results results/raw --jobs "${JOBS:-2}"
 }
 
-tables() {  # of a results folder and its suites
-  for suite in "${@:2}"; do
-    $HARNESS table --results "results/$1" --suite "$suite" --output "results/$suite.md"
-    $HARNESS table --results "results/$1" --suite "$suite" --each --format csv --output "results/$suite.csv"
-    $HARNESS plot --results "results/$1" --suite "$suite" --output "results/$suite.png"
+table() {  # of a study: its name, the name of the files, more options
+  $HARNESS table --results results/raw --study "$1" --output "results/$2.md" "${@:3}"
+  $HARNESS table --results results/raw --study "$1" --each --format csv --output "results/$2.csv" "${@:3}"
+}
+
+picture() {  # of a study: its name, the kind, the name of the file, more options
+  $HARNESS plot --results results/raw --study "$1" --kind "$2" --output "results/$3.png" "${@:4}"
+}
+
+main() {  # all methods on three suites, five seeds each, and the controls
+  study main
+  for suite in summarization helpfulness arithmetic; do
+    table main "$suite" --suite "$suite"
+    $HARNESS table --results results/raw --study main --suite "$suite" --format latex --output "results/$suite.tex" \
+      --columns method,seeds,win_rate,lc_win_rate,gold,kl,length,flops,labels
+    picture main frontier "$suite" --suite "$suite"
   done
 }
 
-main() {  # three seeds of the first methods, and of a stranger's in a plain file
-  for seed in 0 1 2; do
-    for method in sft best_of_n ppo dpo "hinge -p examples/hinge.py"; do
-      echo "--method $method --suite summarization --seed $seed --results results/all"
-    done
-  done | together
-  tables all summarization
+leash() {  # beta sweeps, best-of-n up to 64, over-optimisation, and what holds it back
+  study leash
+  table leash leash
+  picture leash overoptimization leash
 }
 
-leash() {  # over-optimisation: without a KL penalty the proxy rises while gold peaks and falls; with one it is held
-  for beta in 0 0.1; do
-    echo "--method ppo --suite summarization --set beta=$beta --snapshots 8 --results results/leash"
-  done | together
-  $HARNESS table --results results/leash --output results/leash.md
-  $HARNESS plot --results results/leash --output results/leash.png
+length() {  # a labeller with a taste for length: raw and length-controlled win-rate by method and mitigation
+  study length
+  table length length_fair --where suite.labeller_bias=0
+  table length length --where suite.labeller_bias=0.12
 }
 
-length() {  # length hacking: a labeller with a taste for length, and PPO with a weak and a strong penalty
-  for beta in 0.03 0.3; do
-    echo "--method ppo --suite summarization --suite-set labeller_bias=0.12 --set beta=$beta --snapshots 8 --results results/length"
-  done | together
-  $HARNESS table --results results/length --output results/length.md
-  $HARNESS plot --results results/length --output results/length.png
-}
-
-methods() {  # one seed of every method on every embedded suite it can serve, and the controls
-  {
-    for suite in summarization helpfulness arithmetic; do
-      for method in sft best_of_n ppo dpo rloo grpo reinforce_pp online_dpo raft kto ipo simpo slic orpo rrhf rlaif \
-        "rlaif --set optimiser=dpo" sft_chosen "dpo --set shuffle_labels=true" "raft --set selection=random"; do
-        echo "--method $method --suite $suite --results results/all"
-      done
-    done
-    echo "--method rlvr --suite arithmetic --results results/all"
-  } | together
-  tables all summarization helpfulness arithmetic
+labels() {  # win-rate against the number of labels, and with it the textbook table
+  study labels
+  python3 results/textbook.py
 }
 
 checks() {  # what `harness check` says of every built-in method, suite and embedded labeller
@@ -65,7 +55,7 @@ checks() {  # what `harness check` says of every built-in method, suite and embe
   cat results/checks/*.md > results/checks.md && rm -r results/checks
 }
 
-for part in "${@:-main methods leash length checks}"; do
+for part in "${@:-main leash length labels checks}"; do
   for one in $part; do "$one"; done
 done
 python3 results/readme.py  # the README shows the first table

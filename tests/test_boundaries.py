@@ -19,7 +19,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "pandas")
 LIGHT = (
     "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
-    "report.select", "report.table", "report.commands",
+    "report.select", "report.table", "report.commands", "report.figures", "report.footnotes",
     "statistics.intervals", "statistics.compare", "statistics.aggregate", "statistics.power", "statistics.length",
     "statistics.rating",
     "study.file", "study.spaces", "study.cells", "study.state", "study.tune", "study.work", "study.show",
@@ -49,7 +49,8 @@ FLAGS = {
         "--dry-run", "--retry-failed", "-j", "--jobs", "--launcher", "--launcher-set", "--results", "-p", "--plugin",
     },
     "table": {
-        "-s", "--suite", "--methods", "--study", "--each", "--format", "-o", "--output", "--results", "-p", "--plugin",
+        "-s", "--suite", "--methods", "--study", "--where", "--columns", "--each", "--mixed", "--format", "-o",
+        "--output", "--results", "-p", "--plugin",
     },
 }  # fmt: skip
 

@@ -334,7 +334,7 @@ def test_a_tuned_study_from_nothing(tmp_path, forked):
         split = json.loads((folder / "result.json").read_text())["evaluation"]["split"]
         splits[split] = splits.get(split, 0) + 1
     assert splits == {"validation": 2, "test": 1 + (search["chosen"] > 0)}  # the test split once per final run
-    rows = [row[0] for row in comparison(select(tmp_path, Filter(study="tuned"))).rows]
+    rows = [str(row[0]) for row in comparison(select(tmp_path, Filter(study="tuned"))).rows]
     wanted = ["dpo quick", "dpo (tuned) quick"] if search["chosen"] else ["dpo (default, tuned) quick"]
     assert sorted(rows) == sorted(wanted)
     with pytest.raises(UsageError, match="--study"):

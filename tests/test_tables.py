@@ -2,18 +2,24 @@
 
 import csv
 import io
-import math
+import json
+import time
+import tracemalloc
+from random import Random
 from statistics import fmean
 
 import pytest
 from harness_plugins.reporters import CSV, Markdown
 
 from harness.errors import HarnessError, UsageError
-from harness.report.select import Filter, select
-from harness.report.table import Table
+from harness.files import write_json
+from harness.report.select import Filter, rows_of, select
+from harness.report.table import Cell, Table
 from harness.report.tables import COLUMNS, comparison
+from harness.statistics.intervals import ONE_SEED, SEVERAL_SEEDS, two_way_interval, win_rate_interval
+from harness.store import write_rows
 
-from .tools import GROUND, failure, put, record
+from .tools import GROUND, estimate, failure, put, record, samples
 
 
 def table(results, *records, **asked):
@@ -26,7 +32,7 @@ def of(results, *suite, **asked):
 
 
 def texts(made):
-    return [[str(cell) for cell in row] for row in texts(made)]
+    return [[str(cell) for cell in row] for row in made.rows]
 
 
 def parsed(made):
@@ -41,39 +47,175 @@ def test_rows_sft_first_then_by_strength(tmp_path):
     assert all(len(row) == len(made.columns) for row in texts(made))
     assert made.title == "toy: 64 test prompts, one answer each at T=1"
     row = dict(zip(made.columns, texts(made)[2], strict=True))
-    assert row["win-rate vs SFT [95 %]"] == "0.600 [0.550, 0.650]" and row["KL (nats)"] == "5.12"
+    assert row["win-rate vs SFT [95 %]"] == "0.600 [0.499, 0.690]" and row["KL (nats)"] == "5.12 [5.00, 5.25]"
     assert row["tokens gen. / trained"] == "1 k / 2.5 k" and row["labels"] == "720" and row["seeds"] == "1"
     assert row["models held (params)"] == "policy (300 k)" and row["peak MiB"] == "512"
 
 
 def test_each_run_can_have_a_row_of_its_own(tmp_path):
     put(tmp_path, record("dpo", win=0.6), record("dpo", seed=1, win=0.8), record("sft", win=0.5))
-    assert [row[:3] for row in of(tmp_path).rows] == [
-        ["sft", "1", "0.500 [0.450, 0.550]"], ["dpo", "2", of(tmp_path).rows[1][2]]
-    ]  # fmt: skip
+    assert [row[:2] for row in texts(of(tmp_path))] == [["sft", "1"], ["dpo", "2"]]
     made = of(tmp_path, each=True)
     assert [row[0] for row in texts(made)] == ["sft, seed 0", "dpo, seed 1", "dpo, seed 0"]
-    assert texts(made)[1][2] == "0.800 [0.750, 0.850]" and "One seed per row" in made.notes[-1]
+    assert [cell.text for cell in made.rows[1][:3]] == ["dpo, seed 1", "1", "0.800"]
+    assert "One seed per row" in made.caption and "not for the algorithms" in made.caption
 
 
-def test_one_seed_keeps_its_interval_over_prompts(tmp_path):
-    (row,) = table(tmp_path, record(win=0.6)).plain
-    assert (row["win_rate_low"], row["win_rate_high"]) == pytest.approx((0.55, 0.65))
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_are_those_of_the_answers(tmp_path, seeds):
+    put(tmp_path, *(record(seed=i, win=w) for i, w in zip(range(seeds), (0.5, 0.6, 0.7), strict=False)))
+    (row,) = of(tmp_path).plain
+    rows = [[json.loads(line) for line in f.read_text().splitlines()] for f in sorted(tmp_path.rglob("samples.jsonl"))]
+    found = win_rate_interval([[sample["win"] for sample in answers] for answers in rows])
+    assert row["seeds"] == seeds and row["win_rate"] == pytest.approx(fmean((0.5, 0.6, 0.7)[:seeds]))
+    assert (row["win_rate_low"], row["win_rate_high"]) == (found.low, found.high)
+    gold = two_way_interval([[sample["gold"] for sample in answers] for answers in rows])
+    assert (row["gold_low"], row["gold_high"]) == (gold.low, gold.high)
+    assert row["win_rate_speaks_for"] == (ONE_SEED if seeds == 1 else SEVERAL_SEEDS)
 
 
-def test_means_and_interval_over_seeds(tmp_path):
-    wins = (0.5, 0.6, 0.7)
-    made = table(tmp_path, *(record(seed=i, win=w) for i, w in enumerate(wins)))
-    (row,) = made.plain
-    assert row["seeds"] == 3 and row["win_rate"] == pytest.approx(fmean(wins))
-    spread = 4.302652729911275 * 0.1 / math.sqrt(3)  # t with 2 degrees of freedom, sd 0.1
-    half = math.hypot(spread, 0.05)
-    assert row["win_rate_low"] == pytest.approx(0.6 - half) and row["win_rate_high"] == pytest.approx(0.6 + half)
-
-
-def test_interval_over_seeds_stays_a_share(tmp_path):
+def test_an_interval_over_seeds_stays_a_share(tmp_path):
     (row,) = table(tmp_path, record(seed=0, win=0.9), record(seed=1, win=0.1)).plain
-    assert row["win_rate_low"] == 0.0 and row["win_rate_high"] == 1.0
+    assert 0.0 <= row["win_rate_low"] < 0.1 and 0.9 < row["win_rate_high"] <= 1.0
+
+
+def test_figures_that_are_not_those_of_the_answers_are_refused(tmp_path):
+    put(tmp_path, record(win=0.6))
+    (file,) = tmp_path.rglob("samples.jsonl")
+    file.write_text(file.read_text().replace('"win": 1.0', '"win": 0.5', 1))
+    with pytest.raises(HarnessError, match="the mean of win in samples.jsonl is .*result.json says 0.6"):
+        of(tmp_path)
+    file.unlink()
+    with pytest.raises(UsageError, match="samples.jsonl is missing"):
+        of(tmp_path)
+
+
+def answers(scores, seed=0, **more):
+    """A record and its answers with these scores against SFT, gold twice as high."""
+    made = record(more.pop("method", "dpo"), seed=seed, win=fmean(scores), **more)
+    made["evaluation"] |= {"prompts": len(scores), "gold": estimate(2 * fmean(scores))}
+    return made, scores
+
+
+def put_answers(results, *pairs):
+    """Write records whose answers have given scores."""
+    for made, scores in pairs:
+        put(results, made)
+        folder = max(results.glob("runs/*/*/*"), key=lambda f: (f.stat().st_ctime_ns, f.name))
+        rows = [row | {"win": w, "gold": 2 * w} for row, w in zip(samples(made), scores, strict=True)]
+        write_rows(folder / "samples.jsonl", rows)
+    return of(results)
+
+
+def scores_of(rate, seed, n=200):
+    rng = Random(seed)
+    return [float(rng.random() < rate) for _ in range(n)]
+
+
+def test_bold_is_what_is_not_significantly_worse(tmp_path):
+    same = scores_of(0.7, 1)
+    made = put_answers(
+        tmp_path, answers(same, method="ppo"), answers(scores_of(0.68, 2), method="dpo"),
+        answers(scores_of(0.3, 3), method="kto"),
+    )  # fmt: skip
+    cells = {str(row[0]): row[2] for row in made.rows}
+    assert [c.bold for c in (cells["ppo"], cells["dpo"], cells["kto"])] == [True, True, False]
+    assert sum(c.best for c in cells.values()) == 1
+    shown = Markdown().render(made)
+    best, other, worse = (f"{cells[name].text}" for name in ("ppo", "dpo", "kto"))
+    assert f"***{max(best, other)}***" in shown and f" **{min(best, other)}** " in shown and f"| {worse} " in shown
+    assert (
+        "Bold: not significantly worse than the best mean" in made.caption and "Holm over all 3 pairs" in made.caption
+    )
+
+
+def test_identical_methods_under_two_names_are_both_bold(tmp_path):
+    pairs = [
+        answers(scores_of(0.7, seed), seed, method=method, recipe=f"{method}-r")
+        for method in ("ppo", "twin") for seed in (0, 1)
+    ]  # fmt: skip
+    made = put_answers(tmp_path, *pairs)
+    assert [(row[2].bold, row[2].best) for row in made.rows] == [(True, True), (True, True)]
+
+
+def test_a_diverged_seed_is_shown_and_counted(tmp_path):
+    put(tmp_path, failure("ppo", seed=2))
+    pairs = [answers(scores_of(0.7, seed), seed, method="ppo") for seed in (0, 1)]
+    made = put_answers(tmp_path, *pairs, answers(scores_of(0.5, 9), method="dpo"))
+    row = next(row for row in made.rows if str(row[0]) == "ppo")
+    assert row[1].text == "2/3" and made.footnotes[row[1].marks[0]].startswith("1 of 3 runs failed (1 diverged)")
+    assert "2/3 (a)" in "\n".join(" ".join(line.split()) for line in Markdown().render(made).splitlines())
+    assert "(a) 1 of 3 runs failed" in Markdown().render(made)
+
+
+def test_a_budget_is_footnoted(tmp_path):
+    put(tmp_path, record("ppo"), record("dpo"))
+    for method, left in (("ppo", -1), ("dpo", 3)):
+        (folder,) = (tmp_path / "runs/toy" / method).iterdir()
+        write_json(folder / "spec.json", {"stages": {}, "budget": {"steps": 100, "flops": None}})
+        told = json.loads((folder / "result.json").read_text())
+        told["cost"]["budget_left"] = {"steps": left}
+        write_json(folder / "result.json", told)
+    made = of(tmp_path)
+    told = {str(row[0]): [made.footnotes[m] for m in row[1].marks] for row in made.rows}
+    assert told == {"ppo": ["Budget: steps 100."], "dpo": ["Budget: steps 100. It ended by itself before."]}
+
+
+def test_unlike_code_is_refused_and_mixed_on_request(tmp_path):
+    put(tmp_path, record("ppo"), record("dpo"))
+    (folder,) = (tmp_path / "runs/toy/dpo").iterdir()
+    made = json.loads((folder / "provenance.json").read_text())
+    write_json(folder / "provenance.json", made | {"code": {"harness": "older", "method": "cd"}})
+    with pytest.raises(UsageError, match="differ in the harness's code .*older: dpo seed 0; ab: ppo seed 0"):
+        of(tmp_path)
+    told = of(tmp_path, mixed=True).footnotes
+    assert list(told) == ["a"] and told["a"].startswith("NOT ON EQUAL GROUND") and "the harness's code" in told["a"]
+
+
+def test_seeds_of_a_row_are_of_one_code(tmp_path):
+    put(tmp_path, record(seed=0), record(seed=1))
+    folder = max((tmp_path / "runs/toy/dpo").iterdir())
+    made = json.loads((folder / "provenance.json").read_text())
+    write_json(folder / "provenance.json", made | {"code": {"harness": "ab", "method": "edited"}})
+    with pytest.raises(UsageError, match="differ in the code of dpo"):
+        of(tmp_path)
+
+
+def test_rows_are_chosen_by_their_options(tmp_path):
+    put(tmp_path, record(recipe="r1", options={"beta": 0.1}), record(recipe="r2", options={"beta": 0.5}))
+    assert len(of(tmp_path).rows) == 2
+    (row,) = of(tmp_path, where={"beta": "0.5"}).rows
+    assert row[0].text == "dpo"
+    with pytest.raises(UsageError, match="is of beta=7"):
+        of(tmp_path, where={"beta": "7"})
+
+
+def test_columns_are_chosen_by_key(tmp_path):
+    put(tmp_path, record(), record("ppo"))
+    made = comparison(select(tmp_path, Filter()), ["method", "kl", "win_rate"])
+    assert made.columns == ["method", "KL (nats)", "win-rate vs SFT [95 %]"]
+    with pytest.raises(UsageError, match="no column 'winrate'. Did you mean 'win_rate'"):
+        comparison(select(tmp_path, Filter()), ["winrate"])
+
+
+@pytest.mark.parametrize("records", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_many_records_take_seconds(tmp_path, records):
+    rows = {seed: samples(record(seed=seed)) for seed in range(4)}
+    text = {seed: "".join(json.dumps(row) + "\n" for row in found) for seed, found in rows.items()}
+    for i in range(records):
+        made = record(f"m{i // 100}", seed=i % 100)
+        folder = tmp_path / "runs/toy" / made["method"] / f"seed{made['seed']}-x"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(made))
+        (folder / "samples.jsonl").write_text(text[i % 4])
+        (folder / "spec.json").write_text("{}")
+    tracemalloc.start()
+    begun = time.process_time()
+    made = of(tmp_path)
+    seconds, peak = time.process_time() - begun, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(made.rows) == records // 100 and made.rows[0][1].text == "100"
+    assert seconds < records / 200 and peak < 500 * 2**20, f"{seconds:.1f} s, {peak / 2**20:.0f} MiB"
 
 
 def test_every_cost_is_a_mean_over_seeds(tmp_path):
@@ -133,12 +275,12 @@ def test_the_newest_of_one_recipe_and_seed_counts(tmp_path):
     for order in ([newest, *older], [*older, newest]):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         (row,) = table(folder, *order).plain
-        assert row["win_rate"] == 0.9 and row["seeds"] == 1
+        assert row["win_rate"] == pytest.approx(0.9) and row["seeds"] == 1
 
 
 def test_a_failure_newer_than_the_result_counts(tmp_path):
     newer = failure(finished_at="2026-03-01T00:00:00Z")
-    (cells,) = table(tmp_path, record(), newer).rows
+    (cells,) = texts(table(tmp_path, record(), newer))
     assert cells[1] == "0/1"
 
 
@@ -159,8 +301,13 @@ def test_options_that_followed_from_what_was_asked_for_are_not_told(tmp_path):
 
 
 def test_every_record_is_named_as_its_row():
-    told = [record(recipe="r1", asked=[]), record("ppo"), record(recipe="r2", options={"beta": 0.5}, asked=["beta"])]
-    assert row_names(told) == ["dpo", "ppo", "dpo (beta=0.5)"]
+    told = [
+        record(recipe="r1", asked=[]),
+        record("ppo", recipe="r0"),
+        record(recipe="r2", options={"beta": 0.5}, asked=["beta"]),
+    ]
+    named = {row.records[0]["recipe"]: row.name for row in rows_of(told)}
+    assert named == {"r0": "ppo", "r1": "dpo", "r2": "dpo (beta=0.5)"}
 
 
 def test_rows_that_differ_elsewhere_show_their_recipe(tmp_path):
@@ -172,7 +319,7 @@ def test_an_estimated_kl_is_marked(tmp_path):
     best = record("best_of_n")
     best["evaluation"] |= {"kl_estimator": "best-of-n level mass", "kl_bound": 0.636}
     made = table(tmp_path, best)
-    assert texts(made)[0][5] == "5.12 (est.)" and any("= 0.64 bounds it" in note for note in made.notes)
+    assert made.rows[0][6].text == "5.12 (est.)" and any("= 0.64 bounds it" in note for note in made.notes)
 
 
 def test_several_suites_need_a_name(tmp_path):
@@ -207,7 +354,7 @@ def test_markdown_is_a_table(tmp_path):
 
 
 def test_markdown_escapes_bars():
-    made = Table("t", ["a", "b|c"], [["x|y", "z"], ["|", "\\"]])
+    made = Table("t", ["a", "b|c"], [[Cell("x|y"), Cell("z")], [Cell("|"), Cell("\\")]])
     rows = [line for line in Markdown().render(made).splitlines() if line.startswith("|")]
     assert r"x\|y" in rows[2] and r"b\|c" in rows[0]
     assert all(line.replace("\\|", "").count("|") == 3 for line in rows)
@@ -222,7 +369,7 @@ def test_markdown_keeps_a_row_on_its_line(tmp_path):
 def test_csv_parses_back_with_unrounded_figures(tmp_path):
     made = table(tmp_path, record("dpo", win=1 / 3, options={"note": 'a,"b"\n'}), record("dpo", recipe="r2", win=0.25))
     first, second = parsed(made)
-    assert float(first["win_rate"]) == 1 / 3 and float(first["kl"]) == 5.123456789
+    assert float(first["win_rate"]) == 1 / 3 and float(first["kl"]) == pytest.approx(5.123456789, abs=1e-12)
     assert first["method"] == 'dpo (note=a,"b"\n)' and "(beta=0.1" not in first["method"]
     assert float(second["method_flops"]) == 3e12 and second["failed"] == "0"
 

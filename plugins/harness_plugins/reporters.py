@@ -79,10 +79,7 @@ class LaTeX(Reporter):
         """Return a file that compiles alone and inside a paper; a comment after each row names its runs."""
         runs = [f"  % {' '.join(_line(r) for r in row)}" if row else "" for row in table.runs]
         runs += [""] * (len(table.rows) - len(runs))
-        lines = [
-            " & ".join(self._cell(cell) for cell in row) + r" \\" + behind
-            for row, behind in zip(table.rows, runs, strict=True)
-        ]
+        lines = [self._row(row) + r" \\" + behind for row, behind in zip(table.rows, runs, strict=True)]
         marked = [f"$^{{\\mathrm{{{mark}}}}}$ {latex(text)}" for mark, text in table.footnotes.items()]
         notes = "\\par\n".join([*marked, *map(latex, table.notes)])
         below = f"\\par\\smallskip\n\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{notes}\n\\end{{minipage}}\n"
@@ -92,6 +89,10 @@ class LaTeX(Reporter):
             "rows": "\n".join(lines), "notes": below if notes else "",
         }  # fmt: skip
         return f"% {_line(table.title)}\n{self.BEGIN}{filled}"
+
+    def _row(self, row):
+        text = " & ".join(self._cell(cell) for cell in row)
+        return f"{{}}{text}" if text.startswith(("[", "*")) else text  # or the \\\\ before would take it for its own
 
     def _cell(self, cell):
         text = latex(cell.text)
@@ -146,18 +147,27 @@ small {{ color: #57606a }} caption {{ caption-side: bottom; text-align: left; pa
 
 
 SPECIAL = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}",
-} | {
-    letter: f"$\\{name}$"
-    for letter, name in zip(
-        "αβγδεζηθικλμνξπρστυφχψω",
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
-        "omega".split(),
-        strict=True,
-    )
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"{\ttfamily\char34}",
+    "`": r"\textasciigrave{}",
+}
+GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau "
+    "upsilon phi chi psi omega"
+).split()
+SPECIAL |= {chr(0x3B1 + i): f"$\\{name}$" for i, name in enumerate(GREEK) if name != "omicron"}
 NEGATIVE = re.compile(r"(?<![\w}.])-(?=\d)")
 ORDINARY = re.compile(r"[ -~\u00c0-\u00ff]")  # what pdflatex sets as it stands
 
