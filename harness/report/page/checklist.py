@@ -54,8 +54,8 @@ def _hyper_parameters(records: Sequence[Record], study: Mapping[str, Any] | None
     if not tuning:
         return f"{defaults} There was no search among these runs."
     return (
-        f"Rows marked (tuned): {tuning['trials']} trials for each method and suite that was tuned, drawn at random with "
-        f"seed {tuning['seed']}; chosen: {tuning['rule']}. The other rows: {defaults}"
+        f"Rows with a footnote were tuned: {tuning['trials']} trials for each method and suite, drawn at random from "
+        f"seed {tuning['seed']}; chosen: {tuning['rule']}. Of the other rows: {defaults}"
     )
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import unknown
-from ..select import Record, Selection, rows_of, suite_records, text_of
+from ..select import OWN_CODE, Record, Selection, ground_of, rows_of, suite_records, text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names
+EDITION = "edition of a method's code"  # seeds of one row that were made by different code are apart
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,22 @@ class _Group:
 
 def _by_ground(records: Sequence[Record]) -> list[_Group]:
     """Return records by ground. A failed run has none: it goes with its recipe, or else with the most runs."""
-    good = [r for r in records if "failure" not in r]
-    names = list(dict.fromkeys(name for r in good for name in r["ground"]))
+    grounds = [(r, ground_of(r)) for r in records if "failure" not in r]
+    names = [name for name in dict.fromkeys(name for _, g in grounds for name in g) if name != OWN_CODE]
     groups: dict[Ground, list[Record]] = {}
-    for r in good:
-        groups.setdefault(tuple(str(r["ground"].get(name)) for name in names), []).append(r)
+    codes: dict[tuple[Ground, str], list[str]] = {}  # of a recipe on a ground, as they are met
+    for r, ground in grounds:
+        common = tuple(str(ground.get(name)) for name in names)
+        known = codes.setdefault((common, r["recipe"]), [])
+        own = str(ground.get(OWN_CODE))
+        known.extend([own] if own not in known else [])
+        groups.setdefault((*common, str(known.index(own))), []).append(r)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    names = [*names, EDITION]
     apart = [name for i, name in enumerate(names) if len({ground[i] for ground in groups}) > 1]
     found = [_Group(own, dict(zip(names, ground, strict=True)), apart) for ground, own in ordered]
+    for group in found:
+        group.ground.pop(EDITION) if EDITION not in apart else None
     found = found or [_Group([], {}, [])]  # nothing but failures
     for r in records:
         if "failure" in r:
