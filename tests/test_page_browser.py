@@ -175,7 +175,7 @@ def test_the_filter_gives_exactly_the_prompts(view, relation, b, theirs):
     right = expected(relation, gold("ppo"), theirs)
     assert 0 < len(right) < len(IDS)
     view.choose(a=pages.LABEL, o=relation, b=b)
-    assert view.listed() == right and view.chosen() == right[0]
+    assert view.listed() == right and view.chosen() in right
     assert view.text("#count") == f"{len(right)} of {len(IDS)} prompts"
     tally = [len(expected(r, gold("ppo"), theirs)) for r in ("beats", "ties", "loses")]
     assert view.text("#tally").endswith(": {} won, {} tied, {} lost".format(*tally))
