@@ -64,9 +64,11 @@ def add(results: Path, method: str = "dpo", seed: int = 0, n: int = PROMPTS, **m
 
 
 PROVENANCE = {
-    "versions": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"}, "plugins": {"alignment-harness": "0.1.0"},
+    "versions": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
+    "plugins": {"alignment-harness": "0.1.0"},
     "machine": {"system": "Linux", "processor": "<b>a processor</b>", "cores": 2},
-    "code": {"harness": "ab", "method": "cd"}, "git": {"commit": "c0ffee", "dirty": True}, "command": ["__main__.py", "run", "--method", "it's <i>", "--seed", "0"],
+    "code": {"harness": "ab", "method": "cd"}, "git": {"commit": "c0ffee", "dirty": True},
+    "command": ["__main__.py", "run", "--method", "it's <i>", "--seed", "0"],
 }  # fmt: skip
 PAPER = {"dpo": "https://arxiv.org/abs/2305.18290", "ppo": "https://arxiv.org/abs/2203.02155"}
 

@@ -20,6 +20,8 @@ LIGHT = (
     "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
     "report.select", "report.table", "report.commands", "report.figures", "report.footnotes",
+    "report.page.__init__", "report.page.facts", "report.page.sections", "report.page.samples", "report.page.settings",
+    "report.page.provenance", "report.page.checklist", "report.page.citations", "report.page.html",
     "statistics.intervals", "statistics.compare", "statistics.aggregate", "statistics.power", "statistics.length",
     "statistics.rating",
     "study.file", "study.spaces", "study.cells", "study.state", "study.tune", "study.work", "study.show",
@@ -37,6 +39,7 @@ FLAGS = {
     "list": {"-p", "--plugin"},
     "plot": {"--results", "-s", "--suite", "-o", "--output", "--study"},
     "power": {"--prompts", "--seeds", "--effect", "--ties", "--seed-sd", "--prompt-share", "--correlation"},
+    "report": {"--results", "-s", "--suite", "--prompts", "-o", "--output"},
     "run": {
         "-m", "--method", "-s", "--suite", "--set", "--suite-set", "--stage-set", "--labeller-set",
         "--model", "--seed", "--shared-seed",
@@ -147,7 +150,7 @@ def test_statistics_and_tables_load_nothing_heavy(module):
     [
         ["--help"], ["--version"], ["run", "--help"], ["list"], ["show", "ppo"], ["show", "summarization"],
         ["show", "dpo", "--suite", "summarization"], ["run", "-m", "pp0", "-s", "summarization"],
-        ["table", "--results", "/nonexistent"], ["power", "--seeds", "3"],
+        ["table", "--results", "/nonexistent"], ["report", "--results", "/nonexistent"], ["power", "--seeds", "3"],
         ["table", "--results", "/nonexistent"],
         ["study", str(ROOT / "examples" / "study.toml"), "--dry-run", "--results", "/nonexistent"],
     ],

@@ -111,7 +111,8 @@ def test_the_policy_lets_the_one_script_run_and_nothing_else(text):
 
 def test_the_script_writes_text_only():
     script = html_file("page.js")
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|new Function|setAttribute\(\"on", script)
+    unsafe = r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|new Function|setAttribute\(\"on"
+    assert not re.search(unsafe, script) and re.search(unsafe, "e.innerHTML = x")
 
 
 def hostile_parts(tree):
@@ -161,7 +162,7 @@ def test_what_is_not_seen_is_written_out():
 
 def test_the_same_records_give_the_same_bytes(results, text):
     assert page(results, "mine") == text
-    code = f"from pathlib import Path; from harness.report.page import page; print(page(Path({str(results)!r}), 'mine'))"
+    code = f"import pathlib, harness.report.page as p; print(p.page(pathlib.Path({str(results)!r}), 'mine'))"
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True)
     assert again.stdout == text + "\n"
 
@@ -180,7 +181,8 @@ def test_settings_seeds_tuning_provenance_and_citations_are_there(text, tree):
     assert "2 trials for each method and suite, drawn from seed 4. Chosen: highest mean gold." in written
     assert "1 chosen the settings as they are done 1.2500" in written and "2 beta=0.3 diverged -" in written
     assert "harness run --method 'it'\"'\"'s <i>' --seed 0" in written
-    assert "c0ffee, with changes" in written and "torch 2.13.0" in written and "processor: <b>a processor</b>" in written
+    assert "c0ffee, with changes" in written and "torch 2.13.0" in written
+    assert "processor: <b>a processor</b>" in written
     assert "start_checkpoint aa" in written
     assert "@misc{rafailov2023direct" in written and "@software{alignment_harness" in written
     for question in ("Error bars", "Seeds", "Data", "Hyper-parameters", "Compute", "Failed runs", "Code"):

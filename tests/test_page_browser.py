@@ -106,7 +106,8 @@ class View:
         found = self.run(
             "return [...document.querySelectorAll('.card')].map((c) => [c.querySelector('h4 > span').textContent,"
             "c.querySelector('.badge')?.textContent ?? '', c.querySelector('.text')?.textContent ?? '',"
-            "Object.fromEntries([...c.querySelectorAll('dl > div')].map((d) => [...d.children].map((e) => e.textContent)))])"
+            "Object.fromEntries([...c.querySelectorAll('dl > div')].map((d) => [...d.children].map((e) => e.textContent)))"
+            "])"
         )
         return {name: tuple(rest) for name, *rest in found}
 
@@ -287,7 +288,9 @@ def test_the_address_restores_the_view(view, chrome, file):
     assert again.listed() == IDS
 
 
-@pytest.mark.parametrize("asked", ["suite=none&a=nobody&b=nobody&o=x&sort=x&dir=x&seed=9&p=none&rows=nobody", "%", "=&&="])
+@pytest.mark.parametrize(
+    "asked", ["suite=none&a=nobody&b=nobody&o=x&sort=x&dir=x&seed=9&p=none&rows=nobody", "%", "=&&="]
+)
 def test_an_address_of_nothing_is_no_harm(chrome, file, asked):
     view = View(chrome, file).open(asked)
     assert len(view.listed()) == pages.PROMPTS and view.chosen() == "test/0"

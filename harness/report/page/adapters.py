@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..select import Selection
 
-KINDS = {"frontier": "win-rate against KL"}
+
+@dataclass(frozen=True)
+class Plot:
+    """A kind of picture."""
+
+    about: str
+
+
+KINDS = {"frontier": Plot("win-rate against KL")}
 
 
 def render(kind: str, selection: Selection, style: str) -> bytes:
@@ -19,4 +29,4 @@ def render(kind: str, selection: Selection, style: str) -> bytes:
     matplotlib.rcParams["svg.hashsalt"] = "0"
     with tempfile.TemporaryDirectory() as folder:
         frontier(selection.results, selection.suite, Path(folder) / f"a.{style}", selection.study)
-        return (Path(folder) / f"a.{style}").read_bytes()
+        return re.sub(rb"<dc:date>.*?</dc:date>", b"", (Path(folder) / f"a.{style}").read_bytes())

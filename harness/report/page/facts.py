@@ -37,7 +37,7 @@ def context(sections: Sequence[Section], results: Path, study: str | None, promp
 def _section(section: Section, environments: provenance.Environments) -> dict[str, Any]:
     selection = section.selection
     table = comparison(selection)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": row.name, "anchor": f"{section.key}-r{i}", "options": own, "seeds": settings.seeds(row), "runs": runs}
         for i, (row, own, runs) in enumerate(
             zip(selection.rows, settings.options(selection), provenance.runs(section, environments), strict=True)
@@ -64,9 +64,10 @@ def _plots(section: Section) -> list[dict[str, str]]:
 
 def _plot(kind: str, section: Section) -> dict[str, str]:
     """Return a picture, or why there is none."""
+    about = KINDS[kind].about
     try:
         address = data_uri(render(kind, section.selection, "svg"))
     except HarnessError as error:  # nothing to draw, or no matplotlib
-        return {"kind": kind, "address": "", "message": str(error)}
+        return {"kind": kind, "about": about, "address": "", "message": str(error)}
     rows = ", ".join(row.name for row in section.selection.rows)
-    return {"kind": kind, "address": address, "message": f"Plot {kind} of {section.title}. Rows: {rows}."}
+    return {"kind": kind, "about": about, "address": address, "message": f"{about}. {section.title}: {rows}."}

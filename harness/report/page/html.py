@@ -33,9 +33,11 @@ def render(facts: Mapping[str, Any]) -> str:
     environment.filters["empty_first"] = empty_first
     script = (HERE / "page.js").read_text(encoding="utf-8")
     assets = {
-        "script": Markup(script), "script_hash": script_hash(script),
-        "style": Markup((HERE / "page.css").read_text(encoding="utf-8")), "samples": Markup(inline_json(facts["browser"])),
-    }  # fmt: skip
+        "script": Markup(script),
+        "script_hash": script_hash(script),
+        "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        "samples": Markup(inline_json(facts["browser"])),
+    }
     return environment.get_template("page.html").render(**facts, **assets) + "\n"
 
 
