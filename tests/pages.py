@@ -80,7 +80,7 @@ def study(results: Path) -> Path:
         for label, method, seed in (("sft", "sft", 0), (LABEL, "ppo", 0), (LABEL, "ppo", 1), ("dpo", "dpo", 0)):
             more = {"suite": suite, "paper": PAPER.get(method, ""), "recipe": f"{method}-on-{suite}"}
             folders[add(results, method, seed, **more)] = label
-    why = "Loss is nan: <script>window.hacked = 7</script>"
+    why = "Loss is nan: <script>window.hacked = 7</script> \u202eturned \x00 \ud800"
     put(results, failure("kto", why=why, finished_at="2026-01-01T00:00:00Z", recipe="kto-on-toy"))
     folders[next((results / "runs/toy/kto").iterdir())] = "kto"
     write_study(results, folders)

@@ -106,8 +106,8 @@ class View:
         found = self.run(
             "return [...document.querySelectorAll('.card')].map((c) => [c.querySelector('h4 > span').textContent,"
             "c.querySelector('.badge')?.textContent ?? '', c.querySelector('.text')?.textContent ?? '',"
-            "Object.fromEntries([...c.querySelectorAll('dl > div')].map((d) => [...d.children].map((e) => e.textContent)))"
-            "])"
+            "Object.fromEntries([...c.querySelectorAll('dl > div')].map((d) => "
+            "[...d.children].map((e) => e.textContent)))])"
         )
         return {name: tuple(rest) for name, *rest in found}
 
