@@ -1,4 +1,4 @@
-"""The command line: run, study, list, show, table, check, new, plot, power. Nothing heavy is imported too early."""
+"""The command line: run, study, list, show, check, new, and what reads records. Nothing heavy is imported too early."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def cli() -> None:
     harness run --method ppo --suite summarization     train, evaluate, record
     harness study mine.toml                            many runs: methods, suites, seeds, sweeps, tuning
     harness table                                      the runs so far, side by side
+    harness compare dpo ppo                            two runs or methods, prompt by prompt
+    harness reproduce RUN                              a run made again from its record, digest by digest
     harness list                                       methods, suites and other plugins
     harness show ppo                                   a plugin's options
     harness check ppo                                  put a plugin to the proofs

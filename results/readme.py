@@ -9,17 +9,20 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- (results/\S+\.md) -->\n.*?<!-- end -->", re.DOTALL)
 SHOWN = (
-    "method", "seeds", "win-rate vs SFT [95 %]", "accuracy", "KL (nats)", "length", "train s / CPU s", "train TFLOP",
+    "method", "seeds", "win-rate vs SFT [95 %]", "length-controlled", "accuracy", "KL (nats)", "length", "train TFLOP",
     "reward queries", "labels", "AI labels", "models held (params)", "peak MiB",
 )  # fmt: skip
 
 
 def shortened(table: str) -> str:
-    """Return a file's title and table with the columns that are shown; its notes stay in the file."""
-    title, rows = table.splitlines()[0], [line.split("|") for line in table.splitlines() if line.startswith("|")]
-    kept = [i for i, name in enumerate(rows[0]) if name.strip() in SHOWN]
-    lines = ["|" + "|".join(row[i] for i in kept) + "|" for row in rows]
-    return "\n".join([title, "", *lines]) + "\n"
+    """Return a file's title, table with the columns that are shown, and caption; its notes stay in the file."""
+    lines = table.splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line.startswith("|")]
+    kept = [i for i, name in enumerate(rows[0]) if name in SHOWN]
+    caption = next(line for line in lines[1:] if line and not line.startswith("|"))
+    return (
+        "\n".join([lines[0], "", *("| " + " | ".join(row[i] for i in kept) + " |" for row in rows), "", caption]) + "\n"
+    )
 
 
 def filled(text: str) -> str:

@@ -19,11 +19,14 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "pandas")
 LIGHT = (
     "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
-    "report.select", "report.table", "report.commands", "report.figures", "report.footnotes",
+    "report.select", "report.table", "report.commands", "report.figures", "report.footnotes", "report.compare",
+    "report.side_by_side", "report.reproduce", "report.digests", "report.sweeps", "report.match", "report.pictures",
+    "report.plots.__init__", "report.plots.style", "report.plots.frontier", "report.plots.cost",
+    "report.plots.curves", "report.plots.overoptimization", "report.plots.wins",
     "report.page.__init__", "report.page.facts", "report.page.sections", "report.page.samples", "report.page.settings",
     "report.page.provenance", "report.page.checklist", "report.page.citations", "report.page.html",
     "statistics.intervals", "statistics.compare", "statistics.aggregate", "statistics.power", "statistics.length",
-    "statistics.rating",
+    "statistics.rating", "statistics.overoptimization",
     "study.file", "study.spaces", "study.cells", "study.state", "study.tune", "study.work", "study.show",
 )  # fmt: skip
 LATE = {  # third-party imports inside functions of plugins and suites
@@ -34,10 +37,14 @@ LONG_FUNCTIONS: set[tuple[str, str]] = set()  # (file, function) over 45 lines
 LONG_FILES = {"harness/run.py"}  # over 400 lines
 
 FLAGS = {
+    "compare": {"-s", "--suite", "--study", "--where", "--format", "--results"},
+    "reproduce": {"--into", "--loose", "--anyway", "--data-folder", "-p", "--plugin"},
     "check": {"-s", "--suite", "--set", "--optimum-set", "--quick", "-o", "--output", "-p", "--plugin"},
     "new": {"--folder"},
     "list": {"-p", "--plugin"},
-    "plot": {"--results", "-s", "--suite", "-o", "--output", "--study"},
+    "plot": {
+        "--kind", "-s", "--suite", "--study", "--methods", "--where", "-o", "--output", "--results",
+    },
     "power": {"--prompts", "--seeds", "--effect", "--ties", "--seed-sd", "--prompt-share", "--correlation"},
     "report": {"--results", "-s", "--suite", "--prompts", "-o", "--output"},
     "run": {
@@ -52,8 +59,8 @@ FLAGS = {
         "--dry-run", "--retry-failed", "-j", "--jobs", "--launcher", "--launcher-set", "--results", "-p", "--plugin",
     },
     "table": {
-        "-s", "--suite", "--methods", "--study", "--where", "--columns", "--each", "--mixed", "--format", "-o",
-        "--output", "--results", "-p", "--plugin",
+        "-s", "--suite", "--methods", "--study", "--where", "--match", "--columns", "--each", "--mixed", "--format",
+        "-o", "--output", "--results", "-p", "--plugin",
     },
 }  # fmt: skip
 
@@ -150,7 +157,8 @@ def test_statistics_and_tables_load_nothing_heavy(module):
     [
         ["--help"], ["--version"], ["run", "--help"], ["list"], ["show", "ppo"], ["show", "summarization"],
         ["show", "dpo", "--suite", "summarization"], ["run", "-m", "pp0", "-s", "summarization"],
-        ["table", "--results", "/nonexistent"], ["report", "--results", "/nonexistent"], ["power", "--seeds", "3"],
+        ["table", "--results", "/nonexistent"], ["power", "--seeds", "3"],
+        ["compare", "dpo", "ppo", "--results", "/nonexistent"], ["reproduce", "/nonexistent"],
         ["table", "--results", "/nonexistent"],
         ["study", str(ROOT / "examples" / "study.toml"), "--dry-run", "--results", "/nonexistent"],
     ],

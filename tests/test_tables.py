@@ -184,7 +184,7 @@ def test_seeds_of_a_row_are_of_one_code(tmp_path):
 def test_rows_are_chosen_by_their_options(tmp_path):
     put(tmp_path, record(recipe="r1", options={"beta": 0.1}), record(recipe="r2", options={"beta": 0.5}))
     assert len(of(tmp_path).rows) == 2
-    (row,) = of(tmp_path, where={"beta": "0.5"}).rows
+    (row,) = of(tmp_path, where={"beta": "0.50"}).rows
     assert row[0].text == "dpo"
     with pytest.raises(UsageError, match="is of beta=7"):
         of(tmp_path, where={"beta": "7"})

@@ -1,4 +1,4 @@
-"""Commands that read records: table, plot, report, power. Each imports what it needs when it is called."""
+"""Commands that read records: table, plot, report, power, compare, reproduce. Each imports what it needs late."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
 @click.option("--where", multiple=True, metavar="NAME=VALUE",
               help="Only runs with this option: a method's, suite.NAME or stage.STAGE.NAME.")  # fmt: skip
+@click.option("--match", metavar="QUANTITY[=VALUE]",
+              help="Methods at an equal kl, flops, tokens or seconds, interpolated along their sweeps.")  # fmt: skip
 @click.option("--columns", default="", metavar="KEY,...", help="Only these columns, in this order.")
 @click.option("--each", is_flag=True, help="A row per run instead of one per method.")
 @click.option("--mixed", is_flag=True, help="Put runs of unlike ground side by side, with a footnote that says so.")
@@ -42,18 +44,23 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @plugin_files
 def table(
     registry: Registry, suite: str | None, methods: str | None, study_name: str | None, where: tuple[str, ...],
-    columns: str, each: bool, mixed: bool, style: str, output: Path | None, results: Path,
+    match: str | None, columns: str, each: bool, mixed: bool, style: str, output: Path | None, results: Path,
 ) -> None:  # fmt: skip
     """Put all runs of a suite side by side."""
     from ..files import write_text
     from ..options import parse_settings
+    from .match import matched, parse_match
     from .select import Filter, select
     from .tables import comparison
 
     reporter = registry.get("reporters", style)()
     chosen = [m.strip() for m in methods.split(",")] if methods else []
     asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"), each, mixed)
-    text = reporter.render(comparison(select(results, asked), [c.strip() for c in columns.split(",") if c.strip()]))
+    if match and (columns or each):
+        raise UsageError("--match has columns and rows of its own: leave --columns and --each out.")
+    selection = select(results, asked)
+    keys = [c.strip() for c in columns.split(",") if c.strip()]
+    text = reporter.render(matched(selection, *parse_match(match)) if match else comparison(selection, keys))
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -64,19 +71,30 @@ def table(
 
 
 @click.command()
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option("--kind", default="frontier", show_default=True,
+              help="frontier, cost, curves, overoptimization or wins; all of them with `all`.")  # fmt: skip
 @click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="Where to; otherwise frontier.png below --results."
-)
 @click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
-def plot(results: Path, suite: str | None, output: Path | None, study_name: str | None) -> None:
-    """Draw win-rate against KL, and gold and proxy reward over training, of all runs of a suite."""
-    from .plots import frontier
+@click.option("--methods", help="Only these methods, separated by commas.")
+@click.option("--where", multiple=True, metavar="NAME=VALUE", help="Only runs with this value of an option.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path),
+    help="Where to: .png, .svg or .pdf; otherwise KIND.png below --results. With `all` -KIND is added to the name.",
+)  # fmt: skip
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+def plot(
+    kind: str, suite: str | None, study_name: str | None, methods: str | None, where: tuple[str, ...],
+    output: Path | None, results: Path,
+) -> None:  # fmt: skip
+    """Draw runs of a suite: win-rate against KL or cost, learning curves, over-optimisation, who beats whom."""
+    from ..options import parse_settings
+    from .pictures import draw_files
+    from .select import Filter
 
-    output = output or results / "frontier.png"
-    frontier(results, suite, output, study_name)
-    click.echo(f"wrote {output}")
+    chosen = [m.strip() for m in methods.split(",")] if methods else []
+    asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"))
+    for line in draw_files(results, asked, kind, output):
+        click.echo(line)
 
 
 @click.command()
@@ -128,4 +146,53 @@ def power(effect: float | None, **study: Any) -> None:
     click.echo(f"\n{assumptions(design)}")
 
 
-COMMANDS = (table, plot, report, power)
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--into", type=click.Path(path_type=Path), metavar="DIR",
+              help="Keep what is made again in this new results folder.")  # fmt: skip
+@click.option("--loose", is_flag=True, help="Be content where every figure lies in the other's 95 % interval.")
+@click.option("--anyway", is_flag=True, help="Go on where code or data are not what they were.")
+@click.option("--data-folder", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+              help="Where the files of a suite file lie now.")  # fmt: skip
+@plugin_files
+def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **asked: Any) -> int:
+    """Carry a recorded run out again, from nothing, and compare it digest by digest.
+
+    RUN is a run folder. Exit code 0: reproduced; 1: something differs, and is told.
+    """
+    from .reproduce import Asked, read_run, summary
+    from .reproduce import reproduce as made_again
+
+    verdict = made_again(read_run(folder, data_folder), registry, Asked(**asked), click.echo)
+    click.echo(summary(verdict, asked["into"]))
+    return int(not verdict.reproduced)
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--study", metavar="NAME", help="Only the runs of this study, under its labels.")
+@click.option("--where", "where", multiple=True, metavar="NAME=VALUE",
+              help="Only runs with this option; suite.NAME and stage.STAGE.NAME are options too.")  # fmt: skip
+@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+def compare(a: str, b: str, suite: str | None, study: str | None, where: tuple[str, ...], style: str,
+            results: Path) -> None:  # fmt: skip
+    """Compare two runs or methods, prompt by prompt, on one screen.
+
+    A and B are run folders, methods, or labels as `harness table` shows them.
+    """
+    from ..options import parse_settings
+    from .compare import compared
+    from .select import Filter
+    from .side_by_side import as_json, show
+
+    found = compared(results, (a, b), Filter(suite, study, where=parse_settings(where, "--where")))
+    if style == "json":
+        click.echo(as_json(found))
+    else:
+        show(found)
+
+
+COMMANDS = (table, plot, report, power, compare, reproduce)

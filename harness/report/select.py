@@ -118,22 +118,27 @@ def _named(place: Place) -> dict[str, str]:
 def _wanted(record: Record, asked: Filter) -> bool:
     if asked.methods and record["method"] not in asked.methods and record.get("label") not in asked.methods:
         return False
-    return all(_option(record, name) == value for name, value in asked.where.items())
+    return all(_written_as(_option(record, name), value) for name, value in asked.where.items())
 
 
-def _option(record: Record, name: str) -> str:
-    """Return an option's value as it is written on the command line: a method's, `suite.NAME` or `stage.STAGE.NAME`."""
+def _option(record: Record, name: str) -> Any:
+    """Return the value of an option: a method's, `suite.NAME` or `stage.STAGE.NAME`; None where there is none."""
     head, _, rest = name.partition(".")
     if head == "suite":
-        return text_of(record["suite_options"].get(rest))
+        return record["suite_options"].get(rest)
     if head == "stage":
-        return text_of(flatten(spec_of(record)["stages"]).get(rest))
-    return text_of(record["options"].get(name))
+        return flatten(spec_of(record)["stages"]).get(rest)
+    return record["options"].get(name)
 
 
-def text_of(value: Any) -> str:
-    """Return an option's value as it is written on the command line."""
-    return json.dumps(value).strip('"') if not isinstance(value, float) else f"{value:g}"
+def _written_as(value: Any, text: str) -> bool:
+    """Return whether a value is what a text on the command line stands for."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return json.dumps(value).strip('"') == text
+    try:
+        return float(text) == value
+    except ValueError:
+        return False
 
 
 def spec_of(record: Record) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from ... import __version__
 from ...errors import HarnessError
+from ..plots import KINDS, render
 from ..table import Table
 from ..tables import comparison
 from . import provenance, settings
-from .adapters import KINDS, render
 from .checklist import checklist
 from .citations import bibtex
 from .html import data_uri

@@ -1,0 +1,54 @@
+"""`harness plot`: which picture goes to which file, and what could not be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import Refused, UsageError, unknown
+from ..files import write_bytes
+from .plots import KINDS, STYLES, NothingToDraw, render
+from .select import Filter, select
+
+ALL = "all"
+
+
+def draw_files(results: Path, asked: Filter, kind: str, output: Path | None) -> Iterator[str]:
+    """Write pictures and yield a line for each, written or left out; kind and file name are checked before any."""
+    targets = targets_of(kind, output, results)
+    selection = select(results, asked)
+    written = 0
+    for name, target in targets.items():
+        try:
+            picture = render(name, selection, target.suffix[1:].lower())
+        except NothingToDraw as error:
+            if kind != ALL:
+                raise
+            yield f"no {name}: {error}"
+            continue
+        _write(target, picture)
+        written += 1
+        yield f"wrote {target}"
+    if not written:
+        raise UsageError(f"Nothing of {selection.suite} can be drawn.")
+
+
+def targets_of(kind: str, output: Path | None, results: Path) -> dict[str, Path]:
+    """Return {kind: file}; raise UsageError for a kind that does not exist or a file that is no picture's."""
+    if kind not in KINDS and kind != ALL:
+        raise unknown("kind of picture", kind, [*KINDS, ALL])
+    if output is None:
+        return {name: results / f"{name}.png" for name in (KINDS if kind == ALL else [kind])}
+    if output.suffix[1:].lower() not in STYLES:
+        known = ", ".join(f".{style}" for style in STYLES)
+        raise UsageError(f"--output {output}: the ending says what to write, one of {known}.")
+    if kind != ALL:
+        return {kind: output}
+    return {name: output.with_name(f"{output.stem}-{name}{output.suffix}") for name in KINDS}
+
+
+def _write(target: Path, picture: bytes) -> None:
+    try:
+        write_bytes(target, picture)
+    except OSError as error:
+        raise Refused(f"Cannot write {target}: {error.strerror}.") from error

@@ -1,0 +1,56 @@
+"""Pictures of records: each kind draws one figure from a selection of runs, for the command and the report page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import Refused, UsageError, unknown
+from ..select import Selection
+from . import cost, curves, frontier, overoptimization, wins
+from .style import NothingToDraw, printed, settings
+
+__all__ = ["KINDS", "STYLES", "NothingToDraw", "Plot", "drawn", "render"]
+
+STYLES = ("png", "svg", "pdf")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A kind of picture: what it shows in one line, and what draws it as a matplotlib figure."""
+
+    about: str
+    draw: Callable[[Selection], Any]
+
+
+KINDS: dict[str, Plot] = {
+    "frontier": Plot("win-rate against KL, the frontier and best-of-n's curve", frontier.draw),
+    "cost": Plot("win-rate against training FLOPs, seconds and memory, and FLOPs of an answer", cost.draw),
+    "curves": Plot("reward, KL, length and loss along training, and win-rate and gold of snapshots", curves.draw),
+    "overoptimization": Plot("gold and proxy against sqrt(KL), with Gao et al.'s forms fitted", overoptimization.draw),
+    "wins": Plot("who beats whom on gold reward, and Bradley-Terry ratings", wins.draw),
+}
+
+
+def drawn(kind: str, selection: Selection) -> Any:
+    """Return a kind's matplotlib figure of a selection; raise NothingToDraw where the runs have nothing for it."""
+    if kind not in KINDS:
+        raise unknown("kind of picture", kind, KINDS)
+    with settings():
+        return KINDS[kind].draw(selection)
+
+
+def render(kind: str, selection: Selection, style: str = "png") -> bytes:
+    """Return a picture as the bytes of a PNG, SVG or PDF file: the same bytes for the same records.
+
+    Raise UsageError for a kind or style that does not exist, NothingToDraw (one too) where the runs have nothing for
+    the kind, and Refused where matplotlib is not installed.
+    """
+    if style not in STYLES:
+        raise UsageError(f"A picture is {', '.join(STYLES[:-1])} or {STYLES[-1]}, not {style!r}.")
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise Refused("Plots need matplotlib: pip install 'alignment-harness[plots]'.") from error
+    return printed(drawn(kind, selection), style)

@@ -1,0 +1,142 @@
+"""Learning curves: what methods log while they train, and what snapshots of their policies are worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from ...errors import UsageError
+from ...evaluation.stats import t_quantile
+from ...store import read_rows
+from ..select import Record, Row, Selection
+from ..sweeps import sweeps
+from .style import Look, NothingToDraw, beside, handle, height, look, note, panels, plain_ticks
+
+ROLLOUTS = {  # in metrics.jsonl, by the names that all methods share
+    "reward": "reward of rollouts", "kl": "KL of rollouts, nats", "length": "length of rollouts, tokens",
+}  # fmt: skip
+LOSS = "loss, where no rollouts"
+KEPT = {"win_rate": "gold win-rate over SFT", "gold": "gold reward"}  # of snapshots
+COLUMNS = 2
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure along training: the mean over seeds, with Student's 95 % interval where there are several."""
+
+    steps: Sequence[float]
+    mean: Sequence[float]
+    half: Sequence[float]  # of the interval; nan with one seed
+    seeds: int
+
+
+def draw(selection: Selection) -> Any:
+    """Return the figure: a panel for each figure that any run has."""
+    found = [(row, look(i)) for i, row in enumerate(row for s in sweeps(selection.rows) for row in s.rows)]
+    shown = _shown(found)
+    if not shown:
+        raise NothingToDraw(
+            f"No run of {selection.suite} logged a reward, KL, length or loss or kept snapshots (--snapshots 8): there "
+            "is no learning curve to draw."
+        )
+    lines = math.ceil(len(shown) / COLUMNS)
+    figure, axes = panels(lines, COLUMNS, height(0.5 + 1.9 * lines, [_label(row) for row, _ in found]))
+    for axis, (label, curves) in zip(axes, shown.items(), strict=False):
+        _draw_panel(axis, label, curves)
+    for axis in axes[len(shown) :]:
+        axis.remove()
+    drawn = {row.name for curves in shown.values() for row, _, _ in curves}
+    beside(figure, [handle(_label(row), **how.line, **_sparse(how)) for row, how in found if row.name in drawn])
+    note(figure, _note(selection))
+    return figure
+
+
+def _shown(found: Sequence[tuple[Row, Look]]) -> dict[str, list[tuple[Row, Look, Curve]]]:
+    """Return {what a panel shows: its curves}; what no row has is left out.
+
+    Losses are of one scale for hardly two methods, and the least telling of what is there: they are shown of the rows
+    that say nothing else, on a logarithmic axis.
+    """
+    shown = {label: _curves(found, name, logged_of) for name, label in ROLLOUTS.items()}
+    telling = {row.name for curves in shown.values() for row, _, _ in curves}
+    shown[LOSS] = _curves([(row, how) for row, how in found if row.name not in telling], "loss", logged_of)
+    shown |= {label: _curves(found, name, snapshots_of) for name, label in KEPT.items()}
+    return {label: curves for label, curves in shown.items() if curves}
+
+
+def curve_of(seeds: Sequence[Mapping[float, float]]) -> Curve:
+    """Return the mean of {step: value} over seeds, at the steps that all have, with its interval over seeds."""
+    steps = sorted(set.intersection(*(set(s) for s in seeds)))
+    values = [[s[step] for s in seeds] for step in steps]
+    n = len(seeds)
+    t = t_quantile(0.975, n - 1) if n > 1 else math.nan
+    half = [t * stdev(v) / math.sqrt(n) if n > 1 else math.nan for v in values]
+    return Curve(steps, [fmean(v) for v in values], half, n)
+
+
+def logged_of(record: Record, name: str) -> dict[float, float]:
+    """Return {step: value} of a figure that a method logged; empty where it has none."""
+    file = Path(record["folder"]) / "metrics.jsonl"
+    if not file.is_file():
+        return {}
+    try:
+        rows = read_rows(file)
+    except ValueError as error:
+        raise UsageError(f"{file} is damaged ({error}). Delete the folder {file.parent} and run again.") from error
+    return {float(r["step"]): float(r[name]) for r in rows if r.get(name) is not None}
+
+
+def snapshots_of(record: Record, name: str) -> dict[float, float]:
+    """Return {step: value} of a figure of a run's snapshots; empty where it kept none."""
+    return {float(p["step"]): float(p[name]) for p in record["evaluation"].get("curve", []) if name in p}
+
+
+def _curves(found: Sequence[tuple[Row, Look]], name: str, read: Any) -> list[tuple[Row, Look, Curve]]:
+    """Return the curves of the rows all of whose runs have a figure at two common steps or more."""
+    curves = []
+    for row, how in found:
+        curve = curve_of([read(record, name) for record in row.good])
+        if len(curve.steps) > 1:
+            curves.append((row, how, curve))
+    return curves
+
+
+def _draw_panel(axis: Any, label: str, curves: Sequence[tuple[Row, Look, Curve]]) -> None:
+    for row, how, curve in curves:
+        every = max(1, len(curve.steps) // 6)
+        thin = {"linewidth": 0.9, "markevery": every, "zorder": 2}
+        axis.plot(curve.steps, curve.mean, label=row.name, **how.line, **_sparse(how), **thin)
+        if curve.seeds > 1:
+            low = [m - h for m, h in zip(curve.mean, curve.half, strict=True)]
+            high = [m + h for m, h in zip(curve.mean, curve.half, strict=True)]
+            axis.fill_between(curve.steps, low, high, color=how.colour, alpha=0.2, linewidth=0)
+    axis.set_ylabel(label)
+    axis.set_xlabel("step, of evaluated snapshots" if label in KEPT.values() else "step")
+    if label == LOSS and all(m > 0 for _, _, curve in curves for m in curve.mean):
+        axis.set_yscale("log")
+        plain_ticks(axis.yaxis)
+        means = [m for _, _, curve in curves for m in curve.mean]
+        axis.set_ylim(min(means) / 1.2, max(means) * 1.2)  # a band may reach below 0
+
+
+def _sparse(how: Look) -> dict[str, Any]:
+    return {**{key: value for key, value in how.point.items() if key != "color"}, "markersize": 3.2}
+
+
+def _label(row: Row) -> str:
+    n = len(row.good)
+    return f"{row.name}, {n} seed{'s' * (n > 1)}"
+
+
+def _note(selection: Selection) -> str:
+    several = any(len(row.good) > 1 for row in selection.rows)
+    bands = "Bands: Student's 95 % interval over seeds at each step; a line of one seed has none. " if several else ""
+    alone = "" if several else "One seed each: there is no band. "
+    return (
+        f"{bands}{alone}Rollouts are of training prompts, rewards those a method learns from, losses each method's "
+        "own: compare shapes, not levels."
+    )

@@ -1,0 +1,207 @@
+"""How pictures look: colours and markers that the colour-blind and grey printers tell apart, legends, files."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import UsageError
+
+# Okabe and Ito's colours without yellow, which is hard to see on white
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vPX<>*"  # full ones, then the same hollow: seven colours and twenty markers never meet twice in 140
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+GREY = "#767676"
+WIDTH = 7.0  # inches: a page's text
+POINTS = 8.0  # of text
+SMALL = 7.0
+LONG = 34  # characters of a label on one line
+SALT = "alignment-harness"  # of the names inside an SVG: fixed, so that equal pictures are equal files
+EMPTY: dict[str, dict[str, None]] = {  # what would tell the time or the version of matplotlib
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+SETTINGS: dict[str, Any] = {
+    "font.size": POINTS, "axes.labelsize": POINTS, "axes.titlesize": POINTS, "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL, "legend.fontsize": SMALL, "legend.frameon": False, "font.family": "DejaVu Sans",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "lines.linewidth": 1.2,
+    "lines.markersize": 4.5, "svg.hashsalt": SALT, "pdf.fonttype": 42, "savefig.dpi": 200, "figure.dpi": 100,
+    "axes.formatter.limits": (-3, 4),
+}  # fmt: skip
+
+
+class NothingToDraw(UsageError):
+    """These runs have nothing that a kind of picture shows."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a row or sweep is drawn, wherever it is."""
+
+    colour: str
+    marker: str
+    dash: Any
+    full: bool
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """Arguments of a marker."""
+        return {
+            "marker": self.marker, "color": self.colour, "markerfacecolor": self.colour if self.full else "white",
+            "markeredgewidth": 0.9,
+        }  # fmt: skip
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Arguments of a line without markers."""
+        return {"color": self.colour, "linestyle": self.dash}
+
+
+def look(index: int) -> Look:
+    """Return the look of the index-th row: no two of the first 140 are the same, in grey no two of 20."""
+    marker = index % (2 * len(MARKERS))
+    full = marker < len(MARKERS)
+    return Look(COLOURS[index % len(COLOURS)], MARKERS[marker % len(MARKERS)], DASHES[index % len(DASHES)], full)
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """Draw with our settings and matplotlib's defaults, whatever a user's matplotlibrc says."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        yield
+
+
+def panels(rows: int, columns: int, height: float, width: float = WIDTH) -> tuple[Any, list[Any]]:
+    """Return a figure and its axes, row by row; no window, no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
+
+
+def printed(figure: Any, style: str) -> bytes:
+    """Return a figure as the bytes of a file, without date and version: equal figures give equal bytes."""
+    stream = io.BytesIO()
+    with settings():
+        figure.savefig(stream, format=style, metadata=EMPTY[style])
+    return stream.getvalue()
+
+
+def height(least: float, labels: Sequence[str]) -> float:
+    """Return the inches of a figure: at least so many, and enough for a legend of such labels."""
+    lines = sum(wrapped(label).count("\n") + 1 for label in labels)
+    return max(least, 0.3 + 0.155 * lines)
+
+
+def wrapped(label: str, width: int = LONG) -> str:
+    """Return a label on several lines where it is long."""
+    return label if "\n" in label else textwrap.fill(label, width)
+
+
+def beside(figure: Any, handles: Sequence[Any]) -> None:
+    """Put a legend to the right of all panels."""
+    figure.legend(handles=handles, loc="outside right upper", handlelength=3)
+
+
+def below(figure: Any, handles: Sequence[Any], text: str, width: float = WIDTH) -> None:
+    """Put a legend below all panels, and what has to be known above its entries."""
+    title = "\n".join(textwrap.wrap(text, int(width * 17)))
+    figure.legend(
+        handles=handles, loc="outside lower left", handlelength=3, title=title, title_fontsize=SMALL, alignment="left"
+    )
+
+
+def note(figure: Any, text: str, width: float = WIDTH) -> None:
+    """Put what has to be known below all panels."""
+    lines = textwrap.wrap(text, int(width * 17))  # characters of 7 points to an inch, about
+    figure.supxlabel("\n".join(lines), fontsize=SMALL, x=0.01, ha="left", color="#333333")
+
+
+def plain_ticks(axis: Any) -> None:
+    """Write a logarithmic axis's ticks, at 1, 2 and 5, as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def handle(label: str, **how: Any) -> Any:
+    """Return a legend's entry that is in no panel."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=wrapped(label), **how)
+
+
+def place_labels(
+    axis: Any, points: Sequence[tuple[float, float]], texts: Sequence[str], colours: Sequence[str], taken: Any = ()
+) -> None:
+    """Write a text beside each point where it covers no other text, no point and nothing `taken`, if there is room.
+
+    Greedy, in order: of eight places around its point each takes the one that covers least. The figure has to be laid
+    out before (`draw_without_rendering`), once for all its axes.
+    """
+    renderer = axis.figure.canvas.get_renderer()
+    around = axis.get_window_extent(renderer)
+    boxes = [_around(axis.transData.transform(p)) for p in (*points, *taken)]
+    for point, text, colour in zip(points, texts, colours, strict=True):
+        best = None
+        for place in _PLACES:
+            label = _label(axis, text, point, colour, place)
+            box = label.get_window_extent(renderer)
+            covered = sum(_common(box, other) for other in boxes) + 3 * (_area(box) - _common(box, around))
+            if best is None or covered < best[0] - 1e-6:
+                if best is not None:
+                    best[1].remove()
+                best = (covered, label, box)
+            else:
+                label.remove()
+        assert best is not None
+        boxes.append(best[2])
+
+
+def _label(axis: Any, text: str, point: tuple[float, float], colour: str, place: tuple[int, int, str, str]) -> Any:
+    from matplotlib.patheffects import withStroke
+
+    dx, dy, ha, va = place
+    label = axis.annotate(
+        text, point, (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=SMALL, color=colour,
+        path_effects=[withStroke(linewidth=2, foreground="white")], zorder=5,
+    )  # fmt: skip
+    label.set_in_layout(False)
+    return label
+
+
+_PLACES = (
+    (5, 4, "left", "bottom"), (5, -4, "left", "top"), (-5, 4, "right", "bottom"), (-5, -4, "right", "top"),
+    (7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 7, "center", "bottom"), (0, -7, "center", "top"),
+)  # fmt: skip
+
+
+def _around(centre: Any, half: float = 4.0) -> Any:
+    from matplotlib.transforms import Bbox
+
+    x, y = centre
+    return Bbox([[x - half, y - half], [x + half, y + half]])
+
+
+def _area(box: Any) -> float:
+    return float(box.width * box.height)
+
+
+def _common(a: Any, b: Any) -> float:
+    """Return the area that two boxes share."""
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    return float(max(0.0, width) * max(0.0, height))
