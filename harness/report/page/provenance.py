@@ -11,8 +11,9 @@ from typing import Any
 
 from ...errors import HarnessError
 from ...study.state import CELLS, study_folder
-from ..select import Record, provenance_of, text_of
+from ..select import Record, provenance_of
 from .sections import Section
+from .settings import text_of
 
 
 @dataclass

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import unknown
-from ..select import OWN_CODE, Record, Selection, ground_of, rows_of, suite_records, text_of
+from ..select import OWN_CODE, Record, Selection, ground_of, rows_of, suite_records
+from .settings import text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names
 EDITION = "edition of a method's code"  # seeds of one row that were made by different code are apart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from ...store import flatten
 from ...study.state import CLASSES
-from ..select import Record, Row, Selection, spec_of, text_of
+from ..select import Record, Row, Selection, spec_of
 
 SHARED = (
     "suite_options", "stages", "model", "budget", "engine", "judge", "labeller", "labeller_options", "device", "dtype",
@@ -26,6 +27,13 @@ class Option:
     value: str
     differs: bool  # from what another row has under this name
     asked: bool  # for by who ran it: not the method's default
+
+
+def text_of(value: Any) -> str:
+    """Return an option's value as it can be given on the command line, with all its digits."""
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return json.dumps(value).strip('"')
 
 
 def options(selection: Selection) -> list[list[Option]]:
