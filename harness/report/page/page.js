@@ -263,5 +263,5 @@
   at("browser").hidden = false;
   view = read();
   show();
-  if (location.hash.startsWith(MARK)) at("samples-heading").scrollIntoView();
+  if (location.hash.startsWith(MARK)) at("samples-heading").scrollIntoView({ behavior: "instant" });
 })();
