@@ -23,6 +23,8 @@ LIGHT = (
     "report.side_by_side", "report.reproduce", "report.digests", "report.sweeps", "report.match", "report.pictures",
     "report.plots.__init__", "report.plots.style", "report.plots.frontier", "report.plots.cost",
     "report.plots.curves", "report.plots.overoptimization", "report.plots.wins",
+    "report.page.__init__", "report.page.facts", "report.page.sections", "report.page.samples", "report.page.settings",
+    "report.page.provenance", "report.page.checklist", "report.page.citations", "report.page.html",
     "statistics.intervals", "statistics.compare", "statistics.aggregate", "statistics.power", "statistics.length",
     "statistics.rating", "statistics.overoptimization",
     "study.file", "study.spaces", "study.cells", "study.state", "study.tune", "study.work", "study.show",
@@ -44,6 +46,7 @@ FLAGS = {
         "--kind", "-s", "--suite", "--study", "--methods", "--where", "-o", "--output", "--results",
     },
     "power": {"--prompts", "--seeds", "--effect", "--ties", "--seed-sd", "--prompt-share", "--correlation"},
+    "report": {"--results", "-s", "--suite", "--prompts", "-o", "--output"},
     "run": {
         "-m", "--method", "-s", "--suite", "--set", "--suite-set", "--stage-set", "--labeller-set",
         "--model", "--seed", "--shared-seed",

@@ -1,4 +1,4 @@
-"""Commands that read records: table, plot, power, compare, reproduce. Each imports what it needs when it is called."""
+"""Commands that read records: table, plot, report, power, compare, reproduce. Each imports what it needs late."""
 
 from __future__ import annotations
 
@@ -98,6 +98,27 @@ def plot(
 
 
 @click.command()
+@click.argument("study", required=False)
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option("--suite", "-s", help="Only the runs of this suite.")
+@click.option("--prompts", type=click.IntRange(0), default=200, show_default=True,
+              help="Prompts of each suite in the sample browser, the first ones.")  # fmt: skip
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Where to; otherwise STUDY.html below --results.")
+def report(study: str | None, results: Path, suite: str | None, prompts: int, output: Path | None) -> None:
+    """Write one HTML page of a STUDY, or of all runs: tables, plots, samples, settings, provenance, citations."""
+    from ..files import write_text
+    from .page import page
+
+    output = output or results / f"{study or 'report'}.html"
+    text = page(results, study, suite, prompts)
+    try:
+        write_text(output, text)
+    except OSError as error:
+        raise Refused(f"Cannot write {output}: {error.strerror}.") from error
+    click.echo(f"wrote {output} ({len(text.encode()) / 1e6:.1f} MB)")
+
+
+@click.command()
 @click.option("--prompts", type=click.IntRange(2), default=512, show_default=True, help="Evaluated prompts.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Seeds of each method.")
 @click.option("--effect", type=click.FloatRange(0, 1, min_open=True),
@@ -174,4 +195,4 @@ def compare(a: str, b: str, suite: str | None, study: str | None, where: tuple[s
         show(found)
 
 
-COMMANDS = (table, plot, power, compare, reproduce)
+COMMANDS = (table, plot, report, power, compare, reproduce)

@@ -15,7 +15,8 @@ from ..store import flatten, read_rows, runs
 from ..study.state import Place, places_of
 
 Record = Mapping[str, Any]
-CODE = {"the harness's code": "harness", "the code of it": "method"}  # digests in a run's provenance
+OWN_CODE = "the code of it"  # of a row's runs, not of all
+CODE = {"the harness's code": "harness", OWN_CODE: "method"}  # digests in a run's provenance
 
 
 @dataclass(frozen=True)
@@ -176,16 +177,21 @@ def check_ground(records: Sequence[Record]) -> None:
 
 def unlike(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
     """Return what runs differ in though they should not: {name: {value: who}}."""
-    grounds = [{**r["ground"], **_made_with(r)} for r in records]
-    names = dict.fromkeys(name for ground in grounds for name in ground if name != "the code of it")
+    grounds = [ground_of(r) for r in records]
+    names = dict.fromkeys(name for ground in grounds for name in ground if name != OWN_CODE)
     found = {name: _by_value(records, [g.get(name) for g in grounds]) for name in names}
     rows: dict[str, list[int]] = {}
     for i, r in enumerate(records):
         rows.setdefault(r["recipe"], []).append(i)
     for recipe, mine in rows.items():  # seeds of a row are of one code
-        codes = [grounds[i].get("the code of it") for i in mine]
+        codes = [grounds[i].get(OWN_CODE) for i in mine]
         found[f"the code of {records[mine[0]]['method']} ({recipe})"] = _by_value([records[i] for i in mine], codes)
     return {name: values for name, values in found.items() if len(values) > 1}
+
+
+def ground_of(record: Record) -> dict[str, str]:
+    """Return what runs that stand side by side share; OWN_CODE is of a row only."""
+    return {**record["ground"], **_made_with(record)}
 
 
 def _by_value(records: Sequence[Record], values: Sequence[Any]) -> dict[str, list[str]]:

@@ -1,0 +1,87 @@
+"""A draft of what a paper's checklist asks, answered from records; nothing is said that they do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import fsum
+from typing import Any
+
+from ..select import Record
+from .sections import Section
+
+Answer = tuple[str, str]
+
+
+def checklist(sections: Sequence[Section], captions: Sequence[str], facts: Mapping[str, Any]) -> list[Answer]:
+    """Return questions with their answers; `captions` say what the intervals of each section's table are."""
+    records = [r for section in sections for r in section.selection.records]
+    good = [r for r in records if "failure" not in r]
+    return [
+        ("Error bars", "\n".join(dict.fromkeys(captions)) or "There is no finished run."),
+        ("Seeds", _seeds(records)),
+        ("Data", _data(sections, good)),
+        ("Hyper-parameters", _hyper_parameters(records, facts["study"])),
+        ("Compute", _compute(good, facts["environments"])),
+        ("Failed runs", _failed(records, facts["study"])),
+        ("Code", _code(facts)),
+    ]
+
+
+def _seeds(records: Sequence[Record]) -> str:
+    counts: dict[tuple[str, str], set[int]] = {}
+    for r in records:
+        counts.setdefault((r["suite"], r["recipe"]), set()).add(int(r["seed"]))
+    sizes = [len(seeds) for seeds in counts.values()]
+    many = str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    return (
+        f"{many} per row; they vary the order of prompts and pairs, rollouts, minibatches and the evaluated answers. "
+        f"Data, the SFT start checkpoint, preferences and reward models come from the shared seed and are the same."
+    )
+
+
+def _data(sections: Sequence[Section], good: Sequence[Record]) -> str:
+    told = dict.fromkeys(f"{r['suite']}: {r['evaluation']['prompts']} {r['evaluation']['split']} prompts" for r in good)
+    same = "Within a table, start checkpoint, data, reward model, judge and sampling have the same hashes"
+    apart = " (runs of unlike ground stand in tables apart)" if any(s.apart for s in sections) else ""
+    return f"{'; '.join(told) or 'No finished run'}. {same}{apart}."
+
+
+def _hyper_parameters(records: Sequence[Record], study: Mapping[str, Any] | None) -> str:
+    tuning = study and study["tuning"]
+    asked = any(r.get("asked") for r in records)
+    set_by_hand = "Options that were set by hand are marked in the settings; all others are the methods' defaults."
+    defaults = set_by_hand if asked else "Every option is the method's default."
+    if not tuning:
+        return f"{defaults} There was no search among these runs."
+    return (
+        f"Rows with a footnote were tuned: {tuning['trials']} trials for each method and suite, drawn at random from "
+        f"seed {tuning['seed']}; chosen: {tuning['rule']}. Of the other rows: {defaults}"
+    )
+
+
+def _compute(good: Sequence[Record], environments: Sequence[Mapping[str, str]]) -> str:
+    parts = [r["cost"][name] for r in good for name in ("method", "evaluation") if name in r["cost"]]
+    hours, flops = fsum(c["cpu_seconds"] for c in parts) / 3600, fsum(c["flops"] for c in parts)
+    machines = "; ".join(dict.fromkeys(e["machine"] for e in environments if e["machine"]))
+    return (
+        f"{len(good)} finished runs: {hours:.2f} CPU hours and {flops:.3g} FLOPs for training and evaluation, shared "
+        f"stages apart; what failed runs used is not counted. Each row's cost is in the settings. Machines: "
+        f"{machines or 'not recorded'}."
+    )
+
+
+def _failed(records: Sequence[Record], study: Mapping[str, Any] | None) -> str:
+    failed = sum("failure" in r for r in records)
+    told = f"{failed} of {len(records)} runs failed; they are listed, and are in no mean."
+    if study and study["missing"]:
+        told += f" {len(study['missing'])} of the study's {study['asked']} runs are not there yet."
+    if study and study["refused"]:
+        told += f" {len(study['refused'])} were refused, with the reason listed."
+    return told
+
+
+def _code(facts: Mapping[str, Any]) -> str:
+    commits = ", ".join(dict.fromkeys(e["commit"] for e in facts["environments"]))
+    study = facts["study"]
+    again = f"harness study {study['name']}.toml, whose text is below, or the command" if study else "the command"
+    return f"Commits: {commits or 'not recorded'}. To reproduce: {again} of each run in the provenance."

@@ -1,0 +1,74 @@
+"""Facts to HTML: the template, with everything escaped, and nothing in it that a browser would fetch."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+# Control characters but tab and newline, surrogates, and what turns or hides the text around it
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """Return the page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def finalize(value: Any) -> Any:
+        return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=finalize,
+    )  # fmt: skip
+    environment.filters["empty_first"] = empty_first
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    assets = {
+        "script": Markup(script),
+        "script_hash": script_hash(script),
+        "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        "samples": Markup(inline_json(facts["browser"])),
+    }
+    return environment.get_template("page.html").render(**facts, **assets) + "\n"
+
+
+def empty_first(texts: Sequence[str]) -> int:
+    """Return how many texts there are before the first that says anything: of a row from its end, cells to span."""
+    return next((i for i, text in enumerate(texts) if text), 0)
+
+
+def visible(text: str) -> str:
+    r"""Return text in which characters that are not seen, or turn others around, are written out, as in \u202e."""
+    return UNSEEN.sub(lambda match: escape_of(match[0]), text)
+
+
+def escape_of(character: str) -> str:
+    r"""Return a character's escape, as in \u202e."""
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\u{{{ord(character):x}}}"
+
+
+def inline_json(value: Any) -> str:
+    """Return JSON that can stand in a <script> element: plain ASCII, and no character that HTML knows."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, escape_of(character))
+    return text
+
+
+def script_hash(script: str) -> str:
+    """Return the source expression by which a Content-Security-Policy lets exactly this script run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def data_uri(svg: bytes) -> str:
+    """Return a picture's bytes as an address; in an <img>, nothing in it can run, and ids do not clash."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

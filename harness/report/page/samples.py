@@ -1,0 +1,62 @@
+"""What the sample browser shows: every row's answers to the same prompts, prompts and SFT's answers kept once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...errors import HarnessError
+from ..select import Record, Selection, samples_of
+from .sections import Section
+
+Samples = Mapping[str, Mapping[str, Any]]  # by prompt id
+SHARED = {"prompt": "prompt", "sft": "sft", "gold": "sft_gold", "proxy": "sft_proxy"}  # {here: in samples.jsonl}
+DIGITS = 6  # of figures that are only shown; gold decides outcomes and is kept as it is
+
+
+def browser(sections: Sequence[Section], prompts: int) -> list[dict[str, Any]]:
+    """Return for each section its first prompts, as columns, and every row's runs."""
+    return [_suite(section, prompts) for section in sections]
+
+
+def _suite(section: Section, limit: int) -> dict[str, Any]:
+    selection = section.selection
+    runs = {str(r["folder"]): _by_id(r) for r in selection.good}
+    known = _prompts(selection, runs)
+    ids = list(known)[:limit]
+    shared = {name: [known[i].get(key) for i in ids] for name, key in SHARED.items()}
+    rows = [
+        {"name": row.name, "runs": [_run(r, runs[str(r["folder"])], ids) for r in row.good]}
+        for row in selection.rows
+        if row.good
+    ]
+    return {"title": section.title, "total": len(known), "prompts": {"id": ids, **shared}, "rows": rows}
+
+
+def _by_id(record: Record) -> Samples:
+    return {str(s["prompt_id"]): s for s in samples_of(record)}
+
+
+def _prompts(selection: Selection, runs: Mapping[str, Samples]) -> Samples:
+    """Return every prompt by id; raise HarnessError where two runs know different texts by one id."""
+    known: dict[str, Mapping[str, Any]] = {}
+    for folder, samples in runs.items():
+        for name, sample in samples.items():
+            first = known.setdefault(name, sample)
+            if any(first.get(key) != sample.get(key) for key in SHARED.values()):
+                raise HarnessError(
+                    f"{folder}: prompt {name}, or SFT's answer to it, is not that of the other runs of "
+                    f"{selection.suite}, though their ground is the same. Delete the folder and run again."
+                )
+    return known
+
+
+def _run(record: Record, samples: Samples, ids: Sequence[str]) -> dict[str, Any]:
+    found = [samples.get(i, {}) for i in ids]
+    figures = {name: [_short(s.get(name)) for s in found] for name in ("proxy", "kl")}
+    kept = {name: [s.get(name) for s in found] for name in ("answer", "gold", "length", "ended")}
+    return {"seed": record["seed"], **kept, **figures}
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")

@@ -1,0 +1,125 @@
+"""With what settings the rows of a section were made, what they cost by phase, and which runs came to nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ...store import flatten
+from ...study.state import CLASSES
+from ..select import Record, Row, Selection, spec_of
+
+SHARED = (
+    "suite_options", "stages", "model", "budget", "engine", "judge", "labeller", "labeller_options", "device", "dtype",
+    "micro_batch_tokens", "prompt_sharing", "snapshots", "quick",
+)  # fmt: skip  # of a spec, what is not the method's
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a row."""
+
+    name: str
+    value: str
+    differs: bool  # from what another row has under this name
+    asked: bool  # for by who ran it: not the method's default
+
+
+def text_of(value: Any) -> str:
+    """Return an option's value as it can be given on the command line, with all its digits."""
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return json.dumps(value).strip('"')
+
+
+def options(selection: Selection) -> list[list[Option]]:
+    """Return every row's options."""
+    values: dict[str, set[str]] = {}
+    for row in selection.rows:
+        for name, value in _options(row):
+            values.setdefault(name, set()).add(value)
+    return [
+        [Option(name, value, len(values[name]) > 1, name in row.records[0].get("asked", ())) for name, value in own]
+        for row, own in ((row, _options(row)) for row in selection.rows)
+    ]
+
+
+def _options(row: Row) -> list[tuple[str, str]]:
+    return [(name, text_of(value)) for name, value in row.records[0]["options"].items()]
+
+
+def seeds(row: Row) -> str:
+    """Return a row's seeds, those that failed marked so."""
+    told = [f"{r['seed']} (failed)" if "failure" in r else str(r["seed"]) for r in _by_seed(row.records)]
+    return ", ".join(told)
+
+
+def _by_seed(records: Iterable[Record]) -> list[Record]:
+    return sorted(records, key=lambda r: int(r["seed"]))
+
+
+def shared_settings(selection: Selection) -> list[tuple[str, str]]:
+    """Return what all methods shared, from the resolved specs; where rows differ, every value with its rows."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in selection.rows:
+        for r in row.records:
+            for name, value in _shared(r):
+                who = found.setdefault(name, {}).setdefault(value, [])
+                who.extend([row.name] if row.name not in who else [])
+    return [(name, _told(values)) for name, values in found.items()]
+
+
+def _shared(record: Record) -> list[tuple[str, str]]:
+    if not (Path(record["folder"]) / "spec.json").is_file():
+        return []
+    spec = spec_of(record)
+    flat = flatten({name: spec[name] for name in SHARED if name in spec})
+    return [(name, text_of(value)) for name, value in flat.items() if value is not None]
+
+
+def _told(values: Mapping[str, Sequence[str]]) -> str:
+    if len(values) == 1:
+        return next(iter(values))
+    return "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
+
+
+# -- what failed, and what the rest cost -------------------------------------------------------------------------------
+
+
+def failures(selection: Selection) -> list[dict[str, str]]:
+    """Return the runs that came to nothing: row, seed, class, message."""
+    return [
+        {"row": row.name, "seed": str(r["seed"]), "kind": _kind(r), "message": str(r["failure"])}
+        for row in selection.rows
+        for r in _by_seed(row.failed)
+    ]
+
+
+def _kind(record: Record) -> str:
+    status = str(record.get("status", "failed"))
+    return CLASSES.get(status, status)
+
+
+def costs(selection: Selection) -> dict[str, Any]:
+    """Return what rows cost by phase, and the shared stages, as means over seeds: CPU seconds and TFLOP."""
+    phases = dict.fromkeys(name for r in selection.good for name in r["cost"].get("phases", {}))
+    rows = []
+    for row in selection.rows:
+        if row.good:
+            own = [_cost([r["cost"].get("phases", {}).get(phase) for r in row.good]) for phase in phases]
+            rows.append({"name": row.name, "phases": own, "method": _cost([r["cost"]["method"] for r in row.good])})
+    stages = dict.fromkeys(name for r in selection.good for name in r["cost"].get("shared", {}))
+    told = [(stage, _cost([r["cost"].get("shared", {}).get(stage) for r in selection.good])) for stage in stages]
+    return {"phases": list(phases), "rows": rows, "stages": told}
+
+
+def _cost(costs: Sequence[Mapping[str, float] | None]) -> tuple[str, str]:
+    """Return mean CPU seconds and TFLOP of the runs that have such a phase."""
+    known = [cost for cost in costs if cost is not None]
+    if not known:
+        return "-", "-"
+    return f"{fmean(c['cpu_seconds'] for c in known):.1f}", f"{fmean(c['flops'] for c in known) / 1e12:.3g}"
