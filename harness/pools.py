@@ -47,11 +47,15 @@ class Block:
 
 @dataclass
 class Pool:
-    """Draws for one purpose: the key of its noise, and the split whose blocks are shared (None: prompts as given)."""
+    """Draws for one purpose: the key of its noise, and the split whose blocks are shared (None: prompts as given).
+
+    What is not there yet is drawn from the model that asks, which has the start checkpoint's weights: none is read.
+    """
 
     reuse: Reuse
     key: tuple[object, ...]
     split: Sequence[Prompt] | None = None
+    unmoved: nn.Module | None = None  # a model known to have them, beside the start checkpoint itself
 
     def draw(self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling) -> Found | None:
         """Return n completions per prompt (B, n, T) with `logp`, and their cost; None for what is in no pool.
@@ -59,7 +63,8 @@ class Pool:
         That is what another model says or what is sampled otherwise, prompts that come twice at one time, which would
         be given the same completions, and prompts that came up too often.
         """
-        if model is not self.reuse.start or sampling != self.reuse.shop.sampling:
+        speaks = model is self.unmoved or self.reuse.start.is_(model)
+        if not speaks or sampling != self.reuse.shop.sampling:
             return None
         blocks = self._blocks(prompts)
         if blocks is None:
@@ -69,7 +74,7 @@ class Pool:
         lengths, cost = torch.zeros(shape[:2], dtype=torch.long), Cost()
         for block in blocks:
             for first, last in steps_to(n):
-                told, spent = self._samples(block, first, last)
+                told, spent = self._samples(model, block, first, last)
                 take = slice(first, min(last, n))
                 width = told["completion_ids"].shape[2]
                 kept = slice(0, take.stop - first)
@@ -110,13 +115,13 @@ class Pool:
             blocks.append(Block(shelf, visit, rows, inside))
         return blocks
 
-    def _samples(self, block: Block, first: int, last: int) -> tuple[dict[str, Tensor], Cost]:
+    def _samples(self, model: nn.Module, block: Block, first: int, last: int) -> tuple[dict[str, Tensor], Cost]:
         """Return samples first .. last - 1 of a block's prompts: `completion_ids`, `logp` (P, S, T), `lengths`."""
         told = [(prompt.id, ids) for prompt, ids in zip(block.prompts.prompts, ids_of(block.prompts), strict=True)]
         place = {"key": list(self.key), "prompts": digest_of(told), "visit": block.visit, "samples": [first, last]}
 
         def make(out: Path, _: Path) -> Made:
-            return self._make(block, first, last, out)
+            return self._make(model, block, first, last, out)
 
         def load() -> tuple[dict[str, Tensor], Cost]:
             artifact = self.reuse.artifact("pool", make, **place)
@@ -127,13 +132,13 @@ class Pool:
         kept: tuple[dict[str, Tensor], Cost] = self.reuse.kept.get_or_load(digest_of(place), load)
         return kept
 
-    def _make(self, block: Block, first: int, last: int, out: Path) -> Made:
+    def _make(self, model: nn.Module, block: Block, first: int, last: int, out: Path) -> Made:
         meter = self.reuse.shop.meter()
         bench = self.reuse.shop.bench(meter, 0)
         sampling = bench.sampling
         key = ("pool", *self.key, sampling.temperature, sampling.max_new_tokens, block.visit)
         batch = _Drawing(bench.engine, sampling, meter, bench.eos, key, bench.team).draw(
-            self.reuse.start, block.prompts, last - first, first
+            model, block.prompts, last - first, first
         )
         columns = {
             "completion_ids": batch["completion_ids"].int(), "logp": batch["logp"], "lengths": batch.lengths.int()
@@ -159,8 +164,8 @@ class Pools:
         self._left = set(places)
         return places
 
-    def take(self, prompts: PromptBatch, beside: bool) -> Pool | None:
-        """Return where to draw for prompts of this turn; None where something was drawn for them.
+    def take(self, prompts: PromptBatch, model: nn.Module, beside: bool) -> Pool | None:
+        """Return where a model that is at the start draws for prompts of this turn; None where something was drawn.
 
         A stream that covers the split draws from blocks of it, which every seed shares; any other, and a policy, that
         will have moved at the next turn (not `beside` it), for the prompts at hand only: no more than is used.
@@ -169,7 +174,8 @@ class Pools:
         if self.reuse is None or not places or not places <= self._left:
             return None
         self._left -= places
-        return Pool(self.reuse, ("training", self.reuse.shared_seed), self.prompts if beside and self.covers else None)
+        split = self.prompts if beside and self.covers else None
+        return Pool(self.reuse, ("training", self.reuse.shared_seed), split, model)
 
 
 class _Drawing(Sampler):

@@ -150,7 +150,7 @@ def runtime_of(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
 
     from .models import trunk_of
 
-    trunk = trunk_of(supplies.start)
+    trunk = trunk_of(supplies.start.outline)
     return {
         "device": str(shop.device), "processes": shop.team.size, "threads": torch.get_num_threads(),
         "prompt_computed_once": bool(getattr(trunk, "share_prompt", False)),
