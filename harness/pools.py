@@ -46,6 +46,17 @@ class Block:
 
 
 @dataclass
+class Piece:
+    """What is made at once: samples `first` .. `last` - 1 of a block; `number` of `count` that a draw needs."""
+
+    block: Block
+    first: int
+    last: int
+    number: int
+    count: int
+
+
+@dataclass
 class Pool:
     """Draws for one purpose: the key of its noise, and the split whose blocks are shared (None: prompts as given).
 
@@ -72,16 +83,15 @@ class Pool:
         shape = (len(prompts), n, sampling.max_new_tokens)
         ids, logp = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
         lengths, cost = torch.zeros(shape[:2], dtype=torch.long), Cost()
-        for block in blocks:
-            for first, last in steps_to(n):
-                told, spent = self._samples(model, block, first, last)
-                take = slice(first, min(last, n))
-                width = told["completion_ids"].shape[2]
-                kept = slice(0, take.stop - first)
-                ids[block.rows, take, :width] = told["completion_ids"][block.places, kept].long()
-                logp[block.rows, take, :width] = told["logp"][block.places, kept]
-                lengths[block.rows, take] = told["lengths"][block.places, kept].long()
-                cost.add(spent)
+        for piece in _pieces(blocks, n):
+            told, spent = self._samples(model, piece)
+            block, take = piece.block, slice(piece.first, min(piece.last, n))
+            width = told["completion_ids"].shape[2]
+            kept = slice(0, take.stop - piece.first)
+            ids[block.rows, take, :width] = told["completion_ids"][block.places, kept].long()
+            logp[block.rows, take, :width] = told["logp"][block.places, kept]
+            lengths[block.rows, take] = told["lengths"][block.places, kept].long()
+            cost.add(spent)
         longest = int(lengths.max())
         mask = (torch.arange(longest) < lengths[..., None]).float()
         columns = {"completion_ids": ids[..., :longest], "mask": mask, "logp": logp[..., :longest]}
@@ -115,13 +125,19 @@ class Pool:
             blocks.append(Block(shelf, visit, rows, inside))
         return blocks
 
-    def _samples(self, model: nn.Module, block: Block, first: int, last: int) -> tuple[dict[str, Tensor], Cost]:
-        """Return samples first .. last - 1 of a block's prompts: `completion_ids`, `logp` (P, S, T), `lengths`."""
+    def _samples(self, model: nn.Module, piece: Piece) -> tuple[dict[str, Tensor], Cost]:
+        """Return a piece's samples: `completion_ids`, `logp` (P, S, T), `lengths` (P, S)."""
+        block = piece.block
         told = [(prompt.id, ids) for prompt, ids in zip(block.prompts.prompts, ids_of(block.prompts), strict=True)]
-        place = {"key": list(self.key), "prompts": digest_of(told), "visit": block.visit, "samples": [first, last]}
+        place = {
+            "key": list(self.key),
+            "prompts": digest_of(told),
+            "visit": block.visit,
+            "samples": [piece.first, piece.last],
+        }
 
         def make(out: Path, _: Path) -> Made:
-            return self._make(model, block, first, last, out)
+            return self._make(model, piece, out)
 
         def load() -> tuple[dict[str, Tensor], Cost]:
             artifact = self.reuse.artifact("pool", make, **place)
@@ -132,19 +148,20 @@ class Pool:
         kept: tuple[dict[str, Tensor], Cost] = self.reuse.kept.get_or_load(digest_of(place), load)
         return kept
 
-    def _make(self, model: nn.Module, block: Block, first: int, last: int, out: Path) -> Made:
-        meter = self.reuse.shop.meter()
+    def _make(self, model: nn.Module, piece: Piece, out: Path) -> Made:
+        block, samples, meter = piece.block, piece.last - piece.first, self.reuse.shop.meter()
         bench = self.reuse.shop.bench(meter, 0)
         sampling = bench.sampling
         key = ("pool", *self.key, sampling.temperature, sampling.max_new_tokens, block.visit)
         batch = _Drawing(bench.engine, sampling, meter, bench.eos, key, bench.team).draw(
-            model, block.prompts, last - first, first
+            model, block.prompts, samples, piece.first
         )
         columns = {
             "completion_ids": batch["completion_ids"].int(), "logp": batch["logp"], "lengths": batch.lengths.int()
         }  # fmt: skip
         save_tensors(columns, out / "samples.safetensors")
-        return {"prompts": len(block.prompts), "samples": last - first}, meter.snapshot()
+        self.reuse.shop.progress("pool", piece.number, piece.count, {})
+        return {"prompts": len(block.prompts), "samples": samples}, meter.snapshot()
 
 
 class Pools:
@@ -189,6 +206,12 @@ class _Drawing(Sampler):
                 generator = torch.Generator().manual_seed(derive(*self.noise_key, prompt.id, ids, sample))
                 rows.append(torch.rand(self.sampling.max_new_tokens, generator=generator))
         return torch.stack(rows).to(prompts.ids.device)
+
+
+def _pieces(blocks: Sequence[Block], n: int) -> list[Piece]:
+    """Return all that n samples of every prompt of some blocks are put together from."""
+    parts = [(block, first, last) for block in blocks for first, last in steps_to(n)]
+    return [Piece(*part, number, len(parts)) for number, part in enumerate(parts, 1)]
 
 
 def steps_to(n: int) -> list[tuple[int, int]]:

@@ -151,12 +151,14 @@ class Reuse:
         start = self.start.model()  # held while this is made
         role = Role("reference", start, lambda batch: completion_logp(start, batch))
         keys, lengths, logp = [], [], []
-        for batch in self._distinct(bench):
+        batches = self._distinct(bench)
+        for number, batch in enumerate(batches, 1):
             with meter.phase("reference"):
                 values = metered(role, batch, bench)
             keys += keys_of(batch)
             lengths.append(batch.lengths.flatten())
             logp.append(values[batch["mask"] > 0])
+            self.shop.progress("reference_logp", number, len(batches), {})
         assert len(set(keys)) == len(keys), "two completions of the preference data have one digest"
         told = {"keys": torch.tensor(keys), "lengths": torch.cat(lengths), "logp": torch.cat(logp)}
         save_tensors(told, out / "logp.safetensors")
