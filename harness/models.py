@@ -46,14 +46,16 @@ def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(f"--model {name}: no model could be loaded. {HUB_HINT} ({_first_line(error)})") from error
     trunk_of(model).compute_dtype = getattr(torch, compute)
-    return frozen(_in_memory(model))
+    return frozen(model)
 
 
-def _in_memory(model: nn.Module) -> nn.Module:
-    """Give every weight memory of its own: as read they lie in a mapped file, unaligned, which rounding may tell."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
+def in_memory(model: nn.Module) -> nn.Module:
+    """Return the model, every weight in memory of its own: as read they lie in a mapped file, as its header has it.
+
+    Rounding can tell how they lie. What is trained lies the same whether it was read or copied.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     return model
 
 

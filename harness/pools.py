@@ -12,8 +12,9 @@ n, judges and repetitions. Neither shares noise with the reference answers of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,7 @@ class Piece:
 
 @dataclass
 class Pool:
-    """Draws for one purpose: the key of its noise, and the split whose blocks are shared (None: prompts as given).
-
-    What is not there yet is drawn from the model that asks, which has the start checkpoint's weights: none is read.
-    """
+    """Draws for one purpose: the key of its noise, and the split whose blocks are shared (None: prompts as given)."""
 
     reuse: Reuse
     key: tuple[object, ...]
@@ -83,8 +81,9 @@ class Pool:
         shape = (len(prompts), n, sampling.max_new_tokens)
         ids, logp = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
         lengths, cost = torch.zeros(shape[:2], dtype=torch.long), Cost()
+        start = cache(self.reuse.start.model)  # read where something has to be made, and held until all is
         for piece in _pieces(blocks, n):
-            told, spent = self._samples(model, piece)
+            told, spent = self._samples(piece, start)
             block, take = piece.block, slice(piece.first, min(piece.last, n))
             width = told["completion_ids"].shape[2]
             kept = slice(0, take.stop - piece.first)
@@ -125,7 +124,7 @@ class Pool:
             blocks.append(Block(shelf, visit, rows, inside))
         return blocks
 
-    def _samples(self, model: nn.Module, piece: Piece) -> tuple[dict[str, Tensor], Cost]:
+    def _samples(self, piece: Piece, start: Callable[[], nn.Module]) -> tuple[dict[str, Tensor], Cost]:
         """Return a piece's samples: `completion_ids`, `logp` (P, S, T), `lengths` (P, S)."""
         block = piece.block
         told = [(prompt.id, ids) for prompt, ids in zip(block.prompts.prompts, ids_of(block.prompts), strict=True)]
@@ -137,7 +136,7 @@ class Pool:
         }
 
         def make(out: Path, _: Path) -> Made:
-            return self._make(model, piece, out)
+            return self._make(piece, start(), out)
 
         def load() -> tuple[dict[str, Tensor], Cost]:
             artifact = self.reuse.artifact("pool", make, **place)
@@ -148,13 +147,13 @@ class Pool:
         kept: tuple[dict[str, Tensor], Cost] = self.reuse.kept.get_or_load(digest_of(place), load)
         return kept
 
-    def _make(self, model: nn.Module, piece: Piece, out: Path) -> Made:
+    def _make(self, piece: Piece, start: nn.Module, out: Path) -> Made:
         block, samples, meter = piece.block, piece.last - piece.first, self.reuse.shop.meter()
         bench = self.reuse.shop.bench(meter, 0)
         sampling = bench.sampling
         key = ("pool", *self.key, sampling.temperature, sampling.max_new_tokens, block.visit)
         batch = _Drawing(bench.engine, sampling, meter, bench.eos, key, bench.team).draw(
-            model, block.prompts, samples, piece.first
+            start, block.prompts, samples, piece.first
         )
         columns = {
             "completion_ids": batch["completion_ids"].int(), "logp": batch["logp"], "lengths": batch.lengths.int()

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .logprobs import enable_sharing
-from .models import ScalarModel, frozen, hidden_size, load_causal, trunk_of, unfilled, weights_digest
+from .models import ScalarModel, frozen, hidden_size, in_memory, load_causal, trunk_of, unfilled, weights_digest
 from .rollout import enable_shared_cache
 
 FOUND_BY_TRYING = ("share_prompt", "plain_head", "share_cache")  # of a trunk, by the probes of `enable_sharing`
@@ -50,7 +50,7 @@ class Start:
     def copy(self) -> nn.Module:
         """Return a frozen model of the caller's own: straight from the disk where there is none to copy."""
         found = self._there()
-        return self._anew() if found is None else copy.deepcopy(found)
+        return in_memory(self._anew()) if found is None else copy.deepcopy(found)
 
     def is_(self, model: nn.Module) -> bool:
         """Return whether this very model is the one that `model()` gave."""

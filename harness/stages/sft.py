@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import Demonstration
 from ..logprobs import completion_logp
-from ..models import learning, load_causal, save_causal
+from ..models import in_memory, learning, load_causal, save_causal
 from ..seeds import permutation
 from ..spec import SFTOptions
 from ..training import Role, Term
@@ -29,7 +29,7 @@ def make(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fine-tune the base model and write it in hub format; return (info, cost)."""
     meter = stages.shop.meter()
-    model = learning(load_causal(stages.base, stages.spec.dtype).to(stages.shop.device))
+    model = learning(in_memory(load_causal(stages.base, stages.spec.dtype)).to(stages.shop.device))
     role = Role("policy", model, lambda batch: completion_logp(model, batch))
     role.hold(meter)
     tokens = stages.tokens.counting_afresh()
