@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .logprobs import enable_sharing
+from .logprobs import enable_sharing, find_head
 from .models import ScalarModel, frozen, hidden_size, in_memory, load_causal, trunk_of, unfilled, weights_digest
 from .rollout import enable_shared_cache
 
@@ -97,7 +97,7 @@ class Start:
 
 def start_in(folder: Path, dtype: str, device: torch.device, sharing: bool) -> Start:
     """Return the start checkpoint that lies in a folder in hub format; `sharing`: a prompt may be computed once."""
-    return Start(partial(_read, folder, dtype, device), _enable if sharing else lambda model: None)
+    return Start(partial(_read, folder, dtype, device), _enable if sharing else _enable_head)
 
 
 def _read(folder: Path, dtype: str, device: torch.device) -> nn.Module:
@@ -105,5 +105,10 @@ def _read(folder: Path, dtype: str, device: torch.device) -> nn.Module:
 
 
 def _enable(model: nn.Module) -> None:
-    enable_sharing(model)
+    if not enable_sharing(model):
+        find_head(model)
     enable_shared_cache(model)
+
+
+def _enable_head(model: nn.Module) -> None:
+    find_head(model)
