@@ -55,7 +55,9 @@ class LanguageModel(Policy):
 
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
         """Draw one completion per prompt."""
-        return sampler.draw(self.model, prompts)
+        with sampler.meter.aside():
+            model = self._weights()
+        return sampler.draw(model, prompts)
 
 
 class Critic:
