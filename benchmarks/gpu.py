@@ -149,6 +149,7 @@ def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dic
     from harness.meter import Meter
     from harness.registry import installed
     from harness.stages.preferences import LabelledPair
+    from harness.start import Start
     from harness.tokens import Tokens
     from harness.training import Trainer
 
@@ -173,7 +174,7 @@ def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dic
     options = {"batch_size": BATCH // GROUP, "num_generations": GROUP, "beta": 0.0, "reward": "verifier"}
     options = options if work == "grpo" else {"batch_size": PAIRS, "beta": 0.1}
     method = installed().get("methods", work)(**ADAM, **options, steps=steps)
-    supplies = Supplies(model, tokens, prompts=asked, verifier=Words())
+    supplies = Supplies(Start.of(model), tokens, prompts=asked, verifier=Words())
     supplies.pairs = [
         LabelledPair(Prompt(str(i), r["prompt"]), *(tokens.completion_ids(r["prompt"], r[k]) for k in SIDES), 1.0)
         for i, r in enumerate(pairs(PAIRS))

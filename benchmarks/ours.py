@@ -26,6 +26,7 @@ from harness.rollout import CachedEngine, enable_shared_cache
 from harness.shared_options import AdamWOptions
 from harness.stages.preferences import LabelledPair
 from harness.stages.sft import nll, rows_at
+from harness.start import Start
 from harness.tokens import Batch, Tokens
 from harness.training import Role, Term, Trainer
 
@@ -159,7 +160,7 @@ def _reference(start: Any, tokens: Tokens, pairs: Any) -> dict[str, torch.Tensor
 
 
 def _supplies(start: Any, tokens: Tokens, needs: frozenset[str], batch: int, shape: dict[str, int]) -> Supplies:
-    supplies = Supplies(start, tokens)
+    supplies = Supplies(Start.of(start), tokens)
     if "pairs" in needs:
         rows = world.pairs(world.DRAWN, shape["prompt"], shape["completion"])
         supplies.pairs = [LabelledPair(*_coded(tokens, r), 1.0) for r in rows]

@@ -6,71 +6,30 @@ start checkpoint, data and reward models were prepared before the method was cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, replace
 from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .contracts import Method, Policy
+from .contracts import Method
 from .data import Sampling
-from .logprobs import completion_logp, completion_values
+from .held import Critic as Critic
+from .held import LanguageModel as LanguageModel
 from .loop import Loop
-from .models import ScalarModel, frozen, hidden_size, same_weights, scalar_from, size_of, trainable, trunk_of
+from .models import learning, scalar_on, size_of
 from .pools import Pools
-from .reuse import Found, count_as_computed
+from .reuse import Found
 from .rollout import Sampler, check_sampling
 from .scoring import Scoring
 from .seeds import derive, permutation
 from .shared_options import AdamWOptions
 from .supplies import Bench as Bench
 from .supplies import Supplies as Supplies
-from .supplies import metered
 from .tokens import Batch, PromptBatch, Tokens
-from .training import Loss, Role, Term
-
-Recall = Callable[[Batch], "Found | None"]
-
-
-class LanguageModel(Policy):
-    """A causal language model at the bench: the policy, or the reference."""
-
-    def __init__(
-        self, model: nn.Module, role: str, phase: str, bench: Bench, recall: Recall = lambda batch: None
-    ) -> None:  # fmt: skip
-        self.model: nn.Module = model
-        self.role = Role(role, model, lambda batch: completion_logp(model, batch))
-        self._phase, self._bench, self._recall = phase, bench, recall
-
-    def logp(self, batch: Batch) -> Tensor:
-        """Return (B, K, T) log-probabilities at the batch's temperature, without gradients; 0 on padding."""
-        with self._bench.meter.aside():
-            found = self._recall(batch)
-        with self._bench.meter.phase(self._phase):
-            self.role.hold(self._bench.meter)
-            if found is not None:
-                return count_as_computed(self.role, batch, self._bench, found)
-            return metered(self.role, batch, self._bench)
-
-    def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
-        """Draw one completion per prompt."""
-        return sampler.draw(self.model, prompts)
-
-
-class Critic:
-    """A value function at the bench."""
-
-    def __init__(self, model: ScalarModel, bench: Bench) -> None:
-        self.model = model
-        self.role = Role("value", model, lambda batch: completion_values(model, batch))
-        self._bench = bench
-
-    def values(self, batch: Batch) -> Tensor:
-        """Return (B, K, T) values of the state before each completion token, without gradients; 0 on padding."""
-        with self._bench.meter.phase("score"):
-            return metered(self.role, batch, self._bench)
+from .training import Loss, Term
 
 
 class Lab:
@@ -80,6 +39,7 @@ class Lab:
         self._method, self._supplies, self._bench, self._loop = method, supplies, bench, loop
         self._policy: LanguageModel | None = None
         self._reference: LanguageModel | None = None
+        self._start: LanguageModel | None = None
         self._critic: Critic | None = None
         self._draws: tuple[tuple[int, int], int] = ((-1, -1), 0)
         self._recalls = False  # whether log-probabilities of the preference data are looked up
@@ -173,8 +133,8 @@ class Lab:
         beside = model is not self._policy  # the start checkpoint, beside the policy that is trained
         (replace(model.role, name="reference") if beside else model.role).hold(bench.meter)
         sampler = Sampler(bench.engine, sampling, bench.meter, bench.eos, self._key("rollout"), bench.team)
-        sampler.pool = self._pools.take(prompts, beside) if self._at_start(model) else None
-        batch = sampler.draw(self._supplies.start if sampler.pool else model.model, prompts, n)
+        sampler.pool = self._pools.take(prompts, model.model, beside) if self._at_start(model) else None
+        batch = sampler.draw(model.model, prompts, n)
         if bench.check:
             bench.check.compare(model.role, batch, bench)
         return batch
@@ -185,7 +145,7 @@ class Lab:
     def policy(self) -> LanguageModel:
         """The policy being trained: at first the start checkpoint."""
         if self._policy is None:
-            model = trainable(self._supplies.start)
+            model = learning(self._supplies.start.copy())
             self._policy = LanguageModel(model, "policy", "update", self._bench)
             self._loop.trainer.add("policy", model)
             self._policy.role.hold(self._bench.meter)
@@ -194,30 +154,31 @@ class Lab:
     @property
     def reference(self) -> LanguageModel:
         """The frozen start checkpoint. Only a method that asks for it holds it."""
+        if self._reference is None and self._loop.trainer.has_saved("reference"):  # it had been moved before a restart
+            self._reference = self._reference_apart()
         if self._reference is None:
-            model = self._supplies.start
-            if self._loop.trainer.has_saved("reference"):  # it had been moved before a restart
-                model = frozen(trainable(model))
-                self._loop.trainer.keep("reference", model)
-            recall = self._recall if model is self._supplies.start else lambda batch: None
-            self._reference = LanguageModel(model, "reference", "reference", self._bench, recall)
+            self._reference = LanguageModel(self._supplies.start, "reference", "reference", self._bench, self._recall)
         return self._reference
 
     def move_reference(self) -> None:
         """Let the reference be the policy as it now is, for what follows: iterated methods. The evaluator's stays."""
         if "reference" not in self._loop.trainer.modules:
-            self._reference = LanguageModel(
-                frozen(trainable(self._supplies.start)), "reference", "reference", self._bench
-            )
-            self._loop.trainer.keep("reference", self._reference.model)
+            self._reference = self._reference_apart()
         self.reference.model.load_state_dict(self.policy.model.state_dict())
+
+    def _reference_apart(self) -> LanguageModel:
+        """Return a reference with weights of its own, which are saved with every checkpoint."""
+        model = self._supplies.start.copy()
+        self._loop.trainer.keep("reference", model)
+        return LanguageModel(model, "reference", "reference", self._bench)
 
     @property
     def start(self) -> LanguageModel:
         """The start checkpoint as a policy of its own: for methods that train nothing."""
-        policy = LanguageModel(self._supplies.start, "policy", "score", self._bench)
-        policy.role.hold(self._bench.meter)
-        return policy
+        if self._start is None:
+            self._start = LanguageModel(self._supplies.start, "policy", "score", self._bench)
+        self._start.role.hold(self._bench.meter)
+        return self._start
 
     def critic(self, shared: bool = False, from_reward: bool = True, learning_rate: float | None = None) -> Critic:
         """Return the critic, the same each time: a network of its own, or a head on the policy's trunk (`shared`).
@@ -228,12 +189,11 @@ class Lab:
         if self._critic is None:
             seed = derive(self._bench.seed, "critic")
             if shared:
-                trunk = trunk_of(self.policy.model)
-                model = ScalarModel(trunk, hidden_size(self.policy.model)).to(self.device)
+                model = scalar_on(self.policy.model)
             elif from_reward and self._supplies.rewards is not None:
                 model = self._scoring.models()[0].fresh_copy()
             else:
-                model = scalar_from(self._supplies.start)
+                model = scalar_on(self._supplies.start.copy())
             model.requires_grad_(True)
             self._critic = Critic(model.initialise(seed, std=0.0), self._bench)
             self._loop.trainer.add("value", model.head if shared else model, learning_rate)
@@ -346,9 +306,11 @@ class Lab:
 
     def _at_start(self, model: LanguageModel) -> bool:
         """Return whether a model is the start checkpoint, or the policy before its first step."""
-        start = self._supplies.start
-        unmoved = model is self._policy and not self._loop.trainer.steps and same_weights(model.model, start)
-        return model.model is start or unmoved
+        if self._supplies.reuse is None:  # nothing hangs on it
+            return False
+        if model is self._policy:
+            return not self._loop.trainer.steps and self._supplies.start.equals(model.model)
+        return self._supplies.start.is_(model.model)
 
     def _check_turn(self, what: str) -> None:
         """Refuse what a restart would repeat with other weights: all that is between streams runs again."""

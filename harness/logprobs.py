@@ -5,7 +5,10 @@ The state before completion token t is the position just left of it, so T + 1 st
 
 - *padded*: B * K rows, each a left-padded prompt and one right-padded completion. Any model can do it.
 - *packed*: every prompt once and every token once, in one row without padding (packing.py). For attention-only models;
-  `enable_sharing` finds out by trying. The head reads the states that predict a token, some at a time.
+  `enable_sharing` finds out by trying.
+
+A head that is nothing but a product of the last states reads those that predict a token, some at a time: always in the
+packed layout, and in the padded one where the logits of all places would be many (`find_head` finds out by trying).
 """
 
 from __future__ import annotations
@@ -96,8 +99,11 @@ def predictions(model: nn.Module, batch: Batch) -> Predictions:
     """Return the distributions of a batch's completion tokens, in the order of the nonzero places of its mask."""
     places, width = batch["mask"] > 0, model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     at_once = max(1, LOGITS_AT_ONCE // width)
-    if not _packs(model):
+    if not _packs(model) and not _head_apart(model, batch):
         return Predictions(_padded_logits(model, batch)[places], _itself, batch.temperature, at_once)
+    if not _packs(model):
+        states = _padded_states(model, batch)[places]
+        return Predictions(states, lambda some: _head(model, some), batch.temperature, at_once)
     packing = pack(batch)
     where = packing.states[..., :-1][places]
     if not getattr(trunk_of(model), "plain_head", False):
@@ -149,6 +155,8 @@ def forward_flops(model: nn.Module, batch: Batch) -> float:
         tokens, read = int(prompt.mask.sum() + batch["mask"].sum()), int(batch["mask"].sum())
         return cost.flops(tokens, tokens if scalar else read, pairs_of(batch))
     width = prompt.ids.shape[1] + t
+    if not scalar and _head_apart(model, batch):
+        return cost.flops(b * k * width, int(batch["mask"].sum()), b * k * width * width)
     return cost.padded(b * k, width, width if scalar else t + 1)
 
 
@@ -179,6 +187,23 @@ def enable_sharing(model: nn.Module) -> bool:
             if trunk.share_prompt:
                 return True
     return False
+
+
+def find_head(model: nn.Module) -> bool:
+    """Note whether a causal model's logits are its head's product with the trunk's states, and nothing else; return it.
+
+    It is tried on made-up tokens in the padded layout: a scale, a cap or a bias of the logits shows as a difference.
+    """
+    trunk: Any = trunk_of(model)
+    probe = made_up(model)
+    with torch.no_grad(), in_float32(model), padded([model]):
+        told = _padded_logits(model, probe).log_softmax(-1)
+        try:
+            apart = _head(model, _padded_states(model, probe)).log_softmax(-1)
+            trunk.plain_head = float((told - apart)[probe["mask"] > 0].abs().max()) < SHARING_TOLERANCE
+        except _REFUSALS:
+            trunk.plain_head = False
+    return bool(trunk.plain_head)
 
 
 @contextmanager
@@ -245,6 +270,21 @@ def _head(model: Any, states: Tensor) -> Tensor:
 
 def _itself(logits: Tensor) -> Tensor:
     return logits
+
+
+def _head_apart(model: nn.Module, batch: Batch) -> bool:
+    """Return whether a head reads the padded layout's states in parts: it can, and all of the logits would be many."""
+    width = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
+    many = batch["mask"].numel() * width > LOGITS_AT_ONCE
+    return many and bool(getattr(trunk_of(model), "plain_head", False))
+
+
+def _padded_states(model: nn.Module, batch: Batch) -> Tensor:
+    """Return (B, K, T, d) hidden states on padded rows: those that the completion tokens are predicted from."""
+    (b, k, t), trunk = batch.shape, trunk_of(model)
+    with computing(model):
+        states: Tensor = trunk(**_accepted(trunk, _padded_inputs(batch)), use_cache=False).last_hidden_state
+    return states[:, -(t + 1) : -1].reshape(b, k, t, -1)
 
 
 def _padded_logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -49,6 +49,16 @@ def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
     return frozen(model)
 
 
+def in_memory(model: nn.Module) -> nn.Module:
+    """Return the model, every weight in memory of its own: as read they lie in a mapped file, as its header has it.
+
+    Rounding can tell how they lie. What is trained lies the same whether it was read or copied.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 def computing(model: nn.Module) -> AbstractContextManager[Any]:
     """Return the context in which a causal or scalar model's forward passes run: autocast, if it computes in bf16."""
     trunk = model.trunk if isinstance(model, ScalarModel) else getattr(model, "base_model", model)
@@ -81,9 +91,23 @@ def frozen(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def learning(model: nn.Module) -> nn.Module:
+    """Return the model, which now takes gradients, dropout still off (a ratio at step 0 must be exactly 1)."""
+    return model.eval().requires_grad_(True)
+
+
 def trainable(model: nn.Module) -> nn.Module:
-    """Return a copy of the model that takes gradients, dropout still off (a ratio at step 0 must be exactly 1)."""
-    return copy.deepcopy(model).eval().requires_grad_(True)
+    """Return a copy of the model that takes gradients."""
+    return learning(copy.deepcopy(model))
+
+
+def unfilled(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return a copy of a module whose parameters hold no numbers yet; on the device "meta" they take no memory."""
+    blank: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, blank)
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
@@ -119,6 +143,11 @@ class ScalarModel(nn.Module):
         return scalars
 
 
+def scalar_on(causal: nn.Module) -> ScalarModel:
+    """Return a scalar model on a causal model's own trunk, whose head is left behind."""
+    return ScalarModel(trunk_of(causal), hidden_size(causal)).to(next(causal.parameters()).device)
+
+
 def scalar_from(causal: nn.Module) -> ScalarModel:
     """Return a scalar model on a copy of a causal model's trunk."""
     return ScalarModel(copy.deepcopy(trunk_of(causal)), hidden_size(causal)).to(next(causal.parameters()).device)
@@ -139,11 +168,6 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     return load_file(path, device=str(device))
 
 
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Return whether two modules of one architecture hold the same numbers."""
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
 def weights_digest(model: nn.Module) -> str:
     """Return the SHA-256 over names, shapes and bytes of the parameters."""
     whole = hashlib.sha256()
@@ -155,7 +179,7 @@ def weights_digest(model: nn.Module) -> str:
 
 def size_of(model: nn.Module) -> tuple[int, int]:
     """Return (parameters, bytes) of a model, shared tensors counted once."""
-    unique = {p.data_ptr(): p for p in model.parameters()}.values()
+    unique = {(p.untyped_storage()._cdata, p.storage_offset()): p for p in model.parameters()}.values()  # on meta, too
     return sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)
 
 

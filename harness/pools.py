@@ -12,8 +12,9 @@ n, judges and repetitions. Neither shares noise with the reference answers of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,24 @@ class Block:
 
 
 @dataclass
+class Piece:
+    """What is made at once: samples `first` .. `last` - 1 of a block; `number` of `count` that a draw needs."""
+
+    block: Block
+    first: int
+    last: int
+    number: int
+    count: int
+
+
+@dataclass
 class Pool:
     """Draws for one purpose: the key of its noise, and the split whose blocks are shared (None: prompts as given)."""
 
     reuse: Reuse
     key: tuple[object, ...]
     split: Sequence[Prompt] | None = None
+    unmoved: nn.Module | None = None  # a model known to have them, beside the start checkpoint itself
 
     def draw(self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling) -> Found | None:
         """Return n completions per prompt (B, n, T) with `logp`, and their cost; None for what is in no pool.
@@ -59,7 +72,8 @@ class Pool:
         That is what another model says or what is sampled otherwise, prompts that come twice at one time, which would
         be given the same completions, and prompts that came up too often.
         """
-        if model is not self.reuse.start or sampling != self.reuse.shop.sampling:
+        speaks = model is self.unmoved or self.reuse.start.is_(model)
+        if not speaks or sampling != self.reuse.shop.sampling:
             return None
         blocks = self._blocks(prompts)
         if blocks is None:
@@ -67,16 +81,16 @@ class Pool:
         shape = (len(prompts), n, sampling.max_new_tokens)
         ids, logp = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
         lengths, cost = torch.zeros(shape[:2], dtype=torch.long), Cost()
-        for block in blocks:
-            for first, last in steps_to(n):
-                told, spent = self._samples(block, first, last)
-                take = slice(first, min(last, n))
-                width = told["completion_ids"].shape[2]
-                kept = slice(0, take.stop - first)
-                ids[block.rows, take, :width] = told["completion_ids"][block.places, kept].long()
-                logp[block.rows, take, :width] = told["logp"][block.places, kept]
-                lengths[block.rows, take] = told["lengths"][block.places, kept].long()
-                cost.add(spent)
+        start = cache(self.reuse.start.model)  # read where something has to be made, and held until all is
+        for piece in _pieces(blocks, n):
+            told, spent = self._samples(piece, start)
+            block, take = piece.block, slice(piece.first, min(piece.last, n))
+            width = told["completion_ids"].shape[2]
+            kept = slice(0, take.stop - piece.first)
+            ids[block.rows, take, :width] = told["completion_ids"][block.places, kept].long()
+            logp[block.rows, take, :width] = told["logp"][block.places, kept]
+            lengths[block.rows, take] = told["lengths"][block.places, kept].long()
+            cost.add(spent)
         longest = int(lengths.max())
         mask = (torch.arange(longest) < lengths[..., None]).float()
         columns = {"completion_ids": ids[..., :longest], "mask": mask, "logp": logp[..., :longest]}
@@ -110,13 +124,19 @@ class Pool:
             blocks.append(Block(shelf, visit, rows, inside))
         return blocks
 
-    def _samples(self, block: Block, first: int, last: int) -> tuple[dict[str, Tensor], Cost]:
-        """Return samples first .. last - 1 of a block's prompts: `completion_ids`, `logp` (P, S, T), `lengths`."""
+    def _samples(self, piece: Piece, start: Callable[[], nn.Module]) -> tuple[dict[str, Tensor], Cost]:
+        """Return a piece's samples: `completion_ids`, `logp` (P, S, T), `lengths` (P, S)."""
+        block = piece.block
         told = [(prompt.id, ids) for prompt, ids in zip(block.prompts.prompts, ids_of(block.prompts), strict=True)]
-        place = {"key": list(self.key), "prompts": digest_of(told), "visit": block.visit, "samples": [first, last]}
+        place = {
+            "key": list(self.key),
+            "prompts": digest_of(told),
+            "visit": block.visit,
+            "samples": [piece.first, piece.last],
+        }
 
         def make(out: Path, _: Path) -> Made:
-            return self._make(block, first, last, out)
+            return self._make(piece, start(), out)
 
         def load() -> tuple[dict[str, Tensor], Cost]:
             artifact = self.reuse.artifact("pool", make, **place)
@@ -127,19 +147,20 @@ class Pool:
         kept: tuple[dict[str, Tensor], Cost] = self.reuse.kept.get_or_load(digest_of(place), load)
         return kept
 
-    def _make(self, block: Block, first: int, last: int, out: Path) -> Made:
-        meter = self.reuse.shop.meter()
+    def _make(self, piece: Piece, start: nn.Module, out: Path) -> Made:
+        block, samples, meter = piece.block, piece.last - piece.first, self.reuse.shop.meter()
         bench = self.reuse.shop.bench(meter, 0)
         sampling = bench.sampling
         key = ("pool", *self.key, sampling.temperature, sampling.max_new_tokens, block.visit)
         batch = _Drawing(bench.engine, sampling, meter, bench.eos, key, bench.team).draw(
-            self.reuse.start, block.prompts, last - first, first
+            start, block.prompts, samples, piece.first
         )
         columns = {
             "completion_ids": batch["completion_ids"].int(), "logp": batch["logp"], "lengths": batch.lengths.int()
         }  # fmt: skip
         save_tensors(columns, out / "samples.safetensors")
-        return {"prompts": len(block.prompts), "samples": last - first}, meter.snapshot()
+        self.reuse.shop.progress("pool", piece.number, piece.count, {})
+        return {"prompts": len(block.prompts), "samples": samples}, meter.snapshot()
 
 
 class Pools:
@@ -159,8 +180,8 @@ class Pools:
         self._left = set(places)
         return places
 
-    def take(self, prompts: PromptBatch, beside: bool) -> Pool | None:
-        """Return where to draw for prompts of this turn; None where something was drawn for them.
+    def take(self, prompts: PromptBatch, model: nn.Module, beside: bool) -> Pool | None:
+        """Return where a model that is at the start draws for prompts of this turn; None where something was drawn.
 
         A stream that covers the split draws from blocks of it, which every seed shares; any other, and a policy, that
         will have moved at the next turn (not `beside` it), for the prompts at hand only: no more than is used.
@@ -169,7 +190,8 @@ class Pools:
         if self.reuse is None or not places or not places <= self._left:
             return None
         self._left -= places
-        return Pool(self.reuse, ("training", self.reuse.shared_seed), self.prompts if beside and self.covers else None)
+        split = self.prompts if beside and self.covers else None
+        return Pool(self.reuse, ("training", self.reuse.shared_seed), split, model)
 
 
 class _Drawing(Sampler):
@@ -183,6 +205,12 @@ class _Drawing(Sampler):
                 generator = torch.Generator().manual_seed(derive(*self.noise_key, prompt.id, ids, sample))
                 rows.append(torch.rand(self.sampling.max_new_tokens, generator=generator))
         return torch.stack(rows).to(prompts.ids.device)
+
+
+def _pieces(blocks: Sequence[Block], n: int) -> list[Piece]:
+    """Return all that n samples of every prompt of some blocks are put together from."""
+    parts = [(block, first, last) for block in blocks for first, last in steps_to(n)]
+    return [Piece(*part, number, len(parts)) for number, part in enumerate(parts, 1)]
 
 
 def steps_to(n: int) -> list[tuple[int, int]]:

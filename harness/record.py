@@ -150,12 +150,12 @@ def runtime_of(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
 
     from .models import trunk_of
 
-    trunk = trunk_of(supplies.start)
+    trunk = trunk_of(supplies.start.outline)
     return {
         "device": str(shop.device), "processes": shop.team.size, "threads": torch.get_num_threads(),
         "prompt_computed_once": bool(getattr(trunk, "share_prompt", False)),
         "prompt_cached_once": bool(getattr(trunk, "share_cache", False)),
-        "head_in_parts": bool(getattr(trunk, "share_prompt", False) and getattr(trunk, "plain_head", False)),
+        "head_in_parts": bool(getattr(trunk, "plain_head", False)),
         "reuse": supplies.reuse.told() if supplies.reuse else {},
         "rollouts_checked": vars(shop.check) if shop.check else None,
     }  # fmt: skip

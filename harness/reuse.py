@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .logprobs import completion_logp, micro_batches
 from .meter import Cost, Meter
 from .models import load_tensors, save_tensors
+from .start import Start
 from .supplies import Bench, metered
 from .tokens import Batch, PromptBatch, Tokens
 from .training import Role
@@ -78,7 +79,7 @@ class Reuse:
     """What a run looks up of the start checkpoint, and makes where it is not there yet."""
 
     def __init__(
-        self, shop: Workshop, inputs: Mapping[str, Any], start: nn.Module, tokens: Tokens,
+        self, shop: Workshop, inputs: Mapping[str, Any], start: Start, tokens: Tokens,
         pairs: Sequence[LabelledPair] = (), content: str = "",
     ) -> None:  # fmt: skip
         self.shop, self.inputs, self.start, self.tokens = shop, dict(inputs), start, tokens
@@ -147,14 +148,17 @@ class Reuse:
         """Compute the log-probabilities of every completion, those of a prompt together, each once."""
         meter = self.shop.meter()
         bench = self.shop.bench(meter, 0)
-        role = Role("reference", self.start, lambda batch: completion_logp(self.start, batch))
+        start = self.start.model()  # held while this is made
+        role = Role("reference", start, lambda batch: completion_logp(start, batch))
         keys, lengths, logp = [], [], []
-        for batch in self._distinct(bench):
+        batches = self._distinct(bench)
+        for number, batch in enumerate(batches, 1):
             with meter.phase("reference"):
                 values = metered(role, batch, bench)
             keys += keys_of(batch)
             lengths.append(batch.lengths.flatten())
             logp.append(values[batch["mask"] > 0])
+            self.shop.progress("reference_logp", number, len(batches), {})
         assert len(set(keys)) == len(keys), "two completions of the preference data have one digest"
         told = {"keys": torch.tensor(keys), "lengths": torch.cat(lengths), "logp": torch.cat(logp)}
         save_tensors(told, out / "logp.safetensors")

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .data import Comparison
 from .files import write_json
 from .logprobs import completion_scores, in_micro_batches
-from .models import ScalarModel, load_tensors, save_tensors, scalar_from
+from .models import ScalarModel, load_tensors, save_tensors
+from .start import Start
 from .tokens import Batch
 from .training import Role
 
@@ -58,10 +59,10 @@ class RewardModel:
         write_json(folder / "reward.json", settings)
 
     @staticmethod
-    def load(folder: Path, start: nn.Module) -> RewardModel:
-        """Read a reward model; `start` gives the architecture of its trunk."""
+    def load(folder: Path, start: Start) -> RewardModel:
+        """Read a reward model; `start` gives the architecture of its trunk, and need not be in memory."""
         settings = json.loads((folder / "reward.json").read_text())
-        model = scalar_from(start)
+        model = start.scalar()
         model.load_state_dict(load_tensors(folder / "model.safetensors"))
         model.eval().requires_grad_(False)
         return RewardModel(model, **settings)

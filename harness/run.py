@@ -6,6 +6,7 @@ evaluation prompts, neither exists in any object or frame that it could reach.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .meter import Meter
     from .stages import Stages, Workshop
+    from .start import Start
 
 Warn = Callable[[str], None]
 CHECK_ALLOWS = {"float32": 1e-3, "bfloat16": 0.5}  # nats, of rounding, between two orders of summation
@@ -129,7 +131,7 @@ def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -
     stages = open_stages(spec, registry, shop)
     needs = method.required()
     check_needs(needs, stages, spec)
-    supplies = Supplies(start=stages.start, tokens=stages.tokens)
+    supplies = Supplies(start=stages.checkpoint, tokens=stages.tokens)
     used = [stages.start_artifact]
     if "prompts" in needs:
         supplies.prompts = stages.suite.prompts("train")
@@ -148,9 +150,9 @@ def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -
     if "reward" in needs:
         members = [stages.feedback_reward(m) for m in range(getattr(method, "reward_members", 1))]
         used += members
-        supplies.rewards = partial(_load_rewards, [m.folder for m in members], stages.start)
+        supplies.rewards = partial(_load_rewards, [m.folder for m in members], stages.checkpoint)
     content = stages.feedback.content if supplies.pairs else ""
-    supplies.reuse = Reuse(shop, stages.start_inputs(), stages.start, stages.tokens, supplies.pairs, content)
+    supplies.reuse = Reuse(shop, stages.start_inputs(), stages.checkpoint, stages.tokens, supplies.pairs, content)
     return supplies, {a.kind: a for a in used}
 
 
@@ -172,6 +174,8 @@ def train(
     if not hasattr(policy, "answer"):
         raise HarnessError(f"`train` returned {type(policy).__name__}, not a Policy: end it with `return lab.policy`")
     loop.finish()
+    loop.trainer.let_go()
+    gc.collect()  # the lab is a knot: while its policy answers, nobody holds a critic or a reference for it
     shop.team.wait()
     return policy, loop
 
@@ -318,7 +322,7 @@ def _failed(folder: Path, spec: RunSpec, error: Exception) -> HarnessError:
     return error if isinstance(error, HarnessError) else HarnessError(message)
 
 
-def _load_rewards(folders: list[Path], start: Any) -> list[Any]:
+def _load_rewards(folders: list[Path], start: Start) -> list[Any]:
     from .rewards import RewardModel
 
     return [RewardModel.load(folder, start) for folder in folders]

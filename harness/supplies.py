@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .contracts import Engine, Verifier
 from .data import Demonstration, Prompt, Sampling
@@ -17,6 +17,7 @@ from .logprobs import in_micro_batches
 from .meter import Meter
 from .rewards import RewardModel
 from .shared_options import AdamWOptions
+from .start import Start
 from .team import ALONE, Team
 from .tokens import Batch, Tokens
 from .training import Role
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class Supplies:
     """What was prepared for a method. Lists are empty, and `rewards` None, where the method did not ask."""
 
-    start: nn.Module  # the start checkpoint, frozen
+    start: Start  # the start checkpoint: in memory while somebody holds it
     tokens: Tokens
     prompts: Sequence[Prompt] = ()
     pairs: Sequence[LabelledPair] = ()

@@ -67,7 +67,7 @@ class Trainer:
     ) -> None:
         self.options, self.accelerator, self.meter = options, accelerator, meter
         self.micro_batch_tokens, self.team = micro_batch_tokens, team
-        self.saved: Mapping[str, Tensor] = {}  # of a checkpoint: a module goes on from it when it is added
+        self.saved: dict[str, Tensor] = {}  # of a checkpoint: a module takes its part when it is added
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.learning_rates: dict[str, float] = {}
@@ -162,12 +162,16 @@ class Trainer:
                 found |= {f"{name}/moment/{index}/{key}": value for key, value in state.items()}
         return found
 
+    def let_go(self) -> None:
+        """Hold no model and no moments any more: training is over, and they are saved or somebody else's."""
+        self.saved, self.modules, self.optimizers = {}, {}, {}
+
     def _restore(self, name: str) -> None:
-        weights = _below(self.saved, f"{name}/weight/")
+        weights, moments = (_taken(self.saved, f"{name}/{what}/") for what in ("weight", "moment"))
         if weights:
             self.modules[name].load_state_dict(weights)
             if name in self.optimizers:
-                self._restore_moments(name, _below(self.saved, f"{name}/moment/"))
+                self._restore_moments(name, moments)
 
     def _restore_moments(self, name: str, moments: Mapping[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
@@ -213,5 +217,6 @@ def schedule(options: AdamWOptions, progress: float) -> float:
     return options.lr_final + (1 - options.lr_final) * shape
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take out what lies below a prefix, without it: a copy beside that which is trained is of no use."""
+    return {name[len(prefix) :]: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}

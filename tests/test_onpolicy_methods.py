@@ -25,6 +25,7 @@ from harness.enumerate import Enumerated, kl, total_variation
 from harness.lab import Lab, Supplies
 from harness.loop import Checkpoints, Loop
 from harness.shared_options import OnPolicyOptions
+from harness.start import Start
 from harness.training import Trainer, reduce_share
 
 NAN = math.nan
@@ -476,7 +477,9 @@ def trained(tmp_path, bench, meter, accelerator, tokens, tiny_model, make_prompt
         trainer = Trainer(method, accelerator, meter, 2000)
         loop = Loop(trainer, Checkpoints(tmp_path / name, 3600.0), meter, lambda *told: None)
         prompts = make_prompts([3, 1, 5, 2] * 4)
-        supplies = Supplies(start=tiny_model, tokens=tokens, prompts=prompts, verifier=verifier or EvenWords())
+        supplies = Supplies(
+            start=Start.of(tiny_model), tokens=tokens, prompts=prompts, verifier=verifier or EvenWords()
+        )
         policy = method.train(Lab(method, supplies, bench(), loop))
         weights = torch.nn.utils.parameters_to_vector(policy.model.parameters()).detach()
         return types.SimpleNamespace(rows=loop.rows, weights=weights, meter=meter)

@@ -20,6 +20,7 @@ from harness.reuse import Reuse
 from harness.rollout import CachedEngine, Sampler
 from harness.stages import Workshop
 from harness.stages.preferences import LabelledPair
+from harness.start import Start
 from harness.tokens import Batch
 from harness.training import Trainer
 
@@ -48,7 +49,7 @@ class Place:
             Artifacts(self.folder / "artifacts"), CachedEngine, self.accelerator, torch.device("cpu"),
             lambda *told: None, 0.0, 64, sampling=Sampling(TEMPERATURE, 6), eos={2},
         )  # fmt: skip
-        return Reuse(shop, {"shared_seed": seed}, self.start, self.tokens, self.pairs, "content")
+        return Reuse(shop, {"shared_seed": seed}, Start.of(self.start), self.tokens, self.pairs, "content")
 
     def make(self, reuse=True, die=0, budget=None, seed=0, folder=None, **options):
         reuse = self.reuse() if reuse is True else reuse or None
@@ -61,7 +62,7 @@ class Place:
 
         folder = folder or self.folder / f"run{next(self.numbers)}"
         loop = Loop(trainer, Checkpoints(folder, 0.0), meter, on_step, budget)
-        supplies = Supplies(self.start, self.tokens, self.prompts, self.pairs, reuse=reuse)
+        supplies = Supplies(Start.of(self.start), self.tokens, self.prompts, self.pairs, reuse=reuse)
         shop = (reuse or self.reuse()).shop
         return Lab(Plain(**options), supplies, shop.bench(meter, seed), loop)
 

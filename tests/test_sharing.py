@@ -27,6 +27,7 @@ from harness.logprobs import (
     completion_scores,
     completion_states,
     enable_sharing,
+    find_head,
     forward_flops,
     predictions,
 )
@@ -95,6 +96,40 @@ def test_gradients_agree(k, at_once, monkeypatch):
         (completion_logp(model, batch) * torch.linspace(-1, 1, 6)).sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert (grads[0] - grads[1]).norm() / grads[0].norm() < 1e-6
+
+
+@pytest.mark.parametrize("at_once", [60, 600])  # numbers: a token at a time, ten
+def test_gradients_agree_where_the_head_reads_padded_rows_in_parts(at_once, monkeypatch):
+    batch, told = batch_of(), []
+    for apart in (False, True):
+        model, seen = llama(num_key_value_heads=2), []
+        if apart:
+            monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", at_once)
+            assert find_head(model)
+            model.get_output_embeddings().register_forward_hook(lambda m, i, out, seen=seen: seen.append(out.numel()))
+        logp = completion_logp(model, batch)
+        (logp * torch.linspace(-1, 1, 6)).sum().backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        told.append((logp.detach(), grads))
+    torch.testing.assert_close(told[0][0], told[1][0], atol=2e-6, rtol=0)
+    assert (told[0][1] - told[1][1]).norm() / told[0][1].norm() < 1e-6
+    assert len(seen) > 2 and max(seen) <= at_once  # the logits of all places were never there
+
+
+def test_a_head_apart_is_billed_for_what_it_reads(monkeypatch):
+    model, batch = llama(), batch_of()
+    whole = forward_flops(model, batch)
+    assert find_head(model) and forward_flops(model, batch) == whole  # few logits: as the model itself does it
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 600)
+    b, k, t = batch.shape
+    unread = b * k * (t + 1) - int(batch["mask"].sum())
+    assert whole - forward_flops(model, batch) == 2 * SMALL["hidden_size"] * SMALL["vocab_size"] * unread
+
+
+def test_a_head_that_does_more_than_a_product_is_found_out():
+    torch.manual_seed(0)
+    scaled = GraniteForCausalLM(GraniteConfig(**SMALL, intermediate_size=64, logits_scaling=4.0)).eval()
+    assert not find_head(scaled) and find_head(llama())
 
 
 def test_a_critics_gradients_agree():

@@ -118,7 +118,7 @@ def test_artifacts_hold_no_pickle_and_a_manifest_of_what_made_them(stages):
 def test_a_reward_model_comes_back_as_it_was_saved(stages, tmp_path):
     reward = stages.load_reward(stages.reward_artifact(0))
     reward.save(tmp_path)
-    again = RewardModel.load(tmp_path, stages.start)
+    again = RewardModel.load(tmp_path, stages.checkpoint)
     meter = Meter()
     bench = stages.shop.bench(meter, 0)
     with meter.phase("score"):

@@ -12,6 +12,7 @@ from harness.lab import Lab, Supplies
 from harness.loop import Checkpoints, Loop
 from harness.shared_options import GradientMethod
 from harness.stages.preferences import LabelledPair
+from harness.start import Start
 from harness.training import Trainer
 
 
@@ -46,7 +47,9 @@ def make_lab(tiny_model, tokens, make_prompts, accelerator, bench, meter, tmp_pa
         pairs = [LabelledPair(p, [10 + i, 2], [30 + i, 40, 2], 1.0 - 0.05 * i) for i, p in enumerate(prompts)]
         demos = [Demonstration(p, f"w{i} w{i + 1}") for i, p in enumerate(prompts)]
         start = copy.deepcopy(tiny_model)
-        return Lab(Plain(**options), Supplies(start, tokens, prompts, pairs, demos), bench(temperature=0.7), loop), loop
+        return Lab(
+            Plain(**options), Supplies(Start.of(start), tokens, prompts, pairs, demos), bench(temperature=0.7), loop
+        ), loop
 
     return make
 

@@ -15,7 +15,7 @@ from ..data import Prompt, prompt_text
 from ..errors import Diverged, HarnessError
 from ..lab import Bench, LanguageModel
 from ..meter import Cost, Meter
-from ..models import load_tensors, save_tensors, trainable
+from ..models import learning, load_tensors, save_tensors
 from ..pools import Pool
 from ..rewards import RewardModel
 from ..rollout import Sampler
@@ -74,14 +74,14 @@ def evaluate(
     drawn: Drawn, stages: Stages, options: EvaluationOptions, meter: Meter
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return (figures, samples) of a policy's answers."""
-    judge, prompts, cost = stages.judge, drawn.prompts, drawn.cost
-    judge.prepare(stages.suite, stages)
-    proxy = stages.load_reward(stages.reward_artifact(0)) if stages.can_prefer() else None
+    prompts, cost = drawn.prompts, drawn.cost
+    stages.judge.prepare(stages.suite, stages)
     bench = stages.shop.bench(meter, stages.spec.seed)
     with meter.phase("evaluate"):
-        reference = _score(reference_answers(stages, prompts), stages, judge, proxy, bench)
-        answers = _score(drawn.batch, stages, judge, proxy, bench)
-        kl = _kl(drawn.policy, answers.batch, stages, bench)
+        batches = [reference_answers(stages, prompts), drawn.batch]
+    reference, answers = _scored(batches, stages, bench)
+    kl = _kl(drawn.policy, answers.batch, stages, bench)
+    with meter.phase("evaluate"):
         _check_finite(answers, kl)
         figures = _figures(answers, reference, kl, drawn.policy, stages, options)
     figures["inference"] = {
@@ -95,7 +95,7 @@ def evaluate_snapshots(
     snapshots: Mapping[int, Path], stages: Stages, options: EvaluationOptions, spec: RunSpec
 ) -> list[dict[str, float]]:
     """Return the main figures of each policy kept along training: how gold and proxy moved as KL grew."""
-    model, meter = trainable(stages.start), stages.shop.meter()
+    model, meter = learning(stages.checkpoint.copy()), stages.shop.meter()
     policy = LanguageModel(model, "policy", "evaluate", stages.shop.bench(meter, spec.seed))
     prompts = stages.suite.prompts(options.split)[: options.prompts]
     curve = []
@@ -141,6 +141,13 @@ def _batch(stages: Stages, prompts: Sequence[Prompt]) -> Any:
     return stages.tokens.prompt_batch(prompts, stages.shop.device)
 
 
+def _scored(batches: Sequence[Batch], stages: Stages, bench: Bench) -> list[Answers]:
+    """Return what answers are worth; the proxy is in memory for as long as this takes."""
+    proxy = stages.load_reward(stages.reward_artifact(0)) if stages.can_prefer() else None
+    with bench.meter.phase("evaluate"):
+        return [_score(batch, stages, stages.judge, proxy, bench) for batch in batches]
+
+
 def _score(batch: Batch, stages: Stages, judge: Judge, proxy: RewardModel | None, bench: Bench) -> Answers:
     texts = [row[0] for row in stages.tokens.texts(batch)]
     gold, verifier = judge.score(batch.prompts.prompts, texts), stages.suite.verifier()
@@ -154,7 +161,9 @@ def _kl(policy: Policy, batch: Batch, stages: Stages, bench: Bench) -> dict[str,
     if policy.kl_estimator is not None:
         return {"estimator": policy.kl_estimator, "kl": batch["kl"].tolist()}
     assert policy.model is not None, "a policy has a model, or an estimator of its KL"
-    exact, plain = sampled_kl(policy.model, stages.start, batch, bench)
+    start = stages.start  # in memory for as long as this takes
+    with bench.meter.phase("evaluate"):
+        exact, plain = sampled_kl(policy.model, start, batch, bench)
     return {"estimator": RAO_BLACKWELL, "kl": exact.tolist(), "plain": plain.tolist()}
 
 

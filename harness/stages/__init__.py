@@ -18,14 +18,13 @@ from ..artifacts import Artifact, Artifacts
 from ..contracts import Engine, Judge, Labeller, Suite
 from ..data import Sampling
 from ..errors import UsageError
-from ..logprobs import enable_sharing
 from ..loop import Checkpoints, Loop
 from ..meter import Meter, PhasePeak
 from ..models import load_causal, load_tokenizer
 from ..registry import combined_digest, package_digest
 from ..rewards import RewardModel
-from ..rollout import enable_shared_cache
 from ..spec import EvaluationOptions, RunSpec, digest_of, harness_digest, model_files, stage_options
+from ..start import Start, start_in
 from ..supplies import Bench, RolloutCheck
 from ..team import ALONE, Team
 from ..tokens import Tokens
@@ -129,14 +128,16 @@ class Stages:
             ends = None
         return set(ends if isinstance(ends, list) else [ends] if ends is not None else [])
 
-    @cached_property
+    @property
     def start(self) -> nn.Module:
-        """The start checkpoint: the base model after SFT on the demonstrations."""
-        model = load_causal(self.start_artifact.folder, self.spec.dtype).to(self.shop.device)
-        if self.spec.prompt_sharing:
-            enable_sharing(model)
-            enable_shared_cache(model)
-        return model
+        """The start checkpoint, the base model after SFT on the demonstrations: read, unless somebody holds it."""
+        return self.checkpoint.model()
+
+    @cached_property
+    def checkpoint(self) -> Start:
+        """Where the start checkpoint is had from, and what is known of it without its weights."""
+        spec = self.spec
+        return start_in(self.start_artifact.folder, spec.dtype, self.shop.device, spec.prompt_sharing)
 
     @cached_property
     def start_artifact(self) -> Artifact:
@@ -215,7 +216,7 @@ class Stages:
 
     def load_reward(self, artifact: Artifact) -> RewardModel:
         """Return the reward model of an artifact, on this run's device."""
-        return RewardModel.load(artifact.folder, self.start)
+        return RewardModel.load(artifact.folder, self.checkpoint)
 
     def _reward_stage(self, name: str, data: str, rankings: Callable[[], dict[str, list[Row]]]) -> Artifact:
         options = stage_options(self.spec, "reward_model")

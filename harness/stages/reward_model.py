@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..lab import Bench
-from ..models import scalar_from
+from ..models import scalar_on
 from ..rewards import RewardModel, pair_accuracy, preferred_of, ranking_loss
 from ..seeds import derive
 from ..spec import RewardModelOptions
@@ -36,7 +36,7 @@ def make(
     """
     meter = stages.shop.meter()
     seed = derive(stages.spec.shared_seed, name)
-    model = scalar_from(stages.start).initialise(seed).eval().requires_grad_(True)
+    model = scalar_on(stages.checkpoint.copy()).initialise(seed).eval().requires_grad_(True)
     reward = RewardModel(model, options.pooling, name)
     reward.role.hold(meter)
     train = rankings["train"]

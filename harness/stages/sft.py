@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..data import Demonstration
-from ..logprobs import completion_logp
-from ..models import load_causal, save_causal, trainable
+from ..logprobs import completion_logp, find_head
+from ..models import in_memory, learning, load_causal, save_causal
 from ..seeds import permutation
 from ..spec import SFTOptions
 from ..training import Role, Term
@@ -29,7 +29,8 @@ def make(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fine-tune the base model and write it in hub format; return (info, cost)."""
     meter = stages.shop.meter()
-    model = trainable(load_causal(stages.base, stages.spec.dtype)).to(stages.shop.device)
+    model = learning(in_memory(load_causal(stages.base, stages.spec.dtype)).to(stages.shop.device))
+    find_head(model)
     role = Role("policy", model, lambda batch: completion_logp(model, batch))
     role.hold(meter)
     tokens = stages.tokens.counting_afresh()
