@@ -237,6 +237,25 @@ def test_negative_controls_of_bold():
     assert false_bold(tables(8, 3, unlike, ties=False, count=60), simple_pool) > 0.1
 
 
+def test_a_wild_method_does_not_make_everything_bold():
+    """One method of eight goes to pieces with some seeds; the best of the others is still told from those far below."""
+
+    def separated(test):
+        wild = np.array([0.1] + 6 * [0.1] + [6.0])
+        found = [test(table) for table in tables(8, 3, wild, shift=3.0, ties=False, count=40)]
+        return np.mean([[not bold[f"m{i}"] for i in range(1, 7)] for bold in found])
+
+    def pool_alone(table):
+        own = {n: intervals.parts(intervals.matrix(s)) for n, s in table.items()}
+        pool = compare.pooled(list(table.values()))
+        names = [n for n in table if n != "m0"]
+        p = [float(intervals.p_value(compare._unpaired(table["m0"], table[n], own["m0"], own[n], pool))) for n in names]
+        return dict(zip(names, [28 * one > 0.05 for one in p], strict=True))  # of 28 pairs
+
+    assert separated(compare.best_group) > 0.5
+    assert separated(pool_alone) < 0.2  # negative control
+
+
 def test_borrowing_the_variance_between_seeds_finds_what_own_variances_cannot():
     found = list(tables(8, 3, 0.05, shift=0.9, prompts=256, count=60))
     borrowed = np.mean([sum(compare.best_group(table).values()) == 1 for table in found])
