@@ -185,9 +185,11 @@ def test_a_pool_has_every_degree_of_freedom_where_methods_are_alike_and_few_wher
         return np.tile(sd * np.array([[-1.0], [0.0], [1.0]]), (1, 8))
 
     alike = compare.pooled([method(1.0)] * 6)
-    assert alike == compare.Pool(pytest.approx(1.0), pytest.approx(12.0))
-    noisy = compare.pooled([method(10.0)] + [method(1.0)] * 5)
-    assert noisy.variance == pytest.approx(105 / 6) and noisy.df == pytest.approx(3 * 105**2 / 10005)
+    assert alike == compare.Pool(pytest.approx(1.0), pytest.approx(12.0), frozenset(range(6)))
+    noisy = compare.pooled([method(3.0)] + [method(1.0)] * 5)
+    assert noisy.variance == pytest.approx(14 / 6) and noisy.df == pytest.approx(3 * 14**2 / 86)
+    wild = compare.pooled([method(1.0)] * 2 + [method(10.0)] + [method(1.0)] * 3)  # an outlier speaks for nobody
+    assert wild == compare.Pool(pytest.approx(1.0), pytest.approx(10.0), frozenset({0, 1, 3, 4, 5}))
     assert compare.pooled([method(1.0)] * 2) is None and compare.pooled([method(1.0)[:2]] * 6) is None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .intervals import ONE_SEED, SEVERAL_SEEDS, Array, Parts, half_width, matrix, p_value, parts
 
@@ -34,6 +34,7 @@ class Pool:
 
     variance: float
     df: float
+    within: frozenset[int] = frozenset()  # the methods it is made of, by their place
 
 
 def difference_parts(a: Array, b: Array, paired_seeds: bool = False, pool: Pool | None = None) -> Parts:
@@ -81,14 +82,39 @@ def pooled(methods: Sequence[Array]) -> Pool | None:
     Satterthwaite's (sum d A)^2 / sum(d^2 A^2 / (d + 1)) degrees of freedom: most of sum(d) where methods are alike, few
     where one is much noisier. (A^2 / d without bias is A^2 / (d + 2): that errs in 5.6 % of tables where one of three
     methods is noisy; d + 1 keeps below 5 %. A pool without either guard errs in 35 %, see the tests.)
+
+    A method whose variance is an outlier among the others (Cochran's C at 1 %, again and again) is not `within`: it
+    neither blows up the pool nor is spoken for by it.
     """
-    several = [array for array in methods if array.shape[-2] > 1]
-    if len(several) < BORROW_FROM or any(array.shape[-2] < BORROW_FROM for array in several):
+    several = [i for i, array in enumerate(methods) if array.shape[-2] > 1]
+    if len(several) < BORROW_FROM or any(methods[i].shape[-2] < BORROW_FROM for i in several):
         return None
-    d = np.array([array.shape[-2] - 1 for array in several], dtype=np.float64)
-    of_run = np.array([array.mean(-1).var(ddof=1) for array in several])
-    total, squares = float((d * of_run).sum()), float((d**2 * of_run**2 / (d + 1)).sum())
-    return Pool(total / float(d.sum()), min(total**2 / squares, float(d.sum()))) if squares > 0 else None
+    d = np.array([methods[i].shape[-2] - 1 for i in several], dtype=np.float64)
+    of_run = np.array([methods[i].mean(-1).var(ddof=1) for i in several])
+    alike = _without_outliers(of_run, d)
+    total, squares = float((d * of_run)[alike].sum()), float((d**2 * of_run**2 / (d + 1))[alike].sum())
+    if squares <= 0:
+        return None
+    freedom = float(d[alike].sum())
+    within = frozenset(several[k] for k in np.flatnonzero(alike))
+    return Pool(total / freedom, min(total**2 / squares, freedom), within)
+
+
+def _without_outliers(variances: Array, d: Array, alpha: float = 0.01) -> NDArray[np.bool_]:
+    """Return which variances, on d degrees of freedom each, are no outliers upwards; at least BORROW_FROM are kept."""
+    from scipy.stats import f
+
+    kept = np.ones(len(variances), dtype=bool)
+    while kept.sum() > BORROW_FROM:
+        worst = int(np.argmax(np.where(kept, variances, -1.0)))
+        others = kept.copy()
+        others[worst] = False
+        rest = float((d * variances)[others].sum() / d[others].sum())
+        limit = f.isf(alpha / kept.sum(), d[worst], d[others].sum())  # Cochran's C, as the F of one against the rest
+        if rest <= 0 or variances[worst] <= limit * rest:
+            break
+        kept = others
+    return kept
 
 
 def compare(a: ArrayLike, b: ArrayLike, paired_seeds: bool = False, level: float = 0.95) -> Comparison:
@@ -131,8 +157,8 @@ def all_pairs(
 
     With `borrow`, where three methods or more have three seeds or more, every pair is tested twice, with the variance
     between seeds `pooled` and with its own (Welch), and twice the smaller p-value counts: a valid test by Bonferroni.
-    The pool separates alike methods on few seeds; where one method is wild it says little, and then a pair's own
-    variance still separates those that are steady.
+    The pool separates alike methods on few seeds; where methods vary unlike it says little, and then a pair's own
+    variance still separates those that are steady. Whoever is not `within` the pool has his own variance only.
     """
     arrays = {name: matrix(s) for name, s in scores.items()}
     if len({array.shape[1] for array in arrays.values()}) > 1:
@@ -140,6 +166,7 @@ def all_pairs(
     own, names = {name: parts(array) for name, array in arrays.items()}, list(combinations(arrays, 2))
     if not names:
         return {}
+    places = {name: i for i, name in enumerate(arrays)}
     pools = [None, pooled(list(arrays.values()))] if borrow else [None]
     tests = [None] if pools[-1] is None else pools
     each = 1 - (1 - level) / len(tests)
@@ -148,7 +175,8 @@ def all_pairs(
         found = [_unpaired(arrays[a], arrays[b], own[a], own[b], pool) for a, b in names]
         together = _stacked(found)
         halves.append(half_width(together, each))
-        p.append(np.minimum(1.0, p_value(together) * len(tests)))
+        usable = np.array([pool is None or {places[a], places[b]} <= pool.within for a, b in names])
+        p.append(np.where(usable, np.minimum(1.0, p_value(together) * len(tests)), 2.0))  # 2: the other test counts
     best = np.argmin(np.array(p), 0)
     rows = np.arange(len(names))
     smallest, half = np.array(p)[best, rows].tolist(), np.array(halves)[best, rows].tolist()
