@@ -256,6 +256,8 @@ class Reporter(ABC):
     name: ClassVar[str]
     suffix: ClassVar[str]
 
+    columns: ClassVar[Sequence[str]] = ()  # of a comparison where nobody asks for some; empty: all
+
     @abstractmethod
     def render(self, table: Table) -> str:
         """Return the table as text."""

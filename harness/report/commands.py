@@ -59,7 +59,7 @@ def table(
     if match and (columns or each):
         raise UsageError("--match has columns and rows of its own: leave --columns and --each out.")
     selection = select(results, asked)
-    keys = [c.strip() for c in columns.split(",") if c.strip()]
+    keys = [c.strip() for c in columns.split(",") if c.strip()] or reporter.columns
     text = reporter.render(matched(selection, *parse_match(match)) if match else comparison(selection, keys))
     if output is None:
         click.echo(text, nl=False)

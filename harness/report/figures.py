@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -9,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import HarnessError, UsageError
+from ..errors import UsageError
 from ..statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
 from ..statistics.length import length_controlled
 from .select import Record, Row, samples_of
 
 MEANS = ("gold", "proxy", "kl", "length")  # figures that every answer has one of, beside the win-rate
+SIGNED = ("gold", "proxy")  # of these, what may be below 0
 AGREE = 1e-6  # how far a record's mean may be from that of its answers
 
 
@@ -52,7 +54,7 @@ def _columns(record: Record) -> dict[str, Any]:
     means = {"win": record["evaluation"]["win_rate"]} | {name: record["evaluation"].get(name) for name in MEANS}
     for name, told in means.items():
         if columns[name] is not None and told is not None and abs(fmean(columns[name]) - told["mean"]) > AGREE:
-            raise HarnessError(
+            raise UsageError(
                 f"{record['folder']}: the mean of {name} in samples.jsonl is {fmean(columns[name]):.6g}, and "
                 f"result.json says {told['mean']:.6g}. One of them was changed: delete the folder and run again."
             )
@@ -80,12 +82,13 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
     figures |= _told("lc_win_rate", controlled)
     for name in MEANS:
         if name in answers.figures:
-            figures |= _told(name, two_way_interval(answers.figures[name]))
+            figures |= _told(name, two_way_interval(answers.figures[name]), -math.inf if name in SIGNED else 0.0)
     return figures | _recorded(row.good)
 
 
-def _told(name: str, found: Estimate) -> dict[str, float]:
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+def _told(name: str, found: Estimate, least: float = -math.inf) -> dict[str, float]:
+    """Return an estimate by name; its interval does not reach below what there can be, unless the mean does."""
+    return {name: found.mean, f"{name}_low": max(found.low, min(found.mean, least)), f"{name}_high": found.high}
 
 
 def _recorded(good: Sequence[Record]) -> dict[str, Any]:

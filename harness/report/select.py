@@ -86,11 +86,13 @@ def select(results: Path, asked: Filter) -> Selection:
 
 def chosen(results: Path, asked: Filter) -> tuple[str, list[dict[str, Any]]]:
     """Return the suite and its records; whether their ground is alike is not looked at."""
-    records = [r for r in suite_records(results, asked.study) if _wanted(r, asked)]
+    there = suite_records(results, asked.study)
+    _check_names(there, asked)
+    records = [r for r in there if _wanted(r, asked)]
     suites = sorted({r["suite"] for r in records})
     if not records:
-        what = " ".join([*asked.methods, *(f"{k}={v}" for k, v in asked.where.items())])
-        raise UsageError(f"No run below {results} is of {what}.")
+        what = " and ".join([*asked.methods, *(f"{k}={v}" for k, v in asked.where.items())])
+        raise UsageError(f"No run below {results} is of all of this: {what}.")
     if asked.suite is None and len(suites) > 1:
         raise UsageError(f"Name one suite with --suite: there are runs of {', '.join(suites)}.")
     suite = asked.suite or suites[0]
@@ -109,6 +111,26 @@ def suite_records(results: Path, study: str | None = None) -> list[dict[str, Any
     if not records:
         raise UsageError(f"There is no run below {results}. Make one: harness run --method ppo --suite summarization")
     return records
+
+
+def _check_names(records: Sequence[Record], asked: Filter) -> None:
+    """Refuse a method that no run is of, and an option or value that no run has, with what there is."""
+    methods = {r["method"] for r in records} | {r["label"] for r in records if "label" in r}
+    for method in asked.methods:
+        if method not in methods:
+            raise unknown("method with runs", method, methods)
+    for name, value in asked.where.items():
+        values = [v for v in (_option(r, name) for r in records) if v is not None]
+        if not values:
+            raise unknown("option of these runs", name, {o for r in records for o in _option_names(r)})
+        if not any(_written_as(v, value) for v in values):
+            told = ", ".join(sorted({json.dumps(v).strip('"') for v in values}))
+            raise UsageError(f"No run has {name}={value}. There are: {told}.")
+
+
+def _option_names(record: Record) -> list[str]:
+    stages = flatten(spec_of(record)["stages"], "stage.") if "failure" not in record else {}
+    return [*record["options"], *(f"suite.{name}" for name in record.get("suite_options", {})), *stages]
 
 
 def _named(place: Place) -> dict[str, str]:
@@ -157,11 +179,17 @@ def samples_of(record: Record) -> list[dict[str, Any]]:
     """Return what a run answered, a dict per evaluated prompt."""
     file = Path(record["folder"]) / "samples.jsonl"
     if not file.is_file():
-        raise UsageError(f"{file} is missing: error bars and comparisons need the answers behind a run's figures.")
+        raise UsageError(
+            f"{file} is missing: error bars and comparisons need the answers behind a run's figures. Delete the folder "
+            f"{file.parent} and run again."
+        )
     try:
-        return read_rows(file)
+        rows = read_rows(file)
+        if not rows or not all(isinstance(row, dict) and "prompt_id" in row for row in rows):
+            raise ValueError("no answers in it" if not rows else "a line is no answer to a prompt")
     except ValueError as error:
         raise UsageError(f"{file} is damaged ({error}). Delete the folder {file.parent} and run again.") from error
+    return rows
 
 
 def check_ground(records: Sequence[Record]) -> None:

@@ -195,11 +195,12 @@ def _rule(good: Sequence[Figures], seeds: Sequence[int]) -> str:
         return f"Nothing is bold: more than {MOST_ROWS} rows would be too many tests."
     from ..statistics.compare import BORROW_FROM
 
-    borrowed = len(good) >= BORROW_FROM and sum(f["seeds"] > 1 for f in good) >= BORROW_FROM and seeds[0] >= BORROW_FROM
-    pooled = ", the variance between seeds not below that pooled over rows" if borrowed else ""
+    borrowed = seeds[0] >= BORROW_FROM and len(good) >= BORROW_FROM
+    pooled = " (the variance between seeds pooled over alike rows, or the pair's own; Bonferroni)" if borrowed else ""
     return (
         f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests paired over prompts"
-        f"{pooled}, Holm over all {len(good) * (len(good) - 1) // 2} pairs of rows."
+        f"{pooled}, Holm over all {len(good) * (len(good) - 1) // 2} pairs of rows; a row whose seeds vary much can be "
+        f"bold far from the best."
     )
 
 

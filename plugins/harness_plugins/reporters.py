@@ -53,6 +53,7 @@ class LaTeX(Reporter):
     r"""A booktabs table: `\input` it in a paper that loads booktabs and graphicx, or compile it alone."""
 
     name, suffix = "latex", ".tex"
+    columns = ("method", "seeds", "win_rate", "lc_win_rate", "gold", "kl", "length", "flops", "labels")  # fit a page
 
     # After \begin{document} \@nodocument is \relax: then this is part of a paper, otherwise a document of its own.
     BEGIN = r"""\makeatletter\ifx\@nodocument\relax\def\harnessend{}\else

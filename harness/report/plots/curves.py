@@ -116,10 +116,12 @@ def _draw_panel(axis: Any, label: str, curves: Sequence[tuple[Row, Look, Curve]]
             axis.fill_between(curve.steps, low, high, color=how.colour, alpha=0.2, linewidth=0)
     axis.set_ylabel(label)
     axis.set_xlabel("step, of evaluated snapshots" if label in KEPT.values() else "step")
+    means = [m for _, _, curve in curves for m in curve.mean]
+    room = 0.15 * (max(means) - min(means)) or 1.0
+    axis.set_ylim(min(means) - room, max(means) + room)  # a wide band is cut: lines are what is to be told apart
     if label == LOSS and all(m > 0 for _, _, curve in curves for m in curve.mean):
         axis.set_yscale("log")
         plain_ticks(axis.yaxis)
-        means = [m for _, _, curve in curves for m in curve.mean]
         axis.set_ylim(min(means) / 1.2, max(means) * 1.2)  # a band may reach below 0
 
 

@@ -37,6 +37,8 @@ def draw(selection: Selection) -> Any:
     spots = [spot for _, _, own in found for spot in own]
     axis.axhline(0.5, color=GREY, linewidth=0.6)
     handles += [*_draw_bounds(axis, spots), *_draw_frontier(axis, spots), _draw_ideal(axis, spots)]
+    widest = max(spot.kl.mean for spot in spots)
+    axis.set_xlim(-0.03 * widest - 0.02, 1.12 * widest + 0.05)  # a long bar is cut: points are what is to be told apart
     axis.set_xlabel("KL(policy || SFT), nats per completion")
     axis.set_ylabel("gold win-rate over SFT")
     beside(figure, handles)
