@@ -198,7 +198,7 @@ def test_two_runs_of_one_name_are_told_apart(two):
     [
         (("dpo", "ip"), Filter(), r"no run folder, method or row 'ip'. Did you mean 'ipo'\?"),
         (("dpo", "dpo"), Filter(), "A and B are the same run: .*dpo"),
-        (("dpo", "ipo"), Filter(where={"beta": "0.7"}), "No run below .* beta=0.7"),
+        (("dpo", "ipo"), Filter(where={"beta": "0.7"}), "No run has beta=0.7"),
         (("dpo", "ipo"), Filter(suite="nosuch"), "no suite with runs 'nosuch'"),
         (("dpo", "/no/such/folder"), Filter(), "no run folder, method or row '/no/such/folder'"),
     ],

@@ -104,11 +104,12 @@ def test_list_shows_a_broken_plugin(registry, entry_point, monkeypatch):
     from click.testing import CliRunner
 
     from harness import cli
+    from harness.report import commands
 
     load_entry_point(registry, entry_point("ill", "raise RuntimeError('on import')"))
     load_entry_point(registry, entry_point("ppo", source("methods", "ppo"), dist="one"))
     load_entry_point(registry, entry_point("ppo", source("methods", "ppo"), dist="two", version="2.5"))
-    monkeypatch.setattr(cli, "installed", lambda: registry)
+    monkeypatch.setattr(commands, "installed", lambda: registry)
     done = CliRunner().invoke(cli.cli, ["list"])
     assert done.exit_code == 0 and "broken: ill of strange 1.0: RuntimeError: on import" in done.output
     assert "clash: method ppo is offered by one 1.0, two 2.5" in done.output

@@ -253,6 +253,13 @@ def test_a_dry_run_tells_states_and_costs_and_writes_nothing(tmp_path):
     done = command("study", file, "--dry-run", "--results", results)
     assert "8 runs: 1 done, 1 failed (1 diverged), 6 left." in done.out and "It went wrong." in done.out
     assert "24 CPU seconds and 6e+12 FLOP, and 4 runs of unknown cost" in done.out, done.out  # two runs like the first
+    assert "other code" not in done.out
+    folder = results / found[0].spec.folder
+    folder.rename(folder.with_name("seed0-of-other-code"))
+    assert (
+        "1 of those left lie here finished by other code"
+        in command("study", file, "--dry-run", "--results", results).out
+    )
 
 
 def test_estimates_prefer_the_same_recipe(tmp_path):
@@ -406,10 +413,8 @@ def test_amended_only_what_is_new_is_run(failing):
     assert done.code == 0 and done.err.count("begin") == 2 and "3 done" in done.out, done.text
     assert all(f.stat().st_mtime_ns == at for f, at in before.items())
     assert "dpo on small ended by itself before its budget: 3 steps left" in done.out
-    assert [row[:2] for row in comparison(select(where, Filter(study="study"))).rows] == [
-        ["sft quick", "1"],
-        ["dpo quick", "2"],
-    ]
+    rows = comparison(select(where, Filter(study="study"))).rows
+    assert [[cell.text for cell in row[:2]] for row in rows] == [["sft quick", "1"], ["dpo quick", "2"]]
     (folder,) = {c["folder"] for c in json.loads((where / "studies/study/cells.json").read_text()) if c["seed"] == 1}
     cost = json.loads((where / folder / "result.json").read_text())["cost"]
     assert cost["budget_used"]["steps"] == 6 and cost["budget_left"] == {"steps": 3}

@@ -307,7 +307,7 @@ def put(results: Path, *records: dict[str, Any]) -> Path:
         write_json(folder / ("failure.json" if "failure" in r else "result.json"), r)
         if "failure" not in r:
             write_rows(folder / "samples.jsonl", samples(r))
-            write_json(folder / "spec.json", {"stages": {}, "budget": {}})
+            write_json(folder / "spec.json", {"options": r["options"], "stages": {}, "budget": {}})
             versions = {"torch": "2.13.0", "transformers": "5.23.0"}
             write_json(folder / "provenance.json", {"versions": versions, "code": {"harness": "ab", "method": "cd"}})
     return results

@@ -34,6 +34,12 @@ def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str
     for choice in planned.waiting:
         seeds = len(choice.search.entry.seeds)
         lines.append(f"{choice.label} on {choice.search.suite}: {seeds} more once its trials are through.")
+    other = sum(s.status == LEFT and estimates.elsewhere(c) for c, s in zip(planned.cells, states, strict=True))
+    if other:
+        lines.append(
+            f"{other} of those left lie here finished by other code, the harness's or a plugin's: such results are "
+            "never taken for this code's. `harness table` still shows them."
+        )
     more = f", and {unknown} runs of unknown cost" if unknown else ""
     lines.append(f"What is left may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared stages come on top.")
     return "\n".join(lines)

@@ -62,6 +62,10 @@ class Estimates:
                     record
                 )
 
+    def elsewhere(self, cell: Cell) -> bool:
+        """Return whether the same settings and seed were run to their end, by other code."""
+        return any(r["seed"] == cell.spec.seed for r in self._recipes.get(cell.spec.recipe(), []))
+
     def of(self, cell: Cell) -> Estimate | None:
         """Return what a cell may cost, or None where no run tells."""
         alike = (cell.spec.method, cell.spec.suite_name, cell.spec.quick)
