@@ -28,6 +28,7 @@ main() {  # all methods on three suites, five seeds each, and the controls
       --columns method,seeds,win_rate,lc_win_rate,gold,kl,length,flops,labels
     picture main frontier "$suite" --suite "$suite"
   done
+  python3 results/textbook.py
 }
 
 leash() {  # beta sweeps, best-of-n up to 64, over-optimisation, and what holds it back
@@ -42,7 +43,7 @@ length() {  # a labeller with a taste for length: raw and length-controlled win-
   table length length --where suite.labeller_bias=0.12
 }
 
-labels() {  # win-rate against the number of labels, and with it the textbook table
+labels() {  # win-rate against the number of labels, for the textbook table
   study labels
   python3 results/textbook.py
 }

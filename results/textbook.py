@@ -1,6 +1,7 @@
 """The table that tutorials print with words, with measured numbers in each cell: `python results/textbook.py`.
 
-Reads the runs of results/main.toml and results/labels.toml below results/raw and writes results/textbook.md.
+Reads the runs of results/main.toml, and of results/labels.toml where that study was run, below results/raw and writes
+results/textbook.md. What needs the labels study is left out without it, and the note says so.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,34 +20,43 @@ from harness.statistics.intervals import win_rate_interval
 
 ROOT = Path(__file__).parent
 RAW = ROOT / "raw"
+FIRST = "summarization"
 SHARES = {67: "1/30", 400: "1/5"}  # of the 2,000 prompts whose answers are labelled
 FRESH = {  # a method on samples of its own policy, and the same loss on samples of the start checkpoint
-    "online_dpo": ("dpo", "main"), "rlaif": ("rlaif (dpo)", "main"), "raft": ("raft (one round)", "labels"),
+    "online_dpo": ("dpo", "main"), "raft": ("raft (one round)", "labels"),
 }  # fmt: skip
 COLUMNS = [
     "method", "reward model?", "online?", "models held", "weights held", "peak memory / SFT", "train FLOPs / SFT",
     "sd over seeds", "failed runs", "labels", "win-rate at 1/30, 1/5 and all labels", "gain from fresh samples",
     "where it shines",
 ]  # fmt: skip
-NOTE = """From results/main.toml ({suites}) and results/labels.toml. Ratios are to the shared SFT stage, means over
-suites; peak memory is the process's, most of which is Python and torch at this model size. sd over seeds: of
-the win-rate, apart from prompts and answers, the largest of the suites. Gain from fresh samples: win-rate less
-that of the same loss on the start checkpoint's samples (online_dpo: dpo; rlaif: rlaif with DPO; raft: one round
-of as many samples), on summarization, paired over prompts. Where it shines: the suite with its best rank by
-win-rate, controls left out. All of this is about a model of 0.3M parameters."""
+NOTE = """From results/main.toml ({suites}){labels}. Models, weights and labels are those on summarization
+(rlvr: arithmetic). Ratios are to the shared SFT stage, means over suites; peak memory is the process's, most of
+which is Python and torch at this model size. sd over seeds: of the win-rate, apart from prompts and answers,
+the largest of the suites. Gain from fresh samples: win-rate less that of the same loss on the start
+checkpoint's samples (online_dpo: dpo; raft: one round of as many samples), on summarization, paired over
+prompts. Where it shines: the suite with its best rank by win-rate, controls left out. All of this is about a
+model of 0.3M parameters."""
 
 
 def main() -> None:
     """Write the table."""
-    suites = sorted({r["suite"] for r in suite_records(RAW, "main")})
+    suites = sorted({r["suite"] for r in suite_records(RAW, "main")}, key=lambda suite: (suite != FIRST, suite))
     by_suite = {suite: select(RAW, Filter(suite, "main")) for suite in suites}
     names = list(dict.fromkeys(row.name for chosen in by_suite.values() for row in chosen.rows))
-    few = {
-        n: select(RAW, Filter("summarization", "labels", where={"stage.preferences.prompts": str(n)})) for n in SHARES
-    }
+    labelled = (RAW / "studies" / "labels").is_dir()
+    few = {n: with_labels(n) for n in SHARES} if labelled else {}
     shown = [name for name in names if "(" not in name or name == "rlaif (dpo)"]  # controls stand in the main table
     rows = [[Cell(text) for text in cells(name, by_suite, few)] for name in shown]
-    made = Table("The textbook table, measured", COLUMNS, rows, [NOTE.format(suites=", ".join(suites))])
+    told = (
+        " and results/labels.toml"
+        if labelled
+        else "; results/labels.toml was not run, so nothing is said of few labels"
+    )
+    kept = [i for i, name in enumerate(COLUMNS) if labelled or "all labels" not in name]
+    rows = [[row[i] for i in kept] for row in rows]
+    note = " ".join(NOTE.format(suites=", ".join(suites), labels=told).split())
+    made = Table("The textbook table, measured", [COLUMNS[i] for i in kept], rows, [note])
     (ROOT / "textbook.md").write_text(Markdown().render(made), encoding="utf-8")
 
 
@@ -54,7 +64,8 @@ def cells(name: str, by_suite: dict[str, Selection], few: dict[int, Selection]) 
     """Yield the cells of a method's row."""
     rows = {suite: row for suite, chosen in by_suite.items() if (row := named(chosen, name)) and row.good}
     costs = [r["cost"] for row in rows.values() for r in row.good]
-    models, own = costs[0]["models"], [c["method"] for c in costs]
+    first = [r["cost"] for r in rows.get(FIRST, next(iter(rows.values()))).good]
+    models, own = first[0]["models"], [c["method"] for c in costs]
     yield name
     yield "yes" if any("reward" in role for role in models) else "no"
     yield "yes" if any(c["tokens_generated"] for c in own) else ("when it answers" if name == "best_of_n" else "no")
@@ -69,10 +80,7 @@ def cells(name: str, by_suite: dict[str, Selection], few: dict[int, Selection]) 
     worst = max(spread, key=lambda suite: spread[suite])
     yield f"{spread[worst]:.3f} ({worst})"
     yield f"{sum(len(row.failed) for row in rows.values())}/{sum(len(row.records) for row in rows.values())}"
-    labels = sorted(
-        {short(c["labels"]) for c in costs} | {f"{short(c['ai_labels'])} AI" for c in costs if c["ai_labels"]}
-    )
-    yield " to ".join(dict.fromkeys((labels[0], labels[-1])))
+    yield asked(first)
     yield against_labels(name, rows.get("summarization"), few)
     yield fresh(name, rows.get("summarization"), by_suite["summarization"])
     yield shines(name, by_suite)
@@ -100,7 +108,7 @@ def named(chosen: Selection, name: str) -> Row | None:
 
 def against_labels(name: str, full: Row | None, few: dict[int, Selection]) -> str:
     """Return win-rates from few labels to all."""
-    found = [row for n in SHARES if (row := named(few[n], name))]
+    found = [row for n in few if (row := named(few[n], name))]
     if full is None or len(found) < len(SHARES):
         return "-"
     return ", ".join(f"{row.mean('win_rate'):.3f}" for row in [*found, full])
@@ -111,6 +119,8 @@ def fresh(name: str, row: Row | None, main: Selection) -> str:
     if name not in FRESH or row is None:
         return "-"
     other, study = FRESH[name]
+    if study == "labels" and not (RAW / "studies" / "labels").is_dir():
+        return "-"
     chosen = (
         main
         if study == "main"

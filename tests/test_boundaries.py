@@ -20,7 +20,7 @@ LIGHT = (
     "contracts", "data", "hookspecs", "spec", "options", "registry", "files", "artifacts", "store", "meter", "seeds",
     "errors", "cli", "run", "report.panel", "evaluation.stats", "report.tables",
     "report.select", "report.table", "report.commands", "report.figures", "report.footnotes", "report.compare",
-    "report.side_by_side", "report.reproduce", "report.digests", "report.sweeps", "report.match", "report.pictures",
+    "report.output", "report.side_by_side", "report.reproduce", "report.digests", "report.sweeps", "report.match", "report.pictures",
     "report.plots.__init__", "report.plots.style", "report.plots.frontier", "report.plots.cost",
     "report.plots.curves", "report.plots.overoptimization", "report.plots.wins",
     "report.page.__init__", "report.page.facts", "report.page.sections", "report.page.samples", "report.page.settings",

@@ -207,6 +207,14 @@ def test_answers_that_are_not_there_are_one_message(tmp_path):
             of(tmp_path)
 
 
+def test_an_unfinished_run_is_told(tmp_path):
+    put(tmp_path, record("ppo"), record("dpo"))
+    assert not any("Not finished" in note for note in of(tmp_path).notes)
+    (file,) = (tmp_path / "runs/toy/ppo").glob("*/result.json")
+    file.unlink()
+    assert any("left out: 1 run (ppo seed0-" in note for note in of(tmp_path).notes)
+
+
 def test_an_interval_does_not_reach_below_what_there_can_be(tmp_path):
     wild = record(seed=1)
     wild["evaluation"] |= {"kl": estimate(18.0)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..errors import Refused, UsageError
+from ..errors import UsageError
 from ..registry import Registry, installed, load_file
 
 
@@ -47,12 +47,14 @@ def table(
     match: str | None, columns: str, each: bool, mixed: bool, style: str, output: Path | None, results: Path,
 ) -> None:  # fmt: skip
     """Put all runs of a suite side by side."""
-    from ..files import write_text
     from ..options import parse_settings
     from .match import matched, parse_match
+    from .output import check_output, write_output
     from .select import Filter, select
     from .tables import comparison
 
+    if output is not None:
+        check_output(output)
     reporter = registry.get("reporters", style)()
     chosen = [m.strip() for m in methods.split(",")] if methods else []
     asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"), each, mixed)
@@ -64,10 +66,7 @@ def table(
     if output is None:
         click.echo(text, nl=False)
     else:
-        try:
-            write_text(output, text)
-        except OSError as error:
-            raise Refused(f"Cannot write {output}: {error.strerror}.") from error
+        write_output(output, text)
 
 
 @click.command()
@@ -106,15 +105,14 @@ def plot(
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Where to; otherwise STUDY.html below --results.")
 def report(study: str | None, results: Path, suite: str | None, prompts: int, output: Path | None) -> None:
     """Write one HTML page of a STUDY, or of all runs: tables, plots, samples, settings, provenance, citations."""
-    from ..files import write_text
+    from .output import check_output, write_output
     from .page import page
 
-    output = output or results / f"{study or 'report'}.html"
+    if output is not None:
+        check_output(output)
     text = page(results, study, suite, prompts)
-    try:
-        write_text(output, text)
-    except OSError as error:
-        raise Refused(f"Cannot write {output}: {error.strerror}.") from error
+    output = output or results / f"{study or 'report'}.html"
+    write_output(output, text)
     click.echo(f"wrote {output} ({len(text.encode()) / 1e6:.1f} MB)")
 
 

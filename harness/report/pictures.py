@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import Refused, UsageError, unknown
-from ..files import write_bytes
+from ..errors import UsageError, unknown
+from .output import check_output, write_output
 from .plots import KINDS, STYLES, NothingToDraw, render
 from .select import Filter, select
 
@@ -16,6 +16,8 @@ ALL = "all"
 def draw_files(results: Path, asked: Filter, kind: str, output: Path | None) -> Iterator[str]:
     """Write pictures and yield a line for each, written or left out; kind and file name are checked before any."""
     targets = targets_of(kind, output, results)
+    if output is not None:
+        check_output(output)
     selection = select(results, asked)
     written = 0
     for name, target in targets.items():
@@ -26,7 +28,7 @@ def draw_files(results: Path, asked: Filter, kind: str, output: Path | None) -> 
                 raise
             yield f"no {name}: {error}"
             continue
-        _write(target, picture)
+        write_output(target, picture)
         written += 1
         yield f"wrote {target}"
     if not written:
@@ -45,10 +47,3 @@ def targets_of(kind: str, output: Path | None, results: Path) -> dict[str, Path]
     if kind != ALL:
         return {kind: output}
     return {name: output.with_name(f"{output.stem}-{name}{output.suffix}") for name in KINDS}
-
-
-def _write(target: Path, picture: bytes) -> None:
-    try:
-        write_bytes(target, picture)
-    except OSError as error:
-        raise Refused(f"Cannot write {target}: {error.strerror}.") from error

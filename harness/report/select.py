@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import UsageError, unknown
-from ..store import flatten, read_rows, runs
+from ..store import FAILURE, RESULT, flatten, read_rows, runs
 from ..study.state import Place, places_of
 
 Record = Mapping[str, Any]
@@ -52,6 +52,7 @@ class Selection:
     rows: Sequence[Row]
     results: Path
     study: str | None = None
+    unfinished: Sequence[str] = ()  # runs that would belong here and have not ended
 
     @property
     def records(self) -> list[Record]:
@@ -81,7 +82,22 @@ def select(results: Path, asked: Filter) -> Selection:
     suite, records = chosen(results, asked)
     if not asked.mixed:
         check_ground([r for r in records if "failure" not in r])
-    return Selection(suite, rows_of(records, asked.each), results, asked.study)
+    return Selection(suite, rows_of(records, asked.each), results, asked.study, unfinished(results, suite, asked.study))
+
+
+def unfinished(results: Path, suite: str, study: str | None) -> list[str]:
+    """Return the names of a suite's runs, or a study's, that have neither a result nor the record of a failure."""
+    there = results / "runs" / suite
+    if study is None:
+        named = {folder: f"{folder.parent.name} {folder.name}" for folder in there.glob("*/*") if _begun(folder)}
+    else:
+        places = {Path(folder): place.label for folder, place in places_of(results, study).items()}
+        named = {f: f"{label} {f.name}" for f, label in places.items() if f.parent.parent == there}
+    return sorted(name for f, name in named.items() if not any((f / end).exists() for end in (RESULT, FAILURE)))
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / "spec.json").exists()
 
 
 def chosen(results: Path, asked: Filter) -> tuple[str, list[dict[str, Any]]]:

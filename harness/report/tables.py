@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Figures = Mapping[str, Any]
 ALPHA = 0.05
+NAMED = 5  # unfinished runs that are named
 MOST_ROWS = 200  # of a table with bold: all pairs of more are millions of tests
 
 
@@ -219,6 +220,11 @@ NOTES = {
 
 def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
     notes = [" ".join(note for key, note in NOTES.items() if key in keys)]
+    if selection.unfinished:
+        more = ", ..." if len(selection.unfinished) > NAMED else ""
+        told = ", ".join(selection.unfinished[:NAMED])
+        count = len(selection.unfinished)
+        notes.append(f"Not finished, and left out: {count} run{'s' * (count > 1)} ({told}{more}).")
     if "kl" in keys:
         notes += [
             f"{row.name} has no log-probabilities: its KL is estimated from the reference's mass on the selected "
