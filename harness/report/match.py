@@ -93,7 +93,8 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
             mixes.append(mix)
     if not mixes:
         told = "; ".join(f"{name}: {why}" for name, why in left.items())
-        raise UsageError(f"No sweep spans {value:.4g} {QUANTITIES[quantity]}, and nothing is extrapolated ({told}).")
+        at_all = f"{value:.4g} {QUANTITIES[quantity]}"
+        raise UsageError(f"No sweep can be read off at {at_all}; nothing is extrapolated ({told}).")
     mixes.sort(key=lambda m: (-float(m.scores["win_rate"].mean()), m.name))
     return _table(selection, quantity, value, at is None, mixes, {n: (points[n], why) for n, why in left.items()})
 
