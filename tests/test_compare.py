@@ -2,7 +2,9 @@
 
 import json
 import math
+from statistics import fmean
 
+import numpy as np
 import pytest
 
 from harness.errors import UsageError
@@ -32,10 +34,22 @@ def sample(i, gold=1.0, win=None, **more):
 def add(results, method, golds, seed=0, **more):
     """Put a run whose answers have these gold scores below a results folder; return its folder."""
     told = record(method, seed, **more)
-    told["evaluation"]["win_rate"]["mean"] = sum(sample(0, g)["win"] for g in golds) / len(golds)
     put(results, told)
     folder = max((results / "runs" / told["suite"] / method).iterdir(), key=lambda f: f.stat().st_mtime_ns)
-    write_rows(folder / "samples.jsonl", [sample(i, g) for i, g in enumerate(golds)])
+    return answered(folder, [sample(i, g) for i, g in enumerate(golds)])
+
+
+def answered(folder, rows):
+    """Let a run have given these answers: samples, and the means of its record; return its folder."""
+    write_rows(folder / "samples.jsonl", rows)
+    told = json.loads((folder / "result.json").read_text())
+    for name, column in (("win_rate", "win"), *((c, c) for c in ("gold", "proxy", "kl", "length"))):
+        values = [row[column] for row in rows]
+        if None in values:
+            del told["evaluation"][name]
+        else:
+            told["evaluation"][name]["mean"] = fmean(values)
+    write_json(folder / "result.json", told)
     return folder
 
 
@@ -82,9 +96,7 @@ def test_head_to_head_counts_prompts(two):
 
 
 def test_head_to_head_of_several_seeds_compares_means_and_keeps_every_pair():
-    ours = [[{"gold": 2.0}, {"gold": 0.0}], [{"gold": 2.0}, {"gold": 1.0}]]
-    theirs = [[{"gold": 1.0}, {"gold": 2.0}], [{"gold": 2.5}, {"gold": 0.5}]]
-    head = head_to_head(ours, theirs)
+    head = head_to_head(np.array([[2.0, 0.0], [2.0, 1.0]]), np.array([[1.0, 2.0], [2.5, 0.5]]))
     assert (head.wins, head.ties, head.losses) == (1, 0, 1)
     assert head.improvement == pytest.approx((2 + 1) / 8)  # by prompt 2 of 4 pairs, and 1 of 4
 
@@ -99,8 +111,6 @@ def test_equal_runs_are_not_distinguishable_and_power_is_told(tmp_path):
 
 
 def test_what_can_be_found_shrinks_where_methods_share_prompts():
-    import numpy as np
-
     x = np.array([[1.0, 0.0] * 32])
     apart, alike = np.array([[1.0, 1.0, 0.0, 0.0] * 16]), np.array([[1.0, 0.0] * 30 + [0.0, 1.0] * 2])
     assert detectable(x, alike) < 0.7 * detectable(x, apart)
@@ -133,11 +143,8 @@ def test_accuracy_has_means_and_no_interval(tmp_path):
 
 
 def test_proxy_is_left_out_where_a_run_has_none(two):
-    file = next((two / "runs" / "toy" / "ipo").iterdir())
-    write_rows(file / "samples.jsonl", [sample(i, proxy=None) for i in range(PROMPTS)])
-    told = json.loads((file / "result.json").read_text())
-    del told["evaluation"]["proxy"]
-    write_json(file / "result.json", told)
+    (folder,) = (two / "runs" / "toy" / "ipo").iterdir()
+    answered(folder, [sample(i, proxy=None) for i in range(PROMPTS)])
     assert "proxy" not in {m.name for m in compared(two, ("dpo", "ipo"), Filter()).measures}
 
 
@@ -157,10 +164,10 @@ def test_examples_are_the_extremes(two):
     rows = [sample(i, g) for i, g in enumerate(golds(48))]
     rows[5] |= {"gold": 9.0, "answer": "ours \x1b[31m best\n" + "long " * 200}
     rows[7] |= {"gold": -3.0, "answer": "ours worst"}
-    write_rows(folder / "samples.jsonl", rows)
+    answered(folder, rows)
     best, worst = compared(two, ("dpo", "ipo"), Filter()).examples
-    assert "A is most better by gold (+7.00), prompt test/5" in best.title and best.gold == (9.0, 2.0)
-    assert "B is most better by gold (+5.00), prompt test/7" in worst.title and worst.answers[0] == "ours worst"
+    assert "A is ahead by most gold (+7.00) on prompt test/5" in best.title and best.gold == (9.0, 2.0)
+    assert "B is ahead by most gold (+5.00) on prompt test/7" in worst.title and worst.answers[0] == "ours worst"
 
 
 def test_length_control_takes_characters(two):
@@ -231,8 +238,23 @@ def test_a_run_that_failed_cannot_be_compared(two):
 def test_samples_of_other_prompts_are_refused(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     rows = [sample(i) for i in range(PROMPTS)]
-    write_rows(folder / "samples.jsonl", rows[1:] + rows[:1])
+    answered(folder, rows[1:] + rows[:1])
     with pytest.raises(UsageError, match="not of the same prompts in the same order"):
+        compared(two, ("dpo", "ipo"), Filter())
+
+
+def test_samples_that_are_not_those_of_the_record_are_refused(two):
+    (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
+    write_rows(folder / "samples.jsonl", [sample(i, g) for i, g in enumerate(golds(50))])
+    with pytest.raises(UsageError, match="the mean of win in samples.jsonl is 0.78125, and result.json says 0.75"):
+        compared(two, ("dpo", "ipo"), Filter())
+
+
+@pytest.mark.parametrize("column", ["win", "gold"])
+def test_samples_without_scores_are_refused(two, column):
+    (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
+    write_rows(folder / "samples.jsonl", [sample(i, g) | {column: None} for i, g in enumerate(golds(48))])
+    with pytest.raises(UsageError, match=f"no {column} scores in its samples.jsonl"):
         compared(two, ("dpo", "ipo"), Filter())
 
 
@@ -248,7 +270,7 @@ def test_options_that_choose_nothing_are_refused(two):
 def test_one_screen(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     rows = [sample(i, g, answer="\x1b[31mred\x07 " + "long " * 99, prompt="p\n" * 99) for i, g in enumerate(golds(48))]
-    write_rows(folder / "samples.jsonl", rows)
+    answered(folder, rows)
     done = process("compare", "dpo", "ipo", "--results", two)
     assert done.code == 0, done.text
     lines = done.out.splitlines()

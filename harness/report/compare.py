@@ -8,7 +8,7 @@ wider with three seeds). It is also how tables compare. Prompts are paired, whic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import UsageError, unknown
 from ..store import flatten, read_failure, read_result
 from ..study.file import text_of
+from .figures import Answers, answers_of, controlled
 from .select import Filter, Record, Row, chosen, rows_of, samples_of, spec_of, unlike
 
 if TYPE_CHECKING:
@@ -186,36 +187,17 @@ def compared(results: Path, names: tuple[str, str], asked: Filter) -> Compared:
     """Return the comparison of two runs or methods."""
     suite, a, b = two_rows(results, names, asked)
     ours, theirs = answers_of(a), answers_of(b)
-    _check_prompts(ours, theirs)
-    measures = measures_of(a, b, ours, theirs)
+    if ours.prompts != theirs.prompts:
+        raise UsageError("The samples.jsonl of these runs are not of the same prompts in the same order.")
+    gold = [answers.figures.get("gold") for answers in (ours, theirs)]
+    if gold[0] is None or gold[1] is None:
+        raise UsageError("A run has no gold scores in its samples.jsonl: delete its folder and run it again.")
     e = a.good[0]["evaluation"]
     return Compared(
-        suite, a, b, e["prompts"], e["split"], differing(a, b), measures, head_to_head(ours, theirs),
-        (controlled(ours), controlled(theirs)), costs_of(a, b), examples(ours, theirs), verdict(a, b, ours, theirs),
+        suite, a, b, e["prompts"], e["split"], differing(a, b), measures_of(a, b, ours, theirs),
+        head_to_head(gold[0], gold[1]), (controlled(ours), controlled(theirs)), costs_of(a, b),
+        examples(samples_of(a.good[0]), samples_of(b.good[0])), verdict(a, b, ours.win, theirs.win),
     )  # fmt: skip
-
-
-Answers = Sequence[Sequence[Mapping[str, Any]]]  # (S, P): every seed's samples, in the order of the prompts
-
-
-def answers_of(row: Row) -> Answers:
-    """Return the samples of a row's finished runs, a list per seed."""
-    return [samples_of(record) for record in row.good]
-
-
-def _check_prompts(ours: Answers, theirs: Answers) -> None:
-    """Raise UsageError where samples are not of the same prompts in the same order: a file was edited."""
-    asked = {tuple(sample["prompt_id"] for sample in samples) for samples in (*ours, *theirs)}
-    if len(asked) > 1:
-        raise UsageError("The samples.jsonl of these runs are not of the same prompts in the same order.")
-
-
-def scores(answers: Answers, column: str) -> Array | None:
-    """Return a column as an array (S, P), or None where a run has no such values."""
-    values = [[sample.get(column) for sample in samples] for samples in answers]
-    if any(v is None for samples in values for v in samples):
-        return None
-    return np.asarray(values, dtype=np.float64)
 
 
 def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]:
@@ -224,7 +206,7 @@ def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]
 
     found = []
     for name, (column, label, digits) in MEASURES.items():
-        x, y = (scores(answers, column) if column else None for answers in (ours, theirs))
+        x, y = (answers.figures.get(column) for answers in (ours, theirs))
         if x is not None and y is not None:
             means, difference = (float(x.mean()), float(y.mean())), compare(x, y)
         else:
@@ -240,30 +222,15 @@ def _estimated(a: Row, b: Row) -> str:
     return ", ".join(f"{name}'s KL: {kind}" for name, kind in kinds.items() if kind not in ("", "rao-blackwell"))
 
 
-def head_to_head(ours: Answers, theirs: Answers) -> HeadToHead:
-    """Return wins, ties and losses of gold over prompts, their sign test, and the probability of improvement."""
+def head_to_head(x: Array, y: Array) -> HeadToHead:
+    """Return wins, ties and losses of gold scores (S, P) by prompt, their sign test, the probability of improvement."""
     from ..statistics.aggregate import probability_of_improvement
     from ..statistics.compare import sign_test
 
-    x, y = scores(ours, "gold"), scores(theirs, "gold")
-    if x is None or y is None:
-        raise UsageError("A run has no gold scores in its samples.jsonl: delete its folder and run it again.")
     a, b = x.mean(0), y.mean(0)
     wins, losses = int((a > b).sum()), int((a < b).sum())
     improvement = probability_of_improvement(x, y)
     return HeadToHead(wins, len(a) - wins - losses, losses, sign_test(a.tolist(), b.tolist()), improvement)
-
-
-def controlled(answers: Answers) -> Estimate:
-    """Return the length-controlled win-rate vs SFT.
-
-    Lengths are in characters, as AlpacaEval's are: a record has no numbers of tokens of SFT's answers.
-    """
-    from ..statistics.length import length_controlled
-
-    wins = scores(answers, "win")
-    lengths, baseline = ([[len(s[who]) for s in samples] for samples in answers] for who in ("answer", "sft"))
-    return length_controlled(wins, lengths, baseline).win_rate  # type: ignore[arg-type]
 
 
 def costs_of(a: Row, b: Row) -> list[Cost]:
@@ -285,14 +252,14 @@ def costs_of(a: Row, b: Row) -> list[Cost]:
     return [cost for cost in found if cost.label != "AI labels" or any(cost.both)]
 
 
-def examples(ours: Answers, theirs: Answers) -> list[Example]:
-    """Return the prompt on which A is most better by gold, and the one on which B is; of the first seeds."""
-    gaps = np.array([x["gold"] - y["gold"] for x, y in zip(ours[0], theirs[0], strict=True)])
+def examples(ours: Sequence[Record], theirs: Sequence[Record]) -> list[Example]:
+    """Return the prompt on which A is ahead by most gold, and the one on which B is, of a run's samples of each."""
+    gaps = np.array([x["gold"] - y["gold"] for x, y in zip(ours, theirs, strict=True)])
     found = []
     for who, index, gap in (("A", int(gaps.argmax()), gaps.max()), ("B", int(gaps.argmin()), -gaps.min())):
         if gap > 0:
-            x, y = ours[0][index], theirs[0][index]
-            title = f"{who} is most better by gold (+{gap:.2f}), prompt {x['prompt_id']}"
+            x, y = ours[index], theirs[index]
+            title = f"{who} is ahead by most gold (+{gap:.2f}) on prompt {x['prompt_id']}"
             found.append(Example(title, x["prompt"], (x["answer"], y["answer"]), (x["gold"], y["gold"])))
     return found
 
@@ -300,13 +267,10 @@ def examples(ours: Answers, theirs: Answers) -> list[Example]:
 # -- what it comes to --------------------------------------------------------------------------------------------------
 
 
-def verdict(a: Row, b: Row, ours: Answers, theirs: Answers) -> str:
-    """Return one sentence on the win-rate: who beats whom and by how much, or what such a study could have found."""
+def verdict(a: Row, b: Row, x: Array, y: Array) -> str:
+    """Return one sentence on the win scores (S, P): who beats whom by how much, or what such a study could find."""
     from ..statistics.compare import compare
 
-    x, y = scores(ours, "win"), scores(theirs, "win")
-    if x is None or y is None:
-        raise UsageError("A run has no win scores in its samples.jsonl: delete its folder and run it again.")
     found = compare(x, y)
     speaks = speaks_for(a, b)
     if found.p <= ALPHA:

@@ -42,6 +42,8 @@ def answers_of(row: Row) -> Answers:
     prompts = read[0]["prompt_id"]
     if any(columns["prompt_id"] != prompts for columns in read):
         raise UsageError(f"The seeds of {row.name} did not answer the same prompts: they cannot be one row.")
+    if any(columns["win"] is None for columns in read):
+        raise UsageError(f"A run of {row.name} has no win scores in its samples.jsonl: delete its folder and run again.")
     names = [name for name in ("win", *MEANS) if all(c[name] is not None for c in read)]
     matrices = {name: np.array([c[name] for c in read], dtype=np.float64) for name in names}
     characters, sft = (np.array([c[key] for c in read], dtype=np.float64) for key in ("answer", "sft"))
@@ -78,12 +80,19 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
     figures |= _told("win_rate", win_rate_interval(answers.win))
     figures["win_rate_speaks_for"] = win_rate_interval(answers.win).label
     figures["win_rate_seed_sd"] = win_rate_interval(answers.win).seed_sd
-    controlled = length_controlled(answers.win, answers.characters, answers.sft_characters).win_rate
-    figures |= _told("lc_win_rate", controlled)
+    figures |= _told("lc_win_rate", controlled(answers))
     for name in MEANS:
         if name in answers.figures:
             figures |= _told(name, two_way_interval(answers.figures[name]), -math.inf if name in SIGNED else 0.0)
     return figures | _recorded(row.good)
+
+
+def controlled(answers: Answers) -> Estimate:
+    """Return the length-controlled win-rate against SFT.
+
+    Lengths are in characters, as AlpacaEval's are: a record has no numbers of tokens of SFT's answers.
+    """
+    return length_controlled(answers.win, answers.characters, answers.sft_characters).win_rate
 
 
 def _told(name: str, found: Estimate, least: float = -math.inf) -> dict[str, float]:
