@@ -7,7 +7,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError
 from harness.files import write_json
 from harness.report.compare import compared, detectable, differing, head_to_head, p_text, two_rows
 from harness.report.select import Filter
@@ -239,14 +239,14 @@ def test_samples_of_other_prompts_are_refused(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     rows = [sample(i) for i in range(PROMPTS)]
     answered(folder, rows[1:] + rows[:1])
-    with pytest.raises(UsageError, match="not of the same prompts in the same order"):
+    with pytest.raises(HarnessError, match="not of the same prompts in the same order"):
         compared(two, ("dpo", "ipo"), Filter())
 
 
 def test_samples_that_are_not_those_of_the_record_are_refused(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     write_rows(folder / "samples.jsonl", [sample(i, g) for i, g in enumerate(golds(50))])
-    with pytest.raises(UsageError, match="the mean of win in samples.jsonl is 0.78125, and result.json says 0.75"):
+    with pytest.raises(HarnessError, match="the mean of win in samples.jsonl is 0.78125, and result.json says 0.75"):
         compared(two, ("dpo", "ipo"), Filter())
 
 
@@ -254,7 +254,7 @@ def test_samples_that_are_not_those_of_the_record_are_refused(two):
 def test_samples_without_scores_are_refused(two, column):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     write_rows(folder / "samples.jsonl", [sample(i, g) | {column: None} for i, g in enumerate(golds(48))])
-    with pytest.raises(UsageError, match=f"no {column} scores in its samples.jsonl"):
+    with pytest.raises(HarnessError, match=f"no {column} scores in its samples.jsonl"):
         compared(two, ("dpo", "ipo"), Filter())
 
 

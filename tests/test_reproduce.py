@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from harness.errors import Refused, UsageError
+from harness.errors import HarnessError, Refused, UsageError
 from harness.files import write_json
 from harness.registry import installed, load_file
 from harness.report import reproduce as module
@@ -331,7 +331,7 @@ def test_what_is_no_run_folder(tmp_path, copy):
 )
 def test_a_spec_of_another_version(copy, change, told):
     edit(copy / "spec.json", change)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(HarnessError, match=told):
         read_run(copy)
 
 

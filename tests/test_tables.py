@@ -86,7 +86,7 @@ def test_figures_that_are_not_those_of_the_answers_are_refused(tmp_path):
     with pytest.raises(HarnessError, match="the mean of win in samples.jsonl is .*result.json says 0.6"):
         of(tmp_path)
     file.unlink()
-    with pytest.raises(UsageError, match="samples.jsonl is missing"):
+    with pytest.raises(HarnessError, match="samples.jsonl is missing"):
         of(tmp_path)
 
 
@@ -203,7 +203,7 @@ def test_answers_that_are_not_there_are_one_message(tmp_path):
     (file,) = tmp_path.rglob("samples.jsonl")
     for text, why in (("", "no answers in it"), ("[1]\n", "no answer to a prompt"), ("{\n", "damaged")):
         file.write_text(text)
-        with pytest.raises(UsageError, match=why):
+        with pytest.raises(HarnessError, match=why):
             of(tmp_path)
 
 
@@ -351,7 +351,7 @@ def test_an_estimated_kl_is_marked(tmp_path):
     best = record("best_of_n")
     best["evaluation"] |= {"kl_estimator": "best-of-n level mass", "kl_bound": 0.636}
     made = table(tmp_path, best)
-    assert made.rows[0][6].text == "5.12 (est.)" and any("= 0.64 bounds it" in note for note in made.notes)
+    assert made.rows[0][6].text == "5.12 (est.)" and any("bounds it: best_of_n 0.64." in note for note in made.notes)
 
 
 def test_several_suites_need_a_name(tmp_path):

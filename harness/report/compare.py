@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UsageError, unknown
+from ..errors import HarnessError, UsageError, unknown
 from ..store import flatten, read_failure, read_result
 from ..study.file import text_of
 from .figures import Answers, answers_of, controlled
@@ -188,10 +188,10 @@ def compared(results: Path, names: tuple[str, str], asked: Filter) -> Compared:
     suite, a, b = two_rows(results, names, asked)
     ours, theirs = answers_of(a), answers_of(b)
     if ours.prompts != theirs.prompts:
-        raise UsageError("The samples.jsonl of these runs are not of the same prompts in the same order.")
+        raise HarnessError("The samples.jsonl of these runs are not of the same prompts in the same order.")
     gold = [answers.figures.get("gold") for answers in (ours, theirs)]
     if gold[0] is None or gold[1] is None:
-        raise UsageError("A run has no gold scores in its samples.jsonl: delete its folder and run it again.")
+        raise HarnessError("A run has no gold scores in its samples.jsonl: delete its folder and run it again.")
     e = a.good[0]["evaluation"]
     return Compared(
         suite, a, b, e["prompts"], e["split"], differing(a, b), measures_of(a, b, ours, theirs),

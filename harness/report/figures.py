@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import HarnessError, UsageError
 from ..statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
 from ..statistics.length import length_controlled
 from .select import Record, Row, samples_of
@@ -43,7 +43,7 @@ def answers_of(row: Row) -> Answers:
     if any(columns["prompt_id"] != prompts for columns in read):
         raise UsageError(f"The seeds of {row.name} did not answer the same prompts: they cannot be one row.")
     if any(columns["win"] is None for columns in read):
-        raise UsageError(f"A run of {row.name} has no win scores in its samples.jsonl: delete its folder and run again.")
+        raise HarnessError(f"A run of {row.name} has no win scores in its samples.jsonl. Delete its folder, run again.")
     names = [name for name in ("win", *MEANS) if all(c[name] is not None for c in read)]
     matrices = {name: np.array([c[name] for c in read], dtype=np.float64) for name in names}
     characters, sft = (np.array([c[key] for c in read], dtype=np.float64) for key in ("answer", "sft"))
@@ -56,7 +56,7 @@ def _columns(record: Record) -> dict[str, Any]:
     means = {"win": record["evaluation"]["win_rate"]} | {name: record["evaluation"].get(name) for name in MEANS}
     for name, told in means.items():
         if columns[name] is not None and told is not None and abs(fmean(columns[name]) - told["mean"]) > AGREE:
-            raise UsageError(
+            raise HarnessError(
                 f"{record['folder']}: the mean of {name} in samples.jsonl is {fmean(columns[name]):.6g}, and "
                 f"result.json says {told['mean']:.6g}. One of them was changed: delete the folder and run again."
             )

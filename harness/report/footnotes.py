@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import HarnessError
 from ..study.state import CLASSES, study_folder
 from .select import Row, Selection, spec_of, unlike
 
@@ -79,4 +79,4 @@ def _tuning(selection: Selection) -> dict[str, list[str]]:
             if s["chosen"] is not None
         }
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error
+        raise HarnessError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error

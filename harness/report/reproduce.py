@@ -129,16 +129,16 @@ def read_spec(folder: Path) -> RunSpec:
     try:
         return RunSpec(**{**told, "budget": Budget(**told["budget"]), "asked": tuple(told["asked"])})
     except TypeError as error:
-        raise UsageError(f"{file} is damaged: {error}.") from error
+        raise HarnessError(f"{file} is damaged: {error}.") from error
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(f"{file} is damaged: {error}.") from error
+        raise HarnessError(f"{file} is damaged: {error}.") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{file} is damaged: not an object.")
+        raise HarnessError(f"{file} is damaged: not an object.")
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..errors import UsageError, unknown
+from ..errors import HarnessError, UsageError, unknown
 from ..store import FAILURE, RESULT, flatten, read_rows, runs
 from ..study.state import Place, places_of
 
@@ -195,7 +195,7 @@ def samples_of(record: Record) -> list[dict[str, Any]]:
     """Return what a run answered, a dict per evaluated prompt."""
     file = Path(record["folder"]) / "samples.jsonl"
     if not file.is_file():
-        raise UsageError(
+        raise HarnessError(
             f"{file} is missing: error bars and comparisons need the answers behind a run's figures. Delete the folder "
             f"{file.parent} and run again."
         )
@@ -204,7 +204,7 @@ def samples_of(record: Record) -> list[dict[str, Any]]:
         if not rows or not all(isinstance(row, dict) and "prompt_id" in row for row in rows):
             raise ValueError("no answers in it" if not rows else "a line is no answer to a prompt")
     except ValueError as error:
-        raise UsageError(f"{file} is damaged ({error}). Delete the folder {file.parent} and run again.") from error
+        raise HarnessError(f"{file} is damaged ({error}). Delete the folder {file.parent} and run again.") from error
     return rows
 
 

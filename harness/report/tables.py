@@ -225,11 +225,15 @@ def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
         told = ", ".join(selection.unfinished[:NAMED])
         count = len(selection.unfinished)
         notes.append(f"Not finished, and left out: {count} run{'s' * (count > 1)} ({told}{more}).")
-    if "kl" in keys:
-        notes += [
-            f"{row.name} has no log-probabilities: its KL is estimated from the reference's mass on the selected "
-            f"reward level (Beirami et al. 2024); log n - (n-1)/n = {bound:.2f} bounds it."
-            for row in selection.rows
-            for bound in [r["evaluation"]["kl_bound"] for r in row.good[:1] if "kl_bound" in r["evaluation"]]
-        ]
+    bounds = [
+        f"{row.name} {r['evaluation']['kl_bound']:.2f}"
+        for row in selection.rows
+        for r in row.good[:1]
+        if "kl_bound" in r["evaluation"]
+    ]
+    if "kl" in keys and bounds:
+        notes.append(
+            f"Without log-probabilities KL is estimated (est.) from the reference's mass on the selected reward level "
+            f"(Beirami et al. 2024); log n - (n-1)/n bounds it: {'; '.join(bounds)}."
+        )
     return [note for note in notes if note]

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from .. import store
-from ..errors import UsageError
+from ..errors import HarnessError, UsageError
 from .cells import Cell
 
 DONE, FAILED, LEFT, REFUSED = "done", "failed", "left", "refused"
@@ -113,4 +113,4 @@ def places_of(results: Path, name: str) -> dict[str, Place]:
             str(results / c["folder"]): Place(c["label"], c.get("entry", c["label"])) for c in cells if not c["trial"]
         }
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error
+        raise HarnessError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error

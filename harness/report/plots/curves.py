@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ...errors import UsageError
+from ...errors import HarnessError
 from ...evaluation.stats import t_quantile
 from ...store import read_rows
 from ..select import Record, Row, Selection
@@ -86,7 +86,7 @@ def logged_of(record: Record, name: str) -> dict[float, float]:
     try:
         rows = read_rows(file)
     except ValueError as error:
-        raise UsageError(f"{file} is damaged ({error}). Delete the folder {file.parent} and run again.") from error
+        raise HarnessError(f"{file} is damaged ({error}). Delete the folder {file.parent} and run again.") from error
     return {float(r["step"]): float(r[name]) for r in rows if r.get(name) is not None}
 
 
