@@ -29,7 +29,7 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
-@click.option("--methods", help="Only these methods, separated by commas.")
+@click.option("--methods", help="Only these methods or labels, separated by commas.")
 @click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
 @click.option("--where", multiple=True, metavar="NAME=VALUE",
               help="Only runs with this option: a method's, suite.NAME or stage.STAGE.NAME.")  # fmt: skip
@@ -74,7 +74,7 @@ def table(
               help="frontier, cost, curves, overoptimization or wins; all of them with `all`.")  # fmt: skip
 @click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
 @click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
-@click.option("--methods", help="Only these methods, separated by commas.")
+@click.option("--methods", help="Only these methods or labels, separated by commas.")
 @click.option("--where", multiple=True, metavar="NAME=VALUE", help="Only runs with this value of an option.")
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path),
