@@ -28,12 +28,13 @@ class LanguageModel(Policy):
     """
 
     def __init__(
-        self, model: nn.Module | Start, role: str, phase: str, bench: Bench, recall: Recall = lambda batch: None
+        self, model: nn.Module | Start, role: str, phase: str, bench: Bench, recall: Recall = lambda batch: None,
+        beside: bool = False,
     ) -> None:  # fmt: skip
         outline = model.outline if isinstance(model, Start) else model
         weights: Callable[[], nn.Module] = cache(model.model) if isinstance(model, Start) else lambda: model
         self._weights = weights
-        self.role = Role(role, outline, lambda batch: completion_logp(weights(), batch))
+        self.role = Role(role, outline, lambda batch: completion_logp(weights(), batch), beside)
         self._phase, self._bench, self._recall = phase, bench, recall
 
     @property

@@ -12,14 +12,15 @@ from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .adapter import learner, load_own, own_state
 from .contracts import Method
 from .data import Sampling
 from .held import Critic as Critic
 from .held import LanguageModel as LanguageModel
 from .loop import Loop
-from .models import learning, scalar_on, size_of
+from .models import frozen, scalar_on, size_of
 from .pools import Pools
 from .reuse import Found
 from .rollout import Sampler, check_sampling
@@ -145,7 +146,7 @@ class Lab:
     def policy(self) -> LanguageModel:
         """The policy being trained: at first the start checkpoint."""
         if self._policy is None:
-            model = learning(self._supplies.start.copy())
+            model = self._learner()
             self._policy = LanguageModel(model, "policy", "update", self._bench)
             self._loop.trainer.add("policy", model)
             self._policy.role.hold(self._bench.meter)
@@ -157,26 +158,36 @@ class Lab:
         if self._reference is None and self._loop.trainer.has_saved("reference"):  # it had been moved before a restart
             self._reference = self._reference_apart()
         if self._reference is None:
-            self._reference = LanguageModel(self._supplies.start, "reference", "reference", self._bench, self._recall)
+            self._reference = LanguageModel(
+                self._supplies.start, "reference", "reference", self._bench, self._recall, self._adapts
+            )
         return self._reference
 
     def move_reference(self) -> None:
         """Let the reference be the policy as it now is, for what follows: iterated methods. The evaluator's stays."""
         if "reference" not in self._loop.trainer.modules:
             self._reference = self._reference_apart()
-        self.reference.model.load_state_dict(self.policy.model.state_dict())
+        load_own(self.reference.model, own_state(self.policy.model))
 
     def _reference_apart(self) -> LanguageModel:
         """Return a reference with weights of its own, which are saved with every checkpoint."""
-        model = self._supplies.start.copy()
+        model = frozen(self._learner())
         self._loop.trainer.keep("reference", model)
-        return LanguageModel(model, "reference", "reference", self._bench)
+        return LanguageModel(model, "reference", "reference", self._bench, beside=self._adapts)
+
+    def _learner(self) -> nn.Module:
+        """Return a model as the method trains one, still saying what the start checkpoint does."""
+        return learner(self._supplies.start, self._method, self._bench.seed)
+
+    @property
+    def _adapts(self) -> bool:
+        return getattr(self._method, "lora_rank", 0) > 0
 
     @property
     def start(self) -> LanguageModel:
         """The start checkpoint as a policy of its own: for methods that train nothing."""
         if self._start is None:
-            self._start = LanguageModel(self._supplies.start, "policy", "score", self._bench)
+            self._start = LanguageModel(self._supplies.start, "policy", "score", self._bench, beside=self._adapts)
         self._start.role.hold(self._bench.meter)
         return self._start
 
@@ -194,7 +205,7 @@ class Lab:
                 model = self._scoring.models()[0].fresh_copy()
             else:
                 model = scalar_on(self._supplies.start.copy())
-            model.requires_grad_(True)
+            (model.head if shared else model).requires_grad_(True)
             self._critic = Critic(model.initialise(seed, std=0.0), self._bench)
             self._loop.trainer.add("value", model.head if shared else model, learning_rate)
             parameters, size = size_of(model.head if shared else model)

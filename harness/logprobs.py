@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import attending
 from .data import Prompt
-from .models import ScalarModel, computing, forward_cost, in_float32, trunk_of
+from .models import ForwardCost, ScalarModel, computing, forward_cost, in_float32, trunk_of
 from .packing import Packing, pack, pairs_of
 from .team import ALONE, Team
 from .tokens import Batch, PromptBatch
@@ -147,9 +147,12 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
     return scalars[:, -(t + 1) :].view(b, k, t + 1)
 
 
-def forward_flops(model: nn.Module, batch: Batch) -> float:
-    """Return the FLOPs of a forward pass over a batch in the layout it takes, padding included where there is any."""
-    (b, k, t), cost, prompt = batch.shape, forward_cost(model), batch.prompts
+def forward_flops(model: nn.Module, batch: Batch, cost: ForwardCost | None = None) -> float:
+    """Return the FLOPs of a forward pass over a batch in the layout it takes, padding included where there is any.
+
+    With a `cost` it is only that part of the model's.
+    """
+    (b, k, t), cost, prompt = batch.shape, cost or forward_cost(model), batch.prompts
     scalar = isinstance(model, ScalarModel)
     if _packs(model):
         tokens, read = int(prompt.mask.sum() + batch["mask"].sum()), int(batch["mask"].sum())

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .adapter import own_state
 from .data import Budget
 from .errors import Diverged
 from .files import make_folder, publish, write_json
@@ -87,7 +88,7 @@ class Snapshots:
         if self.writes and turn in {round(total * (i + 1) / self.count) for i in range(self.count)}:
             write_json(self.folder / f"step-{step:06d}.json", dict(used))
             part = self.folder / ".partial.safetensors"
-            save_tensors(policy.state_dict(), part)
+            save_tensors(own_state(policy), part)
             part.replace(self.folder / f"step-{step:06d}.safetensors")
 
     def kept(self) -> dict[int, Path]:

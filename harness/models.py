@@ -212,8 +212,23 @@ def forward_cost(model: nn.Module) -> ForwardCost:
     return known
 
 
+def frozen_cost(model: nn.Module) -> ForwardCost:
+    """Return the cost of the matrices in a model's forward pass that take no gradient; 0 if all do."""
+    trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
+    if all(p.requires_grad for p in model.parameters()):
+        return ForwardCost(0, 0, 0)
+    head = _head_of(model)
+    linear = sum(_matrix_weights(m, frozen=True) for m in trunk.modules())
+    linear += _expert_weights(trunk, trunk.config.get_text_config(), frozen=True)  # type: ignore[operator, union-attr]
+    return ForwardCost(linear, 0 if head.weight.requires_grad else head.in_features * head.out_features, 0)
+
+
+def _head_of(model: nn.Module) -> Any:
+    return model.head if isinstance(model, ScalarModel) else model.get_output_embeddings()  # type: ignore[operator]
+
+
 def _forward_cost(model: nn.Module) -> ForwardCost:
-    head = model.head if isinstance(model, ScalarModel) else model.get_output_embeddings()  # type: ignore[operator]
+    head = _head_of(model)
     trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
     linear = sum(_matrix_weights(m) for m in trunk.modules())
     config = trunk.config.get_text_config()  # type: ignore[operator, union-attr]
@@ -224,18 +239,23 @@ def _forward_cost(model: nn.Module) -> ForwardCost:
     return ForwardCost(linear, head.in_features * head.out_features, attention)
 
 
-def _matrix_weights(module: nn.Module) -> int:
-    """Return the weights a token is multiplied with in this module itself: every matrix that is not an embedding."""
+def _matrix_weights(module: nn.Module, frozen: bool = False) -> int:
+    """Return the weights a token is multiplied with in this module itself: every matrix that is not an embedding.
+
+    `frozen`: only those that take no gradient.
+    """
     if isinstance(module, nn.Embedding):
         return 0
     kernels = isinstance(module, nn.Conv1d)  # (out, in / groups, width): each weight meets a token once
-    return sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 2 or (kernels and p.dim() == 3))
+    matrices = [p for p in module.parameters(recurse=False) if p.dim() == 2 or (kernels and p.dim() == 3)]
+    return sum(p.numel() for p in matrices if not (frozen and p.requires_grad))
 
 
-def _expert_weights(trunk: nn.Module, config: Any) -> int:
+def _expert_weights(trunk: nn.Module, config: Any, frozen: bool = False) -> int:
     """Return the weights of mixture-of-experts layers that a token is multiplied with: of the experts it is sent to."""
     layers = [m for m in trunk.modules() if not isinstance(m, nn.Conv1d)]
     stacked = [p for m in layers for p in m.parameters(recurse=False) if p.dim() == 3]
+    stacked = [p for p in stacked if not (frozen and p.requires_grad)]
     if not stacked:
         return 0
     used = getattr(config, "num_experts_per_tok", None)

@@ -104,10 +104,11 @@ def write(
 
 def write_policy(folder: Path, policy: Policy, supplies: Supplies) -> None:
     """Write the trained model in hub format; a policy that is not a model of its own leaves none."""
+    from .adapter import merged
     from .models import save_causal
 
     if policy.model is not None and policy.kl_estimator is None:
-        save_causal(policy.model, supplies.tokens.tokenizer, folder / "policy")
+        save_causal(merged(policy.model, supplies.start), supplies.tokens.tokenizer, folder / "policy")
 
 
 def finish(folder: Path, result: Mapping[str, Any], runtime: Mapping[str, Any]) -> None:

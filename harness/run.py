@@ -208,11 +208,12 @@ def assess(
     options = stage_options(spec, "evaluation")
     figures, samples = evaluate(drawn, stages, options, meter)
     model = drawn.policy.model if drawn.policy.kl_estimator is None else None  # else the policy is not this model
-    own = stages.suite.figures(make_method(spec, registry), model, stages)
+    method = make_method(spec, registry)
+    own = stages.suite.figures(method, model, stages)
     if own:
         figures["suite"] = own
     if snapshots:
-        figures["curve"] = evaluate_snapshots(snapshots, stages, options, spec)
+        figures["curve"] = evaluate_snapshots(snapshots, method, stages, options, spec)
     return record.Assessed(figures, samples, record.ground_of(spec, stages), dict(stages.used))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from .contracts import Method
@@ -51,7 +52,20 @@ class AdamWOptions:
 
 @dataclass
 class GradientMethod(AdamWOptions, Method):
-    """A method that trains by gradient: a Method with the options of AdamW."""
+    """A method that trains by gradient: a Method with the options of AdamW, and of what it trains."""
+
+    lora_rank: int = 0  # train an adapter of this rank (LoRA) beside the start checkpoint's weights; 0 trains those
+    lora_alpha: float = 0.0  # the adapter is scaled by lora_alpha / lora_rank; 0 takes twice the rank
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        super().check()
+        if self.lora_rank < 0 or self.lora_alpha < 0:
+            raise ValueError("lora_rank and lora_alpha must not be negative")
+        if not self.lora_rank:
+            check_idle(self, "lora_alpha", "lora_rank")
+        elif find_spec("peft") is None:
+            raise ValueError("lora_rank needs the package peft: pip install 'alignment-harness[lora]'")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .adapter import adapted, unchanged
 from .logprobs import enable_sharing, find_head
 from .models import ScalarModel, frozen, hidden_size, in_memory, load_causal, trunk_of, unfilled, weights_digest
 from .rollout import enable_shared_cache
@@ -60,6 +61,8 @@ class Start:
         """Return whether a model has the start checkpoint's weights; that is read for the first answer only."""
         if self.is_(model):
             return True
+        if adapted(model):
+            return unchanged(model)
         self._digest = self._digest or weights_digest(self.model())
         return weights_digest(model) == self._digest
 

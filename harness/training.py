@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .adapter import load_own, own_state, size_of_adapter
 from .errors import Diverged
 from .logprobs import forward_flops, micro_batches
 from .meter import Meter
-from .models import size_of
+from .models import ForwardCost, frozen_cost, size_of
 from .shared_options import AdamWOptions
 from .team import ALONE, Team, merged
 from .tokens import Batch
@@ -33,15 +35,24 @@ class Role:
     name: str
     module: nn.Module
     compute: Callable[[Batch], Tensor]  # (B, K, T) log-probabilities or values, or (B, K) scores
+    beside: bool = False  # whether its weights are those of the policy as well: then only an adapter is its own
 
     def hold(self, meter: Meter) -> None:
         """Note in the meter that this model is resident."""
-        parameters, size = size_of(self.module)
+        parameters, size = size_of_adapter(self.module) if self.beside else size_of(self.module)
         meter.hold(self.name, parameters, size)
 
     def flops(self, batch: Batch) -> float:
         """Return the FLOPs of one forward pass over the batch."""
         return forward_flops(self.module, batch)
+
+    def update_flops(self, batch: Batch) -> float:
+        """Return the FLOPs of a forward and a backward pass: twice the forward, without gradients of frozen weights."""
+        return 3 * self.flops(batch) - forward_flops(self.module, batch, self._frozen)
+
+    @cached_property
+    def _frozen(self) -> ForwardCost:
+        return frozen_cost(self.module)
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ class Trainer:
         b, k, _ = part.shape
         tokens = int(part["mask"].sum()) + k * int(part.prompts.mask.sum())
         trained = tokens if term.of.name == "policy" else 0  # a critic beside the policy sees the same tokens
-        self.meter.add(flops=3 * term.of.flops(part), tokens_trained=trained)
+        self.meter.add(flops=term.of.update_flops(part), tokens_trained=trained)
 
     def _apply(self, scale: float) -> dict[str, float]:
         """Clip, step and clear every optimiser; return the gradient norms."""
@@ -155,7 +166,7 @@ class Trainer:
         """Return every tensor that training goes on from: weights and AdamW moments."""
         found: dict[str, Tensor] = {}
         for name, module in self.modules.items():
-            found |= {f"{name}/weight/{key}": value for key, value in module.state_dict().items()}
+            found |= {f"{name}/weight/{key}": value for key, value in own_state(module).items()}
             if name not in self.optimizers:
                 continue
             for index, state in self.optimizers[name].state_dict()["state"].items():
@@ -169,7 +180,7 @@ class Trainer:
     def _restore(self, name: str) -> None:
         weights, moments = (_taken(self.saved, f"{name}/{what}/") for what in ("weight", "moment"))
         if weights:
-            self.modules[name].load_state_dict(weights)
+            load_own(self.modules[name], weights)
             if name in self.optimizers:
                 self._restore_moments(name, moments)
 

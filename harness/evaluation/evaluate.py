@@ -10,12 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..contracts import Judge, Policy
+from ..adapter import learner, load_own
+from ..contracts import Judge, Method, Policy
 from ..data import Prompt, prompt_text
 from ..errors import Diverged, HarnessError
 from ..lab import Bench, LanguageModel
 from ..meter import Cost, Meter
-from ..models import learning, load_tensors, save_tensors
+from ..models import load_tensors, save_tensors
 from ..pools import Pool
 from ..rewards import RewardModel
 from ..rollout import Sampler
@@ -92,15 +93,15 @@ def evaluate(
 
 
 def evaluate_snapshots(
-    snapshots: Mapping[int, Path], stages: Stages, options: EvaluationOptions, spec: RunSpec
+    snapshots: Mapping[int, Path], method: Method, stages: Stages, options: EvaluationOptions, spec: RunSpec
 ) -> list[dict[str, float]]:
     """Return the main figures of each policy kept along training: how gold and proxy moved as KL grew."""
-    model, meter = learning(stages.checkpoint.copy()), stages.shop.meter()
+    model, meter = learner(stages.checkpoint, method, spec.seed), stages.shop.meter()
     policy = LanguageModel(model, "policy", "evaluate", stages.shop.bench(meter, spec.seed))
     prompts = stages.suite.prompts(options.split)[: options.prompts]
     curve = []
     for step, file in snapshots.items():
-        model.load_state_dict(load_tensors(file))
+        load_own(model, load_tensors(file))
         drawn = draw_answers(policy, stages.tokens, prompts, stages.shop, spec, meter)
         figures, _ = evaluate(drawn, stages, options, meter)
         names = ("win_rate", "gold", "proxy", "kl", "length")

@@ -1,0 +1,209 @@
+"""Adapters: the start checkpoint's weights twice in use and once in memory; every method passes the proofs with one."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from harness.adapter import adapted, beside, load_own, merged, own_state, size_of_adapter, unchanged
+from harness.check import Options
+from harness.check.bench import Bench
+from harness.check.methods import proofs_of
+from harness.errors import UsageError
+from harness.logprobs import completion_logp, enable_sharing, forward_flops
+from harness.models import forward_cost, frozen, frozen_cost, learning, scalar_on
+from harness.registry import installed
+from harness.rollout import enable_shared_cache
+from harness.shared_options import GradientMethod
+from harness.start import Start
+from harness.training import Role
+
+from .test_every_method import METHODS, registry  # noqa: F401  # a fixture
+from .test_memory import counted
+from .tools import command, fresh, on_small, only_run
+
+ONE_OF_A_KIND = ("dpo", "kto", "ppo", "grpo", "online_dpo", "raft")
+GRADIENT = [m for m in METHODS if issubclass(installed().classes["methods"][m], GradientMethod)]
+
+
+@pytest.fixture
+def plain(tiny_model):
+    model = frozen(copy.deepcopy(tiny_model))
+    enable_sharing(model)
+    enable_shared_cache(model)
+    return model
+
+
+@pytest.fixture
+def policy(plain):
+    return beside(plain, 3, 6.0, seed=1)
+
+
+def moved(policy, seed=0):
+    """Give the adapter's matrices something to say."""
+    torch.manual_seed(seed)
+    for name, p in policy.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(std=0.05)
+    return policy
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_the_start_checkpoints_own_and_stay_as_they_are(plain, policy, tokens, make_batch):
+    theirs = {p.data_ptr() for p in plain.parameters()}
+    own = {n: p for n, p in policy.named_parameters() if p.data_ptr() not in theirs}
+    assert own and all("lora_" in n for n in own) and {p.data_ptr() for p in policy.parameters()} > theirs
+    assert [n for n, p in policy.named_parameters() if p.requires_grad] == list(own)
+    assert type(policy) is type(plain) and adapted(policy) and not adapted(plain)
+    before, batch = copy.deepcopy(plain.state_dict()), make_batch(tokens)
+    completion_logp(moved(policy), batch).sum().backward()
+    torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=0.1).step()
+    assert all(torch.equal(v, before[k]) for k, v in plain.state_dict().items())
+    assert all(p.grad is None for p in plain.parameters()) and not unchanged(policy)
+
+
+def test_it_says_at_first_what_the_start_checkpoint_says(plain, policy, tokens, make_batch):
+    batch = make_batch(tokens)
+    assert unchanged(policy) and torch.equal(completion_logp(policy, batch), completion_logp(plain, batch))
+    gap = completion_logp(moved(policy), batch) - completion_logp(plain, batch)
+    assert not unchanged(policy) and float(gap.detach().abs().max()) > 1e-3
+
+
+def test_the_seed_decides_the_adapter_and_no_other_random_number(plain):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, same, other = (own_state(beside(plain, 2, 4.0, seed)) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(one[k], same[k]) for k in one) and not all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("name", ["tiny_model", "gpt2_model"])  # GPT-2's matrices are transposed
+def test_merged_it_is_a_plain_model_that_computes_the_same(name, request, tokens, make_batch):
+    plain = frozen(copy.deepcopy(request.getfixturevalue(name)))
+    policy, batch = moved(beside(plain, 3, 6.0, seed=1)), make_batch(tokens)
+    whole = merged(policy, Start.of(plain))
+    assert not adapted(whole) and whole.state_dict().keys() == plain.state_dict().keys()
+    assert torch.allclose(completion_logp(whole, batch), completion_logp(policy, batch), atol=2e-5)
+    assert merged(whole, Start.of(plain)) is whole
+
+
+def test_the_product_is_scaled_by_alpha_over_rank(plain, policy):
+    moved(policy)
+    name, layer = next((n, m) for n, m in policy.named_modules() if hasattr(m, "get_delta_weight"))
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    x = torch.randn(2, layer.in_features)
+    expected = plain.get_submodule(name)(x) + 6.0 / 3 * (x @ a.T @ b.T)
+    assert a.shape[0] == 3 and torch.allclose(layer(x), expected, atol=1e-6)
+
+
+def test_only_what_is_its_own_is_saved(plain, policy):
+    state = {k: v.clone() for k, v in own_state(moved(policy)).items()}
+    assert sum(v.numel() for v in state.values()) == size_of_adapter(policy)[0] < 0.5 * size_of_adapter(policy)[1]
+    again = beside(plain, 3, 6.0, seed=2)
+    load_own(again, state)
+    assert all(torch.equal(v, state[k]) for k, v in own_state(again).items())
+    with pytest.raises(RuntimeError, match="not the tensors of this adapter"):
+        load_own(again, plain.state_dict())
+
+
+def test_frozen_weights_cost_a_forward_and_a_passage_back(plain, policy, tokens, make_batch):
+    batch = make_batch(tokens)
+    whole, with_adapter = forward_cost(plain), forward_cost(policy)
+    own = size_of_adapter(policy)[0]
+    assert with_adapter.linear == whole.linear + own and with_adapter.head == whole.head
+    assert (frozen_cost(policy).linear, frozen_cost(policy).head) == (whole.linear, whole.head)
+    role = Role("policy", policy, lambda b: completion_logp(policy, b))
+    tokens_read, drawn = int(batch.prompts.mask.sum() + batch["mask"].sum()), int(batch["mask"].sum())
+    spared = 2 * whole.linear * tokens_read + 2 * whole.head * drawn
+    assert role.update_flops(batch) == 3 * forward_flops(policy, batch) - spared
+    full = learning(copy.deepcopy(plain))
+    assert Role("policy", full, lambda b: b).update_flops(batch) == 3 * forward_flops(full, batch)
+
+
+def test_a_critic_on_the_policys_trunk_leaves_frozen_what_is_frozen(policy):
+    critic = scalar_on(policy)
+    critic.head.requires_grad_(True)
+    assert frozen_cost(critic).linear == frozen_cost(policy).linear and frozen_cost(critic).head == 0
+
+
+# -- the lab -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results():
+    return fresh("adapters")
+
+
+@pytest.mark.parametrize(
+    "method", [m if m in ONE_OF_A_KIND else pytest.param(m, marks=pytest.mark.slow) for m in GRADIENT]
+)
+def test_a_method_passes_the_proofs_with_an_adapter(method, registry, results):  # noqa: F811
+    suite = "arithmetic" if method == "rlvr" else "small"
+    bench = Bench(method, suite, registry, Options(suite=suite, results=results, settings=("lora_rank=2",)))
+    try:
+        bench.runs()
+        for proof, run in proofs_of(bench).items():
+            print(proof, "-", run())
+    finally:
+        bench.close()
+
+
+def test_there_is_no_second_copy_of_the_weights(results):
+    """A short DPO run computes what its reference says, and so holds one."""
+    elsewhere = fresh("full")
+    (trunks, sizes), full = counted(results, "dpo", "--set", "lora_rank=2")["dpo"], counted(elsewhere, "dpo")["dpo"]
+    assert (trunks, full[0]) == (2, 2)  # modules, over one set of weights here and two there
+    assert sizes < 2 and full[1] > 4  # there also two moments, each as large as the weights
+    records = [json.loads((only_run(r, "small", "dpo") / "result.json").read_text()) for r in (results, elsewhere)]
+    (held, plain), flops = [r["cost"]["models"] for r in records], [r["cost"]["method"]["flops"] for r in records]
+    assert held["reference"] == {"parameters": 0, "bytes": 0} and plain["reference"] == plain["policy"]
+    assert plain["policy"]["parameters"] < held["policy"]["parameters"] < 1.2 * plain["policy"]["parameters"]
+    assert flops[0] < 0.9 * flops[1]  # no gradient of what is not trained
+    assert records[0]["runtime"]["prompt_computed_once"]
+
+
+def test_the_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
+    from transformers import AutoModelForCausalLM
+
+    args = on_small("ppo", "--set", "lora_rank=2", "--set", "shared_critic=true", "--snapshots", 2, results=results)
+    done = command(*args)
+    assert done.code == 0, done.text
+    folder = only_run(results, "small", "ppo")
+    model = AutoModelForCausalLM.from_pretrained(folder / "policy")
+    assert not adapted(model) and not any("lora" in n for n in model.state_dict())
+    told = json.loads((folder / "result.json").read_text())["evaluation"]
+    assert told["kl"]["mean"] > 0
+    last = told["curve"][-1]
+    assert (last["win_rate"], last["kl"]) == (told["win_rate"]["mean"], told["kl"]["mean"])
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("lora_rank=-1",), "lora_rank and lora_alpha must not be negative"),
+        (("lora_alpha=8",), "lora_alpha has no meaning without lora_rank"),
+    ],
+)
+def test_options_that_make_no_sense(settings, told, results):
+    done = command(*on_small("dpo", *(a for s in settings for a in ("--set", s)), results=results))
+    assert done.code == 2 and told in done.err and "Traceback" not in done.err
+
+
+def test_a_method_that_trains_nothing_has_no_adapter(results):
+    done = command(*on_small("best_of_n", "--set", "lora_rank=4", results=results))
+    assert done.code == 2 and "lora_rank" in done.err
+
+
+def test_without_the_package_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setattr("harness.shared_options.find_spec", lambda name: None)
+    method = installed().get("methods", "dpo")
+    with pytest.raises(ValueError, match=r"needs the package peft: pip install 'alignment-harness\[lora\]'"):
+        method(lora_rank=2).check()
+    method().check()
