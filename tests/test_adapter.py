@@ -10,7 +10,6 @@ from harness.adapter import adapted, beside, load_own, merged, own_state, size_o
 from harness.check import Options
 from harness.check.bench import Bench
 from harness.check.methods import proofs_of
-from harness.errors import UsageError
 from harness.logprobs import completion_logp, enable_sharing, forward_flops
 from harness.models import forward_cost, frozen, frozen_cost, learning, scalar_on
 from harness.registry import installed

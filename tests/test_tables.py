@@ -18,6 +18,7 @@ from harness.report.table import Cell, Table
 from harness.report.tables import COLUMNS, comparison
 from harness.statistics.intervals import ONE_SEED, SEVERAL_SEEDS, two_way_interval, win_rate_interval
 from harness.store import write_rows
+from harness.study.state import Place
 
 from .tools import GROUND, estimate, failure, put, record, samples
 
@@ -190,6 +191,23 @@ def test_rows_are_chosen_by_their_options(tmp_path):
         of(tmp_path, where={"beta": "7"})
     with pytest.raises(UsageError, match="no option of these runs 'betta'. Did you mean 'beta'"):
         of(tmp_path, where={"betta": "0.1"})
+
+
+def test_rows_of_a_sweep_are_named_by_their_entry_where_one_setting_is_chosen(tmp_path, monkeypatch):
+    put(
+        tmp_path,
+        *(
+            record("dpo", seed, recipe=f"{b}", options={"beta": b, "epochs": 1.0})
+            for b in (0.1, 0.2)
+            for seed in range(2)
+        ),
+    )
+    folders = {str(f): json.loads((f / "result.json").read_text()) for f in (tmp_path / "runs/toy/dpo").iterdir()}
+    places = {f: Place(f"mine (beta={r['options']['beta']})", "mine") for f, r in folders.items()}
+    monkeypatch.setattr("harness.report.select.places_of", lambda results, study: places)
+    assert [row.name for row in select(tmp_path, Filter(study="s", where={"beta": "0.2"})).rows] == ["mine"]
+    both = select(tmp_path, Filter(study="s", where={"epochs": "1"})).rows  # which leaves both
+    assert [row.name for row in both] == ["mine (beta=0.1)", "mine (beta=0.2)"]
 
 
 def test_a_misspelt_method_is_not_left_out_silently(tmp_path):

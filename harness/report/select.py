@@ -114,7 +114,16 @@ def chosen(results: Path, asked: Filter) -> tuple[str, list[dict[str, Any]]]:
     suite = asked.suite or suites[0]
     if suite not in suites:
         raise unknown("suite with runs", suite, suites)
-    return suite, [r for r in records if r["suite"] == suite]
+    found = [r for r in records if r["suite"] == suite]
+    return suite, _named_by_entry(found) if asked.where else found
+
+
+def _named_by_entry(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return records named without the setting that --where chose: by the entry, if one row of it is left."""
+    rows: dict[Any, set[Any]] = {}
+    for r in records:
+        rows.setdefault(r.get("entry"), set()).add(r.get("label"))
+    return [r | {"label": r["entry"]} if "entry" in r and len(rows[r["entry"]]) == 1 else r for r in records]
 
 
 def suite_records(results: Path, study: str | None = None) -> list[dict[str, Any]]:
