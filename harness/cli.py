@@ -44,6 +44,8 @@ def cli() -> None:
     harness run --method ppo --suite summarization     train, evaluate, record
     harness study mine.toml                            many runs: methods, suites, seeds, sweeps, tuning
     harness table                                      the runs so far, side by side
+    harness plot --kind frontier                       win-rate against KL, and other pictures
+    harness report                                     one HTML page: tables, plots, samples, provenance
     harness compare dpo ppo                            two runs or methods, prompt by prompt
     harness reproduce RUN                              a run made again from its record, digest by digest
     harness list                                       methods, suites and other plugins
@@ -112,6 +114,8 @@ def run(
     from .run import Settings, execute
     from .spec import Request, resolve
 
+    if fixed["model"]:  # its bytes are hashed first, and a large one takes a while
+        click.echo(f"{method} on {suite}: looking at {fixed['model']}", err=True)
     asked = Request(method, suite, settings, suite_settings, stage_settings, budget, labeller_settings, fixed=fixed)
     spec = resolve(asked, registry)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -239,6 +239,7 @@ class Engine(ABC):
     """Draws completions from a causal language model."""
 
     name: ClassVar[str]
+    needs_gpu: ClassVar[bool] = False  # refused without one before anything is made
 
     @abstractmethod
     def generate(

@@ -111,9 +111,9 @@ def write_policy(folder: Path, policy: Policy, supplies: Supplies) -> None:
         save_causal(merged(policy.model, supplies.start), supplies.tokens.tokenizer, folder / "policy")
 
 
-def finish(folder: Path, result: Mapping[str, Any], runtime: Mapping[str, Any]) -> None:
+def finish(folder: Path, result: Mapping[str, Any]) -> None:
     """Write the result, which is what makes a run finished, and remove what only an unfinished one needs."""
-    write_json(folder / store.RESULT, {**result, "runtime": runtime})
+    write_json(folder / store.RESULT, result)
     for spent in ("checkpoint", "snapshots"):
         shutil.rmtree(folder / spent, ignore_errors=True)
     (folder / "traceback.txt").unlink(missing_ok=True)

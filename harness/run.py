@@ -106,10 +106,13 @@ def _carry_out(
             meter, evaluation, drawn.models, shared, loop.used(), loop.left(), time.perf_counter() - started
         )  # fmt: skip
         result = record.result_of(spec, type(method).paper, assessed, bill)
+        result["runtime"] = record.runtime_of(supplies, shop)
+        for idle in _idle(spec, loop, shop):
+            settings.warn(idle)
         if shop.team.main:
             record.write(folder, spec, registry, result, loop.rows, assessed.samples)
             record.write_policy(folder, policy, supplies)
-            record.finish(folder, result, record.runtime_of(supplies, shop))
+            record.finish(folder, result)
         shop.team.wait()
     except Exception as error:
         raise _failed(folder, spec, error) from error
@@ -220,6 +223,16 @@ def assess(
 # -- building blocks ---------------------------------------------------------------------------------------------------
 
 
+def _idle(spec: RunSpec, loop: Loop, shop: Workshop) -> list[str]:
+    """Return what was asked for and found nothing to do."""
+    told = []
+    if spec.snapshots and not loop.total:
+        told.append(f"--snapshots: {spec.method} trains nothing, so there was nothing to keep along training.")
+    if shop.check and not shop.check.tokens:
+        told.append(f"--check-rollouts: {spec.method} rolled nothing out while it trained; nothing was compared.")
+    return told
+
+
 def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe: Observers) -> Workshop:
     """Import what is heavy, choose device and threads, and return what stages are made with."""
     import torch
@@ -229,7 +242,9 @@ def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe
     from .stages import Workshop
     from .supplies import RolloutCheck
 
-    device = _device(spec.device)
+    device, engine = _device(spec.device), registry.get("engines", spec.engine)
+    if getattr(engine, "needs_gpu", False) and device == "cpu":
+        raise UsageError(f"--engine {spec.engine}: there is no GPU under this run. Use --engine hf, or --device cuda.")
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")  # autocast is the models' own: see models.py
     team = Team(accelerator.process_index, accelerator.num_processes)
     device = f"cuda:{accelerator.local_process_index}" if device == "cuda" and team.size > 1 else device
@@ -241,7 +256,7 @@ def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe
         observe("step_logged", phase=phase, step=step, total=total, metrics=metrics)
 
     return Workshop(
-        Artifacts(settings.results / "artifacts", team), registry.get("engines", spec.engine), accelerator,
+        Artifacts(settings.results / "artifacts", team), engine, accelerator,
         torch.device(device), progress, settings.checkpoint_every, spec.micro_batch_tokens, team,
         RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
     )  # fmt: skip

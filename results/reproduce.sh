@@ -2,10 +2,11 @@
 # Every table, picture and page in results/ and in the README, from nothing, two runs at a time on two cores:
 #   results/reproduce.sh               all of it (about five hours)
 #   results/reproduce.sh main leash    parts of it, in this order: main leash length labels checks
-# Killed, it goes on when started again. HARNESS names another command, JOBS another number of runs at a time.
+# Killed, it goes on when started again. HARNESS and PYTHON name other commands (.venv/bin/harness, .venv/bin/python), JOBS another
+# number of runs at a time. Pictures need the extra "plots".
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export HARNESS=${HARNESS:-harness}
+export HARNESS=${HARNESS:-harness} PYTHON=${PYTHON:-python3}
 
 study() {  # carry out a study file; what is done already is not done again
   $HARNESS study "results/$1.toml" --results results/raw --jobs "${JOBS:-2}"
@@ -28,7 +29,7 @@ main() {  # all methods on three suites, five seeds each, and the controls
       --columns method,seeds,win_rate,lc_win_rate,gold,kl,length,flops,labels
     picture main frontier "$suite" --suite "$suite"
   done
-  python3 results/textbook.py
+  $PYTHON results/textbook.py
 }
 
 leash() {  # beta sweeps, best-of-n up to 64, over-optimisation, and what holds it back
@@ -45,7 +46,7 @@ length() {  # a labeller with a taste for length: raw and length-controlled win-
 
 labels() {  # win-rate against the number of labels, for the textbook table
   study labels
-  python3 results/textbook.py
+  $PYTHON results/textbook.py
 }
 
 checks() {  # what `harness check` says of every built-in method, suite and embedded labeller
@@ -59,4 +60,4 @@ checks() {  # what `harness check` says of every built-in method, suite and embe
 for part in "${@:-main leash length labels checks}"; do
   for one in $part; do "$one"; done
 done
-python3 results/readme.py  # the README shows the first table
+$PYTHON results/readme.py  # the README shows the first table

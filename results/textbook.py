@@ -11,6 +11,7 @@ from typing import Any
 
 from harness_plugins.reporters import Markdown
 
+from harness.registry import installed
 from harness.report.figures import answers_of
 from harness.report.select import Filter, Row, Selection, select, suite_records
 from harness.report.table import Cell, Table
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parent
 RAW = ROOT / "raw"
 FIRST = "summarization"
 SHARES = {67: "1/30", 400: "1/5"}  # of the 2,000 prompts whose answers are labelled
+APART = 0.2  # a difference of seeds' win-rates that a mean would hide
 FRESH = {  # a method on samples of its own policy, and the same loss on samples of the start checkpoint
     "online_dpo": ("dpo", "main"), "raft": ("raft (one round)", "labels"),
 }  # fmt: skip
@@ -35,8 +37,12 @@ NOTE = """From results/main.toml ({suites}){labels}. Models, weights and labels 
 which is Python and torch at this model size. sd over seeds: of the win-rate, apart from prompts and answers,
 the largest of the suites. Gain from fresh samples: win-rate less that of the same loss on the start
 checkpoint's samples (online_dpo: dpo; raft: one round of as many samples), on summarization, paired over
-prompts. Where it shines: the suite with its best rank by win-rate, controls left out. All of this is about a
+prompts. {few}Where it shines: the suite with its best rank by win-rate, controls left out. All of this is about a
 model of 0.3M parameters."""
+
+
+FEW = """Few labels: two seeds, against five with all, of the methods in results/labels.toml (in brackets seeds that
+are more than 0.2 apart: with few labels PPO's finds a hole in the reward model). """
 
 
 def main() -> None:
@@ -55,7 +61,7 @@ def main() -> None:
     )
     kept = [i for i, name in enumerate(COLUMNS) if labelled or "all labels" not in name]
     rows = [[row[i] for i in kept] for row in rows]
-    note = " ".join(NOTE.format(suites=", ".join(suites), labels=told).split())
+    note = " ".join(NOTE.format(suites=", ".join(suites), labels=told, few=FEW if labelled else "").split())
     made = Table("The textbook table, measured", [COLUMNS[i] for i in kept], rows, [note])
     (ROOT / "textbook.md").write_text(Markdown().render(made), encoding="utf-8")
 
@@ -68,7 +74,7 @@ def cells(name: str, by_suite: dict[str, Selection], few: dict[int, Selection]) 
     models, own = first[0]["models"], [c["method"] for c in costs]
     yield name
     yield "yes" if any("reward" in role for role in models) else "no"
-    yield "yes" if any(c["tokens_generated"] for c in own) else ("when it answers" if name == "best_of_n" else "no")
+    yield online(name, any(c["tokens_generated"] for c in own))
     yield f"{len(models)} ({' + '.join(sorted(models))})"
     yield f"{sum(m['bytes'] for m in models.values()) / 2**20:.1f} MiB"
     peaks = [
@@ -84,6 +90,14 @@ def cells(name: str, by_suite: dict[str, Selection], few: dict[int, Selection]) 
     yield against_labels(name, rows.get("summarization"), few)
     yield fresh(name, rows.get("summarization"), by_suite["summarization"])
     yield shines(name, by_suite)
+
+
+def online(name: str, generates: bool) -> str:
+    """Return whether a method learns from samples of the policy as it then is; RRHF's are of the start checkpoint."""
+    kind = installed().classes["methods"][name].kind if name in installed().classes["methods"] else ""
+    if kind == "inference only":
+        return "when it answers"
+    return "yes" if generates and kind != "offline preference" else "no"
 
 
 def asked(costs: Sequence[Mapping[str, Any]]) -> str:
@@ -111,7 +125,14 @@ def against_labels(name: str, full: Row | None, few: dict[int, Selection]) -> st
     found = [row for n in few if (row := named(few[n], name))]
     if full is None or len(found) < len(SHARES):
         return "-"
-    return ", ".join(f"{row.mean('win_rate'):.3f}" for row in [*found, full])
+    return ", ".join([*map(with_ends, found), f"{full.mean('win_rate'):.3f}"])
+
+
+def with_ends(row: Row) -> str:
+    """Return a row's win-rate, and the seeds' lowest and highest where they are far apart."""
+    rates = [r["evaluation"]["win_rate"]["mean"] for r in row.good]
+    ends = f" ({min(rates):.3f} to {max(rates):.3f})" if max(rates) - min(rates) > APART else ""
+    return f"{fmean(rates):.3f}{ends}"
 
 
 def fresh(name: str, row: Row | None, main: Selection) -> str:
@@ -140,13 +161,16 @@ def shines(name: str, by_suite: dict[str, Selection]) -> str:
         order = ranking(chosen.rows)
         if name in order:
             ranks[suite] = (order.index(name) + 1, len(order))
+    if not ranks:
+        return "a control"
     best = min(ranks, key=lambda suite: ranks[suite][0] / ranks[suite][1])
     return f"{best} ({ranks[best][0]} of {ranks[best][1]})"
 
 
 def ranking(rows: Sequence[Row]) -> list[str]:
     """Return the methods by win-rate, the best first, without controls."""
-    good = [row for row in rows if row.good and "shuffled" not in row.name and "random" not in row.name]
+    controls = ("shuffled", "random", "sft_chosen")
+    good = [row for row in rows if row.good and not any(word in row.name for word in controls)]
     return [row.name for row in sorted(good, key=lambda row: -row.mean("win_rate"))]
 
 

@@ -83,9 +83,11 @@ def test_static_storage_gives_the_numbers_of_the_growing_one(fault, monkeypatch)
 def test_recording_is_refused_where_it_cannot_be():
     with pytest.raises(UsageError, match="there is no GPU under this run"):
         drawn(GraphEngine(ENDS), model_on("cpu"), "cpu")
+    results = fresh("graphs")
     done = command("run", "-m", "sft", "-s", "exact", "--quick", "--engine", "cuda_graphs", "--device", "cpu",
-                   "--results", fresh("graphs"))  # fmt: skip
-    assert done.code != 0 and "Use --engine hf" in done.text and "Traceback" not in done.text
+                   "--results", results)  # fmt: skip
+    assert done.code == 2 and "Use --engine hf" in done.text and "Traceback" not in done.text
+    assert not list(results.glob("runs/*/*/*")) and not (results / "artifacts").exists()  # before anything is made
 
 
 @NEEDS_GPU

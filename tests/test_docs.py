@@ -81,6 +81,20 @@ def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
     assert len(findings) == 13 and [f for f in findings if f.status == FAILED] == []
 
 
+def test_the_statistics_in_the_guide_to_tables_run(tmp_path, monkeypatch, capsys):
+    from .toy_runs import run
+
+    for method, kl in (("sft", 0.01), ("dpo", 1.0), ("ppo", 2.0)):
+        for seed in range(2):
+            run(tmp_path / "results", method, seed, kl, suite="summarization")
+    monkeypatch.chdir(tmp_path)
+    tables = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", tables, re.DOTALL)
+    exec(code, {})
+    told = capsys.readouterr().out
+    assert told.count("Aggregate(value=") == 3 and "'ppo': Rating(" in told
+
+
 def test_the_optimum_in_the_guide_is_where_the_example_comes_to_rest():
     from harness.registry import load_file, new_registry
 

@@ -417,6 +417,31 @@ def test_what_is_drawn_can_be_checked_against_a_teacher_forced_pass():
     assert paths[0].read_bytes() == paths[1].read_bytes(), "looking changes nothing"
 
 
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("best_of_n", ("--check-rollouts: best_of_n rolled nothing out", "--snapshots: best_of_n trains nothing")),
+        ("dpo", ("--check-rollouts: dpo rolled nothing out",)),
+        ("grpo", ()),
+    ],
+)
+def test_what_was_asked_for_and_found_nothing_to_do_is_told(method, told):
+    done = command(*on_small(method, "--check-rollouts", "--snapshots", 1, results=fresh("idle")))
+    assert done.code == 0 and all(line in done.err for line in told), done.text
+    assert done.err.count("rolled nothing out") + done.err.count("trains nothing") == len(told)
+
+
+def test_the_panel_says_how_it_was_computed_and_what_was_looked_up():
+    folder = fresh("panel")
+    done = command(*on_small("dpo", "--set", "steps=8", results=folder))
+    words = " ".join(done.out.replace("\u2502", " ").split())
+    assert (
+        "prompts scored once, read once in rollouts" in words and "of the method's FLOPs; making what was not" in words
+    )
+    plain = command(*on_small("grpo", "--no-prompt-sharing", results=folder))
+    assert "prompts scored for every completion (the plain path)" in " ".join(plain.out.replace("\u2502", " ").split())
+
+
 def test_an_engine_that_is_off_is_told():
     file = plugin(fresh("lying"), "lying", LYING)
     done = command(*on_small("grpo", "--check-rollouts", "-p", file, "--engine", "lying", results=fresh("off")))

@@ -210,6 +210,36 @@ def test_rows_of_a_sweep_are_named_by_their_entry_where_one_setting_is_chosen(tm
     assert [row.name for row in both] == ["mine (beta=0.1)", "mine (beta=0.2)"]
 
 
+def test_a_label_with_a_comma_is_one_name(tmp_path, monkeypatch):
+    put(tmp_path, *(record("ppo", recipe=label) for label in ("ppo, no penalty", "no penalty", "ppo")))
+    there = tmp_path.glob("runs/toy/ppo/*")
+    labels = {str(f): json.loads((f / "result.json").read_text())["recipe"] for f in there}
+    places = {folder: Place(label, label) for folder, label in labels.items()}
+    monkeypatch.setattr("harness.report.select.places_of", lambda results, study: places)
+
+    def chosen(told):
+        return {row.name for row in select(tmp_path, Filter(study="s", methods=told.split(", "))).rows}
+
+    assert chosen("ppo, no penalty") == {"ppo, no penalty"}
+    assert chosen("no penalty, ppo, no penalty") == {"no penalty", "ppo, no penalty"}
+    assert chosen("ppo, ppo") == {"ppo, no penalty", "no penalty", "ppo"}  # the method, of all three
+
+
+@pytest.mark.parametrize("option", ["labeller.noise=0.5", "run.snapshots=6", "suite.bias=2", "stage.sft.epochs=3"])
+def test_runs_are_chosen_by_whatever_a_study_can_sweep(tmp_path, option):
+    mine = record("dpo", recipe="mine", suite_options={"bias": 2})
+    put(tmp_path, mine, record("dpo", recipe="other", suite_options={"bias": 1}))
+    for folder in (tmp_path / "runs" / "toy" / "dpo").iterdir():
+        ours = json.loads((folder / "result.json").read_text())["recipe"] == "mine"
+        spec = {"labeller_options": {"noise": 0.5 * ours}, "snapshots": 6 * ours, "options": {}, "budget": {}}
+        (folder / "spec.json").write_text(json.dumps(spec | {"stages": {"sft": {"epochs": 3 * ours}}}))
+    name, _, value = option.partition("=")
+    (row,) = select(tmp_path, Filter(where={name: value})).rows
+    assert [r["recipe"] for r in row.records] == ["mine"]
+    with pytest.raises(UsageError, match=f"No run has {name}=7"):
+        select(tmp_path, Filter(where={name: "7"}))
+
+
 def test_a_misspelt_method_is_not_left_out_silently(tmp_path):
     put(tmp_path, record("ppo"), record("dpo"))
     with pytest.raises(UsageError, match="no method with runs 'dpoo'. Did you mean 'dpo'"):

@@ -62,7 +62,7 @@ def printable(text: str) -> Text:
 
 
 def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = [*_quality(r["evaluation"]), *_cost(r["cost"], r["evaluation"]["inference"])]
+    lines = [*_quality(r["evaluation"]), *_cost(r["cost"], r["evaluation"]["inference"]), *_path(r)]
     for stage, figures in STAGE_FIGURES.items():
         info = r["artifacts"].get(stage, {})
         told = ", ".join(f"{name.replace('_', ' ')} {info[name]}" for name in figures if info.get(name) is not None)
@@ -112,6 +112,19 @@ def _cost(cost: dict[str, Any], inference: dict[str, float]) -> list[tuple[str, 
         ),
         ("peak memory", _peaks(cost["phases"])),
     ]
+
+
+def _path(r: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return on which path of computation a run was, and what was looked up instead of computed."""
+    ran, own = r["runtime"], r["cost"]["method"]
+    once = {True: "once", False: "for every completion (the plain path)"}
+    told = f"prompts scored {once[ran['prompt_computed_once']]}, read {once[ran['prompt_cached_once']]} in rollouts"
+    lines = [("computed", f"on {ran['device']}, {ran['threads']} threads; {told}")]
+    if own["flops_reused"]:
+        spent = sum(kind["seconds"] for kind in ran["reuse"].values())
+        share = own["flops_reused"] / own["flops"]
+        lines.append(("looked up", f"{share:.0%} of the method's FLOPs; making what was not there took {spent:.1f} s"))
+    return lines
 
 
 def _interval(e: dict[str, float], digits: int) -> str:

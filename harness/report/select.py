@@ -103,6 +103,7 @@ def _begun(folder: Path) -> bool:
 def chosen(results: Path, asked: Filter) -> tuple[str, list[dict[str, Any]]]:
     """Return the suite and its records; whether their ground is alike is not looked at."""
     there = suite_records(results, asked.study)
+    asked = replace(asked, methods=_whole(asked.methods, _names(there)))
     _check_names(there, asked)
     records = [r for r in there if _wanted(r, asked)]
     suites = sorted({r["suite"] for r in records})
@@ -138,9 +139,25 @@ def suite_records(results: Path, study: str | None = None) -> list[dict[str, Any
     return records
 
 
+def _names(records: Sequence[Record]) -> set[str]:
+    """Return what runs can be chosen by: methods, and a study's labels."""
+    return {r["method"] for r in records} | {r["label"] for r in records if "label" in r}
+
+
+def _whole(parts: Sequence[str], known: set[str]) -> list[str]:
+    """Return names that were separated at commas, those put together again that have commas in them."""
+    names: list[str] = []
+    rest = list(parts)
+    while rest:
+        n = next((n for n in range(len(rest), 1, -1) if ", ".join(rest[:n]) in known), 1)
+        names.append(", ".join(rest[:n]))
+        rest = rest[n:]
+    return names
+
+
 def _check_names(records: Sequence[Record], asked: Filter) -> None:
     """Refuse a method that no run is of, and an option or value that no run has, with what there is."""
-    methods = {r["method"] for r in records} | {r["label"] for r in records if "label" in r}
+    methods = _names(records)
     for method in asked.methods:
         if method not in methods:
             raise unknown("method with runs", method, methods)
@@ -154,8 +171,10 @@ def _check_names(records: Sequence[Record], asked: Filter) -> None:
 
 
 def _option_names(record: Record) -> list[str]:
-    stages = flatten(spec_of(record)["stages"], "stage.") if "failure" not in record else {}
-    return [*record["options"], *(f"suite.{name}" for name in record.get("suite_options", {})), *stages]
+    spec = spec_of(record) if "failure" not in record else {}
+    rest = {"stage": flatten(spec.get("stages", {})), "labeller": spec.get("labeller_options", {})}
+    rest |= {"suite": record.get("suite_options", {})}
+    return [*record["options"], *(f"{head}.{name}" for head, options in rest.items() for name in options)]
 
 
 def _named(place: Place) -> dict[str, str]:
@@ -169,12 +188,16 @@ def _wanted(record: Record, asked: Filter) -> bool:
 
 
 def _option(record: Record, name: str) -> Any:
-    """Return the value of an option: a method's, `suite.NAME` or `stage.STAGE.NAME`; None where there is none."""
+    """Return the value of an option: a method's, `suite.`, `labeller.`, `stage.STAGE.` or `run.NAME`; or None."""
     head, _, rest = name.partition(".")
     if head == "suite":
         return record["suite_options"].get(rest)
     if head == "stage":
         return flatten(spec_of(record)["stages"]).get(rest)
+    if head == "labeller":
+        return spec_of(record).get("labeller_options", {}).get(rest)
+    if head == "run":
+        return spec_of(record).get(rest)
     return record["options"].get(name)
 
 

@@ -21,6 +21,7 @@ class CUDAGraphs:
     """The same on a GPU, a token's forward pass recorded and replayed; equal to `hf` up to rounding."""
 
     name = "cuda_graphs"
+    needs_gpu = True
 
     def __new__(cls, *arguments):
         """Return the engine itself."""
