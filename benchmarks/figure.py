@@ -36,13 +36,22 @@ def draw(points: list[dict[str, str]], folder: Path) -> None:
             for j, axis in enumerate(axes):
                 some = [p for p in points if p["work"] == work and p["axis"] == axis]
                 _panel(panels[i][j], some, cost)
-                panels[i][j].set_xlabel(LABELS[axis] if i == len(works) - 1 or not some else "", fontsize=8)
-            panels[i][0].set_ylabel(f"{work}: {title}", fontsize=8)
+                panels[i][j].set_xlabel(
+                    LABELS[axis] if some and not _has(points, works[i + 1 :], axis) else "", fontsize=8
+                )
+            first = next(j for j, axis in enumerate(axes) if _has(points, [work], axis))  # DPO has no groups
+            panels[i][first].set_ylabel(f"{work}: {title}", fontsize=8)
+            panels[i][first].tick_params(labelleft=True)
         handles = {h.get_label(): h for row in panels for p in row for h in p.get_lines()}
         whole.legend(handles.values(), handles.keys(), loc="upper center", ncols=len(handles), frameon=False)
         whole.tight_layout(rect=(0, 0, 1, 1 - 0.25 / (2.2 * len(works)) * 1.4))
         whole.savefig(folder / name, dpi=150)
         plt.close(whole)
+
+
+def _has(points: list[dict[str, str]], works: list[str], axis: str) -> bool:
+    """Return whether any of these works was measured along an axis."""
+    return any(p["work"] in works and p["axis"] == axis for p in points)
 
 
 def _panel(panel: Any, points: list[dict[str, str]], cost: str) -> None:
