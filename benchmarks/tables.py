@@ -21,6 +21,11 @@ ABOUT = {
     "unfavourable": "One completion per prompt; GRPO and RLOO need 2, a group of one has no advantage. Pairs have two "
     "by nature.",
 }
+WHY = (
+    "Where a step has little to share - one completion per prompt, or a model so large that its products of matrices "
+    "are most of the work - the peer wastes less. Much above 60 % of the roofline is out of reach on one core: "
+    "normalisation, activation, softmax and the optimiser are no products of matrices."
+)
 HEAD = (
     "| work | model | batch | G | peer | ours | peer / ours [turns] | aimed at | roofline reached, peer / ours | peak "
     "MiB, peer / ours | ours / peer (aimed at) | grown, peer / ours | mean length, peer / ours |",
@@ -131,15 +136,20 @@ def line(row: dict[str, str]) -> str:
 
 
 def missed(rows: list[dict[str, str]]) -> list[str]:
-    """Return one line that says which targets are missed."""
-    slow = [f"{r['work']} {r['size']} {float(r['ratio']):.2f} of {r['goal']}" for r in rows if _slow(r)]
+    """Return one line that says which targets are missed, and what share of the roofline each would have taken."""
+    slow = [
+        f"{r['work']} {r['size']} {float(r['ratio']):.2f} of {r['goal']} "
+        f"({float(r['ours_share']):.0%} of the roofline, at the target {float(r['peer_share']) * float(r['goal']):.0%})"
+        for r in rows
+        if _slow(r)
+    ]
     large = [
         f"{r['work']} {r['size']} {float(r['ours_peak']) / float(r['peer_peak']):.2f} of {r['memory_goal']}"
         for r in rows
         if r["memory_goal"] and float(r["ours_peak"]) / float(r["peer_peak"]) > float(r["memory_goal"])
     ]
     told = [f"{what}: {', '.join(some)}." for what, some in (("speed", slow), ("peak memory", large)) if some]
-    return ["Missed in " + " Missed in ".join(told)] if told else ["No target is missed."]
+    return [f"Missed in {' Missed in '.join(told)}{' ' + WHY if slow else ''}"] if told else ["No target is missed."]
 
 
 def _slow(row: dict[str, str]) -> bool:
