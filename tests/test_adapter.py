@@ -11,7 +11,7 @@ from harness.check import Options
 from harness.check.bench import Bench
 from harness.check.methods import proofs_of
 from harness.logprobs import completion_logp, enable_sharing, forward_flops
-from harness.models import forward_cost, frozen, frozen_cost, learning, scalar_on
+from harness.models import forward_cost, frozen, frozen_cost, learning, load_tensors, scalar_on
 from harness.registry import installed
 from harness.rollout import enable_shared_cache
 from harness.shared_options import GradientMethod
@@ -109,9 +109,10 @@ def test_only_what_is_its_own_is_saved(plain, policy):
         load_own(again, plain.state_dict())
 
 
-def test_frozen_weights_cost_a_forward_and_a_passage_back(plain, policy, tokens, make_batch):
-    batch = make_batch(tokens)
-    whole, with_adapter = forward_cost(plain), forward_cost(policy)
+def test_frozen_weights_cost_a_forward_and_a_passage_back(plain, tokens, make_batch):
+    batch, whole = make_batch(tokens), forward_cost(plain)  # noted in the model, of which the policy is made then
+    policy = beside(plain, 3, 6.0, seed=1)
+    with_adapter = forward_cost(policy)
     own = size_of_adapter(policy)[0]
     assert with_adapter.linear == whole.linear + own and with_adapter.head == whole.head
     assert (frozen_cost(policy).linear, frozen_cost(policy).head) == (whole.linear, whole.head)
@@ -165,6 +166,12 @@ def test_there_is_no_second_copy_of_the_weights(results):
     assert records[0]["runtime"]["prompt_computed_once"]
 
 
+def test_who_asks_for_the_start_checkpoint_later_gets_the_policys_own_weights(results):
+    """GRPO rolls out before it asks for a reference."""
+    trunks, sizes = counted(results, "grpo", "--set", "lora_rank=2")["grpo"]
+    assert trunks == 3 and sizes < 2.6, sizes  # policy and reference over one set of weights, and the reward model
+
+
 def test_the_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
     from transformers import AutoModelForCausalLM
 
@@ -172,8 +179,12 @@ def test_the_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
     done = command(*args)
     assert done.code == 0, done.text
     folder = only_run(results, "small", "ppo")
-    model = AutoModelForCausalLM.from_pretrained(folder / "policy")
-    assert not adapted(model) and not any("lora" in n for n in model.state_dict())
+    model, loading = AutoModelForCausalLM.from_pretrained(folder / "policy", output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"] and not adapted(model)
+    (start,) = (results / "artifacts").glob("sft-*/model.safetensors")
+    before, now = load_tensors(start), model.state_dict()
+    moved_most = {n: float((now[n] - before[n]).abs().max()) for n in before}
+    assert moved_most["model.layers.0.self_attn.q_proj.weight"] > 0 and moved_most["model.embed_tokens.weight"] == 0
     told = json.loads((folder / "result.json").read_text())["evaluation"]
     assert told["kl"]["mean"] > 0
     last = told["curve"][-1]
