@@ -69,13 +69,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a method may use of its own, shared stages apart; None is no limit. Checked before each turn."""
+    """What a method may use: of its own, and of labels those of its preferences too. None is no limit."""
 
     steps: int | None = None  # optimiser steps
     samples: int | None = None  # completions generated
     tokens: int | None = None  # tokens generated and trained on
     flops: float | None = None
-    labels: int | None = None  # preference labels asked for while training
+    labels: int | None = None  # comparisons, those of its preferences among them
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,11 @@ class Loop:
 
     def __init__(
         self, trainer: Trainer, checkpoints: Checkpoints, meter: Meter, on_step: OnStep, budget: Budget | None = None,
-        snapshots: Snapshots | None = None,
+        snapshots: Snapshots | None = None, labels: int = 0,
     ) -> None:  # fmt: skip
         self.trainer, self.checkpoints, self.meter, self.on_step = trainer, checkpoints, meter, on_step
         self.budget, self.snapshots = budget or Budget(), snapshots
+        self.labels = labels  # that were asked for before
         self.state: dict[str, Any] = {}  # a caller's own numbers; they resume
         self.rows: list[dict[str, float]] = []  # metrics, one row per turn
         self.stream = self.turn = 0  # where the current turn is: what random numbers are derived from
@@ -187,12 +188,18 @@ class Loop:
             self._pending.setdefault(name, []).append(float(value))
 
     def budget_share(self) -> float:
-        """Return the largest used share of any limit of the budget; 0 without one."""
-        used = self.used()
-        return max((used[name] / limit for name, limit in asdict(self.budget).items() if limit), default=0.0)
+        """Return the largest used share of any limit of the budget; 0 without one.
+
+        Of labels it is the share of those that were left when training began: who asks for none trains to the end.
+        """
+        used, limits = self.used(), {name: limit for name, limit in asdict(self.budget).items() if limit}
+        if "labels" in limits:
+            used["labels"] -= self.labels
+            limits["labels"] = max(limits["labels"] - self.labels, 1e-9)
+        return max((used[name] / limit for name, limit in limits.items()), default=0.0)
 
     def used(self) -> dict[str, float]:
-        """Return what the method itself has used, in the budget's terms."""
+        """Return what the method itself has used, in the budget's terms; labels with those asked for before."""
         own = self.meter.total(OWN_PHASES)
         tokens = own.tokens_generated + own.tokens_trained
         return {
@@ -200,7 +207,7 @@ class Loop:
             "samples": own.samples,
             "tokens": tokens,
             "flops": own.flops,
-            "labels": own.labels + own.ai_labels,
+            "labels": self.labels + own.labels + own.ai_labels,
         }
 
     def left(self) -> dict[str, float]:

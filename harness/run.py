@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,9 +145,11 @@ def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -
         supplies.verifier = stages.suite.verifier()
     if "pairs" in needs or "reward" in needs:
         used.append(stages.feedback)
+        supplies.labels = stages.feedback.info["asked"]
     if "pairs" in needs:
         supplies.pairs = read_pairs(stages.feedback.folder)
     if "labels" in needs:
+        _leave_labels(spec, supplies.labels)
         labeller = stages.own_labeller or stages.labeller
         supplies.desk = partial(LabelDesk, spec, tuple(registry.files), labeller is None or labeller.human)
         supplies.refresh = stage_options(spec, "reward_model")
@@ -171,7 +174,7 @@ def train(
     loop = Loop(
         shop.trainer(options, meter), Checkpoints(folder / "checkpoint", shop.checkpoint_every, writes), meter,
         lambda step, total, row: progress(spec.method, step, total, row), spec.budget,
-        Snapshots(folder / "snapshots", spec.snapshots, writes) if spec.snapshots else None,
+        Snapshots(folder / "snapshots", spec.snapshots, writes) if spec.snapshots else None, supplies.labels,
     )  # fmt: skip
     policy = method.train(Lab(method, supplies, shop.bench(meter, spec.seed), loop))
     if not hasattr(policy, "answer"):
@@ -294,6 +297,16 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
     split = spec.stages["evaluation"]["split"]
     if suite.size(split) < 2:
         raise UsageError(f"The {split} split of {spec.suite_name} has fewer than two prompts: nothing can be measured.")
+
+
+def _leave_labels(spec: RunSpec, asked: int) -> None:
+    """Refuse a method that asks for labels while it trains, where its preferences have taken all that it may use."""
+    limit = spec.budget.labels
+    if limit is not None and limit - asked < comb(spec.stages["preferences"]["completions"], 2):
+        raise UsageError(
+            f"--budget labels={limit}: the preferences took {asked}, and {spec.method} asks for more while it trains. "
+            f"Leave it some: --stage-set preferences.labels={limit // 2}, or a larger budget. Nothing was trained."
+        )
 
 
 class Observers:

@@ -17,75 +17,8 @@ from .errors import UsageError, unknown
 from .options import build, convert, options_of, parse_settings
 from .registry import Registry, combined_digest, package_digest, source_digest
 from .shared_options import AdamWOptions
+from .stage_settings import STAGES, PreferenceOptions
 from .suite_file import SuiteFile, is_suite_file, read_suite_file
-
-
-@dataclass
-class SFTOptions(AdamWOptions):
-    """Supervised fine-tuning of the base model on the suite's demonstrations: the start checkpoint of every method."""
-
-    learning_rate: float = 2e-5  # peak learning rate of AdamW
-    steps: int = 0  # optimiser steps; 0 takes `epochs`
-    epochs: float = 1.0  # passes over the demonstrations
-
-    def check(self) -> None:
-        """Raise ValueError for options that make no sense."""
-        super().check()
-        if self.steps < 0 or self.epochs <= 0:
-            raise ValueError("epochs must be above 0, and steps not negative")
-
-
-@dataclass
-class PreferenceOptions:
-    """Completions sampled from the start checkpoint and ranked by the labeller."""
-
-    prompts: int = 2000  # prompts to sample; those of the held-out part included
-    completions: int = 4  # K completions per prompt, all C(K, 2) pairs labelled
-    heldout: float = 0.1  # share of the prompts kept for measuring the reward model
-
-    def check(self) -> None:
-        """Raise ValueError for options that make no sense."""
-        if self.prompts < 2 or self.completions < 2 or not 0 < self.heldout < 1:
-            raise ValueError("prompts and completions must be at least 2, and heldout between 0 and 1")
-
-
-@dataclass
-class RewardModelOptions(AdamWOptions):
-    """Bradley-Terry on the preferences; `batch_size` counts prompts, each with all its pairs."""
-
-    learning_rate: float = 1e-5  # peak learning rate of AdamW
-    epochs: float = 1.0  # passes over the preferences
-    pooling: str = "last"  # of the per-token scores over the completion: last, mean, or sum
-    unit_scale: bool = True  # divide by the spread of the score over start-checkpoint samples, so beta means the same
-
-    def check(self) -> None:
-        """Raise ValueError for options that make no sense."""
-        super().check()
-        if self.epochs <= 0:
-            raise ValueError("epochs must be above 0")
-        if self.pooling not in ("last", "mean", "sum"):
-            raise ValueError(f"pooling is last, mean or sum, not {self.pooling!r}")
-
-
-@dataclass
-class EvaluationOptions:
-    """What is measured, on prompts no method sees."""
-
-    prompts: int = 512  # prompts evaluated
-    split: str = "test"  # test, or validation while settings are being chosen
-
-    def check(self) -> None:
-        """Raise ValueError for options that make no sense."""
-        if self.split not in ("test", "validation") or self.prompts < 2:
-            raise ValueError("split is test or validation, and prompts at least 2")
-
-
-STAGES: dict[str, type[Any]] = {
-    "sft": SFTOptions,
-    "preferences": PreferenceOptions,
-    "reward_model": RewardModelOptions,
-    "evaluation": EvaluationOptions,
-}
 
 
 @dataclass(frozen=True)
@@ -165,14 +98,15 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     advised = recommended(layers, method_cls, request.method, asked) | _shortened(quick, method_cls, request.method)
     chosen = _over(method_cls, advised, asked)
     method = build(method_cls, chosen, f"method {request.method}")
+    budget = parse_budget(request.budget)
     labeller = method.labeller() or request.fixed.get("labeller") or suite.labeller_name
     spec = RunSpec(
         method=request.method, suite=request.suite, suite_name=getattr(suite, "title", None) or suite.name,
         suite_kind=kind,
         options=_values(method), suite_options=_values(suite),
         labeller_options=_labeller_options(labeller, request.labeller_settings, registry),
-        stages=_resolve_stages([*layers, quick], parse_settings(request.stage_settings, "--stage-set")),
-        budget=parse_budget(request.budget), asked=tuple(sorted(asked)), **request.fixed,
+        stages=_resolve_stages([*layers, quick], parse_settings(request.stage_settings, "--stage-set"), budget),
+        budget=budget, asked=tuple(sorted(asked)), **request.fixed,
     )  # fmt: skip
     return dataclasses.replace(spec, code=code_of(spec, suite, method, registry))
 
@@ -360,7 +294,7 @@ def harness_digest() -> str:
 
 
 def _resolve_stages(
-    layers: list[Mapping[str, Mapping[str, Any]]], overrides: Mapping[str, str]
+    layers: list[Mapping[str, Mapping[str, Any]]], overrides: Mapping[str, str], budget: Budget
 ) -> dict[str, dict[str, Any]]:
     for layer in layers:
         for name in (n.removeprefix("stage.") for n in layer if n.startswith("stage.")):
@@ -372,10 +306,15 @@ def _resolve_stages(
         if stage not in STAGES:
             raise UsageError(f"--stage-set {name}: {unknown('stage', stage, STAGES)} Write STAGE.OPTION=VALUE.")
         asked[stage][option] = value
-    return {
+    stages = {
         stage: _values(build(cls, _over(cls, _layered(layers, stage), asked[stage]), f"--stage-set {stage}"))
         for stage, cls in STAGES.items()
     }
+    if budget.labels:  # what a method learns from costs it labels, whoever asked for them
+        labels = min(stages["preferences"]["labels"] or budget.labels, budget.labels)
+        limited = build(PreferenceOptions, stages["preferences"] | {"labels": labels}, "--budget labels")
+        stages["preferences"] = _values(limited)
+    return stages
 
 
 def _layered(layers: list[Mapping[str, Mapping[str, Any]]], name: str) -> dict[str, Any]:

@@ -80,6 +80,17 @@ def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield folder, failed
 
 
+def unspent(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return {limit: what was left} of a run that ended before any limit of its budget did; else nothing.
+
+    Preferences are cut to a limit by whole prompts: of labels, 2 % may be left.
+    """
+    cost = record.get("cost", {})
+    left, used = cost.get("budget_left", {}), cost.get("budget_used", {})
+    reached = [rest <= (0.02 * used[name] if name == "labels" else 0) for name, rest in left.items()]
+    return {} if any(reached) else dict(left)
+
+
 def load_results(results: str | Path = "results") -> pd.DataFrame:
     """Return every run below a results folder as one DataFrame: a row per run, nested figures as dotted columns."""
     import pandas as pd

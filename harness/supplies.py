@@ -38,6 +38,7 @@ class Supplies:
     demonstrations: Sequence[Demonstration] = ()
     rewards: Callable[[], list[RewardModel]] | None = None
     verifier: Verifier | None = None
+    labels: int = 0  # that were asked for in making all this
     desk: Callable[[], LabelDesk] | None = None  # who labels fresh samples
     closing: list[Callable[[], None]] = field(default_factory=list)  # what ends with the run
     refresh: AdamWOptions = field(default_factory=AdamWOptions)  # how the reward model is trained on them

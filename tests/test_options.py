@@ -12,7 +12,8 @@ from harness.errors import UsageError
 from harness.options import build, convert, options_of, parse_settings
 from harness.registry import installed
 from harness.shared_options import AdamWOptions
-from harness.spec import STAGES, parse_budget
+from harness.spec import parse_budget
+from harness.stage_settings import STAGES
 
 
 @dataclass

@@ -285,7 +285,7 @@ def test_fresh_labels_are_billed_to_the_method(whole):
     cost = result["cost"]
     own, usual = cost["method"], json.loads((finished("ppo") / "result.json").read_text())["cost"]
     assert 2 * 8 * 3 <= own["labels"] <= 2 * 8 * 6 and own["ai_labels"] == 0  # two refreshes, 8 prompts, C(4, 2) pairs
-    assert cost["labels"] == own["labels"] + usual["labels"] and cost["budget_used"]["labels"] == own["labels"]
+    assert cost["labels"] == own["labels"] + usual["labels"] == cost["budget_used"]["labels"]
     assert usual["method"]["labels"] == 0  # the negative control
     assert own["samples"] == 6 * 8 * result["options"]["num_generations"] + 2 * 8 * 4
 
@@ -313,9 +313,50 @@ def test_killed_around_a_refresh_it_ends_in_the_same_bytes(whole):
         assert killed["method"][name] == complete["method"][name], name
 
 
-def test_a_budget_of_labels_ends_the_run(whole):
-    folder = run_of(*FRESH, "--budget", "labels=20")
+def cost_of(folder):
+    return json.loads((folder / "result.json").read_text())["cost"]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """How many labels the preferences of the suite `small` take."""
+    return cost_of(finished("ppo"))["labels"]
+
+
+def test_a_budget_of_labels_ends_the_run_once_preferences_and_refreshes_took_it(whole, asked):
+    folder = run_of(*FRESH, "--budget", f"labels={asked + 20}")
     assert len(rows_of(folder)) == 3
+    cost = cost_of(folder)
+    assert cost["budget_used"]["labels"] == cost["labels"] == asked + 20 - cost["budget_left"]["labels"] >= asked + 20
+
+
+@pytest.mark.parametrize("method", ["dpo", "ppo"])
+def test_a_budget_of_labels_cuts_the_preferences_and_lets_training_end(method, asked):
+    limit = asked // 2
+    usual, folder = finished(method), run_of("--budget", f"labels={limit}", method=method)
+    cost = cost_of(folder)
+    assert limit - 6 < cost["labels"] == cost["budget_used"]["labels"] <= limit  # C(4, 2) of a prompt that had no room
+    assert cost["method"]["labels"] == 0 and cost["budget_left"]["labels"] == limit - cost["labels"]
+    if method == "ppo":  # turns are its own; DPO's are passes over fewer pairs
+        assert len(rows_of(folder)) == len(rows_of(usual))
+    assert cost_of(usual)["labels"] == asked  # the negative control
+
+
+def test_what_asks_for_labels_is_refused_where_preferences_take_all_and_told_what_to_leave(asked):
+    before = set((results() / "runs" / "small" / "ppo").glob("*"))
+    limit = f"labels={asked // 2}"
+    done = command(*on_small("ppo", *FRESH, "--budget", limit, results=results()))
+    assert done.code == 2 and "Traceback" not in done.text
+    leave = f"preferences.labels={asked // 4}"
+    assert f"--budget {limit}: the preferences took" in done.err and f"--stage-set {leave}" in done.err
+    assert set((results() / "runs" / "small" / "ppo").glob("*")) == before
+    cost = cost_of(run_of(*FRESH, "--budget", limit, "--stage-set", leave))
+    assert 0 < cost["method"]["labels"] and cost["labels"] - cost["method"]["labels"] <= asked // 4
+
+
+def test_too_few_labels_for_two_prompts_are_refused():
+    done = command(*on_small("dpo", "--budget", "labels=11", results=results()))
+    assert done.code == 2 and "labels=11 is too few for two prompts" in done.err and "at least 12" in done.err
 
 
 @pytest.mark.parametrize("fail", ["", "raise"])

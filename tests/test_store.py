@@ -14,7 +14,7 @@ import pytest
 from harness.artifacts import MANIFEST, Artifacts
 from harness.errors import HarnessError, Refused
 from harness.files import lock, make_folder, write_json, write_text
-from harness.store import flatten, load_results, read_result, read_rows, runs, write_rows
+from harness.store import flatten, load_results, read_result, read_rows, runs, unspent, write_rows
 
 from .tools import ENV, command, estimate, failure, finished, on_small, process, put, record, results
 
@@ -309,3 +309,14 @@ def test_a_newer_failure_is_refused(tmp_path):
 
 def test_flatten():
     assert flatten({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": {}}) == {"a.b.c": 1, "a.d": [1, {"e": 2}]}
+
+
+@pytest.mark.parametrize(
+    ("left", "used", "told"),
+    [({}, {}, {}), ({"steps": 3}, {"steps": 6}, {"steps": 3}), ({"steps": 0}, {"steps": 6}, {}),
+     ({"steps": -1, "tokens": 50}, {"steps": 7, "tokens": 9}, {}), ({"labels": 5}, {"labels": 995}, {}),
+     ({"labels": 50}, {"labels": 950}, {"labels": 50}), ({"labels": 7}, {"labels": 0}, {"labels": 7})],
+)  # fmt: skip
+def test_a_budget_is_unspent_where_no_limit_was_reached(left, used, told):
+    assert unspent({"cost": {"budget_left": left, "budget_used": used}}) == told
+    assert unspent({}) == {}

@@ -21,7 +21,8 @@ from ..pools import Pool
 from ..rewards import RewardModel
 from ..rollout import Sampler
 from ..scoring import verdicts
-from ..spec import EvaluationOptions, RunSpec, digest_of
+from ..spec import RunSpec, digest_of
+from ..stage_settings import EvaluationOptions
 from ..stages import Stages, Workshop
 from ..tokens import Batch, Tokens
 from .kl import sampled_kl

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import HarnessError
+from ..store import unspent
 from ..study.state import CLASSES, study_folder
 from .select import Row, Selection, spec_of, unlike
 
@@ -55,9 +56,8 @@ def _budget(row: Row) -> Iterator[str]:
     budget = {name: limit for name, limit in (spec_of(row.good[0]).get("budget") or {}).items() if limit is not None}
     if budget:
         told = ", ".join(f"{name} {limit:.6g}" for name, limit in budget.items())
-        left = [r["cost"]["budget_left"] for r in row.good]
-        unspent = any(min(one.values()) > 0 for one in left if one)
-        yield f"Budget: {told}." + (" It ended by itself before." if unspent else "")
+        early = any(unspent(record) for record in row.good)
+        yield f"Budget: {told}." + (" It ended by itself before." if early else "")
 
 
 def _tuning(selection: Selection) -> dict[str, list[str]]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import unknown
 from ..options import options_of
 from ..registry import Registry
-from ..spec import STAGES, recommended, suite_class
+from ..spec import recommended, suite_class
+from ..stage_settings import STAGES
 from ..store import read_rows
 from ..suite_file import is_suite_file, read_suite_file
 

@@ -28,8 +28,9 @@ from ..files import make_folder, write_json
 from ..registry import Registry
 
 # Private there, and left so: another name in harness/spec.py would be another `code.harness` in every record.
-from ..spec import STAGES, RunSpec, make_method, make_suite, stage_options
+from ..spec import RunSpec, make_method, make_suite, stage_options
 from ..spec import code_of as code_digests
+from ..stage_settings import STAGES
 from .digests import DIFFERENT, SAME, Item, compare_failures, compare_runs, within
 
 MARK = "reproduces.json"  # in a folder named with --into: whose reproduction it is, so that it goes on after a kill

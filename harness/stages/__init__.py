@@ -23,7 +23,8 @@ from ..meter import Meter, PhasePeak
 from ..models import load_causal, load_tokenizer
 from ..registry import combined_digest, package_digest
 from ..rewards import RewardModel
-from ..spec import EvaluationOptions, RunSpec, digest_of, harness_digest, model_files, stage_options
+from ..spec import RunSpec, digest_of, harness_digest, model_files, stage_options
+from ..stage_settings import EvaluationOptions
 from ..start import Start, start_in
 from ..supplies import Bench, RolloutCheck
 from ..team import ALONE, Team

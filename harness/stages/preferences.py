@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from ..data import Comparison, Pair, Prompt, Text, completion_text
 from ..errors import UsageError
 from ..rollout import Sampler
 from ..seeds import derive
-from ..spec import PreferenceOptions
+from ..stage_settings import PreferenceOptions
 from ..tokens import Batch, Tokens
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def sample(
     sampler.phase = "preferences"
     batch = sampler.draw(stages.start, stages.tokens.prompt_batch(prompts, bench.device), options.completions)
     with meter.phase("preferences"):
-        rows, agreements = _compared(stages, labeller, batch)
+        rows, agreements = _compared(stages, labeller, batch, options.labels)
         kept = max(1, len(rows) - round(options.heldout * len(rows)))
         info = _write(rows[:kept], rows[kept:], out)
         heldout = [agreed for row in agreements[kept:] for agreed in row]
@@ -67,7 +68,7 @@ def take(stages: Stages, pairs: Sequence[Pair], options: PreferenceOptions, out:
     """Write fixed pairs as the same files; return (info, cost)."""
     meter, tokens = stages.shop.meter(), stages.tokens.counting_afresh()
     with meter.phase("preferences"):
-        whole = rankings_of(tokens, pairs, options.heldout)
+        whole = rankings_of(tokens, pairs[: options.labels or None], options.heldout)
         info = _write(whole["train"], whole["heldout"], out)
         meter.add(labels=info["asked"])
     info |= {"cut_completions": tokens.cut_completions}
@@ -105,15 +106,22 @@ def comparisons_of(row: Row) -> list[Comparison]:
     return [Comparison(i, j, p) for i, j, p in zip(row["first"], row["second"], row["p"], strict=True)]
 
 
-def _compared(stages: Stages, labeller: Labeller, batch: Batch) -> tuple[list[Row], list[list[float]]]:
-    """Return rows with what the labeller says, and per row how far each label agrees with its noiseless utilities."""
+def _compared(stages: Stages, labeller: Labeller, batch: Batch, limit: int) -> tuple[list[Row], list[list[float]]]:
+    """Return rows with what the labeller says, and per row how far each label agrees with its noiseless utilities.
+
+    Prompts that could take it past `limit` labels (0: none) are not shown to the labeller.
+    """
     rows: list[Row] = []
     agreements: list[list[float]] = []
     ids, lengths = batch["completion_ids"].tolist(), batch.lengths.tolist()
+    asked, most = 0, comb(len(ids[0]), 2)
     for i, (prompt, texts) in enumerate(zip(batch.prompts.prompts, stages.tokens.texts(batch), strict=True)):
+        if limit and asked + most > limit:
+            break
         rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
         said = labeller.compare(prompt, texts, lengths[i], rng)
         rows.append(_row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], said))
+        asked += len(rows[-1]["p"])
         utilities = labeller.ceiling(prompt, texts, lengths[i])
         agreements.append([] if utilities is None else _agreements(said, utilities))
     return rows, agreements

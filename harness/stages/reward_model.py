@@ -10,7 +10,7 @@ from ..lab import Bench
 from ..models import scalar_on
 from ..rewards import RewardModel, pair_accuracy, preferred_of, ranking_loss
 from ..seeds import derive
-from ..spec import RewardModelOptions
+from ..stage_settings import RewardModelOptions
 from ..tokens import Batch
 from ..training import Term
 from .preferences import Row, comparisons_of, prompt_of

@@ -12,7 +12,7 @@ from ..data import Demonstration
 from ..logprobs import completion_logp, find_head
 from ..models import in_memory, learning, load_causal, save_causal
 from ..seeds import permutation
-from ..spec import SFTOptions
+from ..stage_settings import SFTOptions
 from ..training import Role, Term
 
 if TYPE_CHECKING:

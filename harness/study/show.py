@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..store import read_result
+from .. import store
 from .cells import Cell
 from .state import DONE, FAILED, LEFT, REFUSED, Estimates, State
 from .work import Plan, Watch, notes
@@ -191,9 +191,8 @@ def _unspent(planned: Plan, states: Sequence[State], results: Path) -> list[str]
     left: dict[str, str] = {}
     for cell, state in zip(planned.cells, states, strict=True):
         if state.status == DONE and not cell.trial:
-            record = read_result(results / cell.spec.folder) or {}
-            unspent = record.get("cost", {}).get("budget_left", {})
-            if unspent and min(unspent.values()) > 0:
+            unspent = store.unspent(store.read_result(results / cell.spec.folder) or {})
+            if unspent:
                 told = ", ".join(f"{value:.3g} {name}" for name, value in unspent.items())
                 left[f"{cell.label} on {cell.spec.suite_name}"] = told
     return [f"{row} ended by itself before its budget: {told} left" for row, told in left.items()]
