@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .data import Prompt, Sampling
 from .meter import Cost
 from .models import load_tensors, save_tensors
-from .reuse import Found, Made, Reuse, cost_of, ids_of
+from .reuse import Found, Ids, Made, Reuse, cost_of, ids_of
 from .rollout import Sampler
 from .seeds import derive
 from .spec import digest_of
@@ -36,11 +36,26 @@ FIRST_STEPS = (1, 4, 8)  # samples are made up to here, then
 STEP = 8  # so many more at a time
 
 
-@dataclass
-class Block:
-    """Prompts that are drawn for together, and which rows of a batch are which of theirs."""
+@dataclass(frozen=True)
+class Shelf:
+    """Prompts that are drawn for together."""
 
     prompts: PromptBatch
+    ids: list[Ids]
+    name: str  # a digest of them
+
+    @classmethod
+    def of(cls, prompts: PromptBatch) -> Shelf:
+        """Return a shelf of prompts."""
+        ids = ids_of(prompts)
+        return cls(prompts, ids, digest_of([(p.id, text) for p, text in zip(prompts.prompts, ids, strict=True)]))
+
+
+@dataclass
+class Block:
+    """A shelf, and which rows of a batch are which of its prompts."""
+
+    shelf: Shelf
     visit: int  # how often they came up before
     rows: list[int]  # of the batch
     places: list[int]  # in the block
@@ -113,24 +128,26 @@ class Pool:
         blocks = []
         for (visit, number), rows in sorted(found.items()):
             if self.split is None:
-                blocks.append(Block(prompts[rows], visit, rows, list(range(len(rows)))))
+                blocks.append(Block(Shelf.of(prompts[rows]), visit, rows, list(range(len(rows)))))
                 continue
-            shelf = self.reuse.tokens.counting_afresh().prompt_batch(
-                self.split[number * BLOCK : (number + 1) * BLOCK], prompts.ids.device
-            )
-            inside, lying = [places[row][0] % BLOCK for row in rows], ids_of(shelf)
-            if [lying[i] for i in inside] != [texts[row] for row in rows]:  # they were changed on the way
+            make = partial(self._shelf, self.split, number, prompts.ids.device)
+            shelf: Shelf = self.reuse.kept.get_or_load(f"shelf {number}", make)  # of the one split there is
+            inside = [places[row][0] % BLOCK for row in rows]
+            if [shelf.ids[i] for i in inside] != [texts[row] for row in rows]:  # they were changed on the way
                 return None
             blocks.append(Block(shelf, visit, rows, inside))
         return blocks
 
+    def _shelf(self, split: Sequence[Prompt], number: int, device: torch.device) -> Shelf:
+        prompts = split[number * BLOCK : (number + 1) * BLOCK]
+        return Shelf.of(self.reuse.tokens.counting_afresh().prompt_batch(prompts, device))
+
     def _samples(self, piece: Piece, start: Callable[[], nn.Module]) -> tuple[dict[str, Tensor], Cost]:
         """Return a piece's samples: `completion_ids`, `logp` (P, S, T), `lengths` (P, S)."""
         block = piece.block
-        told = [(prompt.id, ids) for prompt, ids in zip(block.prompts.prompts, ids_of(block.prompts), strict=True)]
         place = {
             "key": list(self.key),
-            "prompts": digest_of(told),
+            "prompts": block.shelf.name,
             "visit": block.visit,
             "samples": [piece.first, piece.last],
         }
@@ -153,14 +170,14 @@ class Pool:
         sampling = bench.sampling
         key = ("pool", *self.key, sampling.temperature, sampling.max_new_tokens, block.visit)
         batch = _Drawing(bench.engine, sampling, meter, bench.eos, key, bench.team).draw(
-            start, block.prompts, samples, piece.first
+            start, block.shelf.prompts, samples, piece.first
         )
         columns = {
             "completion_ids": batch["completion_ids"].int(), "logp": batch["logp"], "lengths": batch.lengths.int()
         }  # fmt: skip
         save_tensors(columns, out / "samples.safetensors")
         self.reuse.shop.progress("pool", piece.number, piece.count, {})
-        return {"prompts": len(block.prompts), "samples": samples}, meter.snapshot()
+        return {"prompts": len(block.shelf.prompts), "samples": samples}, meter.snapshot()
 
 
 class Pools:

@@ -14,7 +14,7 @@ from harness.report.select import Filter
 from harness.report.side_by_side import WIDTH, as_json, parts
 from harness.statistics.compare import compare
 from harness.statistics.power import Design, minimum_detectable_effect
-from harness.store import write_rows
+from harness.store import read_rows, write_rows
 
 from .tools import GROUND, failure, process, put, record
 
@@ -134,7 +134,21 @@ def test_one_seed_of_one_is_told(tmp_path):
     assert "one seed of ipo: that checkpoint" in compared(tmp_path, ("dpo", "ipo"), Filter()).verdict
 
 
-def test_accuracy_has_means_and_no_interval(tmp_path):
+def test_accuracy_is_compared_prompt_by_prompt_where_each_answer_has_a_verdict(two):
+    right = {"dpo": [float(i % 4 > 0) for i in range(PROMPTS)], "ipo": [float(i % 2) for i in range(PROMPTS)]}
+    for method, verdicts in right.items():
+        (folder,) = (two / "runs" / "toy" / method).iterdir()
+        told = json.loads((folder / "result.json").read_text())
+        told["evaluation"]["accuracy"] = {"mean": fmean(verdicts), "low": 0.0, "high": 1.0, "n": PROMPTS}
+        write_json(folder / "result.json", told)
+        rows = read_rows(folder / "samples.jsonl")
+        write_rows(folder / "samples.jsonl", [row | {"accuracy": v} for row, v in zip(rows, verdicts, strict=True)])
+    (found,) = [m for m in compared(two, ("dpo", "ipo"), Filter()).measures if m.name == "accuracy"]
+    assert (found.a, found.b) == (0.75, 0.5)
+    assert found.difference == compare(*(np.array([right[m]]) for m in ("dpo", "ipo")))
+
+
+def test_accuracy_of_a_record_without_verdicts_has_means_and_no_interval(tmp_path):
     for method, mean in (("dpo", 0.75), ("ipo", 0.5)):
         made = record(method)["evaluation"] | {"accuracy": {"mean": mean, "low": 0.4, "high": 0.9, "n": 64}}
         add(tmp_path, method, golds(32), evaluation=made)

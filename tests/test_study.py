@@ -22,7 +22,7 @@ from harness.report.tables import comparison
 from harness.spec import Request, resolve
 from harness.study.cells import expand
 from harness.study.file import read_study
-from harness.study.state import DONE, FAILED, LEFT, REFUSED, Estimates, state_of
+from harness.study.state import DONE, FAILED, LEFT, REFUSED, Estimates, shipped, state_of
 from harness.study.tune import choose, searches, tuned
 from harness.study.work import load_plugins, plan
 
@@ -260,6 +260,21 @@ def test_a_dry_run_tells_states_and_costs_and_writes_nothing(tmp_path):
         "1 of those left lie here finished by other code"
         in command("study", file, "--dry-run", "--results", results).out
     )
+
+
+def test_on_a_fresh_machine_costs_are_those_of_the_harness_s_own_study(tmp_path):
+    known = shipped()
+    methods, suites = ({key[i] for key in known} for i in (0, 1))
+    assert suites == {"summarization", "helpfulness", "arithmetic"} and set(installed().classes["methods"]) <= methods
+    text = "suites = ['summarization']\nseeds = 2\n" + method("ppo") + method("dpo", "seeds = 1")
+    (tmp_path / "fresh.toml").write_text(text)
+    done = command("study", tmp_path / "fresh.toml", "--dry-run", "--results", tmp_path / "results")
+    ppo, dpo = (known[name, "summarization"] for name in ("ppo", "dpo"))
+    assert f"~{ppo.cpu_seconds:.0f} " in done.out and "~ is what the method took in" in done.out, done.text
+    assert f"may take {2 * ppo.cpu_seconds + dpo.cpu_seconds:.0f} CPU seconds" in done.out and "unknown" not in done.out
+    (tmp_path / "fresh.toml").write_text("quick = true\n" + text)
+    done = command("study", tmp_path / "fresh.toml", "--dry-run", "--results", tmp_path / "results")
+    assert "3 runs of unknown cost" in done.out and "~" not in done.out
 
 
 def test_estimates_prefer_the_same_recipe(tmp_path):

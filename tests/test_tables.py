@@ -8,16 +8,18 @@ import tracemalloc
 from random import Random
 from statistics import fmean
 
+import numpy as np
 import pytest
 from harness_plugins.reporters import CSV, Markdown
 
 from harness.errors import HarnessError, UsageError
 from harness.files import write_json
+from harness.report.figures import answers_of, figures_of
 from harness.report.select import Filter, rows_of, select
 from harness.report.table import Cell, Table
 from harness.report.tables import COLUMNS, comparison
 from harness.statistics.intervals import ONE_SEED, SEVERAL_SEEDS, two_way_interval, win_rate_interval
-from harness.store import write_rows
+from harness.store import read_rows, write_rows
 from harness.study.state import Place
 
 from .tools import GROUND, estimate, failure, put, record, samples
@@ -38,6 +40,31 @@ def texts(made):
 
 def parsed(made):
     return list(csv.DictReader(io.StringIO(CSV().render(made))))
+
+
+@pytest.mark.parametrize("verdicts", [True, False, None])
+def test_accuracy_has_an_interval_over_seeds_and_prompts_where_every_answer_has_a_verdict(tmp_path, verdicts):
+    told = [[float((i * (2 + seed)) % 3 > 0) for i in range(64)] for seed in range(3)]
+    for seed, row in enumerate(told):
+        made = record("dpo", seed)
+        made["evaluation"]["accuracy"] = estimate(sum(row) / 64)
+        put(tmp_path, made)
+    for seed, folder in enumerate(sorted((tmp_path / "runs" / "toy" / "dpo").iterdir())):
+        rows = read_rows(folder / "samples.jsonl")
+        for i, row in enumerate(rows):
+            if verdicts is not False:
+                row["accuracy"] = None if verdicts is None and i == 5 else told[seed][i]
+        write_rows(folder / "samples.jsonl", rows)
+    (row,) = select(tmp_path, Filter("toy")).rows
+    figures = figures_of(row, answers_of(row))
+    expected = win_rate_interval(np.array(told))
+    assert figures["accuracy"] == pytest.approx(expected.mean)
+    (cell,) = [c for c in [column.write(figures) for column in COLUMNS] if c.text == f"{expected.mean:.3f}"]
+    if verdicts:
+        assert (figures["accuracy_low"], figures["accuracy_high"]) == (expected.low, expected.high)
+        assert cell.interval == f"[{expected.low:.3f}, {expected.high:.3f}]"
+    else:  # a mean without an interval: an older record, or an answer that could not be scored
+        assert "accuracy_low" not in figures and not cell.interval
 
 
 def test_rows_sft_first_then_by_strength(tmp_path):

@@ -32,7 +32,9 @@ from .findings import Options
 
 ROUNDING = 2e-3  # by how much the first turns' metrics may differ, relative to their size, for float32's rounding
 A_DRAW = 5e-2  # the same where a draw that lay on an edge may have turned
-GRADIENT = 1e-4  # of its norm, by which a step's gradient may differ
+GRADIENT = 1e-5  # of its norm, by which a step's gradient may differ, and of its loss (of 1 where that is smaller) the
+# loss: float32's rounding is 3e-6 or less in the built-in methods
+EXACT = 1e-6  # the same in double precision
 AT_START = 1e-4  # nats by which two ways to the same log-probability may differ
 LENGTHS = ("steps", "epochs")  # settings of a run of full size: this bench is small whatever they are
 FEW_TOKENS = 200  # of a micro-batch: a few rows
@@ -172,7 +174,9 @@ class Bench:
 
     def layout(self) -> str:
         """Take every gradient with each prompt computed anew for each completion too: the same."""
-        return self._same("layout", self.whole.rows, "the padded layout")
+        _, gap = self._within("layout doubled", "the padded layout in double precision", EXACT)
+        told = self._same("layout", self.whole.rows, "the padded layout")
+        return f"{told}; in double precision gradients by {gap:.0e}"
 
     def two_processes(self, together: Rows) -> str:
         """Compare with what two processes got that trained together."""
@@ -205,16 +209,22 @@ class Bench:
         return trainer.seen
 
     @cached_property
-    def _gaps(self) -> dict[str, float]:
+    def _gaps(self) -> dict[str, tuple[float, float]]:
         trainer = self.train(trainer_cls=Varying).trainer
         assert isinstance(trainer, Varying)
         return trainer.gaps
 
     def _same(self, variation: str, rows: Rows, what: str) -> str:
         """Return how far a step's gradient and the metrics change under a variation that must not matter."""
-        gap, off = self._gaps[variation], self._same_numbers(rows, what)
-        assert gap <= GRADIENT, f"with {what}, the gradient of some step changes by {gap:.2g} of its norm"
-        return f"gradients differ by at most {gap:.0e} of their norm, metrics by {off:.0e}"
+        (loss, gap), off = self._within(variation, what, GRADIENT), self._same_numbers(rows, what)
+        return f"losses differ by at most {loss:.0e}, gradients by {gap:.0e} of their norm, metrics by {off:.0e}"
+
+    def _within(self, variation: str, what: str, allowed: float) -> tuple[float, float]:
+        """Return how far losses and gradients of the steps change."""
+        loss, gap = self._gaps[variation]
+        assert loss <= allowed, f"with {what}, the loss of some step changes by {loss:.2g} of itself"
+        assert gap <= allowed, f"with {what}, the gradient of some step changes by {gap:.2g} of its norm"
+        return loss, gap
 
     def _same_numbers(self, rows: Rows, what: str) -> float:
         """Return the largest relative difference of the metrics of two turns; later ones amplify rounding.
@@ -257,35 +267,46 @@ class Looking(Trainer):
 
 
 class Varying(Trainer):
-    """Takes the gradient of every step in other ways too, which must not matter, and notes the largest difference."""
+    """Takes loss and gradient of every step in other ways too, which must not matter, and notes what differs most.
+
+    Layouts are compared in double precision too: what differs there is not rounding.
+    """
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.gaps = {"micro-batches": 0.0, "order": 0.0, "layout": 0.0}
+        self.gaps = dict.fromkeys(("micro-batches", "order", "layout", "layout doubled"), (0.0, 0.0))
 
     def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
-        """Compare gradients, then take the step."""
-        usual = self._gradient(terms, self.micro_batch_tokens)
-        others = {
-            "micro-batches": self._gradient(terms, FEW_TOKENS),
-            "order": self._gradient([_reversed(term) for term in terms], self.micro_batch_tokens),
-        }
-        with padded(term.of.module for term in terms):
-            others["layout"] = self._gradient(terms, self.micro_batch_tokens)
-        for name, other in others.items():
-            self.gaps[name] = max(self.gaps[name], float((other - usual).norm() / usual.norm().clamp(min=1e-12)))
+        """Compare losses and gradients, then take the step."""
+        usual, modules = self._taken(terms), [term.of.module for term in terms]
+        self._note("micro-batches", usual, self._taken(terms, FEW_TOKENS))
+        self._note("order", usual, self._taken([_reversed(term) for term in terms]))
+        with padded(modules):
+            self._note("layout", usual, self._taken(terms))
+        for module in modules:
+            module.double()
+        usual = self._taken(terms)
+        with padded(modules):
+            self._note("layout doubled", usual, self._taken(terms))
+        for module in modules:
+            module.float()  # the same numbers as before
         return super().step(terms, progress)
 
-    def _gradient(self, terms: Sequence[Term], micro_batch_tokens: int) -> Tensor:
-        limit, self.micro_batch_tokens = self.micro_batch_tokens, micro_batch_tokens
-        for term in terms:
-            self._accumulate(term)
+    def _note(self, variation: str, usual: tuple[float, Tensor], other: tuple[float, Tensor]) -> None:
+        off = abs(other[0] - usual[0]) / max(1.0, abs(usual[0]))
+        gap = float((other[1] - usual[1]).norm() / usual[1].norm().clamp(min=1e-12))
+        before = self.gaps[variation]
+        self.gaps[variation] = (max(before[0], off), max(before[1], gap))
+
+    def _taken(self, terms: Sequence[Term], micro_batch_tokens: int = 0) -> tuple[float, Tensor]:
+        limit, self.micro_batch_tokens = self.micro_batch_tokens, micro_batch_tokens or self.micro_batch_tokens
+        loss = sum(self._accumulate(term)["loss"] for term in terms)
         self.micro_batch_tokens = limit
         parameters = [p for module in self.modules.values() for p in module.parameters()]
         found = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         for p in parameters:
             p.grad = None
-        return found
+        return loss, found
 
 
 def _reversed(term: Term) -> Term:

@@ -214,12 +214,15 @@ def _samples(
 ) -> list[dict[str, Any]]:
     wins = win_scores(answers.gold, reference.gold)
     lengths = answers.batch.lengths[:, 0].tolist()
+    checked = answers.verdicts is not None
+    verdicts = [None if math.isnan(v) else v for v in answers.verdicts or []]  # None: it could not be scored
     return [
         {
             "prompt_id": prompt.id, "prompt": prompt_text(prompt.text), "sft": reference.texts[i],
             "answer": answers.texts[i], "gold": answers.gold[i], "sft_gold": reference.gold[i],
             "kl": kl["kl"][i], "win": wins[i], "length": lengths[i], "ended": bool(answers.batch["ended"][i, 0]),
             "proxy": answers.proxy and answers.proxy[i], "sft_proxy": reference.proxy and reference.proxy[i],
+            **({"accuracy": verdicts[i]} if checked else {}),
         }
         for i, prompt in enumerate(prompts)
     ]  # fmt: skip

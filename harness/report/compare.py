@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MEASURES = {  # figure of the evaluation: (column of samples.jsonl, what it is called, decimals)
     "win_rate": ("win", "win-rate vs SFT", 3), "gold": ("gold", "gold reward", 3),
-    "proxy": ("proxy", "proxy reward", 3), "accuracy": ("", "accuracy", 3),
+    "proxy": ("proxy", "proxy reward", 3), "accuracy": ("accuracy", "accuracy", 3),
     "kl": ("kl", "KL (nats)", 2), "length": ("length", "length (tokens)", 1),
 }  # fmt: skip
 ALPHA = 0.05

@@ -15,7 +15,8 @@ from ..statistics.intervals import Array, Estimate, two_way_interval, win_rate_i
 from ..statistics.length import length_controlled
 from .select import Record, Row, samples_of
 
-MEANS = ("gold", "proxy", "kl", "length")  # figures that every answer has one of, beside the win-rate
+MEANS = ("gold", "proxy", "kl", "length", "accuracy")  # figures that an answer can have, beside the win-rate
+SHARES = ("accuracy",)  # of these, what lies between 0 and 1
 SIGNED = ("gold", "proxy")  # of these, what may be below 0
 AGREE = 1e-6  # how far a record's mean may be from that of its answers
 
@@ -82,9 +83,11 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
     figures["win_rate_seed_sd"] = win_rate_interval(answers.win).seed_sd
     figures |= _told("lc_win_rate", controlled(answers))
     for name in MEANS:
-        if name in answers.figures:
+        if name in answers.figures and name in SHARES:
+            figures |= _told(name, win_rate_interval(answers.figures[name]))
+        elif name in answers.figures:
             figures |= _told(name, two_way_interval(answers.figures[name]), -math.inf if name in SIGNED else 0.0)
-    return figures | _recorded(row.good)
+    return figures | {name: told for name, told in _recorded(row.good).items() if name not in figures}
 
 
 def controlled(answers: Answers) -> Estimate:

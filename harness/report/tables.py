@@ -122,6 +122,12 @@ def _kl(f: Figures) -> Cell:
     return cell if f["kl_estimator"] == "rao-blackwell" else replace(cell, text=f"{cell.text} (est.)")
 
 
+def _accuracy(f: Figures) -> Cell:
+    """Return it without an interval where a verdict is missing: some answer could not be scored, or an old record."""
+    told = "accuracy" in f and "accuracy_low" not in f
+    return Cell(f"{f['accuracy']:.3f}") if told else _estimate("accuracy", ".3f")(f)
+
+
 def _plainly(write: Callable[[Figures], str]) -> Callable[[Figures], Cell]:
     return lambda f: Cell(write(f))
 
@@ -145,7 +151,7 @@ COLUMNS = (
     Column("lc_win_rate", "length-controlled", _estimate("lc_win_rate", ".3f")),
     Column("gold", "gold", _estimate("gold", ".2f")),
     Column("proxy", "proxy", _estimate("proxy", ".2f")),
-    Column("accuracy", "accuracy", _plainly(lambda f: f"{f['accuracy']:.3f}" if "accuracy" in f else "-")),
+    Column("accuracy", "accuracy", _accuracy),
     Column("kl", "KL (nats)", _kl),
     Column("length", "length", _plainly(lambda f: f"{f['length']:.1f}")),
     Column("seconds", "train s / CPU s", _plainly(

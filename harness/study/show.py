@@ -21,9 +21,12 @@ UNITS = ((1e12, "TFLOP"), (1e9, "GFLOP"))
 def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str:
     """Return the cells of a study, how far they are, and what those that are left may cost."""
     rows, cpu, flops, unknown = [["run", "state", "CPU s", "FLOP", ""]], 0.0, 0.0, 0
+    borrowed = False
     for cell, state in zip(planned.cells, states, strict=True):
         guess = estimates.of(cell) if state.status in (LEFT, FAILED) else None
-        told = [f"{guess.cpu_seconds:.0f}", f"{guess.flops:.2g}"] if guess else ["", ""]
+        about = "~" if guess and guess.elsewhere else ""
+        borrowed |= bool(about)
+        told = [f"{about}{guess.cpu_seconds:.0f}", f"{about}{guess.flops:.2g}"] if guess else ["", ""]
         if state.status in (LEFT, FAILED) and guess is None:
             told = ["unknown", "unknown"]
         if state.status == LEFT:
@@ -39,6 +42,11 @@ def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str
         lines.append(
             f"{other} of those left lie here finished by other code, the harness's or a plugin's: such results are "
             "never taken for this code's. `harness table` still shows them."
+        )
+    if borrowed:
+        lines.append(
+            "~ is what the method took in the harness's own study, on two cores of another machine with the suite's "
+            "settings: of its steps, models and sweeps yours may have more."
         )
     more = f", and {unknown} runs of unknown cost" if unknown else ""
     lines.append(f"What is left may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared stages come on top.")

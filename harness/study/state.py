@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -47,10 +49,25 @@ class Estimate:
 
     cpu_seconds: float
     flops: float
+    elsewhere: bool = False  # measured on another machine, with the suite's own settings
+
+
+@cache
+def shipped() -> dict[tuple[str, str], Estimate]:
+    """Return {(method, suite): mean cost} of the harness's own main study: `python results/costs.py` writes it."""
+    with (Path(__file__).parent / "costs.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (row["method"], row["suite"]): Estimate(float(row["cpu_seconds"]), float(row["flops"]), elsewhere=True)
+        for row in rows
+    }
 
 
 class Estimates:
-    """Estimates from finished runs: of the same recipe where there are any, else of the same method and suite."""
+    """Estimates from finished runs: of the same recipe where there are any, else of the same method and suite.
+
+    Where there are neither, those of the harness's own study stand in, unless the run is quick or of another model.
+    """
 
     def __init__(self, results: Path) -> None:
         self._recipes: dict[str, list[Mapping[str, Any]]] = {}
@@ -71,9 +88,11 @@ class Estimates:
         alike = (cell.spec.method, cell.spec.suite_name, cell.spec.quick)
         records = self._recipes.get(cell.spec.recipe()) or self._methods.get(alike)
         if not records:
-            return None
+            plain = not cell.spec.quick and cell.spec.model is None
+            return shipped().get(alike[:2]) if plain else None
         parts = [(r["cost"]["method"], r["cost"]["evaluation"]) for r in records]
-        return Estimate(*(fmean(m[name] + e[name] for m, e in parts) for name in ("cpu_seconds", "flops")))
+        seconds, flops = (fmean(m[name] + e[name] for m, e in parts) for name in ("cpu_seconds", "flops"))
+        return Estimate(seconds, flops)
 
 
 def study_folder(results: Path, name: str) -> Path:

@@ -1,0 +1,28 @@
+"""What a run of each method costs on each embedded suite, for `harness study --dry-run` where nothing was run yet.
+
+    python results/costs.py [RAW] > harness/study/costs.csv
+
+From the finished runs below RAW (results/raw) that nobody set an option of: mean CPU seconds and FLOPs of the method
+and of its evaluation; shared stages are not in it.
+"""
+
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+
+from harness.store import runs
+
+found = defaultdict(list)
+for _, record in runs(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "raw")):
+    if "failure" not in record and not record["quick"] and not record["asked"]:
+        parts = record["cost"]["method"], record["cost"]["evaluation"]
+        found[record["method"], record["suite"]].append(
+            [sum(p[name] for p in parts) for name in ("cpu_seconds", "flops")]
+        )
+writer = csv.writer(sys.stdout, lineterminator="\n")
+writer.writerow(["method", "suite", "cpu_seconds", "flops"])
+for (method, suite), costs in sorted(found.items()):
+    seconds, flops = (fmean(column) for column in zip(*costs, strict=True))
+    writer.writerow([method, suite, f"{seconds:.1f}", f"{flops:.3g}"])
