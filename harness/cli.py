@@ -72,7 +72,8 @@ def cli() -> None:
     "--budget",
     default="",
     metavar="NAME=N,...",
-    help="End the method's training once it has used so many steps, samples, tokens, flops or labels.",
+    help="End the method's training once it has used so many steps, samples, tokens, flops or labels; "
+    "labels: those of its preferences too, which are cut to it.",
 )
 @click.option("--judge", metavar="NAME", help="Judge by this plugin instead of the suite's.")
 @click.option("--labeller", metavar="NAME", help="Label by this plugin instead of the suite's.")

@@ -16,7 +16,7 @@ from harness.registry import installed
 from harness.rollout import enable_shared_cache
 from harness.shared_options import GradientMethod
 from harness.start import Start
-from harness.training import Role
+from harness.training import Role, Trainer
 
 from .test_every_method import METHODS, registry  # noqa: F401  # a fixture
 from .test_memory import counted
@@ -128,6 +128,36 @@ def test_a_critic_on_the_policys_trunk_leaves_frozen_what_is_frozen(policy):
     critic = scalar_on(policy)
     critic.head.requires_grad_(True)
     assert frozen_cost(critic).linear == frozen_cost(policy).linear and frozen_cost(critic).head == 0
+
+
+def test_it_equals_the_start_checkpoint_until_it_has_something_to_say(plain, policy, monkeypatch):
+    start = Start.of(plain)
+    monkeypatch.setattr("harness.start.weights_digest", lambda model: pytest.fail("its weights were read"))
+    assert start.equals(policy) and not start.equals(moved(policy))
+
+
+class Spying(Trainer):
+    """Notes which weights the losses of a step would compute gradients for."""
+
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        self.learning = {}
+
+    def step(self, terms, progress):
+        for term in terms:
+            named = term.of.module.named_parameters()
+            self.learning.setdefault(term.of.name, set()).update(n for n, p in named if p.requires_grad)
+        return super().step(terms, progress)
+
+
+def test_no_gradient_is_computed_for_the_frozen_trunk_under_a_shared_critic(registry, results):  # noqa: F811
+    options = Options(results=results, settings=("lora_rank=2", "shared_critic=true"))
+    bench = Bench("ppo", "summarization", registry, options)
+    learning = bench.train(trainer_cls=Spying).trainer.learning
+    bench.close()
+    assert learning.keys() == {"policy", "value"} and all("lora_" in name for name in learning["policy"])
+    heads = {name for name in learning["value"] if "lora_" not in name}
+    assert heads and all(name.startswith("head") for name in heads)
 
 
 # -- the lab -----------------------------------------------------------------------------------------------------------
