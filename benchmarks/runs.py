@@ -42,6 +42,7 @@ def main() -> None:
     """Compare, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, help="the earlier commit")
+    parser.add_argument("--only", nargs="+", choices=[run[0] for run in RUNS[1:]], help="only these runs")
     parser.add_argument("--turns", type=int, default=1, help="seeds; medians are shown")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "results" / "speed_runs.md")
     args = parser.parse_args()
@@ -60,8 +61,8 @@ def main() -> None:
             folders = {side: Path(scratch, side) for side in trees}
             for folder in folders.values():
                 folder.mkdir()
-            for name, method, suite in RUNS:
-                if suite != "summarization":  # its stages first, outside the figure
+            for name, method, suite in [run for run in RUNS if not args.only or run[0] in args.only]:
+                if suite != "summarization" or args.only:  # its stages first, outside the figure
                     for side, root in trees.items():
                         run(root, "sft", suite, folders[side], 0)
                 seeds = [9] if "nothing" in name else list(range(args.turns))

@@ -119,6 +119,8 @@ class Loop:
         self._exit: Callable[[], None] | None = None
         self._left: list[str] = []  # streams that were left by `break`
         self._firsts: dict[str, int] = {}  # `first`, by stream
+        self._asked: dict[str, float] = {}  # labels before it began, by stream
+        self._asked_before = 0.0  # the same of the current one
         self._taken: dict[str, int] = {}  # by kind
         self._streams = 0
         self._pending: dict[str, list[float]] = {}
@@ -143,6 +145,7 @@ class Loop:
         if self._done.get(key):  # what was logged before this stream is in the rows already
             self._pending.clear()
         self.first = self._firsts.setdefault(key, self._taken.get(kind, 0))
+        self._asked_before = self._asked.setdefault(key, self.used()["labels"])
         self.stream, self.turn, self.total, self.open = stream, self._done.get(key, 0), total, True
         try:
             while self.turn < total and key not in self._left and self.budget_share() < 1:
@@ -190,11 +193,12 @@ class Loop:
     def budget_share(self) -> float:
         """Return the largest used share of any limit of the budget; 0 without one.
 
-        Of labels it is the share of those that were left when training began: who asks for none trains to the end.
+        Of labels it is the share of those that were left when training began, in a stream that asks for some: what
+        asks for none trains to its end.
         """
         used, limits = self.used(), {name: limit for name, limit in asdict(self.budget).items() if limit}
         if "labels" in limits:
-            used["labels"] -= self.labels
+            used["labels"] -= self.labels if used["labels"] > self._asked_before else used["labels"]
             limits["labels"] = max(limits["labels"] - self.labels, 1e-9)
         return max((used[name] / limit for name, limit in limits.items()), default=0.0)
 
@@ -222,8 +226,8 @@ class Loop:
                 f"lab.state must survive being written as JSON (text keys; no tuples, no tensors), not {self.state!r}"
             )
         state = {
-            "done": self._done, "left": self._left, "firsts": self._firsts, "taken": self._taken, "state": self.state,
-            "rows": self.rows, "steps": self.trainer.steps, "meter": self.meter.snapshot(),
+            "done": self._done, "left": self._left, "firsts": self._firsts, "taken": self._taken, "asked": self._asked,
+            "state": self.state, "rows": self.rows, "steps": self.trainer.steps, "meter": self.meter.snapshot(),
         }  # fmt: skip
         self.checkpoints.save(len(self.rows), self.trainer.tensors(), state)
 
@@ -243,6 +247,7 @@ class Loop:
             return
         self.trainer.saved, saved = found
         self.trainer.steps = saved["steps"]
-        self._done, self._left, self._firsts, self._taken = (saved[k] for k in ("done", "left", "firsts", "taken"))
+        self._done, self._left, self._firsts = (saved[k] for k in ("done", "left", "firsts"))
+        self._taken, self._asked = saved["taken"], saved["asked"]
         self.state, self.rows = saved["state"], saved["rows"]
         self.meter.restore(saved["meter"])

@@ -145,7 +145,7 @@ def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -
         supplies.verifier = stages.suite.verifier()
     if "pairs" in needs or "reward" in needs:
         used.append(stages.feedback)
-        supplies.labels = stages.feedback.info["asked"]
+        supplies.labels = int(stages.feedback.info["asked"])
     if "pairs" in needs:
         supplies.pairs = read_pairs(stages.feedback.folder)
     if "labels" in needs:
@@ -301,11 +301,12 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
 
 def _leave_labels(spec: RunSpec, asked: int) -> None:
     """Refuse a method that asks for labels while it trains, where its preferences have taken all that it may use."""
-    limit = spec.budget.labels
-    if limit is not None and limit - asked < comb(spec.stages["preferences"]["completions"], 2):
+    limit, prompt = spec.budget.labels, comb(spec.stages["preferences"]["completions"], 2)
+    if limit is not None and limit - asked < prompt:
+        less = f"--stage-set preferences.labels={limit // 2}, or " if limit // 2 >= 2 * prompt else ""
         raise UsageError(
             f"--budget labels={limit}: the preferences took {asked}, and {spec.method} asks for more while it trains. "
-            f"Leave it some: --stage-set preferences.labels={limit // 2}, or a larger budget. Nothing was trained."
+            f"Leave it some: {less}a larger budget. The shared stages are made; the method was not trained."
         )
 
 

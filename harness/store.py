@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,15 +81,18 @@ def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield folder, failed
 
 
-def unspent(record: Mapping[str, Any]) -> dict[str, float]:
+def unspent(record: Mapping[str, Any], completions: int) -> dict[str, float]:
     """Return {limit: what was left} of a run that ended before any limit of its budget did; else nothing.
 
-    Preferences are cut to a limit by whole prompts: of labels, 2 % may be left.
+    Preferences of so many `completions` are cut to a limit of labels by whole prompts. Labels end the training of who
+    asks for them only: beside another limit they do not count for the others.
     """
     cost = record.get("cost", {})
-    left, used = cost.get("budget_left", {}), cost.get("budget_used", {})
-    reached = [rest <= (0.02 * used[name] if name == "labels" else 0) for name, rest in left.items()]
-    return {} if any(reached) else dict(left)
+    left: dict[str, float] = dict(cost.get("budget_left", {}))
+    asks = any(cost.get("method", {}).get(name) for name in ("labels", "ai_labels"))
+    limits = {name: rest for name, rest in left.items() if name != "labels" or asks or len(left) == 1}
+    full = {name: rest < comb(completions, 2) if name == "labels" else rest <= 0 for name, rest in limits.items()}
+    return {} if any(full.values()) else left
 
 
 def load_results(results: str | Path = "results") -> pd.DataFrame:

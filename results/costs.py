@@ -2,8 +2,8 @@
 
     python results/costs.py [RAW] > harness/study/costs.csv
 
-From the finished runs below RAW (results/raw) that nobody set an option of: mean CPU seconds and FLOPs of the method
-and of its evaluation; shared stages are not in it.
+From the finished runs of the main study below RAW (results/raw) that nobody set an option of: mean CPU seconds and
+FLOPs of the method and of its evaluation; shared stages are not in it.
 """
 
 import csv
@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import fmean
 
 from harness.store import runs
+from harness.study.state import places_of
 
-found = defaultdict(list)
-for _, record in runs(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "raw")):
-    if "failure" not in record and not record["quick"] and not record["asked"]:
+raw = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "raw")
+main, found = places_of(raw, "main"), defaultdict(list)
+for folder, record in runs(raw):
+    if str(folder) in main and "failure" not in record and not record["asked"]:
         parts = record["cost"]["method"], record["cost"]["evaluation"]
         found[record["method"], record["suite"]].append(
             [sum(p[name] for p in parts) for name in ("cpu_seconds", "flops")]

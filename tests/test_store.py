@@ -312,11 +312,12 @@ def test_flatten():
 
 
 @pytest.mark.parametrize(
-    ("left", "used", "told"),
-    [({}, {}, {}), ({"steps": 3}, {"steps": 6}, {"steps": 3}), ({"steps": 0}, {"steps": 6}, {}),
-     ({"steps": -1, "tokens": 50}, {"steps": 7, "tokens": 9}, {}), ({"labels": 5}, {"labels": 995}, {}),
-     ({"labels": 50}, {"labels": 950}, {"labels": 50}), ({"labels": 7}, {"labels": 0}, {"labels": 7})],
+    ("left", "asked", "told"),
+    [({}, 0, {}), ({"steps": 3}, 0, {"steps": 3}), ({"steps": 0}, 0, {}), ({"steps": -1, "tokens": 50}, 0, {}),
+     ({"labels": 5}, 0, {}), ({"labels": 6}, 0, {"labels": 6}), ({"labels": -4}, 90, {}),
+     ({"steps": 3, "labels": 5}, 0, {"steps": 3, "labels": 5}), ({"steps": 3, "labels": -2}, 90, {})],
 )  # fmt: skip
-def test_a_budget_is_unspent_where_no_limit_was_reached(left, used, told):
-    assert unspent({"cost": {"budget_left": left, "budget_used": used}}) == told
-    assert unspent({}) == {}
+@pytest.mark.parametrize("kind", ["labels", "ai_labels"])
+def test_a_budget_is_unspent_where_no_limit_was_reached(left, asked, told, kind):
+    assert unspent({"cost": {"budget_left": left, "method": {kind: asked}}}, completions=4) == told
+    assert unspent({}, completions=4) == {}

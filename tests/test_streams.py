@@ -3,13 +3,15 @@
 import copy
 import shutil
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from harness.data import Demonstration
+from harness.data import Budget, Demonstration
 from harness.lab import Lab, Supplies
 from harness.loop import Checkpoints, Loop
+from harness.meter import Meter
 from harness.shared_options import GradientMethod
 from harness.stages.preferences import LabelledPair
 from harness.start import Start
@@ -248,3 +250,33 @@ def test_pairs_trained_on_are_counted(make_lab, meter):
     lab, _ = make_lab()
     list(lab.pairs(steps=3))
     assert meter.phases["update"].pairs == 6
+
+
+def test_a_budget_of_labels_ends_and_paces_only_streams_that_ask_for_some(tmp_path):
+    def opened():
+        trainer = SimpleNamespace(tensors=lambda: {"w": torch.zeros(1)}, saved={}, steps=0, modules={})
+        where = Checkpoints(tmp_path / "checkpoint", 3600.0)
+        return Loop(trainer, where, Meter(), lambda *told: None, Budget(labels=100), labels=90)
+
+    def walk(loop, labels):
+        paces = []
+        for _ in loop.turns(4):
+            with loop.meter.phase("score"):
+                loop.meter.add(labels=labels)
+            paces.append(loop.progress)
+        return paces
+
+    loop = opened()
+    assert walk(loop, 4) == [0.4, 0.8, 1 - 1e-9] and loop.left()["labels"] == -2  # 8, 12: checked before each turn
+    assert walk(loop, 0) == [0, 0.25, 0.5, 0.75]  # asks for none, though none is left
+    assert walk(loop, 1) == [1 - 1e-9]  # asks for one, and then no more
+    assert loop.budget_share() >= 1
+
+    killed = opened()
+    for _ in killed.turns(4):
+        with killed.meter.phase("score"):
+            killed.meter.add(labels=12)
+        killed.save()
+        break
+    resumed = opened()
+    assert resumed.used()["labels"] == 102 and list(resumed.turns(4)) == []  # it began before they were asked for

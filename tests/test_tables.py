@@ -67,6 +67,19 @@ def test_accuracy_has_an_interval_over_seeds_and_prompts_where_every_answer_has_
         assert "accuracy_low" not in figures and not cell.interval
 
 
+def test_verdicts_of_any_size_have_an_interval(tmp_path):
+    made = record("rlvr") | {"seed": 0}
+    values = [float(i % 5) - 3 for i in range(64)]
+    made["evaluation"]["accuracy"] = estimate(fmean(values))
+    put(tmp_path, made)
+    (folder,) = (tmp_path / "runs" / "toy" / "rlvr").iterdir()
+    rows = read_rows(folder / "samples.jsonl")
+    write_rows(folder / "samples.jsonl", [row | {"accuracy": v} for row, v in zip(rows, values, strict=True)])
+    (row,) = select(tmp_path, Filter("toy")).rows
+    figures, expected = figures_of(row, answers_of(row)), two_way_interval(np.array([values]))
+    assert figures["accuracy_low"] == expected.low < expected.mean < 0 and figures["accuracy_high"] == expected.high
+
+
 def test_rows_sft_first_then_by_strength(tmp_path):
     made = table(tmp_path, record("dpo", win=0.6), record("ppo", win=0.8), record("sft", win=0.5))
     assert [row[0] for row in texts(made)] == ["sft", "ppo", "dpo"]

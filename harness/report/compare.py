@@ -43,7 +43,7 @@ class Measure:
     a: float
     b: float
     digits: int
-    difference: Comparison | None  # accuracy has none: single verdicts are not in a record
+    difference: Comparison | None  # None where an answer has no value: a verdict in an older record
     note: str = ""
 
 

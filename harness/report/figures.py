@@ -16,8 +16,7 @@ from ..statistics.length import length_controlled
 from .select import Record, Row, samples_of
 
 MEANS = ("gold", "proxy", "kl", "length", "accuracy")  # figures that an answer can have, beside the win-rate
-SHARES = ("accuracy",)  # of these, what lies between 0 and 1
-SIGNED = ("gold", "proxy")  # of these, what may be below 0
+SIGNED = ("gold", "proxy", "accuracy")  # of these, what may be below 0
 AGREE = 1e-6  # how far a record's mean may be from that of its answers
 
 
@@ -83,11 +82,16 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
     figures["win_rate_seed_sd"] = win_rate_interval(answers.win).seed_sd
     figures |= _told("lc_win_rate", controlled(answers))
     for name in MEANS:
-        if name in answers.figures and name in SHARES:
+        if name == "accuracy" and name in answers.figures and _shares(answers.figures[name]):
             figures |= _told(name, win_rate_interval(answers.figures[name]))
         elif name in answers.figures:
             figures |= _told(name, two_way_interval(answers.figures[name]), -math.inf if name in SIGNED else 0.0)
     return figures | {name: told for name, told in _recorded(row.good).items() if name not in figures}
+
+
+def _shares(verdicts: Array) -> bool:
+    """Return whether verdicts are between 0 and 1; a verifier may give what it likes."""
+    return bool(((verdicts >= 0) & (verdicts <= 1)).all())
 
 
 def controlled(answers: Answers) -> Estimate:

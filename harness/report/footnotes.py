@@ -56,7 +56,8 @@ def _budget(row: Row) -> Iterator[str]:
     budget = {name: limit for name, limit in (spec_of(row.good[0]).get("budget") or {}).items() if limit is not None}
     if budget:
         told = ", ".join(f"{name} {limit:.6g}" for name, limit in budget.items())
-        early = any(unspent(record) for record in row.good)
+        completions = spec_of(row.good[0]).get("stages", {}).get("preferences", {}).get("completions", 2)
+        early = any(unspent(record, completions) for record in row.good)
         yield f"Budget: {told}." + (" It ended by itself before." if early else "")
 
 

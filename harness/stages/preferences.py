@@ -121,7 +121,7 @@ def _compared(stages: Stages, labeller: Labeller, batch: Batch, limit: int) -> t
         rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
         said = labeller.compare(prompt, texts, lengths[i], rng)
         rows.append(_row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], said))
-        asked += len(rows[-1]["p"])
+        asked = int(labeller.usage().get("asked", asked + len(rows[-1]["p"])))
         utilities = labeller.ceiling(prompt, texts, lengths[i])
         agreements.append([] if utilities is None else _agreements(said, utilities))
     return rows, agreements

@@ -199,7 +199,9 @@ def _unspent(planned: Plan, states: Sequence[State], results: Path) -> list[str]
     left: dict[str, str] = {}
     for cell, state in zip(planned.cells, states, strict=True):
         if state.status == DONE and not cell.trial:
-            unspent = store.unspent(store.read_result(results / cell.spec.folder) or {})
+            unspent = store.unspent(
+                store.read_result(results / cell.spec.folder) or {}, cell.spec.stages["preferences"]["completions"]
+            )
             if unspent:
                 told = ", ".join(f"{value:.3g} {name}" for name, value in unspent.items())
                 left[f"{cell.label} on {cell.spec.suite_name}"] = told
