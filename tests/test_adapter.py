@@ -150,8 +150,8 @@ class Spying(Trainer):
         return super().step(terms, progress)
 
 
-def test_no_gradient_is_computed_for_the_frozen_trunk_under_a_shared_critic(registry, results):  # noqa: F811
-    options = Options(results=results, settings=("lora_rank=2", "shared_critic=true"))
+def test_no_gradient_is_computed_for_the_frozen_trunk_under_a_shared_critic(registry):  # noqa: F811
+    options = Options(results=fresh("shared-critic"), settings=("lora_rank=2", "shared_critic=true"))
     bench = Bench("ppo", "summarization", registry, options)
     learning = bench.train(trainer_cls=Spying).trainer.learning
     bench.close()
