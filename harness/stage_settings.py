@@ -31,7 +31,7 @@ class PreferenceOptions:
     prompts: int = 2000  # prompts to sample; those of the held-out part included
     completions: int = 4  # K completions per prompt, all C(K, 2) pairs labelled
     heldout: float = 0.1  # share of the prompts kept for measuring the reward model
-    labels: int = 0  # comparisons asked for at most, by whole prompts, the held-out part included; 0 is no limit
+    labels: int = 0  # comparisons at most, the held-out part included; 0 is no limit
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""

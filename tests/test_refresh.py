@@ -354,6 +354,17 @@ def test_what_asks_for_labels_is_refused_where_preferences_take_all_and_told_wha
     assert 0 < cost["method"]["labels"] and cost["labels"] - cost["method"]["labels"] <= asked // 4
 
 
+def test_fixed_pairs_are_cut_to_a_budget_of_labels():
+    costs = []
+    for budget in ([], ["--budget", "labels=20"]):
+        folder = fresh("cut")
+        done = command("run", "-m", "dpo", "-s", "exact", "--quick", *budget, "--results", folder)
+        assert done.code == 0, done.text
+        (run,) = (folder / "runs" / "exact" / "dpo").iterdir()
+        costs.append(cost_of(run)["labels"])
+    assert costs[0] > 20 >= costs[1] > 0
+
+
 def test_too_few_labels_for_two_prompts_are_refused():
     done = command(*on_small("dpo", "--budget", "labels=11", results=results()))
     assert done.code == 2 and "labels=11 is too few for two prompts" in done.err and "at least 12" in done.err

@@ -32,8 +32,9 @@ from .findings import Options
 
 ROUNDING = 2e-3  # by how much the first turns' metrics may differ, relative to their size, for float32's rounding
 A_DRAW = 5e-2  # the same where a draw that lay on an edge may have turned
-GRADIENT = 1e-5  # of its norm, by which a step's gradient may differ, and of its loss (of 1 where that is smaller) the
-# loss: float32's rounding is 3e-6 or less in the built-in methods
+# Of its norm, by which a step's gradient may differ, and of its loss (of 1 where that is smaller) the loss; in the
+# built-in methods float32's rounding is 3e-6 or less.
+GRADIENT = 1e-5
 EXACT = 1e-6  # the same with weights and states in double precision (log-probabilities are float32 there too)
 AT_START = 1e-4  # nats by which two ways to the same log-probability may differ
 LENGTHS = ("steps", "epochs")  # settings of a run of full size: this bench is small whatever they are
