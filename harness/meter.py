@@ -132,7 +132,7 @@ def merge(snapshots: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def resident_peak(reset: bool) -> int:
-    """Return the peak resident set of this process in bytes since the last reset, where the system tells (Linux)."""
+    """Return the peak resident set of this process in bytes since the last reset that was permitted (see below)."""
     status = Path("/proc/self/status")
     if not status.exists():  # elsewhere: the peak since the start of the process
         import resource
@@ -141,8 +141,14 @@ def resident_peak(reset: bool) -> int:
     with status.open() as stream:
         peak = next((int(line.split()[1]) * 1024 for line in stream if line.startswith("VmHWM:")), 0)
     if reset:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:  # not permitted: the peak is then the process's, which is no less
-            pass
+        start_peak_anew()
     return peak
+
+
+def start_peak_anew() -> bool:
+    """Start the peak of the resident set anew; False where that cannot be done, and it is the process's so far."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True

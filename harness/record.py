@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import store
 from .files import write_json
-from .meter import OWN_PHASES, SHARED_PHASES, Meter, merge
+from .meter import OWN_PHASES, SHARED_PHASES, Meter, merge, start_peak_anew
 from .registry import Registry, plugins_in_use
 from .spec import RunSpec, digest_of, stage_options
 
@@ -93,13 +93,13 @@ def costs(bill: Bill) -> dict[str, Any]:
 def write(
     folder: Path, spec: RunSpec, registry: Registry, result: Mapping[str, Any], rows: list[dict[str, float]],
     samples: list[dict[str, Any]],
-) -> None:  # fmt: skip
-    """Write metrics, samples and provenance."""
+) -> dict[str, str]:  # fmt: skip
+    """Write metrics, samples and provenance; return the digests of the rows, for who reads them later."""
     artifacts = {name: told["content"] for name, told in result["artifacts"].items()}
     made = store.provenance(plugins_in_use(registry)) | {"code": dict(spec.code), "seeds": seeds_of(spec)}
     write_json(folder / "provenance.json", made | {"ground": result["ground"], "artifacts": artifacts})
-    store.write_rows(folder / "metrics.jsonl", list(rows))
-    store.write_rows(folder / "samples.jsonl", samples)
+    written: dict[str, list[dict[str, Any]]] = {store.METRICS: list(rows), store.SAMPLES: samples}
+    return {name: store.write_rows(folder / name, lines) for name, lines in written.items()}
 
 
 def write_policy(folder: Path, policy: Policy, supplies: Supplies) -> None:
@@ -154,6 +154,7 @@ def runtime_of(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
     trunk = trunk_of(supplies.start.outline)
     return {
         "device": str(shop.device), "processes": shop.team.size, "threads": torch.get_num_threads(),
+        "peak_memory_by_phase": shop.device.type == "cuda" or start_peak_anew(),
         "prompt_computed_once": bool(getattr(trunk, "share_prompt", False)),
         "prompt_cached_once": bool(getattr(trunk, "share_cache", False)),
         "head_in_parts": bool(getattr(trunk, "plain_head", False)),

@@ -108,10 +108,10 @@ def _carry_out(
         )  # fmt: skip
         result = record.result_of(spec, type(method).paper, assessed, bill)
         result["runtime"] = record.runtime_of(supplies, shop)
-        for idle in _idle(spec, loop, shop):
-            settings.warn(idle)
+        for remark in _remarks(spec, loop, shop, result["runtime"]):
+            settings.warn(remark)
         if shop.team.main:
-            record.write(folder, spec, registry, result, loop.rows, assessed.samples)
+            result["files"] = record.write(folder, spec, registry, result, loop.rows, assessed.samples)
             record.write_policy(folder, policy, supplies)
             record.finish(folder, result)
         shop.team.wait()
@@ -226,13 +226,15 @@ def assess(
 # -- building blocks ---------------------------------------------------------------------------------------------------
 
 
-def _idle(spec: RunSpec, loop: Loop, shop: Workshop) -> list[str]:
-    """Return what was asked for and found nothing to do."""
+def _remarks(spec: RunSpec, loop: Loop, shop: Workshop, runtime: Mapping[str, Any]) -> list[str]:
+    """Return what was asked for and found nothing to do, and which figure says less than its name."""
     told = []
     if spec.snapshots and not loop.total:
         told.append(f"--snapshots: {spec.method} trains nothing, so there was nothing to keep along training.")
     if shop.check and not shop.check.tokens:
         told.append(f"--check-rollouts: {spec.method} rolled nothing out while it trained; nothing was compared.")
+    if not runtime["peak_memory_by_phase"]:
+        told.append("Peak memory is that of the whole process, not of each phase: this system resets no peak.")
     return told
 
 

@@ -9,6 +9,7 @@ failure.json     instead, when the run failed      checkpoint/      while it run
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RESULT, FAILURE = "result.json", "failure.json"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
 def write_spec(folder: Path, spec: RunSpec) -> None:
@@ -36,14 +38,32 @@ def write_spec(folder: Path, spec: RunSpec) -> None:
     write_json(folder / "spec.json", dataclasses.asdict(spec))
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write JSON lines atomically."""
-    write_text(path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Write JSON lines atomically; return their SHA-256."""
+    text = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+    write_text(path, text)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def rows_behind(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the rows of METRICS or SAMPLES beside a record; raise HarnessError where it was made of others.
+
+    Records written before there were digests in them have none: theirs are not checked here.
+    """
+    path, told = Path(record["folder"]) / name, record.get("files", {}).get(name)
+    content = path.read_bytes()
+    try:
+        if told is not None and hashlib.sha256(content).hexdigest() != told:
+            raise ValueError(f"not the {name} that result.json was made from: something was changed")
+        rows = [json.loads(line) for line in content.decode("utf-8").splitlines()]
+    except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
+        raise HarnessError(f"{path} is damaged ({error}). Delete the folder {path.parent} and run again.") from error
+    return rows
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

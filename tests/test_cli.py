@@ -1,6 +1,7 @@
 """The command line end to end: clear refusals, the built-in methods, a stranger's method, failures, determinism."""
 
 import csv
+import hashlib
 import io
 import json
 import resource
@@ -220,6 +221,8 @@ def test_a_quick_run_end_to_end(method):
     low, high = (result["evaluation"]["win_rate"][k] for k in ("low", "high"))
     assert 0 <= low <= result["evaluation"]["win_rate"]["mean"] <= high <= 1
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    for name in ("samples.jsonl", "metrics.jsonl"):
+        assert result["files"][name] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
     assert len(samples) == 64 and all(s["prompt_id"].startswith("test/") for s in samples)
     assert (folder / "policy" / "model.safetensors").exists() == (method != "best_of_n")
     steps = len((folder / "metrics.jsonl").read_text().splitlines())

@@ -2,18 +2,20 @@
 
 import copy
 import gc
+import json
 import weakref
 
 import pytest
 import torch
 
 from harness.logprobs import completion_logp
+from harness.meter import resident_peak, start_peak_anew
 from harness.models import forward_cost, learning, size_of, unfilled
 from harness.rewards import RewardModel
 from harness.start import Start
 from harness.training import Role
 
-from .tools import command, fresh, on_small, plugin
+from .tools import command, fresh, on_small, only_run, plugin
 
 # Counts the trunks in memory, and the bytes of all tensors in sizes of a trunk, whenever something of interest happens.
 COUNTER = """
@@ -238,3 +240,20 @@ def test_a_reward_model_is_loaded_beside_no_start_checkpoint(start, disk, tmp_pa
     here = Role("reward", scalar_model, RewardModel(scalar_model, "last").role.compute)
     again.model.trunk.share_prompt = False
     assert torch.equal(again.role.compute(batch), here.compute(batch))
+
+
+def test_a_system_that_resets_no_peak_is_told():
+    folder, stubborn = fresh("no_peak"), "from harness import record\n\nrecord.start_peak_anew = lambda: False\n"
+    done = command(*on_small("dpo", "-p", plugin(folder, "stubborn", stubborn), results=folder))
+    assert done.code == 0 and "Peak memory is that of the whole process, not of each phase" in done.text
+    runtime = json.loads((only_run(folder, "small", "dpo") / "result.json").read_text())["runtime"]
+    assert runtime["peak_memory_by_phase"] is False
+
+
+def test_a_peak_starts_anew_where_the_system_lets_it():
+    assert start_peak_anew()
+    held = torch.ones(64 * 2**20 // 4)
+    high = resident_peak(reset=False)
+    del held
+    resident_peak(reset=True)
+    assert resident_peak(reset=False) < high - 32 * 2**20

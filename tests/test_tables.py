@@ -131,6 +131,19 @@ def test_figures_that_are_not_those_of_the_answers_are_refused(tmp_path):
         of(tmp_path)
 
 
+def test_answers_that_were_edited_are_refused_though_no_mean_moved(tmp_path):
+    put(tmp_path, record(win=0.6))
+    (file,) = tmp_path.rglob("samples.jsonl")
+    digest = write_rows(file, read_rows(file))
+    edited = json.loads((file.parent / "result.json").read_text()) | {"files": {"samples.jsonl": digest}}
+    write_json(file.parent / "result.json", edited)
+    assert of(tmp_path).plain[0]["win_rate"] == pytest.approx(0.6)
+    rows = read_rows(file)
+    write_rows(file, [rows[0] | {"answer": "another text"}, *rows[1:]])
+    with pytest.raises(HarnessError, match="samples.jsonl is damaged .not the samples.jsonl that result.json was made"):
+        of(tmp_path)
+
+
 def answers(scores, seed=0, **more):
     """A record and its answers with these scores against SFT, gold twice as high."""
     made = record(more.pop("method", "dpo"), seed=seed, win=fmean(scores), **more)

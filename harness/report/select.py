@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import HarnessError, UsageError, unknown
-from ..store import FAILURE, RESULT, flatten, read_rows, runs
+from ..store import FAILURE, RESULT, SAMPLES, flatten, rows_behind, runs
 from ..study.state import Place, places_of
 
 Record = Mapping[str, Any]
@@ -225,18 +225,16 @@ def provenance_of(record: Record) -> dict[str, Any]:
 
 def samples_of(record: Record) -> list[dict[str, Any]]:
     """Return what a run answered, a dict per evaluated prompt."""
-    file = Path(record["folder"]) / "samples.jsonl"
+    file = Path(record["folder"]) / SAMPLES
     if not file.is_file():
         raise HarnessError(
             f"{file} is missing: error bars and comparisons need the answers behind a run's figures. Delete the folder "
             f"{file.parent} and run again."
         )
-    try:
-        rows = read_rows(file)
-        if not rows or not all(isinstance(row, dict) and "prompt_id" in row for row in rows):
-            raise ValueError("no answers in it" if not rows else "a line is no answer to a prompt")
-    except ValueError as error:
-        raise HarnessError(f"{file} is damaged ({error}). Delete the folder {file.parent} and run again.") from error
+    rows = rows_behind(record, SAMPLES)
+    if not rows or not all(isinstance(row, dict) and "prompt_id" in row for row in rows):
+        why = "no answers in it" if not rows else "a line is no answer to a prompt"
+        raise HarnessError(f"{file} is damaged ({why}). Delete the folder {file.parent} and run again.")
     return rows
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ...errors import HarnessError
 from ...evaluation.stats import t_quantile
-from ...store import read_rows
+from ...store import METRICS, rows_behind
 from ..select import Record, Row, Selection
 from ..sweeps import sweeps
 from .style import Look, NothingToDraw, beside, handle, height, look, note, panels, plain_ticks
@@ -80,13 +79,9 @@ def curve_of(seeds: Sequence[Mapping[float, float]]) -> Curve:
 
 def logged_of(record: Record, name: str) -> dict[float, float]:
     """Return {step: value} of a figure that a method logged; empty where it has none."""
-    file = Path(record["folder"]) / "metrics.jsonl"
-    if not file.is_file():
+    if not (Path(record["folder"]) / METRICS).is_file():
         return {}
-    try:
-        rows = read_rows(file)
-    except ValueError as error:
-        raise HarnessError(f"{file} is damaged ({error}). Delete the folder {file.parent} and run again.") from error
+    rows = rows_behind(record, METRICS)
     return {float(r["step"]): float(r[name]) for r in rows if r.get(name) is not None}
 
 
