@@ -21,7 +21,7 @@ from harness.spec import Request, make_judge, make_labeller, make_suite, resolve
 from harness.tokens import Batch
 
 from .test_resume import Watched
-from .tools import ENV, command, finished, fresh, on_small, outputs, plugin, results, small_suite
+from .tools import ENV, command, finished, fresh, on_small, only_run, outputs, plugin, results, small_suite
 
 # A labeller that says where it works, prints to where answers go, and fails in the way $FAIL names.
 TELLING = """
@@ -352,6 +352,19 @@ def test_what_asks_for_labels_is_refused_where_preferences_take_all_and_told_wha
     assert set((results() / "runs" / "small" / "ppo").glob("*")) == before
     cost = cost_of(run_of(*FRESH, "--budget", limit, "--stage-set", leave))
     assert 0 < cost["method"]["labels"] and cost["labels"] - cost["method"]["labels"] <= asked // 4
+
+
+def test_preferences_are_cut_by_the_labeller_s_own_count(telling):
+    costs = []
+    for dear in (0.0, 30.0):  # it answers 2 pairs of a prompt, and says from the start that 30 more were asked about
+        folder, said = fresh("own_count"), ("--labeller", "telling", "--labeller-set", f"dear={dear}")
+        args = on_small("dpo", "-p", telling, *said, "--budget", "labels=60", results=folder)
+        assert command(*args, env={"PIDS": str(folder / "pids")}).code == 0
+        costs.append(cost_of(only_run(folder, "small", "dpo")))
+    few, fewer = (cost["ai_labels"] for cost in costs)
+    assert 54 < few <= 60 and 54 < fewer <= 60  # C(4, 2) of one more prompt had no room
+    pairs = [cost["method"]["pairs"] for cost in costs]
+    assert pairs[1] < 0.6 * pairs[0]
 
 
 def test_fixed_pairs_are_cut_to_a_budget_of_labels():

@@ -180,7 +180,17 @@ def test_methods_seeds_and_sweeps_are_multiplied(tmp_path):
 def test_the_same_run_under_two_names_is_one(tmp_path):
     beta = cells(tmp_path, DPO)[0].spec.options["beta"]
     found = cells(tmp_path, DPO + method("dpo", f"label = 'again'\nset = {{beta = {beta}}}"))
-    assert [c.label for c in found] == ["dpo"]
+    assert [(c.label, c.also) for c in found] == [("dpo", ("again",))]
+
+
+def test_a_run_asked_for_twice_is_told(tmp_path):
+    beta = cells(tmp_path, DPO)[0].spec.options["beta"]
+    twice = DPO + method("dpo", f"label = 'again'\nsweep = {{beta = [{beta}, 0.7]}}")
+    done = command("study", write(tmp_path, "seeds = 2\n" + twice), "--dry-run", "--results", tmp_path / "results")
+    told = f"again (beta={beta}) on small, seed 0, 1: the same run as dpo, carried out once and in tables under that"
+    assert done.code == 0 and told in done.out and "4 runs: 4 left." in done.out, done.text
+    done = command("study", write(tmp_path, "seeds = 2\n" + DPO), "--dry-run", "--results", tmp_path / "results")
+    assert "the same run" not in done.out
 
 
 def test_what_cannot_be_served_is_known_before(tmp_path):

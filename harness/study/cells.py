@@ -31,6 +31,7 @@ class Cell:
     refused: str = ""  # why it cannot be run
     trial: bool = False  # of tuning: on the validation split, and in no table
     entry: str = ""  # label of the study's entry it is a setting of
+    also: tuple[str, ...] = ()  # other labels under which the study asks for the same run
 
     @cached_property
     def fingerprint(self) -> str:
@@ -125,10 +126,12 @@ def unmet(spec: RunSpec, registry: Registry) -> str:
 
 
 def distinct(cells: Iterable[Cell]) -> list[Cell]:
-    """Return cells without those that are the same run under another name."""
+    """Return cells without those that are the same run under another name, which the first one keeps in `also`."""
     found: dict[str, Cell] = {}
     for cell in cells:
-        found.setdefault(cell.fingerprint, cell)
+        first = found.setdefault(cell.fingerprint, cell)
+        if cell.label not in (first.label, *first.also):
+            found[cell.fingerprint] = replace(first, also=(*first.also, cell.label))
     return list(found.values())
 
 

@@ -33,7 +33,7 @@ def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str
             unknown += guess is None
             cpu, flops = cpu + (guess.cpu_seconds if guess else 0), flops + (guess.flops if guess else 0)
         rows.append([cell.name, state.kind or state.status, *told, state.message])
-    lines = [*_aligned(rows), "", f"{len(planned.cells)} runs: {notes(states)}."]
+    lines = [*_aligned(rows), "", f"{len(planned.cells)} runs: {notes(states)}.", *_same(planned.cells)]
     for choice in planned.waiting:
         seeds = len(choice.search.entry.seeds)
         lines.append(f"{choice.label} on {choice.search.suite}: {seeds} more once its trials are through.")
@@ -102,7 +102,7 @@ class Plain(Watch):
                 click.secho(f"  {state.kind:<14} {cell.name}: {state.message}", fg=colour)
         for choice in planned.choices:
             click.echo(f"  {choice.label} on {choice.search.cells[0].spec.suite_name}: {_chosen(choice)}")
-        for line in _unspent(planned, states, self.results):
+        for line in [*_same(planned.cells), *_unspent(planned, states, self.results)]:
             click.echo(f"  {line}")
         if any(s.status == DONE for s in states):
             where = "" if str(self.results) == "results" else f" --results {self.results}"
@@ -192,6 +192,19 @@ def _chosen(choice: Any) -> str:
         return "none: no trial was finished"
     point = choice.search.points[choice.chosen]
     return ", ".join(f"{key}={value}" for key, value in point.items()) or "the settings as they are"
+
+
+def _same(cells: Sequence[Cell]) -> list[str]:
+    """Return what a study asks for twice: tables have one row for it."""
+    seeds: dict[tuple[str, str, str], list[int]] = {}
+    for cell in cells:
+        for other in () if cell.trial else cell.also:
+            seeds.setdefault((other, cell.label, cell.spec.suite_name), []).append(cell.spec.seed)
+    return [
+        f"{other} on {suite}, seed {', '.join(map(str, sorted(of)))}: the same run as {first}, carried out once and in "
+        f"tables under that name."
+        for (other, first, suite), of in seeds.items()
+    ]
 
 
 def _unspent(planned: Plan, states: Sequence[State], results: Path) -> list[str]:

@@ -161,11 +161,11 @@ class Watch:
 
 def _both(defaults: list[Cell], tuned_cells: list[Cell]) -> list[Cell]:
     """Return the runs with the settings as they are and with the chosen ones, labelled where they are the same."""
-    chosen = {cell.fingerprint for cell in tuned_cells}
+    chosen, usual = ({cell.fingerprint for cell in cells} for cells in (tuned_cells, defaults))
     same = [
         replace(c, label=f"{c.label} (default, tuned)") if c.fingerprint in chosen else c for c in defaults
     ]  # fmt: skip
-    return [*same, *tuned_cells]
+    return [*same, *(c for c in tuned_cells if c.fingerprint not in usual)]
 
 
 def _without_record(cell: Cell, code: int, said: str) -> State:
