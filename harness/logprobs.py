@@ -143,7 +143,7 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
             scalars: Tensor = model.head(hidden)[..., 0].float()
         return scalars[packing.states]
     with computing(model):
-        scalars = model(**_accepted(model.trunk, _padded_inputs(batch))).float()
+        scalars = model(**accepted(model.trunk, _padded_inputs(batch))).float()
     return scalars[:, -(t + 1) :].view(b, k, t + 1)
 
 
@@ -262,7 +262,7 @@ def _packed_states(trunk: nn.Module, model: nn.Module, packing: Packing) -> Tens
 
 def _packed_inputs(model: nn.Module, packing: Packing) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": packing.ids, "position_ids": packing.positions}
-    return {**_accepted(model, inputs), "use_cache": False}
+    return {**accepted(model, inputs), "use_cache": False}
 
 
 def _head(model: Any, states: Tensor) -> Tensor:
@@ -286,16 +286,16 @@ def _padded_states(model: nn.Module, batch: Batch) -> Tensor:
     """Return (B, K, T, d) hidden states on padded rows: those that the completion tokens are predicted from."""
     (b, k, t), trunk = batch.shape, trunk_of(model)
     with computing(model):
-        states: Tensor = trunk(**_accepted(trunk, _padded_inputs(batch)), use_cache=False).last_hidden_state
+        states: Tensor = trunk(**accepted(trunk, _padded_inputs(batch)), use_cache=False).last_hidden_state
     return states[:, -(t + 1) : -1].reshape(b, k, t, -1)
 
 
 def _padded_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return (B, K, T, V) logits of the model's own forward pass on padded rows."""
     b, k, t = batch.shape
-    extra: dict[str, Any] = {"logits_to_keep": t + 1} if _takes(model, "logits_to_keep") else {}
+    inputs: dict[str, Any] = {**_padded_inputs(batch), "logits_to_keep": t + 1}
     with computing(model):
-        logits: Tensor = model(**_accepted(model, _padded_inputs(batch)), use_cache=False, **extra).logits
+        logits: Tensor = model(**accepted(model, inputs), use_cache=False).logits
     return logits[:, -(t + 1) : -1].reshape(b, k, t, -1)
 
 
@@ -392,8 +392,7 @@ def _parameters(cls: Any) -> frozenset[str]:
     return frozenset(inspect.signature(cls.forward).parameters)
 
 
-def _accepted(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop `position_ids` for a model whose positions are relative and that does not take them."""
-    if _takes(model, "position_ids"):
-        return inputs
-    return {name: value for name, value in inputs.items() if name != "position_ids"}
+def accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Drop what a model does not take: positions where they are relative, how many logits to keep."""
+    taken = {name: _takes(model, name) for name in ("position_ids", "logits_to_keep")}
+    return {name: value for name, value in inputs.items() if taken.get(name, True)}

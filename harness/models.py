@@ -69,6 +69,23 @@ def computing(model: nn.Module) -> AbstractContextManager[Any]:
 
 
 @contextmanager
+def cast_once(model: nn.Module) -> Iterator[None]:
+    """Have autocast keep its copies of the weights inside `computing`: it keeps those of what takes gradients only.
+
+    For passes without gradients. The copies are gone when the outermost `computing` ends.
+    """
+    frozen_ones = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    frozen_ones = [p for p in frozen_ones if torch.is_autocast_enabled(p.device.type)]
+    for p in frozen_ones:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in frozen_ones:
+            p.requires_grad_(False)
+
+
+@contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
     """Have a causal model compute in float32 for a while, where rounding would hide what is looked for."""
     trunk: Any = trunk_of(model)
@@ -187,6 +204,8 @@ def size_of(model: nn.Module) -> tuple[int, int]:
 class ForwardCost:
     """FLOPs of a forward pass from its shapes. Linear layers, the head, and full (not causal) attention are counted.
 
+    Not counted: what grows with neither weights nor pairs of tokens (norms, activations, the scan of a state space).
+
     `linear` and `head` are weights touched per token; `attention` is FLOPs per (query, key) pair. Training costs three
     forwards: one, and two for the gradients of activations and weights.
     """
@@ -234,9 +253,18 @@ def _forward_cost(model: nn.Module) -> ForwardCost:
     config = trunk.config.get_text_config()  # type: ignore[operator, union-attr]
     linear += _expert_weights(trunk, config)
     assert linear, f"no weight matrices found in {type(trunk).__name__}: its cost cannot be counted"
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * width  # scores and weighted values
-    return ForwardCost(linear, head.in_features * head.out_features, attention)
+    return ForwardCost(linear, head.in_features * head.out_features, _attention_cost(config))
+
+
+def _attention_cost(config: Any) -> int:
+    """Return FLOPs per (query, key) pair: scores and weighted values, in the layers that attend."""
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return 0
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    attending = sum("attention" in kind and "linear" not in kind for kind in kinds)
+    return int(4 * attending * heads * width)
 
 
 def _matrix_weights(module: nn.Module, frozen: bool = False) -> int:

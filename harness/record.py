@@ -157,6 +157,7 @@ def runtime_of(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
         "peak_memory_by_phase": shop.device.type == "cuda" or start_peak_anew(),
         "prompt_computed_once": bool(getattr(trunk, "share_prompt", False)),
         "prompt_cached_once": bool(getattr(trunk, "share_cache", False)),
+        "cache_kept": bool(getattr(trunk, "keeps_cache", True)),
         "head_in_parts": bool(getattr(trunk, "plain_head", False)),
         "reuse": supplies.reuse.told() if supplies.reuse else {},
         "rollouts_checked": vars(shop.check) if shop.check else None,

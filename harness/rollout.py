@@ -1,10 +1,11 @@
-"""Draw completions from any causal language model with a key/value cache, and the log-probabilities they had.
+"""Draw completions from any causal language model, and the log-probabilities they had.
 
 The prompt is prefilled once; its keys and values are held once for its n completions where the model's attention can be
-exchanged (attention.py), and repeated where not. Finished rows leave the batch. Tokens are
-drawn by inverse transform from noise given from outside, one number per token, so what a row says does not depend on
-which other rows it was drawn with. `generation_config` is never read: top-k, top-p, penalties and forced tokens would
-sample from another distribution than the one whose log-probabilities training needs.
+exchanged (attention.py), and repeated where not; a model without a cache to go on from reads everything anew for every
+token. Finished rows leave the batch. Tokens are drawn by inverse transform from noise given from outside, one number
+per token, so what a row says does not depend on which other rows it was drawn with. `generation_config` is never read:
+top-k, top-p, penalties and forced tokens would sample from another distribution than the one whose log-probabilities
+training needs.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from .attention import SharedPromptCache, attending
 from .contracts import Engine
 from .data import Sampling
 from .errors import UsageError
-from .logprobs import SHARING_TOLERANCE, attends_locally, completion_logits, made_up, padded
+from .logprobs import SHARING_TOLERANCE, accepted, attends_locally, completion_logits, made_up, padded
 from .meter import Meter
-from .models import ForwardCost, computing, forward_cost, in_float32, trunk_of
+from .models import cast_once, computing, forward_cost, in_float32, trunk_of
 from .seeds import derive
 from .team import ALONE, Team
 from .tokens import Batch, PromptBatch
@@ -80,10 +81,11 @@ class Cached(Protocol):
 
 
 def cache_of(model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, limit: int) -> Cached:
-    """Return the cache a model decodes with: prompts held once where it can."""
-    if getattr(getattr(model, "base_model", model), "share_cache", False):
+    """Return the cache a model decodes with: prompts held once where it can, its own, or none."""
+    trunk = getattr(model, "base_model", model)
+    if getattr(trunk, "share_cache", False):
         return SharedDecoding(prefilled, prompts, n, limit)
-    return _Repeated(prefilled, prompts, n)
+    return _Repeated(prefilled, prompts, n) if getattr(trunk, "keeps_cache", True) else _Recomputed(prompts, n)
 
 
 @torch.no_grad()
@@ -99,7 +101,7 @@ def decode(
         torch.zeros(rows, limit, device=device),
         torch.full((rows,), limit, device=device),
     )
-    with computing(model):  # around it all: weights are cast once
+    with computing(model), cast_once(model):  # around it all
         logits, prefilled = _prefill(model, prompts)
         logits = logits.repeat_interleave(n, 0)
         cache = cached(model, prefilled, prompts, n, limit)
@@ -128,11 +130,10 @@ def decode(
 
 def _prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
     positions = (prompts.mask.cumsum(1) - 1).clamp(min=0)
+    inputs: dict[str, Any] = {"input_ids": prompts.ids, "attention_mask": prompts.mask, "position_ids": positions}
     with computing(model):
-        out = model(
-            input_ids=prompts.ids, attention_mask=prompts.mask, position_ids=positions, use_cache=True, logits_to_keep=1
-        )
-    return out.logits[:, -1], out.past_key_values
+        out = model(**accepted(model, {**inputs, "logits_to_keep": 1}), use_cache=True)
+    return out.logits[:, -1], getattr(out, "past_key_values", None)
 
 
 class _Repeated:
@@ -160,6 +161,29 @@ class _Repeated:
                 past_key_values=self.cache, use_cache=True,
             )  # fmt: skip
         self.cache = out.past_key_values
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+
+class _Recomputed:
+    """No cache: all that was said is read anew for every token. State spaces keep theirs under names of their own."""
+
+    keep_until, look_every = KEEP_UNTIL, 1
+
+    def __init__(self, prompts: PromptBatch, n: int) -> None:
+        self.ids, self.mask = prompts.ids.repeat_interleave(n, 0), prompts.mask.repeat_interleave(n, 0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        self.ids, self.mask = self.ids[rows], self.mask[rows]
+
+    def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Return (R, V) logits after one more token (R,) per row."""
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        inputs: dict[str, Any] = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions}
+        with computing(model):
+            out = model(**accepted(model, {**inputs, "logits_to_keep": 1}), use_cache=False)
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
 
@@ -200,23 +224,37 @@ def enable_shared_cache(model: nn.Module) -> bool:
     trunk.share_cache = False
     if attends_locally(model):
         return False
+    trunk.share_cache = _decodes(model, lambda made, b, k, t: SharedDecoding(made, b.prompts, k, t))
+    return bool(trunk.share_cache)
+
+
+def find_cache(model: nn.Module) -> bool:
+    """Note whether a causal model can decode on its own cache, repeated for completions; return it."""
+    trunk: Any = trunk_of(model)
+    trunk.keeps_cache = _decodes(model, lambda made, b, k, t: _Repeated(made, b.prompts, k))
+    return bool(trunk.keeps_cache)
+
+
+def _decodes(model: nn.Module, cached: Callable[[Any, Batch, int, int], Cached]) -> bool:
+    """Return whether decoding on a cache gives the padded layout's numbers on made-up tokens."""
     probe = made_up(model)
     with torch.no_grad(), in_float32(model), padded([model]):
         told = completion_logits(model, probe).flatten(0, 1)  # (R, T, V)
         try:
-            off = [float((told[rows, t] - logits).abs().max()) for rows, t, logits in _forced(model, probe)]
-            trunk.share_cache = max(off) < SHARING_TOLERANCE
+            off = [float((told[rows, t] - logits).abs().max()) for rows, t, logits in _forced(model, probe, cached)]
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
-            trunk.share_cache = False  # what a model raises that is built otherwise
-    return bool(trunk.share_cache)
+            return False  # what a model raises that is built otherwise
+    return max(off) < SHARING_TOLERANCE
 
 
-def _forced(model: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, int, Tensor]]:
+def _forced(
+    model: nn.Module, batch: Batch, cached: Callable[[Any, Batch, int, int], Cached]
+) -> Iterator[tuple[Tensor, int, Tensor]]:
     """Yield (rows, t, logits before token t) of a decoding that is told what to say and loses rows that have ended."""
     b, k, limit = batch.shape
     ids, lengths = batch["completion_ids"].flatten(0, 1), batch.lengths.flatten()
     _, prefilled = _prefill(model, batch.prompts)
-    cache, rows = SharedDecoding(prefilled, batch.prompts, k, limit), torch.arange(b * k, device=ids.device)
+    cache, rows = cached(prefilled, batch, k, limit), torch.arange(b * k, device=ids.device)
     for t in range(1, limit):
         left = (lengths[rows] > t).nonzero()[:, 0]
         if len(left) < len(rows):
@@ -281,7 +319,7 @@ class Sampler:
             last = (batch.lengths - 1).clamp(min=0)[..., None]
             ends = torch.tensor(sorted(self.eos), device=prompts.ids.device)
             ended = torch.isin(batch["completion_ids"].gather(-1, last)[..., 0], ends)
-            flops = self._count(forward_cost(model), batch)
+            flops = self._count(model, batch)
             if found is not None:
                 found.bill(self.meter, flops)
         return batch.with_columns(ended=ended)
@@ -306,14 +344,24 @@ class Sampler:
         generator = torch.Generator().manual_seed(derive(*self.noise_key, *more))
         return torch.rand(len(prompts) * n, self.sampling.max_new_tokens, generator=generator).to(prompts.ids.device)
 
-    def _count(self, cost: ForwardCost, batch: Batch) -> float:
-        """Count what the decode needs: each prompt once, each token once, attention over what lies before it."""
-        b, n, _ = batch.shape
-        prompt = batch.prompts.ids.shape[1]
-        lengths = batch.lengths.flatten().double()
-        generated = int(lengths.sum())
-        fed = lengths - 1  # the last token is never fed back
-        pairs = b * prompt * prompt + int((fed * prompt + fed * (fed + 1) / 2).sum())
-        flops = cost.flops(b * prompt + int(fed.sum()), b + int(fed.sum()), pairs)
-        self.meter.add(flops=flops, tokens_generated=generated, samples=b * n)
+    def _count(self, model: nn.Module, batch: Batch) -> float:
+        """Count what was drawn, and the FLOPs of drawing it."""
+        flops = decode_flops(model, batch)
+        generated = int(batch.lengths.sum())
+        self.meter.add(flops=flops, tokens_generated=generated, samples=batch.shape[0] * batch.shape[1])
         return flops
+
+
+def decode_flops(model: nn.Module, batch: Batch) -> float:
+    """Return what decoding needs: each prompt once, each token once, attention over what lies before it.
+
+    Without a cache it is a pass over everything for every token.
+    """
+    cost, (b, _, _), prompt = forward_cost(model), batch.shape, batch.prompts.ids.shape[1]
+    fed = batch.lengths.flatten().double() - 1  # the last token is never fed back
+    if getattr(getattr(model, "base_model", model), "keeps_cache", True):
+        tokens, pairs = fed.sum(), (fed * prompt + fed * (fed + 1) / 2).sum()
+    else:  # passes of prompt + 1 to prompt + fed tokens
+        widths = [range(prompt + 1, prompt + int(n) + 1) for n in fed]
+        tokens, pairs = (torch.tensor(sum(w**p for row in widths for w in row)) for p in (1, 2))
+    return cost.flops(b * prompt + int(tokens), b + int(fed.sum()), b * prompt * prompt + int(pairs))

@@ -15,12 +15,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .abilities import find_out, inherit
 from .adapter import adapted, unchanged
-from .logprobs import enable_sharing, find_head
 from .models import ScalarModel, frozen, hidden_size, in_memory, load_causal, trunk_of, unfilled, weights_digest
-from .rollout import enable_shared_cache
-
-FOUND_BY_TRYING = ("share_prompt", "plain_head", "share_cache")  # of a trunk, by the probes of `enable_sharing`
 
 
 class Start:
@@ -92,26 +89,13 @@ class Start:
             self._device = next(model.parameters()).device
             self._outline = unfilled(model, torch.device("meta"))
             return
-        known = vars(trunk_of(self._outline))
-        for name in FOUND_BY_TRYING:
-            if name in known:
-                setattr(trunk_of(model), name, known[name])
+        inherit(model, self._outline)
 
 
 def start_in(folder: Path, dtype: str, device: torch.device, sharing: bool) -> Start:
     """Return the start checkpoint that lies in a folder in hub format; `sharing`: a prompt may be computed once."""
-    return Start(partial(_read, folder, dtype, device), _enable if sharing else _enable_head)
+    return Start(partial(_read, folder, dtype, device), partial(find_out, sharing=sharing))
 
 
 def _read(folder: Path, dtype: str, device: torch.device) -> nn.Module:
     return load_causal(folder, dtype).to(device)
-
-
-def _enable(model: nn.Module) -> None:
-    if not enable_sharing(model):
-        find_head(model)
-    enable_shared_cache(model)
-
-
-def _enable_head(model: nn.Module) -> None:
-    find_head(model)

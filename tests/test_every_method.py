@@ -5,11 +5,13 @@ What is proven is what `harness check` proves; that the proofs can fail is shown
 
 import pytest
 
+from harness import rewards
 from harness.check import Options
 from harness.check.bench import Bench
 from harness.check.methods import proofs_of, serving
 from harness.check.together import together
 from harness.registry import installed, load_file
+from harness.rollout import SharedDecoding
 
 from .tools import fresh, small_suite
 
@@ -62,3 +64,24 @@ def test_two_processes_train_a_method_as_one_does(method, benches, pairs):
         benches(method).two_processes(pairs[method])
     else:
         assert method not in pairs and method in ("sft", "best_of_n")
+
+
+@pytest.mark.parametrize("fault", ["decoding", "reward"])
+def test_a_fault_of_the_fast_path_outside_the_step_is_seen_too(fault, registry, monkeypatch):
+    """Negative controls: gradients of a step agree, and rollouts, or rewards, are not the plain path's."""
+    bench = Bench("ppo", "small", registry, Options(suite="small", results=fresh("faulty")))
+    if fault == "decoding":
+        right = SharedDecoding.next_logits
+        monkeypatch.setattr(SharedDecoding, "next_logits", lambda self, *a: 1.2 * right(self, *a))
+    else:
+        told = rewards.completion_scores
+
+        def off(model, *more):
+            return told(model, *more) + 0.1 * model.trunk.share_prompt
+
+        monkeypatch.setattr(rewards, "completion_scores", off)
+    try:
+        with pytest.raises(AssertionError, match="with the padded layout, .* of turn . is"):
+            bench.layout()
+    finally:
+        bench.close()

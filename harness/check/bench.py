@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +22,11 @@ from ..data import Budget
 from ..lab import Lab
 from ..logprobs import padded
 from ..loop import Checkpoints, Loop
+from ..models import trunk_of
 from ..registry import Registry, new_registry
 from ..run import Observers, Settings, open_workshop, prepare, train
 from ..spec import Request, make_method, make_suite, resolve
+from ..start import Start
 from ..team import ALONE
 from ..tokens import Batch, PromptBatch, Tokens
 from ..training import Term, Trainer, reduce_share
@@ -171,12 +174,17 @@ class Bench:
 
     def order(self) -> str:
         """Take every gradient of rows in reverse order too: the same."""
-        return self._same("order", self.whole.rows, "rows in reverse order")
+        loss, gap = self._within("order", "rows in reverse order", GRADIENT)
+        return f"losses differ by at most {loss:.0e}, gradients by {gap:.0e} of their norm"
 
     def layout(self) -> str:
-        """Take every gradient with each prompt computed anew for each completion too: the same."""
+        """Take every gradient with each prompt computed anew for each completion too, and train so: the same."""
+        if not getattr(trunk_of(self.supplies.start.outline), "share_prompt", False):
+            return "the base model has the padded layout only: there is nothing to compare"
         _, gap = self._within("layout doubled", "the padded layout in double precision", EXACT)
-        told = self._same("layout", self.whole.rows, "the padded layout")
+        with _plain(self.supplies.start):
+            other = self.train()
+        told = self._same("layout", other.rows, "the padded layout")
         return f"{told}; in double precision gradients by {gap:.0e}"
 
     def two_processes(self, together: Rows) -> str:
@@ -308,6 +316,20 @@ class Varying(Trainer):
         for p in parameters:
             p.grad = None
         return loss, found
+
+
+@contextmanager
+def _plain(start: Start) -> Iterator[None]:
+    """Have the start checkpoint, and all that is made of it, use the padded layout and its own cache for a while."""
+    trunks = [trunk_of(start.outline), trunk_of(start.model())]  # what is read, copied or loaded inherits from these
+    before = [(trunk, name, getattr(trunk, name)) for trunk in trunks for name in ("share_prompt", "share_cache")]
+    try:
+        for trunk, name, _ in before:
+            setattr(trunk, name, False)
+        yield
+    finally:
+        for trunk, name, was in before:
+            setattr(trunk, name, was)
 
 
 def _reversed(term: Term) -> Term:

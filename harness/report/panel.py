@@ -119,7 +119,8 @@ def _path(r: dict[str, Any]) -> list[tuple[str, str]]:
     """Return on which path of computation a run was, and what was looked up instead of computed."""
     ran, own = r["runtime"], r["cost"]["method"]
     once = {True: "once", False: "for every completion (the plain path)"}
-    told = f"prompts scored {once[ran['prompt_computed_once']]}, read {once[ran['prompt_cached_once']]} in rollouts"
+    read = once[ran["prompt_cached_once"]] if ran.get("cache_kept", True) else "anew for every token (no cache)"
+    told = f"prompts scored {once[ran['prompt_computed_once']]}, read {read} in rollouts"
     lines = [("computed", f"on {ran['device']}, {ran['threads']} threads; {told}")]
     if own["flops_reused"]:
         spent = sum(kind["seconds"] for kind in ran["reuse"].values())
