@@ -164,7 +164,7 @@ def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             option, asked = name.replace("_", "-"), ", ".join(args.parts)
             parser.error(f"--{option} is of {' and '.join(parts)}, and changes nothing in {asked}")
     for part in args.parts:
-        if args.work and not in_part(part, args.work):
+        if args.work and args.part and not in_part(part, args.work):
             parser.error(
                 f"--part {part} has no {', '.join(args.work)}: expected {', '.join(in_part(part, list(GOALS)))}"
             )
