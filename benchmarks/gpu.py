@@ -365,9 +365,9 @@ def main() -> None:
         side, size, works, steps, engine, out = json.loads(sys.argv[2])
         Path(out).write_text(json.dumps({"ours": ours, "peers": peers}[side](size, works, steps, engine)))
         return
+    args = arguments()
     import torch
 
-    args = arguments()
     rate, rows, failed = gemm(), {}, False
     for size in args.size or list(SIZES):
         rows[size] = {side: apart(side, size, args) for side in args.side or ("ours", "peers")}
