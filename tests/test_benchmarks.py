@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -207,3 +208,36 @@ def test_every_work_of_ours_takes_its_steps(bench, tmp_path, monkeypatch):
         assert len(found["seconds"]) == len(found["tokens"]) == len(found["flops"]) == 2
         assert found["updates"] == {"rollout": 0, "ppo4_group": 4}.get(work, 1), work
         assert min(found["seconds"]) > 0 and "torch" in found["software"] and "TRL" not in found["software"]
+
+
+def test_a_gpu_table_has_dashes_for_what_was_not_measured(bench):
+    gpu = bench("gpu")
+    ours = {"rollout": {"seconds": 2.0, "peak": 2**30}, "grpo": None, "dpo": None}
+    peers = {"rollout": {"seconds": 5.0, "peak": 2**31}, "grpo": {"seconds": 8.0, "peak": 2**30}, "dpo": None}
+    args = types.SimpleNamespace(steps=3, engine="hf", work=None)
+    *_, rollout, grpo, dpo = gpu.table({"0.5B": {"ours": ours, "peers": peers}}, "card", 100.0, args)
+    assert rollout.startswith("| 0.5B | rollout | 5.000 | 2.000 | 2.50 | 3277 / 8192 | ")
+    assert grpo == "| 0.5B | grpo | 8.000 | - | - | 2048 / - | - / - | 1.0 / - |"
+    assert dpo == "| 0.5B | dpo | - | - | - | - / - | - / - | - / - |"
+    *_, alone, _, _ = gpu.table({"0.5B": {"peers": peers}}, "card", 100.0, args)
+    assert alone.startswith("| 0.5B | rollout | 5.000 | - | - | ")
+
+
+def test_whole_runs_are_told_in_cpu_and_wall_seconds(bench, monkeypatch, tmp_path):
+    runs = bench("runs")
+    assert runs.row("ppo", 2, {"before": [(90.0, 60.0)], "now": [(45.0, 40.0)]}) == (
+        "| ppo | 2 | 90.0 | 45.0 | 2.00 | 60.0 | 40.0 | 1.50 |"
+    )
+    assert runs.head("1111111", "2222222", 1)[0].startswith("CPU and wall seconds of whole runs at 1111111 (before)")
+    seen = []
+
+    def run(root, method, suite, results, seed, threads):
+        seen.append((method, seed, sorted(file.name for file in results.iterdir())))
+        (results / method).touch()
+        return 1.0, 2.0
+
+    monkeypatch.setattr(runs, "run", run)
+    for name, method in (("ppo, from nothing", "ppo"), ("dpo", "dpo"), ("kto", "kto")):
+        assert runs.alone(ROOT, name, method, "summarization", tmp_path / "made", 0, 1) == (1.0, 2.0)
+    stages = ("best_of_n", 9, [])  # once; no run finds what another made
+    assert seen == [("ppo", 0, []), stages, ("dpo", 0, ["best_of_n"]), ("kto", 0, ["best_of_n"])]
