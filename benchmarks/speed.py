@@ -176,9 +176,9 @@ def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def refuse_other_trl(parser: argparse.ArgumentParser, python: str, needs: str) -> None:
     """End with one message where an environment has another TRL than the comparison is with."""
-    asked = "import report; print(report.installed('trl'))"
+    asked = f"import sys; sys.path.insert(0, {str(HERE)!r}); import report; print(report.installed('trl'))"
     try:
-        done = subprocess.run([python, "-c", asked], capture_output=True, text=True, cwd=HERE)
+        done = subprocess.run([python, "-c", asked], capture_output=True, text=True)
     except OSError as error:
         parser.error(f"{python} cannot be run: {error.strerror}")
     found, wanted = done.stdout.strip(), report.pinned(needs)
