@@ -35,8 +35,8 @@ READ = (
     "compare rows of one commit and a low load, and others only roughly.",
     "",
     "Where completions are drawn each side draws its own, so both ratios are there: the one with its turns in brackets "
-    "was measured and is aimed at, the other follows from the mean lengths. Fixed data are the same tokens on both "
-    "sides: one ratio, and as length the data's average, which nothing counted.",
+    "was measured and is aimed at, the other follows from the mean lengths. Fixed data are the same on both "
+    "sides, in another order: one ratio, and as length the data's average, which nothing counted in the batches.",
 )
 OUT = (
     "Norms, activations, softmax and the optimiser are no products of matrices and not in the roofline; the most that "
