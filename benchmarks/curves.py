@@ -2,7 +2,8 @@
 
     python benchmarks/speed.py --part curves        # results/speed_curves.csv, speed_curves*.png
 
-A process takes many points of one side, so imports are paid once; peak memory is not asked for. Completions are about
+A process takes all points of a work for one side, so imports are paid once; the peer's comes first, then ours, and they
+do not take turns. Peak memory is not asked for. Completions are about
 half as long as they may be at every limit, so long limits do give long completions.
 """
 
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import report
 import tables
 
 WORKS = ("rollout", "grpo", "dpo")
@@ -50,7 +52,7 @@ def measure(args: argparse.Namespace, apart: Apart) -> None:
         told = points(work)
         have = tables.read(file)
         if args.missing:
-            told = [p for p in told if not all(_had(have, work, p, side) for side in ("peers", "ours"))]
+            told = _missing(have, work, told)
         if not told:
             continue
         unique = list({_place(p): p for p in told}.values())
@@ -59,7 +61,8 @@ def measure(args: argparse.Namespace, apart: Apart) -> None:
             found = apart(sys.executable, side, [_point(work, p, args.curve_steps) for p in unique], args.models)
             best = max(f["gflops"] for f in found)
             at = {_place(p): cost(f, best) for p, f in zip(unique, found, strict=True)}
-            new = [_row(work, side, p, args) | at[_place(p)] for p in told]
+            used = {"software": found[0]["software"], "processor": found[0]["processor"]}
+            new = [_row(work, side, p, args) | at[_place(p)] | used for p in told]
             have = [h for h in have if not any(tables.same(h, n, KEY) for n in new)] + new
             tables.save(file, have)
             print(f"curves {work} {side}: {len(unique)} points", flush=True)
@@ -91,9 +94,19 @@ def _point(work: str, point: dict[str, Any], steps: int) -> dict[str, Any]:
 def _row(work: str, side: str, point: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     about = {"work": work, "axis": point["axis"], "x": point["x"], "side": side}
     about |= {key: point[key] for key in BASE}
-    return about | {"commit": tables.commit(), "load": round(os.getloadavg()[0], 1), "command": args.command}
+    return about | {"commit": report.commit(), "load": round(os.getloadavg()[0], 1), "command": args.command}
 
 
-def _had(have: list[dict[str, str]], work: str, point: dict[str, Any], side: str) -> bool:
-    told = {"work": work, "axis": point["axis"], "x": point["x"], "side": side}
-    return any(tables.same(told, row, KEY) for row in have)
+def _missing(have: list[dict[str, str]], work: str, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the points that are not there for both sides; say of the others which commit they are of."""
+    left, commits = [], []
+    for point in told:
+        about = {"work": work, "axis": point["axis"], "x": point["x"]}
+        there = [h for h in have if tables.same(about, h, KEY[:3])]
+        if {h["side"] for h in there} < {"peers", "ours"}:
+            left.append(point)
+        else:
+            commits += [h["commit"] for h in there]
+    if commits:
+        print(f"curves {work}: {len(told) - len(left)} points kept, of commit {', '.join(sorted(set(commits)))}")
+    return left

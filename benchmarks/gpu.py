@@ -2,7 +2,7 @@
 
     pip install -e . -r benchmarks/requirements.txt
     python benchmarks/gpu.py                       # the table: results/speed_gpu.md
-    python benchmarks/gpu.py --size 0.5B --steps 3
+    python benchmarks/gpu.py --size 0.5B --steps 3 --output part.md
 
 Both sides compute in bf16 over float32 weights, on the same prompts; the completions of random weights run to the
 limit. Each side of a size runs in a process of its own; wall seconds with the device synchronised; the first step is
@@ -24,6 +24,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import report
 
 HERE = Path(__file__).parent
 SIZES = {  # the shapes of Qwen2.5
@@ -305,13 +307,14 @@ def apart(side: str, size: str, args: argparse.Namespace) -> dict[str, Any]:
         return found
 
 
-def table(rows: dict[str, dict[str, dict[str, Any]]], device: str, rate: float, args: argparse.Namespace) -> str:
-    """Return Markdown."""
+def table(rows: dict[str, dict[str, dict[str, Any]]], device: str, rate: float, args: argparse.Namespace) -> list[str]:
+    """Return the lines of a Markdown table; a side that was not measured, or had no memory, is a dash."""
     lines = [
         f"One {device}; a bf16 product of 8192 x 8192 matrices ran at {rate:.0f} TFLOP/s. {args.steps - 1} steps, "
         f"medians of wall seconds, bf16 over float32 weights, prompts of {PROMPT} and completions of {COMPLETION} "
         f"tokens, {BATCH} completions in groups of {GROUP}, {PAIRS} pairs; decoding with the engine `{args.engine}`. "
-        f"Made by `python benchmarks/gpu.py {' '.join(sys.argv[1:])}`.",
+        f"Of commit {report.commit()}, {report.versions('torch', 'transformers', 'trl')}. "
+        f"Made by `{report.command('gpu.py')}`.",
         "",
         "| model | work | peer s | ours s | peer / ours | completion tokens/s peer / ours | "
         "share of that rate peer / ours | peak GiB peer / ours |",
@@ -320,23 +323,40 @@ def table(rows: dict[str, dict[str, dict[str, Any]]], device: str, rate: float, 
     for size, sides in rows.items():
         for work in args.work or WORKS:
             peer, own = sides.get("peers", {}).get(work), sides.get("ours", {}).get(work)
-            if not own:
-                continue
-            both = [(peer or {}).get("seconds"), own["seconds"]]
-            flops, drawn = needed(size, work, own), BATCH * COMPLETION
+            both = [(told or {}).get("seconds") for told in (peer, own)]
+            flops, drawn = needed(size, work, own) if own else None, BATCH * COMPLETION
             of_dpo = sum(1 + len(r[k].split()) for r in pairs(PAIRS) for k in SIDES)
             drawn = of_dpo if work == "dpo" else drawn
 
             def two(of: Callable[[float], str], both: list[Any] = both) -> str:
                 return " / ".join("-" if s is None else of(s) for s in both)
 
-            share = two(lambda s, f=flops: f"{f / s / rate / 1e12:.1%}")  # type: ignore[misc]
+            share = two(lambda s, f=flops: f"{f / s / rate / 1e12:.1%}" if f else "-")  # type: ignore[misc]
             rates = two(lambda s, d=drawn: f"{d / s:.0f}")  # type: ignore[misc]
             peaks = " / ".join("-" if x is None else f"{x['peak'] / 2**30:.1f}" for x in (peer, own))
-            ratio = "-" if both[0] is None else f"{both[0] / both[1]:.2f}"
+            ratio = "-" if None in both else f"{both[0] / both[1]:.2f}"
             seconds = ["-" if s is None else f"{s:.3f}" for s in both]
             lines.append(f"| {size} | {work} | {seconds[0]} | {seconds[1]} | {ratio} | {rates} | {share} | {peaks} |")
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def arguments() -> argparse.Namespace:
+    """Return the command line's arguments; a part of the table may not replace the whole one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", action="append", choices=list(SIZES), help="both if not given")
+    parser.add_argument("--work", action="append", choices=WORKS, help="all if not given")
+    parser.add_argument("--steps", type=int, default=5, help="the first is left out")
+    parser.add_argument("--engine", default="cuda_graphs", choices=["hf", "cuda_graphs"])
+    parser.add_argument("--side", action="append", choices=["ours", "peers"], help="both if not given")
+    parser.add_argument("--output", type=Path, help="results/speed_gpu.md if not given, and all is measured")
+    args = parser.parse_args()
+    if not args.output and (args.size or args.work or args.side):
+        parser.error("--size, --work and --side make a part of the table: say where to by --output")
+    import torch
+
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU here")
+    return args
 
 
 def main() -> None:
@@ -345,23 +365,22 @@ def main() -> None:
         side, size, works, steps, engine, out = json.loads(sys.argv[2])
         Path(out).write_text(json.dumps({"ours": ours, "peers": peers}[side](size, works, steps, engine)))
         return
+    args = arguments()
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", action="append", choices=list(SIZES), help="both if not given")
-    parser.add_argument("--work", action="append", choices=WORKS, help="all if not given")
-    parser.add_argument("--steps", type=int, default=5, help="the first is left out")
-    parser.add_argument("--engine", default="cuda_graphs", choices=["hf", "cuda_graphs"])
-    parser.add_argument("--side", action="append", choices=["ours", "peers"], help="both if not given")
-    parser.add_argument("--output", type=Path, default=HERE.parent / "results" / "speed_gpu.md")
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("there is no GPU here")
-    rate, rows = gemm(), {}
+    rate, rows, failed = gemm(), {}, False
     for size in args.size or list(SIZES):
         rows[size] = {side: apart(side, size, args) for side in args.side or ("ours", "peers")}
+        failed |= not all(rows[size].values())
         print(size, json.dumps(rows[size]), flush=True)
-        args.output.write_text(table(rows, torch.cuda.get_device_name(0), rate, args), encoding="utf-8")
+        lines = table(rows, torch.cuda.get_device_name(0), rate, args)
+        if args.output:
+            report.write(args.output, lines)
+    if failed and not args.output:  # what is there says more than a table with holes
+        print("\n".join(lines))
+        raise SystemExit("a side failed: results/speed_gpu.md is left as it was")
+    if not args.output:
+        report.write(HERE.parent / "results" / "speed_gpu.md", lines)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ PASSES = {  # work -> forward passes of language models, and of models with a sc
     "sft": (3, 0),
     "reward": (0, 3),
 }
+DRAWS = ("rollout", "grpo", "rloo", "ppo", "ppo4", "ppo_group", "ppo4_group")  # works whose completions are sampled
 
 
 def gflops() -> float:

@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import report
 import roofline
 import world
 from clock import resident
-
-DRAWS = ("rollout", "grpo", "rloo", "ppo", "ppo4", "ppo_group", "ppo4_group")  # works whose completions are sampled
 
 
 def take(side: str, point: dict[str, Any], models: Path) -> dict[str, Any]:
@@ -35,13 +34,15 @@ def take(side: str, point: dict[str, Any], models: Path) -> dict[str, Any]:
     with Updates() as updates:
         clock, lengths = told.run(work, model, batch, point["steps"], shape)
     seconds = clock.seconds
-    if work not in DRAWS:
+    if work not in roofline.DRAWS:
         lengths = [roofline.data_lengths(work, batch, shape)] * len(seconds)
     assert len(seconds) == len(lengths) == point["steps"], (len(seconds), len(lengths))
     flops = [roofline.needed(work, point["size"], shape, some) for some in lengths]
     found = {"seconds": seconds, "tokens": [sum(some) for some in lengths], "flops": flops, "samples": len(lengths[0])}
     memory = {"before": clock.before, "peak": resident("VmHWM")}
-    return found | {"updates": updates.per_step(point["steps"]), "gflops": rate} | memory
+    used = report.versions("torch", "transformers", *(["trl"] if side == "peers" else []))
+    about = {"gflops": rate, "software": used, "processor": report.processor()}
+    return found | {"updates": updates.per_step(point["steps"])} | memory | about
 
 
 class Updates:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import figure
+import report
+import roofline
 
 KEY = ("part", "work", "size", "batch", "group", "prompt", "completion")
 TITLES = {
@@ -21,27 +21,27 @@ ABOUT = {
     "unfavourable": "One completion per prompt; GRPO and RLOO need 2, a group of one has no advantage. Pairs have two "
     "by nature.",
 }
-WHY = (
-    "Where a step has little to share - one completion per prompt, or a model so large that its products of matrices "
-    "are most of the work - the peer wastes less. Much above 60 % of the roofline is out of reach on one core: "
-    "normalisation, activation, softmax and the optimiser are no products of matrices."
-)
+LOADED = 2.0  # a load at which others computed too: the benchmark itself makes 1
 HEAD = (
-    "| work | model | batch | G | peer | ours | peer / ours [turns] | aimed at | roofline reached, peer / ours | peak "
-    "MiB, peer / ours | ours / peer (aimed at) | grown, peer / ours | mean length, peer / ours |",
-    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    "| work | model | batch | G | peer | ours | peer / ours per step | per completion token | aimed at | roofline "
+    "reached, peer / ours | peak MiB, peer / ours | ours / peer (aimed at) | grown, peer / ours | mean length, peer / "
+    "ours | commit | turns x steps | load |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
-
-
-def commit() -> str:
-    """Return the commit of the harness that is measured; a plus says that files below harness/ or plugins/ differ."""
-    here = Path(__file__).parent.parent
-    told = ["git", "-C", str(here)]
-    name = subprocess.run([*told, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(
-        [*told, "status", "--porcelain", "harness", "plugins"], capture_output=True, text=True
-    ).stdout.strip()
-    return (name or "unknown") + ("+" if changed else "")
+READ = (
+    "How to read a row: commit is the harness's that was measured (a plus: with changes), turns x steps how many "
+    "processes of each side, and measured steps of each, its medians are over, and load the machine's in the minute "
+    f"before the row was done (the benchmark alone makes 1; bold above {LOADED:.0f}, where others computed too), so "
+    "compare rows of one commit and a low load, and others only roughly.",
+    "",
+    "Where completions are drawn each side draws its own, so both ratios are there: the one with its turns in brackets "
+    "was measured and is aimed at, the other follows from the mean lengths. Fixed data are the same on both "
+    "sides, in another order: one ratio, and as length the data's average, which nothing counted in the batches.",
+)
+OUT = (
+    "Norms, activations, softmax and the optimiser are no products of matrices and not in the roofline; the most that "
+    "any row here reached is"
+)
 
 
 def read(file: Path) -> list[dict[str, str]]:
@@ -53,9 +53,10 @@ def read(file: Path) -> list[dict[str, str]]:
 
 
 def save(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows, all with the same columns."""
+    """Write rows; what an earlier one did not record is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     with open(file, "w", encoding="utf-8", newline="") as told:
-        writer = csv.DictWriter(told, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(told, columns, restval="", lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
@@ -66,9 +67,9 @@ def same(a: dict[str, Any], b: dict[str, Any], key: tuple[str, ...] = KEY) -> bo
     return all(str(a[name]) == str(b[name]) for name in key)
 
 
-def has(folder: Path, row: dict[str, Any]) -> bool:
-    """Return whether a row was measured."""
-    return any(same(row, other) for other in read(folder / "speed.csv"))
+def found(folder: Path, row: dict[str, Any]) -> dict[str, str] | None:
+    """Return the measured row about the same, None if there is none."""
+    return next((other for other in read(folder / "speed.csv") if same(row, other)), None)
 
 
 def keep(folder: Path, row: dict[str, Any]) -> None:
@@ -89,22 +90,51 @@ def write(folder: Path, works: list[str]) -> None:
     if points:
         figure.draw(points, folder)
         lines += [*curve_lines(points), ""]
-    (folder / "speed.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    report.write(folder / "speed.md", lines)
 
 
 def _preface(rows: list[dict[str, str]]) -> list[str]:
     rates = [float(r["gflops"]) for r in rows]
-    commands = sorted({r["command"] for r in rows})
+    names, commands = _told(rows, "processor"), [f"`{c}`" for c in _told(rows, "command")]
     return [
-        f"One core of {_processor()}. Medians of CPU seconds, both sides taking turns. The roofline is the time that "
-        "the FLOPs which a step needs (each prompt once, each real completion token once, backward twice forward: "
-        "benchmarks/roofline.py) would take at the rate of a product of 1024 x 1024 matrices, measured in the same "
-        f"processes: {min(rates):.0f} to {max(rates):.0f} GFLOP/s. Peak memory is the process's, with imports; grown "
-        "is by how much the steps raised it above what was resident before the first, models and data included.",
+        f"One core of {' and '.join(names) or 'an unrecorded processor'}. Medians of CPU seconds; both sides of a row "
+        "take turns, the curves' do not (see there). The roofline is the time that the FLOPs which a step needs (each "
+        "prompt once, each real completion token once, backward twice forward: benchmarks/roofline.py) would take at "
+        "the rate of a product of 1024 x 1024 matrices, measured in the same processes: "
+        f"{min(rates):.0f} to {max(rates):.0f} GFLOP/s. Peak memory is the process's, with imports; grown is by how "
+        "much the steps raised it above what was resident before the first, models and data included.",
         "",
-        f"Of commit {', '.join(sorted({r['commit'] for r in rows}))}; load of the machine {_range(rows, 'load')}; made "
-        f"by {'; '.join(f'`{c}`' for c in commands)}.",
+        *READ,
+        "",
+        _software(rows),
+        "",
+        f"Made by {'; '.join(commands)}.",
     ]
+
+
+def _told(rows: list[dict[str, str]], name: str) -> list[str]:
+    """Return what rows say of themselves in a column, once each; rows of before the column was say nothing."""
+    return sorted({r[name] for r in rows if r.get(name)})
+
+
+def _software(rows: list[dict[str, str]]) -> str:
+    """Return the versions that rows were measured with, and which rows do not say."""
+    peer = [r | {"software": r.get("software_peer", "")} for r in rows if "part" in r]
+    peer += [r for r in rows if r.get("side") == "peers"]
+    ours = [r | {"software": r.get("software_ours", "")} for r in rows if "part" in r]
+    ours += [r for r in rows if r.get("side") == "ours"]
+    said = [
+        f"{name}: {'; '.join(_told(some, 'software'))}."
+        for name, some in (("Peer", peer), ("Ours", ours))
+        if _told(some, "software")
+    ]
+    silent = _told([r for r in peer + ours if not r.get("software")], "commit")
+    if silent:
+        said.append(
+            f"Rows of {', '.join(silent)} did not record versions: what they ran with is known only as what "
+            "constraints.txt and benchmarks/requirements*.txt ask for."
+        )
+    return " ".join(said)
 
 
 def _range(rows: list[dict[str, str]], name: str) -> str:
@@ -112,44 +142,64 @@ def _range(rows: list[dict[str, str]], name: str) -> str:
     return f"{min(values):.1f} to {max(values):.1f}"
 
 
-def _processor() -> str:
-    told = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in told.read_text().splitlines() if x.startswith("model name")]
-    return names[0] if names else platform.machine()
+def ratios(row: dict[str, str]) -> tuple[str, str]:
+    """Return peer / ours per step and per completion token, the measured one with its turns; "-" for fixed data."""
+    ratio, low, high, peer, ours = (
+        float(row[k]) for k in ("ratio", "ratio_min", "ratio_max", "peer_length", "ours_length")
+    )
+    measured = f"{ratio:.2f} [{f'{low:.2f} to {high:.2f}' if int(row['turns']) > 1 else 'one turn'}]"
+    if row["work"] == "rollout":
+        return f"{ratio * peer / ours:.2f}", measured
+    return measured, f"{ratio * ours / peer:.2f}" if row["work"] in roofline.DRAWS else "-"
 
 
 def line(row: dict[str, str]) -> str:
     """Return a row of the table."""
-    r = {k: float(row[k]) for k in row if k.startswith(("peer_", "ours_", "ratio")) or k == "goal"}
+    r = {k: float(row[k]) for k in row if k.startswith(("peer_", "ours_")) or k == "goal"}
     unit, scale = ("us/token", 1e6) if row["work"] == "rollout" else ("ms/step", 1e3)
     memory = f"{r['ours_peak'] / r['peer_peak']:.2f}" + (f" ({row['memory_goal']})" if row["memory_goal"] else "")
-    spread = f"[{r['ratio_min']:.2f} to {r['ratio_max']:.2f}]"
     group = {"dpo": "2", "dpo_precomputed": "2", "ipo": "2", "reward": "2", "kto": "1", "sft": "1"}.get(row["work"])
     group = "1" if row["work"] in ("ppo", "ppo4") else group or row["group"]
+    drawn = row["work"] in roofline.DRAWS
+    lengths = f"{r['peer_length']:.1f} / {r['ours_length']:.1f}" if drawn else f"{r['ours_length']:.1f} nominal"
+    load = f"**{row['load']}**" if float(row["load"]) > LOADED else row["load"]
     return (
         f"| {row['work']} | {row['size']} | {row['batch']} | {group} | {r['peer_seconds'] * scale:.0f} {unit} | "
-        f"{r['ours_seconds'] * scale:.0f} | {r['ratio']:.2f} {spread} | {r['goal']} | {r['peer_share']:.0%} / "
+        f"{r['ours_seconds'] * scale:.0f} | {' | '.join(ratios(row))} | {r['goal']} | {r['peer_share']:.0%} / "
         f"{r['ours_share']:.0%} | {r['peer_peak']:.0f} / {r['ours_peak']:.0f} | {memory} | "
         f"{r['peer_peak'] - r['peer_before']:.0f} / {r['ours_peak'] - r['ours_before']:.0f} | "
-        f"{r['peer_length']:.1f} / {r['ours_length']:.1f} |"
+        f"{lengths} | {row['commit'][:8]} | "
+        f"{row['turns']} x {row['steps']} | {load} |"
     )
 
 
 def missed(rows: list[dict[str, str]]) -> list[str]:
-    """Return one line that says which targets are missed, and what share of the roofline each would have taken."""
-    slow = [
-        f"{r['work']} {r['size']} {float(r['ratio']):.2f} of {r['goal']} "
-        f"({float(r['ours_share']):.0%} of the roofline, at the target {float(r['peer_share']) * float(r['goal']):.0%})"
-        for r in rows
-        if _slow(r)
-    ]
+    """Return which targets are missed, a line and a reason each."""
+    slow = [f"- {r['work']} {r['size']}, {float(r['ratio']):.2f} of {r['goal']}: {why(r)}." for r in rows if _slow(r)]
     large = [
         f"{r['work']} {r['size']} {float(r['ours_peak']) / float(r['peer_peak']):.2f} of {r['memory_goal']}"
         for r in rows
         if r["memory_goal"] and float(r["ours_peak"]) / float(r["peer_peak"]) > float(r["memory_goal"])
     ]
-    told = [f"{what}: {', '.join(some)}." for what, some in (("speed", slow), ("peak memory", large)) if some]
-    return [f"Missed in {' Missed in '.join(told)}{' ' + WHY if slow else ''}"] if told else ["No target is missed."]
+    lines = []
+    if slow:
+        most = max(float(r[f"{side}_share"]) for r in rows for side in ("peer", "ours"))
+        lines += ["Missed in speed:", "", *slow, "", f"{OUT} {most:.0%}."]
+    if large:
+        lines += ["", f"Missed in peak memory: {', '.join(large)}."]
+    return lines or ["No target is missed."]
+
+
+def why(row: dict[str, str]) -> str:
+    """Return what a row's own numbers say about why its target is missed."""
+    ratio, goal, reached, most = (float(row[k]) for k in ("ratio", "goal", "ours_share", "ratio_max"))
+    if int(row["turns"]) > 1 and most >= goal:
+        return f"within the spread of its turns, {float(row['ratio_min']):.2f} to {most:.2f}"
+    needed = reached * goal / ratio  # ours would take ratio / goal of its time
+    if needed > 1:
+        return f"would need {needed:.0%} of the roofline, so no arrangement of the same products gets there"
+    alone = "; one turn, so its spread is not known" if int(row["turns"]) == 1 else ""
+    return f"not explained by the roofline, of which {reached:.0%} is reached and {needed:.0%} needed{alone}"
 
 
 def _slow(row: dict[str, str]) -> bool:
@@ -162,7 +212,10 @@ def curve_lines(points: list[dict[str, str]]) -> list[str]:
         "## Curves",
         "",
         "Cost against one thing at a time, logarithmic axes; the roofline is dashed. All numbers are in "
-        "speed_curves.csv.",
+        "speed_curves.csv. The sides do not take turns: of each work one process takes all points of the peer, then "
+        "another all of ours, a point's steps one after the other behind one of warm-up; a change of the machine "
+        "between the two is in the ratio, and lengths are each side's own draws. Of commit "
+        f"{', '.join(_told(points, 'commit'))}, load {_range(points, 'load')}.",
         "",
         "![CPU milliseconds per step](speed_curves.png)",
         "",

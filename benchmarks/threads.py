@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import report
+
 REPOSITORY = Path(__file__).parent.parent
 RUNS = (("ppo", "summarization"), ("dpo", "summarization"), ("grpo", "arithmetic"))
 
@@ -50,7 +52,8 @@ def main() -> None:
     args = parser.parse_args()
     lines = [
         "Seconds (CPU seconds) of whole runs, imports and evaluation among them, by CPU threads; in the last column "
-        "two runs beside each other, time per run. Made by `python benchmarks/threads.py`.",
+        f"two runs beside each other, time per run. Of commit {report.commit()}, {os.cpu_count()} cores, "
+        f"{report.versions('torch', 'transformers')}. Made by `{report.command('threads.py')}`.",
         "", "| run | one thread | two threads | two runs, a thread each |", "|---|---|---|---|",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,7 +67,7 @@ def main() -> None:
             told = " | ".join(f"{seconds:.0f} ({cpu:.0f})" for seconds, cpu in (one, two, beside))
             lines.append(f"| {method} on {suite} | {told} |")
             print(lines[-1], flush=True)
-            args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        report.write(args.output, lines)  # all of it or nothing
 
 
 if __name__ == "__main__":
