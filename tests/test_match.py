@@ -1,6 +1,7 @@
 """Methods at an equal value: exact on straight lines and at nodes, refused outside, intervals of the mix."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
+from harness.files import write_json
 from harness.report.match import COLUMNS, QUANTITIES, matched, parse_match
 from harness.report.select import rows_of
 from harness.report.sweeps import scores_of, sweeps
@@ -184,10 +186,96 @@ def test_every_quantity(tmp_path, quantity):
     assert row["flops"] == pytest.approx(1.5e12)
 
 
-def test_failed_rows_are_no_points(tmp_path):
+def broken(results, method="ppo", seed=0, beta=0.1):
+    """A failed run of a setting of `sweep`, or of one with no finished run."""
+    options = {"beta": beta}
+    put(results, failure(method, seed, recipe=f"{method} beta={beta}", options=options))
+
+
+def test_failed_rows_are_no_points_and_are_shown(tmp_path):
     sweep(tmp_path, kls=(1.0, 2.0), seeds=1)
-    put(tmp_path, failure("ppo", recipe="broken"))
-    assert matched(chosen(tmp_path), "kl", 1.5).plain[0]["share"] == pytest.approx(0.5)
+    broken(tmp_path, beta=0.7)
+    broken(tmp_path, "kto")
+    made = matched(chosen(tmp_path), "kl", 1.5)
+    assert made.plain[0]["share"] == pytest.approx(0.5)
+    shown = by_name(made)
+    assert list(shown) == ["ppo", "kto", "ppo (beta=0.7)"]
+    for name in ("kto", "ppo (beta=0.7)"):
+        assert str(shown[name]["seeds"]) == "0/1"
+        assert str(shown[name]["win-rate vs SFT [95 %]"]).startswith("failed: The loss is nan")
+        assert "gold" not in plain(made)[name] and plain(made)[name]["failed"] == 1
+    assert all(len(row) == len(COLUMNS) for row in made.rows)
+    assert len(made.runs) == len(made.rows) == len(made.plain)
+
+
+def test_where_no_sweep_is_met_failures_are_told_too(tmp_path):
+    sweep(tmp_path, kls=(1.0, 2.0), seeds=1)
+    broken(tmp_path, "kto")
+    with pytest.raises(UsageError, match=r"ppo: not reached.*kto: failed: The loss is nan"):
+        matched(chosen(tmp_path), "kl", 7.0)
+
+
+def test_failed_seeds_are_counted_and_footnoted(tmp_path):
+    sweep(tmp_path, kls=(1.0, 2.0, 4.0))
+    broken(tmp_path, seed=2, beta=0.5)
+    broken(tmp_path, seed=3, beta=1.0)
+    selection = chosen(tmp_path)
+    made = matched(selection, "kl", 3.0)
+    cell = by_name(made)["ppo"]["seeds"]
+    assert str(cell) == "2/3 or 2" and made.plain[0]["seeds"] == 2 and made.plain[0]["failed"] == 1
+    assert [made.footnotes[m] for m in cell.marks] == list(made.footnotes.values()) == [made.plain[0]["footnotes"]]
+    assert made.footnotes["a"].startswith("1 of 3 runs failed (1 diverged)")
+    assert any("settings that no figure is of: ppo (beta=1.0) 2/3" in note for note in made.notes)
+    assert not any("no figure is of" in note for note in matched(selection, "kl", 1.5).notes)
+
+
+def test_budgets_are_footnoted(tmp_path):
+    selection = sweep(tmp_path, kls=(1.0, 2.0), seeds=1)
+    for row in selection.rows:
+        write_json(Path(row.good[0]["folder"]) / "spec.json", {"stages": {}, "budget": {"steps": 100}})
+    made = matched(selection, "kl", 1.5)
+    assert made.footnotes == {"a": "Budget: steps 100."} and made.rows[0][1].marks == ("a",)
+
+
+def test_the_caption_is_that_of_the_tests_and_seeds(tmp_path):
+    alone = matched(sweep(tmp_path / "a", seeds=1), "kl", 1.5).caption
+    assert "One seed per row" in alone and "not for the algorithms" in alone and "Bold" not in alone
+    for name in ("dpo", "ppo", "kto"):
+        selection = sweep(tmp_path / "b", name, (1.0, 3.0), 3)
+    told = matched(selection, "kl", 2.0).caption
+    assert "mean over 3 seeds with 95 % intervals over seeds and prompts" in told and "pooled over alike rows" in told
+    assert "by t-tests paired over prompts" in told and "Holm over all 3 pairs" in told
+    two = matched(chosen(tmp_path / "b", methods=["dpo", "ppo"]), "kl", 2.0)
+    assert "pooled" not in two.caption and "Holm over all 1 pairs" in two.caption
+    assert two.title == "toy (only dpo, ppo): at 2 nats of KL" and "on toy (only dpo, ppo), ties half" in two.caption
+
+
+def test_one_mix_is_not_bold(tmp_path):
+    (row,) = matched(sweep(tmp_path), "kl", 1.5).rows
+    assert not any(cell.bold or cell.best for cell in row)
+
+
+def test_an_estimated_kl_is_marked_with_its_bounds(tmp_path):
+    for n, kl in ((4, 0.6), (16, 1.7)):
+        run(tmp_path, "best_of_n", 0, kl, {"n": n})
+    made = matched(sweep(tmp_path, kls=(0.5, 2.0), seeds=1), "kl", 1.0)
+    shown = {name: str(row["KL (nats)"]) for name, row in by_name(made).items()}
+    assert shown == {"best_of_n": "1.00 (est.)", "ppo": "1.00"}
+    assert any("bounds it: best_of_n (n=4) 0.64; best_of_n (n=16) 1.84." in note for note in made.notes)
+
+
+def test_an_unfinished_run_is_told(tmp_path):
+    sweep(tmp_path, seeds=1)
+    folder = tmp_path / "runs" / "toy" / "ppo" / "seed9-000000000000"
+    folder.mkdir()
+    write_json(folder / "spec.json", {})
+    assert any("Not finished, and left out: 1 run (ppo seed9-" in n for n in matched(chosen(tmp_path), "kl", 1.5).notes)
+
+
+def test_unlike_ground_is_not_interpolated(tmp_path):
+    sweep(tmp_path, kls=(1.0, 2.0), seeds=1)
+    with pytest.raises(UsageError, match="leave --mixed out"):
+        matched(chosen(tmp_path, mixed=True), "kl", 1.5)
 
 
 def test_what_is_asked_is_read():

@@ -390,6 +390,20 @@ def test_failed_runs_are_not_drawn(tmp_path):
     assert set(bars(axis)) == {"ppo"}
 
 
+def test_legends_count_failed_seeds(tmp_path):
+    told = [{"step": float(i), "reward": float(i)} for i in range(4)]
+    for beta, kl in ((0.1, 2.0), (0.2, 1.0)):
+        for seed in (0, 1):
+            run(tmp_path, "ppo", seed, kl, {"beta": beta}, metrics=told)
+    run(tmp_path, "dpo", 0, 1.5, metrics=told)
+    assert "ppo, over beta, 2 seeds" in legend(drawn("frontier", chosen(tmp_path)))
+    put(tmp_path, failure("ppo", 2, recipe="ppo beta=0.1", options={"beta": 0.1}))
+    put(tmp_path, failure("dpo", 1, recipe="dpo beta=0.1", options={"beta": 0.1}))
+    assert {"dpo, 1/2 seeds", "ppo, over beta, 2 or 2/3 seeds"} <= {*legend(drawn("frontier", chosen(tmp_path)))}
+    curves = legend(drawn("curves", chosen(tmp_path)))
+    assert {"dpo, 1/2 seeds", "ppo (beta=0.1), 2/3 seeds", "ppo (beta=0.2), 2 seeds"} <= {*curves}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_to_draw_is_one_clear_message(kind, tmp_path):
     put(tmp_path, failure("dpo"))

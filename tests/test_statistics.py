@@ -169,6 +169,16 @@ def test_holm_is_between_raw_and_bonferroni_whatever_the_order(p, random):
     assert compare.holm([p[i] for i in order]) == [adjusted[i] for i in order]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "used"), [((3, 3, 3), True), ((3, 3, 3, 1), True), ((3, 3, 1, 1), False), ((3, 3, 2), False)]
+)
+def test_whether_a_pool_is_used_is_told(seeds, used):
+    rng = np.random.default_rng(1)
+    scores = {str(i): rng.normal(size=(n, 40)) for i, n in enumerate(seeds)}
+    assert compare.borrows(scores) == used
+    assert (compare.all_pairs(scores) != compare.all_pairs(scores, borrow=False)) == used
+
+
 def test_best_group_by_hand():
     rng = np.random.default_rng(3)
     noise = {name: rng.normal(size=(3, 400)) for name in "abcd"}

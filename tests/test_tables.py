@@ -22,7 +22,7 @@ from harness.statistics.intervals import ONE_SEED, SEVERAL_SEEDS, two_way_interv
 from harness.store import read_rows, write_rows
 from harness.study.state import Place
 
-from .tools import GROUND, estimate, failure, put, record, samples
+from .tools import GROUND, command, estimate, failure, put, record, samples
 
 
 def table(results, *records, **asked):
@@ -151,14 +151,14 @@ def answers(scores, seed=0, **more):
     return made, scores
 
 
-def put_answers(results, *pairs):
-    """Write records whose answers have given scores."""
+def put_answers(results, *pairs, **asked):
+    """Write records whose answers have given scores; return their table."""
     for made, scores in pairs:
         put(results, made)
         folder = max(results.glob("runs/*/*/*"), key=lambda f: (f.stat().st_ctime_ns, f.name))
         rows = [row | {"win": w, "gold": 2 * w} for row, w in zip(samples(made), scores, strict=True)]
         write_rows(folder / "samples.jsonl", rows)
-    return of(results)
+    return of(results, **asked)
 
 
 def scores_of(rate, seed, n=200):
@@ -181,6 +181,49 @@ def test_bold_is_what_is_not_significantly_worse(tmp_path):
     assert (
         "Bold: not significantly worse than the best mean" in made.caption and "Holm over all 3 pairs" in made.caption
     )
+
+
+@pytest.mark.parametrize("prompts", [100, 200])  # fewer; as many, and other ones
+def test_nothing_is_bold_where_prompts_are_unlike(tmp_path, prompts):
+    other = answers(scores_of(0.3, 2, prompts), method="dpo", ground=GROUND | {"evaluation_prompts": "dd"})
+    other[0]["evaluation"]["split"] = "validation"
+    made = put_answers(tmp_path, answers(scores_of(0.7, 1), method="ppo"), other, mixed=True)
+    assert not any(cell.bold or cell.best for row in made.rows for cell in row)
+    assert "Nothing is bold: rows answered unlike prompts" in made.caption and "Holm" not in made.caption
+    assert f"200 test prompts, one answer each at T=1 or {prompts} validation prompts" in made.title
+    assert "win_rate_bold" not in made.plain[0]
+
+
+def test_unlike_ground_with_the_same_prompts_is_still_tested(tmp_path):
+    other = answers(scores_of(0.3, 2), method="dpo", ground=GROUND | {"preferences": "dd"})
+    made = put_answers(tmp_path, answers(scores_of(0.7, 1), method="ppo"), other, mixed=True)
+    assert {str(row[0]): row[2].bold for row in made.rows} == {"ppo": True, "dpo": False} and "Holm" in made.caption
+
+
+def test_prompts_that_are_unlike_by_name_only_are_not_paired(tmp_path):
+    """An old record's ground may not hold them: the answers still do."""
+    pairs = [answers(scores_of(0.5, i), method=name) for i, name in enumerate(("ppo", "dpo"))]
+    put_answers(tmp_path, *pairs)
+    file = next((tmp_path / "runs/toy/dpo").glob("*/samples.jsonl"))
+    file.write_text(file.read_text().replace('"test/3"', '"test/999"'))
+    assert "Nothing is bold: rows answered unlike prompts" in of(tmp_path).caption
+
+
+def several(*counts):
+    """Records of methods a, b, c, ... with so many seeds each, and their scores."""
+    return [
+        answers(scores_of(0.5, 10 * i + seed), seed, method="abcdef"[i], recipe=f"{i}")
+        for i, n in enumerate(counts) for seed in range(n)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seeds", "borrowed"), [((3, 3, 3, 1), True), ((3, 3, 3), True), ((3, 3, 1), False), ((3, 3, 2), False)]
+)
+def test_the_caption_names_the_test_that_was_used(tmp_path, seeds, borrowed):
+    made = put_answers(tmp_path, *several(*seeds))
+    assert ("pooled over alike rows" in made.caption) == borrowed
+    assert "by t-tests paired over prompts" in made.caption
 
 
 def test_identical_methods_under_two_names_are_both_bold(tmp_path):
@@ -222,8 +265,23 @@ def test_unlike_code_is_refused_and_mixed_on_request(tmp_path):
     write_json(folder / "provenance.json", made | {"code": {"harness": "older", "method": "cd"}})
     with pytest.raises(UsageError, match="differ in the harness's code .*older: dpo seed 0; ab: ppo seed 0"):
         of(tmp_path)
-    told = of(tmp_path, mixed=True).footnotes
+    table = of(tmp_path, mixed=True)
+    told = table.footnotes
     assert list(told) == ["a"] and told["a"].startswith("NOT ON EQUAL GROUND") and "the harness's code" in told["a"]
+    assert all(row[1].marks == ("a",) for row in table.rows)
+    assert all(row["footnotes"] == told["a"] for row in parsed(table))
+
+
+def test_csv_has_the_footnotes_of_a_row(tmp_path):
+    assert "footnotes" not in parsed(table(tmp_path, record("ppo")))[0]
+    told = {row["method"]: row["footnotes"] for row in parsed(table(tmp_path, record("dpo"), failure("dpo", 1)))}
+    assert told["ppo"] == "" and told["dpo"].startswith("1 of 2 runs failed (1 diverged)")
+
+
+def test_a_match_of_unlike_ground_is_refused(tmp_path):
+    put(tmp_path, record("ppo"), record("dpo", ground=GROUND | {"evaluation_prompts": "dd"}))
+    done = command("table", "--mixed", "--match", "kl=2", "--results", tmp_path)
+    assert done.code == 2 and "leave --mixed out" in done.text and "Traceback" not in done.text
 
 
 def test_seeds_of_a_row_are_of_one_code(tmp_path):
@@ -291,6 +349,15 @@ def test_runs_are_chosen_by_whatever_a_study_can_sweep(tmp_path, option):
     assert [r["recipe"] for r in row.records] == ["mine"]
     with pytest.raises(UsageError, match=f"No run has {name}=7"):
         select(tmp_path, Filter(where={name: "7"}))
+
+
+def test_a_table_says_what_its_rows_were_chosen_by(tmp_path):
+    put(tmp_path, *(record("dpo", recipe=f"{b}", options={"beta": b}) for b in (0.1, 0.3)), record("ppo"))
+    made = of(tmp_path, where={"beta": "0.3"})
+    assert made.title.startswith("toy (beta=0.3): ") and "answers on toy (beta=0.3), ties half" in made.caption
+    both = of(tmp_path, where={"beta": "0.1"}, methods=["dpo", "ppo"])
+    assert both.title.startswith("toy (beta=0.1; only dpo, ppo): ") and both.caption != made.caption
+    assert of(tmp_path).title.startswith("toy: ") and "answers on toy, ties half" in of(tmp_path).caption
 
 
 def test_a_misspelt_method_is_not_left_out_silently(tmp_path):

@@ -29,7 +29,9 @@ class Footnotes:
         self.told = {mark: text for text, mark in marks.items()}
         for name, values in unlike(selection.good).items():  # only where it was asked for: --mixed
             told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
-            self.told[_letter(len(self.told))] = f"NOT ON EQUAL GROUND, as asked for: runs differ in {name} ({told})."
+            mark = _letter(len(self.told))
+            self.told[mark] = f"NOT ON EQUAL GROUND, as asked for: runs differ in {name} ({told})."
+            self._marks |= {i: (*self._marks[i], mark) for i, row in enumerate(selection.rows) if row.good}
 
     def of(self, row: int) -> tuple[str, ...]:
         """Return the marks of a row."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from ..errors import UsageError, unknown
-from ..statistics.compare import best_group
 from ..statistics.intervals import Array, two_way_interval, win_rate_interval
+from . import tables
+from .footnotes import Footnotes
 from .select import Record, Row, Selection
-from .sweeps import Sweep, scores_of, sweeps
+from .sweeps import Sweep, scores_of, seeds_told, sweeps
 from .table import Cell, Table
 
 QUANTITIES = {"kl": "nats of KL", "flops": "training FLOPs", "tokens": "tokens", "seconds": "training seconds"}
@@ -49,10 +50,24 @@ class Mix:
     flops: float
 
     @property
-    def points(self) -> list[Point]:
+    def rows(self) -> list[Row]:
         """The neighbours, one where the value lies at a point."""
-        low, high = self.where.low, self.where.high
+        low, high = self.where.low.row, self.where.high.row
         return [low] if self.where.share == 0 else [high] if self.where.share == 1 else [low, high]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table."""
+
+    figures: dict[str, Any]  # unrounded; of a mix with win-rate, KL, ...
+    rows: Sequence[Row]  # the rows of runs that it tells of
+    told: str  # a mix's neighbours with their shares, or why there is no mix
+
+    @property
+    def name(self) -> str:
+        """The sweep, or the row that failed."""
+        return str(self.figures["method"])
 
 
 def parse_match(text: str) -> tuple[str, float | None]:
@@ -81,22 +96,26 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
     """
     if quantity not in QUANTITIES:
         raise unknown("quantity to match", quantity, QUANTITIES)
+    if selection.asked.mixed:
+        raise UsageError("--match interpolates between runs on equal ground, prompt by prompt: leave --mixed out.")
     points = {s.name: _points(s, quantity) for s in sweeps(selection.rows)}
     value = _common(points, quantity) if at is None else at
-    mixes, left = [], {}
-    for name, own in points.items():
-        found = _between(own, value)
-        mix = found if isinstance(found, str) else _mixed(name, found)
-        if isinstance(mix, str):
-            left[name] = mix
-        else:
-            mixes.append(mix)
+    found = {name: _at(name, own, value) for name, own in points.items()}
+    mixes = sorted((m for m in found.values() if isinstance(m, Mix)), key=lambda m: (-_won(m), m.name))
+    head = {"matched": quantity, "value": value}
+    rest = [_left(name, points[name], why, head) for name, why in found.items() if isinstance(why, str)]
+    rest += [_failed(row, head) for row in selection.rows if not row.good]
     if not mixes:
-        told = "; ".join(f"{name}: {why}" for name, why in left.items())
+        told = "; ".join(f"{line.name}: {line.told}" for line in rest)
         at_all = f"{value:.4g} {QUANTITIES[quantity]}"
         raise UsageError(f"No sweep can be read off at {at_all}; nothing is extrapolated ({told}).")
-    mixes.sort(key=lambda m: (-float(m.scores["win_rate"].mean()), m.name))
-    return _table(selection, quantity, value, at is None, mixes, {n: (points[n], why) for n, why in left.items()})
+    which = ", the largest that all sweeps reach" if at is None else ""
+    title = f"{selection.told}: at {value:.4g} {QUANTITIES[quantity]}{which}"
+    lines = [_line(mix, head) for mix in mixes]
+    scores = {m.name: m.scores["win_rate"] for m in mixes}
+    borrowed = tables.mark_best([line.figures for line in lines], {"win_rate": scores})
+    caption = _caption(selection, [len(s) for s in scores.values()], borrowed)
+    return _table(selection, title, [*lines, *rest], caption, quantity)
 
 
 def amount(record: Record, quantity: str) -> float:
@@ -160,8 +179,14 @@ def _listed(points: Sequence[Point]) -> str:
     return " and ".join(p.name for p in points)
 
 
-def _mixed(name: str, where: Between) -> Mix | str:
+def _at(name: str, points: Sequence[Point], value: float) -> Mix | str:
     """Return a sweep's mix at a value, or why there is none."""
+    where = _between(points, value)
+    return where if isinstance(where, str) else _mixed(name, where)
+
+
+def _mixed(name: str, where: Between) -> Mix | str:
+    """Return the mix of two neighbours, or why there is none."""
     low, high = where.low.row, where.high.row
     if len(low.good) != len(high.good):
         told = " and ".join(f"{len(p.row.good)} of {p.name}" for p in (where.low, where.high))
@@ -176,72 +201,76 @@ def _mixed(name: str, where: Between) -> Mix | str:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def _table(
-    selection: Selection, quantity: str, value: float, chosen: bool, mixes: Sequence[Mix],
-    left: Mapping[str, tuple[Sequence[Point], str]],
-) -> Table:  # fmt: skip
-    bold = best_group({m.name: m.scores["win_rate"] for m in mixes})
-    best = mixes[0].name if mixes else ""
-    which = ", the largest that all sweeps reach" if chosen else ""
-    rows = [_cells(m, bold[m.name], m.name == best) for m in mixes]
-    rows += [
-        [Cell(name), Cell(_seeds(own)), Cell(why), *[Cell("")] * (len(COLUMNS) - 3)]
-        for name, (own, why) in left.items()
-    ]
-    return Table(
-        f"{selection.suite}: at {value:.4g} {QUANTITIES[quantity]}{which}", list(COLUMNS), rows, _notes(quantity),
-        [_plain(m, quantity, value, bold[m.name]) for m in mixes]
-        + [_plain_left(name, own, why, quantity, value) for name, (own, why) in left.items()],
-        _caption(len(mixes)),
-        runs=[_folders(m.points) for m in mixes] + [_folders(own) for own, _ in left.values()],
-    )  # fmt: skip
+def _won(mix: Mix) -> float:
+    return float(mix.scores["win_rate"].mean())
 
 
-def _cells(mix: Mix, bold: bool, best: bool) -> list[Cell]:
-    win = win_rate_interval(mix.scores["win_rate"])
-    gold, kl, length = (float(mix.scores[name].mean()) for name in ("gold", "kl", "length"))
-    return [
-        Cell(mix.name), Cell(str(win.seeds)),
-        Cell(f"{win.mean:.3f}", f"[{win.low:.3f}, {win.high:.3f}]", bold, best),
-        Cell(f"{gold:.2f}"), Cell(f"{kl:.2f}"), Cell(f"{length:.1f}"), Cell(f"{mix.flops / 1e12:.3g}"),
-        Cell(_told(mix)),
-    ]  # fmt: skip
+def _line(mix: Mix, head: Mapping[str, Any]) -> Line:
+    """Return a mix as a row, its figures with intervals."""
+    kinds = [r["evaluation"]["kl_estimator"] for row in mix.rows for r in row.good]
+    figures = {"method": mix.name, **head, "seeds": len(mix.scores["win_rate"]), "failed": _failures(mix.rows)}
+    for name in FIGURES:
+        found = win_rate_interval(mix.scores[name]) if name == "win_rate" else two_way_interval(mix.scores[name])
+        figures |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    figures["kl_estimator"] = next((kind for kind in kinds if tables.kl_mark(kind)), kinds[0])
+    points = {"low": mix.where.low, "high": mix.where.high}
+    figures |= {"flops": mix.flops, "share": mix.where.share}
+    figures |= {f"{side}_point": p.row.name for side, p in points.items()}
+    return Line(figures | {f"{side}_at": p.at for side, p in points.items()}, mix.rows, _told(mix))
 
 
 def _told(mix: Mix) -> str:
     """Return the points a mix is of, each with its share: `beta=0.1 (30 %), beta=0.3 (70 %)`."""
-    where = mix.where
-    if len(mix.points) == 1:
-        return f"at {mix.points[0].name}"
-    return f"{where.low.name} ({1 - where.share:.0%}), {where.high.name} ({where.share:.0%})"
+    low, high, share = mix.where.low, mix.where.high, mix.where.share
+    if len(mix.rows) == 1:
+        return f"at {(high if share == 1 else low).name}"
+    return f"{low.name} ({1 - share:.0%}), {high.name} ({share:.0%})"
 
 
-def _plain(mix: Mix, quantity: str, value: float, bold: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {"method": mix.name, "matched": quantity, "value": value}
-    row["seeds"] = len(mix.scores["win_rate"])
-    for name in FIGURES:
-        found = win_rate_interval(mix.scores[name]) if name == "win_rate" else two_way_interval(mix.scores[name])
-        row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
-    points = (mix.where.low, mix.where.high)
-    row |= {"flops": mix.flops, "bold": bold, "share": mix.where.share}
-    row |= {f"{side}_point": p.row.name for side, p in zip(("low", "high"), points, strict=True)}
-    return row | {f"{side}_at": p.at for side, p in zip(("low", "high"), points, strict=True)}
-
-
-def _plain_left(name: str, points: Sequence[Point], why: str, quantity: str, value: float) -> dict[str, Any]:
+def _left(name: str, points: Sequence[Point], why: str, head: Mapping[str, Any]) -> Line:
+    """Return a sweep that cannot be read off as a row."""
+    rows = [p.row for p in points]
     ends = {"low_at": points[0].at, "high_at": points[-1].at}
-    return {"method": name, "matched": quantity, "value": value, "why": why} | ends
+    return Line({"method": name, **head, "failed": _failures(rows), "why": why, **ends}, rows, why)
 
 
-def _seeds(points: Sequence[Point]) -> str:
-    return ", ".join(dict.fromkeys(str(len(p.row.good)) for p in points))
+def _failed(row: Row, head: Mapping[str, Any]) -> Line:
+    """Return a row none of whose runs finished: it is no point of a sweep, and not passed over either."""
+    why = f"failed: {row.records[0]['failure']}"
+    return Line({"method": row.name, **head, "seeds": 0, "failed": len(row.failed), "why": why}, [row], why)
 
 
-def _folders(points: Sequence[Point]) -> list[str]:
-    return [str(r["folder"]) for p in points for r in p.row.good]
+def _failures(rows: Sequence[Row]) -> int:
+    return sum(len(row.failed) for row in rows)
 
 
-def _notes(quantity: str) -> list[str]:
+def _table(selection: Selection, title: str, lines: Sequence[Line], caption: str, quantity: str) -> Table:
+    """Return the table; its footnotes are those of the rows of runs it tells of."""
+    shown = [row for line in lines for row in line.rows]
+    footnotes = Footnotes(replace(selection, rows=shown))
+    of = {row.name: footnotes.of(i) for i, row in enumerate(shown)}
+    marks = [tuple(dict.fromkeys(mark for row in line.rows for mark in of[row.name])) for line in lines]
+    return Table(
+        title, list(COLUMNS), [_cells(line, own) for line, own in zip(lines, marks, strict=True)],
+        _notes(selection, shown, quantity),
+        [tables.with_footnotes(line.figures, footnotes, own) for line, own in zip(lines, marks, strict=True)],
+        caption, footnotes.told,
+        [[str(r["folder"]) for row in line.rows for r in row.records] for line in lines],
+    )  # fmt: skip
+
+
+def _cells(line: Line, marks: tuple[str, ...]) -> list[Cell]:
+    f, head = line.figures, [Cell(line.name), Cell(seeds_told(line.rows), marks=marks)]
+    if "win_rate" not in f:
+        return [*head, Cell(line.told), *[Cell("")] * (len(COLUMNS) - 3)]
+    return [
+        *head, tables.estimate("win_rate", ".3f")(f), Cell(f"{f['gold']:.2f}"),
+        Cell(f"{f['kl']:.2f}{tables.kl_mark(f['kl_estimator'])}"), Cell(f"{f['length']:.1f}"),
+        Cell(f"{f['flops'] / 1e12:.3g}"), Cell(line.told),
+    ]  # fmt: skip
+
+
+def _notes(selection: Selection, shown: Sequence[Row], quantity: str) -> list[str]:
     took = {
         "kl": "KL is that of the evaluated policies, mean over seeds",
         "tokens": "Tokens are those the method generated and trained on",
@@ -249,15 +278,17 @@ def _notes(quantity: str) -> list[str]:
         "seconds": "Seconds are those of the method's own training",
     }[quantity]
     apart = "" if quantity == "kl" else "; shared stages (SFT, preferences, reward model) are billed apart"
-    return [
+    how = (
         f"{took}{apart}. Every figure is interpolated linearly between the two runs of a sweep that lie next to the "
         "value, prompt by prompt; nothing is extrapolated. A mix is no policy that was trained, and intervals take the "
-        "place of the value between the two as known."
-    ]
+        f"place of the value between the two as known. {tables.NOTES['kl']}"
+    )
+    names = {row.name for row in shown}
+    others = [f"{row.name} {row.seeds}" for row in selection.rows if row.failed and row.name not in names]
+    hidden = [f"Failed runs of settings that no figure is of: {'; '.join(others)}."] if others else []
+    return [how, *hidden, *tables.unfinished_told(selection), *tables.bounds_told(shown)]
 
 
-def _caption(mixes: int) -> str:
-    told = "Intervals of 95 % are for seeds and prompts, made on the interpolated scores of every prompt."
-    if mixes < 2:
-        return told
-    return f"{told} Bold: not significantly worse than the best win-rate (paired test, Holm over all pairs, 5 %)."
+def _caption(selection: Selection, seeds: Sequence[int], borrowed: bool) -> str:
+    told = f"{tables.figures_told(selection, seeds)} All are made on the interpolated scores of every prompt."
+    return f"{told} {tables.bold_told(len(seeds), borrowed)}".strip()

@@ -19,6 +19,11 @@ OWN_CODE = "the code of it"  # of a row's runs, not of all
 CODE = {"the harness's code": "harness", OWN_CODE: "method"}  # digests in a run's provenance
 
 
+def counted(good: int, failed: int) -> str:
+    """Return how many runs finished, of how many where some failed."""
+    return f"{good}/{good + failed}" if failed else str(good)
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a table: the runs, a seed each, of one method with the same settings."""
@@ -38,31 +43,15 @@ class Row:
         """The runs that came to nothing."""
         return [r for r in self.records if "failure" in r]
 
+    @property
+    def seeds(self) -> str:
+        """How many runs finished, `4/5` where some failed."""
+        return counted(len(self.good), len(self.failed))
+
     def mean(self, figure: str) -> float:
         """Return the mean over seeds of a figure of the evaluation; nan where a run has none."""
         found = [r["evaluation"].get(figure, {}).get("mean", float("nan")) for r in self.good]
         return fmean(found) if found else float("nan")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Runs of one suite on identical ground, as rows: SFT first, then by win-rate, failures last."""
-
-    suite: str
-    rows: Sequence[Row]
-    results: Path
-    study: str | None = None
-    unfinished: Sequence[str] = ()  # runs that would belong here and have not ended
-
-    @property
-    def records(self) -> list[Record]:
-        """The records of all rows."""
-        return [r for row in self.rows for r in row.records]
-
-    @property
-    def good(self) -> list[Record]:
-        """The finished runs of all rows."""
-        return [r for row in self.rows for r in row.good]
 
 
 @dataclass(frozen=True)
@@ -76,13 +65,47 @@ class Filter:
     each: bool = False  # a row per run
     mixed: bool = False  # whether unlike ground is allowed
 
+    @property
+    def told(self) -> str:
+        """What it leaves of a suite or study, `beta=0.1; only ppo, dpo`; empty where that is everything."""
+        options = ", ".join(f"{name}={value}" for name, value in self.where.items())
+        return "; ".join(filter(None, [options, f"only {', '.join(self.methods)}" if self.methods else ""]))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Runs of one suite on identical ground, as rows: SFT first, then by win-rate, failures last."""
+
+    suite: str
+    rows: Sequence[Row]
+    results: Path
+    study: str | None = None
+    unfinished: Sequence[str] = ()  # runs that would belong here and have not ended
+    asked: Filter = field(default_factory=Filter)  # what they were chosen by
+
+    @property
+    def told(self) -> str:
+        """The suite, with what its runs were chosen by: two tables of one suite are told apart by it."""
+        return f"{self.suite} ({self.asked.told})" if self.asked.told else self.suite
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of all rows."""
+        return [r for row in self.rows for r in row.records]
+
+    @property
+    def good(self) -> list[Record]:
+        """The finished runs of all rows."""
+        return [r for row in self.rows for r in row.good]
+
 
 def select(results: Path, asked: Filter) -> Selection:
     """Return the runs asked for, one per recipe and seed; raise UsageError where they cannot stand side by side."""
     suite, records = chosen(results, asked)
     if not asked.mixed:
         check_ground([r for r in records if "failure" not in r])
-    return Selection(suite, rows_of(records, asked.each), results, asked.study, unfinished(results, suite, asked.study))
+    left = unfinished(results, suite, asked.study)
+    return Selection(suite, rows_of(records, asked.each), results, asked.study, left, asked)
 
 
 def unfinished(results: Path, suite: str, study: str | None) -> list[str]:

@@ -82,6 +82,11 @@ def _swept(group: Sequence[Row]) -> tuple[str, ...]:
     return tuple(name for name in differing if name in asked) or tuple(differing)
 
 
+def seeds_told(rows: Sequence[Row]) -> str:
+    """Return how many seeds rows have, `2 or 3/4`: three of four finished."""
+    return " or ".join(dict.fromkeys(row.seeds for row in rows))
+
+
 def scores_of(row: Row) -> dict[str, Array]:
     """Return {figure: scores (S seeds, P prompts)} of a row's finished runs, `win_rate` among them."""
     return {"win_rate" if name == "win" else name: scores for name, scores in answers_of(row).figures.items()}

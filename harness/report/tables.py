@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import unknown
 from .footnotes import Footnotes
-from .select import Selection
+from .select import Row, Selection, counted
 from .table import Cell, Table
-
-if TYPE_CHECKING:
-    pass
 
 Figures = Mapping[str, Any]
 ALPHA = 0.05
@@ -35,23 +32,26 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
 
     shown = chosen_columns(columns)
     found: list[dict[str, Any]] = []
+    prompts: set[tuple[str, ...]] = set()
     scores: dict[str, dict[str, Any]] = {"win_rate": {}, "gold": {}}
     for row in selection.rows:
         answers = answers_of(row) if row.good else None
         found.append(figures_of(row, answers))
         if answers is not None:
+            prompts.add(answers.prompts)
             scores["win_rate"][row.name], scores["gold"][row.name] = answers.win, answers.figures["gold"]
-    _mark_best(found, scores)
+    paired = len(prompts) < 2 and _on_the_same_prompts(selection)
+    borrowed = paired and mark_best(found, scores)
     footnotes = Footnotes(selection)
     rows = [_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(found)]
     told = [i for i in range(len(shown)) if columns or any(row[i].text not in ("-", "") for row in rows)]
     return Table(
-        title=f"{selection.suite}: {conditions(selection)}",
+        title=f"{selection.told}: {conditions(selection)}",
         columns=[shown[i].title for i in told],
         rows=[[row[i] for i in told] for row in rows],
         notes=_notes(selection, [shown[i].key for i in told]),
-        plain=found,
-        caption=_caption(selection, found),
+        plain=[with_footnotes(figures, footnotes, footnotes.of(i)) for i, figures in enumerate(found)],
+        caption=_caption(selection, paired, borrowed),
         footnotes=footnotes.told,
         runs=[[r["folder"] for r in row.records] for row in selection.rows],
     )
@@ -66,27 +66,44 @@ def chosen_columns(keys: Sequence[str]) -> list[Column]:
     return [known[key] for key in keys or known]
 
 
-def _mark_best(found: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> None:
-    """Say of each row whether its mean is the best, and whether it is not significantly worse than that."""
-    from ..statistics.compare import best_group
+def _on_the_same_prompts(selection: Selection) -> bool:
+    """Return whether all runs were evaluated on the same prompts, by content: alike ids of --mixed runs say little."""
+    return len({r["ground"].get("evaluation_prompts") for r in selection.good}) < 2
 
+
+def with_footnotes(figures: Figures, footnotes: Footnotes, marks: Sequence[str]) -> Figures:
+    """Return figures with what they must be read with, for formats that show figures only."""
+    return {**figures, "footnotes": " ".join(footnotes.told[mark] for mark in marks)} if marks else figures
+
+
+def mark_best(found: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Say of each row whether its mean is the best, and whether it is not significantly worse than that.
+
+    Return whether a pool of the variances between seeds was used for it.
+    """
+    from ..statistics.compare import best_group, borrows
+
+    borrowed = False
     for name, by_row in scores.items():
         if not 2 <= len(by_row) <= MOST_ROWS:
             continue
         group = best_group(by_row, ALPHA)
+        borrowed |= borrows(by_row)
         best = max(f[name] for f in found if name in f)
         for figures in found:
             if name in figures:
                 figures[f"{name}_best"] = figures[name] == best
                 figures[f"{name}_bold"] = group[figures["method"]]
+    return borrowed
 
 
 def conditions(selection: Selection) -> str:
     """Return what was asked of every policy, in words."""
     if not selection.good:
         return "no finished run"
-    evaluation = selection.good[0]["evaluation"]
-    return f"{evaluation['prompts']} {evaluation['split']} prompts, one answer each at T={evaluation['temperature']:g}"
+    asked = [r["evaluation"] for r in selection.good]  # one thing, unless unlike ground was asked for
+    told = [f"{e['prompts']} {e['split']} prompts, one answer each at T={e['temperature']:g}" for e in asked]
+    return " or ".join(dict.fromkeys(told))
 
 
 # -- cells -------------------------------------------------------------------------------------------------------------
@@ -102,10 +119,10 @@ def _cells(columns: Sequence[Column], figures: Figures, marks: tuple[str, ...]) 
 
 
 def _seeds(f: Figures) -> Cell:
-    return Cell(f"{f['seeds']}/{f['seeds'] + f['failed']}" if f["failed"] else str(f["seeds"]))
+    return Cell(counted(f["seeds"], f["failed"]))
 
 
-def _estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
+def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
     """Return how an estimate with its interval is written; `-` where a row has none."""
 
     def write(f: Figures) -> Cell:
@@ -118,14 +135,19 @@ def _estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]
 
 
 def _kl(f: Figures) -> Cell:
-    cell = _estimate("kl", ".2f")(f)
-    return cell if f["kl_estimator"] == "rao-blackwell" else replace(cell, text=f"{cell.text} (est.)")
+    cell = estimate("kl", ".2f")(f)
+    return replace(cell, text=f"{cell.text}{kl_mark(f['kl_estimator'])}")
+
+
+def kl_mark(estimator: str) -> str:
+    """Return what stands behind a KL that no log-probabilities gave."""
+    return "" if estimator == "rao-blackwell" else " (est.)"
 
 
 def _accuracy(f: Figures) -> Cell:
     """Return it without an interval where a verdict is missing: some answer could not be scored, or an old record."""
     told = "accuracy" in f and "accuracy_low" not in f
-    return Cell(f"{f['accuracy']:.3f}") if told else _estimate("accuracy", ".3f")(f)
+    return Cell(f"{f['accuracy']:.3f}") if told else estimate("accuracy", ".3f")(f)
 
 
 def _plainly(write: Callable[[Figures], str]) -> Callable[[Figures], Cell]:
@@ -147,10 +169,10 @@ def _or_dash(number: float) -> str:
 COLUMNS = (
     Column("method", "method", _plainly(lambda f: f["method"])),
     Column("seeds", "seeds", _seeds),
-    Column("win_rate", "win-rate vs SFT [95 %]", _estimate("win_rate", ".3f")),
-    Column("lc_win_rate", "length-controlled", _estimate("lc_win_rate", ".3f")),
-    Column("gold", "gold", _estimate("gold", ".2f")),
-    Column("proxy", "proxy", _estimate("proxy", ".2f")),
+    Column("win_rate", "win-rate vs SFT [95 %]", estimate("win_rate", ".3f")),
+    Column("lc_win_rate", "length-controlled", estimate("lc_win_rate", ".3f")),
+    Column("gold", "gold", estimate("gold", ".2f")),
+    Column("proxy", "proxy", estimate("proxy", ".2f")),
     Column("accuracy", "accuracy", _accuracy),
     Column("kl", "KL (nats)", _kl),
     Column("length", "length", _plainly(lambda f: f"{f['length']:.1f}")),
@@ -175,39 +197,43 @@ COLUMNS = (
 # -- what stands around it ---------------------------------------------------------------------------------------------
 
 
-def _caption(selection: Selection, found: Sequence[Figures]) -> str:
+def _caption(selection: Selection, paired: bool, borrowed: bool) -> str:
     """Return what the figures are and which test says what is bold, from what was really done."""
-    good = [f for f in found if "failure" not in f]
-    if not good:
+    rows = [row for row in selection.rows if row.good]
+    if not rows:
         return ""
-    seeds = sorted({f["seeds"] for f in good})
-    several = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    told = f"Gold win-rate against SFT's answers on {selection.suite}, ties half, {conditions(selection)}"
-    if seeds == [1]:
-        told += (
-            ". One seed per row: the 95 % intervals are over prompts and speak for these checkpoints, not for the "
-            "algorithms."
+    told = figures_told(selection, [len(row.good) for row in rows])
+    if not paired:
+        return f"{told} Nothing is bold: rows answered unlike prompts, and tests are paired over prompts."
+    return f"{told} {bold_told(len(rows), borrowed)}".strip()
+
+
+def figures_told(selection: Selection, seeds: Sequence[int]) -> str:
+    """Return what a win-rate is and what its interval covers, of rows with so many seeds."""
+    told = f"Gold win-rate against SFT's answers on {selection.told}, ties half, {conditions(selection)}"
+    least, most = min(seeds), max(seeds)
+    if most == 1:
+        return (
+            f"{told}. One seed per row: the 95 % intervals are over prompts and speak for these checkpoints, not for "
+            f"the algorithms."
         )
-    else:
-        told += f"; mean over {several} with 95 % intervals over seeds and prompts (two-way, Student's t over seeds)."
-        if seeds[0] == 1:
-            told += " A row with one seed speaks for that checkpoint, not for the algorithm."
-    return f"{told} {_rule(good, seeds)}".strip()
+    several = f"{least} seeds" if least == most else f"{least} to {most} seeds"
+    told += f"; mean over {several} with 95 % intervals over seeds and prompts (two-way, Student's t over seeds)."
+    alone = " A row with one seed speaks for that checkpoint, not for the algorithm."
+    return told + alone if least == 1 else told
 
 
-def _rule(good: Sequence[Figures], seeds: Sequence[int]) -> str:
-    if len(good) < 2:
+def bold_told(rows: int, borrowed: bool) -> str:
+    """Return which test says what is bold of so many rows; empty where there is nothing to test."""
+    if rows < 2:
         return ""
-    if len(good) > MOST_ROWS:
+    if rows > MOST_ROWS:
         return f"Nothing is bold: more than {MOST_ROWS} rows would be too many tests."
-    from ..statistics.compare import BORROW_FROM
-
-    borrowed = seeds[0] >= BORROW_FROM and len(good) >= BORROW_FROM
     pooled = " (the variance between seeds pooled over alike rows, or the pair's own; Bonferroni)" if borrowed else ""
     return (
         f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests paired over prompts"
-        f"{pooled}, Holm over all {len(good) * (len(good) - 1) // 2} pairs of rows; a row whose seeds vary much can be "
-        f"bold far from the best."
+        f"{pooled}, Holm over all {rows * (rows - 1) // 2} pairs of rows; a row whose seeds vary much can be bold far "
+        f"from the best."
     )
 
 
@@ -225,21 +251,27 @@ NOTES = {
 
 
 def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
-    notes = [" ".join(note for key, note in NOTES.items() if key in keys)]
-    if selection.unfinished:
-        more = ", ..." if len(selection.unfinished) > NAMED else ""
-        told = ", ".join(selection.unfinished[:NAMED])
-        count = len(selection.unfinished)
-        notes.append(f"Not finished, and left out: {count} run{'s' * (count > 1)} ({told}{more}).")
-    bounds = [
-        f"{row.name} {r['evaluation']['kl_bound']:.2f}"
-        for row in selection.rows
-        for r in row.good[:1]
-        if "kl_bound" in r["evaluation"]
-    ]
-    if "kl" in keys and bounds:
-        notes.append(
-            f"Without log-probabilities KL is estimated (est.) from the reference's mass on the selected reward level "
-            f"(Beirami et al. 2024); log n - (n-1)/n bounds it: {'; '.join(bounds)}."
-        )
+    notes = [" ".join(note for key, note in NOTES.items() if key in keys), *unfinished_told(selection)]
+    notes += bounds_told(selection.rows) if "kl" in keys else []
     return [note for note in notes if note]
+
+
+def unfinished_told(selection: Selection) -> list[str]:
+    """Return the note on runs that have not ended, if there are any."""
+    if not selection.unfinished:
+        return []
+    more = ", ..." if len(selection.unfinished) > NAMED else ""
+    told = ", ".join(selection.unfinished[:NAMED])
+    count = len(selection.unfinished)
+    return [f"Not finished, and left out: {count} run{'s' * (count > 1)} ({told}{more})."]
+
+
+def bounds_told(rows: Sequence[Row]) -> list[str]:
+    """Return the note on rows whose KL is estimated, with its bounds, if there are any."""
+    first = [(row.name, row.good[0]["evaluation"]) for row in rows if row.good]
+    bounds = [f"{name} {evaluation['kl_bound']:.2f}" for name, evaluation in first if "kl_bound" in evaluation]
+    told = (
+        f"Without log-probabilities KL is estimated (est.) from the reference's mass on the selected reward level "
+        f"(Beirami et al. 2024); log n - (n-1)/n bounds it: {'; '.join(bounds)}."
+    )
+    return [told] if bounds else []

@@ -100,6 +100,11 @@ def pooled(methods: Sequence[Array]) -> Pool | None:
     return Pool(total / freedom, min(total**2 / squares, freedom), within)
 
 
+def borrows(scores: Mapping[str, ArrayLike]) -> bool:
+    """Return whether `all_pairs` tests these methods with a pool too, which a caption has to say."""
+    return pooled([matrix(s) for s in scores.values()]) is not None
+
+
 def _without_outliers(variances: Array, d: Array, alpha: float = 0.01) -> NDArray[np.bool_]:
     """Return which variances, on d degrees of freedom each, are no outliers upwards; at least BORROW_FROM are kept."""
     from scipy.stats import f

@@ -125,8 +125,7 @@ def _sparse(how: Look) -> dict[str, Any]:
 
 
 def _label(row: Row) -> str:
-    n = len(row.good)
-    return f"{row.name}, {n} seed{'s' * (n > 1)}"
+    return f"{row.name}, {row.seeds} seed{'s' * (len(row.records) > 1)}"
 
 
 def _note(selection: Selection) -> str:

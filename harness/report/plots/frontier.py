@@ -9,7 +9,7 @@ from typing import Any
 
 from ...statistics.intervals import Estimate, two_way_interval, win_rate_interval
 from ..select import Row, Selection
-from ..sweeps import Sweep, scores_of, sweeps
+from ..sweeps import Sweep, scores_of, seeds_told, sweeps
 from .style import GREY, Look, NothingToDraw, beside, handle, height, look, panels, place_labels
 
 OTHERS = 6  # lines of the legend that are no row's
@@ -71,8 +71,10 @@ def _draw_sweep(axis: Any, sweep: Sweep, how: Look, spots: Sequence[Spot]) -> An
 
 def _label(name: str, spots: Sequence[Spot]) -> str:
     """Return a name with what has to be known of its seeds: an interval of one seed speaks for one checkpoint."""
-    least, most = (of(s.win.seeds for s in spots) for of in (min, max))
-    return f"{name}, {least if least == most else f'{least} to {most}'} seed{'s' * (most > 1)}"
+    rows = [s.row for s in spots]
+    least, most = (of(len(row.records) for row in rows) for of in (min, max))
+    apart = least == most or any(row.failed for row in rows)
+    return f"{name}, {seeds_told(rows) if apart else f'{least} to {most}'} seed{'s' * (most > 1)}"
 
 
 def _draw_bounds(axis: Any, spots: Sequence[Spot]) -> list[Any]:
