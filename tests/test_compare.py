@@ -186,7 +186,7 @@ def test_examples_are_the_extremes(two):
 
 def test_length_control_takes_characters(two):
     a, _ = compared(two, ("dpo", "ipo"), Filter()).controlled
-    assert 0 < a.low < a.mean < a.high < 1 and a.prompts == PROMPTS
+    assert 0 < a.win_rate.low < a.win_rate.mean < a.win_rate.high < 1 and a.win_rate.prompts == PROMPTS
 
 
 def test_options_that_differ_are_told(two):
@@ -297,8 +297,10 @@ def test_json_has_everything_and_no_nan(two):
     done = process("compare", "dpo", "ipo", "--results", two, "--format", "json")
     told = json.loads(done.out, parse_constant=lambda name: pytest.fail(name))
     assert told["a"]["name"] == "dpo" and told["a"]["seeds"] == [0] and told["head"]["wins"] == 24
-    assert told["measures"][0]["difference"]["difference"] == 0.375 and told["controlled"][0]["seed_sd"] is None
-    assert math.isnan(compared(two, ("dpo", "ipo"), Filter()).controlled[0].seed_sd)  # which is what null stands for
+    assert told["measures"][0]["difference"]["difference"] == 0.375
+    assert told["controlled"][0]["win_rate"]["seed_sd"] is None
+    found, _ = compared(two, ("dpo", "ipo"), Filter()).controlled
+    assert math.isnan(found.win_rate.seed_sd)  # which is what null stands for
     assert json.loads(as_json(compared(two, ("dpo", "ipo"), Filter()))) == told
 
 

@@ -323,6 +323,15 @@ def test_a_policy_that_is_only_verbose_gains_raw_but_not_length_controlled():
     assert found.phi == pytest.approx(-1.5, abs=0.2)
 
 
+@pytest.mark.parametrize(("longer", "identified"), [(0.0, True), (3.0, False)])
+def test_equal_length_must_be_in_sight_in_every_seed(longer, identified):
+    rng = np.random.default_rng(7)
+    ours = rng.normal(100, 10, (3, 400))
+    ours[1] += longer * 30  # a seed that always rambles
+    found = length.length_controlled((rng.random((3, 400)) < 0.5).astype(float), ours, rng.normal(100, 10, 400))
+    assert found.identified == identified and (found.overlap < 0.01) == (not identified)
+
+
 def test_all_won_stays_finite():
     found = length.length_controlled(np.ones((2, 32)), np.arange(64).reshape(2, 32), np.arange(32))
     assert math.isfinite(found.theta) and found.win_rate.low < 0.97 <= found.win_rate.mean

@@ -24,7 +24,8 @@ from .select import Filter, Record, Row, chosen, rows_of, samples_of, spec_of, u
 
 if TYPE_CHECKING:
     from ..statistics.compare import Comparison
-    from ..statistics.intervals import Array, Estimate
+    from ..statistics.intervals import Array
+    from ..statistics.length import LengthControlled
 
 MEASURES = {  # figure of the evaluation: (column of samples.jsonl, what it is called, decimals)
     "win_rate": ("win", "win-rate vs SFT", 3), "gold": ("gold", "gold reward", 3),
@@ -89,7 +90,7 @@ class Compared:
     options: list[str]  # in which they differ
     measures: list[Measure]
     head: HeadToHead
-    controlled: tuple[Estimate, Estimate]  # length-controlled win-rates vs SFT
+    controlled: tuple[LengthControlled, LengthControlled]  # length-controlled win-rates vs SFT
     costs: list[Cost]
     examples: list[Example]
     verdict: str

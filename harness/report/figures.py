@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import HarnessError, UsageError
 from ..statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
-from ..statistics.length import length_controlled
+from ..statistics.length import LengthControlled, length_controlled
 from .select import Record, Row, samples_of
 
 MEANS = ("gold", "proxy", "kl", "length", "accuracy")  # figures that an answer can have, beside the win-rate
@@ -80,7 +80,8 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
     figures |= _told("win_rate", win_rate_interval(answers.win))
     figures["win_rate_speaks_for"] = win_rate_interval(answers.win).label
     figures["win_rate_seed_sd"] = win_rate_interval(answers.win).seed_sd
-    figures |= _told("lc_win_rate", controlled(answers))
+    if (lc := controlled(answers)).identified:
+        figures |= _told("lc_win_rate", lc.win_rate)
     for name in MEANS:
         if name == "accuracy" and name in answers.figures and _shares(answers.figures[name]):
             figures |= _told(name, win_rate_interval(answers.figures[name]))
@@ -94,12 +95,12 @@ def _shares(verdicts: Array) -> bool:
     return bool(((verdicts >= 0) & (verdicts <= 1)).all())
 
 
-def controlled(answers: Answers) -> Estimate:
-    """Return the length-controlled win-rate against SFT.
+def controlled(answers: Answers) -> LengthControlled:
+    """Return the length-controlled win-rate against SFT, which need not be `identified`.
 
     Lengths are in characters, as AlpacaEval's are: a record has no numbers of tokens of SFT's answers.
     """
-    return length_controlled(answers.win, answers.characters, answers.sft_characters).win_rate
+    return length_controlled(answers.win, answers.characters, answers.sft_characters)
 
 
 def _told(name: str, found: Estimate, least: float = -math.inf) -> dict[str, float]:

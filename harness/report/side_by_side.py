@@ -8,10 +8,13 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .compare import Compared, Cost, Measure, p_text
 from .select import Row
+
+if TYPE_CHECKING:
+    from ..statistics.length import LengthControlled
 
 WIDTH = 100  # of plain text; a terminal narrower than that wraps
 MOST_LINES = 2  # of the options that differ, and of a text
@@ -69,7 +72,7 @@ def _row_json(row: Row) -> dict[str, Any]:
 def parts(found: Compared) -> list[Part]:
     """Return what stands on the screen, top to bottom; the verdict comes last."""
     head, (a, b) = found.head, found.controlled
-    controlled = (f"{who} {e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" for who, e in (("A", a), ("B", b)))
+    controlled = (f"{who} {_controlled(lc)}" for who, lc in (("A", a), ("B", b)))
     told: list[Part] = [
         f"{found.suite}: {found.prompts} {found.split} prompts, the same for both",
         *(f"{who}  {_who(row)}" for who, row in (("A", found.a), ("B", found.b))),
@@ -90,6 +93,11 @@ def parts(found: Compared) -> list[Part]:
         told += [_cut(f"  {who} {gold:7.2f}  {text}", 13) for who, gold, text
                  in zip("AB", example.gold, example.answers, strict=True)]  # fmt: skip
     return [*told, "", "\n".join(textwrap.wrap(found.verdict, WIDTH))]
+
+
+def _controlled(found: LengthControlled) -> str:
+    e = found.win_rate
+    return f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" if found.identified else "- (equal length is out of sight)"
 
 
 def _who(row: Row) -> str:

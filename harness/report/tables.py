@@ -239,7 +239,8 @@ def bold_told(rows: int, borrowed: bool) -> str:
 
 NOTES = {
     "lc_win_rate": "Length-controlled: the win-rate that a logistic fit on these answers gives at equal length "
-    "(Dubois et al. 2024), length in characters.",
+    "(Dubois et al. 2024), one fit over all seeds, length in characters; - where in some seed fewer than 5 % of the "
+    "answers are as long as SFT's or longer, or as short or shorter: equal length is out of sight.",
     "kl": "KL is KL(policy || SFT) in nats per completion, Rao-Blackwellised over the vocabulary on the policy's own "
     "answers.",
     "flops": "Train s, CPU s (of all threads), TFLOP, tokens and queries are the method's own; shared stages (SFT, "

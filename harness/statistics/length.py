@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from .intervals import Array, Estimate, matrix, two_way_interval, win_rate_interval
 
 RIDGE = 1e-4  # keeps coefficients finite where every prompt is won, and is nothing beside one prompt elsewhere
+IDENTIFIED = 0.05  # least share of a seed's answers on either side of the baseline's length: else it is out of sight
 SEPARATED = 7.0  # nats: beyond a win-rate of 99.9 % the curvature says nothing of the error
 
 
@@ -35,6 +36,12 @@ class LengthControlled:
     psi: float
     length: float
     baseline_length: float
+    overlap: float  # share of the answers no shorter, or no longer, than the baseline's, whichever is less; least seed
+
+    @property
+    def identified(self) -> bool:
+        """Whether every seed has answers enough on both sides of equal length: else the fit is an extrapolation."""
+        return self.overlap >= IDENTIFIED
 
 
 def length_feature(baseline: ArrayLike, model: ArrayLike) -> Array:
@@ -90,9 +97,10 @@ def length_controlled(
 ) -> LengthControlled:  # fmt: skip
     """Return the length-controlled win-rate of scores (S, P) in [0, 1], lengths (S, P), baseline's (P,) or (S, P).
 
-    The interval covers seeds and prompts, and the fit: every cell's influence on logit(LC), that is gradient' H^-1 x
-    (y - mu) N, is a pseudo-score, and they get `two_way_interval`. (Upstream's standard error is that of the fitted
-    values and leaves out the fit.) Where nearly every prompt is won the raw win-rate's interval stands in.
+    One fit over all cells: seeds share theta and phi. The interval covers seeds and prompts, and the fit: every cell's
+    influence on logit(LC), that is gradient' H^-1 x (y - mu) N, is a pseudo-score, and they get `two_way_interval`.
+    (Upstream's standard error is that of the fitted values and leaves out the fit.) Where nearly every prompt is won
+    the raw win-rate's interval stands in.
     """
     y, long = matrix(scores), matrix(lengths)
     if y.shape != long.shape or y.min() < 0 or y.max() > 1:
@@ -116,7 +124,9 @@ def length_controlled(
         influence = (design @ solved) * (y.ravel() - mu) * y.size + (at - rate)
         found = _on_logits(rate, influence.reshape(y.shape), level)
     psi = float(beta[2]) if len(beta) > 2 else 0.0
-    return LengthControlled(found, raw, float(beta[0]), float(beta[1]), psi, float(long.mean()), float(other.mean()))
+    sides = np.minimum((long >= other).mean(1), (long <= other).mean(1))
+    means = float(long.mean()), float(other.mean())
+    return LengthControlled(found, raw, float(beta[0]), float(beta[1]), psi, *means, float(sides.min()))
 
 
 def _on_logits(rate: float, influence: Array, level: float) -> Estimate:
