@@ -278,6 +278,23 @@ def test_a_label_with_a_comma_is_one_name(tmp_path, monkeypatch):
     assert chosen("ppo, ppo") == {"ppo, no penalty", "no penalty", "ppo"}  # the method, of all three
 
 
+def test_every_row_that_a_study_asks_for_stands_in_its_table(tmp_path, monkeypatch):
+    """Snapshots decide a run and no recipe: two rows of one recipe, which are one where no study tells them apart."""
+    same = [record("ppo", seed, 0.5, finished_at=f"2026-01-0{day}T00:00:00Z") for seed in (0, 1) for day in (1, 2)]
+    put(tmp_path, *same)
+    there = sorted(str(f) for f in tmp_path.glob("runs/toy/ppo/*"))
+    labels = ("ppo (beta=0.0)", "ppo, no penalty")
+    places = {folder: Place(labels[i % 2], labels[i % 2].partition(" (")[0]) for i, folder in enumerate(there)}
+    monkeypatch.setattr("harness.report.select.places_of", lambda results, study: places)
+    found = select(tmp_path, Filter(study="s")).rows
+    assert sorted((row.name, len(row.good)) for row in found) == [(label, 2) for label in labels]
+    assert {row.name: {r["folder"] for r in row.good} for row in found} == {
+        label: {f for f in there if places[f].label == label} for label in labels
+    }
+    (row,) = select(tmp_path, Filter()).rows
+    assert row.name == "ppo" and {r["finished_at"][:10] for r in row.good} == {"2026-01-02"}
+
+
 @pytest.mark.parametrize("option", ["labeller.noise=0.5", "run.snapshots=6", "suite.bias=2", "stage.sft.epochs=3"])
 def test_runs_are_chosen_by_whatever_a_study_can_sweep(tmp_path, option):
     mine = record("dpo", recipe="mine", suite_options={"bias": 2})

@@ -15,6 +15,7 @@ from ..store import FAILURE, RESULT, SAMPLES, flatten, rows_behind, runs
 from ..study.state import Place, places_of
 
 Record = Mapping[str, Any]
+Key = tuple[str, str, str | None]  # of a row: method, recipe, label where it is a study's
 OWN_CODE = "the code of it"  # of a row's runs, not of all
 CODE = {"the harness's code": "harness", OWN_CODE: "method"}  # digests in a run's provenance
 
@@ -286,10 +287,13 @@ def _made_with(record: Record) -> dict[str, str]:
 
 
 def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return one record per recipe and seed: the newest, where code has changed between runs of the same spec."""
-    best: dict[tuple[str, int], dict[str, Any]] = {}
+    """Return one record per recipe and seed: the newest, where code has changed between runs of the same spec.
+
+    Labels of a study stay apart: it may ask for a recipe twice, with and without snapshots say.
+    """
+    best: dict[tuple[str, int, str | None], dict[str, Any]] = {}
     for folder, record in found:
-        key = (record["recipe"], record["seed"])
+        key = (record["recipe"], record["seed"], record.get("label"))
         record = {**record, "folder": str(folder)}
         if key not in best or record.get("finished_at", "") > best[key].get("finished_at", ""):
             best[key] = record
@@ -300,10 +304,10 @@ def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]
 
 
 def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:
-    """Return records as named rows: one for each method and recipe, or each run."""
-    groups: dict[tuple[str, str], list[Record]] = {}
+    """Return records as named rows: one for each method, recipe and label of a study, or each run."""
+    groups: dict[Key, list[Record]] = {}
     for record in records:
-        groups.setdefault((record["method"], record["recipe"]), []).append(record)
+        groups.setdefault((record["method"], record["recipe"], record.get("label")), []).append(record)
     names = _row_names(groups)
     rows = [Row(names[key], key[0], group, group[0].get("entry", key[0])) for key, group in groups.items()]
     if each:
@@ -315,7 +319,7 @@ def _strength(row: Row) -> float:
     return -row.mean("win_rate") if row.good else 1.0
 
 
-def _row_names(groups: Mapping[tuple[str, str], Sequence[Record]]) -> dict[tuple[str, str], str]:
+def _row_names(groups: Mapping[Key, Sequence[Record]]) -> dict[Key, str]:
     """Return row labels: the method, and where it stands several times, the options asked for in which rows differ."""
     differing = {method: _differing(groups, method) for method in {key[0] for key in groups}}
     names = {}
@@ -329,7 +333,7 @@ def _row_names(groups: Mapping[tuple[str, str], Sequence[Record]]) -> dict[tuple
     return {key: f"{name} [{key[1][:4]}]" if count[name] > 1 else name for key, name in names.items()}
 
 
-def _differing(groups: Mapping[tuple[str, str], Sequence[Record]], method: str) -> set[str]:
+def _differing(groups: Mapping[Key, Sequence[Record]], method: str) -> set[str]:
     """Return the options that are not the same in all rows of a method."""
     values: dict[str, set[str]] = {}
     rows = [group[0]["options"] for key, group in groups.items() if key[0] == method]
