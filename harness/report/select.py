@@ -179,7 +179,7 @@ def _option_names(record: Record) -> list[str]:
 
 
 def _named(place: Place) -> dict[str, str]:
-    return {"label": place.label, "entry": place.entry}
+    return {"label": place.label, "entry": place.entry, "cell": place.label}  # the label may yet give way to the entry
 
 
 def _wanted(record: Record, asked: Filter) -> bool:
