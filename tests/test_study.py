@@ -20,8 +20,8 @@ from harness.registry import installed, load_file
 from harness.report.select import Filter, select
 from harness.report.tables import comparison
 from harness.spec import Request, resolve
-from harness.study.cells import expand
 from harness.store import write_rows
+from harness.study.cells import expand
 from harness.study.file import read_study
 from harness.study.state import DONE, FAILED, LEFT, REFUSED, Estimates, cells_json, shipped, state_of
 from harness.study.tune import choose, searches, tune_json, tuned
@@ -309,6 +309,23 @@ def test_failures_have_a_class(tmp_path, status, kind):
     assert state_of(cell, tmp_path).kind == kind
 
 
+def test_what_is_refused_is_told_in_the_table_and_is_not_left(tmp_path):
+    """Negative control: the run that is really left is still told."""
+    text = "seeds = 2\n" + method("sft") + method("dpo") + method("rlvr")
+    study, registry = opened(write(tmp_path, text, suite="summarization"))
+    planned = plan(study, registry, tmp_path)
+    assert {cell.label for cell in planned.cells if cell.refused} == {"rlvr"}
+    for cell in planned.cells:
+        if not cell.refused and cell.spec.seed == 0:
+            put_answers(tmp_path, cell)
+    write_json(make_folder(tmp_path / "studies" / "s") / "cells.json", cells_json(planned.cells))
+    notes = comparison(select(tmp_path, Filter(study="s"))).notes
+    assert [note for note in notes if "rlvr" in note] == [
+        "Refused: rlvr: the suite cannot give what the method needs: verifier."
+    ]
+    assert any("left out: 2 runs (dpo seed1-" in note and "sft seed1-" in note for note in notes)
+
+
 # -- tuning ------------------------------------------------------------------------------------------------------------
 
 TUNED = method("sft") + method("dpo") + method("ipo") + (
@@ -409,7 +426,8 @@ def test_a_footnote_on_tuning_stays_where_rows_are_runs_or_named_by_their_entry(
 
 def test_settings_that_another_entry_has_as_they_are_keep_its_name(tmp_path):
     """One entry's search comes to what another, that nobody tuned, is from the start: it was not tuned."""
-    text = method("dpo", "label = 'dpo'\nset = {{beta = 0.1}}") + method("dpo", "label = 'mild'\nset = {{beta = 0.3}}") + (
+    usual, mild = (f"label = '{label}'\nset = {{{{beta = {beta}}}}}" for label, beta in (("dpo", 0.1), ("mild", 0.3)))
+    text = method("dpo", usual) + method("dpo", mild) + (
         "[tune]\ntrials = {trials}\nleave = ['dpo']\nspace.mild.beta = [0.1, 0.5]\n"
     )  # fmt: skip
     study, registry = opened(write(tmp_path, text.format(trials=3)))

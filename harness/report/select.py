@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import HarnessError, UsageError, unknown
 from ..store import FAILURE, RESULT, SAMPLES, flatten, rows_behind, runs
-from ..study.state import Place, places_of
+from ..study.state import Place, places_of, refused_of
 
 Record = Mapping[str, Any]
 Key = tuple[str, str, str | None]  # of a row: method, recipe, label where it is a study's
@@ -54,6 +54,7 @@ class Selection:
     results: Path
     study: str | None = None
     unfinished: Sequence[str] = ()  # runs that would belong here and have not ended
+    refused: Mapping[str, str] = field(default_factory=dict)  # {label in the study: why the suite cannot serve it}
 
     @property
     def records(self) -> list[Record]:
@@ -83,7 +84,9 @@ def select(results: Path, asked: Filter) -> Selection:
     suite, records = chosen(results, asked)
     if not asked.mixed:
         check_ground([r for r in records if "failure" not in r])
-    return Selection(suite, rows_of(records, asked.each), results, asked.study, unfinished(results, suite, asked.study))
+    left = unfinished(results, suite, asked.study)
+    refused = refused_of(results, asked.study, suite) if asked.study is not None else {}
+    return Selection(suite, rows_of(records, asked.each), results, asked.study, left, refused)
 
 
 def unfinished(results: Path, suite: str, study: str | None) -> list[str]:

@@ -231,6 +231,8 @@ def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
         told = ", ".join(selection.unfinished[:NAMED])
         count = len(selection.unfinished)
         notes.append(f"Not finished, and left out: {count} run{'s' * (count > 1)} ({told}{more}).")
+    if selection.refused:
+        notes.append(f"Refused: {'; '.join(f'{name}: {why}' for name, why in selection.refused.items())}.")
     bounds = [
         f"{row.name} {r['evaluation']['kl_bound']:.2f}"
         for row in selection.rows

@@ -96,7 +96,7 @@ def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> d
         {
             "method": c.search.entry.label, "suite": c.search.suite_name, "chosen": c.chosen,
             "label": c.label,
-            "row": rows.get((c.search.suite_name, c.label), c.label),  # label of the row where the chosen settings stand
+            "row": rows.get((c.search.suite_name, c.label), c.label),  # where the chosen settings stand
             "trials": [
                 {"options": dict(point), "fingerprint": cell.fingerprint, "folder": str(cell.spec.folder),
                  "status": state.kind or state.status, tune.select: figure}
