@@ -222,8 +222,9 @@ def spec_of(record: Record) -> dict[str, Any]:
 
 
 def provenance_of(record: Record) -> dict[str, Any]:
-    """Return where a run was made."""
-    found: dict[str, Any] = json.loads((Path(record["folder"]) / "provenance.json").read_text(encoding="utf-8"))
+    """Return where a run was made; nothing where it does not say."""
+    file = Path(record["folder"]) / "provenance.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return found
 
 
@@ -281,9 +282,9 @@ def _by_value(records: Sequence[Record], values: Sequence[Any]) -> dict[str, lis
 
 def _made_with(record: Record) -> dict[str, str]:
     """Return the versions that can change a run's figures: of the harness's code, its method's, and two libraries'."""
-    if not (Path(record["folder"]) / "provenance.json").is_file():
-        return {"provenance": "none"}
     made = provenance_of(record)
+    if not made:
+        return {"provenance": "none"}
     versions = {name: str(made["versions"].get(name)) for name in ("torch", "transformers")}
     code = {name: str(made["code"].get(key))[:12] for name, key in CODE.items()}
     return versions | code

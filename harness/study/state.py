@@ -121,7 +121,7 @@ class Place:
 
 
 def places_of(results: Path, name: str) -> dict[str, Place]:
-    """Return {run folder: place} of the runs that a table of a study is made of: no trials, and none that is refused."""
+    """Return {run folder: place} of the runs that a table of a study is made of: no trials, nothing refused."""
     cells = [c for c in _finals(results, name) if not c["refused"]]
     return {str(results / c["folder"]): Place(c["label"], c["entry"]) for c in cells}
 
