@@ -31,6 +31,7 @@ HOSTILE = [
 ]
 PROMPTS = 24
 LABEL = "ppo <img src=x onerror=window.hacked=6>"
+DPO = "dpo (default, tuned)"  # what a study calls it when tuning leaves it as it was
 
 
 def samples(method: str, seed: int, n: int = PROMPTS) -> list[dict[str, Any]]:
@@ -77,7 +78,7 @@ def study(results: Path) -> Path:
     """Write a study of two suites: SFT, PPO under a hostile label with two seeds, DPO; a failed and a refused run."""
     folders = {}
     for suite in ("toy", "<i>other"):
-        for label, method, seed in (("sft", "sft", 0), (LABEL, "ppo", 0), (LABEL, "ppo", 1), ("dpo", "dpo", 0)):
+        for label, method, seed in (("sft", "sft", 0), (LABEL, "ppo", 0), (LABEL, "ppo", 1), (DPO, "dpo", 0)):
             more = {"suite": suite, "paper": PAPER.get(method, ""), "recipe": f"{method}-on-{suite}"}
             folders[add(results, method, seed, **more)] = label
     why = "Loss is nan: <script>window.hacked = 7</script> \u202eturned \x00 \ud800"
@@ -104,7 +105,7 @@ def write_study(results: Path, labels: dict[Path, str], name: str = "mine") -> N
         {"options": {}, "fingerprint": "a", "folder": "b", "status": "done", "gold": 1.25},
         {"options": {"beta": 0.3}, "fingerprint": "c", "folder": "d", "status": "diverged", "gold": None},
     ]
-    search = {"method": "dpo", "suite": "toy", "row": "dpo", "chosen": 0, "trials": trials}
+    search = {"method": "dpo", "suite": "toy", "label": DPO, "row": DPO, "chosen": 0, "trials": trials}
     write_json(folder / "tune.json", {"trials": 2, "seed": 4, "rule": "highest mean gold", "searches": [search]})
 
 

@@ -181,6 +181,7 @@ def test_settings_seeds_tuning_provenance_and_citations_are_there(text, tree):
     assert "2 trials for each method and suite, drawn from seed 4. Chosen: highest mean gold." in written
     assert "1 chosen the settings as they are done 1.2500" in written and "2 beta=0.3 diverged -" in written
     assert "harness run --method 'it'\"'\"'s <i>' --seed 0" in written
+    assert "Tuned, and left as it was: the best of 2 trials (random search, seed 4; highest mean gold)." in written
     assert "c0ffee, with changes" in written and "torch 2.13.0" in written
     assert "processor: <b>a processor</b>" in written
     assert "start_checkpoint aa" in written
@@ -244,7 +245,7 @@ def test_prompts_and_sft_are_there_once_and_every_answer_is_kept(text):
     suite = pages.browsed(text)[1]
     assert suite["title"] == "toy" and suite["total"] == pages.PROMPTS
     rows = {row["name"]: row["runs"] for row in suite["rows"]}
-    assert set(rows) == {"sft", "dpo", pages.LABEL} and [run["seed"] for run in rows[pages.LABEL]] == [0, 1]
+    assert set(rows) == {"sft", pages.DPO, pages.LABEL} and [run["seed"] for run in rows[pages.LABEL]] == [0, 1]
     for seed, run in enumerate(rows[pages.LABEL]):
         truth = pages.samples("ppo", seed)
         assert run["answer"] == [s["answer"] for s in truth] and run["gold"] == [s["gold"] for s in truth]

@@ -139,8 +139,8 @@ def test_the_first_prompt_and_every_method_are_shown(view):
     assert view.listed() == IDS and view.chosen() == "test/0"
     assert view.text("#count") == f"{len(IDS)} of {len(IDS)} prompts"
     cards, truth = view.cards(), pages.samples("dpo", 0)[0]
-    assert list(cards)[:2] == ["SFT's answer", "sft"] and set(cards) == {"SFT's answer", "sft", pages.LABEL, "dpo"}
-    badge, answer, figures = cards["dpo"]
+    assert list(cards)[:2] == ["SFT's answer", "sft"] and set(cards) == {"SFT's answer", "sft", pages.LABEL, pages.DPO}
+    badge, answer, figures = cards[pages.DPO]
     assert answer == truth["answer"] and badge.split()[1] == {1.0: "wins", 0.5: "ties", 0.0: "loses"}[truth["win"]]
     assert float(figures["gold"]) == truth["gold"] and figures["length"] == str(truth["length"])
     assert float(figures["KL"]) == pytest.approx(truth["kl"], abs=0.006)
@@ -148,7 +148,7 @@ def test_the_first_prompt_and_every_method_are_shown(view):
 
 
 def test_methods_can_be_left_out(view):
-    view.run("[...document.querySelectorAll('#rows input')].find((b) => b.value === 'dpo').click()")
+    view.run(f"[...document.querySelectorAll('#rows input')].find((b) => b.value === '{pages.DPO}').click()")
     assert set(view.cards()) == {"SFT's answer", "sft", pages.LABEL}
     assert view.address()["rows"] == ["sft", pages.LABEL]
     view.run("[...document.querySelectorAll('#rows button')].find((b) => b.textContent === 'none').click()")
@@ -158,7 +158,7 @@ def test_methods_can_be_left_out(view):
 def test_another_seed_shows_its_answers(view):
     view.choose(seed="1")
     assert view.cards()[pages.LABEL][1] == pages.samples("ppo", 1)[0]["answer"]
-    assert view.cards()["dpo"][1] == "" and view.chosen() == "test/0"
+    assert view.cards()[pages.DPO][1] == "" and view.chosen() == "test/0"
 
 
 # -- filter and sort ---------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def expected(relation, ours, theirs):
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
-@pytest.mark.parametrize(("b", "theirs"), [("", SFT), ("dpo", gold("dpo"))], ids=["sft", "dpo"])
+@pytest.mark.parametrize(("b", "theirs"), [("", SFT), (pages.DPO, gold("dpo"))], ids=["sft", "dpo"])
 def test_the_filter_gives_exactly_the_prompts(view, relation, b, theirs):
     right = expected(relation, gold("ppo"), theirs)
     assert 0 < len(right) < len(IDS)
@@ -198,7 +198,7 @@ def altered(file, folder, old, new):
 
 def test_sorting_by_the_difference_of_gold(view):
     ours, theirs = gold("ppo"), gold("dpo")
-    view.choose(a=pages.LABEL, b="dpo", sort="gold")
+    view.choose(a=pages.LABEL, b=pages.DPO, sort="gold")
     assert view.listed() == sorted(IDS, key=lambda i: ours[i] - theirs[i])
     view.choose(dir="down")
     assert view.listed() == sorted(IDS, key=lambda i: theirs[i] - ours[i])
@@ -207,7 +207,7 @@ def test_sorting_by_the_difference_of_gold(view):
 @pytest.mark.parametrize("figure", ["kl", "length"])
 def test_sorting_by_a_figure(view, figure):
     values = {s["prompt_id"]: s[figure] for s in pages.samples("dpo", 0)}
-    assert view.choose(a="dpo", sort=figure).listed() == sorted(IDS, key=values.get)
+    assert view.choose(a=pages.DPO, sort=figure).listed() == sorted(IDS, key=values.get)
     assert view.choose(sort="order").listed() == IDS
 
 
@@ -218,7 +218,7 @@ def test_sorting_by_what_the_proxy_thinks_too_much_of(view):
         return sum((s[name] > t[name]) + 0.5 * (s[name] == t[name]) for t in rows for s in [rows[i]])
 
     over = {s["prompt_id"]: rank("proxy", i) - rank("gold", i) for i, s in enumerate(rows)}
-    found = view.choose(a="dpo", sort="over", dir="down").listed()
+    found = view.choose(a=pages.DPO, sort="over", dir="down").listed()
     assert [over[i] for i in found] == sorted(over.values(), reverse=True) and found != IDS
 
 
@@ -330,7 +330,7 @@ def test_hostile_text_is_shown_and_does_nothing(view):
     for i, sample in enumerate(pages.samples("dpo", 0)):
         assert view.text("#detail h3") == f"Prompt test/{i}"
         assert view.text(".ask .text") == escaped(sample["prompt"])
-        assert view.cards()["dpo"][1] == escaped(sample["answer"])
+        assert view.cards()[pages.DPO][1] == escaped(sample["answer"])
         view.press("j")
     assert view.run("return window.hacked") is None
     assert view.run("return document.querySelectorAll('#browser img, #browser script, #browser svg').length") == 0

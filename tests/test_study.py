@@ -20,14 +20,15 @@ from harness.registry import installed, load_file
 from harness.report.select import Filter, select
 from harness.report.tables import comparison
 from harness.spec import Request, resolve
+from harness.store import write_rows
 from harness.study.cells import expand
 from harness.study.file import read_study
-from harness.study.state import DONE, FAILED, LEFT, REFUSED, Estimates, shipped, state_of
-from harness.study.tune import choose, searches, tuned
+from harness.study.state import DONE, FAILED, LEFT, REFUSED, Estimates, cells_json, shipped, state_of
+from harness.study.tune import choose, searches, tune_json, tuned
 from harness.study.work import load_plugins, plan
 
 from .test_cli import FAULTY
-from .tools import ENV, command, fresh, outputs, plugin, record, small_suite
+from .tools import ENV, command, fresh, outputs, plugin, record, samples, small_suite
 
 # Carries jobs out one after another in forks of the study's own process, which has everything imported.
 FORKED = """
@@ -308,6 +309,23 @@ def test_failures_have_a_class(tmp_path, status, kind):
     assert state_of(cell, tmp_path).kind == kind
 
 
+def test_what_is_refused_is_told_in_the_table_and_is_not_left(tmp_path):
+    """Negative control: the run that is really left is still told."""
+    text = "seeds = 2\n" + method("sft") + method("dpo") + method("rlvr")
+    study, registry = opened(write(tmp_path, text, suite="summarization"))
+    planned = plan(study, registry, tmp_path)
+    assert {cell.label for cell in planned.cells if cell.refused} == {"rlvr"}
+    for cell in planned.cells:
+        if not cell.refused and cell.spec.seed == 0:
+            put_answers(tmp_path, cell)
+    write_json(make_folder(tmp_path / "studies" / "s") / "cells.json", cells_json(planned.cells))
+    notes = comparison(select(tmp_path, Filter(study="s"))).notes
+    assert [note for note in notes if "rlvr" in note] == [
+        "Refused: rlvr: the suite cannot give what the method needs: verifier."
+    ]
+    assert any("left out: 2 runs (dpo seed1-" in note and "sft seed1-" in note for note in notes)
+
+
 # -- tuning ------------------------------------------------------------------------------------------------------------
 
 TUNED = method("sft") + method("dpo") + method("ipo") + (
@@ -352,6 +370,73 @@ def test_the_best_trial_is_chosen_once_all_have_ended(tmp_path):
     assert labels == ["dpo (default, tuned)"] * 2
 
 
+def tuned_table(results, *wins, seeds=1, text=TUNED):
+    """The table of a study whose trials had such win-rates on the validation split; what has None diverged."""
+    study, registry = opened(write(results, f"seeds = {seeds}\n" + text.format(trials=len(wins)), "tuned"))
+    for search in searches(study, study.tune, registry):
+        for cell, win in zip(search.cells, wins, strict=True):
+            finish(results, cell, win) if win is not None else fail(results, cell, "diverged")
+    planned = plan(study, registry, results)
+    for cell in planned.cells:
+        if not cell.trial:
+            put_answers(results, cell)
+    folder = make_folder(results / "studies" / "tuned")
+    write_json(folder / "cells.json", cells_json(planned.cells))
+    write_json(folder / "tune.json", tune_json(study.tune, planned.choices, planned.cells))
+    return comparison(select(results, Filter(study="tuned")))
+
+
+def put_answers(results, cell):
+    told = record(cell.spec.method, cell.spec.seed, suite=cell.spec.suite_name, recipe=cell.spec.recipe())
+    told["quick"], folder = cell.spec.quick, make_folder(results / cell.spec.folder)
+    write_rows(folder / "samples.jsonl", samples(told))
+    write_json(folder / "spec.json", {"options": told["options"], "stages": {}, "budget": {}})
+    write_json(folder / "result.json", told)
+
+
+def footnotes_of(made):
+    marks = {row[0].text: row[1].marks for row in made.rows}
+    return {name: [made.footnotes[mark].partition(" (random")[0] for mark in own] for name, own in marks.items()}
+
+
+LEFT_ALONE = "Tuned, and left as it was: the best of 3 trials"
+
+
+@pytest.mark.parametrize(
+    ("wins", "row", "told"),
+    [
+        ((0.7, 0.6, 0.5), "dpo (default, tuned) quick", LEFT_ALONE),
+        ((0.5, None, 0.6), "dpo (tuned) quick", "Tuned: the best of 3 trials"),
+        ((None, None, None), "dpo quick", "Tuned, and left as it was: all 3 trials failed"),
+    ],
+)
+def test_what_was_tuned_has_a_footnote(tmp_path, wins, row, told):
+    found = footnotes_of(tuned_table(tmp_path, *wins))
+    assert found.pop(row) == found.pop(row.replace("dpo", "ipo")) == [told]
+    assert "sft quick" in found and not any(found.values())
+
+
+def test_a_footnote_on_tuning_stays_where_rows_are_runs_or_named_by_their_entry(tmp_path):
+    tuned_table(tmp_path, 0.7, 0.6, seeds=2)
+    each = footnotes_of(comparison(select(tmp_path, Filter(study="tuned", each=True))))
+    assert sum(bool(told) for told in each.values()) == 4 and len(each) == 6
+    named = footnotes_of(comparison(select(tmp_path, Filter(study="tuned", where={"beta": "0.1"}))))
+    assert {name for name, told in named.items() if told} == {"dpo quick", "ipo quick"}
+
+
+def test_settings_that_another_entry_has_as_they_are_keep_its_name(tmp_path):
+    """One entry's search comes to what another, that nobody tuned, is from the start: it was not tuned."""
+    usual, mild = (f"label = '{label}'\nset = {{{{beta = {beta}}}}}" for label, beta in (("dpo", 0.1), ("mild", 0.3)))
+    text = method("dpo", usual) + method("dpo", mild) + (
+        "[tune]\ntrials = {trials}\nleave = ['dpo']\nspace.mild.beta = [0.1, 0.5]\n"
+    )  # fmt: skip
+    study, registry = opened(write(tmp_path, text.format(trials=3)))
+    (search,) = searches(study, study.tune, registry)
+    ahead = next(i for i, point in enumerate(search.points) if point.get("beta") == 0.1)
+    found = footnotes_of(tuned_table(tmp_path, *(0.5 + 0.1 * (i == ahead) for i in range(3)), text=text))
+    assert found == {"dpo quick": ["Tuned, as mild (tuned): the best of 3 trials"], "mild quick": []}
+
+
 def test_a_tuned_study_from_nothing(tmp_path, forked):
     text = DPO + "[tune]\ntrials = 2\nselect = 'gold'\nspace.dpo.learning_rate = {log = [1e-4, 1e-3]}\n"
     file = write(tmp_path, text + '[launcher]\nname = "forked"\n', "tuned", plugins=[forked])
@@ -366,9 +451,11 @@ def test_a_tuned_study_from_nothing(tmp_path, forked):
         split = json.loads((folder / "result.json").read_text())["evaluation"]["split"]
         splits[split] = splits.get(split, 0) + 1
     assert splits == {"validation": 2, "test": 1 + (search["chosen"] > 0)}  # the test split once per final run
-    rows = [str(row[0]) for row in comparison(select(tmp_path, Filter(study="tuned"))).rows]
+    made = comparison(select(tmp_path, Filter(study="tuned")))
+    rows = [row[0].text for row in made.rows]
     wanted = ["dpo quick", "dpo (tuned) quick"] if search["chosen"] else ["dpo (default, tuned) quick"]
     assert sorted(rows) == sorted(wanted)
+    assert [name for name, notes in footnotes_of(made).items() if notes] == [wanted[-1]]
     with pytest.raises(UsageError, match="--study"):
         comparison(select(tmp_path, Filter()))  # negative control: trials and finals are not of one ground
 

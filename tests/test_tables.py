@@ -1,6 +1,7 @@
 """Records to tables: rows, means, intervals, refusals, failures, labels, and both formats."""
 
 import csv
+import hashlib
 import io
 import json
 import time
@@ -84,7 +85,7 @@ def test_rows_sft_first_then_by_strength(tmp_path):
     made = table(tmp_path, record("dpo", win=0.6), record("ppo", win=0.8), record("sft", win=0.5))
     assert [row[0] for row in texts(made)] == ["sft", "ppo", "dpo"]
     unused = {"accuracy", "verifier queries", "AI labels", "queries / answer"}  # no row says anything there
-    assert made.columns == [c.title for c in COLUMNS if c.title not in unused]
+    assert made.columns == [c.title for c in COLUMNS if c.title not in unused and c.usual]
     assert all(len(row) == len(made.columns) for row in texts(made))
     assert made.title == "toy: 64 test prompts, one answer each at T=1"
     row = dict(zip(made.columns, texts(made)[2], strict=True))
@@ -304,6 +305,12 @@ def test_rows_are_chosen_by_their_options(tmp_path):
         of(tmp_path, where={"betta": "0.1"})
 
 
+def in_a_study(monkeypatch, places):
+    """Let runs have these places in a study, which refused none."""
+    monkeypatch.setattr("harness.report.select.places_of", lambda results, study: places)
+    monkeypatch.setattr("harness.report.select.refused_of", lambda results, study, suite: {})
+
+
 def test_rows_of_a_sweep_are_named_by_their_entry_where_one_setting_is_chosen(tmp_path, monkeypatch):
     put(
         tmp_path,
@@ -315,7 +322,7 @@ def test_rows_of_a_sweep_are_named_by_their_entry_where_one_setting_is_chosen(tm
     )
     folders = {str(f): json.loads((f / "result.json").read_text()) for f in (tmp_path / "runs/toy/dpo").iterdir()}
     places = {f: Place(f"mine (beta={r['options']['beta']})", "mine") for f, r in folders.items()}
-    monkeypatch.setattr("harness.report.select.places_of", lambda results, study: places)
+    in_a_study(monkeypatch, places)
     assert [row.name for row in select(tmp_path, Filter(study="s", where={"beta": "0.2"})).rows] == ["mine"]
     both = select(tmp_path, Filter(study="s", where={"epochs": "1"})).rows  # which leaves both
     assert [row.name for row in both] == ["mine (beta=0.1)", "mine (beta=0.2)"]
@@ -326,7 +333,7 @@ def test_a_label_with_a_comma_is_one_name(tmp_path, monkeypatch):
     there = tmp_path.glob("runs/toy/ppo/*")
     labels = {str(f): json.loads((f / "result.json").read_text())["recipe"] for f in there}
     places = {folder: Place(label, label) for folder, label in labels.items()}
-    monkeypatch.setattr("harness.report.select.places_of", lambda results, study: places)
+    in_a_study(monkeypatch, places)
 
     def chosen(told):
         return {row.name for row in select(tmp_path, Filter(study="s", methods=told.split(", "))).rows}
@@ -334,6 +341,23 @@ def test_a_label_with_a_comma_is_one_name(tmp_path, monkeypatch):
     assert chosen("ppo, no penalty") == {"ppo, no penalty"}
     assert chosen("no penalty, ppo, no penalty") == {"no penalty", "ppo, no penalty"}
     assert chosen("ppo, ppo") == {"ppo, no penalty", "no penalty", "ppo"}  # the method, of all three
+
+
+def test_every_row_that_a_study_asks_for_stands_in_its_table(tmp_path, monkeypatch):
+    """Snapshots decide a run and no recipe: two rows of one recipe, which are one where no study tells them apart."""
+    same = [record("ppo", seed, 0.5, finished_at=f"2026-01-0{day}T00:00:00Z") for seed in (0, 1) for day in (1, 2)]
+    put(tmp_path, *same)
+    there = sorted(str(f) for f in tmp_path.glob("runs/toy/ppo/*"))
+    labels = ("ppo (beta=0.0)", "ppo, no penalty")
+    places = {folder: Place(labels[i % 2], labels[i % 2].partition(" (")[0]) for i, folder in enumerate(there)}
+    in_a_study(monkeypatch, places)
+    found = select(tmp_path, Filter(study="s")).rows
+    assert sorted((row.name, len(row.good)) for row in found) == [(label, 2) for label in labels]
+    assert {row.name: {r["folder"] for r in row.good} for row in found} == {
+        label: {f for f in there if places[f].label == label} for label in labels
+    }
+    (row,) = select(tmp_path, Filter()).rows
+    assert row.name == "ppo" and {r["finished_at"][:10] for r in row.good} == {"2026-01-02"}
 
 
 @pytest.mark.parametrize("option", ["labeller.noise=0.5", "run.snapshots=6", "suite.bias=2", "stage.sft.epochs=3"])
@@ -388,6 +412,52 @@ def test_an_interval_does_not_reach_below_what_there_can_be(tmp_path):
     wild["evaluation"] |= {"kl": estimate(18.0)}
     (row,) = table(tmp_path, record(seed=0), wild).plain
     assert row["kl_low"] == 0.0 and row["kl_high"] > 30
+
+
+def reusing(method, flops):
+    made = record(method)
+    made["cost"]["method"]["flops_reused"] = flops
+    return made
+
+
+def test_work_that_was_looked_up_is_told_where_costs_are_compared(tmp_path):
+    put(tmp_path, reusing("dpo", 1.5e12), reusing("ipo", 0.01e12), record("ppo"))
+    made = of(tmp_path)
+    (note,) = [note for note in made.notes if "looked up" in note or "look up" in note]
+    assert "up to 50% of the method's FLOPs (dpo)" in note and "looked up (of FLOPs)" not in made.columns
+    asked = comparison(select(tmp_path, Filter()), ["method", "reused"])
+    assert {row[0]: row[1] for row in texts(asked)} == {"dpo": "50%", "ipo": "<1%", "ppo": "-"}
+    assert asked.notes == []  # no cost is shown
+    assert any("up to 50%" in note for note in comparison(select(tmp_path, Filter()), ["method", "seconds"]).notes)
+
+
+def test_records_that_looked_nothing_up_have_no_note_on_it(tmp_path):
+    older = record("ppo")
+    del older["cost"]["method"]["flops_reused"]
+    assert not any("look up" in note for note in table(tmp_path, record("dpo"), older, failure("kto")).notes)
+
+
+def made_by(folder, commit, dirty, code):
+    told = json.loads((folder / "provenance.json").read_text())
+    git = {"commit": commit, "dirty": dirty} if commit else None
+    write_json(folder / "provenance.json", told | {"git": git, "code": told["code"] | {"harness": code}})
+    return hashlib.sha256((folder / "samples.jsonl").read_bytes()).hexdigest()
+
+
+def test_the_csv_says_what_a_re_run_is_verified_by(tmp_path):
+    put(tmp_path, *(record("dpo", seed) for seed in range(3)))
+    folders = sorted((tmp_path / "runs/toy/dpo").iterdir())
+    digests = [made_by(f, "c0ffee", f is folders[1], "ab" * 32) for f in folders]
+    for folder, digest in list(zip(folders, digests, strict=True))[:2]:  # the third is of before there were digests
+        told = json.loads((folder / "result.json").read_text())
+        write_json(folder / "result.json", told | {"files": {"samples.jsonl": digest}})
+    made_by(folders[2], None, False, "ab" * 32)  # and not of a repository
+    each = {row["method"]: row for row in parsed(of(tmp_path, each=True))}
+    found = [tuple(each[f"dpo, seed {seed}"][k] for k in ("samples_sha256", "commit", "code")) for seed in range(3)]
+    assert found == [(digests[0], "c0ffee", "ab" * 32), (digests[1], "c0ffee-dirty", "ab" * 32), ("", "", "ab" * 32)]
+    (row,) = parsed(of(tmp_path))
+    assert row["samples_sha256"] == f"{digests[0]} {digests[1]} -" and row["commit"] == "c0ffee c0ffee-dirty -"
+    assert row["code"] == "ab" * 32 and row["folders"].split() == [str(f) for f in folders]
 
 
 def test_columns_are_chosen_by_key(tmp_path):

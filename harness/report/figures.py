@@ -13,7 +13,8 @@ import numpy as np
 from ..errors import HarnessError, UsageError
 from ..statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
 from ..statistics.length import LengthControlled, length_controlled
-from .select import Record, Row, samples_of
+from ..store import SAMPLES
+from .select import Record, Row, provenance_of, samples_of
 
 MEANS = ("gold", "proxy", "kl", "length", "accuracy")  # figures that an answer can have, beside the win-rate
 SIGNED = ("gold", "proxy", "accuracy")  # of these, what may be below 0
@@ -129,4 +130,23 @@ def _recorded(good: Sequence[Record]) -> dict[str, Any]:
     for name, figure in (("flops", "flops_per_answer"), ("queries", "reward_queries_per_answer")):
         row[f"{name}_per_answer"] = fmean(r["evaluation"]["inference"][figure] for r in good)
     row["folders"] = " ".join(r["folder"] for r in good)
-    return row
+    return row | _made_by(good)
+
+
+def _made_by(good: Sequence[Record]) -> dict[str, str]:
+    """Return what a re-run is verified by: digests of the answers and of the harness's code, and the commit."""
+    made = [provenance_of(r) for r in good]
+    return {
+        "samples_sha256": _joined([r.get("files", {}).get(SAMPLES, "") for r in good]),
+        "commit": _joined([_commit(m.get("git")) for m in made]),
+        "code": _joined([m.get("code", {}).get("harness", "") for m in made]),
+    }
+
+
+def _commit(git: Mapping[str, Any] | None) -> str:
+    return f"{git['commit']}{'-dirty' if git['dirty'] else ''}" if git else ""
+
+
+def _joined(values: Sequence[str]) -> str:
+    """Return what all runs have in common, or each run's in the order of `folders`, `-` where one has none."""
+    return values[0] if len(set(values)) == 1 else " ".join(value or "-" for value in values)

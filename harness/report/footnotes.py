@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import HarnessError
 from ..store import unspent
-from ..study.state import CLASSES, study_folder
+from ..study.state import CLASSES, LEFT, study_folder
 from .select import Row, Selection, spec_of, unlike
 
 
@@ -20,7 +20,9 @@ class Footnotes:
         self.told: dict[str, str] = {}  # by mark
         self._marks: dict[int, tuple[str, ...]] = {}
         tuning = _tuning(selection)
-        texts = [[*_failures(row), *_budget(row), *tuning.get(row.name, [])] for row in selection.rows]
+        texts = [
+            [*_failures(row), *_budget(row), *tuning.get(row.records[0].get("cell"), [])] for row in selection.rows
+        ]
         marks: dict[str, str] = {}
         for i, row_texts in enumerate(texts):
             for text in row_texts:
@@ -63,8 +65,18 @@ def _budget(row: Row) -> Iterator[str]:
         yield f"Budget: {told}." + (" It ended by itself before." if early else "")
 
 
-def _tuning(selection: Selection) -> dict[str, list[str]]:
-    """Return {row: what tuning its settings went through}, of a study that tunes."""
+def _search(search: Mapping[str, Any], how: str) -> Iterator[str]:
+    trials, chosen = search["trials"], search["chosen"]
+    if chosen is not None:
+        other = search.get("label", search["row"])  # where it is the same run as another entry's
+        told = f", as {other}" if other != search["row"] else "" if chosen else ", and left as it was"
+        yield f"Tuned{told}: the best of {len(trials)} trials ({how})."
+    elif not any(trial["status"] == LEFT for trial in trials):
+        yield f"Tuned, and left as it was: all {len(trials)} trials failed ({how})."
+
+
+def _tuning(selection: Selection) -> dict[str | None, list[str]]:
+    """Return {label in the study: what tuning the row's settings went through}, of a study that tunes."""
     if selection.study is None:
         return {}
     file = study_folder(selection.results, selection.study) / "tune.json"
@@ -73,13 +85,9 @@ def _tuning(selection: Selection) -> dict[str, list[str]]:
     try:
         tune: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         searches = [s for s in tune["searches"] if s["suite"] == selection.suite]
-        return {
-            s["row"]: [
-                f"Tuned{'' if s['chosen'] else ', and left as it was'}: the best of {len(s['trials'])} trials (random "
-                f"search, seed {tune['seed']}; {tune['rule']})."
-            ]
-            for s in searches
-            if s["chosen"] is not None
-        }
+        found: dict[str | None, list[str]] = {}
+        for s in searches:  # a row may stand for what several entries chose
+            found.setdefault(s["row"], []).extend(_search(s, f"random search, seed {tune['seed']}; {tune['rule']}"))
+        return found
     except (ValueError, KeyError, TypeError) as error:
         raise HarnessError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error

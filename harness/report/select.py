@@ -12,9 +12,10 @@ from typing import Any
 
 from ..errors import HarnessError, UsageError, unknown
 from ..store import FAILURE, RESULT, SAMPLES, flatten, rows_behind, runs
-from ..study.state import Place, places_of
+from ..study.state import Place, places_of, refused_of
 
 Record = Mapping[str, Any]
+Key = tuple[str, str, str | None]  # of a row: method, recipe, label where it is a study's
 OWN_CODE = "the code of it"  # of a row's runs, not of all
 CODE = {"the harness's code": "harness", OWN_CODE: "method"}  # digests in a run's provenance
 
@@ -81,6 +82,7 @@ class Selection:
     results: Path
     study: str | None = None
     unfinished: Sequence[str] = ()  # runs that would belong here and have not ended
+    refused: Mapping[str, str] = field(default_factory=dict)  # {label in the study: why the suite cannot serve it}
     asked: Filter = field(default_factory=Filter)  # what they were chosen by
 
     @property
@@ -105,7 +107,8 @@ def select(results: Path, asked: Filter) -> Selection:
     if not asked.mixed:
         check_ground([r for r in records if "failure" not in r])
     left = unfinished(results, suite, asked.study)
-    return Selection(suite, rows_of(records, asked.each), results, asked.study, left, asked)
+    refused = refused_of(results, asked.study, suite) if asked.study is not None else {}
+    return Selection(suite, rows_of(records, asked.each), results, asked.study, left, refused, asked)
 
 
 def unfinished(results: Path, suite: str, study: str | None) -> list[str]:
@@ -201,7 +204,7 @@ def _option_names(record: Record) -> list[str]:
 
 
 def _named(place: Place) -> dict[str, str]:
-    return {"label": place.label, "entry": place.entry}
+    return {"label": place.label, "entry": place.entry, "cell": place.label}  # the label may yet give way to the entry
 
 
 def _wanted(record: Record, asked: Filter) -> bool:
@@ -241,8 +244,9 @@ def spec_of(record: Record) -> dict[str, Any]:
 
 
 def provenance_of(record: Record) -> dict[str, Any]:
-    """Return where a run was made."""
-    found: dict[str, Any] = json.loads((Path(record["folder"]) / "provenance.json").read_text(encoding="utf-8"))
+    """Return where a run was made; nothing where it does not say."""
+    file = Path(record["folder"]) / "provenance.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return found
 
 
@@ -300,19 +304,22 @@ def _by_value(records: Sequence[Record], values: Sequence[Any]) -> dict[str, lis
 
 def _made_with(record: Record) -> dict[str, str]:
     """Return the versions that can change a run's figures: of the harness's code, its method's, and two libraries'."""
-    if not (Path(record["folder"]) / "provenance.json").is_file():
-        return {"provenance": "none"}
     made = provenance_of(record)
+    if not made:
+        return {"provenance": "none"}
     versions = {name: str(made["versions"].get(name)) for name in ("torch", "transformers")}
     code = {name: str(made["code"].get(key))[:12] for name, key in CODE.items()}
     return versions | code
 
 
 def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return one record per recipe and seed: the newest, where code has changed between runs of the same spec."""
-    best: dict[tuple[str, int], dict[str, Any]] = {}
+    """Return one record per recipe and seed: the newest, where code has changed between runs of the same spec.
+
+    Labels of a study stay apart: it may ask for a recipe twice, with and without snapshots say.
+    """
+    best: dict[tuple[str, int, str | None], dict[str, Any]] = {}
     for folder, record in found:
-        key = (record["recipe"], record["seed"])
+        key = (record["recipe"], record["seed"], record.get("label"))
         record = {**record, "folder": str(folder)}
         if key not in best or record.get("finished_at", "") > best[key].get("finished_at", ""):
             best[key] = record
@@ -323,10 +330,10 @@ def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]
 
 
 def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:
-    """Return records as named rows: one for each method and recipe, or each run."""
-    groups: dict[tuple[str, str], list[Record]] = {}
+    """Return records as named rows: one for each method, recipe and label of a study, or each run."""
+    groups: dict[Key, list[Record]] = {}
     for record in records:
-        groups.setdefault((record["method"], record["recipe"]), []).append(record)
+        groups.setdefault((record["method"], record["recipe"], record.get("label")), []).append(record)
     names = _row_names(groups)
     rows = [Row(names[key], key[0], group, group[0].get("entry", key[0])) for key, group in groups.items()]
     if each:
@@ -338,7 +345,7 @@ def _strength(row: Row) -> float:
     return -row.mean("win_rate") if row.good else 1.0
 
 
-def _row_names(groups: Mapping[tuple[str, str], Sequence[Record]]) -> dict[tuple[str, str], str]:
+def _row_names(groups: Mapping[Key, Sequence[Record]]) -> dict[Key, str]:
     """Return row labels: the method, and where it stands several times, the options asked for in which rows differ."""
     differing = {method: _differing(groups, method) for method in {key[0] for key in groups}}
     names = {}
@@ -352,7 +359,7 @@ def _row_names(groups: Mapping[tuple[str, str], Sequence[Record]]) -> dict[tuple
     return {key: f"{name} [{key[1][:4]}]" if count[name] > 1 else name for key, name in names.items()}
 
 
-def _differing(groups: Mapping[tuple[str, str], Sequence[Record]], method: str) -> set[str]:
+def _differing(groups: Mapping[Key, Sequence[Record]], method: str) -> set[str]:
     """Return the options that are not the same in all rows of a method."""
     values: dict[str, set[str]] = {}
     rows = [group[0]["options"] for key, group in groups.items() if key[0] == method]

@@ -24,6 +24,7 @@ class Column:
     key: str
     title: str
     write: Callable[[Figures], Cell]
+    usual: bool = True  # whether it is shown where no columns are asked for
 
 
 def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
@@ -45,11 +46,12 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
     footnotes = Footnotes(selection)
     rows = [_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(found)]
     told = [i for i in range(len(shown)) if columns or any(row[i].text not in ("-", "") for row in rows)]
+    keys = [shown[i].key for i in told]
     return Table(
         title=f"{selection.told}: {conditions(selection)}",
         columns=[shown[i].title for i in told],
         rows=[[row[i] for i in told] for row in rows],
-        notes=_notes(selection, [shown[i].key for i in told]),
+        notes=[*_notes(selection, keys), *_looked_up(found, keys)],
         plain=[with_footnotes(figures, footnotes, footnotes.of(i)) for i, figures in enumerate(found)],
         caption=_caption(selection, paired, borrowed),
         footnotes=footnotes.told,
@@ -63,7 +65,7 @@ def chosen_columns(keys: Sequence[str]) -> list[Column]:
     for key in keys:
         if key not in known:
             raise unknown("column", key, known)
-    return [known[key] for key in keys or known]
+    return [known[key] for key in keys] or [c for c in COLUMNS if c.usual]
 
 
 def _on_the_same_prompts(selection: Selection) -> bool:
@@ -162,6 +164,15 @@ def short(number: float) -> str:
     return f"{number:.0f}"
 
 
+def _reused(f: Figures) -> float:
+    """Return the share of a method's FLOPs that was looked up; records of before say nothing of it."""
+    return float(f.get("method_flops_reused", 0.0) / (f["method_flops"] or 1.0))
+
+
+def _share(share: float) -> str:
+    return "-" if not share else "<1%" if share < 0.005 else f"{share:.0%}"
+
+
 def _or_dash(number: float) -> str:
     return short(number) if number else "-"
 
@@ -179,6 +190,7 @@ COLUMNS = (
     Column("seconds", "train s / CPU s", _plainly(
         lambda f: f"{f['method_seconds']:.0f} / {f['method_cpu_seconds']:.0f}")),
     Column("flops", "train TFLOP", _plainly(lambda f: f"{f['method_flops'] / 1e12:.3g}")),
+    Column("reused", "looked up (of FLOPs)", _plainly(lambda f: _share(_reused(f))), usual=False),
     Column("tokens", "tokens gen. / trained", _plainly(
         lambda f: f"{short(f['method_tokens_generated'])} / {short(f['method_tokens_trained'])}")),
     Column("reward_queries", "reward queries", _plainly(lambda f: short(f["method_reward_queries"]))),
@@ -251,6 +263,18 @@ NOTES = {
 }
 
 
+def _looked_up(found: Sequence[Figures], keys: Sequence[str]) -> list[str]:
+    """Return a note where costs that are shown hold work that the runs looked up, with the row that did most."""
+    most = max((f for f in found if "failure" not in f), key=_reused, default=None)
+    if most is None or not _reused(most) or not {"seconds", "flops", "tokens"} & set(keys):
+        return []
+    return [
+        f"Costs are as if each method stood alone, though runs look up what others made of the start checkpoint: up to "
+        f"{_share(_reused(most))} of the method's FLOPs ({most['method']}). Its time is not measured in the run "
+        f"but taken from the rate at which it was made. `--columns` has `reused`, every row's share."
+    ]
+
+
 def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
     notes = [" ".join(note for key, note in NOTES.items() if key in keys), *unfinished_told(selection)]
     notes += bounds_told(selection.rows) if "kl" in keys else []
@@ -258,13 +282,15 @@ def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
 
 
 def unfinished_told(selection: Selection) -> list[str]:
-    """Return the note on runs that have not ended, if there are any."""
+    """Return the notes on runs that have not ended, and on what the suite cannot serve, if there are any."""
+    why = [f"Refused: {'; '.join(f'{name}: {why}' for name, why in selection.refused.items())}."]
+    refused = why if selection.refused else []
     if not selection.unfinished:
-        return []
+        return refused
     more = ", ..." if len(selection.unfinished) > NAMED else ""
     told = ", ".join(selection.unfinished[:NAMED])
     count = len(selection.unfinished)
-    return [f"Not finished, and left out: {count} run{'s' * (count > 1)} ({told}{more})."]
+    return [f"Not finished, and left out: {count} run{'s' * (count > 1)} ({told}{more}).", *refused]
 
 
 def bounds_told(rows: Sequence[Row]) -> list[str]:

@@ -121,15 +121,30 @@ class Place:
 
 
 def places_of(results: Path, name: str) -> dict[str, Place]:
-    """Return {run folder: place} of the runs that a table of a study is made of: no trials among them."""
+    """Return {run folder: place} of the runs that a table of a study is made of: no trials, nothing refused."""
+    cells = [c for c in _finals(results, name) if not c["refused"]]
+    return {str(results / c["folder"]): Place(c["label"], c["entry"]) for c in cells}
+
+
+def refused_of(results: Path, name: str, suite: str) -> dict[str, str]:
+    """Return {label: why} of what a study asks of a suite that cannot serve it."""
+    return {c["label"]: c["refused"] for c in _finals(results, name) if c["refused"] and c["suite"] == suite}
+
+
+def _finals(results: Path, name: str) -> list[dict[str, Any]]:
+    """Return what is written down of a study's cells, without trials; an older one may say less."""
     file = study_folder(results, name) / CELLS
     if not file.is_file():
         known = sorted(f.parent.name for f in file.parent.parent.glob(f"*/{CELLS}"))
         raise UsageError(f"There is no study {name!r} below {results}. Known: {', '.join(known) or 'none'}.")
     try:
-        cells = json.loads(file.read_text(encoding="utf-8"))
-        return {
-            str(results / c["folder"]): Place(c["label"], c.get("entry", c["label"])) for c in cells if not c["trial"]
-        }
+        cells = [c for c in json.loads(file.read_text(encoding="utf-8")) if not c["trial"]]
+        return [
+            {
+                "label": c["label"], "entry": c.get("entry", c["label"]), "suite": c["suite"], "folder": c["folder"],
+                "refused": c.get("refused", ""),
+            }
+            for c in cells
+        ]  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise HarnessError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error

@@ -35,6 +35,11 @@ class Search:
     points: tuple[Mapping[str, Any], ...]  # of the space; the first is empty
     cells: tuple[Cell, ...]
 
+    @property
+    def suite_name(self) -> str:
+        """Return what the suite is called in records."""
+        return self.cells[0].spec.suite_name
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -47,8 +52,9 @@ class Choice:
 
     @property
     def label(self) -> str:
-        """Return the label of the runs with the chosen settings."""
-        return f"{self.search.entry.label} (tuned)"
+        """Return the label of the runs with the chosen settings: those as they are, where none else is chosen."""
+        told = {None: "", 0: " (default, tuned)"}.get(self.chosen, " (tuned)")
+        return f"{self.search.entry.label}{told}"
 
     @property
     def open(self) -> bool:
@@ -83,12 +89,14 @@ def tuned(study: Study, registry: Registry, choice: Choice) -> list[Cell]:
     return cells_of(study, registry, search.entry, search.suite, choice.label, search.points[choice.chosen])
 
 
-def tune_json(tune: Tune, choices: Sequence[Choice]) -> dict[str, Any]:
-    """Return what is written down of tuning."""
+def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return what is written down of tuning; `cells` are the plan's, whose rows may have another entry's name."""
+    rows = {(c.spec.suite_name, name): c.label for c in cells if not c.trial for name in (c.label, *c.also)}
     told = [
         {
-            "method": c.search.entry.label, "suite": c.search.cells[0].spec.suite_name, "chosen": c.chosen,
-            "row": c.label if c.chosen else c.search.entry.label,  # where the settings stand that were chosen
+            "method": c.search.entry.label, "suite": c.search.suite_name, "chosen": c.chosen,
+            "label": c.label,
+            "row": rows.get((c.search.suite_name, c.label), c.label),  # where the chosen settings stand
             "trials": [
                 {"options": dict(point), "fingerprint": cell.fingerprint, "folder": str(cell.spec.folder),
                  "status": state.kind or state.status, tune.select: figure}

@@ -117,7 +117,7 @@ class Work:
         planned = plan(self.study, self.registry, self.results)
         write_json(self.folder / CELLS, cells_json(planned.cells))
         if self.study.tune is not None:
-            write_json(self.folder / "tune.json", tune_json(self.study.tune, planned.choices))
+            write_json(self.folder / "tune.json", tune_json(self.study.tune, planned.choices, planned.cells))
         return planned
 
     def _todo(self, planned: Plan) -> list[Cell]:
@@ -160,12 +160,12 @@ class Watch:
 
 
 def _both(defaults: list[Cell], tuned_cells: list[Cell]) -> list[Cell]:
-    """Return the runs with the settings as they are and with the chosen ones, labelled where they are the same."""
-    chosen, usual = ({cell.fingerprint for cell in cells} for cells in (tuned_cells, defaults))
-    same = [
-        replace(c, label=f"{c.label} (default, tuned)") if c.fingerprint in chosen else c for c in defaults
-    ]  # fmt: skip
-    return [*same, *(c for c in tuned_cells if c.fingerprint not in usual)]
+    """Return the runs with the settings as they are and with the chosen ones, labelled where an entry's are the same.
+
+    What one entry chose may be another's settings as they are: `distinct` leaves that row the other's name.
+    """
+    chosen = {(c.fingerprint, c.entry): c.label for c in tuned_cells}
+    return [*(replace(c, label=chosen.get((c.fingerprint, c.entry), c.label)) for c in defaults), *tuned_cells]
 
 
 def _without_record(cell: Cell, code: int, said: str) -> State:

@@ -56,9 +56,9 @@ def runs(section: Section, environments: Environments) -> list[list[dict[str, An
 
 def _run(record: Record, environments: Environments) -> dict[str, Any]:
     told = {"folder": run_key(record["folder"]), "seed": record["seed"], "finished": record.get("finished_at", "")}
-    if not (Path(record["folder"]) / "provenance.json").is_file():
-        return {**told, "environment": None, "command": ""}
     provenance = provenance_of(record)
+    if not provenance:
+        return {**told, "environment": None, "command": ""}
     return {**told, "environment": environments.number(provenance), "command": command_of(provenance)}
 
 
