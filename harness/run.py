@@ -323,7 +323,7 @@ class Observers:
         if not is_main():
             return
         arguments["spec"] = self._spec
-        for impl in getattr(self._hooks, name).get_hookimpls():
+        for impl in reversed(getattr(self._hooks, name).get_hookimpls()):  # in pluggy's order: tryfirst is first
             try:
                 impl.function(**{key: arguments[key] for key in impl.argnames})
             except Exception as error:  # a stranger's observer must not cost a run

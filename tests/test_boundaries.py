@@ -13,7 +13,7 @@ import pytest
 
 from harness.cli import cli
 
-from .tools import ENV, ROOT
+from .tools import ENV, ROOT, fresh, plugin, process
 
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "pandas")
 LIGHT = (
@@ -223,3 +223,26 @@ def test_every_module_has_a_docstring():
     for file in CORE + PLUGINS + SUITES:
         if file.read_text().strip():
             assert ast.get_docstring(ast.parse(file.read_text())), file
+
+
+NOTING = """
+import os
+import sys
+
+from harness import hookimpl
+
+
+@hookimpl(trylast=True)
+def run_started(spec, folder):
+    there = (name for name in ("torch", "transformers", "datasets", "pandas") if name in sys.modules)
+    print("HEAVY", *there, flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_run_says_that_it_began_before_anything_heavy_is_imported():
+    """Within a second, that is; counted in imports, which no loaded machine changes."""
+    where = fresh("began")
+    done = process("run", "-m", "ppo", "-s", "summarization", "-p", plugin(where, "noting", NOTING), "--results", where)
+    assert done.out.splitlines()[-1] == "HEAVY", done.text
+    assert "ppo on summarization" in done.text
