@@ -118,6 +118,21 @@ def test_labels_lie_within_the_axes_and_apart(figures):
     assert not [1 for a, b in pairs if a.overlaps(b) and a.width * a.height > 0]
 
 
+def test_a_bar_that_is_cut_is_named(tmp_path):
+    for seed, kl in enumerate((1.0, 1.1, 9.0)):  # ppo's seeds are far apart; sft's are not
+        run(tmp_path, "ppo", seed, kl, {"beta": 0.1})
+        run(tmp_path, "sft", seed, 0.0, {"unused": True})
+    selection = chosen(tmp_path)
+    (wide,) = [spot for spot in map(frontier.spot_of, selection.rows) if spot.row.name == "ppo"]
+    figure = drawn("frontier", selection)
+    assert wide.kl.high > figure.axes[0].get_xlim()[1]
+    told = figure.get_supxlabel()
+    assert f"the bar of ppo (to {wide.kl.high:.1f} nats)." in told and "sft" not in told
+    for seed in range(3):
+        run(tmp_path / "even", "ppo", seed, 1.0, {"beta": 0.1})
+    assert not drawn("frontier", chosen(tmp_path / "even")).get_supxlabel()
+
+
 @given(st.lists(st.tuples(st.floats(0, 20), st.floats(0, 1)), min_size=1, max_size=15))
 def test_the_frontier_is_what_none_beats(points):
     kept = frontier.frontier_of(points)
