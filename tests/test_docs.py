@@ -102,7 +102,7 @@ def test_the_statistics_in_the_guide_to_tables_are_over_runs_by_suites(tmp_path,
     for method, by_run in told.items():
         figures = re.search(rf"^{method} Aggregate\(value=(\S+), low=(\S+), high=(\S+)\)", printed, re.MULTILINE)
         value, low, high = map(float, figures.groups())
-        assert value == pytest.approx(iqm(by_run)) and low < value < high  # of three runs on three suites, not of prompts
+        assert value == pytest.approx(iqm(by_run)) and low < value < high  # of runs, not of prompts
 
 
 def test_the_optimum_in_the_guide_is_where_the_example_comes_to_rest():

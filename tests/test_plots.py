@@ -280,6 +280,15 @@ def test_fits_are_told_in_the_legend(selection, figures):
     )
 
 
+@pytest.mark.parametrize(("alpha", "told"), [(-0.5, "; no peak"), (0.2, "; peak before the points")])
+def test_no_peak_is_told_that_no_point_shows(tmp_path, alpha, told):
+    """Gold that falls from the first point on had a peak of 0.00 at d* = 0.00."""
+    for kl in (0.5, 1.0, 2.0, 4.0):
+        run(tmp_path, "ppo", 0, kl, {"beta": 1 / kl}, lambda d: d * (alpha - 0.8 * math.log(d)))
+    (text,) = legend(drawn("overoptimization", chosen(tmp_path)))
+    assert text.endswith(told)
+
+
 def test_too_few_points_are_drawn_without_a_fit(tmp_path):
     for beta, kl in ((0.1, 2.0), (0.2, 1.0)):
         run(tmp_path, "ppo", 0, kl, {"beta": beta})

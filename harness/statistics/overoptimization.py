@@ -58,26 +58,24 @@ class Fit:
 
     @property
     def peak(self) -> Peak | None:
-        """The maximum of the fitted form, also beyond the points; None where it has none that they speak of.
+        """The maximum of the fitted form, within the points' d or not; None where it has none, or none worth a name.
 
-        That is where beta <= 0, where alpha <= 0 (the RL form has one there all the same, below d = 1 / e), and where
-        it lies left of the first point: gold falls from there on, and how it came to rise before nothing shows.
+        It has none with beta <= 0. With alpha <= 0 gold never rose: best-of-n's form then falls from the start, and
+        the RL form has a maximum below d = 1 / e all the same, of log d's making.
         """
         if self.beta <= 0 or self.alpha <= 0:
             return None
         if self.form == BON:
-            found = Peak(self.alpha / (2 * self.beta), self.alpha**2 / (4 * self.beta))
-        else:
-            exponent = self.alpha / self.beta - 1
-            if exponent > LARGEST:  # a line, but for rounding
-                return None
-            found = Peak(math.exp(exponent), self.beta * math.exp(exponent))
-        return found if found.d >= self.smallest else None
+            return Peak(self.alpha / (2 * self.beta), self.alpha**2 / (4 * self.beta))
+        exponent = self.alpha / self.beta - 1
+        if exponent > LARGEST:  # a line, but for rounding
+            return None
+        return Peak(math.exp(exponent), self.beta * math.exp(exponent))
 
     @property
     def peak_is_seen(self) -> bool:
-        """Whether the peak lies between the first point and the last: is not extrapolated."""
-        return self.peak is not None and self.peak.d <= self.largest
+        """Whether the peak lies between the first point above d = 0 and the last: is not extrapolated."""
+        return self.peak is not None and self.smallest <= self.peak.d <= self.largest
 
 
 def fit(d: ArrayLike, reward: ArrayLike, form: str = RL) -> Fit:
