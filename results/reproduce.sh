@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Every table, picture and page in results/ and in the README, from nothing, two runs at a time on two cores:
+# The studies in results/ and what is made of them, from nothing, two runs at a time on two cores: tables, pictures, the
+# README's table, and the estimates of `harness study --dry-run` (harness/study/costs.csv).
 #   results/reproduce.sh               all of it (about five hours)
 #   results/reproduce.sh main leash    parts of it, in this order: main leash length labels checks
-# Killed, it goes on when started again. HARNESS and PYTHON name other commands (.venv/bin/harness, .venv/bin/python), JOBS another
-# number of runs at a time. Pictures need the extra "plots".
+# Not made here: speed*, by python benchmarks/{speed,runs,threads,gpu}.py, and base_model.md, by python -m
+# harness_suites.pretrain (results/README.md). Made and not committed: the report, results/raw/main.html, and what checks
+# say, results/raw/checks.md. Killed, it goes on when started again. HARNESS and PYTHON name other commands
+# (.venv/bin/harness, .venv/bin/python), JOBS another number of runs at a time. Pictures need the extra "plots".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HARNESS=${HARNESS:-harness} PYTHON=${PYTHON:-python3}
@@ -23,13 +26,19 @@ picture() {  # of a study: its name, the kind, the name of the file, more option
 
 main() {  # all methods on three suites, five seeds each, and the controls
   study main
+  local suite accuracy
   for suite in summarization helpfulness arithmetic; do
+    accuracy=
+    if [ "$suite" = arithmetic ]; then accuracy=,accuracy; fi  # the only one with a verifier
     table main "$suite" --suite "$suite"
     $HARNESS table --results results/raw --study main --suite "$suite" --format latex --output "results/$suite.tex" \
-      --columns method,seeds,win_rate,lc_win_rate,gold,kl,length,flops,labels
+      --columns "method,seeds,win_rate,lc_win_rate,gold$accuracy,kl,length,flops,labels"
     picture main frontier "$suite" --suite "$suite"
   done
   $PYTHON results/textbook.py
+  $PYTHON results/costs.py results/raw > results/raw/costs.csv
+  mv results/raw/costs.csv harness/study/costs.csv
+  $HARNESS report main --results results/raw
 }
 
 leash() {  # beta sweeps, best-of-n up to 64, over-optimisation, and what holds it back
@@ -50,11 +59,11 @@ labels() {  # win-rate against the number of labels, for the textbook table
 }
 
 checks() {  # what `harness check` says of every built-in method, suite and embedded labeller
-  mkdir -p results/checks
+  mkdir -p results/raw/checks
   printf '%s\n' best_of_n dpo grpo ipo kto online_dpo orpo ppo raft reinforce_pp rlaif rloo rlvr rrhf sft sft_chosen simpo \
     slic summarization helpfulness arithmetic exact bradley_terry constitution | HARNESS_THREADS=1 \
-    xargs -P "${JOBS:-2}" -I{} sh -c '$HARNESS check {} --output results/checks/{}.md || echo "FAILED: {}" >&2'
-  cat results/checks/*.md > results/checks.md && rm -r results/checks
+    xargs -P "${JOBS:-2}" -I{} sh -c '$HARNESS check {} --output results/raw/checks/{}.md || echo "FAILED: {}" >&2'
+  cat results/raw/checks/*.md > results/raw/checks.md && rm -r results/raw/checks
 }
 
 for part in "${@:-main leash length labels checks}"; do

@@ -1,95 +1,155 @@
-"""The table that tutorials print with words, with measured numbers in each cell: `python results/textbook.py`.
+"""The table that tutorials print with words, with measured numbers in each cell: `python results/textbook.py [RAW]`.
 
-Reads the runs of results/main.toml, and of results/labels.toml where that study was run, below results/raw and writes
-results/textbook.md. What needs the labels study is left out without it, and the note says so.
+Reads the runs of results/main.toml, and of results/labels.toml where that study was run, below RAW (results/raw) and
+writes results/textbook.md, and textbook.csv with the figures behind it, unrounded, and the folders of their runs. What
+needs the labels study is left out without it, and the note says so.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from harness_plugins.reporters import Markdown
+from harness_plugins.reporters import CSV, Markdown
 
 from harness.registry import installed
 from harness.report.figures import answers_of
 from harness.report.select import Filter, Row, Selection, select, suite_records
 from harness.report.table import Cell, Table
-from harness.report.tables import short
-from harness.statistics.compare import compare
-from harness.statistics.intervals import win_rate_interval
+from harness.report.tables import comparison, short
+from harness.statistics.compare import Comparison, compare
 
 ROOT = Path(__file__).parent
-RAW = ROOT / "raw"
 FIRST = "summarization"
 SHARES = {67: "1/30", 400: "1/5"}  # of the 2,000 prompts whose answers are labelled
+ALL = 2000
 APART = 0.2  # a difference of seeds' win-rates that a mean would hide
 FRESH = {  # a method on samples of its own policy, and the same loss on samples of the start checkpoint
     "online_dpo": ("dpo", "main"), "raft": ("raft (one round)", "labels"),
 }  # fmt: skip
+BOLD = "win_rate_bold"  # said by harness.report.tables
+CONTROLS = ("shuffled", "random", "sft_chosen")
 COLUMNS = [
     "method", "reward model?", "online?", "models held", "weights held", "peak memory / SFT", "train FLOPs / SFT",
     "sd over seeds", "failed runs", "labels", "win-rate at 1/30, 1/5 and all labels", "gain from fresh samples",
-    "where it shines",
+    "not significantly worse than the best on",
 ]  # fmt: skip
 NOTE = """From results/main.toml ({suites}){labels}. Models, weights and labels are those on summarization
 (rlvr: arithmetic). Ratios are to the shared SFT stage, means over suites; peak memory is the process's, most of
 which is Python and torch at this model size. sd over seeds: of the win-rate, apart from prompts and answers,
-the largest of the suites. Gain from fresh samples: win-rate less that of the same loss on the start
-checkpoint's samples (online_dpo: dpo; raft: one round of as many samples), on summarization, paired over
-prompts. {few}Where it shines: the suite with its best rank by win-rate, controls left out. All of this is about a
+the largest of the suites; none seen: seeds differ by no more than prompts and answers explain. Gain from fresh samples:
+win-rate less that of the same loss on the start checkpoint's samples (online_dpo: dpo; raft: one round of as many
+samples), on summarization, paired over prompts; -: no counterpart was trained on the start checkpoint's samples.
+{few}Not significantly worse than the best on: the suites on which the method's win-rate (in brackets) is bold in
+results/SUITE.md, by that table's tests over all its rows; bold far from the best are rows whose seeds vary much, of
+which nothing says that they are worse; -: none, and for SFT, to which the others are compared. All of this is about a
 model of 0.3M parameters."""
+FEW = """Few labels: means of two seeds, against five with all; two seeds allow no useful interval, so none is given (in
+brackets seeds that are more than 0.2 apart: with few labels PPO's finds a hole in the reward model); -: not in
+results/labels.toml. """
 
 
-FEW = """Few labels: two seeds, against five with all, of the methods in results/labels.toml (in brackets seeds that
-are more than 0.2 apart: with few labels PPO's finds a hole in the reward model). """
+@dataclass(frozen=True)
+class Runs:
+    """What the table is made of; `few` by prompts labelled, empty where the labels study was not run."""
+
+    main: Mapping[str, Selection]
+    figures: Mapping[str, Mapping[str, Mapping[str, Any]]]  # of `main`: the figures of the suite's table by row
+    few: Mapping[int, Selection]
 
 
-def main() -> None:
-    """Write the table."""
-    suites = sorted({r["suite"] for r in suite_records(RAW, "main")}, key=lambda suite: (suite != FIRST, suite))
-    by_suite = {suite: select(RAW, Filter(suite, "main")) for suite in suites}
-    names = list(dict.fromkeys(row.name for chosen in by_suite.values() for row in chosen.rows))
-    labelled = (RAW / "studies" / "labels").is_dir()
-    few = {n: with_labels(n) for n in SHARES} if labelled else {}
+def main(raw: Path = ROOT / "raw", folder: Path = ROOT) -> None:
+    """Write the table and the figures behind it."""
+    found = read(raw)
+    names = list(dict.fromkeys(row.name for chosen in found.main.values() for row in chosen.rows))
     shown = [name for name in names if "(" not in name or name == "rlaif (dpo)"]  # controls stand in the main table
-    rows = [[Cell(text) for text in cells(name, by_suite, few)] for name in shown]
+    rows = [[Cell(text) for text in cells(name, found)] for name in shown]
     told = (
         " and results/labels.toml"
-        if labelled
+        if found.few
         else "; results/labels.toml was not run, so nothing is said of few labels"
     )
-    kept = [i for i, name in enumerate(COLUMNS) if labelled or "all labels" not in name]
+    kept = [i for i, name in enumerate(COLUMNS) if found.few or "all labels" not in name]
     rows = [[row[i] for i in kept] for row in rows]
-    note = " ".join(NOTE.format(suites=", ".join(suites), labels=told, few=FEW if labelled else "").split())
-    made = Table("The textbook table, measured", [COLUMNS[i] for i in kept], rows, [note])
-    (ROOT / "textbook.md").write_text(Markdown().render(made), encoding="utf-8")
+    note = " ".join(NOTE.format(suites=", ".join(found.main), labels=told, few=FEW if found.few else "").split())
+    made = Table("The textbook table, measured", [COLUMNS[i] for i in kept], rows, [note], list(behind(found, shown)))
+    (folder / "textbook.md").write_text(Markdown().render(made), encoding="utf-8")
+    (folder / "textbook.csv").write_text(CSV().render(made), encoding="utf-8")
 
 
-def cells(name: str, by_suite: dict[str, Selection], few: dict[int, Selection]) -> Iterator[str]:
+def read(raw: Path) -> Runs:
+    """Return the runs below a folder, the first suite first."""
+    suites = sorted({r["suite"] for r in suite_records(raw, "main")}, key=lambda suite: (suite != FIRST, suite))
+    chosen = {suite: select(raw, Filter(suite, "main")) for suite in suites}
+    figures = {suite: {f["method"]: f for f in comparison(one).plain} for suite, one in chosen.items()}
+    labelled = (raw / "studies" / "labels").is_dir()
+    return Runs(chosen, figures, {n: with_labels(raw, n) for n in (*SHARES, ALL)} if labelled else {})
+
+
+def cells(name: str, found: Runs) -> Iterator[str]:
     """Yield the cells of a method's row."""
-    rows = {suite: row for suite, chosen in by_suite.items() if (row := named(chosen, name)) and row.good}
+    rows = rows_of(name, found)
     costs = [r["cost"] for row in rows.values() for r in row.good]
     first = [r["cost"] for r in rows.get(FIRST, next(iter(rows.values()))).good]
-    models, own = first[0]["models"], [c["method"] for c in costs]
+    models = first[0]["models"]
     yield name
     yield "yes" if any("reward" in role for role in models) else "no"
-    yield online(name, any(c["tokens_generated"] for c in own))
+    yield online(name, any(c["method"]["tokens_generated"] for c in costs))
     yield f"{len(models)} ({' + '.join(sorted(models))})"
     yield f"{sum(m['bytes'] for m in models.values()) / 2**20:.1f} MiB"
-    peaks = [
-        c["method"]["peak_memory"] / c["shared"]["sft"]["peak_memory"] for c in costs if c["method"]["peak_memory"]
-    ]
-    yield f"{fmean(peaks):.2f}" if peaks else "-"
-    yield f"{fmean(c['method']['flops'] / c['shared']['sft']['flops'] for c in costs):.2f}"
-    spread = {suite: win_rate_interval(answers_of(row).win).seed_sd for suite, row in rows.items()}
-    worst = max(spread, key=lambda suite: spread[suite])
-    yield f"{spread[worst]:.3f} ({worst})"
+    yield ratio(costs, "peak_memory") if any(c["method"]["peak_memory"] for c in costs) else "-"
+    yield ratio(costs, "flops")
+    yield spread({suite: found.figures[suite][row.name]["win_rate_seed_sd"] for suite, row in rows.items()})
     yield f"{sum(len(row.failed) for row in rows.values())}/{sum(len(row.records) for row in rows.values())}"
     yield asked(first)
-    yield against_labels(name, rows.get("summarization"), few)
-    yield fresh(name, rows.get("summarization"), by_suite["summarization"])
-    yield shines(name, by_suite)
+    yield against_labels(name, rows.get(FIRST), found.few)
+    gain = fresh(name, found)
+    yield f"{gain.difference:+.3f} [{gain.low:.3f}, {gain.high:.3f}]" if gain else "-"
+    yield among_the_best(name, found.figures)
+
+
+def rows_of(name: str, found: Runs) -> dict[str, Row]:
+    """Return a method's rows by suite, where a run of it finished."""
+    return {suite: row for suite, chosen in found.main.items() if (row := named(chosen, name)) and row.good}
+
+
+def behind(found: Runs, shown: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each row on each suite, and with few labels, unrounded; folders as seen from the top."""
+    for suite, by_row in found.figures.items():
+        for name in shown:
+            row = rows_of(name, found).get(suite)
+            if row is not None:
+                costs, gain = [r["cost"] for r in row.good], fresh(name, found) if suite == FIRST else None
+                told = {f"{part}_to_sft": mean_ratio(costs, part) for part in ("peak_memory", "flops")}
+                if gain:
+                    told |= {"fresh": gain.difference, "fresh_low": gain.low, "fresh_high": gain.high}
+                yield {"study": "main", "suite": suite} | _plain(by_row[row.name]) | told
+    for prompts, chosen in found.few.items():
+        for figures in comparison(chosen).plain:
+            yield {"study": "labels", "suite": FIRST, "prompts_labelled": prompts} | _plain(figures)
+
+
+def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(figures) | {"folders": str(figures.get("folders", "")).replace(f"{ROOT.parent}/", "")}
+
+
+def mean_ratio(costs: Sequence[Mapping[str, Any]], part: str) -> float:
+    """Return the mean ratio of a part of the methods' costs to the shared SFT stage's, where there is any."""
+    paid = [c for c in costs if c["method"][part]]
+    return fmean(c["method"][part] / c["shared"]["sft"][part] for c in paid) if paid else 0.0
+
+
+def ratio(costs: Sequence[Mapping[str, Any]], part: str) -> str:
+    """Return it in two digits."""
+    return f"{mean_ratio(costs, part):.2f}"
+
+
+def spread(of_suites: Mapping[str, float]) -> str:
+    """Return the largest sd over seeds with its suite; as an estimate it is cut at 0 where there is none to be seen."""
+    worst = max(of_suites, key=lambda suite: of_suites[suite])
+    return f"{of_suites[worst]:.3f} ({worst})" if of_suites[worst] > 0 else "none seen"
 
 
 def online(name: str, generates: bool) -> str:
@@ -110,9 +170,9 @@ def asked(costs: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(told) or "0"
 
 
-def with_labels(prompts: int) -> Selection:
+def with_labels(raw: Path, prompts: int) -> Selection:
     """Return the runs of results/labels.toml with the answers to so many prompts labelled."""
-    return select(RAW, Filter("summarization", "labels", where={"stage.preferences.prompts": str(prompts)}))
+    return select(raw, Filter(FIRST, "labels", where={"stage.preferences.prompts": str(prompts)}))
 
 
 def named(chosen: Selection, name: str) -> Row | None:
@@ -120,9 +180,9 @@ def named(chosen: Selection, name: str) -> Row | None:
     return next((row for row in chosen.rows if row.entry == name), None)
 
 
-def against_labels(name: str, full: Row | None, few: dict[int, Selection]) -> str:
+def against_labels(name: str, full: Row | None, few: Mapping[int, Selection]) -> str:
     """Return win-rates from few labels to all."""
-    found = [row for n in few if (row := named(few[n], name))]
+    found = [row for n in SHARES if n in few and (row := named(few[n], name))]
     if full is None or len(found) < len(SHARES):
         return "-"
     return ", ".join([*map(with_ends, found), f"{full.mean('win_rate'):.3f}"])
@@ -135,44 +195,24 @@ def with_ends(row: Row) -> str:
     return f"{fmean(rates):.3f}{ends}"
 
 
-def fresh(name: str, row: Row | None, main: Selection) -> str:
-    """Return the paired difference to the same loss on the start checkpoint's samples."""
+def fresh(name: str, found: Runs) -> Comparison | None:
+    """Return the paired comparison with the same loss on the start checkpoint's samples, if that was trained."""
+    row = rows_of(name, found).get(FIRST)
     if name not in FRESH or row is None:
-        return "-"
+        return None
     other, study = FRESH[name]
-    if study == "labels" and not (RAW / "studies" / "labels").is_dir():
-        return "-"
-    chosen = (
-        main
-        if study == "main"
-        else select(RAW, Filter("summarization", study, where={"stage.preferences.prompts": "2000"}))
-    )
-    stale = named(chosen, other)
-    if stale is None:
-        return "-"
-    found = compare(answers_of(row).win, answers_of(stale).win)
-    return f"{found.difference:+.3f} [{found.low:.3f}, {found.high:.3f}]"
+    chosen = found.main[FIRST] if study == "main" else found.few.get(ALL)
+    stale = named(chosen, other) if chosen else None
+    return compare(answers_of(row).win, answers_of(stale).win) if stale else None
 
 
-def shines(name: str, by_suite: dict[str, Selection]) -> str:
-    """Return the suite where a method's rank by win-rate is best."""
-    ranks = {}
-    for suite, chosen in by_suite.items():
-        order = ranking(chosen.rows)
-        if name in order:
-            ranks[suite] = (order.index(name) + 1, len(order))
-    if not ranks:
+def among_the_best(name: str, figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Return the suites on whose table a method is bold, with its win-rate; the reference and controls are left out."""
+    if any(word in name for word in CONTROLS):
         return "a control"
-    best = min(ranks, key=lambda suite: ranks[suite][0] / ranks[suite][1])
-    return f"{best} ({ranks[best][0]} of {ranks[best][1]})"
-
-
-def ranking(rows: Sequence[Row]) -> list[str]:
-    """Return the methods by win-rate, the best first, without controls."""
-    controls = ("shuffled", "random", "sft_chosen")
-    good = [row for row in rows if row.good and not any(word in row.name for word in controls)]
-    return [row.name for row in sorted(good, key=lambda row: -row.mean("win_rate"))]
+    bold = [(suite, rows[name]["win_rate"]) for suite, rows in figures.items() if rows.get(name, {}).get(BOLD)]
+    return ", ".join(f"{suite} ({rate:.3f})" for suite, rate in bold if name != "sft") or "-"
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:2]))

@@ -81,18 +81,28 @@ def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
     assert len(findings) == 13 and [f for f in findings if f.status == FAILED] == []
 
 
-def test_the_statistics_in_the_guide_to_tables_run(tmp_path, monkeypatch, capsys):
+def test_the_statistics_in_the_guide_to_tables_are_over_runs_by_suites(tmp_path, monkeypatch, capsys):
+    from harness.statistics.aggregate import iqm
+
     from .toy_runs import run
 
-    for method, kl in (("sft", 0.01), ("dpo", 1.0), ("ppo", 2.0)):
-        for seed in range(2):
-            run(tmp_path / "results", method, seed, kl, suite="summarization")
+    suites, told = ("summarization", "helpfulness", "arithmetic"), {}
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tables.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    tables = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", tables, re.DOTALL)
+    for seed in range(3):
+        for method, kl in (("sft", 0.01), ("dpo", 1.0), ("ppo", 2.0)):
+            made = [run(tmp_path / "results", method, seed, kl + 0.1 * i, suite=s) for i, s in enumerate(suites)]
+            told.setdefault(method, []).append([r["evaluation"]["win_rate"]["mean"] for r in made])
+        if seed == 0:
+            with pytest.raises(ValueError, match="two runs"):
+                exec(code, {})
     exec(code, {})
-    told = capsys.readouterr().out
-    assert told.count("Aggregate(value=") == 3 and "'ppo': Rating(" in told
+    printed = capsys.readouterr().out
+    assert "'ppo': Rating(" in printed
+    for method, by_run in told.items():
+        figures = re.search(rf"^{method} Aggregate\(value=(\S+), low=(\S+), high=(\S+)\)", printed, re.MULTILINE)
+        value, low, high = map(float, figures.groups())
+        assert value == pytest.approx(iqm(by_run)) and low < value < high  # of runs, not of prompts
 
 
 def test_the_optimum_in_the_guide_is_where_the_example_comes_to_rest():

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from harness.report.table import Cell, Table
 
+from .tools import ROOT
+
 HOSTILE = [
     r"a_b%&#{}~^\ $x$", r"\input{/etc/passwd}", r"\end{document}", "<script>alert(1)</script>", 'q"u\'o`te', "50% off",
     "beta \u03b2, \u4e2d\u6587, \u00e9", "[bracket]", "*star", "two\nlines\ttab", "--no-ligature", "\x07bell",
@@ -74,6 +76,17 @@ def test_latex_compiles_inside_a_paper_twice(tmp_path):
     told = compiled(tmp_path, "paper.tex")
     if told:
         assert "Before." in told and "After." in told and len(re.findall("0.891", told)) == 4
+
+
+@needs_latex
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*.tex")), ids=lambda file: file.name)
+def test_the_committed_tables_compile(tmp_path, file):
+    shutil.copy(file, tmp_path)
+    told = compiled(tmp_path, file.name)
+    if told:
+        rows = [line for line in file.read_text(encoding="utf-8").splitlines() if "\\\\  % " in line]
+        assert len(rows) > 10 and re.search(rf"{file.stem}, +ties +half", " ".join(told.split()))
+        assert not [row for row in rows if re.search(r"\d\.\d{3}", row)[0] not in told]
 
 
 @needs_latex

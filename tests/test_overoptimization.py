@@ -39,7 +39,7 @@ def test_the_peak_is_the_maximum(form, alpha, beta):
     peak = found.peak
     assert float(found.at(peak.d)) == pytest.approx(peak.reward, rel=1e-6)
     assert peak.reward >= found.at(np.linspace(1e-6, 3 * peak.d, 500)).max() - 1e-9
-    assert found.peak_is_seen == (peak.d <= 2.0)
+    assert found.peak_is_seen == (0.5 <= peak.d <= 2.0)
 
 
 def test_peaks_by_the_papers_formulas():
@@ -50,11 +50,22 @@ def test_peaks_by_the_papers_formulas():
     assert (peak.d, peak.reward) == pytest.approx((math.exp(1.2 / 0.6 - 1), 0.6 * math.exp(1.2 / 0.6 - 1)))
 
 
-@pytest.mark.parametrize(("form", "alpha", "beta"), [(BON, 1, -0.2), (BON, -1, 0.2), (RL, 1, -0.2), (RL, 5, 0.005)])
+NO_PEAK = [(BON, 1, -0.2), (BON, -1, 0.2), (RL, 1, -0.2), (RL, 5, 0.005), (RL, -1, 0.2), (RL, -0.1, 1)]
+
+
+@pytest.mark.parametrize(("form", "alpha", "beta"), NO_PEAK)
 def test_a_form_without_a_peak_claims_none(form, alpha, beta):
+    """Convex, a line, and gold that only falls."""
     d = np.linspace(0.5, 3, 6)
     found = fit(d, FORMS[form](d, alpha, beta), form)
     assert found.peak is None and not found.peak_is_seen
+
+
+@pytest.mark.parametrize(("form", "alpha", "beta"), [(BON, 0.3, 0.5), (RL, 0.2, 0.9)])
+def test_a_peak_before_the_first_point_is_not_seen(form, alpha, beta):
+    d = np.linspace(0.5, 3, 6)
+    found = fit(d, FORMS[form](d, alpha, beta), form)
+    assert 0 < found.peak.d < 0.5 and not found.peak_is_seen
 
 
 def test_the_start_takes_no_part_and_order_does_not_matter():
@@ -126,7 +137,7 @@ def test_the_mean_of_seeds_is_the_mean_curve():
     assert (found.alpha, found.beta) == pytest.approx((np.mean(alphas), np.mean(betas)))
     assert found.alpha_se == pytest.approx(np.std(alphas, ddof=1) / math.sqrt(3))
     assert found.beta_se == pytest.approx(np.std(betas, ddof=1) / math.sqrt(3))
-    assert (found.seeds, found.points, found.largest) == (3, 18, 3.0)
+    assert (found.seeds, found.points, found.smallest, found.largest) == (3, 18, 0.4, 3.0)
     x = np.linspace(0.1, 3, 9)
     assert found.at(x) == pytest.approx(np.mean([fit(*curve, RL).at(x) for curve in curves], 0))
     assert fit_seeds(curves[:1], RL) == fit(*curves[0], RL)

@@ -90,6 +90,11 @@ def test_every_row_of_a_table_leads_to_its_runs(text, tree):
     assert "toy/ppo/seed0-000000000000" in runs and "toy/ppo/seed1-000000000001" in runs
 
 
+def test_a_study_file_is_said_to_hold_relative_paths(tree):
+    """Saved elsewhere, a study with `plugins` of its own did not start."""
+    assert "are relative to the folder that the original lay in" in told(tree)
+
+
 def test_nothing_is_fetched(text, tree):
     assert {tag for tag, _ in tree.tags} & {"link", "iframe", "object", "embed", "base"} == set()
     assert all(source.startswith("data:image/svg+xml;base64,") for source in tree.values("src"))

@@ -118,6 +118,21 @@ def test_labels_lie_within_the_axes_and_apart(figures):
     assert not [1 for a, b in pairs if a.overlaps(b) and a.width * a.height > 0]
 
 
+def test_a_bar_that_is_cut_is_named(tmp_path):
+    for seed, kl in enumerate((1.0, 1.1, 9.0)):  # ppo's seeds are far apart; sft's are not
+        run(tmp_path, "ppo", seed, kl, {"beta": 0.1})
+        run(tmp_path, "sft", seed, 0.0, {"unused": True})
+    selection = chosen(tmp_path)
+    (wide,) = [spot for spot in map(frontier.spot_of, selection.rows) if spot.row.name == "ppo"]
+    figure = drawn("frontier", selection)
+    assert wide.kl.high > figure.axes[0].get_xlim()[1]
+    told = figure.get_supxlabel()
+    assert f"the bar of ppo (to {wide.kl.high:.1f} nats)." in told and "sft" not in told
+    for seed in range(3):
+        run(tmp_path / "even", "ppo", seed, 1.0, {"beta": 0.1})
+    assert not drawn("frontier", chosen(tmp_path / "even")).get_supxlabel()
+
+
 @given(st.lists(st.tuples(st.floats(0, 20), st.floats(0, 1)), min_size=1, max_size=15))
 def test_the_frontier_is_what_none_beats(points):
     kept = frontier.frontier_of(points)
@@ -263,6 +278,15 @@ def test_fits_are_told_in_the_legend(selection, figures):
     assert len([line for line in proxy.lines if len(line.get_xdata()) > 2]) == sum(
         len(s.paths) for s in overoptimization.series_of(selection)
     )
+
+
+@pytest.mark.parametrize(("alpha", "told"), [(-0.5, "; no peak"), (0.2, "; peak before the points")])
+def test_no_peak_is_told_that_no_point_shows(tmp_path, alpha, told):
+    """Gold that falls from the first point on had a peak of 0.00 at d* = 0.00."""
+    for kl in (0.5, 1.0, 2.0, 4.0):
+        run(tmp_path, "ppo", 0, kl, {"beta": 1 / kl}, lambda d: d * (alpha - 0.8 * math.log(d)))
+    (text,) = legend(drawn("overoptimization", chosen(tmp_path)))
+    assert text.endswith(told)
 
 
 def test_too_few_points_are_drawn_without_a_fit(tmp_path):

@@ -242,6 +242,13 @@ def test_the_bootstrap_is_seeded_and_stratified():
     assert tasks.high - tasks.low > 50
 
 
+@pytest.mark.parametrize("matrices", [[[0.5, 0.6, 0.7]], [[[0.5], [0.6]], [[0.7]]]])
+def test_the_bootstrap_refuses_one_run(matrices):
+    """Drawn again a run is itself, and the interval had width 0."""
+    with pytest.raises(ValueError, match="it needs two runs"):
+        aggregate.stratified_bootstrap(lambda *scores: float(np.mean(scores[0])), matrices, 10)
+
+
 # power
 
 

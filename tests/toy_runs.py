@@ -49,7 +49,8 @@ def run(
     rows = samples(kl, gold(math.sqrt(kl)), seed, noise)
     options = dict(options or {"beta": 0.1})
     told = " ".join(f"{name}={value}" for name, value in options.items())
-    made = record(method, seed, recipe=f"{method} {told}", options=options, **more)
+    recipe = f"{method} {told} on {more.get('suite', 'toy')}"
+    made = record(method, seed, recipe=recipe, options=options, **more)
     mean = {name: float(np.mean([r[name] for r in rows])) for name in ("gold", "proxy", "kl", "length", "win")}
     made["evaluation"] |= {name: estimate(mean[name]) for name in ("gold", "proxy", "kl", "length")}
     made["evaluation"] |= {"win_rate": estimate(mean["win"]), "prompts": PROMPTS, "reference_gold": 1.0,

@@ -48,9 +48,16 @@ def stratified_bootstrap(
 
     Runs are drawn with replacement within each task on their own; with `tasks_too` the K tasks are drawn first, the
     same for all matrices (rliable's task_bootstrap). With fewer than ten runs such an interval is too narrow (a mean of
-    three runs: 76 % at nominal 95 %), so for one task use `two_way_interval`.
+    three runs: 76 % at nominal 95 %), so for one task use `two_way_interval`. Prompts are no tasks: runs share their
+    difficulty, and drawing seeds anew for each prompt loses what a seed does to all of them. Raise ValueError for one
+    run: drawn again it is itself.
     """
     arrays = [matrix(m, 1) for m in matrices]
+    if any(len(array) < 2 for array in arrays):
+        raise ValueError(
+            "the bootstrap draws runs again: it needs two runs (rows) or more of every matrix, and of one alone the "
+            "interval would have no width; a row is a run's score on each task"
+        )
     rng = np.random.default_rng(seed)
     draws = np.empty(resamples)
     for i in range(resamples):

@@ -46,7 +46,8 @@ class Fit:
     beta_se: float
     rmse: float  # root mean square of residuals, in units of the reward
     points: int  # with d > 0
-    largest: float  # d of the points: what lies beyond is extrapolated
+    smallest: float  # d of the points above 0
+    largest: float  # and the largest: what lies beyond is extrapolated
     held_out: float | None  # root mean square error on the largest d of a fit to the rest; None with too few points
     seeds: int = 1
 
@@ -57,8 +58,12 @@ class Fit:
 
     @property
     def peak(self) -> Peak | None:
-        """The maximum of the fitted form, within the points' d or not; None where it has none (beta <= 0)."""
-        if self.beta <= 0 or (self.form == BON and self.alpha <= 0):
+        """The maximum of the fitted form, within the points' d or not; None where it has none, or none worth a name.
+
+        It has none with beta <= 0. With alpha <= 0 gold never rose: best-of-n's form then falls from the start, and
+        the RL form has a maximum below d = 1 / e all the same, of log d's making.
+        """
+        if self.beta <= 0 or self.alpha <= 0:
             return None
         if self.form == BON:
             return Peak(self.alpha / (2 * self.beta), self.alpha**2 / (4 * self.beta))
@@ -69,8 +74,8 @@ class Fit:
 
     @property
     def peak_is_seen(self) -> bool:
-        """Whether the peak lies between the start checkpoint, d = 0, and the last point: is not extrapolated."""
-        return self.peak is not None and self.peak.d <= self.largest
+        """Whether the peak lies between the first point above d = 0 and the last: is not extrapolated."""
+        return self.peak is not None and self.smallest <= self.peak.d <= self.largest
 
 
 def fit(d: ArrayLike, reward: ArrayLike, form: str = RL) -> Fit:
@@ -86,7 +91,7 @@ def fit(d: ArrayLike, reward: ArrayLike, form: str = RL) -> Fit:
     spread = squares / (len(x) - 2) * np.linalg.inv(design.T @ design).diagonal()
     alpha_se, beta_se = (math.sqrt(max(0.0, float(v))) for v in spread)
     rmse = math.sqrt(squares / len(x))
-    return Fit(form, alpha, beta, alpha_se, beta_se, rmse, len(x), float(x[-1]), _held_out(form, x, y))
+    return Fit(form, alpha, beta, alpha_se, beta_se, rmse, len(x), float(x[0]), float(x[-1]), _held_out(form, x, y))
 
 
 def fit_seeds(curves: Sequence[tuple[ArrayLike, ArrayLike]], form: str = RL) -> Fit:
@@ -106,7 +111,7 @@ def fit_seeds(curves: Sequence[tuple[ArrayLike, ArrayLike]], form: str = RL) -> 
     held = [f.held_out for f in fits if f.held_out is not None]
     return Fit(
         form, float(alphas.mean()), float(betas.mean()), alpha_se, beta_se, _root_mean_square([f.rmse for f in fits]),
-        sum(f.points for f in fits), max(f.largest for f in fits),
+        sum(f.points for f in fits), min(f.smallest for f in fits), max(f.largest for f in fits),
         _root_mean_square(held) if len(held) == len(fits) else None, len(fits),
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 from ...statistics.intervals import Estimate, two_way_interval, win_rate_interval
 from ..select import Row, Selection
 from ..sweeps import Sweep, scores_of, seeds_told, sweeps
-from .style import GREY, Look, NothingToDraw, beside, handle, height, look, panels, place_labels
+from .style import GREY, Look, NothingToDraw, beside, handle, height, look, note, panels, place_labels
 
 OTHERS = 6  # lines of the legend that are no row's
 LABELS = 24  # at most so many points of sweeps are named in the picture
@@ -38,7 +38,11 @@ def draw(selection: Selection) -> Any:
     axis.axhline(0.5, color=GREY, linewidth=0.6)
     handles += [*_draw_bounds(axis, spots), *_draw_frontier(axis, spots), _draw_ideal(axis, spots)]
     widest = max(spot.kl.mean for spot in spots)
-    axis.set_xlim(-0.03 * widest - 0.02, 1.12 * widest + 0.05)  # a long bar is cut: points are what is to be told apart
+    end = 1.12 * widest + 0.05
+    axis.set_xlim(-0.03 * widest - 0.02, end)  # a long bar is cut: points are what is to be told apart
+    cut = [f"{spot.row.name} (to {spot.kl.high:.1f} nats)" for spot in spots if spot.kl.high > end]
+    if cut:
+        note(figure, f"Cut at the right edge, and longer than shown: the bar of {', '.join(cut)}.")
     axis.set_xlabel("KL(policy || SFT), nats per completion")
     axis.set_ylabel("gold win-rate over SFT")
     beside(figure, handles)

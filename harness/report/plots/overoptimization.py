@@ -130,7 +130,7 @@ def told(series: Series, fit: Fit | None) -> str:
     if fit.peak is None:
         return f"{text}; no peak"
     if not fit.peak_is_seen:
-        return f"{text}; peak beyond the points"
+        return f"{text}; peak {'before' if fit.peak.d < fit.smallest else 'beyond'} the points"
     return f"{text}; peak {fit.peak.reward:.2f} at d* = {fit.peak.d:.2f}"
 
 
