@@ -421,8 +421,8 @@ def test_legends_count_failed_seeds(tmp_path):
             run(tmp_path, "ppo", seed, kl, {"beta": beta}, metrics=told)
     run(tmp_path, "dpo", 0, 1.5, metrics=told)
     assert "ppo, over beta, 2 seeds" in legend(drawn("frontier", chosen(tmp_path)))
-    put(tmp_path, failure("ppo", 2, recipe="ppo beta=0.1", options={"beta": 0.1}))
-    put(tmp_path, failure("dpo", 1, recipe="dpo beta=0.1", options={"beta": 0.1}))
+    put(tmp_path, failure("ppo", 2, recipe="ppo beta=0.1 on toy", options={"beta": 0.1}))
+    put(tmp_path, failure("dpo", 1, recipe="dpo beta=0.1 on toy", options={"beta": 0.1}))
     assert {"dpo, 1/2 seeds", "ppo, over beta, 2 or 2/3 seeds"} <= {*legend(drawn("frontier", chosen(tmp_path)))}
     curves = legend(drawn("curves", chosen(tmp_path)))
     assert {"dpo, 1/2 seeds", "ppo (beta=0.1), 2/3 seeds", "ppo (beta=0.2), 2 seeds"} <= {*curves}

@@ -58,7 +58,9 @@ def test_the_textbook_table_tells_who_is_not_significantly_worse(textbook, tmp_p
             made["cost"]["shared"] = {"sft": made["cost"]["method"] | {"flops": 1e12, "peak_memory": 2**29}}
             (folder,) = (tmp_path / "runs" / "summarization" / name).glob(f"seed{seed}-*")
             (folder / "result.json").write_text(json.dumps(made))
-            cells.append({"folder": str(folder.relative_to(tmp_path)), "label": name, "trial": False})
+            cells.append(
+                {"folder": str(folder.relative_to(tmp_path)), "label": name, "suite": "summarization", "trial": False}
+            )
     (tmp_path / "studies" / "main").mkdir(parents=True)
     (tmp_path / "studies" / "main" / "cells.json").write_text(json.dumps(cells))
     textbook["main"](tmp_path, tmp_path)
