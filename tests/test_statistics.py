@@ -191,16 +191,18 @@ def test_best_group_by_hand():
 
 
 def test_a_pool_has_every_degree_of_freedom_where_methods_are_alike_and_few_where_one_is_noisy():
-    def method(sd):
-        return np.tile(sd * np.array([[-1.0], [0.0], [1.0]]), (1, 8))
+    def methods(*sds):
+        """Of such standard deviations between seeds, no two the same scores."""
+        return [np.tile(sd * np.array([[-1.0], [0.0], [1.0]]), (1, 8)) + k for k, sd in enumerate(sds)]
 
-    alike = compare.pooled([method(1.0)] * 6)
+    alike = compare.pooled(methods(*[1.0] * 6))
     assert alike == compare.Pool(pytest.approx(1.0), pytest.approx(12.0), frozenset(range(6)))
-    noisy = compare.pooled([method(3.0)] + [method(1.0)] * 5)
+    noisy = compare.pooled(methods(3.0, *[1.0] * 5))
     assert noisy.variance == pytest.approx(14 / 6) and noisy.df == pytest.approx(3 * 14**2 / 86)
-    wild = compare.pooled([method(1.0)] * 2 + [method(10.0)] + [method(1.0)] * 3)  # an outlier speaks for nobody
+    wild = compare.pooled(methods(1.0, 1.0, 10.0, 1.0, 1.0, 1.0))  # an outlier speaks for nobody
     assert wild == compare.Pool(pytest.approx(1.0), pytest.approx(10.0), frozenset({0, 1, 3, 4, 5}))
-    assert compare.pooled([method(1.0)] * 2) is None and compare.pooled([method(1.0)[:2]] * 6) is None
+    assert compare.pooled(methods(1.0, 1.0)) is None
+    assert compare.pooled([method[:2] for method in methods(*[1.0] * 6)]) is None
 
 
 def test_sign_test_is_mcnemar():
@@ -511,3 +513,12 @@ def test_length_control_on_own_data_ranks_as_published(board, annotations):
         own.append(length.length_controlled(y, ours, baseline).win_rate.mean)
         printed.append(float(board[model]["length_controlled_winrate"]))
     assert spearmanr(own, printed).statistic > 0.9  # without their difficulty levels differ, by 28 points at most
+
+
+def test_the_same_scores_under_two_names_are_in_the_pool_once():
+    rng = np.random.default_rng(8)
+    calm = [rng.random((3, 64)) + 0.01 * rng.normal(size=(3, 1)) for _ in range(6)]
+    wild = rng.random((3, 64)) + np.array([[2.0], [0.0], [-2.0]])
+    once, twice = compare.pooled([*calm, wild]), compare.pooled([*calm, wild, wild.copy()])
+    assert once == twice and once.within == frozenset(range(6))
+    assert compare.pooled([*calm, calm[0].copy()]).within == frozenset(range(7))

@@ -84,9 +84,12 @@ def pooled(methods: Sequence[Array]) -> Pool | None:
     methods is noisy; d + 1 keeps below 5 %. A pool without either guard errs in 35 %, see the tests.)
 
     A method whose variance is an outlier among the others (Cochran's C at 1 %, again and again) is not `within`: it
-    neither blows up the pool nor is spoken for by it.
+    neither blows up the pool nor is spoken for by it. The same scores under two names count once: they say nothing
+    twice, and two outliers hide each other.
     """
-    several = [i for i, array in enumerate(methods) if array.shape[-2] > 1]
+    first: dict[bytes, int] = {}
+    twin = [first.setdefault(array.tobytes(), i) for i, array in enumerate(methods)]
+    several = [i for i, array in enumerate(methods) if array.shape[-2] > 1 and twin[i] == i]
     if len(several) < BORROW_FROM or any(methods[i].shape[-2] < BORROW_FROM for i in several):
         return None
     d = np.array([methods[i].shape[-2] - 1 for i in several], dtype=np.float64)
@@ -96,7 +99,8 @@ def pooled(methods: Sequence[Array]) -> Pool | None:
     if squares <= 0:
         return None
     freedom = float(d[alike].sum())
-    within = frozenset(several[k] for k in np.flatnonzero(alike))
+    kept = {several[k] for k in np.flatnonzero(alike)}
+    within = frozenset(i for i, other in enumerate(twin) if other in kept)
     return Pool(total / freedom, min(total**2 / squares, freedom), within)
 
 
