@@ -9,7 +9,7 @@ import pytest
 
 from harness.report.tables import COLUMNS
 
-from .tools import ROOT
+from .tools import ROOT, put, record
 from .toy_runs import run
 
 RESULTS = ROOT / "results"
@@ -75,3 +75,20 @@ def test_the_textbook_table_tells_who_is_not_significantly_worse(textbook, tmp_p
         assert best[name] == f"summarization ({float(figures[name]['win_rate']):.3f})"
         assert figures[name]["win_rate_bold"] == "True" and len(figures[name]["folders"].split()) == 3
     assert told["ppo"]["train FLOPs / SFT"] == "2.00" and float(figures["ppo"]["flops_to_sft"]) == 2.0
+
+
+def test_two_folders_of_raw_runs_are_compared_file_by_file(tmp_path, capsys):
+    same = runpy.run_path(str(ROOT / "results" / "same.py"))["main"]
+    for side in ("a", "b"):
+        put(tmp_path / side, record("dpo", seed=0), record("ppo", seed=0))
+        folders = sorted((tmp_path / side).glob("runs/*/*/*"))
+        cells = [{"folder": str(f.relative_to(tmp_path / side)), "label": f.parent.name, "suite": "toy", "seed": 0,
+                  "trial": False} for f in folders]  # fmt: skip
+        (tmp_path / side / "studies" / "main").mkdir(parents=True)
+        (tmp_path / side / "studies" / "main" / "cells.json").write_text(json.dumps(cells))
+    assert same(tmp_path / "a", tmp_path / "b", "main") == 0
+    assert "2 of 2 runs are the same" in capsys.readouterr().out
+    (file,) = (tmp_path / "b").glob("runs/toy/dpo/*/samples.jsonl")
+    file.write_text(file.read_text().replace('"win": 1.0', '"win": 0.0', 1))
+    assert same(tmp_path / "a", tmp_path / "b", "main") == 1
+    assert "dpo on toy, seed 0: samples.jsonl" in capsys.readouterr().out
