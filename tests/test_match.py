@@ -189,7 +189,7 @@ def test_every_quantity(tmp_path, quantity):
 def broken(results, method="ppo", seed=0, beta=0.1):
     """A failed run of a setting of `sweep`, or of one with no finished run."""
     options = {"beta": beta}
-    put(results, failure(method, seed, recipe=f"{method} beta={beta}", options=options))
+    put(results, failure(method, seed, recipe=f"{method} beta={beta} on toy", options=options))
 
 
 def test_failed_rows_are_no_points_and_are_shown(tmp_path):
@@ -240,8 +240,8 @@ def test_budgets_are_footnoted(tmp_path):
 def test_the_caption_is_that_of_the_tests_and_seeds(tmp_path):
     alone = matched(sweep(tmp_path / "a", seeds=1), "kl", 1.5).caption
     assert "One seed per row" in alone and "not for the algorithms" in alone and "Bold" not in alone
-    for name in ("dpo", "ppo", "kto"):
-        selection = sweep(tmp_path / "b", name, (1.0, 3.0), 3)
+    for name, best in (("dpo", 0.5), ("ppo", 0.6), ("kto", 0.7)):  # the same scores thrice would be no pool
+        selection = sweep(tmp_path / "b", name, (1.0, 3.0), 3, gold=lambda d, best=best: best * d)
     told = matched(selection, "kl", 2.0).caption
     assert "mean over 3 seeds with 95 % intervals over seeds and prompts" in told and "pooled over alike rows" in told
     assert "by t-tests paired over prompts" in told and "Holm over all 3 pairs" in told
