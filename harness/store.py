@@ -47,7 +47,11 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return _rows_of(path.read_bytes())
+
+
+def _rows_of(content: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in content.decode("utf-8").splitlines()]
 
 
 def rows_behind(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
@@ -60,10 +64,9 @@ def rows_behind(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     try:
         if told is not None and hashlib.sha256(content).hexdigest() != told:
             raise ValueError(f"not the {name} that result.json was made from: something was changed")
-        rows = [json.loads(line) for line in content.decode("utf-8").splitlines()]
+        return _rows_of(content)
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
         raise HarnessError(f"{path} is damaged ({error}). Delete the folder {path.parent} and run again.") from error
-    return rows
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
