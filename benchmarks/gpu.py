@@ -112,9 +112,8 @@ def ours(size: str, works: list[str], steps: int, engine: str) -> dict[str, Any]
     """Return what the harness takes for each work, and the FLOPs needed."""
     import torch
 
-    from harness.logprobs import enable_sharing
+    from harness.abilities import enable_shared_cache, enable_sharing
     from harness.models import frozen
-    from harness.rollout import enable_shared_cache
 
     model, tokenizer = build(size, Path("random"))
     model.base_model.compute_dtype = torch.bfloat16

@@ -13,16 +13,17 @@ from accelerate import Accelerator
 from clock import Clock
 from roofline import completions_per_prompt
 
+from harness.abilities import enable_shared_cache, enable_sharing
 from harness.contracts import Verifier
 from harness.data import Comparison, Prompt, Sampling
 from harness.lab import Bench, Lab, Supplies
-from harness.logprobs import completion_logp, completion_scores, enable_sharing, in_micro_batches
+from harness.logprobs import completion_logp, completion_scores, in_micro_batches
 from harness.loop import Checkpoints, Loop
 from harness.meter import Meter
 from harness.models import load_causal, load_tokenizer, scalar_from, trainable
 from harness.registry import installed
 from harness.rewards import RewardModel, preferred_of, ranking_loss
-from harness.rollout import CachedEngine, enable_shared_cache
+from harness.rollout import CachedEngine
 from harness.shared_options import AdamWOptions
 from harness.stages.preferences import LabelledPair
 from harness.stages.sft import nll, rows_at

@@ -1,16 +1,19 @@
 """The least time a step can take: the FLOPs it needs, at the rate of a large product of matrices on this core.
 
 Needed is what no arrangement can leave out: a prompt is computed once for all its completions, a completion's tokens
-once each and without padding, and a backward pass costs two forward passes. Of one forward pass, with hidden size d,
-feed-forward size f, L layers, V words, prompts of P tokens and completions of n tokens, of which m are fed in (n - 1
-where the last token's successor is of no interest, n where a scalar head reads them all):
+once each and without padding, the last layer makes the keys and values of all tokens and all else only for those whose
+states a head reads, and a backward pass costs two forward passes. Of one forward pass, with hidden size d, feed-forward
+size f, L layers, V words, prompts of P tokens and completions of n tokens, of which m are fed in (n - 1 where the last
+token's successor is of no interest, n where a scalar head reads them all):
 
     tokens  T = sum over prompts of P  +  sum over completions of m
-    heads   H = number of prompts      +  sum over completions of m       (none for a scalar head)
+    read    R = number of prompts      +  sum over completions of m
     pairs   A = sum over prompts of P (P + 1) / 2  +  sum over completions of m P + m (m + 1) / 2
-    FLOPs     = T * 2 L (4 d^2 + 3 d f)  +  H * 2 d V  +  A * 4 L d
+    asked   B = sum over prompts of P              +  the same
+    FLOPs     = 2 (4 d^2 + 3 d f) ((L - 1) T + R)  +  2 * 2 d^2 (T - R)  +  4 d ((L - 1) A + B)  +  2 d V R
 
-Two per multiply-add; norms, activations, softmax, sampling and the optimiser are left out, so 1.0 is out of reach.
+(no last term for a scalar head). Two per multiply-add; norms, activations, softmax, sampling and the optimiser are left
+out, so 1.0 is out of reach.
 """
 
 from __future__ import annotations
@@ -54,10 +57,11 @@ def forward(size: str, prompt: int, prompts: int, lengths: list[int], scalar: bo
     told = world.SIZES[size]
     d, f, layers = told["hidden_size"], told["intermediate_size"], told["num_hidden_layers"]
     fed = [n if scalar else n - 1 for n in lengths]
-    tokens = prompts * prompt + sum(fed)
-    heads = 0 if scalar else prompts + sum(fed)
-    pairs = prompts * prompt * (prompt + 1) / 2 + sum(m * prompt + m * (m + 1) / 2 for m in fed)
-    return tokens * 2 * layers * (4 * d * d + 3 * d * f) + heads * 2 * d * world.VOCABULARY + pairs * 4 * layers * d
+    tokens, read = prompts * prompt + sum(fed), prompts + sum(fed)
+    own = sum(m * prompt + m * (m + 1) / 2 for m in fed)
+    pairs, asked = prompts * prompt * (prompt + 1) / 2 + own, prompts * prompt + own
+    whole = 2 * (4 * d * d + 3 * d * f) * ((layers - 1) * tokens + read) + 4 * d * ((layers - 1) * pairs + asked)
+    return whole + 4 * d * d * (tokens - read) + (0 if scalar else 2 * d * world.VOCABULARY * read)
 
 
 def needed(work: str, size: str, shape: dict[str, int], lengths: list[int]) -> float:

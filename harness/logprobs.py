@@ -5,7 +5,7 @@ The state before completion token t is the position just left of it, so T + 1 st
 
 - *padded*: B * K rows, each a left-padded prompt and one right-padded completion. Any model can do it.
 - *packed*: every prompt once and every token once, in one row without padding (packing.py). For attention-only models;
-  `enable_sharing` finds out by trying.
+  `enable_sharing` finds out by trying (abilities.py). The last layer then computes only the states that are read.
 
 A head that is nothing but a product of the last states reads those that predict a token, some at a time: always in the
 packed layout, and in the padded one where the logits of all places would be many (`find_head` finds out by trying).
@@ -25,13 +25,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import attending
-from .data import Prompt
-from .models import ForwardCost, ScalarModel, computing, forward_cost, in_float32, trunk_of
+from .last_layer import reading
+from .models import ForwardCost, Passed, ScalarModel, computing, forward_cost, trunk_of
 from .packing import Packing, pack, pairs_of
 from .team import ALONE, Team
-from .tokens import Batch, PromptBatch
+from .tokens import Batch
 
-SHARING_TOLERANCE = 1e-4  # nats by which the two layouts may differ in float32
 LOGITS_AT_ONCE = (
     2**26
 )  # numbers, 256 MiB in float32: what more than that takes is made, used and made again for backward
@@ -100,18 +99,18 @@ def predictions(model: nn.Module, batch: Batch) -> Predictions:
     places, width = batch["mask"] > 0, model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     at_once = max(1, LOGITS_AT_ONCE // width)
     if not _packs(model) and not _head_apart(model, batch):
-        return Predictions(_padded_logits(model, batch)[places], _itself, batch.temperature, at_once)
+        return Predictions(padded_logits(model, batch)[places], _itself, batch.temperature, at_once)
     if not _packs(model):
-        states = _padded_states(model, batch)[places]
-        return Predictions(states, lambda some: _head(model, some), batch.temperature, at_once)
+        states = padded_states(model, batch)[places]
+        return Predictions(states, lambda some: apply_head(model, some), batch.temperature, at_once)
     packing = pack(batch)
     where = packing.states[..., :-1][places]
     if not getattr(trunk_of(model), "plain_head", False):
         with computing(model), attending(trunk_of(model), packing):
-            logits = model(**_packed_inputs(model, packing), logits_to_keep=where).logits[0]
+            logits = model(**packed_inputs(model, packing), logits_to_keep=where).logits[0]
         return Predictions(logits, _itself, batch.temperature, at_once)
-    states = _packed_states(trunk_of(model), model, packing)[where]
-    return Predictions(states, lambda some: _head(model, some), batch.temperature, at_once)
+    states, place = _packed_states(trunk_of(model), model, packing, where)
+    return Predictions(states[place], lambda some: apply_head(model, some), batch.temperature, at_once)
 
 
 def completion_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -138,75 +137,42 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
     b, k, t = batch.shape
     if _packs(model):
         packing = pack(batch)
-        hidden = _packed_states(model.trunk, model, packing)
+        hidden, place = _packed_states(model.trunk, model, packing, packing.states)
         with computing(model):
             scalars: Tensor = model.head(hidden)[..., 0].float()
-        return scalars[packing.states]
+        return scalars[place]
     with computing(model):
         scalars = model(**accepted(model.trunk, _padded_inputs(batch))).float()
     return scalars[:, -(t + 1) :].view(b, k, t + 1)
 
 
-def forward_flops(model: nn.Module, batch: Batch, cost: ForwardCost | None = None) -> float:
-    """Return the FLOPs of a forward pass over a batch in the layout it takes, padding included where there is any.
+def forward_flops(model: nn.Module, batch: Batch) -> float:
+    """Return the FLOPs of a forward pass over a batch in the layout it takes, padding included where there is any."""
+    return _flops(model, batch, forward_cost(model))
 
-    With a `cost` it is only that part of the model's.
-    """
-    (b, k, t), cost, prompt = batch.shape, cost or forward_cost(model), batch.prompts
-    scalar = isinstance(model, ScalarModel)
+
+def backward_flops(model: nn.Module, batch: Batch, frozen: ForwardCost) -> float:
+    """Return the FLOPs of a backward pass: gradients of activations, and of weights but for the frozen ones."""
+    half = _flops(model, batch, forward_cost(model), backward=True)
+    return 2 * half - _flops(model, batch, frozen, backward=True)
+
+
+def _flops(model: nn.Module, batch: Batch, cost: ForwardCost, backward: bool = False) -> float:
+    """Return the FLOPs that some weights take in a forward pass, or in half of a backward pass."""
+    (b, k, t), prompt = batch.shape, batch.prompts
+    scalar, said = isinstance(model, ScalarModel), int(batch["mask"].sum())
     if _packs(model):
-        tokens, read = int(prompt.mask.sum() + batch["mask"].sum()), int(batch["mask"].sum())
-        return cost.flops(tokens, tokens if scalar else read, pairs_of(batch))
+        tokens, pairs = int(prompt.mask.sum()) + said, pairs_of(batch)
+        if not _reads_some(model):
+            return cost.flops(tokens, tokens if scalar else said, pairs)
+        ends = 0 if scalar else int((batch.lengths > 0).sum())  # a last token's state predicts nothing
+        read = b + said - ends
+        passed = Passed(tokens, read if scalar else said, pairs, read, pairs_of(batch, asking=True, ends=scalar))
+        return cost.reading(passed, backward)
     width = prompt.ids.shape[1] + t
     if not scalar and _head_apart(model, batch):
-        return cost.flops(b * k * width, int(batch["mask"].sum()), b * k * width * width)
+        return cost.flops(b * k * width, said, b * k * width * width)
     return cost.padded(b * k, width, width if scalar else t + 1)
-
-
-def enable_sharing(model: nn.Module) -> bool:
-    """Let a causal model use the packed layout from now on if it gives the padded one's numbers; return whether.
-
-    It is tried on made-up tokens, several completions per prompt and one: a convolution, a recurrence or a bias built
-    from the padding mask shows as a difference, and the model keeps the padded layout. A window of attention may be
-    longer than any trial, so a model whose configuration names one is not even tried. Copies of the model inherit the
-    answer.
-    """
-    trunk: Any = trunk_of(model)
-    trunk.share_prompt = False
-    if attends_locally(model):
-        return False
-    probe = made_up(model)
-    with torch.no_grad(), in_float32(model):
-        told = [completion_logp(model, batch) for batch in (probe, probe.flat())]
-        for trunk.plain_head in (True, False):  # a head apart, or whatever the model does with its states
-            trunk.share_prompt = True
-            try:
-                packed = [completion_logp(model, batch) for batch in (probe, probe.flat())]
-            except _REFUSALS:
-                trunk.share_prompt = False
-                continue
-            off = max(float((a - b).abs().max()) for a, b in zip(told, packed, strict=True))
-            trunk.share_prompt = off < SHARING_TOLERANCE
-            if trunk.share_prompt:
-                return True
-    return False
-
-
-def find_head(model: nn.Module) -> bool:
-    """Note whether a causal model's logits are its head's product with the trunk's states, and nothing else; return it.
-
-    It is tried on made-up tokens in the padded layout: a scale, a cap or a bias of the logits shows as a difference.
-    """
-    trunk: Any = trunk_of(model)
-    probe = made_up(model)
-    with torch.no_grad(), in_float32(model), padded([model]):
-        told = _padded_logits(model, probe).log_softmax(-1)
-        try:
-            apart = _head(model, _padded_states(model, probe)).log_softmax(-1)
-            trunk.plain_head = float((told - apart)[probe["mask"] > 0].abs().max()) < SHARING_TOLERANCE
-        except _REFUSALS:
-            trunk.plain_head = False
-    return bool(trunk.plain_head)
 
 
 @contextmanager
@@ -223,49 +189,37 @@ def padded(models: Iterable[nn.Module]) -> Iterator[None]:
             trunk.share_prompt = was  # type: ignore[assignment]
 
 
-def attends_locally(model: nn.Module) -> bool:
-    """Return whether a model's configuration says that a layer sees less than all that came before."""
-    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    layers = getattr(config, "layer_types", None) or ["full_attention"]
-    return bool(window or getattr(config, "attention_chunk_size", None)) or set(layers) != {"full_attention"}
-
-
-def made_up(model: nn.Module) -> Batch:
-    """Return a small batch of made-up tokens with unequal lengths: 2 prompts, 3 completions each."""
-    device, generator = next(model.parameters()).device, torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.config.get_text_config().vocab_size, (2, 50), generator=generator)  # type: ignore
-    prompt_mask = torch.ones(2, 20, dtype=torch.long)
-    prompt_mask[0, :7] = 0
-    mask = (torch.arange(10) < torch.tensor([[4], [10], [1], [7], [3], [9]])).float().view(2, 3, 10)
-    prompts = PromptBatch([Prompt(str(i), "") for i in range(2)], ids[:, :20].to(device), prompt_mask.to(device))
-    columns = {"completion_ids": ids[:, 20:].reshape(2, 3, 10).to(device), "mask": mask.to(device)}
-    return Batch(prompts, columns)
-
-
-# what a model raises that is built otherwise than the packed layout takes it to be
-_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
-
-
 def _packs(model: nn.Module) -> bool:
     """Return whether a causal or scalar model uses the packed layout."""
     trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
     return bool(getattr(trunk, "share_prompt", False))
 
 
-def _packed_states(trunk: nn.Module, model: nn.Module, packing: Packing) -> Tensor:
-    """Return (N, d) hidden states of a batch in one row."""
-    with computing(model), attending(trunk, packing):
-        states: Tensor = trunk(**_packed_inputs(trunk, packing)).last_hidden_state[0]
-    return states
+def _reads_some(model: nn.Module) -> bool:
+    """Return whether the last layer computes only the states that are read (last_layer.py)."""
+    trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
+    return getattr(trunk, "last_parts", None) is not None
 
 
-def _packed_inputs(model: nn.Module, packing: Packing) -> dict[str, Any]:
+def _packed_states(trunk: nn.Module, model: nn.Module, packing: Packing, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Return hidden states (M, d) of a batch in one row, and which of them are those at places `where`, its shape."""
+    if not _reads_some(model):
+        place, how = where, attending(trunk, packing)
+    else:
+        read, place = torch.unique(where, return_inverse=True)
+        how = reading(trunk, packing, read)
+    with computing(model), how:
+        states: Tensor = trunk(**packed_inputs(trunk, packing)).last_hidden_state[0]
+    return states, place
+
+
+def packed_inputs(model: nn.Module, packing: Packing) -> dict[str, Any]:
+    """Return what a model or a trunk is told of a batch in one row."""
     inputs: dict[str, Any] = {"input_ids": packing.ids, "position_ids": packing.positions}
     return {**accepted(model, inputs), "use_cache": False}
 
 
-def _head(model: Any, states: Tensor) -> Tensor:
+def apply_head(model: Any, states: Tensor) -> Tensor:
     with computing(model):
         logits: Tensor = model.get_output_embeddings()(states)
     return logits
@@ -282,7 +236,7 @@ def _head_apart(model: nn.Module, batch: Batch) -> bool:
     return many and bool(getattr(trunk_of(model), "plain_head", False))
 
 
-def _padded_states(model: nn.Module, batch: Batch) -> Tensor:
+def padded_states(model: nn.Module, batch: Batch) -> Tensor:
     """Return (B, K, T, d) hidden states on padded rows: those that the completion tokens are predicted from."""
     (b, k, t), trunk = batch.shape, trunk_of(model)
     with computing(model):
@@ -290,7 +244,7 @@ def _padded_states(model: nn.Module, batch: Batch) -> Tensor:
     return states[:, -(t + 1) : -1].reshape(b, k, t, -1)
 
 
-def _padded_logits(model: nn.Module, batch: Batch) -> Tensor:
+def padded_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return (B, K, T, V) logits of the model's own forward pass on padded rows."""
     b, k, t = batch.shape
     inputs: dict[str, Any] = {**_padded_inputs(batch), "logits_to_keep": t + 1}

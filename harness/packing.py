@@ -44,8 +44,18 @@ class Grid:
         flat = table.transpose(1, 2).reshape(self.rows * self.width, table.shape[1], table.shape[3])
         if self.full:
             return flat
-        picked: Tensor = _Gather.apply(flat, self.slots)  # type: ignore[no-untyped-call]
-        return picked
+        return gather(flat, self.slots)
+
+
+@dataclass
+class Asking:
+    """Some tokens (M,), ascending places in N, whose states alone are wanted: where their queries lie."""
+
+    read: Tensor  # (M,)
+    prompts: Grid  # of those among the prompts' tokens, (B, most of a row)
+    last: Tensor  # (B, most of a row): the last place of its row that each of them sees
+    own: Grid | None  # of those among the completions' own
+    bias: Tensor | None = None  # of the prompts' grid, made once
 
 
 @dataclass
@@ -63,24 +73,52 @@ class Packing:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Return (1, N, heads, d) for queries (1, heads, N, d), keys and values (1, H, N, d)."""
+        return self._attend(query, key, value, scaling, self.prompts, self.own, None)
+
+    def attend_from(self, asking: Asking, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Return (1, M, heads, d) for queries (1, heads, M, d) of some tokens, keys and values (1, H, N, d) of all."""
+        if asking.bias is None or asking.bias.dtype != value.dtype:
+            seen = torch.arange(self.prompts.width, device=value.device) <= asking.last[:, None, :, None]
+            bias = torch.zeros(seen.shape, dtype=value.dtype, device=value.device)
+            asking.bias = bias.masked_fill_(~seen, torch.finfo(value.dtype).min)
+        return self._attend(query, key, value, scaling, asking.prompts, asking.own, asking.bias)
+
+    def asking(self, read: Tensor) -> Asking:
+        """Return how some tokens (M,), ascending places in N, ask all those that they see."""
+        first = len(self.prompts.slots)
+        some = int((read < first).sum())
+        slots = self.prompts.slots[read[:some]]
+        row, place = slots // self.prompts.width, slots % self.prompts.width
+        counts = row.bincount(minlength=self.prompts.rows)
+        nth = torch.arange(some, device=read.device) - (counts.cumsum(0) - counts)[row]
+        prompts = Grid(row * int(counts.max()) + nth, self.prompts.rows, int(counts.max()))
+        last = torch.zeros(prompts.rows * prompts.width, dtype=torch.long, device=read.device)
+        last[prompts.slots] = place
+        own = self.own and Grid(self.own.slots[read[some:] - first], self.own.rows, self.own.width)
+        return Asking(read, prompts, last.view(prompts.rows, prompts.width), own)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, asks: Grid, own_asks: Grid | None,
+        bias: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         if key.dtype != value.dtype or query.dtype != value.dtype:  # rotated in float32 under autocast
             query, key = query.to(value.dtype), key.to(value.dtype)
-        groups = query.shape[1] // key.shape[1]
-        first = len(self.prompts.slots)
-        q, k, v = (self.prompts.lay(x[0, :, :first]) for x in (query, key, value))
-        out = self.prompts.pick(_attention(q, _for_heads(k, groups), _for_heads(v, groups), scaling))
-        if self.own is None:
+        groups, first = query.shape[1] // key.shape[1], len(self.prompts.slots)
+        (q, own_q), (k, own_k), (v, own_v) = (_split(query, len(asks.slots)), *(_split(x, first) for x in (key, value)))
+        q, k, v = asks.lay(q), self.prompts.lay(k), self.prompts.lay(v)
+        out = asks.pick(_attention(q, _for_heads(k, groups), _for_heads(v, groups), scaling, bias))
+        if self.own is None or own_asks is None:
             return out[None]
-        q, own_k, own_v = (self.own.lay(x[0, :, first:]) for x in (query, key, value))
+        q, own_k, own_v = own_asks.lay(own_q), self.own.lay(own_k), self.own.lay(own_v)
         k, v = (self._after_prompt(*x, groups) for x in ((k, own_k), (v, own_v)))
-        out_own = self.own.pick(_attention(q, k, v, scaling, self._bias(q)))
+        out_own = own_asks.pick(_attention(q, k, v, scaling, self._bias(q)))
         return torch.cat([out, out_own])[None]
 
     def _after_prompt(self, prompt: Tensor, own: Tensor, groups: int) -> Tensor:
         """Return (B K, heads, Q + T, d): the keys or values of each prompt (B, H, Q, d) before its completions' own."""
         b, k = len(prompt), len(own) // len(prompt)
-        before = prompt[:, None].expand(b, k, *prompt.shape[1:]).flatten(0, 1)
-        return _for_heads(torch.cat([before, own], 2), groups)
+        before, after = prompt[:, None].expand(b, k, *prompt.shape[1:]), own.view(b, k, *own.shape[1:])
+        return _for_heads(torch.cat([before, after], 3).flatten(0, 1), groups)
 
     def _bias(self, query: Tensor) -> Tensor:
         """Return (B K, 1, T, Q + T), 0 where a completion's token sees a place and a very small number elsewhere."""
@@ -95,13 +133,17 @@ class Packing:
         return self._known
 
 
-def pairs_of(batch: Batch) -> int:
-    """Return how many pairs of query and key a batch in one row computes."""
+def pairs_of(batch: Batch, asking: bool = False, ends: bool = True) -> int:
+    """Return how many pairs of query and key a batch in one row computes in a layer.
+
+    `asking`: in a layer where only states that are read ask; `ends`: those of last tokens among them.
+    """
     (b, k, _), length, lengths = batch.shape, batch.prompts.mask.sum(1), batch.lengths
     if k == 1:
-        return b * int((length + lengths[:, 0]).max()) ** 2
+        wide = int((length + lengths[:, 0]).max())
+        return b * wide * (int(lengths.max()) + ends if asking else wide)
     wide, long = int(length.max()), max(1, int(lengths.max()))
-    return b * wide**2 + b * k * long * (wide + long)
+    return b * wide * (1 if asking else wide) + b * k * long * (wide + long)
 
 
 def pack(batch: Batch) -> Packing:
@@ -138,9 +180,21 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, scaling: float, bias: Tensor | N
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, bias, is_causal=bias is None, scale=scaling)
 
 
+def _split(tokens: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Return (heads, first, d) and the rest of (1, heads, N, d): unlike slices, with no table of zeros in backward."""
+    before, after = torch.split(tokens.squeeze(0), [first, tokens.shape[2] - first], 1)
+    return before, after
+
+
 def _for_heads(keys: Tensor, groups: int) -> Tensor:
     """Return keys or values (R, H, S, d) once for every query head that shares them."""
     return keys if groups == 1 else keys.repeat_interleave(groups, 1)
+
+
+def gather(table: Tensor, slots: Tensor) -> Tensor:
+    """Return (M, ...) of a table (N, ...) at `slots` (M,), no two alike."""
+    picked: Tensor = _Gather.apply(table, slots)  # type: ignore[no-untyped-call]
+    return picked
 
 
 class _Spread(torch.autograd.Function):

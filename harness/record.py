@@ -159,6 +159,7 @@ def runtime_of(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
         "prompt_cached_once": bool(getattr(trunk, "share_cache", False)),
         "cache_kept": bool(getattr(trunk, "keeps_cache", True)),
         "head_in_parts": bool(getattr(trunk, "plain_head", False)),
+        "last_layer_where_read": getattr(trunk, "last_parts", None) is not None,
         "reuse": supplies.reuse.told() if supplies.reuse else {},
         "rollouts_checked": vars(shop.check) if shop.check else None,
     }  # fmt: skip

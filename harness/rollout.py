@@ -10,7 +10,7 @@ training needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,9 +21,9 @@ from .attention import SharedPromptCache, attending
 from .contracts import Engine
 from .data import Sampling
 from .errors import UsageError
-from .logprobs import SHARING_TOLERANCE, accepted, attends_locally, completion_logits, made_up, padded
+from .logprobs import accepted
 from .meter import Meter
-from .models import cast_once, computing, forward_cost, in_float32, trunk_of
+from .models import cast_once, computing, forward_cost, trunk_of
 from .seeds import derive
 from .team import ALONE, Team
 from .tokens import Batch, PromptBatch
@@ -85,7 +85,7 @@ def cache_of(model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, lim
     trunk = getattr(model, "base_model", model)
     if getattr(trunk, "share_cache", False):
         return SharedDecoding(prefilled, prompts, n, limit)
-    return _Repeated(prefilled, prompts, n) if getattr(trunk, "keeps_cache", True) else _Recomputed(prompts, n)
+    return Repeated(prefilled, prompts, n) if getattr(trunk, "keeps_cache", True) else Recomputed(prompts, n)
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def decode(
         torch.full((rows,), limit, device=device),
     )
     with computing(model), cast_once(model):  # around it all
-        logits, prefilled = _prefill(model, prompts)
+        logits, prefilled = prefill(model, prompts)
         logits = logits.repeat_interleave(n, 0)
         cache = cached(model, prefilled, prompts, n, limit)
         held = torch.arange(rows, device=device)  # the rows that the cache holds
@@ -128,7 +128,7 @@ def decode(
     return Decoding(state.tokens * said, state.logp * said, state.lengths)
 
 
-def _prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
+def prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
     positions = (prompts.mask.cumsum(1) - 1).clamp(min=0)
     inputs: dict[str, Any] = {"input_ids": prompts.ids, "attention_mask": prompts.mask, "position_ids": positions}
     with computing(model):
@@ -136,7 +136,7 @@ def _prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
     return out.logits[:, -1], getattr(out, "past_key_values", None)
 
 
-class _Repeated:
+class Repeated:
     """The model's own cache, each prompt's repeated for its completions: any model can do that."""
 
     keep_until, look_every = KEEP_UNTIL, 1
@@ -164,7 +164,7 @@ class _Repeated:
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
 
-class _Recomputed:
+class Recomputed:
     """No cache: all that was said is read anew for every token. State spaces keep theirs under names of their own."""
 
     keep_until, look_every = KEEP_UNTIL, 1
@@ -212,55 +212,6 @@ class SharedDecoding:
         self.cache.advance()
         self.positions = self.positions + 1
         return out.logits[:, -1]  # type: ignore[no-any-return]
-
-
-def enable_shared_cache(model: nn.Module) -> bool:
-    """Let a causal model decode on shared prompts if that gives the padded layout's numbers; return whether it does.
-
-    It is tried on made-up tokens, with rows leaving on the way. A model whose attention cannot be exchanged, or is told
-    of a window, a cap or a bias, keeps its own cache. Copies of the model inherit the answer.
-    """
-    trunk: Any = trunk_of(model)
-    trunk.share_cache = False
-    if attends_locally(model):
-        return False
-    trunk.share_cache = _decodes(model, lambda made, b, k, t: SharedDecoding(made, b.prompts, k, t))
-    return bool(trunk.share_cache)
-
-
-def find_cache(model: nn.Module) -> bool:
-    """Note whether a causal model can decode on its own cache, repeated for completions; return it."""
-    trunk: Any = trunk_of(model)
-    trunk.keeps_cache = _decodes(model, lambda made, b, k, t: _Repeated(made, b.prompts, k))
-    return bool(trunk.keeps_cache)
-
-
-def _decodes(model: nn.Module, cached: Callable[[Any, Batch, int, int], Cached]) -> bool:
-    """Return whether decoding on a cache gives the padded layout's numbers on made-up tokens."""
-    probe = made_up(model)
-    with torch.no_grad(), in_float32(model), padded([model]):
-        told = completion_logits(model, probe).flatten(0, 1)  # (R, T, V)
-        try:
-            off = [float((told[rows, t] - logits).abs().max()) for rows, t, logits in _forced(model, probe, cached)]
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
-            return False  # what a model raises that is built otherwise
-    return max(off) < SHARING_TOLERANCE
-
-
-def _forced(
-    model: nn.Module, batch: Batch, cached: Callable[[Any, Batch, int, int], Cached]
-) -> Iterator[tuple[Tensor, int, Tensor]]:
-    """Yield (rows, t, logits before token t) of a decoding that is told what to say and loses rows that have ended."""
-    b, k, limit = batch.shape
-    ids, lengths = batch["completion_ids"].flatten(0, 1), batch.lengths.flatten()
-    _, prefilled = _prefill(model, batch.prompts)
-    cache, rows = cached(prefilled, batch, k, limit), torch.arange(b * k, device=ids.device)
-    for t in range(1, limit):
-        left = (lengths[rows] > t).nonzero()[:, 0]
-        if len(left) < len(rows):
-            cache.keep(left)
-            rows = rows[left]
-        yield rows, t, cache.next_logits(model, ids[rows, t - 1])
 
 
 class CachedEngine(Engine):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .adapter import load_own, own_state, size_of_adapter
 from .errors import Diverged
-from .logprobs import forward_flops, micro_batches
+from .logprobs import backward_flops, forward_flops, micro_batches
 from .meter import Meter
 from .models import ForwardCost, frozen_cost, size_of
 from .shared_options import AdamWOptions
@@ -48,7 +48,7 @@ class Role:
 
     def update_flops(self, batch: Batch) -> float:
         """Return the FLOPs of a forward and a backward pass: twice the forward, without gradients of frozen weights."""
-        return 3 * self.flops(batch) - forward_flops(self.module, batch, self._frozen)
+        return self.flops(batch) + backward_flops(self.module, batch, self._frozen)
 
     @cached_property
     def _frozen(self) -> ForwardCost:

@@ -69,7 +69,7 @@ def test_a_fault_of_the_slower_path_would_show(fault, monkeypatch):
     """Negative controls."""
     model = model_of(*MAMBA)
     find_out(model, sharing=True)
-    slow = rollout._Recomputed
+    slow = rollout.Recomputed
     if fault == "padding left out":
         usual = slow.__init__
         monkeypatch.setattr(slow, "__init__", lambda s, *a: (usual(s, *a), s.mask.fill_(1))[0])
@@ -81,7 +81,7 @@ def test_a_fault_of_the_slower_path_would_show(fault, monkeypatch):
 
 def test_a_cache_that_gives_other_numbers_is_not_used(monkeypatch):
     model = model_of(*LFM2)
-    monkeypatch.setattr(rollout._Repeated, "keep", lambda self, rows: None)
+    monkeypatch.setattr(rollout.Repeated, "keep", lambda self, rows: None)
     find_out(model, sharing=True)
     assert not trunk_of(model).keeps_cache
 

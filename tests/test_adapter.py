@@ -6,14 +6,14 @@ import json
 import pytest
 import torch
 
+from harness.abilities import enable_shared_cache, enable_sharing
 from harness.adapter import adapted, beside, load_own, merged, own_state, size_of_adapter, unchanged
 from harness.check import Options
 from harness.check.bench import Bench
 from harness.check.methods import proofs_of
-from harness.logprobs import completion_logp, enable_sharing, forward_flops
-from harness.models import forward_cost, frozen, frozen_cost, learning, load_tensors, scalar_on
+from harness.logprobs import completion_logp, forward_flops
+from harness.models import forward_cost, frozen, frozen_cost, learning, load_tensors, scalar_on, trunk_of
 from harness.registry import installed
-from harness.rollout import enable_shared_cache
 from harness.shared_options import GradientMethod
 from harness.start import Start
 from harness.training import Role, Trainer
@@ -116,9 +116,12 @@ def test_frozen_weights_cost_a_forward_and_a_passage_back(plain, tokens, make_ba
     own = size_of_adapter(policy)[0]
     assert with_adapter.linear == whole.linear + own and with_adapter.head == whole.head
     assert (frozen_cost(policy).linear, frozen_cost(policy).head) == (whole.linear, whole.head)
-    role = Role("policy", policy, lambda b: completion_logp(policy, b))
     tokens_read, drawn = int(batch.prompts.mask.sum() + batch["mask"].sum()), int(batch["mask"].sum())
     spared = 2 * whole.linear * tokens_read + 2 * whole.head * drawn
+    for model in (policy, plain):  # as if all of the last layer were computed: tests/test_rollout.py counts it as it is
+        trunk_of(model).last_parts = None
+        vars(model).pop("forward_cost")
+    role = Role("policy", policy, lambda b: completion_logp(policy, b))
     assert role.update_flops(batch) == 3 * forward_flops(policy, batch) - spared
     full = learning(copy.deepcopy(plain))
     assert Role("policy", full, lambda b: b).update_flops(batch) == 3 * forward_flops(full, batch)
@@ -193,7 +196,7 @@ def test_there_is_no_second_copy_of_the_weights(results):
     assert held["reference"] == {"parameters": 0, "bytes": 0} and plain["reference"] == plain["policy"]
     assert plain["policy"]["parameters"] < held["policy"]["parameters"] < 1.2 * plain["policy"]["parameters"]
     assert flops[0] < 0.9 * flops[1]  # no gradient of what is not trained
-    assert records[0]["runtime"]["prompt_computed_once"]
+    assert records[0]["runtime"]["prompt_computed_once"] and records[0]["runtime"]["last_layer_where_read"]
 
 
 def test_who_asks_for_the_start_checkpoint_later_gets_the_policys_own_weights(results):

@@ -20,10 +20,11 @@ from transformers import (
 )
 
 from harness import attention, rollout
+from harness.abilities import enable_shared_cache, enable_sharing
 from harness.data import Prompt, Sampling
-from harness.logprobs import completion_logp, enable_sharing
+from harness.logprobs import completion_logp
 from harness.models import trunk_of
-from harness.rollout import CachedEngine, enable_shared_cache
+from harness.rollout import CachedEngine
 from harness.tokens import PromptBatch
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}

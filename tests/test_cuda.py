@@ -7,12 +7,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.abilities import enable_shared_cache, enable_sharing
 from harness.data import Prompt, Sampling
 from harness.errors import UsageError
 from harness.graphs import GraphedDecoding, GraphEngine
-from harness.logprobs import completion_logp, enable_sharing, padded
+from harness.logprobs import completion_logp, padded
 from harness.models import trunk_of
-from harness.rollout import CachedEngine, enable_shared_cache
+from harness.rollout import CachedEngine
 from harness.tokens import PromptBatch
 
 from .tools import command, fresh

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.abilities import enable_sharing
 from harness.logprobs import (
     completion_logits,
     completion_logp,
     completion_scores,
     completion_states,
     completion_values,
-    enable_sharing,
     in_micro_batches,
     masked_mean,
     masked_whiten,

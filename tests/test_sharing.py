@@ -20,14 +20,13 @@ from transformers import (
 )
 
 from harness import logprobs, packing
+from harness.abilities import enable_sharing, find_head
 from harness.data import Prompt
 from harness.logprobs import (
     completion_logits,
     completion_logp,
     completion_scores,
     completion_states,
-    enable_sharing,
-    find_head,
     forward_flops,
     predictions,
 )

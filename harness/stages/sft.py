@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..abilities import find_head
 from ..data import Demonstration
-from ..logprobs import completion_logp, find_head
+from ..logprobs import completion_logp
 from ..models import in_memory, learning, load_causal, save_causal
 from ..seeds import permutation
 from ..stage_settings import SFTOptions
