@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from random import Random
 
 from harness import hookimpl
@@ -24,7 +24,7 @@ from .world.documents import Document, Reading
 SIZES = {"demonstrations": 4000, "preferences": 4000, "train": 4000, "validation": 1024, "test": 2048}
 
 
-@lru_cache(maxsize=8192)
+@cache
 def document_of(seed: int, split: str, index: int) -> Document:
     """Return one document: a pure function of its name."""
     return documents.write_document(Random(f"summarization/{seed}/{split}/{index}"))
