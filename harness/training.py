@@ -47,7 +47,7 @@ class Role:
         return forward_flops(self.module, batch)
 
     def update_flops(self, batch: Batch) -> float:
-        """Return the FLOPs of a forward and a backward pass: twice the forward, without gradients of frozen weights."""
+        """Return the FLOPs of a forward and a backward pass: without gradients of frozen weights."""
         return self.flops(batch) + backward_flops(self.module, batch, self._frozen)
 
     @cached_property
