@@ -112,8 +112,8 @@ def ours(size: str, works: list[str], steps: int, engine: str) -> dict[str, Any]
     """Return what the harness takes for each work, and the FLOPs needed."""
     import torch
 
-    from harness.abilities import enable_shared_cache, enable_sharing
-    from harness.models import frozen
+    from harness.models.capabilities import enable_shared_cache, enable_sharing
+    from harness.models.loading import frozen
 
     model, tokenizer = build(size, Path("random"))
     model.base_model.compute_dtype = torch.bfloat16
@@ -143,16 +143,16 @@ def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dic
     import torch
     from accelerate import Accelerator
 
-    from harness.contracts import Verifier
-    from harness.data import Prompt, Sampling
-    from harness.lab import Bench, Lab, Supplies
-    from harness.loop import Checkpoints, Loop
-    from harness.meter import Meter
-    from harness.registry import installed
-    from harness.stages.preferences import LabelledPair
-    from harness.start import Start
-    from harness.tokens import Tokens
-    from harness.training import Trainer
+    from harness.api.contracts import Verifier
+    from harness.api.registry import installed
+    from harness.core.data import LabelledPair, Prompt, Sampling
+    from harness.core.meter import Meter
+    from harness.models.initial_checkpoint import Start
+    from harness.models.tokens import Tokens
+    from harness.training.checkpoints import Checkpoints
+    from harness.training.lab import Bench, Lab, Supplies
+    from harness.training.loop import Loop
+    from harness.training.trainer import Trainer
 
     class Words(Verifier):
         name = "words"

@@ -13,23 +13,24 @@ from accelerate import Accelerator
 from clock import Clock
 from roofline import completions_per_prompt
 
-from harness.abilities import enable_shared_cache, enable_sharing
-from harness.contracts import Verifier
-from harness.data import Comparison, Prompt, Sampling
-from harness.lab import Bench, Lab, Supplies
-from harness.logprobs import completion_logp, completion_scores, in_micro_batches
-from harness.loop import Checkpoints, Loop
-from harness.meter import Meter
-from harness.models import load_causal, load_tokenizer, scalar_from, trainable
-from harness.registry import installed
-from harness.rewards import RewardModel, preferred_of, ranking_loss
-from harness.rollout import CachedEngine
-from harness.shared_options import AdamWOptions
-from harness.stages.preferences import LabelledPair
-from harness.stages.sft import nll, rows_at
-from harness.start import Start
-from harness.tokens import Batch, Tokens
-from harness.training import Role, Term, Trainer
+from harness.api.contracts import Verifier
+from harness.api.registry import installed
+from harness.core.data import Comparison, LabelledPair, Prompt, Sampling
+from harness.core.meter import Meter
+from harness.core.settings import AdamWOptions
+from harness.models.capabilities import enable_shared_cache, enable_sharing
+from harness.models.generation import CachedEngine
+from harness.models.initial_checkpoint import Start
+from harness.models.loading import load_causal, load_tokenizer, scalar_from, trainable
+from harness.models.logprobs import completion_logp, completion_scores
+from harness.models.micro_batches import in_micro_batches
+from harness.models.tokens import Batch, Tokens
+from harness.training.checkpoints import Checkpoints
+from harness.training.lab import Bench, Lab, Supplies
+from harness.training.loop import Loop
+from harness.training.reward_model import RewardModel, preferred_of, ranking_loss
+from harness.training.stages.sft import nll, rows_at
+from harness.training.trainer import Role, Term, Trainer
 
 ADAM = {"learning_rate": 1e-6, "lr_schedule": "constant", "warmup_ratio": 0.0}
 PPO = {"beta": 0.05, "shared_critic": False}  # a critic of its own, as the peer's

@@ -10,7 +10,12 @@ import torch
 import world
 from clock import Clock
 from roofline import completions_per_prompt
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
 
 Found = tuple[Clock, list[list[int]]]  # CPU seconds of each step; the lengths of what was drawn in it
 

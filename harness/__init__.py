@@ -14,33 +14,48 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch as torch
 
-    from . import logprobs as logprobs
-    from .contracts import Method as Method
-    from .contracts import Policy as Policy
-    from .contracts import Suite as Suite
+    from .api.contracts import Method as Method
+    from .api.contracts import Policy as Policy
+    from .api.contracts import Suite as Suite
+    from .api.hookspecs import hookimpl as hookimpl
+    from .api.lab import Lab as Lab
+    from .api.methods import GradientMethod as GradientMethod
+    from .api.methods import OnPolicyOptions as OnPolicyOptions
+    from .api.methods import PairOptions as PairOptions
+    from .core.run_folder import load_results as load_results
+    from .core.settings import RewardOptions as RewardOptions
     from .evaluation import kl as kl
-    from .hookspecs import hookimpl as hookimpl
-    from .lab import Lab as Lab
-    from .shared_options import GradientMethod as GradientMethod
-    from .shared_options import OnPolicyOptions as OnPolicyOptions
-    from .shared_options import PairOptions as PairOptions
-    from .shared_options import RewardOptions as RewardOptions
-    from .store import load_results as load_results
-    from .tokens import Batch as Batch
+    from .models import logprobs as logprobs
+    from .models.tokens import Batch as Batch
 
 __version__ = "0.1.0"
 
-_PLACES = {
-    **dict.fromkeys(
-        ("Engine", "Judge", "Labeller", "Launcher", "Method", "Policy", "Ranker", "Reporter", "Suite", "Verifier"),
-        "contracts",
+_NAMES = {
+    "api.contracts": (
+        "SPLITS Judge Labeller Launcher Method Policy Ranker Reporter Suite SuiteStages Verifier"
     ),
-    **dict.fromkeys(("GradientMethod", "OnPolicyOptions", "PairOptions", "RewardOptions"), "shared_options"),
-    **dict.fromkeys(("Comparison", "Demonstration", "Job", "Pair", "Principle", "Prompt", "Sampling"), "data"),
-    "hookimpl": "hookspecs", "Lab": "lab", "load_results": "store", "Batch": "tokens", "PromptBatch": "tokens",
-    "Sampler": "rollout", "Table": "report.table",
-}  # fmt: skip
-_MODULES = {"torch": "torch", "logprobs": "harness.logprobs", "kl": "harness.evaluation.kl"}  # imported when first used
+    "api.hookspecs": "hookimpl",
+    "api.lab": "Lab",
+    "api.methods": "GradientMethod OnPolicyOptions PairOptions",
+    "core.data": (
+        "Comparison Demonstration Job Pair Principle Prompt Sampling completion_text prompt_text"
+    ),
+    "core.errors": "HarnessError UsageError",
+    "core.run_folder": "load_results",
+    "core.seeds": "derive",
+    "core.settings": "RewardOptions check_idle",
+    "core.table": "Table",
+    "models.engine": "Engine",
+    "models.enumeration": "Enumerated",
+    "models.generation": "Sampler",
+    "models.tokens": "Batch PromptBatch",
+}
+_PLACES = {name: module for module, names in _NAMES.items() for name in names.split()}
+_MODULES = {  # imported when first used
+    "torch": "torch",
+    "logprobs": "harness.models.logprobs",
+    "kl": "harness.evaluation.kl",
+}
 
 
 class _Later(types.ModuleType):

@@ -12,8 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
-from harness.store import runs
-from harness.study.state import places_of
+from harness.core.run_folder import runs
+from harness.experiments.study.state import places_of
 
 raw = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "raw")
 main, found = places_of(raw, "main"), defaultdict(list)

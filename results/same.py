@@ -9,8 +9,8 @@ import sys
 from filecmp import cmp
 from pathlib import Path
 
-from harness.store import METRICS, SAMPLES, read_rows
-from harness.study.state import CELLS, study_folder
+from harness.core.run_folder import METRICS, SAMPLES, read_rows
+from harness.experiments.study.state import CELLS, study_folder
 
 WEIGHTS = "policy/model.safetensors"
 Cell = tuple[str, str, int]

@@ -14,11 +14,11 @@ from typing import Any
 
 from harness_plugins.reporters import CSV, Markdown
 
-from harness.registry import installed
-from harness.report.figures import answers_of
-from harness.report.select import Filter, Row, Selection, select, suite_records
-from harness.report.table import Cell, Table
-from harness.report.tables import comparison, short
+from harness.api.registry import installed
+from harness.core.table import Cell, Table
+from harness.report.selection.figures import answers_of
+from harness.report.selection.select import Filter, Row, Selection, select, suite_records
+from harness.report.tables.tables import comparison, short
 from harness.statistics.compare import Comparison, compare
 
 ROOT = Path(__file__).parent

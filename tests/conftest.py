@@ -25,15 +25,15 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
 )
 
-from harness.data import Prompt, Sampling  # noqa: E402
-from harness.lab import Bench  # noqa: E402
-from harness.logprobs import completion_logp  # noqa: E402
-from harness.meter import Meter  # noqa: E402
-from harness.models import frozen, scalar_from, trainable  # noqa: E402
-from harness.rollout import CachedEngine  # noqa: E402
-from harness.shared_options import AdamWOptions  # noqa: E402
-from harness.tokens import Tokens  # noqa: E402
-from harness.training import Role, Trainer  # noqa: E402
+from harness.core.data import Prompt, Sampling  # noqa: E402
+from harness.core.meter import Meter  # noqa: E402
+from harness.core.settings import AdamWOptions  # noqa: E402
+from harness.models.generation import CachedEngine  # noqa: E402
+from harness.models.loading import frozen, scalar_from, trainable  # noqa: E402
+from harness.models.logprobs import completion_logp  # noqa: E402
+from harness.models.tokens import Tokens  # noqa: E402
+from harness.training.lab import Bench  # noqa: E402
+from harness.training.trainer import Role, Trainer  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -106,7 +106,7 @@ def tiny_tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """A frozen random Llama of 60 words, width 32, two layers. Copy it (harness.models.trainable) to change it."""
+    """A frozen random Llama of 60 words, width 32, two layers. Copy it (harness.models.loading.trainable) to change it."""
     return build_llama()
 
 

@@ -8,9 +8,9 @@ from random import Random
 from statistics import fmean
 from typing import Any
 
-from harness.files import write_json
+from harness.core.files import write_json
+from harness.core.run_folder import write_rows
 from harness.report.page import page
-from harness.store import write_rows
 
 from .tools import estimate, failure, put, record
 

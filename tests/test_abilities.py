@@ -20,13 +20,14 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from harness import rollout
-from harness.abilities import check_padding, find_out, inherit
-from harness.data import Sampling
-from harness.errors import UsageError
-from harness.logprobs import completion_logp
-from harness.models import computing, forward_cost, frozen, trunk_of
-from harness.rollout import CachedEngine, decode_flops
+from harness.core.data import Sampling
+from harness.core.errors import UsageError
+from harness.models import generation
+from harness.models.capabilities import check_padding, find_out, inherit
+from harness.models.flops import forward_cost
+from harness.models.generation import CachedEngine, decode_flops
+from harness.models.loading import computing, frozen, trunk_of
+from harness.models.logprobs import completion_logp
 
 from .test_attention import LLAMA, model_of, prompts
 from .tools import ROOT, command, fresh, on_small, only_run
@@ -69,7 +70,7 @@ def test_a_fault_of_the_slower_path_would_show(fault, monkeypatch):
     """Negative controls."""
     model = model_of(*MAMBA)
     find_out(model, sharing=True)
-    slow = rollout.Recomputed
+    slow = generation.Recomputed
     if fault == "padding left out":
         usual = slow.__init__
         monkeypatch.setattr(slow, "__init__", lambda s, *a: (usual(s, *a), s.mask.fill_(1))[0])
@@ -81,7 +82,7 @@ def test_a_fault_of_the_slower_path_would_show(fault, monkeypatch):
 
 def test_a_cache_that_gives_other_numbers_is_not_used(monkeypatch):
     model = model_of(*LFM2)
-    monkeypatch.setattr(rollout.Repeated, "keep", lambda self, rows: None)
+    monkeypatch.setattr(generation.Repeated, "keep", lambda self, rows: None)
     find_out(model, sharing=True)
     assert not trunk_of(model).keeps_cache
 
@@ -135,7 +136,7 @@ def test_a_frozen_models_weights_are_cast_once_while_it_decodes():
 
     class Around:
         def __init__(self, model):
-            self.both = [computing(model), rollout.cast_once(model)]
+            self.both = [computing(model), generation.cast_once(model)]
 
         def __enter__(self):
             for one in self.both:

@@ -6,17 +6,18 @@ import json
 import pytest
 import torch
 
-from harness.abilities import enable_shared_cache, enable_sharing
-from harness.adapter import adapted, beside, load_own, merged, own_state, size_of_adapter, unchanged
+from harness.api.methods import GradientMethod
+from harness.api.registry import installed
 from harness.check import Options
 from harness.check.bench import Bench
 from harness.check.methods import proofs_of
-from harness.logprobs import completion_logp, forward_flops
-from harness.models import forward_cost, frozen, frozen_cost, learning, load_tensors, scalar_on, trunk_of
-from harness.registry import installed
-from harness.shared_options import GradientMethod
-from harness.start import Start
-from harness.training import Role, Trainer
+from harness.models.capabilities import enable_shared_cache, enable_sharing
+from harness.models.flops import forward_cost, frozen_cost
+from harness.models.initial_checkpoint import Start, merged
+from harness.models.loading import frozen, learning, load_tensors, scalar_on, trunk_of
+from harness.models.logprobs import completion_logp, forward_flops
+from harness.models.lora import adapted, beside, load_own, own_state, size_of_adapter, unchanged
+from harness.training.trainer import Role, Trainer
 
 from .test_every_method import METHODS, registry  # noqa: F401  # a fixture
 from .test_memory import counted
@@ -135,7 +136,7 @@ def test_a_critic_on_the_policys_trunk_leaves_frozen_what_is_frozen(policy):
 
 def test_it_equals_the_start_checkpoint_until_it_has_something_to_say(plain, policy, monkeypatch):
     start = Start.of(plain)
-    monkeypatch.setattr("harness.start.weights_digest", lambda model: pytest.fail("its weights were read"))
+    monkeypatch.setattr("harness.models.initial_checkpoint.weights_digest", lambda model: pytest.fail("its weights were read"))
     assert start.equals(policy) and not start.equals(moved(policy))
 
 
@@ -245,7 +246,7 @@ def test_a_method_that_trains_nothing_has_no_adapter(results):
 
 
 def test_without_the_package_it_is_said_what_to_install(monkeypatch):
-    monkeypatch.setattr("harness.shared_options.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.api.methods.find_spec", lambda name: None)
     method = installed().get("methods", "dpo")
     with pytest.raises(ValueError, match=r"needs the package peft: pip install 'alignment-harness\[lora\]'"):
         method(lora_rank=2).check()

@@ -19,13 +19,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from harness import attention, rollout
-from harness.abilities import enable_shared_cache, enable_sharing
-from harness.data import Prompt, Sampling
-from harness.logprobs import completion_logp
-from harness.models import trunk_of
-from harness.rollout import CachedEngine
-from harness.tokens import PromptBatch
+from harness.core.data import Prompt, Sampling
+from harness.models import attention, generation
+from harness.models.capabilities import enable_shared_cache, enable_sharing
+from harness.models.generation import CachedEngine
+from harness.models.loading import trunk_of
+from harness.models.logprobs import completion_logp
+from harness.models.tokens import PromptBatch
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
 WIDE = {**SMALL, "intermediate_size": 64, "initializer_range": 0.3}
@@ -127,4 +127,4 @@ def test_copies_inherit_and_bf16_decodes_on_shared_prompts_too():
     batch = drawn(policy)
     off = (batch["logp"] - completion_logp(policy, batch)).abs().max()
     assert 0 < off < 0.3  # bf16's rounding, of two orders of summation
-    assert rollout.KEEP_UNTIL < 1
+    assert generation.KEEP_UNTIL < 1

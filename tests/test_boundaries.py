@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import cli
+from harness.cli.app import cli
 
 from .tools import ENV, ROOT, fresh, plugin, process
 
@@ -166,12 +166,12 @@ def test_statistics_and_tables_load_nothing_heavy(module):
     ids=" ".join,
 )  # fmt: skip
 def test_quick_commands_load_nothing_heavy(arguments):
-    code = f"import sys\nsys.argv = ['harness', *{arguments!r}]\nfrom harness.cli import main\n"
+    code = f"import sys\nsys.argv = ['harness', *{arguments!r}]\nfrom harness.cli.app import main\n"
     assert loaded(code + "try:\n    main()\nexcept SystemExit:\n    pass") == []
 
 
 def test_plugins_are_light():
-    assert loaded("from harness.registry import installed\nassert not installed().broken") == []
+    assert loaded("from harness.api.registry import installed\nassert not installed().broken") == []
 
 
 def test_negative_control_for_loaded():

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from harness.api.registry import installed, load_file
 from harness.check import FAILED, PASSED, Options, check, report
 from harness.check.findings import attempt
-from harness.registry import installed, load_file
 
 from .tools import ROOT, command, fresh, small_suite
 
@@ -221,7 +221,7 @@ def suite_findings(text, results, name="copying"):
 
 
 def suite_source(fault=None):
-    from harness.scaffold import SUITE, _filled
+    from harness.cli.new_project import SUITE, _filled
 
     text = SUITE
     if fault:

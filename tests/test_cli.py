@@ -9,9 +9,20 @@ import shutil
 
 import pytest
 
-from harness.seeds import derive
+from harness.core.seeds import derive
 
-from .tools import ROOT, command, finished, fresh, on_small, only_run, outputs, plugin, process, results
+from .tools import (
+    ROOT,
+    command,
+    finished,
+    fresh,
+    on_small,
+    only_run,
+    outputs,
+    plugin,
+    process,
+    results,
+)
 
 REINFORCE = '''
 """REINFORCE with a running baseline: a method as a stranger would write it."""

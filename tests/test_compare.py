@@ -7,14 +7,21 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from harness.errors import HarnessError, UsageError
-from harness.files import write_json
-from harness.report.compare import compared, detectable, differing, head_to_head, p_text, two_rows
-from harness.report.select import Filter
-from harness.report.side_by_side import WIDTH, as_json, parts
+from harness.core.errors import HarnessError, UsageError
+from harness.core.files import write_json
+from harness.core.run_folder import read_rows, write_rows
+from harness.report.comparison.compare import (
+    compared,
+    detectable,
+    differing,
+    head_to_head,
+    p_text,
+    two_rows,
+)
+from harness.report.comparison.side_by_side import WIDTH, as_json, parts
+from harness.report.selection.select import Filter
 from harness.statistics.compare import compare
 from harness.statistics.power import Design, minimum_detectable_effect
-from harness.store import read_rows, write_rows
 
 from .tools import GROUND, failure, process, put, record
 

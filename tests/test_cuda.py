@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.abilities import enable_shared_cache, enable_sharing
-from harness.data import Prompt, Sampling
-from harness.errors import UsageError
-from harness.graphs import GraphedDecoding, GraphEngine
-from harness.logprobs import completion_logp, padded
-from harness.models import trunk_of
-from harness.rollout import CachedEngine
-from harness.tokens import PromptBatch
+from harness.core.data import Prompt, Sampling
+from harness.core.errors import UsageError
+from harness.models.capabilities import enable_shared_cache, enable_sharing
+from harness.models.cuda_graphs import GraphedDecoding, GraphEngine
+from harness.models.generation import CachedEngine
+from harness.models.loading import trunk_of
+from harness.models.logprobs import completion_logp, padded
+from harness.models.tokens import PromptBatch
 
 from .tools import command, fresh
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import hookspecs
-from harness.cli import cli
+from harness.api import hookspecs
+from harness.cli.app import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ def test_every_hook_is_documented_with_its_arguments():
 
 
 def test_every_part_of_the_lab_is_documented():
-    from harness.lab import Lab
+    from harness.training.lab import Lab
 
     public = [name for name in vars(Lab) if not name.startswith("_")]
     quiet = {"tokens", "device", "texts"}  # found by reading
@@ -63,8 +63,8 @@ def test_no_figure_is_left_to_fill_in():
 
 
 def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
+    from harness.api.registry import installed, load_file
     from harness.check import FAILED, Options, check
-    from harness.registry import installed, load_file
 
     from .tools import small_suite
 
@@ -106,7 +106,7 @@ def test_the_statistics_in_the_guide_to_tables_are_over_runs_by_suites(tmp_path,
 
 
 def test_the_optimum_in_the_guide_is_where_the_example_comes_to_rest():
-    from harness.registry import load_file, new_registry
+    from harness.api.registry import load_file, new_registry
 
     from .test_exact import far_from
 

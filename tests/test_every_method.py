@@ -5,13 +5,13 @@ What is proven is what `harness check` proves; that the proofs can fail is shown
 
 import pytest
 
-from harness import rewards
+from harness.api.registry import installed, load_file
 from harness.check import Options
 from harness.check.bench import Bench
 from harness.check.methods import proofs_of, serving
-from harness.check.together import together
-from harness.registry import installed, load_file
-from harness.rollout import SharedDecoding
+from harness.check.two_processes import together
+from harness.models.generation import SharedDecoding
+from harness.training import reward_model
 
 from .tools import fresh, small_suite
 
@@ -74,12 +74,12 @@ def test_a_fault_of_the_fast_path_outside_the_step_is_seen_too(fault, registry, 
         right = SharedDecoding.next_logits
         monkeypatch.setattr(SharedDecoding, "next_logits", lambda self, *a: 1.2 * right(self, *a))
     else:
-        told = rewards.completion_scores
+        told = reward_model.completion_scores
 
         def off(model, *more):
             return told(model, *more) + 0.1 * model.trunk.share_prompt
 
-        monkeypatch.setattr(rewards, "completion_scores", off)
+        monkeypatch.setattr(reward_model, "completion_scores", off)
     try:
         with pytest.raises(AssertionError, match="with the padded layout, .* of turn . is"):
             bench.layout()

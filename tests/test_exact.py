@@ -27,13 +27,20 @@ from harness_plugins.simpo import SimPO
 from harness_plugins.slic import SLiC
 from harness_suites.exact import NEVER_EVEN, PROMPTS, Exact, ExactReward
 
-from harness.data import Prompt, Sampling
-from harness.enumerate import Enumerated, completions, every_completion, kl, probabilities, total_variation
+from harness.core.data import Prompt, Sampling
 from harness.evaluation.kl import best_of_n_bound
 from harness.evaluation.stats import best_of_n_estimate
-from harness.models import load_causal, load_tokenizer
-from harness.rollout import CachedEngine
-from harness.tokens import Batch, PromptBatch, Tokens
+from harness.models.enumeration import (
+    Enumerated,
+    completions,
+    every_completion,
+    kl,
+    probabilities,
+    total_variation,
+)
+from harness.models.generation import CachedEngine
+from harness.models.loading import load_causal, load_tokenizer
+from harness.models.tokens import Batch, PromptBatch, Tokens
 
 # -- listing -----------------------------------------------------------------------------------------------------------
 

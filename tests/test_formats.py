@@ -13,7 +13,7 @@ from harness_plugins.reporters import HTML, LaTeX, Markdown, latex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.report.table import Cell, Table
+from harness.core.table import Cell, Table
 
 from .tools import ROOT
 

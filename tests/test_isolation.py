@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from harness.contracts import Judge
-from harness.data import Prompt
-from harness.walk import reachable
+from harness.api.contracts import Judge
+from harness.check.reachability import reachable
+from harness.core.data import Prompt
 
 from .tools import command, fresh, on_small, plugin, results
 
@@ -23,7 +23,7 @@ import sys
 from dataclasses import dataclass
 
 from harness import Method, Policy, hookimpl
-from harness.walk import reachable
+from harness.check.reachability import reachable
 
 
 def report(where, *roots):

@@ -23,13 +23,13 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.contracts import Judge, Labeller
-from harness.data import Principle, Prompt
-from harness.errors import HarnessError, UsageError
-from harness.models import load_causal
-from harness.options import build
-from harness.registry import installed
-from harness.spec import Request, resolve
+from harness.api.contracts import Judge, Labeller
+from harness.api.registry import installed
+from harness.api.resolve import Request, resolve
+from harness.core.data import Principle, Prompt
+from harness.core.errors import HarnessError, UsageError
+from harness.core.options import build
+from harness.models.loading import load_causal
 
 PROMPT = Prompt("train/0", "say something")
 LONG = Principle("long", "Longer is better.", lambda prompt, text: float(len(text)))

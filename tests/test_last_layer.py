@@ -13,10 +13,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from harness import last_layer, packing
-from harness.abilities import enable_sharing, find_out, inherit
-from harness.logprobs import completion_logp, completion_states, padded
-from harness.models import scalar_from, trunk_of
+from harness.models import last_layer, packing
+from harness.models.capabilities import enable_sharing, find_out, inherit
+from harness.models.loading import scalar_from, trunk_of
+from harness.models.logprobs import completion_logp, completion_states, padded
 from tests.test_sharing import SMALL, batch_of, llama
 
 HEADS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}

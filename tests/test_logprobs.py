@@ -9,19 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.abilities import enable_sharing
-from harness.logprobs import (
+from harness.models.capabilities import enable_sharing
+from harness.models.logprobs import (
     completion_logits,
     completion_logp,
     completion_scores,
     completion_states,
     completion_values,
-    in_micro_batches,
     masked_mean,
     masked_whiten,
-    micro_batches,
 )
-from harness.tokens import Batch, PromptBatch
+from harness.models.micro_batches import in_micro_batches, micro_batches
+from harness.models.tokens import Batch, PromptBatch
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 

@@ -13,11 +13,11 @@ from harness_plugins.ppo import PPO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import Comparison
+from harness.core.data import Comparison
 from harness.evaluation.kl import best_of_n_bound, best_of_n_kl
 from harness.evaluation.stats import Estimate, mean_interval, t_quantile, win_rate, win_scores
-from harness.logprobs import completion_states, completion_values
-from harness.rewards import bradley_terry_loss, combine, pair_accuracy, preferred_of
+from harness.models.logprobs import completion_states, completion_values
+from harness.training.reward_model import bradley_terry_loss, combine, pair_accuracy, preferred_of
 
 LOG2 = math.log(2)
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
-from harness.files import write_json
-from harness.report.match import COLUMNS, QUANTITIES, matched, parse_match
-from harness.report.select import rows_of
-from harness.report.sweeps import scores_of, sweeps
+from harness.core.errors import UsageError
+from harness.core.files import write_json
+from harness.report.selection.select import rows_of
+from harness.report.selection.sweeps import scores_of, sweeps
+from harness.report.tables.match import COLUMNS, QUANTITIES, matched, parse_match
 from harness.statistics.compare import best_group
 from harness.statistics.intervals import two_way_interval, win_rate_interval
 

@@ -8,12 +8,13 @@ import weakref
 import pytest
 import torch
 
-from harness.logprobs import completion_logp
-from harness.meter import resident_peak, start_peak_anew
-from harness.models import forward_cost, learning, size_of, unfilled
-from harness.rewards import RewardModel
-from harness.start import Start
-from harness.training import Role
+from harness.core.meter import resident_peak, start_peak_anew
+from harness.models.flops import forward_cost
+from harness.models.initial_checkpoint import Start
+from harness.models.loading import learning, size_of, unfilled
+from harness.models.logprobs import completion_logp
+from harness.training.reward_model import RewardModel
+from harness.training.trainer import Role
 
 from .tools import command, fresh, on_small, only_run, plugin
 

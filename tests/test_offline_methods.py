@@ -15,8 +15,8 @@ from harness_plugins.rrhf import RRHF
 from harness_plugins.simpo import SimPO
 from harness_plugins.slic import SLiC, knock_out, shuffled
 
-from harness.enumerate import Enumerated, total_variation
-from harness.options import options_of
+from harness.core.options import options_of
+from harness.models.enumeration import Enumerated, total_variation
 
 LOG2 = math.log(2)
 MASK = torch.tensor([[[1.0, 1, 1, 1], [1, 1, 0, 0]], [[1, 0, 0, 0], [1, 1, 1, 0]], [[1, 1, 0, 0], [1, 1, 0, 0]]])

@@ -20,13 +20,14 @@ from harness_plugins.reinforce_pp import ReinforcePP
 from harness_plugins.rloo import RLOO
 from harness_plugins.rlvr import ALGORITHMS, RLVR
 
-from harness.contracts import Verifier
-from harness.enumerate import Enumerated, kl, total_variation
-from harness.lab import Lab, Supplies
-from harness.loop import Checkpoints, Loop
-from harness.shared_options import OnPolicyOptions
-from harness.start import Start
-from harness.training import Trainer, reduce_share
+from harness.api.contracts import Verifier
+from harness.api.methods import OnPolicyOptions
+from harness.models.enumeration import Enumerated, kl, total_variation
+from harness.models.initial_checkpoint import Start
+from harness.training.checkpoints import Checkpoints
+from harness.training.lab import Lab, Supplies
+from harness.training.loop import Loop
+from harness.training.trainer import Trainer, reduce_share
 
 NAN = math.nan
 REWARDS = torch.tensor([[1.0, 0.0, 0.5, 3.0], [2.0, 2.0, 2.0, 2.0], [NAN, 1.0, 4.0, NAN], [NAN, NAN, NAN, 7.0]])

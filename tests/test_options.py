@@ -8,12 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
-from harness.options import build, convert, options_of, parse_settings
-from harness.registry import installed
-from harness.shared_options import AdamWOptions
-from harness.spec import parse_budget
-from harness.stage_settings import STAGES
+from harness.api.registry import installed
+from harness.core.errors import UsageError
+from harness.core.options import build, convert, options_of, parse_settings
+from harness.core.settings import STAGES, AdamWOptions
+from harness.core.spec import parse_budget
 
 
 @dataclass
@@ -249,8 +248,8 @@ def test_any_settings_parse_or_are_refused(pairs):
     ("asked", "steps", "epochs"), [((), 150, 1.0), (("epochs=3",), 0, 3.0), (("steps=7",), 7, 1.0)]
 )
 def test_who_asks_for_epochs_does_not_get_the_suites_steps(asked, steps, epochs):
-    from harness.registry import installed
-    from harness.spec import Request, resolve
+    from harness.api.registry import installed
+    from harness.api.resolve import Request, resolve
 
     spec = resolve(Request("dpo", "summarization", asked), installed())
     assert (spec.options["steps"], spec.options["epochs"]) == (steps, epochs)
@@ -263,9 +262,9 @@ def test_who_asks_for_epochs_does_not_get_the_suites_steps(asked, steps, epochs)
 
 
 def test_a_method_that_is_several_gets_the_entry_of_its_variant():
-    from harness.errors import UsageError
-    from harness.registry import installed
-    from harness.spec import Request, resolve
+    from harness.api.registry import installed
+    from harness.api.resolve import Request, resolve
+    from harness.core.errors import UsageError
 
     spec = resolve(Request("rlaif", "summarization", ("optimiser=dpo",)), installed())
     assert spec.options["steps"] == 150 and spec.options["num_generations"] is None
@@ -274,8 +273,8 @@ def test_a_method_that_is_several_gets_the_entry_of_its_variant():
 
 
 def test_quick_shortens_a_method_no_suite_knows_of():
-    from harness.registry import installed
-    from harness.spec import _shortened
+    from harness.api.registry import installed
+    from harness.api.resolve import _shortened
 
     quick = installed().get("suites", "summarization").quick
     assert _shortened(quick, installed().get("methods", "orpo"), "unheard_of") == {"steps": 4}

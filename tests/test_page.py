@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from harness.errors import HarnessError, UsageError
-from harness.registry import installed
+from harness.api.registry import installed
+from harness.core.errors import HarnessError, UsageError
 from harness.report import page as module
 from harness.report.page import citations, html, page
 from harness.report.page.samples import browser

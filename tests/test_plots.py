@@ -11,13 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
-from harness.report.pictures import draw_files, targets_of
-from harness.report.plots import KINDS, STYLES, NothingToDraw, cost, curves, drawn, frontier, overoptimization, render
+from harness.core.errors import UsageError
+from harness.report.plots import (
+    KINDS,
+    STYLES,
+    NothingToDraw,
+    cost,
+    curves,
+    drawn,
+    frontier,
+    overoptimization,
+    render,
+)
+from harness.report.plots.pictures import draw_files, targets_of
 from harness.report.plots.style import COLOURS, GREY, SETTINGS, look
 from harness.report.plots.wins import luminance
-from harness.report.select import Filter
-from harness.report.sweeps import scores_of, sweeps
+from harness.report.selection.select import Filter
+from harness.report.selection.sweeps import scores_of, sweeps
 from harness.statistics.intervals import two_way_interval, win_rate_interval
 from harness.statistics.overoptimization import fit_seeds
 from harness.statistics.rating import rate
@@ -360,7 +370,7 @@ def test_legends_cover_no_panel_and_no_note(kind, figures):
 
 
 def test_matplotlib_is_loaded_when_a_picture_is_drawn_and_not_before():
-    code = "import sys, harness.report.pictures, harness.report.match; print([m for m in sys.modules if m in NAMES])"
+    code = "import sys, harness.report.plots.pictures, harness.report.tables.match; print([m for m in sys.modules if m in NAMES])"
     for names, expected in ((("matplotlib", "scipy"), "[]"), (("numpy",), "['numpy']")):
         told = subprocess.run(
             [sys.executable, "-c", f"NAMES = {names}; {code}"], capture_output=True, text=True,

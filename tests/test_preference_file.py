@@ -7,9 +7,9 @@ import re
 import pytest
 from harness_suites.preference_file import PreferenceFile
 
-from harness.errors import UsageError
-from harness.options import build
-from harness.spec import Request, make_suite, resolve
+from harness.api.resolve import Request, make_suite, resolve
+from harness.core.errors import UsageError
+from harness.core.options import build
 
 ROWS = [{"prompt": f"question {i} ?", "chosen": f" good {i}", "rejected": f" bad {i}"} for i in range(120)]
 TALK = [
@@ -313,7 +313,7 @@ def test_options_that_make_no_sense(suite, options, told):
 
 
 def resolved(tmp_path, text, registry=None):
-    from harness.registry import installed
+    from harness.api.registry import installed
 
     (tmp_path / "mine.toml").write_text(text)
     spec = resolve(Request("dpo", str(tmp_path / "mine.toml")), registry or installed())

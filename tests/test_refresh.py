@@ -12,16 +12,27 @@ from random import Random
 import pytest
 import torch
 
-from harness.desk import LabelDesk
-from harness.errors import HarnessError
-from harness.registry import installed, load_file
-from harness.rewards import bradley_terry_loss, ranking_loss
-from harness.seeds import derive
-from harness.spec import Request, make_judge, make_labeller, make_suite, resolve
-from harness.tokens import Batch
+from harness.api.registry import installed, load_file
+from harness.api.resolve import Request, make_judge, make_labeller, make_suite, resolve
+from harness.core.errors import HarnessError
+from harness.core.seeds import derive
+from harness.models.tokens import Batch
+from harness.training.label_server import LabelDesk
+from harness.training.reward_model import bradley_terry_loss, ranking_loss
 
 from .test_resume import Watched
-from .tools import ENV, command, finished, fresh, on_small, only_run, outputs, plugin, results, small_suite
+from .tools import (
+    ENV,
+    command,
+    finished,
+    fresh,
+    on_small,
+    only_run,
+    outputs,
+    plugin,
+    results,
+    small_suite,
+)
 
 # A labeller that says where it works, prints to where answers go, and fails in the way $FAIL names.
 TELLING = """
@@ -30,7 +41,7 @@ import time
 from dataclasses import dataclass
 
 from harness import Comparison, Labeller, hookimpl
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 
 
 @dataclass
@@ -219,8 +230,8 @@ def test_closing_ends_a_labeller_in_the_middle_of_an_answer(office):
 
 def test_a_labeller_does_not_outlive_a_killed_process(office, telling):
     code = (
-        "import sys; from harness.desk import LabelDesk; from harness.spec import Request, resolve\n"
-        "from harness.registry import installed, load_file\n"
+        "import sys; from harness.training.label_server import LabelDesk; from harness.api.resolve import Request, resolve\n"
+        "from harness.api.registry import installed, load_file\n"
         f"files = {office.files!r}; registry = installed(); [load_file(registry, f) for f in files]\n"
         "fixed = {'quick': True, 'labeller': 'telling'}\n"
         "desk = LabelDesk(resolve(Request('ppo', 'small', fixed=fixed), registry), files, True)\n"
@@ -404,8 +415,8 @@ import sys
 from dataclasses import dataclass
 
 from harness import OnPolicyOptions, hookimpl
-from harness.desk import LabelDesk
-from harness.walk import neighbours, reachable
+from harness.training.label_server import LabelDesk
+from harness.check.reachability import neighbours, reachable
 
 
 def desks(*roots):

@@ -8,11 +8,12 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from harness import hookspecs
-from harness import registry as registry_module
-from harness.errors import UsageError
-from harness.registry import KINDS, installed, load_entry_point, load_file, new_registry, source_digest
-from harness.run import Observers
+from harness.api import hookspecs
+from harness.api import registry as registry_module
+from harness.api.registry import KINDS, installed, load_entry_point, load_file, new_registry
+from harness.core.digests import source_digest
+from harness.core.errors import UsageError
+from harness.experiments.observers import Observers
 
 BASES = {
     "methods": "Method", "suites": "Suite", "judges": "Judge", "labellers": "Labeller", "engines": "Engine",
@@ -103,14 +104,13 @@ def test_a_plugin_that_exits_is_isolated(registry, entry_point):
 def test_list_shows_a_broken_plugin(registry, entry_point, monkeypatch):
     from click.testing import CliRunner
 
-    from harness import cli
-    from harness.report import commands
+    from harness.cli import app, report_commands
 
     load_entry_point(registry, entry_point("ill", "raise RuntimeError('on import')"))
     load_entry_point(registry, entry_point("ppo", source("methods", "ppo"), dist="one"))
     load_entry_point(registry, entry_point("ppo", source("methods", "ppo"), dist="two", version="2.5"))
-    monkeypatch.setattr(commands, "installed", lambda: registry)
-    done = CliRunner().invoke(cli.cli, ["list"])
+    monkeypatch.setattr(report_commands, "installed", lambda: registry)
+    done = CliRunner().invoke(app.cli, ["list"])
     assert done.exit_code == 0 and "broken: ill of strange 1.0: RuntimeError: on import" in done.output
     assert "clash: method ppo is offered by one 1.0, two 2.5" in done.output
 

@@ -6,13 +6,21 @@ from functools import cache
 
 import pytest
 
-from harness.errors import HarnessError, Refused, UsageError
-from harness.files import write_json
-from harness.registry import installed, load_file
-from harness.report import reproduce as module
-from harness.report.digests import CLOSE, DIFFERENT, SAME, compare_runs, within
-from harness.report.reproduce import Asked, changed_code, checked, folder_for, read_run, reproduce, summary
-from harness.store import read_result
+from harness.api.registry import installed, load_file
+from harness.core.errors import HarnessError, Refused, UsageError
+from harness.core.files import write_json
+from harness.core.run_folder import read_result
+from harness.experiments import reproduce as module
+from harness.experiments.reproduce import (
+    Asked,
+    changed_code,
+    checked,
+    folder_for,
+    read_run,
+    reproduce,
+    summary,
+)
+from harness.experiments.reproduction_digests import CLOSE, DIFFERENT, SAME, compare_runs, within
 
 from .tools import command, finished, fresh, on_small, only_run, plugin, results, small_suite
 

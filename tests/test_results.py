@@ -7,7 +7,7 @@ import runpy
 
 import pytest
 
-from harness.report.tables import COLUMNS
+from harness.report.tables.tables import COLUMNS
 
 from .tools import ROOT, put, record
 from .toy_runs import run

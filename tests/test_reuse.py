@@ -10,19 +10,19 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from harness.artifacts import Artifacts
-from harness.data import Budget, Prompt, Sampling
-from harness.lab import Lab, Supplies
-from harness.loop import Checkpoints, Loop
-from harness.meter import Meter
-from harness.pools import BLOCK, Pool, steps_to
-from harness.reuse import Reuse
-from harness.rollout import CachedEngine, Sampler
-from harness.stages import Workshop
-from harness.stages.preferences import LabelledPair
-from harness.start import Start
-from harness.tokens import Batch
-from harness.training import Trainer
+from harness.core.artifacts import Artifacts
+from harness.core.data import Budget, LabelledPair, Prompt, Sampling
+from harness.core.meter import Meter
+from harness.models.generation import CachedEngine, Sampler
+from harness.models.initial_checkpoint import Start
+from harness.models.tokens import Batch
+from harness.training.checkpoints import Checkpoints
+from harness.training.completion_cache import BLOCK, Pool, steps_to
+from harness.training.lab import Lab, Supplies
+from harness.training.loop import Loop
+from harness.training.reference_cache import Reuse
+from harness.training.stages.runtime import Workshop
+from harness.training.trainer import Trainer
 
 from .test_streams import Killed, Plain
 from .tools import command, fresh, on_small, only_run, outputs, plugin

@@ -10,10 +10,10 @@ from harness_plugins.dpo import DPO
 from harness_plugins.ppo import PPO
 from harness_plugins.rlaif import OPTIMISERS, OWN, RLAIF, defaults
 
-from harness.errors import UsageError
-from harness.options import build, options_of
-from harness.registry import installed
-from harness.spec import Request, make_method, resolve
+from harness.api.registry import installed
+from harness.api.resolve import Request, make_method, resolve
+from harness.core.errors import UsageError
+from harness.core.options import build, options_of
 
 from .test_resume import Watched
 from .tools import command, fresh, on_small, outputs, results

@@ -10,16 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import packing
-from harness.abilities import enable_sharing
-from harness.adapter import beside
-from harness.data import Sampling
-from harness.errors import UsageError
+from harness.core.data import Sampling
+from harness.core.errors import UsageError
 from harness.evaluation.kl import sampled_kl
-from harness.logprobs import completion_logits, completion_logp, completion_values
-from harness.models import forward_cost, frozen, scalar_from, trainable, trunk_of
-from harness.rollout import CachedEngine, Sampler, assemble, check_sampling, decode, draw_tokens
-from harness.training import Role
+from harness.models import packing
+from harness.models.capabilities import enable_sharing
+from harness.models.flops import forward_cost
+from harness.models.generation import (
+    CachedEngine,
+    Sampler,
+    assemble,
+    check_sampling,
+    decode,
+    draw_tokens,
+)
+from harness.models.loading import frozen, scalar_from, trainable, trunk_of
+from harness.models.logprobs import completion_logits, completion_logp, completion_values
+from harness.models.lora import beside
+from harness.training.trainer import Role
 
 from .tools import command, fresh, on_small, only_run, plugin
 
@@ -410,7 +418,7 @@ class Lying:
     name = "lying"
 
     def __new__(cls, *arguments):
-        from harness.rollout import CachedEngine
+        from harness.models.generation import CachedEngine
 
         class Engine(CachedEngine):
             name = "lying"

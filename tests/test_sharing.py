@@ -19,10 +19,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from harness import logprobs, packing
-from harness.abilities import enable_sharing, find_head
-from harness.data import Prompt
-from harness.logprobs import (
+from harness import logprobs
+from harness.core.data import Prompt
+from harness.models import packing
+from harness.models.capabilities import enable_sharing, find_head
+from harness.models.loading import scalar_from
+from harness.models.logprobs import (
     completion_logits,
     completion_logp,
     completion_scores,
@@ -30,8 +32,7 @@ from harness.logprobs import (
     forward_flops,
     predictions,
 )
-from harness.models import scalar_from
-from harness.tokens import Batch, PromptBatch
+from harness.models.tokens import Batch, PromptBatch
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
 

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from harness.meter import Meter
-from harness.registry import installed
-from harness.rewards import RewardModel
-from harness.run import Observers, Settings, open_stages, open_workshop
-from harness.spec import Request, resolve
-from harness.stages.preferences import read_pairs, read_rankings
+from harness.api.registry import installed
+from harness.api.resolve import Request, resolve
+from harness.core.meter import Meter
+from harness.experiments.observers import Observers
+from harness.experiments.prepare import Settings, open_stages, open_workshop
+from harness.training.reward_model import RewardModel
+from harness.training.stages.preferences import read_pairs, read_rankings
 
 SMALL = {"sft.steps": 12, "preferences.prompts": 60, "reward_model.epochs": 1, "evaluation.prompts": 16}
 
@@ -47,7 +48,7 @@ def test_demonstrations_score_zero_and_samples_spread_by_one(stages):
     with meter.phase("score"):
         assert reward.score(demonstrations(stages), bench).mean().abs() < 1e-4
         rows = read_rankings(stages.preferences.folder)["train"]
-        from harness.stages.reward_model import _batch
+        from harness.training.stages.reward_modelling import _batch
 
         assert reward.score(_batch(stages, rows), bench).double().std() == pytest.approx(1.0, abs=1e-4)
         reward.mean += 1.0  # negative control: a shifted model is seen
@@ -100,8 +101,8 @@ def test_settings_of_the_machine_and_the_engines_code_are_in_the_name(folder, st
 
 
 def test_the_ceiling_is_of_the_pairs_that_are_counted():
-    from harness.data import Comparison
-    from harness.stages.preferences import _agreements
+    from harness.core.data import Comparison
+    from harness.training.stages.preferences import _agreements
 
     said = [Comparison(0, 1, 1.0), Comparison(0, 2, 0.0), Comparison(1, 2, 1.0), Comparison(0, 3, 0.5)]
     assert _agreements(said, [2.0, 1.0, 1.0, 0.0]) == [1.0, 0.0, 0.5]

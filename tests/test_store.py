@@ -11,12 +11,31 @@ from pathlib import Path
 
 import pytest
 
-from harness.artifacts import MANIFEST, Artifacts
-from harness.errors import HarnessError, Refused
-from harness.files import lock, make_folder, write_json, write_text
-from harness.store import flatten, load_results, read_result, read_rows, runs, unspent, write_rows
+from harness.core.artifacts import MANIFEST, Artifacts
+from harness.core.errors import HarnessError, Refused
+from harness.core.files import lock, make_folder, write_json, write_text
+from harness.core.run_folder import (
+    flatten,
+    load_results,
+    read_result,
+    read_rows,
+    runs,
+    unspent,
+    write_rows,
+)
 
-from .tools import ENV, command, estimate, failure, finished, on_small, process, put, record, results
+from .tools import (
+    ENV,
+    command,
+    estimate,
+    failure,
+    finished,
+    on_small,
+    process,
+    put,
+    record,
+    results,
+)
 
 
 class Maker:
@@ -127,7 +146,7 @@ def kill(begun):
 KILLED_MAKER = """
 import sys, time
 from pathlib import Path
-from harness.artifacts import Artifacts
+from harness.core.artifacts import Artifacts
 
 def make(output, scratch):
     (output / "half.txt").write_text("half")
@@ -151,7 +170,7 @@ def test_a_kill_while_making_leaves_nothing_and_no_lock(artifacts):
 WRITER = """
 import sys
 from pathlib import Path
-from harness.files import write_json
+from harness.core.files import write_json
 for i in range(10**9):
     write_json(Path(sys.argv[1]), {"number": i, "text": "x" * 200_000, "again": i})
     if i == 0:
@@ -195,7 +214,7 @@ def test_rows_round_trip(tmp_path):
 OWNER = """
 import sys, time
 from pathlib import Path
-from harness.files import lock
+from harness.core.files import lock
 with lock(Path(sys.argv[1]), "The run", wait=False):
     print("ready", flush=True)
     time.sleep(60)

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.data import Budget, Demonstration
-from harness.lab import Lab, Supplies
-from harness.loop import Checkpoints, Loop
-from harness.meter import Meter
-from harness.shared_options import GradientMethod
-from harness.stages.preferences import LabelledPair
-from harness.start import Start
-from harness.training import Trainer
+from harness.api.methods import GradientMethod
+from harness.core.data import Budget, Demonstration, LabelledPair
+from harness.core.meter import Meter
+from harness.models.initial_checkpoint import Start
+from harness.training.checkpoints import Checkpoints
+from harness.training.lab import Lab, Supplies
+from harness.training.loop import Loop
+from harness.training.trainer import Trainer
 
 
 class Killed(BaseException):

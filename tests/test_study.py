@@ -12,20 +12,29 @@ from pathlib import Path
 import pytest
 from harness_plugins.launcher_local import Local
 
-from harness.cli import cli
-from harness.data import Job
-from harness.errors import UsageError
-from harness.files import make_folder, write_json
-from harness.registry import installed, load_file
-from harness.report.select import Filter, select
-from harness.report.tables import comparison
-from harness.spec import Request, resolve
-from harness.store import write_rows
-from harness.study.cells import expand
-from harness.study.file import read_study
-from harness.study.state import DONE, FAILED, LEFT, REFUSED, Estimates, cells_json, shipped, state_of
-from harness.study.tune import choose, searches, tune_json, tuned
-from harness.study.work import load_plugins, plan
+from harness.api.registry import installed, load_file
+from harness.api.resolve import Request, resolve
+from harness.cli.app import cli
+from harness.core.data import Job
+from harness.core.errors import UsageError
+from harness.core.files import make_folder, write_json
+from harness.core.run_folder import write_rows
+from harness.experiments.study.cells import expand
+from harness.experiments.study.file import read_study
+from harness.experiments.study.state import (
+    DONE,
+    FAILED,
+    LEFT,
+    REFUSED,
+    Estimates,
+    cells_json,
+    shipped,
+    state_of,
+)
+from harness.experiments.study.tune import choose, searches, tune_json, tuned
+from harness.experiments.study.work import load_plugins, plan
+from harness.report.selection.select import Filter, select
+from harness.report.tables.tables import comparison
 
 from .test_cli import FAULTY
 from .tools import ENV, command, fresh, outputs, plugin, record, samples, small_suite
@@ -53,8 +62,8 @@ class Forked(Launcher):
             ended(job, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
     def be(self, job):
-        from harness.cli import main
-        from harness.registry import installed
+        from harness.cli.app import main
+        from harness.api.registry import installed
 
         os.setpgid(0, 0)
         if self.kill and self.kill in job.name:
@@ -544,7 +553,7 @@ LAUNCH = """
 import signal
 import sys
 from pathlib import Path
-from harness.data import Job
+from harness.core.data import Job
 from harness_plugins.launcher_local import Local
 jobs = [Job(str(i), ("list", "-p", sys.argv[1]), Path(sys.argv[2]) / f"{i}.log") for i in range(3)]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background has it ignored
@@ -629,7 +638,7 @@ def test_killed_and_in_parallel_a_study_ends_in_the_bytes_of_a_serial_one(tmp_pa
 
 
 def test_two_of_one_study_at_a_time_are_refused(tmp_path):
-    from harness.files import lock
+    from harness.core.files import lock
 
     file = write(tmp_path, DPO, "busy")
     with lock(make_folder(tmp_path / "studies" / "busy"), "x", wait=False):
@@ -638,7 +647,7 @@ def test_two_of_one_study_at_a_time_are_refused(tmp_path):
 
 
 def test_a_run_that_is_refused_when_it_starts_is_left_for_later(tmp_path, forked):
-    from harness.files import lock
+    from harness.core.files import lock
 
     file = write(tmp_path, DPO, "busy", plugins=[forked])
     (cell,) = expand(*opened(file))

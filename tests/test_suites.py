@@ -13,10 +13,10 @@ from harness_suites.world import documents, requests, sums, words
 from harness_suites.world.requests import Request, kept_constraints, read_reply
 from harness_suites.world.sums import Problem
 
-from harness.contracts import SPLITS
-from harness.registry import installed
-from harness.spec import Request as RunRequest
-from harness.spec import resolve
+from harness.api.contracts import SPLITS
+from harness.api.registry import installed
+from harness.api.resolve import Request as RunRequest
+from harness.api.resolve import resolve
 
 from .tools import command, finished, fresh, only_run
 

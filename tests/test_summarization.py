@@ -11,7 +11,7 @@ from harness_suites.world import documents, words
 from harness_suites.world.documents import Document, Fact, read_summary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.contracts import SPLITS
+from harness.api.contracts import SPLITS
 
 FACTS = (
     Fact("mayor", "destroyed", "bridge", "oslo"),  # importance 3

@@ -13,15 +13,20 @@ import numpy as np
 import pytest
 from harness_plugins.reporters import CSV, Markdown
 
-from harness.errors import HarnessError, UsageError
-from harness.files import write_json
-from harness.report.figures import answers_of, figures_of
-from harness.report.select import Filter, rows_of, select
-from harness.report.table import Cell, Table
-from harness.report.tables import COLUMNS, comparison
-from harness.statistics.intervals import ONE_SEED, SEVERAL_SEEDS, two_way_interval, win_rate_interval
-from harness.store import read_rows, write_rows
-from harness.study.state import Place
+from harness.core.errors import HarnessError, UsageError
+from harness.core.files import write_json
+from harness.core.run_folder import read_rows, write_rows
+from harness.core.table import Cell, Table
+from harness.experiments.study.state import Place
+from harness.report.selection.figures import answers_of, figures_of
+from harness.report.selection.select import Filter, rows_of, select
+from harness.report.tables.tables import COLUMNS, comparison
+from harness.statistics.intervals import (
+    ONE_SEED,
+    SEVERAL_SEEDS,
+    two_way_interval,
+    win_rate_interval,
+)
 
 from .tools import GROUND, command, estimate, failure, put, record, samples
 
@@ -307,8 +312,8 @@ def test_rows_are_chosen_by_their_options(tmp_path):
 
 def in_a_study(monkeypatch, places):
     """Let runs have these places in a study, which refused none."""
-    monkeypatch.setattr("harness.report.select.places_of", lambda results, study: places)
-    monkeypatch.setattr("harness.report.select.refused_of", lambda results, study, suite: {})
+    monkeypatch.setattr("harness.report.selection.select.places_of", lambda results, study: places)
+    monkeypatch.setattr("harness.report.selection.select.refused_of", lambda results, study, suite: {})
 
 
 def test_rows_of_a_sweep_are_named_by_their_entry_where_one_setting_is_chosen(tmp_path, monkeypatch):

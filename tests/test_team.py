@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from harness.registry import installed
-from harness.team import ALONE, Team, merged
+from harness.api.registry import installed
+from harness.core.distributed import ALONE, Team, merged
 
 from .tools import ENV, finished, fresh, on_small, only_run
 
@@ -67,7 +67,7 @@ def test_alone_nothing_is_summed():
 GRADIENTS = """
 import torch
 from accelerate import Accelerator
-from harness.team import Team
+from harness.core.distributed import Team
 accelerator = Accelerator(cpu=True)
 team = Team(accelerator.process_index, accelerator.num_processes)
 a, b = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from harness.data import Prompt
-from harness.errors import UsageError
-from harness.tokens import Batch, Tokens
+from harness.core.data import Prompt
+from harness.core.errors import UsageError
+from harness.models.tokens import Batch, Tokens
 
 CHAT = (
     "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' </s> ' }}{% endfor %}"

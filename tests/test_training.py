@@ -9,16 +9,17 @@ import torch
 from harness_plugins.dpo import DPO
 from torch import nn
 
-from harness import training
-from harness.data import Budget
-from harness.errors import Diverged
-from harness.logprobs import completion_logp, completion_values
-from harness.loop import Checkpoints, Loop
-from harness.meter import Meter
-from harness.models import load_tensors, scalar_from
-from harness.shared_options import AdamWOptions
-from harness.tokens import Batch, PromptBatch
-from harness.training import REDUCTIONS, Role, Term, Trainer, reduce_share, schedule
+from harness.core.data import Budget
+from harness.core.errors import Diverged
+from harness.core.meter import Meter
+from harness.core.settings import AdamWOptions
+from harness.models.loading import load_tensors, scalar_from
+from harness.models.logprobs import completion_logp, completion_values
+from harness.models.tokens import Batch, PromptBatch
+from harness.training import trainer
+from harness.training.checkpoints import Checkpoints
+from harness.training.loop import Loop
+from harness.training.trainer import REDUCTIONS, Role, Term, Trainer, reduce_share, schedule
 
 
 def per_pair(logp, batch):
@@ -100,7 +101,7 @@ def test_a_step_is_the_same_for_any_micro_batch_padding_and_order(stepped, batch
 def test_a_mean_over_each_micro_batch_is_noticed(stepped, batch, loss, reduction, monkeypatch):
     whole = stepped(batch, loss, reduction, micro_batch_tokens=10_000)
     monkeypatch.setattr(
-        training, "reduce_share", lambda values, part, whole, how: reduce_share(values, part, part, how)
+        trainer, "reduce_share", lambda values, part, whole, how: reduce_share(values, part, part, how)
     )
     broken = stepped(batch, loss, reduction, micro_batch_tokens=1)
     with pytest.raises(AssertionError):

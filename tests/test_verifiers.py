@@ -8,12 +8,12 @@ from harness_suites.arithmetic import SumVerifier
 from harness_suites.question_file import FinalNumber, QuestionFile, Verdict, final_number
 from harness_suites.summarization import Summarization
 
-from harness.contracts import SPLITS
-from harness.data import Prompt, completion_text
-from harness.errors import UsageError
-from harness.options import build
-from harness.registry import installed
-from harness.spec import Request, make_suite, resolve
+from harness.api.contracts import SPLITS
+from harness.api.registry import installed
+from harness.api.resolve import Request, make_suite, resolve
+from harness.core.data import Prompt, completion_text
+from harness.core.errors import UsageError
+from harness.core.options import build
 
 from .tools import ROOT, command, only_run
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import harness
-from harness.files import write_json
-from harness.meter import Cost
-from harness.store import write_rows
+from harness.core.files import write_json
+from harness.core.meter import Cost
+from harness.core.run_folder import write_rows
 
 ROOT = Path(harness.__file__).parent.parent
 ENV = {
@@ -36,7 +36,7 @@ SMALL_SUITE = '''
 from dataclasses import dataclass
 
 from harness import Prompt, hookimpl
-from harness.contracts import Verifier
+from harness.api.contracts import Verifier
 from harness_suites.summarization import Summarization
 
 ON_POLICY = ("grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rlaif", "rrhf")
@@ -85,11 +85,11 @@ import accelerate, datasets, evaluate, pandas, pyarrow.parquet, rich.console, ri
 from rouge_score import rouge_scorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama import modeling_llama
-import harness.evaluation, harness.evaluation.metrics, harness.report.panel, harness.report.tables, harness.run
-import harness.stages
-from harness.cli import main
-from harness.registry import installed
-from harness.spec import harness_digest
+import harness.evaluation, harness.evaluation.metrics, harness.cli.display, harness.report.tables.tables, harness.experiments.run
+import harness.training.stages.stages
+from harness.cli.app import main
+from harness.api.registry import installed
+from harness.core.digests import harness_digest
 torch.set_num_threads(1)
 installed(), harness_digest()
 print("ready", flush=True)

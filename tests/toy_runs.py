@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.report.select import Filter, Selection, select
-from harness.store import write_rows
+from harness.core.run_folder import write_rows
+from harness.report.selection.select import Filter, Selection, select
 
 from .tools import estimate, put, record
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..errors import UsageError
-from ..registry import Registry
+from ..api.registry import Registry
+from ..core.errors import UsageError
 from .findings import FAILED, PASSED, SKIPPED, Finding, Options, report
 from .methods import method_proofs
 from .suites import labeller_proofs, suite_proofs

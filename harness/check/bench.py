@@ -17,21 +17,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..artifacts import Artifacts
-from ..data import Budget
-from ..lab import Lab
-from ..logprobs import padded
-from ..loop import Checkpoints, Loop
-from ..models import trunk_of
-from ..registry import Registry, new_registry
-from ..run import Observers, Settings, open_workshop, prepare, train
-from ..spec import Request, make_method, make_suite, resolve
-from ..start import Start
-from ..team import ALONE
-from ..tokens import Batch, PromptBatch, Tokens
-from ..training import Term, Trainer, reduce_share
-from ..walk import reachable
+from ..api.registry import Registry, new_registry
+from ..api.resolve import Request, make_method, make_suite, resolve
+from ..core.artifacts import Artifacts
+from ..core.data import Budget
+from ..core.distributed import ALONE
+from ..experiments.observers import Observers
+from ..experiments.prepare import Settings, open_workshop, prepare
+from ..experiments.run import train
+from ..models.initial_checkpoint import Start
+from ..models.loading import trunk_of
+from ..models.logprobs import padded
+from ..models.tokens import Batch, PromptBatch, Tokens
+from ..training.checkpoints import Checkpoints
+from ..training.lab import Lab
+from ..training.loop import Loop
+from ..training.trainer import Term, Trainer, reduce_share
 from .findings import Options
+from .reachability import reachable
 
 ROUNDING = 2e-3  # by how much the first turns' metrics may differ, relative to their size, for float32's rounding
 A_DRAW = 5e-2  # the same where a draw that lay on an edge may have turned

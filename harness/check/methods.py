@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contracts import NEEDS, Method
-from ..errors import HarnessError
-from ..options import options_of
-from ..registry import Registry
-from ..spec import Request, make_labeller, make_method, make_suite, resolve
+from ..api.contracts import NEEDS, Method
+from ..api.registry import Registry
+from ..api.resolve import Request, make_labeller, make_method, make_suite, resolve
+from ..core.errors import HarnessError
+from ..core.options import options_of
 from .findings import FAILED, SKIPPED, Finding, Options, attempt
-from .together import together
+from .two_processes import together
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -103,9 +103,9 @@ def _gold_imports(cls: Any) -> set[str]:
         return set()
     barred = (
         "harness_suites",
-        "harness.registry",
-        "harness.run",
-        "harness.stages",
+        "harness.api.registry",
+        "harness.experiments.run",
+        "harness.training.stages.stages",
         "harness.evaluation.evaluate",
         "gc",
     )
@@ -140,7 +140,8 @@ def serving(cls: type[Method], registry: Registry, settings: tuple[str, ...] = (
 
 def _full(name: str, suite: str, registry: Registry, options: Options, *more: str) -> dict[str, Any]:
     """Return the result of a run of full size, `more` settings over the others."""
-    from ..run import Settings, execute
+    from ..experiments.prepare import Settings
+    from ..experiments.run import execute
 
     own = {setting.partition("=")[0] for setting in more}
     kept = tuple(s for s in options.settings if s.partition("=")[0] not in own)

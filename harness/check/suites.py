@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-from ..contracts import SPLITS
-from ..data import Prompt, completion_text
-from ..options import options_of
-from ..registry import Registry
-from ..seeds import derive
-from ..spec import Request, RunSpec, make_judge, make_labeller, make_suite, resolve
+from ..api.contracts import SPLITS
+from ..api.registry import Registry
+from ..api.resolve import Request, make_judge, make_labeller, make_suite, resolve
+from ..core.data import Prompt, completion_text
+from ..core.options import options_of
+from ..core.seeds import derive
+from ..core.spec import RunSpec
 from .findings import Finding, Options, attempt
 
 
@@ -94,7 +95,8 @@ def _verifier_bounded(spec: RunSpec, registry: Registry) -> str:
 
 
 def _suite_runs(spec: RunSpec, registry: Registry, options: Options) -> str:
-    from ..run import Settings, execute
+    from ..experiments.prepare import Settings
+    from ..experiments.run import execute
 
     evaluation = execute(spec, registry, Settings(options.results, warn=options.say)).result["evaluation"]
     return f"gold {evaluation['gold']['mean']:.3f} after a quick SFT, {evaluation['eos_rate']:.0%} of answers end"

@@ -10,21 +10,24 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..adapter import learner, load_own
-from ..contracts import Judge, Method, Policy
-from ..data import Prompt, prompt_text
-from ..errors import Diverged, HarnessError
-from ..lab import Bench, LanguageModel
-from ..meter import Cost, Meter
-from ..models import load_tensors, save_tensors
-from ..pools import Pool
-from ..rewards import RewardModel
-from ..rollout import Sampler
-from ..scoring import verdicts
-from ..spec import RunSpec, digest_of
-from ..stage_settings import EvaluationOptions
-from ..stages import Stages, Workshop
-from ..tokens import Batch, Tokens
+from ..api.contracts import Judge, Method, Policy
+from ..core.data import Prompt, prompt_text
+from ..core.digests import digest_of
+from ..core.errors import Diverged, HarnessError
+from ..core.meter import Cost, Meter
+from ..core.settings import EvaluationOptions
+from ..core.spec import RunSpec
+from ..models.generation import Sampler
+from ..models.initial_checkpoint import learner
+from ..models.loading import load_tensors, save_tensors
+from ..models.lora import load_own
+from ..models.tokens import Batch, Tokens
+from ..training.completion_cache import Pool
+from ..training.lab import Bench, LanguageModel
+from ..training.reward_model import RewardModel
+from ..training.rewards import verdicts
+from ..training.stages.runtime import Workshop
+from ..training.stages.stages import Stages
 from .kl import sampled_kl
 from .stats import Estimate, mean_interval, win_rate, win_scores
 

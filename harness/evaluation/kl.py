@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..lab import Bench
-from ..logprobs import forward_flops, micro_batches, predictions
-from ..tokens import Batch
+from ..models.logprobs import forward_flops, predictions
+from ..models.micro_batches import micro_batches
+from ..models.tokens import Batch
+from ..training.lab import Bench
 
 
 def sampled_kl(policy: nn.Module, reference: nn.Module, batch: Batch, bench: Bench) -> tuple[Tensor, Tensor]:

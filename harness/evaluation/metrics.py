@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from ..errors import unknown
+from ..core.errors import unknown
 from .stats import mean_interval, win_rate
 
 FLOATS = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("float64")})

@@ -1,0 +1,1 @@
+"""Selections of runs, tables, comparisons, plots and the report page. No torch."""

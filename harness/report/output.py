@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import Refused
-from ..files import write_bytes, write_text
+from ..core.errors import Refused
+from ..core.files import write_bytes, write_text
 
 
 def check_output(output: Path) -> None:

@@ -12,7 +12,7 @@ class HF:
 
     def __new__(cls, *arguments):
         """Return the engine itself: importing it here, not above, keeps `harness list` without torch."""
-        from harness.rollout import CachedEngine
+        from harness.models.generation import CachedEngine
 
         return CachedEngine(*arguments)
 
@@ -25,7 +25,7 @@ class CUDAGraphs:
 
     def __new__(cls, *arguments):
         """Return the engine itself."""
-        from harness.graphs import GraphEngine
+        from harness.models.cuda_graphs import GraphEngine
 
         return GraphEngine(*arguments)
 

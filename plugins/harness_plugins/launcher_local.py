@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import hookimpl
-from harness.contracts import Launcher
+from harness.api.contracts import Launcher
 
 PATIENCE = 10.0  # seconds that a process gets to end by itself
 PAUSE = 0.05  # seconds between two looks

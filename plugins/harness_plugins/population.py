@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from harness.enumerate import Enumerated
+    from harness.models.enumeration import Enumerated
 
 SOFTNESS = (0.1, 0.03, 0.01, 0.003, 0.001)  # of the kinks of a hinge, one after another
 AGREEMENT = 2e-3  # total variation within which two starts have found the same minimum

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness import OnPolicyOptions, Policy, hookimpl, logprobs, torch
-from harness.shared_options import check_idle
+from harness.core.settings import check_idle
 
 if TYPE_CHECKING:
     from harness import Lab

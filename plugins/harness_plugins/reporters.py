@@ -8,7 +8,7 @@ import re
 from html import escape
 
 from harness import hookimpl
-from harness.contracts import Reporter
+from harness.api.contracts import Reporter
 
 
 class Markdown(Reporter):

@@ -14,9 +14,9 @@ from functools import cache
 from random import Random
 
 from harness import hookimpl
-from harness.contracts import SPLITS, Judge, Verifier
-from harness.data import Demonstration, Principle, Prompt
-from harness.errors import UsageError
+from harness.api.contracts import SPLITS, Judge, Verifier
+from harness.core.data import Demonstration, Principle, Prompt
+from harness.core.errors import UsageError
 
 from .embedded import PPO, RECOMMENDED, SAMPLES, SHORT, Embedded
 from .world import sums

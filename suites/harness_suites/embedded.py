@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from harness import hookimpl
-from harness.contracts import Ranker, Suite
-from harness.errors import UsageError
+from harness.api.contracts import Ranker, Suite
+from harness.core.errors import UsageError
 
 PAIRS = {"steps": 150, "batch_size": 32, "learning_rate": 5e-4}
 SAMPLES = {"steps": 40, "batch_size": 64, "num_generations": 4, "learning_rate": 1e-3, "lr_final": 0.1, "beta": 0.1}

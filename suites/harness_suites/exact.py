@@ -16,10 +16,10 @@ from pathlib import Path
 from random import Random
 
 from harness import hookimpl
-from harness.contracts import Judge, Suite, Verifier
-from harness.data import Demonstration, Pair, Prompt, prompt_text
-from harness.errors import UsageError
-from harness.shared_options import RewardOptions
+from harness.api.contracts import Judge, Suite, Verifier
+from harness.core.data import Demonstration, Pair, Prompt, prompt_text
+from harness.core.errors import UsageError
+from harness.core.settings import RewardOptions
 
 WORDS, END = ("a", "b", "c"), "</s>"
 # Of several lengths, none the beginning of another, and none of one word alone: without a start token attention cannot
@@ -144,7 +144,7 @@ class Exact(Suite):
         `tv`, `regret` and `start_tv` are means over prompts of TV(policy, optimum), beta KL(policy || optimum) and
         TV(start, optimum); where the KL is in the reward, the regret is what the policy lacks of E r - beta KL.
         """
-        from harness.enumerate import every_completion, probabilities
+        from harness.models.enumeration import every_completion, probabilities
 
         batch = every_completion(
             stages.tokens, self.prompts("test")[: len(PROMPTS)], self.max_tokens, stages.shop.device
@@ -163,7 +163,7 @@ class Exact(Suite):
     def problem(self, method, batch, ref, texts):
         """Return all that theory needs, the reward with what the method's options take off it."""
         from harness import torch
-        from harness.enumerate import Enumerated
+        from harness.models.enumeration import Enumerated
 
         rows = zip(batch.prompts.prompts, texts, strict=True)
         reward = torch.tensor([[self.reward(prompt, text) for text in row] for prompt, row in rows]).double()
@@ -194,7 +194,7 @@ class Exact(Suite):
 
 def _figures(whose, policy, problem):
     """Return exact KL, expected reward and win-rate of a policy, (P,) each."""
-    from harness import enumerate as listed
+    from harness.models import enumeration as listed
 
     return {
         f"{whose}_kl": listed.kl(policy, problem.ref), f"{whose}_reward": problem.expected(policy),
@@ -204,7 +204,7 @@ def _figures(whose, policy, problem):
 
 def _distances(method, policy, optimum, problem):
     """Return (P,) distances to the optimum; a policy without probabilities of its own has none."""
-    from harness import enumerate as listed
+    from harness.models import enumeration as listed
 
     found = {"start_tv": listed.total_variation(problem.ref, optimum)}
     if policy is None:

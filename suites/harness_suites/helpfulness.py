@@ -13,9 +13,9 @@ from functools import cache
 from random import Random
 
 from harness import hookimpl
-from harness.contracts import SPLITS, Judge
-from harness.data import Demonstration, Principle, Prompt
-from harness.errors import UsageError
+from harness.api.contracts import SPLITS, Judge
+from harness.core.data import Demonstration, Principle, Prompt
+from harness.core.errors import UsageError
 
 from .embedded import RECOMMENDED, SAMPLES, SHORT, Embedded
 from .world import requests

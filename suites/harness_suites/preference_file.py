@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from harness import hookimpl
-from harness.contracts import Judge
-from harness.data import Demonstration, Pair, Prompt, completion_text
-from harness.seeds import derive
+from harness.api.contracts import Judge
+from harness.core.data import Demonstration, Pair, Prompt, completion_text
+from harness.core.seeds import derive
 
 from .rows import RowSuite
 
@@ -129,7 +129,7 @@ class RewardModelJudge(Judge):
 
     def score(self, prompts, completions):
         """Return the judge model's normalised score per completion."""
-        from harness.meter import Meter
+        from harness.core.meter import Meter
 
         stages = self.stages
         ids = [[stages.tokens.completion_ids(p.text, text)] for p, text in zip(prompts, completions, strict=True)]

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from harness import hookimpl
-from harness.contracts import Judge, Verifier
-from harness.data import Demonstration, Prompt, Text, completion_text
-from harness.errors import UsageError
-from harness.seeds import derive
+from harness.api.contracts import Judge, Verifier
+from harness.core.data import Demonstration, Prompt, Text, completion_text
+from harness.core.errors import UsageError
+from harness.core.seeds import derive
 
 from .rows import RowSuite
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from harness.contracts import Suite
-from harness.data import Demonstration, Pair, Prompt
-from harness.errors import UsageError
-from harness.seeds import derive
+from harness.api.contracts import Suite
+from harness.core.data import Demonstration, Pair, Prompt
+from harness.core.errors import UsageError
+from harness.core.seeds import derive
 
 Example = TypeVar("Example", Pair, Demonstration)
 

@@ -12,9 +12,9 @@ from functools import cache
 from random import Random
 
 from harness import hookimpl
-from harness.contracts import Judge
-from harness.data import Demonstration, Principle, Prompt
-from harness.errors import UsageError
+from harness.api.contracts import Judge
+from harness.core.data import Demonstration, Principle, Prompt
+from harness.core.errors import UsageError
 
 from .embedded import RECOMMENDED, SHORT, Embedded
 from .embedded import BradleyTerry as BradleyTerry

@@ -5,8 +5,8 @@ import math
 import torch
 from harness_cpo import CPO
 
+from harness.api.registry import installed
 from harness.check import Options, check
-from harness.registry import installed
 
 LOGP = torch.tensor([[[-1.0, -1.0], [-2.0, -3.0]]])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...errors import UsageError
+from ...core.errors import UsageError
 
 PROMPTS = 200  # of each suite in the sample browser, where nothing else is asked for
 MAX_BYTES = 20_000_000

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...errors import HarnessError
+from ...core.errors import HarnessError
+from ...core.table import Table
 from ..plots import KINDS, render
-from ..table import Table
-from ..tables import comparison
+from ..tables.tables import comparison
 from . import provenance, settings
 from .checklist import checklist
 from .citations import bibtex

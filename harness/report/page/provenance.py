@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import HarnessError
-from ...study.state import CELLS, study_folder
-from ..select import Record, provenance_of
+from ...core.errors import HarnessError
+from ...experiments.study.state import CELLS, study_folder
+from ..selection.select import Record, provenance_of
 from .sections import Section
 from .settings import text_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...errors import HarnessError
-from ..select import Record, Selection, samples_of
+from ...core.errors import HarnessError
+from ..selection.select import Record, Selection, samples_of
 from .sections import Section
 
 Samples = Mapping[str, Mapping[str, Any]]  # by prompt id

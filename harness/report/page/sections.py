@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import unknown
-from ..select import OWN_CODE, Record, Selection, ground_of, rows_of, suite_records
+from ...core.errors import unknown
+from ..selection.select import OWN_CODE, Record, Selection, ground_of, rows_of, suite_records
 from .settings import text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ...store import flatten
-from ...study.state import CLASSES
-from ..select import Record, Row, Selection, spec_of
+from ...core.run_folder import flatten
+from ...experiments.study.state import CLASSES
+from ..selection.select import Record, Row, Selection, spec_of
 
 SHARED = (
     "suite_options", "stages", "model", "budget", "engine", "judge", "labeller", "labeller_options", "device", "dtype",

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import Refused, UsageError, unknown
-from ..select import Selection
+from ...core.errors import Refused, UsageError, unknown
+from ..selection.select import Selection
 from . import cost, curves, frontier, overoptimization, wins
 from .style import NothingToDraw, printed, settings
 

@@ -8,9 +8,20 @@ from statistics import fmean
 from typing import Any
 
 from ...statistics.intervals import Estimate, win_rate_interval
-from ..select import Record, Row, Selection
-from ..sweeps import Sweep, scores_of, sweeps
-from .style import GREY, Look, NothingToDraw, beside, handle, height, look, note, panels, place_labels
+from ..selection.select import Record, Row, Selection
+from ..selection.sweeps import Sweep, scores_of, sweeps
+from .style import (
+    GREY,
+    Look,
+    NothingToDraw,
+    beside,
+    handle,
+    height,
+    look,
+    note,
+    panels,
+    place_labels,
+)
 
 LABELS = 12  # at most so many points of sweeps are named in a panel
 NARROW = 3.0  # a panel whose costs differ by less has ticks at even distances

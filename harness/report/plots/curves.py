@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from ...core.run_folder import METRICS, rows_behind
 from ...evaluation.stats import t_quantile
-from ...store import METRICS, rows_behind
-from ..select import Record, Row, Selection
-from ..sweeps import sweeps
+from ..selection.select import Record, Row, Selection
+from ..selection.sweeps import sweeps
 from .style import Look, NothingToDraw, beside, handle, height, look, note, panels, plain_ticks
 
 ROLLOUTS = {  # in metrics.jsonl, by the names that all methods share

@@ -8,9 +8,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...statistics.intervals import Estimate, two_way_interval, win_rate_interval
-from ..select import Row, Selection
-from ..sweeps import Sweep, scores_of, seeds_told, sweeps
-from .style import GREY, Look, NothingToDraw, beside, handle, height, look, note, panels, place_labels
+from ..selection.select import Row, Selection
+from ..selection.sweeps import Sweep, scores_of, seeds_told, sweeps
+from .style import (
+    GREY,
+    Look,
+    NothingToDraw,
+    beside,
+    handle,
+    height,
+    look,
+    note,
+    panels,
+    place_labels,
+)
 
 OTHERS = 6  # lines of the legend that are no row's
 LABELS = 24  # at most so many points of sweeps are named in the picture

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...statistics.overoptimization import BON, LEAST, RL, Fit, fit_seeds
-from ..select import Record, Row, Selection
-from ..sweeps import Sweep, sweeps
+from ..selection.select import Record, Row, Selection
+from ..selection.sweeps import Sweep, sweeps
 from .style import GREY, Look, NothingToDraw, below, handle, look, panels
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ...statistics.intervals import Array
 from ...statistics.rating import Ratings, rate
-from ..select import Selection
-from ..sweeps import scores_of
+from ..selection.select import Selection
+from ..selection.sweeps import scores_of
 from .style import COLOURS, GREY, SMALL, NothingToDraw, note, panels, wrapped
 
 NAME = 26  # characters of a row's name on one line

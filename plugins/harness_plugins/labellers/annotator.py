@@ -15,8 +15,8 @@ from itertools import combinations
 from pathlib import Path
 
 from harness import Comparison, Labeller, Principle
-from harness.data import prompt_text
-from harness.errors import UsageError
+from harness.core.data import prompt_text
+from harness.core.errors import UsageError
 
 
 @dataclass(frozen=True)

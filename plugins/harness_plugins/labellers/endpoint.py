@@ -21,7 +21,7 @@ from threading import Lock
 from urllib.parse import urlsplit
 
 from harness import hookimpl
-from harness.errors import HarnessError, UsageError
+from harness.core.errors import HarnessError, UsageError
 
 from .annotator import WritingAnnotator
 from .verdicts import REFUSED, probability

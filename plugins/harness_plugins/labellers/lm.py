@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from harness import Principle, Prompt, hookimpl, torch
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 
 from .annotator import Question, WritingAnnotator
 
@@ -34,20 +34,20 @@ class LMAnnotator(WritingAnnotator):
     @cached_property
     def loaded(self):
         """Model and tokenizer."""
-        from harness.models import load_causal, load_tokenizer
+        from harness.models.loading import load_causal, load_tokenizer
 
         return load_causal(self.model).to(self.device), load_tokenizer(self.model)
 
     @cached_property
     def weights(self) -> str:
         """The digest of the model's weights."""
-        from harness.models import weights_digest
+        from harness.models.loading import weights_digest
 
         return weights_digest(self.loaded[0])
 
     def data_files(self):
         """Return the files of the model's folder; a hub id stands for itself until its weights are hashed."""
-        from harness.spec import model_files
+        from harness.core.digests import model_files
 
         return model_files(Path(self.model)) if Path(self.model).is_dir() else []
 
@@ -58,7 +58,7 @@ class LMAnnotator(WritingAnnotator):
 
     def is_judge(self, judge):
         """Return whether the judge names the same model, or holds the same weights."""
-        from harness.models import weights_digest
+        from harness.models.loading import weights_digest
 
         theirs = getattr(judge, "model", None)
         theirs = weights_digest(theirs) if isinstance(theirs, torch.nn.Module) else theirs
@@ -78,8 +78,8 @@ class LMAnnotator(WritingAnnotator):
 
     def _verdicts(self, prompt, rows):
         """Return p per row of token ids: softmax over the verdicts, a verdict's forms (with a space, without) added."""
-        from harness.logprobs import completion_logp
-        from harness.tokens import Batch, PromptBatch
+        from harness.models.logprobs import completion_logp
+        from harness.models.tokens import Batch, PromptBatch
 
         width, answers = max(map(len, rows)), [i for ids in self.verdict_ids for i in ids]
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self.device)

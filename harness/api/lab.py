@@ -1,0 +1,317 @@
+"""The interface of the lab: all that a method may ask for while it trains. Importing this costs no torch.
+
+A method receives a `Lab` and nothing else. Every call is metered, seeded and resumable. The lab holds no judge and no
+prompt of the test split. `harness.training.lab` implements this interface.
+
+Shapes: B prompts, K completions per prompt, T completion tokens. Log-probabilities are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ..models.generation import Sampler
+    from ..models.tokens import Batch, PromptBatch, Tokens
+
+    Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
+
+
+class Model(Protocol):
+    """A causal language model in the lab: the policy, the reference or the start checkpoint."""
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The torch module."""
+
+    def logp(self, batch: Batch) -> Tensor:
+        """Return log-probabilities of the completion tokens, without gradients.
+
+        Args:
+            batch: Completions (B, K, T).
+
+        Returns:
+            (B, K, T) log-probabilities in nats at the temperature of the batch; 0 on padding.
+        """
+
+    def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
+        """Return one completion per prompt (B, 1, T), drawn with the sampler."""
+
+
+class ValueModel(Protocol):
+    """A value function in the lab."""
+
+    def values(self, batch: Batch) -> Tensor:
+        """Return (B, K, T) values of the state before each completion token, without gradients.
+
+        Values are in units of the reward; they are 0 on padding.
+        """
+
+
+class StepTerm(Protocol):
+    """One term of a training step, made by `Lab.term`. Pass it to `Lab.step`; it has no other use."""
+
+    @property
+    def weight(self) -> float:
+        """The factor of this term in the objective."""
+
+
+class Lab(Protocol):
+    """What a method may ask for while it trains.
+
+    Example:
+        ```python
+        def train(self, lab):
+            for pairs in lab.pairs(epochs=1):
+                ref_logp = lab.reference.logp(pairs)
+                lab.step(self.loss, pairs.with_columns(ref_logp=ref_logp))
+            return lab.policy
+        ```
+    """
+
+    # -- data: resumable streams -----------------------------------------------------------------
+
+    def prompts(self, steps: int, batch_size: int | None = None) -> Iterator[PromptBatch]:
+        """Yield batches of training prompts, shuffled once per epoch, in one order for all methods.
+
+        Args:
+            steps: How many batches.
+            batch_size: Prompts per batch; by default the method's `batch_size`.
+
+        Returns:
+            An iterator over batches of B prompts. Each turn of the loop is a checkpoint boundary.
+
+        Raises:
+            ValueError: The method does not declare "prompts" in its `needs`.
+        """
+
+    def pairs(
+        self,
+        epochs: float = 1.0,
+        steps: int = 0,
+        batch_size: int | None = None,
+        shuffle_labels: bool = False,
+    ) -> Iterator[Batch]:
+        """Yield batches of preference pairs.
+
+        Args:
+            epochs: Passes over the pairs; used where `steps` is 0.
+            steps: How many batches.
+            batch_size: Pairs per batch; by default the method's `batch_size`.
+            shuffle_labels: A control: a seeded coin decides which completion is called chosen.
+
+        Returns:
+            An iterator over batches (B, 2, T), the chosen completion first. Column `p` (B,) is the
+            probability that the chosen completion is better; it is 1 for a plain label.
+
+        Raises:
+            ValueError: The method does not declare "pairs" in its `needs`.
+        """
+
+    def labelled(
+        self,
+        epochs: float = 1.0,
+        steps: int = 0,
+        batch_size: int | None = None,
+        shuffle_labels: bool = False,
+    ) -> Iterator[Batch]:
+        """Yield batches of single completions with a label, for methods without pairs (KTO).
+
+        The completions are those of the pairs, each on its own, in an order of their own.
+
+        Args:
+            epochs: Passes over the completions; used where `steps` is 0.
+            steps: How many batches.
+            batch_size: Completions per batch; by default the method's `batch_size`.
+            shuffle_labels: A control: a seeded coin decides the labels of each pair.
+
+        Returns:
+            An iterator over batches (B, 1, T). Column `label` (B,) is 1 for a desirable completion,
+            0 for an undesirable one, and between them for a soft label.
+
+        Raises:
+            ValueError: The method does not declare "pairs" in its `needs`.
+        """
+
+    def demonstrations(self, n: int) -> Batch:
+        """Return n demonstrations (n, 1, T), drawn anew at each call.
+
+        Raises:
+            ValueError: The method does not declare "demonstrations" in its `needs`.
+        """
+
+    def minibatches(self, batch: Batch, size: int, epochs: int = 1) -> Iterator[Batch]:
+        """Yield the rows of a batch in shuffled parts of `size` rows, `epochs` times over."""
+
+    def rollout(
+        self,
+        prompts: PromptBatch,
+        n: int = 1,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
+        of: Any = None,
+        **truncations: object,
+    ) -> Batch:
+        """Sample completions.
+
+        Args:
+            prompts: B prompts.
+            n: Completions per prompt.
+            temperature: By default the suite's, at which the policy is evaluated.
+            max_new_tokens: By default the suite's.
+            of: The model that samples: the policy by default, or `lab.start`.
+            truncations: Refused. Top-k and top-p would make the log-probabilities wrong.
+
+        Returns:
+            A batch (B, n, T). Column `logp` (B, n, T) holds the log-probabilities of the weights that
+            sampled (the old log-probabilities). Column `ended` (B, n) is true where the completion
+            ends with an end-of-sequence token.
+
+        Raises:
+            ValueError: Called outside a stream: after a restart it would sample from other weights.
+        """
+
+    # -- models ----------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Any:
+        """The policy being trained, a `Model`. Before the first step it equals the start checkpoint."""
+
+    @property
+    def reference(self) -> Any:
+        """The frozen start checkpoint, a `Model`. It is loaded and billed only if it is used."""
+
+    @property
+    def start(self) -> Any:
+        """The start checkpoint as a `Model`: for methods that train nothing."""
+
+    def move_reference(self) -> None:
+        """Copy the weights of the policy into the reference, for iterated methods.
+
+        The reference of the evaluation stays the start checkpoint.
+        """
+
+    def critic(
+        self, shared: bool = False, from_reward: bool = True, learning_rate: float | None = None
+    ) -> Any:
+        """Return the critic, a `ValueModel`; every call returns the same one.
+
+        Args:
+            shared: Put a value head on the policy's layers instead of a network of its own.
+            from_reward: Start from the reward model's layers, where there is a reward model.
+            learning_rate: Of the critic; by default the method's.
+
+        The head starts at zero, so the first values are 0.
+        """
+
+    # -- rewards ---------------------------------------------------------------------------------
+
+    def reward(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
+        """Return the reward that the method's `RewardOptions` ask for.
+
+        Args:
+            batch: Completions (B, K, T).
+            sampler: Of the evaluation, for a policy that scores completions while it answers.
+
+        Returns:
+            (B, K) rewards. A learned reward has standard deviation 1 over samples of the start
+            checkpoint, and demonstrations score 0 on average. NaN where a verifier cannot decide.
+
+        Raises:
+            ValueError: The method does not declare "reward" (or "verifier") in its `needs`.
+            Diverged: The reward model returned a value that is not finite.
+        """
+
+    def verify(self, batch: Batch) -> Tensor:
+        """Return (B, K) verdicts of the suite's verifier; NaN where it cannot decide.
+
+        Raises:
+            ValueError: The method does not declare "verifier" in its `needs`.
+        """
+
+    def revise(self, batch: Batch, rounds: int = 1) -> Batch:
+        """Return the completions (B, K, T) as the method's labeller rewrites them.
+
+        Args:
+            batch: Completions (B, K, T).
+            rounds: Revisions per completion, each under a principle drawn from the constitution.
+
+        Raises:
+            ValueError: The method does not declare "labels" in its `needs`.
+        """
+
+    # -- training --------------------------------------------------------------------------------
+
+    def step(self, *what: Any) -> dict[str, float]:
+        """Take one optimizer step: `step(loss, batch)` or `step(term, ...)`.
+
+        Args:
+            what: A loss and a batch, or terms made by `Lab.term`. A loss is called as
+                `loss(logp, batch)` on micro-batches. It returns values (B,), (B, K) or (B, K, T), or
+                those and a dict of metrics with such shapes. The lab reduces them over the batch.
+
+        Returns:
+            The loss, the gradient norm and the metrics of this step.
+
+        Raises:
+            ValueError: Called outside a stream.
+            Diverged: The loss or the gradient is not finite.
+        """
+
+    def term(
+        self,
+        loss: Loss,
+        batch: Batch,
+        of: Any = None,
+        weight: float = 1.0,
+        reduction: str | float = "token-mean",
+    ) -> Any:
+        """Return one term of a step: a loss of a model's output on a batch.
+
+        Args:
+            loss: See `step`. With `of=critic` its first argument holds values (B, K, T).
+            batch: Completions (B, K, T) and the columns that the loss reads.
+            of: The policy by default, or the critic.
+            weight: Factor of this term.
+            reduction: Of per-token losses: "token-mean", "seq-mean-token-mean",
+                "seq-mean-token-sum", or a number that the sum over tokens is divided by.
+        """
+
+    def log(self, **metrics: float | Tensor) -> None:
+        """Add numbers to the current row of metrics.
+
+        Raises:
+            Diverged: A number is not finite.
+        """
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Numbers that the method carries from turn to turn. They are saved in checkpoints as JSON."""
+
+    @property
+    def turn(self) -> int:
+        """The current turn of the stream, from 0. It survives a restart."""
+
+    # -- facts and helpers -----------------------------------------------------------------------
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest completion in tokens: the suite's limit."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokenizer with the harness's rules for prompts and completions."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of all tensors."""
+
+    def texts(self, batch: Batch) -> list[list[str]]:
+        """Return the completions of a batch as text, K per prompt."""
+
+    def generator(self, *purpose: Hashable) -> torch.Generator:
+        """Return a random generator: a function of the seed, the turn and the purpose alone."""

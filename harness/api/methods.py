@@ -1,0 +1,126 @@
+"""Options that many methods have, under one name everywhere: how to train, what to reward, how to keep near the start.
+
+Mixins: a method inherits those it needs, and what an option says is done by the lab or by the helper beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ..core.settings import AdamWOptions, RewardOptions, check_idle
+from .contracts import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..models.tokens import Batch, PromptBatch
+    from .lab import Lab
+
+
+@dataclass
+class GradientMethod(AdamWOptions, Method):
+    """A method that trains by gradient: a Method with the options of AdamW, and of what it trains."""
+
+    lora_rank: int = 0  # train an adapter of this rank (LoRA) beside the start checkpoint's weights; 0 trains those
+    lora_alpha: float = 0.0  # the adapter is scaled by lora_alpha / lora_rank; 0 takes twice the rank
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        super().check()
+        if self.lora_rank < 0 or self.lora_alpha < 0:
+            raise ValueError("lora_rank and lora_alpha must not be negative")
+        if not self.lora_rank:
+            check_idle(self, "lora_alpha", "lora_rank")
+        elif find_spec("peft") is None:
+            raise ValueError("lora_rank needs the package peft: pip install 'alignment-harness[lora]'")
+
+
+@dataclass
+class PairOptions(GradientMethod):
+    """A method that trains on preference pairs: how often it goes over them."""
+
+    epochs: float = 1.0  # passes over the pairs
+    steps: int = 0  # optimiser steps; 0 takes `epochs`
+    shuffle_labels: bool = False  # a control: which completion of a pair is the chosen one is drawn by a coin
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        super().check()
+        if self.steps < 0 or self.epochs <= 0:
+            raise ValueError("epochs must be above 0, and steps not negative")
+
+    def pairs(self, lab: Lab) -> Iterator[Batch]:
+        """Yield the pairs as these options say: (B, 2, T), chosen first."""
+        return lab.pairs(self.epochs, self.steps, shuffle_labels=self.shuffle_labels)
+
+
+@dataclass
+class OnPolicyOptions(RewardOptions, GradientMethod):
+    """A method that learns from its own samples: how many, how scored, and how far from the start it may go."""
+
+    steps: int = 100  # turns: a rollout and its updates
+    num_generations: int = 8  # completions per prompt
+    beta: float = 0.05  # strength of the KL constraint
+    adaptive_beta: bool = False  # steer beta so that the KL of a completion stays near kl_target
+    kl_target: float = 6.0  # nats per completion, for adaptive_beta
+    kl_gain: float = 0.1  # K_beta of the controller: the largest change per turn is 0.2 of it
+    temperature: float | None = None  # of rollouts; none: the suite's, at which KL and win-rate are measured
+    max_new_tokens: int | None = None  # of a rollout's completion; none: the suite's, at which all is measured
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        super().check()
+        self.check_reward()
+        if self.steps < 1 or self.num_generations < 1:
+            raise ValueError("steps and num_generations must be at least 1")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError("max_new_tokens must be at least 1")
+        if self.beta < 0:
+            raise ValueError("beta must not be negative")
+        if self.adaptive_beta and self.beta == 0:
+            raise ValueError("adaptive_beta multiplies beta: start it above 0")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError("temperature must be above 0: greedy rollouts have no log-probabilities to learn from")
+        if self.kl_target <= 0 or self.kl_gain <= 0:
+            raise ValueError("kl_target and kl_gain must be above 0")
+        if not self.adaptive_beta:
+            check_idle(self, "kl_target", "adaptive_beta=true")
+            check_idle(self, "kl_gain", "adaptive_beta=true")
+
+    def required(self) -> frozenset[str]:
+        """Return what this instance needs: no learned reward where the reward is the verifier's."""
+        return (self.needs - {"reward"}) | {"prompts"} | self.reward_needs()
+
+    def as_measured(self) -> bool:
+        """Return whether samples are drawn as they are measured, and beta and reward stay: what theory speaks of."""
+        usual = self.temperature is None and self.max_new_tokens is None
+        return usual and not self.adaptive_beta and not self.reward_refresh
+
+    def rollouts(self, lab: Lab) -> Iterator[tuple[PromptBatch, Batch]]:
+        """Yield per turn the prompts and the policy's completions of them, `reward` (B, K) among the columns."""
+        lab.state.setdefault("beta", self.beta)
+        for prompts in lab.prompts(self.steps):
+            batch = lab.rollout(prompts, self.num_generations, self.temperature, self.max_new_tokens)
+            yield prompts, batch.with_columns(reward=lab.reward(batch))
+
+    def report(self, lab: Lab, batch: Batch, kl: Tensor | None) -> None:
+        """Log what a rollout was like, and steer beta by `kl` (B, K), nats per completion, if asked to.
+
+        beta (1 + K_beta clip(KL / target - 1, -0.2, 0.2)): Ziegler et al. 2019 (1909.08593), sect. 2.2.
+        """
+        lab.log(beta=lab.state["beta"], length=batch.lengths.float().mean(), eos_rate=batch["ended"].float().mean())
+        if not batch["reward"].isnan().all():  # a verifier may be able to score none of them
+            lab.log(reward=batch["reward"].nanmean())
+        if kl is None:
+            return
+        lab.log(kl=kl.mean())
+        if self.adaptive_beta:
+            lab.state["beta"] = self.adapted(lab.state["beta"], float(kl.mean()))
+
+    def adapted(self, beta: float, kl: float) -> float:
+        """Return beta after a rollout with this KL; the error is clipped, so beta stays positive."""
+        error = min(0.2, max(-0.2, kl / self.kl_target - 1))
+        return beta * (1 + self.kl_gain * error)

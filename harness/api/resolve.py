@@ -1,0 +1,238 @@
+"""RunSpec: everything that decides a run, resolved and validated before anything starts, and its fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.data import Budget
+from ..core.digests import combined_digest, harness_digest, model_files, package_digest, source_digest
+from ..core.errors import UsageError, unknown
+from ..core.options import build, options_of, parse_settings
+from ..core.settings import STAGES, AdamWOptions, PreferenceOptions
+from ..core.spec import RunSpec, parse_budget
+from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
+from .contracts import Judge, Labeller, Method, Suite
+from .registry import Registry
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for, before names and values are resolved."""
+
+    method: str
+    suite: str
+    settings: tuple[str, ...] = ()
+    suite_settings: tuple[str, ...] = ()
+    stage_settings: tuple[str, ...] = ()
+    budget: str = ""
+    labeller_settings: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # the other fields of RunSpec
+
+
+def resolve(request: Request, registry: Registry) -> RunSpec:
+    """Return the validated RunSpec: method and stage defaults, then the suite's settings, then the user's."""
+    method_cls: type[Method] = registry.get("methods", request.method)
+    file = read_suite_file(request.suite) if is_suite_file(request.suite) else SuiteFile()
+    _check_settings(file, request.suite, registry)
+    kind = file.suite if is_suite_file(request.suite) else ""
+    suite_cls: type[Suite] = registry.get("suites", kind or request.suite)
+    suite_options = {**file.options, **parse_settings(request.suite_settings, "--suite-set")}
+    suite = build(suite_cls, suite_options, f"suite {request.suite}")
+    layers = [suite_cls.settings, file.settings]
+    quick = suite_cls.quick if request.fixed.get("quick") else {}
+    asked = parse_settings(request.settings, "--set")
+    advised = recommended(layers, method_cls, request.method, asked) | _shortened(quick, method_cls, request.method)
+    chosen = _over(method_cls, advised, asked)
+    method = build(method_cls, chosen, f"method {request.method}")
+    budget = parse_budget(request.budget)
+    labeller = method.labeller() or request.fixed.get("labeller") or suite.labeller_name
+    spec = RunSpec(
+        method=request.method, suite=request.suite, suite_name=getattr(suite, "title", None) or suite.name,
+        suite_kind=kind,
+        options=_values(method), suite_options=_values(suite),
+        labeller_options=_labeller_options(labeller, request.labeller_settings, registry),
+        stages=_resolve_stages([*layers, quick], parse_settings(request.stage_settings, "--stage-set"), budget),
+        budget=budget, asked=tuple(sorted(asked)), **request.fixed,
+    )  # fmt: skip
+    return dataclasses.replace(spec, code=code_of(spec, suite, method, registry))
+
+
+def _labeller_options(name: str | None, settings: tuple[str, ...], registry: Registry) -> dict[str, Any]:
+    """Return every option of the labeller that the method learns from."""
+    asked = parse_settings(settings, "--labeller-set")
+    cls = registry.get("labellers", name) if name else None
+    if cls is None or not dataclasses.is_dataclass(cls):
+        if asked:
+            raise UsageError(f"--labeller-set {next(iter(asked))}: the labeller {name} has no options.")
+        return {}
+    return _values(build(cls, asked, f"labeller {name}"))
+
+
+def code_of(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> dict[str, str]:
+    """Return digests of all code and files that decide a run; a name that does not exist is refused here."""
+    judge, labeller, own = spec.judge or suite.judge_name, spec.labeller or suite.labeller_name, method.labeller()
+    asked = make_labeller(spec, suite, registry)
+    return {
+        "harness": harness_digest(), "method": source_digest(type(method)), "suite": package_digest(type(suite)),
+        "engine": source_digest(registry.get("engines", spec.engine)),
+        "judge": package_digest(registry.get("judges", judge)),
+        "labeller": package_digest(registry.get("labellers", labeller)) if labeller else "",
+        "method_labeller": package_digest(registry.get("labellers", own)) if own else "",
+        "labeller_data": combined_digest(asked.data_files()) if asked else "",
+        "base": _base_digest(spec.model or suite.base_model()),
+        "data": combined_digest(suite.data_files()),
+    }  # fmt: skip
+
+
+def _base_digest(base: str | Path | None) -> str:
+    """Return the digest of a model folder's files; a hub id stands for itself: the stages hash its weights."""
+    if base is None or not Path(base).is_dir():
+        return str(base)
+    return combined_digest(model_files(Path(base)))
+
+
+def _check_settings(file: SuiteFile, where: str, registry: Registry) -> None:
+    """Refuse settings for a method, a stage or an option that does not exist: they would be ignored."""
+    for name, options in file.settings.items():
+        name = name.partition(":")[0]
+        stage = name.removeprefix("stage.") if name.startswith("stage.") else None
+        kind, known = ("stage", STAGES) if stage else ("method", registry.classes["methods"])
+        table = f"{where}: [stages.{stage}]" if stage else f"{where}: [settings.{name}]"
+        if name == "*":
+            continue
+        if (stage or name) not in known:
+            raise UsageError(f"{table}: {unknown(kind, stage or name, known)}")
+        there = options_of(known[stage or name])
+        for option in options:
+            if option not in there:
+                raise UsageError(f"{table}: {unknown('option', option, there)}")
+
+
+def make_method(spec: RunSpec, registry: Registry) -> Method:
+    """Return the method of a spec with its options."""
+    method: Method = build(registry.get("methods", spec.method), spec.options, f"method {spec.method}")
+    return method
+
+
+def make_suite(spec: RunSpec, registry: Registry) -> Suite:
+    """Return the suite of a spec with its options and seed."""
+    cls: type[Suite] = registry.get("suites", spec.suite_kind or spec.suite)
+    suite: Suite = build(cls, spec.suite_options, f"suite {spec.suite}")
+    suite.shared_seed = spec.shared_seed  # type: ignore[misc]  # an instance attribute over the class's default
+    return suite
+
+
+def make_judge(spec: RunSpec, suite: Suite, registry: Registry) -> Judge:
+    """Return the judge of a spec; it is not prepared yet."""
+    judge: Judge = registry.get("judges", spec.judge or suite.judge_name)()
+    return judge
+
+
+def make_labeller(spec: RunSpec, suite: Suite, registry: Registry, own: bool = True) -> Labeller | None:
+    """Return the labeller the method learns from, or (`own` off) the one behind the preferences that all share.
+
+    They differ for AI feedback only. None where there is neither. It is not prepared yet.
+    """
+    special = make_method(spec, registry).labeller()
+    name = (special if own else None) or spec.labeller or suite.labeller_name
+    if not name:
+        return None
+    cls = registry.get("labellers", name)
+    options = spec.labeller_options if own or special is None else {}
+    if not dataclasses.is_dataclass(cls):
+        plain: Labeller = cls()
+        return plain
+    labeller: Any = build(cls, options, f"labeller {name}")
+    return labeller  # type: ignore[no-any-return]
+
+
+def suite_class(suite: str, registry: Registry) -> type[Suite]:
+    """Return the class behind a suite's name or file."""
+    cls: type[Suite] = registry.get("suites", read_suite_file(suite).suite if is_suite_file(suite) else suite)
+    return cls
+
+
+def recommended(
+    layers: list[Mapping[str, Mapping[str, Any]]], cls: type, name: str, asked: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the settings a suite recommends for a method: `*` for what the method leaves at the contract's default.
+
+    A method that states a default of its own keeps it over `*`; an entry under the method's name wins over both. An
+    entry `NAME:OPTION=VALUE` stands in its place where that value was asked for: methods that are several in one.
+    """
+    inherited = {
+        n for n in options_of(cls) if not any(n in vars(base).get("__annotations__", {}) for base in _own(cls))
+    }
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values |= {k: v for k, v in layer.get("*", {}).items() if k in inherited and k not in values}
+        values |= _entry(layer, name, asked or {})
+    return values
+
+
+def _entry(layer: Mapping[str, Mapping[str, Any]], name: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    for key, values in layer.items():
+        option, _, value = key.removeprefix(f"{name}:").partition("=")
+        if key.startswith(f"{name}:") and str(asked.get(option)) == value:
+            return values
+    return layer.get(name, {})
+
+
+def _shortened(quick: Mapping[str, Mapping[str, Any]], cls: type, name: str) -> dict[str, Any]:
+    """Return what `--quick` changes for a method: `*` for whatever it has of that, the entry under its name over it."""
+    return {k: v for k, v in quick.get("*", {}).items() if k in options_of(cls)} | dict(quick.get(name, {}))
+
+
+def _over(cls: type, advised: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return advice with what the user asked for over it.
+
+    Who asks for epochs does not get advised steps, where steps, at 0, are what stands in place of epochs.
+    """
+    steps = options_of(cls).get("steps")
+    if "epochs" in asked and "steps" not in asked and steps and steps.default == 0:
+        advised = {name: value for name, value in advised.items() if name != "steps"}
+    return {**advised, **asked}
+
+
+def _resolve_stages(
+    layers: list[Mapping[str, Mapping[str, Any]]], overrides: Mapping[str, str], budget: Budget
+) -> dict[str, dict[str, Any]]:
+    for layer in layers:
+        for name in (n.removeprefix("stage.") for n in layer if n.startswith("stage.")):
+            if name not in STAGES:
+                raise UsageError(f"[stages.{name}]: {unknown('stage', name, STAGES)}")
+    asked: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
+    for name, value in overrides.items():
+        stage, _, option = name.partition(".")
+        if stage not in STAGES:
+            raise UsageError(f"--stage-set {name}: {unknown('stage', stage, STAGES)} Write STAGE.OPTION=VALUE.")
+        asked[stage][option] = value
+    stages = {
+        stage: _values(build(cls, _over(cls, _layered(layers, stage), asked[stage]), f"--stage-set {stage}"))
+        for stage, cls in STAGES.items()
+    }
+    if budget.labels:  # what a method learns from costs it labels, whoever asked for them
+        labels = min(stages["preferences"]["labels"] or budget.labels, budget.labels)
+        limited = build(PreferenceOptions, stages["preferences"] | {"labels": labels}, "--budget labels")
+        stages["preferences"] = _values(limited)
+    return stages
+
+
+def _layered(layers: list[Mapping[str, Mapping[str, Any]]], name: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values |= layer.get(f"stage.{name}", {})
+    return values
+
+
+def _own(cls: type) -> list[type]:
+    """Return the classes of a plugin's own, without the contract's."""
+    return [base for base in cls.__mro__ if base.__module__ != AdamWOptions.__module__]
+
+
+def _values(instance: Any) -> dict[str, Any]:
+    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}

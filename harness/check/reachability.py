@@ -1,0 +1,54 @@
+"""What can be reached from an object by following references: used to show that a method is not given gold."""
+
+from __future__ import annotations
+
+import gc
+import types
+from collections.abc import Collection
+from typing import Any
+
+from ..api.contracts import Judge, Labeller, Suite
+from ..core.data import Prompt
+
+LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, complex)
+
+
+def neighbours(thing: Any) -> list[Any]:
+    """Return what a thing gives access to; not modules, classes or globals, which any code can import anyway."""
+    if isinstance(thing, LEAVES):
+        return []
+    if isinstance(thing, types.FunctionType):
+        cells = []
+        for cell in thing.__closure__ or ():
+            try:
+                cells.append(cell.cell_contents)
+            except ValueError:  # empty
+                pass
+        return [*cells, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
+    if isinstance(thing, types.MethodType):
+        return [thing.__self__, thing.__func__]
+    if isinstance(thing, types.FrameType):
+        return [dict(thing.f_locals), thing.f_back]
+    if isinstance(thing, types.GeneratorType):
+        return [thing.gi_frame]
+    if isinstance(thing, dict) and "__builtins__" in thing:  # a module's namespace
+        return []
+    found = [getattr(thing, "__wrapped__", None)] if callable(thing) else []
+    return found + [r for r in gc.get_referents(thing) if not isinstance(r, dict) or "__builtins__" not in r]
+
+
+def reachable(*roots: Any, test_ids: Collection[str] = ()) -> tuple[list[str], int]:
+    """Return which judges, labellers, suites and test prompts roots lead to, and how many things were seen."""
+    seen: dict[int, Any] = {}
+    queue, found = list(roots), set()
+    while queue:
+        thing = queue.pop()
+        if id(thing) in seen:
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, (Judge, Labeller, Suite)):
+            found.add(f"{type(thing).__module__}.{type(thing).__name__}")
+        if isinstance(thing, Prompt) and thing.id in test_ids:
+            found.add(f"prompt {thing.id}")
+        queue.extend(neighbours(thing))
+    return sorted(found), len(seen)

@@ -1,0 +1,311 @@
+"""The command line: run, study, list, show, check, new, and what reads records. Nothing heavy is imported too early."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..api.registry import KINDS, Registry
+from ..core.distributed import leave_team
+from ..core.errors import HarnessError, UsageError
+from .report_commands import COMMANDS, plugin_files
+
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception: no handler of a plugin takes it for a failure."""
+
+
+class Group(click.Group):
+    """A group that knows the nearest command, and ends every known error in one message."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Name the nearest command for one that does not exist."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            near = get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="alignment-harness")
+def cli() -> None:
+    """Run LLM alignment methods on identical ground and compare them.
+
+    \b
+    harness run --method ppo --suite summarization     train, evaluate, record
+    harness study mine.toml                            many runs: methods, suites, seeds, sweeps, tuning
+    harness table                                      the runs so far, side by side
+    harness plot --kind frontier                       win-rate against KL, and other pictures
+    harness report                                     one HTML page: tables, plots, samples, provenance
+    harness compare dpo ppo                            two runs or methods, prompt by prompt
+    harness reproduce RUN                              a run made again from its record, digest by digest
+    harness list                                       methods, suites and other plugins
+    harness show ppo                                   a plugin's options
+    harness check ppo                                  put a plugin to the proofs
+    harness new method mine                            a plugin project to begin from
+    harness power --prompts 512 --seeds 3              what difference a study can find
+    """
+
+
+@cli.command()
+@click.option("--method", "-m", required=True, help="The alignment method: see `harness list`.")
+@click.option("--suite", "-s", required=True, help="A suite's name, or a suite file (.toml) for your own data.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the method.")
+@click.option("--suite-set", "suite_settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the suite.")
+@click.option("--stage-set", "stage_settings", multiple=True, metavar="STAGE.NAME=VALUE",
+              help="Set an option of a stage: sft, preferences, reward_model, evaluation.")  # fmt: skip
+@click.option("--model", metavar="PATH_OR_HUB_ID", help="The base model; embedded suites bring their own.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Seeds the method: data order, rollouts, new heads, its answers.")  # fmt: skip
+@click.option("--shared-seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Seeds what all methods share: data, SFT, preferences, reward model.")  # fmt: skip
+@click.option(
+    "--budget",
+    default="",
+    metavar="NAME=N,...",
+    help="End the method's training once it has used so many steps, samples, tokens, flops or labels; "
+    "labels: those of its preferences too, which are cut to it.",
+)
+@click.option("--judge", metavar="NAME", help="Judge by this plugin instead of the suite's.")
+@click.option("--labeller", metavar="NAME", help="Label by this plugin instead of the suite's.")
+@click.option("--labeller-set", "labeller_settings", multiple=True, metavar="NAME=VALUE",
+              help="Set an option of the labeller that the method learns from.")  # fmt: skip
+@click.option("--engine", default="hf", show_default=True, help="The rollout engine.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+              help="Of forward passes; weights stay float32.")  # fmt: skip
+@click.option("--micro-batch-tokens", type=click.IntRange(1), default=16384, show_default=True,
+              help="Tokens per forward pass in training; lower it when memory runs out.")  # fmt: skip
+@click.option("--prompt-sharing/--no-prompt-sharing", default=True, show_default=True,
+              help="Compute a prompt once for its completions, where the model can.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), default=lambda: min(2, os.cpu_count() or 1), show_default="2",
+              envvar="HARNESS_THREADS", show_envvar=True,
+              help="CPU threads. The embedded model gains from two; runs side by side want one each.")  # fmt: skip
+@click.option("--checkpoint-every", type=click.FloatRange(0), default=20.0, show_default=True, metavar="SECONDS",
+              help="How much work a kill may cost.")  # fmt: skip
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+              help="Where runs and shared artifacts live.")  # fmt: skip
+@click.option("--snapshots", type=click.IntRange(0), default=0, metavar="N",
+              help="Evaluate N policies along training too: gold and proxy as KL grows.")  # fmt: skip
+@click.option(
+    "--check-rollouts",
+    is_flag=True,
+    help="Compare what is drawn with a teacher-forced pass, and stop where they differ by more than rounding.",
+)
+@click.option("--quick", is_flag=True, help="A run of seconds, to see that everything works; its figures mean nothing.")
+@plugin_files
+def run(
+    registry: Registry, method: str, suite: str, settings: tuple[str, ...], suite_settings: tuple[str, ...],
+    stage_settings: tuple[str, ...], labeller_settings: tuple[str, ...], budget: str, results: Path,
+    checkpoint_every: float, check_rollouts: bool, **fixed: Any,
+) -> None:  # fmt: skip
+    """Train a method on a suite, evaluate it, and record everything.
+
+    Running the same command again continues after a crash, and does nothing after success.
+    """
+    from ..api.resolve import Request, resolve
+    from ..experiments.prepare import Settings
+    from ..experiments.run import execute
+
+    if fixed["model"]:  # its bytes are hashed first, and a large one takes a while
+        click.echo(f"{method} on {suite}: looking at {fixed['model']}", err=True)
+    asked = Request(method, suite, settings, suite_settings, stage_settings, budget, labeller_settings, fixed=fixed)
+    spec = resolve(asked, registry)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    outcome = execute(spec, registry, Settings(results, checkpoint_every, check_rollouts, warn=_warn))
+    from ..core.distributed import is_main
+    from .display import show
+
+    if is_main():
+        show(outcome)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Print the runs, how far they are and what is left to pay; run nothing.")
+@click.option("--retry-failed", is_flag=True, help="Try failed runs again too.")
+@click.option("--jobs", "-j", type=click.IntRange(1), help="Runs at a time: the launcher's option `jobs`.")
+@click.option("--launcher", metavar="NAME", help="Carry the runs out with this plugin instead of the study's.")
+@click.option("--launcher-set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the launcher.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+              help="Where runs and shared artifacts live.")  # fmt: skip
+@plugin_files
+def study(
+    registry: Registry, file: Path, dry_run: bool, retry_failed: bool, jobs: int | None, launcher: str | None,
+    settings: tuple[str, ...], results: Path,
+) -> int:  # fmt: skip
+    """Carry out all runs of a study file (.toml): methods, suites, seeds, sweeps, tuning.
+
+    Running it again goes on where it was; add seeds or methods to the file, and only what is new is run.
+    """
+    from ..core.options import parse_settings
+    from ..experiments.study import show, work
+    from ..experiments.study.file import read_study
+    from ..experiments.study.state import Estimates, state_of
+
+    asked = read_study(file)
+    work.load_plugins(asked, registry)
+    options = parse_settings([*settings, *([f"jobs={jobs}"] if jobs else [])], "--launcher-set")
+    chosen = work.launcher_of(asked, registry, launcher, options)
+    if dry_run:
+        planned = work.plan(asked, registry, results)
+        states = [state_of(cell, results) for cell in planned.cells]
+        click.echo(show.dry_run(planned, states, Estimates(results)))
+        return 0
+    done = work.Work(asked, registry, results, chosen, retry_failed, show.watch_for(results, asked.name)).carry_out()
+    return int(not done)
+
+
+@cli.command("list")
+@plugin_files
+def list_plugins(registry: Registry) -> None:
+    """List methods, suites and other plugins, with where they come from."""
+    for kind in KINDS:
+        names = registry.classes[kind]
+        if names:
+            click.secho(kind, bold=True)
+        for name in sorted(names):
+            origin = registry.origins[kind, name]
+            click.echo(f"  {name:<16} {_about(kind, names[name]):<112.112} {origin.distribution} {origin.version}")
+    for name, (origin, reason) in registry.broken.items():
+        click.secho(f"broken: {name} of {origin.distribution} {origin.version}: {reason}", fg="red")
+    for (kind, name), origins in registry.clashes.items():
+        offers = ", ".join(f"{o.distribution} {o.version}" for o in origins)
+        click.secho(f"clash: {kind[:-1]} {name} is offered by {offers}; it cannot be used", fg="red")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--suite", "-s", help="Show a method's options with this suite's recommended settings.")
+@plugin_files
+def show(registry: Registry, name: str, suite: str | None) -> None:
+    """Show a plugin or a stage (stage.sft): what it is, its paper, its options with types, defaults and help."""
+    from .display import describe, describe_stage
+
+    if name.startswith("stage."):
+        return click.echo(describe_stage(name.removeprefix("stage.")))
+    kinds = [kind for kind in KINDS if name in registry.classes[kind] or (kind, name) in registry.clashes]
+    if not kinds:
+        registry.get("methods", name)
+    for kind in kinds:
+        click.echo(describe(kind, registry.get(kind, name), registry, suite))
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--suite", "-s", help="Where a method is tried; otherwise an embedded suite that can serve it.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the plugin.")
+@click.option("--optimum-set", "optimum_settings", multiple=True, metavar="NAME=VALUE",
+              help="Set an option in the run that is compared with the method's optimum.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Only the small proofs: no run of full size.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write the report, as Markdown, to a file too.")
+@plugin_files
+def check(
+    registry: Registry, name: str, suite: str | None, settings: tuple[str, ...], optimum_settings: tuple[str, ...],
+    quick: bool, output: Path | None,
+) -> int:  # fmt: skip
+    """Put a method, suite or labeller to the proofs: deterministic, resumable, invariant, honest, better than SFT.
+
+    A method takes two or three minutes on two cores, with --quick half a minute.
+    """
+    import tempfile
+
+    from ..check import FAILED, Options, report
+    from ..check import check as proofs
+    from ..core.files import write_text
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    kinds = [kind for kind in ("methods", "suites", "labellers") if name in registry.classes[kind]]
+    if not kinds and name.endswith(".py"):
+        raise UsageError(f"{name} is a file: load it with -p {name}, and name the method, suite or labeller in it.")
+    if not kinds:
+        registry.get("methods", name)
+    findings = []
+    with tempfile.TemporaryDirectory(prefix="harness-check-") as folder:
+        told = Options(
+            suite, settings, optimum_settings, full=not quick, processes=not quick, results=Path(folder),
+            say=lambda line: click.echo(f"... {line}", err=True),
+        )  # fmt: skip
+        for finding in proofs(kinds[0], name, registry, told):
+            findings.append(finding)
+            colour = "red" if finding.status == FAILED else None
+            click.secho(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)
+            if output is not None:
+                write_text(output, report(name, findings))
+    return int(any(f.status == FAILED for f in findings))
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(["method", "suite"]))
+@click.argument("name")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("."), show_default=True, help="Where to.")
+def new(kind: str, name: str, folder: Path) -> None:
+    """Write a plugin project that works: entry point, code, tests, README."""
+    from .new_project import new_project
+
+    made = new_project(kind, name, folder)
+    click.echo(f"wrote {made}. Next: pip install -e '{made}[test]' && pytest {made} && harness check {name}")
+
+
+for reading in COMMANDS:
+    cli.add_command(reading)
+
+
+def _about(kind: str, cls: Any) -> str:
+    """Return what the list says of a plugin: of a method its kind, needs and paper, of others their first line."""
+    if kind != "methods":
+        return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+    try:
+        needs = ", ".join(sorted(cls().required())) or "nothing"
+    except Exception:  # a stranger's class that cannot be made as it is: say what it declares
+        needs = ", ".join(sorted(cls.needs))
+    return f"{cls.kind or 'method':<20} needs {needs:<30} {cls.paper}"
+
+
+def _warn(message: str) -> None:
+    click.secho(message, fg="yellow", err=True)
+
+
+def main() -> None:
+    """Run the command line; every error a user can cause ends in one message and its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = cli.main(standalone_mode=False)
+    except _Terminated:
+        _fail("Terminated. Run the same command again to go on.", EXIT_TERMINATED)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _fail("Interrupted. Run the same command again to go on.", EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except HarnessError as error:
+        _fail(str(error), error.exit_code)
+    except MemoryError:
+        _fail("Out of memory. Lower --micro-batch-tokens, or the batch size, and run again.", 1)
+    except BrokenPipeError:
+        sys.exit(0)
+    else:
+        leave_team()
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
+def _fail(message: str, code: int) -> None:
+    click.secho(f"harness: {message}", fg="red", err=True)
+    sys.exit(code)
+
+
+__all__ = ["UsageError", "cli", "main"]

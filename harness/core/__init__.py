@@ -1,0 +1,1 @@
+"""Records, errors, typed options, the run specification, digests, files and artifacts. No torch."""

@@ -1,0 +1,120 @@
+"""The records that flow between suite, stages, lab and evaluation. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+from collections.abc import Callable, Mapping
+from dataclasses import field
+
+Message = dict[str, str]  # {"role": ..., "content": ...}
+Text = str | list[Message]  # plain text, or a conversation that a chat template renders
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt by name. `answer` is what a verifier compares with; gold knowledge never travels here."""
+
+    id: str
+    text: Text
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and a completion worth imitating."""
+
+    prompt: Prompt
+    completion: Text
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two completions of one prompt, the first preferred; `p` is how sure the labeller was of that."""
+
+    prompt: Prompt
+    chosen: Text
+    rejected: Text
+    p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A labeller's opinion of two completions of a prompt, named by their positions.
+
+    `p` is the probability that `first` is better: 1 and 0 for a plain label, 0.5 for a tie. `note` is kept beside it.
+    """
+
+    first: int
+    second: int
+    p: float = 1.0
+    note: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Principle:
+    """A sentence of a constitution, and a check of it that a simulated annotator can apply: more is better."""
+
+    id: str
+    text: str
+    check: Callable[[Prompt, str], float]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn: the whole distribution at a stated temperature, nothing truncated."""
+
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a method may use: of its own, and of labels those of its preferences too. None is no limit."""
+
+    steps: int | None = None  # optimiser steps
+    samples: int | None = None  # completions generated
+    tokens: int | None = None  # tokens generated and trained on
+    flops: float | None = None
+    labels: int | None = None  # comparisons, those of its preferences among them
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command of a study, for a launcher: `python -m harness ARGUMENTS`, what it says going to a file."""
+
+    name: str  # for people
+    arguments: tuple[str, ...]
+    log: Path
+    threads: int = 1  # of the CPU
+
+
+def completion_text(completion: Text) -> str:
+    """Return what a completion says, without its role."""
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(message["content"] for message in completion)
+
+
+def prompt_text(prompt: Text) -> str:
+    """Return a prompt as a person reads it."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """A preference pair as token ids, and the probability that the first is better."""
+
+    prompt: Prompt
+    chosen: list[int]
+    rejected: list[int]
+    p: float

@@ -1,0 +1,109 @@
+"""The processes of a run: whose rows are whose, and sums over all of them. One process is the usual team.
+
+Every process runs the same code on the same data with the same random numbers. Only forward and backward passes and
+decoding are shared out, row by row, and what they give is summed; so no method knows how many processes there are.
+Only the main process writes. Start several with `torchrun --nproc_per_node 2 -m harness run ...`, or on GPUs with
+`accelerate launch -m harness run ...`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+
+def is_main() -> bool:
+    """Return whether this is the process that writes and speaks; known before anything heavy is imported."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+class Team:
+    """The processes of a run, seen from one of them."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def has(self, part: int) -> bool:
+        """Return whether part number `part` of a piece of work is this process's."""
+        return part % self.size == self.rank
+
+    def span(self, n: int) -> slice:
+        """Return this process's share of n rows in a row."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def add_up(self, *tensors: Tensor) -> None:
+        """Replace tensors by their sums over all processes."""
+        if self.size > 1:
+            from torch import distributed
+
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
+
+    def add_up_gradients(self, parameters: Iterable[Any]) -> None:
+        """Replace gradients by their sums over all processes, if any process has some."""
+        if self.size == 1:
+            return
+        import torch
+
+        own = list(parameters)
+        some = torch.tensor(float(any(p.grad is not None for p in own)), device=own[0].device)
+        self.add_up(some)
+        if not some:
+            return
+        for p in own:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        flat = torch.cat([p.grad.flatten() for p in own])
+        self.add_up(flat)
+        for p, summed in zip(own, torch.split(flat, [p.numel() for p in own]), strict=True):
+            p.grad.copy_(summed.view_as(p))
+
+    def gather(self, value: T) -> list[T]:
+        """Return what every process holds, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
+    def agree(self, value: T) -> T:
+        """Return the main process's value; all wait for it."""
+        return self.gather(value)[0]
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.gather(None)
+
+
+ALONE = Team()
+
+
+def merged(sums: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the sum of named numbers over processes."""
+    whole: dict[str, float] = {}
+    for one in sums:
+        for name, value in one.items():
+            whole[name] = whole.get(name, 0.0) + value
+    return whole
+
+
+
+
+def leave_team() -> None:
+    """End the group of processes, if there is one: its threads must not outlive the interpreter, which then aborts."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

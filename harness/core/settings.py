@@ -1,0 +1,151 @@
+"""The options of the stages that methods share, and of the evaluation: what `--stage-set STAGE.OPTION` sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+
+    pass
+
+from math import comb
+
+
+def check_idle(method: Any, option: str, unless: str) -> None:
+    """Raise ValueError for an option that was changed although nothing makes use of it."""
+    if getattr(method, option) != type(method).__dataclass_fields__[option].default:
+        raise ValueError(f"{option} has no meaning without {unless}")
+
+
+@dataclass
+class AdamWOptions:
+    """How anything here is trained: by AdamW, with the options under one name everywhere."""
+
+    learning_rate: float = 1e-6  # peak learning rate of AdamW
+    lr_schedule: str = "linear"  # linear, cosine or constant, after the warm-up
+    lr_final: float = 0.0  # where the schedule ends, as a share of the peak
+    warmup_ratio: float = 0.1  # share of training over which the learning rate rises
+    weight_decay: float = 0.0  # decoupled weight decay
+    adam_beta2: float = 0.98  # AdamW's second-moment decay (the first is 0.9, epsilon 1e-8)
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0 leaves them alone
+    batch_size: int = 32  # examples per optimiser step: demonstrations, pairs, or prompts
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense, alone or together; called before anything is made."""
+        if self.lr_schedule not in ("linear", "cosine", "constant"):
+            raise ValueError(f"lr_schedule is linear, cosine or constant, not {self.lr_schedule!r}")
+        if self.learning_rate <= 0 or self.batch_size < 1:
+            raise ValueError("learning_rate must be above 0 and batch_size at least 1")
+        if not 0 <= self.warmup_ratio < 1 or not 0 <= self.lr_final <= 1:
+            raise ValueError("warmup_ratio must lie in [0, 1) and lr_final in [0, 1]")
+        if self.weight_decay < 0 or self.max_grad_norm < 0 or not 0 < self.adam_beta2 < 1:
+            raise ValueError("weight_decay and max_grad_norm must not be negative, and adam_beta2 lies in (0, 1)")
+
+
+@dataclass
+class RewardOptions:
+    """A mixin for methods that ask for a reward: which one, what is taken off it, how it is kept fresh."""
+
+    reward: str = "model"  # model: learned from the preferences; verifier: the suite's own check, no model involved
+    reward_members: int = 1  # reward models trained with different seeds
+    reward_combine: str = "mean"  # of an ensemble: mean, worst, or uncertainty (mean - coef * variance)
+    reward_variance_coef: float = 0.1  # coefficient of the variance for reward_combine=uncertainty
+    reward_refresh: int = 0  # label fresh samples of the policy and train the reward model on them every so many turns
+    length_penalty: float = 0.0  # taken off the reward for every completion token
+    missing_eos_penalty: float = 0.0  # taken off the reward of a completion that did not end by itself
+
+    def check_reward(self) -> None:
+        """Raise ValueError for a combination that cannot be computed."""
+        if self.reward not in ("model", "verifier"):
+            raise ValueError(f"reward is model or verifier, not {self.reward!r}")
+        if self.reward_combine not in ("mean", "worst", "uncertainty"):
+            raise ValueError(f"reward_combine is mean, worst or uncertainty, not {self.reward_combine!r}")
+        if self.reward_members < 1 or self.reward_refresh < 0 or self.reward_variance_coef < 0:
+            raise ValueError("reward_members must be at least 1; reward_refresh and reward_variance_coef not negative")
+        if self.reward_combine != "uncertainty":
+            check_idle(self, "reward_variance_coef", "reward_combine=uncertainty")
+        if self.reward_members == 1 and self.reward_combine != "mean":
+            raise ValueError(f"reward_combine={self.reward_combine} needs an ensemble: set reward_members to 2 or more")
+        if self.reward == "verifier" and (self.reward_members > 1 or self.reward_refresh):
+            raise ValueError("reward=verifier has no reward model: reward_members and reward_refresh have no meaning")
+
+    def reward_needs(self) -> frozenset[str]:
+        """Return what the suite must give for this reward."""
+        if self.reward == "verifier":
+            return frozenset({"verifier"})
+        return frozenset({"reward", "labels"} if self.reward_refresh else {"reward"})
+
+
+@dataclass
+class SFTOptions(AdamWOptions):
+    """Supervised fine-tuning of the base model on the suite's demonstrations: the start checkpoint of every method."""
+
+    learning_rate: float = 2e-5  # peak learning rate of AdamW
+    steps: int = 0  # optimiser steps; 0 takes `epochs`
+    epochs: float = 1.0  # passes over the demonstrations
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        super().check()
+        if self.steps < 0 or self.epochs <= 0:
+            raise ValueError("epochs must be above 0, and steps not negative")
+
+
+@dataclass
+class PreferenceOptions:
+    """Completions sampled from the start checkpoint and ranked by the labeller."""
+
+    prompts: int = 2000  # prompts to sample; those of the held-out part included
+    completions: int = 4  # K completions per prompt, all C(K, 2) pairs labelled
+    heldout: float = 0.1  # share of the prompts kept for measuring the reward model
+    labels: int = 0  # comparisons at most, the held-out part included; 0 is no limit
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        if self.prompts < 2 or self.completions < 2 or not 0 < self.heldout < 1:
+            raise ValueError("prompts and completions must be at least 2, and heldout between 0 and 1")
+        if self.labels and self.labels < 2 * comb(self.completions, 2):
+            raise ValueError(
+                f"labels={self.labels} is too few for two prompts with {self.completions} completions each: "
+                f"at least {2 * comb(self.completions, 2)}, or fewer completions"
+            )
+
+
+@dataclass
+class RewardModelOptions(AdamWOptions):
+    """Bradley-Terry on the preferences; `batch_size` counts prompts, each with all its pairs."""
+
+    learning_rate: float = 1e-5  # peak learning rate of AdamW
+    epochs: float = 1.0  # passes over the preferences
+    pooling: str = "last"  # of the per-token scores over the completion: last, mean, or sum
+    unit_scale: bool = True  # divide by the spread of the score over start-checkpoint samples, so beta means the same
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        super().check()
+        if self.epochs <= 0:
+            raise ValueError("epochs must be above 0")
+        if self.pooling not in ("last", "mean", "sum"):
+            raise ValueError(f"pooling is last, mean or sum, not {self.pooling!r}")
+
+
+@dataclass
+class EvaluationOptions:
+    """What is measured, on prompts no method sees."""
+
+    prompts: int = 512  # prompts evaluated
+    split: str = "test"  # test, or validation while settings are being chosen
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        if self.split not in ("test", "validation") or self.prompts < 2:
+            raise ValueError("split is test or validation, and prompts at least 2")
+
+
+STAGES: dict[str, type[Any]] = {
+    "sft": SFTOptions,
+    "preferences": PreferenceOptions,
+    "reward_model": RewardModelOptions,
+    "evaluation": EvaluationOptions,
+}

@@ -1,0 +1,82 @@
+"""RunSpec: everything that decides a run, as plain values, and its fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .data import Budget
+from .digests import digest_of
+from .errors import UsageError, unknown
+from .options import build, convert, options_of, parse_settings
+from .settings import STAGES
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run: plain values only, so that it can be written down, compared and run again."""
+
+    method: str
+    suite: str  # a registered name, or the path of a suite file
+    options: Mapping[str, Any]  # of the method, every one of them
+    suite_options: Mapping[str, Any]
+    stages: Mapping[str, Mapping[str, Any]]
+    seed: int = 0  # the method's: data order, rollouts, fresh heads, the evaluation's draws from the policy
+    shared_seed: int = 0  # of all that methods share: data, SFT, preferences, reward model, reference answers
+    model: str | None = None
+    budget: Budget = field(default_factory=Budget)
+    engine: str = "hf"
+    judge: str | None = None  # None: the suite's
+    labeller: str | None = None  # None: the suite's
+    labeller_options: Mapping[str, Any] = field(default_factory=dict)  # of the labeller the method learns from
+    device: str = "auto"
+    dtype: str = "float32"
+    threads: int = 1  # of the CPU
+    micro_batch_tokens: int = 16384  # how many tokens a forward pass takes at once; results differ by rounding only
+    prompt_sharing: bool = True  # compute a prompt once for its completions, where the model can
+    snapshots: int = 0  # policies kept along the way and evaluated afterwards
+    quick: bool = False
+    asked: tuple[str, ...] = ()  # the method's options that were asked for: what tells a table's rows apart
+    code: Mapping[str, str] = field(default_factory=dict)  # digests of the harness, the suite's and the method's files
+    suite_name: str = ""
+    suite_kind: str = ""  # the registered suite that a suite file configures; empty: `suite` itself
+
+    def fingerprint(self) -> str:
+        """Return 12 hex digits that change when anything that decides the run changes, be it an option or a file."""
+        return self._digest(without={"suite", "asked"})
+
+    def recipe(self) -> str:
+        """Return a fingerprint of everything but the seed and the code: the runs of one row of a table share it."""
+        return self._digest(without={"suite", "asked", "seed", "code", "snapshots"})
+
+    def _digest(self, without: set[str]) -> str:
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in without}
+        values["suite_options"].pop("folder", None)  # where files lie decides nothing; their contents are in `code`
+        return digest_of(values)[:12]
+
+    @property
+    def folder(self) -> Path:
+        """Return where the run lives below the results folder."""
+        return Path("runs", self.suite_name, self.method, f"seed{self.seed}-{self.fingerprint()}")
+
+
+def stage_options(spec: RunSpec, stage: str) -> Any:
+    """Return the options of a stage as its dataclass."""
+    return build(STAGES[stage], spec.stages[stage], f"stage {stage}")
+
+
+def parse_budget(text: str) -> Budget:
+    """Return a Budget from `steps=40,flops=1e12`."""
+    values = parse_settings([part for part in text.split(",") if part], "--budget")
+    known = options_of(Budget)
+    for name in values:
+        if name not in known:
+            raise UsageError(f"--budget: {unknown('budget', name, known)}")
+    typed = {name: convert(v, float if name == "flops" else int, f"--budget {name}") for name, v in values.items()}
+    for name, value in typed.items():
+        if value <= 0:
+            raise UsageError(f"--budget {name}={value}: expected a number above 0.")
+    return Budget(**typed)

@@ -1,0 +1,36 @@
+"""Call the life-cycle hooks of every plugin during a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..api.registry import Registry
+from ..core.distributed import is_main
+from ..core.spec import RunSpec
+
+if TYPE_CHECKING:
+    pass
+
+
+Warn = Callable[[str], None]
+
+
+class Observers:
+    """Calls the life-cycle hooks of every plugin; what one of them raises is told once and stops nothing."""
+
+    def __init__(self, registry: Registry, spec: RunSpec, warn: Warn) -> None:
+        self._hooks, self._spec, self._warn = registry.manager.hook, spec, warn
+        self._failed: set[str] = set()
+
+    def __call__(self, name: str, **arguments: Any) -> None:
+        if not is_main():
+            return
+        arguments["spec"] = self._spec
+        for impl in reversed(getattr(self._hooks, name).get_hookimpls()):  # in pluggy's order: tryfirst is first
+            try:
+                impl.function(**{key: arguments[key] for key in impl.argnames})
+            except Exception as error:  # a stranger's observer must not cost a run
+                if impl.plugin_name not in self._failed:
+                    self._warn(f"The observer {name} of {impl.plugin_name} failed: {type(error).__name__}: {error}")
+                self._failed.add(impl.plugin_name)

@@ -1,0 +1,181 @@
+"""Prepare a run: open the device, make the shared stages, and collect what the method needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import comb
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..api.contracts import Method
+from ..api.registry import Registry
+from ..api.resolve import make_judge, make_labeller, make_method, make_suite
+from ..core.distributed import Team
+from ..core.errors import Refused, UsageError
+from ..core.spec import RunSpec, stage_options
+from .observers import Observers, Warn
+
+if TYPE_CHECKING:
+    from ..core.artifacts import Artifact
+    from ..models.initial_checkpoint import Start
+    from ..training.lab import Supplies
+    from ..training.stages.runtime import Workshop
+    from ..training.stages.stages import Stages
+
+CHECK_ALLOWS = {"float32": 1e-3, "bfloat16": 0.5}  # nats, of rounding, between two orders of summation
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out; none of it changes a result."""
+
+    results: Path
+    checkpoint_every: float = 20.0  # seconds between checkpoints
+    check_rollouts: bool = False  # compare what was drawn with a teacher-forced pass
+    warn: Warn = print
+
+
+# -- the three acts ----------------------------------------------------------------------------------------------------
+
+
+def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -> tuple[Supplies, dict[str, Artifact]]:
+    """Make what the method needs; return it with each shared stage behind it."""
+    from ..training.inputs import Supplies
+    from ..training.label_server import LabelDesk
+    from ..training.reference_cache import Reuse
+    from ..training.stages.preferences import read_pairs
+
+    stages = open_stages(spec, registry, shop)
+    needs = method.required()
+    check_needs(needs, stages, spec)
+    supplies = Supplies(start=stages.checkpoint, tokens=stages.tokens)
+    used = [stages.start_artifact]
+    if "prompts" in needs:
+        supplies.prompts = stages.suite.prompts("train")
+    if "demonstrations" in needs:
+        supplies.demonstrations = stages.suite.demonstrations()
+    if "verifier" in needs:
+        supplies.verifier = stages.suite.verifier()
+    if "pairs" in needs or "reward" in needs:
+        used.append(stages.feedback)
+        supplies.labels = int(stages.feedback.info["asked"])
+    if "pairs" in needs:
+        supplies.pairs = read_pairs(stages.feedback.folder)
+    if "labels" in needs:
+        _leave_labels(spec, supplies.labels)
+        labeller = stages.own_labeller or stages.labeller
+        supplies.desk = partial(LabelDesk, spec, tuple(registry.files), labeller is None or labeller.human)
+        supplies.refresh = stage_options(spec, "reward_model")
+    if "reward" in needs:
+        members = [stages.feedback_reward(m) for m in range(getattr(method, "reward_members", 1))]
+        used += members
+        supplies.rewards = partial(_load_rewards, [m.folder for m in members], stages.checkpoint)
+    content = stages.feedback.content if supplies.pairs else ""
+    supplies.reuse = Reuse(shop, stages.start_inputs(), stages.checkpoint, stages.tokens, supplies.pairs, content)
+    return supplies, {a.kind: a for a in used}
+
+
+def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe: Observers) -> Workshop:
+    """Import what is heavy, choose device and threads, and return what stages are made with."""
+    import torch
+    from accelerate import Accelerator
+
+    from ..core.artifacts import Artifacts
+    from ..training.runtime import RolloutCheck
+    from ..training.stages.runtime import Workshop
+
+    device, engine = _device(spec.device), registry.get("engines", spec.engine)
+    if getattr(engine, "needs_gpu", False) and device == "cpu":
+        raise UsageError(f"--engine {spec.engine}: there is no GPU under this run. Use --engine hf, or --device cuda.")
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")  # autocast is the models' own: see models.py
+    team = Team(accelerator.process_index, accelerator.num_processes)
+    device = f"cuda:{accelerator.local_process_index}" if device == "cuda" and team.size > 1 else device
+    if device == "cpu":
+        torch.set_num_threads(spec.threads)
+    _quiet_libraries()
+
+    def progress(phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        observe("step_logged", phase=phase, step=step, total=total, metrics=metrics)
+
+    return Workshop(
+        Artifacts(settings.results / "artifacts", team), engine, accelerator,
+        torch.device(device), progress, settings.checkpoint_every, spec.micro_batch_tokens, team,
+        RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
+    )  # fmt: skip
+
+
+def open_stages(spec: RunSpec, registry: Registry, shop: Workshop) -> Stages:
+    """Return the stages of a spec, with a suite, judge and labeller of their own."""
+    from ..core.data import Sampling
+    from ..training.stages.runtime import People
+    from ..training.stages.stages import Stages
+
+    suite = make_suite(spec, registry)
+    own = make_labeller(spec, suite, registry) if make_method(spec, registry).labeller() else None
+    people = People(make_judge(spec, suite, registry), make_labeller(spec, suite, registry, own=False), own)
+    stages = Stages(spec, suite, people, shop)
+    shop.sampling = Sampling(suite.temperature, suite.max_new_tokens)
+    shop.eos = stages.eos
+    return stages
+
+
+def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
+    """Refuse a method whose needs the suite cannot meet, before anything is trained."""
+    suite = stages.suite
+    can_prefer = stages.own_labeller is not None or stages.can_prefer()
+    can = {
+        "prompts": bool(suite.prompts("train")), "demonstrations": bool(suite.demonstrations()), "pairs": can_prefer,
+        "reward": can_prefer, "verifier": suite.verifier() is not None,
+        "labels": (stages.own_labeller or stages.labeller) is not None,
+    }  # fmt: skip
+    missing = sorted(need for need in needs if not can.get(need, False))
+    if missing:
+        raise Refused(
+            f"The method {spec.method} needs {' and '.join(missing)}, which the suite {spec.suite_name} cannot give. "
+            f"It gives: {', '.join(sorted(need for need, given in can.items() if given))}. Nothing was trained."
+        )
+    split = spec.stages["evaluation"]["split"]
+    if suite.size(split) < 2:
+        raise UsageError(f"The {split} split of {spec.suite_name} has fewer than two prompts: nothing can be measured.")
+
+
+def _leave_labels(spec: RunSpec, asked: int) -> None:
+    """Refuse a method that asks for labels while it trains, where its preferences have taken all that it may use."""
+    limit, prompt = spec.budget.labels, comb(spec.stages["preferences"]["completions"], 2)
+    if limit is not None and limit - asked < prompt:
+        less = f"--stage-set preferences.labels={limit // 2}, or " if limit // 2 >= 2 * prompt else ""
+        raise UsageError(
+            f"--budget labels={limit}: the preferences took {asked}, and {spec.method} asks for more while it trains. "
+            f"Leave it some: {less}a larger budget. The shared stages are made; the method was not trained."
+        )
+
+
+def _load_rewards(folders: list[Path], start: Start) -> list[Any]:
+    from ..training.reward_model import RewardModel
+
+    return [RewardModel.load(folder, start) for folder in folders]
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked not in ("cpu", "cuda") and not asked.startswith("cuda:"):
+        raise UsageError(f"--device {asked}: expected cpu, cuda, cuda:N or auto.")
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {asked}: torch {torch.__version__} sees no GPU here. Use --device cpu.")
+    return asked
+
+
+def _quiet_libraries() -> None:
+    """Keep progress bars and advice of the libraries out of the harness's own output."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)

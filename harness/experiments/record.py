@@ -1,0 +1,183 @@
+"""What a run leaves behind: figures, costs, the hashes that make runs comparable, or the record of a failure."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..api.registry import Registry, plugins_in_use
+from ..core import run_folder
+from ..core.digests import digest_of
+from ..core.files import write_json
+from ..core.meter import OWN_PHASES, SHARED_PHASES, Meter, merge, start_peak_anew
+from ..core.spec import RunSpec, stage_options
+
+if TYPE_CHECKING:
+    from ..api.contracts import Policy
+    from ..core.artifacts import Artifact
+    from ..training.lab import Supplies
+    from ..training.stages.runtime import Workshop
+    from ..training.stages.stages import Stages
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """What the evaluation gives: figures, samples, the hashes that make runs comparable, the stages it used."""
+
+    figures: Mapping[str, Any]
+    samples: list[dict[str, Any]]
+    ground: Mapping[str, str]
+    stages: Mapping[str, Artifact]
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a run cost: by meters, by shared stages, and in this process."""
+
+    method: Meter
+    evaluation: Meter
+    answering: Mapping[str, Mapping[str, int]]  # models held while the policy answered
+    shared: Mapping[str, Artifact]
+    budget_used: Mapping[str, float]
+    budget_left: Mapping[str, float]  # of what is limited; below 0 where the last turn went over
+    spent_seconds: float  # of this process; less than the bill where stages were reused
+
+
+def result_of(spec: RunSpec, paper: str, assessed: Assessed, bill: Bill) -> dict[str, Any]:
+    """Return the result of a finished run."""
+    stages = {**bill.shared, **assessed.stages}
+    artifacts = {name: {**a.info, "content": a.content} for name, a in stages.items()}
+    return _heading(spec, "finished") | {
+        "paper": paper, "evaluation": assessed.figures, "ground": assessed.ground, "artifacts": artifacts,
+        "cost": costs(bill),
+    }  # fmt: skip
+
+
+def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
+    """Return the hashes of what compared runs must share, by content."""
+    suite, options = stages.suite, stage_options(spec, "evaluation")
+    prompts = suite.prompts(options.split)[: options.prompts]
+    ground = {
+        "start_checkpoint": stages.start_artifact.content[:16],
+        "train_prompts": digest_of([asdict(p) for p in suite.prompts("train")])[:16],
+        "evaluation_prompts": digest_of([asdict(p) for p in prompts])[:16],
+        "judge": f"{stages.judge.name}/{stages.judge.version}/{spec.code['judge'][:8]}",
+        "suite_options": digest_of({k: v for k, v in spec.suite_options.items() if k != "folder"})[:16],
+        "sampling": f"T={suite.temperature} max={suite.max_new_tokens} engine={spec.engine} dtype={spec.dtype}",
+        "reference_answers": stages.used["reference_answers"].content[:16],
+    }
+    if stages.can_prefer():
+        ground["preferences"] = stages.preferences.content[:16]
+        ground["reward_model"] = stages.reward_artifact(0).content[:16]
+    return ground
+
+
+def costs(bill: Bill) -> dict[str, Any]:
+    """Return the method's own cost, each shared stage's as if made for it alone, and what this process really spent."""
+    snapshot, own, answering = bill.method.snapshot(), bill.method.total(OWN_PHASES), bill.evaluation
+    by_stage = {name: _total(a.cost) for name, a in bill.shared.items()}
+    return {
+        "method": asdict(own), "models": {**bill.answering, **snapshot["models"]},
+        "phases": snapshot["phases"] | answering.snapshot()["phases"], "evaluation": asdict(answering.total()),
+        "shared": by_stage, "shared_total": _total(merge({name: a.cost for name, a in bill.shared.items()})),
+        "labels": own.labels + sum(cost["labels"] for cost in by_stage.values()),
+        "ai_labels": own.ai_labels + sum(cost["ai_labels"] for cost in by_stage.values()),
+        "budget_used": dict(bill.budget_used), "budget_left": dict(bill.budget_left),
+        "spent_seconds": bill.spent_seconds,
+        "reused_stages": sorted(name for name, a in bill.shared.items() if a.reused),
+    }  # fmt: skip
+
+
+def write(
+    folder: Path, spec: RunSpec, registry: Registry, result: Mapping[str, Any], rows: list[dict[str, float]],
+    samples: list[dict[str, Any]],
+) -> dict[str, str]:  # fmt: skip
+    """Write metrics, samples and provenance; return the digests of the rows, for who reads them later."""
+    artifacts = {name: told["content"] for name, told in result["artifacts"].items()}
+    made = run_folder.provenance(plugins_in_use(registry)) | {"code": dict(spec.code), "seeds": seeds_of(spec)}
+    write_json(folder / "provenance.json", made | {"ground": result["ground"], "artifacts": artifacts})
+    written: dict[str, list[dict[str, Any]]] = {run_folder.METRICS: list(rows), run_folder.SAMPLES: samples}
+    return {name: run_folder.write_rows(folder / name, lines) for name, lines in written.items()}
+
+
+def write_policy(folder: Path, policy: Policy, supplies: Supplies) -> None:
+    """Write the trained model in hub format; a policy that is not a model of its own leaves none."""
+    from ..models.initial_checkpoint import merged
+    from ..models.loading import save_causal
+
+    if policy.model is not None and policy.kl_estimator is None:
+        save_causal(merged(policy.model, supplies.start), supplies.tokens.tokenizer, folder / "policy")
+
+
+def finish(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write the result, which is what makes a run finished, and remove what only an unfinished one needs."""
+    write_json(folder / run_folder.RESULT, result)
+    for spent in ("checkpoint", "snapshots"):
+        shutil.rmtree(folder / spent, ignore_errors=True)
+    (folder / "traceback.txt").unlink(missing_ok=True)
+
+
+def write_failure(folder: Path, spec: RunSpec, status: str, message: str) -> None:
+    """Write the record of a failed run."""
+    write_json(folder / run_folder.FAILURE, _heading(spec, status) | {"failure": message})
+
+
+def forget_failure(folder: Path) -> bool:
+    """Remove the record of a failure; return whether there was one. A run that diverged starts anew."""
+    failed = run_folder.read_failure(folder)
+    if failed is None:
+        return False
+    if failed.get("status") == "diverged":
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    (folder / run_folder.FAILURE).unlink()
+    return True
+
+
+def seeds_of(spec: RunSpec) -> dict[str, Any]:
+    """Return the seeds, and what each of them varies."""
+    return {
+        "seed": spec.seed,
+        "seed_varies": "order of prompts and pairs, rollouts, minibatches, the evaluated answers",
+        "shared_seed": spec.shared_seed,
+        "shared_seed_varies": "suite data and splits, SFT, preferences and labels, reward models, SFT's answers",
+    }
+
+
+def runtime_of(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
+    """Return how the machine was used."""
+    import torch
+
+    from ..models.loading import trunk_of
+
+    trunk = trunk_of(supplies.start.outline)
+    return {
+        "device": str(shop.device), "processes": shop.team.size, "threads": torch.get_num_threads(),
+        "peak_memory_by_phase": shop.device.type == "cuda" or start_peak_anew(),
+        "prompt_computed_once": bool(getattr(trunk, "share_prompt", False)),
+        "prompt_cached_once": bool(getattr(trunk, "share_cache", False)),
+        "cache_kept": bool(getattr(trunk, "keeps_cache", True)),
+        "head_in_parts": bool(getattr(trunk, "plain_head", False)),
+        "last_layer_where_read": getattr(trunk, "last_parts", None) is not None,
+        "reuse": supplies.reuse.told() if supplies.reuse else {},
+        "rollouts_checked": vars(shop.check) if shop.check else None,
+    }  # fmt: skip
+
+
+def _heading(spec: RunSpec, status: str) -> dict[str, Any]:
+    return {
+        "schema": run_folder.SCHEMA, "status": status, "method": spec.method, "suite": spec.suite_name, "seed": spec.seed,
+        "shared_seed": spec.shared_seed, "recipe": spec.recipe(), "options": dict(spec.options),
+        "asked": list(spec.asked),
+        "suite_options": dict(spec.suite_options), "quick": spec.quick,
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+
+
+def _total(snapshot: Mapping[str, Any]) -> dict[str, Any]:
+    meter = Meter()
+    meter.restore(snapshot)
+    return asdict(meter.total(SHARED_PHASES))

@@ -1,0 +1,343 @@
+"""`harness reproduce RUN`: carry a recorded run out again, from nothing, and compare it digest by digest.
+
+Three levels, as AMLB names its own (loose, balanced, strict): identical, every digest and figure equal, is what the CPU
+promises; with --loose the figures need only agree within their intervals, as on another machine or GPU; all else is
+different. This module makes the run again; `digests.py` compares the two.
+
+It says nothing of whether a record is true where the code is another: that is refused before anything is trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ..api.registry import Registry
+from ..api.resolve import code_of as code_digests
+
+# Private there, and left so: another name in harness/spec.py would be another `code.harness` in every record.
+from ..api.resolve import make_method, make_suite
+from ..core import run_folder
+from ..core.data import Budget
+from ..core.errors import HarnessError, Refused, UsageError
+from ..core.files import make_folder, write_json
+from ..core.settings import STAGES
+from ..core.spec import RunSpec, stage_options
+from .reproduction_digests import DIFFERENT, SAME, Item, compare_failures, compare_runs, within
+
+MARK = "reproduces.json"  # in a folder named with --into: whose reproduction it is, so that it goes on after a kill
+FILE_PLUGINS = "file"  # what provenance calls the distribution of a plain file
+TRACEBACK = re.compile(r" The traceback is in .*traceback\.txt\.")
+HINTS = {  # parts of `code` that are files of data, and what to do where they are not found
+    "data": " (--data-folder DIR says where they lie now)", "labeller_data": "",
+    "base": " (--model {model}, named from where the run was started)",
+}  # fmt: skip
+IDENTICAL, WITHIN = "identical", "the same within tolerance"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run folder as it lies there: what was asked, what came of it, where it was made."""
+
+    folder: Path
+    spec: RunSpec
+    result: Mapping[str, Any]  # of a failed run: its failure
+    provenance: Mapping[str, Any]  # a failed run leaves none
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run came to nothing."""
+        return "failure" in self.result
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a run is to be reproduced."""
+
+    into: Path | None = None  # where to; None: a folder that is gone afterwards
+    loose: bool = False  # whether figures that agree within their intervals are enough
+    anyway: bool = False  # whether to carry out what cannot be the same: other code, a record that was edited
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a reproduction ended."""
+
+    digests: list[Item]
+    figures: list[Item]  # with --loose, where digests differ
+    folder: Path  # of the run made again
+
+    @property
+    def level(self) -> str:
+        """The level reached: identical, the same within tolerance, or different."""
+        if all(item.status == SAME for item in self.digests):
+            return IDENTICAL
+        near = self.figures and all(item.status != DIFFERENT for item in self.figures)
+        return WITHIN if near else DIFFERENT
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether the run counts as reproduced."""
+        return self.level != DIFFERENT
+
+
+# -- reading a record --------------------------------------------------------------------------------------------------
+
+
+def read_run(folder: Path, data_folder: Path | None = None) -> Recorded:
+    """Return the run in a folder, its suite's files in `data_folder`; raise UsageError where no run ended there."""
+    if not (folder / "spec.json").is_file():
+        raise UsageError(f"{folder} is not a run folder: {_expected(folder)}")
+    result = run_folder.read_result(folder) or run_folder.read_failure(folder)
+    if result is None:
+        raise UsageError(f"The run {folder} is not finished: there is neither result.json nor failure.json in it.")
+    made = _read(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
+    spec = read_spec(folder)
+    if data_folder is not None:
+        if "folder" not in spec.suite_options:
+            raise UsageError(f"--data-folder {data_folder}: the suite {spec.suite_name} reads no files.")
+        spec = replace(spec, suite_options={**spec.suite_options, "folder": str(data_folder.resolve())})
+    return Recorded(folder, spec, result, made)
+
+
+def _expected(folder: Path) -> str:
+    """Return what is wrong with a path, and the run folders nearest to it."""
+    missing = "there is no spec.json in it." if folder.is_dir() else "there is no such folder."
+    depths = range(1, 5) if folder.is_dir() else range(1, 3)  # a results folder, or a run's own, misspelt
+    there = next((p for p in (folder, *folder.parents[:2]) if p.is_dir()), folder)
+    found = sorted(str(f.parent) for depth in depths for f in there.glob("*/" * depth + "spec.json"))
+    near = get_close_matches(str(folder), found, n=3, cutoff=0.0)
+    return f"{missing} Expected is RESULTS/runs/SUITE/METHOD/seedN-FINGERPRINT; nearest: {', '.join(near) or 'none'}."
+
+
+def read_spec(folder: Path) -> RunSpec:
+    """Return the RunSpec that was written down; raise UsageError where it is none of this harness's."""
+    told, file = _read(folder / "spec.json"), folder / "spec.json"
+    known = {f.name for f in dataclasses.fields(RunSpec)}
+    odd = ", ".join(sorted((set(told) ^ known) or (set(told["stages"]) ^ set(STAGES))))
+    if odd:
+        raise UsageError(f"{file} is of another version of the harness, or was edited: it differs in its fields {odd}.")
+    try:
+        return RunSpec(**{**told, "budget": Budget(**told["budget"]), "asked": tuple(told["asked"])})
+    except TypeError as error:
+        raise HarnessError(f"{file} is damaged: {error}.") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HarnessError(f"{file} is damaged: {error}.") from error
+    if not isinstance(found, dict):
+        raise HarnessError(f"{file} is damaged: not an object.")
+    return found
+
+
+# -- what would make it differ -----------------------------------------------------------------------------------------
+
+
+def code_now(run: Recorded, registry: Registry) -> dict[str, str]:
+    """Return the digests of the code and files that would carry the run out now."""
+    try:
+        for stage in STAGES:
+            stage_options(run.spec, stage)
+        suite, method = make_suite(run.spec, registry), make_method(run.spec, registry)
+        return code_digests(run.spec, suite, method, registry)
+    except UsageError as error:
+        raise UsageError(f"{run.folder / 'spec.json'}: {error}{_plugin_hint(run, registry)}") from error
+
+
+def _plugin_hint(run: Recorded, registry: Registry) -> str:
+    """Return which files to give with -p: a file is loaded where you name it, never because a record does."""
+    if registry.files:
+        return ""
+    if not run.provenance:
+        return " Where the run was made with plugin files, give them with -p FILE."
+    told = [str(word) for word in run.provenance.get("command", ())]
+    files = [b for a, b in zip(told, told[1:], strict=False) if a in ("-p", "--plugin")]
+    if not files and FILE_PLUGINS not in run.provenance.get("plugins", {}):
+        return ""
+    again = " ".join(f"-p {name}" for name in files) or "-p FILE"
+    return f" The run was made with plugin files: harness reproduce {run.folder} {again}"
+
+
+def contradictions(run: Recorded) -> list[str]:
+    """Return where the files of a record contradict each other: one of them was edited."""
+    spec, result, made = run.spec, run.result, run.provenance
+    asked = {"options": spec.options, "suite_options": spec.suite_options}
+    pairs = [
+        (f"{name}.{key}", values.get(key), result.get(name, {}).get(key))
+        for name, values in asked.items()
+        for key in sorted({*values, *result.get(name, {})} - {"folder"})  # where files lie decides nothing
+    ]
+    pairs += [(name, getattr(spec, name), result.get(name)) for name in ("method", "seed", "shared_seed", "quick")]
+    pairs += [("suite", spec.suite_name, result.get("suite"))]
+    found = [f"{name} is {a!r} in spec.json and {b!r} in the record" for name, a, b in pairs if _json(a) != _json(b)]
+    if not found and spec.recipe() != result.get("recipe"):
+        found.append(f"spec.json was edited: its recipe is {spec.recipe()}, the record's {result.get('recipe')}")
+    for name, theirs in (("ground", result.get("ground")), ("code", spec.code)):
+        if name in made and made[name] != theirs:
+            found.append(f"{name} differs between provenance.json and the rest")
+    named = re.fullmatch(r"seed\d+-([0-9a-f]{12})", run.folder.resolve().name)
+    if not found and named and named[1] != spec.fingerprint():
+        found.append(f"spec.json was edited: its fingerprint is {spec.fingerprint()}, the folder's {named[1]}")
+    return found
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def changed_code(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return {part: (digest then, digest now)} of the parts of code or data that are not what they were."""
+    return {
+        part: (then.get(part, ""), now.get(part, ""))
+        for part in {**now, **then}
+        if then.get(part, "") != now.get(part, "")
+    }
+
+
+def surroundings(run: Recorded) -> list[str]:
+    """Return what is another here than where the run was made; the digests say whether it matters."""
+    made = run.provenance
+    if not made:
+        return ["a failed run leaves no provenance: versions and machine are not compared"]
+    here = run_folder.provenance({})
+    told = [
+        f"{package} was {was}, is {here['versions'].get(package)}"
+        for package, was in made.get("versions", {}).items()
+        if was != here["versions"].get(package)
+    ]
+    told += [
+        f"{part} was {was}, is {here['machine'].get(part)}"
+        for part, was in made.get("machine", {}).items()
+        if was != here["machine"].get(part)
+    ]
+    processes = run.result.get("runtime", {}).get("processes", 1)
+    return told + ([f"it was made by {processes} processes, is made by one"] if processes != 1 else [])
+
+
+# -- making it again ---------------------------------------------------------------------------------------------------
+
+
+def reproduce(run: Recorded, registry: Registry, asked: Asked, say: Say) -> Verdict:
+    """Carry a run out again in a folder of its own and compare; what is found is said as it is found."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("harness reproduce is carried out by one process, not by several.")
+    spec = checked(run, registry, asked.anyway, say)
+    with folder_for(run, asked.into) as results:
+        say(f"{'again':<10} {spec.method} on {spec.suite_name}, seed {spec.seed} in {results}")
+        folder, again = _again(spec, registry, results, say)
+        if run.failed or "failure" in again:
+            return Verdict(_told(compare_failures(how_it_ended(run.result), how_it_ended(again)), say), [], folder)
+        digests = _told(compare_runs(run.folder, run.result, folder, again), say)
+        figures = []
+        if asked.loose and any(item.status == DIFFERENT for item in digests):
+            say(f"{'loose':<10} does every figure lie in the other's 95 % interval?")
+            figures = _told(within(run.result, again), say)
+    return Verdict(digests, figures, folder)
+
+
+def _told(items: Iterator[Item], say: Say) -> list[Item]:
+    found = []
+    for item in items:
+        found.append(item)
+        say(f"{item.status:<10} {item.name:<32} {item.told}".rstrip())
+    return found
+
+
+def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpec:
+    """Return the spec to carry out; raise Refused where its code is another or its record contradicts itself."""
+    now = code_now(run, registry)
+    changed = changed_code(run.spec.code, now)
+    told = [
+        f"the {'files' if part in HINTS else 'code'} of {part}: {was[:12] or 'none'} then, {is_[:12] or 'none'} now"
+        + HINTS.get(part, "").format(model=run.spec.model)
+        for part, (was, is_) in changed.items()
+    ]
+    wrong = [*contradictions(run), *told]
+    if wrong and not anyway:
+        commit = (run.provenance.get("git") or {}).get("commit")
+        where = f" It was made at commit {commit} of the harness." if commit and "harness" in changed else ""
+        raise Refused(
+            f"{run.folder} cannot be reproduced as it was: {'; '.join(wrong)}.{where} "
+            f"Nothing was run. --anyway carries it out as spec.json says, with the code there is."
+        )
+    for line in wrong:
+        say(f"{DIFFERENT:<10} {line}")
+    if not changed:
+        say(f"{SAME:<10} {'code':<32} {', '.join(part for part, digest in now.items() if digest)}")
+    for line in surroundings(run):
+        say(f"{'note':<10} {line}")
+    return replace(run.spec, code=now)
+
+
+@contextmanager
+def folder_for(run: Recorded, into: Path | None) -> Iterator[Path]:
+    """Give a results folder in which nothing lies yet, or this reproduction's own beginnings: nothing is taken over."""
+    import tempfile
+
+    if into is None:
+        with tempfile.TemporaryDirectory(prefix="harness-reproduce-") as name:
+            yield Path(name)
+        return
+    whose = {"run": run.spec.fingerprint(), "machine": platform.node()}
+    mark = into / MARK
+    if into.exists() and not into.is_dir():
+        raise UsageError(f"--into {into}: not a folder.")
+    if into.exists() and any(into.iterdir()) and not (mark.is_file() and _read(mark) == whose):
+        raise UsageError(f"--into {into}: it is not empty. Everything is made again there; name a new folder.")
+    write_json(make_folder(into) / MARK, whose)
+    yield into
+
+
+def _again(spec: RunSpec, registry: Registry, results: Path, say: Say) -> tuple[Path, dict[str, Any]]:
+    """Carry a run out; return its folder and its record, be it a result or a failure."""
+    from .prepare import Settings
+    from .run import execute
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    folder = results / spec.folder
+    try:
+        outcome = execute(spec, registry, Settings(results, warn=lambda line: say(f"{'note':<10} {line}")))
+    except (UsageError, Refused):
+        raise
+    except HarnessError:
+        failed = run_folder.read_failure(folder)
+        if failed is None:
+            raise
+        return folder, failed
+    return outcome.folder, outcome.result
+
+
+def how_it_ended(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return how a run ended, without the place of its traceback."""
+    return {
+        "status": str(record["status"]), "message": TRACEBACK.sub("", str(record.get("failure", ""))),
+    }  # fmt: skip
+
+
+def summary(verdict: Verdict, into: Path | None) -> str:
+    """Return the last line."""
+    wrong = [item.name for item in verdict.digests if item.status == DIFFERENT]
+    names = ", ".join(wrong[:6]) + (", ..." if len(wrong) > 6 else "")
+    where = f" The run made again lies in {verdict.folder}." if into else ""
+    if verdict.level == IDENTICAL:
+        return f"identical: all {len(verdict.digests)} items.{where}"
+    told = f"{len(wrong)} of {len(verdict.digests)} items differ ({names})"
+    if verdict.level == WITHIN:
+        return f"{WITHIN} (--loose): every figure lies in the other's 95 % interval; {told}.{where}"
+    far = [item.name for item in verdict.figures if item.status == DIFFERENT]
+    beyond = f"; beyond the intervals: {', '.join(far)}" if far else ""
+    return f"different: {told}{beyond}.{where or ' --into DIR keeps the run made again.'}"

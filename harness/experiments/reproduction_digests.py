@@ -1,0 +1,164 @@
+"""Two records of one run, item by item: digests, lines and figures, each the same or told with both values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from ..core.digests import file_digest
+from ..core.run_folder import read_rows
+
+SAME, CLOSE, DIFFERENT = "same", "within", "different"
+CLOCK = {"seconds", "cpu_seconds", "peak_memory", "spent_seconds", "reused_stages"}  # of the machine, not of the run
+EXACT = ("train_prompts", "evaluation_prompts", "suite_options", "sampling")  # ground without a computed number in it
+SHOWN, CUT = 4, 60  # differences told of one item; characters of a value
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that two records of a run have, and how they compare."""
+
+    name: str
+    status: str  # same, within (with --loose) or different
+    told: str
+
+
+def compare_runs(
+    then_folder: Path, then: Mapping[str, Any], now_folder: Path, now: Mapping[str, Any]
+) -> Iterator[Item]:  # fmt: skip
+    """Yield every item of two finished runs, in the order in which a run makes them."""
+    for name in _both(then["artifacts"], now["artifacts"]):
+        yield _artifact(f"stage {name}", then["artifacts"].get(name), now["artifacts"].get(name))
+    for name in _both(then["ground"], now["ground"]):
+        yield _value(f"ground {name}", then["ground"].get(name), now["ground"].get(name))
+    for name in _both(_weights(then_folder), _weights(now_folder)):
+        yield _file(name, then_folder / name, now_folder / name)
+    yield _rows("metrics.jsonl", then_folder, now_folder, "step")
+    yield _rows("samples.jsonl", then_folder, now_folder, "prompt_id")
+    yield _figures("evaluation", then["evaluation"], now["evaluation"])
+    yield _figures("cost (what is counted)", _counted(then["cost"]), _counted(now["cost"]))
+
+
+def compare_failures(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Item]:
+    """Yield how two runs ended of which at least one failed."""
+    for name in then:
+        yield _value(f"failure {name}" if name != "status" else name, then[name], now[name])
+
+
+def within(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Item]:
+    """Yield whether figures agree: each mean must lie in the other's 95 % interval, and what is asked be the same.
+
+    Digests of weights, metrics and answers are not looked at: on another machine they differ by rounding, which
+    sampling makes large. Figures without an interval are not looked at either.
+    """
+    for name in EXACT:
+        yield _value(f"ground {name}", then["ground"].get(name), now["ground"].get(name))
+    for name in _both(then["evaluation"], now["evaluation"]):
+        a, b = (record["evaluation"].get(name) for record in (then, now))
+        if _interval(a) or _interval(b):
+            yield _close(f"evaluation {name}", a, b)
+
+
+def _interval(figure: Any) -> bool:
+    return isinstance(figure, Mapping) and {"mean", "low", "high"} <= set(figure)
+
+
+def _close(name: str, then: Any, now: Any) -> Item:
+    if not (_interval(then) and _interval(now)):
+        return _value(name, then, now)
+    told = f"{_estimate(then)} then, {_estimate(now)} now"
+    if then == now:
+        return Item(name, SAME, _estimate(then))
+    near = then["low"] <= now["mean"] <= then["high"] and now["low"] <= then["mean"] <= now["high"]
+    return Item(name, CLOSE if near else DIFFERENT, told)
+
+
+def _estimate(figure: Mapping[str, float]) -> str:
+    return f"{figure['mean']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]"
+
+
+def _both(a: Iterable[str], b: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*a, *b]))
+
+
+def _value(name: str, then: Any, now: Any) -> Item:
+    if then == now:
+        return Item(name, SAME, _short(now))
+    return Item(name, DIFFERENT, f"{_short(then)} then, {_short(now)} now")
+
+
+def _artifact(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Item:
+    """Compare a shared stage by its content; what it reports of itself is told where that differs too."""
+    if then is None or now is None or then == now:
+        return _value(name, (then or {}).get("content"), (now or {}).get("content"))
+    return _figures(name, then, now)
+
+
+def _weights(folder: Path) -> list[str]:
+    return sorted(str(f.relative_to(folder)) for f in (folder / "policy").glob("*.safetensors"))
+
+
+def _file(name: str, then: Path, now: Path) -> Item:
+    return _value(name, *(file_digest(file) if file.is_file() else None for file in (then, now)))
+
+
+def _rows(name: str, then_folder: Path, now_folder: Path, key: str) -> Item:
+    """Compare JSON lines by their bytes; where they differ, tell the first line that does."""
+    then, now = then_folder / name, now_folder / name
+    same = _file(name, then, now)
+    if same.status == SAME or not (then.is_file() and now.is_file()):
+        return same
+    try:
+        pairs = zip_longest(read_rows(then), read_rows(now))
+        number, (a, b) = next((i, pair) for i, pair in enumerate(pairs, 1) if _text(pair[0]) != _text(pair[1]))
+    except ValueError as error:
+        return Item(name, DIFFERENT, f"{then} cannot be read: {error}")
+    except StopIteration:
+        return Item(name, DIFFERENT, f"the same values, written otherwise: {same.told}")
+    if a is None or b is None:
+        return Item(name, DIFFERENT, f"line {number}: {'missing then' if a is None else 'missing now'}")
+    told = "; ".join(_differences(a, b))
+    return Item(name, DIFFERENT, f"first at line {number} ({key} {_short(b.get(key))}): {told}")
+
+
+def _figures(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Item:
+    told = _differences(then, now)
+    return Item(name, DIFFERENT if told else SAME, "; ".join(told) or f"{len(list(_leaves(now)))} values")
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the leaves in which two nested records differ, with both values; the first few, and how many more."""
+    a, b = dict(_leaves(then)), dict(_leaves(now))
+    odd = [n for n in _both(a, b) if n not in a or n not in b or _text(a[n]) != _text(b[n])]
+    told = [f"{n} {_short(a.get(n))} then, {_short(b.get(n))} now" for n in odd[:SHOWN]]
+    return told + ([f"and {len(odd) - SHOWN} more"] if len(odd) > SHOWN else [])
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of every leaf of nested mappings and lists."""
+    if isinstance(value, (Mapping, list)):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _counted(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a bill that follows from the spec: FLOPs, tokens, samples, steps, queries, labels, models."""
+    return {k: _counted(v) if isinstance(v, Mapping) else v for k, v in cost.items() if k not in CLOCK}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _short(value: Any) -> str:
+    """Return a value in few characters, as it may go to a terminal."""
+    text = "none" if value is None else value if isinstance(value, str) else _text(value)
+    text = "".join(c if c.isprintable() else " " for c in text)
+    digest = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+    return text[:12] if digest else text if len(text) <= CUT else f"{text[:CUT]}..."

@@ -1,0 +1,158 @@
+"""The runs a study asks for: each resolved and refused here, before anything is started, where that can be known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ...api.contracts import Suite
+from ...api.registry import Registry
+from ...api.resolve import Request, make_labeller, make_method, make_suite, resolve
+from ...core.digests import canonical
+from ...core.errors import UsageError, unknown
+from ...core.options import build
+from ...core.spec import RunSpec
+from .file import Entry, RunOptions, Study, described, text_of
+
+PREFIXES = ("suite", "stage", "labeller", "run")  # of options that are not the method's
+OWN = {"method", "options", "asked", "seed", "budget", "snapshots", "labeller_options", "code", "stages"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: what it is called, what decides it, and how it is asked for on the command line."""
+
+    label: str  # of its row in a table; its seed and suite stand beside
+    spec: RunSpec
+    arguments: tuple[str, ...]  # of `harness`, without --results
+    refused: str = ""  # why it cannot be run
+    trial: bool = False  # of tuning: on the validation split, and in no table
+    entry: str = ""  # label of the study's entry it is a setting of
+    also: tuple[str, ...] = ()  # other labels under which the study asks for the same run
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the run."""
+        return self.spec.fingerprint()
+
+    @property
+    def name(self) -> str:
+        """Return what a person calls it."""
+        return f"{self.label} on {self.spec.suite_name}, seed {self.spec.seed}"
+
+
+def expand(study: Study, registry: Registry) -> list[Cell]:
+    """Return the runs of a study, without its trials and what they choose; a name that does not exist is refused."""
+    found: list[Cell] = []
+    for entry in study.entries:
+        for values in _points(entry.sweep):
+            label = entry.label + described(values)
+            for suite in entry.suites:
+                found += cells_of(study, registry, entry, suite, label, values)
+    return in_order(distinct(found))
+
+
+def cells_of(
+    study: Study, registry: Registry, entry: Entry, suite: str, label: str, values: Mapping[str, Any],
+    seeds: Sequence[int] = (), trial: bool = False,
+) -> list[Cell]:  # fmt: skip
+    """Return one point of a method on a suite: a run for every seed."""
+    options = {**entry.options, **values}
+    where = f"{study.path}: {label} on {suite}"
+    request = request_of(entry.name, suite, options, where)
+    try:
+        spec = resolve(request, registry)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    refused = unmet(spec, registry)
+    return [
+        Cell(label, replace(spec, seed=seed), arguments(request, seed, registry.files), refused, trial, entry.label)
+        for seed in seeds or entry.seeds
+    ]
+
+
+def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) -> Request:
+    """Return what the command line would ask for with these options."""
+    kinds: dict[str, dict[str, Any]] = {kind: {} for kind in ("", *PREFIXES)}
+    for key, value in options.items():
+        head, _, rest = key.partition(".")
+        if rest and head not in PREFIXES:
+            raise UsageError(f"{where}: {key}: {unknown('sort of option', head, PREFIXES)}")
+        kinds[head if rest else ""][rest or key] = value
+    run = dataclasses.asdict(build(RunOptions, kinds["run"], where))
+    if run["model"] and Path(run["model"]).is_dir():  # named alike from wherever the study is started
+        run["model"] = str(Path(run["model"]).resolve())
+    settings = {kind: tuple(f"{k}={text_of(v)}" for k, v in kinds[kind].items()) for kind in kinds}
+    budget = run.pop("budget")
+    return Request(method, suite, settings[""], settings["suite"], settings["stage"], budget, settings["labeller"], run)
+
+
+def arguments(request: Request, seed: int, plugins: Iterable[str]) -> tuple[str, ...]:
+    """Return the arguments of `harness` that ask for the same run."""
+    said = ["run", "--method", request.method, "--suite", request.suite, "--seed", str(seed)]
+    for flag, settings in (
+        ("--set", request.settings), ("--suite-set", request.suite_settings), ("--stage-set", request.stage_settings),
+        ("--labeller-set", request.labeller_settings), ("--plugin", plugins),
+    ):  # fmt: skip
+        for setting in settings:
+            said += [flag, setting]
+    usual = dataclasses.asdict(RunOptions())
+    for name, value in {**request.fixed, "budget": request.budget}.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            said += [f"--{flag}" if value else f"--no-{flag}"] if value != usual[name] else []
+        elif value != usual[name] or name == "threads":  # the command line has another default for that
+            said += [f"--{flag}", str(value)]
+    return tuple(said)
+
+
+def unmet(spec: RunSpec, registry: Registry) -> str:
+    """Return why a suite cannot serve a method, as far as is known without reading data; empty where it can.
+
+    Whether there are prompts, demonstrations or pairs in a file is found out by the run.
+    """
+    method, suite = make_method(spec, registry), make_suite(spec, registry)
+    asked = make_labeller(spec, suite, registry)
+    can_prefer = asked is not None or type(suite).preferences is not Suite.preferences
+    needs = method.required()
+    cannot = {"labels": asked is None, "pairs": not can_prefer, "reward": not can_prefer}
+    missing = sorted(need for need in needs if cannot.get(need))
+    if "verifier" in needs and suite.verifier() is None:
+        missing.append("verifier")
+    return f"the suite cannot give what the method needs: {' and '.join(missing)}" if missing else ""
+
+
+def distinct(cells: Iterable[Cell]) -> list[Cell]:
+    """Return cells without those that are the same run under another name, which the first one keeps in `also`."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        first = found.setdefault(cell.fingerprint, cell)
+        if cell.label not in (first.label, *first.also):
+            found[cell.fingerprint] = replace(first, also=(*first.also, cell.label))
+    return list(found.values())
+
+
+def in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """Return cells in the order to begin them: first one of each that make shared stages of their own.
+
+    Two runs never make the same stage twice: the second waits. So the first ones should be unlike each other.
+    """
+    first = {_ground(cell): cell for cell in reversed(cells) if not cell.refused}
+    leading = [cell for cell in cells if first.get(_ground(cell)) is cell]
+    return leading + [cell for cell in cells if first.get(_ground(cell)) is not cell]
+
+
+def _ground(cell: Cell) -> str:
+    """Return what decides the shared stages of a run."""
+    values = {k: v for k, v in dataclasses.asdict(cell.spec).items() if k not in OWN}
+    return canonical([values, {k: v for k, v in cell.spec.stages.items() if k != "evaluation"}])
+
+
+def _points(sweep: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in product(*sweep.values()):
+        yield dict(zip(sweep, values, strict=True))

@@ -1,0 +1,257 @@
+"""Study files: TOML that names methods, suites, seeds and options; read and checked before anything is expanded.
+
+An option is named as in `set` and `sweep`: NAME is the method's, `suite.NAME` the suite's, `stage.STAGE.NAME` a shared
+stage's, `labeller.NAME` the labeller's, and `run.NAME` one of RunOptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import UsageError, unknown
+from ...core.options import build
+from ...core.spec import parse_budget
+from ...core.suite_file import TITLE, is_suite_file, read_toml
+from .spaces import RANGES, Space, read_space
+
+SELECT = ("win_rate", "gold", "accuracy")
+
+
+@dataclass
+class RunOptions:
+    """What every run of a study is carried out with: the options of `harness run` of the same names."""
+
+    budget: str = ""
+    model: str | None = None
+    shared_seed: int = 0
+    judge: str | None = None
+    labeller: str | None = None
+    engine: str = "hf"
+    device: str = "auto"
+    dtype: str = "float32"
+    micro_batch_tokens: int = 16384
+    prompt_sharing: bool = True
+    threads: int = 1  # one, so that runs side by side do not fight over cores
+    snapshots: int = 0
+    quick: bool = False
+
+    def check(self) -> None:
+        """Raise ValueError for what the command line would refuse."""
+        parse_budget(self.budget)
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
+        if min(self.shared_seed, self.snapshots) < 0 or min(self.micro_batch_tokens, self.threads) < 1:
+            raise ValueError("shared_seed and snapshots may not be negative, micro_batch_tokens and threads not 0")
+
+
+@dataclass
+class MethodKeys:
+    """The plain keys of a `[[methods]]` entry."""
+
+    name: str
+    label: str = ""  # of its row; otherwise the name, with what tells it from others
+    seeds: int | list[int] | None = None  # None: the study's
+    suites: list[str] | None = None
+    budget: str | None = None
+
+
+@dataclass
+class StudyKeys:
+    """The plain keys of a study file, beside those of RunOptions."""
+
+    suites: list[str]
+    name: str = ""  # otherwise the file's
+    seeds: int | list[int] = 1  # so many from 0 on, or a list
+    plugins: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TuneKeys:
+    """The plain keys of `[tune]`."""
+
+    trials: int  # per method and suite, the settings as they are being the first of them
+    select: str = "win_rate"  # the figure of the validation split whose highest mean chooses
+    seed: int = 0  # of the random search
+    leave: list[str] = field(default_factory=list)  # labels of methods that are not tuned
+
+    def check(self) -> None:
+        """Raise ValueError for what makes no search."""
+        if self.trials < 2 or self.seed < 0:
+            raise ValueError("trials must be at least 2, the settings as they are among them, and seed not negative")
+        if self.select not in SELECT:
+            raise ValueError(f"select is {', '.join(SELECT[:-1])} or {SELECT[-1]}, not {self.select!r}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method of a study, with its options and what is swept over."""
+
+    name: str
+    label: str
+    options: Mapping[str, Any]  # the study's and its own
+    sweep: Mapping[str, list[Any]]
+    seeds: tuple[int, ...]
+    suites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tune:
+    """How settings are chosen: the same number of trials for every method."""
+
+    trials: int
+    select: str
+    seed: int
+    spaces: Mapping[str, Space]  # by the label of an entry
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, checked for its form; names of methods and options are checked when it is expanded."""
+
+    path: Path
+    text: str
+    name: str
+    entries: tuple[Entry, ...]
+    plugins: tuple[str, ...]
+    launcher: str
+    launcher_options: Mapping[str, Any]
+    tune: Tune | None
+
+
+def read_study(path: Path) -> Study:
+    """Read a study file; raise UsageError with the place of what is wrong."""
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such file.")
+    content, where = read_toml(path, ""), str(path)
+    tables = {key: content.pop(key, None) for key in ("methods", "set", "sweep", "launcher", "tune")}
+    run = {f.name for f in fields(RunOptions)}
+    _known(content, {*run, *(f.name for f in fields(StudyKeys)), *tables}, where)
+    keys = build(StudyKeys, {k: v for k, v in content.items() if k not in run}, where)
+    name = keys.name or path.stem
+    if not TITLE.fullmatch(name):
+        raise UsageError(f"{where}: name = {name!r}: expected letters, digits, '_', '-' and '.' only.")
+    common = {f"run.{k}": v for k, v in content.items() if k in run} | flat(tables["set"], f"{where}: set")
+    beside = path.resolve().parent
+    shared = Entry("", "", common, swept(tables["sweep"], f"{where}: sweep"), seeds_of(keys.seeds, where),
+                   tuple(_beside(s, beside) for s in keys.suites))  # fmt: skip
+    entries = _entries(tables["methods"], shared, beside, where)
+    launcher = dict(_table(tables["launcher"], f"{where}: [launcher]"))
+    return Study(
+        path, path.read_text(encoding="utf-8"), name, entries, tuple(str(beside / p) for p in keys.plugins),
+        str(launcher.pop("name", "local")), launcher, _tune(tables["tune"], entries, f"{where}: [tune]"),
+    )  # fmt: skip
+
+
+def flat(table: Any, where: str, prefix: str = "", leaves: Iterable[str] = ()) -> dict[str, Any]:
+    """Return a table with dotted keys: `suite.bias` may be written quoted or as a table; `leaves` mark a value."""
+    found: dict[str, Any] = {}
+    for key, value in _table(table, where).items():
+        deeper = isinstance(value, dict) and not set(leaves) & set(value)
+        found.update(flat(value, where, f"{prefix}{key}.", leaves) if deeper else {f"{prefix}{key}": value})
+    return found
+
+
+def swept(table: Any, where: str) -> dict[str, list[Any]]:
+    """Return {option: values} of a sweep."""
+    found = flat(table, where)
+    for key, values in found.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"{where}: {key} = {values!r}: expected a list of values.")
+    return found
+
+
+def seeds_of(seeds: int | list[int], where: str) -> tuple[int, ...]:
+    """Return the seeds that a number, or a list, stands for."""
+    found = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise UsageError(f"{where}: seeds = {seeds!r}: expected a number above 0, or a list of different seeds.")
+    return found
+
+
+def _entries(methods: Any, shared: Entry, beside: Path, where: str) -> tuple[Entry, ...]:
+    if not isinstance(methods, list) or not methods or not all(isinstance(m, dict) for m in methods):
+        raise UsageError(f"{where}: expected one [[methods]] or more, each with a name.")
+    if not shared.suites:
+        raise UsageError(f"{where}: suites = []: expected one suite or more.")
+    names = [m.get("name") for m in methods]
+    found = [_entry(m, shared, beside, f"{where}: [[methods]] {m.get('name', '')}".rstrip(), names) for m in methods]
+    labels = [e.label for e in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UsageError(f"{where}: two of the [[methods]] are {label!r}: give them a `label` each.")
+    return tuple(found)
+
+
+def _entry(method: dict[str, Any], shared: Entry, beside: Path, where: str, names: list[Any]) -> Entry:
+    tables = {key: method.get(key) for key in ("set", "sweep")}
+    _known(method, {*(f.name for f in fields(MethodKeys)), *tables}, where)
+    keys = build(MethodKeys, {k: v for k, v in method.items() if k not in tables}, where)
+    own = flat(tables["set"], f"{where}: set")
+    budget = {} if keys.budget is None else {"run.budget": keys.budget}
+    told = described(own | budget) if names.count(keys.name) > 1 else ""
+    return Entry(
+        keys.name, keys.label or f"{keys.name}{told}", {**shared.options, **budget, **own},
+        {**shared.sweep, **swept(tables["sweep"], f"{where}: sweep")},
+        shared.seeds if keys.seeds is None else seeds_of(keys.seeds, where),
+        shared.suites if keys.suites is None else tuple(_beside(s, beside) for s in keys.suites),
+    )  # fmt: skip
+
+
+def described(options: Mapping[str, Any]) -> str:
+    """Return ` (a=1, b=2)` for options, nothing for none."""
+    told = ", ".join(f"{key.removeprefix('run.')}={text_of(value)}" for key, value in options.items())
+    return f" ({told})" if told else ""
+
+
+def text_of(value: Any) -> str:
+    """Return a TOML value as the command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(text_of, value)) if isinstance(value, list) else str(value)
+
+
+def _tune(table: Any, entries: Iterable[Entry], where: str) -> Tune | None:
+    if table is None:
+        return None
+    table = dict(_table(table, where))
+    spaces = _table(table.pop("space", None), f"{where}: space")
+    _known(table, {*(f.name for f in fields(TuneKeys)), "space"}, where)
+    keys = build(TuneKeys, table, where)
+    labels = {e.label: e for e in entries}
+    for label in [*spaces, *keys.leave]:
+        if label not in labels:
+            raise UsageError(f"{where}: {unknown('method of this study', label, labels)}")
+    for label, entry in labels.items():
+        if (label in spaces) == (label in keys.leave):
+            raise UsageError(
+                f"{where}: {label} needs a space to search ([tune.space.{label}]), or a place in `leave`, and not both:"
+                f" every method gets the same number of trials, and who gets none is named."
+            )
+        if entry.sweep and label in spaces:
+            raise UsageError(f"{where}: {label} has a sweep: put what is swept over into [tune.space.{label}].")
+        if "stage.evaluation.split" in entry.options:
+            raise UsageError(f"{where}: trials see the validation split only and the rest the test split: set neither.")
+    found = {label: read_space(flat(s, where, leaves=RANGES), f"{where}: space.{label}") for label, s in spaces.items()}
+    return Tune(keys.trials, keys.select, keys.seed, found)
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} = {value!r}: expected a table of names and values.")
+    return value
+
+
+def _known(content: Iterable[str], known: set[str], where: str) -> None:
+    for key in content:
+        if key not in known:
+            raise UsageError(f"{where}: {unknown('key', key, known)}")
+
+
+def _beside(suite: str, folder: Path) -> str:
+    """Return a suite's name, or the path of its file, which a study names from where itself lies."""
+    return str(folder / suite) if is_suite_file(suite) else suite

@@ -1,0 +1,226 @@
+"""What a person sees of a study: its cells before anything runs, what happens while it runs, and how it ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...core import run_folder
+from .cells import Cell
+from .state import DONE, FAILED, LEFT, REFUSED, Estimates, State
+from .work import Plan, Watch, notes
+
+UNITS = ((1e12, "TFLOP"), (1e9, "GFLOP"))
+
+
+def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str:
+    """Return the cells of a study, how far they are, and what those that are left may cost."""
+    rows, cpu, flops, unknown = [["run", "state", "CPU s", "FLOP", ""]], 0.0, 0.0, 0
+    borrowed = False
+    for cell, state in zip(planned.cells, states, strict=True):
+        guess = estimates.of(cell) if state.status in (LEFT, FAILED) else None
+        about = "~" if guess and guess.elsewhere else ""
+        borrowed |= bool(about)
+        told = [f"{about}{guess.cpu_seconds:.0f}", f"{about}{guess.flops:.2g}"] if guess else ["", ""]
+        if state.status in (LEFT, FAILED) and guess is None:
+            told = ["unknown", "unknown"]
+        if state.status == LEFT:
+            unknown += guess is None
+            cpu, flops = cpu + (guess.cpu_seconds if guess else 0), flops + (guess.flops if guess else 0)
+        rows.append([cell.name, state.kind or state.status, *told, state.message])
+    lines = [*_aligned(rows), "", f"{len(planned.cells)} runs: {notes(states)}.", *_same(planned.cells)]
+    for choice in planned.waiting:
+        seeds = len(choice.search.entry.seeds)
+        lines.append(f"{choice.label} on {choice.search.suite}: {seeds} more once its trials are through.")
+    other = sum(s.status == LEFT and estimates.elsewhere(c) for c, s in zip(planned.cells, states, strict=True))
+    if other:
+        lines.append(
+            f"{other} of those left lie here finished by other code, the harness's or a plugin's: such results are "
+            "never taken for this code's. `harness table` still shows them."
+        )
+    if borrowed:
+        lines.append(
+            "~ is what the method took in the harness's own study, on two cores of another machine with the suite's "
+            "settings: of its steps, models and sweeps yours may have more."
+        )
+    more = f", and {unknown} runs of unknown cost" if unknown else ""
+    lines.append(f"What is left may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared stages come on top.")
+    return "\n".join(lines)
+
+
+class Plain(Watch):
+    """A line per event, for logs and pipes."""
+
+    def __init__(self, results: Path, name: str) -> None:
+        self.results, self.name = results, name
+        self.counts: dict[str, dict[str, int]] = {}  # by label: how many cells are how far
+        self.status: dict[str, str] = {}  # by fingerprint
+        self.todo = self.over = 0
+        self.since = time.monotonic()
+        self.begun: dict[str, float] = {}
+
+    def begin(self, planned: Plan, states: Sequence[State], jobs: int) -> None:
+        """Say how far the study is."""
+        self.todo, self.over, self.since = jobs, 0, time.monotonic()
+        self.status = {c.fingerprint: s.status for c, s in zip(planned.cells, states, strict=True)}
+        self.counts = {}
+        for cell in planned.cells:
+            self._count(cell, 1)
+        self.say(f"{self.name}: {notes(states)}; {jobs} to run")
+        failed = sum(s.status == FAILED for s in states)
+        if failed and not jobs:
+            self.say("Failed runs are not tried again without --retry-failed.")
+
+    def started(self, cell: Cell) -> None:
+        """Say that a cell began."""
+        self.begun[cell.fingerprint] = time.monotonic()
+        self.say(f"      begin  {cell.name}")
+
+    def ended(self, cell: Cell, state: State, log: Path) -> None:
+        """Say how a cell ended, and where its output is if it failed."""
+        self.over += 1
+        took = time.monotonic() - self.begun.pop(cell.fingerprint)
+        why = "" if state.status == DONE else f": {state.message} See {log}."
+        told = f"{state.kind or state.status}  {cell.name}, {took:.0f} s{self._rest()}{why}"
+        self.say(f"[{self.over}/{self.todo}] {told}")
+
+    def say(self, line: str) -> None:
+        """Write a line."""
+        click.echo(line, err=True)
+
+    def summary(self, planned: Plan, states: Sequence[State]) -> None:
+        """Say how the study ended, every failure with its class, and what to do next."""
+        click.echo(f"{self.name}: {notes(states)}")
+        for cell, state in zip(planned.cells, states, strict=True):
+            if state.status in (FAILED, REFUSED):
+                colour = "red" if state.status == FAILED else "yellow"
+                click.secho(f"  {state.kind:<14} {cell.name}: {state.message}", fg=colour)
+        for choice in planned.choices:
+            click.echo(f"  {choice.label} on {choice.search.cells[0].spec.suite_name}: {_chosen(choice)}")
+        for line in [*_same(planned.cells), *_unspent(planned, states, self.results)]:
+            click.echo(f"  {line}")
+        if any(s.status == DONE for s in states):
+            where = "" if str(self.results) == "results" else f" --results {self.results}"
+            click.echo(f"Put side by side: harness table --study {self.name}{where}")
+        if any(s.status == FAILED for s in states):
+            click.echo("Failed runs are tried again with --retry-failed; killed and refused ones without it.")
+
+    def _rest(self) -> str:
+        left = (time.monotonic() - self.since) / self.over * (self.todo - self.over)
+        return f", about {left:.0f} s left" if left else ""
+
+    def _count(self, cell: Cell, by: int) -> None:
+        label = cell.label.partition(", trial ")[0] + ", trials" * cell.trial
+        row = self.counts.setdefault(f"{label} on {cell.spec.suite_name}", {})
+        status = self.status[cell.fingerprint]
+        row[status] = row.get(status, 0) + by
+
+
+class Live(Plain):
+    """A table that is drawn anew at every event, for a terminal."""
+
+    def begin(self, planned: Plan, states: Sequence[State], jobs: int) -> None:
+        """Draw the table."""
+        from rich.console import Console
+        from rich.live import Live as Region
+
+        super().begin(planned, states, jobs)
+        self.region: Any = None
+        if jobs:  # no refresh of its own: that would be a thread, and launchers fork
+            self.region = Region(self._table(), console=Console(stderr=True), auto_refresh=False)
+            self.region.start()
+
+    def started(self, cell: Cell) -> None:
+        """Count a cell as running."""
+        self.begun[cell.fingerprint] = time.monotonic()
+        self._move(cell, "running")
+
+    def ended(self, cell: Cell, state: State, log: Path) -> None:
+        """Count a cell as what it has become; a failure has a line of its own above the table."""
+        if state.status == DONE:
+            self.over += 1
+        else:
+            super().ended(cell, state, log)
+        self._move(cell, state.status)
+
+    def end(self) -> None:
+        """Leave the table as it is."""
+        if self.region is not None:
+            self.region.stop()
+
+    def say(self, line: str) -> None:
+        """Write a line, above the table if there is one."""
+        region = getattr(self, "region", None)
+        if region is not None and region.is_started:
+            region.console.print(line, markup=False, highlight=False)
+        else:
+            super().say(line)
+
+    def _move(self, cell: Cell, status: str) -> None:
+        self._count(cell, -1)
+        self.status[cell.fingerprint] = status
+        self._count(cell, 1)
+        self.region.update(self._table(), refresh=True)
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        columns = (DONE, "running", FAILED, LEFT, REFUSED)
+        table = Table(title=f"{self.name}: {self.over}/{self.todo}{self._rest() if self.over else ''}")
+        table.add_column("")
+        for name in columns:
+            table.add_column(name, justify="right", style="red" if name == FAILED else None)
+        for label, counts in self.counts.items():
+            table.add_row(label, *(str(counts.get(name) or "") for name in columns))
+        return table
+
+
+def watch_for(results: Path, name: str) -> Watch:
+    """Return what suits where the output goes."""
+    return Live(results, name) if sys.stderr.isatty() else Plain(results, name)
+
+
+def _chosen(choice: Any) -> str:
+    if choice.open:
+        return "not chosen yet: its trials are not through"
+    if choice.chosen is None:
+        return "none: no trial was finished"
+    point = choice.search.points[choice.chosen]
+    return ", ".join(f"{key}={value}" for key, value in point.items()) or "the settings as they are"
+
+
+def _same(cells: Sequence[Cell]) -> list[str]:
+    """Return what a study asks for twice: tables have one row for it."""
+    seeds: dict[tuple[str, str, str], list[int]] = {}
+    for cell in cells:
+        for other in () if cell.trial else cell.also:
+            seeds.setdefault((other, cell.label, cell.spec.suite_name), []).append(cell.spec.seed)
+    return [
+        f"{other} on {suite}, seed {', '.join(map(str, sorted(of)))}: the same run as {first}, carried out once and in "
+        f"tables under that name."
+        for (other, first, suite), of in seeds.items()
+    ]
+
+
+def _unspent(planned: Plan, states: Sequence[State], results: Path) -> list[str]:
+    """Return which rows ended before their budget did: those are not equal by it."""
+    left: dict[str, str] = {}
+    for cell, state in zip(planned.cells, states, strict=True):
+        if state.status == DONE and not cell.trial:
+            unspent = run_folder.unspent(
+                run_folder.read_result(results / cell.spec.folder) or {}, cell.spec.stages["preferences"]["completions"]
+            )
+            if unspent:
+                told = ", ".join(f"{value:.3g} {name}" for name, value in unspent.items())
+                left[f"{cell.label} on {cell.spec.suite_name}"] = told
+    return [f"{row} ended by itself before its budget: {told} left" for row, told in left.items()]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,150 @@
+"""How far a study is: read from the run folders, whose records are the only truth, and what the rest may cost."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ...core import run_folder
+from ...core.errors import HarnessError, UsageError
+from .cells import Cell
+
+DONE, FAILED, LEFT, REFUSED = "done", "failed", "left", "refused"
+CLASSES = {"failed": "error"}  # what a record's status is called here; the others are called what they are
+CELLS = "cells.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a cell is. A failure has a class: diverged, out of memory, error, refused, killed."""
+
+    status: str
+    kind: str = ""
+    message: str = ""
+
+
+def state_of(cell: Cell, results: Path) -> State:
+    """Return how far a cell is, by what lies in its run folder."""
+    if cell.refused:
+        return State(REFUSED, "refused", cell.refused)
+    folder = results / cell.spec.folder
+    if run_folder.read_result(folder) is not None:
+        return State(DONE)
+    failed = run_folder.read_failure(folder)
+    if failed is None:
+        return State(LEFT)
+    status = str(failed.get("status"))
+    return State(FAILED, CLASSES.get(status, status), str(failed.get("failure")))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run may cost, by the runs there are; its own part, shared stages apart."""
+
+    cpu_seconds: float
+    flops: float
+    elsewhere: bool = False  # measured on another machine, with the suite's own settings
+
+
+@cache
+def shipped() -> dict[tuple[str, str], Estimate]:
+    """Return {(method, suite): mean cost} of the harness's own main study: `python results/costs.py` writes it."""
+    with (Path(__file__).parent / "costs.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (row["method"], row["suite"]): Estimate(float(row["cpu_seconds"]), float(row["flops"]), elsewhere=True)
+        for row in rows
+    }
+
+
+class Estimates:
+    """Estimates from finished runs: of the same recipe where there are any, else of the same method and suite.
+
+    Where there are neither, those of the harness's own study stand in, unless the run is quick or of another model.
+    """
+
+    def __init__(self, results: Path) -> None:
+        self._recipes: dict[str, list[Mapping[str, Any]]] = {}
+        self._methods: dict[tuple[str, str, bool], list[Mapping[str, Any]]] = {}
+        for _, record in run_folder.runs(results):
+            if "failure" not in record:
+                self._recipes.setdefault(record["recipe"], []).append(record)
+                self._methods.setdefault((record["method"], record["suite"], record.get("quick", False)), []).append(
+                    record
+                )
+
+    def elsewhere(self, cell: Cell) -> bool:
+        """Return whether the same settings and seed were run to their end, by other code."""
+        return any(r["seed"] == cell.spec.seed for r in self._recipes.get(cell.spec.recipe(), []))
+
+    def of(self, cell: Cell) -> Estimate | None:
+        """Return what a cell may cost, or None where no run tells."""
+        alike = (cell.spec.method, cell.spec.suite_name, cell.spec.quick)
+        records = self._recipes.get(cell.spec.recipe()) or self._methods.get(alike)
+        if not records:
+            plain = not cell.spec.quick and cell.spec.model is None
+            return shipped().get(alike[:2]) if plain else None
+        parts = [(r["cost"]["method"], r["cost"]["evaluation"]) for r in records]
+        seconds, flops = (fmean(m[name] + e[name] for m, e in parts) for name in ("cpu_seconds", "flops"))
+        return Estimate(seconds, flops)
+
+
+def study_folder(results: Path, name: str) -> Path:
+    """Return where a study's own files lie; its runs are runs like others."""
+    return results / "studies" / name
+
+
+def cells_json(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """Return what is written down of the cells of a study."""
+    return [
+        {
+            "label": c.label, "entry": c.entry, "method": c.spec.method, "suite": c.spec.suite_name,
+            "seed": c.spec.seed, "fingerprint": c.fingerprint, "folder": str(c.spec.folder), "trial": c.trial,
+            "refused": c.refused,
+        }
+        for c in cells
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands in its study's tables."""
+
+    label: str  # of its row
+    entry: str  # of the study file, whose setting it is
+
+
+def places_of(results: Path, name: str) -> dict[str, Place]:
+    """Return {run folder: place} of the runs that a table of a study is made of: no trials, nothing refused."""
+    cells = [c for c in _finals(results, name) if not c["refused"]]
+    return {str(results / c["folder"]): Place(c["label"], c["entry"]) for c in cells}
+
+
+def refused_of(results: Path, name: str, suite: str) -> dict[str, str]:
+    """Return {label: why} of what a study asks of a suite that cannot serve it."""
+    return {c["label"]: c["refused"] for c in _finals(results, name) if c["refused"] and c["suite"] == suite}
+
+
+def _finals(results: Path, name: str) -> list[dict[str, Any]]:
+    """Return what is written down of a study's cells, without trials; an older one may say less."""
+    file = study_folder(results, name) / CELLS
+    if not file.is_file():
+        known = sorted(f.parent.name for f in file.parent.parent.glob(f"*/{CELLS}"))
+        raise UsageError(f"There is no study {name!r} below {results}. Known: {', '.join(known) or 'none'}.")
+    try:
+        cells = [c for c in json.loads(file.read_text(encoding="utf-8")) if not c["trial"]]
+        return [
+            {
+                "label": c["label"], "entry": c.get("entry", c["label"]), "suite": c["suite"], "folder": c["folder"],
+                "refused": c.get("refused", ""),
+            }
+            for c in cells
+        ]  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise HarnessError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error

@@ -1,0 +1,141 @@
+"""Tuning: the same number of trials for every method, on the validation split; what is chosen, and by what rule.
+
+The rule: of a method's trials on a suite, the settings with the highest mean of `select` on the validation split, the
+earlier trial where two are equal. A trial that failed counts as a trial and is never chosen. The first trial is the
+settings as they are, so tuning cannot lose on that split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ...api.registry import Registry
+from ...core import run_folder
+from ...core.digests import canonical
+from ...core.errors import UsageError
+from ...core.seeds import derive
+from .cells import Cell, cells_of
+from .file import Entry, Study, Tune, described
+from .spaces import draw
+from .state import DONE, LEFT, State, state_of
+
+ATTEMPTS = 100  # draws for one new point, before a space is held to have no more
+
+
+@dataclass(frozen=True)
+class Search:
+    """The trials of one method on one suite."""
+
+    entry: Entry
+    suite: str
+    points: tuple[Mapping[str, Any], ...]  # of the space; the first is empty
+    cells: tuple[Cell, ...]
+
+    @property
+    def suite_name(self) -> str:
+        """Return what the suite is called in records."""
+        return self.cells[0].spec.suite_name
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What came of a search: the place of the chosen trial, or None, and every trial's state and figure."""
+
+    search: Search
+    chosen: int | None
+    states: tuple[State, ...]
+    figures: tuple[float | None, ...]
+
+    @property
+    def label(self) -> str:
+        """Return the label of the runs with the chosen settings: those as they are, where none else is chosen."""
+        told = {None: "", 0: " (default, tuned)"}.get(self.chosen, " (tuned)")
+        return f"{self.search.entry.label}{told}"
+
+    @property
+    def open(self) -> bool:
+        """Whether there are trials that have not ended yet, without which nothing is chosen."""
+        return any(state.status == LEFT for state in self.states)
+
+
+def searches(study: Study, tune: Tune, registry: Registry) -> list[Search]:
+    """Return the trials of every method that is tuned, on every suite."""
+    pairs = [(e, suite) for e in study.entries if e.label in tune.spaces for suite in e.suites]
+    found = [_search(study, tune, registry, entry, suite) for entry, suite in pairs]
+    return [search for search in found if not search.cells[0].refused]  # its runs with the settings as they are say why
+
+
+def choose(search: Search, tune: Tune, results: Path) -> Choice:
+    """Return what the trials so far say."""
+    states = tuple(state_of(cell, results) for cell in search.cells)
+    figures = tuple(
+        _figure(cell, tune.select, results) if state.status == DONE else None
+        for cell, state in zip(search.cells, states, strict=True)
+    )
+    finished = [(-figure, place) for place, figure in enumerate(figures) if figure is not None]
+    still = any(state.status == LEFT for state in states)
+    return Choice(search, None if still or not finished else min(finished)[1], states, figures)
+
+
+def tuned(study: Study, registry: Registry, choice: Choice) -> list[Cell]:
+    """Return the runs of the chosen settings on the test split, one for every seed."""
+    if choice.chosen is None:
+        return []
+    search = choice.search
+    return cells_of(study, registry, search.entry, search.suite, choice.label, search.points[choice.chosen])
+
+
+def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return what is written down of tuning; `cells` are the plan's, whose rows may have another entry's name."""
+    rows = {(c.spec.suite_name, name): c.label for c in cells if not c.trial for name in (c.label, *c.also)}
+    told = [
+        {
+            "method": c.search.entry.label, "suite": c.search.suite_name, "chosen": c.chosen,
+            "label": c.label,
+            "row": rows.get((c.search.suite_name, c.label), c.label),  # where the chosen settings stand
+            "trials": [
+                {"options": dict(point), "fingerprint": cell.fingerprint, "folder": str(cell.spec.folder),
+                 "status": state.kind or state.status, tune.select: figure}
+                for point, cell, state, figure in zip(
+                    c.search.points, c.search.cells, c.states, c.figures, strict=True
+                )
+            ],
+        }
+        for c in choices
+    ]  # fmt: skip
+    rule = f"highest mean {tune.select} on the validation split, the earlier trial where two are equal"
+    return {"trials": tune.trials, "seed": tune.seed, "rule": rule, "searches": told}
+
+
+def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: str) -> Search:
+    """Draw points until there are enough different runs; each depends only on those before: trials can be added."""
+    rng = Random(derive("tune", tune.seed, entry.label, suite.rpartition("/")[2]))
+    found: dict[str, tuple[Mapping[str, Any], Cell]] = {}
+    points: dict[str, Mapping[str, Any]] = {canonical({}): {}}
+    for _ in range(ATTEMPTS * tune.trials):
+        drawn = draw(tune.spaces[entry.label], rng)
+        points.setdefault(canonical(drawn), drawn)
+    for point in points.values():
+        label = f"{entry.label}, trial {len(found) + 1}{described(point)}"
+        values = {**point, "stage.evaluation.split": "validation"}
+        (cell,) = cells_of(study, registry, entry, suite, label, values, entry.seeds[:1], trial=True)
+        assert cell.spec.stages["evaluation"]["split"] == "validation", "a trial may not see the test split"
+        found.setdefault(cell.fingerprint, (point, cell))
+        if len(found) == tune.trials or cell.refused:
+            return Search(entry, suite, tuple(p for p, _ in found.values()), tuple(c for _, c in found.values()))
+    raise UsageError(
+        f"{study.path}: [tune.space.{entry.label}] has {len(found)} different settings, the ones as they are included, "
+        f"and every method is to get {tune.trials} trials. Widen the space, or lower trials."
+    )
+
+
+def _figure(cell: Cell, select: str, results: Path) -> float:
+    result = run_folder.read_result(results / cell.spec.folder)
+    assert result is not None
+    if select not in result["evaluation"]:
+        raise UsageError(f"select = {select}: {cell.spec.suite_name} does not measure it. Choose by win_rate or gold.")
+    return float(result["evaluation"][select]["mean"])

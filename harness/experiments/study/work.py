@@ -1,0 +1,201 @@
+"""A study, top to bottom: expand, carry out what is left, choose tuned settings, carry those out, say how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...api.contracts import Launcher
+from ...api.registry import Registry, load_file
+from ...core.data import Job
+from ...core.errors import HarnessError, UsageError
+from ...core.files import lock, make_folder, write_json, write_text
+from ...core.options import build
+from .cells import Cell, distinct, expand, in_order
+from .file import Study
+from .state import CELLS, DONE, FAILED, LEFT, State, cells_json, state_of, study_folder
+from .tune import Choice, choose, searches, tune_json, tuned
+
+QUIET_ENDS = {2, 3}  # exit codes of a run that was refused: it left no record
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a study as far as they are known, and what its trials say so far."""
+
+    cells: list[Cell]
+    choices: list[Choice]
+
+    @property
+    def waiting(self) -> list[Choice]:
+        """The searches whose runs on the test split are not known yet."""
+        return [choice for choice in self.choices if choice.open]
+
+
+def load_plugins(study: Study, registry: Registry) -> None:
+    """Load the plugin files of a study."""
+    for path in study.plugins:
+        if str(Path(path).resolve()) not in registry.files:
+            load_file(registry, path)
+
+
+def launcher_of(study: Study, registry: Registry, name: str | None, settings: dict[str, str]) -> Launcher:
+    """Return the launcher: the study's with its options, or another one; `settings` are over the study's."""
+    chosen = name or study.launcher
+    own = study.launcher_options if chosen == study.launcher else {}
+    launcher: Launcher = build(registry.get("launchers", chosen), {**own, **settings}, f"launcher {chosen}")
+    return launcher
+
+
+def plan(study: Study, registry: Registry, results: Path) -> Plan:
+    """Return the cells: the settings as they are, the trials, and the chosen settings where the trials are through."""
+    cells, choices = expand(study, registry), []
+    if study.tune is not None:
+        tune = study.tune
+        choices = [choose(search, tune, results) for search in searches(study, tune, registry)]
+        trials = [cell for choice in choices for cell in choice.search.cells]
+        chosen = [cell for choice in choices for cell in tuned(study, registry, choice)]
+        cells = trials + _both(cells, chosen)  # first what others wait for
+    return Plan(in_order(distinct(cells)), choices)
+
+
+class Work:
+    """Carries a study out. `watch` is told what happens."""
+
+    def __init__(
+        self, study: Study, registry: Registry, results: Path, launcher: Launcher, retry: bool, watch: Watch
+    ) -> None:
+        self.study, self.registry, self.results, self.launcher = study, registry, results, launcher
+        self.retry, self.watch = retry, watch
+        self.folder = study_folder(results, study.name)
+        self.ended: dict[str, State] = {}  # by fingerprint: how what was run here ended
+
+    def carry_out(self) -> bool:
+        """Run what is left; return whether everything that can be run is done."""
+        logs = make_folder(self.folder / "logs").parent
+        with lock(self.folder, f"The study {self.study.name}", wait=False):
+            write_text(logs / "study.toml", self.study.text)
+            planned = self._round()
+            while not planned.waiting and self._todo(planned):  # what the trials chose
+                planned = self._round()
+            states = [self.state(cell) for cell in planned.cells]
+        self.watch.summary(planned, states)
+        return not planned.waiting and all(s.status not in (FAILED, LEFT) for s in states)
+
+    def state(self, cell: Cell) -> State:
+        """Return how far a cell is; of one that left no record here, how its process ended."""
+        found = state_of(cell, self.results)
+        return self.ended.get(cell.fingerprint, found) if found.status == LEFT else found
+
+    def log(self, cell: Cell) -> Path:
+        """Return where a cell's output goes."""
+        return self.folder / "logs" / f"{cell.spec.method}-seed{cell.spec.seed}-{cell.fingerprint}.log"
+
+    def _round(self) -> Plan:
+        """Carry out what is known and left; return the plan after that."""
+        planned = self._planned()
+        todo = self._todo(planned)
+        jobs = {self._job(cell): cell for cell in todo}
+        self.watch.begin(planned, [self.state(c) for c in planned.cells], len(todo))
+        try:
+            self.launcher.run(
+                list(jobs), lambda job: self.watch.started(jobs[job]), lambda job, code: self._end(jobs[job], code)
+            )
+        except HarnessError:
+            raise
+        except Exception as error:  # a stranger's launcher
+            told = f"The launcher {self.launcher.name} failed: {type(error).__name__}: {error}."
+            raise HarnessError(f"{told} Run the same command again to go on.") from error
+        finally:
+            self.watch.end()
+        for cell in todo:  # a launcher may have said nothing of it; it is not begun twice here
+            self.ended.setdefault(cell.fingerprint, state_of(cell, self.results))
+        return self._planned()
+
+    def _planned(self) -> Plan:
+        planned = plan(self.study, self.registry, self.results)
+        write_json(self.folder / CELLS, cells_json(planned.cells))
+        if self.study.tune is not None:
+            write_json(self.folder / "tune.json", tune_json(self.study.tune, planned.choices, planned.cells))
+        return planned
+
+    def _todo(self, planned: Plan) -> list[Cell]:
+        """Return the cells to run: those that are left and were not tried here, and failed ones where asked for."""
+        wanted = (LEFT, FAILED) if self.retry else (LEFT,)
+        return [
+            c for c in planned.cells
+            if c.fingerprint not in self.ended and state_of(c, self.results).status in wanted
+        ]  # fmt: skip
+
+    def _job(self, cell: Cell) -> Job:
+        arguments = (*cell.arguments, "--results", str(self.results.resolve()))
+        return Job(cell.name, arguments, self.log(cell), cell.spec.threads)
+
+    def _end(self, cell: Cell, code: int) -> None:
+        state = state_of(cell, self.results)
+        if state.status == LEFT:
+            state = _without_record(cell, code, last_line(self.log(cell)))
+        self.ended[cell.fingerprint] = state
+        self.watch.ended(cell, state, self.log(cell))
+
+
+class Watch:
+    """What is told while a study is carried out; this one says nothing."""
+
+    def begin(self, planned: Plan, states: Sequence[State], jobs: int) -> None:
+        """So many jobs are about to begin."""
+
+    def started(self, cell: Cell) -> None:
+        """A cell began."""
+
+    def ended(self, cell: Cell, state: State, log: Path) -> None:
+        """A cell ended."""
+
+    def end(self) -> None:
+        """No job is under way any more."""
+
+    def summary(self, planned: Plan, states: Sequence[State]) -> None:
+        """The study has come to an end, or to where only failures are left."""
+
+
+def _both(defaults: list[Cell], tuned_cells: list[Cell]) -> list[Cell]:
+    """Return the runs with the settings as they are and with the chosen ones, labelled where an entry's are the same.
+
+    What one entry chose may be another's settings as they are: `distinct` leaves that row the other's name.
+    """
+    chosen = {(c.fingerprint, c.entry): c.label for c in tuned_cells}
+    return [*(replace(c, label=chosen.get((c.fingerprint, c.entry), c.label)) for c in defaults), *tuned_cells]
+
+
+def _without_record(cell: Cell, code: int, said: str) -> State:
+    """Return the state of a run that ended and left neither a result nor the record of a failure."""
+    if code < 0:
+        more = ": the system's memory may have run out" if code == -9 else ""
+        return State(FAILED, "killed", f"ended by signal {-code}{more}. Run the study again: the run goes on.")
+    if code in QUIET_ENDS:
+        return State(FAILED, "refused", said)
+    if code == 0:
+        raise UsageError(
+            f"{cell.name} left no result in {cell.spec.folder}: code or files changed while the study ran, or its "
+            f"launcher works in other folders. Run the study again."
+        )
+    return State(FAILED, "killed" if code in (130, 143) else "error", said or f"ended with exit code {code}")
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log, which is where a run says why it ends."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1].removeprefix("harness: ") if lines else ""
+
+
+def notes(states: Sequence[State]) -> str:
+    """Return `12 done, 1 failed (1 diverged), 3 left, 2 refused`."""
+    count = {status: sum(s.status == status for s in states) for status in (DONE, FAILED, LEFT, "refused")}
+    kinds = [s.kind for s in states if s.status == FAILED]
+    classes = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+    told = [f"{n} {status}" + (f" ({classes})" if status == FAILED else "") for status, n in count.items() if n]
+    return ", ".join(told) or "nothing to run"

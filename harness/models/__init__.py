@@ -1,0 +1,1 @@
+"""Tokens, loading, FLOPs, packing, log-probabilities, generation and LoRA."""

@@ -1,0 +1,117 @@
+"""Decoding by CUDA graphs: a token's forward pass is recorded once and replayed, without a launch per kernel.
+
+A recorded pass has fixed shapes and addresses. So attention is over all of the storage of the completions, what is not
+yet written being hidden by a bias, and rows that have ended stay until half of them have: then a new graph is recorded.
+Numbers differ from the plain decoding's by rounding: longer sums, in another order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import UsageError
+from .attention import SharedPromptCache, attending
+from .generation import CachedEngine, SharedDecoding
+from .loading import trunk_of
+from .tokens import PromptBatch
+
+
+class StaticPromptCache(SharedPromptCache):
+    """A cache whose tensors stay where they are, their length included: what a recorded pass reads and writes."""
+
+    def __init__(self, prompt: Any, mask: Tensor, n: int, limit: int) -> None:
+        super().__init__(prompt, mask, n, limit)
+        self.at = torch.zeros(1, dtype=torch.long, device=mask.device)  # where the next token is written
+        self.hidden = torch.full((limit,), torch.finfo(self.keys.dtype).min, dtype=self.keys.dtype, device=mask.device)
+        self.hidden[0] = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the newest token's keys and values (R, H, 1, d); return all of the storage."""
+        rows = len(self.owner)
+        held = []
+        for store, new in ((self.keys, key_states), (self.values, value_states)):
+            held.append(store[layer_idx, :rows].index_copy_(2, self.at, new.to(store.dtype)))
+        return held[0], held[1]
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return (R, H, r, t) scores of the completions' own keys, next to nothing for what is not yet written."""
+        return super().scores(query, key) + self.hidden
+
+    def advance(self) -> None:
+        """Note that a token has been written; part of the recorded pass."""
+        self.at += 1
+        self.hidden.index_fill_(0, self.at.clamp(max=len(self.hidden) - 1), 0.0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        self.length = int(self.at)
+        super().keep(rows)
+
+
+class GraphedDecoding(SharedDecoding):
+    """Shared prompts, the pass over the next token recorded."""
+
+    keep_until, look_every = 0.5, 8
+    cache_class = StaticPromptCache
+    cache: StaticPromptCache
+
+    def __init__(self, cache: Any, prompts: PromptBatch, n: int, limit: int) -> None:
+        super().__init__(cache, prompts, n, limit)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only, and record anew."""
+        super().keep(rows)
+        self.graph = None
+
+    def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Return (R, V) logits after one more token (R,) per row; they are overwritten by the next call."""
+        if self.graph is None:
+            self._record(model, tokens)
+        assert self.graph is not None
+        self.tokens.copy_(tokens[:, None])
+        self.graph.replay()
+        return self.logits
+
+    def _record(self, model: nn.Module, tokens: Tensor) -> None:
+        self.tokens, self.positions = tokens[:, None].clone(), self.positions.clone()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # once unrecorded: libraries choose their algorithms; it writes what replay will
+            self._forward(model)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = self._forward(model)
+            self.cache.advance()
+            self.positions += 1
+
+    def _forward(self, model: nn.Module) -> Tensor:
+        with attending(trunk_of(model), self.cache):
+            out = model(
+                input_ids=self.tokens, position_ids=self.positions[:, None], past_key_values=self.cache, use_cache=True
+            )
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+
+class GraphEngine(CachedEngine):
+    """The cached engine with its steps recorded, for models that decode on shared prompts on a GPU."""
+
+    name = "cuda_graphs"
+
+    @staticmethod
+    def cached(model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, limit: int) -> GraphedDecoding:
+        """Return the recording cache; raise UsageError where it cannot be."""
+        if prompts.ids.device.type != "cuda":
+            raise UsageError("--engine cuda_graphs: there is no GPU under this run. Use --engine hf, or --device cuda.")
+        if not getattr(trunk_of(model), "share_cache", False):
+            raise UsageError(
+                f"--engine cuda_graphs: {type(model).__name__} cannot decode on shared prompts (a window, a bias, or "
+                f"--no-prompt-sharing). Use --engine hf."
+            )
+        return GraphedDecoding(prefilled, prompts, n, limit)

@@ -1,0 +1,87 @@
+"""Worlds small enough to list every completion: exact probabilities, KL, rewards and win-rates, and known optima.
+
+Notation: P prompts, N completions each, the same for all prompts. Nothing here samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from ..core.data import Prompt
+from .logprobs import completion_logp
+from .micro_batches import in_micro_batches
+from .tokens import Batch, Tokens
+
+
+@dataclass(frozen=True)
+class Enumerated:
+    """Every completion of every prompt, what the start checkpoint gives it, and what it is worth."""
+
+    ref: Tensor  # (P, N) probabilities of the start checkpoint, float64
+    reward: Tensor  # (P, N), float64
+    lengths: Tensor  # (P, N) tokens, the end-of-sequence token included
+    ids: tuple[tuple[int, ...], ...]  # (N) token ids of each completion
+    mu: Tensor  # (P, N) how often a completion stands in a preference pair
+    prefer: Tensor  # (P, N, N) probability that the labeller puts the row's completion before the column's
+
+    def tilted(self, beta: float) -> Tensor:
+        """Return pi* = ref exp(r / beta) / Z: what maximises E r - beta KL(pi || ref), (P, N)."""
+        return (self.ref.log() + self.reward / beta).softmax(-1)
+
+    def best_of(self, n: int) -> Tensor:
+        """Return the distribution (P, N) of the best of n i.i.d. draws of the start checkpoint, the first of equals.
+
+        A reward level v has mass f_v = P(r = v) and F_v = P(r <= v). The best is at level v unless not all n draws are
+        at most v or all are below it: F_v^n - (F_v - f_v)^n; within a level the reference's proportions stay.
+        """
+        below = self.reward[:, None, :] < self.reward[:, :, None]  # [p, i, j]: j is worth less than i
+        level = self.reward[:, None, :] == self.reward[:, :, None]
+        less, mass = ((mask * self.ref[:, None, :]).sum(-1) for mask in (below, level))
+        return self.ref / mass * ((less + mass) ** n - less**n)
+
+    def expected(self, policy: Tensor) -> Tensor:
+        """Return (P,) expected rewards of policies (P, N)."""
+        return (policy * self.reward).sum(-1)
+
+    def win_rate(self, policy: Tensor) -> Tensor:
+        """Return (P,) probabilities that a draw of the policy beats one of the start checkpoint, ties half."""
+        margin = self.reward[:, :, None] - self.reward[:, None, :]
+        wins = (margin > 0).double() + 0.5 * (margin == 0).double()
+        return torch.einsum("pi,pij,pj->p", policy, wins, self.ref)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """Return KL(p || q) over the last dimension, in nats."""
+    return torch.where(p > 0, p * (p.clamp(min=1e-300).log() - q.clamp(min=1e-300).log()), 0.0).sum(-1)
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """Return half the absolute difference over the last dimension, in [0, 1]."""
+    return 0.5 * (p - q).abs().sum(-1)
+
+
+def completions(vocabulary: Sequence[int], eos: int, limit: int) -> list[list[int]]:
+    """Return every completion of at most `limit` tokens: ended by `eos`, or cut at the limit."""
+    words = [token for token in vocabulary if token != eos]
+    ended = [[*body, eos] for n in range(limit) for body in product(words, repeat=n)]
+    return ended + [list(body) for body in product(words, repeat=limit)]
+
+
+def every_completion(
+    tokens: Tokens, prompts: Sequence[Prompt], limit: int, device: torch.device | str = "cpu"
+) -> Batch:
+    """Return a batch (P, N, T) of every completion of each prompt, over the tokenizer's whole vocabulary."""
+    vocabulary = sorted(tokens.tokenizer.get_vocab().values())
+    return tokens.batch(prompts, [completions(vocabulary, tokens.eos, limit)] * len(prompts), device)
+
+
+def probabilities(model: nn.Module, batch: Batch, max_tokens: int) -> Tensor:
+    """Return (P, N) probabilities of the completions of a batch (P, N, T), in float64."""
+    logp = in_micro_batches(lambda part: completion_logp(model, part), batch.flat(), max_tokens)
+    p, n, _ = batch.shape
+    return logp.double().sum((1, 2)).view(p, n).exp()

@@ -1,0 +1,316 @@
+"""Draw completions from any causal language model, and the log-probabilities they had.
+
+The prompt is prefilled once; its keys and values are held once for its n completions where the model's attention can be
+exchanged (attention.py), and repeated where not; a model without a cache to go on from reads everything anew for every
+token. Finished rows leave the batch. Tokens are drawn by inverse transform from noise given from outside, one number
+per token, so what a row says does not depend on which other rows it was drawn with. `generation_config` is never read:
+top-k, top-p, penalties and forced tokens would sample from another distribution than the one whose log-probabilities
+training needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core.data import Sampling
+from ..core.distributed import ALONE, Team
+from ..core.errors import UsageError
+from ..core.meter import Meter
+from ..core.seeds import derive
+from .attention import SharedPromptCache, attending
+from .engine import CompletionSource, Engine
+from .flops import forward_cost
+from .loading import cast_once, computing, trunk_of
+from .logprobs import accepted
+from .tokens import Batch, PromptBatch
+
+KEEP_UNTIL = 0.9
+
+
+def check_sampling(sampling: Sampling, **truncations: object) -> None:
+    """Raise UsageError for a sampler whose log-probabilities would not be those of the model."""
+    if sampling.temperature <= 0:
+        raise UsageError(
+            f"temperature={sampling.temperature}: greedy decoding has no log-probabilities. Use a temperature above 0."
+        )
+    if sampling.max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens={sampling.max_new_tokens}: expected at least 1.")
+    for name, value in truncations.items():
+        raise UsageError(
+            f"{name}={value}: truncated or penalised sampling draws from another distribution than the one whose "
+            f"log-probabilities KL and importance ratios are computed from. Only `temperature` shapes sampling here."
+        )
+
+
+def draw_tokens(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (R,) tokens by inverse transform of `noise` (R,) under `logits` (R, V), and their log-probabilities."""
+    logp = logits.float().log_softmax(-1)
+    cdf = logp.exp().cumsum(-1)
+    target = (noise * cdf[:, -1] * (1 - 1e-6))[:, None]
+    tokens = torch.searchsorted(cdf, target, right=True).clamp(max=logits.shape[-1] - 1)
+    return tokens[:, 0], logp.gather(-1, tokens)[:, 0]
+
+
+@dataclass
+class Decoding:
+    """What rows were drawn to say; 0 after their ends."""
+
+    tokens: Tensor  # (R, T)
+    logp: Tensor  # (R, T)
+    lengths: Tensor  # (R,)
+
+
+class Cached(Protocol):
+    """What a decoding goes on from: keys and values of the rows that are held."""
+
+    keep_until: float  # rows are dropped when fewer than this share is unfinished
+    look_every: int  # steps between looks at who has finished
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+
+    def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Return (R, V) logits after one more token (R,) per row."""
+
+
+def cache_of(model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, limit: int) -> Cached:
+    """Return the cache a model decodes with: prompts held once where it can, its own, or none."""
+    trunk = getattr(model, "base_model", model)
+    if getattr(trunk, "share_cache", False):
+        return SharedDecoding(prefilled, prompts, n, limit)
+    return Repeated(prefilled, prompts, n) if getattr(trunk, "keeps_cache", True) else Recomputed(prompts, n)
+
+
+@torch.no_grad()
+def decode(
+    model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor, eos: set[int],
+    cached: Callable[[nn.Module, Any, PromptBatch, int, int], Cached] = cache_of,
+) -> Decoding:  # fmt: skip
+    """Draw n completions for each prompt; rows are prompt-major."""
+    limit, device = sampling.max_new_tokens, prompts.ids.device
+    rows = len(prompts) * n
+    state = Decoding(
+        torch.zeros(rows, limit, dtype=torch.long, device=device),
+        torch.zeros(rows, limit, device=device),
+        torch.full((rows,), limit, device=device),
+    )
+    with computing(model), cast_once(model):  # around it all
+        logits, prefilled = prefill(model, prompts)
+        logits = logits.repeat_interleave(n, 0)
+        cache = cached(model, prefilled, prompts, n, limit)
+        held = torch.arange(rows, device=device)  # the rows that the cache holds
+        done = torch.zeros(rows, dtype=torch.bool, device=device)
+        ends = torch.tensor(sorted(eos), device=device)
+        for t in range(limit):
+            drawn, logp = draw_tokens(logits.float() / sampling.temperature, noise[held, t])
+            state.tokens[held, t], state.logp[held, t] = drawn, logp
+            stopped = torch.isin(drawn, ends) & ~done
+            state.lengths[held] = torch.where(stopped, t + 1, state.lengths[held])
+            done |= stopped
+            if t + 1 == limit:
+                break
+            if (t + 1) % cache.look_every == 0:
+                alive = (~done).nonzero()[:, 0]
+                if not len(alive):
+                    break
+                if len(alive) < cache.keep_until * len(held):
+                    cache.keep(alive)
+                    held, drawn, done = held[alive], drawn[alive], done[alive]
+            logits = cache.next_logits(model, drawn)
+    said = torch.arange(limit, device=device) < state.lengths[:, None]
+    return Decoding(state.tokens * said, state.logp * said, state.lengths)
+
+
+def prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
+    positions = (prompts.mask.cumsum(1) - 1).clamp(min=0)
+    inputs: dict[str, Any] = {"input_ids": prompts.ids, "attention_mask": prompts.mask, "position_ids": positions}
+    with computing(model):
+        out = model(**accepted(model, {**inputs, "logits_to_keep": 1}), use_cache=True)
+    return out.logits[:, -1], getattr(out, "past_key_values", None)
+
+
+class Repeated:
+    """The model's own cache, each prompt's repeated for its completions: any model can do that."""
+
+    keep_until, look_every = KEEP_UNTIL, 1
+
+    def __init__(self, cache: Any, prompts: PromptBatch, n: int) -> None:
+        repeat = torch.arange(len(prompts), device=prompts.ids.device).repeat_interleave(n)
+        cache.reorder_cache(repeat)
+        self.cache, self.mask = cache, prompts.mask[repeat]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        self.cache.reorder_cache(rows)
+        self.mask = self.mask[rows]
+
+    def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Return (R, V) logits after one more token (R,) per row."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        positions = self.mask.sum(1, keepdim=True) - 1
+        with computing(model):
+            out = model(
+                input_ids=tokens[:, None], attention_mask=self.mask, position_ids=positions,
+                past_key_values=self.cache, use_cache=True,
+            )  # fmt: skip
+        self.cache = out.past_key_values
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+
+class Recomputed:
+    """No cache: all that was said is read anew for every token. State spaces keep theirs under names of their own."""
+
+    keep_until, look_every = KEEP_UNTIL, 1
+
+    def __init__(self, prompts: PromptBatch, n: int) -> None:
+        self.ids, self.mask = prompts.ids.repeat_interleave(n, 0), prompts.mask.repeat_interleave(n, 0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        self.ids, self.mask = self.ids[rows], self.mask[rows]
+
+    def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Return (R, V) logits after one more token (R,) per row."""
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        inputs: dict[str, Any] = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions}
+        with computing(model):
+            out = model(**accepted(model, {**inputs, "logits_to_keep": 1}), use_cache=False)
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+
+class SharedDecoding:
+    """The prompt's keys and values held once for its completions: for models whose attention can be exchanged."""
+
+    keep_until, look_every = KEEP_UNTIL, 1
+    cache_class: type[SharedPromptCache] = SharedPromptCache
+
+    def __init__(self, cache: Any, prompts: PromptBatch, n: int, limit: int) -> None:
+        self.cache = self.cache_class(cache, prompts.mask, n, limit)
+        self.positions = prompts.mask.sum(1).repeat_interleave(n)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        self.cache.keep(rows)
+        self.positions = self.positions[rows]
+
+    def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Return (R, V) logits after one more token (R,) per row."""
+        with computing(model), attending(trunk_of(model), self.cache):
+            out = model(
+                input_ids=tokens[:, None], position_ids=self.positions[:, None], past_key_values=self.cache,
+                use_cache=True,
+            )  # fmt: skip
+        self.cache.advance()
+        self.positions = self.positions + 1
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+
+class CachedEngine(Engine):
+    """The harness's own decoding loop on the model's key/value cache."""
+
+    name = "hf"
+    max_tokens = 131072  # positions the cache may hold at once
+    cached: Callable[..., Cached] = staticmethod(cache_of)
+
+    def __init__(self, eos: set[int]) -> None:
+        self.eos = eos
+
+    def generate(self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor) -> Batch:
+        """Draw n completions per prompt, in groups that fit; see Engine."""
+        width = prompts.ids.shape[1] + sampling.max_new_tokens
+        group = max(1, self.max_tokens // (n * width))
+        parts = []
+        for start in range(0, len(prompts), group):
+            some = prompts[start : start + group]
+            rows = slice(start * n, (start + len(some)) * n)
+            parts.append(decode(model, some, n, sampling, noise[rows], self.eos, self.cached))
+        return assemble(prompts, parts, n, sampling.temperature)
+
+
+def assemble(prompts: PromptBatch, parts: list[Decoding], n: int, temperature: float) -> Batch:
+    """Return drawn rows as a batch with `logp` (B, n, T) and `ended` (B, n): whether a completion ended by itself."""
+    lengths = torch.cat([part.lengths for part in parts])
+    longest = int(lengths.max())
+    tokens = torch.cat([part.tokens for part in parts])[:, :longest]
+    logp = torch.cat([part.logp for part in parts])[:, :longest]
+    mask = (torch.arange(longest, device=lengths.device) < lengths[:, None]).float()
+    shape = (len(prompts), n, longest)
+    columns = {"completion_ids": tokens.view(shape), "mask": mask.view(shape), "logp": logp.view(shape)}
+    return Batch(prompts, columns, temperature)
+
+
+class Sampler:
+    """Draws completions for one purpose: an engine, a temperature, a length, and noise that only the seed decides."""
+
+    def __init__(
+        self, engine: Engine, sampling: Sampling, meter: Meter, eos: set[int], noise_key: tuple[object, ...],
+        team: Team = ALONE,
+    ) -> None:  # fmt: skip
+        check_sampling(sampling)
+        self.engine, self.sampling, self.meter, self.eos = engine, sampling, meter, eos
+        self.noise_key, self.team = noise_key, team
+        self.phase = "rollout"
+        self.pool: CompletionSource | None = None  # what the start checkpoint says is drawn from here, where it can be
+
+    def draw(self, model: nn.Module, prompts: PromptBatch, n: int = 1, *more: object) -> Batch:
+        """Draw n completions per prompt: (B, n, T) with `logp` and `ended`. `more` tells repeated draws apart."""
+        with self.meter.aside():
+            found = self.pool.draw(model, prompts, n, self.sampling) if self.pool and not more else None
+        with self.meter.phase(self.phase):
+            batch: Batch = found.value if found else self._generate(model, prompts, n, self._noise(prompts, n, *more))
+            last = (batch.lengths - 1).clamp(min=0)[..., None]
+            ends = torch.tensor(sorted(self.eos), device=prompts.ids.device)
+            ended = torch.isin(batch["completion_ids"].gather(-1, last)[..., 0], ends)
+            flops = self._count(model, batch)
+            if found is not None:
+                found.bill(self.meter, flops)
+        return batch.with_columns(ended=ended)
+
+    def _generate(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:
+        """Have every process draw for some of the prompts, and put the whole together."""
+        if self.team.size == 1:
+            return self.engine.generate(model, prompts, n, self.sampling, noise)
+        own = self.team.span(len(prompts))
+        whole = torch.zeros(3, len(prompts), n, self.sampling.max_new_tokens, device=noise.device, dtype=torch.float64)
+        if own.start < own.stop:
+            part = self.engine.generate(model, prompts[own], n, self.sampling, noise[own.start * n : own.stop * n])
+            for i, name in enumerate(("completion_ids", "mask", "logp")):
+                whole[i, own, :, : part.shape[2]] = part[name].double()
+        self.team.add_up(whole)
+        ids, mask, logp = whole[..., : int(whole[1].sum(-1).max())]
+        columns = {"completion_ids": ids.long(), "mask": mask.float(), "logp": logp.float()}
+        return Batch(prompts, columns, self.sampling.temperature)
+
+    def _noise(self, prompts: PromptBatch, n: int, *more: object) -> Tensor:
+        """Return (B * n, T) uniform numbers."""
+        generator = torch.Generator().manual_seed(derive(*self.noise_key, *more))
+        return torch.rand(len(prompts) * n, self.sampling.max_new_tokens, generator=generator).to(prompts.ids.device)
+
+    def _count(self, model: nn.Module, batch: Batch) -> float:
+        """Count what was drawn, and the FLOPs of drawing it."""
+        flops = decode_flops(model, batch)
+        generated = int(batch.lengths.sum())
+        self.meter.add(flops=flops, tokens_generated=generated, samples=batch.shape[0] * batch.shape[1])
+        return flops
+
+
+def decode_flops(model: nn.Module, batch: Batch) -> float:
+    """Return what decoding needs: each prompt once, each token once, attention over what lies before it.
+
+    Without a cache it is a pass over everything for every token.
+    """
+    cost, (b, _, _), prompt = forward_cost(model), batch.shape, batch.prompts.ids.shape[1]
+    fed = batch.lengths.flatten().double() - 1  # the last token is never fed back
+    if getattr(getattr(model, "base_model", model), "keeps_cache", True):
+        tokens, pairs = fed.sum(), (fed * prompt + fed * (fed + 1) / 2).sum()
+    else:  # passes of prompt + 1 to prompt + fed tokens
+        widths = [range(prompt + 1, prompt + int(n) + 1) for n in fed]
+        tokens, pairs = (torch.tensor(sum(w**p for row in widths for w in row)) for p in (1, 2))
+    return cost.flops(b * prompt + int(tokens), b + int(fed.sum()), b * prompt * prompt + int(pairs))

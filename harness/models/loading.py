@@ -1,0 +1,203 @@
+"""Load, copy and save models; the scalar model behind reward models and critics; what a model costs to run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..core.errors import UsageError
+
+HUB_HINT = "A folder in Hugging Face format (config.json, *.safetensors, tokenizer files) or a hub id was expected."
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """Return the tokenizer of a folder or hub id. No code from the hub is executed."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {name}: no tokenizer could be loaded. {HUB_HINT} ({_first_line(error)})") from error
+
+
+def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
+    """Return the causal language model of a folder or hub id, from safetensors only, dropout off.
+
+    Weights are float32; `compute` is the type of every forward pass, whoever runs it: copies inherit it, and so old,
+    new and reference log-probabilities come from the same arithmetic.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            str(name), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(f"--model {name}: no model could be loaded. {HUB_HINT} ({_first_line(error)})") from error
+    trunk_of(model).compute_dtype = getattr(torch, compute)
+    return frozen(model)
+
+
+def in_memory(model: nn.Module) -> nn.Module:
+    """Return the model, every weight in memory of its own: as read they lie in a mapped file, as its header has it.
+
+    Rounding can tell how they lie. What is trained lies the same whether it was read or copied.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def computing(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return the context in which a causal or scalar model's forward passes run: autocast, if it computes in bf16."""
+    trunk = model.trunk if isinstance(model, ScalarModel) else getattr(model, "base_model", model)
+    dtype = getattr(trunk, "compute_dtype", torch.float32)
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, dtype=dtype)
+
+
+@contextmanager
+def cast_once(model: nn.Module) -> Iterator[None]:
+    """Have autocast keep its copies of the weights inside `computing`: it keeps those of what takes gradients only.
+
+    For passes without gradients. The copies are gone when the outermost `computing` ends.
+    """
+    frozen_ones = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    frozen_ones = [p for p in frozen_ones if torch.is_autocast_enabled(p.device.type)]
+    for p in frozen_ones:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in frozen_ones:
+            p.requires_grad_(False)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Have a causal model compute in float32 for a while, where rounding would hide what is looked for."""
+    trunk: Any = trunk_of(model)
+    before = getattr(trunk, "compute_dtype", torch.float32)
+    trunk.compute_dtype = torch.float32
+    try:
+        yield
+    finally:
+        trunk.compute_dtype = before
+
+
+def save_causal(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Write model and tokenizer in hub format (safetensors)."""
+    model.save_pretrained(folder)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """Return the model in evaluation mode, without gradients. Nothing here ever runs with dropout on."""
+    return model.eval().requires_grad_(False)
+
+
+def learning(model: nn.Module) -> nn.Module:
+    """Return the model, which now takes gradients, dropout still off (a ratio at step 0 must be exactly 1)."""
+    return model.eval().requires_grad_(True)
+
+
+def trainable(model: nn.Module) -> nn.Module:
+    """Return a copy of the model that takes gradients."""
+    return learning(copy.deepcopy(model))
+
+
+def unfilled(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return a copy of a module whose parameters hold no numbers yet; on the device "meta" they take no memory."""
+    blank: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, blank)
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """Return a causal model without its head: token ids to hidden states."""
+    trunk: nn.Module = model.base_model  # type: ignore[assignment]
+    if trunk is model:
+        raise UsageError(f"{type(model).__name__} has no separate trunk (`base_model`): no reward model can be built.")
+    return trunk
+
+
+class ScalarModel(nn.Module):
+    """A trunk and a linear head: one number per position. Behind reward models and critics."""
+
+    def __init__(self, trunk: nn.Module, width: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(width, 1)
+
+    def initialise(self, seed: int, std: float | None = None) -> ScalarModel:
+        """Draw the head from N(0, 1 / (d + 1)) (2403.17031, sect. 4) or with another std; 0 starts every value at 0."""
+        width = self.head.in_features
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(1, width, generator=generator) * (1 / math.sqrt(width + 1) if std is None else std)
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+            self.head.bias.zero_()
+        return self
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Return (R, S) scalars from token ids (R, S)."""
+        hidden = self.trunk(**inputs, use_cache=False).last_hidden_state
+        scalars: Tensor = self.head(hidden)[..., 0]
+        return scalars
+
+
+def scalar_on(causal: nn.Module) -> ScalarModel:
+    """Return a scalar model on a causal model's own trunk, whose head is left behind."""
+    return ScalarModel(trunk_of(causal), hidden_size(causal)).to(next(causal.parameters()).device)
+
+
+def scalar_from(causal: nn.Module) -> ScalarModel:
+    """Return a scalar model on a copy of a causal model's trunk."""
+    return ScalarModel(copy.deepcopy(trunk_of(causal)), hidden_size(causal)).to(next(causal.parameters()).device)
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Return the width of the hidden states."""
+    return int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write named tensors as safetensors; tensors that share memory are written once each."""
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Read named tensors."""
+    return load_file(path, device=str(device))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 over names, shapes and bytes of the parameters."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        whole.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+def size_of(model: nn.Module) -> tuple[int, int]:
+    """Return (parameters, bytes) of a model, shared tensors counted once."""
+    unique = {(p.untyped_storage()._cdata, p.storage_offset()): p for p in model.parameters()}.values()  # on meta, too
+    return sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

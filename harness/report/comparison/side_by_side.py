@@ -1,0 +1,159 @@
+"""How a comparison of two looks: one screen of text, or JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ..selection.select import Row
+from .compare import Compared, Cost, Measure, p_text
+
+if TYPE_CHECKING:
+    from ...statistics.length import LengthControlled
+
+WIDTH = 100  # of plain text; a terminal narrower than that wraps
+MOST_LINES = 2  # of the options that differ, and of a text
+SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+Grid = list[list[str]]
+Part = str | Grid  # a paragraph, or rows of a table whose first is its head
+
+
+def show(found: Compared) -> None:
+    """Print a comparison: with bold heads on a terminal, aligned in plain text elsewhere."""
+    shown = [_safe(part) for part in parts(found)]
+    if not sys.stdout.isatty():
+        print("\n".join(_plain(part) for part in shown))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for part in shown:
+        if isinstance(part, str):
+            console.print(Text(part, style="bold" if part is shown[-1] else ""), highlight=False)
+            continue
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for i, name in enumerate(part[0]):
+            table.add_column(name, justify="left" if i == 0 else "right")
+        for row in part[1:]:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+
+
+def as_json(found: Compared) -> str:
+    """Return a comparison as JSON; a row is its name, its method and the folders of its finished runs."""
+    plain = asdict(found) | {"a": _row_json(found.a), "b": _row_json(found.b)}
+    return json.dumps(_finite(plain), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null for nan: JSON has no nan, and one seed has no spread."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name, "method": row.method, "seeds": [r["seed"] for r in row.good], "failed": len(row.failed),
+        "folders": [r["folder"] for r in row.good],
+    }  # fmt: skip
+
+
+def parts(found: Compared) -> list[Part]:
+    """Return what stands on the screen, top to bottom; the verdict comes last."""
+    head, (a, b) = found.head, found.controlled
+    controlled = (f"{who} {_controlled(lc)}" for who, lc in (("A", a), ("B", b)))
+    told: list[Part] = [
+        f"{found.suite}: {found.prompts} {found.split} prompts, the same for both",
+        *(f"{who}  {_who(row)}" for who, row in (("A", found.a), ("B", found.b))),
+        _cut(f"options (A | B): {'; '.join(found.options) or 'the same'}"),
+        "",
+        _measures(found.measures),
+        *(f"({m.note})" for m in found.measures if m.note),
+        "",
+        f"gold by prompt: A wins {head.wins}, ties {head.ties}, loses {head.losses} (sign test {p_text(head.p)}); "
+        f"P(A above B) = {head.improvement:.3f}",
+        f"length-controlled win-rate (characters): {', '.join(controlled)}",
+        "",
+        [["cost", "A", "B", "A / B"], *map(_cost, found.costs)],
+    ]
+    told.append("")
+    for example in found.examples:
+        told += [_cut(f"{example.title}: {example.prompt}")]
+        told += [_cut(f"  {who} {gold:7.2f}  {text}", 13) for who, gold, text
+                 in zip("AB", example.gold, example.answers, strict=True)]  # fmt: skip
+    return [*told, "", "\n".join(textwrap.wrap(found.verdict, WIDTH))]
+
+
+def _controlled(found: LengthControlled) -> str:
+    e = found.win_rate
+    return f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" if found.identified else "- (equal length is out of sight)"
+
+
+def _who(row: Row) -> str:
+    seeds = ", ".join(str(r["seed"]) for r in row.good)
+    failed = f", {len(row.failed)} more failed" if row.failed else ""
+    quick = ", quick: its figures mean nothing" if row.good[0].get("quick") else ""
+    return f"{row.name}, seed{'s' * (len(row.good) > 1)} {seeds}{failed}{quick}"
+
+
+def _measures(measures: Sequence[Measure]) -> Grid:
+    rows = [["", "A", "B", "A - B [95 %]", "p"]]
+    for m in measures:
+        d, n = m.difference, m.digits
+        told = f"{m.a - m.b:+.{n}f}" + (f" [{d.low:+.{n}f}, {d.high:+.{n}f}]" if d else " (no values per prompt)")
+        rows.append([m.label, f"{m.a:.{n}f}", f"{m.b:.{n}f}", told, p_text(d.p).removeprefix("p = ") if d else "-"])
+    return rows
+
+
+def _cost(cost: Cost) -> list[str]:
+    a, b = cost.both
+    return [cost.label, _scaled(a, cost.unit), _scaled(b, cost.unit), f"{a / b:.2f}" if b else "-"]
+
+
+def _scaled(value: float, unit: str) -> str:
+    if unit == "B":
+        return f"{value / 2**20:.0f} MiB"
+    if unit == "s":
+        return f"{value:.1f} s"
+    for scale, letter in SCALES:
+        if value >= scale:
+            return f"{value / scale:.3g} {letter}"
+    return f"{value:g}"
+
+
+def _plain(part: Part) -> str:
+    if isinstance(part, str):
+        return part
+    widths = [max(len(row[i]) for row in part) for i in range(len(part[0]))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in part
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cut(text: str, indent: int = 2) -> str:
+    """Return text on few lines, its own line breaks taken for spaces."""
+    lines = textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent, max_lines=MOST_LINES, placeholder=" ...")
+    return "\n".join(lines)
+
+
+def _safe(part: Part) -> Part:
+    """Return a part without control characters: model and user text goes to a terminal."""
+    if isinstance(part, str):
+        return "".join(c if c.isprintable() or c == "\n" else " " for c in part)
+    return [[str(_safe(cell)) for cell in row] for row in part]

@@ -1,0 +1,1 @@
+"""Which runs a table, plot or report is made of."""

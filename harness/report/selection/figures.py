@@ -1,0 +1,152 @@
+"""The unrounded figures of a table's row, with intervals from the answers behind them. numpy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from ...core.errors import HarnessError, UsageError
+from ...core.run_folder import SAMPLES
+from ...statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
+from ...statistics.length import LengthControlled, length_controlled
+from .select import Record, Row, provenance_of, samples_of
+
+MEANS = ("gold", "proxy", "kl", "length", "accuracy")  # figures that an answer can have, beside the win-rate
+SIGNED = ("gold", "proxy", "accuracy")  # of these, what may be below 0
+AGREE = 1e-6  # how far a record's mean may be from that of its answers
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the runs of a row answered, in numbers: (S, P), a row per seed, a column per prompt."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    figures: Mapping[str, Array]  # win, and of MEANS what there is
+    characters: Array  # length of the answer
+    sft_characters: Array  # of SFT's answer to the same prompt
+
+    @property
+    def win(self) -> Array:
+        """Scores against SFT: 1 a win, 0.5 a tie, 0 a loss."""
+        return self.figures["win"]
+
+
+def answers_of(row: Row) -> Answers:
+    """Read the answers of a row's finished runs; refuse those that are not what the records were made from."""
+    read = [_columns(r) for r in row.good]
+    prompts = read[0]["prompt_id"]
+    if any(columns["prompt_id"] != prompts for columns in read):
+        raise UsageError(f"The seeds of {row.name} did not answer the same prompts: they cannot be one row.")
+    if any(columns["win"] is None for columns in read):
+        raise HarnessError(f"A run of {row.name} has no win scores in its samples.jsonl. Delete its folder, run again.")
+    names = [name for name in ("win", *MEANS) if all(c[name] is not None for c in read)]
+    matrices = {name: np.array([c[name] for c in read], dtype=np.float64) for name in names}
+    characters, sft = (np.array([c[key] for c in read], dtype=np.float64) for key in ("answer", "sft"))
+    return Answers(tuple(prompts), tuple(r["seed"] for r in row.good), matrices, characters, sft)
+
+
+def _columns(record: Record) -> dict[str, Any]:
+    samples = samples_of(record)
+    columns: dict[str, Any] = {name: _column(samples, name) for name in ("win", *MEANS)}
+    means = {"win": record["evaluation"]["win_rate"]} | {name: record["evaluation"].get(name) for name in MEANS}
+    for name, told in means.items():
+        if columns[name] is not None and told is not None and abs(fmean(columns[name]) - told["mean"]) > AGREE:
+            raise HarnessError(
+                f"{record['folder']}: the mean of {name} in samples.jsonl is {fmean(columns[name]):.6g}, and "
+                f"result.json says {told['mean']:.6g}. One of them was changed: delete the folder and run again."
+            )
+    return columns | {
+        "prompt_id": [s["prompt_id"] for s in samples],
+        "answer": [len(s["answer"]) for s in samples],
+        "sft": [len(s["sft"]) for s in samples],
+    }
+
+
+def _column(samples: Sequence[Mapping[str, Any]], name: str) -> list[float] | None:
+    values = [s.get(name) for s in samples]
+    return None if any(v is None for v in values) else [float(v) for v in values if v is not None]
+
+
+def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
+    """Return every figure of a row by name, intervals as `_low` and `_high`; `answers` is None if no run finished."""
+    figures: dict[str, Any] = {"method": row.name, "seeds": len(row.good), "failed": len(row.failed)}
+    if answers is None:
+        return figures | {"failure": row.records[0]["failure"]}
+    figures |= _told("win_rate", win_rate_interval(answers.win))
+    figures["win_rate_speaks_for"] = win_rate_interval(answers.win).label
+    figures["win_rate_seed_sd"] = win_rate_interval(answers.win).seed_sd
+    if (lc := controlled(answers)).identified:
+        figures |= _told("lc_win_rate", lc.win_rate)
+    for name in MEANS:
+        if name == "accuracy" and name in answers.figures and _shares(answers.figures[name]):
+            figures |= _told(name, win_rate_interval(answers.figures[name]))
+        elif name in answers.figures:
+            figures |= _told(name, two_way_interval(answers.figures[name]), -math.inf if name in SIGNED else 0.0)
+    return figures | {name: told for name, told in _recorded(row.good).items() if name not in figures}
+
+
+def _shares(verdicts: Array) -> bool:
+    """Return whether verdicts are between 0 and 1; a verifier may give what it likes."""
+    return bool(((verdicts >= 0) & (verdicts <= 1)).all())
+
+
+def controlled(answers: Answers) -> LengthControlled:
+    """Return the length-controlled win-rate against SFT, which need not be `identified`.
+
+    Lengths are in characters, as AlpacaEval's are: a record has no numbers of tokens of SFT's answers.
+    """
+    return length_controlled(answers.win, answers.characters, answers.sft_characters)
+
+
+def _told(name: str, found: Estimate, least: float = -math.inf) -> dict[str, float]:
+    """Return an estimate by name; its interval does not reach below what there can be, unless the mean does."""
+    return {name: found.mean, f"{name}_low": max(found.low, min(found.mean, least)), f"{name}_high": found.high}
+
+
+def _recorded(good: Sequence[Record]) -> dict[str, Any]:
+    """Return what stands in the records: means over seeds."""
+    first = good[0]
+    row: dict[str, Any] = {"kl_estimator": first["evaluation"]["kl_estimator"]}
+    if all("accuracy" in r["evaluation"] for r in good):
+        row["accuracy"] = fmean(r["evaluation"]["accuracy"]["mean"] for r in good)
+    for name in ("eos_rate", "distinct"):
+        row[name] = fmean(r["evaluation"][name] for r in good)
+    for name in first["cost"]["method"]:
+        values = [r["cost"]["method"][name] for r in good]
+        row[f"method_{name}"] = max(values) if name == "peak_memory" else fmean(values)
+    for name in ("labels", "ai_labels"):
+        row[name] = fmean(r["cost"][name] for r in good)
+    row["models"] = " ".join(sorted(first["cost"]["models"]))
+    row["parameters_held"] = sum(m["parameters"] for m in first["cost"]["models"].values())
+    row["bytes_held"] = sum(m["bytes"] for m in first["cost"]["models"].values())
+    row["shared_seconds"] = first["cost"]["shared_total"]["seconds"]
+    row["shared_flops"] = first["cost"]["shared_total"]["flops"]
+    for name, figure in (("flops", "flops_per_answer"), ("queries", "reward_queries_per_answer")):
+        row[f"{name}_per_answer"] = fmean(r["evaluation"]["inference"][figure] for r in good)
+    row["folders"] = " ".join(r["folder"] for r in good)
+    return row | _made_by(good)
+
+
+def _made_by(good: Sequence[Record]) -> dict[str, str]:
+    """Return what a re-run is verified by: digests of the answers and of the harness's code, and the commit."""
+    made = [provenance_of(r) for r in good]
+    return {
+        "samples_sha256": _joined([r.get("files", {}).get(SAMPLES, "") for r in good]),
+        "commit": _joined([_commit(m.get("git")) for m in made]),
+        "code": _joined([m.get("code", {}).get("harness", "") for m in made]),
+    }
+
+
+def _commit(git: Mapping[str, Any] | None) -> str:
+    return f"{git['commit']}{'-dirty' if git['dirty'] else ''}" if git else ""
+
+
+def _joined(values: Sequence[str]) -> str:
+    """Return what all runs have in common, or each run's in the order of `folders`, `-` where one has none."""
+    return values[0] if len(set(values)) == 1 else " ".join(value or "-" for value in values)

@@ -1,0 +1,93 @@
+"""What a row's figures must be read with: failed runs, budgets, tuning, unlike ground. Marks are letters, in order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...core.errors import HarnessError
+from ...core.run_folder import unspent
+from ...experiments.study.state import CLASSES, LEFT, study_folder
+from ..selection.select import Row, Selection, spec_of, unlike
+
+
+class Footnotes:
+    """The footnotes of a selection; equal texts share a mark."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.told: dict[str, str] = {}  # by mark
+        self._marks: dict[int, tuple[str, ...]] = {}
+        tuning = _tuning(selection)
+        texts = [
+            [*_failures(row), *_budget(row), *tuning.get(row.records[0].get("cell"), [])] for row in selection.rows
+        ]
+        marks: dict[str, str] = {}
+        for i, row_texts in enumerate(texts):
+            for text in row_texts:
+                marks.setdefault(text, _letter(len(marks)))
+            self._marks[i] = tuple(marks[text] for text in row_texts)
+        self.told = {mark: text for text, mark in marks.items()}
+        for name, values in unlike(selection.good).items():  # only where it was asked for: --mixed
+            told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
+            mark = _letter(len(self.told))
+            self.told[mark] = f"NOT ON EQUAL GROUND, as asked for: runs differ in {name} ({told})."
+            self._marks |= {i: (*self._marks[i], mark) for i, row in enumerate(selection.rows) if row.good}
+
+    def of(self, row: int) -> tuple[str, ...]:
+        """Return the marks of a row."""
+        return self._marks[row]
+
+
+def _letter(i: int) -> str:
+    return chr(ord("a") + i) if i < 26 else f"{_letter(i // 26 - 1)}{_letter(i % 26)}"
+
+
+def _failures(row: Row) -> Iterator[str]:
+    kinds = Counter(CLASSES.get(str(r.get("status")), str(r.get("status"))) for r in row.failed)
+    if kinds and row.good:
+        told = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+        yield (
+            f"{len(row.failed)} of {len(row.records)} runs failed ({told}); the figures are of the others, which is "
+            f"kind to a method that fails."
+        )
+
+
+def _budget(row: Row) -> Iterator[str]:
+    if not row.good:
+        return
+    budget = {name: limit for name, limit in (spec_of(row.good[0]).get("budget") or {}).items() if limit is not None}
+    if budget:
+        told = ", ".join(f"{name} {limit:.6g}" for name, limit in budget.items())
+        completions = spec_of(row.good[0]).get("stages", {}).get("preferences", {}).get("completions", 2)
+        early = any(unspent(record, completions) for record in row.good)
+        yield f"Budget: {told}." + (" It ended by itself before." if early else "")
+
+
+def _search(search: Mapping[str, Any], how: str) -> Iterator[str]:
+    trials, chosen = search["trials"], search["chosen"]
+    if chosen is not None:
+        other = search.get("label", search["row"])  # where it is the same run as another entry's
+        told = f", as {other}" if other != search["row"] else "" if chosen else ", and left as it was"
+        yield f"Tuned{told}: the best of {len(trials)} trials ({how})."
+    elif not any(trial["status"] == LEFT for trial in trials):
+        yield f"Tuned, and left as it was: all {len(trials)} trials failed ({how})."
+
+
+def _tuning(selection: Selection) -> dict[str | None, list[str]]:
+    """Return {label in the study: what tuning the row's settings went through}, of a study that tunes."""
+    if selection.study is None:
+        return {}
+    file = study_folder(selection.results, selection.study) / "tune.json"
+    if not file.is_file():
+        return {}
+    try:
+        tune: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        searches = [s for s in tune["searches"] if s["suite"] == selection.suite]
+        found: dict[str | None, list[str]] = {}
+        for s in searches:  # a row may stand for what several entries chose
+            found.setdefault(s["row"], []).extend(_search(s, f"random search, seed {tune['seed']}; {tune['rule']}"))
+        return found
+    except (ValueError, KeyError, TypeError) as error:
+        raise HarnessError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error

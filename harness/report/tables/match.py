@@ -1,0 +1,294 @@
+"""Methods at an equal value of KL, FLOPs, tokens or seconds: interpolated along their sweeps, never extrapolated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from ...core.errors import UsageError, unknown
+from ...core.table import Cell, Table
+from ...statistics.intervals import Array, two_way_interval, win_rate_interval
+from ..selection.select import Record, Row, Selection
+from ..selection.sweeps import Sweep, scores_of, seeds_told, sweeps
+from . import tables
+from .footnotes import Footnotes
+
+QUANTITIES = {"kl": "nats of KL", "flops": "training FLOPs", "tokens": "tokens", "seconds": "training seconds"}
+COLUMNS = ["method", "seeds", "win-rate vs SFT [95 %]", "gold", "KL (nats)", "length", "train TFLOP", "between"]
+SAME = 1e-9  # values that differ by a smaller share are one: means are rounded
+FIGURES = ("win_rate", "gold", "kl", "length")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row as a point of its sweep."""
+
+    at: float  # the quantity, mean over seeds
+    row: Row
+    name: str  # where on the sweep it lies
+
+
+@dataclass(frozen=True)
+class Between:
+    """Where a value lies on a sweep: between two neighbours, or at a point (`share` 0 of the same)."""
+
+    low: Point
+    high: Point
+    share: float  # of the higher one
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A sweep at the value: the weighted mix of its two neighbours."""
+
+    name: str
+    where: Between
+    scores: Mapping[str, Array]  # {figure: (S, P)}
+    flops: float
+
+    @property
+    def rows(self) -> list[Row]:
+        """The neighbours, one where the value lies at a point."""
+        low, high = self.where.low.row, self.where.high.row
+        return [low] if self.where.share == 0 else [high] if self.where.share == 1 else [low, high]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table."""
+
+    figures: dict[str, Any]  # unrounded; of a mix with win-rate, KL, ...
+    rows: Sequence[Row]  # the rows of runs that it tells of
+    told: str  # a mix's neighbours with their shares, or why there is no mix
+
+    @property
+    def name(self) -> str:
+        """The sweep, or the row that failed."""
+        return str(self.figures["method"])
+
+
+def parse_match(text: str) -> tuple[str, float | None]:
+    """Return (quantity, value) of `kl=2` or `kl`; raise UsageError for what is neither."""
+    quantity, given, value = text.partition("=")
+    if quantity not in QUANTITIES:
+        raise unknown("quantity to match", quantity, QUANTITIES)
+    if not given:
+        return quantity, None
+    try:
+        at = float(value)
+    except ValueError:
+        at = math.nan
+    if not (math.isfinite(at) and at >= 0):
+        raise UsageError(f"--match {text}: a value is a number of at least 0, like --match kl=2 or --match flops=1e12.")
+    return quantity, at
+
+
+def matched(selection: Selection, quantity: str, at: float | None = None) -> Table:
+    """Return sweeps side by side at an equal value of a quantity; without one, the largest that all sweeps reach.
+
+    Points of a sweep are ordered by the quantity, not by the option swept: exactly one pair of neighbours then holds a
+    value, however it goes up and down along the option. Where several points lie at just the neighbour's value (FLOPs
+    of a sweep of beta) which to take is not decided here: the sweep says so instead. The mix is of per-prompt scores,
+    (1 - w) times those of the lower point and w times those of the higher, so intervals and bold are as elsewhere.
+    """
+    if quantity not in QUANTITIES:
+        raise unknown("quantity to match", quantity, QUANTITIES)
+    if selection.asked.mixed:
+        raise UsageError("--match interpolates between runs on equal ground, prompt by prompt: leave --mixed out.")
+    points = {s.name: _points(s, quantity) for s in sweeps(selection.rows)}
+    value = _common(points, quantity) if at is None else at
+    found = {name: _at(name, own, value) for name, own in points.items()}
+    mixes = sorted((m for m in found.values() if isinstance(m, Mix)), key=lambda m: (-_won(m), m.name))
+    head = {"matched": quantity, "value": value}
+    rest = [_left(name, points[name], why, head) for name, why in found.items() if isinstance(why, str)]
+    rest += [_failed(row, head) for row in selection.rows if not row.good]
+    if not mixes:
+        told = "; ".join(f"{line.name}: {line.told}" for line in rest)
+        at_all = f"{value:.4g} {QUANTITIES[quantity]}"
+        raise UsageError(f"No sweep can be read off at {at_all}; nothing is extrapolated ({told}).")
+    which = ", the largest that all sweeps reach" if at is None else ""
+    title = f"{selection.told}: at {value:.4g} {QUANTITIES[quantity]}{which}"
+    lines = [_line(mix, head) for mix in mixes]
+    scores = {m.name: m.scores["win_rate"] for m in mixes}
+    borrowed = tables.mark_best([line.figures for line in lines], {"win_rate": scores})
+    caption = _caption(selection, [len(s) for s in scores.values()], borrowed)
+    return _table(selection, title, [*lines, *rest], caption, quantity)
+
+
+def amount(record: Record, quantity: str) -> float:
+    """Return how much of a quantity a finished run came to: KL of its policy, or what its training took."""
+    own = record["cost"]["method"]
+    if quantity == "kl":
+        return max(0.0, float(record["evaluation"]["kl"]["mean"]))
+    if quantity == "tokens":
+        return float(own["tokens_generated"] + own["tokens_trained"])
+    return float(own[quantity])
+
+
+def _points(sweep: Sweep, quantity: str) -> list[Point]:
+    points = [Point(fmean(amount(r, quantity) for r in row.good), row, _short(sweep, row)) for row in sweep.rows]
+    return sorted(points, key=lambda point: (point.at, point.row.name))
+
+
+def _short(sweep: Sweep, row: Row) -> str:
+    return (sweep.point(row) or row.name) if len(sweep.rows) > 1 else row.name
+
+
+def _common(points: Mapping[str, Sequence[Point]], quantity: str) -> float:
+    """Return the largest value that all sweeps reach along which the quantity moves."""
+    several = {name: own for name, own in points.items() if own[0].at < own[-1].at}
+    if not several:
+        raise UsageError(
+            f"Nothing to match: no method has two settings that differ in a number and in {QUANTITIES[quantity]}. "
+            "Sweep one, `sweep = {beta = [0.03, 0.1, 0.3]}` in a study file (docs/studies.md)."
+        )
+    value, lowest = min(own[-1].at for own in several.values()), max(own[0].at for own in several.values())
+    if lowest > value:
+        told = "; ".join(f"{name}: {_range(own)}" for name, own in several.items())
+        raise UsageError(
+            f"No value of {QUANTITIES[quantity]} lies on all sweeps ({told}). Name one, --match {quantity}=VALUE, or "
+            "choose with --methods."
+        )
+    return value
+
+
+def _between(points: Sequence[Point], value: float) -> Between | str:
+    """Return where a value lies on a sweep, or why that cannot be said."""
+    if len(points) < 2:
+        return f"one point, at {points[0].at:.4g}"
+    value = next((p.at for p in points if math.isclose(p.at, value, rel_tol=SAME)), value)
+    if not points[0].at <= value <= points[-1].at:
+        return f"not reached: its points lie at {_range(points)}"
+    low = [p for p in points if p.at == max(q.at for q in points if q.at <= value)]
+    high = [p for p in points if p.at == min(q.at for q in points if q.at >= value)]
+    for there in (low, high):
+        if len(there) > 1:
+            return f"not one curve: {_listed(there)} lie at the same {there[0].at:.4g}; choose with --where"
+    share = (value - low[0].at) / (high[0].at - low[0].at) if high[0].at > low[0].at else 0.0
+    return Between(low[0], high[0], share)
+
+
+def _range(points: Sequence[Point]) -> str:
+    return f"{points[0].at:.4g} to {points[-1].at:.4g}"
+
+
+def _listed(points: Sequence[Point]) -> str:
+    return " and ".join(p.name for p in points)
+
+
+def _at(name: str, points: Sequence[Point], value: float) -> Mix | str:
+    """Return a sweep's mix at a value, or why there is none."""
+    where = _between(points, value)
+    return where if isinstance(where, str) else _mixed(name, where)
+
+
+def _mixed(name: str, where: Between) -> Mix | str:
+    """Return the mix of two neighbours, or why there is none."""
+    low, high = where.low.row, where.high.row
+    if len(low.good) != len(high.good):
+        told = " and ".join(f"{len(p.row.good)} of {p.name}" for p in (where.low, where.high))
+        return f"seeds differ, {told}: its two neighbours cannot be mixed"
+    ours, theirs = scores_of(low), scores_of(high)
+    w = where.share
+    scores = {figure: (1 - w) * ours[figure] + w * theirs[figure] for figure in FIGURES}
+    flops = [fmean(amount(r, "flops") for r in row.good) for row in (low, high)]
+    return Mix(name, where, scores, (1 - w) * flops[0] + w * flops[1])
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def _won(mix: Mix) -> float:
+    return float(mix.scores["win_rate"].mean())
+
+
+def _line(mix: Mix, head: Mapping[str, Any]) -> Line:
+    """Return a mix as a row, its figures with intervals."""
+    kinds = [r["evaluation"]["kl_estimator"] for row in mix.rows for r in row.good]
+    figures = {"method": mix.name, **head, "seeds": len(mix.scores["win_rate"]), "failed": _failures(mix.rows)}
+    for name in FIGURES:
+        found = win_rate_interval(mix.scores[name]) if name == "win_rate" else two_way_interval(mix.scores[name])
+        figures |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    figures["kl_estimator"] = next((kind for kind in kinds if tables.kl_mark(kind)), kinds[0])
+    points = {"low": mix.where.low, "high": mix.where.high}
+    figures |= {"flops": mix.flops, "share": mix.where.share}
+    figures |= {f"{side}_point": p.row.name for side, p in points.items()}
+    return Line(figures | {f"{side}_at": p.at for side, p in points.items()}, mix.rows, _told(mix))
+
+
+def _told(mix: Mix) -> str:
+    """Return the points a mix is of, each with its share: `beta=0.1 (30 %), beta=0.3 (70 %)`."""
+    low, high, share = mix.where.low, mix.where.high, mix.where.share
+    if len(mix.rows) == 1:
+        return f"at {(high if share == 1 else low).name}"
+    return f"{low.name} ({1 - share:.0%}), {high.name} ({share:.0%})"
+
+
+def _left(name: str, points: Sequence[Point], why: str, head: Mapping[str, Any]) -> Line:
+    """Return a sweep that cannot be read off as a row."""
+    rows = [p.row for p in points]
+    ends = {"low_at": points[0].at, "high_at": points[-1].at}
+    return Line({"method": name, **head, "failed": _failures(rows), "why": why, **ends}, rows, why)
+
+
+def _failed(row: Row, head: Mapping[str, Any]) -> Line:
+    """Return a row none of whose runs finished: it is no point of a sweep, and not passed over either."""
+    why = f"failed: {row.records[0]['failure']}"
+    return Line({"method": row.name, **head, "seeds": 0, "failed": len(row.failed), "why": why}, [row], why)
+
+
+def _failures(rows: Sequence[Row]) -> int:
+    return sum(len(row.failed) for row in rows)
+
+
+def _table(selection: Selection, title: str, lines: Sequence[Line], caption: str, quantity: str) -> Table:
+    """Return the table; its footnotes are those of the rows of runs it tells of."""
+    shown = [row for line in lines for row in line.rows]
+    footnotes = Footnotes(replace(selection, rows=shown))
+    of = {row.name: footnotes.of(i) for i, row in enumerate(shown)}
+    marks = [tuple(dict.fromkeys(mark for row in line.rows for mark in of[row.name])) for line in lines]
+    return Table(
+        title, list(COLUMNS), [_cells(line, own) for line, own in zip(lines, marks, strict=True)],
+        _notes(selection, shown, quantity),
+        [tables.with_footnotes(line.figures, footnotes, own) for line, own in zip(lines, marks, strict=True)],
+        caption, footnotes.told,
+        [[str(r["folder"]) for row in line.rows for r in row.records] for line in lines],
+    )  # fmt: skip
+
+
+def _cells(line: Line, marks: tuple[str, ...]) -> list[Cell]:
+    f, head = line.figures, [Cell(line.name), Cell(seeds_told(line.rows), marks=marks)]
+    if "win_rate" not in f:
+        return [*head, Cell(line.told), *[Cell("")] * (len(COLUMNS) - 3)]
+    return [
+        *head, tables.estimate("win_rate", ".3f")(f), Cell(f"{f['gold']:.2f}"),
+        Cell(f"{f['kl']:.2f}{tables.kl_mark(f['kl_estimator'])}"), Cell(f"{f['length']:.1f}"),
+        Cell(f"{f['flops'] / 1e12:.3g}"), Cell(line.told),
+    ]  # fmt: skip
+
+
+def _notes(selection: Selection, shown: Sequence[Row], quantity: str) -> list[str]:
+    took = {
+        "kl": "KL is that of the evaluated policies, mean over seeds",
+        "tokens": "Tokens are those the method generated and trained on",
+        "flops": "FLOPs are those of the method's own training",
+        "seconds": "Seconds are those of the method's own training",
+    }[quantity]
+    apart = "" if quantity == "kl" else "; shared stages (SFT, preferences, reward model) are billed apart"
+    how = (
+        f"{took}{apart}. Every figure is interpolated linearly between the two runs of a sweep that lie next to the "
+        "value, prompt by prompt; nothing is extrapolated. A mix is no policy that was trained, and intervals take the "
+        f"place of the value between the two as known. {tables.NOTES['kl']}"
+    )
+    names = {row.name for row in shown}
+    others = [f"{row.name} {row.seeds}" for row in selection.rows if row.failed and row.name not in names]
+    hidden = [f"Failed runs of settings that no figure is of: {'; '.join(others)}."] if others else []
+    return [how, *hidden, *tables.unfinished_told(selection), *tables.bounds_told(shown)]
+
+
+def _caption(selection: Selection, seeds: Sequence[int], borrowed: bool) -> str:
+    told = f"{tables.figures_told(selection, seeds)} All are made on the interpolated scores of every prompt."
+    return f"{told} {tables.bold_told(len(seeds), borrowed)}".strip()

@@ -1,0 +1,304 @@
+"""A selection of runs as one Table: what each cell says, what is bold and why, and what stands below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...core.errors import unknown
+from ...core.table import Cell, Table
+from ..selection.select import Row, Selection, counted
+from .footnotes import Footnotes
+
+Figures = Mapping[str, Any]
+ALPHA = 0.05
+NAMED = 5  # unfinished runs that are named
+MOST_ROWS = 200  # of a table with bold: all pairs of more are millions of tests
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the comparison: its key on the command line, its title, how a row's figures are written."""
+
+    key: str
+    title: str
+    write: Callable[[Figures], Cell]
+    usual: bool = True  # whether it is shown where no columns are asked for
+
+
+def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
+    """Return the comparison of a selection, a row per method and settings; `columns` are keys of COLUMNS, in order."""
+    from ..selection.figures import answers_of, figures_of
+
+    shown = chosen_columns(columns)
+    found: list[dict[str, Any]] = []
+    prompts: set[tuple[str, ...]] = set()
+    scores: dict[str, dict[str, Any]] = {"win_rate": {}, "gold": {}}
+    for row in selection.rows:
+        answers = answers_of(row) if row.good else None
+        found.append(figures_of(row, answers))
+        if answers is not None:
+            prompts.add(answers.prompts)
+            scores["win_rate"][row.name], scores["gold"][row.name] = answers.win, answers.figures["gold"]
+    paired = len(prompts) < 2 and _on_the_same_prompts(selection)
+    borrowed = paired and mark_best(found, scores)
+    footnotes = Footnotes(selection)
+    rows = [_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(found)]
+    told = [i for i in range(len(shown)) if columns or any(row[i].text not in ("-", "") for row in rows)]
+    keys = [shown[i].key for i in told]
+    return Table(
+        title=f"{selection.told}: {conditions(selection)}",
+        columns=[shown[i].title for i in told],
+        rows=[[row[i] for i in told] for row in rows],
+        notes=[*_notes(selection, keys), *_looked_up(found, keys)],
+        plain=[with_footnotes(figures, footnotes, footnotes.of(i)) for i, figures in enumerate(found)],
+        caption=_caption(selection, paired, borrowed),
+        footnotes=footnotes.told,
+        runs=[[r["folder"] for r in row.records] for row in selection.rows],
+    )
+
+
+def chosen_columns(keys: Sequence[str]) -> list[Column]:
+    """Return columns by key, all where none is asked for; raise UsageError for one that there is not."""
+    known = {c.key: c for c in COLUMNS}
+    for key in keys:
+        if key not in known:
+            raise unknown("column", key, known)
+    return [known[key] for key in keys] or [c for c in COLUMNS if c.usual]
+
+
+def _on_the_same_prompts(selection: Selection) -> bool:
+    """Return whether all runs were evaluated on the same prompts, by content: alike ids of --mixed runs say little."""
+    return len({r["ground"].get("evaluation_prompts") for r in selection.good}) < 2
+
+
+def with_footnotes(figures: Figures, footnotes: Footnotes, marks: Sequence[str]) -> Figures:
+    """Return figures with what they must be read with, for formats that show figures only."""
+    return {**figures, "footnotes": " ".join(footnotes.told[mark] for mark in marks)} if marks else figures
+
+
+def mark_best(found: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Say of each row whether its mean is the best, and whether it is not significantly worse than that.
+
+    Return whether a pool of the variances between seeds was used for it.
+    """
+    from ...statistics.compare import best_group, borrows
+
+    borrowed = False
+    for name, by_row in scores.items():
+        if not 2 <= len(by_row) <= MOST_ROWS:
+            continue
+        group = best_group(by_row, ALPHA)
+        borrowed |= borrows(by_row)
+        best = max(f[name] for f in found if name in f)
+        for figures in found:
+            if name in figures:
+                figures[f"{name}_best"] = figures[name] == best
+                figures[f"{name}_bold"] = group[figures["method"]]
+    return borrowed
+
+
+def conditions(selection: Selection) -> str:
+    """Return what was asked of every policy, in words."""
+    if not selection.good:
+        return "no finished run"
+    asked = [r["evaluation"] for r in selection.good]  # one thing, unless unlike ground was asked for
+    told = [f"{e['prompts']} {e['split']} prompts, one answer each at T={e['temperature']:g}" for e in asked]
+    return " or ".join(dict.fromkeys(told))
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+
+def _cells(columns: Sequence[Column], figures: Figures, marks: tuple[str, ...]) -> list[Cell]:
+    """Return a row's cells; where no run finished the reason stands for all figures."""
+    if "failure" not in figures:
+        return [replace(c.write(figures), marks=marks) if c.key == "seeds" else c.write(figures) for c in columns]
+    reason = iter([Cell(f"failed: {figures['failure']}")])
+    named = {"method": Cell(str(figures["method"])), "seeds": replace(_seeds(figures), marks=marks)}
+    return [named[c.key] if c.key in named else next(reason, Cell("")) for c in columns]
+
+
+def _seeds(f: Figures) -> Cell:
+    return Cell(counted(f["seeds"], f["failed"]))
+
+
+def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
+    """Return how an estimate with its interval is written; `-` where a row has none."""
+
+    def write(f: Figures) -> Cell:
+        if name not in f:
+            return Cell("-")
+        interval = f"[{f[f'{name}_low']:{ends or form}}, {f[f'{name}_high']:{ends or form}}]"
+        return Cell(f"{f[name]:{form}}", interval, f.get(f"{name}_bold", False), f.get(f"{name}_best", False))
+
+    return write
+
+
+def _kl(f: Figures) -> Cell:
+    cell = estimate("kl", ".2f")(f)
+    return replace(cell, text=f"{cell.text}{kl_mark(f['kl_estimator'])}")
+
+
+def kl_mark(estimator: str) -> str:
+    """Return what stands behind a KL that no log-probabilities gave."""
+    return "" if estimator == "rao-blackwell" else " (est.)"
+
+
+def _accuracy(f: Figures) -> Cell:
+    """Return it without an interval where a verdict is missing: some answer could not be scored, or an old record."""
+    told = "accuracy" in f and "accuracy_low" not in f
+    return Cell(f"{f['accuracy']:.3f}") if told else estimate("accuracy", ".3f")(f)
+
+
+def _plainly(write: Callable[[Figures], str]) -> Callable[[Figures], Cell]:
+    return lambda f: Cell(write(f))
+
+
+def short(number: float) -> str:
+    """Return a number in three digits with its unit."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def _reused(f: Figures) -> float:
+    """Return the share of a method's FLOPs that was looked up; records of before say nothing of it."""
+    return float(f.get("method_flops_reused", 0.0) / (f["method_flops"] or 1.0))
+
+
+def _share(share: float) -> str:
+    return "-" if not share else "<1%" if share < 0.005 else f"{share:.0%}"
+
+
+def _or_dash(number: float) -> str:
+    return short(number) if number else "-"
+
+
+COLUMNS = (
+    Column("method", "method", _plainly(lambda f: f["method"])),
+    Column("seeds", "seeds", _seeds),
+    Column("win_rate", "win-rate vs SFT [95 %]", estimate("win_rate", ".3f")),
+    Column("lc_win_rate", "length-controlled", estimate("lc_win_rate", ".3f")),
+    Column("gold", "gold", estimate("gold", ".2f")),
+    Column("proxy", "proxy", estimate("proxy", ".2f")),
+    Column("accuracy", "accuracy", _accuracy),
+    Column("kl", "KL (nats)", _kl),
+    Column("length", "length", _plainly(lambda f: f"{f['length']:.1f}")),
+    Column("seconds", "train s / CPU s", _plainly(
+        lambda f: f"{f['method_seconds']:.0f} / {f['method_cpu_seconds']:.0f}")),
+    Column("flops", "train TFLOP", _plainly(lambda f: f"{f['method_flops'] / 1e12:.3g}")),
+    Column("reused", "looked up (of FLOPs)", _plainly(lambda f: _share(_reused(f))), usual=False),
+    Column("tokens", "tokens gen. / trained", _plainly(
+        lambda f: f"{short(f['method_tokens_generated'])} / {short(f['method_tokens_trained'])}")),
+    Column("reward_queries", "reward queries", _plainly(lambda f: short(f["method_reward_queries"]))),
+    Column("verifier_queries", "verifier queries", _plainly(lambda f: _or_dash(f["method_verifier_queries"]))),
+    Column("labels", "labels", _plainly(lambda f: short(f["labels"]))),
+    Column("ai_labels", "AI labels", _plainly(lambda f: _or_dash(f["ai_labels"]))),
+    Column("models", "models held (params)", _plainly(
+        lambda f: f"{f['models'].replace(' ', ' + ')} ({short(f['parameters_held'])})")),
+    Column("peak_memory", "peak MiB", _plainly(
+        lambda f: f"{f['method_peak_memory'] / 2**20:.0f}" if f["method_peak_memory"] else "-")),
+    Column("flops_per_answer", "FLOPs / answer", _plainly(lambda f: f"{f['flops_per_answer']:.2g}")),
+    Column("queries_per_answer", "queries / answer", _plainly(lambda f: _or_dash(f["queries_per_answer"]))),
+)  # fmt: skip
+
+
+# -- what stands around it ---------------------------------------------------------------------------------------------
+
+
+def _caption(selection: Selection, paired: bool, borrowed: bool) -> str:
+    """Return what the figures are and which test says what is bold, from what was really done."""
+    rows = [row for row in selection.rows if row.good]
+    if not rows:
+        return ""
+    told = figures_told(selection, [len(row.good) for row in rows])
+    if not paired:
+        return f"{told} Nothing is bold: rows answered unlike prompts, and tests are paired over prompts."
+    return f"{told} {bold_told(len(rows), borrowed)}".strip()
+
+
+def figures_told(selection: Selection, seeds: Sequence[int]) -> str:
+    """Return what a win-rate is and what its interval covers, of rows with so many seeds."""
+    told = f"Gold win-rate against SFT's answers on {selection.told}, ties half, {conditions(selection)}"
+    least, most = min(seeds), max(seeds)
+    if most == 1:
+        return (
+            f"{told}. One seed per row: the 95 % intervals are over prompts and speak for these checkpoints, not for "
+            f"the algorithms."
+        )
+    several = f"{least} seeds" if least == most else f"{least} to {most} seeds"
+    told += f"; mean over {several} with 95 % intervals over seeds and prompts (two-way, Student's t over seeds)."
+    alone = " A row with one seed speaks for that checkpoint, not for the algorithm."
+    return told + alone if least == 1 else told
+
+
+def bold_told(rows: int, borrowed: bool) -> str:
+    """Return which test says what is bold of so many rows; empty where there is nothing to test."""
+    if rows < 2:
+        return ""
+    if rows > MOST_ROWS:
+        return f"Nothing is bold: more than {MOST_ROWS} rows would be too many tests."
+    pooled = " (the variance between seeds pooled over alike rows, or the pair's own; Bonferroni)" if borrowed else ""
+    return (
+        f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests paired over prompts"
+        f"{pooled}, Holm over all {rows * (rows - 1) // 2} pairs of rows; a row whose seeds vary much can be bold far "
+        f"from the best."
+    )
+
+
+NOTES = {
+    "lc_win_rate": "Length-controlled: the win-rate that a logistic fit on these answers gives at equal length "
+    "(Dubois et al. 2024), one fit over all seeds, length in characters; - where in some seed fewer than 5 % of the "
+    "answers are as long as SFT's or longer, or as short or shorter: equal length is out of sight.",
+    "kl": "KL is KL(policy || SFT) in nats per completion, Rao-Blackwellised over the vocabulary on the policy's own "
+    "answers.",
+    "flops": "Train s, CPU s (of all threads), TFLOP, tokens and queries are the method's own; shared stages (SFT, "
+    "preferences, reward model) are billed apart.",
+    "peak_memory": "Peak MiB is the process's resident memory while the method trained (on a GPU, what tensors took "
+    "there).",
+    "flops_per_answer": "FLOPs / answer is the cost of answering one prompt.",
+}
+
+
+def _looked_up(found: Sequence[Figures], keys: Sequence[str]) -> list[str]:
+    """Return a note where costs that are shown hold work that the runs looked up, with the row that did most."""
+    most = max((f for f in found if "failure" not in f), key=_reused, default=None)
+    if most is None or not _reused(most) or not {"seconds", "flops", "tokens"} & set(keys):
+        return []
+    return [
+        f"Costs are as if each method stood alone, though runs look up what others made of the start checkpoint: up to "
+        f"{_share(_reused(most))} of the method's FLOPs ({most['method']}). Its time is not measured in the run "
+        f"but taken from the rate at which it was made. `--columns` has `reused`, every row's share."
+    ]
+
+
+def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
+    notes = [" ".join(note for key, note in NOTES.items() if key in keys), *unfinished_told(selection)]
+    notes += bounds_told(selection.rows) if "kl" in keys else []
+    return [note for note in notes if note]
+
+
+def unfinished_told(selection: Selection) -> list[str]:
+    """Return the notes on runs that have not ended, and on what the suite cannot serve, if there are any."""
+    why = [f"Refused: {'; '.join(f'{name}: {why}' for name, why in selection.refused.items())}."]
+    refused = why if selection.refused else []
+    if not selection.unfinished:
+        return refused
+    more = ", ..." if len(selection.unfinished) > NAMED else ""
+    told = ", ".join(selection.unfinished[:NAMED])
+    count = len(selection.unfinished)
+    return [f"Not finished, and left out: {count} run{'s' * (count > 1)} ({told}{more}).", *refused]
+
+
+def bounds_told(rows: Sequence[Row]) -> list[str]:
+    """Return the note on rows whose KL is estimated, with its bounds, if there are any."""
+    first = [(row.name, row.good[0]["evaluation"]) for row in rows if row.good]
+    bounds = [f"{name} {evaluation['kl_bound']:.2f}" for name, evaluation in first if "kl_bound" in evaluation]
+    told = (
+        f"Without log-probabilities KL is estimated (est.) from the reference's mass on the selected reward level "
+        f"(Beirami et al. 2024); log n - (n-1)/n bounds it: {'; '.join(bounds)}."
+    )
+    return [told] if bounds else []

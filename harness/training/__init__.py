@@ -1,0 +1,1 @@
+"""The lab, the trainer, loops, rewards, caches and the shared stages."""

@@ -1,0 +1,85 @@
+"""Checkpoints to resume from, and snapshots of the policy to evaluate afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..core.digests import digest_of, file_digest
+from ..core.files import make_folder, publish, write_json
+from ..models.loading import load_tensors, save_tensors
+from ..models.lora import own_state
+
+
+class Checkpoints:
+    """The last two checkpoints below a folder; each is verified when it is read, and the older one stands in."""
+
+    def __init__(self, folder: Path, every: float, writes: bool = True) -> None:
+        self.folder, self.every, self.writes = make_folder(folder), every, writes
+        self._last = time.monotonic()
+        self.damaged: list[str] = []
+
+    def due(self) -> bool:
+        """Return whether `every` seconds have passed since the last one, and this process writes."""
+        return self.writes and time.monotonic() - self._last >= self.every
+
+    def save(self, turn: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write a checkpoint, if this process writes; the one before the last is removed."""
+        if not self.writes:
+            return
+        work, final = self.folder / ".partial", self.folder / f"turn-{turn:08d}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        save_tensors(dict(tensors), work / "tensors.safetensors")
+        whole = {**state, "tensors": file_digest(work / "tensors.safetensors")}
+        write_json(work / "state.json", {**whole, "seal": digest_of(whole)})
+        shutil.rmtree(final, ignore_errors=True)
+        publish(work, final)
+        for old in self._found()[:-2]:
+            shutil.rmtree(old)
+        self._last = time.monotonic()
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the newest readable checkpoint, or None; damaged ones are named in `damaged`."""
+        for folder in reversed(self._found()):
+            try:
+                state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+                sealed = state.pop("seal") == digest_of(state)
+                if sealed and state["tensors"] == file_digest(folder / "tensors.safetensors"):
+                    return load_tensors(folder / "tensors.safetensors"), state
+            except (OSError, ValueError, KeyError):
+                pass
+            self.damaged.append(folder.name)
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints: what they led to is safe elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _found(self) -> list[Path]:
+        return sorted(self.folder.glob("turn-*"))
+
+
+class Snapshots:
+    """Copies of the policy at `count` evenly spaced turns, for the evaluator to measure after training."""
+
+    def __init__(self, folder: Path, count: int, writes: bool = True) -> None:
+        self.folder, self.count, self.writes = make_folder(folder), count, writes
+
+    def offer(self, turn: int, total: int, step: int, policy: nn.Module, used: Mapping[str, float]) -> None:
+        """Keep the policy, and what it took, if this turn, of `total`, is one of the evenly spaced ones."""
+        if self.writes and turn in {round(total * (i + 1) / self.count) for i in range(self.count)}:
+            write_json(self.folder / f"step-{step:06d}.json", dict(used))
+            part = self.folder / ".partial.safetensors"
+            save_tensors(own_state(policy), part)
+            part.replace(self.folder / f"step-{step:06d}.safetensors")
+
+    def kept(self) -> dict[int, Path]:
+        """Return {step: file of the policy}, in order; beside it lies a .json of what had been used of each budget."""
+        return {int(file.stem.removeprefix("step-")): file for file in sorted(self.folder.glob("step-*.safetensors"))}

@@ -1,0 +1,238 @@
+"""Pools: what the start checkpoint says to prompts, drawn once and shared by all that draw from it.
+
+Sample j of a prompt is a function of the pool's key, the prompt, how often the prompt came up before, and j: four
+samples are the first four of sixteen, and neither a batch's order nor what else it holds matters. The unit is an
+artifact: some prompts by a few samples (`steps_to`), so a small n makes no more than it needs.
+
+Pools for training are keyed by the shared seed, as the preference data are: the seed of a method still orders its
+prompts and minibatches. Pools of evaluated answers are keyed by the method's seed too, for a method that trains
+nothing (best-of-n) has no other source of variation, and its error bar over seeds would be zero; they are shared over
+n, judges and repetitions. Neither shares noise with the reference answers of the evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.data import Prompt, Sampling
+from ..core.digests import digest_of
+from ..core.meter import Cost
+from ..core.seeds import derive
+from ..models.generation import Sampler
+from ..models.loading import load_tensors, save_tensors
+from ..models.tokens import Batch, PromptBatch
+from .reference_cache import Found, Ids, Made, Reuse, cost_of, ids_of
+
+BLOCK = 64  # prompts of a split, in its order, that are drawn for together
+VISITS = 4  # times that a prompt is drawn for from a pool; a split gone over more often is a small one
+FIRST_STEPS = (1, 4, 8)  # samples are made up to here, then
+STEP = 8  # so many more at a time
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Prompts that are drawn for together."""
+
+    prompts: PromptBatch
+    ids: list[Ids]
+    name: str  # a digest of them
+
+    @classmethod
+    def of(cls, prompts: PromptBatch) -> Shelf:
+        """Return a shelf of prompts."""
+        ids = ids_of(prompts)
+        return cls(prompts, ids, digest_of([(p.id, text) for p, text in zip(prompts.prompts, ids, strict=True)]))
+
+
+@dataclass
+class Block:
+    """A shelf, and which rows of a batch are which of its prompts."""
+
+    shelf: Shelf
+    visit: int  # how often they came up before
+    rows: list[int]  # of the batch
+    places: list[int]  # in the block
+
+
+@dataclass
+class Piece:
+    """What is made at once: samples `first` .. `last` - 1 of a block; `number` of `count` that a draw needs."""
+
+    block: Block
+    first: int
+    last: int
+    number: int
+    count: int
+
+
+@dataclass
+class Pool:
+    """Draws for one purpose: the key of its noise, and the split whose blocks are shared (None: prompts as given)."""
+
+    reuse: Reuse
+    key: tuple[object, ...]
+    split: Sequence[Prompt] | None = None
+    unmoved: nn.Module | None = None  # a model known to have them, beside the start checkpoint itself
+
+    def draw(self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling) -> Found | None:
+        """Return n completions per prompt (B, n, T) with `logp`, and their cost; None for what is in no pool.
+
+        That is what another model says or what is sampled otherwise, prompts that come twice at one time, which would
+        be given the same completions, and prompts that came up too often.
+        """
+        speaks = model is self.unmoved or self.reuse.start.is_(model)
+        if not speaks or sampling != self.reuse.shop.sampling:
+            return None
+        blocks = self._blocks(prompts)
+        if blocks is None:
+            return None
+        shape = (len(prompts), n, sampling.max_new_tokens)
+        ids, logp = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+        lengths, cost = torch.zeros(shape[:2], dtype=torch.long), Cost()
+        start = cache(self.reuse.start.model)  # read where something has to be made, and held until all is
+        for piece in _pieces(blocks, n):
+            told, spent = self._samples(piece, start)
+            block, take = piece.block, slice(piece.first, min(piece.last, n))
+            width = told["completion_ids"].shape[2]
+            kept = slice(0, take.stop - piece.first)
+            ids[block.rows, take, :width] = told["completion_ids"][block.places, kept].long()
+            logp[block.rows, take, :width] = told["logp"][block.places, kept]
+            lengths[block.rows, take] = told["lengths"][block.places, kept].long()
+            cost.add(spent)
+        longest = int(lengths.max())
+        mask = (torch.arange(longest) < lengths[..., None]).float()
+        columns = {"completion_ids": ids[..., :longest], "mask": mask, "logp": logp[..., :longest]}
+        device = prompts.ids.device
+        batch = Batch(prompts, {name: column.to(device) for name, column in columns.items()}, sampling.temperature)
+        return Found(batch, cost)
+
+    def _blocks(self, prompts: PromptBatch) -> list[Block] | None:
+        """Return the blocks that the prompts lie in; None where there is no pool for them."""
+        texts = ids_of(prompts)
+        places = prompts.places or [(row, 0) for row in range(len(prompts))]
+        named = [
+            (visit, prompt.id, ids) for (_, visit), prompt, ids in zip(places, prompts.prompts, texts, strict=True)
+        ]
+        if len(set(named)) < len(named) or max(visit for _, visit in places) >= VISITS:
+            return None
+        found: dict[tuple[int, int], list[int]] = {}
+        for row, (place, visit) in enumerate(places):
+            found.setdefault((visit, 0 if self.split is None else place // BLOCK), []).append(row)
+        blocks = []
+        for (visit, number), rows in sorted(found.items()):
+            if self.split is None:
+                blocks.append(Block(Shelf.of(prompts[rows]), visit, rows, list(range(len(rows)))))
+                continue
+            make = partial(self._shelf, self.split, number, prompts.ids.device)
+            shelf: Shelf = self.reuse.kept.get_or_load(f"shelf {number}", make)  # of the one split there is
+            inside = [places[row][0] % BLOCK for row in rows]
+            if [shelf.ids[i] for i in inside] != [texts[row] for row in rows]:  # they were changed on the way
+                return None
+            blocks.append(Block(shelf, visit, rows, inside))
+        return blocks
+
+    def _shelf(self, split: Sequence[Prompt], number: int, device: torch.device) -> Shelf:
+        prompts = split[number * BLOCK : (number + 1) * BLOCK]
+        return Shelf.of(self.reuse.tokens.counting_afresh().prompt_batch(prompts, device))
+
+    def _samples(self, piece: Piece, start: Callable[[], nn.Module]) -> tuple[dict[str, Tensor], Cost]:
+        """Return a piece's samples: `completion_ids`, `logp` (P, S, T), `lengths` (P, S)."""
+        block = piece.block
+        place = {
+            "key": list(self.key),
+            "prompts": block.shelf.name,
+            "visit": block.visit,
+            "samples": [piece.first, piece.last],
+        }
+
+        def make(out: Path, _: Path) -> Made:
+            return self._make(piece, start(), out)
+
+        def load() -> tuple[dict[str, Tensor], Cost]:
+            artifact = self.reuse.artifact("pool", make, **place)
+            return load_tensors(artifact.folder / "samples.safetensors"), cost_of(artifact)
+
+        if self.split is None:  # asked for once
+            return load()
+        kept: tuple[dict[str, Tensor], Cost] = self.reuse.kept.get_or_load(digest_of(place), load)
+        return kept
+
+    def _make(self, piece: Piece, start: nn.Module, out: Path) -> Made:
+        block, samples, meter = piece.block, piece.last - piece.first, self.reuse.shop.meter()
+        bench = self.reuse.shop.bench(meter, 0)
+        sampling = bench.sampling
+        key = ("pool", *self.key, sampling.temperature, sampling.max_new_tokens, block.visit)
+        batch = _Drawing(bench.engine, sampling, meter, bench.eos, key, bench.team).draw(
+            start, block.shelf.prompts, samples, piece.first
+        )
+        columns = {
+            "completion_ids": batch["completion_ids"].int(), "logp": batch["logp"], "lengths": batch.lengths.int()
+        }  # fmt: skip
+        save_tensors(columns, out / "samples.safetensors")
+        self.reuse.shop.progress("pool", piece.number, piece.count, {})
+        return {"prompts": len(block.shelf.prompts), "samples": samples}, meter.snapshot()
+
+
+class Pools:
+    """Which pool the lab draws from: for each prompt once a turn, as what is drawn again must be something else."""
+
+    def __init__(self, reuse: Reuse | None, prompts: Sequence[Prompt]) -> None:
+        self.reuse, self.prompts = reuse, prompts
+        self.covers = False  # whether the current stream goes over half the split or more
+        self._left: set[tuple[int, int]] = set()
+
+    def offer(self, rows: Sequence[int], begin: int) -> list[tuple[int, int]]:
+        """Return the places of a turn's prompts: their rows in the split, and how often each was given before.
+
+        `begin` is the turn's position in the endless order of prompts, which goes over all of them before any again.
+        """
+        places = [(row, (begin + i) // len(self.prompts)) for i, row in enumerate(rows)]
+        self._left = set(places)
+        return places
+
+    def take(self, prompts: PromptBatch, model: nn.Module, beside: bool) -> Pool | None:
+        """Return where a model that is at the start draws for prompts of this turn; None where something was drawn.
+
+        A stream that covers the split draws from blocks of it, which every seed shares; any other, and a policy, that
+        will have moved at the next turn (not `beside` it), for the prompts at hand only: no more than is used.
+        """
+        places = set(prompts.places or ())
+        if self.reuse is None or not places or not places <= self._left:
+            return None
+        self._left -= places
+        split = self.prompts if beside and self.covers else None
+        return Pool(self.reuse, ("training", self.reuse.shared_seed), split, model)
+
+
+class _Drawing(Sampler):
+    """Draws samples from number `first` on, the noise of each a function of the key, the prompt and its number."""
+
+    def _noise(self, prompts: PromptBatch, n: int, *more: Any) -> Tensor:
+        (first,) = more
+        rows = []
+        for prompt, ids in zip(prompts.prompts, ids_of(prompts), strict=True):
+            for sample in range(first, first + n):
+                generator = torch.Generator().manual_seed(derive(*self.noise_key, prompt.id, ids, sample))
+                rows.append(torch.rand(self.sampling.max_new_tokens, generator=generator))
+        return torch.stack(rows).to(prompts.ids.device)
+
+
+def _pieces(blocks: Sequence[Block], n: int) -> list[Piece]:
+    """Return all that n samples of every prompt of some blocks are put together from."""
+    parts = [(block, first, last) for block in blocks for first, last in steps_to(n)]
+    return [Piece(*part, number, len(parts)) for number, part in enumerate(parts, 1)]
+
+
+def steps_to(n: int) -> list[tuple[int, int]]:
+    """Return the steps in which n samples are made: (first, last + 1), the same for every n as far as it goes."""
+    edges = [0, *FIRST_STEPS]
+    while edges[-1] < n:
+        edges.append(edges[-1] + STEP)
+    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < n]

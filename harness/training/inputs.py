@@ -1,0 +1,42 @@
+"""What a method is given: data and models that were prepared for it, and how they are used at the bench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..api.contracts import Verifier
+from ..core.data import Demonstration, Prompt
+from ..core.settings import AdamWOptions
+from ..models.initial_checkpoint import Start
+from ..models.tokens import Tokens
+from .label_server import LabelDesk
+from .reward_model import RewardModel
+
+if TYPE_CHECKING:
+    from ..core.data import LabelledPair
+    from .reference_cache import Reuse
+
+
+@dataclass
+class Supplies:
+    """What was prepared for a method. Lists are empty, and `rewards` None, where the method did not ask."""
+
+    start: Start  # the start checkpoint: in memory while somebody holds it
+    tokens: Tokens
+    prompts: Sequence[Prompt] = ()
+    pairs: Sequence[LabelledPair] = ()
+    demonstrations: Sequence[Demonstration] = ()
+    rewards: Callable[[], list[RewardModel]] | None = None
+    verifier: Verifier | None = None
+    labels: int = 0  # that were asked for in making all this
+    desk: Callable[[], LabelDesk] | None = None  # who labels fresh samples
+    closing: list[Callable[[], None]] = field(default_factory=list)  # what ends with the run
+    refresh: AdamWOptions = field(default_factory=AdamWOptions)  # how the reward model is trained on them
+    reuse: Reuse | None = None  # what the start checkpoint says, made once and shared; None computes all of it
+
+    def close(self) -> None:
+        """End what was started for the method."""
+        while self.closing:
+            self.closing.pop()()

@@ -1,0 +1,173 @@
+"""A labeller at work while a method trains, in a process of its own: what it knows (gold, perhaps) stays there.
+
+The method's process sends prompt ids and completions and gets opinions back, as JSON lines over pipes.
+`python -m harness.training.label_server` is the other end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from queue import SimpleQueue
+from random import Random
+from threading import Thread
+from typing import Any
+
+from ..api.contracts import Labeller, Suite
+from ..api.registry import installed, load_file
+from ..api.resolve import make_judge, make_labeller, make_suite
+from ..core.data import Budget, Comparison
+from ..core.errors import HarnessError
+from ..core.seeds import derive
+from ..core.spec import RunSpec
+
+PATIENCE = 10.0  # seconds that a labeller gets to end by itself
+
+
+class LabelDesk:
+    """This end: started when first asked; closed when the run ends, and gone when this process is."""
+
+    def __init__(self, spec: RunSpec, files: Sequence[str], human: bool) -> None:
+        self.human = human
+        self.usage: dict[str, float] = {}  # what labelling has used since it began
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "harness.training.label_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(spec.threads)},  # a model's labels depend on it, if barely
+        )  # fmt: skip
+        try:
+            self._ask({"spec": dataclasses.asdict(spec), "files": list(files)})
+        except BaseException:
+            self.close()
+            raise
+
+    def compare(
+        self, prompt_ids: Sequence[str], texts: Sequence[Sequence[str]], lengths: Sequence[Sequence[int]], key: Any
+    ) -> tuple[list[list[Comparison]], int]:
+        """Return the labeller's opinions of each prompt's completions, and the bill; `key` seeds its errors."""
+        asked = {"do": "compare", "prompts": list(prompt_ids), "texts": texts, "lengths": lengths, "key": key}
+        before = self.usage.get("asked", 0)
+        said = [[Comparison(i, j, p) for i, j, p in row] for row in self._ask(asked)["said"]]
+        return said, int(self.usage["asked"] - before) if "asked" in self.usage else sum(map(len, said))
+
+    def revise(
+        self, prompt_ids: Sequence[str], texts: Sequence[Sequence[str]], rounds: int, key: Any
+    ) -> list[list[str]]:
+        """Return the completions as the labeller rewrites them, `rounds` times, under principles it draws."""
+        asked = {"do": "revise", "prompts": list(prompt_ids), "texts": texts, "rounds": rounds, "key": key}
+        revised: list[list[str]] = self._ask(asked)["said"]
+        return revised
+
+    def close(self) -> None:
+        """End the labeller's process, whatever it is doing."""
+        assert self._child.stdin is not None and self._child.stdout is not None
+        try:
+            self._child.stdin.close()  # the other end leaves when there is nobody to answer
+        except OSError:  # it is gone, and something it was never told was still in the pipe
+            pass
+        try:
+            self._child.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._child.stdout.close()
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._child.stdin is not None and self._child.stdout is not None
+        try:
+            self._child.stdin.write(json.dumps(question) + "\n")
+            self._child.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._child.stdout.readline())
+        except (OSError, ValueError) as error:
+            self.close()
+            raise HarnessError(f"The labeller's process ended: exit code {self._child.returncode}.") from error
+        if "error" in answer:
+            raise HarnessError(f"The labeller failed: {answer['error']}")
+        self.usage = answer["usage"]
+        return answer
+
+
+def main() -> None:
+    """Serve one labeller until the other end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the other end's to handle
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a labeller prints is no answer
+    clerk = None
+    for question in _questions():
+        try:
+            if clerk is None:
+                clerk = Clerk(question)
+                answer: dict[str, Any] = {}
+            else:
+                answer = {"said": clerk.answer(question)}
+            answer["usage"] = clerk.labeller.usage()
+        except HarnessError as error:
+            answer = {"error": str(error)}
+        except Exception as error:  # whatever a stranger's labeller raises is told at the other end
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _questions() -> Iterator[dict[str, Any]]:
+    """Yield what is asked; when nobody is left to ask, end the process, even in the middle of an answer."""
+    lines: SimpleQueue[str] = SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)
+
+    Thread(target=listen, daemon=True).start()
+    while True:
+        yield json.loads(lines.get())
+
+
+class Clerk:
+    """The other end: the labeller of a spec, prepared, and the prompts it is asked about."""
+
+    def __init__(self, question: dict[str, Any]) -> None:
+        registry = installed()
+        for path in question["files"]:
+            load_file(registry, path)
+        values = question["spec"]
+        self.spec = RunSpec(**{**values, "budget": Budget(**values["budget"])})
+        self.suite: Suite = make_suite(self.spec, registry)
+        judge, labeller = make_judge(self.spec, self.suite, registry), make_labeller(self.spec, self.suite, registry)
+        assert labeller is not None, "the run was refused without one"
+        judge.prepare(self.suite, None)
+        labeller.prepare(self.suite, judge)
+        self.labeller: Labeller = labeller
+        self.prompts = {prompt.id: prompt for prompt in self.suite.prompts("train")}
+
+    def answer(self, question: dict[str, Any]) -> list[Any]:
+        """Return what is said of each prompt's completions."""
+        return [getattr(self, question["do"])(question, i) for i in range(len(question["prompts"]))]
+
+    def compare(self, question: dict[str, Any], i: int) -> list[tuple[int, int, float]]:
+        """Return opinions of the i-th prompt's completions."""
+        name, rng = question["prompts"][i], self._rng("fresh labels", question, i)
+        said = self.labeller.compare(self.prompts[name], question["texts"][i], question["lengths"][i], rng)
+        return [(c.first, c.second, c.p) for c in said]
+
+    def revise(self, question: dict[str, Any], i: int) -> list[str]:
+        """Return the i-th prompt's completions after some rounds of revision, a principle drawn for each."""
+        name, rng = question["prompts"][i], self._rng("revisions", question, i)
+        principles, revised = self.labeller.constitution(self.suite), []
+        for text in question["texts"][i]:
+            for _ in range(question["rounds"]):
+                text = self.labeller.revise(self.prompts[name], text, rng.choice(principles), rng)
+            revised.append(text)
+        return revised
+
+    def _rng(self, purpose: str, question: dict[str, Any], i: int) -> Random:
+        """Return the random numbers for the i-th prompt of a question."""
+        key = (self.spec.shared_seed, self.spec.seed, purpose, *question["key"], question["prompts"][i])
+        return Random(derive(*key))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Turns that can be killed: a loop whose every turn is a checkpoint boundary, and the checkpoints themselves."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from ..core.data import Budget
+from ..core.errors import Diverged
+from ..core.meter import OWN_PHASES, Meter
+from .checkpoints import Checkpoints, Snapshots
+from .trainer import Trainer
+
+OnStep = Callable[[int, int, Mapping[str, float]], None]
+
+
+class Loop:
+    """Counts turns, collects metrics, keeps to a budget, and saves all that a restart needs.
+
+    After a restart the caller's code runs again from its beginning; turns that were done are not yielded again.
+    """
+
+    def __init__(
+        self, trainer: Trainer, checkpoints: Checkpoints, meter: Meter, on_step: OnStep, budget: Budget | None = None,
+        snapshots: Snapshots | None = None, labels: int = 0,
+    ) -> None:  # fmt: skip
+        self.trainer, self.checkpoints, self.meter, self.on_step = trainer, checkpoints, meter, on_step
+        self.budget, self.snapshots = budget or Budget(), snapshots
+        self.labels = labels  # that were asked for before
+        self.state: dict[str, Any] = {}  # a caller's own numbers; they resume
+        self.rows: list[dict[str, float]] = []  # metrics, one row per turn
+        self.stream = self.turn = 0  # where the current turn is: what random numbers are derived from
+        self.total = 0
+        self.first = 0  # where the current stream begins among all that its kind gives
+        self.open = False  # whether a turn is under way
+        self._done: dict[str, int] = {}  # turns, by stream
+        self._exit: Callable[[], None] | None = None
+        self._left: list[str] = []  # streams that were left by `break`
+        self._firsts: dict[str, int] = {}  # `first`, by stream
+        self._asked: dict[str, float] = {}  # labels before it began, by stream
+        self._asked_before = 0.0  # the same of the current one
+        self._taken: dict[str, int] = {}  # by kind
+        self._streams = 0
+        self._pending: dict[str, list[float]] = {}
+        self._resume()
+
+    @property
+    def progress(self) -> float:
+        """Share of the current stream that is done, or of the budget where that is more; in [0, 1)."""
+        return min(max(self.turn / max(1, self.total), self.budget_share()), 1 - 1e-9)
+
+    def turns(self, total: int, kind: str = "", size: int = 0) -> Iterator[int]:
+        """Yield 0 .. total - 1, less what was done before a restart; stop early when the budget is used up.
+
+        `kind` and `size` say what a turn takes from where: `first` is then where this stream begins, after what earlier
+        streams of the kind took. A stream that is left by `break` counts as finished, its last turn included.
+        """
+        if self.open:
+            raise RuntimeError("streams do not nest: finish one before opening the next, or use lab.minibatches")
+        self._settle()
+        stream, self._streams = self._streams, self._streams + 1
+        key = str(stream)
+        if self._done.get(key):  # what was logged before this stream is in the rows already
+            self._pending.clear()
+        self.first = self._firsts.setdefault(key, self._taken.get(kind, 0))
+        self._asked_before = self._asked.setdefault(key, self.used()["labels"])
+        self.stream, self.turn, self.total, self.open = stream, self._done.get(key, 0), total, True
+        try:
+            while self.turn < total and key not in self._left and self.budget_share() < 1:
+                try:
+                    yield self.turn
+                except GeneratorExit:  # by `break`, or by an exception: which of them, what comes next will tell
+                    self._exit = partial(self._leave, key, self.turn, total, kind, size)
+                    self.turn += 1  # what comes between streams draws from here, as it does after a restart
+                    raise
+                self._end_turn(key, self.turn, total, kind, size)
+                self.turn += 1
+        finally:
+            self.open = False
+
+    def _leave(self, key: str, turn: int, total: int, kind: str, size: int) -> None:
+        self._left.append(key)
+        self._end_turn(key, turn, total, kind, size)
+
+    def _settle(self) -> None:
+        """The method goes on, so the stream before was left by `break`: its last turn is done."""
+        leave, self._exit = self._exit, None
+        if leave is not None:
+            leave()
+
+    def _end_turn(self, key: str, turn: int, total: int, kind: str, size: int) -> None:
+        self._done[key] = turn + 1
+        self._taken[kind] = self.first + (turn + 1) * size
+        self._close_turn(turn, total)
+
+    def finish(self) -> None:
+        """Save once training is over, so that a kill during evaluation need not repeat it."""
+        self._settle()
+        if self._pending and self.rows:  # logged after the last turn
+            self.rows[-1] |= {name: statistics.fmean(values) for name, values in self._pending.items()}
+        if self.rows:
+            self.save()
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics to the current turn's row; a name logged several times is averaged."""
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise Diverged(f"The metric {name} is {float(value)} at step {len(self.rows) + 1}.")
+            self._pending.setdefault(name, []).append(float(value))
+
+    def budget_share(self) -> float:
+        """Return the largest used share of any limit of the budget; 0 without one.
+
+        Of labels it is the share of those that were left when training began, in a stream that asks for some: what
+        asks for none trains to its end.
+        """
+        used, limits = self.used(), {name: limit for name, limit in asdict(self.budget).items() if limit}
+        if "labels" in limits:
+            used["labels"] -= self.labels if used["labels"] > self._asked_before else used["labels"]
+            limits["labels"] = max(limits["labels"] - self.labels, 1e-9)
+        return max((used[name] / limit for name, limit in limits.items()), default=0.0)
+
+    def used(self) -> dict[str, float]:
+        """Return what the method itself has used, in the budget's terms; labels with those asked for before."""
+        own = self.meter.total(OWN_PHASES)
+        tokens = own.tokens_generated + own.tokens_trained
+        return {
+            "steps": own.steps,
+            "samples": own.samples,
+            "tokens": tokens,
+            "flops": own.flops,
+            "labels": self.labels + own.labels + own.ai_labels,
+        }
+
+    def left(self) -> dict[str, float]:
+        """Return what is left of each limit of the budget; below 0 where the last turn went over it."""
+        used = self.used()
+        return {name: limit - used[name] for name, limit in asdict(self.budget).items() if limit is not None}
+
+    def save(self) -> None:
+        """Write a checkpoint now."""
+        if json.loads(json.dumps(self.state)) != self.state:
+            raise ValueError(
+                f"lab.state must survive being written as JSON (text keys; no tuples, no tensors), not {self.state!r}"
+            )
+        state = {
+            "done": self._done, "left": self._left, "firsts": self._firsts, "taken": self._taken, "asked": self._asked,
+            "state": self.state, "rows": self.rows, "steps": self.trainer.steps, "meter": self.meter.snapshot(),
+        }  # fmt: skip
+        self.checkpoints.save(len(self.rows), self.trainer.tensors(), state)
+
+    def _close_turn(self, turn: int, total: int) -> None:
+        row = {"step": float(len(self.rows) + 1)} | {k: statistics.fmean(v) for k, v in self._pending.items()}
+        self._pending.clear()
+        self.rows.append(row)
+        self.on_step(turn + 1, total, row)
+        if self.snapshots and "policy" in self.trainer.modules:
+            self.snapshots.offer(turn + 1, total, len(self.rows), self.trainer.modules["policy"], self.used())
+        if self.checkpoints.due():
+            self.save()
+
+    def _resume(self) -> None:
+        found = self.checkpoints.load()
+        if found is None:
+            return
+        self.trainer.saved, saved = found
+        self.trainer.steps = saved["steps"]
+        self._done, self._left, self._firsts = (saved[k] for k in ("done", "left", "firsts"))
+        self._taken, self._asked = saved["taken"], saved["asked"]
+        self.state, self.rows = saved["state"], saved["rows"]
+        self.meter.restore(saved["meter"])

@@ -1,0 +1,118 @@
+"""Learned rewards: a scalar model with its pooling and its normalisation, and how an ensemble is combined."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..core.data import Comparison
+from ..core.files import write_json
+from ..models.initial_checkpoint import Start
+from ..models.loading import ScalarModel, load_tensors, save_tensors
+from ..models.logprobs import completion_scores
+from ..models.micro_batches import in_micro_batches
+from ..models.tokens import Batch
+from .trainer import Role
+
+if TYPE_CHECKING:
+    from .lab import Bench
+
+
+class RewardModel:
+    """A trained reward model: score = (raw - mean) / scale, so demonstrations score 0 and samples spread by 1."""
+
+    def __init__(
+        self, model: ScalarModel, pooling: str, name: str = "reward_model", mean: float = 0.0, scale: float = 1.0
+    ) -> None:
+        self.model, self.pooling, self.name = model, pooling, name
+        self.mean, self.scale = mean, scale
+        self.role = Role(name.replace("_model", ""), model, lambda batch: completion_scores(model, batch, pooling))
+
+    def score(self, batch: Batch, bench: Bench) -> Tensor:
+        """Return (B, K) normalised scores, metered in the current phase."""
+        self.role.hold(bench.meter)
+        raw = self.raw(batch, bench)
+        bench.meter.add(reward_queries=raw.numel())
+        return (raw - self.mean) / self.scale
+
+    def raw(self, batch: Batch, bench: Bench) -> Tensor:
+        """Return (B, K) scores as the model gives them."""
+
+        def count(part: Batch) -> None:
+            bench.meter.add(flops=self.role.flops(part))
+
+        return in_micro_batches(self.role.compute, batch, bench.micro_batch_tokens, False, count, bench.team)
+
+    def fresh_copy(self) -> ScalarModel:
+        """Return a copy of the network, for a critic to start from."""
+        return copy.deepcopy(self.model)
+
+    def save(self, folder: Path) -> None:
+        """Write weights and normalisation."""
+        save_tensors(self.model.state_dict(), folder / "model.safetensors")
+        settings = {"pooling": self.pooling, "name": self.name, "mean": self.mean, "scale": self.scale}
+        write_json(folder / "reward.json", settings)
+
+    @staticmethod
+    def load(folder: Path, start: Start) -> RewardModel:
+        """Read a reward model; `start` gives the architecture of its trunk, and need not be in memory."""
+        settings = json.loads((folder / "reward.json").read_text())
+        model = start.scalar()
+        model.load_state_dict(load_tensors(folder / "model.safetensors"))
+        model.eval().requires_grad_(False)
+        return RewardModel(model, **settings)
+
+
+def combine(scores: Tensor, how: str, variance_coef: float) -> Tensor:
+    """Return (B, K) from the members' scores (M, B, K): their mean, their worst, or mean - coef * variance.
+
+    Coste et al. 2023 (2310.02743), eq. 2-4; the variance is the population's (their best-of-n code; their PPO code
+    divides by M - 1). Members are normalised before they come here, or the worst would be the one with the lowest zero.
+    """
+    if how == "worst":
+        return scores.min(0).values
+    mean = scores.mean(0)
+    if how == "uncertainty":
+        return mean - variance_coef * scores.var(0, correction=0)
+    return mean
+
+
+def bradley_terry_loss(scores: Tensor, preferred: Tensor) -> Tensor:
+    """Return (B,) losses: per prompt the mean of -p log sigma(r_i - r_j) - (1-p) log sigma(r_j - r_i) over its pairs.
+
+    InstructGPT (2203.02155), eq. 1, with soft labels: `scores` (B, K); `preferred` (B, K, K) as of
+    `preferred_of`. The mean is over the pairs that were compared; a prompt without any gives 0.
+    """
+    margins = scores[:, :, None] - scores[:, None, :]
+    losses = torch.nn.functional.softplus(-margins) * preferred
+    return losses.sum((1, 2)) / preferred.sum((1, 2)).clamp(min=1)
+
+
+def preferred_of(said: Sequence[Sequence[Comparison]], k: int) -> Tensor:
+    """Return (B, K, K): p at [i, j] and 1 - p at [j, i] of every pair that was compared, 0 elsewhere."""
+    preferred = torch.zeros(len(said), k, k)
+    for table, row in zip(preferred, said, strict=True):
+        for c in row:
+            table[c.first, c.second], table[c.second, c.first] = c.p, 1 - c.p
+    return preferred
+
+
+def ranking_loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return (B,) Bradley-Terry losses of scores (B, K) of a batch with a column `preferred` (B, K K).
+
+    The column is `preferred_of` laid flat: three dimensions are for what each token has.
+    """
+    return bradley_terry_loss(scores, batch["preferred"].view(-1, scores.shape[1], scores.shape[1]))
+
+
+def pair_accuracy(scores: Tensor, preferred: Tensor) -> tuple[int, int]:
+    """Return how many pairs with a preference the scores order rightly (a tie is wrong), and how many there are."""
+    better = preferred > 0.5
+    right = better & (scores[:, :, None] > scores[:, None, :])
+    return int(right.sum()), int(better.sum())

@@ -1,0 +1,75 @@
+"""Models as a method holds them at its bench: a language model, be it policy or reference, and a critic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from torch import Tensor, nn
+
+from ..api.contracts import Policy
+from ..models.generation import Sampler
+from ..models.initial_checkpoint import Start
+from ..models.loading import ScalarModel
+from ..models.logprobs import completion_logp, completion_values
+from ..models.tokens import Batch, PromptBatch
+from .reference_cache import Found, count_as_computed
+from .runtime import Bench, metered
+from .trainer import Role
+
+Recall = Callable[[Batch], "Found | None"]
+
+
+class LanguageModel(Policy):
+    """A causal language model at the bench: the policy, or the reference.
+
+    The start checkpoint is read when its weights are first needed, and held from then on: a reference whose every
+    log-probability is looked up is never read.
+    """
+
+    def __init__(
+        self, model: nn.Module | Start, role: str, phase: str, bench: Bench, recall: Recall = lambda batch: None,
+        beside: bool = False,
+    ) -> None:  # fmt: skip
+        outline = model.outline if isinstance(model, Start) else model
+        weights: Callable[[], nn.Module] = cache(model.model) if isinstance(model, Start) else lambda: model
+        self._weights = weights
+        self.role = Role(role, outline, lambda batch: completion_logp(weights(), batch), beside)
+        self._phase, self._bench, self._recall = phase, bench, recall
+
+    @property
+    def model(self) -> nn.Module:  # type: ignore[override]  # nobody gives a language model another model
+        """The model itself."""
+        return self._weights()
+
+    def logp(self, batch: Batch) -> Tensor:
+        """Return (B, K, T) log-probabilities at the batch's temperature, without gradients; 0 on padding."""
+        with self._bench.meter.aside():
+            found = self._recall(batch)
+            if found is None:
+                self._weights()  # reading them, where that comes now, is nobody's cost
+        with self._bench.meter.phase(self._phase):
+            self.role.hold(self._bench.meter)
+            if found is not None:
+                return count_as_computed(self.role, batch, self._bench, found)
+            return metered(self.role, batch, self._bench)
+
+    def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
+        """Draw one completion per prompt."""
+        with sampler.meter.aside():
+            model = self._weights()
+        return sampler.draw(model, prompts)
+
+
+class Critic:
+    """A value function at the bench."""
+
+    def __init__(self, model: ScalarModel, bench: Bench) -> None:
+        self.model = model
+        self.role = Role("value", model, lambda batch: completion_values(model, batch))
+        self._bench = bench
+
+    def values(self, batch: Batch) -> Tensor:
+        """Return (B, K, T) values of the state before each completion token, without gradients; 0 on padding."""
+        with self._bench.meter.phase("score"):
+            return metered(self.role, batch, self._bench)

@@ -1,0 +1,69 @@
+"""How models are used in a run: engine, sampling, device, meter and processes, the same for every method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..core.data import Sampling
+from ..core.distributed import ALONE, Team
+from ..core.errors import HarnessError
+from ..core.meter import Meter
+from ..models.engine import Engine
+from ..models.micro_batches import in_micro_batches
+from ..models.tokens import Batch
+from .trainer import Role
+
+if TYPE_CHECKING:
+    pass
+
+
+
+@dataclass
+class Bench:
+    """How a method works: what is the same for every method of a run."""
+
+    engine: Engine
+    sampling: Sampling
+    eos: set[int]
+    seed: int
+    meter: Meter
+    micro_batch_tokens: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    team: Team = ALONE
+    check: RolloutCheck | None = None
+
+
+@dataclass
+class RolloutCheck:
+    """Compares the log-probabilities of drawn tokens, which training reuses, with a teacher-forced pass; not billed."""
+
+    allowed: float  # nats
+    largest: float = 0.0  # difference so far
+    tokens: int = 0  # compared
+
+    def compare(self, role: Role, batch: Batch, bench: Bench) -> None:
+        """Note the largest difference of a rollout; raise HarnessError where it is more than rounding."""
+        unbilled = replace(bench, meter=Meter())
+        with bench.meter.aside(), unbilled.meter.phase("score"):
+            told = metered(role, batch, unbilled)
+        gap = float((told - batch["logp"]).abs().max())
+        self.largest, self.tokens = max(self.largest, gap), self.tokens + int(batch["mask"].sum())
+        if not gap <= self.allowed:
+            raise HarnessError(
+                f"--check-rollouts: a token's log-probability as drawn and as computed afterwards differ by {gap:.3g} "
+                f"nats; at most {self.allowed:g} is rounding. The engine {bench.engine.name} and the model disagree: "
+                f"try --engine hf, --no-prompt-sharing or --dtype float32."
+            )
+
+
+def metered(role: Role, batch: Batch, bench: Bench) -> Tensor:
+    """Compute a role's output (B, K, T) in micro-batches without gradients, and count it to the current phase."""
+
+    def count(part: Batch) -> None:
+        bench.meter.add(flops=role.flops(part))
+
+    return in_micro_batches(role.compute, batch, bench.micro_batch_tokens, count=count, team=bench.team)

@@ -1,0 +1,186 @@
+"""Preferences: K completions per prompt of the start checkpoint, ranked by the labeller; or fixed pairs of a data set.
+
+Three Parquet files, each a `datasets.Dataset`: `pairs` (prompt, chosen, rejected, and p, how sure the labeller was) for
+methods, `rankings` and `heldout` (prompt, completions, and what was said of pairs of them) for the reward model. Token
+ids stand beside the text, because re-tokenised text need not give the ids that were sampled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import comb
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from ...api.contracts import Labeller
+from ...core.data import Comparison, LabelledPair, Pair, Prompt, Text, completion_text
+from ...core.errors import UsageError
+from ...core.seeds import derive
+from ...core.settings import PreferenceOptions
+from ...models.generation import Sampler
+from ...models.tokens import Batch, Tokens
+
+if TYPE_CHECKING:
+    from .stages import Stages
+
+Row = dict[str, Any]
+
+
+Made = tuple[dict[str, Any], dict[str, Any]]  # info, cost
+
+
+def sample(
+    stages: Stages, labeller: Labeller, prompts: Sequence[Prompt], options: PreferenceOptions, out: Path
+) -> Made:
+    """Sample K completions per prompt, have pairs of them compared, write the files; return (info, cost)."""
+    meter = stages.shop.meter()
+    bench = stages.shop.bench(meter, stages.spec.shared_seed)
+    sampler = Sampler(
+        bench.engine, bench.sampling, meter, bench.eos, (stages.spec.shared_seed, "preferences"), bench.team
+    )
+    sampler.phase = "preferences"
+    batch = sampler.draw(stages.start, stages.tokens.prompt_batch(prompts, bench.device), options.completions)
+    with meter.phase("preferences"):
+        rows, agreements = _compared(stages, labeller, batch, options.labels)
+        kept = max(1, len(rows) - round(options.heldout * len(rows)))
+        info = _write(rows[:kept], rows[kept:], out)
+        heldout = [agreed for row in agreements[kept:] for agreed in row]
+        info |= labeller.usage()  # its own count of what was asked, where it keeps one
+        meter.add(**{"labels" if labeller.human else "ai_labels": int(info["asked"])})
+    ceiling = round(sum(heldout) / len(heldout), 4) if heldout else None
+    return info | {"label_ceiling": ceiling, "labeller": labeller.name}, meter.snapshot()
+
+
+def take(stages: Stages, pairs: Sequence[Pair], options: PreferenceOptions, out: Path) -> Made:
+    """Write fixed pairs as the same files; return (info, cost)."""
+    meter, tokens = stages.shop.meter(), stages.tokens.counting_afresh()
+    with meter.phase("preferences"):
+        whole = rankings_of(tokens, pairs[: options.labels or None], options.heldout)
+        info = _write(whole["train"], whole["heldout"], out)
+        meter.add(labels=info["asked"])
+    info |= {"cut_completions": tokens.cut_completions}
+    return info | {"label_ceiling": None}, meter.snapshot()
+
+
+def rankings_of(tokens: Tokens, pairs: Sequence[Pair], heldout: float) -> dict[str, list[Row]]:
+    """Return pairs as rankings of two, split by position into `train` and `heldout`."""
+    rows = []
+    for pair in pairs:
+        ids = [tokens.completion_ids(pair.prompt.text, c) for c in (pair.chosen, pair.rejected)]
+        rows.append(_row(pair.prompt, [pair.chosen, pair.rejected], ids, [Comparison(0, 1, pair.p)]))
+    kept = max(1, len(rows) - round(heldout * len(rows)))
+    return {"train": rows[:kept], "heldout": rows[kept:]}
+
+
+def read_rankings(folder: Path) -> dict[str, list[Row]]:
+    """Return the rankings of a preferences artifact: `train` and `heldout`."""
+    return {"train": _read(folder / "rankings.parquet"), "heldout": _read(folder / "heldout.parquet")}
+
+
+def read_pairs(folder: Path) -> list[LabelledPair]:
+    """Return the pairs of a preferences artifact."""
+    rows = _read(folder / "pairs.parquet")
+    return [LabelledPair(prompt_of(r), list(r["chosen_ids"]), list(r["rejected_ids"]), r["p"]) for r in rows]
+
+
+def prompt_of(row: Row) -> Prompt:
+    """Return the prompt of a row."""
+    return Prompt(row["prompt_id"], _from_cell(row["prompt"]))
+
+
+def comparisons_of(row: Row) -> list[Comparison]:
+    """Return what was said of the pairs of a row."""
+    return [Comparison(i, j, p) for i, j, p in zip(row["first"], row["second"], row["p"], strict=True)]
+
+
+def _compared(stages: Stages, labeller: Labeller, batch: Batch, limit: int) -> tuple[list[Row], list[list[float]]]:
+    """Return rows with what the labeller says, and per row how far each label agrees with its noiseless utilities.
+
+    Prompts that could take it past `limit` labels (0: none) are not shown to the labeller.
+    """
+    rows: list[Row] = []
+    agreements: list[list[float]] = []
+    ids, lengths = batch["completion_ids"].tolist(), batch.lengths.tolist()
+    asked, most = 0, comb(len(ids[0]), 2)
+    for i, (prompt, texts) in enumerate(zip(batch.prompts.prompts, stages.tokens.texts(batch), strict=True)):
+        if limit and asked + most > limit:
+            break
+        rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
+        said = labeller.compare(prompt, texts, lengths[i], rng)
+        rows.append(_row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], said))
+        asked = int(labeller.usage().get("asked", asked + len(rows[-1]["p"])))
+        utilities = labeller.ceiling(prompt, texts, lengths[i])
+        agreements.append([] if utilities is None else _agreements(said, utilities))
+    return rows, agreements
+
+
+def _agreements(said: Sequence[Comparison], utilities: Sequence[float]) -> list[float]:
+    """Return for every pair with a preference 1 if the label agrees with the noiseless utilities, half if they tie.
+
+    Their mean over held-out pairs is the ceiling of a reward model's accuracy: who knows the utilities scores it.
+    """
+    told = [(c.p > 0.5, utilities[c.first] - utilities[c.second]) for c in said if c.p != 0.5]
+    return [0.5 if margin == 0 else float(first == (margin > 0)) for first, margin in told]
+
+
+def _row(
+    prompt: Prompt, completions: Sequence[Text], ids: Sequence[Sequence[int]], said: Sequence[Comparison]
+) -> Row:  # fmt: skip
+    """Return a row. Pairs of equal completions are dropped: nothing can be learned from them."""
+    said = [c for c in said if list(ids[c.first]) != list(ids[c.second])]
+    return {
+        "prompt_id": prompt.id, "prompt": _cell(prompt.text), "completions": [completion_text(c) for c in completions],
+        "completion_ids": [list(c) for c in ids], "first": [c.first for c in said], "second": [c.second for c in said],
+        "p": [float(c.p) for c in said], "notes": [json.dumps(dict(c.note), sort_keys=True) for c in said],
+    }  # fmt: skip
+
+
+def _write(train: list[Row], heldout: list[Row], out: Path) -> dict[str, Any]:
+    pairs = [pair for row in train for pair in _pairs_of(row)]
+    if not pairs:
+        raise UsageError("The preferences hold no pair of which one is preferred.")
+    for name, rows in (("pairs", pairs), ("rankings", train), ("heldout", heldout)):
+        _save(rows, out / f"{name}.parquet")
+    heldout_labels = sum(len(_pairs_of(row)) for row in heldout)
+    asked = sum(len(row["p"]) for row in [*train, *heldout])
+    return {"prompts": len(train), "labels": len(pairs), "heldout_labels": heldout_labels, "asked": asked}
+
+
+def _pairs_of(row: Row) -> list[Row]:
+    """Return the pairs of a row with a preference, chosen first."""
+    texts, ids = row["completions"], row["completion_ids"]
+    found = []
+    for i, j, p, note in zip(row["first"], row["second"], row["p"], row["notes"], strict=True):
+        if p != 0.5:
+            (w, l), sure = ((i, j), p) if p > 0.5 else ((j, i), 1 - p)
+            found.append({
+                "prompt_id": row["prompt_id"], "prompt": row["prompt"], "chosen": texts[w], "rejected": texts[l],
+                "chosen_ids": ids[w], "rejected_ids": ids[l], "p": sure, "note": note,
+            })  # fmt: skip
+    return found
+
+
+def _save(rows: list[Row], path: Path) -> None:
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    Dataset.from_list(rows).to_parquet(path)
+
+
+def _read(path: Path) -> list[Row]:
+    import pyarrow.parquet as pq
+
+    rows: list[Row] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def _cell(text: Text) -> str:
+    """Return a prompt as one column value: plain text as it is, messages as JSON behind a marker."""
+    return text if isinstance(text, str) else "\x00" + json.dumps(text)
+
+
+def _from_cell(cell: str) -> Text:
+    messages: Text = json.loads(cell[1:]) if cell.startswith("\x00") else cell
+    return messages

@@ -1,0 +1,84 @@
+"""The reward model: Bradley-Terry on rankings, all pairs of a prompt in one batch element, normalised afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.seeds import derive
+from ...core.settings import RewardModelOptions
+from ...models.loading import scalar_on
+from ...models.tokens import Batch
+from ..lab import Bench
+from ..reward_model import RewardModel, pair_accuracy, preferred_of, ranking_loss
+from ..trainer import Term
+from .preferences import Row, comparisons_of, prompt_of
+from .sft import rows_at
+
+if TYPE_CHECKING:
+    from .stages import Stages
+
+SCALE_ROWS = 512  # rankings over whose completions the spread of the score is taken
+
+
+def make(
+    stages: Stages,
+    name: str,
+    rankings: Mapping[str, list[Row]],
+    options: RewardModelOptions,
+    out: Path,
+    scratch: Path,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train a reward model, normalise it, measure it on held-out rankings, write it; return (info, cost).
+
+    The members of an ensemble and the judge differ in `name`, which seeds head and order.
+    """
+    meter = stages.shop.meter()
+    seed = derive(stages.spec.shared_seed, name)
+    model = scalar_on(stages.checkpoint.copy()).initialise(seed).eval().requires_grad_(True)
+    reward = RewardModel(model, options.pooling, name)
+    reward.role.hold(meter)
+    train = rankings["train"]
+    steps = max(1, round(options.epochs * len(train) / options.batch_size))
+    with meter.phase("reward_model"):
+        loop = stages.loop(options, meter, scratch, name)
+        loop.trainer.add("reward", model)
+        for turn in loop.turns(steps):
+            rows = rows_at(len(train), turn, options.batch_size, (seed, "rankings"))
+            batch = _batch(stages, [train[i] for i in rows])
+            loop.log(loop.trainer.step([Term(ranking_loss, batch, reward.role)], loop.progress))
+        bench = stages.shop.bench(meter, seed)
+        _normalise(reward, stages, train[:SCALE_ROWS], options, bench)
+        accuracy = _accuracy(reward, stages, rankings["heldout"], bench)
+    reward.save(out)
+    info = {"steps": steps, "heldout_accuracy": accuracy, "mean": reward.mean, "scale": reward.scale}
+    return info, meter.snapshot()
+
+
+def _batch(stages: Stages, rows: list[Row]) -> Batch:
+    batch = stages.tokens.batch(
+        [prompt_of(row) for row in rows], [row["completion_ids"] for row in rows], stages.shop.device
+    )
+    said = preferred_of([comparisons_of(row) for row in rows], batch.shape[1])
+    return batch.with_columns(preferred=said.flatten(1).to(stages.shop.device))
+
+
+def _normalise(reward: RewardModel, stages: Stages, rows: list[Row], options: RewardModelOptions, bench: Bench) -> None:
+    """Centre on the validation demonstrations; divide by the spread over samples of the start checkpoint."""
+    demos = stages.suite.demonstrations("validation")
+    ids = [[stages.tokens.completion_ids(d.prompt.text, d.completion)] for d in demos]
+    centred = reward.raw(stages.tokens.batch([d.prompt for d in demos], ids, bench.device), bench)
+    reward.mean = float(centred.double().mean())
+    if options.unit_scale:
+        reward.scale = max(1e-6, float(reward.raw(_batch(stages, rows), bench).double().std()))
+
+
+def _accuracy(reward: RewardModel, stages: Stages, rows: list[Row], bench: Bench) -> float | None:
+    """Return the share of held-out pairs in the right order."""
+    if not rows:
+        return None
+    batch = _batch(stages, rows)
+    k = batch.shape[1]
+    right, pairs = pair_accuracy(reward.raw(batch, bench), batch["preferred"].view(-1, k, k))
+    return round(right / pairs, 4) if pairs else None

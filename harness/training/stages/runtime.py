@@ -1,0 +1,74 @@
+"""What stages are made with: device, engine, artifacts, and the plugins that judge and label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...api.contracts import Judge, Labeller
+from ...core.artifacts import Artifacts
+from ...core.data import Sampling
+from ...core.distributed import ALONE, Team
+from ...core.meter import Meter, PhasePeak
+from ...models.engine import Engine
+from ..runtime import Bench, RolloutCheck
+from ..trainer import Trainer
+
+Progress = Callable[[str, int, int, Mapping[str, float]], None]  # phase, step, total, metrics
+
+
+@dataclass
+class Workshop:
+    """What stages are made with: the machine's side of a run."""
+
+    artifacts: Artifacts
+    engine_cls: Callable[[set[int]], Engine]
+    accelerator: Any
+    device: torch.device
+    progress: Progress
+    checkpoint_every: float
+    micro_batch_tokens: int
+    team: Team = ALONE
+    check: RolloutCheck | None = None  # of every rollout
+    sampling: Sampling = field(default_factory=Sampling)  # the suite's
+    eos: set[int] = field(default_factory=set)
+    trainer_cls: type[Trainer] = Trainer
+
+    def meter(self) -> Meter:
+        """Return a meter for this device."""
+        return Meter(accelerator_peak(self.device)) if self.device.type == "cuda" else Meter()
+
+    def trainer(self, options: Any, meter: Meter) -> Trainer:
+        """Return what trains models with these options."""
+        return self.trainer_cls(options, self.accelerator, meter, self.micro_batch_tokens, self.team)
+
+    def bench(self, meter: Meter, seed: int) -> Bench:
+        """Return how models are used: the suite's sampling, a seed, and who counts."""
+        engine = self.engine_cls(self.eos)
+        return Bench(
+            engine, self.sampling, self.eos, seed, meter, self.micro_batch_tokens, self.device, self.team, self.check
+        )
+
+
+@dataclass
+class People:
+    """Who judges and who labels, none of them prepared yet."""
+
+    judge: Judge
+    labeller: Labeller | None  # behind the preferences that all methods share
+    own_labeller: Labeller | None = None  # whom this method learns from instead: AI feedback
+
+
+def accelerator_peak(device: torch.device) -> PhasePeak:
+    """Return what reads (and may reset) the peak memory that tensors took on a GPU."""
+
+    def peak(reset: bool) -> int:
+        value = int(torch.cuda.max_memory_allocated(device))
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return value
+
+    return peak

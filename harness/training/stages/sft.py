@@ -1,0 +1,59 @@
+"""Supervised fine-tuning: completions only, global token mean, the end-of-sequence token learned like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ...core.data import Demonstration
+from ...core.seeds import permutation
+from ...core.settings import SFTOptions
+from ...models.capabilities import find_head
+from ...models.loading import in_memory, learning, load_causal, save_causal
+from ...models.logprobs import completion_logp
+from ..trainer import Role, Term
+
+if TYPE_CHECKING:
+    from .stages import Stages
+
+
+def nll(logp: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return (B, K, T) negative log-likelihoods; the trainer takes their mean over all tokens of the batch."""
+    return -logp
+
+
+def make(
+    stages: Stages, demos: Sequence[Demonstration], options: SFTOptions, out: Path, scratch: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fine-tune the base model and write it in hub format; return (info, cost)."""
+    meter = stages.shop.meter()
+    model = learning(in_memory(load_causal(stages.base, stages.spec.dtype)).to(stages.shop.device))
+    find_head(model)
+    role = Role("policy", model, lambda batch: completion_logp(model, batch))
+    role.hold(meter)
+    tokens = stages.tokens.counting_afresh()
+    encoded = [(d.prompt, [tokens.completion_ids(d.prompt.text, d.completion)]) for d in demos]
+    steps = options.steps or max(1, round(options.epochs * len(demos) / options.batch_size))
+    with meter.phase("sft"):
+        loop = stages.loop(options, meter, scratch, "sft")
+        loop.trainer.add("policy", model)
+        for turn in loop.turns(steps):
+            rows = rows_at(len(demos), turn, options.batch_size, (stages.spec.shared_seed, "sft"))
+            batch = tokens.batch([encoded[i][0] for i in rows], [encoded[i][1] for i in rows], stages.shop.device)
+            loop.log(loop.trainer.step([Term(nll, batch, role)], loop.progress))
+    save_causal(model, tokens.tokenizer, out)
+    tail = [row["loss"] for row in loop.rows[-max(1, steps // 10) :]]
+    info = {"steps": steps, "demonstrations": len(demos), "loss": round(sum(tail) / len(tail), 4)}
+    return info | {"cut_completions": tokens.cut_completions}, meter.snapshot()
+
+
+def rows_at(n: int, turn: int, size: int, key: tuple[Hashable, ...]) -> list[int]:
+    """Return the row numbers of one turn: an endless order of n rows, reshuffled each epoch."""
+    rows: list[int] = []
+    while len(rows) < size:
+        epoch, offset = divmod(turn * size + len(rows), n)
+        rows += permutation(n, *key, epoch)[offset : offset + size - len(rows)]
+    return rows

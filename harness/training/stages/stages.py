@@ -1,0 +1,219 @@
+"""Stages: what is made once, named by the hash of all that made it, and shared by every method.
+
+base model --sft--> start checkpoint --preferences--> ranked completions --reward_model--> reward members
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...api.contracts import Judge, Labeller, Suite
+from ...core.artifacts import Artifact
+from ...core.digests import combined_digest, digest_of, harness_digest, model_files, package_digest
+from ...core.errors import UsageError
+from ...core.meter import Meter
+from ...core.settings import EvaluationOptions
+from ...core.spec import RunSpec, stage_options
+from ...models.initial_checkpoint import Start, start_in
+from ...models.loading import load_causal, load_tokenizer
+from ...models.tokens import Tokens
+from ..checkpoints import Checkpoints
+from ..loop import Loop
+from ..reward_model import RewardModel
+from . import reward_modelling, sft
+from .preferences import Row, rankings_of, read_rankings, sample, take
+from .runtime import People, Workshop
+
+
+class Stages:
+    """The stages of one spec. Each is made when first asked for; `used` lists what was."""
+
+    def __init__(self, spec: RunSpec, suite: Suite, people: People, shop: Workshop) -> None:
+        self.spec, self.suite, self.shop = spec, suite, shop
+        self.judge, self.labeller, self.own_labeller = people.judge, people.labeller, people.own_labeller
+        self.used: dict[str, Artifact] = {}
+
+    @cached_property
+    def base(self) -> Path | str:
+        """The base model: the embedded one, or what `--model` names."""
+        base = self.spec.model or self.suite.base_model()
+        if base is None:
+            raise UsageError(
+                f"The suite {self.spec.suite_name} brings no model of its own. Name one with --model PATH_OR_HUB_ID."
+            )
+        return base
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The base model's tokenizer with the harness's rules."""
+        limit = getattr(self.suite, "max_prompt_tokens", None)
+        return Tokens(load_tokenizer(self.base), limit, self.suite.max_new_tokens, self._other_ends)
+
+    @cached_property
+    def eos(self) -> set[int]:
+        """Every token that ends a completion."""
+        return self.tokens.ends
+
+    @property
+    def _other_ends(self) -> set[int]:
+        from transformers import GenerationConfig
+
+        try:
+            ends = GenerationConfig.from_pretrained(str(self.base)).eos_token_id
+        except OSError:  # a model folder without generation_config.json
+            ends = None
+        return set(ends if isinstance(ends, list) else [ends] if ends is not None else [])
+
+    @property
+    def start(self) -> nn.Module:
+        """The start checkpoint, the base model after SFT on the demonstrations: read, unless somebody holds it."""
+        return self.checkpoint.model()
+
+    @cached_property
+    def checkpoint(self) -> Start:
+        """Where the start checkpoint is had from, and what is known of it without its weights."""
+        spec = self.spec
+        return start_in(self.start_artifact.folder, spec.dtype, self.shop.device, spec.prompt_sharing)
+
+    @cached_property
+    def start_artifact(self) -> Artifact:
+        """The SFT artifact."""
+        options = stage_options(self.spec, "sft")
+        demos = self.suite.demonstrations()
+        if not demos:
+            raise UsageError(f"The suite {self.spec.suite_name} has no demonstrations to fine-tune on.")
+        inputs = self._inputs(options, data=digest_of([_plain(demo) for demo in demos]))
+        return self._stage("sft", inputs, lambda out, scratch: sft.make(self, demos, options, out, scratch))
+
+    @cached_property
+    def preferences(self) -> Artifact:
+        """Ranked completions: fixed pairs of the suite, or samples of the start checkpoint ranked by the labeller."""
+        options = stage_options(self.spec, "preferences")
+        fixed = self.suite.preferences()
+        if fixed is not None:
+            inputs = self._inputs(options, data=digest_of([_plain(pair) for pair in fixed]))
+            return self._stage("preferences", inputs, lambda out, _: take(self, fixed, options, out))
+        if self.labeller is None:
+            raise UsageError(f"The suite {self.spec.suite_name} has neither fixed preferences nor a labeller.")
+        return self._labelled("preferences", self.labeller)
+
+    @cached_property
+    def feedback(self) -> Artifact:
+        """The preferences that this method learns from: those of all, or a labeller's of its own."""
+        return self.preferences if self.own_labeller is None else self._labelled("ai_preferences", self.own_labeller)
+
+    def _labelled(self, name: str, labeller: Labeller) -> Artifact:
+        options = stage_options(self.spec, "preferences")
+        prompts = self.suite.prompts("preferences")[: options.prompts]
+        inputs = self._inputs(
+            options, data=digest_of([_plain(p) for p in prompts]), start=self.start_artifact.content,
+            labels=[self._class_key(labeller), labeller.identity(), self._class_key(self.judge)],
+            suite=[package_digest(type(self.suite)), dict(self.spec.suite_options)],  # principles, their checks, gold
+        )  # fmt: skip
+        return self._stage(name, inputs, lambda out, _: sample(self, self.ready(labeller), prompts, options, out))
+
+    def reference_answers(self, prompts: str, make: Any) -> Artifact:
+        """The start checkpoint's answers to evaluation prompts, named by their digest."""
+        inputs = self._inputs(EvaluationOptions(), data=prompts, start=self.start_artifact.content)
+        return self._stage("reference_answers", inputs, make)
+
+    def ready(self, labeller: Labeller) -> Labeller:
+        """Return the labeller with all it needs from suite and judge."""
+        self.judge.prepare(self.suite, None)
+        labeller.prepare(self.suite, self.judge)
+        return labeller
+
+    def can_prefer(self) -> bool:
+        """Return whether there are preferences, or someone to ask for them."""
+        return self.labeller is not None or self.suite.preferences() is not None
+
+    def reward_artifact(self, member: int) -> Artifact:
+        """One member of the reward ensemble on the preferences of all; the first is the evaluator's proxy."""
+        return self._reward_of("reward_model", self.preferences, member)
+
+    def feedback_reward(self, member: int) -> Artifact:
+        """One member of the reward ensemble that this method is trained with."""
+        if self.own_labeller is None:
+            return self.reward_artifact(member)
+        return self._reward_of("ai_reward_model", self.feedback, member)
+
+    def _reward_of(self, name: str, preferences: Artifact, member: int) -> Artifact:
+        name = name if member == 0 else f"{name}{member + 1}"
+        return self._reward_stage(name, preferences.content, lambda: read_rankings(preferences.folder))
+
+    def judge_model(self) -> RewardModel:
+        """A reward model trained on the preferences that only a judge may see."""
+        pairs = self.suite.judge_preferences()
+        if not pairs:
+            raise UsageError(f"The suite {self.spec.suite_name} keeps no preferences for a judge to learn from.")
+        data = digest_of([_plain(pair) for pair in pairs])
+        artifact = self._reward_stage("judge_model", data, lambda: rankings_of(self.tokens, pairs, heldout=0.1))
+        return self.load_reward(artifact)
+
+    def load_reward(self, artifact: Artifact) -> RewardModel:
+        """Return the reward model of an artifact, on this run's device."""
+        return RewardModel.load(artifact.folder, self.checkpoint)
+
+    def _reward_stage(self, name: str, data: str, rankings: Callable[[], dict[str, list[Row]]]) -> Artifact:
+        options = stage_options(self.spec, "reward_model")
+        centre = digest_of([_plain(demo) for demo in self.suite.demonstrations("validation")])
+        inputs = self._inputs(options, name=name, data=data, start=self.start_artifact.content, centre=centre)
+        return self._stage(
+            name, inputs, lambda out, scratch: reward_modelling.make(self, name, rankings(), options, out, scratch)
+        )
+
+    def loop(self, options: Any, meter: Meter, scratch: Path, phase: str) -> Loop:
+        """Return a resumable loop with its trainer."""
+        trainer = self.shop.trainer(options, meter)
+        checkpoints = Checkpoints(scratch / "checkpoints", self.shop.checkpoint_every, self.shop.team.main)
+        return Loop(trainer, checkpoints, meter, lambda step, total, row: self.shop.progress(phase, step, total, row))
+
+    def _stage(self, name: str, inputs: Mapping[str, Any], make: Any) -> Artifact:
+        if name not in self.used:
+            self.used[name] = self.shop.artifacts.get_or_make(name, inputs, make)
+        return self.used[name]
+
+    def start_inputs(self) -> dict[str, Any]:
+        """Return what names whatever the start checkpoint says when it is asked later: see reuse.py."""
+        return self._inputs(None, start=self.start_artifact.content)
+
+    def _inputs(self, options: Any, **more: Any) -> dict[str, Any]:
+        """Return what an artifact is named by: code, base model, tokenizer, seed, options, and what comes in.
+
+        Settings of the machine are there because they change rounding: equal names mean equal bytes.
+        """
+        spec, shop = self.spec, self.shop
+        limits = [self.suite.max_new_tokens, getattr(self.suite, "max_prompt_tokens", None), self.suite.temperature]
+        machine = [str(shop.device), shop.team.size, spec.dtype, spec.threads, spec.micro_batch_tokens]
+        return {
+            "code": harness_digest(), "base": self._base_digest, "shared_seed": spec.shared_seed,
+            "options": vars(options) if options else {}, "limits": limits, "engine": [spec.engine, spec.code["engine"]],
+            "machine": [*machine, spec.prompt_sharing], **more,
+        }  # fmt: skip
+
+    @cached_property
+    def _base_digest(self) -> str:
+        folder = Path(self.base)
+        if not folder.is_dir():  # a hub id: the weights decide, wherever they lie
+            from ...models.loading import weights_digest
+
+            return weights_digest(load_causal(self.base)) + digest_of(self.tokens.tokenizer.get_vocab())
+        return combined_digest(model_files(folder))
+
+    @staticmethod
+    def _class_key(instance: Judge | Labeller | None) -> str:
+        if instance is None:
+            return ""
+        return f"{instance.name}/{instance.version}/{package_digest(type(instance))}"
+
+
+def _plain(record: Any) -> Any:
+    """Return a record as JSON-able values."""
+    import dataclasses
+
+    return dataclasses.asdict(record)

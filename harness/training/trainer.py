@@ -1,0 +1,235 @@
+"""One optimiser step, whatever the loss: micro-batches, reduction by global counts, clipping, AdamW, metering.
+
+A loss sees tensors and returns one value per example (B,), per completion (B, K) or per token (B, K, T). It is reduced
+here with counts over the whole batch, so the step is the same for any micro-batch size and any padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.distributed import ALONE, Team, merged
+from ..core.errors import Diverged
+from ..core.meter import Meter
+from ..core.settings import AdamWOptions
+from ..models.flops import ForwardCost, frozen_cost
+from ..models.loading import size_of
+from ..models.logprobs import backward_flops, forward_flops
+from ..models.lora import load_own, own_state, size_of_adapter
+from ..models.micro_batches import micro_batches
+from ..models.tokens import Batch
+
+Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
+REDUCTIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model in a role: how its differentiable output on a batch is computed, and what that costs."""
+
+    name: str
+    module: nn.Module
+    compute: Callable[[Batch], Tensor]  # (B, K, T) log-probabilities or values, or (B, K) scores
+    beside: bool = False  # whether its weights are those of the policy as well: then only an adapter is its own
+
+    def hold(self, meter: Meter) -> None:
+        """Note in the meter that this model is resident."""
+        parameters, size = size_of_adapter(self.module) if self.beside else size_of(self.module)
+        meter.hold(self.name, parameters, size)
+
+    def flops(self, batch: Batch) -> float:
+        """Return the FLOPs of one forward pass over the batch."""
+        return forward_flops(self.module, batch)
+
+    def update_flops(self, batch: Batch) -> float:
+        """Return the FLOPs of a forward and a backward pass: without gradients of frozen weights."""
+        return self.flops(batch) + backward_flops(self.module, batch, self._frozen)
+
+    @cached_property
+    def _frozen(self) -> ForwardCost:
+        return frozen_cost(self.module)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a step's objective: a loss of a role's output on a batch, its weight and its reduction.
+
+    `reduction` matters for a per-token loss: `token-mean` over the whole batch, `seq-mean-token-mean`,
+    `seq-mean-token-sum`, or a number that the token sum is divided by.
+    """
+
+    loss: Loss
+    batch: Batch
+    of: Role
+    weight: float = 1.0
+    reduction: str | float = "token-mean"
+
+
+class Trainer:
+    """AdamW over one or more roles, and the step they take together."""
+
+    def __init__(
+        self, options: AdamWOptions, accelerator: Any, meter: Meter, micro_batch_tokens: int, team: Team = ALONE
+    ) -> None:
+        self.options, self.accelerator, self.meter = options, accelerator, meter
+        self.micro_batch_tokens, self.team = micro_batch_tokens, team
+        self.saved: dict[str, Tensor] = {}  # of a checkpoint: a module takes its part when it is added
+        self.modules: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.learning_rates: dict[str, float] = {}
+        self.steps = 0
+
+    def add(self, name: str, module: nn.Module, learning_rate: float | None = None) -> None:
+        """Train a module from now on, at the options' learning rate or its own."""
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        self.modules[name] = module
+        self.learning_rates[name] = self.options.learning_rate if learning_rate is None else learning_rate
+        self.optimizers[name] = torch.optim.AdamW(
+            parameters, lr=self.learning_rates[name], betas=(0.9, self.options.adam_beta2),
+            weight_decay=self.options.weight_decay, fused=True,
+        )  # fmt: skip
+        self._restore(name)
+
+    def keep(self, name: str, module: nn.Module) -> None:
+        """Save a module that is not trained with every checkpoint, and go on from it after a restart."""
+        self.modules[name] = module
+        self._restore(name)
+
+    def has_saved(self, name: str) -> bool:
+        """Return whether the checkpoint that training goes on from holds a module."""
+        return any(key.startswith(f"{name}/weight/") for key in self.saved)
+
+    def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
+        """Take one optimiser step at `progress` in [0, 1) of training; return loss, gradient norms and metrics."""
+        totals: dict[str, float] = {"loss": 0.0}
+        for term in terms:
+            for name, value in self._accumulate(term).items():
+                if name != "loss" and name in totals:
+                    raise ValueError(f"two terms of a step report a metric {name!r}")
+                totals[name] = totals.get(name, 0.0) + value
+        if not math.isfinite(totals["loss"]):
+            raise Diverged(f"The loss is {totals['loss']} at optimiser step {self.steps + 1}.")
+        totals |= self._apply(schedule(self.options, progress))
+        self.steps += 1
+        self.meter.add(steps=1)
+        return totals
+
+    def _accumulate(self, term: Term) -> dict[str, float]:
+        """Run forward and backward over the micro-batches of a term; return its sums."""
+        sums: dict[str, float] = {}
+        for number, rows in enumerate(micro_batches(term.batch, self.micro_batch_tokens)):
+            part = term.batch.select(rows)
+            self._count(term, part)
+            if not self.team.has(number):
+                continue
+            returned = term.loss(term.of.compute(part), part)
+            losses, metrics = returned if isinstance(returned, tuple) else (returned, {})
+            if "loss" in metrics:
+                raise ValueError("a metric cannot be called 'loss': that is what the lab calls the reduced loss")
+            share = term.weight * reduce_share(losses, part, term.batch, term.reduction)
+            self.accelerator.backward(share)
+            sums["loss"] = sums.get("loss", 0.0) + float(share.detach())
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + float(reduce_share(value.detach(), part, term.batch, "token-mean"))
+        return merged(self.team.gather(sums))
+
+    def _count(self, term: Term, part: Batch) -> None:
+        b, k, _ = part.shape
+        tokens = int(part["mask"].sum()) + k * int(part.prompts.mask.sum())
+        trained = tokens if term.of.name == "policy" else 0  # a critic beside the policy sees the same tokens
+        self.meter.add(flops=term.of.update_flops(part), tokens_trained=trained)
+
+    def _apply(self, scale: float) -> dict[str, float]:
+        """Clip, step and clear every optimiser; return the gradient norms."""
+        norms = {}
+        for name, optimizer in self.optimizers.items():
+            self.team.add_up_gradients(p for group in optimizer.param_groups for p in group["params"])
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if not parameters:  # no term of this step was about it
+                continue
+            limit = self.options.max_grad_norm or math.inf
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+            if not math.isfinite(norm):
+                raise Diverged(f"The gradient of the {name} is {norm} at optimiser step {self.steps + 1}.")
+            norms["grad_norm" if name == "policy" else f"grad_norm_{name}"] = norm
+            optimizer.param_groups[0]["lr"] = self.learning_rates[name] * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norms
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that training goes on from: weights and AdamW moments."""
+        found: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            found |= {f"{name}/weight/{key}": value for key, value in own_state(module).items()}
+            if name not in self.optimizers:
+                continue
+            for index, state in self.optimizers[name].state_dict()["state"].items():
+                found |= {f"{name}/moment/{index}/{key}": value for key, value in state.items()}
+        return found
+
+    def let_go(self) -> None:
+        """Hold no model and no moments any more: training is over, and they are saved or somebody else's."""
+        self.saved, self.modules, self.optimizers = {}, {}, {}
+
+    def _restore(self, name: str) -> None:
+        weights, moments = (_taken(self.saved, f"{name}/{what}/") for what in ("weight", "moment"))
+        if weights:
+            load_own(self.modules[name], weights)
+            if name in self.optimizers:
+                self._restore_moments(name, moments)
+
+    def _restore_moments(self, name: str, moments: Mapping[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for path, value in moments.items():
+            index, key = path.split("/")
+            state.setdefault(int(index), {})[key] = value
+        optimizer = self.optimizers[name]
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def reduce_share(values: Tensor, part: Batch, whole: Batch, reduction: str | float) -> Tensor:
+    """Return the part's share of the whole batch's reduced value; the shares of all parts add up to it."""
+    b, k, _ = whole.shape
+    if not 0 < values.dim() <= 3 or values.shape != part["mask"].shape[: values.dim()]:
+        raise ValueError(
+            f"a loss returns (B,), (B, K) or (B, K, T) values, here {list(part['mask'].shape)} or its beginning, not "
+            f"{list(values.shape)}: leave the mean to the lab, which takes it over the whole batch"
+        )
+    if values.dim() < 3:
+        return values.sum() / (b if values.dim() == 1 else b * k)
+    mask = part["mask"]
+    masked = torch.where(mask > 0, values, 0.0)
+    if reduction == "token-mean":
+        return masked.sum() / whole["mask"].sum()
+    if reduction == "seq-mean-token-mean":
+        return (masked.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / (b * k)
+    if reduction == "seq-mean-token-sum":
+        return masked.sum() / (b * k)
+    if isinstance(reduction, str):
+        raise ValueError(f"reduction is one of {', '.join(REDUCTIONS)} or a number, not {reduction!r}")
+    return masked.sum() / reduction
+
+
+def schedule(options: AdamWOptions, progress: float) -> float:
+    """Return the share of the peak learning rate at `progress` in [0, 1) of training."""
+    if progress < options.warmup_ratio:
+        # the very first step must not have rate 0
+        return max(progress, 1e-2 * options.warmup_ratio) / options.warmup_ratio
+    if options.lr_schedule == "constant":
+        return 1.0
+    left = (1 - progress) / (1 - options.warmup_ratio)
+    shape = left if options.lr_schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+    return options.lr_final + (1 - options.lr_final) * shape
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take out what lies below a prefix, without it: a copy beside that which is trained is of no use."""
+    return {name[len(prefix) :]: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
