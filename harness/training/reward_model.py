@@ -21,7 +21,7 @@ from ..models.tokens import Batch
 from .trainer import Role
 
 if TYPE_CHECKING:
-    from .lab import Bench
+    from .runtime import Bench
 
 
 class RewardModel:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..api.contracts import Method, Verifier
+from ..api.lab import Lab
 from ..core.errors import Diverged
 from ..core.meter import Meter
 from ..core.settings import RewardOptions
 from ..models.generation import Sampler
 from ..models.tokens import Batch, PromptBatch, Tokens
+from .inputs import Supplies
 from .label_server import LabelDesk
+from .loop import Loop
 from .reward_model import RewardModel, combine, pair_accuracy, preferred_of, ranking_loss
+from .runtime import Bench
 from .trainer import Term
-
-if TYPE_CHECKING:
-    from .lab import Bench, Lab, Supplies
-    from .loop import Loop
 
 REFRESH_COMPLETIONS = 4  # per prompt of the turn, labelled for a refresh of the reward model
 REFRESH_RATE = 0.2  # of the learning rate that the reward model was trained at

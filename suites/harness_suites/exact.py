@@ -147,9 +147,9 @@ class Exact(Suite):
         from harness.models.enumeration import every_completion, probabilities
 
         batch = every_completion(
-            stages.tokens, self.prompts("test")[: len(PROMPTS)], self.max_tokens, stages.shop.device
+            stages.tokens, self.prompts("test")[: len(PROMPTS)], self.max_tokens, stages.device
         )
-        limit = stages.shop.micro_batch_tokens
+        limit = stages.micro_batch_tokens
         problem = self.problem(method, batch, probabilities(stages.start, batch, limit), stages.tokens.texts(batch))
         policy = None if model is None else probabilities(model, batch, limit)
         optimum = None if "reward" in method.required() else method.optimum(problem)  # a learned reward is another

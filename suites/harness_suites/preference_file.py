@@ -133,9 +133,9 @@ class RewardModelJudge(Judge):
 
         stages = self.stages
         ids = [[stages.tokens.completion_ids(p.text, text)] for p, text in zip(prompts, completions, strict=True)]
-        bench = stages.shop.bench(Meter(), 0)
+        bench = stages.runtime(Meter(), 0)
         with bench.meter.phase("evaluate"):
-            batch = stages.tokens.batch(list(prompts), ids, stages.shop.device)
+            batch = stages.tokens.batch(list(prompts), ids, stages.device)
             return self.model.score(batch, bench)[:, 0].tolist()
 
 

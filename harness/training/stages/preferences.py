@@ -23,7 +23,7 @@ from ...models.generation import Sampler
 from ...models.tokens import Batch, Tokens
 
 if TYPE_CHECKING:
-    from .stages import Stages
+    from .runtime import StageContext
 
 Row = dict[str, Any]
 
@@ -32,7 +32,7 @@ Made = tuple[dict[str, Any], dict[str, Any]]  # info, cost
 
 
 def sample(
-    stages: Stages, labeller: Labeller, prompts: Sequence[Prompt], options: PreferenceOptions, out: Path
+    stages: StageContext, labeller: Labeller, prompts: Sequence[Prompt], options: PreferenceOptions, out: Path
 ) -> Made:
     """Sample K completions per prompt, have pairs of them compared, write the files; return (info, cost)."""
     meter = stages.shop.meter()
@@ -53,7 +53,7 @@ def sample(
     return info | {"label_ceiling": ceiling, "labeller": labeller.name}, meter.snapshot()
 
 
-def take(stages: Stages, pairs: Sequence[Pair], options: PreferenceOptions, out: Path) -> Made:
+def take(stages: StageContext, pairs: Sequence[Pair], options: PreferenceOptions, out: Path) -> Made:
     """Write fixed pairs as the same files; return (info, cost)."""
     meter, tokens = stages.shop.meter(), stages.tokens.counting_afresh()
     with meter.phase("preferences"):
@@ -95,7 +95,7 @@ def comparisons_of(row: Row) -> list[Comparison]:
     return [Comparison(i, j, p) for i, j, p in zip(row["first"], row["second"], row["p"], strict=True)]
 
 
-def _compared(stages: Stages, labeller: Labeller, batch: Batch, limit: int) -> tuple[list[Row], list[list[float]]]:
+def _compared(stages: StageContext, labeller: Labeller, batch: Batch, limit: int) -> tuple[list[Row], list[list[float]]]:
     """Return rows with what the labeller says, and per row how far each label agrees with its noiseless utilities.
 
     Prompts that could take it past `limit` labels (0: none) are not shown to the labeller.

@@ -10,20 +10,20 @@ from ...core.seeds import derive
 from ...core.settings import RewardModelOptions
 from ...models.loading import scalar_on
 from ...models.tokens import Batch
-from ..lab import Bench
 from ..reward_model import RewardModel, pair_accuracy, preferred_of, ranking_loss
+from ..runtime import Bench
 from ..trainer import Term
 from .preferences import Row, comparisons_of, prompt_of
 from .sft import rows_at
 
 if TYPE_CHECKING:
-    from .stages import Stages
+    from .runtime import StageContext
 
 SCALE_ROWS = 512  # rankings over whose completions the spread of the score is taken
 
 
 def make(
-    stages: Stages,
+    stages: StageContext,
     name: str,
     rankings: Mapping[str, list[Row]],
     options: RewardModelOptions,
@@ -56,7 +56,7 @@ def make(
     return info, meter.snapshot()
 
 
-def _batch(stages: Stages, rows: list[Row]) -> Batch:
+def _batch(stages: StageContext, rows: list[Row]) -> Batch:
     batch = stages.tokens.batch(
         [prompt_of(row) for row in rows], [row["completion_ids"] for row in rows], stages.shop.device
     )
@@ -64,7 +64,7 @@ def _batch(stages: Stages, rows: list[Row]) -> Batch:
     return batch.with_columns(preferred=said.flatten(1).to(stages.shop.device))
 
 
-def _normalise(reward: RewardModel, stages: Stages, rows: list[Row], options: RewardModelOptions, bench: Bench) -> None:
+def _normalise(reward: RewardModel, stages: StageContext, rows: list[Row], options: RewardModelOptions, bench: Bench) -> None:
     """Centre on the validation demonstrations; divide by the spread over samples of the start checkpoint."""
     demos = stages.suite.demonstrations("validation")
     ids = [[stages.tokens.completion_ids(d.prompt.text, d.completion)] for d in demos]
@@ -74,7 +74,7 @@ def _normalise(reward: RewardModel, stages: Stages, rows: list[Row], options: Re
         reward.scale = max(1e-6, float(reward.raw(_batch(stages, rows), bench).double().std()))
 
 
-def _accuracy(reward: RewardModel, stages: Stages, rows: list[Row], bench: Bench) -> float | None:
+def _accuracy(reward: RewardModel, stages: StageContext, rows: list[Row], bench: Bench) -> float | None:
     """Return the share of held-out pairs in the right order."""
     if not rows:
         return None

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from ...api.contracts import Judge, Labeller
+from ...api.contracts import Judge, Labeller, Suite
 from ...core.artifacts import Artifacts
 from ...core.data import Sampling
 from ...core.distributed import ALONE, Team
 from ...core.meter import Meter, PhasePeak
+from ...core.spec import RunSpec
 from ...models.engine import Engine
+from ...models.initial_checkpoint import Start
+from ...models.tokens import Tokens
+from ..loop import Loop
 from ..runtime import Bench, RolloutCheck
 from ..trainer import Trainer
 
@@ -72,3 +78,33 @@ def accelerator_peak(device: torch.device) -> PhasePeak:
         return value
 
     return peak
+
+
+class StageContext(Protocol):
+    """What a stage sees of the stages before it and of the run. `Stages` implements it."""
+
+    spec: RunSpec
+    suite: Suite
+    shop: Workshop
+    judge: Judge
+    labeller: Labeller | None
+    own_labeller: Labeller | None
+
+    @property
+    def base(self) -> Path | str:
+        """The base model: a folder or a hub id."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokenizer of the base model, with the harness's rules."""
+
+    @property
+    def checkpoint(self) -> Start:
+        """The start checkpoint, read when its weights are needed."""
+
+    @property
+    def start(self) -> nn.Module:
+        """The start checkpoint, frozen."""
+
+    def loop(self, options: Any, meter: Meter, scratch: Path, phase: str) -> Loop:
+        """Return a resumable loop with its trainer."""

@@ -17,7 +17,7 @@ from ...models.logprobs import completion_logp
 from ..trainer import Role, Term
 
 if TYPE_CHECKING:
-    from .stages import Stages
+    from .runtime import StageContext
 
 
 def nll(logp: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -26,7 +26,7 @@ def nll(logp: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def make(
-    stages: Stages, demos: Sequence[Demonstration], options: SFTOptions, out: Path, scratch: Path
+    stages: StageContext, demos: Sequence[Demonstration], options: SFTOptions, out: Path, scratch: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fine-tune the base model and write it in hub format; return (info, cost)."""
     meter = stages.shop.meter()

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...api.contracts import Judge, Labeller, Suite
@@ -25,6 +26,7 @@ from ...models.tokens import Tokens
 from ..checkpoints import Checkpoints
 from ..loop import Loop
 from ..reward_model import RewardModel
+from ..runtime import Bench
 from . import reward_modelling, sft
 from .preferences import Row, rankings_of, read_rankings, sample, take
 from .runtime import People, Workshop
@@ -47,6 +49,20 @@ class Stages:
                 f"The suite {self.spec.suite_name} brings no model of its own. Name one with --model PATH_OR_HUB_ID."
             )
         return base
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this run."""
+        return self.shop.device
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """How many tokens a forward pass takes at once."""
+        return self.shop.micro_batch_tokens
+
+    def runtime(self, meter: Meter, seed: int) -> Bench:
+        """Return how models are used: engine, sampling and device, counted by `meter`."""
+        return self.shop.bench(meter, seed)
 
     @cached_property
     def tokens(self) -> Tokens:
