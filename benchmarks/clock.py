@@ -9,7 +9,10 @@ from pathlib import Path
 def resident(name: str) -> int:
     """Return bytes of this process's resident memory: `VmRSS` now, `VmHWM` at the most."""
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:")) * 1024
+    return (
+        next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:"))
+        * 1024
+    )
 
 
 class Clock:

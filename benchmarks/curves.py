@@ -41,7 +41,12 @@ def points(work: str) -> list[dict[str, Any]]:
         for x in values:
             if axis == "group" and (work == "dpo" or (work == "grpo" and x == 1)):
                 continue  # pairs have two completions; a group of one has no advantage
-            found.append(BASE | {"batch": BATCHES.get(work, BASE["batch"])} | {axis: x} | {"axis": axis, "x": x})
+            found.append(
+                BASE
+                | {"batch": BATCHES.get(work, BASE["batch"])}
+                | {axis: x}
+                | {"axis": axis, "x": x}
+            )
     return found
 
 
@@ -56,9 +61,19 @@ def measure(args: argparse.Namespace, apart: Apart) -> None:
         if not told:
             continue
         unique = list({_place(p): p for p in told}.values())
-        apart(sys.executable, "build", [{"size": p["size"], "limit": p["completion"]} for p in unique], args.models)
+        apart(
+            sys.executable,
+            "build",
+            [{"size": p["size"], "limit": p["completion"]} for p in unique],
+            args.models,
+        )
         for side in ("peers", "ours"):
-            found = apart(sys.executable, side, [_point(work, p, args.curve_steps) for p in unique], args.models)
+            found = apart(
+                sys.executable,
+                side,
+                [_point(work, p, args.curve_steps) for p in unique],
+                args.models,
+            )
             best = max(f["gflops"] for f in found)
             at = {_place(p): cost(f, best) for p, f in zip(unique, found, strict=True)}
             used = {"software": found[0]["software"], "processor": found[0]["processor"]}
@@ -88,16 +103,28 @@ def _place(point: dict[str, Any]) -> tuple[Any, ...]:
 
 def _point(work: str, point: dict[str, Any], steps: int) -> dict[str, Any]:
     shape = {key: point[key] for key in ("group", "prompt", "completion")}
-    return {"work": work, "size": point["size"], "batch": point["batch"], "steps": WARM + steps, "shape": shape}
+    return {
+        "work": work,
+        "size": point["size"],
+        "batch": point["batch"],
+        "steps": WARM + steps,
+        "shape": shape,
+    }
 
 
 def _row(work: str, side: str, point: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     about = {"work": work, "axis": point["axis"], "x": point["x"], "side": side}
     about |= {key: point[key] for key in BASE}
-    return about | {"commit": report.commit(), "load": round(os.getloadavg()[0], 1), "command": args.command}
+    return about | {
+        "commit": report.commit(),
+        "load": round(os.getloadavg()[0], 1),
+        "command": args.command,
+    }
 
 
-def _missing(have: list[dict[str, str]], work: str, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _missing(
+    have: list[dict[str, str]], work: str, told: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Return the points that are not there for both sides; say of the others which commit they are of."""
     left, commits = [], []
     for point in told:
@@ -108,5 +135,7 @@ def _missing(have: list[dict[str, str]], work: str, told: list[dict[str, Any]]) 
         else:
             commits += [h["commit"] for h in there]
     if commits:
-        print(f"curves {work}: {len(told) - len(left)} points kept, of commit {', '.join(sorted(set(commits)))}")
+        print(
+            f"curves {work}: {len(told) - len(left)} points kept, of commit {', '.join(sorted(set(commits)))}"
+        )
     return left

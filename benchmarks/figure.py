@@ -16,7 +16,10 @@ SIDES = {  # colours that colour-blind readers tell apart; markers and line styl
     "peers": ("TRL / generate", "#D55E00", "o", "-"),
     "ours": ("harness", "#0072B2", "s", "-"),
 }
-COSTS = {"ms": ("CPU ms per step", "speed_curves.png"), "us": ("CPU us per real token", "speed_curves_tokens.png")}
+COSTS = {
+    "ms": ("CPU ms per step", "speed_curves.png"),
+    "us": ("CPU us per real token", "speed_curves_tokens.png"),
+}
 
 
 def draw(points: list[dict[str, str]], folder: Path) -> None:
@@ -30,20 +33,29 @@ def draw(points: list[dict[str, str]], folder: Path) -> None:
     axes = [a for a in LABELS if any(p["axis"] == a for p in points)]
     for cost, (title, name) in COSTS.items():
         whole, panels = plt.subplots(
-            len(works), len(axes), figsize=(2.5 * len(axes), 2.2 * len(works)), sharey="row", squeeze=False
+            len(works),
+            len(axes),
+            figsize=(2.5 * len(axes), 2.2 * len(works)),
+            sharey="row",
+            squeeze=False,
         )
         for i, work in enumerate(works):
             for j, axis in enumerate(axes):
                 some = [p for p in points if p["work"] == work and p["axis"] == axis]
                 _panel(panels[i][j], some, cost)
                 panels[i][j].set_xlabel(
-                    LABELS[axis] if some and not _has(points, works[i + 1 :], axis) else "", fontsize=8
+                    LABELS[axis] if some and not _has(points, works[i + 1 :], axis) else "",
+                    fontsize=8,
                 )
-            first = next(j for j, axis in enumerate(axes) if _has(points, [work], axis))  # DPO has no groups
+            first = next(
+                j for j, axis in enumerate(axes) if _has(points, [work], axis)
+            )  # DPO has no groups
             panels[i][first].set_ylabel(f"{work}: {title}", fontsize=8)
             panels[i][first].tick_params(labelleft=True)
         handles = {h.get_label(): h for row in panels for p in row for h in p.get_lines()}
-        whole.legend(handles.values(), handles.keys(), loc="upper center", ncols=len(handles), frameon=False)
+        whole.legend(
+            handles.values(), handles.keys(), loc="upper center", ncols=len(handles), frameon=False
+        )
         whole.tight_layout(rect=(0, 0, 1, 1 - 0.25 / (2.2 * len(works)) * 1.4))
         whole.savefig(folder / name, dpi=150)
         plt.close(whole)
@@ -61,7 +73,15 @@ def _panel(panel: Any, points: list[dict[str, str]], cost: str) -> None:
         return
     for side, (label, colour, marker, style) in SIDES.items():
         some = sorted((number(p["x"]), float(p[cost])) for p in points if p["side"] == side)
-        panel.plot(*zip(*some, strict=True), color=colour, marker=marker, ls=style, ms=4, lw=1.3, label=label)
+        panel.plot(
+            *zip(*some, strict=True),
+            color=colour,
+            marker=marker,
+            ls=style,
+            ms=4,
+            lw=1.3,
+            label=label,
+        )
     roof = sorted((number(p["x"]), float(p[f"roof_{cost}"])) for p in points if p["side"] == "ours")
     panel.plot(*zip(*roof, strict=True), color="black", ls="--", lw=1, label="roofline")
     panel.set_xscale("log")

@@ -29,11 +29,21 @@ import report
 
 HERE = Path(__file__).parent
 SIZES = {  # the shapes of Qwen2.5
-    "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-             "num_key_value_heads": 2},
-    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-             "num_key_value_heads": 2},
-}  # fmt: skip
+    "0.5B": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+    },
+    "1.5B": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+    },
+}
 VOCABULARY = 151_936
 GROUP, PROMPT, COMPLETION, BATCH, PAIRS = 8, 256, 256, 64, 16
 ADAM = {"learning_rate": 1e-6, "lr_schedule": "constant", "warmup_ratio": 0.0}
@@ -48,15 +58,25 @@ def build(size: str, folder: Path) -> tuple[Any, Any]:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-    inner = Tokenizer(models.WordLevel({"</s>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}, unk_token="</s>"))
+    inner = Tokenizer(
+        models.WordLevel(
+            {"</s>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}, unk_token="</s>"
+        )
+    )
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer: Any = PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="</s>", pad_token="</s>", padding_side="left"
     )
     config = Qwen2Config(
-        vocab_size=VOCABULARY, max_position_embeddings=2048, tie_word_embeddings=True, use_sliding_window=False,
-        bos_token_id=None, eos_token_id=0, pad_token_id=0, **SIZES[size],
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        use_sliding_window=False,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+        **SIZES[size],
+    )
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = Qwen2ForCausalLM(config).float()
@@ -66,7 +86,10 @@ def build(size: str, folder: Path) -> tuple[Any, Any]:
 
 def prompts(n: int) -> list[str]:
     """Return n prompts of PROMPT words."""
-    return [" ".join(f"w{1 + (7919 * i + 31 * j) % (VOCABULARY - 1)}" for j in range(PROMPT)) for i in range(n)]
+    return [
+        " ".join(f"w{1 + (7919 * i + 31 * j) % (VOCABULARY - 1)}" for j in range(PROMPT))
+        for i in range(n)
+    ]
 
 
 def pairs(n: int) -> list[dict[str, str]]:
@@ -74,9 +97,14 @@ def pairs(n: int) -> list[dict[str, str]]:
 
     def words(i: int, salt: int) -> str:
         length = COMPLETION // 4 + (i * 37 + salt * 101) % (3 * COMPLETION // 4)
-        return " " + " ".join(f"w{1 + (i * 104729 + salt * 13 + j) % (VOCABULARY - 1)}" for j in range(length - 1))
+        return " " + " ".join(
+            f"w{1 + (i * 104729 + salt * 13 + j) % (VOCABULARY - 1)}" for j in range(length - 1)
+        )
 
-    return [{"prompt": p, "chosen": words(i, 1), "rejected": words(i, 2)} for i, p in enumerate(prompts(n))]
+    return [
+        {"prompt": p, "chosen": words(i, 1), "rejected": words(i, 2)}
+        for i, p in enumerate(prompts(n))
+    ]
 
 
 class Clock:
@@ -105,7 +133,10 @@ class Clock:
         import torch
 
         seconds = [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
-        return {"seconds": statistics.median(seconds[1:]), "peak": torch.cuda.max_memory_allocated()}
+        return {
+            "seconds": statistics.median(seconds[1:]),
+            "peak": torch.cuda.max_memory_allocated(),
+        }
 
 
 def ours(size: str, works: list[str], steps: int, engine: str) -> dict[str, Any]:
@@ -147,10 +178,10 @@ def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dic
     from harness.api.registry import installed
     from harness.core.data import LabelledPair, Prompt, Sampling
     from harness.core.meter import Meter
-    from harness.models.initial_checkpoint import Start
+    from harness.models.initial_checkpoint import InitialCheckpoint
     from harness.models.tokens import Tokens
     from harness.training.checkpoints import Checkpoints
-    from harness.training.lab import Bench, Lab, Supplies
+    from harness.training.lab import Lab, MethodInputs, Runtime
     from harness.training.loop import Loop
     from harness.training.trainer import Trainer
 
@@ -162,29 +193,44 @@ def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dic
 
     tokens, meter, clock = Tokens(tokenizer, None, COMPLETION), Meter(), Clock()
     draws = installed().get("engines", engine)(tokens.ends)
-    bench = Bench(draws, Sampling(1.0, COMPLETION), tokens.ends, 0, meter, MICRO_TOKENS, torch.device("cuda"))
+    runtime = Runtime(
+        draws, Sampling(1.0, COMPLETION), tokens.ends, 0, meter, MICRO_TOKENS, torch.device("cuda")
+    )
     asked = [Prompt(str(i), p) for i, p in enumerate(prompts(BATCH // GROUP))]
     if work == "rollout":
         batch = tokens.prompt_batch(asked, "cuda")
         clock.tick()
         for turn in range(steps):
-            noise = torch.rand(BATCH, COMPLETION, generator=torch.Generator().manual_seed(turn)).to("cuda")
-            draws.generate(model, batch, GROUP, bench.sampling, noise)
+            noise = torch.rand(BATCH, COMPLETION, generator=torch.Generator().manual_seed(turn)).to(
+                "cuda"
+            )
+            draws.generate(model, batch, GROUP, runtime.sampling, noise)
             clock.tick()
         return clock.read()
-    options = {"batch_size": BATCH // GROUP, "num_generations": GROUP, "beta": 0.0, "reward": "verifier"}
+    options = {
+        "batch_size": BATCH // GROUP,
+        "num_generations": GROUP,
+        "beta": 0.0,
+        "reward": "verifier",
+    }
     options = options if work == "grpo" else {"batch_size": PAIRS, "beta": 0.1}
     method = installed().get("methods", work)(**ADAM, **options, steps=steps)
-    supplies = Supplies(Start.of(model), tokens, prompts=asked, verifier=Words())
-    supplies.pairs = [
-        LabelledPair(Prompt(str(i), r["prompt"]), *(tokens.completion_ids(r["prompt"], r[k]) for k in SIDES), 1.0)
+    method_inputs = MethodInputs(
+        InitialCheckpoint.of(model), tokens, prompts=asked, verifier=Words()
+    )
+    method_inputs.pairs = [
+        LabelledPair(
+            Prompt(str(i), r["prompt"]),
+            *(tokens.completion_ids(r["prompt"], r[k]) for k in SIDES),
+            1.0,
+        )
         for i, r in enumerate(pairs(PAIRS))
     ]
     trainer = Trainer(method, Accelerator(mixed_precision="no"), meter, MICRO_TOKENS)
     with tempfile.TemporaryDirectory() as scratch:
         loop = Loop(trainer, Checkpoints(Path(scratch), 1e9), meter, clock.tick)
         clock.tick()
-        method.train(Lab(method, supplies, bench, loop))
+        method.train(Lab(method, method_inputs, runtime, loop))
     found = clock.read()
     del trainer, loop
     return found | {"flops": meter.total().flops / steps, "phases": meter.snapshot()}
@@ -217,15 +263,26 @@ def _peers(work: str, model: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
 
     clock = Clock()
     if work == "rollout":
-        ids = tokenizer(prompts(BATCH // GROUP), return_tensors="pt")["input_ids"].repeat_interleave(GROUP, 0).cuda()
+        ids = (
+            tokenizer(prompts(BATCH // GROUP), return_tensors="pt")["input_ids"]
+            .repeat_interleave(GROUP, 0)
+            .cuda()
+        )
         clock.tick()
         for turn in range(steps):
             torch.manual_seed(turn)
             with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
                 model.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0,
-                    top_p=1.0, max_new_tokens=COMPLETION, pad_token_id=0, eos_token_id=0,
-                )  # fmt: skip
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    do_sample=True,
+                    temperature=1.0,
+                    top_k=0,
+                    top_p=1.0,
+                    max_new_tokens=COMPLETION,
+                    pad_token_id=0,
+                    eos_token_id=0,
+                )
             clock.tick()
         return clock.read()
 
@@ -238,29 +295,51 @@ def _peers(work: str, model: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
             clock.tick()
 
     common: dict[str, Any] = {
-        "output_dir": tempfile.mkdtemp(), "max_steps": steps, "learning_rate": 1e-6, "lr_scheduler_type": "constant",
-        "bf16": True, "gradient_checkpointing": False, "report_to": [], "save_strategy": "no", "disable_tqdm": True,
+        "output_dir": tempfile.mkdtemp(),
+        "max_steps": steps,
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant",
+        "bf16": True,
+        "gradient_checkpointing": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
         "logging_strategy": "no",
-    }  # fmt: skip
+    }
     trainer: Any
     if work == "grpo":
         told = trl.GRPOConfig(
-            **common, per_device_train_batch_size=16, gradient_accumulation_steps=BATCH // 16, num_generations=GROUP,
-            max_completion_length=COMPLETION, temperature=1.0, top_k=0, beta=0.0,
-        )  # fmt: skip
+            **common,
+            per_device_train_batch_size=16,
+            gradient_accumulation_steps=BATCH // 16,
+            num_generations=GROUP,
+            max_completion_length=COMPLETION,
+            temperature=1.0,
+            top_k=0,
+            beta=0.0,
+        )
         trainer = trl.GRPOTrainer(
-            model=model, args=told, processing_class=tokenizer,
+            model=model,
+            args=told,
+            processing_class=tokenizer,
             train_dataset=Dataset.from_list([{"prompt": p} for p in prompts(BATCH // GROUP)] * 8),
             reward_funcs=lambda completions, **_: [float(hash_of(c)) for c in completions],
-        )  # fmt: skip
+        )
     else:
         config = trl.DPOConfig(
-            **common, beta=0.1, per_device_train_batch_size=8, gradient_accumulation_steps=PAIRS // 8, max_length=None
+            **common,
+            beta=0.1,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=PAIRS // 8,
+            max_length=None,
         )
         trainer = trl.DPOTrainer(
-            model=model, ref_model=copy.deepcopy(model), args=config, processing_class=tokenizer,
+            model=model,
+            ref_model=copy.deepcopy(model),
+            args=config,
+            processing_class=tokenizer,
             train_dataset=Dataset.from_list(pairs(PAIRS) * 8),
-        )  # fmt: skip
+        )
     trainer.add_callback(Ticking())
     trainer.train()
     return clock.read()
@@ -286,18 +365,31 @@ def needed(size: str, work: str, told: dict[str, Any]) -> float:
     if "flops" in told:
         return float(told["flops"])
     shape = SIZES[size]
-    hidden, layers, heads = shape["hidden_size"], shape["num_hidden_layers"], shape["num_attention_heads"]
+    hidden, layers, heads = (
+        shape["hidden_size"],
+        shape["num_hidden_layers"],
+        shape["num_attention_heads"],
+    )
     inner = 2 * hidden * hidden + 2 * hidden * hidden * shape["num_key_value_heads"] // heads
     linear = layers * (inner + 3 * hidden * shape["intermediate_size"])
-    tokens, pairs = BATCH // GROUP * PROMPT + BATCH * COMPLETION, BATCH * COMPLETION * (PROMPT + COMPLETION / 2)
-    return 2.0 * linear * tokens + 2.0 * hidden * VOCABULARY * BATCH * COMPLETION + 4.0 * layers * hidden * pairs
+    tokens, pairs = (
+        BATCH // GROUP * PROMPT + BATCH * COMPLETION,
+        BATCH * COMPLETION * (PROMPT + COMPLETION / 2),
+    )
+    return (
+        2.0 * linear * tokens
+        + 2.0 * hidden * VOCABULARY * BATCH * COMPLETION
+        + 4.0 * layers * hidden * pairs
+    )
 
 
 def apart(side: str, size: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run a side in a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         told = json.dumps([side, size, args.work or list(WORKS), args.steps, args.engine, out.name])
-        done = subprocess.run([sys.executable, __file__, "--one", told], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", told], capture_output=True, text=True
+        )
         if done.returncode:
             print(f"{side} {size} failed: {done.stderr[-3000:]}", flush=True)
             return {}
@@ -306,7 +398,9 @@ def apart(side: str, size: str, args: argparse.Namespace) -> dict[str, Any]:
         return found
 
 
-def table(rows: dict[str, dict[str, dict[str, Any]]], device: str, rate: float, args: argparse.Namespace) -> list[str]:
+def table(
+    rows: dict[str, dict[str, dict[str, Any]]], device: str, rate: float, args: argparse.Namespace
+) -> list[str]:
     """Return the lines of a Markdown table; a side that was not measured, or had no memory, is a dash."""
     lines = [
         f"One {device}; a bf16 product of 8192 x 8192 matrices ran at {rate:.0f} TFLOP/s. {args.steps - 1} steps, "
@@ -332,22 +426,32 @@ def table(rows: dict[str, dict[str, dict[str, Any]]], device: str, rate: float, 
 
             share = two(lambda s, f=flops: f"{f / s / rate / 1e12:.1%}" if f else "-")  # type: ignore[misc]
             rates = two(lambda s, d=drawn: f"{d / s:.0f}")  # type: ignore[misc]
-            peaks = " / ".join("-" if x is None else f"{x['peak'] / 2**30:.1f}" for x in (peer, own))
+            peaks = " / ".join(
+                "-" if x is None else f"{x['peak'] / 2**30:.1f}" for x in (peer, own)
+            )
             ratio = "-" if None in both else f"{both[0] / both[1]:.2f}"
             seconds = ["-" if s is None else f"{s:.3f}" for s in both]
-            lines.append(f"| {size} | {work} | {seconds[0]} | {seconds[1]} | {ratio} | {rates} | {share} | {peaks} |")
+            lines.append(
+                f"| {size} | {work} | {seconds[0]} | {seconds[1]} | {ratio} | {rates} | {share} | {peaks} |"
+            )
     return lines
 
 
 def arguments() -> argparse.Namespace:
     """Return the command line's arguments; a part of the table may not replace the whole one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", action="append", choices=list(SIZES), help="both if not given")
     parser.add_argument("--work", action="append", choices=WORKS, help="all if not given")
     parser.add_argument("--steps", type=int, default=5, help="the first is left out")
     parser.add_argument("--engine", default="cuda_graphs", choices=["hf", "cuda_graphs"])
-    parser.add_argument("--side", action="append", choices=["ours", "peers"], help="both if not given")
-    parser.add_argument("--output", type=Path, help="results/speed_gpu.md if not given, and all is measured")
+    parser.add_argument(
+        "--side", action="append", choices=["ours", "peers"], help="both if not given"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="results/speed_gpu.md if not given, and all is measured"
+    )
     args = parser.parse_args()
     if not args.output and (args.size or args.work or args.side):
         parser.error("--size, --work and --side make a part of the table: say where to by --output")
@@ -362,7 +466,9 @@ def main() -> None:
     """Compare, and write the table."""
     if sys.argv[1:2] == ["--one"]:
         side, size, works, steps, engine, out = json.loads(sys.argv[2])
-        Path(out).write_text(json.dumps({"ours": ours, "peers": peers}[side](size, works, steps, engine)))
+        Path(out).write_text(
+            json.dumps({"ours": ours, "peers": peers}[side](size, works, steps, engine))
+        )
         return
     args = arguments()
     import torch

@@ -20,13 +20,13 @@ from harness.core.meter import Meter
 from harness.core.settings import AdamWOptions
 from harness.models.capabilities import enable_shared_cache, enable_sharing
 from harness.models.generation import CachedEngine
-from harness.models.initial_checkpoint import Start
+from harness.models.initial_checkpoint import InitialCheckpoint
 from harness.models.loading import load_causal, load_tokenizer, scalar_from, trainable
 from harness.models.logprobs import completion_logp, completion_scores
 from harness.models.micro_batches import in_micro_batches
 from harness.models.tokens import Batch, Tokens
 from harness.training.checkpoints import Checkpoints
-from harness.training.lab import Bench, Lab, Supplies
+from harness.training.lab import Lab, MethodInputs, Runtime
 from harness.training.loop import Loop
 from harness.training.reward_model import RewardModel, preferred_of, ranking_loss
 from harness.training.stages.sft import nll, rows_at
@@ -44,7 +44,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # work -> method, its option
     "ipo": ("ipo", {"beta": 0.1}),
     "kto": ("kto", {"beta": 0.1}),
 }
-Found = tuple[Clock, list[list[int]]]  # CPU seconds of each step; the lengths of what was drawn in it
+Found = tuple[
+    Clock, list[list[int]]
+]  # CPU seconds of each step; the lengths of what was drawn in it
 
 
 class Words(Verifier):
@@ -92,7 +94,13 @@ def run(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int]) 
 
 
 def _rollout(
-    start: Any, tokens: Tokens, engine: Noting, batch: int, steps: int, shape: dict[str, int], clock: Clock
+    start: Any,
+    tokens: Tokens,
+    engine: Noting,
+    batch: int,
+    steps: int,
+    shape: dict[str, int],
+    clock: Clock,
 ) -> None:
     group = shape["group"]
     prompts = tokens.prompt_batch(
@@ -101,27 +109,38 @@ def _rollout(
     clock.begin()
     for turn in range(steps):
         noise = torch.rand(
-            batch, shape["completion"], generator=torch.Generator().manual_seed(1000 * shape["seed"] + turn)
+            batch,
+            shape["completion"],
+            generator=torch.Generator().manual_seed(1000 * shape["seed"] + turn),
         )
         engine.generate(start, prompts, group, Sampling(1.0, shape["completion"]), noise)
         clock.tick()
 
 
 def _train(
-    work: str, start: Any, tokens: Tokens, engine: Noting, batch: int, steps: int, shape: dict[str, int], clock: Clock
+    work: str,
+    start: Any,
+    tokens: Tokens,
+    engine: Noting,
+    batch: int,
+    steps: int,
+    shape: dict[str, int],
+    clock: Clock,
 ) -> None:
     """Let the plugin train; a step is a turn of its stream: of PPO a rollout and all its epochs."""
     method = _method(work, batch, steps, shape)
-    supplies = _supplies(start, tokens, method.required(), batch, shape)
+    method_inputs = _method_inputs(start, tokens, method.required(), batch, shape)
     if work == "dpo_precomputed":
-        method.known = _reference(start, tokens, supplies.pairs)
+        method.known = _reference(start, tokens, method_inputs.pairs)
     meter = Meter()
     trainer = Trainer(method, Accelerator(cpu=True), meter, 16384)
-    bench = Bench(engine, Sampling(1.0, shape["completion"]), tokens.ends, shape["seed"], meter, 16384)
+    runtime = Runtime(
+        engine, Sampling(1.0, shape["completion"]), tokens.ends, shape["seed"], meter, 16384
+    )
     with tempfile.TemporaryDirectory() as scratch:
         loop = Loop(trainer, Checkpoints(Path(scratch), 1e9), meter, clock.tick)
         clock.begin()
-        method.train(Lab(method, supplies, bench, loop))
+        method.train(Lab(method, method_inputs, runtime, loop))
 
 
 def _method(work: str, batch: int, steps: int, shape: dict[str, int]) -> Any:
@@ -161,20 +180,26 @@ def _reference(start: Any, tokens: Tokens, pairs: Any) -> dict[str, torch.Tensor
     return {p.prompt.id: row for p, row in zip(pairs, logp, strict=True)}
 
 
-def _supplies(start: Any, tokens: Tokens, needs: frozenset[str], batch: int, shape: dict[str, int]) -> Supplies:
-    supplies = Supplies(Start.of(start), tokens)
+def _method_inputs(
+    start: Any, tokens: Tokens, needs: frozenset[str], batch: int, shape: dict[str, int]
+) -> MethodInputs:
+    method_inputs = MethodInputs(InitialCheckpoint.of(start), tokens)
     if "pairs" in needs:
         rows = world.pairs(world.DRAWN, shape["prompt"], shape["completion"])
-        supplies.pairs = [LabelledPair(*_coded(tokens, r), 1.0) for r in rows]
+        method_inputs.pairs = [LabelledPair(*_coded(tokens, r), 1.0) for r in rows]
     else:
-        supplies.prompts = [Prompt(str(i), p) for i, p in enumerate(world.prompts(length=shape["prompt"]))]
-        supplies.verifier = Words()
-        supplies.rewards = lambda: [RewardModel(scalar_from(start).initialise(0), "last")]
-    return supplies
+        method_inputs.prompts = [
+            Prompt(str(i), p) for i, p in enumerate(world.prompts(length=shape["prompt"]))
+        ]
+        method_inputs.verifier = Words()
+        method_inputs.rewards = lambda: [RewardModel(scalar_from(start).initialise(0), "last")]
+    return method_inputs
 
 
 def _coded(tokens: Tokens, row: dict[str, str]) -> tuple[Prompt, list[int], list[int]]:
-    chosen, rejected = (tokens.completion_ids(row["prompt"], row[k]) for k in ("chosen", "rejected"))
+    chosen, rejected = (
+        tokens.completion_ids(row["prompt"], row[k]) for k in ("chosen", "rejected")
+    )
     return Prompt(row["prompt"], row["prompt"]), chosen, rejected
 
 
@@ -188,13 +213,17 @@ def _sft(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Calla
     model = trainable(start)
     role = Role("policy", model, lambda part: completion_logp(model, part))
     rows = world.pairs(world.DRAWN, shape["prompt"], shape["completion"])
-    coded = [(Prompt("", r["prompt"]), [tokens.completion_ids(r["prompt"], r["chosen"])]) for r in rows]
+    coded = [
+        (Prompt("", r["prompt"]), [tokens.completion_ids(r["prompt"], r["chosen"])]) for r in rows
+    ]
     trainer = _stepper(model, batch)
 
     def take(turn: int) -> None:
         chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (shape["seed"],))]
         with trainer.meter.phase("sft"):
-            trainer.step([Term(nll, tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]), role)], 0.5)
+            trainer.step(
+                [Term(nll, tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]), role)], 0.5
+            )
 
     return take
 
@@ -204,7 +233,10 @@ def _reward(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Ca
     role = Role("reward", model, lambda part: completion_scores(model, part, "last"))
     rows = world.pairs(world.DRAWN, shape["prompt"], shape["completion"])
     coded = [
-        (Prompt("", r["prompt"]), [tokens.completion_ids(r["prompt"], r[k]) for k in ("chosen", "rejected")])
+        (
+            Prompt("", r["prompt"]),
+            [tokens.completion_ids(r["prompt"], r[k]) for k in ("chosen", "rejected")],
+        )
         for r in rows
     ]
     said = preferred_of([[Comparison(0, 1, 1.0)]] * batch, 2).flatten(1)
@@ -212,7 +244,9 @@ def _reward(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Ca
 
     def take(turn: int) -> None:
         chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (shape["seed"],))]
-        made: Batch = tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]).with_columns(preferred=said)
+        made: Batch = tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]).with_columns(
+            preferred=said
+        )
         with trainer.meter.phase("reward_model"):
             trainer.step([Term(ranking_loss, made, role)], 0.5)
 

@@ -17,7 +17,9 @@ from transformers import (
     TrainerCallback,
 )
 
-Found = tuple[Clock, list[list[int]]]  # CPU seconds of each step; the lengths of what was drawn in it
+Found = tuple[
+    Clock, list[list[int]]
+]  # CPU seconds of each step; the lengths of what was drawn in it
 
 
 class Calls(TrainerCallback):
@@ -56,14 +58,23 @@ def noting(generate: Any, lengths: list[list[int]]) -> Any:
         out = generate(**options)
         ids = out if isinstance(out, torch.Tensor) else out.sequences
         ended = ids[:, options["input_ids"].shape[1] :] == 0
-        lengths.append(torch.where(ended.any(1), ended.int().argmax(1) + 1, ended.shape[1]).tolist())
+        lengths.append(
+            torch.where(ended.any(1), ended.int().argmax(1) + 1, ended.shape[1]).tolist()
+        )
         return out
 
     return told
 
 
 def _train(
-    work: str, folder: Path, model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int], clock: Clock
+    work: str,
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    batch: int,
+    steps: int,
+    shape: dict[str, int],
+    clock: Clock,
 ) -> None:
     """Let the trainer train; a step ends where its callbacks say so: of PPO after a rollout and all its epochs."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -73,55 +84,96 @@ def _train(
         trainer.train()
 
 
-def _rollout(model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int], clock: Clock) -> None:
+def _rollout(
+    model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int], clock: Clock
+) -> None:
     """`generate` as TRL calls it: every prompt repeated for its completions, plain sampling."""
-    ids = tokenizer(world.prompts(batch // shape["group"], shape["prompt"]), return_tensors="pt")["input_ids"]
+    ids = tokenizer(world.prompts(batch // shape["group"], shape["prompt"]), return_tensors="pt")[
+        "input_ids"
+    ]
     ids = ids.repeat_interleave(shape["group"], 0)
     clock.begin()
     for turn in range(steps):
         torch.manual_seed(1000 * shape["seed"] + turn)
         with torch.no_grad():
             model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0,
-                top_p=1.0, max_new_tokens=shape["completion"], pad_token_id=0, eos_token_id=0,
-            )  # fmt: skip
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=shape["completion"],
+                pad_token_id=0,
+                eos_token_id=0,
+            )
         clock.tick()
 
 
 def _trainer(
-    work: str, folder: Path, model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int], scratch: str
+    work: str,
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    batch: int,
+    steps: int,
+    shape: dict[str, int],
+    scratch: str,
 ) -> Any:
     import trl
     from datasets import Dataset
 
     common: dict[str, Any] = {
-        "output_dir": scratch, "seed": shape["seed"], "max_steps": steps,
-        "per_device_train_batch_size": batch, "learning_rate": 1e-6,
-        "lr_scheduler_type": "constant", "bf16": False, "gradient_checkpointing": False, "report_to": [],
-        "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "logging_strategy": "no",
-    }  # fmt: skip
+        "output_dir": scratch,
+        "seed": shape["seed"],
+        "max_steps": steps,
+        "per_device_train_batch_size": batch,
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant",
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+    }
     if work in ("grpo", "rloo"):
         return _online(work, model, tokenizer, common, shape)
     rows = Dataset.from_list(world.pairs(world.DRAWN, shape["prompt"], shape["completion"]))
     told: dict[str, Any] = {"model": model, "processing_class": tokenizer, "train_dataset": rows}
     if work in ("dpo", "ipo", "dpo_precomputed"):
-        precompute = work == "dpo_precomputed"  # done when the trainer is made, before the clock starts
+        precompute = (
+            work == "dpo_precomputed"
+        )  # done when the trainer is made, before the clock starts
         loss = "ipo" if work == "ipo" else "sigmoid"
-        args: Any = trl.DPOConfig(**common, beta=0.1, loss_type=loss, precompute_ref_log_probs=precompute)
+        args: Any = trl.DPOConfig(
+            **common, beta=0.1, loss_type=loss, precompute_ref_log_probs=precompute
+        )
         return trl.DPOTrainer(args=args, **told)
     if work == "kto":
         sides = ("chosen", "rejected")
-        single = [{"prompt": r["prompt"], "completion": r[k], "label": k == "chosen"} for r in rows for k in sides]
+        single = [
+            {"prompt": r["prompt"], "completion": r[k], "label": k == "chosen"}
+            for r in rows
+            for k in sides
+        ]
         told["train_dataset"] = Dataset.from_list(single)
         return trl.KTOTrainer(args=trl.KTOConfig(**common, beta=0.1), **told)
     if work == "sft":
-        told["train_dataset"] = rows.map(lambda r: {"completion": r["chosen"]}, remove_columns=["chosen", "rejected"])
+        told["train_dataset"] = rows.map(
+            lambda r: {"completion": r["chosen"]}, remove_columns=["chosen", "rejected"]
+        )
         return trl.SFTTrainer(args=trl.SFTConfig(**common), **told)
-    told["model"] = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    told["model"] = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32
+    )
     return trl.RewardTrainer(args=trl.RewardConfig(**common), **told)
 
 
-def _online(work: str, model: Any, tokenizer: Any, common: dict[str, Any], shape: dict[str, int]) -> Any:
+def _online(
+    work: str, model: Any, tokenizer: Any, common: dict[str, Any], shape: dict[str, int]
+) -> Any:
     import trl
     from datasets import Dataset
 
@@ -129,17 +181,31 @@ def _online(work: str, model: Any, tokenizer: Any, common: dict[str, Any], shape
     config: Any = trl.GRPOConfig if work == "grpo" else trl.RLOOConfig
     cls: Any = trl.GRPOTrainer if work == "grpo" else trl.RLOOTrainer
     told = config(
-        **common, num_generations=shape["group"], max_completion_length=shape["completion"], temperature=1.0,
-        top_k=0, beta=0.0 if work == "grpo" else 0.05,
-    )  # fmt: skip
+        **common,
+        num_generations=shape["group"],
+        max_completion_length=shape["completion"],
+        temperature=1.0,
+        top_k=0,
+        beta=0.0 if work == "grpo" else 0.05,
+    )
     return cls(
-        model=model, args=told, processing_class=tokenizer, train_dataset=rows,
+        model=model,
+        args=told,
+        processing_class=tokenizer,
+        train_dataset=rows,
         reward_funcs=lambda completions, **_: [world.reward(c) for c in completions],
-    )  # fmt: skip
+    )
 
 
 def _ppo(
-    work: str, folder: Path, model: Any, tokenizer: Any, batch: int, steps: int, shape: dict[str, int], scratch: str
+    work: str,
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    batch: int,
+    steps: int,
+    shape: dict[str, int],
+    scratch: str,
 ) -> Any:
     """TRL 1.12's PPO, the last: reward and value models are classifiers with one label.
 
@@ -150,20 +216,47 @@ def _ppo(
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     ids = tokenizer(world.prompts(length=shape["prompt"]))["input_ids"]
-    rows = Dataset.from_dict({"input_ids": [row for row in ids for _ in range(completions_per_prompt(work, shape))]})
+    rows = Dataset.from_dict(
+        {"input_ids": [row for row in ids for _ in range(completions_per_prompt(work, shape))]}
+    )
     told = PPOConfig(
-        output_dir=scratch, seed=shape["seed"],
-        per_device_train_batch_size=batch, gradient_accumulation_steps=1, num_mini_batches=1,
-        total_episodes=batch * steps, num_ppo_epochs=4 if work.startswith("ppo4") else 1, learning_rate=1e-6,
-        lr_scheduler_type="constant", bf16=False, gradient_checkpointing=False, report_to=[], save_strategy="no",
-        use_cpu=True, disable_tqdm=True, response_length=shape["completion"], stop_token="eos", temperature=1.0,
-        kl_coef=0.05, num_sample_generations=0, local_rollout_forward_batch_size=batch, missing_eos_penalty=1.0,
-    )  # fmt: skip
+        output_dir=scratch,
+        seed=shape["seed"],
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=1,
+        num_mini_batches=1,
+        total_episodes=batch * steps,
+        num_ppo_epochs=4 if work.startswith("ppo4") else 1,
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        response_length=shape["completion"],
+        stop_token="eos",
+        temperature=1.0,
+        kl_coef=0.05,
+        num_sample_generations=0,
+        local_rollout_forward_batch_size=batch,
+        missing_eos_penalty=1.0,
+    )
     ref = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     scorer, value = (
-        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32) for _ in range(2)
+        AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype=torch.float32
+        )
+        for _ in range(2)
     )
     return PPOTrainer(
-        args=told, processing_class=tokenizer, model=model, ref_model=ref, reward_model=scorer, value_model=value,
-        train_dataset=rows, eval_dataset=rows,
-    )  # fmt: skip
+        args=told,
+        processing_class=tokenizer,
+        model=model,
+        ref_model=ref,
+        reward_model=scorer,
+        value_model=value,
+        train_dataset=rows,
+        eval_dataset=rows,
+    )

@@ -18,8 +18,12 @@ def commit(root: Path = HERE.parent) -> str:
     """Return the commit of the harness in `root`; a plus says that files below harness/ or plugins/ differ."""
     told = ["git", "-C", str(root)]
     try:
-        name = subprocess.run([*told, "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*told, "status", "--porcelain", "harness", "plugins"], capture_output=True, text=True)
+        name = subprocess.run(
+            [*told, "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True
+        )
+        changed = subprocess.run(
+            [*told, "status", "--porcelain", "harness", "plugins"], capture_output=True, text=True
+        )
     except FileNotFoundError:  # no git here
         return "unknown"
     return (name.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
@@ -48,12 +52,18 @@ def processor() -> str:
     """Return what this machine's processor is called."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text().splitlines() if told.exists() else []
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine())
+    return next(
+        (x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine()
+    )
 
 
 def command(script: str) -> str:
     """Return the command line as a reader elsewhere would type it: without the paths of this machine."""
-    told = re.sub(r"(--ppo-python[ =])\S+", r"\1OTHER/bin/python", " ".join([f"benchmarks/{script}", *sys.argv[1:]]))
+    told = re.sub(
+        r"(--ppo-python[ =])\S+",
+        r"\1OTHER/bin/python",
+        " ".join([f"benchmarks/{script}", *sys.argv[1:]]),
+    )
     return "python " + re.sub(r"(?<=[ =])/[^ ]+", "PATH", told)
 
 

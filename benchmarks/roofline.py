@@ -26,16 +26,30 @@ PASSES = {  # work -> forward passes of language models, and of models with a sc
     "rollout": (1, 0),
     "grpo": (1 + 3, 0),  # rollout, update; beta is 0
     "rloo": (1 + 1 + 3, 0),  # rollout, reference, update
-    "ppo": (1 + 1 + 3, 1 + 1 + 3),  # rollout, reference, update; reward, old values, update of the critic
+    "ppo": (
+        1 + 1 + 3,
+        1 + 1 + 3,
+    ),  # rollout, reference, update; reward, old values, update of the critic
     "ppo4": (1 + 1 + 4 * 3, 1 + 1 + 4 * 3),
     "dpo": (1 + 3, 0),  # reference, update
     "dpo_precomputed": (3, 0),
     "ipo": (1 + 3, 0),
-    "kto": (1 + 3 + 2, 0),  # reference, update, and policy and reference on the completions of others
+    "kto": (
+        1 + 3 + 2,
+        0,
+    ),  # reference, update, and policy and reference on the completions of others
     "sft": (3, 0),
     "reward": (0, 3),
 }
-DRAWS = ("rollout", "grpo", "rloo", "ppo", "ppo4", "ppo_group", "ppo4_group")  # works whose completions are sampled
+DRAWS = (
+    "rollout",
+    "grpo",
+    "rloo",
+    "ppo",
+    "ppo4",
+    "ppo_group",
+    "ppo4_group",
+)  # works whose completions are sampled
 
 
 def gflops() -> float:
@@ -52,7 +66,9 @@ def gflops() -> float:
     return best
 
 
-def forward(size: str, prompt: int, prompts: int, lengths: list[int], scalar: bool = False) -> float:
+def forward(
+    size: str, prompt: int, prompts: int, lengths: list[int], scalar: bool = False
+) -> float:
     """Return FLOPs of one forward pass over `prompts` prompts of `prompt` tokens and completions of these lengths."""
     told = world.SIZES[size]
     d, f, layers = told["hidden_size"], told["intermediate_size"], told["num_hidden_layers"]
@@ -60,7 +76,9 @@ def forward(size: str, prompt: int, prompts: int, lengths: list[int], scalar: bo
     tokens, read = prompts * prompt + sum(fed), prompts + sum(fed)
     own = sum(m * prompt + m * (m + 1) / 2 for m in fed)
     pairs, asked = prompts * prompt * (prompt + 1) / 2 + own, prompts * prompt + own
-    whole = 2 * (4 * d * d + 3 * d * f) * ((layers - 1) * tokens + read) + 4 * d * ((layers - 1) * pairs + asked)
+    whole = 2 * (4 * d * d + 3 * d * f) * ((layers - 1) * tokens + read) + 4 * d * (
+        (layers - 1) * pairs + asked
+    )
     return whole + 4 * d * d * (tokens - read) + (0 if scalar else 2 * d * world.VOCABULARY * read)
 
 

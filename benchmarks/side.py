@@ -38,7 +38,12 @@ def take(side: str, point: dict[str, Any], models: Path) -> dict[str, Any]:
         lengths = [roofline.data_lengths(work, batch, shape)] * len(seconds)
     assert len(seconds) == len(lengths) == point["steps"], (len(seconds), len(lengths))
     flops = [roofline.needed(work, point["size"], shape, some) for some in lengths]
-    found = {"seconds": seconds, "tokens": [sum(some) for some in lengths], "flops": flops, "samples": len(lengths[0])}
+    found = {
+        "seconds": seconds,
+        "tokens": [sum(some) for some in lengths],
+        "flops": flops,
+        "samples": len(lengths[0]),
+    }
     memory = {"before": clock.before, "peak": resident("VmHWM")}
     used = report.versions("torch", "transformers", *(["trl"] if side == "peers" else []))
     about = {"gflops": rate, "software": used, "processor": report.processor()}
@@ -74,7 +79,9 @@ def main() -> None:
     with open(told["out"], "a", encoding="utf-8") as out:
         for point in told["points"]:
             if told["side"] == "build":
-                found: dict[str, Any] = {"model": str(world.build(point["size"], Path(told["models"]), point["limit"]))}
+                found: dict[str, Any] = {
+                    "model": str(world.build(point["size"], Path(told["models"]), point["limit"]))
+                }
             else:
                 found = take(told["side"], point, Path(told["models"]))
             out.write(json.dumps(found) + "\n")

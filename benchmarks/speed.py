@@ -33,12 +33,21 @@ import tables
 HERE = Path(__file__).parent
 NEEDS, PPO_NEEDS = "requirements.txt", "requirements-ppo.txt"
 PARTS, SIZES = ("main", "unfavourable", "curves"), ("1M", "11M")
-OF_PARTS = {"size": PARTS[:2], "turns": PARTS[:2], "steps": PARTS[:2], "curve_steps": PARTS[2:]}  # option -> parts
+OF_PARTS = {
+    "size": PARTS[:2],
+    "turns": PARTS[:2],
+    "steps": PARTS[:2],
+    "curve_steps": PARTS[2:],
+}  # option -> parts
 WARM = 2  # steps of a process that are left out
 MAIN = {"group": 8, "prompt": 64, "completion": 32}
 ALONE = {"group": 1, "prompt": 8, "completion": 128}
 IN_TWO = ALONE | {"group": 2}  # a group of one has no advantage
-BATCH = {"rollout": {"1M": 128, "11M": 128}, "grpo": {"1M": 128, "11M": 32}, "rloo": {"1M": 128, "11M": 32}}
+BATCH = {
+    "rollout": {"1M": 128, "11M": 128},
+    "grpo": {"1M": 128, "11M": 32},
+    "rloo": {"1M": 128, "11M": 32},
+}
 GOALS: dict[str, float | dict[str, float]] = {  # work -> peer / ours aimed at
     "rollout": {"1M": 3.5, "11M": 4.0},
     "grpo": 3.0,
@@ -65,20 +74,38 @@ def rows_of(part: str, works: list[str], sizes: list[str]) -> list[dict[str, Any
             goal = GOALS[work]
             row: dict[str, Any] = {"part": part, "work": work, "size": size}
             if part == "main":
-                row |= {"batch": BATCH.get(work, {}).get(size, 32), **MAIN, "memory_goal": MEMORY.get(work, "")}
+                row |= {
+                    "batch": BATCH.get(work, {}).get(size, 32),
+                    **MAIN,
+                    "memory_goal": MEMORY.get(work, ""),
+                }
                 row["goal"] = goal[size] if isinstance(goal, dict) else goal
             else:
-                row |= {"batch": 32, **(IN_TWO if work in ("grpo", "rloo") else ALONE), "memory_goal": "", "goal": 1.0}
+                row |= {
+                    "batch": 32,
+                    **(IN_TWO if work in ("grpo", "rloo") else ALONE),
+                    "memory_goal": "",
+                    "goal": 1.0,
+                }
             rows.append(row)
     return rows
 
 
-def apart(python: str, side: str, points: list[dict[str, Any]], models: Path) -> list[dict[str, Any]]:
+def apart(
+    python: str, side: str, points: list[dict[str, Any]], models: Path
+) -> list[dict[str, Any]]:
     """Let one side take points in a process of its own; return what it found, in order."""
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as out:
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         told = json.dumps({"side": side, "points": points, "models": str(models), "out": out.name})
-        done = subprocess.run([python, str(HERE / "side.py"), told], capture_output=True, text=True, env=env)
+        done = subprocess.run(
+            [python, str(HERE / "side.py"), told], capture_output=True, text=True, env=env
+        )
         if done.returncode:
             raise SystemExit(f"{side} {points}: {done.stderr[-2000:]}")
         return [json.loads(line) for line in Path(out.name).read_text().splitlines()]
@@ -105,10 +132,18 @@ def measured(row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {"peer": [], "ours": []}
     for turn in range(args.turns):
         for side, turns in found.items():
-            python = args.ppo_python if side == "peer" and row["work"].startswith("ppo") else sys.executable
-            turns += apart(python, "peers" if side == "peer" else "ours", [point | {"seed": turn}], args.models)
+            python = (
+                args.ppo_python
+                if side == "peer" and row["work"].startswith("ppo")
+                else sys.executable
+            )
+            turns += apart(
+                python, "peers" if side == "peer" else "ours", [point | {"seed": turn}], args.models
+            )
     gflops = max(one["gflops"] for turns in found.values() for one in turns)
-    sums = {side: [summary(one, row["work"], gflops) for one in turns] for side, turns in found.items()}
+    sums = {
+        side: [summary(one, row["work"], gflops) for one in turns] for side, turns in found.items()
+    }
     each = [p["seconds"] / o["seconds"] for p, o in zip(sums["peer"], sums["ours"], strict=True)]
     done = row | {"turns": args.turns, "steps": args.steps, "gflops": gflops}
     done |= {"ratio": statistics.median(each), "ratio_min": min(each), "ratio_max": max(each)}
@@ -116,7 +151,9 @@ def measured(row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         done |= {f"{side}_{key}": statistics.median(t[key] for t in turns) for key in turns[0]}
         done[f"{side}_peak"] = max(t["peak"] for t in turns)
     if done["peer_updates"] != done["ours_updates"]:
-        raise SystemExit(f"{row}: {done['peer_updates']} updates per step of the peer, {done['ours_updates']} of ours")
+        raise SystemExit(
+            f"{row}: {done['peer_updates']} updates per step of the peer, {done['ours_updates']} of ours"
+        )
     done |= {f"software_{side}": turns[0]["software"] for side, turns in found.items()}
     done |= {"processor": found["ours"][0]["processor"], "commit": report.commit()}
     return done | {"load": round(os.getloadavg()[0], 1)}
@@ -124,18 +161,41 @@ def measured(row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
 
 def arguments() -> argparse.Namespace:
     """Return the command line's arguments, checked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", nargs="*", help=f"of {', '.join(GOALS)}; all that can run here if none is named")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "work", nargs="*", help=f"of {', '.join(GOALS)}; all that can run here if none is named"
+    )
     parser.add_argument("--part", action="append", choices=PARTS, help="all if not given")
-    parser.add_argument("--size", action="append", choices=SIZES, help="both if not given; the curves have their own")
+    parser.add_argument(
+        "--size",
+        action="append",
+        choices=SIZES,
+        help="both if not given; the curves have their own",
+    )
     parser.add_argument("--turns", type=int, help="processes of each side, 3 if not given")
-    parser.add_argument("--steps", type=int, help=f"measured steps of a process, after {WARM} of warm-up; 5")
-    parser.add_argument("--curve-steps", type=int, help="measured steps of a point of the curves; 3")
-    parser.add_argument("--missing", action="store_true", help="measure only what results have not, of any commit")
-    parser.add_argument("--tables", action="store_true", help="measure nothing: make speed.md of what is there")
-    parser.add_argument("--ppo-python", help=f"a Python with trl {report.pinned(PPO_NEEDS)}, for PPO")
-    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "harness-benchmark")
-    parser.add_argument("--results", type=Path, default=HERE.parent / "results", help="folder of speed.*")
+    parser.add_argument(
+        "--steps", type=int, help=f"measured steps of a process, after {WARM} of warm-up; 5"
+    )
+    parser.add_argument(
+        "--curve-steps", type=int, help="measured steps of a point of the curves; 3"
+    )
+    parser.add_argument(
+        "--missing", action="store_true", help="measure only what results have not, of any commit"
+    )
+    parser.add_argument(
+        "--tables", action="store_true", help="measure nothing: make speed.md of what is there"
+    )
+    parser.add_argument(
+        "--ppo-python", help=f"a Python with trl {report.pinned(PPO_NEEDS)}, for PPO"
+    )
+    parser.add_argument(
+        "--models", type=Path, default=Path(tempfile.gettempdir()) / "harness-benchmark"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=HERE.parent / "results", help="folder of speed.*"
+    )
     args = parser.parse_args()
     args.command = report.command("speed.py")
     args.parts = args.part or list(PARTS)
@@ -143,7 +203,11 @@ def arguments() -> argparse.Namespace:
         refuse(parser, args)
         args.works = args.work or [w for w in GOALS if args.ppo_python or not w.startswith("ppo")]
         say_what_is_left_out(args)
-    args.turns, args.steps, args.curve_steps = args.turns or 3, args.steps or 5, args.curve_steps or 3
+    args.turns, args.steps, args.curve_steps = (
+        args.turns or 3,
+        args.steps or 5,
+        args.curve_steps or 3,
+    )
     args.results.mkdir(parents=True, exist_ok=True)
     return args
 
@@ -154,7 +218,9 @@ def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         if name not in GOALS:
             parser.error(f"there is no work {name!r}: expected {', '.join(GOALS)}")
         if name.startswith("ppo") and not args.ppo_python:
-            parser.error(f"{name} needs --ppo-python: TRL has no PPO after {report.pinned(PPO_NEEDS)}")
+            parser.error(
+                f"{name} needs --ppo-python: TRL has no PPO after {report.pinned(PPO_NEEDS)}"
+            )
     for name in ("turns", "steps", "curve_steps"):
         given = getattr(args, name)
         if given is not None and given < 1:
@@ -193,7 +259,9 @@ def in_part(part: str, works: list[str]) -> list[str]:
     """Return those of the works that a part measures."""
     if part == "curves":
         return [w for w in works if w in curves.WORKS]
-    return [w for w in works if part == "main" or not w.endswith("_group")]  # without groups the same as ungrouped
+    return [
+        w for w in works if part == "main" or not w.endswith("_group")
+    ]  # without groups the same as ungrouped
 
 
 def say_what_is_left_out(args: argparse.Namespace) -> None:
@@ -207,7 +275,10 @@ def say_what_is_left_out(args: argparse.Namespace) -> None:
             print(f"{part} has no {', '.join(others)}", flush=True)
         for name, parts in OF_PARTS.items():
             if part not in parts and getattr(args, name) is not None and name != "curve_steps":
-                print(f"{part}: --{name} is of {' and '.join(parts)}, and changes nothing here", flush=True)
+                print(
+                    f"{part}: --{name} is of {' and '.join(parts)}, and changes nothing here",
+                    flush=True,
+                )
 
 
 def main() -> None:
@@ -221,7 +292,9 @@ def main() -> None:
             had = tables.found(args.results, row) if args.missing else None
             about = f"{part} {row['work']} {row['size']}"
             if had:
-                print(f"{about}: kept, {had['turns']} x {had['steps']} of commit {had['commit']}, load {had['load']}")
+                print(
+                    f"{about}: kept, {had['turns']} x {had['steps']} of commit {had['commit']}, load {had['load']}"
+                )
                 continue
             done = measured(row, args)
             print(f"{about}: peer / ours {done['ratio']:.2f}", flush=True)

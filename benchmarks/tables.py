@@ -147,7 +147,9 @@ def ratios(row: dict[str, str]) -> tuple[str, str]:
     ratio, low, high, peer, ours = (
         float(row[k]) for k in ("ratio", "ratio_min", "ratio_max", "peer_length", "ours_length")
     )
-    measured = f"{ratio:.2f} [{f'{low:.2f} to {high:.2f}' if int(row['turns']) > 1 else 'one turn'}]"
+    measured = (
+        f"{ratio:.2f} [{f'{low:.2f} to {high:.2f}' if int(row['turns']) > 1 else 'one turn'}]"
+    )
     if row["work"] == "rollout":
         return f"{ratio * peer / ours:.2f}", measured
     return measured, f"{ratio * ours / peer:.2f}" if row["work"] in roofline.DRAWS else "-"
@@ -157,11 +159,24 @@ def line(row: dict[str, str]) -> str:
     """Return a row of the table."""
     r = {k: float(row[k]) for k in row if k.startswith(("peer_", "ours_")) or k == "goal"}
     unit, scale = ("us/token", 1e6) if row["work"] == "rollout" else ("ms/step", 1e3)
-    memory = f"{r['ours_peak'] / r['peer_peak']:.2f}" + (f" ({row['memory_goal']})" if row["memory_goal"] else "")
-    group = {"dpo": "2", "dpo_precomputed": "2", "ipo": "2", "reward": "2", "kto": "1", "sft": "1"}.get(row["work"])
+    memory = f"{r['ours_peak'] / r['peer_peak']:.2f}" + (
+        f" ({row['memory_goal']})" if row["memory_goal"] else ""
+    )
+    group = {
+        "dpo": "2",
+        "dpo_precomputed": "2",
+        "ipo": "2",
+        "reward": "2",
+        "kto": "1",
+        "sft": "1",
+    }.get(row["work"])
     group = "1" if row["work"] in ("ppo", "ppo4") else group or row["group"]
     drawn = row["work"] in roofline.DRAWS
-    lengths = f"{r['peer_length']:.1f} / {r['ours_length']:.1f}" if drawn else f"{r['ours_length']:.1f} nominal"
+    lengths = (
+        f"{r['peer_length']:.1f} / {r['ours_length']:.1f}"
+        if drawn
+        else f"{r['ours_length']:.1f} nominal"
+    )
     load = f"**{row['load']}**" if float(row["load"]) > LOADED else row["load"]
     return (
         f"| {row['work']} | {row['size']} | {row['batch']} | {group} | {r['peer_seconds'] * scale:.0f} {unit} | "
@@ -175,11 +190,16 @@ def line(row: dict[str, str]) -> str:
 
 def missed(rows: list[dict[str, str]]) -> list[str]:
     """Return which targets are missed, a line and a reason each."""
-    slow = [f"- {r['work']} {r['size']}, {float(r['ratio']):.2f} of {r['goal']}: {why(r)}." for r in rows if _slow(r)]
+    slow = [
+        f"- {r['work']} {r['size']}, {float(r['ratio']):.2f} of {r['goal']}: {why(r)}."
+        for r in rows
+        if _slow(r)
+    ]
     large = [
         f"{r['work']} {r['size']} {float(r['ours_peak']) / float(r['peer_peak']):.2f} of {r['memory_goal']}"
         for r in rows
-        if r["memory_goal"] and float(r["ours_peak"]) / float(r["peer_peak"]) > float(r["memory_goal"])
+        if r["memory_goal"]
+        and float(r["ours_peak"]) / float(r["peer_peak"]) > float(r["memory_goal"])
     ]
     lines = []
     if slow:
@@ -192,7 +212,9 @@ def missed(rows: list[dict[str, str]]) -> list[str]:
 
 def why(row: dict[str, str]) -> str:
     """Return what a row's own numbers say about why its target is missed."""
-    ratio, goal, reached, most = (float(row[k]) for k in ("ratio", "goal", "ours_share", "ratio_max"))
+    ratio, goal, reached, most = (
+        float(row[k]) for k in ("ratio", "goal", "ours_share", "ratio_max")
+    )
     if int(row["turns"]) > 1 and most >= goal:
         return f"within the spread of its turns, {float(row['ratio_min']):.2f} to {most:.2f}"
     needed = reached * goal / ratio  # ours would take ratio / goal of its time
@@ -229,7 +251,9 @@ def curve_lines(points: list[dict[str, str]]) -> list[str]:
         some = {p["side"]: p for p in points if (p["work"], p["axis"], p["x"]) == (work, axis, x)}
         if len(some) < 2:
             continue
-        peer, ours = ({k: float(some[side][k]) for k in ("ms", "us", "share")} for side in ("peers", "ours"))
+        peer, ours = (
+            {k: float(some[side][k]) for k in ("ms", "us", "share")} for side in ("peers", "ours")
+        )
         lines.append(
             f"| {work} | {axis} | {x} | {peer['ms']:.0f} | {ours['ms']:.0f} | {peer['ms'] / ours['ms']:.2f} | "
             f"{peer['us']:.0f} / {ours['us']:.0f} | {peer['share']:.0%} / {ours['share']:.0%} |"

@@ -26,11 +26,27 @@ RUNS = (("ppo", "summarization"), ("dpo", "summarization"), ("grpo", "arithmetic
 def start(method: str, suite: str, results: Path, threads: int, seed: int) -> subprocess.Popen[str]:
     """Begin a run."""
     return subprocess.Popen(
-        [sys.executable, "-m", "harness", "run", "-m", method, "-s", suite, "--seed", str(seed),
-         "--threads", str(threads), "--results", str(results)],
+        [
+            sys.executable,
+            "-m",
+            "harness",
+            "run",
+            "-m",
+            method,
+            "-s",
+            suite,
+            "--seed",
+            str(seed),
+            "--threads",
+            str(threads),
+            "--results",
+            str(results),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def timed(runs: list[tuple[str, str, Path, int, int]]) -> tuple[float, float]:
@@ -47,22 +63,28 @@ def timed(runs: list[tuple[str, str, Path, int, int]]) -> tuple[float, float]:
 
 def main() -> None:
     """Measure, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=REPOSITORY / "results" / "speed_threads.md")
     args = parser.parse_args()
     lines = [
         "Seconds (CPU seconds) of whole runs, imports and evaluation among them, by CPU threads; in the last column "
         f"two runs beside each other, time per run. Of commit {report.commit()}, {os.cpu_count()} cores, "
         f"{report.versions('torch', 'transformers')}. Made by `{report.command('threads.py')}`.",
-        "", "| run | one thread | two threads | two runs, a thread each |", "|---|---|---|---|",
-    ]  # fmt: skip
+        "",
+        "| run | one thread | two threads | two runs, a thread each |",
+        "|---|---|---|---|",
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         folders = {threads: Path(scratch, str(threads)) for threads in (1, 2)}
         for suite in dict.fromkeys(suite for _, suite in RUNS):
             for threads, folder in folders.items():  # the stages, outside the figures
                 timed([("best_of_n", suite, folder, threads, 9)])
         for method, suite in RUNS:
-            one, two = (timed([(method, suite, folders[threads], threads, 0)]) for threads in (1, 2))
+            one, two = (
+                timed([(method, suite, folders[threads], threads, 0)]) for threads in (1, 2)
+            )
             beside = timed([(method, suite, folders[1], 1, seed) for seed in (1, 2)])
             told = " | ".join(f"{seconds:.0f} ({cpu:.0f})" for seconds, cpu in (one, two, beside))
             lines.append(f"| {method} on {suite} | {told} |")

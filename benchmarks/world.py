@@ -12,9 +12,24 @@ from random import Random
 from typing import Any
 
 SIZES = {
-    "1M": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 344},
-    "3M": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 512},
-    "11M": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1024},
+    "1M": {
+        "hidden_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "intermediate_size": 344,
+    },
+    "3M": {
+        "hidden_size": 192,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "intermediate_size": 512,
+    },
+    "11M": {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "intermediate_size": 1024,
+    },
 }
 VOCABULARY = 1024  # words, the end included
 ENDS = 1.6  # ends to come within the limit, were there no end before: a completion is half the limit on average
@@ -54,7 +69,9 @@ def pairs(n: int = DRAWN, length: int = 64, limit: int = 32) -> list[dict[str, s
     """Return n preference pairs in the ecosystem's columns; a completion begins with a space."""
     rng = Random("pairs")
     both = ("chosen", "rejected")
-    return [{"prompt": p} | {k: " " + completion(rng, limit) for k in both} for p in prompts(n, length)]
+    return [
+        {"prompt": p} | {k: " " + completion(rng, limit) for k in both} for p in prompts(n, length)
+    ]
 
 
 def reward(answer: str) -> float:
@@ -89,9 +106,15 @@ def _fitted(size: str, end: float) -> Any:
     torch.manual_seed(0)
     heads: Any = SIZES[size]
     config = LlamaConfig(
-        vocab_size=VOCABULARY, num_key_value_heads=heads["num_attention_heads"], max_position_embeddings=2048,
-        tie_word_embeddings=False, bos_token_id=None, eos_token_id=0, pad_token_id=0, **heads,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        num_key_value_heads=heads["num_attention_heads"],
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+        **heads,
+    )
     model = LlamaForCausalLM(config)
     told = torch.full((VOCABULARY,), (1 - end) / (VOCABULARY - 1))
     told[0] = end

@@ -26,7 +26,11 @@ def cells(raw: Path, study: str) -> dict[Cell, Path]:
 def differing(a: Path, b: Path) -> list[str]:
     """Return the files in which two run folders differ."""
     names = [name for name in (METRICS, WEIGHTS) if (a / name).is_file() or (b / name).is_file()]
-    off = [n for n in names if not ((a / n).is_file() and (b / n).is_file() and cmp(a / n, b / n, shallow=False))]
+    off = [
+        n
+        for n in names
+        if not ((a / n).is_file() and (b / n).is_file() and cmp(a / n, b / n, shallow=False))
+    ]
     ours, theirs = read_rows(a / SAMPLES), read_rows(b / SAMPLES)
     common = ours[0].keys() & theirs[0].keys()
     kept = [[{key: row[key] for key in common} for row in rows] for rows in (ours, theirs)]
@@ -40,7 +44,9 @@ def main(first: Path, second: Path, study: str) -> int:
     off = {cell: names for cell in both if (names := differing(ours[cell], theirs[cell]))}
     for (label, suite, seed), names in off.items():
         print(f"{label} on {suite}, seed {seed}: {', '.join(names)}")
-    print(f"{len(both) - len(off)} of {len(both)} runs are the same ({len(ours)} and {len(theirs)} finished).")
+    print(
+        f"{len(both) - len(off)} of {len(both)} runs are the same ({len(ours)} and {len(theirs)} finished)."
+    )
     return 1 if off or not both else 0
 
 

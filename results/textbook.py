@@ -27,15 +27,26 @@ SHARES = {67: "1/30", 400: "1/5"}  # of the 2,000 prompts whose answers are labe
 ALL = 2000
 APART = 0.2  # a difference of seeds' win-rates that a mean would hide
 FRESH = {  # a method on samples of its own policy, and the same loss on samples of the start checkpoint
-    "online_dpo": ("dpo", "main"), "raft": ("raft (one round)", "labels"),
-}  # fmt: skip
+    "online_dpo": ("dpo", "main"),
+    "raft": ("raft (one round)", "labels"),
+}
 BOLD = "win_rate_bold"  # said by harness.report.tables
 CONTROLS = ("shuffled", "random", "sft_chosen")
 COLUMNS = [
-    "method", "reward model?", "online?", "models held", "weights held", "peak memory / SFT", "train FLOPs / SFT",
-    "sd over seeds", "failed runs", "labels", "win-rate at 1/30, 1/5 and all labels", "gain from fresh samples",
+    "method",
+    "reward model?",
+    "online?",
+    "models held",
+    "weights held",
+    "peak memory / SFT",
+    "train FLOPs / SFT",
+    "sd over seeds",
+    "failed runs",
+    "labels",
+    "win-rate at 1/30, 1/5 and all labels",
+    "gain from fresh samples",
     "not significantly worse than the best on",
-]  # fmt: skip
+]
 NOTE = """From results/main.toml ({suites}){labels}. Models, weights and labels are those on summarization
 (rlvr: arithmetic). Ratios are to the shared SFT stage, means over suites; peak memory is the process's, most of
 which is Python and torch at this model size. sd over seeds: of the win-rate, apart from prompts and answers,
@@ -56,7 +67,9 @@ class Runs:
     """What the table is made of; `few` by prompts labelled, empty where the labels study was not run."""
 
     main: Mapping[str, Selection]
-    figures: Mapping[str, Mapping[str, Mapping[str, Any]]]  # of `main`: the figures of the suite's table by row
+    figures: Mapping[
+        str, Mapping[str, Mapping[str, Any]]
+    ]  # of `main`: the figures of the suite's table by row
     few: Mapping[int, Selection]
 
 
@@ -64,7 +77,9 @@ def main(raw: Path = ROOT / "raw", folder: Path = ROOT) -> None:
     """Write the table and the figures behind it."""
     found = read(raw)
     names = list(dict.fromkeys(row.name for chosen in found.main.values() for row in chosen.rows))
-    shown = [name for name in names if "(" not in name or name == "rlaif (dpo)"]  # controls stand in the main table
+    shown = [
+        name for name in names if "(" not in name or name == "rlaif (dpo)"
+    ]  # controls stand in the main table
     rows = [[Cell(text) for text in cells(name, found)] for name in shown]
     told = (
         " and results/labels.toml"
@@ -73,19 +88,33 @@ def main(raw: Path = ROOT / "raw", folder: Path = ROOT) -> None:
     )
     kept = [i for i, name in enumerate(COLUMNS) if found.few or "all labels" not in name]
     rows = [[row[i] for i in kept] for row in rows]
-    note = " ".join(NOTE.format(suites=", ".join(found.main), labels=told, few=FEW if found.few else "").split())
-    made = Table("The textbook table, measured", [COLUMNS[i] for i in kept], rows, [note], list(behind(found, shown)))
+    note = " ".join(
+        NOTE.format(suites=", ".join(found.main), labels=told, few=FEW if found.few else "").split()
+    )
+    made = Table(
+        "The textbook table, measured",
+        [COLUMNS[i] for i in kept],
+        rows,
+        [note],
+        list(behind(found, shown)),
+    )
     (folder / "textbook.md").write_text(Markdown().render(made), encoding="utf-8")
     (folder / "textbook.csv").write_text(CSV().render(made), encoding="utf-8")
 
 
 def read(raw: Path) -> Runs:
     """Return the runs below a folder, the first suite first."""
-    suites = sorted({r["suite"] for r in suite_records(raw, "main")}, key=lambda suite: (suite != FIRST, suite))
+    suites = sorted(
+        {r["suite"] for r in suite_records(raw, "main")}, key=lambda suite: (suite != FIRST, suite)
+    )
     chosen = {suite: select(raw, Filter(suite, "main")) for suite in suites}
-    figures = {suite: {f["method"]: f for f in comparison(one).plain} for suite, one in chosen.items()}
+    figures = {
+        suite: {f["method"]: f for f in comparison(one).plain} for suite, one in chosen.items()
+    }
     labelled = (raw / "studies" / "labels").is_dir()
-    return Runs(chosen, figures, {n: with_labels(raw, n) for n in (*SHARES, ALL)} if labelled else {})
+    return Runs(
+        chosen, figures, {n: with_labels(raw, n) for n in (*SHARES, ALL)} if labelled else {}
+    )
 
 
 def cells(name: str, found: Runs) -> Iterator[str]:
@@ -101,7 +130,9 @@ def cells(name: str, found: Runs) -> Iterator[str]:
     yield f"{sum(m['bytes'] for m in models.values()) / 2**20:.1f} MiB"
     yield ratio(costs, "peak_memory") if any(c["method"]["peak_memory"] for c in costs) else "-"
     yield ratio(costs, "flops")
-    yield spread({suite: found.figures[suite][row.name]["win_rate_seed_sd"] for suite, row in rows.items()})
+    yield spread(
+        {suite: found.figures[suite][row.name]["win_rate_seed_sd"] for suite, row in rows.items()}
+    )
     yield f"{sum(len(row.failed) for row in rows.values())}/{sum(len(row.records) for row in rows.values())}"
     yield asked(first)
     yield against_labels(name, rows.get(FIRST), found.few)
@@ -112,7 +143,11 @@ def cells(name: str, found: Runs) -> Iterator[str]:
 
 def rows_of(name: str, found: Runs) -> dict[str, Row]:
     """Return a method's rows by suite, where a run of it finished."""
-    return {suite: row for suite, chosen in found.main.items() if (row := named(chosen, name)) and row.good}
+    return {
+        suite: row
+        for suite, chosen in found.main.items()
+        if (row := named(chosen, name)) and row.good
+    }
 
 
 def behind(found: Runs, shown: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -121,10 +156,19 @@ def behind(found: Runs, shown: Sequence[str]) -> Iterator[dict[str, Any]]:
         for name in shown:
             row = rows_of(name, found).get(suite)
             if row is not None:
-                costs, gain = [r["cost"] for r in row.good], fresh(name, found) if suite == FIRST else None
-                told = {f"{part}_to_sft": mean_ratio(costs, part) for part in ("peak_memory", "flops")}
+                costs, gain = (
+                    [r["cost"] for r in row.good],
+                    fresh(name, found) if suite == FIRST else None,
+                )
+                told = {
+                    f"{part}_to_sft": mean_ratio(costs, part) for part in ("peak_memory", "flops")
+                }
                 if gain:
-                    told |= {"fresh": gain.difference, "fresh_low": gain.low, "fresh_high": gain.high}
+                    told |= {
+                        "fresh": gain.difference,
+                        "fresh_low": gain.low,
+                        "fresh_high": gain.high,
+                    }
                 yield {"study": "main", "suite": suite} | _plain(by_row[row.name]) | told
     for prompts, chosen in found.few.items():
         for figures in comparison(chosen).plain:
@@ -132,7 +176,9 @@ def behind(found: Runs, shown: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(figures) | {"folders": str(figures.get("folders", "")).replace(f"{ROOT.parent}/", "")}
+    return dict(figures) | {
+        "folders": str(figures.get("folders", "")).replace(f"{ROOT.parent}/", "")
+    }
 
 
 def mean_ratio(costs: Sequence[Mapping[str, Any]], part: str) -> float:
@@ -154,7 +200,9 @@ def spread(of_suites: Mapping[str, float]) -> str:
 
 def online(name: str, generates: bool) -> str:
     """Return whether a method learns from samples of the policy as it then is; RRHF's are of the start checkpoint."""
-    kind = installed().classes["methods"][name].kind if name in installed().classes["methods"] else ""
+    kind = (
+        installed().classes["methods"][name].kind if name in installed().classes["methods"] else ""
+    )
     if kind == "inference only":
         return "when it answers"
     return "yes" if generates and kind != "offline preference" else "no"
@@ -210,7 +258,11 @@ def among_the_best(name: str, figures: Mapping[str, Mapping[str, Mapping[str, An
     """Return the suites on whose table a method is bold, with its win-rate; the reference and controls are left out."""
     if any(word in name for word in CONTROLS):
         return "a control"
-    bold = [(suite, rows[name]["win_rate"]) for suite, rows in figures.items() if rows.get(name, {}).get(BOLD)]
+    bold = [
+        (suite, rows[name]["win_rate"])
+        for suite, rows in figures.items()
+        if rows.get(name, {}).get(BOLD)
+    ]
     return ", ".join(f"{suite} ({rate:.3f})" for suite, rate in bold if name != "sft") or "-"
 
 

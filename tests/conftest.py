@@ -32,7 +32,7 @@ from harness.models.generation import CachedEngine  # noqa: E402
 from harness.models.loading import frozen, scalar_from, trainable  # noqa: E402
 from harness.models.logprobs import completion_logp  # noqa: E402
 from harness.models.tokens import Tokens  # noqa: E402
-from harness.training.lab import Bench  # noqa: E402
+from harness.training.lab import Runtime  # noqa: E402
 from harness.training.trainer import Role, Trainer  # noqa: E402
 
 torch.set_num_threads(1)
@@ -49,8 +49,15 @@ def build_tokenizer(pad="<pad>", template="<s> $A", **special):
     core = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     core.pre_tokenizer = WhitespaceSplit()
     if template:
-        core.post_processor = TemplateProcessing(single=template, special_tokens=[("<s>", BOS), ("</s>", EOS)])
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": pad} | special
+        core.post_processor = TemplateProcessing(
+            single=template, special_tokens=[("<s>", BOS), ("</s>", EOS)]
+        )
+    settings = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": pad,
+    } | special
     return PreTrainedTokenizerFast(tokenizer_object=core, padding_side="left", **settings)
 
 
@@ -58,10 +65,20 @@ def build_llama(seed=0, attention="sdpa", dropout=0.0):
     """Return a random Llama whose logits are far from uniform."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(VOCABULARY), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.25, pad_token_id=PAD, bos_token_id=BOS,
-        eos_token_id=EOS, attention_dropout=dropout, attn_implementation=attention,
-    )  # fmt: skip
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.25,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        attention_dropout=dropout,
+        attn_implementation=attention,
+    )
     return frozen(LlamaForCausalLM(config))
 
 
@@ -69,10 +86,19 @@ def build_gpt2(seed=0, attention="sdpa", dropout=0.1):
     """Return a random GPT-2: absolute positions, Conv1D layers, dropout in its configuration."""
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=len(VOCABULARY), n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.25,
-        bos_token_id=BOS, eos_token_id=EOS, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+        vocab_size=len(VOCABULARY),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        initializer_range=0.25,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
         attn_implementation=attention,
-    )  # fmt: skip
+    )
     return frozen(GPT2LMHeadModel(config))
 
 
@@ -119,7 +145,9 @@ def gpt2_model():
 @pytest.fixture(scope="session")
 def build_model():
     """The factory of models: `build_model("llama" or "gpt2", seed=0, attention="sdpa", dropout=...)`."""
-    return lambda kind="llama", **options: {"llama": build_llama, "gpt2": build_gpt2}[kind](**options)
+    return lambda kind="llama", **options: {"llama": build_llama, "gpt2": build_gpt2}[kind](
+        **options
+    )
 
 
 @pytest.fixture(scope="session")
@@ -147,12 +175,14 @@ def meter():
 
 
 @pytest.fixture
-def bench(meter):
+def runtime(meter):
     """The factory of benches: `bench(temperature=1.0, max_new_tokens=8, eos=(2,), seed=0, micro_batch_tokens=64)`."""
 
-    def make(temperature=1.0, max_new_tokens=8, eos=(EOS,), seed=0, micro_batch_tokens=64, meter=meter):
+    def make(
+        temperature=1.0, max_new_tokens=8, eos=(EOS,), seed=0, micro_batch_tokens=64, meter=meter
+    ):
         sampling = Sampling(temperature, max_new_tokens)
-        return Bench(CachedEngine(set(eos)), sampling, set(eos), seed, meter, micro_batch_tokens)
+        return Runtime(CachedEngine(set(eos)), sampling, set(eos), seed, meter, micro_batch_tokens)
 
     return make
 
@@ -175,7 +205,13 @@ def make_batch(make_prompts):
     `open_ended` names the (row, completion) places whose last token is an ordinary word: cut, not ended.
     """
 
-    def make(tokens, words=(3, 1, 5, 2), lengths=((2, 4), (1, 3), (6, 2), (3, 5)), seed=0, open_ended=((3, 1),)):
+    def make(
+        tokens,
+        words=(3, 1, 5, 2),
+        lengths=((2, 4), (1, 3), (6, 2), (3, 5)),
+        seed=0,
+        open_ended=((3, 1),),
+    ):
         rng = Random(seed + 1)
 
         def ids(i, j, n):
@@ -196,12 +232,19 @@ def make_trainer(meter):
     """
 
     def make(model, micro_batch_tokens=64, sgd=False, **options):
-        options = {"learning_rate": 0.1, "lr_schedule": "constant", "warmup_ratio": 0.0, "max_grad_norm": 0.0} | options
+        options = {
+            "learning_rate": 0.1,
+            "lr_schedule": "constant",
+            "warmup_ratio": 0.0,
+            "max_grad_norm": 0.0,
+        } | options
         policy = trainable(model)
         trainer = Trainer(AdamWOptions(**options), Accelerator(), meter, micro_batch_tokens)
         trainer.add("policy", policy)
         if sgd:
-            trainer.optimizers["policy"] = torch.optim.SGD(policy.parameters(), lr=trainer.learning_rates["policy"])
+            trainer.optimizers["policy"] = torch.optim.SGD(
+                policy.parameters(), lr=trainer.learning_rates["policy"]
+            )
         return trainer, Role("policy", policy, lambda batch: completion_logp(policy, batch))
 
     return make

@@ -41,12 +41,22 @@ def samples(method: str, seed: int, n: int = PROMPTS) -> list[dict[str, Any]]:
     for i in range(n):
         text, sft_gold = HOSTILE[i % len(HOSTILE)], shared.randrange(-2, 3) / 2
         gold = rng.randrange(-2, 4) / 2
-        rows.append({
-            "prompt_id": f"test/{i}", "prompt": f"prompt {i}: {text}", "sft": f"sft {i}: {text}", "sft_gold": sft_gold,
-            "sft_proxy": sft_gold / 2, "answer": f"{method} {seed} says {i}: {text}", "gold": gold,
-            "proxy": gold + rng.uniform(-1, 1), "kl": rng.uniform(0, 5), "length": rng.randrange(1, 30),
-            "ended": rng.random() < 0.9, "win": 1.0 if gold > sft_gold else 0.5 if gold == sft_gold else 0.0,
-        })  # fmt: skip
+        rows.append(
+            {
+                "prompt_id": f"test/{i}",
+                "prompt": f"prompt {i}: {text}",
+                "sft": f"sft {i}: {text}",
+                "sft_gold": sft_gold,
+                "sft_proxy": sft_gold / 2,
+                "answer": f"{method} {seed} says {i}: {text}",
+                "gold": gold,
+                "proxy": gold + rng.uniform(-1, 1),
+                "kl": rng.uniform(0, 5),
+                "length": rng.randrange(1, 30),
+                "ended": rng.random() < 0.9,
+                "win": 1.0 if gold > sft_gold else 0.5 if gold == sft_gold else 0.0,
+            }
+        )
     return rows
 
 
@@ -68,9 +78,10 @@ PROVENANCE = {
     "versions": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
     "plugins": {"alignment-harness": "0.1.0"},
     "machine": {"system": "Linux", "processor": "<b>a processor</b>", "cores": 2},
-    "code": {"harness": "ab", "method": "cd"}, "git": {"commit": "c0ffee", "dirty": True},
+    "code": {"harness": "ab", "method": "cd"},
+    "git": {"commit": "c0ffee", "dirty": True},
     "command": ["__main__.py", "run", "--method", "it's <i>", "--seed", "0"],
-}  # fmt: skip
+}
 PAPER = {"dpo": "https://arxiv.org/abs/2305.18290", "ppo": "https://arxiv.org/abs/2203.02155"}
 
 
@@ -78,8 +89,17 @@ def study(results: Path) -> Path:
     """Write a study of two suites: SFT, PPO under a hostile label with two seeds, DPO; a failed and a refused run."""
     folders = {}
     for suite in ("toy", "<i>other"):
-        for label, method, seed in (("sft", "sft", 0), (LABEL, "ppo", 0), (LABEL, "ppo", 1), (DPO, "dpo", 0)):
-            more = {"suite": suite, "paper": PAPER.get(method, ""), "recipe": f"{method}-on-{suite}"}
+        for label, method, seed in (
+            ("sft", "sft", 0),
+            (LABEL, "ppo", 0),
+            (LABEL, "ppo", 1),
+            (DPO, "dpo", 0),
+        ):
+            more = {
+                "suite": suite,
+                "paper": PAPER.get(method, ""),
+                "recipe": f"{method}-on-{suite}",
+            }
             folders[add(results, method, seed, **more)] = label
     why = "Loss is nan: <script>window.hacked = 7</script> \u202eturned \x00 \ud800"
     put(results, failure("kto", why=why, finished_at="2026-01-01T00:00:00Z", recipe="kto-on-toy"))
@@ -91,10 +111,19 @@ def study(results: Path) -> Path:
 def write_study(results: Path, labels: dict[Path, str], name: str = "mine") -> None:
     """Write what a study leaves beside its runs."""
     cells = [
-        {"label": label, "entry": label, "method": f.parts[-2], "suite": f.parts[-3], "seed": int(f.name[4]),
-         "fingerprint": f.name, "folder": str(f.relative_to(results)), "trial": False, "refused": ""}
+        {
+            "label": label,
+            "entry": label,
+            "method": f.parts[-2],
+            "suite": f.parts[-3],
+            "seed": int(f.name[4]),
+            "fingerprint": f.name,
+            "folder": str(f.relative_to(results)),
+            "trial": False,
+            "refused": "",
+        }
         for f, label in labels.items()
-    ]  # fmt: skip
+    ]
     left = {**cells[0], "label": "grpo", "folder": "runs/toy/grpo/seed0-none"}
     cells += [left, {**left, "label": "rlvr", "refused": "toy has no verifier </td>"}]
     folder = results / "studies" / name
@@ -103,10 +132,26 @@ def write_study(results: Path, labels: dict[Path, str], name: str = "mine") -> N
     (folder / "study.toml").write_text('suites = ["toy"]  # <script>window.hacked = 8</script>\n')
     trials = [
         {"options": {}, "fingerprint": "a", "folder": "b", "status": "done", "gold": 1.25},
-        {"options": {"beta": 0.3}, "fingerprint": "c", "folder": "d", "status": "diverged", "gold": None},
+        {
+            "options": {"beta": 0.3},
+            "fingerprint": "c",
+            "folder": "d",
+            "status": "diverged",
+            "gold": None,
+        },
     ]
-    search = {"method": "dpo", "suite": "toy", "label": DPO, "row": DPO, "chosen": 0, "trials": trials}
-    write_json(folder / "tune.json", {"trials": 2, "seed": 4, "rule": "highest mean gold", "searches": [search]})
+    search = {
+        "method": "dpo",
+        "suite": "toy",
+        "label": DPO,
+        "row": DPO,
+        "chosen": 0,
+        "trials": trials,
+    }
+    write_json(
+        folder / "tune.json",
+        {"trials": 2, "seed": 4, "rule": "highest mean gold", "searches": [search]},
+    )
 
 
 def write_page(results: Path, file: Path, **asked: Any) -> Path:
@@ -117,5 +162,7 @@ def write_page(results: Path, file: Path, **asked: Any) -> Path:
 
 def browsed(text: str) -> list[dict[str, Any]]:
     """The sample browser's data in a page."""
-    found: list[dict[str, Any]] = json.loads(text.split('id="samples">')[1].split("</script>")[0])["suites"]
+    found: list[dict[str, Any]] = json.loads(text.split('id="samples">')[1].split("</script>")[0])[
+        "suites"
+    ]
     return found

@@ -32,23 +32,43 @@ from harness.models.logprobs import completion_logp
 from .test_attention import LLAMA, model_of, prompts
 from .tools import ROOT, command, fresh, on_small, only_run
 
-SPACE = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.3}
+SPACE = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "state_size": 8,
+    "initializer_range": 0.3,
+}
 MAMBA = (MambaForCausalLM, MambaConfig(**SPACE))
-MAMBA2 = (Mamba2ForCausalLM, Mamba2Config(**SPACE, num_heads=8, head_dim=8, n_groups=1, expand=2, chunk_size=8))
+MAMBA2 = (
+    Mamba2ForCausalLM,
+    Mamba2Config(**SPACE, num_heads=8, head_dim=8, n_groups=1, expand=2, chunk_size=8),
+)
 LFM2 = (
     Lfm2ForCausalLM,
     Lfm2Config(
-        vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, layer_types=["conv", "full_attention", "conv"], pad_token_id=0, initializer_range=0.3,
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention", "conv"],
+        pad_token_id=0,
+        initializer_range=0.3,
     ),
-)  # fmt: skip
-KINDS = pytest.mark.parametrize("cls, config", [MAMBA, MAMBA2, LFM2], ids=lambda x: getattr(x, "__name__", ""))
+)
+KINDS = pytest.mark.parametrize(
+    "cls, config", [MAMBA, MAMBA2, LFM2], ids=lambda x: getattr(x, "__name__", "")
+)
 
 
 def drawn(model, n=4):
     """Completions of which many end early."""
     noise = torch.rand(5 * n, 24, generator=torch.Generator().manual_seed(2))
-    return CachedEngine(set(range(0, 60, 4))).generate(model, prompts(), n, Sampling(0.8, 24), noise)
+    return CachedEngine(set(range(0, 60, 4))).generate(
+        model, prompts(), n, Sampling(0.8, 24), noise
+    )
 
 
 @KINDS
@@ -56,7 +76,11 @@ def test_a_recurrence_or_convolution_takes_a_slower_path_that_is_right(cls, conf
     model = model_of(cls, config)
     find_out(model, sharing=True)
     trunk = trunk_of(model)
-    assert not trunk.share_prompt and not trunk.share_cache and trunk.keeps_cache == (cls is Lfm2ForCausalLM)
+    assert (
+        not trunk.share_prompt
+        and not trunk.share_cache
+        and trunk.keeps_cache == (cls is Lfm2ForCausalLM)
+    )
     batch = drawn(model)
     assert len(set(batch.lengths.flatten().tolist())) > 2, "no row left on the way"
     torch.testing.assert_close(batch["logp"], completion_logp(model, batch), atol=2e-5, rtol=0)
@@ -88,8 +112,12 @@ def test_a_cache_that_gives_other_numbers_is_not_used(monkeypatch):
 
 
 def test_a_model_that_sees_padding_is_refused():
-    model = model_of(RwkvForCausalLM, RwkvConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2))
-    with pytest.raises(UsageError, match="RwkvForCausalLM cannot be used: padding before a prompt changes"):
+    model = model_of(
+        RwkvForCausalLM, RwkvConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2)
+    )
+    with pytest.raises(
+        UsageError, match="RwkvForCausalLM cannot be used: padding before a prompt changes"
+    ):
         find_out(model, sharing=True)
     check_padding(model_of(LlamaForCausalLM, LLAMA))
 
@@ -101,7 +129,9 @@ def test_costs_are_those_of_what_is_computed():
     find_out(model, sharing=True)
     batch = drawn(model, n=1)
     cost, prompt = forward_cost(model), batch.prompts.ids.shape[1]
-    read = len(batch.prompts) * prompt + sum(prompt + t for n in batch.lengths.flatten().tolist() for t in range(1, n))
+    read = len(batch.prompts) * prompt + sum(
+        prompt + t for n in batch.lengths.flatten().tolist() for t in range(1, n)
+    )
     seen = len(batch.prompts) + int(batch.lengths.sum()) - batch.lengths.numel()
     assert decode_flops(model, batch) == pytest.approx(cost.flops(read, seen, 0))
     trunk_of(model).keeps_cache = True
@@ -117,7 +147,11 @@ class Casts(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten._to_copy.default and made.dtype == torch.bfloat16 and made.dim() == 2:
+        if (
+            function is torch.ops.aten._to_copy.default
+            and made.dtype == torch.bfloat16
+            and made.dim() == 2
+        ):
             self.found[made.shape] += 1
         return made
 
@@ -160,10 +194,16 @@ def test_a_state_space_model_is_trained_end_to_end(method):
     where = fresh("mamba")
     base = AutoTokenizer.from_pretrained(ROOT / "suites" / "harness_suites" / "base")
     ids = {"eos_token_id": base.eos_token_id, "pad_token_id": base.pad_token_id}
-    MambaForCausalLM(MambaConfig(**{**SPACE, "vocab_size": len(base)}, **ids)).save_pretrained(where / "model")
+    MambaForCausalLM(MambaConfig(**{**SPACE, "vocab_size": len(base)}, **ids)).save_pretrained(
+        where / "model"
+    )
     base.save_pretrained(where / "model")
-    done = command(*on_small(method, "--model", where / "model", "--check-rollouts", results=where / "results"))
+    done = command(
+        *on_small(method, "--model", where / "model", "--check-rollouts", results=where / "results")
+    )
     assert done.code == 0, done.text
     result = json.loads((only_run(where / "results", "small", method) / "result.json").read_text())
     assert not result["runtime"]["cache_kept"] and not result["runtime"]["prompt_computed_once"]
-    assert "anew for every token (no cache)" in done.out.replace("\u2502", "").replace("\n", " ").replace("  ", " ")
+    assert "anew for every token (no cache)" in done.out.replace("\u2502", "").replace(
+        "\n", " "
+    ).replace("  ", " ")

@@ -9,11 +9,11 @@ import torch
 from harness.api.methods import GradientMethod
 from harness.api.registry import installed
 from harness.check import Options
-from harness.check.bench import Bench
 from harness.check.methods import proofs_of
+from harness.check.trials import Trials
 from harness.models.capabilities import enable_shared_cache, enable_sharing
 from harness.models.flops import forward_cost, frozen_cost
-from harness.models.initial_checkpoint import Start, merged
+from harness.models.initial_checkpoint import InitialCheckpoint, merged
 from harness.models.loading import frozen, learning, load_tensors, scalar_on, trunk_of
 from harness.models.logprobs import completion_logp, forward_flops
 from harness.models.lora import adapted, beside, load_own, own_state, size_of_adapter, unchanged
@@ -52,10 +52,16 @@ def moved(policy, seed=0):
 # -- the model ---------------------------------------------------------------------------------------------------------
 
 
-def test_weights_are_the_start_checkpoints_own_and_stay_as_they_are(plain, policy, tokens, make_batch):
+def test_weights_are_the_start_checkpoints_own_and_stay_as_they_are(
+    plain, policy, tokens, make_batch
+):
     theirs = {p.data_ptr() for p in plain.parameters()}
     own = {n: p for n, p in policy.named_parameters() if p.data_ptr() not in theirs}
-    assert own and all("lora_" in n for n in own) and {p.data_ptr() for p in policy.parameters()} > theirs
+    assert (
+        own
+        and all("lora_" in n for n in own)
+        and {p.data_ptr() for p in policy.parameters()} > theirs
+    )
     assert [n for n, p in policy.named_parameters() if p.requires_grad] == list(own)
     assert type(policy) is type(plain) and adapted(policy) and not adapted(plain)
     before, batch = copy.deepcopy(plain.state_dict()), make_batch(tokens)
@@ -67,7 +73,9 @@ def test_weights_are_the_start_checkpoints_own_and_stay_as_they_are(plain, polic
 
 def test_it_says_at_first_what_the_start_checkpoint_says(plain, policy, tokens, make_batch):
     batch = make_batch(tokens)
-    assert unchanged(policy) and torch.equal(completion_logp(policy, batch), completion_logp(plain, batch))
+    assert unchanged(policy) and torch.equal(
+        completion_logp(policy, batch), completion_logp(plain, batch)
+    )
     gap = completion_logp(moved(policy), batch) - completion_logp(plain, batch)
     assert not unchanged(policy) and float(gap.detach().abs().max()) > 1e-3
 
@@ -78,17 +86,19 @@ def test_the_seed_decides_the_adapter_and_no_other_random_number(plain):
     torch.manual_seed(5)
     one, same, other = (own_state(beside(plain, 2, 4.0, seed)) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(3), expected)
-    assert all(torch.equal(one[k], same[k]) for k in one) and not all(torch.equal(one[k], other[k]) for k in one)
+    assert all(torch.equal(one[k], same[k]) for k in one) and not all(
+        torch.equal(one[k], other[k]) for k in one
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny_model", "gpt2_model"])  # GPT-2's matrices are transposed
 def test_merged_it_is_a_plain_model_that_computes_the_same(name, request, tokens, make_batch):
     plain = frozen(copy.deepcopy(request.getfixturevalue(name)))
     policy, batch = moved(beside(plain, 3, 6.0, seed=1)), make_batch(tokens)
-    whole = merged(policy, Start.of(plain))
+    whole = merged(policy, InitialCheckpoint.of(plain))
     assert not adapted(whole) and whole.state_dict().keys() == plain.state_dict().keys()
     assert torch.allclose(completion_logp(whole, batch), completion_logp(policy, batch), atol=2e-5)
-    assert merged(whole, Start.of(plain)) is whole
+    assert merged(whole, InitialCheckpoint.of(plain)) is whole
 
 
 def test_the_product_is_scaled_by_alpha_over_rank(plain, policy):
@@ -102,7 +112,11 @@ def test_the_product_is_scaled_by_alpha_over_rank(plain, policy):
 
 def test_only_what_is_its_own_is_saved(plain, policy):
     state = {k: v.clone() for k, v in own_state(moved(policy)).items()}
-    assert sum(v.numel() for v in state.values()) == size_of_adapter(policy)[0] < 0.5 * size_of_adapter(policy)[1]
+    assert (
+        sum(v.numel() for v in state.values())
+        == size_of_adapter(policy)[0]
+        < 0.5 * size_of_adapter(policy)[1]
+    )
     again = beside(plain, 3, 6.0, seed=2)
     load_own(again, state)
     assert all(torch.equal(v, state[k]) for k, v in own_state(again).items())
@@ -111,15 +125,24 @@ def test_only_what_is_its_own_is_saved(plain, policy):
 
 
 def test_frozen_weights_cost_a_forward_and_a_passage_back(plain, tokens, make_batch):
-    batch, whole = make_batch(tokens), forward_cost(plain)  # noted in the model, of which the policy is made then
+    batch, whole = (
+        make_batch(tokens),
+        forward_cost(plain),
+    )  # noted in the model, of which the policy is made then
     policy = beside(plain, 3, 6.0, seed=1)
     with_adapter = forward_cost(policy)
     own = size_of_adapter(policy)[0]
     assert with_adapter.linear == whole.linear + own and with_adapter.head == whole.head
     assert (frozen_cost(policy).linear, frozen_cost(policy).head) == (whole.linear, whole.head)
-    tokens_read, drawn = int(batch.prompts.mask.sum() + batch["mask"].sum()), int(batch["mask"].sum())
+    tokens_read, drawn = (
+        int(batch.prompts.mask.sum() + batch["mask"].sum()),
+        int(batch["mask"].sum()),
+    )
     spared = 2 * whole.linear * tokens_read + 2 * whole.head * drawn
-    for model in (policy, plain):  # as if all of the last layer were computed: tests/test_rollout.py counts it as it is
+    for model in (
+        policy,
+        plain,
+    ):  # as if all of the last layer were computed: tests/test_rollout.py counts it as it is
         trunk_of(model).last_parts = None
         vars(model).pop("forward_cost")
     role = Role("policy", policy, lambda b: completion_logp(policy, b))
@@ -131,12 +154,17 @@ def test_frozen_weights_cost_a_forward_and_a_passage_back(plain, tokens, make_ba
 def test_a_critic_on_the_policys_trunk_leaves_frozen_what_is_frozen(policy):
     critic = scalar_on(policy)
     critic.head.requires_grad_(True)
-    assert frozen_cost(critic).linear == frozen_cost(policy).linear and frozen_cost(critic).head == 0
+    assert (
+        frozen_cost(critic).linear == frozen_cost(policy).linear and frozen_cost(critic).head == 0
+    )
 
 
 def test_it_equals_the_start_checkpoint_until_it_has_something_to_say(plain, policy, monkeypatch):
-    start = Start.of(plain)
-    monkeypatch.setattr("harness.models.initial_checkpoint.weights_digest", lambda model: pytest.fail("its weights were read"))
+    start = InitialCheckpoint.of(plain)
+    monkeypatch.setattr(
+        "harness.models.initial_checkpoint.weights_digest",
+        lambda model: pytest.fail("its weights were read"),
+    )
     assert start.equals(policy) and not start.equals(moved(policy))
 
 
@@ -150,16 +178,22 @@ class Spying(Trainer):
     def step(self, terms, progress):
         for term in terms:
             named = term.of.module.named_parameters()
-            self.learning.setdefault(term.of.name, set()).update(n for n, p in named if p.requires_grad)
+            self.learning.setdefault(term.of.name, set()).update(
+                n for n, p in named if p.requires_grad
+            )
         return super().step(terms, progress)
 
 
 def test_no_gradient_is_computed_for_the_frozen_trunk_under_a_shared_critic(registry):  # noqa: F811
-    options = Options(results=fresh("shared-critic"), settings=("lora_rank=2", "shared_critic=true"))
-    bench = Bench("ppo", "summarization", registry, options)
+    options = Options(
+        results=fresh("shared-critic"), settings=("lora_rank=2", "shared_critic=true")
+    )
+    bench = Trials("ppo", "summarization", registry, options)
     learning = bench.train(trainer_cls=Spying).trainer.learning
     bench.close()
-    assert learning.keys() == {"policy", "value"} and all("lora_" in name for name in learning["policy"])
+    assert learning.keys() == {"policy", "value"} and all(
+        "lora_" in name for name in learning["policy"]
+    )
     heads = {name for name in learning["value"] if "lora_" not in name}
     assert heads and all(name.startswith("head") for name in heads)
 
@@ -173,11 +207,14 @@ def results():
 
 
 @pytest.mark.parametrize(
-    "method", [m if m in ONE_OF_A_KIND else pytest.param(m, marks=pytest.mark.slow) for m in GRADIENT]
+    "method",
+    [m if m in ONE_OF_A_KIND else pytest.param(m, marks=pytest.mark.slow) for m in GRADIENT],
 )
 def test_a_method_passes_the_proofs_with_an_adapter(method, registry, results):  # noqa: F811
     suite = "arithmetic" if method == "rlvr" else "small"
-    bench = Bench(method, suite, registry, Options(suite=suite, results=results, settings=("lora_rank=2",)))
+    bench = Trials(
+        method, suite, registry, Options(suite=suite, results=results, settings=("lora_rank=2",))
+    )
     try:
         bench.runs()
         for proof, run in proofs_of(bench).items():
@@ -189,36 +226,70 @@ def test_a_method_passes_the_proofs_with_an_adapter(method, registry, results): 
 def test_there_is_no_second_copy_of_the_weights(results):
     """A short DPO run computes what its reference says, and so holds one."""
     elsewhere = fresh("full")
-    (trunks, sizes), full = counted(results, "dpo", "--set", "lora_rank=2")["dpo"], counted(elsewhere, "dpo")["dpo"]
+    (trunks, sizes), full = (
+        counted(results, "dpo", "--set", "lora_rank=2")["dpo"],
+        counted(elsewhere, "dpo")["dpo"],
+    )
     assert (trunks, full[0]) == (2, 2)  # modules, over one set of weights here and two there
     assert sizes < 2 and full[1] > 4  # there also two moments, each as large as the weights
-    records = [json.loads((only_run(r, "small", "dpo") / "result.json").read_text()) for r in (results, elsewhere)]
-    (held, plain), flops = [r["cost"]["models"] for r in records], [r["cost"]["method"]["flops"] for r in records]
-    assert held["reference"] == {"parameters": 0, "bytes": 0} and plain["reference"] == plain["policy"]
-    assert plain["policy"]["parameters"] < held["policy"]["parameters"] < 1.2 * plain["policy"]["parameters"]
+    records = [
+        json.loads((only_run(r, "small", "dpo") / "result.json").read_text())
+        for r in (results, elsewhere)
+    ]
+    (held, plain), flops = (
+        [r["cost"]["models"] for r in records],
+        [r["cost"]["method"]["flops"] for r in records],
+    )
+    assert (
+        held["reference"] == {"parameters": 0, "bytes": 0} and plain["reference"] == plain["policy"]
+    )
+    assert (
+        plain["policy"]["parameters"]
+        < held["policy"]["parameters"]
+        < 1.2 * plain["policy"]["parameters"]
+    )
     assert flops[0] < 0.9 * flops[1]  # no gradient of what is not trained
-    assert records[0]["runtime"]["prompt_computed_once"] and records[0]["runtime"]["last_layer_where_read"]
+    assert (
+        records[0]["runtime"]["prompt_computed_once"]
+        and records[0]["runtime"]["last_layer_where_read"]
+    )
 
 
 def test_who_asks_for_the_start_checkpoint_later_gets_the_policys_own_weights(results):
     """GRPO rolls out before it asks for a reference."""
     trunks, sizes = counted(results, "grpo", "--set", "lora_rank=2")["grpo"]
-    assert trunks == 3 and sizes < 2.6, sizes  # policy and reference over one set of weights, and the reward model
+    assert trunks == 3 and sizes < 2.6, (
+        sizes
+    )  # policy and reference over one set of weights, and the reward model
 
 
 def test_the_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
     from transformers import AutoModelForCausalLM
 
-    args = on_small("ppo", "--set", "lora_rank=2", "--set", "shared_critic=true", "--snapshots", 2, results=results)
+    args = on_small(
+        "ppo",
+        "--set",
+        "lora_rank=2",
+        "--set",
+        "shared_critic=true",
+        "--snapshots",
+        2,
+        results=results,
+    )
     done = command(*args)
     assert done.code == 0, done.text
     folder = only_run(results, "small", "ppo")
-    model, loading = AutoModelForCausalLM.from_pretrained(folder / "policy", output_loading_info=True)
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder / "policy", output_loading_info=True
+    )
     assert not loading["missing_keys"] and not loading["unexpected_keys"] and not adapted(model)
     (start,) = (results / "artifacts").glob("sft-*/model.safetensors")
     before, now = load_tensors(start), model.state_dict()
     moved_most = {n: float((now[n] - before[n]).abs().max()) for n in before}
-    assert moved_most["model.layers.0.self_attn.q_proj.weight"] > 0 and moved_most["model.embed_tokens.weight"] == 0
+    assert (
+        moved_most["model.layers.0.self_attn.q_proj.weight"] > 0
+        and moved_most["model.embed_tokens.weight"] == 0
+    )
     told = json.loads((folder / "result.json").read_text())["evaluation"]
     assert told["kl"]["mean"] > 0
     last = told["curve"][-1]
@@ -248,6 +319,8 @@ def test_a_method_that_trains_nothing_has_no_adapter(results):
 def test_without_the_package_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setattr("harness.api.methods.find_spec", lambda name: None)
     method = installed().get("methods", "dpo")
-    with pytest.raises(ValueError, match=r"needs the package peft: pip install 'alignment-harness\[lora\]'"):
+    with pytest.raises(
+        ValueError, match=r"needs the package peft: pip install 'alignment-harness\[lora\]'"
+    ):
         method(lora_rank=2).check()
     method().check()

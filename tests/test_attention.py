@@ -47,7 +47,9 @@ def prompts(b=5, q=9):
 
 def drawn(model, n=4, limit=24, temperature=0.8):
     noise = torch.rand(5 * n, limit, generator=torch.Generator().manual_seed(2))
-    return CachedEngine({0, 7, 9}).generate(model, prompts(), n, Sampling(temperature, limit), noise)
+    return CachedEngine({0, 7, 9}).generate(
+        model, prompts(), n, Sampling(temperature, limit), noise
+    )
 
 
 SHARING = [
@@ -69,7 +71,9 @@ def test_what_is_drawn_is_the_same_with_the_models_own_cache(cls, config, n):
     assert set(apart.lengths.flatten().tolist()) != {24}, "no row left on the way"
     torch.testing.assert_close(together["completion_ids"], apart["completion_ids"])
     torch.testing.assert_close(together["logp"], apart["logp"], atol=2e-5, rtol=0)
-    torch.testing.assert_close(together["logp"], completion_logp(model, together), atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        together["logp"], completion_logp(model, together), atol=2e-5, rtol=0
+    )
 
 
 def test_the_model_is_as_before():
@@ -114,7 +118,11 @@ def test_a_fault_is_found_by_the_trial(fault, monkeypatch):
         monkeypatch.setattr(honest, "by_row", lambda self, p, f=honest.by_row: f(self, p).flip(0))
     else:
         update = honest.update
-        monkeypatch.setattr(honest, "update", lambda *a: tuple(x[:, :, : max(1, x.shape[2] - 1)] for x in update(*a)))
+        monkeypatch.setattr(
+            honest,
+            "update",
+            lambda *a: tuple(x[:, :, : max(1, x.shape[2] - 1)] for x in update(*a)),
+        )
     assert not enable_shared_cache(model_of(LlamaForCausalLM, LLAMA))
 
 

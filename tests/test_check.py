@@ -46,29 +46,68 @@ def register_methods(register):
 LOSS = "        return torch.relu(1 - self.beta * (s_w - s_l))\n"
 STEP = "            lab.step(self.loss, pairs.with_columns(ref_logp=lab.reference.logp(pairs)))\n"
 BAD = {  # what is changed in the good one, which proof it must fail, and what the finding must say
-    "random": (LOSS, "        return torch.relu(1 - s_w + s_l) * torch.rand(1)\n", "deterministic", "second training"),
+    "random": (
+        LOSS,
+        "        return torch.relu(1 - s_w + s_l) * torch.rand(1)\n",
+        "deterministic",
+        "second training",
+    ),
     "counter": (STEP, "            self.beta += 1\n" + STEP, "resumable", "killed in turn"),
-    "batch mean": (LOSS, "        h = s_w - s_l\n        return 9 * (h - h.mean()) ** 2 - h\n", "micro", "tokens"),
-    "counts padding": (LOSS, "        return torch.relu(1 - s_w + s_l) / logp.shape[-1]\n", "micro-batch", "tokens"),
-    "mean": (LOSS, "        return torch.relu(1 - s_w + s_l).mean()\n", "runs", "leave the mean to the lab"),
+    "batch mean": (
+        LOSS,
+        "        h = s_w - s_l\n        return 9 * (h - h.mean()) ** 2 - h\n",
+        "micro",
+        "tokens",
+    ),
+    "counts padding": (
+        LOSS,
+        "        return torch.relu(1 - s_w + s_l) / logp.shape[-1]\n",
+        "micro-batch",
+        "tokens",
+    ),
+    "mean": (
+        LOSS,
+        "        return torch.relu(1 - s_w + s_l).mean()\n",
+        "runs",
+        "leave the mean to the lab",
+    ),
     "gold": (
-        "from dataclasses import dataclass\n", "import gc\nfrom dataclasses import dataclass\n", "declares itself", "gc"
+        "from dataclasses import dataclass\n",
+        "import gc\nfrom dataclasses import dataclass\n",
+        "declares itself",
+        "gc",
     ),
     "no help": ("  # scale", "", "declares itself", "beta have no help"),
     "no paper": ('"https://example.org"', '""', "declares itself", "`paper` is empty"),
     "undeclared": ('frozenset({"pairs"})', "frozenset()", "runs", "add 'pairs' to its `needs`"),
-    "unknown need": ('frozenset({"pairs"})', 'frozenset({"pairs", "gold"})', "declares itself", "gold"),
-    "other temperature": (STEP, STEP.replace("logp(pairs)", "logp(pairs) / 0.9"), "starts at", "differ from the"),
+    "unknown need": (
+        'frozenset({"pairs"})',
+        'frozenset({"pairs", "gold"})',
+        "declares itself",
+        "gold",
+    ),
+    "other temperature": (
+        STEP,
+        STEP.replace("logp(pairs)", "logp(pairs) / 0.9"),
+        "starts at",
+        "differ from the",
+    ),
     "end forgotten": (
         LOSS,
         "        last = batch['mask'].sum(-1, keepdim=True).long() - 1\n"
         "        kept = batch['mask'].scatter(-1, last, 0.0)\n"
         "        s_w, s_l = (kept * (logp - batch['ref_logp'])).sum(-1).unbind(1)\n" + LOSS,
-        "trains the end", "not the end-of-sequence token",
+        "trains the end",
+        "not the end-of-sequence token",
     ),
-    "row numbers": (LOSS, LOSS.replace("return ", "return torch.arange(len(logp)) * "), "order", "reverse order"),
+    "row numbers": (
+        LOSS,
+        LOSS.replace("return ", "return torch.arange(len(logp)) * "),
+        "order",
+        "reverse order",
+    ),
     "nothing back": ("        return lab.policy\n", "", "runs", "returned NoneType"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +130,9 @@ def findings(text, results, name="mine", **options):
 def test_a_good_method_passes_every_proof(results):
     found = findings(GOOD, results)
     assert len(found) == 12 and {f.status for f in found.values()} == {PASSED}, found
-    assert "3 turns" in found["runs"].told and "killed in turn 1, 2, 3 of 3" in found["resumable"].told
+    assert (
+        "3 turns" in found["runs"].told and "killed in turn 1, 2, 3 of 3" in found["resumable"].told
+    )
     text = report("mine", list(found.values()))
     assert "12 proofs, none failed" in text and text.count("\n| ") == 13
 
@@ -107,7 +148,9 @@ def test_a_bad_method_fails_for_the_right_reason(fault, results):
 
 
 def test_a_method_that_knows_its_process_fails_with_two_of_them(results):
-    ranked = "        import os\n" + LOSS.replace("return ", "return (1 + int(os.environ.get('RANK', 0))) * ")
+    ranked = "        import os\n" + LOSS.replace(
+        "return ", "return (1 + int(os.environ.get('RANK', 0))) * "
+    )
     found = findings(GOOD.replace(LOSS, ranked), results, processes=True)
     assert found.pop("process-count invariant").status == FAILED
     assert {f.status for f in found.values()} == {PASSED}
@@ -121,7 +164,9 @@ OPTIMUM = """
 """
 
 
-@pytest.mark.parametrize(("stated", "status"), [("problem.ref", PASSED), ("problem.tilted(0.2)", FAILED)])
+@pytest.mark.parametrize(
+    ("stated", "status"), [("problem.ref", PASSED), ("problem.tilted(0.2)", FAILED)]
+)
 def test_a_stated_optimum_is_compared_with_where_training_ends(stated, status, results):
     """Five steps lead nowhere: still at the start checkpoint, and far from a sharp optimum."""
     from harness.check.methods import _near
@@ -131,7 +176,9 @@ def test_a_stated_optimum_is_compared_with_where_training_ends(stated, status, r
     file.write_text(text)
     registry = installed.__wrapped__()
     load_file(registry, str(file))
-    options = Options(results=results, settings=("steps=9", "learning_rate=1e-4"), optimum_settings=("steps=5",))
+    options = Options(
+        results=results, settings=("steps=9", "learning_rate=1e-4"), optimum_settings=("steps=5",)
+    )
     found = attempt("near", lambda: _near("mine", "exact", registry, options))
     assert found.status == status and "after 5 optimiser steps" in found.told
     assert ("training was too short" in found.told) == (status == FAILED)
@@ -178,16 +225,31 @@ def test_a_method_that_makes_things_worse_does_not_beat_the_start(results):
     registry = installed.__wrapped__()
     for path in (small_suite(), file, mine):
         load_file(registry, str(path))
-    found = {f.proof: f for f in check("methods", "mine", registry, Options(suite="tiny", results=results))}
+    found = {
+        f.proof: f
+        for f in check("methods", "mine", registry, Options(suite="tiny", results=results))
+    }
     beats = found["beats SFT on tiny"]
     assert beats.status == FAILED and "not shown to be above one half" in beats.told
-    assert found["deterministic"].status == PASSED and found["reaches its optimum"].status == "skipped"
+    assert (
+        found["deterministic"].status == PASSED and found["reaches its optimum"].status == "skipped"
+    )
 
 
 def test_the_command_ends_in_its_exit_code_and_writes_a_report():
     folder = fresh("plugins")
     (folder / "mine.py").write_text(GOOD)
-    arguments = ["check", "mine", "--quick", "-p", small_suite(), "-s", "small", "-o", folder / "report.md"]
+    arguments = [
+        "check",
+        "mine",
+        "--quick",
+        "-p",
+        small_suite(),
+        "-s",
+        "small",
+        "-o",
+        folder / "report.md",
+    ]
     arguments += ["--set", "steps=500", "-p"]  # of a run of full size: the small bench stays small
     done = command(*arguments, folder / "mine.py")
     assert done.code == 0 and done.out.count("passed") == 12, done.text
@@ -204,11 +266,23 @@ def test_the_built_in_suites_pass(name, results):
 
 
 SUITE_FAULTS = {
-    "splits share prompts": ("        drawn = ", '        split = "train"\n        drawn = ', "splits are disjoint"),
-    "draws by chance": ('rng = Random(f"@NAME@/', "import random; rng = random.Random(); str(f\"", "deterministic"),
-    "judge is blind": ("return [share(asked(p), c.split()) for", "return [len(c.split()) / 9 for", "judge is fair"),
+    "splits share prompts": (
+        "        drawn = ",
+        '        split = "train"\n        drawn = ',
+        "splits are disjoint",
+    ),
+    "draws by chance": (
+        'rng = Random(f"@NAME@/',
+        'import random; rng = random.Random(); str(f"',
+        "deterministic",
+    ),
+    "judge is blind": (
+        "return [share(asked(p), c.split()) for",
+        "return [len(c.split()) / 9 for",
+        "judge is fair",
+    ),
     "no help": ("  # how many words a prompt has", "", "declares itself"),
-}  # fmt: skip
+}
 
 
 def suite_findings(text, results, name="copying"):
@@ -239,17 +313,23 @@ def test_a_bad_suite_fails_for_the_right_reason(fault, results):
 
 def test_the_labeller_of_the_embedded_suite_passes():
     found = list(check("labellers", "bradley_terry", installed(), Options(suite="summarization")))
-    assert [f.status for f in found] == [PASSED] and "prefers what the judge scores higher" in found[0].told
+    assert [f.status for f in found] == [
+        PASSED
+    ] and "prefers what the judge scores higher" in found[0].told
 
 
 CONTRARY = (
-    suite_source().replace("reverse=True", "reverse=False").replace('name = "copying_labeller"', 'name = "contrary"')
+    suite_source()
+    .replace("reverse=True", "reverse=False")
+    .replace('name = "copying_labeller"', 'name = "contrary"')
 )
 
 
 def test_a_labeller_who_prefers_the_worse_fails(results):
     file = fresh("plugins") / "contrary.py"
-    file.write_text(CONTRARY.replace('"copying_judge", "copying_labeller"', '"copying_judge", "contrary"'))
+    file.write_text(
+        CONTRARY.replace('"copying_judge", "copying_labeller"', '"copying_judge", "contrary"')
+    )
     registry = installed.__wrapped__()
     load_file(registry, str(file))
     (finding,) = check("labellers", "contrary", registry, Options(suite="copying", results=results))
@@ -262,15 +342,40 @@ def test_a_labeller_who_prefers_the_worse_fails(results):
 def installed_and_tested(folder, tmp_path, *arguments):
     """Install a project beside the environment, run its own tests, and return what a harness command prints."""
     target = tmp_path / "site"  # found by its path
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(target)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(target),
+    ]
     subprocess.run([*pip, str(folder)], check=True, capture_output=True)
     env = {**os.environ, "PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
     tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(folder), "-p", "no:cacheprovider", "-c", os.devnull],
-        capture_output=True, text=True, env=env, cwd=tmp_path,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            str(folder),
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            os.devnull,
+        ],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+    )
     assert tests.returncode == 0 and "passed" in tests.stdout, tests.stdout[-3000:]
-    told = subprocess.run([sys.executable, "-m", "harness", *arguments], capture_output=True, text=True, env=env)
+    told = subprocess.run(
+        [sys.executable, "-m", "harness", *arguments], capture_output=True, text=True, env=env
+    )
     assert told.returncode == 0, told.stderr
     return told.stdout
 
@@ -303,7 +408,16 @@ def test_the_new_projects_are_formatted(tmp_path):
         command("new", kind, name, "--folder", tmp_path)
     for arguments in (["check"], ["format", "--check"]):
         done = subprocess.run(
-            [sys.executable, "-m", "ruff", *arguments, "--config", str(ROOT / "pyproject.toml"), str(tmp_path)],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "ruff",
+                *arguments,
+                "--config",
+                str(ROOT / "pyproject.toml"),
+                str(tmp_path),
+            ],
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stdout

@@ -107,7 +107,9 @@ def faulty():
 
 
 def run_faulty(faulty, fault, where=None):
-    return command(*on_small("faulty", "-p", faulty, "--set", f"fault={fault}", results=where or results()))
+    return command(
+        *on_small("faulty", "-p", faulty, "--set", f"fault={fault}", results=where or results())
+    )
 
 
 # -- refusals before anything starts -----------------------------------------------------------------------------------
@@ -119,11 +121,20 @@ DPO, SUITE = ["-m", "dpo"], ["-s", "summarization"]
     ("arguments", "told"),
     [
         (["-m", "pp0", *SUITE], "There is no method 'pp0'. Did you mean 'ppo'?"),
-        ([*DPO, "-s", "sumarization"], "There is no suite 'sumarization'. Did you mean 'summarization'?"),
+        (
+            [*DPO, "-s", "sumarization"],
+            "There is no suite 'sumarization'. Did you mean 'summarization'?",
+        ),
         ([*DPO, *SUITE, "--set", "bta=1"], "There is no option 'bta'. Did you mean 'beta'?"),
         ([*DPO, *SUITE, "--suite-set", "labeler_bias=1"], "Did you mean 'labeller_bias'?"),
-        ([*DPO, *SUITE, "--stage-set", "stf.steps=1"], "There is no stage 'stf'. Did you mean 'sft'?"),
-        ([*DPO, *SUITE, "--stage-set", "sft.step=1"], "There is no option 'step'. Did you mean 'steps'?"),
+        (
+            [*DPO, *SUITE, "--stage-set", "stf.steps=1"],
+            "There is no stage 'stf'. Did you mean 'sft'?",
+        ),
+        (
+            [*DPO, *SUITE, "--stage-set", "sft.step=1"],
+            "There is no option 'step'. Did you mean 'steps'?",
+        ),
         ([*DPO, *SUITE, "--stage-set", "sft=1"], "There is no option ''"),
         ([*DPO, *SUITE, "--budget", "step=1"], "There is no budget 'step'. Did you mean 'steps'?"),
         ([*DPO, *SUITE, "--budget", "steps=0"], "expected a number above 0"),
@@ -145,7 +156,7 @@ DPO, SUITE = ["-m", "dpo"], ["-s", "summarization"]
         (DPO, "--suite"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
-)  # fmt: skip
+)
 def test_usage_errors(tmp_path, arguments, told):
     done = command("run", *arguments, "--quick", "--results", tmp_path / "results", cwd=tmp_path)
     assert done.code == 2 and told in done.err, done.text
@@ -155,15 +166,29 @@ def test_usage_errors(tmp_path, arguments, told):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("data = ", "not a TOML file"), ("\x00", "not a TOML file"), ('data = "a"\ndata = "b"', "not a TOML file"),
-        ('dat = "x.jsonl"', "There is no option 'dat'. Did you mean 'data'?"), ("max_rows = 1.5", "expected int"),
-        ("max_rows = true", "expected int"), ("title = 3", "expected letters"), ("", "name the rows by either"),
-        ('data = "x.jsonl"\n[stages.stf]\nsteps = 1', "There is no stage 'stf'. Did you mean 'sft'?"),
-        ('data = "x.jsonl"\n[stages.sft]\nstep = 1', "There is no option 'step'. Did you mean 'steps'?"),
-        ('data = "x.jsonl"\n[settings.dpo]\nbta = 1', "There is no option 'bta'. Did you mean 'beta'?"),
+        ("data = ", "not a TOML file"),
+        ("\x00", "not a TOML file"),
+        ('data = "a"\ndata = "b"', "not a TOML file"),
+        ('dat = "x.jsonl"', "There is no option 'dat'. Did you mean 'data'?"),
+        ("max_rows = 1.5", "expected int"),
+        ("max_rows = true", "expected int"),
+        ("title = 3", "expected letters"),
+        ("", "name the rows by either"),
+        (
+            'data = "x.jsonl"\n[stages.stf]\nsteps = 1',
+            "There is no stage 'stf'. Did you mean 'sft'?",
+        ),
+        (
+            'data = "x.jsonl"\n[stages.sft]\nstep = 1',
+            "There is no option 'step'. Did you mean 'steps'?",
+        ),
+        (
+            'data = "x.jsonl"\n[settings.dpo]\nbta = 1',
+            "There is no option 'bta'. Did you mean 'beta'?",
+        ),
         ('data = "x.jsonl"\n[setings.dpo]\nbeta = 1', "There is no option 'setings'"),
     ],
-)  # fmt: skip
+)
 def test_suite_files_that_cannot_work(tmp_path, text, told):
     (tmp_path / "mine.toml").write_text(text)
     done = command("run", *DPO, "-s", "mine.toml", "--results", tmp_path / "results", cwd=tmp_path)
@@ -171,7 +196,9 @@ def test_suite_files_that_cannot_work(tmp_path, text, told):
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("text", ["settings = 3", "[settings]\ndpo = 1", "stages = 3", "[stages]\nsft = 1"])
+@pytest.mark.parametrize(
+    "text", ["settings = 3", "[settings]\ndpo = 1", "stages = 3", "[stages]\nsft = 1"]
+)
 def test_suite_files_of_the_wrong_shape(tmp_path, text):
     test_suite_files_that_cannot_work(tmp_path, f'data = "x.jsonl"\n{text}', "mine.toml")
 
@@ -188,13 +215,34 @@ def test_an_endless_number_of_steps(tmp_path, value):
 def test_a_suite_file_whose_data_are_gone(tmp_path):
     (tmp_path / "mine.toml").write_text('data = "gone.jsonl"')
     model = ROOT / "suites" / "harness_suites" / "base"
-    done = command("run", *DPO, "-s", "mine.toml", "--model", model, "--results", tmp_path / "results", cwd=tmp_path)
-    assert done.code == 2 and "there is no" in done.err and "gone.jsonl" in done.err and "Traceback" not in done.text
+    done = command(
+        "run",
+        *DPO,
+        "-s",
+        "mine.toml",
+        "--model",
+        model,
+        "--results",
+        tmp_path / "results",
+        cwd=tmp_path,
+    )
+    assert (
+        done.code == 2
+        and "there is no" in done.err
+        and "gone.jsonl" in done.err
+        and "Traceback" not in done.text
+    )
 
 
 def test_a_model_that_is_none(tmp_path):
-    done = command("run", *DPO, *SUITE, "--model", tmp_path, "--quick", "--results", tmp_path / "results")
-    assert done.code == 2 and "A folder in Hugging Face format" in done.err and "Traceback" not in done.text, done.text
+    done = command(
+        "run", *DPO, *SUITE, "--model", tmp_path, "--quick", "--results", tmp_path / "results"
+    )
+    assert (
+        done.code == 2
+        and "A folder in Hugging Face format" in done.err
+        and "Traceback" not in done.text
+    ), done.text
 
 
 def test_an_unknown_command():
@@ -205,9 +253,16 @@ def test_an_unknown_command():
 def test_list_and_show():
     listed = command("list")
     assert listed.code == 0
-    assert all(word in listed.out for word in ("methods", "suites", "ppo", "dpo", "summarization", "alignment-harness"))
+    assert all(
+        word in listed.out
+        for word in ("methods", "suites", "ppo", "dpo", "summarization", "alignment-harness")
+    )
     shown = command("show", "dpo", "--suite", "summarization")
-    assert shown.code == 0 and "strength of the KL constraint" in shown.out and "[summarization: 0.3]" in shown.out
+    assert (
+        shown.code == 0
+        and "strength of the KL constraint" in shown.out
+        and "[summarization: 0.3]" in shown.out
+    )
     missing = command("show", "dpoo")
     assert missing.code == 2 and "Did you mean 'dpo'?" in missing.err
 
@@ -228,7 +283,11 @@ METHODS = ("sft", "dpo", "best_of_n", "ppo")
 def test_a_quick_run_end_to_end(method):
     folder = finished(method, "summarization")
     result = json.loads((folder / "result.json").read_text())
-    assert result["status"] == "finished" and result["method"] == method and result["evaluation"]["prompts"] == 64
+    assert (
+        result["status"] == "finished"
+        and result["method"] == method
+        and result["evaluation"]["prompts"] == 64
+    )
     low, high = (result["evaluation"]["win_rate"][k] for k in ("low", "high"))
     assert 0 <= low <= result["evaluation"]["win_rate"]["mean"] <= high <= 1
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
@@ -244,12 +303,19 @@ def test_a_quick_run_end_to_end(method):
     assert (cost["method"]["reward_queries"] > 0) == (method == "ppo")
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["versions"]["torch"] and provenance["code"]["harness"]
-    assert {"sft", "preferences", "reward_model", "reference_answers"} <= set(provenance["artifacts"])
-    assert all(len(digest) == 64 for digest in provenance["artifacts"].values()) and provenance["ground"]["judge"]
+    assert {"sft", "preferences", "reward_model", "reference_answers"} <= set(
+        provenance["artifacts"]
+    )
+    assert (
+        all(len(digest) == 64 for digest in provenance["artifacts"].values())
+        and provenance["ground"]["judge"]
+    )
 
 
 def test_sft_is_the_start_checkpoint_itself():
-    evaluation = json.loads((finished("sft", "summarization") / "result.json").read_text())["evaluation"]
+    evaluation = json.loads((finished("sft", "summarization") / "result.json").read_text())[
+        "evaluation"
+    ]
     assert evaluation["kl"]["mean"] == 0 and evaluation["kl"]["high"] == 0
 
 
@@ -270,20 +336,28 @@ def test_table_in_both_formats(tmp_path):
     rows = [line.split("|")[1].strip() for line in done.out.splitlines() if line.startswith("|")]
     assert rows[2] == "sft quick" and set(rows[2:]) == {f"{method} quick" for method in METHODS}
     file = tmp_path / "table.csv"
-    done = command("table", "-s", "summarization", "--results", results(), "--format", "csv", "-o", file)
+    done = command(
+        "table", "-s", "summarization", "--results", results(), "--format", "csv", "-o", file
+    )
     assert done.code == 0 and done.out == ""
     found = {row["method"]: row for row in csv.DictReader(io.StringIO(file.read_text()))}
     result = json.loads((finished("ppo", "summarization") / "result.json").read_text())
     assert float(found["ppo quick"]["kl"]) == result["evaluation"]["kl"]["mean"]
-    done = command("table", "-s", "summarization", "--results", results(), "-o", tmp_path / "no" / "where.md")
+    done = command(
+        "table", "-s", "summarization", "--results", results(), "-o", tmp_path / "no" / "where.md"
+    )
     assert done.code == 3 and "Cannot write" in done.err
 
 
 def test_plot(tmp_path):
     pytest.importorskip("matplotlib")
     finished("dpo", "summarization")
-    done = command("plot", "-s", "summarization", "--results", results(), "-o", tmp_path / "frontier.png")
-    assert done.code == 0 and (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG"), done.text
+    done = command(
+        "plot", "-s", "summarization", "--results", results(), "-o", tmp_path / "frontier.png"
+    )
+    assert done.code == 0 and (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG"), (
+        done.text
+    )
     done = command("plot", "--results", tmp_path)
     assert done.code == 2 and "Traceback" not in done.text
 
@@ -306,7 +380,9 @@ def test_a_strangers_method_in_a_plain_file_appears_in_the_table():
 def only_message(done, code, told):
     """Assert that a command ended in one message."""
     assert done.code == code and told in done.err and "Traceback" not in done.text, done.text
-    assert done.err.count("harness: ") == 1 and done.err.rstrip().splitlines()[-1].startswith("harness: ")
+    assert done.err.count("harness: ") == 1 and done.err.rstrip().splitlines()[-1].startswith(
+        "harness: "
+    )
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +400,9 @@ def test_a_loss_of_nan_is_one_message_and_a_row(diverged):
     (file,) = where.rglob("failure.json")
     recorded = json.loads(file.read_text())
     assert (
-        recorded["status"] == "diverged" and "nan" in recorded["failure"] and not (file.parent / "result.json").exists()
+        recorded["status"] == "diverged"
+        and "nan" in recorded["failure"]
+        and not (file.parent / "result.json").exists()
     )
     made = command("table", "--results", where)
     (row,) = [line for line in made.out.splitlines() if "fault=nan" in line]
@@ -338,12 +416,18 @@ def test_a_failure_says_when(diverged):
 
 def test_a_failed_run_starts_anew(diverged, faulty):
     done = run_faulty(faulty, "nan", diverged[0])
-    assert done.code == 1 and "This run failed before; it is tried again." in done.err and "step 2" in done.err
+    assert (
+        done.code == 1
+        and "This run failed before; it is tried again." in done.err
+        and "step 2" in done.err
+    )
 
 
 def test_a_stage_is_shown_with_its_options():
     done = command("show", "stage.evaluation")
-    assert done.code == 0 and "--stage-set evaluation.OPTION=VALUE" in done.out and "split" in done.out
+    assert (
+        done.code == 0 and "--stage-set evaluation.OPTION=VALUE" in done.out and "split" in done.out
+    )
     done = command("show", "stage.evaluatoin")
     only_message(done, 2, "There is no stage 'evaluatoin'. Did you mean 'evaluation'?")
 
@@ -396,9 +480,10 @@ def test_running_out_of_memory_is_one_message(faulty):
 def test_the_same_spec_gives_the_same_bytes_elsewhere(tmp_path):
     first = finished("ppo")
     done = process(
-        *on_small("ppo", results=tmp_path / "other results"), cwd=tmp_path,
+        *on_small("ppo", results=tmp_path / "other results"),
+        cwd=tmp_path,
         env={"PYTHONHASHSEED": "4242", "TZ": "Asia/Tokyo", "LC_ALL": "C"},
-    )  # fmt: skip
+    )
     assert done.code == 0, done.text
     again = only_run(tmp_path / "other results", "small", "ppo")
     assert again.name == first.name and len(outputs(first)) == 3
@@ -419,7 +504,10 @@ def test_micro_batches_and_threads_change_rounding_at_most():
     done = command(*on_small("dpo", "--micro-batch-tokens", 300, results=results()))
     assert done.code == 0, done.text
     folders = sorted((results() / "runs" / "small" / "dpo").glob("seed0-*"))
-    losses = [[json.loads(line)["loss"] for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
+    losses = [
+        [json.loads(line)["loss"] for line in (f / "metrics.jsonl").read_text().splitlines()]
+        for f in folders
+    ]
     assert len(losses) == 2 and losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
@@ -461,7 +549,11 @@ def test_another_base_model_in_the_same_folder_is_another_run():
     arguments = on_small("sft", "--model", model, results=where)
     assert command(*arguments).code == 0
     weights = load_file(model / "model.safetensors")
-    save_file({name: value + 0.01 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: value + 0.01 for name, value in weights.items()},
+        model / "model.safetensors",
+        {"format": "pt"},
+    )
     done = command(*arguments)
     assert done.code == 0 and "finished before" not in done.out, done.text
 
@@ -490,19 +582,36 @@ def run_on_file(where, rows, test=0.2):
     (where / "data.jsonl").write_text("".join(line.format(n) for n in range(rows)))
     (where / "mine.toml").write_text(MINE.format(test=test))
     model = ROOT / "suites" / "harness_suites" / "base"
-    return command("run", "-m", "dpo", "-s", "mine.toml", "--model", model, "--results", where / "results", cwd=where)
+    return command(
+        "run",
+        "-m",
+        "dpo",
+        "-s",
+        "mine.toml",
+        "--model",
+        model,
+        "--results",
+        where / "results",
+        cwd=where,
+    )
 
 
 def test_a_run_on_a_preference_file(tmp_path):
     done = run_on_file(tmp_path, 60)
     assert done.code == 0, done.text
-    result = json.loads(only_run(tmp_path / "results", "mine", "dpo").joinpath("result.json").read_text())
-    assert result["evaluation"]["prompts"] >= 2 and result["ground"]["judge"].startswith("reward_model_judge")
+    result = json.loads(
+        only_run(tmp_path / "results", "mine", "dpo").joinpath("result.json").read_text()
+    )
+    assert result["evaluation"]["prompts"] >= 2 and result["ground"]["judge"].startswith(
+        "reward_model_judge"
+    )
     assert result["cost"]["labels"] < 60 and "rouge" in result["evaluation"]
 
 
 def test_a_single_evaluation_prompt_is_no_traceback(tmp_path):
     places = sorted(derive("split", 0, f"the mayor sold {n} bridge .") / 2**63 for n in range(60))
-    done = run_on_file(tmp_path, 60, (places[0] + places[1]) / 2)  # exactly one prompt falls to the test split
+    done = run_on_file(
+        tmp_path, 60, (places[0] + places[1]) / 2
+    )  # exactly one prompt falls to the test split
     assert "leave none for" not in done.err
     assert "Traceback" not in done.text, done.text

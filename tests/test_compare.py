@@ -32,17 +32,28 @@ def sample(i, gold=1.0, win=None, **more):
     """A plausible line of samples.jsonl; SFT has gold 1 everywhere."""
     win = (gold > 1) + 0.5 * (gold == 1) if win is None else win
     return {
-        "prompt_id": f"test/{i}", "prompt": f"prompt {i}", "answer": "w " * (8 + i % 3), "sft": "w " * (8 + i % 2),
-        "gold": gold, "sft_gold": 1.0, "win": float(win), "kl": 2.0 + 0.01 * i, "length": 8 + i % 3, "ended": True,
-        "proxy": gold / 2, "sft_proxy": 0.5,
-    } | more  # fmt: skip
+        "prompt_id": f"test/{i}",
+        "prompt": f"prompt {i}",
+        "answer": "w " * (8 + i % 3),
+        "sft": "w " * (8 + i % 2),
+        "gold": gold,
+        "sft_gold": 1.0,
+        "win": float(win),
+        "kl": 2.0 + 0.01 * i,
+        "length": 8 + i % 3,
+        "ended": True,
+        "proxy": gold / 2,
+        "sft_proxy": 0.5,
+    } | more
 
 
 def add(results, method, golds, seed=0, **more):
     """Put a run whose answers have these gold scores below a results folder; return its folder."""
     told = record(method, seed, **more)
     put(results, told)
-    folder = max((results / "runs" / told["suite"] / method).iterdir(), key=lambda f: f.stat().st_mtime_ns)
+    folder = max(
+        (results / "runs" / told["suite"] / method).iterdir(), key=lambda f: f.stat().st_mtime_ns
+    )
     return answered(folder, [sample(i, g) for i, g in enumerate(golds)])
 
 
@@ -74,7 +85,9 @@ def two(tmp_path):
 
 
 def text(found):
-    return "\n".join(p if isinstance(p, str) else "\n".join("  ".join(row) for row in p) for p in parts(found))
+    return "\n".join(
+        p if isinstance(p, str) else "\n".join("  ".join(row) for row in p) for p in parts(found)
+    )
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -119,7 +132,10 @@ def test_equal_runs_are_not_distinguishable_and_power_is_told(tmp_path):
 
 def test_what_can_be_found_shrinks_where_methods_share_prompts():
     x = np.array([[1.0, 0.0] * 32])
-    apart, alike = np.array([[1.0, 1.0, 0.0, 0.0] * 16]), np.array([[1.0, 0.0] * 30 + [0.0, 1.0] * 2])
+    apart, alike = (
+        np.array([[1.0, 1.0, 0.0, 0.0] * 16]),
+        np.array([[1.0, 0.0] * 30 + [0.0, 1.0] * 2]),
+    )
     assert detectable(x, alike) < 0.7 * detectable(x, apart)
 
 
@@ -138,18 +154,31 @@ def test_one_seed_of_one_is_told(tmp_path):
     for seed in range(2):
         add(tmp_path, "dpo", golds(48), seed)
     add(tmp_path, "ipo", golds(24))
-    assert "one seed of ipo: that checkpoint" in compared(tmp_path, ("dpo", "ipo"), Filter()).verdict
+    assert (
+        "one seed of ipo: that checkpoint" in compared(tmp_path, ("dpo", "ipo"), Filter()).verdict
+    )
 
 
 def test_accuracy_is_compared_prompt_by_prompt_where_each_answer_has_a_verdict(two):
-    right = {"dpo": [float(i % 4 > 0) for i in range(PROMPTS)], "ipo": [float(i % 2) for i in range(PROMPTS)]}
+    right = {
+        "dpo": [float(i % 4 > 0) for i in range(PROMPTS)],
+        "ipo": [float(i % 2) for i in range(PROMPTS)],
+    }
     for method, verdicts in right.items():
         (folder,) = (two / "runs" / "toy" / method).iterdir()
         told = json.loads((folder / "result.json").read_text())
-        told["evaluation"]["accuracy"] = {"mean": fmean(verdicts), "low": 0.0, "high": 1.0, "n": PROMPTS}
+        told["evaluation"]["accuracy"] = {
+            "mean": fmean(verdicts),
+            "low": 0.0,
+            "high": 1.0,
+            "n": PROMPTS,
+        }
         write_json(folder / "result.json", told)
         rows = read_rows(folder / "samples.jsonl")
-        write_rows(folder / "samples.jsonl", [row | {"accuracy": v} for row, v in zip(rows, verdicts, strict=True)])
+        write_rows(
+            folder / "samples.jsonl",
+            [row | {"accuracy": v} for row, v in zip(rows, verdicts, strict=True)],
+        )
     (found,) = [m for m in compared(two, ("dpo", "ipo"), Filter()).measures if m.name == "accuracy"]
     assert (found.a, found.b) == (0.75, 0.5)
     assert found.difference == compare(*(np.array([right[m]]) for m in ("dpo", "ipo")))
@@ -157,9 +186,13 @@ def test_accuracy_is_compared_prompt_by_prompt_where_each_answer_has_a_verdict(t
 
 def test_accuracy_of_a_record_without_verdicts_has_means_and_no_interval(tmp_path):
     for method, mean in (("dpo", 0.75), ("ipo", 0.5)):
-        made = record(method)["evaluation"] | {"accuracy": {"mean": mean, "low": 0.4, "high": 0.9, "n": 64}}
+        made = record(method)["evaluation"] | {
+            "accuracy": {"mean": mean, "low": 0.4, "high": 0.9, "n": 64}
+        }
         add(tmp_path, method, golds(32), evaluation=made)
-    (found,) = [m for m in compared(tmp_path, ("dpo", "ipo"), Filter()).measures if m.name == "accuracy"]
+    (found,) = [
+        m for m in compared(tmp_path, ("dpo", "ipo"), Filter()).measures if m.name == "accuracy"
+    ]
     assert (found.a, found.b, found.difference) == (0.75, 0.5, None)
 
 
@@ -176,8 +209,14 @@ def test_costs_are_ratios(two):
     write_json(folder / "result.json", told)
     found = compared(two, ("dpo", "ipo"), Filter())
     costs = {c.label: c.both for c in found.costs}
-    assert costs["training FLOPs"] == (6e12, 3e12) and costs["labels"] == (720, 720) and "AI labels" not in costs
-    assert "training FLOPs  6 T  3 T  2.00" in text(found) and "reward queries  0  0  -" in text(found)
+    assert (
+        costs["training FLOPs"] == (6e12, 3e12)
+        and costs["labels"] == (720, 720)
+        and "AI labels" not in costs
+    )
+    assert "training FLOPs  6 T  3 T  2.00" in text(found) and "reward queries  0  0  -" in text(
+        found
+    )
 
 
 def test_examples_are_the_extremes(two):
@@ -187,13 +226,21 @@ def test_examples_are_the_extremes(two):
     rows[7] |= {"gold": -3.0, "answer": "ours worst"}
     answered(folder, rows)
     best, worst = compared(two, ("dpo", "ipo"), Filter()).examples
-    assert "A is ahead by most gold (+7.00) on prompt test/5" in best.title and best.gold == (9.0, 2.0)
-    assert "B is ahead by most gold (+5.00) on prompt test/7" in worst.title and worst.answers[0] == "ours worst"
+    assert "A is ahead by most gold (+7.00) on prompt test/5" in best.title and best.gold == (
+        9.0,
+        2.0,
+    )
+    assert (
+        "B is ahead by most gold (+5.00) on prompt test/7" in worst.title
+        and worst.answers[0] == "ours worst"
+    )
 
 
 def test_length_control_takes_characters(two):
     a, _ = compared(two, ("dpo", "ipo"), Filter()).controlled
-    assert 0 < a.win_rate.low < a.win_rate.mean < a.win_rate.high < 1 and a.win_rate.prompts == PROMPTS
+    assert (
+        0 < a.win_rate.low < a.win_rate.mean < a.win_rate.high < 1 and a.win_rate.prompts == PROMPTS
+    )
 
 
 def test_options_that_differ_are_told(two):
@@ -218,7 +265,9 @@ def test_runs_are_named_by_folder_too(two):
 def test_two_runs_of_one_name_are_told_apart(two):
     other = add(two, "dpo", golds(30), options={"beta": 0.5, "epochs": 1.0}, recipe="other")
     (first,) = [f for f in other.parent.iterdir() if f != other]
-    assert compared(two, (str(first), str(other)), Filter()).verdict.startswith("dpo seed 0 (A) beats dpo seed 0 (B)")
+    assert compared(two, (str(first), str(other)), Filter()).verdict.startswith(
+        "dpo seed 0 (A) beats dpo seed 0 (B)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -252,7 +301,9 @@ def test_unlike_ground_is_refused_by_name(two):
 
 def test_a_run_that_failed_cannot_be_compared(two):
     put(two, failure("kto"))
-    with pytest.raises(UsageError, match="kto has no finished run to compare. It failed: The loss is nan"):
+    with pytest.raises(
+        UsageError, match="kto has no finished run to compare. It failed: The loss is nan"
+    ):
         compared(two, ("dpo", "kto"), Filter())
 
 
@@ -267,14 +318,18 @@ def test_samples_of_other_prompts_are_refused(two):
 def test_samples_that_are_not_those_of_the_record_are_refused(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     write_rows(folder / "samples.jsonl", [sample(i, g) for i, g in enumerate(golds(50))])
-    with pytest.raises(HarnessError, match="the mean of win in samples.jsonl is 0.78125, and result.json says 0.75"):
+    with pytest.raises(
+        HarnessError, match="the mean of win in samples.jsonl is 0.78125, and result.json says 0.75"
+    ):
         compared(two, ("dpo", "ipo"), Filter())
 
 
 @pytest.mark.parametrize("column", ["win", "gold"])
 def test_samples_without_scores_are_refused(two, column):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
-    write_rows(folder / "samples.jsonl", [sample(i, g) | {column: None} for i, g in enumerate(golds(48))])
+    write_rows(
+        folder / "samples.jsonl", [sample(i, g) | {column: None} for i, g in enumerate(golds(48))]
+    )
     with pytest.raises(HarnessError, match=f"no {column} scores in its samples.jsonl"):
         compared(two, ("dpo", "ipo"), Filter())
 
@@ -290,7 +345,10 @@ def test_options_that_choose_nothing_are_refused(two):
 
 def test_one_screen(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
-    rows = [sample(i, g, answer="\x1b[31mred\x07 " + "long " * 99, prompt="p\n" * 99) for i, g in enumerate(golds(48))]
+    rows = [
+        sample(i, g, answer="\x1b[31mred\x07 " + "long " * 99, prompt="p\n" * 99)
+        for i, g in enumerate(golds(48))
+    ]
     answered(folder, rows)
     done = process("compare", "dpo", "ipo", "--results", two)
     assert done.code == 0, done.text
@@ -313,4 +371,9 @@ def test_json_has_everything_and_no_nan(two):
 
 def test_a_refusal_is_one_line_and_exit_code_2(two):
     done = process("compare", "dpo", "ip", "--results", two)
-    assert done.code == 2 and done.out == "" and done.err.count("\n") == 1 and "Did you mean 'ipo'?" in done.err
+    assert (
+        done.code == 2
+        and done.out == ""
+        and done.err.count("\n") == 1
+        and "Did you mean 'ipo'?" in done.err
+    )

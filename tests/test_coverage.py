@@ -13,13 +13,18 @@ from harness.statistics import compare, intervals, length, power
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(61)
 CELLS = 1_000_000  # drawn at once
 WIN_RATES = {  # log-odds, sd of prompts' log-odds, share of ties: the win-rates are 0.5, 0.9, 0.5, 0.95 and 0.6
-    "even": (0.0, 1.0, 0.0), "high": (2.5, 1.0, 0.0), "ties": (0.0, 1.0, 0.7), "alike": (3.0, 0.0, 0.0),
+    "even": (0.0, 1.0, 0.0),
+    "high": (2.5, 1.0, 0.0),
+    "ties": (0.0, 1.0, 0.7),
+    "alike": (3.0, 0.0, 0.0),
     "decided": (1.0, 3.0, 0.2),
-}  # fmt: skip
+}
 
 
 def mean_of(odds, sd, ties):
-    return ties / 2 + (1 - ties) * float(WEIGHTS @ length.sigmoid(odds + sd * NODES) / WEIGHTS.sum())
+    return ties / 2 + (1 - ties) * float(
+        WEIGHTS @ length.sigmoid(odds + sd * NODES) / WEIGHTS.sum()
+    )
 
 
 def outcomes(rng, shape, odds, seed_sd, prompt_sd, ties):
@@ -72,7 +77,10 @@ def test_win_rates_of_an_algorithm(seeds, kind, seed_sd):
 def test_many_prompts_many_seeds():
     for seeds, seed_sd in ((3, 0.0), (3, 0.05), (10, 0.05)):
         assert 0.93 <= covered((900, seeds, 2048), "high", seed_sd) <= 0.99
-    for kind in ("high", "alike"):  # where skewed seeds dominate, with more studies: 94.2 and 93.7 % of 4000
+    for kind in (
+        "high",
+        "alike",
+    ):  # where skewed seeds dominate, with more studies: 94.2 and 93.7 % of 4000
         assert 0.93 <= covered((3000, 10, 256), kind, 0.6) <= 0.99
 
 
@@ -84,7 +92,9 @@ def test_a_known_limit():
 
 def test_negative_controls_of_coverage():
     assert covered((1500, 3, 512), "even", 0.1, blind_to_seeds) < 0.85
-    assert covered((1500, 1, 512), "even", 0.1) < 0.87  # one seed says nothing of the algorithm: so the label
+    assert (
+        covered((1500, 1, 512), "even", 0.1) < 0.87
+    )  # one seed says nothing of the algorithm: so the label
 
     def plain(scores):
         found = intervals.parts(scores)
@@ -106,11 +116,15 @@ def squares(rng, n, seeds, a, b, e, prompts=512):
     msa = (a + e) * rng.chisquare(d, n) / d
     msb = (b + e) * rng.chisquare(prompts - 1, n) / (prompts - 1)
     mse = e * rng.chisquare(d * (prompts - 1), n) / (d * (prompts - 1))
-    found = intervals.Parts(np.zeros(n), msa, np.full(n, d), np.maximum(msb - mse, 0), prompts - 1, mse)
+    found = intervals.Parts(
+        np.zeros(n), msa, np.full(n, d), np.maximum(msb - mse, 0), prompts - 1, mse
+    )
     return found, msb, np.abs(rng.normal(size=n)) * np.sqrt(a + b + e)
 
 
-SHARES = [(a, b, 1 - b) for a in (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0) for b in (0.1, 0.5, 0.9)]  # of seeds
+SHARES = [
+    (a, b, 1 - b) for a in (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0) for b in (0.1, 0.5, 0.9)
+]  # of seeds
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
@@ -132,7 +146,9 @@ def test_banerjee_covers_whatever_the_shares_and_satterthwaite_does_not(seeds):
 def test_t_over_seeds_alone_where_seeds_are_all():
     same = np.random.default_rng(0).normal(size=(3, 1)) * np.ones((1, 400))
     found = intervals.two_way_interval(same)
-    assert (found.high - found.low) / 2 == pytest.approx(t_quantile(0.975, 2) * same[:, 0].std(ddof=1) / np.sqrt(3))
+    assert (found.high - found.low) / 2 == pytest.approx(
+        t_quantile(0.975, 2) * same[:, 0].std(ddof=1) / np.sqrt(3)
+    )
 
 
 @pytest.mark.parametrize("draw", ["normal", "exponential"])
@@ -141,14 +157,21 @@ def test_differences(draw, paired):
     """Gold scores, skewed or not; the same prompts, seeds that share a part or not. The true difference is 0."""
     rng = np.random.default_rng(1)
     noise = getattr(rng, draw)
-    for one, other in ((1, 1), (2, 2), (3, 3), (5, 5)) if paired else ((1, 1), (2, 2), (3, 3), (5, 5), (3, 10), (1, 5)):
+    for one, other in (
+        ((1, 1), (2, 2), (3, 3), (5, 5))
+        if paired
+        else ((1, 1), (2, 2), (3, 3), (5, 5), (3, 10), (1, 5))
+    ):
         for seed_sd in (0.0, 0.08, 0.5):
             if min(one, other) == 1 and seed_sd > 0:
                 continue  # its seed is not seen: the label says so
             r, p = 1500, 128
             hard, luck = noise(size=(r, 1, p)), rng.normal(size=(r, max(one, other), 1)) * seed_sd
             a, b = (
-                hard + noise(size=(r, s, p)) + scale * rng.normal(size=(r, s, 1)) + paired * luck[:, :s]
+                hard
+                + noise(size=(r, s, p))
+                + scale * rng.normal(size=(r, s, 1))
+                + paired * luck[:, :s]
                 for s, scale in ((one, seed_sd), (other, seed_sd / 2))
             )
             found = compare.difference_parts(a, b, paired)
@@ -163,7 +186,9 @@ def tables(methods, seeds, seed_sd, prompts=96, shift=0.0, ties=True, seed=0, co
     for _ in range(count):
         hard = rng.normal(size=prompts)
         latent = (
-            hard + rng.normal(size=(methods, seeds, prompts)) + sd[:, None, None] * rng.normal(size=(methods, seeds, 1))
+            hard
+            + rng.normal(size=(methods, seeds, prompts))
+            + sd[:, None, None] * rng.normal(size=(methods, seeds, 1))
         )
         latent[0] += shift
         scores = np.where(np.abs(latent) < 0.2, 0.5, latent > 0) if ties else latent
@@ -202,7 +227,9 @@ def test_false_bold(methods, seeds):
 @pytest.mark.parametrize("noisy", ["one", "half"])
 def test_false_bold_where_methods_vary_unlike(noisy):
     sd = np.array([0.6 if (i == 0 if noisy == "one" else i % 2) else 0.02 for i in range(8)])
-    assert false_bold(tables(8, 3, sd, ties=False, count=300)) <= 0.06  # 0.045 by 20,000 chi-squared tables
+    assert (
+        false_bold(tables(8, 3, sd, ties=False, count=300)) <= 0.06
+    )  # 0.045 by 20,000 chi-squared tables
 
 
 def simple_pool(table):
@@ -214,7 +241,9 @@ def simple_pool(table):
     for i, a in enumerate(names):
         for b in names[:i]:
             found = compare.difference_parts(arrays[a], arrays[b])
-            found = intervals.Parts(**{**found.__dict__, "seeds": np.array(2 * pool / 3), "df": np.array(float(df))})
+            found = intervals.Parts(
+                **{**found.__dict__, "seeds": np.array(2 * pool / 3), "df": np.array(float(df))}
+            )
             p.append(float(intervals.p_value(found)))
     return {"all": min(compare.holm(p)) > 0.05}
 
@@ -225,7 +254,12 @@ def test_negative_controls_of_bold():
 
     def family_of_the_best(table):
         best = max(table, key=lambda name: table[name].mean())
-        return {"all": min(compare.holm([c.p for pair, c in compare.all_pairs(table).items() if best in pair])) > 0.05}
+        return {
+            "all": min(
+                compare.holm([c.p for pair, c in compare.all_pairs(table).items() if best in pair])
+            )
+            > 0.05
+        }
 
     def blind(table):
         return compare.best_group({name: scores.reshape(1, -1) for name, scores in table.items()})
@@ -242,11 +276,18 @@ def test_a_wild_method_does_not_make_everything_bold(monkeypatch):
 
     def separated():
         wild = np.array([0.1] + 6 * [0.1] + [6.0])
-        found = [compare.all_pairs(table) for table in tables(8, 3, wild, shift=1.5, ties=False, count=40)]
-        return np.mean([[pairs["m0", f"m{i}"].adjusted < 0.05 for i in range(1, 7)] for pairs in found])
+        found = [
+            compare.all_pairs(table)
+            for table in tables(8, 3, wild, shift=1.5, ties=False, count=40)
+        ]
+        return np.mean(
+            [[pairs["m0", f"m{i}"].adjusted < 0.05 for i in range(1, 7)] for pairs in found]
+        )
 
     assert separated() > 0.95
-    monkeypatch.setattr(compare, "_without_outliers", lambda variances, d: np.ones(len(d), dtype=bool))
+    monkeypatch.setattr(
+        compare, "_without_outliers", lambda variances, d: np.ones(len(d), dtype=bool)
+    )
     assert separated() < 0.7  # negative control: the wild one is part of the pool
 
 
@@ -264,7 +305,9 @@ def test_length_controlled_win_rates(seeds):
         gap = 0.8 * rng.normal(size=(seeds, 200)) - 0.4 + rng.normal(size=200)
         theta = 0.6 + (0.1 * rng.normal(size=(seeds, 1)) if seeds > 1 else 0.0)
         p = length.sigmoid(theta - 1.2 * length.length_feature(gap, 0 * gap))
-        found = length.length_controlled((rng.random(p.shape) < p).astype(float), -gap, np.zeros(200)).win_rate
+        found = length.length_controlled(
+            (rng.random(p.shape) < p).astype(float), -gap, np.zeros(200)
+        ).win_rate
         held.append(found.low <= float(length.sigmoid(0.6)) <= found.high)
     assert 0.93 <= np.mean(held) <= 0.99
 
@@ -281,6 +324,10 @@ def test_power_is_how_often_effects_are_found(difference):
         noise = shared * rng.normal(size=(r, 1, p)) + rest * rng.normal(size=(r, s, p))
         return noise + design.seed_sd * rng.normal(size=(r, s, 1))
 
-    found = compare.difference_parts(scores() + effect, scores()) if difference else intervals.parts(scores() + effect)
+    found = (
+        compare.difference_parts(scores() + effect, scores())
+        if difference
+        else intervals.parts(scores() + effect)
+    )
     detected = float((np.abs(found.mean) > intervals.half_width(found)).mean())
     assert detected == pytest.approx(0.8, abs=0.04)

@@ -25,9 +25,15 @@ ENDS = {0, 7, 9}
 def model_on(device, dtype=torch.float32):
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=60,
-        intermediate_size=64, initializer_range=0.3, max_position_embeddings=128,
-    )  # fmt: skip
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=60,
+        intermediate_size=64,
+        initializer_range=0.3,
+        max_position_embeddings=128,
+    )
     model = LlamaForCausalLM(config).eval().to(device)
     trunk_of(model).compute_dtype = dtype
     assert enable_shared_cache(model) and enable_sharing(model)
@@ -70,7 +76,9 @@ def test_static_storage_gives_the_numbers_of_the_growing_one(fault, monkeypatch)
     plain = drawn(CachedEngine(ENDS), model, "cpu")
     if fault == "unwritten is seen":
         honest = GraphedDecoding.cache_class.scores
-        monkeypatch.setattr(GraphedDecoding.cache_class, "scores", lambda self, *a: honest(self, *a) - self.hidden)
+        monkeypatch.setattr(
+            GraphedDecoding.cache_class, "scores", lambda self, *a: honest(self, *a) - self.hidden
+        )
     elif fault == "one place late":
         monkeypatch.setattr(GraphedDecoding.cache_class, "advance", lambda self: None)
     static = drawn(Engine(ENDS), model, "cpu")
@@ -85,17 +93,34 @@ def test_recording_is_refused_where_it_cannot_be():
     with pytest.raises(UsageError, match="there is no GPU under this run"):
         drawn(GraphEngine(ENDS), model_on("cpu"), "cpu")
     results = fresh("graphs")
-    done = command("run", "-m", "sft", "-s", "exact", "--quick", "--engine", "cuda_graphs", "--device", "cpu",
-                   "--results", results)  # fmt: skip
+    done = command(
+        "run",
+        "-m",
+        "sft",
+        "-s",
+        "exact",
+        "--quick",
+        "--engine",
+        "cuda_graphs",
+        "--device",
+        "cpu",
+        "--results",
+        results,
+    )
     assert done.code == 2 and "Use --engine hf" in done.text and "Traceback" not in done.text
-    assert not list(results.glob("runs/*/*/*")) and not (results / "artifacts").exists()  # before anything is made
+    assert (
+        not list(results.glob("runs/*/*/*")) and not (results / "artifacts").exists()
+    )  # before anything is made
 
 
 @NEEDS_GPU
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_recorded_decoding_says_what_the_plain_one_says(dtype):
     model = model_on("cuda", dtype)
-    plain, recorded = drawn(CachedEngine(ENDS), model, "cuda"), drawn(GraphEngine(ENDS), model, "cuda")
+    plain, recorded = (
+        drawn(CachedEngine(ENDS), model, "cuda"),
+        drawn(GraphEngine(ENDS), model, "cuda"),
+    )
     told = completion_logp(model, recorded)
     off = (told - recorded["logp"]).abs().max()
     assert off < (1e-4 if dtype == torch.float32 else 0.3)
@@ -113,7 +138,9 @@ def test_the_packed_layout_agrees_on_a_gpu():
     for layout in ("packed", "padded"):
         with padded([model] if layout == "padded" else []):
             logp = completion_logp(model, batch)
-        (gradient,) = torch.autograd.grad((logp * batch["mask"]).sum(), [model.model.layers[0].mlp.up_proj.weight])
+        (gradient,) = torch.autograd.grad(
+            (logp * batch["mask"]).sum(), [model.model.layers[0].mlp.up_proj.weight]
+        )
         grads.append((logp.detach(), gradient))
     torch.testing.assert_close(grads[0][0], grads[1][0], atol=1e-4, rtol=0)
     assert (grads[0][1] - grads[1][1]).norm() / grads[1][1].norm() < 1e-4
@@ -126,8 +153,20 @@ def test_a_run_on_a_gpu_is_the_same_bytes_twice(method, engine):
     found = []
     for turn in range(2):
         where = fresh(f"cuda{turn}")
-        done = command("run", "-m", method, "-s", "summarization", "--quick", "--device", "cuda", "--engine", engine,
-                       "--results", where)  # fmt: skip
+        done = command(
+            "run",
+            "-m",
+            method,
+            "-s",
+            "summarization",
+            "--quick",
+            "--device",
+            "cuda",
+            "--engine",
+            engine,
+            "--results",
+            where,
+        )
         assert done.code == 0, done.text
         (result,) = Path(where).rglob("result.json")
         found.append(json.loads(result.read_text())["evaluation"])
@@ -136,6 +175,18 @@ def test_a_run_on_a_gpu_is_the_same_bytes_twice(method, engine):
 
 @NEEDS_GPU
 def test_bf16_runs_on_a_gpu():
-    done = command("run", "-m", "ppo", "-s", "summarization", "--quick", "--device", "cuda", "--dtype", "bfloat16",
-                   "--results", fresh("bf16"))  # fmt: skip
+    done = command(
+        "run",
+        "-m",
+        "ppo",
+        "-s",
+        "summarization",
+        "--quick",
+        "--device",
+        "cuda",
+        "--dtype",
+        "bfloat16",
+        "--results",
+        fresh("bf16"),
+    )
     assert done.code == 0, done.text

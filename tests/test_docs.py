@@ -13,7 +13,11 @@ from harness.cli.app import cli
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PLUGINS = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-HOOKS = {name: f for name, f in vars(hookspecs).items() if inspect.isfunction(f) and hasattr(f, "harness_spec")}
+HOOKS = {
+    name: f
+    for name, f in vars(hookspecs).items()
+    if inspect.isfunction(f) and hasattr(f, "harness_spec")
+}
 
 
 def test_every_hook_is_documented_with_its_arguments():
@@ -37,7 +41,11 @@ def test_the_example_in_the_readme_is_the_file():
 @pytest.mark.parametrize("folder", ["harness", "plugins/harness_plugins", "suites/harness_suites"])
 def test_the_tree_in_the_readme_is_the_tree(folder):
     tree = README[README.index("harness/  ") : README.index("tests/\n```")]
-    there = {p.stem for p in (ROOT / folder).iterdir() if p.suffix == ".py" and not p.stem.startswith("__")}
+    there = {
+        p.stem
+        for p in (ROOT / folder).iterdir()
+        if p.suffix == ".py" and not p.stem.startswith("__")
+    }
     hidden = {"errors", "engine_hf", "console", "reporters", "pretrain", "suite_file", "record"}
     assert [name for name in sorted(there - hidden) if not re.search(rf"\b{name}\b", tree)] == []
 
@@ -55,7 +63,9 @@ def test_commands_in_the_readme_exist():
 def test_the_tables_in_the_readme_are_the_committed_ones():
     filled = runpy.run_path(str(ROOT / "results" / "readme.py"))["filled"]
     assert "| ppo" in README and filled(README) == README
-    assert filled(README.replace("| ppo", "| ppx")) == README  # negative control: an edited table is seen
+    assert (
+        filled(README.replace("| ppo", "| ppx")) == README
+    )  # negative control: an edited table is seen
 
 
 def test_no_figure_is_left_to_fill_in():
@@ -69,7 +79,9 @@ def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
     from .tools import small_suite
 
     (code,) = re.findall(r"```python\n(@dataclass\n.*?)```", PLUGINS, re.DOTALL)
-    head = "from dataclasses import dataclass\n\nfrom harness import OnPolicyOptions, hookimpl\n\n\n"
+    head = (
+        "from dataclasses import dataclass\n\nfrom harness import OnPolicyOptions, hookimpl\n\n\n"
+    )
     tail = "\n\n@hookimpl\ndef register_methods(register):\n    register(Reinforce)\n"
     file = tmp_path / "guide.py"
     file.write_text(head + code + tail)
@@ -81,17 +93,24 @@ def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
     assert len(findings) == 13 and [f for f in findings if f.status == FAILED] == []
 
 
-def test_the_statistics_in_the_guide_to_tables_are_over_runs_by_suites(tmp_path, monkeypatch, capsys):
+def test_the_statistics_in_the_guide_to_tables_are_over_runs_by_suites(
+    tmp_path, monkeypatch, capsys
+):
     from harness.statistics.aggregate import iqm
 
     from .toy_runs import run
 
     suites, told = ("summarization", "helpfulness", "arithmetic"), {}
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tables.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "tables.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     monkeypatch.chdir(tmp_path)
     for seed in range(3):
         for method, kl in (("sft", 0.01), ("dpo", 1.0), ("ppo", 2.0)):
-            made = [run(tmp_path / "results", method, seed, kl + 0.1 * i, suite=s) for i, s in enumerate(suites)]
+            made = [
+                run(tmp_path / "results", method, seed, kl + 0.1 * i, suite=s)
+                for i, s in enumerate(suites)
+            ]
             told.setdefault(method, []).append([r["evaluation"]["win_rate"]["mean"] for r in made])
         if seed == 0:
             with pytest.raises(ValueError, match="two runs"):
@@ -100,7 +119,9 @@ def test_the_statistics_in_the_guide_to_tables_are_over_runs_by_suites(tmp_path,
     printed = capsys.readouterr().out
     assert "'ppo': Rating(" in printed
     for method, by_run in told.items():
-        figures = re.search(rf"^{method} Aggregate\(value=(\S+), low=(\S+), high=(\S+)\)", printed, re.MULTILINE)
+        figures = re.search(
+            rf"^{method} Aggregate\(value=(\S+), low=(\S+), high=(\S+)\)", printed, re.MULTILINE
+        )
         value, low, high = map(float, figures.groups())
         assert value == pytest.approx(iqm(by_run)) and low < value < high  # of runs, not of prompts
 

@@ -7,8 +7,8 @@ import pytest
 
 from harness.api.registry import installed, load_file
 from harness.check import Options
-from harness.check.bench import Bench
 from harness.check.methods import proofs_of, serving
+from harness.check.trials import Trials
 from harness.check.two_processes import together
 from harness.models.generation import SharedDecoding
 from harness.training import reward_model
@@ -34,7 +34,7 @@ def benches(registry):
         if method not in made:
             suites = serving(registry.get("methods", method), registry)
             suite = "small" if "small" in suites else suites[0]
-            made[method] = Bench(method, suite, registry, Options(suite=suite, results=results))
+            made[method] = Trials(method, suite, registry, Options(suite=suite, results=results))
         return made[method]
 
     yield bench
@@ -69,7 +69,7 @@ def test_two_processes_train_a_method_as_one_does(method, benches, pairs):
 @pytest.mark.parametrize("fault", ["decoding", "reward"])
 def test_a_fault_of_the_fast_path_outside_the_step_is_seen_too(fault, registry, monkeypatch):
     """Negative controls: gradients of a step agree, and rollouts, or rewards, are not the plain path's."""
-    bench = Bench("ppo", "small", registry, Options(suite="small", results=fresh("faulty")))
+    bench = Trials("ppo", "small", registry, Options(suite="small", results=fresh("faulty")))
     if fault == "decoding":
         right = SharedDecoding.next_logits
         monkeypatch.setattr(SharedDecoding, "next_logits", lambda self, *a: 1.2 * right(self, *a))

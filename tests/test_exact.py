@@ -51,7 +51,9 @@ def base():
     suite = Exact()
     tokens = Tokens(load_tokenizer(suite.base_model()), max_completion=suite.max_new_tokens)
     batch = every_completion(tokens, suite.prompts("test")[:4], suite.max_new_tokens)
-    return SimpleNamespace(suite=suite, tokens=tokens, batch=batch, model=load_causal(suite.base_model()))
+    return SimpleNamespace(
+        suite=suite, tokens=tokens, batch=batch, model=load_causal(suite.base_model())
+    )
 
 
 def problem_of(base, suite=None, method=None):
@@ -67,7 +69,9 @@ def test_probabilities_sum_to_one(base):
     check(base.batch)
     assert base.batch.shape == (4, 1 + 3 + 9 + 27, 3)
     ids, mask = base.batch["completion_ids"], base.batch["mask"]
-    with pytest.raises(AssertionError):  # a mask taken from the pad token, which is the end token: the end is lost
+    with pytest.raises(
+        AssertionError
+    ):  # a mask taken from the pad token, which is the end token: the end is lost
         check(base.batch.with_columns(mask=(ids != base.tokens.pad).float()))
     with pytest.raises(AssertionError):  # the first token is not scored
         check(base.batch.with_columns(mask=mask * torch.tensor([0.0, 1, 1])))
@@ -76,7 +80,12 @@ def test_probabilities_sum_to_one(base):
 
 
 def test_every_completion_is_there_once_and_its_text_leads_back_to_it(base):
-    ids = [tuple(c[:n]) for c, n in zip(base.batch["completion_ids"][0].tolist(), base.batch.lengths[0], strict=True)]
+    ids = [
+        tuple(c[:n])
+        for c, n in zip(
+            base.batch["completion_ids"][0].tolist(), base.batch.lengths[0], strict=True
+        )
+    ]
     assert len(set(ids)) == len(ids) == len(completions(range(4), 0, 3))
     texts = base.tokens.texts(base.batch)[0]
     assert sorted(texts) == sorted(base.suite.answers()) and len(set(texts)) == 40
@@ -90,10 +99,16 @@ def test_no_two_contexts_look_alike(base):
 
     def closest(prompts):
         told = [base.tokens.prompt_ids(p) for p in prompts]
-        contexts = {(*p, *w) for p in told for n in range(3) for w in product(range(1, 4), repeat=n)}
+        contexts = {
+            (*p, *w) for p in told for n in range(3) for w in product(range(1, 4), repeat=n)
+        }
         with torch.no_grad():
-            logits = torch.stack([base.model(torch.tensor([c])).logits[0, -1] for c in sorted(contexts)])
-        return float(((logits[:, None] - logits).abs().amax(-1) + 9 * torch.eye(len(contexts))).min())
+            logits = torch.stack(
+                [base.model(torch.tensor([c])).logits[0, -1] for c in sorted(contexts)]
+            )
+        return float(
+            ((logits[:, None] - logits).abs().amax(-1) + 9 * torch.eye(len(contexts))).min()
+        )
 
     assert closest(PROMPTS) > 1e-3
     with pytest.raises(AssertionError):
@@ -143,7 +158,11 @@ def test_pairs_are_all_pairs_with_bradley_terry_probabilities(base, ties):
     suite = Exact(ties=ties)
     pairs, judge = suite.preferences(), ExactReward()
     judge.prepare(suite, None)
-    assert len(pairs) == 4 * 40 * 39 / 2 == len({(p.prompt.text, *sorted((p.chosen, p.rejected))) for p in pairs})
+    assert (
+        len(pairs)
+        == 4 * 40 * 39 / 2
+        == len({(p.prompt.text, *sorted((p.chosen, p.rejected))) for p in pairs})
+    )
     for pair in pairs[::37]:
         w, l = judge.score([pair.prompt] * 2, [pair.chosen, pair.rejected])
         assert w >= l and pair.p == pytest.approx(1 / (1 + math.exp(l - w)), abs=2 * NEVER_EVEN)
@@ -163,13 +182,18 @@ def test_another_seed_is_another_table():
 
 
 def test_penalties_are_part_of_the_reward_a_method_sees(base):
-    plain, taxed = problem_of(base), problem_of(base, method=PPO(missing_eos_penalty=0.5, length_penalty=0.25))
+    plain, taxed = (
+        problem_of(base),
+        problem_of(base, method=PPO(missing_eos_penalty=0.5, length_penalty=0.25)),
+    )
     ended = (base.batch["completion_ids"] == 0).any(-1) & (base.batch.lengths < 3) | (
         base.batch["completion_ids"][..., 2] == 0
     )
     told = plain.reward - 0.25 * base.batch.lengths - 0.5 * (~ended)
     torch.testing.assert_close(taxed.reward, told)
-    torch.testing.assert_close(taxed.prefer, plain.prefer)  # the labeller prefers by what is measured
+    torch.testing.assert_close(
+        taxed.prefer, plain.prefer
+    )  # the labeller prefers by what is measured
 
 
 def test_longer_answers_are_refused():
@@ -197,7 +221,9 @@ def by_levels(problem, n):
 def test_best_of_n_is_the_level_formula(base, ties):
     """Of two draws: all N^2 ordered pairs, the first of equals kept. Of more: the KL from the levels alone."""
     problem = problem_of(base, Exact(ties=ties))
-    problem = replace(problem, ref=problem.ref / problem.ref.sum(-1, keepdim=True))  # float32's error to the power n
+    problem = replace(
+        problem, ref=problem.ref / problem.ref.sum(-1, keepdim=True)
+    )  # float32's error to the power n
     two = torch.zeros_like(problem.ref)
     for i, j in product(range(40), repeat=2):
         winner = torch.where(problem.reward[:, j] > problem.reward[:, i], j, i)
@@ -206,14 +232,23 @@ def test_best_of_n_is_the_level_formula(base, ties):
     torch.testing.assert_close(problem.best_of(1), problem.ref)
     for n in (2, 4, 16, 64):
         policy = BestOfN(n=n).optimum(problem)
-        torch.testing.assert_close(policy.sum(-1), torch.ones(4, dtype=torch.float64), atol=1e-12, rtol=0)
-        torch.testing.assert_close(kl(policy, problem.ref), by_levels(problem, n), atol=1e-9, rtol=0)
+        torch.testing.assert_close(
+            policy.sum(-1), torch.ones(4, dtype=torch.float64), atol=1e-12, rtol=0
+        )
+        torch.testing.assert_close(
+            kl(policy, problem.ref), by_levels(problem, n), atol=1e-9, rtol=0
+        )
         assert (kl(policy, problem.ref) < best_of_n_bound(n) + 1e-6).all()
         generator = torch.Generator().manual_seed(n)
-        draws = torch.multinomial(problem.ref, 4000 * n, replacement=True, generator=generator).view(4, 4000, n)
+        draws = torch.multinomial(
+            problem.ref, 4000 * n, replacement=True, generator=generator
+        ).view(4, 4000, n)
         best = problem.reward.gather(1, draws.view(4, -1)).view(4, 4000, n).max(-1).values
         rare = 1e-3  # what so few draws need not have seen once
-        assert ((best.mean(1) - problem.expected(policy)).abs() < 5 * best.std(1) / math.sqrt(4000) + rare).all()
+        assert (
+            (best.mean(1) - problem.expected(policy)).abs()
+            < 5 * best.std(1) / math.sqrt(4000) + rare
+        ).all()
     if ties:  # a formula that takes every completion for a level of its own gives another KL
         below = (problem.reward[:, None] < problem.reward[:, :, None]).double()
         F = (below * problem.ref[:, None]).sum(-1) + problem.ref
@@ -250,7 +285,9 @@ def test_the_estimator_of_best_of_n_is_unbiased(base):
     problem = problem_of(base, Exact(ties=True))
     reward, told = problem.reward[0], float(problem.expected(problem.best_of(8))[0])
     generator = torch.Generator().manual_seed(0)
-    draws = reward[torch.multinomial(problem.ref[0], 400 * 24, replacement=True, generator=generator)].view(400, 24)
+    draws = reward[
+        torch.multinomial(problem.ref[0], 400 * 24, replacement=True, generator=generator)
+    ].view(400, 24)
     found = np.array([best_of_n_estimate(row, row, 8) for row in draws.tolist()])
     assert abs(found.mean() - told) < 5 * found.std() / 20
     single = draws[:, :8].max(1).values.numpy()
@@ -258,7 +295,9 @@ def test_the_estimator_of_best_of_n_is_unbiased(base):
     plain = float(draws.max(1).values.mean())  # best of 24 is no estimate of best of 8
     with pytest.raises(AssertionError):
         assert abs(plain - told) < 5 * found.std() / 20
-    assert best_of_n_estimate([0.5] * 3000, list(range(3000)), 1000) == pytest.approx(0.5)  # no overflow
+    assert best_of_n_estimate([0.5] * 3000, list(range(3000)), 1000) == pytest.approx(
+        0.5
+    )  # no overflow
 
 
 # -- methods on a bench of exact expectations --------------------------------------------------------------------------
@@ -271,25 +310,48 @@ class ExactLab:
     leaves the end token out of every mask: two classic faults.
     """
 
-    def __init__(self, words=2, limit=3, prompts=2, seed=0, steps=800, rate=0.1, shift=False, lose_end=False):
+    def __init__(
+        self, words=2, limit=3, prompts=2, seed=0, steps=800, rate=0.1, shift=False, lose_end=False
+    ):
         generator = torch.Generator().manual_seed(seed)
         ids = completions(range(words + 1), 0, limit)
-        contexts = {c: i for i, c in enumerate(sorted({tuple(y[:t]) for y in ids for t in range(len(y))}))}
+        contexts = {
+            c: i for i, c in enumerate(sorted({tuple(y[:t]) for y in ids for t in range(len(y))}))
+        }
         n, width = len(ids), max(map(len, ids))
-        self.tokens, self.context, self.mask = (torch.zeros(n, width, dtype=torch.long) for _ in range(3))
+        self.tokens, self.context, self.mask = (
+            torch.zeros(n, width, dtype=torch.long) for _ in range(3)
+        )
         for i, y in enumerate(ids):
             for t, token in enumerate(y):
-                self.tokens[i, t], self.context[i, t], self.mask[i, t] = token, contexts[tuple(y[:t])], 1
+                self.tokens[i, t], self.context[i, t], self.mask[i, t] = (
+                    token,
+                    contexts[tuple(y[:t])],
+                    1,
+                )
         self.shift, self.seen = shift, self.mask.double()
         if lose_end:
             self.seen = self.seen * (self.tokens != 0)
-        self.ref = torch.randn(prompts, len(contexts), words + 1, generator=generator, dtype=torch.float64) * 0.7
+        self.ref = (
+            torch.randn(prompts, len(contexts), words + 1, generator=generator, dtype=torch.float64)
+            * 0.7
+        )
         self.table = self.ref.clone().requires_grad_()
-        self.value = (torch.rand(prompts, n, generator=generator, dtype=torch.float64) * 2 - 1) * math.sqrt(3)
-        self.adam, self.steps, self.rate = torch.optim.Adam([self.table], betas=(0.9, 0.99)), steps, rate
+        self.value = (
+            torch.rand(prompts, n, generator=generator, dtype=torch.float64) * 2 - 1
+        ) * math.sqrt(3)
+        self.adam, self.steps, self.rate = (
+            torch.optim.Adam([self.table], betas=(0.9, 0.99)),
+            steps,
+            rate,
+        )
         self.taken, self.state, self.log = 0, {}, lambda **_: None
-        self.start = self.reference = SimpleNamespace(table=self.ref, logp=lambda b: self.logp(self.ref, b))
-        self.policy = SimpleNamespace(table=self.table, logp=lambda b: self.logp(self.table, b).detach())
+        self.start = self.reference = SimpleNamespace(
+            table=self.ref, logp=lambda b: self.logp(self.ref, b)
+        )
+        self.policy = SimpleNamespace(
+            table=self.table, logp=lambda b: self.logp(self.table, b).detach()
+        )
         self.ids, self.max_new_tokens = tuple(map(tuple, ids)), limit
 
     def every(self, table, faulty=False):
@@ -306,7 +368,9 @@ class ExactLab:
         ref = self.every(self.ref).sum(-1).exp()
         prefer = torch.sigmoid(self.value[:, :, None] - self.value[:, None])
         lengths = self.mask.sum(-1).expand(ref.shape)
-        return Enumerated(ref, self.value, lengths, self.ids, torch.full_like(ref, 1 / ref.shape[1]), prefer)
+        return Enumerated(
+            ref, self.value, lengths, self.ids, torch.full_like(ref, 1 / ref.shape[1]), prefer
+        )
 
     def distance(self, optimum):
         """TV of the policy to the optimum, the worst prompt."""
@@ -314,7 +378,11 @@ class ExactLab:
 
     def batch(self, prompt, index, weight, **columns):
         """Rows of completions by number: prompt (B,), index (B, K), weight (B,)."""
-        dummy = PromptBatch([Prompt("p", "p")] * len(prompt), torch.zeros(len(prompt), 1), torch.ones(len(prompt), 1))
+        dummy = PromptBatch(
+            [Prompt("p", "p")] * len(prompt),
+            torch.zeros(len(prompt), 1),
+            torch.ones(len(prompt), 1),
+        )
         always = {"prompt": prompt, "index": index, "weight": weight, "mask": self.seen[index]}
         return Batch(dummy, always | {"completion_ids": self.tokens[index]} | columns)
 
@@ -352,7 +420,9 @@ class ExactLab:
         logp = self.every(table)[prompt[:, None], index]
         weight = logp.sum((1, 2)).exp() / p
         ended = (self.tokens[index] == 0).any(-1)
-        return self.batch(prompt, index, weight, logp=self.every(table, True)[prompt[:, None], index], ended=ended)
+        return self.batch(
+            prompt, index, weight, logp=self.every(table, True)[prompt[:, None], index], ended=ended
+        )
 
     def reward(self, batch):
         return self.value[batch["prompt"][:, None], batch["index"]]
@@ -376,8 +446,13 @@ class ExactLab:
     def step(self, *what):
         terms = [self.term(*what)] if callable(what[0]) else [term for term in what if term]
         self.adam.zero_grad()
-        sum(weight * self.reduced(loss, batch, reduction) for loss, batch, weight, reduction in terms).backward()
-        self.adam.param_groups[0]["lr"] = self.rate * (1 - self.taken % self.steps / self.steps)  # anew in each round
+        sum(
+            weight * self.reduced(loss, batch, reduction)
+            for loss, batch, weight, reduction in terms
+        ).backward()
+        self.adam.param_groups[0]["lr"] = self.rate * (
+            1 - self.taken % self.steps / self.steps
+        )  # anew in each round
         self.adam.step()
         self.taken += 1
 
@@ -389,22 +464,36 @@ class ExactLab:
         if values.dim() < 3:
             return (weight * (values if values.dim() == 1 else values.mean(-1))).sum()
         if reduction == "token-mean":
-            return (weight[:, None, None] * values * mask).sum() / (weight[:, None, None] * mask).sum()
+            return (weight[:, None, None] * values * mask).sum() / (
+                weight[:, None, None] * mask
+            ).sum()
         assert reduction == "seq-mean-token-mean"
         means = (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)
         return (weight * means.mean(-1)).sum()
 
 
-def far_from(method, optimum_of=None, **bench):
+def far_from(method, optimum_of=None, **runtime):
     """Train the method's own loop on exact expectations; return TV to the optimum of `optimum_of`, or its own."""
-    lab = ExactLab(**bench)
+    lab = ExactLab(**runtime)
     method.check()
     method.train(lab)
     return lab.distance((optimum_of or method).optimum(lab.problem()))
 
 
-PPO_EXACT = {"steps": 800, "num_ppo_epochs": 1, "gae_lambda": 1.0, "whiten_advantages": False, "beta": 0.5}
-ITERATED = {"steps": 1600, "num_generations": 2, "beta": 1.0, "labels": "soft", "move_reference_every": 800}
+PPO_EXACT = {
+    "steps": 800,
+    "num_ppo_epochs": 1,
+    "gae_lambda": 1.0,
+    "whiten_advantages": False,
+    "beta": 0.5,
+}
+ITERATED = {
+    "steps": 1600,
+    "num_generations": 2,
+    "beta": 1.0,
+    "labels": "soft",
+    "move_reference_every": 800,
+}
 RRHF_EXACT = {"steps": 800, "num_candidates": 2, "rrhf_weight": 0.5}
 RANKED = {"mode": "sample-rank", "steps": 800, "num_candidates": 4}
 ON_POLICY = {"steps": 800, "num_generations": 2, "beta": 0.5}
@@ -444,20 +533,30 @@ EXACT = {
     "reinforce_pp": (ReinforcePP(**ON_POLICY | {"num_generations": 1}), {}),
     "grpo-reward": (GRPO(**ON_POLICY, kl_in="reward", kl_estimator="k1"), {}),
     "grpo": (GRPO(**ON_POLICY | {"beta": 1.0}), {"limit": 1, "words": 5}),
-    "grpo-no-spread": (GRPO(**ON_POLICY | {"beta": 1.0}, std_normalise=False), {"limit": 1, "words": 5}),
-    "grpo-k2": (GRPO(**ON_POLICY, std_normalise=False, kl_estimator="k2"), {"limit": 1, "words": 5}),
+    "grpo-no-spread": (
+        GRPO(**ON_POLICY | {"beta": 1.0}, std_normalise=False),
+        {"limit": 1, "words": 5},
+    ),
+    "grpo-k2": (
+        GRPO(**ON_POLICY, std_normalise=False, kl_estimator="k2"),
+        {"limit": 1, "words": 5},
+    ),
     "online_dpo": (OnlineDPO(**ON_POLICY, labels="soft"), {}),
     "online_dpo-iterated": (OnlineDPO(**ITERATED), {}),
     "raft": (RAFT(steps=1, epochs=800, num_generations=2), {}),
     "raft-rounds": (RAFT(steps=2, epochs=800, num_generations=2), {}),
 }
-KINKED = ("slic", "slic-rank", "rrhf")  # whose optimum is known as far as the last softness of its hinge
+KINKED = (
+    "slic",
+    "slic-rank",
+    "rrhf",
+)  # whose optimum is known as far as the last softness of its hinge
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_with_exact_expectations_a_method_reaches_its_optimum(name):
-    method, bench = EXACT[name]
-    assert far_from(method, **bench) < (2e-3 if name in KINKED else 1e-4)
+    method, runtime = EXACT[name]
+    assert far_from(method, **runtime) < (2e-3 if name in KINKED else 1e-4)
 
 
 class Swapped(DPO):
@@ -506,7 +605,11 @@ FAULTY = {
     "ipo, shift": (IPO(beta=0.5), None, {"shift": True}),
     "ipo, averaged": (IPO(beta=0.5, length_average=True), IPO(beta=0.5), {}),
     "kto, weights": (KTO(beta=0.5, desirable_weight=3.0), KTO(beta=0.5, desirable_weight=30.0), {}),
-    "kto, no z0": (Unmoored(beta=0.5, desirable_weight=30.0), KTO(beta=0.5, desirable_weight=30.0), {}),
+    "kto, no z0": (
+        Unmoored(beta=0.5, desirable_weight=30.0),
+        KTO(beta=0.5, desirable_weight=30.0),
+        {},
+    ),
     "kto, end lost": (KTO(beta=0.5, desirable_weight=30.0), None, {"lose_end": True}),
     "slic, margin": (SLiC(delta=2.0), SLiC(), {}),
     "slic, shift": (SLiC(), None, {"shift": True}),
@@ -521,12 +624,16 @@ FAULTY = {
     "rloo, end lost": (RLOO(**ON_POLICY), None, {"lose_end": True}),
     "grpo, pi*": (GRPO(**ON_POLICY | {"beta": 1.0}), DPO(beta=1.0), {"limit": 1, "words": 5}),
     "grpo, many tokens": (GRPO(**ON_POLICY | {"beta": 1.0}), DPO(beta=1.0), {}),
-    "online_dpo, rounds": (OnlineDPO(**ITERATED), OnlineDPO(**ITERATED | {"move_reference_every": 0}), {}),
+    "online_dpo, rounds": (
+        OnlineDPO(**ITERATED),
+        OnlineDPO(**ITERATED | {"move_reference_every": 0}),
+        {},
+    ),
     "raft, K": (RAFT(steps=1, epochs=800, num_generations=2), RAFT(steps=2, num_generations=2), {}),
 }
 
 
 @pytest.mark.parametrize("name", FAULTY)
 def test_a_fault_ends_elsewhere(name):
-    method, right, bench = FAULTY[name]
-    assert far_from(method, right, **bench) > 0.02
+    method, right, runtime = FAULTY[name]
+    assert far_from(method, right, **runtime) > 0.02

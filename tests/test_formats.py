@@ -18,42 +18,71 @@ from harness.core.table import Cell, Table
 from .tools import ROOT
 
 HOSTILE = [
-    r"a_b%&#{}~^\ $x$", r"\input{/etc/passwd}", r"\end{document}", "<script>alert(1)</script>", 'q"u\'o`te', "50% off",
-    "beta \u03b2, \u4e2d\u6587, \u00e9", "[bracket]", "*star", "two\nlines\ttab", "--no-ligature", "\x07bell",
+    r"a_b%&#{}~^\ $x$",
+    r"\input{/etc/passwd}",
+    r"\end{document}",
+    "<script>alert(1)</script>",
+    "q\"u'o`te",
+    "50% off",
+    "beta \u03b2, \u4e2d\u6587, \u00e9",
+    "[bracket]",
+    "*star",
+    "two\nlines\ttab",
+    "--no-ligature",
+    "\x07bell",
     "a & b \\\\ c",
-]  # fmt: skip
+]
 COMMANDS = (
     r"\\(textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar|textasciigrave)\{\}"
     r"|\{\\ttfamily\\char34\}|\$\\[a-z]+\$|\$-\$|-\{\}-|\\[{}&%$#_]"
 )
 needs_latex = pytest.mark.skipif(
-    shutil.which("pdflatex") is None, reason="no pdflatex: apt-get install texlive-latex-recommended"
+    shutil.which("pdflatex") is None,
+    reason="no pdflatex: apt-get install texlive-latex-recommended",
 )
 
 
 def table_of(names):
     rows = [
-        [Cell(name), Cell("4/5", marks=("a",)), Cell("0.891", "[0.866, 0.912]", True, i == 0), Cell("-0.51 (est.)")]
+        [
+            Cell(name),
+            Cell("4/5", marks=("a",)),
+            Cell("0.891", "[0.866, 0.912]", True, i == 0),
+            Cell("-0.51 (est.)"),
+        ]
         for i, name in enumerate(names)
     ]
     return Table(
-        f"title {names[0]}", ["method", "seeds", "win-rate [95 %]", "KL_x"], rows, ["A note on 100% & more."], [],
-        f"Caption: {names[-1]}", {"a": f"1 of 5 runs failed: {names[0]}"}, [[f"runs/{i}_%"] for i in range(len(rows))],
-    )  # fmt: skip
+        f"title {names[0]}",
+        ["method", "seeds", "win-rate [95 %]", "KL_x"],
+        rows,
+        ["A note on 100% & more."],
+        [],
+        f"Caption: {names[-1]}",
+        {"a": f"1 of 5 runs failed: {names[0]}"},
+        [[f"runs/{i}_%"] for i in range(len(rows))],
+    )
 
 
 def compiled(folder, name):
     """The text of the PDF that pdflatex makes of a file, or its log."""
     done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", name], cwd=folder,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", name],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull \\hbox" not in done.stdout
     if shutil.which("pdftotext") is None:
         return ""
     return subprocess.run(
-        ["pdftotext", "-layout", f"{name[:-4]}.pdf", "-"], cwd=folder, capture_output=True, text=True, check=True
+        ["pdftotext", "-layout", f"{name[:-4]}.pdf", "-"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
 
 
@@ -63,28 +92,37 @@ def test_latex_compiles_alone_with_hostile_names(tmp_path):
     told = compiled(tmp_path, "table.tex")
     if told:
         assert "0.891" in told and "4/5" in told and "root:" not in told and "50% off" in told
-        assert len(re.findall("0.891", told)) == len(HOSTILE)  # no row was swallowed, nothing ended the document
+        assert len(re.findall("0.891", told)) == len(
+            HOSTILE
+        )  # no row was swallowed, nothing ended the document
 
 
 @needs_latex
 def test_latex_compiles_inside_a_paper_twice(tmp_path):
     (tmp_path / "one.tex").write_text(LaTeX().render(table_of(["ppo", "dpo"])), encoding="utf-8")
     (tmp_path / "paper.tex").write_text(
-        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}Before." "\n"
-        r"\input{one}\input{one}" "\n" r"After.\end{document}"
-    )  # fmt: skip
+        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}Before."
+        "\n"
+        r"\input{one}\input{one}"
+        "\n"
+        r"After.\end{document}"
+    )
     told = compiled(tmp_path, "paper.tex")
     if told:
         assert "Before." in told and "After." in told and len(re.findall("0.891", told)) == 4
 
 
 @needs_latex
-@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*.tex")), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "results").glob("*.tex")), ids=lambda file: file.name
+)
 def test_the_committed_tables_compile(tmp_path, file):
     shutil.copy(file, tmp_path)
     told = compiled(tmp_path, file.name)
     if told:
-        rows = [line for line in file.read_text(encoding="utf-8").splitlines() if "\\\\  % " in line]
+        rows = [
+            line for line in file.read_text(encoding="utf-8").splitlines() if "\\\\  % " in line
+        ]
         assert len(rows) > 10 and re.search(rf"{file.stem}, +ties +half", " ".join(told.split()))
         assert not [row for row in rows if re.search(r"\d\.\d{3}", row)[0] not in told]
 
@@ -107,7 +145,10 @@ def test_latex_leaves_no_active_character(text):
 
 def test_latex_says_what_stands_behind_each_row_and_how_it_is_set():
     text = LaTeX().render(table_of(["ppo", "dpo"]))
-    assert r"\textbf{\textit{0.891}} {\scriptsize [0.866, 0.912]}" in text and r"\textbf{0.891}" in text
+    assert (
+        r"\textbf{\textit{0.891}} {\scriptsize [0.866, 0.912]}" in text
+        and r"\textbf{0.891}" in text
+    )
     assert r"4/5$^{\mathrm{a}}$" in text and "% runs/0_%" in text and r"$-$0.51 (est.)" in text
     assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
     assert "1 of 5 runs failed: ppo" in text and r"100\% \& more" in text
@@ -131,14 +172,36 @@ def test_html_shows_hostile_names_as_text():
     page = Reader()
     page.feed(HTML().render(table_of(HOSTILE)))
     assert {tag for tag, _ in page.tags} <= {
-        "html", "meta", "title", "style", "h1", "div", "table", "caption", "thead", "tbody", "tr", "th", "td", "strong",
-        "span", "small", "sup", "p",
-    }  # fmt: skip
+        "html",
+        "meta",
+        "title",
+        "style",
+        "h1",
+        "div",
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "strong",
+        "span",
+        "small",
+        "sup",
+        "p",
+    }
     for name in HOSTILE:
         assert name in "".join(page.text)
-    assert [a["title"] for tag, a in page.tags if tag == "tr" and a] == [f"runs/{i}_%" for i in range(len(HOSTILE))]
+    assert [a["title"] for tag, a in page.tags if tag == "tr" and a] == [
+        f"runs/{i}_%" for i in range(len(HOSTILE))
+    ]
 
 
 def test_markdown_names_its_footnotes():
     text = Markdown().render(table_of(["ppo", "dpo"]))
-    assert "4/5 (a)" in text and "\n(a) 1 of 5 runs failed: ppo\n" in text and "***0.891*** [0.866, 0.912]" in text
+    assert (
+        "4/5 (a)" in text
+        and "\n(a) 1 of 5 runs failed: ppo\n" in text
+        and "***0.891*** [0.866, 0.912]" in text
+    )

@@ -83,7 +83,9 @@ def hostile():
 def found_by(hostile, *more):
     """What the hostile method found, by where it looked."""
     file = fresh("found") / "found.json"
-    done = command(*on_small("hostile", "-p", hostile, *more, results=results()), env={"FOUND": str(file)})
+    done = command(
+        *on_small("hostile", "-p", hostile, *more, results=results()), env={"FOUND": str(file)}
+    )
     assert done.code == 0, done.text
     return json.loads(file.read_text())
 
@@ -95,7 +97,9 @@ def found(hostile):
 
 @pytest.mark.parametrize("where", ["lab", "frames"])
 def test_a_method_reaches_no_judge_suite_labeller_or_test_prompt(found, where):
-    assert found[where]["looked_at"] > 1000  # it did walk: models, data, the trainer, the command line
+    assert (
+        found[where]["looked_at"] > 1000
+    )  # it did walk: models, data, the trainer, the command line
     assert found[where]["found"] == []
 
 
@@ -108,7 +112,9 @@ def test_negative_control_a_leaked_judge_is_found(hostile):
     leaked = found_by(hostile, "--set", "leak=true")
     for where in ("lab", "frames"):
         assert "harness_suites.summarization.SummaryGold" in leaked[where]["found"]
-        assert "harness_suites.summarization.Summarization" in leaked[where]["found"]  # behind the judge's bound method
+        assert (
+            "harness_suites.summarization.Summarization" in leaked[where]["found"]
+        )  # behind the judge's bound method
 
 
 # -- the walker itself -------------------------------------------------------------------------------------------------
@@ -167,7 +173,9 @@ def test_the_walker_finds_locals_of_callers():
     def callee():
         return reachable(sys._getframe())[0]
 
-    with ThreadPoolExecutor(1) as thread:  # whose callers are few: not the test runner's, with all that they hold
+    with ThreadPoolExecutor(
+        1
+    ) as thread:  # whose callers are few: not the test runner's, with all that they hold
         (found, _) = thread.submit(caller).result()
     assert len(found) == 1 and found[0].endswith("Gold")
 

@@ -33,7 +33,11 @@ from harness.models.loading import load_causal
 
 PROMPT = Prompt("train/0", "say something")
 LONG = Principle("long", "Longer is better.", lambda prompt, text: float(len(text)))
-GOOD = Principle("good", "More of the word good is better.", lambda prompt, text: float(text.split().count("good")))
+GOOD = Principle(
+    "good",
+    "More of the word good is better.",
+    lambda prompt, text: float(text.split().count("good")),
+)
 
 
 class Gold(Judge):
@@ -77,19 +81,24 @@ def opinions(script, texts=("a", "b"), **options):
     ("one", "two", "p", "disagree"),
     [
         (0.9, 0.3, 0.8, False),  # sure of a in front, and of a behind: (0.9 + 0.7) / 2
-        (1.0, 0.0, 1.0, False), (0.0, 1.0, 0.0, False),
+        (1.0, 0.0, 1.0, False),
+        (0.0, 1.0, 0.0, False),
         (0.8, 0.8, 0.5, True),  # whatever stands first
-        (0.9, 0.6, 0.65, True), (0.2, 0.2, 0.5, True),  # whatever stands second
+        (0.9, 0.6, 0.65, True),
+        (0.2, 0.2, 0.5, True),  # whatever stands second
         (0.5, 0.1, 0.7, False),  # no answer in one order is no disagreement
     ],
-)  # fmt: skip
+)
 def test_both_orders_are_asked_and_averaged(one, two, p, disagree):
     labeller, (said,) = opinions((one, two))
     assert [(q.first, q.second) for q in labeller.asked] == [("a", "b"), ("b", "a")]
     assert (said.first, said.second) == (0, 1) and said.p == pytest.approx(p)
     assert said.note == {
-        "principle": "long", "answers": [one, two], "disagree": disagree, "judge": labeller.judge_digest
-    }  # fmt: skip
+        "principle": "long",
+        "answers": [one, two],
+        "disagree": disagree,
+        "judge": labeller.judge_digest,
+    }
     assert json.dumps(said.note) and len(labeller.judge_digest) == 16
 
 
@@ -97,15 +106,26 @@ def test_usage_counts_pairs_consistency_and_what_was_left_out():
     script = (1.0, 0.0, 1.0, 1.0, None, 0.0)
     labeller, said = opinions(script, ("a", "b", "c"))
     assert [(c.first, c.second, c.p) for c in said] == [(0, 1, 1.0), (0, 2, 0.5)]
-    counts = {"asked": 3, "unanswered": 1, "disagreements": 1, "dropped": 0, "position_consistency": 0.5}
+    counts = {
+        "asked": 3,
+        "unanswered": 1,
+        "disagreements": 1,
+        "dropped": 0,
+        "position_consistency": 0.5,
+    }
     assert labeller.usage() == counts
     labeller, said = opinions(script, ("a", "b", "c"), drop_disagreements=True)
-    assert [(c.first, c.second) for c in said] == [(0, 1)] and labeller.usage() == {**counts, "dropped": 1}
+    assert [(c.first, c.second) for c in said] == [(0, 1)] and labeller.usage() == {
+        **counts,
+        "dropped": 1,
+    }
 
 
 def test_equal_completions_are_not_asked_about():
     labeller, said = opinions((1.0, 0.0, 1.0, 0.0), ("a", "a", "b"))
-    assert [(c.first, c.second) for c in said] == [(0, 2), (1, 2)] and labeller.usage()["asked"] == 2
+    assert [(c.first, c.second) for c in said] == [(0, 2), (1, 2)] and labeller.usage()[
+        "asked"
+    ] == 2
     labeller, said = opinions((), ("a", "a"))
     assert said == [] and labeller.usage()["asked"] == 0
 
@@ -136,8 +156,12 @@ def test_all_are_registered_and_none_is_human():
 
 def answers_of(n=4000, **options):
     labeller = ready(ConstitutionAnnotator(**options))
-    said = [labeller.compare(PROMPT, ["long text", "short"], [1, 1], Random(i))[0] for i in range(n)]
-    return labeller, Counter(a for c in said for a in [c.note["answers"][0], 1 - c.note["answers"][1]])
+    said = [
+        labeller.compare(PROMPT, ["long text", "short"], [1, 1], Random(i))[0] for i in range(n)
+    ]
+    return labeller, Counter(
+        a for c in said for a in [c.note["answers"][0], 1 - c.note["answers"][1]]
+    )
 
 
 def test_it_applies_the_principle():
@@ -171,13 +195,22 @@ def test_the_same_random_numbers_give_the_same_labels():
 def test_a_revision_leaves_out_what_the_principle_likes_least():
     short = Principle("short", "", lambda prompt, text: -float(len(text)))
     assert without_a_clause("a b ; c d ; e .") == ["c d ; e .", "a b ; e .", "a b ; c d ."]
-    assert without_a_clause("One. Two!") == ["Two!", "One.!"] or without_a_clause("One. Two!")[0] == "Two!"
+    assert (
+        without_a_clause("One. Two!") == ["Two!", "One.!"]
+        or without_a_clause("One. Two!")[0] == "Two!"
+    )
     assert without_a_clause("only one .") == []
     sure = ready(ConstitutionAnnotator(error_rate=0.0))
     assert sure.revise(PROMPT, "longest clause here ; b .", short, Random(0)) == "b ."
-    assert sure.revise(PROMPT, "longest clause here ; b .", LONG, Random(0)) == "longest clause here ; b ."
+    assert (
+        sure.revise(PROMPT, "longest clause here ; b .", LONG, Random(0))
+        == "longest clause here ; b ."
+    )
     failing = ready(ConstitutionAnnotator(error_rate=1.0))
-    assert failing.revise(PROMPT, "longest clause here ; b .", short, Random(0)) == "longest clause here ; b ."
+    assert (
+        failing.revise(PROMPT, "longest clause here ; b .", short, Random(0))
+        == "longest clause here ; b ."
+    )
 
 
 @pytest.mark.parametrize("options", [{"error_rate": 1.5}, {"position_bias": -0.1}])
@@ -188,7 +221,23 @@ def test_rates_outside_of_0_and_1_are_refused(options):
 
 # -- a local model -----------------------------------------------------------------------------------------------------
 
-WORDS = ["<unk>", "</s>", "1", "2", "A", "B", "Answer:", "Response", "Task:", "good", "bad", "x", "long", "1:", "2:"]
+WORDS = [
+    "<unk>",
+    "</s>",
+    "1",
+    "2",
+    "A",
+    "B",
+    "Answer:",
+    "Response",
+    "Task:",
+    "good",
+    "bad",
+    "x",
+    "long",
+    "1:",
+    "2:",
+]
 
 
 def save_model(folder, words=WORDS, template=None, seed=0, pieces=False):
@@ -198,15 +247,23 @@ def save_model(folder, words=WORDS, template=None, seed=0, pieces=False):
     core = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     spaced = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="never")
     core.pre_tokenizer = (
-        pre_tokenizers.Sequence([spaced, pre_tokenizers.Punctuation()]) if pieces else WhitespaceSplit()
+        pre_tokenizers.Sequence([spaced, pre_tokenizers.Punctuation()])
+        if pieces
+        else WhitespaceSplit()
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
     tokenizer.chat_template = template
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=256, initializer_range=0.5, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.5,
+        eos_token_id=1,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -222,7 +279,10 @@ def by_hand(labeller, text, forms):
     model, tokenizer = labeller.loaded
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     logp = model(ids).logits[0, -1].double().log_softmax(-1)
-    one, two = (sum(float(logp[tokenizer.convert_tokens_to_ids(t)].exp()) for t in tokens) for tokens in forms)
+    one, two = (
+        sum(float(logp[tokenizer.convert_tokens_to_ids(t)].exp()) for t in tokens)
+        for tokens in forms
+    )
     return one / (one + two)
 
 
@@ -234,11 +294,15 @@ def test_a_model_is_asked_by_its_verdict_tokens(folder):
     from harness_plugins.labellers.annotator import Question
 
     for c in said:
-        for p, pair in zip(c.note["answers"], ((c.first, c.second), (c.second, c.first)), strict=True):
+        for p, pair in zip(
+            c.note["answers"], ((c.first, c.second), (c.second, c.first)), strict=True
+        ):
             text = labeller.question_text(PROMPT, Question(texts[pair[0]], texts[pair[1]], LONG))
             assert text.index(texts[pair[0]]) and LONG.text in text and PROMPT.text in text
             assert p == pytest.approx(by_hand(labeller, text, [["1"], ["2"]]), abs=1e-6)
-            assert p != pytest.approx(by_hand(labeller, text, [["2"], ["1"]]), abs=1e-3)  # the negative control
+            assert p != pytest.approx(
+                by_hand(labeller, text, [["2"], ["1"]]), abs=1e-3
+            )  # the negative control
         assert 0 < c.p < 1
 
 
@@ -251,7 +315,9 @@ def test_forms_with_and_without_a_space_are_added_up(tmp_path):
     text = labeller.question_text(PROMPT, Question("good", "bad", LONG))
     both = by_hand(labeller, text, [["A", "\u2581A"], ["B", "\u2581B"]])
     assert said.note["answers"][0] == pytest.approx(both, abs=1e-6)
-    assert said.note["answers"][0] != pytest.approx(by_hand(labeller, text, [["A"], ["B"]]), abs=1e-4)
+    assert said.note["answers"][0] != pytest.approx(
+        by_hand(labeller, text, [["A"], ["B"]]), abs=1e-4
+    )
 
 
 def test_verdicts_that_are_no_single_tokens_are_refused(tmp_path, folder):
@@ -267,7 +333,9 @@ def test_another_model_behind_the_same_folder_is_another_run(tmp_path):
     folder = save_model(tmp_path)
 
     def fingerprint():
-        asked = Request("dpo", "summarization", labeller_settings=(f"model={folder}",), fixed={"labeller": "lm"})
+        asked = Request(
+            "dpo", "summarization", labeller_settings=(f"model={folder}",), fixed={"labeller": "lm"}
+        )
         return resolve(asked, installed()).fingerprint()
 
     before = fingerprint()
@@ -278,16 +346,16 @@ def test_another_model_behind_the_same_folder_is_another_run(tmp_path):
 
 
 def test_a_chat_template_is_honoured(tmp_path):
-    template = (
-        "{% for m in messages %}Task: {{ m.content }}{% endfor %}{% if add_generation_prompt %} Answer:{% endif %}"
-    )
+    template = "{% for m in messages %}Task: {{ m.content }}{% endfor %}{% if add_generation_prompt %} Answer:{% endif %}"
     labeller = ready(LMAnnotator(model=save_model(tmp_path, template=template)))
     assert labeller._text("x") == "Task: x Answer:"
     answers = labeller.compare(PROMPT, ["good", "bad"], [1, 1], Random(0))[0].note["answers"]
     from harness_plugins.labellers.annotator import Question
 
     text = labeller.question_text(PROMPT, Question("good", "bad", LONG))
-    assert answers[0] == pytest.approx(by_hand(labeller, f"Task: {text} Answer:", [["1"], ["2"]]), abs=1e-6)
+    assert answers[0] == pytest.approx(
+        by_hand(labeller, f"Task: {text} Answer:", [["1"], ["2"]]), abs=1e-6
+    )
     assert answers[0] != pytest.approx(by_hand(labeller, text, [["1"], ["2"]]), abs=1e-5)
 
 
@@ -388,9 +456,14 @@ def endpoint(fake, tmp_path, monkeypatch):
 
     def make(**options):
         settings = {
-            "url": fake.url, "model": "m", "cache": str(tmp_path / "cache"), "backoff": 0.01, "timeout": 5.0,
-            "retries": 2, "workers": 1,
-        }  # fmt: skip
+            "url": fake.url,
+            "model": "m",
+            "cache": str(tmp_path / "cache"),
+            "backoff": 0.01,
+            "timeout": 5.0,
+            "retries": 2,
+            "workers": 1,
+        }
         return ready(build(EndpointAnnotator, settings | options, "labeller"))
 
     return make
@@ -401,35 +474,62 @@ def compare(labeller, texts=("good", "bad")):
 
 
 def test_it_asks_as_the_api_says_and_reads_the_verdict(fake, endpoint):
-    fake.script = [lambda body: reply("1" if "Response 1:\ngood" in body["messages"][0]["content"] else "2")]
+    fake.script = [
+        lambda body: reply("1" if "Response 1:\ngood" in body["messages"][0]["content"] else "2")
+    ]
     labeller = endpoint()
     (said,) = compare(labeller)
     assert said.p == 1.0 and not said.note["disagree"]
     assert fake.keys[0] == ("/v1/chat/completions", f"Bearer {SECRET}")
-    assert fake.asked[0]["model"] == "m" and fake.asked[0]["temperature"] == 0 and len(fake.asked) == 2
+    assert (
+        fake.asked[0]["model"] == "m" and fake.asked[0]["temperature"] == 0 and len(fake.asked) == 2
+    )
     usage = labeller.usage()
-    assert usage["requests"] == 2 and usage["prompt_tokens"] == 20 and usage["completion_tokens"] == 2
+    assert (
+        usage["requests"] == 2 and usage["prompt_tokens"] == 20 and usage["completion_tokens"] == 2
+    )
 
 
 def test_a_verdict_that_follows_the_order_is_a_disagreement(fake, endpoint):
     labeller = endpoint()
     (said,) = compare(labeller)
-    assert said.p == 0.5 and said.note["disagree"] and labeller.usage()["position_consistency"] == 0.0
+    assert (
+        said.p == 0.5 and said.note["disagree"] and labeller.usage()["position_consistency"] == 0.0
+    )
     assert compare(endpoint(drop_disagreements=True)) == []
 
 
 @pytest.mark.parametrize(
     "fault",
     [
-        (429, b"slow down", {"Retry-After": "0"}), (500, b"oops"), (503, b""), (200, b""),
+        (429, b"slow down", {"Retry-After": "0"}),
+        (500, b"oops"),
+        (503, b""),
+        (200, b""),
         (200, b'{"choices": [{"mess'),
-        (200, b'{"answer": "1"}'), (200, b'{"choices": []}'), (200, b"[1, 2]"), (200, b'{"choices": [{"message": 3}]}'),
-        (200, b'{"choices": [{"message": {"content": 7}}]}'), ("hang", 1.0),
+        (200, b'{"answer": "1"}'),
+        (200, b'{"choices": []}'),
+        (200, b"[1, 2]"),
+        (200, b'{"choices": [{"message": 3}]}'),
+        (200, b'{"choices": [{"message": {"content": 7}}]}'),
+        ("hang", 1.0),
         (200, b'{"choices"', {"Content-Length": "1000"}),
     ],
-    ids=["429", "500", "503", "empty", "truncated", "schema", "no choice", "list", "message", "content", "timeout",
-         "short body"],
-)  # fmt: skip
+    ids=[
+        "429",
+        "500",
+        "503",
+        "empty",
+        "truncated",
+        "schema",
+        "no choice",
+        "list",
+        "message",
+        "content",
+        "timeout",
+        "short body",
+    ],
+)
 def test_what_fails_in_passing_is_tried_again(fake, endpoint, fault):
     fake.script = [fault, reply("1"), reply("2")]
     labeller = endpoint(timeout=0.4)
@@ -454,7 +554,13 @@ def test_a_wait_that_the_server_asks_for_is_kept(fake, endpoint):
 
 @pytest.mark.parametrize("status", [400, 401, 404, 302])
 def test_other_statuses_end_it_at_once_and_the_key_is_not_told(fake, endpoint, status):
-    fake.script = [(status, f"Incorrect API key provided: {SECRET}".encode(), {"Location": f"{fake.url}/elsewhere"})]
+    fake.script = [
+        (
+            status,
+            f"Incorrect API key provided: {SECRET}".encode(),
+            {"Location": f"{fake.url}/elsewhere"},
+        )
+    ]
     with pytest.raises(HarnessError, match=f"HTTP {status}") as error:
         compare(endpoint())
     assert len(fake.asked) == 1 and SECRET not in str(error.value) and "[key]" in str(error.value)
@@ -462,16 +568,23 @@ def test_other_statuses_end_it_at_once_and_the_key_is_not_told(fake, endpoint, s
 
 @pytest.mark.parametrize(
     ("text", "counted"),
-    [("I'm sorry, I cannot compare these.", "refusals"), ("Both are fine.", "unparsed"), ("", "unparsed"),
-     ("1 or 2", "unparsed"), ("12", "unparsed")],
-)  # fmt: skip
+    [
+        ("I'm sorry, I cannot compare these.", "refusals"),
+        ("Both are fine.", "unparsed"),
+        ("", "unparsed"),
+        ("1 or 2", "unparsed"),
+        ("12", "unparsed"),
+    ],
+)
 def test_refusals_and_what_cannot_be_read_are_counted_and_left_out(fake, endpoint, text, counted):
     fake.script = [reply(text)]
     labeller = endpoint()
     assert compare(labeller) == []
     usage = labeller.usage()
     assert usage[counted] == 2 and usage["unanswered"] == 1 and usage["asked"] == 1
-    assert {"refusals", "unparsed"} - {counted} == {k for k in ("refusals", "unparsed") if not usage.get(k)}
+    assert {"refusals", "unparsed"} - {counted} == {
+        k for k in ("refusals", "unparsed") if not usage.get(k)
+    }
 
 
 def test_one_order_alone_is_no_label(fake, endpoint):
@@ -519,8 +632,11 @@ def test_several_requests_are_under_way_at_once_and_keep_their_order(fake, endpo
 
 
 def test_soft_labels_from_log_probabilities(fake, endpoint):
-    top = [{"token": "1", "logprob": math.log(0.5)}, {"token": " 1", "logprob": math.log(0.1)},
-           {"token": "2", "logprob": math.log(0.2)}]  # fmt: skip
+    top = [
+        {"token": "1", "logprob": math.log(0.5)},
+        {"token": " 1", "logprob": math.log(0.1)},
+        {"token": "2", "logprob": math.log(0.2)},
+    ]
     fake.script = [reply("1", logprobs={"content": [{"top_logprobs": top}]})]
     (said,) = compare(endpoint(top_logprobs=5))
     assert said.note["answers"] == [pytest.approx(0.75)] * 2 and fake.asked[0]["top_logprobs"] == 5
@@ -560,11 +676,16 @@ def test_a_revision_is_a_critique_and_a_rewriting(fake, endpoint):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"url": "ftp://x"}, "needs --labeller-set url"), ({"url": ""}, "needs"), ({"model": ""}, "needs"),
-        ({"url": "https://me:pw@x/v1"}, "no user, password"), ({"url": "https://x/v1?key=1"}, "no user, password"),
-        ({"max_requests": 0}, "above 0"), ({"retries": -1}, "negative"), ({"verdicts": "1,1"}, "two different"),
+        ({"url": "ftp://x"}, "needs --labeller-set url"),
+        ({"url": ""}, "needs"),
+        ({"model": ""}, "needs"),
+        ({"url": "https://me:pw@x/v1"}, "no user, password"),
+        ({"url": "https://x/v1?key=1"}, "no user, password"),
+        ({"max_requests": 0}, "above 0"),
+        ({"retries": -1}, "negative"),
+        ({"verdicts": "1,1"}, "two different"),
     ],
-)  # fmt: skip
+)
 def test_options_that_make_no_sense_are_refused(endpoint, options, message):
     with pytest.raises(UsageError, match=message):
         endpoint(**options)
@@ -583,8 +704,16 @@ def test_machinery_is_no_part_of_its_identity(endpoint):
 
 @pytest.mark.parametrize(
     ("text", "p"),
-    [("1", 1.0), (" 2.", 0.0), ("Response 2 is better.", 0.0), ("**1**", 1.0), ("", None), ("1 and 2", None),
-     ("I cannot help with that", REFUSED), ("I am unable to pick 1", REFUSED)],
-)  # fmt: skip
+    [
+        ("1", 1.0),
+        (" 2.", 0.0),
+        ("Response 2 is better.", 0.0),
+        ("**1**", 1.0),
+        ("", None),
+        ("1 and 2", None),
+        ("I cannot help with that", REFUSED),
+        ("I am unable to pick 1", REFUSED),
+    ],
+)
 def test_verdicts_of_texts(text, p):
     assert probability({"message": {"content": text}}, ("1", "2"), soft=False) == p

@@ -38,8 +38,13 @@ APART = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
 KINDS = [  # the modules before the attention: some models project queries, keys and values at once
     (llama, APART, APART - {"self_attn.q_proj"}, {"self_attn.q_proj"}),
     (qwen, APART, APART - {"self_attn.q_proj"}, {"self_attn.q_proj"}),
-    (neox, {"attention.query_key_value"}, {"attention.query_key_value"}, {"attention.query_key_value"}),
-]  # fmt: skip
+    (
+        neox,
+        {"attention.query_key_value"},
+        {"attention.query_key_value"},
+        {"attention.query_key_value"},
+    ),
+]
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind[0].__name__)
@@ -53,7 +58,9 @@ def logp_and_gradient(model, batch):
     model.zero_grad()
     logp = completion_logp(model, batch)
     (logp * torch.linspace(-1, 1, batch.shape[2])).sum().backward()
-    return logp.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return logp.detach(), torch.cat(
+        [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    )
 
 
 def test_parts_are_found_and_gradients_are_those_of_the_whole_layer(kind):
@@ -61,7 +68,9 @@ def test_parts_are_found_and_gradients_are_those_of_the_whole_layer(kind):
     assert enable_sharing(model)
     found = trunk_of(model).last_parts
     assert [set(found.before), set(found.keys), set(found.queries)] == parts
-    assert all(p.requires_grad for p in model.parameters()), "they took gradients before, and do again"
+    assert all(p.requires_grad for p in model.parameters()), (
+        "they took gradients before, and do again"
+    )
     for k in (1, 4):
         few, few_gradient = logp_and_gradient(model, batch_of(k=k))
         whole = copy.deepcopy(model)
@@ -80,7 +89,9 @@ def test_only_states_that_are_read_pass_the_last_layer(k):
     completion_logp(model, batch)
     assert seen.pop() == len(batch.prompts) + lengths - batch["mask"][..., 0].sum()
     critic = scalar_from(model).initialise(0)
-    critic.trunk.layers[-1].mlp.register_forward_hook(lambda _, told, out: seen.append(out.shape[1]))
+    critic.trunk.layers[-1].mlp.register_forward_hook(
+        lambda _, told, out: seen.append(out.shape[1])
+    )
     completion_states(critic, batch)
     assert seen[-1] == len(batch.prompts) + lengths
     assert not model.model.layers[-1]._forward_pre_hooks, "the hook is gone"
@@ -95,7 +106,9 @@ def test_critics_agree_with_the_padded_layout():
         real = torch.cat([torch.ones_like(batch["mask"][..., :1]), batch["mask"]], -1)
         few = completion_states(critic, batch) * real
         with padded([critic]):
-            torch.testing.assert_close(few, completion_states(critic, batch) * real, atol=2e-5, rtol=0)
+            torch.testing.assert_close(
+                few, completion_states(critic, batch) * real, atol=2e-5, rtol=0
+            )
 
 
 def test_an_empty_completion_is_none():
@@ -125,7 +138,9 @@ class Skip(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
         self.norm, self.first = model.model.norm, None
-        model.model.embed_tokens.register_forward_hook(lambda _, told, out: setattr(self, "first", out))
+        model.model.embed_tokens.register_forward_hook(
+            lambda _, told, out: setattr(self, "first", out)
+        )
 
     def forward(self, states):
         return self.norm(states) + self.first

@@ -58,7 +58,9 @@ def padded(batch, left=3, right=4, pad=0):
     """Return the batch with more padding on both sides of everything."""
     extend = torch.nn.functional.pad
     prompts = PromptBatch(
-        batch.prompts.prompts, extend(batch.prompts.ids, (left, 0), value=pad), extend(batch.prompts.mask, (left, 0))
+        batch.prompts.prompts,
+        extend(batch.prompts.ids, (left, 0), value=pad),
+        extend(batch.prompts.mask, (left, 0)),
     )
     columns = {
         "completion_ids": extend(batch["completion_ids"], (0, right), value=pad),
@@ -125,7 +127,10 @@ def test_a_shift_by_one_is_noticed(model, batch, places):
 
 
 def test_forgotten_positions_are_noticed(gpt2_model, batch):
-    with broken(gpt2_model, change_inputs=lambda given: {k: v for k, v in given.items() if k != "position_ids"}):
+    with broken(
+        gpt2_model,
+        change_inputs=lambda given: {k: v for k, v in given.items() if k != "position_ids"},
+    ):
         misplaced = completion_logp(gpt2_model, batch)
     with pytest.raises(AssertionError):  # absolute positions count the left padding
         close(misplaced, logp_by_hand(gpt2_model, batch))
@@ -165,7 +170,9 @@ def test_padding_changes_nothing(model, batch):
 
 
 def test_what_lies_under_the_padding_changes_nothing(model, batch):
-    close(completion_logp(model, padded(batch, pad=40)), completion_logp(model, padded(batch, pad=0)))
+    close(
+        completion_logp(model, padded(batch, pad=40)), completion_logp(model, padded(batch, pad=0))
+    )
 
 
 def test_batch_order_changes_nothing(model, batch):
@@ -178,7 +185,8 @@ def test_grouping_changes_nothing(model, batch):
     b, k, t = batch.shape
     close(completion_logp(model, batch.flat()).view(b, k, t), completion_logp(model, batch))
     close(
-        completion_logp(model, batch.pick(torch.ones(b, dtype=torch.long)))[:, 0], completion_logp(model, batch)[:, 1]
+        completion_logp(model, batch.pick(torch.ones(b, dtype=torch.long)))[:, 0],
+        completion_logp(model, batch)[:, 1],
     )
 
 
@@ -213,7 +221,9 @@ def test_micro_batches_cover_every_row_once_within_the_budget(data):
     limit = data.draw(st.integers(1, 120))
     mask = (torch.arange(int(length.max())) < length[..., None]).float()
     prompts = (torch.arange(int(prompt.max())) >= int(prompt.max()) - prompt[:, None]).long()
-    batch = Batch(PromptBatch([None] * b, prompts, prompts), {"completion_ids": mask.long(), "mask": mask})
+    batch = Batch(
+        PromptBatch([None] * b, prompts, prompts), {"completion_ids": mask.long(), "mask": mask}
+    )
     parts = micro_batches(batch, limit)
     assert sorted(i for rows in parts for i in rows) == list(range(b))
     assert all(len(rows) == 1 or cost_of(batch, rows) <= limit for rows in parts)
@@ -223,7 +233,9 @@ def test_micro_batches_cover_every_row_once_within_the_budget(data):
 def test_in_micro_batches_is_the_whole_at_once(tiny_model, scalar_model, batch, limit):
     whole = in_micro_batches(lambda part: completion_logp(tiny_model, part), batch, limit)
     close(whole, completion_logp(tiny_model, batch))
-    scores = in_micro_batches(lambda part: completion_scores(scalar_model, part, "last"), batch, limit, False)
+    scores = in_micro_batches(
+        lambda part: completion_scores(scalar_model, part, "last"), batch, limit, False
+    )
     close(scores, completion_scores(scalar_model, batch, "last"))
 
 
@@ -259,12 +271,16 @@ def test_values_are_before_their_token(scalar_model, batch):
 @pytest.mark.parametrize("pooling", ["last", "mean", "sum"])
 def test_scores_are_after_their_token(scalar_model, batch, pooling):
     check_scores(completion_scores(scalar_model, batch, pooling), scalar_model, batch, pooling)
-    check_scores(completion_scores(scalar_model, padded(batch), pooling), scalar_model, batch, pooling)
+    check_scores(
+        completion_scores(scalar_model, padded(batch), pooling), scalar_model, batch, pooling
+    )
 
 
 def test_a_score_before_the_end_is_noticed(scalar_model, eos_padded, make_batch):
     batch = make_batch(eos_padded)
-    early = completion_states(scalar_model, batch).gather(-1, (batch.lengths - 1)[..., None])[..., 0]
+    early = completion_states(scalar_model, batch).gather(-1, (batch.lengths - 1)[..., None])[
+        ..., 0
+    ]
     with pytest.raises(AssertionError):
         check_scores(early, scalar_model, batch, "last")
     with pytest.raises(AssertionError):  # the last column is padding for most
@@ -285,9 +301,13 @@ def test_whitening_is_numpys(shift_mean):
     assert float(masked_mean(torch.tensor(x), torch.tensor(mask))) == pytest.approx(told.mean())
     with pytest.raises(AssertionError):  # with the padding counted
         np.testing.assert_allclose(
-            masked_whiten(torch.tensor(x * mask), torch.ones(4, 3, 7), shift_mean), white * mask, atol=1e-3
+            masked_whiten(torch.tensor(x * mask), torch.ones(4, 3, 7), shift_mean),
+            white * mask,
+            atol=1e-3,
         )
     with pytest.raises(AssertionError):  # with Bessel's correction
         np.testing.assert_allclose(
-            ours, ((x - told.mean()) / told.std(ddof=1) + (0 if shift_mean else told.mean())) * mask, atol=1e-3
+            ours,
+            ((x - told.mean()) / told.std(ddof=1) + (0 if shift_mean else told.mean())) * mask,
+            atol=1e-3,
         )

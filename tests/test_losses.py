@@ -84,7 +84,11 @@ def test_cdpo_rests_at_its_margin(e):
     logp, batch = pairs_of([math.log((1 - e) / e)], beta=0.5)
     DPO(beta=0.5, label_smoothing=e).loss(logp, batch)[0].sum().backward()
     assert logp.grad.abs().max() < 1e-12
-    for other in (DPO(beta=0.5), DPO(beta=0.5, label_smoothing=e / 2), DPO(beta=0.5, label_smoothing=e, robust=True)):
+    for other in (
+        DPO(beta=0.5),
+        DPO(beta=0.5, label_smoothing=e / 2),
+        DPO(beta=0.5, label_smoothing=e, robust=True),
+    ):
         logp.grad = None
         other.loss(logp, batch)[0].sum().backward()
         assert logp.grad.abs().max() > 1e-3
@@ -111,19 +115,34 @@ def trl_loss(logp, ref, **settings):
     flat = logp.transpose(0, 1).flatten(0, 1)  # chosen stacked on rejected
     width, rows = flat.shape[1], flat.shape[0]
     told = flat.detach()
-    output = types.SimpleNamespace(log_probs=flat, entropy=told, mean_logits=told, is_top1=told > -1)
-    accelerator = types.SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x)
+    output = types.SimpleNamespace(
+        log_probs=flat, entropy=told, mean_logits=told, is_top1=told > -1
+    )
+    accelerator = types.SimpleNamespace(
+        device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x
+    )
     trainer = types.SimpleNamespace(
-        model=types.SimpleNamespace(training=False), accelerator=accelerator, aux_loss_enabled=False, ld_alpha=None,
-        precompute_ref_logps=True, f_divergence_type="reverse_kl", loss_weights=[1.0], use_weighting=False,
-        _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, **settings,
-    )  # fmt: skip
+        model=types.SimpleNamespace(training=False),
+        accelerator=accelerator,
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_weights=[1.0],
+        use_weighting=False,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0,
+        **settings,
+    )
     ids = torch.ones(rows, width + 1, dtype=torch.long)
     chosen, rejected = ref.sum(-1).unbind(1)
     inputs = {
-        "input_ids": ids, "attention_mask": ids, "completion_mask": ids,
-        "ref_chosen_logps": chosen, "ref_rejected_logps": rejected,
-    }  # fmt: skip
+        "input_ids": ids,
+        "attention_mask": ids,
+        "completion_mask": ids,
+        "ref_chosen_logps": chosen,
+        "ref_rejected_logps": rejected,
+    }
     return trl.DPOTrainer._compute_loss(trainer, lambda **_: output, inputs, False)
 
 
@@ -132,13 +151,22 @@ def trl_loss(logp, ref, **settings):
 def test_dpo_is_trls(loss_type, e, beta):
     generator = torch.Generator().manual_seed(3)
     ours = torch.randn(5, 2, 4, generator=generator).sub(3).requires_grad_()
-    theirs, ref = ours.detach().clone().requires_grad_(), torch.randn(5, 2, 4, generator=generator).sub(3)
+    theirs, ref = (
+        ours.detach().clone().requires_grad_(),
+        torch.randn(5, 2, 4, generator=generator).sub(3),
+    )
     method = DPO(beta=beta, label_smoothing=e, robust=loss_type == "robust")
     loss = method.loss(ours, labelled(ref))[0].mean()
     other = trl_loss(theirs, ref, loss_types=[loss_type], beta=beta, label_smoothing=e)
     torch.testing.assert_close(loss, other)
-    torch.testing.assert_close(torch.autograd.grad(loss, ours)[0], torch.autograd.grad(other, theirs)[0])
-    wrong = DPO(beta=1.5 * beta, label_smoothing=e, robust=loss_type == "robust").loss(ours, labelled(ref))[0].mean()
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, ours)[0], torch.autograd.grad(other, theirs)[0]
+    )
+    wrong = (
+        DPO(beta=1.5 * beta, label_smoothing=e, robust=loss_type == "robust")
+        .loss(ours, labelled(ref))[0]
+        .mean()
+    )
     with pytest.raises(AssertionError):
         torch.testing.assert_close(wrong, other)
 
@@ -166,15 +194,20 @@ def test_the_surrogate_starts_as_the_policy_gradient():
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "gradient", "clipped"),
     [
-        (1.5, 1.0, -1.2, 0.0, 1), (1.5, -1.0, 1.5, 1.5, 1),  # gains stop at the clip, losses do not
-        (0.5, 1.0, -0.5, -0.5, 1), (0.5, -1.0, 0.8, 0.0, 1),
-        (1.1, 1.0, -1.1, -1.1, 0), (0.9, -2.0, 1.8, 1.8, 0),
+        (1.5, 1.0, -1.2, 0.0, 1),
+        (1.5, -1.0, 1.5, 1.5, 1),  # gains stop at the clip, losses do not
+        (0.5, 1.0, -0.5, -0.5, 1),
+        (0.5, -1.0, 0.8, 0.0, 1),
+        (1.1, 1.0, -1.1, -1.1, 0),
+        (0.9, -2.0, 1.8, 1.8, 0),
     ],
-)  # fmt: skip
+)
 def test_the_surrogate_is_clipped_on_both_sides(ratio, advantage, loss, gradient, clipped):
     told = pytest.approx((loss, gradient, clipped))
     assert surrogate(ratio, advantage) == told
-    assert surrogate(ratio, advantage, clip_range=10.0)[1] == pytest.approx(-ratio * advantage)  # the plain gradient
+    assert surrogate(ratio, advantage, clip_range=10.0)[1] == pytest.approx(
+        -ratio * advantage
+    )  # the plain gradient
     with pytest.raises(AssertionError):
         assert surrogate(ratio, -advantage) == told
 
@@ -182,7 +215,13 @@ def test_the_surrogate_is_clipped_on_both_sides(ratio, advantage, loss, gradient
 @pytest.mark.parametrize(
     ("value", "old", "target", "eps", "loss"),
     [
-        (1.0, 0.0, 2.0, 0.2, 0.5 * 1.8**2),  # moved past the clip towards the target: the clipped one counts
+        (
+            1.0,
+            0.0,
+            2.0,
+            0.2,
+            0.5 * 1.8**2,
+        ),  # moved past the clip towards the target: the clipped one counts
         (0.1, 0.0, 2.0, 0.2, 0.5 * 1.9**2),  # inside
         (-1.0, 0.0, 2.0, 0.2, 0.5 * 3.0**2),  # moved away: its own error counts
         (1.0, 0.0, 2.0, 0.0, 0.5 * 1.0**2),  # no clip
@@ -222,7 +261,9 @@ def gae_by_hand(rewards, values, lengths, gamma, lam):
         n = int(lengths[i, j])
         r, v = rewards[i, j, :n].tolist(), [*values[i, j, :n].tolist(), 0.0]
         for t in range(n):
-            out[i, j, t] = sum((gamma * lam) ** (s - t) * (r[s] + gamma * v[s + 1] - v[s]) for s in range(t, n))
+            out[i, j, t] = sum(
+                (gamma * lam) ** (s - t) * (r[s] + gamma * v[s + 1] - v[s]) for s in range(t, n)
+            )
     return out
 
 
@@ -239,10 +280,16 @@ def test_advantages_are_a_double_loop(gamma, lam):
     ours = method.advantages(rewards, values, MASK.double()).numpy()
     np.testing.assert_allclose(ours, told, atol=1e-12)
     if lam == gamma == 1:  # return to go, less the value
-        np.testing.assert_allclose(ours, ((rewards.flip(-1).cumsum(-1).flip(-1) - values) * MASK).numpy(), atol=1e-12)
+        np.testing.assert_allclose(
+            ours, ((rewards.flip(-1).cumsum(-1).flip(-1) - values) * MASK).numpy(), atol=1e-12
+        )
     values_on_padding = values + 3.0 * (1 - MASK)
-    with pytest.raises(AssertionError):  # GAE over pads: the last token bootstraps from a value that is none
-        np.testing.assert_allclose(method.advantages(rewards, values_on_padding, MASK.double()), told, atol=1e-3)
+    with pytest.raises(
+        AssertionError
+    ):  # GAE over pads: the last token bootstraps from a value that is none
+        np.testing.assert_allclose(
+            method.advantages(rewards, values_on_padding, MASK.double()), told, atol=1e-3
+        )
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(
             method.advantages(rewards, values_on_padding, torch.ones_like(rewards)), told, atol=1e-3
@@ -289,17 +336,21 @@ def preferred(*rankings):
 
 
 def test_equal_scores_cost_log_two():
-    assert bradley_terry_loss(torch.zeros(3, 2), preferred([0, 1], [1, 0], [0, 1])).tolist() == pytest.approx(
-        [LOG2] * 3
+    assert bradley_terry_loss(
+        torch.zeros(3, 2), preferred([0, 1], [1, 0], [0, 1])
+    ).tolist() == pytest.approx([LOG2] * 3)
+    assert bradley_terry_loss(torch.ones(1, 4), preferred([2, 0, 3, 1])).tolist() == pytest.approx(
+        [LOG2]
     )
-    assert bradley_terry_loss(torch.ones(1, 4), preferred([2, 0, 3, 1])).tolist() == pytest.approx([LOG2])
 
 
 def bradley_terry_by_hand(scores, ranks):
     losses = [
         -math.log(sigmoid(scores[w] - scores[l]))
-        for w in range(len(ranks)) for l in range(len(ranks)) if ranks[w] < ranks[l]
-    ]  # fmt: skip
+        for w in range(len(ranks))
+        for l in range(len(ranks))
+        if ranks[w] < ranks[l]
+    ]
     return sum(losses) / len(losses) if losses else 0.0
 
 
@@ -327,7 +378,9 @@ def test_ties_give_no_gradient_and_do_not_dilute():
 
 
 def test_pair_accuracy_counts_ties_of_scores_as_wrong():
-    assert pair_accuracy(torch.tensor([[3.0, 1, 2], [0, 0, 0]]), preferred([0, 2, 1], [0, 1, 1])) == (3, 5)
+    assert pair_accuracy(
+        torch.tensor([[3.0, 1, 2], [0, 0, 0]]), preferred([0, 2, 1], [0, 1, 1])
+    ) == (3, 5)
 
 
 def test_a_doubtful_label_weighs_both_orders():
@@ -335,9 +388,9 @@ def test_a_doubtful_label_weighs_both_orders():
     told = -p * math.log(sigmoid(0.7)) - (1 - p) * math.log(sigmoid(-0.7))
     table = preferred_of([[Comparison(0, 1, p)]], 2)
     assert float(bradley_terry_loss(scores, table)) == pytest.approx(told, abs=1e-6)
-    assert float(bradley_terry_loss(scores, preferred_of([[Comparison(1, 0, 1 - p)]], 2))) == pytest.approx(
-        told, abs=1e-6
-    )
+    assert float(
+        bradley_terry_loss(scores, preferred_of([[Comparison(1, 0, 1 - p)]], 2))
+    ) == pytest.approx(told, abs=1e-6)
     assert pair_accuracy(scores, table) == (1, 1)
 
 
@@ -348,7 +401,10 @@ def test_ensembles_by_hand():
     variance = torch.tensor([(9 + 1 + 16) / 3, (1 + 1 + 4) / 3])  # the population's
     told = torch.tensor([[4.0, 3.0]]) - 0.5 * variance
     torch.testing.assert_close(combine(scores, "uncertainty", 0.5), told)
-    for wrong in (scores.mean(0) - 0.5 * scores.var(0), scores.mean(0) - 0.5 * scores.std(0, correction=0)):
+    for wrong in (
+        scores.mean(0) - 0.5 * scores.var(0),
+        scores.mean(0) - 0.5 * scores.std(0, correction=0),
+    ):
         with pytest.raises(AssertionError):
             torch.testing.assert_close(wrong, told)
 
@@ -384,7 +440,10 @@ def test_best_of_n_kl_is_near_the_level_formula(n):
         told, q = exact_kl(f, F, n)
         assert q.sum() == pytest.approx(1)
         assert estimated_kl(f, q, n) == pytest.approx(told, rel=tolerance, abs=1e-9)
-        assert told <= best_of_n_bound(n) + 1e-12 and estimated_kl(f, q, n) <= best_of_n_bound(n) + 1e-12
+        assert (
+            told <= best_of_n_bound(n) + 1e-12
+            and estimated_kl(f, q, n) <= best_of_n_bound(n) + 1e-12
+        )
 
 
 @pytest.mark.parametrize("n", [1024, 65536])
@@ -395,8 +454,14 @@ def test_the_bound_is_no_estimate_with_ties(n):
 
 
 def test_best_of_n_kl_at_its_ends():
-    tiny, whole = best_of_n_kl(16, torch.tensor([0.0, 1e-30, 1e-9])), best_of_n_kl(16, torch.tensor([1.0]))
-    assert tiny.tolist() == pytest.approx([best_of_n_bound(16)] * 3, rel=1e-6) and abs(float(whole)) < 1e-9
+    tiny, whole = (
+        best_of_n_kl(16, torch.tensor([0.0, 1e-30, 1e-9])),
+        best_of_n_kl(16, torch.tensor([1.0])),
+    )
+    assert (
+        tiny.tolist() == pytest.approx([best_of_n_bound(16)] * 3, rel=1e-6)
+        and abs(float(whole)) < 1e-9
+    )
     assert best_of_n_kl(1, torch.tensor([0.3])).item() == pytest.approx(0, abs=1e-12)
     assert best_of_n_bound(4) == pytest.approx(math.log(4) - 0.75)
 
@@ -418,7 +483,9 @@ def test_win_rate_by_hand():
     assert (told.mean, told.n) == (0.7, 10)
     assert (told.low, told.high) == pytest.approx((0.39678, 0.89221), abs=1e-4)
     none = win_rate([0] * 20, [1] * 20)
-    assert (none.mean, none.low) == (0, 0) and none.high == pytest.approx(1.96**2 / (20 + 1.96**2), abs=1e-3)
+    assert (none.mean, none.low) == (0, 0) and none.high == pytest.approx(
+        1.96**2 / (20 + 1.96**2), abs=1e-3
+    )
     assert win_rate([1] * 9, [1] * 9) == Estimate(0.5, pytest.approx(0.5), pytest.approx(0.5), 9)
     halves = win_rate([1, 1, 0, 2], [1, 1, 1, 1])
     assert halves.mean == 0.5 and 0 < halves.low < 0.5 < halves.high < 1
@@ -427,7 +494,9 @@ def test_win_rate_by_hand():
 def test_mean_interval_by_hand():
     told = mean_interval([1.0, 2.0, 3.0, 4.0])
     half = 3.18245 * math.sqrt(5 / 3 / 4)
-    assert (told.mean, told.low, told.high, told.n) == pytest.approx((2.5, 2.5 - half, 2.5 + half, 4), abs=1e-4)
+    assert (told.mean, told.low, told.high, told.n) == pytest.approx(
+        (2.5, 2.5 - half, 2.5 + half, 4), abs=1e-4
+    )
     cut = mean_interval([0.0, 0.1], bounds=(0.0, 1.0))
     assert cut.low == 0 and cut.high < 1
     with pytest.raises(ValueError, match="two"):
@@ -461,7 +530,11 @@ def check_coverage(share):
 
 @pytest.mark.parametrize(("win", "tie", "n"), [(0.5, 0.2, 100), (0.8, 0.1, 60), (0.3, 0.6, 200)])
 def test_win_rate_intervals_cover(win, tie, n):
-    draws = np.random.default_rng(0).choice([1, 0, -1], size=(2000, n), p=[win, tie, 1 - win - tie]).tolist()
+    draws = (
+        np.random.default_rng(0)
+        .choice([1, 0, -1], size=(2000, n), p=[win, tie, 1 - win - tie])
+        .tolist()
+    )
     check_coverage(coverage(lambda row: win_rate(row, [0] * n), draws, win + tie / 2))
     too_narrow = coverage(lambda row: narrow(win_rate(row, [0] * n)), draws, win + tie / 2)
     with pytest.raises(AssertionError):

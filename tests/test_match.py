@@ -54,22 +54,34 @@ def test_at_a_node_it_is_the_row(tmp_path):
     (row,) = table.plain
     scores = scores_of(node)
     own = win_rate_interval(scores["win_rate"])
-    assert (row["win_rate"], row["win_rate_low"], row["win_rate_high"]) == (own.mean, own.low, own.high)
+    assert (row["win_rate"], row["win_rate_low"], row["win_rate_high"]) == (
+        own.mean,
+        own.low,
+        own.high,
+    )
     assert row["share"] == 0 and str(by_name(table)["ppo"]["between"]) == "at beta=0.5"
     assert sorted(table.runs[0]) == sorted(r["folder"] for r in node.good)
 
 
 def test_between_nodes_intervals_are_of_the_mixed_scores(tmp_path):
     selection = sweep(tmp_path)
-    low, high = (scores_of(next(r for r in selection.rows if b in r.name)) for b in ("beta=0.5", "beta=0.333"))
+    low, high = (
+        scores_of(next(r for r in selection.rows if b in r.name))
+        for b in ("beta=0.5", "beta=0.333")
+    )
     table = matched(selection, "kl", 2.5)
     (row,) = table.plain
     mix = {name: 0.75 * low[name] + 0.25 * high[name] for name in low}
     won, kl = win_rate_interval(mix["win_rate"]), two_way_interval(mix["kl"])
-    assert (row["win_rate"], row["win_rate_low"], row["win_rate_high"]) == pytest.approx((won.mean, won.low, won.high))
+    assert (row["win_rate"], row["win_rate_low"], row["win_rate_high"]) == pytest.approx(
+        (won.mean, won.low, won.high)
+    )
     assert (row["kl"], row["kl_low"], row["kl_high"]) == pytest.approx((kl.mean, kl.low, kl.high))
     cells = by_name(table)["ppo"]
-    assert str(cells["between"]) == "beta=0.5 (75%), beta=0.333333 (25%)" and str(cells["seeds"]) == "2"
+    assert (
+        str(cells["between"]) == "beta=0.5 (75%), beta=0.333333 (25%)"
+        and str(cells["seeds"]) == "2"
+    )
     assert cells["win-rate vs SFT [95 %]"].interval == f"[{won.low:.3f}, {won.high:.3f}]"
     assert len(table.runs[0]) == 4  # two seeds of either neighbour
 
@@ -93,8 +105,13 @@ def test_nothing_is_extrapolated(tmp_path):
     selection = sweep(tmp_path, "ppo", (1.0, 4.0))
     table = matched(selection, "kl", 3.0)
     assert [str(row[0]) for row in table.rows] == ["ppo", "dpo"]
-    assert str(by_name(table)["dpo"]["win-rate vs SFT [95 %]"]) == "not reached: its points lie at 0.5 to 1.5"
-    assert "gold" not in plain(table)["dpo"] and plain(table)["dpo"]["high_at"] == pytest.approx(1.5)
+    assert (
+        str(by_name(table)["dpo"]["win-rate vs SFT [95 %]"])
+        == "not reached: its points lie at 0.5 to 1.5"
+    )
+    assert "gold" not in plain(table)["dpo"] and plain(table)["dpo"]["high_at"] == pytest.approx(
+        1.5
+    )
     assert all(len(row) == len(COLUMNS) for row in table.rows)
     below = matched(selection, "kl", 0.7)
     assert "not reached" in plain(below)["ppo"]["why"] and "gold" in plain(below)["dpo"]
@@ -119,7 +136,10 @@ def test_without_a_value_the_largest_that_all_reach(tmp_path):
 def test_no_common_value_is_refused(tmp_path):
     sweep(tmp_path, "dpo", (0.5, 1.0))
     selection = sweep(tmp_path, "ppo", (2.0, 4.0))
-    with pytest.raises(UsageError, match=r"No value of nats of KL lies on all sweeps.*dpo: 0.5 to 1.*--match kl=VALUE"):
+    with pytest.raises(
+        UsageError,
+        match=r"No value of nats of KL lies on all sweeps.*dpo: 0.5 to 1.*--match kl=VALUE",
+    ):
         matched(selection, "kl")
 
 
@@ -136,14 +156,18 @@ def test_where_a_sweep_goes_back_neighbours_are_by_the_quantity(tmp_path):
     """KL goes 1, 4, 2 along beta: both segments hold 3; taken are the points next to it, 2 and 4, not 1 and 4."""
     table = matched(sweep(tmp_path, kls=(1.0, 4.0, 2.0)), "kl", 3.0)
     (row,) = table.plain
-    assert (row["low_at"], row["high_at"]) == pytest.approx((2.0, 4.0)) and row["share"] == pytest.approx(0.5)
+    assert (row["low_at"], row["high_at"]) == pytest.approx((2.0, 4.0)) and row[
+        "share"
+    ] == pytest.approx(0.5)
     assert str(table.rows[0][-1]) == "beta=0.333333 (50%), beta=0.5 (50%)"
 
 
 def test_points_at_one_value_are_not_chosen_between(tmp_path):
     selection = sweep(tmp_path, cost=lambda i: {"flops": 1e12 if i < 2 else 2e12})
     for value in (1e12, 1.5e12):
-        with pytest.raises(UsageError, match="No sweep can be read off at .*not one curve: beta=.*--where"):
+        with pytest.raises(
+            UsageError, match="No sweep can be read off at .*not one curve: beta=.*--where"
+        ):
             matched(selection, "flops", value)
     assert "gold" in matched(selection, "flops", 2e12).plain[0]
 
@@ -177,7 +201,12 @@ def test_bold_is_the_best_group_of_the_mixes(tmp_path):
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_every_quantity(tmp_path, quantity):
     def cost(i):
-        return {"flops": 1e12 * (i + 1), "seconds": 10.0 * (i + 1), "tokens_generated": 100 * i, "tokens_trained": 900}
+        return {
+            "flops": 1e12 * (i + 1),
+            "seconds": 10.0 * (i + 1),
+            "tokens_generated": 100 * i,
+            "tokens_trained": 900,
+        }
 
     selection = sweep(tmp_path, kls=(1.0, 2.0, 3.0), cost=cost)
     middle = {"kl": 1.5, "flops": 1.5e12, "seconds": 15.0, "tokens": 950.0}[quantity]
@@ -223,7 +252,11 @@ def test_failed_seeds_are_counted_and_footnoted(tmp_path):
     made = matched(selection, "kl", 3.0)
     cell = by_name(made)["ppo"]["seeds"]
     assert str(cell) == "2/3 or 2" and made.plain[0]["seeds"] == 2 and made.plain[0]["failed"] == 1
-    assert [made.footnotes[m] for m in cell.marks] == list(made.footnotes.values()) == [made.plain[0]["footnotes"]]
+    assert (
+        [made.footnotes[m] for m in cell.marks]
+        == list(made.footnotes.values())
+        == [made.plain[0]["footnotes"]]
+    )
     assert made.footnotes["a"].startswith("1 of 3 runs failed (1 diverged)")
     assert any("settings that no figure is of: ppo (beta=1.0) 2/3" in note for note in made.notes)
     assert not any("no figure is of" in note for note in matched(selection, "kl", 1.5).notes)
@@ -232,7 +265,9 @@ def test_failed_seeds_are_counted_and_footnoted(tmp_path):
 def test_budgets_are_footnoted(tmp_path):
     selection = sweep(tmp_path, kls=(1.0, 2.0), seeds=1)
     for row in selection.rows:
-        write_json(Path(row.good[0]["folder"]) / "spec.json", {"stages": {}, "budget": {"steps": 100}})
+        write_json(
+            Path(row.good[0]["folder"]) / "spec.json", {"stages": {}, "budget": {"steps": 100}}
+        )
     made = matched(selection, "kl", 1.5)
     assert made.footnotes == {"a": "Budget: steps 100."} and made.rows[0][1].marks == ("a",)
 
@@ -240,14 +275,24 @@ def test_budgets_are_footnoted(tmp_path):
 def test_the_caption_is_that_of_the_tests_and_seeds(tmp_path):
     alone = matched(sweep(tmp_path / "a", seeds=1), "kl", 1.5).caption
     assert "One seed per row" in alone and "not for the algorithms" in alone and "Bold" not in alone
-    for name, best in (("dpo", 0.5), ("ppo", 0.6), ("kto", 0.7)):  # the same scores thrice would be no pool
+    for name, best in (
+        ("dpo", 0.5),
+        ("ppo", 0.6),
+        ("kto", 0.7),
+    ):  # the same scores thrice would be no pool
         selection = sweep(tmp_path / "b", name, (1.0, 3.0), 3, gold=lambda d, best=best: best * d)
     told = matched(selection, "kl", 2.0).caption
-    assert "mean over 3 seeds with 95 % intervals over seeds and prompts" in told and "pooled over alike rows" in told
+    assert (
+        "mean over 3 seeds with 95 % intervals over seeds and prompts" in told
+        and "pooled over alike rows" in told
+    )
     assert "by t-tests paired over prompts" in told and "Holm over all 3 pairs" in told
     two = matched(chosen(tmp_path / "b", methods=["dpo", "ppo"]), "kl", 2.0)
     assert "pooled" not in two.caption and "Holm over all 1 pairs" in two.caption
-    assert two.title == "toy (only dpo, ppo): at 2 nats of KL" and "on toy (only dpo, ppo), ties half" in two.caption
+    assert (
+        two.title == "toy (only dpo, ppo): at 2 nats of KL"
+        and "on toy (only dpo, ppo), ties half" in two.caption
+    )
 
 
 def test_one_mix_is_not_bold(tmp_path):
@@ -261,7 +306,9 @@ def test_an_estimated_kl_is_marked_with_its_bounds(tmp_path):
     made = matched(sweep(tmp_path, kls=(0.5, 2.0), seeds=1), "kl", 1.0)
     shown = {name: str(row["KL (nats)"]) for name, row in by_name(made).items()}
     assert shown == {"best_of_n": "1.00 (est.)", "ppo": "1.00"}
-    assert any("bounds it: best_of_n (n=4) 0.64; best_of_n (n=16) 1.84." in note for note in made.notes)
+    assert any(
+        "bounds it: best_of_n (n=4) 0.64; best_of_n (n=16) 1.84." in note for note in made.notes
+    )
 
 
 def test_an_unfinished_run_is_told(tmp_path):
@@ -269,7 +316,10 @@ def test_an_unfinished_run_is_told(tmp_path):
     folder = tmp_path / "runs" / "toy" / "ppo" / "seed9-000000000000"
     folder.mkdir()
     write_json(folder / "spec.json", {})
-    assert any("Not finished, and left out: 1 run (ppo seed9-" in n for n in matched(chosen(tmp_path), "kl", 1.5).notes)
+    assert any(
+        "Not finished, and left out: 1 run (ppo seed9-" in n
+        for n in matched(chosen(tmp_path), "kl", 1.5).notes
+    )
 
 
 def test_unlike_ground_is_not_interpolated(tmp_path):
@@ -294,19 +344,31 @@ def test_what_is_asked_is_read():
 
 def test_a_sweep_differs_in_numbers_only():
     records = [
-        record("dpo", recipe=f"{beta} {shuffled}", options={"beta": beta, "shuffle": shuffled, "kind": None})
+        record(
+            "dpo",
+            recipe=f"{beta} {shuffled}",
+            options={"beta": beta, "shuffle": shuffled, "kind": None},
+        )
         for beta, shuffled in ((0.1, False), (0.3, False), (0.1, True))
     ] + [record("ppo", options={"beta": 0.1})]
     found = {s.name: s for s in sweeps(rows_of(records))}
     assert set(found) == {"dpo (shuffle=False)", "dpo (beta=0.1, shuffle=True)", "ppo"}
     one = found["dpo (shuffle=False)"]
-    assert one.options == ("beta",) and {one.point(row) for row in one.rows} == {"beta=0.1", "beta=0.3"}
-    assert {one.value(row) for row in one.rows} == {"0.1", "0.3"} and one.told == "dpo (shuffle=False), over beta"
+    assert one.options == ("beta",) and {one.point(row) for row in one.rows} == {
+        "beta=0.1",
+        "beta=0.3",
+    }
+    assert {one.value(row) for row in one.rows} == {
+        "0.1",
+        "0.3",
+    } and one.told == "dpo (shuffle=False), over beta"
 
 
 def test_a_studys_entries_are_apart():
     records = [
-        record("dpo", recipe=str(beta), options={"beta": beta}, label=f"{entry} {beta}", entry=entry)
+        record(
+            "dpo", recipe=str(beta), options={"beta": beta}, label=f"{entry} {beta}", entry=entry
+        )
         for entry, beta in (("a", 0.1), ("a", 0.2), ("b", 0.3), ("b", 0.4))
     ]
     assert {s.name: len(s.rows) for s in sweeps(rows_of(records))} == {"a": 2, "b": 2}
@@ -314,7 +376,12 @@ def test_a_studys_entries_are_apart():
 
 def test_only_what_was_asked_for_is_swept():
     records = [
-        record("dpo", recipe=str(steps), options={"steps": steps, "warmup": steps // 10}, asked=["steps"])
+        record(
+            "dpo",
+            recipe=str(steps),
+            options={"steps": steps, "warmup": steps // 10},
+            asked=["steps"],
+        )
         for steps in (100, 200)
     ]
     (found,) = sweeps(rows_of(records))

@@ -10,7 +10,7 @@ import torch
 
 from harness.core.meter import resident_peak, start_peak_anew
 from harness.models.flops import forward_cost
-from harness.models.initial_checkpoint import Start
+from harness.models.initial_checkpoint import InitialCheckpoint
 from harness.models.loading import learning, size_of, unfilled
 from harness.models.logprobs import completion_logp
 from harness.training.reward_model import RewardModel
@@ -109,7 +109,11 @@ def counted(folder, method, *more):
     [
         ("simpo", (), 1),
         ("dpo", (), 2),  # a short run computes what the reference says
-        ("dpo", ("--set", "steps=8"), 1),  # a longer one looks it up: a reference that nobody has to read
+        (
+            "dpo",
+            ("--set", "steps=8"),
+            1,
+        ),  # a longer one looks it up: a reference that nobody has to read
         ("raft", (), 2),  # and the reward
         ("grpo", (), 3),
         ("ppo", (), 4),  # and the critic
@@ -120,7 +124,9 @@ def test_no_copy_is_held_that_nothing_asks_for(folder, method, more, copies):
     assert found[method][0] == copies
     assert found["answer"][0] == 1  # nothing but the policy: no moments either
     assert found["answer"][1] < 2
-    assert found["score"][0] == 2 and found["kl"][0] == 2  # beside it the proxy; then the start checkpoint
+    assert (
+        found["score"][0] == 2 and found["kl"][0] == 2
+    )  # beside it the proxy; then the start checkpoint
 
 
 def test_negative_control_a_copy_that_is_held_is_counted(folder):
@@ -132,16 +138,24 @@ def test_negative_control_a_copy_that_is_held_is_counted(folder):
 
 def test_what_a_policy_needs_to_answer_stays_with_it(folder):
     found = counted(folder, "best_of_n")
-    assert found["answer"][0] == 1  # before the first answer: the start checkpoint, no reward model yet
+    assert (
+        found["answer"][0] == 1
+    )  # before the first answer: the start checkpoint, no reward model yet
     assert found["score"][0] == 3  # the policy is still there, with both; and the proxy
 
 
 def test_making_what_is_reused_shows_how_far_it_is():
     folder = fresh("progress")
     done = command(*on_small("dpo", "--set", "steps=8", results=folder))
-    assert done.code == 0 and "reference_logp     1/2" in done.err and "reference_logp     2/2" in done.err, done.text
+    assert (
+        done.code == 0
+        and "reference_logp     1/2" in done.err
+        and "reference_logp     2/2" in done.err
+    ), done.text
     done = command(*on_small("grpo", results=folder))
-    assert done.code == 0 and " pool     1/" in done.err and "reference_logp" not in done.err, done.text
+    assert done.code == 0 and " pool     1/" in done.err and "reference_logp" not in done.err, (
+        done.text
+    )
 
 
 # -- the start checkpoint ----------------------------------------------------------------------------------------------
@@ -169,7 +183,7 @@ def disk(tiny_model):
 
 @pytest.fixture
 def start(disk):
-    return Start(disk.read, disk.probe)
+    return InitialCheckpoint(disk.read, disk.probe)
 
 
 def test_it_is_read_when_asked_for_and_freed_when_nobody_holds_it(start, disk):
@@ -210,22 +224,34 @@ def trunk(model):
 def test_weights_are_compared_without_keeping_them(start, disk):
     gc.collect()  # other tests' models
     own = start.copy()
-    assert start.equals(own) and start.equals(own) and disk.reads == 2  # the second for the comparison, once
+    assert (
+        start.equals(own) and start.equals(own) and disk.reads == 2
+    )  # the second for the comparison, once
     with torch.no_grad():
         own.lm_head.weight[0, 0] += 1e-4
     assert not start.equals(own) and disk.reads == 2
-    assert sum(isinstance(m, type(own)) and m is not own and m is not disk.model for m in gc.get_objects()) <= 2
+    assert (
+        sum(
+            isinstance(m, type(own)) and m is not own and m is not disk.model
+            for m in gc.get_objects()
+        )
+        <= 2
+    )
 
 
 def test_an_outline_tells_size_and_cost_and_holds_nothing(start, disk, gpt2_model):
     for model in (disk.model, gpt2_model):  # GPT-2: head and embedding are one tensor
-        outline = Start(lambda model=model: copy.deepcopy(model)).outline
+        outline = InitialCheckpoint(lambda model=model: copy.deepcopy(model)).outline
         assert all(p.device.type == "meta" for p in outline.parameters())
         assert size_of(outline) == size_of(model) and forward_cost(outline) == forward_cost(model)
-        assert [n for n, _ in outline.named_parameters()] == [n for n, _ in model.named_parameters()]
+        assert [n for n, _ in outline.named_parameters()] == [
+            n for n, _ in model.named_parameters()
+        ]
 
 
-def test_a_model_unfilled_and_filled_again_gives_the_same_numbers(gpt2_model, tiny_model, tokens, make_batch):
+def test_a_model_unfilled_and_filled_again_gives_the_same_numbers(
+    gpt2_model, tiny_model, tokens, make_batch
+):
     for model in (gpt2_model, tiny_model):  # buffers that are in no file stay
         again = unfilled(unfilled(model, torch.device("meta")), torch.device("cpu"))
         again.load_state_dict(model.state_dict())
@@ -233,7 +259,9 @@ def test_a_model_unfilled_and_filled_again_gives_the_same_numbers(gpt2_model, ti
         assert torch.equal(completion_logp(again, batch), completion_logp(model, batch))
 
 
-def test_a_reward_model_is_loaded_beside_no_start_checkpoint(start, disk, tmp_path, scalar_model, tokens, make_batch):
+def test_a_reward_model_is_loaded_beside_no_start_checkpoint(
+    start, disk, tmp_path, scalar_model, tokens, make_batch
+):
     RewardModel(scalar_model, "last").save(tmp_path)
     assert start.outline is not None and disk.reads == 1
     again = RewardModel.load(tmp_path, start)
@@ -245,9 +273,15 @@ def test_a_reward_model_is_loaded_beside_no_start_checkpoint(start, disk, tmp_pa
 
 
 def test_a_system_that_resets_no_peak_is_told():
-    folder, stubborn = fresh("no_peak"), "from harness import record\n\nrecord.start_peak_anew = lambda: False\n"
+    folder, stubborn = (
+        fresh("no_peak"),
+        "from harness import record\n\nrecord.start_peak_anew = lambda: False\n",
+    )
     done = command(*on_small("dpo", "-p", plugin(folder, "stubborn", stubborn), results=folder))
-    assert done.code == 0 and "Peak memory is that of the whole process, not of each phase" in done.text
+    assert (
+        done.code == 0
+        and "Peak memory is that of the whole process, not of each phase" in done.text
+    )
     runtime = json.loads((only_run(folder, "small", "dpo") / "result.json").read_text())["runtime"]
     assert runtime["peak_memory_by_phase"] is False
 

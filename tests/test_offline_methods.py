@@ -19,7 +19,9 @@ from harness.core.options import options_of
 from harness.models.enumeration import Enumerated, total_variation
 
 LOG2 = math.log(2)
-MASK = torch.tensor([[[1.0, 1, 1, 1], [1, 1, 0, 0]], [[1, 0, 0, 0], [1, 1, 1, 0]], [[1, 1, 0, 0], [1, 1, 0, 0]]])
+MASK = torch.tensor(
+    [[[1.0, 1, 1, 1], [1, 1, 0, 0]], [[1, 0, 0, 0], [1, 1, 1, 0]], [[1, 1, 0, 0], [1, 1, 0, 0]]]
+)
 
 
 def sigmoid(x):
@@ -33,7 +35,10 @@ def softplus(x):
 def draw(seed=0, mask=MASK):
     """Return logp, ref_logp (3, 2, 4), zero on padding, and a batch."""
     generator = torch.Generator().manual_seed(seed)
-    logp, ref = ((-2 * torch.rand(mask.shape, generator=generator, dtype=torch.float64) - 0.1) * mask for _ in range(2))
+    logp, ref = (
+        (-2 * torch.rand(mask.shape, generator=generator, dtype=torch.float64) - 0.1) * mask
+        for _ in range(2)
+    )
     p = torch.tensor([1.0, 0.8, 1.0], dtype=torch.float64)
     return logp.requires_grad_(), {"ref_logp": ref, "mask": mask.double(), "p": p}
 
@@ -43,14 +48,21 @@ def direct(batch, target=True):
     p = batch["p"][:, None]
     first = torch.zeros_like(p, dtype=torch.long)
     return batch | {
-        "winner": first, "loser": first + 1, "kept": p, "flipped": 1 - p, "target": torch.cat([p, 1 - p], 1) * target
-    }  # fmt: skip
+        "winner": first,
+        "loser": first + 1,
+        "kept": p,
+        "flipped": 1 - p,
+        "target": torch.cat([p, 1 - p], 1) * target,
+    }
 
 
 PAIR_METHODS = {
-    "ipo": IPO(beta=0.2), "ipo averaged": IPO(beta=0.2, length_average=True), "simpo": SimPO(beta=2.0, gamma=0.5),
-    "orpo": ORPO(lambda_or=0.3, nll_reduction="sequence-mean"), "slic": SLiC(delta=1.5, lambda_reg=0.2),
-}  # fmt: skip
+    "ipo": IPO(beta=0.2),
+    "ipo averaged": IPO(beta=0.2, length_average=True),
+    "simpo": SimPO(beta=2.0, gamma=0.5),
+    "orpo": ORPO(lambda_or=0.3, nll_reduction="sequence-mean"),
+    "slic": SLiC(delta=1.5, lambda_reg=0.2),
+}
 
 
 def by_hand(name, lp_w, lp_l, ref_w, ref_l, n_w, n_l):
@@ -73,7 +85,9 @@ def test_pair_losses_by_hand(name):
     loss = PAIR_METHODS[name].loss(logp, direct(batch))[0].tolist()
     wrong = []
     for i in range(3):
-        sums, refs, lengths = (x[i].sum(-1).tolist() for x in (logp, batch["ref_logp"], batch["mask"]))
+        sums, refs, lengths = (
+            x[i].sum(-1).tolist() for x in (logp, batch["ref_logp"], batch["mask"])
+        )
         told = by_hand(name, *sums, *refs, *lengths)
         other = by_hand(name, *sums[::-1], *refs[::-1], *lengths[::-1])  # the labels turned round
         p = batch["p"][i].item()
@@ -154,7 +168,9 @@ def test_kto_starts_at_half_its_weights_and_pulls_each_its_way():
     (gradient,) = torch.autograd.grad(loss.sum(), logp)
     assert gradient[:, 0, 0].sign().tolist() == [-1, 1, -1]
     far = KTO(beta=1.0).loss((logp + 100).requires_grad_(), batch)[0]
-    assert float(torch.autograd.grad(far.sum(), logp)[0].abs().max()) < 1e-20  # gains and losses saturate
+    assert (
+        float(torch.autograd.grad(far.sum(), logp)[0].abs().max()) < 1e-20
+    )  # gains and losses saturate
 
 
 class FakeModel:
@@ -208,19 +224,25 @@ class FakeLab:
 
 
 @pytest.mark.parametrize(("drift", "told"), [(0.5, 0.5), (-0.5, 0.0)])
-def test_z0_is_the_mean_over_the_batch_of_mismatched_pairs_then_clamped(make_batch, tokens, drift, told):
+def test_z0_is_the_mean_over_the_batch_of_mismatched_pairs_then_clamped(
+    make_batch, tokens, drift, told
+):
     batch = make_batch(tokens, lengths=((3,), (3,), (3,), (3,)), open_ended=())
     batch = batch.with_columns(label=torch.tensor([1.0, 0, 1, 0]))
     shares = torch.tensor([8.0, -4, -2, 2])[:, None, None] / 3 * drift * batch["mask"]
     lab = FakeLab([batch])
     lab.policy = FakeModel(lambda b: shares - 1.0)
     lab.reference = FakeModel(lambda b: torch.zeros(4, 1, 3) - 1.0)
-    assert KTO(shuffle_labels=True).train(lab) is lab.policy and lab.asked == {"shuffle_labels": True}
+    assert KTO(shuffle_labels=True).train(lab) is lab.policy and lab.asked == {
+        "shuffle_labels": True
+    }
     (((_, stepped, _),),) = lab.steps
     assert float(lab.logged["z0"]) == pytest.approx(told)
     assert stepped["z0"].tolist() == pytest.approx([told] * 4) and not stepped["z0"].requires_grad
     apart = lab.policy.asked[0]
-    assert torch.equal(apart["completion_ids"], batch["completion_ids"].roll(-1, 0))  # the next example's completion
+    assert torch.equal(
+        apart["completion_ids"], batch["completion_ids"].roll(-1, 0)
+    )  # the next example's completion
     assert not torch.equal(apart["completion_ids"], batch["completion_ids"])
     each = (shares.sum((1, 2))).clamp(min=0).mean()  # negative control: clamped before the mean
     assert float(each) != pytest.approx(told)
@@ -265,7 +287,10 @@ def candidates(make_batch, tokens):
 
 
 def test_slic_ranks_candidates_of_the_start_checkpoint(make_batch, tokens):
-    batch, reward = candidates(make_batch, tokens), torch.tensor([[0.3, 2.0, -1.0, 0.5], [1.0, 1.0, 1.0, math.nan]])
+    batch, reward = (
+        candidates(make_batch, tokens),
+        torch.tensor([[0.3, 2.0, -1.0, 0.5], [1.0, 1.0, 1.0, math.nan]]),
+    )
     lab = FakeLab([batch], reward)
     lab.policy = "policy"
     method = SLiC(mode="sample-rank", num_candidates=4, steps=1, delta=1.0, lambda_reg=0.1)
@@ -273,11 +298,17 @@ def test_slic_ranks_candidates_of_the_start_checkpoint(make_batch, tokens):
     assert method.train(lab) == "policy" and lab.of is lab.start
     (((loss, stepped, _),),) = lab.steps
     assert stepped["target"].tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
-    assert stepped["kept"].tolist() == [[1, 1, 1], [0, 1, 0]]  # ties teach nothing; what cannot be told loses
-    logp = (-torch.rand(batch.shape, generator=torch.Generator().manual_seed(0)) * batch["mask"]).requires_grad_()
+    assert stepped["kept"].tolist() == [
+        [1, 1, 1],
+        [0, 1, 0],
+    ]  # ties teach nothing; what cannot be told loses
+    logp = (
+        -torch.rand(batch.shape, generator=torch.Generator().manual_seed(0)) * batch["mask"]
+    ).requires_grad_()
     lp = logp.sum(-1).tolist()
     told = [
-        (sum(max(0, 1 - lp[0][w] + lp[0][l]) for w, l in ((1, 0), (3, 2), (1, 3)))) / 3 - 0.1 * lp[0][1],
+        (sum(max(0, 1 - lp[0][w] + lp[0][l]) for w, l in ((1, 0), (3, 2), (1, 3)))) / 3
+        - 0.1 * lp[0][1],
         max(0, 1 - lp[1][2] + lp[1][3]) / 3 - 0.1 * lp[1][0],
     ]
     assert loss(logp, stepped)[0].tolist() == pytest.approx(told)
@@ -305,14 +336,17 @@ def test_slic_can_keep_demonstrations_likely(make_batch, tokens):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"mode": "ranked"}, "mode is"), ({"target": "best"}, "target is"), ({"delta": 0}, "delta must"),
-        ({"num_candidates": 4}, "no use of num_candidates"), ({"length_penalty": 0.1}, "no use of length_penalty"),
+        ({"mode": "ranked"}, "mode is"),
+        ({"target": "best"}, "target is"),
+        ({"delta": 0}, "delta must"),
+        ({"num_candidates": 4}, "no use of num_candidates"),
+        ({"length_penalty": 0.1}, "no use of length_penalty"),
         ({"mode": "sample-rank"}, "set steps"),
         ({"mode": "sample-rank", "steps": 1, "epochs": 2.0}, "no use of epochs"),
         ({"mode": "sample-rank", "steps": 1, "num_candidates": 6}, "power of two"),
         ({"target": "demonstrations", "lambda_reg": 0.0}, "no weight"),
     ],
-)  # fmt: skip
+)
 def test_slic_refuses_what_makes_no_sense(options, why):
     with pytest.raises(ValueError, match=why):
         SLiC(**options).check()
@@ -323,9 +357,13 @@ def test_slic_refuses_what_makes_no_sense(options, why):
 def test_numbers_that_make_no_sense_are_refused(make):
     make().check()
     bad = {
-        IPO: {"beta": 0.0}, KTO: {"undesirable_weight": 0.0}, SimPO: {"gamma": -1.0}, ORPO: {"nll_reduction": "mean"},
-        SLiC: {"lambda_reg": -1.0}, RRHF: {"num_candidates": 1},
-    }[make]  # fmt: skip
+        IPO: {"beta": 0.0},
+        KTO: {"undesirable_weight": 0.0},
+        SimPO: {"gamma": -1.0},
+        ORPO: {"nll_reduction": "mean"},
+        SLiC: {"lambda_reg": -1.0},
+        RRHF: {"num_candidates": 1},
+    }[make]
     with pytest.raises(ValueError):
         make(**bad).check()
 
@@ -347,20 +385,32 @@ def rrhf_by_hand(lp, lengths, scores, weight, exponent):
 def test_rrhf_by_hand(make_batch, tokens, weight, exponent):
     batch = candidates(make_batch, tokens)
     score = torch.tensor([[0.3, 2.0, -1.0, 0.3], [1.0, 4.0, 4.0, 0.0]])
-    logp = -3 * torch.rand(batch.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * batch["mask"]
+    logp = (
+        -3
+        * torch.rand(batch.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        * batch["mask"]
+    )
     method = RRHF(rrhf_weight=weight, length_exponent=exponent)
     loss = method.loss(logp, batch.with_columns(score=score))[0].tolist()
     hand = [logp.sum(-1).tolist(), batch.lengths.tolist(), score.tolist()]
-    assert loss == pytest.approx([rrhf_by_hand(*row, weight, exponent) for row in zip(*hand, strict=True)])
+    assert loss == pytest.approx(
+        [rrhf_by_hand(*row, weight, exponent) for row in zip(*hand, strict=True)]
+    )
     hand[2] = (-score).tolist()
     with pytest.raises(AssertionError):
-        assert loss == pytest.approx([rrhf_by_hand(*row, weight, exponent) for row in zip(*hand, strict=True)])
+        assert loss == pytest.approx(
+            [rrhf_by_hand(*row, weight, exponent) for row in zip(*hand, strict=True)]
+        )
 
 
 def test_ties_and_right_orders_contribute_nothing_to_rrhf():
     logp = torch.tensor([[[-1.0], [-2.0], [-3.0]]], requires_grad=True)
     batch = {"mask": torch.ones(1, 3, 1)}
-    for score, pulled in (([[5.0, 5.0, 5.0]], False), ([[3.0, 2.0, 1.0]], False), ([[3.0, 1.0, 2.0]], True)):
+    for score, pulled in (
+        ([[5.0, 5.0, 5.0]], False),
+        ([[3.0, 2.0, 1.0]], False),
+        ([[3.0, 1.0, 2.0]], True),
+    ):
         loss, metrics = RRHF().loss(logp, batch | {"score": torch.tensor(score)})
         (gradient,) = torch.autograd.grad(loss.sum(), logp)
         assert gradient[0, 0, 0] == -1 and bool(gradient[0, 1:].any()) == pulled
@@ -368,7 +418,10 @@ def test_ties_and_right_orders_contribute_nothing_to_rrhf():
 
 
 def test_rrhf_scores_candidates_of_the_start_checkpoint(make_batch, tokens):
-    batch, reward = candidates(make_batch, tokens), torch.tensor([[0.3, 2.0, -1.0, 0.5], [1.0, 1.0, math.nan, 2.0]])
+    batch, reward = (
+        candidates(make_batch, tokens),
+        torch.tensor([[0.3, 2.0, -1.0, 0.5], [1.0, 1.0, math.nan, 2.0]]),
+    )
     lab = FakeLab([batch], reward)
     lab.policy = "policy"
     assert RRHF(num_candidates=4).train(lab) == "policy" and lab.of is lab.start
@@ -376,7 +429,10 @@ def test_rrhf_scores_candidates_of_the_start_checkpoint(make_batch, tokens):
     assert score[0].tolist() == reward[0].tolist() and score[1, 2] == -math.inf
     RRHF(num_candidates=4, shuffle_labels=True).train(lab)
     dealt = lab.steps[1][0][1]["score"]
-    assert dealt.tolist() != score.tolist() and dealt.sort(1).values.tolist() == score.sort(1).values.tolist()
+    assert (
+        dealt.tolist() != score.tolist()
+        and dealt.sort(1).values.tolist() == score.sort(1).values.tolist()
+    )
 
 
 def test_shuffled_scores_say_nothing():
@@ -394,7 +450,9 @@ def test_log_odds_keep_their_digits_in_single_precision(m):
     x = torch.tensor(m, requires_grad=True)
     assert log_odds(x).item() == pytest.approx(told, rel=1e-5, abs=1e-6)
     (gradient,) = torch.autograd.grad(log_odds(x), x)
-    assert gradient.item() == pytest.approx(1 / -math.expm1(m), rel=1e-3)  # d log odds / d m = 1 / (1 - P)
+    assert gradient.item() == pytest.approx(
+        1 / -math.expm1(m), rel=1e-3
+    )  # d log odds / d m = 1 / (1 - P)
     if m == -1e-5:
         naive = x - torch.log(1 - torch.exp(x))
         assert naive.item() != pytest.approx(told, rel=1e-5)  # negative control
@@ -402,7 +460,10 @@ def test_log_odds_keep_their_digits_in_single_precision(m):
 
 def test_a_certain_completion_has_finite_odds():
     m = torch.zeros(2, requires_grad=True)
-    assert torch.isfinite(log_odds(m)).all() and torch.isfinite(torch.autograd.grad(log_odds(m).sum(), m)[0]).all()
+    assert (
+        torch.isfinite(log_odds(m)).all()
+        and torch.isfinite(torch.autograd.grad(log_odds(m).sum(), m)[0]).all()
+    )
 
 
 def test_where_both_are_alike():
@@ -413,13 +474,18 @@ def test_where_both_are_alike():
     orpo = ORPO(lambda_or=0.2, nll_reduction="sequence-mean")
     assert orpo.loss(logp, batch)[0].tolist() == pytest.approx([0.7 + 0.2 * LOG2] * 3)
     summed = SimPO(gamma=0.0).loss(logp, batch | {"mask": torch.ones_like(MASK)})[0]
-    assert summed.tolist() != pytest.approx([LOG2] * 3)  # negative control: not divided by the own length
+    assert summed.tolist() != pytest.approx(
+        [LOG2] * 3
+    )  # negative control: not divided by the own length
 
 
 # -- TRL ---------------------------------------------------------------------------------------------------------------
 
 ACCELERATOR = types.SimpleNamespace(
-    device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x, unwrap_model=lambda x: x
+    device=torch.device("cpu"),
+    gather=lambda x: x,
+    gather_for_metrics=lambda x: x,
+    unwrap_model=lambda x: x,
 )
 
 
@@ -436,18 +502,32 @@ def with_prompt(mask):
 def trl_pairs(logp, ref, mask, **settings):
     """Return TRL's DPO trainer's loss on given log-probabilities, with stand-ins for its model and its state."""
     trl = pytest.importorskip("trl")
-    flat, masks = (x.transpose(0, 1).flatten(0, 1) for x in (logp, mask))  # chosen stacked on rejected
+    flat, masks = (
+        x.transpose(0, 1).flatten(0, 1) for x in (logp, mask)
+    )  # chosen stacked on rejected
     trainer = types.SimpleNamespace(
-        model=types.SimpleNamespace(training=False), accelerator=ACCELERATOR, aux_loss_enabled=False, ld_alpha=None,
-        precompute_ref_logps=True, f_divergence_type="reverse_kl", loss_weights=[1.0], use_weighting=False,
-        label_smoothing=0.0, _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, **settings,
-    )  # fmt: skip
+        model=types.SimpleNamespace(training=False),
+        accelerator=ACCELERATOR,
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_weights=[1.0],
+        use_weighting=False,
+        label_smoothing=0.0,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0,
+        **settings,
+    )
     chosen, rejected = ref.sum(-1).unbind(1)
     ids = torch.ones(len(flat), flat.shape[1] + 1, dtype=torch.long)
     inputs = {
-        "input_ids": ids, "attention_mask": ids, "completion_mask": with_prompt(masks),
-        "ref_chosen_logps": chosen, "ref_rejected_logps": rejected,
-    }  # fmt: skip
+        "input_ids": ids,
+        "attention_mask": ids,
+        "completion_mask": with_prompt(masks),
+        "ref_chosen_logps": chosen,
+        "ref_rejected_logps": rejected,
+    }
     return trl.DPOTrainer._compute_loss(trainer, lambda **_: outputs(flat), inputs, False)
 
 
@@ -462,15 +542,27 @@ def trl_kto(logp, batch, apart, mask, **settings):
             return outputs(logp[:, 0])
 
     trainer = types.SimpleNamespace(
-        model=Model(), accelerator=ACCELERATOR, aux_loss_enabled=False, precompute_ref_logps=True, calculate_KL=True,
-        loss_type="kto", _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, _tp_size=1,
-        _compute_kl_logps=lambda model, batch: apart[0], **settings,
-    )  # fmt: skip
+        model=Model(),
+        accelerator=ACCELERATOR,
+        aux_loss_enabled=False,
+        precompute_ref_logps=True,
+        calculate_KL=True,
+        loss_type="kto",
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0,
+        _tp_size=1,
+        _compute_kl_logps=lambda model, batch: apart[0],
+        **settings,
+    )
     ids = torch.ones(len(logp), logp.shape[-1] + 1, dtype=torch.long)
     inputs = {
-        "input_ids": ids, "attention_mask": ids, "completion_mask": with_prompt(mask), "label": batch["label"] > 0.5,
-        "ref_logps": batch["ref_logp"].sum((1, 2)), "ref_KL_logps": apart[1],
-    }  # fmt: skip
+        "input_ids": ids,
+        "attention_mask": ids,
+        "completion_mask": with_prompt(mask),
+        "label": batch["label"] > 0.5,
+        "ref_logps": batch["ref_logp"].sum((1, 2)),
+        "ref_KL_logps": apart[1],
+    }
     return trl.KTOTrainer._compute_loss(trainer, trainer.model, inputs, False)
 
 
@@ -491,9 +583,11 @@ def trl_orpo(logp, batch, beta):
     chosen, rejected = mean.unbind(1)
     nll = -logp[:, 0].sum() / batch["mask"][:, 0].sum()
     trainer = types.SimpleNamespace(
-        beta=beta, accelerator=ACCELERATOR, aux_loss_enabled=False,
+        beta=beta,
+        accelerator=ACCELERATOR,
+        aux_loss_enabled=False,
         concatenated_forward=lambda model, batch: (chosen, rejected, chosen, rejected, nll),
-    )  # fmt: skip
+    )
     trainer.odds_ratio_loss = lambda *a: orpo.ORPOTrainer.odds_ratio_loss(trainer, *a)
     return orpo.ORPOTrainer.get_batch_loss_metrics(trainer, None, {})[0]
 
@@ -507,7 +601,9 @@ def plain(seed, mask=MASK):
 def same(ours, theirs, logp, wrong):
     """Check that two losses of logp agree in value and gradient, and that a wrong one does not."""
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(torch.autograd.grad(ours, logp)[0], torch.autograd.grad(theirs, logp)[0])
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, logp)[0], torch.autograd.grad(theirs, logp)[0]
+    )
     with pytest.raises(AssertionError):
         torch.testing.assert_close(wrong, theirs)
 
@@ -525,7 +621,10 @@ def test_kto_is_trls(sign):
     logp, batch = plain(3)
     single, mask = logp[:, :1], batch["mask"][:, 0]
     told = {"ref_logp": batch["ref_logp"][:, :1], "label": torch.tensor([1.0, 0.0, 1.0])}
-    apart = torch.tensor([-1.0, -3.0, -2.0]), torch.tensor([-2.0, -3.5, -1.5]) - (0 if sign > 0 else -5)
+    apart = (
+        torch.tensor([-1.0, -3.0, -2.0]),
+        torch.tensor([-2.0, -3.5, -1.5]) - (0 if sign > 0 else -5),
+    )
     z0 = (apart[0] - apart[1]).mean().clamp(min=0)
     assert (z0 > 0) == (sign > 0)
     settings = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.9}
@@ -564,7 +663,10 @@ def test_orpo_is_trls(beta):
 def world(seed=0, n=5, prompts=2, longest=3, ties=False):
     """Return a made-up problem: uneven start checkpoint and pair sampler, Bradley-Terry labels."""
     generator = torch.Generator().manual_seed(seed)
-    ref, mu = (torch.randn(prompts, n, generator=generator, dtype=torch.float64).softmax(-1) for _ in range(2))
+    ref, mu = (
+        torch.randn(prompts, n, generator=generator, dtype=torch.float64).softmax(-1)
+        for _ in range(2)
+    )
     reward = torch.randn(prompts, n, generator=generator, dtype=torch.float64)
     reward = reward.round() if ties else reward
     lengths = torch.randint(1, longest + 1, (n,), generator=generator).expand(prompts, n)
@@ -613,7 +715,13 @@ def of_tuples(method, problem, k):
             if winner is not None:
                 beaten = (score.gather(1, winner) > score.gather(1, loser)).double()
                 best = torch.zeros_like(score).scatter(1, winner[:, -1:], 1.0)
-                batch |= {"winner": winner, "loser": loser, "kept": beaten, "flipped": 0 * beaten, "target": best}
+                batch |= {
+                    "winner": winner,
+                    "loser": loser,
+                    "kept": beaten,
+                    "flipped": 0 * beaten,
+                    "target": best,
+                }
             values.append((problem.ref[x][tuples].prod(1) * method.loss(tokens, batch)[0]).sum())
         return torch.stack(values)
 
@@ -637,20 +745,29 @@ def far(p, q):
 
 
 SMOOTH = {
-    "ipo": IPO(beta=0.3), "ipo averaged": IPO(beta=0.6, length_average=True), "simpo": SimPO(beta=1.5, gamma=0.0),
-    "simpo margin": SimPO(beta=1.5, gamma=0.7), "orpo": ORPO(lambda_or=0.5, nll_reduction="sequence-mean"),
-}  # fmt: skip
+    "ipo": IPO(beta=0.3),
+    "ipo averaged": IPO(beta=0.6, length_average=True),
+    "simpo": SimPO(beta=1.5, gamma=0.0),
+    "simpo margin": SimPO(beta=1.5, gamma=0.7),
+    "orpo": ORPO(lambda_or=0.5, nll_reduction="sequence-mean"),
+}
 OTHERS = {
-    "ipo": IPO(beta=0.3, length_average=True), "ipo averaged": IPO(beta=0.6), "simpo": SimPO(beta=2.5, gamma=0.0),
-    "simpo margin": SimPO(beta=1.5, gamma=0.0), "orpo": ORPO(lambda_or=5.0, nll_reduction="sequence-mean"),
-}  # fmt: skip
+    "ipo": IPO(beta=0.3, length_average=True),
+    "ipo averaged": IPO(beta=0.6),
+    "simpo": SimPO(beta=2.5, gamma=0.0),
+    "simpo margin": SimPO(beta=1.5, gamma=0.0),
+    "orpo": ORPO(lambda_or=5.0, nll_reduction="sequence-mean"),
+}
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_optimum_of_a_pair_method_is_where_descent_ends(name, seed):
     problem = world(seed)
-    optimum, reached = SMOOTH[name].optimum(problem), descend(of_pairs(SMOOTH[name], problem), problem)
+    optimum, reached = (
+        SMOOTH[name].optimum(problem),
+        descend(of_pairs(SMOOTH[name], problem), problem),
+    )
     assert far(optimum, reached) < 1e-3 and far(optimum, problem.ref) > 0.05
     assert far(OTHERS[name].optimum(problem), reached) > 5e-3  # negative control
 
@@ -683,11 +800,17 @@ def kto_population(method, problem, sizes):
 
     def loss(logp):
         ratio = (logp - problem.ref.log()).detach()
-        z0 = sum((seen[other] * ratio[x]).sum() / p**2 for x in range(p) for other in range(p)).clamp(min=0)
+        z0 = sum(
+            (seen[other] * ratio[x]).sum() / p**2 for x in range(p) for other in range(p)
+        ).clamp(min=0)
         sizes.append(float(z0))
         values = []
         for x in range(p):
-            batch = {"ref_logp": problem.ref[x].log()[:, None, None], "label": good[x], "z0": z0.expand(n)}
+            batch = {
+                "ref_logp": problem.ref[x].log()[:, None, None],
+                "label": good[x],
+                "z0": z0.expand(n),
+            }
             values.append((seen[x] * method.loss(logp[x][:, None, None], batch)[0]).sum())
         return torch.stack(values)
 
@@ -697,10 +820,15 @@ def kto_population(method, problem, sizes):
 @pytest.mark.parametrize(
     ("options", "interior"),
     [
-        ({"beta": 0.5}, False), ({"beta": 1.0}, False), ({"beta": 0.3, "undesirable_weight": 1.5}, False),
-        ({"beta": 0.5, "desirable_weight": 40.0}, True),  # nothing is worth avoiding: z0 has to be found
+        ({"beta": 0.5}, False),
+        ({"beta": 1.0}, False),
+        ({"beta": 0.3, "undesirable_weight": 1.5}, False),
+        (
+            {"beta": 0.5, "desirable_weight": 40.0},
+            True,
+        ),  # nothing is worth avoiding: z0 has to be found
     ],
-)  # fmt: skip
+)
 def test_kto_divides_the_mass_as_its_conditions_say(options, interior):
     problem, method, sizes = world(4, n=5), KTO(**options), []
     optimum = method.optimum(problem)
@@ -729,7 +857,9 @@ def test_kto_says_nothing_where_its_conditions_do_not():
 
 
 @pytest.mark.parametrize(
-    "method", [SLiC(delta=1.0, lambda_reg=0.3), SLiC(delta=2.0, lambda_reg=0.1)], ids=lambda m: f"{m.delta}"
+    "method",
+    [SLiC(delta=1.0, lambda_reg=0.3), SLiC(delta=2.0, lambda_reg=0.1)],
+    ids=lambda m: f"{m.delta}",
 )
 def test_slic_has_one_minimum_and_it_is_not_that_of_rlhf(method):
     problem = world(5)
@@ -749,7 +879,13 @@ def test_sample_rank_slic_ends_at_its_own_minimum(ties):
     method = SLiC(mode="sample-rank", steps=1, num_candidates=4, lambda_reg=0.3)
     optimum, reached = method.optimum(problem), descend(of_tuples(method, problem, 4), problem)
     assert far(optimum, reached) < 5e-3
-    assert far(SLiC(mode="sample-rank", steps=1, num_candidates=2, lambda_reg=0.3).optimum(problem), reached) > 0.03
+    assert (
+        far(
+            SLiC(mode="sample-rank", steps=1, num_candidates=2, lambda_reg=0.3).optimum(problem),
+            reached,
+        )
+        > 0.03
+    )
 
 
 @pytest.mark.parametrize(("longest", "ties"), [(1, False), (1, True), (3, False)])
@@ -758,7 +894,10 @@ def test_rrhf_ends_at_its_own_minimum(longest, ties):
     optimum, reached = method.optimum(problem), descend(of_tuples(method, problem, 3), problem)
     assert far(optimum, reached) < 3e-3
     assert far(best_of(problem, 3), reached) > 6e-3  # imitation of the best alone ends elsewhere
-    assert far(RRHF(num_candidates=3, rrhf_weight=0.0).optimum(problem), best_of(problem, 3)) < 1e-3 or longest > 1
+    assert (
+        far(RRHF(num_candidates=3, rrhf_weight=0.0).optimum(problem), best_of(problem, 3)) < 1e-3
+        or longest > 1
+    )
 
 
 def test_best_of_is_an_enumeration():
@@ -766,7 +905,9 @@ def test_best_of_is_an_enumeration():
     told = torch.zeros_like(problem.ref)
     for draws in itertools.product(range(4), repeat=3):
         for x in range(2):
-            first = max(draws, key=lambda y, x=x: float(problem.reward[x, y]))  # the first of equals
+            first = max(
+                draws, key=lambda y, x=x: float(problem.reward[x, y])
+            )  # the first of equals
             told[x, first] += problem.ref[x, list(draws)].prod()
     assert far(best_of(problem, 3), told) < 1e-12 and far(best_of(problem, 2), told) > 1e-3
 

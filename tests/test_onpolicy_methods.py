@@ -23,14 +23,16 @@ from harness_plugins.rlvr import ALGORITHMS, RLVR
 from harness.api.contracts import Verifier
 from harness.api.methods import OnPolicyOptions
 from harness.models.enumeration import Enumerated, kl, total_variation
-from harness.models.initial_checkpoint import Start
+from harness.models.initial_checkpoint import InitialCheckpoint
 from harness.training.checkpoints import Checkpoints
-from harness.training.lab import Lab, Supplies
+from harness.training.lab import Lab, MethodInputs
 from harness.training.loop import Loop
 from harness.training.trainer import Trainer, reduce_share
 
 NAN = math.nan
-REWARDS = torch.tensor([[1.0, 0.0, 0.5, 3.0], [2.0, 2.0, 2.0, 2.0], [NAN, 1.0, 4.0, NAN], [NAN, NAN, NAN, 7.0]])
+REWARDS = torch.tensor(
+    [[1.0, 0.0, 0.5, 3.0], [2.0, 2.0, 2.0, 2.0], [NAN, 1.0, 4.0, NAN], [NAN, NAN, NAN, 7.0]]
+)
 
 
 def draws(*shape, seed=0):
@@ -43,7 +45,10 @@ def case(b=3, k=4, t=5, seed=0):
     lengths = torch.randint(1, t + 1, (b, k), generator=torch.Generator().manual_seed(seed))
     mask = (torch.arange(t) < lengths[..., None]).float()
     old = (draws(b, k, t, seed=seed) - 3) * mask
-    new, ref = old + 0.3 * draws(b, k, t, seed=seed + 1) * mask, old + 0.5 * draws(b, k, t, seed=seed + 2) * mask
+    new, ref = (
+        old + 0.3 * draws(b, k, t, seed=seed + 1) * mask,
+        old + 0.5 * draws(b, k, t, seed=seed + 2) * mask,
+    )
     return new.requires_grad_(), old, ref, mask
 
 
@@ -69,7 +74,11 @@ def group_advantages(rewards, std, ddof):
     for row in rewards.tolist():
         known = [r for r in row if not math.isnan(r)]
         mean = sum(known) / len(known)
-        spread = math.sqrt(sum((r - mean) ** 2 for r in known) / max(1, len(known) - ddof)) + 1e-4 if std else 1.0
+        spread = (
+            math.sqrt(sum((r - mean) ** 2 for r in known) / max(1, len(known) - ddof)) + 1e-4
+            if std
+            else 1.0
+        )
         out.append([0.0 if math.isnan(r) else (r - mean) / spread for r in row])
     return torch.tensor(out)
 
@@ -101,7 +110,9 @@ def test_leave_one_out_is_a_loop_and_the_mean_scaled():
     torch.testing.assert_close(ours, left_out(REWARDS))
     reward = draws(6, 5)
     centred = GRPO(std_normalise=False).advantages(reward)
-    torch.testing.assert_close(RLOO().advantages(reward), 5 / 4 * centred)  # R_i - LOO = G/(G-1) (R_i - mean)
+    torch.testing.assert_close(
+        RLOO().advantages(reward), 5 / 4 * centred
+    )  # R_i - LOO = G/(G-1) (R_i - mean)
     differs(RLOO().advantages(reward), centred)  # a baseline that includes the completion itself
 
 
@@ -112,7 +123,9 @@ def whitened_returns(rewards, logp, ref, mask, beta, group):
     for i, j in product(range(b), range(k)):
         n, r = int(mask[i, j].sum()), rewards[i, j].item()
         for s in range(n):
-            returns[i, j, s] = r - beta * sum(float(logp[i, j, u] - ref[i, j, u]) for u in range(s, n))
+            returns[i, j, s] = r - beta * sum(
+                float(logp[i, j, u] - ref[i, j, u]) for u in range(s, n)
+            )
     if group:
         for i in range(b):
             whole = [x for x in returns[i, :, 0].tolist() if not math.isnan(x)]
@@ -124,10 +137,16 @@ def whitened_returns(rewards, logp, ref, mask, beta, group):
 @pytest.mark.parametrize("group", [False, True])
 def test_whitened_returns_are_a_loop(group):
     _, logp, ref, mask = case(4)
-    ours = ReinforcePP(group_baseline=group, num_generations=4).advantages(REWARDS, logp, ref, mask, 0.3)
-    torch.testing.assert_close(ours, whitened_returns(REWARDS, logp, ref, mask, 0.3, group), atol=1e-5, rtol=1e-5)
+    ours = ReinforcePP(group_baseline=group, num_generations=4).advantages(
+        REWARDS, logp, ref, mask, 0.3
+    )
+    torch.testing.assert_close(
+        ours, whitened_returns(REWARDS, logp, ref, mask, 0.3, group), atol=1e-5, rtol=1e-5
+    )
     assert (ours * (1 - mask) == 0).all() and (ours[3, :3] == 0).all()
-    for wrong in (  # sign of the KL, reward at the padding's end, no baseline or one too many, NaN as wrong
+    for (
+        wrong
+    ) in (  # sign of the KL, reward at the padding's end, no baseline or one too many, NaN as wrong
         whitened_returns(REWARDS, logp, ref, mask, -0.3, group),
         whitened_returns(REWARDS, logp, ref, torch.ones_like(mask), 0.3, group),
         whitened_returns(REWARDS, logp, ref, mask, 0.3, not group),
@@ -149,16 +168,22 @@ def grpo_by_hand(method, new, old, ref, advantages, beta):
     rho, high = math.exp(new - old), method.clip_range_high or method.clip_range
     surrogate = min(rho * advantages, min(max(rho, 1 - method.clip_range), 1 + high) * advantages)
     u = new - ref
-    return -(surrogate - beta * (u * u / 2 if method.kl_estimator == "k2" else math.exp(-u) - 1 + u))
+    return -(
+        surrogate - beta * (u * u / 2 if method.kl_estimator == "k2" else math.exp(-u) - 1 + u)
+    )
 
 
 def grpo_batch(old, ref, advantages, beta):
     """The columns of GRPO's loss."""
     column = torch.full(advantages.shape[:1], beta, dtype=old.dtype)
-    return {"old_logp": old, "advantages": advantages} | ({"ref_logp": ref, "beta": column} if beta else {})
+    return {"old_logp": old, "advantages": advantages} | (
+        {"ref_logp": ref, "beta": column} if beta else {}
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"kl_estimator": "k2"}, {"clip_range_high": 0.28, "clip_range": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"kl_estimator": "k2"}, {"clip_range_high": 0.28, "clip_range": 0.1}]
+)
 def test_grpo_loss_is_a_loop(options):
     new, old, ref, _ = case()
     advantages, method = draws(3, 4, seed=5), GRPO(**options)
@@ -186,7 +211,9 @@ def test_rloo_loss_is_reinforce_and_its_clipped_ratio():
     loss, told = RLOO(clip_range=0.2).loss(new, batch)
     for i, j in product(range(3), range(4)):
         rho, a = math.exp((new[i, j].sum() - old[i, j].sum()).item()), advantages[i, j].item()
-        assert loss[i, j].item() == pytest.approx(-min(rho * a, min(max(rho, 0.8), 1.2) * a), rel=1e-4, abs=1e-6)
+        assert loss[i, j].item() == pytest.approx(
+            -min(rho * a, min(max(rho, 0.8), 1.2) * a), rel=1e-4, abs=1e-6
+        )
         assert float(told["clip_fraction"][i, j]) == (not 0.8 <= rho <= 1.2)
     at_old = old.clone().requires_grad_()  # where they sampled, both have the same gradient
     grads = [
@@ -212,15 +239,28 @@ def test_reinforce_pp_loss_is_the_clipped_surrogate():
 def trl_trainer(module, new, **settings):
     """A stand-in for TRL's trainer: its settings, and a model that gives these log-probabilities (R, T)."""
     accelerator = types.SimpleNamespace(
-        gather=lambda x: x, gather_for_metrics=lambda x: x, reduce=lambda x, reduction: x, num_processes=1
+        gather=lambda x: x,
+        gather_for_metrics=lambda x: x,
+        reduce=lambda x, reduction: x,
+        num_processes=1,
     )
     usual = {
-        "aux_loss_enabled": False, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "use_vllm": False,
-        "importance_sampling_level": "token", "_entropy_bonus_enabled": False, "current_gradient_accumulation_steps": 1,
-        "args": types.SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
-        "model": types.SimpleNamespace(training=True), "_metrics": defaultdict(lambda: defaultdict(list)),
-    }  # fmt: skip
-    given = {"_get_per_token_logps_and_entropies": lambda *a, **k: (new, torch.zeros_like(new), None)}
+        "aux_loss_enabled": False,
+        "top_entropy_quantile": 1.0,
+        "off_policy_mask_threshold": None,
+        "use_vllm": False,
+        "importance_sampling_level": "token",
+        "_entropy_bonus_enabled": False,
+        "current_gradient_accumulation_steps": 1,
+        "args": types.SimpleNamespace(
+            use_bias_correction_kl=False, delta=None, steps_per_generation=1
+        ),
+        "model": types.SimpleNamespace(training=True),
+        "_metrics": defaultdict(lambda: defaultdict(list)),
+    }
+    given = {
+        "_get_per_token_logps_and_entropies": lambda *a, **k: (new, torch.zeros_like(new), None)
+    }
     return types.SimpleNamespace(accelerator=accelerator, **usual | given | settings)
 
 
@@ -228,9 +268,13 @@ def trl_inputs(mask, old, advantages, **more):
     """Their inputs, one row per completion."""
     ids = torch.ones_like(mask.flatten(0, 1), dtype=torch.long)
     return {
-        "prompt_ids": ids[:, :1], "prompt_mask": ids[:, :1], "completion_ids": ids,
-        "completion_mask": mask.flatten(0, 1), "advantages": advantages.flatten(), **more,
-    }  # fmt: skip
+        "prompt_ids": ids[:, :1],
+        "prompt_mask": ids[:, :1],
+        "completion_ids": ids,
+        "completion_mask": mask.flatten(0, 1),
+        "advantages": advantages.flatten(),
+        **more,
+    }
 
 
 # TRL's GRPOConfig() is not the paper's: its defaults are beta=0, loss_type="dapo", the KL times the ratio
@@ -238,13 +282,16 @@ def trl_inputs(mask, old, advantages, **more):
 TRL_FORMS = {
     "the paper's": ({"loss_type": "grpo", "epsilon_high": 0.2}, {}, 0.04),
     "DAPO": (
-        {"loss_type": "dapo", "epsilon_high": 0.28}, {"clip_range_high": 0.28, "loss_aggregation": "token-mean"}, 0.0
+        {"loss_type": "dapo", "epsilon_high": 0.28},
+        {"clip_range_high": 0.28, "loss_aggregation": "token-mean"},
+        0.0,
     ),
     "Dr. GRPO": (
         {"loss_type": "dr_grpo", "epsilon_high": 0.2, "max_completion_length": 9},
-        {"loss_aggregation": "constant", "max_new_tokens": 9, "std_normalise": False}, 0.0,
+        {"loss_aggregation": "constant", "max_new_tokens": 9, "std_normalise": False},
+        0.0,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", TRL_FORMS)
@@ -256,9 +303,13 @@ def test_grpo_is_trls(form):
     new, old, ref, mask = case()
     advantages = method.advantages(draws(3, 4, seed=7))
     inputs = trl_inputs(
-        mask, old, advantages, old_per_token_logps=old.flatten(0, 1), ref_per_token_logps=ref.flatten(0, 1),
+        mask,
+        old,
+        advantages,
+        old_per_token_logps=old.flatten(0, 1),
+        ref_per_token_logps=ref.flatten(0, 1),
         num_items_in_batch=mask.sum(),
-    )  # fmt: skip
+    )
     flat = new.detach().flatten(0, 1).requires_grad_()
     stand_in = trl_trainer(grpo_trainer, flat, beta=beta, epsilon_low=0.2, **theirs)
     told = grpo_trainer.GRPOTrainer._compute_loss(stand_in, stand_in.model, inputs)
@@ -278,7 +329,9 @@ def test_grpo_is_trls(form):
 def test_group_advantages_are_trls():
     utils = pytest.importorskip("trl.trainer.utils")
     rows = REWARDS[:3]
-    spread = utils.nanstd(rows, dim=1).nan_to_num(0.0)[:, None]  # the lines of GRPOTrainer, which stand in one method
+    spread = utils.nanstd(rows, dim=1).nan_to_num(0.0)[
+        :, None
+    ]  # the lines of GRPOTrainer, which stand in one method
     told = ((rows - rows.nanmean(1, keepdim=True)) / (spread + 1e-4)).nan_to_num(0.0)
     torch.testing.assert_close(GRPO(ddof=1).advantages(rows), told)
     differs(GRPO(ddof=0).advantages(rows), told)
@@ -287,18 +340,26 @@ def test_group_advantages_are_trls():
 def test_rloo_is_trls():
     rloo_trainer = pytest.importorskip("trl.trainer.rloo_trainer")
     new, old, ref, mask = case()
-    method = RLOO(clip_range=0.2)  # TRL always clips the ratio; num_generations=2, beta=.05 are its defaults
+    method = RLOO(
+        clip_range=0.2
+    )  # TRL always clips the ratio; num_generations=2, beta=.05 are its defaults
     reward = draws(3, 4, seed=7) - 0.05 * (old - ref).sum(-1)
     advantages = method.advantages(reward)
     inputs = trl_inputs(mask, old, advantages, old_logps=old.sum(-1).flatten())
     flat = new.detach().flatten(0, 1).requires_grad_()
     stand_in = trl_trainer(rloo_trainer, flat, epsilon_low=0.2, epsilon_high=0.2)
     told = rloo_trainer.RLOOTrainer._compute_loss(stand_in, stand_in.model, inputs)
-    ours = reduced(method.loss(new, {"old_logp": old, "advantages": advantages})[0], mask, "token-mean")
+    ours = reduced(
+        method.loss(new, {"old_logp": old, "advantages": advantages})[0], mask, "token-mean"
+    )
     torch.testing.assert_close(ours, told)
-    gradient = torch.autograd.grad(ours, new)[0] * mask  # the lab's log-probabilities are constants on padding
+    gradient = (
+        torch.autograd.grad(ours, new)[0] * mask
+    )  # the lab's log-probabilities are constants on padding
     torch.testing.assert_close(gradient.flatten(0, 1), torch.autograd.grad(told, flat)[0])
-    wrong = method.loss(new, {"old_logp": old, "advantages": GRPO(std_normalise=False).advantages(reward)})[0]
+    wrong = method.loss(
+        new, {"old_logp": old, "advantages": GRPO(std_normalise=False).advantages(reward)}
+    )[0]
     differs(reduced(wrong, mask, "token-mean"), told)
 
 
@@ -312,7 +373,9 @@ def test_labels_follow_the_rewards():
     told = [[1 / (1 + math.e), NAN, NAN], [0.5, 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-3))]]
     torch.testing.assert_close(soft, torch.tensor(told), equal_nan=True)
     hard = OnlineDPO(labels="argmax").labelled(reward, generator)
-    torch.testing.assert_close(hard, torch.tensor([[0.0, NAN, NAN], [0.5, 1.0, 1.0]]), equal_nan=True)
+    torch.testing.assert_close(
+        hard, torch.tensor([[0.0, NAN, NAN], [0.5, 1.0, 1.0]]), equal_nan=True
+    )
     many = OnlineDPO().labelled(reward.repeat(4000, 1), generator).view(4000, 2, 3)
     assert set(many[~many.isnan()].tolist()) == {0.0, 1.0}
     torch.testing.assert_close(many.mean(0), soft, equal_nan=True, atol=0.03, rtol=0)
@@ -336,7 +399,10 @@ def test_identical_answers_and_unknown_labels_are_no_pairs():
 
 def test_online_dpo_loss_is_dpos_over_all_pairs():
     new, _, ref, _ = case(2, 3)
-    p, weight = torch.tensor([[1.0, 0.3, 0.0], [0.5, 0.8, 1.0]]), torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    p, weight = (
+        torch.tensor([[1.0, 0.3, 0.0], [0.5, 0.8, 1.0]]),
+        torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]),
+    )
     batch = {"ref_logp": ref, "p": p, "pair_weight": weight, "beta": torch.full((2,), 0.4)}
     ours = OnlineDPO().loss(new, batch)[0]
 
@@ -400,7 +466,11 @@ REFUSED = [
     (RLVR, {"algorithm": "dpo"}, "algorithm"),
     (RLVR, {"reward": "model"}, "verifier"),
     (RLVR, {"gae_lambda": 0.9}, "no option gae_lambda"),
-    (RLVR, {"algorithm": "ppo", "kl_in": "reward", "num_iterations": 2}, "no option kl_in, num_iterations"),
+    (
+        RLVR,
+        {"algorithm": "ppo", "kl_in": "reward", "num_iterations": 2},
+        "no option kl_in, num_iterations",
+    ),
     (RLVR, {"algorithm": "rloo", "std_normalise": True}, "no option std_normalise"),
     (RLVR, {"algorithm": "rloo", "num_iterations": 2}, "clip_range"),
     (RLVR, {"reward_members": 3}, "reward model"),
@@ -415,13 +485,17 @@ def test_what_makes_no_sense_is_refused(cls, options, says):
 
 
 GRANTED = [
-    (GRPO, {"kl_in": "reward", "kl_estimator": "k1"}), (GRPO, {"kl_estimator": "k2", "num_iterations": 3}),
+    (GRPO, {"kl_in": "reward", "kl_estimator": "k1"}),
+    (GRPO, {"kl_estimator": "k2", "num_iterations": 3}),
     (GRPO, {"std_normalise": False, "loss_aggregation": "constant", "beta": 0.0}),
-    (RLOO, {"num_iterations": 2, "clip_range": 0.2}), (RLOO, {"minibatch_size": 32}),
-    (ReinforcePP, {"group_baseline": True, "num_generations": 4}), (OnlineDPO, {"steps": 9, "move_reference_every": 3}),
-    (RLVR, {"algorithm": "ppo", "gae_lambda": 0.9, "beta": 0.1}), (RLVR, {"kl_in": "reward", "kl_estimator": "k1",
-     "beta": 0.1}), (RAFT, {"beta": 0.1}),
-]  # fmt: skip
+    (RLOO, {"num_iterations": 2, "clip_range": 0.2}),
+    (RLOO, {"minibatch_size": 32}),
+    (ReinforcePP, {"group_baseline": True, "num_generations": 4}),
+    (OnlineDPO, {"steps": 9, "move_reference_every": 3}),
+    (RLVR, {"algorithm": "ppo", "gae_lambda": 0.9, "beta": 0.1}),
+    (RLVR, {"kl_in": "reward", "kl_estimator": "k1", "beta": 0.1}),
+    (RAFT, {"beta": 0.1}),
+]
 
 
 @pytest.mark.parametrize(("cls", "options"), GRANTED)
@@ -437,10 +511,20 @@ def test_rlvr_reaches_every_option_of_its_algorithms():
     shared = {f.name for f in fields(OnPolicyOptions)}
     for cls in ALGORITHMS.values():
         for f in fields(cls):
-            if f.name not in shared | {"critic_from_reward"}:  # a critic from a reward model: there is none
-                assert ours[f.name] == (f.type if f.type.endswith("| None") else f"{f.type} | None"), f.name
-    inner = RLVR(algorithm="ppo", gae_lambda=0.5, steps=7, batch_size=9, missing_eos_penalty=0.3, beta=0.2).inner()
-    assert type(inner).name == "ppo" and (inner.gae_lambda, inner.steps, inner.batch_size) == (0.5, 7, 9)
+            if f.name not in shared | {
+                "critic_from_reward"
+            }:  # a critic from a reward model: there is none
+                assert ours[f.name] == (
+                    f.type if f.type.endswith("| None") else f"{f.type} | None"
+                ), f.name
+    inner = RLVR(
+        algorithm="ppo", gae_lambda=0.5, steps=7, batch_size=9, missing_eos_penalty=0.3, beta=0.2
+    ).inner()
+    assert type(inner).name == "ppo" and (inner.gae_lambda, inner.steps, inner.batch_size) == (
+        0.5,
+        7,
+        9,
+    )
     assert (inner.missing_eos_penalty, inner.beta, inner.vf_coef) == (0.3, 0.2, 0.1)
 
 
@@ -470,7 +554,7 @@ class EvenWords(Verifier):
 
 
 @pytest.fixture
-def trained(tmp_path, bench, meter, accelerator, tokens, tiny_model, make_prompts):
+def trained(tmp_path, runtime, meter, accelerator, tokens, tiny_model, make_prompts):
     """Train a method on the tiny model with a verifier; return the loop, the policy's weights and the meter."""
 
     def trained(method, verifier=None, name="run"):
@@ -478,22 +562,38 @@ def trained(tmp_path, bench, meter, accelerator, tokens, tiny_model, make_prompt
         trainer = Trainer(method, accelerator, meter, 2000)
         loop = Loop(trainer, Checkpoints(tmp_path / name, 3600.0), meter, lambda *told: None)
         prompts = make_prompts([3, 1, 5, 2] * 4)
-        supplies = Supplies(
-            start=Start.of(tiny_model), tokens=tokens, prompts=prompts, verifier=verifier or EvenWords()
+        method_inputs = MethodInputs(
+            start=InitialCheckpoint.of(tiny_model),
+            tokens=tokens,
+            prompts=prompts,
+            verifier=verifier or EvenWords(),
         )
-        policy = method.train(Lab(method, supplies, bench(), loop))
+        policy = method.train(Lab(method, method_inputs, runtime(), loop))
         weights = torch.nn.utils.parameters_to_vector(policy.model.parameters()).detach()
         return types.SimpleNamespace(rows=loop.rows, weights=weights, meter=meter)
 
     return trained
 
 
-FEW = {"steps": 2, "batch_size": 8, "learning_rate": 1e-2, "reward": "verifier", "warmup_ratio": 0.0}
+FEW = {
+    "steps": 2,
+    "batch_size": 8,
+    "learning_rate": 1e-2,
+    "reward": "verifier",
+    "warmup_ratio": 0.0,
+}
 METHODS = [
-    GRPO(**FEW), GRPO(**FEW, kl_in="reward", kl_estimator="k1"), RLOO(**FEW), RLOO(**FEW, clip_range=0.2),
-    ReinforcePP(**FEW, num_generations=4), RAFT(**FEW, beta=0.1), OnlineDPO(**FEW), RLVR(**FEW, beta=0.1),
-    RLVR(**FEW, algorithm="rloo", beta=0.1), RLVR(**FEW, algorithm="ppo", beta=0.1, num_ppo_epochs=1),
-]  # fmt: skip
+    GRPO(**FEW),
+    GRPO(**FEW, kl_in="reward", kl_estimator="k1"),
+    RLOO(**FEW),
+    RLOO(**FEW, clip_range=0.2),
+    ReinforcePP(**FEW, num_generations=4),
+    RAFT(**FEW, beta=0.1),
+    OnlineDPO(**FEW),
+    RLVR(**FEW, beta=0.1),
+    RLVR(**FEW, algorithm="rloo", beta=0.1),
+    RLVR(**FEW, algorithm="ppo", beta=0.1, num_ppo_epochs=1),
+]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
@@ -501,7 +601,9 @@ def test_the_first_step_starts_at_the_reference(method, trained):
     done = trained(method)
     first, second = done.rows
     assert abs(first["kl"]) < 1e-4 and first["grad_norm"] > 1e-3
-    assert first.get("ratio", 1.0) == pytest.approx(1.0, abs=1e-4) and not first.get("clip_fraction")
+    assert first.get("ratio", 1.0) == pytest.approx(1.0, abs=1e-4) and not first.get(
+        "clip_fraction"
+    )
     if method.name == "grpo":
         assert abs(first["loss"]) < 1e-4  # -mean(A), and k3(1) = 0
     if method.name == "online_dpo":
@@ -512,7 +614,10 @@ def test_the_first_step_starts_at_the_reference(method, trained):
 @pytest.mark.parametrize("method", [GRPO, RLOO, ReinforcePP, RAFT, RLVR])
 def test_without_a_kl_no_reference_is_held(method, trained):
     assert set(trained(method(**FEW, beta=0.0)).meter.models) == {"policy"}
-    assert set(trained(method(**FEW, beta=0.1), name="other").meter.models) == {"policy", "reference"}
+    assert set(trained(method(**FEW, beta=0.1), name="other").meter.models) == {
+        "policy",
+        "reference",
+    }
 
 
 def test_rlvr_is_its_algorithm_to_the_bit(trained):
@@ -525,9 +630,13 @@ def test_rlvr_is_its_algorithm_to_the_bit(trained):
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_unscorable_answers_stop_nothing(method, trained):
     done = trained(method, EvenWords(blind=1))
-    assert len(done.rows) == 2 and torch.isfinite(done.weights).all() and done.rows[0]["grad_norm"] > 0
+    assert (
+        len(done.rows) == 2 and torch.isfinite(done.weights).all() and done.rows[0]["grad_norm"] > 0
+    )
     none = trained(method, EvenWords(blind=3), name="none")
-    assert len(none.rows) == 2 and torch.isfinite(none.weights).all() and "reward" not in none.rows[0]
+    assert (
+        len(none.rows) == 2 and torch.isfinite(none.weights).all() and "reward" not in none.rows[0]
+    )
     assert not none.rows[0].get("grad_norm")  # nothing to learn from, and the KL starts at 0
 
 
@@ -550,7 +659,14 @@ def table(ties=False, seed=0):
     reward = torch.tensor([[1.2, -0.7, 0.1, 0.8]]).double()
     reward = reward.round() if ties else reward
     prefer = torch.sigmoid(reward[:, :, None] - reward[:, None])
-    return Enumerated(ref, reward, torch.ones(1, N), tuple((i,) for i in range(N)), torch.full_like(ref, 1 / N), prefer)
+    return Enumerated(
+        ref,
+        reward,
+        torch.ones(1, N),
+        tuple((i,) for i in range(N)),
+        torch.full_like(ref, 1 / N),
+        prefer,
+    )
 
 
 def tuples(k):
@@ -578,7 +694,10 @@ def grouped(method, problem):
         if getattr(method, "kl_in", "reward") == "reward":
             reward = reward - method.beta * (old - ref)
         else:
-            more = {"ref_logp": ref[..., None], "beta": torch.full(groups.shape[:1], method.beta).double()}
+            more = {
+                "ref_logp": ref[..., None],
+                "beta": torch.full(groups.shape[:1], method.beta).double(),
+            }
         batch = {"old_logp": old[..., None], "advantages": method.advantages(reward)} | more
         values = method.loss(new[..., None], batch)
         values = values[0] if isinstance(values, tuple) else values
@@ -598,7 +717,9 @@ FORMS = {
     "no spread": GRPO(beta=1.0, num_generations=3, std_normalise=False),
     "pairs": GRPO(beta=0.7, num_generations=2, std_normalise=False),
     "k2": GRPO(beta=0.5, num_generations=3, std_normalise=False, kl_estimator="k2"),
-    "in the reward": GRPO(beta=0.5, num_generations=3, std_normalise=False, kl_in="reward", kl_estimator="k1"),
+    "in the reward": GRPO(
+        beta=0.5, num_generations=3, std_normalise=False, kl_in="reward", kl_estimator="k1"
+    ),
     "rloo": RLOO(beta=0.5, num_generations=3),
     "rlvr": RLVR(beta=0.5, num_generations=3, algorithm="rloo"),
 }
@@ -639,7 +760,9 @@ def test_a_wrong_strength_or_sign_rests_elsewhere():
         def loss(self, logp, batch):
             return -super().loss(logp, batch)
 
-    class OwnKL(RLOO):  # the mean of all, itself included, for the reward; the KL with no baseline: weights G/(G-1)
+    class OwnKL(
+        RLOO
+    ):  # the mean of all, itself included, for the reward; the KL with no baseline: weights G/(G-1)
         def advantages(self, reward):
             own = super().advantages(reward)
             return own - super().advantages(self.bare) / self.num_generations
@@ -648,7 +771,10 @@ def test_a_wrong_strength_or_sign_rests_elsewhere():
     shrunk.bare = problem.reward[0][tuples(3)]
     assert far(rest(grouped(shrunk, problem), problem.ref), problem.tilted(0.5 * 3 / 2)) < 1e-4
     assert far(problem.tilted(0.5 * 3 / 2), told) > 0.02
-    assert far(rest(grouped(Upside(beta=0.5, num_generations=3), problem), problem.ref, 300), told) > 0.1
+    assert (
+        far(rest(grouped(Upside(beta=0.5, num_generations=3), problem), problem.ref, 300), told)
+        > 0.1
+    )
 
 
 def test_the_closed_form_of_k3_without_a_spread():
@@ -656,7 +782,9 @@ def test_the_closed_form_of_k3_without_a_spread():
     problem = table()
     policy = forward_tilted(problem.ref, problem.reward, 0.8)
     mean = problem.expected(policy)[:, None]
-    torch.testing.assert_close(policy, problem.ref / (1 - (problem.reward - mean) / 0.8), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(
+        policy, problem.ref / (1 - (problem.reward - mean) / 0.8), atol=1e-9, rtol=1e-9
+    )
 
     def objective(p):
         return float(problem.expected(p) - 0.8 * kl(problem.ref, p))
@@ -668,10 +796,17 @@ def test_the_closed_form_of_k3_without_a_spread():
 
 def test_where_no_form_is_known_none_is_told():
     problem = table()
-    long = Enumerated(problem.ref, problem.reward, 2 * problem.lengths, problem.ids, problem.mu, problem.prefer)
-    assert GRPO().optimum(long) is None and GRPO(std_normalise=False, kl_estimator="k2").optimum(long) is None
+    long = Enumerated(
+        problem.ref, problem.reward, 2 * problem.lengths, problem.ids, problem.mu, problem.prefer
+    )
+    assert (
+        GRPO().optimum(long) is None
+        and GRPO(std_normalise=False, kl_estimator="k2").optimum(long) is None
+    )
     assert GRPO(kl_in="reward", kl_estimator="k1").optimum(long) is not None
-    assert GRPO(kl_estimator="k2").optimum(problem) is None  # a spread and reverse KL may have no fixed point
+    assert (
+        GRPO(kl_estimator="k2").optimum(problem) is None
+    )  # a spread and reverse KL may have no fixed point
     assert GRPO(num_generations=200).optimum(problem) is None  # too many groups to list
     for cls in (GRPO, RLOO, ReinforcePP, OnlineDPO, RAFT):
         for options in ({"temperature": 0.7}, {"adaptive_beta": True}, {"max_new_tokens": 1}):
@@ -690,7 +825,9 @@ def listed_pairs(method, problem, ref):
     def loss(logp):
         batch = {"ref_logp": ref[0].log()[two][..., None], "p": p, "pair_weight": weight}
         batch["beta"] = torch.full((len(two),), method.beta).double()
-        return (logp.detach()[two].sum(-1).exp() * method.loss(logp[two][..., None], batch)[0]).sum()
+        return (
+            logp.detach()[two].sum(-1).exp() * method.loss(logp[two][..., None], batch)[0]
+        ).sum()
 
     return loss
 
@@ -765,7 +902,9 @@ def test_reinforce_pp_rests_at_the_tilted_policy(group):
         logits, generator = ref_logits.clone().requires_grad_(), torch.Generator().manual_seed(0)
         for step in range(steps):
             logp = tree_logp(logits)
-            rows = torch.multinomial(logp.sum(-1).exp().detach(), n, True, generator=generator).view(-1, 4)
+            rows = torch.multinomial(
+                logp.sum(-1).exp().detach(), n, True, generator=generator
+            ).view(-1, 4)
             new, mask = logp[rows], TREE_MASK[rows]
             old = new.detach()
             advantages = method.advantages(reward[rows], old, ref_logp[rows], mask, 0.5)
@@ -788,4 +927,6 @@ def test_reinforce_pp_rests_at_the_tilted_policy(group):
 def test_the_optimum_of_reinforce_pp_is_pi_star():
     problem = table()
     told = problem.ref * (problem.reward / 0.3).exp()
-    torch.testing.assert_close(ReinforcePP(beta=0.3).optimum(problem), told / told.sum(-1, keepdim=True))
+    torch.testing.assert_close(
+        ReinforcePP(beta=0.3).optimum(problem), told / told.sum(-1, keepdim=True)
+    )

@@ -42,14 +42,34 @@ class Options(Parent):
             raise ValueError("size must not be negative")
 
 
-HINTS = (int, float, bool, str, float | None, int | None, list[int], list[str], tuple[int, ...], Optional[bool])  # noqa: UP045
+HINTS = (
+    int,
+    float,
+    bool,
+    str,
+    float | None,
+    int | None,
+    list[int],
+    list[str],
+    tuple[int, ...],
+    Optional[bool],
+)  # noqa: UP045
 
 
 def test_types_defaults_and_order():
     options = options_of(Options)
     assert list(options) == ["rate", "size", "flag", "word", "maybe", "older", "sizes", "long"]
-    assert options["rate"].default == 5e-5 and options["sizes"].default == [1, 2] and options["maybe"].default is None
-    assert [options[n].type for n in ("rate", "size", "flag", "word")] == ["float", "int", "bool", "str"]
+    assert (
+        options["rate"].default == 5e-5
+        and options["sizes"].default == [1, 2]
+        and options["maybe"].default is None
+    )
+    assert [options[n].type for n in ("rate", "size", "flag", "word")] == [
+        "float",
+        "int",
+        "bool",
+        "str",
+    ]
     assert options["maybe"].type == "float | None" and options["sizes"].type == "list[int]"
 
 
@@ -76,13 +96,27 @@ def test_help_of_a_class_without_source():
 @pytest.mark.parametrize(
     ("hint", "text", "value"),
     [
-        (float, "5e-5", 5e-5), (float, "1", 1.0), (float, "-.5", -0.5), (float, 3, 3.0), (int, "12", 12),
-        (int, "1e3", 1000), (int, 2.0, 2), (int, "-4", -4), (str, "none", "none"), (str, "", ""),
-        (float | None, "none", None), (float | None, "None", None), (float | None, None, None),
-        (float | None, "0.5", 0.5), (Optional[int], "7", 7), (list[int], "1,2,3", [1, 2, 3]), (list[int], [4], [4]),  # noqa: UP045
-        (tuple[int, ...], "1,2", (1, 2)), (list[str], "a,b", ["a", "b"]),
+        (float, "5e-5", 5e-5),
+        (float, "1", 1.0),
+        (float, "-.5", -0.5),
+        (float, 3, 3.0),
+        (int, "12", 12),
+        (int, "1e3", 1000),
+        (int, 2.0, 2),
+        (int, "-4", -4),
+        (str, "none", "none"),
+        (str, "", ""),
+        (float | None, "none", None),
+        (float | None, "None", None),
+        (float | None, None, None),
+        (float | None, "0.5", 0.5),
+        (Optional[int], "7", 7),
+        (list[int], "1,2,3", [1, 2, 3]),
+        (list[int], [4], [4]),  # noqa: UP045
+        (tuple[int, ...], "1,2", (1, 2)),
+        (list[str], "a,b", ["a", "b"]),
     ],
-)  # fmt: skip
+)
 def test_values_are_read(hint, text, value):
     got = convert(text, hint, "x")
     assert got == value and type(got) is type(value)
@@ -101,18 +135,42 @@ def test_false_words(word):
 @pytest.mark.parametrize(
     ("hint", "text"),
     [
-        (int, "1.5"), (int, 1.5), (int, "nan"), (int, "x"), (int, ""), (int, True), (int, None), (float, "nan"),
-        (float, "inf"), (float, "-inf"), (float, math.nan), (float, "1e999"), (float, "five"), (float, True),
-        (float, None), (bool, "maybe"), (bool, ""), (bool, 2), (str, 3), (str, None), (float | None, "x"),
-        (list[int], "1,x"), (list[int], 5), (dict, "a"), (int, [1]), (float, {"a": 1}),
+        (int, "1.5"),
+        (int, 1.5),
+        (int, "nan"),
+        (int, "x"),
+        (int, ""),
+        (int, True),
+        (int, None),
+        (float, "nan"),
+        (float, "inf"),
+        (float, "-inf"),
+        (float, math.nan),
+        (float, "1e999"),
+        (float, "five"),
+        (float, True),
+        (float, None),
+        (bool, "maybe"),
+        (bool, ""),
+        (bool, 2),
+        (str, 3),
+        (str, None),
+        (float | None, "x"),
+        (list[int], "1,x"),
+        (list[int], 5),
+        (dict, "a"),
+        (int, [1]),
+        (float, {"a": 1}),
     ],
-)  # fmt: skip
+)
 def test_wrong_values_are_refused(hint, text):
     with pytest.raises(UsageError, match="--set x = .*expected"):
         convert(text, hint, "--set x")
 
 
-@pytest.mark.parametrize("value", ["inf", "-inf", "1e999", math.inf, pytest.param(10**400, id="10**400")])
+@pytest.mark.parametrize(
+    "value", ["inf", "-inf", "1e999", math.inf, pytest.param(10**400, id="10**400")]
+)
 def test_ints_beyond_all_bounds_are_refused(value):
     with pytest.raises(UsageError):
         convert(value, int, "x")
@@ -162,7 +220,15 @@ def test_budget():
     assert parse_budget("").steps is None
     budget = parse_budget("steps=40,flops=1e12")
     assert (budget.steps, budget.flops, budget.tokens) == (40, 1e12, None)
-    for text in ("step=1", "steps=0", "steps=-1", "steps=1.5", "flops=nan", "steps", "steps=1,steps=2"):
+    for text in (
+        "step=1",
+        "steps=0",
+        "steps=-1",
+        "steps=1.5",
+        "flops=nan",
+        "steps",
+        "steps=1,steps=2",
+    ):
         with pytest.raises(UsageError, match="--budget"):
             parse_budget(text)
 
@@ -170,9 +236,15 @@ def test_budget():
 # -- for any input -----------------------------------------------------------------------------------------------------
 
 ANY = st.one_of(
-    st.text(max_size=20), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.text(max_size=4)),
-    st.dictionaries(st.text(max_size=3), st.integers()), st.sampled_from(["nan", "1_0", "0x1", "\u0663"]),
-)  # fmt: skip
+    st.text(max_size=20),
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.lists(st.text(max_size=4)),
+    st.dictionaries(st.text(max_size=3), st.integers()),
+    st.sampled_from(["nan", "1_0", "0x1", "\u0663"]),
+)
 
 
 def bounded(value):
@@ -254,11 +326,19 @@ def test_who_asks_for_epochs_does_not_get_the_suites_steps(asked, steps, epochs)
     spec = resolve(Request("dpo", "summarization", asked), installed())
     assert (spec.options["steps"], spec.options["epochs"]) == (steps, epochs)
     stages = resolve(
-        Request("dpo", "summarization", (), (), ("reward_model.epochs=3", "sft.epochs=2")), installed()
+        Request("dpo", "summarization", (), (), ("reward_model.epochs=3", "sft.epochs=2")),
+        installed(),
     ).stages
-    assert (stages["reward_model"]["epochs"], stages["sft"]["steps"], stages["sft"]["epochs"]) == (3.0, 0, 2.0)
+    assert (stages["reward_model"]["epochs"], stages["sft"]["steps"], stages["sft"]["epochs"]) == (
+        3.0,
+        0,
+        2.0,
+    )
     rounds = resolve(Request("raft", "summarization", ("epochs=3",)), installed()).options
-    assert (rounds["steps"], rounds["epochs"]) == (6, 3)  # there steps are rounds, not what stands for epochs
+    assert (rounds["steps"], rounds["epochs"]) == (
+        6,
+        3,
+    )  # there steps are rounds, not what stands for epochs
 
 
 def test_a_method_that_is_several_gets_the_entry_of_its_variant():
@@ -269,7 +349,9 @@ def test_a_method_that_is_several_gets_the_entry_of_its_variant():
     spec = resolve(Request("rlaif", "summarization", ("optimiser=dpo",)), installed())
     assert spec.options["steps"] == 150 and spec.options["num_generations"] is None
     with pytest.raises(UsageError, match="no option of dpo"):
-        resolve(Request("rlaif", "summarization", ("optimiser=dpo", "num_generations=2")), installed())
+        resolve(
+            Request("rlaif", "summarization", ("optimiser=dpo", "num_generations=2")), installed()
+        )
 
 
 def test_quick_shortens_a_method_no_suite_knows_of():

@@ -20,14 +20,20 @@ def rl(d, alpha, beta):
 
 FORMS = {BON: bon, RL: rl}
 coefficient = st.floats(-5, 5).filter(lambda x: abs(x) > 1e-3)
-distances = st.lists(st.integers(1, 60), min_size=3, max_size=12, unique=True).map(lambda n: np.array(n) / 10)
+distances = st.lists(st.integers(1, 60), min_size=3, max_size=12, unique=True).map(
+    lambda n: np.array(n) / 10
+)
 
 
 @given(st.sampled_from([BON, RL]), coefficient, coefficient, distances)
 def test_known_coefficients_are_recovered(form, alpha, beta, d):
     found = fit(d, FORMS[form](d, alpha, beta), form)
     assert (found.alpha, found.beta) == pytest.approx((alpha, beta), rel=1e-6, abs=1e-6)
-    assert found.rmse == pytest.approx(0, abs=1e-9) and found.points == len(d) and found.largest == d.max()
+    assert (
+        found.rmse == pytest.approx(0, abs=1e-9)
+        and found.points == len(d)
+        and found.largest == d.max()
+    )
     assert found.at(d) == pytest.approx(FORMS[form](d, alpha, beta))
     assert found.held_out is None or found.held_out == pytest.approx(0, abs=1e-6)
 
@@ -47,10 +53,19 @@ def test_peaks_by_the_papers_formulas():
     peak = fit(d, bon(d, 1.2, 0.3), BON).peak
     assert (peak.d, peak.reward) == pytest.approx((1.2 / 0.6, 1.2**2 / 1.2))
     peak = fit(d, rl(d, 1.2, 0.6), RL).peak
-    assert (peak.d, peak.reward) == pytest.approx((math.exp(1.2 / 0.6 - 1), 0.6 * math.exp(1.2 / 0.6 - 1)))
+    assert (peak.d, peak.reward) == pytest.approx(
+        (math.exp(1.2 / 0.6 - 1), 0.6 * math.exp(1.2 / 0.6 - 1))
+    )
 
 
-NO_PEAK = [(BON, 1, -0.2), (BON, -1, 0.2), (RL, 1, -0.2), (RL, 5, 0.005), (RL, -1, 0.2), (RL, -0.1, 1)]
+NO_PEAK = [
+    (BON, 1, -0.2),
+    (BON, -1, 0.2),
+    (RL, 1, -0.2),
+    (RL, 5, 0.005),
+    (RL, -1, 0.2),
+    (RL, -0.1, 1),
+]
 
 
 @pytest.mark.parametrize(("form", "alpha", "beta"), NO_PEAK)
@@ -73,7 +88,9 @@ def test_the_start_takes_no_part_and_order_does_not_matter():
     reward = np.array([1.0, 0.0, 0.4, 0.9, 1.1])
     found = fit(d, reward, RL)
     assert found.points == 4 and found == fit(np.sort(d), reward[np.argsort(d)], RL)
-    assert fit(d, reward, RL) == fit(np.append(d, 0.0), np.append(reward, 7.0), RL)  # whatever it says at d = 0
+    assert fit(d, reward, RL) == fit(
+        np.append(d, 0.0), np.append(reward, 7.0), RL
+    )  # whatever it says at d = 0
     assert float(found.at(0.0)) == 0.0
 
 
@@ -104,7 +121,9 @@ def test_standard_errors_cover(form):
     for _ in range(400):
         found = fit(d, FORMS[form](d, 1.0, 0.3) + 0.1 * rng.normal(size=12), form)
         t = 2.228  # 10 degrees of freedom, 95 %
-        hits.append((abs(found.alpha - 1.0) < t * found.alpha_se, abs(found.beta - 0.3) < t * found.beta_se))
+        hits.append(
+            (abs(found.alpha - 1.0) < t * found.alpha_se, abs(found.beta - 0.3) < t * found.beta_se)
+        )
         assert found.rmse < 0.25
     assert np.mean(hits, 0) == pytest.approx([0.95, 0.95], abs=0.03)
 
@@ -113,8 +132,11 @@ def test_rmse_is_of_the_residuals():
     d, reward = np.array([0.5, 1.0, 2.0, 3.0]), np.array([0.3, 0.9, 0.7, -0.4])
     found = fit(d, reward, RL)
     assert found.rmse == pytest.approx(math.sqrt(np.mean((reward - found.at(d)) ** 2)))
-    slight = [fit(d, reward, RL).rmse <= math.sqrt(np.mean((reward - rl(d, found.alpha + e, found.beta)) ** 2))
-              for e in (-0.05, 0.05)]  # fmt: skip
+    slight = [
+        fit(d, reward, RL).rmse
+        <= math.sqrt(np.mean((reward - rl(d, found.alpha + e, found.beta)) ** 2))
+        for e in (-0.05, 0.05)
+    ]
     assert all(slight)  # least squares: no other alpha does better
 
 

@@ -71,20 +71,32 @@ def test_it_is_well_formed_and_every_link_leads_somewhere(tree):
     assert tree.open == []
     ids = tree.values("id")
     assert len(set(ids)) == len(ids) > 20
-    assert [link for link in tree.values("href") if not link.startswith("#") or link[1:] not in ids] == []
+    assert [
+        link for link in tree.values("href") if not link.startswith("#") or link[1:] not in ids
+    ] == []
     labelled = tree.values("aria-labelledby")
     assert labelled and set(labelled) <= set(ids)
 
 
 def test_its_parts_come_in_order(tree):
     parts = [attributes["id"] for tag, attributes in tree.tags if tag == "section"]
-    assert parts == ["s0", "s1", "samples-section", "settings", "provenance", "checklist", "citations"]
+    assert parts == [
+        "s0",
+        "s1",
+        "samples-section",
+        "settings",
+        "provenance",
+        "checklist",
+        "citations",
+    ]
 
 
 def test_every_row_of_a_table_leads_to_its_runs(text, tree):
     rows = re.findall(r'<th scope="row"><a href="#(s\d-r\d)">', text)
     assert {"s0-r0", "s0-r1", "s0-r2", "s1-r0", "s1-r1", "s1-r2", "s1-r3"} == set(rows)
-    bodies = [attributes["id"] for tag, attributes in tree.tags if tag == "tbody" and "id" in attributes]
+    bodies = [
+        attributes["id"] for tag, attributes in tree.tags if tag == "tbody" and "id" in attributes
+    ]
     assert sorted(bodies) == sorted(set(rows))
     runs = text[text.index('<tbody id="s1-r1">') :]
     assert "toy/ppo/seed0-000000000000" in runs and "toy/ppo/seed1-000000000001" in runs
@@ -116,7 +128,9 @@ def test_the_policy_lets_the_one_script_run_and_nothing_else(text):
 
 def test_the_script_writes_text_only():
     script = html_file("page.js")
-    unsafe = r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|new Function|setAttribute\(\"on"
+    unsafe = (
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|new Function|setAttribute\(\"on"
+    )
     assert not re.search(unsafe, script) and re.search(unsafe, "e.innerHTML = x")
 
 
@@ -125,16 +139,29 @@ def hostile_parts(tree):
     events = [name for _, attributes in tree.tags for name in attributes if name.startswith("on")]
     foreign = [tag for tag, _ in tree.tags if tag in ("svg", "i", "b", "raw")]
     scripts = [attributes for tag, attributes in tree.tags if tag == "script"]
-    return events + foreign + scripts[2:] + [a for a in tree.values("src") if not a.startswith("data:")]
+    return (
+        events
+        + foreign
+        + scripts[2:]
+        + [a for a in tree.values("src") if not a.startswith("data:")]
+    )
 
 
 def test_what_records_say_is_escaped(text, tree):
     assert hostile_parts(tree) == []
     written = told(tree)
-    for hostile in (pages.LABEL, "window.hacked = 7</script>", "<i>other", "no verifier </td>", "window.hacked = 8"):
+    for hostile in (
+        pages.LABEL,
+        "window.hacked = 7</script>",
+        "<i>other",
+        "no verifier </td>",
+        "window.hacked = 8",
+    ):
         assert hostile in written
     assert r"\u202eturned \u0000 \ud800" in written
-    assert re.findall(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\u202a-\u202e\u2066-\u2069]", text) == []
+    assert (
+        re.findall(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\u202a-\u202e\u2066-\u2069]", text) == []
+    )
 
 
 def test_negative_control_for_escaping(results, monkeypatch):
@@ -161,14 +188,22 @@ def test_data_cannot_end_its_element():
 
 
 def test_what_is_not_seen_is_written_out():
-    assert html.visible("a\u202eb\x00c\ud800d\n\te\U000e0041") == "a\\u202eb\\u0000c\\ud800d\n\te\\u{e0041}"
-    assert html.visible("caf\u00e9 \U0001f468\u200d\U0001f469") == "caf\u00e9 \U0001f468\u200d\U0001f469"
+    assert (
+        html.visible("a\u202eb\x00c\ud800d\n\te\U000e0041")
+        == "a\\u202eb\\u0000c\\ud800d\n\te\\u{e0041}"
+    )
+    assert (
+        html.visible("caf\u00e9 \U0001f468\u200d\U0001f469")
+        == "caf\u00e9 \U0001f468\u200d\U0001f469"
+    )
 
 
 def test_the_same_records_give_the_same_bytes(results, text):
     assert page(results, "mine") == text
     code = f"import pathlib, harness.report.page as p; print(p.page(pathlib.Path({str(results)!r}), 'mine'))"
-    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True)
+    again = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
+    )
     assert again.stdout == text + "\n"
 
 
@@ -183,15 +218,32 @@ def test_failed_and_refused_and_missing_runs_are_shown(text, tree):
 def test_settings_seeds_tuning_provenance_and_citations_are_there(text, tree):
     written = told(tree)
     assert "beta=0.1" in text and "0, 1" in written
-    assert "2 trials for each method and suite, drawn from seed 4. Chosen: highest mean gold." in written
-    assert "1 chosen the settings as they are done 1.2500" in written and "2 beta=0.3 diverged -" in written
+    assert (
+        "2 trials for each method and suite, drawn from seed 4. Chosen: highest mean gold."
+        in written
+    )
+    assert (
+        "1 chosen the settings as they are done 1.2500" in written
+        and "2 beta=0.3 diverged -" in written
+    )
     assert "harness run --method 'it'\"'\"'s <i>' --seed 0" in written
-    assert "Tuned, and left as it was: the best of 2 trials (random search, seed 4; highest mean gold)." in written
+    assert (
+        "Tuned, and left as it was: the best of 2 trials (random search, seed 4; highest mean gold)."
+        in written
+    )
     assert "c0ffee, with changes" in written and "torch 2.13.0" in written
     assert "processor: <b>a processor</b>" in written
     assert "start_checkpoint aa" in written
     assert "@misc{rafailov2023direct" in written and "@software{alignment_harness" in written
-    for question in ("Error bars", "Seeds", "Data", "Hyper-parameters", "Compute", "Failed runs", "Code"):
+    for question in (
+        "Error bars",
+        "Seeds",
+        "Data",
+        "Hyper-parameters",
+        "Compute",
+        "Failed runs",
+        "Code",
+    ):
         assert question in written
 
 
@@ -201,7 +253,10 @@ def test_options_that_differ_or_were_asked_for_are_marked(tmp_path):
     pages.add(tmp_path, "ipo", options={"beta": 0.3, "epochs": 1.0})
     text = page(tmp_path)
     assert '<span class="opt differs asked">beta=0.1</span>' in text
-    assert '<span class="opt differs">beta=0.3</span>' in text and '<span class="opt">epochs=1</span>' in text
+    assert (
+        '<span class="opt differs">beta=0.3</span>' in text
+        and '<span class="opt">epochs=1</span>' in text
+    )
 
 
 def test_the_cost_of_every_phase_is_there(tmp_path):
@@ -228,7 +283,10 @@ def test_unlike_ground_is_a_table_apart(tmp_path):
 def test_grounds_that_nobody_asked_for_are_told_by_their_hashes(tmp_path):
     pages.add(tmp_path, "dpo")
     pages.add(tmp_path, "dpo", ground=GROUND | {"judge": "gold/2"}, recipe="later")
-    assert [s.title for s in sections(tmp_path, None, None)] == ["toy: judge gold/1", "toy: judge gold/2"]
+    assert [s.title for s in sections(tmp_path, None, None)] == [
+        "toy: judge gold/1",
+        "toy: judge gold/2",
+    ]
 
 
 def test_nothing_but_failures_is_a_page_too(tmp_path):
@@ -250,10 +308,14 @@ def test_prompts_and_sft_are_there_once_and_every_answer_is_kept(text):
     suite = pages.browsed(text)[1]
     assert suite["title"] == "toy" and suite["total"] == pages.PROMPTS
     rows = {row["name"]: row["runs"] for row in suite["rows"]}
-    assert set(rows) == {"sft", pages.DPO, pages.LABEL} and [run["seed"] for run in rows[pages.LABEL]] == [0, 1]
+    assert set(rows) == {"sft", pages.DPO, pages.LABEL} and [
+        run["seed"] for run in rows[pages.LABEL]
+    ] == [0, 1]
     for seed, run in enumerate(rows[pages.LABEL]):
         truth = pages.samples("ppo", seed)
-        assert run["answer"] == [s["answer"] for s in truth] and run["gold"] == [s["gold"] for s in truth]
+        assert run["answer"] == [s["answer"] for s in truth] and run["gold"] == [
+            s["gold"] for s in truth
+        ]
         assert run["kl"] == pytest.approx([s["kl"] for s in truth], rel=1e-5)
     assert suite["prompts"]["sft"] == [s["sft"] for s in pages.samples("sft", 0)]
 
@@ -286,7 +348,9 @@ def test_twenty_rows_of_512_prompts_in_three_suites_fit(tmp_path):
             pages.add(tmp_path, f"m{i}", n=512, suite=suite, recipe=f"m{i}-{suite}")
     data = html.inline_json(browser(sections(tmp_path, None, None), 512))
     words = "a sentence of about three hundred characters, as long as what methods say. " * 4
-    real = len(data) - data.count("long" * 3000) * 12000 + 3 * 512 * 22 * len(words)  # ordinary texts beside these
+    real = (
+        len(data) - data.count("long" * 3000) * 12000 + 3 * 512 * 22 * len(words)
+    )  # ordinary texts beside these
     assert real < module.MAX_BYTES - 2_000_000
 
 
@@ -300,11 +364,15 @@ def test_the_papers_of_all_methods_are_known():
     for number, entry in known.items():
         fields = dict(re.findall(r"^  (\w+) = \{(.*)\},$", entry, re.MULTILINE))
         assert fields["url"].endswith(number) and {"title", "author", "year"} <= set(fields)
-        assert entry.count("{") == entry.count("}") and 2000 + int(number[:2]) == int(fields["year"])
+        assert entry.count("{") == entry.count("}") and 2000 + int(number[:2]) == int(
+            fields["year"]
+        )
 
 
 def test_of_an_unknown_paper_only_the_address_is_told():
-    own, one, other = citations.bibtex(["https://arxiv.org/abs/1901.00001v2", "", "https://example.org/a-b"])
+    own, one, other = citations.bibtex(
+        ["https://arxiv.org/abs/1901.00001v2", "", "https://example.org/a-b"]
+    )
     assert one == "@misc{1901_00001,\n  url = {https://arxiv.org/abs/1901.00001v2},\n}"
     assert "example.org/a-b" in other and "author" not in one + other + own
 
@@ -314,9 +382,21 @@ def test_of_an_unknown_paper_only_the_address_is_told():
 
 def test_the_command_says_where_it_wrote_and_how_much(results, tmp_path):
     done = process("report", "mine", "--results", results)
-    assert done.code == 0 and (results / "mine.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert done.code == 0 and (results / "mine.html").read_text(encoding="utf-8").startswith(
+        "<!DOCTYPE html>"
+    )
     assert re.fullmatch(rf"wrote {re.escape(str(results))}/mine.html \(\d+\.\d MB\)\n", done.out)
-    done = process("report", "--results", results, "--suite", "toy", "--prompts", "3", "-o", tmp_path / "a.html")
+    done = process(
+        "report",
+        "--results",
+        results,
+        "--suite",
+        "toy",
+        "--prompts",
+        "3",
+        "-o",
+        tmp_path / "a.html",
+    )
     assert done.code == 0 and "All runs" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
@@ -329,7 +409,11 @@ def test_the_command_refuses_in_words(results, tmp_path):
 
 
 def test_a_wheel_has_the_page_in_it(tmp_path):
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=ROOT,
+        check=True,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     shipped = {name.rpartition("/")[2] for name in names if name.startswith("harness/report/page/")}

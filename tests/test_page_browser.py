@@ -12,12 +12,21 @@ from harness.report.page.html import HERE
 
 from . import pages
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,900",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,900",
+)
 HOW = "no chromium with chromedriver: apt-get install chromium chromium-driver"
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=HOW)]
@@ -32,7 +41,9 @@ def gold(method, seed=0):
 
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install 'alignment-harness[test]'")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="pip install 'alignment-harness[test]'"
+    )
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
@@ -74,7 +85,11 @@ class View:
         """What the console has complained of; what comes late is waited for."""
         found, until = [], time.monotonic() + seconds
         while time.monotonic() < until and not found:
-            found = [entry["message"] for entry in self.chrome.get_log("browser") if entry["level"] == "SEVERE"]
+            found = [
+                entry["message"]
+                for entry in self.chrome.get_log("browser")
+                if entry["level"] == "SEVERE"
+            ]
             time.sleep(0.05)
         return found
 
@@ -82,8 +97,10 @@ class View:
         for name, value in values.items():
             self.run(
                 "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
-                "e.dispatchEvent(new Event(e.id === 'q' ? 'input' : 'change', {bubbles: true}))", name, value,
-            )  # fmt: skip
+                "e.dispatchEvent(new Event(e.id === 'q' ? 'input' : 'change', {bubbles: true}))",
+                name,
+                value,
+            )
         return self
 
     def press(self, *keys):
@@ -93,10 +110,14 @@ class View:
         return self
 
     def listed(self):
-        return self.run("return [...document.querySelectorAll('#list .name > :first-child')].map((e) => e.textContent)")
+        return self.run(
+            "return [...document.querySelectorAll('#list .name > :first-child')].map((e) => e.textContent)"
+        )
 
     def chosen(self):
-        return self.run("return document.querySelector('#list [aria-selected=true] .name > span')?.textContent ?? null")
+        return self.run(
+            "return document.querySelector('#list [aria-selected=true] .name > span')?.textContent ?? null"
+        )
 
     def text(self, where):
         return self.run("return document.querySelector(arguments[0]).textContent", where)
@@ -113,7 +134,9 @@ class View:
 
     def address(self):
         hash = self.run("return location.hash")
-        return {k: v if len(v) > 1 else v[0] for k, v in parse_qs(hash.partition("?")[2], True).items()}
+        return {
+            k: v if len(v) > 1 else v[0] for k, v in parse_qs(hash.partition("?")[2], True).items()
+        }
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
@@ -122,15 +145,24 @@ class View:
 def test_it_opens_from_disk_without_a_complaint_and_without_a_request(chrome, file):
     chrome.get_log("performance")
     assert View(chrome, file).open().complaints() == []
-    sent = [e["message"] for e in chrome.get_log("performance") if "Network.requestWillBeSent" in e["message"]]
+    sent = [
+        e["message"]
+        for e in chrome.get_log("performance")
+        if "Network.requestWillBeSent" in e["message"]
+    ]
     urls = set(re.findall(r'"url":"((?:http|ws|ftp)[^"]*)"', " ".join(sent)))
     assert urls == set()
 
 
 def test_negative_control_for_complaints(chrome, file, tmp_path):
     broken = tmp_path / "broken.html"
-    broken.write_text(file.read_text(encoding="utf-8").replace('"use strict";', '"use strict"; '), encoding="utf-8")
-    complaint = View(chrome, broken).open().complaints(10)  # the policy knows the script by its hash
+    broken.write_text(
+        file.read_text(encoding="utf-8").replace('"use strict";', '"use strict"; '),
+        encoding="utf-8",
+    )
+    complaint = (
+        View(chrome, broken).open().complaints(10)
+    )  # the policy knows the script by its hash
     assert "Content Security Policy" in complaint[0]
     assert chrome.execute_script("return document.getElementById('browser').hidden")
 
@@ -139,19 +171,33 @@ def test_the_first_prompt_and_every_method_are_shown(view):
     assert view.listed() == IDS and view.chosen() == "test/0"
     assert view.text("#count") == f"{len(IDS)} of {len(IDS)} prompts"
     cards, truth = view.cards(), pages.samples("dpo", 0)[0]
-    assert list(cards)[:2] == ["SFT's answer", "sft"] and set(cards) == {"SFT's answer", "sft", pages.LABEL, pages.DPO}
+    assert list(cards)[:2] == ["SFT's answer", "sft"] and set(cards) == {
+        "SFT's answer",
+        "sft",
+        pages.LABEL,
+        pages.DPO,
+    }
     badge, answer, figures = cards[pages.DPO]
-    assert answer == truth["answer"] and badge.split()[1] == {1.0: "wins", 0.5: "ties", 0.0: "loses"}[truth["win"]]
+    assert (
+        answer == truth["answer"]
+        and badge.split()[1] == {1.0: "wins", 0.5: "ties", 0.0: "loses"}[truth["win"]]
+    )
     assert float(figures["gold"]) == truth["gold"] and figures["length"] == str(truth["length"])
     assert float(figures["KL"]) == pytest.approx(truth["kl"], abs=0.006)
-    assert float(figures["proxy"]) == pytest.approx(truth["proxy"], abs=6e-4) and figures["ended"][:2] in ("ye", "no")
+    assert float(figures["proxy"]) == pytest.approx(truth["proxy"], abs=6e-4) and figures["ended"][
+        :2
+    ] in ("ye", "no")
 
 
 def test_methods_can_be_left_out(view):
-    view.run(f"[...document.querySelectorAll('#rows input')].find((b) => b.value === '{pages.DPO}').click()")
+    view.run(
+        f"[...document.querySelectorAll('#rows input')].find((b) => b.value === '{pages.DPO}').click()"
+    )
     assert set(view.cards()) == {"SFT's answer", "sft", pages.LABEL}
     assert view.address()["rows"] == ["sft", pages.LABEL]
-    view.run("[...document.querySelectorAll('#rows button')].find((b) => b.textContent === 'none').click()")
+    view.run(
+        "[...document.querySelectorAll('#rows button')].find((b) => b.textContent === 'none').click()"
+    )
     assert set(view.cards()) == {"SFT's answer"} and view.address()["rows"] == ""
 
 
@@ -215,7 +261,9 @@ def test_sorting_by_what_the_proxy_thinks_too_much_of(view):
     rows = pages.samples("dpo", 0)
 
     def rank(name, i):
-        return sum((s[name] > t[name]) + 0.5 * (s[name] == t[name]) for t in rows for s in [rows[i]])
+        return sum(
+            (s[name] > t[name]) + 0.5 * (s[name] == t[name]) for t in rows for s in [rows[i]]
+        )
 
     over = {s["prompt_id"]: rank("proxy", i) - rank("gold", i) for i, s in enumerate(rows)}
     found = view.choose(a=pages.DPO, sort="over", dir="down").listed()
@@ -226,7 +274,10 @@ def test_the_search_looks_at_prompts_and_answers(view):
     view.choose(q="PROMPT 7:")
     assert view.listed() == ["test/7"]
     assert view.choose(q="dpo 0 says 11").listed() == ["test/11"]
-    assert view.choose(q="no such thing").listed() == [] and view.text("#detail") == "No prompt is like this."
+    assert (
+        view.choose(q="no such thing").listed() == []
+        and view.text("#detail") == "No prompt is like this."
+    )
     assert view.text("#count") == f"0 of {len(IDS)} prompts"
 
 
@@ -240,8 +291,14 @@ def test_keys_go_to_the_next_prompt_and_back(view):
     assert view.press("k").chosen() == "test/1" and view.text("#detail h3") == "Prompt test/1"
     assert view.press("k", "k", "k").chosen() == "test/0"
     view.run("document.getElementById('list').focus()")
-    assert view.press(Keys.ARROW_DOWN).chosen() == "test/1" and view.press(Keys.END).chosen() == IDS[-1]
-    assert view.run("return document.getElementById('list').getAttribute('aria-activedescendant')") == "prompt-23"
+    assert (
+        view.press(Keys.ARROW_DOWN).chosen() == "test/1"
+        and view.press(Keys.END).chosen() == IDS[-1]
+    )
+    assert (
+        view.run("return document.getElementById('list').getAttribute('aria-activedescendant')")
+        == "prompt-23"
+    )
     inside = "const l = document.getElementById('list').getBoundingClientRect();"
     inside += "const o = document.querySelector('[aria-selected=true]').getBoundingClientRect();"
     assert view.run(inside + "return o.top >= l.top - 1 && o.bottom <= l.bottom + 1")
@@ -268,13 +325,21 @@ def test_a_question_mark_shows_the_keys(view):
     from selenium.webdriver.common.keys import Keys
 
     view.press("?")
-    assert view.run("return document.getElementById('keys').open") and view.press("j").chosen() == "test/0"
+    assert (
+        view.run("return document.getElementById('keys').open")
+        and view.press("j").chosen() == "test/0"
+    )
     view.press(Keys.ESCAPE)
-    assert not view.run("return document.getElementById('keys').open") and view.press("j").chosen() == "test/1"
+    assert (
+        not view.run("return document.getElementById('keys').open")
+        and view.press("j").chosen() == "test/1"
+    )
 
 
 def test_the_address_restores_the_view(view, chrome, file):
-    view.choose(seed="1", a=pages.LABEL, o="loses", b="", sort="kl", dir="down", q="prompt").press("j")
+    view.choose(seed="1", a=pages.LABEL, o="loses", b="", sort="kl", dir="down", q="prompt").press(
+        "j"
+    )
     view.run("[...document.querySelectorAll('#rows input')].find((b) => b.value === 'sft').click()")
     listed, chosen, cards = view.listed(), view.chosen(), view.cards()
     assert 1 < len(listed) < len(IDS)
@@ -289,7 +354,8 @@ def test_the_address_restores_the_view(view, chrome, file):
 
 
 @pytest.mark.parametrize(
-    "asked", ["suite=none&a=nobody&b=nobody&o=x&sort=x&dir=x&seed=9&p=none&rows=nobody", "%", "=&&="]
+    "asked",
+    ["suite=none&a=nobody&b=nobody&o=x&sort=x&dir=x&seed=9&p=none&rows=nobody", "%", "=&&="],
 )
 def test_an_address_of_nothing_is_no_harm(chrome, file, asked):
     view = View(chrome, file).open(asked)
@@ -333,15 +399,25 @@ def test_hostile_text_is_shown_and_does_nothing(view):
         assert view.cards()[pages.DPO][1] == escaped(sample["answer"])
         view.press("j")
     assert view.run("return window.hacked") is None
-    assert view.run("return document.querySelectorAll('#browser img, #browser script, #browser svg').length") == 0
+    assert (
+        view.run(
+            "return document.querySelectorAll('#browser img, #browser script, #browser svg').length"
+        )
+        == 0
+    )
 
 
 def test_negative_control_for_hostile_text(chrome, file, tmp_path):
     careless = altered(
-        file, tmp_path, "element.append(document.createTextNode(text.slice(from)));", "element.innerHTML += text;"
+        file,
+        tmp_path,
+        "element.append(document.createTextNode(text.slice(from)));",
+        "element.innerHTML += text;",
     )
     View(chrome, careless).open("suite=toy").press("j", "j", "j", "j")
-    found = chrome.execute_async_script("const done = arguments[0]; setTimeout(() => done(window.hacked ?? null), 500)")
+    found = chrome.execute_async_script(
+        "const done = arguments[0]; setTimeout(() => done(window.hacked ?? null), 500)"
+    )
     assert found in (3, 4, 6)
 
 

@@ -59,7 +59,15 @@ def small(tmp_path_factory):
     for beta in (0.1, 0.2, 0.4):
         for seed in (0, 1):
             told = logged(9, seed, "reward")
-            run(folder, "ppo", seed, 0.4 / beta, {"beta": beta}, curve=(0.1, 0.2, 0.4 / beta), metrics=told)
+            run(
+                folder,
+                "ppo",
+                seed,
+                0.4 / beta,
+                {"beta": beta},
+                curve=(0.1, 0.2, 0.4 / beta),
+                metrics=told,
+            )
     return chosen(folder)
 
 
@@ -75,7 +83,10 @@ def bars(axis):
         line, _, segments = container
         points = list(zip(*line.get_data(), strict=True))
         across, along = segments if len(segments) == 2 else ([None] * len(points), segments[0])
-        across, along = (s.get_segments() if s is not None and not isinstance(s, list) else s for s in (across, along))
+        across, along = (
+            s.get_segments() if s is not None and not isinstance(s, list) else s
+            for s in (across, along)
+        )
         own = found.setdefault(container.get_label(), [])
         for point, x, y in zip(points, across, along, strict=True):
             horizontal = (point[0], point[0]) if x is None else (x[0][0], x[1][0])
@@ -114,7 +125,9 @@ def test_a_sweep_is_one_line_by_kl_with_its_values_beside(selection, figures):
         assert list(x) == sorted(x)
         assert (container.lines[0].get_linestyle() != "None") == (len(x) > 1)
     texts = [t.get_text() for t in axis.texts]
-    assert sorted(texts) == sorted(["2", "4", "16", "64", *2 * ["0.02", "0.05", "0.1", "0.2", "0.4"]])
+    assert sorted(texts) == sorted(
+        ["2", "4", "16", "64", *2 * ["0.02", "0.05", "0.1", "0.2", "0.4"]]
+    )
     assert "ppo, over beta, 3 seeds" in legend(figures["frontier"])
 
 
@@ -123,7 +136,10 @@ def test_labels_lie_within_the_axes_and_apart(figures):
     (axis,), renderer = figure.axes, figure.canvas.get_renderer()
     boxes = [t.get_window_extent(renderer) for t in axis.texts]
     whole = axis.get_window_extent(renderer)
-    assert all(whole.x0 <= b.x0 and b.x1 <= whole.x1 + 1 and whole.y0 <= b.y0 and b.y1 <= whole.y1 + 1 for b in boxes)
+    assert all(
+        whole.x0 <= b.x0 and b.x1 <= whole.x1 + 1 and whole.y0 <= b.y0 and b.y1 <= whole.y1 + 1
+        for b in boxes
+    )
     pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
     assert not [1 for a, b in pairs if a.overlaps(b) and a.width * a.height > 0]
 
@@ -150,7 +166,9 @@ def test_the_frontier_is_what_none_beats(points):
     for kl, win in points:
         best = max(w for k, w in kept if k <= kl)  # the step function at this KL
         assert best == max(w for k, w in points if k <= kl)
-        assert ((kl, win) in kept) == (not any(k <= kl and w >= win and (k, w) != (kl, win) for k, w in points))
+        assert ((kl, win) in kept) == (
+            not any(k <= kl and w >= win and (k, w) != (kl, win) for k, w in points)
+        )
 
 
 def test_the_frontier_is_drawn(selection, figures):
@@ -164,10 +182,16 @@ def test_the_frontier_is_drawn(selection, figures):
 
 def test_best_of_ns_bounds_are_marked(selection, figures):
     (axis,) = figures["frontier"].axes
-    marks = sorted(line.get_xdata()[0] for line in axis.lines if line.get_marker() == "|" and line.get_color() == GREY)
+    marks = sorted(
+        line.get_xdata()[0]
+        for line in axis.lines
+        if line.get_marker() == "|" and line.get_color() == GREY
+    )
     assert np.allclose([x for x in marks], [math.log(n) - (n - 1) / n for n in (2, 4, 16, 64)])
     assert any("KL is estimated" in text for text in legend(figures["frontier"]))
-    ideal = next(line for line in axis.lines if line.get_linestyle() == "--" and len(line.get_xdata()) > 50)
+    ideal = next(
+        line for line in axis.lines if line.get_linestyle() == "--" and len(line.get_xdata()) > 50
+    )
     x, y = ideal.get_data()
     n = y / (1 - y)  # win-rate n / (n + 1)
     assert np.allclose(x, np.log(n) - (n - 1) / n) and x[0] == 0 and y[0] == 0.5
@@ -193,8 +217,9 @@ def test_costs_are_means_over_seeds_and_nothing_is_dropped(selection, figures):
     assert memory["ppo (beta=0.05)"][0][0] == pytest.approx(512)
     for row in selection.rows:
         win = win_rate_interval(scores_of(row)["win_rate"])
-        assert flops[row.name][0][1:] == pytest.approx((win.mean, flops[row.name][0][0], flops[row.name][0][0], win.low,
-                                                        win.high))  # fmt: skip
+        assert flops[row.name][0][1:] == pytest.approx(
+            (win.mean, flops[row.name][0][0], flops[row.name][0][0], win.low, win.high)
+        )
 
 
 def test_what_costs_nothing_stands_left_of_the_axis(figures):
@@ -202,7 +227,9 @@ def test_what_costs_nothing_stands_left_of_the_axis(figures):
     found = bars(axis)
     least = min(own[0][0] for name, own in found.items() if "ppo" in name or "dpo" in name)
     assert found["sft"][0][0] == found["best_of_n (n=4)"][0][0] < least
-    ticks = dict(zip(axis.get_xticks(), (t.get_text() for t in axis.get_xticklabels()), strict=True))
+    ticks = dict(
+        zip(axis.get_xticks(), (t.get_text() for t in axis.get_xticklabels()), strict=True)
+    )
     assert ticks[found["sft"][0][0]] == "none"
     assert all(x >= least / 1.2 for x, text in ticks.items() if text != "none")
     assert "come on top" in figures["cost"].get_supxlabel()
@@ -223,7 +250,9 @@ def test_ticks_of_costs_are_apart(ratio, tmp_path):
 
 
 def test_a_band_is_students_interval_over_seeds():
-    found = curves.curve_of([{1.0: 1.0, 2.0: 5.0}, {1.0: 2.0, 2.0: 5.0, 3.0: 9.0}, {1.0: 3.0, 2.0: 5.0}])
+    found = curves.curve_of(
+        [{1.0: 1.0, 2.0: 5.0}, {1.0: 2.0, 2.0: 5.0, 3.0: 9.0}, {1.0: 3.0, 2.0: 5.0}]
+    )
     assert (found.steps, found.mean, found.seeds) == ([1.0, 2.0], [2.0, 5.0], 3)
     assert found.half == pytest.approx([4.302652729911275 / math.sqrt(3), 0.0])
     alone = curves.curve_of([{1.0: 1.0, 2.0: 5.0}])
@@ -235,10 +264,15 @@ def test_curves_are_what_was_logged(selection, figures):
     assert list(axes) == [*curves.ROLLOUTS.values(), curves.LOSS, *curves.KEPT.values()]
     reward = lines(axes["reward of rollouts"])
     assert set(reward) == {row.name for row in selection.rows if row.method == "ppo"}
-    told = [[m["reward"] for m in logged(40, seed, "reward", "kl", "length", "loss")] for seed in range(3)]
+    told = [
+        [m["reward"] for m in logged(40, seed, "reward", "kl", "length", "loss")]
+        for seed in range(3)
+    ]
     assert np.allclose(reward["ppo (beta=0.1)"].get_ydata(), np.mean(told, 0))
     assert len(axes["reward of rollouts"].collections) == 5  # a band each
-    assert set(lines(axes[curves.LOSS])) == {row.name for row in selection.rows if row.method == "dpo"}
+    assert set(lines(axes[curves.LOSS])) == {
+        row.name for row in selection.rows if row.method == "dpo"
+    }
     kept = lines(axes["gold reward"])["ppo (beta=0.1)"]
     row = next(r for r in selection.rows if r.name == "ppo (beta=0.1)")
     points = [[p["gold"] for p in r["evaluation"]["curve"]] for r in row.good]
@@ -259,14 +293,19 @@ def test_one_seed_has_no_band(tmp_path):
 
 def test_gold_is_over_the_start_checkpoint_and_fitted_by_seed(selection, figures):
     series = {s.name: s for s in overoptimization.series_of(selection)}
-    assert set(series) == {"best_of_n, over n", "ppo, over beta", "dpo (shuffle_labels=False), over beta"} | {
-        f"ppo (beta={beta}), along training" for beta in (0.02, 0.05, 0.1, 0.2, 0.4)
-    }
+    assert set(series) == {
+        "best_of_n, over n",
+        "ppo, over beta",
+        "dpo (shuffle_labels=False), over beta",
+    } | {f"ppo (beta={beta}), along training" for beta in (0.02, 0.05, 0.1, 0.2, 0.4)}
     along = series["ppo (beta=0.02), along training"]
     assert (along.form, along.fit.seeds, along.fit.points) == ("rl", 3, 18)
     assert (along.fit.alpha, along.fit.beta) == pytest.approx((1.5, 0.8))  # toy_runs.hump
     assert (series["best_of_n, over n"].form, series["best_of_n, over n"].fit.points) == ("bon", 12)
-    assert (series["best_of_n, over n"].fit.alpha, series["best_of_n, over n"].fit.beta) == pytest.approx((1.9, 0.45))
+    assert (
+        series["best_of_n, over n"].fit.alpha,
+        series["best_of_n, over n"].fit.beta,
+    ) == pytest.approx((1.9, 0.45))
     (path, *_) = along.paths
     assert (path.d[0], path.gold[0], path.proxy[0]) == (0.0, 0.0, 0.0)
     row = next(r for r in selection.rows if r.name == "ppo (beta=0.02)")
@@ -281,7 +320,9 @@ def test_gold_is_over_the_start_checkpoint_and_fitted_by_seed(selection, figures
 
 def test_fits_are_told_in_the_legend(selection, figures):
     told = legend(figures["overoptimization"])
-    assert len(told) == 8 and all("RMSE" in text and "$\\alpha$" in text and "held out" in text for text in told)
+    assert len(told) == 8 and all(
+        "RMSE" in text and "$\\alpha$" in text and "held out" in text for text in told
+    )
     assert any("peak 1.92 at d* = 2.40" in text for text in told)  # 0.8 exp(1.5 / 0.8 - 1)
     assert any("peak beyond the points" in text for text in told)
     gold, proxy = figures["overoptimization"].axes
@@ -290,7 +331,9 @@ def test_fits_are_told_in_the_legend(selection, figures):
     )
 
 
-@pytest.mark.parametrize(("alpha", "told"), [(-0.5, "; no peak"), (0.2, "; peak before the points")])
+@pytest.mark.parametrize(
+    ("alpha", "told"), [(-0.5, "; no peak"), (0.2, "; peak before the points")]
+)
 def test_no_peak_is_told_that_no_point_shows(tmp_path, alpha, told):
     """Gold that falls from the first point on had a peak of 0.00 at d* = 0.00."""
     for kl in (0.5, 1.0, 2.0, 4.0):
@@ -318,12 +361,17 @@ def test_the_win_matrix_is_of_gold_on_the_same_prompts(selection, figures):
     names = list(found.ratings)
     for text in matrix.texts:
         j, i = text.get_position()
-        assert text.get_text() == f"{100 * found.win_rates[names.index(order[i]), names.index(order[j])]:.0f}"
+        assert (
+            text.get_text()
+            == f"{100 * found.win_rates[names.index(order[i]), names.index(order[j])]:.0f}"
+        )
     assert len(matrix.texts) == 16 * 15
     (container,) = ratings.containers
     segments = container.lines[2][0].get_segments()
     for segment, name in zip(segments, order, strict=True):
-        assert (segment[0][0], segment[1][0]) == pytest.approx((found.ratings[name].low, found.ratings[name].high))
+        assert (segment[0][0], segment[1][0]) == pytest.approx(
+            (found.ratings[name].low, found.ratings[name].high)
+        )
 
 
 def test_cells_can_be_read():
@@ -349,7 +397,12 @@ def test_nothing_is_cut_off_and_text_is_large_enough(kind, figures):
     parts += [one.get_window_extent(renderer) for one in figure.legends]
     parts += [figure._supxlabel.get_window_extent(renderer)] if figure.get_supxlabel() else []
     for box in parts:
-        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= whole.width + 1 and box.y1 <= whole.height + 1, box
+        assert (
+            box.x0 >= -1
+            and box.y0 >= -1
+            and box.x1 <= whole.width + 1
+            and box.y1 <= whole.height + 1
+        ), box
     assert figure.get_size_inches()[0] == 7.0 and len(parts) > 1
     assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 7
 
@@ -365,7 +418,10 @@ def test_legends_cover_no_panel_and_no_note(kind, figures):
     others += [note.get_window_extent(renderer)] if note is not None and note.get_text() else []
     assert not [1 for box in boxes for other in others if box.overlaps(other)]
     assert not [
-        1 for i, a in enumerate(others) for b in others[:i] if a.shrunk(0.98, 0.98).overlaps(b.shrunk(0.98, 0.98))
+        1
+        for i, a in enumerate(others)
+        for b in others[:i]
+        if a.shrunk(0.98, 0.98).overlaps(b.shrunk(0.98, 0.98))
     ]
 
 
@@ -373,9 +429,11 @@ def test_matplotlib_is_loaded_when_a_picture_is_drawn_and_not_before():
     code = "import sys, harness.report.plots.pictures, harness.report.tables.match; print([m for m in sys.modules if m in NAMES])"
     for names, expected in ((("matplotlib", "scipy"), "[]"), (("numpy",), "['numpy']")):
         told = subprocess.run(
-            [sys.executable, "-c", f"NAMES = {names}; {code}"], capture_output=True, text=True,
+            [sys.executable, "-c", f"NAMES = {names}; {code}"],
+            capture_output=True,
+            text=True,
             env={**os.environ, **ENV, "PYTHONPATH": path()},
-        )  # fmt: skip
+        )
         assert told.stdout.strip() == expected, told.stderr
 
 
@@ -383,7 +441,8 @@ def test_no_two_rows_look_the_same():
     assert len({look(i) for i in range(140)}) == 140
     assert len({(look(i).marker, look(i).full) for i in range(20)}) == 20  # in grey too
     assert (
-        len(set(COLOURS)) == 7 and min(v for k, v in SETTINGS.items() if k.endswith("size") and "." in k and v > 5) >= 7
+        len(set(COLOURS)) == 7
+        and min(v for k, v in SETTINGS.items() if k.endswith("size") and "." in k and v > 5) >= 7
     )
 
 
@@ -398,10 +457,26 @@ def test_the_same_records_give_the_same_bytes(kind, style, small):
 
 
 def test_the_same_bytes_in_another_process_at_another_time(results, tmp_path):
-    for name, more in (("a", {}), ("b", {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1"})):
-        (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\n" if name == "b" else "")  # a user's own settings
-        args = [sys.executable, "-m", "harness", "plot", "--results", str(results), "-o", str(tmp_path / f"{name}.svg")]
-        done = subprocess.run(args, cwd=tmp_path, env={**os.environ, **ENV, **more, "PYTHONPATH": path()})
+    for name, more in (
+        ("a", {}),
+        ("b", {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1"}),
+    ):
+        (tmp_path / "matplotlibrc").write_text(
+            "axes.facecolor: red\n" if name == "b" else ""
+        )  # a user's own settings
+        args = [
+            sys.executable,
+            "-m",
+            "harness",
+            "plot",
+            "--results",
+            str(results),
+            "-o",
+            str(tmp_path / f"{name}.svg"),
+        ]
+        done = subprocess.run(
+            args, cwd=tmp_path, env={**os.environ, **ENV, **more, "PYTHONPATH": path()}
+        )
         assert done.returncode == 0
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
@@ -433,7 +508,9 @@ def test_legends_count_failed_seeds(tmp_path):
     assert "ppo, over beta, 2 seeds" in legend(drawn("frontier", chosen(tmp_path)))
     put(tmp_path, failure("ppo", 2, recipe="ppo beta=0.1 on toy", options={"beta": 0.1}))
     put(tmp_path, failure("dpo", 1, recipe="dpo beta=0.1 on toy", options={"beta": 0.1}))
-    assert {"dpo, 1/2 seeds", "ppo, over beta, 2 or 2/3 seeds"} <= {*legend(drawn("frontier", chosen(tmp_path)))}
+    assert {"dpo, 1/2 seeds", "ppo, over beta, 2 or 2/3 seeds"} <= {
+        *legend(drawn("frontier", chosen(tmp_path)))
+    }
     curves = legend(drawn("curves", chosen(tmp_path)))
     assert {"dpo, 1/2 seeds", "ppo (beta=0.1), 2/3 seeds", "ppo (beta=0.2), 2 seeds"} <= {*curves}
 
@@ -449,7 +526,11 @@ def test_nothing_to_draw_is_one_clear_message(kind, tmp_path):
 def test_kinds_that_need_more_say_what(tmp_path):
     run(tmp_path, "ppo", 0, 2.0)
     selection = chosen(tmp_path)
-    for kind, why in (("wins", "needs two finished rows"), ("curves", "--snapshots"), ("overoptimization", "a sweep")):
+    for kind, why in (
+        ("wins", "needs two finished rows"),
+        ("curves", "--snapshots"),
+        ("overoptimization", "a sweep"),
+    ):
         with pytest.raises(NothingToDraw, match=why):
             render(kind, selection)
     with pytest.raises(UsageError, match="Did you mean 'wins'"):
@@ -465,7 +546,9 @@ def test_files_of_kinds():
     here = Path("r")
     assert targets_of("frontier", None, here) == {"frontier": here / "frontier.png"}
     assert targets_of("wins", Path("x.SVG"), here) == {"wins": Path("x.SVG")}
-    assert targets_of("all", Path("d/x.pdf"), here)["cost"] == Path("d/x-cost.pdf") and len(KINDS) == 5
+    assert (
+        targets_of("all", Path("d/x.pdf"), here)["cost"] == Path("d/x-cost.pdf") and len(KINDS) == 5
+    )
     for wrong in ("x", "x.jpg", "x.svgz"):
         with pytest.raises(UsageError, match="one of .png, .svg, .pdf"):
             targets_of("wins", Path(wrong), here)
@@ -480,8 +563,15 @@ def test_all_says_what_it_left_out(tmp_path):
     run(tmp_path, "ppo", 0, 2.0)
     run(tmp_path, "dpo", 0, 1.0)
     told = list(draw_files(tmp_path, Filter(), "all", tmp_path / "p.png"))
-    assert [line.split(":")[0] for line in told if line.startswith("no ")] == ["no curves", "no overoptimization"]
-    assert sorted(f.name for f in tmp_path.glob("*.png")) == ["p-cost.png", "p-frontier.png", "p-wins.png"]
+    assert [line.split(":")[0] for line in told if line.startswith("no ")] == [
+        "no curves",
+        "no overoptimization",
+    ]
+    assert sorted(f.name for f in tmp_path.glob("*.png")) == [
+        "p-cost.png",
+        "p-frontier.png",
+        "p-wins.png",
+    ]
     put(tmp_path / "bad", failure("dpo"))
     with pytest.raises(UsageError, match="Nothing of toy can be drawn"):
         list(draw_files(tmp_path / "bad", Filter(), "all", None))
@@ -489,11 +579,21 @@ def test_all_says_what_it_left_out(tmp_path):
 
 def test_the_command_chooses_runs(results, tmp_path):
     done = command(
-        "plot", "--results", results, "-o", tmp_path / "x.svg", "--methods", "ppo,dpo", "--where", "beta=0.1"
+        "plot",
+        "--results",
+        results,
+        "-o",
+        tmp_path / "x.svg",
+        "--methods",
+        "ppo,dpo",
+        "--where",
+        "beta=0.1",
     )
     assert done.code == 0 and done.out == f"wrote {tmp_path / 'x.svg'}\n"
     selection = chosen(results, methods=("ppo", "dpo"), where={"beta": "0.1"})
-    assert len(selection.rows) == 3 and (tmp_path / "x.svg").read_bytes() == render("frontier", selection, "svg")
+    assert len(selection.rows) == 3 and (tmp_path / "x.svg").read_bytes() == render(
+        "frontier", selection, "svg"
+    )
     done = command("plot", "--results", results, "--where", "beta")
     assert done.code == 2 and "expected name=value" in done.err
     done = command("plot", "--results", results, "-o", tmp_path / "no" / "x.svg")

@@ -11,7 +11,10 @@ from harness.api.resolve import Request, make_suite, resolve
 from harness.core.errors import UsageError
 from harness.core.options import build
 
-ROWS = [{"prompt": f"question {i} ?", "chosen": f" good {i}", "rejected": f" bad {i}"} for i in range(120)]
+ROWS = [
+    {"prompt": f"question {i} ?", "chosen": f" good {i}", "rejected": f" bad {i}"}
+    for i in range(120)
+]
 TALK = [
     {
         "prompt": [{"role": "user", "content": f"question {i} ?"}],
@@ -90,10 +93,14 @@ def test_a_folder_of_save_to_disk(suite, tmp_path, rows):
 def test_a_folder_with_splits(suite, tmp_path):
     from datasets import Dataset, DatasetDict
 
-    DatasetDict(train=Dataset.from_list(ROWS), more=Dataset.from_list(ROWS[:60])).save_to_disk(tmp_path / "folder")
+    DatasetDict(train=Dataset.from_list(ROWS), more=Dataset.from_list(ROWS[:60])).save_to_disk(
+        tmp_path / "folder"
+    )
     assert len(everything(suite(None, "folder"))) == 120
     assert len(everything(suite(None, "folder", dataset_split="more"))) == 60
-    with pytest.raises(UsageError, match="no split 'nosuch'; it has train, more. Set dataset_split"):
+    with pytest.raises(
+        UsageError, match="no split 'nosuch'; it has train, more. Set dataset_split"
+    ):
         suite(None, "folder", dataset_split="nosuch").preferences()
 
 
@@ -145,16 +152,25 @@ def test_an_implicit_prompt_is_what_both_share(suite):
 
 
 def test_an_implicit_prompt_ends_where_told(suite):
-    rows = [implicit(f"\n\nHuman: {i}\n\nAssistant: x\n\nHuman: y\n\nAssistant:", " good day", " good night")
-            for i in range(120)]  # fmt: skip
+    rows = [
+        implicit(
+            f"\n\nHuman: {i}\n\nAssistant: x\n\nHuman: y\n\nAssistant:", " good day", " good night"
+        )
+        for i in range(120)
+    ]
     made = suite(rows, prompt_ends_with="\n\nAssistant:")
-    assert all(p.prompt.text.endswith("y\n\nAssistant:") and p.chosen == " good day" for p in everything(made))
+    assert all(
+        p.prompt.text.endswith("y\n\nAssistant:") and p.chosen == " good day"
+        for p in everything(made)
+    )
 
 
 def test_an_implicit_prompt_ends_at_the_last_shared_marker(suite):
     rows = [implicit(f"Q {i} A:", " first", " second A: third") for i in range(120)]
     made = suite(rows, prompt_ends_with="A:")
-    assert all(p.prompt.text.endswith(" A:") and p.rejected == " second A: third" for p in everything(made))
+    assert all(
+        p.prompt.text.endswith(" A:") and p.rejected == " second A: third" for p in everything(made)
+    )
 
 
 def test_an_implicit_conversation(suite):
@@ -187,7 +203,9 @@ def test_splits_are_disjoint_and_complete(suite):
     found = parts(made)
     assert sum(map(len, found.values())) == len(set().union(*found.values())) == 120
     prompts = [{p.id for p in made.prompts(split)} for split in SPLITS]
-    assert not prompts[0] & prompts[1] and not prompts[0] & prompts[2] and not prompts[1] & prompts[2]
+    assert (
+        not prompts[0] & prompts[1] and not prompts[0] & prompts[2] and not prompts[1] & prompts[2]
+    )
     assert len(made.prompts("test")) == len(prompts[2])
 
 
@@ -207,7 +225,9 @@ def test_the_judges_half_is_the_judges_alone(suite, seed):
     made = suite([*ROWS, *ROWS], seed=seed)
     judged = {p.prompt.id for p in made.judge_preferences()}
     seen = {p.prompt.id for p in made.preferences()} | {d.prompt.id for d in made.demonstrations()}
-    seen |= {p.id for split in ("train", "preferences", "demonstrations") for p in made.prompts(split)}
+    seen |= {
+        p.id for split in ("train", "preferences", "demonstrations") for p in made.prompts(split)
+    }
     assert judged and seen and not judged & seen
     assert not judged & {p.id for split in ("validation", "test") for p in made.prompts(split)}
 
@@ -226,7 +246,9 @@ def test_the_order_of_a_messages_keys_does_not_matter(suite):
 
 
 def test_too_few_rows_for_the_splits(suite):
-    with pytest.raises(UsageError, match=r"data.jsonl: 2 usable rows leave none for .*(test|validation)"):
+    with pytest.raises(
+        UsageError, match=r"data.jsonl: 2 usable rows leave none for .*(test|validation)"
+    ):
         suite(ROWS[:2]).preferences()
 
 
@@ -238,7 +260,10 @@ BAD = {
     "no column": ({"prompt": "a", "chosen": "b"}, "no column 'rejected'; there are chosen, prompt"),
     "number": (GOOD | {"chosen": 3}, "expected text or a list of messages.*not '3'"),
     "null": (GOOD | {"rejected": None}, "expected text .*not 'None'"),
-    "no role": (GOOD | {"chosen": [{"content": "x"}], "rejected": [{"content": "y"}]}, "role and content"),
+    "no role": (
+        GOOD | {"chosen": [{"content": "x"}], "rejected": [{"content": "y"}]},
+        "role and content",
+    ),
     "no messages": (GOOD | {"chosen": [], "rejected": []}, "expected text or a list of messages"),
     "same": (GOOD | {"rejected": GOOD["chosen"]}, "chosen and rejected are the same"),
     "empty": (GOOD | {"chosen": ""}, "an empty completion"),
@@ -289,7 +314,11 @@ def test_a_null_prompt_is_not_an_implicit_one(suite):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("data.jsonl", b'{"prompt": "\xff\xfe"}\n'), ("data.jsonl.gz", b"not gzip"), ("data.parquet", b"not parquet")],
+    [
+        ("data.jsonl", b'{"prompt": "\xff\xfe"}\n'),
+        ("data.jsonl.gz", b"not gzip"),
+        ("data.parquet", b"not parquet"),
+    ],
 )
 def test_a_file_that_is_not_what_its_name_says(suite, name, content):
     with pytest.raises(UsageError, match=re.escape(name)):
@@ -302,11 +331,14 @@ def test_a_file_that_is_not_what_its_name_says(suite, name, content):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"data": ""}, "either data .* or dataset"), ({"dataset": "hub/id"}, "either data .* or dataset"),
-        ({"bad_rows": "ignore"}, "bad_rows is fail or skip"), ({"test_share": "0"}, "test_share"),
-        ({"test_share": 0.9}, "leave at least"), ({"nosuch": 1}, "no option 'nosuch'"),
+        ({"data": ""}, "either data .* or dataset"),
+        ({"dataset": "hub/id"}, "either data .* or dataset"),
+        ({"bad_rows": "ignore"}, "bad_rows is fail or skip"),
+        ({"test_share": "0"}, "test_share"),
+        ({"test_share": 0.9}, "leave at least"),
+        ({"nosuch": 1}, "no option 'nosuch'"),
     ],
-)  # fmt: skip
+)
 def test_options_that_make_no_sense(suite, options, told):
     with pytest.raises(UsageError, match=told):
         suite(ROWS, **options)
@@ -324,7 +356,11 @@ def test_a_suite_file(tmp_path):
     (tmp_path / "data.jsonl").write_text(jsonl(ROWS))
     text = 'data = "data.jsonl"\nmax_completion_tokens = 9\n[settings.dpo]\nbeta = 0.7\n[stages.sft]\nsteps = 3\n'
     spec, made = resolved(tmp_path, text)
-    assert spec.suite_name == "mine" and spec.options["beta"] == 0.7 and spec.stages["sft"]["steps"] == 3
+    assert (
+        spec.suite_name == "mine"
+        and spec.options["beta"] == 0.7
+        and spec.stages["sft"]["steps"] == 3
+    )
     assert contents(made) == expected(ROWS) and made.max_new_tokens == 9
 
 

@@ -67,7 +67,9 @@ def run(method, *options, suite=(), more=()):
     """Run a method on `exact`, its settings or those given; return what the evaluation found."""
     sets = [word for option in options for word in ("--set", option)]
     sets += [word for option in suite for word in ("--suite-set", option)]
-    done = command("run", "-m", method, "-s", "exact", "--threads", "1", "--results", results(), *sets, *more)
+    done = command(
+        "run", "-m", method, "-s", "exact", "--threads", "1", "--results", results(), *sets, *more
+    )
     assert done.code == 0, done.text
     folder = Path(done.text.split(f"{method} on exact, seed 0 -> ")[1].splitlines()[0].strip())
     return json.loads((folder / "result.json").read_text())["evaluation"]
@@ -80,16 +82,31 @@ def settings_of(method):
 
 PAPER = ("kl_in=loss", "kl_estimator=k3")
 SAMPLED = (  # the first two by default
-    "dpo", "ppo", "sft_chosen", "ipo", "simpo", "rloo", "grpo", "online_dpo", "rlvr", "reinforce_pp", "orpo", "raft",
-    "slic", "kto", "rrhf",
-)  # fmt: skip
+    "dpo",
+    "ppo",
+    "sft_chosen",
+    "ipo",
+    "simpo",
+    "rloo",
+    "grpo",
+    "online_dpo",
+    "rlvr",
+    "reinforce_pp",
+    "orpo",
+    "raft",
+    "slic",
+    "kto",
+    "rrhf",
+)
 CLOSER = {  # what the suite's settings, which are for a minute, leave too far away
     # where candidates are equally likely the loss has a kink: the last steps have to be small
     "rrhf": {"options": ["learning_rate=1e-3", "steps=1000", "batch_size=256"]},
 }
 
 
-@pytest.mark.parametrize("method", [m if m in ("dpo", "ppo") else pytest.param(m, marks=SLOW) for m in SAMPLED])
+@pytest.mark.parametrize(
+    "method", [m if m in ("dpo", "ppo") else pytest.param(m, marks=SLOW) for m in SAMPLED]
+)
 def test_a_method_lands_near_its_optimum(method):
     how = CLOSER.get(method, {})
     figures = run(method, *how.get("options", ()))["suite"]
@@ -101,14 +118,21 @@ def test_a_method_lands_near_its_optimum(method):
 @SLOW
 def test_grpo_of_one_token_lands_near_its_own_optimum_and_not_at_that_of_rlhf():
     """k3 in the loss: ref / (1 - (a - E a) / beta); the KL in the reward: pi*."""
-    own, other = run("grpo", *PAPER, suite=["max_tokens=1"])["suite"], run("rloo", suite=["max_tokens=1"])["suite"]
+    own, other = (
+        run("grpo", *PAPER, suite=["max_tokens=1"])["suite"],
+        run("rloo", suite=["max_tokens=1"])["suite"],
+    )
     assert own["tv"] < 0.02 and other["tv"] < 0.02
     assert abs(own["exact_kl"] - other["exact_kl"]) > 0.02
 
 
 @pytest.mark.parametrize(
     ("fault", "of"),
-    [("endless", "dpo"), pytest.param("flipped", "ppo", marks=SLOW), pytest.param("clamped", "ppo", marks=SLOW)],
+    [
+        ("endless", "dpo"),
+        pytest.param("flipped", "ppo", marks=SLOW),
+        pytest.param("clamped", "ppo", marks=SLOW),
+    ],
 )
 def test_a_faulty_method_ends_far_from_it(fault, of):
     file = plugin(fresh("faulty"), "faulty", FAULTY)
@@ -118,7 +142,9 @@ def test_a_faulty_method_ends_far_from_it(fault, of):
 
 def test_sft_is_at_no_distance_from_itself():
     evaluation = run("sft")
-    assert evaluation["suite"]["exact_kl"] == 0 and evaluation["suite"]["exact_win_rate"] == pytest.approx(0.5)
+    assert evaluation["suite"]["exact_kl"] == 0 and evaluation["suite"][
+        "exact_win_rate"
+    ] == pytest.approx(0.5)
     assert "tv" not in evaluation["suite"]
 
 
@@ -132,6 +158,10 @@ def test_best_of_n_answers_as_the_level_formula_says(ties):
         half = (seen[sampled]["high"] - seen[sampled]["low"]) / 2
         assert abs(seen[sampled]["mean"] - told[f"optimum_{exact}"]) < 2 * half
     # where answers tie, its estimate counts only those of the level that were drawn: too much, and at most the bound
-    allowed = 0.5 * (seen["kl_bound"] - told["optimum_kl"]) if not ties else seen["kl_bound"] - told["optimum_kl"]
+    allowed = (
+        0.5 * (seen["kl_bound"] - told["optimum_kl"])
+        if not ties
+        else seen["kl_bound"] - told["optimum_kl"]
+    )
     assert -0.02 < seen["kl"]["mean"] - told["optimum_kl"] < allowed + 0.02
     assert abs(seen["gold"]["mean"] - told["start_reward"]) > 0.2

@@ -54,9 +54,15 @@ def world(tmp_path_factory):
             one.write(json.dumps({"chosen": f"{head} {good}", "rejected": f"{head} {bad}"}) + "\n")
             user = [{"role": "user", "content": question}]
             answers = [[{"role": "assistant", "content": text}] for text in (good, bad)]
-            two.write(json.dumps({"prompt": user, "chosen": answers[0], "rejected": answers[1]}) + "\n")
-    runpy.run_path(str(ROOT / "examples" / "small_model.py"))["main"](str(plain), str(folder / "model"))
-    (folder / "plain.toml").write_text('data = "plain.jsonl"\nprompt_ends_with = "\\n\\nAssistant:"\n' + SETTINGS)
+            two.write(
+                json.dumps({"prompt": user, "chosen": answers[0], "rejected": answers[1]}) + "\n"
+            )
+    runpy.run_path(str(ROOT / "examples" / "small_model.py"))["main"](
+        str(plain), str(folder / "model")
+    )
+    (folder / "plain.toml").write_text(
+        'data = "plain.jsonl"\nprompt_ends_with = "\\n\\nAssistant:"\n' + SETTINGS
+    )
     (folder / "chat.toml").write_text('data = "chat.jsonl"\n' + SETTINGS)
     return folder
 
@@ -74,26 +80,43 @@ def test_plain_pairs_with_an_implicit_prompt(world, method):
     more = ("--set", "n=2") if method == "best_of_n" else ()
     results, _ = run(world, "plain", method, *more)
     result = json.loads(next(results.glob(f"runs/plain/{method}/*/result.json")).read_text())
-    assert result["ground"]["judge"].startswith("reward_model_judge/") and "judge_model" in result["artifacts"]
-    sample = json.loads(next(results.glob(f"runs/plain/{method}/*/samples.jsonl")).read_text().splitlines()[0])
+    assert (
+        result["ground"]["judge"].startswith("reward_model_judge/")
+        and "judge_model" in result["artifacts"]
+    )
+    sample = json.loads(
+        next(results.glob(f"runs/plain/{method}/*/samples.jsonl")).read_text().splitlines()[0]
+    )
     assert sample["prompt"].endswith("\n\nAssistant:")
 
 
 def test_the_methods_stand_in_one_table(world):
     done = command("table", "--results", world / "results-plain")
-    assert done.code == 0 and all(f"| {m} " in done.out for m in ("sft", "dpo", "ppo", "best_of_n")), done.text
+    assert done.code == 0 and all(
+        f"| {m} " in done.out for m in ("sft", "dpo", "ppo", "best_of_n")
+    ), done.text
 
 
 def test_conversations_need_a_chat_template_and_honour_it(world):
     _, done = run(world, "chat", "dpo", code=2)
-    assert "chat template" in done.err and not list((world / "results-chat").glob("runs/*/*/*/failure.json"))
+    assert "chat template" in done.err and not list(
+        (world / "results-chat").glob("runs/*/*/*/failure.json")
+    )
     config = world / "model" / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": TEMPLATE}))
     results, _ = run(world, "chat", "dpo")
-    sample = json.loads(next(results.glob("runs/chat/dpo/*/samples.jsonl")).read_text().splitlines()[0])
+    sample = json.loads(
+        next(results.glob("runs/chat/dpo/*/samples.jsonl")).read_text().splitlines()[0]
+    )
     assert sample["prompt"].startswith("user: who ")
 
 
 def test_a_model_that_is_not_there_is_named(world):
-    done = command("run", "--method", "dpo", "--model", world / "nothing", "--suite", world / "plain.toml")
-    assert done.code == 2 and "no tokenizer could be loaded" in done.err and "Traceback" not in done.text
+    done = command(
+        "run", "--method", "dpo", "--model", world / "nothing", "--suite", world / "plain.toml"
+    )
+    assert (
+        done.code == 2
+        and "no tokenizer could be loaded" in done.err
+        and "Traceback" not in done.text
+    )

@@ -16,20 +16,32 @@ from harness.core.errors import UsageError
 from harness.experiments.observers import Observers
 
 BASES = {
-    "methods": "Method", "suites": "Suite", "judges": "Judge", "labellers": "Labeller", "engines": "Engine",
-    "reporters": "Reporter", "launchers": "Launcher",
-}  # fmt: skip
+    "methods": "Method",
+    "suites": "Suite",
+    "judges": "Judge",
+    "labellers": "Labeller",
+    "engines": "Engine",
+    "reporters": "Reporter",
+    "launchers": "Launcher",
+}
 
 
 MUST = {  # what a class of a kind has to define
-    "methods": ["train"], "suites": ["prompts", "demonstrations"], "judges": ["score"], "labellers": ["compare"],
-    "engines": ["generate"], "reporters": ["render"], "launchers": ["run"],
-}  # fmt: skip
+    "methods": ["train"],
+    "suites": ["prompts", "demonstrations"],
+    "judges": ["score"],
+    "labellers": ["compare"],
+    "engines": ["generate"],
+    "reporters": ["render"],
+    "launchers": ["run"],
+}
 
 
 def source(kind, name="mine", more=""):
     """A plugin that registers one class of a kind."""
-    body = "".join(f"    def {method}(self, *args):\n        return args\n\n" for method in MUST[kind])
+    body = "".join(
+        f"    def {method}(self, *args):\n        return args\n\n" for method in MUST[kind]
+    )
     return (
         f"from harness import {BASES[kind]}, hookimpl\n\n\nclass Mine({BASES[kind]}):\n    name = {name!r}\n\n{body}\n"
         f"@hookimpl\ndef register_{kind}(register):\n    register(Mine)\n\n\n{more}"
@@ -46,7 +58,9 @@ def entry_point(tmp_path, monkeypatch):
         module = f"plug_{tmp_path.name.replace('-', '_')}_{len(made)}"
         made.append(module)
         (tmp_path / f"{module}.py").write_text(text)
-        return metadata.EntryPoint(name, module, "harness")._for(SimpleNamespace(name=dist, version=version))
+        return metadata.EntryPoint(name, module, "harness")._for(
+            SimpleNamespace(name=dist, version=version)
+        )
 
     yield make
     for module in made:
@@ -63,9 +77,12 @@ def registry():
 
 def test_entry_points_are_loaded_in_the_order_of_their_names(entry_point, monkeypatch):
     points = [
-        entry_point(n, source("methods", n), dist=d) for n, d in [("c", "x"), ("a", "x"), ("b", "y"), ("b2", "a")]
+        entry_point(n, source("methods", n), dist=d)
+        for n, d in [("c", "x"), ("a", "x"), ("b", "y"), ("b2", "a")]
     ]
-    monkeypatch.setattr(registry_module.metadata, "entry_points", lambda group: points if group == "harness" else [])
+    monkeypatch.setattr(
+        registry_module.metadata, "entry_points", lambda group: points if group == "harness" else []
+    )
     fresh = installed.__wrapped__()
     assert [name for _, name in fresh.origins] == ["a", "b", "b2", "c"] and not fresh.broken
 
@@ -108,17 +125,25 @@ def test_list_shows_a_broken_plugin(registry, entry_point, monkeypatch):
 
     load_entry_point(registry, entry_point("ill", "raise RuntimeError('on import')"))
     load_entry_point(registry, entry_point("ppo", source("methods", "ppo"), dist="one"))
-    load_entry_point(registry, entry_point("ppo", source("methods", "ppo"), dist="two", version="2.5"))
+    load_entry_point(
+        registry, entry_point("ppo", source("methods", "ppo"), dist="two", version="2.5")
+    )
     monkeypatch.setattr(report_commands, "installed", lambda: registry)
     done = CliRunner().invoke(app.cli, ["list"])
-    assert done.exit_code == 0 and "broken: ill of strange 1.0: RuntimeError: on import" in done.output
+    assert (
+        done.exit_code == 0 and "broken: ill of strange 1.0: RuntimeError: on import" in done.output
+    )
     assert "clash: method ppo is offered by one 1.0, two 2.5" in done.output
 
 
 def test_the_same_name_from_two_distributions_is_refused(registry, entry_point):
     load_entry_point(registry, entry_point("dpo", source("methods", "dpo"), dist="one"))
-    load_entry_point(registry, entry_point("dpo", source("methods", "dpo"), dist="two", version="2.5"))
-    with pytest.raises(UsageError, match=r"'dpo' is offered by one 1.0 \(dpo\) and two 2.5 \(dpo\)"):
+    load_entry_point(
+        registry, entry_point("dpo", source("methods", "dpo"), dist="two", version="2.5")
+    )
+    with pytest.raises(
+        UsageError, match=r"'dpo' is offered by one 1.0 \(dpo\) and two 2.5 \(dpo\)"
+    ):
         registry.get("methods", "dpo")
     load_entry_point(registry, entry_point("third", source("methods", "dpo"), dist="three"))
     with pytest.raises(UsageError, match="one .* and two .* and three"):
@@ -140,7 +165,9 @@ def test_a_misspelt_hook_is_refused_by_name(registry, entry_point):
 
 
 def test_an_unknown_argument_of_a_hook_is_refused_by_name(registry, entry_point):
-    text = "from harness import hookimpl\n\n\n@hookimpl\ndef register_methods(registrar):\n    pass\n"
+    text = (
+        "from harness import hookimpl\n\n\n@hookimpl\ndef register_methods(registrar):\n    pass\n"
+    )
     load_entry_point(registry, entry_point("ill", text))
     assert "registrar" in registry.broken["ill"][1]
 
@@ -169,7 +196,9 @@ def register_methods(register):
 """
 
 
-@pytest.mark.parametrize("then", ["register(type('Bad', (), {'name': 'BAD'}))", "raise RuntimeError('half way')"])
+@pytest.mark.parametrize(
+    "then", ["register(type('Bad', (), {'name': 'BAD'}))", "raise RuntimeError('half way')"]
+)
 def test_a_plugin_that_fails_half_way_registers_nothing(registry, entry_point, then):
     load_entry_point(registry, entry_point("half", HALF.format(then=then)))
     assert "half" in registry.broken
@@ -177,7 +206,9 @@ def test_a_plugin_that_fails_half_way_registers_nothing(registry, entry_point, t
 
 
 def test_a_plugin_that_fails_half_way_does_not_observe(registry, entry_point):
-    load_entry_point(registry, entry_point("half", HALF.format(then="raise RuntimeError('half way')")))
+    load_entry_point(
+        registry, entry_point("half", HALF.format(then="raise RuntimeError('half way')"))
+    )
     warned = []
     Observers(registry, None, warned.append)("run_started", folder=None)
     assert not warned
@@ -209,7 +240,9 @@ def test_a_plain_file_is_a_plugin(registry, tmp_path):
     load_file(registry, str(file))
     assert registry.get("methods", "mine").name == "mine"
     origin = registry.origins["methods", "mine"]
-    assert (origin.plugin, origin.distribution) == ("my method.py", "file") and len(origin.version) == 12
+    assert (origin.plugin, origin.distribution) == ("my method.py", "file") and len(
+        origin.version
+    ) == 12
 
 
 def test_a_plain_file_may_not_replace_a_plugin(registry, entry_point, tmp_path):
@@ -240,7 +273,9 @@ def test_a_file_that_is_no_plugin_is_refused(registry, tmp_path, name, text, tol
 
 
 def hooks():
-    return [f for f in vars(hookspecs).values() if inspect.isfunction(f) and hasattr(f, "harness_spec")]
+    return [
+        f for f in vars(hookspecs).values() if inspect.isfunction(f) and hasattr(f, "harness_spec")
+    ]
 
 
 def test_every_hook_is_documented_and_has_a_test_here():
@@ -251,13 +286,18 @@ def test_every_hook_is_documented_and_has_a_test_here():
 
 
 def test_every_kind_has_its_hook():
-    assert {f.__name__ for f in hooks() if f.__name__.startswith("register_")} == {f"register_{kind}" for kind in KINDS}
+    assert {f.__name__ for f in hooks() if f.__name__.startswith("register_")} == {
+        f"register_{kind}" for kind in KINDS
+    }
 
 
 def registers(registry, entry_point, kind):
     load_entry_point(registry, entry_point("mine", source(kind)))
     assert not registry.broken
-    assert registry.get(kind, "mine").name == "mine" and registry.origins[kind, "mine"].plugin == "mine"
+    assert (
+        registry.get(kind, "mine").name == "mine"
+        and registry.origins[kind, "mine"].plugin == "mine"
+    )
 
 
 def test_hook_register_methods(registry, entry_point):
@@ -303,12 +343,16 @@ def observed(registry, tmp_path, hook, arguments, **sent):
 
 
 def test_hook_run_started(registry, tmp_path):
-    assert observed(registry, tmp_path, "run_started", ["spec", "folder"], folder="f") == [("the spec", "f")]
+    assert observed(registry, tmp_path, "run_started", ["spec", "folder"], folder="f") == [
+        ("the spec", "f")
+    ]
 
 
 def test_hook_step_logged(registry, tmp_path):
     sent = {"phase": "sft", "step": 1, "total": 2, "metrics": {"loss": 0.5}}
-    seen = observed(registry, tmp_path, "step_logged", ["metrics", "total", "step", "phase", "spec"], **sent)
+    seen = observed(
+        registry, tmp_path, "step_logged", ["metrics", "total", "step", "phase", "spec"], **sent
+    )
     assert seen == [({"loss": 0.5}, 2, 1, "sft", "the spec")]
 
 
@@ -322,7 +366,9 @@ def test_hook_run_finished(registry, tmp_path):
 @pytest.mark.parametrize("arguments", [[], ["step"], ["phase", "metrics"]])
 def test_an_observer_may_take_fewer_arguments(registry, tmp_path, arguments):
     sent = {"phase": "sft", "step": 1, "total": 2, "metrics": {}}
-    assert observed(registry, tmp_path, "step_logged", arguments, **sent) == [tuple(sent[a] for a in arguments)]
+    assert observed(registry, tmp_path, "step_logged", arguments, **sent) == [
+        tuple(sent[a] for a in arguments)
+    ]
 
 
 def test_an_observer_that_raises_is_reported_once_and_stops_nothing(registry, tmp_path):
@@ -346,10 +392,14 @@ def test_a_sibling_a_method_takes_something_from_is_part_of_its_digest(tmp_path,
     package = tmp_path / "mine_pkg"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "helper.py").write_text("from .deeper import VALUE\n\n\ndef twice():\n    return 2 * VALUE\n")
+    (package / "helper.py").write_text(
+        "from .deeper import VALUE\n\n\ndef twice():\n    return 2 * VALUE\n"
+    )
     (package / "deeper.py").write_text("VALUE = 1\n")
     (package / "unused.py").write_text("VALUE = 1\n")
-    (package / "method.py").write_text("from .helper import twice\n\n\nclass Mine:\n    value = twice\n")
+    (package / "method.py").write_text(
+        "from .helper import twice\n\n\nclass Mine:\n    value = twice\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def digest():
@@ -361,16 +411,25 @@ def test_a_sibling_a_method_takes_something_from_is_part_of_its_digest(tmp_path,
     one = digest()
     (package / "unused.py").write_text("VALUE = 2\n")
     assert digest() == one
-    (package / "helper.py").write_text("from .deeper import VALUE\n\n\ndef twice():\n    return 3 * VALUE\n")
+    (package / "helper.py").write_text(
+        "from .deeper import VALUE\n\n\ndef twice():\n    return 3 * VALUE\n"
+    )
     assert digest() != one
 
 
 def test_a_digest_does_not_depend_on_where_files_lie(monkeypatch, tmp_path):
     text = "from harness_suites.summarization import Summarization\n\n\nclass Mine(Summarization):\n    name = 'mine'\n"
-    places, digests = ("/0/mine.py", "/zz/mine.py"), set()  # before and behind the packages in the order of paths
+    places, digests = (
+        ("/0/mine.py", "/zz/mine.py"),
+        set(),
+    )  # before and behind the packages in the order of paths
     (tmp_path / "mine.py").write_text(text)
     read = registry_module.file_digest
-    monkeypatch.setattr(registry_module, "file_digest", lambda f: read(tmp_path / "mine.py" if str(f) in places else f))
+    monkeypatch.setattr(
+        registry_module,
+        "file_digest",
+        lambda f: read(tmp_path / "mine.py" if str(f) in places else f),
+    )
     monkeypatch.setattr(registry_module, "_imported", lambda name: [])
     for place in places:
         module = ModuleType("placed")

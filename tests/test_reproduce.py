@@ -94,18 +94,33 @@ def test_a_run_is_reproduced_digest_by_digest():
     done, into = again()
     assert done.code == 0, done.text
     lines = done.out.splitlines()
-    assert lines[-1].startswith("identical: all 18 items.") and lines[0].startswith("same       code")
+    assert lines[-1].startswith("identical: all 18 items.") and lines[0].startswith(
+        "same       code"
+    )
     names = [line[11:43].strip() for line in lines if line.startswith("same")]
-    assert {"stage sft", "stage preferences", "stage reward_model", "stage reference_answers", "ground judge",
-            "policy/model.safetensors", "metrics.jsonl", "samples.jsonl", "evaluation",
-            "cost (what is counted)"} <= set(names)  # fmt: skip
+    assert {
+        "stage sft",
+        "stage preferences",
+        "stage reward_model",
+        "stage reference_answers",
+        "ground judge",
+        "policy/model.safetensors",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "evaluation",
+        "cost (what is counted)",
+    } <= set(names)
     assert only_run(into, "small", "dpo") != finished("dpo")
-    assert read_result(only_run(into, "small", "dpo"))["cost"]["reused_stages"] == []  # all of it was made again
+    assert (
+        read_result(only_run(into, "small", "dpo"))["cost"]["reused_stages"] == []
+    )  # all of it was made again
 
 
 def test_nothing_is_left_of_a_run_without_into_and_it_goes_on_with_one(copy):
     _, into = again()
-    done = command("reproduce", copy, "-p", small_suite(), "--into", into)  # finished before: only compared
+    done = command(
+        "reproduce", copy, "-p", small_suite(), "--into", into
+    )  # finished before: only compared
     assert done.code == 0 and "finished in" not in done.err
     with folder_for(read_run(copy), None) as folder:
         assert folder.is_dir()
@@ -115,7 +130,10 @@ def test_nothing_is_left_of_a_run_without_into_and_it_goes_on_with_one(copy):
 def test_a_folder_with_something_else_in_it_is_refused(copy, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "artifacts").mkdir()
-    with pytest.raises(UsageError, match="it is not empty"), folder_for(read_run(copy), tmp_path / "full"):
+    with (
+        pytest.raises(UsageError, match="it is not empty"),
+        folder_for(read_run(copy), tmp_path / "full"),
+    ):
         pass
     edit(copy / "spec.json", lambda s: s.update(seed=1))  # another run's reproduction
     with pytest.raises(UsageError, match="it is not empty"), folder_for(read_run(copy), again()[1]):
@@ -132,11 +150,17 @@ def test_an_untouched_record_has_nothing_wrong(copy):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda s: s["options"].update(beta=0.2), "options.beta is 0.2 in spec.json and 0.3 in the record"),
+        (
+            lambda s: s["options"].update(beta=0.2),
+            "options.beta is 0.2 in spec.json and 0.3 in the record",
+        ),
         (lambda s: s.update(seed=1), "seed is 1 in spec.json and 0 in the record"),
         (lambda s: s["stages"]["sft"].update(steps=13), "spec.json was edited: its recipe is"),
         (lambda s: s.update(snapshots=2), "spec.json was edited: its fingerprint is"),
-        (lambda s: s["suite_options"].update(labeller_bias=0.5), "suite_options.labeller_bias is 0.5"),
+        (
+            lambda s: s["suite_options"].update(labeller_bias=0.5),
+            "suite_options.labeller_bias is 0.5",
+        ),
         (lambda s: s["code"].update(method="0" * 64), "the code of method: 000000000000 then, "),
         (
             lambda s: s["code"].update(judge="0", data="1"),
@@ -157,18 +181,28 @@ def test_other_code_of_the_harness_names_the_commit(copy):
     for name in ("spec.json", "provenance.json"):
         edit(copy / name, lambda s: s["code"].update(harness="0" * 64))
     edit(copy / "provenance.json", lambda p: p.update(git={"commit": "abc123", "dirty": False}))
-    with pytest.raises(Refused, match=r"the code of harness: .* It was made at commit abc123 of the harness"):
+    with pytest.raises(
+        Refused, match=r"the code of harness: .* It was made at commit abc123 of the harness"
+    ):
         pre_check(copy)
 
 
 def test_changed_code_sees_parts_that_came_and_went():
-    assert changed_code({"a": "1", "b": "2"}, {"a": "1", "c": "3"}) == {"c": ("", "3"), "b": ("2", "")}
+    assert changed_code({"a": "1", "b": "2"}, {"a": "1", "c": "3"}) == {
+        "c": ("", "3"),
+        "b": ("2", ""),
+    }
 
 
 def test_other_versions_and_machines_are_noted_and_do_not_refuse(copy):
-    edit(copy / "provenance.json", lambda p: (p["versions"].update(torch="1.0"), p["machine"].update(cores=999)))
+    edit(
+        copy / "provenance.json",
+        lambda p: (p["versions"].update(torch="1.0"), p["machine"].update(cores=999)),
+    )
     _, lines = pre_check(copy)
-    assert any("torch was 1.0, is 2" in line for line in lines) and any("cores was 999" in line for line in lines)
+    assert any("torch was 1.0, is 2" in line for line in lines) and any(
+        "cores was 999" in line for line in lines
+    )
 
 
 def test_one_byte_of_the_policy(copy):
@@ -186,7 +220,9 @@ def test_a_line_of_metrics(copy):
     row = json.loads(lines[2]) | {"loss": 7.5}
     (copy / "metrics.jsonl").write_text("".join([*lines[:2], json.dumps(row) + "\n", *lines[3:]]))
     assert wrong(copy) == ["metrics.jsonl"]
-    assert items(copy)["metrics.jsonl"].told.startswith("first at line 3 (step 3.0): loss 7.5 then, 0.")
+    assert items(copy)["metrics.jsonl"].told.startswith(
+        "first at line 3 (step 3.0): loss 7.5 then, 0."
+    )
     (copy / "metrics.jsonl").write_text("".join(lines[:-1]))
     assert items(copy)["metrics.jsonl"].told == f"line {len(lines)}: missing then"
     (copy / "metrics.jsonl").write_text("".join(line.replace('": ', '":') for line in lines))
@@ -198,22 +234,39 @@ def test_a_line_of_metrics(copy):
 def test_an_answer(copy):
     lines = (copy / "samples.jsonl").read_text().splitlines(keepends=True)
     row = json.loads(lines[4]) | {"answer": "tam\x1bpered", "gold": 99.0}
-    (copy / "samples.jsonl").write_text("".join([*lines[:4], json.dumps(row, sort_keys=True) + "\n", *lines[5:]]))
+    (copy / "samples.jsonl").write_text(
+        "".join([*lines[:4], json.dumps(row, sort_keys=True) + "\n", *lines[5:]])
+    )
     assert wrong(copy) == ["samples.jsonl"]
     told = items(copy)["samples.jsonl"].told
-    assert told.startswith("first at line 5 (prompt_id test/4): answer tam pered then, ") and "gold 99.0 then" in told
+    assert (
+        told.startswith("first at line 5 (prompt_id test/4): answer tam pered then, ")
+        and "gold 99.0 then" in told
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "name", "told"),
     [
         (lambda r: r["evaluation"]["gold"].update(mean=9.5), "evaluation", "gold.mean 9.5 then, "),
-        (lambda r: r["artifacts"]["sft"].update(content="0" * 64), "stage sft", "content 000000000000 then, "),
+        (
+            lambda r: r["artifacts"]["sft"].update(content="0" * 64),
+            "stage sft",
+            "content 000000000000 then, ",
+        ),
         (lambda r: r["artifacts"]["sft"].update(loss=9.0), "stage sft", "loss 9.0 then, "),
         (lambda r: r["artifacts"].pop("sft"), "stage sft", "none then, "),
         (lambda r: r["ground"].update(judge="x"), "ground judge", "x then, "),
-        (lambda r: r["cost"]["method"].update(flops=1), "cost (what is counted)", "method.flops 1 then, "),
-        (lambda r: r["cost"]["shared"]["sft"].update(steps=1), "cost (what is counted)", "shared.sft.steps 1 then, "),
+        (
+            lambda r: r["cost"]["method"].update(flops=1),
+            "cost (what is counted)",
+            "method.flops 1 then, ",
+        ),
+        (
+            lambda r: r["cost"]["shared"]["sft"].update(steps=1),
+            "cost (what is counted)",
+            "shared.sft.steps 1 then, ",
+        ),
     ],
 )
 def test_a_figure(copy, change, name, told):
@@ -247,9 +300,16 @@ def loose(folder):
 
 
 def test_loose_is_content_with_figures_in_each_others_intervals(copy):
-    edit(copy / "result.json", lambda r: r["evaluation"]["gold"].update(mean=r["evaluation"]["gold"]["mean"] + 1e-3))
+    edit(
+        copy / "result.json",
+        lambda r: r["evaluation"]["gold"].update(mean=r["evaluation"]["gold"]["mean"] + 1e-3),
+    )
     verdict, told = loose(copy)
-    assert verdict.reproduced and told.startswith("the same within tolerance (--loose)") and "(evaluation)" in told
+    assert (
+        verdict.reproduced
+        and told.startswith("the same within tolerance (--loose)")
+        and "(evaluation)" in told
+    )
     assert {i.name: i.status for i in verdict.figures}["evaluation gold"] == CLOSE
 
 
@@ -266,8 +326,13 @@ def test_loose_says_identical_where_it_is(copy):
 
 def test_each_mean_must_lie_in_the_others_interval():
     def records(a, b):
-        ground = dict.fromkeys(("train_prompts", "evaluation_prompts", "suite_options", "sampling"), "x")
-        return [{"ground": ground, "evaluation": {"gold": {"mean": m, "low": m - h, "high": m + h}}} for m, h in (a, b)]
+        ground = dict.fromkeys(
+            ("train_prompts", "evaluation_prompts", "suite_options", "sampling"), "x"
+        )
+        return [
+            {"ground": ground, "evaluation": {"gold": {"mean": m, "low": m - h, "high": m + h}}}
+            for m, h in (a, b)
+        ]
 
     assert [i.status for i in within(*records((1, 0.5), (1.2, 0.1)))] == [SAME] * 4 + [DIFFERENT]
     assert [i.status for i in within(*records((1, 0.5), (1.2, 0.3)))] == [SAME] * 4 + [CLOSE]
@@ -292,7 +357,10 @@ def test_a_failure_is_reproduced_and_another_message_is_told(tmp_path):
     assert done.code == 0 and "failed: KeyError: 'nothing there'" in done.out, done.text
     assert done.out.splitlines()[-1].startswith("identical: all 2 items.")
     other = shutil.copytree(folder, tmp_path / folder.name)
-    edit(other / "failure.json", lambda f: f.update(status="diverged", failure="The loss is nan at optimiser step 1."))
+    edit(
+        other / "failure.json",
+        lambda f: f.update(status="diverged", failure="The loss is nan at optimiser step 1."),
+    )
     done = command("reproduce", other, *arguments)
     assert done.code == 1 and "diverged then, failed now" in done.out
     assert "The loss is nan at optimiser step 1. then, The method breaks failed" in done.out
@@ -300,7 +368,10 @@ def test_a_failure_is_reproduced_and_another_message_is_told(tmp_path):
 
 def test_where_a_traceback_lies_is_no_part_of_a_failure():
     told = "KeyError: 1. The traceback is in {}/traceback.txt."
-    failures = [{"status": "failed", "failure": told.format(where)} for where in ("results/runs/a", "/elsewhere")]
+    failures = [
+        {"status": "failed", "failure": told.format(where)}
+        for where in ("results/runs/a", "/elsewhere")
+    ]
     ends = [module.how_it_ended(failure) for failure in failures]
     assert ends[0] == ends[1] == {"status": "failed", "message": "KeyError: 1."}
 
@@ -309,7 +380,9 @@ def test_a_run_that_failed_and_now_ends_well_is_different(copy):
     (copy / "result.json").rename(copy / "failure.json")
     edit(copy / "failure.json", lambda f: f.update(status="failed", failure="Out of memory."))
     verdict, told = loose(copy)
-    assert not verdict.reproduced and told.startswith("different: 2 of 2 items differ (status, failure message)")
+    assert not verdict.reproduced and told.startswith(
+        "different: 2 of 2 items differ (status, failure message)"
+    )
 
 
 def test_a_plugin_file_is_asked_for_by_name_and_never_loaded_because_a_record_says_so():
@@ -319,7 +392,9 @@ def test_a_plugin_file_is_asked_for_by_name_and_never_loaded_because_a_record_sa
 
 
 def test_what_is_no_run_folder(tmp_path, copy):
-    with pytest.raises(UsageError, match=r"no such folder.*RESULTS/runs/SUITE/METHOD/seedN.*nearest: .*seed0"):
+    with pytest.raises(
+        UsageError, match=r"no such folder.*RESULTS/runs/SUITE/METHOD/seedN.*nearest: .*seed0"
+    ):
         read_run(tmp_path / "seed0-nosuch")
     with pytest.raises(UsageError, match=r"no spec.json in it.*nearest: .*seed0"):
         read_run(tmp_path)

@@ -78,7 +78,10 @@ class Watched:
         log.write_text("")
         env = {"WATCHED": str(log), "KILL": kill}
         done = command(
-            *on_small(method, "-p", self.watcher, "--checkpoint-every", 0, *more, results=self.folder), env=env
+            *on_small(
+                method, "-p", self.watcher, "--checkpoint-every", 0, *more, results=self.folder
+            ),
+            env=env,
         )
         seen = {}
         for line in log.read_text().splitlines():
@@ -101,7 +104,10 @@ def test_ppo_killed_in_every_phase_ends_in_the_same_bytes(watched):
     assert done.code == -signal.SIGKILL and seen == {"sft": [1, 2, 3, 4, 5, 6, 7]}
 
     done, seen = watched.run("ppo", "reward_model 5")  # step 7 had been logged but not yet saved
-    assert done.code == -signal.SIGKILL and seen == {"sft": [7, 8, 9, 10, 11, 12], "reward_model": [1, 2, 3, 4, 5]}
+    assert done.code == -signal.SIGKILL and seen == {
+        "sft": [7, 8, 9, 10, 11, 12],
+        "reward_model": [1, 2, 3, 4, 5],
+    }
 
     done, seen = watched.run("ppo", "ppo 3")
     assert done.code == -signal.SIGKILL and seen["ppo"] == [1, 2, 3]
@@ -116,9 +122,18 @@ def test_ppo_killed_in_every_phase_ends_in_the_same_bytes(watched):
 
 
 def test_the_bill_of_a_killed_run_is_that_of_a_whole_one(watched):
-    killed, whole = (json.loads((f / "result.json").read_text())["cost"] for f in (
-        only_run(watched.folder, "small", "ppo"), finished("ppo")))  # fmt: skip
-    for name in ("flops", "tokens_generated", "tokens_trained", "samples", "steps", "reward_queries"):
+    killed, whole = (
+        json.loads((f / "result.json").read_text())["cost"]
+        for f in (only_run(watched.folder, "small", "ppo"), finished("ppo"))
+    )
+    for name in (
+        "flops",
+        "tokens_generated",
+        "tokens_trained",
+        "samples",
+        "steps",
+        "reward_queries",
+    ):
         assert killed["method"][name] == whole["method"][name], name
     assert killed["budget_used"] == whole["budget_used"] and killed["labels"] == whole["labels"]
     assert killed["shared_total"]["flops"] == whole["shared_total"]["flops"]
@@ -126,7 +141,15 @@ def test_the_bill_of_a_killed_run_is_that_of_a_whole_one(watched):
 
 def test_a_finished_run_leaves_no_checkpoint(watched):
     names = {f.name for f in only_run(watched.folder, "small", "ppo").iterdir()}
-    assert names <= {"spec.json", "provenance.json", "result.json", "metrics.jsonl", "samples.jsonl", "policy", ".lock"}
+    assert names <= {
+        "spec.json",
+        "provenance.json",
+        "result.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "policy",
+        ".lock",
+    }
 
 
 def test_dpo_killed_and_its_newest_checkpoint_damaged(watched):
@@ -145,13 +168,18 @@ def test_dpo_killed_and_its_newest_checkpoint_damaged(watched):
     assert outputs(only_run(watched.folder, "small", "dpo")) == outputs(finished("dpo"))
 
 
-@pytest.mark.parametrize(
-    ("outside", "kill"), [("false", 3), ("false", 5), ("true", 5)]
-)  # fmt: skip
+@pytest.mark.parametrize(("outside", "kill"), [("false", 3), ("false", 5), ("true", 5)])
 def test_a_method_of_two_streams(watched, outside, kill):
     finished("ppo")  # its artifacts
     seed = kill + (outside == "true")
-    more = ("-p", plugin(watched.folder, "two", TWO_STREAMS), "--set", f"outside={outside}", "--seed", seed)
+    more = (
+        "-p",
+        plugin(watched.folder, "two", TWO_STREAMS),
+        "--set",
+        f"outside={outside}",
+        "--seed",
+        seed,
+    )
     done = command(*on_small("two_streams", *more, results=results()))
     assert done.code == 0, done.text
     done, seen = watched.run("two_streams", f"two_streams {kill}", *more)
@@ -159,7 +187,9 @@ def test_a_method_of_two_streams(watched, outside, kill):
     assert watched.rest("two_streams", *more).code == 0
     folders = sorted((results() / "runs" / "small" / "two_streams").glob(f"seed{seed}-*"))
     assert len(folders) == 1
-    assert outputs(folders[0]) == outputs(watched.folder / "runs" / "small" / "two_streams" / folders[0].name)
+    assert outputs(folders[0]) == outputs(
+        watched.folder / "runs" / "small" / "two_streams" / folders[0].name
+    )
 
 
 def test_an_interrupted_run_says_how_to_go_on(watched):
@@ -181,7 +211,10 @@ def test_a_budget_of_steps_is_kept_and_recorded(watched):
     done, seen = watched.run("dpo", "", "--budget", "steps=2")
     assert done.code == 0 and seen["dpo"] == [1, 2], done.text
     (result,) = [
-        r for r in (json.loads(f.read_text()) for f in watched.folder.glob("runs/small/dpo/*/result.json"))
+        r
+        for r in (
+            json.loads(f.read_text()) for f in watched.folder.glob("runs/small/dpo/*/result.json")
+        )
         if r["cost"]["budget_used"]["steps"] == 2
-    ]  # fmt: skip
+    ]
     assert result["cost"]["method"]["steps"] == 2

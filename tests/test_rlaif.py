@@ -42,9 +42,13 @@ def test_by_default_the_optimiser_is_as_it_is(optimiser, cls):
 
 
 def test_options_arrive_at_the_optimiser():
-    ppo = rlaif(beta=0.7, num_generations=3, gae_lambda=0.5, length_penalty=0.1, learning_rate=0.1).inner()
+    ppo = rlaif(
+        beta=0.7, num_generations=3, gae_lambda=0.5, length_penalty=0.1, learning_rate=0.1
+    ).inner()
     assert (ppo.beta, ppo.num_generations, ppo.gae_lambda, ppo.length_penalty) == (0.7, 3, 0.5, 0.1)
-    dpo = rlaif(optimiser="dpo", beta=0.7, steps=9, label_smoothing=0.1, robust=True, batch_size=5).inner()
+    dpo = rlaif(
+        optimiser="dpo", beta=0.7, steps=9, label_smoothing=0.1, robust=True, batch_size=5
+    ).inner()
     assert dpo == DPO(beta=0.7, steps=9, label_smoothing=0.1, robust=True, batch_size=5)
 
 
@@ -54,15 +58,23 @@ def test_options_arrive_at_the_optimiser():
         ({"optimiser": "dpo", "num_ppo_epochs": 2}, "num_ppo_epochs is no option of dpo"),
         ({"optimiser": "dpo", "length_penalty": 0.1}, "length_penalty is no option of dpo"),
         ({"optimiser": "dpo", "reward_refresh": 2}, "reward_refresh is no option of dpo"),
-        ({"optimiser": "dpo", "missing_eos_penalty": 1.0}, "missing_eos_penalty is no option of dpo"),
+        (
+            {"optimiser": "dpo", "missing_eos_penalty": 1.0},
+            "missing_eos_penalty is no option of dpo",
+        ),
         ({"optimiser": "dpo", "adaptive_beta": True}, "adaptive_beta is no option of dpo"),
-        ({"label_smoothing": 0.1}, "label_smoothing is no option of ppo"), ({"epochs": 2.0}, "epochs is no option"),
-        ({"optimiser": "sgd"}, "ppo or dpo"), ({"reward": "verifier"}, "use rlvr"),
-        ({"revision_rounds": 2}, "no meaning without"), ({"revision_steps": -1}, "negative"),
-        ({"gae_lambda": 2.0}, "gae_lambda lies"), ({"optimiser": "dpo", "robust": True}, "label_smoothing"),
-        ({"optimiser": "dpo", "beta": 0.0}, "beta must be above 0"), ({"learning_rate": 0.0}, "learning_rate"),
+        ({"label_smoothing": 0.1}, "label_smoothing is no option of ppo"),
+        ({"epochs": 2.0}, "epochs is no option"),
+        ({"optimiser": "sgd"}, "ppo or dpo"),
+        ({"reward": "verifier"}, "use rlvr"),
+        ({"revision_rounds": 2}, "no meaning without"),
+        ({"revision_steps": -1}, "negative"),
+        ({"gae_lambda": 2.0}, "gae_lambda lies"),
+        ({"optimiser": "dpo", "robust": True}, "label_smoothing"),
+        ({"optimiser": "dpo", "beta": 0.0}, "beta must be above 0"),
+        ({"learning_rate": 0.0}, "learning_rate"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_apply_is_refused(options, message):
     with pytest.raises(UsageError, match=message):
         rlaif(**options)
@@ -100,7 +112,16 @@ def test_soft_labels_are_consumed_as_they_are():
 
 RUNS = {
     "ppo": ("--set", "steps=3", "--set", "batch_size=8", "--set", "revision_steps=2"),
-    "dpo": ("--set", "optimiser=dpo", "--set", "steps=4", "--set", "batch_size=8", "--set", "revision_steps=2"),
+    "dpo": (
+        "--set",
+        "optimiser=dpo",
+        "--set",
+        "steps=4",
+        "--set",
+        "batch_size=8",
+        "--set",
+        "revision_steps=2",
+    ),
 }
 
 
@@ -124,9 +145,14 @@ def test_no_human_label_is_billed(runs):
     for folder in runs.values():
         cost = result_of(folder)["cost"]
         assert cost["labels"] == 0 and cost["ai_labels"] > 100
-        assert cost["shared"]["ai_preferences"]["ai_labels"] > 100 and cost["method"]["ai_labels"] == 2 * 8
+        assert (
+            cost["shared"]["ai_preferences"]["ai_labels"] > 100
+            and cost["method"]["ai_labels"] == 2 * 8
+        )
         assert "preferences" not in cost["shared"]  # those of people are the evaluator's business
-    models = {optimiser: set(result_of(folder)["cost"]["models"]) for optimiser, folder in runs.items()}
+    models = {
+        optimiser: set(result_of(folder)["cost"]["models"]) for optimiser, folder in runs.items()
+    }
     assert models["dpo"] == {"policy", "reference"} and "ai_reward" in models["ppo"]
 
 
@@ -143,10 +169,18 @@ def test_each_opinion_is_kept_with_its_principle_and_both_answers(runs):
     file, *_ = (results() / "artifacts").glob("ai_preferences*/pairs.parquet")
     rows = pq.read_table(file).to_pylist()
     notes = [json.loads(row["note"]) for row in rows]
-    assert {note["principle"] for note in notes} == {"important", "true", "once", "relevant", "short"}
+    assert {note["principle"] for note in notes} == {
+        "important",
+        "true",
+        "once",
+        "relevant",
+        "short",
+    }
     for row, note in zip(rows, notes, strict=True):
         one, two = note["answers"]
-        assert max((one + 1 - two) / 2, (two + 1 - one) / 2) == row["p"] and len(note["judge"]) == 16
+        assert (
+            max((one + 1 - two) / 2, (two + 1 - one) / 2) == row["p"] and len(note["judge"]) == 16
+        )
     assert {row["p"] for row in rows} <= {0.75, 1.0} and len({note["judge"] for note in notes}) == 1
 
 
@@ -166,7 +200,9 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(runs, optimiser):
     watched, more = Watched(), RUNS[optimiser]
     done, seen = watched.run("rlaif", "rlaif 2", *more)
     assert done.code == -signal.SIGKILL and seen["rlaif"] == [1, 2]
-    done, seen = watched.run("rlaif", "rlaif 3", *more)  # in the second stream: the reference had been moved
+    done, seen = watched.run(
+        "rlaif", "rlaif 3", *more
+    )  # in the second stream: the reference had been moved
     assert done.code == -signal.SIGKILL and seen["rlaif"] == [2, 1, 2]
     assert watched.rest("rlaif", *more).code == 0
     (folder,) = (watched.folder / "runs" / "small" / "rlaif").iterdir()
@@ -188,7 +224,11 @@ def test_a_suite_without_principles_is_refused(tmp_path):
     from .tools import plugin, small_suite
 
     source = small_suite().read_text().replace('"small"', '"bare"')
-    source = source.replace("    def prompts(", "    def principles(self):\n        return []\n\n    def prompts(")
+    source = source.replace(
+        "    def prompts(", "    def principles(self):\n        return []\n\n    def prompts("
+    )
     bare = plugin(tmp_path, "bare", source)
-    done = command("run", "-m", "rlaif", "-s", "bare", "--quick", "-p", bare, "--results", where, *RUNS["dpo"])
+    done = command(
+        "run", "-m", "rlaif", "-s", "bare", "--quick", "-p", bare, "--results", where, *RUNS["dpo"]
+    )
     assert done.code == 2 and "has no principles" in done.err

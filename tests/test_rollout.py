@@ -43,24 +43,29 @@ def prompts(tokens, make_prompts):
 
 
 @pytest.fixture
-def draw(bench):
+def draw(runtime):
     """Draw with the default bench: `draw(model, prompts, n, temperature=..., max_new_tokens=..., eos=...)`."""
 
     def draw(model, prompts, n=3, key=("test",), **options):
-        b = bench(**options)
+        b = runtime(**options)
         return Sampler(b.engine, b.sampling, b.meter, b.eos, key).draw(model, prompts, n)
 
     return draw
 
 
-EAGER_TO_STOP = {"eos": range(2, 20), "max_new_tokens": 9}  # a random model rarely says </s>: let many words end it
+EAGER_TO_STOP = {
+    "eos": range(2, 20),
+    "max_new_tokens": 9,
+}  # a random model rarely says </s>: let many words end it
 
 
 def check_identity(batch, model):
     """The sampler's log-probabilities are the teacher-forced ones: ratio 1 and KL 0 at step 0."""
     again = completion_logp(model, batch)
     torch.testing.assert_close(batch["logp"], again, atol=1e-4, rtol=0)
-    torch.testing.assert_close(torch.exp(again - batch["logp"]), torch.ones(batch.shape), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        torch.exp(again - batch["logp"]), torch.ones(batch.shape), atol=1e-4, rtol=0
+    )
 
 
 def check_ends(batch, eos, limit):
@@ -91,12 +96,12 @@ def test_a_trainable_copy_starts_at_ratio_one(model, prompts, draw):
     check_identity(draw(model, prompts), trainable(model))
 
 
-def test_kl_to_itself_is_zero(model, prompts, draw, bench, meter, with_dropout):
+def test_kl_to_itself_is_zero(model, prompts, draw, runtime, meter, with_dropout):
     batch = draw(model, prompts, n=1)
     with meter.phase("evaluate"):
-        for estimate in sampled_kl(model, model, batch, bench()):
+        for estimate in sampled_kl(model, model, batch, runtime()):
             assert estimate.abs().max() < 1e-5
-        exact, plain = sampled_kl(with_dropout(model), model, batch, bench())
+        exact, plain = sampled_kl(with_dropout(model), model, batch, runtime())
     with pytest.raises(AssertionError):
         assert exact.abs().max() < 1e-5 and plain.abs().max() < 1e-5
 
@@ -126,11 +131,14 @@ def test_a_row_does_not_depend_on_its_neighbours(model, prompts):
     for i in range(len(prompts)):
         rows = slice(i * n, (i + 1) * n)
         alone = decode(model, prompts[[i]], n, sampling, noise[rows], eos)
-        assert torch.equal(alone.tokens, whole.tokens[rows]) and torch.equal(alone.lengths, whole.lengths[rows])
+        assert torch.equal(alone.tokens, whole.tokens[rows]) and torch.equal(
+            alone.lengths, whole.lengths[rows]
+        )
         torch.testing.assert_close(alone.logp, whole.logp[rows], atol=1e-5, rtol=0)
         with pytest.raises(AssertionError):
             assert torch.equal(
-                decode(model, prompts[[i]], n, sampling, noise[rows].flip(1), eos).tokens, whole.tokens[rows]
+                decode(model, prompts[[i]], n, sampling, noise[rows].flip(1), eos).tokens,
+                whole.tokens[rows],
             )
 
 
@@ -139,16 +147,25 @@ def test_small_groups_draw_the_same(tiny_model, prompts):
         max_tokens = 40
 
     noise = torch.rand(len(prompts) * 2, 9, generator=torch.Generator().manual_seed(3))
-    a, b = (cls({2}).generate(tiny_model, prompts, 2, Sampling(1.0, 9), noise) for cls in (CachedEngine, Small))
-    assert torch.equal(a["completion_ids"], b["completion_ids"]) and torch.equal(a["mask"], b["mask"])
+    a, b = (
+        cls({2}).generate(tiny_model, prompts, 2, Sampling(1.0, 9), noise)
+        for cls in (CachedEngine, Small)
+    )
+    assert torch.equal(a["completion_ids"], b["completion_ids"]) and torch.equal(
+        a["mask"], b["mask"]
+    )
     torch.testing.assert_close(a["logp"], b["logp"], atol=1e-5, rtol=0)
 
 
 def test_completions_of_a_prompt_differ_and_keys_tell_draws_apart(tiny_model, prompts, draw):
     batch = draw(tiny_model, prompts, n=6)
-    assert all(len({tuple(ids) for ids in group}) == 6 for group in batch["completion_ids"].tolist())
+    assert all(
+        len({tuple(ids) for ids in group}) == 6 for group in batch["completion_ids"].tolist()
+    )
     assert torch.equal(batch["completion_ids"], draw(tiny_model, prompts, n=6)["completion_ids"])
-    assert not torch.equal(batch["completion_ids"], draw(tiny_model, prompts, n=6, key=("other",))["completion_ids"])
+    assert not torch.equal(
+        batch["completion_ids"], draw(tiny_model, prompts, n=6, key=("other",))["completion_ids"]
+    )
 
 
 def test_every_completion_follows_its_own_prompt(tiny_model, prompts):
@@ -156,7 +173,9 @@ def test_every_completion_follows_its_own_prompt(tiny_model, prompts):
     noise = torch.rand(len(prompts) * 3, 1, generator=torch.Generator().manual_seed(5))
     state = decode(tiny_model, prompts, 3, Sampling(1.0, 1), noise, {2})
     check_identity(assemble(prompts, [state], 3, 1.0), tiny_model)
-    mixed = torch.arange(15).view(3, 5).T.flatten()  # the order that repeating instead of interleaving would give
+    mixed = (
+        torch.arange(15).view(3, 5).T.flatten()
+    )  # the order that repeating instead of interleaving would give
     state.tokens, state.logp = state.tokens[mixed], state.logp[mixed]
     with pytest.raises(AssertionError):
         check_identity(assemble(prompts, [state], 3, 1.0), tiny_model)
@@ -169,11 +188,17 @@ def test_every_completion_follows_its_own_prompt(tiny_model, prompts):
 def test_nothing_follows_an_end(model, prompts, draw, eos):
     batch = draw(model, prompts, n=6, eos=eos, max_new_tokens=7)
     check_ends(batch, eos, limit=7)
-    assert (batch["completion_ids"][batch["mask"] == 0] == 0).all() and (batch["logp"][batch["mask"] == 0] == 0).all()
+    assert (batch["completion_ids"][batch["mask"] == 0] == 0).all() and (
+        batch["logp"][batch["mask"] == 0] == 0
+    ).all()
     if len(eos) > 2:
         assert 0 < batch["ended"].float().mean() < 1
         with pytest.raises(AssertionError):  # an EOS outside the mask
-            check_ends(batch.with_columns(mask=(torch.arange(7) < batch.lengths[..., None] - 1).float()), eos, 7)
+            check_ends(
+                batch.with_columns(mask=(torch.arange(7) < batch.lengths[..., None] - 1).float()),
+                eos,
+                7,
+            )
         with pytest.raises(AssertionError):
             check_ends(batch.with_columns(ended=~batch["ended"]), eos, 7)
 
@@ -232,9 +257,17 @@ def test_the_sampled_distribution_is_the_models(tokens, make_prompts, temperatur
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_a_real_models_first_two_tokens_have_its_distribution(tiny_model, tokens, make_prompts, draw, temperature):
+def test_a_real_models_first_two_tokens_have_its_distribution(
+    tiny_model, tokens, make_prompts, draw, temperature
+):
     """The first token of 3000 draws by total variation; the second by E log-probability against its exact mean."""
-    batch = draw(tiny_model, tokens.prompt_batch(make_prompts([3])), n=3000, temperature=temperature, max_new_tokens=2)
+    batch = draw(
+        tiny_model,
+        tokens.prompt_batch(make_prompts([3])),
+        n=3000,
+        temperature=temperature,
+        max_new_tokens=2,
+    )
     exact = completion_logits(tiny_model, batch.select([0]))[0, 0, 0].softmax(-1)
     counts = torch.bincount(batch["completion_ids"][0, :, 0], minlength=60) / 3000
     assert 0.5 * (counts - exact).abs().sum() < 0.05
@@ -248,15 +281,17 @@ EDGES = [0.0, 2**-24, 1 - 2**-24]
 
 @settings(max_examples=60, deadline=None)
 @given(
-    logits=st.lists(st.one_of(st.just(-torch.inf), st.floats(-40, 40, width=32)), min_size=2, max_size=9).filter(
-        lambda xs: max(xs) > -torch.inf
-    ),
+    logits=st.lists(
+        st.one_of(st.just(-torch.inf), st.floats(-40, 40, width=32)), min_size=2, max_size=9
+    ).filter(lambda xs: max(xs) > -torch.inf),
     noise=st.floats(0, 1, exclude_max=True, width=32),
 )
 def test_a_token_without_probability_is_never_drawn(logits, noise):
     rows = torch.tensor(logits).expand(4, -1)
     tokens, logp = draw_tokens(rows, torch.tensor([noise, *EDGES]))
-    assert (rows.log_softmax(-1).exp().gather(-1, tokens[:, None]) > 0).all() and torch.isfinite(logp).all()
+    assert (rows.log_softmax(-1).exp().gather(-1, tokens[:, None]) > 0).all() and torch.isfinite(
+        logp
+    ).all()
 
 
 def test_the_left_search_would_draw_impossible_tokens():
@@ -267,7 +302,13 @@ def test_the_left_search_would_draw_impossible_tokens():
 
 def test_draws_invert_the_distribution_function():
     logits = torch.tensor([0.2, 0.3, 0.5]).log().expand(5, -1)
-    assert draw_tokens(logits, torch.tensor([0.0, 0.19, 0.21, 0.49, 0.51]))[0].tolist() == [0, 0, 1, 1, 2]
+    assert draw_tokens(logits, torch.tensor([0.0, 0.19, 0.21, 0.49, 0.51]))[0].tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -280,10 +321,11 @@ def test_truncated_sampling_is_refused(setting):
 
 
 @pytest.mark.parametrize(
-    ("sampling", "told"), [(Sampling(0.0), "greedy"), (Sampling(-1.0), "greedy"), (Sampling(1.0, 0), "max_new")]
+    ("sampling", "told"),
+    [(Sampling(0.0), "greedy"), (Sampling(-1.0), "greedy"), (Sampling(1.0, 0), "max_new")],
 )
-def test_impossible_sampling_is_refused(sampling, told, bench):
-    b = bench()
+def test_impossible_sampling_is_refused(sampling, told, runtime):
+    b = runtime()
     with pytest.raises(UsageError, match=told):
         Sampler(b.engine, sampling, b.meter, b.eos, ())
 
@@ -298,12 +340,20 @@ def test_every_forward_pass_computes_in_the_same_type(tiny_model, prompts, draw)
     policy = trainable(start)
     batch = draw(start, prompts)
     reference = completion_logp(start, batch)
-    assert torch.equal(completion_logp(policy, batch).detach(), reference) and reference.dtype == torch.float32
-    assert (batch["logp"] - reference).abs().max() < 0.1  # decoded one by one: bfloat16's own rounding
-    assert not torch.equal(completion_logp(tiny_model, batch), reference)  # negative control: float32 differs
+    assert (
+        torch.equal(completion_logp(policy, batch).detach(), reference)
+        and reference.dtype == torch.float32
+    )
+    assert (
+        batch["logp"] - reference
+    ).abs().max() < 0.1  # decoded one by one: bfloat16's own rounding
+    assert not torch.equal(
+        completion_logp(tiny_model, batch), reference
+    )  # negative control: float32 differs
     critic = scalar_from(start).initialise(0)
     assert not torch.equal(
-        completion_values(critic, batch), completion_values(scalar_from(tiny_model).initialise(0), batch)
+        completion_values(critic, batch),
+        completion_values(scalar_from(tiny_model).initialise(0), batch),
     )
 
 
@@ -336,7 +386,11 @@ def seen_by_torch(model, monkeypatch):
 
     def seen(q, k, v, scaling, bias=None):
         places = q.shape[-2], k.shape[-2]
-        bias = torch.zeros(places).masked_fill_(~torch.ones(places).tril().bool(), -1e9) if bias is None else bias
+        bias = (
+            torch.zeros(places).masked_fill_(~torch.ones(places).tril().bool(), -1e9)
+            if bias is None
+            else bias
+        )
         return (q @ k.transpose(-1, -2) * scaling + bias).softmax(-1) @ v
 
     monkeypatch.setattr(packing, "_attention", seen)
@@ -354,14 +408,29 @@ def laid_out(request, eager, monkeypatch):
 def test_only_the_experts_a_token_is_sent_to_are_counted():
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}
-    config = {"vocab_size": 60, "head_dim": 8, "moe_intermediate_size": 16, "decoder_sparse_step": 1, **small}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
+    config = {
+        "vocab_size": 60,
+        "head_dim": 8,
+        "moe_intermediate_size": 16,
+        "decoder_sparse_step": 1,
+        **small,
+    }
     costs = [
-        forward_cost(Qwen3MoeForCausalLM(Qwen3MoeConfig(num_experts=n, num_experts_per_tok=k, **config))).linear
+        forward_cost(
+            Qwen3MoeForCausalLM(Qwen3MoeConfig(num_experts=n, num_experts_per_tok=k, **config))
+        ).linear
         for n, k in ((8, 2), (8, 4), (16, 2))
     ]
     expert = 3 * 32 * 16  # gate, up and down
-    assert costs[1] - costs[0] == 2 * expert and costs[2] - costs[0] == 8 * 32  # a wider router, no more experts
+    assert (
+        costs[1] - costs[0] == 2 * expert and costs[2] - costs[0] == 8 * 32
+    )  # a wider router, no more experts
 
 
 @pytest.fixture(params=["pairs", "alone"])
@@ -394,14 +463,19 @@ def test_what_the_last_layer_spares_an_adapter_is_torchs(eager, square_batch, mo
         role = Role("policy", policy, lambda batch, policy=policy: completion_logp(policy, batch))
         told.append(role.update_flops(square_batch))
         found.append(counted(lambda role=role: role.compute(square_batch).sum().backward()))
-    assert told[1] - told[0] == pytest.approx(found[1] - found[0], rel=0.001) and found[1] > 1.1 * found[0]
+    assert (
+        told[1] - told[0] == pytest.approx(found[1] - found[0], rel=0.001)
+        and found[1] > 1.1 * found[0]
+    )
 
 
 def test_a_critics_flops_are_torchs(laid_out, square_batch):
     critic = scalar_from(laid_out)
     role = Role("value", critic, lambda batch: completion_values(critic, batch))
     with torch.no_grad():
-        assert role.flops(square_batch) == pytest.approx(counted(lambda: role.compute(square_batch)), rel=0.02)
+        assert role.flops(square_batch) == pytest.approx(
+            counted(lambda: role.compute(square_batch)), rel=0.02
+        )
 
 
 # -- the check of rollouts ---------------------------------------------------------------------------------------------
@@ -441,7 +515,10 @@ def test_what_is_drawn_can_be_checked_against_a_teacher_forced_pass():
     asked = on_small("ppo", "--check-rollouts", results=folder)
     assert command(*asked).code == 0
     runtime = json.loads((only_run(folder, "small", "ppo") / "result.json").read_text())["runtime"]
-    assert 0 < runtime["rollouts_checked"]["largest"] < 1e-4 and runtime["rollouts_checked"]["tokens"] > 100
+    assert (
+        0 < runtime["rollouts_checked"]["largest"] < 1e-4
+        and runtime["rollouts_checked"]["tokens"] > 100
+    )
     again = command(*asked)
     assert again.code != 0 and "is finished, nothing is rolled out" in again.text
     plain = fresh("unchecked")
@@ -453,7 +530,13 @@ def test_what_is_drawn_can_be_checked_against_a_teacher_forced_pass():
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("best_of_n", ("--check-rollouts: best_of_n rolled nothing out", "--snapshots: best_of_n trains nothing")),
+        (
+            "best_of_n",
+            (
+                "--check-rollouts: best_of_n rolled nothing out",
+                "--snapshots: best_of_n trains nothing",
+            ),
+        ),
         ("dpo", ("--check-rollouts: dpo rolled nothing out",)),
         ("grpo", ()),
     ],
@@ -469,14 +552,19 @@ def test_the_panel_says_how_it_was_computed_and_what_was_looked_up():
     done = command(*on_small("dpo", "--set", "steps=8", results=folder))
     words = " ".join(done.out.replace("\u2502", " ").split())
     assert (
-        "prompts scored once, read once in rollouts" in words and "of the method's FLOPs; making what was not" in words
+        "prompts scored once, read once in rollouts" in words
+        and "of the method's FLOPs; making what was not" in words
     )
     plain = command(*on_small("grpo", "--no-prompt-sharing", results=folder))
-    assert "prompts scored for every completion (the plain path)" in " ".join(plain.out.replace("\u2502", " ").split())
+    assert "prompts scored for every completion (the plain path)" in " ".join(
+        plain.out.replace("\u2502", " ").split()
+    )
 
 
 def test_an_engine_that_is_off_is_told():
     file = plugin(fresh("lying"), "lying", LYING)
-    done = command(*on_small("grpo", "--check-rollouts", "-p", file, "--engine", "lying", results=fresh("off")))
+    done = command(
+        *on_small("grpo", "--check-rollouts", "-p", file, "--engine", "lying", results=fresh("off"))
+    )
     assert done.code != 0 and "differ by" in done.text and "the engine lying" in done.text.lower()
     assert "Traceback" not in done.text

@@ -39,7 +39,9 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "v
 
 def llama(**more):
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SMALL, intermediate_size=64, max_position_embeddings=128, **more)).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(**SMALL, intermediate_size=64, max_position_embeddings=128, **more)
+    ).eval()
 
 
 def batch_of(b=3, k=4, q=9, t=6, seed=1):
@@ -51,7 +53,9 @@ def batch_of(b=3, k=4, q=9, t=6, seed=1):
     mask = (torch.arange(t) < lengths).float()
     ids = torch.randint(3, 60, (b, k, t), generator=generator)
     prompts = PromptBatch(
-        [Prompt(str(i), "") for i in range(b)], torch.randint(3, 60, (b, q), generator=generator), prompt_mask
+        [Prompt(str(i), "") for i in range(b)],
+        torch.randint(3, 60, (b, q), generator=generator),
+        prompt_mask,
     )
     return Batch(prompts, {"completion_ids": ids, "mask": mask}, temperature=0.7)
 
@@ -74,10 +78,15 @@ def test_logp_values_scores_and_logits_agree():
     enable_sharing(model)
     sharing = scalar_from(model).eval()
     sharing.load_state_dict(scalar.state_dict())
-    assert forward_flops(sharing, batch) < 0.6 * forward_flops(scalar, batch), "the prompts are computed once"
+    assert forward_flops(sharing, batch) < 0.6 * forward_flops(scalar, batch), (
+        "the prompts are computed once"
+    )
     real = torch.cat([torch.ones_like(batch["mask"][..., :1]), batch["mask"]], -1)
     torch.testing.assert_close(
-        completion_states(sharing, batch) * real, completion_states(scalar, batch) * real, atol=2e-5, rtol=0
+        completion_states(sharing, batch) * real,
+        completion_states(scalar, batch) * real,
+        atol=2e-5,
+        rtol=0,
     )
     for pooling in ("last", "mean", "sum"):
         a, b = (completion_scores(m, batch, pooling) for m in (sharing, scalar))
@@ -94,7 +103,9 @@ def test_gradients_agree(k, at_once, monkeypatch):
         if share:
             assert enable_sharing(model)
         (completion_logp(model, batch) * torch.linspace(-1, 1, 6)).sum().backward()
-        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        grads.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
     assert (grads[0] - grads[1]).norm() / grads[0].norm() < 1e-6
 
 
@@ -106,7 +117,9 @@ def test_gradients_agree_where_the_head_reads_padded_rows_in_parts(at_once, monk
         if apart:
             monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", at_once)
             assert find_head(model)
-            model.get_output_embeddings().register_forward_hook(lambda m, i, out, seen=seen: seen.append(out.numel()))
+            model.get_output_embeddings().register_forward_hook(
+                lambda m, i, out, seen=seen: seen.append(out.numel())
+            )
         logp = completion_logp(model, batch)
         (logp * torch.linspace(-1, 1, 6)).sum().backward()
         grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -119,16 +132,23 @@ def test_gradients_agree_where_the_head_reads_padded_rows_in_parts(at_once, monk
 def test_a_head_apart_is_billed_for_what_it_reads(monkeypatch):
     model, batch = llama(), batch_of()
     whole = forward_flops(model, batch)
-    assert find_head(model) and forward_flops(model, batch) == whole  # few logits: as the model itself does it
+    assert (
+        find_head(model) and forward_flops(model, batch) == whole
+    )  # few logits: as the model itself does it
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 600)
     b, k, t = batch.shape
     unread = b * k * (t + 1) - int(batch["mask"].sum())
-    assert whole - forward_flops(model, batch) == 2 * SMALL["hidden_size"] * SMALL["vocab_size"] * unread
+    assert (
+        whole - forward_flops(model, batch)
+        == 2 * SMALL["hidden_size"] * SMALL["vocab_size"] * unread
+    )
 
 
 def test_a_head_that_does_more_than_a_product_is_found_out():
     torch.manual_seed(0)
-    scaled = GraniteForCausalLM(GraniteConfig(**SMALL, intermediate_size=64, logits_scaling=4.0)).eval()
+    scaled = GraniteForCausalLM(
+        GraniteConfig(**SMALL, intermediate_size=64, logits_scaling=4.0)
+    ).eval()
     assert not find_head(scaled) and find_head(llama())
 
 
@@ -139,8 +159,12 @@ def test_a_critics_gradients_agree():
         if share:
             assert enable_sharing(model)
         scalar = scalar_from(model).initialise(0)
-        (completion_states(scalar, batch)[..., 1:] * batch["mask"] * torch.linspace(-1, 1, 6)).sum().backward()
-        grads.append(torch.cat([p.grad.flatten() for p in scalar.parameters() if p.grad is not None]))
+        (
+            completion_states(scalar, batch)[..., 1:] * batch["mask"] * torch.linspace(-1, 1, 6)
+        ).sum().backward()
+        grads.append(
+            torch.cat([p.grad.flatten() for p in scalar.parameters() if p.grad is not None])
+        )
     assert (grads[0] - grads[1]).norm() / grads[0].norm() < 1e-6
 
 
@@ -153,7 +177,9 @@ def test_only_states_that_predict_a_token_go_through_the_head_a_part_at_a_time(m
     read.clear()
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 10 * 60)
     completion_logp(model, batch).sum().backward()
-    assert max(read) == 10 and sum(read) == 2 * int(batch["mask"].sum())  # once more for the backward pass
+    assert max(read) == 10 and sum(read) == 2 * int(
+        batch["mask"].sum()
+    )  # once more for the backward pass
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -189,11 +215,22 @@ def test_a_completion_without_tokens_has_no_logp():
     assert len(predictions(model, batch).states) == int(batch["mask"].sum())
 
 
-@pytest.mark.parametrize("cls, config", [
-    (GPT2LMHeadModel, GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60, n_positions=128)),
-    (Qwen2ForCausalLM, Qwen2Config(**SMALL, intermediate_size=64, num_key_value_heads=2)),
-    (MistralForCausalLM, MistralConfig(**SMALL, intermediate_size=64, num_key_value_heads=2, sliding_window=None)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "cls, config",
+    [
+        (
+            GPT2LMHeadModel,
+            GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60, n_positions=128),
+        ),
+        (Qwen2ForCausalLM, Qwen2Config(**SMALL, intermediate_size=64, num_key_value_heads=2)),
+        (
+            MistralForCausalLM,
+            MistralConfig(
+                **SMALL, intermediate_size=64, num_key_value_heads=2, sliding_window=None
+            ),
+        ),
+    ],
+)
 def test_other_attention_models_share(cls, config):
     torch.manual_seed(0)
     model, batch = cls(config).eval(), batch_of()
@@ -201,30 +238,44 @@ def test_other_attention_models_share(cls, config):
     torch.testing.assert_close(shared, padded, atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize("cls, config", [
-    (BloomForCausalLM, BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=60)),
-    (MistralForCausalLM, MistralConfig(**SMALL, intermediate_size=64, num_key_value_heads=2, sliding_window=4)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "cls, config",
+    [
+        (BloomForCausalLM, BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=60)),
+        (
+            MistralForCausalLM,
+            MistralConfig(**SMALL, intermediate_size=64, num_key_value_heads=2, sliding_window=4),
+        ),
+    ],
+)
 def test_models_that_cannot_share_keep_the_padded_layout(cls, config):
     torch.manual_seed(0)
     model, batch = cls(config).eval(), batch_of()
     before = completion_logp(model, batch)
-    if enable_sharing(model):  # a library that builds their bias from positions may learn to: then it must agree
+    if enable_sharing(
+        model
+    ):  # a library that builds their bias from positions may learn to: then it must agree
         torch.testing.assert_close(completion_logp(model, batch), before, atol=5e-5, rtol=0)
     else:
         assert not model.base_model.share_prompt
         torch.testing.assert_close(completion_logp(model, batch), before)
 
 
-@pytest.mark.parametrize("more", [{"sliding_window": 64}, {"sliding_window": 64, "max_window_layers": 1}])
+@pytest.mark.parametrize(
+    "more", [{"sliding_window": 64}, {"sliding_window": 64, "max_window_layers": 1}]
+)
 def test_a_window_longer_than_any_trial_keeps_the_padded_layout(more):
     torch.manual_seed(0)
-    config = MistralConfig(**SMALL, intermediate_size=64, num_key_value_heads=2, initializer_range=0.25, **more)
+    config = MistralConfig(
+        **SMALL, intermediate_size=64, num_key_value_heads=2, initializer_range=0.25, **more
+    )
     model, batch = MistralForCausalLM(config).eval(), batch_of(q=100)
     before = completion_logp(model, batch)
     assert not enable_sharing(model)
     torch.testing.assert_close(completion_logp(model, batch), before)
-    model.base_model.share_prompt = True  # were it forced, the window would not be forgotten in silence
+    model.base_model.share_prompt = (
+        True  # were it forced, the window would not be forgotten in silence
+    )
     with pytest.raises(ValueError, match="cannot do what the model asks"):
         completion_logp(model, batch)
 
@@ -267,7 +318,11 @@ def test_a_fault_is_found_by_the_trial(fault, monkeypatch):
         return made
 
     def of_another(batch):
-        return honest(batch.with_columns(completion_ids=batch["completion_ids"].flip(1 if batch.shape[1] > 1 else 0)))
+        return honest(
+            batch.with_columns(
+                completion_ids=batch["completion_ids"].flip(1 if batch.shape[1] > 1 else 0)
+            )
+        )
 
     if callable(fault):
         monkeypatch.setattr(packing.Packing, "_bias", fault)

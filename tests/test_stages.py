@@ -9,20 +9,29 @@ from harness.api.registry import installed
 from harness.api.resolve import Request, resolve
 from harness.core.meter import Meter
 from harness.experiments.observers import Observers
-from harness.experiments.prepare import Settings, open_stages, open_workshop
+from harness.experiments.prepare import RunOptions, open_stage_runtime, open_stages
 from harness.training.reward_model import RewardModel
 from harness.training.stages.preferences import read_pairs, read_rankings
 
-SMALL = {"sft.steps": 12, "preferences.prompts": 60, "reward_model.epochs": 1, "evaluation.prompts": 16}
+SMALL = {
+    "sft.steps": 12,
+    "preferences.prompts": 60,
+    "reward_model.epochs": 1,
+    "evaluation.prompts": 16,
+}
 
 
 def stages_of(folder, more=None, suite_settings=(), shared_seed=0):
     asked = tuple(f"{name}={value}" for name, value in {**SMALL, **(more or {})}.items())
-    request = Request("sft", "summarization", (), suite_settings, asked, fixed={"shared_seed": shared_seed})
+    request = Request(
+        "sft", "summarization", (), suite_settings, asked, fixed={"shared_seed": shared_seed}
+    )
     spec = resolve(request, installed())
-    settings = Settings(folder, warn=lambda message: None)
-    shop = open_workshop(spec, installed(), settings, Observers(installed(), spec, settings.warn))
-    return open_stages(spec, installed(), shop)
+    settings = RunOptions(folder, warn=lambda message: None)
+    stage_runtime = open_stage_runtime(
+        spec, installed(), settings, Observers(installed(), spec, settings.warn)
+    )
+    return open_stages(spec, installed(), stage_runtime)
 
 
 @pytest.fixture(scope="module")
@@ -44,24 +53,28 @@ def demonstrations(stages):
 def test_demonstrations_score_zero_and_samples_spread_by_one(stages):
     reward = stages.load_reward(stages.reward_artifact(0))
     meter = Meter()
-    bench = stages.shop.bench(meter, 0)
+    runtime = stages.stage_runtime.runtime(meter, 0)
     with meter.phase("score"):
-        assert reward.score(demonstrations(stages), bench).mean().abs() < 1e-4
+        assert reward.score(demonstrations(stages), runtime).mean().abs() < 1e-4
         rows = read_rankings(stages.preferences.folder)["train"]
         from harness.training.stages.reward_modelling import _batch
 
-        assert reward.score(_batch(stages, rows), bench).double().std() == pytest.approx(1.0, abs=1e-4)
+        assert reward.score(_batch(stages, rows), runtime).double().std() == pytest.approx(
+            1.0, abs=1e-4
+        )
         reward.mean += 1.0  # negative control: a shifted model is seen
-        assert reward.score(demonstrations(stages), bench).mean().abs() > 0.01
+        assert reward.score(demonstrations(stages), runtime).mean().abs() > 0.01
     assert meter.phases["score"].reward_queries > 0 and "reward" in meter.models
 
 
 def test_members_of_an_ensemble_differ_and_are_each_normalised(stages):
     meter = Meter()
-    bench = stages.shop.bench(meter, 0)
+    runtime = stages.stage_runtime.runtime(meter, 0)
     batch = demonstrations(stages)
     with meter.phase("score"):
-        one, two = (stages.load_reward(stages.reward_artifact(m)).score(batch, bench) for m in (0, 1))
+        one, two = (
+            stages.load_reward(stages.reward_artifact(m)).score(batch, runtime) for m in (0, 1)
+        )
     assert not torch.allclose(one, two) and two.mean().abs() < 1e-4
     assert set(meter.models) == {"reward", "reward2"}
 
@@ -70,33 +83,48 @@ def test_preferences_are_datasets_in_the_ecosystems_columns(stages):
     from datasets import Dataset
 
     pairs = Dataset.from_parquet(str(stages.preferences.folder / "pairs.parquet"))
-    assert {"prompt", "chosen", "rejected"} <= set(pairs.column_names) and len(pairs) == stages.preferences.info[
-        "labels"
-    ]
+    assert {"prompt", "chosen", "rejected"} <= set(pairs.column_names) and len(
+        pairs
+    ) == stages.preferences.info["labels"]
     for pair in read_pairs(stages.preferences.folder)[:20]:
-        assert pair.prompt.id.startswith("preferences/") and pair.chosen != pair.rejected and pair.p == 1.0
+        assert (
+            pair.prompt.id.startswith("preferences/")
+            and pair.chosen != pair.rejected
+            and pair.p == 1.0
+        )
     assert 0.7 < stages.preferences.info["label_ceiling"] <= 1
 
 
 def test_the_same_spec_reuses_and_any_change_rebuilds(folder, stages):
     first = (stages.start_artifact, stages.preferences, stages.reward_artifact(0))
     again = stages_of(folder)
-    for made, found in zip(first, (again.start_artifact, again.preferences, again.reward_artifact(0)), strict=True):
+    for made, found in zip(
+        first, (again.start_artifact, again.preferences, again.reward_artifact(0)), strict=True
+    ):
         assert found.reused and found.folder == made.folder and found.content == made.content
     assert stages_of(folder, {"sft.steps": 13}).start_artifact.folder != first[0].folder
     assert stages_of(folder, shared_seed=1).start_artifact.folder != first[0].folder
-    assert stages_of(folder, {"reward_model.pooling": "mean"}).reward_artifact(0).folder != first[2].folder
+    assert (
+        stages_of(folder, {"reward_model.pooling": "mean"}).reward_artifact(0).folder
+        != first[2].folder
+    )
     biased = stages_of(folder, suite_settings=("labeller_bias=0.12",))
-    assert biased.start_artifact.folder == first[0].folder and biased.preferences.folder != first[1].folder
+    assert (
+        biased.start_artifact.folder == first[0].folder
+        and biased.preferences.folder != first[1].folder
+    )
 
 
 def test_settings_of_the_machine_and_the_engines_code_are_in_the_name(folder, stages, monkeypatch):
     inputs = stages._inputs(stages_of(folder).spec)
-    assert stages.spec.threads in inputs["machine"] and stages.spec.micro_batch_tokens in inputs["machine"]
+    assert (
+        stages.spec.threads in inputs["machine"]
+        and stages.spec.micro_batch_tokens in inputs["machine"]
+    )
     assert inputs["engine"] == ["hf", stages.spec.code["engine"]]
     other = stages_of(folder)
     object.__setattr__(other.spec, "micro_batch_tokens", 700)
-    other.shop.micro_batch_tokens = 700
+    other.stage_runtime.micro_batch_tokens = 700
     assert other.start_artifact.folder != stages.start_artifact.folder
 
 
@@ -104,7 +132,12 @@ def test_the_ceiling_is_of_the_pairs_that_are_counted():
     from harness.core.data import Comparison
     from harness.training.stages.preferences import _agreements
 
-    said = [Comparison(0, 1, 1.0), Comparison(0, 2, 0.0), Comparison(1, 2, 1.0), Comparison(0, 3, 0.5)]
+    said = [
+        Comparison(0, 1, 1.0),
+        Comparison(0, 2, 0.0),
+        Comparison(1, 2, 1.0),
+        Comparison(0, 3, 0.5),
+    ]
     assert _agreements(said, [2.0, 1.0, 1.0, 0.0]) == [1.0, 0.0, 0.5]
 
 
@@ -113,7 +146,9 @@ def test_artifacts_hold_no_pickle_and_a_manifest_of_what_made_them(stages):
         files = [f.name for f in artifact.folder.rglob("*") if f.is_file()]
         assert all(f.endswith((".json", ".safetensors", ".parquet")) for f in files)
         manifest = json.loads((artifact.folder / "manifest.json").read_text())
-        assert {"code", "base", "options", "shared_seed"} <= set(manifest["inputs"]) and manifest["cost"]["phases"]
+        assert {"code", "base", "options", "shared_seed"} <= set(manifest["inputs"]) and manifest[
+            "cost"
+        ]["phases"]
 
 
 def test_a_reward_model_comes_back_as_it_was_saved(stages, tmp_path):
@@ -121,6 +156,9 @@ def test_a_reward_model_comes_back_as_it_was_saved(stages, tmp_path):
     reward.save(tmp_path)
     again = RewardModel.load(tmp_path, stages.checkpoint)
     meter = Meter()
-    bench = stages.shop.bench(meter, 0)
+    runtime = stages.stage_runtime.runtime(meter, 0)
     with meter.phase("score"):
-        assert torch.equal(reward.score(demonstrations(stages), bench), again.score(demonstrations(stages), bench))
+        assert torch.equal(
+            reward.score(demonstrations(stages), runtime),
+            again.score(demonstrations(stages), runtime),
+        )

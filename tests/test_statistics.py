@@ -19,14 +19,18 @@ from harness.statistics import aggregate, compare, intervals, length, power, rat
 from .tools import ROOT, process
 
 DATA = Path(os.environ.get("HARNESS_TEST_DATA", ROOT.parent / "shared" / "data")) / "alpaca_eval"
-with_data = pytest.mark.skipif(not DATA.is_dir(), reason="no AlpacaEval data: HARNESS_TEST_DATA or ../shared/data")
+with_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="no AlpacaEval data: HARNESS_TEST_DATA or ../shared/data"
+)
 FEW, SOME = st.integers(1, 4), st.integers(2, 12)
 GRID = st.sampled_from([0.0, 0.5, 1.0])
 
 
 def wins(seeds=FEW, prompts=SOME, values=GRID):
     """Score matrices (S, P)."""
-    return st.tuples(seeds, prompts).flatmap(lambda shape: arrays(np.float64, shape, elements=values))
+    return st.tuples(seeds, prompts).flatmap(
+        lambda shape: arrays(np.float64, shape, elements=values)
+    )
 
 
 @st.composite
@@ -46,7 +50,9 @@ def test_parts_by_hand():
     assert found.prompts == pytest.approx(1 / 3)  # MSB = 2 * 1, over 6
     half = math.sqrt(12.7062047**2 * 1.0 + 4.3026527**2 / 3)
     assert intervals.half_width(found) == pytest.approx(half, rel=1e-7)
-    crossed = intervals.parts(np.array([[1.0, 0.0], [0.0, 1.0]]))  # all interaction: MSA = MSB = 0, MSE = 1
+    crossed = intervals.parts(
+        np.array([[1.0, 0.0], [0.0, 1.0]])
+    )  # all interaction: MSA = MSB = 0, MSE = 1
     assert (crossed.seeds, crossed.prompts, crossed.rest) == (0, 0, pytest.approx(0.25))
 
 
@@ -54,13 +60,18 @@ def test_one_seed_is_the_interval_over_prompts_and_says_so():
     rng = np.random.default_rng(0)
     values = rng.normal(size=50)
     ours, theirs = intervals.two_way_interval(values), mean_interval(values.tolist())
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-3 * (theirs.high - theirs.low))
+    assert (ours.low, ours.high) == pytest.approx(
+        (theirs.low, theirs.high), abs=1e-3 * (theirs.high - theirs.low)
+    )
     assert ours.label == "this checkpoint, not this algorithm" and math.isnan(ours.seed_sd)
     several = intervals.two_way_interval(rng.normal(size=(3, 50)))
     assert several.label == "this algorithm: seeds and prompts" and several.seeds == 3
 
 
-@given(st.lists(st.integers(0, 3), min_size=2, max_size=40), st.lists(st.integers(0, 3), min_size=40, max_size=40))
+@given(
+    st.lists(st.integers(0, 3), min_size=2, max_size=40),
+    st.lists(st.integers(0, 3), min_size=40, max_size=40),
+)
 def test_one_seed_wins_have_the_interval_of_the_record(ours, other):
     theirs = other[: len(ours)]
     old = win_rate(ours, theirs)
@@ -79,14 +90,24 @@ def test_intervals_hold_the_mean_within_bounds_and_mirror(scores):
 def test_intervals_ignore_the_order_of_seeds_and_prompts(scores, random):
     rows, columns = list(range(scores.shape[0])), list(range(scores.shape[1]))
     random.shuffle(rows), random.shuffle(columns)
-    one, two = intervals.two_way_interval(scores), intervals.two_way_interval(scores[rows][:, columns])
+    one, two = (
+        intervals.two_way_interval(scores),
+        intervals.two_way_interval(scores[rows][:, columns]),
+    )
     assert (two.mean, two.low, two.high) == pytest.approx((one.mean, one.low, one.high), abs=1e-6)
 
 
-@given(wins(values=st.floats(-5, 5).map(lambda x: round(x, 3))), st.floats(0.1, 10), st.floats(-5, 5))
+@given(
+    wins(values=st.floats(-5, 5).map(lambda x: round(x, 3))), st.floats(0.1, 10), st.floats(-5, 5)
+)
 def test_intervals_move_and_stretch_with_the_scores(scores, scale, shift):
-    one, two = intervals.two_way_interval(scores), intervals.two_way_interval(scale * scores + shift)
-    assert (two.low, two.high) == pytest.approx((scale * one.low + shift, scale * one.high + shift), abs=1e-5)
+    one, two = (
+        intervals.two_way_interval(scores),
+        intervals.two_way_interval(scale * scores + shift),
+    )
+    assert (two.low, two.high) == pytest.approx(
+        (scale * one.low + shift, scale * one.high + shift), abs=1e-5
+    )
 
 
 def test_all_won_is_not_certain():
@@ -95,16 +116,23 @@ def test_all_won_is_not_certain():
         assert found.high == 1 and 0.9 < found.low < 0.96
 
 
-@given(wins(seeds=st.integers(2, 4), values=st.floats(-5, 5).map(lambda x: round(x, 3))), st.floats(0.001, 0.5))
+@given(
+    wins(seeds=st.integers(2, 4), values=st.floats(-5, 5).map(lambda x: round(x, 3))),
+    st.floats(0.001, 0.5),
+)
 @settings(max_examples=50)
 def test_p_is_the_level_at_which_the_interval_touches(scores, null):
     found = intervals.parts(scores)
     p = float(intervals.p_value(found, null))
     assume(1e-9 < p < 0.999)
-    assert float(intervals.half_width(found, 1 - p)) == pytest.approx(abs(float(found.mean) - null), rel=1e-5)
+    assert float(intervals.half_width(found, 1 - p)) == pytest.approx(
+        abs(float(found.mean) - null), rel=1e-5
+    )
 
 
-@pytest.mark.parametrize("scores", [[[1.0, math.nan]], [[1.0]], np.zeros((2, 2, 2))], ids=["gap", "one", "3d"])
+@pytest.mark.parametrize(
+    "scores", [[[1.0, math.nan]], [[1.0]], np.zeros((2, 2, 2))], ids=["gap", "one", "3d"]
+)
 def test_scores_that_are_no_matrix_are_refused(scores):
     with pytest.raises(ValueError):
         intervals.two_way_interval(scores)
@@ -122,7 +150,9 @@ def test_scores_out_of_bounds_are_refused():
 def test_a_comparison_is_antisymmetric(methods):
     a, b = methods
     one, two = compare.compare(a, b), compare.compare(b, a)
-    assert (one.difference, one.low, one.p) == pytest.approx((-two.difference, -two.high, two.p), abs=1e-9)
+    assert (one.difference, one.low, one.p) == pytest.approx(
+        (-two.difference, -two.high, two.p), abs=1e-9
+    )
 
 
 @given(two_methods())
@@ -170,7 +200,8 @@ def test_holm_is_between_raw_and_bonferroni_whatever_the_order(p, random):
 
 
 @pytest.mark.parametrize(
-    ("seeds", "used"), [((3, 3, 3), True), ((3, 3, 3, 1), True), ((3, 3, 1, 1), False), ((3, 3, 2), False)]
+    ("seeds", "used"),
+    [((3, 3, 3), True), ((3, 3, 3, 1), True), ((3, 3, 1, 1), False), ((3, 3, 2), False)],
 )
 def test_whether_a_pool_is_used_is_told(seeds, used):
     rng = np.random.default_rng(1)
@@ -185,7 +216,12 @@ def test_best_group_by_hand():
     shift = {"a": 1.0, "b": 0.98, "c": 0.0, "d": -1.0}
     scores = {name: noise[name] + shift[name] for name in "abcd"}
     assert compare.best_group(scores) == {"a": True, "b": True, "c": False, "d": False}
-    assert compare.best_group(scores, higher=False) == {"a": False, "b": False, "c": False, "d": True}
+    assert compare.best_group(scores, higher=False) == {
+        "a": False,
+        "b": False,
+        "c": False,
+        "d": True,
+    }
     assert compare.best_group({"a": scores["a"]}) == {"a": True}
     assert compare.best_group({"a": scores["a"], "b": scores["a"]}) == {"a": True, "b": True}
 
@@ -193,7 +229,9 @@ def test_best_group_by_hand():
 def test_a_pool_has_every_degree_of_freedom_where_methods_are_alike_and_few_where_one_is_noisy():
     def methods(*sds):
         """Of such standard deviations between seeds, no two the same scores."""
-        return [np.tile(sd * np.array([[-1.0], [0.0], [1.0]]), (1, 8)) + k for k, sd in enumerate(sds)]
+        return [
+            np.tile(sd * np.array([[-1.0], [0.0], [1.0]]), (1, 8)) + k for k, sd in enumerate(sds)
+        ]
 
     alike = compare.pooled(methods(*[1.0] * 6))
     assert alike == compare.Pool(pytest.approx(1.0), pytest.approx(12.0), frozenset(range(6)))
@@ -207,7 +245,10 @@ def test_a_pool_has_every_degree_of_freedom_where_methods_are_alike_and_few_wher
 
 def test_sign_test_is_mcnemar():
     assert compare.sign_test([1] * 5 + [0, 1], [0] * 5 + [0, 1]) == pytest.approx(0.0625)
-    assert compare.sign_test([1] * 3, [0] * 3) == pytest.approx(0.25) and compare.sign_test([1], [1]) == 1.0
+    assert (
+        compare.sign_test([1] * 3, [0] * 3) == pytest.approx(0.25)
+        and compare.sign_test([1], [1]) == 1.0
+    )
 
 
 # several tasks
@@ -215,7 +256,9 @@ def test_sign_test_is_mcnemar():
 
 def test_aggregates_by_hand():
     assert aggregate.iqm([[0, 1, 2, 3], [4, 5, 6, 100]]) == pytest.approx(3.5)
-    assert aggregate.probability_of_improvement([[1, 5], [3, 5]], [[2, 5], [0, 9]]) == pytest.approx((0.75 + 0.25) / 2)
+    assert aggregate.probability_of_improvement(
+        [[1, 5], [3, 5]], [[2, 5], [0, 9]]
+    ) == pytest.approx((0.75 + 0.25) / 2)
 
 
 @given(two_methods())
@@ -238,9 +281,14 @@ def test_iqm_is_scipys_trimmed_mean_and_improvement_mann_whitneys():
 
 def test_the_bootstrap_is_seeded_and_stratified():
     x = np.array([[0.0, 100.0], [1.0, 101.0], [2.0, 102.0]])
-    one, two = (aggregate.stratified_bootstrap(lambda s: float(s.mean()), [x], 500, seed=7) for _ in range(2))
+    one, two = (
+        aggregate.stratified_bootstrap(lambda s: float(s.mean()), [x], 500, seed=7)
+        for _ in range(2)
+    )
     assert one == two and 50 <= one.low < one.value < one.high <= 52  # tasks are never swapped
-    tasks = aggregate.stratified_bootstrap(lambda s: float(s.mean()), [x], 500, seed=7, tasks_too=True)
+    tasks = aggregate.stratified_bootstrap(
+        lambda s: float(s.mean()), [x], 500, seed=7, tasks_too=True
+    )
     assert tasks.high - tasks.low > 50
 
 
@@ -260,7 +308,9 @@ def test_power_has_the_textbooks_numbers():
     assert power.prompts_needed(power.Design(), 0.03, difference=True) == 4361
     assert power.prompts_needed(power.Design(correlation=0.5), 0.03, difference=True) == 2181
     for n, half in ((256, 0.061), (512, 0.043), (805, 0.035), (1000, 0.031)):
-        assert 1.96 * math.sqrt(sum(power.variances(power.Design(n), False))) == pytest.approx(half, abs=5e-4)
+        assert 1.96 * math.sqrt(sum(power.variances(power.Design(n), False))) == pytest.approx(
+            half, abs=5e-4
+        )
 
 
 def test_seeds_alone_can_be_too_few():
@@ -289,7 +339,9 @@ def test_the_detectable_effect_is_detected_and_more_seeds_help(difference):
 
 
 def test_ties_make_small_effects_easier_to_see():
-    assert power.prompts_needed(power.Design(ties=0.5), 0.05) < power.prompts_needed(power.Design(), 0.05)
+    assert power.prompts_needed(power.Design(ties=0.5), 0.05) < power.prompts_needed(
+        power.Design(), 0.05
+    )
 
 
 def test_the_power_command():
@@ -317,7 +369,10 @@ def test_swapping_the_sides_mirrors_length_control(scores, seed):
     assume(0.1 < scores.mean() < 0.9)
     rng = np.random.default_rng(seed)
     ours, theirs = rng.integers(5, 50, scores.shape), rng.integers(5, 50, scores.shape)
-    one, two = length.length_controlled(scores, ours, theirs), length.length_controlled(1 - scores, theirs, ours)
+    one, two = (
+        length.length_controlled(scores, ours, theirs),
+        length.length_controlled(1 - scores, theirs, ours),
+    )
     assert one.win_rate.mean == pytest.approx(1 - two.win_rate.mean, abs=1e-6)
     assert 0 <= one.win_rate.low <= one.win_rate.high <= 1 and math.isfinite(one.theta)
 
@@ -337,7 +392,9 @@ def test_equal_length_must_be_in_sight_in_every_seed(longer, identified):
     rng = np.random.default_rng(7)
     ours = rng.normal(100, 10, (3, 400))
     ours[1] += longer * 30  # a seed that always rambles
-    found = length.length_controlled((rng.random((3, 400)) < 0.5).astype(float), ours, rng.normal(100, 10, 400))
+    found = length.length_controlled(
+        (rng.random((3, 400)) < 0.5).astype(float), ours, rng.normal(100, 10, 400)
+    )
     assert found.identified == identified and (found.overlap < 0.01) == (not identified)
 
 
@@ -351,7 +408,8 @@ def test_the_influence_is_the_jackknifes():
     gap, y = rng.normal(size=(1, 300)), (rng.random((1, 300)) < 0.7).astype(float)
     found = length.length_controlled(y, -gap, np.zeros(300))
     left_out = [
-        length.length_controlled(*(np.delete(a, i, 1) for a in (y, -gap)), np.zeros(299)).theta for i in range(300)
+        length.length_controlled(*(np.delete(a, i, 1) for a in (y, -gap)), np.zeros(299)).theta
+        for i in range(300)
     ]
     spread = math.sqrt(299 / 300 * sum((t - np.mean(left_out)) ** 2 for t in left_out))
     odds = [math.log(end / (1 - end)) for end in (found.win_rate.low, found.win_rate.high)]
@@ -362,9 +420,16 @@ def test_the_influence_is_the_jackknifes():
 
 TEAMS = ("Milwaukee", "Detroit", "Toronto", "New York", "Boston", "Cleveland", "Baltimore")
 BASEBALL = np.array(  # wins of row over column, 13 games each: Agresti, Categorical Data Analysis, table 10.10
-    [[0, 7, 9, 7, 7, 9, 11], [6, 0, 7, 5, 11, 9, 9], [4, 6, 0, 7, 7, 8, 12], [6, 8, 6, 0, 6, 7, 10],
-     [6, 2, 6, 7, 0, 7, 12], [4, 4, 5, 6, 6, 0, 6], [2, 4, 1, 3, 1, 7, 0]]
-)  # fmt: skip
+    [
+        [0, 7, 9, 7, 7, 9, 11],
+        [6, 0, 7, 5, 11, 9, 9],
+        [4, 6, 0, 7, 7, 8, 12],
+        [6, 8, 6, 0, 6, 7, 10],
+        [6, 2, 6, 7, 0, 7, 12],
+        [4, 4, 5, 6, 6, 0, 6],
+        [2, 4, 1, 3, 1, 7, 0],
+    ]
+)
 
 
 def test_baseball():
@@ -396,7 +461,10 @@ def test_ties_are_half_wins_and_copies_rate_alike():
     rng = np.random.default_rng(8)
     x, y = rng.integers(0, 5, (3, 200)), rng.integers(0, 6, (3, 200))
     found = rating.rate({"a": x, "b": y, "copy": x}, anchor="b", resamples=200)
-    assert found.ratings["a"] == found.ratings["copy"] and found.ratings["b"].elo == found.ratings["b"].low == 1000
+    assert (
+        found.ratings["a"] == found.ratings["copy"]
+        and found.ratings["b"].elo == found.ratings["b"].low == 1000
+    )
     assert found.ratings["a"].low < found.ratings["a"].elo < found.ratings["a"].high
     again = rating.rate({"copy": x, "a": x, "b": y}, anchor="b", resamples=200)
     assert again.ratings["a"].low == pytest.approx(found.ratings["a"].low)
@@ -408,14 +476,18 @@ def test_one_prompt_answered_many_times_is_one_cluster():
     rng = np.random.default_rng(9)
     a, b = rng.normal(0.3, 1, 100), rng.normal(size=100)
     one = rating.rate({"a": a, "b": b}, resamples=400).ratings["a"]
-    copied = rating.rate({"a": np.tile(a, (5, 1)), "b": np.tile(b, (5, 1))}, resamples=400).ratings["a"]
+    copied = rating.rate({"a": np.tile(a, (5, 1)), "b": np.tile(b, (5, 1))}, resamples=400).ratings[
+        "a"
+    ]
     assert copied == one
 
 
 def test_the_residual_sees_rock_paper_scissors():
     circle = np.array([[0.5, 1.0, 0.0], [0.0, 0.5, 1.0], [1.0, 0.0, 0.5]])
     nats = rating.bradley_terry(100 * circle)
-    assert nats == pytest.approx(np.zeros(3), abs=1e-9) and rating.intransitivity(circle, nats)[0] == pytest.approx(0.5)
+    assert nats == pytest.approx(np.zeros(3), abs=1e-9) and rating.intransitivity(circle, nats)[
+        0
+    ] == pytest.approx(0.5)
     true = np.array([1.0, 0.0, -1.0])
     fitted = length.sigmoid(true[:, None] - true[None])
     exact = rating.bradley_terry(1e6 * (fitted - 0.5 * np.eye(3)), ridge=0)
@@ -441,7 +513,12 @@ def annotations():
     found = {}
     for row in rows("annotations_v2.csv.gz"):
         found.setdefault(row["model"], []).append(
-            (int(row["index"]), float(row["preference"]) - 1, float(row["len_1"]), float(row["len_2"]))
+            (
+                int(row["index"]),
+                float(row["preference"]) - 1,
+                float(row["len_1"]),
+                float(row["len_2"]),
+            )
         )
     return {model: np.array(sorted(cells)) for model, cells in found.items()}
 
@@ -449,7 +526,9 @@ def annotations():
 @pytest.fixture(scope="module")
 def difficulty():
     with gzip.open(DATA / "instructions.jsonl.gz", "rt") as stream:
-        found = {row["index"]: row["instruction_difficulty_recovered"] for row in map(json.loads, stream)}
+        found = {
+            row["index"]: row["instruction_difficulty_recovered"] for row in map(json.loads, stream)
+        }
     return np.array([found[i] for i in range(len(found))])
 
 
@@ -475,7 +554,10 @@ def test_published_length_controlled_win_rates_from_published_weights(board, dif
             answered = difficulty[
                 : int(board[row[""]]["n_total"])
             ]  # upstream joined by position where rows are missing
-            theta, psi = float(row["not_gamed_baseline.astype(float)"]), float(row["instruction_difficulty"])
+            theta, psi = (
+                float(row["not_gamed_baseline.astype(float)"]),
+                float(row["instruction_difficulty"]),
+            )
             printed = float(board[row[""]]["length_controlled_winrate"])
             close[row[""]] = abs(length.published(theta, psi, answered) - printed)
     assert len(close) == 199 and sum(error < 1e-6 for error in close.values()) == 194
@@ -495,7 +577,14 @@ def test_length_controlled_win_rates_refitted(board, annotations, difficulty):
         cells = annotations[model]
         if len(cells) == 805:
             index, y, baseline, ours = cells.T
-            own = np.stack([np.ones(805), length.length_feature(baseline, ours), difficulty[index.astype(int)]], 1)
+            own = np.stack(
+                [
+                    np.ones(805),
+                    length.length_feature(baseline, ours),
+                    difficulty[index.astype(int)],
+                ],
+                1,
+            )
             moment = own.T @ y + gamed["row_weight"] * np.array([0.0, *gamed["T"]])
             theta, _, psi = length.logistic(np.concatenate([own, extra]), weights, moment)
             printed = float(board[model]["length_controlled_winrate"])
@@ -512,7 +601,9 @@ def test_length_control_on_own_data_ranks_as_published(board, annotations):
         _, y, baseline, ours = annotations[model].T
         own.append(length.length_controlled(y, ours, baseline).win_rate.mean)
         printed.append(float(board[model]["length_controlled_winrate"]))
-    assert spearmanr(own, printed).statistic > 0.9  # without their difficulty levels differ, by 28 points at most
+    assert (
+        spearmanr(own, printed).statistic > 0.9
+    )  # without their difficulty levels differ, by 28 points at most
 
 
 def test_the_same_scores_under_two_names_are_in_the_pool_once():

@@ -73,9 +73,14 @@ def test_the_same_inputs_are_made_once(artifacts):
 
 @pytest.mark.parametrize(
     ("kind", "inputs"),
-    [("sft", {"a": 2, "b": 1}), ("sft", {"a": 1}), ("sft", {"a": 1, "b": 1, "c": 0}), ("sft", {"a": "1", "b": 1}),
-     ("reward", {"a": 1, "b": 1})],
-)  # fmt: skip
+    [
+        ("sft", {"a": 2, "b": 1}),
+        ("sft", {"a": 1}),
+        ("sft", {"a": 1, "b": 1, "c": 0}),
+        ("sft", {"a": "1", "b": 1}),
+        ("reward", {"a": 1, "b": 1}),
+    ],
+)
 def test_any_other_input_is_made_anew(artifacts, kind, inputs):
     make = Maker()
     first = artifacts.get_or_make("sft", {"a": 1, "b": 1}, make)
@@ -99,7 +104,8 @@ def test_a_damaged_file_is_detected(artifacts, damage):
     else:
         file.write_text({"flip": "mode", "cut": "mad", "empty": ""}[damage])
     with pytest.raises(
-        HarnessError, match=r"sft-\w+ is damaged: sub/a.txt is not what was written. Delete that folder"
+        HarnessError,
+        match=r"sft-\w+ is damaged: sub/a.txt is not what was written. Delete that folder",
     ):
         artifacts.get_or_make("sft", {"a": 1}, make)
     assert make.calls == 1
@@ -108,7 +114,9 @@ def test_a_damaged_file_is_detected(artifacts, damage):
 @pytest.mark.parametrize("content", [None, "", "{", "{}"])
 def test_a_damaged_manifest_is_detected(artifacts, content):
     made = artifacts.get_or_make("sft", {"a": 1}, Maker())
-    (made.folder / MANIFEST).unlink() if content is None else (made.folder / MANIFEST).write_text(content)
+    (made.folder / MANIFEST).unlink() if content is None else (made.folder / MANIFEST).write_text(
+        content
+    )
     with pytest.raises(HarnessError, match="damaged"):
         artifacts.get_or_make("sft", {"a": 1}, Maker())
 
@@ -131,7 +139,10 @@ def test_a_crash_while_making_leaves_nothing_and_scratch_survives(artifacts):
 def child(code, *args):
     """Start a Python process that says "ready" when it has reached the point of interest."""
     begun = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True, env={**os.environ, **ENV}
+        [sys.executable, "-c", code, *map(str, args)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **ENV},
     )
     assert begun.stdout.readline() == "ready\n"
     return begun
@@ -162,7 +173,10 @@ def test_a_kill_while_making_leaves_nothing_and_no_lock(artifacts):
     kill(child(KILLED_MAKER, artifacts.root))
     make = Maker()
     made = artifacts.get_or_make("sft", {"a": 1}, make)
-    assert make.scratch == ["checkpoint"] and [f.name for f in made.folder.iterdir() if "half" in f.name] == []
+    assert (
+        make.scratch == ["checkpoint"]
+        and [f.name for f in made.folder.iterdir() if "half" in f.name] == []
+    )
 
 
 # -- atomic writes -----------------------------------------------------------------------------------------------------
@@ -224,7 +238,9 @@ with lock(Path(sys.argv[1]), "The run", wait=False):
 def test_a_second_owner_is_refused_and_told_the_first(tmp_path):
     owner = child(OWNER, tmp_path)
     try:
-        with pytest.raises(Refused, match=rf"The run is in use by process {owner.pid} on \S+ \(.*\). Wait for it"):
+        with pytest.raises(
+            Refused, match=rf"The run is in use by process {owner.pid} on \S+ \(.*\). Wait for it"
+        ):
             with lock(tmp_path, "The run", wait=False):
                 pass
     finally:
@@ -239,7 +255,9 @@ def test_a_run_in_use_is_refused_until_its_owner_dies():
     owner = child(OWNER, folder)
     try:
         done = command(*on_small("sft", results=results()))
-        assert done.code == 3 and f"process {owner.pid}" in done.err and "Traceback" not in done.text
+        assert (
+            done.code == 3 and f"process {owner.pid}" in done.err and "Traceback" not in done.text
+        )
     finally:
         kill(owner)
     again = command(*on_small("sft", results=results()))
@@ -264,9 +282,19 @@ def test_load_results_has_dotted_columns_and_failures(tmp_path):
     put(tmp_path, record("dpo"), record("ppo", seed=2, win=0.75), failure("ppo", seed=3))
     frame = load_results(tmp_path)
     assert type(frame).__name__ == "DataFrame" and len(frame) == 3
-    assert {"folder", "method", "seed", "evaluation.win_rate.mean", "cost.method.flops", "options.beta"} <= set(frame)
+    assert {
+        "folder",
+        "method",
+        "seed",
+        "evaluation.win_rate.mean",
+        "cost.method.flops",
+        "options.beta",
+    } <= set(frame)
     ppo = frame[(frame.method == "ppo") & (frame.seed == 2)].iloc[0]
-    assert ppo["evaluation.win_rate.mean"] == estimate(0.75)["mean"] and Path(ppo.folder, "result.json").exists()
+    assert (
+        ppo["evaluation.win_rate.mean"] == estimate(0.75)["mean"]
+        and Path(ppo.folder, "result.json").exists()
+    )
     failed = frame[frame.status == "diverged"]
     assert list(failed.seed) == [3] and "nan" in failed.iloc[0].failure
 
@@ -275,7 +303,11 @@ def test_load_results_of_a_real_run():
     folder = finished("sft")
     frame = load_results(results())
     (row,) = [r for _, r in frame.iterrows() if r.folder == str(folder)]
-    assert row.method == "sft" and row["evaluation.prompts"] == 24 and row["cost.budget_used.steps"] == 0
+    assert (
+        row.method == "sft"
+        and row["evaluation.prompts"] == 24
+        and row["cost.budget_used.steps"] == 0
+    )
 
 
 def test_load_results_of_nothing(tmp_path):
@@ -307,7 +339,9 @@ def test_a_damaged_result_is_named(tmp_path, content):
     put(tmp_path, record())
     (file,) = tmp_path.rglob("result.json")
     file.write_bytes(content)
-    with pytest.raises(HarnessError, match=r"result.json is damaged .* Delete the folder .* and run again"):
+    with pytest.raises(
+        HarnessError, match=r"result.json is damaged .* Delete the folder .* and run again"
+    ):
         load_results(tmp_path)
 
 
@@ -327,15 +361,26 @@ def test_a_newer_failure_is_refused(tmp_path):
 
 
 def test_flatten():
-    assert flatten({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": {}}) == {"a.b.c": 1, "a.d": [1, {"e": 2}]}
+    assert flatten({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": {}}) == {
+        "a.b.c": 1,
+        "a.d": [1, {"e": 2}],
+    }
 
 
 @pytest.mark.parametrize(
     ("left", "asked", "told"),
-    [({}, 0, {}), ({"steps": 3}, 0, {"steps": 3}), ({"steps": 0}, 0, {}), ({"steps": -1, "tokens": 50}, 0, {}),
-     ({"labels": 5}, 0, {}), ({"labels": 6}, 0, {"labels": 6}), ({"labels": -4}, 90, {}),
-     ({"steps": 3, "labels": 5}, 0, {"steps": 3, "labels": 5}), ({"steps": 3, "labels": -2}, 90, {})],
-)  # fmt: skip
+    [
+        ({}, 0, {}),
+        ({"steps": 3}, 0, {"steps": 3}),
+        ({"steps": 0}, 0, {}),
+        ({"steps": -1, "tokens": 50}, 0, {}),
+        ({"labels": 5}, 0, {}),
+        ({"labels": 6}, 0, {"labels": 6}),
+        ({"labels": -4}, 90, {}),
+        ({"steps": 3, "labels": 5}, 0, {"steps": 3, "labels": 5}),
+        ({"steps": 3, "labels": -2}, 90, {}),
+    ],
+)
 @pytest.mark.parametrize("kind", ["labels", "ai_labels"])
 def test_a_budget_is_unspent_where_no_limit_was_reached(left, asked, told, kind):
     assert unspent({"cost": {"budget_left": left, "method": {kind: asked}}}, completions=4) == told

@@ -11,9 +11,9 @@ import torch
 from harness.api.methods import GradientMethod
 from harness.core.data import Budget, Demonstration, LabelledPair
 from harness.core.meter import Meter
-from harness.models.initial_checkpoint import Start
+from harness.models.initial_checkpoint import InitialCheckpoint
 from harness.training.checkpoints import Checkpoints
-from harness.training.lab import Lab, Supplies
+from harness.training.lab import Lab, MethodInputs
 from harness.training.loop import Loop
 from harness.training.trainer import Trainer
 
@@ -34,7 +34,7 @@ class Plain(GradientMethod):
 
 
 @pytest.fixture
-def make_lab(tiny_model, tokens, make_prompts, accelerator, bench, meter, tmp_path):
+def make_lab(tiny_model, tokens, make_prompts, accelerator, runtime, meter, tmp_path):
     """The factory of labs over one checkpoint folder: `make_lab(die=3)` is killed in the third turn logged."""
 
     def make(die=0, folder="checkpoint", **options):
@@ -46,11 +46,17 @@ def make_lab(tiny_model, tokens, make_prompts, accelerator, bench, meter, tmp_pa
 
         loop = Loop(trainer, Checkpoints(tmp_path / folder, 0.0), meter, on_step)
         prompts = make_prompts([3, 1, 4, 2, 5, 3, 2])
-        pairs = [LabelledPair(p, [10 + i, 2], [30 + i, 40, 2], 1.0 - 0.05 * i) for i, p in enumerate(prompts)]
+        pairs = [
+            LabelledPair(p, [10 + i, 2], [30 + i, 40, 2], 1.0 - 0.05 * i)
+            for i, p in enumerate(prompts)
+        ]
         demos = [Demonstration(p, f"w{i} w{i + 1}") for i, p in enumerate(prompts)]
         start = copy.deepcopy(tiny_model)
         return Lab(
-            Plain(**options), Supplies(Start.of(start), tokens, prompts, pairs, demos), bench(temperature=0.7), loop
+            Plain(**options),
+            MethodInputs(InitialCheckpoint.of(start), tokens, prompts, pairs, demos),
+            runtime(temperature=0.7),
+            loop,
         ), loop
 
     return make
@@ -69,13 +75,17 @@ def test_a_second_stream_goes_on_where_the_first_ended(make_lab):
     rounds = [[ids(prompts) for prompts in lab.prompts(2)] for _ in range(2)]
     whole = [ids(prompts) for prompts in make_lab(folder="other")[0].prompts(4)]
     assert rounds[0] + rounds[1] == whole and rounds[0] != rounds[1]
-    assert len(set(sum(whole, []))) == 7  # 8 drawn, 7 there are: an epoch goes by before any comes again
+    assert (
+        len(set(sum(whole, []))) == 7
+    )  # 8 drawn, 7 there are: an epoch goes by before any comes again
 
 
 def test_streams_of_two_kinds_do_not_share_positions(make_lab):
     lab, _ = make_lab()
     list(lab.pairs(steps=3))
-    assert [ids(p) for p in lab.prompts(2)] == [ids(p) for p in make_lab(folder="other")[0].prompts(2)]
+    assert [ids(p) for p in lab.prompts(2)] == [
+        ids(p) for p in make_lab(folder="other")[0].prompts(2)
+    ]
 
 
 def rounds_with_break(lab, seen):
@@ -97,7 +107,9 @@ def test_a_stream_left_by_break_is_not_gone_into_again(make_lab, die, tmp_path):
     weights = rounds_with_break(lab, seen)
     assert len(loop.rows) == 6 and len(seen) == 6
     again = []
-    assert torch.equal(rounds_with_break(make_lab()[0], again), weights) and not again  # finished: nothing is repeated
+    assert (
+        torch.equal(rounds_with_break(make_lab()[0], again), weights) and not again
+    )  # finished: nothing is repeated
     shutil.rmtree(tmp_path / "checkpoint")
     cut = []
     with pytest.raises(Killed):
@@ -187,7 +199,9 @@ def test_shuffled_labels_turn_about_half_the_pairs_and_always_the_same(make_lab)
     def turned(folder):
         lab, _ = make_lab(batch_size=7, folder=folder)
         (pairs,) = lab.pairs(steps=1, shuffle_labels=True)
-        return dict(zip(ids(pairs.prompts), (pairs["completion_ids"][:, 0, 0] >= 30).tolist(), strict=True))
+        return dict(
+            zip(ids(pairs.prompts), (pairs["completion_ids"][:, 0, 0] >= 30).tolist(), strict=True)
+        )
 
     one = turned("one")
     assert 0 < sum(one.values()) < 7 and turned("other") == one
@@ -198,7 +212,9 @@ def test_labelled_completions_are_those_of_the_pairs_each_on_its_own(make_lab):
     (batch,) = lab.labelled(steps=1)
     assert batch.shape == (14, 1, 3) and batch.temperature == 0.7
     chosen = batch["completion_ids"][:, 0, 0] < 30
-    sure = torch.tensor([1.0 - 0.05 * int(name[1:]) for name in ids(batch.prompts)])  # the labeller's, of each pair
+    sure = torch.tensor(
+        [1.0 - 0.05 * int(name[1:]) for name in ids(batch.prompts)]
+    )  # the labeller's, of each pair
     torch.testing.assert_close(batch["label"], torch.where(chosen, sure, 1 - sure))
     assert chosen.sum() == 7
 
@@ -209,14 +225,18 @@ def test_mismatched_rows_keep_the_prompt_and_take_the_next_completion(make_lab):
     other = batch.mismatched()
     assert ids(other.prompts) == ids(batch.prompts) and set(other) == {"completion_ids", "mask"}
     assert torch.equal(other["completion_ids"][:-1], batch["completion_ids"][1:])
-    assert torch.equal(other["mask"][-1], batch["mask"][0]) and other.temperature == batch.temperature
+    assert (
+        torch.equal(other["mask"][-1], batch["mask"][0]) and other.temperature == batch.temperature
+    )
 
 
 def test_demonstrations_of_one_turn_differ(make_lab):
     lab, _ = make_lab()
     for _ in lab.prompts(1):
         one, two = lab.demonstrations(4), lab.demonstrations(4)
-    assert ids(one.prompts) != ids(two.prompts) or not torch.equal(one["completion_ids"], two["completion_ids"])
+    assert ids(one.prompts) != ids(two.prompts) or not torch.equal(
+        one["completion_ids"], two["completion_ids"]
+    )
 
 
 def moving(lab):
@@ -233,7 +253,9 @@ def moving(lab):
 
 
 @pytest.mark.parametrize("die", [2, 3, 5])
-def test_a_moved_reference_survives_a_restart_and_the_start_stays(make_lab, die, tmp_path, tiny_model):
+def test_a_moved_reference_survives_a_restart_and_the_start_stays(
+    make_lab, die, tmp_path, tiny_model
+):
     lab, _ = make_lab()
     whole, told = moving(lab)
     start = lab.start.model.state_dict()
@@ -243,7 +265,9 @@ def test_a_moved_reference_survives_a_restart_and_the_start_stays(make_lab, die,
     with pytest.raises(Killed):
         moving(make_lab(die=die)[0])
     again, told_again = moving(make_lab()[0])
-    assert all(torch.equal(again[name], w) for name, w in whole.items()) and torch.equal(told, told_again)
+    assert all(torch.equal(again[name], w) for name, w in whole.items()) and torch.equal(
+        told, told_again
+    )
 
 
 def test_pairs_trained_on_are_counted(make_lab, meter):
@@ -254,7 +278,9 @@ def test_pairs_trained_on_are_counted(make_lab, meter):
 
 def test_a_budget_of_labels_ends_and_paces_only_streams_that_ask_for_some(tmp_path):
     def opened():
-        trainer = SimpleNamespace(tensors=lambda: {"w": torch.zeros(1)}, saved={}, steps=0, modules={})
+        trainer = SimpleNamespace(
+            tensors=lambda: {"w": torch.zeros(1)}, saved={}, steps=0, modules={}
+        )
         where = Checkpoints(tmp_path / "checkpoint", 3600.0)
         return Loop(trainer, where, Meter(), lambda *told: None, Budget(labels=100), labels=90)
 
@@ -267,7 +293,9 @@ def test_a_budget_of_labels_ends_and_paces_only_streams_that_ask_for_some(tmp_pa
         return paces
 
     loop = opened()
-    assert walk(loop, 4) == [0.4, 0.8, 1 - 1e-9] and loop.left()["labels"] == -2  # 8, 12: checked before each turn
+    assert (
+        walk(loop, 4) == [0.4, 0.8, 1 - 1e-9] and loop.left()["labels"] == -2
+    )  # 8, 12: checked before each turn
     assert walk(loop, 0) == [0, 0.25, 0.5, 0.75]  # asks for none, though none is left
     assert walk(loop, 1) == [1 - 1e-9]  # asks for one, and then no more
     assert loop.budget_share() >= 1
@@ -279,4 +307,6 @@ def test_a_budget_of_labels_ends_and_paces_only_streams_that_ask_for_some(tmp_pa
         killed.save()
         break
     resumed = opened()
-    assert resumed.used()["labels"] == 102 and list(resumed.turns(4)) == []  # it began before they were asked for
+    assert (
+        resumed.used()["labels"] == 102 and list(resumed.turns(4)) == []
+    )  # it began before they were asked for

@@ -21,21 +21,30 @@ FACTS = (
 DOCUMENT = Document("", FACTS)
 
 
-@pytest.mark.parametrize("summary, score", [
-    ("mayor destroyed bridge in oslo ; nurse sold ship in lima .", 4.0),
-    ("nurse sold ship in lima ; mayor destroyed bridge in oslo .", 4.0),  # the order is free
-    ("mayor destroyed bridge in oslo .", 4 * 3 / 5),
-    ("mayor destroyed bridge .", 4 * 3 / 5 * 0.7),  # place left out
-    ("mayor destroyed bridge in lima .", 4 * 3 / 5 * 0.7 - 0.35),  # wrong place
-    ("mayor destroyed ship in oslo .", 4 * 3 / 5 * 0.3 - 0.35),  # one wrong word
-    ("mayor destroyed bridge in oslo ; mayor destroyed bridge in oslo .", 4 * 3 / 5 - 0.4),  # said twice
-    ("mayor destroyed bridge in oslo ; poet admired tower .", 4 * 3 / 5 - 0.3),  # an unimportant fact
-    ("mayor destroyed bridge in oslo ; this was big news .", 4 * 3 / 5 - 0.3),  # a stock phrase
-    ("mayor destroyed bridge in oslo", 4 * 3 / 5 - 0.3),  # not finished
-    ("bridge bridge .", -0.5),  # malformed
-    ("", -0.3),
-    ("clerk robbed museum in delhi .", -3 * 0.35 - 0.35),  # nothing of it is in the document
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "summary, score",
+    [
+        ("mayor destroyed bridge in oslo ; nurse sold ship in lima .", 4.0),
+        ("nurse sold ship in lima ; mayor destroyed bridge in oslo .", 4.0),  # the order is free
+        ("mayor destroyed bridge in oslo .", 4 * 3 / 5),
+        ("mayor destroyed bridge .", 4 * 3 / 5 * 0.7),  # place left out
+        ("mayor destroyed bridge in lima .", 4 * 3 / 5 * 0.7 - 0.35),  # wrong place
+        ("mayor destroyed ship in oslo .", 4 * 3 / 5 * 0.3 - 0.35),  # one wrong word
+        (
+            "mayor destroyed bridge in oslo ; mayor destroyed bridge in oslo .",
+            4 * 3 / 5 - 0.4,
+        ),  # said twice
+        (
+            "mayor destroyed bridge in oslo ; poet admired tower .",
+            4 * 3 / 5 - 0.3,
+        ),  # an unimportant fact
+        ("mayor destroyed bridge in oslo ; this was big news .", 4 * 3 / 5 - 0.3),  # a stock phrase
+        ("mayor destroyed bridge in oslo", 4 * 3 / 5 - 0.3),  # not finished
+        ("bridge bridge .", -0.5),  # malformed
+        ("", -0.3),
+        ("clerk robbed museum in delhi .", -3 * 0.35 - 0.35),  # nothing of it is in the document
+    ],
+)
 def test_gold_by_hand(summary, score):
     assert read_summary(DOCUMENT, summary).score == pytest.approx(score)
 
@@ -47,7 +56,8 @@ def test_gold_never_falls_below_its_floor():
 def test_expert_summaries_are_near_the_best_score():
     rng = Random(0)
     scores = [
-        read_summary(d, documents.expert_summary(d)).score for d in (documents.write_document(rng) for _ in range(300))
+        read_summary(d, documents.expert_summary(d)).score
+        for d in (documents.write_document(rng) for _ in range(300))
     ]
     assert min(scores) > 3.5 and sum(scores) / 300 > 3.85
 
@@ -68,7 +78,10 @@ def test_everything_fits_the_limits():
         assert len(demo.prompt.text.split()) <= documents.MAX_DOCUMENT_WORDS + 1
         assert len(demo.completion.split()) < suite.max_new_tokens
     known = set(words.vocabulary())
-    assert all(set(d.prompt.text.split()) | set(d.completion.split()) <= known for d in suite.demonstrations()[:500])
+    assert all(
+        set(d.prompt.text.split()) | set(d.completion.split()) <= known
+        for d in suite.demonstrations()[:500]
+    )
 
 
 def labeller(bias=0.0, temperature=0.5):
@@ -83,10 +96,18 @@ def test_the_labeller_prefers_with_the_stated_probability():
     suite, judge, made = labeller()
     prompt = suite.prompts("preferences")[0]
     document = suite.document(prompt.id)
-    good, worse = documents.expert_summary(document), documents.fact_list(Document("", document.important[:1]))
-    gap = (judge.score([prompt], [good])[0] - judge.score([prompt], [worse])[0]) / 4 / 0.5  # scaled down to be unsure
+    good, worse = (
+        documents.expert_summary(document),
+        documents.fact_list(Document("", document.important[:1])),
+    )
+    gap = (
+        (judge.score([prompt], [good])[0] - judge.score([prompt], [worse])[0]) / 4 / 0.5
+    )  # scaled down to be unsure
     made.temperature = 4 * 0.5
-    wins = sum(made.rank(prompt, [good, worse], [5, 5], Random(i)) == [0, 1] for i in range(4000)) / 4000
+    wins = (
+        sum(made.rank(prompt, [good, worse], [5, 5], Random(i)) == [0, 1] for i in range(4000))
+        / 4000
+    )
     assert wins == pytest.approx(1 / (1 + math.exp(-gap)), abs=0.025)
 
 
@@ -102,7 +123,10 @@ def test_the_base_model_is_a_stock_llama_of_at_most_two_million_parameters_and_f
     folder = Summarization().base_model()
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert type(model).__name__ == "LlamaForCausalLM" and sum(p.numel() for p in model.parameters()) < 2e6
+    assert (
+        type(model).__name__ == "LlamaForCausalLM"
+        and sum(p.numel() for p in model.parameters()) < 2e6
+    )
     assert (folder / "model.safetensors").stat().st_size < 4e6
     assert tokenizer.get_vocab() == {word: i for i, word in enumerate(words.vocabulary())}
     record = json.loads((folder / "training.json").read_text())
@@ -114,6 +138,13 @@ def test_the_base_model_writes_every_embedded_language():
     from harness_suites.pretrain import probe
 
     folder = Summarization().base_model()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     scores = probe(model, tokenizer, 48)
-    assert scores["sum_greedy"] > 0.9 and scores["reply_greedy"] > 0.9 and scores["summary_greedy"] > 1.3
+    assert (
+        scores["sum_greedy"] > 0.9
+        and scores["reply_greedy"] > 0.9
+        and scores["summary_greedy"] > 1.3
+    )

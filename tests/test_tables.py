@@ -49,7 +49,9 @@ def parsed(made):
 
 
 @pytest.mark.parametrize("verdicts", [True, False, None])
-def test_accuracy_has_an_interval_over_seeds_and_prompts_where_every_answer_has_a_verdict(tmp_path, verdicts):
+def test_accuracy_has_an_interval_over_seeds_and_prompts_where_every_answer_has_a_verdict(
+    tmp_path, verdicts
+):
     told = [[float((i * (2 + seed)) % 3 > 0) for i in range(64)] for seed in range(3)]
     for seed, row in enumerate(told):
         made = record("dpo", seed)
@@ -65,7 +67,9 @@ def test_accuracy_has_an_interval_over_seeds_and_prompts_where_every_answer_has_
     figures = figures_of(row, answers_of(row))
     expected = win_rate_interval(np.array(told))
     assert figures["accuracy"] == pytest.approx(expected.mean)
-    (cell,) = [c for c in [column.write(figures) for column in COLUMNS] if c.text == f"{expected.mean:.3f}"]
+    (cell,) = [
+        c for c in [column.write(figures) for column in COLUMNS] if c.text == f"{expected.mean:.3f}"
+    ]
     if verdicts:
         assert (figures["accuracy_low"], figures["accuracy_high"]) == (expected.low, expected.high)
         assert cell.interval == f"[{expected.low:.3f}, {expected.high:.3f}]"
@@ -80,22 +84,40 @@ def test_verdicts_of_any_size_have_an_interval(tmp_path):
     put(tmp_path, made)
     (folder,) = (tmp_path / "runs" / "toy" / "rlvr").iterdir()
     rows = read_rows(folder / "samples.jsonl")
-    write_rows(folder / "samples.jsonl", [row | {"accuracy": v} for row, v in zip(rows, values, strict=True)])
+    write_rows(
+        folder / "samples.jsonl",
+        [row | {"accuracy": v} for row, v in zip(rows, values, strict=True)],
+    )
     (row,) = select(tmp_path, Filter("toy")).rows
     figures, expected = figures_of(row, answers_of(row)), two_way_interval(np.array([values]))
-    assert figures["accuracy_low"] == expected.low < expected.mean < 0 and figures["accuracy_high"] == expected.high
+    assert (
+        figures["accuracy_low"] == expected.low < expected.mean < 0
+        and figures["accuracy_high"] == expected.high
+    )
 
 
 def test_rows_sft_first_then_by_strength(tmp_path):
     made = table(tmp_path, record("dpo", win=0.6), record("ppo", win=0.8), record("sft", win=0.5))
     assert [row[0] for row in texts(made)] == ["sft", "ppo", "dpo"]
-    unused = {"accuracy", "verifier queries", "AI labels", "queries / answer"}  # no row says anything there
+    unused = {
+        "accuracy",
+        "verifier queries",
+        "AI labels",
+        "queries / answer",
+    }  # no row says anything there
     assert made.columns == [c.title for c in COLUMNS if c.title not in unused and c.usual]
     assert all(len(row) == len(made.columns) for row in texts(made))
     assert made.title == "toy: 64 test prompts, one answer each at T=1"
     row = dict(zip(made.columns, texts(made)[2], strict=True))
-    assert row["win-rate vs SFT [95 %]"] == "0.600 [0.499, 0.690]" and row["KL (nats)"] == "5.12 [5.00, 5.25]"
-    assert row["tokens gen. / trained"] == "1 k / 2.5 k" and row["labels"] == "720" and row["seeds"] == "1"
+    assert (
+        row["win-rate vs SFT [95 %]"] == "0.600 [0.499, 0.690]"
+        and row["KL (nats)"] == "5.12 [5.00, 5.25]"
+    )
+    assert (
+        row["tokens gen. / trained"] == "1 k / 2.5 k"
+        and row["labels"] == "720"
+        and row["seeds"] == "1"
+    )
     assert row["models held (params)"] == "policy (300 k)" and row["peak MiB"] == "512"
 
 
@@ -110,11 +132,19 @@ def test_each_run_can_have_a_row_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_intervals_are_those_of_the_answers(tmp_path, seeds):
-    put(tmp_path, *(record(seed=i, win=w) for i, w in zip(range(seeds), (0.5, 0.6, 0.7), strict=False)))
+    put(
+        tmp_path,
+        *(record(seed=i, win=w) for i, w in zip(range(seeds), (0.5, 0.6, 0.7), strict=False)),
+    )
     (row,) = of(tmp_path).plain
-    rows = [[json.loads(line) for line in f.read_text().splitlines()] for f in sorted(tmp_path.rglob("samples.jsonl"))]
+    rows = [
+        [json.loads(line) for line in f.read_text().splitlines()]
+        for f in sorted(tmp_path.rglob("samples.jsonl"))
+    ]
     found = win_rate_interval([[sample["win"] for sample in answers] for answers in rows])
-    assert row["seeds"] == seeds and row["win_rate"] == pytest.approx(fmean((0.5, 0.6, 0.7)[:seeds]))
+    assert row["seeds"] == seeds and row["win_rate"] == pytest.approx(
+        fmean((0.5, 0.6, 0.7)[:seeds])
+    )
     assert (row["win_rate_low"], row["win_rate_high"]) == (found.low, found.high)
     gold = two_way_interval([[sample["gold"] for sample in answers] for answers in rows])
     assert (row["gold_low"], row["gold_high"]) == (gold.low, gold.high)
@@ -130,7 +160,9 @@ def test_figures_that_are_not_those_of_the_answers_are_refused(tmp_path):
     put(tmp_path, record(win=0.6))
     (file,) = tmp_path.rglob("samples.jsonl")
     file.write_text(file.read_text().replace('"win": 1.0', '"win": 0.5', 1))
-    with pytest.raises(HarnessError, match="the mean of win in samples.jsonl is .*result.json says 0.6"):
+    with pytest.raises(
+        HarnessError, match="the mean of win in samples.jsonl is .*result.json says 0.6"
+    ):
         of(tmp_path)
     file.unlink()
     with pytest.raises(HarnessError, match="samples.jsonl is missing"):
@@ -141,12 +173,17 @@ def test_answers_that_were_edited_are_refused_though_no_mean_moved(tmp_path):
     put(tmp_path, record(win=0.6))
     (file,) = tmp_path.rglob("samples.jsonl")
     digest = write_rows(file, read_rows(file))
-    edited = json.loads((file.parent / "result.json").read_text()) | {"files": {"samples.jsonl": digest}}
+    edited = json.loads((file.parent / "result.json").read_text()) | {
+        "files": {"samples.jsonl": digest}
+    }
     write_json(file.parent / "result.json", edited)
     assert of(tmp_path).plain[0]["win_rate"] == pytest.approx(0.6)
     rows = read_rows(file)
     write_rows(file, [rows[0] | {"answer": "another text"}, *rows[1:]])
-    with pytest.raises(HarnessError, match="samples.jsonl is damaged .not the samples.jsonl that result.json was made"):
+    with pytest.raises(
+        HarnessError,
+        match="samples.jsonl is damaged .not the samples.jsonl that result.json was made",
+    ):
         of(tmp_path)
 
 
@@ -162,7 +199,9 @@ def put_answers(results, *pairs, **asked):
     for made, scores in pairs:
         put(results, made)
         folder = max(results.glob("runs/*/*/*"), key=lambda f: (f.stat().st_ctime_ns, f.name))
-        rows = [row | {"win": w, "gold": 2 * w} for row, w in zip(samples(made), scores, strict=True)]
+        rows = [
+            row | {"win": w, "gold": 2 * w} for row, w in zip(samples(made), scores, strict=True)
+        ]
         write_rows(folder / "samples.jsonl", rows)
     return of(results, **asked)
 
@@ -175,27 +214,39 @@ def scores_of(rate, seed, n=200):
 def test_bold_is_what_is_not_significantly_worse(tmp_path):
     same = scores_of(0.7, 1)
     made = put_answers(
-        tmp_path, answers(same, method="ppo"), answers(scores_of(0.68, 2), method="dpo"),
+        tmp_path,
+        answers(same, method="ppo"),
+        answers(scores_of(0.68, 2), method="dpo"),
         answers(scores_of(0.3, 3), method="kto"),
-    )  # fmt: skip
+    )
     cells = {str(row[0]): row[2] for row in made.rows}
     assert [c.bold for c in (cells["ppo"], cells["dpo"], cells["kto"])] == [True, True, False]
     assert sum(c.best for c in cells.values()) == 1
     shown = Markdown().render(made)
     best, other, worse = (f"{cells[name].text}" for name in ("ppo", "dpo", "kto"))
-    assert f"***{max(best, other)}***" in shown and f" **{min(best, other)}** " in shown and f"| {worse} " in shown
     assert (
-        "Bold: not significantly worse than the best mean" in made.caption and "Holm over all 3 pairs" in made.caption
+        f"***{max(best, other)}***" in shown
+        and f" **{min(best, other)}** " in shown
+        and f"| {worse} " in shown
+    )
+    assert (
+        "Bold: not significantly worse than the best mean" in made.caption
+        and "Holm over all 3 pairs" in made.caption
     )
 
 
 @pytest.mark.parametrize("prompts", [100, 200])  # fewer; as many, and other ones
 def test_nothing_is_bold_where_prompts_are_unlike(tmp_path, prompts):
-    other = answers(scores_of(0.3, 2, prompts), method="dpo", ground=GROUND | {"evaluation_prompts": "dd"})
+    other = answers(
+        scores_of(0.3, 2, prompts), method="dpo", ground=GROUND | {"evaluation_prompts": "dd"}
+    )
     other[0]["evaluation"]["split"] = "validation"
     made = put_answers(tmp_path, answers(scores_of(0.7, 1), method="ppo"), other, mixed=True)
     assert not any(cell.bold or cell.best for row in made.rows for cell in row)
-    assert "Nothing is bold: rows answered unlike prompts" in made.caption and "Holm" not in made.caption
+    assert (
+        "Nothing is bold: rows answered unlike prompts" in made.caption
+        and "Holm" not in made.caption
+    )
     assert f"200 test prompts, one answer each at T=1 or {prompts} validation prompts" in made.title
     assert "win_rate_bold" not in made.plain[0]
 
@@ -203,7 +254,10 @@ def test_nothing_is_bold_where_prompts_are_unlike(tmp_path, prompts):
 def test_unlike_ground_with_the_same_prompts_is_still_tested(tmp_path):
     other = answers(scores_of(0.3, 2), method="dpo", ground=GROUND | {"preferences": "dd"})
     made = put_answers(tmp_path, answers(scores_of(0.7, 1), method="ppo"), other, mixed=True)
-    assert {str(row[0]): row[2].bold for row in made.rows} == {"ppo": True, "dpo": False} and "Holm" in made.caption
+    assert {str(row[0]): row[2].bold for row in made.rows} == {
+        "ppo": True,
+        "dpo": False,
+    } and "Holm" in made.caption
 
 
 def test_prompts_that_are_unlike_by_name_only_are_not_paired(tmp_path):
@@ -219,12 +273,14 @@ def several(*counts):
     """Records of methods a, b, c, ... with so many seeds each, and their scores."""
     return [
         answers(scores_of(0.5, 10 * i + seed), seed, method="abcdef"[i], recipe=f"{i}")
-        for i, n in enumerate(counts) for seed in range(n)
-    ]  # fmt: skip
+        for i, n in enumerate(counts)
+        for seed in range(n)
+    ]
 
 
 @pytest.mark.parametrize(
-    ("seeds", "borrowed"), [((3, 3, 3, 1), True), ((3, 3, 3), True), ((3, 3, 1), False), ((3, 3, 2), False)]
+    ("seeds", "borrowed"),
+    [((3, 3, 3, 1), True), ((3, 3, 3), True), ((3, 3, 1), False), ((3, 3, 2), False)],
 )
 def test_the_caption_names_the_test_that_was_used(tmp_path, seeds, borrowed):
     made = put_answers(tmp_path, *several(*seeds))
@@ -235,8 +291,9 @@ def test_the_caption_names_the_test_that_was_used(tmp_path, seeds, borrowed):
 def test_identical_methods_under_two_names_are_both_bold(tmp_path):
     pairs = [
         answers(scores_of(0.7, seed), seed, method=method, recipe=f"{method}-r")
-        for method in ("ppo", "twin") for seed in (0, 1)
-    ]  # fmt: skip
+        for method in ("ppo", "twin")
+        for seed in (0, 1)
+    ]
     made = put_answers(tmp_path, *pairs)
     assert [(row[2].bold, row[2].best) for row in made.rows] == [(True, True), (True, True)]
 
@@ -246,8 +303,12 @@ def test_a_diverged_seed_is_shown_and_counted(tmp_path):
     pairs = [answers(scores_of(0.7, seed), seed, method="ppo") for seed in (0, 1)]
     made = put_answers(tmp_path, *pairs, answers(scores_of(0.5, 9), method="dpo"))
     row = next(row for row in made.rows if str(row[0]) == "ppo")
-    assert row[1].text == "2/3" and made.footnotes[row[1].marks[0]].startswith("1 of 3 runs failed (1 diverged)")
-    assert "2/3 (a)" in "\n".join(" ".join(line.split()) for line in Markdown().render(made).splitlines())
+    assert row[1].text == "2/3" and made.footnotes[row[1].marks[0]].startswith(
+        "1 of 3 runs failed (1 diverged)"
+    )
+    assert "2/3 (a)" in "\n".join(
+        " ".join(line.split()) for line in Markdown().render(made).splitlines()
+    )
     assert "(a) 1 of 3 runs failed" in Markdown().render(made)
 
 
@@ -261,7 +322,10 @@ def test_a_budget_is_footnoted(tmp_path):
         write_json(folder / "result.json", told)
     made = of(tmp_path)
     told = {str(row[0]): [made.footnotes[m] for m in row[1].marks] for row in made.rows}
-    assert told == {"ppo": ["Budget: steps 100."], "dpo": ["Budget: steps 100. It ended by itself before."]}
+    assert told == {
+        "ppo": ["Budget: steps 100."],
+        "dpo": ["Budget: steps 100. It ended by itself before."],
+    }
 
 
 def test_unlike_code_is_refused_and_mixed_on_request(tmp_path):
@@ -269,18 +333,27 @@ def test_unlike_code_is_refused_and_mixed_on_request(tmp_path):
     (folder,) = (tmp_path / "runs/toy/dpo").iterdir()
     made = json.loads((folder / "provenance.json").read_text())
     write_json(folder / "provenance.json", made | {"code": {"harness": "older", "method": "cd"}})
-    with pytest.raises(UsageError, match="differ in the harness's code .*older: dpo seed 0; ab: ppo seed 0"):
+    with pytest.raises(
+        UsageError, match="differ in the harness's code .*older: dpo seed 0; ab: ppo seed 0"
+    ):
         of(tmp_path)
     table = of(tmp_path, mixed=True)
     told = table.footnotes
-    assert list(told) == ["a"] and told["a"].startswith("NOT ON EQUAL GROUND") and "the harness's code" in told["a"]
+    assert (
+        list(told) == ["a"]
+        and told["a"].startswith("NOT ON EQUAL GROUND")
+        and "the harness's code" in told["a"]
+    )
     assert all(row[1].marks == ("a",) for row in table.rows)
     assert all(row["footnotes"] == told["a"] for row in parsed(table))
 
 
 def test_csv_has_the_footnotes_of_a_row(tmp_path):
     assert "footnotes" not in parsed(table(tmp_path, record("ppo")))[0]
-    told = {row["method"]: row["footnotes"] for row in parsed(table(tmp_path, record("dpo"), failure("dpo", 1)))}
+    told = {
+        row["method"]: row["footnotes"]
+        for row in parsed(table(tmp_path, record("dpo"), failure("dpo", 1)))
+    }
     assert told["ppo"] == "" and told["dpo"].startswith("1 of 2 runs failed (1 diverged)")
 
 
@@ -300,7 +373,11 @@ def test_seeds_of_a_row_are_of_one_code(tmp_path):
 
 
 def test_rows_are_chosen_by_their_options(tmp_path):
-    put(tmp_path, record(recipe="r1", options={"beta": 0.1}), record(recipe="r2", options={"beta": 0.5}))
+    put(
+        tmp_path,
+        record(recipe="r1", options={"beta": 0.1}),
+        record(recipe="r2", options={"beta": 0.5}),
+    )
     assert len(of(tmp_path).rows) == 2
     (row,) = of(tmp_path, where={"beta": "0.50"}).rows
     assert row[0].text == "dpo"
@@ -313,10 +390,14 @@ def test_rows_are_chosen_by_their_options(tmp_path):
 def in_a_study(monkeypatch, places):
     """Let runs have these places in a study, which refused none."""
     monkeypatch.setattr("harness.report.selection.select.places_of", lambda results, study: places)
-    monkeypatch.setattr("harness.report.selection.select.refused_of", lambda results, study, suite: {})
+    monkeypatch.setattr(
+        "harness.report.selection.select.refused_of", lambda results, study, suite: {}
+    )
 
 
-def test_rows_of_a_sweep_are_named_by_their_entry_where_one_setting_is_chosen(tmp_path, monkeypatch):
+def test_rows_of_a_sweep_are_named_by_their_entry_where_one_setting_is_chosen(
+    tmp_path, monkeypatch
+):
     put(
         tmp_path,
         *(
@@ -325,36 +406,57 @@ def test_rows_of_a_sweep_are_named_by_their_entry_where_one_setting_is_chosen(tm
             for seed in range(2)
         ),
     )
-    folders = {str(f): json.loads((f / "result.json").read_text()) for f in (tmp_path / "runs/toy/dpo").iterdir()}
+    folders = {
+        str(f): json.loads((f / "result.json").read_text())
+        for f in (tmp_path / "runs/toy/dpo").iterdir()
+    }
     places = {f: Place(f"mine (beta={r['options']['beta']})", "mine") for f, r in folders.items()}
     in_a_study(monkeypatch, places)
-    assert [row.name for row in select(tmp_path, Filter(study="s", where={"beta": "0.2"})).rows] == ["mine"]
+    assert [
+        row.name for row in select(tmp_path, Filter(study="s", where={"beta": "0.2"})).rows
+    ] == ["mine"]
     both = select(tmp_path, Filter(study="s", where={"epochs": "1"})).rows  # which leaves both
     assert [row.name for row in both] == ["mine (beta=0.1)", "mine (beta=0.2)"]
 
 
 def test_a_label_with_a_comma_is_one_name(tmp_path, monkeypatch):
-    put(tmp_path, *(record("ppo", recipe=label) for label in ("ppo, no penalty", "no penalty", "ppo")))
+    put(
+        tmp_path,
+        *(record("ppo", recipe=label) for label in ("ppo, no penalty", "no penalty", "ppo")),
+    )
     there = tmp_path.glob("runs/toy/ppo/*")
     labels = {str(f): json.loads((f / "result.json").read_text())["recipe"] for f in there}
     places = {folder: Place(label, label) for folder, label in labels.items()}
     in_a_study(monkeypatch, places)
 
     def chosen(told):
-        return {row.name for row in select(tmp_path, Filter(study="s", methods=told.split(", "))).rows}
+        return {
+            row.name for row in select(tmp_path, Filter(study="s", methods=told.split(", "))).rows
+        }
 
     assert chosen("ppo, no penalty") == {"ppo, no penalty"}
     assert chosen("no penalty, ppo, no penalty") == {"no penalty", "ppo, no penalty"}
-    assert chosen("ppo, ppo") == {"ppo, no penalty", "no penalty", "ppo"}  # the method, of all three
+    assert chosen("ppo, ppo") == {
+        "ppo, no penalty",
+        "no penalty",
+        "ppo",
+    }  # the method, of all three
 
 
 def test_every_row_that_a_study_asks_for_stands_in_its_table(tmp_path, monkeypatch):
     """Snapshots decide a run and no recipe: two rows of one recipe, which are one where no study tells them apart."""
-    same = [record("ppo", seed, 0.5, finished_at=f"2026-01-0{day}T00:00:00Z") for seed in (0, 1) for day in (1, 2)]
+    same = [
+        record("ppo", seed, 0.5, finished_at=f"2026-01-0{day}T00:00:00Z")
+        for seed in (0, 1)
+        for day in (1, 2)
+    ]
     put(tmp_path, *same)
     there = sorted(str(f) for f in tmp_path.glob("runs/toy/ppo/*"))
     labels = ("ppo (beta=0.0)", "ppo, no penalty")
-    places = {folder: Place(labels[i % 2], labels[i % 2].partition(" (")[0]) for i, folder in enumerate(there)}
+    places = {
+        folder: Place(labels[i % 2], labels[i % 2].partition(" (")[0])
+        for i, folder in enumerate(there)
+    }
     in_a_study(monkeypatch, places)
     found = select(tmp_path, Filter(study="s")).rows
     assert sorted((row.name, len(row.good)) for row in found) == [(label, 2) for label in labels]
@@ -365,14 +467,23 @@ def test_every_row_that_a_study_asks_for_stands_in_its_table(tmp_path, monkeypat
     assert row.name == "ppo" and {r["finished_at"][:10] for r in row.good} == {"2026-01-02"}
 
 
-@pytest.mark.parametrize("option", ["labeller.noise=0.5", "run.snapshots=6", "suite.bias=2", "stage.sft.epochs=3"])
+@pytest.mark.parametrize(
+    "option", ["labeller.noise=0.5", "run.snapshots=6", "suite.bias=2", "stage.sft.epochs=3"]
+)
 def test_runs_are_chosen_by_whatever_a_study_can_sweep(tmp_path, option):
     mine = record("dpo", recipe="mine", suite_options={"bias": 2})
     put(tmp_path, mine, record("dpo", recipe="other", suite_options={"bias": 1}))
     for folder in (tmp_path / "runs" / "toy" / "dpo").iterdir():
         ours = json.loads((folder / "result.json").read_text())["recipe"] == "mine"
-        spec = {"labeller_options": {"noise": 0.5 * ours}, "snapshots": 6 * ours, "options": {}, "budget": {}}
-        (folder / "spec.json").write_text(json.dumps(spec | {"stages": {"sft": {"epochs": 3 * ours}}}))
+        spec = {
+            "labeller_options": {"noise": 0.5 * ours},
+            "snapshots": 6 * ours,
+            "options": {},
+            "budget": {},
+        }
+        (folder / "spec.json").write_text(
+            json.dumps(spec | {"stages": {"sft": {"epochs": 3 * ours}}})
+        )
     name, _, value = option.partition("=")
     (row,) = select(tmp_path, Filter(where={name: value})).rows
     assert [r["recipe"] for r in row.records] == ["mine"]
@@ -381,12 +492,22 @@ def test_runs_are_chosen_by_whatever_a_study_can_sweep(tmp_path, option):
 
 
 def test_a_table_says_what_its_rows_were_chosen_by(tmp_path):
-    put(tmp_path, *(record("dpo", recipe=f"{b}", options={"beta": b}) for b in (0.1, 0.3)), record("ppo"))
+    put(
+        tmp_path,
+        *(record("dpo", recipe=f"{b}", options={"beta": b}) for b in (0.1, 0.3)),
+        record("ppo"),
+    )
     made = of(tmp_path, where={"beta": "0.3"})
-    assert made.title.startswith("toy (beta=0.3): ") and "answers on toy (beta=0.3), ties half" in made.caption
+    assert (
+        made.title.startswith("toy (beta=0.3): ")
+        and "answers on toy (beta=0.3), ties half" in made.caption
+    )
     both = of(tmp_path, where={"beta": "0.1"}, methods=["dpo", "ppo"])
     assert both.title.startswith("toy (beta=0.1; only dpo, ppo): ") and both.caption != made.caption
-    assert of(tmp_path).title.startswith("toy: ") and "answers on toy, ties half" in of(tmp_path).caption
+    assert (
+        of(tmp_path).title.startswith("toy: ")
+        and "answers on toy, ties half" in of(tmp_path).caption
+    )
 
 
 def test_a_misspelt_method_is_not_left_out_silently(tmp_path):
@@ -398,7 +519,11 @@ def test_a_misspelt_method_is_not_left_out_silently(tmp_path):
 def test_answers_that_are_not_there_are_one_message(tmp_path):
     put(tmp_path, record("ppo"))
     (file,) = tmp_path.rglob("samples.jsonl")
-    for text, why in (("", "no answers in it"), ("[1]\n", "no answer to a prompt"), ("{\n", "damaged")):
+    for text, why in (
+        ("", "no answers in it"),
+        ("[1]\n", "no answer to a prompt"),
+        ("{\n", "damaged"),
+    ):
         file.write_text(text)
         with pytest.raises(HarnessError, match=why):
             of(tmp_path)
@@ -429,23 +554,33 @@ def test_work_that_was_looked_up_is_told_where_costs_are_compared(tmp_path):
     put(tmp_path, reusing("dpo", 1.5e12), reusing("ipo", 0.01e12), record("ppo"))
     made = of(tmp_path)
     (note,) = [note for note in made.notes if "looked up" in note or "look up" in note]
-    assert "up to 50% of the method's FLOPs (dpo)" in note and "looked up (of FLOPs)" not in made.columns
+    assert (
+        "up to 50% of the method's FLOPs (dpo)" in note
+        and "looked up (of FLOPs)" not in made.columns
+    )
     asked = comparison(select(tmp_path, Filter()), ["method", "reused"])
     assert {row[0]: row[1] for row in texts(asked)} == {"dpo": "50%", "ipo": "<1%", "ppo": "-"}
     assert asked.notes == []  # no cost is shown
-    assert any("up to 50%" in note for note in comparison(select(tmp_path, Filter()), ["method", "seconds"]).notes)
+    assert any(
+        "up to 50%" in note
+        for note in comparison(select(tmp_path, Filter()), ["method", "seconds"]).notes
+    )
 
 
 def test_records_that_looked_nothing_up_have_no_note_on_it(tmp_path):
     older = record("ppo")
     del older["cost"]["method"]["flops_reused"]
-    assert not any("look up" in note for note in table(tmp_path, record("dpo"), older, failure("kto")).notes)
+    assert not any(
+        "look up" in note for note in table(tmp_path, record("dpo"), older, failure("kto")).notes
+    )
 
 
 def made_by(folder, commit, dirty, code):
     told = json.loads((folder / "provenance.json").read_text())
     git = {"commit": commit, "dirty": dirty} if commit else None
-    write_json(folder / "provenance.json", told | {"git": git, "code": told["code"] | {"harness": code}})
+    write_json(
+        folder / "provenance.json", told | {"git": git, "code": told["code"] | {"harness": code}}
+    )
     return hashlib.sha256((folder / "samples.jsonl").read_bytes()).hexdigest()
 
 
@@ -453,15 +588,27 @@ def test_the_csv_says_what_a_re_run_is_verified_by(tmp_path):
     put(tmp_path, *(record("dpo", seed) for seed in range(3)))
     folders = sorted((tmp_path / "runs/toy/dpo").iterdir())
     digests = [made_by(f, "c0ffee", f is folders[1], "ab" * 32) for f in folders]
-    for folder, digest in list(zip(folders, digests, strict=True))[:2]:  # the third is of before there were digests
+    for folder, digest in list(zip(folders, digests, strict=True))[
+        :2
+    ]:  # the third is of before there were digests
         told = json.loads((folder / "result.json").read_text())
         write_json(folder / "result.json", told | {"files": {"samples.jsonl": digest}})
     made_by(folders[2], None, False, "ab" * 32)  # and not of a repository
     each = {row["method"]: row for row in parsed(of(tmp_path, each=True))}
-    found = [tuple(each[f"dpo, seed {seed}"][k] for k in ("samples_sha256", "commit", "code")) for seed in range(3)]
-    assert found == [(digests[0], "c0ffee", "ab" * 32), (digests[1], "c0ffee-dirty", "ab" * 32), ("", "", "ab" * 32)]
+    found = [
+        tuple(each[f"dpo, seed {seed}"][k] for k in ("samples_sha256", "commit", "code"))
+        for seed in range(3)
+    ]
+    assert found == [
+        (digests[0], "c0ffee", "ab" * 32),
+        (digests[1], "c0ffee-dirty", "ab" * 32),
+        ("", "", "ab" * 32),
+    ]
     (row,) = parsed(of(tmp_path))
-    assert row["samples_sha256"] == f"{digests[0]} {digests[1]} -" and row["commit"] == "c0ffee c0ffee-dirty -"
+    assert (
+        row["samples_sha256"] == f"{digests[0]} {digests[1]} -"
+        and row["commit"] == "c0ffee c0ffee-dirty -"
+    )
     assert row["code"] == "ab" * 32 and row["folders"].split() == [str(f) for f in folders]
 
 
@@ -482,7 +629,10 @@ def synthetic(folder, records, prompts):
     for seed in range(4):
         made = record(seed=seed)
         made["evaluation"]["prompts"] = prompts
-        rows = [r | {"prompt": "p" * 350, "answer": r["answer"] + "a" * 110, "sft": "s" * 125} for r in samples(made)]
+        rows = [
+            r | {"prompt": "p" * 350, "answer": r["answer"] + "a" * 110, "sft": "s" * 125}
+            for r in samples(made)
+        ]
         files.append((folder / f"samples-{seed}", write_rows(folder / f"samples-{seed}", rows)))
     for i in range(records):
         made, (samples_file, digest) = record(f"m{i // 100}", seed=i % 100), files[i % 4]
@@ -496,8 +646,10 @@ def synthetic(folder, records, prompts):
 
 
 MANY = [  # CPU seconds and MiB at most: some four times what docs/tables.md says was measured
-    (400, 64, 3, 30), (200, 512, 6, 60), pytest.param(10_000, 64, 30, 400, marks=pytest.mark.slow)
-]  # fmt: skip
+    (400, 64, 3, 30),
+    (200, 512, 6, 60),
+    pytest.param(10_000, 64, 30, 400, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("records", "prompts", "most", "mebibytes"), MANY)
@@ -531,7 +683,11 @@ def test_mixed_ground_is_refused_by_name(tmp_path):
 
 def test_ground_that_one_run_lacks_is_refused(tmp_path):
     with pytest.raises(UsageError, match="differ in judge"):
-        table(tmp_path, record("dpo"), record("ppo", ground={k: v for k, v in GROUND.items() if k != "judge"}))
+        table(
+            tmp_path,
+            record("dpo"),
+            record("ppo", ground={k: v for k, v in GROUND.items() if k != "judge"}),
+        )
 
 
 def test_methods_can_be_chosen_out_of_mixed_ground(tmp_path):
@@ -583,17 +739,27 @@ def test_a_failure_newer_than_the_result_counts(tmp_path):
 
 def test_rows_of_one_method_are_told_apart_by_their_options(tmp_path):
     made = table(
-        tmp_path, record(recipe="r1", options={"beta": 0.1, "epochs": 1.0}, win=0.7),
-        record(recipe="r2", options={"beta": 0.5, "epochs": 1.0}, win=0.6), record("ppo", win=0.5),
-    )  # fmt: skip
+        tmp_path,
+        record(recipe="r1", options={"beta": 0.1, "epochs": 1.0}, win=0.7),
+        record(recipe="r2", options={"beta": 0.5, "epochs": 1.0}, win=0.6),
+        record("ppo", win=0.5),
+    )
     assert [row[0] for row in texts(made)] == ["dpo (beta=0.1)", "dpo (beta=0.5)", "ppo"]
 
 
 def test_options_that_followed_from_what_was_asked_for_are_not_told(tmp_path):
     made = table(
-        tmp_path, record(recipe="r1", options={"optimiser": "ppo", "beta": 0.1, "steps": 50}, win=0.7, asked=[]),
-        record(recipe="r2", options={"optimiser": "dpo", "beta": 0.3, "steps": 9}, win=0.6, asked=["optimiser"]),
-    )  # fmt: skip
+        tmp_path,
+        record(
+            recipe="r1", options={"optimiser": "ppo", "beta": 0.1, "steps": 50}, win=0.7, asked=[]
+        ),
+        record(
+            recipe="r2",
+            options={"optimiser": "dpo", "beta": 0.3, "steps": 9},
+            win=0.6,
+            asked=["optimiser"],
+        ),
+    )
     assert [row[0] for row in texts(made)] == ["dpo", "dpo (optimiser=dpo)"]
 
 
@@ -616,12 +782,16 @@ def test_an_estimated_kl_is_marked(tmp_path):
     best = record("best_of_n")
     best["evaluation"] |= {"kl_estimator": "best-of-n level mass", "kl_bound": 0.636}
     made = table(tmp_path, best)
-    assert made.rows[0][6].text == "5.12 (est.)" and any("bounds it: best_of_n 0.64." in note for note in made.notes)
+    assert made.rows[0][6].text == "5.12 (est.)" and any(
+        "bounds it: best_of_n 0.64." in note for note in made.notes
+    )
 
 
 def test_several_suites_need_a_name(tmp_path):
     put(tmp_path, record(), record(suite="other", recipe="dpo-on-other"))
-    with pytest.raises(UsageError, match="Name one suite with --suite: there are runs of other, toy"):
+    with pytest.raises(
+        UsageError, match="Name one suite with --suite: there are runs of other, toy"
+    ):
         of(tmp_path)
     assert of(tmp_path, "other").title.startswith("other")
     with pytest.raises(UsageError, match="other, toy"):
@@ -640,13 +810,19 @@ def test_a_newer_schema_is_refused(tmp_path):
 
 def columns_of(line):
     """Split a Markdown row at its unescaped bars."""
-    return [cell.replace("\\|", "|").strip() for cell in line.replace("\\|", "\0").strip("|").split("|")]
+    return [
+        cell.replace("\\|", "|").strip() for cell in line.replace("\\|", "\0").strip("|").split("|")
+    ]
 
 
 def test_markdown_is_a_table(tmp_path):
     lines = Markdown().render(table(tmp_path, record("dpo"), record("ppo"))).splitlines()
     rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 4 and len({len(line) for line in rows}) == 1 and len({line.count("|") for line in rows}) == 1
+    assert (
+        len(rows) == 4
+        and len({len(line) for line in rows}) == 1
+        and len({line.count("|") for line in rows}) == 1
+    )
     assert lines[0].startswith("**toy") and set(rows[1]) == {"|", "-"}
 
 
@@ -664,9 +840,15 @@ def test_markdown_keeps_a_row_on_its_line(tmp_path):
 
 
 def test_csv_parses_back_with_unrounded_figures(tmp_path):
-    made = table(tmp_path, record("dpo", win=1 / 3, options={"note": 'a,"b"\n'}), record("dpo", recipe="r2", win=0.25))
+    made = table(
+        tmp_path,
+        record("dpo", win=1 / 3, options={"note": 'a,"b"\n'}),
+        record("dpo", recipe="r2", win=0.25),
+    )
     first, second = parsed(made)
-    assert float(first["win_rate"]) == 1 / 3 and float(first["kl"]) == pytest.approx(5.123456789, abs=1e-12)
+    assert float(first["win_rate"]) == 1 / 3 and float(first["kl"]) == pytest.approx(
+        5.123456789, abs=1e-12
+    )
     assert first["method"] == 'dpo (note=a,"b"\n)' and "(beta=0.1" not in first["method"]
     assert float(second["method_flops"]) == 3e12 and second["failed"] == "0"
 

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from harness.api.registry import installed
-from harness.core.distributed import ALONE, Team, merged
+from harness.core.distributed import ALONE, DistributedContext, merged
 
 from .tools import ENV, finished, fresh, on_small, only_run
 
-METHODS = ["ppo", "best_of_n"]  # through the whole command; test_every_method.py trains them all in two processes
+METHODS = [
+    "ppo",
+    "best_of_n",
+]  # through the whole command; test_every_method.py trains them all in two processes
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,10 @@ def launched(*args):
     """Run a Python module or script in two processes; on CPU `accelerate launch` starts but one."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
-        [sys.executable, *launcher, *map(str, args)], capture_output=True, text=True, env={**os.environ, **ENV}
+        [sys.executable, *launcher, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ENV},
     )
 
 
@@ -39,35 +45,51 @@ def test_two_processes_do_what_one_does(method, folder):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(f"{method} on small, seed 0") == 1  # one of them speaks
     together, alone = only_run(folder, "small", method), finished(method)
-    for ours, theirs in zip(rows(together, "metrics.jsonl"), rows(alone, "metrics.jsonl"), strict=True):
-        assert ours == {name: pytest.approx(value, rel=2e-2, abs=2e-3) for name, value in theirs.items()}
+    for ours, theirs in zip(
+        rows(together, "metrics.jsonl"), rows(alone, "metrics.jsonl"), strict=True
+    ):
+        assert ours == {
+            name: pytest.approx(value, rel=2e-2, abs=2e-3) for name, value in theirs.items()
+        }
     ours, theirs = rows(together, "samples.jsonl"), rows(alone, "samples.jsonl")
     same = [a["answer"] == b["answer"] for a, b in zip(ours, theirs, strict=True)]
     assert sum(same) / len(same) > 0.9  # rounding may turn a draw that lies on an edge
-    assert [json.loads((f / "result.json").read_text())["runtime"]["processes"] for f in (together, alone)] == [2, 1]
-    bills = [json.loads((f / "result.json").read_text())["cost"]["method"] for f in (together, alone)]
+    assert [
+        json.loads((f / "result.json").read_text())["runtime"]["processes"]
+        for f in (together, alone)
+    ] == [2, 1]
+    bills = [
+        json.loads((f / "result.json").read_text())["cost"]["method"] for f in (together, alone)
+    ]
     for name in ("flops", "steps", "samples", "reward_queries", "tokens_trained"):
         assert bills[0][name] == pytest.approx(bills[1][name], rel=0.02), name
 
 
 def test_every_row_is_somebodys_and_only_once():
-    teams = [Team(rank, 3) for rank in range(3)]
+    teams = [DistributedContext(rank, 3) for rank in range(3)]
     for n in (0, 1, 2, 3, 7, 10):
-        assert sorted(i for team in teams for i in range(n)[team.span(n)]) == list(range(n))
-        assert [sum(team.has(i) for team in teams) for i in range(n)] == [1] * n
+        assert sorted(i for distributed in teams for i in range(n)[distributed.shard(n)]) == list(
+            range(n)
+        )
+        assert [sum(distributed.has(i) for distributed in teams) for i in range(n)] == [1] * n
 
 
 def test_alone_nothing_is_summed():
     x = torch.tensor([1.0, 2.0])
-    ALONE.add_up(x)
-    assert x.tolist() == [1.0, 2.0] and ALONE.gather("a") == ["a"] and ALONE.agree(3) == 3 and ALONE.main
+    ALONE.all_reduce(x)
+    assert (
+        x.tolist() == [1.0, 2.0]
+        and ALONE.gather("a") == ["a"]
+        and ALONE.broadcast_from_main(3) == 3
+        and ALONE.main
+    )
     assert merged([{"a": 1.0, "b": 2.0}, {"a": 0.5}]) == {"a": 1.5, "b": 2.0}
 
 
 GRADIENTS = """
 import torch
 from accelerate import Accelerator
-from harness.core.distributed import Team
+from harness.core.distributed import DistributedContext as Team
 accelerator = Accelerator(cpu=True)
 team = Team(accelerator.process_index, accelerator.num_processes)
 a, b = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3))
@@ -75,14 +97,14 @@ if team.rank == 0:
     a.grad = torch.tensor([1.0, 2.0])
 else:
     b.grad = torch.ones(3)
-team.add_up_gradients([a, b])
+team.all_reduce_gradients([a, b])
 assert a.grad.tolist() == [1, 2] and b.grad.tolist() == [1, 1, 1]
 c = torch.nn.Parameter(torch.zeros(1))
-team.add_up_gradients([c])
+team.all_reduce_gradients([c])
 assert c.grad is None
 x = torch.tensor([float(team.rank + 1)])
-team.add_up(x)
-assert x.item() == 3 and team.gather(team.rank) == [0, 1] and team.agree(team.rank) == 0
+team.all_reduce(x)
+assert x.item() == 3 and team.gather(team.rank) == [0, 1] and team.broadcast_from_main(team.rank) == 0
 torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, which then aborts
 """
 

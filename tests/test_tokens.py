@@ -24,7 +24,13 @@ def real_rows(batch):
     for i in range(batch.shape[0]):
         prompt = batch.prompts.ids[i][batch.prompts.mask[i] > 0].tolist()
         rows.append(
-            (prompt, [batch["completion_ids"][i, j][batch["mask"][i, j] > 0].tolist() for j in range(batch.shape[1])])
+            (
+                prompt,
+                [
+                    batch["completion_ids"][i, j][batch["mask"][i, j] > 0].tolist()
+                    for j in range(batch.shape[1])
+                ],
+            )
         )
     return rows
 
@@ -75,7 +81,10 @@ def test_a_completion_ends_at_the_first_end_of_any_kind(tiny_tokenizer):
     other = tiny_tokenizer.convert_tokens_to_ids("<end>")
     tokens = Tokens(tiny_tokenizer, other_ends=[other])
     assert tokens.completion_ids("w0", "w1 <end> w2") == [*text_ids(tokens, "w1"), other]
-    assert tokens.completion_ids("w0", "w1 w2")[-1] == tokens.eos and tokens.ends == {tokens.eos, other}
+    assert tokens.completion_ids("w0", "w1 w2")[-1] == tokens.eos and tokens.ends == {
+        tokens.eos,
+        other,
+    }
     alone = Tokens(tiny_tokenizer)  # negative control
     assert alone.completion_ids("w0", "w1 <end> w2")[-1] == alone.eos
 
@@ -90,14 +99,23 @@ def test_what_is_cut_is_counted_by_each_counter_alone(tiny_tokenizer):
 
 def test_a_cut_prompt_keeps_its_end(tiny_tokenizer):
     tokens = Tokens(tiny_tokenizer, max_prompt=3)
-    assert tokens.prompt_ids("w1 w2 w3 w4 w5") == text_ids(tokens, "w3 w4 w5") and tokens.cut_prompts == 1
+    assert (
+        tokens.prompt_ids("w1 w2 w3 w4 w5") == text_ids(tokens, "w3 w4 w5")
+        and tokens.cut_prompts == 1
+    )
     assert len(tokens.prompt_ids("w1 w2")) == 3 and tokens.cut_prompts == 1
 
 
 def test_a_cut_completion_has_no_eos_and_is_counted(tiny_tokenizer):
     tokens = Tokens(tiny_tokenizer, max_completion=3)
-    assert tokens.completion_ids("w0", "w1 w2 w3 w4") == text_ids(tokens, "w1 w2 w3") and tokens.cut_completions == 1
-    assert tokens.completion_ids("w0", "w1 w2 w3") == text_ids(tokens, "w1 w2 w3") and tokens.cut_completions == 2
+    assert (
+        tokens.completion_ids("w0", "w1 w2 w3 w4") == text_ids(tokens, "w1 w2 w3")
+        and tokens.cut_completions == 1
+    )
+    assert (
+        tokens.completion_ids("w0", "w1 w2 w3") == text_ids(tokens, "w1 w2 w3")
+        and tokens.cut_completions == 2
+    )
     assert tokens.completion_ids("w0", "w1 w2")[-1] == tokens.eos and tokens.cut_completions == 2
 
 
@@ -159,7 +177,10 @@ def test_a_conversation_without_a_template_is_refused(tokens):
 def test_texts_are_what_was_tokenised(tokens):
     prompts = [Prompt("a", "w0"), Prompt("b", "w1 w2")]
     told = [["w3", "w4 w5 w6"], ["", "w7"]]
-    ids = [[tokens.completion_ids(p.text, text) for text in row] for p, row in zip(prompts, told, strict=True)]
+    ids = [
+        [tokens.completion_ids(p.text, text) for text in row]
+        for p, row in zip(prompts, told, strict=True)
+    ]
     assert tokens.texts(tokens.batch(prompts, ids)) == told
 
 
@@ -186,8 +207,13 @@ def check_marks(batch, source):
             origin, place = divmod(int(batch["each"][i, j]), 100)
             n = int(batch.lengths[i, j])
             assert origin == row and batch["token"].shape == batch["mask"].shape
-            assert real_rows(batch)[i][0] == told[row][0] and real_rows(batch)[i][1][j] == told[row][1][place]
-            assert batch["token"][i, j, :n].tolist() == [(row * 100 + place) * 100 + t for t in range(n)]
+            assert (
+                real_rows(batch)[i][0] == told[row][0]
+                and real_rows(batch)[i][1][j] == told[row][1][place]
+            )
+            assert batch["token"][i, j, :n].tolist() == [
+                (row * 100 + place) * 100 + t for t in range(n)
+            ]
         assert batch.prompts.prompts[i].id == f"p{row}"
 
 
@@ -195,7 +221,11 @@ def test_select_keeps_columns_aligned_and_drops_padding(tokens, make_batch):
     source = marked(make_batch(tokens))
     part = source.select([3, 1])
     check_marks(part, source)
-    assert part["row"].tolist() == [3, 1] and part.shape == (2, 2, 5) and part.prompts.ids.shape[1] == 3
+    assert (
+        part["row"].tolist() == [3, 1]
+        and part.shape == (2, 2, 5)
+        and part.prompts.ids.shape[1] == 3
+    )
     assert source.shape == (4, 2, 6)
     crooked = part.with_columns(row=part["row"].flip(0))
     with pytest.raises(AssertionError):
@@ -223,13 +253,20 @@ def test_concatenate_is_the_inverse_of_select(tokens, make_batch):
     check_marks(whole, source)
     back = whole.select([1, 2, 0, 3])
     assert all(torch.equal(back[name], source[name]) for name in source)
-    assert torch.equal(back.prompts.ids, source.prompts.ids) and torch.equal(back.prompts.mask, source.prompts.mask)
+    assert torch.equal(back.prompts.ids, source.prompts.ids) and torch.equal(
+        back.prompts.mask, source.prompts.mask
+    )
 
 
 def test_selections_keep_the_temperature(tokens, make_batch):
     batch = make_batch(tokens)
     batch.temperature = 0.7
-    parts = [batch.select([0, 1]), batch.flat(), batch.pick(torch.zeros(4, dtype=torch.long)), batch.with_columns()]
+    parts = [
+        batch.select([0, 1]),
+        batch.flat(),
+        batch.pick(torch.zeros(4, dtype=torch.long)),
+        batch.with_columns(),
+    ]
     assert {part.temperature for part in [*parts, Batch.concatenate(parts[:1])]} == {0.7}
 
 

@@ -38,7 +38,11 @@ def per_token(logp, batch):
     return -logp * batch["weight"][..., None], metrics
 
 
-CASES = [(per_pair, "token-mean"), (per_completion, "token-mean"), *[(per_token, r) for r in (*REDUCTIONS, 7.0)]]
+CASES = [
+    (per_pair, "token-mean"),
+    (per_completion, "token-mean"),
+    *[(per_token, r) for r in (*REDUCTIONS, 7.0)],
+]
 NAMES = ["pair", "completion", *map(str, (*REDUCTIONS, 7.0))]
 
 
@@ -51,7 +55,9 @@ def in_a_phase(meter):
 
 @pytest.fixture
 def batch(tokens, make_batch):
-    plain = make_batch(tokens, words=(3, 1, 5, 2, 4), lengths=((2, 4), (1, 3), (6, 2), (3, 5), (1, 1)))
+    plain = make_batch(
+        tokens, words=(3, 1, 5, 2, 4), lengths=((2, 4), (1, 3), (6, 2), (3, 5), (1, 1))
+    )
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 2, generator=generator)
     ref = torch.randn(5, 2, 6, generator=generator) * plain["mask"]
@@ -62,7 +68,15 @@ def batch(tokens, make_batch):
 def stepped(tiny_model, make_trainer):
     """Take one step; return (all weights as one vector, what the step returned)."""
 
-    def stepped(batch, loss, reduction="token-mean", micro_batch_tokens=64, sgd=True, model=tiny_model, **options):
+    def stepped(
+        batch,
+        loss,
+        reduction="token-mean",
+        micro_batch_tokens=64,
+        sgd=True,
+        model=tiny_model,
+        **options,
+    ):
         trainer, role = make_trainer(model, micro_batch_tokens, sgd=sgd, **options)
         metrics = trainer.step([Term(loss, batch, role, reduction=reduction)], progress=0.0)
         return nn.utils.parameters_to_vector(role.module.parameters()).detach(), metrics
@@ -79,7 +93,9 @@ def check_same(a, b):
 def widened(batch, left=2, right=3):
     """Return the batch with padding that no row needs."""
     pad = nn.functional.pad
-    prompts = PromptBatch(batch.prompts.prompts, pad(batch.prompts.ids, (left, 0)), pad(batch.prompts.mask, (left, 0)))
+    prompts = PromptBatch(
+        batch.prompts.prompts, pad(batch.prompts.ids, (left, 0)), pad(batch.prompts.mask, (left, 0))
+    )
     columns = {name: pad(x, (0, right)) if x.dim() == 3 else x for name, x in batch.columns.items()}
     return Batch(prompts, columns, batch.temperature)
 
@@ -97,11 +113,15 @@ def test_a_step_is_the_same_for_any_micro_batch_padding_and_order(stepped, batch
     assert whole[1]["grad_norm"] > 1e-2  # or the weights could not have told
 
 
-@pytest.mark.parametrize(("loss", "reduction"), [case for case in CASES if case[1] != 7.0], ids=NAMES[:-1])
+@pytest.mark.parametrize(
+    ("loss", "reduction"), [case for case in CASES if case[1] != 7.0], ids=NAMES[:-1]
+)
 def test_a_mean_over_each_micro_batch_is_noticed(stepped, batch, loss, reduction, monkeypatch):
     whole = stepped(batch, loss, reduction, micro_batch_tokens=10_000)
     monkeypatch.setattr(
-        trainer, "reduce_share", lambda values, part, whole, how: reduce_share(values, part, part, how)
+        trainer,
+        "reduce_share",
+        lambda values, part, whole, how: reduce_share(values, part, part, how),
     )
     broken = stepped(batch, loss, reduction, micro_batch_tokens=1)
     with pytest.raises(AssertionError):
@@ -121,10 +141,15 @@ def test_a_metric_called_loss_is_refused(stepped, batch):
 
 
 def test_adamw_steps_agree_too(stepped, batch, tiny_model):
-    steps = [stepped(batch, per_token, "token-mean", size, sgd=False, learning_rate=1e-4)[0] for size in (1, 10_000)]
+    steps = [
+        stepped(batch, per_token, "token-mean", size, sgd=False, learning_rate=1e-4)[0]
+        for size in (1, 10_000)
+    ]
     torch.testing.assert_close(*steps, atol=1e-6, rtol=0)
     start = nn.utils.parameters_to_vector(tiny_model.parameters())
-    assert (steps[0] - start).abs().max() == pytest.approx(1e-4, rel=0.01)  # the first step of Adam is the rate
+    assert (steps[0] - start).abs().max() == pytest.approx(
+        1e-4, rel=0.01
+    )  # the first step of Adam is the rate
 
 
 @pytest.mark.parametrize("loss", [per_pair, per_completion])
@@ -141,10 +166,17 @@ def test_dropout_is_noticed(stepped, batch, loss, tiny_model, make_trainer, with
 def test_reductions_by_hand(tokens, make_batch):
     batch = make_batch(tokens, words=(1, 1), lengths=((2,), (3,)), open_ended=())
     values = torch.tensor([[[1.0, 2.0, 9.0]], [[3.0, 4.0, 5.0]]])  # the 9 lies on padding
-    told = {"token-mean": 15 / 5, "seq-mean-token-mean": (1.5 + 4) / 2, "seq-mean-token-sum": 15 / 2, 10.0: 1.5}
+    told = {
+        "token-mean": 15 / 5,
+        "seq-mean-token-mean": (1.5 + 4) / 2,
+        "seq-mean-token-sum": 15 / 2,
+        10.0: 1.5,
+    }
     for how, value in told.items():
         assert float(reduce_share(values, batch, batch, how)) == pytest.approx(value)
-        parts = [reduce_share(values[[i], :, : 2 + i], batch.select([i]), batch, how) for i in range(2)]
+        parts = [
+            reduce_share(values[[i], :, : 2 + i], batch.select([i]), batch, how) for i in range(2)
+        ]
         assert float(sum(parts)) == pytest.approx(value)
         with pytest.raises(AssertionError):  # the padding counted
             unmasked = batch.with_columns(mask=torch.ones(2, 1, 3))
@@ -158,7 +190,9 @@ def test_reductions_by_hand(tokens, make_batch):
 def test_weights_of_terms_add_up(tiny_model, make_trainer, batch):
     def weights_after(*terms):
         trainer, role = make_trainer(tiny_model, sgd=True)
-        metrics = trainer.step([Term(loss, batch, role, weight=weight) for loss, weight in terms], 0.0)
+        metrics = trainer.step(
+            [Term(loss, batch, role, weight=weight) for loss, weight in terms], 0.0
+        )
         return nn.utils.parameters_to_vector(role.module.parameters()).detach(), metrics["loss"]
 
     def both(logp, part):
@@ -167,7 +201,10 @@ def test_weights_of_terms_add_up(tiny_model, make_trainer, batch):
     def likelihood(logp, part):
         return -logp.sum(-1)
 
-    apart, together = weights_after((likelihood, 2.0), (per_completion, 0.5)), weights_after((both, 1.0))
+    apart, together = (
+        weights_after((likelihood, 2.0), (per_completion, 0.5)),
+        weights_after((both, 1.0)),
+    )
     torch.testing.assert_close(apart[0], together[0], atol=1e-6, rtol=0)
     assert apart[1] == pytest.approx(together[1], rel=1e-5)
     unweighted = weights_after((likelihood, 1.0), (per_completion, 1.0))
@@ -245,7 +282,10 @@ def test_the_eos_is_learned_and_nothing_after_it(eos_padded, make_batch, tiny_mo
     check_eos_is_learned(eos_gradients(batch, tiny_model), batch.lengths, 2)
     broken = batch.with_columns(mask=(batch["completion_ids"] != eos_padded.pad).float())
     unmasked = batch.with_columns(mask=torch.ones_like(batch["mask"]))
-    for wrong in (broken, unmasked):  # the policy never learns to stop; it learns what follows the end
+    for wrong in (
+        broken,
+        unmasked,
+    ):  # the policy never learns to stop; it learns what follows the end
         gradient = eos_gradients(wrong, tiny_model)
         with pytest.raises(AssertionError):
             check_eos_is_learned(gradient, batch.lengths, 2)
@@ -256,9 +296,13 @@ def test_the_eos_is_learned_and_nothing_after_it(eos_padded, make_batch, tiny_mo
 
 def test_the_schedule():
     linear = AdamWOptions(lr_schedule="linear", warmup_ratio=0.2, lr_final=0.1)
-    assert schedule(linear, 0.0) == pytest.approx(0.01) and schedule(linear, 0.1) == pytest.approx(0.5)
+    assert schedule(linear, 0.0) == pytest.approx(0.01) and schedule(linear, 0.1) == pytest.approx(
+        0.5
+    )
     assert schedule(linear, 0.2) == pytest.approx(1.0)
-    assert schedule(linear, 0.6) == pytest.approx(0.1 + 0.9 * 0.5) and schedule(linear, 1.0) == pytest.approx(0.1)
+    assert schedule(linear, 0.6) == pytest.approx(0.1 + 0.9 * 0.5) and schedule(
+        linear, 1.0
+    ) == pytest.approx(0.1)
     cosine = AdamWOptions(lr_schedule="cosine", warmup_ratio=0.0)
     assert [schedule(cosine, p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx(
         [1, 0.5 + 0.5 * math.sqrt(0.5), 0.5, 0]
@@ -270,10 +314,14 @@ def test_the_schedule():
 @pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup", [0.0, 0.1])
 def test_the_schedule_rises_then_falls_within_its_bounds(shape, warmup):
-    rates = [schedule(AdamWOptions(lr_schedule=shape, warmup_ratio=warmup), p / 100) for p in range(100)]
+    rates = [
+        schedule(AdamWOptions(lr_schedule=shape, warmup_ratio=warmup), p / 100) for p in range(100)
+    ]
     peak = rates.index(max(rates))
     assert 0 < min(rates) and max(rates) == pytest.approx(1) and peak == round(100 * warmup)
-    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(
+        rates[peak:], reverse=True
+    )
 
 
 def test_the_learning_rate_follows_the_schedule(tiny_model, make_trainer, batch):
@@ -321,14 +369,19 @@ def train(tiny_model, batch, accelerator):
 def check_resumed(again, whole):
     """Bit-identical weights; the same rows, state, steps and counts."""
     assert torch.equal(again[0], whole[0])
-    assert again[1].rows == whole[1].rows and again[1].state == whole[1].state and again[2] == whole[2]
+    assert (
+        again[1].rows == whole[1].rows and again[1].state == whole[1].state and again[2] == whole[2]
+    )
     assert again[1].trainer.steps == whole[1].trainer.steps
 
 
 @pytest.mark.parametrize("die", [1, 2, 4, 5, 6])
 def test_a_killed_run_goes_on_bit_for_bit(train, tmp_path, die):
     whole = train(tmp_path / "whole")
-    assert whole[1].state["seen"] == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 1]] and len(whole[1].rows) == 6
+    assert (
+        whole[1].state["seen"] == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 1]]
+        and len(whole[1].rows) == 6
+    )
     with pytest.raises(Killed):
         train(tmp_path / "cut", die=die)
     check_resumed(train(tmp_path / "cut"), whole)
@@ -340,7 +393,9 @@ def test_a_checkpoint_without_moments_or_weights_is_noticed(train, tmp_path, mis
     whole = train(tmp_path / "whole")
     tensors = Trainer.tensors
     monkeypatch.setattr(
-        Trainer, "tensors", lambda self: {k: v for k, v in tensors(self).items() if f"/{missing}/" not in k}
+        Trainer,
+        "tensors",
+        lambda self: {k: v for k, v in tensors(self).items() if f"/{missing}/" not in k},
     )
     with pytest.raises(Killed):
         train(tmp_path / "cut", die=4)
@@ -405,7 +460,9 @@ def test_an_unverified_read_is_noticed(train, tmp_path, monkeypatch):
     newest = max((tmp_path / "cut").glob("turn-*"))
     flip(newest)
     state = json.loads((newest / "state.json").read_text())
-    monkeypatch.setattr(Checkpoints, "load", lambda self: (load_tensors(newest / "tensors.safetensors"), state))
+    monkeypatch.setattr(
+        Checkpoints, "load", lambda self: (load_tensors(newest / "tensors.safetensors"), state)
+    )
     again = train(tmp_path / "cut")
     with pytest.raises(AssertionError):
         check_resumed(again, whole)
@@ -456,11 +513,13 @@ def test_metrics_of_a_turn_are_averaged(loop):
 @pytest.mark.parametrize(
     ("limit", "amounts", "turns"),
     [
-        ({"steps": 3}, {"steps": 1}, 3), ({"samples": 10}, {"samples": 4}, 3),
-        ({"tokens": 100}, {"tokens_generated": 30, "tokens_trained": 20}, 2), ({"flops": 1e3}, {"flops": 300.0}, 4),
+        ({"steps": 3}, {"steps": 1}, 3),
+        ({"samples": 10}, {"samples": 4}, 3),
+        ({"tokens": 100}, {"tokens_generated": 30, "tokens_trained": 20}, 2),
+        ({"flops": 1e3}, {"flops": 300.0}, 4),
         ({}, {"steps": 1}, 8),
     ],
-)  # fmt: skip
+)
 def test_a_budget_stops_a_stream(loop, meter, limit, amounts, turns):
     one = loop(Budget(**limit))
     progress = []

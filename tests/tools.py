@@ -170,16 +170,22 @@ class Started:
     def finish(self) -> Done:
         """Wait for the end."""
         code = self._number()
-        return Done(code, Path(self.asked["out"]).read_text(), self.err, time.monotonic() - self.begun)
+        return Done(
+            code, Path(self.asked["out"]).read_text(), self.err, time.monotonic() - self.begun
+        )
 
 
 @cache
 def spawner() -> subprocess.Popen[str]:
     """The process that forks commands, started when first needed."""
     child = subprocess.Popen(
-        [sys.executable, "-c", SPAWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, **ENV}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-c", SPAWNER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **ENV},
+        stderr=subprocess.DEVNULL,
+    )
     assert child.stdout is not None and child.stdin is not None
     assert child.stdout.readline() == "ready\n", "the spawner did not start"
     atexit.register(lambda: (child.stdin.close(), child.wait(60)))  # type: ignore[union-attr]
@@ -202,9 +208,12 @@ def process(*args: object, env: dict[str, str] | None = None, cwd: Path | None =
     """Run a harness command in a Python process of its own."""
     begun = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "harness", *map(str, args)], capture_output=True, text=True,
-        env={**os.environ, **ENV, **(env or {})}, cwd=cwd or scratch(),
-    )  # fmt: skip
+        [sys.executable, "-m", "harness", *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ENV, **(env or {})},
+        cwd=cwd or scratch(),
+    )
     return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - begun)
 
 
@@ -224,7 +233,19 @@ def results() -> Path:
 
 def on_small(method: str, *more: object, results: Path) -> list[object]:
     """The arguments of a quick run on the suite `small`."""
-    return ["run", "-m", method, "-s", "small", "--quick", "-p", small_suite(), "--results", results, *more]
+    return [
+        "run",
+        "-m",
+        method,
+        "-s",
+        "small",
+        "--quick",
+        "-p",
+        small_suite(),
+        "--results",
+        results,
+        *more,
+    ]
 
 
 def only_run(results: Path, suite: str, method: str) -> Path:
@@ -236,9 +257,11 @@ def only_run(results: Path, suite: str, method: str) -> Path:
 @cache
 def finished(method: str, suite: str = "small") -> Path:
     """The folder of an uninterrupted quick run with the defaults, made once."""
-    args = on_small(method, results=results()) if suite == "small" else [
-        "run", "-m", method, "-s", suite, "--quick", "--results", results()
-    ]  # fmt: skip
+    args = (
+        on_small(method, results=results())
+        if suite == "small"
+        else ["run", "-m", method, "-s", suite, "--quick", "--results", results()]
+    )
     done = command(*args)
     assert done.code == 0, done.text
     return only_run(results(), suite, method)
@@ -259,7 +282,12 @@ def plugin(folder: Path, name: str, source: str) -> Path:
 
 # -- made-up records ---------------------------------------------------------------------------------------------------
 
-GROUND = {"start_checkpoint": "aa", "preferences": "bb", "evaluation_prompts": "cc", "judge": "gold/1"}
+GROUND = {
+    "start_checkpoint": "aa",
+    "preferences": "bb",
+    "evaluation_prompts": "cc",
+    "judge": "gold/1",
+}
 
 
 def estimate(mean: float, half: float = 0.05) -> dict[str, float]:
@@ -270,31 +298,76 @@ def estimate(mean: float, half: float = 0.05) -> dict[str, float]:
 def record(method: str = "dpo", seed: int = 0, win: float = 0.6, **more: Any) -> dict[str, Any]:
     """A plausible result.json."""
     cost = asdict(
-        Cost(seconds=12.5, cpu_seconds=11.0, flops=3e12, tokens_generated=1000, tokens_trained=2500, peak_memory=2**29)
+        Cost(
+            seconds=12.5,
+            cpu_seconds=11.0,
+            flops=3e12,
+            tokens_generated=1000,
+            tokens_trained=2500,
+            peak_memory=2**29,
+        )
     )
     evaluation = {
-        "prompts": 64, "split": "test", "temperature": 1.0, "win_rate": estimate(win), "gold": estimate(1.25),
-        "proxy": estimate(0.75), "kl": estimate(5.123456789), "kl_estimator": "rao-blackwell",
-        "length": estimate(14.5), "eos_rate": 0.99, "distinct": 0.98, "reference_gold": 1.0,
-        "reference_proxy": 0.0, "reference_length": 13.0,
-        "inference": {"flops_per_answer": 6e7, "tokens_per_answer": 14.5, "reward_queries_per_answer": 0.0},
-    }  # fmt: skip
+        "prompts": 64,
+        "split": "test",
+        "temperature": 1.0,
+        "win_rate": estimate(win),
+        "gold": estimate(1.25),
+        "proxy": estimate(0.75),
+        "kl": estimate(5.123456789),
+        "kl_estimator": "rao-blackwell",
+        "length": estimate(14.5),
+        "eos_rate": 0.99,
+        "distinct": 0.98,
+        "reference_gold": 1.0,
+        "reference_proxy": 0.0,
+        "reference_length": 13.0,
+        "inference": {
+            "flops_per_answer": 6e7,
+            "tokens_per_answer": 14.5,
+            "reward_queries_per_answer": 0.0,
+        },
+    }
     return {
-        "schema": 1, "status": "finished", "method": method, "suite": "toy", "seed": seed, "recipe": f"{method}-on-toy",
-        "paper": "", "options": {"beta": 0.1, "epochs": 1.0}, "evaluation": evaluation, "ground": dict(GROUND),
-        "artifacts": {}, "finished_at": "2026-01-01T00:00:00Z",
-        "cost": {"method": cost, "models": {"policy": {"parameters": 300000, "bytes": 1200000}}, "labels": 720,
-                 "ai_labels": 0,
-                 "shared_total": asdict(Cost(seconds=7.0, flops=1e12))},
-    } | more  # fmt: skip
+        "schema": 1,
+        "status": "finished",
+        "method": method,
+        "suite": "toy",
+        "seed": seed,
+        "recipe": f"{method}-on-toy",
+        "paper": "",
+        "options": {"beta": 0.1, "epochs": 1.0},
+        "evaluation": evaluation,
+        "ground": dict(GROUND),
+        "artifacts": {},
+        "finished_at": "2026-01-01T00:00:00Z",
+        "cost": {
+            "method": cost,
+            "models": {"policy": {"parameters": 300000, "bytes": 1200000}},
+            "labels": 720,
+            "ai_labels": 0,
+            "shared_total": asdict(Cost(seconds=7.0, flops=1e12)),
+        },
+    } | more
 
 
-def failure(method: str = "dpo", seed: int = 0, why: str = "The loss is nan at optimiser step 3.", **more: Any) -> dict:
+def failure(
+    method: str = "dpo",
+    seed: int = 0,
+    why: str = "The loss is nan at optimiser step 3.",
+    **more: Any,
+) -> dict:
     """A plausible failure.json."""
     return {
-        "schema": 1, "status": "diverged", "failure": why, "method": method, "suite": "toy", "seed": seed,
-        "recipe": f"{method}-on-toy", "options": {"beta": 0.1, "epochs": 1.0},
-    } | more  # fmt: skip
+        "schema": 1,
+        "status": "diverged",
+        "failure": why,
+        "method": method,
+        "suite": "toy",
+        "seed": seed,
+        "recipe": f"{method}-on-toy",
+        "options": {"beta": 0.1, "epochs": 1.0},
+    } | more
 
 
 def put(results: Path, *records: dict[str, Any]) -> Path:
@@ -309,7 +382,10 @@ def put(results: Path, *records: dict[str, Any]) -> Path:
             write_rows(folder / "samples.jsonl", samples(r))
             write_json(folder / "spec.json", {"options": r["options"], "stages": {}, "budget": {}})
             versions = {"torch": "2.13.0", "transformers": "5.23.0"}
-            write_json(folder / "provenance.json", {"versions": versions, "code": {"harness": "ab", "method": "cd"}})
+            write_json(
+                folder / "provenance.json",
+                {"versions": versions, "code": {"harness": "ab", "method": "cd"}},
+            )
     return results
 
 
@@ -320,7 +396,23 @@ def samples(r: dict[str, Any]) -> list[dict[str, Any]]:
     for i in range(n):
         sign = 1 if (i + r["seed"]) % 4 < 2 else -1
         win = told["win_rate"]["mean"]
-        row = {"prompt_id": f"test/{i}", "prompt": f"prompt {i}", "answer": "word " * (i % 5 + 1), "ended": True}
-        row |= {"win": win + sign * min(win, 1 - win), "sft": "some words", "sft_gold": told["reference_gold"]}
-        rows.append(row | {f: told[f]["mean"] + sign * 0.5 for f in ("gold", "proxy", "kl", "length") if f in told})
+        row = {
+            "prompt_id": f"test/{i}",
+            "prompt": f"prompt {i}",
+            "answer": "word " * (i % 5 + 1),
+            "ended": True,
+        }
+        row |= {
+            "win": win + sign * min(win, 1 - win),
+            "sft": "some words",
+            "sft_gold": told["reference_gold"],
+        }
+        rows.append(
+            row
+            | {
+                f: told[f]["mean"] + sign * 0.5
+                for f in ("gold", "proxy", "kl", "length")
+                if f in told
+            }
+        )
     return rows

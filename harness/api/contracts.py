@@ -35,7 +35,9 @@ class Method(ABC):
     """
 
     name: ClassVar[str]  # the word on the command line, the file, the entry point and the row
-    kind: ClassVar[str] = ""  # what sort of method, in a word or three: "offline preference", "on-policy"
+    kind: ClassVar[str] = (
+        ""  # what sort of method, in a word or three: "offline preference", "on-policy"
+    )
     paper: ClassVar[str] = ""  # a link
     needs: ClassVar[frozenset[str]] = frozenset()  # what the suite must give: see NEEDS
 
@@ -100,7 +102,9 @@ class Labeller(ABC):
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
-    human: ClassVar[bool] = True  # its labels are billed as human labels; a model's or a rule's are not
+    human: ClassVar[bool] = (
+        True  # its labels are billed as human labels; a model's or a rule's are not
+    )
 
     def prepare(self, suite: Suite, judge: Judge) -> None:  # noqa: B027  # a labeller may need nothing
         """Take from the suite and its judge what labelling needs, before the first label."""
@@ -132,9 +136,13 @@ class Labeller(ABC):
 
     def revise(self, prompt: Prompt, completion: str, principle: Principle, rng: Random) -> str:
         """Return the completion criticised and rewritten under a principle; as it is where nothing is to be said."""
-        raise NotImplementedError(f"the labeller {self.name} compares completions, and does not revise them")
+        raise NotImplementedError(
+            f"the labeller {self.name} compares completions, and does not revise them"
+        )
 
-    def ceiling(self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int]) -> list[float] | None:
+    def ceiling(
+        self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int]
+    ) -> list[float] | None:
         """Return noiseless utilities, by which the share of labels that noise turned around is counted, or None."""
         return None
 
@@ -143,7 +151,9 @@ class Ranker(Labeller):
     """A labeller that puts all completions of a prompt in order at once."""
 
     @abstractmethod
-    def rank(self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random) -> list[int]:
+    def rank(
+        self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random
+    ) -> list[int]:
         """Return the rank of each completion, 0 the best; equal ranks are ties. `lengths` are in tokens."""
 
     def compare(
@@ -152,7 +162,9 @@ class Ranker(Labeller):
         """Return every pair in the order of the ranks; ties say nothing."""
         ranks = self.rank(prompt, completions, lengths, rng)
         pairs = combinations(range(len(ranks)), 2)
-        return [Comparison(i, j, float(ranks[i] < ranks[j])) for i, j in pairs if ranks[i] != ranks[j]]
+        return [
+            Comparison(i, j, float(ranks[i] < ranks[j])) for i, j in pairs if ranks[i] != ranks[j]
+        ]
 
 
 class Verifier(ABC):
@@ -202,12 +214,18 @@ class Suite(ABC):
     name: ClassVar[str]
     version: ClassVar[str]
     judge_name: ClassVar[str]  # a registered judge
-    labeller_name: ClassVar[str | None] = None  # a registered labeller, where preferences are sampled and labelled
+    labeller_name: ClassVar[str | None] = (
+        None  # a registered labeller, where preferences are sampled and labelled
+    )
     temperature: ClassVar[float] = 1.0  # at which everything is sampled and measured
-    settings: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # recommended options by stage or method; "*": any
+    settings: ClassVar[
+        Mapping[str, Mapping[str, object]]
+    ] = {}  # recommended options by stage or method; "*": any
     quick: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # what `--quick` changes further
 
-    enumerable: ClassVar[bool] = False  # every completion can be listed: `figures` tells distances to optima
+    enumerable: ClassVar[bool] = (
+        False  # every completion can be listed: `figures` tells distances to optima
+    )
 
     shared_seed: ClassVar[int] = 0
 
@@ -243,7 +261,9 @@ class Suite(ABC):
         """Return the constitution an AI annotator may go by; empty where there is none."""
         return []
 
-    def figures(self, method: Method, model: torch.nn.Module | None, stages: SuiteStages) -> dict[str, Any]:
+    def figures(
+        self, method: Method, model: torch.nn.Module | None, stages: SuiteStages
+    ) -> dict[str, Any]:
         """Return more figures for the record than the evaluator's own: exact ones, where all can be enumerated."""
         return {}
 
@@ -281,7 +301,9 @@ class Launcher(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def run(self, jobs: Sequence[Job], started: Callable[[Job], None], ended: Callable[[Job, int], None]) -> None:
+    def run(
+        self, jobs: Sequence[Job], started: Callable[[Job], None], ended: Callable[[Job, int], None]
+    ) -> None:
         """Carry out all jobs, begun in their order; return when none is left.
 
         `started` and `ended` are called as jobs begin and end, from the thread that called this. The number is the exit

@@ -65,7 +65,9 @@ def run_started(spec: RunSpec, folder: Path) -> None:
 
 
 @hookspec
-def step_logged(spec: RunSpec, phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
+def step_logged(
+    spec: RunSpec, phase: str, step: int, total: int, metrics: Mapping[str, float]
+) -> None:
     """A stage or the method finished step `step` of `total` (0: unknown); `phase` says which."""
 
 

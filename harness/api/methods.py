@@ -25,7 +25,9 @@ class GradientMethod(AdamWOptions, Method):
     """A method that trains by gradient: a Method with the options of AdamW, and of what it trains."""
 
     lora_rank: int = 0  # train an adapter of this rank (LoRA) beside the start checkpoint's weights; 0 trains those
-    lora_alpha: float = 0.0  # the adapter is scaled by lora_alpha / lora_rank; 0 takes twice the rank
+    lora_alpha: float = (
+        0.0  # the adapter is scaled by lora_alpha / lora_rank; 0 takes twice the rank
+    )
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -35,7 +37,9 @@ class GradientMethod(AdamWOptions, Method):
         if not self.lora_rank:
             check_idle(self, "lora_alpha", "lora_rank")
         elif find_spec("peft") is None:
-            raise ValueError("lora_rank needs the package peft: pip install 'alignment-harness[lora]'")
+            raise ValueError(
+                "lora_rank needs the package peft: pip install 'alignment-harness[lora]'"
+            )
 
 
 @dataclass
@@ -44,7 +48,9 @@ class PairOptions(GradientMethod):
 
     epochs: float = 1.0  # passes over the pairs
     steps: int = 0  # optimiser steps; 0 takes `epochs`
-    shuffle_labels: bool = False  # a control: which completion of a pair is the chosen one is drawn by a coin
+    shuffle_labels: bool = (
+        False  # a control: which completion of a pair is the chosen one is drawn by a coin
+    )
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -67,8 +73,12 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
     adaptive_beta: bool = False  # steer beta so that the KL of a completion stays near kl_target
     kl_target: float = 6.0  # nats per completion, for adaptive_beta
     kl_gain: float = 0.1  # K_beta of the controller: the largest change per turn is 0.2 of it
-    temperature: float | None = None  # of rollouts; none: the suite's, at which KL and win-rate are measured
-    max_new_tokens: int | None = None  # of a rollout's completion; none: the suite's, at which all is measured
+    temperature: float | None = (
+        None  # of rollouts; none: the suite's, at which KL and win-rate are measured
+    )
+    max_new_tokens: int | None = (
+        None  # of a rollout's completion; none: the suite's, at which all is measured
+    )
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -83,7 +93,9 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
         if self.adaptive_beta and self.beta == 0:
             raise ValueError("adaptive_beta multiplies beta: start it above 0")
         if self.temperature is not None and self.temperature <= 0:
-            raise ValueError("temperature must be above 0: greedy rollouts have no log-probabilities to learn from")
+            raise ValueError(
+                "temperature must be above 0: greedy rollouts have no log-probabilities to learn from"
+            )
         if self.kl_target <= 0 or self.kl_gain <= 0:
             raise ValueError("kl_target and kl_gain must be above 0")
         if not self.adaptive_beta:
@@ -103,7 +115,9 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
         """Yield per turn the prompts and the policy's completions of them, `reward` (B, K) among the columns."""
         lab.state.setdefault("beta", self.beta)
         for prompts in lab.prompts(self.steps):
-            batch = lab.rollout(prompts, self.num_generations, self.temperature, self.max_new_tokens)
+            batch = lab.rollout(
+                prompts, self.num_generations, self.temperature, self.max_new_tokens
+            )
             yield prompts, batch.with_columns(reward=lab.reward(batch))
 
     def report(self, lab: Lab, batch: Batch, kl: Tensor | None) -> None:
@@ -111,7 +125,11 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
 
         beta (1 + K_beta clip(KL / target - 1, -0.2, 0.2)): Ziegler et al. 2019 (1909.08593), sect. 2.2.
         """
-        lab.log(beta=lab.state["beta"], length=batch.lengths.float().mean(), eos_rate=batch["ended"].float().mean())
+        lab.log(
+            beta=lab.state["beta"],
+            length=batch.lengths.float().mean(),
+            eos_rate=batch["ended"].float().mean(),
+        )
         if not batch["reward"].isnan().all():  # a verifier may be able to score none of them
             lab.log(reward=batch["reward"].nanmean())
         if kl is None:

@@ -41,7 +41,9 @@ class Registry:
     """Every plugin that loaded, by kind and name, and every one that did not, with the reason."""
 
     manager: pluggy.PluginManager
-    classes: dict[str, dict[str, type[Any]]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+    classes: dict[str, dict[str, type[Any]]] = field(
+        default_factory=lambda: {kind: {} for kind in KINDS}
+    )
     origins: dict[tuple[str, str], Origin] = field(default_factory=dict)
     broken: dict[str, tuple[Origin, str]] = field(default_factory=dict)
     clashes: dict[tuple[str, str], list[Origin]] = field(default_factory=dict)
@@ -87,7 +89,9 @@ def _offer(offered: list[tuple[str, type[Any]]], kind: str, cls: type[Any]) -> N
     """Take a class from a plugin's hook, if its name can be a name."""
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ValueError(f"{cls.__name__}.name must be lower-case letters, digits and _, not {name!r}")
+        raise ValueError(
+            f"{cls.__name__}.name must be lower-case letters, digits and _, not {name!r}"
+        )
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
     if missing:
         raise ValueError(f"{cls.__name__} ({name}) does not define {', '.join(missing)}")
@@ -105,7 +109,10 @@ def new_registry() -> Registry:
 def installed() -> Registry:
     """Return the registry of every installed plugin, loaded once, in the order of their names."""
     registry = new_registry()
-    for point in sorted(metadata.entry_points(group="harness"), key=lambda p: (p.name, _distribution(p).distribution)):
+    for point in sorted(
+        metadata.entry_points(group="harness"),
+        key=lambda p: (p.name, _distribution(p).distribution),
+    ):
         load_entry_point(registry, point)
     return registry
 
@@ -115,7 +122,10 @@ def load_entry_point(registry: Registry, point: metadata.EntryPoint) -> None:
     origin = _distribution(point)
     try:
         registry.load(origin, point.load())
-    except (Exception, SystemExit) as error:  # a stranger's code: whatever it raises must not take the command down
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a stranger's code: whatever it raises must not take the command down
         registry.broken[point.name] = (origin, f"{type(error).__name__}: {error}")
 
 

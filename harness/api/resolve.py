@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..core.data import Budget
-from ..core.digests import combined_digest, harness_digest, model_files, package_digest, source_digest
+from ..core.digests import (
+    combined_digest,
+    harness_digest,
+    model_files,
+    package_digest,
+    source_digest,
+)
 from ..core.errors import UsageError, unknown
 from ..core.options import build, options_of, parse_settings
 from ..core.settings import STAGES, AdamWOptions, PreferenceOptions
@@ -45,39 +51,58 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     layers = [suite_cls.settings, file.settings]
     quick = suite_cls.quick if request.fixed.get("quick") else {}
     asked = parse_settings(request.settings, "--set")
-    advised = recommended(layers, method_cls, request.method, asked) | _shortened(quick, method_cls, request.method)
+    advised = recommended(layers, method_cls, request.method, asked) | _shortened(
+        quick, method_cls, request.method
+    )
     chosen = _over(method_cls, advised, asked)
     method = build(method_cls, chosen, f"method {request.method}")
     budget = parse_budget(request.budget)
     labeller = method.labeller() or request.fixed.get("labeller") or suite.labeller_name
     spec = RunSpec(
-        method=request.method, suite=request.suite, suite_name=getattr(suite, "title", None) or suite.name,
+        method=request.method,
+        suite=request.suite,
+        suite_name=getattr(suite, "title", None) or suite.name,
         suite_kind=kind,
-        options=_values(method), suite_options=_values(suite),
+        options=_values(method),
+        suite_options=_values(suite),
         labeller_options=_labeller_options(labeller, request.labeller_settings, registry),
-        stages=_resolve_stages([*layers, quick], parse_settings(request.stage_settings, "--stage-set"), budget),
-        budget=budget, asked=tuple(sorted(asked)), **request.fixed,
-    )  # fmt: skip
+        stages=_resolve_stages(
+            [*layers, quick], parse_settings(request.stage_settings, "--stage-set"), budget
+        ),
+        budget=budget,
+        asked=tuple(sorted(asked)),
+        **request.fixed,
+    )
     return dataclasses.replace(spec, code=code_of(spec, suite, method, registry))
 
 
-def _labeller_options(name: str | None, settings: tuple[str, ...], registry: Registry) -> dict[str, Any]:
+def _labeller_options(
+    name: str | None, settings: tuple[str, ...], registry: Registry
+) -> dict[str, Any]:
     """Return every option of the labeller that the method learns from."""
     asked = parse_settings(settings, "--labeller-set")
     cls = registry.get("labellers", name) if name else None
     if cls is None or not dataclasses.is_dataclass(cls):
         if asked:
-            raise UsageError(f"--labeller-set {next(iter(asked))}: the labeller {name} has no options.")
+            raise UsageError(
+                f"--labeller-set {next(iter(asked))}: the labeller {name} has no options."
+            )
         return {}
     return _values(build(cls, asked, f"labeller {name}"))
 
 
 def code_of(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> dict[str, str]:
     """Return digests of all code and files that decide a run; a name that does not exist is refused here."""
-    judge, labeller, own = spec.judge or suite.judge_name, spec.labeller or suite.labeller_name, method.labeller()
+    judge, labeller, own = (
+        spec.judge or suite.judge_name,
+        spec.labeller or suite.labeller_name,
+        method.labeller(),
+    )
     asked = make_labeller(spec, suite, registry)
     return {
-        "harness": harness_digest(), "method": source_digest(type(method)), "suite": package_digest(type(suite)),
+        "harness": harness_digest(),
+        "method": source_digest(type(method)),
+        "suite": package_digest(type(suite)),
         "engine": source_digest(registry.get("engines", spec.engine)),
         "judge": package_digest(registry.get("judges", judge)),
         "labeller": package_digest(registry.get("labellers", labeller)) if labeller else "",
@@ -85,7 +110,7 @@ def code_of(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> 
         "labeller_data": combined_digest(asked.data_files()) if asked else "",
         "base": _base_digest(spec.model or suite.base_model()),
         "data": combined_digest(suite.data_files()),
-    }  # fmt: skip
+    }
 
 
 def _base_digest(base: str | Path | None) -> str:
@@ -114,7 +139,9 @@ def _check_settings(file: SuiteFile, where: str, registry: Registry) -> None:
 
 def make_method(spec: RunSpec, registry: Registry) -> Method:
     """Return the method of a spec with its options."""
-    method: Method = build(registry.get("methods", spec.method), spec.options, f"method {spec.method}")
+    method: Method = build(
+        registry.get("methods", spec.method), spec.options, f"method {spec.method}"
+    )
     return method
 
 
@@ -132,7 +159,9 @@ def make_judge(spec: RunSpec, suite: Suite, registry: Registry) -> Judge:
     return judge
 
 
-def make_labeller(spec: RunSpec, suite: Suite, registry: Registry, own: bool = True) -> Labeller | None:
+def make_labeller(
+    spec: RunSpec, suite: Suite, registry: Registry, own: bool = True
+) -> Labeller | None:
     """Return the labeller the method learns from, or (`own` off) the one behind the preferences that all share.
 
     They differ for AI feedback only. None where there is neither. It is not prepared yet.
@@ -152,12 +181,17 @@ def make_labeller(spec: RunSpec, suite: Suite, registry: Registry, own: bool = T
 
 def suite_class(suite: str, registry: Registry) -> type[Suite]:
     """Return the class behind a suite's name or file."""
-    cls: type[Suite] = registry.get("suites", read_suite_file(suite).suite if is_suite_file(suite) else suite)
+    cls: type[Suite] = registry.get(
+        "suites", read_suite_file(suite).suite if is_suite_file(suite) else suite
+    )
     return cls
 
 
 def recommended(
-    layers: list[Mapping[str, Mapping[str, Any]]], cls: type, name: str, asked: Mapping[str, Any] | None = None
+    layers: list[Mapping[str, Mapping[str, Any]]],
+    cls: type,
+    name: str,
+    asked: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the settings a suite recommends for a method: `*` for what the method leaves at the contract's default.
 
@@ -165,16 +199,22 @@ def recommended(
     entry `NAME:OPTION=VALUE` stands in its place where that value was asked for: methods that are several in one.
     """
     inherited = {
-        n for n in options_of(cls) if not any(n in vars(base).get("__annotations__", {}) for base in _own(cls))
+        n
+        for n in options_of(cls)
+        if not any(n in vars(base).get("__annotations__", {}) for base in _own(cls))
     }
     values: dict[str, Any] = {}
     for layer in layers:
-        values |= {k: v for k, v in layer.get("*", {}).items() if k in inherited and k not in values}
+        values |= {
+            k: v for k, v in layer.get("*", {}).items() if k in inherited and k not in values
+        }
         values |= _entry(layer, name, asked or {})
     return values
 
 
-def _entry(layer: Mapping[str, Mapping[str, Any]], name: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+def _entry(
+    layer: Mapping[str, Mapping[str, Any]], name: str, asked: Mapping[str, Any]
+) -> Mapping[str, Any]:
     for key, values in layer.items():
         option, _, value = key.removeprefix(f"{name}:").partition("=")
         if key.startswith(f"{name}:") and str(asked.get(option)) == value:
@@ -184,7 +224,9 @@ def _entry(layer: Mapping[str, Mapping[str, Any]], name: str, asked: Mapping[str
 
 def _shortened(quick: Mapping[str, Mapping[str, Any]], cls: type, name: str) -> dict[str, Any]:
     """Return what `--quick` changes for a method: `*` for whatever it has of that, the entry under its name over it."""
-    return {k: v for k, v in quick.get("*", {}).items() if k in options_of(cls)} | dict(quick.get(name, {}))
+    return {k: v for k, v in quick.get("*", {}).items() if k in options_of(cls)} | dict(
+        quick.get(name, {})
+    )
 
 
 def _over(cls: type, advised: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,15 +251,21 @@ def _resolve_stages(
     for name, value in overrides.items():
         stage, _, option = name.partition(".")
         if stage not in STAGES:
-            raise UsageError(f"--stage-set {name}: {unknown('stage', stage, STAGES)} Write STAGE.OPTION=VALUE.")
+            raise UsageError(
+                f"--stage-set {name}: {unknown('stage', stage, STAGES)} Write STAGE.OPTION=VALUE."
+            )
         asked[stage][option] = value
     stages = {
-        stage: _values(build(cls, _over(cls, _layered(layers, stage), asked[stage]), f"--stage-set {stage}"))
+        stage: _values(
+            build(cls, _over(cls, _layered(layers, stage), asked[stage]), f"--stage-set {stage}")
+        )
         for stage, cls in STAGES.items()
     }
     if budget.labels:  # what a method learns from costs it labels, whoever asked for them
         labels = min(stages["preferences"]["labels"] or budget.labels, budget.labels)
-        limited = build(PreferenceOptions, stages["preferences"] | {"labels": labels}, "--budget labels")
+        limited = build(
+            PreferenceOptions, stages["preferences"] | {"labels": labels}, "--budget labels"
+        )
         stages["preferences"] = _values(limited)
     return stages
 

@@ -20,7 +20,9 @@ def check(kind: str, name: str, registry: Registry, options: Options) -> Iterato
     """Yield the findings on a method, suite or labeller, one by one."""
     proofs = {"methods": method_proofs, "suites": suite_proofs, "labellers": labeller_proofs}
     if kind not in proofs:
-        raise UsageError(f"There are proofs for methods, suites and labellers; {name} is one of the {kind}.")
+        raise UsageError(
+            f"There are proofs for methods, suites and labellers; {name} is one of the {kind}."
+        )
     yield from proofs[kind](name, registry, options)
 
 

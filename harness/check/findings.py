@@ -25,7 +25,9 @@ class Options:
 
     suite: str | None = None  # None: an embedded suite that can serve the method
     settings: tuple[str, ...] = ()
-    optimum_settings: tuple[str, ...] = ()  # over these, in the run that is compared with the optimum
+    optimum_settings: tuple[
+        str, ...
+    ] = ()  # over these, in the run that is compared with the optimum
     full: bool = True  # also runs of full size: beats the start checkpoint, reaches its optimum
     processes: bool = True  # also a training in two processes
     results: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="harness-check-")))
@@ -35,10 +37,23 @@ class Options:
 def report(name: str, findings: list[Finding]) -> str:
     """Return the findings as Markdown, for a plugin's README."""
     failed = sum(f.status == FAILED for f in findings)
-    verdict = f"{failed} of {len(findings)} proofs failed" if failed else f"{len(findings)} proofs, none failed"
+    verdict = (
+        f"{failed} of {len(findings)} proofs failed"
+        if failed
+        else f"{len(findings)} proofs, none failed"
+    )
     rows = [f"| {f.proof} | {f.status} | {f.told.replace('|', '/')} |" for f in findings]
     return (
-        "\n".join([f"**harness check {name}**: {verdict}", "", "| proof | | measured |", "|---|---|---|", *rows]) + "\n"
+        "\n".join(
+            [
+                f"**harness check {name}**: {verdict}",
+                "",
+                "| proof | | measured |",
+                "|---|---|---|",
+                *rows,
+            ]
+        )
+        + "\n"
     )
 
 

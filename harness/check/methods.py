@@ -18,7 +18,7 @@ from .findings import FAILED, SKIPPED, Finding, Options, attempt
 from .two_processes import together
 
 if TYPE_CHECKING:
-    from .bench import Bench
+    from .trials import Trials
 
 NEAR = 0.05  # total variation from the optimum that a method states
 
@@ -28,9 +28,13 @@ def method_proofs(name: str, registry: Registry, options: Options) -> Iterator[F
     yield attempt("declares itself", lambda: _declares(cls))
     suites = [options.suite] if options.suite else serving(cls, registry, options.settings)
     if not suites:
-        yield Finding("runs", FAILED, "no embedded suite gives what its `needs` ask for; name one with --suite")
+        yield Finding(
+            "runs",
+            FAILED,
+            "no embedded suite gives what its `needs` ask for; name one with --suite",
+        )
         return
-    opened: list[Bench] = []
+    opened: list[Trials] = []
     try:
         ran = yield from _at_the_bench(name, suites[0], registry, options, opened)
     finally:
@@ -38,19 +42,21 @@ def method_proofs(name: str, registry: Registry, options: Options) -> Iterator[F
             bench.close()
     if ran and options.full:
         options.say(f"a run of full size on {suites[0]}")
-        yield attempt(f"beats SFT on {suites[0]}", lambda: _beats_start(name, suites[0], registry, options))
+        yield attempt(
+            f"beats SFT on {suites[0]}", lambda: _beats_start(name, suites[0], registry, options)
+        )
         yield from _reaches_optimum(cls, name, registry, options)
 
 
 def _at_the_bench(
-    name: str, suite: str, registry: Registry, options: Options, opened: list[Bench]
+    name: str, suite: str, registry: Registry, options: Options, opened: list[Trials]
 ) -> Generator[Finding, None, bool]:
     """Yield the findings of the small bench, put into `opened` once it stands; return whether the method ran."""
 
     def first() -> str:
-        from .bench import Bench
+        from .trials import Trials
 
-        opened.append(Bench(name, suite, registry, options))
+        opened.append(Trials(name, suite, registry, options))
         return opened[0].runs()
 
     runs = attempt("runs", first)
@@ -68,17 +74,22 @@ def _at_the_bench(
     return True
 
 
-def proofs_of(bench: Bench) -> dict[str, Callable[[], str]]:
+def proofs_of(bench: Trials) -> dict[str, Callable[[], str]]:
     """Return what is proven at its bench of a method that runs."""
     if not bench.whole.rows:  # it trains nothing
         return {"deterministic": bench.deterministic, "sees no gold": bench.sees_no_gold}
     return {
-        "deterministic": bench.deterministic, "resumable": bench.resumable,
-        "starts at the reference": bench.starts_at_the_reference, "trains the end": bench.trains_the_end,
-        "micro-batch invariant": bench.micro_batches, "padding invariant": bench.padding,
-        "order invariant": bench.order, "layout invariant": bench.layout, "keeps to a budget": bench.keeps_to_a_budget,
+        "deterministic": bench.deterministic,
+        "resumable": bench.resumable,
+        "starts at the reference": bench.starts_at_the_reference,
+        "trains the end": bench.trains_the_end,
+        "micro-batch invariant": bench.micro_batches,
+        "padding invariant": bench.padding,
+        "order invariant": bench.order,
+        "layout invariant": bench.layout,
+        "keeps to a budget": bench.keeps_to_a_budget,
         "sees no gold": bench.sees_no_gold,
-    }  # fmt: skip
+    }
 
 
 def _declares(cls: Any) -> str:
@@ -86,13 +97,19 @@ def _declares(cls: Any) -> str:
     assert "__dataclass_fields__" in vars(cls), (
         "it is not a dataclass: put @dataclass above it, so that its fields are options"
     )
-    assert (cls.__doc__ or "").strip() and not cls.__doc__.startswith(f"{cls.__name__}("), "it has no docstring"
-    assert cls.needs <= NEEDS, f"needs {sorted(cls.needs - NEEDS)} do not exist: there are {', '.join(sorted(NEEDS))}"
+    assert (cls.__doc__ or "").strip() and not cls.__doc__.startswith(f"{cls.__name__}("), (
+        "it has no docstring"
+    )
+    assert cls.needs <= NEEDS, (
+        f"needs {sorted(cls.needs - NEEDS)} do not exist: there are {', '.join(sorted(NEEDS))}"
+    )
     assert cls.paper, "`paper` is empty: link what it implements"
     mute = [o.name for o in options_of(cls).values() if not o.help]
     assert not mute, f"the options {', '.join(mute)} have no help: write a comment behind the field"
     gold = sorted(_gold_imports(cls))
-    assert not gold, f"it imports {', '.join(gold)}: a method must not see suites, judges or the registry"
+    assert not gold, (
+        f"it imports {', '.join(gold)}: a method must not see suites, judges or the registry"
+    )
     return f"{len(options_of(cls))} options with help, needs {', '.join(sorted(cls.needs)) or 'nothing'}"
 
 
@@ -127,7 +144,9 @@ def serving(cls: type[Method], registry: Registry, settings: tuple[str, ...] = (
             suite, method = make_suite(spec, registry), make_method(spec, registry)
             if suite.base_model() is None:
                 continue
-            prefers = suite.preferences() is not None or make_labeller(spec, suite, registry) is not None
+            prefers = (
+                suite.preferences() is not None or make_labeller(spec, suite, registry) is not None
+            )
             gives = {"prompts", "demonstrations"} | ({"pairs", "reward"} if prefers else set())
             gives |= {"labels"} if make_labeller(spec, suite, registry) is not None else set()
             gives |= {"verifier"} if suite.verifier() is not None else set()
@@ -138,15 +157,17 @@ def serving(cls: type[Method], registry: Registry, settings: tuple[str, ...] = (
     return found
 
 
-def _full(name: str, suite: str, registry: Registry, options: Options, *more: str) -> dict[str, Any]:
+def _full(
+    name: str, suite: str, registry: Registry, options: Options, *more: str
+) -> dict[str, Any]:
     """Return the result of a run of full size, `more` settings over the others."""
-    from ..experiments.prepare import Settings
+    from ..experiments.prepare import RunOptions
     from ..experiments.run import execute
 
     own = {setting.partition("=")[0] for setting in more}
     kept = tuple(s for s in options.settings if s.partition("=")[0] not in own)
     spec = resolve(Request(name, suite, (*kept, *more)), registry)
-    return execute(spec, registry, Settings(options.results, warn=options.say)).result
+    return execute(spec, registry, RunOptions(options.results, warn=options.say)).result
 
 
 def _beats_start(name: str, suite: str, registry: Registry, options: Options) -> str:
@@ -157,15 +178,21 @@ def _beats_start(name: str, suite: str, registry: Registry, options: Options) ->
     return f"{told}, KL {result['evaluation']['kl']['mean']:.2f} nats, {seconds:.0f} s of its own"
 
 
-def _reaches_optimum(cls: Any, name: str, registry: Registry, options: Options) -> Iterator[Finding]:
+def _reaches_optimum(
+    cls: Any, name: str, registry: Registry, options: Options
+) -> Iterator[Finding]:
     """Where the method says what it converges to, a suite that can list its completions says how far it got."""
     if cls.optimum is Method.optimum:
         told = "it does not say what it converges to: define `optimum` (docs/plugins.md, State your optimum)"
         yield Finding("reaches its optimum", SKIPPED, told)
         return
-    for suite in sorted(n for n, c in registry.classes["suites"].items() if getattr(c, "enumerable", False)):
+    for suite in sorted(
+        n for n, c in registry.classes["suites"].items() if getattr(c, "enumerable", False)
+    ):
         options.say(f"its optimum on {suite}")
-        yield attempt(f"reaches its optimum on {suite}", partial(_near, name, suite, registry, options))
+        yield attempt(
+            f"reaches its optimum on {suite}", partial(_near, name, suite, registry, options)
+        )
 
 
 def _near(name: str, suite: str, registry: Registry, options: Options) -> str:
@@ -186,9 +213,14 @@ def _near(name: str, suite: str, registry: Registry, options: Options) -> str:
 def _answers_as_told(evaluation: dict[str, Any], figures: dict[str, float]) -> str:
     """Of a policy without probabilities of its own, what it answers is compared with what its optimum would."""
     told = []
-    for name, label, of_optimum in (("gold", "reward", "optimum_reward"), ("win_rate", "win-rate", "optimum_win_rate")):
+    for name, label, of_optimum in (
+        ("gold", "reward", "optimum_reward"),
+        ("win_rate", "win-rate", "optimum_win_rate"),
+    ):
         seen, due = evaluation[name], figures[of_optimum]
         text = f"{label} {seen['mean']:.3f} [{seen['low']:.3f}, {seen['high']:.3f}] where theory says {due:.3f}"
-        assert abs(seen["mean"] - due) <= seen["high"] - seen["low"], f"{text}: more than two half-widths off"
+        assert abs(seen["mean"] - due) <= seen["high"] - seen["low"], (
+            f"{text}: more than two half-widths off"
+        )
         told.append(text)
     return "it has no probabilities of its own; " + ", ".join(told)

@@ -34,7 +34,9 @@ def neighbours(thing: Any) -> list[Any]:
     if isinstance(thing, dict) and "__builtins__" in thing:  # a module's namespace
         return []
     found = [getattr(thing, "__wrapped__", None)] if callable(thing) else []
-    return found + [r for r in gc.get_referents(thing) if not isinstance(r, dict) or "__builtins__" not in r]
+    return found + [
+        r for r in gc.get_referents(thing) if not isinstance(r, dict) or "__builtins__" not in r
+    ]
 
 
 def reachable(*roots: Any, test_ids: Collection[str] = ()) -> tuple[list[str], int]:

@@ -36,27 +36,40 @@ def _suite_declares(spec: RunSpec, registry: Registry) -> str:
     mute = [o.name for o in options_of(type(suite)).values() if not o.help]
     assert not mute, f"the options {', '.join(mute)} have no help: write a comment behind the field"
     sizes = {split: suite.size(split) for split in SPLITS}
-    assert min(sizes["test"], sizes["validation"]) >= 2 and suite.demonstrations(), f"too little data: {sizes}"
+    assert min(sizes["test"], sizes["validation"]) >= 2 and suite.demonstrations(), (
+        f"too little data: {sizes}"
+    )
     return ", ".join(f"{split} {n}" for split, n in sizes.items())
 
 
 def _suite_repeats(spec: RunSpec, registry: Registry) -> str:
-    one, two, other = (make_suite(s, registry) for s in (spec, spec, dataclasses.replace(spec, shared_seed=1)))
+    one, two, other = (
+        make_suite(s, registry) for s in (spec, spec, dataclasses.replace(spec, shared_seed=1))
+    )
     for split in ("train", "test"):
-        assert one.prompts(split) == two.prompts(split), f"two instances give other prompts of the {split} split"
+        assert one.prompts(split) == two.prompts(split), (
+            f"two instances give other prompts of the {split} split"
+        )
     assert one.demonstrations() == two.demonstrations(), "two instances give other demonstrations"
     same = one.prompts("train") == other.prompts("train")
-    return "two instances agree" + ("; shared_seed changes nothing: its data are fixed" if same else "")
+    return "two instances agree" + (
+        "; shared_seed changes nothing: its data are fixed" if same else ""
+    )
 
 
 def _splits_disjoint(spec: RunSpec, registry: Registry) -> str:
     suite = make_suite(spec, registry)
     if getattr(suite, "enumerable", False):
         return "one closed set of prompts by design: nothing there is to generalise to"
-    kept = {split: {str(p.text) for p in suite.prompts(split)} for split in ("train", "validation", "test")}
+    kept = {
+        split: {str(p.text) for p in suite.prompts(split)}
+        for split in ("train", "validation", "test")
+    }
     for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared = kept[a] & kept[b]
-        assert not shared, f"{len(shared)} prompts are in both {a} and {b}, {min(shared)[:60]!r} for one"
+        assert not shared, (
+            f"{len(shared)} prompts are in both {a} and {b}, {min(shared)[:60]!r} for one"
+        )
     return f"no text in two of {', '.join(kept)}"
 
 
@@ -73,7 +86,9 @@ def _judge_fair(spec: RunSpec, registry: Registry) -> str:
     wrong = judge.score(prompts, texts[1:] + texts[:1])
     assert all(math.isfinite(s) for s in right), "a score is not finite"
     assert right == again, "the same completions scored twice differ"
-    assert sum(right) > sum(wrong), "demonstrations score no better than those of other prompts: it ignores the prompt"
+    assert sum(right) > sum(wrong), (
+        "demonstrations score no better than those of other prompts: it ignores the prompt"
+    )
     n = len(right)
     return f"demonstrations score {sum(right) / n:.3f}, those of other prompts {sum(wrong) / n:.3f}"
 
@@ -85,25 +100,40 @@ def _verifier_bounded(spec: RunSpec, registry: Registry) -> str:
         return "it has none"
     prompt = suite.prompts("validation")[0]
     began = time.perf_counter()
-    for text in ("", "9" * 10**6, "1e999999999", "9**9**9", "(" * 10**5, "\x00\ud800", "inf nan -0", "\u0663"):
+    for text in (
+        "",
+        "9" * 10**6,
+        "1e999999999",
+        "9**9**9",
+        "(" * 10**5,
+        "\x00\ud800",
+        "inf nan -0",
+        "\u0663",
+    ):
         verdict = verifier.verify(prompt, text)
         assert verdict is None or math.isfinite(verdict), f"{text[:20]!r} gets {verdict}"
-        assert verdict == verifier.verify(prompt, text), f"{text[:20]!r} is scored differently the second time"
+        assert verdict == verifier.verify(prompt, text), (
+            f"{text[:20]!r} is scored differently the second time"
+        )
     seconds = time.perf_counter() - began
     assert seconds < 5, f"eight hostile answers took {seconds:.1f} s"
     return f"eight hostile answers in {seconds:.2f} s"
 
 
 def _suite_runs(spec: RunSpec, registry: Registry, options: Options) -> str:
-    from ..experiments.prepare import Settings
+    from ..experiments.prepare import RunOptions
     from ..experiments.run import execute
 
-    evaluation = execute(spec, registry, Settings(options.results, warn=options.say)).result["evaluation"]
+    evaluation = execute(spec, registry, RunOptions(options.results, warn=options.say)).result[
+        "evaluation"
+    ]
     return f"gold {evaluation['gold']['mean']:.3f} after a quick SFT, {evaluation['eos_rate']:.0%} of answers end"
 
 
 def labeller_proofs(name: str, registry: Registry, options: Options) -> Iterator[Finding]:
-    suite = options.suite or next(n for n, c in registry.classes["suites"].items() if c.labeller_name)
+    suite = options.suite or next(
+        n for n, c in registry.classes["suites"].items() if c.labeller_name
+    )
     fixed = {"labeller": name, "quick": True, "threads": 1}
     spec = resolve(Request("sft", suite, labeller_settings=options.settings, fixed=fixed), registry)
     yield attempt(f"labels the demonstrations of {suite}", lambda: _labels(spec, registry))
@@ -122,7 +152,9 @@ def _labels(spec: RunSpec, registry: Registry) -> str:
         said = [_say(labeller, one.prompt, texts) for _ in range(2)]
         assert said[0] == said[1], "the same question with the same seed is answered differently"
         for c in said[0]:
-            assert {c.first, c.second} == {0, 1} and 0 <= c.p <= 1, f"{c} is no opinion on completions 0 and 1"
+            assert {c.first, c.second} == {0, 1} and 0 <= c.p <= 1, (
+                f"{c} is no opinion on completions 0 and 1"
+            )
             gold = judge.score([one.prompt] * 2, texts)
             asked, agreed = asked + 1, agreed + ((c.p > 0.5) == (gold[c.first] > gold[c.second]))
     assert asked, "it has no opinion on any pair"
@@ -132,4 +164,6 @@ def _labels(spec: RunSpec, registry: Registry) -> str:
 
 
 def _say(labeller: Any, prompt: Prompt, texts: list[str]) -> Any:
-    return labeller.compare(prompt, texts, [len(t.split()) for t in texts], Random(derive("check", prompt.id)))
+    return labeller.compare(
+        prompt, texts, [len(t.split()) for t in texts], Random(derive("check", prompt.id))
+    )

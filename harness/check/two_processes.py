@@ -18,19 +18,35 @@ from .findings import Options
 Rows = list[dict[str, float]]  # metrics, one dict per turn
 
 
-def together(cases: Sequence[tuple[str, str]], registry: Registry, options: Options) -> dict[str, Rows]:
+def together(
+    cases: Sequence[tuple[str, str]], registry: Registry, options: Options
+) -> dict[str, Rows]:
     """Train each (method, suite) in two processes on CPU; return {method: metrics}. The stages are there already."""
     with tempfile.TemporaryDirectory(dir=options.results) as folder:
         out = Path(folder) / "rows.json"
         asked = {
-            "cases": list(cases), "files": registry.files, "settings": options.settings,
-            "results": str(options.results), "out": str(out),
-        }  # fmt: skip
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+            "cases": list(cases),
+            "files": registry.files,
+            "settings": options.settings,
+            "results": str(options.results),
+            "out": str(out),
+        }
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+        ]
         done = subprocess.run(
-            [*launcher, "-m", "harness.check.two_processes", json.dumps(asked)], capture_output=True, text=True
+            [*launcher, "-m", "harness.check.two_processes", json.dumps(asked)],
+            capture_output=True,
+            text=True,
         )
-        lines = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines()[-1:]
+        lines = [
+            line for line in done.stderr.splitlines() if "Error" in line
+        ] or done.stderr.splitlines()[-1:]
         assert done.returncode == 0, f"two processes failed: {' / '.join(lines[:2])}"
         found: dict[str, Rows] = json.loads(out.read_text())
         return found
@@ -38,8 +54,8 @@ def together(cases: Sequence[tuple[str, str]], registry: Registry, options: Opti
 
 def main() -> None:
     """Be one of the two."""
-    from ..core.distributed import leave_team
-    from .bench import FEW_TOKENS, Bench
+    from ..core.distributed import leave_process_group
+    from .trials import FEW_TOKENS, Trials
 
     asked = json.loads(sys.argv[1])
     registry = installed()
@@ -48,12 +64,14 @@ def main() -> None:
     options = Options(settings=tuple(asked["settings"]), results=Path(asked["results"]))
     found = {}
     for method, suite in asked["cases"]:
-        bench = Bench(method, suite, registry, replace(options, suite=suite))
-        found[method] = bench.train(team=bench.team, micro_batch_tokens=FEW_TOKENS).rows  # work for both
+        bench = Trials(method, suite, registry, replace(options, suite=suite))
+        found[method] = bench.train(
+            distributed=bench.distributed, micro_batch_tokens=FEW_TOKENS
+        ).rows  # work for both
         bench.close()
     if is_main():
         write_json(Path(asked["out"]), found)
-    leave_team()
+    leave_process_group()
 
 
 if __name__ == "__main__":

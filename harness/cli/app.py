@@ -13,7 +13,7 @@ import click
 
 from .. import __version__
 from ..api.registry import KINDS, Registry
-from ..core.distributed import leave_team
+from ..core.distributed import leave_process_group
 from ..core.errors import HarnessError, UsageError
 from .report_commands import COMMANDS, plugin_files
 
@@ -36,7 +36,9 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="alignment-harness")
 def cli() -> None:
     """Run LLM alignment methods on identical ground and compare them.
@@ -59,16 +61,46 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--method", "-m", required=True, help="The alignment method: see `harness list`.")
-@click.option("--suite", "-s", required=True, help="A suite's name, or a suite file (.toml) for your own data.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the method.")
-@click.option("--suite-set", "suite_settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the suite.")
-@click.option("--stage-set", "stage_settings", multiple=True, metavar="STAGE.NAME=VALUE",
-              help="Set an option of a stage: sft, preferences, reward_model, evaluation.")  # fmt: skip
-@click.option("--model", metavar="PATH_OR_HUB_ID", help="The base model; embedded suites bring their own.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Seeds the method: data order, rollouts, new heads, its answers.")  # fmt: skip
-@click.option("--shared-seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Seeds what all methods share: data, SFT, preferences, reward model.")  # fmt: skip
+@click.option(
+    "--suite",
+    "-s",
+    required=True,
+    help="A suite's name, or a suite file (.toml) for your own data.",
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the method."
+)
+@click.option(
+    "--suite-set",
+    "suite_settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set an option of the suite.",
+)
+@click.option(
+    "--stage-set",
+    "stage_settings",
+    multiple=True,
+    metavar="STAGE.NAME=VALUE",
+    help="Set an option of a stage: sft, preferences, reward_model, evaluation.",
+)
+@click.option(
+    "--model", metavar="PATH_OR_HUB_ID", help="The base model; embedded suites bring their own."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seeds the method: data order, rollouts, new heads, its answers.",
+)
+@click.option(
+    "--shared-seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seeds what all methods share: data, SFT, preferences, reward model.",
+)
 @click.option(
     "--budget",
     default="",
@@ -78,51 +110,116 @@ def cli() -> None:
 )
 @click.option("--judge", metavar="NAME", help="Judge by this plugin instead of the suite's.")
 @click.option("--labeller", metavar="NAME", help="Label by this plugin instead of the suite's.")
-@click.option("--labeller-set", "labeller_settings", multiple=True, metavar="NAME=VALUE",
-              help="Set an option of the labeller that the method learns from.")  # fmt: skip
+@click.option(
+    "--labeller-set",
+    "labeller_settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set an option of the labeller that the method learns from.",
+)
 @click.option("--engine", default="hf", show_default=True, help="The rollout engine.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
-              help="Of forward passes; weights stay float32.")  # fmt: skip
-@click.option("--micro-batch-tokens", type=click.IntRange(1), default=16384, show_default=True,
-              help="Tokens per forward pass in training; lower it when memory runs out.")  # fmt: skip
-@click.option("--prompt-sharing/--no-prompt-sharing", default=True, show_default=True,
-              help="Compute a prompt once for its completions, where the model can.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), default=lambda: min(2, os.cpu_count() or 1), show_default="2",
-              envvar="HARNESS_THREADS", show_envvar=True,
-              help="CPU threads. The embedded model gains from two; runs side by side want one each.")  # fmt: skip
-@click.option("--checkpoint-every", type=click.FloatRange(0), default=20.0, show_default=True, metavar="SECONDS",
-              help="How much work a kill may cost.")  # fmt: skip
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
-              help="Where runs and shared artifacts live.")  # fmt: skip
-@click.option("--snapshots", type=click.IntRange(0), default=0, metavar="N",
-              help="Evaluate N policies along training too: gold and proxy as KL grows.")  # fmt: skip
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of forward passes; weights stay float32.",
+)
+@click.option(
+    "--micro-batch-tokens",
+    type=click.IntRange(1),
+    default=16384,
+    show_default=True,
+    help="Tokens per forward pass in training; lower it when memory runs out.",
+)
+@click.option(
+    "--prompt-sharing/--no-prompt-sharing",
+    default=True,
+    show_default=True,
+    help="Compute a prompt once for its completions, where the model can.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=lambda: min(2, os.cpu_count() or 1),
+    show_default="2",
+    envvar="HARNESS_THREADS",
+    show_envvar=True,
+    help="CPU threads. The embedded model gains from two; runs side by side want one each.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(0),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How much work a kill may cost.",
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="Where runs and shared artifacts live.",
+)
+@click.option(
+    "--snapshots",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Evaluate N policies along training too: gold and proxy as KL grows.",
+)
 @click.option(
     "--check-rollouts",
     is_flag=True,
     help="Compare what is drawn with a teacher-forced pass, and stop where they differ by more than rounding.",
 )
-@click.option("--quick", is_flag=True, help="A run of seconds, to see that everything works; its figures mean nothing.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="A run of seconds, to see that everything works; its figures mean nothing.",
+)
 @plugin_files
 def run(
-    registry: Registry, method: str, suite: str, settings: tuple[str, ...], suite_settings: tuple[str, ...],
-    stage_settings: tuple[str, ...], labeller_settings: tuple[str, ...], budget: str, results: Path,
-    checkpoint_every: float, check_rollouts: bool, **fixed: Any,
-) -> None:  # fmt: skip
+    registry: Registry,
+    method: str,
+    suite: str,
+    settings: tuple[str, ...],
+    suite_settings: tuple[str, ...],
+    stage_settings: tuple[str, ...],
+    labeller_settings: tuple[str, ...],
+    budget: str,
+    results: Path,
+    checkpoint_every: float,
+    check_rollouts: bool,
+    **fixed: Any,
+) -> None:
     """Train a method on a suite, evaluate it, and record everything.
 
     Running the same command again continues after a crash, and does nothing after success.
     """
     from ..api.resolve import Request, resolve
-    from ..experiments.prepare import Settings
+    from ..experiments.prepare import RunOptions
     from ..experiments.run import execute
 
     if fixed["model"]:  # its bytes are hashed first, and a large one takes a while
         click.echo(f"{method} on {suite}: looking at {fixed['model']}", err=True)
-    asked = Request(method, suite, settings, suite_settings, stage_settings, budget, labeller_settings, fixed=fixed)
+    asked = Request(
+        method,
+        suite,
+        settings,
+        suite_settings,
+        stage_settings,
+        budget,
+        labeller_settings,
+        fixed=fixed,
+    )
     spec = resolve(asked, registry)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    outcome = execute(spec, registry, Settings(results, checkpoint_every, check_rollouts, warn=_warn))
+    outcome = execute(
+        spec, registry, RunOptions(results, checkpoint_every, check_rollouts, warn=_warn)
+    )
     from ..core.distributed import is_main
     from .display import show
 
@@ -132,18 +229,43 @@ def run(
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Print the runs, how far they are and what is left to pay; run nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the runs, how far they are and what is left to pay; run nothing.",
+)
 @click.option("--retry-failed", is_flag=True, help="Try failed runs again too.")
-@click.option("--jobs", "-j", type=click.IntRange(1), help="Runs at a time: the launcher's option `jobs`.")
-@click.option("--launcher", metavar="NAME", help="Carry the runs out with this plugin instead of the study's.")
-@click.option("--launcher-set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the launcher.")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
-              help="Where runs and shared artifacts live.")  # fmt: skip
+@click.option(
+    "--jobs", "-j", type=click.IntRange(1), help="Runs at a time: the launcher's option `jobs`."
+)
+@click.option(
+    "--launcher", metavar="NAME", help="Carry the runs out with this plugin instead of the study's."
+)
+@click.option(
+    "--launcher-set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set an option of the launcher.",
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="Where runs and shared artifacts live.",
+)
 @plugin_files
 def study(
-    registry: Registry, file: Path, dry_run: bool, retry_failed: bool, jobs: int | None, launcher: str | None,
-    settings: tuple[str, ...], results: Path,
-) -> int:  # fmt: skip
+    registry: Registry,
+    file: Path,
+    dry_run: bool,
+    retry_failed: bool,
+    jobs: int | None,
+    launcher: str | None,
+    settings: tuple[str, ...],
+    results: Path,
+) -> int:
     """Carry out all runs of a study file (.toml): methods, suites, seeds, sweeps, tuning.
 
     Running it again goes on where it was; add seeds or methods to the file, and only what is new is run.
@@ -162,7 +284,9 @@ def study(
         states = [state_of(cell, results) for cell in planned.cells]
         click.echo(show.dry_run(planned, states, Estimates(results)))
         return 0
-    done = work.Work(asked, registry, results, chosen, retry_failed, show.watch_for(results, asked.name)).carry_out()
+    done = work.Work(
+        asked, registry, results, chosen, retry_failed, show.watch_for(results, asked.name)
+    ).carry_out()
     return int(not done)
 
 
@@ -176,17 +300,23 @@ def list_plugins(registry: Registry) -> None:
             click.secho(kind, bold=True)
         for name in sorted(names):
             origin = registry.origins[kind, name]
-            click.echo(f"  {name:<16} {_about(kind, names[name]):<112.112} {origin.distribution} {origin.version}")
+            click.echo(
+                f"  {name:<16} {_about(kind, names[name]):<112.112} {origin.distribution} {origin.version}"
+            )
     for name, (origin, reason) in registry.broken.items():
         click.secho(f"broken: {name} of {origin.distribution} {origin.version}: {reason}", fg="red")
     for (kind, name), origins in registry.clashes.items():
         offers = ", ".join(f"{o.distribution} {o.version}" for o in origins)
-        click.secho(f"clash: {kind[:-1]} {name} is offered by {offers}; it cannot be used", fg="red")
+        click.secho(
+            f"clash: {kind[:-1]} {name} is offered by {offers}; it cannot be used", fg="red"
+        )
 
 
 @cli.command()
 @click.argument("name")
-@click.option("--suite", "-s", help="Show a method's options with this suite's recommended settings.")
+@click.option(
+    "--suite", "-s", help="Show a method's options with this suite's recommended settings."
+)
 @plugin_files
 def show(registry: Registry, name: str, suite: str | None) -> None:
     """Show a plugin or a stage (stage.sft): what it is, its paper, its options with types, defaults and help."""
@@ -194,7 +324,9 @@ def show(registry: Registry, name: str, suite: str | None) -> None:
 
     if name.startswith("stage."):
         return click.echo(describe_stage(name.removeprefix("stage.")))
-    kinds = [kind for kind in KINDS if name in registry.classes[kind] or (kind, name) in registry.clashes]
+    kinds = [
+        kind for kind in KINDS if name in registry.classes[kind] or (kind, name) in registry.clashes
+    ]
     if not kinds:
         registry.get("methods", name)
     for kind in kinds:
@@ -203,17 +335,36 @@ def show(registry: Registry, name: str, suite: str | None) -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option("--suite", "-s", help="Where a method is tried; otherwise an embedded suite that can serve it.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the plugin.")
-@click.option("--optimum-set", "optimum_settings", multiple=True, metavar="NAME=VALUE",
-              help="Set an option in the run that is compared with the method's optimum.")  # fmt: skip
+@click.option(
+    "--suite", "-s", help="Where a method is tried; otherwise an embedded suite that can serve it."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the plugin."
+)
+@click.option(
+    "--optimum-set",
+    "optimum_settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set an option in the run that is compared with the method's optimum.",
+)
 @click.option("--quick", is_flag=True, help="Only the small proofs: no run of full size.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write the report, as Markdown, to a file too.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Write the report, as Markdown, to a file too.",
+)
 @plugin_files
 def check(
-    registry: Registry, name: str, suite: str | None, settings: tuple[str, ...], optimum_settings: tuple[str, ...],
-    quick: bool, output: Path | None,
-) -> int:  # fmt: skip
+    registry: Registry,
+    name: str,
+    suite: str | None,
+    settings: tuple[str, ...],
+    optimum_settings: tuple[str, ...],
+    quick: bool,
+    output: Path | None,
+) -> int:
     """Put a method, suite or labeller to the proofs: deterministic, resumable, invariant, honest, better than SFT.
 
     A method takes two or three minutes on two cores, with --quick half a minute.
@@ -227,15 +378,22 @@ def check(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     kinds = [kind for kind in ("methods", "suites", "labellers") if name in registry.classes[kind]]
     if not kinds and name.endswith(".py"):
-        raise UsageError(f"{name} is a file: load it with -p {name}, and name the method, suite or labeller in it.")
+        raise UsageError(
+            f"{name} is a file: load it with -p {name}, and name the method, suite or labeller in it."
+        )
     if not kinds:
         registry.get("methods", name)
     findings = []
     with tempfile.TemporaryDirectory(prefix="harness-check-") as folder:
         told = Options(
-            suite, settings, optimum_settings, full=not quick, processes=not quick, results=Path(folder),
+            suite,
+            settings,
+            optimum_settings,
+            full=not quick,
+            processes=not quick,
+            results=Path(folder),
             say=lambda line: click.echo(f"... {line}", err=True),
-        )  # fmt: skip
+        )
         for finding in proofs(kinds[0], name, registry, told):
             findings.append(finding)
             colour = "red" if finding.status == FAILED else None
@@ -248,13 +406,21 @@ def check(
 @cli.command()
 @click.argument("kind", type=click.Choice(["method", "suite"]))
 @click.argument("name")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("."), show_default=True, help="Where to.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("."),
+    show_default=True,
+    help="Where to.",
+)
 def new(kind: str, name: str, folder: Path) -> None:
     """Write a plugin project that works: entry point, code, tests, README."""
     from .new_project import new_project
 
     made = new_project(kind, name, folder)
-    click.echo(f"wrote {made}. Next: pip install -e '{made}[test]' && pytest {made} && harness check {name}")
+    click.echo(
+        f"wrote {made}. Next: pip install -e '{made}[test]' && pytest {made} && harness check {name}"
+    )
 
 
 for reading in COMMANDS:
@@ -295,7 +461,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     else:
-        leave_team()
+        leave_process_group()
         sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -37,7 +37,9 @@ def show(outcome: Outcome) -> None:
     grid = Table.grid(padding=(0, 2))
     for label, value in _lines(r):
         grid.add_row(f"[bold]{label}[/bold]", value)
-    title = f"{r['method']} on {r['suite']}, seed {r['seed']}" + (", quick" if r.get("quick") else "")
+    title = f"{r['method']} on {r['suite']}, seed {r['seed']}" + (
+        ", quick" if r.get("quick") else ""
+    )
     title += " (finished before)" if outcome.reused else ""
     console = Console()
     console.print(Panel(grid, title=title, subtitle=str(outcome.folder), expand=False))
@@ -49,7 +51,11 @@ def _sample(sample: dict[str, Any], method: str) -> Any:
     """Return a prompt with the answers of SFT and of the method beside each other."""
     from rich.table import Table
 
-    table = Table(title=printable(sample["prompt"][-SAMPLE_CHARACTERS:]), title_justify="left", show_header=False)
+    table = Table(
+        title=printable(sample["prompt"][-SAMPLE_CHARACTERS:]),
+        title_justify="left",
+        show_header=False,
+    )
     for who, text, gold in (("sft", "sft", "sft_gold"), (method, "answer", "gold")):
         table.add_row(who, f"{sample[gold]:.2f}", printable(sample[text][:SAMPLE_CHARACTERS]))
     return table
@@ -66,7 +72,11 @@ def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [*_quality(r["evaluation"]), *_cost(r["cost"], r["evaluation"]["inference"]), *_path(r)]
     for stage, figures in STAGE_FIGURES.items():
         info = r["artifacts"].get(stage, {})
-        told = ", ".join(f"{name.replace('_', ' ')} {info[name]}" for name in figures if info.get(name) is not None)
+        told = ", ".join(
+            f"{name.replace('_', ' ')} {info[name]}"
+            for name in figures
+            if info.get(name) is not None
+        )
         if told:
             lines.append((stage.replace("_", " "), told))
     return lines
@@ -74,7 +84,11 @@ def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
     win, kl, length = e["win_rate"], e["kl"], e["length"]
-    beside = f"plain {e['kl_plain']['mean']:.2f}" if "kl_plain" in e else f"bound {e.get('kl_bound', float('nan')):.2f}"
+    beside = (
+        f"plain {e['kl_plain']['mean']:.2f}"
+        if "kl_plain" in e
+        else f"bound {e.get('kl_bound', float('nan')):.2f}"
+    )
     lines = [
         ("win-rate vs SFT", f"{_interval(win, 3)}  on {e['prompts']} {e['split']} prompts"),
         ("gold reward", f"{e['gold']['mean']:.3f}  (SFT {e['reference_gold']:.3f})"),
@@ -85,9 +99,16 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
     for name, label in (("accuracy", "accuracy"), ("proxy", "proxy reward")):
         if name in e:
             lines.insert(2, (label, f"{e[name]['mean']:.3f}  (SFT {e['reference_' + name]:.3f})"))
-    lines += [(name.replace("_", " "), f"{value:.4g}") for name, value in e.get("suite", {}).items()]
+    lines += [
+        (name.replace("_", " "), f"{value:.4g}") for name, value in e.get("suite", {}).items()
+    ]
     if "rouge" in e:
-        lines.append(("ROUGE-1/2/L", " / ".join(f"{e['rouge'][k]:.3f}" for k in ("rouge1", "rouge2", "rougeL"))))
+        lines.append(
+            (
+                "ROUGE-1/2/L",
+                " / ".join(f"{e['rouge'][k]:.3f}" for k in ("rouge1", "rouge2", "rougeL")),
+            )
+        )
     for p in e.get("curve", ()):
         proxy = f"proxy {p['proxy']:.2f}  " if "proxy" in p else ""
         told = f"gold {p['gold']:.2f}  {proxy}KL {p['kl']:.2f}  length {p['length']:.1f}"
@@ -100,9 +121,14 @@ def _cost(cost: dict[str, Any], inference: dict[str, float]) -> list[tuple[str, 
     models = ", ".join(f"{role} {m['parameters'] / 1e6:.2f}M" for role, m in cost["models"].items())
     reused = f"  (reused: {', '.join(cost['reused_stages'])})" if cost["reused_stages"] else ""
     ai = f", {cost['ai_labels']} AI labels" if cost["ai_labels"] else ""
-    per_answer = f"{inference['flops_per_answer']:.3g} FLOPs, {inference['tokens_per_answer']:.1f} tokens"
+    per_answer = (
+        f"{inference['flops_per_answer']:.3g} FLOPs, {inference['tokens_per_answer']:.1f} tokens"
+    )
     return [
-        ("method cost", f"{own['seconds']:.1f} s ({own['cpu_seconds']:.1f} CPU s), {own['flops']:.3g} FLOPs"),
+        (
+            "method cost",
+            f"{own['seconds']:.1f} s ({own['cpu_seconds']:.1f} CPU s), {own['flops']:.3g} FLOPs",
+        ),
         ("", f"{own['reward_queries']} reward queries"),
         ("method tokens", f"{own['tokens_generated']} generated, {own['tokens_trained']} trained"),
         ("models held", models or "none"),
@@ -119,13 +145,22 @@ def _path(r: dict[str, Any]) -> list[tuple[str, str]]:
     """Return on which path of computation a run was, and what was looked up instead of computed."""
     ran, own = r["runtime"], r["cost"]["method"]
     once = {True: "once", False: "for every completion (the plain path)"}
-    read = once[ran["prompt_cached_once"]] if ran.get("cache_kept", True) else "anew for every token (no cache)"
+    read = (
+        once[ran["prompt_cached_once"]]
+        if ran.get("cache_kept", True)
+        else "anew for every token (no cache)"
+    )
     told = f"prompts scored {once[ran['prompt_computed_once']]}, read {read} in rollouts"
     lines = [("computed", f"on {ran['device']}, {ran['threads']} threads; {told}")]
     if own["flops_reused"]:
         spent = sum(kind["seconds"] for kind in ran["reuse"].values())
         share = own["flops_reused"] / own["flops"]
-        lines.append(("looked up", f"{share:.0%} of the method's FLOPs; making what was not there took {spent:.1f} s"))
+        lines.append(
+            (
+                "looked up",
+                f"{share:.0%} of the method's FLOPs; making what was not there took {spent:.1f} s",
+            )
+        )
     return lines
 
 
@@ -134,7 +169,11 @@ def _interval(e: dict[str, float], digits: int) -> str:
 
 
 def _peaks(phases: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {c['peak_memory'] / 2**20:.0f} MiB" for name, c in phases.items() if c["peak_memory"])
+    return ", ".join(
+        f"{name} {c['peak_memory'] / 2**20:.0f} MiB"
+        for name, c in phases.items()
+        if c["peak_memory"]
+    )
 
 
 def describe(kind: str, cls: type, registry: Registry, suite: str | None) -> str:
@@ -145,7 +184,9 @@ def describe(kind: str, cls: type, registry: Registry, suite: str | None) -> str
     for attribute in ("paper", "version", "needs"):
         value = getattr(cls, attribute, None)
         if value:
-            lines.append(f"{attribute}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}")
+            lines.append(
+                f"{attribute}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
+            )
     advised = _advice(kind, cls, registry, suite)
     if hasattr(cls, "__dataclass_fields__"):
         lines += ["", *_option_lines(cls, advised, suite)]
@@ -180,16 +221,23 @@ def _option_lines(cls: type, advised: dict[str, Any], suite: str | None) -> list
     lines = [f"{'option':<{width}}  {'type':<12} {'default':<10} help"]
     for option in options.values():
         told = f" [{suite}: {advised[option.name]}]" if option.name in advised else ""
-        lines.append(f"{option.name:<{width}}  {option.type:<12} {option.default!s:<10} {option.help}{told}")
+        lines.append(
+            f"{option.name:<{width}}  {option.type:<12} {option.default!s:<10} {option.help}{told}"
+        )
     return lines
 
 
 def _stage_lines(cls: Any) -> list[str]:
-    lines = ["", "stages (set with --stage-set STAGE.OPTION=VALUE; the suite's own values in brackets)"]
+    lines = [
+        "",
+        "stages (set with --stage-set STAGE.OPTION=VALUE; the suite's own values in brackets)",
+    ]
     for stage, options_cls in STAGES.items():
         own = cls.settings.get(f"stage.{stage}", {})
         lines.append(f"  {stage}")
         for option in options_of(options_cls).values():
             told = f" [{own[option.name]}]" if option.name in own else ""
-            lines.append(f"    {option.name:<15} {option.type:<8} {option.default!s:<9} {option.help}{told}")
+            lines.append(
+                f"    {option.name:<15} {option.type:<8} {option.default!s:<9} {option.help}{told}"
+            )
     return lines

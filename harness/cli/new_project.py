@@ -237,7 +237,11 @@ def test_the_proofs(tmp_path):
 '''
 
 KINDS = {
-    "method": (METHOD, METHOD_TEST, {"@METHOD@": "@NAME@", "@SUITE@": "summarization", "@ARGUMENTS@": ""}),
+    "method": (
+        METHOD,
+        METHOD_TEST,
+        {"@METHOD@": "@NAME@", "@SUITE@": "summarization", "@ARGUMENTS@": ""},
+    ),
     "suite": (SUITE, SUITE_TEST, {"@METHOD@": "dpo", "@SUITE@": "@NAME@", "@ARGUMENTS@": ""}),
 }
 

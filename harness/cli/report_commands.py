@@ -16,7 +16,14 @@ from ..core.errors import UsageError
 def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `-p FILE` to a command and hand it the registry."""
 
-    @click.option("-p", "--plugin", "files", multiple=True, metavar="FILE", help="Load a Python file as a plugin.")
+    @click.option(
+        "-p",
+        "--plugin",
+        "files",
+        multiple=True,
+        metavar="FILE",
+        help="Load a Python file as a plugin.",
+    )
     @wraps(command)
     def with_registry(files: tuple[str, ...], **arguments: Any) -> Any:
         registry = installed()
@@ -30,22 +37,55 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
 @click.option("--methods", help="Only these methods or labels, separated by commas.")
-@click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
-@click.option("--where", multiple=True, metavar="NAME=VALUE",
-              help="Only runs with this option: a method's, suite.NAME or stage.STAGE.NAME.")  # fmt: skip
-@click.option("--match", metavar="QUANTITY[=VALUE]",
-              help="Methods at an equal kl, flops, tokens or seconds, interpolated along their sweeps.")  # fmt: skip
+@click.option(
+    "--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels."
+)
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only runs with this option: a method's, suite.NAME or stage.STAGE.NAME.",
+)
+@click.option(
+    "--match",
+    metavar="QUANTITY[=VALUE]",
+    help="Methods at an equal kl, flops, tokens or seconds, interpolated along their sweeps.",
+)
 @click.option("--columns", default="", metavar="KEY,...", help="Only these columns, in this order.")
 @click.option("--each", is_flag=True, help="A row per run instead of one per method.")
-@click.option("--mixed", is_flag=True, help="Put runs of unlike ground side by side, with a footnote that says so.")
-@click.option("--format", "style", default="md", show_default=True, help="The table format: a registered reporter.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of the screen.")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option(
+    "--mixed",
+    is_flag=True,
+    help="Put runs of unlike ground side by side, with a footnote that says so.",
+)
+@click.option(
+    "--format",
+    "style",
+    default="md",
+    show_default=True,
+    help="The table format: a registered reporter.",
+)
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of the screen."
+)
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True
+)
 @plugin_files
 def table(
-    registry: Registry, suite: str | None, methods: str | None, study_name: str | None, where: tuple[str, ...],
-    match: str | None, columns: str, each: bool, mixed: bool, style: str, output: Path | None, results: Path,
-) -> None:  # fmt: skip
+    registry: Registry,
+    suite: str | None,
+    methods: str | None,
+    study_name: str | None,
+    where: tuple[str, ...],
+    match: str | None,
+    columns: str,
+    each: bool,
+    mixed: bool,
+    style: str,
+    output: Path | None,
+    results: Path,
+) -> None:
     """Put all runs of a suite side by side."""
     from ..core.options import parse_settings
     from ..report.output import check_output, write_output
@@ -62,7 +102,9 @@ def table(
         raise UsageError("--match has columns and rows of its own: leave --columns and --each out.")
     selection = select(results, asked)
     keys = [c.strip() for c in columns.split(",") if c.strip()] or reporter.columns
-    text = reporter.render(matched(selection, *parse_match(match)) if match else comparison(selection, keys))
+    text = reporter.render(
+        matched(selection, *parse_match(match)) if match else comparison(selection, keys)
+    )
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -70,21 +112,38 @@ def table(
 
 
 @click.command()
-@click.option("--kind", default="frontier", show_default=True,
-              help="frontier, cost, curves, overoptimization or wins; all of them with `all`.")  # fmt: skip
-@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
-@click.option("--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels.")
-@click.option("--methods", help="Only these methods or labels, separated by commas.")
-@click.option("--where", multiple=True, metavar="NAME=VALUE", help="Only runs with this value of an option.")
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path),
+    "--kind",
+    default="frontier",
+    show_default=True,
+    help="frontier, cost, curves, overoptimization or wins; all of them with `all`.",
+)
+@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option(
+    "--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels."
+)
+@click.option("--methods", help="Only these methods or labels, separated by commas.")
+@click.option(
+    "--where", multiple=True, metavar="NAME=VALUE", help="Only runs with this value of an option."
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
     help="Where to: .png, .svg or .pdf; otherwise KIND.png below --results. With `all` -KIND is added to the name.",
-)  # fmt: skip
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+)
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True
+)
 def plot(
-    kind: str, suite: str | None, study_name: str | None, methods: str | None, where: tuple[str, ...],
-    output: Path | None, results: Path,
-) -> None:  # fmt: skip
+    kind: str,
+    suite: str | None,
+    study_name: str | None,
+    methods: str | None,
+    where: tuple[str, ...],
+    output: Path | None,
+    results: Path,
+) -> None:
     """Draw runs of a suite: win-rate against KL or cost, learning curves, over-optimisation, who beats whom."""
     from ..core.options import parse_settings
     from ..report.plots.pictures import draw_files
@@ -98,12 +157,26 @@ def plot(
 
 @click.command()
 @click.argument("study", required=False)
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True
+)
 @click.option("--suite", "-s", help="Only the runs of this suite.")
-@click.option("--prompts", type=click.IntRange(0), default=200, show_default=True,
-              help="Prompts of each suite in the sample browser, the first ones.")  # fmt: skip
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Where to; otherwise STUDY.html below --results.")
-def report(study: str | None, results: Path, suite: str | None, prompts: int, output: Path | None) -> None:
+@click.option(
+    "--prompts",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Prompts of each suite in the sample browser, the first ones.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Where to; otherwise STUDY.html below --results.",
+)
+def report(
+    study: str | None, results: Path, suite: str | None, prompts: int, output: Path | None
+) -> None:
     """Write one HTML page of a STUDY, or of all runs: tables, plots, samples, settings, provenance, citations."""
     from ..report.output import check_output, write_output
     from ..report.page import page
@@ -117,18 +190,45 @@ def report(study: str | None, results: Path, suite: str | None, prompts: int, ou
 
 
 @click.command()
-@click.option("--prompts", type=click.IntRange(2), default=512, show_default=True, help="Evaluated prompts.")
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Seeds of each method.")
-@click.option("--effect", type=click.FloatRange(0, 1, min_open=True),
-              help="A difference of win-rates (0.03: three points) to give power and prompts for.")  # fmt: skip
-@click.option("--ties", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
-              help="Share of prompts that tie.")  # fmt: skip
-@click.option("--seed-sd", type=click.FloatRange(0), default=0.02, show_default=True,
-              help="Standard deviation of the win-rate between seeds; used with several.")  # fmt: skip
-@click.option("--prompt-share", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Of a score's variance on a prompt, what seeds of a method share; used with several.")  # fmt: skip
-@click.option("--correlation", type=click.FloatRange(-1, 1, max_open=True), default=0.0, show_default=True,
-              help="Of two methods' scores on a prompt.")  # fmt: skip
+@click.option(
+    "--prompts", type=click.IntRange(2), default=512, show_default=True, help="Evaluated prompts."
+)
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Seeds of each method."
+)
+@click.option(
+    "--effect",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="A difference of win-rates (0.03: three points) to give power and prompts for.",
+)
+@click.option(
+    "--ties",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of prompts that tie.",
+)
+@click.option(
+    "--seed-sd",
+    type=click.FloatRange(0),
+    default=0.02,
+    show_default=True,
+    help="Standard deviation of the win-rate between seeds; used with several.",
+)
+@click.option(
+    "--prompt-share",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Of a score's variance on a prompt, what seeds of a method share; used with several.",
+)
+@click.option(
+    "--correlation",
+    type=click.FloatRange(-1, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Of two methods' scores on a prompt.",
+)
 def power(effect: float | None, **study: Any) -> None:
     """Say what difference of win-rates a study can find, before it is run."""
     from ..statistics.power import Design, assumptions, report
@@ -140,18 +240,32 @@ def power(effect: float | None, **study: Any) -> None:
         raise UsageError(f"No such study: {error}.") from error
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     for row in [columns, ["-" * width for width in widths], *rows]:
-        click.echo("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+        click.echo(
+            "| "
+            + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            + " |"
+        )
     click.echo(f"\n{assumptions(design)}")
 
 
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--into", type=click.Path(path_type=Path), metavar="DIR",
-              help="Keep what is made again in this new results folder.")  # fmt: skip
-@click.option("--loose", is_flag=True, help="Be content where every figure lies in the other's 95 % interval.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep what is made again in this new results folder.",
+)
+@click.option(
+    "--loose", is_flag=True, help="Be content where every figure lies in the other's 95 % interval."
+)
 @click.option("--anyway", is_flag=True, help="Go on where code or data are not what they were.")
-@click.option("--data-folder", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
-              help="Where the files of a suite file lie now.")  # fmt: skip
+@click.option(
+    "--data-folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Where the files of a suite file lie now.",
+)
 @plugin_files
 def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **asked: Any) -> int:
     """Carry a recorded run out again, from nothing, and compare it digest by digest.
@@ -171,12 +285,28 @@ def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **aske
 @click.argument("b")
 @click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
 @click.option("--study", metavar="NAME", help="Only the runs of this study, under its labels.")
-@click.option("--where", "where", multiple=True, metavar="NAME=VALUE",
-              help="Only runs with this option; suite.NAME and stage.STAGE.NAME are options too.")  # fmt: skip
-@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
-def compare(a: str, b: str, suite: str | None, study: str | None, where: tuple[str, ...], style: str,
-            results: Path) -> None:  # fmt: skip
+@click.option(
+    "--where",
+    "where",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only runs with this option; suite.NAME and stage.STAGE.NAME are options too.",
+)
+@click.option(
+    "--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True
+)
+def compare(
+    a: str,
+    b: str,
+    suite: str | None,
+    study: str | None,
+    where: tuple[str, ...],
+    style: str,
+    results: Path,
+) -> None:
     """Compare two runs or methods, prompt by prompt, on one screen.
 
     A and B are run folders, methods, or labels as `harness table` shows them.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .digests import digest_of, file_digest
-from .distributed import ALONE, Team
+from .distributed import ALONE, DistributedContext
 from .errors import HarnessError
 from .files import lock, make_folder, publish, write_json
 
@@ -30,14 +30,16 @@ class Artifact:
     reused: bool  # found, not made, in this process
 
 
-Make = Callable[[Path, Path], tuple[dict[str, Any], dict[str, Any]]]  # (output, scratch) -> (info, cost)
+Make = Callable[
+    [Path, Path], tuple[dict[str, Any], dict[str, Any]]
+]  # (output, scratch) -> (info, cost)
 
 
 class Artifacts:
     """The artifacts below one results folder."""
 
-    def __init__(self, root: Path, team: Team = ALONE) -> None:
-        self.root, self.team = make_folder(root), team
+    def __init__(self, root: Path, distributed: DistributedContext = ALONE) -> None:
+        self.root, self.distributed = make_folder(root), distributed
 
     def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
         """Return the artifact of these inputs, making it if it is not there.
@@ -47,18 +49,24 @@ class Artifacts:
         """
         name = f"{kind}-{digest_of({'kind': kind, **inputs})[:16]}"
         final, work = self.root / name, make_folder(self.root / ".work" / name)
-        with lock(work, f"The artifact {name}", wait=True) if self.team.main else nullcontext():
-            if self.team.agree(final.exists()):
+        with (
+            lock(work, f"The artifact {name}", wait=True)
+            if self.distributed.main
+            else nullcontext()
+        ):
+            if self.distributed.broadcast_from_main(final.exists()):
                 return self._open(final, kind, reused=True)
-            output = work / f"output{self.team.rank}"  # every process makes it, the main one's is kept
+            output = (
+                work / f"output{self.distributed.rank}"
+            )  # every process makes it, the main one's is kept
             shutil.rmtree(output, ignore_errors=True)
             output.mkdir()
             info, cost = make(output, make_folder(work / "scratch"))
-            if self.team.main:
+            if self.distributed.main:
                 _seal(output, {"kind": kind, "inputs": inputs, "info": info, "cost": cost})
                 publish(output, final)
-            self.team.wait()
-            shutil.rmtree(work / "scratch" if self.team.main else output, ignore_errors=True)
+            self.distributed.barrier()
+            shutil.rmtree(work / "scratch" if self.distributed.main else output, ignore_errors=True)
         return self._open(final, kind, reused=False)
 
     def _open(self, folder: Path, kind: str, reused: bool) -> Artifact:
@@ -67,18 +75,24 @@ class Artifacts:
             whole = digest_of(manifest["files"]) == manifest["content"]
         except (OSError, ValueError, KeyError, TypeError):
             manifest, whole = {"files": {}}, False
-        bad = [name for name, digest in manifest["files"].items() if _digest(folder / name) != digest]
+        bad = [
+            name for name, digest in manifest["files"].items() if _digest(folder / name) != digest
+        ]
         if bad or not whole:
             raise HarnessError(
                 f"The artifact {folder} is damaged: {(bad or [MANIFEST])[0]} is not what was written. "
                 f"Delete that folder and run the same command again; it will be made anew."
             )
-        return Artifact(folder, kind, manifest["content"], manifest["info"], manifest["cost"], reused)
+        return Artifact(
+            folder, kind, manifest["content"], manifest["info"], manifest["cost"], reused
+        )
 
 
 def _seal(output: Path, told: Mapping[str, Any]) -> None:
     """Write the manifest: what made the files, and their digests."""
-    files = {str(f.relative_to(output)): file_digest(f) for f in sorted(output.rglob("*")) if f.is_file()}
+    files = {
+        str(f.relative_to(output)): file_digest(f) for f in sorted(output.rglob("*")) if f.is_file()
+    }
     write_json(output / MANIFEST, {**told, "files": files, "content": digest_of(files)})
 
 

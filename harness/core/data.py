@@ -108,8 +108,6 @@ def prompt_text(prompt: Text) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-
-
 @dataclass(frozen=True)
 class LabelledPair:
     """A preference pair as token ids, and the probability that the first is better."""

@@ -23,7 +23,9 @@ def source_digest(cls: type[Any]) -> str:
             modules.add(name)
             queue += _imported(name)
     files = (Path(sys.modules[name].__file__ or "") for name in modules)
-    return combined_digest(sorted(files, key=file_digest))  # in an order that no folder's name decides
+    return combined_digest(
+        sorted(files, key=file_digest)
+    )  # in an order that no folder's name decides
 
 
 def _imported(name: str) -> list[str]:
@@ -42,7 +44,11 @@ def _imported(name: str) -> list[str]:
             base = importlib.util.resolve_name(told, package)
             found += [str(base), *(f"{base}.{alias.name}" for alias in node.names)]
     files = {other: getattr(sys.modules.get(other), "__file__", None) for other in found}
-    return [o for o, f in files.items() if f and (o.partition(".")[0] == top or Path(f).parent == file.parent)]
+    return [
+        o
+        for o, f in files.items()
+        if f and (o.partition(".")[0] == top or Path(f).parent == file.parent)
+    ]
 
 
 def package_digest(cls: type[Any]) -> str:
@@ -93,7 +99,15 @@ def canonical(value: Any) -> str:
 def harness_digest() -> str:
     """Return the digest of the harness's own source files: results of other code are never taken for this one's."""
     root = Path(__file__).parent
-    surface = {"cli.py", "__main__.py", "scaffold.py"}  # what only speaks to the user decides no result
+    surface = {
+        "cli.py",
+        "__main__.py",
+        "scaffold.py",
+    }  # what only speaks to the user decides no result
     aside = ("report", "check", "study", "statistics")
-    files = [f for f in sorted(root.rglob("*.py")) if f.name not in surface and f.parent.name not in aside]
+    files = [
+        f
+        for f in sorted(root.rglob("*.py"))
+        if f.name not in surface and f.parent.name not in aside
+    ]
     return combined_digest(files)

@@ -24,7 +24,7 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-class Team:
+class DistributedContext:
     """The processes of a run, seen from one of them."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -39,11 +39,11 @@ class Team:
         """Return whether part number `part` of a piece of work is this process's."""
         return part % self.size == self.rank
 
-    def span(self, n: int) -> slice:
+    def shard(self, n: int) -> slice:
         """Return this process's share of n rows in a row."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
-    def add_up(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Replace tensors by their sums over all processes."""
         if self.size > 1:
             from torch import distributed
@@ -51,7 +51,7 @@ class Team:
             for tensor in tensors:
                 distributed.all_reduce(tensor)
 
-    def add_up_gradients(self, parameters: Iterable[Any]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[Any]) -> None:
         """Replace gradients by their sums over all processes, if any process has some."""
         if self.size == 1:
             return
@@ -59,13 +59,13 @@ class Team:
 
         own = list(parameters)
         some = torch.tensor(float(any(p.grad is not None for p in own)), device=own[0].device)
-        self.add_up(some)
+        self.all_reduce(some)
         if not some:
             return
         for p in own:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         flat = torch.cat([p.grad.flatten() for p in own])
-        self.add_up(flat)
+        self.all_reduce(flat)
         for p, summed in zip(own, torch.split(flat, [p.numel() for p in own]), strict=True):
             p.grad.copy_(summed.view_as(p))
 
@@ -79,16 +79,16 @@ class Team:
         distributed.all_gather_object(found, value)
         return found
 
-    def agree(self, value: T) -> T:
+    def broadcast_from_main(self, value: T) -> T:
         """Return the main process's value; all wait for it."""
         return self.gather(value)[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process is here."""
         self.gather(None)
 
 
-ALONE = Team()
+ALONE = DistributedContext()
 
 
 def merged(sums: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -100,10 +100,12 @@ def merged(sums: Sequence[dict[str, float]]) -> dict[str, float]:
     return whole
 
 
-
-
-def leave_team() -> None:
+def leave_process_group() -> None:
     """End the group of processes, if there is one: its threads must not outlive the interpreter, which then aborts."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+    if (
+        torch is not None
+        and torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+    ):
         torch.distributed.destroy_process_group()

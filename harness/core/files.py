@@ -64,7 +64,9 @@ def make_folder(path: Path) -> Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise Refused(f"Cannot write to {path}: {error.strerror}. Choose another folder with --results.") from error
+        raise Refused(
+            f"Cannot write to {path}: {error.strerror}. Choose another folder with --results."
+        ) from error
     return path
 
 
@@ -77,7 +79,9 @@ def lock(folder: Path, what: str, wait: bool) -> Iterator[None]:
         holder.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout as error:
         who = owner.read_text() if owner.exists() else "another process"
-        raise Refused(f"{what} is in use by {who} ({folder}). Wait for it, or stop it; then run this again.") from error
+        raise Refused(
+            f"{what} is in use by {who} ({folder}). Wait for it, or stop it; then run this again."
+        ) from error
     try:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield

@@ -24,11 +24,17 @@ class Cost:
     """What one phase used."""
 
     seconds: float = 0.0
-    cpu_seconds: float = 0.0  # of all threads of this process: what a loaded machine does not change much
+    cpu_seconds: float = (
+        0.0  # of all threads of this process: what a loaded machine does not change much
+    )
     flops: float = 0.0  # multiply-adds count two; counted from shapes, padding included
-    flops_reused: float = 0.0  # of these: not done by this run but looked up in what is shared, see reuse.py
+    flops_reused: float = (
+        0.0  # of these: not done by this run but looked up in what is shared, see reuse.py
+    )
     tokens_generated: int = 0
-    tokens_trained: int = 0  # of prompts and completions in the policy's training steps, a prompt once per completion
+    tokens_trained: int = (
+        0  # of prompts and completions in the policy's training steps, a prompt once per completion
+    )
     pairs: int = 0  # preference pairs trained on, each time it was
     samples: int = 0  # completions generated
     steps: int = 0  # optimiser steps
@@ -50,7 +56,9 @@ class Meter:
 
     def __init__(self, peak: PhasePeak | None = None) -> None:
         self.phases: dict[str, Cost] = {}
-        self.models: dict[str, dict[str, int]] = {}  # role -> parameters and bytes resident while it was used
+        self.models: dict[
+            str, dict[str, int]
+        ] = {}  # role -> parameters and bytes resident while it was used
         self._peak = peak or resident_peak
         self._stack: list[str] = []
         self._mark, self._cpu_mark = time.perf_counter(), time.process_time()
@@ -97,7 +105,10 @@ class Meter:
     def snapshot(self) -> dict[str, Any]:
         """Return everything counted so far, JSON-able."""
         self._settle()
-        return {"phases": {name: asdict(cost) for name, cost in self.phases.items()}, "models": dict(self.models)}
+        return {
+            "phases": {name: asdict(cost) for name, cost in self.phases.items()},
+            "models": dict(self.models),
+        }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on counting from a snapshot."""
@@ -128,7 +139,10 @@ def merge(snapshots: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for name, cost in snapshot["phases"].items():
             whole.phases.setdefault(name, Cost()).add(Cost(**cost))
         whole.models |= snapshot["models"]
-    return {"phases": {name: asdict(cost) for name, cost in whole.phases.items()}, "models": whole.models}
+    return {
+        "phases": {name: asdict(cost) for name, cost in whole.phases.items()},
+        "models": whole.models,
+    }
 
 
 def resident_peak(reset: bool) -> int:
@@ -139,7 +153,9 @@ def resident_peak(reset: bool) -> int:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with status.open() as stream:
-        peak = next((int(line.split()[1]) * 1024 for line in stream if line.startswith("VmHWM:")), 0)
+        peak = next(
+            (int(line.split()[1]) * 1024 for line in stream if line.startswith("VmHWM:")), 0
+        )
     if reset:
         start_peak_anew()
     return peak

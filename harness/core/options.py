@@ -56,7 +56,10 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         check = getattr(instance, "check", None)
         if callable(check):
             check()
-    except (ValueError, TypeError) as error:  # a check's refusal; an abstract method that is missing
+    except (
+        ValueError,
+        TypeError,
+    ) as error:  # a check's refusal; an abstract method that is missing
         raise UsageError(f"{where}: {error}") from error
     return instance
 
@@ -126,7 +129,9 @@ def _exact(number: float) -> int:
 
 def _boolean(value: Any) -> bool:
     word = str(value).lower()
-    return True if word in ("true", "yes", "1") else False if word in ("false", "no", "0") else _fail()
+    return (
+        True if word in ("true", "yes", "1") else False if word in ("false", "no", "0") else _fail()
+    )
 
 
 def _fail() -> Any:
@@ -134,7 +139,11 @@ def _fail() -> Any:
 
 
 def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    return (
+        hint.__name__
+        if isinstance(hint, type) and not typing.get_args(hint)
+        else str(hint).replace("typing.", "")
+    )
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:
@@ -165,5 +174,7 @@ def _own_comments(cls: type) -> dict[str, str]:
     return {
         node.target.id: comments[node.end_lineno]
         for node in body.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno in comments
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and node.end_lineno in comments
     }

@@ -63,10 +63,14 @@ def rows_behind(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     content = path.read_bytes()
     try:
         if told is not None and hashlib.sha256(content).hexdigest() != told:
-            raise ValueError(f"not the {name} that result.json was made from: something was changed")
+            raise ValueError(
+                f"not the {name} that result.json was made from: something was changed"
+            )
         return _rows_of(content)
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
-        raise HarnessError(f"{path} is damaged ({error}). Delete the folder {path.parent} and run again.") from error
+        raise HarnessError(
+            f"{path} is damaged ({error}). Delete the folder {path.parent} and run again."
+        ) from error
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -88,9 +92,13 @@ def _read_record(path: Path) -> dict[str, Any]:
         if not isinstance(record, dict):
             raise ValueError("not an object")
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
-        raise HarnessError(f"{path} is damaged ({error}). Delete the folder {path.parent} and run again.") from error
+        raise HarnessError(
+            f"{path} is damaged ({error}). Delete the folder {path.parent} and run again."
+        ) from error
     if record.get("schema", 0) > SCHEMA:
-        raise HarnessError(f"{path} was written by a newer harness (schema {record['schema']}). Upgrade to read it.")
+        raise HarnessError(
+            f"{path} was written by a newer harness (schema {record['schema']}). Upgrade to read it."
+        )
     return record
 
 
@@ -113,8 +121,13 @@ def unspent(record: Mapping[str, Any], completions: int) -> dict[str, float]:
     cost = record.get("cost", {})
     left: dict[str, float] = dict(cost.get("budget_left", {}))
     asks = any(cost.get("method", {}).get(name) for name in ("labels", "ai_labels"))
-    limits = {name: rest for name, rest in left.items() if name != "labels" or asks or len(left) == 1}
-    full = {name: rest < comb(completions, 2) if name == "labels" else rest <= 0 for name, rest in limits.items()}
+    limits = {
+        name: rest for name, rest in left.items() if name != "labels" or asks or len(left) == 1
+    }
+    full = {
+        name: rest < comb(completions, 2) if name == "labels" else rest <= 0
+        for name, rest in limits.items()
+    }
     return {} if any(full.values()) else left
 
 
@@ -137,11 +150,25 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:
     """Return what a reader needs to know about where a run was made; no environment variables, no secrets."""
-    packages = ("alignment-harness", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "pandas")
+    packages = (
+        "alignment-harness",
+        "torch",
+        "transformers",
+        "datasets",
+        "accelerate",
+        "tokenizers",
+        "numpy",
+        "pandas",
+    )
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in packages},
         "plugins": dict(plugins),
-        "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
         "git": _git_state(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
@@ -157,7 +184,10 @@ def _version(package: str) -> str | None:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def _git_state() -> dict[str, Any] | None:
@@ -165,12 +195,18 @@ def _git_state() -> dict[str, Any] | None:
     root = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
         commit = git("rev-parse", "HEAD")
         tracked = git("ls-files", "--error-unmatch", str(Path(__file__)))
-        return {"commit": commit, "dirty": bool(git("status", "--porcelain"))} if commit and tracked else None
+        return (
+            {"commit": commit, "dirty": bool(git("status", "--porcelain"))}
+            if commit and tracked
+            else None
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None

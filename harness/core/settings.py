@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-
     pass
 
 from math import comb
@@ -40,7 +39,9 @@ class AdamWOptions:
         if not 0 <= self.warmup_ratio < 1 or not 0 <= self.lr_final <= 1:
             raise ValueError("warmup_ratio must lie in [0, 1) and lr_final in [0, 1]")
         if self.weight_decay < 0 or self.max_grad_norm < 0 or not 0 < self.adam_beta2 < 1:
-            raise ValueError("weight_decay and max_grad_norm must not be negative, and adam_beta2 lies in (0, 1)")
+            raise ValueError(
+                "weight_decay and max_grad_norm must not be negative, and adam_beta2 lies in (0, 1)"
+            )
 
 
 @dataclass
@@ -49,26 +50,38 @@ class RewardOptions:
 
     reward: str = "model"  # model: learned from the preferences; verifier: the suite's own check, no model involved
     reward_members: int = 1  # reward models trained with different seeds
-    reward_combine: str = "mean"  # of an ensemble: mean, worst, or uncertainty (mean - coef * variance)
+    reward_combine: str = (
+        "mean"  # of an ensemble: mean, worst, or uncertainty (mean - coef * variance)
+    )
     reward_variance_coef: float = 0.1  # coefficient of the variance for reward_combine=uncertainty
     reward_refresh: int = 0  # label fresh samples of the policy and train the reward model on them every so many turns
     length_penalty: float = 0.0  # taken off the reward for every completion token
-    missing_eos_penalty: float = 0.0  # taken off the reward of a completion that did not end by itself
+    missing_eos_penalty: float = (
+        0.0  # taken off the reward of a completion that did not end by itself
+    )
 
     def check_reward(self) -> None:
         """Raise ValueError for a combination that cannot be computed."""
         if self.reward not in ("model", "verifier"):
             raise ValueError(f"reward is model or verifier, not {self.reward!r}")
         if self.reward_combine not in ("mean", "worst", "uncertainty"):
-            raise ValueError(f"reward_combine is mean, worst or uncertainty, not {self.reward_combine!r}")
+            raise ValueError(
+                f"reward_combine is mean, worst or uncertainty, not {self.reward_combine!r}"
+            )
         if self.reward_members < 1 or self.reward_refresh < 0 or self.reward_variance_coef < 0:
-            raise ValueError("reward_members must be at least 1; reward_refresh and reward_variance_coef not negative")
+            raise ValueError(
+                "reward_members must be at least 1; reward_refresh and reward_variance_coef not negative"
+            )
         if self.reward_combine != "uncertainty":
             check_idle(self, "reward_variance_coef", "reward_combine=uncertainty")
         if self.reward_members == 1 and self.reward_combine != "mean":
-            raise ValueError(f"reward_combine={self.reward_combine} needs an ensemble: set reward_members to 2 or more")
+            raise ValueError(
+                f"reward_combine={self.reward_combine} needs an ensemble: set reward_members to 2 or more"
+            )
         if self.reward == "verifier" and (self.reward_members > 1 or self.reward_refresh):
-            raise ValueError("reward=verifier has no reward model: reward_members and reward_refresh have no meaning")
+            raise ValueError(
+                "reward=verifier has no reward model: reward_members and reward_refresh have no meaning"
+            )
 
     def reward_needs(self) -> frozenset[str]:
         """Return what the suite must give for this reward."""
@@ -104,7 +117,9 @@ class PreferenceOptions:
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
         if self.prompts < 2 or self.completions < 2 or not 0 < self.heldout < 1:
-            raise ValueError("prompts and completions must be at least 2, and heldout between 0 and 1")
+            raise ValueError(
+                "prompts and completions must be at least 2, and heldout between 0 and 1"
+            )
         if self.labels and self.labels < 2 * comb(self.completions, 2):
             raise ValueError(
                 f"labels={self.labels} is too few for two prompts with {self.completions} completions each: "

@@ -24,23 +24,35 @@ class RunSpec:
     options: Mapping[str, Any]  # of the method, every one of them
     suite_options: Mapping[str, Any]
     stages: Mapping[str, Mapping[str, Any]]
-    seed: int = 0  # the method's: data order, rollouts, fresh heads, the evaluation's draws from the policy
-    shared_seed: int = 0  # of all that methods share: data, SFT, preferences, reward model, reference answers
+    seed: int = (
+        0  # the method's: data order, rollouts, fresh heads, the evaluation's draws from the policy
+    )
+    shared_seed: int = (
+        0  # of all that methods share: data, SFT, preferences, reward model, reference answers
+    )
     model: str | None = None
     budget: Budget = field(default_factory=Budget)
     engine: str = "hf"
     judge: str | None = None  # None: the suite's
     labeller: str | None = None  # None: the suite's
-    labeller_options: Mapping[str, Any] = field(default_factory=dict)  # of the labeller the method learns from
+    labeller_options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of the labeller the method learns from
     device: str = "auto"
     dtype: str = "float32"
     threads: int = 1  # of the CPU
-    micro_batch_tokens: int = 16384  # how many tokens a forward pass takes at once; results differ by rounding only
+    micro_batch_tokens: int = (
+        16384  # how many tokens a forward pass takes at once; results differ by rounding only
+    )
     prompt_sharing: bool = True  # compute a prompt once for its completions, where the model can
     snapshots: int = 0  # policies kept along the way and evaluated afterwards
     quick: bool = False
-    asked: tuple[str, ...] = ()  # the method's options that were asked for: what tells a table's rows apart
-    code: Mapping[str, str] = field(default_factory=dict)  # digests of the harness, the suite's and the method's files
+    asked: tuple[
+        str, ...
+    ] = ()  # the method's options that were asked for: what tells a table's rows apart
+    code: Mapping[str, str] = field(
+        default_factory=dict
+    )  # digests of the harness, the suite's and the method's files
     suite_name: str = ""
     suite_kind: str = ""  # the registered suite that a suite file configures; empty: `suite` itself
 
@@ -54,7 +66,9 @@ class RunSpec:
 
     def _digest(self, without: set[str]) -> str:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in without}
-        values["suite_options"].pop("folder", None)  # where files lie decides nothing; their contents are in `code`
+        values["suite_options"].pop(
+            "folder", None
+        )  # where files lie decides nothing; their contents are in `code`
         return digest_of(values)[:12]
 
     @property
@@ -75,7 +89,10 @@ def parse_budget(text: str) -> Budget:
     for name in values:
         if name not in known:
             raise UsageError(f"--budget: {unknown('budget', name, known)}")
-    typed = {name: convert(v, float if name == "flops" else int, f"--budget {name}") for name, v in values.items()}
+    typed = {
+        name: convert(v, float if name == "flops" else int, f"--budget {name}")
+        for name, v in values.items()
+    }
     for name, value in typed.items():
         if value <= 0:
             raise UsageError(f"--budget {name}={value}: expected a number above 0.")

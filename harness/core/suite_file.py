@@ -40,12 +40,16 @@ def read_suite_file(suite: str) -> SuiteFile:
     settings, stages = _tables(content, "settings", suite), _tables(content, "stages", suite)
     content.setdefault("title", path.stem)
     if not isinstance(content["title"], str) or not TITLE.fullmatch(content["title"]):
-        raise UsageError(f"{suite}: title = {content['title']!r}: expected letters, digits, '_', '-' and '.' only.")
+        raise UsageError(
+            f"{suite}: title = {content['title']!r}: expected letters, digits, '_', '-' and '.' only."
+        )
     content["folder"] = str(path.resolve().parent)
     kind = content.pop("suite", USUAL)
     if not isinstance(kind, str):
         raise UsageError(f"{suite}: suite = {kind!r}: expected the name of a suite.")
-    return SuiteFile(kind, content, {**settings, **{f"stage.{name}": values for name, values in stages.items()}})
+    return SuiteFile(
+        kind, content, {**settings, **{f"stage.{name}": values for name, values in stages.items()}}
+    )
 
 
 def read_toml(path: Path, flag: str) -> dict[str, Any]:
@@ -64,5 +68,7 @@ def _tables(content: dict[str, Any], name: str, suite: str) -> dict[str, dict[st
     """Take a table of tables out of the content."""
     tables = content.pop(name, {})
     if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
-        raise UsageError(f"{suite}: {name}: expected tables such as [{name}.NAME] with options below them.")
+        raise UsageError(
+            f"{suite}: {name}: expected tables such as [{name}.NAME] with options below them."
+        )
     return tables

@@ -22,11 +22,11 @@ from ..models.initial_checkpoint import learner
 from ..models.loading import load_tensors, save_tensors
 from ..models.lora import load_own
 from ..models.tokens import Batch, Tokens
-from ..training.completion_cache import Pool
-from ..training.lab import Bench, LanguageModel
+from ..training.completion_cache import CompletionPool
+from ..training.lab import LanguageModel, Runtime
 from ..training.reward_model import RewardModel
 from ..training.rewards import verdicts
-from ..training.stages.runtime import Workshop
+from ..training.stages.runtime import StageRuntime
 from ..training.stages.stages import Stages
 from .kl import sampled_kl
 from .stats import Estimate, mean_interval, win_rate, win_scores
@@ -35,7 +35,7 @@ RAO_BLACKWELL = "rao-blackwell"
 
 
 @dataclass
-class Drawn:
+class PolicyAnswers:
     """A policy's answers to the evaluation prompts, not yet scored."""
 
     prompts: list[Prompt]
@@ -57,61 +57,83 @@ class Answers:
 
 
 def draw_answers(
-    policy: Policy, tokens: Tokens, prompts: list[Prompt], shop: Workshop, spec: RunSpec, meter: Meter,
-    pool: Pool | None = None,
-) -> Drawn:  # fmt: skip
+    policy: Policy,
+    tokens: Tokens,
+    prompts: list[Prompt],
+    stage_runtime: StageRuntime,
+    spec: RunSpec,
+    meter: Meter,
+    pool: CompletionPool | None = None,
+) -> PolicyAnswers:
     """Have a policy answer, and count what that costs apart from the rest of the evaluation."""
-    apart = shop.meter()
-    sampler = _sampler(shop.bench(apart, spec.seed), spec.shared_seed, "policy", spec.seed)
+    apart = stage_runtime.meter()
+    sampler = _sampler(
+        stage_runtime.runtime(apart, spec.seed), spec.shared_seed, "policy", spec.seed
+    )
     sampler.pool = pool
-    bare = [replace(prompt, answer=None) for prompt in prompts]  # what a verifier compares with is not shown
+    bare = [
+        replace(prompt, answer=None) for prompt in prompts
+    ]  # what a verifier compares with is not shown
     with apart.phase("evaluate"):
-        batch = policy.answer(tokens.prompt_batch(bare, shop.device), sampler)
+        batch = policy.answer(tokens.prompt_batch(bare, stage_runtime.device), sampler)
     if batch.shape[1] != 1 or batch.shape[0] != len(prompts):
-        raise HarnessError(f"a policy's answers have shape ({len(prompts)}, 1, T), not {batch.shape}")
+        raise HarnessError(
+            f"a policy's answers have shape ({len(prompts)}, 1, T), not {batch.shape}"
+        )
     batch = Batch(replace(batch.prompts, prompts=prompts), batch.columns, batch.temperature)
     cost = apart.total()
     meter.phases.setdefault("evaluate", Cost()).add(cost)
-    return Drawn(prompts, batch, policy, cost, dict(apart.models))
+    return PolicyAnswers(prompts, batch, policy, cost, dict(apart.models))
 
 
 def evaluate(
-    drawn: Drawn, stages: Stages, options: EvaluationOptions, meter: Meter
+    drawn: PolicyAnswers, stages: Stages, options: EvaluationOptions, meter: Meter
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return (figures, samples) of a policy's answers."""
     prompts, cost = drawn.prompts, drawn.cost
     stages.judge.prepare(stages.suite, stages)
-    bench = stages.shop.bench(meter, stages.spec.seed)
+    runtime = stages.stage_runtime.runtime(meter, stages.spec.seed)
     with meter.phase("evaluate"):
         batches = [reference_answers(stages, prompts), drawn.batch]
-    reference, answers = _scored(batches, stages, bench)
-    kl = _kl(drawn.policy, answers.batch, stages, bench)
+    reference, answers = _scored(batches, stages, runtime)
+    kl = _kl(drawn.policy, answers.batch, stages, runtime)
     with meter.phase("evaluate"):
         _check_finite(answers, kl)
         figures = _figures(answers, reference, kl, drawn.policy, stages, options)
     figures["inference"] = {
-        "flops_per_answer": cost.flops / len(prompts), "tokens_per_answer": cost.tokens_generated / len(prompts),
+        "flops_per_answer": cost.flops / len(prompts),
+        "tokens_per_answer": cost.tokens_generated / len(prompts),
         "reward_queries_per_answer": cost.reward_queries / len(prompts),
-    }  # fmt: skip
+    }
     return figures, _samples(prompts, reference, answers, kl)
 
 
 def evaluate_snapshots(
-    snapshots: Mapping[int, Path], method: Method, stages: Stages, options: EvaluationOptions, spec: RunSpec
+    snapshots: Mapping[int, Path],
+    method: Method,
+    stages: Stages,
+    options: EvaluationOptions,
+    spec: RunSpec,
 ) -> list[dict[str, float]]:
     """Return the main figures of each policy kept along training: how gold and proxy moved as KL grew."""
-    model, meter = learner(stages.checkpoint, method, spec.seed), stages.shop.meter()
-    policy = LanguageModel(model, "policy", "evaluate", stages.shop.bench(meter, spec.seed))
+    model, meter = learner(stages.checkpoint, method, spec.seed), stages.stage_runtime.meter()
+    policy = LanguageModel(
+        model, "policy", "evaluate", stages.stage_runtime.runtime(meter, spec.seed)
+    )
     prompts = stages.suite.prompts(options.split)[: options.prompts]
     curve = []
     for step, file in snapshots.items():
         load_own(model, load_tensors(file))
-        drawn = draw_answers(policy, stages.tokens, prompts, stages.shop, spec, meter)
+        drawn = draw_answers(policy, stages.tokens, prompts, stages.stage_runtime, spec, meter)
         figures, _ = evaluate(drawn, stages, options, meter)
         names = ("win_rate", "gold", "proxy", "kl", "length")
         used = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         means = {name: figures[name]["mean"] for name in names if name in figures}
-        curve.append({"step": float(step)} | means | {name: used[name] for name in ("samples", "tokens", "flops")})
+        curve.append(
+            {"step": float(step)}
+            | means
+            | {name: used[name] for name in ("samples", "tokens", "flops")}
+        )
     return curve
 
 
@@ -119,73 +141,104 @@ def reference_answers(stages: Stages, prompts: Sequence[Prompt]) -> Batch:
     """Return the start checkpoint's answers: drawn once, an artifact, the same for every method and seed."""
 
     def make(out: Path, _: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        meter = stages.shop.meter()
-        sampler = _sampler(stages.shop.bench(meter, 0), stages.spec.shared_seed, "reference")
+        meter = stages.stage_runtime.meter()
+        sampler = _sampler(
+            stages.stage_runtime.runtime(meter, 0), stages.spec.shared_seed, "reference"
+        )
         batch = sampler.draw(stages.start, _batch(stages, prompts))
-        save_tensors({name: batch[name] for name in ("completion_ids", "mask", "logp", "ended")}, out / "a.safetensors")
+        save_tensors(
+            {name: batch[name] for name in ("completion_ids", "mask", "logp", "ended")},
+            out / "a.safetensors",
+        )
         return {"answers": len(prompts)}, meter.snapshot()
 
     artifact = stages.reference_answers(digest_of([asdict(p) for p in prompts]), make)
-    columns = load_tensors(artifact.folder / "a.safetensors", stages.shop.device)
+    columns = load_tensors(artifact.folder / "a.safetensors", stages.stage_runtime.device)
     return Batch(_batch(stages, prompts), columns, stages.suite.temperature)
 
 
-def _sampler(bench: Bench, *purpose: object) -> Sampler:
-    sampler = Sampler(bench.engine, bench.sampling, bench.meter, bench.eos, ("evaluation", *purpose), bench.team)
+def _sampler(runtime: Runtime, *purpose: object) -> Sampler:
+    sampler = Sampler(
+        runtime.engine,
+        runtime.sampling,
+        runtime.meter,
+        runtime.eos,
+        ("evaluation", *purpose),
+        runtime.distributed,
+    )
     sampler.phase = "evaluate"
     return sampler
 
 
 def _check_finite(answers: Answers, kl: Mapping[str, Any]) -> None:
-    for name, values in (("KL", kl["kl"]), ("gold score", answers.gold), ("proxy score", answers.proxy or [])):
+    for name, values in (
+        ("KL", kl["kl"]),
+        ("gold score", answers.gold),
+        ("proxy score", answers.proxy or []),
+    ):
         if not all(math.isfinite(value) for value in values):
             raise Diverged(f"The evaluation found a {name} that is not finite.")
 
 
 def _batch(stages: Stages, prompts: Sequence[Prompt]) -> Any:
-    return stages.tokens.prompt_batch(prompts, stages.shop.device)
+    return stages.tokens.prompt_batch(prompts, stages.stage_runtime.device)
 
 
-def _scored(batches: Sequence[Batch], stages: Stages, bench: Bench) -> list[Answers]:
+def _scored(batches: Sequence[Batch], stages: Stages, runtime: Runtime) -> list[Answers]:
     """Return what answers are worth; the proxy is in memory for as long as this takes."""
     proxy = stages.load_reward(stages.reward_artifact(0)) if stages.can_prefer() else None
-    with bench.meter.phase("evaluate"):
-        return [_score(batch, stages, stages.judge, proxy, bench) for batch in batches]
+    with runtime.meter.phase("evaluate"):
+        return [_score(batch, stages, stages.judge, proxy, runtime) for batch in batches]
 
 
-def _score(batch: Batch, stages: Stages, judge: Judge, proxy: RewardModel | None, bench: Bench) -> Answers:
+def _score(
+    batch: Batch, stages: Stages, judge: Judge, proxy: RewardModel | None, runtime: Runtime
+) -> Answers:
     texts = [row[0] for row in stages.tokens.texts(batch)]
     gold, verifier = judge.score(batch.prompts.prompts, texts), stages.suite.verifier()
-    scores = proxy.score(batch, bench)[:, 0].tolist() if proxy else None
-    checked = verdicts(verifier, batch, stages.tokens, bench.meter)[:, 0].tolist() if verifier else None
+    scores = proxy.score(batch, runtime)[:, 0].tolist() if proxy else None
+    checked = (
+        verdicts(verifier, batch, stages.tokens, runtime.meter)[:, 0].tolist() if verifier else None
+    )
     return Answers(batch, texts, gold, scores, checked)
 
 
-def _kl(policy: Policy, batch: Batch, stages: Stages, bench: Bench) -> dict[str, list[float] | str]:
+def _kl(
+    policy: Policy, batch: Batch, stages: Stages, runtime: Runtime
+) -> dict[str, list[float] | str]:
     """Return KL estimates per prompt: the evaluator's own, or the policy's where it has no log-probabilities."""
     if policy.kl_estimator is not None:
         return {"estimator": policy.kl_estimator, "kl": batch["kl"].tolist()}
     assert policy.model is not None, "a policy has a model, or an estimator of its KL"
     start = stages.start  # in memory for as long as this takes
-    with bench.meter.phase("evaluate"):
-        exact, plain = sampled_kl(policy.model, start, batch, bench)
+    with runtime.meter.phase("evaluate"):
+        exact, plain = sampled_kl(policy.model, start, batch, runtime)
     return {"estimator": RAO_BLACKWELL, "kl": exact.tolist(), "plain": plain.tolist()}
 
 
 def _figures(
-    answers: Answers, reference: Answers, kl: dict[str, Any], policy: Policy, stages: Stages, options: EvaluationOptions
+    answers: Answers,
+    reference: Answers,
+    kl: dict[str, Any],
+    policy: Policy,
+    stages: Stages,
+    options: EvaluationOptions,
 ) -> dict[str, Any]:
     lengths = answers.batch.lengths[:, 0].tolist()
     figures: dict[str, Any] = {
-        "prompts": len(answers.texts), "split": options.split, "temperature": stages.suite.temperature,
+        "prompts": len(answers.texts),
+        "split": options.split,
+        "temperature": stages.suite.temperature,
         "win_rate": asdict(win_rate(answers.gold, reference.gold)),
         "gold": asdict(mean_interval(answers.gold)),
-        "kl": asdict(_non_negative(mean_interval(kl["kl"]))), "kl_estimator": kl["estimator"],
+        "kl": asdict(_non_negative(mean_interval(kl["kl"]))),
+        "kl_estimator": kl["estimator"],
         "length": asdict(mean_interval(lengths)),
         "eos_rate": fmean(answers.batch["ended"][:, 0].float().tolist()),
         "distinct": len(set(answers.texts)) / len(answers.texts),
-        "reference_gold": fmean(reference.gold), "reference_length": fmean(reference.batch.lengths[:, 0].tolist()),
-    }  # fmt: skip
+        "reference_gold": fmean(reference.gold),
+        "reference_length": fmean(reference.batch.lengths[:, 0].tolist()),
+    }
     for name in ("proxy", "verdicts"):
         ours, theirs = getattr(answers, name), getattr(reference, name)
         if ours is not None:
@@ -218,17 +271,27 @@ def _samples(
     wins = win_scores(answers.gold, reference.gold)
     lengths = answers.batch.lengths[:, 0].tolist()
     checked = answers.verdicts is not None
-    verdicts = [None if math.isnan(v) else v for v in answers.verdicts or []]  # None: it could not be scored
+    verdicts = [
+        None if math.isnan(v) else v for v in answers.verdicts or []
+    ]  # None: it could not be scored
     return [
         {
-            "prompt_id": prompt.id, "prompt": prompt_text(prompt.text), "sft": reference.texts[i],
-            "answer": answers.texts[i], "gold": answers.gold[i], "sft_gold": reference.gold[i],
-            "kl": kl["kl"][i], "win": wins[i], "length": lengths[i], "ended": bool(answers.batch["ended"][i, 0]),
-            "proxy": answers.proxy and answers.proxy[i], "sft_proxy": reference.proxy and reference.proxy[i],
+            "prompt_id": prompt.id,
+            "prompt": prompt_text(prompt.text),
+            "sft": reference.texts[i],
+            "answer": answers.texts[i],
+            "gold": answers.gold[i],
+            "sft_gold": reference.gold[i],
+            "kl": kl["kl"][i],
+            "win": wins[i],
+            "length": lengths[i],
+            "ended": bool(answers.batch["ended"][i, 0]),
+            "proxy": answers.proxy and answers.proxy[i],
+            "sft_proxy": reference.proxy and reference.proxy[i],
             **({"accuracy": verdicts[i]} if checked else {}),
         }
         for i, prompt in enumerate(prompts)
-    ]  # fmt: skip
+    ]
 
 
 def _non_negative(estimate: Estimate) -> Estimate:

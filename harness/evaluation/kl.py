@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from ..models.logprobs import forward_flops, predictions
 from ..models.micro_batches import micro_batches
 from ..models.tokens import Batch
-from ..training.lab import Bench
+from ..training.lab import Runtime
 
 
-def sampled_kl(policy: nn.Module, reference: nn.Module, batch: Batch, bench: Bench) -> tuple[Tensor, Tensor]:
+def sampled_kl(
+    policy: nn.Module, reference: nn.Module, batch: Batch, runtime: Runtime
+) -> tuple[Tensor, Tensor]:
     """Return (B,) Rao-Blackwellised and (B,) plain estimates of the KL of answers (B, 1, T).
 
     Rao-Blackwellised (Amini et al. 2025, 2504.10637): the expectation over the next token is taken exactly,
@@ -22,21 +24,30 @@ def sampled_kl(policy: nn.Module, reference: nn.Module, batch: Batch, bench: Ben
     """
     exact, plain = torch.zeros(batch.shape[0]), torch.zeros(batch.shape[0])
     with torch.no_grad():
-        for number, rows in enumerate(micro_batches(batch, bench.micro_batch_tokens)):
+        for number, rows in enumerate(micro_batches(batch, runtime.micro_batch_tokens)):
             part = batch.select(rows)
-            bench.meter.add(flops=forward_flops(policy, part) + forward_flops(reference, part))
-            if not bench.team.has(number):
+            runtime.meter.add(flops=forward_flops(policy, part) + forward_flops(reference, part))
+            if not runtime.distributed.has(number):
                 continue
-            exact[rows], plain[rows] = (found.sum((1, 2)).cpu() for found in _ratios(policy, reference, part))
-    bench.team.add_up(exact, plain)
+            exact[rows], plain[rows] = (
+                found.sum((1, 2)).cpu() for found in _ratios(policy, reference, part)
+            )
+    runtime.distributed.all_reduce(exact, plain)
     return exact, plain
 
 
 def _ratios(policy: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return (B, K, T) expectations of log(pi / ref) over the next token, and those of the tokens that were drawn."""
     places = batch["mask"] > 0
-    ids, p_told, q_told = batch["completion_ids"][places], predictions(policy, batch), predictions(reference, batch)
-    exact, plain = torch.zeros(batch.shape, device=ids.device), torch.zeros(batch.shape, device=ids.device)
+    ids, p_told, q_told = (
+        batch["completion_ids"][places],
+        predictions(policy, batch),
+        predictions(reference, batch),
+    )
+    exact, plain = (
+        torch.zeros(batch.shape, device=ids.device),
+        torch.zeros(batch.shape, device=ids.device),
+    )
     found: list[tuple[Tensor, Tensor]] = []
     for part in p_told.parts():
         p, q = (told.logits(part).log_softmax(-1) for told in (p_told, q_told))

@@ -14,8 +14,12 @@ import evaluate
 from ..core.errors import unknown
 from .stats import mean_interval, win_rate
 
-FLOATS = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("float64")})
-TEXTS = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
+FLOATS = datasets.Features(
+    {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+)
+TEXTS = datasets.Features(
+    {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+)
 
 
 class WinRate(evaluate.Metric):  # type: ignore[misc]

@@ -71,7 +71,9 @@ def best_of_n_estimate(values: Sequence[float], proxy: Sequence[float], n: int) 
     """
     m = len(values)
     if not 1 <= n <= m or len(proxy) != m:
-        raise ValueError(f"best of {n} needs at least {n} samples with a proxy each, not {m} and {len(proxy)}")
+        raise ValueError(
+            f"best of {n} needs at least {n} samples with a proxy each, not {m} and {len(proxy)}"
+        )
     levels: dict[float, list[float]] = {}
     for score, value in zip(proxy, values, strict=True):
         levels.setdefault(score, []).append(value)

@@ -27,10 +27,14 @@ class Observers:
         if not is_main():
             return
         arguments["spec"] = self._spec
-        for impl in reversed(getattr(self._hooks, name).get_hookimpls()):  # in pluggy's order: tryfirst is first
+        for impl in reversed(
+            getattr(self._hooks, name).get_hookimpls()
+        ):  # in pluggy's order: tryfirst is first
             try:
                 impl.function(**{key: arguments[key] for key in impl.argnames})
             except Exception as error:  # a stranger's observer must not cost a run
                 if impl.plugin_name not in self._failed:
-                    self._warn(f"The observer {name} of {impl.plugin_name} failed: {type(error).__name__}: {error}")
+                    self._warn(
+                        f"The observer {name} of {impl.plugin_name} failed: {type(error).__name__}: {error}"
+                    )
                 self._failed.add(impl.plugin_name)

@@ -12,23 +12,26 @@ from typing import TYPE_CHECKING, Any
 from ..api.contracts import Method
 from ..api.registry import Registry
 from ..api.resolve import make_judge, make_labeller, make_method, make_suite
-from ..core.distributed import Team
+from ..core.distributed import DistributedContext
 from ..core.errors import Refused, UsageError
 from ..core.spec import RunSpec, stage_options
 from .observers import Observers, Warn
 
 if TYPE_CHECKING:
     from ..core.artifacts import Artifact
-    from ..models.initial_checkpoint import Start
-    from ..training.lab import Supplies
-    from ..training.stages.runtime import Workshop
+    from ..models.initial_checkpoint import InitialCheckpoint
+    from ..training.lab import MethodInputs
+    from ..training.stages.runtime import StageRuntime
     from ..training.stages.stages import Stages
 
-CHECK_ALLOWS = {"float32": 1e-3, "bfloat16": 0.5}  # nats, of rounding, between two orders of summation
+CHECK_ALLOWS = {
+    "float32": 1e-3,
+    "bfloat16": 0.5,
+}  # nats, of rounding, between two orders of summation
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunOptions:
     """How a run is carried out; none of it changes a result."""
 
     results: Path
@@ -40,58 +43,81 @@ class Settings:
 # -- the three acts ----------------------------------------------------------------------------------------------------
 
 
-def prepare(spec: RunSpec, registry: Registry, shop: Workshop, method: Method) -> tuple[Supplies, dict[str, Artifact]]:
+def prepare(
+    spec: RunSpec, registry: Registry, stage_runtime: StageRuntime, method: Method
+) -> tuple[MethodInputs, dict[str, Artifact]]:
     """Make what the method needs; return it with each shared stage behind it."""
-    from ..training.inputs import Supplies
-    from ..training.label_server import LabelDesk
-    from ..training.reference_cache import Reuse
+    from ..training.inputs import MethodInputs
+    from ..training.label_server import LabelClient
+    from ..training.reference_cache import ReferenceCache
     from ..training.stages.preferences import read_pairs
 
-    stages = open_stages(spec, registry, shop)
+    stages = open_stages(spec, registry, stage_runtime)
     needs = method.required()
     check_needs(needs, stages, spec)
-    supplies = Supplies(start=stages.checkpoint, tokens=stages.tokens)
+    method_inputs = MethodInputs(start=stages.checkpoint, tokens=stages.tokens)
     used = [stages.start_artifact]
     if "prompts" in needs:
-        supplies.prompts = stages.suite.prompts("train")
+        method_inputs.prompts = stages.suite.prompts("train")
     if "demonstrations" in needs:
-        supplies.demonstrations = stages.suite.demonstrations()
+        method_inputs.demonstrations = stages.suite.demonstrations()
     if "verifier" in needs:
-        supplies.verifier = stages.suite.verifier()
+        method_inputs.verifier = stages.suite.verifier()
     if "pairs" in needs or "reward" in needs:
         used.append(stages.feedback)
-        supplies.labels = int(stages.feedback.info["asked"])
+        method_inputs.labels = int(stages.feedback.info["asked"])
     if "pairs" in needs:
-        supplies.pairs = read_pairs(stages.feedback.folder)
+        method_inputs.pairs = read_pairs(stages.feedback.folder)
     if "labels" in needs:
-        _leave_labels(spec, supplies.labels)
+        _leave_labels(spec, method_inputs.labels)
         labeller = stages.own_labeller or stages.labeller
-        supplies.desk = partial(LabelDesk, spec, tuple(registry.files), labeller is None or labeller.human)
-        supplies.refresh = stage_options(spec, "reward_model")
+        method_inputs.label_client = partial(
+            LabelClient, spec, tuple(registry.files), labeller is None or labeller.human
+        )
+        method_inputs.refresh = stage_options(spec, "reward_model")
     if "reward" in needs:
         members = [stages.feedback_reward(m) for m in range(getattr(method, "reward_members", 1))]
         used += members
-        supplies.rewards = partial(_load_rewards, [m.folder for m in members], stages.checkpoint)
-    content = stages.feedback.content if supplies.pairs else ""
-    supplies.reuse = Reuse(shop, stages.start_inputs(), stages.checkpoint, stages.tokens, supplies.pairs, content)
-    return supplies, {a.kind: a for a in used}
+        method_inputs.rewards = partial(
+            _load_rewards, [m.folder for m in members], stages.checkpoint
+        )
+    content = stages.feedback.content if method_inputs.pairs else ""
+    method_inputs.reference_cache = ReferenceCache(
+        stage_runtime,
+        stages.start_inputs(),
+        stages.checkpoint,
+        stages.tokens,
+        method_inputs.pairs,
+        content,
+    )
+    return method_inputs, {a.kind: a for a in used}
 
 
-def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe: Observers) -> Workshop:
+def open_stage_runtime(
+    spec: RunSpec, registry: Registry, settings: RunOptions, observe: Observers
+) -> StageRuntime:
     """Import what is heavy, choose device and threads, and return what stages are made with."""
     import torch
     from accelerate import Accelerator
 
     from ..core.artifacts import Artifacts
     from ..training.runtime import RolloutCheck
-    from ..training.stages.runtime import Workshop
+    from ..training.stages.runtime import StageRuntime
 
     device, engine = _device(spec.device), registry.get("engines", spec.engine)
     if getattr(engine, "needs_gpu", False) and device == "cpu":
-        raise UsageError(f"--engine {spec.engine}: there is no GPU under this run. Use --engine hf, or --device cuda.")
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")  # autocast is the models' own: see models.py
-    team = Team(accelerator.process_index, accelerator.num_processes)
-    device = f"cuda:{accelerator.local_process_index}" if device == "cuda" and team.size > 1 else device
+        raise UsageError(
+            f"--engine {spec.engine}: there is no GPU under this run. Use --engine hf, or --device cuda."
+        )
+    accelerator = Accelerator(
+        cpu=device == "cpu", mixed_precision="no"
+    )  # autocast is the models' own: see models.py
+    distributed = DistributedContext(accelerator.process_index, accelerator.num_processes)
+    device = (
+        f"cuda:{accelerator.local_process_index}"
+        if device == "cuda" and distributed.size > 1
+        else device
+    )
     if device == "cpu":
         torch.set_num_threads(spec.threads)
     _quiet_libraries()
@@ -99,25 +125,33 @@ def open_workshop(spec: RunSpec, registry: Registry, settings: Settings, observe
     def progress(phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
         observe("step_logged", phase=phase, step=step, total=total, metrics=metrics)
 
-    return Workshop(
-        Artifacts(settings.results / "artifacts", team), engine, accelerator,
-        torch.device(device), progress, settings.checkpoint_every, spec.micro_batch_tokens, team,
+    return StageRuntime(
+        Artifacts(settings.results / "artifacts", distributed),
+        engine,
+        accelerator,
+        torch.device(device),
+        progress,
+        settings.checkpoint_every,
+        spec.micro_batch_tokens,
+        distributed,
         RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
-    )  # fmt: skip
+    )
 
 
-def open_stages(spec: RunSpec, registry: Registry, shop: Workshop) -> Stages:
+def open_stages(spec: RunSpec, registry: Registry, stage_runtime: StageRuntime) -> Stages:
     """Return the stages of a spec, with a suite, judge and labeller of their own."""
     from ..core.data import Sampling
-    from ..training.stages.runtime import People
+    from ..training.stages.runtime import Annotators
     from ..training.stages.stages import Stages
 
     suite = make_suite(spec, registry)
     own = make_labeller(spec, suite, registry) if make_method(spec, registry).labeller() else None
-    people = People(make_judge(spec, suite, registry), make_labeller(spec, suite, registry, own=False), own)
-    stages = Stages(spec, suite, people, shop)
-    shop.sampling = Sampling(suite.temperature, suite.max_new_tokens)
-    shop.eos = stages.eos
+    people = Annotators(
+        make_judge(spec, suite, registry), make_labeller(spec, suite, registry, own=False), own
+    )
+    stages = Stages(spec, suite, people, stage_runtime)
+    stage_runtime.sampling = Sampling(suite.temperature, suite.max_new_tokens)
+    stage_runtime.eos = stages.eos
     return stages
 
 
@@ -126,10 +160,13 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
     suite = stages.suite
     can_prefer = stages.own_labeller is not None or stages.can_prefer()
     can = {
-        "prompts": bool(suite.prompts("train")), "demonstrations": bool(suite.demonstrations()), "pairs": can_prefer,
-        "reward": can_prefer, "verifier": suite.verifier() is not None,
+        "prompts": bool(suite.prompts("train")),
+        "demonstrations": bool(suite.demonstrations()),
+        "pairs": can_prefer,
+        "reward": can_prefer,
+        "verifier": suite.verifier() is not None,
         "labels": (stages.own_labeller or stages.labeller) is not None,
-    }  # fmt: skip
+    }
     missing = sorted(need for need in needs if not can.get(need, False))
     if missing:
         raise Refused(
@@ -138,21 +175,25 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
         )
     split = spec.stages["evaluation"]["split"]
     if suite.size(split) < 2:
-        raise UsageError(f"The {split} split of {spec.suite_name} has fewer than two prompts: nothing can be measured.")
+        raise UsageError(
+            f"The {split} split of {spec.suite_name} has fewer than two prompts: nothing can be measured."
+        )
 
 
 def _leave_labels(spec: RunSpec, asked: int) -> None:
     """Refuse a method that asks for labels while it trains, where its preferences have taken all that it may use."""
     limit, prompt = spec.budget.labels, comb(spec.stages["preferences"]["completions"], 2)
     if limit is not None and limit - asked < prompt:
-        less = f"--stage-set preferences.labels={limit // 2}, or " if limit // 2 >= 2 * prompt else ""
+        less = (
+            f"--stage-set preferences.labels={limit // 2}, or " if limit // 2 >= 2 * prompt else ""
+        )
         raise UsageError(
             f"--budget labels={limit}: the preferences took {asked}, and {spec.method} asks for more while it trains. "
             f"Leave it some: {less}a larger budget. The shared stages are made; the method was not trained."
         )
 
 
-def _load_rewards(folders: list[Path], start: Start) -> list[Any]:
+def _load_rewards(folders: list[Path], start: InitialCheckpoint) -> list[Any]:
     from ..training.reward_model import RewardModel
 
     return [RewardModel.load(folder, start) for folder in folders]
@@ -166,7 +207,9 @@ def _device(asked: str) -> str:
     if asked not in ("cpu", "cuda") and not asked.startswith("cuda:"):
         raise UsageError(f"--device {asked}: expected cpu, cuda, cuda:N or auto.")
     if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {asked}: torch {torch.__version__} sees no GPU here. Use --device cpu.")
+        raise UsageError(
+            f"--device {asked}: torch {torch.__version__} sees no GPU here. Use --device cpu."
+        )
     return asked
 
 

@@ -19,13 +19,13 @@ from ..core.spec import RunSpec, stage_options
 if TYPE_CHECKING:
     from ..api.contracts import Policy
     from ..core.artifacts import Artifact
-    from ..training.lab import Supplies
-    from ..training.stages.runtime import Workshop
+    from ..training.lab import MethodInputs
+    from ..training.stages.runtime import StageRuntime
     from ..training.stages.stages import Stages
 
 
 @dataclass(frozen=True)
-class Assessed:
+class EvaluationResult:
     """What the evaluation gives: figures, samples, the hashes that make runs comparable, the stages it used."""
 
     figures: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Assessed:
 
 
 @dataclass(frozen=True)
-class Bill:
+class CostReport:
     """What a run cost: by meters, by shared stages, and in this process."""
 
     method: Meter
@@ -47,14 +47,19 @@ class Bill:
     spent_seconds: float  # of this process; less than the bill where stages were reused
 
 
-def result_of(spec: RunSpec, paper: str, assessed: Assessed, bill: Bill) -> dict[str, Any]:
+def result_of(
+    spec: RunSpec, paper: str, assessed: EvaluationResult, bill: CostReport
+) -> dict[str, Any]:
     """Return the result of a finished run."""
     stages = {**bill.shared, **assessed.stages}
     artifacts = {name: {**a.info, "content": a.content} for name, a in stages.items()}
     return _heading(spec, "finished") | {
-        "paper": paper, "evaluation": assessed.figures, "ground": assessed.ground, "artifacts": artifacts,
+        "paper": paper,
+        "evaluation": assessed.figures,
+        "ground": assessed.ground,
+        "artifacts": artifacts,
         "cost": costs(bill),
-    }  # fmt: skip
+    }
 
 
 def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
@@ -66,7 +71,9 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
         "train_prompts": digest_of([asdict(p) for p in suite.prompts("train")])[:16],
         "evaluation_prompts": digest_of([asdict(p) for p in prompts])[:16],
         "judge": f"{stages.judge.name}/{stages.judge.version}/{spec.code['judge'][:8]}",
-        "suite_options": digest_of({k: v for k, v in spec.suite_options.items() if k != "folder"})[:16],
+        "suite_options": digest_of({k: v for k, v in spec.suite_options.items() if k != "folder"})[
+            :16
+        ],
         "sampling": f"T={suite.temperature} max={suite.max_new_tokens} engine={spec.engine} dtype={spec.dtype}",
         "reference_answers": stages.used["reference_answers"].content[:16],
     }
@@ -76,41 +83,65 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
     return ground
 
 
-def costs(bill: Bill) -> dict[str, Any]:
+def costs(bill: CostReport) -> dict[str, Any]:
     """Return the method's own cost, each shared stage's as if made for it alone, and what this process really spent."""
-    snapshot, own, answering = bill.method.snapshot(), bill.method.total(OWN_PHASES), bill.evaluation
+    snapshot, own, answering = (
+        bill.method.snapshot(),
+        bill.method.total(OWN_PHASES),
+        bill.evaluation,
+    )
     by_stage = {name: _total(a.cost) for name, a in bill.shared.items()}
     return {
-        "method": asdict(own), "models": {**bill.answering, **snapshot["models"]},
-        "phases": snapshot["phases"] | answering.snapshot()["phases"], "evaluation": asdict(answering.total()),
-        "shared": by_stage, "shared_total": _total(merge({name: a.cost for name, a in bill.shared.items()})),
+        "method": asdict(own),
+        "models": {**bill.answering, **snapshot["models"]},
+        "phases": snapshot["phases"] | answering.snapshot()["phases"],
+        "evaluation": asdict(answering.total()),
+        "shared": by_stage,
+        "shared_total": _total(merge({name: a.cost for name, a in bill.shared.items()})),
         "labels": own.labels + sum(cost["labels"] for cost in by_stage.values()),
         "ai_labels": own.ai_labels + sum(cost["ai_labels"] for cost in by_stage.values()),
-        "budget_used": dict(bill.budget_used), "budget_left": dict(bill.budget_left),
+        "budget_used": dict(bill.budget_used),
+        "budget_left": dict(bill.budget_left),
         "spent_seconds": bill.spent_seconds,
         "reused_stages": sorted(name for name, a in bill.shared.items() if a.reused),
-    }  # fmt: skip
+    }
 
 
 def write(
-    folder: Path, spec: RunSpec, registry: Registry, result: Mapping[str, Any], rows: list[dict[str, float]],
+    folder: Path,
+    spec: RunSpec,
+    registry: Registry,
+    result: Mapping[str, Any],
+    rows: list[dict[str, float]],
     samples: list[dict[str, Any]],
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """Write metrics, samples and provenance; return the digests of the rows, for who reads them later."""
     artifacts = {name: told["content"] for name, told in result["artifacts"].items()}
-    made = run_folder.provenance(plugins_in_use(registry)) | {"code": dict(spec.code), "seeds": seeds_of(spec)}
-    write_json(folder / "provenance.json", made | {"ground": result["ground"], "artifacts": artifacts})
-    written: dict[str, list[dict[str, Any]]] = {run_folder.METRICS: list(rows), run_folder.SAMPLES: samples}
+    made = run_folder.provenance(plugins_in_use(registry)) | {
+        "code": dict(spec.code),
+        "seeds": seeds_of(spec),
+    }
+    write_json(
+        folder / "provenance.json", made | {"ground": result["ground"], "artifacts": artifacts}
+    )
+    written: dict[str, list[dict[str, Any]]] = {
+        run_folder.METRICS: list(rows),
+        run_folder.SAMPLES: samples,
+    }
     return {name: run_folder.write_rows(folder / name, lines) for name, lines in written.items()}
 
 
-def write_policy(folder: Path, policy: Policy, supplies: Supplies) -> None:
+def write_policy(folder: Path, policy: Policy, method_inputs: MethodInputs) -> None:
     """Write the trained model in hub format; a policy that is not a model of its own leaves none."""
     from ..models.initial_checkpoint import merged
     from ..models.loading import save_causal
 
     if policy.model is not None and policy.kl_estimator is None:
-        save_causal(merged(policy.model, supplies.start), supplies.tokens.tokenizer, folder / "policy")
+        save_causal(
+            merged(policy.model, method_inputs.start),
+            method_inputs.tokens.tokenizer,
+            folder / "policy",
+        )
 
 
 def finish(folder: Path, result: Mapping[str, Any]) -> None:
@@ -147,34 +178,43 @@ def seeds_of(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def runtime_of(supplies: Supplies, shop: Workshop) -> dict[str, Any]:
+def runtime_of(method_inputs: MethodInputs, stage_runtime: StageRuntime) -> dict[str, Any]:
     """Return how the machine was used."""
     import torch
 
     from ..models.loading import trunk_of
 
-    trunk = trunk_of(supplies.start.outline)
+    trunk = trunk_of(method_inputs.start.outline)
     return {
-        "device": str(shop.device), "processes": shop.team.size, "threads": torch.get_num_threads(),
-        "peak_memory_by_phase": shop.device.type == "cuda" or start_peak_anew(),
+        "device": str(stage_runtime.device),
+        "processes": stage_runtime.distributed.size,
+        "threads": torch.get_num_threads(),
+        "peak_memory_by_phase": stage_runtime.device.type == "cuda" or start_peak_anew(),
         "prompt_computed_once": bool(getattr(trunk, "share_prompt", False)),
         "prompt_cached_once": bool(getattr(trunk, "share_cache", False)),
         "cache_kept": bool(getattr(trunk, "keeps_cache", True)),
         "head_in_parts": bool(getattr(trunk, "plain_head", False)),
         "last_layer_where_read": getattr(trunk, "last_parts", None) is not None,
-        "reuse": supplies.reuse.told() if supplies.reuse else {},
-        "rollouts_checked": vars(shop.check) if shop.check else None,
-    }  # fmt: skip
+        "reuse": method_inputs.reference_cache.told() if method_inputs.reference_cache else {},
+        "rollouts_checked": vars(stage_runtime.check) if stage_runtime.check else None,
+    }
 
 
 def _heading(spec: RunSpec, status: str) -> dict[str, Any]:
     return {
-        "schema": run_folder.SCHEMA, "status": status, "method": spec.method, "suite": spec.suite_name, "seed": spec.seed,
-        "shared_seed": spec.shared_seed, "recipe": spec.recipe(), "options": dict(spec.options),
+        "schema": run_folder.SCHEMA,
+        "status": status,
+        "method": spec.method,
+        "suite": spec.suite_name,
+        "seed": spec.seed,
+        "shared_seed": spec.shared_seed,
+        "recipe": spec.recipe(),
+        "options": dict(spec.options),
         "asked": list(spec.asked),
-        "suite_options": dict(spec.suite_options), "quick": spec.quick,
+        "suite_options": dict(spec.suite_options),
+        "quick": spec.quick,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
+    }
 
 
 def _total(snapshot: Mapping[str, Any]) -> dict[str, Any]:

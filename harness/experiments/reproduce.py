@@ -38,9 +38,10 @@ MARK = "reproduces.json"  # in a folder named with --into: whose reproduction it
 FILE_PLUGINS = "file"  # what provenance calls the distribution of a plain file
 TRACEBACK = re.compile(r" The traceback is in .*traceback\.txt\.")
 HINTS = {  # parts of `code` that are files of data, and what to do where they are not found
-    "data": " (--data-folder DIR says where they lie now)", "labeller_data": "",
+    "data": " (--data-folder DIR says where they lie now)",
+    "labeller_data": "",
     "base": " (--model {model}, named from where the run was started)",
-}  # fmt: skip
+}
 IDENTICAL, WITHIN = "identical", "the same within tolerance"
 
 Say = Callable[[str], None]
@@ -67,7 +68,9 @@ class Asked:
 
     into: Path | None = None  # where to; None: a folder that is gone afterwards
     loose: bool = False  # whether figures that agree within their intervals are enough
-    anyway: bool = False  # whether to carry out what cannot be the same: other code, a record that was edited
+    anyway: bool = (
+        False  # whether to carry out what cannot be the same: other code, a record that was edited
+    )
 
 
 @dataclass(frozen=True)
@@ -101,22 +104,32 @@ def read_run(folder: Path, data_folder: Path | None = None) -> Recorded:
         raise UsageError(f"{folder} is not a run folder: {_expected(folder)}")
     result = run_folder.read_result(folder) or run_folder.read_failure(folder)
     if result is None:
-        raise UsageError(f"The run {folder} is not finished: there is neither result.json nor failure.json in it.")
+        raise UsageError(
+            f"The run {folder} is not finished: there is neither result.json nor failure.json in it."
+        )
     made = _read(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
     spec = read_spec(folder)
     if data_folder is not None:
         if "folder" not in spec.suite_options:
-            raise UsageError(f"--data-folder {data_folder}: the suite {spec.suite_name} reads no files.")
-        spec = replace(spec, suite_options={**spec.suite_options, "folder": str(data_folder.resolve())})
+            raise UsageError(
+                f"--data-folder {data_folder}: the suite {spec.suite_name} reads no files."
+            )
+        spec = replace(
+            spec, suite_options={**spec.suite_options, "folder": str(data_folder.resolve())}
+        )
     return Recorded(folder, spec, result, made)
 
 
 def _expected(folder: Path) -> str:
     """Return what is wrong with a path, and the run folders nearest to it."""
     missing = "there is no spec.json in it." if folder.is_dir() else "there is no such folder."
-    depths = range(1, 5) if folder.is_dir() else range(1, 3)  # a results folder, or a run's own, misspelt
+    depths = (
+        range(1, 5) if folder.is_dir() else range(1, 3)
+    )  # a results folder, or a run's own, misspelt
     there = next((p for p in (folder, *folder.parents[:2]) if p.is_dir()), folder)
-    found = sorted(str(f.parent) for depth in depths for f in there.glob("*/" * depth + "spec.json"))
+    found = sorted(
+        str(f.parent) for depth in depths for f in there.glob("*/" * depth + "spec.json")
+    )
     near = get_close_matches(str(folder), found, n=3, cutoff=0.0)
     return f"{missing} Expected is RESULTS/runs/SUITE/METHOD/seedN-FINGERPRINT; nearest: {', '.join(near) or 'none'}."
 
@@ -127,9 +140,13 @@ def read_spec(folder: Path) -> RunSpec:
     known = {f.name for f in dataclasses.fields(RunSpec)}
     odd = ", ".join(sorted((set(told) ^ known) or (set(told["stages"]) ^ set(STAGES))))
     if odd:
-        raise UsageError(f"{file} is of another version of the harness, or was edited: it differs in its fields {odd}.")
+        raise UsageError(
+            f"{file} is of another version of the harness, or was edited: it differs in its fields {odd}."
+        )
     try:
-        return RunSpec(**{**told, "budget": Budget(**told["budget"]), "asked": tuple(told["asked"])})
+        return RunSpec(
+            **{**told, "budget": Budget(**told["budget"]), "asked": tuple(told["asked"])}
+        )
     except TypeError as error:
         raise HarnessError(f"{file} is damaged: {error}.") from error
 
@@ -155,7 +172,9 @@ def code_now(run: Recorded, registry: Registry) -> dict[str, str]:
         suite, method = make_suite(run.spec, registry), make_method(run.spec, registry)
         return code_digests(run.spec, suite, method, registry)
     except UsageError as error:
-        raise UsageError(f"{run.folder / 'spec.json'}: {error}{_plugin_hint(run, registry)}") from error
+        raise UsageError(
+            f"{run.folder / 'spec.json'}: {error}{_plugin_hint(run, registry)}"
+        ) from error
 
 
 def _plugin_hint(run: Recorded, registry: Registry) -> str:
@@ -179,19 +198,32 @@ def contradictions(run: Recorded) -> list[str]:
     pairs = [
         (f"{name}.{key}", values.get(key), result.get(name, {}).get(key))
         for name, values in asked.items()
-        for key in sorted({*values, *result.get(name, {})} - {"folder"})  # where files lie decides nothing
+        for key in sorted(
+            {*values, *result.get(name, {})} - {"folder"}
+        )  # where files lie decides nothing
     ]
-    pairs += [(name, getattr(spec, name), result.get(name)) for name in ("method", "seed", "shared_seed", "quick")]
+    pairs += [
+        (name, getattr(spec, name), result.get(name))
+        for name in ("method", "seed", "shared_seed", "quick")
+    ]
     pairs += [("suite", spec.suite_name, result.get("suite"))]
-    found = [f"{name} is {a!r} in spec.json and {b!r} in the record" for name, a, b in pairs if _json(a) != _json(b)]
+    found = [
+        f"{name} is {a!r} in spec.json and {b!r} in the record"
+        for name, a, b in pairs
+        if _json(a) != _json(b)
+    ]
     if not found and spec.recipe() != result.get("recipe"):
-        found.append(f"spec.json was edited: its recipe is {spec.recipe()}, the record's {result.get('recipe')}")
+        found.append(
+            f"spec.json was edited: its recipe is {spec.recipe()}, the record's {result.get('recipe')}"
+        )
     for name, theirs in (("ground", result.get("ground")), ("code", spec.code)):
         if name in made and made[name] != theirs:
             found.append(f"{name} differs between provenance.json and the rest")
     named = re.fullmatch(r"seed\d+-([0-9a-f]{12})", run.folder.resolve().name)
     if not found and named and named[1] != spec.fingerprint():
-        found.append(f"spec.json was edited: its fingerprint is {spec.fingerprint()}, the folder's {named[1]}")
+        found.append(
+            f"spec.json was edited: its fingerprint is {spec.fingerprint()}, the folder's {named[1]}"
+        )
     return found
 
 
@@ -225,7 +257,9 @@ def surroundings(run: Recorded) -> list[str]:
         if was != here["machine"].get(part)
     ]
     processes = run.result.get("runtime", {}).get("processes", 1)
-    return told + ([f"it was made by {processes} processes, is made by one"] if processes != 1 else [])
+    return told + (
+        [f"it was made by {processes} processes, is made by one"] if processes != 1 else []
+    )
 
 
 # -- making it again ---------------------------------------------------------------------------------------------------
@@ -240,7 +274,11 @@ def reproduce(run: Recorded, registry: Registry, asked: Asked, say: Say) -> Verd
         say(f"{'again':<10} {spec.method} on {spec.suite_name}, seed {spec.seed} in {results}")
         folder, again = _again(spec, registry, results, say)
         if run.failed or "failure" in again:
-            return Verdict(_told(compare_failures(how_it_ended(run.result), how_it_ended(again)), say), [], folder)
+            return Verdict(
+                _told(compare_failures(how_it_ended(run.result), how_it_ended(again)), say),
+                [],
+                folder,
+            )
         digests = _told(compare_runs(run.folder, run.result, folder, again), say)
         figures = []
         if asked.loose and any(item.status == DIFFERENT for item in digests):
@@ -269,7 +307,11 @@ def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpe
     wrong = [*contradictions(run), *told]
     if wrong and not anyway:
         commit = (run.provenance.get("git") or {}).get("commit")
-        where = f" It was made at commit {commit} of the harness." if commit and "harness" in changed else ""
+        where = (
+            f" It was made at commit {commit} of the harness."
+            if commit and "harness" in changed
+            else ""
+        )
         raise Refused(
             f"{run.folder} cannot be reproduced as it was: {'; '.join(wrong)}.{where} "
             f"Nothing was run. --anyway carries it out as spec.json says, with the code there is."
@@ -297,20 +339,26 @@ def folder_for(run: Recorded, into: Path | None) -> Iterator[Path]:
     if into.exists() and not into.is_dir():
         raise UsageError(f"--into {into}: not a folder.")
     if into.exists() and any(into.iterdir()) and not (mark.is_file() and _read(mark) == whose):
-        raise UsageError(f"--into {into}: it is not empty. Everything is made again there; name a new folder.")
+        raise UsageError(
+            f"--into {into}: it is not empty. Everything is made again there; name a new folder."
+        )
     write_json(make_folder(into) / MARK, whose)
     yield into
 
 
-def _again(spec: RunSpec, registry: Registry, results: Path, say: Say) -> tuple[Path, dict[str, Any]]:
+def _again(
+    spec: RunSpec, registry: Registry, results: Path, say: Say
+) -> tuple[Path, dict[str, Any]]:
     """Carry a run out; return its folder and its record, be it a result or a failure."""
-    from .prepare import Settings
+    from .prepare import RunOptions
     from .run import execute
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     folder = results / spec.folder
     try:
-        outcome = execute(spec, registry, Settings(results, warn=lambda line: say(f"{'note':<10} {line}")))
+        outcome = execute(
+            spec, registry, RunOptions(results, warn=lambda line: say(f"{'note':<10} {line}"))
+        )
     except (UsageError, Refused):
         raise
     except HarnessError:
@@ -324,8 +372,9 @@ def _again(spec: RunSpec, registry: Registry, results: Path, say: Say) -> tuple[
 def how_it_ended(record: Mapping[str, Any]) -> dict[str, str]:
     """Return how a run ended, without the place of its traceback."""
     return {
-        "status": str(record["status"]), "message": TRACEBACK.sub("", str(record.get("failure", ""))),
-    }  # fmt: skip
+        "status": str(record["status"]),
+        "message": TRACEBACK.sub("", str(record.get("failure", ""))),
+    }
 
 
 def summary(verdict: Verdict, into: Path | None) -> str:

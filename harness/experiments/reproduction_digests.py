@@ -13,8 +13,19 @@ from ..core.digests import file_digest
 from ..core.run_folder import read_rows
 
 SAME, CLOSE, DIFFERENT = "same", "within", "different"
-CLOCK = {"seconds", "cpu_seconds", "peak_memory", "spent_seconds", "reused_stages"}  # of the machine, not of the run
-EXACT = ("train_prompts", "evaluation_prompts", "suite_options", "sampling")  # ground without a computed number in it
+CLOCK = {
+    "seconds",
+    "cpu_seconds",
+    "peak_memory",
+    "spent_seconds",
+    "reused_stages",
+}  # of the machine, not of the run
+EXACT = (
+    "train_prompts",
+    "evaluation_prompts",
+    "suite_options",
+    "sampling",
+)  # ground without a computed number in it
 SHOWN, CUT = 4, 60  # differences told of one item; characters of a value
 
 
@@ -29,7 +40,7 @@ class Item:
 
 def compare_runs(
     then_folder: Path, then: Mapping[str, Any], now_folder: Path, now: Mapping[str, Any]
-) -> Iterator[Item]:  # fmt: skip
+) -> Iterator[Item]:
     """Yield every item of two finished runs, in the order in which a run makes them."""
     for name in _both(then["artifacts"], now["artifacts"]):
         yield _artifact(f"stage {name}", then["artifacts"].get(name), now["artifacts"].get(name))
@@ -114,20 +125,26 @@ def _rows(name: str, then_folder: Path, now_folder: Path, key: str) -> Item:
         return same
     try:
         pairs = zip_longest(read_rows(then), read_rows(now))
-        number, (a, b) = next((i, pair) for i, pair in enumerate(pairs, 1) if _text(pair[0]) != _text(pair[1]))
+        number, (a, b) = next(
+            (i, pair) for i, pair in enumerate(pairs, 1) if _text(pair[0]) != _text(pair[1])
+        )
     except ValueError as error:
         return Item(name, DIFFERENT, f"{then} cannot be read: {error}")
     except StopIteration:
         return Item(name, DIFFERENT, f"the same values, written otherwise: {same.told}")
     if a is None or b is None:
-        return Item(name, DIFFERENT, f"line {number}: {'missing then' if a is None else 'missing now'}")
+        return Item(
+            name, DIFFERENT, f"line {number}: {'missing then' if a is None else 'missing now'}"
+        )
     told = "; ".join(_differences(a, b))
     return Item(name, DIFFERENT, f"first at line {number} ({key} {_short(b.get(key))}): {told}")
 
 
 def _figures(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Item:
     told = _differences(then, now)
-    return Item(name, DIFFERENT if told else SAME, "; ".join(told) or f"{len(list(_leaves(now)))} values")
+    return Item(
+        name, DIFFERENT if told else SAME, "; ".join(told) or f"{len(list(_leaves(now)))} values"
+    )
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -149,7 +166,9 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def _counted(cost: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a bill that follows from the spec: FLOPs, tokens, samples, steps, queries, labels, models."""
-    return {k: _counted(v) if isinstance(v, Mapping) else v for k, v in cost.items() if k not in CLOCK}
+    return {
+        k: _counted(v) if isinstance(v, Mapping) else v for k, v in cost.items() if k not in CLOCK
+    }
 
 
 def _text(value: Any) -> str:

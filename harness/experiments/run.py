@@ -29,15 +29,15 @@ from ..core.settings import AdamWOptions
 from ..core.spec import RunSpec, stage_options
 from . import record
 from .observers import Observers
-from .prepare import Settings, open_stages, open_workshop, prepare
+from .prepare import RunOptions, open_stage_runtime, open_stages, prepare
 
 if TYPE_CHECKING:
     from ..api.contracts import Policy
     from ..core.meter import Meter
-    from ..evaluation.evaluate import Drawn
-    from ..training.lab import Supplies
+    from ..evaluation.evaluate import PolicyAnswers
+    from ..training.lab import MethodInputs
     from ..training.loop import Loop
-    from ..training.stages.runtime import Workshop
+    from ..training.stages.runtime import StageRuntime
 
 
 @dataclass
@@ -49,13 +49,19 @@ class Outcome:
     reused: bool  # it was finished before
 
 
-def execute(spec: RunSpec, registry: Registry, settings: Settings) -> Outcome:
+def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
     """Carry out a run, or go on with it, or return its result when it is finished."""
     folder = make_folder(settings.results / spec.folder)
-    with lock(folder, f"The run {spec.suite_name}/{spec.method}", wait=False) if is_main() else nullcontext():
+    with (
+        lock(folder, f"The run {spec.suite_name}/{spec.method}", wait=False)
+        if is_main()
+        else nullcontext()
+    ):
         done = run_folder.read_result(folder)
         if done is not None and settings.check_rollouts:
-            raise UsageError(f"--check-rollouts: {folder} is finished, nothing is rolled out. Name other --results.")
+            raise UsageError(
+                f"--check-rollouts: {folder} is finished, nothing is rolled out. Name other --results."
+            )
         if done is not None:
             return Outcome(folder, done, reused=True)
         if is_main():
@@ -70,47 +76,67 @@ def execute(spec: RunSpec, registry: Registry, settings: Settings) -> Outcome:
 
 
 def _carry_out(
-    spec: RunSpec, registry: Registry, settings: Settings, folder: Path, observe: Observers
+    spec: RunSpec, registry: Registry, settings: RunOptions, folder: Path, observe: Observers
 ) -> dict[str, Any]:
     started = time.perf_counter()
     method = make_method(spec, registry)
     try:
-        shop = open_workshop(spec, registry, settings, observe)
-        supplies, shared = prepare(spec, registry, shop, method)
+        stage_runtime = open_stage_runtime(spec, registry, settings, observe)
+        method_inputs, shared = prepare(spec, registry, stage_runtime, method)
     except (UsageError, Refused):  # nothing was trained: this was no run
         _leave_nothing(folder)
         raise
     except Exception as error:
         raise _failed(folder, spec, error) from error
     try:
-        meter, evaluation = shop.meter(), shop.meter()
-        policy, loop = train(spec, shop, method, supplies, meter, folder)
+        meter, evaluation = stage_runtime.meter(), stage_runtime.meter()
+        policy, loop = train(spec, stage_runtime, method, method_inputs, meter, folder)
         for name in loop.checkpoints.damaged:
             settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
-        drawn = draw(spec, shop, policy, supplies, evaluation_prompts(spec, registry), evaluation)
+        drawn = draw(
+            spec,
+            stage_runtime,
+            policy,
+            method_inputs,
+            evaluation_prompts(spec, registry),
+            evaluation,
+        )
         kept = loop.snapshots.kept() if loop.snapshots else {}
-        assessed = assess(spec, registry, shop, drawn, evaluation, kept)
-        bill = record.Bill(
-            meter, evaluation, drawn.models, shared, loop.used(), loop.left(), time.perf_counter() - started
-        )  # fmt: skip
+        assessed = assess(spec, registry, stage_runtime, drawn, evaluation, kept)
+        bill = record.CostReport(
+            meter,
+            evaluation,
+            drawn.models,
+            shared,
+            loop.used(),
+            loop.left(),
+            time.perf_counter() - started,
+        )
         result = record.result_of(spec, type(method).paper, assessed, bill)
-        result["runtime"] = record.runtime_of(supplies, shop)
-        for remark in _remarks(spec, loop, shop, result["runtime"]):
+        result["runtime"] = record.runtime_of(method_inputs, stage_runtime)
+        for remark in _remarks(spec, loop, stage_runtime, result["runtime"]):
             settings.warn(remark)
-        if shop.team.main:
-            result["files"] = record.write(folder, spec, registry, result, loop.rows, assessed.samples)
-            record.write_policy(folder, policy, supplies)
+        if stage_runtime.distributed.main:
+            result["files"] = record.write(
+                folder, spec, registry, result, loop.rows, assessed.samples
+            )
+            record.write_policy(folder, policy, method_inputs)
             record.finish(folder, result)
-        shop.team.wait()
+        stage_runtime.distributed.barrier()
     except Exception as error:
         raise _failed(folder, spec, error) from error
     finally:
-        supplies.close()
+        method_inputs.close()
     return result
 
 
 def train(
-    spec: RunSpec, shop: Workshop, method: Method, supplies: Supplies, meter: Meter, folder: Path
+    spec: RunSpec,
+    stage_runtime: StageRuntime,
+    method: Method,
+    method_inputs: MethodInputs,
+    meter: Meter,
+    folder: Path,
 ) -> tuple[Policy, Loop]:
     """Call the method at its bench."""
     from ..training.checkpoints import Checkpoints, Snapshots
@@ -118,19 +144,25 @@ def train(
     from ..training.loop import Loop
 
     options = method if isinstance(method, AdamWOptions) else AdamWOptions()
-    progress, writes = shop.progress, shop.team.main
+    progress, writes = stage_runtime.progress, stage_runtime.distributed.main
     loop = Loop(
-        shop.trainer(options, meter), Checkpoints(folder / "checkpoint", shop.checkpoint_every, writes), meter,
-        lambda step, total, row: progress(spec.method, step, total, row), spec.budget,
-        Snapshots(folder / "snapshots", spec.snapshots, writes) if spec.snapshots else None, supplies.labels,
-    )  # fmt: skip
-    policy = method.train(Lab(method, supplies, shop.bench(meter, spec.seed), loop))
+        stage_runtime.trainer(options, meter),
+        Checkpoints(folder / "checkpoint", stage_runtime.checkpoint_every, writes),
+        meter,
+        lambda step, total, row: progress(spec.method, step, total, row),
+        spec.budget,
+        Snapshots(folder / "snapshots", spec.snapshots, writes) if spec.snapshots else None,
+        method_inputs.labels,
+    )
+    policy = method.train(Lab(method, method_inputs, stage_runtime.runtime(meter, spec.seed), loop))
     if not hasattr(policy, "answer"):
-        raise HarnessError(f"`train` returned {type(policy).__name__}, not a Policy: end it with `return lab.policy`")
+        raise HarnessError(
+            f"`train` returned {type(policy).__name__}, not a Policy: end it with `return lab.policy`"
+        )
     loop.finish()
     loop.trainer.let_go()
     gc.collect()  # the lab is a knot: while its policy answers, nobody holds a critic or a reference for it
-    shop.team.wait()
+    stage_runtime.distributed.barrier()
     return policy, loop
 
 
@@ -142,47 +174,73 @@ def evaluation_prompts(spec: RunSpec, registry: Registry) -> list[Prompt]:
 
 
 def draw(
-    spec: RunSpec, shop: Workshop, policy: Policy, supplies: Supplies, prompts: list[Prompt], meter: Meter
-) -> Drawn:
+    spec: RunSpec,
+    stage_runtime: StageRuntime,
+    policy: Policy,
+    method_inputs: MethodInputs,
+    prompts: list[Prompt],
+    meter: Meter,
+) -> PolicyAnswers:
     """Have the policy answer the evaluation prompts, before there is a judge."""
     from ..evaluation.evaluate import draw_answers
-    from ..training.completion_cache import Pool
+    from ..training.completion_cache import CompletionPool
 
-    pool = Pool(supplies.reuse, ("evaluation", spec.shared_seed, spec.seed)) if supplies.reuse else None
-    return draw_answers(policy, supplies.tokens, prompts, shop, spec, meter, pool)
+    pool = (
+        CompletionPool(method_inputs.reference_cache, ("evaluation", spec.shared_seed, spec.seed))
+        if method_inputs.reference_cache
+        else None
+    )
+    return draw_answers(policy, method_inputs.tokens, prompts, stage_runtime, spec, meter, pool)
 
 
 def assess(
-    spec: RunSpec, registry: Registry, shop: Workshop, drawn: Drawn, meter: Meter, snapshots: Mapping[int, Path]
-) -> record.Assessed:
+    spec: RunSpec,
+    registry: Registry,
+    stage_runtime: StageRuntime,
+    drawn: PolicyAnswers,
+    meter: Meter,
+    snapshots: Mapping[int, Path],
+) -> record.EvaluationResult:
     """Score the answers; return figures, samples, the hashes that make runs comparable, and the stages behind them."""
     from ..evaluation.evaluate import evaluate, evaluate_snapshots
 
-    stages = open_stages(spec, registry, shop)
+    stages = open_stages(spec, registry, stage_runtime)
     options = stage_options(spec, "evaluation")
     figures, samples = evaluate(drawn, stages, options, meter)
-    model = drawn.policy.model if drawn.policy.kl_estimator is None else None  # else the policy is not this model
+    model = (
+        drawn.policy.model if drawn.policy.kl_estimator is None else None
+    )  # else the policy is not this model
     method = make_method(spec, registry)
     own = stages.suite.figures(method, model, stages)
     if own:
         figures["suite"] = own
     if snapshots:
         figures["curve"] = evaluate_snapshots(snapshots, method, stages, options, spec)
-    return record.Assessed(figures, samples, record.ground_of(spec, stages), dict(stages.used))
+    return record.EvaluationResult(
+        figures, samples, record.ground_of(spec, stages), dict(stages.used)
+    )
 
 
 # -- building blocks ---------------------------------------------------------------------------------------------------
 
 
-def _remarks(spec: RunSpec, loop: Loop, shop: Workshop, runtime: Mapping[str, Any]) -> list[str]:
+def _remarks(
+    spec: RunSpec, loop: Loop, stage_runtime: StageRuntime, runtime: Mapping[str, Any]
+) -> list[str]:
     """Return what was asked for and found nothing to do, and which figure says less than its name."""
     told = []
     if spec.snapshots and not loop.total:
-        told.append(f"--snapshots: {spec.method} trains nothing, so there was nothing to keep along training.")
-    if shop.check and not shop.check.tokens:
-        told.append(f"--check-rollouts: {spec.method} rolled nothing out while it trained; nothing was compared.")
+        told.append(
+            f"--snapshots: {spec.method} trains nothing, so there was nothing to keep along training."
+        )
+    if stage_runtime.check and not stage_runtime.check.tokens:
+        told.append(
+            f"--check-rollouts: {spec.method} rolled nothing out while it trained; nothing was compared."
+        )
     if not runtime["peak_memory_by_phase"]:
-        told.append("Peak memory is that of the whole process, not of each phase: this system resets no peak.")
+        told.append(
+            "Peak memory is that of the whole process, not of each phase: this system resets no peak."
+        )
     return told
 
 
@@ -200,9 +258,14 @@ def _failed(folder: Path, spec: RunSpec, error: Exception) -> HarnessError:
     if isinstance(error, HarnessError):
         message, status = str(error), "diverged" if isinstance(error, Diverged) else status
     elif isinstance(error, MemoryError) or kind == "OutOfMemoryError":
-        message, status = "Out of memory. Lower --micro-batch-tokens or the batch size.", "out of memory"
+        message, status = (
+            "Out of memory. Lower --micro-batch-tokens or the batch size.",
+            "out of memory",
+        )
     else:
-        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        (folder / "traceback.txt").write_text(
+            "".join(traceback.format_exception(error)), encoding="utf-8"
+        )
         message = f"The method {spec.method} failed: {kind}: {error}. The traceback is in {folder / 'traceback.txt'}."
     record.write_failure(folder, spec, status, message)
     return error if isinstance(error, HarnessError) else HarnessError(message)

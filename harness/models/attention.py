@@ -15,23 +15,37 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 
 NAME = "harness"  # of the attention function, in the library's registry
-UNKNOWN = ("softcap", "s_aux", "sliding_window", "position_bias")  # what is not done here, should a model ask for it
+UNKNOWN = (
+    "softcap",
+    "s_aux",
+    "sliding_window",
+    "position_bias",
+)  # what is not done here, should a model ask for it
 
 
 class Attention(Protocol):
     """How the tokens of a forward pass attend to one another."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         """Return (R, S, heads, d) for queries (R, heads, S, d), keys and values (R, H, S', d) of a layer."""
 
 
-_now: Attention | None = None  # of the forward pass under way: the library hands an attention nothing of ours
+_now: Attention | None = (
+    None  # of the forward pass under way: the library hands an attention nothing of ours
+)
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, **told: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **told: Any,
+) -> tuple[Tensor, None]:
     """Attend as the forward pass under way wants it: what the library calls."""
     if _now is None or any(told.get(name) is not None for name in UNKNOWN):
         raise ValueError("this attention cannot do what the model asks of it")
@@ -71,7 +85,9 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.bias = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
         self.bias.masked_fill_(mask == 0, torch.finfo(like.dtype).min)
-        self.owner = torch.arange(b, device=like.device).repeat_interleave(n)  # which prompt a row belongs to
+        self.owner = torch.arange(b, device=like.device).repeat_interleave(
+            n
+        )  # which prompt a row belongs to
         self.length = 0  # tokens written
         self._arrange()
 
@@ -117,15 +133,23 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
             spread = rows.new_zeros(b * self.widest, heads, r, d)
             spread[self.slot] = rows
             rows = spread
-        return rows.view(b, self.widest, heads, r, d).transpose(1, 2).reshape(b, heads, self.widest * r, d)
+        return (
+            rows.view(b, self.widest, heads, r, d)
+            .transpose(1, 2)
+            .reshape(b, heads, self.widest * r, d)
+        )
 
     def by_row(self, prompts: Tensor) -> Tensor:
         """Undo `by_prompt`."""
         b, heads, wr, d = prompts.shape
-        rows = prompts.view(b, heads, self.widest, wr // self.widest, d).transpose(1, 2).flatten(0, 1)
+        rows = (
+            prompts.view(b, heads, self.widest, wr // self.widest, d).transpose(1, 2).flatten(0, 1)
+        )
         return rows if self.full else rows[self.slot]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         """Return (R, 1, heads, d) for queries (R, heads, 1, d) and the completions' keys and values (R, H, t, d)."""
         prompt_key, prompt_value = self.prompt[layer]
         rows, heads, _, d = query.shape
@@ -134,7 +158,10 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         width = shared.shape[-1]
         scores = torch.cat([self.by_row(shared), self.scores(query, key)], -1)
         weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
-        out = self.by_row(self.by_prompt(weights[..., :width]) @ prompt_value) + weights[..., width:] @ value
+        out = (
+            self.by_row(self.by_prompt(weights[..., :width]) @ prompt_value)
+            + weights[..., width:] @ value
+        )
         return out.reshape(rows, 1, heads, d)
 
     def scores(self, query: Tensor, key: Tensor) -> Tensor:

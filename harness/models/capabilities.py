@@ -62,7 +62,9 @@ def check_padding(model: nn.Module) -> None:
     """
     probe = made_up(model)
     prompts, unseen = probe.prompts, int((probe.prompts.mask[0] == 0).sum())
-    bare: Any = PromptBatch(prompts.prompts[:1], prompts.ids[:1, unseen:], prompts.mask[:1, unseen:])
+    bare: Any = PromptBatch(
+        prompts.prompts[:1], prompts.ids[:1, unseen:], prompts.mask[:1, unseen:]
+    )
     alone = Batch(bare, {name: column[:1] for name, column in probe.columns.items()})
     with torch.no_grad(), in_float32(model), padded([model]):
         off = float((completion_logp(model, probe)[:1] - completion_logp(model, alone)).abs().max())
@@ -90,7 +92,10 @@ def enable_sharing(model: nn.Module) -> bool:
     probes = (made_up(model), made_up(model).flat())
     with torch.no_grad(), in_float32(model):
         told = [completion_logp(model, batch) for batch in probes]
-        for trunk.plain_head in (True, False):  # a head apart, or whatever the model does with its states
+        for trunk.plain_head in (
+            True,
+            False,
+        ):  # a head apart, or whatever the model does with its states
             trunk.share_prompt = True
             trunk.share_prompt = _agrees(model, probes, told)
             if trunk.share_prompt:
@@ -118,7 +123,10 @@ def _agrees(model: nn.Module, probes: tuple[Batch, Batch], told: list[Tensor]) -
         found = [completion_logp(model, batch) for batch in probes]
     except _REFUSALS:
         return False
-    return max(float((a - b).abs().max()) for a, b in zip(told, found, strict=True)) < SHARING_TOLERANCE
+    return (
+        max(float((a - b).abs().max()) for a, b in zip(told, found, strict=True))
+        < SHARING_TOLERANCE
+    )
 
 
 def find_head(model: nn.Module) -> bool:
@@ -132,7 +140,9 @@ def find_head(model: nn.Module) -> bool:
         told = padded_logits(model, probe).log_softmax(-1)
         try:
             apart = apply_head(model, padded_states(model, probe)).log_softmax(-1)
-            trunk.plain_head = float((told - apart)[probe["mask"] > 0].abs().max()) < SHARING_TOLERANCE
+            trunk.plain_head = (
+                float((told - apart)[probe["mask"] > 0].abs().max()) < SHARING_TOLERANCE
+            )
         except _REFUSALS:
             trunk.plain_head = False
     return bool(trunk.plain_head)
@@ -165,7 +175,10 @@ def _decodes(model: nn.Module, cached: Callable[[Any, Batch, int, int], Cached])
     with torch.no_grad(), in_float32(model), padded([model]):
         told = completion_logits(model, probe).flatten(0, 1)  # (R, T, V)
         try:
-            off = [float((told[rows, t] - logits).abs().max()) for rows, t, logits in _forced(model, probe, cached)]
+            off = [
+                float((told[rows, t] - logits).abs().max())
+                for rows, t, logits in _forced(model, probe, cached)
+            ]
         except _REFUSALS:
             return False
     return max(off) < SHARING_TOLERANCE
@@ -190,9 +203,15 @@ def _forced(
 def attends_locally(model: nn.Module) -> bool:
     """Return whether a model's configuration says that a layer sees less than all that came before."""
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    window = (
+        getattr(config, "sliding_window", None)
+        if getattr(config, "use_sliding_window", True)
+        else None
+    )
     layers = getattr(config, "layer_types", None) or ["full_attention"]
-    return bool(window or getattr(config, "attention_chunk_size", None)) or set(layers) != {"full_attention"}
+    return bool(window or getattr(config, "attention_chunk_size", None)) or set(layers) != {
+        "full_attention"
+    }
 
 
 def made_up(model: nn.Module) -> Batch:
@@ -202,6 +221,8 @@ def made_up(model: nn.Module) -> Batch:
     prompt_mask = torch.ones(2, 20, dtype=torch.long)
     prompt_mask[0, :7] = 0
     mask = (torch.arange(10) < torch.tensor([[4], [10], [1], [7], [3], [9]])).float().view(2, 3, 10)
-    prompts = PromptBatch([Prompt(str(i), "") for i in range(2)], ids[:, :20].to(device), prompt_mask.to(device))
+    prompts = PromptBatch(
+        [Prompt(str(i), "") for i in range(2)], ids[:, :20].to(device), prompt_mask.to(device)
+    )
     columns = {"completion_ids": ids[:, 20:].reshape(2, 3, 10).to(device), "mask": mask.to(device)}
     return Batch(prompts, columns)

@@ -24,8 +24,12 @@ class StaticPromptCache(SharedPromptCache):
 
     def __init__(self, prompt: Any, mask: Tensor, n: int, limit: int) -> None:
         super().__init__(prompt, mask, n, limit)
-        self.at = torch.zeros(1, dtype=torch.long, device=mask.device)  # where the next token is written
-        self.hidden = torch.full((limit,), torch.finfo(self.keys.dtype).min, dtype=self.keys.dtype, device=mask.device)
+        self.at = torch.zeros(
+            1, dtype=torch.long, device=mask.device
+        )  # where the next token is written
+        self.hidden = torch.full(
+            (limit,), torch.finfo(self.keys.dtype).min, dtype=self.keys.dtype, device=mask.device
+        )
         self.hidden[0] = 0
 
     def update(
@@ -82,7 +86,9 @@ class GraphedDecoding(SharedDecoding):
         self.tokens, self.positions = tokens[:, None].clone(), self.positions.clone()
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # once unrecorded: libraries choose their algorithms; it writes what replay will
+        with torch.cuda.stream(
+            side
+        ):  # once unrecorded: libraries choose their algorithms; it writes what replay will
             self._forward(model)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
@@ -94,7 +100,10 @@ class GraphedDecoding(SharedDecoding):
     def _forward(self, model: nn.Module) -> Tensor:
         with attending(trunk_of(model), self.cache):
             out = model(
-                input_ids=self.tokens, position_ids=self.positions[:, None], past_key_values=self.cache, use_cache=True
+                input_ids=self.tokens,
+                position_ids=self.positions[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
             )
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
@@ -105,10 +114,14 @@ class GraphEngine(CachedEngine):
     name = "cuda_graphs"
 
     @staticmethod
-    def cached(model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, limit: int) -> GraphedDecoding:
+    def cached(
+        model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, limit: int
+    ) -> GraphedDecoding:
         """Return the recording cache; raise UsageError where it cannot be."""
         if prompts.ids.device.type != "cuda":
-            raise UsageError("--engine cuda_graphs: there is no GPU under this run. Use --engine hf, or --device cuda.")
+            raise UsageError(
+                "--engine cuda_graphs: there is no GPU under this run. Use --engine hf, or --device cuda."
+            )
         if not getattr(trunk_of(model), "share_cache", False):
             raise UsageError(
                 f"--engine cuda_graphs: {type(model).__name__} cannot decode on shared prompts (a window, a bias, or "

@@ -22,7 +22,12 @@ class Engine(ABC):
 
     @abstractmethod
     def generate(
-        self, model: torch.nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor
+        self,
+        model: torch.nn.Module,
+        prompts: PromptBatch,
+        n: int,
+        sampling: Sampling,
+        noise: Tensor,
     ) -> Batch:
         """Draw n completions per prompt, `noise` (B * n, max_new_tokens) uniform on [0, 1) deciding every token.
 

@@ -39,7 +39,9 @@ class Enumerated:
         A reward level v has mass f_v = P(r = v) and F_v = P(r <= v). The best is at level v unless not all n draws are
         at most v or all are below it: F_v^n - (F_v - f_v)^n; within a level the reference's proportions stay.
         """
-        below = self.reward[:, None, :] < self.reward[:, :, None]  # [p, i, j]: j is worth less than i
+        below = (
+            self.reward[:, None, :] < self.reward[:, :, None]
+        )  # [p, i, j]: j is worth less than i
         level = self.reward[:, None, :] == self.reward[:, :, None]
         less, mass = ((mask * self.ref[:, None, :]).sum(-1) for mask in (below, level))
         return self.ref / mass * ((less + mass) ** n - less**n)
@@ -57,7 +59,9 @@ class Enumerated:
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
     """Return KL(p || q) over the last dimension, in nats."""
-    return torch.where(p > 0, p * (p.clamp(min=1e-300).log() - q.clamp(min=1e-300).log()), 0.0).sum(-1)
+    return torch.where(p > 0, p * (p.clamp(min=1e-300).log() - q.clamp(min=1e-300).log()), 0.0).sum(
+        -1
+    )
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
@@ -77,7 +81,9 @@ def every_completion(
 ) -> Batch:
     """Return a batch (P, N, T) of every completion of each prompt, over the tokenizer's whole vocabulary."""
     vocabulary = sorted(tokens.tokenizer.get_vocab().values())
-    return tokens.batch(prompts, [completions(vocabulary, tokens.eos, limit)] * len(prompts), device)
+    return tokens.batch(
+        prompts, [completions(vocabulary, tokens.eos, limit)] * len(prompts), device
+    )
 
 
 def probabilities(model: nn.Module, batch: Batch, max_tokens: int) -> Tensor:

@@ -60,7 +60,11 @@ class ForwardCost:
 
     def flops(self, tokens: int, head_tokens: int, pairs: int) -> float:
         """Return FLOPs for `tokens` through the trunk, `head_tokens` through the head, `pairs` of query and key."""
-        return 2.0 * self.linear * tokens + 2.0 * self.head * head_tokens + float(self.attention) * pairs
+        return (
+            2.0 * self.linear * tokens
+            + 2.0 * self.head * head_tokens
+            + float(self.attention) * pairs
+        )
 
     def reading(self, passed: Passed, backward: bool = False) -> float:
         """Return FLOPs of a pass whose last layer computes only the states that are read: forward, or half a backward.
@@ -71,9 +75,18 @@ class ForwardCost:
         assert self.last is not None
         twice = self.last.before * passed.tokens
         if backward:
-            twice = self.last.keys * passed.tokens + (self.last.queries - self.last.before) * passed.read
-        linear = (self.linear - self.last.weights) * passed.tokens + self.last.weights * passed.read + twice
-        attention = self.attention * passed.pairs - self.last.attention * (passed.pairs - passed.read_pairs)
+            twice = (
+                self.last.keys * passed.tokens
+                + (self.last.queries - self.last.before) * passed.read
+            )
+        linear = (
+            (self.linear - self.last.weights) * passed.tokens
+            + self.last.weights * passed.read
+            + twice
+        )
+        attention = self.attention * passed.pairs - self.last.attention * (
+            passed.pairs - passed.read_pairs
+        )
         return 2.0 * linear + 2.0 * self.head * passed.head + float(attention)
 
     def padded(self, rows: int, width: int, kept: int) -> float:
@@ -96,7 +109,9 @@ def frozen_cost(model: nn.Module) -> ForwardCost:
         return ForwardCost(0, 0, 0, LastCost(0, 0, 0, 0, 0))
     head = _head_of(model)
     linear, last = _weights(trunk, trunk.modules(), frozen=True), _last_cost(trunk, 0, frozen=True)
-    return ForwardCost(linear, 0 if head.weight.requires_grad else head.in_features * head.out_features, 0, last)
+    return ForwardCost(
+        linear, 0 if head.weight.requires_grad else head.in_features * head.out_features, 0, last
+    )
 
 
 def _head_of(model: nn.Module) -> Any:
@@ -109,7 +124,9 @@ def _forward_cost(model: nn.Module) -> ForwardCost:
     linear = _weights(trunk, trunk.modules())
     assert linear, f"no weight matrices found in {type(trunk).__name__}: its cost cannot be counted"
     layers, each = _attention_cost(trunk.config.get_text_config())  # type: ignore[operator, union-attr]
-    return ForwardCost(linear, head.in_features * head.out_features, layers * each, _last_cost(trunk, each))
+    return ForwardCost(
+        linear, head.in_features * head.out_features, layers * each, _last_cost(trunk, each)
+    )
 
 
 def _last_cost(trunk: nn.Module, attention: int, frozen: bool = False) -> LastCost | None:
@@ -118,12 +135,20 @@ def _last_cost(trunk: nn.Module, attention: int, frozen: bool = False) -> LastCo
         return None
     named = dict(last_layer(trunk).named_modules())
 
-    def weights(names: tuple[str, ...]) -> int:  # an adapter's modules lie below those that were there before it
-        below = [m for n, m in named.items() if any(n == name or n.startswith(f"{name}.") for name in names)]
+    def weights(
+        names: tuple[str, ...],
+    ) -> int:  # an adapter's modules lie below those that were there before it
+        below = [
+            m
+            for n, m in named.items()
+            if any(n == name or n.startswith(f"{name}.") for name in names)
+        ]
         return _weights(trunk, below, frozen)
 
     every = _weights(trunk, named.values(), frozen)
-    return LastCost(every, weights(parts.before), weights(parts.keys), weights(parts.queries), attention)
+    return LastCost(
+        every, weights(parts.before), weights(parts.keys), weights(parts.queries), attention
+    )
 
 
 def last_layer(trunk: nn.Module) -> nn.Module:
@@ -131,7 +156,9 @@ def last_layer(trunk: nn.Module) -> nn.Module:
     count = trunk.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
     lists = [m for m in trunk.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(lists) != 1:
-        raise ValueError(f"{len(lists)} lists of {count} modules: which of them holds the layers is not known")
+        raise ValueError(
+            f"{len(lists)} lists of {count} modules: which of them holds the layers is not known"
+        )
     return lists[0][-1]
 
 
@@ -142,7 +169,9 @@ def _attention_cost(config: Any) -> tuple[int, int]:
         return 0, 0
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    return sum("attention" in kind and "linear" not in kind for kind in kinds), int(4 * heads * width)
+    return sum("attention" in kind and "linear" not in kind for kind in kinds), int(
+        4 * heads * width
+    )
 
 
 def _weights(trunk: nn.Module, modules: Iterable[nn.Module], frozen: bool = False) -> int:
@@ -158,8 +187,12 @@ def _matrix_weights(module: nn.Module, frozen: bool = False) -> int:
     """
     if isinstance(module, nn.Embedding):
         return 0
-    kernels = isinstance(module, nn.Conv1d)  # (out, in / groups, width): each weight meets a token once
-    matrices = [p for p in module.parameters(recurse=False) if p.dim() == 2 or (kernels and p.dim() == 3)]
+    kernels = isinstance(
+        module, nn.Conv1d
+    )  # (out, in / groups, width): each weight meets a token once
+    matrices = [
+        p for p in module.parameters(recurse=False) if p.dim() == 2 or (kernels and p.dim() == 3)
+    ]
     return sum(p.numel() for p in matrices if not (frozen and p.requires_grad))
 
 
@@ -171,5 +204,7 @@ def _expert_weights(modules: list[nn.Module], config: Any, frozen: bool) -> int:
     if not stacked:
         return 0
     used = getattr(config, "num_experts_per_tok", None)
-    assert used, f"{config.model_type} has 3-D weights and no num_experts_per_tok: its cost cannot be counted"
+    assert used, (
+        f"{config.model_type} has 3-D weights and no num_experts_per_tok: its cost cannot be counted"
+    )
     return sum(p.numel() // p.shape[0] * used for p in stacked)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.data import Sampling
-from ..core.distributed import ALONE, Team
+from ..core.distributed import ALONE, DistributedContext
 from ..core.errors import UsageError
 from ..core.meter import Meter
 from ..core.seeds import derive
@@ -83,14 +83,23 @@ def cache_of(model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, lim
     trunk = getattr(model, "base_model", model)
     if getattr(trunk, "share_cache", False):
         return SharedDecoding(prefilled, prompts, n, limit)
-    return Repeated(prefilled, prompts, n) if getattr(trunk, "keeps_cache", True) else Recomputed(prompts, n)
+    return (
+        Repeated(prefilled, prompts, n)
+        if getattr(trunk, "keeps_cache", True)
+        else Recomputed(prompts, n)
+    )
 
 
 @torch.no_grad()
 def decode(
-    model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor, eos: set[int],
+    model: nn.Module,
+    prompts: PromptBatch,
+    n: int,
+    sampling: Sampling,
+    noise: Tensor,
+    eos: set[int],
     cached: Callable[[nn.Module, Any, PromptBatch, int, int], Cached] = cache_of,
-) -> Decoding:  # fmt: skip
+) -> Decoding:
     """Draw n completions for each prompt; rows are prompt-major."""
     limit, device = sampling.max_new_tokens, prompts.ids.device
     rows = len(prompts) * n
@@ -128,7 +137,11 @@ def decode(
 
 def prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
     positions = (prompts.mask.cumsum(1) - 1).clamp(min=0)
-    inputs: dict[str, Any] = {"input_ids": prompts.ids, "attention_mask": prompts.mask, "position_ids": positions}
+    inputs: dict[str, Any] = {
+        "input_ids": prompts.ids,
+        "attention_mask": prompts.mask,
+        "position_ids": positions,
+    }
     with computing(model):
         out = model(**accepted(model, {**inputs, "logits_to_keep": 1}), use_cache=True)
     return out.logits[:, -1], getattr(out, "past_key_values", None)
@@ -155,9 +168,12 @@ class Repeated:
         positions = self.mask.sum(1, keepdim=True) - 1
         with computing(model):
             out = model(
-                input_ids=tokens[:, None], attention_mask=self.mask, position_ids=positions,
-                past_key_values=self.cache, use_cache=True,
-            )  # fmt: skip
+                input_ids=tokens[:, None],
+                attention_mask=self.mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
         self.cache = out.past_key_values
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
@@ -168,7 +184,10 @@ class Recomputed:
     keep_until, look_every = KEEP_UNTIL, 1
 
     def __init__(self, prompts: PromptBatch, n: int) -> None:
-        self.ids, self.mask = prompts.ids.repeat_interleave(n, 0), prompts.mask.repeat_interleave(n, 0)
+        self.ids, self.mask = (
+            prompts.ids.repeat_interleave(n, 0),
+            prompts.mask.repeat_interleave(n, 0),
+        )
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows only."""
@@ -179,7 +198,11 @@ class Recomputed:
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)
-        inputs: dict[str, Any] = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions}
+        inputs: dict[str, Any] = {
+            "input_ids": self.ids,
+            "attention_mask": self.mask,
+            "position_ids": positions,
+        }
         with computing(model):
             out = model(**accepted(model, {**inputs, "logits_to_keep": 1}), use_cache=False)
         return out.logits[:, -1]  # type: ignore[no-any-return]
@@ -204,9 +227,11 @@ class SharedDecoding:
         """Return (R, V) logits after one more token (R,) per row."""
         with computing(model), attending(trunk_of(model), self.cache):
             out = model(
-                input_ids=tokens[:, None], position_ids=self.positions[:, None], past_key_values=self.cache,
+                input_ids=tokens[:, None],
+                position_ids=self.positions[:, None],
+                past_key_values=self.cache,
                 use_cache=True,
-            )  # fmt: skip
+            )
         self.cache.advance()
         self.positions = self.positions + 1
         return out.logits[:, -1]  # type: ignore[no-any-return]
@@ -222,7 +247,9 @@ class CachedEngine(Engine):
     def __init__(self, eos: set[int]) -> None:
         self.eos = eos
 
-    def generate(self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor) -> Batch:
+    def generate(
+        self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor
+    ) -> Batch:
         """Draw n completions per prompt, in groups that fit; see Engine."""
         width = prompts.ids.shape[1] + sampling.max_new_tokens
         group = max(1, self.max_tokens // (n * width))
@@ -242,7 +269,11 @@ def assemble(prompts: PromptBatch, parts: list[Decoding], n: int, temperature: f
     logp = torch.cat([part.logp for part in parts])[:, :longest]
     mask = (torch.arange(longest, device=lengths.device) < lengths[:, None]).float()
     shape = (len(prompts), n, longest)
-    columns = {"completion_ids": tokens.view(shape), "mask": mask.view(shape), "logp": logp.view(shape)}
+    columns = {
+        "completion_ids": tokens.view(shape),
+        "mask": mask.view(shape),
+        "logp": logp.view(shape),
+    }
     return Batch(prompts, columns, temperature)
 
 
@@ -250,21 +281,34 @@ class Sampler:
     """Draws completions for one purpose: an engine, a temperature, a length, and noise that only the seed decides."""
 
     def __init__(
-        self, engine: Engine, sampling: Sampling, meter: Meter, eos: set[int], noise_key: tuple[object, ...],
-        team: Team = ALONE,
-    ) -> None:  # fmt: skip
+        self,
+        engine: Engine,
+        sampling: Sampling,
+        meter: Meter,
+        eos: set[int],
+        noise_key: tuple[object, ...],
+        distributed: DistributedContext = ALONE,
+    ) -> None:
         check_sampling(sampling)
         self.engine, self.sampling, self.meter, self.eos = engine, sampling, meter, eos
-        self.noise_key, self.team = noise_key, team
+        self.noise_key, self.distributed = noise_key, distributed
         self.phase = "rollout"
-        self.pool: CompletionSource | None = None  # what the start checkpoint says is drawn from here, where it can be
+        self.pool: CompletionSource | None = (
+            None  # what the start checkpoint says is drawn from here, where it can be
+        )
 
     def draw(self, model: nn.Module, prompts: PromptBatch, n: int = 1, *more: object) -> Batch:
         """Draw n completions per prompt: (B, n, T) with `logp` and `ended`. `more` tells repeated draws apart."""
         with self.meter.aside():
-            found = self.pool.draw(model, prompts, n, self.sampling) if self.pool and not more else None
+            found = (
+                self.pool.draw(model, prompts, n, self.sampling) if self.pool and not more else None
+            )
         with self.meter.phase(self.phase):
-            batch: Batch = found.value if found else self._generate(model, prompts, n, self._noise(prompts, n, *more))
+            batch: Batch = (
+                found.value
+                if found
+                else self._generate(model, prompts, n, self._noise(prompts, n, *more))
+            )
             last = (batch.lengths - 1).clamp(min=0)[..., None]
             ends = torch.tensor(sorted(self.eos), device=prompts.ids.device)
             ended = torch.isin(batch["completion_ids"].gather(-1, last)[..., 0], ends)
@@ -275,15 +319,24 @@ class Sampler:
 
     def _generate(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:
         """Have every process draw for some of the prompts, and put the whole together."""
-        if self.team.size == 1:
+        if self.distributed.size == 1:
             return self.engine.generate(model, prompts, n, self.sampling, noise)
-        own = self.team.span(len(prompts))
-        whole = torch.zeros(3, len(prompts), n, self.sampling.max_new_tokens, device=noise.device, dtype=torch.float64)
+        own = self.distributed.shard(len(prompts))
+        whole = torch.zeros(
+            3,
+            len(prompts),
+            n,
+            self.sampling.max_new_tokens,
+            device=noise.device,
+            dtype=torch.float64,
+        )
         if own.start < own.stop:
-            part = self.engine.generate(model, prompts[own], n, self.sampling, noise[own.start * n : own.stop * n])
+            part = self.engine.generate(
+                model, prompts[own], n, self.sampling, noise[own.start * n : own.stop * n]
+            )
             for i, name in enumerate(("completion_ids", "mask", "logp")):
                 whole[i, own, :, : part.shape[2]] = part[name].double()
-        self.team.add_up(whole)
+        self.distributed.all_reduce(whole)
         ids, mask, logp = whole[..., : int(whole[1].sum(-1).max())]
         columns = {"completion_ids": ids.long(), "mask": mask.float(), "logp": logp.float()}
         return Batch(prompts, columns, self.sampling.temperature)
@@ -291,13 +344,17 @@ class Sampler:
     def _noise(self, prompts: PromptBatch, n: int, *more: object) -> Tensor:
         """Return (B * n, T) uniform numbers."""
         generator = torch.Generator().manual_seed(derive(*self.noise_key, *more))
-        return torch.rand(len(prompts) * n, self.sampling.max_new_tokens, generator=generator).to(prompts.ids.device)
+        return torch.rand(len(prompts) * n, self.sampling.max_new_tokens, generator=generator).to(
+            prompts.ids.device
+        )
 
     def _count(self, model: nn.Module, batch: Batch) -> float:
         """Count what was drawn, and the FLOPs of drawing it."""
         flops = decode_flops(model, batch)
         generated = int(batch.lengths.sum())
-        self.meter.add(flops=flops, tokens_generated=generated, samples=batch.shape[0] * batch.shape[1])
+        self.meter.add(
+            flops=flops, tokens_generated=generated, samples=batch.shape[0] * batch.shape[1]
+        )
         return flops
 
 
@@ -313,4 +370,6 @@ def decode_flops(model: nn.Module, batch: Batch) -> float:
     else:  # passes of prompt + 1 to prompt + fed tokens
         widths = [range(prompt + 1, prompt + int(n) + 1) for n in fed]
         tokens, pairs = (torch.tensor(sum(w**p for row in widths for w in row)) for p in (1, 2))
-    return cost.flops(b * prompt + int(tokens), b + int(fed.sum()), b * prompt * prompt + int(pairs))
+    return cost.flops(
+        b * prompt + int(tokens), b + int(fed.sum()), b * prompt * prompt + int(pairs)
+    )

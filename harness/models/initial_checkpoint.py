@@ -31,10 +31,12 @@ from .loading import (
 from .lora import adapted, beside, unchanged
 
 
-class Start:
+class InitialCheckpoint:
     """A model that can be read at any time; here are no weights of it, only a weak reference to those in memory."""
 
-    def __init__(self, read: Callable[[], nn.Module], probe: Callable[[nn.Module], None] = lambda model: None) -> None:
+    def __init__(
+        self, read: Callable[[], nn.Module], probe: Callable[[nn.Module], None] = lambda model: None
+    ) -> None:
         self._read, self._probe = read, probe
         self._there: Callable[[], nn.Module | None] = lambda: None
         self._outline: nn.Module | None = None
@@ -42,7 +44,7 @@ class Start:
         self._digest = ""
 
     @classmethod
-    def of(cls, model: nn.Module) -> Start:
+    def of(cls, model: nn.Module) -> InitialCheckpoint:
         """Return a start checkpoint that is in memory all the time: for benchmarks and tests."""
         start = cls(partial(copy.deepcopy, model))
         start._there = weakref.ref(model)  # which `read` keeps alive
@@ -103,26 +105,31 @@ class Start:
         inherit(model, self._outline)
 
 
-def start_in(folder: Path, dtype: str, device: torch.device, sharing: bool) -> Start:
+def start_in(folder: Path, dtype: str, device: torch.device, sharing: bool) -> InitialCheckpoint:
     """Return the start checkpoint that lies in a folder in hub format; `sharing`: a prompt may be computed once."""
-    return Start(partial(_read, folder, dtype, device), partial(find_out, sharing=sharing))
+    return InitialCheckpoint(
+        partial(_read, folder, dtype, device), partial(find_out, sharing=sharing)
+    )
 
 
 def _read(folder: Path, dtype: str, device: torch.device) -> nn.Module:
     return load_causal(folder, dtype).to(device)
 
 
-
-
-def learner(start: Start, method: object, seed: int) -> nn.Module:
+def learner(start: InitialCheckpoint, method: object, seed: int) -> nn.Module:
     """Return what a method trains: a copy of the start checkpoint or, as its `lora_rank` says, an adapter beside it."""
     rank = getattr(method, "lora_rank", 0)
     if not rank:
         return learning(start.copy())
-    return beside(start.model(), rank, getattr(method, "lora_alpha", 0.0) or 2.0 * rank, derive(seed, "adapter"))
+    return beside(
+        start.model(),
+        rank,
+        getattr(method, "lora_alpha", 0.0) or 2.0 * rank,
+        derive(seed, "adapter"),
+    )
 
 
-def merged(model: nn.Module, start: Start) -> nn.Module:
+def merged(model: nn.Module, start: InitialCheckpoint) -> nn.Module:
     """Return a plain model that computes what an adapted one does, up to rounding; any other model as it is."""
     if not adapted(model):
         return model

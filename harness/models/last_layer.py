@@ -33,7 +33,9 @@ class _Narrowed:
         self.inside = False
         self.handed: tuple[Tensor, Tensor] | None = None
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         """Attend as a packing does; in the last layer raise once what it needs is here, then attend from a few."""
         if not self.inside:
             return self.packing.attend(layer, query, key, value, scaling)
@@ -42,7 +44,9 @@ class _Narrowed:
             raise _Handed
         return self.packing.attend_from(self.asking, query, *self.handed, scaling)
 
-    def enter(self, layer: nn.Module, told: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+    def enter(
+        self, layer: nn.Module, told: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[Any, Any]:
         """Find keys and values of all tokens; return the layer's arguments for those that are read."""
         self.inside = True
         try:
@@ -78,9 +82,13 @@ class _Watched(_Narrowed):
         super().__init__(packing, asking)
         self.ran: list[str] = []
         self.before: tuple[str, ...] = ()  # what had run when it was handed them
-        self.of_keys = self.of_queries = False  # whether they depend on a weight that takes a gradient
+        self.of_keys = self.of_queries = (
+            False  # whether they depend on a weight that takes a gradient
+        )
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         """Attend as ever, and note what is asked of it."""
         if self.inside and self.handed is None:
             self.before, self.of_keys = tuple(self.ran), key.requires_grad or value.requires_grad
@@ -96,12 +104,18 @@ def find_parts(trunk: nn.Module, packing: Packing, inputs: dict[str, Any]) -> La
     """
     layer, read = last_layer(trunk), torch.unique(packing.states[..., :-1])
     grads = {p: p.requires_grad for p in trunk.parameters()}
-    named = {n: m for n, m in layer.named_modules() if any(p.dim() > 1 for p in m.parameters(recurse=False))}
+    named = {
+        n: m
+        for n, m in layer.named_modules()
+        if any(p.dim() > 1 for p in m.parameters(recurse=False))
+    }
 
     def watched(module: nn.Module | None) -> _Watched:
         trunk.requires_grad_(False)
         how = _Watched(packing, packing.asking(read))
-        hooks = [m.register_forward_hook(lambda *_, n=n: how.ran.append(n)) for n, m in named.items()]
+        hooks = [
+            m.register_forward_hook(lambda *_, n=n: how.ran.append(n)) for n, m in named.items()
+        ]
         hooks.append(layer.register_forward_pre_hook(how.enter, with_kwargs=True))
         if module is not None:
             module.requires_grad_(True)
@@ -119,5 +133,7 @@ def find_parts(trunk: nn.Module, packing: Packing, inputs: dict[str, Any]) -> La
     finally:
         for parameter, was in grads.items():
             parameter.requires_grad_(was)
-    of_keys, of_queries = (tuple(n for n in before if getattr(told[n], what)) for what in ("of_keys", "of_queries"))
+    of_keys, of_queries = (
+        tuple(n for n in before if getattr(told[n], what)) for what in ("of_keys", "of_queries")
+    )
     return LastParts(before, of_keys, of_queries)

@@ -27,7 +27,9 @@ def load_tokenizer(name: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--model {name}: no tokenizer could be loaded. {HUB_HINT} ({_first_line(error)})") from error
+        raise UsageError(
+            f"--model {name}: no tokenizer could be loaded. {HUB_HINT} ({_first_line(error)})"
+        ) from error
 
 
 def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
@@ -43,7 +45,9 @@ def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
             str(name), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(f"--model {name}: no model could be loaded. {HUB_HINT} ({_first_line(error)})") from error
+        raise UsageError(
+            f"--model {name}: no model could be loaded. {HUB_HINT} ({_first_line(error)})"
+        ) from error
     trunk_of(model).compute_dtype = getattr(torch, compute)
     return frozen(model)
 
@@ -130,7 +134,9 @@ def trunk_of(model: nn.Module) -> nn.Module:
     """Return a causal model without its head: token ids to hidden states."""
     trunk: nn.Module = model.base_model  # type: ignore[assignment]
     if trunk is model:
-        raise UsageError(f"{type(model).__name__} has no separate trunk (`base_model`): no reward model can be built.")
+        raise UsageError(
+            f"{type(model).__name__} has no separate trunk (`base_model`): no reward model can be built."
+        )
     return trunk
 
 
@@ -146,7 +152,9 @@ class ScalarModel(nn.Module):
         """Draw the head from N(0, 1 / (d + 1)) (2403.17031, sect. 4) or with another std; 0 starts every value at 0."""
         width = self.head.in_features
         generator = torch.Generator().manual_seed(seed)
-        weight = torch.randn(1, width, generator=generator) * (1 / math.sqrt(width + 1) if std is None else std)
+        weight = torch.randn(1, width, generator=generator) * (
+            1 / math.sqrt(width + 1) if std is None else std
+        )
         with torch.no_grad():
             self.head.weight.copy_(weight)
             self.head.bias.zero_()
@@ -166,7 +174,9 @@ def scalar_on(causal: nn.Module) -> ScalarModel:
 
 def scalar_from(causal: nn.Module) -> ScalarModel:
     """Return a scalar model on a copy of a causal model's trunk."""
-    return ScalarModel(copy.deepcopy(trunk_of(causal)), hidden_size(causal)).to(next(causal.parameters()).device)
+    return ScalarModel(copy.deepcopy(trunk_of(causal)), hidden_size(causal)).to(
+        next(causal.parameters()).device
+    )
 
 
 def hidden_size(model: nn.Module) -> int:
@@ -176,7 +186,9 @@ def hidden_size(model: nn.Module) -> int:
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write named tensors as safetensors; tensors that share memory are written once each."""
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    save_file(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path
+    )
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -189,13 +201,17 @@ def weights_digest(model: nn.Module) -> str:
     whole = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         whole.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        whole.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return whole.hexdigest()
 
 
 def size_of(model: nn.Module) -> tuple[int, int]:
     """Return (parameters, bytes) of a model, shared tensors counted once."""
-    unique = {(p.untyped_storage()._cdata, p.storage_offset()): p for p in model.parameters()}.values()  # on meta, too
+    unique = {
+        (p.untyped_storage()._cdata, p.storage_offset()): p for p in model.parameters()
+    }.values()  # on meta, too
     return sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)
 
 

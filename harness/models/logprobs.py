@@ -61,7 +61,11 @@ class Predictions:
         for part in self.parts():
             states = self.states[part]
             if states.requires_grad and len(self.states) > self.at_once:
-                told.append(checkpoint(self._logp, states, ids[part], use_reentrant=False, preserve_rng_state=False))
+                told.append(
+                    checkpoint(
+                        self._logp, states, ids[part], use_reentrant=False, preserve_rng_state=False
+                    )
+                )
             else:
                 told.append(self._logp(states, ids[part]))
         return torch.cat(told) if told else self.states.new_zeros(0)
@@ -109,7 +113,9 @@ def predictions(model: nn.Module, batch: Batch) -> Predictions:
             logits = model(**packed_inputs(model, packing), logits_to_keep=where).logits[0]
         return Predictions(logits, _itself, batch.temperature, at_once)
     states, place = _packed_states(trunk_of(model), model, packing, where)
-    return Predictions(states[place], lambda some: apply_head(model, some), batch.temperature, at_once)
+    return Predictions(
+        states[place], lambda some: apply_head(model, some), batch.temperature, at_once
+    )
 
 
 def completion_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -164,9 +170,13 @@ def _flops(model: nn.Module, batch: Batch, cost: ForwardCost, backward: bool = F
         tokens, pairs = int(prompt.mask.sum()) + said, pairs_of(batch)
         if not _reads_some(model):
             return cost.flops(tokens, tokens if scalar else said, pairs)
-        ends = 0 if scalar else int((batch.lengths > 0).sum())  # a last token's state predicts nothing
+        ends = (
+            0 if scalar else int((batch.lengths > 0).sum())
+        )  # a last token's state predicts nothing
         read = b + said - ends
-        passed = Passed(tokens, read if scalar else said, pairs, read, pairs_of(batch, asking=True, ends=scalar))
+        passed = Passed(
+            tokens, read if scalar else said, pairs, read, pairs_of(batch, asking=True, ends=scalar)
+        )
         return cost.reading(passed, backward)
     width = prompt.ids.shape[1] + t
     if not scalar and _head_apart(model, batch):
@@ -177,7 +187,9 @@ def _flops(model: nn.Module, batch: Batch, cost: ForwardCost, backward: bool = F
 @contextmanager
 def padded(models: Iterable[nn.Module]) -> Iterator[None]:
     """Have some causal or scalar models use the padded layout for a while: what the packed one is tested against."""
-    trunks = [model.trunk if isinstance(model, ScalarModel) else trunk_of(model) for model in models]
+    trunks = [
+        model.trunk if isinstance(model, ScalarModel) else trunk_of(model) for model in models
+    ]
     before = [getattr(trunk, "share_prompt", False) for trunk in trunks]
     try:
         for trunk in trunks:
@@ -200,7 +212,9 @@ def _reads_some(model: nn.Module) -> bool:
     return getattr(trunk, "last_parts", None) is not None
 
 
-def _packed_states(trunk: nn.Module, model: nn.Module, packing: Packing, where: Tensor) -> tuple[Tensor, Tensor]:
+def _packed_states(
+    trunk: nn.Module, model: nn.Module, packing: Packing, where: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return hidden states (M, d) of a batch in one row, and which of them are those at places `where`, its shape."""
     if not _reads_some(model):
         place, how = where, attending(trunk, packing)
@@ -239,7 +253,9 @@ def padded_states(model: nn.Module, batch: Batch) -> Tensor:
     """Return (B, K, T, d) hidden states on padded rows: those that the completion tokens are predicted from."""
     (b, k, t), trunk = batch.shape, trunk_of(model)
     with computing(model):
-        states: Tensor = trunk(**accepted(trunk, _padded_inputs(batch)), use_cache=False).last_hidden_state
+        states: Tensor = trunk(
+            **accepted(trunk, _padded_inputs(batch)), use_cache=False
+        ).last_hidden_state
     return states[:, -(t + 1) : -1].reshape(b, k, t, -1)
 
 
@@ -255,7 +271,9 @@ def padded_logits(model: nn.Module, batch: Batch) -> Tensor:
 def _padded_inputs(batch: Batch) -> dict[str, Tensor]:
     """Return `input_ids`, `attention_mask` and `position_ids`, (B * K, Q + T) each."""
     b, k, t = batch.shape
-    prompt_ids, prompt_mask = (x.repeat_interleave(k, 0) for x in (batch.prompts.ids, batch.prompts.mask))
+    prompt_ids, prompt_mask = (
+        x.repeat_interleave(k, 0) for x in (batch.prompts.ids, batch.prompts.mask)
+    )
     ids = torch.cat([prompt_ids, batch["completion_ids"].reshape(b * k, t)], 1)
     mask = torch.cat([prompt_mask, batch["mask"].reshape(b * k, t).to(prompt_mask.dtype)], 1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)

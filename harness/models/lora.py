@@ -31,10 +31,14 @@ def beside(model: nn.Module, rank: int, alpha: float, seed: int) -> nn.Module:
     same: dict[int, Any] = {id(p): p for p in model.parameters()}
     over = copy.deepcopy(model, same)
     vars(over).pop("forward_cost", None)  # that of the model without
-    vars(over)["lender"] = lambda: model  # there as long as this is, so that whoever asks for it need not read it again
+    vars(over)["lender"] = lambda: (
+        model
+    )  # there as long as this is, so that whoever asks for it need not read it again
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")  # type: ignore[arg-type]
     with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # GPT-2's layers are transposed: PEFT finds out, and says so
+        warnings.simplefilter(
+            "ignore"
+        )  # GPT-2's layers are transposed: PEFT finds out, and says so
         torch.manual_seed(seed)
         inject_adapter_in_model(config, over)
     return over.eval()

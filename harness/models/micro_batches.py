@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.distributed import ALONE, Team
+from ..core.distributed import ALONE, DistributedContext
 from .tokens import Batch
 
 
 def in_micro_batches(
-    compute: Callable[[Batch], Tensor], batch: Batch, max_tokens: int, per_token: bool = True,
-    count: Callable[[Batch], None] | None = None, team: Team = ALONE,
-) -> Tensor:  # fmt: skip
+    compute: Callable[[Batch], Tensor],
+    batch: Batch,
+    max_tokens: int,
+    per_token: bool = True,
+    count: Callable[[Batch], None] | None = None,
+    distributed: DistributedContext = ALONE,
+) -> Tensor:
     """Return compute over the whole batch without gradients, part by part: (B, K, T), or (B, K) not `per_token`.
 
     The parts are shared out over the processes; `count` sees every one of them in every process.
@@ -29,12 +33,12 @@ def in_micro_batches(
             part = batch.select(rows)
             if count:
                 count(part)
-            if team.has(number):
+            if distributed.has(number):
                 if per_token:
                     out[rows, :, : part.shape[2]] = compute(part).float()
                 else:
                     out[rows] = compute(part).float()
-    team.add_up(out)
+    distributed.all_reduce(out)
     return out
 
 

@@ -71,14 +71,21 @@ class Packing:
 
     _known: Tensor | None = None  # the bias, made once for all layers
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         """Return (1, N, heads, d) for queries (1, heads, N, d), keys and values (1, H, N, d)."""
         return self._attend(query, key, value, scaling, self.prompts, self.own, None)
 
-    def attend_from(self, asking: Asking, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend_from(
+        self, asking: Asking, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         """Return (1, M, heads, d) for queries (1, heads, M, d) of some tokens, keys and values (1, H, N, d) of all."""
         if asking.bias is None or asking.bias.dtype != value.dtype:
-            seen = torch.arange(self.prompts.width, device=value.device) <= asking.last[:, None, :, None]
+            seen = (
+                torch.arange(self.prompts.width, device=value.device)
+                <= asking.last[:, None, :, None]
+            )
             bias = torch.zeros(seen.shape, dtype=value.dtype, device=value.device)
             asking.bias = bias.masked_fill_(~seen, torch.finfo(value.dtype).min)
         return self._attend(query, key, value, scaling, asking.prompts, asking.own, asking.bias)
@@ -98,13 +105,24 @@ class Packing:
         return Asking(read, prompts, last.view(prompts.rows, prompts.width), own)
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, asks: Grid, own_asks: Grid | None,
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        asks: Grid,
+        own_asks: Grid | None,
         bias: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        if key.dtype != value.dtype or query.dtype != value.dtype:  # rotated in float32 under autocast
+    ) -> Tensor:
+        if (
+            key.dtype != value.dtype or query.dtype != value.dtype
+        ):  # rotated in float32 under autocast
             query, key = query.to(value.dtype), key.to(value.dtype)
         groups, first = query.shape[1] // key.shape[1], len(self.prompts.slots)
-        (q, own_q), (k, own_k), (v, own_v) = (_split(query, len(asks.slots)), *(_split(x, first) for x in (key, value)))
+        (q, own_q), (k, own_k), (v, own_v) = (
+            _split(query, len(asks.slots)),
+            *(_split(x, first) for x in (key, value)),
+        )
         q, k, v = asks.lay(q), self.prompts.lay(k), self.prompts.lay(v)
         out = asks.pick(_attention(q, _for_heads(k, groups), _for_heads(v, groups), scaling, bias))
         if self.own is None or own_asks is None:
@@ -117,7 +135,10 @@ class Packing:
     def _after_prompt(self, prompt: Tensor, own: Tensor, groups: int) -> Tensor:
         """Return (B K, heads, Q + T, d): the keys or values of each prompt (B, H, Q, d) before its completions' own."""
         b, k = len(prompt), len(own) // len(prompt)
-        before, after = prompt[:, None].expand(b, k, *prompt.shape[1:]), own.view(b, k, *own.shape[1:])
+        before, after = (
+            prompt[:, None].expand(b, k, *prompt.shape[1:]),
+            own.view(b, k, *own.shape[1:]),
+        )
         return _for_heads(torch.cat([before, after], 3).flatten(0, 1), groups)
 
     def _bias(self, query: Tensor) -> Tensor:
@@ -125,7 +146,11 @@ class Packing:
         if self._known is None or self._known.dtype != query.dtype:
             assert self.own is not None
             t, k = self.own.width, self.own.rows // self.prompts.rows
-            causal = torch.ones(t, t, dtype=torch.bool, device=query.device).tril().expand(self.own.rows, t, t)
+            causal = (
+                torch.ones(t, t, dtype=torch.bool, device=query.device)
+                .tril()
+                .expand(self.own.rows, t, t)
+            )
             seen = self.visible.repeat_interleave(k, 0)[:, None].expand(-1, t, -1)
             sees = torch.cat([seen, causal], 2)[:, None]
             bias = torch.zeros(sees.shape, dtype=query.dtype, device=query.device)
@@ -157,7 +182,10 @@ def pack(batch: Batch) -> Packing:
     positions = torch.cat([in_prompt, length[owner] + step])
     if k == 1:
         whole = length + lengths[:, 0]
-        last, wide = whole.cumsum(0) - lengths[:, 0] - 1, int(whole.max())  # where in N a prompt ends
+        last, wide = (
+            whole.cumsum(0) - lengths[:, 0] - 1,
+            int(whole.max()),
+        )  # where in N a prompt ends
         slots, order = (torch.cat([row, owner]) * wide + positions).sort()
         ids, positions = ids[order], positions[order]
         first, prompts, own = (last + 1)[:, None], Grid(slots, b, wide), None
@@ -171,13 +199,22 @@ def pack(batch: Batch) -> Packing:
     after = first[..., None] + torch.arange(t, device=device)
     states = torch.cat([before, torch.where(mask, after, before)], -1)
     return Packing(
-        ids[None], positions[None], states, prompts, own, torch.arange(wide, device=device) < length[:, None]
+        ids[None],
+        positions[None],
+        states,
+        prompts,
+        own,
+        torch.arange(wide, device=device) < length[:, None],
     )
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, scaling: float, bias: Tensor | None = None) -> Tensor:
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float, bias: Tensor | None = None
+) -> Tensor:
     """Return the attention of (R, heads, S, d) over (R, heads, S', d): causal, or as a bias says."""
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, bias, is_causal=bias is None, scale=scaling)
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, bias, is_causal=bias is None, scale=scaling
+    )
 
 
 def _split(tokens: Tensor, first: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,9 @@ class PromptBatch:
         mask = self.mask[index]
         first = int(mask.argmax(dim=1).min()) if index else 0
         places = self.places and [self.places[i] for i in index]
-        return PromptBatch([self.prompts[i] for i in index], self.ids[index][:, first:], mask[:, first:], places)
+        return PromptBatch(
+            [self.prompts[i] for i in index], self.ids[index][:, first:], mask[:, first:], places
+        )
 
 
 class Batch(Mapping[str, Tensor]):
@@ -49,7 +51,9 @@ class Batch(Mapping[str, Tensor]):
     end-of-sequence token included. `temperature` is the one at which log-probabilities of this batch are taken.
     """
 
-    def __init__(self, prompts: PromptBatch, columns: Mapping[str, Tensor], temperature: float = 1.0) -> None:
+    def __init__(
+        self, prompts: PromptBatch, columns: Mapping[str, Tensor], temperature: float = 1.0
+    ) -> None:
         self.prompts = prompts
         self.columns = dict(columns)
         self.temperature = temperature
@@ -77,9 +81,15 @@ class Batch(Mapping[str, Tensor]):
     def with_columns(self, **columns: Tensor) -> Batch:
         """Return the batch with more columns, or other ones; the original is left as it was."""
         for name, column in columns.items():
-            if not isinstance(column, Tensor) or not column.dim() or column.shape[0] != self.shape[0]:
+            if (
+                not isinstance(column, Tensor)
+                or not column.dim()
+                or column.shape[0] != self.shape[0]
+            ):
                 told = list(column.shape) if isinstance(column, Tensor) else type(column).__name__
-                raise ValueError(f"column {name!r} is a tensor with {self.shape[0]} rows, as the batch has; not {told}")
+                raise ValueError(
+                    f"column {name!r} is a tensor with {self.shape[0]} rows, as the batch has; not {told}"
+                )
             if column.dim() == 3 and column.shape != columns.get("mask", self["mask"]).shape:
                 raise ValueError(
                     f"column {name!r} {list(column.shape)}: three dimensions are (B, K, T); lay others flat"
@@ -92,7 +102,9 @@ class Batch(Mapping[str, Tensor]):
         width = self.shape[2]
         longest = max(1, int(self.lengths[index].max()))
         columns = {
-            name: column[index][..., :longest] if column.dim() == 3 and column.shape[2] == width else column[index]
+            name: column[index][..., :longest]
+            if column.dim() == 3 and column.shape[2] == width
+            else column[index]
             for name, column in self.columns.items()
         }
         return Batch(self.prompts[list(rows)], columns, self.temperature)
@@ -101,7 +113,9 @@ class Batch(Mapping[str, Tensor]):
         """Return one completion per prompt, `choice` (B,) naming which: shape (B, 1, T)."""
         rows = torch.arange(self.shape[0], device=choice.device)
         columns = {
-            name: column[rows, choice][:, None] if column.dim() >= 2 and column.shape[1] == self.shape[1] else column
+            name: column[rows, choice][:, None]
+            if column.dim() >= 2 and column.shape[1] == self.shape[1]
+            else column
             for name, column in self.columns.items()
         }
         return Batch(self.prompts, columns, self.temperature)
@@ -111,7 +125,9 @@ class Batch(Mapping[str, Tensor]):
         b, k, _ = self.shape
         order = [i for i in range(b) for _ in range(k)]
         columns = {
-            name: column.flatten(0, 1)[:, None] if column.dim() >= 2 and column.shape[1] == k else column[order]
+            name: column.flatten(0, 1)[:, None]
+            if column.dim() >= 2 and column.shape[1] == k
+            else column[order]
             for name, column in self.columns.items()
         }
         return Batch(self.prompts[order], columns, self.temperature)
@@ -134,7 +150,9 @@ class Batch(Mapping[str, Tensor]):
         )
         columns = {}
         for name in parts[0]:
-            columns[name] = torch.cat([_pad_tokens(part[name], part.shape[2], length) for part in parts])
+            columns[name] = torch.cat(
+                [_pad_tokens(part[name], part.shape[2], length) for part in parts]
+            )
         return Batch(prompts, columns, parts[0].temperature)
 
 
@@ -142,11 +160,16 @@ class Tokens:
     """A tokenizer with the harness's rules. `max_prompt` and `max_completion` cut what is longer and count it."""
 
     def __init__(
-        self, tokenizer: Any, max_prompt: int | None = None, max_completion: int | None = None,
+        self,
+        tokenizer: Any,
+        max_prompt: int | None = None,
+        max_completion: int | None = None,
         other_ends: Iterable[int] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         if tokenizer.eos_token_id is None:
-            raise UsageError("The tokenizer has no end-of-sequence token; completions could never end. Set eos_token.")
+            raise UsageError(
+                "The tokenizer has no end-of-sequence token; completions could never end. Set eos_token."
+            )
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
@@ -182,7 +205,9 @@ class Tokens:
             ids = list(self.tokenizer(completion, add_special_tokens=False)["input_ids"])
         else:
             ids = self._message_ids(prompt, completion)
-        first = next((i for i, token in enumerate(ids) if token in self.ends), None)  # an answer ends at its first end
+        first = next(
+            (i for i, token in enumerate(ids) if token in self.ends), None
+        )  # an answer ends at its first end
         ids = [*ids, self.eos] if first is None else ids[: first + 1]
         if self.max_completion and len(ids) > self.max_completion:
             self.cut_completions += 1
@@ -200,12 +225,16 @@ class Tokens:
         ids, lengths = batch["completion_ids"].tolist(), batch.lengths.tolist()
         return [[self.decode(ids[i][j][: lengths[i][j]]) for j in range(k)] for i in range(b)]
 
-    def prompt_batch(self, prompts: Sequence[Prompt], device: torch.device | str = "cpu") -> PromptBatch:
+    def prompt_batch(
+        self, prompts: Sequence[Prompt], device: torch.device | str = "cpu"
+    ) -> PromptBatch:
         """Return prompts as a left-padded batch."""
         rows = [self.prompt_ids(prompt.text) for prompt in prompts]
         width = max(map(len, rows))
         ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        mask = torch.tensor(
+            [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device
+        )
         return PromptBatch(list(prompts), ids, mask)
 
     def batch(
@@ -219,27 +248,37 @@ class Tokens:
         width = max(len(ids) for group in completions for ids in group)
         ids = [[[*c, *[self.pad] * (width - len(c))] for c in group] for group in completions]
         mask = [[[1.0] * len(c) + [0.0] * (width - len(c)) for c in group] for group in completions]
-        columns = {"completion_ids": torch.tensor(ids, device=device), "mask": torch.tensor(mask, device=device)}
+        columns = {
+            "completion_ids": torch.tensor(ids, device=device),
+            "mask": torch.tensor(mask, device=device),
+        }
         return Batch(self.prompt_batch(prompts, device), columns, temperature)
 
     def _message_ids(self, prompt: Text, completion: list[dict[str, str]]) -> list[int]:
         """Return what the chat template adds for the completion's messages, up to their end-of-sequence token."""
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        head, whole = self._template(prompt, add_generation_prompt=True), self._template([*prompt, *completion])
+        head, whole = (
+            self._template(prompt, add_generation_prompt=True),
+            self._template([*prompt, *completion]),
+        )
         if whole[: len(head)] == head:
             return whole[len(head) :]
         # a template that rewrites earlier turns: what it shows of the completion cannot be cut out of it
         content = "\n".join(message["content"] for message in completion)
         return list(self.tokenizer(content, add_special_tokens=False)["input_ids"])
 
-    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
+    def _template(
+        self, messages: list[dict[str, str]], add_generation_prompt: bool = False
+    ) -> list[int]:
         if not self.tokenizer.chat_template:
             raise UsageError(
                 "The data are conversations but the tokenizer has no chat template. Use a chat model's tokenizer, "
                 "set `chat_template` in its tokenizer_config.json, or give plain-text prompts and completions."
             )
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

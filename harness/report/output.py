@@ -17,7 +17,9 @@ def check_output(output: Path) -> None:
     if output.is_dir():
         raise Refused(f"Cannot write {output}: it is a folder. Name a file.")
     if not os.access(folder, os.W_OK):
-        raise Refused(f"Cannot write {output}: {folder} is not yours to write in. Name another place.")
+        raise Refused(
+            f"Cannot write {output}: {folder} is not yours to write in. Name another place."
+        )
 
 
 def write_output(output: Path, content: str | bytes) -> None:

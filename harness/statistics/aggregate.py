@@ -41,9 +41,13 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def stratified_bootstrap(
-    figure: Callable[..., float], matrices: Sequence[ArrayLike], resamples: int = 2000, seed: int = 0,
-    tasks_too: bool = False, level: float = 0.95,
-) -> Aggregate:  # fmt: skip
+    figure: Callable[..., float],
+    matrices: Sequence[ArrayLike],
+    resamples: int = 2000,
+    seed: int = 0,
+    tasks_too: bool = False,
+    level: float = 0.95,
+) -> Aggregate:
     """Return a figure of one or two matrices (R, K) with the percentile interval of its stratified bootstrap.
 
     Runs are drawn with replacement within each task on their own; with `tasks_too` the K tasks are drawn first, the

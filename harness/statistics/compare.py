@@ -37,7 +37,9 @@ class Pool:
     within: frozenset[int] = frozenset()  # the methods it is made of, by their place
 
 
-def difference_parts(a: Array, b: Array, paired_seeds: bool = False, pool: Pool | None = None) -> Parts:
+def difference_parts(
+    a: Array, b: Array, paired_seeds: bool = False, pool: Pool | None = None
+) -> Parts:
     """Split the variance of mean(a) - mean(b); a is (..., Sa, P), b is (..., Sb, P), on the same prompts.
 
     With `paired_seeds` seed s of one belongs to seed s of the other: the two-way layout of a - b. Otherwise seeds are
@@ -50,7 +52,9 @@ def difference_parts(a: Array, b: Array, paired_seeds: bool = False, pool: Pool 
         raise ValueError(f"compare on the same prompts: there are {a.shape[-1]} and {b.shape[-1]}")
     if paired_seeds:
         if a.shape != b.shape:
-            raise ValueError(f"paired seeds need as many of each, not {a.shape[-2]} and {b.shape[-2]}")
+            raise ValueError(
+                f"paired seeds need as many of each, not {a.shape[-2]} and {b.shape[-2]}"
+            )
         return parts(a - b)
     return _unpaired(a, b, parts(a), parts(b), pool)
 
@@ -66,7 +70,9 @@ def _unpaired(a: Array, b: Array, first: Parts, second: Parts, pool: Pool | None
         seeds = first.seeds + second.seeds
         welch = first.seeds**2 / first.df + second.seeds**2 / second.df
         df = np.where(welch > 0, seeds**2 / np.where(welch > 0, welch, 1.0), 1.0)
-    return Parts(first.mean - second.mean, seeds, df, prompt_share, prompts - 1, first.rest + second.rest)
+    return Parts(
+        first.mean - second.mean, seeds, df, prompt_share, prompts - 1, first.rest + second.rest
+    )
 
 
 def _at_least(own: Array, pool: Pool, scores: Array) -> Array:
@@ -95,7 +101,10 @@ def pooled(methods: Sequence[Array]) -> Pool | None:
     d = np.array([methods[i].shape[-2] - 1 for i in several], dtype=np.float64)
     of_run = np.array([methods[i].mean(-1).var(ddof=1) for i in several])
     alike = _without_outliers(of_run, d)
-    total, squares = float((d * of_run)[alike].sum()), float((d**2 * of_run**2 / (d + 1))[alike].sum())
+    total, squares = (
+        float((d * of_run)[alike].sum()),
+        float((d**2 * of_run**2 / (d + 1))[alike].sum()),
+    )
     if squares <= 0:
         return None
     freedom = float(d[alike].sum())
@@ -119,14 +128,18 @@ def _without_outliers(variances: Array, d: Array, alpha: float = 0.01) -> NDArra
         others = kept.copy()
         others[worst] = False
         rest = float((d * variances)[others].sum() / d[others].sum())
-        limit = f.isf(alpha / kept.sum(), d[worst], d[others].sum())  # Cochran's C, as the F of one against the rest
+        limit = f.isf(
+            alpha / kept.sum(), d[worst], d[others].sum()
+        )  # Cochran's C, as the F of one against the rest
         if rest <= 0 or variances[worst] <= limit * rest:
             break
         kept = others
     return kept
 
 
-def compare(a: ArrayLike, b: ArrayLike, paired_seeds: bool = False, level: float = 0.95) -> Comparison:
+def compare(
+    a: ArrayLike, b: ArrayLike, paired_seeds: bool = False, level: float = 0.95
+) -> Comparison:
     """Return the paired comparison of two methods' scores, (Sa, P) and (Sb, P), row p the same prompt in both."""
     x, y = matrix(a), matrix(b)
     found = difference_parts(x, y, paired_seeds)
@@ -142,7 +155,9 @@ def sign_test(a: Sequence[float], b: Sequence[float]) -> float:
     """Return the exact two-sided sign test over prompts (P,), equal ones left out; of 0/1 scores: McNemar's."""
     from scipy.stats import binomtest
 
-    above, below = (int(np.sum(s)) for s in (np.asarray(a) > np.asarray(b), np.asarray(a) < np.asarray(b)))
+    above, below = (
+        int(np.sum(s)) for s in (np.asarray(a) > np.asarray(b), np.asarray(a) < np.asarray(b))
+    )
     return float(binomtest(above, above + below).pvalue) if above + below else 1.0
 
 
@@ -172,7 +187,10 @@ def all_pairs(
     arrays = {name: matrix(s) for name, s in scores.items()}
     if len({array.shape[1] for array in arrays.values()}) > 1:
         raise ValueError("compare on the same prompts: methods have unlike numbers of them")
-    own, names = {name: parts(array) for name, array in arrays.items()}, list(combinations(arrays, 2))
+    own, names = (
+        {name: parts(array) for name, array in arrays.items()},
+        list(combinations(arrays, 2)),
+    )
     if not names:
         return {}
     places = {name: i for i, name in enumerate(arrays)}
@@ -185,23 +203,30 @@ def all_pairs(
         together = _stacked(found)
         halves.append(half_width(together, each))
         usable = np.array([pool is None or {places[a], places[b]} <= pool.within for a, b in names])
-        p.append(np.where(usable, np.minimum(1.0, p_value(together) * len(tests)), 2.0))  # 2: the other test counts
+        p.append(
+            np.where(usable, np.minimum(1.0, p_value(together) * len(tests)), 2.0)
+        )  # 2: the other test counts
     best = np.argmin(np.array(p), 0)
     rows = np.arange(len(names))
     smallest, half = np.array(p)[best, rows].tolist(), np.array(halves)[best, rows].tolist()
     told = {}
     for pair, f, h, raw, adjusted in zip(names, found, half, smallest, holm(smallest), strict=True):
-        told[pair] = replace(_comparison(f, h, raw, arrays[pair[0]], arrays[pair[1]]), adjusted=adjusted)
+        told[pair] = replace(
+            _comparison(f, h, raw, arrays[pair[0]], arrays[pair[1]]), adjusted=adjusted
+        )
     return told
 
 
 def _stacked(found: Sequence[Parts]) -> Parts:
     """Return the parts of all pairs as one: the quantiles take the time, and this asks for them once."""
     return Parts(
-        mean=np.array([f.mean for f in found]), seeds=np.array([f.seeds for f in found]),
-        df=np.array([f.df for f in found]), prompts=np.array([f.prompts for f in found]),
-        df_prompts=found[0].df_prompts, rest=np.array([f.rest for f in found]),
-    )  # fmt: skip
+        mean=np.array([f.mean for f in found]),
+        seeds=np.array([f.seeds for f in found]),
+        df=np.array([f.df for f in found]),
+        prompts=np.array([f.prompts for f in found]),
+        df_prompts=found[0].df_prompts,
+        rest=np.array([f.rest for f in found]),
+    )
 
 
 def best_group(

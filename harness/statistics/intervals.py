@@ -60,7 +60,9 @@ def matrix(scores: ArrayLike, least: int = 2) -> Array:
     """Return scores as an array (S, P); a row of P scores is one seed. Refuse gaps: they would bias the mean."""
     array = np.atleast_2d(np.asarray(scores, dtype=np.float64))
     if array.ndim != 2 or array.shape[1] < least:
-        raise ValueError(f"scores are (seeds, prompts) with at least {least} prompts, not of shape {array.shape}")
+        raise ValueError(
+            f"scores are (seeds, prompts) with at least {least} prompts, not of shape {array.shape}"
+        )
     if not np.isfinite(array).all():
         raise ValueError("every seed needs a finite score for every prompt")
     return array
@@ -77,10 +79,19 @@ def parts(scores: Array) -> Parts:
         return Parts(mean, zero, np.ones_like(mean), msb / prompts, prompts - 1, zero)
     msa = prompts * scores.mean(-1).var(-1, ddof=1)
     total = ((scores - mean[..., None, None]) ** 2).sum((-2, -1))
-    rest = np.maximum(total - (seeds - 1) * msa - (prompts - 1) * msb, 0.0)  # below 0 by rounding only
+    rest = np.maximum(
+        total - (seeds - 1) * msa - (prompts - 1) * msb, 0.0
+    )  # below 0 by rounding only
     mse = rest / ((seeds - 1) * (prompts - 1))
     n = seeds * prompts
-    return Parts(mean, msa / n, np.full_like(mean, seeds - 1), np.maximum(msb - mse, 0) / n, prompts - 1, mse / n)
+    return Parts(
+        mean,
+        msa / n,
+        np.full_like(mean, seeds - 1),
+        np.maximum(msb - mse, 0) / n,
+        prompts - 1,
+        mse / n,
+    )
 
 
 def half_width(found: Parts, level: float = 0.95) -> Array:
@@ -110,13 +121,17 @@ def p_value(found: Parts, null: float = 0.0) -> Array:
     low, high = np.full_like(distance, -30.0), np.zeros_like(distance)
     for _ in range(50):
         middle = (low + high) / 2
-        inside = _squared(found, 10**middle / 2) > distance  # this level's interval holds the null: p is larger
+        inside = (
+            _squared(found, 10**middle / 2) > distance
+        )  # this level's interval holds the null: p is larger
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     touched = np.where(distance > 0, 10**high, 1.0)
     return cast(Array, np.minimum(touched, 1.0))
 
 
-def two_way_interval(scores: ArrayLike, bounds: tuple[float, float] | None = None, level: float = 0.95) -> Estimate:
+def two_way_interval(
+    scores: ArrayLike, bounds: tuple[float, float] | None = None, level: float = 0.95
+) -> Estimate:
     """Return the mean of scores (S, P) with an interval for seeds and prompts; (P,) or (1, P): for prompts only.
 
     With `bounds` scores lie between them, and the interval stays inside: see `score_interval`.
@@ -130,9 +145,13 @@ def two_way_interval(scores: ArrayLike, bounds: tuple[float, float] | None = Non
         floor, span = bounds[0], bounds[1] - bounds[0]
         if array.min() < bounds[0] or array.max() > bounds[1]:
             raise ValueError(f"scores lie outside {bounds}")
-        low, high = (floor + span * float(end) for end in score_interval((array - floor) / span, level))
+        low, high = (
+            floor + span * float(end) for end in score_interval((array - floor) / span, level)
+        )
     label = SEVERAL_SEEDS if seeds > 1 else ONE_SEED
-    seed_sd = math.sqrt(max(0.0, seeds * float(found.seeds - found.rest))) if seeds > 1 else math.nan
+    seed_sd = (
+        math.sqrt(max(0.0, seeds * float(found.seeds - found.rest))) if seeds > 1 else math.nan
+    )
     return Estimate(mean, low, high, seeds, prompts, label, seed_sd, level)
 
 

@@ -92,9 +92,12 @@ def published(theta: float, psi: float, difficulty: ArrayLike) -> float:
 
 
 def length_controlled(
-    scores: ArrayLike, lengths: ArrayLike, baseline_lengths: ArrayLike, difficulty: ArrayLike | None = None,
+    scores: ArrayLike,
+    lengths: ArrayLike,
+    baseline_lengths: ArrayLike,
+    difficulty: ArrayLike | None = None,
     level: float = 0.95,
-) -> LengthControlled:  # fmt: skip
+) -> LengthControlled:
     """Return the length-controlled win-rate of scores (S, P) in [0, 1], lengths (S, P), baseline's (P,) or (S, P).
 
     One fit over all cells: seeds share theta and phi. The interval covers seeds and prompts, and the fit: every cell's
@@ -104,7 +107,9 @@ def length_controlled(
     """
     y, long = matrix(scores), matrix(lengths)
     if y.shape != long.shape or y.min() < 0 or y.max() > 1:
-        raise ValueError(f"scores in [0, 1] need a length each: shapes are {y.shape} and {long.shape}")
+        raise ValueError(
+            f"scores in [0, 1] need a length each: shapes are {y.shape} and {long.shape}"
+        )
     other = np.broadcast_to(np.asarray(baseline_lengths, dtype=np.float64), y.shape)
     columns = [np.ones(y.size), length_feature(other, long).ravel()]
     if difficulty is not None:
@@ -126,7 +131,9 @@ def length_controlled(
     psi = float(beta[2]) if len(beta) > 2 else 0.0
     sides = np.minimum((long >= other).mean(1), (long <= other).mean(1))
     means = float(long.mean()), float(other.mean())
-    return LengthControlled(found, raw, float(beta[0]), float(beta[1]), psi, *means, float(sides.min()))
+    return LengthControlled(
+        found, raw, float(beta[0]), float(beta[1]), psi, *means, float(sides.min())
+    )
 
 
 def _on_logits(rate: float, influence: Array, level: float) -> Estimate:

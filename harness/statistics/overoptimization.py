@@ -48,7 +48,9 @@ class Fit:
     points: int  # with d > 0
     smallest: float  # d of the points above 0
     largest: float  # and the largest: what lies beyond is extrapolated
-    held_out: float | None  # root mean square error on the largest d of a fit to the rest; None with too few points
+    held_out: (
+        float | None
+    )  # root mean square error on the largest d of a fit to the rest; None with too few points
     seeds: int = 1
 
     def at(self, d: ArrayLike) -> Array:
@@ -91,7 +93,18 @@ def fit(d: ArrayLike, reward: ArrayLike, form: str = RL) -> Fit:
     spread = squares / (len(x) - 2) * np.linalg.inv(design.T @ design).diagonal()
     alpha_se, beta_se = (math.sqrt(max(0.0, float(v))) for v in spread)
     rmse = math.sqrt(squares / len(x))
-    return Fit(form, alpha, beta, alpha_se, beta_se, rmse, len(x), float(x[0]), float(x[-1]), _held_out(form, x, y))
+    return Fit(
+        form,
+        alpha,
+        beta,
+        alpha_se,
+        beta_se,
+        rmse,
+        len(x),
+        float(x[0]),
+        float(x[-1]),
+        _held_out(form, x, y),
+    )
 
 
 def fit_seeds(curves: Sequence[tuple[ArrayLike, ArrayLike]], form: str = RL) -> Fit:
@@ -110,23 +123,35 @@ def fit_seeds(curves: Sequence[tuple[ArrayLike, ArrayLike]], form: str = RL) -> 
     alpha_se, beta_se = errors
     held = [f.held_out for f in fits if f.held_out is not None]
     return Fit(
-        form, float(alphas.mean()), float(betas.mean()), alpha_se, beta_se, _root_mean_square([f.rmse for f in fits]),
-        sum(f.points for f in fits), min(f.smallest for f in fits), max(f.largest for f in fits),
-        _root_mean_square(held) if len(held) == len(fits) else None, len(fits),
-    )  # fmt: skip
+        form,
+        float(alphas.mean()),
+        float(betas.mean()),
+        alpha_se,
+        beta_se,
+        _root_mean_square([f.rmse for f in fits]),
+        sum(f.points for f in fits),
+        min(f.smallest for f in fits),
+        max(f.largest for f in fits),
+        _root_mean_square(held) if len(held) == len(fits) else None,
+        len(fits),
+    )
 
 
 def _points(d: ArrayLike, reward: ArrayLike) -> tuple[Array, Array]:
     x, y = np.asarray(d, dtype=np.float64), np.asarray(reward, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape:
-        raise ValueError(f"a curve is d (N,) and reward (N,), not of shapes {x.shape} and {y.shape}")
+        raise ValueError(
+            f"a curve is d (N,) and reward (N,), not of shapes {x.shape} and {y.shape}"
+        )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("every point of a curve needs a finite d and reward")
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
     x, y = x[x > 0], y[x > 0]
     if len(np.unique(x)) < LEAST:
-        raise ValueError(f"a fit needs {LEAST} points of different KL above 0; there are {len(np.unique(x))}")
+        raise ValueError(
+            f"a fit needs {LEAST} points of different KL above 0; there are {len(np.unique(x))}"
+        )
     return x, y
 
 

@@ -38,11 +38,18 @@ class Design:
         if self.prompts < 2 or self.seeds < 1:
             raise ValueError("a study has at least 2 prompts and 1 seed")
         if self.seeds > 1 and self.correlation > self.prompt_share:
-            raise ValueError("methods share no more of a prompt than the seeds of one do: correlation <= prompt share")
+            raise ValueError(
+                "methods share no more of a prompt than the seeds of one do: correlation <= prompt share"
+            )
         if not (
-            0 <= self.ties < 1 and self.seed_sd >= 0 and 0 <= self.prompt_share <= 1 and -1 <= self.correlation < 1
+            0 <= self.ties < 1
+            and self.seed_sd >= 0
+            and 0 <= self.prompt_share <= 1
+            and -1 <= self.correlation < 1
         ):
-            raise ValueError("ties in [0, 1), seed sd >= 0, prompt share in [0, 1], correlation in [-1, 1)")
+            raise ValueError(
+                "ties in [0, 1), seed sd >= 0, prompt share in [0, 1], correlation in [-1, 1)"
+            )
 
 
 def variances(design: Design, difference: bool, rate: float = 0.5) -> tuple[float, float]:
@@ -86,7 +93,11 @@ def power(design: Design, effect: float, difference: bool = False, alpha: float 
     null = variances(design, difference)
     sd = math.sqrt(sum(null if difference else variances(design, False, 0.5 + effect)))
     squared = NORMAL.inv_cdf(1 - alpha / 2) ** 2 * null[1]
-    halves = np.sqrt(_squared_t(design.seeds, difference, alpha) * null[0] + squared) if null[0] else math.sqrt(squared)
+    halves = (
+        np.sqrt(_squared_t(design.seeds, difference, alpha) * null[0] + squared)
+        if null[0]
+        else math.sqrt(squared)
+    )
     return float(np.mean(ndtr((effect - halves) / sd) + ndtr((-effect - halves) / sd)))
 
 
@@ -101,7 +112,11 @@ def minimum_detectable_effect(
 
 
 def prompts_needed(
-    design: Design, effect: float, difference: bool = False, wanted: float = 0.8, alpha: float = 0.05
+    design: Design,
+    effect: float,
+    difference: bool = False,
+    wanted: float = 0.8,
+    alpha: float = 0.05,
 ) -> int | None:
     """Return how many prompts find an effect with the wanted power; None where seeds, not prompts, are too few."""
 
@@ -119,13 +134,18 @@ def _least(enough: Callable[[float], bool], low: float, high: float, within: flo
     return high
 
 
-def report(design: Design, effect: float | None = None, wanted: float = 0.8) -> tuple[list[str], list[list[str]]]:
+def report(
+    design: Design, effect: float | None = None, wanted: float = 0.8
+) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows of `harness power`: a win-rate against 50 %, and the difference of two methods."""
     columns = ["question", f"smallest effect found ({wanted:.0%} power)"]
     if effect is not None:
         columns += [f"power at {effect:g}", f"prompts for {wanted:.0%} power"]
     rows = []
-    for difference, question in ((False, "one method against 50 %"), (True, "two methods on the same prompts")):
+    for difference, question in (
+        (False, "one method against 50 %"),
+        (True, "two methods on the same prompts"),
+    ):
         least = minimum_detectable_effect(design, difference, wanted)
         row = [question, "none" if least is None else f"{least:.3f}"]
         if effect is not None:
@@ -145,9 +165,7 @@ def assumptions(design: Design) -> str:
         f"correlated {design.correlation:g}; no correction for several comparisons."
     )
     if design.seeds == 1:
-        return (
-            f"1 seed, {told} It speaks for one checkpoint each, not for the algorithm: no variance between seeds in it."
-        )
+        return f"1 seed, {told} It speaks for one checkpoint each, not for the algorithm: no variance between seeds in it."
     return (
         f"{design.seeds} seeds, {told} Assumed: a standard deviation of {design.seed_sd:g} between seeds' win-rates, "
         f"and that seeds share {design.prompt_share:.0%} of a score's variance on a prompt."

@@ -49,10 +49,14 @@ def bradley_terry(wins: ArrayLike, ridge: float = RIDGE) -> Array:
     m = w.shape[-1]
     w[..., np.arange(m), np.arange(m)] = 0.0
     if ridge <= 0 and not all(_connected(one) for one in w.reshape(-1, m, m)):
-        raise ValueError("some methods never lost to the others: without a prior (ridge > 0) their rating is infinite")
+        raise ValueError(
+            "some methods never lost to the others: without a prior (ridge > 0) their rating is infinite"
+        )
     games, won = w + np.swapaxes(w, -1, -2), w.sum(-1)
     r = np.zeros(w.shape[:-1])
-    fixed = ridge * np.eye(m) + (np.ones((m, m)) / m if ridge <= 0 else 0.0)  # the mean is free without a prior
+    fixed = ridge * np.eye(m) + (
+        np.ones((m, m)) / m if ridge <= 0 else 0.0
+    )  # the mean is free without a prior
     for _ in range(200):
         p = 0.5 * (1 + np.tanh(0.5 * (r[..., :, None] - r[..., None, :])))
         slope = won - (games * p).sum(-1) - ridge * r
@@ -61,7 +65,9 @@ def bradley_terry(wins: ArrayLike, ridge: float = RIDGE) -> Array:
         hessian[..., np.arange(m), np.arange(m)] += curved.sum(-1)
         step = np.linalg.solve(hessian, slope[..., None])[..., 0]
         largest = np.abs(step).max(-1, keepdims=True)
-        r = r + step * np.minimum(1.0, 2.0 / np.maximum(largest, 2.0))  # at most 2 nats at once: never overshoots far
+        r = r + step * np.minimum(
+            1.0, 2.0 / np.maximum(largest, 2.0)
+        )  # at most 2 nats at once: never overshoots far
         if float(largest.max()) < 1e-11:
             break
     return np.asarray(r - r.mean(-1, keepdims=True), dtype=np.float64)
@@ -92,9 +98,14 @@ def battles(scores: Mapping[str, ArrayLike]) -> Array:
 
 
 def rate(
-    scores: Mapping[str, ArrayLike], anchor: str | None = None, base: float = 1000.0, ridge: float = RIDGE,
-    resamples: int = 1000, seed: int = 0, level: float = 0.95,
-) -> Ratings:  # fmt: skip
+    scores: Mapping[str, ArrayLike],
+    anchor: str | None = None,
+    base: float = 1000.0,
+    ridge: float = RIDGE,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Ratings:
     """Return Elo ratings of methods from any score, higher better, (S_i, P) on the same prompts, with intervals.
 
     The bootstrap draws prompts, all battles of one together: battles on one prompt share its answers. Percentiles.
@@ -103,15 +114,18 @@ def rate(
     prompts, m = per_prompt.shape[:2]
     zero = names.index(anchor) if anchor is not None else None
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples).astype(np.float64)
+    counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples).astype(
+        np.float64
+    )
     drawn = (counts @ per_prompt.reshape(prompts, m * m)).reshape(resamples, m, m)
     nats = bradley_terry(np.concatenate([per_prompt.sum(0)[None], drawn]), ridge)
     shifted = nats - (nats[:, [zero]] if zero is not None else 0.0)
     elo = base + ELO * shifted
     tails = np.quantile(elo[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
     ratings = {
-        name: Rating(float(elo[0, i]), float(tails[0, i]), float(tails[1, i])) for i, name in enumerate(names)
-    }  # fmt: skip
+        name: Rating(float(elo[0, i]), float(tails[0, i]), float(tails[1, i]))
+        for i, name in enumerate(names)
+    }
     rates = per_prompt.mean(0)
     residual, (i, j) = intransitivity(rates, nats[0])
     rates[np.arange(m), np.arange(m)] = np.nan

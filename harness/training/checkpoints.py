@@ -72,7 +72,9 @@ class Snapshots:
     def __init__(self, folder: Path, count: int, writes: bool = True) -> None:
         self.folder, self.count, self.writes = make_folder(folder), count, writes
 
-    def offer(self, turn: int, total: int, step: int, policy: nn.Module, used: Mapping[str, float]) -> None:
+    def offer(
+        self, turn: int, total: int, step: int, policy: nn.Module, used: Mapping[str, float]
+    ) -> None:
         """Keep the policy, and what it took, if this turn, of `total`, is one of the evenly spaced ones."""
         if self.writes and turn in {round(total * (i + 1) / self.count) for i in range(self.count)}:
             write_json(self.folder / f"step-{step:06d}.json", dict(used))
@@ -82,4 +84,7 @@ class Snapshots:
 
     def kept(self) -> dict[int, Path]:
         """Return {step: file of the policy}, in order; beside it lies a .json of what had been used of each budget."""
-        return {int(file.stem.removeprefix("step-")): file for file in sorted(self.folder.glob("step-*.safetensors"))}
+        return {
+            int(file.stem.removeprefix("step-")): file
+            for file in sorted(self.folder.glob("step-*.safetensors"))
+        }

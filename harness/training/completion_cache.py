@@ -28,16 +28,18 @@ from ..core.seeds import derive
 from ..models.generation import Sampler
 from ..models.loading import load_tensors, save_tensors
 from ..models.tokens import Batch, PromptBatch
-from .reference_cache import Found, Ids, Made, Reuse, cost_of, ids_of
+from .reference_cache import Cached, Ids, MadeStage, ReferenceCache, cost_of, ids_of
 
 BLOCK = 64  # prompts of a split, in its order, that are drawn for together
-VISITS = 4  # times that a prompt is drawn for from a pool; a split gone over more often is a small one
+VISITS = (
+    4  # times that a prompt is drawn for from a pool; a split gone over more often is a small one
+)
 FIRST_STEPS = (1, 4, 8)  # samples are made up to here, then
 STEP = 8  # so many more at a time
 
 
 @dataclass(frozen=True)
-class Shelf:
+class PromptBlock:
     """Prompts that are drawn for together."""
 
     prompts: PromptBatch
@@ -45,27 +47,31 @@ class Shelf:
     name: str  # a digest of them
 
     @classmethod
-    def of(cls, prompts: PromptBatch) -> Shelf:
+    def of(cls, prompts: PromptBatch) -> PromptBlock:
         """Return a shelf of prompts."""
         ids = ids_of(prompts)
-        return cls(prompts, ids, digest_of([(p.id, text) for p, text in zip(prompts.prompts, ids, strict=True)]))
+        return cls(
+            prompts,
+            ids,
+            digest_of([(p.id, text) for p, text in zip(prompts.prompts, ids, strict=True)]),
+        )
 
 
 @dataclass
-class Block:
+class BlockRows:
     """A shelf, and which rows of a batch are which of its prompts."""
 
-    shelf: Shelf
+    shelf: PromptBlock
     visit: int  # how often they came up before
     rows: list[int]  # of the batch
     places: list[int]  # in the block
 
 
 @dataclass
-class Piece:
+class SampleRange:
     """What is made at once: samples `first` .. `last` - 1 of a block; `number` of `count` that a draw needs."""
 
-    block: Block
+    block: BlockRows
     first: int
     last: int
     number: int
@@ -73,22 +79,26 @@ class Piece:
 
 
 @dataclass
-class Pool:
+class CompletionPool:
     """Draws for one purpose: the key of its noise, and the split whose blocks are shared (None: prompts as given)."""
 
-    reuse: Reuse
+    reference_cache: ReferenceCache
     key: tuple[object, ...]
     split: Sequence[Prompt] | None = None
-    unmoved: nn.Module | None = None  # a model known to have them, beside the start checkpoint itself
+    unmoved: nn.Module | None = (
+        None  # a model known to have them, beside the start checkpoint itself
+    )
 
-    def draw(self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling) -> Found | None:
+    def draw(
+        self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling
+    ) -> Cached | None:
         """Return n completions per prompt (B, n, T) with `logp`, and their cost; None for what is in no pool.
 
         That is what another model says or what is sampled otherwise, prompts that come twice at one time, which would
         be given the same completions, and prompts that came up too often.
         """
-        speaks = model is self.unmoved or self.reuse.start.is_(model)
-        if not speaks or sampling != self.reuse.shop.sampling:
+        speaks = model is self.unmoved or self.reference_cache.start.is_(model)
+        if not speaks or sampling != self.reference_cache.stage_runtime.sampling:
             return None
         blocks = self._blocks(prompts)
         if blocks is None:
@@ -96,7 +106,9 @@ class Pool:
         shape = (len(prompts), n, sampling.max_new_tokens)
         ids, logp = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
         lengths, cost = torch.zeros(shape[:2], dtype=torch.long), Cost()
-        start = cache(self.reuse.start.model)  # read where something has to be made, and held until all is
+        start = cache(
+            self.reference_cache.start.model
+        )  # read where something has to be made, and held until all is
         for piece in _pieces(blocks, n):
             told, spent = self._samples(piece, start)
             block, take = piece.block, slice(piece.first, min(piece.last, n))
@@ -110,15 +122,20 @@ class Pool:
         mask = (torch.arange(longest) < lengths[..., None]).float()
         columns = {"completion_ids": ids[..., :longest], "mask": mask, "logp": logp[..., :longest]}
         device = prompts.ids.device
-        batch = Batch(prompts, {name: column.to(device) for name, column in columns.items()}, sampling.temperature)
-        return Found(batch, cost)
+        batch = Batch(
+            prompts,
+            {name: column.to(device) for name, column in columns.items()},
+            sampling.temperature,
+        )
+        return Cached(batch, cost)
 
-    def _blocks(self, prompts: PromptBatch) -> list[Block] | None:
+    def _blocks(self, prompts: PromptBatch) -> list[BlockRows] | None:
         """Return the blocks that the prompts lie in; None where there is no pool for them."""
         texts = ids_of(prompts)
         places = prompts.places or [(row, 0) for row in range(len(prompts))]
         named = [
-            (visit, prompt.id, ids) for (_, visit), prompt, ids in zip(places, prompts.prompts, texts, strict=True)
+            (visit, prompt.id, ids)
+            for (_, visit), prompt, ids in zip(places, prompts.prompts, texts, strict=True)
         ]
         if len(set(named)) < len(named) or max(visit for _, visit in places) >= VISITS:
             return None
@@ -128,21 +145,31 @@ class Pool:
         blocks = []
         for (visit, number), rows in sorted(found.items()):
             if self.split is None:
-                blocks.append(Block(Shelf.of(prompts[rows]), visit, rows, list(range(len(rows)))))
+                blocks.append(
+                    BlockRows(PromptBlock.of(prompts[rows]), visit, rows, list(range(len(rows))))
+                )
                 continue
             make = partial(self._shelf, self.split, number, prompts.ids.device)
-            shelf: Shelf = self.reuse.kept.get_or_load(f"shelf {number}", make)  # of the one split there is
+            shelf: PromptBlock = self.reference_cache.kept.get_or_load(
+                f"shelf {number}", make
+            )  # of the one split there is
             inside = [places[row][0] % BLOCK for row in rows]
-            if [shelf.ids[i] for i in inside] != [texts[row] for row in rows]:  # they were changed on the way
+            if [shelf.ids[i] for i in inside] != [
+                texts[row] for row in rows
+            ]:  # they were changed on the way
                 return None
-            blocks.append(Block(shelf, visit, rows, inside))
+            blocks.append(BlockRows(shelf, visit, rows, inside))
         return blocks
 
-    def _shelf(self, split: Sequence[Prompt], number: int, device: torch.device) -> Shelf:
+    def _shelf(self, split: Sequence[Prompt], number: int, device: torch.device) -> PromptBlock:
         prompts = split[number * BLOCK : (number + 1) * BLOCK]
-        return Shelf.of(self.reuse.tokens.counting_afresh().prompt_batch(prompts, device))
+        return PromptBlock.of(
+            self.reference_cache.tokens.counting_afresh().prompt_batch(prompts, device)
+        )
 
-    def _samples(self, piece: Piece, start: Callable[[], nn.Module]) -> tuple[dict[str, Tensor], Cost]:
+    def _samples(
+        self, piece: SampleRange, start: Callable[[], nn.Module]
+    ) -> tuple[dict[str, Tensor], Cost]:
         """Return a piece's samples: `completion_ids`, `logp` (P, S, T), `lengths` (P, S)."""
         block = piece.block
         place = {
@@ -152,39 +179,47 @@ class Pool:
             "samples": [piece.first, piece.last],
         }
 
-        def make(out: Path, _: Path) -> Made:
+        def make(out: Path, _: Path) -> MadeStage:
             return self._make(piece, start(), out)
 
         def load() -> tuple[dict[str, Tensor], Cost]:
-            artifact = self.reuse.artifact("pool", make, **place)
+            artifact = self.reference_cache.artifact("pool", make, **place)
             return load_tensors(artifact.folder / "samples.safetensors"), cost_of(artifact)
 
         if self.split is None:  # asked for once
             return load()
-        kept: tuple[dict[str, Tensor], Cost] = self.reuse.kept.get_or_load(digest_of(place), load)
+        kept: tuple[dict[str, Tensor], Cost] = self.reference_cache.kept.get_or_load(
+            digest_of(place), load
+        )
         return kept
 
-    def _make(self, piece: Piece, start: nn.Module, out: Path) -> Made:
-        block, samples, meter = piece.block, piece.last - piece.first, self.reuse.shop.meter()
-        bench = self.reuse.shop.bench(meter, 0)
-        sampling = bench.sampling
-        key = ("pool", *self.key, sampling.temperature, sampling.max_new_tokens, block.visit)
-        batch = _Drawing(bench.engine, sampling, meter, bench.eos, key, bench.team).draw(
-            start, block.shelf.prompts, samples, piece.first
+    def _make(self, piece: SampleRange, start: nn.Module, out: Path) -> MadeStage:
+        block, samples, meter = (
+            piece.block,
+            piece.last - piece.first,
+            self.reference_cache.stage_runtime.meter(),
         )
+        runtime = self.reference_cache.stage_runtime.runtime(meter, 0)
+        sampling = runtime.sampling
+        key = ("pool", *self.key, sampling.temperature, sampling.max_new_tokens, block.visit)
+        batch = _Drawing(
+            runtime.engine, sampling, meter, runtime.eos, key, runtime.distributed
+        ).draw(start, block.shelf.prompts, samples, piece.first)
         columns = {
-            "completion_ids": batch["completion_ids"].int(), "logp": batch["logp"], "lengths": batch.lengths.int()
-        }  # fmt: skip
+            "completion_ids": batch["completion_ids"].int(),
+            "logp": batch["logp"],
+            "lengths": batch.lengths.int(),
+        }
         save_tensors(columns, out / "samples.safetensors")
-        self.reuse.shop.progress("pool", piece.number, piece.count, {})
+        self.reference_cache.stage_runtime.progress("pool", piece.number, piece.count, {})
         return {"prompts": len(block.shelf.prompts), "samples": samples}, meter.snapshot()
 
 
-class Pools:
+class CompletionPools:
     """Which pool the lab draws from: for each prompt once a turn, as what is drawn again must be something else."""
 
-    def __init__(self, reuse: Reuse | None, prompts: Sequence[Prompt]) -> None:
-        self.reuse, self.prompts = reuse, prompts
+    def __init__(self, reference_cache: ReferenceCache | None, prompts: Sequence[Prompt]) -> None:
+        self.reference_cache, self.prompts = reference_cache, prompts
         self.covers = False  # whether the current stream goes over half the split or more
         self._left: set[tuple[int, int]] = set()
 
@@ -197,18 +232,20 @@ class Pools:
         self._left = set(places)
         return places
 
-    def take(self, prompts: PromptBatch, model: nn.Module, beside: bool) -> Pool | None:
+    def take(self, prompts: PromptBatch, model: nn.Module, beside: bool) -> CompletionPool | None:
         """Return where a model that is at the start draws for prompts of this turn; None where something was drawn.
 
         A stream that covers the split draws from blocks of it, which every seed shares; any other, and a policy, that
         will have moved at the next turn (not `beside` it), for the prompts at hand only: no more than is used.
         """
         places = set(prompts.places or ())
-        if self.reuse is None or not places or not places <= self._left:
+        if self.reference_cache is None or not places or not places <= self._left:
             return None
         self._left -= places
         split = self.prompts if beside and self.covers else None
-        return Pool(self.reuse, ("training", self.reuse.shared_seed), split, model)
+        return CompletionPool(
+            self.reference_cache, ("training", self.reference_cache.shared_seed), split, model
+        )
 
 
 class _Drawing(Sampler):
@@ -219,15 +256,17 @@ class _Drawing(Sampler):
         rows = []
         for prompt, ids in zip(prompts.prompts, ids_of(prompts), strict=True):
             for sample in range(first, first + n):
-                generator = torch.Generator().manual_seed(derive(*self.noise_key, prompt.id, ids, sample))
+                generator = torch.Generator().manual_seed(
+                    derive(*self.noise_key, prompt.id, ids, sample)
+                )
                 rows.append(torch.rand(self.sampling.max_new_tokens, generator=generator))
         return torch.stack(rows).to(prompts.ids.device)
 
 
-def _pieces(blocks: Sequence[Block], n: int) -> list[Piece]:
+def _pieces(blocks: Sequence[BlockRows], n: int) -> list[SampleRange]:
     """Return all that n samples of every prompt of some blocks are put together from."""
     parts = [(block, first, last) for block in blocks for first, last in steps_to(n)]
-    return [Piece(*part, number, len(parts)) for number, part in enumerate(parts, 1)]
+    return [SampleRange(*part, number, len(parts)) for number, part in enumerate(parts, 1)]
 
 
 def steps_to(n: int) -> list[tuple[int, int]]:

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 from ..api.contracts import Verifier
 from ..core.data import Demonstration, Prompt
 from ..core.settings import AdamWOptions
-from ..models.initial_checkpoint import Start
+from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.tokens import Tokens
-from .label_server import LabelDesk
+from .label_server import LabelClient
 from .reward_model import RewardModel
 
 if TYPE_CHECKING:
     from ..core.data import LabelledPair
-    from .reference_cache import Reuse
+    from .reference_cache import ReferenceCache
 
 
 @dataclass
-class Supplies:
+class MethodInputs:
     """What was prepared for a method. Lists are empty, and `rewards` None, where the method did not ask."""
 
-    start: Start  # the start checkpoint: in memory while somebody holds it
+    start: InitialCheckpoint  # the start checkpoint: in memory while somebody holds it
     tokens: Tokens
     prompts: Sequence[Prompt] = ()
     pairs: Sequence[LabelledPair] = ()
@@ -31,10 +31,14 @@ class Supplies:
     rewards: Callable[[], list[RewardModel]] | None = None
     verifier: Verifier | None = None
     labels: int = 0  # that were asked for in making all this
-    desk: Callable[[], LabelDesk] | None = None  # who labels fresh samples
+    label_client: Callable[[], LabelClient] | None = None  # who labels fresh samples
     closing: list[Callable[[], None]] = field(default_factory=list)  # what ends with the run
-    refresh: AdamWOptions = field(default_factory=AdamWOptions)  # how the reward model is trained on them
-    reuse: Reuse | None = None  # what the start checkpoint says, made once and shared; None computes all of it
+    refresh: AdamWOptions = field(
+        default_factory=AdamWOptions
+    )  # how the reward model is trained on them
+    reference_cache: ReferenceCache | None = (
+        None  # what the start checkpoint says, made once and shared; None computes all of it
+    )
 
     def close(self) -> None:
         """End what was started for the method."""

@@ -23,51 +23,64 @@ from ..models.initial_checkpoint import learner
 from ..models.loading import frozen, scalar_on, size_of
 from ..models.lora import load_own, own_state
 from ..models.tokens import Batch, PromptBatch, Tokens
-from .completion_cache import Pools
-from .inputs import Supplies as Supplies
+from .completion_cache import CompletionPools
+from .inputs import MethodInputs as MethodInputs
 from .loop import Loop
-from .reference_cache import Found
-from .rewards import Scoring
+from .reference_cache import Cached
+from .rewards import RewardScorer
 from .roles import Critic as Critic
 from .roles import LanguageModel as LanguageModel
-from .runtime import Bench as Bench
+from .runtime import Runtime as Runtime
 from .trainer import Loss, Term
 
 
 class Lab:
     """Everything a method may ask for. Asking is what makes, loads and bills."""
 
-    def __init__(self, method: Method, supplies: Supplies, bench: Bench, loop: Loop) -> None:
-        self._method, self._supplies, self._bench, self._loop = method, supplies, bench, loop
+    def __init__(
+        self, method: Method, method_inputs: MethodInputs, runtime: Runtime, loop: Loop
+    ) -> None:
+        self._method, self._method_inputs, self._runtime, self._loop = (
+            method,
+            method_inputs,
+            runtime,
+            loop,
+        )
         self._policy: LanguageModel | None = None
         self._reference: LanguageModel | None = None
         self._start: LanguageModel | None = None
         self._critic: Critic | None = None
         self._draws: tuple[tuple[int, int], int] = ((-1, -1), 0)
         self._recalls = False  # whether log-probabilities of the preference data are looked up
-        self._pools = Pools(supplies.reuse, supplies.prompts)
-        self._scoring = Scoring(self, method, supplies, bench, loop)
+        self._pools = CompletionPools(method_inputs.reference_cache, method_inputs.prompts)
+        self._scoring = RewardScorer(self, method, method_inputs, runtime, loop)
 
     # -- data: resumable streams ---------------------------------------------------------------------------------
 
     def prompts(self, steps: int, batch_size: int | None = None) -> Iterator[PromptBatch]:
         """Yield `steps` batches of training prompts, reshuffled each epoch, in the same order for every method."""
-        prompts = self._given("prompts", self._supplies.prompts)
+        prompts = self._given("prompts", self._method_inputs.prompts)
         size = self._batch_size(batch_size)
         self._pools.covers = 2 * steps * size >= len(prompts) and not self._limited
         for rows in self._draw("prompts", len(prompts), steps, size):
             places = self._pools.offer(rows, self._loop.first + self._loop.turn * size)
-            yield replace(self.tokens.prompt_batch([prompts[i] for i in rows], self.device), places=places)
+            yield replace(
+                self.tokens.prompt_batch([prompts[i] for i in rows], self.device), places=places
+            )
 
     def pairs(
-        self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None, shuffle_labels: bool = False
+        self,
+        epochs: float = 1.0,
+        steps: int = 0,
+        batch_size: int | None = None,
+        shuffle_labels: bool = False,
     ) -> Iterator[Batch]:
         """Yield batches of preference pairs (B, 2, T), chosen first, for `epochs` passes or `steps` batches.
 
         Column `p` (B,) is the probability that the chosen one is better: 1 where the labeller gave a plain label.
         `shuffle_labels` is a control: a coin, the same for a pair each time, says which one is called chosen.
         """
-        pairs = self._given("pairs", self._supplies.pairs)
+        pairs = self._given("pairs", self._method_inputs.pairs)
         size = self._batch_size(batch_size)
         turns = steps or max(1, round(epochs * len(pairs) / size))
         self._goes_over_pairs(turns * size)
@@ -77,34 +90,45 @@ class Lab:
             completions = [two[::-1] if t else two for two, t in zip(ids, turned, strict=True)]
             self._count_pairs(len(rows))
             prompts = [pairs[i].prompt for i in rows]
-            batch = self.tokens.batch(prompts, completions, self.device, self._bench.sampling.temperature)
+            batch = self.tokens.batch(
+                prompts, completions, self.device, self._runtime.sampling.temperature
+            )
             yield batch.with_columns(p=torch.tensor([pairs[i].p for i in rows], device=self.device))
 
     def labelled(
-        self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None, shuffle_labels: bool = False
+        self,
+        epochs: float = 1.0,
+        steps: int = 0,
+        batch_size: int | None = None,
+        shuffle_labels: bool = False,
     ) -> Iterator[Batch]:
         """Yield batches of single completions (B, 1, T) with `label` (B,): 1 desirable, 0 not, between if in doubt.
 
         They are the completions of the pairs, each on its own and shuffled: one of a pair says nothing of the other.
         """
-        pairs = self._given("pairs", self._supplies.pairs)
+        pairs = self._given("pairs", self._method_inputs.pairs)
         size = self._batch_size(batch_size)
         turns = steps or max(1, round(epochs * 2 * len(pairs) / size))
         self._goes_over_pairs(turns * size)
         for rows in self._draw("labelled", 2 * len(pairs), turns, size):
             ids = [[pairs[i // 2].chosen if i % 2 == 0 else pairs[i // 2].rejected] for i in rows]
             good = [(i % 2 == 0) != (shuffle_labels and self._coin(i // 2)) for i in rows]
-            labels = [pairs[i // 2].p if chosen else 1 - pairs[i // 2].p for i, chosen in zip(rows, good, strict=True)]
+            labels = [
+                pairs[i // 2].p if chosen else 1 - pairs[i // 2].p
+                for i, chosen in zip(rows, good, strict=True)
+            ]
             self._count_pairs(len(rows) // 2)
             prompts = [pairs[i // 2].prompt for i in rows]
-            batch = self.tokens.batch(prompts, ids, self.device, self._bench.sampling.temperature)
+            batch = self.tokens.batch(prompts, ids, self.device, self._runtime.sampling.temperature)
             yield batch.with_columns(label=torch.tensor(labels, device=self.device))
 
     def demonstrations(self, n: int) -> Batch:
         """Return n demonstrations (n, 1, T), other ones each time: for a term beside the method's own."""
-        demos = self._given("demonstrations", self._supplies.demonstrations)
+        demos = self._given("demonstrations", self._method_inputs.demonstrations)
         rows = Random(derive(*self._key("demonstrations"))).choices(range(len(demos)), k=n)
-        ids = [[self.tokens.completion_ids(demos[i].prompt.text, demos[i].completion)] for i in rows]
+        ids = [
+            [self.tokens.completion_ids(demos[i].prompt.text, demos[i].completion)] for i in rows
+        ]
         return self.tokens.batch([demos[i].prompt for i in rows], ids, self.device)
 
     def minibatches(self, batch: Batch, size: int, epochs: int = 1) -> Iterator[Batch]:
@@ -116,29 +140,45 @@ class Lab:
                 yield batch.select(order[start : start + size])
 
     def rollout(
-        self, prompts: PromptBatch, n: int = 1, temperature: float | None = None, max_new_tokens: int | None = None,
-        of: LanguageModel | None = None, **truncations: object,
-    ) -> Batch:  # fmt: skip
+        self,
+        prompts: PromptBatch,
+        n: int = 1,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
+        of: LanguageModel | None = None,
+        **truncations: object,
+    ) -> Batch:
         """Draw n completions per prompt from the policy: (B, n, T) with `logp` (B, n, T) and `ended` (B, n).
 
         `logp` are the sampler's own, of the weights that sampled: the old log-probabilities. Without a temperature
         or length the suite's apply, which are those of the evaluation. `of=lab.start` draws from the start checkpoint.
         """
-        usual = self._bench.sampling
+        usual = self._runtime.sampling
         sampling = Sampling(
             usual.temperature if temperature is None else temperature,
             usual.max_new_tokens if max_new_tokens is None else max_new_tokens,
         )
         check_sampling(sampling, **truncations)
-        model, bench = of or self.policy, self._bench
+        model, runtime = of or self.policy, self._runtime
         self._check_turn("rollout")
-        beside = model is not self._policy  # the start checkpoint, beside the policy that is trained
-        (replace(model.role, name="reference") if beside else model.role).hold(bench.meter)
-        sampler = Sampler(bench.engine, sampling, bench.meter, bench.eos, self._key("rollout"), bench.team)
-        sampler.pool = self._pools.take(prompts, model.model, beside) if self._at_start(model) else None
+        beside = (
+            model is not self._policy
+        )  # the start checkpoint, beside the policy that is trained
+        (replace(model.role, name="reference") if beside else model.role).hold(runtime.meter)
+        sampler = Sampler(
+            runtime.engine,
+            sampling,
+            runtime.meter,
+            runtime.eos,
+            self._key("rollout"),
+            runtime.distributed,
+        )
+        sampler.pool = (
+            self._pools.take(prompts, model.model, beside) if self._at_start(model) else None
+        )
         batch = sampler.draw(model.model, prompts, n)
-        if bench.check:
-            bench.check.compare(model.role, batch, bench)
+        if runtime.check:
+            runtime.check.compare(model.role, batch, runtime)
         return batch
 
     # -- models ----------------------------------------------------------------------------------------------------
@@ -148,19 +188,26 @@ class Lab:
         """The policy being trained: at first the start checkpoint."""
         if self._policy is None:
             model = self._learner()
-            self._policy = LanguageModel(model, "policy", "update", self._bench)
+            self._policy = LanguageModel(model, "policy", "update", self._runtime)
             self._loop.trainer.add("policy", model)
-            self._policy.role.hold(self._bench.meter)
+            self._policy.role.hold(self._runtime.meter)
         return self._policy
 
     @property
     def reference(self) -> LanguageModel:
         """The frozen start checkpoint. Only a method that asks for it holds it."""
-        if self._reference is None and self._loop.trainer.has_saved("reference"):  # it had been moved before a restart
+        if self._reference is None and self._loop.trainer.has_saved(
+            "reference"
+        ):  # it had been moved before a restart
             self._reference = self._reference_apart()
         if self._reference is None:
             self._reference = LanguageModel(
-                self._supplies.start, "reference", "reference", self._bench, self._recall, self._adapts
+                self._method_inputs.start,
+                "reference",
+                "reference",
+                self._runtime,
+                self._recall,
+                self._adapts,
             )
         return self._reference
 
@@ -174,11 +221,11 @@ class Lab:
         """Return a reference with weights of its own, which are saved with every checkpoint."""
         model = frozen(self._learner())
         self._loop.trainer.keep("reference", model)
-        return LanguageModel(model, "reference", "reference", self._bench, beside=self._adapts)
+        return LanguageModel(model, "reference", "reference", self._runtime, beside=self._adapts)
 
     def _learner(self) -> nn.Module:
         """Return a model as the method trains one, still saying what the start checkpoint does."""
-        return learner(self._supplies.start, self._method, self._bench.seed)
+        return learner(self._method_inputs.start, self._method, self._runtime.seed)
 
     @property
     def _adapts(self) -> bool:
@@ -188,29 +235,33 @@ class Lab:
     def start(self) -> LanguageModel:
         """The start checkpoint as a policy of its own: for methods that train nothing."""
         if self._start is None:
-            self._start = LanguageModel(self._supplies.start, "policy", "score", self._bench, beside=self._adapts)
-        self._start.role.hold(self._bench.meter)
+            self._start = LanguageModel(
+                self._method_inputs.start, "policy", "score", self._runtime, beside=self._adapts
+            )
+        self._start.role.hold(self._runtime.meter)
         return self._start
 
-    def critic(self, shared: bool = False, from_reward: bool = True, learning_rate: float | None = None) -> Critic:
+    def critic(
+        self, shared: bool = False, from_reward: bool = True, learning_rate: float | None = None
+    ) -> Critic:
         """Return the critic, the same each time: a network of its own, or a head on the policy's trunk (`shared`).
 
         A network of its own starts from the reward model's trunk (`from_reward`, where there is one) or the start
         checkpoint's; its head starts at zero, so the first values are 0 whatever the scale of the reward.
         """
         if self._critic is None:
-            seed = derive(self._bench.seed, "critic")
+            seed = derive(self._runtime.seed, "critic")
             if shared:
                 model = scalar_on(self.policy.model)
-            elif from_reward and self._supplies.rewards is not None:
+            elif from_reward and self._method_inputs.rewards is not None:
                 model = self._scoring.models()[0].fresh_copy()
             else:
-                model = scalar_on(self._supplies.start.copy())
+                model = scalar_on(self._method_inputs.start.copy())
             (model.head if shared else model).requires_grad_(True)
-            self._critic = Critic(model.initialise(seed, std=0.0), self._bench)
+            self._critic = Critic(model.initialise(seed, std=0.0), self._runtime)
             self._loop.trainer.add("value", model.head if shared else model, learning_rate)
             parameters, size = size_of(model.head if shared else model)
-            self._bench.meter.hold("value", parameters, size)
+            self._runtime.meter.hold("value", parameters, size)
         return self._critic
 
     def reward(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
@@ -242,15 +293,19 @@ class Lab:
         """
         self._check_turn("step")
         terms = what if isinstance(what[0], Term) else (self.term(what[0], what[1]),)
-        with self._bench.meter.phase("update"):
+        with self._runtime.meter.phase("update"):
             metrics = self._loop.trainer.step(terms, self._loop.progress)
         self._loop.log(metrics)
         return metrics
 
     def term(
-        self, loss: Loss, batch: Batch, of: LanguageModel | Critic | None = None, weight: float = 1.0,
+        self,
+        loss: Loss,
+        batch: Batch,
+        of: LanguageModel | Critic | None = None,
+        weight: float = 1.0,
         reduction: str | float = "token-mean",
-    ) -> Term:  # fmt: skip
+    ) -> Term:
         """Return one term of a step: a loss of the policy's log-probabilities (or the critic's values) on a batch."""
         return Term(loss, batch, (of or self.policy).role, weight, reduction)
 
@@ -266,7 +321,7 @@ class Lab:
     @property
     def max_new_tokens(self) -> int:
         """How long a completion may be, in tokens: the suite's limit."""
-        return self._bench.sampling.max_new_tokens
+        return self._runtime.sampling.max_new_tokens
 
     @property
     def turn(self) -> int:
@@ -278,12 +333,12 @@ class Lab:
     @property
     def tokens(self) -> Tokens:
         """The tokenizer with the harness's rules."""
-        return self._supplies.tokens
+        return self._method_inputs.tokens
 
     @property
     def device(self) -> torch.device:
         """Where tensors live."""
-        return self._bench.device
+        return self._runtime.device
 
     def texts(self, batch: Batch) -> list[list[str]]:
         """Return the completions of a batch as text, K per prompt."""
@@ -298,7 +353,7 @@ class Lab:
         place = (self._loop.stream, self._loop.turn)
         count = self._draws[1] + 1 if self._draws[0] == place else 0
         self._draws = (place, count)
-        return (self._bench.seed, *purpose, *place, count)
+        return (self._runtime.seed, *purpose, *place, count)
 
     def _goes_over_pairs(self, rows: int) -> None:
         """Look log-probabilities up from now on, if a stream has as many rows as the preference data have prompts.
@@ -306,32 +361,42 @@ class Lab:
         Then making them all, a prompt's together, is no more work than the stream itself, whoever else has use of
         them. A budget may end the stream before, and nobody knows when: then they are computed.
         """
-        reuse = self._supplies.reuse
-        self._recalls |= reuse is not None and not self._limited and rows >= reuse.prompts_of_pairs
+        reference_cache = self._method_inputs.reference_cache
+        self._recalls |= (
+            reference_cache is not None
+            and not self._limited
+            and rows >= reference_cache.prompts_of_pairs
+        )
 
     @property
     def _limited(self) -> bool:
         return any(asdict(self._loop.budget).values())
 
-    def _recall(self, batch: Batch) -> Found | None:
-        return self._supplies.reuse.logp(batch) if self._supplies.reuse and self._recalls else None
+    def _recall(self, batch: Batch) -> Cached | None:
+        return (
+            self._method_inputs.reference_cache.logp(batch)
+            if self._method_inputs.reference_cache and self._recalls
+            else None
+        )
 
     def _at_start(self, model: LanguageModel) -> bool:
         """Return whether a model is the start checkpoint, or the policy before its first step."""
-        if self._supplies.reuse is None:  # nothing hangs on it
+        if self._method_inputs.reference_cache is None:  # nothing hangs on it
             return False
         if model is self._policy:
-            return not self._loop.trainer.steps and self._supplies.start.equals(model.model)
-        return self._supplies.start.is_(model.model)
+            return not self._loop.trainer.steps and self._method_inputs.start.equals(model.model)
+        return self._method_inputs.start.is_(model.model)
 
     def _check_turn(self, what: str) -> None:
         """Refuse what a restart would repeat with other weights: all that is between streams runs again."""
         if not self._loop.open:
-            raise ValueError(f"lab.{what} belongs into a stream (`for ... in lab.prompts(...)`): only that can resume")
+            raise ValueError(
+                f"lab.{what} belongs into a stream (`for ... in lab.prompts(...)`): only that can resume"
+            )
 
     def _count_pairs(self, n: int) -> None:
-        with self._bench.meter.phase("update"):
-            self._bench.meter.add(pairs=n)
+        with self._runtime.meter.phase("update"):
+            self._runtime.meter.add(pairs=n)
 
     def _draw(self, what: str, n: int, steps: int, size: int) -> Iterator[list[int]]:
         """Yield the row numbers of each turn; a stream goes on where an earlier one of its kind ended."""
@@ -343,13 +408,13 @@ class Lab:
         rows: list[int] = []
         while len(rows) < size:
             epoch, offset = divmod(start + len(rows), n)
-            order = permutation(n, self._bench.seed, what, epoch)
+            order = permutation(n, self._runtime.seed, what, epoch)
             rows += order[offset : offset + size - len(rows)]
         return rows
 
     def _coin(self, i: int) -> bool:
         """Return whether the labels of pair i are turned around by the control of shuffled labels."""
-        return derive(self._bench.seed, "coin", i) % 2 == 1
+        return derive(self._runtime.seed, "coin", i) % 2 == 1
 
     def _batch_size(self, given: int | None) -> int:
         if given:
@@ -358,5 +423,7 @@ class Lab:
 
     def _given(self, need: str, supply: Sequence[Any]) -> Sequence[Any]:
         if not supply:
-            raise ValueError(f"this method asks for {need} without saying so: add {need!r} to its `needs`")
+            raise ValueError(
+                f"this method asks for {need} without saying so: add {need!r} to its `needs`"
+            )
         return supply

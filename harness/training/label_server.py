@@ -29,16 +29,22 @@ from ..core.spec import RunSpec
 PATIENCE = 10.0  # seconds that a labeller gets to end by itself
 
 
-class LabelDesk:
+class LabelClient:
     """This end: started when first asked; closed when the run ends, and gone when this process is."""
 
     def __init__(self, spec: RunSpec, files: Sequence[str], human: bool) -> None:
         self.human = human
         self.usage: dict[str, float] = {}  # what labelling has used since it began
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "harness.training.label_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(spec.threads)},  # a model's labels depend on it, if barely
-        )  # fmt: skip
+            [sys.executable, "-m", "harness.training.label_server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": str(spec.threads),
+            },  # a model's labels depend on it, if barely
+        )
         try:
             self._ask({"spec": dataclasses.asdict(spec), "files": list(files)})
         except BaseException:
@@ -46,19 +52,37 @@ class LabelDesk:
             raise
 
     def compare(
-        self, prompt_ids: Sequence[str], texts: Sequence[Sequence[str]], lengths: Sequence[Sequence[int]], key: Any
+        self,
+        prompt_ids: Sequence[str],
+        texts: Sequence[Sequence[str]],
+        lengths: Sequence[Sequence[int]],
+        key: Any,
     ) -> tuple[list[list[Comparison]], int]:
         """Return the labeller's opinions of each prompt's completions, and the bill; `key` seeds its errors."""
-        asked = {"do": "compare", "prompts": list(prompt_ids), "texts": texts, "lengths": lengths, "key": key}
+        asked = {
+            "do": "compare",
+            "prompts": list(prompt_ids),
+            "texts": texts,
+            "lengths": lengths,
+            "key": key,
+        }
         before = self.usage.get("asked", 0)
         said = [[Comparison(i, j, p) for i, j, p in row] for row in self._ask(asked)["said"]]
-        return said, int(self.usage["asked"] - before) if "asked" in self.usage else sum(map(len, said))
+        return said, int(self.usage["asked"] - before) if "asked" in self.usage else sum(
+            map(len, said)
+        )
 
     def revise(
         self, prompt_ids: Sequence[str], texts: Sequence[Sequence[str]], rounds: int, key: Any
     ) -> list[list[str]]:
         """Return the completions as the labeller rewrites them, `rounds` times, under principles it draws."""
-        asked = {"do": "revise", "prompts": list(prompt_ids), "texts": texts, "rounds": rounds, "key": key}
+        asked = {
+            "do": "revise",
+            "prompts": list(prompt_ids),
+            "texts": texts,
+            "rounds": rounds,
+            "key": key,
+        }
         revised: list[list[str]] = self._ask(asked)["said"]
         return revised
 
@@ -84,7 +108,9 @@ class LabelDesk:
             answer: dict[str, Any] = json.loads(self._child.stdout.readline())
         except (OSError, ValueError) as error:
             self.close()
-            raise HarnessError(f"The labeller's process ended: exit code {self._child.returncode}.") from error
+            raise HarnessError(
+                f"The labeller's process ended: exit code {self._child.returncode}."
+            ) from error
         if "error" in answer:
             raise HarnessError(f"The labeller failed: {answer['error']}")
         self.usage = answer["usage"]
@@ -100,7 +126,7 @@ def main() -> None:
     for question in _questions():
         try:
             if clerk is None:
-                clerk = Clerk(question)
+                clerk = LabelServer(question)
                 answer: dict[str, Any] = {}
             else:
                 answer = {"said": clerk.answer(question)}
@@ -126,7 +152,7 @@ def _questions() -> Iterator[dict[str, Any]]:
         yield json.loads(lines.get())
 
 
-class Clerk:
+class LabelServer:
     """The other end: the labeller of a spec, prepared, and the prompts it is asked about."""
 
     def __init__(self, question: dict[str, Any]) -> None:
@@ -136,7 +162,10 @@ class Clerk:
         values = question["spec"]
         self.spec = RunSpec(**{**values, "budget": Budget(**values["budget"])})
         self.suite: Suite = make_suite(self.spec, registry)
-        judge, labeller = make_judge(self.spec, self.suite, registry), make_labeller(self.spec, self.suite, registry)
+        judge, labeller = (
+            make_judge(self.spec, self.suite, registry),
+            make_labeller(self.spec, self.suite, registry),
+        )
         assert labeller is not None, "the run was refused without one"
         judge.prepare(self.suite, None)
         labeller.prepare(self.suite, judge)
@@ -150,7 +179,9 @@ class Clerk:
     def compare(self, question: dict[str, Any], i: int) -> list[tuple[int, int, float]]:
         """Return opinions of the i-th prompt's completions."""
         name, rng = question["prompts"][i], self._rng("fresh labels", question, i)
-        said = self.labeller.compare(self.prompts[name], question["texts"][i], question["lengths"][i], rng)
+        said = self.labeller.compare(
+            self.prompts[name], question["texts"][i], question["lengths"][i], rng
+        )
         return [(c.first, c.second, c.p) for c in said]
 
     def revise(self, question: dict[str, Any], i: int) -> list[str]:
@@ -165,7 +196,13 @@ class Clerk:
 
     def _rng(self, purpose: str, question: dict[str, Any], i: int) -> Random:
         """Return the random numbers for the i-th prompt of a question."""
-        key = (self.spec.shared_seed, self.spec.seed, purpose, *question["key"], question["prompts"][i])
+        key = (
+            self.spec.shared_seed,
+            self.spec.seed,
+            purpose,
+            *question["key"],
+            question["prompts"][i],
+        )
         return Random(derive(*key))
 
 

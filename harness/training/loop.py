@@ -26,15 +26,28 @@ class Loop:
     """
 
     def __init__(
-        self, trainer: Trainer, checkpoints: Checkpoints, meter: Meter, on_step: OnStep, budget: Budget | None = None,
-        snapshots: Snapshots | None = None, labels: int = 0,
-    ) -> None:  # fmt: skip
-        self.trainer, self.checkpoints, self.meter, self.on_step = trainer, checkpoints, meter, on_step
+        self,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        meter: Meter,
+        on_step: OnStep,
+        budget: Budget | None = None,
+        snapshots: Snapshots | None = None,
+        labels: int = 0,
+    ) -> None:
+        self.trainer, self.checkpoints, self.meter, self.on_step = (
+            trainer,
+            checkpoints,
+            meter,
+            on_step,
+        )
         self.budget, self.snapshots = budget or Budget(), snapshots
         self.labels = labels  # that were asked for before
         self.state: dict[str, Any] = {}  # a caller's own numbers; they resume
         self.rows: list[dict[str, float]] = []  # metrics, one row per turn
-        self.stream = self.turn = 0  # where the current turn is: what random numbers are derived from
+        self.stream = self.turn = (
+            0  # where the current turn is: what random numbers are derived from
+        )
         self.total = 0
         self.first = 0  # where the current stream begins among all that its kind gives
         self.open = False  # whether a turn is under way
@@ -61,7 +74,9 @@ class Loop:
         streams of the kind took. A stream that is left by `break` counts as finished, its last turn included.
         """
         if self.open:
-            raise RuntimeError("streams do not nest: finish one before opening the next, or use lab.minibatches")
+            raise RuntimeError(
+                "streams do not nest: finish one before opening the next, or use lab.minibatches"
+            )
         self._settle()
         stream, self._streams = self._streams, self._streams + 1
         key = str(stream)
@@ -74,9 +89,13 @@ class Loop:
             while self.turn < total and key not in self._left and self.budget_share() < 1:
                 try:
                     yield self.turn
-                except GeneratorExit:  # by `break`, or by an exception: which of them, what comes next will tell
+                except (
+                    GeneratorExit
+                ):  # by `break`, or by an exception: which of them, what comes next will tell
                     self._exit = partial(self._leave, key, self.turn, total, kind, size)
-                    self.turn += 1  # what comes between streams draws from here, as it does after a restart
+                    self.turn += (
+                        1  # what comes between streams draws from here, as it does after a restart
+                    )
                     raise
                 self._end_turn(key, self.turn, total, kind, size)
                 self.turn += 1
@@ -102,7 +121,9 @@ class Loop:
         """Save once training is over, so that a kill during evaluation need not repeat it."""
         self._settle()
         if self._pending and self.rows:  # logged after the last turn
-            self.rows[-1] |= {name: statistics.fmean(values) for name, values in self._pending.items()}
+            self.rows[-1] |= {
+                name: statistics.fmean(values) for name, values in self._pending.items()
+            }
         if self.rows:
             self.save()
 
@@ -119,7 +140,10 @@ class Loop:
         Of labels it is the share of those that were left when training began, in a stream that asks for some: what
         asks for none trains to its end.
         """
-        used, limits = self.used(), {name: limit for name, limit in asdict(self.budget).items() if limit}
+        used, limits = (
+            self.used(),
+            {name: limit for name, limit in asdict(self.budget).items() if limit},
+        )
         if "labels" in limits:
             used["labels"] -= self.labels if used["labels"] > self._asked_before else used["labels"]
             limits["labels"] = max(limits["labels"] - self.labels, 1e-9)
@@ -140,7 +164,11 @@ class Loop:
     def left(self) -> dict[str, float]:
         """Return what is left of each limit of the budget; below 0 where the last turn went over it."""
         used = self.used()
-        return {name: limit - used[name] for name, limit in asdict(self.budget).items() if limit is not None}
+        return {
+            name: limit - used[name]
+            for name, limit in asdict(self.budget).items()
+            if limit is not None
+        }
 
     def save(self) -> None:
         """Write a checkpoint now."""
@@ -149,18 +177,29 @@ class Loop:
                 f"lab.state must survive being written as JSON (text keys; no tuples, no tensors), not {self.state!r}"
             )
         state = {
-            "done": self._done, "left": self._left, "firsts": self._firsts, "taken": self._taken, "asked": self._asked,
-            "state": self.state, "rows": self.rows, "steps": self.trainer.steps, "meter": self.meter.snapshot(),
-        }  # fmt: skip
+            "done": self._done,
+            "left": self._left,
+            "firsts": self._firsts,
+            "taken": self._taken,
+            "asked": self._asked,
+            "state": self.state,
+            "rows": self.rows,
+            "steps": self.trainer.steps,
+            "meter": self.meter.snapshot(),
+        }
         self.checkpoints.save(len(self.rows), self.trainer.tensors(), state)
 
     def _close_turn(self, turn: int, total: int) -> None:
-        row = {"step": float(len(self.rows) + 1)} | {k: statistics.fmean(v) for k, v in self._pending.items()}
+        row = {"step": float(len(self.rows) + 1)} | {
+            k: statistics.fmean(v) for k, v in self._pending.items()
+        }
         self._pending.clear()
         self.rows.append(row)
         self.on_step(turn + 1, total, row)
         if self.snapshots and "policy" in self.trainer.modules:
-            self.snapshots.offer(turn + 1, total, len(self.rows), self.trainer.modules["policy"], self.used())
+            self.snapshots.offer(
+                turn + 1, total, len(self.rows), self.trainer.modules["policy"], self.used()
+            )
         if self.checkpoints.due():
             self.save()
 

@@ -19,27 +19,27 @@ import torch
 from torch import Tensor
 
 from ..core.meter import Cost, Meter
-from ..models.initial_checkpoint import Start
+from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import load_tensors, save_tensors
 from ..models.logprobs import completion_logp
 from ..models.micro_batches import micro_batches
 from ..models.tokens import Batch, PromptBatch, Tokens
-from .runtime import Bench, metered
+from .runtime import Runtime, metered
 from .trainer import Role
 
 if TYPE_CHECKING:
     from ..core.artifacts import Artifact
     from ..core.data import LabelledPair
-    from .stages.runtime import Workshop
+    from .stages.runtime import StageRuntime
 
 AT_ONCE = 256  # prompts laid out together while log-probabilities are made
 
 Ids = tuple[int, ...]
-Made = tuple[dict[str, Any], dict[str, Any]]  # info, cost
+MadeStage = tuple[dict[str, Any], dict[str, Any]]  # info, cost
 
 
 @dataclass
-class Spent:
+class CacheCost:
     """What one kind of artifact really took, in this process."""
 
     made: int = 0
@@ -49,7 +49,7 @@ class Spent:
     flops: float = 0.0
 
 
-class Kept:
+class LoadedOnce:
     """What was loaded and may be asked for again, by name."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Kept:
 
 
 @dataclass
-class Found:
+class Cached:
     """Something looked up, and the cost of making it, from which follows what making it costs a method."""
 
     value: Any
@@ -76,19 +76,29 @@ class Found:
         meter.add(seconds=seconds, cpu_seconds=cpu_seconds, flops_reused=flops)
 
 
-class Reuse:
+class ReferenceCache:
     """What a run looks up of the start checkpoint, and makes where it is not there yet."""
 
     def __init__(
-        self, shop: Workshop, inputs: Mapping[str, Any], start: Start, tokens: Tokens,
-        pairs: Sequence[LabelledPair] = (), content: str = "",
-    ) -> None:  # fmt: skip
-        self.shop, self.inputs, self.start, self.tokens = shop, dict(inputs), start, tokens
+        self,
+        stage_runtime: StageRuntime,
+        inputs: Mapping[str, Any],
+        start: InitialCheckpoint,
+        tokens: Tokens,
+        pairs: Sequence[LabelledPair] = (),
+        content: str = "",
+    ) -> None:
+        self.stage_runtime, self.inputs, self.start, self.tokens = (
+            stage_runtime,
+            dict(inputs),
+            start,
+            tokens,
+        )
         self.pairs, self.content = pairs, content  # the preference data, and its digest
-        self.spent: dict[str, Spent] = {}
+        self.spent: dict[str, CacheCost] = {}
         self.shared_seed: int = inputs["shared_seed"]
-        self.kept = Kept()
-        self._sampling = shop.sampling
+        self.kept = LoadedOnce()
+        self._sampling = stage_runtime.sampling
 
     def told(self) -> dict[str, dict[str, float]]:
         """Return what was really spent in this process, by kind of artifact."""
@@ -96,14 +106,17 @@ class Reuse:
 
     def artifact(self, kind: str, make: Any, **more: Any) -> Artifact:
         """Return an artifact of the start checkpoint, and note whether it had to be made."""
-        found = self.shop.artifacts.get_or_make(kind, {**self.inputs, **more}, make)
-        spent = self.spent.setdefault(kind, Spent())
+        found = self.stage_runtime.artifacts.get_or_make(kind, {**self.inputs, **more}, make)
+        spent = self.spent.setdefault(kind, CacheCost())
         if found.reused:
             spent.found += 1
             return found
         cost = cost_of(found)
         spent.made += 1
-        spent.seconds, spent.cpu_seconds = spent.seconds + cost.seconds, spent.cpu_seconds + cost.cpu_seconds
+        spent.seconds, spent.cpu_seconds = (
+            spent.seconds + cost.seconds,
+            spent.cpu_seconds + cost.cpu_seconds,
+        )
         spent.flops += cost.flops
         return found
 
@@ -114,7 +127,7 @@ class Reuse:
         """How many prompts the preference data have: what making its log-probabilities costs, in forward passes."""
         return len({pair.prompt.id for pair in self.pairs})
 
-    def logp(self, batch: Batch) -> Found | None:
+    def logp(self, batch: Batch) -> Cached | None:
         """Return log-probabilities (B, K, T) of a batch that holds nothing but preference data; None for any other.
 
         A completion is found by its token ids and its prompt's, so it does not matter how the batch came about.
@@ -132,40 +145,44 @@ class Reuse:
                     return None
                 starts.append(start)
         flat, mask = places["logp"], batch["mask"]
-        index = torch.tensor(starts, device=mask.device)[:, None] + torch.arange(t, device=mask.device)
+        index = torch.tensor(starts, device=mask.device)[:, None] + torch.arange(
+            t, device=mask.device
+        )
         told = flat[index.clamp(max=len(flat) - 1)].view(b, k, t)
-        return Found(torch.where(mask > 0, told, 0.0), cost)
+        return Cached(torch.where(mask > 0, told, 0.0), cost)
 
     @cached_property
-    def _table(self) -> Found:
+    def _table(self) -> Cached:
         """Where the log-probabilities of each completion begin, by digest, and all of them in a row."""
         made = self.artifact("reference_logp", self._make_table, data=self.content)
         saved = load_tensors(made.folder / "logp.safetensors")
         starts = saved["lengths"].cumsum(0) - saved["lengths"]
         places = dict(zip(saved["keys"].tolist(), starts.tolist(), strict=True))
-        return Found({"start": places, "logp": saved["logp"].to(self.shop.device)}, cost_of(made))
+        return Cached(
+            {"start": places, "logp": saved["logp"].to(self.stage_runtime.device)}, cost_of(made)
+        )
 
-    def _make_table(self, out: Path, _: Path) -> Made:
+    def _make_table(self, out: Path, _: Path) -> MadeStage:
         """Compute the log-probabilities of every completion, those of a prompt together, each once."""
-        meter = self.shop.meter()
-        bench = self.shop.bench(meter, 0)
+        meter = self.stage_runtime.meter()
+        runtime = self.stage_runtime.runtime(meter, 0)
         start = self.start.model()  # held while this is made
         role = Role("reference", start, lambda batch: completion_logp(start, batch))
         keys, lengths, logp = [], [], []
-        batches = self._distinct(bench)
+        batches = self._distinct(runtime)
         for number, batch in enumerate(batches, 1):
             with meter.phase("reference"):
-                values = metered(role, batch, bench)
+                values = metered(role, batch, runtime)
             keys += keys_of(batch)
             lengths.append(batch.lengths.flatten())
             logp.append(values[batch["mask"] > 0])
-            self.shop.progress("reference_logp", number, len(batches), {})
+            self.stage_runtime.progress("reference_logp", number, len(batches), {})
         assert len(set(keys)) == len(keys), "two completions of the preference data have one digest"
         told = {"keys": torch.tensor(keys), "lengths": torch.cat(lengths), "logp": torch.cat(logp)}
         save_tensors(told, out / "logp.safetensors")
         return {"completions": len(keys)}, meter.snapshot()
 
-    def _distinct(self, bench: Bench) -> list[Batch]:
+    def _distinct(self, runtime: Runtime) -> list[Batch]:
         """Return the distinct completions of the preference data; batches hold prompts with equally many of them."""
         tokens, found = self.tokens.counting_afresh(), dict[str, tuple[Any, dict[Ids, None]]]()
         ids: dict[Ids, Any] = {}
@@ -177,23 +194,27 @@ class Reuse:
             ids.setdefault(text, (prompt, {}))[1].update(completions)
         by_count: dict[int, list[Any]] = {}
         for prompt, completions in ids.values():
-            by_count.setdefault(len(completions), []).append((prompt, [list(c) for c in completions]))
+            by_count.setdefault(len(completions), []).append(
+                (prompt, [list(c) for c in completions])
+            )
         batches = []
         for _, group in sorted(by_count.items()):
             for first in range(0, len(group), AT_ONCE):
                 prompts, completed = zip(*group[first : first + AT_ONCE], strict=True)
-                batches.append(tokens.batch(prompts, completed, bench.device, self._sampling.temperature))
+                batches.append(
+                    tokens.batch(prompts, completed, runtime.device, self._sampling.temperature)
+                )
         return batches
 
 
-def count_as_computed(role: Role, batch: Batch, bench: Bench, found: Found) -> Tensor:
+def count_as_computed(role: Role, batch: Batch, runtime: Runtime, found: Cached) -> Tensor:
     """Bill what was looked up exactly as `metered` would have; return it."""
     total = 0.0
-    for rows in micro_batches(batch, bench.micro_batch_tokens):
+    for rows in micro_batches(batch, runtime.micro_batch_tokens):
         flops = role.flops(batch.select(rows))
-        bench.meter.add(flops=flops)
+        runtime.meter.add(flops=flops)
         total += flops
-    found.bill(bench.meter, total)
+    found.bill(runtime.meter, total)
     value: Tensor = found.value
     return value
 
@@ -208,7 +229,9 @@ def cost_of(artifact: Artifact) -> Cost:
 def ids_of(prompts: PromptBatch) -> list[Ids]:
     """Return each prompt's token ids, without padding."""
     rows = zip(prompts.ids.tolist(), prompts.mask.tolist(), strict=True)
-    return [tuple(token for token, real in zip(ids, mask, strict=True) if real) for ids, mask in rows]
+    return [
+        tuple(token for token, real in zip(ids, mask, strict=True) if real) for ids, mask in rows
+    ]
 
 
 def keys_of(batch: Batch) -> list[int]:
@@ -216,10 +239,14 @@ def keys_of(batch: Batch) -> list[int]:
     rows, lengths = batch["completion_ids"].tolist(), batch.lengths.tolist()
     prompts = ids_of(batch.prompts)
     return [
-        digest(prompts[i], tuple(c[:n])) for i in range(len(rows)) for c, n in zip(rows[i], lengths[i], strict=True)
+        digest(prompts[i], tuple(c[:n]))
+        for i in range(len(rows))
+        for c, n in zip(rows[i], lengths[i], strict=True)
     ]
 
 
 def digest(prompt: Ids, completion: Ids) -> int:
     """Return 64 bits that stand for a prompt's and a completion's token ids."""
-    return int.from_bytes(blake2b(repr((prompt, completion)).encode(), digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(
+        blake2b(repr((prompt, completion)).encode(), digest_size=8).digest(), "big", signed=True
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.data import Comparison
 from ..core.files import write_json
-from ..models.initial_checkpoint import Start
+from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import ScalarModel, load_tensors, save_tensors
 from ..models.logprobs import completion_scores
 from ..models.micro_batches import in_micro_batches
@@ -21,33 +21,44 @@ from ..models.tokens import Batch
 from .trainer import Role
 
 if TYPE_CHECKING:
-    from .runtime import Bench
+    from .runtime import Runtime
 
 
 class RewardModel:
     """A trained reward model: score = (raw - mean) / scale, so demonstrations score 0 and samples spread by 1."""
 
     def __init__(
-        self, model: ScalarModel, pooling: str, name: str = "reward_model", mean: float = 0.0, scale: float = 1.0
+        self,
+        model: ScalarModel,
+        pooling: str,
+        name: str = "reward_model",
+        mean: float = 0.0,
+        scale: float = 1.0,
     ) -> None:
         self.model, self.pooling, self.name = model, pooling, name
         self.mean, self.scale = mean, scale
-        self.role = Role(name.replace("_model", ""), model, lambda batch: completion_scores(model, batch, pooling))
+        self.role = Role(
+            name.replace("_model", ""),
+            model,
+            lambda batch: completion_scores(model, batch, pooling),
+        )
 
-    def score(self, batch: Batch, bench: Bench) -> Tensor:
+    def score(self, batch: Batch, runtime: Runtime) -> Tensor:
         """Return (B, K) normalised scores, metered in the current phase."""
-        self.role.hold(bench.meter)
-        raw = self.raw(batch, bench)
-        bench.meter.add(reward_queries=raw.numel())
+        self.role.hold(runtime.meter)
+        raw = self.raw(batch, runtime)
+        runtime.meter.add(reward_queries=raw.numel())
         return (raw - self.mean) / self.scale
 
-    def raw(self, batch: Batch, bench: Bench) -> Tensor:
+    def raw(self, batch: Batch, runtime: Runtime) -> Tensor:
         """Return (B, K) scores as the model gives them."""
 
         def count(part: Batch) -> None:
-            bench.meter.add(flops=self.role.flops(part))
+            runtime.meter.add(flops=self.role.flops(part))
 
-        return in_micro_batches(self.role.compute, batch, bench.micro_batch_tokens, False, count, bench.team)
+        return in_micro_batches(
+            self.role.compute, batch, runtime.micro_batch_tokens, False, count, runtime.distributed
+        )
 
     def fresh_copy(self) -> ScalarModel:
         """Return a copy of the network, for a critic to start from."""
@@ -56,11 +67,16 @@ class RewardModel:
     def save(self, folder: Path) -> None:
         """Write weights and normalisation."""
         save_tensors(self.model.state_dict(), folder / "model.safetensors")
-        settings = {"pooling": self.pooling, "name": self.name, "mean": self.mean, "scale": self.scale}
+        settings = {
+            "pooling": self.pooling,
+            "name": self.name,
+            "mean": self.mean,
+            "scale": self.scale,
+        }
         write_json(folder / "reward.json", settings)
 
     @staticmethod
-    def load(folder: Path, start: Start) -> RewardModel:
+    def load(folder: Path, start: InitialCheckpoint) -> RewardModel:
         """Read a reward model; `start` gives the architecture of its trunk, and need not be in memory."""
         settings = json.loads((folder / "reward.json").read_text())
         model = start.scalar()

@@ -15,25 +15,32 @@ from ..core.meter import Meter
 from ..core.settings import RewardOptions
 from ..models.generation import Sampler
 from ..models.tokens import Batch, PromptBatch, Tokens
-from .inputs import Supplies
-from .label_server import LabelDesk
+from .inputs import MethodInputs
+from .label_server import LabelClient
 from .loop import Loop
 from .reward_model import RewardModel, combine, pair_accuracy, preferred_of, ranking_loss
-from .runtime import Bench
+from .runtime import Runtime
 from .trainer import Term
 
 REFRESH_COMPLETIONS = 4  # per prompt of the turn, labelled for a refresh of the reward model
 REFRESH_RATE = 0.2  # of the learning rate that the reward model was trained at
 
 
-class Scoring:
+class RewardScorer:
     """The lab's side that scores: models and labellers are there only once they are asked for."""
 
-    def __init__(self, lab: Lab, method: Method, supplies: Supplies, bench: Bench, loop: Loop) -> None:
+    def __init__(
+        self, lab: Lab, method: Method, method_inputs: MethodInputs, runtime: Runtime, loop: Loop
+    ) -> None:
         self._options = method if isinstance(method, RewardOptions) else RewardOptions()
-        self._lab, self._supplies, self._bench, self._loop = lab, supplies, bench, loop
+        self._lab, self._method_inputs, self._runtime, self._loop = (
+            lab,
+            method_inputs,
+            runtime,
+            loop,
+        )
         self._models: list[RewardModel] | None = None
-        self._desk: LabelDesk | None = None
+        self._label_client: LabelClient | None = None
         self._refreshed: tuple[int, int] | None = None
 
     def reward(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
@@ -51,9 +58,9 @@ class Scoring:
 
     def _learned(self, batch: Batch, options: RewardOptions, sampler: Sampler | None) -> Tensor:
         models = self.models()[: options.reward_members]
-        bench = replace(self._bench, meter=sampler.meter) if sampler else self._bench
-        with bench.meter.phase(sampler.phase if sampler else "score"):
-            scores = torch.stack([model.score(batch, bench) for model in models])
+        runtime = replace(self._runtime, meter=sampler.meter) if sampler else self._runtime
+        with runtime.meter.phase(sampler.phase if sampler else "score"):
+            scores = torch.stack([model.score(batch, runtime) for model in models])
         combined = combine(scores, options.reward_combine, options.reward_variance_coef)
         if not torch.isfinite(combined).all():
             raise Diverged("The reward model returned a value that is not finite.")
@@ -62,8 +69,12 @@ class Scoring:
     def _ended(self, batch: Batch) -> Tensor:
         if "ended" in batch:
             return batch["ended"]
-        last = batch["completion_ids"].gather(-1, (batch.lengths - 1).clamp(min=0)[..., None])[..., 0]
-        return torch.isin(last, torch.tensor(sorted(self._bench.eos), device=self._bench.device))
+        last = batch["completion_ids"].gather(-1, (batch.lengths - 1).clamp(min=0)[..., None])[
+            ..., 0
+        ]
+        return torch.isin(
+            last, torch.tensor(sorted(self._runtime.eos), device=self._runtime.device)
+        )
 
     def _keep_fresh(self, prompts: PromptBatch, every: int) -> None:
         """Every so many turns, have fresh samples of the policy labelled and train the reward models on them."""
@@ -73,66 +84,79 @@ class Scoring:
         self._refreshed = place
         batch = self._lab.rollout(prompts, REFRESH_COMPLETIONS)
         texts, lengths = self._lab.texts(batch), batch.lengths.tolist()
-        with self._bench.meter.phase("score"):
-            said, asked = self._at_desk().compare([p.id for p in prompts.prompts], texts, lengths, list(place))
+        with self._runtime.meter.phase("score"):
+            said, asked = self._labels_from().compare(
+                [p.id for p in prompts.prompts], texts, lengths, list(place)
+            )
             self._bill(asked)
-        preferred = preferred_of(said, REFRESH_COMPLETIONS).to(self._bench.device)
+        preferred = preferred_of(said, REFRESH_COMPLETIONS).to(self._runtime.device)
         for model in self.models():
             self._learn(model, batch, preferred)
 
     def _learn(self, model: RewardModel, batch: Batch, preferred: Tensor) -> None:
         """Log how well a reward model orders fresh pairs, `preferred` (B, K, K), and train it on them."""
-        with self._bench.meter.phase("score"):
-            right, pairs = pair_accuracy(model.raw(batch, self._bench), preferred)
+        with self._runtime.meter.phase("score"):
+            right, pairs = pair_accuracy(model.raw(batch, self._runtime), preferred)
         if pairs:
             self._lab.log(**{f"{model.role.name}_accuracy": right / pairs})
         batch = batch.with_columns(preferred=preferred.flatten(1))
-        for part in self._lab.minibatches(batch, self._supplies.refresh.batch_size):
+        for part in self._lab.minibatches(batch, self._method_inputs.refresh.batch_size):
             term = Term(ranking_loss, part, model.role)
-            with self._bench.meter.phase("update"):
+            with self._runtime.meter.phase("update"):
                 self._loop.trainer.step([term], self._loop.progress)
 
     def revised(self, batch: Batch, rounds: int) -> Batch:
         """Return the completions (B, K, T) as the labeller rewrites them: see Lab.revise."""
         texts, place = self._lab.texts(batch), [self._loop.stream, self._loop.turn]
         prompts = batch.prompts.prompts
-        with self._bench.meter.phase("score"):
-            revised = self._at_desk().revise([p.id for p in prompts], texts, rounds, place)
+        with self._runtime.meter.phase("score"):
+            revised = self._labels_from().revise([p.id for p in prompts], texts, rounds, place)
             self._bill(rounds * sum(map(len, texts)))
-        changed = [a != b for old, new in zip(texts, revised, strict=True) for a, b in zip(old, new, strict=True)]
+        changed = [
+            a != b
+            for old, new in zip(texts, revised, strict=True)
+            for a, b in zip(old, new, strict=True)
+        ]
         self._lab.log(revised=sum(changed) / len(changed))
-        tokens = self._supplies.tokens
-        ids = [[tokens.completion_ids(p.text, t) for t in row] for p, row in zip(prompts, revised, strict=True)]
-        return tokens.batch(prompts, ids, self._bench.device)
+        tokens = self._method_inputs.tokens
+        ids = [
+            [tokens.completion_ids(p.text, t) for t in row]
+            for p, row in zip(prompts, revised, strict=True)
+        ]
+        return tokens.batch(prompts, ids, self._runtime.device)
 
-    def _at_desk(self) -> LabelDesk:
+    def _labels_from(self) -> LabelClient:
         """Return the labeller's desk, opened when first needed and closed with the run."""
-        if self._desk is None:
-            if self._supplies.desk is None:
-                raise ValueError("this method asks for labels without saying so: add 'labels' to its `needs`")
-            self._desk = self._supplies.desk()
-            self._supplies.closing.append(self._desk.close)
-        return self._desk
+        if self._label_client is None:
+            if self._method_inputs.label_client is None:
+                raise ValueError(
+                    "this method asks for labels without saying so: add 'labels' to its `needs`"
+                )
+            self._label_client = self._method_inputs.label_client()
+            self._method_inputs.closing.append(self._label_client.close)
+        return self._label_client
 
     def _bill(self, labels: int) -> None:
         """Count labels asked for while training."""
-        self._bench.meter.add(**{"labels" if self._at_desk().human else "ai_labels": labels})
+        self._runtime.meter.add(**{"labels" if self._labels_from().human else "ai_labels": labels})
 
     def verdicts(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
         """Return (B, K) verdicts of the suite's verifier; NaN where an answer cannot be scored."""
-        meter, phase = (sampler.meter, sampler.phase) if sampler else (self._bench.meter, "score")
+        meter, phase = (sampler.meter, sampler.phase) if sampler else (self._runtime.meter, "score")
         with meter.phase(phase):
-            return verdicts(self._supplies.verifier, batch, self._supplies.tokens, meter)
+            return verdicts(self._method_inputs.verifier, batch, self._method_inputs.tokens, meter)
 
     def models(self) -> list[RewardModel]:
         """Return the reward models, loaded when first asked for."""
         if self._models is None:
-            if self._supplies.rewards is None:
-                raise ValueError("this method asks for a reward without saying so: add 'reward' to its `needs`")
-            self._models = self._supplies.rewards()
+            if self._method_inputs.rewards is None:
+                raise ValueError(
+                    "this method asks for a reward without saying so: add 'reward' to its `needs`"
+                )
+            self._models = self._method_inputs.rewards()
             if self._options.reward_refresh:
                 for model in self._models:  # they go on learning
-                    rate = self._supplies.refresh.learning_rate * REFRESH_RATE
+                    rate = self._method_inputs.refresh.learning_rate * REFRESH_RATE
                     self._loop.trainer.add(model.role.name, model.model.requires_grad_(True), rate)
         return self._models
 
@@ -140,11 +164,14 @@ class Scoring:
 def verdicts(verifier: Verifier | None, batch: Batch, tokens: Tokens, meter: Meter) -> Tensor:
     """Return (B, K) verdicts, counted in the meter's current phase; NaN where an answer cannot be scored."""
     if verifier is None:
-        raise ValueError("this method asks for a verifier without saying so: add 'verifier' to its `needs`")
+        raise ValueError(
+            "this method asks for a verifier without saying so: add 'verifier' to its `needs`"
+        )
     b, k, _ = batch.shape
     meter.add(verifier_queries=b * k)
     answers = zip(batch.prompts.prompts, tokens.texts(batch), strict=True)
     values = [[verifier.verify(prompt, text) for text in texts] for prompt, texts in answers]
     return torch.tensor(
-        [[math.nan if v is None else float(v) for v in row] for row in values], device=batch["mask"].device
+        [[math.nan if v is None else float(v) for v in row] for row in values],
+        device=batch["mask"].device,
     )

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from ..api.contracts import Policy
 from ..models.generation import Sampler
-from ..models.initial_checkpoint import Start
+from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import ScalarModel
 from ..models.logprobs import completion_logp, completion_values
 from ..models.tokens import Batch, PromptBatch
-from .reference_cache import Found, count_as_computed
-from .runtime import Bench, metered
+from .reference_cache import count_as_computed
+from .runtime import Runtime, metered
 from .trainer import Role
 
-Recall = Callable[[Batch], "Found | None"]
+Recall = Callable[[Batch], "Cached | None"]
 
 
 class LanguageModel(Policy):
@@ -28,14 +28,21 @@ class LanguageModel(Policy):
     """
 
     def __init__(
-        self, model: nn.Module | Start, role: str, phase: str, bench: Bench, recall: Recall = lambda batch: None,
+        self,
+        model: nn.Module | InitialCheckpoint,
+        role: str,
+        phase: str,
+        runtime: Runtime,
+        recall: Recall = lambda batch: None,
         beside: bool = False,
-    ) -> None:  # fmt: skip
-        outline = model.outline if isinstance(model, Start) else model
-        weights: Callable[[], nn.Module] = cache(model.model) if isinstance(model, Start) else lambda: model
+    ) -> None:
+        outline = model.outline if isinstance(model, InitialCheckpoint) else model
+        weights: Callable[[], nn.Module] = (
+            cache(model.model) if isinstance(model, InitialCheckpoint) else lambda: model
+        )
         self._weights = weights
         self.role = Role(role, outline, lambda batch: completion_logp(weights(), batch), beside)
-        self._phase, self._bench, self._recall = phase, bench, recall
+        self._phase, self._runtime, self._recall = phase, runtime, recall
 
     @property
     def model(self) -> nn.Module:  # type: ignore[override]  # nobody gives a language model another model
@@ -44,15 +51,15 @@ class LanguageModel(Policy):
 
     def logp(self, batch: Batch) -> Tensor:
         """Return (B, K, T) log-probabilities at the batch's temperature, without gradients; 0 on padding."""
-        with self._bench.meter.aside():
+        with self._runtime.meter.aside():
             found = self._recall(batch)
             if found is None:
                 self._weights()  # reading them, where that comes now, is nobody's cost
-        with self._bench.meter.phase(self._phase):
-            self.role.hold(self._bench.meter)
+        with self._runtime.meter.phase(self._phase):
+            self.role.hold(self._runtime.meter)
             if found is not None:
-                return count_as_computed(self.role, batch, self._bench, found)
-            return metered(self.role, batch, self._bench)
+                return count_as_computed(self.role, batch, self._runtime, found)
+            return metered(self.role, batch, self._runtime)
 
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
         """Draw one completion per prompt."""
@@ -64,12 +71,12 @@ class LanguageModel(Policy):
 class Critic:
     """A value function at the bench."""
 
-    def __init__(self, model: ScalarModel, bench: Bench) -> None:
+    def __init__(self, model: ScalarModel, runtime: Runtime) -> None:
         self.model = model
         self.role = Role("value", model, lambda batch: completion_values(model, batch))
-        self._bench = bench
+        self._runtime = runtime
 
     def values(self, batch: Batch) -> Tensor:
         """Return (B, K, T) values of the state before each completion token, without gradients; 0 on padding."""
-        with self._bench.meter.phase("score"):
-            return metered(self.role, batch, self._bench)
+        with self._runtime.meter.phase("score"):
+            return metered(self.role, batch, self._runtime)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.data import Sampling
-from ..core.distributed import ALONE, Team
+from ..core.distributed import ALONE, DistributedContext
 from ..core.errors import HarnessError
 from ..core.meter import Meter
 from ..models.engine import Engine
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     pass
 
 
-
 @dataclass
-class Bench:
+class Runtime:
     """How a method works: what is the same for every method of a run."""
 
     engine: Engine
@@ -33,7 +32,7 @@ class Bench:
     meter: Meter
     micro_batch_tokens: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    team: Team = ALONE
+    distributed: DistributedContext = ALONE
     check: RolloutCheck | None = None
 
 
@@ -45,25 +44,31 @@ class RolloutCheck:
     largest: float = 0.0  # difference so far
     tokens: int = 0  # compared
 
-    def compare(self, role: Role, batch: Batch, bench: Bench) -> None:
+    def compare(self, role: Role, batch: Batch, runtime: Runtime) -> None:
         """Note the largest difference of a rollout; raise HarnessError where it is more than rounding."""
-        unbilled = replace(bench, meter=Meter())
-        with bench.meter.aside(), unbilled.meter.phase("score"):
+        unbilled = replace(runtime, meter=Meter())
+        with runtime.meter.aside(), unbilled.meter.phase("score"):
             told = metered(role, batch, unbilled)
         gap = float((told - batch["logp"]).abs().max())
         self.largest, self.tokens = max(self.largest, gap), self.tokens + int(batch["mask"].sum())
         if not gap <= self.allowed:
             raise HarnessError(
                 f"--check-rollouts: a token's log-probability as drawn and as computed afterwards differ by {gap:.3g} "
-                f"nats; at most {self.allowed:g} is rounding. The engine {bench.engine.name} and the model disagree: "
+                f"nats; at most {self.allowed:g} is rounding. The engine {runtime.engine.name} and the model disagree: "
                 f"try --engine hf, --no-prompt-sharing or --dtype float32."
             )
 
 
-def metered(role: Role, batch: Batch, bench: Bench) -> Tensor:
+def metered(role: Role, batch: Batch, runtime: Runtime) -> Tensor:
     """Compute a role's output (B, K, T) in micro-batches without gradients, and count it to the current phase."""
 
     def count(part: Batch) -> None:
-        bench.meter.add(flops=role.flops(part))
+        runtime.meter.add(flops=role.flops(part))
 
-    return in_micro_batches(role.compute, batch, bench.micro_batch_tokens, count=count, team=bench.team)
+    return in_micro_batches(
+        role.compute,
+        batch,
+        runtime.micro_batch_tokens,
+        count=count,
+        distributed=runtime.distributed,
+    )

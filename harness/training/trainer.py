@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.distributed import ALONE, Team, merged
+from ..core.distributed import ALONE, DistributedContext, merged
 from ..core.errors import Diverged
 from ..core.meter import Meter
 from ..core.settings import AdamWOptions
@@ -76,11 +76,18 @@ class Trainer:
     """AdamW over one or more roles, and the step they take together."""
 
     def __init__(
-        self, options: AdamWOptions, accelerator: Any, meter: Meter, micro_batch_tokens: int, team: Team = ALONE
+        self,
+        options: AdamWOptions,
+        accelerator: Any,
+        meter: Meter,
+        micro_batch_tokens: int,
+        distributed: DistributedContext = ALONE,
     ) -> None:
         self.options, self.accelerator, self.meter = options, accelerator, meter
-        self.micro_batch_tokens, self.team = micro_batch_tokens, team
-        self.saved: dict[str, Tensor] = {}  # of a checkpoint: a module takes its part when it is added
+        self.micro_batch_tokens, self.distributed = micro_batch_tokens, distributed
+        self.saved: dict[
+            str, Tensor
+        ] = {}  # of a checkpoint: a module takes its part when it is added
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.learning_rates: dict[str, float] = {}
@@ -90,11 +97,16 @@ class Trainer:
         """Train a module from now on, at the options' learning rate or its own."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         self.modules[name] = module
-        self.learning_rates[name] = self.options.learning_rate if learning_rate is None else learning_rate
+        self.learning_rates[name] = (
+            self.options.learning_rate if learning_rate is None else learning_rate
+        )
         self.optimizers[name] = torch.optim.AdamW(
-            parameters, lr=self.learning_rates[name], betas=(0.9, self.options.adam_beta2),
-            weight_decay=self.options.weight_decay, fused=True,
-        )  # fmt: skip
+            parameters,
+            lr=self.learning_rates[name],
+            betas=(0.9, self.options.adam_beta2),
+            weight_decay=self.options.weight_decay,
+            fused=True,
+        )
         self._restore(name)
 
     def keep(self, name: str, module: nn.Module) -> None:
@@ -127,37 +139,49 @@ class Trainer:
         for number, rows in enumerate(micro_batches(term.batch, self.micro_batch_tokens)):
             part = term.batch.select(rows)
             self._count(term, part)
-            if not self.team.has(number):
+            if not self.distributed.has(number):
                 continue
             returned = term.loss(term.of.compute(part), part)
             losses, metrics = returned if isinstance(returned, tuple) else (returned, {})
             if "loss" in metrics:
-                raise ValueError("a metric cannot be called 'loss': that is what the lab calls the reduced loss")
+                raise ValueError(
+                    "a metric cannot be called 'loss': that is what the lab calls the reduced loss"
+                )
             share = term.weight * reduce_share(losses, part, term.batch, term.reduction)
             self.accelerator.backward(share)
             sums["loss"] = sums.get("loss", 0.0) + float(share.detach())
             for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + float(reduce_share(value.detach(), part, term.batch, "token-mean"))
-        return merged(self.team.gather(sums))
+                sums[name] = sums.get(name, 0.0) + float(
+                    reduce_share(value.detach(), part, term.batch, "token-mean")
+                )
+        return merged(self.distributed.gather(sums))
 
     def _count(self, term: Term, part: Batch) -> None:
         b, k, _ = part.shape
         tokens = int(part["mask"].sum()) + k * int(part.prompts.mask.sum())
-        trained = tokens if term.of.name == "policy" else 0  # a critic beside the policy sees the same tokens
+        trained = (
+            tokens if term.of.name == "policy" else 0
+        )  # a critic beside the policy sees the same tokens
         self.meter.add(flops=term.of.update_flops(part), tokens_trained=trained)
 
     def _apply(self, scale: float) -> dict[str, float]:
         """Clip, step and clear every optimiser; return the gradient norms."""
         norms = {}
         for name, optimizer in self.optimizers.items():
-            self.team.add_up_gradients(p for group in optimizer.param_groups for p in group["params"])
-            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self.distributed.all_reduce_gradients(
+                p for group in optimizer.param_groups for p in group["params"]
+            )
+            parameters = [
+                p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+            ]
             if not parameters:  # no term of this step was about it
                 continue
             limit = self.options.max_grad_norm or math.inf
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
             if not math.isfinite(norm):
-                raise Diverged(f"The gradient of the {name} is {norm} at optimiser step {self.steps + 1}.")
+                raise Diverged(
+                    f"The gradient of the {name} is {norm} at optimiser step {self.steps + 1}."
+                )
             norms["grad_norm" if name == "policy" else f"grad_norm_{name}"] = norm
             optimizer.param_groups[0]["lr"] = self.learning_rates[name] * scale
             optimizer.step()
@@ -192,7 +216,9 @@ class Trainer:
             index, key = path.split("/")
             state.setdefault(int(index), {})[key] = value
         optimizer = self.optimizers[name]
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
 
 
 def reduce_share(values: Tensor, part: Batch, whole: Batch, reduction: str | float) -> Tensor:
@@ -214,7 +240,9 @@ def reduce_share(values: Tensor, part: Batch, whole: Batch, reduction: str | flo
     if reduction == "seq-mean-token-sum":
         return masked.sum() / (b * k)
     if isinstance(reduction, str):
-        raise ValueError(f"reduction is one of {', '.join(REDUCTIONS)} or a number, not {reduction!r}")
+        raise ValueError(
+            f"reduction is one of {', '.join(REDUCTIONS)} or a number, not {reduction!r}"
+        )
     return masked.sum() / reduction
 
 
@@ -232,4 +260,6 @@ def schedule(options: AdamWOptions, progress: float) -> float:
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Take out what lies below a prefix, without it: a copy beside that which is trained is of no use."""
-    return {name[len(prefix) :]: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+    return {
+        name[len(prefix) :]: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)
+    }

@@ -25,7 +25,9 @@ class BestOf(Policy):
         batch = sampler.draw(self.model, prompts, self.n)
         scores = self.lab.reward(batch, sampler)  # (B, n)
         best = scores.argmax(1)  # the first of equals: exchangeable, as the draws are
-        return batch.pick(best).with_columns(kl=kl.best_of_n_kl(self.n, level_mass(batch, scores, best)).float())
+        return batch.pick(best).with_columns(
+            kl=kl.best_of_n_kl(self.n, level_mass(batch, scores, best)).float()
+        )
 
 
 def level_mass(batch, scores, best):
@@ -38,7 +40,9 @@ def level_mass(batch, scores, best):
     level = scores == scores.gather(1, best[:, None])
     rows = []
     for i, ids in enumerate(batch["completion_ids"].tolist()):
-        distinct = {tuple(ids[j]): float(probability[i, j]) for j in level[i].nonzero()[:, 0].tolist()}
+        distinct = {
+            tuple(ids[j]): float(probability[i, j]) for j in level[i].nonzero()[:, 0].tolist()
+        }
         rows.append(min(1.0, sum(distinct.values())))
     return torch.tensor(rows, dtype=torch.float64, device=scores.device)
 
@@ -57,7 +61,9 @@ class BestOfN(RewardOptions, Method):
         if self.n < 1:
             raise ValueError("n must be at least 1")
         if self.reward_refresh:
-            raise ValueError("best_of_n trains nothing: there is no turn at which reward_refresh could come")
+            raise ValueError(
+                "best_of_n trains nothing: there is no turn at which reward_refresh could come"
+            )
 
     def required(self) -> frozenset[str]:
         return self.reward_needs()

@@ -38,8 +38,14 @@ class Console:
 
         if self.progress is None or phase != self.phase:
             self.close()
-            columns = (TextColumn("{task.description:>14}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-            self.progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[told]}"))
+            columns = (
+                TextColumn("{task.description:>14}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+            )
+            self.progress = Progress(
+                *columns, TimeRemainingColumn(), TextColumn("{task.fields[told]}")
+            )
             self.progress.start()
             self.task = self.progress.add_task(phase, total=total, told="")
         self.progress.update(self.task, completed=step, told=told)
@@ -56,7 +62,11 @@ CONSOLE = Console()
 
 @hookimpl
 def run_started(spec, folder):
-    print(f"{spec.method} on {spec.suite_name}, seed {spec.seed} -> {folder}", file=sys.stderr, flush=True)
+    print(
+        f"{spec.method} on {spec.suite_name}, seed {spec.seed} -> {folder}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 @hookimpl

@@ -27,7 +27,9 @@ class DPO(PairOptions):
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError("label_smoothing must lie in [0, 0.5)")
         if self.robust and not self.label_smoothing:
-            raise ValueError("robust=true needs a label_smoothing above 0: the share of labels assumed flipped")
+            raise ValueError(
+                "robust=true needs a label_smoothing above 0: the share of labels assumed flipped"
+            )
         if self.beta <= 0:
             raise ValueError("beta must be above 0")
 

@@ -34,7 +34,9 @@ class GRPO(OnPolicyOptions):
     ddof: int = 0  # of that spread: 0 population, 1 sample (Bessel; TRL)
     kl_in: str = "loss"  # where the KL is: loss, per token, or reward, per completion
     kl_estimator: str = "k3"  # in the loss k3 (the paper) or k2; in the reward k1
-    loss_aggregation: str = "seq-mean-token-mean"  # token-mean (DAPO); constant: B * K * max_new_tokens (Dr. GRPO)
+    loss_aggregation: str = (
+        "seq-mean-token-mean"  # token-mean (DAPO); constant: B * K * max_new_tokens (Dr. GRPO)
+    )
     clip_range: float = 0.2  # of the probability ratio
     clip_range_high: float | None = None  # its upper side (DAPO: 0.28); none: the same
     num_iterations: int = 1  # passes over each rollout, the paper's mu
@@ -43,13 +45,19 @@ class GRPO(OnPolicyOptions):
     def check(self) -> None:
         super().check()
         if self.num_generations < 2:
-            raise ValueError("num_generations must be at least 2: a completion is compared with others of its prompt")
+            raise ValueError(
+                "num_generations must be at least 2: a completion is compared with others of its prompt"
+            )
         if self.num_iterations < 1 or self.minibatch_size < 0 or self.ddof not in (0, 1):
-            raise ValueError("num_iterations must be at least 1, minibatch_size not negative, and ddof 0 or 1")
+            raise ValueError(
+                "num_iterations must be at least 1, minibatch_size not negative, and ddof 0 or 1"
+            )
         if self.clip_range <= 0 or (self.clip_range_high is not None and self.clip_range_high <= 0):
             raise ValueError("clip_range and clip_range_high must be above 0")
         if self.ddof and not self.std_normalise:
-            raise ValueError("ddof is of the group's spread, by which std_normalise=false does not divide")
+            raise ValueError(
+                "ddof is of the group's spread, by which std_normalise=false does not divide"
+            )
         self._check_kl()
         if self.loss_aggregation not in ("seq-mean-token-mean", "token-mean", "constant"):
             raise ValueError("loss_aggregation is seq-mean-token-mean, token-mean or constant")
@@ -59,8 +67,14 @@ class GRPO(OnPolicyOptions):
         if self.kl_in not in allowed:
             raise ValueError(f"kl_in is loss or reward, not {self.kl_in!r}")
         if self.kl_estimator not in allowed[self.kl_in]:
-            why = "k1 has no expected gradient" if self.kl_in == "loss" else "only the expectation of k1 has the KL's"
-            raise ValueError(f"kl_in={self.kl_in} goes with kl_estimator={' or '.join(allowed[self.kl_in])}: {why}")
+            why = (
+                "k1 has no expected gradient"
+                if self.kl_in == "loss"
+                else "only the expectation of k1 has the KL's"
+            )
+            raise ValueError(
+                f"kl_in={self.kl_in} goes with kl_estimator={' or '.join(allowed[self.kl_in])}: {why}"
+            )
         if not self.beta and self.kl_in == "reward":
             raise ValueError("beta=0 has no KL: kl_in and kl_estimator have nothing to apply to")
         if not self.beta and self.kl_estimator != "k3":
@@ -100,9 +114,15 @@ class GRPO(OnPolicyOptions):
         """Algorithm 1, with the reward model and the reference as they are."""
         for _, batch in self.rollouts(lab):
             batch = self.experience(lab, batch)
-            for part in lab.minibatches(batch, self.minibatch_size or self.batch_size, self.num_iterations):
+            for part in lab.minibatches(
+                batch, self.minibatch_size or self.batch_size, self.num_iterations
+            ):
                 lab.step(
-                    lab.term(self.loss, part, reduction=self.reduction(part, self.max_new_tokens or lab.max_new_tokens))
+                    lab.term(
+                        self.loss,
+                        part,
+                        reduction=self.reduction(part, self.max_new_tokens or lab.max_new_tokens),
+                    )
                 )
         return lab.policy
 
@@ -118,12 +138,16 @@ class GRPO(OnPolicyOptions):
                 reward = reward - beta * kl
         lab.log(groups_without_signal=without_signal(batch["reward"]))
         self.report(lab, batch, kl)
-        return batch.with_columns(old_logp=batch["logp"], advantages=self.advantages(reward), **more)
+        return batch.with_columns(
+            old_logp=batch["logp"], advantages=self.advantages(reward), **more
+        )
 
     def reduction(self, part, limit):
         """Return how the lab reduces the token losses of a part; `limit` is the longest a completion may be."""
         b, k, _ = part.shape
-        return float(b * k * limit) if self.loss_aggregation == "constant" else self.loss_aggregation
+        return (
+            float(b * k * limit) if self.loss_aggregation == "constant" else self.loss_aggregation
+        )
 
     # -- theory --------------------------------------------------------------------------------------------------------
 
@@ -144,7 +168,11 @@ class GRPO(OnPolicyOptions):
         if self.std_normalise:
             return self._rest(problem)
         beta = self.beta * self.num_generations / (self.num_generations - 1)
-        return problem.tilted(beta) if self.kl_estimator == "k2" else forward_tilted(problem.ref, problem.reward, beta)
+        return (
+            problem.tilted(beta)
+            if self.kl_estimator == "k2"
+            else forward_tilted(problem.ref, problem.reward, beta)
+        )
 
     def _rest(self, problem):
         """Return the fixed point with a spread, a = E[A | y] listed exactly; None for too many groups to list."""
@@ -161,7 +189,9 @@ class GRPO(OnPolicyOptions):
         listed, policy = (r[:, None] - total / g) / (spread + STD_FLOOR), problem.ref
         for _ in range(5000):
             weights = (ways + policy.log() @ counts.T).exp()  # (P, M)
-            new = forward_tilted(problem.ref, torch.einsum("pm,pmn->pn", weights, listed), self.beta)
+            new = forward_tilted(
+                problem.ref, torch.einsum("pm,pmn->pn", weights, listed), self.beta
+            )
             if (new - policy).abs().max() < 1e-10:
                 return new
             policy = (policy + new) / 2
@@ -171,7 +201,10 @@ class GRPO(OnPolicyOptions):
 def without_signal(reward):
     """Return the share of prompts whose known rewards (B, K) are all the same."""
     known = ~reward.isnan()
-    high, low = reward.masked_fill(~known, -torch.inf).amax(-1), reward.masked_fill(~known, torch.inf).amin(-1)
+    high, low = (
+        reward.masked_fill(~known, -torch.inf).amax(-1),
+        reward.masked_fill(~known, torch.inf).amin(-1),
+    )
     return (high <= low).float().mean()
 
 

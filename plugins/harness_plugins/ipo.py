@@ -20,7 +20,9 @@ class IPO(PairOptions):
     needs = frozenset({"pairs"})
 
     beta: float = 0.1  # the paper's tau: the margin aimed at is 1 / (2 beta), in nats, or nats per token if averaged
-    length_average: bool = False  # divide each log-ratio by its length, as libraries do; false: token sums, eq. 17
+    length_average: bool = (
+        False  # divide each log-ratio by its length, as libraries do; false: token sums, eq. 17
+    )
 
     def check(self) -> None:
         super().check()

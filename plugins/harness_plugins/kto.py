@@ -21,7 +21,9 @@ class KTO(PairOptions):
     needs = frozenset({"pairs"})  # their completions, each on its own: half of them desirable
 
     beta: float = 0.1  # how fast gains and losses saturate; the strength of the KL constraint
-    desirable_weight: float = 1.0  # lambda_D; the paper: weights times counts of both kinds at a ratio of 1 to 3/2
+    desirable_weight: float = (
+        1.0  # lambda_D; the paper: weights times counts of both kinds at a ratio of 1 to 3/2
+    )
     undesirable_weight: float = 1.0  # lambda_U
 
     def check(self) -> None:
@@ -31,7 +33,9 @@ class KTO(PairOptions):
         if self.desirable_weight <= 0 or self.undesirable_weight <= 0:
             raise ValueError("desirable_weight and undesirable_weight must be above 0")
         if self.batch_size < 2:
-            raise ValueError("batch_size must be at least 2: z0 pairs each prompt with another example's completion")
+            raise ValueError(
+                "batch_size must be at least 2: z0 pairs each prompt with another example's completion"
+            )
 
     def loss(self, logp, batch):
         """Eq. 8: lambda_y - v(x, y), that is lambda_D (1 - sigma(beta (r - z0))), lambda_U (1 - sigma(beta (z0 - r))).
@@ -41,8 +45,14 @@ class KTO(PairOptions):
         """
         r, good = (logp - batch["ref_logp"]).sum((1, 2)), batch["label"]
         gain = self.beta * (r - batch["z0"])
-        desirable, undesirable = torch.sigmoid(-gain), torch.sigmoid(gain)  # 1 - sigma(x) = sigma(-x)
-        loss = good * self.desirable_weight * desirable + (1 - good) * self.undesirable_weight * undesirable
+        desirable, undesirable = (
+            torch.sigmoid(-gain),
+            torch.sigmoid(gain),
+        )  # 1 - sigma(x) = sigma(-x)
+        loss = (
+            good * self.desirable_weight * desirable
+            + (1 - good) * self.undesirable_weight * undesirable
+        )
         return loss, {"rising": (2 * good - 1) * r}
 
     def reference_point(self, lab, batch):
@@ -80,7 +90,11 @@ class KTO(PairOptions):
         drawn, z0 = ((chosen + rejected) / 2).mean(0), 0.0
         for _ in range(40):
             policy = allocate(problem.ref, gain, self.beta, z0)
-            drift = torch.where(drawn > 0, drawn * (policy.log() - problem.ref.log()), 0.0).sum(-1).mean()
+            drift = (
+                torch.where(drawn > 0, drawn * (policy.log() - problem.ref.log()), 0.0)
+                .sum(-1)
+                .mean()
+            )
             found = max(0.0, float(drift))
             if abs(found - z0) < 1e-6:
                 return policy
@@ -100,7 +114,10 @@ def allocate(ref, gain, beta, z0):
         for _ in range(70):
             x = (low + high) / 2  # log rho
             v = beta * (x - z0)
-            steep = slope + torch.nn.functional.logsigmoid(v) + torch.nn.functional.logsigmoid(-v) - x > nu
+            steep = (
+                slope + torch.nn.functional.logsigmoid(v) + torch.nn.functional.logsigmoid(-v) - x
+                > nu
+            )
             low, high = torch.where(steep, x, low), torch.where(steep, high, x)
         return torch.where(gain > 0, ref * low.exp(), 0.0)
 

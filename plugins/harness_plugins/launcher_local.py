@@ -26,7 +26,9 @@ class Local(Launcher):
 
     name = "local"
 
-    jobs: int = 0  # processes at a time; 0: one per core, and one alone where there is an NVIDIA GPU
+    jobs: int = (
+        0  # processes at a time; 0: one per core, and one alone where there is an NVIDIA GPU
+    )
 
     def check(self):
         """Refuse a number that makes no sense."""
@@ -53,7 +55,13 @@ class Local(Launcher):
 
 def usual():
     """Return how many processes at a time this machine is for."""
-    return 1 if list(Path("/dev").glob("nvidia[0-9]*")) else len(os.sched_getaffinity(0)) if LINUX else os.cpu_count()
+    return (
+        1
+        if list(Path("/dev").glob("nvidia[0-9]*"))
+        else len(os.sched_getaffinity(0))
+        if LINUX
+        else os.cpu_count()
+    )
 
 
 def start(job):
@@ -61,9 +69,13 @@ def start(job):
     environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1"}
     with job.log.open("w") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "harness", *job.arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env=environment, preexec_fn=Orphan(os.getpid()) if LINUX else None,
-        )  # fmt: skip
+            [sys.executable, "-m", "harness", *job.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            preexec_fn=Orphan(os.getpid()) if LINUX else None,
+        )
 
 
 class Orphan:
@@ -97,7 +109,9 @@ def stop(children):
 
 
 LINUX = sys.platform.startswith("linux")
-LIBC = ctypes.CDLL(None) if LINUX else None  # looked up here: nothing is imported between fork and exec
+LIBC = (
+    ctypes.CDLL(None) if LINUX else None
+)  # looked up here: nothing is imported between fork and exec
 
 
 @hookimpl

@@ -20,8 +20,12 @@ class OnlineDPO(OnPolicyOptions):
 
     num_generations: int = 2  # completions per prompt; all their pairs are used
     beta: float = 0.1  # strength of the KL constraint
-    labels: str = "sampled"  # from sigma(r_i - r_j): sampled, soft (the probability itself) or argmax (TRL)
-    move_reference_every: int = 0  # turns per round of iterated DPO, after which the reference is the policy; 0: never
+    labels: str = (
+        "sampled"  # from sigma(r_i - r_j): sampled, soft (the probability itself) or argmax (TRL)
+    )
+    move_reference_every: int = (
+        0  # turns per round of iterated DPO, after which the reference is the policy; 0: never
+    )
 
     def check(self) -> None:
         super().check()
@@ -31,10 +35,16 @@ class OnlineDPO(OnPolicyOptions):
             raise ValueError(f"labels is sampled, soft or argmax, not {self.labels!r}")
         if self.beta <= 0:
             raise ValueError("beta must be above 0")
-        if self.move_reference_every < 0 or (self.move_reference_every and self.steps % self.move_reference_every):
-            raise ValueError("move_reference_every must not be negative, and steps a multiple of it: whole rounds")
+        if self.move_reference_every < 0 or (
+            self.move_reference_every and self.steps % self.move_reference_every
+        ):
+            raise ValueError(
+                "move_reference_every must not be negative, and steps a multiple of it: whole rounds"
+            )
         if self.move_reference_every and self.adaptive_beta:
-            raise ValueError("adaptive_beta steers the KL to the start, which a moved reference no longer is")
+            raise ValueError(
+                "adaptive_beta steers the KL to the start, which a moved reference no longer is"
+            )
 
     def pairs(self, k: int):
         """Return the positions (M,) and (M,) of the first and second completion of every pair."""
@@ -69,11 +79,17 @@ class OnlineDPO(OnPolicyOptions):
         DPO's loss, its mean over a prompt's M pairs; `p` and `pair_weight` (B, M).
         """
         s, (i, j) = (logp - batch["ref_logp"]).sum(-1), self.pairs(logp.shape[1])
-        h, p, weight = batch["beta"][:, None] * (s[:, i] - s[:, j]), batch["p"], batch["pair_weight"]
+        h, p, weight = (
+            batch["beta"][:, None] * (s[:, i] - s[:, j]),
+            batch["p"],
+            batch["pair_weight"],
+        )
         log_sigma = torch.nn.functional.logsigmoid
         losses = -(p * log_sigma(h) + (1 - p) * log_sigma(-h))
         right = ((h > 0) == (p > 0.5)) & (h != 0)
-        return (weight * losses).mean(-1), {"pairs_right": (weight * right).mean(-1)}  # of all, as `pairs_used`
+        return (weight * losses).mean(-1), {
+            "pairs_right": (weight * right).mean(-1)
+        }  # of all, as `pairs_used`
 
     def train(self, lab: Lab) -> Policy:
         """Rollout, labels, one step; rounds end by moving the reference."""
@@ -94,7 +110,10 @@ class OnlineDPO(OnPolicyOptions):
         lab.log(pairs_used=weight.mean())
         self.report(lab, batch, (batch["logp"] - ref_logp).sum(-1))
         return batch.with_columns(
-            ref_logp=ref_logp, p=p.nan_to_num(0.5), pair_weight=weight, beta=torch.full_like(reward[:, 0], beta)
+            ref_logp=ref_logp,
+            p=p.nan_to_num(0.5),
+            pair_weight=weight,
+            beta=torch.full_like(reward[:, 0], beta),
         )
 
     def optimum(self, problem):

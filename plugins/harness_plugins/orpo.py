@@ -21,15 +21,21 @@ class ORPO(PairOptions):
     name, kind, paper = "orpo", "offline preference", "https://arxiv.org/abs/2403.07691"
     needs = frozenset({"pairs"})
 
-    lambda_or: float = 0.1  # weight of the odds-ratio term beside the likelihood of the chosen (TRL calls it beta)
+    lambda_or: float = (
+        0.1  # weight of the odds-ratio term beside the likelihood of the chosen (TRL calls it beta)
+    )
     nll_reduction: str = "token-mean"  # of the likelihood: token-mean over the batch, or sequence-mean, as eq. 2 has it
 
     def check(self) -> None:
         super().check()
         if self.lambda_or <= 0:
-            raise ValueError("lambda_or must be above 0: without its odds-ratio term the method is SFT on the chosen")
+            raise ValueError(
+                "lambda_or must be above 0: without its odds-ratio term the method is SFT on the chosen"
+            )
         if self.nll_reduction not in ("token-mean", "sequence-mean"):
-            raise ValueError(f"nll_reduction is token-mean or sequence-mean, not {self.nll_reduction!r}")
+            raise ValueError(
+                f"nll_reduction is token-mean or sequence-mean, not {self.nll_reduction!r}"
+            )
 
     def loss(self, logp, batch):
         """Eq. 6: NLL(y_w) - lambda log sigma(log odds(y_w|x) - log odds(y_l|x)); (B,).
@@ -39,16 +45,23 @@ class ORPO(PairOptions):
         """
         lengths = batch["mask"].sum(-1)
         per = lengths if self.nll_reduction == "sequence-mean" else batch["tokens"][:, None]
-        (n_w, n_l), (o_w, o_l) = (logp.sum(-1) / per).unbind(1), log_odds(logp.sum(-1) / lengths).unbind(1)
+        (n_w, n_l), (o_w, o_l) = (
+            (logp.sum(-1) / per).unbind(1),
+            log_odds(logp.sum(-1) / lengths).unbind(1),
+        )
         h, p, softplus = o_w - o_l, batch["p"], torch.nn.functional.softplus
-        loss = p * (self.lambda_or * softplus(-h) - n_w) + (1 - p) * (self.lambda_or * softplus(h) - n_l)
+        loss = p * (self.lambda_or * softplus(-h) - n_w) + (1 - p) * (
+            self.lambda_or * softplus(h) - n_l
+        )
         return loss, {"log_odds": h, "accuracy": (h > 0).float(), "chosen_nll": -n_w}
 
     def train(self, lab: Lab) -> Policy:
         """One pass after another over the pairs."""
         for pairs in self.pairs(lab):
             p, (chosen, rejected) = pairs["p"], pairs["mask"].sum(-1).unbind(1)
-            tokens = (p * chosen + (1 - p) * rejected).mean()  # of what is imitated, per row of the whole batch
+            tokens = (
+                p * chosen + (1 - p) * rejected
+            ).mean()  # of what is imitated, per row of the whole batch
             lab.step(self.loss, pairs.with_columns(tokens=tokens.expand(len(p))))
         return lab.policy
 

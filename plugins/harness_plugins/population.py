@@ -36,8 +36,12 @@ def best_of(problem: Enumerated, n: int) -> Tensor:
     With f the mass of a reward's level and F that of all up to it: ref / f (F^n - (F - f)^n), ties broken at random.
     """
     reward = problem.reward
-    level = torch.einsum("pj,pij->pi", problem.ref, (reward[:, :, None] == reward[:, None, :]).double())
-    below = torch.einsum("pj,pij->pi", problem.ref, (reward[:, :, None] > reward[:, None, :]).double())
+    level = torch.einsum(
+        "pj,pij->pi", problem.ref, (reward[:, :, None] == reward[:, None, :]).double()
+    )
+    below = torch.einsum(
+        "pj,pij->pi", problem.ref, (reward[:, :, None] > reward[:, None, :]).double()
+    )
     return problem.ref / level * ((below + level) ** n - below**n)
 
 
@@ -69,9 +73,13 @@ def _descend(loss: Callable[[Tensor, float], Tensor], logits: Tensor) -> Tensor:
     logits.requires_grad_()
     for softness in SOFTNESS:
         optimiser = torch.optim.LBFGS(
-            [logits], max_iter=150, history_size=30, tolerance_grad=1e-9, tolerance_change=1e-12,
+            [logits],
+            max_iter=150,
+            history_size=30,
+            tolerance_grad=1e-9,
+            tolerance_change=1e-12,
             line_search_fn="strong_wolfe",
-        )  # fmt: skip
+        )
 
         def closure(optimiser=optimiser, softness=softness):
             optimiser.zero_grad()

@@ -29,9 +29,13 @@ class PPO(OnPolicyOptions):
     gae_lambda: float = 0.95  # of generalised advantage estimation
     whiten_rewards: bool = False  # divide rewards by their spread over the rollout, mean kept
     whiten_advantages: bool = True  # zero mean and unit spread over the rollout
-    missing_eos_penalty: float = 1.0  # taken off the reward of a completion that did not end by itself
+    missing_eos_penalty: float = (
+        1.0  # taken off the reward of a completion that did not end by itself
+    )
     shared_critic: bool = False  # a head on the policy's trunk instead of a network of its own
-    critic_from_reward: bool = True  # a critic of its own starts from the reward model, if there is one
+    critic_from_reward: bool = (
+        True  # a critic of its own starts from the reward model, if there is one
+    )
     critic_learning_rate: float | None = None  # none: the policy's
     ptx_coef: float = 0.0  # weight of the demonstrations' likelihood, mixed in against forgetting
     ptx_batch_size: int = 32  # demonstrations per update, for ptx_coef
@@ -40,14 +44,25 @@ class PPO(OnPolicyOptions):
         super().check()
         if not 0 <= self.gae_lambda <= 1 or not 0 < self.gamma <= 1:
             raise ValueError("gae_lambda lies in [0, 1] and gamma in (0, 1]")
-        if self.num_ppo_epochs < 1 or self.minibatch_size < 0 or self.clip_range <= 0 or self.clip_range_value < 0:
-            raise ValueError("num_ppo_epochs must be at least 1, clip_range above 0, the other sizes not negative")
+        if (
+            self.num_ppo_epochs < 1
+            or self.minibatch_size < 0
+            or self.clip_range <= 0
+            or self.clip_range_value < 0
+        ):
+            raise ValueError(
+                "num_ppo_epochs must be at least 1, clip_range above 0, the other sizes not negative"
+            )
         if self.vf_coef <= 0 or self.ptx_coef < 0 or self.ptx_batch_size < 1:
-            raise ValueError("vf_coef must be above 0, ptx_coef not negative, ptx_batch_size at least 1")
+            raise ValueError(
+                "vf_coef must be above 0, ptx_coef not negative, ptx_batch_size at least 1"
+            )
         if self.critic_learning_rate is not None and self.critic_learning_rate <= 0:
             raise ValueError("critic_learning_rate must be above 0")
         if self.shared_critic and (self.critic_learning_rate or not self.critic_from_reward):
-            raise ValueError("a shared critic is the policy's trunk: critic_learning_rate, critic_from_reward are idle")
+            raise ValueError(
+                "a shared critic is the policy's trunk: critic_learning_rate, critic_from_reward are idle"
+            )
         if not self.ptx_coef:
             check_idle(self, "ptx_batch_size", "a ptx_coef above 0")
 
@@ -83,7 +98,10 @@ class PPO(OnPolicyOptions):
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
         advantages = batch["advantages"]
         outside = ((ratio - 1).abs() > self.clip_range).float()
-        return -torch.min(ratio * advantages, clipped * advantages), {"clip_fraction": outside, "ratio": ratio}
+        return -torch.min(ratio * advantages, clipped * advantages), {
+            "clip_fraction": outside,
+            "ratio": ratio,
+        }
 
     def value_loss(self, values, batch):
         """0.5 max((V - G)^2, (clip(V, V_old +- eps) - G)^2) per token, as in the released code of Ziegler et al."""
@@ -102,7 +120,9 @@ class PPO(OnPolicyOptions):
             batch = self.experience(lab, critic, batch)
             if batch is None:  # a verifier could score none of it
                 continue
-            for part in lab.minibatches(batch, self.minibatch_size or self.batch_size, self.num_ppo_epochs):
+            for part in lab.minibatches(
+                batch, self.minibatch_size or self.batch_size, self.num_ppo_epochs
+            ):
                 self.update(lab, critic, part)
         return lab.policy
 
@@ -126,11 +146,16 @@ class PPO(OnPolicyOptions):
         lab.log(explained_variance=explained_variance(values, returns, mask))
         if self.whiten_advantages:
             advantages = logprobs.masked_whiten(advantages, mask)
-        return batch.with_columns(mask=mask, old_logp=logp, advantages=advantages, returns=returns, old_values=values)
+        return batch.with_columns(
+            mask=mask, old_logp=logp, advantages=advantages, returns=returns, old_values=values
+        )
 
     def update(self, lab, critic, part):
         """One optimiser step on policy, critic and, if mixed in, demonstrations."""
-        terms = [lab.term(self.loss, part), lab.term(self.value_loss, part, of=critic, weight=self.vf_coef)]
+        terms = [
+            lab.term(self.loss, part),
+            lab.term(self.value_loss, part, of=critic, weight=self.vf_coef),
+        ]
         if self.ptx_coef:
             demos = lab.demonstrations(self.ptx_batch_size)
             terms.append(lab.term(lambda logp, batch: -logp, demos, weight=self.ptx_coef))
@@ -138,7 +163,12 @@ class PPO(OnPolicyOptions):
 
     def optimum(self, problem):
         """pi* of RLHF: the KL is in the reward, so no estimator of the advantage moves the fixed point."""
-        exact = self.beta > 0 and not self.adaptive_beta and self.gamma == 1 and self.temperature is None
+        exact = (
+            self.beta > 0
+            and not self.adaptive_beta
+            and self.gamma == 1
+            and self.temperature is None
+        )
         return problem.tilted(self.beta) if exact and not self.ptx_coef else None
 
 

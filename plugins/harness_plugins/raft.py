@@ -19,22 +19,32 @@ class RAFT(OnPolicyOptions):
     needs = frozenset({"prompts", "reward"})
 
     steps: int = 10  # rounds
-    warmup_ratio: float = 0.0  # share of the rounds over which the learning rate rises: rounds are few
+    warmup_ratio: float = (
+        0.0  # share of the rounds over which the learning rate rises: rounds are few
+    )
     epochs: int = 1  # passes of SFT over a round's best completions
     minibatch_size: int = 0  # completions per update; 0 takes the whole round
-    beta: float = 0.0  # ranking bonus: r - beta log(pi / ref) decides what is best; 0 holds no reference
-    selection: str = "best"  # of the K: best, or random, the control that imitates the policy's own samples
+    beta: float = (
+        0.0  # ranking bonus: r - beta log(pi / ref) decides what is best; 0 holds no reference
+    )
+    selection: str = (
+        "best"  # of the K: best, or random, the control that imitates the policy's own samples
+    )
 
     def check(self) -> None:
         super().check()
         if self.selection not in ("best", "random"):
             raise ValueError(f"selection is best or random, not {self.selection!r}")
         if self.num_generations < 2:
-            raise ValueError("num_generations must be at least 2: there is nothing to select from one")
+            raise ValueError(
+                "num_generations must be at least 2: there is nothing to select from one"
+            )
         if self.epochs < 1 or self.minibatch_size < 0:
             raise ValueError("epochs must be at least 1 and minibatch_size not negative")
         if self.adaptive_beta:
-            raise ValueError("raft has no KL constraint to steer: beta ranks, and adaptive_beta does not apply")
+            raise ValueError(
+                "raft has no KL constraint to steer: beta ranks, and adaptive_beta does not apply"
+            )
         if self.beta and self.selection == "random":
             raise ValueError("selection=random ranks nothing: beta has nothing to apply to")
 
@@ -65,7 +75,9 @@ class RAFT(OnPolicyOptions):
         known = ~score.isnan()
         if self.selection == "random":
             weights = known + 1e-9 * (~known.any(-1, keepdim=True))
-            chosen = torch.multinomial(weights.cpu().float(), 1, generator=generator)[:, 0].to(score.device)
+            chosen = torch.multinomial(weights.cpu().float(), 1, generator=generator)[:, 0].to(
+                score.device
+            )
         else:
             chosen = score.masked_fill(~known, -torch.inf).argmax(-1)
         return chosen, known.any(-1).nonzero()[:, 0].tolist()

@@ -19,7 +19,9 @@ class ReinforcePP(OnPolicyOptions):
     needs = frozenset({"prompts", "reward"})
 
     num_generations: int = 1  # completions per prompt; the baseline is the batch, so one is enough
-    group_baseline: bool = False  # take off the mean of the prompt's own samples first: REINFORCE++-baseline
+    group_baseline: bool = (
+        False  # take off the mean of the prompt's own samples first: REINFORCE++-baseline
+    )
     clip_range: float = 0.2  # of the probability ratio
     num_iterations: int = 1  # passes over each rollout
     minibatch_size: int = 0  # prompts per update; 0 takes the whole rollout
@@ -27,11 +29,17 @@ class ReinforcePP(OnPolicyOptions):
     def check(self) -> None:
         super().check()
         if self.num_iterations < 1 or self.minibatch_size < 0 or self.clip_range <= 0:
-            raise ValueError("num_iterations must be at least 1, minibatch_size not negative, clip_range above 0")
+            raise ValueError(
+                "num_iterations must be at least 1, minibatch_size not negative, clip_range above 0"
+            )
         if self.group_baseline and self.num_generations < 2:
-            raise ValueError("group_baseline=true needs num_generations of 2 or more: the mean of one is itself")
+            raise ValueError(
+                "group_baseline=true needs num_generations of 2 or more: the mean of one is itself"
+            )
         if self.num_generations * self.batch_size < 2:
-            raise ValueError("one completion per rollout has no batch to be compared with: raise batch_size")
+            raise ValueError(
+                "one completion per rollout has no batch to be compared with: raise batch_size"
+            )
 
     def advantages(self, reward, logp, ref_logp, mask, beta):
         """A_t = r - beta sum_{s >= t} k1_s, whitened over all tokens of the batch; (B, K, T).
@@ -62,7 +70,9 @@ class ReinforcePP(OnPolicyOptions):
         """Rollout, returns, updates."""
         for _, batch in self.rollouts(lab):
             batch = self.experience(lab, batch)
-            for part in lab.minibatches(batch, self.minibatch_size or self.batch_size, self.num_iterations):
+            for part in lab.minibatches(
+                batch, self.minibatch_size or self.batch_size, self.num_iterations
+            ):
                 lab.step(self.loss, part)
         return lab.policy
 

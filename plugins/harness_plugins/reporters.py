@@ -21,17 +21,24 @@ class Markdown(Reporter):
         rows = [[_line(name).replace("|", "\\|") for name in table.columns]]
         rows += [[self._cell(cell) for cell in row] for row in table.rows]
         widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
-        lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+        lines = [
+            "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+            for row in rows
+        ]
         rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
         marked = [f"({mark}) {text}" for mark, text in table.footnotes.items()]
-        notes = [f"\n{_line(note)}" for note in (*filter(None, [table.caption]), *marked, *table.notes)]
+        notes = [
+            f"\n{_line(note)}" for note in (*filter(None, [table.caption]), *marked, *table.notes)
+        ]
         return "\n".join([f"**{_line(table.title)}**\n", lines[0], rule, *lines[1:], *notes]) + "\n"
 
     def _cell(self, cell):
         text = _line(cell.text).replace("|", "\\|")
         stars = "*" * (2 * cell.bold + cell.best)
         marks = f"({', '.join(cell.marks)})" if cell.marks else ""
-        return " ".join(filter(None, [f"{stars}{text}{stars}" if text else "", cell.interval, marks]))
+        return " ".join(
+            filter(None, [f"{stars}{text}{stars}" if text else "", cell.interval, marks])
+        )
 
 
 class CSV(Reporter):
@@ -53,7 +60,17 @@ class LaTeX(Reporter):
     r"""A booktabs table: `\input` it in a paper that loads booktabs and graphicx, or compile it alone."""
 
     name, suffix = "latex", ".tex"
-    columns = ("method", "seeds", "win_rate", "lc_win_rate", "gold", "kl", "length", "flops", "labels")  # fit a page
+    columns = (
+        "method",
+        "seeds",
+        "win_rate",
+        "lc_win_rate",
+        "gold",
+        "kl",
+        "length",
+        "flops",
+        "labels",
+    )  # fit a page
 
     # After \begin{document} \@nodocument is \relax: then this is part of a paper, otherwise a document of its own.
     BEGIN = r"""\makeatletter\ifx\@nodocument\relax\def\harnessend{}\else
@@ -80,20 +97,28 @@ class LaTeX(Reporter):
         """Return a file that compiles alone and inside a paper; a comment after each row names its runs."""
         runs = [f"  % {' '.join(_line(r) for r in row)}" if row else "" for row in table.runs]
         runs += [""] * (len(table.rows) - len(runs))
-        lines = [self._row(row) + r" \\" + behind for row, behind in zip(table.rows, runs, strict=True)]
-        marked = [f"$^{{\\mathrm{{{mark}}}}}$ {latex(text)}" for mark, text in table.footnotes.items()]
+        lines = [
+            self._row(row) + r" \\" + behind for row, behind in zip(table.rows, runs, strict=True)
+        ]
+        marked = [
+            f"$^{{\\mathrm{{{mark}}}}}$ {latex(text)}" for mark, text in table.footnotes.items()
+        ]
         notes = "\\par\n".join([*marked, *map(latex, table.notes)])
         below = f"\\par\\smallskip\n\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{notes}\n\\end{{minipage}}\n"
         filled = self.ROWS % {
             "caption": latex(table.caption or table.title),
-            "columns": "l" + "r" * (len(table.columns) - 1), "head": " & ".join(map(latex, table.columns)),
-            "rows": "\n".join(lines), "notes": below if notes else "",
-        }  # fmt: skip
+            "columns": "l" + "r" * (len(table.columns) - 1),
+            "head": " & ".join(map(latex, table.columns)),
+            "rows": "\n".join(lines),
+            "notes": below if notes else "",
+        }
         return f"% {_line(table.title)}\n{self.BEGIN}{filled}"
 
     def _row(self, row):
         text = " & ".join(self._cell(cell) for cell in row)
-        return f"{{}}{text}" if text.startswith(("[", "*")) else text  # or the \\\\ before would take it for its own
+        return (
+            f"{{}}{text}" if text.startswith(("[", "*")) else text
+        )  # or the \\\\ before would take it for its own
 
     def _cell(self, cell):
         text = latex(cell.text)
@@ -135,7 +160,9 @@ small {{ color: #57606a }} caption {{ caption-side: bottom; text-align: left; pa
             for row, behind in zip(table.rows, runs, strict=True)
         )
         marked = [f"<sup>{mark}</sup> {escape(text)}" for mark, text in table.footnotes.items()]
-        notes = "".join(f"<p><small>{note}</small></p>\n" for note in (*marked, *map(escape, table.notes)))
+        notes = "".join(
+            f"<p><small>{note}</small></p>\n" for note in (*marked, *map(escape, table.notes))
+        )
         caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
         return f"<div><table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n{notes}"
 
@@ -175,8 +202,12 @@ ORDINARY = re.compile(r"[ -~\u00c0-\u00ff]")  # what pdflatex sets as it stands
 
 def latex(text):
     """Return text that LaTeX sets as it reads; a character that pdflatex does not know is named by its number."""
-    set_as = (SPECIAL.get(c) or (c if ORDINARY.match(c) else f"[U+{ord(c):04X}]") for c in _line(text))
-    return NEGATIVE.sub("$-$", "".join(set_as).replace("--", "-{}-"))  # no ligature to a dash, and a minus for numbers
+    set_as = (
+        SPECIAL.get(c) or (c if ORDINARY.match(c) else f"[U+{ord(c):04X}]") for c in _line(text)
+    )
+    return NEGATIVE.sub(
+        "$-$", "".join(set_as).replace("--", "-{}-")
+    )  # no ligature to a dash, and a minus for numbers
 
 
 def _line(text):

@@ -29,12 +29,18 @@ class RLAIF(OnPolicyOptions):
 
     annotator: str = "constitution"  # the labeller whose preferences are learned: constitution, lm, endpoint, yours
     optimiser: str = "ppo"  # ppo (on a reward model of the AI preferences) or dpo (on the AI preferences themselves)
-    revision_steps: int = 0  # steps of SFT on the annotator's revisions of samples beforehand: SL-CAI
-    revision_rounds: int = 1  # critiques and revisions of a sample, each under a principle of its own
+    revision_steps: int = (
+        0  # steps of SFT on the annotator's revisions of samples beforehand: SL-CAI
+    )
+    revision_rounds: int = (
+        1  # critiques and revisions of a sample, each under a principle of its own
+    )
 
     steps: int | None = None  # turns of ppo, or optimiser steps of dpo (0: epochs)
     beta: float | None = None  # strength of the KL constraint
-    missing_eos_penalty: float | None = None  # ppo: taken off the reward of a completion that did not end by itself
+    missing_eos_penalty: float | None = (
+        None  # ppo: taken off the reward of a completion that did not end by itself
+    )
     num_generations: int | None = None  # ppo: completions per prompt
     num_ppo_epochs: int | None = None  # ppo: passes over each rollout
     minibatch_size: int | None = None  # ppo: prompts per update; 0 takes the whole rollout
@@ -85,7 +91,9 @@ class RLAIF(OnPolicyOptions):
         return self.annotator
 
     def required(self) -> frozenset[str]:
-        return self.inner().required() | ({"prompts", "labels"} if self.revision_steps else frozenset())
+        return self.inner().required() | (
+            {"prompts", "labels"} if self.revision_steps else frozenset()
+        )
 
     def revision_loss(self, logp, batch):
         """SL-CAI (2212.08073, sect. 3): -log pi(revision | x) per token, (B, 1, T)."""
@@ -110,7 +118,9 @@ class RLAIF(OnPolicyOptions):
 
 def defaults(cls) -> dict:
     """Return the options of a method with their defaults."""
-    return {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(cls)}
+    return {
+        f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(cls)
+    }
 
 
 @hookimpl

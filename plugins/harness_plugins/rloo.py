@@ -20,18 +20,28 @@ class RLOO(OnPolicyOptions):
 
     num_generations: int = 4  # completions per prompt; the others are a completion's baseline
     num_iterations: int = 1  # passes over each rollout; above 1 needs clip_range
-    minibatch_size: int = 0  # prompts per update; 0 takes the whole rollout; smaller needs clip_range
-    clip_range: float = 0.0  # of the ratio of whole completions (TRL: 0.2); 0 is REINFORCE, as in the paper
+    minibatch_size: int = (
+        0  # prompts per update; 0 takes the whole rollout; smaller needs clip_range
+    )
+    clip_range: float = (
+        0.0  # of the ratio of whole completions (TRL: 0.2); 0 is REINFORCE, as in the paper
+    )
 
     def check(self) -> None:
         super().check()
         if self.num_generations < 2:
-            raise ValueError("num_generations must be at least 2: the baseline is the mean of the other samples")
+            raise ValueError(
+                "num_generations must be at least 2: the baseline is the mean of the other samples"
+            )
         if self.num_iterations < 1 or self.minibatch_size < 0 or self.clip_range < 0:
-            raise ValueError("num_iterations must be at least 1, minibatch_size and clip_range not negative")
+            raise ValueError(
+                "num_iterations must be at least 1, minibatch_size and clip_range not negative"
+            )
         stale = self.num_iterations > 1 or 0 < self.minibatch_size < self.batch_size
         if stale and not self.clip_range:
-            raise ValueError("REINFORCE is for the policy's own samples: several updates per rollout need a clip_range")
+            raise ValueError(
+                "REINFORCE is for the policy's own samples: several updates per rollout need a clip_range"
+            )
 
     def advantages(self, reward):
         """A_i = R_i - mean_{j != i} R_j, (B, K); 0 where it, or every other one, is NaN."""
@@ -54,7 +64,9 @@ class RLOO(OnPolicyOptions):
         """Rollout, baseline, updates."""
         for _, batch in self.rollouts(lab):
             batch = self.experience(lab, batch)
-            for part in lab.minibatches(batch, self.minibatch_size or self.batch_size, self.num_iterations):
+            for part in lab.minibatches(
+                batch, self.minibatch_size or self.batch_size, self.num_iterations
+            ):
                 lab.step(self.loss, part)
         return lab.policy
 

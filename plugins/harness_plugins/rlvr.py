@@ -56,7 +56,9 @@ class RLVR(OnPolicyOptions):
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm is {', '.join(ALGORITHMS)}, not {self.algorithm!r}")
         if self.reward != "verifier":
-            raise ValueError(f"rlvr's reward is the verifier's; for reward={self.reward} run {self.algorithm} itself")
+            raise ValueError(
+                f"rlvr's reward is the verifier's; for reward={self.reward} run {self.algorithm} itself"
+            )
         self.inner().check()
 
     def required(self) -> frozenset[str]:
@@ -67,7 +69,11 @@ class RLVR(OnPolicyOptions):
         cls = ALGORITHMS[self.algorithm]
         shared = {f.name for f in fields(OnPolicyOptions)}
         names = [f.name for f in fields(self) if f.name != "algorithm"]
-        given = {name: getattr(self, name) for name in names if name in shared or getattr(self, name) is not None}
+        given = {
+            name: getattr(self, name)
+            for name in names
+            if name in shared or getattr(self, name) is not None
+        }
         foreign = sorted(given.keys() - {f.name for f in fields(cls)})
         if foreign:
             raise ValueError(f"algorithm={self.algorithm} has no option {', '.join(foreign)}")

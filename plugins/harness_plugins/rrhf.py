@@ -21,10 +21,14 @@ class RRHF(RewardOptions, GradientMethod):
     name, kind, paper = "rrhf", "offline preference", "https://arxiv.org/abs/2304.05302"
     needs = frozenset({"prompts", "reward"})
 
-    steps: int = 100  # optimiser steps: batches of prompts, their candidates drawn from the start checkpoint
+    steps: int = (
+        100  # optimiser steps: batches of prompts, their candidates drawn from the start checkpoint
+    )
     num_candidates: int = 4  # per prompt; the ranking has a term for each two of them
     length_exponent: float = 1.0  # a of p = log pi(y|x) / |y|^a
-    rrhf_weight: float = 1.0  # weight of the ranking beside the likelihood of the best; the paper has 1
+    rrhf_weight: float = (
+        1.0  # weight of the ranking beside the likelihood of the best; the paper has 1
+    )
     shuffle_labels: bool = False  # a control: scores are dealt out anew among a prompt's candidates
 
     def check(self) -> None:
@@ -45,18 +49,27 @@ class RRHF(RewardOptions, GradientMethod):
         the mean over the completion's tokens; the paper has their sum, the released code a mean over the padded row.
         """
         lp, lengths, score = logp.sum(-1), batch["mask"].sum(-1), batch["score"]
-        p, best = lp / lengths**self.length_exponent, score.argmax(1, keepdim=True)  # the first of equals
+        p, best = (
+            lp / lengths**self.length_exponent,
+            score.argmax(1, keepdim=True),
+        )  # the first of equals
         worse = (score[:, None, :] - score[:, :, None] > EQUAL).to(p.dtype)
         excess = torch.relu(p[:, :, None] - p[:, None, :])  # of i over j
         rank, nll = (worse * excess).sum((1, 2)), -(lp / lengths).gather(1, best)[:, 0]
         wrong = (worse * (excess > EQUAL)).sum((1, 2)) / worse.sum((1, 2)).clamp(min=1)
-        return self.rrhf_weight * rank + nll, {"rank_loss": rank, "best_nll": nll, "misranked": wrong}
+        return self.rrhf_weight * rank + nll, {
+            "rank_loss": rank,
+            "best_nll": nll,
+            "misranked": wrong,
+        }
 
     def train(self, lab: Lab) -> Policy:
         """Candidates of the start checkpoint, scored once; a step on each batch of prompts."""
         for prompts in lab.prompts(self.steps):
             batch = lab.rollout(prompts, self.num_candidates, of=lab.start)
-            score = lab.reward(batch).nan_to_num(nan=-torch.inf)  # what a verifier cannot tell is never preferred
+            score = lab.reward(batch).nan_to_num(
+                nan=-torch.inf
+            )  # what a verifier cannot tell is never preferred
             if self.shuffle_labels:
                 score = shuffled(score, lab.generator("shuffle"))
             lab.step(self.loss, batch.with_columns(score=score))
@@ -76,7 +89,9 @@ class RRHF(RewardOptions, GradientMethod):
 
         def loss(logp, softness):
             p = logp / lengths**self.length_exponent
-            return (pairs * hinge(p[:, None, :] - p[:, :, None], softness)).sum((1, 2)) - (best * logp / lengths).sum(1)
+            return (pairs * hinge(p[:, None, :] - p[:, :, None], softness)).sum((1, 2)) - (
+                best * logp / lengths
+            ).sum(1)
 
         return minimiser(loss, problem)
 

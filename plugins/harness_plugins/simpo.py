@@ -21,7 +21,9 @@ class SimPO(PairOptions):
     name, kind, paper = "simpo", "offline preference", "https://arxiv.org/abs/2405.14734"
     needs = frozenset({"pairs"})
 
-    beta: float = 2.0  # scale of the length-averaged log-probability; no KL constraint comes with it
+    beta: float = (
+        2.0  # scale of the length-averaged log-probability; no KL constraint comes with it
+    )
     gamma: float = 1.0  # margin aimed at, in units of beta times nats per token (the repository sets gamma / beta)
 
     def check(self) -> None:
@@ -55,12 +57,16 @@ class SimPO(PairOptions):
         if self.shuffle_labels:
             return None
         if self.gamma == 0:
-            return length_tilted(torch.zeros_like(problem.ref), problem.reward / self.beta, problem.lengths)
+            return length_tilted(
+                torch.zeros_like(problem.ref), problem.reward / self.beta, problem.lengths
+            )
         pairs = ordered_pairs(problem)
 
         def loss(logp, softness):
             r = self.beta * logp / problem.lengths
-            return (pairs * torch.nn.functional.softplus(self.gamma - r[:, :, None] + r[:, None, :])).sum((1, 2))
+            return (
+                pairs * torch.nn.functional.softplus(self.gamma - r[:, :, None] + r[:, None, :])
+            ).sum((1, 2))
 
         return minimiser(loss, problem)
 

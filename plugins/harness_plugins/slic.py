@@ -12,7 +12,9 @@ from .population import best_of, hinge, minimiser, ordered_pairs, ranked
 if TYPE_CHECKING:
     from harness import Lab
 
-EQUAL = 1e-5  # what differs by less is the same: equal completions are scored equally but for rounding
+EQUAL = (
+    1e-5  # what differs by less is the same: equal completions are scored equally but for rounding
+)
 
 
 @dataclass
@@ -33,19 +35,30 @@ class SLiC(RewardOptions, PairOptions):
     def check(self) -> None:
         super().check()
         self.check_reward()
-        if self.mode not in ("direct", "sample-rank") or self.target not in ("chosen", "demonstrations"):
-            raise ValueError("mode is direct or sample-rank, and target is chosen or demonstrations")
+        if self.mode not in ("direct", "sample-rank") or self.target not in (
+            "chosen",
+            "demonstrations",
+        ):
+            raise ValueError(
+                "mode is direct or sample-rank, and target is chosen or demonstrations"
+            )
         if self.delta <= 0 or self.lambda_reg < 0:
             raise ValueError("delta must be above 0, and lambda_reg not negative")
         if self.target == "demonstrations" and not self.lambda_reg:
             raise ValueError("target=demonstrations has no weight: set lambda_reg above 0")
-        reward = {f.name for f in fields(RewardOptions)} - {"reward"}  # which a suite may set for any method
+        reward = {f.name for f in fields(RewardOptions)} - {
+            "reward"
+        }  # which a suite may set for any method
         idle = {"epochs"} if self.mode == "sample-rank" else {"num_candidates"} | reward
-        changed = [f.name for f in fields(self) if f.name in idle and getattr(self, f.name) != f.default]
+        changed = [
+            f.name for f in fields(self) if f.name in idle and getattr(self, f.name) != f.default
+        ]
         if changed:
             raise ValueError(f"mode={self.mode} makes no use of {', '.join(changed)}")
         if self.mode == "sample-rank" and not self.steps:
-            raise ValueError("mode=sample-rank goes over prompts, of which there is no end: set steps")
+            raise ValueError(
+                "mode=sample-rank goes over prompts, of which there is no end: set steps"
+            )
         if self.num_candidates < 2 or self.num_candidates & (self.num_candidates - 1):
             raise ValueError("num_candidates must be a power of two: 2, 4, 8, ...")
 
@@ -64,7 +77,10 @@ class SLiC(RewardOptions, PairOptions):
         kept, flipped = torch.relu(self.delta - h), torch.relu(self.delta + h)
         loss = (batch["kept"] * kept + batch["flipped"] * flipped).mean(1)
         active = (batch["kept"] * (kept > 0)).mean(1)
-        return loss - self.lambda_reg * (batch["target"] * lp).sum(1), {"margin": h.mean(1), "active": active}
+        return loss - self.lambda_reg * (batch["target"] * lp).sum(1), {
+            "margin": h.mean(1),
+            "active": active,
+        }
 
     def train(self, lab: Lab) -> Policy:
         """One batch of pairs after another; demonstrations, if they are the target, in a term of their own."""
@@ -73,7 +89,9 @@ class SLiC(RewardOptions, PairOptions):
             if self.target == "demonstrations":
                 # of prompts of their own: a departure from the paper, whose target answers the pair's prompt
                 demos = lab.demonstrations(self.batch_size)
-                terms.append(lab.term(lambda logp, _: -logp.sum((1, 2)), demos, weight=self.lambda_reg))
+                terms.append(
+                    lab.term(lambda logp, _: -logp.sum((1, 2)), demos, weight=self.lambda_reg)
+                )
             lab.step(*terms)
         return lab.policy
 
@@ -83,7 +101,9 @@ class SLiC(RewardOptions, PairOptions):
             p = batch["p"][:, None]
             first = torch.zeros_like(p, dtype=torch.long)
             target = torch.cat([p, 1 - p], 1) * (self.target == "chosen")
-            yield batch.with_columns(winner=first, loser=first + 1, kept=p, flipped=1 - p, target=target)
+            yield batch.with_columns(
+                winner=first, loser=first + 1, kept=p, flipped=1 - p, target=target
+            )
 
     def sampled(self, lab):
         """Yield candidates of the start checkpoint and the pairs of a knock-out among them, one fewer than candidates.
@@ -93,14 +113,24 @@ class SLiC(RewardOptions, PairOptions):
         """
         for prompts in lab.prompts(self.steps):
             batch = lab.rollout(prompts, self.num_candidates, of=lab.start)
-            scores = lab.reward(batch).nan_to_num(nan=-torch.inf)  # what a verifier cannot tell is never preferred
+            scores = lab.reward(batch).nan_to_num(
+                nan=-torch.inf
+            )  # what a verifier cannot tell is never preferred
             if self.shuffle_labels:
                 scores = shuffled(scores, lab.generator("shuffle"))
             winner, loser = knock_out(scores)
-            beaten = (scores.gather(1, winner) - scores.gather(1, loser) > EQUAL).float()  # ties teach nothing
-            best = torch.zeros_like(scores).scatter(1, winner[:, -1:], 1.0) * (self.target == "chosen")
+            beaten = (
+                scores.gather(1, winner) - scores.gather(1, loser) > EQUAL
+            ).float()  # ties teach nothing
+            best = torch.zeros_like(scores).scatter(1, winner[:, -1:], 1.0) * (
+                self.target == "chosen"
+            )
             yield batch.with_columns(
-                winner=winner, loser=loser, kept=beaten, flipped=torch.zeros_like(beaten), target=best
+                winner=winner,
+                loser=loser,
+                kept=beaten,
+                flipped=torch.zeros_like(beaten),
+                target=best,
             )
 
     def optimum(self, problem):

@@ -22,8 +22,17 @@ from .embedded import PPO, RECOMMENDED, SAMPLES, SHORT, Embedded
 from .world import sums
 from .world.sums import Problem
 
-SIZES = {"demonstrations": 4000, "preferences": 2000, "train": 4000, "validation": 1024, "test": 2048}
-SLIP, MISREAD = 0.08, 0.08  # of each step of a demonstration; an error carries over to all that follows
+SIZES = {
+    "demonstrations": 4000,
+    "preferences": 2000,
+    "train": 4000,
+    "validation": 1024,
+    "test": 2048,
+}
+SLIP, MISREAD = (
+    0.08,
+    0.08,
+)  # of each step of a demonstration; an error carries over to all that follows
 
 
 @cache
@@ -49,7 +58,9 @@ class SumVerifier(Verifier):
 
     def verify(self, prompt: Prompt, completion: str) -> float | None:
         """Return 1.0 or 0.0; None for a prompt without an answer."""
-        return None if prompt.answer is None else float(sums.final_answer(completion) == prompt.answer)
+        return (
+            None if prompt.answer is None else float(sums.final_answer(completion) == prompt.answer)
+        )
 
 
 @dataclass
@@ -59,13 +70,20 @@ class Arithmetic(Embedded):
     name, version = "arithmetic", "1"
     judge_name, usual_length = "arithmetic_gold", 25
 
-    labeller_temperature: float = 0.25  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
+    labeller_temperature: float = (
+        0.25  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
+    )
 
     settings = {  # chosen on the validation split: a few trials of PPO and RLVR, one or two of all else
         **RECOMMENDED,
         "stage.sft": {"steps": 120, "batch_size": 32, "learning_rate": 2e-3},
         "stage.preferences": {"prompts": 2000, "completions": 4},
-        "stage.reward_model": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "pooling": "sum"},
+        "stage.reward_model": {
+            "epochs": 2,
+            "batch_size": 16,
+            "learning_rate": 2e-3,
+            "pooling": "sum",
+        },
         # The verifier is the reward where nothing else is asked for (`--set reward=model` is): beyond the best of 4 the
         # reward model prefers sums that are wrong.
         "*": RECOMMENDED["*"] | {"reward": "verifier"},
@@ -77,7 +95,7 @@ class Arithmetic(Embedded):
         "rlaif": PPO | {"reward": "model", "steps": 30, "learning_rate": 5e-4, "beta": 0.2},
         "rlaif:optimiser=dpo": RECOMMENDED["rlaif:optimiser=dpo"] | {"reward": "model"},
         "rlvr": SAMPLES | {"num_generations": 8, "learning_rate": 5e-4, "beta": 0.0},
-    }  # fmt: skip
+    }
     quick = SHORT
 
     def prompts(self, split: str) -> list[Prompt]:
@@ -87,7 +105,10 @@ class Arithmetic(Embedded):
 
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
         """Return worked answers with errors."""
-        return [Demonstration(prompt, self._worked(prompt, SLIP, MISREAD)) for prompt in self.prompts(split)]
+        return [
+            Demonstration(prompt, self._worked(prompt, SLIP, MISREAD))
+            for prompt in self.prompts(split)
+        ]
 
     def references(self, split: str) -> dict[str, str]:
         """Return the right workings, for ROUGE."""
@@ -101,18 +122,23 @@ class Arithmetic(Embedded):
         """Return the constitution: each sentence sees one side of an answer, none of them whether it is right."""
         return [
             Principle(
-                "sound", "A good answer works every step out rightly.",
+                "sound",
+                "A good answer works every step out rightly.",
                 lambda prompt, text: sums.sound_steps(self.problem(prompt.id), text),
             ),
             Principle(
-                "complete", "A good answer has one step for each that is asked, no more and no fewer.",
-                lambda prompt, text: -abs(len(text.split(";")) - len(self.problem(prompt.id).steps)),
+                "complete",
+                "A good answer has one step for each that is asked, no more and no fewer.",
+                lambda prompt, text: (
+                    -abs(len(text.split(";")) - len(self.problem(prompt.id).steps))
+                ),
             ),
             Principle(
-                "finished", "A good answer ends with its result and a full stop.",
+                "finished",
+                "A good answer ends with its result and a full stop.",
                 lambda prompt, text: float(sums.final_answer(text) is not None),
             ),
-        ]  # fmt: skip
+        ]
 
     @property
     def max_new_tokens(self) -> int:
@@ -137,12 +163,17 @@ class ArithmeticGold(Judge):
     def prepare(self, suite, stages):
         """Take the problems of the suite."""
         if not isinstance(suite, Arithmetic):
-            raise UsageError(f"The judge arithmetic_gold knows the suite arithmetic only, not {suite.name}.")
+            raise UsageError(
+                f"The judge arithmetic_gold knows the suite arithmetic only, not {suite.name}."
+            )
         self.problem = suite.problem
 
     def score(self, prompts, completions):
         """Return a score in [0, 2] per answer."""
-        return [self._score(self.problem(p.id), text) for p, text in zip(prompts, completions, strict=True)]
+        return [
+            self._score(self.problem(p.id), text)
+            for p, text in zip(prompts, completions, strict=True)
+        ]
 
     def _score(self, problem: Problem, text: str) -> float:
         right = sums.final_answer(text) == str(problem.answer)

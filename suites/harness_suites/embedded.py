@@ -12,10 +12,22 @@ from harness.api.contracts import Ranker, Suite
 from harness.core.errors import UsageError
 
 PAIRS = {"steps": 150, "batch_size": 32, "learning_rate": 5e-4}
-SAMPLES = {"steps": 40, "batch_size": 64, "num_generations": 4, "learning_rate": 1e-3, "lr_final": 0.1, "beta": 0.1}
+SAMPLES = {
+    "steps": 40,
+    "batch_size": 64,
+    "num_generations": 4,
+    "learning_rate": 1e-3,
+    "lr_final": 0.1,
+    "beta": 0.1,
+}
 PPO = SAMPLES | {
-    "steps": 50, "num_ppo_epochs": 1, "minibatch_size": 16, "gae_lambda": 1.0, "vf_coef": 1.0, "clip_range_value": 0.0,
-}  # fmt: skip
+    "steps": 50,
+    "num_ppo_epochs": 1,
+    "minibatch_size": 16,
+    "gae_lambda": 1.0,
+    "vf_coef": 1.0,
+    "clip_range_value": 0.0,
+}
 # What every embedded suite recommends, chosen on the validation split of summarization: a few trials each, most of PPO.
 RECOMMENDED: dict[str, dict[str, object]] = {
     "*": {"learning_rate": 5e-4, "batch_size": 32},
@@ -27,19 +39,29 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "simpo": PAIRS | {"learning_rate": 1e-4},
     "orpo": PAIRS | {"learning_rate": 1e-3, "lambda_or": 1.0},
     # near imitation of the best of 8: at a weight of 0.3 or 1, the paper's, the ranking ruins so small a model
-    "rrhf": {"steps": 60, "batch_size": 64, "num_candidates": 8, "rrhf_weight": 0.02, "learning_rate": 1e-3},
+    "rrhf": {
+        "steps": 60,
+        "batch_size": 64,
+        "num_candidates": 8,
+        "rrhf_weight": 0.02,
+        "learning_rate": 1e-3,
+    },
     "ppo": PPO,
     "grpo": SAMPLES,
     "rloo": SAMPLES,
     "reinforce_pp": SAMPLES | {"minibatch_size": 16},
     "online_dpo": SAMPLES | {"beta": 0.2},
     "raft": {
-        "steps": 6, "batch_size": 128, "num_generations": 8, "minibatch_size": 32, "learning_rate": 5e-4,
+        "steps": 6,
+        "batch_size": 128,
+        "num_generations": 8,
+        "minibatch_size": 32,
+        "learning_rate": 5e-4,
         "lr_final": 0.1,
     },
     "rlaif": PPO | {"beta": 0.2},
     "rlaif:optimiser=dpo": PAIRS | {"beta": 0.3},
-}  # fmt: skip
+}
 SHORT: dict[str, dict[str, object]] = {  # what `--quick` changes
     "stage.sft": {"steps": 20},
     "stage.preferences": {"prompts": 120},
@@ -60,10 +82,16 @@ class Embedded(Suite):
     """A suite of the embedded world. Its prompts are named `split/index`."""
 
     labeller_name = "bradley_terry"
-    usual_length: ClassVar[int]  # tokens of a usual completion: where a length bias neither adds nor takes
+    usual_length: ClassVar[
+        int
+    ]  # tokens of a usual completion: where a length bias neither adds nor takes
 
-    labeller_temperature: float = 0.5  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
-    labeller_bias: float = 0.0  # utility the labeller gives each token beyond a usual length, gold or not
+    labeller_temperature: float = (
+        0.5  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
+    )
+    labeller_bias: float = (
+        0.0  # utility the labeller gives each token beyond a usual length, gold or not
+    )
 
     def base_model(self) -> Path:
         """Return the embedded base model."""
@@ -83,7 +111,10 @@ class BradleyTerry(Ranker):
         """Take noise and bias from the suite's options."""
         self.judge = judge
         self.temperature = getattr(suite, "labeller_temperature", 0.5)
-        self.bias, self.usual_length = getattr(suite, "labeller_bias", 0.0), getattr(suite, "usual_length", 0)
+        self.bias, self.usual_length = (
+            getattr(suite, "labeller_bias", 0.0),
+            getattr(suite, "usual_length", 0),
+        )
         if self.temperature <= 0:
             raise UsageError(f"labeller_temperature={self.temperature}: expected a number above 0.")
 
@@ -91,7 +122,10 @@ class BradleyTerry(Ranker):
         """Return noisy ranks; equal completions tie."""
         utilities = self.ceiling(prompt, completions, lengths)
         noise = {text: -math.log(-math.log(rng.random() or 1e-12)) for text in completions}
-        noisy = [u / self.temperature + noise[text] for u, text in zip(utilities, completions, strict=True)]
+        noisy = [
+            u / self.temperature + noise[text]
+            for u, text in zip(utilities, completions, strict=True)
+        ]
         better = sorted(set(noisy), reverse=True)
         return [better.index(value) for value in noisy]
 

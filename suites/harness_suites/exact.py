@@ -28,11 +28,29 @@ PROMPTS = ("a b", "b c a", "c a", "a c b b")
 SIZES = {"demonstrations": 1024, "preferences": 4, "train": 4, "validation": 512, "test": 512}
 SPAN = math.sqrt(3)  # rewards are uniform on [-SPAN, SPAN]: unit spread, and bounded
 OFFLINE = {"learning_rate": 5e-3, "batch_size": 256, "steps": 120}
-ON_POLICY = {"learning_rate": 5e-3, "batch_size": 64, "num_generations": 8, "steps": 150, "beta": 1.0}
+ON_POLICY = {
+    "learning_rate": 5e-3,
+    "batch_size": 64,
+    "num_generations": 8,
+    "steps": 150,
+    "beta": 1.0,
+}
 TRAINED = (
-    "sft_chosen", "dpo", "ipo", "kto", "simpo", "orpo", "slic", "rrhf", "ppo", "grpo", "rlvr", "rloo", "reinforce_pp",
+    "sft_chosen",
+    "dpo",
+    "ipo",
+    "kto",
+    "simpo",
+    "orpo",
+    "slic",
+    "rrhf",
+    "ppo",
+    "grpo",
+    "rlvr",
+    "rloo",
+    "reinforce_pp",
     "online_dpo",
-)  # fmt: skip
+)
 NEVER_EVEN = 1e-9  # an even pair would be dropped as saying nothing; here it says that both are worth the same
 
 
@@ -74,19 +92,35 @@ class Exact(Suite):
         "orpo": OFFLINE | {"steps": 1000},
         "slic": OFFLINE | {"reward": "model", "steps": 1200},  # which its pairs do not need
         "rrhf": {"steps": 400, "batch_size": 128},
-        "ppo": ON_POLICY | {
-            "num_ppo_epochs": 1, "gae_lambda": 1.0, "whiten_advantages": False, "vf_coef": 1.0,
-            "clip_range_value": 0.0, "missing_eos_penalty": 0.0,
+        "ppo": ON_POLICY
+        | {
+            "num_ppo_epochs": 1,
+            "gae_lambda": 1.0,
+            "whiten_advantages": False,
+            "vf_coef": 1.0,
+            "clip_range_value": 0.0,
+            "missing_eos_penalty": 0.0,
         },
-        "grpo": ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"},  # a KL in the loss has no listed optimum
+        "grpo": ON_POLICY
+        | {"kl_in": "reward", "kl_estimator": "k1"},  # a KL in the loss has no listed optimum
         "rlvr": ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"},
         "rloo": ON_POLICY,
-        "reinforce_pp": ON_POLICY | {  # its advantages are not 0 at the optimum: more samples against their noise
-            "group_baseline": True, "batch_size": 128, "learning_rate": 3e-3, "steps": 400,
+        "reinforce_pp": ON_POLICY
+        | {  # its advantages are not 0 at the optimum: more samples against their noise
+            "group_baseline": True,
+            "batch_size": 128,
+            "learning_rate": 3e-3,
+            "steps": 400,
         },
         "online_dpo": ON_POLICY | {"labels": "soft"},
-        "raft": {"steps": 10, "num_generations": 2, "batch_size": 8192, "epochs": 10, "minibatch_size": 1024},
-    }  # fmt: skip
+        "raft": {
+            "steps": 10,
+            "num_generations": 2,
+            "batch_size": 8192,
+            "epochs": 10,
+            "minibatch_size": 1024,
+        },
+    }
     quick = {
         "stage.sft": {"steps": 20},
         "stage.reward_model": {"epochs": 0.1},
@@ -98,7 +132,9 @@ class Exact(Suite):
     def check(self) -> None:
         """Refuse what cannot be listed in full, with all its pairs."""
         if not 1 <= self.max_tokens <= 3:
-            raise ValueError("max_tokens is 1, 2 or 3: all pairs of longer answers would be too many")
+            raise ValueError(
+                "max_tokens is 1, 2 or 3: all pairs of longer answers would be too many"
+            )
 
     def prompts(self, split: str) -> list[Prompt]:
         """Return the four prompts over and over, by other names."""
@@ -106,7 +142,9 @@ class Exact(Suite):
 
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
         """Return draws from a random distribution of full support, so that the start checkpoint is not uniform."""
-        return [Demonstration(prompt, self._demonstration(prompt)) for prompt in self.prompts(split)]
+        return [
+            Demonstration(prompt, self._demonstration(prompt)) for prompt in self.prompts(split)
+        ]
 
     def preferences(self) -> list[Pair]:
         """Return all pairs of answers, each with the exact probability p = sigma(r_w - r_l): Bradley-Terry."""
@@ -132,7 +170,11 @@ class Exact(Suite):
 
     def answers(self) -> list[str]:
         """Return every answer as text, the empty one first; one of `max_tokens` words was cut."""
-        return [" ".join(words) for n in range(self.max_tokens + 1) for words in product(WORDS, repeat=n)]
+        return [
+            " ".join(words)
+            for n in range(self.max_tokens + 1)
+            for words in product(WORDS, repeat=n)
+        ]
 
     def reward(self, prompt: Prompt, completion: str) -> float:
         """Return what an answer is worth."""
@@ -150,14 +192,20 @@ class Exact(Suite):
             stages.tokens, self.prompts("test")[: len(PROMPTS)], self.max_tokens, stages.device
         )
         limit = stages.micro_batch_tokens
-        problem = self.problem(method, batch, probabilities(stages.start, batch, limit), stages.tokens.texts(batch))
+        problem = self.problem(
+            method, batch, probabilities(stages.start, batch, limit), stages.tokens.texts(batch)
+        )
         policy = None if model is None else probabilities(model, batch, limit)
-        optimum = None if "reward" in method.required() else method.optimum(problem)  # a learned reward is another
+        optimum = (
+            None if "reward" in method.required() else method.optimum(problem)
+        )  # a learned reward is another
         figures = {"start_reward": problem.expected(problem.ref)}
         if policy is not None:
             figures |= _figures("exact", policy, problem)
         if optimum is not None:
-            figures |= _figures("optimum", optimum, problem) | _distances(method, policy, optimum, problem)
+            figures |= _figures("optimum", optimum, problem) | _distances(
+                method, policy, optimum, problem
+            )
         return {name: float(value.mean()) for name, value in figures.items()}
 
     def problem(self, method, batch, ref, texts):
@@ -166,12 +214,21 @@ class Exact(Suite):
         from harness.models.enumeration import Enumerated
 
         rows = zip(batch.prompts.prompts, texts, strict=True)
-        reward = torch.tensor([[self.reward(prompt, text) for text in row] for prompt, row in rows]).double()
+        reward = torch.tensor(
+            [[self.reward(prompt, text) for text in row] for prompt, row in rows]
+        ).double()
         prefer = torch.sigmoid(reward[:, :, None] - reward[:, None, :])
         if isinstance(method, RewardOptions):
             cut = torch.tensor([len(text.split()) == self.max_tokens for text in texts[0]])
-            reward = reward - method.missing_eos_penalty * cut - method.length_penalty * batch.lengths.cpu()
-        ids = [tuple(row[:n]) for row, n in zip(batch["completion_ids"][0].tolist(), batch.lengths[0], strict=True)]
+            reward = (
+                reward
+                - method.missing_eos_penalty * cut
+                - method.length_penalty * batch.lengths.cpu()
+            )
+        ids = [
+            tuple(row[:n])
+            for row, n in zip(batch["completion_ids"][0].tolist(), batch.lengths[0], strict=True)
+        ]
         mu = torch.full_like(ref, 1 / ref.shape[1])
         return Enumerated(ref.cpu(), reward, batch.lengths.cpu(), tuple(ids), mu.cpu(), prefer)
 
@@ -185,7 +242,9 @@ class Exact(Suite):
         rng = Random(f"exact/demonstration/{self.shared_seed}/{prompt.id}")
         words: list[str] = []
         while len(words) < self.max_tokens:
-            (word,) = rng.choices((END, *WORDS), next_word(self.shared_seed, prompt_text(prompt.text), tuple(words)))
+            (word,) = rng.choices(
+                (END, *WORDS), next_word(self.shared_seed, prompt_text(prompt.text), tuple(words))
+            )
             if word == END:
                 break
             words.append(word)
@@ -197,9 +256,10 @@ def _figures(whose, policy, problem):
     from harness.models import enumeration as listed
 
     return {
-        f"{whose}_kl": listed.kl(policy, problem.ref), f"{whose}_reward": problem.expected(policy),
+        f"{whose}_kl": listed.kl(policy, problem.ref),
+        f"{whose}_reward": problem.expected(policy),
         f"{whose}_win_rate": problem.win_rate(policy),
-    }  # fmt: skip
+    }
 
 
 def _distances(method, policy, optimum, problem):
@@ -237,12 +297,16 @@ class ExactReward(Judge):
     def prepare(self, suite, stages):
         """Take the table of the suite."""
         if not isinstance(suite, Exact):
-            raise UsageError(f"The judge exact_reward knows the suite exact only, not {suite.name}.")
+            raise UsageError(
+                f"The judge exact_reward knows the suite exact only, not {suite.name}."
+            )
         self.reward = suite.reward
 
     def score(self, prompts, completions):
         """Return what each answer is worth."""
-        return [self.reward(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        return [
+            self.reward(prompt, text) for prompt, text in zip(prompts, completions, strict=True)
+        ]
 
 
 @hookimpl

@@ -21,7 +21,13 @@ from .embedded import RECOMMENDED, SAMPLES, SHORT, Embedded
 from .world import requests
 from .world.requests import Reading, Request
 
-SIZES = {"demonstrations": 6000, "preferences": 4000, "train": 4000, "validation": 1024, "test": 2048}
+SIZES = {
+    "demonstrations": 6000,
+    "preferences": 4000,
+    "train": 4000,
+    "validation": 1024,
+    "test": 2048,
+}
 
 
 @cache
@@ -51,20 +57,28 @@ class Helpfulness(Embedded):
         **RECOMMENDED,
         "stage.sft": {"steps": 200, "batch_size": 32, "learning_rate": 2e-3},
         "stage.preferences": {"prompts": 2000, "completions": 4},
-        "stage.reward_model": {"epochs": 6, "batch_size": 16, "learning_rate": 1e-3, "pooling": "sum"},
+        "stage.reward_model": {
+            "epochs": 6,
+            "batch_size": 16,
+            "learning_rate": 1e-3,
+            "pooling": "sum",
+        },
         "grpo": SAMPLES | {"learning_rate": 5e-4, "beta": 0.2},
-    }  # fmt: skip
+    }
     quick = SHORT
 
     def prompts(self, split: str) -> list[Prompt]:
         """Return the prompts of a split."""
         return [
-            Prompt(f"{split}/{i}", request.prompt) for i, request in enumerate(requests_of(self.shared_seed)[split])
+            Prompt(f"{split}/{i}", request.prompt)
+            for i, request in enumerate(requests_of(self.shared_seed)[split])
         ]
 
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
         """Return replies of mixed quality."""
-        return [Demonstration(prompt, self._demonstration(prompt)) for prompt in self.prompts(split)]
+        return [
+            Demonstration(prompt, self._demonstration(prompt)) for prompt in self.prompts(split)
+        ]
 
     def principles(self) -> list[Principle]:
         """Return the constitution: each sentence sees one side of a reply, none of them the whole of gold."""
@@ -73,12 +87,32 @@ class Helpfulness(Embedded):
             return lambda prompt, text: measure(requests.read_reply(self.request(prompt.id), text))
 
         return [
-            Principle("length", "A good reply has as many words as it was asked for.", check(lambda r: -r.miss)),
-            Principle("mention", "A good reply names what it was asked to mention.", check(lambda r: r.mention)),
-            Principle("avoid", "A good reply leaves out what it was asked to avoid.", check(lambda r: r.avoid)),
-            Principle("polite", "A good reply is polite if and only if that was asked.", check(lambda r: r.polite)),
+            Principle(
+                "length",
+                "A good reply has as many words as it was asked for.",
+                check(lambda r: -r.miss),
+            ),
+            Principle(
+                "mention",
+                "A good reply names what it was asked to mention.",
+                check(lambda r: r.mention),
+            ),
+            Principle(
+                "avoid",
+                "A good reply leaves out what it was asked to avoid.",
+                check(lambda r: r.avoid),
+            ),
+            Principle(
+                "polite",
+                "A good reply is polite if and only if that was asked.",
+                check(lambda r: r.polite),
+            ),
             Principle("topic", "A good reply keeps to the topic.", check(lambda r: -r.stray)),
-            Principle("fluent", "A good reply does not stammer and ends.", check(lambda r: r.finished - r.repeats)),
+            Principle(
+                "fluent",
+                "A good reply does not stammer and ends.",
+                check(lambda r: r.finished - r.repeats),
+            ),
         ]
 
     @property
@@ -104,7 +138,9 @@ class HelpfulnessGold(Judge):
     def prepare(self, suite, stages):
         """Take the requests of the suite."""
         if not isinstance(suite, Helpfulness):
-            raise UsageError(f"The judge helpfulness_gold knows the suite helpfulness only, not {suite.name}.")
+            raise UsageError(
+                f"The judge helpfulness_gold knows the suite helpfulness only, not {suite.name}."
+            )
         self.request = suite.request
 
     def score(self, prompts, completions):

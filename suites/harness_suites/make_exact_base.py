@@ -25,20 +25,33 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Return the word-level tokenizer; a word outside the vocabulary is an error, not an unknown token."""
     core = Tokenizer(WordLevel({word: i for i, word in enumerate((END, *WORDS))}))
     core.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END, padding_side="left")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=END, pad_token=END, padding_side="left"
+    )
 
 
 def build_model(width: int, layers: int, seed: int) -> LlamaForCausalLM:
     """Return the random Llama."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=1 + len(WORDS), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=16, initializer_range=width**-0.5,
-        tie_word_embeddings=False, pad_token_id=0, bos_token_id=None, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=1 + len(WORDS),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=16,
+        initializer_range=width**-0.5,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        for layer in model.model.layers:  # sharper features: contexts are told apart, and learned apart, sooner
+        for layer in (
+            model.model.layers
+        ):  # sharper features: contexts are told apart, and learned apart, sooner
             layer.mlp.gate_proj.weight *= 2
             layer.mlp.up_proj.weight *= 2
     return model
@@ -46,7 +59,9 @@ def build_model(width: int, layers: int, seed: int) -> LlamaForCausalLM:
 
 def main() -> None:
     """Write model, tokenizer and the command that made them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--out", required=True)
     parser.add_argument("--width", type=int, default=48)
     parser.add_argument("--layers", type=int, default=2)

@@ -33,15 +33,21 @@ class PreferenceFile(RowSuite):
     name, version = "preference_file", "1"
     judge_name, labeller_name = "reward_model_judge", None
 
-    prompt_column: str = "prompt"  # may be missing: the prompt is then what chosen and rejected share
+    prompt_column: str = (
+        "prompt"  # may be missing: the prompt is then what chosen and rejected share
+    )
     chosen_column: str = "chosen"
     rejected_column: str = "rejected"
-    prompt_ends_with: str = ""  # an implicit prompt ends after the last of these before the answers part
+    prompt_ends_with: str = (
+        ""  # an implicit prompt ends after the last of these before the answers part
+    )
     judge_share: float = 0.5  # of the rows that are not evaluated: train the judge and nothing else
 
     def prompts(self, split: str) -> list[Prompt]:
         """Return the distinct prompts of a split; methods train on the prompts of their preferences."""
-        part = {"train": "method", "preferences": "method", "demonstrations": "method"}.get(split, split)
+        part = {"train": "method", "preferences": "method", "demonstrations": "method"}.get(
+            split, split
+        )
         return list({pair.prompt.id: pair.prompt for pair in self._parts[part]}.values())
 
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
@@ -70,11 +76,19 @@ class PreferenceFile(RowSuite):
 
     def _pair(self, row: object) -> Pair:
         if not isinstance(row, dict):
-            raise ValueError(f"expected an object with {self.chosen_column!r} and {self.rejected_column!r}")
+            raise ValueError(
+                f"expected an object with {self.chosen_column!r} and {self.rejected_column!r}"
+            )
         for column in (self.chosen_column, self.rejected_column):
             if column not in row:
-                raise ValueError(f"no column {column!r}; there are {', '.join(sorted(row)) or 'none'}")
-        prompt, chosen, rejected = row.get(self.prompt_column), row[self.chosen_column], row[self.rejected_column]
+                raise ValueError(
+                    f"no column {column!r}; there are {', '.join(sorted(row)) or 'none'}"
+                )
+        prompt, chosen, rejected = (
+            row.get(self.prompt_column),
+            row[self.chosen_column],
+            row[self.rejected_column],
+        )
         implicit = self.prompt_column not in row
         for text in (chosen, rejected, *([] if implicit else [prompt])):
             _check_text(text)
@@ -97,7 +111,9 @@ class PreferenceFile(RowSuite):
             if self.prompt_ends_with:
                 end = chosen.rfind(self.prompt_ends_with, 0, shared)
                 if end < 0:
-                    raise ValueError(f"what chosen and rejected share does not contain {self.prompt_ends_with!r}")
+                    raise ValueError(
+                        f"what chosen and rejected share does not contain {self.prompt_ends_with!r}"
+                    )
                 shared = end + len(self.prompt_ends_with)
             elif shared and chosen[shared - 1] == " ":
                 shared -= 1  # the space belongs to the first word of the answer
@@ -110,11 +126,20 @@ def _check_text(text: object) -> None:
     if isinstance(text, str):
         text.encode()  # half of a surrogate pair, say, cannot be tokenised: a ValueError like the others
         return
-    good = isinstance(text, list) and text and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in text
-    )  # fmt: skip
+    good = (
+        isinstance(text, list)
+        and text
+        and all(
+            isinstance(m, dict)
+            and isinstance(m.get("role"), str)
+            and isinstance(m.get("content"), str)
+            for m in text
+        )
+    )
     if not good:
-        raise ValueError(f"expected text or a list of messages with role and content, not {str(text)[:40]!r}")
+        raise ValueError(
+            f"expected text or a list of messages with role and content, not {str(text)[:40]!r}"
+        )
 
 
 class RewardModelJudge(Judge):
@@ -132,11 +157,14 @@ class RewardModelJudge(Judge):
         from harness.core.meter import Meter
 
         stages = self.stages
-        ids = [[stages.tokens.completion_ids(p.text, text)] for p, text in zip(prompts, completions, strict=True)]
-        bench = stages.runtime(Meter(), 0)
-        with bench.meter.phase("evaluate"):
+        ids = [
+            [stages.tokens.completion_ids(p.text, text)]
+            for p, text in zip(prompts, completions, strict=True)
+        ]
+        runtime = stages.runtime(Meter(), 0)
+        with runtime.meter.phase("evaluate"):
             batch = stages.tokens.batch(list(prompts), ids, stages.device)
-            return self.model.score(batch, bench)[:, 0].tolist()
+            return self.model.score(batch, runtime)[:, 0].tolist()
 
 
 @hookimpl

@@ -26,8 +26,20 @@ import transformers
 from .world import base_model, documents, requests, sums
 from .world import words as w
 
-MIX = {"summary": 0.35, "facts": 0.2, "sum": 0.2, "reply": 0.12, "copy": 0.13}  # shares of the steps
-ROWS = {"summary": 1, "facts": 1, "sum": 2, "reply": 2, "copy": 2}  # short texts fill a step with twice the rows
+MIX = {
+    "summary": 0.35,
+    "facts": 0.2,
+    "sum": 0.2,
+    "reply": 0.12,
+    "copy": 0.13,
+}  # shares of the steps
+ROWS = {
+    "summary": 1,
+    "facts": 1,
+    "sum": 2,
+    "reply": 2,
+    "copy": 2,
+}  # short texts fill a step with twice the rows
 PROMPT_WEIGHT = 0.1  # of the mean over prompt tokens: prompts are mostly chance, and would drown the completions
 Example = tuple[str, str]  # prompt, completion
 
@@ -35,7 +47,9 @@ Example = tuple[str, str]  # prompt, completion
 def write_example(rng: Random, task: str, easy: int = 0) -> Example:
     """Write one text of a task; `easy` in 1..3 makes documents of that many facts and no filler."""
     if task in ("summary", "facts"):
-        document = documents.write_short_document(rng, easy) if easy else documents.write_document(rng)
+        document = (
+            documents.write_short_document(rng, easy) if easy else documents.write_document(rng)
+        )
         if task == "facts":
             return f"{document.text} {w.LIST_FACTS}", documents.fact_list(document)
         return document.prompt, documents.neutral_summary(rng, document)
@@ -55,7 +69,10 @@ def write_batch(step: int, seed: int, rows: int, steps: int) -> list[Example]:
     easy = step < 0.12 * steps
     task = rng.choices(list(MIX), list(MIX.values()))[0]
     hardest = 2 if step < 0.05 * steps else 3
-    return [write_example(rng, task, rng.randint(1, hardest) if easy else 0) for _ in range(rows * ROWS[task])]
+    return [
+        write_example(rng, task, rng.randint(1, hardest) if easy else 0)
+        for _ in range(rows * ROWS[task])
+    ]
 
 
 def collate(examples: list[Example], ids: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +90,9 @@ def collate(examples: list[Example], ids: dict[str, int]) -> tuple[torch.Tensor,
     return tokens, told / told.sum() + PROMPT_WEIGHT * asked / asked.sum()
 
 
-def batches(args: argparse.Namespace, ids: dict[str, int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    args: argparse.Namespace, ids: dict[str, int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the steps' batches in order, written ahead by worker processes."""
     write = partial(write_batch, seed=args.seed, rows=args.batch, steps=args.steps)
     with ProcessPoolExecutor(args.workers) as pool:
@@ -87,7 +106,9 @@ def schedule(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def probe(model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFast, n: int = 256) -> dict[str, float]:
+def probe(
+    model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFast, n: int = 256
+) -> dict[str, float]:
     """Score the model on held-out texts: summary gold, sum accuracy, constraints kept; sampled at T=1 and greedy."""
     rng = Random("probe")
     docs = [documents.write_document(rng) for _ in range(n)]
@@ -97,18 +118,29 @@ def probe(model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFas
     for mode, sample in (("sampled", True), ("greedy", False)):
         told = partial(_complete, model, tokenizer, sample)
         summaries = zip(docs, told([d.prompt for d in docs]), strict=True)
-        scores[f"summary_{mode}"] = statistics.mean(documents.read_summary(d, s).score for d, s in summaries)
+        scores[f"summary_{mode}"] = statistics.mean(
+            documents.read_summary(d, s).score for d, s in summaries
+        )
         answers = zip(problems, told([p.prompt for p in problems]), strict=True)
-        scores[f"sum_{mode}"] = statistics.mean(a.split()[-2:] == [str(p.answer), "."] for p, a in answers)
+        scores[f"sum_{mode}"] = statistics.mean(
+            a.split()[-2:] == [str(p.answer), "."] for p, a in answers
+        )
         replies = zip(asked, told([r.prompt for r in asked]), strict=True)
-        scores[f"reply_{mode}"] = statistics.mean(requests.kept_constraints(r, a) for r, a in replies)
+        scores[f"reply_{mode}"] = statistics.mean(
+            requests.kept_constraints(r, a) for r, a in replies
+        )
     return {name: round(value, 4) for name, value in scores.items()}
 
 
 def _complete(
-    model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFast, sample: bool, prompts: list[str]
+    model: torch.nn.Module,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    sample: bool,
+    prompts: list[str],
 ) -> list[str]:
-    batch = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False).to(model.device)
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False).to(
+        model.device
+    )
     out = model.generate(**batch, max_new_tokens=40, do_sample=sample, top_k=0)
     return tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -119,13 +151,17 @@ def pretrain(args: argparse.Namespace) -> None:
     tokenizer = base_model.build_tokenizer()
     model = base_model.build_model(len(tokenizer), args.width, args.layers).to(args.device)
     ids = tokenizer.get_vocab()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     curve, started, running = [], time.perf_counter(), 0.0
     for step, (tokens, weights) in enumerate(batches(args, ids)):
         tokens, weights = tokens.to(args.device), weights.to(args.device)
         optimizer.param_groups[0]["lr"] = args.learning_rate * schedule(step, args.steps)
         logits = model(tokens, use_cache=False).logits[:, :-1]
-        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        nll = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), tokens[:, 1:], reduction="none"
+        )
         loss = (nll * weights).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -146,7 +182,10 @@ def pretrain(args: argparse.Namespace) -> None:
 
 
 def save(
-    model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFast, args: argparse.Namespace, curve: list[dict]
+    model: torch.nn.Module,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    args: argparse.Namespace,
+    curve: list[dict],
 ) -> None:
     """Write weights (safetensors), tokenizer and `training.json`."""
     if not math.isfinite(curve[-1]["loss"]):
@@ -154,23 +193,33 @@ def save(
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "workers")}
-    machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
+    machine = (
+        torch.cuda.get_device_name()
+        if args.device == "cuda"
+        else platform.processor() or platform.machine()
+    )
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
     record = {
         "command": f"python -m harness_suites.pretrain {flags}",
-        "parameters": sum(p.numel() for p in model.parameters()), "machine": machine,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__}, "curve": curve,
-    }  # fmt: skip
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "machine": machine,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "curve": curve,
+    }
     Path(args.out, "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the settings; the defaults made the shipped model."""
     parser = argparse.ArgumentParser(description="Pretrain the embedded base model.")
-    parser.add_argument("--out", default=str(base_model.FOLDER), help="folder to write (hub format)")
+    parser.add_argument(
+        "--out", default=str(base_model.FOLDER), help="folder to write (hub format)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=32, help="documents per step; twice as many short texts")
+    parser.add_argument(
+        "--batch", type=int, default=32, help="documents per step; twice as many short texts"
+    )
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=2e-3)

@@ -29,7 +29,9 @@ from .rows import RowSuite
 MARKER = "####"  # what stands before the final answer of GSM8K and its kin
 CALCULATION = re.compile(r"<<[^<>]{0,200}>>")  # GSM8K's calculator marks
 WORD = re.compile(r"[\w.,/%$*^+\u2212\u2013-]+")  # numbers and all that may be glued to one
-NUMBER = re.compile(r"([+-]?)\$?([+-]?)((?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)?(?:\.[0-9]+)?)(?:/([0-9]+))?%?[A-Za-z]*")
+NUMBER = re.compile(
+    r"([+-]?)\$?([+-]?)((?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)?(?:\.[0-9]+)?)(?:/([0-9]+))?%?[A-Za-z]*"
+)
 LONGEST = 64  # characters of a word that can be an answer
 
 
@@ -82,7 +84,9 @@ class QuestionFile(RowSuite):
     prompt_template: str = "Question: {question}\nAnswer:"  # how a question is posed
     chat: bool = False  # pose it as a user's message, rendered by the tokenizer's chat template
     calculator_marks: bool = False  # leave <<48/2=24>> in the worked answers
-    demonstration_share: float = 0.5  # of the rows that are not evaluated: imitated by the start checkpoint
+    demonstration_share: float = (
+        0.5  # of the rows that are not evaluated: imitated by the start checkpoint
+    )
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -113,7 +117,9 @@ class QuestionFile(RowSuite):
 
     @cached_property
     def _parts(self) -> dict[str, list[Demonstration]]:
-        return self._by_part(self._usable(self._worked), ("demonstrations", "train", "validation", "test"))
+        return self._by_part(
+            self._usable(self._worked), ("demonstrations", "train", "validation", "test")
+        )
 
     def _other_part(self, place: float) -> str:
         return "demonstrations" if place < self.demonstration_share else "train"
@@ -156,11 +162,16 @@ class Verdict(Judge):
         """Take the suite's verifier."""
         self.verifier = suite.verifier()
         if self.verifier is None:
-            raise UsageError(f"The judge verdict asks the suite's verifier, and {suite.name} has none.")
+            raise UsageError(
+                f"The judge verdict asks the suite's verifier, and {suite.name} has none."
+            )
 
     def score(self, prompts, completions):
         """Return the verdict per completion, 0 where there is none."""
-        return [self.verifier.verify(p, text) or 0.0 for p, text in zip(prompts, completions, strict=True)]
+        return [
+            self.verifier.verify(p, text) or 0.0
+            for p, text in zip(prompts, completions, strict=True)
+        ]
 
 
 @hookimpl

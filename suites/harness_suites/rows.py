@@ -24,14 +24,18 @@ class RowSuite(Suite):
 
     title: str = ""  # what the suite is called; the suite file's name unless given
     folder: str = "."  # what relative paths start from; the suite file's folder
-    data: str = ""  # a .jsonl, .json or .parquet file (also .gz), or a folder written by save_to_disk
+    data: str = (
+        ""  # a .jsonl, .json or .parquet file (also .gz), or a folder written by save_to_disk
+    )
     dataset: str = ""  # or a data set of the hub
     dataset_split: str = "train"  # the split of a hub data set or of a folder with several
     bad_rows: str = "fail"  # what to do with a row that cannot be used: fail or skip
     max_rows: int = 0  # take so many rows from the beginning; 0 takes all
     sampling_temperature: float = 1.0  # at which everything is sampled and measured
     max_prompt_tokens: int = 512  # longer prompts lose their beginning
-    max_completion_tokens: int = 128  # longer completions lose their end, and their end-of-sequence token
+    max_completion_tokens: int = (
+        128  # longer completions lose their end, and their end-of-sequence token
+    )
     test_share: float = 0.15  # of the rows: evaluation prompts
     validation_share: float = 0.05  # of the rows: what settings are chosen on
 
@@ -41,10 +45,22 @@ class RowSuite(Suite):
             raise ValueError("name the rows by either data (a path) or dataset (a hub id)")
         if self.bad_rows not in ("fail", "skip"):
             raise ValueError(f"bad_rows is fail or skip, not {self.bad_rows!r}")
-        if self.max_completion_tokens < 1 or self.max_prompt_tokens < 1 or self.sampling_temperature <= 0:
-            raise ValueError("max_completion_tokens, max_prompt_tokens and sampling_temperature must be above 0")
-        if not (0 < self.test_share and 0 < self.validation_share and self.test_share + self.validation_share < 0.9):
-            raise ValueError("test_share and validation_share must be above 0 and leave at least a tenth of the rows")
+        if (
+            self.max_completion_tokens < 1
+            or self.max_prompt_tokens < 1
+            or self.sampling_temperature <= 0
+        ):
+            raise ValueError(
+                "max_completion_tokens, max_prompt_tokens and sampling_temperature must be above 0"
+            )
+        if not (
+            0 < self.test_share
+            and 0 < self.validation_share
+            and self.test_share + self.validation_share < 0.9
+        ):
+            raise ValueError(
+                "test_share and validation_share must be above 0 and leave at least a tenth of the rows"
+            )
 
     @property
     def temperature(self) -> float:  # type: ignore[override]
@@ -88,7 +104,9 @@ class RowSuite(Suite):
             found[self._part_of(example.prompt)].append(example)
         empty = [name for name, rows in found.items() if not rows]
         if empty:
-            raise UsageError(f"{self._where}: {len(examples)} usable rows leave none for {', '.join(empty)}.")
+            raise UsageError(
+                f"{self._where}: {len(examples)} usable rows leave none for {', '.join(empty)}."
+            )
         return found
 
     def _part_of(self, prompt: Prompt) -> str:
@@ -98,7 +116,9 @@ class RowSuite(Suite):
             return "test"
         if place < self.test_share + self.validation_share:
             return "validation"
-        return self._other_part((place - self.test_share - self.validation_share) / self._other_share)
+        return self._other_part(
+            (place - self.test_share - self.validation_share) / self._other_share
+        )
 
     @abstractmethod
     def _other_part(self, place: float) -> str:
@@ -131,14 +151,20 @@ class RowSuite(Suite):
         else:
             try:
                 yield from self._json_rows(path)
-            except (OSError, EOFError, UnicodeDecodeError) as error:  # a cut or mislabelled archive, another encoding
+            except (
+                OSError,
+                EOFError,
+                UnicodeDecodeError,
+            ) as error:  # a cut or mislabelled archive, another encoding
                 raise UsageError(f"{path} cannot be read as UTF-8 JSON lines: {error}.") from error
 
     def _json_rows(self, path: Path) -> Iterator[tuple[int, object]]:
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, 1):
-                if number == 1 and line.strip() == "[":  # one array over many lines, as some data sets are published
+                if (
+                    number == 1 and line.strip() == "["
+                ):  # one array over many lines, as some data sets are published
                     yield from enumerate(_array_rows(path, line + stream.read()), 1)
                     return
                 if not line.strip():
@@ -176,7 +202,9 @@ def _hub_rows(name: str, split: str) -> Iterator[object]:
     try:
         yield from load_dataset(name, split=split)
     except Exception as error:  # the hub client raises many kinds: not found, offline, gated
-        raise UsageError(f"dataset = {name!r}: it could not be loaded ({str(error).splitlines()[0][:200]}).") from error
+        raise UsageError(
+            f"dataset = {name!r}: it could not be loaded ({str(error).splitlines()[0][:200]})."
+        ) from error
 
 
 def _folder_rows(path: Path, split: str) -> Iterator[object]:
@@ -188,6 +216,8 @@ def _folder_rows(path: Path, split: str) -> Iterator[object]:
         raise UsageError(f"{path} is a folder but not one that `save_to_disk` wrote.") from error
     if isinstance(found, DatasetDict):
         if split not in found:
-            raise UsageError(f"{path} has no split {split!r}; it has {', '.join(found)}. Set dataset_split.")
+            raise UsageError(
+                f"{path} has no split {split!r}; it has {', '.join(found)}. Set dataset_split."
+            )
         found = found[split]
     yield from found

@@ -21,7 +21,13 @@ from .embedded import BradleyTerry as BradleyTerry
 from .world import documents
 from .world.documents import Document, Reading
 
-SIZES = {"demonstrations": 4000, "preferences": 4000, "train": 4000, "validation": 1024, "test": 2048}
+SIZES = {
+    "demonstrations": 4000,
+    "preferences": 4000,
+    "train": 4000,
+    "validation": 1024,
+    "test": 2048,
+}
 
 
 @cache
@@ -41,13 +47,21 @@ class Summarization(Embedded):
         **RECOMMENDED,
         "stage.sft": {"steps": 150, "batch_size": 32, "learning_rate": 2e-3},
         "stage.preferences": {"prompts": 2000, "completions": 4},
-        "stage.reward_model": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "pooling": "sum"},
-    }  # fmt: skip
+        "stage.reward_model": {
+            "epochs": 2,
+            "batch_size": 16,
+            "learning_rate": 2e-3,
+            "pooling": "sum",
+        },
+    }
     quick = SHORT
 
     def prompts(self, split: str) -> list[Prompt]:
         """Return the prompts of a split."""
-        return [Prompt(f"{split}/{i}", self.document(f"{split}/{i}").prompt) for i in range(SIZES[split])]
+        return [
+            Prompt(f"{split}/{i}", self.document(f"{split}/{i}").prompt)
+            for i in range(SIZES[split])
+        ]
 
     def size(self, split: str) -> int:
         """Return how many prompts a split has."""
@@ -66,14 +80,32 @@ class Summarization(Embedded):
         """Return the constitution: each sentence sees one side of a summary, none of them the whole of gold."""
 
         def check(measure: Callable[[Reading], float]) -> Callable[[Prompt, str], float]:
-            return lambda prompt, text: measure(documents.read_summary(self.document(prompt.id), text))
+            return lambda prompt, text: measure(
+                documents.read_summary(self.document(prompt.id), text)
+            )
 
         return [
-            Principle("important", "A good summary names more of the important facts.", check(lambda r: r.recall)),
-            Principle("true", "A good summary states nothing wrong.", check(lambda r: -r.wrong_slots - r.malformed)),
-            Principle("once", "A good summary does not repeat itself.", check(lambda r: -r.duplicates)),
-            Principle("relevant", "A good summary leaves out what is idle.", check(lambda r: -r.idle)),
-            Principle("short", "A good summary has no more than 18 words.", check(lambda r: -max(0, r.words - 18))),
+            Principle(
+                "important",
+                "A good summary names more of the important facts.",
+                check(lambda r: r.recall),
+            ),
+            Principle(
+                "true",
+                "A good summary states nothing wrong.",
+                check(lambda r: -r.wrong_slots - r.malformed),
+            ),
+            Principle(
+                "once", "A good summary does not repeat itself.", check(lambda r: -r.duplicates)
+            ),
+            Principle(
+                "relevant", "A good summary leaves out what is idle.", check(lambda r: -r.idle)
+            ),
+            Principle(
+                "short",
+                "A good summary has no more than 18 words.",
+                check(lambda r: -max(0, r.words - 18)),
+            ),
         ]
 
     @property
@@ -99,7 +131,9 @@ class SummaryGold(Judge):
     def prepare(self, suite, stages):
         """Take the documents of the suite."""
         if not isinstance(suite, Summarization):
-            raise UsageError(f"The judge summary_gold knows the suite summarization only, not {suite.name}.")
+            raise UsageError(
+                f"The judge summary_gold knows the suite summarization only, not {suite.name}."
+            )
         self.document = suite.document
 
     def score(self, prompts, completions):

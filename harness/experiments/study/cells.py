@@ -20,7 +20,17 @@ from ...core.spec import RunSpec
 from .file import Entry, RunOptions, Study, described, text_of
 
 PREFIXES = ("suite", "stage", "labeller", "run")  # of options that are not the method's
-OWN = {"method", "options", "asked", "seed", "budget", "snapshots", "labeller_options", "code", "stages"}
+OWN = {
+    "method",
+    "options",
+    "asked",
+    "seed",
+    "budget",
+    "snapshots",
+    "labeller_options",
+    "code",
+    "stages",
+}
 
 
 @dataclass(frozen=True)
@@ -58,9 +68,15 @@ def expand(study: Study, registry: Registry) -> list[Cell]:
 
 
 def cells_of(
-    study: Study, registry: Registry, entry: Entry, suite: str, label: str, values: Mapping[str, Any],
-    seeds: Sequence[int] = (), trial: bool = False,
-) -> list[Cell]:  # fmt: skip
+    study: Study,
+    registry: Registry,
+    entry: Entry,
+    suite: str,
+    label: str,
+    values: Mapping[str, Any],
+    seeds: Sequence[int] = (),
+    trial: bool = False,
+) -> list[Cell]:
     """Return one point of a method on a suite: a run for every seed."""
     options = {**entry.options, **values}
     where = f"{study.path}: {label} on {suite}"
@@ -71,7 +87,14 @@ def cells_of(
         raise UsageError(f"{where}: {error}") from error
     refused = unmet(spec, registry)
     return [
-        Cell(label, replace(spec, seed=seed), arguments(request, seed, registry.files), refused, trial, entry.label)
+        Cell(
+            label,
+            replace(spec, seed=seed),
+            arguments(request, seed, registry.files),
+            refused,
+            trial,
+            entry.label,
+        )
         for seed in seeds or entry.seeds
     ]
 
@@ -85,20 +108,34 @@ def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) 
             raise UsageError(f"{where}: {key}: {unknown('sort of option', head, PREFIXES)}")
         kinds[head if rest else ""][rest or key] = value
     run = dataclasses.asdict(build(RunOptions, kinds["run"], where))
-    if run["model"] and Path(run["model"]).is_dir():  # named alike from wherever the study is started
+    if (
+        run["model"] and Path(run["model"]).is_dir()
+    ):  # named alike from wherever the study is started
         run["model"] = str(Path(run["model"]).resolve())
     settings = {kind: tuple(f"{k}={text_of(v)}" for k, v in kinds[kind].items()) for kind in kinds}
     budget = run.pop("budget")
-    return Request(method, suite, settings[""], settings["suite"], settings["stage"], budget, settings["labeller"], run)
+    return Request(
+        method,
+        suite,
+        settings[""],
+        settings["suite"],
+        settings["stage"],
+        budget,
+        settings["labeller"],
+        run,
+    )
 
 
 def arguments(request: Request, seed: int, plugins: Iterable[str]) -> tuple[str, ...]:
     """Return the arguments of `harness` that ask for the same run."""
     said = ["run", "--method", request.method, "--suite", request.suite, "--seed", str(seed)]
     for flag, settings in (
-        ("--set", request.settings), ("--suite-set", request.suite_settings), ("--stage-set", request.stage_settings),
-        ("--labeller-set", request.labeller_settings), ("--plugin", plugins),
-    ):  # fmt: skip
+        ("--set", request.settings),
+        ("--suite-set", request.suite_settings),
+        ("--stage-set", request.stage_settings),
+        ("--labeller-set", request.labeller_settings),
+        ("--plugin", plugins),
+    ):
         for setting in settings:
             said += [flag, setting]
     usual = dataclasses.asdict(RunOptions())
@@ -106,7 +143,9 @@ def arguments(request: Request, seed: int, plugins: Iterable[str]) -> tuple[str,
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             said += [f"--{flag}" if value else f"--no-{flag}"] if value != usual[name] else []
-        elif value != usual[name] or name == "threads":  # the command line has another default for that
+        elif (
+            value != usual[name] or name == "threads"
+        ):  # the command line has another default for that
             said += [f"--{flag}", str(value)]
     return tuple(said)
 
@@ -124,7 +163,9 @@ def unmet(spec: RunSpec, registry: Registry) -> str:
     missing = sorted(need for need in needs if cannot.get(need))
     if "verifier" in needs and suite.verifier() is None:
         missing.append("verifier")
-    return f"the suite cannot give what the method needs: {' and '.join(missing)}" if missing else ""
+    return (
+        f"the suite cannot give what the method needs: {' and '.join(missing)}" if missing else ""
+    )
 
 
 def distinct(cells: Iterable[Cell]) -> list[Cell]:

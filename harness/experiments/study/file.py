@@ -43,8 +43,13 @@ class RunOptions:
         parse_budget(self.budget)
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
-        if min(self.shared_seed, self.snapshots) < 0 or min(self.micro_batch_tokens, self.threads) < 1:
-            raise ValueError("shared_seed and snapshots may not be negative, micro_batch_tokens and threads not 0")
+        if (
+            min(self.shared_seed, self.snapshots) < 0
+            or min(self.micro_batch_tokens, self.threads) < 1
+        ):
+            raise ValueError(
+                "shared_seed and snapshots may not be negative, micro_batch_tokens and threads not 0"
+            )
 
 
 @dataclass
@@ -80,9 +85,13 @@ class TuneKeys:
     def check(self) -> None:
         """Raise ValueError for what makes no search."""
         if self.trials < 2 or self.seed < 0:
-            raise ValueError("trials must be at least 2, the settings as they are among them, and seed not negative")
+            raise ValueError(
+                "trials must be at least 2, the settings as they are among them, and seed not negative"
+            )
         if self.select not in SELECT:
-            raise ValueError(f"select is {', '.join(SELECT[:-1])} or {SELECT[-1]}, not {self.select!r}")
+            raise ValueError(
+                f"select is {', '.join(SELECT[:-1])} or {SELECT[-1]}, not {self.select!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -126,23 +135,41 @@ def read_study(path: Path) -> Study:
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file.")
     content, where = read_toml(path, ""), str(path)
-    tables = {key: content.pop(key, None) for key in ("methods", "set", "sweep", "launcher", "tune")}
+    tables = {
+        key: content.pop(key, None) for key in ("methods", "set", "sweep", "launcher", "tune")
+    }
     run = {f.name for f in fields(RunOptions)}
     _known(content, {*run, *(f.name for f in fields(StudyKeys)), *tables}, where)
     keys = build(StudyKeys, {k: v for k, v in content.items() if k not in run}, where)
     name = keys.name or path.stem
     if not TITLE.fullmatch(name):
-        raise UsageError(f"{where}: name = {name!r}: expected letters, digits, '_', '-' and '.' only.")
-    common = {f"run.{k}": v for k, v in content.items() if k in run} | flat(tables["set"], f"{where}: set")
+        raise UsageError(
+            f"{where}: name = {name!r}: expected letters, digits, '_', '-' and '.' only."
+        )
+    common = {f"run.{k}": v for k, v in content.items() if k in run} | flat(
+        tables["set"], f"{where}: set"
+    )
     beside = path.resolve().parent
-    shared = Entry("", "", common, swept(tables["sweep"], f"{where}: sweep"), seeds_of(keys.seeds, where),
-                   tuple(_beside(s, beside) for s in keys.suites))  # fmt: skip
+    shared = Entry(
+        "",
+        "",
+        common,
+        swept(tables["sweep"], f"{where}: sweep"),
+        seeds_of(keys.seeds, where),
+        tuple(_beside(s, beside) for s in keys.suites),
+    )
     entries = _entries(tables["methods"], shared, beside, where)
     launcher = dict(_table(tables["launcher"], f"{where}: [launcher]"))
     return Study(
-        path, path.read_text(encoding="utf-8"), name, entries, tuple(str(beside / p) for p in keys.plugins),
-        str(launcher.pop("name", "local")), launcher, _tune(tables["tune"], entries, f"{where}: [tune]"),
-    )  # fmt: skip
+        path,
+        path.read_text(encoding="utf-8"),
+        name,
+        entries,
+        tuple(str(beside / p) for p in keys.plugins),
+        str(launcher.pop("name", "local")),
+        launcher,
+        _tune(tables["tune"], entries, f"{where}: [tune]"),
+    )
 
 
 def flat(table: Any, where: str, prefix: str = "", leaves: Iterable[str] = ()) -> dict[str, Any]:
@@ -150,7 +177,9 @@ def flat(table: Any, where: str, prefix: str = "", leaves: Iterable[str] = ()) -
     found: dict[str, Any] = {}
     for key, value in _table(table, where).items():
         deeper = isinstance(value, dict) and not set(leaves) & set(value)
-        found.update(flat(value, where, f"{prefix}{key}.", leaves) if deeper else {f"{prefix}{key}": value})
+        found.update(
+            flat(value, where, f"{prefix}{key}.", leaves) if deeper else {f"{prefix}{key}": value}
+        )
     return found
 
 
@@ -167,25 +196,38 @@ def seeds_of(seeds: int | list[int], where: str) -> tuple[int, ...]:
     """Return the seeds that a number, or a list, stands for."""
     found = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not found or min(found) < 0 or len(set(found)) < len(found):
-        raise UsageError(f"{where}: seeds = {seeds!r}: expected a number above 0, or a list of different seeds.")
+        raise UsageError(
+            f"{where}: seeds = {seeds!r}: expected a number above 0, or a list of different seeds."
+        )
     return found
 
 
 def _entries(methods: Any, shared: Entry, beside: Path, where: str) -> tuple[Entry, ...]:
-    if not isinstance(methods, list) or not methods or not all(isinstance(m, dict) for m in methods):
+    if (
+        not isinstance(methods, list)
+        or not methods
+        or not all(isinstance(m, dict) for m in methods)
+    ):
         raise UsageError(f"{where}: expected one [[methods]] or more, each with a name.")
     if not shared.suites:
         raise UsageError(f"{where}: suites = []: expected one suite or more.")
     names = [m.get("name") for m in methods]
-    found = [_entry(m, shared, beside, f"{where}: [[methods]] {m.get('name', '')}".rstrip(), names) for m in methods]
+    found = [
+        _entry(m, shared, beside, f"{where}: [[methods]] {m.get('name', '')}".rstrip(), names)
+        for m in methods
+    ]
     labels = [e.label for e in found]
     for label in labels:
         if labels.count(label) > 1:
-            raise UsageError(f"{where}: two of the [[methods]] are {label!r}: give them a `label` each.")
+            raise UsageError(
+                f"{where}: two of the [[methods]] are {label!r}: give them a `label` each."
+            )
     return tuple(found)
 
 
-def _entry(method: dict[str, Any], shared: Entry, beside: Path, where: str, names: list[Any]) -> Entry:
+def _entry(
+    method: dict[str, Any], shared: Entry, beside: Path, where: str, names: list[Any]
+) -> Entry:
     tables = {key: method.get(key) for key in ("set", "sweep")}
     _known(method, {*(f.name for f in fields(MethodKeys)), *tables}, where)
     keys = build(MethodKeys, {k: v for k, v in method.items() if k not in tables}, where)
@@ -193,16 +235,20 @@ def _entry(method: dict[str, Any], shared: Entry, beside: Path, where: str, name
     budget = {} if keys.budget is None else {"run.budget": keys.budget}
     told = described(own | budget) if names.count(keys.name) > 1 else ""
     return Entry(
-        keys.name, keys.label or f"{keys.name}{told}", {**shared.options, **budget, **own},
+        keys.name,
+        keys.label or f"{keys.name}{told}",
+        {**shared.options, **budget, **own},
         {**shared.sweep, **swept(tables["sweep"], f"{where}: sweep")},
         shared.seeds if keys.seeds is None else seeds_of(keys.seeds, where),
         shared.suites if keys.suites is None else tuple(_beside(s, beside) for s in keys.suites),
-    )  # fmt: skip
+    )
 
 
 def described(options: Mapping[str, Any]) -> str:
     """Return ` (a=1, b=2)` for options, nothing for none."""
-    told = ", ".join(f"{key.removeprefix('run.')}={text_of(value)}" for key, value in options.items())
+    told = ", ".join(
+        f"{key.removeprefix('run.')}={text_of(value)}" for key, value in options.items()
+    )
     return f" ({told})" if told else ""
 
 
@@ -231,10 +277,17 @@ def _tune(table: Any, entries: Iterable[Entry], where: str) -> Tune | None:
                 f" every method gets the same number of trials, and who gets none is named."
             )
         if entry.sweep and label in spaces:
-            raise UsageError(f"{where}: {label} has a sweep: put what is swept over into [tune.space.{label}].")
+            raise UsageError(
+                f"{where}: {label} has a sweep: put what is swept over into [tune.space.{label}]."
+            )
         if "stage.evaluation.split" in entry.options:
-            raise UsageError(f"{where}: trials see the validation split only and the rest the test split: set neither.")
-    found = {label: read_space(flat(s, where, leaves=RANGES), f"{where}: space.{label}") for label, s in spaces.items()}
+            raise UsageError(
+                f"{where}: trials see the validation split only and the rest the test split: set neither."
+            )
+    found = {
+        label: read_space(flat(s, where, leaves=RANGES), f"{where}: space.{label}")
+        for label, s in spaces.items()
+    }
     return Tune(keys.trials, keys.select, keys.seed, found)
 
 

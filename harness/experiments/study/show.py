@@ -26,18 +26,33 @@ def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str
         guess = estimates.of(cell) if state.status in (LEFT, FAILED) else None
         about = "~" if guess and guess.elsewhere else ""
         borrowed |= bool(about)
-        told = [f"{about}{guess.cpu_seconds:.0f}", f"{about}{guess.flops:.2g}"] if guess else ["", ""]
+        told = (
+            [f"{about}{guess.cpu_seconds:.0f}", f"{about}{guess.flops:.2g}"] if guess else ["", ""]
+        )
         if state.status in (LEFT, FAILED) and guess is None:
             told = ["unknown", "unknown"]
         if state.status == LEFT:
             unknown += guess is None
-            cpu, flops = cpu + (guess.cpu_seconds if guess else 0), flops + (guess.flops if guess else 0)
+            cpu, flops = (
+                cpu + (guess.cpu_seconds if guess else 0),
+                flops + (guess.flops if guess else 0),
+            )
         rows.append([cell.name, state.kind or state.status, *told, state.message])
-    lines = [*_aligned(rows), "", f"{len(planned.cells)} runs: {notes(states)}.", *_same(planned.cells)]
+    lines = [
+        *_aligned(rows),
+        "",
+        f"{len(planned.cells)} runs: {notes(states)}.",
+        *_same(planned.cells),
+    ]
     for choice in planned.waiting:
         seeds = len(choice.search.entry.seeds)
-        lines.append(f"{choice.label} on {choice.search.suite}: {seeds} more once its trials are through.")
-    other = sum(s.status == LEFT and estimates.elsewhere(c) for c, s in zip(planned.cells, states, strict=True))
+        lines.append(
+            f"{choice.label} on {choice.search.suite}: {seeds} more once its trials are through."
+        )
+    other = sum(
+        s.status == LEFT and estimates.elsewhere(c)
+        for c, s in zip(planned.cells, states, strict=True)
+    )
     if other:
         lines.append(
             f"{other} of those left lie here finished by other code, the harness's or a plugin's: such results are "
@@ -49,7 +64,9 @@ def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str
             "settings: of its steps, models and sweeps yours may have more."
         )
     more = f", and {unknown} runs of unknown cost" if unknown else ""
-    lines.append(f"What is left may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared stages come on top.")
+    lines.append(
+        f"What is left may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared stages come on top."
+    )
     return "\n".join(lines)
 
 
@@ -101,14 +118,18 @@ class Plain(Watch):
                 colour = "red" if state.status == FAILED else "yellow"
                 click.secho(f"  {state.kind:<14} {cell.name}: {state.message}", fg=colour)
         for choice in planned.choices:
-            click.echo(f"  {choice.label} on {choice.search.cells[0].spec.suite_name}: {_chosen(choice)}")
+            click.echo(
+                f"  {choice.label} on {choice.search.cells[0].spec.suite_name}: {_chosen(choice)}"
+            )
         for line in [*_same(planned.cells), *_unspent(planned, states, self.results)]:
             click.echo(f"  {line}")
         if any(s.status == DONE for s in states):
             where = "" if str(self.results) == "results" else f" --results {self.results}"
             click.echo(f"Put side by side: harness table --study {self.name}{where}")
         if any(s.status == FAILED for s in states):
-            click.echo("Failed runs are tried again with --retry-failed; killed and refused ones without it.")
+            click.echo(
+                "Failed runs are tried again with --retry-failed; killed and refused ones without it."
+            )
 
     def _rest(self) -> str:
         left = (time.monotonic() - self.since) / self.over * (self.todo - self.over)
@@ -171,7 +192,9 @@ class Live(Plain):
         from rich.table import Table
 
         columns = (DONE, "running", FAILED, LEFT, REFUSED)
-        table = Table(title=f"{self.name}: {self.over}/{self.todo}{self._rest() if self.over else ''}")
+        table = Table(
+            title=f"{self.name}: {self.over}/{self.todo}{self._rest() if self.over else ''}"
+        )
         table.add_column("")
         for name in columns:
             table.add_column(name, justify="right", style="red" if name == FAILED else None)
@@ -213,7 +236,8 @@ def _unspent(planned: Plan, states: Sequence[State], results: Path) -> list[str]
     for cell, state in zip(planned.cells, states, strict=True):
         if state.status == DONE and not cell.trial:
             unspent = run_folder.unspent(
-                run_folder.read_result(results / cell.spec.folder) or {}, cell.spec.stages["preferences"]["completions"]
+                run_folder.read_result(results / cell.spec.folder) or {},
+                cell.spec.stages["preferences"]["completions"],
             )
             if unspent:
                 told = ", ".join(f"{value:.3g} {name}" for name, value in unspent.items())
@@ -223,4 +247,7 @@ def _unspent(planned: Plan, states: Sequence[State], results: Path) -> list[str]
 
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

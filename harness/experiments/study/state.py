@@ -16,7 +16,9 @@ from ...core.errors import HarnessError, UsageError
 from .cells import Cell
 
 DONE, FAILED, LEFT, REFUSED = "done", "failed", "left", "refused"
-CLASSES = {"failed": "error"}  # what a record's status is called here; the others are called what they are
+CLASSES = {
+    "failed": "error"
+}  # what a record's status is called here; the others are called what they are
 CELLS = "cells.json"
 
 
@@ -58,7 +60,9 @@ def shipped() -> dict[tuple[str, str], Estimate]:
     with (Path(__file__).parent / "costs.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {
-        (row["method"], row["suite"]): Estimate(float(row["cpu_seconds"]), float(row["flops"]), elsewhere=True)
+        (row["method"], row["suite"]): Estimate(
+            float(row["cpu_seconds"]), float(row["flops"]), elsewhere=True
+        )
         for row in rows
     }
 
@@ -75,9 +79,9 @@ class Estimates:
         for _, record in run_folder.runs(results):
             if "failure" not in record:
                 self._recipes.setdefault(record["recipe"], []).append(record)
-                self._methods.setdefault((record["method"], record["suite"], record.get("quick", False)), []).append(
-                    record
-                )
+                self._methods.setdefault(
+                    (record["method"], record["suite"], record.get("quick", False)), []
+                ).append(record)
 
     def elsewhere(self, cell: Cell) -> bool:
         """Return whether the same settings and seed were run to their end, by other code."""
@@ -91,7 +95,9 @@ class Estimates:
             plain = not cell.spec.quick and cell.spec.model is None
             return shipped().get(alike[:2]) if plain else None
         parts = [(r["cost"]["method"], r["cost"]["evaluation"]) for r in records]
-        seconds, flops = (fmean(m[name] + e[name] for m, e in parts) for name in ("cpu_seconds", "flops"))
+        seconds, flops = (
+            fmean(m[name] + e[name] for m, e in parts) for name in ("cpu_seconds", "flops")
+        )
         return Estimate(seconds, flops)
 
 
@@ -104,12 +110,18 @@ def cells_json(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     """Return what is written down of the cells of a study."""
     return [
         {
-            "label": c.label, "entry": c.entry, "method": c.spec.method, "suite": c.spec.suite_name,
-            "seed": c.spec.seed, "fingerprint": c.fingerprint, "folder": str(c.spec.folder), "trial": c.trial,
+            "label": c.label,
+            "entry": c.entry,
+            "method": c.spec.method,
+            "suite": c.spec.suite_name,
+            "seed": c.spec.seed,
+            "fingerprint": c.fingerprint,
+            "folder": str(c.spec.folder),
+            "trial": c.trial,
             "refused": c.refused,
         }
         for c in cells
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,11 @@ def places_of(results: Path, name: str) -> dict[str, Place]:
 
 def refused_of(results: Path, name: str, suite: str) -> dict[str, str]:
     """Return {label: why} of what a study asks of a suite that cannot serve it."""
-    return {c["label"]: c["refused"] for c in _finals(results, name) if c["refused"] and c["suite"] == suite}
+    return {
+        c["label"]: c["refused"]
+        for c in _finals(results, name)
+        if c["refused"] and c["suite"] == suite
+    }
 
 
 def _finals(results: Path, name: str) -> list[dict[str, Any]]:
@@ -136,15 +152,22 @@ def _finals(results: Path, name: str) -> list[dict[str, Any]]:
     file = study_folder(results, name) / CELLS
     if not file.is_file():
         known = sorted(f.parent.name for f in file.parent.parent.glob(f"*/{CELLS}"))
-        raise UsageError(f"There is no study {name!r} below {results}. Known: {', '.join(known) or 'none'}.")
+        raise UsageError(
+            f"There is no study {name!r} below {results}. Known: {', '.join(known) or 'none'}."
+        )
     try:
         cells = [c for c in json.loads(file.read_text(encoding="utf-8")) if not c["trial"]]
         return [
             {
-                "label": c["label"], "entry": c.get("entry", c["label"]), "suite": c["suite"], "folder": c["folder"],
+                "label": c["label"],
+                "entry": c.get("entry", c["label"]),
+                "suite": c["suite"],
+                "folder": c["folder"],
                 "refused": c.get("refused", ""),
             }
             for c in cells
-        ]  # fmt: skip
+        ]
     except (ValueError, KeyError, TypeError) as error:
-        raise HarnessError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error
+        raise HarnessError(
+            f"{file} is damaged ({error}). Run the study again: it is written anew."
+        ) from error

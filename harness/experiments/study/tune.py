@@ -66,7 +66,9 @@ def searches(study: Study, tune: Tune, registry: Registry) -> list[Search]:
     """Return the trials of every method that is tuned, on every suite."""
     pairs = [(e, suite) for e in study.entries if e.label in tune.spaces for suite in e.suites]
     found = [_search(study, tune, registry, entry, suite) for entry, suite in pairs]
-    return [search for search in found if not search.cells[0].refused]  # its runs with the settings as they are say why
+    return [
+        search for search in found if not search.cells[0].refused
+    ]  # its runs with the settings as they are say why
 
 
 def choose(search: Search, tune: Tune, results: Path) -> Choice:
@@ -86,28 +88,46 @@ def tuned(study: Study, registry: Registry, choice: Choice) -> list[Cell]:
     if choice.chosen is None:
         return []
     search = choice.search
-    return cells_of(study, registry, search.entry, search.suite, choice.label, search.points[choice.chosen])
+    return cells_of(
+        study, registry, search.entry, search.suite, choice.label, search.points[choice.chosen]
+    )
 
 
 def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> dict[str, Any]:
     """Return what is written down of tuning; `cells` are the plan's, whose rows may have another entry's name."""
-    rows = {(c.spec.suite_name, name): c.label for c in cells if not c.trial for name in (c.label, *c.also)}
+    rows = {
+        (c.spec.suite_name, name): c.label
+        for c in cells
+        if not c.trial
+        for name in (c.label, *c.also)
+    }
     told = [
         {
-            "method": c.search.entry.label, "suite": c.search.suite_name, "chosen": c.chosen,
+            "method": c.search.entry.label,
+            "suite": c.search.suite_name,
+            "chosen": c.chosen,
             "label": c.label,
-            "row": rows.get((c.search.suite_name, c.label), c.label),  # where the chosen settings stand
+            "row": rows.get(
+                (c.search.suite_name, c.label), c.label
+            ),  # where the chosen settings stand
             "trials": [
-                {"options": dict(point), "fingerprint": cell.fingerprint, "folder": str(cell.spec.folder),
-                 "status": state.kind or state.status, tune.select: figure}
+                {
+                    "options": dict(point),
+                    "fingerprint": cell.fingerprint,
+                    "folder": str(cell.spec.folder),
+                    "status": state.kind or state.status,
+                    tune.select: figure,
+                }
                 for point, cell, state, figure in zip(
                     c.search.points, c.search.cells, c.states, c.figures, strict=True
                 )
             ],
         }
         for c in choices
-    ]  # fmt: skip
-    rule = f"highest mean {tune.select} on the validation split, the earlier trial where two are equal"
+    ]
+    rule = (
+        f"highest mean {tune.select} on the validation split, the earlier trial where two are equal"
+    )
     return {"trials": tune.trials, "seed": tune.seed, "rule": rule, "searches": told}
 
 
@@ -122,11 +142,20 @@ def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: s
     for point in points.values():
         label = f"{entry.label}, trial {len(found) + 1}{described(point)}"
         values = {**point, "stage.evaluation.split": "validation"}
-        (cell,) = cells_of(study, registry, entry, suite, label, values, entry.seeds[:1], trial=True)
-        assert cell.spec.stages["evaluation"]["split"] == "validation", "a trial may not see the test split"
+        (cell,) = cells_of(
+            study, registry, entry, suite, label, values, entry.seeds[:1], trial=True
+        )
+        assert cell.spec.stages["evaluation"]["split"] == "validation", (
+            "a trial may not see the test split"
+        )
         found.setdefault(cell.fingerprint, (point, cell))
         if len(found) == tune.trials or cell.refused:
-            return Search(entry, suite, tuple(p for p, _ in found.values()), tuple(c for _, c in found.values()))
+            return Search(
+                entry,
+                suite,
+                tuple(p for p, _ in found.values()),
+                tuple(c for _, c in found.values()),
+            )
     raise UsageError(
         f"{study.path}: [tune.space.{entry.label}] has {len(found)} different settings, the ones as they are included, "
         f"and every method is to get {tune.trials} trials. Widen the space, or lower trials."
@@ -137,5 +166,7 @@ def _figure(cell: Cell, select: str, results: Path) -> float:
     result = run_folder.read_result(results / cell.spec.folder)
     assert result is not None
     if select not in result["evaluation"]:
-        raise UsageError(f"select = {select}: {cell.spec.suite_name} does not measure it. Choose by win_rate or gold.")
+        raise UsageError(
+            f"select = {select}: {cell.spec.suite_name} does not measure it. Choose by win_rate or gold."
+        )
     return float(result["evaluation"][select]["mean"])

@@ -40,11 +40,15 @@ def load_plugins(study: Study, registry: Registry) -> None:
             load_file(registry, path)
 
 
-def launcher_of(study: Study, registry: Registry, name: str | None, settings: dict[str, str]) -> Launcher:
+def launcher_of(
+    study: Study, registry: Registry, name: str | None, settings: dict[str, str]
+) -> Launcher:
     """Return the launcher: the study's with its options, or another one; `settings` are over the study's."""
     chosen = name or study.launcher
     own = study.launcher_options if chosen == study.launcher else {}
-    launcher: Launcher = build(registry.get("launchers", chosen), {**own, **settings}, f"launcher {chosen}")
+    launcher: Launcher = build(
+        registry.get("launchers", chosen), {**own, **settings}, f"launcher {chosen}"
+    )
     return launcher
 
 
@@ -64,7 +68,13 @@ class Work:
     """Carries a study out. `watch` is told what happens."""
 
     def __init__(
-        self, study: Study, registry: Registry, results: Path, launcher: Launcher, retry: bool, watch: Watch
+        self,
+        study: Study,
+        registry: Registry,
+        results: Path,
+        launcher: Launcher,
+        retry: bool,
+        watch: Watch,
     ) -> None:
         self.study, self.registry, self.results, self.launcher = study, registry, results, launcher
         self.retry, self.watch = retry, watch
@@ -90,7 +100,9 @@ class Work:
 
     def log(self, cell: Cell) -> Path:
         """Return where a cell's output goes."""
-        return self.folder / "logs" / f"{cell.spec.method}-seed{cell.spec.seed}-{cell.fingerprint}.log"
+        return (
+            self.folder / "logs" / f"{cell.spec.method}-seed{cell.spec.seed}-{cell.fingerprint}.log"
+        )
 
     def _round(self) -> Plan:
         """Carry out what is known and left; return the plan after that."""
@@ -100,7 +112,9 @@ class Work:
         self.watch.begin(planned, [self.state(c) for c in planned.cells], len(todo))
         try:
             self.launcher.run(
-                list(jobs), lambda job: self.watch.started(jobs[job]), lambda job, code: self._end(jobs[job], code)
+                list(jobs),
+                lambda job: self.watch.started(jobs[job]),
+                lambda job, code: self._end(jobs[job], code),
             )
         except HarnessError:
             raise
@@ -117,16 +131,20 @@ class Work:
         planned = plan(self.study, self.registry, self.results)
         write_json(self.folder / CELLS, cells_json(planned.cells))
         if self.study.tune is not None:
-            write_json(self.folder / "tune.json", tune_json(self.study.tune, planned.choices, planned.cells))
+            write_json(
+                self.folder / "tune.json",
+                tune_json(self.study.tune, planned.choices, planned.cells),
+            )
         return planned
 
     def _todo(self, planned: Plan) -> list[Cell]:
         """Return the cells to run: those that are left and were not tried here, and failed ones where asked for."""
         wanted = (LEFT, FAILED) if self.retry else (LEFT,)
         return [
-            c for c in planned.cells
+            c
+            for c in planned.cells
             if c.fingerprint not in self.ended and state_of(c, self.results).status in wanted
-        ]  # fmt: skip
+        ]
 
     def _job(self, cell: Cell) -> Job:
         arguments = (*cell.arguments, "--results", str(self.results.resolve()))
@@ -165,14 +183,21 @@ def _both(defaults: list[Cell], tuned_cells: list[Cell]) -> list[Cell]:
     What one entry chose may be another's settings as they are: `distinct` leaves that row the other's name.
     """
     chosen = {(c.fingerprint, c.entry): c.label for c in tuned_cells}
-    return [*(replace(c, label=chosen.get((c.fingerprint, c.entry), c.label)) for c in defaults), *tuned_cells]
+    return [
+        *(replace(c, label=chosen.get((c.fingerprint, c.entry), c.label)) for c in defaults),
+        *tuned_cells,
+    ]
 
 
 def _without_record(cell: Cell, code: int, said: str) -> State:
     """Return the state of a run that ended and left neither a result nor the record of a failure."""
     if code < 0:
         more = ": the system's memory may have run out" if code == -9 else ""
-        return State(FAILED, "killed", f"ended by signal {-code}{more}. Run the study again: the run goes on.")
+        return State(
+            FAILED,
+            "killed",
+            f"ended by signal {-code}{more}. Run the study again: the run goes on.",
+        )
     if code in QUIET_ENDS:
         return State(FAILED, "refused", said)
     if code == 0:
@@ -180,7 +205,9 @@ def _without_record(cell: Cell, code: int, said: str) -> State:
             f"{cell.name} left no result in {cell.spec.folder}: code or files changed while the study ran, or its "
             f"launcher works in other folders. Run the study again."
         )
-    return State(FAILED, "killed" if code in (130, 143) else "error", said or f"ended with exit code {code}")
+    return State(
+        FAILED, "killed" if code in (130, 143) else "error", said or f"ended with exit code {code}"
+    )
 
 
 def last_line(log: Path) -> str:
@@ -194,8 +221,15 @@ def last_line(log: Path) -> str:
 
 def notes(states: Sequence[State]) -> str:
     """Return `12 done, 1 failed (1 diverged), 3 left, 2 refused`."""
-    count = {status: sum(s.status == status for s in states) for status in (DONE, FAILED, LEFT, "refused")}
+    count = {
+        status: sum(s.status == status for s in states)
+        for status in (DONE, FAILED, LEFT, "refused")
+    }
     kinds = [s.kind for s in states if s.status == FAILED]
     classes = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
-    told = [f"{n} {status}" + (f" ({classes})" if status == FAILED else "") for status, n in count.items() if n]
+    told = [
+        f"{n} {status}" + (f" ({classes})" if status == FAILED else "")
+        for status, n in count.items()
+        if n
+    ]
     return ", ".join(told) or "nothing to run"

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from ...statistics.length import LengthControlled
 
 MEASURES = {  # figure of the evaluation: (column of samples.jsonl, what it is called, decimals)
-    "win_rate": ("win", "win-rate vs SFT", 3), "gold": ("gold", "gold reward", 3),
-    "proxy": ("proxy", "proxy reward", 3), "accuracy": ("accuracy", "accuracy", 3),
-    "kl": ("kl", "KL (nats)", 2), "length": ("length", "length (tokens)", 1),
-}  # fmt: skip
+    "win_rate": ("win", "win-rate vs SFT", 3),
+    "gold": ("gold", "gold reward", 3),
+    "proxy": ("proxy", "proxy reward", 3),
+    "accuracy": ("accuracy", "accuracy", 3),
+    "kl": ("kl", "KL (nats)", 2),
+    "length": ("length", "length (tokens)", 1),
+}
 ALPHA = 0.05
 
 
@@ -105,7 +108,9 @@ def two_rows(results: Path, names: tuple[str, str], asked: Filter) -> tuple[str,
     known: list[Row] = []
     suite = asked.suite or next((r.records[0]["suite"] for r in folders if r is not None), None)
     if None not in folders and (asked.study or asked.where):
-        raise UsageError("--study and --where choose among the runs of a method: A and B are both run folders.")
+        raise UsageError(
+            "--study and --where choose among the runs of a method: A and B are both run folders."
+        )
     if None in folders:
         suite, records = chosen(results, Filter(suite, asked.study, where=asked.where))
         known = rows_of(records)
@@ -114,15 +119,21 @@ def two_rows(results: Path, names: tuple[str, str], asked: Filter) -> tuple[str,
         a, b = replace(a, name=f"{a.name} (A)"), replace(b, name=f"{b.name} (B)")
     for row in (a, b):
         if row.records[0]["suite"] != suite:
-            raise UsageError(f"{row.name} is of the suite {row.records[0]['suite']}, not of {suite}.")
+            raise UsageError(
+                f"{row.name} is of the suite {row.records[0]['suite']}, not of {suite}."
+            )
         if not row.good:
-            raise UsageError(f"{row.name} has no finished run to compare. It failed: {row.failed[0]['failure']}")
+            raise UsageError(
+                f"{row.name} has no finished run to compare. It failed: {row.failed[0]['failure']}"
+            )
     shared = {_place(r) for r in a.good} & {_place(r) for r in b.good}
     if shared:
         raise UsageError(f"A and B are the same run: {', '.join(sorted(shared))}.")
     for what, values in unlike([*a.good, *b.good]).items():
         told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
-        raise UsageError(f"A and B do not stand on identical ground and cannot be compared: {what} differs ({told}).")
+        raise UsageError(
+            f"A and B do not stand on identical ground and cannot be compared: {what} differs ({told})."
+        )
     return str(suite), a, b
 
 
@@ -138,10 +149,14 @@ def _run_at(name: str) -> Row | None:
     record = read_result(folder) or read_failure(folder)
     if record is None:
         if len(folder.parts) > 1:
-            raise UsageError(f"{name} is not the folder of a run that ended: it has no result.json.")
+            raise UsageError(
+                f"{name} is not the folder of a run that ended: it has no result.json."
+            )
         return None  # a folder that happens to be called like a method
     found = {**record, "folder": str(folder)}
-    return Row(f"{record['method']} seed {record['seed']}", record["method"], [found], record["method"])
+    return Row(
+        f"{record['method']} seed {record['seed']}", record["method"], [found], record["method"]
+    )
 
 
 def _named(name: str, rows: Sequence[Row], asked: Filter) -> Row:
@@ -150,11 +165,15 @@ def _named(name: str, rows: Sequence[Row], asked: Filter) -> Row:
     found = exact or [row for row in rows if name in (row.method, row.entry)]
     if len(found) > 1:
         labels = "; ".join(repr(row.name) for row in found)
-        raise UsageError(f"There are several rows of {name}: {labels}. Name one of them, or a run folder.")
+        raise UsageError(
+            f"There are several rows of {name}: {labels}. Name one of them, or a run folder."
+        )
     if not found:
         among = "".join(f" with {option}={value}" for option, value in asked.where.items())
         raise unknown(
-            f"run folder, method or row{among}", name, {row.name for row in rows} | {row.method for row in rows}
+            f"run folder, method or row{among}",
+            name,
+            {row.name for row in rows} | {row.method for row in rows},
         )
     return found[0]
 
@@ -177,8 +196,17 @@ def _options(record: Record) -> dict[str, Any]:
     except FileNotFoundError:
         return dict(record["options"])
     rest = {k: spec[k] for k in ("model", "engine", "dtype", "snapshots", "quick") if k in spec}
-    stages, budget = flatten(spec.get("stages", {}), "stage."), flatten(spec.get("budget", {}), "budget.")
-    return {**spec["options"], **flatten(spec.get("labeller_options", {}), "labeller."), **stages, **budget, **rest}
+    stages, budget = (
+        flatten(spec.get("stages", {}), "stage."),
+        flatten(spec.get("budget", {}), "budget."),
+    )
+    return {
+        **spec["options"],
+        **flatten(spec.get("labeller_options", {}), "labeller."),
+        **stages,
+        **budget,
+        **rest,
+    }
 
 
 # -- how they compare --------------------------------------------------------------------------------------------------
@@ -189,16 +217,29 @@ def compared(results: Path, names: tuple[str, str], asked: Filter) -> Compared:
     suite, a, b = two_rows(results, names, asked)
     ours, theirs = answers_of(a), answers_of(b)
     if ours.prompts != theirs.prompts:
-        raise HarnessError("The samples.jsonl of these runs are not of the same prompts in the same order.")
+        raise HarnessError(
+            "The samples.jsonl of these runs are not of the same prompts in the same order."
+        )
     gold = [answers.figures.get("gold") for answers in (ours, theirs)]
     if gold[0] is None or gold[1] is None:
-        raise HarnessError("A run has no gold scores in its samples.jsonl: delete its folder and run it again.")
+        raise HarnessError(
+            "A run has no gold scores in its samples.jsonl: delete its folder and run it again."
+        )
     e = a.good[0]["evaluation"]
     return Compared(
-        suite, a, b, e["prompts"], e["split"], differing(a, b), measures_of(a, b, ours, theirs),
-        head_to_head(gold[0], gold[1]), (controlled(ours), controlled(theirs)), costs_of(a, b),
-        examples(samples_of(a.good[0]), samples_of(b.good[0])), verdict(a, b, ours.win, theirs.win),
-    )  # fmt: skip
+        suite,
+        a,
+        b,
+        e["prompts"],
+        e["split"],
+        differing(a, b),
+        measures_of(a, b, ours, theirs),
+        head_to_head(gold[0], gold[1]),
+        (controlled(ours), controlled(theirs)),
+        costs_of(a, b),
+        examples(samples_of(a.good[0]), samples_of(b.good[0])),
+        verdict(a, b, ours.win, theirs.win),
+    )
 
 
 def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]:
@@ -213,14 +254,25 @@ def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]
         else:
             means, difference = (a.mean(name), b.mean(name)), None
         if not np.isnan(means).any():
-            found.append(Measure(name, label, *means, digits, difference, _estimated(a, b) if name == "kl" else ""))
+            found.append(
+                Measure(
+                    name,
+                    label,
+                    *means,
+                    digits,
+                    difference,
+                    _estimated(a, b) if name == "kl" else "",
+                )
+            )
     return found
 
 
 def _estimated(a: Row, b: Row) -> str:
     """Return who has no log-probabilities, so that its KL is an estimate of another kind."""
     kinds = {row.name: row.good[0]["evaluation"].get("kl_estimator", "") for row in (a, b)}
-    return ", ".join(f"{name}'s KL: {kind}" for name, kind in kinds.items() if kind not in ("", "rao-blackwell"))
+    return ", ".join(
+        f"{name}'s KL: {kind}" for name, kind in kinds.items() if kind not in ("", "rao-blackwell")
+    )
 
 
 def head_to_head(x: Array, y: Array) -> HeadToHead:
@@ -231,18 +283,23 @@ def head_to_head(x: Array, y: Array) -> HeadToHead:
     a, b = x.mean(0), y.mean(0)
     wins, losses = int((a > b).sum()), int((a < b).sum())
     improvement = probability_of_improvement(x, y)
-    return HeadToHead(wins, len(a) - wins - losses, losses, sign_test(a.tolist(), b.tolist()), improvement)
+    return HeadToHead(
+        wins, len(a) - wins - losses, losses, sign_test(a.tolist(), b.tolist()), improvement
+    )
 
 
 def costs_of(a: Row, b: Row) -> list[Cost]:
     """Return what training cost, and an answer, the mean over seeds."""
 
     kinds = {
-        "training FLOPs": ("cost.method.flops", ""), "training seconds": ("cost.method.seconds", "s"),
-        "peak memory": ("cost.method.peak_memory", "B"), "labels": ("cost.labels", ""),
-        "AI labels": ("cost.ai_labels", ""), "reward queries": ("cost.method.reward_queries", ""),
+        "training FLOPs": ("cost.method.flops", ""),
+        "training seconds": ("cost.method.seconds", "s"),
+        "peak memory": ("cost.method.peak_memory", "B"),
+        "labels": ("cost.labels", ""),
+        "AI labels": ("cost.ai_labels", ""),
+        "reward queries": ("cost.method.reward_queries", ""),
         "FLOPs per answer": ("evaluation.inference.flops_per_answer", ""),
-    }  # fmt: skip
+    }
     flat = [[flatten(record) for record in row.good] for row in (a, b)]
 
     def means(name: str) -> tuple[float, float]:
@@ -257,11 +314,16 @@ def examples(ours: Sequence[Record], theirs: Sequence[Record]) -> list[Example]:
     """Return the prompt on which A is ahead by most gold, and the one on which B is, of a run's samples of each."""
     gaps = np.array([x["gold"] - y["gold"] for x, y in zip(ours, theirs, strict=True)])
     found = []
-    for who, index, gap in (("A", int(gaps.argmax()), gaps.max()), ("B", int(gaps.argmin()), -gaps.min())):
+    for who, index, gap in (
+        ("A", int(gaps.argmax()), gaps.max()),
+        ("B", int(gaps.argmin()), -gaps.min()),
+    ):
         if gap > 0:
             x, y = ours[index], theirs[index]
             title = f"{who} is ahead by most gold (+{gap:.2f}) on prompt {x['prompt_id']}"
-            found.append(Example(title, x["prompt"], (x["answer"], y["answer"]), (x["gold"], y["gold"])))
+            found.append(
+                Example(title, x["prompt"], (x["answer"], y["answer"]), (x["gold"], y["gold"]))
+            )
     return found
 
 
@@ -280,7 +342,11 @@ def verdict(a: Row, b: Row, x: Array, y: Array) -> str:
         told = f"{better.name} beats {worse.name} by {abs(found.difference):.3f} [{low:.3f}, {high:.3f}] of win-rate"
         return f"{told}, {p_text(found.p)}; {speaks}"
     least = detectable(x, y)
-    can = "no difference is found by it" if least is None else f"this study can find {least:.3f} (harness power)"
+    can = (
+        "no difference is found by it"
+        if least is None
+        else f"this study can find {least:.3f} (harness power)"
+    )
     return (
         f"{a.name} and {b.name} are not distinguishable by win-rate: {found.difference:+.3f} "
         f"[{found.low:+.3f}, {found.high:+.3f}], {p_text(found.p)}; {can}; {speaks}"
@@ -311,11 +377,18 @@ def detectable(x: Array, y: Array) -> float | None:
     spread = [float(m.var()) for m in both]
     shared = max(float(np.cov(x.mean(0), y.mean(0))[0, 1]), 0.0) / max(fmean(spread), 1e-12)
     if seeds == 1:
-        return minimum_detectable_effect(Design(x.shape[1], 1, ties, correlation=min(shared, 0.99)), True)
-    of_prompt = [float(parts(m).prompts) * x.shape[1] / max(v, 1e-12) for m, v in zip(both, spread, strict=True)]
+        return minimum_detectable_effect(
+            Design(x.shape[1], 1, ties, correlation=min(shared, 0.99)), True
+        )
+    of_prompt = [
+        float(parts(m).prompts) * x.shape[1] / max(v, 1e-12)
+        for m, v in zip(both, spread, strict=True)
+    ]
     share = min(fmean(of_prompt), 1.0)
     sd = fmean(two_way_interval(m).seed_sd for m in both)
-    return minimum_detectable_effect(Design(x.shape[1], seeds, ties, sd, share, min(shared, share, 0.99)), True)
+    return minimum_detectable_effect(
+        Design(x.shape[1], seeds, ties, sd, share, min(shared, share, 0.99)), True
+    )
 
 
 def p_text(p: float) -> str:

@@ -64,9 +64,12 @@ def _finite(value: Any) -> Any:
 
 def _row_json(row: Row) -> dict[str, Any]:
     return {
-        "name": row.name, "method": row.method, "seeds": [r["seed"] for r in row.good], "failed": len(row.failed),
+        "name": row.name,
+        "method": row.method,
+        "seeds": [r["seed"] for r in row.good],
+        "failed": len(row.failed),
         "folders": [r["folder"] for r in row.good],
-    }  # fmt: skip
+    }
 
 
 def parts(found: Compared) -> list[Part]:
@@ -90,14 +93,20 @@ def parts(found: Compared) -> list[Part]:
     told.append("")
     for example in found.examples:
         told += [_cut(f"{example.title}: {example.prompt}")]
-        told += [_cut(f"  {who} {gold:7.2f}  {text}", 13) for who, gold, text
-                 in zip("AB", example.gold, example.answers, strict=True)]  # fmt: skip
+        told += [
+            _cut(f"  {who} {gold:7.2f}  {text}", 13)
+            for who, gold, text in zip("AB", example.gold, example.answers, strict=True)
+        ]
     return [*told, "", "\n".join(textwrap.wrap(found.verdict, WIDTH))]
 
 
 def _controlled(found: LengthControlled) -> str:
     e = found.win_rate
-    return f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" if found.identified else "- (equal length is out of sight)"
+    return (
+        f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
+        if found.identified
+        else "- (equal length is out of sight)"
+    )
 
 
 def _who(row: Row) -> str:
@@ -111,8 +120,18 @@ def _measures(measures: Sequence[Measure]) -> Grid:
     rows = [["", "A", "B", "A - B [95 %]", "p"]]
     for m in measures:
         d, n = m.difference, m.digits
-        told = f"{m.a - m.b:+.{n}f}" + (f" [{d.low:+.{n}f}, {d.high:+.{n}f}]" if d else " (no values per prompt)")
-        rows.append([m.label, f"{m.a:.{n}f}", f"{m.b:.{n}f}", told, p_text(d.p).removeprefix("p = ") if d else "-"])
+        told = f"{m.a - m.b:+.{n}f}" + (
+            f" [{d.low:+.{n}f}, {d.high:+.{n}f}]" if d else " (no values per prompt)"
+        )
+        rows.append(
+            [
+                m.label,
+                f"{m.a:.{n}f}",
+                f"{m.b:.{n}f}",
+                told,
+                p_text(d.p).removeprefix("p = ") if d else "-",
+            ]
+        )
     return rows
 
 
@@ -148,7 +167,9 @@ def _plain(part: Part) -> str:
 
 def _cut(text: str, indent: int = 2) -> str:
     """Return text on few lines, its own line breaks taken for spaces."""
-    lines = textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent, max_lines=MOST_LINES, placeholder=" ...")
+    lines = textwrap.wrap(
+        text, WIDTH, subsequent_indent=" " * indent, max_lines=MOST_LINES, placeholder=" ..."
+    )
     return "\n".join(lines)
 
 

@@ -14,7 +14,9 @@ PROMPTS = 200  # of each suite in the sample browser, where nothing else is aske
 MAX_BYTES = 20_000_000
 
 
-def page(results: Path, study: str | None = None, suite: str | None = None, prompts: int = PROMPTS) -> str:
+def page(
+    results: Path, study: str | None = None, suite: str | None = None, prompts: int = PROMPTS
+) -> str:
     """Return the page of a study, or of all runs below a results folder; `prompts` of each suite can be browsed.
 
     Raises UsageError where there is no run, or where the page would be larger than MAX_BYTES.

@@ -12,7 +12,9 @@ from .sections import Section
 Answer = tuple[str, str]
 
 
-def checklist(sections: Sequence[Section], captions: Sequence[str], facts: Mapping[str, Any]) -> list[Answer]:
+def checklist(
+    sections: Sequence[Section], captions: Sequence[str], facts: Mapping[str, Any]
+) -> list[Answer]:
     """Return questions with their answers; `captions` say what the intervals of each section's table are."""
     records = [r for section in sections for r in section.selection.records]
     good = [r for r in records if "failure" not in r]
@@ -40,9 +42,14 @@ def _seeds(records: Sequence[Record]) -> str:
 
 
 def _data(sections: Sequence[Section], good: Sequence[Record]) -> str:
-    told = dict.fromkeys(f"{r['suite']}: {r['evaluation']['prompts']} {r['evaluation']['split']} prompts" for r in good)
+    told = dict.fromkeys(
+        f"{r['suite']}: {r['evaluation']['prompts']} {r['evaluation']['split']} prompts"
+        for r in good
+    )
     same = "Within a table, start checkpoint, data, reward model, judge and sampling have the same hashes"
-    apart = " (runs of unlike ground stand in tables apart)" if any(s.apart for s in sections) else ""
+    apart = (
+        " (runs of unlike ground stand in tables apart)" if any(s.apart for s in sections) else ""
+    )
     return f"{'; '.join(told) or 'No finished run'}. {same}{apart}."
 
 
@@ -60,7 +67,9 @@ def _hyper_parameters(records: Sequence[Record], study: Mapping[str, Any] | None
 
 
 def _compute(good: Sequence[Record], environments: Sequence[Mapping[str, str]]) -> str:
-    parts = [r["cost"][name] for r in good for name in ("method", "evaluation") if name in r["cost"]]
+    parts = [
+        r["cost"][name] for r in good for name in ("method", "evaluation") if name in r["cost"]
+    ]
     hours, flops = fsum(c["cpu_seconds"] for c in parts) / 3600, fsum(c["flops"] for c in parts)
     machines = "; ".join(dict.fromkeys(e["machine"] for e in environments if e["machine"]))
     return (
@@ -83,5 +92,9 @@ def _failed(records: Sequence[Record], study: Mapping[str, Any] | None) -> str:
 def _code(facts: Mapping[str, Any]) -> str:
     commits = ", ".join(dict.fromkeys(e["commit"] for e in facts["environments"]))
     study = facts["study"]
-    again = f"harness study {study['name']}.toml, whose text is below, or the command" if study else "the command"
+    again = (
+        f"harness study {study['name']}.toml, whose text is below, or the command"
+        if study
+        else "the command"
+    )
     return f"Commits: {commits or 'not recorded'}. To reproduce: {again} of each run in the provenance."

@@ -19,17 +19,23 @@ from .samples import browser
 from .sections import Section
 
 
-def context(sections: Sequence[Section], results: Path, study: str | None, prompts: int) -> dict[str, Any]:
+def context(
+    sections: Sequence[Section], results: Path, study: str | None, prompts: int
+) -> dict[str, Any]:
     """Return what the template is filled with."""
     environments = provenance.Environments()
     told = [_section(section, environments) for section in sections]
     facts: dict[str, Any] = {
-        "title": f"Study {study}" if study else "All runs", "version": __version__, "sections": told,
+        "title": f"Study {study}" if study else "All runs",
+        "version": __version__,
+        "sections": told,
         "environments": environments.told(),
         "study": provenance.study_of(results, study, sections) if study else None,
         "browser": {"suites": browser(sections, prompts)},
-        "citations": bibtex(r.get("paper", "") for section in sections for r in section.selection.records),
-    }  # fmt: skip
+        "citations": bibtex(
+            r.get("paper", "") for section in sections for r in section.selection.records
+        ),
+    }
     captions = [s["table"].caption or (s["table"].notes or [""])[-1] for s in told]
     return {**facts, "checklist": checklist(sections, captions, facts)}
 
@@ -38,23 +44,45 @@ def _section(section: Section, environments: provenance.Environments) -> dict[st
     selection = section.selection
     table = comparison(selection)
     rows: list[dict[str, Any]] = [
-        {"name": row.name, "anchor": f"{section.key}-r{i}", "options": own, "seeds": settings.seeds(row), "runs": runs}
+        {
+            "name": row.name,
+            "anchor": f"{section.key}-r{i}",
+            "options": own,
+            "seeds": settings.seeds(row),
+            "runs": runs,
+        }
         for i, (row, own, runs) in enumerate(
-            zip(selection.rows, settings.options(selection), provenance.runs(section, environments), strict=True)
+            zip(
+                selection.rows,
+                settings.options(selection),
+                provenance.runs(section, environments),
+                strict=True,
+            )
         )
     ]
     anchors = {run["folder"]: row["anchor"] for row in rows for run in row["runs"]}
     return {
-        "key": section.key, "title": section.title, "suite": selection.suite, "apart": section.apart,
-        "ground": section.ground, "table": table, "links": _links(table, anchors), "plots": _plots(section),
-        "rows": rows, "shared": settings.shared_settings(selection), "failures": settings.failures(selection),
+        "key": section.key,
+        "title": section.title,
+        "suite": selection.suite,
+        "apart": section.apart,
+        "ground": section.ground,
+        "table": table,
+        "links": _links(table, anchors),
+        "plots": _plots(section),
+        "rows": rows,
+        "shared": settings.shared_settings(selection),
+        "failures": settings.failures(selection),
         "costs": settings.costs(selection),
-    }  # fmt: skip
+    }
 
 
 def _links(table: Table, anchors: dict[str, str]) -> list[str]:
     """Return for each row of a table the anchor of its runs, or nothing."""
-    found = [next((anchors.get(provenance.run_key(f), "") for f in folders), "") for folders in table.runs]
+    found = [
+        next((anchors.get(provenance.run_key(f), "") for f in folders), "")
+        for folders in table.runs
+    ]
     return found + [""] * (len(table.rows) - len(found))
 
 
@@ -70,4 +98,9 @@ def _plot(kind: str, section: Section) -> dict[str, str]:
     except HarnessError as error:  # nothing to draw, or no matplotlib
         return {"kind": kind, "about": about, "address": "", "message": str(error)}
     rows = ", ".join(row.name for row in section.selection.rows)
-    return {"kind": kind, "about": about, "address": address, "message": f"{about}. {section.title}: {rows}."}
+    return {
+        "kind": kind,
+        "about": about,
+        "address": address,
+        "message": f"{about}. {section.title}: {rows}.",
+    }

@@ -27,9 +27,13 @@ def render(facts: Mapping[str, Any]) -> str:
         return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
 
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         finalize=finalize,
-    )  # fmt: skip
+    )
     environment.filters["empty_first"] = empty_first
     script = (HERE / "page.js").read_text(encoding="utf-8")
     assets = {

@@ -10,7 +10,12 @@ from ..selection.select import Record, Selection, samples_of
 from .sections import Section
 
 Samples = Mapping[str, Mapping[str, Any]]  # by prompt id
-SHARED = {"prompt": "prompt", "sft": "sft", "gold": "sft_gold", "proxy": "sft_proxy"}  # {here: in samples.jsonl}
+SHARED = {
+    "prompt": "prompt",
+    "sft": "sft",
+    "gold": "sft_gold",
+    "proxy": "sft_proxy",
+}  # {here: in samples.jsonl}
 DIGITS = 6  # of figures that are only shown; gold decides outcomes and is kept as it is
 
 
@@ -30,7 +35,12 @@ def _suite(section: Section, limit: int) -> dict[str, Any]:
         for row in selection.rows
         if row.good
     ]
-    return {"title": section.title, "total": len(known), "prompts": {"id": ids, **shared}, "rows": rows}
+    return {
+        "title": section.title,
+        "total": len(known),
+        "prompts": {"id": ids, **shared},
+        "rows": rows,
+    }
 
 
 def _by_id(record: Record) -> Samples:

@@ -11,7 +11,9 @@ from ..selection.select import OWN_CODE, Record, Selection, ground_of, rows_of, 
 from .settings import text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names
-EDITION = "edition of a method's code"  # seeds of one row that were made by different code are apart
+EDITION = (
+    "edition of a method's code"  # seeds of one row that were made by different code are apart
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class _Group:
 def _by_ground(records: Sequence[Record]) -> list[_Group]:
     """Return records by ground. A failed run has none: it goes with its recipe, or else with the most runs."""
     grounds = [(r, ground_of(r)) for r in records if "failure" not in r]
-    names = [name for name in dict.fromkeys(name for _, g in grounds for name in g) if name != OWN_CODE]
+    names = [
+        name for name in dict.fromkeys(name for _, g in grounds for name in g) if name != OWN_CODE
+    ]
     groups: dict[Ground, list[Record]] = {}
     codes: dict[tuple[Ground, str], list[str]] = {}  # of a recipe on a ground, as they are met
     for r, ground in grounds:
@@ -83,7 +87,9 @@ def _titles(suite: str, groups: Sequence[_Group]) -> list[str]:
         return [suite]
     told = [", ".join(_choices(group, groups)) for group in groups]
     if len(set(told)) < len(told) or not all(told):  # then the hashes say it
-        told = [", ".join(f"{name} {group.ground[name]}" for name in group.apart) for group in groups]
+        told = [
+            ", ".join(f"{name} {group.ground[name]}" for name in group.apart) for group in groups
+        ]
     return [f"{suite}: {which}" for which in told]
 
 
@@ -91,7 +97,9 @@ def _choices(group: _Group, groups: Sequence[_Group]) -> list[str]:
     """Return what was asked for in a group and not in another: options of the suite, the shared seed."""
     options: list[Mapping[str, object]] = [g.records[0].get("suite_options", {}) for g in groups]
     own = group.records[0].get("suite_options", {})
-    told = [f"{k}={text_of(v)}" for k, v in own.items() if len({text_of(o.get(k)) for o in options}) > 1]
+    told = [
+        f"{k}={text_of(v)}" for k, v in own.items() if len({text_of(o.get(k)) for o in options}) > 1
+    ]
     if len({g.records[0].get("shared_seed") for g in groups}) > 1:
         told.append(f"shared_seed={group.records[0].get('shared_seed')}")
     return told

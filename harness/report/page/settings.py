@@ -14,9 +14,21 @@ from ...experiments.study.state import CLASSES
 from ..selection.select import Record, Row, Selection, spec_of
 
 SHARED = (
-    "suite_options", "stages", "model", "budget", "engine", "judge", "labeller", "labeller_options", "device", "dtype",
-    "micro_batch_tokens", "prompt_sharing", "snapshots", "quick",
-)  # fmt: skip  # of a spec, what is not the method's
+    "suite_options",
+    "stages",
+    "model",
+    "budget",
+    "engine",
+    "judge",
+    "labeller",
+    "labeller_options",
+    "device",
+    "dtype",
+    "micro_batch_tokens",
+    "prompt_sharing",
+    "snapshots",
+    "quick",
+)  # of a spec, what is not the method's
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,10 @@ def options(selection: Selection) -> list[list[Option]]:
         for name, value in _options(row):
             values.setdefault(name, set()).add(value)
     return [
-        [Option(name, value, len(values[name]) > 1, name in row.records[0].get("asked", ())) for name, value in own]
+        [
+            Option(name, value, len(values[name]) > 1, name in row.records[0].get("asked", ()))
+            for name, value in own
+        ]
         for row, own in ((row, _options(row)) for row in selection.rows)
     ]
 
@@ -54,7 +69,9 @@ def _options(row: Row) -> list[tuple[str, str]]:
 
 def seeds(row: Row) -> str:
     """Return a row's seeds, those that failed marked so."""
-    told = [f"{r['seed']} (failed)" if "failure" in r else str(r["seed"]) for r in _by_seed(row.records)]
+    told = [
+        f"{r['seed']} (failed)" if "failure" in r else str(r["seed"]) for r in _by_seed(row.records)
+    ]
     return ", ".join(told)
 
 
@@ -110,10 +127,22 @@ def costs(selection: Selection) -> dict[str, Any]:
     rows = []
     for row in selection.rows:
         if row.good:
-            own = [_cost([r["cost"].get("phases", {}).get(phase) for r in row.good]) for phase in phases]
-            rows.append({"name": row.name, "phases": own, "method": _cost([r["cost"]["method"] for r in row.good])})
+            own = [
+                _cost([r["cost"].get("phases", {}).get(phase) for r in row.good])
+                for phase in phases
+            ]
+            rows.append(
+                {
+                    "name": row.name,
+                    "phases": own,
+                    "method": _cost([r["cost"]["method"] for r in row.good]),
+                }
+            )
     stages = dict.fromkeys(name for r in selection.good for name in r["cost"].get("shared", {}))
-    told = [(stage, _cost([r["cost"].get("shared", {}).get(stage) for r in selection.good])) for stage in stages]
+    told = [
+        (stage, _cost([r["cost"].get("shared", {}).get(stage) for r in selection.good]))
+        for stage in stages
+    ]
     return {"phases": list(phases), "rows": rows, "stages": told}
 
 
@@ -122,4 +151,7 @@ def _cost(costs: Sequence[Mapping[str, float] | None]) -> tuple[str, str]:
     known = [cost for cost in costs if cost is not None]
     if not known:
         return "-", "-"
-    return f"{fmean(c['cpu_seconds'] for c in known):.1f}", f"{fmean(c['flops'] for c in known) / 1e12:.3g}"
+    return (
+        f"{fmean(c['cpu_seconds'] for c in known):.1f}",
+        f"{fmean(c['flops'] for c in known) / 1e12:.3g}",
+    )

@@ -26,9 +26,16 @@ class Plot:
 
 KINDS: dict[str, Plot] = {
     "frontier": Plot("win-rate against KL, the frontier and best-of-n's curve", frontier.draw),
-    "cost": Plot("win-rate against training FLOPs, seconds and memory, and FLOPs of an answer", cost.draw),
-    "curves": Plot("reward, KL, length and loss along training, and win-rate and gold of snapshots", curves.draw),
-    "overoptimization": Plot("gold and proxy against sqrt(KL), with Gao et al.'s forms fitted", overoptimization.draw),
+    "cost": Plot(
+        "win-rate against training FLOPs, seconds and memory, and FLOPs of an answer", cost.draw
+    ),
+    "curves": Plot(
+        "reward, KL, length and loss along training, and win-rate and gold of snapshots",
+        curves.draw,
+    ),
+    "overoptimization": Plot(
+        "gold and proxy against sqrt(KL), with Gao et al.'s forms fitted", overoptimization.draw
+    ),
     "wins": Plot("who beats whom on gold reward, and Bradley-Terry ratings", wins.draw),
 }
 

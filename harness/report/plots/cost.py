@@ -36,7 +36,10 @@ PANELS: dict[str, tuple[Callable[[Record], float], float]] = {  # {label: (what,
     "training, TFLOP": (_of_training("flops"), 1e12),
     "training, seconds": (_of_training("seconds"), 1.0),
     "peak memory in training, MiB": (_of_training("peak_memory"), 2.0**20),
-    "an answer, MFLOP": (lambda record: float(record["evaluation"]["inference"]["flops_per_answer"]), 1e6),
+    "an answer, MFLOP": (
+        lambda record: float(record["evaluation"]["inference"]["flops_per_answer"]),
+        1e6,
+    ),
 }
 
 
@@ -56,7 +59,9 @@ def draw(selection: Selection) -> Any:
     found = sweeps(selection.rows)
     if not found:
         raise NothingToDraw(f"No run of {selection.suite} is finished: there is no cost to draw.")
-    wins = {row.name: win_rate_interval(scores_of(row)["win_rate"]) for s in found for row in s.rows}
+    wins = {
+        row.name: win_rate_interval(scores_of(row)["win_rate"]) for s in found for row in s.rows
+    }
     figure, axes = panels(2, 2, height(5.4, [s.told for s in found]))
     shown = [spots_of(found, wins, label) for label in PANELS]
     for axis, label, spots in zip(axes, PANELS, shown, strict=True):
@@ -90,9 +95,16 @@ def _draw_panel(axis: Any, spots: Sequence[Spot]) -> None:
     for spot in spots:
         win = spot.win
         axis.errorbar(
-            [spot.cost or zero], [win.mean], yerr=[[win.mean - win.low], [win.high - win.mean]], label=spot.row.name,
-            linestyle="", capsize=1.5, elinewidth=0.6, capthick=0.6, **spot.how.point,
-        )  # fmt: skip
+            [spot.cost or zero],
+            [win.mean],
+            yerr=[[win.mean - win.low], [win.high - win.mean]],
+            label=spot.row.name,
+            linestyle="",
+            capsize=1.5,
+            elinewidth=0.6,
+            capthick=0.6,
+            **spot.how.point,
+        )
     axis.set_xscale("log")
     axis.axhline(0.5, color=GREY, linewidth=0.6)
     axis.set_xlim((zero if free else least) / span**0.1, most * span**0.1)

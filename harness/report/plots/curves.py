@@ -16,8 +16,10 @@ from ..selection.sweeps import sweeps
 from .style import Look, NothingToDraw, beside, handle, height, look, note, panels, plain_ticks
 
 ROLLOUTS = {  # in metrics.jsonl, by the names that all methods share
-    "reward": "reward of rollouts", "kl": "KL of rollouts, nats", "length": "length of rollouts, tokens",
-}  # fmt: skip
+    "reward": "reward of rollouts",
+    "kl": "KL of rollouts, nats",
+    "length": "length of rollouts, tokens",
+}
 LOSS = "loss, where no rollouts"
 KEPT = {"win_rate": "gold win-rate over SFT", "gold": "gold reward"}  # of snapshots
 COLUMNS = 2
@@ -35,7 +37,10 @@ class Curve:
 
 def draw(selection: Selection) -> Any:
     """Return the figure: a panel for each figure that any run has."""
-    found = [(row, look(i)) for i, row in enumerate(row for s in sweeps(selection.rows) for row in s.rows)]
+    found = [
+        (row, look(i))
+        for i, row in enumerate(row for s in sweeps(selection.rows) for row in s.rows)
+    ]
     shown = _shown(found)
     if not shown:
         raise NothingToDraw(
@@ -43,13 +48,22 @@ def draw(selection: Selection) -> Any:
             "is no learning curve to draw."
         )
     lines = math.ceil(len(shown) / COLUMNS)
-    figure, axes = panels(lines, COLUMNS, height(0.5 + 1.9 * lines, [_label(row) for row, _ in found]))
+    figure, axes = panels(
+        lines, COLUMNS, height(0.5 + 1.9 * lines, [_label(row) for row, _ in found])
+    )
     for axis, (label, curves) in zip(axes, shown.items(), strict=False):
         _draw_panel(axis, label, curves)
     for axis in axes[len(shown) :]:
         axis.remove()
     drawn = {row.name for curves in shown.values() for row, _, _ in curves}
-    beside(figure, [handle(_label(row), **how.line, **_sparse(how)) for row, how in found if row.name in drawn])
+    beside(
+        figure,
+        [
+            handle(_label(row), **how.line, **_sparse(how))
+            for row, how in found
+            if row.name in drawn
+        ],
+    )
     note(figure, _note(selection))
     return figure
 
@@ -62,7 +76,9 @@ def _shown(found: Sequence[tuple[Row, Look]]) -> dict[str, list[tuple[Row, Look,
     """
     shown = {label: _curves(found, name, logged_of) for name, label in ROLLOUTS.items()}
     telling = {row.name for curves in shown.values() for row, _, _ in curves}
-    shown[LOSS] = _curves([(row, how) for row, how in found if row.name not in telling], "loss", logged_of)
+    shown[LOSS] = _curves(
+        [(row, how) for row, how in found if row.name not in telling], "loss", logged_of
+    )
     shown |= {label: _curves(found, name, snapshots_of) for name, label in KEPT.items()}
     return {label: curves for label, curves in shown.items() if curves}
 
@@ -87,10 +103,14 @@ def logged_of(record: Record, name: str) -> dict[float, float]:
 
 def snapshots_of(record: Record, name: str) -> dict[float, float]:
     """Return {step: value} of a figure of a run's snapshots; empty where it kept none."""
-    return {float(p["step"]): float(p[name]) for p in record["evaluation"].get("curve", []) if name in p}
+    return {
+        float(p["step"]): float(p[name]) for p in record["evaluation"].get("curve", []) if name in p
+    }
 
 
-def _curves(found: Sequence[tuple[Row, Look]], name: str, read: Any) -> list[tuple[Row, Look, Curve]]:
+def _curves(
+    found: Sequence[tuple[Row, Look]], name: str, read: Any
+) -> list[tuple[Row, Look, Curve]]:
     """Return the curves of the rows all of whose runs have a figure at two common steps or more."""
     curves = []
     for row, how in found:
@@ -113,7 +133,9 @@ def _draw_panel(axis: Any, label: str, curves: Sequence[tuple[Row, Look, Curve]]
     axis.set_xlabel("step, of evaluated snapshots" if label in KEPT.values() else "step")
     means = [m for _, _, curve in curves for m in curve.mean]
     room = 0.15 * (max(means) - min(means)) or 1.0
-    axis.set_ylim(min(means) - room, max(means) + room)  # a wide band is cut: lines are what is to be told apart
+    axis.set_ylim(
+        min(means) - room, max(means) + room
+    )  # a wide band is cut: lines are what is to be told apart
     if label == LOSS and all(m > 0 for _, _, curve in curves for m in curve.mean):
         axis.set_yscale("log")
         plain_ticks(axis.yaxis)
@@ -130,7 +152,11 @@ def _label(row: Row) -> str:
 
 def _note(selection: Selection) -> str:
     several = any(len(row.good) > 1 for row in selection.rows)
-    bands = "Bands: Student's 95 % interval over seeds at each step; a line of one seed has none. " if several else ""
+    bands = (
+        "Bands: Student's 95 % interval over seeds at each step; a line of one seed has none. "
+        if several
+        else ""
+    )
     alone = "" if several else "One seed each: there is no band. "
     return (
         f"{bands}{alone}Rollouts are of training prompts, rewards those a method learns from, losses each method's "

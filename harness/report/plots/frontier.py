@@ -39,9 +39,13 @@ class Spot:
 
 def draw(selection: Selection) -> Any:
     """Return the figure."""
-    found = [(s, look(i), [spot_of(row) for row in s.rows]) for i, s in enumerate(sweeps(selection.rows))]
+    found = [
+        (s, look(i), [spot_of(row) for row in s.rows]) for i, s in enumerate(sweeps(selection.rows))
+    ]
     if not found:
-        raise NothingToDraw(f"No run of {selection.suite} is finished: there is no win-rate to draw.")
+        raise NothingToDraw(
+            f"No run of {selection.suite} is finished: there is no win-rate to draw."
+        )
     labels = [_label(s.told, spots) for s, _, spots in found]
     figure, (axis,) = panels(1, 1, height(4.2, labels + [""] * OTHERS))
     handles = [_draw_sweep(axis, s, how, spots) for s, how, spots in found]
@@ -50,7 +54,9 @@ def draw(selection: Selection) -> Any:
     handles += [*_draw_bounds(axis, spots), *_draw_frontier(axis, spots), _draw_ideal(axis, spots)]
     widest = max(spot.kl.mean for spot in spots)
     end = 1.12 * widest + 0.05
-    axis.set_xlim(-0.03 * widest - 0.02, end)  # a long bar is cut: points are what is to be told apart
+    axis.set_xlim(
+        -0.03 * widest - 0.02, end
+    )  # a long bar is cut: points are what is to be told apart
     cut = [f"{spot.row.name} (to {spot.kl.high:.1f} nats)" for spot in spots if spot.kl.high > end]
     if cut:
         note(figure, f"Cut at the right edge, and longer than shown: the bar of {', '.join(cut)}.")
@@ -66,7 +72,9 @@ def spot_of(row: Row) -> Spot:
     scores = scores_of(row)
     bound = row.good[0]["evaluation"].get("kl_bound")
     kl = two_way_interval(scores["kl"])
-    kl = replace(kl, low=max(kl.low, min(kl.mean, 0.0)))  # a mean below 0 is noise; an interval there says nothing
+    kl = replace(
+        kl, low=max(kl.low, min(kl.mean, 0.0))
+    )  # a mean below 0 is noise; an interval there says nothing
     return Spot(row, kl, win_rate_interval(scores["win_rate"]), bound)
 
 
@@ -78,9 +86,17 @@ def _draw_sweep(axis: Any, sweep: Sweep, how: Look, spots: Sequence[Spot]) -> An
     along = [[s.win.mean - s.win.low for s in spots], [s.win.high - s.win.mean for s in spots]]
     line = how.dash if len(spots) > 1 else ""
     axis.errorbar(
-        x, y, xerr=across, yerr=along, label=sweep.name, linestyle=line, capsize=1.5, elinewidth=0.6, capthick=0.6,
+        x,
+        y,
+        xerr=across,
+        yerr=along,
+        label=sweep.name,
+        linestyle=line,
+        capsize=1.5,
+        elinewidth=0.6,
+        capthick=0.6,
         **how.point,
-    )  # fmt: skip
+    )
     return handle(_label(sweep.told, spots), linestyle=line, **how.point)
 
 
@@ -96,7 +112,9 @@ def _draw_bounds(axis: Any, spots: Sequence[Spot]) -> list[Any]:
     """Mark log n - (n - 1) / n beside each KL that is estimated, the two joined."""
     bounded = [(s, s.bound) for s in spots if s.bound is not None]
     for spot, bound in bounded:
-        axis.plot([spot.kl.mean, bound], [spot.win.mean] * 2, color=GREY, linewidth=0.8, linestyle=":")
+        axis.plot(
+            [spot.kl.mean, bound], [spot.win.mean] * 2, color=GREY, linewidth=0.8, linestyle=":"
+        )
         axis.plot([bound], [spot.win.mean], color=GREY, marker="|", markersize=8, linestyle="")
     told = "best-of-n's KL is estimated;\n| its bound log n - (n - 1)/n"
     return [handle(told, color=GREY, linestyle=":", marker="|", markersize=8)] if bounded else []

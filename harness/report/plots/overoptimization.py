@@ -51,7 +51,9 @@ def draw(selection: Selection) -> Any:
     both = any(path.proxy is not None for one in series for path in one.paths)
     figure, axes = panels(1, 1 + both, 3.3 + 0.32 * len(series))
     handles = [_draw_series(axes, one, look(i + 1)) for i, one in enumerate(series)]
-    for axis, name in zip(axes, ("gold reward over SFT's", "proxy reward over SFT's"), strict=False):
+    for axis, name in zip(
+        axes, ("gold reward over SFT's", "proxy reward over SFT's"), strict=False
+    ):
         axis.axhline(0, color=GREY, linewidth=0.6)
         axis.set_ylabel(name)
         axis.set_xlabel(r"$d = \sqrt{\mathrm{KL(policy\,||\,SFT)}}$, square root of nats")
@@ -98,23 +100,49 @@ def _path(record: Record, points: Sequence[Any]) -> Path:
     d = [0.0, *(math.sqrt(max(0.0, p["kl"])) for p in points)]
     gold = [0.0, *(p["gold"] - start["reference_gold"] for p in points)]
     known = "reference_proxy" in start and all("proxy" in p for p in points)
-    return Path(d, gold, [0.0, *(p["proxy"] - start["reference_proxy"] for p in points)] if known else None)
+    return Path(
+        d, gold, [0.0, *(p["proxy"] - start["reference_proxy"] for p in points)] if known else None
+    )
 
 
 def _draw_series(axes: Sequence[Any], series: Series, how: Look) -> Any:
     """Draw a series and return its entry of the legend, with the fit's figures."""
     fit = series.fit
     for path in series.paths:
-        axes[0].plot(path.d, path.gold, label=series.name, linestyle="" if fit else ":", **how.point)
+        axes[0].plot(
+            path.d, path.gold, label=series.name, linestyle="" if fit else ":", **how.point
+        )
         if path.proxy is not None:
-            axes[1].plot(path.d, path.proxy, label=series.name, linewidth=0.8, linestyle=how.dash, **how.point)
+            axes[1].plot(
+                path.d,
+                path.proxy,
+                label=series.name,
+                linewidth=0.8,
+                linestyle=how.dash,
+                **how.point,
+            )
     if fit is not None:
         d = np.linspace(0, fit.largest, 200)
         axes[0].plot(d, fit.at(d), label=f"{series.name}: fit", **how.line)
         if fit.peak_is_seen and fit.peak is not None:
-            axes[0].plot([fit.peak.d] * 2, [0, fit.peak.reward], color=how.colour, linewidth=0.7, linestyle=":")
-            axes[0].plot([fit.peak.d], [fit.peak.reward], marker="|", markersize=12, color=how.colour, linestyle="")
-    return handle(f"{series.name}\n{told(series, fit)}", linestyle=how.dash if fit else ":", **how.point)
+            axes[0].plot(
+                [fit.peak.d] * 2,
+                [0, fit.peak.reward],
+                color=how.colour,
+                linewidth=0.7,
+                linestyle=":",
+            )
+            axes[0].plot(
+                [fit.peak.d],
+                [fit.peak.reward],
+                marker="|",
+                markersize=12,
+                color=how.colour,
+                linestyle="",
+            )
+    return handle(
+        f"{series.name}\n{told(series, fit)}", linestyle=how.dash if fit else ":", **how.point
+    )
 
 
 def told(series: Series, fit: Fit | None) -> str:
@@ -123,7 +151,9 @@ def told(series: Series, fit: Fit | None) -> str:
         return f"no fit: it takes {LEAST} points of KL above 0"
     form = r"$d(\alpha-\beta d)$" if fit.form == BON else r"$d(\alpha-\beta\,\log\,d)$"
     named = {"alpha": (fit.alpha, fit.alpha_se), "beta": (fit.beta, fit.beta_se)}
-    values = ", ".join(rf"$\{name}$ = {value:.3g} $\pm$ {error:.2g}" for name, (value, error) in named.items())
+    values = ", ".join(
+        rf"$\{name}$ = {value:.3g} $\pm$ {error:.2g}" for name, (value, error) in named.items()
+    )
     text = f"{form}: {values}, RMSE {fit.rmse:.2g}"
     if fit.held_out is not None:
         text += f", {fit.held_out:.2g} on the largest d held out"
@@ -136,7 +166,11 @@ def told(series: Series, fit: Fit | None) -> str:
 
 def _note(series: Sequence[Series]) -> str:
     several = any(len(one.paths) > 1 for one in series)
-    errors = "over seeds where there are several, else the regression's" if several else "the regression's (one seed)"
+    errors = (
+        "over seeds where there are several, else the regression's"
+        if several
+        else "the regression's (one seed)"
+    )
     return (
         "Lines on the left: the forms of Gao et al. (2022) fitted to gold by least squares, seed by seed, then "
         f"averaged. \u00b1: standard errors, {errors}. Held out: the quarter of points with the largest d, foretold "

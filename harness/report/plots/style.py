@@ -14,25 +14,46 @@ from ...core.errors import UsageError
 # Okabe and Ito's colours without yellow, which is hard to see on white
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX<>*"  # full ones, then the same hollow: seven colours and twenty markers never meet twice in 140
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1, 1)),
+    (0, (6, 1.5, 1, 1.5)),
+    (0, (3, 1, 1, 1, 1, 1)),
+)
 GREY = "#767676"
 WIDTH = 7.0  # inches: a page's text
 POINTS = 8.0  # of text
 SMALL = 7.0
 LONG = 34  # characters of a label on one line
-SALT = "alignment-harness"  # of the names inside an SVG: fixed, so that equal pictures are equal files
+SALT = (
+    "alignment-harness"  # of the names inside an SVG: fixed, so that equal pictures are equal files
+)
 EMPTY: dict[str, dict[str, None]] = {  # what would tell the time or the version of matplotlib
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 SETTINGS: dict[str, Any] = {
-    "font.size": POINTS, "axes.labelsize": POINTS, "axes.titlesize": POINTS, "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL, "legend.fontsize": SMALL, "legend.frameon": False, "font.family": "DejaVu Sans",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "lines.linewidth": 1.2,
-    "lines.markersize": 4.5, "svg.hashsalt": SALT, "pdf.fonttype": 42, "savefig.dpi": 200, "figure.dpi": 100,
+    "font.size": POINTS,
+    "axes.labelsize": POINTS,
+    "axes.titlesize": POINTS,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.5,
+    "svg.hashsalt": SALT,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+    "figure.dpi": 100,
     "axes.formatter.limits": (-3, 4),
-}  # fmt: skip
+}
 
 
 class NothingToDraw(UsageError):
@@ -52,9 +73,11 @@ class Look:
     def point(self) -> dict[str, Any]:
         """Arguments of a marker."""
         return {
-            "marker": self.marker, "color": self.colour, "markerfacecolor": self.colour if self.full else "white",
+            "marker": self.marker,
+            "color": self.colour,
+            "markerfacecolor": self.colour if self.full else "white",
             "markeredgewidth": 0.9,
-        }  # fmt: skip
+        }
 
     @property
     def line(self) -> dict[str, Any]:
@@ -66,7 +89,12 @@ def look(index: int) -> Look:
     """Return the look of the index-th row: no two of the first 140 are the same, in grey no two of 20."""
     marker = index % (2 * len(MARKERS))
     full = marker < len(MARKERS)
-    return Look(COLOURS[index % len(COLOURS)], MARKERS[marker % len(MARKERS)], DASHES[index % len(DASHES)], full)
+    return Look(
+        COLOURS[index % len(COLOURS)],
+        MARKERS[marker % len(MARKERS)],
+        DASHES[index % len(DASHES)],
+        full,
+    )
 
 
 @contextmanager
@@ -118,7 +146,12 @@ def below(figure: Any, handles: Sequence[Any], text: str, width: float = WIDTH) 
     """Put a legend below all panels, and what has to be known above its entries."""
     title = "\n".join(textwrap.wrap(text, int(width * 17)))
     figure.legend(
-        handles=handles, loc="outside lower left", handlelength=3, title=title, title_fontsize=SMALL, alignment="left"
+        handles=handles,
+        loc="outside lower left",
+        handlelength=3,
+        title=title,
+        title_fontsize=SMALL,
+        alignment="left",
     )
 
 
@@ -145,7 +178,11 @@ def handle(label: str, **how: Any) -> Any:
 
 
 def place_labels(
-    axis: Any, points: Sequence[tuple[float, float]], texts: Sequence[str], colours: Sequence[str], taken: Any = ()
+    axis: Any,
+    points: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    colours: Sequence[str],
+    taken: Any = (),
 ) -> None:
     """Write a text beside each point where it covers no other text, no point and nothing `taken`, if there is room.
 
@@ -160,7 +197,9 @@ def place_labels(
         for place in _PLACES:
             label = _label(axis, text, point, colour, place)
             box = label.get_window_extent(renderer)
-            covered = sum(_common(box, other) for other in boxes) + 3 * (_area(box) - _common(box, around))
+            covered = sum(_common(box, other) for other in boxes) + 3 * (
+                _area(box) - _common(box, around)
+            )
             if best is None or covered < best[0] - 1e-6:
                 if best is not None:
                     best[1].remove()
@@ -171,22 +210,38 @@ def place_labels(
         boxes.append(best[2])
 
 
-def _label(axis: Any, text: str, point: tuple[float, float], colour: str, place: tuple[int, int, str, str]) -> Any:
+def _label(
+    axis: Any, text: str, point: tuple[float, float], colour: str, place: tuple[int, int, str, str]
+) -> Any:
     from matplotlib.patheffects import withStroke
 
     dx, dy, ha, va = place
     label = axis.annotate(
-        text, point, (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=SMALL, color=colour,
-        path_effects=[withStroke(linewidth=2, foreground="white")], zorder=5,
-    )  # fmt: skip
+        text,
+        point,
+        (dx, dy),
+        textcoords="offset points",
+        ha=ha,
+        va=va,
+        fontsize=SMALL,
+        color=colour,
+        path_effects=[withStroke(linewidth=2, foreground="white")],
+        zorder=5,
+    )
     label.set_in_layout(False)
     return label
 
 
 _PLACES = (
-    (5, 4, "left", "bottom"), (5, -4, "left", "top"), (-5, 4, "right", "bottom"), (-5, -4, "right", "top"),
-    (7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 7, "center", "bottom"), (0, -7, "center", "top"),
-)  # fmt: skip
+    (5, 4, "left", "bottom"),
+    (5, -4, "left", "top"),
+    (-5, 4, "right", "bottom"),
+    (-5, -4, "right", "top"),
+    (7, 0, "left", "center"),
+    (-7, 0, "right", "center"),
+    (0, 7, "center", "bottom"),
+    (0, -7, "center", "top"),
+)
 
 
 def _around(centre: Any, half: float = 4.0) -> Any:

@@ -20,7 +20,9 @@ def draw(selection: Selection) -> Any:
     """Return the figure."""
     rows = [row for row in selection.rows if row.good]
     if len(rows) < 2:
-        raise NothingToDraw(f"A win matrix needs two finished rows; {selection.suite} has {len(rows)}.")
+        raise NothingToDraw(
+            f"A win matrix needs two finished rows; {selection.suite} has {len(rows)}."
+        )
     found = rate({row.name: scores_of(row)["gold"] for row in rows})
     names = list(found.ratings)
     order = sorted(range(len(names)), key=lambda i: -found.ratings[names[i]].elo)
@@ -37,11 +39,21 @@ def draw(selection: Selection) -> Any:
 def _draw_matrix(axis: Any, rates: Array, names: Sequence[str]) -> None:
     """Draw win-rates (M, M) in per cent; the diagonal stays empty."""
     m = len(names)
-    colours = axis.pcolormesh(np.arange(m + 1) - 0.5, np.arange(m + 1) - 0.5, rates, cmap="PuOr_r", vmin=0, vmax=1)
+    colours = axis.pcolormesh(
+        np.arange(m + 1) - 0.5, np.arange(m + 1) - 0.5, rates, cmap="PuOr_r", vmin=0, vmax=1
+    )
     for i, j in np.ndindex(m, m):
         if i != j:
             colour = "white" if luminance(colours.cmap(rates[i, j])) < 0.4 else "black"
-            axis.text(j, i, f"{100 * rates[i, j]:.0f}", ha="center", va="center", fontsize=SMALL, color=colour)
+            axis.text(
+                j,
+                i,
+                f"{100 * rates[i, j]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=SMALL,
+                color=colour,
+            )
     axis.set_xlim(-0.5, m - 0.5)
     axis.set_ylim(m - 0.5, -0.5)
     names = [wrapped(name, NAME) for name in names]
@@ -62,9 +74,15 @@ def _draw_ratings(axis: Any, found: Ratings, names: Sequence[str]) -> None:
     elo = [found.ratings[name] for name in names]
     bars = [[r.elo - r.low for r in elo], [r.high - r.elo for r in elo]]
     axis.errorbar(
-        [r.elo for r in elo], range(len(names)), xerr=bars, linestyle="", marker="o", color=COLOURS[1], capsize=1.5,
+        [r.elo for r in elo],
+        range(len(names)),
+        xerr=bars,
+        linestyle="",
+        marker="o",
+        color=COLOURS[1],
+        capsize=1.5,
         elinewidth=0.8,
-    )  # fmt: skip
+    )
     axis.axvline(1000, color=GREY, linewidth=0.6)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_yticks(range(len(names)), [])

@@ -16,7 +16,13 @@ from ...statistics.intervals import Array, Estimate, two_way_interval, win_rate_
 from ...statistics.length import LengthControlled, length_controlled
 from .select import Record, Row, provenance_of, samples_of
 
-MEANS = ("gold", "proxy", "kl", "length", "accuracy")  # figures that an answer can have, beside the win-rate
+MEANS = (
+    "gold",
+    "proxy",
+    "kl",
+    "length",
+    "accuracy",
+)  # figures that an answer can have, beside the win-rate
 SIGNED = ("gold", "proxy", "accuracy")  # of these, what may be below 0
 AGREE = 1e-6  # how far a record's mean may be from that of its answers
 
@@ -42,21 +48,33 @@ def answers_of(row: Row) -> Answers:
     read = [_columns(r) for r in row.good]
     prompts = read[0]["prompt_id"]
     if any(columns["prompt_id"] != prompts for columns in read):
-        raise UsageError(f"The seeds of {row.name} did not answer the same prompts: they cannot be one row.")
+        raise UsageError(
+            f"The seeds of {row.name} did not answer the same prompts: they cannot be one row."
+        )
     if any(columns["win"] is None for columns in read):
-        raise HarnessError(f"A run of {row.name} has no win scores in its samples.jsonl. Delete its folder, run again.")
+        raise HarnessError(
+            f"A run of {row.name} has no win scores in its samples.jsonl. Delete its folder, run again."
+        )
     names = [name for name in ("win", *MEANS) if all(c[name] is not None for c in read)]
     matrices = {name: np.array([c[name] for c in read], dtype=np.float64) for name in names}
-    characters, sft = (np.array([c[key] for c in read], dtype=np.float64) for key in ("answer", "sft"))
+    characters, sft = (
+        np.array([c[key] for c in read], dtype=np.float64) for key in ("answer", "sft")
+    )
     return Answers(tuple(prompts), tuple(r["seed"] for r in row.good), matrices, characters, sft)
 
 
 def _columns(record: Record) -> dict[str, Any]:
     samples = samples_of(record)
     columns: dict[str, Any] = {name: _column(samples, name) for name in ("win", *MEANS)}
-    means = {"win": record["evaluation"]["win_rate"]} | {name: record["evaluation"].get(name) for name in MEANS}
+    means = {"win": record["evaluation"]["win_rate"]} | {
+        name: record["evaluation"].get(name) for name in MEANS
+    }
     for name, told in means.items():
-        if columns[name] is not None and told is not None and abs(fmean(columns[name]) - told["mean"]) > AGREE:
+        if (
+            columns[name] is not None
+            and told is not None
+            and abs(fmean(columns[name]) - told["mean"]) > AGREE
+        ):
             raise HarnessError(
                 f"{record['folder']}: the mean of {name} in samples.jsonl is {fmean(columns[name]):.6g}, and "
                 f"result.json says {told['mean']:.6g}. One of them was changed: delete the folder and run again."
@@ -75,7 +93,11 @@ def _column(samples: Sequence[Mapping[str, Any]], name: str) -> list[float] | No
 
 def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
     """Return every figure of a row by name, intervals as `_low` and `_high`; `answers` is None if no run finished."""
-    figures: dict[str, Any] = {"method": row.name, "seeds": len(row.good), "failed": len(row.failed)}
+    figures: dict[str, Any] = {
+        "method": row.name,
+        "seeds": len(row.good),
+        "failed": len(row.failed),
+    }
     if answers is None:
         return figures | {"failure": row.records[0]["failure"]}
     figures |= _told("win_rate", win_rate_interval(answers.win))
@@ -87,8 +109,12 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
         if name == "accuracy" and name in answers.figures and _shares(answers.figures[name]):
             figures |= _told(name, win_rate_interval(answers.figures[name]))
         elif name in answers.figures:
-            figures |= _told(name, two_way_interval(answers.figures[name]), -math.inf if name in SIGNED else 0.0)
-    return figures | {name: told for name, told in _recorded(row.good).items() if name not in figures}
+            figures |= _told(
+                name, two_way_interval(answers.figures[name]), -math.inf if name in SIGNED else 0.0
+            )
+    return figures | {
+        name: told for name, told in _recorded(row.good).items() if name not in figures
+    }
 
 
 def _shares(verdicts: Array) -> bool:
@@ -106,7 +132,11 @@ def controlled(answers: Answers) -> LengthControlled:
 
 def _told(name: str, found: Estimate, least: float = -math.inf) -> dict[str, float]:
     """Return an estimate by name; its interval does not reach below what there can be, unless the mean does."""
-    return {name: found.mean, f"{name}_low": max(found.low, min(found.mean, least)), f"{name}_high": found.high}
+    return {
+        name: found.mean,
+        f"{name}_low": max(found.low, min(found.mean, least)),
+        f"{name}_high": found.high,
+    }
 
 
 def _recorded(good: Sequence[Record]) -> dict[str, Any]:

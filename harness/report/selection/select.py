@@ -70,7 +70,9 @@ class Filter:
     def told(self) -> str:
         """What it leaves of a suite or study, `beta=0.1; only ppo, dpo`; empty where that is everything."""
         options = ", ".join(f"{name}={value}" for name, value in self.where.items())
-        return "; ".join(filter(None, [options, f"only {', '.join(self.methods)}" if self.methods else ""]))
+        return "; ".join(
+            filter(None, [options, f"only {', '.join(self.methods)}" if self.methods else ""])
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class Selection:
     results: Path
     study: str | None = None
     unfinished: Sequence[str] = ()  # runs that would belong here and have not ended
-    refused: Mapping[str, str] = field(default_factory=dict)  # {label in the study: why the suite cannot serve it}
+    refused: Mapping[str, str] = field(
+        default_factory=dict
+    )  # {label in the study: why the suite cannot serve it}
     asked: Filter = field(default_factory=Filter)  # what they were chosen by
 
     @property
@@ -108,18 +112,28 @@ def select(results: Path, asked: Filter) -> Selection:
         check_ground([r for r in records if "failure" not in r])
     left = unfinished(results, suite, asked.study)
     refused = refused_of(results, asked.study, suite) if asked.study is not None else {}
-    return Selection(suite, rows_of(records, asked.each), results, asked.study, left, refused, asked)
+    return Selection(
+        suite, rows_of(records, asked.each), results, asked.study, left, refused, asked
+    )
 
 
 def unfinished(results: Path, suite: str, study: str | None) -> list[str]:
     """Return the names of a suite's runs, or a study's, that have neither a result nor the record of a failure."""
     there = results / "runs" / suite
     if study is None:
-        named = {folder: f"{folder.parent.name} {folder.name}" for folder in there.glob("*/*") if _begun(folder)}
+        named = {
+            folder: f"{folder.parent.name} {folder.name}"
+            for folder in there.glob("*/*")
+            if _begun(folder)
+        }
     else:
         places = {Path(folder): place.label for folder, place in places_of(results, study).items()}
         named = {f: f"{label} {f.name}" for f, label in places.items() if f.parent.parent == there}
-    return sorted(name for f, name in named.items() if not any((f / end).exists() for end in (RESULT, FAILURE)))
+    return sorted(
+        name
+        for f, name in named.items()
+        if not any((f / end).exists() for end in (RESULT, FAILURE))
+    )
 
 
 def _begun(folder: Path) -> bool:
@@ -150,7 +164,10 @@ def _named_by_entry(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows: dict[Any, set[Any]] = {}
     for r in records:
         rows.setdefault(r.get("entry"), set()).add(r.get("label"))
-    return [r | {"label": r["entry"]} if "entry" in r and len(rows[r["entry"]]) == 1 else r for r in records]
+    return [
+        r | {"label": r["entry"]} if "entry" in r and len(rows[r["entry"]]) == 1 else r
+        for r in records
+    ]
 
 
 def suite_records(results: Path, study: str | None = None) -> list[dict[str, Any]]:
@@ -161,7 +178,9 @@ def suite_records(results: Path, study: str | None = None) -> list[dict[str, Any
         found = ((f, {**r, **_named(places[str(f)])}) for f, r in found if str(f) in places)
     records = _newest(found)
     if not records:
-        raise UsageError(f"There is no run below {results}. Make one: harness run --method ppo --suite summarization")
+        raise UsageError(
+            f"There is no run below {results}. Make one: harness run --method ppo --suite summarization"
+        )
     return records
 
 
@@ -190,7 +209,9 @@ def _check_names(records: Sequence[Record], asked: Filter) -> None:
     for name, value in asked.where.items():
         values = [v for v in (_option(r, name) for r in records) if v is not None]
         if not values:
-            raise unknown("option of these runs", name, {o for r in records for o in _option_names(r)})
+            raise unknown(
+                "option of these runs", name, {o for r in records for o in _option_names(r)}
+            )
         if not any(_written_as(v, value) for v in values):
             told = ", ".join(sorted({json.dumps(v).strip('"') for v in values}))
             raise UsageError(f"No run has {name}={value}. There are: {told}.")
@@ -200,15 +221,26 @@ def _option_names(record: Record) -> list[str]:
     spec = spec_of(record) if "failure" not in record else {}
     rest = {"stage": flatten(spec.get("stages", {})), "labeller": spec.get("labeller_options", {})}
     rest |= {"suite": record.get("suite_options", {})}
-    return [*record["options"], *(f"{head}.{name}" for head, options in rest.items() for name in options)]
+    return [
+        *record["options"],
+        *(f"{head}.{name}" for head, options in rest.items() for name in options),
+    ]
 
 
 def _named(place: Place) -> dict[str, str]:
-    return {"label": place.label, "entry": place.entry, "cell": place.label}  # the label may yet give way to the entry
+    return {
+        "label": place.label,
+        "entry": place.entry,
+        "cell": place.label,
+    }  # the label may yet give way to the entry
 
 
 def _wanted(record: Record, asked: Filter) -> bool:
-    if asked.methods and record["method"] not in asked.methods and record.get("label") not in asked.methods:
+    if (
+        asked.methods
+        and record["method"] not in asked.methods
+        and record.get("label") not in asked.methods
+    ):
         return False
     return all(_written_as(_option(record, name), value) for name, value in asked.where.items())
 
@@ -239,7 +271,9 @@ def _written_as(value: Any, text: str) -> bool:
 
 def spec_of(record: Record) -> dict[str, Any]:
     """Return the resolved spec beside a record."""
-    found: dict[str, Any] = json.loads((Path(record["folder"]) / "spec.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(
+        (Path(record["folder"]) / "spec.json").read_text(encoding="utf-8")
+    )
     return found
 
 
@@ -261,7 +295,9 @@ def samples_of(record: Record) -> list[dict[str, Any]]:
     rows = rows_behind(record, SAMPLES)
     if not rows or not all(isinstance(row, dict) and "prompt_id" in row for row in rows):
         why = "no answers in it" if not rows else "a line is no answer to a prompt"
-        raise HarnessError(f"{file} is damaged ({why}). Delete the folder {file.parent} and run again.")
+        raise HarnessError(
+            f"{file} is damaged ({why}). Delete the folder {file.parent} and run again."
+        )
     return rows
 
 
@@ -286,7 +322,9 @@ def unlike(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
         rows.setdefault(r["recipe"], []).append(i)
     for recipe, mine in rows.items():  # seeds of a row are of one code
         codes = [grounds[i].get(OWN_CODE) for i in mine]
-        found[f"the code of {records[mine[0]]['method']} ({recipe})"] = _by_value([records[i] for i in mine], codes)
+        found[f"the code of {records[mine[0]]['method']} ({recipe})"] = _by_value(
+            [records[i] for i in mine], codes
+        )
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
@@ -333,12 +371,24 @@ def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:
     """Return records as named rows: one for each method, recipe and label of a study, or each run."""
     groups: dict[Key, list[Record]] = {}
     for record in records:
-        groups.setdefault((record["method"], record["recipe"], record.get("label")), []).append(record)
+        groups.setdefault((record["method"], record["recipe"], record.get("label")), []).append(
+            record
+        )
     names = _row_names(groups)
-    rows = [Row(names[key], key[0], group, group[0].get("entry", key[0])) for key, group in groups.items()]
+    rows = [
+        Row(names[key], key[0], group, group[0].get("entry", key[0]))
+        for key, group in groups.items()
+    ]
     if each:
-        rows = [replace(row, name=f"{row.name}, seed {r['seed']}", records=[r]) for row in rows for r in row.records]
-    return sorted(rows, key=lambda row: (row.method != "sft", _strength(row), row.method, row.records[0]["recipe"]))
+        rows = [
+            replace(row, name=f"{row.name}, seed {r['seed']}", records=[r])
+            for row in rows
+            for r in row.records
+        ]
+    return sorted(
+        rows,
+        key=lambda row: (row.method != "sft", _strength(row), row.method, row.records[0]["recipe"]),
+    )
 
 
 def _strength(row: Row) -> float:
@@ -351,12 +401,18 @@ def _row_names(groups: Mapping[Key, Sequence[Record]]) -> dict[Key, str]:
     names = {}
     for key, group in groups.items():
         mine, asked = group[0]["options"], group[0].get("asked")  # the rest followed from these
-        told = ", ".join(f"{o}={mine[o]}" for o in mine if o in differing[key[0]] and (asked is None or o in asked))
+        told = ", ".join(
+            f"{o}={mine[o]}"
+            for o in mine
+            if o in differing[key[0]] and (asked is None or o in asked)
+        )
         quick = " quick" if group[0].get("quick") else ""
         name = group[0].get("label")  # a study's own word
         names[key] = f"{name or key[0]}{quick}" + (f" ({told})" if told and not name else "")
     count = Counter(names.values())
-    return {key: f"{name} [{key[1][:4]}]" if count[name] > 1 else name for key, name in names.items()}
+    return {
+        key: f"{name} [{key[1][:4]}]" if count[name] > 1 else name for key, name in names.items()
+    }
 
 
 def _differing(groups: Mapping[Key, Sequence[Record]], method: str) -> set[str]:
@@ -366,4 +422,8 @@ def _differing(groups: Mapping[Key, Sequence[Record]], method: str) -> set[str]:
     for options in rows:
         for name in options:
             values.setdefault(name, set()).add(repr(options[name]))
-    return {n for n, found in values.items() if len(found) > 1 or sum(n in options for options in rows) < len(rows)}
+    return {
+        n
+        for n, found in values.items()
+        if len(found) > 1 or sum(n in options for options in rows) < len(rows)
+    }

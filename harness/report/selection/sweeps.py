@@ -47,8 +47,14 @@ def sweeps(rows: Sequence[Row]) -> list[Sweep]:
         if row.good:
             groups.setdefault((row.entry, _words(row)), []).append(row)
     names = [_name(key, group, groups) for key, group in groups.items()]
-    unique = [f"{n} [{g[0].name}]" if names.count(n) > 1 else n for n, g in zip(names, groups.values(), strict=True)]
-    return [Sweep(name, group, _swept(group)) for name, group in zip(unique, groups.values(), strict=True)]
+    unique = [
+        f"{n} [{g[0].name}]" if names.count(n) > 1 else n
+        for n, g in zip(names, groups.values(), strict=True)
+    ]
+    return [
+        Sweep(name, group, _swept(group))
+        for name, group in zip(unique, groups.values(), strict=True)
+    ]
 
 
 def _words(row: Row) -> Words:
@@ -89,4 +95,7 @@ def seeds_told(rows: Sequence[Row]) -> str:
 
 def scores_of(row: Row) -> dict[str, Array]:
     """Return {figure: scores (S seeds, P prompts)} of a row's finished runs, `win_rate` among them."""
-    return {"win_rate" if name == "win" else name: scores for name, scores in answers_of(row).figures.items()}
+    return {
+        "win_rate" if name == "win" else name: scores
+        for name, scores in answers_of(row).figures.items()
+    }

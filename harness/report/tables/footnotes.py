@@ -21,7 +21,8 @@ class Footnotes:
         self._marks: dict[int, tuple[str, ...]] = {}
         tuning = _tuning(selection)
         texts = [
-            [*_failures(row), *_budget(row), *tuning.get(row.records[0].get("cell"), [])] for row in selection.rows
+            [*_failures(row), *_budget(row), *tuning.get(row.records[0].get("cell"), [])]
+            for row in selection.rows
         ]
         marks: dict[str, str] = {}
         for i, row_texts in enumerate(texts):
@@ -30,10 +31,14 @@ class Footnotes:
             self._marks[i] = tuple(marks[text] for text in row_texts)
         self.told = {mark: text for text, mark in marks.items()}
         for name, values in unlike(selection.good).items():  # only where it was asked for: --mixed
-            told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
+            told = "; ".join(
+                f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items()
+            )
             mark = _letter(len(self.told))
             self.told[mark] = f"NOT ON EQUAL GROUND, as asked for: runs differ in {name} ({told})."
-            self._marks |= {i: (*self._marks[i], mark) for i, row in enumerate(selection.rows) if row.good}
+            self._marks |= {
+                i: (*self._marks[i], mark) for i, row in enumerate(selection.rows) if row.good
+            }
 
     def of(self, row: int) -> tuple[str, ...]:
         """Return the marks of a row."""
@@ -57,10 +62,16 @@ def _failures(row: Row) -> Iterator[str]:
 def _budget(row: Row) -> Iterator[str]:
     if not row.good:
         return
-    budget = {name: limit for name, limit in (spec_of(row.good[0]).get("budget") or {}).items() if limit is not None}
+    budget = {
+        name: limit
+        for name, limit in (spec_of(row.good[0]).get("budget") or {}).items()
+        if limit is not None
+    }
     if budget:
         told = ", ".join(f"{name} {limit:.6g}" for name, limit in budget.items())
-        completions = spec_of(row.good[0]).get("stages", {}).get("preferences", {}).get("completions", 2)
+        completions = (
+            spec_of(row.good[0]).get("stages", {}).get("preferences", {}).get("completions", 2)
+        )
         early = any(unspent(record, completions) for record in row.good)
         yield f"Budget: {told}." + (" It ended by itself before." if early else "")
 
@@ -69,7 +80,9 @@ def _search(search: Mapping[str, Any], how: str) -> Iterator[str]:
     trials, chosen = search["trials"], search["chosen"]
     if chosen is not None:
         other = search.get("label", search["row"])  # where it is the same run as another entry's
-        told = f", as {other}" if other != search["row"] else "" if chosen else ", and left as it was"
+        told = (
+            f", as {other}" if other != search["row"] else "" if chosen else ", and left as it was"
+        )
         yield f"Tuned{told}: the best of {len(trials)} trials ({how})."
     elif not any(trial["status"] == LEFT for trial in trials):
         yield f"Tuned, and left as it was: all {len(trials)} trials failed ({how})."
@@ -87,7 +100,11 @@ def _tuning(selection: Selection) -> dict[str | None, list[str]]:
         searches = [s for s in tune["searches"] if s["suite"] == selection.suite]
         found: dict[str | None, list[str]] = {}
         for s in searches:  # a row may stand for what several entries chose
-            found.setdefault(s["row"], []).extend(_search(s, f"random search, seed {tune['seed']}; {tune['rule']}"))
+            found.setdefault(s["row"], []).extend(
+                _search(s, f"random search, seed {tune['seed']}; {tune['rule']}")
+            )
         return found
     except (ValueError, KeyError, TypeError) as error:
-        raise HarnessError(f"{file} is damaged ({error}). Run the study again: it is written anew.") from error
+        raise HarnessError(
+            f"{file} is damaged ({error}). Run the study again: it is written anew."
+        ) from error

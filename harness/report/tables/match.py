@@ -16,8 +16,22 @@ from ..selection.sweeps import Sweep, scores_of, seeds_told, sweeps
 from . import tables
 from .footnotes import Footnotes
 
-QUANTITIES = {"kl": "nats of KL", "flops": "training FLOPs", "tokens": "tokens", "seconds": "training seconds"}
-COLUMNS = ["method", "seeds", "win-rate vs SFT [95 %]", "gold", "KL (nats)", "length", "train TFLOP", "between"]
+QUANTITIES = {
+    "kl": "nats of KL",
+    "flops": "training FLOPs",
+    "tokens": "tokens",
+    "seconds": "training seconds",
+}
+COLUMNS = [
+    "method",
+    "seeds",
+    "win-rate vs SFT [95 %]",
+    "gold",
+    "KL (nats)",
+    "length",
+    "train TFLOP",
+    "between",
+]
 SAME = 1e-9  # values that differ by a smaller share are one: means are rounded
 FIGURES = ("win_rate", "gold", "kl", "length")
 
@@ -82,7 +96,9 @@ def parse_match(text: str) -> tuple[str, float | None]:
     except ValueError:
         at = math.nan
     if not (math.isfinite(at) and at >= 0):
-        raise UsageError(f"--match {text}: a value is a number of at least 0, like --match kl=2 or --match flops=1e12.")
+        raise UsageError(
+            f"--match {text}: a value is a number of at least 0, like --match kl=2 or --match flops=1e12."
+        )
     return quantity, at
 
 
@@ -97,13 +113,19 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
     if quantity not in QUANTITIES:
         raise unknown("quantity to match", quantity, QUANTITIES)
     if selection.asked.mixed:
-        raise UsageError("--match interpolates between runs on equal ground, prompt by prompt: leave --mixed out.")
+        raise UsageError(
+            "--match interpolates between runs on equal ground, prompt by prompt: leave --mixed out."
+        )
     points = {s.name: _points(s, quantity) for s in sweeps(selection.rows)}
     value = _common(points, quantity) if at is None else at
     found = {name: _at(name, own, value) for name, own in points.items()}
-    mixes = sorted((m for m in found.values() if isinstance(m, Mix)), key=lambda m: (-_won(m), m.name))
+    mixes = sorted(
+        (m for m in found.values() if isinstance(m, Mix)), key=lambda m: (-_won(m), m.name)
+    )
     head = {"matched": quantity, "value": value}
-    rest = [_left(name, points[name], why, head) for name, why in found.items() if isinstance(why, str)]
+    rest = [
+        _left(name, points[name], why, head) for name, why in found.items() if isinstance(why, str)
+    ]
     rest += [_failed(row, head) for row in selection.rows if not row.good]
     if not mixes:
         told = "; ".join(f"{line.name}: {line.told}" for line in rest)
@@ -129,7 +151,10 @@ def amount(record: Record, quantity: str) -> float:
 
 
 def _points(sweep: Sweep, quantity: str) -> list[Point]:
-    points = [Point(fmean(amount(r, quantity) for r in row.good), row, _short(sweep, row)) for row in sweep.rows]
+    points = [
+        Point(fmean(amount(r, quantity) for r in row.good), row, _short(sweep, row))
+        for row in sweep.rows
+    ]
     return sorted(points, key=lambda point: (point.at, point.row.name))
 
 
@@ -145,7 +170,10 @@ def _common(points: Mapping[str, Sequence[Point]], quantity: str) -> float:
             f"Nothing to match: no method has two settings that differ in a number and in {QUANTITIES[quantity]}. "
             "Sweep one, `sweep = {beta = [0.03, 0.1, 0.3]}` in a study file (docs/studies.md)."
         )
-    value, lowest = min(own[-1].at for own in several.values()), max(own[0].at for own in several.values())
+    value, lowest = (
+        min(own[-1].at for own in several.values()),
+        max(own[0].at for own in several.values()),
+    )
     if lowest > value:
         told = "; ".join(f"{name}: {_range(own)}" for name, own in several.items())
         raise UsageError(
@@ -208,9 +236,18 @@ def _won(mix: Mix) -> float:
 def _line(mix: Mix, head: Mapping[str, Any]) -> Line:
     """Return a mix as a row, its figures with intervals."""
     kinds = [r["evaluation"]["kl_estimator"] for row in mix.rows for r in row.good]
-    figures = {"method": mix.name, **head, "seeds": len(mix.scores["win_rate"]), "failed": _failures(mix.rows)}
+    figures = {
+        "method": mix.name,
+        **head,
+        "seeds": len(mix.scores["win_rate"]),
+        "failed": _failures(mix.rows),
+    }
     for name in FIGURES:
-        found = win_rate_interval(mix.scores[name]) if name == "win_rate" else two_way_interval(mix.scores[name])
+        found = (
+            win_rate_interval(mix.scores[name])
+            if name == "win_rate"
+            else two_way_interval(mix.scores[name])
+        )
         figures |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
     figures["kl_estimator"] = next((kind for kind in kinds if tables.kl_mark(kind)), kinds[0])
     points = {"low": mix.where.low, "high": mix.where.high}
@@ -237,26 +274,38 @@ def _left(name: str, points: Sequence[Point], why: str, head: Mapping[str, Any])
 def _failed(row: Row, head: Mapping[str, Any]) -> Line:
     """Return a row none of whose runs finished: it is no point of a sweep, and not passed over either."""
     why = f"failed: {row.records[0]['failure']}"
-    return Line({"method": row.name, **head, "seeds": 0, "failed": len(row.failed), "why": why}, [row], why)
+    return Line(
+        {"method": row.name, **head, "seeds": 0, "failed": len(row.failed), "why": why}, [row], why
+    )
 
 
 def _failures(rows: Sequence[Row]) -> int:
     return sum(len(row.failed) for row in rows)
 
 
-def _table(selection: Selection, title: str, lines: Sequence[Line], caption: str, quantity: str) -> Table:
+def _table(
+    selection: Selection, title: str, lines: Sequence[Line], caption: str, quantity: str
+) -> Table:
     """Return the table; its footnotes are those of the rows of runs it tells of."""
     shown = [row for line in lines for row in line.rows]
     footnotes = Footnotes(replace(selection, rows=shown))
     of = {row.name: footnotes.of(i) for i, row in enumerate(shown)}
-    marks = [tuple(dict.fromkeys(mark for row in line.rows for mark in of[row.name])) for line in lines]
+    marks = [
+        tuple(dict.fromkeys(mark for row in line.rows for mark in of[row.name])) for line in lines
+    ]
     return Table(
-        title, list(COLUMNS), [_cells(line, own) for line, own in zip(lines, marks, strict=True)],
+        title,
+        list(COLUMNS),
+        [_cells(line, own) for line, own in zip(lines, marks, strict=True)],
         _notes(selection, shown, quantity),
-        [tables.with_footnotes(line.figures, footnotes, own) for line, own in zip(lines, marks, strict=True)],
-        caption, footnotes.told,
+        [
+            tables.with_footnotes(line.figures, footnotes, own)
+            for line, own in zip(lines, marks, strict=True)
+        ],
+        caption,
+        footnotes.told,
         [[str(r["folder"]) for row in line.rows for r in row.records] for line in lines],
-    )  # fmt: skip
+    )
 
 
 def _cells(line: Line, marks: tuple[str, ...]) -> list[Cell]:
@@ -264,10 +313,14 @@ def _cells(line: Line, marks: tuple[str, ...]) -> list[Cell]:
     if "win_rate" not in f:
         return [*head, Cell(line.told), *[Cell("")] * (len(COLUMNS) - 3)]
     return [
-        *head, tables.estimate("win_rate", ".3f")(f), Cell(f"{f['gold']:.2f}"),
-        Cell(f"{f['kl']:.2f}{tables.kl_mark(f['kl_estimator'])}"), Cell(f"{f['length']:.1f}"),
-        Cell(f"{f['flops'] / 1e12:.3g}"), Cell(line.told),
-    ]  # fmt: skip
+        *head,
+        tables.estimate("win_rate", ".3f")(f),
+        Cell(f"{f['gold']:.2f}"),
+        Cell(f"{f['kl']:.2f}{tables.kl_mark(f['kl_estimator'])}"),
+        Cell(f"{f['length']:.1f}"),
+        Cell(f"{f['flops'] / 1e12:.3g}"),
+        Cell(line.told),
+    ]
 
 
 def _notes(selection: Selection, shown: Sequence[Row], quantity: str) -> list[str]:
@@ -277,15 +330,23 @@ def _notes(selection: Selection, shown: Sequence[Row], quantity: str) -> list[st
         "flops": "FLOPs are those of the method's own training",
         "seconds": "Seconds are those of the method's own training",
     }[quantity]
-    apart = "" if quantity == "kl" else "; shared stages (SFT, preferences, reward model) are billed apart"
+    apart = (
+        ""
+        if quantity == "kl"
+        else "; shared stages (SFT, preferences, reward model) are billed apart"
+    )
     how = (
         f"{took}{apart}. Every figure is interpolated linearly between the two runs of a sweep that lie next to the "
         "value, prompt by prompt; nothing is extrapolated. A mix is no policy that was trained, and intervals take the "
         f"place of the value between the two as known. {tables.NOTES['kl']}"
     )
     names = {row.name for row in shown}
-    others = [f"{row.name} {row.seeds}" for row in selection.rows if row.failed and row.name not in names]
-    hidden = [f"Failed runs of settings that no figure is of: {'; '.join(others)}."] if others else []
+    others = [
+        f"{row.name} {row.seeds}" for row in selection.rows if row.failed and row.name not in names
+    ]
+    hidden = (
+        [f"Failed runs of settings that no figure is of: {'; '.join(others)}."] if others else []
+    )
     return [how, *hidden, *tables.unfinished_told(selection), *tables.bounds_told(shown)]
 
 

@@ -40,19 +40,26 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
         found.append(figures_of(row, answers))
         if answers is not None:
             prompts.add(answers.prompts)
-            scores["win_rate"][row.name], scores["gold"][row.name] = answers.win, answers.figures["gold"]
+            scores["win_rate"][row.name], scores["gold"][row.name] = (
+                answers.win,
+                answers.figures["gold"],
+            )
     paired = len(prompts) < 2 and _on_the_same_prompts(selection)
     borrowed = paired and mark_best(found, scores)
     footnotes = Footnotes(selection)
     rows = [_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(found)]
-    told = [i for i in range(len(shown)) if columns or any(row[i].text not in ("-", "") for row in rows)]
+    told = [
+        i for i in range(len(shown)) if columns or any(row[i].text not in ("-", "") for row in rows)
+    ]
     keys = [shown[i].key for i in told]
     return Table(
         title=f"{selection.told}: {conditions(selection)}",
         columns=[shown[i].title for i in told],
         rows=[[row[i] for i in told] for row in rows],
         notes=[*_notes(selection, keys), *_looked_up(found, keys)],
-        plain=[with_footnotes(figures, footnotes, footnotes.of(i)) for i, figures in enumerate(found)],
+        plain=[
+            with_footnotes(figures, footnotes, footnotes.of(i)) for i, figures in enumerate(found)
+        ],
         caption=_caption(selection, paired, borrowed),
         footnotes=footnotes.told,
         runs=[[r["folder"] for r in row.records] for row in selection.rows],
@@ -75,7 +82,11 @@ def _on_the_same_prompts(selection: Selection) -> bool:
 
 def with_footnotes(figures: Figures, footnotes: Footnotes, marks: Sequence[str]) -> Figures:
     """Return figures with what they must be read with, for formats that show figures only."""
-    return {**figures, "footnotes": " ".join(footnotes.told[mark] for mark in marks)} if marks else figures
+    return (
+        {**figures, "footnotes": " ".join(footnotes.told[mark] for mark in marks)}
+        if marks
+        else figures
+    )
 
 
 def mark_best(found: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -103,8 +114,13 @@ def conditions(selection: Selection) -> str:
     """Return what was asked of every policy, in words."""
     if not selection.good:
         return "no finished run"
-    asked = [r["evaluation"] for r in selection.good]  # one thing, unless unlike ground was asked for
-    told = [f"{e['prompts']} {e['split']} prompts, one answer each at T={e['temperature']:g}" for e in asked]
+    asked = [
+        r["evaluation"] for r in selection.good
+    ]  # one thing, unless unlike ground was asked for
+    told = [
+        f"{e['prompts']} {e['split']} prompts, one answer each at T={e['temperature']:g}"
+        for e in asked
+    ]
     return " or ".join(dict.fromkeys(told))
 
 
@@ -114,7 +130,10 @@ def conditions(selection: Selection) -> str:
 def _cells(columns: Sequence[Column], figures: Figures, marks: tuple[str, ...]) -> list[Cell]:
     """Return a row's cells; where no run finished the reason stands for all figures."""
     if "failure" not in figures:
-        return [replace(c.write(figures), marks=marks) if c.key == "seeds" else c.write(figures) for c in columns]
+        return [
+            replace(c.write(figures), marks=marks) if c.key == "seeds" else c.write(figures)
+            for c in columns
+        ]
     reason = iter([Cell(f"failed: {figures['failure']}")])
     named = {"method": Cell(str(figures["method"])), "seeds": replace(_seeds(figures), marks=marks)}
     return [named[c.key] if c.key in named else next(reason, Cell("")) for c in columns]
@@ -131,7 +150,12 @@ def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
         if name not in f:
             return Cell("-")
         interval = f"[{f[f'{name}_low']:{ends or form}}, {f[f'{name}_high']:{ends or form}}]"
-        return Cell(f"{f[name]:{form}}", interval, f.get(f"{name}_bold", False), f.get(f"{name}_best", False))
+        return Cell(
+            f"{f[name]:{form}}",
+            interval,
+            f.get(f"{name}_bold", False),
+            f.get(f"{name}_best", False),
+        )
 
     return write
 
@@ -187,23 +211,51 @@ COLUMNS = (
     Column("accuracy", "accuracy", _accuracy),
     Column("kl", "KL (nats)", _kl),
     Column("length", "length", _plainly(lambda f: f"{f['length']:.1f}")),
-    Column("seconds", "train s / CPU s", _plainly(
-        lambda f: f"{f['method_seconds']:.0f} / {f['method_cpu_seconds']:.0f}")),
+    Column(
+        "seconds",
+        "train s / CPU s",
+        _plainly(lambda f: f"{f['method_seconds']:.0f} / {f['method_cpu_seconds']:.0f}"),
+    ),
     Column("flops", "train TFLOP", _plainly(lambda f: f"{f['method_flops'] / 1e12:.3g}")),
     Column("reused", "looked up (of FLOPs)", _plainly(lambda f: _share(_reused(f))), usual=False),
-    Column("tokens", "tokens gen. / trained", _plainly(
-        lambda f: f"{short(f['method_tokens_generated'])} / {short(f['method_tokens_trained'])}")),
-    Column("reward_queries", "reward queries", _plainly(lambda f: short(f["method_reward_queries"]))),
-    Column("verifier_queries", "verifier queries", _plainly(lambda f: _or_dash(f["method_verifier_queries"]))),
+    Column(
+        "tokens",
+        "tokens gen. / trained",
+        _plainly(
+            lambda f: f"{short(f['method_tokens_generated'])} / {short(f['method_tokens_trained'])}"
+        ),
+    ),
+    Column(
+        "reward_queries", "reward queries", _plainly(lambda f: short(f["method_reward_queries"]))
+    ),
+    Column(
+        "verifier_queries",
+        "verifier queries",
+        _plainly(lambda f: _or_dash(f["method_verifier_queries"])),
+    ),
     Column("labels", "labels", _plainly(lambda f: short(f["labels"]))),
     Column("ai_labels", "AI labels", _plainly(lambda f: _or_dash(f["ai_labels"]))),
-    Column("models", "models held (params)", _plainly(
-        lambda f: f"{f['models'].replace(' ', ' + ')} ({short(f['parameters_held'])})")),
-    Column("peak_memory", "peak MiB", _plainly(
-        lambda f: f"{f['method_peak_memory'] / 2**20:.0f}" if f["method_peak_memory"] else "-")),
-    Column("flops_per_answer", "FLOPs / answer", _plainly(lambda f: f"{f['flops_per_answer']:.2g}")),
-    Column("queries_per_answer", "queries / answer", _plainly(lambda f: _or_dash(f["queries_per_answer"]))),
-)  # fmt: skip
+    Column(
+        "models",
+        "models held (params)",
+        _plainly(lambda f: f"{f['models'].replace(' ', ' + ')} ({short(f['parameters_held'])})"),
+    ),
+    Column(
+        "peak_memory",
+        "peak MiB",
+        _plainly(
+            lambda f: f"{f['method_peak_memory'] / 2**20:.0f}" if f["method_peak_memory"] else "-"
+        ),
+    ),
+    Column(
+        "flops_per_answer", "FLOPs / answer", _plainly(lambda f: f"{f['flops_per_answer']:.2g}")
+    ),
+    Column(
+        "queries_per_answer",
+        "queries / answer",
+        _plainly(lambda f: _or_dash(f["queries_per_answer"])),
+    ),
+)
 
 
 # -- what stands around it ---------------------------------------------------------------------------------------------
@@ -241,7 +293,11 @@ def bold_told(rows: int, borrowed: bool) -> str:
         return ""
     if rows > MOST_ROWS:
         return f"Nothing is bold: more than {MOST_ROWS} rows would be too many tests."
-    pooled = " (the variance between seeds pooled over alike rows, or the pair's own; Bonferroni)" if borrowed else ""
+    pooled = (
+        " (the variance between seeds pooled over alike rows, or the pair's own; Bonferroni)"
+        if borrowed
+        else ""
+    )
     return (
         f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests paired over prompts"
         f"{pooled}, Holm over all {rows * (rows - 1) // 2} pairs of rows; a row whose seeds vary much can be bold far "
@@ -276,7 +332,10 @@ def _looked_up(found: Sequence[Figures], keys: Sequence[str]) -> list[str]:
 
 
 def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
-    notes = [" ".join(note for key, note in NOTES.items() if key in keys), *unfinished_told(selection)]
+    notes = [
+        " ".join(note for key, note in NOTES.items() if key in keys),
+        *unfinished_told(selection),
+    ]
     notes += bounds_told(selection.rows) if "kl" in keys else []
     return [note for note in notes if note]
 
@@ -296,7 +355,11 @@ def unfinished_told(selection: Selection) -> list[str]:
 def bounds_told(rows: Sequence[Row]) -> list[str]:
     """Return the note on rows whose KL is estimated, with its bounds, if there are any."""
     first = [(row.name, row.good[0]["evaluation"]) for row in rows if row.good]
-    bounds = [f"{name} {evaluation['kl_bound']:.2f}" for name, evaluation in first if "kl_bound" in evaluation]
+    bounds = [
+        f"{name} {evaluation['kl_bound']:.2f}"
+        for name, evaluation in first
+        if "kl_bound" in evaluation
+    ]
     told = (
         f"Without log-probabilities KL is estimated (est.) from the reference's mass on the selected reward level "
         f"(Beirami et al. 2024); log n - (n-1)/n bounds it: {'; '.join(bounds)}."

@@ -32,16 +32,27 @@ Made = tuple[dict[str, Any], dict[str, Any]]  # info, cost
 
 
 def sample(
-    stages: StageContext, labeller: Labeller, prompts: Sequence[Prompt], options: PreferenceOptions, out: Path
+    stages: StageContext,
+    labeller: Labeller,
+    prompts: Sequence[Prompt],
+    options: PreferenceOptions,
+    out: Path,
 ) -> Made:
     """Sample K completions per prompt, have pairs of them compared, write the files; return (info, cost)."""
-    meter = stages.shop.meter()
-    bench = stages.shop.bench(meter, stages.spec.shared_seed)
+    meter = stages.stage_runtime.meter()
+    runtime = stages.stage_runtime.runtime(meter, stages.spec.shared_seed)
     sampler = Sampler(
-        bench.engine, bench.sampling, meter, bench.eos, (stages.spec.shared_seed, "preferences"), bench.team
+        runtime.engine,
+        runtime.sampling,
+        meter,
+        runtime.eos,
+        (stages.spec.shared_seed, "preferences"),
+        runtime.distributed,
     )
     sampler.phase = "preferences"
-    batch = sampler.draw(stages.start, stages.tokens.prompt_batch(prompts, bench.device), options.completions)
+    batch = sampler.draw(
+        stages.start, stages.tokens.prompt_batch(prompts, runtime.device), options.completions
+    )
     with meter.phase("preferences"):
         rows, agreements = _compared(stages, labeller, batch, options.labels)
         kept = max(1, len(rows) - round(options.heldout * len(rows)))
@@ -53,9 +64,11 @@ def sample(
     return info | {"label_ceiling": ceiling, "labeller": labeller.name}, meter.snapshot()
 
 
-def take(stages: StageContext, pairs: Sequence[Pair], options: PreferenceOptions, out: Path) -> Made:
+def take(
+    stages: StageContext, pairs: Sequence[Pair], options: PreferenceOptions, out: Path
+) -> Made:
     """Write fixed pairs as the same files; return (info, cost)."""
-    meter, tokens = stages.shop.meter(), stages.tokens.counting_afresh()
+    meter, tokens = stages.stage_runtime.meter(), stages.tokens.counting_afresh()
     with meter.phase("preferences"):
         whole = rankings_of(tokens, pairs[: options.labels or None], options.heldout)
         info = _write(whole["train"], whole["heldout"], out)
@@ -69,20 +82,28 @@ def rankings_of(tokens: Tokens, pairs: Sequence[Pair], heldout: float) -> dict[s
     rows = []
     for pair in pairs:
         ids = [tokens.completion_ids(pair.prompt.text, c) for c in (pair.chosen, pair.rejected)]
-        rows.append(_row(pair.prompt, [pair.chosen, pair.rejected], ids, [Comparison(0, 1, pair.p)]))
+        rows.append(
+            _row(pair.prompt, [pair.chosen, pair.rejected], ids, [Comparison(0, 1, pair.p)])
+        )
     kept = max(1, len(rows) - round(heldout * len(rows)))
     return {"train": rows[:kept], "heldout": rows[kept:]}
 
 
 def read_rankings(folder: Path) -> dict[str, list[Row]]:
     """Return the rankings of a preferences artifact: `train` and `heldout`."""
-    return {"train": _read(folder / "rankings.parquet"), "heldout": _read(folder / "heldout.parquet")}
+    return {
+        "train": _read(folder / "rankings.parquet"),
+        "heldout": _read(folder / "heldout.parquet"),
+    }
 
 
 def read_pairs(folder: Path) -> list[LabelledPair]:
     """Return the pairs of a preferences artifact."""
     rows = _read(folder / "pairs.parquet")
-    return [LabelledPair(prompt_of(r), list(r["chosen_ids"]), list(r["rejected_ids"]), r["p"]) for r in rows]
+    return [
+        LabelledPair(prompt_of(r), list(r["chosen_ids"]), list(r["rejected_ids"]), r["p"])
+        for r in rows
+    ]
 
 
 def prompt_of(row: Row) -> Prompt:
@@ -92,10 +113,14 @@ def prompt_of(row: Row) -> Prompt:
 
 def comparisons_of(row: Row) -> list[Comparison]:
     """Return what was said of the pairs of a row."""
-    return [Comparison(i, j, p) for i, j, p in zip(row["first"], row["second"], row["p"], strict=True)]
+    return [
+        Comparison(i, j, p) for i, j, p in zip(row["first"], row["second"], row["p"], strict=True)
+    ]
 
 
-def _compared(stages: StageContext, labeller: Labeller, batch: Batch, limit: int) -> tuple[list[Row], list[list[float]]]:
+def _compared(
+    stages: StageContext, labeller: Labeller, batch: Batch, limit: int
+) -> tuple[list[Row], list[list[float]]]:
     """Return rows with what the labeller says, and per row how far each label agrees with its noiseless utilities.
 
     Prompts that could take it past `limit` labels (0: none) are not shown to the labeller.
@@ -104,12 +129,16 @@ def _compared(stages: StageContext, labeller: Labeller, batch: Batch, limit: int
     agreements: list[list[float]] = []
     ids, lengths = batch["completion_ids"].tolist(), batch.lengths.tolist()
     asked, most = 0, comb(len(ids[0]), 2)
-    for i, (prompt, texts) in enumerate(zip(batch.prompts.prompts, stages.tokens.texts(batch), strict=True)):
+    for i, (prompt, texts) in enumerate(
+        zip(batch.prompts.prompts, stages.tokens.texts(batch), strict=True)
+    ):
         if limit and asked + most > limit:
             break
         rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
         said = labeller.compare(prompt, texts, lengths[i], rng)
-        rows.append(_row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], said))
+        rows.append(
+            _row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], said)
+        )
         asked = int(labeller.usage().get("asked", asked + len(rows[-1]["p"])))
         utilities = labeller.ceiling(prompt, texts, lengths[i])
         agreements.append([] if utilities is None else _agreements(said, utilities))
@@ -126,15 +155,23 @@ def _agreements(said: Sequence[Comparison], utilities: Sequence[float]) -> list[
 
 
 def _row(
-    prompt: Prompt, completions: Sequence[Text], ids: Sequence[Sequence[int]], said: Sequence[Comparison]
-) -> Row:  # fmt: skip
+    prompt: Prompt,
+    completions: Sequence[Text],
+    ids: Sequence[Sequence[int]],
+    said: Sequence[Comparison],
+) -> Row:
     """Return a row. Pairs of equal completions are dropped: nothing can be learned from them."""
     said = [c for c in said if list(ids[c.first]) != list(ids[c.second])]
     return {
-        "prompt_id": prompt.id, "prompt": _cell(prompt.text), "completions": [completion_text(c) for c in completions],
-        "completion_ids": [list(c) for c in ids], "first": [c.first for c in said], "second": [c.second for c in said],
-        "p": [float(c.p) for c in said], "notes": [json.dumps(dict(c.note), sort_keys=True) for c in said],
-    }  # fmt: skip
+        "prompt_id": prompt.id,
+        "prompt": _cell(prompt.text),
+        "completions": [completion_text(c) for c in completions],
+        "completion_ids": [list(c) for c in ids],
+        "first": [c.first for c in said],
+        "second": [c.second for c in said],
+        "p": [float(c.p) for c in said],
+        "notes": [json.dumps(dict(c.note), sort_keys=True) for c in said],
+    }
 
 
 def _write(train: list[Row], heldout: list[Row], out: Path) -> dict[str, Any]:
@@ -145,7 +182,12 @@ def _write(train: list[Row], heldout: list[Row], out: Path) -> dict[str, Any]:
         _save(rows, out / f"{name}.parquet")
     heldout_labels = sum(len(_pairs_of(row)) for row in heldout)
     asked = sum(len(row["p"]) for row in [*train, *heldout])
-    return {"prompts": len(train), "labels": len(pairs), "heldout_labels": heldout_labels, "asked": asked}
+    return {
+        "prompts": len(train),
+        "labels": len(pairs),
+        "heldout_labels": heldout_labels,
+        "asked": asked,
+    }
 
 
 def _pairs_of(row: Row) -> list[Row]:
@@ -155,10 +197,18 @@ def _pairs_of(row: Row) -> list[Row]:
     for i, j, p, note in zip(row["first"], row["second"], row["p"], row["notes"], strict=True):
         if p != 0.5:
             (w, l), sure = ((i, j), p) if p > 0.5 else ((j, i), 1 - p)
-            found.append({
-                "prompt_id": row["prompt_id"], "prompt": row["prompt"], "chosen": texts[w], "rejected": texts[l],
-                "chosen_ids": ids[w], "rejected_ids": ids[l], "p": sure, "note": note,
-            })  # fmt: skip
+            found.append(
+                {
+                    "prompt_id": row["prompt_id"],
+                    "prompt": row["prompt"],
+                    "chosen": texts[w],
+                    "rejected": texts[l],
+                    "chosen_ids": ids[w],
+                    "rejected_ids": ids[l],
+                    "p": sure,
+                    "note": note,
+                }
+            )
     return found
 
 

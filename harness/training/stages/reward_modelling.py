@@ -11,7 +11,7 @@ from ...core.settings import RewardModelOptions
 from ...models.loading import scalar_on
 from ...models.tokens import Batch
 from ..reward_model import RewardModel, pair_accuracy, preferred_of, ranking_loss
-from ..runtime import Bench
+from ..runtime import Runtime
 from ..trainer import Term
 from .preferences import Row, comparisons_of, prompt_of
 from .sft import rows_at
@@ -34,7 +34,7 @@ def make(
 
     The members of an ensemble and the judge differ in `name`, which seeds head and order.
     """
-    meter = stages.shop.meter()
+    meter = stages.stage_runtime.meter()
     seed = derive(stages.spec.shared_seed, name)
     model = scalar_on(stages.checkpoint.copy()).initialise(seed).eval().requires_grad_(True)
     reward = RewardModel(model, options.pooling, name)
@@ -48,37 +48,54 @@ def make(
             rows = rows_at(len(train), turn, options.batch_size, (seed, "rankings"))
             batch = _batch(stages, [train[i] for i in rows])
             loop.log(loop.trainer.step([Term(ranking_loss, batch, reward.role)], loop.progress))
-        bench = stages.shop.bench(meter, seed)
-        _normalise(reward, stages, train[:SCALE_ROWS], options, bench)
-        accuracy = _accuracy(reward, stages, rankings["heldout"], bench)
+        runtime = stages.stage_runtime.runtime(meter, seed)
+        _normalise(reward, stages, train[:SCALE_ROWS], options, runtime)
+        accuracy = _accuracy(reward, stages, rankings["heldout"], runtime)
     reward.save(out)
-    info = {"steps": steps, "heldout_accuracy": accuracy, "mean": reward.mean, "scale": reward.scale}
+    info = {
+        "steps": steps,
+        "heldout_accuracy": accuracy,
+        "mean": reward.mean,
+        "scale": reward.scale,
+    }
     return info, meter.snapshot()
 
 
 def _batch(stages: StageContext, rows: list[Row]) -> Batch:
     batch = stages.tokens.batch(
-        [prompt_of(row) for row in rows], [row["completion_ids"] for row in rows], stages.shop.device
+        [prompt_of(row) for row in rows],
+        [row["completion_ids"] for row in rows],
+        stages.stage_runtime.device,
     )
     said = preferred_of([comparisons_of(row) for row in rows], batch.shape[1])
-    return batch.with_columns(preferred=said.flatten(1).to(stages.shop.device))
+    return batch.with_columns(preferred=said.flatten(1).to(stages.stage_runtime.device))
 
 
-def _normalise(reward: RewardModel, stages: StageContext, rows: list[Row], options: RewardModelOptions, bench: Bench) -> None:
+def _normalise(
+    reward: RewardModel,
+    stages: StageContext,
+    rows: list[Row],
+    options: RewardModelOptions,
+    runtime: Runtime,
+) -> None:
     """Centre on the validation demonstrations; divide by the spread over samples of the start checkpoint."""
     demos = stages.suite.demonstrations("validation")
     ids = [[stages.tokens.completion_ids(d.prompt.text, d.completion)] for d in demos]
-    centred = reward.raw(stages.tokens.batch([d.prompt for d in demos], ids, bench.device), bench)
+    centred = reward.raw(
+        stages.tokens.batch([d.prompt for d in demos], ids, runtime.device), runtime
+    )
     reward.mean = float(centred.double().mean())
     if options.unit_scale:
-        reward.scale = max(1e-6, float(reward.raw(_batch(stages, rows), bench).double().std()))
+        reward.scale = max(1e-6, float(reward.raw(_batch(stages, rows), runtime).double().std()))
 
 
-def _accuracy(reward: RewardModel, stages: StageContext, rows: list[Row], bench: Bench) -> float | None:
+def _accuracy(
+    reward: RewardModel, stages: StageContext, rows: list[Row], runtime: Runtime
+) -> float | None:
     """Return the share of held-out pairs in the right order."""
     if not rows:
         return None
     batch = _batch(stages, rows)
     k = batch.shape[1]
-    right, pairs = pair_accuracy(reward.raw(batch, bench), batch["preferred"].view(-1, k, k))
+    right, pairs = pair_accuracy(reward.raw(batch, runtime), batch["preferred"].view(-1, k, k))
     return round(right / pairs, 4) if pairs else None

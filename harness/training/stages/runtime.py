@@ -13,21 +13,21 @@ from torch import nn
 from ...api.contracts import Judge, Labeller, Suite
 from ...core.artifacts import Artifacts
 from ...core.data import Sampling
-from ...core.distributed import ALONE, Team
+from ...core.distributed import ALONE, DistributedContext
 from ...core.meter import Meter, PhasePeak
 from ...core.spec import RunSpec
 from ...models.engine import Engine
-from ...models.initial_checkpoint import Start
+from ...models.initial_checkpoint import InitialCheckpoint
 from ...models.tokens import Tokens
 from ..loop import Loop
-from ..runtime import Bench, RolloutCheck
+from ..runtime import RolloutCheck, Runtime
 from ..trainer import Trainer
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]  # phase, step, total, metrics
 
 
 @dataclass
-class Workshop:
+class StageRuntime:
     """What stages are made with: the machine's side of a run."""
 
     artifacts: Artifacts
@@ -37,7 +37,7 @@ class Workshop:
     progress: Progress
     checkpoint_every: float
     micro_batch_tokens: int
-    team: Team = ALONE
+    distributed: DistributedContext = ALONE
     check: RolloutCheck | None = None  # of every rollout
     sampling: Sampling = field(default_factory=Sampling)  # the suite's
     eos: set[int] = field(default_factory=set)
@@ -49,18 +49,28 @@ class Workshop:
 
     def trainer(self, options: Any, meter: Meter) -> Trainer:
         """Return what trains models with these options."""
-        return self.trainer_cls(options, self.accelerator, meter, self.micro_batch_tokens, self.team)
+        return self.trainer_cls(
+            options, self.accelerator, meter, self.micro_batch_tokens, self.distributed
+        )
 
-    def bench(self, meter: Meter, seed: int) -> Bench:
+    def runtime(self, meter: Meter, seed: int) -> Runtime:
         """Return how models are used: the suite's sampling, a seed, and who counts."""
         engine = self.engine_cls(self.eos)
-        return Bench(
-            engine, self.sampling, self.eos, seed, meter, self.micro_batch_tokens, self.device, self.team, self.check
+        return Runtime(
+            engine,
+            self.sampling,
+            self.eos,
+            seed,
+            meter,
+            self.micro_batch_tokens,
+            self.device,
+            self.distributed,
+            self.check,
         )
 
 
 @dataclass
-class People:
+class Annotators:
     """Who judges and who labels, none of them prepared yet."""
 
     judge: Judge
@@ -85,7 +95,7 @@ class StageContext(Protocol):
 
     spec: RunSpec
     suite: Suite
-    shop: Workshop
+    stage_runtime: StageRuntime
     judge: Judge
     labeller: Labeller | None
     own_labeller: Labeller | None
@@ -99,7 +109,7 @@ class StageContext(Protocol):
         """The tokenizer of the base model, with the harness's rules."""
 
     @property
-    def checkpoint(self) -> Start:
+    def checkpoint(self) -> InitialCheckpoint:
         """The start checkpoint, read when its weights are needed."""
 
     @property

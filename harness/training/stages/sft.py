@@ -26,11 +26,17 @@ def nll(logp: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def make(
-    stages: StageContext, demos: Sequence[Demonstration], options: SFTOptions, out: Path, scratch: Path
+    stages: StageContext,
+    demos: Sequence[Demonstration],
+    options: SFTOptions,
+    out: Path,
+    scratch: Path,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fine-tune the base model and write it in hub format; return (info, cost)."""
-    meter = stages.shop.meter()
-    model = learning(in_memory(load_causal(stages.base, stages.spec.dtype)).to(stages.shop.device))
+    meter = stages.stage_runtime.meter()
+    model = learning(
+        in_memory(load_causal(stages.base, stages.spec.dtype)).to(stages.stage_runtime.device)
+    )
     find_head(model)
     role = Role("policy", model, lambda batch: completion_logp(model, batch))
     role.hold(meter)
@@ -42,7 +48,11 @@ def make(
         loop.trainer.add("policy", model)
         for turn in loop.turns(steps):
             rows = rows_at(len(demos), turn, options.batch_size, (stages.spec.shared_seed, "sft"))
-            batch = tokens.batch([encoded[i][0] for i in rows], [encoded[i][1] for i in rows], stages.shop.device)
+            batch = tokens.batch(
+                [encoded[i][0] for i in rows],
+                [encoded[i][1] for i in rows],
+                stages.stage_runtime.device,
+            )
             loop.log(loop.trainer.step([Term(nll, batch, role)], loop.progress))
     save_causal(model, tokens.tokenizer, out)
     tail = [row["loss"] for row in loop.rows[-max(1, steps // 10) :]]

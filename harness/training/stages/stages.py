@@ -20,24 +20,30 @@ from ...core.errors import UsageError
 from ...core.meter import Meter
 from ...core.settings import EvaluationOptions
 from ...core.spec import RunSpec, stage_options
-from ...models.initial_checkpoint import Start, start_in
+from ...models.initial_checkpoint import InitialCheckpoint, start_in
 from ...models.loading import load_causal, load_tokenizer
 from ...models.tokens import Tokens
 from ..checkpoints import Checkpoints
 from ..loop import Loop
 from ..reward_model import RewardModel
-from ..runtime import Bench
+from ..runtime import Runtime
 from . import reward_modelling, sft
 from .preferences import Row, rankings_of, read_rankings, sample, take
-from .runtime import People, Workshop
+from .runtime import Annotators, StageRuntime
 
 
 class Stages:
     """The stages of one spec. Each is made when first asked for; `used` lists what was."""
 
-    def __init__(self, spec: RunSpec, suite: Suite, people: People, shop: Workshop) -> None:
-        self.spec, self.suite, self.shop = spec, suite, shop
-        self.judge, self.labeller, self.own_labeller = people.judge, people.labeller, people.own_labeller
+    def __init__(
+        self, spec: RunSpec, suite: Suite, people: Annotators, stage_runtime: StageRuntime
+    ) -> None:
+        self.spec, self.suite, self.stage_runtime = spec, suite, stage_runtime
+        self.judge, self.labeller, self.own_labeller = (
+            people.judge,
+            people.labeller,
+            people.own_labeller,
+        )
         self.used: dict[str, Artifact] = {}
 
     @cached_property
@@ -53,16 +59,16 @@ class Stages:
     @property
     def device(self) -> torch.device:
         """The device of this run."""
-        return self.shop.device
+        return self.stage_runtime.device
 
     @property
     def micro_batch_tokens(self) -> int:
         """How many tokens a forward pass takes at once."""
-        return self.shop.micro_batch_tokens
+        return self.stage_runtime.micro_batch_tokens
 
-    def runtime(self, meter: Meter, seed: int) -> Bench:
+    def runtime(self, meter: Meter, seed: int) -> Runtime:
         """Return how models are used: engine, sampling and device, counted by `meter`."""
-        return self.shop.bench(meter, seed)
+        return self.stage_runtime.runtime(meter, seed)
 
     @cached_property
     def tokens(self) -> Tokens:
@@ -91,10 +97,12 @@ class Stages:
         return self.checkpoint.model()
 
     @cached_property
-    def checkpoint(self) -> Start:
+    def checkpoint(self) -> InitialCheckpoint:
         """Where the start checkpoint is had from, and what is known of it without its weights."""
         spec = self.spec
-        return start_in(self.start_artifact.folder, spec.dtype, self.shop.device, spec.prompt_sharing)
+        return start_in(
+            self.start_artifact.folder, spec.dtype, self.stage_runtime.device, spec.prompt_sharing
+        )
 
     @cached_property
     def start_artifact(self) -> Artifact:
@@ -102,9 +110,13 @@ class Stages:
         options = stage_options(self.spec, "sft")
         demos = self.suite.demonstrations()
         if not demos:
-            raise UsageError(f"The suite {self.spec.suite_name} has no demonstrations to fine-tune on.")
+            raise UsageError(
+                f"The suite {self.spec.suite_name} has no demonstrations to fine-tune on."
+            )
         inputs = self._inputs(options, data=digest_of([_plain(demo) for demo in demos]))
-        return self._stage("sft", inputs, lambda out, scratch: sft.make(self, demos, options, out, scratch))
+        return self._stage(
+            "sft", inputs, lambda out, scratch: sft.make(self, demos, options, out, scratch)
+        )
 
     @cached_property
     def preferences(self) -> Artifact:
@@ -113,25 +125,40 @@ class Stages:
         fixed = self.suite.preferences()
         if fixed is not None:
             inputs = self._inputs(options, data=digest_of([_plain(pair) for pair in fixed]))
-            return self._stage("preferences", inputs, lambda out, _: take(self, fixed, options, out))
+            return self._stage(
+                "preferences", inputs, lambda out, _: take(self, fixed, options, out)
+            )
         if self.labeller is None:
-            raise UsageError(f"The suite {self.spec.suite_name} has neither fixed preferences nor a labeller.")
+            raise UsageError(
+                f"The suite {self.spec.suite_name} has neither fixed preferences nor a labeller."
+            )
         return self._labelled("preferences", self.labeller)
 
     @cached_property
     def feedback(self) -> Artifact:
         """The preferences that this method learns from: those of all, or a labeller's of its own."""
-        return self.preferences if self.own_labeller is None else self._labelled("ai_preferences", self.own_labeller)
+        return (
+            self.preferences
+            if self.own_labeller is None
+            else self._labelled("ai_preferences", self.own_labeller)
+        )
 
     def _labelled(self, name: str, labeller: Labeller) -> Artifact:
         options = stage_options(self.spec, "preferences")
         prompts = self.suite.prompts("preferences")[: options.prompts]
         inputs = self._inputs(
-            options, data=digest_of([_plain(p) for p in prompts]), start=self.start_artifact.content,
+            options,
+            data=digest_of([_plain(p) for p in prompts]),
+            start=self.start_artifact.content,
             labels=[self._class_key(labeller), labeller.identity(), self._class_key(self.judge)],
-            suite=[package_digest(type(self.suite)), dict(self.spec.suite_options)],  # principles, their checks, gold
-        )  # fmt: skip
-        return self._stage(name, inputs, lambda out, _: sample(self, self.ready(labeller), prompts, options, out))
+            suite=[
+                package_digest(type(self.suite)),
+                dict(self.spec.suite_options),
+            ],  # principles, their checks, gold
+        )
+        return self._stage(
+            name, inputs, lambda out, _: sample(self, self.ready(labeller), prompts, options, out)
+        )
 
     def reference_answers(self, prompts: str, make: Any) -> Artifact:
         """The start checkpoint's answers to evaluation prompts, named by their digest."""
@@ -160,38 +187,61 @@ class Stages:
 
     def _reward_of(self, name: str, preferences: Artifact, member: int) -> Artifact:
         name = name if member == 0 else f"{name}{member + 1}"
-        return self._reward_stage(name, preferences.content, lambda: read_rankings(preferences.folder))
+        return self._reward_stage(
+            name, preferences.content, lambda: read_rankings(preferences.folder)
+        )
 
     def judge_model(self) -> RewardModel:
         """A reward model trained on the preferences that only a judge may see."""
         pairs = self.suite.judge_preferences()
         if not pairs:
-            raise UsageError(f"The suite {self.spec.suite_name} keeps no preferences for a judge to learn from.")
+            raise UsageError(
+                f"The suite {self.spec.suite_name} keeps no preferences for a judge to learn from."
+            )
         data = digest_of([_plain(pair) for pair in pairs])
-        artifact = self._reward_stage("judge_model", data, lambda: rankings_of(self.tokens, pairs, heldout=0.1))
+        artifact = self._reward_stage(
+            "judge_model", data, lambda: rankings_of(self.tokens, pairs, heldout=0.1)
+        )
         return self.load_reward(artifact)
 
     def load_reward(self, artifact: Artifact) -> RewardModel:
         """Return the reward model of an artifact, on this run's device."""
         return RewardModel.load(artifact.folder, self.checkpoint)
 
-    def _reward_stage(self, name: str, data: str, rankings: Callable[[], dict[str, list[Row]]]) -> Artifact:
+    def _reward_stage(
+        self, name: str, data: str, rankings: Callable[[], dict[str, list[Row]]]
+    ) -> Artifact:
         options = stage_options(self.spec, "reward_model")
         centre = digest_of([_plain(demo) for demo in self.suite.demonstrations("validation")])
-        inputs = self._inputs(options, name=name, data=data, start=self.start_artifact.content, centre=centre)
+        inputs = self._inputs(
+            options, name=name, data=data, start=self.start_artifact.content, centre=centre
+        )
         return self._stage(
-            name, inputs, lambda out, scratch: reward_modelling.make(self, name, rankings(), options, out, scratch)
+            name,
+            inputs,
+            lambda out, scratch: reward_modelling.make(
+                self, name, rankings(), options, out, scratch
+            ),
         )
 
     def loop(self, options: Any, meter: Meter, scratch: Path, phase: str) -> Loop:
         """Return a resumable loop with its trainer."""
-        trainer = self.shop.trainer(options, meter)
-        checkpoints = Checkpoints(scratch / "checkpoints", self.shop.checkpoint_every, self.shop.team.main)
-        return Loop(trainer, checkpoints, meter, lambda step, total, row: self.shop.progress(phase, step, total, row))
+        trainer = self.stage_runtime.trainer(options, meter)
+        checkpoints = Checkpoints(
+            scratch / "checkpoints",
+            self.stage_runtime.checkpoint_every,
+            self.stage_runtime.distributed.main,
+        )
+        return Loop(
+            trainer,
+            checkpoints,
+            meter,
+            lambda step, total, row: self.stage_runtime.progress(phase, step, total, row),
+        )
 
     def _stage(self, name: str, inputs: Mapping[str, Any], make: Any) -> Artifact:
         if name not in self.used:
-            self.used[name] = self.shop.artifacts.get_or_make(name, inputs, make)
+            self.used[name] = self.stage_runtime.artifacts.get_or_make(name, inputs, make)
         return self.used[name]
 
     def start_inputs(self) -> dict[str, Any]:
@@ -203,14 +253,29 @@ class Stages:
 
         Settings of the machine are there because they change rounding: equal names mean equal bytes.
         """
-        spec, shop = self.spec, self.shop
-        limits = [self.suite.max_new_tokens, getattr(self.suite, "max_prompt_tokens", None), self.suite.temperature]
-        machine = [str(shop.device), shop.team.size, spec.dtype, spec.threads, spec.micro_batch_tokens]
+        spec, stage_runtime = self.spec, self.stage_runtime
+        limits = [
+            self.suite.max_new_tokens,
+            getattr(self.suite, "max_prompt_tokens", None),
+            self.suite.temperature,
+        ]
+        machine = [
+            str(stage_runtime.device),
+            stage_runtime.distributed.size,
+            spec.dtype,
+            spec.threads,
+            spec.micro_batch_tokens,
+        ]
         return {
-            "code": harness_digest(), "base": self._base_digest, "shared_seed": spec.shared_seed,
-            "options": vars(options) if options else {}, "limits": limits, "engine": [spec.engine, spec.code["engine"]],
-            "machine": [*machine, spec.prompt_sharing], **more,
-        }  # fmt: skip
+            "code": harness_digest(),
+            "base": self._base_digest,
+            "shared_seed": spec.shared_seed,
+            "options": vars(options) if options else {},
+            "limits": limits,
+            "engine": [spec.engine, spec.code["engine"]],
+            "machine": [*machine, spec.prompt_sharing],
+            **more,
+        }
 
     @cached_property
     def _base_digest(self) -> str:
@@ -218,7 +283,9 @@ class Stages:
         if not folder.is_dir():  # a hub id: the weights decide, wherever they lie
             from ...models.loading import weights_digest
 
-            return weights_digest(load_causal(self.base)) + digest_of(self.tokens.tokenizer.get_vocab())
+            return weights_digest(load_causal(self.base)) + digest_of(
+                self.tokens.tokenizer.get_vocab()
+            )
         return combined_digest(model_files(folder))
 
     @staticmethod

@@ -34,15 +34,21 @@ class Annotator(Labeller):
 
     human = False
 
-    drop_disagreements: bool = False  # leave out pairs whose two orders of presentation got opposite answers
+    drop_disagreements: bool = (
+        False  # leave out pairs whose two orders of presentation got opposite answers
+    )
 
     def prepare(self, suite, judge):
         """Take the constitution; refuse to be the evaluation's judge as well (a judge prefers what it taught)."""
         if judge.name == self.name or self.is_judge(judge):
-            raise UsageError(f"The labeller {self.name} is the evaluation's judge as well: choose another for either.")
+            raise UsageError(
+                f"The labeller {self.name} is the evaluation's judge as well: choose another for either."
+            )
         self.principles = self.constitution(suite)
         if not self.principles:
-            raise UsageError(f"The suite {suite.name} has no principles(): the labeller {self.name} has none to go by.")
+            raise UsageError(
+                f"The suite {suite.name} has no principles(): the labeller {self.name} has none to go by."
+            )
         self.counts, self.judge_digest = Counter(), digest(self.identity())
 
     def is_judge(self, judge) -> bool:
@@ -55,14 +61,22 @@ class Annotator(Labeller):
 
     def compare(self, prompt, completions, lengths, rng):
         """Return an opinion of every pair of unlike completions, each asked about in both orders."""
-        pairs = [(i, j) for i, j in combinations(range(len(completions)), 2) if completions[i] != completions[j]]
+        pairs = [
+            (i, j)
+            for i, j in combinations(range(len(completions)), 2)
+            if completions[i] != completions[j]
+        ]
         questions = []
         for i, j in pairs:
             principle = rng.choice(self.principles)
-            questions += [Question(completions[a], completions[b], principle) for a, b in ((i, j), (j, i))]
+            questions += [
+                Question(completions[a], completions[b], principle) for a, b in ((i, j), (j, i))
+            ]
         answers = iter(self.answer(prompt, questions, rng)) if pairs else iter(())
-        said = [self.opinion(pair, q.principle, next(answers), next(answers)) for pair, q in zip(
-            pairs, questions[::2], strict=True)]  # fmt: skip
+        said = [
+            self.opinion(pair, q.principle, next(answers), next(answers))
+            for pair, q in zip(pairs, questions[::2], strict=True)
+        ]
         return [comparison for comparison in said if comparison is not None]
 
     def opinion(self, pair, principle, one, two) -> Comparison | None:
@@ -76,14 +90,26 @@ class Annotator(Labeller):
         if disagree and self.drop_disagreements:
             self.counts["dropped"] += 1
             return None
-        note = {"principle": principle.id, "answers": [one, two], "disagree": disagree, "judge": self.judge_digest}
+        note = {
+            "principle": principle.id,
+            "answers": [one, two],
+            "disagree": disagree,
+            "judge": self.judge_digest,
+        }
         return Comparison(*pair, (one + 1 - two) / 2, note)
 
     def usage(self):
         """Return pairs asked about, unanswered and dropped, and the share of pairs both orders agreed on."""
-        counts = {name: float(self.counts[name]) for name in ("asked", "unanswered", "disagreements", "dropped")}
+        counts = {
+            name: float(self.counts[name])
+            for name in ("asked", "unanswered", "disagreements", "dropped")
+        }
         answered = counts["asked"] - counts["unanswered"]
-        share = {"position_consistency": round(1 - counts["disagreements"] / answered, 4)} if answered else {}
+        share = (
+            {"position_consistency": round(1 - counts["disagreements"] / answered, 4)}
+            if answered
+            else {}
+        )
         return {**{name: float(n) for name, n in self.counts.items()}, **counts, **share}
 
 
@@ -106,20 +132,34 @@ class WritingAnnotator(Annotator):
             return suite.principles()
         lines = Path(self.constitution_file).read_text(encoding="utf-8").splitlines()
         texts = [line.strip() for line in lines if line.strip()]
-        return [Principle(f"line {i + 1}", text, lambda prompt, text: 0.0) for i, text in enumerate(texts)]
+        return [
+            Principle(f"line {i + 1}", text, lambda prompt, text: 0.0)
+            for i, text in enumerate(texts)
+        ]
 
     def identity(self):
         """Return the options, with the file's contents for its name, and the words of the questions."""
-        written = Path(self.constitution_file).read_text(encoding="utf-8") if self.constitution_file else None
-        return super().identity() | {"constitution_file": written, "words": [COMPARE, CRITICISE, REWRITE]}
+        written = (
+            Path(self.constitution_file).read_text(encoding="utf-8")
+            if self.constitution_file
+            else None
+        )
+        return super().identity() | {
+            "constitution_file": written,
+            "words": [COMPARE, CRITICISE, REWRITE],
+        }
 
     def question_text(self, prompt, question) -> str:
         """Return a question as the model reads it."""
         one, two = self.verdicts
         return COMPARE.format(
-            prompt=prompt_text(prompt.text), first=question.first, second=question.second, one=one, two=two,
+            prompt=prompt_text(prompt.text),
+            first=question.first,
+            second=question.second,
+            one=one,
+            two=two,
             principle=question.principle.text,
-        )  # fmt: skip
+        )
 
     @abstractmethod
     def write(self, text) -> str | None:
@@ -127,7 +167,11 @@ class WritingAnnotator(Annotator):
 
     def revise(self, prompt, completion, principle, rng):
         """Have the completion criticised, then rewritten in the light of that (CAI, sect. 3.1)."""
-        facts = {"prompt": prompt_text(prompt.text), "completion": completion, "principle": principle.text}
+        facts = {
+            "prompt": prompt_text(prompt.text),
+            "completion": completion,
+            "principle": principle.text,
+        }
         critique = self.write(CRITICISE.format(**facts))
         revised = self.write(REWRITE.format(**facts, critique=critique)) if critique else None
         return revised or completion

@@ -18,8 +18,12 @@ class ConstitutionAnnotator(Annotator):
 
     name = "constitution"
 
-    error_rate: float = 0.1  # share of answers that are the wrong way round, each order of a pair on its own
-    position_bias: float = 0.0  # share of answers that name the completion shown first, whatever it says
+    error_rate: float = (
+        0.1  # share of answers that are the wrong way round, each order of a pair on its own
+    )
+    position_bias: float = (
+        0.0  # share of answers that name the completion shown first, whatever it says
+    )
 
     def check(self):
         if not 0 <= self.error_rate <= 1 or not 0 <= self.position_bias <= 1:
@@ -31,7 +35,9 @@ class ConstitutionAnnotator(Annotator):
 
     def _answer(self, prompt, question, rng):
         wrong, biased = rng.random() < self.error_rate, rng.random() < self.position_bias
-        first, second = (question.principle.check(prompt, text) for text in (question.first, question.second))
+        first, second = (
+            question.principle.check(prompt, text) for text in (question.first, question.second)
+        )
         if biased:
             return 1.0
         return 0.5 if first == second else float((first > second) != wrong)
@@ -43,7 +49,10 @@ class ConstitutionAnnotator(Annotator):
         """
         if rng.random() < self.error_rate:
             return completion
-        return max([completion, *without_a_clause(completion)], key=lambda text: principle.check(prompt, text))
+        return max(
+            [completion, *without_a_clause(completion)],
+            key=lambda text: principle.check(prompt, text),
+        )
 
 
 def without_a_clause(text) -> list[str]:

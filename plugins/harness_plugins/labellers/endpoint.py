@@ -53,7 +53,9 @@ class EndpointAnnotator(WritingAnnotator):
     url: str = ""  # up to and without /chat/completions, for example https://host/v1
     model: str = ""  # the endpoint's name of the model
     key_variable: str = "HARNESS_API_KEY"  # the environment variable that holds the key
-    top_logprobs: int = 0  # ask for so many log-probabilities and take a soft label from them; 0 reads the text
+    top_logprobs: int = (
+        0  # ask for so many log-probabilities and take a soft label from them; 0 reads the text
+    )
     max_tokens: int = 16  # of a verdict
     max_revision_tokens: int = 512  # of a critique or a revision
     max_requests: int = 100000  # cost cap: requests sent, tries that failed included
@@ -61,23 +63,42 @@ class EndpointAnnotator(WritingAnnotator):
     retries: int = 5  # further tries after one that failed in passing
     backoff: float = 1.0  # seconds before the second try, doubled for each further one, with jitter
     workers: int = 4  # requests under way at once
-    cache: str | None = None  # folder of answers; none: alignment-harness in the user's cache folder
+    cache: str | None = (
+        None  # folder of answers; none: alignment-harness in the user's cache folder
+    )
 
     def check(self):
         super().check()
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or not self.model:
-            raise ValueError("the labeller endpoint needs --labeller-set url=https://HOST/v1 and model=NAME")
+            raise ValueError(
+                "the labeller endpoint needs --labeller-set url=https://HOST/v1 and model=NAME"
+            )
         if parts.username or parts.password or parts.query:
-            raise ValueError("url carries no user, password or query: the key belongs into the environment")
-        if min(self.max_requests, self.max_tokens, self.max_revision_tokens, self.workers) < 1 or self.timeout <= 0:
-            raise ValueError("max_requests, max_tokens, max_revision_tokens, workers and timeout must be above 0")
+            raise ValueError(
+                "url carries no user, password or query: the key belongs into the environment"
+            )
+        if (
+            min(self.max_requests, self.max_tokens, self.max_revision_tokens, self.workers) < 1
+            or self.timeout <= 0
+        ):
+            raise ValueError(
+                "max_requests, max_tokens, max_revision_tokens, workers and timeout must be above 0"
+            )
         if min(self.retries, self.backoff, self.top_logprobs) < 0:
             raise ValueError("retries, backoff and top_logprobs must not be negative")
 
     def identity(self):
         """Return what decides the answers: not how often, how fast or through which cache they are asked for."""
-        machinery = ("key_variable", "max_requests", "timeout", "retries", "backoff", "workers", "cache")
+        machinery = (
+            "key_variable",
+            "max_requests",
+            "timeout",
+            "retries",
+            "backoff",
+            "workers",
+            "cache",
+        )
         return {k: v for k, v in super().identity().items() if k not in machinery}
 
     def is_judge(self, judge):
@@ -89,7 +110,9 @@ class EndpointAnnotator(WritingAnnotator):
         super().prepare(suite, judge)
         self._key = os.environ.get(self.key_variable, "")
         if not self._key:
-            raise UsageError(f"The labeller endpoint needs a key in the environment variable {self.key_variable}.")
+            raise UsageError(
+                f"The labeller endpoint needs a key in the environment variable {self.key_variable}."
+            )
         self._end = ""  # why nothing more is asked
         self._opener, self._lock = urllib.request.build_opener(NoRedirect), Lock()
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -100,9 +123,14 @@ class EndpointAnnotator(WritingAnnotator):
 
     def answer(self, prompt, questions, rng):
         """Return for each question the probability of the first verdict, None for a refusal or an unreadable answer."""
-        bodies = [self._body(self.question_text(prompt, question), self.max_tokens) for question in questions]
+        bodies = [
+            self._body(self.question_text(prompt, question), self.max_tokens)
+            for question in questions
+        ]
         if self.top_logprobs:
-            bodies = [body | {"logprobs": True, "top_logprobs": self.top_logprobs} for body in bodies]
+            bodies = [
+                body | {"logprobs": True, "top_logprobs": self.top_logprobs} for body in bodies
+            ]
         with ThreadPoolExecutor(self.workers) as pool:
             choices = list(pool.map(self.ask, bodies))
         found = [probability(choice, self.verdicts, self.top_logprobs > 0) for choice in choices]
@@ -112,11 +140,18 @@ class EndpointAnnotator(WritingAnnotator):
 
     def write(self, text):
         """Return what the model writes."""
-        return (self.ask(self._body(text, self.max_revision_tokens))["message"].get("content") or "").strip() or None
+        return (
+            self.ask(self._body(text, self.max_revision_tokens))["message"].get("content") or ""
+        ).strip() or None
 
     def _body(self, text, max_tokens):
         messages = [{"role": "user", "content": text}]
-        return {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+        return {
+            "model": self.model,
+            "messages": messages,
+            "temperature": 0,
+            "max_tokens": max_tokens,
+        }
 
     # -- how it is asked -----------------------------------------------------------------------------------------------
 
@@ -152,7 +187,9 @@ class EndpointAnnotator(WritingAnnotator):
                 self._count("failed_tries")
                 if attempt == self.retries:
                     message = f"The endpoint {self.url} failed {attempt + 1} times, last with: {failure}. "
-                    raise HarnessError(message + "Its answers so far are kept; run again to go on.") from None
+                    raise HarnessError(
+                        message + "Its answers so far are kept; run again to go on."
+                    ) from None
                 # full jitter above half: clients that failed together do not come back together
                 time.sleep(max(failure.wait, self.backoff * 2**attempt * random.uniform(0.5, 1.0)))
         raise AssertionError("unreachable")
@@ -167,7 +204,10 @@ class EndpointAnnotator(WritingAnnotator):
                 answer = response.read(LARGEST)
         except urllib.error.HTTPError as error:
             raise self._failure(error) from None
-        except (OSError, http.client.HTTPException) as error:  # no connection, a timeout, a body cut short
+        except (
+            OSError,
+            http.client.HTTPException,
+        ) as error:  # no connection, a timeout, a body cut short
             raise Passing(f"{type(error).__name__}: {error}") from None
         choice_of(answer)
         usage = json.loads(answer).get("usage")
@@ -180,9 +220,13 @@ class EndpointAnnotator(WritingAnnotator):
         """Return what an HTTP status means: another try for 408, 429 and 5xx, an end for any other."""
         if error.code in (408, 429) or error.code >= 500:
             asked = error.headers.get("Retry-After", "")
-            return Passing(f"HTTP {error.code}", min(60.0, float(asked)) if asked.isdigit() else 0.0)
+            return Passing(
+                f"HTTP {error.code}", min(60.0, float(asked)) if asked.isdigit() else 0.0
+            )
         said = error.read(300).decode("utf-8", "replace").replace(self._key, "[key]")
-        return HarnessError(f"The endpoint {self.url} refused with HTTP {error.code}: {said.strip() or error.reason}")
+        return HarnessError(
+            f"The endpoint {self.url} refused with HTTP {error.code}: {said.strip() or error.reason}"
+        )
 
     def _count(self, name, limit=None, n=1) -> None:
         with self._lock:

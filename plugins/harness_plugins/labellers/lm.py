@@ -83,13 +83,21 @@ class LMAnnotator(WritingAnnotator):
 
         width, answers = max(map(len, rows)), [i for ids in self.verdict_ids for i in ids]
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        mask = torch.tensor(
+            [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device
+        )
         shown = PromptBatch([prompt] * len(rows), ids, mask)
-        answers = torch.tensor(answers, device=self.device).expand(len(rows), -1)[..., None]  # (B, K, 1)
+        answers = torch.tensor(answers, device=self.device).expand(len(rows), -1)[
+            ..., None
+        ]  # (B, K, 1)
         with torch.no_grad():
-            batch = Batch(shown, {"completion_ids": answers, "mask": torch.ones_like(answers).float()})
+            batch = Batch(
+                shown, {"completion_ids": answers, "mask": torch.ones_like(answers).float()}
+            )
             logp = completion_logp(self.loaded[0], batch)[..., 0].double()  # (B, K)
-        one, two = (part.logsumexp(1) for part in logp.split([len(ids) for ids in self.verdict_ids], 1))
+        one, two = (
+            part.logsumexp(1) for part in logp.split([len(ids) for ids in self.verdict_ids], 1)
+        )
         return (one - two).sigmoid().tolist()
 
     def _text(self, text) -> str:
@@ -103,8 +111,14 @@ class LMAnnotator(WritingAnnotator):
     def _ids(self, text):
         """Return token ids, the beginning cut where the model could not take them all."""
         model, tokenizer = self.loaded
-        ids = tokenizer(self._text(text), add_special_tokens=not tokenizer.chat_template)["input_ids"]
-        ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and not tokenizer.chat_template else ids
+        ids = tokenizer(self._text(text), add_special_tokens=not tokenizer.chat_template)[
+            "input_ids"
+        ]
+        ids = (
+            ids[:-1]
+            if ids and ids[-1] == tokenizer.eos_token_id and not tokenizer.chat_template
+            else ids
+        )
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
         if len(ids) > limit:
             self.counts["cut"] += 1
@@ -113,10 +127,18 @@ class LMAnnotator(WritingAnnotator):
 
     def _verdict_ids(self):
         """Return for each verdict the ids of the single tokens it can begin an answer as."""
-        shown = self.question_text(Prompt("probe", "x"), Question("y", "z", Principle("", "", lambda *_: 0.0)))
-        found = [[self._single(shown, form + verdict) for form in ("", " ")] for verdict in self.verdicts]
+        shown = self.question_text(
+            Prompt("probe", "x"), Question("y", "z", Principle("", "", lambda *_: 0.0))
+        )
+        found = [
+            [self._single(shown, form + verdict) for form in ("", " ")] for verdict in self.verdicts
+        ]
         # a form counts only if both verdicts have it, or the comparison would not be fair
-        forms = [(a, b) for a, b in zip(*found, strict=True) if a is not None and b is not None and a != b]
+        forms = [
+            (a, b)
+            for a, b in zip(*found, strict=True)
+            if a is not None and b is not None and a != b
+        ]
         if not forms:
             raise UsageError(
                 f"The verdicts {' and '.join(self.verdicts)} are not single tokens of {self.model}. "
@@ -129,7 +151,11 @@ class LMAnnotator(WritingAnnotator):
         _, tokenizer = self.loaded
         head = tokenizer(self._text(shown), add_special_tokens=False)["input_ids"]
         whole = tokenizer(self._text(shown) + answer, add_special_tokens=False)["input_ids"]
-        single = len(whole) == len(head) + 1 and whole[:-1] == head and whole[-1] != tokenizer.unk_token_id
+        single = (
+            len(whole) == len(head) + 1
+            and whole[:-1] == head
+            and whole[-1] != tokenizer.unk_token_id
+        )
         return whole[-1] if single else None
 
     def write(self, text):
@@ -138,9 +164,12 @@ class LMAnnotator(WritingAnnotator):
         self.counts["requests"] += 1
         ids = torch.tensor([self._ids(text)], device=self.device)
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=self.max_revision_tokens,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=self.max_revision_tokens,
             pad_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
+        )
         return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip() or None
 
 

@@ -6,8 +6,11 @@ import math
 import re
 
 REFUSED = "refused"
-REFUSALS = re.compile(r"\b(sorry|apologi[sz]e|can(?:no|')t (?:help|assist|answer|compare|do|provide|judge)|unable to|"
-                      r"refuse|decline|not able to|against my)\b", re.IGNORECASE)  # fmt: skip
+REFUSALS = re.compile(
+    r"\b(sorry|apologi[sz]e|can(?:no|')t (?:help|assist|answer|compare|do|provide|judge)|unable to|"
+    r"refuse|decline|not able to|against my)\b",
+    re.IGNORECASE,
+)
 
 
 def probability(choice, verdicts, soft) -> float | str | None:

@@ -34,21 +34,39 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     ids = {word: i for i, word in enumerate(w.vocabulary())}
     core = Tokenizer(WordLevel(ids, unk_token=w.UNK))
     core.pre_tokenizer = WhitespaceSplit()
-    core.post_processor = TemplateProcessing(single=f"{w.BOS} $A", special_tokens=[(w.BOS, ids[w.BOS])])
+    core.post_processor = TemplateProcessing(
+        single=f"{w.BOS} $A", special_tokens=[(w.BOS, ids[w.BOS])]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=w.PAD, bos_token=w.BOS, eos_token=w.EOS, unk_token=w.UNK, padding_side="left"
+        tokenizer_object=core,
+        pad_token=w.PAD,
+        bos_token=w.BOS,
+        eos_token=w.EOS,
+        unk_token=w.UNK,
+        padding_side="left",
     )
 
 
 def build_model(vocab_size: int, width: int, layers: int, heads: int = 4) -> LlamaForCausalLM:
     """Return an untrained Llama whose first heads look at the previous tokens."""
     config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads, attention_bias=True, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": THETA}, max_position_embeddings=256,
-        initializer_range=width**-0.5,  # the usual 0.02 is made for widths in the thousands: here nothing would attend
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, use_cache=True,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
+        max_position_embeddings=256,
+        initializer_range=width
+        ** -0.5,  # the usual 0.02 is made for widths in the thousands: here nothing would attend
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        use_cache=True,
+    )
     model = LlamaForCausalLM(config)
     first, second = (layer.self_attn for layer in model.model.layers[:2])
     with torch.no_grad():
@@ -90,5 +108,8 @@ def _look_up(first: torch.nn.Module, second: torch.nn.Module, rows: slice) -> No
     a, b, c = (torch.linalg.qr(torch.randn(width, head_dim)).Q for _ in range(3))
     slow = (torch.arange(head_dim) % (head_dim // 2) >= SLOW).float()[:, None]
     first.v_proj.weight[rows], first.o_proj.weight[:, rows] = a.T, LOUDNESS * b
-    second.q_proj.weight[rows], second.k_proj.weight[rows] = SHARPNESS * slow * a.T, SHARPNESS * slow * b.T
+    second.q_proj.weight[rows], second.k_proj.weight[rows] = (
+        SHARPNESS * slow * a.T,
+        SHARPNESS * slow * b.T,
+    )
     second.v_proj.weight[rows], second.o_proj.weight[:, rows] = c.T, 0.5 * c

@@ -11,7 +11,11 @@ from random import Random
 
 from . import words as w
 
-WEIGHTS = {**dict.fromkeys(w.MAJOR_VERBS, 3), **dict.fromkeys(w.MEDIUM_VERBS, 2), **dict.fromkeys(w.MINOR_VERBS, 0)}
+WEIGHTS = {
+    **dict.fromkeys(w.MAJOR_VERBS, 3),
+    **dict.fromkeys(w.MEDIUM_VERBS, 2),
+    **dict.fromkeys(w.MINOR_VERBS, 0),
+}
 MAX_DOCUMENT_WORDS = 70
 MAX_SUMMARY_TOKENS = 26  # words and the end-of-sequence token
 
@@ -49,7 +53,11 @@ class Document:
 def write_document(rng: Random, majors: int | None = None, mediums: int | None = None) -> Document:
     """Draw a document of 1-2 major, 1-2 medium and 1-2 minor facts with filler (or of the counts given)."""
     while True:
-        counts = (majors or rng.randint(1, 2), mediums if mediums is not None else rng.randint(1, 2), rng.randint(1, 2))
+        counts = (
+            majors or rng.randint(1, 2),
+            mediums if mediums is not None else rng.randint(1, 2),
+            rng.randint(1, 2),
+        )
         facts = _facts(rng, *counts)
         sentences = [(fact, _render(rng, fact)) for fact in facts]
         sentences += [(None, line) for line in rng.sample(w.FILLERS, rng.randint(2, 3))]
@@ -67,7 +75,11 @@ def write_short_document(rng: Random, facts: int) -> Document:
 
 
 def _facts(rng: Random, majors: int, mediums: int, minors: int) -> list[Fact]:
-    verbs = rng.sample(w.MAJOR_VERBS, majors) + rng.sample(w.MEDIUM_VERBS, mediums) + rng.sample(w.MINOR_VERBS, minors)
+    verbs = (
+        rng.sample(w.MAJOR_VERBS, majors)
+        + rng.sample(w.MEDIUM_VERBS, mediums)
+        + rng.sample(w.MINOR_VERBS, minors)
+    )
     n = len(verbs)
     columns = (rng.sample(w.AGENTS, n), verbs, rng.sample(w.OBJECTS, n), rng.sample(w.PLACES, n))
     return [Fact(*column) for column in zip(*columns, strict=True)]
@@ -75,7 +87,12 @@ def _facts(rng: Random, majors: int, mediums: int, minors: int) -> list[Fact]:
 
 def _render(rng: Random, fact: Fact) -> str:
     return rng.choice(w.TEMPLATES).format(
-        a=fact.agent, v=fact.verb, o=fact.object, p=fact.place, j=rng.choice(w.ADJECTIVES), d=rng.choice(w.DAYS)
+        a=fact.agent,
+        v=fact.verb,
+        o=fact.object,
+        p=fact.place,
+        j=rng.choice(w.ADJECTIVES),
+        d=rng.choice(w.DAYS),
     )
 
 
@@ -164,7 +181,9 @@ class Reading:
     @property
     def score(self) -> float:
         """4 recall less the faults; at most 4, never below -4."""
-        faults = 0.35 * self.wrong_slots + 0.4 * self.duplicates + 0.5 * self.malformed + 0.3 * self.idle
+        faults = (
+            0.35 * self.wrong_slots + 0.4 * self.duplicates + 0.5 * self.malformed + 0.3 * self.idle
+        )
         length = 0.04 * max(0, self.words - 18)
         return max(-4.0, 4 * self.recall - faults - length - (0.0 if self.finished else 0.3))
 
@@ -182,7 +201,9 @@ def read_summary(document: Document, summary: str) -> Reading:
     return reading
 
 
-def _read_clause(document: Document, clause: list[str], reading: Reading, gained: dict[Fact, float]) -> None:
+def _read_clause(
+    document: Document, clause: list[str], reading: Reading, gained: dict[Fact, float]
+) -> None:
     if " ".join(clause) in w.FLUFF:
         reading.idle += 1
         return
@@ -203,7 +224,12 @@ def _read_clause(document: Document, clause: list[str], reading: Reading, gained
 
 
 def _well_formed(clause: list[str]) -> bool:
-    core = len(clause) in (3, 5) and clause[0] in w.AGENTS and clause[1] in WEIGHTS and clause[2] in w.OBJECTS
+    core = (
+        len(clause) in (3, 5)
+        and clause[0] in w.AGENTS
+        and clause[1] in WEIGHTS
+        and clause[2] in w.OBJECTS
+    )
     return core and (len(clause) == 3 or (clause[3] == "in" and clause[4] in w.PLACES))
 
 

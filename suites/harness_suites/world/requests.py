@@ -57,7 +57,9 @@ def write_reply(rng: Random, request: Request, keep: float = 1.0) -> str:
         body = [rng.choice([t for t in pool if t not in request.mention]) for _ in body]
     if not kept[2]:
         spots = [i for i, t in enumerate(body) if t not in request.mention or not kept[1]] or [0]
-        body[rng.choice(spots)] = rng.choice(request.avoid) if len(request.avoid) > 1 else request.avoid[0]
+        body[rng.choice(spots)] = (
+            rng.choice(request.avoid) if len(request.avoid) > 1 else request.avoid[0]
+        )
     polite = request.polite if kept[3] else not request.polite
     return " ".join([*(["please"] if polite else []), *body, "."])
 
@@ -106,7 +108,9 @@ class Reading:
     def score(self) -> float:
         """At most 1 for each of the four constraints, less the faults; at most 4, never below -4."""
         kept = max(0.0, 1 - self.miss / 3) + self.mention + self.avoid + self.polite
-        return max(-4.0, kept - 0.25 * self.repeats - 0.5 * self.stray - (0.0 if self.finished else 0.5))
+        return max(
+            -4.0, kept - 0.25 * self.repeats - 0.5 * self.stray - (0.0 if self.finished else 0.5)
+        )
 
 
 def read_reply(request: Request, reply: str) -> Reading:

@@ -40,7 +40,12 @@ FILLERS = tuple(
     experts had no comment .
     """.strip().splitlines()
 )
-FLUFF = ("this was big news", "many people talked about it", "it was a long day", "nobody knows what follows")
+FLUFF = (
+    "this was big news",
+    "many people talked about it",
+    "it was a long day",
+    "nobody knows what follows",
+)
 
 TOPICS = {  # what a request may be about, and the words that belong to it
     "sea": "wave boat fish sand salt shore".split(),
@@ -55,7 +60,9 @@ TOPICS = {  # what a request may be about, and the words that belong to it
 NUMBERS = [str(n) for n in range(60)]
 
 DOCUMENT_END = "TL;DR:"  # the marker of the TL;DR summarization task: what follows is the summary
-LIST_FACTS = "FACTS:"  # what follows lists every fact, important or not: only pretraining asks for that
+LIST_FACTS = (
+    "FACTS:"  # what follows lists every fact, important or not: only pretraining asks for that
+)
 QUESTION, ANSWER = "Q:", "A:"
 USER, ASSISTANT = "User:", "Assistant:"
 COPY, COPY_END = "copy:", "=>"
@@ -71,8 +78,22 @@ def vocabulary() -> list[str]:
     texts = [*TEMPLATES, *FILLERS, *FLUFF]
     loose = [w for text in texts for w in text.split() if not w.startswith("{")]
     groups = [
-        SPECIAL, (DOCUMENT_END, LIST_FACTS, QUESTION, ANSWER, USER, ASSISTANT, COPY, COPY_END), AGENTS, MAJOR_VERBS,
-        MEDIUM_VERBS, MINOR_VERBS, OBJECTS, PLACES, ADJECTIVES, DAYS, [".", ",", ";", ":"], loose,
-        list(TOPICS), [w for words in TOPICS.values() for w in words], REQUEST_WORDS, SUMS, NUMBERS,
-    ]  # fmt: skip
+        SPECIAL,
+        (DOCUMENT_END, LIST_FACTS, QUESTION, ANSWER, USER, ASSISTANT, COPY, COPY_END),
+        AGENTS,
+        MAJOR_VERBS,
+        MEDIUM_VERBS,
+        MINOR_VERBS,
+        OBJECTS,
+        PLACES,
+        ADJECTIVES,
+        DAYS,
+        [".", ",", ";", ":"],
+        loose,
+        list(TOPICS),
+        [w for words in TOPICS.values() for w in words],
+        REQUEST_WORDS,
+        SUMS,
+        NUMBERS,
+    ]
     return list(dict.fromkeys(word for group in groups for word in group))

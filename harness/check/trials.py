@@ -23,9 +23,9 @@ from ..core.artifacts import Artifacts
 from ..core.data import Budget
 from ..core.distributed import ALONE
 from ..experiments.observers import Observers
-from ..experiments.prepare import Settings, open_workshop, prepare
+from ..experiments.prepare import RunOptions, open_stage_runtime, prepare
 from ..experiments.run import train
-from ..models.initial_checkpoint import Start
+from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import trunk_of
 from ..models.logprobs import padded
 from ..models.tokens import Batch, PromptBatch, Tokens
@@ -43,7 +43,10 @@ A_DRAW = 5e-2  # the same where a draw that lay on an edge may have turned
 GRADIENT = 1e-5
 EXACT = 1e-6  # the same with weights and states in double precision (log-probabilities are float32 there too)
 AT_START = 1e-4  # nats by which two ways to the same log-probability may differ
-LENGTHS = ("steps", "epochs")  # settings of a run of full size: this bench is small whatever they are
+LENGTHS = (
+    "steps",
+    "epochs",
+)  # settings of a run of full size: this bench is small whatever they are
 FEW_TOKENS = 200  # of a micro-batch: a few rows
 Rows = Sequence[Mapping[str, float]]  # metrics, one dict per turn
 
@@ -62,7 +65,7 @@ class Killed(BaseException):
     """Stands for `kill -9`: no handler of a method catches it."""
 
 
-class Bench:
+class Trials:
     """A method at its bench. One process of several shares the stages, which were made by one alone."""
 
     def __init__(self, name: str, suite: str, registry: Registry, options: Options) -> None:
@@ -70,17 +73,25 @@ class Bench:
         short = tuple(s for s in options.settings if s.partition("=")[0] not in LENGTHS)
         self.spec = resolve(Request(name, suite, short, fixed=fixed), registry)
         self.registry, self.results = registry, options.results
-        self.benches = Path(tempfile.mkdtemp(prefix="benches-", dir=options.results))  # no checkpoint is found there
-        settings = Settings(self.results, checkpoint_every=0.0, warn=lambda message: None)
-        shop = open_workshop(self.spec, registry, settings, Observers(new_registry(), self.spec, settings.warn))
-        self.team = shop.team
-        self.shop = dataclasses.replace(shop, team=ALONE, artifacts=Artifacts(self.results / "artifacts"))
-        self.supplies, _ = prepare(self.spec, registry, self.shop, make_method(self.spec, registry))
+        self.benches = Path(
+            tempfile.mkdtemp(prefix="benches-", dir=options.results)
+        )  # no checkpoint is found there
+        settings = RunOptions(self.results, checkpoint_every=0.0, warn=lambda message: None)
+        stage_runtime = open_stage_runtime(
+            self.spec, registry, settings, Observers(new_registry(), self.spec, settings.warn)
+        )
+        self.distributed = stage_runtime.distributed
+        self.stage_runtime = dataclasses.replace(
+            stage_runtime, distributed=ALONE, artifacts=Artifacts(self.results / "artifacts")
+        )
+        self.method_inputs, _ = prepare(
+            self.spec, registry, self.stage_runtime, make_method(self.spec, registry)
+        )
         self._runs = 0
 
     def close(self) -> None:
         """End what was started for the method."""
-        self.supplies.close()
+        self.method_inputs.close()
 
     @cached_property
     def whole(self) -> Trained:
@@ -95,16 +106,28 @@ class Bench:
             if kill and row["step"] == kill:
                 raise Killed
 
-        names = {f.name for f in dataclasses.fields(self.shop)}
-        shop = dataclasses.replace(self.shop, progress=progress, **{k: v for k, v in changes.items() if k in names})
-        supplies = dataclasses.replace(self.supplies, **{k: v for k, v in changes.items() if k == "tokens"})
+        names = {f.name for f in dataclasses.fields(self.stage_runtime)}
+        stage_runtime = dataclasses.replace(
+            self.stage_runtime,
+            progress=progress,
+            **{k: v for k, v in changes.items() if k in names},
+        )
+        method_inputs = dataclasses.replace(
+            self.method_inputs, **{k: v for k, v in changes.items() if k == "tokens"}
+        )
         spec = dataclasses.replace(self.spec, **{k: v for k, v in changes.items() if k == "budget"})
         method = make_method(spec, self.registry)
         where = folder or self.benches / str(self._runs)
         where.mkdir(parents=True, exist_ok=True)
-        policy, loop = train(spec, shop, method, supplies, shop.meter(), where)
+        policy, loop = train(
+            spec, stage_runtime, method, method_inputs, stage_runtime.meter(), where
+        )
         model = policy.model if policy.kl_estimator is None else None
-        weights = None if model is None else torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+        weights = (
+            None
+            if model is None
+            else torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+        )
         return Trained(weights, loop.rows, loop.used(), loop.trainer)
 
     # -- proofs: each returns what it measured, or raises AssertionError -------------------------------------------
@@ -112,7 +135,9 @@ class Bench:
     def runs(self) -> str:
         """Train once."""
         turns = len(self.whole.rows)
-        return f"{turns} turns of a quick run on {self.spec.suite_name}" if turns else "trains nothing"
+        return (
+            f"{turns} turns of a quick run on {self.spec.suite_name}" if turns else "trains nothing"
+        )
 
     def deterministic(self) -> str:
         """Train again: the same bytes."""
@@ -129,7 +154,11 @@ class Bench:
                 self.train(kill=kill, folder=folder)
             except Killed:
                 pass
-            same_bytes(self.train(folder=folder), self.whole, f"a training killed in turn {kill} and resumed")
+            same_bytes(
+                self.train(folder=folder),
+                self.whole,
+                f"a training killed in turn {kill} and resumed",
+            )
         return f"killed in turn {', '.join(map(str, points))} of {turns} and resumed: the same weights and metrics"
 
     def starts_at_the_reference(self) -> str:
@@ -151,11 +180,13 @@ class Bench:
 
     def trains_the_end(self) -> str:
         """Follow the gradient of the first losses to the last token of completions that ended by themselves."""
-        ends = torch.tensor(sorted(self.supplies.tokens.ends))
+        ends = torch.tensor(sorted(self.method_inputs.tokens.ends))
         moved = reached = 0
         for part, _, gradient in self._first_losses:
             last = (part.lengths - 1).clamp(min=0)[..., None]
-            ended = torch.isin(part["completion_ids"].gather(-1, last)[..., 0], ends) & (part.lengths > 1)
+            ended = torch.isin(part["completion_ids"].gather(-1, last)[..., 0], ends) & (
+                part.lengths > 1
+            )
             touched = ended & (gradient.scatter(-1, last, 0.0).abs().amax(-1) > 0)
             moved += int(touched.sum())
             reached += int((touched & (gradient.gather(-1, last)[..., 0] != 0)).sum())
@@ -172,7 +203,7 @@ class Bench:
 
     def padding(self) -> str:
         """Train on batches with padding that nobody needs: the same numbers. Only the trainer itself cuts it off."""
-        other = self.train(tokens=_widening(self.supplies.tokens))
+        other = self.train(tokens=_widening(self.method_inputs.tokens))
         return f"metrics differ by at most {self._same_numbers(other.rows, 'more padding'):.0e}"
 
     def order(self) -> str:
@@ -182,10 +213,10 @@ class Bench:
 
     def layout(self) -> str:
         """Take every gradient with each prompt computed anew for each completion too, and train so: the same."""
-        if not getattr(trunk_of(self.supplies.start.outline), "share_prompt", False):
+        if not getattr(trunk_of(self.method_inputs.start.outline), "share_prompt", False):
             return "the base model has the padded layout only: there is nothing to compare"
         _, gap = self._within("layout doubled", "the padded layout in double precision", EXACT)
-        with _plain(self.supplies.start):
+        with _plain(self.method_inputs.start):
             other = self.train()
         told = self._same("layout", other.rows, "the padded layout")
         return f"{told}; in double precision gradients by {gap:.0e}"
@@ -199,18 +230,25 @@ class Bench:
         per_turn = self.whole.used["steps"] / len(self.whole.rows)
         limit = max(1, int(self.whole.used["steps"] // 2))
         used = self.train(budget=Budget(steps=limit)).used["steps"]
-        assert used < limit + per_turn, f"a budget of {limit} steps was given, {used:.0f} were taken"
+        assert used < limit + per_turn, (
+            f"a budget of {limit} steps was given, {used:.0f} were taken"
+        )
         return f"given {limit} optimiser steps it took {used:.0f}, a turn having {per_turn:.0f}"
 
     def sees_no_gold(self) -> str:
         """Walk everything that can be reached from what a method is given."""
-        method, meter = make_method(self.spec, self.registry), self.shop.meter()
+        method, meter = make_method(self.spec, self.registry), self.stage_runtime.meter()
         where = Checkpoints(self.benches / "walked", 3600.0)
-        loop = Loop(self.shop.trainer(method, meter), where, meter, lambda step, total, row: None)
+        loop = Loop(
+            self.stage_runtime.trainer(method, meter), where, meter, lambda step, total, row: None
+        )
         suite = make_suite(self.spec, self.registry)
         apart = {p.id for p in suite.prompts("test")} - {p.id for p in suite.prompts("train")}
         del suite
-        found, looked_at = reachable(Lab(method, self.supplies, self.shop.bench(meter, 0), loop), test_ids=apart)
+        found, looked_at = reachable(
+            Lab(method, self.method_inputs, self.stage_runtime.runtime(meter, 0), loop),
+            test_ids=apart,
+        )
         assert not found, f"reachable from the lab: {', '.join(found)}"
         return f"no suite, judge, labeller or test prompt among {looked_at} objects reachable from the lab"
 
@@ -234,8 +272,12 @@ class Bench:
     def _within(self, variation: str, what: str, allowed: float) -> tuple[float, float]:
         """Return how far losses and gradients of the steps change."""
         loss, gap = self._gaps[variation]
-        assert loss <= allowed, f"with {what}, the loss of some step changes by {loss:.2g} of itself"
-        assert gap <= allowed, f"with {what}, the gradient of some step changes by {gap:.2g} of its norm"
+        assert loss <= allowed, (
+            f"with {what}, the loss of some step changes by {loss:.2g} of itself"
+        )
+        assert gap <= allowed, (
+            f"with {what}, the gradient of some step changes by {gap:.2g} of its norm"
+        )
         return loss, gap
 
     def _same_numbers(self, rows: Rows, what: str) -> float:
@@ -250,7 +292,9 @@ class Bench:
                 got = other.get(name, math.nan)
                 off = abs(got - value) / max(1.0, abs(value))
                 allowed = A_DRAW if turn and draws else ROUNDING
-                assert off <= allowed, f"with {what}, {name} of turn {turn + 1} is {got:.6g} instead of {value:.6g}"
+                assert off <= allowed, (
+                    f"with {what}, {name} of turn {turn + 1} is {got:.6g} instead of {value:.6g}"
+                )
                 worst = max(worst, off)
         return worst
 
@@ -274,7 +318,9 @@ class Looking(Trainer):
         leaf = logp.clone().requires_grad_()
         returned = term.loss(leaf, term.batch)
         losses = returned[0] if isinstance(returned, tuple) else returned
-        (gradient,) = torch.autograd.grad(reduce_share(losses, term.batch, term.batch, term.reduction), leaf)
+        (gradient,) = torch.autograd.grad(
+            reduce_share(losses, term.batch, term.batch, term.reduction), leaf
+        )
         return term.batch, logp, gradient
 
 
@@ -286,7 +332,9 @@ class Varying(Trainer):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.gaps = dict.fromkeys(("micro-batches", "order", "layout", "layout doubled"), (0.0, 0.0))
+        self.gaps = dict.fromkeys(
+            ("micro-batches", "order", "layout", "layout doubled"), (0.0, 0.0)
+        )
 
     def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
         """Compare losses and gradients, then take the step."""
@@ -304,14 +352,19 @@ class Varying(Trainer):
             module.float()  # the same numbers as before
         return super().step(terms, progress)
 
-    def _note(self, variation: str, usual: tuple[float, Tensor], other: tuple[float, Tensor]) -> None:
+    def _note(
+        self, variation: str, usual: tuple[float, Tensor], other: tuple[float, Tensor]
+    ) -> None:
         off = abs(other[0] - usual[0]) / max(1.0, abs(usual[0]))
         gap = float((other[1] - usual[1]).norm() / usual[1].norm().clamp(min=1e-12))
         before = self.gaps[variation]
         self.gaps[variation] = (max(before[0], off), max(before[1], gap))
 
     def _taken(self, terms: Sequence[Term], micro_batch_tokens: int = 0) -> tuple[float, Tensor]:
-        limit, self.micro_batch_tokens = self.micro_batch_tokens, micro_batch_tokens or self.micro_batch_tokens
+        limit, self.micro_batch_tokens = (
+            self.micro_batch_tokens,
+            micro_batch_tokens or self.micro_batch_tokens,
+        )
         loss = sum(self._accumulate(term)["loss"] for term in terms)
         self.micro_batch_tokens = limit
         parameters = [p for module in self.modules.values() for p in module.parameters()]
@@ -322,10 +375,17 @@ class Varying(Trainer):
 
 
 @contextmanager
-def _plain(start: Start) -> Iterator[None]:
+def _plain(start: InitialCheckpoint) -> Iterator[None]:
     """Have the start checkpoint, and all that is made of it, use the padded layout and its own cache for a while."""
-    trunks = [trunk_of(start.outline), trunk_of(start.model())]  # what is read, copied or loaded inherits from these
-    before = [(trunk, name, getattr(trunk, name)) for trunk in trunks for name in ("share_prompt", "share_cache")]
+    trunks = [
+        trunk_of(start.outline),
+        trunk_of(start.model()),
+    ]  # what is read, copied or loaded inherits from these
+    before = [
+        (trunk, name, getattr(trunk, name))
+        for trunk in trunks
+        for name in ("share_prompt", "share_cache")
+    ]
     try:
         for trunk, name, _ in before:
             setattr(trunk, name, False)
@@ -345,7 +405,9 @@ def _widening(tokens: Tokens) -> Tokens:
     class Widening(Tokens):
         def prompt_batch(self, prompts: Any, device: Any = "cpu") -> PromptBatch:
             made = super().prompt_batch(prompts, device)
-            return PromptBatch(made.prompts, pad(made.ids, (3, 0), value=self.pad), pad(made.mask, (3, 0)))
+            return PromptBatch(
+                made.prompts, pad(made.ids, (3, 0), value=self.pad), pad(made.mask, (3, 0))
+            )
 
         def batch(self, *args: Any, **more: Any) -> Batch:
             made = super().batch(*args, **more)
@@ -359,9 +421,13 @@ def _widening(tokens: Tokens) -> Tokens:
 
 def same_bytes(ours: Trained, theirs: Trained, what: str) -> None:
     """Raise AssertionError where two trainings differ in anything."""
-    assert len(ours.rows) == len(theirs.rows), f"{what} had {len(ours.rows)} turns, not {len(theirs.rows)}"
+    assert len(ours.rows) == len(theirs.rows), (
+        f"{what} had {len(ours.rows)} turns, not {len(theirs.rows)}"
+    )
     for a, b in zip(ours.rows, theirs.rows, strict=True):
         differing = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
-        assert not differing, f"{what} differs in {', '.join(differing)} from turn {b['step']:.0f} on"
+        assert not differing, (
+            f"{what} differs in {', '.join(differing)} from turn {b['step']:.0f} on"
+        )
     same = ours.weights is theirs.weights is None or torch.equal(ours.weights, theirs.weights)  # type: ignore[arg-type]
     assert same, f"{what} has the same metrics and other weights"
