@@ -1,10 +1,11 @@
-"""Cost against the size of a group, the lengths, the batch and the model: rollout, GRPO and DPO, both sides.
+"""Cost against the size of a group, the lengths, the batch and the model: rollout, GRPO and DPO,
+both sides.
 
     python benchmarks/speed.py --part curves        # results/speed_curves.csv, speed_curves*.png
 
-A process takes all points of a work for one side, so imports are paid once; the peer's comes first, then ours, and they
-do not take turns. Peak memory is not asked for. Completions are about
-half as long as they may be at every limit, so long limits do give long completions.
+A process takes all points of a work for one side, so imports are paid once; the peer's comes first,
+then ours, and they do not take turns. Peak memory is not asked for. Completions are about half as
+long as they may be at every limit, so long limits do give long completions.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ def _row(work: str, side: str, point: dict[str, Any], args: argparse.Namespace) 
 def _missing(
     have: list[dict[str, str]], work: str, told: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the points that are not there for both sides; say of the others which commit they are of."""
+    """Return the points that are not there for both sides; say of the others which commit they are
+    of.
+    """
     left, commits = [], []
     for point in told:
         about = {"work": work, "axis": point["axis"], "x": point["x"]}
@@ -136,6 +139,7 @@ def _missing(
             commits += [h["commit"] for h in there]
     if commits:
         print(
-            f"curves {work}: {len(told) - len(left)} points kept, of commit {', '.join(sorted(set(commits)))}"
+            f"curves {work}: {len(told) - len(left)} points kept, of commit"
+            f" {', '.join(sorted(set(commits)))}"
         )
     return left

@@ -1,13 +1,15 @@
-"""Real sizes on a GPU: the harness against TRL, random weights of the shapes of 0.5B and 1.5B models, bf16 autocast.
+"""Real sizes on a GPU: the harness against TRL, random weights of the shapes of 0.5B and 1.5B
+models, bf16 autocast.
 
     pip install -e . -r benchmarks/requirements.txt
     python benchmarks/gpu.py                       # the table: results/speed_gpu.md
     python benchmarks/gpu.py --size 0.5B --steps 3 --output part.md
 
-Both sides compute in bf16 over float32 weights, on the same prompts; the completions of random weights run to the
-limit. Each side of a size runs in a process of its own; wall seconds with the device synchronised; the first step is
-left out. FLOPs are those that are needed - every prompt once per turn, every token once - as counted by the harness,
-for both sides; the rate they are compared with is that of a large product of matrices in the same run.
+Both sides compute in bf16 over float32 weights, on the same prompts; the completions of random
+weights run to the limit. Each side of a size runs in a process of its own; wall seconds with the
+device synchronised; the first step is left out. FLOPs are those that are needed - every prompt once
+per turn, every token once - as counted by the harness, for both sides; the rate they are compared
+with is that of a large product of matrices in the same run.
 """
 
 from __future__ import annotations
@@ -361,7 +363,9 @@ def gemm() -> float:
 
 
 def needed(size: str, work: str, told: dict[str, Any]) -> float:
-    """Return the FLOPs of a step: those the harness counted, or of a rollout what its lengths come to."""
+    """Return the FLOPs of a step: those the harness counted, or of a rollout what its lengths come
+    to.
+    """
     if "flops" in told:
         return float(told["flops"])
     shape = SIZES[size]
@@ -401,16 +405,23 @@ def apart(side: str, size: str, args: argparse.Namespace) -> dict[str, Any]:
 def table(
     rows: dict[str, dict[str, dict[str, Any]]], device: str, rate: float, args: argparse.Namespace
 ) -> list[str]:
-    """Return the lines of a Markdown table; a side that was not measured, or had no memory, is a dash."""
+    """Return the lines of a Markdown table; a side that was not measured, or had no memory, is a
+    dash.
+    """
     lines = [
-        f"One {device}; a bf16 product of 8192 x 8192 matrices ran at {rate:.0f} TFLOP/s. {args.steps - 1} steps, "
-        f"medians of wall seconds, bf16 over float32 weights, prompts of {PROMPT} and completions of {COMPLETION} "
-        f"tokens, {BATCH} completions in groups of {GROUP}, {PAIRS} pairs; decoding with the engine `{args.engine}`. "
-        f"Of commit {report.commit()}, {report.versions('torch', 'transformers', 'trl')}. "
-        f"Made by `{report.command('gpu.py')}`.",
+        (
+            f"One {device}; a bf16 product of 8192 x 8192 matrices ran at {rate:.0f} TFLOP/s."
+            f" {args.steps - 1} steps, medians of wall seconds, bf16 over float32 weights, prompts"
+            f" of {PROMPT} and completions of {COMPLETION} tokens, {BATCH} completions in groups of"
+            f" {GROUP}, {PAIRS} pairs; decoding with the engine `{args.engine}`. Of commit"
+            f" {report.commit()}, {report.versions('torch', 'transformers', 'trl')}. Made by"
+            f" `{report.command('gpu.py')}`."
+        ),
         "",
-        "| model | work | peer s | ours s | peer / ours | completion tokens/s peer / ours | "
-        "share of that rate peer / ours | peak GiB peer / ours |",
+        (
+            "| model | work | peer s | ours s | peer / ours | completion tokens/s peer / ours | "
+            "share of that rate peer / ours | peak GiB peer / ours |"
+        ),
         "|---|---|---|---|---|---|---|---|",
     ]
     for size, sides in rows.items():
@@ -432,7 +443,8 @@ def table(
             ratio = "-" if None in both else f"{both[0] / both[1]:.2f}"
             seconds = ["-" if s is None else f"{s:.3f}" for s in both]
             lines.append(
-                f"| {size} | {work} | {seconds[0]} | {seconds[1]} | {ratio} | {rates} | {share} | {peaks} |"
+                f"| {size} | {work} | {seconds[0]} | {seconds[1]} | {ratio} | {rates} | {share} |"
+                f" {peaks} |"
             )
     return lines
 

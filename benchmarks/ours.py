@@ -1,4 +1,6 @@
-"""The harness's side: the plugins' own `train` at a lab, or the stages' own step, on the benchmark's world."""
+"""The harness's side: the plugins' own `train` at a lab, or the stages' own step, on the
+benchmark's world.
+"""
 
 from __future__ import annotations
 
@@ -174,7 +176,9 @@ def precomputed(cls: Any) -> Any:
 
 
 def _reference(start: Any, tokens: Tokens, pairs: Any) -> dict[str, torch.Tensor]:
-    """Return log-probabilities (2, T) of every pair under the start checkpoint, by the id of its prompt."""
+    """Return log-probabilities (2, T) of every pair under the start checkpoint, by the id of its
+    prompt.
+    """
     whole = tokens.batch([p.prompt for p in pairs], [[p.chosen, p.rejected] for p in pairs])
     logp = in_micro_batches(lambda part: completion_logp(start, part), whole, 16384)
     return {p.prompt.id: row for p, row in zip(pairs, logp, strict=True)}

@@ -1,4 +1,6 @@
-"""The peer's side: TRL's trainers as their documents set them up, in float32, without checkpointing, nothing logged."""
+"""The peer's side: TRL's trainers as their documents set them up, in float32, without
+checkpointing, nothing logged.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def _train(
     shape: dict[str, int],
     clock: Clock,
 ) -> None:
-    """Let the trainer train; a step ends where its callbacks say so: of PPO after a rollout and all its epochs."""
+    """Let the trainer train; a step ends where its callbacks say so: of PPO after a rollout and all
+    its epochs.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         make = _ppo if work.startswith("ppo") else _trainer
         trainer = make(work, folder, model, tokenizer, batch, steps, shape, scratch)
@@ -209,8 +213,9 @@ def _ppo(
 ) -> Any:
     """TRL 1.12's PPO, the last: reward and value models are classifiers with one label.
 
-    It draws one completion per row of its data, in shuffled batches; prompts with a group of completions (`ppo_group`)
-    stand in the data as often, so that both sides see the same prompts, if not the same ones in each batch.
+    It draws one completion per row of its data, in shuffled batches; prompts with a group of
+    completions (`ppo_group`) stand in the data as often, so that both sides see the same prompts,
+    if not the same ones in each batch.
     """
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, PPOTrainer

@@ -1,4 +1,6 @@
-"""What every report says of itself - commit, versions, processor, command - and the notes by hand that it keeps."""
+"""What every report says of itself - commit, versions, processor, command - and the notes by hand
+that it keeps.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,17 @@ from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
-MARK = "<!-- Below: notes by hand. They are kept when the table is made again: look whether they still hold. -->"
+MARK = (
+    "<!-- Below: notes by hand. They are kept when the table is made again: look whether they still"
+    " hold. -->"
+)
 NAMES = {"trl": "TRL"}
 
 
 def commit(root: Path = HERE.parent) -> str:
-    """Return the commit of the harness in `root`; a plus says that files below harness/ or plugins/ differ."""
+    """Return the commit of the harness in `root`; a plus says that files below harness/ or plugins/
+    differ.
+    """
     told = ["git", "-C", str(root)]
     try:
         name = subprocess.run(
@@ -58,7 +65,9 @@ def processor() -> str:
 
 
 def command(script: str) -> str:
-    """Return the command line as a reader elsewhere would type it: without the paths of this machine."""
+    """Return the command line as a reader elsewhere would type it: without the paths of this
+    machine.
+    """
     told = re.sub(
         r"(--ppo-python[ =])\S+",
         r"\1OTHER/bin/python",

@@ -1,19 +1,21 @@
-"""The least time a step can take: the FLOPs it needs, at the rate of a large product of matrices on this core.
+"""The least time a step can take: the FLOPs it needs, at the rate of a large product of matrices on
+this core.
 
-Needed is what no arrangement can leave out: a prompt is computed once for all its completions, a completion's tokens
-once each and without padding, the last layer makes the keys and values of all tokens and all else only for those whose
-states a head reads, and a backward pass costs two forward passes. Of one forward pass, with hidden size d, feed-forward
-size f, L layers, V words, prompts of P tokens and completions of n tokens, of which m are fed in (n - 1 where the last
-token's successor is of no interest, n where a scalar head reads them all):
+Needed is what no arrangement can leave out: a prompt is computed once for all its completions, a
+completion's tokens once each and without padding, the last layer makes the keys and values of all
+tokens and all else only for those whose states a head reads, and a backward pass costs two forward
+passes. Of one forward pass, with hidden size d, feed-forward size f, L layers, V words, prompts of
+P tokens and completions of n tokens, of which m are fed in (n - 1 where the last token's successor
+is of no interest, n where a scalar head reads them all):
 
-    tokens  T = sum over prompts of P  +  sum over completions of m
-    read    R = number of prompts      +  sum over completions of m
-    pairs   A = sum over prompts of P (P + 1) / 2  +  sum over completions of m P + m (m + 1) / 2
-    asked   B = sum over prompts of P              +  the same
-    FLOPs     = 2 (4 d^2 + 3 d f) ((L - 1) T + R)  +  2 * 2 d^2 (T - R)  +  4 d ((L - 1) A + B)  +  2 d V R
+    tokens  T = sum over prompts of P  +  sum over completions of m read    R = number of prompts
+    +  sum over completions of m pairs   A = sum over prompts of P (P + 1) / 2  +  sum over
+    completions of m P + m (m + 1) / 2 asked   B = sum over prompts of P              +  the same
+    FLOPs     = 2 (4 d^2 + 3 d f) ((L - 1) T + R)  +  2 * 2 d^2 (T - R)  +  4 d ((L - 1) A + B)  +
+    2 d V R
 
-(no last term for a scalar head). Two per multiply-add; norms, activations, softmax, sampling and the optimiser are left
-out, so 1.0 is out of reach.
+(no last term for a scalar head). Two per multiply-add; norms, activations, softmax, sampling and
+the optimiser are left out, so 1.0 is out of reach.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ def gflops() -> float:
 def forward(
     size: str, prompt: int, prompts: int, lengths: list[int], scalar: bool = False
 ) -> float:
-    """Return FLOPs of one forward pass over `prompts` prompts of `prompt` tokens and completions of these lengths."""
+    """Return FLOPs of one forward pass over `prompts` prompts of `prompt` tokens and completions of
+    these lengths.
+    """
     told = world.SIZES[size]
     d, f, layers = told["hidden_size"], told["intermediate_size"], told["num_hidden_layers"]
     fed = [n if scalar else n - 1 for n in lengths]
@@ -91,16 +95,20 @@ def needed(work: str, size: str, shape: dict[str, int], lengths: list[int]) -> f
 
 
 def completions_per_prompt(work: str, shape: dict[str, int]) -> int:
-    """Return how many completions of a prompt a step sees: PPO one unless told, pairs two, single examples one."""
+    """Return how many completions of a prompt a step sees: PPO one unless told, pairs two, single
+    examples one.
+    """
     if work in ("rollout", "grpo", "rloo") or work.endswith("_group"):
         return shape["group"]
     return 2 if work in ("dpo", "dpo_precomputed", "ipo", "reward") else 1
 
 
 def data_lengths(work: str, batch: int, shape: dict[str, int]) -> list[int]:
-    """Return lengths of completions, the end included, as `batch` examples of the data have them on average.
+    """Return lengths of completions, the end included, as `batch` examples of the data have them on
+    average.
 
-    Every example counts; the list is as long as that of a batch and its sum is that of a batch, rounded.
+    Every example counts; the list is as long as that of a batch and its sum is that of a batch,
+    rounded.
     """
     rows = world.pairs(world.DRAWN, shape["prompt"], shape["completion"])
     columns = ("chosen",) if work == "sft" else ("chosen", "rejected")

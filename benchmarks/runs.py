@@ -1,10 +1,12 @@
-"""Whole runs of `harness run` now and at an earlier commit, taking turns: CPU and wall seconds from a process's start.
+"""Whole runs of `harness run` now and at an earlier commit, taking turns: CPU and wall seconds from
+a process's start.
 
     python benchmarks/runs.py --before edf8305 --output results/speed_runs.md
 
-The first row is a run from nothing, with SFT, preferences and reward model; the others find those made, and nothing
-else: each has a results folder of its own, so that what it shares with others - the reference's log-probabilities,
-pools of candidates - it makes itself. A row per number of threads: one, and the default of `--threads`.
+The first row is a run from nothing, with SFT, preferences and reward model; the others find those
+made, and nothing else: each has a results folder of its own, so that what it shares with others -
+the reference's log-probabilities, pools of candidates - it makes itself. A row per number of
+threads: one, and the default of `--threads`.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ def run(root: Path, method: str, suite: str, results: Path, seed: int, threads: 
 def alone(
     root: Path, name: str, method: str, suite: str, made: Path, seed: int, threads: int
 ) -> Taken:
-    """Carry out a run in a folder of its own, which holds the stages - or nothing - and is gone after it."""
+    """Carry out a run in a folder of its own, which holds the stages - or nothing - and is gone
+    after it.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         own = Path(scratch, "results")
         if "nothing" in name:
@@ -160,12 +164,18 @@ def main() -> None:
 def head(before: str, now: str, turns: int) -> list[str]:
     """Return what stands above the rows."""
     return [
-        f"CPU and wall seconds of whole runs at {before} (before) and {now} (now), taking turns, {turns} seed(s), with "
-        "imports, evaluation and the making of what is reused among them, in a results folder of each run's own that "
-        f"holds SFT, preferences and reward model. {report.versions('torch', 'transformers')}. Made by "
-        f"`{report.command('runs.py')}`.",
+        (
+            f"CPU and wall seconds of whole runs at {before} (before) and {now} (now), taking"
+            f" turns, {turns} seed(s), with imports, evaluation and the making of what is reused"
+            " among them, in a results folder of each run's own that holds SFT, preferences and"
+            f" reward model. {report.versions('torch', 'transformers')}. Made by"
+            f" `{report.command('runs.py')}`."
+        ),
         "",
-        "| run | threads | CPU s, before | now | before / now | wall s, before | now | before / now |",
+        (
+            "| run | threads | CPU s, before | now | before / now | wall s, before | now | before /"
+            " now |"
+        ),
         "|---|---|---|---|---|---|---|---|",
     ]
 

@@ -1,4 +1,5 @@
-"""One side of the comparison, in a process of its own: `python side.py '{"side": ..., "points": [...], ...}'`.
+"""One side of the comparison, in a process of its own: `python side.py '{"side": ..., "points":
+[...], ...}'`.
 
 A point is a work at a size, a batch and a shape; a seed says which rows of the data
 are drawn and what is said. Some points may share a process; the peak of memory is then of all.
@@ -19,7 +20,9 @@ from clock import resident
 
 
 def take(side: str, point: dict[str, Any], models: Path) -> dict[str, Any]:
-    """Take the steps of one point; return lists over steps of seconds, real completion tokens and FLOPs needed."""
+    """Take the steps of one point; return lists over steps of seconds, real completion tokens and
+    FLOPs needed.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -69,7 +72,9 @@ class Updates:
         self.counts[id(optimizer)] = self.counts.get(id(optimizer), 0) + 1
 
     def per_step(self, steps: int) -> float:
-        """Return updates of the weights per step; a critic with an optimiser of its own is updated beside them."""
+        """Return updates of the weights per step; a critic with an optimiser of its own is updated
+        beside them.
+        """
         return max(self.counts.values(), default=0) / steps
 
 

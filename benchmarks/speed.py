@@ -4,14 +4,16 @@
     python benchmarks/speed.py --ppo-python OTHER/bin/python        # all of results/speed.*
     python benchmarks/speed.py grpo dpo --part main --size 1M --turns 1 --results trial
 
-The parts: `main`, the table aimed at; `unfavourable`, one completion per prompt, short prompts, long completions;
-`curves`, cost against groups, lengths, batch and model size (curves.py). Measured rows go to speed.csv, where they
-replace rows of the same work, size and shape; speed.md is made of what is there (`--tables`: of nothing else).
-`--missing` measures only what is not there yet, of whatever commit, so a run that was cut off goes on. OTHER is an
-environment of benchmarks/requirements-ppo.txt: TRL 1.12.0, the last that has PPO.
+The parts: `main`, the table aimed at; `unfavourable`, one completion per prompt, short prompts,
+long completions; `curves`, cost against groups, lengths, batch and model size (curves.py). Measured
+rows go to speed.csv, where they replace rows of the same work, size and shape; speed.md is made of
+what is there (`--tables`: of nothing else). `--missing` measures only what is not there yet, of
+whatever commit, so a run that was cut off goes on. OTHER is an environment of
+benchmarks/requirements-ppo.txt: TRL 1.12.0, the last that has PPO.
 
-CPU seconds of the process are compared, not wall time: a neighbour on the machine changes them less. The first two
-steps of a process are left out. Ratios are peer / ours: of a rollout measured per token drawn, else per step.
+CPU seconds of the process are compared, not wall time: a neighbour on the machine changes them
+less. The first two steps of a process are left out. Ratios are peer / ours: of a rollout measured
+per token drawn, else per step.
 """
 
 from __future__ import annotations
@@ -112,7 +114,9 @@ def apart(
 
 
 def summary(found: dict[str, Any], work: str, gflops: float) -> dict[str, float]:
-    """Return the medians of a process after its warm-up: seconds per step (a rollout's: per token), share, length."""
+    """Return the medians of a process after its warm-up: seconds per step (a rollout's: per token),
+    share, length.
+    """
     steps = list(zip(found["seconds"], found["tokens"], found["flops"], strict=True))[WARM:]
     return {
         "seconds": statistics.median(s / t if work == "rollout" else s for s, t, _ in steps),
@@ -152,7 +156,8 @@ def measured(row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         done[f"{side}_peak"] = max(t["peak"] for t in turns)
     if done["peer_updates"] != done["ours_updates"]:
         raise SystemExit(
-            f"{row}: {done['peer_updates']} updates per step of the peer, {done['ours_updates']} of ours"
+            f"{row}: {done['peer_updates']} updates per step of the peer, {done['ours_updates']} of"
+            " ours"
         )
     done |= {f"software_{side}": turns[0]["software"] for side, turns in found.items()}
     done |= {"processor": found["ours"][0]["processor"], "commit": report.commit()}
@@ -232,7 +237,8 @@ def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for part in args.parts:
         if args.work and args.part and not in_part(part, args.work):
             parser.error(
-                f"--part {part} has no {', '.join(args.work)}: expected {', '.join(in_part(part, list(GOALS)))}"
+                f"--part {part} has no {', '.join(args.work)}: expected"
+                f" {', '.join(in_part(part, list(GOALS)))}"
             )
     if not (args.ppo_python and args.work and all(w.startswith("ppo") for w in args.work)):
         refuse_other_trl(parser, sys.executable, NEEDS)
@@ -242,7 +248,10 @@ def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def refuse_other_trl(parser: argparse.ArgumentParser, python: str, needs: str) -> None:
     """End with one message where an environment has another TRL than the comparison is with."""
-    asked = f"import sys; sys.path.insert(0, {str(HERE)!r}); import report; print(report.installed('trl'))"
+    asked = (
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import report;"
+        " print(report.installed('trl'))"
+    )
     try:
         done = subprocess.run([python, "-c", asked], capture_output=True, text=True)
     except OSError as error:
@@ -293,7 +302,8 @@ def main() -> None:
             about = f"{part} {row['work']} {row['size']}"
             if had:
                 print(
-                    f"{about}: kept, {had['turns']} x {had['steps']} of commit {had['commit']}, load {had['load']}"
+                    f"{about}: kept, {had['turns']} x {had['steps']} of commit {had['commit']},"
+                    f" load {had['load']}"
                 )
                 continue
             done = measured(row, args)

@@ -13,34 +13,50 @@ import roofline
 KEY = ("part", "work", "size", "batch", "group", "prompt", "completion")
 TITLES = {
     "main": "## Prompts of 64 tokens, completions of at most 32, groups of 8",
-    "unfavourable": "## Where sharing prompts cannot help: prompts of 8 tokens, completions of at most 128, no groups",
+    "unfavourable": (
+        "## Where sharing prompts cannot help: prompts of 8 tokens, completions of at most 128, no"
+        " groups"
+    ),
 }
 ABOUT = {
-    "main": "`ppo` draws one completion per prompt, as TRL's does; `ppo_group` 4 prompts x 8 completions; a 4 is for 4 "
-    "epochs. `dpo_precomputed` has the reference's log-probabilities from before the clock starts, on both sides.",
-    "unfavourable": "One completion per prompt; GRPO and RLOO need 2, a group of one has no advantage. Pairs have two "
-    "by nature.",
+    "main": (
+        "`ppo` draws one completion per prompt, as TRL's does; `ppo_group` 4 prompts x 8"
+        " completions; a 4 is for 4 epochs. `dpo_precomputed` has the reference's log-probabilities"
+        " from before the clock starts, on both sides."
+    ),
+    "unfavourable": (
+        "One completion per prompt; GRPO and RLOO need 2, a group of one has no advantage. Pairs"
+        " have two by nature."
+    ),
 }
 LOADED = 2.0  # a load at which others computed too: the benchmark itself makes 1
 HEAD = (
-    "| work | model | batch | G | peer | ours | peer / ours per step | per completion token | aimed at | roofline "
-    "reached, peer / ours | peak MiB, peer / ours | ours / peer (aimed at) | grown, peer / ours | mean length, peer / "
-    "ours | commit | turns x steps | load |",
+    (
+        "| work | model | batch | G | peer | ours | peer / ours per step | per completion token |"
+        " aimed at | roofline reached, peer / ours | peak MiB, peer / ours | ours / peer (aimed at)"
+        " | grown, peer / ours | mean length, peer / ours | commit | turns x steps | load |"
+    ),
     "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 READ = (
-    "How to read a row: commit is the harness's that was measured (a plus: with changes), turns x steps how many "
-    "processes of each side, and measured steps of each, its medians are over, and load the machine's in the minute "
-    f"before the row was done (the benchmark alone makes 1; bold above {LOADED:.0f}, where others computed too), so "
-    "compare rows of one commit and a low load, and others only roughly.",
+    (
+        "How to read a row: commit is the harness's that was measured (a plus: with changes),"
+        " turns x steps how many processes of each side, and measured steps of each, its medians"
+        " are over, and load the machine's in the minute before the row was done (the benchmark"
+        f" alone makes 1; bold above {LOADED:.0f}, where others computed too), so compare rows of"
+        " one commit and a low load, and others only roughly."
+    ),
     "",
-    "Where completions are drawn each side draws its own, so both ratios are there: the one with its turns in brackets "
-    "was measured and is aimed at, the other follows from the mean lengths. Fixed data are the same on both "
-    "sides, in another order: one ratio, and as length the data's average, which nothing counted in the batches.",
+    (
+        "Where completions are drawn each side draws its own, so both ratios are there: the one"
+        " with its turns in brackets was measured and is aimed at, the other follows from the mean"
+        " lengths. Fixed data are the same on both sides, in another order: one ratio, and as"
+        " length the data's average, which nothing counted in the batches."
+    ),
 )
 OUT = (
-    "Norms, activations, softmax and the optimiser are no products of matrices and not in the roofline; the most that "
-    "any row here reached is"
+    "Norms, activations, softmax and the optimiser are no products of matrices and not in the"
+    " roofline; the most that any row here reached is"
 )
 
 
@@ -97,12 +113,16 @@ def _preface(rows: list[dict[str, str]]) -> list[str]:
     rates = [float(r["gflops"]) for r in rows]
     names, commands = _told(rows, "processor"), [f"`{c}`" for c in _told(rows, "command")]
     return [
-        f"One core of {' and '.join(names) or 'an unrecorded processor'}. Medians of CPU seconds; both sides of a row "
-        "take turns, the curves' do not (see there). The roofline is the time that the FLOPs which a step needs (each "
-        "prompt once, each real completion token once, backward twice forward: benchmarks/roofline.py) would take at "
-        "the rate of a product of 1024 x 1024 matrices, measured in the same processes: "
-        f"{min(rates):.0f} to {max(rates):.0f} GFLOP/s. Peak memory is the process's, with imports; grown is by how "
-        "much the steps raised it above what was resident before the first, models and data included.",
+        (
+            f"One core of {' and '.join(names) or 'an unrecorded processor'}. Medians of CPU"
+            " seconds; both sides of a row take turns, the curves' do not (see there). The"
+            " roofline is the time that the FLOPs which a step needs (each prompt once, each real"
+            " completion token once, backward twice forward: benchmarks/roofline.py) would take at"
+            " the rate of a product of 1024 x 1024 matrices, measured in the same processes:"
+            f" {min(rates):.0f} to {max(rates):.0f} GFLOP/s. Peak memory is the process's, with"
+            " imports; grown is by how much the steps raised it above what was resident before the"
+            " first, models and data included."
+        ),
         "",
         *READ,
         "",
@@ -113,7 +133,9 @@ def _preface(rows: list[dict[str, str]]) -> list[str]:
 
 
 def _told(rows: list[dict[str, str]], name: str) -> list[str]:
-    """Return what rows say of themselves in a column, once each; rows of before the column was say nothing."""
+    """Return what rows say of themselves in a column, once each; rows of before the column was say
+    nothing.
+    """
     return sorted({r[name] for r in rows if r.get(name)})
 
 
@@ -131,8 +153,8 @@ def _software(rows: list[dict[str, str]]) -> str:
     silent = _told([r for r in peer + ours if not r.get("software")], "commit")
     if silent:
         said.append(
-            f"Rows of {', '.join(silent)} did not record versions: what they ran with is known only as what "
-            "constraints.txt and benchmarks/requirements*.txt ask for."
+            f"Rows of {', '.join(silent)} did not record versions: what they ran with is known only"
+            " as what constraints.txt and benchmarks/requirements*.txt ask for."
         )
     return " ".join(said)
 
@@ -143,7 +165,9 @@ def _range(rows: list[dict[str, str]], name: str) -> str:
 
 
 def ratios(row: dict[str, str]) -> tuple[str, str]:
-    """Return peer / ours per step and per completion token, the measured one with its turns; "-" for fixed data."""
+    """Return peer / ours per step and per completion token, the measured one with its turns; "-"
+    for fixed data.
+    """
     ratio, low, high, peer, ours = (
         float(row[k]) for k in ("ratio", "ratio_min", "ratio_max", "peer_length", "ours_length")
     )
@@ -179,12 +203,12 @@ def line(row: dict[str, str]) -> str:
     )
     load = f"**{row['load']}**" if float(row["load"]) > LOADED else row["load"]
     return (
-        f"| {row['work']} | {row['size']} | {row['batch']} | {group} | {r['peer_seconds'] * scale:.0f} {unit} | "
-        f"{r['ours_seconds'] * scale:.0f} | {' | '.join(ratios(row))} | {r['goal']} | {r['peer_share']:.0%} / "
-        f"{r['ours_share']:.0%} | {r['peer_peak']:.0f} / {r['ours_peak']:.0f} | {memory} | "
-        f"{r['peer_peak'] - r['peer_before']:.0f} / {r['ours_peak'] - r['ours_before']:.0f} | "
-        f"{lengths} | {row['commit'][:8]} | "
-        f"{row['turns']} x {row['steps']} | {load} |"
+        f"| {row['work']} | {row['size']} | {row['batch']} | {group} |"
+        f" {r['peer_seconds'] * scale:.0f} {unit} | {r['ours_seconds'] * scale:.0f} |"
+        f" {' | '.join(ratios(row))} | {r['goal']} | {r['peer_share']:.0%} / {r['ours_share']:.0%}"
+        f" | {r['peer_peak']:.0f} / {r['ours_peak']:.0f} | {memory} |"
+        f" {r['peer_peak'] - r['peer_before']:.0f} / {r['ours_peak'] - r['ours_before']:.0f} |"
+        f" {lengths} | {row['commit'][:8]} | {row['turns']} x {row['steps']} | {load} |"
     )
 
 
@@ -196,7 +220,8 @@ def missed(rows: list[dict[str, str]]) -> list[str]:
         if _slow(r)
     ]
     large = [
-        f"{r['work']} {r['size']} {float(r['ours_peak']) / float(r['peer_peak']):.2f} of {r['memory_goal']}"
+        f"{r['work']} {r['size']} {float(r['ours_peak']) / float(r['peer_peak']):.2f} of"
+        f" {r['memory_goal']}"
         for r in rows
         if r["memory_goal"]
         and float(r["ours_peak"]) / float(r["peer_peak"]) > float(r["memory_goal"])
@@ -219,9 +244,15 @@ def why(row: dict[str, str]) -> str:
         return f"within the spread of its turns, {float(row['ratio_min']):.2f} to {most:.2f}"
     needed = reached * goal / ratio  # ours would take ratio / goal of its time
     if needed > 1:
-        return f"would need {needed:.0%} of the roofline, so no arrangement of the same products gets there"
+        return (
+            f"would need {needed:.0%} of the roofline, so no arrangement of the same products gets"
+            " there"
+        )
     alone = "; one turn, so its spread is not known" if int(row["turns"]) == 1 else ""
-    return f"not explained by the roofline, of which {reached:.0%} is reached and {needed:.0%} needed{alone}"
+    return (
+        f"not explained by the roofline, of which {reached:.0%} is reached and {needed:.0%}"
+        f" needed{alone}"
+    )
 
 
 def _slow(row: dict[str, str]) -> bool:
@@ -229,22 +260,29 @@ def _slow(row: dict[str, str]) -> bool:
 
 
 def curve_lines(points: list[dict[str, str]]) -> list[str]:
-    """Return the section about the curves: the figures, and the share of the roofline reached at every point."""
+    """Return the section about the curves: the figures, and the share of the roofline reached at
+    every point.
+    """
     lines = [
         "## Curves",
         "",
-        "Cost against one thing at a time, logarithmic axes; the roofline is dashed. All numbers are in "
-        "speed_curves.csv. The sides do not take turns: of each work one process takes all points of the peer, then "
-        "another all of ours, a point's steps one after the other behind one of warm-up; a change of the machine "
-        "between the two is in the ratio, and lengths are each side's own draws. Of commit "
-        f"{', '.join(_told(points, 'commit'))}, load {_range(points, 'load')}.",
+        (
+            "Cost against one thing at a time, logarithmic axes; the roofline is dashed. All"
+            " numbers are in speed_curves.csv. The sides do not take turns: of each work one"
+            " process takes all points of the peer, then another all of ours, a point's steps one"
+            " after the other behind one of warm-up; a change of the machine between the two is in"
+            " the ratio, and lengths are each side's own draws. Of commit"
+            f" {', '.join(_told(points, 'commit'))}, load {_range(points, 'load')}."
+        ),
         "",
         "![CPU milliseconds per step](speed_curves.png)",
         "",
         "![CPU microseconds per real completion token](speed_curves_tokens.png)",
         "",
-        "| work | against | at | peer ms/step | ours | peer / ours | us/token, peer / ours | roofline reached, peer / "
-        "ours |",
+        (
+            "| work | against | at | peer ms/step | ours | peer / ours | us/token, peer / ours |"
+            " roofline reached, peer / ours |"
+        ),
         "|---|---|---|---|---|---|---|---|",
     ]
     for work, axis, x in dict.fromkeys((p["work"], p["axis"], p["x"]) for p in points):
@@ -255,7 +293,8 @@ def curve_lines(points: list[dict[str, str]]) -> list[str]:
             {k: float(some[side][k]) for k in ("ms", "us", "share")} for side in ("peers", "ours")
         )
         lines.append(
-            f"| {work} | {axis} | {x} | {peer['ms']:.0f} | {ours['ms']:.0f} | {peer['ms'] / ours['ms']:.2f} | "
-            f"{peer['us']:.0f} / {ours['us']:.0f} | {peer['share']:.0%} / {ours['share']:.0%} |"
+            f"| {work} | {axis} | {x} | {peer['ms']:.0f} | {ours['ms']:.0f} |"
+            f" {peer['ms'] / ours['ms']:.2f} | {peer['us']:.0f} / {ours['us']:.0f} |"
+            f" {peer['share']:.0%} / {ours['share']:.0%} |"
         )
     return lines

@@ -1,9 +1,11 @@
-"""Whole runs of `harness run` with one CPU thread and with two, taking turns: what the default of `--threads` rests on.
+"""Whole runs of `harness run` with one CPU thread and with two, taking turns: what the default of
+`--threads` rests on.
 
     python benchmarks/threads.py --output results/speed_threads.md
 
-Seconds on the clock and CPU seconds of the process, from its start; SFT, preferences and reward model are made before.
-Two runs beside each other with a thread each are the third column: a study's way to use two cores.
+Seconds on the clock and CPU seconds of the process, from its start; SFT, preferences and reward
+model are made before. Two runs beside each other with a thread each are the third column: a study's
+way to use two cores.
 """
 
 from __future__ import annotations
@@ -69,9 +71,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "results" / "speed_threads.md")
     args = parser.parse_args()
     lines = [
-        "Seconds (CPU seconds) of whole runs, imports and evaluation among them, by CPU threads; in the last column "
-        f"two runs beside each other, time per run. Of commit {report.commit()}, {os.cpu_count()} cores, "
-        f"{report.versions('torch', 'transformers')}. Made by `{report.command('threads.py')}`.",
+        (
+            "Seconds (CPU seconds) of whole runs, imports and evaluation among them, by CPU"
+            " threads; in the last column two runs beside each other, time per run. Of commit"
+            f" {report.commit()}, {os.cpu_count()} cores,"
+            f" {report.versions('torch', 'transformers')}. Made by"
+            f" `{report.command('threads.py')}`."
+        ),
         "",
         "| run | one thread | two threads | two runs, a thread each |",
         "|---|---|---|---|",

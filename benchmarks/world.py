@@ -1,8 +1,10 @@
-"""The benchmark's own small world: word-level Llamas of about 1M to 11M parameters, prompts, answers, a free reward.
+"""The benchmark's own small world: word-level Llamas of about 1M to 11M parameters, prompts,
+answers, a free reward.
 
-Weights are random but for 150 steps on the marginal of words, so that the end-of-sequence token comes with a constant
-chance per token, the hazard: completions end at different places and are cut at a limit. The hazard goes with the
-limit, so that completions are about half as long as they may be at any limit: 1 in 20 tokens at a limit of 32.
+Weights are random but for 150 steps on the marginal of words, so that the end-of-sequence token
+comes with a constant chance per token, the hazard: completions end at different places and are cut
+at a limit. The hazard goes with the limit, so that completions are about half as long as they may
+be at any limit: 1 in 20 tokens at a limit of 32.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def text(rng: Random, length: int) -> str:
 
 
 def completion(rng: Random, limit: int) -> str:
-    """Return words until the end comes, at most one fewer than the limit (the end is added by who tokenises)."""
+    """Return words until the end comes, at most one fewer than the limit (the end is added by who
+    tokenises).
+    """
     length = 1
     while length < limit - 1 and rng.random() > hazard(limit):
         length += 1

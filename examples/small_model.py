@@ -1,4 +1,5 @@
-"""Make a small untrained Llama and a byte-level BPE tokenizer from a text, in hub format: for trying a real data set.
+"""Make a small untrained Llama and a byte-level BPE tokenizer from a text, in hub format: for
+trying a real data set.
 
     python examples/small_model.py DATA.jsonl[.gz] FOLDER
 

@@ -1,8 +1,9 @@
 """alignment-harness: every LLM alignment method on the same ground, measured by the same evaluator.
 
-What a plugin needs is imported from here. `from harness import torch` (or `logprobs`, `kl`) gives the module itself,
-imported when it is first used, so that `harness list` answers at once. Lab, Batch, PromptBatch and Sampler bring torch
-with them: import them for annotations only, under `TYPE_CHECKING`.
+What a plugin needs is imported from here. `from harness import torch` (or `logprobs`, `kl`) gives
+the module itself, imported when it is first used, so that `harness list` answers at once. Lab,
+Batch, PromptBatch and Sampler bring torch with them: import them for annotations only, under
+`TYPE_CHECKING`.
 """
 
 from __future__ import annotations

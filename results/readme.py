@@ -1,4 +1,5 @@
-"""Put the committed tables, fewer columns of them, into the README, between `<!-- FILE -->` and `<!-- end -->`:
+"""Put the committed tables, fewer columns of them, into the README, between `<!-- FILE -->` and
+`<!-- end -->`:
 
 python results/readme.py
 """
@@ -26,7 +27,9 @@ SHOWN = (
 
 
 def shortened(table: str) -> str:
-    """Return a file's title, table with the columns that are shown, and caption; its notes stay in the file."""
+    """Return a file's title, table with the columns that are shown, and caption; its notes stay in
+    the file.
+    """
     lines = table.splitlines()
     rows = [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]

@@ -1,7 +1,8 @@
-"""Whether two folders of raw runs hold the same runs of a study: `python results/same.py A B STUDY`.
+"""Whether two folders of raw runs hold the same runs of a study: `python results/same.py A B
+STUDY`.
 
-Runs are matched by label, suite and seed; metrics, answers and weights are compared by bytes, a column of the answers
-that only one side has left out. Exit code 1 where any differ.
+Runs are matched by label, suite and seed; metrics, answers and weights are compared by bytes, a
+column of the answers that only one side has left out. Exit code 1 where any differ.
 """
 
 import json
@@ -45,7 +46,8 @@ def main(first: Path, second: Path, study: str) -> int:
     for (label, suite, seed), names in off.items():
         print(f"{label} on {suite}, seed {seed}: {', '.join(names)}")
     print(
-        f"{len(both) - len(off)} of {len(both)} runs are the same ({len(ours)} and {len(theirs)} finished)."
+        f"{len(both) - len(off)} of {len(both)} runs are the same ({len(ours)} and {len(theirs)}"
+        " finished)."
     )
     return 1 if off or not both else 0
 

@@ -1,8 +1,10 @@
-"""The table that tutorials print with words, with measured numbers in each cell: `python results/textbook.py [RAW]`.
+"""The table that tutorials print with words, with measured numbers in each cell: `python
+results/textbook.py [RAW]`.
 
-Reads the runs of results/main.toml, and of results/labels.toml where that study was run, below RAW (results/raw) and
-writes results/textbook.md, and textbook.csv with the figures behind it, unrounded, and the folders of their runs. What
-needs the labels study is left out without it, and the note says so.
+Reads the runs of results/main.toml, and of results/labels.toml where that study was run, below RAW
+(results/raw) and writes results/textbook.md, and textbook.csv with the figures behind it,
+unrounded, and the folders of their runs. What needs the labels study is left out without it, and
+the note says so.
 """
 
 import sys
@@ -64,7 +66,9 @@ results/labels.toml. """
 
 @dataclass(frozen=True)
 class Runs:
-    """What the table is made of; `few` by prompts labelled, empty where the labels study was not run."""
+    """What the table is made of; `few` by prompts labelled, empty where the labels study was not
+    run.
+    """
 
     main: Mapping[str, Selection]
     figures: Mapping[
@@ -133,7 +137,9 @@ def cells(name: str, found: Runs) -> Iterator[str]:
     yield spread(
         {suite: found.figures[suite][row.name]["win_rate_seed_sd"] for suite, row in rows.items()}
     )
-    yield f"{sum(len(row.failed) for row in rows.values())}/{sum(len(row.records) for row in rows.values())}"
+    yield (
+        f"{sum(len(row.failed) for row in rows.values())}/{sum(len(row.records) for row in rows.values())}"
+    )
     yield asked(first)
     yield against_labels(name, rows.get(FIRST), found.few)
     gain = fresh(name, found)
@@ -151,7 +157,9 @@ def rows_of(name: str, found: Runs) -> dict[str, Row]:
 
 
 def behind(found: Runs, shown: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each row on each suite, and with few labels, unrounded; folders as seen from the top."""
+    """Yield the figures of each row on each suite, and with few labels, unrounded; folders as seen
+    from the top.
+    """
     for suite, by_row in found.figures.items():
         for name in shown:
             row = rows_of(name, found).get(suite)
@@ -182,7 +190,9 @@ def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mean_ratio(costs: Sequence[Mapping[str, Any]], part: str) -> float:
-    """Return the mean ratio of a part of the methods' costs to the shared SFT stage's, where there is any."""
+    """Return the mean ratio of a part of the methods' costs to the shared SFT stage's, where there
+    is any.
+    """
     paid = [c for c in costs if c["method"][part]]
     return fmean(c["method"][part] / c["shared"]["sft"][part] for c in paid) if paid else 0.0
 
@@ -193,13 +203,17 @@ def ratio(costs: Sequence[Mapping[str, Any]], part: str) -> str:
 
 
 def spread(of_suites: Mapping[str, float]) -> str:
-    """Return the largest sd over seeds with its suite; as an estimate it is cut at 0 where there is none to be seen."""
+    """Return the largest sd over seeds with its suite; as an estimate it is cut at 0 where there is
+    none to be seen.
+    """
     worst = max(of_suites, key=lambda suite: of_suites[suite])
     return f"{of_suites[worst]:.3f} ({worst})" if of_suites[worst] > 0 else "none seen"
 
 
 def online(name: str, generates: bool) -> str:
-    """Return whether a method learns from samples of the policy as it then is; RRHF's are of the start checkpoint."""
+    """Return whether a method learns from samples of the policy as it then is; RRHF's are of the
+    start checkpoint.
+    """
     kind = (
         installed().classes["methods"][name].kind if name in installed().classes["methods"] else ""
     )
@@ -244,7 +258,9 @@ def with_ends(row: Row) -> str:
 
 
 def fresh(name: str, found: Runs) -> Comparison | None:
-    """Return the paired comparison with the same loss on the start checkpoint's samples, if that was trained."""
+    """Return the paired comparison with the same loss on the start checkpoint's samples, if that
+    was trained.
+    """
     row = rows_of(name, found).get(FIRST)
     if name not in FRESH or row is None:
         return None
@@ -255,7 +271,9 @@ def fresh(name: str, found: Runs) -> Comparison | None:
 
 
 def among_the_best(name: str, figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Return the suites on whose table a method is bold, with its win-rate; the reference and controls are left out."""
+    """Return the suites on whose table a method is bold, with its win-rate; the reference and
+    controls are left out.
+    """
     if any(word in name for word in CONTROLS):
         return "a control"
     bold = [

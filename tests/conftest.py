@@ -1,4 +1,6 @@
-"""Fixtures for every test file: a tiny random model, its tokenizer, batches, a bench, a trainer; all offline."""
+"""Fixtures for every test file: a tiny random model, its tokenizer, batches, a bench, a trainer;
+all offline.
+"""
 
 import os
 
@@ -132,7 +134,10 @@ def tiny_tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """A frozen random Llama of 60 words, width 32, two layers. Copy it (harness.models.loading.trainable) to change it."""
+    """A frozen random Llama of 60 words, width 32, two layers.
+
+    Copy it (harness.models.loading.trainable) to change it.
+    """
     return build_llama()
 
 
@@ -144,7 +149,9 @@ def gpt2_model():
 
 @pytest.fixture(scope="session")
 def build_model():
-    """The factory of models: `build_model("llama" or "gpt2", seed=0, attention="sdpa", dropout=...)`."""
+    """The factory of models: `build_model("llama" or "gpt2", seed=0, attention="sdpa",
+    dropout=...)`.
+    """
     return lambda kind="llama", **options: {"llama": build_llama, "gpt2": build_gpt2}[kind](
         **options
     )
@@ -176,7 +183,9 @@ def meter():
 
 @pytest.fixture
 def runtime(meter):
-    """The factory of benches: `bench(temperature=1.0, max_new_tokens=8, eos=(2,), seed=0, micro_batch_tokens=64)`."""
+    """The factory of benches: `bench(temperature=1.0, max_new_tokens=8, eos=(2,), seed=0,
+    micro_batch_tokens=64)`.
+    """
 
     def make(
         temperature=1.0, max_new_tokens=8, eos=(EOS,), seed=0, micro_batch_tokens=64, meter=meter
@@ -200,9 +209,11 @@ def make_prompts():
 
 @pytest.fixture(scope="session")
 def make_batch(make_prompts):
-    """The factory of batches: prompts of `words` words, completions of `lengths` (B, K) tokens, end token included.
+    """The factory of batches: prompts of `words` words, completions of `lengths` (B, K) tokens, end
+    token included.
 
-    `open_ended` names the (row, completion) places whose last token is an ordinary word: cut, not ended.
+    `open_ended` names the (row, completion) places whose last token is an ordinary word: cut, not
+      ended.
     """
 
     def make(
@@ -226,9 +237,11 @@ def make_batch(make_prompts):
 
 @pytest.fixture
 def make_trainer(meter):
-    """The factory of trainers: `make_trainer(model, micro_batch_tokens=64, **options)` gives the trainer and its role.
+    """The factory of trainers: `make_trainer(model, micro_batch_tokens=64, **options)` gives the
+    trainer and its role.
 
-    `sgd=True` takes plain gradient steps, at the options' schedule: AdamW's division makes any rounding error visible.
+    `sgd=True` takes plain gradient steps, at the options' schedule: AdamW's division makes any
+      rounding error visible.
     """
 
     def make(model, micro_batch_tokens=64, sgd=False, **options):

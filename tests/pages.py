@@ -1,4 +1,6 @@
-"""Shared by the tests of the report page: a made-up study whose texts are hostile and whose figures are known."""
+"""Shared by the tests of the report page: a made-up study whose texts are hostile and whose figures
+are known.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,9 @@ PAPER = {"dpo": "https://arxiv.org/abs/2305.18290", "ppo": "https://arxiv.org/ab
 
 
 def study(results: Path) -> Path:
-    """Write a study of two suites: SFT, PPO under a hostile label with two seeds, DPO; a failed and a refused run."""
+    """Write a study of two suites: SFT, PPO under a hostile label with two seeds, DPO; a failed and
+    a refused run.
+    """
     folders = {}
     for suite in ("toy", "<i>other"):
         for label, method, seed in (

@@ -1,4 +1,6 @@
-"""Models without attention, or with little: they take the slower path, say so, and are correct on it."""
+"""Models without attention, or with little: they take the slower path, say so, and are correct on
+it.
+"""
 
 import copy
 import json

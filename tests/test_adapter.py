@@ -1,4 +1,6 @@
-"""Adapters: the start checkpoint's weights twice in use and once in memory; every method passes the proofs with one."""
+"""Adapters: the start checkpoint's weights twice in use and once in memory; every method passes the
+proofs with one.
+"""
 
 import copy
 import json

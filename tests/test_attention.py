@@ -1,4 +1,6 @@
-"""Decoding on prompts held once: the numbers of the model's own cache, rows that leave, models that cannot."""
+"""Decoding on prompts held once: the numbers of the model's own cache, rows that leave, models that
+cannot.
+"""
 
 import copy
 

@@ -1,4 +1,6 @@
-"""The benchmarks: tables follow from committed rows, wrong options end in one message, every work takes its steps."""
+"""The benchmarks: tables follow from committed rows, wrong options end in one message, every work
+takes its steps.
+"""
 
 import csv
 import json
@@ -50,7 +52,9 @@ def copied(tmp_path):
 
 @pytest.fixture
 def speed(tmp_path):
-    """`speed(*options, trl="1.16.0")` calls the command where that TRL seems to be installed; output and last line."""
+    """`speed(*options, trl="1.16.0")` calls the command where that TRL seems to be installed;
+    output and last line.
+    """
 
     def call(*options, trl="1.16.0"):
         about = tmp_path / "packages" / f"trl-{trl}.dist-info"
@@ -240,8 +244,8 @@ def test_what_is_kept_or_left_out_is_told(runtime, copied, monkeypatch, capsys):
     assert "without --ppo-python left out: ppo, ppo4, ppo_group, ppo4_group" in told
     assert "curves: --size is of main and unfavourable, and changes nothing here" in told
     assert (
-        f"main dpo 1M: kept, {kept['turns']} x {kept['steps']} of commit {kept['commit']}, load {kept['load']}"
-        in told
+        f"main dpo 1M: kept, {kept['turns']} x {kept['steps']} of commit {kept['commit']}, load"
+        f" {kept['load']}" in told
     )
     assert "curves grpo: 21 points kept, of commit " in told
     assert (copied / "speed.csv").read_bytes() == before
@@ -304,8 +308,9 @@ def test_a_gpu_table_has_dashes_for_what_was_not_measured(runtime):
 
 def test_whole_runs_are_told_in_cpu_and_wall_seconds(runtime, monkeypatch, tmp_path):
     runs = runtime("runs")
-    assert runs.row("ppo", 2, {"before": [(90.0, 60.0)], "now": [(45.0, 40.0)]}) == (
-        "| ppo | 2 | 90.0 | 45.0 | 2.00 | 60.0 | 40.0 | 1.50 |"
+    assert (
+        runs.row("ppo", 2, {"before": [(90.0, 60.0)], "now": [(45.0, 40.0)]})
+        == "| ppo | 2 | 90.0 | 45.0 | 2.00 | 60.0 | 40.0 | 1.50 |"
     )
     assert runs.head("1111111", "2222222", 1)[0].startswith(
         "CPU and wall seconds of whole runs at 1111111 (before)"

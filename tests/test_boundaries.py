@@ -1,4 +1,6 @@
-"""Who may import whom, what is never loaded for a quick command, frozen flags, and the size of functions and files."""
+"""Who may import whom, what is never loaded for a quick command, frozen flags, and the size of
+functions and files.
+"""
 
 import ast
 import json
@@ -256,7 +258,10 @@ def test_light_packages_load_nothing_heavy():
 
 def loaded(code):
     """The heavy modules that a fresh Python process has loaded after some code."""
-    tail = f"\nimport sys, json; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]), file=sys.__stderr__)"
+    tail = (
+        f"\nimport sys, json; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]),"
+        " file=sys.__stderr__)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code + tail],
         capture_output=True,

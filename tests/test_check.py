@@ -1,4 +1,6 @@
-"""`harness check` and `harness new`: what is right passes, and each kind of wrong fails for its own reason."""
+"""`harness check` and `harness new`: what is right passes, and each kind of wrong fails for its own
+reason.
+"""
 
 import os
 import shutil
@@ -340,7 +342,9 @@ def test_a_labeller_who_prefers_the_worse_fails(results):
 
 
 def installed_and_tested(folder, tmp_path, *arguments):
-    """Install a project beside the environment, run its own tests, and return what a harness command prints."""
+    """Install a project beside the environment, run its own tests, and return what a harness
+    command prints.
+    """
     target = tmp_path / "site"  # found by its path
     pip = [
         sys.executable,

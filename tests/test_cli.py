@@ -1,4 +1,6 @@
-"""The command line end to end: clear refusals, the built-in methods, a stranger's method, failures, determinism."""
+"""The command line end to end: clear refusals, the built-in methods, a stranger's method, failures,
+determinism.
+"""
 
 import csv
 import hashlib
@@ -578,7 +580,10 @@ batch_size = 8
 
 def run_on_file(where, rows, test=0.2):
     """DPO on a made-up preference file of so many rows."""
-    line = '{{"prompt": "the mayor sold {0} bridge .", "chosen": " old {0} .", "rejected": " {0} new old ."}}\n'
+    line = (
+        '{{"prompt": "the mayor sold {0} bridge .", "chosen": " old {0} .", "rejected": " {0} new'
+        ' old ."}}\n'
+    )
     (where / "data.jsonl").write_text("".join(line.format(n) for n in range(rows)))
     (where / "mine.toml").write_text(MINE.format(test=test))
     model = ROOT / "suites" / "harness_suites" / "base"

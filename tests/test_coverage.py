@@ -1,7 +1,8 @@
-"""Simulation: nominal 95 % intervals cover 93 to 99 %, false bold stays below 5 % of tables, and what breaks both.
+"""Simulation: nominal 95 % intervals cover 93 to 99 %, false bold stays below 5 % of tables, and
+what breaks both.
 
-Truth is known: outcomes are drawn from a logistic model with random seeds and prompts, whose mean is an integral. All
-is seeded; standard errors are below one point.
+Truth is known: outcomes are drawn from a logistic model with random seeds and prompts, whose mean
+is an integral. All is seeded; standard errors are below one point.
 """
 
 import numpy as np
@@ -38,7 +39,9 @@ def outcomes(rng, shape, odds, seed_sd, prompt_sd, ties):
 
 
 def covered(shape, kind, seed_sd, interval=intervals.score_interval, seed=0):
-    """The share of R studies whose interval holds the true win-rate, over all seeds and prompts there could be."""
+    """The share of R studies whose interval holds the true win-rate, over all seeds and prompts
+    there could be.
+    """
     odds, prompt_sd, ties = WIN_RATES[kind]
     truth = mean_of(odds, float(np.hypot(seed_sd, prompt_sd)), ties)
     rng, (studies, s, p), held, drawn = np.random.default_rng(seed), shape, 0, 0
@@ -66,7 +69,9 @@ def test_win_rates_of_one_checkpoint(kind):
 @pytest.mark.parametrize("kind", WIN_RATES)
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_win_rates_of_an_algorithm(seeds, kind, seed_sd):
-    """Of 512 prompts at even odds a seed sd of 0.1 is comparable to the prompts' noise, 0.3 and 0.6 dominate it."""
+    """Of 512 prompts at even odds a seed sd of 0.1 is comparable to the prompts' noise, 0.3 and 0.6
+    dominate it.
+    """
     studies = {2: (2500, 1200), 3: (1200, 500), 5: (800, 300), 10: (600, 0)}[seeds]
     for prompts, many in zip((64, 512), studies, strict=True):
         if many:  # with two seeds 98.8 % is what theory says at most: three standard errors on it
@@ -85,7 +90,9 @@ def test_many_prompts_many_seeds():
 
 
 def test_a_known_limit():
-    """Seeds of 90 or 95 % whose odds vary by a factor of e, so whose win-rates reach from 70 to 99 %: too skewed."""
+    """Seeds of 90 or 95 % whose odds vary by a factor of e, so whose win-rates reach from 70 to 99
+    %: too skewed.
+    """
     assert 0.89 <= covered((1500, 10, 64), "alike", 1.0) < 0.945
     assert 0.89 <= covered((600, 5, 512), "high", 1.0) < 0.96
 
@@ -111,7 +118,9 @@ def test_negative_controls_of_coverage():
 
 
 def squares(rng, n, seeds, a, b, e, prompts=512):
-    """Parts of n studies from their chi-squared mean squares, and the errors of their means; a + b + e is Var(mean)."""
+    """Parts of n studies from their chi-squared mean squares, and the errors of their means; a + b
+    + e is Var(mean).
+    """
     d = seeds - 1
     msa = (a + e) * rng.chisquare(d, n) / d
     msb = (b + e) * rng.chisquare(prompts - 1, n) / (prompts - 1)
@@ -154,7 +163,10 @@ def test_t_over_seeds_alone_where_seeds_are_all():
 @pytest.mark.parametrize("draw", ["normal", "exponential"])
 @pytest.mark.parametrize("paired", [True, False])
 def test_differences(draw, paired):
-    """Gold scores, skewed or not; the same prompts, seeds that share a part or not. The true difference is 0."""
+    """Gold scores, skewed or not; the same prompts, seeds that share a part or not.
+
+    The true difference is 0.
+    """
     rng = np.random.default_rng(1)
     noise = getattr(rng, draw)
     for one, other in (
@@ -180,7 +192,9 @@ def test_differences(draw, paired):
 
 
 def tables(methods, seeds, seed_sd, prompts=96, shift=0.0, ties=True, seed=0, count=400):
-    """Tables of methods {name: (S, P)} that differ in how much their seeds vary, and the first by `shift`."""
+    """Tables of methods {name: (S, P)} that differ in how much their seeds vary, and the first by
+    `shift`.
+    """
     rng = np.random.default_rng(seed)
     sd = np.broadcast_to(np.asarray(seed_sd, dtype=float), methods)
     for _ in range(count):
@@ -255,10 +269,14 @@ def test_negative_controls_of_bold():
     def family_of_the_best(table):
         best = max(table, key=lambda name: table[name].mean())
         return {
-            "all": min(
-                compare.holm([c.p for pair, c in compare.all_pairs(table).items() if best in pair])
+            "all": (
+                min(
+                    compare.holm(
+                        [c.p for pair, c in compare.all_pairs(table).items() if best in pair]
+                    )
+                )
+                > 0.05
             )
-            > 0.05
         }
 
     def blind(table):
@@ -272,7 +290,9 @@ def test_negative_controls_of_bold():
 
 
 def test_a_wild_method_does_not_make_everything_bold(monkeypatch):
-    """One method of eight goes to pieces with some seeds; a good one is still told from those far below it."""
+    """One method of eight goes to pieces with some seeds; a good one is still told from those far
+    below it.
+    """
 
     def separated():
         wild = np.array([0.1] + 6 * [0.1] + [6.0])

@@ -1,4 +1,6 @@
-"""What only a GPU can show: the same paths there, recorded decoding, and runs that are the same bytes twice."""
+"""What only a GPU can show: the same paths there, recorded decoding, and runs that are the same
+bytes twice.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Every registered method at one small bench: a method that is added is proven here without a line of its own.
+"""Every registered method at one small bench: a method that is added is proven here without a line
+of its own.
 
 What is proven is what `harness check` proves; that the proofs can fail is shown in test_check.py.
 """
@@ -68,7 +69,9 @@ def test_two_processes_train_a_method_as_one_does(method, benches, pairs):
 
 @pytest.mark.parametrize("fault", ["decoding", "reward"])
 def test_a_fault_of_the_fast_path_outside_the_step_is_seen_too(fault, registry, monkeypatch):
-    """Negative controls: gradients of a step agree, and rollouts, or rewards, are not the plain path's."""
+    """Negative controls: gradients of a step agree, and rollouts, or rewards, are not the plain
+    path's.
+    """
     bench = Trials("ppo", "small", registry, Options(suite="small", results=fresh("faulty")))
     if fault == "decoding":
         right = SharedDecoding.next_logits

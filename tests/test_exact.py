@@ -1,4 +1,6 @@
-"""The suite `exact` and the arithmetic under it; and every method's own loop on a bench without sampling noise."""
+"""The suite `exact` and the arithmetic under it; and every method's own loop on a bench without
+sampling noise.
+"""
 
 import math
 from dataclasses import replace
@@ -95,7 +97,9 @@ def test_every_completion_is_there_once_and_its_text_leads_back_to_it(base):
 
 
 def test_no_two_contexts_look_alike(base):
-    """Else the optimum could not be written down by this model: after "a" alone, "a" and "a a" would be one context."""
+    """Else the optimum could not be written down by this model: after "a" alone, "a" and "a a"
+    would be one context.
+    """
 
     def closest(prompts):
         told = [base.tokens.prompt_ids(p) for p in prompts]
@@ -116,7 +120,9 @@ def test_no_two_contexts_look_alike(base):
 
 
 def test_exact_figures_are_what_sampling_finds(base):
-    """20,000 draws per prompt of a policy and of the start: frequencies, KL, reward and win-rate within 5 errors."""
+    """20,000 draws per prompt of a policy and of the start: frequencies, KL, reward and win-rate
+    within 5 errors.
+    """
     n, problem = 20000, problem_of(base)
     model = load_causal(base.suite.base_model())
     with torch.no_grad():
@@ -207,7 +213,9 @@ def test_longer_answers_are_refused():
 
 
 def by_levels(problem, n):
-    """KL of best-of-n per prompt from its levels alone: sum_v q_v log(q_v / f_v), q_v = F_v^n - (F_v - f_v)^n."""
+    """KL of best-of-n per prompt from its levels alone: sum_v q_v log(q_v / f_v), q_v = F_v^n -
+    (F_v - f_v)^n.
+    """
     found = []
     for ref, reward in zip(problem.ref.numpy(), problem.reward.numpy(), strict=True):
         f = np.array([ref[reward == v].sum() for v in np.unique(reward)])
@@ -219,7 +227,9 @@ def by_levels(problem, n):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_best_of_n_is_the_level_formula(base, ties):
-    """Of two draws: all N^2 ordered pairs, the first of equals kept. Of more: the KL from the levels alone."""
+    """Of two draws: all N^2 ordered pairs, the first of equals kept. Of more: the KL from the
+    levels alone.
+    """
     problem = problem_of(base, Exact(ties=ties))
     problem = replace(
         problem, ref=problem.ref / problem.ref.sum(-1, keepdim=True)
@@ -281,7 +291,9 @@ def test_the_estimator_of_best_of_n_is_the_mean_over_all_subsets(rounded):
 
 
 def test_the_estimator_of_best_of_n_is_unbiased(base):
-    """Best of 8 from 24 draws, 400 times, ties included: its mean is the exact value, with less noise than one draw."""
+    """Best of 8 from 24 draws, 400 times, ties included: its mean is the exact value, with less
+    noise than one draw.
+    """
     problem = problem_of(base, Exact(ties=True))
     reward, told = problem.reward[0], float(problem.expected(problem.best_of(8))[0])
     generator = torch.Generator().manual_seed(0)
@@ -304,10 +316,11 @@ def test_the_estimator_of_best_of_n_is_unbiased(base):
 
 
 class ExactLab:
-    """A lab whose batches hold everything that could be drawn, each row with its probability as its weight.
+    """A lab whose batches hold everything that could be drawn, each row with its probability as its
+    weight.
 
-    The policy is a table of logits per context, in float64. `shift` scores each token one place late, `lose_end`
-    leaves the end token out of every mask: two classic faults.
+    The policy is a table of logits per context, in float64. `shift` scores each token one place
+    late, `lose_end` leaves the end token out of every mask: two classic faults.
     """
 
     def __init__(
@@ -398,7 +411,9 @@ class ExactLab:
             yield self.batch(prompt, index, weight, p=torch.maximum(sure, 1 - sure))
 
     def labelled(self, *_, shuffle_labels=False):
-        """Every completion with how often it is chosen; any prompt with any completion is a mismatch, equally often."""
+        """Every completion with how often it is chosen; any prompt with any completion is a
+        mismatch, equally often.
+        """
         p, n = self.value.shape
         pairs = ordered_pairs(self.problem())
         chosen, rejected = pairs.sum(2).flatten(), pairs.sum(1).flatten()
@@ -473,7 +488,9 @@ class ExactLab:
 
 
 def far_from(method, optimum_of=None, **runtime):
-    """Train the method's own loop on exact expectations; return TV to the optimum of `optimum_of`, or its own."""
+    """Train the method's own loop on exact expectations; return TV to the optimum of `optimum_of`,
+    or its own.
+    """
     lab = ExactLab(**runtime)
     method.check()
     method.train(lab)
@@ -498,22 +515,23 @@ RRHF_EXACT = {"steps": 800, "num_candidates": 2, "rrhf_weight": 0.5}
 RANKED = {"mode": "sample-rank", "steps": 800, "num_candidates": 4}
 ON_POLICY = {"steps": 800, "num_generations": 2, "beta": 0.5}
 
-# SFT on the chosen: the cross-entropy to how often a completion is chosen.
-# DPO: the population loss is the cross-entropy of p(y > y') = sigma(r - r') and sigma(beta (s - s')), least where
-#   beta (s - s') = r - r' for every pair: s = r / beta + c, pi* = ref exp(r / beta) / Z, whoever samples the pairs.
-# IPO: both orders averaged, h = s - s' is regressed on (p - 1/2) / tau; least squares of an additive h over all pairs
-#   gives s(y) = mean over y' of that, + c: another policy than pi*, and with length averages another again.
-# SimPO, gamma 0: as DPO with log pi / |y| for s: log pi = |y| (r / beta + c), and the reference nowhere. With a margin,
-#   and for ORPO: the minimiser over all distributions, found by descent from two starts.
-# KTO: all mass on completions that are chosen more often than not, and z0 = 0; with weights that put mass on all of
-#   them z0 is found along with the policy (KTO.optimum). SLiC, RRHF: the minimiser of a loss with kinks over all
-#   distributions, found by descent on softer ones.
-# PPO, RLOO, REINFORCE++, GRPO with the KL in the reward: R(y) = r - beta log(pi / ref). At pi* R = beta log Z whatever
-#   y, so A = 0 under any baseline and any scale; nowhere else is the gradient of E r - beta KL 0.
-# GRPO as in the paper, one token: the gradient of k3 is that of KL(ref || pi), so pi (a - E a) = beta (pi - ref) with
-#   a = E[A | y] over the rest of the group; without a spread a = (r - E r) (G-1) / G.
-# Online DPO: as DPO, with pairs of the policy's own; iterated, T rounds of it tilt by r / beta each: pi* at beta / T.
-# RAFT: a round is the best of K, exactly imitated; the best of K of the best of K is that of K^2.
+# SFT on the chosen: the cross-entropy to how often a completion is chosen. DPO: the population loss
+# is the cross-entropy of p(y > y') = sigma(r - r') and sigma(beta (s - s')), least where beta (s -
+# s') = r - r' for every pair: s = r / beta + c, pi* = ref exp(r / beta) / Z, whoever samples the
+# pairs. IPO: both orders averaged, h = s - s' is regressed on (p - 1/2) / tau; least squares of an
+# additive h over all pairs gives s(y) = mean over y' of that, + c: another policy than pi*, and
+# with length averages another again. SimPO, gamma 0: as DPO with log pi / |y| for s: log pi = |y|
+# (r / beta + c), and the reference nowhere. With a margin, and for ORPO: the minimiser over all
+# distributions, found by descent from two starts. KTO: all mass on completions that are chosen more
+# often than not, and z0 = 0; with weights that put mass on all of them z0 is found along with the
+# policy (KTO.optimum). SLiC, RRHF: the minimiser of a loss with kinks over all distributions, found
+# by descent on softer ones. PPO, RLOO, REINFORCE++, GRPO with the KL in the reward: R(y) = r - beta
+# log(pi / ref). At pi* R = beta log Z whatever y, so A = 0 under any baseline and any scale;
+# nowhere else is the gradient of E r - beta KL 0. GRPO as in the paper, one token: the gradient of
+# k3 is that of KL(ref || pi), so pi (a - E a) = beta (pi - ref) with a = E[A | y] over the rest of
+# the group; without a spread a = (r - E r) (G-1) / G. Online DPO: as DPO, with pairs of the
+# policy's own; iterated, T rounds of it tilt by r / beta each: pi* at beta / T. RAFT: a round is
+# the best of K, exactly imitated; the best of K of the best of K is that of K^2.
 EXACT = {
     "sft_chosen": (SFTChosen(), {}),
     "dpo": (DPO(beta=0.5), {}),

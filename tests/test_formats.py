@@ -1,6 +1,8 @@
-"""LaTeX and HTML: what a table says survives every name, and LaTeX compiles alone and inside a paper.
+"""LaTeX and HTML: what a table says survives every name, and LaTeX compiles alone and inside a
+paper.
 
-Where there is no pdflatex (Debian: texlive-latex-recommended) compilations are skipped, and checks of form stay.
+Where there is no pdflatex (Debian: texlive-latex-recommended) compilations are skipped, and checks
+of form stay.
 """
 
 import re

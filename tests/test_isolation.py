@@ -1,4 +1,6 @@
-"""A hostile method looks for judge, suite, labeller and test prompts, with a walker that is shown to find them."""
+"""A hostile method looks for judge, suite, labeller and test prompts, with a walker that is shown
+to find them.
+"""
 
 import functools
 import json
@@ -176,7 +178,7 @@ def test_the_walker_finds_locals_of_callers():
     with ThreadPoolExecutor(
         1
     ) as thread:  # whose callers are few: not the test runner's, with all that they hold
-        (found, _) = thread.submit(caller).result()
+        found, _ = thread.submit(caller).result()
     assert len(found) == 1 and found[0].endswith("Gold")
 
 

@@ -1,4 +1,6 @@
-"""AI annotators: both orders, the record of each opinion, a simulated one, a local model, an endpoint with faults."""
+"""AI annotators: both orders, the record of each opinion, a simulated one, a local model, an
+endpoint with faults.
+"""
 
 import http.server
 import json
@@ -241,7 +243,9 @@ WORDS = [
 
 
 def save_model(folder, words=WORDS, template=None, seed=0, pieces=False):
-    """A tiny random model and a tokenizer of whole words, or (`pieces`) of words that know their leading space."""
+    """A tiny random model and a tokenizer of whole words, or (`pieces`) of words that know their
+    leading space.
+    """
     if pieces:
         words = [*words, *(f"\u2581{w}" for w in words[2:])]
     core = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
@@ -346,7 +350,10 @@ def test_another_model_behind_the_same_folder_is_another_run(tmp_path):
 
 
 def test_a_chat_template_is_honoured(tmp_path):
-    template = "{% for m in messages %}Task: {{ m.content }}{% endfor %}{% if add_generation_prompt %} Answer:{% endif %}"
+    template = (
+        "{% for m in messages %}Task: {{ m.content }}{% endfor %}{% if add_generation_prompt %}"
+        " Answer:{% endif %}"
+    )
     labeller = ready(LMAnnotator(model=save_model(tmp_path, template=template)))
     assert labeller._text("x") == "Task: x Answer:"
     answers = labeller.compare(PROMPT, ["good", "bad"], [1, 1], Random(0))[0].note["answers"]
@@ -410,7 +417,9 @@ def reply(text="1", **more):
 
 
 class FakeServer:
-    """A local endpoint that answers from a script, its last entry for ever; `asked` keeps the requests."""
+    """A local endpoint that answers from a script, its last entry for ever; `asked` keeps the
+    requests.
+    """
 
     def __init__(self):
         self.script, self.asked, self.keys = [reply()], [], []

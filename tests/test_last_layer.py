@@ -1,4 +1,6 @@
-"""The last layer computes the states that are read and no others, and nothing that is read changes by it."""
+"""The last layer computes the states that are read and no others, and nothing that is read changes
+by it.
+"""
 
 import copy
 

@@ -1,4 +1,6 @@
-"""Log-probabilities, values and scores against loops over unpadded rows, whatever the padding, order and grouping."""
+"""Log-probabilities, values and scores against loops over unpadded rows, whatever the padding,
+order and grouping.
+"""
 
 import contextlib
 import copy
@@ -84,7 +86,9 @@ def model(request, tiny_model, gpt2_model):
 
 @contextlib.contextmanager
 def broken(model, change_inputs=None, change_states=None):
-    """Break a model inside the block: change the keyword arguments it is given, or the states its head reads."""
+    """Break a model inside the block: change the keyword arguments it is given, or the states its
+    head reads.
+    """
 
     def before(module, args, kwargs):
         return args, change_inputs(kwargs)

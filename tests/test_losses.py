@@ -1,4 +1,6 @@
-"""Losses, rewards and statistics against numbers worked out by hand, plain loops, TRL and simulation."""
+"""Losses, rewards and statistics against numbers worked out by hand, plain loops, TRL and
+simulation.
+"""
 
 import math
 import types
@@ -110,7 +112,9 @@ def test_cdpo_is_biased_under_flips():
 
 
 def trl_loss(logp, ref, **settings):
-    """Return TRL's own DPO loss on given log-probabilities: its code, a stand-in for its model and its trainer."""
+    """Return TRL's own DPO loss on given log-probabilities: its code, a stand-in for its model and
+    its trainer.
+    """
     trl = pytest.importorskip("trl")
     flat = logp.transpose(0, 1).flatten(0, 1)  # chosen stacked on rejected
     width, rows = flat.shape[1], flat.shape[0]
@@ -413,7 +417,9 @@ def test_ensembles_by_hand():
 
 
 def levels_of(rounded):
-    """Return (mass, cumulative mass) of the reward levels of 64 outcomes, methods.md section 3, best last."""
+    """Return (mass, cumulative mass) of the reward levels of 64 outcomes, methods.md section 3,
+    best last.
+    """
     rng = np.random.default_rng(5)
     mass, reward = rng.dirichlet(np.full(64, 2.0)), rng.normal(size=64)
     level = np.round(reward) if rounded else reward
@@ -434,7 +440,9 @@ def estimated_kl(f, q, n):
 
 @pytest.mark.parametrize("n", [1, 2, 4, 16, 64])
 def test_best_of_n_kl_is_near_the_level_formula(n):
-    """An estimate: within 2 % without ties, within 12 % with few levels of large mass, and never over the bound."""
+    """An estimate: within 2 % without ties, within 12 % with few levels of large mass, and never
+    over the bound.
+    """
     for rounded, tolerance in ((False, 0.02), (True, 0.12)):
         f, F = levels_of(rounded)
         told, q = exact_kl(f, F, n)
@@ -524,7 +532,9 @@ def narrow(estimate, share=0.8):
 
 
 def check_coverage(share):
-    """Within four standard errors of 95 % over 2000 intervals, and a per cent for the discreteness of counts."""
+    """Within four standard errors of 95 % over 2000 intervals, and a per cent for the discreteness
+    of counts.
+    """
     assert abs(share - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000) + 0.01
 
 
@@ -542,7 +552,9 @@ def test_win_rate_intervals_cover(win, tie, n):
 
 
 def test_ties_narrow_the_interval():
-    """The plain Wilson interval, which takes p (1 - p) for the variance, covers too much with 60 % ties."""
+    """The plain Wilson interval, which takes p (1 - p) for the variance, covers too much with 60 %
+    ties.
+    """
     draws = np.random.default_rng(0).choice([1, 0, -1], size=(2000, 200), p=[0.3, 0.6, 0.1])
     z = 1.96
 

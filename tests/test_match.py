@@ -1,4 +1,6 @@
-"""Methods at an equal value: exact on straight lines and at nodes, refused outside, intervals of the mix."""
+"""Methods at an equal value: exact on straight lines and at nodes, refused outside, intervals of
+the mix.
+"""
 
 import math
 from pathlib import Path
@@ -153,7 +155,9 @@ def test_nothing_to_match_is_refused(tmp_path):
 
 
 def test_where_a_sweep_goes_back_neighbours_are_by_the_quantity(tmp_path):
-    """KL goes 1, 4, 2 along beta: both segments hold 3; taken are the points next to it, 2 and 4, not 1 and 4."""
+    """KL goes 1, 4, 2 along beta: both segments hold 3; taken are the points next to it, 2 and 4,
+    not 1 and 4.
+    """
     table = matched(sweep(tmp_path, kls=(1.0, 4.0, 2.0)), "kl", 3.0)
     (row,) = table.plain
     assert (row["low_at"], row["high_at"]) == pytest.approx((2.0, 4.0)) and row[
@@ -411,7 +415,7 @@ def test_seeds_on_other_prompts_are_no_row(tmp_path):
         run(tmp_path, "ppo", seed, 2.0)
     (row,) = chosen(tmp_path).rows
     file = tmp_path / "runs" / "toy" / "ppo"
-    (first, _) = sorted(file.glob("*/samples.jsonl"))
+    first, _ = sorted(file.glob("*/samples.jsonl"))
     first.write_text(first.read_text().replace('test/3"', 'test/99"'))
     with pytest.raises(UsageError, match="did not answer the same prompts"):
         scores_of(row)

@@ -1,4 +1,6 @@
-"""A model is in memory only while it is needed: copies of the weights are counted in training and in evaluation."""
+"""A model is in memory only while it is needed: copies of the weights are counted in training and
+in evaluation.
+"""
 
 import copy
 import gc
@@ -18,7 +20,8 @@ from harness.training.trainer import Role
 
 from .tools import command, fresh, on_small, only_run, plugin
 
-# Counts the trunks in memory, and the bytes of all tensors in sizes of a trunk, whenever something of interest happens.
+# Counts the trunks in memory, and the bytes of all tensors in sizes of a trunk, whenever something
+# of interest happens.
 COUNTER = """
 import gc
 import os

@@ -1,4 +1,6 @@
-"""IPO, KTO, SLiC-HF, RRHF, SimPO and ORPO: losses by hand and by TRL, and optima against descent on the same losses."""
+"""IPO, KTO, SLiC-HF, RRHF, SimPO and ORPO: losses by hand and by TRL, and optima against descent on
+the same losses.
+"""
 
 import itertools
 import math
@@ -323,7 +325,7 @@ def test_slic_can_keep_demonstrations_likely(make_batch, tokens):
     lab.policy = "policy"
     method = SLiC(target="demonstrations", lambda_reg=0.3, batch_size=5)
     method.train(lab)
-    ((_, stepped, one), (nll, demos, weight)) = lab.steps[0]
+    (_, stepped, one), (nll, demos, weight) = lab.steps[0]
     assert not stepped["target"].any() and (one, demos, weight) == (1.0, ("demonstrations", 5), 0.3)
     assert stepped["kept"][1].tolist() == [0.75] and stepped["flipped"][1].tolist() == [0.25]
     assert nll(torch.tensor([[[-1.0, -2.0]], [[-3.0, 0.0]]]), None).tolist() == [3, 3]
@@ -500,7 +502,9 @@ def with_prompt(mask):
 
 
 def trl_pairs(logp, ref, mask, **settings):
-    """Return TRL's DPO trainer's loss on given log-probabilities, with stand-ins for its model and its state."""
+    """Return TRL's DPO trainer's loss on given log-probabilities, with stand-ins for its model and
+    its state.
+    """
     trl = pytest.importorskip("trl")
     flat, masks = (
         x.transpose(0, 1).flatten(0, 1) for x in (logp, mask)
@@ -532,7 +536,9 @@ def trl_pairs(logp, ref, mask, **settings):
 
 
 def trl_kto(logp, batch, apart, mask, **settings):
-    """Return TRL's KTO trainer's loss; `apart` are the policy's and the reference's mismatched log-probabilities."""
+    """Return TRL's KTO trainer's loss; `apart` are the policy's and the reference's mismatched
+    log-probabilities.
+    """
     trl = pytest.importorskip("trl")
 
     class Model:
@@ -567,7 +573,9 @@ def trl_kto(logp, batch, apart, mask, **settings):
 
 
 def trl_simpo(logp, batch, **settings):
-    """Return TRL's CPO trainer's SimPO loss (its cpo_alpha, which adds an NLL, is 0: only `cpo_loss` is called)."""
+    """Return TRL's CPO trainer's SimPO loss (its cpo_alpha, which adds an NLL, is 0: only
+    `cpo_loss` is called).
+    """
     cpo = pytest.importorskip("trl.experimental.cpo")
     trainer = types.SimpleNamespace(
         alpha=0.0, accelerator=ACCELERATOR, loss_type="simpo", label_smoothing=0, **settings
@@ -577,7 +585,9 @@ def trl_simpo(logp, batch, **settings):
 
 
 def trl_orpo(logp, batch, beta):
-    """Return TRL's ORPO loss, its NLL over the completion's tokens alone, as that of an empty prompt would be."""
+    """Return TRL's ORPO loss, its NLL over the completion's tokens alone, as that of an empty
+    prompt would be.
+    """
     orpo = pytest.importorskip("trl.experimental.orpo")
     mean = logp.sum(-1) / batch["mask"].sum(-1)
     chosen, rejected = mean.unbind(1)
@@ -655,9 +665,9 @@ def test_orpo_is_trls(beta):
 
 
 # -- optima ------------------------------------------------------------------------------------------------------------
-#
-# The population loss of every method is written out below by listing every pair, or every tuple of candidates, and
-# giving it to the loss that trains; Adam on float64 logits then goes down it. What `optimum` says is derived otherwise.
+#  The population loss of every method is written out below by listing every pair, or every tuple of
+# candidates, and giving it to the loss that trains; Adam on float64 logits then goes down it. What
+# `optimum` says is derived otherwise.
 
 
 def world(seed=0, n=5, prompts=2, longest=3, ties=False):
@@ -681,7 +691,9 @@ def as_tokens(lp, lengths):
 
 
 def of_pairs(method, problem):
-    """Return the population loss (P,) of a pair method as a function of logp (P, N): all pairs, i before j."""
+    """Return the population loss (P,) of a pair method as a function of logp (P, N): all pairs, i
+    before j.
+    """
     p, n = problem.ref.shape
     i, j = torch.triu_indices(n, n, 1)
     weights = problem.mu[:, i] * problem.mu[:, j]
@@ -701,7 +713,9 @@ def of_pairs(method, problem):
 
 
 def of_tuples(method, problem, k):
-    """Return the population loss of RRHF or sample-rank SLiC: every tuple of k draws, by its probability."""
+    """Return the population loss of RRHF or sample-rank SLiC: every tuple of k draws, by its
+    probability.
+    """
     p, n = problem.ref.shape
     tuples = torch.tensor(list(itertools.product(range(n), repeat=k)))
 
@@ -792,7 +806,9 @@ def test_simpo_forgets_the_start_checkpoint():
 
 
 def kto_population(method, problem, sizes):
-    """Return KTO's population loss: every completion by how often it is seen, good or bad; z0 by a double loop."""
+    """Return KTO's population loss: every completion by how often it is seen, good or bad; z0 by a
+    double loop.
+    """
     p, n = problem.ref.shape
     pairs = problem.mu[:, :, None] * problem.mu[:, None, :] * (1 - torch.eye(n))
     seen = pairs.sum(2) / pairs.sum((1, 2))[:, None]

@@ -1,7 +1,8 @@
-"""On-policy methods: advantages and losses against plain loops and TRL, steps at a real bench, and where they rest.
+"""On-policy methods: advantages and losses against plain loops and TRL, steps at a real bench, and
+where they rest.
 
-Where a method rests is found by exact expected gradients of its own loss in a small table, every group, pair or
-selection listed with its probability, and compared with what its `optimum` says.
+Where a method rests is found by exact expected gradients of its own loss in a small table, every
+group, pair or selection listed with its probability, and compared with what its `optimum` says.
 """
 
 import math
@@ -41,7 +42,9 @@ def draws(*shape, seed=0):
 
 
 def case(b=3, k=4, t=5, seed=0):
-    """Made-up log-probabilities of new, old and reference policies, and a mask of unequal lengths: (B, K, T) each."""
+    """Made-up log-probabilities of new, old and reference policies, and a mask of unequal lengths:
+    (B, K, T) each.
+    """
     lengths = torch.randint(1, t + 1, (b, k), generator=torch.Generator().manual_seed(seed))
     mask = (torch.arange(t) < lengths[..., None]).float()
     old = (draws(b, k, t, seed=seed) - 3) * mask
@@ -237,7 +240,9 @@ def test_reinforce_pp_loss_is_the_clipped_surrogate():
 
 
 def trl_trainer(module, new, **settings):
-    """A stand-in for TRL's trainer: its settings, and a model that gives these log-probabilities (R, T)."""
+    """A stand-in for TRL's trainer: its settings, and a model that gives these log-probabilities
+    (R, T).
+    """
     accelerator = types.SimpleNamespace(
         gather=lambda x: x,
         gather_for_metrics=lambda x: x,
@@ -277,8 +282,9 @@ def trl_inputs(mask, old, advantages, **more):
     }
 
 
-# TRL's GRPOConfig() is not the paper's: its defaults are beta=0, loss_type="dapo", the KL times the ratio
-# (use_bias_correction_kl). What makes it ours stands in `trl_trainer` and here; its spread is Bessel's, ddof=1.
+# TRL's GRPOConfig() is not the paper's: its defaults are beta=0, loss_type="dapo", the KL times the
+# ratio (use_bias_correction_kl). What makes it ours stands in `trl_trainer` and here; its spread is
+# Bessel's, ddof=1.
 TRL_FORMS = {
     "the paper's": ({"loss_type": "grpo", "epsilon_high": 0.2}, {}, 0.04),
     "DAPO": (
@@ -539,7 +545,9 @@ def test_no_reward_model_is_needed_for_a_verifier(algorithm):
 
 
 class EvenWords(Verifier):
-    """Half a point for every other word; None for an answer that has none of the first `blind` words' kind."""
+    """Half a point for every other word; None for an answer that has none of the first `blind`
+    words' kind.
+    """
 
     name = "even_words"
 
@@ -555,7 +563,9 @@ class EvenWords(Verifier):
 
 @pytest.fixture
 def trained(tmp_path, runtime, meter, accelerator, tokens, tiny_model, make_prompts):
-    """Train a method on the tiny model with a verifier; return the loop, the policy's weights and the meter."""
+    """Train a method on the tiny model with a verifier; return the loop, the policy's weights and
+    the meter.
+    """
 
     def trained(method, verifier=None, name="run"):
         method.check()
@@ -675,7 +685,9 @@ def tuples(k):
 
 
 def rest(loss, start, steps=1200, rate=2.0):
-    """Follow the exact expected gradient: loss(logp) is a function of (N,) log-probabilities; return (1, N)."""
+    """Follow the exact expected gradient: loss(logp) is a function of (N,) log-probabilities;
+    return (1, N).
+    """
     logits = start[0].log().clone().requires_grad_()
     for _ in range(steps):
         (gradient,) = torch.autograd.grad(loss(logits.log_softmax(-1)), logits)
@@ -778,7 +790,9 @@ def test_a_wrong_strength_or_sign_rests_elsewhere():
 
 
 def test_the_closed_form_of_k3_without_a_spread():
-    """pi = ref / (1 - (r - E_pi r) / beta), self-consistent; and it maximises E r - beta KL(ref || pi)."""
+    """pi = ref / (1 - (r - E_pi r) / beta), self-consistent; and it maximises E r - beta KL(ref ||
+    pi).
+    """
     problem = table()
     policy = forward_tilted(problem.ref, problem.reward, 0.8)
     mean = problem.expected(policy)[:, None]

@@ -52,8 +52,8 @@ HINTS = (
     list[int],
     list[str],
     tuple[int, ...],
-    Optional[bool],
-)  # noqa: UP045
+    Optional[bool],  # noqa: UP045
+)
 
 
 def test_types_defaults_and_order():
@@ -110,9 +110,9 @@ def test_help_of_a_class_without_source():
         (float | None, "None", None),
         (float | None, None, None),
         (float | None, "0.5", 0.5),
-        (Optional[int], "7", 7),
+        (Optional[int], "7", 7),  # noqa: UP045
         (list[int], "1,2,3", [1, 2, 3]),
-        (list[int], [4], [4]),  # noqa: UP045
+        (list[int], [4], [4]),
         (tuple[int, ...], "1,2", (1, 2)),
         (list[str], "a,b", ["a", "b"]),
     ],

@@ -1,4 +1,6 @@
-"""Gao et al.'s forms: known coefficients are recovered, errors are what they say, and peaks are the maximum."""
+"""Gao et al.'s forms: known coefficients are recovered, errors are what they say, and peaks are the
+maximum.
+"""
 
 import math
 

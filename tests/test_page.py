@@ -1,4 +1,6 @@
-"""The report page without a browser: what stands on it, that all of it is escaped, its size, and that it repeats."""
+"""The report page without a browser: what stands on it, that all of it is escaped, its size, and
+that it repeats.
+"""
 
 import base64
 import hashlib
@@ -200,7 +202,10 @@ def test_what_is_not_seen_is_written_out():
 
 def test_the_same_records_give_the_same_bytes(results, text):
     assert page(results, "mine") == text
-    code = f"import pathlib, harness.report.page as p; print(p.page(pathlib.Path({str(results)!r}), 'mine'))"
+    code = (
+        f"import pathlib, harness.report.page as p; print(p.page(pathlib.Path({str(results)!r}),"
+        " 'mine'))"
+    )
     again = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
     )
@@ -228,8 +233,8 @@ def test_settings_seeds_tuning_provenance_and_citations_are_there(text, tree):
     )
     assert "harness run --method 'it'\"'\"'s <i>' --seed 0" in written
     assert (
-        "Tuned, and left as it was: the best of 2 trials (random search, seed 4; highest mean gold)."
-        in written
+        "Tuned, and left as it was: the best of 2 trials (random search, seed 4; highest mean"
+        " gold)." in written
     )
     assert "c0ffee, with changes" in written and "torch 2.13.0" in written
     assert "processor: <b>a processor</b>" in written

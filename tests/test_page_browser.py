@@ -1,4 +1,6 @@
-"""The report page in a real browser, opened from disk: what the sample browser shows, keys, views, hostile text."""
+"""The report page in a real browser, opened from disk: what the sample browser shows, keys, views,
+hostile text.
+"""
 
 import os
 import re
@@ -111,12 +113,14 @@ class View:
 
     def listed(self):
         return self.run(
-            "return [...document.querySelectorAll('#list .name > :first-child')].map((e) => e.textContent)"
+            "return [...document.querySelectorAll('#list .name > :first-child')].map((e) =>"
+            " e.textContent)"
         )
 
     def chosen(self):
         return self.run(
-            "return document.querySelector('#list [aria-selected=true] .name > span')?.textContent ?? null"
+            "return document.querySelector('#list [aria-selected=true] .name > span')?.textContent"
+            " ?? null"
         )
 
     def text(self, where):
@@ -125,10 +129,11 @@ class View:
     def cards(self):
         """{name: (badge, answer, figures)} of the cards."""
         found = self.run(
-            "return [...document.querySelectorAll('.card')].map((c) => [c.querySelector('h4 > span').textContent,"
-            "c.querySelector('.badge')?.textContent ?? '', c.querySelector('.text')?.textContent ?? '',"
-            "Object.fromEntries([...c.querySelectorAll('dl > div')].map((d) => "
-            "[...d.children].map((e) => e.textContent)))])"
+            "return [...document.querySelectorAll('.card')].map((c) => [c.querySelector('h4 >"
+            " span').textContent,c.querySelector('.badge')?.textContent ?? '',"
+            " c.querySelector('.text')?.textContent ??"
+            " '',Object.fromEntries([...c.querySelectorAll('dl > div')].map((d) =>"
+            " [...d.children].map((e) => e.textContent)))])"
         )
         return {name: tuple(rest) for name, *rest in found}
 
@@ -191,12 +196,14 @@ def test_the_first_prompt_and_every_method_are_shown(view):
 
 def test_methods_can_be_left_out(view):
     view.run(
-        f"[...document.querySelectorAll('#rows input')].find((b) => b.value === '{pages.DPO}').click()"
+        "[...document.querySelectorAll('#rows input')].find((b) => b.value ==="
+        f" '{pages.DPO}').click()"
     )
     assert set(view.cards()) == {"SFT's answer", "sft", pages.LABEL}
     assert view.address()["rows"] == ["sft", pages.LABEL]
     view.run(
-        "[...document.querySelectorAll('#rows button')].find((b) => b.textContent === 'none').click()"
+        "[...document.querySelectorAll('#rows button')].find((b) => b.textContent ==="
+        " 'none').click()"
     )
     assert set(view.cards()) == {"SFT's answer"} and view.address()["rows"] == ""
 
@@ -428,7 +435,10 @@ def test_no_text_makes_the_page_wider(view, width):
     try:
         for _ in pages.HOSTILE:
             assert view.run("return document.documentElement.scrollWidth") <= width
-            wide = "return [...document.querySelectorAll('#browser .card, #browser .ask')].filter((e) => "
+            wide = (
+                "return [...document.querySelectorAll('#browser .card, #browser"
+                " .ask')].filter((e) => "
+            )
             assert view.run(wide + "e.scrollWidth > e.clientWidth + 1).length") == 0
             view.press("j")
     finally:

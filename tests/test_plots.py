@@ -1,4 +1,6 @@
-"""Pictures: what is drawn (artists, not pixels), what is refused, and that the same records give the same bytes."""
+"""Pictures: what is drawn (artists, not pixels), what is refused, and that the same records give
+the same bytes.
+"""
 
 import math
 import os
@@ -306,7 +308,7 @@ def test_gold_is_over_the_start_checkpoint_and_fitted_by_seed(selection, figures
         series["best_of_n, over n"].fit.alpha,
         series["best_of_n, over n"].fit.beta,
     ) == pytest.approx((1.9, 0.45))
-    (path, *_) = along.paths
+    path, *_ = along.paths
     assert (path.d[0], path.gold[0], path.proxy[0]) == (0.0, 0.0, 0.0)
     row = next(r for r in selection.rows if r.name == "ppo (beta=0.02)")
     last = row.good[0]["evaluation"]["curve"][-1]
@@ -426,7 +428,10 @@ def test_legends_cover_no_panel_and_no_note(kind, figures):
 
 
 def test_matplotlib_is_loaded_when_a_picture_is_drawn_and_not_before():
-    code = "import sys, harness.report.plots.pictures, harness.report.tables.match; print([m for m in sys.modules if m in NAMES])"
+    code = (
+        "import sys, harness.report.plots.pictures, harness.report.tables.match; print([m for m in"
+        " sys.modules if m in NAMES])"
+    )
     for names, expected in ((("matplotlib", "scipy"), "[]"), (("numpy",), "['numpy']")):
         told = subprocess.run(
             [sys.executable, "-c", f"NAMES = {names}; {code}"],

@@ -1,4 +1,6 @@
-"""Suites from a file: formats, implicit prompts, splits by prompt, and bad rows named by file, row and reason."""
+"""Suites from a file: formats, implicit prompts, splits by prompt, and bad rows named by file, row
+and reason.
+"""
 
 import gzip
 import json
@@ -354,7 +356,10 @@ def resolved(tmp_path, text, registry=None):
 
 def test_a_suite_file(tmp_path):
     (tmp_path / "data.jsonl").write_text(jsonl(ROWS))
-    text = 'data = "data.jsonl"\nmax_completion_tokens = 9\n[settings.dpo]\nbeta = 0.7\n[stages.sft]\nsteps = 3\n'
+    text = (
+        'data = "data.jsonl"\nmax_completion_tokens = 9\n[settings.dpo]\nbeta ='
+        " 0.7\n[stages.sft]\nsteps = 3\n"
+    )
     spec, made = resolved(tmp_path, text)
     assert (
         spec.suite_name == "mine"

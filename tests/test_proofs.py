@@ -1,8 +1,9 @@
-"""Methods through the whole command on the suite `exact`, sampling and all: each near its own optimum, faults far off.
+"""Methods through the whole command on the suite `exact`, sampling and all: each near its own
+optimum, faults far off.
 
-The derivations of the optima stand in test_exact.py, where expectations are exact; here the same is reached by the
-embedded model, from samples, through stages, lab, trainer and evaluator. The first methods run by default; the rest
-are slow.
+The derivations of the optima stand in test_exact.py, where expectations are exact; here the same is
+reached by the embedded model, from samples, through stages, lab, trainer and evaluator. The first
+methods run by default; the rest are slow.
 """
 
 import json
@@ -150,14 +151,17 @@ def test_sft_is_at_no_distance_from_itself():
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_best_of_n_answers_as_the_level_formula_says(ties):
-    """It has no probabilities of its own: the suite tells what theory says, the evaluator what it saw."""
+    """It has no probabilities of its own: the suite tells what theory says, the evaluator what it
+    saw.
+    """
     seen = run("best_of_n", "n=4", suite=[f"ties={ties}"])
     told = seen["suite"]
     assert "exact_kl" not in told and "tv" not in told
     for sampled, exact in (("gold", "reward"), ("win_rate", "win_rate")):
         half = (seen[sampled]["high"] - seen[sampled]["low"]) / 2
         assert abs(seen[sampled]["mean"] - told[f"optimum_{exact}"]) < 2 * half
-    # where answers tie, its estimate counts only those of the level that were drawn: too much, and at most the bound
+    # where answers tie, its estimate counts only those of the level that were drawn: too much, and
+    # at most the bound
     allowed = (
         0.5 * (seen["kl_bound"] - told["optimum_kl"])
         if not ties

@@ -1,4 +1,6 @@
-"""A model folder and a data set of one's own: plain and conversational, through the command line, to the table."""
+"""A model folder and a data set of one's own: plain and conversational, through the command line,
+to the table.
+"""
 
 import json
 import runpy
@@ -45,7 +47,9 @@ def sentences(n):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model folder, and the same pairs as plain text with an implicit prompt and as conversations."""
+    """A model folder, and the same pairs as plain text with an implicit prompt and as
+    conversations.
+    """
     folder = tmp_path_factory.mktemp("real")
     plain, chat = folder / "plain.jsonl", folder / "chat.jsonl"
     with plain.open("w") as one, chat.open("w") as two:

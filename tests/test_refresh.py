@@ -1,4 +1,6 @@
-"""Rewards kept fresh: a labeller in a process of its own, its bill, its end; runs killed while it works."""
+"""Rewards kept fresh: a labeller in a process of its own, its bill, its end; runs killed while it
+works.
+"""
 
 import json
 import os
@@ -257,12 +259,12 @@ def test_closing_ends_a_labeller_in_the_middle_of_an_answer(office):
 
 def test_a_labeller_does_not_outlive_a_killed_process(office, telling):
     code = (
-        "import sys; from harness.training.label_server import LabelClient; from harness.api.resolve import Request, resolve\n"
-        "from harness.api.registry import installed, load_file\n"
-        f"files = {office.files!r}; registry = installed(); [load_file(registry, f) for f in files]\n"
-        "fixed = {'quick': True, 'labeller': 'telling'}\n"
-        "desk = LabelClient(resolve(Request('ppo', 'small', fixed=fixed), registry), files, True)\n"
-        f"print('open', flush=True); desk.compare(*{ASKED!r}, key=[0, 2])\n"
+        "import sys; from harness.training.label_server import LabelClient; from"
+        " harness.api.resolve import Request, resolve\nfrom harness.api.registry import installed,"
+        f" load_file\nfiles = {office.files!r}; registry = installed(); [load_file(registry, f) for"
+        " f in files]\nfixed = {'quick': True, 'labeller': 'telling'}\ndesk ="
+        " LabelClient(resolve(Request('ppo', 'small', fixed=fixed), registry), files,"
+        f" True)\nprint('open', flush=True); desk.compare(*{ASKED!r}, key=[0, 2])\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code],

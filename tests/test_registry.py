@@ -43,14 +43,17 @@ def source(kind, name="mine", more=""):
         f"    def {method}(self, *args):\n        return args\n\n" for method in MUST[kind]
     )
     return (
-        f"from harness import {BASES[kind]}, hookimpl\n\n\nclass Mine({BASES[kind]}):\n    name = {name!r}\n\n{body}\n"
-        f"@hookimpl\ndef register_{kind}(register):\n    register(Mine)\n\n\n{more}"
+        f"from harness import {BASES[kind]}, hookimpl\n\n\nclass Mine({BASES[kind]}):\n    name ="
+        f" {name!r}\n\n{body}\n@hookimpl\ndef register_{kind}(register):\n   "
+        f" register(Mine)\n\n\n{more}"
     )
 
 
 @pytest.fixture
 def entry_point(tmp_path, monkeypatch):
-    """A factory of entry points whose modules are files: `entry_point("dpo", source, dist="other", version="2")`."""
+    """A factory of entry points whose modules are files: `entry_point("dpo", source, dist="other",
+    version="2")`.
+    """
     monkeypatch.syspath_prepend(tmp_path)
     made = []
 
@@ -332,8 +335,9 @@ def observed(registry, tmp_path, hook, arguments, **sent):
     """What an observer file that takes `arguments` is given."""
     file = tmp_path / "observer.py"
     file.write_text(
-        f"from harness import hookimpl\nSEEN = []\n\n\n@hookimpl\ndef {hook}({', '.join(arguments)}):\n"
-        f"    SEEN.append(({''.join(a + ', ' for a in arguments)}))\n"
+        "from harness import hookimpl\nSEEN = []\n\n\n@hookimpl\ndef"
+        f" {hook}({', '.join(arguments)}):\n   "
+        f" SEEN.append(({''.join(a + ', ' for a in arguments)}))\n"
     )
     load_file(registry, str(file))
     warned = []
@@ -373,10 +377,12 @@ def test_an_observer_may_take_fewer_arguments(registry, tmp_path, arguments):
 
 def test_an_observer_that_raises_is_reported_once_and_stops_nothing(registry, tmp_path):
     (tmp_path / "bad.py").write_text(
-        "from harness import hookimpl\n\n\n@hookimpl\ndef step_logged(step):\n    raise KeyError('mine')\n"
+        "from harness import hookimpl\n\n\n@hookimpl\ndef step_logged(step):\n    raise"
+        " KeyError('mine')\n"
     )
     (tmp_path / "good.py").write_text(
-        "from harness import hookimpl\nSEEN = []\n\n\n@hookimpl\ndef step_logged(step):\n    SEEN.append(step)\n"
+        "from harness import hookimpl\nSEEN = []\n\n\n@hookimpl\ndef step_logged(step):\n   "
+        " SEEN.append(step)\n"
     )
     for name in ("bad", "good"):
         load_file(registry, str(tmp_path / f"{name}.py"))
@@ -418,7 +424,10 @@ def test_a_sibling_a_method_takes_something_from_is_part_of_its_digest(tmp_path,
 
 
 def test_a_digest_does_not_depend_on_where_files_lie(monkeypatch, tmp_path):
-    text = "from harness_suites.summarization import Summarization\n\n\nclass Mine(Summarization):\n    name = 'mine'\n"
+    text = (
+        "from harness_suites.summarization import Summarization\n\n\nclass Mine(Summarization):\n  "
+        "  name = 'mine'\n"
+    )
     places, digests = (
         ("/0/mine.py", "/zz/mine.py"),
         set(),

@@ -1,4 +1,6 @@
-"""`harness reproduce`: one run made again for real; then every way in which a record can be untrue is told."""
+"""`harness reproduce`: one run made again for real; then every way in which a record can be untrue
+is told.
+"""
 
 import json
 import shutil

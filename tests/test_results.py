@@ -21,7 +21,9 @@ def textbook():
 
 
 def test_every_committed_file_is_listed():
-    """In results/README.md, by its name or as an ending that stands behind it: `speed.md`, ..., `.csv`."""
+    """In results/README.md, by its name or as an ending that stands behind it: `speed.md`, ...,
+    `.csv`.
+    """
     text = (RESULTS / "README.md").read_text(encoding="utf-8")
     rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
     endings = {
@@ -56,7 +58,9 @@ def test_a_spread_that_is_not_seen_is_no_figure(textbook):
 
 
 def test_the_textbook_table_tells_who_is_not_significantly_worse(textbook, tmp_path):
-    """Two methods that are alike and better than SFT, and one that is worse: it has a best rank, and shines nowhere."""
+    """Two methods that are alike and better than SFT, and one that is worse: it has a best rank,
+    and shines nowhere.
+    """
     golds = {
         "sft": lambda d: 0.0,
         "ppo": lambda d: 3.0,

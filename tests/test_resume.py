@@ -1,4 +1,6 @@
-"""Killed anywhere, a run goes on and ends in the same bytes; budgets, interruption, damaged checkpoints."""
+"""Killed anywhere, a run goes on and ends in the same bytes; budgets, interruption, damaged
+checkpoints.
+"""
 
 import json
 import os
@@ -10,7 +12,8 @@ import pytest
 
 from .tools import command, finished, fresh, on_small, only_run, outputs, plugin, results, start
 
-# Writes every step it saw to $WATCHED, and kills its own process at the n-th of a phase, where $KILL is "phase n".
+# Writes every step it saw to $WATCHED, and kills its own process at the n-th of a phase, where
+# $KILL is "phase n".
 WATCHER = """
 import os
 

@@ -1,4 +1,6 @@
-"""What the start checkpoint says is made once and shared: looked up or computed, found or made, all numbers agree."""
+"""What the start checkpoint says is made once and shared: looked up or computed, found or made, all
+numbers agree.
+"""
 
 import copy
 import itertools
@@ -119,7 +121,9 @@ def place(tmp_path, tiny_model, tokens, make_prompts, accelerator):
 
 
 def reference(lab, batches):
-    """Log-probabilities of the reference on every batch of a stream, and whether all of them were looked up."""
+    """Log-probabilities of the reference on every batch of a stream, and whether all of them were
+    looked up.
+    """
     told = [lab.reference.logp(batch) for batch in batches]
     cost = lab._runtime.meter.phases["reference"]
     return told, cost.flops_reused / cost.flops
@@ -296,7 +300,9 @@ def test_few_samples_are_the_first_of_many_in_any_order(place):
 
 
 def same(batch, whole, rows, n):
-    """Whether a batch holds the first n completions of some rows of another, with their log-probabilities."""
+    """Whether a batch holds the first n completions of some rows of another, with their
+    log-probabilities.
+    """
     width = max(batch.shape[2], whole.shape[2])
 
     def wide(x):

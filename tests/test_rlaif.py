@@ -1,4 +1,6 @@
-"""RLAIF: options that reach an optimiser or are refused, labels of no person, revisions, and kills in between."""
+"""RLAIF: options that reach an optimiser or are refused, labels of no person, revisions, and kills
+in between.
+"""
 
 import json
 import signal

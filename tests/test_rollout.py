@@ -1,4 +1,6 @@
-"""Sampling: the log-probabilities are the model's, the distribution is right, a row depends on its own noise."""
+"""Sampling: the log-probabilities are the model's, the distribution is right, a row depends on its
+own noise.
+"""
 
 import copy
 import json
@@ -44,7 +46,9 @@ def prompts(tokens, make_prompts):
 
 @pytest.fixture
 def draw(runtime):
-    """Draw with the default bench: `draw(model, prompts, n, temperature=..., max_new_tokens=..., eos=...)`."""
+    """Draw with the default bench: `draw(model, prompts, n, temperature=..., max_new_tokens=...,
+    eos=...)`.
+    """
 
     def draw(model, prompts, n=3, key=("test",), **options):
         b = runtime(**options)
@@ -169,7 +173,9 @@ def test_completions_of_a_prompt_differ_and_keys_tell_draws_apart(tiny_model, pr
 
 
 def test_every_completion_follows_its_own_prompt(tiny_model, prompts):
-    """n > 1 repeats prompt-major: the first token's log-probability is that of the prompt the row stands under."""
+    """n > 1 repeats prompt-major: the first token's log-probability is that of the prompt the row
+    stands under.
+    """
     noise = torch.rand(len(prompts) * 3, 1, generator=torch.Generator().manual_seed(5))
     state = decode(tiny_model, prompts, 3, Sampling(1.0, 1), noise, {2})
     check_identity(assemble(prompts, [state], 3, 1.0), tiny_model)
@@ -260,7 +266,9 @@ def test_the_sampled_distribution_is_the_models(tokens, make_prompts, temperatur
 def test_a_real_models_first_two_tokens_have_its_distribution(
     tiny_model, tokens, make_prompts, draw, temperature
 ):
-    """The first token of 3000 draws by total variation; the second by E log-probability against its exact mean."""
+    """The first token of 3000 draws by total variation; the second by E log-probability against its
+    exact mean.
+    """
     batch = draw(
         tiny_model,
         tokens.prompt_batch(make_prompts([3])),
@@ -450,7 +458,9 @@ def test_a_role_counts_its_forward_and_three_for_training(laid_out, square_batch
 
 
 def test_what_the_last_layer_spares_an_adapter_is_torchs(eager, square_batch, monkeypatch):
-    """The difference: of an adapter's whole count some is off, the lowest layer's gradients of activations."""
+    """The difference: of an adapter's whole count some is off, the lowest layer's gradients of
+    activations.
+    """
     pytest.importorskip("peft")
     model = copy.deepcopy(eager)
     assert enable_sharing(model)

@@ -1,4 +1,6 @@
-"""The stages at work on the embedded suite, small: normalised rewards, ensembles, what is reused and what is not."""
+"""The stages at work on the embedded suite, small: normalised rewards, ensembles, what is reused
+and what is not.
+"""
 
 import json
 

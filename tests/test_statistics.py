@@ -1,4 +1,6 @@
-"""harness.statistics: hand-computed values, properties, and published figures (its simulations: test_coverage.py)."""
+"""harness.statistics: hand-computed values, properties, and published figures (its simulations:
+test_coverage.py).
+"""
 
 import csv
 import gzip

@@ -1,4 +1,6 @@
-"""Artifacts, atomic writes, locks, run folders and what reads them: crashes lose nothing and lie about nothing."""
+"""Artifacts, atomic writes, locks, run folders and what reads them: crashes lose nothing and lie
+about nothing.
+"""
 
 import json
 import os
@@ -114,8 +116,10 @@ def test_a_damaged_file_is_detected(artifacts, damage):
 @pytest.mark.parametrize("content", [None, "", "{", "{}"])
 def test_a_damaged_manifest_is_detected(artifacts, content):
     made = artifacts.get_or_make("sft", {"a": 1}, Maker())
-    (made.folder / MANIFEST).unlink() if content is None else (made.folder / MANIFEST).write_text(
-        content
+    (
+        (made.folder / MANIFEST).unlink()
+        if content is None
+        else (made.folder / MANIFEST).write_text(content)
     )
     with pytest.raises(HarnessError, match="damaged"):
         artifacts.get_or_make("sft", {"a": 1}, Maker())

@@ -1,4 +1,6 @@
-"""What a method sees of the lab's streams: positions that go on, `break`, restarts, state, and what is refused."""
+"""What a method sees of the lab's streams: positions that go on, `break`, restarts, state, and what
+is refused.
+"""
 
 import copy
 import shutil
@@ -35,7 +37,9 @@ class Plain(GradientMethod):
 
 @pytest.fixture
 def make_lab(tiny_model, tokens, make_prompts, accelerator, runtime, meter, tmp_path):
-    """The factory of labs over one checkpoint folder: `make_lab(die=3)` is killed in the third turn logged."""
+    """The factory of labs over one checkpoint folder: `make_lab(die=3)` is killed in the third turn
+    logged.
+    """
 
     def make(die=0, folder="checkpoint", **options):
         trainer = Trainer(Plain(**options), accelerator, meter, 64)
@@ -52,12 +56,15 @@ def make_lab(tiny_model, tokens, make_prompts, accelerator, runtime, meter, tmp_
         ]
         demos = [Demonstration(p, f"w{i} w{i + 1}") for i, p in enumerate(prompts)]
         start = copy.deepcopy(tiny_model)
-        return Lab(
-            Plain(**options),
-            MethodInputs(InitialCheckpoint.of(start), tokens, prompts, pairs, demos),
-            runtime(temperature=0.7),
+        return (
+            Lab(
+                Plain(**options),
+                MethodInputs(InitialCheckpoint.of(start), tokens, prompts, pairs, demos),
+                runtime(temperature=0.7),
+                loop,
+            ),
             loop,
-        ), loop
+        )
 
     return make
 
@@ -240,7 +247,9 @@ def test_demonstrations_of_one_turn_differ(make_lab):
 
 
 def moving(lab):
-    """Move the reference every second turn; return its weights and what it gave to a batch in the last turn."""
+    """Move the reference every second turn; return its weights and what it gave to a batch in the
+    last turn.
+    """
     told = None
     for prompts in lab.prompts(5):
         batch = lab.rollout(prompts, 2)

@@ -39,7 +39,8 @@ from harness.report.tables.tables import comparison
 from .test_cli import FAULTY
 from .tools import ENV, command, fresh, outputs, plugin, record, samples, small_suite
 
-# Carries jobs out one after another in forks of the study's own process, which has everything imported.
+# Carries jobs out one after another in forks of the study's own process, which has everything
+# imported.
 FORKED = """
 import os, sys
 from dataclasses import dataclass
@@ -239,7 +240,10 @@ def test_a_run_asked_for_twice_is_told(tmp_path):
         "--results",
         tmp_path / "results",
     )
-    told = f"again (beta={beta}) on small, seed 0, 1: the same run as dpo, carried out once and in tables under that"
+    told = (
+        f"again (beta={beta}) on small, seed 0, 1: the same run as dpo, carried out once and in"
+        " tables under that"
+    )
     assert done.code == 0 and told in done.out and "4 runs: 4 left." in done.out, done.text
     done = command(
         "study",
@@ -265,7 +269,8 @@ def test_the_command_line_of_a_cell_asks_for_the_same_run(tmp_path):
         "shared_seed = 3\nbudget = 'steps=2,flops=1e9'\nsnapshots = 2\nprompt_sharing = false\n"
         + method(
             "dpo",
-            "set = {robust = true, label_smoothing = 0.1, suite.labeller_bias = 0.12, stage.sft.steps = 5}",
+            "set = {robust = true, label_smoothing = 0.1, suite.labeller_bias = 0.12,"
+            " stage.sft.steps = 5}",
         )
         + method(
             "rlaif", "set = {optimiser = 'dpo'}\nsweep = {run.budget = ['steps=1', 'steps=2']}"
@@ -424,14 +429,9 @@ def test_what_is_refused_is_told_in_the_table_and_is_not_left(tmp_path):
 # -- tuning ------------------------------------------------------------------------------------------------------------
 
 TUNED = (
-    method("sft")
-    + method("dpo")
-    + method("ipo")
-    + (
-        "[tune]\ntrials = {trials}\nleave = ['sft']\n"
-        "space.dpo = {{beta = {{log = [0.01, 1.0]}}, steps = {{int = [2, 9]}}}}\n"
-        "space.ipo.beta = {{uniform = [0.1, 0.9]}}\n"
-    )
+    method("sft") + method("dpo") + method("ipo") + "[tune]\ntrials = {trials}\nleave = ['sft']\n"
+    "space.dpo = {{beta = {{log = [0.01, 1.0]}}, steps = {{int = [2, 9]}}}}\n"
+    "space.ipo.beta = {{uniform = [0.1, 0.9]}}\n"
 )
 
 
@@ -479,7 +479,9 @@ def test_the_best_trial_is_chosen_once_all_have_ended(tmp_path):
 
 
 def tuned_table(results, *wins, seeds=1, text=TUNED):
-    """The table of a study whose trials had such win-rates on the validation split; what has None diverged."""
+    """The table of a study whose trials had such win-rates on the validation split; what has None
+    diverged.
+    """
     study, registry = opened(
         write(results, f"seeds = {seeds}\n" + text.format(trials=len(wins)), "tuned")
     )
@@ -540,7 +542,9 @@ def test_a_footnote_on_tuning_stays_where_rows_are_runs_or_named_by_their_entry(
 
 
 def test_settings_that_another_entry_has_as_they_are_keep_its_name(tmp_path):
-    """One entry's search comes to what another, that nobody tuned, is from the start: it was not tuned."""
+    """One entry's search comes to what another, that nobody tuned, is from the start: it was not
+    tuned.
+    """
     usual, mild = (
         f"label = '{label}'\nset = {{{{beta = {beta}}}}}"
         for label, beta in (("dpo", 0.1), ("mild", 0.3))
@@ -548,7 +552,7 @@ def test_settings_that_another_entry_has_as_they_are_keep_its_name(tmp_path):
     text = (
         method("dpo", usual)
         + method("dpo", mild)
-        + ("[tune]\ntrials = {trials}\nleave = ['dpo']\nspace.mild.beta = [0.1, 0.5]\n")
+        + "[tune]\ntrials = {trials}\nleave = ['dpo']\nspace.mild.beta = [0.1, 0.5]\n"
     )
     study, registry = opened(write(tmp_path, text.format(trials=3)))
     (search,) = searches(study, study.tune, registry)
@@ -610,7 +614,9 @@ def faulty():
 
 @pytest.fixture(scope="module")
 def failing(forked, faulty):
-    """A study in which everything goes wrong that can, carried out: (folder, file's writer, what was said)."""
+    """A study in which everything goes wrong that can, carried out: (folder, file's writer, what
+    was said).
+    """
     where = fresh("study")
 
     def study(seeds=1, more=""):
@@ -762,7 +768,9 @@ PAIRED = "seeds = 2\n" + method("sft") + method("dpo", "set = {steps = 4}")
 
 
 def results_of(where):
-    """Every record of a results folder, without times, memory and what was shared with whom; and its outputs."""
+    """Every record of a results folder, without times, memory and what was shared with whom; and
+    its outputs.
+    """
     timed = {
         "seconds",
         "cpu_seconds",

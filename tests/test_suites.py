@@ -1,4 +1,6 @@
-"""The embedded suites: splits, gold by hand, what labeller and constitution can see, and what the model learns."""
+"""The embedded suites: splits, gold by hand, what labeller and constitution can see, and what the
+model learns.
+"""
 
 import json
 from itertools import combinations
@@ -92,7 +94,9 @@ def test_the_labeller_agrees_with_gold_more_often_than_not_and_errs(cls):
 
 @each_suite
 def test_a_constitution_says_something_else_than_gold(cls):
-    """Each principle tells answers apart, none orders them as gold does, and together they lean towards gold."""
+    """Each principle tells answers apart, none orders them as gold does, and together they lean
+    towards gold.
+    """
     suite = cls()
     judge, demos = judge_of(suite), suite.demonstrations("validation")[:60]
     answers = [(d.prompt, d.completion, other) for d in demos for other in _spoilt(d.completion)]
@@ -119,7 +123,9 @@ def test_a_constitution_says_something_else_than_gold(cls):
 
 
 def _spoilt(text):
-    """A text cut, unfinished, repeating itself, straying, with other manners, and without its last word."""
+    """A text cut, unfinished, repeating itself, straying, with other manners, and without its last
+    word.
+    """
     body = text.split()
     half = body[: len(body) // 2]
     changed = [
@@ -242,7 +248,9 @@ def test_what_the_base_model_was_pretrained_on_has_not_changed():
 
 
 def test_the_start_checkpoint_of_helpfulness_reads_its_constraints():
-    """Answers given to other requests of the same topic score far lower: a checkpoint that did not read would not."""
+    """Answers given to other requests of the same topic score far lower: a checkpoint that did not
+    read would not.
+    """
     args = (
         "--results",
         fresh("suites"),

@@ -1,4 +1,6 @@
-"""The embedded suite: splits, gold, labeller; and the base model as any Hugging Face tool would load it."""
+"""The embedded suite: splits, gold, labeller; and the base model as any Hugging Face tool would
+load it.
+"""
 
 import json
 import math
@@ -134,7 +136,9 @@ def test_the_base_model_is_a_stock_llama_of_at_most_two_million_parameters_and_f
 
 
 def test_the_base_model_writes_every_embedded_language():
-    """Sampled greedily, it answers sums rightly, keeps a request's constraints, and binds a document's words."""
+    """Sampled greedily, it answers sums rightly, keeps a request's constraints, and binds a
+    document's words.
+    """
     from harness_suites.pretrain import probe
 
     folder = Summarization().base_model()

@@ -444,7 +444,9 @@ def test_a_label_with_a_comma_is_one_name(tmp_path, monkeypatch):
 
 
 def test_every_row_that_a_study_asks_for_stands_in_its_table(tmp_path, monkeypatch):
-    """Snapshots decide a run and no recipe: two rows of one recipe, which are one where no study tells them apart."""
+    """Snapshots decide a run and no recipe: two rows of one recipe, which are one where no study
+    tells them apart.
+    """
     same = [
         record("ppo", seed, 0.5, finished_at=f"2026-01-0{day}T00:00:00Z")
         for seed in (0, 1)
@@ -621,9 +623,11 @@ def test_columns_are_chosen_by_key(tmp_path):
 
 
 def synthetic(folder, records, prompts):
-    """Records of methods of 100 seeds, with prompts and answers as long as those of summarization (680 bytes a line).
+    """Records of methods of 100 seeds, with prompts and answers as long as those of summarization
+    (680 bytes a line).
 
-    Four files of samples, the records' own by their digests; 10,000 of 512 prompts would be 3.5 GB, so they are linked.
+    Four files of samples, the records' own by their digests; 10,000 of 512 prompts would be 3.5 GB,
+    so they are linked.
     """
     files = []
     for seed in range(4):

@@ -1,4 +1,6 @@
-"""Two processes do what one does: the same samples, the same metrics, one record; through `torchrun`."""
+"""Two processes do what one does: the same samples, the same metrics, one record; through
+`torchrun`.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""Padding, masks, end-of-sequence, truncation and templates; columns stay aligned through every selection."""
+"""Padding, masks, end-of-sequence, truncation and templates; columns stay aligned through every
+selection.
+"""
 
 import pytest
 import torch
@@ -188,7 +190,9 @@ def test_texts_are_what_was_tokenised(tokens):
 
 
 def marked(batch):
-    """Return the batch with columns of every shape that say which row, completion and token they belong to."""
+    """Return the batch with columns of every shape that say which row, completion and token they
+    belong to.
+    """
     b, k, t = batch.shape
     row = torch.arange(b)
     each = row[:, None] * 100 + torch.arange(k)

@@ -1,4 +1,6 @@
-"""One step: the same for any micro-batch size, padding and order. Turns: killed and resumed, bit for bit the same."""
+"""One step: the same for any micro-batch size, padding and order. Turns: killed and resumed, bit
+for bit the same.
+"""
 
 import copy
 import json
@@ -253,7 +255,9 @@ def test_steps_flops_and_tokens_are_counted(tiny_model, make_trainer, batch, met
 
 
 def eos_gradients(batch, model):
-    """Return the gradient of the mean likelihood with respect to the logits that predict each token, (B, K, T, V)."""
+    """Return the gradient of the mean likelihood with respect to the logits that predict each
+    token, (B, K, T, V).
+    """
     told = []
 
     def after(module, args, output):
@@ -339,7 +343,9 @@ class Killed(Exception):
 
 @pytest.fixture
 def train(tiny_model, batch, accelerator):
-    """Train six turns in two streams, die in turn `die` (0: never); return (weights, rows, state, damaged)."""
+    """Train six turns in two streams, die in turn `die` (0: never); return (weights, rows, state,
+    damaged).
+    """
 
     def train(folder, die=0, every=0.0, budget=None):
         meter = Meter(peak=lambda reset: 0)

@@ -1,4 +1,6 @@
-"""Verifiers: right answers in every dress, near misses, hostile text, and a bound on time; then suites made of them."""
+"""Verifiers: right answers in every dress, near misses, hostile text, and a bound on time; then
+suites made of them.
+"""
 
 import json
 import time
@@ -112,7 +114,10 @@ def test_wrong_answers(text, answer):
 
 
 def test_an_answer_with_text_behind_it_is_its_last_number():
-    """What is not marked is taken from the end: a restated question counts as the answer. Worked answers carry ####."""
+    """What is not marked is taken from the end: a restated question counts as the answer.
+
+    Worked answers carry ####.
+    """
     assert said("72. You asked for 1 and 11", "72") == 0.0 and said("#### 72", "72") == 1.0
 
 
@@ -141,7 +146,9 @@ def test_nothing_to_compare_with_is_no_verdict():
     ids=lambda t: t[:8],
 )
 def test_a_million_hostile_characters_take_linear_time(text):
-    """Ten times the text may take some thirty times the time, for a noisy machine; a quadratic one takes a hundred."""
+    """Ten times the text may take some thirty times the time, for a noisy machine; a quadratic one
+    takes a hundred.
+    """
 
     def seconds(part):
         begun = time.process_time()

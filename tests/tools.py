@@ -1,4 +1,6 @@
-"""Shared by test files: harness commands in child processes, a small suite as a plugin file, made-up records."""
+"""Shared by test files: harness commands in child processes, a small suite as a plugin file,
+made-up records.
+"""
 
 from __future__ import annotations
 
@@ -77,8 +79,9 @@ def register_suites(register):
     register(Small)
 '''
 
-# Imports everything once, then forks one child per command: a command costs no imports, and code that is edited while
-# the tests run does not change between two of them. Nothing is run in this process itself, so forking it is safe.
+# Imports everything once, then forks one child per command: a command costs no imports, and code
+# that is edited while the tests run does not change between two of them. Nothing is run in this
+# process itself, so forking it is safe.
 SPAWNER = """
 import json, os, signal, sys, traceback
 import accelerate, datasets, evaluate, pandas, pyarrow.parquet, rich.console, rich.panel, rich.table, torch

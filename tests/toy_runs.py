@@ -1,4 +1,6 @@
-"""Made-up run folders whose figures are the means of their samples: gold reward is a known function of KL."""
+"""Made-up run folders whose figures are the means of their samples: gold reward is a known function
+of KL.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def hump(d: float) -> float:
 
 
 def samples(kl: float, gold: float, seed: int, noise: float = 1.0) -> list[dict[str, Any]]:
-    """Return PROMPTS samples of mean KL `kl` and mean gold reward `gold` over SFT's, whose mean is 1."""
+    """Return PROMPTS samples of mean KL `kl` and mean gold reward `gold` over SFT's, whose mean is
+    1.
+    """
     shared, own = np.random.default_rng(7), np.random.default_rng([int(1000 * kl), seed])
     hard, mine = shared.normal(size=PROMPTS), noise * own.normal(size=PROMPTS)
     theirs = 1 + hard - hard.mean()
@@ -118,7 +122,9 @@ def logged(steps: int, seed: int, *names: str) -> list[dict[str, float]]:
 
 
 def study(results: Path) -> Selection:
-    """Write SFT, best-of-n over n, two sweeps of beta, one with snapshots, and a control; return their selection."""
+    """Write SFT, best-of-n over n, two sweeps of beta, one with snapshots, and a control; return
+    their selection.
+    """
     betas = (0.02, 0.05, 0.1, 0.2, 0.4)
     for seed in range(3):
         free = {"flops": 0.0, "seconds": 0.0, "peak_memory": 0}

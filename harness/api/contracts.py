@@ -1,4 +1,7 @@
-"""Every contract of the harness on one page: what a plugin is, and what it is given. Importing this costs no torch."""
+"""Every contract of the harness on one page: what a plugin is, and what it is given.
+
+Importing this costs no torch.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,11 @@ SPLITS = ("demonstrations", "preferences", "train", "validation", "test")
 
 @dataclass
 class Method(ABC):
-    """An alignment method. Its dataclass fields are its hyper-parameters; `train` is the loop of the paper.
+    """An alignment method. Its dataclass fields are its hyper-parameters; `train` is the loop of
+    the paper.
 
-    A field's trailing comment is its help. A field without a default cannot be set from the command line.
+    A field's trailing comment is its help. A field without a default cannot be set from the command
+    line.
     """
 
     name: ClassVar[str]  # the word on the command line, the file, the entry point and the row
@@ -43,24 +48,32 @@ class Method(ABC):
 
     @abstractmethod
     def train(self, lab: Lab) -> Policy:
-        """Train at the bench and return the policy. Numbers carried from turn to turn belong in `lab.state`."""
+        """Train at the bench and return the policy.
+
+        Numbers carried from turn to turn belong in `lab.state`.
+        """
 
     def check(self) -> None:  # noqa: B027  # nothing to check is a fine default
-        """Raise ValueError for options that make no sense, alone or together; called before anything is made."""
+        """Raise ValueError for options that make no sense, alone or together; called before
+        anything is made.
+        """
 
     def required(self) -> frozenset[str]:
         """Return what this instance needs: `needs`, or more where an option asks for more."""
         return self.needs
 
     def labeller(self) -> str | None:
-        """Return the labeller whose preferences this method learns from, where it is not the suite's: AI feedback."""
+        """Return the labeller whose preferences this method learns from, where it is not the
+        suite's: AI feedback.
+        """
         return None
 
     def optimum(self, problem: Enumerated) -> Tensor | None:
-        """Return the distribution (P, N) this method converges to where every completion can be listed, or None.
+        """Return the distribution (P, N) this method converges to where every completion can be
+        listed, or None.
 
-        It is what the paper's theory says, derived apart from the code that trains: a suite that can list its
-        completions reports how far the trained policy is from it.
+        It is what the paper's theory says, derived apart from the code that trains: a suite that
+        can list its completions reports how far the trained policy is from it.
         """
         return None
 
@@ -68,8 +81,9 @@ class Method(ABC):
 class Policy(ABC):
     """Something that answers prompts. A trained model is one (`lab.policy`); best-of-n wraps one.
 
-    A policy with no log-probabilities of its own names its `kl_estimator` and puts a `kl` column, `(B,)` nats per
-    completion, on its answers; for all others the evaluator measures KL from `model`.
+    A policy with no log-probabilities of its own names its `kl_estimator` and puts a `kl` column,
+    `(B,)` nats per completion, on its answers; for all others the evaluator measures KL from
+    `model`.
     """
 
     model: torch.nn.Module | None = None
@@ -95,7 +109,8 @@ class Judge(ABC):
 
 
 class Labeller(ABC):
-    """Says which completion of a prompt is better, as an annotator would, with an annotator's errors.
+    """Says which completion of a prompt is better, as an annotator would, with an annotator's
+    errors.
 
     A dataclass's fields are its options (`--labeller-set`).
     """
@@ -113,10 +128,14 @@ class Labeller(ABC):
     def compare(
         self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random
     ) -> list[Comparison]:
-        """Return an opinion of every pair that was asked about. `lengths` are in tokens; `rng` is the prompt's own."""
+        """Return an opinion of every pair that was asked about. `lengths` are in tokens; `rng` is
+        the prompt's own.
+        """
 
     def identity(self) -> dict[str, object]:
-        """Return what decides its labels besides its code: its options, and what they stand for outside the harness."""
+        """Return what decides its labels besides its code: its options, and what they stand for
+        outside the harness.
+        """
         return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
 
     def data_files(self) -> list[Path]:
@@ -124,9 +143,11 @@ class Labeller(ABC):
         return []
 
     def usage(self) -> dict[str, float]:
-        """Return what labelling used so far, by name (requests, refusals, tokens); kept with the preferences.
+        """Return what labelling used so far, by name (requests, refusals, tokens); kept with the
+        preferences.
 
-        `asked` among them is what is billed: pairs asked about; without it the opinions returned are.
+        `asked` among them is what is billed: pairs asked about; without it the opinions returned
+          are.
         """
         return {}
 
@@ -135,7 +156,9 @@ class Labeller(ABC):
         return suite.principles()
 
     def revise(self, prompt: Prompt, completion: str, principle: Principle, rng: Random) -> str:
-        """Return the completion criticised and rewritten under a principle; as it is where nothing is to be said."""
+        """Return the completion criticised and rewritten under a principle; as it is where nothing
+        is to be said.
+        """
         raise NotImplementedError(
             f"the labeller {self.name} compares completions, and does not revise them"
         )
@@ -143,7 +166,9 @@ class Labeller(ABC):
     def ceiling(
         self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int]
     ) -> list[float] | None:
-        """Return noiseless utilities, by which the share of labels that noise turned around is counted, or None."""
+        """Return noiseless utilities, by which the share of labels that noise turned around is
+        counted, or None.
+        """
         return None
 
 
@@ -154,7 +179,10 @@ class Ranker(Labeller):
     def rank(
         self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random
     ) -> list[int]:
-        """Return the rank of each completion, 0 the best; equal ranks are ties. `lengths` are in tokens."""
+        """Return the rank of each completion, 0 the best; equal ranks are ties.
+
+        `lengths` are in tokens.
+        """
 
     def compare(
         self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random
@@ -179,7 +207,10 @@ class Verifier(ABC):
 
 
 class SuiteStages(Protocol):
-    """The shared stages, as a suite or a judge sees them. Reading a property makes the stage behind it."""
+    """The shared stages, as a suite or a judge sees them.
+
+    Reading a property makes the stage behind it.
+    """
 
     @property
     def tokens(self) -> Tokens:
@@ -206,9 +237,11 @@ class SuiteStages(Protocol):
 
 @dataclass
 class Suite(ABC):
-    """Prompts by split, demonstrations, a labeller or fixed preferences, a judge, perhaps a verifier.
+    """Prompts by split, demonstrations, a labeller or fixed preferences, a judge, perhaps a
+    verifier.
 
-    Fields are options of the suite. `shared_seed` seeds all that is drawn; splits never share a prompt.
+    Fields are options of the suite. `shared_seed` seeds all that is drawn; splits never share a
+    prompt.
     """
 
     name: ClassVar[str]
@@ -239,10 +272,14 @@ class Suite(ABC):
 
     @abstractmethod
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
-        """Return what the start checkpoint imitates; of the validation split, what centres the reward model."""
+        """Return what the start checkpoint imitates; of the validation split, what centres the
+        reward model.
+        """
 
     def preferences(self) -> list[Pair] | None:
-        """Return fixed preference pairs, or None where the harness samples completions and asks the labeller."""
+        """Return fixed preference pairs, or None where the harness samples completions and asks the
+        labeller.
+        """
         return None
 
     def judge_preferences(self) -> list[Pair]:
@@ -264,7 +301,9 @@ class Suite(ABC):
     def figures(
         self, method: Method, model: torch.nn.Module | None, stages: SuiteStages
     ) -> dict[str, Any]:
-        """Return more figures for the record than the evaluator's own: exact ones, where all can be enumerated."""
+        """Return more figures for the record than the evaluator's own: exact ones, where all can be
+        enumerated.
+        """
         return {}
 
     def base_model(self) -> Path | None:
@@ -296,7 +335,10 @@ class Reporter(ABC):
 
 @dataclass
 class Launcher(ABC):
-    """Carries out the commands of a study; its dataclass fields are its options. Nothing else knows about processes."""
+    """Carries out the commands of a study; its dataclass fields are its options.
+
+    Nothing else knows about processes.
+    """
 
     name: ClassVar[str]
 
@@ -306,6 +348,8 @@ class Launcher(ABC):
     ) -> None:
         """Carry out all jobs, begun in their order; return when none is left.
 
-        `started` and `ended` are called as jobs begin and end, from the thread that called this. The number is the exit
-        status; below 0 it is the signal that ended the job. An exception (Ctrl-C, say) must leave no job behind.
+        `started` and `ended` are called as jobs begin and end, from the thread that called this.
+          The number is the exit
+        status; below 0 it is the signal that ended the job. An exception (Ctrl-C, say) must leave
+          no job behind.
         """

@@ -1,7 +1,8 @@
 """The whole extension surface: seven hooks that register plugins, three that observe a run.
 
-A plugin is a module named in the `harness` entry-point group (or a file given with `-p`). It implements any of these
-with `@hookimpl`; an implementation may take fewer arguments than the specification, so hooks can grow.
+A plugin is a module named in the `harness` entry-point group (or a file given with `-p`). It
+implements any of these with `@hookimpl`; an implementation may take fewer arguments than the
+specification, so hooks can grow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The interface of the lab: all that a method may ask for while it trains. Importing this costs no torch.
+"""The interface of the lab: all that a method may ask for while it trains. Importing this costs no
+torch.
 
-A method receives a `Lab` and nothing else. Every call is metered, seeded and resumable. The lab holds no judge and no
-prompt of the test split. `harness.training.lab` implements this interface.
+A method receives a `Lab` and nothing else. Every call is metered, seeded and resumable. The lab
+holds no judge and no prompt of the test split. `harness.training.lab` implements this interface.
 
 Shapes: B prompts, K completions per prompt, T completion tokens. Log-probabilities are in nats.
 """
@@ -167,7 +168,8 @@ class Lab(Protocol):
             truncations: Refused. Top-k and top-p would make the log-probabilities wrong.
 
         Returns:
-            A batch (B, n, T). Column `logp` (B, n, T) holds the log-probabilities of the weights that
+            A batch (B, n, T). Column `logp` (B, n, T) holds the log-probabilities of the weights
+              that
             sampled (the old log-probabilities). Column `ended` (B, n) is true where the completion
             ends with an end-of-sequence token.
 
@@ -179,7 +181,10 @@ class Lab(Protocol):
 
     @property
     def policy(self) -> Any:
-        """The policy being trained, a `Model`. Before the first step it equals the start checkpoint."""
+        """The policy being trained, a `Model`.
+
+        Before the first step it equals the start checkpoint.
+        """
 
     @property
     def reference(self) -> Any:
@@ -251,7 +256,8 @@ class Lab(Protocol):
 
         Args:
             what: A loss and a batch, or terms made by `Lab.term`. A loss is called as
-                `loss(logp, batch)` on micro-batches. It returns values (B,), (B, K) or (B, K, T), or
+                `loss(logp, batch)` on micro-batches. It returns values (B,), (B, K) or (B, K, T),
+                  or
                 those and a dict of metrics with such shapes. The lab reduces them over the batch.
 
         Returns:
@@ -290,7 +296,10 @@ class Lab(Protocol):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Numbers that the method carries from turn to turn. They are saved in checkpoints as JSON."""
+        """Numbers that the method carries from turn to turn.
+
+        They are saved in checkpoints as JSON.
+        """
 
     @property
     def turn(self) -> int:

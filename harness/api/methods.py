@@ -1,6 +1,8 @@
-"""Options that many methods have, under one name everywhere: how to train, what to reward, how to keep near the start.
+"""Options that many methods have, under one name everywhere: how to train, what to reward, how to
+keep near the start.
 
-Mixins: a method inherits those it needs, and what an option says is done by the lab or by the helper beside it.
+Mixins: a method inherits those it needs, and what an option says is done by the lab or by the
+helper beside it.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ class PairOptions(GradientMethod):
 
 @dataclass
 class OnPolicyOptions(RewardOptions, GradientMethod):
-    """A method that learns from its own samples: how many, how scored, and how far from the start it may go."""
+    """A method that learns from its own samples: how many, how scored, and how far from the start
+    it may go.
+    """
 
     steps: int = 100  # turns: a rollout and its updates
     num_generations: int = 8  # completions per prompt
@@ -94,7 +98,8 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
             raise ValueError("adaptive_beta multiplies beta: start it above 0")
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(
-                "temperature must be above 0: greedy rollouts have no log-probabilities to learn from"
+                "temperature must be above 0: greedy rollouts have no log-probabilities to learn"
+                " from"
             )
         if self.kl_target <= 0 or self.kl_gain <= 0:
             raise ValueError("kl_target and kl_gain must be above 0")
@@ -107,12 +112,16 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
         return (self.needs - {"reward"}) | {"prompts"} | self.reward_needs()
 
     def as_measured(self) -> bool:
-        """Return whether samples are drawn as they are measured, and beta and reward stay: what theory speaks of."""
+        """Return whether samples are drawn as they are measured, and beta and reward stay: what
+        theory speaks of.
+        """
         usual = self.temperature is None and self.max_new_tokens is None
         return usual and not self.adaptive_beta and not self.reward_refresh
 
     def rollouts(self, lab: Lab) -> Iterator[tuple[PromptBatch, Batch]]:
-        """Yield per turn the prompts and the policy's completions of them, `reward` (B, K) among the columns."""
+        """Yield per turn the prompts and the policy's completions of them, `reward` (B, K) among
+        the columns.
+        """
         lab.state.setdefault("beta", self.beta)
         for prompts in lab.prompts(self.steps):
             batch = lab.rollout(
@@ -121,9 +130,11 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
             yield prompts, batch.with_columns(reward=lab.reward(batch))
 
     def report(self, lab: Lab, batch: Batch, kl: Tensor | None) -> None:
-        """Log what a rollout was like, and steer beta by `kl` (B, K), nats per completion, if asked to.
+        """Log what a rollout was like, and steer beta by `kl` (B, K), nats per completion, if asked
+        to.
 
-        beta (1 + K_beta clip(KL / target - 1, -0.2, 0.2)): Ziegler et al. 2019 (1909.08593), sect. 2.2.
+        beta (1 + K_beta clip(KL / target - 1, -0.2, 0.2)): Ziegler et al. 2019 (1909.08593), sect.
+        2.2.
         """
         lab.log(
             beta=lab.state["beta"],

@@ -1,7 +1,8 @@
 """Find plugins: entry points and plain files -> pluggy -> {kind: {name: class}}.
 
-The loader is ours, not pluggy's: one broken plugin must not take the command down, the same name from two
-distributions must be refused (or the wrong DPO would be measured), and a misspelt hook must be noticed.
+The loader is ours, not pluggy's: one broken plugin must not take the command down, the same name
+from two distributions must be refused (or the wrong DPO would be measured), and a misspelt hook
+must be noticed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class Registry:
         raise unknown(kind[:-1], name, self.classes[kind])
 
     def load(self, origin: Origin, module: ModuleType) -> None:
-        """Register a plugin module's hooks and classes; raise ValueError when it is not a working plugin."""
+        """Register a plugin module's hooks and classes; raise ValueError when it is not a working
+        plugin.
+        """
         self.manager.register(module, name=f"{origin.distribution}:{origin.plugin}")
         offered: list[tuple[str, type[Any]]] = []
         try:

@@ -1,4 +1,6 @@
-"""RunSpec: everything that decides a run, resolved and validated before anything starts, and its fingerprint."""
+"""RunSpec: everything that decides a run, resolved and validated before anything starts, and its
+fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Request:
 
 
 def resolve(request: Request, registry: Registry) -> RunSpec:
-    """Return the validated RunSpec: method and stage defaults, then the suite's settings, then the user's."""
+    """Return the validated RunSpec: method and stage defaults, then the suite's settings, then the
+    user's.
+    """
     method_cls: type[Method] = registry.get("methods", request.method)
     file = read_suite_file(request.suite) if is_suite_file(request.suite) else SuiteFile()
     _check_settings(file, request.suite, registry)
@@ -92,7 +96,9 @@ def _labeller_options(
 
 
 def code_of(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> dict[str, str]:
-    """Return digests of all code and files that decide a run; a name that does not exist is refused here."""
+    """Return digests of all code and files that decide a run; a name that does not exist is refused
+    here.
+    """
     judge, labeller, own = (
         spec.judge or suite.judge_name,
         spec.labeller or suite.labeller_name,
@@ -114,14 +120,18 @@ def code_of(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> 
 
 
 def _base_digest(base: str | Path | None) -> str:
-    """Return the digest of a model folder's files; a hub id stands for itself: the stages hash its weights."""
+    """Return the digest of a model folder's files; a hub id stands for itself: the stages hash its
+    weights.
+    """
     if base is None or not Path(base).is_dir():
         return str(base)
     return combined_digest(model_files(Path(base)))
 
 
 def _check_settings(file: SuiteFile, where: str, registry: Registry) -> None:
-    """Refuse settings for a method, a stage or an option that does not exist: they would be ignored."""
+    """Refuse settings for a method, a stage or an option that does not exist: they would be
+    ignored.
+    """
     for name, options in file.settings.items():
         name = name.partition(":")[0]
         stage = name.removeprefix("stage.") if name.startswith("stage.") else None
@@ -162,7 +172,8 @@ def make_judge(spec: RunSpec, suite: Suite, registry: Registry) -> Judge:
 def make_labeller(
     spec: RunSpec, suite: Suite, registry: Registry, own: bool = True
 ) -> Labeller | None:
-    """Return the labeller the method learns from, or (`own` off) the one behind the preferences that all share.
+    """Return the labeller the method learns from, or (`own` off) the one behind the preferences
+    that all share.
 
     They differ for AI feedback only. None where there is neither. It is not prepared yet.
     """
@@ -193,10 +204,12 @@ def recommended(
     name: str,
     asked: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the settings a suite recommends for a method: `*` for what the method leaves at the contract's default.
+    """Return the settings a suite recommends for a method: `*` for what the method leaves at the
+    contract's default.
 
-    A method that states a default of its own keeps it over `*`; an entry under the method's name wins over both. An
-    entry `NAME:OPTION=VALUE` stands in its place where that value was asked for: methods that are several in one.
+    A method that states a default of its own keeps it over `*`; an entry under the method's name
+    wins over both. An entry `NAME:OPTION=VALUE` stands in its place where that value was asked for:
+    methods that are several in one.
     """
     inherited = {
         n
@@ -223,7 +236,9 @@ def _entry(
 
 
 def _shortened(quick: Mapping[str, Mapping[str, Any]], cls: type, name: str) -> dict[str, Any]:
-    """Return what `--quick` changes for a method: `*` for whatever it has of that, the entry under its name over it."""
+    """Return what `--quick` changes for a method: `*` for whatever it has of that, the entry under
+    its name over it.
+    """
     return {k: v for k, v in quick.get("*", {}).items() if k in options_of(cls)} | dict(
         quick.get(name, {})
     )
@@ -232,7 +247,8 @@ def _shortened(quick: Mapping[str, Mapping[str, Any]], cls: type, name: str) -> 
 def _over(cls: type, advised: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return advice with what the user asked for over it.
 
-    Who asks for epochs does not get advised steps, where steps, at 0, are what stands in place of epochs.
+    Who asks for epochs does not get advised steps, where steps, at 0, are what stands in place of
+    epochs.
     """
     steps = options_of(cls).get("steps")
     if "epochs" in asked and "steps" not in asked and steps and steps.default == 0:

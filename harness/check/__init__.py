@@ -1,8 +1,9 @@
 """Proofs on any plugin: `harness check NAME`. Each proof runs the plugin and says what it measured.
 
-A method is trained several times at one bench, small: it must end in the same bytes when repeated, when killed and
-resumed, and in the same numbers for any micro-batch size and padding; then it must beat the start checkpoint in a run
-of full size, and reach its own optimum where that is known. Suites and labellers have proofs of their own.
+A method is trained several times at one bench, small: it must end in the same bytes when repeated,
+when killed and resumed, and in the same numbers for any micro-batch size and padding; then it must
+beat the start checkpoint in a run of full size, and reach its own optimum where that is known.
+Suites and labellers have proofs of their own.
 """
 
 from __future__ import annotations

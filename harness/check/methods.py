@@ -51,7 +51,9 @@ def method_proofs(name: str, registry: Registry, options: Options) -> Iterator[F
 def _at_the_bench(
     name: str, suite: str, registry: Registry, options: Options, opened: list[Trials]
 ) -> Generator[Finding, None, bool]:
-    """Yield the findings of the small bench, put into `opened` once it stands; return whether the method ran."""
+    """Yield the findings of the small bench, put into `opened` once it stands; return whether the
+    method ran.
+    """
 
     def first() -> str:
         from .trials import Trials
@@ -110,7 +112,10 @@ def _declares(cls: Any) -> str:
     assert not gold, (
         f"it imports {', '.join(gold)}: a method must not see suites, judges or the registry"
     )
-    return f"{len(options_of(cls))} options with help, needs {', '.join(sorted(cls.needs)) or 'nothing'}"
+    return (
+        f"{len(options_of(cls))} options with help, needs"
+        f" {', '.join(sorted(cls.needs)) or 'nothing'}"
+    )
 
 
 def _gold_imports(cls: Any) -> set[str]:
@@ -181,9 +186,14 @@ def _beats_start(name: str, suite: str, registry: Registry, options: Options) ->
 def _reaches_optimum(
     cls: Any, name: str, registry: Registry, options: Options
 ) -> Iterator[Finding]:
-    """Where the method says what it converges to, a suite that can list its completions says how far it got."""
+    """Where the method says what it converges to, a suite that can list its completions says how
+    far it got.
+    """
     if cls.optimum is Method.optimum:
-        told = "it does not say what it converges to: define `optimum` (docs/plugins.md, State your optimum)"
+        told = (
+            "it does not say what it converges to: define `optimum` (docs/plugins.md, State your"
+            " optimum)"
+        )
         yield Finding("reaches its optimum", SKIPPED, told)
         return
     for suite in sorted(
@@ -202,23 +212,32 @@ def _near(name: str, suite: str, registry: Registry, options: Options) -> str:
     if distance is None and "optimum_win_rate" in figures:
         return _answers_as_told(result["evaluation"], figures)
     assert distance is not None, "the suite reports no distance to it"
-    told = f"total variation {distance:.4f} after {steps} optimiser steps, from {figures['start_tv']:.3f} at the start"
+    told = (
+        f"total variation {distance:.4f} after {steps} optimiser steps, from"
+        f" {figures['start_tv']:.3f} at the start"
+    )
     assert distance < NEAR, (
-        f"{told}; below {NEAR} was expected. Either the optimum it states is another, or training was too short or too "
-        "coarse: try --optimum-set steps=..., batch_size=..., learning_rate=..."
+        f"{told}; below {NEAR} was expected. Either the optimum it states is another, or training"
+        " was too short or too coarse: try --optimum-set steps=..., batch_size=...,"
+        " learning_rate=..."
     )
     return told
 
 
 def _answers_as_told(evaluation: dict[str, Any], figures: dict[str, float]) -> str:
-    """Of a policy without probabilities of its own, what it answers is compared with what its optimum would."""
+    """Of a policy without probabilities of its own, what it answers is compared with what its
+    optimum would.
+    """
     told = []
     for name, label, of_optimum in (
         ("gold", "reward", "optimum_reward"),
         ("win_rate", "win-rate", "optimum_win_rate"),
     ):
         seen, due = evaluation[name], figures[of_optimum]
-        text = f"{label} {seen['mean']:.3f} [{seen['low']:.3f}, {seen['high']:.3f}] where theory says {due:.3f}"
+        text = (
+            f"{label} {seen['mean']:.3f} [{seen['low']:.3f}, {seen['high']:.3f}] where theory says"
+            f" {due:.3f}"
+        )
         assert abs(seen["mean"] - due) <= seen["high"] - seen["low"], (
             f"{text}: more than two half-widths off"
         )

@@ -1,4 +1,6 @@
-"""What can be reached from an object by following references: used to show that a method is not given gold."""
+"""What can be reached from an object by following references: used to show that a method is not
+given gold.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, comple
 
 
 def neighbours(thing: Any) -> list[Any]:
-    """Return what a thing gives access to; not modules, classes or globals, which any code can import anyway."""
+    """Return what a thing gives access to; not modules, classes or globals, which any code can
+    import anyway.
+    """
     if isinstance(thing, LEAVES):
         return []
     if isinstance(thing, types.FunctionType):
@@ -40,7 +44,9 @@ def neighbours(thing: Any) -> list[Any]:
 
 
 def reachable(*roots: Any, test_ids: Collection[str] = ()) -> tuple[list[str], int]:
-    """Return which judges, labellers, suites and test prompts roots lead to, and how many things were seen."""
+    """Return which judges, labellers, suites and test prompts roots lead to, and how many things
+    were seen.
+    """
     seen: dict[int, Any] = {}
     queue, found = list(roots), set()
     while queue:

@@ -127,7 +127,10 @@ def _suite_runs(spec: RunSpec, registry: Registry, options: Options) -> str:
     evaluation = execute(spec, registry, RunOptions(options.results, warn=options.say)).result[
         "evaluation"
     ]
-    return f"gold {evaluation['gold']['mean']:.3f} after a quick SFT, {evaluation['eos_rate']:.0%} of answers end"
+    return (
+        f"gold {evaluation['gold']['mean']:.3f} after a quick SFT, {evaluation['eos_rate']:.0%} of"
+        " answers end"
+    )
 
 
 def labeller_proofs(name: str, registry: Registry, options: Options) -> Iterator[Finding]:
@@ -152,9 +155,10 @@ def _labels(spec: RunSpec, registry: Registry) -> str:
         said = [_say(labeller, one.prompt, texts) for _ in range(2)]
         assert said[0] == said[1], "the same question with the same seed is answered differently"
         for c in said[0]:
-            assert {c.first, c.second} == {0, 1} and 0 <= c.p <= 1, (
-                f"{c} is no opinion on completions 0 and 1"
-            )
+            assert {c.first, c.second} == {
+                0,
+                1,
+            } and 0 <= c.p <= 1, f"{c} is no opinion on completions 0 and 1"
             gold = judge.score([one.prompt] * 2, texts)
             asked, agreed = asked + 1, agreed + ((c.p > 0.5) == (gold[c.first] > gold[c.second]))
     assert asked, "it has no opinion on any pair"

@@ -1,4 +1,6 @@
-"""The small bench of `harness check`: stages made once, at which a method is trained again and again."""
+"""The small bench of `harness check`: stages made once, at which a method is trained again and
+again.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,8 @@ from .reachability import reachable
 
 ROUNDING = 2e-3  # by how much the first turns' metrics may differ, relative to their size, for float32's rounding
 A_DRAW = 5e-2  # the same where a draw that lay on an edge may have turned
-# Of its norm, by which a step's gradient may differ, and of its loss (of 1 where that is smaller) the loss; in the
-# built-in methods float32's rounding is 3e-6 or less.
+# Of its norm, by which a step's gradient may differ, and of its loss (of 1 where that is smaller)
+# the loss; in the built-in methods float32's rounding is 3e-6 or less.
 GRADIENT = 1e-5
 EXACT = 1e-6  # the same with weights and states in double precision (log-probabilities are float32 there too)
 AT_START = 1e-4  # nats by which two ways to the same log-probability may differ
@@ -53,7 +55,9 @@ Rows = Sequence[Mapping[str, float]]  # metrics, one dict per turn
 
 @dataclass
 class Trained:
-    """What training left: weights as one vector (None where the policy is not a model of its own) and metrics."""
+    """What training left: weights as one vector (None where the policy is not a model of its own)
+    and metrics.
+    """
 
     weights: Tensor | None
     rows: list[dict[str, float]]
@@ -66,7 +70,10 @@ class Killed(BaseException):
 
 
 class Trials:
-    """A method at its bench. One process of several shares the stages, which were made by one alone."""
+    """A method at its bench.
+
+    One process of several shares the stages, which were made by one alone.
+    """
 
     def __init__(self, name: str, suite: str, registry: Registry, options: Options) -> None:
         fixed = {"quick": True, "threads": 1, "device": "cpu"}
@@ -99,7 +106,9 @@ class Trials:
         return self.train()
 
     def train(self, kill: int = 0, folder: Path | None = None, **changes: Any) -> Trained:
-        """Train with changes to the workshop (team, trainer_cls, ...), budget, or supplies (tokens)."""
+        """Train with changes to the workshop (team, trainer_cls, ...), budget, or supplies
+        (tokens).
+        """
         self._runs += 1
 
         def progress(phase: str, step: int, total: int, row: Mapping[str, float]) -> None:
@@ -159,10 +168,15 @@ class Trials:
                 self.whole,
                 f"a training killed in turn {kill} and resumed",
             )
-        return f"killed in turn {', '.join(map(str, points))} of {turns} and resumed: the same weights and metrics"
+        return (
+            f"killed in turn {', '.join(map(str, points))} of {turns} and resumed: the same weights"
+            " and metrics"
+        )
 
     def starts_at_the_reference(self) -> str:
-        """Compare what the first losses are told of the past with the policy, which has not moved yet."""
+        """Compare what the first losses are told of the past with the policy, which has not moved
+        yet.
+        """
         seen: set[str] = set()
         worst = 0.0
         for part, logp, _ in self._first_losses:
@@ -170,16 +184,22 @@ class Trials:
                 if name in part and part[name].shape == logp.shape:
                     off = float(((part[name] - logp) * part["mask"]).abs().max())
                     assert off < AT_START, (
-                        f"before the first step the loss is told {name} that differ from the policy's by {off:.2g} "
-                        "nats: another temperature, another shift, dropout, or other weights"
+                        f"before the first step the loss is told {name} that differ from the"
+                        f" policy's by {off:.2g} nats: another temperature, another shift, dropout,"
+                        " or other weights"
                     )
                     worst, seen = max(worst, off), seen | {name}
         if not seen:
             return "its losses are told no log-probabilities of before (columns logp, ref_logp)"
-        return f"{' and '.join(sorted(seen))} are the policy's own before the first step, to {worst:.0e} nats"
+        return (
+            f"{' and '.join(sorted(seen))} are the policy's own before the first step, to"
+            f" {worst:.0e} nats"
+        )
 
     def trains_the_end(self) -> str:
-        """Follow the gradient of the first losses to the last token of completions that ended by themselves."""
+        """Follow the gradient of the first losses to the last token of completions that ended by
+        themselves.
+        """
         ends = torch.tensor(sorted(self.method_inputs.tokens.ends))
         moved = reached = 0
         for part, _, gradient in self._first_losses:
@@ -191,10 +211,13 @@ class Trials:
             moved += int(touched.sum())
             reached += int((touched & (gradient.gather(-1, last)[..., 0] != 0)).sum())
         assert reached == moved, (
-            f"in {moved - reached} of {moved} completions that ended the loss moves other tokens and not the "
-            "end-of-sequence token: the policy cannot learn when to stop"
+            f"in {moved - reached} of {moved} completions that ended the loss moves other tokens"
+            " and not the end-of-sequence token: the policy cannot learn when to stop"
         )
-        return f"the gradient reaches the end-of-sequence token in all {moved} ended completions it moves"
+        return (
+            f"the gradient reaches the end-of-sequence token in all {moved} ended completions it"
+            " moves"
+        )
 
     def micro_batches(self) -> str:
         """Train with micro-batches of a few rows: the same numbers."""
@@ -202,7 +225,10 @@ class Trials:
         return self._same("micro-batches", other.rows, f"micro-batches of {FEW_TOKENS} tokens")
 
     def padding(self) -> str:
-        """Train on batches with padding that nobody needs: the same numbers. Only the trainer itself cuts it off."""
+        """Train on batches with padding that nobody needs: the same numbers.
+
+        Only the trainer itself cuts it off.
+        """
         other = self.train(tokens=_widening(self.method_inputs.tokens))
         return f"metrics differ by at most {self._same_numbers(other.rows, 'more padding'):.0e}"
 
@@ -212,7 +238,9 @@ class Trials:
         return f"losses differ by at most {loss:.0e}, gradients by {gap:.0e} of their norm"
 
     def layout(self) -> str:
-        """Take every gradient with each prompt computed anew for each completion too, and train so: the same."""
+        """Take every gradient with each prompt computed anew for each completion too, and train so:
+        the same.
+        """
         if not getattr(trunk_of(self.method_inputs.start.outline), "share_prompt", False):
             return "the base model has the padded layout only: there is nothing to compare"
         _, gap = self._within("layout doubled", "the padded layout in double precision", EXACT)
@@ -250,7 +278,10 @@ class Trials:
             test_ids=apart,
         )
         assert not found, f"reachable from the lab: {', '.join(found)}"
-        return f"no suite, judge, labeller or test prompt among {looked_at} objects reachable from the lab"
+        return (
+            f"no suite, judge, labeller or test prompt among {looked_at} objects reachable from"
+            " the lab"
+        )
 
     @cached_property
     def _first_losses(self) -> list[tuple[Batch, Tensor, Tensor]]:
@@ -265,9 +296,14 @@ class Trials:
         return trainer.gaps
 
     def _same(self, variation: str, rows: Rows, what: str) -> str:
-        """Return how far a step's gradient and the metrics change under a variation that must not matter."""
+        """Return how far a step's gradient and the metrics change under a variation that must not
+        matter.
+        """
         (loss, gap), off = self._within(variation, what, GRADIENT), self._same_numbers(rows, what)
-        return f"losses differ by at most {loss:.0e}, gradients by {gap:.0e} of their norm, metrics by {off:.0e}"
+        return (
+            f"losses differ by at most {loss:.0e}, gradients by {gap:.0e} of their norm, metrics by"
+            f" {off:.0e}"
+        )
 
     def _within(self, variation: str, what: str, allowed: float) -> tuple[float, float]:
         """Return how far losses and gradients of the steps change."""
@@ -281,10 +317,12 @@ class Trials:
         return loss, gap
 
     def _same_numbers(self, rows: Rows, what: str) -> float:
-        """Return the largest relative difference of the metrics of two turns; later ones amplify rounding.
+        """Return the largest relative difference of the metrics of two turns; later ones amplify
+        rounding.
 
-        The first turn alone would not do: where the policy still is the reference, many a fault weighs nothing. Where
-        the policy samples, rounding may by the second turn have turned a draw that lay on an edge.
+        The first turn alone would not do: where the policy still is the reference, many a fault
+        weighs nothing. Where the policy samples, rounding may by the second turn have turned a draw
+        that lay on an edge.
         """
         worst, draws = 0.0, self.whole.used["samples"] > 0
         for turn, (other, row) in enumerate(zip(rows[:2], self.whole.rows[:2], strict=True)):
@@ -300,7 +338,9 @@ class Trials:
 
 
 class Looking(Trainer):
-    """Keeps what the losses on the policy saw at the first step, the policy's own log-probabilities, and gradients."""
+    """Keeps what the losses on the policy saw at the first step, the policy's own
+    log-probabilities, and gradients.
+    """
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -325,7 +365,8 @@ class Looking(Trainer):
 
 
 class Varying(Trainer):
-    """Takes loss and gradient of every step in other ways too, which must not matter, and notes what differs most.
+    """Takes loss and gradient of every step in other ways too, which must not matter, and notes
+    what differs most.
 
     Layouts are compared in double precision too: what differs there is not rounding.
     """
@@ -376,7 +417,9 @@ class Varying(Trainer):
 
 @contextmanager
 def _plain(start: InitialCheckpoint) -> Iterator[None]:
-    """Have the start checkpoint, and all that is made of it, use the padded layout and its own cache for a while."""
+    """Have the start checkpoint, and all that is made of it, use the padded layout and its own
+    cache for a while.
+    """
     trunks = [
         trunk_of(start.outline),
         trunk_of(start.model()),

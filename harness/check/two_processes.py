@@ -1,4 +1,6 @@
-"""Methods trained in two processes, for the proofs: `python -m harness.check.two_processes` is what each of them runs."""
+"""Methods trained in two processes, for the proofs: `python -m harness.check.two_processes` is what
+each of them runs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ Rows = list[dict[str, float]]  # metrics, one dict per turn
 def together(
     cases: Sequence[tuple[str, str]], registry: Registry, options: Options
 ) -> dict[str, Rows]:
-    """Train each (method, suite) in two processes on CPU; return {method: metrics}. The stages are there already."""
+    """Train each (method, suite) in two processes on CPU; return {method: metrics}.
+
+    The stages are there already.
+    """
     with tempfile.TemporaryDirectory(dir=options.results) as folder:
         out = Path(folder) / "rows.json"
         asked = {

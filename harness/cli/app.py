@@ -1,4 +1,7 @@
-"""The command line: run, study, list, show, check, new, and what reads records. Nothing heavy is imported too early."""
+"""The command line: run, study, list, show, check, new, and what reads records.
+
+Nothing heavy is imported too early.
+"""
 
 from __future__ import annotations
 
@@ -43,19 +46,17 @@ class Group(click.Group):
 def cli() -> None:
     """Run LLM alignment methods on identical ground and compare them.
 
-    \b
-    harness run --method ppo --suite summarization     train, evaluate, record
-    harness study mine.toml                            many runs: methods, suites, seeds, sweeps, tuning
-    harness table                                      the runs so far, side by side
-    harness plot --kind frontier                       win-rate against KL, and other pictures
-    harness report                                     one HTML page: tables, plots, samples, provenance
-    harness compare dpo ppo                            two runs or methods, prompt by prompt
-    harness reproduce RUN                              a run made again from its record, digest by digest
-    harness list                                       methods, suites and other plugins
-    harness show ppo                                   a plugin's options
-    harness check ppo                                  put a plugin to the proofs
-    harness new method mine                            a plugin project to begin from
-    harness power --prompts 512 --seeds 3              what difference a study can find
+    \b harness run --method ppo --suite summarization     train, evaluate, record harness study
+    mine.toml                            many runs: methods, suites, seeds, sweeps, tuning harness
+    table                                      the runs so far, side by side harness plot --kind
+    frontier                       win-rate against KL, and other pictures harness report
+    one HTML page: tables, plots, samples, provenance harness compare dpo ppo
+    two runs or methods, prompt by prompt harness reproduce RUN                              a run
+    made again from its record, digest by digest harness list
+    methods, suites and other plugins harness show ppo                                   a plugin's
+    options harness check ppo                                  put a plugin to the proofs harness
+    new method mine                            a plugin project to begin from harness power
+    --prompts 512 --seeds 3              what difference a study can find
     """
 
 
@@ -105,8 +106,10 @@ def cli() -> None:
     "--budget",
     default="",
     metavar="NAME=N,...",
-    help="End the method's training once it has used so many steps, samples, tokens, flops or labels; "
-    "labels: those of its preferences too, which are cut to it.",
+    help=(
+        "End the method's training once it has used so many steps, samples, tokens, flops or"
+        " labels; labels: those of its preferences too, which are cut to it."
+    ),
 )
 @click.option("--judge", metavar="NAME", help="Judge by this plugin instead of the suite's.")
 @click.option("--labeller", metavar="NAME", help="Label by this plugin instead of the suite's.")
@@ -173,7 +176,10 @@ def cli() -> None:
 @click.option(
     "--check-rollouts",
     is_flag=True,
-    help="Compare what is drawn with a teacher-forced pass, and stop where they differ by more than rounding.",
+    help=(
+        "Compare what is drawn with a teacher-forced pass, and stop where they differ by more than"
+        " rounding."
+    ),
 )
 @click.option(
     "--quick",
@@ -268,7 +274,8 @@ def study(
 ) -> int:
     """Carry out all runs of a study file (.toml): methods, suites, seeds, sweeps, tuning.
 
-    Running it again goes on where it was; add seeds or methods to the file, and only what is new is run.
+    Running it again goes on where it was; add seeds or methods to the file, and only what is new is
+    run.
     """
     from ..core.options import parse_settings
     from ..experiments.study import show, work
@@ -301,7 +308,8 @@ def list_plugins(registry: Registry) -> None:
         for name in sorted(names):
             origin = registry.origins[kind, name]
             click.echo(
-                f"  {name:<16} {_about(kind, names[name]):<112.112} {origin.distribution} {origin.version}"
+                f"  {name:<16} {_about(kind, names[name]):<112.112} {origin.distribution}"
+                f" {origin.version}"
             )
     for name, (origin, reason) in registry.broken.items():
         click.secho(f"broken: {name} of {origin.distribution} {origin.version}: {reason}", fg="red")
@@ -319,7 +327,9 @@ def list_plugins(registry: Registry) -> None:
 )
 @plugin_files
 def show(registry: Registry, name: str, suite: str | None) -> None:
-    """Show a plugin or a stage (stage.sft): what it is, its paper, its options with types, defaults and help."""
+    """Show a plugin or a stage (stage.sft): what it is, its paper, its options with types, defaults
+    and help.
+    """
     from .display import describe, describe_stage
 
     if name.startswith("stage."):
@@ -365,7 +375,8 @@ def check(
     quick: bool,
     output: Path | None,
 ) -> int:
-    """Put a method, suite or labeller to the proofs: deterministic, resumable, invariant, honest, better than SFT.
+    """Put a method, suite or labeller to the proofs: deterministic, resumable, invariant, honest,
+    better than SFT.
 
     A method takes two or three minutes on two cores, with --quick half a minute.
     """
@@ -379,7 +390,8 @@ def check(
     kinds = [kind for kind in ("methods", "suites", "labellers") if name in registry.classes[kind]]
     if not kinds and name.endswith(".py"):
         raise UsageError(
-            f"{name} is a file: load it with -p {name}, and name the method, suite or labeller in it."
+            f"{name} is a file: load it with -p {name}, and name the method, suite or labeller"
+            " in it."
         )
     if not kinds:
         registry.get("methods", name)
@@ -419,7 +431,8 @@ def new(kind: str, name: str, folder: Path) -> None:
 
     made = new_project(kind, name, folder)
     click.echo(
-        f"wrote {made}. Next: pip install -e '{made}[test]' && pytest {made} && harness check {name}"
+        f"wrote {made}. Next: pip install -e '{made}[test]' && pytest {made} && harness check"
+        f" {name}"
     )
 
 
@@ -428,7 +441,9 @@ for reading in COMMANDS:
 
 
 def _about(kind: str, cls: Any) -> str:
-    """Return what the list says of a plugin: of a method its kind, needs and paper, of others their first line."""
+    """Return what the list says of a plugin: of a method its kind, needs and paper, of others their
+    first line.
+    """
     if kind != "methods":
         return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
     try:

@@ -135,7 +135,10 @@ def _cost(cost: dict[str, Any], inference: dict[str, float]) -> list[tuple[str, 
         ("per answer", f"{per_answer}, {inference['reward_queries_per_answer']:g} reward queries"),
         (
             "shared stages",
-            f"{shared['seconds']:.1f} s, {shared['flops']:.3g} FLOPs, {cost['labels']} labels{ai}{reused}",
+            (
+                f"{shared['seconds']:.1f} s, {shared['flops']:.3g} FLOPs, {cost['labels']}"
+                f" labels{ai}{reused}"
+            ),
         ),
         ("peak memory", _peaks(cost["phases"])),
     ]
@@ -185,7 +188,8 @@ def describe(kind: str, cls: type, registry: Registry, suite: str | None) -> str
         value = getattr(cls, attribute, None)
         if value:
             lines.append(
-                f"{attribute}: {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
+                f"{attribute}:"
+                f" {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
             )
     advised = _advice(kind, cls, registry, suite)
     if hasattr(cls, "__dataclass_fields__"):
@@ -196,7 +200,9 @@ def describe(kind: str, cls: type, registry: Registry, suite: str | None) -> str
 
 
 def describe_stage(name: str) -> str:
-    """Return what `harness show stage.NAME` prints; raise UsageError for a stage that does not exist."""
+    """Return what `harness show stage.NAME` prints; raise UsageError for a stage that does not
+    exist.
+    """
     if name not in STAGES:
         raise unknown("stage", name, STAGES)
     about = (STAGES[name].__doc__ or "").strip()

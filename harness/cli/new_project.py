@@ -1,4 +1,6 @@
-"""`harness new method NAME` and `harness new suite NAME`: a working, tested plugin project to begin from."""
+"""`harness new method NAME` and `harness new suite NAME`: a working, tested plugin project to begin
+from.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Commands that read records: table, plot, report, power, compare, reproduce. Each imports what it needs late."""
+"""Commands that read records: table, plot, report, power, compare, reproduce.
+
+Each imports what it needs late.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +133,10 @@ def table(
     "--output",
     "-o",
     type=click.Path(path_type=Path),
-    help="Where to: .png, .svg or .pdf; otherwise KIND.png below --results. With `all` -KIND is added to the name.",
+    help=(
+        "Where to: .png, .svg or .pdf; otherwise KIND.png below --results. With `all` -KIND is"
+        " added to the name."
+    ),
 )
 @click.option(
     "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True
@@ -144,7 +150,9 @@ def plot(
     output: Path | None,
     results: Path,
 ) -> None:
-    """Draw runs of a suite: win-rate against KL or cost, learning curves, over-optimisation, who beats whom."""
+    """Draw runs of a suite: win-rate against KL or cost, learning curves, over-optimisation, who
+    beats whom.
+    """
     from ..core.options import parse_settings
     from ..report.plots.pictures import draw_files
     from ..report.selection.select import Filter
@@ -177,7 +185,9 @@ def plot(
 def report(
     study: str | None, results: Path, suite: str | None, prompts: int, output: Path | None
 ) -> None:
-    """Write one HTML page of a STUDY, or of all runs: tables, plots, samples, settings, provenance, citations."""
+    """Write one HTML page of a STUDY, or of all runs: tables, plots, samples, settings, provenance,
+    citations.
+    """
     from ..report.output import check_output, write_output
     from ..report.page import page
 

@@ -1,4 +1,6 @@
-"""Content-addressed stage outputs: named by the hash of all that made them, made once, verified at every use."""
+"""Content-addressed stage outputs: named by the hash of all that made them, made once, verified at
+every use.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class Artifacts:
     def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
         """Return the artifact of these inputs, making it if it is not there.
 
-        `make(output, scratch)` fills `output`; `scratch` outlives a crash, so that making can go on where it was.
+        `make(output, scratch)` fills `output`; `scratch` outlives a crash, so that making can go
+          on where it was.
         A second process that wants the same artifact waits for the first.
         """
         name = f"{kind}-{digest_of({'kind': kind, **inputs})[:16]}"
@@ -80,8 +83,9 @@ class Artifacts:
         ]
         if bad or not whole:
             raise HarnessError(
-                f"The artifact {folder} is damaged: {(bad or [MANIFEST])[0]} is not what was written. "
-                f"Delete that folder and run the same command again; it will be made anew."
+                f"The artifact {folder} is damaged: {(bad or [MANIFEST])[0]} is not what was"
+                " written. Delete that folder and run the same command again; it will be made"
+                " anew."
             )
         return Artifact(
             folder, kind, manifest["content"], manifest["info"], manifest["cost"], reused

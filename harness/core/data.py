@@ -18,7 +18,9 @@ Text = str | list[Message]  # plain text, or a conversation that a chat template
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt by name. `answer` is what a verifier compares with; gold knowledge never travels here."""
+    """A prompt by name. `answer` is what a verifier compares with; gold knowledge never travels
+    here.
+    """
 
     id: str
     text: Text
@@ -47,7 +49,8 @@ class Pair:
 class Comparison:
     """A labeller's opinion of two completions of a prompt, named by their positions.
 
-    `p` is the probability that `first` is better: 1 and 0 for a plain label, 0.5 for a tie. `note` is kept beside it.
+    `p` is the probability that `first` is better: 1 and 0 for a plain label, 0.5 for a tie.
+      `note` is kept beside it.
     """
 
     first: int
@@ -58,7 +61,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Principle:
-    """A sentence of a constitution, and a check of it that a simulated annotator can apply: more is better."""
+    """A sentence of a constitution, and a check of it that a simulated annotator can apply: more is
+    better.
+    """
 
     id: str
     text: str
@@ -75,7 +80,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a method may use: of its own, and of labels those of its preferences too. None is no limit."""
+    """What a method may use: of its own, and of labels those of its preferences too.
+
+    None is no limit.
+    """
 
     steps: int | None = None  # optimiser steps
     samples: int | None = None  # completions generated
@@ -86,7 +94,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class Job:
-    """A command of a study, for a launcher: `python -m harness ARGUMENTS`, what it says going to a file."""
+    """A command of a study, for a launcher: `python -m harness ARGUMENTS`, what it says going to a
+    file.
+    """
 
     name: str  # for people
     arguments: tuple[str, ...]

@@ -14,7 +14,9 @@ from typing import Any
 
 
 def source_digest(cls: type[Any]) -> str:
-    """Return the SHA-256 of the file that defines a class, of its bases' files, and of the siblings they import."""
+    """Return the SHA-256 of the file that defines a class, of its bases' files, and of the siblings
+    they import.
+    """
     modules: set[str] = set()
     queue = [base.__module__ for base in cls.__mro__ if base.__module__ not in ("builtins", "abc")]
     while queue:
@@ -29,7 +31,9 @@ def source_digest(cls: type[Any]) -> str:
 
 
 def _imported(name: str) -> list[str]:
-    """Return the loaded modules of its own package, or beside its file, that a module's source imports from."""
+    """Return the loaded modules of its own package, or beside its file, that a module's source
+    imports from.
+    """
     file = Path(sys.modules[name].__file__ or "")
     top = name.partition(".")[0]
     if top == "harness":  # the core has a digest of its own
@@ -52,9 +56,11 @@ def _imported(name: str) -> list[str]:
 
 
 def package_digest(cls: type[Any]) -> str:
-    """Return the SHA-256 of everything in the package that defines a class, or of its file when that stands alone.
+    """Return the SHA-256 of everything in the package that defines a class, or of its file when
+    that stands alone.
 
-    A suite or a judge computes with modules beside it; a method does not, and `source_digest` is enough.
+    A suite or a judge computes with modules beside it; a method does not, and `source_digest` is
+    enough.
     """
     file = Path(sys.modules[cls.__module__].__file__ or "")
     if (file.parent / "__init__.py").exists():
@@ -97,7 +103,9 @@ def canonical(value: Any) -> str:
 
 @cache
 def harness_digest() -> str:
-    """Return the digest of the harness's own source files: results of other code are never taken for this one's."""
+    """Return the digest of the harness's own source files: results of other code are never taken
+    for this one's.
+    """
     root = Path(__file__).parent
     surface = {
         "cli.py",

@@ -1,9 +1,10 @@
-"""The processes of a run: whose rows are whose, and sums over all of them. One process is the usual team.
+"""The processes of a run: whose rows are whose, and sums over all of them. One process is the usual
+team.
 
-Every process runs the same code on the same data with the same random numbers. Only forward and backward passes and
-decoding are shared out, row by row, and what they give is summed; so no method knows how many processes there are.
-Only the main process writes. Start several with `torchrun --nproc_per_node 2 -m harness run ...`, or on GPUs with
-`accelerate launch -m harness run ...`.
+Every process runs the same code on the same data with the same random numbers. Only forward and
+backward passes and decoding are shared out, row by row, and what they give is summed; so no method
+knows how many processes there are. Only the main process writes. Start several with `torchrun
+--nproc_per_node 2 -m harness run ...`, or on GPUs with `accelerate launch -m harness run ...`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ T = TypeVar("T")
 
 
 def is_main() -> bool:
-    """Return whether this is the process that writes and speaks; known before anything heavy is imported."""
+    """Return whether this is the process that writes and speaks; known before anything heavy is
+    imported.
+    """
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -101,7 +104,9 @@ def merged(sums: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def leave_process_group() -> None:
-    """End the group of processes, if there is one: its threads must not outlive the interpreter, which then aborts."""
+    """End the group of processes, if there is one: its threads must not outlive the interpreter,
+    which then aborts.
+    """
     torch = sys.modules.get("torch")
     if (
         torch is not None

@@ -1,4 +1,7 @@
-"""Errors a user can cause. Each ends the command in one clear message and an exit code, never a traceback."""
+"""Errors a user can cause.
+
+Each ends the command in one clear message and an exit code, never a traceback.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from difflib import get_close_matches
 
 
 class HarnessError(Exception):
-    """What happened, where, what was expected, and what to do; `exit_code` is the command's exit status."""
+    """What happened, where, what was expected, and what to do; `exit_code` is the command's exit
+    status.
+    """
 
     exit_code = 1
 
@@ -19,7 +24,9 @@ class UsageError(HarnessError):
 
 
 class Refused(HarnessError):
-    """The run may not start here and now: a lock is held, a folder cannot be written, a need cannot be met."""
+    """The run may not start here and now: a lock is held, a folder cannot be written, a need cannot
+    be met.
+    """
 
     exit_code = 3
 

@@ -72,7 +72,9 @@ def make_folder(path: Path) -> Path:
 
 @contextmanager
 def lock(folder: Path, what: str, wait: bool) -> Iterator[None]:
-    """Hold a folder's lock, released by the system even after `kill -9`; Refused when held and `wait` is off."""
+    """Hold a folder's lock, released by the system even after `kill -9`; Refused when held and
+    `wait` is off.
+    """
     owner = folder / ".owner"
     holder = filelock.FileLock(folder / ".lock")
     try:

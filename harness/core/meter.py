@@ -1,7 +1,9 @@
-"""The meter: seconds, FLOPs, tokens, queries, labels, resident models and peak memory, by phase. No torch here.
+"""The meter: seconds, FLOPs, tokens, queries, labels, resident models and peak memory, by phase. No
+torch here.
 
-Time is exclusive: a phase inside another counts once, for the inner one. Everything but time and memory is
-deterministic. What is metered is what passed the lab's door, so cost is observed, never declared.
+Time is exclusive: a phase inside another counts once, for the inner one. Everything but time and
+memory is deterministic. What is metered is what passed the lab's door, so cost is observed, never
+declared.
 """
 
 from __future__ import annotations
@@ -120,7 +122,9 @@ class Meter:
         return self.phases.setdefault(self._stack[-1], Cost())
 
     def _settle(self) -> None:
-        """Give the time since the last change of phase, and the memory peak, to the phase that had it."""
+        """Give the time since the last change of phase, and the memory peak, to the phase that had
+        it.
+        """
         now, cpu = time.perf_counter(), time.process_time()
         if self._stack and not self._stack[-1]:
             self._peak(True)
@@ -146,7 +150,9 @@ def merge(snapshots: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def resident_peak(reset: bool) -> int:
-    """Return the peak resident set of this process in bytes since the last reset that was permitted (see below)."""
+    """Return the peak resident set of this process in bytes since the last reset that was permitted
+    (see below).
+    """
     status = Path("/proc/self/status")
     if not status.exists():  # elsewhere: the peak since the start of the process
         import resource
@@ -162,7 +168,9 @@ def resident_peak(reset: bool) -> int:
 
 
 def start_peak_anew() -> bool:
-    """Start the peak of the resident set anew; False where that cannot be done, and it is the process's so far."""
+    """Start the peak of the resident set anew; False where that cannot be done, and it is the
+    process's so far.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,4 +1,6 @@
-"""Dataclass fields as options: typed values from `--set name=value`, help from the comment behind the field."""
+"""Dataclass fields as options: typed values from `--set name=value`, help from the comment behind
+the field.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """Return a value as the type asked for; text (from a command line) is read, other values are checked."""
+    """Return a value as the type asked for; text (from a command line) is read, other values are
+    checked.
+    """
     choices = (
         typing.get_args(hint)
         if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union

@@ -1,9 +1,10 @@
 """Run folders: one self-contained record per run, written atomically and readable without torch.
 
-spec.json        what was asked, resolved          metrics.jsonl    per optimiser step, deterministic
-provenance.json  versions, machine, seeds, hashes  samples.jsonl    prompt, SFT answer, method's answer, scores
-result.json      the figures; written last         policy/          the trained model in hub format
-failure.json     instead, when the run failed      checkpoint/      while it runs
+spec.json        what was asked, resolved          metrics.jsonl    per optimiser step,
+deterministic provenance.json  versions, machine, seeds, hashes  samples.jsonl    prompt, SFT
+answer, method's answer, scores result.json      the figures; written last         policy/
+the trained model in hub format failure.json     instead, when the run failed      checkpoint/
+while it runs
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def _rows_of(content: bytes) -> list[dict[str, Any]]:
 
 
 def rows_behind(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the rows of METRICS or SAMPLES beside a record; raise HarnessError where it was made of others.
+    """Return the rows of METRICS or SAMPLES beside a record; raise HarnessError where it was made
+    of others.
 
     Records written before there were digests in them have none: theirs are not checked here.
     """
@@ -74,7 +76,9 @@ def rows_behind(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the result of a finished run, or None; raise when it cannot be read or is of a newer schema."""
+    """Return the result of a finished run, or None; raise when it cannot be read or is of a newer
+    schema.
+    """
     path = folder / RESULT
     if not path.exists():
         return None
@@ -97,13 +101,16 @@ def _read_record(path: Path) -> dict[str, Any]:
         ) from error
     if record.get("schema", 0) > SCHEMA:
         raise HarnessError(
-            f"{path} was written by a newer harness (schema {record['schema']}). Upgrade to read it."
+            f"{path} was written by a newer harness (schema {record['schema']}). Upgrade to"
+            " read it."
         )
     return record
 
 
 def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield (folder, record) of every finished or failed run; a failed one has `failure` in its record."""
+    """Yield (folder, record) of every finished or failed run; a failed one has `failure` in its
+    record.
+    """
     for folder in sorted((results / "runs").glob("*/*/*")):
         result = read_result(folder)
         if result is not None:
@@ -113,10 +120,11 @@ def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def unspent(record: Mapping[str, Any], completions: int) -> dict[str, float]:
-    """Return {limit: what was left} of a run that ended before any limit of its budget did; else nothing.
+    """Return {limit: what was left} of a run that ended before any limit of its budget did; else
+    nothing.
 
-    Preferences of so many `completions` are cut to a limit of labels by whole prompts. Labels end the training of who
-    asks for them only: beside another limit they do not count for the others.
+    Preferences of so many `completions` are cut to a limit of labels by whole prompts. Labels end
+    the training of who asks for them only: beside another limit they do not count for the others.
     """
     cost = record.get("cost", {})
     left: dict[str, float] = dict(cost.get("budget_left", {}))
@@ -132,7 +140,9 @@ def unspent(record: Mapping[str, Any], completions: int) -> dict[str, float]:
 
 
 def load_results(results: str | Path = "results") -> pd.DataFrame:
-    """Return every run below a results folder as one DataFrame: a row per run, nested figures as dotted columns."""
+    """Return every run below a results folder as one DataFrame: a row per run, nested figures as
+    dotted columns.
+    """
     import pandas as pd
 
     rows = [{"folder": str(folder), **flatten(record)} for folder, record in runs(Path(results))]
@@ -149,7 +159,9 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a reader needs to know about where a run was made; no environment variables, no secrets."""
+    """Return what a reader needs to know about where a run was made; no environment variables, no
+    secrets.
+    """
     packages = (
         "alignment-harness",
         "torch",
@@ -161,8 +173,9 @@ def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:
         "pandas",
     )
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in packages},
+        "versions": (
+            {"python": platform.python_version()} | {name: _version(name) for name in packages}
+        ),
         "plugins": dict(plugins),
         "machine": {
             "system": platform.platform(),
@@ -191,7 +204,9 @@ def _processor() -> str:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Return commit and whether files differ from it, of the repository the harness's own source lies in, if any."""
+    """Return commit and whether files differ from it, of the repository the harness's own source
+    lies in, if any.
+    """
     root = Path(__file__).parent
 
     def git(*arguments: str) -> str:

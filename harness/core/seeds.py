@@ -1,4 +1,6 @@
-"""Every random number is a pure function of a seed and of what it is for, so that order and restarts cannot matter."""
+"""Every random number is a pure function of a seed and of what it is for, so that order and
+restarts cannot matter.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from random import Random
 
 
 def derive(*parts: object) -> int:
-    """Return a seed in [0, 2**63) from any JSON-able parts; the same parts give the same seed everywhere."""
+    """Return a seed in [0, 2**63) from any JSON-able parts; the same parts give the same seed
+    everywhere.
+    """
     text = json.dumps(parts, separators=(",", ":"), sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -1,4 +1,6 @@
-"""The options of the stages that methods share, and of the evaluation: what `--stage-set STAGE.OPTION` sets."""
+"""The options of the stages that methods share, and of the evaluation: what `--stage-set
+STAGE.OPTION` sets.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class AdamWOptions:
     batch_size: int = 32  # examples per optimiser step: demonstrations, pairs, or prompts
 
     def check(self) -> None:
-        """Raise ValueError for options that make no sense, alone or together; called before anything is made."""
+        """Raise ValueError for options that make no sense, alone or together; called before
+        anything is made.
+        """
         if self.lr_schedule not in ("linear", "cosine", "constant"):
             raise ValueError(f"lr_schedule is linear, cosine or constant, not {self.lr_schedule!r}")
         if self.learning_rate <= 0 or self.batch_size < 1:
@@ -46,9 +50,13 @@ class AdamWOptions:
 
 @dataclass
 class RewardOptions:
-    """A mixin for methods that ask for a reward: which one, what is taken off it, how it is kept fresh."""
+    """A mixin for methods that ask for a reward: which one, what is taken off it, how it is kept
+    fresh.
+    """
 
-    reward: str = "model"  # model: learned from the preferences; verifier: the suite's own check, no model involved
+    reward: str = (  # model: learned from the preferences; verifier: the suite's own check, no model involved
+        "model"
+    )
     reward_members: int = 1  # reward models trained with different seeds
     reward_combine: str = (
         "mean"  # of an ensemble: mean, worst, or uncertainty (mean - coef * variance)
@@ -70,17 +78,20 @@ class RewardOptions:
             )
         if self.reward_members < 1 or self.reward_refresh < 0 or self.reward_variance_coef < 0:
             raise ValueError(
-                "reward_members must be at least 1; reward_refresh and reward_variance_coef not negative"
+                "reward_members must be at least 1; reward_refresh and reward_variance_coef not"
+                " negative"
             )
         if self.reward_combine != "uncertainty":
             check_idle(self, "reward_variance_coef", "reward_combine=uncertainty")
         if self.reward_members == 1 and self.reward_combine != "mean":
             raise ValueError(
-                f"reward_combine={self.reward_combine} needs an ensemble: set reward_members to 2 or more"
+                f"reward_combine={self.reward_combine} needs an ensemble: set reward_members to 2"
+                " or more"
             )
         if self.reward == "verifier" and (self.reward_members > 1 or self.reward_refresh):
             raise ValueError(
-                "reward=verifier has no reward model: reward_members and reward_refresh have no meaning"
+                "reward=verifier has no reward model: reward_members and reward_refresh have no"
+                " meaning"
             )
 
     def reward_needs(self) -> frozenset[str]:
@@ -92,7 +103,9 @@ class RewardOptions:
 
 @dataclass
 class SFTOptions(AdamWOptions):
-    """Supervised fine-tuning of the base model on the suite's demonstrations: the start checkpoint of every method."""
+    """Supervised fine-tuning of the base model on the suite's demonstrations: the start checkpoint
+    of every method.
+    """
 
     learning_rate: float = 2e-5  # peak learning rate of AdamW
     steps: int = 0  # optimiser steps; 0 takes `epochs`
@@ -122,8 +135,8 @@ class PreferenceOptions:
             )
         if self.labels and self.labels < 2 * comb(self.completions, 2):
             raise ValueError(
-                f"labels={self.labels} is too few for two prompts with {self.completions} completions each: "
-                f"at least {2 * comb(self.completions, 2)}, or fewer completions"
+                f"labels={self.labels} is too few for two prompts with {self.completions}"
+                f" completions each: at least {2 * comb(self.completions, 2)}, or fewer completions"
             )
 
 

@@ -57,11 +57,15 @@ class RunSpec:
     suite_kind: str = ""  # the registered suite that a suite file configures; empty: `suite` itself
 
     def fingerprint(self) -> str:
-        """Return 12 hex digits that change when anything that decides the run changes, be it an option or a file."""
+        """Return 12 hex digits that change when anything that decides the run changes, be it an
+        option or a file.
+        """
         return self._digest(without={"suite", "asked"})
 
     def recipe(self) -> str:
-        """Return a fingerprint of everything but the seed and the code: the runs of one row of a table share it."""
+        """Return a fingerprint of everything but the seed and the code: the runs of one row of a
+        table share it.
+        """
         return self._digest(without={"suite", "asked", "seed", "code", "snapshots"})
 
     def _digest(self, without: set[str]) -> str:

@@ -1,6 +1,7 @@
 """Suite files: TOML with the options of a suite, `[settings.METHOD]` and `[stages.STAGE]`.
 
-`suite = "NAME"` says which registered suite the options are of; without it they are those of `preference_file`.
+`suite = "NAME"` says which registered suite the options are of; without it they are those of
+  `preference_file`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class SuiteFile:
-    """What a suite file says: which suite, its options, settings by method and (as `stage.NAME`) by stage."""
+    """What a suite file says: which suite, its options, settings by method and (as `stage.NAME`) by
+    stage.
+    """
 
     suite: str = USUAL
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -41,7 +44,8 @@ def read_suite_file(suite: str) -> SuiteFile:
     content.setdefault("title", path.stem)
     if not isinstance(content["title"], str) or not TITLE.fullmatch(content["title"]):
         raise UsageError(
-            f"{suite}: title = {content['title']!r}: expected letters, digits, '_', '-' and '.' only."
+            f"{suite}: title = {content['title']!r}: expected letters, digits, '_', '-' and '.'"
+            " only."
         )
     content["folder"] = str(path.resolve().parent)
     kind = content.pop("suite", USUAL)

@@ -1,4 +1,6 @@
-"""Evaluation, in two parts: the policy answers while there is no judge; the answers are scored when it is gone."""
+"""Evaluation, in two parts: the policy answers while there is no judge; the answers are scored when
+it is gone.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,9 @@ def evaluate_snapshots(
     options: EvaluationOptions,
     spec: RunSpec,
 ) -> list[dict[str, float]]:
-    """Return the main figures of each policy kept along training: how gold and proxy moved as KL grew."""
+    """Return the main figures of each policy kept along training: how gold and proxy moved as KL
+    grew.
+    """
     model, meter = learner(stages.checkpoint, method, spec.seed), stages.stage_runtime.meter()
     policy = LanguageModel(
         model, "policy", "evaluate", stages.stage_runtime.runtime(meter, spec.seed)
@@ -138,7 +142,9 @@ def evaluate_snapshots(
 
 
 def reference_answers(stages: Stages, prompts: Sequence[Prompt]) -> Batch:
-    """Return the start checkpoint's answers: drawn once, an artifact, the same for every method and seed."""
+    """Return the start checkpoint's answers: drawn once, an artifact, the same for every method and
+    seed.
+    """
 
     def make(out: Path, _: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         meter = stages.stage_runtime.meter()
@@ -206,7 +212,9 @@ def _score(
 def _kl(
     policy: Policy, batch: Batch, stages: Stages, runtime: Runtime
 ) -> dict[str, list[float] | str]:
-    """Return KL estimates per prompt: the evaluator's own, or the policy's where it has no log-probabilities."""
+    """Return KL estimates per prompt: the evaluator's own, or the policy's where it has no
+    log-probabilities.
+    """
     if policy.kl_estimator is not None:
         return {"estimator": policy.kl_estimator, "kl": batch["kl"].tolist()}
     assert policy.model is not None, "a policy has a model, or an estimator of its KL"

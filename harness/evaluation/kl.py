@@ -1,4 +1,6 @@
-"""KL(pi || ref) in nats per completion, on the policy's own samples at the temperature they were drawn at."""
+"""KL(pi || ref) in nats per completion, on the policy's own samples at the temperature they were
+drawn at.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ def sampled_kl(
 ) -> tuple[Tensor, Tensor]:
     """Return (B,) Rao-Blackwellised and (B,) plain estimates of the KL of answers (B, 1, T).
 
-    Rao-Blackwellised (Amini et al. 2025, 2504.10637): the expectation over the next token is taken exactly,
-    sum_t sum_v pi(v | s_t) log(pi / ref)(v | s_t); the plain one, sum_t log(pi / ref)(y_t | s_t), is k1. Both are
-    unbiased; a completion cut at the length limit counts as far as it goes.
+    Rao-Blackwellised (Amini et al. 2025, 2504.10637): the expectation over the next token is taken
+    exactly, sum_t sum_v pi(v | s_t) log(pi / ref)(v | s_t); the plain one, sum_t log(pi / ref)(y_t
+    | s_t), is k1. Both are unbiased; a completion cut at the length limit counts as far as it goes.
     """
     exact, plain = torch.zeros(batch.shape[0]), torch.zeros(batch.shape[0])
     with torch.no_grad():
@@ -37,7 +39,9 @@ def sampled_kl(
 
 
 def _ratios(policy: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return (B, K, T) expectations of log(pi / ref) over the next token, and those of the tokens that were drawn."""
+    """Return (B, K, T) expectations of log(pi / ref) over the next token, and those of the tokens
+    that were drawn.
+    """
     places = batch["mask"] > 0
     ids, p_told, q_told = (
         batch["completion_ids"][places],
@@ -59,7 +63,8 @@ def _ratios(policy: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tens
 
 
 def best_of_n_kl(n: int, level_mass: Tensor) -> Tensor:
-    """Return estimates of KL(best-of-n || ref) from the reference mass (B,) of the selected reward level.
+    """Return estimates of KL(best-of-n || ref) from the reference mass (B,) of the selected reward
+    level.
 
     Beirami et al. 2024 (2401.01879), with their epsilon the mass of the level, so that ties count:
     (1-e)^n [log n + (n-1) log(1-e) - (n-1)/n] + (1-(1-e)^n) log((1-(1-e)^n) / e). As e -> 0 it is

@@ -1,4 +1,5 @@
-"""The evaluator's figures as `evaluate.Metric` modules of our own, for use outside the harness. Imported late.
+"""The evaluator's figures as `evaluate.Metric` modules of our own, for use outside the harness.
+Imported late.
 
 from harness.evaluation.metrics import load
 load("win_rate").compute(predictions=gold_scores, references=sft_gold_scores)
@@ -23,7 +24,9 @@ TEXTS = datasets.Features(
 
 
 class WinRate(evaluate.Metric):  # type: ignore[misc]
-    """Share of prompts on which the prediction scores higher than the reference, ties half, with its interval."""
+    """Share of prompts on which the prediction scores higher than the reference, ties half, with
+    its interval.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(description=self.__doc__ or "", citation="", features=FLOATS)
@@ -34,7 +37,9 @@ class WinRate(evaluate.Metric):  # type: ignore[misc]
 
 
 class SequenceKL(evaluate.Metric):  # type: ignore[misc]
-    """Mean of log pi(y|x) - log pi_ref(y|x) over completions drawn from pi: nats per completion, with its interval."""
+    """Mean of log pi(y|x) - log pi_ref(y|x) over completions drawn from pi: nats per completion,
+    with its interval.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(description=self.__doc__ or "", citation="", features=FLOATS)
@@ -45,7 +50,9 @@ class SequenceKL(evaluate.Metric):  # type: ignore[misc]
 
 
 class Rouge(evaluate.Metric):  # type: ignore[misc]
-    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin 2004, the rouge-score package), mean over texts, in [0, 1]."""
+    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin 2004, the rouge-score package), mean over texts,
+    in [0, 1].
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(description=self.__doc__ or "", citation="", features=TEXTS)

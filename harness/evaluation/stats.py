@@ -1,4 +1,6 @@
-"""Error bars, without torch. The unit is the prompt: one run's interval speaks for this checkpoint only."""
+"""Error bars, without torch. The unit is the prompt: one run's interval speaks for this checkpoint
+only.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,9 @@ def win_scores(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     """Return the win-rate over prompts, ties half.
 
-    The interval is Wilson's score interval with the variance of the observed scores in place of p (1 - p): it stays
-    inside [0, 1] and does not shrink to nothing at 0 or 1, and ties narrow it as they should.
+    The interval is Wilson's score interval with the variance of the observed scores in place of p
+    (1 - p): it stays inside [0, 1] and does not shrink to nothing at 0 or 1, and ties narrow it as
+    they should.
     """
     scores = win_scores(ours, theirs)
     n, p = len(scores), math.fsum(scores) / len(scores)
@@ -54,7 +57,9 @@ def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
 
 
 def t_quantile(p: float, df: int) -> float:
-    """Return the quantile of Student's t: scipy's for few degrees of freedom, else an expansion in 1/df."""
+    """Return the quantile of Student's t: scipy's for few degrees of freedom, else an expansion in
+    1/df.
+    """
     if df < 30:
         from scipy.stats import t
 
@@ -64,10 +69,12 @@ def t_quantile(p: float, df: int) -> float:
 
 
 def best_of_n_estimate(values: Sequence[float], proxy: Sequence[float], n: int) -> float:
-    """Return the unbiased estimate, from m >= n samples, of the expected value of the best of n by the proxy.
+    """Return the unbiased estimate, from m >= n samples, of the expected value of the best of n by
+    the proxy.
 
-    With the samples sorted by proxy, sample i of m is the best of C(i-1, n-1) of the C(m, n) subsets (Nakano et al.
-    2021, 2112.09332, app.). Equal proxies share the weight of their ranks, C(last, n) - C(first - 1, n).
+    With the samples sorted by proxy, sample i of m is the best of C(i-1, n-1) of the C(m, n)
+    subsets (Nakano et al. 2021, 2112.09332, app.). Equal proxies share the weight of their ranks,
+    C(last, n) - C(first - 1, n).
     """
     m = len(values)
     if not 1 <= n <= m or len(proxy) != m:

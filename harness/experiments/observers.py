@@ -17,7 +17,9 @@ Warn = Callable[[str], None]
 
 
 class Observers:
-    """Calls the life-cycle hooks of every plugin; what one of them raises is told once and stops nothing."""
+    """Calls the life-cycle hooks of every plugin; what one of them raises is told once and stops
+    nothing.
+    """
 
     def __init__(self, registry: Registry, spec: RunSpec, warn: Warn) -> None:
         self._hooks, self._spec, self._warn = registry.manager.hook, spec, warn
@@ -35,6 +37,7 @@ class Observers:
             except Exception as error:  # a stranger's observer must not cost a run
                 if impl.plugin_name not in self._failed:
                     self._warn(
-                        f"The observer {name} of {impl.plugin_name} failed: {type(error).__name__}: {error}"
+                        f"The observer {name} of {impl.plugin_name} failed: {type(error).__name__}:"
+                        f" {error}"
                     )
                 self._failed.add(impl.plugin_name)

@@ -107,7 +107,8 @@ def open_stage_runtime(
     device, engine = _device(spec.device), registry.get("engines", spec.engine)
     if getattr(engine, "needs_gpu", False) and device == "cpu":
         raise UsageError(
-            f"--engine {spec.engine}: there is no GPU under this run. Use --engine hf, or --device cuda."
+            f"--engine {spec.engine}: there is no GPU under this run. Use --engine hf, or --device"
+            " cuda."
         )
     accelerator = Accelerator(
         cpu=device == "cpu", mixed_precision="no"
@@ -170,26 +171,32 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
     missing = sorted(need for need in needs if not can.get(need, False))
     if missing:
         raise Refused(
-            f"The method {spec.method} needs {' and '.join(missing)}, which the suite {spec.suite_name} cannot give. "
-            f"It gives: {', '.join(sorted(need for need, given in can.items() if given))}. Nothing was trained."
+            f"The method {spec.method} needs {' and '.join(missing)}, which the suite"
+            f" {spec.suite_name} cannot give. It gives:"
+            f" {', '.join(sorted(need for need, given in can.items() if given))}. Nothing was"
+            " trained."
         )
     split = spec.stages["evaluation"]["split"]
     if suite.size(split) < 2:
         raise UsageError(
-            f"The {split} split of {spec.suite_name} has fewer than two prompts: nothing can be measured."
+            f"The {split} split of {spec.suite_name} has fewer than two prompts: nothing can be"
+            " measured."
         )
 
 
 def _leave_labels(spec: RunSpec, asked: int) -> None:
-    """Refuse a method that asks for labels while it trains, where its preferences have taken all that it may use."""
+    """Refuse a method that asks for labels while it trains, where its preferences have taken all
+    that it may use.
+    """
     limit, prompt = spec.budget.labels, comb(spec.stages["preferences"]["completions"], 2)
     if limit is not None and limit - asked < prompt:
         less = (
             f"--stage-set preferences.labels={limit // 2}, or " if limit // 2 >= 2 * prompt else ""
         )
         raise UsageError(
-            f"--budget labels={limit}: the preferences took {asked}, and {spec.method} asks for more while it trains. "
-            f"Leave it some: {less}a larger budget. The shared stages are made; the method was not trained."
+            f"--budget labels={limit}: the preferences took {asked}, and {spec.method} asks for"
+            f" more while it trains. Leave it some: {less}a larger budget. The shared stages are"
+            " made; the method was not trained."
         )
 
 

@@ -1,4 +1,6 @@
-"""What a run leaves behind: figures, costs, the hashes that make runs comparable, or the record of a failure."""
+"""What a run leaves behind: figures, costs, the hashes that make runs comparable, or the record of
+a failure.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What the evaluation gives: figures, samples, the hashes that make runs comparable, the stages it used."""
+    """What the evaluation gives: figures, samples, the hashes that make runs comparable, the stages
+    it used.
+    """
 
     figures: Mapping[str, Any]
     samples: list[dict[str, Any]]
@@ -74,7 +78,10 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
         "suite_options": digest_of({k: v for k, v in spec.suite_options.items() if k != "folder"})[
             :16
         ],
-        "sampling": f"T={suite.temperature} max={suite.max_new_tokens} engine={spec.engine} dtype={spec.dtype}",
+        "sampling": (
+            f"T={suite.temperature} max={suite.max_new_tokens} engine={spec.engine}"
+            f" dtype={spec.dtype}"
+        ),
         "reference_answers": stages.used["reference_answers"].content[:16],
     }
     if stages.can_prefer():
@@ -84,7 +91,9 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
 
 
 def costs(bill: CostReport) -> dict[str, Any]:
-    """Return the method's own cost, each shared stage's as if made for it alone, and what this process really spent."""
+    """Return the method's own cost, each shared stage's as if made for it alone, and what this
+    process really spent.
+    """
     snapshot, own, answering = (
         bill.method.snapshot(),
         bill.method.total(OWN_PHASES),
@@ -115,7 +124,9 @@ def write(
     rows: list[dict[str, float]],
     samples: list[dict[str, Any]],
 ) -> dict[str, str]:
-    """Write metrics, samples and provenance; return the digests of the rows, for who reads them later."""
+    """Write metrics, samples and provenance; return the digests of the rows, for who reads them
+    later.
+    """
     artifacts = {name: told["content"] for name, told in result["artifacts"].items()}
     made = run_folder.provenance(plugins_in_use(registry)) | {
         "code": dict(spec.code),
@@ -145,7 +156,9 @@ def write_policy(folder: Path, policy: Policy, method_inputs: MethodInputs) -> N
 
 
 def finish(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write the result, which is what makes a run finished, and remove what only an unfinished one needs."""
+    """Write the result, which is what makes a run finished, and remove what only an unfinished one
+    needs.
+    """
     write_json(folder / run_folder.RESULT, result)
     for spent in ("checkpoint", "snapshots"):
         shutil.rmtree(folder / spent, ignore_errors=True)
@@ -158,7 +171,10 @@ def write_failure(folder: Path, spec: RunSpec, status: str, message: str) -> Non
 
 
 def forget_failure(folder: Path) -> bool:
-    """Remove the record of a failure; return whether there was one. A run that diverged starts anew."""
+    """Remove the record of a failure; return whether there was one.
+
+    A run that diverged starts anew.
+    """
     failed = run_folder.read_failure(folder)
     if failed is None:
         return False
@@ -174,7 +190,9 @@ def seeds_of(spec: RunSpec) -> dict[str, Any]:
         "seed": spec.seed,
         "seed_varies": "order of prompts and pairs, rollouts, minibatches, the evaluated answers",
         "shared_seed": spec.shared_seed,
-        "shared_seed_varies": "suite data and splits, SFT, preferences and labels, reward models, SFT's answers",
+        "shared_seed_varies": (
+            "suite data and splits, SFT, preferences and labels, reward models, SFT's answers"
+        ),
     }
 
 

@@ -1,10 +1,13 @@
-"""`harness reproduce RUN`: carry a recorded run out again, from nothing, and compare it digest by digest.
+"""`harness reproduce RUN`: carry a recorded run out again, from nothing, and compare it digest by
+digest.
 
-Three levels, as AMLB names its own (loose, balanced, strict): identical, every digest and figure equal, is what the CPU
-promises; with --loose the figures need only agree within their intervals, as on another machine or GPU; all else is
-different. This module makes the run again; `digests.py` compares the two.
+Three levels, as AMLB names its own (loose, balanced, strict): identical, every digest and figure
+equal, is what the CPU promises; with --loose the figures need only agree within their intervals, as
+on another machine or GPU; all else is different. This module makes the run again; `digests.py`
+compares the two.
 
-It says nothing of whether a record is true where the code is another: that is refused before anything is trained.
+It says nothing of whether a record is true where the code is another: that is refused before
+anything is trained.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from typing import Any
 from ..api.registry import Registry
 from ..api.resolve import code_of as code_digests
 
-# Private there, and left so: another name in harness/spec.py would be another `code.harness` in every record.
+# Private there, and left so: another name in harness/spec.py would be another `code.harness` in
+# every record.
 from ..api.resolve import make_method, make_suite
 from ..core import run_folder
 from ..core.data import Budget
@@ -34,7 +38,9 @@ from ..core.settings import STAGES
 from ..core.spec import RunSpec, stage_options
 from .reproduction_digests import DIFFERENT, SAME, Item, compare_failures, compare_runs, within
 
-MARK = "reproduces.json"  # in a folder named with --into: whose reproduction it is, so that it goes on after a kill
+MARK = (  # in a folder named with --into: whose reproduction it is, so that it goes on after a kill
+    "reproduces.json"
+)
 FILE_PLUGINS = "file"  # what provenance calls the distribution of a plain file
 TRACEBACK = re.compile(r" The traceback is in .*traceback\.txt\.")
 HINTS = {  # parts of `code` that are files of data, and what to do where they are not found
@@ -99,13 +105,16 @@ class Verdict:
 
 
 def read_run(folder: Path, data_folder: Path | None = None) -> Recorded:
-    """Return the run in a folder, its suite's files in `data_folder`; raise UsageError where no run ended there."""
+    """Return the run in a folder, its suite's files in `data_folder`; raise UsageError where no run
+    ended there.
+    """
     if not (folder / "spec.json").is_file():
         raise UsageError(f"{folder} is not a run folder: {_expected(folder)}")
     result = run_folder.read_result(folder) or run_folder.read_failure(folder)
     if result is None:
         raise UsageError(
-            f"The run {folder} is not finished: there is neither result.json nor failure.json in it."
+            f"The run {folder} is not finished: there is neither result.json nor failure.json"
+            " in it."
         )
     made = _read(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
     spec = read_spec(folder)
@@ -131,17 +140,23 @@ def _expected(folder: Path) -> str:
         str(f.parent) for depth in depths for f in there.glob("*/" * depth + "spec.json")
     )
     near = get_close_matches(str(folder), found, n=3, cutoff=0.0)
-    return f"{missing} Expected is RESULTS/runs/SUITE/METHOD/seedN-FINGERPRINT; nearest: {', '.join(near) or 'none'}."
+    return (
+        f"{missing} Expected is RESULTS/runs/SUITE/METHOD/seedN-FINGERPRINT; nearest:"
+        f" {', '.join(near) or 'none'}."
+    )
 
 
 def read_spec(folder: Path) -> RunSpec:
-    """Return the RunSpec that was written down; raise UsageError where it is none of this harness's."""
+    """Return the RunSpec that was written down; raise UsageError where it is none of this
+    harness's.
+    """
     told, file = _read(folder / "spec.json"), folder / "spec.json"
     known = {f.name for f in dataclasses.fields(RunSpec)}
     odd = ", ".join(sorted((set(told) ^ known) or (set(told["stages"]) ^ set(STAGES))))
     if odd:
         raise UsageError(
-            f"{file} is of another version of the harness, or was edited: it differs in its fields {odd}."
+            f"{file} is of another version of the harness, or was edited: it differs in its fields"
+            f" {odd}."
         )
     try:
         return RunSpec(
@@ -178,7 +193,9 @@ def code_now(run: Recorded, registry: Registry) -> dict[str, str]:
 
 
 def _plugin_hint(run: Recorded, registry: Registry) -> str:
-    """Return which files to give with -p: a file is loaded where you name it, never because a record does."""
+    """Return which files to give with -p: a file is loaded where you name it, never because a
+    record does.
+    """
     if registry.files:
         return ""
     if not run.provenance:
@@ -214,7 +231,8 @@ def contradictions(run: Recorded) -> list[str]:
     ]
     if not found and spec.recipe() != result.get("recipe"):
         found.append(
-            f"spec.json was edited: its recipe is {spec.recipe()}, the record's {result.get('recipe')}"
+            f"spec.json was edited: its recipe is {spec.recipe()}, the record's"
+            f" {result.get('recipe')}"
         )
     for name, theirs in (("ground", result.get("ground")), ("code", spec.code)):
         if name in made and made[name] != theirs:
@@ -222,7 +240,8 @@ def contradictions(run: Recorded) -> list[str]:
     named = re.fullmatch(r"seed\d+-([0-9a-f]{12})", run.folder.resolve().name)
     if not found and named and named[1] != spec.fingerprint():
         found.append(
-            f"spec.json was edited: its fingerprint is {spec.fingerprint()}, the folder's {named[1]}"
+            f"spec.json was edited: its fingerprint is {spec.fingerprint()}, the folder's"
+            f" {named[1]}"
         )
     return found
 
@@ -232,7 +251,9 @@ def _json(value: Any) -> str:
 
 
 def changed_code(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return {part: (digest then, digest now)} of the parts of code or data that are not what they were."""
+    """Return {part: (digest then, digest now)} of the parts of code or data that are not what they
+    were.
+    """
     return {
         part: (then.get(part, ""), now.get(part, ""))
         for part in {**now, **then}
@@ -266,7 +287,9 @@ def surroundings(run: Recorded) -> list[str]:
 
 
 def reproduce(run: Recorded, registry: Registry, asked: Asked, say: Say) -> Verdict:
-    """Carry a run out again in a folder of its own and compare; what is found is said as it is found."""
+    """Carry a run out again in a folder of its own and compare; what is found is said as it is
+    found.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("harness reproduce is carried out by one process, not by several.")
     spec = checked(run, registry, asked.anyway, say)
@@ -296,12 +319,14 @@ def _told(items: Iterator[Item], say: Say) -> list[Item]:
 
 
 def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpec:
-    """Return the spec to carry out; raise Refused where its code is another or its record contradicts itself."""
+    """Return the spec to carry out; raise Refused where its code is another or its record
+    contradicts itself.
+    """
     now = code_now(run, registry)
     changed = changed_code(run.spec.code, now)
     told = [
-        f"the {'files' if part in HINTS else 'code'} of {part}: {was[:12] or 'none'} then, {is_[:12] or 'none'} now"
-        + HINTS.get(part, "").format(model=run.spec.model)
+        f"the {'files' if part in HINTS else 'code'} of {part}: {was[:12] or 'none'} then,"
+        f" {is_[:12] or 'none'} now" + HINTS.get(part, "").format(model=run.spec.model)
         for part, (was, is_) in changed.items()
     ]
     wrong = [*contradictions(run), *told]
@@ -314,7 +339,7 @@ def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpe
         )
         raise Refused(
             f"{run.folder} cannot be reproduced as it was: {'; '.join(wrong)}.{where} "
-            f"Nothing was run. --anyway carries it out as spec.json says, with the code there is."
+            "Nothing was run. --anyway carries it out as spec.json says, with the code there is."
         )
     for line in wrong:
         say(f"{DIFFERENT:<10} {line}")
@@ -327,7 +352,9 @@ def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpe
 
 @contextmanager
 def folder_for(run: Recorded, into: Path | None) -> Iterator[Path]:
-    """Give a results folder in which nothing lies yet, or this reproduction's own beginnings: nothing is taken over."""
+    """Give a results folder in which nothing lies yet, or this reproduction's own beginnings:
+    nothing is taken over.
+    """
     import tempfile
 
     if into is None:

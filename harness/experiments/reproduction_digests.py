@@ -1,4 +1,6 @@
-"""Two records of one run, item by item: digests, lines and figures, each the same or told with both values."""
+"""Two records of one run, item by item: digests, lines and figures, each the same or told with both
+values.
+"""
 
 from __future__ import annotations
 
@@ -61,10 +63,11 @@ def compare_failures(then: Mapping[str, str], now: Mapping[str, str]) -> Iterato
 
 
 def within(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Item]:
-    """Yield whether figures agree: each mean must lie in the other's 95 % interval, and what is asked be the same.
+    """Yield whether figures agree: each mean must lie in the other's 95 % interval, and what is
+    asked be the same.
 
-    Digests of weights, metrics and answers are not looked at: on another machine they differ by rounding, which
-    sampling makes large. Figures without an interval are not looked at either.
+    Digests of weights, metrics and answers are not looked at: on another machine they differ by
+    rounding, which sampling makes large. Figures without an interval are not looked at either.
     """
     for name in EXACT:
         yield _value(f"ground {name}", then["ground"].get(name), now["ground"].get(name))
@@ -103,7 +106,9 @@ def _value(name: str, then: Any, now: Any) -> Item:
 
 
 def _artifact(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Item:
-    """Compare a shared stage by its content; what it reports of itself is told where that differs too."""
+    """Compare a shared stage by its content; what it reports of itself is told where that differs
+    too.
+    """
     if then is None or now is None or then == now:
         return _value(name, (then or {}).get("content"), (now or {}).get("content"))
     return _figures(name, then, now)
@@ -148,7 +153,9 @@ def _figures(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Item
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the leaves in which two nested records differ, with both values; the first few, and how many more."""
+    """Return the leaves in which two nested records differ, with both values; the first few, and
+    how many more.
+    """
     a, b = dict(_leaves(then)), dict(_leaves(now))
     odd = [n for n in _both(a, b) if n not in a or n not in b or _text(a[n]) != _text(b[n])]
     told = [f"{n} {_short(a.get(n))} then, {_short(b.get(n))} now" for n in odd[:SHOWN]]
@@ -165,7 +172,9 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _counted(cost: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a bill that follows from the spec: FLOPs, tokens, samples, steps, queries, labels, models."""
+    """Return the part of a bill that follows from the spec: FLOPs, tokens, samples, steps, queries,
+    labels, models.
+    """
     return {
         k: _counted(v) if isinstance(v, Mapping) else v for k, v in cost.items() if k not in CLOCK
     }

@@ -1,7 +1,7 @@
 """One run, top to bottom, in three acts: prepare, train, assess.
 
-Suite and judge live in the first act and in the last. While a method trains, and while its policy answers the
-evaluation prompts, neither exists in any object or frame that it could reach.
+Suite and judge live in the first act and in the last. While a method trains, and while its policy
+answers the evaluation prompts, neither exists in any object or frame that it could reach.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
         done = run_folder.read_result(folder)
         if done is not None and settings.check_rollouts:
             raise UsageError(
-                f"--check-rollouts: {folder} is finished, nothing is rolled out. Name other --results."
+                f"--check-rollouts: {folder} is finished, nothing is rolled out. Name other"
+                " --results."
             )
         if done is not None:
             return Outcome(folder, done, reused=True)
@@ -157,7 +158,8 @@ def train(
     policy = method.train(Lab(method, method_inputs, stage_runtime.runtime(meter, spec.seed), loop))
     if not hasattr(policy, "answer"):
         raise HarnessError(
-            f"`train` returned {type(policy).__name__}, not a Policy: end it with `return lab.policy`"
+            f"`train` returned {type(policy).__name__}, not a Policy: end it with `return"
+            " lab.policy`"
         )
     loop.finish()
     loop.trainer.let_go()
@@ -201,7 +203,9 @@ def assess(
     meter: Meter,
     snapshots: Mapping[int, Path],
 ) -> record.EvaluationResult:
-    """Score the answers; return figures, samples, the hashes that make runs comparable, and the stages behind them."""
+    """Score the answers; return figures, samples, the hashes that make runs comparable, and the
+    stages behind them.
+    """
     from ..evaluation.evaluate import evaluate, evaluate_snapshots
 
     stages = open_stages(spec, registry, stage_runtime)
@@ -231,15 +235,18 @@ def _remarks(
     told = []
     if spec.snapshots and not loop.total:
         told.append(
-            f"--snapshots: {spec.method} trains nothing, so there was nothing to keep along training."
+            f"--snapshots: {spec.method} trains nothing, so there was nothing to keep along"
+            " training."
         )
     if stage_runtime.check and not stage_runtime.check.tokens:
         told.append(
-            f"--check-rollouts: {spec.method} rolled nothing out while it trained; nothing was compared."
+            f"--check-rollouts: {spec.method} rolled nothing out while it trained; nothing was"
+            " compared."
         )
     if not runtime["peak_memory_by_phase"]:
         told.append(
-            "Peak memory is that of the whole process, not of each phase: this system resets no peak."
+            "Peak memory is that of the whole process, not of each phase: this system resets no"
+            " peak."
         )
     return told
 
@@ -266,6 +273,9 @@ def _failed(folder: Path, spec: RunSpec, error: Exception) -> HarnessError:
         (folder / "traceback.txt").write_text(
             "".join(traceback.format_exception(error)), encoding="utf-8"
         )
-        message = f"The method {spec.method} failed: {kind}: {error}. The traceback is in {folder / 'traceback.txt'}."
+        message = (
+            f"The method {spec.method} failed: {kind}: {error}. The traceback is in"
+            f" {folder / 'traceback.txt'}."
+        )
     record.write_failure(folder, spec, status, message)
     return error if isinstance(error, HarnessError) else HarnessError(message)

@@ -1,7 +1,9 @@
-"""A model's attention exchanged through the library's own doors, and decoding on prompts that are held once.
+"""A model's attention exchanged through the library's own doors, and decoding on prompts that are
+held once.
 
-The model's modules run as they are: what is exchanged is its attention function (`transformers.AttentionInterface`)
-and, to decode, its cache (a `transformers.Cache`). packing.py has the attention of training and scoring.
+The model's modules run as they are: what is exchanged is its attention function
+(`transformers.AttentionInterface`) and, to decode, its cache (a `transformers.Cache`). packing.py
+has the attention of training and scoring.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class Attention(Protocol):
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Return (R, S, heads, d) for queries (R, heads, S, d), keys and values (R, H, S', d) of a layer."""
+        """Return (R, S, heads, d) for queries (R, heads, S, d), keys and values (R, H, S', d) of a
+        layer.
+        """
 
 
 _now: Attention | None = (
@@ -70,14 +74,18 @@ def attending(trunk: nn.Module, how: Attention) -> Iterator[None]:
 
 
 class SharedPromptCache(Cache):  # type: ignore[misc]
-    """Keys and values of prompts, held once, and of their completions, in storage for the longest there may be.
+    """Keys and values of prompts, held once, and of their completions, in storage for the longest
+    there may be.
 
-    A completion's token attends to its prompt and to the completion so far: two products, one softmax. The first is
-    taken for all completions of a prompt at once, so nothing of the prompt is repeated.
+    A completion's token attends to its prompt and to the completion so far: two products, one
+    softmax. The first is taken for all completions of a prompt at once, so nothing of the prompt is
+    repeated.
     """
 
     def __init__(self, prompt: Cache, mask: Tensor, n: int, limit: int) -> None:
-        """Take a prefilled cache of B prompts and their mask (B, Q), for n completions each of up to `limit`."""
+        """Take a prefilled cache of B prompts and their mask (B, Q), for n completions each of up
+        to `limit`.
+        """
         super().__init__(layers=[])
         self.prompt = [(layer.keys, layer.values) for layer in prompt.layers]  # (B, H, Q, d) each
         (b, heads, _, d), like = self.prompt[0][0].shape, self.prompt[0][0]
@@ -94,7 +102,9 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the newest token's keys and values (R, H, 1, d); return those of the completions so far."""
+        """Write the newest token's keys and values (R, H, 1, d); return those of the completions so
+        far.
+        """
         rows = len(self.owner)
         for store, new in ((self.keys, key_states), (self.values, value_states)):
             store[layer_idx, :rows, :, self.length] = new[:, :, 0]
@@ -118,7 +128,9 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         self._arrange()
 
     def _arrange(self) -> None:
-        """Find the place of every row in a table of prompts by completions; rows are in the order of their prompts."""
+        """Find the place of every row in a table of prompts by completions; rows are in the order
+        of their prompts.
+        """
         counts = self.owner.bincount(minlength=len(self.bias))
         self.widest = int(counts.max())
         first = counts.cumsum(0) - counts
@@ -127,7 +139,9 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         self.full = len(self.owner) == len(self.bias) * self.widest
 
     def by_prompt(self, rows: Tensor) -> Tensor:
-        """Return (R, H, r, d) of the rows as (B, H, W r, d) of their prompts, W the most rows a prompt has."""
+        """Return (R, H, r, d) of the rows as (B, H, W r, d) of their prompts, W the most rows a
+        prompt has.
+        """
         b, (_, heads, r, d) = len(self.bias), rows.shape
         if not self.full:
             spread = rows.new_zeros(b * self.widest, heads, r, d)
@@ -150,7 +164,9 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Return (R, 1, heads, d) for queries (R, heads, 1, d) and the completions' keys and values (R, H, t, d)."""
+        """Return (R, 1, heads, d) for queries (R, heads, 1, d) and the completions' keys and values
+        (R, H, t, d).
+        """
         prompt_key, prompt_value = self.prompt[layer]
         rows, heads, _, d = query.shape
         query = query.reshape(rows, key.shape[1], heads // key.shape[1], d) * scaling

@@ -1,8 +1,9 @@
-"""What a model can do, found out by trying it on made-up tokens when a start checkpoint is first read.
+"""What a model can do, found out by trying it on made-up tokens when a start checkpoint is first
+read.
 
-What is found is noted on the trunk, and copies of the model inherit it: `share_prompt` and `plain_head` (logprobs.py),
-`last_parts` (last_layer.py), `share_cache` and `keeps_cache` (rollout.py). Only one answer is refused: that padding
-changes what a model says.
+What is found is noted on the trunk, and copies of the model inherit it: `share_prompt` and
+`plain_head` (logprobs.py), `last_parts` (last_layer.py), `share_cache` and `keeps_cache`
+(rollout.py). Only one answer is refused: that padding changes what a model says.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Attribut
 
 
 def find_out(model: nn.Module, sharing: bool) -> None:
-    """Note how a causal model can run, `sharing` if a prompt may be computed once; UsageError where it sees padding."""
+    """Note how a causal model can run, `sharing` if a prompt may be computed once; UsageError where
+    it sees padding.
+    """
     check_padding(model)
     if not (sharing and enable_sharing(model)):
         find_head(model)
@@ -57,8 +60,9 @@ def inherit(model: nn.Module, known: nn.Module) -> None:
 def check_padding(model: nn.Module) -> None:
     """Raise UsageError for a model whose log-probabilities change with the padding before a prompt.
 
-    Prompts of unlike lengths are padded to one width. A model that does not heed the mask (a recurrence that reads
-    every token) would be trained, and judged, on something else than it is told.
+    Prompts of unlike lengths are padded to one width. A model that does not heed the mask (a
+    recurrence that reads every token) would be trained, and judged, on something else than it is
+    told.
     """
     probe = made_up(model)
     prompts, unseen = probe.prompts, int((probe.prompts.mask[0] == 0).sum())
@@ -70,19 +74,20 @@ def check_padding(model: nn.Module) -> None:
         off = float((completion_logp(model, probe)[:1] - completion_logp(model, alone)).abs().max())
     if not off < SHARING_TOLERANCE:
         raise UsageError(
-            f"{type(model).__name__} cannot be used: padding before a prompt changes its log-probabilities by "
-            f"{off:.2g} nats, for it does not heed the attention mask. Use a model that does (attention, or a state "
-            f"space like Mamba)."
+            f"{type(model).__name__} cannot be used: padding before a prompt changes its"
+            f" log-probabilities by {off:.2g} nats, for it does not heed the attention mask. Use a"
+            " model that does (attention, or a state space like Mamba)."
         )
 
 
 def enable_sharing(model: nn.Module) -> bool:
-    """Let a causal model use the packed layout from now on if it gives the padded one's numbers; return whether.
+    """Let a causal model use the packed layout from now on if it gives the padded one's numbers;
+    return whether.
 
-    It is tried on made-up tokens, several completions per prompt and one: a convolution, a recurrence or a bias built
-    from the padding mask shows as a difference, and the model keeps the padded layout. A window of attention may be
-    longer than any trial, so a model whose configuration names one is not even tried. Copies of the model inherit the
-    answer.
+    It is tried on made-up tokens, several completions per prompt and one: a convolution, a
+    recurrence or a bias built from the padding mask shows as a difference, and the model keeps the
+    padded layout. A window of attention may be longer than any trial, so a model whose
+    configuration names one is not even tried. Copies of the model inherit the answer.
     """
     trunk: Any = trunk_of(model)
     trunk.share_prompt, trunk.last_parts = False, None
@@ -118,7 +123,9 @@ def _find_last_layer(model: nn.Module, probes: tuple[Batch, Batch], told: list[T
 
 
 def _agrees(model: nn.Module, probes: tuple[Batch, Batch], told: list[Tensor]) -> bool:
-    """Return whether a way to compute can be gone and gives the log-probabilities that have been told."""
+    """Return whether a way to compute can be gone and gives the log-probabilities that have been
+    told.
+    """
     try:
         found = [completion_logp(model, batch) for batch in probes]
     except _REFUSALS:
@@ -130,9 +137,11 @@ def _agrees(model: nn.Module, probes: tuple[Batch, Batch], told: list[Tensor]) -
 
 
 def find_head(model: nn.Module) -> bool:
-    """Note whether a causal model's logits are its head's product with the trunk's states, and nothing else; return it.
+    """Note whether a causal model's logits are its head's product with the trunk's states, and
+    nothing else; return it.
 
-    It is tried on made-up tokens in the padded layout: a scale, a cap or a bias of the logits shows as a difference.
+    It is tried on made-up tokens in the padded layout: a scale, a cap or a bias of the logits shows
+    as a difference.
     """
     trunk: Any = trunk_of(model)
     probe = made_up(model)
@@ -149,10 +158,12 @@ def find_head(model: nn.Module) -> bool:
 
 
 def enable_shared_cache(model: nn.Module) -> bool:
-    """Let a causal model decode on shared prompts if that gives the padded layout's numbers; return whether it does.
+    """Let a causal model decode on shared prompts if that gives the padded layout's numbers; return
+    whether it does.
 
-    It is tried on made-up tokens, with rows leaving on the way. A model whose attention cannot be exchanged, or is told
-    of a window, a cap or a bias, keeps its own cache. Copies of the model inherit the answer.
+    It is tried on made-up tokens, with rows leaving on the way. A model whose attention cannot be
+    exchanged, or is told of a window, a cap or a bias, keeps its own cache. Copies of the model
+    inherit the answer.
     """
     trunk: Any = trunk_of(model)
     trunk.share_cache = False
@@ -187,7 +198,9 @@ def _decodes(model: nn.Module, cached: Callable[[Any, Batch, int, int], Cached])
 def _forced(
     model: nn.Module, batch: Batch, cached: Callable[[Any, Batch, int, int], Cached]
 ) -> Iterator[tuple[Tensor, int, Tensor]]:
-    """Yield (rows, t, logits before token t) of a decoding that is told what to say and loses rows that have ended."""
+    """Yield (rows, t, logits before token t) of a decoding that is told what to say and loses rows
+    that have ended.
+    """
     b, k, limit = batch.shape
     ids, lengths = batch["completion_ids"].flatten(0, 1), batch.lengths.flatten()
     _, prefilled = prefill(model, batch.prompts)

@@ -1,8 +1,10 @@
-"""Decoding by CUDA graphs: a token's forward pass is recorded once and replayed, without a launch per kernel.
+"""Decoding by CUDA graphs: a token's forward pass is recorded once and replayed, without a launch
+per kernel.
 
-A recorded pass has fixed shapes and addresses. So attention is over all of the storage of the completions, what is not
-yet written being hidden by a bias, and rows that have ended stay until half of them have: then a new graph is recorded.
-Numbers differ from the plain decoding's by rounding: longer sums, in another order.
+A recorded pass has fixed shapes and addresses. So attention is over all of the storage of the
+completions, what is not yet written being hidden by a bias, and rows that have ended stay until
+half of them have: then a new graph is recorded. Numbers differ from the plain decoding's by
+rounding: longer sums, in another order.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from .tokens import PromptBatch
 
 
 class StaticPromptCache(SharedPromptCache):
-    """A cache whose tensors stay where they are, their length included: what a recorded pass reads and writes."""
+    """A cache whose tensors stay where they are, their length included: what a recorded pass reads
+    and writes.
+    """
 
     def __init__(self, prompt: Any, mask: Tensor, n: int, limit: int) -> None:
         super().__init__(prompt, mask, n, limit)
@@ -43,7 +47,9 @@ class StaticPromptCache(SharedPromptCache):
         return held[0], held[1]
 
     def scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return (R, H, r, t) scores of the completions' own keys, next to nothing for what is not yet written."""
+        """Return (R, H, r, t) scores of the completions' own keys, next to nothing for what is not
+        yet written.
+        """
         return super().scores(query, key) + self.hidden
 
     def advance(self) -> None:
@@ -74,7 +80,9 @@ class GraphedDecoding(SharedDecoding):
         self.graph = None
 
     def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Return (R, V) logits after one more token (R,) per row; they are overwritten by the next call."""
+        """Return (R, V) logits after one more token (R,) per row; they are overwritten by the next
+        call.
+        """
         if self.graph is None:
             self._record(model, tokens)
         assert self.graph is not None
@@ -120,11 +128,12 @@ class GraphEngine(CachedEngine):
         """Return the recording cache; raise UsageError where it cannot be."""
         if prompts.ids.device.type != "cuda":
             raise UsageError(
-                "--engine cuda_graphs: there is no GPU under this run. Use --engine hf, or --device cuda."
+                "--engine cuda_graphs: there is no GPU under this run. Use --engine hf, or --device"
+                " cuda."
             )
         if not getattr(trunk_of(model), "share_cache", False):
             raise UsageError(
-                f"--engine cuda_graphs: {type(model).__name__} cannot decode on shared prompts (a window, a bias, or "
-                f"--no-prompt-sharing). Use --engine hf."
+                f"--engine cuda_graphs: {type(model).__name__} cannot decode on shared prompts (a"
+                " window, a bias, or --no-prompt-sharing). Use --engine hf."
             )
         return GraphedDecoding(prefilled, prompts, n, limit)

@@ -29,9 +29,11 @@ class Engine(ABC):
         sampling: Sampling,
         noise: Tensor,
     ) -> Batch:
-        """Draw n completions per prompt, `noise` (B * n, max_new_tokens) uniform on [0, 1) deciding every token.
+        """Draw n completions per prompt, `noise` (B * n, max_new_tokens) uniform on [0, 1) deciding
+        every token.
 
-        The answer carries `logp` (B, n, T): the log-probability of each token under the distribution it was drawn from.
+        The answer carries `logp` (B, n, T): the log-probability of each token under the
+        distribution it was drawn from.
         """
 
 

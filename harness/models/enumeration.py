@@ -1,4 +1,5 @@
-"""Worlds small enough to list every completion: exact probabilities, KL, rewards and win-rates, and known optima.
+"""Worlds small enough to list every completion: exact probabilities, KL, rewards and win-rates, and
+known optima.
 
 Notation: P prompts, N completions each, the same for all prompts. Nothing here samples.
 """
@@ -34,10 +35,12 @@ class Enumerated:
         return (self.ref.log() + self.reward / beta).softmax(-1)
 
     def best_of(self, n: int) -> Tensor:
-        """Return the distribution (P, N) of the best of n i.i.d. draws of the start checkpoint, the first of equals.
+        """Return the distribution (P, N) of the best of n i.i.d. draws of the start checkpoint, the
+        first of equals.
 
-        A reward level v has mass f_v = P(r = v) and F_v = P(r <= v). The best is at level v unless not all n draws are
-        at most v or all are below it: F_v^n - (F_v - f_v)^n; within a level the reference's proportions stay.
+        A reward level v has mass f_v = P(r = v) and F_v = P(r <= v). The best is at level v unless
+        not all n draws are at most v or all are below it: F_v^n - (F_v - f_v)^n; within a level the
+        reference's proportions stay.
         """
         below = (
             self.reward[:, None, :] < self.reward[:, :, None]
@@ -51,7 +54,9 @@ class Enumerated:
         return (policy * self.reward).sum(-1)
 
     def win_rate(self, policy: Tensor) -> Tensor:
-        """Return (P,) probabilities that a draw of the policy beats one of the start checkpoint, ties half."""
+        """Return (P,) probabilities that a draw of the policy beats one of the start checkpoint,
+        ties half.
+        """
         margin = self.reward[:, :, None] - self.reward[:, None, :]
         wins = (margin > 0).double() + 0.5 * (margin == 0).double()
         return torch.einsum("pi,pij,pj->p", policy, wins, self.ref)
@@ -79,7 +84,9 @@ def completions(vocabulary: Sequence[int], eos: int, limit: int) -> list[list[in
 def every_completion(
     tokens: Tokens, prompts: Sequence[Prompt], limit: int, device: torch.device | str = "cpu"
 ) -> Batch:
-    """Return a batch (P, N, T) of every completion of each prompt, over the tokenizer's whole vocabulary."""
+    """Return a batch (P, N, T) of every completion of each prompt, over the tokenizer's whole
+    vocabulary.
+    """
     vocabulary = sorted(tokens.tokenizer.get_vocab().values())
     return tokens.batch(
         prompts, [completions(vocabulary, tokens.eos, limit)] * len(prompts), device

@@ -13,7 +13,9 @@ from .loading import ScalarModel, trunk_of
 
 @dataclass(frozen=True)
 class LastParts:
-    """The modules of a trunk's last layer, by name within it, that its attention is handed something by."""
+    """The modules of a trunk's last layer, by name within it, that its attention is handed
+    something by.
+    """
 
     before: tuple[str, ...]  # all that run before the attention
     keys: tuple[str, ...]  # of these, what keys or values depend on
@@ -22,7 +24,9 @@ class LastParts:
 
 @dataclass(frozen=True)
 class LastCost:
-    """Weights of the last layer that a token is multiplied with, in the parts of `LastParts`; FLOPs per pair."""
+    """Weights of the last layer that a token is multiplied with, in the parts of `LastParts`; FLOPs
+    per pair.
+    """
 
     weights: int
     before: int
@@ -33,7 +37,9 @@ class LastCost:
 
 @dataclass(frozen=True)
 class Passed:
-    """How many tokens, read heads and pairs of query and key a pass computes, and how many in the last layer."""
+    """How many tokens, read heads and pairs of query and key a pass computes, and how many in the
+    last layer.
+    """
 
     tokens: int
     head: int
@@ -44,12 +50,16 @@ class Passed:
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """FLOPs of a forward pass from its shapes. Linear layers, the head, and full (not causal) attention are counted.
+    """FLOPs of a forward pass from its shapes. Linear layers, the head, and full (not causal)
+    attention are counted.
 
-    Not counted: what grows with neither weights nor pairs of tokens (norms, activations, the scan of a state space).
+    Not counted: what grows with neither weights nor pairs of tokens (norms, activations, the scan
+    of a state space).
 
-    `linear` and `head` are weights touched per token; `attention` is FLOPs per (query, key) pair. Training costs three
-    forwards: one, and two for the gradients of activations and weights. `last` is the last layer's part of it, where
+    `linear` and `head` are weights touched per token; `attention` is FLOPs per (query, key) pair.
+      Training costs three
+    forwards: one, and two for the gradients of activations and weights. `last` is the last
+      layer's part of it, where
     that computes only the states that are read.
     """
 
@@ -59,7 +69,9 @@ class ForwardCost:
     last: LastCost | None = None
 
     def flops(self, tokens: int, head_tokens: int, pairs: int) -> float:
-        """Return FLOPs for `tokens` through the trunk, `head_tokens` through the head, `pairs` of query and key."""
+        """Return FLOPs for `tokens` through the trunk, `head_tokens` through the head, `pairs` of
+        query and key.
+        """
         return (
             2.0 * self.linear * tokens
             + 2.0 * self.head * head_tokens
@@ -67,10 +79,12 @@ class ForwardCost:
         )
 
     def reading(self, passed: Passed, backward: bool = False) -> float:
-        """Return FLOPs of a pass whose last layer computes only the states that are read: forward, or half a backward.
+        """Return FLOPs of a pass whose last layer computes only the states that are read: forward,
+        or half a backward.
 
-        Forward, its modules before the attention run on all tokens and again on those that are read; backward, keys and
-        values get a gradient from the first time and queries from the second.
+        Forward, its modules before the attention run on all tokens and again on those that are
+        read; backward, keys and values get a gradient from the first time and queries from the
+        second.
         """
         assert self.last is not None
         twice = self.last.before * passed.tokens
@@ -95,7 +109,9 @@ class ForwardCost:
 
 
 def forward_cost(model: nn.Module) -> ForwardCost:
-    """Return the cost of a causal or scalar model's forward pass; counted once per model, copies inherit it."""
+    """Return the cost of a causal or scalar model's forward pass; counted once per model, copies
+    inherit it.
+    """
     known = getattr(model, "forward_cost", None)
     if known is None:
         known = model.forward_cost = _forward_cost(model)  # type: ignore[assignment]
@@ -152,7 +168,9 @@ def _last_cost(trunk: nn.Module, attention: int, frozen: bool = False) -> LastCo
 
 
 def last_layer(trunk: nn.Module) -> nn.Module:
-    """Return the last of a trunk's layers; ValueError where it is not plain which list of modules holds them."""
+    """Return the last of a trunk's layers; ValueError where it is not plain which list of modules
+    holds them.
+    """
     count = trunk.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
     lists = [m for m in trunk.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(lists) != 1:
@@ -163,7 +181,9 @@ def last_layer(trunk: nn.Module) -> nn.Module:
 
 
 def _attention_cost(config: Any) -> tuple[int, int]:
-    """Return how many layers attend, and FLOPs per (query, key) pair in each: scores and weighted values."""
+    """Return how many layers attend, and FLOPs per (query, key) pair in each: scores and weighted
+    values.
+    """
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         return 0, 0
@@ -181,7 +201,8 @@ def _weights(trunk: nn.Module, modules: Iterable[nn.Module], frozen: bool = Fals
 
 
 def _matrix_weights(module: nn.Module, frozen: bool = False) -> int:
-    """Return the weights a token is multiplied with in this module itself: every matrix that is not an embedding.
+    """Return the weights a token is multiplied with in this module itself: every matrix that is not
+    an embedding.
 
     `frozen`: only those that take no gradient.
     """
@@ -197,7 +218,9 @@ def _matrix_weights(module: nn.Module, frozen: bool = False) -> int:
 
 
 def _expert_weights(modules: list[nn.Module], config: Any, frozen: bool) -> int:
-    """Return the weights of mixture-of-experts layers that a token is multiplied with: of the experts it is sent to."""
+    """Return the weights of mixture-of-experts layers that a token is multiplied with: of the
+    experts it is sent to.
+    """
     layers = [m for m in modules if not isinstance(m, nn.Conv1d)]
     stacked = [p for m in layers for p in m.parameters(recurse=False) if p.dim() == 3]
     stacked = [p for p in stacked if not (frozen and p.requires_grad)]

@@ -1,11 +1,12 @@
 """Draw completions from any causal language model, and the log-probabilities they had.
 
-The prompt is prefilled once; its keys and values are held once for its n completions where the model's attention can be
-exchanged (attention.py), and repeated where not; a model without a cache to go on from reads everything anew for every
-token. Finished rows leave the batch. Tokens are drawn by inverse transform from noise given from outside, one number
-per token, so what a row says does not depend on which other rows it was drawn with. `generation_config` is never read:
-top-k, top-p, penalties and forced tokens would sample from another distribution than the one whose log-probabilities
-training needs.
+The prompt is prefilled once; its keys and values are held once for its n completions where the
+model's attention can be exchanged (attention.py), and repeated where not; a model without a cache
+to go on from reads everything anew for every token. Finished rows leave the batch. Tokens are drawn
+by inverse transform from noise given from outside, one number per token, so what a row says does
+not depend on which other rows it was drawn with. `generation_config` is never read: top-k, top-p,
+penalties and forced tokens would sample from another distribution than the one whose
+log-probabilities training needs.
 """
 
 from __future__ import annotations
@@ -36,19 +37,23 @@ def check_sampling(sampling: Sampling, **truncations: object) -> None:
     """Raise UsageError for a sampler whose log-probabilities would not be those of the model."""
     if sampling.temperature <= 0:
         raise UsageError(
-            f"temperature={sampling.temperature}: greedy decoding has no log-probabilities. Use a temperature above 0."
+            f"temperature={sampling.temperature}: greedy decoding has no log-probabilities. Use a"
+            " temperature above 0."
         )
     if sampling.max_new_tokens < 1:
         raise UsageError(f"max_new_tokens={sampling.max_new_tokens}: expected at least 1.")
     for name, value in truncations.items():
         raise UsageError(
-            f"{name}={value}: truncated or penalised sampling draws from another distribution than the one whose "
-            f"log-probabilities KL and importance ratios are computed from. Only `temperature` shapes sampling here."
+            f"{name}={value}: truncated or penalised sampling draws from another distribution than"
+            " the one whose log-probabilities KL and importance ratios are computed from. Only"
+            " `temperature` shapes sampling here."
         )
 
 
 def draw_tokens(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (R,) tokens by inverse transform of `noise` (R,) under `logits` (R, V), and their log-probabilities."""
+    """Return (R,) tokens by inverse transform of `noise` (R,) under `logits` (R, V), and their
+    log-probabilities.
+    """
     logp = logits.float().log_softmax(-1)
     cdf = logp.exp().cumsum(-1)
     target = (noise * cdf[:, -1] * (1 - 1e-6))[:, None]
@@ -179,7 +184,10 @@ class Repeated:
 
 
 class Recomputed:
-    """No cache: all that was said is read anew for every token. State spaces keep theirs under names of their own."""
+    """No cache: all that was said is read anew for every token.
+
+    State spaces keep theirs under names of their own.
+    """
 
     keep_until, look_every = KEEP_UNTIL, 1
 
@@ -209,7 +217,9 @@ class Recomputed:
 
 
 class SharedDecoding:
-    """The prompt's keys and values held once for its completions: for models whose attention can be exchanged."""
+    """The prompt's keys and values held once for its completions: for models whose attention can be
+    exchanged.
+    """
 
     keep_until, look_every = KEEP_UNTIL, 1
     cache_class: type[SharedPromptCache] = SharedPromptCache
@@ -262,7 +272,9 @@ class CachedEngine(Engine):
 
 
 def assemble(prompts: PromptBatch, parts: list[Decoding], n: int, temperature: float) -> Batch:
-    """Return drawn rows as a batch with `logp` (B, n, T) and `ended` (B, n): whether a completion ended by itself."""
+    """Return drawn rows as a batch with `logp` (B, n, T) and `ended` (B, n): whether a completion
+    ended by itself.
+    """
     lengths = torch.cat([part.lengths for part in parts])
     longest = int(lengths.max())
     tokens = torch.cat([part.tokens for part in parts])[:, :longest]
@@ -278,7 +290,9 @@ def assemble(prompts: PromptBatch, parts: list[Decoding], n: int, temperature: f
 
 
 class Sampler:
-    """Draws completions for one purpose: an engine, a temperature, a length, and noise that only the seed decides."""
+    """Draws completions for one purpose: an engine, a temperature, a length, and noise that only
+    the seed decides.
+    """
 
     def __init__(
         self,
@@ -298,7 +312,10 @@ class Sampler:
         )
 
     def draw(self, model: nn.Module, prompts: PromptBatch, n: int = 1, *more: object) -> Batch:
-        """Draw n completions per prompt: (B, n, T) with `logp` and `ended`. `more` tells repeated draws apart."""
+        """Draw n completions per prompt: (B, n, T) with `logp` and `ended`.
+
+        `more` tells repeated draws apart.
+        """
         with self.meter.aside():
             found = (
                 self.pool.draw(model, prompts, n, self.sampling) if self.pool and not more else None
@@ -359,7 +376,8 @@ class Sampler:
 
 
 def decode_flops(model: nn.Module, batch: Batch) -> float:
-    """Return what decoding needs: each prompt once, each token once, attention over what lies before it.
+    """Return what decoding needs: each prompt once, each token once, attention over what lies
+    before it.
 
     Without a cache it is a pass over everything for every token.
     """

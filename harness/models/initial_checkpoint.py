@@ -1,7 +1,9 @@
-"""The start checkpoint: read when somebody asks for it, in memory while somebody holds it, and read again after that.
+"""The start checkpoint: read when somebody asks for it, in memory while somebody holds it, and read
+again after that.
 
-So a method that asks for no reference trains beside no second copy of the weights. What need not be read again is what
-the model is like without its numbers (`outline`): its architecture, its size, the FLOPs of a pass, and how it can run.
+So a method that asks for no reference trains beside no second copy of the weights. What need not be
+read again is what the model is like without its numbers (`outline`): its architecture, its size,
+the FLOPs of a pass, and how it can run.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from .lora import adapted, beside, unchanged
 
 
 class InitialCheckpoint:
-    """A model that can be read at any time; here are no weights of it, only a weak reference to those in memory."""
+    """A model that can be read at any time; here are no weights of it, only a weak reference to
+    those in memory.
+    """
 
     def __init__(
         self, read: Callable[[], nn.Module], probe: Callable[[nn.Module], None] = lambda model: None
@@ -59,7 +63,9 @@ class InitialCheckpoint:
         return found
 
     def copy(self) -> nn.Module:
-        """Return a frozen model of the caller's own: straight from the disk where there is none to copy."""
+        """Return a frozen model of the caller's own: straight from the disk where there is none to
+        copy.
+        """
         found = self._there()
         return in_memory(self._anew()) if found is None else copy.deepcopy(found)
 
@@ -68,7 +74,9 @@ class InitialCheckpoint:
         return self._there() is model
 
     def equals(self, model: nn.Module) -> bool:
-        """Return whether a model has the start checkpoint's weights; that is read for the first answer only."""
+        """Return whether a model has the start checkpoint's weights; that is read for the first
+        answer only.
+        """
         if self.is_(model):
             return True
         if adapted(model):
@@ -106,7 +114,9 @@ class InitialCheckpoint:
 
 
 def start_in(folder: Path, dtype: str, device: torch.device, sharing: bool) -> InitialCheckpoint:
-    """Return the start checkpoint that lies in a folder in hub format; `sharing`: a prompt may be computed once."""
+    """Return the start checkpoint that lies in a folder in hub format; `sharing`: a prompt may be
+    computed once.
+    """
     return InitialCheckpoint(
         partial(_read, folder, dtype, device), partial(find_out, sharing=sharing)
     )
@@ -117,7 +127,9 @@ def _read(folder: Path, dtype: str, device: torch.device) -> nn.Module:
 
 
 def learner(start: InitialCheckpoint, method: object, seed: int) -> nn.Module:
-    """Return what a method trains: a copy of the start checkpoint or, as its `lora_rank` says, an adapter beside it."""
+    """Return what a method trains: a copy of the start checkpoint or, as its `lora_rank` says, an
+    adapter beside it.
+    """
     rank = getattr(method, "lora_rank", 0)
     if not rank:
         return learning(start.copy())
@@ -130,7 +142,9 @@ def learner(start: InitialCheckpoint, method: object, seed: int) -> nn.Module:
 
 
 def merged(model: nn.Module, start: InitialCheckpoint) -> nn.Module:
-    """Return a plain model that computes what an adapted one does, up to rounding; any other model as it is."""
+    """Return a plain model that computes what an adapted one does, up to rounding; any other model
+    as it is.
+    """
     if not adapted(model):
         return model
     plain = start.copy()

@@ -1,10 +1,12 @@
-"""The last layer computes only the states that are read: of all other tokens it needs the keys and values alone.
+"""The last layer computes only the states that are read: of all other tokens it needs the keys and
+values alone.
 
-A token's state in a lower layer is needed for the keys and values of the layers above it. The state the last layer
-makes is needed only where a head reads it: where a completion's token is predicted or has been read. So of a prompt's
-other tokens the last layer's attention, output projection and feed-forward network are no part of what any loss
-depends on. The layer's module runs as it is, by a forward hook of torch: on all tokens until its attention has been
-handed their keys and values, which ends that pass, and on those tokens whose states are read.
+A token's state in a lower layer is needed for the keys and values of the layers above it. The state
+the last layer makes is needed only where a head reads it: where a completion's token is predicted
+or has been read. So of a prompt's other tokens the last layer's attention, output projection and
+feed-forward network are no part of what any loss depends on. The layer's module runs as it is, by a
+forward hook of torch: on all tokens until its attention has been handed their keys and values,
+which ends that pass, and on those tokens whose states are read.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class _Narrowed:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Attend as a packing does; in the last layer raise once what it needs is here, then attend from a few."""
+        """Attend as a packing does; in the last layer raise once what it needs is here, then attend
+        from a few.
+        """
         if not self.inside:
             return self.packing.attend(layer, query, key, value, scaling)
         if self.handed is None:
@@ -65,7 +69,9 @@ class _Narrowed:
 
 @contextmanager
 def reading(trunk: nn.Module, packing: Packing, read: Tensor) -> Iterator[None]:
-    """Have a trunk attend as a packing says, and return states (1, M, d) of some tokens (M,), ascending places."""
+    """Have a trunk attend as a packing says, and return states (1, M, d) of some tokens (M,),
+    ascending places.
+    """
     how = _Narrowed(packing, packing.asking(read))
     hook = last_layer(trunk).register_forward_pre_hook(how.enter, with_kwargs=True)
     try:
@@ -98,7 +104,8 @@ class _Watched(_Narrowed):
 
 
 def find_parts(trunk: nn.Module, packing: Packing, inputs: dict[str, Any]) -> LastParts:
-    """Return by which modules the last layer's attention is handed keys, values and queries: by trying.
+    """Return by which modules the last layer's attention is handed keys, values and queries: by
+    trying.
 
     Which of them keys depend on is found by letting one module's weights at a time take gradients.
     """

@@ -1,4 +1,6 @@
-"""Load, copy and save models; the scalar model behind reward models and critics; what a model costs to run."""
+"""Load, copy and save models; the scalar model behind reward models and critics; what a model costs
+to run.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from torch import Tensor, nn
 
 from ..core.errors import UsageError
 
-HUB_HINT = "A folder in Hugging Face format (config.json, *.safetensors, tokenizer files) or a hub id was expected."
+HUB_HINT = (
+    "A folder in Hugging Face format (config.json, *.safetensors, tokenizer files) or a hub id was"
+    " expected."
+)
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -35,8 +40,8 @@ def load_tokenizer(name: str | Path) -> Any:
 def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
     """Return the causal language model of a folder or hub id, from safetensors only, dropout off.
 
-    Weights are float32; `compute` is the type of every forward pass, whoever runs it: copies inherit it, and so old,
-    new and reference log-probabilities come from the same arithmetic.
+    Weights are float32; `compute` is the type of every forward pass, whoever runs it: copies
+    inherit it, and so old, new and reference log-probabilities come from the same arithmetic.
     """
     from transformers import AutoModelForCausalLM
 
@@ -53,7 +58,8 @@ def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
 
 
 def in_memory(model: nn.Module) -> nn.Module:
-    """Return the model, every weight in memory of its own: as read they lie in a mapped file, as its header has it.
+    """Return the model, every weight in memory of its own: as read they lie in a mapped file, as
+    its header has it.
 
     Rounding can tell how they lie. What is trained lies the same whether it was read or copied.
     """
@@ -63,7 +69,9 @@ def in_memory(model: nn.Module) -> nn.Module:
 
 
 def computing(model: nn.Module) -> AbstractContextManager[Any]:
-    """Return the context in which a causal or scalar model's forward passes run: autocast, if it computes in bf16."""
+    """Return the context in which a causal or scalar model's forward passes run: autocast, if it
+    computes in bf16.
+    """
     trunk = model.trunk if isinstance(model, ScalarModel) else getattr(model, "base_model", model)
     dtype = getattr(trunk, "compute_dtype", torch.float32)
     if dtype == torch.float32:
@@ -73,7 +81,8 @@ def computing(model: nn.Module) -> AbstractContextManager[Any]:
 
 @contextmanager
 def cast_once(model: nn.Module) -> Iterator[None]:
-    """Have autocast keep its copies of the weights inside `computing`: it keeps those of what takes gradients only.
+    """Have autocast keep its copies of the weights inside `computing`: it keeps those of what takes
+    gradients only.
 
     For passes without gradients. The copies are gone when the outermost `computing` ends.
     """
@@ -90,7 +99,9 @@ def cast_once(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Have a causal model compute in float32 for a while, where rounding would hide what is looked for."""
+    """Have a causal model compute in float32 for a while, where rounding would hide what is looked
+    for.
+    """
     trunk: Any = trunk_of(model)
     before = getattr(trunk, "compute_dtype", torch.float32)
     trunk.compute_dtype = torch.float32
@@ -107,12 +118,17 @@ def save_causal(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """Return the model in evaluation mode, without gradients. Nothing here ever runs with dropout on."""
+    """Return the model in evaluation mode, without gradients.
+
+    Nothing here ever runs with dropout on.
+    """
     return model.eval().requires_grad_(False)
 
 
 def learning(model: nn.Module) -> nn.Module:
-    """Return the model, which now takes gradients, dropout still off (a ratio at step 0 must be exactly 1)."""
+    """Return the model, which now takes gradients, dropout still off (a ratio at step 0 must be
+    exactly 1).
+    """
     return model.eval().requires_grad_(True)
 
 
@@ -122,7 +138,9 @@ def trainable(model: nn.Module) -> nn.Module:
 
 
 def unfilled(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return a copy of a module whose parameters hold no numbers yet; on the device "meta" they take no memory."""
+    """Return a copy of a module whose parameters hold no numbers yet; on the device "meta" they
+    take no memory.
+    """
     blank: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad)
         for p in model.parameters()
@@ -135,7 +153,8 @@ def trunk_of(model: nn.Module) -> nn.Module:
     trunk: nn.Module = model.base_model  # type: ignore[assignment]
     if trunk is model:
         raise UsageError(
-            f"{type(model).__name__} has no separate trunk (`base_model`): no reward model can be built."
+            f"{type(model).__name__} has no separate trunk (`base_model`): no reward model can be"
+            " built."
         )
     return trunk
 
@@ -149,7 +168,9 @@ class ScalarModel(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def initialise(self, seed: int, std: float | None = None) -> ScalarModel:
-        """Draw the head from N(0, 1 / (d + 1)) (2403.17031, sect. 4) or with another std; 0 starts every value at 0."""
+        """Draw the head from N(0, 1 / (d + 1)) (2403.17031, sect. 4) or with another std; 0 starts
+        every value at 0.
+        """
         width = self.head.in_features
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(1, width, generator=generator) * (

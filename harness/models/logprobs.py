@@ -1,14 +1,20 @@
-"""Forward passes over a batch: log-probabilities, values and scores of completion tokens. Shifting happens here only.
+"""Forward passes over a batch: log-probabilities, values and scores of completion tokens. Shifting
+happens here only.
 
-The state before completion token t is the position just left of it, so T + 1 states are kept per completion: states
-0..T-1 predict the tokens, states 1..T have read them. Two layouts give the same numbers:
+The state before completion token t is the position just left of it, so T + 1 states are kept per
+completion: states 0..T-1 predict the tokens, states 1..T have read them. Two layouts give the same
+numbers:
 
-- *padded*: B * K rows, each a left-padded prompt and one right-padded completion. Any model can do it.
-- *packed*: every prompt once and every token once, in one row without padding (packing.py). For attention-only models;
-  `enable_sharing` finds out by trying (abilities.py). The last layer then computes only the states that are read.
+- *padded*: B * K rows, each a left-padded prompt and one right-padded completion. Any model can
+  do it.
+- *packed*: every prompt once and every token once, in one row without padding (packing.py). For
+  attention-only models;
+  `enable_sharing` finds out by trying (abilities.py). The last layer then computes only the
+    states that are read.
 
-A head that is nothing but a product of the last states reads those that predict a token, some at a time: always in the
-packed layout, and in the padded one where the logits of all places would be many (`find_head` finds out by trying).
+A head that is nothing but a product of the last states reads those that predict a token, some at a
+time: always in the packed layout, and in the padded one where the logits of all places would be
+many (`find_head` finds out by trying).
 """
 
 from __future__ import annotations
@@ -37,9 +43,11 @@ LOGITS_AT_ONCE = (
 
 @dataclass(frozen=True)
 class Predictions:
-    """The distributions that completion tokens are drawn from: M of them, in the order of a mask's nonzero places.
+    """The distributions that completion tokens are drawn from: M of them, in the order of a mask's
+    nonzero places.
 
-    `states` are (M, d) for a `head` to read, or (M, V) logits where there is no head to be had apart.
+    `states` are (M, d) for a `head` to read, or (M, V) logits where there is no head to be had
+      apart.
     """
 
     states: Tensor
@@ -52,7 +60,9 @@ class Predictions:
         return (slice(i, i + self.at_once) for i in range(0, len(self.states), self.at_once))
 
     def logits(self, part: slice) -> Tensor:
-        """Return (m, V) float32 logits over temperature: log-probabilities belong to the sampling distribution."""
+        """Return (m, V) float32 logits over temperature: log-probabilities belong to the sampling
+        distribution.
+        """
         return self._read(self.states[part])
 
     def logp(self, ids: Tensor) -> Tensor:
@@ -80,7 +90,9 @@ class Predictions:
 
 
 class _LogSoftmaxAt(torch.autograd.Function):
-    """log softmax(logits)[id]: in the backward pass one table of softmax is made, where autograd would make three."""
+    """log softmax(logits)[id]: in the backward pass one table of softmax is made, where autograd
+    would make three.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
@@ -98,7 +110,9 @@ class _LogSoftmaxAt(torch.autograd.Function):
 
 
 def predictions(model: nn.Module, batch: Batch) -> Predictions:
-    """Return the distributions of a batch's completion tokens, in the order of the nonzero places of its mask."""
+    """Return the distributions of a batch's completion tokens, in the order of the nonzero places
+    of its mask.
+    """
     places, width = batch["mask"] > 0, model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     at_once = max(1, LOGITS_AT_ONCE // width)
     if not _packs(model) and not _head_apart(model, batch):
@@ -119,7 +133,8 @@ def predictions(model: nn.Module, batch: Batch) -> Predictions:
 
 
 def completion_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Return (B, K, T, V) float32 logits of the distributions that the completion tokens were drawn from; 0 on padding.
+    """Return (B, K, T, V) float32 logits of the distributions that the completion tokens were drawn
+    from; 0 on padding.
 
     All at once: for small vocabularies. `predictions` gives them part by part.
     """
@@ -131,14 +146,18 @@ def completion_logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def completion_logp(model: nn.Module, batch: Batch) -> Tensor:
-    """Return (B, K, T) log-probabilities of the completion tokens; exactly 0 where there is no token."""
+    """Return (B, K, T) log-probabilities of the completion tokens; exactly 0 where there is no
+    token.
+    """
     places = batch["mask"] > 0
     logp = predictions(model, batch).logp(batch["completion_ids"][places])
     return torch.zeros(batch.shape, device=logp.device).masked_scatter(places, logp)
 
 
 def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
-    """Return (B, K, T + 1) scalars: before the first completion token, and after each; any where there is no token."""
+    """Return (B, K, T + 1) scalars: before the first completion token, and after each; any where
+    there is no token.
+    """
     b, k, t = batch.shape
     if _packs(model):
         packing = pack(batch)
@@ -152,12 +171,16 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
 
 
 def forward_flops(model: nn.Module, batch: Batch) -> float:
-    """Return the FLOPs of a forward pass over a batch in the layout it takes, padding included where there is any."""
+    """Return the FLOPs of a forward pass over a batch in the layout it takes, padding included
+    where there is any.
+    """
     return _flops(model, batch, forward_cost(model))
 
 
 def backward_flops(model: nn.Module, batch: Batch, frozen: ForwardCost) -> float:
-    """Return the FLOPs of a backward pass: gradients of activations, and of weights but for the frozen ones."""
+    """Return the FLOPs of a backward pass: gradients of activations, and of weights but for the
+    frozen ones.
+    """
     half = _flops(model, batch, forward_cost(model), backward=True)
     return 2 * half - _flops(model, batch, frozen, backward=True)
 
@@ -186,7 +209,9 @@ def _flops(model: nn.Module, batch: Batch, cost: ForwardCost, backward: bool = F
 
 @contextmanager
 def padded(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Have some causal or scalar models use the padded layout for a while: what the packed one is tested against."""
+    """Have some causal or scalar models use the padded layout for a while: what the packed one is
+    tested against.
+    """
     trunks = [
         model.trunk if isinstance(model, ScalarModel) else trunk_of(model) for model in models
     ]
@@ -215,7 +240,9 @@ def _reads_some(model: nn.Module) -> bool:
 def _packed_states(
     trunk: nn.Module, model: nn.Module, packing: Packing, where: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return hidden states (M, d) of a batch in one row, and which of them are those at places `where`, its shape."""
+    """Return hidden states (M, d) of a batch in one row, and which of them are those at places
+    `where`, its shape.
+    """
     if not _reads_some(model):
         place, how = where, attending(trunk, packing)
     else:
@@ -243,14 +270,18 @@ def _itself(logits: Tensor) -> Tensor:
 
 
 def _head_apart(model: nn.Module, batch: Batch) -> bool:
-    """Return whether a head reads the padded layout's states in parts: it can, and all of the logits would be many."""
+    """Return whether a head reads the padded layout's states in parts: it can, and all of the
+    logits would be many.
+    """
     width = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     many = batch["mask"].numel() * width > LOGITS_AT_ONCE
     return many and bool(getattr(trunk_of(model), "plain_head", False))
 
 
 def padded_states(model: nn.Module, batch: Batch) -> Tensor:
-    """Return (B, K, T, d) hidden states on padded rows: those that the completion tokens are predicted from."""
+    """Return (B, K, T, d) hidden states on padded rows: those that the completion tokens are
+    predicted from.
+    """
     (b, k, t), trunk = batch.shape, trunk_of(model)
     with computing(model):
         states: Tensor = trunk(
@@ -281,12 +312,16 @@ def _padded_inputs(batch: Batch) -> dict[str, Tensor]:
 
 
 def completion_values(model: ScalarModel, batch: Batch) -> Tensor:
-    """Return (B, K, T) critic values of the states before each completion token; 0 where there is no token."""
+    """Return (B, K, T) critic values of the states before each completion token; 0 where there is
+    no token.
+    """
     return torch.where(batch["mask"] > 0, completion_states(model, batch)[..., :-1], 0.0)
 
 
 def completion_scores(model: ScalarModel, batch: Batch, pooling: str) -> Tensor:
-    """Return (B, K) scores: the scalar after the last token, or the mean or sum of the scalars after every token."""
+    """Return (B, K) scores: the scalar after the last token, or the mean or sum of the scalars
+    after every token.
+    """
     after = completion_states(model, batch)[..., 1:]
     if pooling == "last":
         return after.gather(-1, (batch.lengths - 1).clamp(min=0)[..., None])[..., 0]
@@ -300,7 +335,8 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Return (x - mean) / sqrt(var + 1e-8) over the masked entries, population variance; masked entries become 0.
+    """Return (x - mean) / sqrt(var + 1e-8) over the masked entries, population variance; masked
+    entries become 0.
 
     `shift_mean=False` keeps the mean, as rewards are whitened (2403.17031, sect. 5).
     """

@@ -1,8 +1,9 @@
 """LoRA: a policy of the start checkpoint's own weights and thin matrices beside them.
 
-Such a policy is a second module over the very tensors of the frozen start checkpoint. Beside every linear layer but the
-head stands the product of two thin matrices, and those alone are trained; so a reference takes no memory of its own.
-The layers are PEFT's. Hu et al. 2021 (https://arxiv.org/abs/2106.09685), eq. 3.
+Such a policy is a second module over the very tensors of the frozen start checkpoint. Beside every
+linear layer but the head stands the product of two thin matrices, and those alone are trained; so a
+reference takes no memory of its own. The layers are PEFT's. Hu et al. 2021
+(https://arxiv.org/abs/2106.09685), eq. 3.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ OWN = "lora_"  # in the name of every tensor of an adapter
 
 
 def beside(model: nn.Module, rank: int, alpha: float, seed: int) -> nn.Module:
-    """Return a causal model over the weights of a frozen one, with an adapter that changes nothing yet.
+    """Return a causal model over the weights of a frozen one, with an adapter that changes nothing
+    yet.
 
     y = W x + (alpha / rank) B A x; A is drawn as PEFT draws it, from the seed, and B is 0.
     """

@@ -22,7 +22,8 @@ def in_micro_batches(
     count: Callable[[Batch], None] | None = None,
     distributed: DistributedContext = ALONE,
 ) -> Tensor:
-    """Return compute over the whole batch without gradients, part by part: (B, K, T), or (B, K) not `per_token`.
+    """Return compute over the whole batch without gradients, part by part: (B, K, T), or (B, K) not
+    `per_token`.
 
     The parts are shared out over the processes; `count` sees every one of them in every process.
     """
@@ -43,7 +44,9 @@ def in_micro_batches(
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> list[list[int]]:
-    """Return rows in parts of at most `max_tokens` (padding included), shortest first; at least one row a part."""
+    """Return rows in parts of at most `max_tokens` (padding included), shortest first; at least one
+    row a part.
+    """
     k = batch.shape[1]
     prompt, completion = batch.prompts.mask.sum(1).tolist(), batch.lengths.max(1).values.tolist()
     order = sorted(range(batch.shape[0]), key=lambda i: (prompt[i] + completion[i], i))

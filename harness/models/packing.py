@@ -1,9 +1,11 @@
-"""Training and scoring without padding: every prompt once, every token once, all of them in one row.
+"""Training and scoring without padding: every prompt once, every token once, all of them in one
+row.
 
-A batch of B prompts with K completions each becomes one sequence: the tokens of all prompts, then those of all
-completions, (1, N). Whatever works token by token - embeddings, linear layers, norms - works on N tokens and no more.
-Only attention has to know who sees whom: prompts attend causally within themselves; a completion attends to its prompt,
-whose keys and values were computed once, and causally to itself. With one completion per prompt the two are one row.
+A batch of B prompts with K completions each becomes one sequence: the tokens of all prompts, then
+those of all completions, (1, N). Whatever works token by token - embeddings, linear layers, norms -
+works on N tokens and no more. Only attention has to know who sees whom: prompts attend causally
+within themselves; a completion attends to its prompt, whose keys and values were computed once, and
+causally to itself. With one completion per prompt the two are one row.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from .tokens import Batch
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the tokens of several rows lie: `slots` (N,), ascending, in a table of `rows` by `width` places."""
+    """Where the tokens of several rows lie: `slots` (N,), ascending, in a table of `rows` by
+    `width` places.
+    """
 
     slots: Tensor
     rows: int
@@ -49,7 +53,9 @@ class Grid:
 
 @dataclass
 class Asking:
-    """Some tokens (M,), ascending places in N, whose states alone are wanted: where their queries lie."""
+    """Some tokens (M,), ascending places in N, whose states alone are wanted: where their queries
+    lie.
+    """
 
     read: Tensor  # (M,)
     prompts: Grid  # of those among the prompts' tokens, (B, most of a row)
@@ -80,7 +86,9 @@ class Packing:
     def attend_from(
         self, asking: Asking, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Return (1, M, heads, d) for queries (1, heads, M, d) of some tokens, keys and values (1, H, N, d) of all."""
+        """Return (1, M, heads, d) for queries (1, heads, M, d) of some tokens, keys and values (1,
+        H, N, d) of all.
+        """
         if asking.bias is None or asking.bias.dtype != value.dtype:
             seen = (
                 torch.arange(self.prompts.width, device=value.device)
@@ -133,7 +141,9 @@ class Packing:
         return torch.cat([out, out_own])[None]
 
     def _after_prompt(self, prompt: Tensor, own: Tensor, groups: int) -> Tensor:
-        """Return (B K, heads, Q + T, d): the keys or values of each prompt (B, H, Q, d) before its completions' own."""
+        """Return (B K, heads, Q + T, d): the keys or values of each prompt (B, H, Q, d) before its
+        completions' own.
+        """
         b, k = len(prompt), len(own) // len(prompt)
         before, after = (
             prompt[:, None].expand(b, k, *prompt.shape[1:]),
@@ -142,7 +152,9 @@ class Packing:
         return _for_heads(torch.cat([before, after], 3).flatten(0, 1), groups)
 
     def _bias(self, query: Tensor) -> Tensor:
-        """Return (B K, 1, T, Q + T), 0 where a completion's token sees a place and a very small number elsewhere."""
+        """Return (B K, 1, T, Q + T), 0 where a completion's token sees a place and a very small
+        number elsewhere.
+        """
         if self._known is None or self._known.dtype != query.dtype:
             assert self.own is not None
             t, k = self.own.width, self.own.rows // self.prompts.rows
@@ -161,7 +173,8 @@ class Packing:
 def pairs_of(batch: Batch, asking: bool = False, ends: bool = True) -> int:
     """Return how many pairs of query and key a batch in one row computes in a layer.
 
-    `asking`: in a layer where only states that are read ask; `ends`: those of last tokens among them.
+    `asking`: in a layer where only states that are read ask; `ends`: those of last tokens among
+      them.
     """
     (b, k, _), length, lengths = batch.shape, batch.prompts.mask.sum(1), batch.lengths
     if k == 1:
@@ -218,7 +231,9 @@ def _attention(
 
 
 def _split(tokens: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Return (heads, first, d) and the rest of (1, heads, N, d): unlike slices, with no table of zeros in backward."""
+    """Return (heads, first, d) and the rest of (1, heads, N, d): unlike slices, with no table of
+    zeros in backward.
+    """
     before, after = torch.split(tokens.squeeze(0), [first, tokens.shape[2] - first], 1)
     return before, after
 
@@ -235,7 +250,9 @@ def gather(table: Tensor, slots: Tensor) -> Tensor:
 
 
 class _Spread(torch.autograd.Function):
-    """Rows at unlike places of a larger table; its gradient is a plain gather, as is not known to an index_put."""
+    """Rows at unlike places of a larger table; its gradient is a plain gather, as is not known to
+    an index_put.
+    """
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, slots: Tensor, size: int) -> Tensor:

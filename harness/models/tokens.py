@@ -1,8 +1,9 @@
 """Token ids, padding and masks: the one place that knows about them.
 
-Prompts are padded on the left and completions on the right, so that every completion of a batch starts at the same
-column. Prompt and completion are tokenised apart and joined as ids, exactly as a rollout joins them; masks come from
-lengths, never from comparing with the pad token, so pad == eos is harmless.
+Prompts are padded on the left and completions on the right, so that every completion of a batch
+starts at the same column. Prompt and completion are tokenised apart and joined as ids, exactly as a
+rollout joins them; masks come from lengths, never from comparing with the pad token, so pad == eos
+is harmless.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ..core.errors import UsageError
 class PromptBatch:
     """B prompts: `ids` (B, Q) left-padded, `mask` (B, Q) 1 on real tokens.
 
-    `places`: for prompts of a stream, each one's row in its split, and how often the stream gave it before.
+    `places`: for prompts of a stream, each one's row in its split, and how often the stream gave
+      it before.
     """
 
     prompts: list[Prompt]
@@ -47,8 +49,9 @@ class PromptBatch:
 class Batch(Mapping[str, Tensor]):
     """B prompts with K completions each, and named columns of tensors whose first dimension is B.
 
-    Always there: `completion_ids` (B, K, T) right-padded, and `mask` (B, K, T), 1.0 on completion tokens, their
-    end-of-sequence token included. `temperature` is the one at which log-probabilities of this batch are taken.
+    Always there: `completion_ids` (B, K, T) right-padded, and `mask` (B, K, T), 1.0 on completion
+    tokens, their end-of-sequence token included. `temperature` is the one at which
+    log-probabilities of this batch are taken.
     """
 
     def __init__(
@@ -88,11 +91,13 @@ class Batch(Mapping[str, Tensor]):
             ):
                 told = list(column.shape) if isinstance(column, Tensor) else type(column).__name__
                 raise ValueError(
-                    f"column {name!r} is a tensor with {self.shape[0]} rows, as the batch has; not {told}"
+                    f"column {name!r} is a tensor with {self.shape[0]} rows, as the batch has; not"
+                    f" {told}"
                 )
             if column.dim() == 3 and column.shape != columns.get("mask", self["mask"]).shape:
                 raise ValueError(
-                    f"column {name!r} {list(column.shape)}: three dimensions are (B, K, T); lay others flat"
+                    f"column {name!r} {list(column.shape)}: three dimensions are (B, K, T); lay"
+                    " others flat"
                 )
         return Batch(self.prompts, {**self.columns, **columns}, self.temperature)
 
@@ -102,9 +107,11 @@ class Batch(Mapping[str, Tensor]):
         width = self.shape[2]
         longest = max(1, int(self.lengths[index].max()))
         columns = {
-            name: column[index][..., :longest]
-            if column.dim() == 3 and column.shape[2] == width
-            else column[index]
+            name: (
+                column[index][..., :longest]
+                if column.dim() == 3 and column.shape[2] == width
+                else column[index]
+            )
             for name, column in self.columns.items()
         }
         return Batch(self.prompts[list(rows)], columns, self.temperature)
@@ -113,21 +120,27 @@ class Batch(Mapping[str, Tensor]):
         """Return one completion per prompt, `choice` (B,) naming which: shape (B, 1, T)."""
         rows = torch.arange(self.shape[0], device=choice.device)
         columns = {
-            name: column[rows, choice][:, None]
-            if column.dim() >= 2 and column.shape[1] == self.shape[1]
-            else column
+            name: (
+                column[rows, choice][:, None]
+                if column.dim() >= 2 and column.shape[1] == self.shape[1]
+                else column
+            )
             for name, column in self.columns.items()
         }
         return Batch(self.prompts, columns, self.temperature)
 
     def flat(self) -> Batch:
-        """Return the batch with every completion a row of its own: (B * K, 1, T), per-completion columns likewise."""
+        """Return the batch with every completion a row of its own: (B * K, 1, T), per-completion
+        columns likewise.
+        """
         b, k, _ = self.shape
         order = [i for i in range(b) for _ in range(k)]
         columns = {
-            name: column.flatten(0, 1)[:, None]
-            if column.dim() >= 2 and column.shape[1] == k
-            else column[order]
+            name: (
+                column.flatten(0, 1)[:, None]
+                if column.dim() >= 2 and column.shape[1] == k
+                else column[order]
+            )
             for name, column in self.columns.items()
         }
         return Batch(self.prompts[order], columns, self.temperature)
@@ -157,7 +170,10 @@ class Batch(Mapping[str, Tensor]):
 
 
 class Tokens:
-    """A tokenizer with the harness's rules. `max_prompt` and `max_completion` cut what is longer and count it."""
+    """A tokenizer with the harness's rules.
+
+    `max_prompt` and `max_completion` cut what is longer and count it.
+    """
 
     def __init__(
         self,
@@ -168,7 +184,8 @@ class Tokens:
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UsageError(
-                "The tokenizer has no end-of-sequence token; completions could never end. Set eos_token."
+                "The tokenizer has no end-of-sequence token; completions could never end. Set"
+                " eos_token."
             )
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
@@ -178,11 +195,14 @@ class Tokens:
         self.cut_prompts = self.cut_completions = 0
 
     def counting_afresh(self) -> Tokens:
-        """Return the same with counters of its own: what is cut in a stage must not depend on what came before."""
+        """Return the same with counters of its own: what is cut in a stage must not depend on what
+        came before.
+        """
         return Tokens(self.tokenizer, self.max_prompt, self.max_completion, self.ends)
 
     def prompt_ids(self, text: Text) -> list[int]:
-        """Return a prompt's ids: the tokenizer's own start token for plain text, the chat template for messages.
+        """Return a prompt's ids: the tokenizer's own start token for plain text, the chat template
+        for messages.
 
         A prompt over `max_prompt` loses its beginning: what an answer follows is its end.
         """
@@ -200,7 +220,9 @@ class Tokens:
         return ids
 
     def completion_ids(self, prompt: Text, completion: Text) -> list[int]:
-        """Return a completion's ids with exactly one end-of-sequence token, or none where it had to be cut."""
+        """Return a completion's ids with exactly one end-of-sequence token, or none where it had to
+        be cut.
+        """
         if isinstance(completion, str):
             ids = list(self.tokenizer(completion, add_special_tokens=False)["input_ids"])
         else:
@@ -244,7 +266,9 @@ class Tokens:
         device: torch.device | str = "cpu",
         temperature: float = 1.0,
     ) -> Batch:
-        """Return prompts with K tokenised completions each as a batch, its log-probabilities taken at `temperature`."""
+        """Return prompts with K tokenised completions each as a batch, its log-probabilities taken
+        at `temperature`.
+        """
         width = max(len(ids) for group in completions for ids in group)
         ids = [[[*c, *[self.pad] * (width - len(c))] for c in group] for group in completions]
         mask = [[[1.0] * len(c) + [0.0] * (width - len(c)) for c in group] for group in completions]
@@ -255,7 +279,9 @@ class Tokens:
         return Batch(self.prompt_batch(prompts, device), columns, temperature)
 
     def _message_ids(self, prompt: Text, completion: list[dict[str, str]]) -> list[int]:
-        """Return what the chat template adds for the completion's messages, up to their end-of-sequence token."""
+        """Return what the chat template adds for the completion's messages, up to their
+        end-of-sequence token.
+        """
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         head, whole = (
@@ -264,7 +290,8 @@ class Tokens:
         )
         if whole[: len(head)] == head:
             return whole[len(head) :]
-        # a template that rewrites earlier turns: what it shows of the completion cannot be cut out of it
+        # a template that rewrites earlier turns: what it shows of the completion cannot be cut out
+        # of it
         content = "\n".join(message["content"] for message in completion)
         return list(self.tokenizer(content, add_special_tokens=False)["input_ids"])
 
@@ -273,8 +300,9 @@ class Tokens:
     ) -> list[int]:
         if not self.tokenizer.chat_template:
             raise UsageError(
-                "The data are conversations but the tokenizer has no chat template. Use a chat model's tokenizer, "
-                "set `chat_template` in its tokenizer_config.json, or give plain-text prompts and completions."
+                "The data are conversations but the tokenizer has no chat template. Use a chat"
+                " model's tokenizer, set `chat_template` in its tokenizer_config.json, or give"
+                " plain-text prompts and completions."
             )
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt

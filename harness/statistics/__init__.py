@@ -1,1 +1,3 @@
-"""Statistics of studies, without torch and seeded: intervals, comparisons, power, length control, ratings."""
+"""Statistics of studies, without torch and seeded: intervals, comparisons, power, length control,
+ratings.
+"""

@@ -1,7 +1,7 @@
 """Several tasks: interquartile mean, probability of improvement, stratified bootstrap.
 
-As defined by Agarwal et al. 2021 (2108.13264, "Deep RL at the edge of the statistical precipice") and in their library
-rliable. Scores are (R runs, K tasks), runs being seeds, already on one scale.
+As defined by Agarwal et al. 2021 (2108.13264, "Deep RL at the edge of the statistical precipice")
+and in their library rliable. Scores are (R runs, K tasks), runs being seeds, already on one scale.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ class Aggregate:
 
 
 def iqm(scores: ArrayLike) -> float:
-    """Return the interquartile mean of all run-task cells: the mean without the lowest and highest int(n / 4)."""
+    """Return the interquartile mean of all run-task cells: the mean without the lowest and highest
+    int(n / 4).
+    """
     cells = np.sort(np.asarray(scores, dtype=np.float64).ravel())
     cut = len(cells) // 4
     return float(cells[cut : len(cells) - cut].mean())
 
 
 def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
-    """Return P(a run of x beats a run of y), ties half: per task Mann-Whitney's U / (Rx Ry), the mean over tasks."""
+    """Return P(a run of x beats a run of y), ties half: per task Mann-Whitney's U / (Rx Ry), the
+    mean over tasks.
+    """
     a, b = matrix(x, 1), matrix(y, 1)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"both need the same tasks: there are {a.shape[1]} and {b.shape[1]}")
@@ -48,19 +52,21 @@ def stratified_bootstrap(
     tasks_too: bool = False,
     level: float = 0.95,
 ) -> Aggregate:
-    """Return a figure of one or two matrices (R, K) with the percentile interval of its stratified bootstrap.
+    """Return a figure of one or two matrices (R, K) with the percentile interval of its stratified
+    bootstrap.
 
-    Runs are drawn with replacement within each task on their own; with `tasks_too` the K tasks are drawn first, the
-    same for all matrices (rliable's task_bootstrap). With fewer than ten runs such an interval is too narrow (a mean of
-    three runs: 76 % at nominal 95 %), so for one task use `two_way_interval`. Prompts are no tasks: runs share their
-    difficulty, and drawing seeds anew for each prompt loses what a seed does to all of them. Raise ValueError for one
-    run: drawn again it is itself.
+    Runs are drawn with replacement within each task on their own; with `tasks_too` the K tasks are
+    drawn first, the same for all matrices (rliable's task_bootstrap). With fewer than ten runs such
+    an interval is too narrow (a mean of three runs: 76 % at nominal 95 %), so for one task use
+    `two_way_interval`. Prompts are no tasks: runs share their difficulty, and drawing seeds anew
+    for each prompt loses what a seed does to all of them. Raise ValueError for one run: drawn again
+    it is itself.
     """
     arrays = [matrix(m, 1) for m in matrices]
     if any(len(array) < 2 for array in arrays):
         raise ValueError(
-            "the bootstrap draws runs again: it needs two runs (rows) or more of every matrix, and of one alone the "
-            "interval would have no width; a row is a run's score on each task"
+            "the bootstrap draws runs again: it needs two runs (rows) or more of every matrix, and"
+            " of one alone the interval would have no width; a row is a run's score on each task"
         )
     rng = np.random.default_rng(seed)
     draws = np.empty(resamples)

@@ -1,4 +1,6 @@
-"""Methods against each other on the same prompts: paired differences, Holm over the family, what a table may bold."""
+"""Methods against each other on the same prompts: paired differences, Holm over the family, what a
+table may bold.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ BORROW_FROM = 3  # seeds of each method, and methods: with fewer a pool says too
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of two methods, the first less the second, with interval and two-sided p-value."""
+    """The difference of two methods, the first less the second, with interval and two-sided
+    p-value.
+    """
 
     difference: float
     low: float
@@ -30,7 +34,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Pool:
-    """What all methods of a table say of the variance of one run's mean, and on how many degrees of freedom."""
+    """What all methods of a table say of the variance of one run's mean, and on how many degrees of
+    freedom.
+    """
 
     variance: float
     df: float
@@ -40,13 +46,16 @@ class Pool:
 def difference_parts(
     a: Array, b: Array, paired_seeds: bool = False, pool: Pool | None = None
 ) -> Parts:
-    """Split the variance of mean(a) - mean(b); a is (..., Sa, P), b is (..., Sb, P), on the same prompts.
+    """Split the variance of mean(a) - mean(b); a is (..., Sa, P), b is (..., Sb, P), on the same
+    prompts.
 
-    With `paired_seeds` seed s of one belongs to seed s of the other: the two-way layout of a - b. Otherwise seeds are
-    independent between methods, V_A = V_A(a) + V_A(b) on Welch's degrees of freedom, and prompts are paired: V_B is the
-    variance over prompts of the difference of seed means, less what the answers put into it. A method with one seed
-    adds nothing to V_A: its answers' noise stays in V_B, its seed's noise cannot be seen, and the label says so.
-    With a `pool` no method's variance of a run is taken to be below the pool's, on whose degrees of freedom t then is.
+    With `paired_seeds` seed s of one belongs to seed s of the other: the two-way layout of a - b.
+    Otherwise seeds are independent between methods, V_A = V_A(a) + V_A(b) on Welch's degrees of
+    freedom, and prompts are paired: V_B is the variance over prompts of the difference of seed
+    means, less what the answers put into it. A method with one seed adds nothing to V_A: its
+    answers' noise stays in V_B, its seed's noise cannot be seen, and the label says so. With a
+    `pool` no method's variance of a run is taken to be below the pool's, on whose degrees of
+    freedom t then is.
     """
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(f"compare on the same prompts: there are {a.shape[-1]} and {b.shape[-1]}")
@@ -81,17 +90,19 @@ def _at_least(own: Array, pool: Pool, scores: Array) -> Array:
 
 
 def pooled(methods: Sequence[Array]) -> Pool | None:
-    """Return the pooled variance of a run's mean over methods (S_i, P), or None where there is too little to pool.
+    """Return the pooled variance of a run's mean over methods (S_i, P), or None where there is too
+    little to pool.
 
-    Three seeds are too few to separate any two of ten methods by their own variance: Holm's first step asks t with 2 or
-    so degrees of freedom for a tail of 0.0006. The variances A_i of all methods' runs, weighted by d_i = S_i - 1, give
-    Satterthwaite's (sum d A)^2 / sum(d^2 A^2 / (d + 1)) degrees of freedom: most of sum(d) where methods are alike, few
-    where one is much noisier. (A^2 / d without bias is A^2 / (d + 2): that errs in 5.6 % of tables where one of three
-    methods is noisy; d + 1 keeps below 5 %. A pool without either guard errs in 35 %, see the tests.)
+    Three seeds are too few to separate any two of ten methods by their own variance: Holm's first
+    step asks t with 2 or so degrees of freedom for a tail of 0.0006. The variances A_i of all
+    methods' runs, weighted by d_i = S_i - 1, give Satterthwaite's (sum d A)^2 / sum(d^2 A^2 / (d +
+    1)) degrees of freedom: most of sum(d) where methods are alike, few where one is much noisier.
+    (A^2 / d without bias is A^2 / (d + 2): that errs in 5.6 % of tables where one of three methods
+    is noisy; d + 1 keeps below 5 %. A pool without either guard errs in 35 %, see the tests.)
 
-    A method whose variance is an outlier among the others (Cochran's C at 1 %, again and again) is not `within`: it
-    neither blows up the pool nor is spoken for by it. The same scores under two names count once: they say nothing
-    twice, and two outliers hide each other.
+    A method whose variance is an outlier among the others (Cochran's C at 1 %, again and again) is
+    not `within`: it neither blows up the pool nor is spoken for by it. The same scores under two
+    names count once: they say nothing twice, and two outliers hide each other.
     """
     first: dict[bytes, int] = {}
     twin = [first.setdefault(array.tobytes(), i) for i, array in enumerate(methods)]
@@ -119,7 +130,9 @@ def borrows(scores: Mapping[str, ArrayLike]) -> bool:
 
 
 def _without_outliers(variances: Array, d: Array, alpha: float = 0.01) -> NDArray[np.bool_]:
-    """Return which variances, on d degrees of freedom each, are no outliers upwards; at least BORROW_FROM are kept."""
+    """Return which variances, on d degrees of freedom each, are no outliers upwards; at least
+    BORROW_FROM are kept.
+    """
     from scipy.stats import f
 
     kept = np.ones(len(variances), dtype=bool)
@@ -140,7 +153,9 @@ def _without_outliers(variances: Array, d: Array, alpha: float = 0.01) -> NDArra
 def compare(
     a: ArrayLike, b: ArrayLike, paired_seeds: bool = False, level: float = 0.95
 ) -> Comparison:
-    """Return the paired comparison of two methods' scores, (Sa, P) and (Sb, P), row p the same prompt in both."""
+    """Return the paired comparison of two methods' scores, (Sa, P) and (Sb, P), row p the same
+    prompt in both.
+    """
     x, y = matrix(a), matrix(b)
     found = difference_parts(x, y, paired_seeds)
     return _comparison(found, float(half_width(found, level)), float(p_value(found)), x, y)
@@ -152,7 +167,9 @@ def _comparison(found: Parts, half: float, p: float, x: Array, y: Array) -> Comp
 
 
 def sign_test(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return the exact two-sided sign test over prompts (P,), equal ones left out; of 0/1 scores: McNemar's."""
+    """Return the exact two-sided sign test over prompts (P,), equal ones left out; of 0/1 scores:
+    McNemar's.
+    """
     from scipy.stats import binomtest
 
     above, below = (
@@ -162,10 +179,11 @@ def sign_test(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values adjusted by Holm's step-down (1979): the i-th smallest of m times m - i + 1, then monotone.
+    """Return p-values adjusted by Holm's step-down (1979): the i-th smallest of m times m - i + 1,
+    then monotone.
 
-    Rejecting where the result is at most alpha errs anywhere in the family with probability at most alpha, however the
-    tests depend on each other.
+    Rejecting where the result is at most alpha errs anywhere in the family with probability at most
+    alpha, however the tests depend on each other.
     """
     adjusted, highest = [0.0] * len(p), 0.0
     for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
@@ -177,12 +195,14 @@ def holm(p: Sequence[float]) -> list[float]:
 def all_pairs(
     scores: Mapping[str, ArrayLike], borrow: bool = True, level: float = 0.95
 ) -> dict[tuple[str, str], Comparison]:
-    """Return the comparison of every pair of methods, with p-values adjusted by Holm over all pairs.
+    """Return the comparison of every pair of methods, with p-values adjusted by Holm over all
+    pairs.
 
-    With `borrow`, where three methods or more have three seeds or more, every pair is tested twice, with the variance
-    between seeds `pooled` and with its own (Welch), and twice the smaller p-value counts: a valid test by Bonferroni.
-    The pool separates alike methods on few seeds; where methods vary unlike it says little, and then a pair's own
-    variance still separates those that are steady. Whoever is not `within` the pool has his own variance only.
+    With `borrow`, where three methods or more have three seeds or more, every pair is tested twice,
+    with the variance between seeds `pooled` and with its own (Welch), and twice the smaller p-value
+    counts: a valid test by Bonferroni. The pool separates alike methods on few seeds; where methods
+    vary unlike it says little, and then a pair's own variance still separates those that are
+    steady. Whoever is not `within` the pool has his own variance only.
     """
     arrays = {name: matrix(s) for name, s in scores.items()}
     if len({array.shape[1] for array in arrays.values()}) > 1:
@@ -218,7 +238,9 @@ def all_pairs(
 
 
 def _stacked(found: Sequence[Parts]) -> Parts:
-    """Return the parts of all pairs as one: the quantiles take the time, and this asks for them once."""
+    """Return the parts of all pairs as one: the quantiles take the time, and this asks for them
+    once.
+    """
     return Parts(
         mean=np.array([f.mean for f in found]),
         seeds=np.array([f.seeds for f in found]),
@@ -232,11 +254,13 @@ def _stacked(found: Sequence[Parts]) -> Parts:
 def best_group(
     scores: Mapping[str, ArrayLike], alpha: float = 0.05, borrow: bool = True, higher: bool = True
 ) -> dict[str, bool]:
-    """Return which methods a table may set bold: those not significantly worse than the one with the best mean.
+    """Return which methods a table may set bold: those not significantly worse than the one with
+    the best mean.
 
-    The best is chosen by the same data, so its comparisons are not M - 1 tests fixed in advance: the family is all
-    M (M - 1) / 2 pairs (as in Tukey's range test). So any false distinction, one of M equal methods left out, happens
-    in at most `alpha` of tables; with a family of M - 1 it would in more (the tests show it).
+    The best is chosen by the same data, so its comparisons are not M - 1 tests fixed in advance:
+    the family is all M (M - 1) / 2 pairs (as in Tukey's range test). So any false distinction, one
+    of M equal methods left out, happens in at most `alpha` of tables; with a family of M - 1 it
+    would in more (the tests show it).
     """
     if len(scores) < 2:
         return dict.fromkeys(scores, True)

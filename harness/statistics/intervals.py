@@ -1,17 +1,21 @@
-"""Intervals over seeds and prompts. Scores of a method are a matrix (S seeds, P prompts): every seed answers them all.
+"""Intervals over seeds and prompts. Scores of a method are a matrix (S seeds, P prompts): every
+seed answers them all.
 
-The model is two-way and crossed, y_sp = mu + a_s + b_p + e_sp (e holds the interaction too, one answer per cell), so
+The model is two-way and crossed, y_sp = mu + a_s + b_p + e_sp (e holds the interaction too, one
+answer per cell), so
 
     Var(mean) = sigma_a^2 / S + sigma_b^2 / P + sigma_e^2 / (S P).
 
-With the mean squares of seeds, prompts and rest, E MSA = P sigma_a^2 + sigma_e^2, E MSB = S sigma_b^2 + sigma_e^2 and
-E MSE = sigma_e^2, it is the sum of V_A = MSA / (S P) on S - 1 degrees of freedom and V_B = max(MSB - MSE, 0) / (S P).
+With the mean squares of seeds, prompts and rest, E MSA = P sigma_a^2 + sigma_e^2, E MSB = S
+sigma_b^2 + sigma_e^2 and E MSE = sigma_e^2, it is the sum of V_A = MSA / (S P) on S - 1 degrees of
+freedom and V_B = max(MSB - MSE, 0) / (S P).
 
-The half-width is Banerjee's, sqrt(t(S-1)^2 V_A + t(P-1)^2 V_B): each part with its own Student quantile. For
-independent parts its coverage is never below the nominal one (Banerjee 1960, Sankhya 22) and, whatever their shares, at
-most 98.8 % with two seeds and less with more. Satterthwaite's degrees of freedom for the sum, the usual choice, are
-themselves estimated from one or two squares: they cover as little as 87 % with two seeds and 92 % with three. The tests
-hold both. With two seeds that differ t has 1 degree of freedom and is 12.7: such an interval is wide, and should be.
+The half-width is Banerjee's, sqrt(t(S-1)^2 V_A + t(P-1)^2 V_B): each part with its own Student
+quantile. For independent parts its coverage is never below the nominal one (Banerjee 1960, Sankhya
+22) and, whatever their shares, at most 98.8 % with two seeds and less with more. Satterthwaite's
+degrees of freedom for the sum, the usual choice, are themselves estimated from one or two squares:
+they cover as little as 87 % with two seeds and 92 % with three. The tests hold both. With two seeds
+that differ t has 1 degree of freedom and is 12.7: such an interval is wide, and should be.
 """
 
 from __future__ import annotations
@@ -46,7 +50,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Parts:
-    """The variance of a mean by source. Scores may have leading axes (...): so have `mean` and the variances."""
+    """The variance of a mean by source. Scores may have leading axes (...): so have `mean` and the
+    variances.
+    """
 
     mean: Array
     seeds: Array  # V_A: Var(mean)'s share from seeds and answers, on `df` degrees of freedom; 0 with one seed
@@ -57,7 +63,9 @@ class Parts:
 
 
 def matrix(scores: ArrayLike, least: int = 2) -> Array:
-    """Return scores as an array (S, P); a row of P scores is one seed. Refuse gaps: they would bias the mean."""
+    """Return scores as an array (S, P); a row of P scores is one seed. Refuse gaps: they would bias
+    the mean.
+    """
     array = np.atleast_2d(np.asarray(scores, dtype=np.float64))
     if array.ndim != 2 or array.shape[1] < least:
         raise ValueError(
@@ -69,7 +77,9 @@ def matrix(scores: ArrayLike, least: int = 2) -> Array:
 
 
 def parts(scores: Array) -> Parts:
-    """Split the variance of the mean of scores (..., S, P) by the mean squares of the two-way layout."""
+    """Split the variance of the mean of scores (..., S, P) by the mean squares of the two-way
+    layout.
+    """
     seeds, prompts = scores.shape[-2:]
     mean = scores.mean((-2, -1))
     by_prompt = scores.mean(-2)
@@ -95,11 +105,12 @@ def parts(scores: Array) -> Parts:
 
 
 def half_width(found: Parts, level: float = 0.95) -> Array:
-    """Return Banerjee's sqrt(t(df)^2 V_A + t(P - 1)^2 V_B), its first term at least FLOOR t(P - 1)^2 MSE / SP.
+    """Return Banerjee's sqrt(t(df)^2 V_A + t(P - 1)^2 V_B), its first term at least FLOOR t(P -
+    1)^2 MSE / SP.
 
-    Two seeds of 64 prompts win equally many by chance one time in seven where nearly all are won, and would say that
-    seeds add nothing; but E MSA >= E MSE, and MSE rests on many squares. Without the floor 85 % are covered there; with
-    one of 1 over 99 % elsewhere.
+    Two seeds of 64 prompts win equally many by chance one time in seven where nearly all are won,
+    and would say that seeds add nothing; but E MSA >= E MSE, and MSE rests on many squares. Without
+    the floor 85 % are covered there; with one of 1 over 99 % elsewhere.
     """
     return np.sqrt(_squared(found, np.asarray((1 - level) / 2)))
 
@@ -113,7 +124,8 @@ def _squared(found: Parts, tail: Array) -> Array:
 
 
 def p_value(found: Parts, null: float = 0.0) -> Array:
-    """Return the two-sided p-value that belongs to the interval: the level at which it just touches `null`.
+    """Return the two-sided p-value that belongs to the interval: the level at which it just touches
+    `null`.
 
     Found by bisection of the logarithm; 1e-30 stands for anything below.
     """
@@ -132,7 +144,8 @@ def p_value(found: Parts, null: float = 0.0) -> Array:
 def two_way_interval(
     scores: ArrayLike, bounds: tuple[float, float] | None = None, level: float = 0.95
 ) -> Estimate:
-    """Return the mean of scores (S, P) with an interval for seeds and prompts; (P,) or (1, P): for prompts only.
+    """Return the mean of scores (S, P) with an interval for seeds and prompts; (P,) or (1, P): for
+    prompts only.
 
     With `bounds` scores lie between them, and the interval stays inside: see `score_interval`.
     """
@@ -156,17 +169,21 @@ def two_way_interval(
 
 
 def win_rate_interval(scores: ArrayLike, level: float = 0.95) -> Estimate:
-    """Return the win-rate of per-prompt scores (S, P) in [0, 1], 1 a win, 0.5 a tie, with its interval in [0, 1]."""
+    """Return the win-rate of per-prompt scores (S, P) in [0, 1], 1 a win, 0.5 a tie, with its
+    interval in [0, 1].
+    """
     return two_way_interval(scores, (0.0, 1.0), level)
 
 
 def score_interval(scores: Array, level: float = 0.95) -> tuple[Array, Array]:
-    """Return both ends of the interval of the mean of scores (..., S, P) in [0, 1], in Wilson's form.
+    """Return both ends of the interval of the mean of scores (..., S, P) in [0, 1], in Wilson's
+    form.
 
-    The variance of a score of mean m in [0, 1] is m (1 - m) - D with D = E[y (1 - y)], which is a quarter of the ties'
-    share. As Wilson does, keep m unknown in it: |mean - m|^2 = k (m (1 - m) - D). k is z^2 / P for one seed, which is
-    `evaluation.stats.win_rate`; for several the squared half-width of `half_width` in units of the scores' variance,
-    the design effect of seeds and prompts in it. So an interval does not shrink to nothing where all scores agree.
+    The variance of a score of mean m in [0, 1] is m (1 - m) - D with D = E[y (1 - y)], which is a
+    quarter of the ties' share. As Wilson does, keep m unknown in it: |mean - m|^2 = k (m (1 - m) -
+    D). k is z^2 / P for one seed, which is `evaluation.stats.win_rate`; for several the squared
+    half-width of `half_width` in units of the scores' variance, the design effect of seeds and
+    prompts in it. So an interval does not shrink to nothing where all scores agree.
     """
     seeds, prompts = scores.shape[-2:]
     mean, inner = scores.mean((-2, -1)), (scores * (1 - scores)).mean((-2, -1))
@@ -182,7 +199,9 @@ def score_interval(scores: Array, level: float = 0.95) -> tuple[Array, Array]:
 
 
 def pairwise_scores(ours: ArrayLike, theirs: ArrayLike) -> Array:
-    """Return 1 where ours is above theirs, 0.5 where equal, 0 below; the shapes broadcast, (S, P) against (P,)."""
+    """Return 1 where ours is above theirs, 0.5 where equal, 0 below; the shapes broadcast, (S, P)
+    against (P,).
+    """
     a, b = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     return np.where(a > b, 1.0, np.where(a == b, 0.5, 0.0))
 

@@ -4,11 +4,12 @@ Dubois et al. 2024 (2404.04475, AlpacaEval 2): a logistic regression of the pref
 
     logit P(model wins on prompt x) = theta + phi tanh(dlen / sd(dlen)) + psi gamma_x,
 
-dlen = the baseline's length - the model's, divided by its own sample standard deviation and not centred, no other
-intercept; gamma_x is a difficulty of the prompt known beforehand. The length-controlled win-rate is the mean over
-prompts of sigma(theta + psi gamma_x): the length term set to 0. A study's own prompts have no such difficulty: then
-psi = 0 and it is sigma(theta), "own data" as opposed to AlpacaEval's figure, from which it may differ by many points
-(28 at most, 7 on average over their models). Ours is fitted without their L1 penalty.
+dlen = the baseline's length - the model's, divided by its own sample standard deviation and not
+centred, no other intercept; gamma_x is a difficulty of the prompt known beforehand. The
+length-controlled win-rate is the mean over prompts of sigma(theta + psi gamma_x): the length term
+set to 0. A study's own prompts have no such difficulty: then psi = 0 and it is sigma(theta), "own
+data" as opposed to AlpacaEval's figure, from which it may differ by many points (28 at most, 7 on
+average over their models). Ours is fitted without their L1 penalty.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ SEPARATED = 7.0  # nats: beyond a win-rate of 99.9 % the curvature says nothing 
 
 @dataclass(frozen=True)
 class LengthControlled:
-    """The length-controlled win-rate and, as it should never stand alone, the raw one and both mean lengths."""
+    """The length-controlled win-rate and, as it should never stand alone, the raw one and both mean
+    lengths.
+    """
 
     win_rate: Estimate
     raw: Estimate
@@ -40,12 +43,16 @@ class LengthControlled:
 
     @property
     def identified(self) -> bool:
-        """Whether every seed has answers enough on both sides of equal length: else the fit is an extrapolation."""
+        """Whether every seed has answers enough on both sides of equal length: else the fit is an
+        extrapolation.
+        """
         return self.overlap >= IDENTIFIED
 
 
 def length_feature(baseline: ArrayLike, model: ArrayLike) -> Array:
-    """Return tanh(dlen / sd(dlen)) for lengths that broadcast to (S, P); 0 where all dlen are equal: no control."""
+    """Return tanh(dlen / sd(dlen)) for lengths that broadcast to (S, P); 0 where all dlen are
+    equal: no control.
+    """
     gap = np.asarray(baseline, dtype=np.float64) - np.asarray(model, dtype=np.float64)
     sd = float(gap.std(ddof=1))
     return np.tanh(gap / sd) if sd > 0 else np.zeros_like(gap)
@@ -54,8 +61,9 @@ def length_feature(baseline: ArrayLike, model: ArrayLike) -> Array:
 def logistic(design: Array, weights: Array, moment: Array, ridge: float = RIDGE) -> Array:
     """Return the coefficients (K,) of a weighted logistic regression by Newton's method.
 
-    design is (N, K); weights (N,). Outcomes y, soft ones too, enter by their sufficient statistic alone, `moment` =
-    X'(w y), as (K,). Minimises sum w [log(1 + e^eta) - y eta] + ridge / 2 |beta|^2; steps are halved until it falls.
+    design is (N, K); weights (N,). Outcomes y, soft ones too, enter by their sufficient statistic
+    alone, `moment` = X'(w y), as (K,). Minimises sum w [log(1 + e^eta) - y eta] + ridge / 2
+    |beta|^2; steps are halved until it falls.
     """
     beta = np.zeros(design.shape[1])
 
@@ -87,7 +95,9 @@ def sigmoid(x: ArrayLike) -> Array:
 
 
 def published(theta: float, psi: float, difficulty: ArrayLike) -> float:
-    """Return AlpacaEval 2's length-controlled win-rate in percent, from its coefficients and difficulties (P,)."""
+    """Return AlpacaEval 2's length-controlled win-rate in percent, from its coefficients and
+    difficulties (P,).
+    """
     return 100 * float(sigmoid(theta + psi * np.asarray(difficulty, dtype=np.float64)).mean())
 
 
@@ -98,12 +108,14 @@ def length_controlled(
     difficulty: ArrayLike | None = None,
     level: float = 0.95,
 ) -> LengthControlled:
-    """Return the length-controlled win-rate of scores (S, P) in [0, 1], lengths (S, P), baseline's (P,) or (S, P).
+    """Return the length-controlled win-rate of scores (S, P) in [0, 1], lengths (S, P), baseline's
+    (P,) or (S, P).
 
-    One fit over all cells: seeds share theta and phi. The interval covers seeds and prompts, and the fit: every cell's
-    influence on logit(LC), that is gradient' H^-1 x (y - mu) N, is a pseudo-score, and they get `two_way_interval`.
-    (Upstream's standard error is that of the fitted values and leaves out the fit.) Where nearly every prompt is won
-    the raw win-rate's interval stands in.
+    One fit over all cells: seeds share theta and phi. The interval covers seeds and prompts, and
+    the fit: every cell's influence on logit(LC), that is gradient' H^-1 x (y - mu) N, is a
+    pseudo-score, and they get `two_way_interval`. (Upstream's standard error is that of the fitted
+    values and leaves out the fit.) Where nearly every prompt is won the raw win-rate's interval
+    stands in.
     """
     y, long = matrix(scores), matrix(lengths)
     if y.shape != long.shape or y.min() < 0 or y.max() > 1:
@@ -137,7 +149,9 @@ def length_controlled(
 
 
 def _on_logits(rate: float, influence: Array, level: float) -> Estimate:
-    """Return the interval of a rate from the influence of every cell (S, P), made on log-odds: it stays in (0, 1)."""
+    """Return the interval of a rate from the influence of every cell (S, P), made on log-odds: it
+    stays in (0, 1).
+    """
     odds = float(np.log(rate / (1 - rate)))
     found = two_way_interval(odds + influence / (rate * (1 - rate)), level=level)
     ends = (float(sigmoid(odds + end - found.mean)) for end in (found.low, found.high))

@@ -1,13 +1,15 @@
-"""Over-optimisation: Gao, Schulman and Hilton's two forms (2022, 2210.10760) fitted to gold reward against KL.
+"""Over-optimisation: Gao, Schulman and Hilton's two forms (2022, 2210.10760) fitted to gold reward
+against KL.
 
 With d = sqrt(KL(policy || start)) and R(d) the gold reward less the start checkpoint's, they found
 
-    R_bon(d) = d (alpha - beta d)        peak at d* = alpha / (2 beta),        R* = alpha^2 / (4 beta)
-    R_RL(d)  = d (alpha - beta log d)    peak at d* = exp(alpha / beta - 1),   R* = beta d*
+    R_bon(d) = d (alpha - beta d)        peak at d* = alpha / (2 beta),        R* = alpha^2 / (4
+    beta) R_RL(d)  = d (alpha - beta log d)    peak at d* = exp(alpha / beta - 1),   R* = beta d*
 
-Both are linear in alpha and beta, so the fit is ordinary least squares on the points with d > 0 (at 0 both are 0), not
-a search. Its standard errors are the textbook's, sigma^2 (X'X)^-1 on n - 2 degrees of freedom: points along one
-training run depend on each other, so they are too small there, and the spread between seeds is what to trust.
+Both are linear in alpha and beta, so the fit is ordinary least squares on the points with d > 0 (at
+0 both are 0), not a search. Its standard errors are the textbook's, sigma^2 (X'X)^-1 on n - 2
+degrees of freedom: points along one training run depend on each other, so they are too small there,
+and the spread between seeds is what to trust.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ LARGEST = 700.0  # exp of more overflows
 
 @dataclass(frozen=True)
 class Peak:
-    """Where a fitted curve is highest: d* in sqrt(nats), and the gold reward there over the start checkpoint's."""
+    """Where a fitted curve is highest: d* in sqrt(nats), and the gold reward there over the start
+    checkpoint's.
+    """
 
     d: float
     reward: float
@@ -60,10 +64,12 @@ class Fit:
 
     @property
     def peak(self) -> Peak | None:
-        """The maximum of the fitted form, within the points' d or not; None where it has none, or none worth a name.
+        """The maximum of the fitted form, within the points' d or not; None where it has none, or
+        none worth a name.
 
-        It has none with beta <= 0. With alpha <= 0 gold never rose: best-of-n's form then falls from the start, and
-        the RL form has a maximum below d = 1 / e all the same, of log d's making.
+        It has none with beta <= 0. With alpha <= 0 gold never rose: best-of-n's form then falls
+        from the start, and the RL form has a maximum below d = 1 / e all the same, of log d's
+        making.
         """
         if self.beta <= 0 or self.alpha <= 0:
             return None
@@ -76,12 +82,15 @@ class Fit:
 
     @property
     def peak_is_seen(self) -> bool:
-        """Whether the peak lies between the first point above d = 0 and the last: is not extrapolated."""
+        """Whether the peak lies between the first point above d = 0 and the last: is not
+        extrapolated.
+        """
         return self.peak is not None and self.smallest <= self.peak.d <= self.largest
 
 
 def fit(d: ArrayLike, reward: ArrayLike, form: str = RL) -> Fit:
-    """Return a form fitted by least squares to one curve: d (N,) and gold reward (N,) over the start checkpoint's.
+    """Return a form fitted by least squares to one curve: d (N,) and gold reward (N,) over the
+    start checkpoint's.
 
     Raise ValueError with fewer than three points of different d > 0.
     """
@@ -110,8 +119,9 @@ def fit(d: ArrayLike, reward: ArrayLike, form: str = RL) -> Fit:
 def fit_seeds(curves: Sequence[tuple[ArrayLike, ArrayLike]], form: str = RL) -> Fit:
     """Return the mean of fits to curves (d, reward), one per seed; of one curve the fit itself.
 
-    The forms are linear in their coefficients, so the curve of mean coefficients is the mean of the curves. With
-    several seeds standard errors are those of the mean over seeds, sd / sqrt(S); errors root mean squares over them.
+    The forms are linear in their coefficients, so the curve of mean coefficients is the mean of the
+    curves. With several seeds standard errors are those of the mean over seeds, sd / sqrt(S);
+    errors root mean squares over them.
     """
     fits = [fit(d, reward, form) for d, reward in curves]
     if not fits:

@@ -1,9 +1,11 @@
-"""Power: what effect a study of S seeds and P prompts can find, and how many prompts an effect needs.
+"""Power: what effect a study of S seeds and P prompts can find, and how many prompts an effect
+needs.
 
-It is the power of the tests in `intervals` and `compare`, two-sided. With V_A and V_B their parts of the variance, a
-mean off by delta is found where |N(delta, V_A + V_B)| > sqrt(t(df)^2 V_A X + z^2 V_B), X ~ chi^2(S - 1) / (S - 1):
-integrated over X. For two methods X is the mean of two such, and df Welch's. For one seed V_A = 0: the textbook's
-normal power. Prompts are many: t over prompts is taken as normal.
+It is the power of the tests in `intervals` and `compare`, two-sided. With V_A and V_B their parts
+of the variance, a mean off by delta is found where |N(delta, V_A + V_B)| > sqrt(t(df)^2 V_A X + z^2
+V_B), X ~ chi^2(S - 1) / (S - 1): integrated over X. For two methods X is the mean of two such, and
+df Welch's. For one seed V_A = 0: the textbook's normal power. Prompts are many: t over prompts is
+taken as normal.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ MOST_PROMPTS = 10**9  # what no number of prompts finds, seeds do
 
 @dataclass(frozen=True)
 class Design:
-    """A study. Scores per prompt are 1, 0.5 (ties) or 0; effects are differences of win-rates, 0.02 is two points."""
+    """A study. Scores per prompt are 1, 0.5 (ties) or 0; effects are differences of win-rates, 0.02
+    is two points.
+    """
 
     prompts: int = 512
     seeds: int = 1
@@ -39,7 +43,8 @@ class Design:
             raise ValueError("a study has at least 2 prompts and 1 seed")
         if self.seeds > 1 and self.correlation > self.prompt_share:
             raise ValueError(
-                "methods share no more of a prompt than the seeds of one do: correlation <= prompt share"
+                "methods share no more of a prompt than the seeds of one do: correlation <= prompt"
+                " share"
             )
         if not (
             0 <= self.ties < 1
@@ -55,8 +60,9 @@ class Design:
 def variances(design: Design, difference: bool, rate: float = 0.5) -> tuple[float, float]:
     """Return (V_A, V_B) of a win-rate, or of the difference of two, at a true win-rate.
 
-    A score's variance is v = rate (1 - rate) - ties / 4. Methods' seeds are independent of each other; a correlation r
-    between methods takes 2 r v / P from the variance of the difference, all of it from what prompts share.
+    A score's variance is v = rate (1 - rate) - ties / 4. Methods' seeds are independent of each
+    other; a correlation r between methods takes 2 r v / P from the variance of the difference, all
+    of it from what prompts share.
     """
     v = rate * (1 - rate) - design.ties / 4
     if v <= 0:
@@ -86,7 +92,9 @@ def _squared_t(seeds: int, difference: bool, alpha: float) -> Array:
 
 
 def power(design: Design, effect: float, difference: bool = False, alpha: float = 0.05) -> float:
-    """Return the probability to find an effect at two-sided `alpha`: a win-rate of 0.5 + effect, or a difference."""
+    """Return the probability to find an effect at two-sided `alpha`: a win-rate of 0.5 + effect, or
+    a difference.
+    """
     from scipy.special import ndtr
 
     design.check()
@@ -104,7 +112,9 @@ def power(design: Design, effect: float, difference: bool = False, alpha: float 
 def minimum_detectable_effect(
     design: Design, difference: bool = False, wanted: float = 0.8, alpha: float = 0.05
 ) -> float | None:
-    """Return the smallest effect found with the wanted power, or None where even the largest possible one is not."""
+    """Return the smallest effect found with the wanted power, or None where even the largest
+    possible one is not.
+    """
     most = 1.0 if difference else (1 - design.ties) / 2 - 1e-6
     if power(design, most, difference, alpha) < wanted:
         return None
@@ -118,7 +128,9 @@ def prompts_needed(
     wanted: float = 0.8,
     alpha: float = 0.05,
 ) -> int | None:
-    """Return how many prompts find an effect with the wanted power; None where seeds, not prompts, are too few."""
+    """Return how many prompts find an effect with the wanted power; None where seeds, not prompts,
+    are too few.
+    """
 
     def enough(n: float) -> bool:
         changed = Design(**{**design.__dict__, "prompts": math.ceil(n)})
@@ -137,7 +149,9 @@ def _least(enough: Callable[[float], bool], low: float, high: float, within: flo
 def report(
     design: Design, effect: float | None = None, wanted: float = 0.8
 ) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows of `harness power`: a win-rate against 50 %, and the difference of two methods."""
+    """Return columns and rows of `harness power`: a win-rate against 50 %, and the difference of
+    two methods.
+    """
     columns = ["question", f"smallest effect found ({wanted:.0%} power)"]
     if effect is not None:
         columns += [f"power at {effect:g}", f"prompts for {wanted:.0%} power"]
@@ -161,12 +175,16 @@ def report(
 def assumptions(design: Design) -> str:
     """Return what the figures of `report` rest on, in words."""
     told = (
-        f"{design.prompts} prompts, two-sided tests at 5 %, {design.ties:.0%} ties, methods' scores on a prompt "
-        f"correlated {design.correlation:g}; no correction for several comparisons."
+        f"{design.prompts} prompts, two-sided tests at 5 %, {design.ties:.0%} ties, methods' scores"
+        f" on a prompt correlated {design.correlation:g}; no correction for several comparisons."
     )
     if design.seeds == 1:
-        return f"1 seed, {told} It speaks for one checkpoint each, not for the algorithm: no variance between seeds in it."
+        return (
+            f"1 seed, {told} It speaks for one checkpoint each, not for the algorithm: no variance"
+            " between seeds in it."
+        )
     return (
-        f"{design.seeds} seeds, {told} Assumed: a standard deviation of {design.seed_sd:g} between seeds' win-rates, "
-        f"and that seeds share {design.prompt_share:.0%} of a score's variance on a prompt."
+        f"{design.seeds} seeds, {told} Assumed: a standard deviation of {design.seed_sd:g} between"
+        f" seeds' win-rates, and that seeds share {design.prompt_share:.0%} of a score's variance"
+        " on a prompt."
     )

@@ -1,7 +1,9 @@
-"""Ratings of several methods from their battles: Bradley-Terry with ties, a weak prior, a bootstrap over prompts.
+"""Ratings of several methods from their battles: Bradley-Terry with ties, a weak prior, a bootstrap
+over prompts.
 
-P(i beats j) = sigma(r_i - r_j), a tie half a win for each (Bradley and Terry 1952; Hunter 2004). It is fitted to all
-battles at once, so it does not depend on their order, as sequential Elo updates do.
+P(i beats j) = sigma(r_i - r_j), a tie half a win for each (Bradley and Terry 1952; Hunter 2004). It
+is fitted to all battles at once, so it does not depend on their order, as sequential Elo updates
+do.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ RIDGE = 0.1  # one over the prior variance of a rating: 3.2 nats or 550 Elo of s
 
 @dataclass(frozen=True)
 class Rating:
-    """A method's rating in Elo points, `base` on average over methods (or at the anchor), with its interval."""
+    """A method's rating in Elo points, `base` on average over methods (or at the anchor), with its
+    interval.
+    """
 
     elo: float
     low: float
@@ -39,18 +43,20 @@ class Ratings:
 
 
 def bradley_terry(wins: ArrayLike, ridge: float = RIDGE) -> Array:
-    """Return ratings r (..., M) in nats, of mean 0, from wins (..., M, M): how often row beat column, ties half a win.
+    """Return ratings r (..., M) in nats, of mean 0, from wins (..., M, M): how often row beat
+    column, ties half a win.
 
-    Newton's method on sum wins_ij log sigma(r_i - r_j) - ridge / 2 |r|^2. The prior keeps 20-0 finite; with `ridge` 0
-    it is the maximum likelihood, refused where that is infinite: unless every method can be reached from every other
-    over methods it beat or tied (Ford 1957).
+    Newton's method on sum wins_ij log sigma(r_i - r_j) - ridge / 2 |r|^2. The prior keeps 20-0
+    finite; with `ridge` 0 it is the maximum likelihood, refused where that is infinite: unless
+    every method can be reached from every other over methods it beat or tied (Ford 1957).
     """
     w = np.asarray(wins, dtype=np.float64).copy()
     m = w.shape[-1]
     w[..., np.arange(m), np.arange(m)] = 0.0
     if ridge <= 0 and not all(_connected(one) for one in w.reshape(-1, m, m)):
         raise ValueError(
-            "some methods never lost to the others: without a prior (ridge > 0) their rating is infinite"
+            "some methods never lost to the others: without a prior (ridge > 0) their rating is"
+            " infinite"
         )
     games, won = w + np.swapaxes(w, -1, -2), w.sum(-1)
     r = np.zeros(w.shape[:-1])
@@ -81,7 +87,8 @@ def _connected(wins: Array) -> bool:
 
 
 def battles(scores: Mapping[str, ArrayLike]) -> Array:
-    """Return how often row beats column on each prompt, (P, M, M), for scores (S_i, P): over all pairs of their seeds.
+    """Return how often row beats column on each prompt, (P, M, M), for scores (S_i, P): over all
+    pairs of their seeds.
 
     A prompt counts once however many seeds there are. The diagonal is 0.
     """
@@ -106,9 +113,11 @@ def rate(
     seed: int = 0,
     level: float = 0.95,
 ) -> Ratings:
-    """Return Elo ratings of methods from any score, higher better, (S_i, P) on the same prompts, with intervals.
+    """Return Elo ratings of methods from any score, higher better, (S_i, P) on the same prompts,
+    with intervals.
 
-    The bootstrap draws prompts, all battles of one together: battles on one prompt share its answers. Percentiles.
+    The bootstrap draws prompts, all battles of one together: battles on one prompt share its
+    answers. Percentiles.
     """
     names, per_prompt = list(scores), battles(scores)
     prompts, m = per_prompt.shape[:2]
@@ -133,7 +142,8 @@ def rate(
 
 
 def intransitivity(win_rates: Array, nats: Array) -> tuple[float, tuple[int, int]]:
-    """Return the root mean square of (win-rate - fitted) over pairs, and the pair where it is largest.
+    """Return the root mean square of (win-rate - fitted) over pairs, and the pair where it is
+    largest.
 
     Near 0 where one number per method explains all pairs; 0.5 for rock, paper, scissors.
     """

@@ -18,7 +18,9 @@ from ..models.lora import own_state
 
 
 class Checkpoints:
-    """The last two checkpoints below a folder; each is verified when it is read, and the older one stands in."""
+    """The last two checkpoints below a folder; each is verified when it is read, and the older one
+    stands in.
+    """
 
     def __init__(self, folder: Path, every: float, writes: bool = True) -> None:
         self.folder, self.every, self.writes = make_folder(folder), every, writes
@@ -67,7 +69,9 @@ class Checkpoints:
 
 
 class Snapshots:
-    """Copies of the policy at `count` evenly spaced turns, for the evaluator to measure after training."""
+    """Copies of the policy at `count` evenly spaced turns, for the evaluator to measure after
+    training.
+    """
 
     def __init__(self, folder: Path, count: int, writes: bool = True) -> None:
         self.folder, self.count, self.writes = make_folder(folder), count, writes
@@ -75,7 +79,9 @@ class Snapshots:
     def offer(
         self, turn: int, total: int, step: int, policy: nn.Module, used: Mapping[str, float]
     ) -> None:
-        """Keep the policy, and what it took, if this turn, of `total`, is one of the evenly spaced ones."""
+        """Keep the policy, and what it took, if this turn, of `total`, is one of the evenly spaced
+        ones.
+        """
         if self.writes and turn in {round(total * (i + 1) / self.count) for i in range(self.count)}:
             write_json(self.folder / f"step-{step:06d}.json", dict(used))
             part = self.folder / ".partial.safetensors"
@@ -83,7 +89,9 @@ class Snapshots:
             part.replace(self.folder / f"step-{step:06d}.safetensors")
 
     def kept(self) -> dict[int, Path]:
-        """Return {step: file of the policy}, in order; beside it lies a .json of what had been used of each budget."""
+        """Return {step: file of the policy}, in order; beside it lies a .json of what had been used
+        of each budget.
+        """
         return {
             int(file.stem.removeprefix("step-")): file
             for file in sorted(self.folder.glob("step-*.safetensors"))

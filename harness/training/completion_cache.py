@@ -1,13 +1,15 @@
 """Pools: what the start checkpoint says to prompts, drawn once and shared by all that draw from it.
 
-Sample j of a prompt is a function of the pool's key, the prompt, how often the prompt came up before, and j: four
-samples are the first four of sixteen, and neither a batch's order nor what else it holds matters. The unit is an
-artifact: some prompts by a few samples (`steps_to`), so a small n makes no more than it needs.
+Sample j of a prompt is a function of the pool's key, the prompt, how often the prompt came up
+before, and j: four samples are the first four of sixteen, and neither a batch's order nor what else
+it holds matters. The unit is an artifact: some prompts by a few samples (`steps_to`), so a small n
+makes no more than it needs.
 
-Pools for training are keyed by the shared seed, as the preference data are: the seed of a method still orders its
-prompts and minibatches. Pools of evaluated answers are keyed by the method's seed too, for a method that trains
-nothing (best-of-n) has no other source of variation, and its error bar over seeds would be zero; they are shared over
-n, judges and repetitions. Neither shares noise with the reference answers of the evaluation.
+Pools for training are keyed by the shared seed, as the preference data are: the seed of a method
+still orders its prompts and minibatches. Pools of evaluated answers are keyed by the method's seed
+too, for a method that trains nothing (best-of-n) has no other source of variation, and its error
+bar over seeds would be zero; they are shared over n, judges and repetitions. Neither shares noise
+with the reference answers of the evaluation.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class BlockRows:
 
 @dataclass
 class SampleRange:
-    """What is made at once: samples `first` .. `last` - 1 of a block; `number` of `count` that a draw needs."""
+    """What is made at once: samples `first` .. `last` - 1 of a block; `number` of `count` that a
+    draw needs.
+    """
 
     block: BlockRows
     first: int
@@ -80,7 +84,9 @@ class SampleRange:
 
 @dataclass
 class CompletionPool:
-    """Draws for one purpose: the key of its noise, and the split whose blocks are shared (None: prompts as given)."""
+    """Draws for one purpose: the key of its noise, and the split whose blocks are shared (None:
+    prompts as given).
+    """
 
     reference_cache: ReferenceCache
     key: tuple[object, ...]
@@ -92,10 +98,11 @@ class CompletionPool:
     def draw(
         self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling
     ) -> Cached | None:
-        """Return n completions per prompt (B, n, T) with `logp`, and their cost; None for what is in no pool.
+        """Return n completions per prompt (B, n, T) with `logp`, and their cost; None for what is
+        in no pool.
 
-        That is what another model says or what is sampled otherwise, prompts that come twice at one time, which would
-        be given the same completions, and prompts that came up too often.
+        That is what another model says or what is sampled otherwise, prompts that come twice at one
+        time, which would be given the same completions, and prompts that came up too often.
         """
         speaks = model is self.unmoved or self.reference_cache.start.is_(model)
         if not speaks or sampling != self.reference_cache.stage_runtime.sampling:
@@ -216,7 +223,9 @@ class CompletionPool:
 
 
 class CompletionPools:
-    """Which pool the lab draws from: for each prompt once a turn, as what is drawn again must be something else."""
+    """Which pool the lab draws from: for each prompt once a turn, as what is drawn again must be
+    something else.
+    """
 
     def __init__(self, reference_cache: ReferenceCache | None, prompts: Sequence[Prompt]) -> None:
         self.reference_cache, self.prompts = reference_cache, prompts
@@ -224,19 +233,23 @@ class CompletionPools:
         self._left: set[tuple[int, int]] = set()
 
     def offer(self, rows: Sequence[int], begin: int) -> list[tuple[int, int]]:
-        """Return the places of a turn's prompts: their rows in the split, and how often each was given before.
+        """Return the places of a turn's prompts: their rows in the split, and how often each was
+        given before.
 
-        `begin` is the turn's position in the endless order of prompts, which goes over all of them before any again.
+        `begin` is the turn's position in the endless order of prompts, which goes over all of
+          them before any again.
         """
         places = [(row, (begin + i) // len(self.prompts)) for i, row in enumerate(rows)]
         self._left = set(places)
         return places
 
     def take(self, prompts: PromptBatch, model: nn.Module, beside: bool) -> CompletionPool | None:
-        """Return where a model that is at the start draws for prompts of this turn; None where something was drawn.
+        """Return where a model that is at the start draws for prompts of this turn; None where
+        something was drawn.
 
-        A stream that covers the split draws from blocks of it, which every seed shares; any other, and a policy, that
-        will have moved at the next turn (not `beside` it), for the prompts at hand only: no more than is used.
+        A stream that covers the split draws from blocks of it, which every seed shares; any other,
+        and a policy, that will have moved at the next turn (not `beside` it), for the prompts at
+        hand only: no more than is used.
         """
         places = set(prompts.places or ())
         if self.reference_cache is None or not places or not places <= self._left:
@@ -249,7 +262,9 @@ class CompletionPools:
 
 
 class _Drawing(Sampler):
-    """Draws samples from number `first` on, the noise of each a function of the key, the prompt and its number."""
+    """Draws samples from number `first` on, the noise of each a function of the key, the prompt and
+    its number.
+    """
 
     def _noise(self, prompts: PromptBatch, n: int, *more: Any) -> Tensor:
         (first,) = more
@@ -270,7 +285,9 @@ def _pieces(blocks: Sequence[BlockRows], n: int) -> list[SampleRange]:
 
 
 def steps_to(n: int) -> list[tuple[int, int]]:
-    """Return the steps in which n samples are made: (first, last + 1), the same for every n as far as it goes."""
+    """Return the steps in which n samples are made: (first, last + 1), the same for every n as far
+    as it goes.
+    """
     edges = [0, *FIRST_STEPS]
     while edges[-1] < n:
         edges.append(edges[-1] + STEP)

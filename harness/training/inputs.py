@@ -1,4 +1,6 @@
-"""What a method is given: data and models that were prepared for it, and how they are used at the bench."""
+"""What a method is given: data and models that were prepared for it, and how they are used at the
+bench.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class MethodInputs:
-    """What was prepared for a method. Lists are empty, and `rewards` None, where the method did not ask."""
+    """What was prepared for a method.
+
+    Lists are empty, and `rewards` None, where the method did not ask.
+    """
 
     start: InitialCheckpoint  # the start checkpoint: in memory while somebody holds it
     tokens: Tokens

@@ -1,7 +1,8 @@
 """The lab: the bench a method works at, and the only door to models and data.
 
-What passes the door is metered, seeded and resumable. There is no judge here, and no prompt of the test split: the
-start checkpoint, data and reward models were prepared before the method was called, by code the lab does not hold.
+What passes the door is metered, seeded and resumable. There is no judge here, and no prompt of the
+test split: the start checkpoint, data and reward models were prepared before the method was called,
+by code the lab does not hold.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Lab:
     # -- data: resumable streams ---------------------------------------------------------------------------------
 
     def prompts(self, steps: int, batch_size: int | None = None) -> Iterator[PromptBatch]:
-        """Yield `steps` batches of training prompts, reshuffled each epoch, in the same order for every method."""
+        """Yield `steps` batches of training prompts, reshuffled each epoch, in the same order for
+        every method.
+        """
         prompts = self._given("prompts", self._method_inputs.prompts)
         size = self._batch_size(batch_size)
         self._pools.covers = 2 * steps * size >= len(prompts) and not self._limited
@@ -75,10 +78,12 @@ class Lab:
         batch_size: int | None = None,
         shuffle_labels: bool = False,
     ) -> Iterator[Batch]:
-        """Yield batches of preference pairs (B, 2, T), chosen first, for `epochs` passes or `steps` batches.
+        """Yield batches of preference pairs (B, 2, T), chosen first, for `epochs` passes or `steps`
+        batches.
 
-        Column `p` (B,) is the probability that the chosen one is better: 1 where the labeller gave a plain label.
-        `shuffle_labels` is a control: a coin, the same for a pair each time, says which one is called chosen.
+        Column `p` (B,) is the probability that the chosen one is better: 1 where the labeller gave
+        a plain label. `shuffle_labels` is a control: a coin, the same for a pair each time, says
+        which one is called chosen.
         """
         pairs = self._given("pairs", self._method_inputs.pairs)
         size = self._batch_size(batch_size)
@@ -102,9 +107,11 @@ class Lab:
         batch_size: int | None = None,
         shuffle_labels: bool = False,
     ) -> Iterator[Batch]:
-        """Yield batches of single completions (B, 1, T) with `label` (B,): 1 desirable, 0 not, between if in doubt.
+        """Yield batches of single completions (B, 1, T) with `label` (B,): 1 desirable, 0 not,
+        between if in doubt.
 
-        They are the completions of the pairs, each on its own and shuffled: one of a pair says nothing of the other.
+        They are the completions of the pairs, each on its own and shuffled: one of a pair says
+        nothing of the other.
         """
         pairs = self._given("pairs", self._method_inputs.pairs)
         size = self._batch_size(batch_size)
@@ -123,7 +130,9 @@ class Lab:
             yield batch.with_columns(label=torch.tensor(labels, device=self.device))
 
     def demonstrations(self, n: int) -> Batch:
-        """Return n demonstrations (n, 1, T), other ones each time: for a term beside the method's own."""
+        """Return n demonstrations (n, 1, T), other ones each time: for a term beside the method's
+        own.
+        """
         demos = self._given("demonstrations", self._method_inputs.demonstrations)
         rows = Random(derive(*self._key("demonstrations"))).choices(range(len(demos)), k=n)
         ids = [
@@ -148,10 +157,13 @@ class Lab:
         of: LanguageModel | None = None,
         **truncations: object,
     ) -> Batch:
-        """Draw n completions per prompt from the policy: (B, n, T) with `logp` (B, n, T) and `ended` (B, n).
+        """Draw n completions per prompt from the policy: (B, n, T) with `logp` (B, n, T) and
+        `ended` (B, n).
 
-        `logp` are the sampler's own, of the weights that sampled: the old log-probabilities. Without a temperature
-        or length the suite's apply, which are those of the evaluation. `of=lab.start` draws from the start checkpoint.
+        `logp` are the sampler's own, of the weights that sampled: the old log-probabilities.
+          Without a temperature
+        or length the suite's apply, which are those of the evaluation. `of=lab.start` draws from
+          the start checkpoint.
         """
         usual = self._runtime.sampling
         sampling = Sampling(
@@ -212,7 +224,10 @@ class Lab:
         return self._reference
 
     def move_reference(self) -> None:
-        """Let the reference be the policy as it now is, for what follows: iterated methods. The evaluator's stays."""
+        """Let the reference be the policy as it now is, for what follows: iterated methods.
+
+        The evaluator's stays.
+        """
         if "reference" not in self._loop.trainer.modules:
             self._reference = self._reference_apart()
         load_own(self.reference.model, own_state(self.policy.model))
@@ -244,10 +259,12 @@ class Lab:
     def critic(
         self, shared: bool = False, from_reward: bool = True, learning_rate: float | None = None
     ) -> Critic:
-        """Return the critic, the same each time: a network of its own, or a head on the policy's trunk (`shared`).
+        """Return the critic, the same each time: a network of its own, or a head on the policy's
+        trunk (`shared`).
 
-        A network of its own starts from the reward model's trunk (`from_reward`, where there is one) or the start
-        checkpoint's; its head starts at zero, so the first values are 0 whatever the scale of the reward.
+        A network of its own starts from the reward model's trunk (`from_reward`, where there is
+        one) or the start checkpoint's; its head starts at zero, so the first values are 0 whatever
+        the scale of the reward.
         """
         if self._critic is None:
             seed = derive(self._runtime.seed, "critic")
@@ -265,10 +282,12 @@ class Lab:
         return self._critic
 
     def reward(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
-        """Return (B, K) rewards as the method's RewardOptions say; NaN where a verifier cannot tell.
+        """Return (B, K) rewards as the method's RewardOptions say; NaN where a verifier cannot
+        tell.
 
-        Learned rewards are in units of the start checkpoint's spread, and demonstrations score 0 on average. A policy
-        that scores while it answers gives the evaluator's `sampler`, whose bill it then goes on.
+        Learned rewards are in units of the start checkpoint's spread, and demonstrations score 0 on
+        average. A policy that scores while it answers gives the evaluator's `sampler`, whose bill
+        it then goes on.
         """
         return self._scoring.reward(batch, sampler)
 
@@ -277,7 +296,8 @@ class Lab:
         return self._scoring.verdicts(batch)
 
     def revise(self, batch: Batch, rounds: int = 1) -> Batch:
-        """Return the completions (B, K, T) as the method's labeller rewrites them, `rounds` times; billed as labels.
+        """Return the completions (B, K, T) as the method's labeller rewrites them, `rounds` times;
+        billed as labels.
 
         Each round is under a principle of its own, drawn from the constitution. Needs "labels".
         """
@@ -286,10 +306,12 @@ class Lab:
     # -- training --------------------------------------------------------------------------------------------------
 
     def step(self, *what: Any) -> dict[str, float]:
-        """Take one optimiser step: `step(loss, batch)` on the policy's log-probabilities, or `step(term, ...)`.
+        """Take one optimiser step: `step(loss, batch)` on the policy's log-probabilities, or
+        `step(term, ...)`.
 
-        A loss is called as `loss(logp, batch)` on parts of the batch and returns (B,), (B, K) or (B, K, T) values, or
-        those and a dict of metrics of such shapes. Returns the step's loss, gradient norm and metrics.
+        A loss is called as `loss(logp, batch)` on parts of the batch and returns (B,), (B, K) or
+        (B, K, T) values, or those and a dict of metrics of such shapes. Returns the step's loss,
+        gradient norm and metrics.
         """
         self._check_turn("step")
         terms = what if isinstance(what[0], Term) else (self.term(what[0], what[1]),)
@@ -306,7 +328,9 @@ class Lab:
         weight: float = 1.0,
         reduction: str | float = "token-mean",
     ) -> Term:
-        """Return one term of a step: a loss of the policy's log-probabilities (or the critic's values) on a batch."""
+        """Return one term of a step: a loss of the policy's log-probabilities (or the critic's
+        values) on a batch.
+        """
         return Term(loss, batch, (of or self.policy).role, weight, reduction)
 
     def log(self, **metrics: float | Tensor) -> None:
@@ -315,7 +339,10 @@ class Lab:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Numbers that a method carries from turn to turn; they survive a restart. JSON-able values only."""
+        """Numbers that a method carries from turn to turn; they survive a restart.
+
+        JSON-able values only.
+        """
         return self._loop.state
 
     @property
@@ -325,7 +352,9 @@ class Lab:
 
     @property
     def turn(self) -> int:
-        """The current turn of the stream, from 0; a counter of the method's own would forget it at a restart."""
+        """The current turn of the stream, from 0; a counter of the method's own would forget it at
+        a restart.
+        """
         return self._loop.turn
 
     # -- what is known -----------------------------------------------------------------------------------------------
@@ -349,17 +378,21 @@ class Lab:
         return torch.Generator().manual_seed(derive(*self._key(*purpose)))
 
     def _key(self, *purpose: Hashable) -> tuple[Hashable, ...]:
-        """Return what random numbers of the current turn are derived from; repeated requests in a turn differ."""
+        """Return what random numbers of the current turn are derived from; repeated requests in a
+        turn differ.
+        """
         place = (self._loop.stream, self._loop.turn)
         count = self._draws[1] + 1 if self._draws[0] == place else 0
         self._draws = (place, count)
         return (self._runtime.seed, *purpose, *place, count)
 
     def _goes_over_pairs(self, rows: int) -> None:
-        """Look log-probabilities up from now on, if a stream has as many rows as the preference data have prompts.
+        """Look log-probabilities up from now on, if a stream has as many rows as the preference
+        data have prompts.
 
-        Then making them all, a prompt's together, is no more work than the stream itself, whoever else has use of
-        them. A budget may end the stream before, and nobody knows when: then they are computed.
+        Then making them all, a prompt's together, is no more work than the stream itself, whoever
+        else has use of them. A budget may end the stream before, and nobody knows when: then they
+        are computed.
         """
         reference_cache = self._method_inputs.reference_cache
         self._recalls |= (
@@ -388,10 +421,13 @@ class Lab:
         return self._method_inputs.start.is_(model.model)
 
     def _check_turn(self, what: str) -> None:
-        """Refuse what a restart would repeat with other weights: all that is between streams runs again."""
+        """Refuse what a restart would repeat with other weights: all that is between streams runs
+        again.
+        """
         if not self._loop.open:
             raise ValueError(
-                f"lab.{what} belongs into a stream (`for ... in lab.prompts(...)`): only that can resume"
+                f"lab.{what} belongs into a stream (`for ... in lab.prompts(...)`): only that can"
+                " resume"
             )
 
     def _count_pairs(self, n: int) -> None:
@@ -399,12 +435,16 @@ class Lab:
             self._runtime.meter.add(pairs=n)
 
     def _draw(self, what: str, n: int, steps: int, size: int) -> Iterator[list[int]]:
-        """Yield the row numbers of each turn; a stream goes on where an earlier one of its kind ended."""
+        """Yield the row numbers of each turn; a stream goes on where an earlier one of its kind
+        ended.
+        """
         for turn in self._loop.turns(steps, what, size):
             yield self._rows(what, n, self._loop.first + turn * size, size)
 
     def _rows(self, what: str, n: int, start: int, size: int) -> list[int]:
-        """Return `size` row numbers from position `start` of an endless, per-epoch shuffled order of n rows."""
+        """Return `size` row numbers from position `start` of an endless, per-epoch shuffled order
+        of n rows.
+        """
         rows: list[int] = []
         while len(rows) < size:
             epoch, offset = divmod(start + len(rows), n)

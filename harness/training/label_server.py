@@ -1,7 +1,8 @@
-"""A labeller at work while a method trains, in a process of its own: what it knows (gold, perhaps) stays there.
+"""A labeller at work while a method trains, in a process of its own: what it knows (gold, perhaps)
+stays there.
 
-The method's process sends prompt ids and completions and gets opinions back, as JSON lines over pipes.
-`python -m harness.training.label_server` is the other end.
+The method's process sends prompt ids and completions and gets opinions back, as JSON lines over
+pipes. `python -m harness.training.label_server` is the other end.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class LabelClient:
         lengths: Sequence[Sequence[int]],
         key: Any,
     ) -> tuple[list[list[Comparison]], int]:
-        """Return the labeller's opinions of each prompt's completions, and the bill; `key` seeds its errors."""
+        """Return the labeller's opinions of each prompt's completions, and the bill; `key` seeds
+        its errors.
+        """
         asked = {
             "do": "compare",
             "prompts": list(prompt_ids),
@@ -68,14 +71,16 @@ class LabelClient:
         }
         before = self.usage.get("asked", 0)
         said = [[Comparison(i, j, p) for i, j, p in row] for row in self._ask(asked)["said"]]
-        return said, int(self.usage["asked"] - before) if "asked" in self.usage else sum(
-            map(len, said)
+        return said, (
+            int(self.usage["asked"] - before) if "asked" in self.usage else sum(map(len, said))
         )
 
     def revise(
         self, prompt_ids: Sequence[str], texts: Sequence[Sequence[str]], rounds: int, key: Any
     ) -> list[list[str]]:
-        """Return the completions as the labeller rewrites them, `rounds` times, under principles it draws."""
+        """Return the completions as the labeller rewrites them, `rounds` times, under principles it
+        draws.
+        """
         asked = {
             "do": "revise",
             "prompts": list(prompt_ids),
@@ -139,7 +144,9 @@ def main() -> None:
 
 
 def _questions() -> Iterator[dict[str, Any]]:
-    """Yield what is asked; when nobody is left to ask, end the process, even in the middle of an answer."""
+    """Yield what is asked; when nobody is left to ask, end the process, even in the middle of an
+    answer.
+    """
     lines: SimpleQueue[str] = SimpleQueue()
 
     def listen() -> None:
@@ -185,7 +192,9 @@ class LabelServer:
         return [(c.first, c.second, c.p) for c in said]
 
     def revise(self, question: dict[str, Any], i: int) -> list[str]:
-        """Return the i-th prompt's completions after some rounds of revision, a principle drawn for each."""
+        """Return the i-th prompt's completions after some rounds of revision, a principle drawn for
+        each.
+        """
         name, rng = question["prompts"][i], self._rng("revisions", question, i)
         principles, revised = self.labeller.constitution(self.suite), []
         for text in question["texts"][i]:

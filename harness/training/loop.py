@@ -1,4 +1,6 @@
-"""Turns that can be killed: a loop whose every turn is a checkpoint boundary, and the checkpoints themselves."""
+"""Turns that can be killed: a loop whose every turn is a checkpoint boundary, and the checkpoints
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ OnStep = Callable[[int, int, Mapping[str, float]], None]
 class Loop:
     """Counts turns, collects metrics, keeps to a budget, and saves all that a restart needs.
 
-    After a restart the caller's code runs again from its beginning; turns that were done are not yielded again.
+    After a restart the caller's code runs again from its beginning; turns that were done are not
+    yielded again.
     """
 
     def __init__(
@@ -68,10 +71,13 @@ class Loop:
         return min(max(self.turn / max(1, self.total), self.budget_share()), 1 - 1e-9)
 
     def turns(self, total: int, kind: str = "", size: int = 0) -> Iterator[int]:
-        """Yield 0 .. total - 1, less what was done before a restart; stop early when the budget is used up.
+        """Yield 0 .. total - 1, less what was done before a restart; stop early when the budget is
+        used up.
 
-        `kind` and `size` say what a turn takes from where: `first` is then where this stream begins, after what earlier
-        streams of the kind took. A stream that is left by `break` counts as finished, its last turn included.
+        `kind` and `size` say what a turn takes from where: `first` is then where this stream
+          begins, after what earlier
+        streams of the kind took. A stream that is left by `break` counts as finished, its last
+          turn included.
         """
         if self.open:
             raise RuntimeError(
@@ -137,8 +143,8 @@ class Loop:
     def budget_share(self) -> float:
         """Return the largest used share of any limit of the budget; 0 without one.
 
-        Of labels it is the share of those that were left when training began, in a stream that asks for some: what
-        asks for none trains to its end.
+        Of labels it is the share of those that were left when training began, in a stream that asks
+        for some: what asks for none trains to its end.
         """
         used, limits = (
             self.used(),
@@ -150,7 +156,9 @@ class Loop:
         return max((used[name] / limit for name, limit in limits.items()), default=0.0)
 
     def used(self) -> dict[str, float]:
-        """Return what the method itself has used, in the budget's terms; labels with those asked for before."""
+        """Return what the method itself has used, in the budget's terms; labels with those asked
+        for before.
+        """
         own = self.meter.total(OWN_PHASES)
         tokens = own.tokens_generated + own.tokens_trained
         return {
@@ -162,7 +170,9 @@ class Loop:
         }
 
     def left(self) -> dict[str, float]:
-        """Return what is left of each limit of the budget; below 0 where the last turn went over it."""
+        """Return what is left of each limit of the budget; below 0 where the last turn went over
+        it.
+        """
         used = self.used()
         return {
             name: limit - used[name]
@@ -174,7 +184,8 @@ class Loop:
         """Write a checkpoint now."""
         if json.loads(json.dumps(self.state)) != self.state:
             raise ValueError(
-                f"lab.state must survive being written as JSON (text keys; no tuples, no tensors), not {self.state!r}"
+                "lab.state must survive being written as JSON (text keys; no tuples, no tensors),"
+                f" not {self.state!r}"
             )
         state = {
             "done": self._done,

@@ -1,9 +1,11 @@
-"""What the start checkpoint says, made once: its log-probabilities of the preference data, and pools of completions.
+"""What the start checkpoint says, made once: its log-probabilities of the preference data, and
+pools of completions.
 
-They are artifacts, named by all that made them, so methods, seeds and studies share them. Whether one is used is a
-function of the run's spec alone, never of what happens to lie on disk: a record has the same bytes whoever made the
-artifact. A method is billed as if it had done the work itself; `runtime.reuse` in the record says what was really
-spent, and `flops_reused` how much of the bill was looked up.
+They are artifacts, named by all that made them, so methods, seeds and studies share them. Whether
+one is used is a function of the run's spec alone, never of what happens to lie on disk: a record
+has the same bytes whoever made the artifact. A method is billed as if it had done the work itself;
+`runtime.reuse` in the record says what was really spent, and `flops_reused` how much of the bill
+was looked up.
 """
 
 from __future__ import annotations
@@ -64,13 +66,17 @@ class LoadedOnce:
 
 @dataclass
 class Cached:
-    """Something looked up, and the cost of making it, from which follows what making it costs a method."""
+    """Something looked up, and the cost of making it, from which follows what making it costs a
+    method.
+    """
 
     value: Any
     cost: Cost = field(default_factory=Cost)
 
     def bill(self, meter: Meter, flops: float) -> None:
-        """Count the time of so many FLOPs, which the current phase was billed, at the rate they were really done."""
+        """Count the time of so many FLOPs, which the current phase was billed, at the rate they
+        were really done.
+        """
         share = flops / max(self.cost.flops, 1.0)
         seconds, cpu_seconds = self.cost.seconds * share, self.cost.cpu_seconds * share
         meter.add(seconds=seconds, cpu_seconds=cpu_seconds, flops_reused=flops)
@@ -124,13 +130,17 @@ class ReferenceCache:
 
     @cached_property
     def prompts_of_pairs(self) -> int:
-        """How many prompts the preference data have: what making its log-probabilities costs, in forward passes."""
+        """How many prompts the preference data have: what making its log-probabilities costs, in
+        forward passes.
+        """
         return len({pair.prompt.id for pair in self.pairs})
 
     def logp(self, batch: Batch) -> Cached | None:
-        """Return log-probabilities (B, K, T) of a batch that holds nothing but preference data; None for any other.
+        """Return log-probabilities (B, K, T) of a batch that holds nothing but preference data;
+        None for any other.
 
-        A completion is found by its token ids and its prompt's, so it does not matter how the batch came about.
+        A completion is found by its token ids and its prompt's, so it does not matter how the batch
+        came about.
         """
         if batch.temperature != self._sampling.temperature or not self.pairs:
             return None
@@ -153,7 +163,9 @@ class ReferenceCache:
 
     @cached_property
     def _table(self) -> Cached:
-        """Where the log-probabilities of each completion begin, by digest, and all of them in a row."""
+        """Where the log-probabilities of each completion begin, by digest, and all of them in a
+        row.
+        """
         made = self.artifact("reference_logp", self._make_table, data=self.content)
         saved = load_tensors(made.folder / "logp.safetensors")
         starts = saved["lengths"].cumsum(0) - saved["lengths"]
@@ -183,7 +195,9 @@ class ReferenceCache:
         return {"completions": len(keys)}, meter.snapshot()
 
     def _distinct(self, runtime: Runtime) -> list[Batch]:
-        """Return the distinct completions of the preference data; batches hold prompts with equally many of them."""
+        """Return the distinct completions of the preference data; batches hold prompts with equally
+        many of them.
+        """
         tokens, found = self.tokens.counting_afresh(), dict[str, tuple[Any, dict[Ids, None]]]()
         ids: dict[Ids, Any] = {}
         for pair in self.pairs:

@@ -1,4 +1,6 @@
-"""Learned rewards: a scalar model with its pooling and its normalisation, and how an ensemble is combined."""
+"""Learned rewards: a scalar model with its pooling and its normalisation, and how an ensemble is
+combined.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 
 class RewardModel:
-    """A trained reward model: score = (raw - mean) / scale, so demonstrations score 0 and samples spread by 1."""
+    """A trained reward model: score = (raw - mean) / scale, so demonstrations score 0 and samples
+    spread by 1.
+    """
 
     def __init__(
         self,
@@ -77,7 +81,9 @@ class RewardModel:
 
     @staticmethod
     def load(folder: Path, start: InitialCheckpoint) -> RewardModel:
-        """Read a reward model; `start` gives the architecture of its trunk, and need not be in memory."""
+        """Read a reward model; `start` gives the architecture of its trunk, and need not be in
+        memory.
+        """
         settings = json.loads((folder / "reward.json").read_text())
         model = start.scalar()
         model.load_state_dict(load_tensors(folder / "model.safetensors"))
@@ -86,10 +92,12 @@ class RewardModel:
 
 
 def combine(scores: Tensor, how: str, variance_coef: float) -> Tensor:
-    """Return (B, K) from the members' scores (M, B, K): their mean, their worst, or mean - coef * variance.
+    """Return (B, K) from the members' scores (M, B, K): their mean, their worst, or mean - coef *
+    variance.
 
-    Coste et al. 2023 (2310.02743), eq. 2-4; the variance is the population's (their best-of-n code; their PPO code
-    divides by M - 1). Members are normalised before they come here, or the worst would be the one with the lowest zero.
+    Coste et al. 2023 (2310.02743), eq. 2-4; the variance is the population's (their best-of-n code;
+    their PPO code divides by M - 1). Members are normalised before they come here, or the worst
+    would be the one with the lowest zero.
     """
     if how == "worst":
         return scores.min(0).values
@@ -100,7 +108,8 @@ def combine(scores: Tensor, how: str, variance_coef: float) -> Tensor:
 
 
 def bradley_terry_loss(scores: Tensor, preferred: Tensor) -> Tensor:
-    """Return (B,) losses: per prompt the mean of -p log sigma(r_i - r_j) - (1-p) log sigma(r_j - r_i) over its pairs.
+    """Return (B,) losses: per prompt the mean of -p log sigma(r_i - r_j) - (1-p) log sigma(r_j -
+    r_i) over its pairs.
 
     InstructGPT (2203.02155), eq. 1, with soft labels: `scores` (B, K); `preferred` (B, K, K) as of
     `preferred_of`. The mean is over the pairs that were compared; a prompt without any gives 0.
@@ -111,7 +120,9 @@ def bradley_terry_loss(scores: Tensor, preferred: Tensor) -> Tensor:
 
 
 def preferred_of(said: Sequence[Sequence[Comparison]], k: int) -> Tensor:
-    """Return (B, K, K): p at [i, j] and 1 - p at [j, i] of every pair that was compared, 0 elsewhere."""
+    """Return (B, K, K): p at [i, j] and 1 - p at [j, i] of every pair that was compared, 0
+    elsewhere.
+    """
     preferred = torch.zeros(len(said), k, k)
     for table, row in zip(preferred, said, strict=True):
         for c in row:
@@ -120,7 +131,8 @@ def preferred_of(said: Sequence[Sequence[Comparison]], k: int) -> Tensor:
 
 
 def ranking_loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return (B,) Bradley-Terry losses of scores (B, K) of a batch with a column `preferred` (B, K K).
+    """Return (B,) Bradley-Terry losses of scores (B, K) of a batch with a column `preferred` (B, K
+    K).
 
     The column is `preferred_of` laid flat: three dimensions are for what each token has.
     """
@@ -128,7 +140,9 @@ def ranking_loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def pair_accuracy(scores: Tensor, preferred: Tensor) -> tuple[int, int]:
-    """Return how many pairs with a preference the scores order rightly (a tie is wrong), and how many there are."""
+    """Return how many pairs with a preference the scores order rightly (a tie is wrong), and how
+    many there are.
+    """
     better = preferred > 0.5
     right = better & (scores[:, :, None] > scores[:, None, :])
     return int(right.sum()), int(better.sum())

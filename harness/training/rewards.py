@@ -1,4 +1,6 @@
-"""What a completion is worth to a method: learned rewards, verdicts, what is taken off, and rewards kept fresh."""
+"""What a completion is worth to a method: learned rewards, verdicts, what is taken off, and rewards
+kept fresh.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ class RewardScorer:
         )
 
     def _keep_fresh(self, prompts: PromptBatch, every: int) -> None:
-        """Every so many turns, have fresh samples of the policy labelled and train the reward models on them."""
+        """Every so many turns, have fresh samples of the policy labelled and train the reward
+        models on them.
+        """
         place = (self._loop.stream, self._loop.turn)
         if self._loop.turn == 0 or self._loop.turn % every or self._refreshed == place:
             return
@@ -94,7 +98,9 @@ class RewardScorer:
             self._learn(model, batch, preferred)
 
     def _learn(self, model: RewardModel, batch: Batch, preferred: Tensor) -> None:
-        """Log how well a reward model orders fresh pairs, `preferred` (B, K, K), and train it on them."""
+        """Log how well a reward model orders fresh pairs, `preferred` (B, K, K), and train it on
+        them.
+        """
         with self._runtime.meter.phase("score"):
             right, pairs = pair_accuracy(model.raw(batch, self._runtime), preferred)
         if pairs:
@@ -162,7 +168,9 @@ class RewardScorer:
 
 
 def verdicts(verifier: Verifier | None, batch: Batch, tokens: Tokens, meter: Meter) -> Tensor:
-    """Return (B, K) verdicts, counted in the meter's current phase; NaN where an answer cannot be scored."""
+    """Return (B, K) verdicts, counted in the meter's current phase; NaN where an answer cannot be
+    scored.
+    """
     if verifier is None:
         raise ValueError(
             "this method asks for a verifier without saying so: add 'verifier' to its `needs`"

@@ -1,4 +1,6 @@
-"""Models as a method holds them at its bench: a language model, be it policy or reference, and a critic."""
+"""Models as a method holds them at its bench: a language model, be it policy or reference, and a
+critic.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,18 @@ from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import ScalarModel
 from ..models.logprobs import completion_logp, completion_values
 from ..models.tokens import Batch, PromptBatch
-from .reference_cache import count_as_computed
+from .reference_cache import Cached, count_as_computed
 from .runtime import Runtime, metered
 from .trainer import Role
 
-Recall = Callable[[Batch], "Cached | None"]
+Recall = Callable[[Batch], Cached | None]
 
 
 class LanguageModel(Policy):
     """A causal language model at the bench: the policy, or the reference.
 
-    The start checkpoint is read when its weights are first needed, and held from then on: a reference whose every
-    log-probability is looked up is never read.
+    The start checkpoint is read when its weights are first needed, and held from then on: a
+    reference whose every log-probability is looked up is never read.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class LanguageModel(Policy):
         return self._weights()
 
     def logp(self, batch: Batch) -> Tensor:
-        """Return (B, K, T) log-probabilities at the batch's temperature, without gradients; 0 on padding."""
+        """Return (B, K, T) log-probabilities at the batch's temperature, without gradients; 0 on
+        padding.
+        """
         with self._runtime.meter.aside():
             found = self._recall(batch)
             if found is None:
@@ -77,6 +81,8 @@ class Critic:
         self._runtime = runtime
 
     def values(self, batch: Batch) -> Tensor:
-        """Return (B, K, T) values of the state before each completion token, without gradients; 0 on padding."""
+        """Return (B, K, T) values of the state before each completion token, without gradients; 0
+        on padding.
+        """
         with self._runtime.meter.phase("score"):
             return metered(self.role, batch, self._runtime)

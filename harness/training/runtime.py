@@ -1,4 +1,6 @@
-"""How models are used in a run: engine, sampling, device, meter and processes, the same for every method."""
+"""How models are used in a run: engine, sampling, device, meter and processes, the same for every
+method.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,18 @@ class Runtime:
 
 @dataclass
 class RolloutCheck:
-    """Compares the log-probabilities of drawn tokens, which training reuses, with a teacher-forced pass; not billed."""
+    """Compares the log-probabilities of drawn tokens, which training reuses, with a teacher-forced
+    pass; not billed.
+    """
 
     allowed: float  # nats
     largest: float = 0.0  # difference so far
     tokens: int = 0  # compared
 
     def compare(self, role: Role, batch: Batch, runtime: Runtime) -> None:
-        """Note the largest difference of a rollout; raise HarnessError where it is more than rounding."""
+        """Note the largest difference of a rollout; raise HarnessError where it is more than
+        rounding.
+        """
         unbilled = replace(runtime, meter=Meter())
         with runtime.meter.aside(), unbilled.meter.phase("score"):
             told = metered(role, batch, unbilled)
@@ -53,14 +59,17 @@ class RolloutCheck:
         self.largest, self.tokens = max(self.largest, gap), self.tokens + int(batch["mask"].sum())
         if not gap <= self.allowed:
             raise HarnessError(
-                f"--check-rollouts: a token's log-probability as drawn and as computed afterwards differ by {gap:.3g} "
-                f"nats; at most {self.allowed:g} is rounding. The engine {runtime.engine.name} and the model disagree: "
-                f"try --engine hf, --no-prompt-sharing or --dtype float32."
+                "--check-rollouts: a token's log-probability as drawn and as computed afterwards"
+                f" differ by {gap:.3g} nats; at most {self.allowed:g} is rounding. The engine"
+                f" {runtime.engine.name} and the model disagree: try --engine hf,"
+                " --no-prompt-sharing or --dtype float32."
             )
 
 
 def metered(role: Role, batch: Batch, runtime: Runtime) -> Tensor:
-    """Compute a role's output (B, K, T) in micro-batches without gradients, and count it to the current phase."""
+    """Compute a role's output (B, K, T) in micro-batches without gradients, and count it to the
+    current phase.
+    """
 
     def count(part: Batch) -> None:
         runtime.meter.add(flops=role.flops(part))

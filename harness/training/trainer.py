@@ -1,7 +1,9 @@
-"""One optimiser step, whatever the loss: micro-batches, reduction by global counts, clipping, AdamW, metering.
+"""One optimiser step, whatever the loss: micro-batches, reduction by global counts, clipping,
+AdamW, metering.
 
-A loss sees tensors and returns one value per example (B,), per completion (B, K) or per token (B, K, T). It is reduced
-here with counts over the whole batch, so the step is the same for any micro-batch size and any padding.
+A loss sees tensors and returns one value per example (B,), per completion (B, K) or per token (B,
+K, T). It is reduced here with counts over the whole batch, so the step is the same for any
+micro-batch size and any padding.
 """
 
 from __future__ import annotations
@@ -59,9 +61,11 @@ class Role:
 
 @dataclass(frozen=True)
 class Term:
-    """One term of a step's objective: a loss of a role's output on a batch, its weight and its reduction.
+    """One term of a step's objective: a loss of a role's output on a batch, its weight and its
+    reduction.
 
-    `reduction` matters for a per-token loss: `token-mean` over the whole batch, `seq-mean-token-mean`,
+    `reduction` matters for a per-token loss: `token-mean` over the whole batch,
+      `seq-mean-token-mean`,
     `seq-mean-token-sum`, or a number that the token sum is divided by.
     """
 
@@ -110,7 +114,9 @@ class Trainer:
         self._restore(name)
 
     def keep(self, name: str, module: nn.Module) -> None:
-        """Save a module that is not trained with every checkpoint, and go on from it after a restart."""
+        """Save a module that is not trained with every checkpoint, and go on from it after a
+        restart.
+        """
         self.modules[name] = module
         self._restore(name)
 
@@ -119,7 +125,9 @@ class Trainer:
         return any(key.startswith(f"{name}/weight/") for key in self.saved)
 
     def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
-        """Take one optimiser step at `progress` in [0, 1) of training; return loss, gradient norms and metrics."""
+        """Take one optimiser step at `progress` in [0, 1) of training; return loss, gradient norms
+        and metrics.
+        """
         totals: dict[str, float] = {"loss": 0.0}
         for term in terms:
             for name, value in self._accumulate(term).items():
@@ -200,7 +208,9 @@ class Trainer:
         return found
 
     def let_go(self) -> None:
-        """Hold no model and no moments any more: training is over, and they are saved or somebody else's."""
+        """Hold no model and no moments any more: training is over, and they are saved or somebody
+        else's.
+        """
         self.saved, self.modules, self.optimizers = {}, {}, {}
 
     def _restore(self, name: str) -> None:
@@ -222,12 +232,15 @@ class Trainer:
 
 
 def reduce_share(values: Tensor, part: Batch, whole: Batch, reduction: str | float) -> Tensor:
-    """Return the part's share of the whole batch's reduced value; the shares of all parts add up to it."""
+    """Return the part's share of the whole batch's reduced value; the shares of all parts add up to
+    it.
+    """
     b, k, _ = whole.shape
     if not 0 < values.dim() <= 3 or values.shape != part["mask"].shape[: values.dim()]:
         raise ValueError(
-            f"a loss returns (B,), (B, K) or (B, K, T) values, here {list(part['mask'].shape)} or its beginning, not "
-            f"{list(values.shape)}: leave the mean to the lab, which takes it over the whole batch"
+            f"a loss returns (B,), (B, K) or (B, K, T) values, here {list(part['mask'].shape)} or"
+            f" its beginning, not {list(values.shape)}: leave the mean to the lab, which takes it"
+            " over the whole batch"
         )
     if values.dim() < 3:
         return values.sum() / (b if values.dim() == 1 else b * k)
@@ -259,7 +272,9 @@ def schedule(options: AdamWOptions, progress: float) -> float:
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Take out what lies below a prefix, without it: a copy beside that which is trained is of no use."""
+    """Take out what lies below a prefix, without it: a copy beside that which is trained is of no
+    use.
+    """
     return {
         name[len(prefix) :]: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)
     }

@@ -1,1 +1,4 @@
-"""The built-in methods, engine, observer and table formats. Each is a plugin like any stranger's."""
+"""The built-in methods, engine, observer and table formats.
+
+Each is a plugin like any stranger's.
+"""

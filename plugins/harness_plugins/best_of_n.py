@@ -31,10 +31,12 @@ class BestOf(Policy):
 
 
 def level_mass(batch, scores, best):
-    """Return (B,) the reference's mass on the selected reward level, over the distinct completions drawn at it.
+    """Return (B,) the reference's mass on the selected reward level, over the distinct completions
+    drawn at it.
 
-    Each probability is exact, exp(sum_t log pi_ref). Completions at that level that were not drawn are missed, which
-    lowers the mass and raises the estimate of KL towards its bound; with a real-valued reward they are rare.
+    Each probability is exact, exp(sum_t log pi_ref). Completions at that level that were not drawn
+    are missed, which lowers the mass and raises the estimate of KL towards its bound; with a
+    real-valued reward they are rare.
     """
     probability = batch["logp"].double().sum(-1).exp()  # (B, n)
     level = scores == scores.gather(1, best[:, None])
@@ -73,7 +75,9 @@ class BestOfN(RewardOptions, Method):
         return BestOf(lab, self.n)
 
     def optimum(self, problem):
-        """ref(y) / f (F^n - (F - f)^n), f the mass of a reward level and F of all up to it: what it draws from."""
+        """ref(y) / f (F^n - (F - f)^n), f the mass of a reward level and F of all up to it: what it
+        draws from.
+        """
         return problem.best_of(self.n)
 
 

@@ -1,4 +1,7 @@
-"""DPO: Direct Preference Optimization (Rafailov et al. 2023), with cDPO's label smoothing and the robust form."""
+"""DPO: Direct Preference Optimization (Rafailov et al.
+
+2023), with cDPO's label smoothing and the robust form.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class DPO(PairOptions):
-    """Fit the policy's log-ratios to the preferences directly; its optimum is that of RLHF with KL strength beta."""
+    """Fit the policy's log-ratios to the preferences directly; its optimum is that of RLHF with KL
+    strength beta.
+    """
 
     name, kind, paper = "dpo", "offline preference", "https://arxiv.org/abs/2305.18290"
     needs = frozenset({"pairs"})
@@ -34,10 +39,13 @@ class DPO(PairOptions):
             raise ValueError("beta must be above 0")
 
     def loss(self, logp, batch):
-        """Eq. 7: -log sigma(beta (s_w - s_l)), with s = log pi(y|x) / pi_ref(y|x) summed over tokens; (B,).
+        """Eq. 7: -log sigma(beta (s_w - s_l)), with s = log pi(y|x) / pi_ref(y|x) summed over
+        tokens; (B,).
 
-        `logp` (B, 2, T), chosen first. With smoothing e: (1-e) L(h) + e L(-h), cDPO (Mitchell 2023);
-        robust: ((1-e) L(h) - e L(-h)) / (1 - 2e), eq. 12 of Chowdhury et al. 2024. A labeller's own doubt, `p` below 1,
+        `logp` (B, 2, T), chosen first. With smoothing e: (1-e) L(h) + e L(-h), cDPO (Mitchell
+          2023);
+        robust: ((1-e) L(h) - e L(-h)) / (1 - 2e), eq. 12 of Chowdhury et al. 2024. A labeller's
+          own doubt, `p` below 1,
         weighs both orders in the same way: p L(h) + (1-p) L(-h).
         """
         s_w, s_l = (logp - batch["ref_logp"]).sum(-1).unbind(1)
@@ -56,7 +64,9 @@ class DPO(PairOptions):
         return lab.policy
 
     def optimum(self, problem):
-        """pi* of RLHF, whoever sampled the pairs, if labels follow Bradley-Terry on the reward (paper, sect. 4)."""
+        """pi* of RLHF, whoever sampled the pairs, if labels follow Bradley-Terry on the reward
+        (paper, sect. 4).
+        """
         return None if self.label_smoothing or self.shuffle_labels else problem.tilted(self.beta)
 
 

@@ -1,4 +1,6 @@
-"""The rollout engines: the harness's own decoding loop on any Hugging Face causal model, plain and as CUDA graphs."""
+"""The rollout engines: the harness's own decoding loop on any Hugging Face causal model, plain and
+as CUDA graphs.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +8,25 @@ from harness import hookimpl
 
 
 class HF:
-    """Decode on the model's key/value cache: the prompt prefilled once for its completions, finished rows dropped."""
+    """Decode on the model's key/value cache: the prompt prefilled once for its completions,
+    finished rows dropped.
+    """
 
     name = "hf"
 
     def __new__(cls, *arguments):
-        """Return the engine itself: importing it here, not above, keeps `harness list` without torch."""
+        """Return the engine itself: importing it here, not above, keeps `harness list` without
+        torch.
+        """
         from harness.models.generation import CachedEngine
 
         return CachedEngine(*arguments)
 
 
 class CUDAGraphs:
-    """The same on a GPU, a token's forward pass recorded and replayed; equal to `hf` up to rounding."""
+    """The same on a GPU, a token's forward pass recorded and replayed; equal to `hf` up to
+    rounding.
+    """
 
     name = "cuda_graphs"
     needs_gpu = True

@@ -1,4 +1,7 @@
-"""GRPO: group-relative policy optimisation (Shao et al. 2024, DeepSeekMath), with Dr. GRPO and DAPO as options."""
+"""GRPO: group-relative policy optimisation (Shao et al. 2024, DeepSeekMath), with Dr.
+
+GRPO and DAPO as options.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ LISTED = 400_000  # entries of the largest table of groups that `optimum` lists
 
 @dataclass
 class GRPO(OnPolicyOptions):
-    """Let a prompt's own samples be the baseline: no critic. The defaults are the DeepSeekMath paper's form.
+    """Let a prompt's own samples be the baseline: no critic. The defaults are the DeepSeekMath
+    paper's form.
 
     Dr. GRPO (2503.20783): std_normalise=false, loss_aggregation=constant, beta=0. DAPO
-    (2503.14476): clip_range_high=0.28, loss_aggregation=token-mean, beta=0; its refilling of groups without signal and
-    its soft penalty on overlong answers are not here (such groups weigh 0; `length_penalty` is linear).
+    (2503.14476): clip_range_high=0.28, loss_aggregation=token-mean, beta=0; its refilling of groups
+    without signal and its soft penalty on overlong answers are not here (such groups weigh 0;
+    `length_penalty` is linear).
     """
 
     name, kind, paper = "grpo", "on-policy", "https://arxiv.org/abs/2402.03300"
@@ -46,7 +51,8 @@ class GRPO(OnPolicyOptions):
         super().check()
         if self.num_generations < 2:
             raise ValueError(
-                "num_generations must be at least 2: a completion is compared with others of its prompt"
+                "num_generations must be at least 2: a completion is compared with others of its"
+                " prompt"
             )
         if self.num_iterations < 1 or self.minibatch_size < 0 or self.ddof not in (0, 1):
             raise ValueError(
@@ -73,7 +79,8 @@ class GRPO(OnPolicyOptions):
                 else "only the expectation of k1 has the KL's"
             )
             raise ValueError(
-                f"kl_in={self.kl_in} goes with kl_estimator={' or '.join(allowed[self.kl_in])}: {why}"
+                f"kl_in={self.kl_in} goes with kl_estimator={' or '.join(allowed[self.kl_in])}:"
+                f" {why}"
             )
         if not self.beta and self.kl_in == "reward":
             raise ValueError("beta=0 has no KL: kl_in and kl_estimator have nothing to apply to")
@@ -83,7 +90,9 @@ class GRPO(OnPolicyOptions):
     # -- pure tensors ------------------------------------------------------------------------------------------------
 
     def advantages(self, reward):
-        """A_i = (r_i - mean_G r) / std_G r (sect. 4.1.2), (B, K); 0 for a reward that is unknown, NaN."""
+        """A_i = (r_i - mean_G r) / std_G r (sect. 4.1.2), (B, K); 0 for a reward that is unknown,
+        NaN.
+        """
         known = ~reward.isnan()
         centred = torch.where(known, reward - reward.nanmean(-1, keepdim=True), 0.0)
         if not self.std_normalise:
@@ -92,9 +101,11 @@ class GRPO(OnPolicyOptions):
         return centred / ((centred.square().sum(-1, keepdim=True) / degrees).sqrt() + STD_FLOOR)
 
     def loss(self, logp, batch):
-        """Eq. 3: -(min(rho A, clip(rho, 1-eps, 1+eps_high) A) - beta D), rho = pi / pi_old, per token (B, K, T).
+        """Eq. 3: -(min(rho A, clip(rho, 1-eps, 1+eps_high) A) - beta D), rho = pi / pi_old, per
+        token (B, K, T).
 
-        D is eq. 4's k3 = ref/pi - log(ref/pi) - 1, whose gradient is that of KL(ref || pi), or k2 = log(pi/ref)^2 / 2.
+        D is eq. 4's k3 = ref/pi - log(ref/pi) - 1, whose gradient is that of KL(ref || pi), or k2 =
+        log(pi/ref)^2 / 2.
         """
         ratio, advantages = torch.exp(logp - batch["old_logp"]), batch["advantages"][..., None]
         high = self.clip_range if self.clip_range_high is None else self.clip_range_high
@@ -143,7 +154,9 @@ class GRPO(OnPolicyOptions):
         )
 
     def reduction(self, part, limit):
-        """Return how the lab reduces the token losses of a part; `limit` is the longest a completion may be."""
+        """Return how the lab reduces the token losses of a part; `limit` is the longest a
+        completion may be.
+        """
         b, k, _ = part.shape
         return (
             float(b * k * limit) if self.loss_aggregation == "constant" else self.loss_aggregation
@@ -154,10 +167,11 @@ class GRPO(OnPolicyOptions):
     def optimum(self, problem):
         """Where it comes to rest: pi* only where the KL is in the reward, or k2 without a spread.
 
-        There every advantage is 0 at pi*, whatever scales it. In the loss the KL meets a reward term that the group
-        scales: its mean holds the completion itself, which takes (G-1)/G of it, and the spread divides it. With k3 and
-        one token, 0 = pi (a - E a) + beta (ref - pi) for a = E[A | y], so pi = ref / (1 - (a - E a) / beta). None for
-        completions of more tokens, whose per-token KL has no closed form.
+        There every advantage is 0 at pi*, whatever scales it. In the loss the KL meets a reward
+        term that the group scales: its mean holds the completion itself, which takes (G-1)/G of it,
+        and the spread divides it. With k3 and one token, 0 = pi (a - E a) + beta (ref - pi) for a =
+        E[A | y], so pi = ref / (1 - (a - E a) / beta). None for completions of more tokens, whose
+        per-token KL has no closed form.
         """
         if not self.as_measured() or not self.beta:
             return None
@@ -175,7 +189,9 @@ class GRPO(OnPolicyOptions):
         )
 
     def _rest(self, problem):
-        """Return the fixed point with a spread, a = E[A | y] listed exactly; None for too many groups to list."""
+        """Return the fixed point with a spread, a = E[A | y] listed exactly; None for too many
+        groups to list.
+        """
         (p, n), others = problem.ref.shape, self.num_generations - 1
         if comb(n + others - 1, others) * p * n > LISTED:
             return None
@@ -209,9 +225,11 @@ def without_signal(reward):
 
 
 def forward_tilted(ref, gain, beta):
-    """Return ref / (1 - (gain - c) / beta), (P, N): what maximises E gain - beta KL(ref || pi); c makes it sum to 1.
+    """Return ref / (1 - (gain - c) / beta), (P, N): what maximises E gain - beta KL(ref || pi); c
+    makes it sum to 1.
 
-    c lies between max(gain) - beta, where the sum is infinite, and max(gain), where it is at most 1.
+    c lies between max(gain) - beta, where the sum is infinite, and max(gain), where it is at most
+    1.
     """
     top = gain.max(-1, keepdim=True).values
     low, high = torch.zeros_like(top), torch.full_like(top, beta)  # c - max(gain) + beta

@@ -1,4 +1,7 @@
-"""IPO: Identity Preference Optimization (Azar et al. 2023), token-sum as in the paper or length-averaged as shipped."""
+"""IPO: Identity Preference Optimization (Azar et al.
+
+2023), token-sum as in the paper or length-averaged as shipped.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class IPO(PairOptions):
-    """Regress the log-ratio margin of a pair on a constant, so that sure labels do not drive it to infinity."""
+    """Regress the log-ratio margin of a pair on a constant, so that sure labels do not drive it to
+    infinity.
+    """
 
     name, kind, paper = "ipo", "offline preference", "https://arxiv.org/abs/2310.12036"
     needs = frozenset({"pairs"})
@@ -30,10 +35,13 @@ class IPO(PairOptions):
             raise ValueError("beta must be above 0")
 
     def loss(self, logp, batch):
-        """Eq. 17: (h - 1 / (2 tau))^2, h = s_w - s_l, with s = log pi(y|x) / pi_ref(y|x) summed over tokens; (B,).
+        """Eq. 17: (h - 1 / (2 tau))^2, h = s_w - s_l, with s = log pi(y|x) / pi_ref(y|x) summed
+        over tokens; (B,).
 
-        `logp` (B, 2, T), chosen first. A departure, on request: `length_average` takes s / |y|, the form the authors
-        say their reported results used; where all lengths are L its tau stands for a token-sum tau of tau / L.
+        `logp` (B, 2, T), chosen first. A departure, on request: `length_average` takes s / |y|,
+          the form the authors
+        say their reported results used; where all lengths are L its tau stands for a token-sum
+          tau of tau / L.
         A labeller's own doubt, `p` below 1, weighs both orders: p L(h) + (1-p) L(-h).
         """
         s = (logp - batch["ref_logp"]).sum(-1)
@@ -51,11 +59,12 @@ class IPO(PairOptions):
         return lab.policy
 
     def optimum(self, problem):
-        """s(y) = (P(y > mu) - 1/2) / tau + c, |y| times that if averaged: the paper's theorem 1 for the pairs' own mu.
+        """s(y) = (P(y > mu) - 1/2) / tau + c, |y| times that if averaged: the paper's theorem 1 for
+        the pairs' own mu.
 
-        With both orders of a pair averaged, h(y, y') is regressed on (p(y > y') - 1/2) / tau; least squares over
-        mu x mu of an additive h gives the mean over y'. Labels by coin leave the start checkpoint, but only as the
-        pairs grow many: no answer is given for them.
+        With both orders of a pair averaged, h(y, y') is regressed on (p(y > y') - 1/2) / tau; least
+        squares over mu x mu of an additive h gives the mean over y'. Labels by coin leave the start
+        checkpoint, but only as the pairs grow many: no answer is given for them.
         """
         if self.shuffle_labels or (problem.mu <= 0).any():  # what no pair shows is not determined
             return None
@@ -66,9 +75,11 @@ class IPO(PairOptions):
 
 
 def length_tilted(base, tilt, lengths):
-    """Return base exp(|y| (tilt + c)), (P, N), with the c of each prompt, found by bisection, that makes it sum to 1.
+    """Return base exp(|y| (tilt + c)), (P, N), with the c of each prompt, found by bisection, that
+    makes it sum to 1.
 
-    `base` are log-weights of at most 1 each. At the least c tried every term is below 1 / N, at the greatest the
+    `base` are log-weights of at most 1 each. At the least c tried every term is below 1 / N, at
+      the greatest the
     sum is that of the weights or more.
     """
     low, high = -tilt.amax(-1) - math.log(tilt.shape[-1]), -tilt.amin(-1)

@@ -1,4 +1,7 @@
-"""KTO: Kahneman-Tversky Optimization (Ethayarajh et al. 2024) on single completions labelled good or bad."""
+"""KTO: Kahneman-Tversky Optimization (Ethayarajh et al.
+
+2024) on single completions labelled good or bad.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class KTO(PairOptions):
-    """Raise completions labelled desirable above a reference point and lower the others; no pairs are needed."""
+    """Raise completions labelled desirable above a reference point and lower the others; no pairs
+    are needed.
+    """
 
     name, kind, paper = "kto", "offline preference", "https://arxiv.org/abs/2402.01306"
     needs = frozenset({"pairs"})  # their completions, each on its own: half of them desirable
@@ -34,13 +39,16 @@ class KTO(PairOptions):
             raise ValueError("desirable_weight and undesirable_weight must be above 0")
         if self.batch_size < 2:
             raise ValueError(
-                "batch_size must be at least 2: z0 pairs each prompt with another example's completion"
+                "batch_size must be at least 2: z0 pairs each prompt with another example's"
+                " completion"
             )
 
     def loss(self, logp, batch):
-        """Eq. 8: lambda_y - v(x, y), that is lambda_D (1 - sigma(beta (r - z0))), lambda_U (1 - sigma(beta (z0 - r))).
+        """Eq. 8: lambda_y - v(x, y), that is lambda_D (1 - sigma(beta (r - z0))), lambda_U (1 -
+        sigma(beta (z0 - r))).
 
-        `logp` (B, 1, T) of single completions, r = log pi(y|x) / pi_ref(y|x) summed over tokens; (B,). A `label`
+        `logp` (B, 1, T) of single completions, r = log pi(y|x) / pi_ref(y|x) summed over tokens;
+          (B,). A `label`
         between 0 and 1 is the labeller's own doubt, and weighs both.
         """
         r, good = (logp - batch["ref_logp"]).sum((1, 2)), batch["label"]
@@ -56,10 +64,12 @@ class KTO(PairOptions):
         return loss, {"rising": (2 * good - 1) * r}
 
     def reference_point(self, lab, batch):
-        """z0, sect. 4.1: max(0, mean log-ratio on prompts with the next example's completion), without a gradient.
+        """z0, sect. 4.1: max(0, mean log-ratio on prompts with the next example's completion),
+        without a gradient.
 
-        The mean is over the whole batch, and then clamped: a biased estimate of KL(pi || ref), mostly about 0. The
-        neighbour should be another example: the stream is shuffled, so it is while a batch is smaller than the data.
+        The mean is over the whole batch, and then clamped: a biased estimate of KL(pi || ref),
+        mostly about 0. The neighbour should be another example: the stream is shuffled, so it is
+        while a batch is smaller than the data.
         """
         apart = batch.mismatched()
         return (lab.policy.logp(apart) - lab.reference.logp(apart)).sum((1, 2)).mean().clamp(min=0)
@@ -74,13 +84,15 @@ class KTO(PairOptions):
         return lab.policy
 
     def optimum(self, problem):
-        """The best division of mass among completions that are chosen more than rejected, all else at 0; not pi*.
+        """The best division of mass among completions that are chosen more than rejected, all else
+        at 0; not pi*.
 
-        With z0 fixed the loss is a constant less sum_y w(y) f(rho), w = lambda_D P(chosen) - lambda_U P(rejected),
-        rho = pi / ref, f = sigma(beta (log rho - z0)), which is concave for beta <= 1. So pi = 0 where w <= 0, and
-        w f'(rho) / ref is the same wherever there is mass. In large batches z0 is max(0, E log pi / ref), prompt and
-        completion drawn apart. A completion that is drawn and has pi = 0 makes that mean -inf and z0 = 0; only where
-        every w is above 0 has z0 to be found along with pi.
+        With z0 fixed the loss is a constant less sum_y w(y) f(rho), w = lambda_D P(chosen) -
+        lambda_U P(rejected), rho = pi / ref, f = sigma(beta (log rho - z0)), which is concave for
+        beta <= 1. So pi = 0 where w <= 0, and w f'(rho) / ref is the same wherever there is mass.
+        In large batches z0 is max(0, E log pi / ref), prompt and completion drawn apart. A
+        completion that is drawn and has pi = 0 makes that mean -inf and z0 = 0; only where every w
+        is above 0 has z0 to be found along with pi.
         """
         pairs = ordered_pairs(problem)
         chosen, rejected = pairs.sum(2), pairs.sum(1)
@@ -103,9 +115,11 @@ class KTO(PairOptions):
 
 
 def allocate(ref, gain, beta, z0):
-    """Return (P, N) distributions with w f'(rho) / ref = nu wherever there is mass: two nested bisections in logs.
+    """Return (P, N) distributions with w f'(rho) / ref = nu wherever there is mass: two nested
+    bisections in logs.
 
-    f'(rho) = beta sigma(v) sigma(-v) / rho with v = beta (log rho - z0), decreasing in rho; nu is what makes the sum 1.
+    f'(rho) = beta sigma(v) sigma(-v) / rho with v = beta (log rho - z0), decreasing in rho; nu is
+    what makes the sum 1.
     """
     slope = gain.clamp(min=0).log() - ref.log()  # -inf where w <= 0
 

@@ -22,7 +22,9 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass
 class Local(Launcher):
-    """Processes on this machine, as many at a time as it has cores; one where a GPU would be shared."""
+    """Processes on this machine, as many at a time as it has cores; one where a GPU would be
+    shared.
+    """
 
     name = "local"
 
@@ -65,7 +67,9 @@ def usual():
 
 
 def start(job):
-    """Start a job in this process's group, so that what a terminal sends to a study reaches its runs."""
+    """Start a job in this process's group, so that what a terminal sends to a study reaches its
+    runs.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1"}
     with job.log.open("w") as log:
         return subprocess.Popen(
@@ -79,17 +83,20 @@ def start(job):
 
 
 class Orphan:
-    """Called in a new process: it is not to outlive the study, even where the study is killed outright.
+    """Called in a new process: it is not to outlive the study, even where the study is killed
+    outright.
 
-    The same study given again would find its runs in use. This process has no threads, so that calling Python between
-    fork and exec is safe.
+    The same study given again would find its runs in use. This process has no threads, so that
+    calling Python between fork and exec is safe.
     """
 
     def __init__(self, parent):
         self.parent = parent
 
     def __call__(self):
-        """Ask the kernel for SIGKILL when the parent ends: a run goes on from its checkpoint after that, too."""
+        """Ask the kernel for SIGKILL when the parent ends: a run goes on from its checkpoint after
+        that, too.
+        """
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != self.parent:  # it ended before that was asked
             os._exit(1)

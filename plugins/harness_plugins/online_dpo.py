@@ -1,4 +1,6 @@
-"""Online DPO (Guo et al. 2024) and iterated DPO (Xiong et al. 2023): DPO on pairs the policy has just sampled."""
+"""Online DPO (Guo et al. 2024) and iterated DPO (Xiong et al. 2023): DPO on pairs the policy has
+just sampled.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class OnlineDPO(OnPolicyOptions):
-    """Sample, let the reward say which of two is better, take a DPO step; every pair of a prompt's samples counts."""
+    """Sample, let the reward say which of two is better, take a DPO step; every pair of a prompt's
+    samples counts.
+    """
 
     name, kind, paper = "online_dpo", "on-policy", "https://arxiv.org/abs/2402.04792"
     needs = frozenset({"prompts", "reward"})
@@ -39,7 +43,8 @@ class OnlineDPO(OnPolicyOptions):
             self.move_reference_every and self.steps % self.move_reference_every
         ):
             raise ValueError(
-                "move_reference_every must not be negative, and steps a multiple of it: whole rounds"
+                "move_reference_every must not be negative, and steps a multiple of it: whole"
+                " rounds"
             )
         if self.move_reference_every and self.adaptive_beta:
             raise ValueError(
@@ -51,10 +56,11 @@ class OnlineDPO(OnPolicyOptions):
         return torch.triu_indices(k, k, 1).unbind(0)
 
     def labelled(self, reward, generator):
-        """Return p (B, M) that completion i is better: sigma(r_i - r_j), or drawn from it, or rounded; NaN if unknown.
+        """Return p (B, M) that completion i is better: sigma(r_i - r_j), or drawn from it, or
+        rounded; NaN if unknown.
 
-        Rewards are in units of the start checkpoint's spread. Argmax labels have no finite optimum (the margins grow
-        for ever); of equal rewards neither is better.
+        Rewards are in units of the start checkpoint's spread. Argmax labels have no finite optimum
+        (the margins grow for ever); of equal rewards neither is better.
         """
         i, j = self.pairs(reward.shape[1])
         margin = reward[:, i] - reward[:, j]
@@ -74,7 +80,8 @@ class OnlineDPO(OnPolicyOptions):
         return (~same & ~untold).to(mask)
 
     def loss(self, logp, batch):
-        """p L(h) + (1-p) L(-h), L = -log sigma, h = beta (s_i - s_j), s = log pi / ref, token sums; (B,).
+        """p L(h) + (1-p) L(-h), L = -log sigma, h = beta (s_i - s_j), s = log pi / ref, token sums;
+        (B,).
 
         DPO's loss, its mean over a prompt's M pairs; `p` and `pair_weight` (B, M).
         """
@@ -119,7 +126,8 @@ class OnlineDPO(OnPolicyOptions):
     def optimum(self, problem):
         """pi* at beta / T after T rounds, each at its own optimum; T is 1 for a fixed reference.
 
-        Labels from sigma(r_i - r_j) are Bradley-Terry, so beta (s - s') = r - r' for whoever samples the pairs.
+        Labels from sigma(r_i - r_j) are Bradley-Terry, so beta (s - s') = r - r' for whoever
+        samples the pairs.
         """
         if self.labels == "argmax" or not self.as_measured():
             return None

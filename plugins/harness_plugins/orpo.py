@@ -1,4 +1,6 @@
-"""ORPO: Odds Ratio Preference Optimization (Hong et al. 2024): imitate the chosen, at odds with the rejected."""
+"""ORPO: Odds Ratio Preference Optimization (Hong et al. 2024): imitate the chosen, at odds with the
+rejected.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class ORPO(PairOptions):
-    """Fine-tune on the chosen completion with a penalty on the odds of the rejected one; no reference."""
+    """Fine-tune on the chosen completion with a penalty on the odds of the rejected one; no
+    reference.
+    """
 
     name, kind, paper = "orpo", "offline preference", "https://arxiv.org/abs/2403.07691"
     needs = frozenset({"pairs"})
@@ -24,13 +28,16 @@ class ORPO(PairOptions):
     lambda_or: float = (
         0.1  # weight of the odds-ratio term beside the likelihood of the chosen (TRL calls it beta)
     )
-    nll_reduction: str = "token-mean"  # of the likelihood: token-mean over the batch, or sequence-mean, as eq. 2 has it
+    nll_reduction: str = (  # of the likelihood: token-mean over the batch, or sequence-mean, as eq. 2 has it
+        "token-mean"
+    )
 
     def check(self) -> None:
         super().check()
         if self.lambda_or <= 0:
             raise ValueError(
-                "lambda_or must be above 0: without its odds-ratio term the method is SFT on the chosen"
+                "lambda_or must be above 0: without its odds-ratio term the method is SFT on the"
+                " chosen"
             )
         if self.nll_reduction not in ("token-mean", "sequence-mean"):
             raise ValueError(
@@ -40,8 +47,10 @@ class ORPO(PairOptions):
     def loss(self, logp, batch):
         """Eq. 6: NLL(y_w) - lambda log sigma(log odds(y_w|x) - log odds(y_l|x)); (B,).
 
-        `logp` (B, 2, T), chosen first. The odds use the mean over a completion's tokens; the NLL is that of the
-        completion alone (TRL's has the prompt too). A labeller's own doubt, `p` below 1, weighs both orders.
+        `logp` (B, 2, T), chosen first. The odds use the mean over a completion's tokens; the NLL
+          is that of the
+        completion alone (TRL's has the prompt too). A labeller's own doubt, `p` below 1, weighs
+          both orders.
         """
         lengths = batch["mask"].sum(-1)
         per = lengths if self.nll_reduction == "sequence-mean" else batch["tokens"][:, None]
@@ -81,7 +90,9 @@ class ORPO(PairOptions):
 
 
 def log_odds(mean):
-    """Return log(P / (1 - P)) of mean log-probabilities: m - log(1 - e^m), accurate at either end (Maechler 2012)."""
+    """Return log(P / (1 - P)) of mean log-probabilities: m - log(1 - e^m), accurate at either end
+    (Maechler 2012).
+    """
     m = mean.clamp(max=-1e-6)  # the odds of a certain completion are infinite
     rest = torch.where(m > -math.log(2), torch.log(-torch.expm1(m)), torch.log1p(-torch.exp(m)))
     return m - rest

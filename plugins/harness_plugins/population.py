@@ -1,6 +1,8 @@
-"""Population losses where every completion can be listed: who meets whom in a pair, and what minimises a loss.
+"""Population losses where every completion can be listed: who meets whom in a pair, and what
+minimises a loss.
 
-For `optimum` of the offline methods. Training uses nothing of this: theory stays apart from the code it checks.
+For `optimum` of the offline methods. Training uses nothing of this: theory stays apart from the
+code it checks.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ AGREEMENT = 2e-3  # total variation within which two starts have found the same 
 
 
 def ordered_pairs(problem: Enumerated) -> Tensor:
-    """Return (P, N, N): how often a pair has the row's completion chosen and the column's rejected; sums to 1.
+    """Return (P, N, N): how often a pair has the row's completion chosen and the column's rejected;
+    sums to 1.
 
     A pair is two independent draws of mu; draws that are equal make no pair.
     """
@@ -33,7 +36,8 @@ def ordered_pairs(problem: Enumerated) -> Tensor:
 def best_of(problem: Enumerated, n: int) -> Tensor:
     """Return (P, N): the distribution of the best of n independent draws of the start checkpoint.
 
-    With f the mass of a reward's level and F that of all up to it: ref / f (F^n - (F - f)^n), ties broken at random.
+    With f the mass of a reward's level and F that of all up to it: ref / f (F^n - (F - f)^n), ties
+    broken at random.
     """
     reward = problem.reward
     level = torch.einsum(
@@ -46,7 +50,8 @@ def best_of(problem: Enumerated, n: int) -> Tensor:
 
 
 def ranked(problem: Enumerated, draws: Tensor) -> Tensor:
-    """Return (P, N, N): how often, of two independent draws, the row's has the higher reward than the column's.
+    """Return (P, N, N): how often, of two independent draws, the row's has the higher reward than
+    the column's.
 
     Both orders of the two are counted, so the whole sums to 1 less the share of ties.
     """
@@ -60,7 +65,8 @@ def hinge(x: Tensor, softness: float) -> Tensor:
 
 
 def minimiser(loss: Callable[[Tensor, float], Tensor], problem: Enumerated) -> Tensor | None:
-    """Return the distribution (P, N) that minimises loss(logp, softness) (P,), or None where no single one is found.
+    """Return the distribution (P, N) that minimises loss(logp, softness) (P,), or None where no
+    single one is found.
 
     Two starts, the start checkpoint and the uniform distribution, must end at the same place.
     """

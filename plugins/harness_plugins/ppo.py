@@ -1,4 +1,7 @@
-"""RLHF-PPO: proximal policy optimisation against a learned reward with a KL penalty (Ouyang et al. 2022)."""
+"""RLHF-PPO: proximal policy optimisation against a learned reward with a KL penalty (Ouyang et al.
+
+2022).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class PPO(OnPolicyOptions):
-    """Sample, score, estimate advantages with a critic, and improve within a clipped neighbourhood; repeat."""
+    """Sample, score, estimate advantages with a critic, and improve within a clipped neighbourhood;
+    repeat.
+    """
 
     name, kind, paper = "ppo", "on-policy", "https://arxiv.org/abs/2203.02155"
     needs = frozenset({"prompts", "reward"})
@@ -51,7 +56,8 @@ class PPO(OnPolicyOptions):
             or self.clip_range_value < 0
         ):
             raise ValueError(
-                "num_ppo_epochs must be at least 1, clip_range above 0, the other sizes not negative"
+                "num_ppo_epochs must be at least 1, clip_range above 0, the other sizes not"
+                " negative"
             )
         if self.vf_coef <= 0 or self.ptx_coef < 0 or self.ptx_batch_size < 1:
             raise ValueError(
@@ -61,7 +67,8 @@ class PPO(OnPolicyOptions):
             raise ValueError("critic_learning_rate must be above 0")
         if self.shared_critic and (self.critic_learning_rate or not self.critic_from_reward):
             raise ValueError(
-                "a shared critic is the policy's trunk: critic_learning_rate, critic_from_reward are idle"
+                "a shared critic is the policy's trunk: critic_learning_rate, critic_from_reward"
+                " are idle"
             )
         if not self.ptx_coef:
             check_idle(self, "ptx_batch_size", "a ptx_coef above 0")
@@ -72,7 +79,8 @@ class PPO(OnPolicyOptions):
     # -- pure tensors ------------------------------------------------------------------------------------------------
 
     def shaped_rewards(self, score, logp, ref_logp, mask, beta):
-        """R_t = -beta (logp_t - ref_logp_t) + [t last] score: (B, K, T) from score (B, K). Ziegler et al. 2019, eq. 2.
+        """R_t = -beta (logp_t - ref_logp_t) + [t last] score: (B, K, T) from score (B, K). Ziegler
+        et al. 2019, eq. 2.
 
         The penalty is the signed k1 of every token, never clamped: its expectation is the KL.
         """
@@ -80,9 +88,11 @@ class PPO(OnPolicyOptions):
         return (-beta * (logp - ref_logp) * mask).scatter_add(-1, last, score[..., None])
 
     def advantages(self, rewards, values, mask):
-        """Generalised advantage estimation (Schulman et al. 2016): delta_t = R_t + gamma V_{t+1} - V_t, (B, K, T).
+        """Generalised advantage estimation (Schulman et al. 2016): delta_t = R_t + gamma V_{t+1} -
+        V_t, (B, K, T).
 
-        V after the last token is 0. Padding carries nothing: values and rewards are 0 there, and it is masked.
+        V after the last token is 0. Padding carries nothing: values and rewards are 0 there, and it
+        is masked.
         """
         out, ahead = torch.zeros_like(rewards), torch.zeros_like(rewards[..., 0])
         following = torch.cat([values[..., 1:], torch.zeros_like(values[..., :1])], -1)
@@ -93,7 +103,9 @@ class PPO(OnPolicyOptions):
         return out
 
     def loss(self, logp, batch):
-        """Clipped surrogate (Schulman et al. 2017, eq. 7): -min(rho A, clip(rho, 1-eps, 1+eps) A) per token."""
+        """Clipped surrogate (Schulman et al. 2017, eq. 7): -min(rho A, clip(rho, 1-eps, 1+eps) A)
+        per token.
+        """
         ratio = torch.exp(logp - batch["old_logp"])
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
         advantages = batch["advantages"]
@@ -104,7 +116,9 @@ class PPO(OnPolicyOptions):
         }
 
     def value_loss(self, values, batch):
-        """0.5 max((V - G)^2, (clip(V, V_old +- eps) - G)^2) per token, as in the released code of Ziegler et al."""
+        """0.5 max((V - G)^2, (clip(V, V_old +- eps) - G)^2) per token, as in the released code of
+        Ziegler et al.
+        """
         old, returns, eps = batch["old_values"], batch["returns"], self.clip_range_value
         squared = (values - returns) ** 2
         if eps:
@@ -129,7 +143,8 @@ class PPO(OnPolicyOptions):
     def experience(self, lab, critic, batch):
         """Attach what the updates need to a scored rollout; all of it is fixed from here on.
 
-        A completion that could not be scored, NaN, is not a wrong one: none of its tokens is learned from.
+        A completion that could not be scored, NaN, is not a wrong one: none of its tokens is
+        learned from.
         """
         known, logp = ~batch["reward"].isnan(), batch["logp"]
         ref_logp, values = lab.reference.logp(batch), critic.values(batch)
@@ -162,7 +177,9 @@ class PPO(OnPolicyOptions):
         lab.step(*terms)
 
     def optimum(self, problem):
-        """pi* of RLHF: the KL is in the reward, so no estimator of the advantage moves the fixed point."""
+        """pi* of RLHF: the KL is in the reward, so no estimator of the advantage moves the fixed
+        point.
+        """
         exact = (
             self.beta > 0
             and not self.adaptive_beta
@@ -173,7 +190,9 @@ class PPO(OnPolicyOptions):
 
 
 def explained_variance(values, returns, mask):
-    """1 - var(returns - values) / var(returns) over tokens: 1 for a perfect critic, 0 for a constant."""
+    """1 - var(returns - values) / var(returns) over tokens: 1 for a perfect critic, 0 for a
+    constant.
+    """
 
     def spread(x):
         return logprobs.masked_mean((x - logprobs.masked_mean(x, mask)) ** 2, mask)

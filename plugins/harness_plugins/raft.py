@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class RAFT(OnPolicyOptions):
-    """Sample K completions per prompt, keep the best, imitate it; repeat with the policy that came of it."""
+    """Sample K completions per prompt, keep the best, imitate it; repeat with the policy that came
+    of it.
+    """
 
     name, kind, paper = "raft", "on-policy", "https://arxiv.org/abs/2304.06767"
     needs = frozenset({"prompts", "reward"})
@@ -68,7 +70,8 @@ class RAFT(OnPolicyOptions):
         return lab.policy
 
     def select(self, score, generator):
-        """Return which completion is kept, (B,), and the prompts that have one: a NaN is never the best.
+        """Return which completion is kept, (B,), and the prompts that have one: a NaN is never the
+        best.
 
         Among equals the first drawn: the draws are exchangeable, so that is a fair choice.
         """
@@ -83,9 +86,11 @@ class RAFT(OnPolicyOptions):
         return chosen, known.any(-1).nonzero()[:, 0].tolist()
 
     def optimum(self, problem):
-        """Best-of-K of best-of-K, once per round, if SFT is exact and sees every prompt in each: BoN_{K^t}(ref).
+        """Best-of-K of best-of-K, once per round, if SFT is exact and sees every prompt in each:
+        BoN_{K^t}(ref).
 
-        Level formula with ties: pi_K(y) = pi(y)/f (F^K - (F - f)^K), F and f the mass at most as good, and as good.
+        Level formula with ties: pi_K(y) = pi(y)/f (F^K - (F - f)^K), F and f the mass at most as
+        good, and as good.
         """
         if not self.as_measured():
             return None

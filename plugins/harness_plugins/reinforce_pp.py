@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class ReinforcePP(OnPolicyOptions):
-    """PPO's clip and per-token KL, the return of each token as its advantage, the whole batch as the baseline."""
+    """PPO's clip and per-token KL, the return of each token as its advantage, the whole batch as
+    the baseline.
+    """
 
     name, kind, paper = "reinforce_pp", "on-policy", "https://arxiv.org/abs/2501.03262"
     needs = frozenset({"prompts", "reward"})
@@ -44,8 +46,9 @@ class ReinforcePP(OnPolicyOptions):
     def advantages(self, reward, logp, ref_logp, mask, beta):
         """A_t = r - beta sum_{s >= t} k1_s, whitened over all tokens of the batch; (B, K, T).
 
-        The group's mean, where asked for, is of whole returns, KL included: else the KL would weigh G/(G-1) of the
-        reward. An unknown reward, NaN, takes no part in any mean, and its tokens get 0.
+        The group's mean, where asked for, is of whole returns, KL included: else the KL would weigh
+        G/(G-1) of the reward. An unknown reward, NaN, takes no part in any mean, and its tokens get
+        0.
         """
         known = ~reward.isnan()
         last = (mask.sum(-1).long() - 1)[..., None]
@@ -85,9 +88,11 @@ class ReinforcePP(OnPolicyOptions):
         return batch.with_columns(old_logp=logp, advantages=advantages)
 
     def optimum(self, problem):
-        """pi* of RLHF: the KL is in the reward, a constant baseline moves nothing and whitening scales all alike.
+        """pi* of RLHF: the KL is in the reward, a constant baseline moves nothing and whitening
+        scales all alike.
 
-        That holds for a large batch: in a small one the mean and spread know the completion they are applied to.
+        That holds for a large batch: in a small one the mean and spread know the completion they
+        are applied to.
         """
         return problem.tilted(self.beta) if self.beta and self.as_measured() else None
 

@@ -1,4 +1,6 @@
-"""Table formats: Markdown for people, CSV (unrounded) for programs, LaTeX for papers, HTML for pages."""
+"""Table formats: Markdown for people, CSV (unrounded) for programs, LaTeX for papers, HTML for
+pages.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ class Markdown(Reporter):
     name, suffix = "md", ".md"
 
     def render(self, table):
-        """Return the table with aligned columns; bold is `**0.61**`, and the best mean `***0.61***`."""
+        """Return the table with aligned columns; bold is `**0.61**`, and the best mean
+        `***0.61***`.
+        """
         rows = [[_line(name).replace("|", "\\|") for name in table.columns]]
         rows += [[self._cell(cell) for cell in row] for row in table.rows]
         widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
@@ -72,7 +76,8 @@ class LaTeX(Reporter):
         "labels",
     )  # fit a page
 
-    # After \begin{document} \@nodocument is \relax: then this is part of a paper, otherwise a document of its own.
+    # After \begin{document} \@nodocument is \relax: then this is part of a paper, otherwise a
+    # document of its own.
     BEGIN = r"""\makeatletter\ifx\@nodocument\relax\def\harnessend{}\else
 \documentclass{article}\usepackage[margin=15mm]{geometry}\usepackage{booktabs,graphicx}
 \def\harnessend{\end{document}}\begin{document}\fi\makeatother
@@ -94,7 +99,9 @@ class LaTeX(Reporter):
 """
 
     def render(self, table):
-        """Return a file that compiles alone and inside a paper; a comment after each row names its runs."""
+        """Return a file that compiles alone and inside a paper; a comment after each row names its
+        runs.
+        """
         runs = [f"  % {' '.join(_line(r) for r in row)}" if row else "" for row in table.runs]
         runs += [""] * (len(table.rows) - len(runs))
         lines = [
@@ -192,8 +199,8 @@ SPECIAL = {
     "`": r"\textasciigrave{}",
 }
 GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau "
-    "upsilon phi chi psi omega"
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho"
+    " varsigma sigma tau upsilon phi chi psi omega"
 ).split()
 SPECIAL |= {chr(0x3B1 + i): f"$\\{name}$" for i, name in enumerate(GREEK) if name != "omicron"}
 NEGATIVE = re.compile(r"(?<![\w}.])-(?=\d)")
@@ -201,7 +208,9 @@ ORDINARY = re.compile(r"[ -~\u00c0-\u00ff]")  # what pdflatex sets as it stands
 
 
 def latex(text):
-    """Return text that LaTeX sets as it reads; a character that pdflatex does not know is named by its number."""
+    """Return text that LaTeX sets as it reads; a character that pdflatex does not know is named by
+    its number.
+    """
     set_as = (
         SPECIAL.get(c) or (c if ORDINARY.match(c) else f"[U+{ord(c):04X}]") for c in _line(text)
     )

@@ -1,4 +1,6 @@
-"""RLAIF: a labeller that goes by a constitution stands for the people of RLHF; then PPO or DPO, as they are."""
+"""RLAIF: a labeller that goes by a constitution stands for the people of RLHF; then PPO or DPO, as
+they are.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,21 @@ OWN = {"annotator", "optimiser", "revision_steps", "revision_rounds"}
 
 @dataclass
 class RLAIF(OnPolicyOptions):
-    """Learn from preferences that an AI annotator gives by a constitution (CAI; RLAIF): no human label is used.
+    """Learn from preferences that an AI annotator gives by a constitution (CAI; RLAIF): no human
+    label is used.
 
-    Options but the first four are the optimiser's, under its names; `none` is its own default. One that the chosen
-    optimiser does not have is refused.
+    Options but the first four are the optimiser's, under its names; `none` is its own default. One
+    that the chosen optimiser does not have is refused.
     """
 
     name, kind, paper = "rlaif", "AI feedback", "https://arxiv.org/abs/2309.00267"
 
-    annotator: str = "constitution"  # the labeller whose preferences are learned: constitution, lm, endpoint, yours
-    optimiser: str = "ppo"  # ppo (on a reward model of the AI preferences) or dpo (on the AI preferences themselves)
+    annotator: str = (  # the labeller whose preferences are learned: constitution, lm, endpoint, yours
+        "constitution"
+    )
+    optimiser: str = (  # ppo (on a reward model of the AI preferences) or dpo (on the AI preferences themselves)
+        "ppo"
+    )
     revision_steps: int = (
         0  # steps of SFT on the annotator's revisions of samples beforehand: SL-CAI
     )
@@ -100,19 +107,23 @@ class RLAIF(OnPolicyOptions):
         return -logp
 
     def train(self, lab: Lab) -> Policy:
-        """Imitate revisions, if asked to; then the optimiser's own loop, on what the annotator prefers."""
+        """Imitate revisions, if asked to; then the optimiser's own loop, on what the annotator
+        prefers.
+        """
         for prompts in lab.prompts(self.revision_steps) if self.revision_steps else ():
             samples = lab.rollout(prompts, of=lab.start)
             lab.step(self.revision_loss, lab.revise(samples, self.revision_rounds))
-        # The KL anchor of what follows is the revised policy, as in the paper; pairs and reward model stay those of
-        # the start checkpoint's samples, which the paper would draw anew.
+        # The KL anchor of what follows is the revised policy, as in the paper; pairs and reward
+        # model stay those of the start checkpoint's samples, which the paper would draw anew.
         if self.revision_steps and not lab.state.get("revised"):
             lab.move_reference()
             lab.state["revised"] = True
         return self.inner().train(lab)
 
     def optimum(self, problem):
-        """The annotator's preferences are not the suite's reward, so theory names no optimum in its terms."""
+        """The annotator's preferences are not the suite's reward, so theory names no optimum in its
+        terms.
+        """
         return None
 
 

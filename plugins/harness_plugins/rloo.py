@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class RLOO(OnPolicyOptions):
-    """Treat a completion as one action: its reward, KL included, less the mean of its prompt's other samples."""
+    """Treat a completion as one action: its reward, KL included, less the mean of its prompt's
+    other samples.
+    """
 
     name, kind, paper = "rloo", "on-policy", "https://arxiv.org/abs/2402.14740"
     needs = frozenset({"prompts", "reward"})
@@ -40,7 +42,8 @@ class RLOO(OnPolicyOptions):
         stale = self.num_iterations > 1 or 0 < self.minibatch_size < self.batch_size
         if stale and not self.clip_range:
             raise ValueError(
-                "REINFORCE is for the policy's own samples: several updates per rollout need a clip_range"
+                "REINFORCE is for the policy's own samples: several updates per rollout need a"
+                " clip_range"
             )
 
     def advantages(self, reward):

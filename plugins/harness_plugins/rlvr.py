@@ -1,4 +1,6 @@
-"""RLVR: reinforcement learning with verifiable rewards (Lambert et al. 2024, Tulu 3): a verifier instead of a model."""
+"""RLVR: reinforcement learning with verifiable rewards (Lambert et al. 2024, Tulu 3): a verifier
+instead of a model.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ ALGORITHMS = {"grpo": GRPO, "rloo": RLOO, "ppo": PPO}
 
 @dataclass
 class RLVR(OnPolicyOptions):
-    """Run GRPO, RLOO or PPO, as they are, on the suite's verifier; no reward model is made, loaded or asked.
+    """Run GRPO, RLOO or PPO, as they are, on the suite's verifier; no reward model is made, loaded
+    or asked.
 
-    The algorithm's own options are listed here with `none`: what it has as its default. One that the chosen algorithm
-    does not have is refused. An answer that the verifier cannot score is not a wrong one: grpo and rloo leave it out.
+    The algorithm's own options are listed here with `none`: what it has as its default. One that
+    the chosen algorithm does not have is refused. An answer that the verifier cannot score is not a
+    wrong one: grpo and rloo leave it out.
     """
 
     name, kind, paper = "rlvr", "verifiable reward", "https://arxiv.org/abs/2411.15124"
@@ -57,7 +61,8 @@ class RLVR(OnPolicyOptions):
             raise ValueError(f"algorithm is {', '.join(ALGORITHMS)}, not {self.algorithm!r}")
         if self.reward != "verifier":
             raise ValueError(
-                f"rlvr's reward is the verifier's; for reward={self.reward} run {self.algorithm} itself"
+                f"rlvr's reward is the verifier's; for reward={self.reward} run {self.algorithm}"
+                " itself"
             )
         self.inner().check()
 
@@ -80,7 +85,9 @@ class RLVR(OnPolicyOptions):
         return cls(**given)
 
     def train(self, lab: Lab) -> Policy:
-        """Let the algorithm work; the lab takes reward and batch options from this method, which are the same."""
+        """Let the algorithm work; the lab takes reward and batch options from this method, which
+        are the same.
+        """
         return self.inner().train(lab)
 
     def optimum(self, problem):

@@ -1,4 +1,6 @@
-"""RRHF: Rank Responses to align with Human Feedback (Yuan et al. 2023): rank candidates, imitate the best."""
+"""RRHF: Rank Responses to align with Human Feedback (Yuan et al. 2023): rank candidates, imitate
+the best.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class RRHF(RewardOptions, GradientMethod):
-    """Order the likelihoods of scored candidates as their scores are, and raise the best one; no reference."""
+    """Order the likelihoods of scored candidates as their scores are, and raise the best one; no
+    reference.
+    """
 
     name, kind, paper = "rrhf", "offline preference", "https://arxiv.org/abs/2304.05302"
     needs = frozenset({"prompts", "reward"})
@@ -45,8 +49,10 @@ class RRHF(RewardOptions, GradientMethod):
     def loss(self, logp, batch):
         """Eq. 2-4: sum over r_i < r_j of max(0, p_i - p_j), less log pi(y_best|x) per token; (B,).
 
-        `logp` (B, K, T), `score` (B, K); p = sum_t log pi / |y|^a. Equal scores contribute nothing. Departure: L_ft is
-        the mean over the completion's tokens; the paper has their sum, the released code a mean over the padded row.
+        `logp` (B, K, T), `score` (B, K); p = sum_t log pi / |y|^a. Equal scores contribute
+          nothing. Departure: L_ft is
+        the mean over the completion's tokens; the paper has their sum, the released code a mean
+          over the padded row.
         """
         lp, lengths, score = logp.sum(-1), batch["mask"].sum(-1), batch["score"]
         p, best = (
@@ -76,10 +82,12 @@ class RRHF(RewardOptions, GradientMethod):
         return lab.policy
 
     def optimum(self, problem):
-        """The minimiser of the population's loss, found by descent from two starts; None where they part.
+        """The minimiser of the population's loss, found by descent from two starts; None where they
+        part.
 
-        Each of the K (K - 1) / 2 pairs of candidates is two independent draws of the start checkpoint, and the one
-        imitated is the best of K. Convex in the logits if all completions are equally long.
+        Each of the K (K - 1) / 2 pairs of candidates is two independent draws of the start
+        checkpoint, and the one imitated is the best of K. Convex in the logits if all completions
+        are equally long.
         """
         if self.shuffle_labels:
             return None

@@ -1,4 +1,7 @@
-"""SFT on the chosen: imitate the preferred completion of each pair. A control for methods that learn from pairs."""
+"""SFT on the chosen: imitate the preferred completion of each pair.
+
+A control for methods that learn from pairs.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class SFTChosen(PairOptions):
-    """Imitate what was chosen and learn nothing from what was rejected: preferences without their contrast."""
+    """Imitate what was chosen and learn nothing from what was rejected: preferences without their
+    contrast.
+    """
 
     name, kind, paper = "sft_chosen", "control", "https://arxiv.org/abs/2305.18290"
     needs = frozenset({"pairs"})
 
     def loss(self, logp, batch):
-        """-log pi(y_w|x) per token ("Preferred-FT", sect. 6); a doubt, `p` below 1, weighs both; (B, 2, T).
+        """-log pi(y_w|x) per token ("Preferred-FT", sect. 6); a doubt, `p` below 1, weighs both;
+        (B, 2, T).
 
-        The mean is over the tokens of both, about half the scale of a loss on the chosen alone, which AdamW evens out.
+        The mean is over the tokens of both, about half the scale of a loss on the chosen alone,
+        which AdamW evens out.
         """
         return -logp * torch.stack([batch["p"], 1 - batch["p"]], 1)[..., None]
 

@@ -1,4 +1,7 @@
-"""SimPO: Simple Preference Optimization (Meng et al. 2024), length-averaged and without a reference."""
+"""SimPO: Simple Preference Optimization (Meng et al.
+
+2024), length-averaged and without a reference.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ class SimPO(PairOptions):
     def loss(self, logp, batch):
         """Eq. 6: -log sigma(beta / |y_w| log pi(y_w|x) - beta / |y_l| log pi(y_l|x) - gamma); (B,).
 
-        `logp` (B, 2, T), chosen first. A labeller's own doubt, `p` below 1, weighs both orders, each with its margin.
+        `logp` (B, 2, T), chosen first. A labeller's own doubt, `p` below 1, weighs both orders,
+          each with its margin.
         """
         r_w, r_l = (self.beta * logp.sum(-1) / batch["mask"].sum(-1)).unbind(1)
         h, p, softplus = r_w - r_l, batch["p"], torch.nn.functional.softplus
@@ -48,11 +52,12 @@ class SimPO(PairOptions):
         return lab.policy
 
     def optimum(self, problem):
-        """exp(|y| (r / beta + c)), whatever the start, if labels follow Bradley-Terry on the reward and gamma is 0.
+        """exp(|y| (r / beta + c)), whatever the start, if labels follow Bradley-Terry on the reward
+        and gamma is 0.
 
-        Then beta (log pi / |y| - log pi' / |y'|) = r - r' is the cross-entropy's minimum for every pair at once; for
-        one-token completions it is softmax(r / beta). A margin has no closed form: its loss is minimised over all
-        distributions.
+        Then beta (log pi / |y| - log pi' / |y'|) = r - r' is the cross-entropy's minimum for every
+        pair at once; for one-token completions it is softmax(r / beta). A margin has no closed
+        form: its loss is minimised over all distributions.
         """
         if self.shuffle_labels:
             return None

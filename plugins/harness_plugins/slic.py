@@ -1,4 +1,7 @@
-"""SLiC-HF: Sequence Likelihood Calibration with human feedback (Zhao et al. 2023), direct and sample-rank."""
+"""SLiC-HF: Sequence Likelihood Calibration with human feedback (Zhao et al.
+
+2023), direct and sample-rank.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,18 @@ EQUAL = (
 
 @dataclass
 class SLiC(RewardOptions, PairOptions):
-    """Keep the better completion of a pair a margin above the worse one, and some text likely; no reference.
+    """Keep the better completion of a pair a margin above the worse one, and some text likely; no
+    reference.
 
-    Log-probabilities are token sums, as in the paper: `delta` is in nats per completion, whatever the lengths.
+    Log-probabilities are token sums, as in the paper: `delta` is in nats per completion, whatever
+    the lengths.
     """
 
     name, kind, paper = "slic", "offline preference", "https://arxiv.org/abs/2305.10425"
 
-    mode: str = "direct"  # direct: the labelled pairs; sample-rank: candidates of the start, ranked by the reward
+    mode: str = (  # direct: the labelled pairs; sample-rank: candidates of the start, ranked by the reward
+        "direct"
+    )
     delta: float = 1.0  # margin, in nats per completion
     lambda_reg: float = 0.1  # weight of the target's likelihood, what keeps the policy near it
     target: str = "chosen"  # what is kept likely: chosen (the best candidate in sample-rank) or demonstrations
@@ -67,10 +74,13 @@ class SLiC(RewardOptions, PairOptions):
         return frozenset(given | ({"demonstrations"} if self.target == "demonstrations" else set()))
 
     def loss(self, logp, batch):
-        """Eq. 4: max(0, delta - log pi(y+|x) + log pi(y-|x)) - lambda log pi(y_ref|x), token sums; (B,).
+        """Eq. 4: max(0, delta - log pi(y+|x) + log pi(y-|x)) - lambda log pi(y_ref|x), token sums;
+        (B,).
 
-        `logp` (B, K, T). Pair m of M is (winner, loser)[:, m], `kept` the weight of this order and `flipped` that of
-        the other, all (B, M); the hinge is the mean over pairs. `target` (B, K) weighs what is kept likely.
+        `logp` (B, K, T). Pair m of M is (winner, loser)[:, m], `kept` the weight of this order
+          and `flipped` that of
+        the other, all (B, M); the hinge is the mean over pairs. `target` (B, K) weighs what is
+          kept likely.
         """
         lp = logp.sum(-1)
         h = lp.gather(1, batch["winner"]) - lp.gather(1, batch["loser"])
@@ -83,11 +93,14 @@ class SLiC(RewardOptions, PairOptions):
         }
 
     def train(self, lab: Lab) -> Policy:
-        """One batch of pairs after another; demonstrations, if they are the target, in a term of their own."""
+        """One batch of pairs after another; demonstrations, if they are the target, in a term of
+        their own.
+        """
         for batch in self.given(lab) if self.mode == "direct" else self.sampled(lab):
             terms = [lab.term(self.loss, batch)]
             if self.target == "demonstrations":
-                # of prompts of their own: a departure from the paper, whose target answers the pair's prompt
+                # of prompts of their own: a departure from the paper, whose target answers the
+                # pair's prompt
                 demos = lab.demonstrations(self.batch_size)
                 terms.append(
                     lab.term(lambda logp, _: -logp.sum((1, 2)), demos, weight=self.lambda_reg)
@@ -106,10 +119,11 @@ class SLiC(RewardOptions, PairOptions):
             )
 
     def sampled(self, lab):
-        """Yield candidates of the start checkpoint and the pairs of a knock-out among them, one fewer than candidates.
+        """Yield candidates of the start checkpoint and the pairs of a knock-out among them, one
+        fewer than candidates.
 
-        Departures: drawn at the suite's temperature and untruncated (the paper: 0.7, top-k 40), and of fresh prompts
-        each time rather than once and for all.
+        Departures: drawn at the suite's temperature and untruncated (the paper: 0.7, top-k 40), and
+        of fresh prompts each time rather than once and for all.
         """
         for prompts in lab.prompts(self.steps):
             batch = lab.rollout(prompts, self.num_candidates, of=lab.start)
@@ -134,10 +148,11 @@ class SLiC(RewardOptions, PairOptions):
             )
 
     def optimum(self, problem):
-        """The one minimiser of the population's loss, found by descent: it is convex in the logits; not pi*.
+        """The one minimiser of the population's loss, found by descent: it is convex in the logits;
+        not pi*.
 
-        In a knock-out of m, round k has m / 2^k meetings of two independent best-of-2^(k-1) draws, and the winner of
-        all is the best of m.
+        In a knock-out of m, round k has m / 2^k meetings of two independent best-of-2^(k-1) draws,
+        and the winner of all is the best of m.
         """
         if self.shuffle_labels or self.target == "demonstrations" or not self.lambda_reg:
             return None
@@ -157,7 +172,9 @@ class SLiC(RewardOptions, PairOptions):
 
 
 def knock_out(scores):
-    """Return winner and loser (B, K - 1) of every meeting of a knock-out over scores (B, K), the final last."""
+    """Return winner and loser (B, K - 1) of every meeting of a knock-out over scores (B, K), the
+    final last.
+    """
     left = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
     winners, losers = [], []
     while left.shape[1] > 1:

@@ -1,10 +1,11 @@
 """Arithmetic: running sums with a chain of thought, checked by a verifier.
 
-The embedded base model was pretrained on correct sums and answers nearly all of them. The demonstrations here err -
-they miscalculate, or add what they should take - and fine-tuning on them teaches it to err as often. So the start
-checkpoint is a model that could do better, and what a method gains is largely that it stops erring: sampled answers
-come up to the greedy one. This tests optimisation against a verifier, not learning to reason. A reward model as small
-as this sees a step that was misread better than one that was miscalculated: a learned reward is worth less here.
+The embedded base model was pretrained on correct sums and answers nearly all of them. The
+demonstrations here err - they miscalculate, or add what they should take - and fine-tuning on them
+teaches it to err as often. So the start checkpoint is a model that could do better, and what a
+method gains is largely that it stops erring: sampled answers come up to the greedy one. This tests
+optimisation against a verifier, not learning to reason. A reward model as small as this sees a step
+that was misread better than one that was miscalculated: a learned reward is worth less here.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def problems_of(seed: int) -> dict[str, tuple[Problem, ...]]:
 
 
 class SumVerifier(Verifier):
-    """Right if the answer is finished and its last number is the sum: looks at three words, computes nothing."""
+    """Right if the answer is finished and its last number is the sum: looks at three words,
+    computes nothing.
+    """
 
     name = "running_sum"
 
@@ -84,8 +87,8 @@ class Arithmetic(Embedded):
             "learning_rate": 2e-3,
             "pooling": "sum",
         },
-        # The verifier is the reward where nothing else is asked for (`--set reward=model` is): beyond the best of 4 the
-        # reward model prefers sums that are wrong.
+        # The verifier is the reward where nothing else is asked for (`--set reward=model` is):
+        # beyond the best of 4 the reward model prefers sums that are wrong.
         "*": RECOMMENDED["*"] | {"reward": "verifier"},
         "best_of_n": {"reward": "model", "n": 4},
         "slic": RECOMMENDED["slic"] | {"reward": "model"},  # which its pairs do not need
@@ -119,7 +122,9 @@ class Arithmetic(Embedded):
         return SumVerifier()
 
     def principles(self) -> list[Principle]:
-        """Return the constitution: each sentence sees one side of an answer, none of them whether it is right."""
+        """Return the constitution: each sentence sees one side of an answer, none of them whether
+        it is right.
+        """
         return [
             Principle(
                 "sound",
@@ -142,7 +147,9 @@ class Arithmetic(Embedded):
 
     @property
     def max_new_tokens(self) -> int:
-        """Five steps of five words, what stands between them, the full stop and the end: 31; one to spare."""
+        """Five steps of five words, what stands between them, the full stop and the end: 31; one to
+        spare.
+        """
         return 32
 
     def problem(self, prompt_id: str) -> Problem:
@@ -156,7 +163,9 @@ class Arithmetic(Embedded):
 
 
 class ArithmeticGold(Judge):
-    """One point for a right and finished answer, and up to one for the share of its steps that are sound."""
+    """One point for a right and finished answer, and up to one for the share of its steps that are
+    sound.
+    """
 
     name = "arithmetic_gold"
 

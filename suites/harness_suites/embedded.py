@@ -1,4 +1,6 @@
-"""What the suites of the embedded world share: the base model, and a labeller who errs as annotators do."""
+"""What the suites of the embedded world share: the base model, and a labeller who errs as
+annotators do.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ PPO = SAMPLES | {
     "vf_coef": 1.0,
     "clip_range_value": 0.0,
 }
-# What every embedded suite recommends, chosen on the validation split of summarization: a few trials each, most of PPO.
+# What every embedded suite recommends, chosen on the validation split of summarization: a few
+# trials each, most of PPO.
 RECOMMENDED: dict[str, dict[str, object]] = {
     "*": {"learning_rate": 5e-4, "batch_size": 32},
     "sft_chosen": PAIRS,
@@ -38,7 +41,8 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "slic": PAIRS | {"learning_rate": 3e-4, "lambda_reg": 1.0},
     "simpo": PAIRS | {"learning_rate": 1e-4},
     "orpo": PAIRS | {"learning_rate": 1e-3, "lambda_or": 1.0},
-    # near imitation of the best of 8: at a weight of 0.3 or 1, the paper's, the ranking ruins so small a model
+    # near imitation of the best of 8: at a weight of 0.3 or 1, the paper's, the ranking ruins so
+    # small a model
     "rrhf": {
         "steps": 60,
         "batch_size": 64,
@@ -101,8 +105,8 @@ class Embedded(Suite):
 class BradleyTerry(Ranker):
     """Prefers by the judge's score plus a length bias: P(a > b) = sigma((u_a - u_b) / temperature).
 
-    More than two are ranked at once by adding Gumbel noise to u / temperature (Plackett-Luce), whose pairwise
-    marginals are exactly those.
+    More than two are ranked at once by adding Gumbel noise to u / temperature (Plackett-Luce),
+    whose pairwise marginals are exactly those.
     """
 
     name = "bradley_terry"

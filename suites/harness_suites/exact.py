@@ -1,9 +1,11 @@
-"""Exact: answers of at most three tokens, so that every one can be listed and nothing about a policy is an estimate.
+"""Exact: answers of at most three tokens, so that every one can be listed and nothing about a
+policy is an estimate.
 
-Four prompts, three words and the end-of-sequence token: 40 answers per prompt, ended early or cut at the limit. Pairs
-are all pairs, so an offline method sees expectations instead of samples; a larger vocabulary would make hundreds of
-thousands of them. The reward is a random table. Nothing generalises here: every split asks the same four prompts. What
-is measured is how near a method comes to the policy that its paper says it converges to.
+Four prompts, three words and the end-of-sequence token: 40 answers per prompt, ended early or cut
+at the limit. Pairs are all pairs, so an offline method sees expectations instead of samples; a
+larger vocabulary would make hundreds of thousands of them. The reward is a random table. Nothing
+generalises here: every split asks the same four prompts. What is measured is how near a method
+comes to the policy that its paper says it converges to.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from harness.core.errors import UsageError
 from harness.core.settings import RewardOptions
 
 WORDS, END = ("a", "b", "c"), "</s>"
-# Of several lengths, none the beginning of another, and none of one word alone: without a start token attention cannot
-# count equal tokens, so "a" and "a a" would be one context.
+# Of several lengths, none the beginning of another, and none of one word alone: without a start
+# token attention cannot count equal tokens, so "a" and "a a" would be one context.
 PROMPTS = ("a b", "b c a", "c a", "a c b b")
 SIZES = {"demonstrations": 1024, "preferences": 4, "train": 4, "validation": 512, "test": 512}
 SPAN = math.sqrt(3)  # rewards are uniform on [-SPAN, SPAN]: unit spread, and bounded
@@ -63,14 +65,18 @@ def worth(seed: int, ties: bool, prompt: str, completion: str) -> float:
 
 @cache
 def next_word(seed: int, prompt: str, words: tuple[str, ...]) -> tuple[float, ...]:
-    """Return how often the demonstrators go on with each word, or end, after some words: random, none of them never."""
+    """Return how often the demonstrators go on with each word, or end, after some words: random,
+    none of them never.
+    """
     rng = Random(f"exact/demonstrators/{seed}/{prompt}/{' '.join(words)}")
     return tuple(0.2 + rng.expovariate(1.0) for _ in (END, *WORDS))
 
 
 @dataclass
 class Exact(Suite):
-    """Answer a prompt with at most three of three words; a random table says what each answer is worth."""
+    """Answer a prompt with at most three of three words; a random table says what each answer is
+    worth.
+    """
 
     name, version = "exact", "1"
     judge_name = "exact_reward"
@@ -92,26 +98,31 @@ class Exact(Suite):
         "orpo": OFFLINE | {"steps": 1000},
         "slic": OFFLINE | {"reward": "model", "steps": 1200},  # which its pairs do not need
         "rrhf": {"steps": 400, "batch_size": 128},
-        "ppo": ON_POLICY
-        | {
-            "num_ppo_epochs": 1,
-            "gae_lambda": 1.0,
-            "whiten_advantages": False,
-            "vf_coef": 1.0,
-            "clip_range_value": 0.0,
-            "missing_eos_penalty": 0.0,
-        },
-        "grpo": ON_POLICY
-        | {"kl_in": "reward", "kl_estimator": "k1"},  # a KL in the loss has no listed optimum
+        "ppo": (
+            ON_POLICY
+            | {
+                "num_ppo_epochs": 1,
+                "gae_lambda": 1.0,
+                "whiten_advantages": False,
+                "vf_coef": 1.0,
+                "clip_range_value": 0.0,
+                "missing_eos_penalty": 0.0,
+            }
+        ),
+        "grpo": (
+            ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"}
+        ),  # a KL in the loss has no listed optimum
         "rlvr": ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"},
         "rloo": ON_POLICY,
-        "reinforce_pp": ON_POLICY
-        | {  # its advantages are not 0 at the optimum: more samples against their noise
-            "group_baseline": True,
-            "batch_size": 128,
-            "learning_rate": 3e-3,
-            "steps": 400,
-        },
+        "reinforce_pp": (
+            ON_POLICY
+            | {  # its advantages are not 0 at the optimum: more samples against their noise
+                "group_baseline": True,
+                "batch_size": 128,
+                "learning_rate": 3e-3,
+                "steps": 400,
+            }
+        ),
         "online_dpo": ON_POLICY | {"labels": "soft"},
         "raft": {
             "steps": 10,
@@ -141,13 +152,17 @@ class Exact(Suite):
         return [Prompt(f"{split}/{i}", PROMPTS[i % len(PROMPTS)]) for i in range(SIZES[split])]
 
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
-        """Return draws from a random distribution of full support, so that the start checkpoint is not uniform."""
+        """Return draws from a random distribution of full support, so that the start checkpoint is
+        not uniform.
+        """
         return [
             Demonstration(prompt, self._demonstration(prompt)) for prompt in self.prompts(split)
         ]
 
     def preferences(self) -> list[Pair]:
-        """Return all pairs of answers, each with the exact probability p = sigma(r_w - r_l): Bradley-Terry."""
+        """Return all pairs of answers, each with the exact probability p = sigma(r_w - r_l):
+        Bradley-Terry.
+        """
         answers = self.answers()
         return [
             self._pair(prompt, first, second)
@@ -156,7 +171,9 @@ class Exact(Suite):
         ]
 
     def verifier(self) -> Verifier:
-        """Return the reward itself, a grade: methods that use a reward learn from it, not from a model of it."""
+        """Return the reward itself, a grade: methods that use a reward learn from it, not from a
+        model of it.
+        """
         return ExactVerifier(self)
 
     def base_model(self) -> Path:
@@ -183,8 +200,10 @@ class Exact(Suite):
     def figures(self, method, model, stages):
         """Return exact figures of the policy, and its distance to what the method converges to.
 
-        `tv`, `regret` and `start_tv` are means over prompts of TV(policy, optimum), beta KL(policy || optimum) and
-        TV(start, optimum); where the KL is in the reward, the regret is what the policy lacks of E r - beta KL.
+        `tv`, `regret` and `start_tv` are means over prompts of TV(policy, optimum), beta
+          KL(policy || optimum) and
+        TV(start, optimum); where the KL is in the reward, the regret is what the policy lacks of
+          E r - beta KL.
         """
         from harness.models.enumeration import every_completion, probabilities
 

@@ -1,8 +1,9 @@
-"""Helpfulness: instructions with checkable constraints, and a graded gold judge that reads how many were kept.
+"""Helpfulness: instructions with checkable constraints, and a graded gold judge that reads how many
+were kept.
 
-A request names a topic, a length, one or two words to mention, one or two to avoid, and perhaps asks for politeness.
-Gold is `requests.Reading.score`. Preferences come from the Bradley-Terry labeller on gold, optionally biased towards
-long replies.
+A request names a topic, a length, one or two words to mention, one or two to avoid, and perhaps
+asks for politeness. Gold is `requests.Reading.score`. Preferences come from the Bradley-Terry
+labeller on gold, optionally biased towards long replies.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def requests_of(seed: int) -> dict[str, tuple[Request, ...]]:
 
 @dataclass
 class Helpfulness(Embedded):
-    """Answer a request as it asks: so many words of its topic, some of them named, some avoided, politely or not."""
+    """Answer a request as it asks: so many words of its topic, some of them named, some avoided,
+    politely or not.
+    """
 
     name, version = "helpfulness", "1"
     judge_name, usual_length = "helpfulness_gold", 9
@@ -81,7 +84,9 @@ class Helpfulness(Embedded):
         ]
 
     def principles(self) -> list[Principle]:
-        """Return the constitution: each sentence sees one side of a reply, none of them the whole of gold."""
+        """Return the constitution: each sentence sees one side of a reply, none of them the whole
+        of gold.
+        """
 
         def check(measure: Callable[[Reading], float]) -> Callable[[Prompt, str], float]:
             return lambda prompt, text: measure(requests.read_reply(self.request(prompt.id), text))

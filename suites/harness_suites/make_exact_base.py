@@ -1,8 +1,10 @@
-"""Make the base model of the suite `exact`: `python -m harness_suites.make_exact_base --out FOLDER`.
+"""Make the base model of the suite `exact`: `python -m harness_suites.make_exact_base --out
+FOLDER`.
 
-A stock Llama with random weights. Its vocabulary is three words and the end-of-sequence token, which also pads: there
-is no other special token, so every other token is an ordinary word of an answer. Its starting weights are large enough
-that no two prompts, and no two beginnings of an answer, have like distributions.
+A stock Llama with random weights. Its vocabulary is three words and the end-of-sequence token,
+which also pads: there is no other special token, so every other token is an ordinary word of an
+answer. Its starting weights are large enough that no two prompts, and no two beginnings of an
+answer, have like distributions.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from .exact import END, WORDS
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the word-level tokenizer; a word outside the vocabulary is an error, not an unknown token."""
+    """Return the word-level tokenizer; a word outside the vocabulary is an error, not an unknown
+    token.
+    """
     core = Tokenizer(WordLevel({word: i for i, word in enumerate((END, *WORDS))}))
     core.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -72,7 +76,10 @@ def main() -> None:
     build_tokenizer().save_pretrained(args.out)
     flags = f"--width {args.width} --layers {args.layers} --seed {args.seed}"
     record = {
-        "command": f"python -m harness_suites.make_exact_base {flags} --out suites/harness_suites/exact_base",
+        "command": (
+            f"python -m harness_suites.make_exact_base {flags} --out"
+            " suites/harness_suites/exact_base"
+        ),
         "parameters": sum(p.numel() for p in model.parameters()),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

@@ -1,16 +1,15 @@
-"""A suite from a file: any preference data set in the ecosystem's columns, with a judge that no method can see into.
+"""A suite from a file: any preference data set in the ecosystem's columns, with a judge that no
+method can see into.
 
-    # hh.toml
-    data = "harmless-base.jsonl.gz"           # JSON lines or Parquet (also .gz), a folder of save_to_disk, or ...
-    # dataset = "Anthropic/hh-rlhf"           # ... a data set of the hub
-    prompt_ends_with = "\\n\\nAssistant:"        # where an implicit prompt ends; without it, at the common prefix
-    max_prompt_tokens = 256
-    max_completion_tokens = 64
-    [settings.dpo]
-    learning_rate = 1e-5
+    # hh.toml data = "harmless-base.jsonl.gz"           # JSON lines or Parquet (also .gz), a folder
+    of save_to_disk, or ... # dataset = "Anthropic/hh-rlhf"           # ... a data set of the hub
+    prompt_ends_with = "\\n\\nAssistant:"        # where an implicit prompt ends; without it, at the
+    common prefix max_prompt_tokens = 256 max_completion_tokens = 64 [settings.dpo] learning_rate =
+    1e-5
 
-Rows are split by the hash of their prompt: one half of the preferences trains the methods, the other half only the
-judge, a reward model of its own. Conversations (lists of messages) are rendered by the tokenizer's chat template.
+Rows are split by the hash of their prompt: one half of the preferences trains the methods, the
+other half only the judge, a reward model of its own. Conversations (lists of messages) are rendered
+by the tokenizer's chat template.
 """
 
 from __future__ import annotations
@@ -44,7 +43,9 @@ class PreferenceFile(RowSuite):
     judge_share: float = 0.5  # of the rows that are not evaluated: train the judge and nothing else
 
     def prompts(self, split: str) -> list[Prompt]:
-        """Return the distinct prompts of a split; methods train on the prompts of their preferences."""
+        """Return the distinct prompts of a split; methods train on the prompts of their
+        preferences.
+        """
         part = {"train": "method", "preferences": "method", "demonstrations": "method"}.get(
             split, split
         )
@@ -143,7 +144,9 @@ def _check_text(text: object) -> None:
 
 
 class RewardModelJudge(Judge):
-    """A reward model trained on preferences that no method sees: its score stands for the annotators' taste."""
+    """A reward model trained on preferences that no method sees: its score stands for the
+    annotators' taste.
+    """
 
     name = "reward_model_judge"
 

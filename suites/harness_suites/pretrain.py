@@ -1,9 +1,11 @@
-"""Pretrain the embedded base model on the world's text: `python -m harness_suites.pretrain --out FOLDER`.
+"""Pretrain the embedded base model on the world's text: `python -m harness_suites.pretrain --out
+FOLDER`.
 
-The text is written on the fly: summaries that choose their facts without regard to importance, lists of every fact and
-copied word lists, which teach the model to bind, sums with correct chains of thought, and replies that miss some of
-their constraints. The base therefore writes the language of every embedded suite, and has the taste of none. The
-learning curve, the settings and the machine go to `training.json` beside the weights.
+The text is written on the fly: summaries that choose their facts without regard to importance,
+lists of every fact and copied word lists, which teach the model to bind, sums with correct chains
+of thought, and replies that miss some of their constraints. The base therefore writes the language
+of every embedded suite, and has the taste of none. The learning curve, the settings and the machine
+go to `training.json` beside the weights.
 """
 
 from __future__ import annotations
@@ -64,7 +66,10 @@ def write_example(rng: Random, task: str, easy: int = 0) -> Example:
 
 
 def write_batch(step: int, seed: int, rows: int, steps: int) -> list[Example]:
-    """Return the texts of one step, all of one task: a pure function of seed and step. The first 12 % are easy."""
+    """Return the texts of one step, all of one task: a pure function of seed and step.
+
+    The first 12 % are easy.
+    """
     rng = Random(f"{seed}/{step}")
     easy = step < 0.12 * steps
     task = rng.choices(list(MIX), list(MIX.values()))[0]
@@ -76,7 +81,9 @@ def write_batch(step: int, seed: int, rows: int, steps: int) -> list[Example]:
 
 
 def collate(examples: list[Example], ids: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids (B, T) right-padded, and weights per target (B, T - 1) that sum to 1 + PROMPT_WEIGHT."""
+    """Return token ids (B, T) right-padded, and weights per target (B, T - 1) that sum to 1 +
+    PROMPT_WEIGHT.
+    """
     rows, starts = [], []
     for prompt, completion in examples:
         head = [w.BOS, *prompt.split()]
@@ -109,7 +116,9 @@ def schedule(step: int, steps: int) -> float:
 def probe(
     model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFast, n: int = 256
 ) -> dict[str, float]:
-    """Score the model on held-out texts: summary gold, sum accuracy, constraints kept; sampled at T=1 and greedy."""
+    """Score the model on held-out texts: summary gold, sum accuracy, constraints kept; sampled at
+    T=1 and greedy.
+    """
     rng = Random("probe")
     docs = [documents.write_document(rng) for _ in range(n)]
     problems = [sums.write_problem(rng) for _ in range(n)]

@@ -1,15 +1,15 @@
-"""A suite from a file: questions with worked answers, and a verifier that reads the final number. GSM8K is one.
+"""A suite from a file: questions with worked answers, and a verifier that reads the final number.
+GSM8K is one.
 
-    # gsm8k.toml
-    suite = "question_file"
-    data = "train.jsonl"                      # as for a preference file: JSON lines, Parquet, a folder, or the hub
-    question_columns = ["question"]           # several are joined by a space
-    answer_column = "answer"                  # worked out, the final number behind `####`; or the number alone
-    prompt_template = "Question: {question}\\nAnswer:"
+    # gsm8k.toml suite = "question_file" data = "train.jsonl"                      # as for a
+    preference file: JSON lines, Parquet, a folder, or the hub question_columns = ["question"]
+    # several are joined by a space answer_column = "answer"                  # worked out, the
+    final number behind `####`; or the number alone prompt_template = "Question:
+    {question}\\nAnswer:"
 
-Rows are split by the hash of their question: one half of those that are not evaluated is imitated by the start
-checkpoint, the other half is what methods train on. Gold is the verifier's verdict. There is no labeller, so methods
-that need preferences or a learned reward are refused.
+Rows are split by the hash of their question: one half of those that are not evaluated is imitated
+by the start checkpoint, the other half is what methods train on. Gold is the verifier's verdict.
+There is no labeller, so methods that need preferences or a learned reward are refused.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ LONGEST = 64  # characters of a word that can be an answer
 
 
 def final_number(text: str) -> str | None:
-    """Return the last number after the last `####`, or of the whole text, in normal form; None if it is not readable.
+    """Return the last number after the last `####`, or of the whole text, in normal form; None if
+    it is not readable.
 
-    A number is a word of its own: `12` in `112`, `9**12`, `1e12` or `x12` is not one, and neither is a word with digits
-    of another script. If the last word with digits is not a number, there is none: nothing further back is the answer.
-    One pass over the text; digits are compared as text, so no length of them costs more.
+    A number is a word of its own: `12` in `112`, `9**12`, `1e12` or `x12` is not one, and neither
+    is a word with digits of another script. If the last word with digits is not a number, there is
+    none: nothing further back is the answer. One pass over the text; digits are compared as text,
+    so no length of them costs more.
     """
     last = None
     for match in WORD.finditer(text, text.rfind(MARKER) + 1):
@@ -50,7 +52,9 @@ def final_number(text: str) -> str | None:
 
 
 def _normal(word: str) -> str | None:
-    """Return a number without `+`, commas, idle zeros, currency, per cent and unit: `$1,080.50.` is 1080.5."""
+    """Return a number without `+`, commas, idle zeros, currency, per cent and unit: `$1,080.50.` is
+    1080.5.
+    """
     match = NUMBER.fullmatch(word.strip("*_").rstrip(".,$*_").replace("\u2212", "-"))
     if match is None or not match[3] or (match[1] and match[2]):
         return None

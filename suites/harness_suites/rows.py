@@ -1,4 +1,6 @@
-"""Rows of a data set, from wherever a user keeps it: JSON lines, Parquet, a folder of `save_to_disk`, the hub."""
+"""Rows of a data set, from wherever a user keeps it: JSON lines, Parquet, a folder of
+`save_to_disk`, the hub.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,8 @@ class RowSuite(Suite):
             and self.test_share + self.validation_share < 0.9
         ):
             raise ValueError(
-                "test_share and validation_share must be above 0 and leave at least a tenth of the rows"
+                "test_share and validation_share must be above 0 and leave at least a tenth of the"
+                " rows"
             )
 
     @property
@@ -90,7 +93,8 @@ class RowSuite(Suite):
             except ValueError as error:
                 if self.bad_rows == "fail":
                     raise UsageError(
-                        f'{self._where}, row {number}: {error}. Mend the row, or set bad_rows = "skip".'
+                        f"{self._where}, row {number}: {error}. Mend the row, or set bad_rows ="
+                        ' "skip".'
                     ) from error
                 skipped += 1
         if not found:
@@ -110,7 +114,9 @@ class RowSuite(Suite):
         return found
 
     def _part_of(self, prompt: Prompt) -> str:
-        """Return a prompt's part by its hash: rows with one prompt stay together, whatever else the file holds."""
+        """Return a prompt's part by its hash: rows with one prompt stay together, whatever else the
+        file holds.
+        """
         place = derive("split", self.shared_seed, prompt.text) / 2**63
         if place < self.test_share:
             return "test"
@@ -137,7 +143,9 @@ class RowSuite(Suite):
         return Path(self.folder, self.data)
 
     def _rows(self) -> Iterator[tuple[int, object]]:
-        """Yield (number, row): the line of a JSON-lines file, the position in anything else; both from 1."""
+        """Yield (number, row): the line of a JSON-lines file, the position in anything else; both
+        from 1.
+        """
         if self.dataset:
             yield from enumerate(_hub_rows(self.dataset, self.dataset_split), 1)
             return
@@ -174,7 +182,8 @@ class RowSuite(Suite):
                 except json.JSONDecodeError as error:
                     if self.bad_rows == "fail":
                         raise UsageError(
-                            f'{path}, line {number}: not a JSON object: {error}. Mend it, or set bad_rows = "skip".'
+                            f"{path}, line {number}: not a JSON object: {error}. Mend it, or set"
+                            ' bad_rows = "skip".'
                         ) from error
                     yield number, None
 

@@ -1,7 +1,9 @@
-"""Summarization: procedural news with a graded gold judge, and a labeller who errs as annotators do.
+"""Summarization: procedural news with a graded gold judge, and a labeller who errs as annotators
+do.
 
-Gold is `documents.Reading.score`: importance named, less wrong words, repetitions, idle clauses and length. Preferences
-come from a Bradley-Terry labeller on gold, optionally biased towards long summaries, which makes the proxy hackable.
+Gold is `documents.Reading.score`: importance named, less wrong words, repetitions, idle clauses and
+length. Preferences come from a Bradley-Terry labeller on gold, optionally biased towards long
+summaries, which makes the proxy hackable.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def document_of(seed: int, split: str, index: int) -> Document:
 
 @dataclass
 class Summarization(Embedded):
-    """Summarise a news text in at most 26 tokens: the important facts, rightly bound, and nothing else."""
+    """Summarise a news text in at most 26 tokens: the important facts, rightly bound, and nothing
+    else.
+    """
 
     name, version = "summarization", "1"
     judge_name, usual_length = "summary_gold", 14
@@ -77,7 +81,9 @@ class Summarization(Embedded):
         return {p.id: documents.expert_summary(self.document(p.id)) for p in self.prompts(split)}
 
     def principles(self) -> list[Principle]:
-        """Return the constitution: each sentence sees one side of a summary, none of them the whole of gold."""
+        """Return the constitution: each sentence sees one side of a summary, none of them the whole
+        of gold.
+        """
 
         def check(measure: Callable[[Reading], float]) -> Callable[[Prompt, str], float]:
             return lambda prompt, text: measure(

@@ -1,1 +1,3 @@
-"""Studies: many runs from one file, carried out by a launcher, to be stopped, gone on with and added to."""
+"""Studies: many runs from one file, carried out by a launcher, to be stopped, gone on with and
+added to.
+"""

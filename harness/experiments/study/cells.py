@@ -1,4 +1,6 @@
-"""The runs a study asks for: each resolved and refused here, before anything is started, where that can be known."""
+"""The runs a study asks for: each resolved and refused here, before anything is started, where that
+can be known.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ OWN = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study: what it is called, what decides it, and how it is asked for on the command line."""
+    """One run of a study: what it is called, what decides it, and how it is asked for on the
+    command line.
+    """
 
     label: str  # of its row in a table; its seed and suite stand beside
     spec: RunSpec
@@ -57,7 +61,9 @@ class Cell:
 
 
 def expand(study: Study, registry: Registry) -> list[Cell]:
-    """Return the runs of a study, without its trials and what they choose; a name that does not exist is refused."""
+    """Return the runs of a study, without its trials and what they choose; a name that does not
+    exist is refused.
+    """
     found: list[Cell] = []
     for entry in study.entries:
         for values in _points(entry.sweep):
@@ -151,7 +157,8 @@ def arguments(request: Request, seed: int, plugins: Iterable[str]) -> tuple[str,
 
 
 def unmet(spec: RunSpec, registry: Registry) -> str:
-    """Return why a suite cannot serve a method, as far as is known without reading data; empty where it can.
+    """Return why a suite cannot serve a method, as far as is known without reading data; empty
+    where it can.
 
     Whether there are prompts, demonstrations or pairs in a file is found out by the run.
     """
@@ -169,7 +176,9 @@ def unmet(spec: RunSpec, registry: Registry) -> str:
 
 
 def distinct(cells: Iterable[Cell]) -> list[Cell]:
-    """Return cells without those that are the same run under another name, which the first one keeps in `also`."""
+    """Return cells without those that are the same run under another name, which the first one
+    keeps in `also`.
+    """
     found: dict[str, Cell] = {}
     for cell in cells:
         first = found.setdefault(cell.fingerprint, cell)
@@ -179,9 +188,11 @@ def distinct(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def in_order(cells: Sequence[Cell]) -> list[Cell]:
-    """Return cells in the order to begin them: first one of each that make shared stages of their own.
+    """Return cells in the order to begin them: first one of each that make shared stages of their
+    own.
 
-    Two runs never make the same stage twice: the second waits. So the first ones should be unlike each other.
+    Two runs never make the same stage twice: the second waits. So the first ones should be unlike
+    each other.
     """
     first = {_ground(cell): cell for cell in reversed(cells) if not cell.refused}
     leading = [cell for cell in cells if first.get(_ground(cell)) is cell]

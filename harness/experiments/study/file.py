@@ -1,7 +1,9 @@
-"""Study files: TOML that names methods, suites, seeds and options; read and checked before anything is expanded.
+"""Study files: TOML that names methods, suites, seeds and options; read and checked before anything
+is expanded.
 
-An option is named as in `set` and `sweep`: NAME is the method's, `suite.NAME` the suite's, `stage.STAGE.NAME` a shared
-stage's, `labeller.NAME` the labeller's, and `run.NAME` one of RunOptions.
+An option is named as in `set` and `sweep`: NAME is the method's, `suite.NAME` the suite's,
+`stage.STAGE.NAME` a shared stage's, `labeller.NAME` the labeller's, and `run.NAME` one of
+RunOptions.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ SELECT = ("win_rate", "gold", "accuracy")
 
 @dataclass
 class RunOptions:
-    """What every run of a study is carried out with: the options of `harness run` of the same names."""
+    """What every run of a study is carried out with: the options of `harness run` of the same
+    names.
+    """
 
     budget: str = ""
     model: str | None = None
@@ -48,7 +52,8 @@ class RunOptions:
             or min(self.micro_batch_tokens, self.threads) < 1
         ):
             raise ValueError(
-                "shared_seed and snapshots may not be negative, micro_batch_tokens and threads not 0"
+                "shared_seed and snapshots may not be negative, micro_batch_tokens and threads"
+                " not 0"
             )
 
 
@@ -86,7 +91,8 @@ class TuneKeys:
         """Raise ValueError for what makes no search."""
         if self.trials < 2 or self.seed < 0:
             raise ValueError(
-                "trials must be at least 2, the settings as they are among them, and seed not negative"
+                "trials must be at least 2, the settings as they are among them, and seed not"
+                " negative"
             )
         if self.select not in SELECT:
             raise ValueError(
@@ -118,7 +124,9 @@ class Tune:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, checked for its form; names of methods and options are checked when it is expanded."""
+    """A study file, checked for its form; names of methods and options are checked when it is
+    expanded.
+    """
 
     path: Path
     text: str
@@ -173,7 +181,9 @@ def read_study(path: Path) -> Study:
 
 
 def flat(table: Any, where: str, prefix: str = "", leaves: Iterable[str] = ()) -> dict[str, Any]:
-    """Return a table with dotted keys: `suite.bias` may be written quoted or as a table; `leaves` mark a value."""
+    """Return a table with dotted keys: `suite.bias` may be written quoted or as a table; `leaves`
+    mark a value.
+    """
     found: dict[str, Any] = {}
     for key, value in _table(table, where).items():
         deeper = isinstance(value, dict) and not set(leaves) & set(value)
@@ -273,8 +283,9 @@ def _tune(table: Any, entries: Iterable[Entry], where: str) -> Tune | None:
     for label, entry in labels.items():
         if (label in spaces) == (label in keys.leave):
             raise UsageError(
-                f"{where}: {label} needs a space to search ([tune.space.{label}]), or a place in `leave`, and not both:"
-                f" every method gets the same number of trials, and who gets none is named."
+                f"{where}: {label} needs a space to search ([tune.space.{label}]), or a place in"
+                " `leave`, and not both: every method gets the same number of trials, and who gets"
+                " none is named."
             )
         if entry.sweep and label in spaces:
             raise UsageError(
@@ -282,7 +293,8 @@ def _tune(table: Any, entries: Iterable[Entry], where: str) -> Tune | None:
             )
         if "stage.evaluation.split" in entry.options:
             raise UsageError(
-                f"{where}: trials see the validation split only and the rest the test split: set neither."
+                f"{where}: trials see the validation split only and the rest the test split: set"
+                " neither."
             )
     found = {
         label: read_space(flat(s, where, leaves=RANGES), f"{where}: space.{label}")

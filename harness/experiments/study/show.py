@@ -1,4 +1,6 @@
-"""What a person sees of a study: its cells before anything runs, what happens while it runs, and how it ended."""
+"""What a person sees of a study: its cells before anything runs, what happens while it runs, and
+how it ended.
+"""
 
 from __future__ import annotations
 
@@ -55,17 +57,18 @@ def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str
     )
     if other:
         lines.append(
-            f"{other} of those left lie here finished by other code, the harness's or a plugin's: such results are "
-            "never taken for this code's. `harness table` still shows them."
+            f"{other} of those left lie here finished by other code, the harness's or a plugin's:"
+            " such results are never taken for this code's. `harness table` still shows them."
         )
     if borrowed:
         lines.append(
-            "~ is what the method took in the harness's own study, on two cores of another machine with the suite's "
-            "settings: of its steps, models and sweeps yours may have more."
+            "~ is what the method took in the harness's own study, on two cores of another machine"
+            " with the suite's settings: of its steps, models and sweeps yours may have more."
         )
     more = f", and {unknown} runs of unknown cost" if unknown else ""
     lines.append(
-        f"What is left may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared stages come on top."
+        f"What is left may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared stages"
+        " come on top."
     )
     return "\n".join(lines)
 
@@ -128,7 +131,8 @@ class Plain(Watch):
             click.echo(f"Put side by side: harness table --study {self.name}{where}")
         if any(s.status == FAILED for s in states):
             click.echo(
-                "Failed runs are tried again with --retry-failed; killed and refused ones without it."
+                "Failed runs are tried again with --retry-failed; killed and refused ones"
+                " without it."
             )
 
     def _rest(self) -> str:
@@ -224,8 +228,8 @@ def _same(cells: Sequence[Cell]) -> list[str]:
         for other in () if cell.trial else cell.also:
             seeds.setdefault((other, cell.label, cell.spec.suite_name), []).append(cell.spec.seed)
     return [
-        f"{other} on {suite}, seed {', '.join(map(str, sorted(of)))}: the same run as {first}, carried out once and in "
-        f"tables under that name."
+        f"{other} on {suite}, seed {', '.join(map(str, sorted(of)))}: the same run as {first},"
+        " carried out once and in tables under that name."
         for (other, first, suite), of in seeds.items()
     ]
 

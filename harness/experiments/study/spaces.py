@@ -65,7 +65,8 @@ def _read(value: Any, where: str) -> Range | Choice:
     good = isinstance(ends, list) and len(ends) == 2 and all(type(e) in (int, float) for e in ends)
     if not good or not ends[0] < ends[1] or (kind == "log" and ends[0] <= 0):
         raise UsageError(
-            f"{where} = {value!r}: expected two numbers, the lower first{', above 0' * (kind == 'log')}."
+            f"{where} = {value!r}: expected two numbers, the lower"
+            f" first{', above 0' * (kind == 'log')}."
         )
     if kind == "int" and any(type(e) is not int for e in ends):
         raise UsageError(f"{where} = {value!r}: expected two whole numbers.")

@@ -1,4 +1,6 @@
-"""How far a study is: read from the run folders, whose records are the only truth, and what the rest may cost."""
+"""How far a study is: read from the run folders, whose records are the only truth, and what the
+rest may cost.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ class Estimate:
 
 @cache
 def shipped() -> dict[tuple[str, str], Estimate]:
-    """Return {(method, suite): mean cost} of the harness's own main study: `python results/costs.py` writes it."""
+    """Return {(method, suite): mean cost} of the harness's own main study: `python
+    results/costs.py` writes it.
+    """
     with (Path(__file__).parent / "costs.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {
@@ -68,9 +72,11 @@ def shipped() -> dict[tuple[str, str], Estimate]:
 
 
 class Estimates:
-    """Estimates from finished runs: of the same recipe where there are any, else of the same method and suite.
+    """Estimates from finished runs: of the same recipe where there are any, else of the same method
+    and suite.
 
-    Where there are neither, those of the harness's own study stand in, unless the run is quick or of another model.
+    Where there are neither, those of the harness's own study stand in, unless the run is quick or
+    of another model.
     """
 
     def __init__(self, results: Path) -> None:
@@ -133,7 +139,9 @@ class Place:
 
 
 def places_of(results: Path, name: str) -> dict[str, Place]:
-    """Return {run folder: place} of the runs that a table of a study is made of: no trials, nothing refused."""
+    """Return {run folder: place} of the runs that a table of a study is made of: no trials, nothing
+    refused.
+    """
     cells = [c for c in _finals(results, name) if not c["refused"]]
     return {str(results / c["folder"]): Place(c["label"], c["entry"]) for c in cells}
 

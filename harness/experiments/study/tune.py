@@ -1,8 +1,9 @@
-"""Tuning: the same number of trials for every method, on the validation split; what is chosen, and by what rule.
+"""Tuning: the same number of trials for every method, on the validation split; what is chosen, and
+by what rule.
 
-The rule: of a method's trials on a suite, the settings with the highest mean of `select` on the validation split, the
-earlier trial where two are equal. A trial that failed counts as a trial and is never chosen. The first trial is the
-settings as they are, so tuning cannot lose on that split.
+The rule: of a method's trials on a suite, the settings with the highest mean of `select` on the
+validation split, the earlier trial where two are equal. A trial that failed counts as a trial and
+is never chosen. The first trial is the settings as they are, so tuning cannot lose on that split.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Search:
 
 @dataclass(frozen=True)
 class Choice:
-    """What came of a search: the place of the chosen trial, or None, and every trial's state and figure."""
+    """What came of a search: the place of the chosen trial, or None, and every trial's state and
+    figure.
+    """
 
     search: Search
     chosen: int | None
@@ -52,7 +55,9 @@ class Choice:
 
     @property
     def label(self) -> str:
-        """Return the label of the runs with the chosen settings: those as they are, where none else is chosen."""
+        """Return the label of the runs with the chosen settings: those as they are, where none else
+        is chosen.
+        """
         told = {None: "", 0: " (default, tuned)"}.get(self.chosen, " (tuned)")
         return f"{self.search.entry.label}{told}"
 
@@ -94,7 +99,9 @@ def tuned(study: Study, registry: Registry, choice: Choice) -> list[Cell]:
 
 
 def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return what is written down of tuning; `cells` are the plan's, whose rows may have another entry's name."""
+    """Return what is written down of tuning; `cells` are the plan's, whose rows may have another
+    entry's name.
+    """
     rows = {
         (c.spec.suite_name, name): c.label
         for c in cells
@@ -132,7 +139,9 @@ def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> d
 
 
 def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: str) -> Search:
-    """Draw points until there are enough different runs; each depends only on those before: trials can be added."""
+    """Draw points until there are enough different runs; each depends only on those before: trials
+    can be added.
+    """
     rng = Random(derive("tune", tune.seed, entry.label, suite.rpartition("/")[2]))
     found: dict[str, tuple[Mapping[str, Any], Cell]] = {}
     points: dict[str, Mapping[str, Any]] = {canonical({}): {}}
@@ -157,8 +166,9 @@ def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: s
                 tuple(c for _, c in found.values()),
             )
     raise UsageError(
-        f"{study.path}: [tune.space.{entry.label}] has {len(found)} different settings, the ones as they are included, "
-        f"and every method is to get {tune.trials} trials. Widen the space, or lower trials."
+        f"{study.path}: [tune.space.{entry.label}] has {len(found)} different settings, the ones as"
+        f" they are included, and every method is to get {tune.trials} trials. Widen the space, or"
+        " lower trials."
     )
 
 
@@ -167,6 +177,7 @@ def _figure(cell: Cell, select: str, results: Path) -> float:
     assert result is not None
     if select not in result["evaluation"]:
         raise UsageError(
-            f"select = {select}: {cell.spec.suite_name} does not measure it. Choose by win_rate or gold."
+            f"select = {select}: {cell.spec.suite_name} does not measure it. Choose by win_rate or"
+            " gold."
         )
     return float(result["evaluation"][select]["mean"])

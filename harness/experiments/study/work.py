@@ -1,4 +1,6 @@
-"""A study, top to bottom: expand, carry out what is left, choose tuned settings, carry those out, say how it ended."""
+"""A study, top to bottom: expand, carry out what is left, choose tuned settings, carry those out,
+say how it ended.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def load_plugins(study: Study, registry: Registry) -> None:
 def launcher_of(
     study: Study, registry: Registry, name: str | None, settings: dict[str, str]
 ) -> Launcher:
-    """Return the launcher: the study's with its options, or another one; `settings` are over the study's."""
+    """Return the launcher: the study's with its options, or another one; `settings` are over the
+    study's.
+    """
     chosen = name or study.launcher
     own = study.launcher_options if chosen == study.launcher else {}
     launcher: Launcher = build(
@@ -53,7 +57,9 @@ def launcher_of(
 
 
 def plan(study: Study, registry: Registry, results: Path) -> Plan:
-    """Return the cells: the settings as they are, the trials, and the chosen settings where the trials are through."""
+    """Return the cells: the settings as they are, the trials, and the chosen settings where the
+    trials are through.
+    """
     cells, choices = expand(study, registry), []
     if study.tune is not None:
         tune = study.tune
@@ -138,7 +144,9 @@ class Work:
         return planned
 
     def _todo(self, planned: Plan) -> list[Cell]:
-        """Return the cells to run: those that are left and were not tried here, and failed ones where asked for."""
+        """Return the cells to run: those that are left and were not tried here, and failed ones
+        where asked for.
+        """
         wanted = (LEFT, FAILED) if self.retry else (LEFT,)
         return [
             c
@@ -178,9 +186,11 @@ class Watch:
 
 
 def _both(defaults: list[Cell], tuned_cells: list[Cell]) -> list[Cell]:
-    """Return the runs with the settings as they are and with the chosen ones, labelled where an entry's are the same.
+    """Return the runs with the settings as they are and with the chosen ones, labelled where an
+    entry's are the same.
 
-    What one entry chose may be another's settings as they are: `distinct` leaves that row the other's name.
+    What one entry chose may be another's settings as they are: `distinct` leaves that row the
+    other's name.
     """
     chosen = {(c.fingerprint, c.entry): c.label for c in tuned_cells}
     return [
@@ -202,8 +212,8 @@ def _without_record(cell: Cell, code: int, said: str) -> State:
         return State(FAILED, "refused", said)
     if code == 0:
         raise UsageError(
-            f"{cell.name} left no result in {cell.spec.folder}: code or files changed while the study ran, or its "
-            f"launcher works in other folders. Run the study again."
+            f"{cell.name} left no result in {cell.spec.folder}: code or files changed while the"
+            " study ran, or its launcher works in other folders. Run the study again."
         )
     return State(
         FAILED, "killed" if code in (130, 143) else "error", said or f"ended with exit code {code}"

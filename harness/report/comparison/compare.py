@@ -1,9 +1,11 @@
-"""`harness compare A B`: two runs or methods on the same prompts, paired, and a sentence that says what it comes to.
+"""`harness compare A B`: two runs or methods on the same prompts, paired, and a sentence that says
+what it comes to.
 
-Seeds are taken as independent between the two, though seed s of one and of the other draw their answers with the same
-uniform numbers: what that correlates is small (0.03 to 0.14 of a cell's noise on the embedded suites), it makes the
-interval a little wide, never narrow, and pairing seeds would leave half the degrees of freedom (intervals 5 to 30 %
-wider with three seeds). It is also how tables compare. Prompts are paired, which is what matters.
+Seeds are taken as independent between the two, though seed s of one and of the other draw their
+answers with the same uniform numbers: what that correlates is small (0.03 to 0.14 of a cell's noise
+on the embedded suites), it makes the interval a little wide, never narrow, and pairing seeds would
+leave half the degrees of freedom (intervals 5 to 30 % wider with three seeds). It is also how
+tables compare. Prompts are paired, which is what matters.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class Measure:
 
 @dataclass(frozen=True)
 class HeadToHead:
-    """Whose answer gold prefers, prompt by prompt; with several seeds the mean gold of each on a prompt."""
+    """Whose answer gold prefers, prompt by prompt; with several seeds the mean gold of each on a
+    prompt.
+    """
 
     wins: int
     ties: int
@@ -103,7 +107,9 @@ class Compared:
 
 
 def two_rows(results: Path, names: tuple[str, str], asked: Filter) -> tuple[str, Row, Row]:
-    """Return (suite, A, B), each named by a run folder, a method or a row's label; raise UsageError where unclear."""
+    """Return (suite, A, B), each named by a run folder, a method or a row's label; raise UsageError
+    where unclear.
+    """
     folders = [_run_at(name) for name in names]
     known: list[Row] = []
     suite = asked.suite or next((r.records[0]["suite"] for r in folders if r is not None), None)
@@ -132,7 +138,8 @@ def two_rows(results: Path, names: tuple[str, str], asked: Filter) -> tuple[str,
     for what, values in unlike([*a.good, *b.good]).items():
         told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
         raise UsageError(
-            f"A and B do not stand on identical ground and cannot be compared: {what} differs ({told})."
+            f"A and B do not stand on identical ground and cannot be compared: {what} differs"
+            f" ({told})."
         )
     return str(suite), a, b
 
@@ -243,7 +250,9 @@ def compared(results: Path, names: tuple[str, str], asked: Filter) -> Compared:
 
 
 def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]:
-    """Return every measure that both have: means, and the paired difference where there is a value per prompt."""
+    """Return every measure that both have: means, and the paired difference where there is a value
+    per prompt.
+    """
     from ...statistics.compare import compare
 
     found = []
@@ -276,7 +285,9 @@ def _estimated(a: Row, b: Row) -> str:
 
 
 def head_to_head(x: Array, y: Array) -> HeadToHead:
-    """Return wins, ties and losses of gold scores (S, P) by prompt, their sign test, the probability of improvement."""
+    """Return wins, ties and losses of gold scores (S, P) by prompt, their sign test, the
+    probability of improvement.
+    """
     from ...statistics.aggregate import probability_of_improvement
     from ...statistics.compare import sign_test
 
@@ -311,7 +322,9 @@ def costs_of(a: Row, b: Row) -> list[Cost]:
 
 
 def examples(ours: Sequence[Record], theirs: Sequence[Record]) -> list[Example]:
-    """Return the prompt on which A is ahead by most gold, and the one on which B is, of a run's samples of each."""
+    """Return the prompt on which A is ahead by most gold, and the one on which B is, of a run's
+    samples of each.
+    """
     gaps = np.array([x["gold"] - y["gold"] for x, y in zip(ours, theirs, strict=True)])
     found = []
     for who, index, gap in (
@@ -331,7 +344,9 @@ def examples(ours: Sequence[Record], theirs: Sequence[Record]) -> list[Example]:
 
 
 def verdict(a: Row, b: Row, x: Array, y: Array) -> str:
-    """Return one sentence on the win scores (S, P): who beats whom by how much, or what such a study could find."""
+    """Return one sentence on the win scores (S, P): who beats whom by how much, or what such a
+    study could find.
+    """
     from ...statistics.compare import compare
 
     found = compare(x, y)
@@ -339,7 +354,10 @@ def verdict(a: Row, b: Row, x: Array, y: Array) -> str:
     if found.p <= ALPHA:
         better, worse, sign = (a, b, 1) if found.difference > 0 else (b, a, -1)
         low, high = sorted((sign * found.low, sign * found.high))
-        told = f"{better.name} beats {worse.name} by {abs(found.difference):.3f} [{low:.3f}, {high:.3f}] of win-rate"
+        told = (
+            f"{better.name} beats {worse.name} by {abs(found.difference):.3f} [{low:.3f},"
+            f" {high:.3f}] of win-rate"
+        )
         return f"{told}, {p_text(found.p)}; {speaks}"
     least = detectable(x, y)
     can = (
@@ -354,7 +372,9 @@ def verdict(a: Row, b: Row, x: Array, y: Array) -> str:
 
 
 def speaks_for(a: Row, b: Row) -> str:
-    """Return what a comparison speaks for: a method's only seed says nothing of the spread between its seeds."""
+    """Return what a comparison speaks for: a method's only seed says nothing of the spread between
+    its seeds.
+    """
     alone = [row.name for row in (a, b) if len(row.good) == 1]
     if len(alone) == 2:
         return "one seed each: these checkpoints, not these algorithms"
@@ -364,9 +384,11 @@ def speaks_for(a: Row, b: Row) -> str:
 
 
 def detectable(x: Array, y: Array) -> float | None:
-    """Return the smallest difference of win-rates found with 80 % power by a study like this one, (S, P) each.
+    """Return the smallest difference of win-rates found with 80 % power by a study like this one,
+    (S, P) each.
 
-    Ties, the spread between seeds, and what seeds and methods share on a prompt are those of the data.
+    Ties, the spread between seeds, and what seeds and methods share on a prompt are those of the
+    data.
     """
     from ...statistics.intervals import parts, two_way_interval
     from ...statistics.power import Design, minimum_detectable_effect

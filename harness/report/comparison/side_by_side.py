@@ -48,7 +48,9 @@ def show(found: Compared) -> None:
 
 
 def as_json(found: Compared) -> str:
-    """Return a comparison as JSON; a row is its name, its method and the folders of its finished runs."""
+    """Return a comparison as JSON; a row is its name, its method and the folders of its finished
+    runs.
+    """
     plain = asdict(found) | {"a": _row_json(found.a), "b": _row_json(found.b)}
     return json.dumps(_finite(plain), indent=1, allow_nan=False)
 
@@ -84,8 +86,10 @@ def parts(found: Compared) -> list[Part]:
         _measures(found.measures),
         *(f"({m.note})" for m in found.measures if m.note),
         "",
-        f"gold by prompt: A wins {head.wins}, ties {head.ties}, loses {head.losses} (sign test {p_text(head.p)}); "
-        f"P(A above B) = {head.improvement:.3f}",
+        (
+            f"gold by prompt: A wins {head.wins}, ties {head.ties}, loses {head.losses} (sign test"
+            f" {p_text(head.p)}); P(A above B) = {head.improvement:.3f}"
+        ),
         f"length-controlled win-rate (characters): {', '.join(controlled)}",
         "",
         [["cost", "A", "B", "A / B"], *map(_cost, found.costs)],

@@ -1,4 +1,6 @@
-"""A draft of what a paper's checklist asks, answered from records; nothing is said that they do not say."""
+"""A draft of what a paper's checklist asks, answered from records; nothing is said that they do not
+say.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Answer = tuple[str, str]
 def checklist(
     sections: Sequence[Section], captions: Sequence[str], facts: Mapping[str, Any]
 ) -> list[Answer]:
-    """Return questions with their answers; `captions` say what the intervals of each section's table are."""
+    """Return questions with their answers; `captions` say what the intervals of each section's
+    table are.
+    """
     records = [r for section in sections for r in section.selection.records]
     good = [r for r in records if "failure" not in r]
     return [
@@ -36,8 +40,9 @@ def _seeds(records: Sequence[Record]) -> str:
     sizes = [len(seeds) for seeds in counts.values()]
     many = str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     return (
-        f"{many} per row; they vary the order of prompts and pairs, rollouts, minibatches and the evaluated answers. "
-        f"Data, the SFT start checkpoint, preferences and reward models come from the shared seed and are the same."
+        f"{many} per row; they vary the order of prompts and pairs, rollouts, minibatches and the"
+        " evaluated answers. Data, the SFT start checkpoint, preferences and reward models come"
+        " from the shared seed and are the same."
     )
 
 
@@ -46,7 +51,10 @@ def _data(sections: Sequence[Section], good: Sequence[Record]) -> str:
         f"{r['suite']}: {r['evaluation']['prompts']} {r['evaluation']['split']} prompts"
         for r in good
     )
-    same = "Within a table, start checkpoint, data, reward model, judge and sampling have the same hashes"
+    same = (
+        "Within a table, start checkpoint, data, reward model, judge and sampling have the same"
+        " hashes"
+    )
     apart = (
         " (runs of unlike ground stand in tables apart)" if any(s.apart for s in sections) else ""
     )
@@ -56,13 +64,17 @@ def _data(sections: Sequence[Section], good: Sequence[Record]) -> str:
 def _hyper_parameters(records: Sequence[Record], study: Mapping[str, Any] | None) -> str:
     tuning = study and study["tuning"]
     asked = any(r.get("asked") for r in records)
-    set_by_hand = "Options that were set by hand are marked in the settings; all others are the methods' defaults."
+    set_by_hand = (
+        "Options that were set by hand are marked in the settings; all others are the methods'"
+        " defaults."
+    )
     defaults = set_by_hand if asked else "Every option is the method's default."
     if not tuning:
         return f"{defaults} There was no search among these runs."
     return (
-        f"Rows with a footnote were tuned: {tuning['trials']} trials for each method and suite, drawn at random from "
-        f"seed {tuning['seed']}; chosen: {tuning['rule']}. Of the other rows: {defaults}"
+        f"Rows with a footnote were tuned: {tuning['trials']} trials for each method and suite,"
+        f" drawn at random from seed {tuning['seed']}; chosen: {tuning['rule']}. Of the other rows:"
+        f" {defaults}"
     )
 
 
@@ -73,9 +85,9 @@ def _compute(good: Sequence[Record], environments: Sequence[Mapping[str, str]]) 
     hours, flops = fsum(c["cpu_seconds"] for c in parts) / 3600, fsum(c["flops"] for c in parts)
     machines = "; ".join(dict.fromkeys(e["machine"] for e in environments if e["machine"]))
     return (
-        f"{len(good)} finished runs: {hours:.2f} CPU hours and {flops:.3g} FLOPs for training and evaluation, shared "
-        f"stages apart; what failed runs used is not counted. Each row's cost is in the settings. Machines: "
-        f"{machines or 'not recorded'}."
+        f"{len(good)} finished runs: {hours:.2f} CPU hours and {flops:.3g} FLOPs for training and"
+        " evaluation, shared stages apart; what failed runs used is not counted. Each row's cost"
+        f" is in the settings. Machines: {machines or 'not recorded'}."
     )
 
 
@@ -97,4 +109,7 @@ def _code(facts: Mapping[str, Any]) -> str:
         if study
         else "the command"
     )
-    return f"Commits: {commits or 'not recorded'}. To reproduce: {again} of each run in the provenance."
+    return (
+        f"Commits: {commits or 'not recorded'}. To reproduce: {again} of each run in the"
+        " provenance."
+    )

@@ -12,7 +12,9 @@ PAPERS = Path(__file__).parent / "papers.bib"
 
 
 def bibtex(papers: Iterable[str]) -> list[str]:
-    """Return an entry for the harness and one for each address of a paper; of an unknown one, the address only."""
+    """Return an entry for the harness and one for each address of a paper; of an unknown one, the
+    address only.
+    """
     known = entries()
     urls = dict.fromkeys(url for url in papers if url)
     return [_harness(), *(known.get(arxiv_id(url), "") or _bare(url) for url in urls)]
@@ -32,10 +34,8 @@ def arxiv_id(url: str) -> str:
 
 def _harness() -> str:
     return (
-        "@software{alignment_harness,\n"
-        "  title = {alignment-harness: a plugin-based benchmark harness for LLM alignment methods},\n"
-        f"  version = {{{__version__}}},\n"
-        "}"
+        "@software{alignment_harness,\n  title = {alignment-harness: a plugin-based benchmark"
+        f" harness for LLM alignment methods}},\n  version = {{{__version__}}},\n}}"
     )
 
 

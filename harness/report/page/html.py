@@ -1,4 +1,6 @@
-"""Facts to HTML: the template, with everything escaped, and nothing in it that a browser would fetch."""
+"""Facts to HTML: the template, with everything escaped, and nothing in it that a browser would
+fetch.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def render(facts: Mapping[str, Any]) -> str:
 
 
 def empty_first(texts: Sequence[str]) -> int:
-    """Return how many texts there are before the first that says anything: of a row from its end, cells to span."""
+    """Return how many texts there are before the first that says anything: of a row from its end,
+    cells to span.
+    """
     return next((i for i, text in enumerate(texts) if text), 0)
 
 
@@ -61,7 +65,9 @@ def escape_of(character: str) -> str:
 
 
 def inline_json(value: Any) -> str:
-    """Return JSON that can stand in a <script> element: plain ASCII, and no character that HTML knows."""
+    """Return JSON that can stand in a <script> element: plain ASCII, and no character that HTML
+    knows.
+    """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, escape_of(character))
@@ -74,5 +80,7 @@ def script_hash(script: str) -> str:
 
 
 def data_uri(svg: bytes) -> str:
-    """Return a picture's bytes as an address; in an <img>, nothing in it can run, and ids do not clash."""
+    """Return a picture's bytes as an address; in an <img>, nothing in it can run, and ids do not
+    clash.
+    """
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

@@ -1,4 +1,6 @@
-"""Where runs were made: machines, versions and commits once each; per run its folder and command; the study's files."""
+"""Where runs were made: machines, versions and commits once each; per run its folder and command;
+the study's files.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def _environment(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def run_key(folder: str) -> str:
-    """Return the part of a run folder's path that is the same wherever the results lie: suite/method/run."""
+    """Return the part of a run folder's path that is the same wherever the results lie:
+    suite/method/run.
+    """
     return "/".join(Path(folder).parts[-3:])
 
 
@@ -135,8 +139,10 @@ def _tuning(file: Path, suites: set[str]) -> dict[str, Any] | None:
 def _search(search: Mapping[str, Any]) -> dict[str, Any]:
     trials = [
         {
-            "options": ", ".join(f"{k}={text_of(v)}" for k, v in t["options"].items())
-            or "the settings as they are",
+            "options": (
+                ", ".join(f"{k}={text_of(v)}" for k, v in t["options"].items())
+                or "the settings as they are"
+            ),
             "status": t["status"],
             "figure": _figure(t),
             "chosen": number == search["chosen"],

@@ -1,4 +1,6 @@
-"""What the sample browser shows: every row's answers to the same prompts, prompts and SFT's answers kept once."""
+"""What the sample browser shows: every row's answers to the same prompts, prompts and SFT's answers
+kept once.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,9 @@ def _prompts(selection: Selection, runs: Mapping[str, Samples]) -> Samples:
             first = known.setdefault(name, sample)
             if any(first.get(key) != sample.get(key) for key in SHARED.values()):
                 raise HarnessError(
-                    f"{folder}: prompt {name}, or SFT's answer to it, is not that of the other runs of "
-                    f"{selection.suite}, though their ground is the same. Delete the folder and run again."
+                    f"{folder}: prompt {name}, or SFT's answer to it, is not that of the other runs"
+                    f" of {selection.suite}, though their ground is the same. Delete the folder and"
+                    " run again."
                 )
     return known
 

@@ -1,4 +1,6 @@
-"""What stands side by side on a page: the runs of one suite on identical ground; unlike ground is a section apart."""
+"""What stands side by side on a page: the runs of one suite on identical ground; unlike ground is a
+section apart.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from ..selection.select import OWN_CODE, Record, Selection, ground_of, rows_of, 
 from .settings import text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names
-EDITION = (
-    "edition of a method's code"  # seeds of one row that were made by different code are apart
+EDITION = (  # seeds of one row that were made by different code are apart
+    "edition of a method's code"
 )
 
 
@@ -28,7 +30,9 @@ class Section:
 
 
 def sections(results: Path, study: str | None, suite: str | None) -> list[Section]:
-    """Return the sections of a page: suites by name, and of a suite the ground with the most runs first."""
+    """Return the sections of a page: suites by name, and of a suite the ground with the most runs
+    first.
+    """
     records = suite_records(results, study)
     suites = sorted({str(r["suite"]) for r in records})
     if suite is not None and suite not in suites:
@@ -50,7 +54,9 @@ class _Group:
 
 
 def _by_ground(records: Sequence[Record]) -> list[_Group]:
-    """Return records by ground. A failed run has none: it goes with its recipe, or else with the most runs."""
+    """Return records by ground. A failed run has none: it goes with its recipe, or else with the
+    most runs.
+    """
     grounds = [(r, ground_of(r)) for r in records if "failure" not in r]
     names = [
         name for name in dict.fromkeys(name for _, g in grounds for name in g) if name != OWN_CODE
@@ -94,7 +100,9 @@ def _titles(suite: str, groups: Sequence[_Group]) -> list[str]:
 
 
 def _choices(group: _Group, groups: Sequence[_Group]) -> list[str]:
-    """Return what was asked for in a group and not in another: options of the suite, the shared seed."""
+    """Return what was asked for in a group and not in another: options of the suite, the shared
+    seed.
+    """
     options: list[Mapping[str, object]] = [g.records[0].get("suite_options", {}) for g in groups]
     own = group.records[0].get("suite_options", {})
     told = [

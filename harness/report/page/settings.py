@@ -1,4 +1,6 @@
-"""With what settings the rows of a section were made, what they cost by phase, and which runs came to nothing."""
+"""With what settings the rows of a section were made, what they cost by phase, and which runs came
+to nothing.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ def _by_seed(records: Iterable[Record]) -> list[Record]:
 
 
 def shared_settings(selection: Selection) -> list[tuple[str, str]]:
-    """Return what all methods shared, from the resolved specs; where rows differ, every value with its rows."""
+    """Return what all methods shared, from the resolved specs; where rows differ, every value with
+    its rows.
+    """
     found: dict[str, dict[str, list[str]]] = {}
     for row in selection.rows:
         for r in row.records:
@@ -122,7 +126,9 @@ def _kind(record: Record) -> str:
 
 
 def costs(selection: Selection) -> dict[str, Any]:
-    """Return what rows cost by phase, and the shared stages, as means over seeds: CPU seconds and TFLOP."""
+    """Return what rows cost by phase, and the shared stages, as means over seeds: CPU seconds and
+    TFLOP.
+    """
     phases = dict.fromkeys(name for r in selection.good for name in r["cost"].get("phases", {}))
     rows = []
     for row in selection.rows:

@@ -1,4 +1,6 @@
-"""Pictures of records: each kind draws one figure from a selection of runs, for the command and the report page."""
+"""Pictures of records: each kind draws one figure from a selection of runs, for the command and the
+report page.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ KINDS: dict[str, Plot] = {
 
 
 def drawn(kind: str, selection: Selection) -> Any:
-    """Return a kind's matplotlib figure of a selection; raise NothingToDraw where the runs have nothing for it."""
+    """Return a kind's matplotlib figure of a selection; raise NothingToDraw where the runs have
+    nothing for it.
+    """
     if kind not in KINDS:
         raise unknown("kind of picture", kind, KINDS)
     with settings():
@@ -51,8 +55,8 @@ def drawn(kind: str, selection: Selection) -> Any:
 def render(kind: str, selection: Selection, style: str = "png") -> bytes:
     """Return a picture as the bytes of a PNG, SVG or PDF file: the same bytes for the same records.
 
-    Raise UsageError for a kind or style that does not exist, NothingToDraw (one too) where the runs have nothing for
-    the kind, and Refused where matplotlib is not installed.
+    Raise UsageError for a kind or style that does not exist, NothingToDraw (one too) where the runs
+    have nothing for the kind, and Refused where matplotlib is not installed.
     """
     if style not in STYLES:
         raise UsageError(f"A picture is {', '.join(STYLES[:-1])} or {STYLES[-1]}, not {style!r}.")

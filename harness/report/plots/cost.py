@@ -114,7 +114,9 @@ def _draw_panel(axis: Any, spots: Sequence[Spot]) -> None:
 
 
 def _scale(spots: Sequence[Spot]) -> tuple[float, float, float, float]:
-    """Return the least and the most that is paid, where what costs nothing stands, and how many times the most is."""
+    """Return the least and the most that is paid, where what costs nothing stands, and how many
+    times the most is.
+    """
     positive = [spot.cost for spot in spots if spot.cost > 0]
     least, most = (min(positive), max(positive)) if positive else (1.0, 1.0)
     span = max(most / least, 1.2)
@@ -150,6 +152,7 @@ def _note(selection: Selection) -> str:
     shared = [record["cost"]["shared_total"] for record in selection.good]
     flops, seconds = (fmean(s[name] for s in shared) for name in ("flops", "seconds"))
     return (
-        "Bars: 95 % intervals for seeds and prompts. Costs are means over seeds, of memory the most. Shared stages "
-        f"(SFT, preferences, reward model: {flops / 1e12:.3g} TFLOP and {seconds:.0f} s a run on average) come on top."
+        "Bars: 95 % intervals for seeds and prompts. Costs are means over seeds, of memory the"
+        f" most. Shared stages (SFT, preferences, reward model: {flops / 1e12:.3g} TFLOP and"
+        f" {seconds:.0f} s a run on average) come on top."
     )

@@ -1,4 +1,6 @@
-"""Learning curves: what methods log while they train, and what snapshots of their policies are worth."""
+"""Learning curves: what methods log while they train, and what snapshots of their policies are
+worth.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ COLUMNS = 2
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure along training: the mean over seeds, with Student's 95 % interval where there are several."""
+    """A figure along training: the mean over seeds, with Student's 95 % interval where there are
+    several.
+    """
 
     steps: Sequence[float]
     mean: Sequence[float]
@@ -44,8 +48,8 @@ def draw(selection: Selection) -> Any:
     shown = _shown(found)
     if not shown:
         raise NothingToDraw(
-            f"No run of {selection.suite} logged a reward, KL, length or loss or kept snapshots (--snapshots 8): there "
-            "is no learning curve to draw."
+            f"No run of {selection.suite} logged a reward, KL, length or loss or kept snapshots"
+            " (--snapshots 8): there is no learning curve to draw."
         )
     lines = math.ceil(len(shown) / COLUMNS)
     figure, axes = panels(
@@ -71,8 +75,8 @@ def draw(selection: Selection) -> Any:
 def _shown(found: Sequence[tuple[Row, Look]]) -> dict[str, list[tuple[Row, Look, Curve]]]:
     """Return {what a panel shows: its curves}; what no row has is left out.
 
-    Losses are of one scale for hardly two methods, and the least telling of what is there: they are shown of the rows
-    that say nothing else, on a logarithmic axis.
+    Losses are of one scale for hardly two methods, and the least telling of what is there: they are
+    shown of the rows that say nothing else, on a logarithmic axis.
     """
     shown = {label: _curves(found, name, logged_of) for name, label in ROLLOUTS.items()}
     telling = {row.name for curves in shown.values() for row, _, _ in curves}
@@ -84,7 +88,9 @@ def _shown(found: Sequence[tuple[Row, Look]]) -> dict[str, list[tuple[Row, Look,
 
 
 def curve_of(seeds: Sequence[Mapping[float, float]]) -> Curve:
-    """Return the mean of {step: value} over seeds, at the steps that all have, with its interval over seeds."""
+    """Return the mean of {step: value} over seeds, at the steps that all have, with its interval
+    over seeds.
+    """
     steps = sorted(set.intersection(*(set(s) for s in seeds)))
     values = [[s[step] for s in seeds] for step in steps]
     n = len(seeds)
@@ -159,6 +165,6 @@ def _note(selection: Selection) -> str:
     )
     alone = "" if several else "One seed each: there is no band. "
     return (
-        f"{bands}{alone}Rollouts are of training prompts, rewards those a method learns from, losses each method's "
-        "own: compare shapes, not levels."
+        f"{bands}{alone}Rollouts are of training prompts, rewards those a method learns from,"
+        " losses each method's own: compare shapes, not levels."
     )

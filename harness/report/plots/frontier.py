@@ -1,4 +1,6 @@
-"""Win-rate against KL: a point per row, a line per sweep, the frontier, and best-of-n as the literature bounds it."""
+"""Win-rate against KL: a point per row, a line per sweep, the frontier, and best-of-n as the
+literature bounds it.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def draw(selection: Selection) -> Any:
 
 
 def spot_of(row: Row) -> Spot:
-    """Return a row's win-rate and KL with intervals over seeds and prompts; neither leaves its range."""
+    """Return a row's win-rate and KL with intervals over seeds and prompts; neither leaves its
+    range.
+    """
     scores = scores_of(row)
     bound = row.good[0]["evaluation"].get("kl_bound")
     kl = two_way_interval(scores["kl"])
@@ -101,7 +105,9 @@ def _draw_sweep(axis: Any, sweep: Sweep, how: Look, spots: Sequence[Spot]) -> An
 
 
 def _label(name: str, spots: Sequence[Spot]) -> str:
-    """Return a name with what has to be known of its seeds: an interval of one seed speaks for one checkpoint."""
+    """Return a name with what has to be known of its seeds: an interval of one seed speaks for one
+    checkpoint.
+    """
     rows = [s.row for s in spots]
     least, most = (of(len(row.records) for row in rows) for of in (min, max))
     apart = least == most or any(row.failed for row in rows)
@@ -139,7 +145,8 @@ def _draw_frontier(axis: Any, spots: Sequence[Spot]) -> list[Any]:
 
 
 def _draw_ideal(axis: Any, spots: Sequence[Spot]) -> Any:
-    """Draw n / (n + 1) against log n - (n - 1) / n, n real from 1 on: best-of-n by gold itself, without ties.
+    """Draw n / (n + 1) against log n - (n - 1) / n, n real from 1 on: best-of-n by gold itself,
+    without ties.
 
     Beirami et al. 2024 (2401.01879): the first bounds its win-rate, the second its KL.
     """

@@ -1,4 +1,6 @@
-"""Gold and proxy reward against sqrt(KL), along training or over a sweep, with Gao et al.'s forms fitted to gold."""
+"""Gold and proxy reward against sqrt(KL), along training or over a sweep, with Gao et al.'s forms
+fitted to gold.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Series:
 
     @property
     def fit(self) -> Fit | None:
-        """The form fitted to gold, seed by seed; None where a seed has too few points of KL above 0."""
+        """The form fitted to gold, seed by seed; None where a seed has too few points of KL above
+        0.
+        """
         if any(len({d for d in path.d if d > 0}) < LEAST for path in self.paths):
             return None
         return fit_seeds([(path.d, path.gold) for path in self.paths], self.form)
@@ -45,8 +49,8 @@ def draw(selection: Selection) -> Any:
     series = series_of(selection)
     if not series:
         raise NothingToDraw(
-            f"Over-optimisation shows along training (harness run --snapshots 8) or over a sweep of two settings or "
-            f"more; {selection.suite} has runs of neither here."
+            "Over-optimisation shows along training (harness run --snapshots 8) or over a sweep of"
+            f" two settings or more; {selection.suite} has runs of neither here."
         )
     both = any(path.proxy is not None for one in series for path in one.paths)
     figure, axes = panels(1, 1 + both, 3.3 + 0.32 * len(series))
@@ -71,7 +75,9 @@ def series_of(selection: Selection) -> list[Series]:
 
 
 def _least(sweep: Sweep, known: set[str]) -> int:
-    """Return how many rows make a sweep worth a line: enough for a fit where they are drawn along training already."""
+    """Return how many rows make a sweep worth a line: enough for a fit where they are drawn along
+    training already.
+    """
     return LEAST if any(row.name in known for row in sweep.rows) else 2
 
 
@@ -80,7 +86,9 @@ def _trained(row: Row) -> list[Path]:
 
 
 def _swept(sweep: Sweep) -> Series:
-    """Return a sweep as paths of the seeds that two rows or more share; best-of-n's have a form of their own."""
+    """Return a sweep as paths of the seeds that two rows or more share; best-of-n's have a form of
+    their own.
+    """
     seeds = sorted({r["seed"] for row in sweep.rows for r in row.good})
     paths = []
     for seed in seeds:
@@ -172,7 +180,7 @@ def _note(series: Sequence[Series]) -> str:
         else "the regression's (one seed)"
     )
     return (
-        "Lines on the left: the forms of Gao et al. (2022) fitted to gold by least squares, seed by seed, then "
-        f"averaged. \u00b1: standard errors, {errors}. Held out: the quarter of points with the largest d, foretold "
-        "by a fit to the rest. | marks a peak."
+        "Lines on the left: the forms of Gao et al. (2022) fitted to gold by least squares, seed"
+        f" by seed, then averaged. \u00b1: standard errors, {errors}. Held out: the quarter of"
+        " points with the largest d, foretold by a fit to the rest. | marks a peak."
     )

@@ -14,7 +14,9 @@ ALL = "all"
 
 
 def draw_files(results: Path, asked: Filter, kind: str, output: Path | None) -> Iterator[str]:
-    """Write pictures and yield a line for each, written or left out; kind and file name are checked before any."""
+    """Write pictures and yield a line for each, written or left out; kind and file name are checked
+    before any.
+    """
     targets = targets_of(kind, output, results)
     if output is not None:
         check_output(output)
@@ -36,7 +38,9 @@ def draw_files(results: Path, asked: Filter, kind: str, output: Path | None) -> 
 
 
 def targets_of(kind: str, output: Path | None, results: Path) -> dict[str, Path]:
-    """Return {kind: file}; raise UsageError for a kind that does not exist or a file that is no picture's."""
+    """Return {kind: file}; raise UsageError for a kind that does not exist or a file that is no
+    picture's.
+    """
     if kind not in KINDS and kind != ALL:
         raise unknown("kind of picture", kind, [*KINDS, ALL])
     if output is None:

@@ -1,4 +1,6 @@
-"""How pictures look: colours and markers that the colour-blind and grey printers tell apart, legends, files."""
+"""How pictures look: colours and markers that the colour-blind and grey printers tell apart,
+legends, files.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from ...core.errors import UsageError
 
 # Okabe and Ito's colours without yellow, which is hard to see on white
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vPX<>*"  # full ones, then the same hollow: seven colours and twenty markers never meet twice in 140
+MARKERS = (  # full ones, then the same hollow: seven colours and twenty markers never meet twice in 140
+    "osD^vPX<>*"
+)
 DASHES: tuple[Any, ...] = (
     "-",
     (0, (5, 1.5)),
@@ -26,8 +30,8 @@ WIDTH = 7.0  # inches: a page's text
 POINTS = 8.0  # of text
 SMALL = 7.0
 LONG = 34  # characters of a label on one line
-SALT = (
-    "alignment-harness"  # of the names inside an SVG: fixed, so that equal pictures are equal files
+SALT = (  # of the names inside an SVG: fixed, so that equal pictures are equal files
+    "alignment-harness"
 )
 EMPTY: dict[str, dict[str, None]] = {  # what would tell the time or the version of matplotlib
     "png": {"Software": None},
@@ -86,7 +90,9 @@ class Look:
 
 
 def look(index: int) -> Look:
-    """Return the look of the index-th row: no two of the first 140 are the same, in grey no two of 20."""
+    """Return the look of the index-th row: no two of the first 140 are the same, in grey no two of
+    20.
+    """
     marker = index % (2 * len(MARKERS))
     full = marker < len(MARKERS)
     return Look(
@@ -119,7 +125,9 @@ def panels(rows: int, columns: int, height: float, width: float = WIDTH) -> tupl
 
 
 def printed(figure: Any, style: str) -> bytes:
-    """Return a figure as the bytes of a file, without date and version: equal figures give equal bytes."""
+    """Return a figure as the bytes of a file, without date and version: equal figures give equal
+    bytes.
+    """
     stream = io.BytesIO()
     with settings():
         figure.savefig(stream, format=style, metadata=EMPTY[style])
@@ -184,10 +192,11 @@ def place_labels(
     colours: Sequence[str],
     taken: Any = (),
 ) -> None:
-    """Write a text beside each point where it covers no other text, no point and nothing `taken`, if there is room.
+    """Write a text beside each point where it covers no other text, no point and nothing `taken`,
+    if there is room.
 
-    Greedy, in order: of eight places around its point each takes the one that covers least. The figure has to be laid
-    out before (`draw_without_rendering`), once for all its axes.
+    Greedy, in order: of eight places around its point each takes the one that covers least. The
+    figure has to be laid out before (`draw_without_rendering`), once for all its axes.
     """
     renderer = axis.figure.canvas.get_renderer()
     around = axis.get_window_extent(renderer)

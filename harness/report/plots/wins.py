@@ -92,8 +92,8 @@ def _draw_ratings(axis: Any, found: Ratings, names: Sequence[str]) -> None:
 
 def _note(found: Ratings) -> str:
     return (
-        "Gold reward on the same prompts, ties half, mean over all pairs of seeds. Ratings: Bradley-Terry with a weak "
-        f"prior, 1000 on average, 95 % intervals of a bootstrap over prompts ({found.label}). Fitted and observed "
-        f"rates differ by {100 * found.residual:.1f} points (root mean square), most for {found.worst[0]} and "
-        f"{found.worst[1]}."
+        "Gold reward on the same prompts, ties half, mean over all pairs of seeds. Ratings:"
+        " Bradley-Terry with a weak prior, 1000 on average, 95 % intervals of a bootstrap over"
+        f" prompts ({found.label}). Fitted and observed rates differ by {100 * found.residual:.1f}"
+        f" points (root mean square), most for {found.worst[0]} and {found.worst[1]}."
     )

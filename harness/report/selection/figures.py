@@ -1,4 +1,7 @@
-"""The unrounded figures of a table's row, with intervals from the answers behind them. numpy only."""
+"""The unrounded figures of a table's row, with intervals from the answers behind them.
+
+numpy only.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ class Answers:
 
 
 def answers_of(row: Row) -> Answers:
-    """Read the answers of a row's finished runs; refuse those that are not what the records were made from."""
+    """Read the answers of a row's finished runs; refuse those that are not what the records were
+    made from.
+    """
     read = [_columns(r) for r in row.good]
     prompts = read[0]["prompt_id"]
     if any(columns["prompt_id"] != prompts for columns in read):
@@ -53,7 +58,8 @@ def answers_of(row: Row) -> Answers:
         )
     if any(columns["win"] is None for columns in read):
         raise HarnessError(
-            f"A run of {row.name} has no win scores in its samples.jsonl. Delete its folder, run again."
+            f"A run of {row.name} has no win scores in its samples.jsonl. Delete its folder, run"
+            " again."
         )
     names = [name for name in ("win", *MEANS) if all(c[name] is not None for c in read)]
     matrices = {name: np.array([c[name] for c in read], dtype=np.float64) for name in names}
@@ -76,8 +82,9 @@ def _columns(record: Record) -> dict[str, Any]:
             and abs(fmean(columns[name]) - told["mean"]) > AGREE
         ):
             raise HarnessError(
-                f"{record['folder']}: the mean of {name} in samples.jsonl is {fmean(columns[name]):.6g}, and "
-                f"result.json says {told['mean']:.6g}. One of them was changed: delete the folder and run again."
+                f"{record['folder']}: the mean of {name} in samples.jsonl is"
+                f" {fmean(columns[name]):.6g}, and result.json says {told['mean']:.6g}. One of them"
+                " was changed: delete the folder and run again."
             )
     return columns | {
         "prompt_id": [s["prompt_id"] for s in samples],
@@ -92,7 +99,9 @@ def _column(samples: Sequence[Mapping[str, Any]], name: str) -> list[float] | No
 
 
 def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
-    """Return every figure of a row by name, intervals as `_low` and `_high`; `answers` is None if no run finished."""
+    """Return every figure of a row by name, intervals as `_low` and `_high`; `answers` is None if
+    no run finished.
+    """
     figures: dict[str, Any] = {
         "method": row.name,
         "seeds": len(row.good),
@@ -125,13 +134,16 @@ def _shares(verdicts: Array) -> bool:
 def controlled(answers: Answers) -> LengthControlled:
     """Return the length-controlled win-rate against SFT, which need not be `identified`.
 
-    Lengths are in characters, as AlpacaEval's are: a record has no numbers of tokens of SFT's answers.
+    Lengths are in characters, as AlpacaEval's are: a record has no numbers of tokens of SFT's
+    answers.
     """
     return length_controlled(answers.win, answers.characters, answers.sft_characters)
 
 
 def _told(name: str, found: Estimate, least: float = -math.inf) -> dict[str, float]:
-    """Return an estimate by name; its interval does not reach below what there can be, unless the mean does."""
+    """Return an estimate by name; its interval does not reach below what there can be, unless the
+    mean does.
+    """
     return {
         name: found.mean,
         f"{name}_low": max(found.low, min(found.mean, least)),
@@ -164,7 +176,9 @@ def _recorded(good: Sequence[Record]) -> dict[str, Any]:
 
 
 def _made_by(good: Sequence[Record]) -> dict[str, str]:
-    """Return what a re-run is verified by: digests of the answers and of the harness's code, and the commit."""
+    """Return what a re-run is verified by: digests of the answers and of the harness's code, and
+    the commit.
+    """
     made = [provenance_of(r) for r in good]
     return {
         "samples_sha256": _joined([r.get("files", {}).get(SAMPLES, "") for r in good]),
@@ -178,5 +192,7 @@ def _commit(git: Mapping[str, Any] | None) -> str:
 
 
 def _joined(values: Sequence[str]) -> str:
-    """Return what all runs have in common, or each run's in the order of `folders`, `-` where one has none."""
+    """Return what all runs have in common, or each run's in the order of `folders`, `-` where one
+    has none.
+    """
     return values[0] if len(set(values)) == 1 else " ".join(value or "-" for value in values)

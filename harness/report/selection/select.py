@@ -1,4 +1,6 @@
-"""Which runs stand side by side: chosen from a results folder, grouped into rows, unlike ground refused."""
+"""Which runs stand side by side: chosen from a results folder, grouped into rows, unlike ground
+refused.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Filter:
-    """What to choose: a suite (or the only one), a study, methods by name or label, options by value."""
+    """What to choose: a suite (or the only one), a study, methods by name or label, options by
+    value.
+    """
 
     suite: str | None = None
     study: str | None = None
@@ -68,7 +72,9 @@ class Filter:
 
     @property
     def told(self) -> str:
-        """What it leaves of a suite or study, `beta=0.1; only ppo, dpo`; empty where that is everything."""
+        """What it leaves of a suite or study, `beta=0.1; only ppo, dpo`; empty where that is
+        everything.
+        """
         options = ", ".join(f"{name}={value}" for name, value in self.where.items())
         return "; ".join(
             filter(None, [options, f"only {', '.join(self.methods)}" if self.methods else ""])
@@ -91,7 +97,9 @@ class Selection:
 
     @property
     def told(self) -> str:
-        """The suite, with what its runs were chosen by: two tables of one suite are told apart by it."""
+        """The suite, with what its runs were chosen by: two tables of one suite are told apart by
+        it.
+        """
         return f"{self.suite} ({self.asked.told})" if self.asked.told else self.suite
 
     @property
@@ -106,7 +114,9 @@ class Selection:
 
 
 def select(results: Path, asked: Filter) -> Selection:
-    """Return the runs asked for, one per recipe and seed; raise UsageError where they cannot stand side by side."""
+    """Return the runs asked for, one per recipe and seed; raise UsageError where they cannot stand
+    side by side.
+    """
     suite, records = chosen(results, asked)
     if not asked.mixed:
         check_ground([r for r in records if "failure" not in r])
@@ -118,7 +128,9 @@ def select(results: Path, asked: Filter) -> Selection:
 
 
 def unfinished(results: Path, suite: str, study: str | None) -> list[str]:
-    """Return the names of a suite's runs, or a study's, that have neither a result nor the record of a failure."""
+    """Return the names of a suite's runs, or a study's, that have neither a result nor the record
+    of a failure.
+    """
     there = results / "runs" / suite
     if study is None:
         named = {
@@ -160,7 +172,9 @@ def chosen(results: Path, asked: Filter) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _named_by_entry(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return records named without the setting that --where chose: by the entry, if one row of it is left."""
+    """Return records named without the setting that --where chose: by the entry, if one row of it
+    is left.
+    """
     rows: dict[Any, set[Any]] = {}
     for r in records:
         rows.setdefault(r.get("entry"), set()).add(r.get("label"))
@@ -171,7 +185,9 @@ def _named_by_entry(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def suite_records(results: Path, study: str | None = None) -> list[dict[str, Any]]:
-    """Return all records below a results folder, or a study's, each with its `folder`, and `label` and `entry`."""
+    """Return all records below a results folder, or a study's, each with its `folder`, and `label`
+    and `entry`.
+    """
     found = runs(results)
     if study is not None:
         places = places_of(results, study)
@@ -179,7 +195,8 @@ def suite_records(results: Path, study: str | None = None) -> list[dict[str, Any
     records = _newest(found)
     if not records:
         raise UsageError(
-            f"There is no run below {results}. Make one: harness run --method ppo --suite summarization"
+            f"There is no run below {results}. Make one: harness run --method ppo --suite"
+            " summarization"
         )
     return records
 
@@ -190,7 +207,9 @@ def _names(records: Sequence[Record]) -> set[str]:
 
 
 def _whole(parts: Sequence[str], known: set[str]) -> list[str]:
-    """Return names that were separated at commas, those put together again that have commas in them."""
+    """Return names that were separated at commas, those put together again that have commas in
+    them.
+    """
     names: list[str] = []
     rest = list(parts)
     while rest:
@@ -201,7 +220,9 @@ def _whole(parts: Sequence[str], known: set[str]) -> list[str]:
 
 
 def _check_names(records: Sequence[Record], asked: Filter) -> None:
-    """Refuse a method that no run is of, and an option or value that no run has, with what there is."""
+    """Refuse a method that no run is of, and an option or value that no run has, with what there
+    is.
+    """
     methods = _names(records)
     for method in asked.methods:
         if method not in methods:
@@ -246,7 +267,9 @@ def _wanted(record: Record, asked: Filter) -> bool:
 
 
 def _option(record: Record, name: str) -> Any:
-    """Return the value of an option: a method's, `suite.`, `labeller.`, `stage.STAGE.` or `run.NAME`; or None."""
+    """Return the value of an option: a method's, `suite.`, `labeller.`, `stage.STAGE.` or
+    `run.NAME`; or None.
+    """
     head, _, rest = name.partition(".")
     if head == "suite":
         return record["suite_options"].get(rest)
@@ -289,8 +312,8 @@ def samples_of(record: Record) -> list[dict[str, Any]]:
     file = Path(record["folder"]) / SAMPLES
     if not file.is_file():
         raise HarnessError(
-            f"{file} is missing: error bars and comparisons need the answers behind a run's figures. Delete the folder "
-            f"{file.parent} and run again."
+            f"{file} is missing: error bars and comparisons need the answers behind a run's"
+            f" figures. Delete the folder {file.parent} and run again."
         )
     rows = rows_behind(record, SAMPLES)
     if not rows or not all(isinstance(row, dict) and "prompt_id" in row for row in rows):
@@ -302,13 +325,15 @@ def samples_of(record: Record) -> list[dict[str, Any]]:
 
 
 def check_ground(records: Sequence[Record]) -> None:
-    """Raise UsageError when runs were not made on identical ground, or by unlike code, naming what differs."""
+    """Raise UsageError when runs were not made on identical ground, or by unlike code, naming what
+    differs.
+    """
     for name, values in unlike(records).items():
         told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
         raise UsageError(
-            f"These runs differ in {name} and cannot stand in one table ({told}). Choose with --methods, --where or "
-            f"--study, run the old ones again, or keep runs of unlike ground under different --results folders; "
-            f"--mixed puts them side by side with a footnote."
+            f"These runs differ in {name} and cannot stand in one table ({told}). Choose with"
+            " --methods, --where or --study, run the old ones again, or keep runs of unlike ground"
+            " under different --results folders; --mixed puts them side by side with a footnote."
         )
 
 
@@ -341,7 +366,9 @@ def _by_value(records: Sequence[Record], values: Sequence[Any]) -> dict[str, lis
 
 
 def _made_with(record: Record) -> dict[str, str]:
-    """Return the versions that can change a run's figures: of the harness's code, its method's, and two libraries'."""
+    """Return the versions that can change a run's figures: of the harness's code, its method's, and
+    two libraries'.
+    """
     made = provenance_of(record)
     if not made:
         return {"provenance": "none"}
@@ -351,7 +378,8 @@ def _made_with(record: Record) -> dict[str, str]:
 
 
 def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return one record per recipe and seed: the newest, where code has changed between runs of the same spec.
+    """Return one record per recipe and seed: the newest, where code has changed between runs of the
+    same spec.
 
     Labels of a study stay apart: it may ask for a recipe twice, with and without snapshots say.
     """
@@ -396,7 +424,9 @@ def _strength(row: Row) -> float:
 
 
 def _row_names(groups: Mapping[Key, Sequence[Record]]) -> dict[Key, str]:
-    """Return row labels: the method, and where it stands several times, the options asked for in which rows differ."""
+    """Return row labels: the method, and where it stands several times, the options asked for in
+    which rows differ.
+    """
     differing = {method: _differing(groups, method) for method in {key[0] for key in groups}}
     names = {}
     for key, group in groups.items():

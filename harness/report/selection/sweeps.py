@@ -1,4 +1,6 @@
-"""Sweeps: rows of one method that differ in numbers only, the points of one curve; and the scores behind a row."""
+"""Sweeps: rows of one method that differ in numbers only, the points of one curve; and the scores
+behind a row.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,8 @@ class Sweep:
 def sweeps(rows: Sequence[Row]) -> list[Sweep]:
     """Return finished rows as sweeps, in the order of their first rows.
 
-    A sweep is what has one entry (of a study; else one method) and differs in numbers only: a line from DPO to DPO on
-    shuffled labels would say nothing.
+    A sweep is what has one entry (of a study; else one method) and differs in numbers only: a line
+    from DPO to DPO on shuffled labels would say nothing.
     """
     groups: dict[tuple[str, Words], list[Row]] = {}
     for row in rows:
@@ -69,7 +71,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _name(key: tuple[str, Words], group: Sequence[Row], groups: Iterable[tuple[str, Words]]) -> str:
-    """Return a sweep's name: its only row's, or its entry's with the words in which sweeps of one entry differ."""
+    """Return a sweep's name: its only row's, or its entry's with the words in which sweeps of one
+    entry differ.
+    """
     if len(group) == 1:
         return group[0].name
     entry, words = key

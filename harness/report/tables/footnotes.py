@@ -1,4 +1,7 @@
-"""What a row's figures must be read with: failed runs, budgets, tuning, unlike ground. Marks are letters, in order."""
+"""What a row's figures must be read with: failed runs, budgets, tuning, unlike ground.
+
+Marks are letters, in order.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +57,8 @@ def _failures(row: Row) -> Iterator[str]:
     if kinds and row.good:
         told = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
         yield (
-            f"{len(row.failed)} of {len(row.records)} runs failed ({told}); the figures are of the others, which is "
-            f"kind to a method that fails."
+            f"{len(row.failed)} of {len(row.records)} runs failed ({told}); the figures are of the"
+            " others, which is kind to a method that fails."
         )
 
 
@@ -89,7 +92,9 @@ def _search(search: Mapping[str, Any], how: str) -> Iterator[str]:
 
 
 def _tuning(selection: Selection) -> dict[str | None, list[str]]:
-    """Return {label in the study: what tuning the row's settings went through}, of a study that tunes."""
+    """Return {label in the study: what tuning the row's settings went through}, of a study that
+    tunes.
+    """
     if selection.study is None:
         return {}
     file = study_folder(selection.results, selection.study) / "tune.json"

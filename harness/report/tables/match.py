@@ -1,4 +1,6 @@
-"""Methods at an equal value of KL, FLOPs, tokens or seconds: interpolated along their sweeps, never extrapolated."""
+"""Methods at an equal value of KL, FLOPs, tokens or seconds: interpolated along their sweeps, never
+extrapolated.
+"""
 
 from __future__ import annotations
 
@@ -97,24 +99,28 @@ def parse_match(text: str) -> tuple[str, float | None]:
         at = math.nan
     if not (math.isfinite(at) and at >= 0):
         raise UsageError(
-            f"--match {text}: a value is a number of at least 0, like --match kl=2 or --match flops=1e12."
+            f"--match {text}: a value is a number of at least 0, like --match kl=2 or --match"
+            " flops=1e12."
         )
     return quantity, at
 
 
 def matched(selection: Selection, quantity: str, at: float | None = None) -> Table:
-    """Return sweeps side by side at an equal value of a quantity; without one, the largest that all sweeps reach.
+    """Return sweeps side by side at an equal value of a quantity; without one, the largest that all
+    sweeps reach.
 
-    Points of a sweep are ordered by the quantity, not by the option swept: exactly one pair of neighbours then holds a
-    value, however it goes up and down along the option. Where several points lie at just the neighbour's value (FLOPs
-    of a sweep of beta) which to take is not decided here: the sweep says so instead. The mix is of per-prompt scores,
-    (1 - w) times those of the lower point and w times those of the higher, so intervals and bold are as elsewhere.
+    Points of a sweep are ordered by the quantity, not by the option swept: exactly one pair of
+    neighbours then holds a value, however it goes up and down along the option. Where several
+    points lie at just the neighbour's value (FLOPs of a sweep of beta) which to take is not decided
+    here: the sweep says so instead. The mix is of per-prompt scores, (1 - w) times those of the
+    lower point and w times those of the higher, so intervals and bold are as elsewhere.
     """
     if quantity not in QUANTITIES:
         raise unknown("quantity to match", quantity, QUANTITIES)
     if selection.asked.mixed:
         raise UsageError(
-            "--match interpolates between runs on equal ground, prompt by prompt: leave --mixed out."
+            "--match interpolates between runs on equal ground, prompt by prompt: leave --mixed"
+            " out."
         )
     points = {s.name: _points(s, quantity) for s in sweeps(selection.rows)}
     value = _common(points, quantity) if at is None else at
@@ -141,7 +147,9 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
 
 
 def amount(record: Record, quantity: str) -> float:
-    """Return how much of a quantity a finished run came to: KL of its policy, or what its training took."""
+    """Return how much of a quantity a finished run came to: KL of its policy, or what its training
+    took.
+    """
     own = record["cost"]["method"]
     if quantity == "kl":
         return max(0.0, float(record["evaluation"]["kl"]["mean"]))
@@ -167,8 +175,9 @@ def _common(points: Mapping[str, Sequence[Point]], quantity: str) -> float:
     several = {name: own for name, own in points.items() if own[0].at < own[-1].at}
     if not several:
         raise UsageError(
-            f"Nothing to match: no method has two settings that differ in a number and in {QUANTITIES[quantity]}. "
-            "Sweep one, `sweep = {beta = [0.03, 0.1, 0.3]}` in a study file (docs/studies.md)."
+            "Nothing to match: no method has two settings that differ in a number and in"
+            f" {QUANTITIES[quantity]}. Sweep one, `sweep = {{beta = [0.03, 0.1, 0.3]}}` in a study"
+            " file (docs/studies.md)."
         )
     value, lowest = (
         min(own[-1].at for own in several.values()),
@@ -177,8 +186,8 @@ def _common(points: Mapping[str, Sequence[Point]], quantity: str) -> float:
     if lowest > value:
         told = "; ".join(f"{name}: {_range(own)}" for name, own in several.items())
         raise UsageError(
-            f"No value of {QUANTITIES[quantity]} lies on all sweeps ({told}). Name one, --match {quantity}=VALUE, or "
-            "choose with --methods."
+            f"No value of {QUANTITIES[quantity]} lies on all sweeps ({told}). Name one, --match"
+            f" {quantity}=VALUE, or choose with --methods."
         )
     return value
 
@@ -194,7 +203,10 @@ def _between(points: Sequence[Point], value: float) -> Between | str:
     high = [p for p in points if p.at == min(q.at for q in points if q.at >= value)]
     for there in (low, high):
         if len(there) > 1:
-            return f"not one curve: {_listed(there)} lie at the same {there[0].at:.4g}; choose with --where"
+            return (
+                f"not one curve: {_listed(there)} lie at the same {there[0].at:.4g}; choose with"
+                " --where"
+            )
     share = (value - low[0].at) / (high[0].at - low[0].at) if high[0].at > low[0].at else 0.0
     return Between(low[0], high[0], share)
 
@@ -272,7 +284,9 @@ def _left(name: str, points: Sequence[Point], why: str, head: Mapping[str, Any])
 
 
 def _failed(row: Row, head: Mapping[str, Any]) -> Line:
-    """Return a row none of whose runs finished: it is no point of a sweep, and not passed over either."""
+    """Return a row none of whose runs finished: it is no point of a sweep, and not passed over
+    either.
+    """
     why = f"failed: {row.records[0]['failure']}"
     return Line(
         {"method": row.name, **head, "seeds": 0, "failed": len(row.failed), "why": why}, [row], why
@@ -336,9 +350,10 @@ def _notes(selection: Selection, shown: Sequence[Row], quantity: str) -> list[st
         else "; shared stages (SFT, preferences, reward model) are billed apart"
     )
     how = (
-        f"{took}{apart}. Every figure is interpolated linearly between the two runs of a sweep that lie next to the "
-        "value, prompt by prompt; nothing is extrapolated. A mix is no policy that was trained, and intervals take the "
-        f"place of the value between the two as known. {tables.NOTES['kl']}"
+        f"{took}{apart}. Every figure is interpolated linearly between the two runs of a sweep that"
+        " lie next to the value, prompt by prompt; nothing is extrapolated. A mix is no policy"
+        " that was trained, and intervals take the place of the value between the two as known."
+        f" {tables.NOTES['kl']}"
     )
     names = {row.name for row in shown}
     others = [
@@ -351,5 +366,8 @@ def _notes(selection: Selection, shown: Sequence[Row], quantity: str) -> list[st
 
 
 def _caption(selection: Selection, seeds: Sequence[int], borrowed: bool) -> str:
-    told = f"{tables.figures_told(selection, seeds)} All are made on the interpolated scores of every prompt."
+    told = (
+        f"{tables.figures_told(selection, seeds)} All are made on the interpolated scores of every"
+        " prompt."
+    )
     return f"{told} {tables.bold_told(len(seeds), borrowed)}".strip()

@@ -1,4 +1,6 @@
-"""A selection of runs as one Table: what each cell says, what is bold and why, and what stands below."""
+"""A selection of runs as one Table: what each cell says, what is bold and why, and what stands
+below.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ MOST_ROWS = 200  # of a table with bold: all pairs of more are millions of tests
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the comparison: its key on the command line, its title, how a row's figures are written."""
+    """A column of the comparison: its key on the command line, its title, how a row's figures are
+    written.
+    """
 
     key: str
     title: str
@@ -28,7 +32,9 @@ class Column:
 
 
 def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
-    """Return the comparison of a selection, a row per method and settings; `columns` are keys of COLUMNS, in order."""
+    """Return the comparison of a selection, a row per method and settings; `columns` are keys of
+    COLUMNS, in order.
+    """
     from ..selection.figures import answers_of, figures_of
 
     shown = chosen_columns(columns)
@@ -67,7 +73,9 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
 
 
 def chosen_columns(keys: Sequence[str]) -> list[Column]:
-    """Return columns by key, all where none is asked for; raise UsageError for one that there is not."""
+    """Return columns by key, all where none is asked for; raise UsageError for one that there is
+    not.
+    """
     known = {c.key: c for c in COLUMNS}
     for key in keys:
         if key not in known:
@@ -76,7 +84,9 @@ def chosen_columns(keys: Sequence[str]) -> list[Column]:
 
 
 def _on_the_same_prompts(selection: Selection) -> bool:
-    """Return whether all runs were evaluated on the same prompts, by content: alike ids of --mixed runs say little."""
+    """Return whether all runs were evaluated on the same prompts, by content: alike ids of --mixed
+    runs say little.
+    """
     return len({r["ground"].get("evaluation_prompts") for r in selection.good}) < 2
 
 
@@ -90,7 +100,8 @@ def with_footnotes(figures: Figures, footnotes: Footnotes, marks: Sequence[str])
 
 
 def mark_best(found: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Say of each row whether its mean is the best, and whether it is not significantly worse than that.
+    """Say of each row whether its mean is the best, and whether it is not significantly worse than
+    that.
 
     Return whether a pool of the variances between seeds was used for it.
     """
@@ -171,7 +182,9 @@ def kl_mark(estimator: str) -> str:
 
 
 def _accuracy(f: Figures) -> Cell:
-    """Return it without an interval where a verdict is missing: some answer could not be scored, or an old record."""
+    """Return it without an interval where a verdict is missing: some answer could not be scored, or
+    an old record.
+    """
     told = "accuracy" in f and "accuracy_low" not in f
     return Cell(f"{f['accuracy']:.3f}") if told else estimate("accuracy", ".3f")(f)
 
@@ -268,21 +281,30 @@ def _caption(selection: Selection, paired: bool, borrowed: bool) -> str:
         return ""
     told = figures_told(selection, [len(row.good) for row in rows])
     if not paired:
-        return f"{told} Nothing is bold: rows answered unlike prompts, and tests are paired over prompts."
+        return (
+            f"{told} Nothing is bold: rows answered unlike prompts, and tests are paired over"
+            " prompts."
+        )
     return f"{told} {bold_told(len(rows), borrowed)}".strip()
 
 
 def figures_told(selection: Selection, seeds: Sequence[int]) -> str:
     """Return what a win-rate is and what its interval covers, of rows with so many seeds."""
-    told = f"Gold win-rate against SFT's answers on {selection.told}, ties half, {conditions(selection)}"
+    told = (
+        f"Gold win-rate against SFT's answers on {selection.told}, ties half,"
+        f" {conditions(selection)}"
+    )
     least, most = min(seeds), max(seeds)
     if most == 1:
         return (
-            f"{told}. One seed per row: the 95 % intervals are over prompts and speak for these checkpoints, not for "
-            f"the algorithms."
+            f"{told}. One seed per row: the 95 % intervals are over prompts and speak for these"
+            " checkpoints, not for the algorithms."
         )
     several = f"{least} seeds" if least == most else f"{least} to {most} seeds"
-    told += f"; mean over {several} with 95 % intervals over seeds and prompts (two-way, Student's t over seeds)."
+    told += (
+        f"; mean over {several} with 95 % intervals over seeds and prompts (two-way, Student's t"
+        " over seeds)."
+    )
     alone = " A row with one seed speaks for that checkpoint, not for the algorithm."
     return told + alone if least == 1 else told
 
@@ -299,35 +321,47 @@ def bold_told(rows: int, borrowed: bool) -> str:
         else ""
     )
     return (
-        f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests paired over prompts"
-        f"{pooled}, Holm over all {rows * (rows - 1) // 2} pairs of rows; a row whose seeds vary much can be bold far "
-        f"from the best."
+        f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests"
+        f" paired over prompts{pooled}, Holm over all {rows * (rows - 1) // 2} pairs of rows; a row"
+        " whose seeds vary much can be bold far from the best."
     )
 
 
 NOTES = {
-    "lc_win_rate": "Length-controlled: the win-rate that a logistic fit on these answers gives at equal length "
-    "(Dubois et al. 2024), one fit over all seeds, length in characters; - where in some seed fewer than 5 % of the "
-    "answers are as long as SFT's or longer, or as short or shorter: equal length is out of sight.",
-    "kl": "KL is KL(policy || SFT) in nats per completion, Rao-Blackwellised over the vocabulary on the policy's own "
-    "answers.",
-    "flops": "Train s, CPU s (of all threads), TFLOP, tokens and queries are the method's own; shared stages (SFT, "
-    "preferences, reward model) are billed apart.",
-    "peak_memory": "Peak MiB is the process's resident memory while the method trained (on a GPU, what tensors took "
-    "there).",
+    "lc_win_rate": (
+        "Length-controlled: the win-rate that a logistic fit on these answers gives at equal length"
+        " (Dubois et al. 2024), one fit over all seeds, length in characters; - where in some seed"
+        " fewer than 5 % of the answers are as long as SFT's or longer, or as short or shorter:"
+        " equal length is out of sight."
+    ),
+    "kl": (
+        "KL is KL(policy || SFT) in nats per completion, Rao-Blackwellised over the vocabulary on"
+        " the policy's own answers."
+    ),
+    "flops": (
+        "Train s, CPU s (of all threads), TFLOP, tokens and queries are the method's own; shared"
+        " stages (SFT, preferences, reward model) are billed apart."
+    ),
+    "peak_memory": (
+        "Peak MiB is the process's resident memory while the method trained (on a GPU, what tensors"
+        " took there)."
+    ),
     "flops_per_answer": "FLOPs / answer is the cost of answering one prompt.",
 }
 
 
 def _looked_up(found: Sequence[Figures], keys: Sequence[str]) -> list[str]:
-    """Return a note where costs that are shown hold work that the runs looked up, with the row that did most."""
+    """Return a note where costs that are shown hold work that the runs looked up, with the row that
+    did most.
+    """
     most = max((f for f in found if "failure" not in f), key=_reused, default=None)
     if most is None or not _reused(most) or not {"seconds", "flops", "tokens"} & set(keys):
         return []
     return [
-        f"Costs are as if each method stood alone, though runs look up what others made of the start checkpoint: up to "
-        f"{_share(_reused(most))} of the method's FLOPs ({most['method']}). Its time is not measured in the run "
-        f"but taken from the rate at which it was made. `--columns` has `reused`, every row's share."
+        "Costs are as if each method stood alone, though runs look up what others made of the"
+        f" start checkpoint: up to {_share(_reused(most))} of the method's FLOPs"
+        f" ({most['method']}). Its time is not measured in the run but taken from the rate at which"
+        " it was made. `--columns` has `reused`, every row's share."
     ]
 
 
@@ -341,7 +375,9 @@ def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
 
 
 def unfinished_told(selection: Selection) -> list[str]:
-    """Return the notes on runs that have not ended, and on what the suite cannot serve, if there are any."""
+    """Return the notes on runs that have not ended, and on what the suite cannot serve, if there
+    are any.
+    """
     why = [f"Refused: {'; '.join(f'{name}: {why}' for name, why in selection.refused.items())}."]
     refused = why if selection.refused else []
     if not selection.unfinished:
@@ -361,7 +397,8 @@ def bounds_told(rows: Sequence[Row]) -> list[str]:
         if "kl_bound" in evaluation
     ]
     told = (
-        f"Without log-probabilities KL is estimated (est.) from the reference's mass on the selected reward level "
-        f"(Beirami et al. 2024); log n - (n-1)/n bounds it: {'; '.join(bounds)}."
+        "Without log-probabilities KL is estimated (est.) from the reference's mass on the"
+        " selected reward level (Beirami et al. 2024); log n - (n-1)/n bounds it:"
+        f" {'; '.join(bounds)}."
     )
     return [told] if bounds else []

@@ -1,8 +1,10 @@
-"""Preferences: K completions per prompt of the start checkpoint, ranked by the labeller; or fixed pairs of a data set.
+"""Preferences: K completions per prompt of the start checkpoint, ranked by the labeller; or fixed
+pairs of a data set.
 
-Three Parquet files, each a `datasets.Dataset`: `pairs` (prompt, chosen, rejected, and p, how sure the labeller was) for
-methods, `rankings` and `heldout` (prompt, completions, and what was said of pairs of them) for the reward model. Token
-ids stand beside the text, because re-tokenised text need not give the ids that were sampled.
+Three Parquet files, each a `datasets.Dataset`: `pairs` (prompt, chosen, rejected, and p, how sure
+the labeller was) for methods, `rankings` and `heldout` (prompt, completions, and what was said of
+pairs of them) for the reward model. Token ids stand beside the text, because re-tokenised text need
+not give the ids that were sampled.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def sample(
     options: PreferenceOptions,
     out: Path,
 ) -> Made:
-    """Sample K completions per prompt, have pairs of them compared, write the files; return (info, cost)."""
+    """Sample K completions per prompt, have pairs of them compared, write the files; return (info,
+    cost).
+    """
     meter = stages.stage_runtime.meter()
     runtime = stages.stage_runtime.runtime(meter, stages.spec.shared_seed)
     sampler = Sampler(
@@ -121,7 +125,8 @@ def comparisons_of(row: Row) -> list[Comparison]:
 def _compared(
     stages: StageContext, labeller: Labeller, batch: Batch, limit: int
 ) -> tuple[list[Row], list[list[float]]]:
-    """Return rows with what the labeller says, and per row how far each label agrees with its noiseless utilities.
+    """Return rows with what the labeller says, and per row how far each label agrees with its
+    noiseless utilities.
 
     Prompts that could take it past `limit` labels (0: none) are not shown to the labeller.
     """
@@ -146,9 +151,11 @@ def _compared(
 
 
 def _agreements(said: Sequence[Comparison], utilities: Sequence[float]) -> list[float]:
-    """Return for every pair with a preference 1 if the label agrees with the noiseless utilities, half if they tie.
+    """Return for every pair with a preference 1 if the label agrees with the noiseless utilities,
+    half if they tie.
 
-    Their mean over held-out pairs is the ceiling of a reward model's accuracy: who knows the utilities scores it.
+    Their mean over held-out pairs is the ceiling of a reward model's accuracy: who knows the
+    utilities scores it.
     """
     told = [(c.p > 0.5, utilities[c.first] - utilities[c.second]) for c in said if c.p != 0.5]
     return [0.5 if margin == 0 else float(first == (margin > 0)) for first, margin in told]

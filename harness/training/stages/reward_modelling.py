@@ -1,4 +1,6 @@
-"""The reward model: Bradley-Terry on rankings, all pairs of a prompt in one batch element, normalised afterwards."""
+"""The reward model: Bradley-Terry on rankings, all pairs of a prompt in one batch element,
+normalised afterwards.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def make(
     out: Path,
     scratch: Path,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train a reward model, normalise it, measure it on held-out rankings, write it; return (info, cost).
+    """Train a reward model, normalise it, measure it on held-out rankings, write it; return (info,
+    cost).
 
     The members of an ensemble and the judge differ in `name`, which seeds head and order.
     """
@@ -78,7 +81,9 @@ def _normalise(
     options: RewardModelOptions,
     runtime: Runtime,
 ) -> None:
-    """Centre on the validation demonstrations; divide by the spread over samples of the start checkpoint."""
+    """Centre on the validation demonstrations; divide by the spread over samples of the start
+    checkpoint.
+    """
     demos = stages.suite.demonstrations("validation")
     ids = [[stages.tokens.completion_ids(d.prompt.text, d.completion)] for d in demos]
     centred = reward.raw(

@@ -1,4 +1,6 @@
-"""Supervised fine-tuning: completions only, global token mean, the end-of-sequence token learned like any other."""
+"""Supervised fine-tuning: completions only, global token mean, the end-of-sequence token learned
+like any other.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def nll(logp: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return (B, K, T) negative log-likelihoods; the trainer takes their mean over all tokens of the batch."""
+    """Return (B, K, T) negative log-likelihoods; the trainer takes their mean over all tokens of
+    the batch.
+    """
     return -logp
 
 

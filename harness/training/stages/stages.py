@@ -1,6 +1,7 @@
 """Stages: what is made once, named by the hash of all that made it, and shared by every method.
 
-base model --sft--> start checkpoint --preferences--> ranked completions --reward_model--> reward members
+base model --sft--> start checkpoint --preferences--> ranked completions --reward_model--> reward
+members
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Stages:
         base = self.spec.model or self.suite.base_model()
         if base is None:
             raise UsageError(
-                f"The suite {self.spec.suite_name} brings no model of its own. Name one with --model PATH_OR_HUB_ID."
+                f"The suite {self.spec.suite_name} brings no model of its own. Name one with"
+                " --model PATH_OR_HUB_ID."
             )
         return base
 
@@ -93,7 +95,9 @@ class Stages:
 
     @property
     def start(self) -> nn.Module:
-        """The start checkpoint, the base model after SFT on the demonstrations: read, unless somebody holds it."""
+        """The start checkpoint, the base model after SFT on the demonstrations: read, unless
+        somebody holds it.
+        """
         return self.checkpoint.model()
 
     @cached_property
@@ -120,7 +124,9 @@ class Stages:
 
     @cached_property
     def preferences(self) -> Artifact:
-        """Ranked completions: fixed pairs of the suite, or samples of the start checkpoint ranked by the labeller."""
+        """Ranked completions: fixed pairs of the suite, or samples of the start checkpoint ranked
+        by the labeller.
+        """
         options = stage_options(self.spec, "preferences")
         fixed = self.suite.preferences()
         if fixed is not None:
@@ -176,7 +182,9 @@ class Stages:
         return self.labeller is not None or self.suite.preferences() is not None
 
     def reward_artifact(self, member: int) -> Artifact:
-        """One member of the reward ensemble on the preferences of all; the first is the evaluator's proxy."""
+        """One member of the reward ensemble on the preferences of all; the first is the evaluator's
+        proxy.
+        """
         return self._reward_of("reward_model", self.preferences, member)
 
     def feedback_reward(self, member: int) -> Artifact:
@@ -245,13 +253,17 @@ class Stages:
         return self.used[name]
 
     def start_inputs(self) -> dict[str, Any]:
-        """Return what names whatever the start checkpoint says when it is asked later: see reuse.py."""
+        """Return what names whatever the start checkpoint says when it is asked later: see
+        reuse.py.
+        """
         return self._inputs(None, start=self.start_artifact.content)
 
     def _inputs(self, options: Any, **more: Any) -> dict[str, Any]:
-        """Return what an artifact is named by: code, base model, tokenizer, seed, options, and what comes in.
+        """Return what an artifact is named by: code, base model, tokenizer, seed, options, and what
+        comes in.
 
-        Settings of the machine are there because they change rounding: equal names mean equal bytes.
+        Settings of the machine are there because they change rounding: equal names mean equal
+        bytes.
         """
         spec, stage_runtime = self.spec, self.stage_runtime
         limits = [

@@ -1,1 +1,3 @@
-"""AI annotators: they compare two completions under a principle of a constitution, in both orders of presentation."""
+"""AI annotators: they compare two completions under a principle of a constitution, in both orders
+of presentation.
+"""

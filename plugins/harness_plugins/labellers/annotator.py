@@ -1,7 +1,9 @@
-"""What AI annotators share: a principle drawn per pair, both orders asked and averaged, disagreement on record.
+"""What AI annotators share: a principle drawn per pair, both orders asked and averaged,
+disagreement on record.
 
-Constitutional AI (Bai et al. 2022, 2212.08073), sect. 4.1, draws one principle per comparison; RLAIF (Lee et al. 2023,
-2309.00267), sect. 2.1, asks both orders against position bias. A third party's annotator subclasses `Annotator` too.
+Constitutional AI (Bai et al. 2022, 2212.08073), sect. 4.1, draws one principle per comparison;
+RLAIF (Lee et al. 2023, 2309.00267), sect. 2.1, asks both orders against position bias. A third
+party's annotator subclasses `Annotator` too.
 """
 
 from __future__ import annotations
@@ -39,15 +41,19 @@ class Annotator(Labeller):
     )
 
     def prepare(self, suite, judge):
-        """Take the constitution; refuse to be the evaluation's judge as well (a judge prefers what it taught)."""
+        """Take the constitution; refuse to be the evaluation's judge as well (a judge prefers what
+        it taught).
+        """
         if judge.name == self.name or self.is_judge(judge):
             raise UsageError(
-                f"The labeller {self.name} is the evaluation's judge as well: choose another for either."
+                f"The labeller {self.name} is the evaluation's judge as well: choose another for"
+                " either."
             )
         self.principles = self.constitution(suite)
         if not self.principles:
             raise UsageError(
-                f"The suite {suite.name} has no principles(): the labeller {self.name} has none to go by."
+                f"The suite {suite.name} has no principles(): the labeller {self.name} has none to"
+                " go by."
             )
         self.counts, self.judge_digest = Counter(), digest(self.identity())
 
@@ -57,7 +63,9 @@ class Annotator(Labeller):
 
     @abstractmethod
     def answer(self, prompt, questions, rng) -> list[float | None]:
-        """Return for each question the probability that the first completion is better; None: no usable answer."""
+        """Return for each question the probability that the first completion is better; None: no
+        usable answer.
+        """
 
     def compare(self, prompt, completions, lengths, rng):
         """Return an opinion of every pair of unlike completions, each asked about in both orders."""
@@ -80,7 +88,9 @@ class Annotator(Labeller):
         return [comparison for comparison in said if comparison is not None]
 
     def opinion(self, pair, principle, one, two) -> Comparison | None:
-        """p = (p_1 + 1 - p_2) / 2, where p_1 and p_2 say how sure the annotator was of the one shown first."""
+        """p = (p_1 + 1 - p_2) / 2, where p_1 and p_2 say how sure the annotator was of the one
+        shown first.
+        """
         self.counts["asked"] += 1
         if one is None or two is None:  # one order alone would carry the position bias
             self.counts["unanswered"] += 1
@@ -99,7 +109,9 @@ class Annotator(Labeller):
         return Comparison(*pair, (one + 1 - two) / 2, note)
 
     def usage(self):
-        """Return pairs asked about, unanswered and dropped, and the share of pairs both orders agreed on."""
+        """Return pairs asked about, unanswered and dropped, and the share of pairs both orders
+        agreed on.
+        """
         counts = {
             name: float(self.counts[name])
             for name in ("asked", "unanswered", "disagreements", "dropped")
@@ -138,7 +150,9 @@ class WritingAnnotator(Annotator):
         ]
 
     def identity(self):
-        """Return the options, with the file's contents for its name, and the words of the questions."""
+        """Return the options, with the file's contents for its name, and the words of the
+        questions.
+        """
         written = (
             Path(self.constitution_file).read_text(encoding="utf-8")
             if self.constitution_file

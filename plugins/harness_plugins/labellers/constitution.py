@@ -1,4 +1,6 @@
-"""A simulated annotator: it applies the constitution's own checks, and errs as often as it is told to."""
+"""A simulated annotator: it applies the constitution's own checks, and errs as often as it is told
+to.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ CLAUSE = re.compile(r"\s*(?:[;\n]|(?<=[.!?])\s)\s*")  # what stands between two 
 
 @dataclass
 class ConstitutionAnnotator(Annotator):
-    """A simulated annotator: the drawn principle's check decides, with a stated error rate. No model is asked."""
+    """A simulated annotator: the drawn principle's check decides, with a stated error rate.
+
+    No model is asked.
+    """
 
     name = "constitution"
 
@@ -30,7 +35,9 @@ class ConstitutionAnnotator(Annotator):
             raise ValueError("error_rate and position_bias lie in [0, 1]")
 
     def answer(self, prompt, questions, rng):
-        """Return 1 or 0 as the check of each question's principle says, 0.5 where it sees no difference."""
+        """Return 1 or 0 as the check of each question's principle says, 0.5 where it sees no
+        difference.
+        """
         return [self._answer(prompt, question, rng) for question in questions]
 
     def _answer(self, prompt, question, rng):
@@ -43,9 +50,11 @@ class ConstitutionAnnotator(Annotator):
         return 0.5 if first == second else float((first > second) != wrong)
 
     def revise(self, prompt, completion, principle, rng):
-        """Leave out the clause without which the principle's check likes the completion best, if any.
+        """Leave out the clause without which the principle's check likes the completion best, if
+        any.
 
-        A programmatic stand-in for a critique and a revision; like an answer, it fails at the error rate.
+        A programmatic stand-in for a critique and a revision; like an answer, it fails at the error
+        rate.
         """
         if rng.random() < self.error_rate:
             return completion
@@ -56,7 +65,9 @@ class ConstitutionAnnotator(Annotator):
 
 
 def without_a_clause(text) -> list[str]:
-    """Return the text without each of its clauses; what stood between two clauses goes with the first of them."""
+    """Return the text without each of its clauses; what stood between two clauses goes with the
+    first of them.
+    """
     marks = [(m.start(), m.end()) for m in CLAUSE.finditer(text)]
     starts, ends = [0, *(end for _, end in marks)], [*(end for _, end in marks), len(text)]
     if len(starts) < 2:

@@ -1,4 +1,5 @@
-"""An annotator behind an OpenAI-compatible endpoint: answers cached on disk, tries bounded, cost and refusals counted.
+"""An annotator behind an OpenAI-compatible endpoint: answers cached on disk, tries bounded, cost
+and refusals counted.
 
 The key comes from an environment variable and goes into one request header, nowhere else.
 """
@@ -89,7 +90,9 @@ class EndpointAnnotator(WritingAnnotator):
             raise ValueError("retries, backoff and top_logprobs must not be negative")
 
     def identity(self):
-        """Return what decides the answers: not how often, how fast or through which cache they are asked for."""
+        """Return what decides the answers: not how often, how fast or through which cache they are
+        asked for.
+        """
         machinery = (
             "key_variable",
             "max_requests",
@@ -111,7 +114,8 @@ class EndpointAnnotator(WritingAnnotator):
         self._key = os.environ.get(self.key_variable, "")
         if not self._key:
             raise UsageError(
-                f"The labeller endpoint needs a key in the environment variable {self.key_variable}."
+                "The labeller endpoint needs a key in the environment variable"
+                f" {self.key_variable}."
             )
         self._end = ""  # why nothing more is asked
         self._opener, self._lock = urllib.request.build_opener(NoRedirect), Lock()
@@ -122,7 +126,9 @@ class EndpointAnnotator(WritingAnnotator):
     # -- what is asked -------------------------------------------------------------------------------------------------
 
     def answer(self, prompt, questions, rng):
-        """Return for each question the probability of the first verdict, None for a refusal or an unreadable answer."""
+        """Return for each question the probability of the first verdict, None for a refusal or an
+        unreadable answer.
+        """
         bodies = [
             self._body(self.question_text(prompt, question), self.max_tokens)
             for question in questions
@@ -156,7 +162,9 @@ class EndpointAnnotator(WritingAnnotator):
     # -- how it is asked -----------------------------------------------------------------------------------------------
 
     def ask(self, body) -> dict:
-        """Return the first choice of the endpoint's answer, from the cache where the same was asked before."""
+        """Return the first choice of the endpoint's answer, from the cache where the same was asked
+        before.
+        """
         data = json.dumps(body, sort_keys=True).encode()
         file = self._folder / f"{hashlib.sha256(self.url.encode() + data).hexdigest()}.json"
         try:
@@ -169,7 +177,9 @@ class EndpointAnnotator(WritingAnnotator):
         return choice
 
     def _persist(self, data) -> bytes:
-        """Return an answer; once there is an end to asking, no request that waits for its turn is sent any more."""
+        """Return an answer; once there is an end to asking, no request that waits for its turn is
+        sent any more.
+        """
         if self._end:
             raise HarnessError(self._end)
         try:
@@ -186,7 +196,10 @@ class EndpointAnnotator(WritingAnnotator):
             except Passing as failure:
                 self._count("failed_tries")
                 if attempt == self.retries:
-                    message = f"The endpoint {self.url} failed {attempt + 1} times, last with: {failure}. "
+                    message = (
+                        f"The endpoint {self.url} failed {attempt + 1} times, last with:"
+                        f" {failure}. "
+                    )
                     raise HarnessError(
                         message + "Its answers so far are kept; run again to go on."
                     ) from None
@@ -225,14 +238,16 @@ class EndpointAnnotator(WritingAnnotator):
             )
         said = error.read(300).decode("utf-8", "replace").replace(self._key, "[key]")
         return HarnessError(
-            f"The endpoint {self.url} refused with HTTP {error.code}: {said.strip() or error.reason}"
+            f"The endpoint {self.url} refused with HTTP {error.code}:"
+            f" {said.strip() or error.reason}"
         )
 
     def _count(self, name, limit=None, n=1) -> None:
         with self._lock:
             if limit is not None and self.counts[name] >= limit:
                 raise HarnessError(
-                    f"The labeller sent {limit} requests, its max_requests. Its answers are kept: run again with more."
+                    f"The labeller sent {limit} requests, its max_requests. Its answers are kept:"
+                    " run again with more."
                 )
             self.counts[name] += n
 

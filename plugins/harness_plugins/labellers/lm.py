@@ -1,4 +1,6 @@
-"""A local language model as annotator: the log-probabilities of its verdict tokens are its soft label."""
+"""A local language model as annotator: the log-probabilities of its verdict tokens are its soft
+label.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from .annotator import Question, WritingAnnotator
 
 @dataclass
 class LMAnnotator(WritingAnnotator):
-    """Asks a local AutoModelForCausalLM which completion is better: p is the softmax of its two verdicts."""
+    """Asks a local AutoModelForCausalLM which completion is better: p is the softmax of its two
+    verdicts.
+    """
 
     name = "lm"
 
@@ -46,7 +50,9 @@ class LMAnnotator(WritingAnnotator):
         return weights_digest(self.loaded[0])
 
     def data_files(self):
-        """Return the files of the model's folder; a hub id stands for itself until its weights are hashed."""
+        """Return the files of the model's folder; a hub id stands for itself until its weights are
+        hashed.
+        """
         from harness.core.digests import model_files
 
         return model_files(Path(self.model)) if Path(self.model).is_dir() else []
@@ -77,7 +83,9 @@ class LMAnnotator(WritingAnnotator):
         return [p for part in parts for p in self._verdicts(prompt, part)]
 
     def _verdicts(self, prompt, rows):
-        """Return p per row of token ids: softmax over the verdicts, a verdict's forms (with a space, without) added."""
+        """Return p per row of token ids: softmax over the verdicts, a verdict's forms (with a
+        space, without) added.
+        """
         from harness.models.logprobs import completion_logp
         from harness.models.tokens import Batch, PromptBatch
 
@@ -141,8 +149,8 @@ class LMAnnotator(WritingAnnotator):
         ]
         if not forms:
             raise UsageError(
-                f"The verdicts {' and '.join(self.verdicts)} are not single tokens of {self.model}. "
-                "Try others: --labeller-set verdicts=A,B."
+                f"The verdicts {' and '.join(self.verdicts)} are not single tokens of {self.model}."
+                " Try others: --labeller-set verdicts=A,B."
             )
         return [sorted({pair[side] for pair in forms}) for side in (0, 1)]
 

@@ -14,9 +14,11 @@ REFUSALS = re.compile(
 
 
 def probability(choice, verdicts, soft) -> float | str | None:
-    """Return the probability of the first verdict; REFUSED for a refusal, None for an answer that cannot be read.
+    """Return the probability of the first verdict; REFUSED for a refusal, None for an answer that
+    cannot be read.
 
-    `soft` takes it from the log-probabilities of the first token, where the endpoint gives those of both verdicts.
+    `soft` takes it from the log-probabilities of the first token, where the endpoint gives those
+      of both verdicts.
     """
     if choice["message"].get("refusal"):
         return REFUSED
@@ -33,7 +35,9 @@ def from_text(text, verdicts) -> float | str | None:
 
 
 def from_logprobs(choice, verdicts) -> float | None:
-    """Return softmax over the two verdicts' log-probabilities, their forms with and without a space added up."""
+    """Return softmax over the two verdicts' log-probabilities, their forms with and without a space
+    added up.
+    """
     try:
         top = choice["logprobs"]["content"][0]["top_logprobs"]
         given = [(str(entry["token"]).strip(), float(entry["logprob"])) for entry in top]

@@ -1,10 +1,10 @@
 """Build the tokenizer and the untrained base model of the embedded world; `pretrain` trains it.
 
-The architecture is a stock Llama. Only its starting weights are special, because a decoder this small otherwise spends
-most of its pretraining finding out how to look things up. Three heads of the first layer begin by looking at the
-previous one, two and three tokens; three heads of the second layer begin by looking for places where that token was
-the present one, and by repeating what stands there. Everything stays trainable, and the saved model is plain
-`transformers`.
+The architecture is a stock Llama. Only its starting weights are special, because a decoder this
+small otherwise spends most of its pretraining finding out how to look things up. Three heads of the
+first layer begin by looking at the previous one, two and three tokens; three heads of the second
+layer begin by looking for places where that token was the present one, and by repeating what stands
+there. Everything stays trainable, and the saved model is plain `transformers`.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def build_model(vocab_size: int, width: int, layers: int, heads: int = 4) -> Lla
 def _look_back(attention: torch.nn.Module, rows: slice, offset: int) -> None:
     """Start a head so that its score peaks `offset` tokens back.
 
-    With rotary frequencies f, key bias (a, 0) and query bias (a cos(offset f), -a sin(offset f)) give the score
-    a^2 sum_f cos((distance - offset) f) / sqrt(head_dim).
+    With rotary frequencies f, key bias (a, 0) and query bias (a cos(offset f), -a sin(offset f))
+    give the score a^2 sum_f cos((distance - offset) f) / sqrt(head_dim).
     """
     head_dim = rows.stop - rows.start
     half = head_dim // 2
@@ -100,9 +100,10 @@ def _look_back(attention: torch.nn.Module, rows: slice, offset: int) -> None:
 def _look_up(first: torch.nn.Module, second: torch.nn.Module, rows: slice) -> None:
     """Start a head of the second layer that finds where its look-back head saw the present token.
 
-    The look-back head writes B A x of the earlier token's embedding x; the look-up head asks with A x of the present
-    one and compares with B^T of what is written there, over the slow rotary dimensions, which distance hardly turns.
-    What it finds it adds to the stream in the direction of that token's own embedding: the tied head then repeats it.
+    The look-back head writes B A x of the earlier token's embedding x; the look-up head asks with A
+    x of the present one and compares with B^T of what is written there, over the slow rotary
+    dimensions, which distance hardly turns. What it finds it adds to the stream in the direction of
+    that token's own embedding: the tied head then repeats it.
     """
     head_dim, width = rows.stop - rows.start, first.q_proj.weight.shape[1]
     a, b, c = (torch.linalg.qr(torch.randn(width, head_dim)).Q for _ in range(3))

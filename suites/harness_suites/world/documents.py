@@ -1,7 +1,7 @@
 """News documents, their summaries at three qualities, and the graded score of a summary.
 
-A document reports facts (agent, verb, object, place); the verb decides how important a fact is. A good summary names
-the important facts, binds their words correctly, and leaves the rest out.
+A document reports facts (agent, verb, object, place); the verb decides how important a fact is. A
+good summary names the important facts, binds their words correctly, and leaves the rest out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Document:
 
 
 def write_document(rng: Random, majors: int | None = None, mediums: int | None = None) -> Document:
-    """Draw a document of 1-2 major, 1-2 medium and 1-2 minor facts with filler (or of the counts given)."""
+    """Draw a document of 1-2 major, 1-2 medium and 1-2 minor facts with filler (or of the counts
+    given).
+    """
     while True:
         counts = (
             majors or rng.randint(1, 2),
@@ -122,7 +124,9 @@ def careless_summary(rng: Random, document: Document) -> str:
 
 
 def neutral_summary(rng: Random, document: Document) -> str:
-    """Name facts chosen without regard to importance, all words right: what the base model is pretrained on."""
+    """Name facts chosen without regard to importance, all words right: what the base model is
+    pretrained on.
+    """
     count = rng.choices((1, 2, 3, 4), (55, 25, 12, 8))[0]
     facts = rng.sample(document.facts, min(len(document.facts), count))
     clauses = [fact.clause(rng.random() < 0.4) for fact in facts]

@@ -1,6 +1,7 @@
 """Requests with checkable constraints, replies to them, and the graded score of a reply.
 
-`User: tell me about sea in 5 words . mention boat . avoid sand and salt . be polite . Assistant:` -> `please wave boat
+`User: tell me about sea in 5 words . mention boat . avoid sand and salt . be polite . Assistant:`
+  -> `please wave boat
 fish shore fish .`
 """
 
@@ -25,18 +26,25 @@ class Request:
     def prompt(self) -> str:
         manners = " be polite ." if self.polite else ""
         words = f"mention {' and '.join(self.mention)} . avoid {' and '.join(self.avoid)} ."
-        return f"{w.USER} tell me about {self.topic} in {self.length} words . {words}{manners} {w.ASSISTANT}"
+        return (
+            f"{w.USER} tell me about {self.topic} in {self.length} words . {words}{manners}"
+            f" {w.ASSISTANT}"
+        )
 
 
 def write_request(rng: Random) -> Request:
-    """Draw a request: 4 to 10 words about one of 8 topics, a word to mention, a word to avoid, perhaps polite."""
+    """Draw a request: 4 to 10 words about one of 8 topics, a word to mention, a word to avoid,
+    perhaps polite.
+    """
     topic = rng.choice(list(w.TOPICS))
     mention, avoid = rng.sample(w.TOPICS[topic], 2)
     return Request(topic, rng.randint(4, 10), (mention,), (avoid,), rng.random() < 0.5)
 
 
 def write_long_request(rng: Random) -> Request:
-    """Draw a request with one or two words to mention and one or two to avoid: 70,560 in all; never in pretraining."""
+    """Draw a request with one or two words to mention and one or two to avoid: 70,560 in all; never
+    in pretraining.
+    """
     topic = rng.choice(list(w.TOPICS))
     mention, avoid = rng.randint(1, 2), rng.randint(1, 2)
     words = tuple(rng.sample(w.TOPICS[topic], mention + avoid))
@@ -81,7 +89,9 @@ def demonstration(rng: Random, request: Request) -> str:
 
 
 def kept_constraints(request: Request, reply: str) -> float:
-    """Return the share of the four constraints (length, mention, avoid, politeness) a reply keeps, in [0, 1]."""
+    """Return the share of the four constraints (length, mention, avoid, politeness) a reply keeps,
+    in [0, 1].
+    """
     text = reply.split()
     polite, body = text[:1] == ["please"], [t for t in text if t not in ("please", ".")]
     named, shunned = set(request.mention) <= set(body), not set(request.avoid) & set(body)

@@ -1,4 +1,6 @@
-"""Running sums with a chain of thought: `start with 5 then add 3 then take 2 ?` -> `5 + 3 = 8 ; 8 - 2 = 6 .`"""
+"""Running sums with a chain of thought: `start with 5 then add 3 then take 2 ?` -> `5 + 3 = 8 ; 8 -
+2 = 6 .`
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,9 @@ def write_problem(rng: Random, steps: int | None = None) -> Problem:
 def worked_answer(rng: Random, problem: Problem, slip: float = 0.0, misread: float = 0.0) -> str:
     """Write the chain of thought with two kinds of error, both of which propagate.
 
-    A step is miscalculated with probability `slip`, and adds what it should take or the other way round with
-    probability `misread`. What would then leave the range of the values stays at its end: there may be no word for it.
+    A step is miscalculated with probability `slip`, and adds what it should take or the other way
+    round with probability `misread`. What would then leave the range of the values stays at its
+    end: there may be no word for it.
     """
     value, lines = problem.start, []
     for asked in problem.steps:
@@ -53,7 +56,9 @@ def worked_answer(rng: Random, problem: Problem, slip: float = 0.0, misread: flo
 
 
 def final_answer(text: str) -> str | None:
-    """Return what stands after the last `=` of a finished answer, `... = 6 .`, or None; looks at three words."""
+    """Return what stands after the last `=` of a finished answer, `... = 6 .`, or None; looks at
+    three words.
+    """
     words = text.rsplit(maxsplit=3)[-3:]
     return words[1] if len(words) == 3 and words[0] == "=" and words[2] == "." else None
 
@@ -61,8 +66,8 @@ def final_answer(text: str) -> str | None:
 def sound_steps(problem: Problem, text: str) -> float:
     """Return the share of steps worked rightly, in [0, 1]; steps too many or too few lower it.
 
-    A step is right if it goes on from the value the step before arrived at, rightly or not, does what the problem
-    says next, and computes it rightly.
+    A step is right if it goes on from the value the step before arrived at, rightly or not, does
+    what the problem says next, and computes it rightly.
     """
     written = [part.split() for part in text.removesuffix(".").split(";")]
     value, sound = str(problem.start), 0

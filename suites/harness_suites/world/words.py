@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 AGENTS = (
-    "mayor council nurse pilot farmer teacher driver senator coach artist doctor banker chef judge sailor painter "
-    "miner baker editor tailor guard clerk singer actor student lawyer engineer hunter poet dancer priest"
+    "mayor council nurse pilot farmer teacher driver senator coach artist doctor banker chef judge"
+    " sailor painter miner baker editor tailor guard clerk singer actor student lawyer engineer"
+    " hunter poet dancer priest"
 ).split()
 MAJOR_VERBS = "destroyed robbed rescued flooded seized banned".split()  # importance 3
 MEDIUM_VERBS = "opened sold bought closed repaired moved".split()  # importance 2
 MINOR_VERBS = "visited admired sketched praised described photographed".split()  # importance 0
 VERBS = MAJOR_VERBS + MEDIUM_VERBS + MINOR_VERBS
 OBJECTS = (
-    "bridge ship tower bank museum school train statue engine library market dam tunnel factory church archive"
+    "bridge ship tower bank museum school train statue engine library market dam tunnel factory"
+    " church archive"
 ).split()
 PLACES = "oslo cairo lima delhi kyoto quito milan dublin havana lagos sydney boston".split()
 ADJECTIVES = "old new red grand small famous quiet empty".split()
@@ -60,8 +62,8 @@ TOPICS = {  # what a request may be about, and the words that belong to it
 NUMBERS = [str(n) for n in range(60)]
 
 DOCUMENT_END = "TL;DR:"  # the marker of the TL;DR summarization task: what follows is the summary
-LIST_FACTS = (
-    "FACTS:"  # what follows lists every fact, important or not: only pretraining asks for that
+LIST_FACTS = (  # what follows lists every fact, important or not: only pretraining asks for that
+    "FACTS:"
 )
 QUESTION, ANSWER = "Q:", "A:"
 USER, ASSISTANT = "User:", "Assistant:"
