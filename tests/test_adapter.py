@@ -51,7 +51,7 @@ def moved(policy, seed=0):
     return policy
 
 
-# -- the model ---------------------------------------------------------------------------------------------------------
+# -- the model -------------------------------------------------------------------------------------
 
 
 def test_weights_are_the_start_checkpoints_own_and_stay_as_they_are(
@@ -200,7 +200,7 @@ def test_no_gradient_is_computed_for_the_frozen_trunk_under_a_shared_critic(regi
     assert heads and all(name.startswith("head") for name in heads)
 
 
-# -- the lab -----------------------------------------------------------------------------------------------------------
+# -- the lab ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def test_the_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
     assert (last["win_rate"], last["kl"]) == (told["win_rate"]["mean"], told["kl"]["mean"])
 
 
-# -- options -----------------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -338,7 +338,7 @@ def test_a_labeller_who_prefers_the_worse_fails(results):
     assert finding.status == FAILED and "no better than a coin" in finding.told
 
 
-# -- new projects, installed as their author would ---------------------------------------------------------------------
+# -- new projects, installed as their author would -------------------------------------------------
 
 
 def installed_and_tested(folder, tmp_path, *arguments):

@@ -114,7 +114,7 @@ def run_faulty(faulty, fault, where=None):
     )
 
 
-# -- refusals before anything starts -----------------------------------------------------------------------------------
+# -- refusals before anything starts ---------------------------------------------------------------
 
 DPO, SUITE = ["-m", "dpo"], ["-s", "summarization"]
 
@@ -276,7 +276,7 @@ def test_table_of_nothing(tmp_path):
     assert done.code == 2 and "There is no reporter 'markdwn'" in done.err
 
 
-# -- end to end --------------------------------------------------------------------------------------------------------
+# -- end to end ------------------------------------------------------------------------------------
 
 METHODS = ("sft", "dpo", "best_of_n", "ppo")
 
@@ -376,7 +376,7 @@ def test_a_strangers_method_in_a_plain_file_appears_in_the_table():
     assert "of the running mean" in shown.out and "reinforce.py" not in shown.err
 
 
-# -- what goes wrong ---------------------------------------------------------------------------------------------------
+# -- what goes wrong -------------------------------------------------------------------------------
 
 
 def only_message(done, code, told):
@@ -476,7 +476,7 @@ def test_running_out_of_memory_is_one_message(faulty):
     only_message(run_faulty(faulty, "memory"), 1, "micro-batch-tokens")
 
 
-# -- determinism -------------------------------------------------------------------------------------------------------
+# -- determinism -----------------------------------------------------------------------------------
 
 
 def test_the_same_spec_gives_the_same_bytes_elsewhere(tmp_path):
@@ -513,7 +513,7 @@ def test_micro_batches_and_threads_change_rounding_at_most():
     assert len(losses) == 2 and losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-# -- nothing stale -----------------------------------------------------------------------------------------------------
+# -- nothing stale ---------------------------------------------------------------------------------
 
 JUDGE = """
 from harness import Judge, hookimpl
@@ -560,7 +560,7 @@ def test_another_base_model_in_the_same_folder_is_another_run():
     assert done.code == 0 and "finished before" not in done.out, done.text
 
 
-# -- a suite from a file -----------------------------------------------------------------------------------------------
+# -- a suite from a file ---------------------------------------------------------------------------
 
 MINE = """
 data = "data.jsonl"

@@ -44,7 +44,7 @@ from harness.models.generation import CachedEngine
 from harness.models.loading import load_causal, load_tokenizer
 from harness.models.tokens import Batch, PromptBatch, Tokens
 
-# -- listing -----------------------------------------------------------------------------------------------------------
+# -- listing ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_exact_figures_are_what_sampling_finds(base):
         check(1 - problem.win_rate(policy), (a > b).double() + 0.5 * (a == b))
 
 
-# -- the suite ---------------------------------------------------------------------------------------------------------
+# -- the suite -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -209,7 +209,7 @@ def test_longer_answers_are_refused():
     Exact(max_tokens=1).check()
 
 
-# -- best of n ---------------------------------------------------------------------------------------------------------
+# -- best of n -------------------------------------------------------------------------------------
 
 
 def by_levels(problem, n):
@@ -312,7 +312,7 @@ def test_the_estimator_of_best_of_n_is_unbiased(base):
     )  # no overflow
 
 
-# -- methods on a bench of exact expectations --------------------------------------------------------------------------
+# -- methods on a bench of exact expectations ------------------------------------------------------
 
 
 class ExactLab:

@@ -119,7 +119,7 @@ def test_negative_control_a_leaked_judge_is_found(hostile):
         )  # behind the judge's bound method
 
 
-# -- the walker itself -------------------------------------------------------------------------------------------------
+# -- the walker itself -----------------------------------------------------------------------------
 
 
 class Gold(Judge):

@@ -58,7 +58,7 @@ def ready(labeller, *principles, judge=None):
     return labeller
 
 
-# -- what annotators share ---------------------------------------------------------------------------------------------
+# -- what annotators share -------------------------------------------------------------------------
 
 
 @dataclass
@@ -153,7 +153,7 @@ def test_all_are_registered_and_none_is_human():
     assert Labeller.human  # the negative control: a labeller that says nothing is a person
 
 
-# -- the simulated one -------------------------------------------------------------------------------------------------
+# -- the simulated one -----------------------------------------------------------------------------
 
 
 def answers_of(n=4000, **options):
@@ -221,7 +221,7 @@ def test_rates_outside_of_0_and_1_are_refused(options):
         build(ConstitutionAnnotator, options, "labeller")
 
 
-# -- a local model -----------------------------------------------------------------------------------------------------
+# -- a local model ---------------------------------------------------------------------------------
 
 WORDS = [
     "<unk>",
@@ -405,7 +405,7 @@ def test_principles_from_a_file(folder, tmp_path):
         build(LMAnnotator, {}, "labeller")
 
 
-# -- an endpoint -------------------------------------------------------------------------------------------------------
+# -- an endpoint -----------------------------------------------------------------------------------
 
 SECRET = "sk-very-secret-0123456789"
 

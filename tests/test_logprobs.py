@@ -110,7 +110,7 @@ def batch(request, tokens, eos_padded, make_batch):
     return make_batch(tokens if request.param == "own pad" else eos_padded)
 
 
-# -- log-probabilities -------------------------------------------------------------------------------------------------
+# -- log-probabilities -----------------------------------------------------------------------------
 
 
 def test_logp_is_that_of_the_unpadded_row(model, batch):
@@ -206,7 +206,7 @@ def test_the_temperature_divides_the_logits(tiny_model, batch, temperature):
         close(completion_logp(tiny_model, batch), cold)
 
 
-# -- micro-batches -----------------------------------------------------------------------------------------------------
+# -- micro-batches ---------------------------------------------------------------------------------
 
 
 def cost_of(batch, rows):
@@ -243,7 +243,7 @@ def test_in_micro_batches_is_the_whole_at_once(tiny_model, scalar_model, batch, 
     close(scores, completion_scores(scalar_model, batch, "last"))
 
 
-# -- values and scores -------------------------------------------------------------------------------------------------
+# -- values and scores -----------------------------------------------------------------------------
 
 
 def check_values(values, model, batch):
@@ -291,7 +291,7 @@ def test_a_score_before_the_end_is_noticed(scalar_model, eos_padded, make_batch)
         check_scores(completion_states(scalar_model, batch)[..., -1], scalar_model, batch, "last")
 
 
-# -- masked statistics -------------------------------------------------------------------------------------------------
+# -- masked statistics -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shift_mean", [True, False])

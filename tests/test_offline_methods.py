@@ -139,7 +139,7 @@ def test_averaged_tau_is_token_sum_tau_over_the_length():
     assert not torch.allclose(averaged, IPO(beta=0.4).loss(logp, batch)[0])
 
 
-# -- KTO ---------------------------------------------------------------------------------------------------------------
+# -- KTO -------------------------------------------------------------------------------------------
 
 
 def singles(seed=1, label=(1.0, 0.0, 0.7), z0=0.4):
@@ -256,7 +256,7 @@ def test_kto_refuses_a_batch_of_one():
     KTO(batch_size=2).check()
 
 
-# -- SLiC and RRHF -----------------------------------------------------------------------------------------------------
+# -- SLiC and RRHF ---------------------------------------------------------------------------------
 
 
 def test_the_hinge_is_silent_beyond_its_margin():
@@ -443,7 +443,7 @@ def test_shuffled_scores_say_nothing():
     assert (means - 1.5).abs().max() < 0.1 and (scores.mean(0) - 1.5).abs().max() > 1
 
 
-# -- ORPO and SimPO ----------------------------------------------------------------------------------------------------
+# -- ORPO and SimPO --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("m", [-1e-5, -1e-3, -0.5, -LOG2, -2.0, -30.0, -80.0])
@@ -481,7 +481,7 @@ def test_where_both_are_alike():
     )  # negative control: not divided by the own length
 
 
-# -- TRL ---------------------------------------------------------------------------------------------------------------
+# -- TRL -------------------------------------------------------------------------------------------
 
 ACCELERATOR = types.SimpleNamespace(
     device=torch.device("cpu"),
@@ -664,7 +664,7 @@ def test_orpo_is_trls(beta):
     same(ours, theirs, logp, ORPO(lambda_or=2 * beta).loss(logp, batch)[0].mean())
 
 
-# -- optima ------------------------------------------------------------------------------------------------------------
+# -- optima ----------------------------------------------------------------------------------------
 #  The population loss of every method is written out below by listing every pair, or every tuple of
 # candidates, and giving it to the loss that trains; Adam on float64 logits then goes down it. What
 # `optimum` says is derived otherwise.

@@ -68,7 +68,7 @@ def differs(a, b):
         torch.testing.assert_close(a, b)
 
 
-# -- advantages --------------------------------------------------------------------------------------------------------
+# -- advantages ------------------------------------------------------------------------------------
 
 
 def group_advantages(rewards, std, ddof):
@@ -163,7 +163,7 @@ def test_groups_without_signal_are_counted():
     assert float(without_signal(torch.full((2, 3), NAN))) == 1.0
 
 
-# -- losses ------------------------------------------------------------------------------------------------------------
+# -- losses ----------------------------------------------------------------------------------------
 
 
 def grpo_by_hand(method, new, old, ref, advantages, beta):
@@ -236,7 +236,7 @@ def test_reinforce_pp_loss_is_the_clipped_surrogate():
     differs(loss, -rho * advantages)
 
 
-# -- TRL 1.16 ----------------------------------------------------------------------------------------------------------
+# -- TRL 1.16 --------------------------------------------------------------------------------------
 
 
 def trl_trainer(module, new, **settings):
@@ -369,7 +369,7 @@ def test_rloo_is_trls():
     differs(reduced(wrong, mask, "token-mean"), told)
 
 
-# -- online DPO --------------------------------------------------------------------------------------------------------
+# -- online DPO ------------------------------------------------------------------------------------
 
 
 def test_labels_follow_the_rewards():
@@ -424,7 +424,7 @@ def test_online_dpo_loss_is_dpos_over_all_pairs():
     differs(ours, by_dpo(p, torch.ones_like(weight)))
 
 
-# -- RAFT --------------------------------------------------------------------------------------------------------------
+# -- RAFT ------------------------------------------------------------------------------------------
 
 
 def test_raft_keeps_the_best_that_is_known():
@@ -438,7 +438,7 @@ def test_raft_keeps_the_best_that_is_known():
     assert (shares - 1 / 3).abs().max() < 0.07 and (random[:, 1] == 1).all()
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 REFUSED = [
     (GRPO, {"num_generations": 1}, "num_generations"),
@@ -509,7 +509,7 @@ def test_what_makes_sense_is_not(cls, options):
     cls(**options).check()
 
 
-# -- RLVR is the algorithm it names ------------------------------------------------------------------------------------
+# -- RLVR is the algorithm it names ----------------------------------------------------------------
 
 
 def test_rlvr_reaches_every_option_of_its_algorithms():
@@ -541,7 +541,7 @@ def test_no_reward_model_is_needed_for_a_verifier(algorithm):
     assert ALGORITHMS[algorithm]().required() == {"prompts", "reward"}
 
 
-# -- at the bench ------------------------------------------------------------------------------------------------------
+# -- at the bench ----------------------------------------------------------------------------------
 
 
 class EvenWords(Verifier):
@@ -658,7 +658,7 @@ def test_a_moved_reference_is_the_policy(trained):
     assert [abs(row["kl"]) < 1e-4 for row in fixed] == [True] + [False] * 5
 
 
-# -- where they rest ---------------------------------------------------------------------------------------------------
+# -- where they rest -------------------------------------------------------------------------------
 
 N = 4
 

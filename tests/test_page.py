@@ -306,7 +306,7 @@ def test_one_suite_can_be_asked_for(results):
         sections(results, "mine", "toi")
 
 
-# -- samples -----------------------------------------------------------------------------------------------------------
+# -- samples ---------------------------------------------------------------------------------------
 
 
 def test_prompts_and_sft_are_there_once_and_every_answer_is_kept(text):
@@ -359,7 +359,7 @@ def test_twenty_rows_of_512_prompts_in_three_suites_fit(tmp_path):
     assert real < module.MAX_BYTES - 2_000_000
 
 
-# -- citations ---------------------------------------------------------------------------------------------------------
+# -- citations -------------------------------------------------------------------------------------
 
 
 def test_the_papers_of_all_methods_are_known():
@@ -382,7 +382,7 @@ def test_of_an_unknown_paper_only_the_address_is_told():
     assert "example.org/a-b" in other and "author" not in one + other + own
 
 
-# -- the command, and what it loads ------------------------------------------------------------------------------------
+# -- the command, and what it loads ----------------------------------------------------------------
 
 
 def test_the_command_says_where_it_wrote_and_how_much(results, tmp_path):

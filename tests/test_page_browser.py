@@ -144,7 +144,7 @@ class View:
         }
 
 
-# -- what is shown -----------------------------------------------------------------------------------------------------
+# -- what is shown ---------------------------------------------------------------------------------
 
 
 def test_it_opens_from_disk_without_a_complaint_and_without_a_request(chrome, file):
@@ -214,7 +214,7 @@ def test_another_seed_shows_its_answers(view):
     assert view.cards()[pages.DPO][1] == "" and view.chosen() == "test/0"
 
 
-# -- filter and sort ---------------------------------------------------------------------------------------------------
+# -- filter and sort -------------------------------------------------------------------------------
 
 RELATIONS = {"loses": lambda x, y: x < y, "ties": lambda x, y: x == y, "beats": lambda x, y: x > y}
 
@@ -288,7 +288,7 @@ def test_the_search_looks_at_prompts_and_answers(view):
     assert view.text("#count") == f"0 of {len(IDS)} prompts"
 
 
-# -- keys and views ----------------------------------------------------------------------------------------------------
+# -- keys and views --------------------------------------------------------------------------------
 
 
 def test_keys_go_to_the_next_prompt_and_back(view):
@@ -389,7 +389,7 @@ def test_focus_is_seen_and_goes_through_the_controls_in_order(view):
     assert view.run("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
-# -- hostile text, other devices ---------------------------------------------------------------------------------------
+# -- hostile text, other devices -------------------------------------------------------------------
 
 
 def escaped(text):

@@ -104,7 +104,7 @@ def lines(axis):
     return {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
 
 
-# -- frontier ----------------------------------------------------------------------------------------------------------
+# -- frontier --------------------------------------------------------------------------------------
 
 
 def test_the_frontiers_points_and_bars_are_the_statistics(selection, figures):
@@ -204,7 +204,7 @@ def test_without_best_of_n_nothing_is_marked_as_estimated(tmp_path):
     assert not any("estimated" in text for text in legend(drawn("frontier", chosen(tmp_path))))
 
 
-# -- cost --------------------------------------------------------------------------------------------------------------
+# -- cost ------------------------------------------------------------------------------------------
 
 
 def test_costs_are_means_over_seeds_and_nothing_is_dropped(selection, figures):
@@ -248,7 +248,7 @@ def test_ticks_of_costs_are_apart(ratio, tmp_path):
     assert boxes and not [1 for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
-# -- curves ------------------------------------------------------------------------------------------------------------
+# -- curves ----------------------------------------------------------------------------------------
 
 
 def test_a_band_is_students_interval_over_seeds():
@@ -290,7 +290,7 @@ def test_one_seed_has_no_band(tmp_path):
     assert not axis.collections and "there is no band" in figure.get_supxlabel()
 
 
-# -- over-optimisation -------------------------------------------------------------------------------------------------
+# -- over-optimisation -----------------------------------------------------------------------------
 
 
 def test_gold_is_over_the_start_checkpoint_and_fitted_by_seed(selection, figures):
@@ -352,7 +352,7 @@ def test_too_few_points_are_drawn_without_a_fit(tmp_path):
     assert not [name for name in lines(figure.axes[0]) if name.endswith("fit")]
 
 
-# -- wins --------------------------------------------------------------------------------------------------------------
+# -- wins ------------------------------------------------------------------------------------------
 
 
 def test_the_win_matrix_is_of_gold_on_the_same_prompts(selection, figures):
@@ -385,7 +385,7 @@ def test_cells_can_be_read():
         assert abs(luminance(colour) - text) > 0.35
 
 
-# -- all kinds ---------------------------------------------------------------------------------------------------------
+# -- all kinds -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -544,7 +544,7 @@ def test_kinds_that_need_more_say_what(tmp_path):
         render("frontier", selection, "jpg")
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 def test_files_of_kinds():

@@ -62,7 +62,7 @@ def expected(rows):
     return sorted((str(r["prompt"]), str(r["chosen"]), str(r["rejected"])) for r in rows)
 
 
-# -- formats -----------------------------------------------------------------------------------------------------------
+# -- formats ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [ROWS, TALK], ids=["plain", "conversational"])
@@ -140,7 +140,7 @@ def test_max_rows_takes_the_beginning(suite):
     assert contents(suite(ROWS, max_rows=90)) == expected(ROWS[:90])
 
 
-# -- implicit prompts --------------------------------------------------------------------------------------------------
+# -- implicit prompts ------------------------------------------------------------------------------
 
 
 def implicit(before, chosen, rejected):
@@ -193,7 +193,7 @@ def test_no_implicit_prompt(suite, row, ends, reason):
         suite([row], prompt_ends_with=ends).preferences()
 
 
-# -- splits ------------------------------------------------------------------------------------------------------------
+# -- splits ----------------------------------------------------------------------------------------
 
 
 def parts(made):
@@ -254,7 +254,7 @@ def test_too_few_rows_for_the_splits(suite):
         suite(ROWS[:2]).preferences()
 
 
-# -- bad rows ----------------------------------------------------------------------------------------------------------
+# -- bad rows --------------------------------------------------------------------------------------
 
 GOOD = ROWS[0]
 BAD = {
@@ -327,7 +327,7 @@ def test_a_file_that_is_not_what_its_name_says(suite, name, content):
         suite(content, name).preferences()
 
 
-# -- options -----------------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

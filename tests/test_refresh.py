@@ -107,7 +107,7 @@ def gone(pids, within=10.0):
     return not any(map(alive, pids))
 
 
-# -- the desk ----------------------------------------------------------------------------------------------------------
+# -- the desk --------------------------------------------------------------------------------------
 
 
 class Office:
@@ -281,7 +281,7 @@ def test_a_labeller_does_not_outlive_a_killed_process(office, telling):
     assert gone(office.pids, 5)
 
 
-# -- a loss on fresh labels --------------------------------------------------------------------------------------------
+# -- a loss on fresh labels ------------------------------------------------------------------------
 
 
 def test_fresh_labels_survive_parts_of_a_batch_with_as_many_tokens_as_completions(
@@ -305,7 +305,7 @@ def test_fresh_labels_survive_parts_of_a_batch_with_as_many_tokens_as_completion
     assert square["preferred"].shape == (1, 2, 1)
 
 
-# -- whole runs --------------------------------------------------------------------------------------------------------
+# -- whole runs ------------------------------------------------------------------------------------
 
 FRESH = ["--set", "reward_refresh=2", "--set", "steps=6"]
 
@@ -543,7 +543,7 @@ def test_no_labeller_judge_or_suite_can_be_reached_from_the_method():
     )  # revisions and fresh labels
 
 
-# -- what else is against reward hacking -------------------------------------------------------------------------------
+# -- what else is against reward hacking -----------------------------------------------------------
 
 
 def test_a_length_penalty_is_taken_off_every_reward():

@@ -75,7 +75,7 @@ def registry():
     return new_registry()
 
 
-# -- loading -----------------------------------------------------------------------------------------------------------
+# -- loading ---------------------------------------------------------------------------------------
 
 
 def test_entry_points_are_loaded_in_the_order_of_their_names(entry_point, monkeypatch):
@@ -234,7 +234,7 @@ def test_unknown_names_name_the_nearest(registry, entry_point):
         registry.get("suites", "x")
 
 
-# -- plain files -------------------------------------------------------------------------------------------------------
+# -- plain files -----------------------------------------------------------------------------------
 
 
 def test_a_plain_file_is_a_plugin(registry, tmp_path):
@@ -272,7 +272,7 @@ def test_a_file_that_is_no_plugin_is_refused(registry, tmp_path, name, text, tol
         load_file(registry, str(tmp_path / name))
 
 
-# -- every hook --------------------------------------------------------------------------------------------------------
+# -- every hook ------------------------------------------------------------------------------------
 
 
 def hooks():

@@ -89,7 +89,7 @@ def wrong(folder):
     return [name for name, item in items(folder).items() if item.status == DIFFERENT]
 
 
-# -- a run made again --------------------------------------------------------------------------------------------------
+# -- a run made again ------------------------------------------------------------------------------
 
 
 def test_a_run_is_reproduced_digest_by_digest():
@@ -142,7 +142,7 @@ def test_a_folder_with_something_else_in_it_is_refused(copy, tmp_path):
         pass
 
 
-# -- a record that is not true -----------------------------------------------------------------------------------------
+# -- a record that is not true ---------------------------------------------------------------------
 
 
 def test_an_untouched_record_has_nothing_wrong(copy):
@@ -292,7 +292,7 @@ def test_the_command_tells_and_ends_with_1(copy):
     assert done.out.splitlines()[-1].startswith("different: 1 of 18 items differ (samples.jsonl).")
 
 
-# -- loose -------------------------------------------------------------------------------------------------------------
+# -- loose -----------------------------------------------------------------------------------------
 
 
 def loose(folder):
@@ -340,7 +340,7 @@ def test_each_mean_must_lie_in_the_others_interval():
     assert [i.status for i in within(*records((1, 0.5), (1.2, 0.3)))] == [SAME] * 4 + [CLOSE]
 
 
-# -- failures, plugins, usage ------------------------------------------------------------------------------------------
+# -- failures, plugins, usage ----------------------------------------------------------------------
 
 
 @cache

@@ -129,7 +129,7 @@ def reference(lab, batches):
     return told, cost.flops_reused / cost.flops
 
 
-# -- log-probabilities -------------------------------------------------------------------------------------------------
+# -- log-probabilities -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -264,7 +264,7 @@ def test_each_completion_is_computed_once_and_billed_each_time(place):
     assert due <= warm["seconds"] < due + 0.5
 
 
-# -- pools -------------------------------------------------------------------------------------------------------------
+# -- pools -----------------------------------------------------------------------------------------
 
 
 def test_few_samples_are_the_first_of_many_in_any_order(place):
@@ -497,7 +497,7 @@ def test_killed_and_resumed_over_a_cold_or_a_warm_store(place, die):
         assert torch.equal(weights(place.make(folder=folder)), whole)
 
 
-# -- whole runs --------------------------------------------------------------------------------------------------------
+# -- whole runs ------------------------------------------------------------------------------------
 
 LONG = ("--set", "steps=8", "--set", "batch_size=12")  # 96 pairs of 60 prompts or fewer
 CASES: dict[str, tuple[str, ...]] = {

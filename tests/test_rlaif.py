@@ -20,7 +20,7 @@ from harness.core.options import build, options_of
 from .test_resume import Watched
 from .tools import command, fresh, on_small, outputs, results
 
-# -- options -----------------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
 
 def rlaif(**options):
@@ -110,7 +110,7 @@ def test_soft_labels_are_consumed_as_they_are():
     assert not torch.allclose(method.loss(logp, hard)[0], expected)
 
 
-# -- runs --------------------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 
 RUNS = {
     "ppo": ("--set", "steps=3", "--set", "batch_size=8", "--set", "revision_steps=2"),

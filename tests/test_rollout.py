@@ -85,7 +85,7 @@ def check_ends(batch, eos, limit):
         assert stops == ([n - 1] if ended else []) and (ended or n == limit)
 
 
-# -- step-0 identities -------------------------------------------------------------------------------------------------
+# -- step-0 identities -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -125,7 +125,7 @@ def test_another_temperature_breaks_the_identity(tiny_model, prompts, draw):
         check_identity(batch, tiny_model)
 
 
-# -- one row, its own noise --------------------------------------------------------------------------------------------
+# -- one row, its own noise ------------------------------------------------------------------------
 
 
 def test_a_row_does_not_depend_on_its_neighbours(model, prompts):
@@ -187,7 +187,7 @@ def test_every_completion_follows_its_own_prompt(tiny_model, prompts):
         check_identity(assemble(prompts, [state], 3, 1.0), tiny_model)
 
 
-# -- ends --------------------------------------------------------------------------------------------------------------
+# -- ends ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("eos", [{2}, {2, 9}, set(EAGER_TO_STOP["eos"])])
@@ -221,7 +221,7 @@ def test_tokens_and_samples_are_counted(tiny_model, prompts, draw, meter):
     assert cost.tokens_generated == batch["mask"].sum() and cost.samples == 15 and cost.flops > 0
 
 
-# -- the distribution --------------------------------------------------------------------------------------------------
+# -- the distribution ------------------------------------------------------------------------------
 
 
 class Fixed(torch.nn.Module):
@@ -319,7 +319,7 @@ def test_draws_invert_the_distribution_function():
     ]
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("setting", [{"top_p": 0.9}, {"top_k": 50}, {"repetition_penalty": 1.2}])
@@ -338,7 +338,7 @@ def test_impossible_sampling_is_refused(sampling, told, runtime):
         Sampler(b.engine, sampling, b.meter, b.eos, ())
 
 
-# -- bfloat16 ----------------------------------------------------------------------------------------------------------
+# -- bfloat16 --------------------------------------------------------------------------------------
 
 
 def test_every_forward_pass_computes_in_the_same_type(tiny_model, prompts, draw):
@@ -365,7 +365,7 @@ def test_every_forward_pass_computes_in_the_same_type(tiny_model, prompts, draw)
     )
 
 
-# -- FLOPs -------------------------------------------------------------------------------------------------------------
+# -- FLOPs -----------------------------------------------------------------------------------------
 
 
 def counted(run):
@@ -488,7 +488,7 @@ def test_a_critics_flops_are_torchs(laid_out, square_batch):
         )
 
 
-# -- the check of rollouts ---------------------------------------------------------------------------------------------
+# -- the check of rollouts -------------------------------------------------------------------------
 
 LYING = '''
 """An engine whose log-probabilities are of another temperature than its draws."""

@@ -59,7 +59,7 @@ def artifacts(tmp_path):
     return Artifacts(tmp_path / "artifacts")
 
 
-# -- artifacts ---------------------------------------------------------------------------------------------------------
+# -- artifacts -------------------------------------------------------------------------------------
 
 
 def test_the_same_inputs_are_made_once(artifacts):
@@ -183,7 +183,7 @@ def test_a_kill_while_making_leaves_nothing_and_no_lock(artifacts):
     )
 
 
-# -- atomic writes -----------------------------------------------------------------------------------------------------
+# -- atomic writes ---------------------------------------------------------------------------------
 
 WRITER = """
 import sys
@@ -227,7 +227,7 @@ def test_rows_round_trip(tmp_path):
     assert read_rows(tmp_path / "rows.jsonl") == rows
 
 
-# -- locks and folders -------------------------------------------------------------------------------------------------
+# -- locks and folders -----------------------------------------------------------------------------
 
 OWNER = """
 import sys, time
@@ -279,7 +279,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, place):
     assert done.code == 3 and "Cannot write to" in done.err and "Traceback" not in done.text
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def test_load_results_has_dotted_columns_and_failures(tmp_path):

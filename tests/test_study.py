@@ -114,7 +114,7 @@ def method(name, more=""):
 
 DPO = method("dpo")
 
-# -- files -------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_wrong_file_ends_in_one_message_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-# -- cells -------------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 
 def test_methods_seeds_and_sweeps_are_multiplied(tmp_path):
@@ -312,7 +312,7 @@ def test_paths_are_taken_from_where_the_file_lies(tmp_path, monkeypatch):
     assert str(tmp_path / "mine" / "small.py") in cell.arguments
 
 
-# -- how far, and what it may cost -------------------------------------------------------------------------------------
+# -- how far, and what it may cost -----------------------------------------------------------------
 
 
 def finish(results, cell, win=0.6, cpu=11.0):
@@ -426,7 +426,7 @@ def test_what_is_refused_is_told_in_the_table_and_is_not_left(tmp_path):
     assert any("left out: 2 runs (dpo seed1-" in note and "sft seed1-" in note for note in notes)
 
 
-# -- tuning ------------------------------------------------------------------------------------------------------------
+# -- tuning ----------------------------------------------------------------------------------------
 
 TUNED = (
     method("sft") + method("dpo") + method("ipo") + "[tune]\ntrials = {trials}\nleave = ['sft']\n"
@@ -599,7 +599,7 @@ def test_a_tuned_study_from_nothing(tmp_path, forked):
         )  # negative control: trials and finals are not of one ground
 
 
-# -- carried out -------------------------------------------------------------------------------------------------------
+# -- carried out -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -704,7 +704,7 @@ def test_a_study_that_does_not_exist(tmp_path):
     )
 
 
-# -- processes ---------------------------------------------------------------------------------------------------------
+# -- processes -------------------------------------------------------------------------------------
 
 SLEEPY = "import sys, time\nprint('asleep', file=sys.stderr, flush=True)\ntime.sleep(300)\n"
 LAUNCH = """

@@ -36,7 +36,7 @@ def judge_of(suite):
     return judge
 
 
-# -- what every embedded suite keeps to --------------------------------------------------------------------------------
+# -- what every embedded suite keeps to ------------------------------------------------------------
 
 
 @each_suite
@@ -139,7 +139,7 @@ def _spoilt(text):
     return [" ".join(words) for words in changed]
 
 
-# -- arithmetic --------------------------------------------------------------------------------------------------------
+# -- arithmetic ------------------------------------------------------------------------------------
 
 PROBLEM = Problem(5, (3, -2))
 
@@ -176,7 +176,7 @@ def test_right_workings_are_verified_and_slipping_ones_often_not():
     assert 0.45 < sum(verifier.verify(d.prompt, d.completion) for d in demos) / len(demos) < 0.65
 
 
-# -- helpfulness -------------------------------------------------------------------------------------------------------
+# -- helpfulness -----------------------------------------------------------------------------------
 
 ASKED = Request("sea", 5, ("boat", "fish"), ("sand",), True)
 
@@ -244,7 +244,7 @@ def test_what_the_base_model_was_pretrained_on_has_not_changed():
     assert hashlib.sha256("\n".join(told).encode()).hexdigest()[:16] == "be7a072055d7e810"
 
 
-# -- what the start checkpoint learns ----------------------------------------------------------------------------------
+# -- what the start checkpoint learns --------------------------------------------------------------
 
 
 def test_the_start_checkpoint_of_helpfulness_reads_its_constraints():

@@ -186,7 +186,7 @@ def test_texts_are_what_was_tokenised(tokens):
     assert tokens.texts(tokens.batch(prompts, ids)) == told
 
 
-# -- selections --------------------------------------------------------------------------------------------------------
+# -- selections ------------------------------------------------------------------------------------
 
 
 def marked(batch):

@@ -102,7 +102,7 @@ def widened(batch, left=2, right=3):
     return Batch(prompts, columns, batch.temperature)
 
 
-# -- one step ----------------------------------------------------------------------------------------------------------
+# -- one step --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("loss", "reduction"), CASES, ids=NAMES)
@@ -251,7 +251,7 @@ def test_steps_flops_and_tokens_are_counted(tiny_model, make_trainer, batch, met
     assert cost.tokens_trained == int(batch["mask"].sum() + 2 * batch.prompts.mask.sum())
 
 
-# -- the end-of-sequence token -----------------------------------------------------------------------------------------
+# -- the end-of-sequence token ---------------------------------------------------------------------
 
 
 def eos_gradients(batch, model):
@@ -295,7 +295,7 @@ def test_the_eos_is_learned_and_nothing_after_it(eos_padded, make_batch, tiny_mo
             check_eos_is_learned(gradient, batch.lengths, 2)
 
 
-# -- the schedule ------------------------------------------------------------------------------------------------------
+# -- the schedule ----------------------------------------------------------------------------------
 
 
 def test_the_schedule():
@@ -334,7 +334,7 @@ def test_the_learning_rate_follows_the_schedule(tiny_model, make_trainer, batch)
     assert trainer.optimizers["policy"].param_groups[0]["lr"] == pytest.approx(0.1)
 
 
-# -- turns, kills and resumes ------------------------------------------------------------------------------------------
+# -- turns, kills and resumes ----------------------------------------------------------------------
 
 
 class Killed(Exception):

@@ -183,7 +183,7 @@ def test_running_sums(text, verdict):
     assert SumVerifier().verify(Prompt("p", "q", "6"), text) == verdict
 
 
-# -- suites from a file -----------------------------------------------------------------------------------------------
+# -- suites from a file ----------------------------------------------------------------------------
 
 ROWS = [
     {
@@ -308,7 +308,7 @@ def test_the_judge_verdict_needs_a_verifier():
         Verdict().prepare(Summarization(), None)
 
 
-# -- suite files that say which suite they are of ---------------------------------------------------------------------
+# -- suite files that say which suite they are of --------------------------------------------------
 
 MINE = """
 suite = "question_file"

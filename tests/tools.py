@@ -283,7 +283,7 @@ def plugin(folder: Path, name: str, source: str) -> Path:
     return file
 
 
-# -- made-up records ---------------------------------------------------------------------------------------------------
+# -- made-up records -------------------------------------------------------------------------------
 
 GROUND = {
     "start_checkpoint": "aa",

@@ -57,7 +57,7 @@ def register_launchers(register: Callable[[type[Launcher]], None]) -> None:
     """Register launchers: they carry out the runs of a study."""
 
 
-# -- life cycle: observers return nothing; an exception in one is reported and never stops a run ----------------------
+# -- life cycle: observers return nothing; an exception in one is reported and never stops a run ---
 
 
 @hookspec

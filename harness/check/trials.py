@@ -139,7 +139,7 @@ class Trials:
         )
         return Trained(weights, loop.rows, loop.used(), loop.trainer)
 
-    # -- proofs: each returns what it measured, or raises AssertionError -------------------------------------------
+    # -- proofs: each returns what it measured, or raises AssertionError ---------------------------
 
     def runs(self) -> str:
         """Train once."""

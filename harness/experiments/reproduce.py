@@ -101,7 +101,7 @@ class Verdict:
         return self.level != DIFFERENT
 
 
-# -- reading a record --------------------------------------------------------------------------------------------------
+# -- reading a record ------------------------------------------------------------------------------
 
 
 def read_run(folder: Path, data_folder: Path | None = None) -> Recorded:
@@ -176,7 +176,7 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
-# -- what would make it differ -----------------------------------------------------------------------------------------
+# -- what would make it differ ---------------------------------------------------------------------
 
 
 def code_now(run: Recorded, registry: Registry) -> dict[str, str]:
@@ -283,7 +283,7 @@ def surroundings(run: Recorded) -> list[str]:
     )
 
 
-# -- making it again ---------------------------------------------------------------------------------------------------
+# -- making it again -------------------------------------------------------------------------------
 
 
 def reproduce(run: Recorded, registry: Registry, asked: Asked, say: Say) -> Verdict:

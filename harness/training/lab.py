@@ -56,7 +56,7 @@ class Lab:
         self._pools = CompletionPools(method_inputs.reference_cache, method_inputs.prompts)
         self._scoring = RewardScorer(self, method, method_inputs, runtime, loop)
 
-    # -- data: resumable streams ---------------------------------------------------------------------------------
+    # -- data: resumable streams -------------------------------------------------------------------
 
     def prompts(self, steps: int, batch_size: int | None = None) -> Iterator[PromptBatch]:
         """Yield `steps` batches of training prompts, reshuffled each epoch, in the same order for
@@ -193,7 +193,7 @@ class Lab:
             runtime.check.compare(model.role, batch, runtime)
         return batch
 
-    # -- models ----------------------------------------------------------------------------------------------------
+    # -- models ------------------------------------------------------------------------------------
 
     @property
     def policy(self) -> LanguageModel:
@@ -303,7 +303,7 @@ class Lab:
         """
         return self._scoring.revised(batch, rounds)
 
-    # -- training --------------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------
 
     def step(self, *what: Any) -> dict[str, float]:
         """Take one optimiser step: `step(loss, batch)` on the policy's log-probabilities, or
@@ -357,7 +357,7 @@ class Lab:
         """
         return self._loop.turn
 
-    # -- what is known -----------------------------------------------------------------------------------------------
+    # -- what is known -----------------------------------------------------------------------------
 
     @property
     def tokens(self) -> Tokens:

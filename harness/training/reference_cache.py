@@ -126,7 +126,7 @@ class ReferenceCache:
         spent.flops += cost.flops
         return found
 
-    # -- log-probabilities of the preference data ------------------------------------------------------------------
+    # -- log-probabilities of the preference data --------------------------------------------------
 
     @cached_property
     def prompts_of_pairs(self) -> int:

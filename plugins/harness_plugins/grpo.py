@@ -87,7 +87,7 @@ class GRPO(OnPolicyOptions):
         if not self.beta and self.kl_estimator != "k3":
             raise ValueError("beta=0 has no KL: kl_estimator has nothing to apply to")
 
-    # -- pure tensors ------------------------------------------------------------------------------------------------
+    # -- pure tensors ------------------------------------------------------------------------------
 
     def advantages(self, reward):
         """A_i = (r_i - mean_G r) / std_G r (sect. 4.1.2), (B, K); 0 for a reward that is unknown,
@@ -119,7 +119,7 @@ class GRPO(OnPolicyOptions):
         """Estimate the KL from u = log pi / ref, per token."""
         return u.square() / 2 if self.kl_estimator == "k2" else torch.exp(-u) - 1 + u
 
-    # -- the loop ------------------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------
 
     def train(self, lab: Lab) -> Policy:
         """Algorithm 1, with the reward model and the reference as they are."""
@@ -162,7 +162,7 @@ class GRPO(OnPolicyOptions):
             float(b * k * limit) if self.loss_aggregation == "constant" else self.loss_aggregation
         )
 
-    # -- theory --------------------------------------------------------------------------------------------------------
+    # -- theory ------------------------------------------------------------------------------------
 
     def optimum(self, problem):
         """Where it comes to rest: pi* only where the KL is in the reward, or k2 without a spread.

@@ -76,7 +76,7 @@ class PPO(OnPolicyOptions):
     def required(self) -> frozenset[str]:
         return super().required() | ({"demonstrations"} if self.ptx_coef else set())
 
-    # -- pure tensors ------------------------------------------------------------------------------------------------
+    # -- pure tensors ------------------------------------------------------------------------------
 
     def shaped_rewards(self, score, logp, ref_logp, mask, beta):
         """R_t = -beta (logp_t - ref_logp_t) + [t last] score: (B, K, T) from score (B, K). Ziegler
@@ -125,7 +125,7 @@ class PPO(OnPolicyOptions):
             squared = torch.max(squared, (old + (values - old).clamp(-eps, eps) - returns) ** 2)
         return 0.5 * squared, {"value_loss": 0.5 * squared}
 
-    # -- the loop ------------------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------
 
     def train(self, lab: Lab) -> Policy:
         """Rollout, advantages, updates."""

@@ -103,7 +103,7 @@ class Compared:
     verdict: str
 
 
-# -- who ---------------------------------------------------------------------------------------------------------------
+# -- who -------------------------------------------------------------------------------------------
 
 
 def two_rows(results: Path, names: tuple[str, str], asked: Filter) -> tuple[str, Row, Row]:
@@ -216,7 +216,7 @@ def _options(record: Record) -> dict[str, Any]:
     }
 
 
-# -- how they compare --------------------------------------------------------------------------------------------------
+# -- how they compare ------------------------------------------------------------------------------
 
 
 def compared(results: Path, names: tuple[str, str], asked: Filter) -> Compared:
@@ -340,7 +340,7 @@ def examples(ours: Sequence[Record], theirs: Sequence[Record]) -> list[Example]:
     return found
 
 
-# -- what it comes to --------------------------------------------------------------------------------------------------
+# -- what it comes to ------------------------------------------------------------------------------
 
 
 def verdict(a: Row, b: Row, x: Array, y: Array) -> str:

@@ -92,7 +92,7 @@ def command_of(provenance: Mapping[str, Any]) -> str:
     return shlex.join(["harness" if called[0] == "__main__.py" else called[0], *called[1:]])
 
 
-# -- the study ---------------------------------------------------------------------------------------------------------
+# -- the study -------------------------------------------------------------------------------------
 
 
 def study_of(results: Path, name: str, shown: Sequence[Section]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _told(values: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
 
 
-# -- what failed, and what the rest cost -------------------------------------------------------------------------------
+# -- what failed, and what the rest cost -----------------------------------------------------------
 
 
 def failures(selection: Selection) -> list[dict[str, str]]:

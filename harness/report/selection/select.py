@@ -392,7 +392,7 @@ def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]
     return list(best.values())
 
 
-# -- rows --------------------------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 
 def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:

@@ -135,7 +135,7 @@ def conditions(selection: Selection) -> str:
     return " or ".join(dict.fromkeys(told))
 
 
-# -- cells -------------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 
 def _cells(columns: Sequence[Column], figures: Figures, marks: tuple[str, ...]) -> list[Cell]:
@@ -271,7 +271,7 @@ COLUMNS = (
 )
 
 
-# -- what stands around it ---------------------------------------------------------------------------------------------
+# -- what stands around it -------------------------------------------------------------------------
 
 
 def _caption(selection: Selection, paired: bool, borrowed: bool) -> str:

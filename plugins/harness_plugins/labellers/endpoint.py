@@ -123,7 +123,7 @@ class EndpointAnnotator(WritingAnnotator):
         self._folder = Path(self.cache) if self.cache else home / "alignment-harness" / "endpoint"
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    # -- what is asked -------------------------------------------------------------------------------------------------
+    # -- what is asked -----------------------------------------------------------------------------
 
     def answer(self, prompt, questions, rng):
         """Return for each question the probability of the first verdict, None for a refusal or an
@@ -159,7 +159,7 @@ class EndpointAnnotator(WritingAnnotator):
             "max_tokens": max_tokens,
         }
 
-    # -- how it is asked -----------------------------------------------------------------------------------------------
+    # -- how it is asked ---------------------------------------------------------------------------
 
     def ask(self, body) -> dict:
         """Return the first choice of the endpoint's answer, from the cache where the same was asked

@@ -99,7 +99,7 @@ def kept_constraints(request: Request, reply: str) -> float:
     return sum(kept) / 4
 
 
-# -- the graded score ----------------------------------------------------------------------------------------------
+# -- the graded score ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
