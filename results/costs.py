@@ -1,7 +1,7 @@
 """What a run of each method costs on each embedded suite, for `harness study --dry-run` where
 nothing was run yet.
 
-    python results/costs.py [RAW] > harness/study/costs.csv
+    python results/costs.py [RAW] > harness/experiments/study/costs.csv
 
 From the finished runs of the main study below RAW (results/raw) that nobody set an option of: mean
 CPU seconds and FLOPs of the method and of its evaluation; shared stages are not in it.

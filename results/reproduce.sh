@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The studies in results/ and what is made of them, from nothing, two runs at a time on two cores: tables, pictures, the
-# README's table, and the estimates of `harness study --dry-run` (harness/study/costs.csv).
+# README's table, and the estimates of `harness study --dry-run` (harness/experiments/study/costs.csv).
 #   results/reproduce.sh               all of it (about five hours)
 #   results/reproduce.sh main leash    parts of it, in this order: main leash length labels checks
 # Not made here: speed*, by python benchmarks/{speed,runs,threads,gpu}.py, and base_model.md, by python -m
@@ -37,7 +37,7 @@ main() {  # all methods on three suites, five seeds each, and the controls
   done
   $PYTHON results/textbook.py
   $PYTHON results/costs.py results/raw > results/raw/costs.csv
-  mv results/raw/costs.csv harness/study/costs.csv
+  mv results/raw/costs.csv harness/experiments/study/costs.csv
   $HARNESS report main --results results/raw
 }
 

@@ -40,6 +40,7 @@ LONG_FILES = {"harness/run.py"}  # over 400 lines
 FLAGS = {
     "compare": {"-s", "--suite", "--study", "--where", "--format", "--results"},
     "reproduce": {"--into", "--loose", "--anyway", "--data-folder", "-p", "--plugin"},
+    "evaluate": {"--judge", "--stage-set", "-p", "--plugin"},
     "check": {
         "-s",
         "--suite",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..core.settings import AdamWOptions, RewardOptions, check_idle
+from ..core.settings import AdamWOptions, RewardOptions, base_class, check_idle
 from .contracts import Method
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .lab import Lab
 
 
+@base_class
 @dataclass
 class GradientMethod(AdamWOptions, Method):
     """A method that trains by gradient: a Method with the options of AdamW, and of what it trains."""
@@ -44,6 +45,7 @@ class GradientMethod(AdamWOptions, Method):
             )
 
 
+@base_class
 @dataclass
 class PairOptions(GradientMethod):
     """A method that trains on preference pairs: how often it goes over them."""
@@ -65,6 +67,7 @@ class PairOptions(GradientMethod):
         return lab.pairs(self.epochs, self.steps, shuffle_labels=self.shuffle_labels)
 
 
+@base_class
 @dataclass
 class OnPolicyOptions(RewardOptions, GradientMethod):
     """A method that learns from its own samples: how many, how scored, and how far from the start

@@ -12,15 +12,15 @@ from typing import Any
 
 from ..core.data import Budget
 from ..core.digests import (
+    code_digest,
     combined_digest,
-    harness_digest,
     model_files,
     package_digest,
     source_digest,
 )
 from ..core.errors import UsageError, unknown
 from ..core.options import build, options_of, parse_settings
-from ..core.settings import STAGES, AdamWOptions, PreferenceOptions
+from ..core.settings import STAGES, PreferenceOptions, is_base_class
 from ..core.spec import RunSpec, parse_budget
 from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
 from .contracts import Judge, Labeller, Method, Suite
@@ -80,6 +80,31 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     return dataclasses.replace(spec, code=code_of(spec, suite, method, registry))
 
 
+def evaluated_anew(
+    spec: RunSpec, judge: str | None, stage_settings: tuple[str, ...], registry: Registry
+) -> RunSpec:
+    """Return the spec of a run with the same training and another evaluation.
+
+    Raises:
+        UsageError: A setting is not of the stage `evaluation`, or changes nothing.
+    """
+    options = dict(spec.stages["evaluation"])
+    for name, value in parse_settings(stage_settings, "--stage-set").items():
+        stage, _, option = name.partition(".")
+        if stage != "evaluation":
+            raise UsageError(
+                f"--stage-set {name}: evaluate trains nothing, so only evaluation.NAME=VALUE can be"
+                " set here. Use: harness run."
+            )
+        options[option] = value
+    evaluation = _values(build(STAGES["evaluation"], options, "--stage-set evaluation"))
+    changed = dataclasses.replace(
+        spec, judge=judge or spec.judge, stages={**spec.stages, "evaluation": evaluation}
+    )
+    method, suite = make_method(changed, registry), make_suite(changed, registry)
+    return dataclasses.replace(changed, code=code_of(changed, suite, method, registry))
+
+
 def _labeller_options(
     name: str | None, settings: tuple[str, ...], registry: Registry
 ) -> dict[str, Any]:
@@ -106,11 +131,13 @@ def code_of(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> 
     )
     asked = make_labeller(spec, suite, registry)
     return {
-        "harness": harness_digest(),
+        "harness": code_digest("policy"),
+        "evaluation": code_digest("evaluation"),
         "method": source_digest(type(method)),
         "suite": package_digest(type(suite)),
         "engine": source_digest(registry.get("engines", spec.engine)),
         "judge": package_digest(registry.get("judges", judge)),
+        "labelling_judge": package_digest(registry.get("judges", suite.judge_name)),
         "labeller": package_digest(registry.get("labellers", labeller)) if labeller else "",
         "method_labeller": package_digest(registry.get("labellers", own)) if own else "",
         "labeller_data": combined_digest(asked.data_files()) if asked else "",
@@ -161,6 +188,12 @@ def make_suite(spec: RunSpec, registry: Registry) -> Suite:
     suite: Suite = build(cls, spec.suite_options, f"suite {spec.suite}")
     suite.shared_seed = spec.shared_seed  # type: ignore[misc]  # an instance attribute over the class's default
     return suite
+
+
+def make_labelling_judge(suite: Suite, registry: Registry) -> Judge:
+    """Return the judge that a simulated annotator asks: the suite's own, whatever `--judge` says."""
+    judge: Judge = registry.get("judges", suite.judge_name)()
+    return judge
 
 
 def make_judge(spec: RunSpec, suite: Suite, registry: Registry) -> Judge:
@@ -294,8 +327,8 @@ def _layered(layers: list[Mapping[str, Mapping[str, Any]]], name: str) -> dict[s
 
 
 def _own(cls: type) -> list[type]:
-    """Return the classes of a plugin's own, without the contract's."""
-    return [base for base in cls.__mro__ if base.__module__ != AdamWOptions.__module__]
+    """Return the classes of a plugin's own, without the base classes that the harness provides."""
+    return [base for base in cls.__mro__ if not is_base_class(base)]
 
 
 def _values(instance: Any) -> dict[str, Any]:

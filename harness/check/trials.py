@@ -26,7 +26,7 @@ from ..core.data import Budget
 from ..core.distributed import ALONE
 from ..experiments.observers import Observers
 from ..experiments.prepare import RunOptions, open_stage_runtime, prepare
-from ..experiments.run import train
+from ..experiments.trained_policy import Training
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import trunk_of
 from ..models.logprobs import padded
@@ -128,9 +128,8 @@ class Trials:
         method = make_method(spec, self.registry)
         where = folder or self.benches / str(self._runs)
         where.mkdir(parents=True, exist_ok=True)
-        policy, loop = train(
-            spec, stage_runtime, method, method_inputs, stage_runtime.meter(), where
-        )
+        training = Training(spec, stage_runtime, method, method_inputs, {})
+        policy, loop = training.train(stage_runtime.meter(), where)
         model = policy.model if policy.kl_estimator is None else None
         weights = (
             None

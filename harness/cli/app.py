@@ -18,6 +18,7 @@ from .. import __version__
 from ..api.registry import KINDS, Registry
 from ..core.distributed import leave_process_group
 from ..core.errors import HarnessError, UsageError
+from .evaluate_command import evaluate
 from .report_commands import COMMANDS, plugin_files
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
@@ -223,9 +224,7 @@ def run(
     )
     spec = resolve(asked, registry)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    outcome = execute(
-        spec, registry, RunOptions(results, checkpoint_every, check_rollouts, warn=_warn)
-    )
+    outcome = execute(spec, registry, RunOptions(results, checkpoint_every, check_rollouts, _warn))
     from ..core.distributed import is_main
     from .display import show
 
@@ -436,7 +435,7 @@ def new(kind: str, name: str, folder: Path) -> None:
     )
 
 
-for reading in COMMANDS:
+for reading in (evaluate, *COMMANDS):
     cli.add_command(reading)
 
 

@@ -43,6 +43,12 @@ class Artifacts:
     def __init__(self, root: Path, distributed: DistributedContext = ALONE) -> None:
         self.root, self.distributed = make_folder(root), distributed
 
+    def find(self, kind: str, inputs: Mapping[str, Any]) -> Artifact | None:
+        """Return the artifact of these inputs, or None where it was not made yet."""
+        folder = self.root / _name(kind, inputs)
+        there = self.distributed.broadcast_from_main(folder.exists())
+        return self._open(folder, kind, reused=True) if there else None
+
     def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
         """Return the artifact of these inputs, making it if it is not there.
 
@@ -50,7 +56,7 @@ class Artifacts:
           on where it was.
         A second process that wants the same artifact waits for the first.
         """
-        name = f"{kind}-{digest_of({'kind': kind, **inputs})[:16]}"
+        name = _name(kind, inputs)
         final, work = self.root / name, make_folder(self.root / ".work" / name)
         with (
             lock(work, f"The artifact {name}", wait=True)
@@ -90,6 +96,10 @@ class Artifacts:
         return Artifact(
             folder, kind, manifest["content"], manifest["info"], manifest["cost"], reused
         )
+
+
+def _name(kind: str, inputs: Mapping[str, Any]) -> str:
+    return f"{kind}-{digest_of({'kind': kind, **inputs})[:16]}"
 
 
 def _seal(output: Path, told: Mapping[str, Any]) -> None:

@@ -101,21 +101,91 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+# What decides a result, as file patterns below the package: a positive list. A test holds that every
+# module stands either here or in NO_RESULT.
+_LEARNING = (
+    "core/data.py",
+    "core/distributed.py",
+    "core/meter.py",
+    "core/seeds.py",
+    "core/settings.py",
+    "models/*.py",
+    "training/checkpoints.py",
+    "training/loop.py",
+    "training/runtime.py",
+    "training/trainer.py",
+)
+_SFT = (
+    *_LEARNING,
+    "training/stages/runtime.py",
+    "training/stages/sft.py",
+    "training/stages/stages.py",
+)
+_PREFERENCES = (*_SFT, "api/contracts.py", "training/stages/preferences.py")
+_REWARD_MODEL = (
+    *_PREFERENCES,
+    "training/reward_model.py",
+    "training/stages/reward_modelling.py",
+)
+_CACHE = (*_SFT, "training/completion_cache.py", "training/reference_cache.py")
+DECIDES = {
+    "sft": _SFT,
+    "preferences": _PREFERENCES,
+    "reward_model": _REWARD_MODEL,
+    "cache": _CACHE,
+    "policy": (
+        *_REWARD_MODEL,
+        *_CACHE,
+        "api/lab.py",
+        "api/methods.py",
+        "core/spec.py",
+        "experiments/prepare.py",
+        "experiments/trained_policy.py",
+        "training/inputs.py",
+        "training/lab.py",
+        "training/label_server.py",
+        "training/rewards.py",
+        "training/roles.py",
+    ),
+    "evaluation": (*_CACHE, "evaluation/*.py", "experiments/run.py", "experiments/record.py"),
+}
+NO_RESULT = (  # how something is found, written, shown or checked
+    "__init__.py",
+    "__main__.py",
+    "*/__init__.py",
+    "training/stages/__init__.py",
+    "api/hookspecs.py",
+    "api/registry.py",
+    "api/resolve.py",
+    "check/*.py",
+    "cli/**/*.py",
+    "core/artifacts.py",
+    "core/digests.py",
+    "core/errors.py",
+    "core/files.py",
+    "core/options.py",
+    "core/run_folder.py",
+    "core/suite_file.py",
+    "core/table.py",
+    "experiments/observers.py",
+    "experiments/reproduce.py",
+    "experiments/reproduction_digests.py",
+    "experiments/study/*.py",
+    "report/**/*.py",
+    "statistics/*.py",
+)
+PACKAGE = Path(__file__).parent.parent
+
+
+def files_matching(patterns: Iterable[str], root: Path = PACKAGE) -> list[Path]:
+    """Return the files below a package that match any of the patterns, each once, in order."""
+    return sorted({file for pattern in patterns for file in root.glob(pattern)})
+
+
 @cache
-def harness_digest() -> str:
-    """Return the digest of the harness's own source files: results of other code are never taken
-    for this one's.
+def code_digest(part: str, root: Path = PACKAGE) -> str:
+    """Return the digest of the harness's code that decides one kind of result, a key of DECIDES.
+
+    A change of that code names another artifact or run. A change of other code does not.
     """
-    root = Path(__file__).parent
-    surface = {
-        "cli.py",
-        "__main__.py",
-        "scaffold.py",
-    }  # what only speaks to the user decides no result
-    aside = ("report", "check", "study", "statistics")
-    files = [
-        f
-        for f in sorted(root.rglob("*.py"))
-        if f.name not in surface and f.parent.name not in aside
-    ]
-    return combined_digest(files)
+    return combined_digest(files_matching(DECIDES[part], root))

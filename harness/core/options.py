@@ -157,7 +157,7 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 
 
 def _comments(cls: type) -> dict[str, str]:
-    """Return {field: trailing comment} over the class and its bases."""
+    """Return {field: the comment behind or above it} over the class and its bases."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
@@ -171,14 +171,25 @@ def _own_comments(cls: type) -> dict[str, str]:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):  # defined in a console, say: no source, no help
         return {}
+    lines = source.splitlines()
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
-    return {
-        node.target.id: comments[node.end_lineno]
-        for node in body.body
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(node.target, ast.Name)
-        and node.end_lineno in comments
-    }
+    helps = {}
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            assert node.end_lineno is not None
+            behind = [n for n in range(node.lineno, node.end_lineno + 1) if n in comments]
+            helps[node.target.id] = " ".join(
+                comments[n] for n in behind or _above(lines, node.lineno)
+            )
+    return {name: text for name, text in helps.items() if text}
+
+
+def _above(lines: list[str], first: int) -> list[int]:
+    """Return the numbers of the comment lines directly above line `first`, numbered from 1."""
+    n = first
+    while n > 1 and lines[n - 2].lstrip().startswith("#"):
+        n -= 1
+    return list(range(n, first))

@@ -5,12 +5,30 @@ STAGE.OPTION` sets.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     pass
 
 from math import comb
+
+T = TypeVar("T")
+_BASE_CLASSES: set[type] = set()
+
+
+def base_class(cls: type[T]) -> type[T]:
+    """Mark a class as a base class of the harness: its options have the harness's defaults.
+
+    A suite's recommendation under "*" applies to options with such a default. It does not apply to
+    options that a plugin's own class states.
+    """
+    _BASE_CLASSES.add(cls)
+    return cls
+
+
+def is_base_class(cls: type) -> bool:
+    """Return whether a class was marked as a base class of the harness."""
+    return cls in _BASE_CLASSES
 
 
 def check_idle(method: Any, option: str, unless: str) -> None:
@@ -19,6 +37,7 @@ def check_idle(method: Any, option: str, unless: str) -> None:
         raise ValueError(f"{option} has no meaning without {unless}")
 
 
+@base_class
 @dataclass
 class AdamWOptions:
     """How anything here is trained: by AdamW, with the options under one name everywhere."""
@@ -48,6 +67,7 @@ class AdamWOptions:
             )
 
 
+@base_class
 @dataclass
 class RewardOptions:
     """A mixin for methods that ask for a reward: which one, what is taken off it, how it is kept

@@ -62,6 +62,15 @@ class RunSpec:
         """
         return self._digest(without={"suite", "asked"})
 
+    def training_fingerprint(self) -> str:
+        """Return a fingerprint of what decides the trained policy: no judge, no evaluation."""
+        values = self._values(without={"suite", "asked", "judge"})
+        values["stages"] = {k: v for k, v in values["stages"].items() if k != "evaluation"}
+        values["code"] = {
+            k: v for k, v in values["code"].items() if k not in ("judge", "evaluation")
+        }
+        return digest_of(values)[:12]
+
     def recipe(self) -> str:
         """Return a fingerprint of everything but the seed and the code: the runs of one row of a
         table share it.
@@ -69,11 +78,12 @@ class RunSpec:
         return self._digest(without={"suite", "asked", "seed", "code", "snapshots"})
 
     def _digest(self, without: set[str]) -> str:
+        return digest_of(self._values(without))[:12]
+
+    def _values(self, without: set[str]) -> dict[str, Any]:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in without}
-        values["suite_options"].pop(
-            "folder", None
-        )  # where files lie decides nothing; their contents are in `code`
-        return digest_of(values)[:12]
+        values["suite_options"].pop("folder", None)  # contents are in `code`, their place is not
+        return values
 
     @property
     def folder(self) -> Path:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..api.contracts import Method
 from ..api.registry import Registry
-from ..api.resolve import make_judge, make_labeller, make_method, make_suite
+from ..api.resolve import (
+    make_judge,
+    make_labeller,
+    make_labelling_judge,
+    make_method,
+    make_suite,
+)
 from ..core.distributed import DistributedContext
 from ..core.errors import Refused, UsageError
 from ..core.spec import RunSpec, stage_options
@@ -38,6 +44,7 @@ class RunOptions:
     checkpoint_every: float = 20.0  # seconds between checkpoints
     check_rollouts: bool = False  # compare what was drawn with a teacher-forced pass
     warn: Warn = print
+    train: bool = True  # False: refuse a run whose trained policy is not there
 
 
 # -- the three acts --------------------------------------------------------------------------------
@@ -147,10 +154,13 @@ def open_stages(spec: RunSpec, registry: Registry, stage_runtime: StageRuntime) 
 
     suite = make_suite(spec, registry)
     own = make_labeller(spec, suite, registry) if make_method(spec, registry).labeller() else None
-    people = Annotators(
-        make_judge(spec, suite, registry), make_labeller(spec, suite, registry, own=False), own
+    annotators = Annotators(
+        make_judge(spec, suite, registry),
+        make_labelling_judge(suite, registry),
+        make_labeller(spec, suite, registry, own=False),
+        own,
     )
-    stages = Stages(spec, suite, people, stage_runtime)
+    stages = Stages(spec, suite, annotators, stage_runtime)
     stage_runtime.sampling = Sampling(suite.temperature, suite.max_new_tokens)
     stage_runtime.eos = stages.eos
     return stages

@@ -48,7 +48,8 @@ class CostReport:
     shared: Mapping[str, Artifact]
     budget_used: Mapping[str, float]
     budget_left: Mapping[str, float]  # of what is limited; below 0 where the last turn went over
-    spent_seconds: float  # of this process; less than the bill where stages were reused
+    spent_seconds: float  # of this process; less than the sum of costs where stages were reused
+    policy_reused: bool = False  # whether the trained policy was an artifact of an earlier run
 
 
 def result_of(
@@ -112,7 +113,9 @@ def costs(bill: CostReport) -> dict[str, Any]:
         "budget_used": dict(bill.budget_used),
         "budget_left": dict(bill.budget_left),
         "spent_seconds": bill.spent_seconds,
-        "reused_stages": sorted(name for name, a in bill.shared.items() if a.reused),
+        "reused_stages": sorted(
+            [name for name, a in bill.shared.items() if a.reused] + ["policy"] * bill.policy_reused
+        ),
     }
 
 

@@ -6,7 +6,6 @@ answers the evaluation prompts, neither exists in any object or frame that it co
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import time
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..api.contracts import Method
 from ..api.registry import Registry
 from ..api.resolve import make_method, make_suite
 from ..core import run_folder
@@ -25,11 +23,11 @@ from ..core.data import Prompt
 from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, Refused, UsageError
 from ..core.files import lock, make_folder
-from ..core.settings import AdamWOptions
 from ..core.spec import RunSpec, stage_options
 from . import record
 from .observers import Observers
 from .prepare import RunOptions, open_stage_runtime, open_stages, prepare
+from .trained_policy import Training
 
 if TYPE_CHECKING:
     from ..api.contracts import Policy
@@ -91,7 +89,8 @@ def _carry_out(
         raise _failed(folder, spec, error) from error
     try:
         meter, evaluation = stage_runtime.meter(), stage_runtime.meter()
-        policy, loop = train(spec, stage_runtime, method, method_inputs, meter, folder)
+        training = Training(spec, stage_runtime, method, method_inputs, shared)
+        policy, loop = training.policy(meter, folder, settings.train)
         for name in loop.checkpoints.damaged:
             settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
         drawn = draw(
@@ -112,6 +111,7 @@ def _carry_out(
             loop.used(),
             loop.left(),
             time.perf_counter() - started,
+            training.reused,
         )
         result = record.result_of(spec, type(method).paper, assessed, bill)
         result["runtime"] = record.runtime_of(method_inputs, stage_runtime)
@@ -129,43 +129,6 @@ def _carry_out(
     finally:
         method_inputs.close()
     return result
-
-
-def train(
-    spec: RunSpec,
-    stage_runtime: StageRuntime,
-    method: Method,
-    method_inputs: MethodInputs,
-    meter: Meter,
-    folder: Path,
-) -> tuple[Policy, Loop]:
-    """Call the method at its bench."""
-    from ..training.checkpoints import Checkpoints, Snapshots
-    from ..training.lab import Lab
-    from ..training.loop import Loop
-
-    options = method if isinstance(method, AdamWOptions) else AdamWOptions()
-    progress, writes = stage_runtime.progress, stage_runtime.distributed.main
-    loop = Loop(
-        stage_runtime.trainer(options, meter),
-        Checkpoints(folder / "checkpoint", stage_runtime.checkpoint_every, writes),
-        meter,
-        lambda step, total, row: progress(spec.method, step, total, row),
-        spec.budget,
-        Snapshots(folder / "snapshots", spec.snapshots, writes) if spec.snapshots else None,
-        method_inputs.labels,
-    )
-    policy = method.train(Lab(method, method_inputs, stage_runtime.runtime(meter, spec.seed), loop))
-    if not hasattr(policy, "answer"):
-        raise HarnessError(
-            f"`train` returned {type(policy).__name__}, not a Policy: end it with `return"
-            " lab.policy`"
-        )
-    loop.finish()
-    loop.trainer.let_go()
-    gc.collect()  # the lab is a knot: while its policy answers, nobody holds a critic or a reference for it
-    stage_runtime.distributed.barrier()
-    return policy, loop
 
 
 def evaluation_prompts(spec: RunSpec, registry: Registry) -> list[Prompt]:

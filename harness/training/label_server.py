@@ -21,7 +21,7 @@ from typing import Any
 
 from ..api.contracts import Labeller, Suite
 from ..api.registry import installed, load_file
-from ..api.resolve import make_judge, make_labeller, make_suite
+from ..api.resolve import make_labeller, make_labelling_judge, make_suite
 from ..core.data import Budget, Comparison
 from ..core.errors import HarnessError
 from ..core.seeds import derive
@@ -170,7 +170,7 @@ class LabelServer:
         self.spec = RunSpec(**{**values, "budget": Budget(**values["budget"])})
         self.suite: Suite = make_suite(self.spec, registry)
         judge, labeller = (
-            make_judge(self.spec, self.suite, registry),
+            make_labelling_judge(self.suite, registry),
             make_labeller(self.spec, self.suite, registry),
         )
         assert labeller is not None, "the run was refused without one"

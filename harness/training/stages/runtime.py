@@ -73,7 +73,8 @@ class StageRuntime:
 class Annotators:
     """Who judges and who labels, none of them prepared yet."""
 
-    judge: Judge
+    judge: Judge  # scores the evaluation
+    labelling_judge: Judge  # what a simulated annotator asks: the suite's own judge
     labeller: Labeller | None  # behind the preferences that all methods share
     own_labeller: Labeller | None = None  # whom this method learns from instead: AI feedback
 

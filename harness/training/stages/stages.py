@@ -16,7 +16,7 @@ from torch import nn
 
 from ...api.contracts import Judge, Labeller, Suite
 from ...core.artifacts import Artifact
-from ...core.digests import combined_digest, digest_of, harness_digest, model_files, package_digest
+from ...core.digests import code_digest, combined_digest, digest_of, model_files, package_digest
 from ...core.errors import UsageError
 from ...core.meter import Meter
 from ...core.settings import EvaluationOptions
@@ -37,14 +37,11 @@ class Stages:
     """The stages of one spec. Each is made when first asked for; `used` lists what was."""
 
     def __init__(
-        self, spec: RunSpec, suite: Suite, people: Annotators, stage_runtime: StageRuntime
+        self, spec: RunSpec, suite: Suite, annotators: Annotators, stage_runtime: StageRuntime
     ) -> None:
         self.spec, self.suite, self.stage_runtime = spec, suite, stage_runtime
-        self.judge, self.labeller, self.own_labeller = (
-            people.judge,
-            people.labeller,
-            people.own_labeller,
-        )
+        self.judge, self.labelling_judge = annotators.judge, annotators.labelling_judge
+        self.labeller, self.own_labeller = annotators.labeller, annotators.own_labeller
         self.used: dict[str, Artifact] = {}
 
     @cached_property
@@ -117,7 +114,7 @@ class Stages:
             raise UsageError(
                 f"The suite {self.spec.suite_name} has no demonstrations to fine-tune on."
             )
-        inputs = self._inputs(options, data=digest_of([_plain(demo) for demo in demos]))
+        inputs = self._inputs("sft", options, data=digest_of([_plain(demo) for demo in demos]))
         return self._stage(
             "sft", inputs, lambda out, scratch: sft.make(self, demos, options, out, scratch)
         )
@@ -130,7 +127,9 @@ class Stages:
         options = stage_options(self.spec, "preferences")
         fixed = self.suite.preferences()
         if fixed is not None:
-            inputs = self._inputs(options, data=digest_of([_plain(pair) for pair in fixed]))
+            inputs = self._inputs(
+                "preferences", options, data=digest_of([_plain(pair) for pair in fixed])
+            )
             return self._stage(
                 "preferences", inputs, lambda out, _: take(self, fixed, options, out)
             )
@@ -153,10 +152,15 @@ class Stages:
         options = stage_options(self.spec, "preferences")
         prompts = self.suite.prompts("preferences")[: options.prompts]
         inputs = self._inputs(
+            "preferences",
             options,
             data=digest_of([_plain(p) for p in prompts]),
             start=self.start_artifact.content,
-            labels=[self._class_key(labeller), labeller.identity(), self._class_key(self.judge)],
+            labels=[
+                self._class_key(labeller),
+                labeller.identity(),
+                self._class_key(self.labelling_judge),
+            ],
             suite=[
                 package_digest(type(self.suite)),
                 dict(self.spec.suite_options),
@@ -168,13 +172,15 @@ class Stages:
 
     def reference_answers(self, prompts: str, make: Any) -> Artifact:
         """The start checkpoint's answers to evaluation prompts, named by their digest."""
-        inputs = self._inputs(EvaluationOptions(), data=prompts, start=self.start_artifact.content)
+        inputs = self._inputs(
+            "evaluation", EvaluationOptions(), data=prompts, start=self.start_artifact.content
+        )
         return self._stage("reference_answers", inputs, make)
 
     def ready(self, labeller: Labeller) -> Labeller:
-        """Return the labeller with all it needs from suite and judge."""
-        self.judge.prepare(self.suite, None)
-        labeller.prepare(self.suite, self.judge)
+        """Return the labeller with all it needs from the suite and the suite's own judge."""
+        self.labelling_judge.prepare(self.suite, None)
+        labeller.prepare(self.suite, self.labelling_judge)
         return labeller
 
     def can_prefer(self) -> bool:
@@ -222,7 +228,12 @@ class Stages:
         options = stage_options(self.spec, "reward_model")
         centre = digest_of([_plain(demo) for demo in self.suite.demonstrations("validation")])
         inputs = self._inputs(
-            options, name=name, data=data, start=self.start_artifact.content, centre=centre
+            "reward_model",
+            options,
+            name=name,
+            data=data,
+            start=self.start_artifact.content,
+            centre=centre,
         )
         return self._stage(
             name,
@@ -256,9 +267,9 @@ class Stages:
         """Return what names whatever the start checkpoint says when it is asked later: see
         reuse.py.
         """
-        return self._inputs(None, start=self.start_artifact.content)
+        return self._inputs("cache", None, start=self.start_artifact.content)
 
-    def _inputs(self, options: Any, **more: Any) -> dict[str, Any]:
+    def _inputs(self, part: str, options: Any, **more: Any) -> dict[str, Any]:
         """Return what an artifact is named by: code, base model, tokenizer, seed, options, and what
         comes in.
 
@@ -279,7 +290,7 @@ class Stages:
             spec.micro_batch_tokens,
         ]
         return {
-            "code": harness_digest(),
+            "code": code_digest(part),
             "base": self._base_digest,
             "shared_seed": spec.shared_seed,
             "options": vars(options) if options else {},

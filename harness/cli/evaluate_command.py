@@ -1,0 +1,61 @@
+"""`harness evaluate RUN...`: evaluate trained policies again, with another judge or on other prompts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from ..api.registry import Registry
+from ..api.resolve import evaluated_anew
+from ..core.errors import UsageError
+from .report_commands import plugin_files
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--judge", metavar="NAME", help="Judge by this plugin instead of the suite's.")
+@click.option(
+    "--stage-set",
+    "stage_settings",
+    multiple=True,
+    metavar="evaluation.NAME=VALUE",
+    help="Set an option of the evaluation, for example evaluation.prompts=1024.",
+)
+@plugin_files
+def evaluate(
+    runs: tuple[Path, ...], judge: str | None, stage_settings: tuple[str, ...], registry: Registry
+) -> None:
+    """Evaluate finished runs again, and train nothing.
+
+    RUN is the folder of a run. Its trained policy is read from the artifacts beside it. The result
+    is a run of its own: tables show it beside others with the same judge.
+    """
+    for run in runs:
+        _evaluate(run, judge, stage_settings, registry)
+
+
+def _evaluate(
+    run: Path, judge: str | None, stage_settings: tuple[str, ...], registry: Registry
+) -> None:
+    from ..experiments.prepare import RunOptions
+    from ..experiments.reproduce import read_spec
+    from ..experiments.run import execute
+    from .display import show
+
+    results = _results_of(run)
+    spec = evaluated_anew(read_spec(run), judge, stage_settings, registry)
+    warn = lambda text: click.echo(text, err=True)  # noqa: E731
+    outcome = execute(spec, registry, RunOptions(results, warn=warn, train=False))
+    show(outcome)
+
+
+def _results_of(run: Path) -> Path:
+    """Return the results folder that a run lies in: RESULTS/runs/SUITE/METHOD/seedN-FINGERPRINT."""
+    if not (run / "spec.json").is_file():
+        raise UsageError(
+            f"{run}: no run lies there: spec.json was expected in it. Name a folder below"
+            f" results{os.sep}runs."
+        )
+    return run.resolve().parents[3]
