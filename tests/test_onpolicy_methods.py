@@ -647,7 +647,8 @@ def test_unscorable_answers_stop_nothing(method, trained):
     assert (
         len(none.rows) == 2 and torch.isfinite(none.weights).all() and "reward" not in none.rows[0]
     )
-    assert not none.rows[0].get("grad_norm")  # nothing to learn from, and the KL starts at 0
+    # Nothing to learn from, and the KL starts at 0. Rounding leaves up to 9e-8 on some CPUs.
+    assert none.rows[0].get("grad_norm", 0.0) < 1e-5 < 1e-3 < done.rows[0]["grad_norm"]
 
 
 def test_a_moved_reference_is_the_policy(trained):

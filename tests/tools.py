@@ -92,9 +92,9 @@ import harness.evaluation, harness.evaluation.metrics, harness.cli.display, harn
 import harness.training.stages.stages
 from harness.cli.app import main
 from harness.api.registry import installed
-from harness.core.digests import harness_digest
+from harness.core.digests import code_digest
 torch.set_num_threads(1)
-installed(), harness_digest()
+installed(), code_digest("policy"), code_digest("evaluation")
 print("ready", flush=True)
 
 def child(asked):

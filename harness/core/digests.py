@@ -109,7 +109,7 @@ _LEARNING = (
     "core/meter.py",
     "core/seeds.py",
     "core/settings.py",
-    "models/*.py",
+    "models/[!_]*.py",
     "training/checkpoints.py",
     "training/loop.py",
     "training/runtime.py",
@@ -147,7 +147,7 @@ DECIDES = {
         "training/rewards.py",
         "training/roles.py",
     ),
-    "evaluation": (*_CACHE, "evaluation/*.py", "experiments/run.py", "experiments/record.py"),
+    "evaluation": (*_CACHE, "evaluation/[!_]*.py", "experiments/run.py", "experiments/record.py"),
 }
 NO_RESULT = (  # how something is found, written, shown or checked
     "__init__.py",
