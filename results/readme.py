@@ -1,4 +1,4 @@
-"""Put a few rows and columns of the committed table into the README, between `<!-- FILE: METHODS -->` and `<!-- end -->`.
+"""Put rows and columns of the committed table into the README, between `<!-- FILE: METHODS -->` and `<!-- end -->`.
 
 python results/readme.py
 """
