@@ -25,7 +25,11 @@ def on_files(files, config):
     for page in list(files.documentation_pages()):
         for _, _, target, _ in LINK.findall(page.content_string):
             path = _in_repository(page.src_uri, target)
-            if path.endswith(IMAGES) and (root / path).is_file() and files.get_file_from_path(path) is None:
+            if (
+                path.endswith(IMAGES)
+                and (root / path).is_file()
+                and files.get_file_from_path(path) is None
+            ):
                 files.append(File.generated(config, path, abs_src_path=str(root / path)))
     return files
 

@@ -1,5 +1,4 @@
-"""Put the committed tables, fewer columns of them, into the README, between `<!-- FILE -->` and
-`<!-- end -->`:
+"""Put rows and columns of the committed table into the README, between `<!-- FILE: METHODS -->` and `<!-- end -->`.
 
 python results/readme.py
 """
@@ -8,55 +7,40 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"<!-- (results/\S+\.md) -->\n.*?<!-- end -->", re.DOTALL)
-SHOWN = (
+BLOCK = re.compile(r"<!-- (results/\S+\.md): ([\w ]+) -->\n.*?<!-- end -->", re.DOTALL)
+COLUMNS = (
     "method",
-    "seeds",
     "win-rate vs SFT [95 %]",
-    "length-controlled",
-    "accuracy",
     "KL (nats)",
     "length",
     "train TFLOP",
-    "reward queries",
-    "labels",
-    "AI labels",
     "models held (params)",
-    "peak MiB",
 )
 
 
-def shortened(table: str) -> str:
-    """Return a file's title, table with the columns that are shown, and caption; its notes stay in
-    the file.
-    """
-    lines = table.splitlines()
-    rows = [
-        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        for line in lines
-        if line.startswith("|")
-    ]
-    kept = [i for i, name in enumerate(rows[0]) if name in SHOWN]
-    caption = next(line for line in lines[1:] if line and not line.startswith("|"))
-    return (
-        "\n".join(
-            [
-                lines[0],
-                "",
-                *("| " + " | ".join(row[i] for i in kept) + " |" for row in rows),
-                "",
-                caption,
-            ]
-        )
-        + "\n"
-    )
+def cells(line: str) -> list[str]:
+    """Return the cells of one line of a Markdown table, without the type that says which rows are best."""
+    return [cell.strip().replace("*", "") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def shortened(table: str, methods: list[str]) -> str:
+    """Return the rows of `methods`, in this order, with the columns that are shown."""
+    header, rule, *rows = (cells(line) for line in table.splitlines() if line.startswith("|"))
+    by_method = {row[0]: row for row in rows}
+    columns = [header.index(name) for name in COLUMNS]
+    lines = [header, rule, *(by_method[name] for name in methods)]
+    return "\n".join("| " + " | ".join(line[i] for i in columns) + " |" for line in lines) + "\n"
 
 
 def filled(text: str) -> str:
     """Return a text with every block replaced by what its file holds."""
-    return BLOCK.sub(
-        lambda m: f"<!-- {m[1]} -->\n{shortened((ROOT / m[1]).read_text())}<!-- end -->", text
-    )
+
+    def block(match: re.Match[str]) -> str:
+        file, methods = match.groups()
+        table = (ROOT / file).read_text(encoding="utf-8")
+        return f"<!-- {file}: {methods} -->\n{shortened(table, methods.split())}<!-- end -->"
+
+    return BLOCK.sub(block, text)
 
 
 if __name__ == "__main__":

@@ -69,4 +69,5 @@ checks() {  # what `harness check` says of every built-in method, suite and embe
 for part in "${@:-main leash length labels checks}"; do
   for one in $part; do "$one"; done
 done
-$PYTHON results/readme.py  # the README shows the first table
+$PYTHON results/readme.py  # the README shows rows of the first table
+$PYTHON results/readme_picture.py

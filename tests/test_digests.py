@@ -113,7 +113,7 @@ def test_recommendations_go_by_marks_not_by_module_names():
     assert bases >= {"AdamWOptions", "RewardOptions", "GradientMethod", "OnPolicyOptions"}
     assert not is_base_class(method) and is_base_class(AdamWOptions)
     assert recommended([{"*": {"reward": "verifier"}}], method, "grpo") == {"reward": "verifier"}
-    for name in ("grpo", "ppo", "best_of_n"):
+    for name in ("grpo", "ppo"):
         request = Request(name, "arithmetic")
         assert resolve(request, installed()).options["reward"] == "verifier"
 
@@ -126,5 +126,3 @@ def test_barred_imports_exist():
     assert (ROOT / "harness").is_dir() and len(BARRED) >= 5
     for module in BARRED:
         importlib.import_module(module)
-
-

@@ -3,6 +3,7 @@
 import inspect
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from harness.cli.app import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLUGINS = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 HOOKS = {
     name: f
@@ -38,26 +41,55 @@ def test_the_example_in_the_readme_is_the_file():
     assert (ROOT / "examples" / "hinge.py").read_text(encoding="utf-8").strip() in README
 
 
-@pytest.mark.parametrize("folder", ["harness", "plugins/harness_plugins", "suites/harness_suites"])
-def test_the_tree_in_the_readme_is_the_tree(folder):
-    tree = README[README.index("harness/  ") : README.index("tests/\n```")]
+def packages_in_architecture():
+    """Return the names of the packages in the table of docs/architecture.md, in its order."""
+    return re.findall(r"^\| \d+ \| `(\w+)` \|", ARCHITECTURE, re.MULTILINE)
+
+
+def test_the_packages_in_the_architecture_page_are_the_packages():
     there = {
-        p.stem
-        for p in (ROOT / folder).iterdir()
-        if p.suffix == ".py" and not p.stem.startswith("__")
+        folder.name for folder in (ROOT / "harness").iterdir() if (folder / "__init__.py").is_file()
     }
-    hidden = {"errors", "engine_hf", "console", "reporters", "pretrain", "suite_file", "record"}
-    assert [name for name in sorted(there - hidden) if not re.search(rf"\b{name}\b", tree)] == []
+    assert sorted(packages_in_architecture()) == sorted(there)
 
 
-def test_commands_in_the_readme_exist():
-    lines = [line for line in README.splitlines() if line.startswith("harness ")]
-    assert len(lines) > 5
-    for line in lines:
-        words = line.split("#")[0].split(";")[0].split()
-        command = cli.commands[words[1]]
-        options = {o for p in command.params for o in [*p.opts, *getattr(p, "secondary_opts", [])]}
-        assert [w for w in words if w.startswith("-") and w.split("=")[0] not in options] == []
+@pytest.mark.parametrize("folder", ["plugins/harness_plugins", "suites/harness_suites"])
+def test_every_built_in_plugin_is_named_in_the_architecture_page(folder):
+    there = {path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"}
+    assert [name for name in sorted(there) if f"`{name}`" not in ARCHITECTURE] == []
+
+
+def unknown_options(line):
+    """Return the options of a `harness` command line that this command does not have."""
+    words = shlex.split(line, comments=True)
+    command = cli.commands[words[1]]
+    options = {o for p in command.params for o in [*p.opts, *getattr(p, "secondary_opts", [])]}
+    return [
+        word for word in words[2:] if word.startswith("-") and word.split("=")[0] not in options
+    ]
+
+
+def commands(page):
+    """Return the lines of a page's shell blocks that call harness."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("harness ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_documents_exist(page):
+    assert [line for line in commands(page) if unknown_options(line)] == []
+
+
+def test_the_documents_have_commands_and_an_unknown_option_is_seen():
+    assert len(commands(ROOT / "README.md")) > 5
+    assert unknown_options("harness run --methd ppo --suite exact") == ["--methd"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_the_documents_link_to_exist(page):
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if not target.startswith("http")]
+    assert [target for target in local if not (page.parent / target).exists()] == []
 
 
 def test_the_tables_in_the_readme_are_the_committed_ones():

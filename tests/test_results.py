@@ -48,8 +48,21 @@ def test_the_commands_that_make_them_name_what_there_is():
     }
     assert '[ "$suite" = arithmetic ]; then accuracy=,accuracy' in script
     named = set(re.findall(r"\$PYTHON (results/\w+\.py)", script))
-    assert named == {f"results/{name}.py" for name in ("textbook", "costs", "readme")}
+    assert named == {
+        f"results/{name}.py" for name in ("textbook", "costs", "readme", "readme_picture")
+    }
     assert all((ROOT / name).is_file() for name in named)
+
+
+def test_the_picture_of_the_readme_has_every_seed_of_its_methods(tmp_path):
+    picture = runpy.run_path(str(RESULTS / "readme_picture.py"))
+    runs = picture["seeds_of"](RESULTS / "summarization.csv")
+    assert set(runs) == set(picture["LABELS"]) and {len(seeds) for seeds in runs.values()} == {5}
+    assert all(
+        0 <= kl < picture["KL_END"] for seeds in runs.values() for kl, _ in seeds
+    )  # none is cut off
+    picture["draw"](runs, tmp_path / "readme.png")
+    assert (tmp_path / "readme.png").stat().st_size > 10_000
 
 
 def test_a_spread_that_is_not_seen_is_no_figure(textbook):
