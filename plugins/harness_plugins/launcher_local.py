@@ -12,8 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import hookimpl
-from harness.api.contracts import Launcher
+from harness import Launcher, hookimpl
 
 PATIENCE = 10.0  # seconds that a process gets to end by itself
 PAUSE = 0.05  # seconds between two looks

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from harness.models.enumeration import Enumerated
+    from harness import Enumerated
 
 SOFTNESS = (0.1, 0.03, 0.01, 0.003, 0.001)  # of the kinks of a hinge, one after another
 AGREEMENT = 2e-3  # total variation within which two starts have found the same minimum

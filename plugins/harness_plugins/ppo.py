@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import OnPolicyOptions, Policy, hookimpl, logprobs, torch
-from harness.core.settings import check_idle
+from harness import OnPolicyOptions, Policy, check_idle, hookimpl, logprobs, torch
 
 if TYPE_CHECKING:
     from harness import Lab

@@ -9,8 +9,7 @@ import io
 import re
 from html import escape
 
-from harness import hookimpl
-from harness.api.contracts import Reporter
+from harness import Reporter, hookimpl
 
 
 class Markdown(Reporter):

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from harness import hookimpl
-from harness.api.contracts import SPLITS, Judge, Verifier
-from harness.core.data import Demonstration, Principle, Prompt
-from harness.core.errors import UsageError
+from harness import SPLITS, Demonstration, Judge, Principle, Prompt, UsageError, Verifier, hookimpl
 
 from .embedded import PPO, RECOMMENDED, SAMPLES, SHORT, Embedded
 from .world import sums

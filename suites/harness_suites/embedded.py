@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from harness import hookimpl
-from harness.api.contracts import Ranker, Suite
-from harness.core.errors import UsageError
+from harness import Ranker, Suite, UsageError, hookimpl
 
 PAIRS = {"steps": 150, "batch_size": 32, "learning_rate": 5e-4}
 SAMPLES = {

@@ -17,11 +17,18 @@ from itertools import combinations, product
 from pathlib import Path
 from random import Random
 
-from harness import hookimpl
-from harness.api.contracts import Judge, Suite, Verifier
-from harness.core.data import Demonstration, Pair, Prompt, prompt_text
-from harness.core.errors import UsageError
-from harness.core.settings import RewardOptions
+from harness import (
+    Demonstration,
+    Judge,
+    Pair,
+    Prompt,
+    RewardOptions,
+    Suite,
+    UsageError,
+    Verifier,
+    hookimpl,
+    prompt_text,
+)
 
 WORDS, END = ("a", "b", "c"), "</s>"
 # Of several lengths, none the beginning of another, and none of one word alone: without a start
@@ -229,8 +236,7 @@ class Exact(Suite):
 
     def problem(self, method, batch, ref, texts):
         """Return all that theory needs, the reward with what the method's options take off it."""
-        from harness import torch
-        from harness.models.enumeration import Enumerated
+        from harness import Enumerated, torch
 
         rows = zip(batch.prompts.prompts, texts, strict=True)
         reward = torch.tensor(

@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from harness import hookimpl
-from harness.api.contracts import SPLITS, Judge
-from harness.core.data import Demonstration, Principle, Prompt
-from harness.core.errors import UsageError
+from harness import SPLITS, Demonstration, Judge, Principle, Prompt, UsageError, hookimpl
 
 from .embedded import RECOMMENDED, SAMPLES, SHORT, Embedded
 from .world import requests

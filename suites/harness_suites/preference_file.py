@@ -17,10 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from harness import hookimpl
-from harness.api.contracts import Judge
-from harness.core.data import Demonstration, Pair, Prompt, completion_text
-from harness.core.seeds import derive
+from harness import Demonstration, Judge, Pair, Prompt, completion_text, derive, hookimpl
 
 from .rows import RowSuite
 

@@ -18,11 +18,17 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from harness import hookimpl
-from harness.api.contracts import Judge, Verifier
-from harness.core.data import Demonstration, Prompt, Text, completion_text
-from harness.core.errors import UsageError
-from harness.core.seeds import derive
+from harness import (
+    Demonstration,
+    Judge,
+    Prompt,
+    UsageError,
+    Verifier,
+    completion_text,
+    derive,
+    hookimpl,
+)
+from harness.core.data import Text
 
 from .rows import RowSuite
 

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from harness.api.contracts import Suite
-from harness.core.data import Demonstration, Pair, Prompt
-from harness.core.errors import UsageError
-from harness.core.seeds import derive
+from harness import Demonstration, Pair, Prompt, Suite, UsageError, derive
 
 Example = TypeVar("Example", Pair, Demonstration)
 

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from harness import Comparison, Labeller, Principle
-from harness.core.data import prompt_text
-from harness.core.errors import UsageError
+from harness import Comparison, Labeller, Principle, UsageError, prompt_text
 
 
 @dataclass(frozen=True)
