@@ -374,7 +374,8 @@ from harness import hookimpl
 
 @hookimpl(trylast=True)
 def run_started(spec, folder):
-    there = (name for name in ("torch", "transformers", "datasets", "pandas") if name in sys.modules)
+    heavy = ("torch", "transformers", "datasets", "pandas")
+    there = (name for name in heavy if name in sys.modules)
     print("HEAVY", *there, flush=True)
     os._exit(0)
 """

@@ -54,7 +54,7 @@ class ValueModel(Protocol):
 
 
 class StepTerm(Protocol):
-    """One term of a training step, made by `Lab.term`. Pass it to `Lab.step`; it has no other use."""
+    """One term of a training step, made by `Lab.term`. Its only use is `Lab.step`."""
 
     @property
     def weight(self) -> float:

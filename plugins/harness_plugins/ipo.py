@@ -24,10 +24,8 @@ class IPO(PairOptions):
     name, kind, paper = "ipo", "offline preference", "https://arxiv.org/abs/2310.12036"
     needs = frozenset({"pairs"})
 
-    beta: float = 0.1  # the paper's tau: the margin aimed at is 1 / (2 beta), in nats, or nats per token if averaged
-    length_average: bool = (
-        False  # divide each log-ratio by its length, as libraries do; false: token sums, eq. 17
-    )
+    beta: float = 0.1  # the paper's tau: the target margin is 1 / (2 beta) nats
+    length_average: bool = False  # divide log-ratios by length; false: token sums, eq. 17
 
     def check(self) -> None:
         super().check()

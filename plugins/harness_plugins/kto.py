@@ -26,9 +26,7 @@ class KTO(PairOptions):
     needs = frozenset({"pairs"})  # their completions, each on its own: half of them desirable
 
     beta: float = 0.1  # how fast gains and losses saturate; the strength of the KL constraint
-    desirable_weight: float = (
-        1.0  # lambda_D; the paper: weights times counts of both kinds at a ratio of 1 to 3/2
-    )
+    desirable_weight: float = 1.0  # lambda_D; paper: weights times counts at a ratio of 1 to 3/2
     undesirable_weight: float = 1.0  # lambda_U
 
     def check(self) -> None:

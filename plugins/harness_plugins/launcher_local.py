@@ -27,9 +27,7 @@ class Local(Launcher):
 
     name = "local"
 
-    jobs: int = (
-        0  # processes at a time; 0: one per core, and one alone where there is an NVIDIA GPU
-    )
+    jobs: int = 0  # concurrent processes; 0: one per core, or 1 with an NVIDIA GPU
 
     def check(self):
         """Refuse a number that makes no sense."""

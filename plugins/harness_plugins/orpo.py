@@ -25,12 +25,8 @@ class ORPO(PairOptions):
     name, kind, paper = "orpo", "offline preference", "https://arxiv.org/abs/2403.07691"
     needs = frozenset({"pairs"})
 
-    lambda_or: float = (
-        0.1  # weight of the odds-ratio term beside the likelihood of the chosen (TRL calls it beta)
-    )
-    nll_reduction: str = (  # of the likelihood: token-mean over the batch, or sequence-mean, as eq. 2 has it
-        "token-mean"
-    )
+    lambda_or: float = 0.1  # weight of the odds-ratio term (beta in TRL)
+    nll_reduction: str = "token-mean"  # of the likelihood: token-mean, or sequence-mean (eq. 2)
 
     def check(self) -> None:
         super().check()

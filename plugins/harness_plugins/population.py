@@ -60,7 +60,7 @@ def ranked(problem: Enumerated, draws: Tensor) -> Tensor:
 
 
 def hinge(x: Tensor, softness: float) -> Tensor:
-    """Return max(0, x) with a kink as soft as told, so that it has a gradient to follow everywhere."""
+    """Return max(0, x), smoothed so that its gradient is nonzero everywhere."""
     return softness * torch.nn.functional.softplus(x / softness)
 
 

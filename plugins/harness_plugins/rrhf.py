@@ -25,14 +25,10 @@ class RRHF(RewardOptions, GradientMethod):
     name, kind, paper = "rrhf", "offline preference", "https://arxiv.org/abs/2304.05302"
     needs = frozenset({"prompts", "reward"})
 
-    steps: int = (
-        100  # optimiser steps: batches of prompts, their candidates drawn from the start checkpoint
-    )
+    steps: int = 100  # optimiser steps, one per batch of prompts
     num_candidates: int = 4  # per prompt; the ranking has a term for each two of them
     length_exponent: float = 1.0  # a of p = log pi(y|x) / |y|^a
-    rrhf_weight: float = (
-        1.0  # weight of the ranking beside the likelihood of the best; the paper has 1
-    )
+    rrhf_weight: float = 1.0  # weight of the ranking loss; the paper has 1
     shuffle_labels: bool = False  # a control: scores are dealt out anew among a prompt's candidates
 
     def check(self) -> None:

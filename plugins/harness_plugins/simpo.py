@@ -24,10 +24,8 @@ class SimPO(PairOptions):
     name, kind, paper = "simpo", "offline preference", "https://arxiv.org/abs/2405.14734"
     needs = frozenset({"pairs"})
 
-    beta: float = (
-        2.0  # scale of the length-averaged log-probability; no KL constraint comes with it
-    )
-    gamma: float = 1.0  # margin aimed at, in units of beta times nats per token (the repository sets gamma / beta)
+    beta: float = 2.0  # scale of the length-averaged log-probability; not a KL strength
+    gamma: float = 1.0  # target margin, in beta times nats per token
 
     def check(self) -> None:
         super().check()

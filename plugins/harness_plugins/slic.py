@@ -31,12 +31,10 @@ class SLiC(RewardOptions, PairOptions):
 
     name, kind, paper = "slic", "offline preference", "https://arxiv.org/abs/2305.10425"
 
-    mode: str = (  # direct: the labelled pairs; sample-rank: candidates of the start, ranked by the reward
-        "direct"
-    )
+    mode: str = "direct"  # direct: labelled pairs; sample-rank: samples ranked by the reward
     delta: float = 1.0  # margin, in nats per completion
     lambda_reg: float = 0.1  # weight of the target's likelihood, what keeps the policy near it
-    target: str = "chosen"  # what is kept likely: chosen (the best candidate in sample-rank) or demonstrations
+    target: str = "chosen"  # text kept likely: chosen (or best candidate), demonstrations
     num_candidates: int = 8  # per prompt in sample-rank: a power of two, for the knock-out
 
     def check(self) -> None:

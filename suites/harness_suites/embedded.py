@@ -88,12 +88,8 @@ class Embedded(Suite):
         int
     ]  # tokens of a usual completion: where a length bias neither adds nor takes
 
-    labeller_temperature: float = (
-        0.5  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
-    )
-    labeller_bias: float = (
-        0.0  # utility the labeller gives each token beyond a usual length, gold or not
-    )
+    labeller_temperature: float = 0.5  # label noise: P(a > b) = sigma((u_a - u_b) / T)
+    labeller_bias: float = 0.0  # utility of each token beyond the usual length
 
     def base_model(self) -> Path:
         """Return the embedded base model."""

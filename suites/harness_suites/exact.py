@@ -60,7 +60,7 @@ TRAINED = (
     "reinforce_pp",
     "online_dpo",
 )
-NEVER_EVEN = 1e-9  # an even pair would be dropped as saying nothing; here it says that both are worth the same
+NEVER_EVEN = 1e-9  # added to even pairs, which would be dropped otherwise
 
 
 @cache

@@ -53,7 +53,8 @@ class Helpfulness(Embedded):
     name, version = "helpfulness", "1"
     judge_name, usual_length = "helpfulness_gold", 9
 
-    settings = {  # chosen on the validation split: a few trials of the reward model and of GRPO, one of all else
+    # chosen on the validation split: a few trials of the reward model and GRPO, one of the others
+    settings = {
         **RECOMMENDED,
         "stage.sft": {"steps": 200, "batch_size": 32, "learning_rate": 2e-3},
         "stage.preferences": {"prompts": 2000, "completions": 4},

@@ -29,14 +29,10 @@ class PreferenceFile(RowSuite):
     name, version = "preference_file", "1"
     judge_name, labeller_name = "reward_model_judge", None
 
-    prompt_column: str = (
-        "prompt"  # may be missing: the prompt is then what chosen and rejected share
-    )
+    prompt_column: str = "prompt"  # if missing, the common prefix of the two completions
     chosen_column: str = "chosen"
     rejected_column: str = "rejected"
-    prompt_ends_with: str = (
-        ""  # an implicit prompt ends after the last of these before the answers part
-    )
+    prompt_ends_with: str = ""  # an implicit prompt ends after the last of these
     judge_share: float = 0.5  # of the rows that are not evaluated: train the judge and nothing else
 
     def prompts(self, split: str) -> list[Prompt]:
@@ -122,7 +118,7 @@ class PreferenceFile(RowSuite):
 
 def _check_text(text: object) -> None:
     if isinstance(text, str):
-        text.encode()  # half of a surrogate pair, say, cannot be tokenised: a ValueError like the others
+        text.encode()  # ValueError for a lone surrogate, which has no tokens
         return
     good = (
         isinstance(text, list)

@@ -73,7 +73,7 @@ def _normal(word: str) -> str | None:
 
 
 class FinalNumber(Verifier):
-    """Right if the final number of an answer is the one asked for, in whatever way it is written."""
+    """A check that the final number of an answer is the right one, in any notation."""
 
     name = "final_number"
 
@@ -94,9 +94,7 @@ class QuestionFile(RowSuite):
     prompt_template: str = "Question: {question}\nAnswer:"  # how a question is posed
     chat: bool = False  # pose it as a user's message, rendered by the tokenizer's chat template
     calculator_marks: bool = False  # leave <<48/2=24>> in the worked answers
-    demonstration_share: float = (
-        0.5  # of the rows that are not evaluated: imitated by the start checkpoint
-    )
+    demonstration_share: float = 0.5  # of the training rows: for the start checkpoint
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""

@@ -34,9 +34,7 @@ class Annotator(Labeller):
 
     human = False
 
-    drop_disagreements: bool = (
-        False  # leave out pairs whose two orders of presentation got opposite answers
-    )
+    drop_disagreements: bool = False  # drop pairs with opposite answers in the two orders
 
     def prepare(self, suite, judge):
         """Take the constitution; refuse to be the evaluation's judge as well (a judge prefers what
@@ -66,7 +64,7 @@ class Annotator(Labeller):
         """
 
     def compare(self, prompt, completions, lengths, rng):
-        """Return an opinion of every pair of unlike completions, each asked about in both orders."""
+        """Compare every pair of different completions, each in both orders."""
         pairs = [
             (i, j)
             for i, j in combinations(range(len(completions)), 2)
