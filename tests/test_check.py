@@ -274,7 +274,7 @@ SUITE_FAULTS = {
         "splits are disjoint",
     ),
     "draws by chance": (
-        'rng = Random(f"@NAME@/',
+        'rng = Random(f"{{ name }}/',
         'import random; rng = random.Random(); str(f"',
         "deterministic",
     ),

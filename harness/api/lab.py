@@ -168,8 +168,7 @@ class Lab(Protocol):
             truncations: Refused. Top-k and top-p would make the log-probabilities wrong.
 
         Returns:
-            A batch (B, n, T). Column `logp` (B, n, T) holds the log-probabilities of the weights
-              that
+            A batch (B, n, T). Column `logp` (B, n, T) holds the log-probabilities of the weights that
             sampled (the old log-probabilities). Column `ended` (B, n) is true where the completion
             ends with an end-of-sequence token.
 
@@ -256,8 +255,7 @@ class Lab(Protocol):
 
         Args:
             what: A loss and a batch, or terms made by `Lab.term`. A loss is called as
-                `loss(logp, batch)` on micro-batches. It returns values (B,), (B, K) or (B, K, T),
-                  or
+                `loss(logp, batch)` on micro-batches. It returns values (B,), (B, K) or (B, K, T), or
                 those and a dict of metrics with such shapes. The lab reduces them over the batch.
 
         Returns:

@@ -49,4 +49,4 @@ class CompletionSource(Protocol):
     """A cache of completions that were sampled before."""
 
     def draw(self, model: torch.nn.Module, prompts: PromptBatch, n: int, sampling: Sampling) -> Any:
-        """Return cached completions of the prompts with their cost, or None where there are none."""
+        """Return cached completions and their cost, or None where the cache has none."""
