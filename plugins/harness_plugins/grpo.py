@@ -1,6 +1,6 @@
-"""GRPO: group-relative policy optimisation (Shao et al. 2024, DeepSeekMath), with Dr.
+"""GRPO: group-relative policy optimisation (Shao et al. 2024, DeepSeekMath).
 
-GRPO and DAPO as options.
+Dr. GRPO and DAPO are options.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from harness import OnPolicyOptions, Policy, hookimpl, torch
 if TYPE_CHECKING:
     from harness import Lab
 
-STD_FLOOR = 1e-4  # added to a group's spread, as everybody does; the paper has none
+STD_FLOOR = 1e-4  # added to a group's spread, as is usual; the paper has none
 LISTED = 400_000  # entries of the largest table of groups that `optimum` lists
 
 

@@ -122,7 +122,7 @@ class OnlineDPO(OnPolicyOptions):
     def optimum(self, problem):
         """pi* at beta / T after T rounds, each at its own optimum; T is 1 for a fixed reference.
 
-        Labels from sigma(r_i - r_j) are Bradley-Terry, so beta (s - s') = r - r' for whoever
+        Labels from sigma(r_i - r_j) are Bradley-Terry, so beta (s - s') = r - r' for whatever
         samples the pairs.
         """
         if self.labels == "argmax" or not self.as_measured():

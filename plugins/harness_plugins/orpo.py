@@ -43,10 +43,9 @@ class ORPO(PairOptions):
     def loss(self, logp, batch):
         """Eq. 6: NLL(y_w) - lambda log sigma(log odds(y_w|x) - log odds(y_l|x)); (B,).
 
-        `logp` (B, 2, T), chosen first. The odds use the mean over a completion's tokens; the NLL
-          is that of the
-        completion alone (TRL's has the prompt too). A labeller's own doubt, `p` below 1, weighs
-          both orders.
+        `logp` (B, 2, T), chosen first. The odds use the mean over a completion's tokens; the NLL is
+        that of the completion alone (TRL's has the prompt too). A labeller's own doubt, `p` below
+        1, weighs both orders.
         """
         lengths = batch["mask"].sum(-1)
         per = lengths if self.nll_reduction == "sequence-mean" else batch["tokens"][:, None]

@@ -45,10 +45,9 @@ class RRHF(RewardOptions, GradientMethod):
     def loss(self, logp, batch):
         """Eq. 2-4: sum over r_i < r_j of max(0, p_i - p_j), less log pi(y_best|x) per token; (B,).
 
-        `logp` (B, K, T), `score` (B, K); p = sum_t log pi / |y|^a. Equal scores contribute
-          nothing. Departure: L_ft is
-        the mean over the completion's tokens; the paper has their sum, the released code a mean
-          over the padded row.
+        `logp` (B, K, T), `score` (B, K); p = sum_t log pi / |y|^a. Equal scores contribute nothing.
+        Departure: L_ft is the mean over the completion's tokens; the paper has their sum, the
+        released code a mean over the padded row.
         """
         lp, lengths, score = logp.sum(-1), batch["mask"].sum(-1), batch["score"]
         p, best = (

@@ -1,7 +1,4 @@
-"""SimPO: Simple Preference Optimization (Meng et al.
-
-2024), length-averaged and without a reference.
-"""
+"""SimPO: Simple Preference Optimization (Meng et al. 2024), without a reference."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ class SimPO(PairOptions):
         """Eq. 6: -log sigma(beta / |y_w| log pi(y_w|x) - beta / |y_l| log pi(y_l|x) - gamma); (B,).
 
         `logp` (B, 2, T), chosen first. A labeller's own doubt, `p` below 1, weighs both orders,
-          each with its margin.
+        each with its margin.
         """
         r_w, r_l = (self.beta * logp.sum(-1) / batch["mask"].sum(-1)).unbind(1)
         h, p, softplus = r_w - r_l, batch["p"], torch.nn.functional.softplus

@@ -1,7 +1,4 @@
-"""SLiC-HF: Sequence Likelihood Calibration with human feedback (Zhao et al.
-
-2023), direct and sample-rank.
-"""
+"""SLiC-HF: Sequence Likelihood Calibration (Zhao et al. 2023), direct and sample-rank."""
 
 from __future__ import annotations
 
@@ -75,10 +72,9 @@ class SLiC(RewardOptions, PairOptions):
         """Eq. 4: max(0, delta - log pi(y+|x) + log pi(y-|x)) - lambda log pi(y_ref|x), token sums;
         (B,).
 
-        `logp` (B, K, T). Pair m of M is (winner, loser)[:, m], `kept` the weight of this order
-          and `flipped` that of
-        the other, all (B, M); the hinge is the mean over pairs. `target` (B, K) weighs what is
-          kept likely.
+        `logp` (B, K, T). Pair m of M is (winner, loser)[:, m], `kept` the weight of this order and
+        `flipped` that of the other, all (B, M); the hinge is the mean over pairs. `target` (B, K)
+        weighs what is kept likely.
         """
         lp = logp.sum(-1)
         h = lp.gather(1, batch["winner"]) - lp.gather(1, batch["loser"])

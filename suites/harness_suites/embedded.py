@@ -1,6 +1,4 @@
-"""What the suites of the embedded world share: the base model, and a labeller who errs as
-annotators do.
-"""
+"""Common parts of the embedded suites: the base model and a noisy labeller."""
 
 from __future__ import annotations
 

@@ -207,10 +207,9 @@ class Exact(Suite):
     def figures(self, method, model, stages):
         """Return exact figures of the policy, and its distance to what the method converges to.
 
-        `tv`, `regret` and `start_tv` are means over prompts of TV(policy, optimum), beta
-          KL(policy || optimum) and
-        TV(start, optimum); where the KL is in the reward, the regret is what the policy lacks of
-          E r - beta KL.
+        `tv`, `regret` and `start_tv` are means over prompts of TV(policy, optimum), beta KL(policy
+        || optimum) and TV(start, optimum); where the KL is in the reward, the regret is what the
+        policy lacks of E r - beta KL.
         """
         from harness.models.enumeration import every_completion, probabilities
 

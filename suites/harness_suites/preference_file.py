@@ -1,11 +1,15 @@
 """A suite from a file: any preference data set in the ecosystem's columns, with a judge that no
 method can see into.
 
-    # hh.toml data = "harmless-base.jsonl.gz"           # JSON lines or Parquet (also .gz), a folder
-    of save_to_disk, or ... # dataset = "Anthropic/hh-rlhf"           # ... a data set of the hub
-    prompt_ends_with = "\\n\\nAssistant:"        # where an implicit prompt ends; without it, at the
-    common prefix max_prompt_tokens = 256 max_completion_tokens = 64 [settings.dpo] learning_rate =
-    1e-5
+    # hh.toml
+    suite = "preference_file"
+    data = "harmless-base.jsonl.gz"    # JSON lines or Parquet (also .gz), a save_to_disk folder
+    # dataset = "Anthropic/hh-rlhf"    # or a data set of the hub
+    prompt_ends_with = "\\n\\nAssistant:"    # end of an implicit prompt; else the common prefix
+    max_prompt_tokens = 256
+    max_completion_tokens = 64
+    [settings.dpo]
+    learning_rate = 1e-5
 
 Rows are split by the hash of their prompt: one half of the preferences trains the methods, the
 other half only the judge, a reward model of its own. Conversations (lists of messages) are rendered

@@ -1,11 +1,13 @@
-"""A suite from a file: questions with worked answers, and a verifier that reads the final number.
-GSM8K is one.
+"""A suite from a file: questions with worked answers, such as GSM8K.
 
-    # gsm8k.toml suite = "question_file" data = "train.jsonl"                      # as for a
-    preference file: JSON lines, Parquet, a folder, or the hub question_columns = ["question"]
-    # several are joined by a space answer_column = "answer"                  # worked out, the
-    final number behind `####`; or the number alone prompt_template = "Question:
-    {question}\\nAnswer:"
+A verifier reads the final number of an answer.
+
+    # gsm8k.toml
+    suite = "question_file"
+    data = "train.jsonl"               # JSON lines, Parquet, a folder or the hub
+    question_columns = ["question"]    # several are joined by a space
+    answer_column = "answer"           # a worked answer with `####` before its number, or a number
+    prompt_template = "Question: {question}\\nAnswer:"
 
 Rows are split by the hash of their question: one half of those that are not evaluated is imitated
 by the start checkpoint, the other half is what methods train on. Gold is the verifier's verdict.
@@ -108,7 +110,7 @@ class QuestionFile(RowSuite):
 
     def prompts(self, split: str) -> list[Prompt]:
         """Return the distinct questions of a split with their answers."""
-        part = "train" if split == "preferences" else split  # nobody labels here
+        part = "train" if split == "preferences" else split  # no labels here
         return list({row.prompt.id: row.prompt for row in self._parts[part]}.values())
 
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:

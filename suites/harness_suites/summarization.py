@@ -1,5 +1,5 @@
-"""Summarization: procedural news with a graded gold judge, and a labeller who errs as annotators
-do.
+"""Summarization: procedural news with a graded gold judge, and a noisy
+labeller.
 
 Gold is `documents.Reading.score`: importance named, less wrong words, repetitions, idle clauses and
 length. Preferences come from a Bradley-Terry labeller on gold, optionally biased towards long

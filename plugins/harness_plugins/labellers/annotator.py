@@ -30,7 +30,7 @@ class Question:
 
 @dataclass
 class Annotator(Labeller):
-    """Compares pairs under principles; its labels are billed as AI labels."""
+    """An annotator that compares pairs under principles; its labels count as AI labels."""
 
     human = False
 
