@@ -31,6 +31,7 @@ LIGHT_LAYERS = (
 LATE = {  # third-party imports inside functions of plugins and suites
     ("console", "rich"),
     ("rows", "pyarrow"),
+    ("endpoint", "httpx"),
     ("rows", "datasets"),
 }
 WORLD_MAY = {"torch", "transformers", "tokenizers"}
