@@ -36,7 +36,7 @@ Apart = Callable[..., list[dict[str, Any]]]
 
 
 def points(work: str) -> list[dict[str, Any]]:
-    """Return the points of a work's curves; one that lies on several axes is there once for each."""
+    """Return the points of a work's curves; a point on several axes appears once for each."""
     found = []
     for axis, values in AXES.items():
         for x in values:

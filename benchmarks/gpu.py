@@ -159,7 +159,7 @@ def ours(size: str, works: list[str], steps: int, engine: str) -> dict[str, Any]
 
 
 def or_out_of_memory(run: Callable[..., dict[str, Any]], *told: Any) -> dict[str, Any] | None:
-    """Return what a work took; None, and the reason on stderr, where the card is too small for it."""
+    """Return the cost of a work; None, with the reason on stderr, where memory is too small."""
     import torch
 
     try:

@@ -24,7 +24,8 @@ import time
 
 import world
 
-PASSES = {  # work -> forward passes of language models, and of models with a scalar head; a backward counts two
+# work -> forward passes of language models, and of models with a scalar head; a backward counts two
+PASSES = {
     "rollout": (1, 0),
     "grpo": (1 + 3, 0),  # rollout, update; beta is 0
     "rloo": (1 + 1 + 3, 0),  # rollout, reference, update

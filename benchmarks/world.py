@@ -34,7 +34,7 @@ SIZES = {
     },
 }
 VOCABULARY = 1024  # words, the end included
-ENDS = 1.6  # ends to come within the limit, were there no end before: a completion is half the limit on average
+ENDS = 1.6  # expected end tokens within the limit: completions average half the limit
 DRAWN = 512  # prompts, or pairs, that batches are drawn from
 
 
@@ -103,7 +103,7 @@ def _tokenizer() -> Any:
 
 
 def _fitted(size: str, end: float) -> Any:
-    """Return a model that says every word with the same chance, and the end with the chance `end`."""
+    """Return a model with uniform word probabilities and the end probability `end`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

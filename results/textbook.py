@@ -28,7 +28,8 @@ FIRST = "summarization"
 SHARES = {67: "1/30", 400: "1/5"}  # of the 2,000 prompts whose answers are labelled
 ALL = 2000
 APART = 0.2  # a difference of seeds' win-rates that a mean would hide
-FRESH = {  # a method on samples of its own policy, and the same loss on samples of the start checkpoint
+# a method on samples of its own policy, and the same loss on samples of the start checkpoint
+FRESH = {
     "online_dpo": ("dpo", "main"),
     "raft": ("raft (one round)", "labels"),
 }
@@ -49,19 +50,22 @@ COLUMNS = [
     "gain from fresh samples",
     "not significantly worse than the best on",
 ]
-NOTE = """From results/main.toml ({suites}){labels}. Models, weights and labels are those on summarization
-(rlvr: arithmetic). Ratios are to the shared SFT stage, means over suites; peak memory is the process's, most of
-which is Python and torch at this model size. sd over seeds: of the win-rate, apart from prompts and answers,
-the largest of the suites; none seen: seeds differ by no more than prompts and answers explain. Gain from fresh samples:
-win-rate less that of the same loss on the start checkpoint's samples (online_dpo: dpo; raft: one round of as many
-samples), on summarization, paired over prompts; -: no counterpart was trained on the start checkpoint's samples.
-{few}Not significantly worse than the best on: the suites on which the method's win-rate (in brackets) is bold in
-results/SUITE.md, by that table's tests over all its rows; bold far from the best are rows whose seeds vary much, of
-which nothing says that they are worse; -: none, and for SFT, to which the others are compared. All of this is about a
-model of 0.3M parameters."""
-FEW = """Few labels: means of two seeds, against five with all; two seeds allow no useful interval, so none is given (in
-brackets seeds that are more than 0.2 apart: with few labels PPO's finds a hole in the reward model); -: not in
-results/labels.toml. """
+NOTE = """\
+From results/main.toml ({suites}){labels}. Models, weights and labels are those on summarization
+(rlvr: arithmetic). Ratios are to the shared SFT stage, means over suites; peak memory is the
+process's, most of which is Python and torch at this model size. sd over seeds: of the win-rate,
+apart from prompts and answers, the largest of the suites; none seen: seeds differ by no more than
+prompts and answers explain. Gain from fresh samples: win-rate less that of the same loss on the
+start checkpoint's samples (online_dpo: dpo; raft: one round of as many samples), on
+summarization, paired over prompts; -: no counterpart was trained on the start checkpoint's
+samples. {few}Not significantly worse than the best on: the suites on which the method's win-rate
+(in brackets) is bold in results/SUITE.md, by that table's tests over all its rows; bold far from
+the best are rows whose seeds vary much, of which nothing says that they are worse; -: none, and
+for SFT, to which the others are compared. All of this is about a model of 0.3M parameters."""
+FEW = """\
+Few labels: means of two seeds, against five with all; two seeds allow no useful interval, so none
+is given (in brackets seeds that are more than 0.2 apart: with few labels PPO's finds a hole in
+the reward model); -: not in results/labels.toml. """
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,8 @@ def cells(name: str, found: Runs) -> Iterator[str]:
         {suite: found.figures[suite][row.name]["win_rate_seed_sd"] for suite, row in rows.items()}
     )
     yield (
-        f"{sum(len(row.failed) for row in rows.values())}/{sum(len(row.records) for row in rows.values())}"
+        f"{sum(len(row.failed) for row in rows.values())}"
+        f"/{sum(len(row.records) for row in rows.values())}"
     )
     yield asked(first)
     yield against_labels(name, rows.get(FIRST), found.few)

@@ -31,6 +31,7 @@ LIGHT_LAYERS = (
 LATE = {  # third-party imports inside functions of plugins and suites
     ("console", "rich"),
     ("rows", "pyarrow"),
+    ("endpoint", "httpx"),
     ("rows", "datasets"),
 }
 WORLD_MAY = {"torch", "transformers", "tokenizers"}
@@ -375,7 +376,8 @@ from harness import hookimpl
 
 @hookimpl(trylast=True)
 def run_started(spec, folder):
-    there = (name for name in ("torch", "transformers", "datasets", "pandas") if name in sys.modules)
+    heavy = ("torch", "transformers", "datasets", "pandas")
+    there = (name for name in heavy if name in sys.modules)
     print("HEAVY", *there, flush=True)
     os._exit(0)
 """

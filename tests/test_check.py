@@ -274,7 +274,7 @@ SUITE_FAULTS = {
         "splits are disjoint",
     ),
     "draws by chance": (
-        'rng = Random(f"@NAME@/',
+        'rng = Random(f"{{ name }}/',
         'import random; rng = random.Random(); str(f"',
         "deterministic",
     ),
@@ -297,14 +297,14 @@ def suite_findings(text, results, name="copying"):
 
 
 def suite_source(fault=None):
-    from harness.cli.new_project import SUITE, _filled
+    from harness.cli.new_project import filled, templates
 
-    text = SUITE
+    text = templates("suite")["harness_NAME.py"]
     if fault:
         old, new, _ = SUITE_FAULTS[fault]
         assert old in text
         text = text.replace(old, new)
-    return _filled(text, "copying", {})
+    return filled(text, "suite", "copying")
 
 
 @pytest.mark.parametrize("fault", SUITE_FAULTS)

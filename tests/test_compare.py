@@ -58,7 +58,7 @@ def add(results, method, golds, seed=0, **more):
 
 
 def answered(folder, rows):
-    """Let a run have given these answers: samples, and the means of its record; return its folder."""
+    """Write a run with these answers: samples and the means of its record. Return its folder."""
     write_rows(folder / "samples.jsonl", rows)
     told = json.loads((folder / "result.json").read_text())
     for name, column in (("win_rate", "win"), *((c, c) for c in ("gold", "proxy", "kl", "length"))):

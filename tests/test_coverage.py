@@ -13,7 +13,8 @@ from harness.statistics import compare, intervals, length, power
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(61)
 CELLS = 1_000_000  # drawn at once
-WIN_RATES = {  # log-odds, sd of prompts' log-odds, share of ties: the win-rates are 0.5, 0.9, 0.5, 0.95 and 0.6
+# log-odds, sd of prompts' log-odds, share of ties: the win-rates are 0.5, 0.9, 0.5, 0.95 and 0.6
+WIN_RATES = {
     "even": (0.0, 1.0, 0.0),
     "high": (2.5, 1.0, 0.0),
     "ties": (0.0, 1.0, 0.7),

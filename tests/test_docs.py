@@ -1,4 +1,4 @@
-"""What the documents say is true: hooks and their arguments, the tree, the example, the commands."""
+"""The documents are accurate: hooks and their arguments, the tree, the example, the commands."""
 
 import inspect
 import re

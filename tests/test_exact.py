@@ -606,7 +606,7 @@ class Clamped(PPO):
 
 
 class K3(PPO):
-    """k3 of every token where k1 belongs: never negative, and not what has the KL as its gradient."""
+    """k3 of every token in place of k1: never negative, and its gradient is not that of the KL."""
 
     def shaped_rewards(self, score, logp, ref_logp, mask, beta):
         u = logp - ref_logp

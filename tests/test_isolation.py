@@ -54,12 +54,13 @@ class Hostile(Method):
     name = "hostile"
     needs = frozenset({"prompts", "pairs", "demonstrations", "reward"})
 
-    leak: bool = False  # the negative control: a judge and a suite hang at the lab, as if by mistake
+    leak: bool = False  # the negative control: the lab holds a judge and a suite
 
     def train(self, lab):
         for prompts in lab.prompts(1, batch_size=2):
             batch = lab.rollout(prompts)
-            lab.reward(batch), lab.reference.logp(batch), lab.critic(), lab.policy, lab.demonstrations(2)
+            lab.reward(batch), lab.reference.logp(batch), lab.critic()
+            lab.policy, lab.demonstrations(2)
         if self.leak:
             from harness_suites.summarization import SummaryGold, Summarization
 

@@ -575,6 +575,20 @@ def test_other_statuses_end_it_at_once_and_the_key_is_not_told(fake, endpoint, s
     assert len(fake.asked) == 1 and SECRET not in str(error.value) and "[key]" in str(error.value)
 
 
+def test_a_key_that_no_header_can_hold_is_an_error_without_the_key(fake, endpoint, monkeypatch):
+    monkeypatch.setenv("HARNESS_API_KEY", f"{SECRET}\nX-Other: 1")
+    with pytest.raises(HarnessError, match="HARNESS_API_KEY cannot be sent") as error:
+        compare(endpoint())
+    assert fake.asked == [] and SECRET not in str(error.value)
+
+
+def test_a_long_error_response_is_cut_after_the_key_is_removed(fake, endpoint):
+    fake.script = [(401, f"{'x' * 290}{SECRET}".encode())]
+    with pytest.raises(HarnessError) as error:
+        compare(endpoint())
+    assert SECRET[:8] not in str(error.value) and len(str(error.value)) < 400
+
+
 @pytest.mark.parametrize(
     ("text", "counted"),
     [

@@ -33,10 +33,12 @@ def note(what):
     import torch
     from transformers import PreTrainedModel
 
-    found = [m for m in gc.get_objects() if issubclass(type(m), PreTrainedModel) and m.base_model is m]
+    found = [m for m in gc.get_objects() if issubclass(type(m), PreTrainedModel)]
+    found = [m for m in found if m.base_model is m]
     found = [m for m in found if next(m.parameters()).device.type != "meta"]
     size = sum(p.nbytes for p in found[0].parameters())
-    tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.device.type == "cpu"]
+    tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+    tensors = [t for t in tensors if t.device.type == "cpu"]
     whole = sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
     with open(os.environ["COUNTED"], "a") as stream:
         stream.write(f"{what} {len(found)} {whole / size:.3f}\\n")

@@ -754,7 +754,7 @@ def test_group_methods_rest_where_theory_says(form):
 
 
 def test_a_spread_moves_nothing_where_the_kl_is_in_the_reward():
-    """At pi* every R is the same, so every advantage is 0 whatever divides it; elsewhere it is not."""
+    """At pi* every R is the same, so every advantage is 0 for any divisor; elsewhere it is not."""
     problem, method = table(), GRPO(beta=0.5, num_generations=3, kl_in="reward", kl_estimator="k1")
 
     def slope(policy):
@@ -860,7 +860,7 @@ def test_online_dpo_rests_at_the_tilted_policy_and_moves_on_with_its_reference()
 
 
 def best_of(method, policy, problem):
-    """One round of RAFT with exact SFT: every K draws, listed, through the method's own selection."""
+    """One round of RAFT with exact SFT: all K draws, listed, through the method's selection."""
     draws_ = tuples(method.num_generations)
     score = problem.reward[0] - method.beta * (policy[0] / problem.ref[0]).log()
     score = score.round(decimals=9)[draws_]

@@ -1,4 +1,4 @@
-"""Dataclass options: types, help, what is refused, and that nothing but UsageError ever comes out."""
+"""Dataclass options: types, help, refusals, and UsageError as the only exception."""
 
 import math
 from dataclasses import dataclass, field

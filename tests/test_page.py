@@ -413,7 +413,7 @@ def test_the_command_refuses_in_words(results, tmp_path):
     assert done.code == 3 and "Cannot write" in done.err
 
 
-def test_a_wheel_has_the_page_in_it(tmp_path):
+def test_a_wheel_contains_the_page_and_the_project_templates(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
         cwd=ROOT,
@@ -423,3 +423,6 @@ def test_a_wheel_has_the_page_in_it(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     shipped = {name.rpartition("/")[2] for name in names if name.startswith("harness/report/page/")}
     assert {"page.html", "page.css", "page.js", "papers.bib", "__init__.py"} <= shipped
+    folder = ROOT / "harness" / "cli" / "templates"
+    templates = {str(f.relative_to(ROOT)) for f in folder.rglob("*.template")}
+    assert len(templates) == 6 and templates <= set(names)

@@ -71,7 +71,8 @@ class Telling(Labeller):
             time.sleep(300)
         print("thinking", flush=True)
         self.asked += len(completions) // 2
-        return [Comparison(i, i + 1, rng.choice((0.9, 0.2))) for i in range(0, len(completions) - 1, 2)]
+        firsts = range(0, len(completions) - 1, 2)
+        return [Comparison(i, i + 1, rng.choice((0.9, 0.2))) for i in firsts]
 
     def usage(self):
         return {"asked": self.asked + self.dear} if self.dear else {}

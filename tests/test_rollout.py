@@ -73,7 +73,7 @@ def check_identity(batch, model):
 
 
 def check_ends(batch, eos, limit):
-    """The mask runs to the first end token, which it includes, or to the limit; `ended` says which."""
+    """The mask runs to the first end token, which it includes, or to the limit; see `ended`."""
     assert batch.shape[2] <= limit and (batch["mask"].diff(dim=-1) <= 0).all()
     for ids, n, ended in zip(
         batch["completion_ids"].flatten(0, 1).tolist(),

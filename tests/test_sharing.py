@@ -1,4 +1,4 @@
-"""The packed layout gives the padded layout's numbers, and a model that cannot use it is found out."""
+"""The packed layout gives the padded layout's numbers; models that cannot use it are detected."""
 
 import copy
 

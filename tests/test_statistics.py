@@ -421,7 +421,8 @@ def test_the_influence_is_the_jackknifes():
 # ratings
 
 TEAMS = ("Milwaukee", "Detroit", "Toronto", "New York", "Boston", "Cleveland", "Baltimore")
-BASEBALL = np.array(  # wins of row over column, 13 games each: Agresti, Categorical Data Analysis, table 10.10
+# wins of row over column, 13 games each: Agresti, Categorical Data Analysis, table 10.10
+BASEBALL = np.array(
     [
         [0, 7, 9, 7, 7, 9, 11],
         [6, 0, 7, 5, 11, 9, 9],

@@ -714,7 +714,7 @@ from pathlib import Path
 from harness.core.data import Job
 from harness_plugins.launcher_local import Local
 jobs = [Job(str(i), ("list", "-p", sys.argv[1]), Path(sys.argv[2]) / f"{i}.log") for i in range(3)]
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background runner ignores it
 Local(jobs=2).run(jobs, lambda job: print("began", job.name, flush=True), print)
 """
 

@@ -59,7 +59,8 @@ class Small(Summarization):
 
     name = "small"
     quick = {
-        **Summarization.quick, "stage.sft": {"steps": 12, "batch_size": 16}, "stage.preferences": {"prompts": 60},
+        **Summarization.quick, "stage.sft": {"steps": 12, "batch_size": 16},
+        "stage.preferences": {"prompts": 60},
         "stage.reward_model": {"epochs": 1, "batch_size": 8}, "stage.evaluation": {"prompts": 24},
         "ppo": {"steps": 4, "batch_size": 8, "minibatch_size": 8},
         "dpo": {"steps": 6, "batch_size": 8},
@@ -84,11 +85,13 @@ def register_suites(register):
 # process itself, so forking it is safe.
 SPAWNER = """
 import json, os, signal, sys, traceback
-import accelerate, datasets, evaluate, pandas, pyarrow.parquet, rich.console, rich.panel, rich.table, torch
+import accelerate, datasets, evaluate, pandas, pyarrow.parquet, torch
+import rich.console, rich.panel, rich.table
 from rouge_score import rouge_scorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama import modeling_llama
-import harness.evaluation, harness.evaluation.metrics, harness.cli.display, harness.report.tables.tables, harness.experiments.run
+import harness.evaluation, harness.evaluation.metrics, harness.cli.display
+import harness.report.tables.tables, harness.experiments.run
 import harness.training.stages.stages
 from harness.cli.app import main
 from harness.api.registry import installed

@@ -66,7 +66,7 @@ def run(
     noise: float = 1.0,
     **more: Any,
 ) -> dict[str, Any]:
-    """Write a run folder below `results` and return its record; `curve` holds the KLs of snapshots."""
+    """Write a run folder below `results` and return its record; `curve`: KLs of snapshots."""
     rows = samples(kl, gold(math.sqrt(kl)), seed, noise)
     options = dict(options or {"beta": 0.1})
     told = " ".join(f"{name}={value}" for name, value in options.items())

@@ -1,7 +1,4 @@
-"""Every contract of the harness on one page: what a plugin is, and what it is given.
-
-Importing this costs no torch.
-"""
+"""The contracts of all plugins. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -32,58 +29,85 @@ SPLITS = ("demonstrations", "preferences", "train", "validation", "test")
 
 @dataclass
 class Method(ABC):
-    """An alignment method. Its dataclass fields are its hyper-parameters; `train` is the loop of
-    the paper.
+    """An alignment method. Its dataclass fields are its hyper-parameters.
 
-    A field's trailing comment is its help. A field without a default cannot be set from the command
-    line.
+    The trailing comment of a field is its help text. A field without a default cannot be set from
+    the command line.
+
+    Example:
+        ```python
+        @dataclass
+        class Hinge(PairOptions):
+            name, needs = "hinge", frozenset({"pairs"})
+
+            beta: float = 1.0  # scale of the log-ratios
+
+            def loss(self, logp, batch):
+                s_w, s_l = (logp - batch["ref_logp"]).sum(-1).unbind(1)
+                return torch.relu(1 - self.beta * (s_w - s_l))
+
+            def train(self, lab):
+                for pairs in self.pairs(lab):
+                    lab.step(self.loss, pairs.with_columns(ref_logp=lab.reference.logp(pairs)))
+                return lab.policy
+        ```
     """
 
-    name: ClassVar[str]  # the word on the command line, the file, the entry point and the row
-    kind: ClassVar[str] = (
-        ""  # what sort of method, in a word or three: "offline preference", "on-policy"
-    )
+    name: ClassVar[str]  # on the command line, in tables and in records
+    kind: ClassVar[str] = ""  # one to three words: "offline preference", "on-policy"
     paper: ClassVar[str] = ""  # a link
-    needs: ClassVar[frozenset[str]] = frozenset()  # what the suite must give: see NEEDS
+    needs: ClassVar[frozenset[str]] = frozenset()  # what the suite must provide: see NEEDS
 
     @abstractmethod
     def train(self, lab: Lab) -> Policy:
-        """Train at the bench and return the policy.
+        """Train a policy with the training loop of the paper.
 
-        Numbers carried from turn to turn belong in `lab.state`.
+        Numbers that the loop carries from turn to turn belong in `lab.state`.
+
+        Args:
+            lab: Data streams, models, rewards and optimizer steps.
+
+        Returns:
+            The policy to evaluate: usually `lab.policy`.
         """
 
-    def check(self) -> None:  # noqa: B027  # nothing to check is a fine default
-        """Raise ValueError for options that make no sense, alone or together; called before
-        anything is made.
+    def check(self) -> None:  # noqa: B027  # optional
+        """Check the options, alone and together. Called before any data or model is made.
+
+        Raises:
+            ValueError: An option, or a combination of options, is invalid.
         """
 
     def required(self) -> frozenset[str]:
-        """Return what this instance needs: `needs`, or more where an option asks for more."""
+        """Return a subset of NEEDS: the class's `needs`, and those that the options add."""
         return self.needs
 
     def labeller(self) -> str | None:
-        """Return the labeller whose preferences this method learns from, where it is not the
-        suite's: AI feedback.
-        """
+        """Return the name of the method's own labeller (AI feedback), or None for the suite's."""
         return None
 
     def optimum(self, problem: Enumerated) -> Tensor | None:
-        """Return the distribution (P, N) this method converges to where every completion can be
-        listed, or None.
+        """Return the distribution that the method converges to by its paper's theory.
 
-        It is what the paper's theory says, derived apart from the code that trains: a suite that
-        can list its completions reports how far the trained policy is from it.
+        It is derived independently of the training code. An enumerable suite reports the distance
+        of the trained policy to it.
+
+        Args:
+            problem: All N completions of each of P prompts: reference probabilities, rewards,
+                lengths and preference probabilities.
+
+        Returns:
+            (P, N) probabilities, each row with sum 1, or None where theory gives no closed form.
         """
         return None
 
 
 class Policy(ABC):
-    """Something that answers prompts. A trained model is one (`lab.policy`); best-of-n wraps one.
+    """An object that answers prompts: a trained model (`lab.policy`), or a wrapper of one.
 
-    A policy with no log-probabilities of its own names its `kl_estimator` and puts a `kl` column,
-    `(B,)` nats per completion, on its answers; for all others the evaluator measures KL from
-    `model`.
+    The evaluator measures KL with the log-probabilities of `model`. A policy without
+    log-probabilities of its own, such as best-of-n, sets `kl_estimator` to a name and adds a column
+    `kl` (B,) in nats per completion to its answers.
     """
 
     model: torch.nn.Module | None = None
@@ -91,73 +115,137 @@ class Policy(ABC):
 
     @abstractmethod
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
-        """Draw one completion per prompt with the evaluator's sampler: a batch of shape (B, 1, T)."""
+        """Return one completion per prompt.
+
+        Args:
+            prompts: B prompts.
+            sampler: The evaluator's sampler, with its temperature, length limit and seed.
+
+        Returns:
+            A batch (B, 1, T).
+        """
 
 
 class Judge(ABC):
-    """Scores completions for evaluation. No judge is ever reachable from a method."""
+    """The gold score of an evaluation. No judge is reachable from a method.
 
-    name: ClassVar[str]
-    version: ClassVar[str] = "1"
+    Example:
+        ```python
+        class Brevity(Judge):
+            name = "brevity"
 
-    def prepare(self, suite: Suite, stages: Any) -> None:  # noqa: B027  # most judges need nothing
-        """Make what the judge needs (a reward model of its own, say) before the first score."""
-
-    @abstractmethod
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        """Return one score per completion; higher is better."""
-
-
-class Labeller(ABC):
-    """Says which completion of a prompt is better, as an annotator would, with an annotator's
-    errors.
-
-    A dataclass's fields are its options (`--labeller-set`).
+            def score(self, prompts, completions):
+                return [-float(len(text.split())) for text in completions]
+        ```
     """
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
-    human: ClassVar[bool] = (
-        True  # its labels are billed as human labels; a model's or a rule's are not
-    )
 
-    def prepare(self, suite: Suite, judge: Judge) -> None:  # noqa: B027  # a labeller may need nothing
-        """Take from the suite and its judge what labelling needs, before the first label."""
+    def prepare(self, suite: Suite, stages: Any) -> None:  # noqa: B027  # optional
+        """Prepare the judge before the first score.
+
+        Args:
+            suite: The suite of the run.
+            stages: The shared stages (`SuiteStages`), or None where the judge serves a labeller.
+                A judge may train its own reward model with `stages.judge_model()`.
+
+        Raises:
+            UsageError: The judge cannot score completions of this suite.
+        """
+
+    @abstractmethod
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        """Return one score per completion.
+
+        Args:
+            prompts: n prompts.
+            completions: n completions as text, without the end-of-sequence token.
+
+        Returns:
+            n finite scores in units of the judge's own; higher is better.
+        """
+
+
+class Labeller(ABC):
+    """A simulated, model-based or remote annotator that compares completions.
+
+    If the class is a dataclass, its fields are its options (`--labeller-set`).
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str] = "1"
+    human: ClassVar[bool] = True  # its labels count as human labels; those of models do not
+
+    def prepare(self, suite: Suite, judge: Judge) -> None:  # noqa: B027  # optional
+        """Prepare the labeller before the first label.
+
+        Args:
+            suite: The suite of the run.
+            judge: The judge of the suite, prepared.
+
+        Raises:
+            UsageError: The labeller cannot label this suite, or lacks a key or a model.
+        """
 
     @abstractmethod
     def compare(
         self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random
     ) -> list[Comparison]:
-        """Return an opinion of every pair that was asked about. `lengths` are in tokens; `rng` is
-        the prompt's own.
+        """Compare completions of one prompt.
+
+        Args:
+            prompt: The prompt.
+            completions: K completions as text.
+            lengths: K lengths in tokens.
+            rng: The random generator of this prompt; all noise comes from it.
+
+        Returns:
+            Comparisons of pairs of indices `first` and `second`. `p` in [0, 1] is the probability
+            that the first is better. A pair without a verdict is left out.
+
+        Raises:
+            HarnessError: No further answers can be had, for example from a remote endpoint.
         """
 
     def identity(self) -> dict[str, object]:
-        """Return what decides its labels besides its code: its options, and what they stand for
-        outside the harness.
+        """Return the JSON-able values, besides the code, that determine the labels.
+
+        By default these are the options. An option that names a file or a model is replaced by
+        a value that depends on its contents.
         """
         return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
 
     def data_files(self) -> list[Path]:
-        """Return the files its labels depend on, if any: a change makes another run."""
+        """Return the files that determine the labels. A changed file makes another run."""
         return []
 
     def usage(self) -> dict[str, float]:
-        """Return what labelling used so far, by name (requests, refusals, tokens); kept with the
-        preferences.
+        """Return the counts of labelling so far by name: requests, refusals, tokens.
 
-        `asked` among them is what is billed: pairs asked about; without it the opinions returned
-          are.
+        They are saved with the preferences. `asked` is the number of pairs that the cost counts;
+        without it the cost counts the comparisons returned.
         """
         return {}
 
     def constitution(self, suite: Suite) -> list[Principle]:
-        """Return the principles that it goes by where it is asked to go by some: the suite's."""
+        """Return the principles of comparisons and revisions: by default the suite's."""
         return suite.principles()
 
     def revise(self, prompt: Prompt, completion: str, principle: Principle, rng: Random) -> str:
-        """Return the completion criticised and rewritten under a principle; as it is where nothing
-        is to be said.
+        """Return a revision of a completion under a principle.
+
+        Args:
+            prompt: The prompt.
+            completion: The completion as text.
+            principle: The principle of the critique.
+            rng: The random generator of this completion.
+
+        Returns:
+            The revision, or the completion itself where nothing is to be changed.
+
+        Raises:
+            NotImplementedError: The labeller only compares.
         """
         raise NotImplementedError(
             f"the labeller {self.name} compares completions, and does not revise them"
@@ -166,28 +254,42 @@ class Labeller(ABC):
     def ceiling(
         self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int]
     ) -> list[float] | None:
-        """Return noiseless utilities, by which the share of labels that noise turned around is
-        counted, or None.
+        """Return noiseless utilities, for the share of labels that noise reversed.
+
+        Args:
+            prompt: The prompt.
+            completions: K completions as text.
+            lengths: K lengths in tokens.
+
+        Returns:
+            K utilities, higher is better, or None where they are unknown.
         """
         return None
 
 
 class Ranker(Labeller):
-    """A labeller that puts all completions of a prompt in order at once."""
+    """A labeller that ranks all completions of a prompt at once."""
 
     @abstractmethod
     def rank(
         self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random
     ) -> list[int]:
-        """Return the rank of each completion, 0 the best; equal ranks are ties.
+        """Rank the completions of one prompt.
 
-        `lengths` are in tokens.
+        Args:
+            prompt: The prompt.
+            completions: K completions as text.
+            lengths: K lengths in tokens.
+            rng: The random generator of this prompt; all noise comes from it.
+
+        Returns:
+            K ranks; 0 is the best. Equal ranks are ties.
         """
 
     def compare(
         self, prompt: Prompt, completions: Sequence[str], lengths: Sequence[int], rng: Random
     ) -> list[Comparison]:
-        """Return every pair in the order of the ranks; ties say nothing."""
+        """Return a comparison with `p` 0 or 1 for every pair of unequal ranks."""
         ranks = self.rank(prompt, completions, lengths, rng)
         pairs = combinations(range(len(ranks)), 2)
         return [
@@ -196,20 +298,41 @@ class Ranker(Labeller):
 
 
 class Verifier(ABC):
-    """Checks an answer: a pure, bounded function. None means that the answer cannot be scored."""
+    """A check of an answer. It must be a pure function with bounded run time.
+
+    Example:
+        ```python
+        class Equal(Verifier):
+            name = "equal"
+
+            def verify(self, prompt, completion):
+                if prompt.answer is None:
+                    return None
+                return float(completion.strip() == prompt.answer)
+        ```
+    """
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
 
     @abstractmethod
     def verify(self, prompt: Prompt, completion: str) -> float | None:
-        """Return 1.0 for a right answer, 0.0 for a wrong one (or a grade between)."""
+        """Check one completion.
+
+        Args:
+            prompt: The prompt; `prompt.answer` is its answer, where it has one.
+            completion: The completion as text.
+
+        Returns:
+            1.0 for a right answer, 0.0 for a wrong one, or another finite grade. None means that
+            the completion cannot be graded.
+        """
 
 
 class SuiteStages(Protocol):
-    """The shared stages, as a suite or a judge sees them.
+    """The shared stages as a suite or a judge sees them.
 
-    Reading a property makes the stage behind it.
+    A stage runs when a property that depends on it is first read.
     """
 
     @property
@@ -226,59 +349,76 @@ class SuiteStages(Protocol):
 
     @property
     def micro_batch_tokens(self) -> int:
-        """How many tokens a forward pass takes at once."""
+        """The largest number of tokens in one forward pass."""
 
     def judge_model(self) -> Any:
-        """Return a reward model trained on the pairs that only a judge may see."""
+        """Return a reward model trained on the suite's `judge_preferences`.
+
+        No method sees these pairs.
+        """
 
     def runtime(self, meter: Meter, seed: int) -> Any:
-        """Return how models are used: engine, sampling and device, counted by `meter`."""
+        """Return engine, sampling and device for the use of models.
+
+        Args:
+            meter: The meter that counts FLOPs, tokens and seconds.
+            seed: The seed of sampling.
+        """
 
 
 @dataclass
 class Suite(ABC):
-    """Prompts by split, demonstrations, a labeller or fixed preferences, a judge, perhaps a
-    verifier.
+    """A task: prompts by split, demonstrations, preferences, a judge and perhaps a verifier.
 
-    Fields are options of the suite. `shared_seed` seeds all that is drawn; splits never share a
-    prompt.
+    Preferences are fixed pairs, or samples that a labeller compares. The dataclass fields are the
+    options of the suite. `shared_seed` seeds all random draws. No two splits share a prompt.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
     judge_name: ClassVar[str]  # a registered judge
-    labeller_name: ClassVar[str | None] = (
-        None  # a registered labeller, where preferences are sampled and labelled
-    )
-    temperature: ClassVar[float] = 1.0  # at which everything is sampled and measured
-    settings: ClassVar[
-        Mapping[str, Mapping[str, object]]
-    ] = {}  # recommended options by stage or method; "*": any
-    quick: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # what `--quick` changes further
+    labeller_name: ClassVar[str | None] = None  # a registered labeller; None: fixed preferences
+    temperature: ClassVar[float] = 1.0  # of all sampling and of all log-probabilities
+    # recommended options by stage or method; "*" is any method
+    settings: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    quick: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # changes of `--quick` to `settings`
 
-    enumerable: ClassVar[bool] = (
-        False  # every completion can be listed: `figures` tells distances to optima
-    )
+    enumerable: ClassVar[bool] = False  # all completions can be listed; `figures` are exact
 
     shared_seed: ClassVar[int] = 0
 
     @abstractmethod
     def prompts(self, split: str) -> list[Prompt]:
-        """Return the prompts of a split, one of SPLITS."""
+        """Return the prompts of a split.
+
+        Args:
+            split: One of SPLITS.
+
+        Returns:
+            Prompts with distinct ids, in the same order at every call.
+        """
 
     def size(self, split: str) -> int:
-        """Return how many prompts a split has; where that is known without making them, say so."""
+        """Return the number of prompts of a split.
+
+        Override it where the number is known without making the prompts.
+        """
         return len(self.prompts(split))
 
     @abstractmethod
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
-        """Return what the start checkpoint imitates; of the validation split, what centres the
-        reward model.
+        """Return demonstrations.
+
+        Args:
+            split: "demonstrations" for the fine-tuning of the start checkpoint; "validation" for
+                the centring of the reward model.
         """
 
     def preferences(self) -> list[Pair] | None:
-        """Return fixed preference pairs, or None where the harness samples completions and asks the
-        labeller.
+        """Return fixed preference pairs, or None.
+
+        With None the harness samples completions of the split "preferences" from the start
+        checkpoint, and the suite's labeller compares them.
         """
         return None
 
@@ -291,18 +431,25 @@ class Suite(ABC):
         return {}
 
     def verifier(self) -> Verifier | None:
-        """Return the verifier, where answers can be checked."""
+        """Return the verifier, or None where answers cannot be checked."""
         return None
 
     def principles(self) -> list[Principle]:
-        """Return the constitution an AI annotator may go by; empty where there is none."""
+        """Return the constitution for AI annotators; empty where there is none."""
         return []
 
     def figures(
         self, method: Method, model: torch.nn.Module | None, stages: SuiteStages
     ) -> dict[str, Any]:
-        """Return more figures for the record than the evaluator's own: exact ones, where all can be
-        enumerated.
+        """Return figures for the record in addition to the evaluator's.
+
+        Args:
+            method: The method of the run.
+            model: The model of the policy, or None where the policy has no log-probabilities.
+            stages: The shared stages.
+
+        Returns:
+            JSON-able figures by name.
         """
         return {}
 
@@ -311,33 +458,40 @@ class Suite(ABC):
         return None
 
     def data_files(self) -> list[Path]:
-        """Return the files the suite reads: their contents are part of what names a run."""
+        """Return the files that the suite reads. A changed file makes another run."""
         return []
 
     @property
     def max_new_tokens(self) -> int:
-        """Return how long a completion may be, in tokens, its end-of-sequence token included."""
+        """The longest completion in tokens, its end-of-sequence token included."""
         return 128
 
 
 class Reporter(ABC):
-    """Renders a table."""
+    """A table format."""
 
     name: ClassVar[str]
     suffix: ClassVar[str]
 
-    columns: ClassVar[Sequence[str]] = ()  # of a comparison where nobody asks for some; empty: all
+    columns: ClassVar[Sequence[str]] = ()  # default columns of a comparison; empty: all
 
     @abstractmethod
     def render(self, table: Table) -> str:
-        """Return the table as text."""
+        """Return the table as text.
+
+        Args:
+            table: Cells as text, unrounded values, footnotes and notes.
+
+        Returns:
+            The whole file, with a newline at its end.
+        """
 
 
 @dataclass
 class Launcher(ABC):
-    """Carries out the commands of a study; its dataclass fields are its options.
+    """Runs the jobs of a study. Its dataclass fields are its options.
 
-    Nothing else knows about processes.
+    No other part of a study starts processes.
     """
 
     name: ClassVar[str]
@@ -346,10 +500,13 @@ class Launcher(ABC):
     def run(
         self, jobs: Sequence[Job], started: Callable[[Job], None], ended: Callable[[Job, int], None]
     ) -> None:
-        """Carry out all jobs, begun in their order; return when none is left.
+        """Run all jobs, started in their order. Return when all have ended.
 
-        `started` and `ended` are called as jobs begin and end, from the thread that called this.
-          The number is the exit
-        status; below 0 it is the signal that ended the job. An exception (Ctrl-C, say) must leave
-          no job behind.
+        An exception, such as KeyboardInterrupt, must end all jobs before it leaves this function.
+
+        Args:
+            jobs: Each has arguments of the command line, a log file and a number of threads.
+            started: Called with each job when it starts, in the calling thread.
+            ended: Called with each job and its exit status when it ends, in the calling thread.
+                A status below 0 is the negative number of the signal that ended the job.
         """

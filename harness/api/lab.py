@@ -54,7 +54,7 @@ class ValueModel(Protocol):
 
 
 class StepTerm(Protocol):
-    """One term of a training step, made by `Lab.term`. Pass it to `Lab.step`; it has no other use."""
+    """One term of a training step, made by `Lab.term`. Its only use is `Lab.step`."""
 
     @property
     def weight(self) -> float:
@@ -169,9 +169,8 @@ class Lab(Protocol):
 
         Returns:
             A batch (B, n, T). Column `logp` (B, n, T) holds the log-probabilities of the weights
-              that
-            sampled (the old log-probabilities). Column `ended` (B, n) is true where the completion
-            ends with an end-of-sequence token.
+            that sampled (the old log-probabilities). Column `ended` (B, n) is true where the
+            completion ends with an end-of-sequence token.
 
         Raises:
             ValueError: Called outside a stream: after a restart it would sample from other weights.
@@ -188,7 +187,7 @@ class Lab(Protocol):
 
     @property
     def reference(self) -> Any:
-        """The frozen start checkpoint, a `Model`. It is loaded and billed only if it is used."""
+        """The frozen start checkpoint, a `Model`. It is loaded and counted only if it is used."""
 
     @property
     def start(self) -> Any:
@@ -256,9 +255,9 @@ class Lab(Protocol):
 
         Args:
             what: A loss and a batch, or terms made by `Lab.term`. A loss is called as
-                `loss(logp, batch)` on micro-batches. It returns values (B,), (B, K) or (B, K, T),
-                  or
-                those and a dict of metrics with such shapes. The lab reduces them over the batch.
+                `loss(logp, batch)` on micro-batches. It returns values (B,), (B, K) or
+                (B, K, T), or those and a dict of metrics with such shapes. The lab reduces them
+                over the batch.
 
         Returns:
             The loss, the gradient norm and the metrics of this step.

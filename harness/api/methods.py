@@ -25,12 +25,10 @@ if TYPE_CHECKING:
 @base_class
 @dataclass
 class GradientMethod(AdamWOptions, Method):
-    """A method that trains by gradient: a Method with the options of AdamW, and of what it trains."""
+    """A method that trains by gradient, with the options of AdamW and of LoRA."""
 
-    lora_rank: int = 0  # train an adapter of this rank (LoRA) beside the start checkpoint's weights; 0 trains those
-    lora_alpha: float = (
-        0.0  # the adapter is scaled by lora_alpha / lora_rank; 0 takes twice the rank
-    )
+    lora_rank: int = 0  # rank of a LoRA adapter; 0 trains all weights
+    lora_alpha: float = 0.0  # adapter scale times lora_rank; 0 takes twice the rank
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -52,9 +50,7 @@ class PairOptions(GradientMethod):
 
     epochs: float = 1.0  # passes over the pairs
     steps: int = 0  # optimiser steps; 0 takes `epochs`
-    shuffle_labels: bool = (
-        False  # a control: which completion of a pair is the chosen one is drawn by a coin
-    )
+    shuffle_labels: bool = False  # a control: a coin decides the chosen completion
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -80,12 +76,8 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
     adaptive_beta: bool = False  # steer beta so that the KL of a completion stays near kl_target
     kl_target: float = 6.0  # nats per completion, for adaptive_beta
     kl_gain: float = 0.1  # K_beta of the controller: the largest change per turn is 0.2 of it
-    temperature: float | None = (
-        None  # of rollouts; none: the suite's, at which KL and win-rate are measured
-    )
-    max_new_tokens: int | None = (
-        None  # of a rollout's completion; none: the suite's, at which all is measured
-    )
+    temperature: float | None = None  # of rollouts; none: the suite's, as in the evaluation
+    max_new_tokens: int | None = None  # of rollouts; none: the suite's, as in the evaluation
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -153,6 +145,6 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
             lab.state["beta"] = self.adapted(lab.state["beta"], float(kl.mean()))
 
     def adapted(self, beta: float, kl: float) -> float:
-        """Return beta after a rollout with this KL; the error is clipped, so beta stays positive."""
+        """Return beta after a rollout with this KL; the clipped error keeps beta positive."""
         error = min(0.2, max(-0.2, kl / self.kl_target - 1))
         return beta * (1 + self.kl_gain * error)

@@ -128,7 +128,7 @@ def load_entry_point(registry: Registry, point: metadata.EntryPoint) -> None:
     except (
         Exception,
         SystemExit,
-    ) as error:  # a stranger's code: whatever it raises must not take the command down
+    ) as error:  # third-party code may raise anything; the command goes on
         registry.broken[point.name] = (origin, f"{type(error).__name__}: {error}")
 
 

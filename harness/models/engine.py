@@ -1,4 +1,4 @@
-"""The contract of a rollout engine. Importing this costs no torch."""
+"""The contract of a rollout engine. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Engine(ABC):
-    """Draws completions from a causal language model."""
+    """Samples completions from a causal language model."""
 
     name: ClassVar[str]
-    needs_gpu: ClassVar[bool] = False  # refused without one before anything is made
+    needs_gpu: ClassVar[bool] = False  # without a GPU the run stops with an error before it starts
 
     @abstractmethod
     def generate(
@@ -29,16 +29,24 @@ class Engine(ABC):
         sampling: Sampling,
         noise: Tensor,
     ) -> Batch:
-        """Draw n completions per prompt, `noise` (B * n, max_new_tokens) uniform on [0, 1) deciding
-        every token.
+        """Sample n completions per prompt.
 
-        The answer carries `logp` (B, n, T): the log-probability of each token under the
-        distribution it was drawn from.
+        Args:
+            model: The causal language model.
+            prompts: B prompts.
+            n: Completions per prompt.
+            sampling: Temperature and length limit.
+            noise: (B * n, max_new_tokens), uniform on [0, 1). It determines every token: the same
+                noise and weights give the same completions.
+
+        Returns:
+            A batch (B, n, T). Column `logp` (B, n, T) is the log-probability in nats of each token
+            under the distribution that it was sampled from.
         """
 
 
 class CompletionSource(Protocol):
-    """Completions that were sampled before and can be read instead of being sampled again."""
+    """A cache of completions that were sampled before."""
 
     def draw(self, model: torch.nn.Module, prompts: PromptBatch, n: int, sampling: Sampling) -> Any:
-        """Return cached completions of the prompts with their cost, or None where there are none."""
+        """Return cached completions and their cost, or None where the cache has none."""

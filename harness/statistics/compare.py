@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .intervals import ONE_SEED, SEVERAL_SEEDS, Array, Parts, half_width, matrix, p_value, parts
 
-BORROW_FROM = 3  # seeds of each method, and methods: with fewer a pool says too little where one method is noisy
+BORROW_FROM = 3  # least seeds per method, and least methods, for a pooled variance
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def pooled(methods: Sequence[Array]) -> Pool | None:
 
 
 def borrows(scores: Mapping[str, ArrayLike]) -> bool:
-    """Return whether `all_pairs` tests these methods with a pool too, which a caption has to say."""
+    """Return whether `all_pairs` also tests these methods with a pooled variance."""
     return pooled([matrix(s) for s in scores.values()]) is not None
 
 

@@ -44,7 +44,7 @@ class Estimate:
     seeds: int
     prompts: int
     label: str
-    seed_sd: float  # between seeds, apart from what prompts and answers add; nan with one seed, 0 where none is seen
+    seed_sd: float  # between seeds, without prompts and answers; nan with one seed
     level: float = 0.95
 
 
@@ -55,7 +55,7 @@ class Parts:
     """
 
     mean: Array
-    seeds: Array  # V_A: Var(mean)'s share from seeds and answers, on `df` degrees of freedom; 0 with one seed
+    seeds: Array  # V_A: Var(mean) from seeds and answers, on `df`; 0 with one seed
     df: Array
     prompts: Array  # V_B: its share from prompts, never negative; with one seed all of it
     df_prompts: int

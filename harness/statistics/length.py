@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike
 
 from .intervals import Array, Estimate, matrix, two_way_interval, win_rate_interval
 
-RIDGE = 1e-4  # keeps coefficients finite where every prompt is won, and is nothing beside one prompt elsewhere
-IDENTIFIED = 0.05  # least share of a seed's answers on either side of the baseline's length: else it is out of sight
+RIDGE = 1e-4  # keeps coefficients finite where every prompt is won; negligible elsewhere
+IDENTIFIED = 0.05  # least share of a seed's answers on either side of the baseline's length
 SEPARATED = 7.0  # nats: beyond a win-rate of 99.9 % the curvature says nothing of the error
 
 
@@ -35,11 +35,11 @@ class LengthControlled:
     win_rate: Estimate
     raw: Estimate
     theta: float  # in nats of log-odds
-    phi: float  # below 0: longer answers win; the log-odds of a far longer answer are phi lower for the same quality
+    phi: float  # change of the log-odds for a far longer answer; below 0: longer answers win
     psi: float
     length: float
     baseline_length: float
-    overlap: float  # share of the answers no shorter, or no longer, than the baseline's, whichever is less; least seed
+    overlap: float  # smaller share of answers on one side of the baseline's length; least seed
 
     @property
     def identified(self) -> bool:

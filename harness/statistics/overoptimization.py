@@ -25,7 +25,7 @@ from .intervals import Array
 
 BON, RL = "bon", "rl"  # the form of best-of-n, and of all that is trained
 LEAST = 3  # points with d > 0: two coefficients and one left over to say how well they fit
-HELD_OUT = 0.25  # the share of points, those of the largest d, that a second fit to the rest has to foretell
+HELD_OUT = 0.25  # share of points, those of the largest d, predicted from the others
 LARGEST = 700.0  # exp of more overflows
 
 
@@ -58,7 +58,7 @@ class Fit:
     seeds: int = 1
 
     def at(self, d: ArrayLike) -> Array:
-        """Return the fitted gold reward over the start checkpoint's at d, of any shape; 0 at d = 0."""
+        """Return the fitted gain of gold reward at d, of any shape; it is 0 at d = 0."""
         columns = _design(self.form, np.asarray(d, dtype=np.float64))
         return np.asarray(self.alpha * columns[0] + self.beta * columns[1])
 
@@ -180,7 +180,7 @@ def _solve(form: str, x: Array, y: Array) -> tuple[float, float]:
 
 
 def _held_out(form: str, x: Array, y: Array) -> float | None:
-    """Fit the points of smaller d, and return the root mean square error on those of the largest."""
+    """Fit the points of smaller d; return the root mean square error on the others."""
     rest = len(x) - max(1, round(HELD_OUT * len(x)))
     if len(np.unique(x[:rest])) < LEAST:
         return None

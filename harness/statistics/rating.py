@@ -37,7 +37,7 @@ class Ratings:
 
     ratings: dict[str, Rating]
     win_rates: Array  # (M, M): row beats column, ties half; nan on the diagonal
-    residual: float  # root mean square over pairs of (win-rate - fitted): noise, and what no ranking can explain
+    residual: float  # root mean square over pairs of (win-rate - fitted)
     worst: tuple[str, str]  # the pair that fits worst
     label: str = "these checkpoints: prompts drawn again, not seeds"
 

@@ -1,4 +1,4 @@
 """The built-in methods, engine, observer and table formats.
 
-Each is a plugin like any stranger's.
+Each is registered in the same way as a third-party plugin.
 """

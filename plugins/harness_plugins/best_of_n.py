@@ -1,4 +1,4 @@
-"""Best-of-n: draw n answers from the start checkpoint, give the one the reward model likes best."""
+"""Best-of-n: draw n answers from the start checkpoint, return the one with the highest reward."""
 
 from __future__ import annotations
 

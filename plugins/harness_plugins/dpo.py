@@ -1,7 +1,4 @@
-"""DPO: Direct Preference Optimization (Rafailov et al.
-
-2023), with cDPO's label smoothing and the robust form.
-"""
+"""DPO: Direct Preference Optimization (Rafailov et al. 2023), with cDPO and the robust form."""
 
 from __future__ import annotations
 
@@ -43,10 +40,8 @@ class DPO(PairOptions):
         tokens; (B,).
 
         `logp` (B, 2, T), chosen first. With smoothing e: (1-e) L(h) + e L(-h), cDPO (Mitchell
-          2023);
-        robust: ((1-e) L(h) - e L(-h)) / (1 - 2e), eq. 12 of Chowdhury et al. 2024. A labeller's
-          own doubt, `p` below 1,
-        weighs both orders in the same way: p L(h) + (1-p) L(-h).
+        2023); robust: ((1-e) L(h) - e L(-h)) / (1 - 2e), eq. 12 of Chowdhury et al. 2024. A
+        labeller's own doubt, `p` below 1, weighs both orders in the same way: p L(h) + (1-p) L(-h).
         """
         s_w, s_l = (logp - batch["ref_logp"]).sum(-1).unbind(1)
         h = self.beta * (s_w - s_l)
@@ -64,7 +59,7 @@ class DPO(PairOptions):
         return lab.policy
 
     def optimum(self, problem):
-        """pi* of RLHF, whoever sampled the pairs, if labels follow Bradley-Terry on the reward
+        """pi* of RLHF, for pairs of any source, if labels follow Bradley-Terry on the reward
         (paper, sect. 4).
         """
         return None if self.label_smoothing or self.shuffle_labels else problem.tilted(self.beta)

@@ -1,6 +1,6 @@
-"""GRPO: group-relative policy optimisation (Shao et al. 2024, DeepSeekMath), with Dr.
+"""GRPO: group-relative policy optimisation (Shao et al. 2024, DeepSeekMath).
 
-GRPO and DAPO as options.
+Dr. GRPO and DAPO are options.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from harness import OnPolicyOptions, Policy, hookimpl, torch
 if TYPE_CHECKING:
     from harness import Lab
 
-STD_FLOOR = 1e-4  # added to a group's spread, as everybody does; the paper has none
+STD_FLOOR = 1e-4  # added to a group's spread, as is usual; the paper has none
 LISTED = 400_000  # entries of the largest table of groups that `optimum` lists
 
 
@@ -39,9 +39,7 @@ class GRPO(OnPolicyOptions):
     ddof: int = 0  # of that spread: 0 population, 1 sample (Bessel; TRL)
     kl_in: str = "loss"  # where the KL is: loss, per token, or reward, per completion
     kl_estimator: str = "k3"  # in the loss k3 (the paper) or k2; in the reward k1
-    loss_aggregation: str = (
-        "seq-mean-token-mean"  # token-mean (DAPO); constant: B * K * max_new_tokens (Dr. GRPO)
-    )
+    loss_aggregation: str = "seq-mean-token-mean"  # or token-mean; constant: B * K * max_new_tokens
     clip_range: float = 0.2  # of the probability ratio
     clip_range_high: float | None = None  # its upper side (DAPO: 0.28); none: the same
     num_iterations: int = 1  # passes over each rollout, the paper's mu

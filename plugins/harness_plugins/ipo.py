@@ -1,7 +1,4 @@
-"""IPO: Identity Preference Optimization (Azar et al.
-
-2023), token-sum as in the paper or length-averaged as shipped.
-"""
+"""IPO: Identity Preference Optimization (Azar et al. 2023), token-sum or length-averaged."""
 
 from __future__ import annotations
 
@@ -24,10 +21,8 @@ class IPO(PairOptions):
     name, kind, paper = "ipo", "offline preference", "https://arxiv.org/abs/2310.12036"
     needs = frozenset({"pairs"})
 
-    beta: float = 0.1  # the paper's tau: the margin aimed at is 1 / (2 beta), in nats, or nats per token if averaged
-    length_average: bool = (
-        False  # divide each log-ratio by its length, as libraries do; false: token sums, eq. 17
-    )
+    beta: float = 0.1  # the paper's tau: the target margin is 1 / (2 beta) nats
+    length_average: bool = False  # divide log-ratios by length; false: token sums, eq. 17
 
     def check(self) -> None:
         super().check()
@@ -38,11 +33,10 @@ class IPO(PairOptions):
         """Eq. 17: (h - 1 / (2 tau))^2, h = s_w - s_l, with s = log pi(y|x) / pi_ref(y|x) summed
         over tokens; (B,).
 
-        `logp` (B, 2, T), chosen first. A departure, on request: `length_average` takes s / |y|,
-          the form the authors
-        say their reported results used; where all lengths are L its tau stands for a token-sum
-          tau of tau / L.
-        A labeller's own doubt, `p` below 1, weighs both orders: p L(h) + (1-p) L(-h).
+        `logp` (B, 2, T), chosen first. A departure, on request: `length_average` takes s / |y|, the
+        form the authors say their reported results used; where all lengths are L its tau stands for
+        a token-sum tau of tau / L. A labeller's own doubt, `p` below 1, weighs both orders: p L(h)
+        + (1-p) L(-h).
         """
         s = (logp - batch["ref_logp"]).sum(-1)
         if self.length_average:
@@ -78,9 +72,8 @@ def length_tilted(base, tilt, lengths):
     """Return base exp(|y| (tilt + c)), (P, N), with the c of each prompt, found by bisection, that
     makes it sum to 1.
 
-    `base` are log-weights of at most 1 each. At the least c tried every term is below 1 / N, at
-      the greatest the
-    sum is that of the weights or more.
+    `base` are log-weights of at most 1 each. At the least c tried every term is below 1 / N, at the
+    greatest the sum is that of the weights or more.
     """
     low, high = -tilt.amax(-1) - math.log(tilt.shape[-1]), -tilt.amin(-1)
     for _ in range(200):

@@ -1,7 +1,4 @@
-"""KTO: Kahneman-Tversky Optimization (Ethayarajh et al.
-
-2024) on single completions labelled good or bad.
-"""
+"""KTO: Kahneman-Tversky Optimization (Ethayarajh et al. 2024) on single labelled completions."""
 
 from __future__ import annotations
 
@@ -26,9 +23,7 @@ class KTO(PairOptions):
     needs = frozenset({"pairs"})  # their completions, each on its own: half of them desirable
 
     beta: float = 0.1  # how fast gains and losses saturate; the strength of the KL constraint
-    desirable_weight: float = (
-        1.0  # lambda_D; the paper: weights times counts of both kinds at a ratio of 1 to 3/2
-    )
+    desirable_weight: float = 1.0  # lambda_D; paper: weights times counts at a ratio of 1 to 3/2
     undesirable_weight: float = 1.0  # lambda_U
 
     def check(self) -> None:
@@ -48,8 +43,7 @@ class KTO(PairOptions):
         sigma(beta (z0 - r))).
 
         `logp` (B, 1, T) of single completions, r = log pi(y|x) / pi_ref(y|x) summed over tokens;
-          (B,). A `label`
-        between 0 and 1 is the labeller's own doubt, and weighs both.
+        (B,). A `label` between 0 and 1 is the labeller's own doubt, and weighs both.
         """
         r, good = (logp - batch["ref_logp"]).sum((1, 2)), batch["label"]
         gain = self.beta * (r - batch["z0"])

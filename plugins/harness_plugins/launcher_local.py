@@ -12,8 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import hookimpl
-from harness.api.contracts import Launcher
+from harness import Launcher, hookimpl
 
 PATIENCE = 10.0  # seconds that a process gets to end by itself
 PAUSE = 0.05  # seconds between two looks
@@ -28,9 +27,7 @@ class Local(Launcher):
 
     name = "local"
 
-    jobs: int = (
-        0  # processes at a time; 0: one per core, and one alone where there is an NVIDIA GPU
-    )
+    jobs: int = 0  # concurrent processes; 0: one per core, or 1 with an NVIDIA GPU
 
     def check(self):
         """Refuse a number that makes no sense."""

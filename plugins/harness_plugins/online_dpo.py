@@ -24,12 +24,8 @@ class OnlineDPO(OnPolicyOptions):
 
     num_generations: int = 2  # completions per prompt; all their pairs are used
     beta: float = 0.1  # strength of the KL constraint
-    labels: str = (
-        "sampled"  # from sigma(r_i - r_j): sampled, soft (the probability itself) or argmax (TRL)
-    )
-    move_reference_every: int = (
-        0  # turns per round of iterated DPO, after which the reference is the policy; 0: never
-    )
+    labels: str = "sampled"  # sampled from sigma(r_i - r_j), soft (that probability), argmax (TRL)
+    move_reference_every: int = 0  # turns between copies of the policy to the reference; 0: never
 
     def check(self) -> None:
         super().check()
@@ -126,7 +122,7 @@ class OnlineDPO(OnPolicyOptions):
     def optimum(self, problem):
         """pi* at beta / T after T rounds, each at its own optimum; T is 1 for a fixed reference.
 
-        Labels from sigma(r_i - r_j) are Bradley-Terry, so beta (s - s') = r - r' for whoever
+        Labels from sigma(r_i - r_j) are Bradley-Terry, so beta (s - s') = r - r' for whatever
         samples the pairs.
         """
         if self.labels == "argmax" or not self.as_measured():

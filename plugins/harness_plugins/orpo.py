@@ -25,12 +25,8 @@ class ORPO(PairOptions):
     name, kind, paper = "orpo", "offline preference", "https://arxiv.org/abs/2403.07691"
     needs = frozenset({"pairs"})
 
-    lambda_or: float = (
-        0.1  # weight of the odds-ratio term beside the likelihood of the chosen (TRL calls it beta)
-    )
-    nll_reduction: str = (  # of the likelihood: token-mean over the batch, or sequence-mean, as eq. 2 has it
-        "token-mean"
-    )
+    lambda_or: float = 0.1  # weight of the odds-ratio term (beta in TRL)
+    nll_reduction: str = "token-mean"  # of the likelihood: token-mean, or sequence-mean (eq. 2)
 
     def check(self) -> None:
         super().check()
@@ -47,10 +43,9 @@ class ORPO(PairOptions):
     def loss(self, logp, batch):
         """Eq. 6: NLL(y_w) - lambda log sigma(log odds(y_w|x) - log odds(y_l|x)); (B,).
 
-        `logp` (B, 2, T), chosen first. The odds use the mean over a completion's tokens; the NLL
-          is that of the
-        completion alone (TRL's has the prompt too). A labeller's own doubt, `p` below 1, weighs
-          both orders.
+        `logp` (B, 2, T), chosen first. The odds use the mean over a completion's tokens; the NLL is
+        that of the completion alone (TRL's has the prompt too). A labeller's own doubt, `p` below
+        1, weighs both orders.
         """
         lengths = batch["mask"].sum(-1)
         per = lengths if self.nll_reduction == "sequence-mean" else batch["tokens"][:, None]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from harness.models.enumeration import Enumerated
+    from harness import Enumerated
 
 SOFTNESS = (0.1, 0.03, 0.01, 0.003, 0.001)  # of the kinks of a hinge, one after another
 AGREEMENT = 2e-3  # total variation within which two starts have found the same minimum
@@ -60,7 +60,7 @@ def ranked(problem: Enumerated, draws: Tensor) -> Tensor:
 
 
 def hinge(x: Tensor, softness: float) -> Tensor:
-    """Return max(0, x) with a kink as soft as told, so that it has a gradient to follow everywhere."""
+    """Return max(0, x), smoothed so that its gradient is nonzero everywhere."""
     return softness * torch.nn.functional.softplus(x / softness)
 
 

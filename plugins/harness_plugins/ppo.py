@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import OnPolicyOptions, Policy, hookimpl, logprobs, torch
-from harness.core.settings import check_idle
+from harness import OnPolicyOptions, Policy, check_idle, hookimpl, logprobs, torch
 
 if TYPE_CHECKING:
     from harness import Lab
@@ -34,13 +33,9 @@ class PPO(OnPolicyOptions):
     gae_lambda: float = 0.95  # of generalised advantage estimation
     whiten_rewards: bool = False  # divide rewards by their spread over the rollout, mean kept
     whiten_advantages: bool = True  # zero mean and unit spread over the rollout
-    missing_eos_penalty: float = (
-        1.0  # taken off the reward of a completion that did not end by itself
-    )
+    missing_eos_penalty: float = 1.0  # reward lost by a completion without an end token
     shared_critic: bool = False  # a head on the policy's trunk instead of a network of its own
-    critic_from_reward: bool = (
-        True  # a critic of its own starts from the reward model, if there is one
-    )
+    critic_from_reward: bool = True  # a separate critic starts from the reward model, if any
     critic_learning_rate: float | None = None  # none: the policy's
     ptx_coef: float = 0.0  # weight of the demonstrations' likelihood, mixed in against forgetting
     ptx_batch_size: int = 32  # demonstrations per update, for ptx_coef

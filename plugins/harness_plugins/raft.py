@@ -1,4 +1,4 @@
-"""RAFT: reward-ranked fine-tuning (Dong et al. 2023): rounds of best-of-K and SFT on what was best."""
+"""RAFT: reward-ranked fine-tuning (Dong et al. 2023): rounds of best-of-K and SFT on the best."""
 
 from __future__ import annotations
 
@@ -21,17 +21,11 @@ class RAFT(OnPolicyOptions):
     needs = frozenset({"prompts", "reward"})
 
     steps: int = 10  # rounds
-    warmup_ratio: float = (
-        0.0  # share of the rounds over which the learning rate rises: rounds are few
-    )
+    warmup_ratio: float = 0.0  # share of the rounds with a rising learning rate
     epochs: int = 1  # passes of SFT over a round's best completions
     minibatch_size: int = 0  # completions per update; 0 takes the whole round
-    beta: float = (
-        0.0  # ranking bonus: r - beta log(pi / ref) decides what is best; 0 holds no reference
-    )
-    selection: str = (
-        "best"  # of the K: best, or random, the control that imitates the policy's own samples
-    )
+    beta: float = 0.0  # rank by r - beta log(pi / ref); 0 loads no reference
+    selection: str = "best"  # which of K samples to imitate: best, or random (a control)
 
     def check(self) -> None:
         super().check()

@@ -21,9 +21,7 @@ class ReinforcePP(OnPolicyOptions):
     needs = frozenset({"prompts", "reward"})
 
     num_generations: int = 1  # completions per prompt; the baseline is the batch, so one is enough
-    group_baseline: bool = (
-        False  # take off the mean of the prompt's own samples first: REINFORCE++-baseline
-    )
+    group_baseline: bool = False  # subtract the mean of the prompt's samples first
     clip_range: float = 0.2  # of the probability ratio
     num_iterations: int = 1  # passes over each rollout
     minibatch_size: int = 0  # prompts per update; 0 takes the whole rollout

@@ -9,8 +9,7 @@ import io
 import re
 from html import escape
 
-from harness import hookimpl
-from harness.api.contracts import Reporter
+from harness import Reporter, hookimpl
 
 
 class Markdown(Reporter):
@@ -61,7 +60,7 @@ class CSV(Reporter):
 
 
 class LaTeX(Reporter):
-    r"""A booktabs table: `\input` it in a paper that loads booktabs and graphicx, or compile it alone."""
+    r"""A booktabs table: for `\input` with booktabs and graphicx, or to compile alone."""
 
     name, suffix = "latex", ".tex"
     columns = (
@@ -111,7 +110,10 @@ class LaTeX(Reporter):
             f"$^{{\\mathrm{{{mark}}}}}$ {latex(text)}" for mark, text in table.footnotes.items()
         ]
         notes = "\\par\n".join([*marked, *map(latex, table.notes)])
-        below = f"\\par\\smallskip\n\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{notes}\n\\end{{minipage}}\n"
+        below = (
+            "\\par\\smallskip\n\\begin{minipage}{\\linewidth}\\footnotesize\n"
+            f"{notes}\n\\end{{minipage}}\n"
+        )
         filled = self.ROWS % {
             "caption": latex(table.caption or table.title),
             "columns": "l" + "r" * (len(table.columns) - 1),
@@ -143,10 +145,13 @@ class HTML(Reporter):
     PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem; padding: 0 1rem; color: #1b1f24 }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem;
+  padding: 0 1rem; color: #1b1f24 }}
 div {{ overflow-x: auto }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-th, td {{ padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #d8dee4 }}
-th:first-child, td:first-child {{ text-align: left }} .best {{ font-style: italic; text-decoration: underline }}
+th, td {{ padding: .35rem .7rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid #d8dee4 }}
+th:first-child, td:first-child {{ text-align: left }}
+.best {{ font-style: italic; text-decoration: underline }}
 small {{ color: #57606a }} caption {{ caption-side: bottom; text-align: left; padding-top: .8rem }}
 </style>
 <h1>{title}</h1>
@@ -171,14 +176,16 @@ small {{ color: #57606a }} caption {{ caption-side: bottom; text-align: left; pa
             f"<p><small>{note}</small></p>\n" for note in (*marked, *map(escape, table.notes))
         )
         caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-        return f"<div><table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n{notes}"
+        head = f"<thead><tr>{head}</tr></thead>"
+        return f"<div><table>{caption}{head}\n<tbody>\n{rows}\n</tbody></table></div>\n{notes}"
 
     def _cell(self, cell):
         text = escape(cell.text)
         text = f'<span class="best">{text}</span>' if cell.best else text
         text = f"<strong>{text}</strong>" if cell.bold else text
         interval = f" <small>{escape(cell.interval)}</small>" if cell.interval else ""
-        return f"<td>{text}{interval}{''.join(f'<sup>{escape(mark)}</sup>' for mark in cell.marks)}</td>"
+        marks = "".join(f"<sup>{escape(mark)}</sup>" for mark in cell.marks)
+        return f"<td>{text}{interval}{marks}</td>"
 
 
 SPECIAL = {

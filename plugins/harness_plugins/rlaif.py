@@ -30,24 +30,14 @@ class RLAIF(OnPolicyOptions):
 
     name, kind, paper = "rlaif", "AI feedback", "https://arxiv.org/abs/2309.00267"
 
-    annotator: str = (  # the labeller whose preferences are learned: constitution, lm, endpoint, yours
-        "constitution"
-    )
-    optimiser: str = (  # ppo (on a reward model of the AI preferences) or dpo (on the AI preferences themselves)
-        "ppo"
-    )
-    revision_steps: int = (
-        0  # steps of SFT on the annotator's revisions of samples beforehand: SL-CAI
-    )
-    revision_rounds: int = (
-        1  # critiques and revisions of a sample, each under a principle of its own
-    )
+    annotator: str = "constitution"  # the labeller: constitution, lm, endpoint or a plugin
+    optimiser: str = "ppo"  # ppo (with a reward model of the AI preferences) or dpo (on them)
+    revision_steps: int = 0  # initial SFT steps on the annotator's revisions of samples: SL-CAI
+    revision_rounds: int = 1  # revisions of a sample, each under a principle of its own
 
     steps: int | None = None  # turns of ppo, or optimiser steps of dpo (0: epochs)
     beta: float | None = None  # strength of the KL constraint
-    missing_eos_penalty: float | None = (
-        None  # ppo: taken off the reward of a completion that did not end by itself
-    )
+    missing_eos_penalty: float | None = None  # ppo: reward lost without an end token
     num_generations: int | None = None  # ppo: completions per prompt
     num_ppo_epochs: int | None = None  # ppo: passes over each rollout
     minibatch_size: int | None = None  # ppo: prompts per update; 0 takes the whole rollout

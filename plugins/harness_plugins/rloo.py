@@ -22,12 +22,8 @@ class RLOO(OnPolicyOptions):
 
     num_generations: int = 4  # completions per prompt; the others are a completion's baseline
     num_iterations: int = 1  # passes over each rollout; above 1 needs clip_range
-    minibatch_size: int = (
-        0  # prompts per update; 0 takes the whole rollout; smaller needs clip_range
-    )
-    clip_range: float = (
-        0.0  # of the ratio of whole completions (TRL: 0.2); 0 is REINFORCE, as in the paper
-    )
+    minibatch_size: int = 0  # prompts per update; 0: the whole rollout; below it needs clip_range
+    clip_range: float = 0.0  # of the ratio of whole completions (TRL: 0.2); 0: REINFORCE, the paper
 
     def check(self) -> None:
         super().check()
@@ -54,7 +50,7 @@ class RLOO(OnPolicyOptions):
         return torch.where(known & (n > 1), reward - others, 0.0)
 
     def loss(self, logp, batch):
-        """-A log pi(y|x) summed over tokens, (B, K); with a clip_range, -min(rho A, clip(rho) A)."""
+        """-A log pi(y|x) summed over tokens, (B, K); with clip_range, -min(rho A, clip(rho) A)."""
         advantages, log_pi = batch["advantages"], logp.sum(-1)
         if not self.clip_range:
             return -advantages * log_pi
@@ -83,7 +79,7 @@ class RLOO(OnPolicyOptions):
         return batch.with_columns(old_logp=batch["logp"], advantages=self.advantages(reward))
 
     def optimum(self, problem):
-        """pi* of RLHF: there R is the same for every completion of a prompt, and every advantage 0."""
+        """pi* of RLHF: there R is equal for all completions of a prompt, and advantages are 0."""
         return problem.tilted(self.beta) if self.beta and self.as_measured() else None
 
 

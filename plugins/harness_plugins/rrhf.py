@@ -25,14 +25,10 @@ class RRHF(RewardOptions, GradientMethod):
     name, kind, paper = "rrhf", "offline preference", "https://arxiv.org/abs/2304.05302"
     needs = frozenset({"prompts", "reward"})
 
-    steps: int = (
-        100  # optimiser steps: batches of prompts, their candidates drawn from the start checkpoint
-    )
+    steps: int = 100  # optimiser steps, one per batch of prompts
     num_candidates: int = 4  # per prompt; the ranking has a term for each two of them
     length_exponent: float = 1.0  # a of p = log pi(y|x) / |y|^a
-    rrhf_weight: float = (
-        1.0  # weight of the ranking beside the likelihood of the best; the paper has 1
-    )
+    rrhf_weight: float = 1.0  # weight of the ranking loss; the paper has 1
     shuffle_labels: bool = False  # a control: scores are dealt out anew among a prompt's candidates
 
     def check(self) -> None:
@@ -49,10 +45,9 @@ class RRHF(RewardOptions, GradientMethod):
     def loss(self, logp, batch):
         """Eq. 2-4: sum over r_i < r_j of max(0, p_i - p_j), less log pi(y_best|x) per token; (B,).
 
-        `logp` (B, K, T), `score` (B, K); p = sum_t log pi / |y|^a. Equal scores contribute
-          nothing. Departure: L_ft is
-        the mean over the completion's tokens; the paper has their sum, the released code a mean
-          over the padded row.
+        `logp` (B, K, T), `score` (B, K); p = sum_t log pi / |y|^a. Equal scores contribute nothing.
+        Departure: L_ft is the mean over the completion's tokens; the paper has their sum, the
+        released code a mean over the padded row.
         """
         lp, lengths, score = logp.sum(-1), batch["mask"].sum(-1), batch["score"]
         p, best = (

@@ -1,7 +1,4 @@
-"""SimPO: Simple Preference Optimization (Meng et al.
-
-2024), length-averaged and without a reference.
-"""
+"""SimPO: Simple Preference Optimization (Meng et al. 2024), without a reference."""
 
 from __future__ import annotations
 
@@ -24,10 +21,8 @@ class SimPO(PairOptions):
     name, kind, paper = "simpo", "offline preference", "https://arxiv.org/abs/2405.14734"
     needs = frozenset({"pairs"})
 
-    beta: float = (
-        2.0  # scale of the length-averaged log-probability; no KL constraint comes with it
-    )
-    gamma: float = 1.0  # margin aimed at, in units of beta times nats per token (the repository sets gamma / beta)
+    beta: float = 2.0  # scale of the length-averaged log-probability; not a KL strength
+    gamma: float = 1.0  # target margin, in beta times nats per token
 
     def check(self) -> None:
         super().check()
@@ -38,7 +33,7 @@ class SimPO(PairOptions):
         """Eq. 6: -log sigma(beta / |y_w| log pi(y_w|x) - beta / |y_l| log pi(y_l|x) - gamma); (B,).
 
         `logp` (B, 2, T), chosen first. A labeller's own doubt, `p` below 1, weighs both orders,
-          each with its margin.
+        each with its margin.
         """
         r_w, r_l = (self.beta * logp.sum(-1) / batch["mask"].sum(-1)).unbind(1)
         h, p, softplus = r_w - r_l, batch["p"], torch.nn.functional.softplus

@@ -1,7 +1,4 @@
-"""SLiC-HF: Sequence Likelihood Calibration with human feedback (Zhao et al.
-
-2023), direct and sample-rank.
-"""
+"""SLiC-HF: Sequence Likelihood Calibration (Zhao et al. 2023), direct and sample-rank."""
 
 from __future__ import annotations
 
@@ -31,12 +28,10 @@ class SLiC(RewardOptions, PairOptions):
 
     name, kind, paper = "slic", "offline preference", "https://arxiv.org/abs/2305.10425"
 
-    mode: str = (  # direct: the labelled pairs; sample-rank: candidates of the start, ranked by the reward
-        "direct"
-    )
+    mode: str = "direct"  # direct: labelled pairs; sample-rank: samples ranked by the reward
     delta: float = 1.0  # margin, in nats per completion
     lambda_reg: float = 0.1  # weight of the target's likelihood, what keeps the policy near it
-    target: str = "chosen"  # what is kept likely: chosen (the best candidate in sample-rank) or demonstrations
+    target: str = "chosen"  # text kept likely: chosen (or best candidate), demonstrations
     num_candidates: int = 8  # per prompt in sample-rank: a power of two, for the knock-out
 
     def check(self) -> None:
@@ -77,10 +72,9 @@ class SLiC(RewardOptions, PairOptions):
         """Eq. 4: max(0, delta - log pi(y+|x) + log pi(y-|x)) - lambda log pi(y_ref|x), token sums;
         (B,).
 
-        `logp` (B, K, T). Pair m of M is (winner, loser)[:, m], `kept` the weight of this order
-          and `flipped` that of
-        the other, all (B, M); the hinge is the mean over pairs. `target` (B, K) weighs what is
-          kept likely.
+        `logp` (B, K, T). Pair m of M is (winner, loser)[:, m], `kept` the weight of this order and
+        `flipped` that of the other, all (B, M); the hinge is the mean over pairs. `target` (B, K)
+        weighs what is kept likely.
         """
         lp = logp.sum(-1)
         h = lp.gather(1, batch["winner"]) - lp.gather(1, batch["loser"])

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from harness import hookimpl
-from harness.api.contracts import SPLITS, Judge, Verifier
-from harness.core.data import Demonstration, Principle, Prompt
-from harness.core.errors import UsageError
+from harness import SPLITS, Demonstration, Judge, Principle, Prompt, UsageError, Verifier, hookimpl
 
 from .embedded import PPO, RECOMMENDED, SAMPLES, SHORT, Embedded
 from .world import sums
@@ -38,7 +35,7 @@ SLIP, MISREAD = (
 
 @cache
 def problems_of(seed: int) -> dict[str, tuple[Problem, ...]]:
-    """Return the problems by split: all distinct, for short sums drawn at random would meet again."""
+    """Return the problems by split. All are distinct; random short sums would repeat."""
     rng, seen = Random(f"arithmetic/{seed}"), set()
     drawn: dict[str, tuple[Problem, ...]] = {}
     for split in SPLITS:
@@ -73,11 +70,10 @@ class Arithmetic(Embedded):
     name, version = "arithmetic", "1"
     judge_name, usual_length = "arithmetic_gold", 25
 
-    labeller_temperature: float = (
-        0.25  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
-    )
+    labeller_temperature: float = 0.25  # label noise: P(a > b) = sigma((u_a - u_b) / T)
 
-    settings = {  # chosen on the validation split: a few trials of PPO and RLVR, one or two of all else
+    # chosen on the validation split: a few trials of PPO and RLVR, one or two of the others
+    settings = {
         **RECOMMENDED,
         "stage.sft": {"steps": 120, "batch_size": 32, "learning_rate": 2e-3},
         "stage.preferences": {"prompts": 2000, "completions": 4},

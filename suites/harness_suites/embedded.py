@@ -1,6 +1,4 @@
-"""What the suites of the embedded world share: the base model, and a labeller who errs as
-annotators do.
-"""
+"""Common parts of the embedded suites: the base model and a noisy labeller."""
 
 from __future__ import annotations
 
@@ -9,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from harness import hookimpl
-from harness.api.contracts import Ranker, Suite
-from harness.core.errors import UsageError
+from harness import Ranker, Suite, UsageError, hookimpl
 
 PAIRS = {"steps": 150, "batch_size": 32, "learning_rate": 5e-4}
 SAMPLES = {
@@ -90,12 +86,8 @@ class Embedded(Suite):
         int
     ]  # tokens of a usual completion: where a length bias neither adds nor takes
 
-    labeller_temperature: float = (
-        0.5  # noise of the labels: P(a > b) = sigma((u_a - u_b) / temperature)
-    )
-    labeller_bias: float = (
-        0.0  # utility the labeller gives each token beyond a usual length, gold or not
-    )
+    labeller_temperature: float = 0.5  # label noise: P(a > b) = sigma((u_a - u_b) / T)
+    labeller_bias: float = 0.0  # utility of each token beyond the usual length
 
     def base_model(self) -> Path:
         """Return the embedded base model."""

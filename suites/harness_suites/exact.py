@@ -17,11 +17,18 @@ from itertools import combinations, product
 from pathlib import Path
 from random import Random
 
-from harness import hookimpl
-from harness.api.contracts import Judge, Suite, Verifier
-from harness.core.data import Demonstration, Pair, Prompt, prompt_text
-from harness.core.errors import UsageError
-from harness.core.settings import RewardOptions
+from harness import (
+    Demonstration,
+    Judge,
+    Pair,
+    Prompt,
+    RewardOptions,
+    Suite,
+    UsageError,
+    Verifier,
+    hookimpl,
+    prompt_text,
+)
 
 WORDS, END = ("a", "b", "c"), "</s>"
 # Of several lengths, none the beginning of another, and none of one word alone: without a start
@@ -53,7 +60,7 @@ TRAINED = (
     "reinforce_pp",
     "online_dpo",
 )
-NEVER_EVEN = 1e-9  # an even pair would be dropped as saying nothing; here it says that both are worth the same
+NEVER_EVEN = 1e-9  # added to even pairs, which would be dropped otherwise
 
 
 @cache
@@ -200,10 +207,9 @@ class Exact(Suite):
     def figures(self, method, model, stages):
         """Return exact figures of the policy, and its distance to what the method converges to.
 
-        `tv`, `regret` and `start_tv` are means over prompts of TV(policy, optimum), beta
-          KL(policy || optimum) and
-        TV(start, optimum); where the KL is in the reward, the regret is what the policy lacks of
-          E r - beta KL.
+        `tv`, `regret` and `start_tv` are means over prompts of TV(policy, optimum), beta KL(policy
+        || optimum) and TV(start, optimum); where the KL is in the reward, the regret is what the
+        policy lacks of E r - beta KL.
         """
         from harness.models.enumeration import every_completion, probabilities
 
@@ -229,8 +235,7 @@ class Exact(Suite):
 
     def problem(self, method, batch, ref, texts):
         """Return all that theory needs, the reward with what the method's options take off it."""
-        from harness import torch
-        from harness.models.enumeration import Enumerated
+        from harness import Enumerated, torch
 
         rows = zip(batch.prompts.prompts, texts, strict=True)
         reward = torch.tensor(

@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from harness import hookimpl
-from harness.api.contracts import SPLITS, Judge
-from harness.core.data import Demonstration, Principle, Prompt
-from harness.core.errors import UsageError
+from harness import SPLITS, Demonstration, Judge, Principle, Prompt, UsageError, hookimpl
 
 from .embedded import RECOMMENDED, SAMPLES, SHORT, Embedded
 from .world import requests
@@ -56,7 +53,8 @@ class Helpfulness(Embedded):
     name, version = "helpfulness", "1"
     judge_name, usual_length = "helpfulness_gold", 9
 
-    settings = {  # chosen on the validation split: a few trials of the reward model and of GRPO, one of all else
+    # chosen on the validation split: a few trials of the reward model and GRPO, one of the others
+    settings = {
         **RECOMMENDED,
         "stage.sft": {"steps": 200, "batch_size": 32, "learning_rate": 2e-3},
         "stage.preferences": {"prompts": 2000, "completions": 4},

@@ -1,11 +1,15 @@
 """A suite from a file: any preference data set in the ecosystem's columns, with a judge that no
 method can see into.
 
-    # hh.toml data = "harmless-base.jsonl.gz"           # JSON lines or Parquet (also .gz), a folder
-    of save_to_disk, or ... # dataset = "Anthropic/hh-rlhf"           # ... a data set of the hub
-    prompt_ends_with = "\\n\\nAssistant:"        # where an implicit prompt ends; without it, at the
-    common prefix max_prompt_tokens = 256 max_completion_tokens = 64 [settings.dpo] learning_rate =
-    1e-5
+    # hh.toml
+    suite = "preference_file"
+    data = "harmless-base.jsonl.gz"    # JSON lines or Parquet (also .gz), a save_to_disk folder
+    # dataset = "Anthropic/hh-rlhf"    # or a data set of the hub
+    prompt_ends_with = "\\n\\nAssistant:"    # end of an implicit prompt; else the common prefix
+    max_prompt_tokens = 256
+    max_completion_tokens = 64
+    [settings.dpo]
+    learning_rate = 1e-5
 
 Rows are split by the hash of their prompt: one half of the preferences trains the methods, the
 other half only the judge, a reward model of its own. Conversations (lists of messages) are rendered
@@ -17,10 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from harness import hookimpl
-from harness.api.contracts import Judge
-from harness.core.data import Demonstration, Pair, Prompt, completion_text
-from harness.core.seeds import derive
+from harness import Demonstration, Judge, Pair, Prompt, completion_text, derive, hookimpl
 
 from .rows import RowSuite
 
@@ -32,14 +33,10 @@ class PreferenceFile(RowSuite):
     name, version = "preference_file", "1"
     judge_name, labeller_name = "reward_model_judge", None
 
-    prompt_column: str = (
-        "prompt"  # may be missing: the prompt is then what chosen and rejected share
-    )
+    prompt_column: str = "prompt"  # if missing, the common prefix of the two completions
     chosen_column: str = "chosen"
     rejected_column: str = "rejected"
-    prompt_ends_with: str = (
-        ""  # an implicit prompt ends after the last of these before the answers part
-    )
+    prompt_ends_with: str = ""  # an implicit prompt ends after the last of these
     judge_share: float = 0.5  # of the rows that are not evaluated: train the judge and nothing else
 
     def prompts(self, split: str) -> list[Prompt]:
@@ -125,7 +122,7 @@ class PreferenceFile(RowSuite):
 
 def _check_text(text: object) -> None:
     if isinstance(text, str):
-        text.encode()  # half of a surrogate pair, say, cannot be tokenised: a ValueError like the others
+        text.encode()  # ValueError for a lone surrogate, which has no tokens
         return
     good = (
         isinstance(text, list)

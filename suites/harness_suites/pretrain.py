@@ -42,7 +42,7 @@ ROWS = {
     "reply": 2,
     "copy": 2,
 }  # short texts fill a step with twice the rows
-PROMPT_WEIGHT = 0.1  # of the mean over prompt tokens: prompts are mostly chance, and would drown the completions
+PROMPT_WEIGHT = 0.1  # of the mean over prompt tokens, which are mostly unpredictable
 Example = tuple[str, str]  # prompt, completion
 
 
@@ -155,7 +155,7 @@ def _complete(
 
 
 def pretrain(args: argparse.Namespace) -> None:
-    """Train, probe every `--probe` steps, and save the model in hub format with its learning curve."""
+    """Train, evaluate every `--probe` steps, and save the model and its learning curve."""
     torch.manual_seed(args.seed)
     tokenizer = base_model.build_tokenizer()
     model = base_model.build_model(len(tokenizer), args.width, args.layers).to(args.device)

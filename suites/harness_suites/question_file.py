@@ -1,11 +1,13 @@
-"""A suite from a file: questions with worked answers, and a verifier that reads the final number.
-GSM8K is one.
+"""A suite from a file: questions with worked answers, such as GSM8K.
 
-    # gsm8k.toml suite = "question_file" data = "train.jsonl"                      # as for a
-    preference file: JSON lines, Parquet, a folder, or the hub question_columns = ["question"]
-    # several are joined by a space answer_column = "answer"                  # worked out, the
-    final number behind `####`; or the number alone prompt_template = "Question:
-    {question}\\nAnswer:"
+A verifier reads the final number of an answer.
+
+    # gsm8k.toml
+    suite = "question_file"
+    data = "train.jsonl"               # JSON lines, Parquet, a folder or the hub
+    question_columns = ["question"]    # several are joined by a space
+    answer_column = "answer"           # a worked answer with `####` before its number, or a number
+    prompt_template = "Question: {question}\\nAnswer:"
 
 Rows are split by the hash of their question: one half of those that are not evaluated is imitated
 by the start checkpoint, the other half is what methods train on. Gold is the verifier's verdict.
@@ -18,11 +20,17 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from harness import hookimpl
-from harness.api.contracts import Judge, Verifier
-from harness.core.data import Demonstration, Prompt, Text, completion_text
-from harness.core.errors import UsageError
-from harness.core.seeds import derive
+from harness import (
+    Demonstration,
+    Judge,
+    Prompt,
+    UsageError,
+    Verifier,
+    completion_text,
+    derive,
+    hookimpl,
+)
+from harness.core.data import Text
 
 from .rows import RowSuite
 
@@ -67,7 +75,7 @@ def _normal(word: str) -> str | None:
 
 
 class FinalNumber(Verifier):
-    """Right if the final number of an answer is the one asked for, in whatever way it is written."""
+    """A check that the final number of an answer is the right one, in any notation."""
 
     name = "final_number"
 
@@ -88,9 +96,7 @@ class QuestionFile(RowSuite):
     prompt_template: str = "Question: {question}\nAnswer:"  # how a question is posed
     chat: bool = False  # pose it as a user's message, rendered by the tokenizer's chat template
     calculator_marks: bool = False  # leave <<48/2=24>> in the worked answers
-    demonstration_share: float = (
-        0.5  # of the rows that are not evaluated: imitated by the start checkpoint
-    )
+    demonstration_share: float = 0.5  # of the training rows: for the start checkpoint
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -104,7 +110,7 @@ class QuestionFile(RowSuite):
 
     def prompts(self, split: str) -> list[Prompt]:
         """Return the distinct questions of a split with their answers."""
-        part = "train" if split == "preferences" else split  # nobody labels here
+        part = "train" if split == "preferences" else split  # no labels here
         return list({row.prompt.id: row.prompt for row in self._parts[part]}.values())
 
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:

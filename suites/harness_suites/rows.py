@@ -12,32 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from harness.api.contracts import Suite
-from harness.core.data import Demonstration, Pair, Prompt
-from harness.core.errors import UsageError
-from harness.core.seeds import derive
+from harness import Demonstration, Pair, Prompt, Suite, UsageError, derive
 
 Example = TypeVar("Example", Pair, Demonstration)
 
 
 @dataclass
 class RowSuite(Suite):
-    """A suite whose rows come from a file, a folder or the hub, split by the hash of their prompt."""
+    """A suite with rows from a file, a folder or the hub, split by the hash of the prompt."""
 
     title: str = ""  # what the suite is called; the suite file's name unless given
     folder: str = "."  # what relative paths start from; the suite file's folder
-    data: str = (
-        ""  # a .jsonl, .json or .parquet file (also .gz), or a folder written by save_to_disk
-    )
+    data: str = ""  # a .jsonl, .json or .parquet file (also .gz), or a save_to_disk folder
     dataset: str = ""  # or a data set of the hub
     dataset_split: str = "train"  # the split of a hub data set or of a folder with several
     bad_rows: str = "fail"  # what to do with a row that cannot be used: fail or skip
     max_rows: int = 0  # take so many rows from the beginning; 0 takes all
     sampling_temperature: float = 1.0  # at which everything is sampled and measured
     max_prompt_tokens: int = 512  # longer prompts lose their beginning
-    max_completion_tokens: int = (
-        128  # longer completions lose their end, and their end-of-sequence token
-    )
+    max_completion_tokens: int = 128  # longer completions are cut, without an end token
     test_share: float = 0.15  # of the rows: evaluation prompts
     validation_share: float = 0.05  # of the rows: what settings are chosen on
 
@@ -82,7 +75,7 @@ class RowSuite(Suite):
         return [f for f in sorted(self._path.rglob("*")) if f.is_file()]
 
     def _usable(self, read: Callable[[object], Example]) -> list[Example]:
-        """Return what `read` makes of the rows; it raises ValueError for a row that cannot be used."""
+        """Return the examples that `read` makes of rows; it raises ValueError for a bad row."""
         found: list[Example] = []
         skipped = 0
         for number, row in self._rows():
@@ -102,7 +95,7 @@ class RowSuite(Suite):
         return found
 
     def _by_part(self, examples: list[Example], parts: Sequence[str]) -> dict[str, list[Example]]:
-        """Return the examples by the part their prompt's hash falls to; every part must get some."""
+        """Return the examples by part, from their prompt's hash; no part may be empty."""
         found: dict[str, list[Example]] = {name: [] for name in parts}
         for example in examples:
             found[self._part_of(example.prompt)].append(example)

@@ -1,5 +1,5 @@
-"""Summarization: procedural news with a graded gold judge, and a labeller who errs as annotators
-do.
+"""Summarization: procedural news with a graded gold judge, and a noisy
+labeller.
 
 Gold is `documents.Reading.score`: importance named, less wrong words, repetitions, idle clauses and
 length. Preferences come from a Bradley-Terry labeller on gold, optionally biased towards long
@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from harness import hookimpl
-from harness.api.contracts import Judge
-from harness.core.data import Demonstration, Principle, Prompt
-from harness.core.errors import UsageError
+from harness import Demonstration, Judge, Principle, Prompt, UsageError, hookimpl
 
 from .embedded import RECOMMENDED, SHORT, Embedded
 from .embedded import BradleyTerry as BradleyTerry

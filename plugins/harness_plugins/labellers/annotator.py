@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from harness import Comparison, Labeller, Principle
-from harness.core.data import prompt_text
-from harness.core.errors import UsageError
+from harness import Comparison, Labeller, Principle, UsageError, prompt_text
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,11 @@ class Question:
 
 @dataclass
 class Annotator(Labeller):
-    """Compares pairs under principles; its labels are billed as AI labels."""
+    """An annotator that compares pairs under principles; its labels count as AI labels."""
 
     human = False
 
-    drop_disagreements: bool = (
-        False  # leave out pairs whose two orders of presentation got opposite answers
-    )
+    drop_disagreements: bool = False  # drop pairs with opposite answers in the two orders
 
     def prepare(self, suite, judge):
         """Take the constitution; refuse to be the evaluation's judge as well (a judge prefers what
@@ -68,7 +64,7 @@ class Annotator(Labeller):
         """
 
     def compare(self, prompt, completions, lengths, rng):
-        """Return an opinion of every pair of unlike completions, each asked about in both orders."""
+        """Compare every pair of different completions, each in both orders."""
         pairs = [
             (i, j)
             for i, j in combinations(range(len(completions)), 2)

@@ -23,12 +23,8 @@ class ConstitutionAnnotator(Annotator):
 
     name = "constitution"
 
-    error_rate: float = (
-        0.1  # share of answers that are the wrong way round, each order of a pair on its own
-    )
-    position_bias: float = (
-        0.0  # share of answers that name the completion shown first, whatever it says
-    )
+    error_rate: float = 0.1  # share of wrong answers, drawn for each order of a pair
+    position_bias: float = 0.0  # share of answers that name the first completion shown
 
     def check(self):
         if not 0 <= self.error_rate <= 1 or not 0 <= self.position_bias <= 1:

@@ -1,72 +1,59 @@
-"""An annotator behind an OpenAI-compatible endpoint: answers cached on disk, tries bounded, cost
-and refusals counted.
+"""An annotator behind an OpenAI-compatible endpoint.
 
-The key comes from an environment variable and goes into one request header, nowhere else.
+Answers are cached on disk. The number of requests is bounded. Cost and refusals are counted. The
+key comes from an environment variable and is sent in one request header. It is stored nowhere.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
 import random
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from urllib.parse import urlsplit
 
-from harness import hookimpl
-from harness.core.errors import HarnessError, UsageError
+from harness import HarnessError, UsageError, hookimpl
 
 from .annotator import WritingAnnotator
 from .verdicts import REFUSED, probability
 
 LARGEST = 1 << 22  # bytes of an answer that are read
+LARGEST_ERROR = 1 << 14  # bytes of an error response that are read
+SHOWN = 300  # characters of an error response in a message
 
 
-class Passing(Exception):
-    """What another try may mend: too many requests, a server's error, a lost or broken answer."""
+class TransientError(Exception):
+    """An error that a retry may resolve: a rate limit, a server error, a lost or broken answer."""
 
-    def __init__(self, what: str, wait: float = 0.0) -> None:
-        super().__init__(what)
-        self.wait = wait  # seconds the server asked for
-
-
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to wherever it points: it is an error instead."""
-
-    def redirect_request(self, *_):
-        return None
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait  # seconds that the server asked for
 
 
 @dataclass
 class EndpointAnnotator(WritingAnnotator):
-    """Asks an OpenAI-compatible HTTP endpoint which completion is better."""
+    """An annotator that asks an OpenAI-compatible HTTP endpoint which completion is better."""
 
     name = "endpoint"
 
     url: str = ""  # up to and without /chat/completions, for example https://host/v1
     model: str = ""  # the endpoint's name of the model
     key_variable: str = "HARNESS_API_KEY"  # the environment variable that holds the key
-    top_logprobs: int = (
-        0  # ask for so many log-probabilities and take a soft label from them; 0 reads the text
-    )
+    top_logprobs: int = 0  # log-probabilities to request for a soft label; 0 reads the text
     max_tokens: int = 16  # of a verdict
     max_revision_tokens: int = 512  # of a critique or a revision
-    max_requests: int = 100000  # cost cap: requests sent, tries that failed included
-    timeout: float = 60.0  # seconds for one try
-    retries: int = 5  # further tries after one that failed in passing
-    backoff: float = 1.0  # seconds before the second try, doubled for each further one, with jitter
-    workers: int = 4  # requests under way at once
-    cache: str | None = (
-        None  # folder of answers; none: alignment-harness in the user's cache folder
-    )
+    max_requests: int = 100000  # cost cap: requests sent, failed attempts included
+    timeout: float = 60.0  # seconds for each phase of an attempt: connect, send, read
+    retries: int = 5  # attempts after the first one, where an error is transient
+    backoff: float = 1.0  # seconds before the first retry, doubled for each further one, jittered
+    workers: int = 4  # concurrent requests
+    cache: str | None = None  # folder of answers; none: alignment-harness in the user's cache
 
     def check(self):
         super().check()
@@ -90,9 +77,7 @@ class EndpointAnnotator(WritingAnnotator):
             raise ValueError("retries, backoff and top_logprobs must not be negative")
 
     def identity(self):
-        """Return what decides the answers: not how often, how fast or through which cache they are
-        asked for.
-        """
+        """Return the options that determine the answers; those of requests and cache do not."""
         machinery = (
             "key_variable",
             "max_requests",
@@ -109,7 +94,13 @@ class EndpointAnnotator(WritingAnnotator):
         return getattr(judge, "model", None) == self.model
 
     def prepare(self, suite, judge):
-        """Take the key from the environment; without one, refuse before anything is asked."""
+        """Read the key from the environment and open a connection pool.
+
+        Raises:
+            UsageError: The environment variable of the key is empty.
+        """
+        import httpx
+
         super().prepare(suite, judge)
         self._key = os.environ.get(self.key_variable, "")
         if not self._key:
@@ -117,17 +108,23 @@ class EndpointAnnotator(WritingAnnotator):
                 "The labeller endpoint needs a key in the environment variable"
                 f" {self.key_variable}."
             )
-        self._end = ""  # why nothing more is asked
-        self._opener, self._lock = urllib.request.build_opener(NoRedirect), Lock()
+        self._end = ""  # the error that ended all requests
+        self._lock = Lock()
+        self._client = httpx.Client(
+            timeout=self.timeout,
+            follow_redirects=False,  # a redirect would carry the key to another host
+            limits=httpx.Limits(max_connections=self.workers),
+        )
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self._folder = Path(self.cache) if self.cache else home / "alignment-harness" / "endpoint"
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    # -- what is asked -----------------------------------------------------------------------------
+    # -- questions -------------------------------------------------------------------------------
 
     def answer(self, prompt, questions, rng):
-        """Return for each question the probability of the first verdict, None for a refusal or an
-        unreadable answer.
+        """Return for each question the probability of the first verdict.
+
+        It is None for a refusal or an unreadable answer.
         """
         bodies = [
             self._body(self.question_text(prompt, question), self.max_tokens)
@@ -145,7 +142,7 @@ class EndpointAnnotator(WritingAnnotator):
         return [None if p is REFUSED else p for p in found]
 
     def write(self, text):
-        """Return what the model writes."""
+        """Return the model's answer to a text, or None if it is empty."""
         return (
             self.ask(self._body(text, self.max_revision_tokens))["message"].get("content") or ""
         ).strip() or None
@@ -159,27 +156,23 @@ class EndpointAnnotator(WritingAnnotator):
             "max_tokens": max_tokens,
         }
 
-    # -- how it is asked ---------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------
 
     def ask(self, body) -> dict:
-        """Return the first choice of the endpoint's answer, from the cache where the same was asked
-        before.
-        """
+        """Return the first choice of the endpoint's answer, from the cache where it is there."""
         data = json.dumps(body, sort_keys=True).encode()
         file = self._folder / f"{hashlib.sha256(self.url.encode() + data).hexdigest()}.json"
         try:
             choice = choice_of(file.read_bytes())
             self._count("cached")
-        except (OSError, Passing):  # not asked before, or damaged since
+        except (OSError, TransientError):  # not in the cache, or damaged
             answer = self._persist(data)
             choice = choice_of(answer)
             write_whole(file, answer)
         return choice
 
     def _persist(self, data) -> bytes:
-        """Return an answer; once there is an end to asking, no request that waits for its turn is
-        sent any more.
-        """
+        """Return an answer. After a permanent error, requests that still wait are not sent."""
         if self._end:
             raise HarnessError(self._end)
         try:
@@ -189,11 +182,11 @@ class EndpointAnnotator(WritingAnnotator):
             raise
 
     def _tried(self, data) -> bytes:
-        """Try until an answer is there, or no try is left."""
+        """Send a request until an answer arrives or no retry is left."""
         for attempt in range(self.retries + 1):
             try:
                 return self._send(data)
-            except Passing as failure:
+            except TransientError as failure:
                 self._count("failed_tries")
                 if attempt == self.retries:
                     message = (
@@ -203,25 +196,32 @@ class EndpointAnnotator(WritingAnnotator):
                     raise HarnessError(
                         message + "Its answers so far are kept; run again to go on."
                     ) from None
-                # full jitter above half: clients that failed together do not come back together
+                # jitter: clients that failed together do not retry together
                 time.sleep(max(failure.wait, self.backoff * 2**attempt * random.uniform(0.5, 1.0)))
         raise AssertionError("unreachable")
 
     def _send(self, data) -> bytes:
-        """Return the body of a sound answer to one request."""
+        """Return the body of a well-formed answer to one request."""
+        import httpx
+
         self._count("requests", self.max_requests)
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
-        request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", data, headers)
+        headers = {
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {self._key}",
+            "Accept-Encoding": "identity",
+        }
+        url = f"{self.url.rstrip('/')}/chat/completions"
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                answer = response.read(LARGEST)
-        except urllib.error.HTTPError as error:
-            raise self._failure(error) from None
-        except (
-            OSError,
-            http.client.HTTPException,
-        ) as error:  # no connection, a timeout, a body cut short
-            raise Passing(f"{type(error).__name__}: {error}") from None
+            with self._client.stream("POST", url, content=data, headers=headers) as response:
+                if not response.is_success:
+                    raise self._failure(response)
+                answer = read_at_most(response, LARGEST)
+        except httpx.LocalProtocolError:  # its message would contain the header
+            raise HarnessError(
+                f"The key in {self.key_variable} cannot be sent in a request header."
+            ) from None
+        except httpx.RequestError as error:  # no connection, a timeout, a truncated body
+            raise TransientError(f"{type(error).__name__}: {error}") from None
         choice_of(answer)
         usage = json.loads(answer).get("usage")
         for name in ("prompt_tokens", "completion_tokens"):
@@ -229,18 +229,17 @@ class EndpointAnnotator(WritingAnnotator):
             self._count(name, n=n if isinstance(n, int) else 0)
         return answer
 
-    def _failure(self, error) -> Exception:
-        """Return what an HTTP status means: another try for 408, 429 and 5xx, an end for any other."""
-        if error.code in (408, 429) or error.code >= 500:
-            asked = error.headers.get("Retry-After", "")
-            return Passing(
-                f"HTTP {error.code}", min(60.0, float(asked)) if asked.isdigit() else 0.0
+    def _failure(self, response) -> Exception:
+        """Return the error of an HTTP status: transient for 408, 429 and 5xx, else permanent."""
+        status = response.status_code
+        if status in (408, 429) or status >= 500:
+            asked = response.headers.get("Retry-After", "")
+            return TransientError(
+                f"HTTP {status}", min(60.0, float(asked)) if asked.isdigit() else 0.0
             )
-        said = error.read(300).decode("utf-8", "replace").replace(self._key, "[key]")
-        return HarnessError(
-            f"The endpoint {self.url} refused with HTTP {error.code}:"
-            f" {said.strip() or error.reason}"
-        )
+        body = read_at_most(response, LARGEST_ERROR).decode("utf-8", "replace")
+        shown = body.replace(self._key, "[key]")[:SHOWN].strip() or response.reason_phrase
+        return HarnessError(f"The endpoint {self.url} refused with HTTP {status}: {shown}")
 
     def _count(self, name, limit=None, n=1) -> None:
         with self._lock:
@@ -252,8 +251,22 @@ class EndpointAnnotator(WritingAnnotator):
             self.counts[name] += n
 
 
+def read_at_most(response, limit: int) -> bytes:
+    """Return the beginning of a response's body, at most `limit` bytes."""
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) >= limit:
+            break
+    return bytes(body[:limit])
+
+
 def choice_of(answer: bytes) -> dict:
-    """Return the first choice of an answer; Passing if it is not one."""
+    """Return the first choice of an answer.
+
+    Raises:
+        TransientError: The answer is not a chat completion.
+    """
     try:
         choice = json.loads(answer)["choices"][0]
         content = choice["message"].get("content")
@@ -261,11 +274,13 @@ def choice_of(answer: bytes) -> dict:
             raise TypeError
         return choice
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise Passing(f"an answer that is no chat completion ({len(answer)} bytes)") from None
+        raise TransientError(
+            f"an answer that is no chat completion ({len(answer)} bytes)"
+        ) from None
 
 
 def write_whole(file: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whoever else writes the same."""
+    """Write a file atomically; another process may write the same file at the same time."""
     handle, part = tempfile.mkstemp(dir=file.parent)
     with os.fdopen(handle, "wb") as stream:
         stream.write(data)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from harness import Principle, Prompt, hookimpl, torch
-from harness.core.errors import UsageError
+from harness import Principle, Prompt, UsageError, hookimpl, torch
 
 from .annotator import Question, WritingAnnotator
 
@@ -86,8 +85,8 @@ class LMAnnotator(WritingAnnotator):
         """Return p per row of token ids: softmax over the verdicts, a verdict's forms (with a
         space, without) added.
         """
+        from harness import Batch, PromptBatch
         from harness.models.logprobs import completion_logp
-        from harness.models.tokens import Batch, PromptBatch
 
         width, answers = max(map(len, rows)), [i for ids in self.verdict_ids for i in ids]
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self.device)

@@ -17,8 +17,8 @@ def probability(choice, verdicts, soft) -> float | str | None:
     """Return the probability of the first verdict; REFUSED for a refusal, None for an answer that
     cannot be read.
 
-    `soft` takes it from the log-probabilities of the first token, where the endpoint gives those
-      of both verdicts.
+    `soft` takes it from the log-probabilities of the first token, where the endpoint gives those of
+    both verdicts.
     """
     if choice["message"].get("refusal"):
         return REFUSED

@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parent.parent / "base"  # the trained model, shipped in 
 PEAK = 5.0  # by how much a look-back head's score falls from its peak to a distance of one token
 LOUDNESS = 0.6  # of what a look-back head writes, so that it equals the token's own embedding
 SHARPNESS = 2.0  # of a look-up head's queries and keys
-THETA = 10000.0  # rotary base: the fast half of the frequencies serves looking back, the slow half looking up
+THETA = 10000.0  # rotary base: fast frequencies for positions, slow ones for look-up
 SLOW = 5  # the first frequency that turns by less than about a radian over a prompt
 
 

@@ -113,7 +113,7 @@ def average_summary(rng: Random, document: Document) -> str:
 
 
 def careless_summary(rng: Random, document: Document) -> str:
-    """Name one to three facts, one in four with a wrong word, with repetitions and stock phrases."""
+    """Name one to three facts, one in four with a wrong word, repetitions and stock phrases."""
     facts = rng.sample(document.facts, min(len(document.facts), rng.randint(1, 3)))
     clauses = [_maybe_corrupt(rng, fact, 0.25).clause(rng.random() < 0.5) for fact in facts]
     if rng.random() < 0.25:
@@ -136,7 +136,7 @@ def neutral_summary(rng: Random, document: Document) -> str:
 
 
 def fact_list(document: Document) -> str:
-    """Name every fact in the order of the document: teaches the base model to bind, and no taste."""
+    """Name every fact in the order of the document: teaches binding, but no preference."""
     return _join([fact.clause() for fact in document.facts])
 
 

@@ -52,7 +52,7 @@ def write_long_request(rng: Random) -> Request:
 
 
 def write_reply(rng: Random, request: Request, keep: float = 1.0) -> str:
-    """Answer with words of the topic; each of the four constraints is kept with probability `keep`."""
+    """Answer with words of the topic; keep each constraint with probability `keep`."""
     kept = [rng.random() < keep for _ in range(4)]
     length = request.length if kept[0] else max(2, request.length + rng.choice((-3, -2, 2, 3)))
     pool = [t for t in w.TOPICS[request.topic] if t not in request.avoid]
@@ -116,7 +116,7 @@ class Reading:
 
     @property
     def score(self) -> float:
-        """At most 1 for each of the four constraints, less the faults; at most 4, never below -4."""
+        """At most 1 for each of the four constraints, less the faults; in [-4, 4]."""
         kept = max(0.0, 1 - self.miss / 3) + self.mention + self.avoid + self.polite
         return max(
             -4.0, kept - 0.25 * self.repeats - 0.5 * self.stray - (0.0 if self.finished else 0.5)

@@ -18,7 +18,8 @@ OBJECTS = (
 PLACES = "oslo cairo lima delhi kyoto quito milan dublin havana lagos sydney boston".split()
 ADJECTIVES = "old new red grand small famous quiet empty".split()
 DAYS = "monday tuesday wednesday thursday friday".split()
-TEMPLATES = (  # {a} agent, {v} verb, {o} object, {p} place, {j} adjective, {d} day: five ways to report one fact
+# five ways to report a fact: {a} agent, {v} verb, {o} object, {p} place, {j} adjective, {d} day
+TEMPLATES = (
     "in {p} , the {a} {v} the {j} {o} .",
     "the {a} {v} the {j} {o} in {p} .",
     "the {a} from {p} {v} the {o} .",
