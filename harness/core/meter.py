@@ -26,17 +26,14 @@ class Cost:
     """What one phase used."""
 
     seconds: float = 0.0
-    cpu_seconds: float = (
-        0.0  # of all threads of this process: what a loaded machine does not change much
-    )
+    # of all threads of this process: what a loaded machine does not change much
+    cpu_seconds: float = 0.0
     flops: float = 0.0  # multiply-adds count two; counted from shapes, padding included
-    flops_reused: float = (
-        0.0  # of these: not done by this run but looked up in what is shared, see reuse.py
-    )
+    # of these: not done by this run but looked up in what is shared, see reuse.py
+    flops_reused: float = 0.0
     tokens_generated: int = 0
-    tokens_trained: int = (
-        0  # of prompts and completions in the policy's training steps, a prompt once per completion
-    )
+    # of prompts and completions in the policy's training steps, a prompt once per completion
+    tokens_trained: int = 0
     pairs: int = 0  # preference pairs trained on, each time it was
     samples: int = 0  # completions generated
     steps: int = 0  # optimiser steps

@@ -78,15 +78,13 @@ class RewardOptions:
         "model"
     )
     reward_members: int = 1  # reward models trained with different seeds
-    reward_combine: str = (
-        "mean"  # of an ensemble: mean, worst, or uncertainty (mean - coef * variance)
-    )
+    # of an ensemble: mean, worst, or uncertainty (mean - coef * variance)
+    reward_combine: str = "mean"
     reward_variance_coef: float = 0.1  # coefficient of the variance for reward_combine=uncertainty
     reward_refresh: int = 0  # label fresh samples of the policy and train the reward model on them every so many turns
     length_penalty: float = 0.0  # taken off the reward for every completion token
-    missing_eos_penalty: float = (
-        0.0  # taken off the reward of a completion that did not end by itself
-    )
+    # taken off the reward of a completion that did not end by itself
+    missing_eos_penalty: float = 0.0
 
     def check_reward(self) -> None:
         """Raise ValueError for a combination that cannot be computed."""

@@ -24,35 +24,29 @@ class RunSpec:
     options: Mapping[str, Any]  # of the method, every one of them
     suite_options: Mapping[str, Any]
     stages: Mapping[str, Mapping[str, Any]]
-    seed: int = (
-        0  # the method's: data order, rollouts, fresh heads, the evaluation's draws from the policy
-    )
-    shared_seed: int = (
-        0  # of all that methods share: data, SFT, preferences, reward model, reference answers
-    )
+    # the method's: data order, rollouts, fresh heads, the evaluation's draws from the policy
+    seed: int = 0
+    # of all that methods share: data, SFT, preferences, reward model, reference answers
+    shared_seed: int = 0
     model: str | None = None
     budget: Budget = field(default_factory=Budget)
     engine: str = "hf"
     judge: str | None = None  # None: the suite's
     labeller: str | None = None  # None: the suite's
-    labeller_options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of the labeller the method learns from
+    # of the labeller the method learns from
+    labeller_options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     dtype: str = "float32"
     threads: int = 1  # of the CPU
-    micro_batch_tokens: int = (
-        16384  # how many tokens a forward pass takes at once; results differ by rounding only
-    )
+    # how many tokens a forward pass takes at once; results differ by rounding only
+    micro_batch_tokens: int = 16384
     prompt_sharing: bool = True  # compute a prompt once for its completions, where the model can
     snapshots: int = 0  # policies kept along the way and evaluated afterwards
     quick: bool = False
-    asked: tuple[
-        str, ...
-    ] = ()  # the method's options that were asked for: what tells a table's rows apart
-    code: Mapping[str, str] = field(
-        default_factory=dict
-    )  # digests of the harness, the suite's and the method's files
+    # the method's options that were asked for: what tells a table's rows apart
+    asked: tuple[str, ...] = ()
+    # digests of the harness, the suite's and the method's files
+    code: Mapping[str, str] = field(default_factory=dict)
     suite_name: str = ""
     suite_kind: str = ""  # the registered suite that a suite file configures; empty: `suite` itself
 

@@ -74,9 +74,8 @@ class Asked:
 
     into: Path | None = None  # where to; None: a folder that is gone afterwards
     loose: bool = False  # whether figures that agree within their intervals are enough
-    anyway: bool = (
-        False  # whether to carry out what cannot be the same: other code, a record that was edited
-    )
+    # whether to carry out what cannot be the same: other code, a record that was edited
+    anyway: bool = False
 
 
 @dataclass(frozen=True)

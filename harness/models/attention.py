@@ -36,9 +36,8 @@ class Attention(Protocol):
         """
 
 
-_now: Attention | None = (
-    None  # of the forward pass under way: the library hands an attention nothing of ours
-)
+# of the forward pass under way: the library hands an attention nothing of ours
+_now: Attention | None = None
 
 
 def attend(

@@ -307,9 +307,8 @@ class Sampler:
         self.engine, self.sampling, self.meter, self.eos = engine, sampling, meter, eos
         self.noise_key, self.distributed = noise_key, distributed
         self.phase = "rollout"
-        self.pool: CompletionSource | None = (
-            None  # what the start checkpoint says is drawn from here, where it can be
-        )
+        # what the start checkpoint says is drawn from here, where it can be
+        self.pool: CompletionSource | None = None
 
     def draw(self, model: nn.Module, prompts: PromptBatch, n: int = 1, *more: object) -> Batch:
         """Draw n completions per prompt: (B, n, T) with `logp` and `ended`.

@@ -33,9 +33,8 @@ from ..models.tokens import Batch, PromptBatch
 from .reference_cache import Cached, Ids, MadeStage, ReferenceCache, cost_of, ids_of
 
 BLOCK = 64  # prompts of a split, in its order, that are drawn for together
-VISITS = (
-    4  # times that a prompt is drawn for from a pool; a split gone over more often is a small one
-)
+# times that a prompt is drawn for from a pool; a split gone over more often is a small one
+VISITS = 4
 FIRST_STEPS = (1, 4, 8)  # samples are made up to here, then
 STEP = 8  # so many more at a time
 
@@ -91,9 +90,8 @@ class CompletionPool:
     reference_cache: ReferenceCache
     key: tuple[object, ...]
     split: Sequence[Prompt] | None = None
-    unmoved: nn.Module | None = (
-        None  # a model known to have them, beside the start checkpoint itself
-    )
+    # a model known to have them, beside the start checkpoint itself
+    unmoved: nn.Module | None = None
 
     def draw(
         self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling

@@ -38,12 +38,10 @@ class MethodInputs:
     labels: int = 0  # that were asked for in making all this
     label_client: Callable[[], LabelClient] | None = None  # who labels fresh samples
     closing: list[Callable[[], None]] = field(default_factory=list)  # what ends with the run
-    refresh: AdamWOptions = field(
-        default_factory=AdamWOptions
-    )  # how the reward model is trained on them
-    reference_cache: ReferenceCache | None = (
-        None  # what the start checkpoint says, made once and shared; None computes all of it
-    )
+    # how the reward model is trained on them
+    refresh: AdamWOptions = field(default_factory=AdamWOptions)
+    # what the start checkpoint says, made once and shared; None computes all of it
+    reference_cache: ReferenceCache | None = None
 
     def close(self) -> None:
         """End what was started for the method."""

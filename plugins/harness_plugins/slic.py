@@ -12,9 +12,8 @@ from .population import best_of, hinge, minimiser, ordered_pairs, ranked
 if TYPE_CHECKING:
     from harness import Lab
 
-EQUAL = (
-    1e-5  # what differs by less is the same: equal completions are scored equally but for rounding
-)
+# what differs by less is the same: equal completions are scored equally but for rounding
+EQUAL = 1e-5
 
 
 @dataclass

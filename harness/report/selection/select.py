@@ -90,9 +90,8 @@ class Selection:
     results: Path
     study: str | None = None
     unfinished: Sequence[str] = ()  # runs that would belong here and have not ended
-    refused: Mapping[str, str] = field(
-        default_factory=dict
-    )  # {label in the study: why the suite cannot serve it}
+    # {label in the study: why the suite cannot serve it}
+    refused: Mapping[str, str] = field(default_factory=dict)
     asked: Filter = field(default_factory=Filter)  # what they were chosen by
 
     @property
