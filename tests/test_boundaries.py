@@ -35,8 +35,8 @@ LATE = {  # third-party imports inside functions of plugins and suites
     ("rows", "datasets"),
 }
 WORLD_MAY = {"torch", "transformers", "tokenizers"}
-LONG_FUNCTIONS: set[tuple[str, str]] = set()  # (file, function) over 45 lines
-LONG_FILES = {"harness/run.py"}  # over 400 lines
+# One argument a line takes about a fifth more lines than the packed layout before it.
+MOST_LINES = {"function": 50, "file": 520}
 
 FLAGS = {
     "compare": {"-s", "--suite", "--study", "--where", "--format", "--results"},
@@ -341,18 +341,21 @@ def test_functions_are_short():
     found = set()
     for file in CORE + PLUGINS + SUITES:
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 45:
+            if (
+                isinstance(node, ast.FunctionDef)
+                and node.end_lineno - node.lineno >= MOST_LINES["function"]
+            ):
                 found.add((str(file.relative_to(ROOT)), node.name))
-    assert found <= LONG_FUNCTIONS
+    assert found == set()
 
 
 def test_files_are_short():
     long = {
         str(f.relative_to(ROOT))
         for f in CORE + PLUGINS + SUITES
-        if len(f.read_text().splitlines()) > 400
+        if len(f.read_text().splitlines()) > MOST_LINES["file"]
     }
-    assert long <= LONG_FILES
+    assert long == set()
 
 
 def test_all_source_is_ascii():

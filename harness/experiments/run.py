@@ -82,52 +82,54 @@ def _carry_out(
     try:
         stage_runtime = open_stage_runtime(spec, registry, settings, observe)
         method_inputs, shared = prepare(spec, registry, stage_runtime, method)
+        training = Training(spec, stage_runtime, method, method_inputs, shared)
+        if not settings.train:
+            training.check_trained()
     except (UsageError, Refused):  # nothing was trained: this was no run
         _leave_nothing(folder)
         raise
     except Exception as error:
         raise _failed(folder, spec, error) from error
     try:
-        meter, evaluation = stage_runtime.meter(), stage_runtime.meter()
-        training = Training(spec, stage_runtime, method, method_inputs, shared)
-        policy, loop = training.policy(meter, folder, settings.train)
-        for name in loop.checkpoints.damaged:
-            settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
-        drawn = draw(
-            spec,
-            stage_runtime,
-            policy,
-            method_inputs,
-            evaluation_prompts(spec, registry),
-            evaluation,
-        )
-        kept = loop.snapshots.kept() if loop.snapshots else {}
-        assessed = assess(spec, registry, stage_runtime, drawn, evaluation, kept)
-        bill = record.CostReport(
-            meter,
-            evaluation,
-            drawn.models,
-            shared,
-            loop.used(),
-            loop.left(),
-            time.perf_counter() - started,
-            training.reused,
-        )
-        result = record.result_of(spec, type(method).paper, assessed, bill)
-        result["runtime"] = record.runtime_of(method_inputs, stage_runtime)
-        for remark in _remarks(spec, loop, stage_runtime, result["runtime"]):
-            settings.warn(remark)
-        if stage_runtime.distributed.main:
-            result["files"] = record.write(
-                folder, spec, registry, result, loop.rows, assessed.samples
-            )
-            record.write_policy(folder, policy, method_inputs)
-            record.finish(folder, result)
-        stage_runtime.distributed.barrier()
+        return _train_and_evaluate(training, registry, settings, folder, started)
     except Exception as error:
         raise _failed(folder, spec, error) from error
     finally:
         method_inputs.close()
+
+
+def _train_and_evaluate(
+    training: Training, registry: Registry, settings: RunOptions, folder: Path, started: float
+) -> dict[str, Any]:
+    """Return the result of a run whose shared stages are made, and write its record."""
+    spec, stage_runtime = training.spec, training.stage_runtime
+    meter, evaluation = stage_runtime.meter(), stage_runtime.meter()
+    policy, loop = training.policy(meter, folder)
+    for name in loop.checkpoints.damaged:
+        settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
+    prompts = evaluation_prompts(spec, registry)
+    drawn = draw(spec, stage_runtime, policy, training.method_inputs, prompts, evaluation)
+    kept = loop.snapshots.kept() if loop.snapshots else {}
+    assessed = assess(spec, registry, stage_runtime, drawn, evaluation, kept)
+    cost = record.CostReport(
+        meter,
+        evaluation,
+        drawn.models,
+        training.shared,
+        loop.used(),
+        loop.left(),
+        time.perf_counter() - started,
+        training.reused,
+    )
+    result = record.result_of(spec, type(training.method).paper, assessed, cost)
+    result["runtime"] = record.runtime_of(training.method_inputs, stage_runtime)
+    for remark in _remarks(spec, loop, stage_runtime, result["runtime"]):
+        settings.warn(remark)
+    if stage_runtime.distributed.main:
+        result["files"] = record.write(folder, spec, registry, result, loop.rows, assessed.samples)
+        record.write_policy(folder, policy, training.method_inputs)
+        record.finish(folder, result)
+    stage_runtime.distributed.barrier()
     return result
 
 

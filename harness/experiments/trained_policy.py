@@ -47,28 +47,30 @@ class Training:
     shared: Mapping[str, Artifact]  # the stages behind what the method is given
     reused: bool = False  # whether the policy was found, not trained
 
-    def policy(self, meter: Meter, folder: Path, may_train: bool = True) -> tuple[Policy, Loop]:
-        """Return the trained policy, and the loop with its metrics, costs and snapshots.
-
-        Raises:
-            Refused: The policy was not trained before, and `may_train` is off.
-        """
-        found = None
-        if self.stage_runtime.check is None:  # a check of rollouts needs rollouts
-            found = self.stage_runtime.artifacts.find("policy", self.name())
-        if found is None and not may_train:
+    def check_trained(self) -> None:
+        """Raise Refused where the policy would have to be trained."""
+        if self._find() is None and isinstance(self.method, AdamWOptions):
             raise Refused(
                 f"The trained policy of {self.spec.suite_name}/{self.spec.method} is not in"
                 f" {self.stage_runtime.artifacts.root}: it was deleted, or code or data that decide"
                 " training have changed. Nothing was trained. Train it with: harness run."
             )
-        self.reused = found is not None
-        if found is not None:
-            return self._run(meter, found.folder / STATE, found.folder / SNAPSHOTS, math.inf)
+
+    def policy(self, meter: Meter, folder: Path) -> tuple[Policy, Loop]:
+        """Return the trained policy, and the loop with its metrics, costs and snapshots."""
+        trained = self._find()
+        self.reused = trained is not None
+        if trained is not None:
+            return self._run(meter, trained.folder / STATE, trained.folder / SNAPSHOTS, math.inf)
         policy, loop = self.train(meter, folder)
         if loop.rows:
             self._publish(loop)
         return policy, loop
+
+    def _find(self) -> Artifact | None:
+        if self.stage_runtime.check is not None:  # a check of rollouts needs rollouts
+            return None
+        return self.stage_runtime.artifacts.find("policy", self.name())
 
     def train(self, meter: Meter, folder: Path) -> tuple[Policy, Loop]:
         """Train the policy, or go on from the checkpoints below `folder`; keep no artifact."""

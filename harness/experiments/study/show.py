@@ -14,38 +14,48 @@ import click
 
 from ...core import run_folder
 from .cells import Cell
-from .state import DONE, FAILED, LEFT, REFUSED, Estimates, State
+from .state import DONE, FAILED, LEFT, REFUSED, Estimate, Estimates, State
 from .work import Plan, Watch, notes
 
 UNITS = ((1e12, "TFLOP"), (1e9, "GFLOP"))
 
 
 def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str:
-    """Return the cells of a study, how far they are, and what those that are left may cost."""
+    """Return the runs of a study, their states, and an estimate of the remaining cost."""
     rows, cpu, flops, unknown = [["run", "state", "CPU s", "FLOP", ""]], 0.0, 0.0, 0
     borrowed = False
     for cell, state in zip(planned.cells, states, strict=True):
-        guess = estimates.of(cell) if state.status in (LEFT, FAILED) else None
-        about = "~" if guess and guess.elsewhere else ""
-        borrowed |= bool(about)
-        told = (
-            [f"{about}{guess.cpu_seconds:.0f}", f"{about}{guess.flops:.2g}"] if guess else ["", ""]
-        )
-        if state.status in (LEFT, FAILED) and guess is None:
-            told = ["unknown", "unknown"]
+        open_ = state.status in (LEFT, FAILED)
+        guess = estimates.of(cell) if open_ else None
+        borrowed |= bool(guess and guess.elsewhere)
         if state.status == LEFT:
             unknown += guess is None
-            cpu, flops = (
-                cpu + (guess.cpu_seconds if guess else 0),
-                flops + (guess.flops if guess else 0),
-            )
-        rows.append([cell.name, state.kind or state.status, *told, state.message])
-    lines = [
-        *_aligned(rows),
-        "",
-        f"{len(planned.cells)} runs: {notes(states)}.",
-        *_same(planned.cells),
-    ]
+            cpu += guess.cpu_seconds if guess else 0
+            flops += guess.flops if guess else 0
+        costs = _cost_cells(guess) if guess or not open_ else ["unknown", "unknown"]
+        rows.append([cell.name, state.kind or state.status, *costs, state.message])
+    lines = [*_aligned(rows), "", f"{len(planned.cells)} runs: {notes(states)}."]
+    lines += [*_same(planned.cells), *_remarks(planned, states, estimates, borrowed)]
+    more = f", and {unknown} runs of unknown cost" if unknown else ""
+    lines.append(
+        f"What is left may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared stages"
+        " come on top."
+    )
+    return "\n".join(lines)
+
+
+def _cost_cells(guess: Estimate | None) -> list[str]:
+    if guess is None:
+        return ["", ""]
+    about = "~" if guess.elsewhere else ""
+    return [f"{about}{guess.cpu_seconds:.0f}", f"{about}{guess.flops:.2g}"]
+
+
+def _remarks(
+    planned: Plan, states: Sequence[State], estimates: Estimates, borrowed: bool
+) -> list[str]:
+    """Return the lines below the runs: searches that wait, results of other code, estimates."""
+    lines = []
     for choice in planned.waiting:
         seeds = len(choice.search.entry.seeds)
         lines.append(
@@ -65,12 +75,7 @@ def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str
             "~ is what the method took in the harness's own study, on two cores of another machine"
             " with the suite's settings: of its steps, models and sweeps yours may have more."
         )
-    more = f", and {unknown} runs of unknown cost" if unknown else ""
-    lines.append(
-        f"What is left may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared stages"
-        " come on top."
-    )
-    return "\n".join(lines)
+    return lines
 
 
 class Plain(Watch):
