@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import resource
 import shutil
 
@@ -250,6 +251,22 @@ def test_a_model_that_is_none(tmp_path):
 def test_an_unknown_command():
     done = command("rnu")
     assert done.code == 2 and "There is no command 'rnu'. Did you mean 'run'?" in done.err
+
+
+def test_help_shows_the_verbs_in_four_groups():
+    sections = {}
+    for line in command("--help").out.splitlines():
+        if re.fullmatch(r"[A-Z]\w+:", line):
+            sections[line[:-1]] = verbs = []
+        elif re.match(r"  [a-z]", line) and sections:
+            verbs.append(line.split()[0])
+    sections.pop("Options")
+    assert sections == {
+        "Run": ["run", "study"],
+        "Read": ["table", "plot", "compare", "report"],
+        "Extend": ["list", "show", "new", "check"],
+        "Trust": ["reproduce", "power"],
+    }
 
 
 def test_list_and_show():

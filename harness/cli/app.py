@@ -27,8 +27,16 @@ class _Terminated(BaseException):
     """SIGTERM, as an exception: no handler of a plugin takes it for a failure."""
 
 
+GROUPS = {  # the verbs of `harness --help`, by what they are for
+    "Run": ("run", "study"),
+    "Read": ("table", "plot", "compare", "report"),
+    "Extend": ("list", "show", "new", "check"),
+    "Trust": ("reproduce", "power"),
+}
+
+
 class Group(click.Group):
-    """A group that knows the nearest command, and ends every known error in one message."""
+    """A command group that suggests the nearest command and lists its commands in four groups."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Name the nearest command for one that does not exist."""
@@ -38,25 +46,31 @@ class Group(click.Group):
             raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section per group; a command without a group is in the section Other."""
+        grouped = {name for names in GROUPS.values() for name in names}
+        other = tuple(name for name in self.list_commands(ctx) if name not in grouped)
+        for title, names in {**GROUPS, "Other": other}.items():
+            commands = [(name, self.get_command(ctx, name)) for name in names]
+            rows = [(name, command.get_short_help_str(90)) for name, command in commands if command]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
 
 @click.group(
     cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 @click.version_option(__version__, prog_name="alignment-harness")
 def cli() -> None:
-    """Run LLM alignment methods on identical ground and compare them.
+    """Run LLM alignment methods under identical conditions and compare them.
 
-    \b harness run --method ppo --suite summarization     train, evaluate, record harness study
-    mine.toml                            many runs: methods, suites, seeds, sweeps, tuning harness
-    table                                      the runs so far, side by side harness plot --kind
-    frontier                       win-rate against KL, and other pictures harness report
-    one HTML page: tables, plots, samples, provenance harness compare dpo ppo
-    two runs or methods, prompt by prompt harness reproduce RUN                              a run
-    made again from its record, digest by digest harness list
-    methods, suites and other plugins harness show ppo                                   a plugin's
-    options harness check ppo                                  put a plugin to the proofs harness
-    new method mine                            a plugin project to begin from harness power
-    --prompts 512 --seeds 3              what difference a study can find
+    \b
+    harness run --method ppo --suite summarization    train, evaluate and record one run
+    harness study mine.toml                           run methods, suites, seeds and sweeps
+    harness table                                     compare the runs so far
+    harness compare dpo ppo                           compare two methods prompt by prompt
+    harness new method mine                           write a plugin project to start from
     """
 
 
