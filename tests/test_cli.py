@@ -363,9 +363,17 @@ def test_table_in_both_formats(tmp_path):
     result = json.loads((finished("ppo", "summarization") / "result.json").read_text())
     assert float(found["ppo quick"]["kl"]) == result["evaluation"]["kl"]["mean"]
     done = command(
-        "table", "-s", "summarization", "--results", results(), "-o", tmp_path / "no" / "where.md"
+        "table",
+        "-s",
+        "summarization",
+        "--results",
+        results(),
+        "-o",
+        tmp_path / "new" / "a" / "t.md",
     )
-    assert done.code == 3 and "Cannot write" in done.err
+    assert done.code == 0 and "| sft quick" in (tmp_path / "new" / "a" / "t.md").read_text()
+    done = command("table", "-s", "summarization", "--results", results(), "-o", file / "t.md")
+    assert done.code == 3 and "Cannot write" in done.err and "is a file" in done.err
 
 
 def test_plot(tmp_path):

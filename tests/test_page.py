@@ -409,8 +409,11 @@ def test_the_command_refuses_in_words(results, tmp_path):
     assert process("report", "mime", "--results", results).code == 2
     done = process("report", "--results", tmp_path)
     assert done.code == 2 and "There is no run" in done.err
-    done = process("report", "mine", "--results", results, "-o", tmp_path / "none" / "a.html")
+    (tmp_path / "file").write_text("")
+    done = process("report", "mine", "--results", results, "-o", tmp_path / "file" / "a.html")
     assert done.code == 3 and "Cannot write" in done.err
+    new = tmp_path / "new" / "folder" / "a.html"
+    assert process("report", "mine", "--results", results, "-o", new).code == 0 and new.is_file()
 
 
 def test_a_wheel_has_the_page_in_it(tmp_path):

@@ -398,7 +398,7 @@ def check(
 
     from ..check import FAILED, Options, report
     from ..check import check as proofs
-    from ..core.files import write_text
+    from ..report.output import check_output, write_output
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     kinds = [kind for kind in ("methods", "suites", "labellers") if name in registry.classes[kind]]
@@ -409,6 +409,8 @@ def check(
         )
     if not kinds:
         registry.get("methods", name)
+    if output is not None:
+        check_output(output)
     findings = []
     with tempfile.TemporaryDirectory(prefix="harness-check-") as folder:
         told = Options(
@@ -425,7 +427,7 @@ def check(
             colour = "red" if finding.status == FAILED else None
             click.secho(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)
             if output is not None:
-                write_text(output, report(name, findings))
+                write_output(output, report(name, findings))
     return int(any(f.status == FAILED for f in findings))
 
 

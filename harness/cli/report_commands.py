@@ -6,6 +6,7 @@ Each imports what it needs late.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--suite", "-s", help="Only this suite; otherwise every suite in turn.")
 @click.option("--methods", help="Only these methods or labels, separated by commas.")
 @click.option(
     "--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels."
@@ -54,7 +55,12 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="QUANTITY[=VALUE]",
     help="Methods at an equal kl, flops, tokens or seconds, interpolated along their sweeps.",
 )
-@click.option("--columns", default="", metavar="KEY,...", help="Only these columns, in this order.")
+@click.option(
+    "--columns",
+    default="",
+    metavar="KEY,...",
+    help="Only these columns, in this order; `all` for every column that has values.",
+)
 @click.option("--each", is_flag=True, help="A row per run instead of one per method.")
 @click.option(
     "--mixed",
@@ -64,12 +70,14 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--format",
     "style",
-    default="md",
-    show_default=True,
-    help="The table format: a registered reporter.",
+    show_default="md",
+    help="The table format: a registered reporter. On a terminal the default fits its width.",
 )
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of the screen."
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Write to a file, or to one file per suite: NAME-SUITE.",
 )
 @click.option(
     "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True
@@ -85,33 +93,22 @@ def table(
     columns: str,
     each: bool,
     mixed: bool,
-    style: str,
+    style: str | None,
     output: Path | None,
     results: Path,
-) -> None:
-    """Put all runs of a suite side by side."""
+) -> int:
+    """Compare the runs of every suite in a table, or of one suite."""
     from ..core.options import parse_settings
-    from ..report.output import check_output, write_output
-    from ..report.selection.select import Filter, select
-    from ..report.tables.match import matched, parse_match
-    from ..report.tables.tables import comparison
+    from ..report.selection.select import Filter
+    from .tables import TableRequest, print_tables, write_tables
 
-    if output is not None:
-        check_output(output)
-    reporter = registry.get("reporters", style)()
-    chosen = [m.strip() for m in methods.split(",")] if methods else []
-    asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"), each, mixed)
     if match and (columns or each):
         raise UsageError("--match has columns and rows of its own: leave --columns and --each out.")
-    selection = select(results, asked)
-    keys = [c.strip() for c in columns.split(",") if c.strip()] or reporter.columns
-    text = reporter.render(
-        matched(selection, *parse_match(match)) if match else comparison(selection, keys)
-    )
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        write_output(output, text)
+    chosen = [m.strip() for m in methods.split(",")] if methods else []
+    asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"), each, mixed)
+    reporter = registry.get("reporters", style or "md")()
+    request = TableRequest(results, asked, reporter, style is not None, columns, match)
+    return print_tables(request) if output is None else write_tables(request, output)
 
 
 @click.command()
@@ -121,7 +118,7 @@ def table(
     show_default=True,
     help="frontier, cost, curves, overoptimization or wins; all of them with `all`.",
 )
-@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--suite", "-s", help="Only this suite; otherwise every suite in turn.")
 @click.option(
     "--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels."
 )
@@ -134,8 +131,8 @@ def table(
     "-o",
     type=click.Path(path_type=Path),
     help=(
-        "Where to: .png, .svg or .pdf; otherwise KIND.png below --results. With `all` -KIND is"
-        " added to the name."
+        "Output file: .png, .svg or .pdf; otherwise KIND.png in --results. Several suites add"
+        " -SUITE to the name, `all` adds -KIND."
     ),
 )
 @click.option(
@@ -293,7 +290,7 @@ def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **aske
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--suite", "-s", help="Only this suite; otherwise every suite in turn.")
 @click.option("--study", metavar="NAME", help="Only the runs of this study, under its labels.")
 @click.option(
     "--where",
@@ -317,20 +314,24 @@ def compare(
     style: str,
     results: Path,
 ) -> None:
-    """Compare two runs or methods, prompt by prompt, on one screen.
+    """Compare two runs or methods, prompt by prompt, in every suite that has runs of both.
 
     A and B are run folders, methods, or labels as `harness table` shows them.
     """
     from ..core.options import parse_settings
-    from ..report.comparison.compare import compared
+    from ..report.comparison.compare import compared, suites_to_compare
     from ..report.comparison.side_by_side import as_json, show
     from ..report.selection.select import Filter
 
-    found = compared(results, (a, b), Filter(suite, study, where=parse_settings(where, "--where")))
+    asked = Filter(suite, study, where=parse_settings(where, "--where"))
+    suites = suites_to_compare(results, (a, b), asked)
+    comparisons = [compared(results, (a, b), replace(asked, suite=name)) for name in suites]
     if style == "json":
-        click.echo(as_json(found))
-    else:
-        show(found)
+        click.echo(as_json(comparisons))
+        return
+    for i, comparison in enumerate(comparisons):
+        click.echo("\n" if i else "", nl=False)
+        show(comparison)
 
 
 COMMANDS = (table, plot, report, power, compare, reproduce)
