@@ -9,12 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..api.registry import Registry, installed, load_file
 from ..core.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..statistics.power import Design
+
+MOST_SEEDS = 500  # the largest number of seeds that `harness power` suggests
 
 
 def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,7 +211,7 @@ def report(
 @click.option(
     "--effect",
     type=click.FloatRange(0, 1, min_open=True),
-    help="A difference of win-rates (0.03: three points) to give power and prompts for.",
+    help="A difference of win-rates (0.03: three points): adds power, prompts and seeds for it.",
 )
 @click.option(
     "--ties",
@@ -237,12 +242,16 @@ def report(
     help="Of two methods' scores on a prompt.",
 )
 def power(effect: float | None, **study: Any) -> None:
-    """Say what difference of win-rates a study can find, before it is run."""
+    """Show which difference of win-rates a study can detect, before it is run."""
     from ..statistics.power import Design, assumptions, report
 
     design = Design(**study)
     try:
         columns, rows = report(design, effect)
+        if effect is not None:
+            columns.append("seeds for 80% power")
+            for row, difference in zip(rows, (False, True), strict=True):
+                row.append(_seeds_cell(design, effect, difference))
     except ValueError as error:
         raise UsageError(f"No such study: {error}.") from error
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
@@ -253,6 +262,34 @@ def power(effect: float | None, **study: Any) -> None:
             + " |"
         )
     click.echo(f"\n{assumptions(design)}")
+
+
+def seeds_needed(
+    design: Design, effect: float, difference: bool, wanted: float = 0.8
+) -> int | None:
+    """Return the smallest number of seeds, from two on, that reaches the wanted power.
+
+    Return None if MOST_SEEDS do not: then the prompts are too few.
+    """
+    from ..statistics.power import power as power_of
+
+    def enough(seeds: int) -> bool:
+        return power_of(replace(design, seeds=seeds), effect, difference) >= wanted
+
+    if not enough(MOST_SEEDS):
+        return None
+    low, high = 1, MOST_SEEDS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _seeds_cell(design: Design, effect: float, difference: bool) -> str:
+    if design.correlation > design.prompt_share:  # impossible with several seeds
+        return "-"
+    seeds = seeds_needed(design, effect, difference)
+    return "no number: more prompts" if seeds is None else str(seeds)
 
 
 @click.command()
