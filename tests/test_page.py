@@ -109,6 +109,11 @@ def test_a_study_file_is_said_to_hold_relative_paths(tree):
     assert "are relative to the folder that the original lay in" in told(tree)
 
 
+def test_the_answers_that_all_are_compared_with_are_the_baseline(text):
+    assert "SFT's answer" not in text and '[SFT, "baseline"]' in text
+    assert "answer to the baseline" in text
+
+
 def test_nothing_is_fetched(text, tree):
     assert {tag for tag, _ in tree.tags} & {"link", "iframe", "object", "embed", "base"} == set()
     assert all(source.startswith("data:image/svg+xml;base64,") for source in tree.values("src"))

@@ -849,6 +849,9 @@ def test_on_a_terminal_a_table_fits_its_width(tmp_path, width):
     if width == 200:
         assert columns_of(head)[-2:] == ["length", "train TFLOP"]
         assert "labels" not in head and "proxy" not in head
+    assert "\nRow sft is a second draw from the start" in text
+    made.rows = made.rows[1:]
+    assert "second draw" not in fitted(made, Markdown(), width)
     assert text.splitlines()[-1].startswith("All columns") and "| ppo" in text
 
 

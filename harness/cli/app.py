@@ -1,6 +1,6 @@
-"""The command line: run, study, list, show, check, new, and what reads records.
+"""The command line: its entry point and the verbs run, study, list, show, check and new.
 
-Nothing heavy is imported too early.
+Heavy modules are imported inside the commands.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def cli() -> None:
     default=20.0,
     show_default=True,
     metavar="SECONDS",
-    help="How much work a kill may cost.",
+    help="Seconds of work between checkpoints.",
 )
 @click.option(
     "--results",
@@ -191,8 +191,8 @@ def cli() -> None:
     "--check-rollouts",
     is_flag=True,
     help=(
-        "Compare what is drawn with a teacher-forced pass, and stop where they differ by more than"
-        " rounding."
+        "Check sampled log-probabilities against a teacher-forced pass; stop if they differ by"
+        " more than rounding error."
     ),
 )
 @click.option(
@@ -252,14 +252,14 @@ def run(
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print the runs, how far they are and what is left to pay; run nothing.",
+    help="Print the runs, their progress and the estimated remaining cost; run nothing.",
 )
 @click.option("--retry-failed", is_flag=True, help="Try failed runs again too.")
 @click.option(
     "--jobs", "-j", type=click.IntRange(1), help="Runs at a time: the launcher's option `jobs`."
 )
 @click.option(
-    "--launcher", metavar="NAME", help="Carry the runs out with this plugin instead of the study's."
+    "--launcher", metavar="NAME", help="Start the runs with this launcher instead of the study's."
 )
 @click.option(
     "--launcher-set",
@@ -286,10 +286,9 @@ def study(
     settings: tuple[str, ...],
     results: Path,
 ) -> int:
-    """Carry out all runs of a study file (.toml): methods, suites, seeds, sweeps, tuning.
+    """Run a study file (.toml): methods, suites, seeds, sweeps, tuning.
 
-    Running it again goes on where it was; add seeds or methods to the file, and only what is new is
-    run.
+    The same command resumes it. After an edit of the file only the new runs are made.
     """
     from ..core.options import parse_settings
     from ..experiments.study import show, work
@@ -341,9 +340,7 @@ def list_plugins(registry: Registry) -> None:
 )
 @plugin_files
 def show(registry: Registry, name: str, suite: str | None) -> None:
-    """Show a plugin or a stage (stage.sft): what it is, its paper, its options with types, defaults
-    and help.
-    """
+    """Show a plugin or a stage (stage.sft): description, paper and options."""
     from .display import describe, describe_stage
 
     if name.startswith("stage."):
@@ -389,8 +386,7 @@ def check(
     quick: bool,
     output: Path | None,
 ) -> int:
-    """Put a method, suite or labeller to the proofs: deterministic, resumable, invariant, honest,
-    better than SFT.
+    """Check a method, suite or labeller: determinism, resumption, invariance, honest costs, gain.
 
     A method takes two or three minutes on two cores, with --quick half a minute.
     """
@@ -413,7 +409,7 @@ def check(
         check_output(output)
     findings = []
     with tempfile.TemporaryDirectory(prefix="harness-check-") as folder:
-        told = Options(
+        options = Options(
             suite,
             settings,
             optimum_settings,
@@ -422,7 +418,7 @@ def check(
             results=Path(folder),
             say=lambda line: click.echo(f"... {line}", err=True),
         )
-        for finding in proofs(kinds[0], name, registry, told):
+        for finding in proofs(kinds[0], name, registry, options):
             findings.append(finding)
             colour = "red" if finding.status == FAILED else None
             click.secho(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)
@@ -439,7 +435,7 @@ def check(
     type=click.Path(path_type=Path),
     default=Path("."),
     show_default=True,
-    help="Where to.",
+    help="The parent folder of the project.",
 )
 def new(kind: str, name: str, folder: Path) -> None:
     """Write a plugin project that works: entry point, code, tests, README."""
@@ -457,14 +453,12 @@ for reading in COMMANDS:
 
 
 def _about(kind: str, cls: Any) -> str:
-    """Return what the list says of a plugin: of a method its kind, needs and paper, of others their
-    first line.
-    """
+    """Return the list's text: kind, needs and paper of a method, the first line of others."""
     if kind != "methods":
         return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
     try:
         needs = ", ".join(sorted(cls().required())) or "nothing"
-    except Exception:  # a stranger's class that cannot be made as it is: say what it declares
+    except Exception:  # a third-party class with required options: show what it declares
         needs = ", ".join(sorted(cls.needs))
     return f"{cls.kind or 'method':<20} needs {needs:<30} {cls.paper}"
 

@@ -70,7 +70,7 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--mixed",
     is_flag=True,
-    help="Put runs of unlike ground side by side, with a footnote that says so.",
+    help="Allow runs made under unlike conditions, with a footnote.",
 )
 @click.option(
     "--format",
@@ -152,9 +152,7 @@ def plot(
     output: Path | None,
     results: Path,
 ) -> None:
-    """Draw runs of a suite: win-rate against KL or cost, learning curves, over-optimisation, who
-    beats whom.
-    """
+    """Draw runs: win-rate against KL or cost, learning curves, over-optimisation, wins."""
     from ..core.options import parse_settings
     from ..report.plots.pictures import draw_files
     from ..report.selection.select import Filter
@@ -182,14 +180,12 @@ def plot(
     "--output",
     "-o",
     type=click.Path(path_type=Path),
-    help="Where to; otherwise STUDY.html below --results.",
+    help="Output file; otherwise STUDY.html in --results.",
 )
 def report(
     study: str | None, results: Path, suite: str | None, prompts: int, output: Path | None
 ) -> None:
-    """Write one HTML page of a STUDY, or of all runs: tables, plots, samples, settings, provenance,
-    citations.
-    """
+    """Write an HTML page of a STUDY or of all runs: tables, plots, samples, provenance."""
     from ..report.output import check_output, write_output
     from ..report.page import page
 
@@ -298,23 +294,23 @@ def _seeds_cell(design: Design, effect: float, difference: bool) -> str:
     "--into",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Keep what is made again in this new results folder.",
+    help="Keep the repeated run in this new results folder.",
 )
 @click.option(
-    "--loose", is_flag=True, help="Be content where every figure lies in the other's 95 % interval."
+    "--loose", is_flag=True, help="Accept figures that lie in each other's 95 % intervals."
 )
-@click.option("--anyway", is_flag=True, help="Go on where code or data are not what they were.")
+@click.option("--anyway", is_flag=True, help="Continue although code or data have changed.")
 @click.option(
     "--data-folder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR",
-    help="Where the files of a suite file lie now.",
+    help="The folder that holds the files of a suite file now.",
 )
 @plugin_files
 def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **asked: Any) -> int:
-    """Carry a recorded run out again, from nothing, and compare it digest by digest.
+    """Repeat a recorded run from scratch and compare it digest by digest.
 
-    RUN is a run folder. Exit code 0: reproduced; 1: something differs, and is told.
+    RUN is a run folder. Exit code 0: reproduced; 1: something differs.
     """
     from ..experiments.reproduce import Asked, read_run, summary
     from ..experiments.reproduce import reproduce as made_again

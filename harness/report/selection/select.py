@@ -83,7 +83,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class Selection:
-    """Runs of one suite on identical ground, as rows: SFT first, then by win-rate, failures last."""
+    """Runs of one suite on identical ground, in rows: SFT first, then by win-rate."""
 
     suite: str
     rows: Sequence[Row]
@@ -409,7 +409,7 @@ def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]
 
 
 def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:
-    """Return records as named rows: one for each method, recipe and label of a study, or each run."""
+    """Return records as named rows: one per method, recipe and label, or one per run."""
     groups: dict[Key, list[Record]] = {}
     for record in records:
         groups.setdefault((record["method"], record["recipe"], record.get("label")), []).append(

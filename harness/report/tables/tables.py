@@ -202,7 +202,7 @@ def short(number: float) -> str:
 
 
 def _reused(f: Figures) -> float:
-    """Return the share of a method's FLOPs that was looked up; records of before say nothing of it."""
+    """Return the reused share of a method's FLOPs; 0 for older records without it."""
     return float(f.get("method_flops_reused", 0.0) / (f["method_flops"] or 1.0))
 
 
