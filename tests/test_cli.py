@@ -6,16 +6,22 @@ import csv
 import hashlib
 import io
 import json
+import re
 import resource
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from harness.cli import display
 from harness.core.seeds import derive
+from harness.statistics.power import Design, power
 
 from .tools import (
     ROOT,
     command,
+    estimate,
     finished,
     fresh,
     on_small,
@@ -23,6 +29,8 @@ from .tools import (
     outputs,
     plugin,
     process,
+    put,
+    record,
     results,
 )
 
@@ -252,6 +260,22 @@ def test_an_unknown_command():
     assert done.code == 2 and "There is no command 'rnu'. Did you mean 'run'?" in done.err
 
 
+def test_help_shows_the_verbs_in_four_groups():
+    sections = {}
+    for line in command("--help").out.splitlines():
+        if re.fullmatch(r"[A-Z]\w+:", line):
+            sections[line[:-1]] = verbs = []
+        elif re.match(r"  [a-z]", line) and sections:
+            verbs.append(line.split()[0])
+    sections.pop("Options")
+    assert sections == {
+        "Run": ["run", "study"],
+        "Read": ["table", "plot", "compare", "report"],
+        "Extend": ["list", "show", "new", "check"],
+        "Trust": ["reproduce", "power"],
+    }
+
+
 def test_list_and_show():
     listed = command("list")
     assert listed.code == 0
@@ -274,6 +298,50 @@ def test_table_of_nothing(tmp_path):
     assert done.code == 2 and "harness run" in done.err and "Traceback" not in done.text
     done = command("table", "--results", tmp_path, "--format", "markdwn")
     assert done.code == 2 and "There is no reporter 'markdwn'" in done.err
+
+
+def test_the_panel_of_a_run_is_short_and_in_plain_words(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    made = record("ppo")
+    evaluation = {
+        "accuracy": estimate(0.5),
+        "reference_accuracy": 0.4,
+        "proxy": estimate(1.0),
+        "reference_proxy": 0.2,
+        "suite": {"words": 12.5, "copied": 0.25},
+        "rouge": {"rouge1": 0.3, "rouge2": 0.2, "rougeL": 0.25},
+        "curve": [{}, {}, {}],
+    }
+    made["evaluation"] |= evaluation
+    cost = made["cost"] = made["cost"] | {"reused_stages": ["sft"]}
+    cost["phases"] = {phase: {"peak_memory": 2**29} for phase in ("sft", "method", "evaluation")}
+    put(tmp_path, made)
+    (folder,) = tmp_path.glob("runs/toy/ppo/*")
+    display.show(SimpleNamespace(result=made, folder=folder, reused=False))
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    end = next(i for i, line in enumerate(lines) if line.startswith("\u2570"))
+    assert end + 1 <= 10, text
+    assert text.count("512 MiB") == 1 and lines[-1] == "next: harness table"
+    assert "win-rate vs baseline" in text and "baseline" in "\n".join(lines[end + 1 :])
+    for word in ("rao-blackwell", "looked up", "computed", "SFT", "rollouts"):
+        assert word not in text
+    cost["phases"]["method"] = {"peak_memory": 2**30}
+    assert dict(display._lines(made))["peak memory"].count("MiB") == 3
+
+
+@pytest.mark.parametrize("difference", [False, True])
+def test_power_names_the_seeds_that_would_do(difference):
+    arguments = ["--effect", 0.08, "--seeds", 3, "--prompts", 512]
+    done = command("power", *arguments)
+    head, _, *rows = (line.split("|") for line in done.out.splitlines() if line.startswith("|"))
+    assert done.code == 0 and head[-2].strip() == "seeds for 80% power", done.text
+    needed = int(rows[difference][-2])
+    design = Design(prompts=512, seed_sd=0.02)
+    reached = [power(replace(design, seeds=n), 0.08, difference) for n in (needed - 1, needed)]
+    assert reached[0] < 0.8 <= reached[1]
+    few = command("power", "--effect", 0.01, "--seeds", 3, "--prompts", 64)
+    assert "no number: more prompts" in few.out
 
 
 # -- end to end ------------------------------------------------------------------------------------
@@ -346,9 +414,17 @@ def test_table_in_both_formats(tmp_path):
     result = json.loads((finished("ppo", "summarization") / "result.json").read_text())
     assert float(found["ppo quick"]["kl"]) == result["evaluation"]["kl"]["mean"]
     done = command(
-        "table", "-s", "summarization", "--results", results(), "-o", tmp_path / "no" / "where.md"
+        "table",
+        "-s",
+        "summarization",
+        "--results",
+        results(),
+        "-o",
+        tmp_path / "new" / "a" / "t.md",
     )
-    assert done.code == 3 and "Cannot write" in done.err
+    assert done.code == 0 and "| sft quick" in (tmp_path / "new" / "a" / "t.md").read_text()
+    done = command("table", "-s", "summarization", "--results", results(), "-o", file / "t.md")
+    assert done.code == 3 and "Cannot write" in done.err and "is a file" in done.err
 
 
 def test_plot(tmp_path):

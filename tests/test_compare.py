@@ -16,6 +16,7 @@ from harness.report.comparison.compare import (
     differing,
     head_to_head,
     p_text,
+    suites_to_compare,
     two_rows,
 )
 from harness.report.comparison.side_by_side import WIDTH, as_json, parts
@@ -23,7 +24,8 @@ from harness.report.selection.select import Filter
 from harness.statistics.compare import compare
 from harness.statistics.power import Design, minimum_detectable_effect
 
-from .tools import GROUND, failure, process, put, record
+from .tools import GROUND, command, failure, process, put, record
+from .toy_runs import run
 
 PROMPTS = 64
 
@@ -366,7 +368,7 @@ def test_json_has_everything_and_no_nan(two):
     assert told["controlled"][0]["win_rate"]["seed_sd"] is None
     found, _ = compared(two, ("dpo", "ipo"), Filter()).controlled
     assert math.isnan(found.win_rate.seed_sd)  # which is what null stands for
-    assert json.loads(as_json(compared(two, ("dpo", "ipo"), Filter()))) == told
+    assert json.loads(as_json([compared(two, ("dpo", "ipo"), Filter())])) == told
 
 
 def test_a_refusal_is_one_line_and_exit_code_2(two):
@@ -377,3 +379,21 @@ def test_a_refusal_is_one_line_and_exit_code_2(two):
         and done.err.count("\n") == 1
         and "Did you mean 'ipo'?" in done.err
     )
+
+
+def test_without_a_suite_every_suite_with_both_is_compared(tmp_path):
+    for suite in ("one", "two"):
+        for method in ("dpo", "ppo"):
+            run(tmp_path, method, 0, 1.0 if method == "dpo" else 2.0, suite=suite)
+    run(tmp_path, "dpo", 0, 1.0, suite="three")
+    assert suites_to_compare(tmp_path, ("dpo", "ppo"), Filter()) == ["one", "two"]
+    done = command("compare", "dpo", "ppo", "--results", tmp_path)
+    heads = [line for line in done.out.splitlines() if line.endswith("the same for both")]
+    assert done.code == 0 and [h.split(":")[0] for h in heads] == ["one", "two"], done.text
+    done = command("compare", "dpo", "ppo", "--results", tmp_path, "--format", "json")
+    assert [c["suite"] for c in json.loads(done.out)] == ["one", "two"]
+    with pytest.raises(UsageError, match="Did you mean 'dpo'"):
+        suites_to_compare(tmp_path, ("dpoo", "ppo"), Filter())
+    run(tmp_path, "ipo", 0, 1.0, suite="four")
+    with pytest.raises(UsageError, match="No suite has runs of both ppo and ipo"):
+        suites_to_compare(tmp_path, ("ppo", "ipo"), Filter())

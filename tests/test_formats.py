@@ -11,13 +11,16 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from harness_plugins.reporters import HTML, LaTeX, Markdown, latex
+from harness_plugins.reporters import DISPLAY_NAMES, HTML, LaTeX, Markdown, display_name, latex
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.api.registry import installed
 from harness.core.table import Cell, Table
+from harness.report.selection.select import Filter, select
+from harness.report.tables.tables import comparison
 
-from .tools import ROOT
+from .tools import ROOT, put, record
 
 HOSTILE = [
     r"a_b%&#{}~^\ $x$",
@@ -103,7 +106,7 @@ def test_latex_compiles_alone_with_hostile_names(tmp_path):
 def test_latex_compiles_inside_a_paper_twice(tmp_path):
     (tmp_path / "one.tex").write_text(LaTeX().render(table_of(["ppo", "dpo"])), encoding="utf-8")
     (tmp_path / "paper.tex").write_text(
-        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}Before."
+        r"\documentclass{article}\usepackage{booktabs}\begin{document}Before."
         "\n"
         r"\input{one}\input{one}"
         "\n"
@@ -154,6 +157,57 @@ def test_latex_says_what_stands_behind_each_row_and_how_it_is_set():
     assert r"4/5$^{\mathrm{a}}$" in text and "% runs/0_%" in text and r"$-$0.51 (est.)" in text
     assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
     assert "1 of 5 runs failed: ppo" in text and r"100\% \& more" in text
+
+
+def comparison_in_latex(results):
+    """The table of runs with an estimate, a missing value and reused work, as LaTeX."""
+    reused = record("dpo")
+    reused["cost"]["method"]["flops_reused"] = 1e12
+    put(results, reused, record("best_of_n", win=0.8), record("sft", win=0.5))
+    return LaTeX().render(comparison(select(results, Filter("toy")), LaTeX.columns))
+
+
+def test_latex_has_a_label_and_fits_without_scaling(tmp_path):
+    text = comparison_in_latex(tmp_path)
+    assert r"\label{tab:toy}" in text and text.index(r"\caption") < text.index(r"\label")
+    assert r"\resizebox" not in text and "graphicx" not in text
+    assert "\\small\n\\setlength{\\tabcolsep}{4pt}\n\\begin{tabular}" in text
+
+
+def test_latex_notes_are_on_its_columns_and_name_no_option(tmp_path):
+    text = comparison_in_latex(tmp_path)
+    assert "up to 33" in text and "columns" not in text and "{-}" not in text
+    assert "TFLOP are the method's own" in text and "Train s" not in text and "Peak" not in text
+    full = comparison(select(tmp_path, Filter("toy"))).notes[0]
+    assert "Train s, CPU s (of all threads), TFLOP, tokens and queries are the method's" in full
+
+
+def test_latex_sets_a_missing_value_as_a_dash(tmp_path):
+    rows = [[Cell("ppo"), Cell("-")]]
+    assert "PPO & -- " in LaTeX().render(Table("toy: x", ["method", "length-controlled"], rows))
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ("ppo", "PPO"),
+        ("best_of_n quick", "best-of-$n$ quick"),
+        ("dpo (beta=0.1) [ab12]", "DPO (beta=0.1) [ab12]"),
+        ("dpo (shuffled labels)", "dpo (shuffled labels)"),  # a study's own label
+        ("my_ppo", r"my\_ppo"),
+    ],
+)
+def test_built_in_methods_have_display_names_in_latex(row, shown):
+    assert display_name(row) == shown
+
+
+def test_every_built_in_method_has_a_display_name():
+    registry = installed()
+    own = {n for n in registry.classes["methods"] if registry.origins["methods", n].distribution}
+    assert set(DISPLAY_NAMES) <= own
+    assert {
+        n for n in own if registry.classes["methods"][n].__module__.startswith("harness_plugins")
+    } <= set(DISPLAY_NAMES)
 
 
 class Reader(HTMLParser):

@@ -109,6 +109,11 @@ def test_a_study_file_is_said_to_hold_relative_paths(tree):
     assert "are relative to the folder that the original lay in" in told(tree)
 
 
+def test_the_answers_that_all_are_compared_with_are_the_baseline(text):
+    assert "SFT's answer" not in text and '[SFT, "baseline"]' in text
+    assert "answer to the baseline" in text
+
+
 def test_nothing_is_fetched(text, tree):
     assert {tag for tag, _ in tree.tags} & {"link", "iframe", "object", "embed", "base"} == set()
     assert all(source.startswith("data:image/svg+xml;base64,") for source in tree.values("src"))
@@ -409,8 +414,11 @@ def test_the_command_refuses_in_words(results, tmp_path):
     assert process("report", "mime", "--results", results).code == 2
     done = process("report", "--results", tmp_path)
     assert done.code == 2 and "There is no run" in done.err
-    done = process("report", "mine", "--results", results, "-o", tmp_path / "none" / "a.html")
+    (tmp_path / "file").write_text("")
+    done = process("report", "mine", "--results", results, "-o", tmp_path / "file" / "a.html")
     assert done.code == 3 and "Cannot write" in done.err
+    new = tmp_path / "new" / "folder" / "a.html"
+    assert process("report", "mine", "--results", results, "-o", new).code == 0 and new.is_file()
 
 
 def test_a_wheel_contains_the_page_and_the_project_templates(tmp_path):

@@ -176,8 +176,8 @@ def test_the_first_prompt_and_every_method_are_shown(view):
     assert view.listed() == IDS and view.chosen() == "test/0"
     assert view.text("#count") == f"{len(IDS)} of {len(IDS)} prompts"
     cards, truth = view.cards(), pages.samples("dpo", 0)[0]
-    assert list(cards)[:2] == ["SFT's answer", "sft"] and set(cards) == {
-        "SFT's answer",
+    assert list(cards)[:2] == ["baseline", "sft"] and set(cards) == {
+        "baseline",
         "sft",
         pages.LABEL,
         pages.DPO,
@@ -199,13 +199,13 @@ def test_methods_can_be_left_out(view):
         "[...document.querySelectorAll('#rows input')].find((b) => b.value ==="
         f" '{pages.DPO}').click()"
     )
-    assert set(view.cards()) == {"SFT's answer", "sft", pages.LABEL}
+    assert set(view.cards()) == {"baseline", "sft", pages.LABEL}
     assert view.address()["rows"] == ["sft", pages.LABEL]
     view.run(
         "[...document.querySelectorAll('#rows button')].find((b) => b.textContent ==="
         " 'none').click()"
     )
-    assert set(view.cards()) == {"SFT's answer"} and view.address()["rows"] == ""
+    assert set(view.cards()) == {"baseline"} and view.address()["rows"] == ""
 
 
 def test_another_seed_shows_its_answers(view):

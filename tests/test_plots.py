@@ -601,5 +601,23 @@ def test_the_command_chooses_runs(results, tmp_path):
     )
     done = command("plot", "--results", results, "--where", "beta")
     assert done.code == 2 and "expected name=value" in done.err
-    done = command("plot", "--results", results, "-o", tmp_path / "no" / "x.svg")
+    done = command("plot", "--results", results, "-o", tmp_path / "new" / "a" / "x.svg")
+    assert done.code == 0 and (tmp_path / "new" / "a" / "x.svg").is_file()
+    done = command("plot", "--results", results, "-o", tmp_path / "x.svg" / "y.svg")
     assert done.code == 3 and "Cannot write" in done.err
+
+
+def test_without_a_suite_every_suite_has_its_pictures(tmp_path):
+    for suite in ("one", "two"):
+        run(tmp_path, "ppo", 0, 2.0, suite=suite)
+        run(tmp_path, "dpo", 0, 1.0, suite=suite)
+    put(tmp_path, failure("dpo", suite="broken", recipe="dpo-on-broken"))
+    lines = list(draw_files(tmp_path, Filter(), "frontier", None))
+    assert sorted(f.name for f in tmp_path.glob("*.png")) == [
+        "frontier-one.png",
+        "frontier-two.png",
+    ]
+    assert lines[0].startswith("broken left out: ")
+    assert lines[1:] == [f"wrote {tmp_path / f'frontier-{suite}.png'}" for suite in ("one", "two")]
+    list(draw_files(tmp_path, Filter(), "wins", tmp_path / "x.svg"))
+    assert sorted(f.name for f in tmp_path.glob("*.svg")) == ["x-one.svg", "x-two.svg"]

@@ -4,15 +4,21 @@ import csv
 import hashlib
 import io
 import json
+import os
+import pty
+import subprocess
+import sys
 import time
 import tracemalloc
 from random import Random
+from select import select as select_ready
 from statistics import fmean
 
 import numpy as np
 import pytest
 from harness_plugins.reporters import CSV, Markdown
 
+from harness.cli.tables import TERMINAL_COLUMNS, TableRequest, fitted
 from harness.core.errors import HarnessError, UsageError
 from harness.core.files import write_json
 from harness.core.run_folder import read_rows, write_rows
@@ -28,7 +34,7 @@ from harness.statistics.intervals import (
     win_rate_interval,
 )
 
-from .tools import GROUND, command, estimate, failure, put, record, samples
+from .tools import ENV, GROUND, command, estimate, failure, put, record, samples
 
 
 def table(results, *records, **asked):
@@ -800,6 +806,76 @@ def test_several_suites_need_a_name(tmp_path):
     assert of(tmp_path, "other").title.startswith("other")
     with pytest.raises(UsageError, match="other, toy"):
         of(tmp_path, "nosuch")
+
+
+def two_suites(results):
+    put(results, record(), record("ppo", suite="other", recipe="ppo-on-other"))
+    return results
+
+
+def test_without_a_suite_every_suite_has_its_table(tmp_path):
+    done = command("table", "--results", two_suites(tmp_path))
+    titles = [line.split(":")[0] for line in done.out.splitlines() if line.startswith("**")]
+    assert done.code == 0 and titles == ["**other", "**toy"], done.text
+    done = command(
+        "table", "--results", tmp_path, "--format", "csv", "-o", tmp_path / "x" / "t.csv"
+    )
+    assert done.code == 0 and {f.name for f in (tmp_path / "x").iterdir()} == {
+        "t-other.csv",
+        "t-toy.csv",
+    }
+    done = command("table", "--results", tmp_path, "--format", "csv")
+    assert done.code == 2 and "Name one suite with --suite, or write files with -o" in done.err
+
+
+def test_a_suite_that_cannot_be_shown_does_not_hide_the_others(tmp_path):
+    two_suites(tmp_path)
+    put(tmp_path, record("dpo", recipe="x", ground={**GROUND, "data": "other"}))
+    done = command("table", "--results", tmp_path)
+    assert (
+        done.code == 2 and "**other: " in done.out and "harness: toy: These runs differ" in done.err
+    )
+
+
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_on_a_terminal_a_table_fits_its_width(tmp_path, width):
+    put(tmp_path, record("sft", win=0.5), record("dpo"), failure("ppo"))
+    asked = Filter("toy")
+    request = TableRequest(tmp_path, asked, Markdown(), False)
+    made = request.table("toy", TERMINAL_COLUMNS)
+    text = fitted(made, Markdown(), width)
+    assert max(map(len, text.splitlines())) <= max(width, len(text.splitlines()[0]))
+    head = next(line for line in text.splitlines() if line.startswith("| method"))
+    if width == 200:
+        assert columns_of(head)[-2:] == ["length", "train TFLOP"]
+        assert "labels" not in head and "proxy" not in head
+    assert "\nRow sft is a second draw from the start" in text
+    made.rows = made.rows[1:]
+    assert "second draw" not in fitted(made, Markdown(), width)
+    assert text.splitlines()[-1].startswith("All columns") and "| ppo" in text
+
+
+def test_a_terminal_is_given_fewer_columns_than_a_pipe(tmp_path):
+    put(tmp_path, record("sft", win=0.5), record("dpo"))
+    piped = command("table", "--results", tmp_path)
+    leader, follower = pty.openpty()
+    arguments = [sys.executable, "-m", "harness", "table", "--results", str(tmp_path)]
+    shown = {}
+    for more in ((), ("--columns", "all")):
+        child = subprocess.Popen(
+            [*arguments, *more],
+            stdout=follower,
+            env={**os.environ, **ENV, "COLUMNS": "100"},
+        )
+        text = b""
+        while child.poll() is None or select_ready([leader], [], [], 0.2)[0]:
+            if select_ready([leader], [], [], 0.2)[0]:
+                text += os.read(leader, 65536)
+        shown[more] = text.decode().replace("\r\n", "\n")
+    assert "models held" in piped.out and "--columns all" not in piped.out
+    assert "models held" not in shown[()] and "train TFLOP" not in piped.out.splitlines()[-1]
+    assert max(map(len, shown[()].splitlines())) <= 100
+    assert shown["--columns", "all"] == piped.out
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path):

@@ -1,6 +1,6 @@
-"""The command line: run, study, list, show, check, new, and what reads records.
+"""The command line: its entry point and the verbs run, study, list, show, check and new.
 
-Nothing heavy is imported too early.
+Heavy modules are imported inside the commands.
 """
 
 from __future__ import annotations
@@ -28,8 +28,16 @@ class _Terminated(BaseException):
     """SIGTERM, as an exception: no handler of a plugin takes it for a failure."""
 
 
+GROUPS = {  # the verbs of `harness --help`, by what they are for
+    "Run": ("run", "study"),
+    "Read": ("table", "plot", "compare", "report"),
+    "Extend": ("list", "show", "new", "check"),
+    "Trust": ("reproduce", "power"),
+}
+
+
 class Group(click.Group):
-    """A group that knows the nearest command, and ends every known error in one message."""
+    """A command group that suggests the nearest command and lists its commands in four groups."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Name the nearest command for one that does not exist."""
@@ -39,25 +47,31 @@ class Group(click.Group):
             raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section per group; a command without a group is in the section Other."""
+        grouped = {name for names in GROUPS.values() for name in names}
+        other = tuple(name for name in self.list_commands(ctx) if name not in grouped)
+        for title, names in {**GROUPS, "Other": other}.items():
+            commands = [(name, self.get_command(ctx, name)) for name in names]
+            rows = [(name, command.get_short_help_str(90)) for name, command in commands if command]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
 
 @click.group(
     cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 @click.version_option(__version__, prog_name="alignment-harness")
 def cli() -> None:
-    """Run LLM alignment methods on identical ground and compare them.
+    """Run LLM alignment methods under identical conditions and compare them.
 
-    \b harness run --method ppo --suite summarization     train, evaluate, record harness study
-    mine.toml                            many runs: methods, suites, seeds, sweeps, tuning harness
-    table                                      the runs so far, side by side harness plot --kind
-    frontier                       win-rate against KL, and other pictures harness report
-    one HTML page: tables, plots, samples, provenance harness compare dpo ppo
-    two runs or methods, prompt by prompt harness reproduce RUN                              a run
-    made again from its record, digest by digest harness list
-    methods, suites and other plugins harness show ppo                                   a plugin's
-    options harness check ppo                                  put a plugin to the proofs harness
-    new method mine                            a plugin project to begin from harness power
-    --prompts 512 --seeds 3              what difference a study can find
+    \b
+    harness run --method ppo --suite summarization    train, evaluate and record one run
+    harness study mine.toml                           run methods, suites, seeds and sweeps
+    harness table                                     compare the runs so far
+    harness compare dpo ppo                           compare two methods prompt by prompt
+    harness new method mine                           write a plugin project to start from
     """
 
 
@@ -158,7 +172,7 @@ def cli() -> None:
     default=20.0,
     show_default=True,
     metavar="SECONDS",
-    help="How much work a kill may cost.",
+    help="Seconds of work between checkpoints.",
 )
 @click.option(
     "--results",
@@ -178,8 +192,8 @@ def cli() -> None:
     "--check-rollouts",
     is_flag=True,
     help=(
-        "Compare what is drawn with a teacher-forced pass, and stop where they differ by more than"
-        " rounding."
+        "Check sampled log-probabilities against a teacher-forced pass; stop if they differ by"
+        " more than rounding error."
     ),
 )
 @click.option(
@@ -237,14 +251,14 @@ def run(
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print the runs, how far they are and what is left to pay; run nothing.",
+    help="Print the runs, their progress and the estimated remaining cost; run nothing.",
 )
 @click.option("--retry-failed", is_flag=True, help="Try failed runs again too.")
 @click.option(
     "--jobs", "-j", type=click.IntRange(1), help="Runs at a time: the launcher's option `jobs`."
 )
 @click.option(
-    "--launcher", metavar="NAME", help="Carry the runs out with this plugin instead of the study's."
+    "--launcher", metavar="NAME", help="Start the runs with this launcher instead of the study's."
 )
 @click.option(
     "--launcher-set",
@@ -271,10 +285,9 @@ def study(
     settings: tuple[str, ...],
     results: Path,
 ) -> int:
-    """Carry out all runs of a study file (.toml): methods, suites, seeds, sweeps, tuning.
+    """Run a study file (.toml): methods, suites, seeds, sweeps, tuning.
 
-    Running it again goes on where it was; add seeds or methods to the file, and only what is new is
-    run.
+    The same command resumes it. After an edit of the file only the new runs are made.
     """
     from ..core.options import parse_settings
     from ..experiments.study import show, work
@@ -326,9 +339,7 @@ def list_plugins(registry: Registry) -> None:
 )
 @plugin_files
 def show(registry: Registry, name: str, suite: str | None) -> None:
-    """Show a plugin or a stage (stage.sft): what it is, its paper, its options with types, defaults
-    and help.
-    """
+    """Show a plugin or a stage (stage.sft): description, paper and options."""
     from .display import describe, describe_stage
 
     if name.startswith("stage."):
@@ -374,8 +385,7 @@ def check(
     quick: bool,
     output: Path | None,
 ) -> int:
-    """Put a method, suite or labeller to the proofs: deterministic, resumable, invariant, honest,
-    better than SFT.
+    """Check a method, suite or labeller: determinism, resumption, invariance, honest costs, gain.
 
     A method takes two or three minutes on two cores, with --quick half a minute.
     """
@@ -383,7 +393,7 @@ def check(
 
     from ..check import FAILED, Options, report
     from ..check import check as proofs
-    from ..core.files import write_text
+    from ..report.output import check_output, write_output
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     kinds = [kind for kind in ("methods", "suites", "labellers") if name in registry.classes[kind]]
@@ -394,9 +404,11 @@ def check(
         )
     if not kinds:
         registry.get("methods", name)
+    if output is not None:
+        check_output(output)
     findings = []
     with tempfile.TemporaryDirectory(prefix="harness-check-") as folder:
-        told = Options(
+        options = Options(
             suite,
             settings,
             optimum_settings,
@@ -405,12 +417,12 @@ def check(
             results=Path(folder),
             say=lambda line: click.echo(f"... {line}", err=True),
         )
-        for finding in proofs(kinds[0], name, registry, told):
+        for finding in proofs(kinds[0], name, registry, options):
             findings.append(finding)
             colour = "red" if finding.status == FAILED else None
             click.secho(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)
             if output is not None:
-                write_text(output, report(name, findings))
+                write_output(output, report(name, findings))
     return int(any(f.status == FAILED for f in findings))
 
 
@@ -422,7 +434,7 @@ def check(
     type=click.Path(path_type=Path),
     default=Path("."),
     show_default=True,
-    help="Where to.",
+    help="The parent folder of the project.",
 )
 def new(kind: str, name: str, folder: Path) -> None:
     """Write a plugin project that works: entry point, code, tests, README."""
@@ -440,14 +452,12 @@ for reading in (evaluate, *COMMANDS):
 
 
 def _about(kind: str, cls: Any) -> str:
-    """Return what the list says of a plugin: of a method its kind, needs and paper, of others their
-    first line.
-    """
+    """Return the list's text: kind, needs and paper of a method, the first line of others."""
     if kind != "methods":
         return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
     try:
         needs = ", ".join(sorted(cls().required())) or "nothing"
-    except Exception:  # a stranger's class that cannot be made as it is: say what it declares
+    except Exception:  # a third-party class with required options: show what it declares
         needs = ", ".join(sorted(cls.needs))
     return f"{cls.kind or 'method':<20} needs {needs:<30} {cls.paper}"
 

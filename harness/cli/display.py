@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: the result of a run, and what a plugin is."""
+"""Text for the terminal: the result of a run, and the description of a plugin."""
 
 from __future__ import annotations
 
@@ -18,13 +18,8 @@ if TYPE_CHECKING:
     from ..experiments.run import Outcome
 
 SAMPLES_SHOWN, SAMPLE_CHARACTERS = 2, 400
-STAGE_FIGURES = {
-    "sft": ("demonstrations", "steps", "loss"),
-    "preferences": ("prompts", "asked", "label_ceiling"),
-    "reward_model": ("heldout_accuracy",),
-    "ai_preferences": ("labeller", "asked", "position_consistency"),
-    "ai_reward_model": ("heldout_accuracy",),
-}
+EXACT_KL = "rao-blackwell"  # the estimator from the log-probabilities of every token
+NEXT = "next: harness table"
 
 
 def show(outcome: Outcome) -> None:
@@ -45,10 +40,11 @@ def show(outcome: Outcome) -> None:
     console.print(Panel(grid, title=title, subtitle=str(outcome.folder), expand=False))
     for sample in read_rows(outcome.folder / "samples.jsonl")[:SAMPLES_SHOWN]:
         console.print(_sample(sample, r["method"]))
+    console.print(NEXT)
 
 
 def _sample(sample: dict[str, Any], method: str) -> Any:
-    """Return a prompt with the answers of SFT and of the method beside each other."""
+    """Return a prompt with the answers of the baseline and of the method."""
     from rich.table import Table
 
     table = Table(
@@ -56,8 +52,8 @@ def _sample(sample: dict[str, Any], method: str) -> Any:
         title_justify="left",
         show_header=False,
     )
-    for who, text, gold in (("sft", "sft", "sft_gold"), (method, "answer", "gold")):
-        table.add_row(who, f"{sample[gold]:.2f}", printable(sample[text][:SAMPLE_CHARACTERS]))
+    for row, text, gold in (("baseline", "sft", "sft_gold"), (method, "answer", "gold")):
+        table.add_row(row, f"{sample[gold]:.2f}", printable(sample[text][:SAMPLE_CHARACTERS]))
     return table
 
 
@@ -69,114 +65,72 @@ def printable(text: str) -> Text:
 
 
 def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = [*_quality(r["evaluation"]), *_cost(r["cost"], r["evaluation"]["inference"]), *_path(r)]
-    for stage, figures in STAGE_FIGURES.items():
-        info = r["artifacts"].get(stage, {})
-        told = ", ".join(
-            f"{name.replace('_', ' ')} {info[name]}"
-            for name in figures
-            if info.get(name) is not None
-        )
-        if told:
-            lines.append((stage.replace("_", " "), told))
-    return lines
+    """Return the lines of the panel: at most eight, and one more where phases differ in memory."""
+    return [*_quality(r["evaluation"]), *_cost(r["cost"])]
 
 
 def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
-    win, kl, length = e["win_rate"], e["kl"], e["length"]
-    beside = (
-        f"plain {e['kl_plain']['mean']:.2f}"
-        if "kl_plain" in e
-        else f"bound {e.get('kl_bound', float('nan')):.2f}"
-    )
-    lines = [
-        ("win-rate vs SFT", f"{_interval(win, 3)}  on {e['prompts']} {e['split']} prompts"),
-        ("gold reward", f"{e['gold']['mean']:.3f}  (SFT {e['reference_gold']:.3f})"),
-        ("KL", f"{_interval(kl, 2)} nats ({e['kl_estimator']}; {beside})"),
-        ("length", f"{length['mean']:.1f} tokens  (SFT {e['reference_length']:.1f})"),
-        ("answers", f"{e['eos_rate']:.0%} ended by themselves, {e['distinct']:.0%} distinct"),
+    """Return the figures of the evaluation; the baseline is the start checkpoint's answers."""
+    scores = [
+        f"{label} {e[name]['mean']:.3f} (baseline {e['reference_' + name]:.3f})"
+        for name, label in (("accuracy", "accuracy"), ("proxy", "proxy reward"))
+        if name in e
     ]
-    for name, label in (("accuracy", "accuracy"), ("proxy", "proxy reward")):
-        if name in e:
-            lines.insert(2, (label, f"{e[name]['mean']:.3f}  (SFT {e['reference_' + name]:.3f})"))
-    lines += [
-        (name.replace("_", " "), f"{value:.4g}") for name, value in e.get("suite", {}).items()
-    ]
+    own = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in e.get("suite", {}).items()]
     if "rouge" in e:
-        lines.append(
-            (
-                "ROUGE-1/2/L",
-                " / ".join(f"{e['rouge'][k]:.3f}" for k in ("rouge1", "rouge2", "rougeL")),
-            )
-        )
-    for p in e.get("curve", ()):
-        proxy = f"proxy {p['proxy']:.2f}  " if "proxy" in p else ""
-        told = f"gold {p['gold']:.2f}  {proxy}KL {p['kl']:.2f}  length {p['length']:.1f}"
-        lines.append((f"at step {p['step']:.0f}", f"{told}  win-rate {p['win_rate']:.3f}"))
-    return lines
-
-
-def _cost(cost: dict[str, Any], inference: dict[str, float]) -> list[tuple[str, str]]:
-    own, shared = cost["method"], cost["shared_total"]
-    models = ", ".join(f"{role} {m['parameters'] / 1e6:.2f}M" for role, m in cost["models"].items())
-    reused = f"  (reused: {', '.join(cost['reused_stages'])})" if cost["reused_stages"] else ""
-    ai = f", {cost['ai_labels']} AI labels" if cost["ai_labels"] else ""
-    per_answer = (
-        f"{inference['flops_per_answer']:.3g} FLOPs, {inference['tokens_per_answer']:.1f} tokens"
-    )
-    return [
+        own.append("ROUGE-L " + f"{e['rouge']['rougeL']:.3f}")
+    if e.get("curve"):
+        own.append(f"{len(e['curve'])} snapshots")
+    estimated = "" if e["kl_estimator"] == EXACT_KL else ", estimated"
+    lines = [
         (
-            "method cost",
-            f"{own['seconds']:.1f} s ({own['cpu_seconds']:.1f} CPU s), {own['flops']:.3g} FLOPs",
+            "win-rate vs baseline",
+            f"{_interval(e['win_rate'], 3)}  on {e['prompts']} {e['split']} prompts",
         ),
-        ("", f"{own['reward_queries']} reward queries"),
-        ("method tokens", f"{own['tokens_generated']} generated, {own['tokens_trained']} trained"),
-        ("models held", models or "none"),
-        ("per answer", f"{per_answer}, {inference['reward_queries_per_answer']:g} reward queries"),
+        ("gold reward", f"{e['gold']['mean']:.3f} (baseline {e['reference_gold']:.3f})"),
+        ("other scores", ", ".join(scores)),
+        ("KL", f"{_interval(e['kl'], 2)} nats{estimated}"),
+        (
+            "length",
+            f"{e['length']['mean']:.1f} tokens (baseline {e['reference_length']:.1f}),"
+            f" {e['eos_rate']:.0%} of the answers complete",
+        ),
+        ("also", ", ".join(own)),
+    ]
+    return [(label, value) for label, value in lines if value]
+
+
+def _cost(cost: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the cost of training and of the shared stages, and the peak memory."""
+    own, shared = cost["method"], cost["shared_total"]
+    ai = f", {cost['ai_labels']} AI labels" if cost["ai_labels"] else ""
+    reused = f"; reused: {', '.join(cost['reused_stages'])}" if cost["reused_stages"] else ""
+    peaks = {
+        name: f"{c['peak_memory'] / 2**20:.0f} MiB"
+        for name, c in cost["phases"].items()
+        if c["peak_memory"]
+    }
+    training = (
+        f"{own['seconds']:.1f} s, {own['flops']:.3g} FLOPs, {own['tokens_generated']} tokens"
+        f" generated, {own['tokens_trained']} trained"
+    )
+    if len(set(peaks.values())) == 1:
+        training += f", peak {next(iter(peaks.values()))}"
+    lines = [
+        ("training", training),
         (
             "shared stages",
-            (
-                f"{shared['seconds']:.1f} s, {shared['flops']:.3g} FLOPs, {cost['labels']}"
-                f" labels{ai}{reused}"
-            ),
+            f"{shared['seconds']:.1f} s, {shared['flops']:.3g} FLOPs, {cost['labels']} labels"
+            f"{ai}{reused}",
         ),
-        ("peak memory", _peaks(cost["phases"])),
     ]
-
-
-def _path(r: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return on which path of computation a run was, and what was looked up instead of computed."""
-    ran, own = r["runtime"], r["cost"]["method"]
-    once = {True: "once", False: "for every completion (the plain path)"}
-    read = (
-        once[ran["prompt_cached_once"]]
-        if ran.get("cache_kept", True)
-        else "anew for every token (no cache)"
-    )
-    told = f"prompts scored {once[ran['prompt_computed_once']]}, read {read} in rollouts"
-    lines = [("computed", f"on {ran['device']}, {ran['threads']} threads; {told}")]
-    if own["flops_reused"]:
-        spent = sum(kind["seconds"] for kind in ran["reuse"].values())
-        share = own["flops_reused"] / own["flops"]
-        lines.append(
-            (
-                "looked up",
-                f"{share:.0%} of the method's FLOPs; making what was not there took {spent:.1f} s",
-            )
-        )
+    if len(set(peaks.values())) > 1:
+        lines.append(("peak memory", ", ".join(f"{name} {peak}" for name, peak in peaks.items())))
     return lines
 
 
 def _interval(e: dict[str, float], digits: int) -> str:
     return f"{e['mean']:.{digits}f} \\[{e['low']:.{digits}f}, {e['high']:.{digits}f}]"
-
-
-def _peaks(phases: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {c['peak_memory'] / 2**20:.0f} MiB"
-        for name, c in phases.items()
-        if c["peak_memory"]
-    )
 
 
 def describe(kind: str, cls: type, registry: Registry, suite: str | None) -> str:

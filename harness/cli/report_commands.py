@@ -6,14 +6,20 @@ Each imports what it needs late.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..api.registry import Registry, installed, load_file
 from ..core.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..statistics.power import Design
+
+MOST_SEEDS = 500  # the largest number of seeds that `harness power` suggests
 
 
 def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,7 +44,7 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--suite", "-s", help="Only this suite; otherwise every suite in turn.")
 @click.option("--methods", help="Only these methods or labels, separated by commas.")
 @click.option(
     "--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels."
@@ -54,22 +60,29 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="QUANTITY[=VALUE]",
     help="Methods at an equal kl, flops, tokens or seconds, interpolated along their sweeps.",
 )
-@click.option("--columns", default="", metavar="KEY,...", help="Only these columns, in this order.")
+@click.option(
+    "--columns",
+    default="",
+    metavar="KEY,...",
+    help="Only these columns, in this order; `all` for every column that has values.",
+)
 @click.option("--each", is_flag=True, help="A row per run instead of one per method.")
 @click.option(
     "--mixed",
     is_flag=True,
-    help="Put runs of unlike ground side by side, with a footnote that says so.",
+    help="Allow runs made under unlike conditions, with a footnote.",
 )
 @click.option(
     "--format",
     "style",
-    default="md",
-    show_default=True,
-    help="The table format: a registered reporter.",
+    show_default="md",
+    help="The table format: a registered reporter. On a terminal the default fits its width.",
 )
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of the screen."
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Write to a file, or to one file per suite: NAME-SUITE.",
 )
 @click.option(
     "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True
@@ -85,33 +98,22 @@ def table(
     columns: str,
     each: bool,
     mixed: bool,
-    style: str,
+    style: str | None,
     output: Path | None,
     results: Path,
-) -> None:
-    """Put all runs of a suite side by side."""
+) -> int:
+    """Compare the runs of every suite in a table, or of one suite."""
     from ..core.options import parse_settings
-    from ..report.output import check_output, write_output
-    from ..report.selection.select import Filter, select
-    from ..report.tables.match import matched, parse_match
-    from ..report.tables.tables import comparison
+    from ..report.selection.select import Filter
+    from .tables import TableRequest, print_tables, write_tables
 
-    if output is not None:
-        check_output(output)
-    reporter = registry.get("reporters", style)()
-    chosen = [m.strip() for m in methods.split(",")] if methods else []
-    asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"), each, mixed)
     if match and (columns or each):
         raise UsageError("--match has columns and rows of its own: leave --columns and --each out.")
-    selection = select(results, asked)
-    keys = [c.strip() for c in columns.split(",") if c.strip()] or reporter.columns
-    text = reporter.render(
-        matched(selection, *parse_match(match)) if match else comparison(selection, keys)
-    )
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        write_output(output, text)
+    chosen = [m.strip() for m in methods.split(",")] if methods else []
+    asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"), each, mixed)
+    reporter = registry.get("reporters", style or "md")()
+    request = TableRequest(results, asked, reporter, style is not None, columns, match)
+    return print_tables(request) if output is None else write_tables(request, output)
 
 
 @click.command()
@@ -121,7 +123,7 @@ def table(
     show_default=True,
     help="frontier, cost, curves, overoptimization or wins; all of them with `all`.",
 )
-@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--suite", "-s", help="Only this suite; otherwise every suite in turn.")
 @click.option(
     "--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels."
 )
@@ -134,8 +136,8 @@ def table(
     "-o",
     type=click.Path(path_type=Path),
     help=(
-        "Where to: .png, .svg or .pdf; otherwise KIND.png below --results. With `all` -KIND is"
-        " added to the name."
+        "Output file: .png, .svg or .pdf; otherwise KIND.png in --results. Several suites add"
+        " -SUITE to the name, `all` adds -KIND."
     ),
 )
 @click.option(
@@ -150,9 +152,7 @@ def plot(
     output: Path | None,
     results: Path,
 ) -> None:
-    """Draw runs of a suite: win-rate against KL or cost, learning curves, over-optimisation, who
-    beats whom.
-    """
+    """Draw runs: win-rate against KL or cost, learning curves, over-optimisation, wins."""
     from ..core.options import parse_settings
     from ..report.plots.pictures import draw_files
     from ..report.selection.select import Filter
@@ -180,14 +180,12 @@ def plot(
     "--output",
     "-o",
     type=click.Path(path_type=Path),
-    help="Where to; otherwise STUDY.html below --results.",
+    help="Output file; otherwise STUDY.html in --results.",
 )
 def report(
     study: str | None, results: Path, suite: str | None, prompts: int, output: Path | None
 ) -> None:
-    """Write one HTML page of a STUDY, or of all runs: tables, plots, samples, settings, provenance,
-    citations.
-    """
+    """Write an HTML page of a STUDY or of all runs: tables, plots, samples, provenance."""
     from ..report.output import check_output, write_output
     from ..report.page import page
 
@@ -209,7 +207,7 @@ def report(
 @click.option(
     "--effect",
     type=click.FloatRange(0, 1, min_open=True),
-    help="A difference of win-rates (0.03: three points) to give power and prompts for.",
+    help="A difference of win-rates (0.03: three points): adds power, prompts and seeds for it.",
 )
 @click.option(
     "--ties",
@@ -240,12 +238,16 @@ def report(
     help="Of two methods' scores on a prompt.",
 )
 def power(effect: float | None, **study: Any) -> None:
-    """Say what difference of win-rates a study can find, before it is run."""
+    """Show which difference of win-rates a study can detect, before it is run."""
     from ..statistics.power import Design, assumptions, report
 
     design = Design(**study)
     try:
         columns, rows = report(design, effect)
+        if effect is not None:
+            columns.append("seeds for 80% power")
+            for row, difference in zip(rows, (False, True), strict=True):
+                row.append(_seeds_cell(design, effect, difference))
     except ValueError as error:
         raise UsageError(f"No such study: {error}.") from error
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
@@ -258,29 +260,57 @@ def power(effect: float | None, **study: Any) -> None:
     click.echo(f"\n{assumptions(design)}")
 
 
+def seeds_needed(
+    design: Design, effect: float, difference: bool, wanted: float = 0.8
+) -> int | None:
+    """Return the smallest number of seeds, from two on, that reaches the wanted power.
+
+    Return None if MOST_SEEDS do not: then the prompts are too few.
+    """
+    from ..statistics.power import power as power_of
+
+    def enough(seeds: int) -> bool:
+        return power_of(replace(design, seeds=seeds), effect, difference) >= wanted
+
+    if not enough(MOST_SEEDS):
+        return None
+    low, high = 1, MOST_SEEDS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _seeds_cell(design: Design, effect: float, difference: bool) -> str:
+    if design.correlation > design.prompt_share:  # impossible with several seeds
+        return "-"
+    seeds = seeds_needed(design, effect, difference)
+    return "no number: more prompts" if seeds is None else str(seeds)
+
+
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option(
     "--into",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Keep what is made again in this new results folder.",
+    help="Keep the repeated run in this new results folder.",
 )
 @click.option(
-    "--loose", is_flag=True, help="Be content where every figure lies in the other's 95 % interval."
+    "--loose", is_flag=True, help="Accept figures that lie in each other's 95 % intervals."
 )
-@click.option("--anyway", is_flag=True, help="Go on where code or data are not what they were.")
+@click.option("--anyway", is_flag=True, help="Continue although code or data have changed.")
 @click.option(
     "--data-folder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR",
-    help="Where the files of a suite file lie now.",
+    help="The folder that holds the files of a suite file now.",
 )
 @plugin_files
 def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **asked: Any) -> int:
-    """Carry a recorded run out again, from nothing, and compare it digest by digest.
+    """Repeat a recorded run from scratch and compare it digest by digest.
 
-    RUN is a run folder. Exit code 0: reproduced; 1: something differs, and is told.
+    RUN is a run folder. Exit code 0: reproduced; 1: something differs.
     """
     from ..experiments.reproduce import Asked, read_run, summary
     from ..experiments.reproduce import reproduce as made_again
@@ -293,7 +323,7 @@ def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **aske
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--suite", "-s", help="Which suite; needed when there are runs of several.")
+@click.option("--suite", "-s", help="Only this suite; otherwise every suite in turn.")
 @click.option("--study", metavar="NAME", help="Only the runs of this study, under its labels.")
 @click.option(
     "--where",
@@ -317,20 +347,24 @@ def compare(
     style: str,
     results: Path,
 ) -> None:
-    """Compare two runs or methods, prompt by prompt, on one screen.
+    """Compare two runs or methods, prompt by prompt, in every suite that has runs of both.
 
     A and B are run folders, methods, or labels as `harness table` shows them.
     """
     from ..core.options import parse_settings
-    from ..report.comparison.compare import compared
+    from ..report.comparison.compare import compared, suites_to_compare
     from ..report.comparison.side_by_side import as_json, show
     from ..report.selection.select import Filter
 
-    found = compared(results, (a, b), Filter(suite, study, where=parse_settings(where, "--where")))
+    asked = Filter(suite, study, where=parse_settings(where, "--where"))
+    suites = suites_to_compare(results, (a, b), asked)
+    comparisons = [compared(results, (a, b), replace(asked, suite=name)) for name in suites]
     if style == "json":
-        click.echo(as_json(found))
-    else:
-        show(found)
+        click.echo(as_json(comparisons))
+        return
+    for i, comparison in enumerate(comparisons):
+        click.echo("\n" if i else "", nl=False)
+        show(comparison)
 
 
 COMMANDS = (table, plot, report, power, compare, reproduce)

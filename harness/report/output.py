@@ -1,4 +1,4 @@
-"""Files that a person asked for: looked at before the work, written whole or not at all."""
+"""Output files: checked before the work, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from ..core.files import write_bytes, write_text
 
 
 def check_output(output: Path) -> None:
-    """Raise Refused where a file cannot be written, before anything is computed for it."""
-    folder = output.parent
-    if not folder.is_dir():
-        raise Refused(f"Cannot write {output}: there is no folder {folder}. Make it first.")
+    """Raise Refused if a file cannot be written; missing folders are made when it is written."""
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
     if output.is_dir():
         raise Refused(f"Cannot write {output}: it is a folder. Name a file.")
+    if not folder.is_dir():
+        raise Refused(f"Cannot write {output}: {folder} is a file. Name another folder.")
     if not os.access(folder, os.W_OK):
         raise Refused(
-            f"Cannot write {output}: {folder} is not yours to write in. Name another place."
+            f"Cannot write {output}: no write permission for {folder}. Name another folder."
         )
 
 
 def write_output(output: Path, content: str | bytes) -> None:
-    """Write a file; raise Refused with the reason where that fails."""
+    """Write a file and its missing folders; raise Refused with the reason on failure."""
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, str):
             write_text(output, content)
         else:
             write_bytes(output, content)
     except OSError as error:
         raise Refused(f"Cannot write {output}: {error.strerror}.") from error
+
+
+def suite_file(output: Path, suite: str) -> Path:
+    """Return the file of one suite where several are written: `x-SUITE.png` for `x.png`."""
+    return output.with_name(f"{output.stem}-{suite}{output.suffix}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from html import escape
 
 from harness import Reporter, hookimpl
@@ -60,7 +61,7 @@ class CSV(Reporter):
 
 
 class LaTeX(Reporter):
-    r"""A booktabs table: for `\input` with booktabs and graphicx, or to compile alone."""
+    r"""A booktabs table: `\input` it in a paper that loads booktabs, or compile it alone."""
 
     name, suffix = "latex", ".tex"
     columns = (
@@ -78,21 +79,23 @@ class LaTeX(Reporter):
     # After \begin{document} \@nodocument is \relax: then this is part of a paper, otherwise a
     # document of its own.
     BEGIN = r"""\makeatletter\ifx\@nodocument\relax\def\harnessend{}\else
-\documentclass{article}\usepackage[margin=15mm]{geometry}\usepackage{booktabs,graphicx}
+\documentclass{article}\usepackage[margin=15mm]{geometry}\usepackage{booktabs}
 \def\harnessend{\end{document}}\begin{document}\fi\makeatother
 """
     ROWS = r"""\begin{table}[htbp]
 \centering
 \caption{%(caption)s}
+\label{tab:%(label)s}
 \smallskip
-\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%%
+\small
+\setlength{\tabcolsep}{4pt}
 \begin{tabular}{%(columns)s}
 \toprule
 %(head)s \\
 \midrule
 %(rows)s
 \bottomrule
-\end{tabular}}
+\end{tabular}
 %(notes)s\end{table}
 \harnessend
 """
@@ -109,13 +112,14 @@ class LaTeX(Reporter):
         marked = [
             f"$^{{\\mathrm{{{mark}}}}}$ {latex(text)}" for mark, text in table.footnotes.items()
         ]
-        notes = "\\par\n".join([*marked, *map(latex, table.notes)])
+        notes = "\\par\n".join([*marked, *filter(None, map(_note, table.notes))])
         below = (
             "\\par\\smallskip\n\\begin{minipage}{\\linewidth}\\footnotesize\n"
-            f"{notes}\n\\end{{minipage}}\n"
+            f"{notes}\n\\end{minipage}\n"
         )
         filled = self.ROWS % {
             "caption": latex(table.caption or table.title),
+            "label": re.match(r"[\w.-]*", table.title, re.ASCII)[0].replace("_", "-"),
             "columns": "l" + "r" * (len(table.columns) - 1),
             "head": " & ".join(map(latex, table.columns)),
             "rows": "\n".join(lines),
@@ -124,13 +128,16 @@ class LaTeX(Reporter):
         return f"% {_line(table.title)}\n{self.BEGIN}{filled}"
 
     def _row(self, row):
-        text = " & ".join(self._cell(cell) for cell in row)
+        first, *rest = row
+        marks = self._cell(replace(first, text=""))
+        cells = [display_name(first.text) + marks, *map(self._cell, rest)]
+        text = " & ".join(cells)
         return (
             f"{{}}{text}" if text.startswith(("[", "*")) else text
         )  # or the \\\\ before would take it for its own
 
     def _cell(self, cell):
-        text = latex(cell.text)
+        text = "--" if cell.text == "-" else latex(cell.text)
         text = f"\\textit{{{text}}}" if cell.best else text
         text = f"\\textbf{{{text}}}" if cell.bold else text
         marks = f"$^{{\\mathrm{{{','.join(cell.marks)}}}}}$" if cell.marks else ""
@@ -186,6 +193,46 @@ small {{ color: #57606a }} caption {{ caption-side: bottom; text-align: left; pa
         interval = f" <small>{escape(cell.interval)}</small>" if cell.interval else ""
         marks = "".join(f"<sup>{escape(mark)}</sup>" for mark in cell.marks)
         return f"<td>{text}{interval}{marks}</td>"
+
+
+DISPLAY_NAMES = {  # in LaTeX, of the built-in methods
+    "best_of_n": "best-of-$n$",
+    "dpo": "DPO",
+    "grpo": "GRPO",
+    "ipo": "IPO",
+    "kto": "KTO",
+    "online_dpo": "online DPO",
+    "orpo": "ORPO",
+    "ppo": "PPO",
+    "raft": "RAFT",
+    "reinforce_pp": "REINFORCE++",
+    "rlaif": "RLAIF",
+    "rloo": "RLOO",
+    "rlvr": "RLVR",
+    "rrhf": "RRHF",
+    "sft": "SFT",
+    "sft_chosen": "SFT on chosen",
+    "simpo": "SimPO",
+    "slic": "SLiC",
+}
+GENERATED = re.compile(r"(\w+)(( quick)?( \(\w+=.*\))?( \[[0-9a-f]+\])?)", re.ASCII)
+COMMAND_LINE = re.compile(r"(?:^|(?<=\.) )[^.]*`--[^.]*\.")
+
+
+def display_name(row):
+    """Return a row's name in LaTeX: a built-in method by its usual name, a study's label as it is.
+
+    The harness appends only `quick`, options and a recipe to a method's name.
+    """
+    match = GENERATED.fullmatch(row)
+    if match is None or match[1] not in DISPLAY_NAMES:
+        return latex(row)
+    return " ".join(filter(None, [DISPLAY_NAMES[match[1]], latex(match[2])]))
+
+
+def _note(text):
+    """Return a note in LaTeX, without sentences about the command line."""
+    return latex(COMMAND_LINE.sub("", text)).replace("; - where", "; -- where")
 
 
 SPECIAL = {

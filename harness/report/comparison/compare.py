@@ -22,7 +22,17 @@ from ...core.errors import HarnessError, UsageError, unknown
 from ...core.run_folder import flatten, read_failure, read_result
 from ...experiments.study.file import text_of
 from ..selection.figures import Answers, answers_of, controlled
-from ..selection.select import Filter, Record, Row, chosen, rows_of, samples_of, spec_of, unlike
+from ..selection.select import (
+    Filter,
+    Record,
+    Row,
+    chosen,
+    rows_of,
+    samples_of,
+    spec_of,
+    suites_of,
+    unlike,
+)
 
 if TYPE_CHECKING:
     from ...statistics.compare import Comparison
@@ -142,6 +152,27 @@ def two_rows(results: Path, names: tuple[str, str], asked: Filter) -> tuple[str,
             f" ({told})."
         )
     return str(suite), a, b
+
+
+def suites_to_compare(results: Path, names: tuple[str, str], asked: Filter) -> Sequence[str | None]:
+    """Return the suites with runs of both names; [None] where a run folder decides the suite."""
+    if asked.suite is not None or any(_run_at(name) for name in names):
+        return [asked.suite]
+    suites = suites_of(results, asked)
+    rows = {suite: rows_of(chosen(results, replace(asked, suite=suite))[1]) for suite in suites}
+    common = [s for s in suites if all(_matches(rows[s], name) for name in names)]
+    if common or len(suites) == 1:
+        return common or [None]
+    every = [row for found in rows.values() for row in found]
+    for name in names:
+        if not _matches(every, name):
+            known = {row.name for row in every} | {row.method for row in every}
+            raise unknown("run folder, method or row", name, known)
+    raise UsageError(f"No suite has runs of both {names[0]} and {names[1]}.")
+
+
+def _matches(rows: Sequence[Row], name: str) -> bool:
+    return any(name in (row.name, row.method, row.entry) for row in rows)
 
 
 def _place(record: Record) -> str:

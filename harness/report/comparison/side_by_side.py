@@ -47,12 +47,14 @@ def show(found: Compared) -> None:
         console.print(table)
 
 
-def as_json(found: Compared) -> str:
-    """Return a comparison as JSON; a row is its name, its method and the folders of its finished
-    runs.
+def as_json(comparisons: Sequence[Compared]) -> str:
+    """Return one comparison as a JSON object, several as a list.
+
+    A row holds its name, its method and the folders of its finished runs.
     """
-    plain = asdict(found) | {"a": _row_json(found.a), "b": _row_json(found.b)}
-    return json.dumps(_finite(plain), indent=1, allow_nan=False)
+    plain = [asdict(c) | {"a": _row_json(c.a), "b": _row_json(c.b)} for c in comparisons]
+    value = plain[0] if len(plain) == 1 else plain
+    return json.dumps(_finite(value), indent=1, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""BibTeX of what was used: the methods' papers, from papers.bib beside this file, and the harness."""
+"""BibTeX of the methods' papers, from papers.bib in this folder, and of the harness."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def empty_first(texts: Sequence[str]) -> int:
 
 
 def visible(text: str) -> str:
-    r"""Return text in which characters that are not seen, or turn others around, are written out, as in \u202e."""
+    r"""Return text with invisible and bidirectional characters written out, as in \u202e."""
     return UNSEEN.sub(lambda match: escape_of(match[0]), text)
 
 
@@ -75,7 +75,7 @@ def inline_json(value: Any) -> str:
 
 
 def script_hash(script: str) -> str:
-    """Return the source expression by which a Content-Security-Policy lets exactly this script run."""
+    """Return the Content-Security-Policy source expression that allows this script only."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 

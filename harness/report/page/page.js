@@ -6,7 +6,7 @@
   const at = (id) => document.getElementById(id);
   const SHOWN = 6; // methods, before anyone has chosen
   const MARK = "#samples?"; // of an address that holds a view
-  const SFT = ""; // method B: SFT's own answer to the prompt
+  const SFT = ""; // method B: the baseline, the start checkpoint's answer to the prompt
   const UNSEEN = /[\p{Cs}\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]/gu;
   if (!suites.length) return;
 
@@ -143,7 +143,7 @@
     if (!order.length) { detail.append(make("p", "empty", "No prompt is like this.")); return; }
     const ask = make("div", "ask"), sft = make("article", "card" + (view.b === SFT ? " picked" : "")), head = make("h4");
     ask.append(make("h3", "", "Prompt " + view.p), body(suite.prompts.prompt[i]));
-    head.append(make("span", "", "SFT's answer"), make("span", "badge tie", "reference"));
+    head.append(make("span", "", "baseline"), make("span", "badge tie", "reference"));
     sft.append(head, body(suite.prompts.sft[i]), figures([["gold", number(suite.prompts.gold[i])], ["proxy", number(suite.prompts.proxy[i])]]));
     const cards = make("div", "cards");
     cards.append(sft, ...view.rows.map((name) => card(name, i)));
@@ -163,7 +163,7 @@
     });
     at("list").replaceChildren(...items);
   };
-  const label = (name) => (name === SFT ? "SFT's answer" : name);
+  const label = (name) => (name === SFT ? "baseline" : name);
   const showCount = () => {
     const of = { beats: 0, ties: 0, loses: 0 };
     suite.prompts.id.forEach((_, i) => { const result = outcome(view.a, view.b, i); if (result) of[result] += 1; });
@@ -226,7 +226,7 @@
     fill("suite", suites.map((s) => [s.title, s.title]), view.suite);
     fill("seed", [["", "each row's first"], ...seeds.map((seed) => [String(seed), String(seed)])], view.seed);
     fill("a", methods, view.a);
-    fill("b", [[SFT, "SFT's answer"], ...methods], view.b);
+    fill("b", [[SFT, "baseline"], ...methods], view.b);
     for (const id of ["o", "sort", "dir"]) { at(id).value = view[id]; if (at(id).selectedIndex < 0) { view[id] = defaults()[id]; at(id).value = view[id]; } }
     at("q").value = view.q;
     at("suite-label").hidden = suites.length < 2;

@@ -1,6 +1,4 @@
-"""What the sample browser shows: every row's answers to the same prompts, prompts and SFT's answers
-kept once.
-"""
+"""Data of the sample browser: prompts and baseline answers once, and every row's answers."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ def _by_id(record: Record) -> Samples:
 
 
 def _prompts(selection: Selection, runs: Mapping[str, Samples]) -> Samples:
-    """Return every prompt by id; raise HarnessError where two runs know different texts by one id."""
+    """Return every prompt by id; raise HarnessError where runs disagree on the text of an id."""
     known: dict[str, Mapping[str, Any]] = {}
     for folder, samples in runs.items():
         for name, sample in samples.items():

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ...core.errors import UsageError, unknown
-from ..output import check_output, write_output
-from ..selection.select import Filter, select
+from ..output import check_output, suite_file, write_output
+from ..selection.select import Filter, select, suites_of
 from . import KINDS, STYLES, NothingToDraw, render
 
 ALL = "all"
 
 
 def draw_files(results: Path, asked: Filter, kind: str, output: Path | None) -> Iterator[str]:
-    """Write pictures and yield a line for each, written or left out; kind and file name are checked
-    before any.
+    """Write the pictures of every suite and yield a line for each, written or left out.
+
+    The kind and the file name are checked before the first picture is drawn. With several suites
+    each file name ends in its suite.
     """
-    targets = targets_of(kind, output, results)
+    targets_of(kind, output, results)
     if output is not None:
         check_output(output)
+    suites = suites_of(results, asked)
+    if len(suites) == 1:
+        yield from _draw_suite(results, asked, kind, targets_of(kind, output, results))
+        return
+    drawn = 0
+    for suite in suites:
+        base = None if output is None else suite_file(output, suite)
+        targets = targets_of(kind, base, results)
+        if base is None:
+            targets = {name: suite_file(file, suite) for name, file in targets.items()}
+        try:
+            yield from _draw_suite(results, replace(asked, suite=suite), kind, targets)
+            drawn += 1
+        except UsageError as error:
+            yield f"{suite} left out: {error}"
+    if not drawn:
+        raise UsageError(f"None of these suites can be drawn: {', '.join(suites)}.")
+
+
+def _draw_suite(
+    results: Path, asked: Filter, kind: str, targets: Mapping[str, Path]
+) -> Iterator[str]:
+    """Write the pictures of one suite; raise UsageError where there are none."""
     selection = select(results, asked)
     written = 0
     for name, target in targets.items():
@@ -38,16 +64,14 @@ def draw_files(results: Path, asked: Filter, kind: str, output: Path | None) -> 
 
 
 def targets_of(kind: str, output: Path | None, results: Path) -> dict[str, Path]:
-    """Return {kind: file}; raise UsageError for a kind that does not exist or a file that is no
-    picture's.
-    """
+    """Return {kind: file}; raise UsageError for an unknown kind or file extension."""
     if kind not in KINDS and kind != ALL:
         raise unknown("kind of picture", kind, [*KINDS, ALL])
     if output is None:
         return {name: results / f"{name}.png" for name in (KINDS if kind == ALL else [kind])}
     if output.suffix[1:].lower() not in STYLES:
         known = ", ".join(f".{style}" for style in STYLES)
-        raise UsageError(f"--output {output}: the ending says what to write, one of {known}.")
+        raise UsageError(f"--output {output}: unsupported file extension, use one of {known}.")
     if kind != ALL:
         return {kind: output}
     return {name: output.with_name(f"{output.stem}-{name}{output.suffix}") for name in KINDS}

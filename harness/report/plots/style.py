@@ -15,7 +15,7 @@ from ...core.errors import UsageError
 
 # Okabe and Ito's colours without yellow, which is hard to see on white
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = (  # full ones, then the same hollow: seven colours and twenty markers never meet twice in 140
+MARKERS = (  # filled, then hollow: seven colours and twenty markers give 140 combinations
     "osD^vPX<>*"
 )
 DASHES: tuple[Any, ...] = (

@@ -83,7 +83,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class Selection:
-    """Runs of one suite on identical ground, as rows: SFT first, then by win-rate, failures last."""
+    """Runs of one suite on identical ground, in rows: SFT first, then by win-rate."""
 
     suite: str
     rows: Sequence[Row]
@@ -152,15 +152,9 @@ def _begun(folder: Path) -> bool:
 
 
 def chosen(results: Path, asked: Filter) -> tuple[str, list[dict[str, Any]]]:
-    """Return the suite and its records; whether their ground is alike is not looked at."""
-    there = suite_records(results, asked.study)
-    asked = replace(asked, methods=_whole(asked.methods, _names(there)))
-    _check_names(there, asked)
-    records = [r for r in there if _wanted(r, asked)]
+    """Return the suite and its records, without a check of their ground."""
+    records = _matching(results, asked)
     suites = sorted({r["suite"] for r in records})
-    if not records:
-        what = " and ".join([*asked.methods, *(f"{k}={v}" for k, v in asked.where.items())])
-        raise UsageError(f"No run below {results} is of all of this: {what}.")
     if asked.suite is None and len(suites) > 1:
         raise UsageError(f"Name one suite with --suite: there are runs of {', '.join(suites)}.")
     suite = asked.suite or suites[0]
@@ -168,6 +162,25 @@ def chosen(results: Path, asked: Filter) -> tuple[str, list[dict[str, Any]]]:
         raise unknown("suite with runs", suite, suites)
     found = [r for r in records if r["suite"] == suite]
     return suite, _named_by_entry(found) if asked.where else found
+
+
+def suites_of(results: Path, asked: Filter) -> list[str]:
+    """Return the suites of the matching runs, sorted: one where the filter names it."""
+    if asked.suite is not None:
+        return [asked.suite]
+    return sorted({r["suite"] for r in _matching(results, asked)})
+
+
+def _matching(results: Path, asked: Filter) -> list[dict[str, Any]]:
+    """Return the records of all suites that match methods and options; raise UsageError if none."""
+    there = suite_records(results, asked.study)
+    asked = replace(asked, methods=_whole(asked.methods, _names(there)))
+    _check_names(there, asked)
+    records = [r for r in there if _wanted(r, asked)]
+    if not records:
+        what = " and ".join([*asked.methods, *(f"{k}={v}" for k, v in asked.where.items())])
+        raise UsageError(f"No run in {results} matches all of: {what}.")
+    return records
 
 
 def _named_by_entry(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -395,7 +408,7 @@ def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]
 
 
 def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:
-    """Return records as named rows: one for each method, recipe and label of a study, or each run."""
+    """Return records as named rows: one per method, recipe and label, or one per run."""
     groups: dict[Key, list[Record]] = {}
     for record in records:
         groups.setdefault((record["method"], record["recipe"], record.get("label")), []).append(

@@ -24,7 +24,7 @@ class Sweep:
     options: tuple[str, ...]  # the numbers in which they differ
 
     def point(self, row: Row) -> str:
-        """Return where on the sweep a row lies, `beta=0.1`; empty where nothing tells them apart."""
+        """Return the swept options of a row, `beta=0.1`; empty where none differ."""
         values = row.records[0]["options"]
         return ", ".join(f"{name}={values[name]:g}" for name in self.options)
 
@@ -98,7 +98,7 @@ def seeds_told(rows: Sequence[Row]) -> str:
 
 
 def scores_of(row: Row) -> dict[str, Array]:
-    """Return {figure: scores (S seeds, P prompts)} of a row's finished runs, `win_rate` among them."""
+    """Return {figure: scores (S seeds, P prompts)} of the finished runs, with `win_rate`."""
     return {
         "win_rate" if name == "win" else name: scores
         for name, scores in answers_of(row).figures.items()

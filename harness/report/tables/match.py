@@ -49,7 +49,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Between:
-    """Where a value lies on a sweep: between two neighbours, or at a point (`share` 0 of the same)."""
+    """The position of a value on a sweep: between two points, or at one (`share` 0)."""
 
     low: Point
     high: Point

@@ -202,7 +202,7 @@ def short(number: float) -> str:
 
 
 def _reused(f: Figures) -> float:
-    """Return the share of a method's FLOPs that was looked up; records of before say nothing of it."""
+    """Return the reused share of a method's FLOPs; 0 for older records without it."""
     return float(f.get("method_flops_reused", 0.0) / (f["method_flops"] or 1.0))
 
 
@@ -339,8 +339,8 @@ NOTES = {
         " the policy's own answers."
     ),
     "flops": (
-        "Train s, CPU s (of all threads), TFLOP, tokens and queries are the method's own; shared"
-        " stages (SFT, preferences, reward model) are billed apart."
+        "{costs} are the method's own; shared stages (SFT, preferences, reward model) are billed"
+        " apart."
     ),
     "peak_memory": (
         "Peak MiB is the process's resident memory while the method trained (on a GPU, what tensors"
@@ -348,6 +348,21 @@ NOTES = {
     ),
     "flops_per_answer": "FLOPs / answer is the cost of answering one prompt.",
 }
+
+
+COSTS = {  # columns that the note on costs names
+    "seconds": "Train s, CPU s (of all threads)",
+    "flops": "TFLOP",
+    "tokens": "tokens",
+    "reward_queries": "queries",
+}
+
+
+def _costs_note(keys: Sequence[str]) -> str:
+    """Return the note on the cost columns that are shown."""
+    *names, last = [name for key, name in COSTS.items() if key in keys]
+    costs = f"{', '.join(names)} and {last}" if names else last
+    return NOTES["flops"].format(costs=costs)
 
 
 def _looked_up(found: Sequence[Figures], keys: Sequence[str]) -> list[str]:
@@ -367,7 +382,11 @@ def _looked_up(found: Sequence[Figures], keys: Sequence[str]) -> list[str]:
 
 def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
     notes = [
-        " ".join(note for key, note in NOTES.items() if key in keys),
+        " ".join(
+            _costs_note(keys) if key == "flops" else note
+            for key, note in NOTES.items()
+            if key in keys
+        ),
         *unfinished_told(selection),
     ]
     notes += bounds_told(selection.rows) if "kl" in keys else []

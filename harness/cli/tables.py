@@ -1,0 +1,119 @@
+"""`harness table`: one table per suite, on the terminal, in a pipe or in files."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from ..api.contracts import Reporter
+from ..core.errors import UsageError
+from ..core.table import Table
+from ..report.output import check_output, suite_file, write_output
+from ..report.selection.select import Filter, select, suites_of
+
+ALL = "all"
+TERMINAL_COLUMNS = ("method", "seeds", "win_rate", "lc_win_rate", "kl", "length", "flops")
+LEAST_COLUMNS = 3  # shown on the narrowest terminal too
+CELL_WIDTH = 28  # characters of a cell on a terminal: the reason of a failure is longer
+SFT_ROW = "Row sft is a second draw from the start checkpoint: 0.5 up to noise."
+MORE = "All columns and full notes: harness table --columns all"
+
+
+@dataclass(frozen=True)
+class TableRequest:
+    """The options of `harness table`."""
+
+    results: Path
+    asked: Filter
+    reporter: Reporter
+    named_format: bool  # whether --format was given
+    columns: str = ""
+    match: str | None = None
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The keys of the columns to show; empty for all."""
+        keys = [key.strip() for key in self.columns.split(",") if key.strip()]
+        return [] if keys == [ALL] else keys or self.reporter.columns
+
+    def table(self, suite: str, keys: Sequence[str]) -> Table:
+        """Return the table of one suite."""
+        from ..report.tables.match import matched, parse_match
+        from ..report.tables.tables import comparison
+
+        selection = select(self.results, replace(self.asked, suite=suite))
+        if self.match:
+            return matched(selection, *parse_match(self.match))
+        return comparison(selection, keys)
+
+
+def print_tables(request: TableRequest) -> int:
+    """Print the table of every suite in turn; return the exit code.
+
+    A suite that cannot be shown is reported on stderr, and the next one follows.
+    """
+    suites = suites_of(request.results, request.asked)
+    if len(suites) > 1 and request.reporter.name != "md":
+        raise UsageError(
+            f"The format {request.reporter.name} holds one table, and there are runs of"
+            f" {', '.join(suites)}. Name one suite with --suite, or write files with -o."
+        )
+    fit = sys.stdout.isatty() and not (request.named_format or request.columns or request.match)
+    width = shutil.get_terminal_size().columns
+    code = 0
+    for i, suite in enumerate(suites):
+        try:
+            table = request.table(suite, TERMINAL_COLUMNS if fit else request.keys)
+        except UsageError as error:
+            if len(suites) == 1:
+                raise
+            click.secho(f"harness: {suite}: {error}", fg="red", err=True)
+            code = error.exit_code
+            continue
+        text = fitted(table, request.reporter, width) if fit else request.reporter.render(table)
+        click.echo(f"\n{text}" if i else text, nl=False)
+    return code
+
+
+def write_tables(request: TableRequest, output: Path) -> int:
+    """Write the table to a file, or one file per suite where there are several."""
+    check_output(output)
+    suites = suites_of(request.results, request.asked)
+    for suite in suites:
+        file = output if len(suites) == 1 else suite_file(output, suite)
+        write_output(file, request.reporter.render(request.table(suite, request.keys)))
+        if len(suites) > 1:
+            click.echo(f"wrote {file}")
+    return 0
+
+
+def fitted(table: Table, reporter: Reporter, width: int) -> str:
+    """Return a table with the columns that fit a width, and notes of one line each."""
+    rows = [
+        [replace(c, text=textwrap.shorten(c.text, CELL_WIDTH, placeholder=" ...")) for c in row]
+        for row in table.rows
+    ]
+    count = len(table.columns)
+    kept = [j for j in range(count) if any(row[j].text not in ("-", "") for row in rows)]
+    while True:
+        shown = Table(
+            title=table.title,
+            columns=[table.columns[j] for j in kept],
+            rows=[[row[j] for j in kept] for row in rows],
+        )
+        text = reporter.render(shown)
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        if len(kept) <= LEAST_COLUMNS or max(map(len, lines)) <= width:
+            break
+        kept.pop()
+    marked = [f"({mark}) {note}" for mark, note in table.footnotes.items()]
+    own = [SFT_ROW] if any(row[0].text.split()[0] == "sft" for row in table.rows) else []
+    notes = [note for note in (*own, table.caption, *marked, *table.notes) if note]
+    one_line = [textwrap.shorten(note, width, placeholder=" ...") for note in notes]
+    return "\n".join([text, *one_line, MORE]) + "\n"
