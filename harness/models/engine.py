@@ -1,4 +1,4 @@
-"""The contract of a rollout engine. Importing this costs no torch."""
+"""The contract of a rollout engine. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Engine(ABC):
     """Draws completions from a causal language model."""
 
     name: ClassVar[str]
-    needs_gpu: ClassVar[bool] = False  # refused without one before anything is made
+    needs_gpu: ClassVar[bool] = False  # without a GPU the run is refused at its start
 
     @abstractmethod
     def generate(
@@ -29,16 +29,16 @@ class Engine(ABC):
         sampling: Sampling,
         noise: Tensor,
     ) -> Batch:
-        """Draw n completions per prompt, `noise` (B * n, max_new_tokens) uniform on [0, 1) deciding
-        every token.
+        """Draw n completions per prompt; `noise` (B * n, max_new_tokens), uniform, decides the
+        tokens.
 
-        The answer carries `logp` (B, n, T): the log-probability of each token under the
+        The batch has a column `logp` (B, n, T): the log-probability of each token under the
         distribution it was drawn from.
         """
 
 
 class CompletionSource(Protocol):
-    """Completions that were sampled before and can be read instead of being sampled again."""
+    """A cache of sampled completions."""
 
     def draw(self, model: torch.nn.Module, prompts: PromptBatch, n: int, sampling: Sampling) -> Any:
-        """Return cached completions of the prompts with their cost, or None where there are none."""
+        """Return cached completions of the prompts with their cost, or None."""
