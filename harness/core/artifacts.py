@@ -1,5 +1,6 @@
-"""Content-addressed stage outputs: named by the hash of all that made them, made once, verified at
-every use.
+"""Content-addressed stage outputs, each named by the hash of its inputs.
+
+An artifact is computed once and verified at every use.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished stage output: a read-only folder, what made it, and what it cost."""
+    """A finished stage output: a read-only folder, its inputs, and its cost."""
 
     folder: Path
     kind: str
     content: str  # SHA-256 over its files: equal bytes, equal content, whatever made them
     info: Mapping[str, Any]  # what the stage reports of itself
     cost: Mapping[str, Any]  # meter totals of making it
-    reused: bool  # found, not made, in this process
+    reused: bool  # read from the cache, not made in this process
 
 
 Make = Callable[
@@ -50,11 +51,10 @@ class Artifacts:
         return self._open(folder, kind, reused=True) if there else None
 
     def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
-        """Return the artifact of these inputs, making it if it is not there.
+        """Return the artifact of these inputs; make it if the cache does not hold it.
 
-        `make(output, scratch)` fills `output`; `scratch` outlives a crash, so that making can go
-          on where it was.
-        A second process that wants the same artifact waits for the first.
+        `make(output, scratch)` fills `output`. `scratch` survives a crash, so `make` can resume.
+        A second process that needs the same artifact waits for the first.
         """
         name = _name(kind, inputs)
         final, work = self.root / name, make_folder(self.root / ".work" / name)
@@ -89,9 +89,9 @@ class Artifacts:
         ]
         if bad or not whole:
             raise HarnessError(
-                f"The artifact {folder} is damaged: {(bad or [MANIFEST])[0]} is not what was"
-                " written. Delete that folder and run the same command again; it will be made"
-                " anew."
+                f"The artifact {folder} is damaged: {(bad or [MANIFEST])[0]} has changed since"
+                " it was written. Delete that folder and run the same command again to make it"
+                " again."
             )
         return Artifact(
             folder, kind, manifest["content"], manifest["info"], manifest["cost"], reused
@@ -102,12 +102,12 @@ def _name(kind: str, inputs: Mapping[str, Any]) -> str:
     return f"{kind}-{digest_of({'kind': kind, **inputs})[:16]}"
 
 
-def _seal(output: Path, told: Mapping[str, Any]) -> None:
-    """Write the manifest: what made the files, and their digests."""
+def _seal(output: Path, origin: Mapping[str, Any]) -> None:
+    """Write the manifest: the inputs of the files, and their digests."""
     files = {
         str(f.relative_to(output)): file_digest(f) for f in sorted(output.rglob("*")) if f.is_file()
     }
-    write_json(output / MANIFEST, {**told, "files": files, "content": digest_of(files)})
+    write_json(output / MANIFEST, {**origin, "files": files, "content": digest_of(files)})
 
 
 def _digest(file: Path) -> str | None:

@@ -18,9 +18,7 @@ Text = str | list[Message]  # plain text, or a conversation that a chat template
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt by name. `answer` is what a verifier compares with; gold knowledge never travels
-    here.
-    """
+    """A prompt with an id. `answer` is for the verifier; gold rewards are never stored here."""
 
     id: str
     text: Text
@@ -37,7 +35,10 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two completions of one prompt, the first preferred; `p` is how sure the labeller was of that."""
+    """Two completions of one prompt, the first preferred.
+
+    `p` is the labeller's probability of that preference.
+    """
 
     prompt: Prompt
     chosen: Text
@@ -50,7 +51,7 @@ class Comparison:
     """A labeller's opinion of two completions of a prompt, named by their positions.
 
     `p` is the probability that `first` is better: 1 and 0 for a plain label, 0.5 for a tie.
-      `note` is kept beside it.
+    `note` is stored with it.
     """
 
     first: int
@@ -61,9 +62,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Principle:
-    """A sentence of a constitution, and a check of it that a simulated annotator can apply: more is
-    better.
-    """
+    """A sentence of a constitution, with a score for simulated annotators: higher is better."""
 
     id: str
     text: str
@@ -72,7 +71,7 @@ class Principle:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn: the whole distribution at a stated temperature, nothing truncated."""
+    """Sampling parameters: the full distribution at a temperature, without truncation."""
 
     temperature: float = 1.0
     max_new_tokens: int = 128
@@ -80,9 +79,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a method may use: of its own, and of labels those of its preferences too.
+    """Limits of what a method may use; None is no limit.
 
-    None is no limit.
+    Labels include those of its preferences.
     """
 
     steps: int | None = None  # optimiser steps
@@ -94,9 +93,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Job:
-    """A command of a study, for a launcher: `python -m harness ARGUMENTS`, what it says going to a
-    file.
-    """
+    """A command of a study for a launcher: `python -m harness ARGUMENTS`, with output to `log`."""
 
     name: str  # for people
     arguments: tuple[str, ...]
@@ -105,7 +102,7 @@ class Job:
 
 
 def completion_text(completion: Text) -> str:
-    """Return what a completion says, without its role."""
+    """Return the text of a completion, without roles."""
     if isinstance(completion, str):
         return completion
     return "\n".join(message["content"] for message in completion)

@@ -1,9 +1,8 @@
-"""The processes of a run: whose rows are whose, and sums over all of them. One process is the usual
-team.
+"""The processes of a run: how rows are sharded, and sums over all processes.
 
 Every process runs the same code on the same data with the same random numbers. Only forward and
-backward passes and decoding are shared out, row by row, and what they give is summed; so no method
-knows how many processes there are. Only the main process writes. Start several with `torchrun
+backward passes and decoding are split by rows, and their results are summed. So method code does
+not depend on the number of processes. Only the main process writes. Start several with `torchrun
 --nproc_per_node 2 -m harness run ...`, or on GPUs with `accelerate launch -m harness run ...`.
 """
 
@@ -21,9 +20,7 @@ T = TypeVar("T")
 
 
 def is_main() -> bool:
-    """Return whether this is the process that writes and speaks; known before anything heavy is
-    imported.
-    """
+    """Return whether this process writes files and output; callable before torch is imported."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -39,11 +36,11 @@ class DistributedContext:
         return self.rank == 0
 
     def has(self, part: int) -> bool:
-        """Return whether part number `part` of a piece of work is this process's."""
+        """Return whether this process computes part number `part`."""
         return part % self.size == self.rank
 
     def shard(self, n: int) -> slice:
-        """Return this process's share of n rows in a row."""
+        """Return this process's contiguous share of n rows."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def all_reduce(self, *tensors: Tensor) -> None:
@@ -73,21 +70,21 @@ class DistributedContext:
             p.grad.copy_(summed.view_as(p))
 
     def gather(self, value: T) -> list[T]:
-        """Return what every process holds, in the order of their ranks."""
+        """Return the values of all processes, in the order of their ranks."""
         if self.size == 1:
             return [value]
         from torch import distributed
 
-        found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
 
     def broadcast_from_main(self, value: T) -> T:
         """Return the main process's value; all wait for it."""
         return self.gather(value)[0]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has reached this call."""
         self.gather(None)
 
 
@@ -104,8 +101,9 @@ def merged(sums: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def leave_process_group() -> None:
-    """End the group of processes, if there is one: its threads must not outlive the interpreter,
-    which then aborts.
+    """Destroy the process group, if there is one.
+
+    The interpreter aborts if the group's threads outlive it.
     """
     torch = sys.modules.get("torch")
     if (

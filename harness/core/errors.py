@@ -10,8 +10,9 @@ from difflib import get_close_matches
 
 
 class HarnessError(Exception):
-    """What happened, where, what was expected, and what to do; `exit_code` is the command's exit
-    status.
+    """An error that says what happened, where, what was expected, and what to do.
+
+    `exit_code` is the exit status of the command.
     """
 
     exit_code = 1
@@ -24,9 +25,7 @@ class UsageError(HarnessError):
 
 
 class Refused(HarnessError):
-    """The run may not start here and now: a lock is held, a folder cannot be written, a need cannot
-    be met.
-    """
+    """The run cannot start: a lock is held, a folder is not writable, or a need is not met."""
 
     exit_code = 3
 

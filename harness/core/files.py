@@ -1,4 +1,4 @@
-"""Writing that survives a crash: a file is the old one or the whole new one, never half of either."""
+"""Atomic writes: after a crash a file holds the old content or the whole new content."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically; NaN is refused, so what is written can be read by anyone."""
+    """Replace a JSON file atomically; NaN is an error, because it is not valid JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def publish(work: Path, final: Path) -> None:
-    """Give a finished folder its final name: readers see nothing, or all of it."""
+    """Rename a finished folder to its final name: readers see nothing, or all of it."""
     for file in work.rglob("*"):
         if file.is_file():
             with file.open("rb") as stream:
@@ -57,7 +57,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and check that it can be written; raise Refused with the reason when it cannot."""
+    """Make a folder and check that it is writable; raise Refused with the reason if it is not."""
     probe = path / f".probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -72,17 +72,19 @@ def make_folder(path: Path) -> Path:
 
 @contextmanager
 def lock(folder: Path, what: str, wait: bool) -> Iterator[None]:
-    """Hold a folder's lock, released by the system even after `kill -9`; Refused when held and
-    `wait` is off.
+    """Hold a folder's lock; raise Refused if another process holds it and `wait` is off.
+
+    The system releases the lock even after `kill -9`.
     """
     owner = folder / ".owner"
     holder = filelock.FileLock(folder / ".lock")
     try:
         holder.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout as error:
-        who = owner.read_text() if owner.exists() else "another process"
+        process = owner.read_text() if owner.exists() else "another process"
         raise Refused(
-            f"{what} is in use by {who} ({folder}). Wait for it, or stop it; then run this again."
+            f"{what} is in use by {process} ({folder}). Wait for it, or stop it; then run this"
+            " again."
         ) from error
     try:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")

@@ -2,8 +2,7 @@
 torch here.
 
 Time is exclusive: a phase inside another counts once, for the inner one. Everything but time and
-memory is deterministic. What is metered is what passed the lab's door, so cost is observed, never
-declared.
+memory is deterministic. The lab meters every call, so cost is measured, never declared.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ class Cost:
     """What one phase used."""
 
     seconds: float = 0.0
-    # of all threads of this process: what a loaded machine does not change much
+    # of all threads of this process; varies little with the load of the machine
     cpu_seconds: float = 0.0
     flops: float = 0.0  # multiply-adds count two; counted from shapes, padding included
-    # of these: not done by this run but looked up in what is shared, see reuse.py
+    # of these: read from a shared cache instead of computed, see reference_cache.py
     flops_reused: float = 0.0
     tokens_generated: int = 0
     # of prompts and completions in the policy's training steps, a prompt once per completion
     tokens_trained: int = 0
-    pairs: int = 0  # preference pairs trained on, each time it was
+    pairs: int = 0  # preference pairs trained on, repetitions counted
     samples: int = 0  # completions generated
     steps: int = 0  # optimiser steps
     reward_queries: int = 0  # completions scored by a learned reward, once per ensemble member
     verifier_queries: int = 0
-    labels: int = 0  # pairwise comparisons by people (or who stands for them), or in the data
+    labels: int = 0  # pairwise comparisons by people or simulated people, or in the data
     ai_labels: int = 0  # pairwise comparisons by a model or a rule
     peak_memory: int = 0  # bytes: resident set, or the accelerator's allocation where there is one
 
@@ -77,7 +76,7 @@ class Meter:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Count what happens inside to nobody: it is billed in another way."""
+        """Exclude what happens inside from every phase; its cost is counted elsewhere."""
         self._settle()
         self._stack.append("")
         try:
@@ -91,7 +90,7 @@ class Meter:
         self._current().add(Cost(**amounts))  # type: ignore[arg-type]
 
     def hold(self, role: str, parameters: int, size: int) -> None:
-        """Note that a model is resident in a role."""
+        """Record that a model is resident in a role."""
         self.models[role] = {"parameters": parameters, "bytes": size}
 
     def total(self, phases: tuple[str, ...] = PHASES) -> Cost:
@@ -110,18 +109,16 @@ class Meter:
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Go on counting from a snapshot."""
+        """Continue counting from a snapshot."""
         self.phases = {name: Cost(**cost) for name, cost in snapshot["phases"].items()}
-        self.models = {role: dict(held) for role, held in snapshot["models"].items()}
+        self.models = {role: dict(size) for role, size in snapshot["models"].items()}
 
     def _current(self) -> Cost:
         assert self._stack and self._stack[-1], "cost outside of any phase"
         return self.phases.setdefault(self._stack[-1], Cost())
 
     def _settle(self) -> None:
-        """Give the time since the last change of phase, and the memory peak, to the phase that had
-        it.
-        """
+        """Add the time since the last change, and the memory peak, to the current phase."""
         now, cpu = time.perf_counter(), time.process_time()
         if self._stack and not self._stack[-1]:
             self._peak(True)
@@ -147,11 +144,9 @@ def merge(snapshots: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def resident_peak(reset: bool) -> int:
-    """Return the peak resident set of this process in bytes since the last reset that was permitted
-    (see below).
-    """
+    """Return the peak resident set of this process in bytes since the last successful reset."""
     status = Path("/proc/self/status")
-    if not status.exists():  # elsewhere: the peak since the start of the process
+    if not status.exists():  # not Linux: the peak since the start of the process
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -165,9 +160,7 @@ def resident_peak(reset: bool) -> int:
 
 
 def start_peak_anew() -> bool:
-    """Start the peak of the resident set anew; False where that cannot be done, and it is the
-    process's so far.
-    """
+    """Reset the peak of the resident set; return False where the system does not allow it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

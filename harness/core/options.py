@@ -1,5 +1,6 @@
-"""Dataclass fields as options: typed values from `--set name=value`, help from the comment behind
-the field.
+"""Dataclass fields as options.
+
+Values come typed from `--set name=value`; the help text is the comment behind the field.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Option:
 
 
 def options_of(cls: type) -> dict[str, Option]:
-    """Return the options of a dataclass by name, in the order of definition, inherited ones first."""
+    """Return the options of a dataclass by name, in order of definition, inherited ones first."""
     helps = _comments(cls)
     hints = typing.get_type_hints(cls)
     return {
@@ -45,7 +46,7 @@ def options_of(cls: type) -> dict[str, Option]:
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Return an instance of a dataclass from named values, each checked against its field's type."""
+    """Return an instance of a dataclass; each value is checked against the type of its field."""
     known = options_of(cls)
     hints = typing.get_type_hints(cls)
     typed = {}
@@ -61,15 +62,13 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     except (
         ValueError,
         TypeError,
-    ) as error:  # a check's refusal; an abstract method that is missing
+    ) as error:  # raised by `check`, or by a missing abstract method
         raise UsageError(f"{where}: {error}") from error
     return instance
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """Return a value as the type asked for; text (from a command line) is read, other values are
-    checked.
-    """
+    """Return a value as the expected type: text is parsed, other values are checked."""
     choices = (
         typing.get_args(hint)
         if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
@@ -86,16 +85,16 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def parse_settings(pairs: typing.Iterable[str], flag: str) -> dict[str, str]:
-    """Return {name: text} from `name=value` arguments; a name given twice is refused."""
-    found: dict[str, str] = {}
+    """Return {name: text} from `name=value` arguments; a repeated name is an error."""
+    settings: dict[str, str] = {}
     for pair in pairs:
         name, sep, value = pair.partition("=")
         if not sep or not name.strip():
             raise UsageError(f"{flag} {pair!r}: expected name=value, for example {flag} beta=0.05.")
-        if name.strip() in found:
+        if name.strip() in settings:
             raise UsageError(f"{flag} {name.strip()} is given twice.")
-        found[name.strip()] = value.strip()
-    return found
+        settings[name.strip()] = value.strip()
+    return settings
 
 
 def _as(value: Any, kind: Any) -> Any:
@@ -117,7 +116,7 @@ def _as(value: Any, kind: Any) -> Any:
 
 
 def _integer(value: Any) -> int:
-    """Read 12, "12" or "1e3"; refuse a fraction, a truth value, and a float too large to be exact."""
+    """Read 12, "12" or "1e3"; a fraction, a bool or an inexact large float is an error."""
     if isinstance(value, bool):
         return int(_fail())
     try:
@@ -158,18 +157,18 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 
 def _comments(cls: type) -> dict[str, str]:
     """Return {field: the comment behind or above it} over the class and its bases."""
-    found: dict[str, str] = {}
+    helps: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
-            found.update(_own_comments(base))
-    return found
+            helps.update(_own_comments(base))
+    return helps
 
 
-@cache  # a study asks for the same classes hundreds of times
+@cache  # a study reads the same classes hundreds of times
 def _own_comments(cls: type) -> dict[str, str]:
     try:
         source = textwrap.dedent(inspect.getsource(cls))
-    except (OSError, TypeError):  # defined in a console, say: no source, no help
+    except (OSError, TypeError):  # defined in a console, for example: no source, no help
         return {}
     lines = source.splitlines()
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)

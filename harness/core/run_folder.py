@@ -1,10 +1,13 @@
 """Run folders: one self-contained record per run, written atomically and readable without torch.
 
-spec.json        what was asked, resolved          metrics.jsonl    per optimiser step,
-deterministic provenance.json  versions, machine, seeds, hashes  samples.jsonl    prompt, SFT
-answer, method's answer, scores result.json      the figures; written last         policy/
-the trained model in hub format failure.json     instead, when the run failed      checkpoint/
-while it runs
+- spec.json: the resolved specification
+- provenance.json: versions, machine, seeds, hashes
+- metrics.jsonl: metrics per optimiser step, deterministic
+- samples.jsonl: prompt, SFT answer, the method's answer, scores
+- policy/: the trained model in hub format
+- checkpoint/: only while the run is in progress
+- result.json: the figures, written last
+- failure.json: written instead when the run failed
 """
 
 from __future__ import annotations
@@ -56,18 +59,16 @@ def _rows_of(content: bytes) -> list[dict[str, Any]]:
 
 
 def rows_behind(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the rows of METRICS or SAMPLES beside a record; raise HarnessError where it was made
-    of others.
+    """Return the rows of METRICS or SAMPLES of a record; raise HarnessError if their digest
+    differs.
 
-    Records written before there were digests in them have none: theirs are not checked here.
+    Old records hold no digests: their rows are not checked.
     """
-    path, told = Path(record["folder"]) / name, record.get("files", {}).get(name)
+    path, recorded = Path(record["folder"]) / name, record.get("files", {}).get(name)
     content = path.read_bytes()
     try:
-        if told is not None and hashlib.sha256(content).hexdigest() != told:
-            raise ValueError(
-                f"not the {name} that result.json was made from: something was changed"
-            )
+        if recorded is not None and hashlib.sha256(content).hexdigest() != recorded:
+            raise ValueError(f"not the {name} that result.json was made from: the file was changed")
         return _rows_of(content)
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
         raise HarnessError(
@@ -76,9 +77,7 @@ def rows_behind(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the result of a finished run, or None; raise when it cannot be read or is of a newer
-    schema.
-    """
+    """Return the result of a finished run, or None; raise if it is damaged or of a newer schema."""
     path = folder / RESULT
     if not path.exists():
         return None
@@ -120,11 +119,10 @@ def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def unspent(record: Mapping[str, Any], completions: int) -> dict[str, float]:
-    """Return {limit: what was left} of a run that ended before any limit of its budget did; else
-    nothing.
+    """Return {limit: amount left} if no limit of a run's budget was reached, else an empty dict.
 
-    Preferences of so many `completions` are cut to a limit of labels by whole prompts. Labels end
-    the training of who asks for them only: beside another limit they do not count for the others.
+    A limit of labels cuts preferences of `completions` each by whole prompts. It ends training only
+    for methods that request labels. For other methods it is ignored beside another limit.
     """
     cost = record.get("cost", {})
     left: dict[str, float] = dict(cost.get("budget_left", {}))
@@ -140,8 +138,9 @@ def unspent(record: Mapping[str, Any], completions: int) -> dict[str, float]:
 
 
 def load_results(results: str | Path = "results") -> pd.DataFrame:
-    """Return every run below a results folder as one DataFrame: a row per run, nested figures as
-    dotted columns.
+    """Return the runs below a results folder as one DataFrame.
+
+    Each run is a row; nested figures are dotted columns.
     """
     import pandas as pd
 
@@ -159,9 +158,7 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a reader needs to know about where a run was made; no environment variables, no
-    secrets.
-    """
+    """Return versions, machine and command of a run; no environment variables, no secrets."""
     packages = (
         "alignment-harness",
         "torch",
@@ -204,9 +201,7 @@ def _processor() -> str:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Return commit and whether files differ from it, of the repository the harness's own source
-    lies in, if any.
-    """
+    """Return the commit of the repository with this source, and whether files differ from it."""
     root = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -1,5 +1,6 @@
-"""Every random number is a pure function of a seed and of what it is for, so that order and
-restarts cannot matter.
+"""Random numbers as pure functions of a seed and a purpose.
+
+Execution order and restarts therefore do not change them.
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ from random import Random
 
 
 def derive(*parts: object) -> int:
-    """Return a seed in [0, 2**63) from any JSON-able parts; the same parts give the same seed
-    everywhere.
-    """
+    """Return a seed in [0, 2**63) from JSON-able parts; equal parts give equal seeds."""
     text = json.dumps(parts, separators=(",", ":"), sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-@lru_cache(maxsize=16)  # the same epoch's order is asked for at every turn
+@lru_cache(maxsize=16)  # every turn of an epoch uses the same order
 def permutation(n: int, *parts: Hashable) -> tuple[int, ...]:
     """Return a permutation of range(n) that depends on the parts alone."""
     order = list(range(n))

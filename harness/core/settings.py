@@ -32,7 +32,7 @@ def is_base_class(cls: type) -> bool:
 
 
 def check_idle(method: Any, option: str, unless: str) -> None:
-    """Raise ValueError for an option that was changed although nothing makes use of it."""
+    """Raise ValueError for an option that was changed but has no effect."""
     if getattr(method, option) != type(method).__dataclass_fields__[option].default:
         raise ValueError(f"{option} has no meaning without {unless}")
 
@@ -40,7 +40,7 @@ def check_idle(method: Any, option: str, unless: str) -> None:
 @base_class
 @dataclass
 class AdamWOptions:
-    """How anything here is trained: by AdamW, with the options under one name everywhere."""
+    """Options of AdamW, under the same names for every trained model."""
 
     learning_rate: float = 1e-6  # peak learning rate of AdamW
     lr_schedule: str = "linear"  # linear, cosine or constant, after the warm-up
@@ -52,9 +52,7 @@ class AdamWOptions:
     batch_size: int = 32  # examples per optimiser step: demonstrations, pairs, or prompts
 
     def check(self) -> None:
-        """Raise ValueError for options that make no sense, alone or together; called before
-        anything is made.
-        """
+        """Raise ValueError for options that are invalid, alone or together."""
         if self.lr_schedule not in ("linear", "cosine", "constant"):
             raise ValueError(f"lr_schedule is linear, cosine or constant, not {self.lr_schedule!r}")
         if self.learning_rate <= 0 or self.batch_size < 1:
@@ -70,20 +68,16 @@ class AdamWOptions:
 @base_class
 @dataclass
 class RewardOptions:
-    """A mixin for methods that ask for a reward: which one, what is taken off it, how it is kept
-    fresh.
-    """
+    """A mixin for methods that use a reward: its source, its penalties, and its refresh."""
 
-    reward: str = (  # model: learned from the preferences; verifier: the suite's own check, no model involved
-        "model"
-    )
+    reward: str = "model"  # model: learned from preferences; verifier: the suite's own check
     reward_members: int = 1  # reward models trained with different seeds
     # of an ensemble: mean, worst, or uncertainty (mean - coef * variance)
     reward_combine: str = "mean"
     reward_variance_coef: float = 0.1  # coefficient of the variance for reward_combine=uncertainty
-    reward_refresh: int = 0  # label fresh samples of the policy and train the reward model on them every so many turns
-    length_penalty: float = 0.0  # taken off the reward for every completion token
-    # taken off the reward of a completion that did not end by itself
+    reward_refresh: int = 0  # turns between updates of the reward model on fresh labels; 0: never
+    length_penalty: float = 0.0  # subtracted from the reward for every completion token
+    # subtracted from the reward of completions without an end-of-sequence token
     missing_eos_penalty: float = 0.0
 
     def check_reward(self) -> None:
@@ -113,7 +107,7 @@ class RewardOptions:
             )
 
     def reward_needs(self) -> frozenset[str]:
-        """Return what the suite must give for this reward."""
+        """Return what the suite must provide for this reward."""
         if self.reward == "verifier":
             return frozenset({"verifier"})
         return frozenset({"reward", "labels"} if self.reward_refresh else {"reward"})
@@ -126,7 +120,7 @@ class SFTOptions(AdamWOptions):
     """
 
     learning_rate: float = 2e-5  # peak learning rate of AdamW
-    steps: int = 0  # optimiser steps; 0 takes `epochs`
+    steps: int = 0  # optimiser steps; 0: use `epochs`
     epochs: float = 1.0  # passes over the demonstrations
 
     def check(self) -> None:
@@ -165,7 +159,7 @@ class RewardModelOptions(AdamWOptions):
     learning_rate: float = 1e-5  # peak learning rate of AdamW
     epochs: float = 1.0  # passes over the preferences
     pooling: str = "last"  # of the per-token scores over the completion: last, mean, or sum
-    unit_scale: bool = True  # divide by the spread of the score over start-checkpoint samples, so beta means the same
+    unit_scale: bool = True  # divide scores by their spread over start-checkpoint samples
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -178,7 +172,7 @@ class RewardModelOptions(AdamWOptions):
 
 @dataclass
 class EvaluationOptions:
-    """What is measured, on prompts no method sees."""
+    """Options of the evaluation, on prompts that no method sees."""
 
     prompts: int = 512  # prompts evaluated
     split: str = "test"  # test, or validation while settings are being chosen

@@ -1,7 +1,7 @@
 """Suite files: TOML with the options of a suite, `[settings.METHOD]` and `[stages.STAGE]`.
 
-`suite = "NAME"` says which registered suite the options are of; without it they are those of
-  `preference_file`.
+`suite = "NAME"` names the registered suite that the options configure. The default is
+`preference_file`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from typing import Any
 
 from .errors import UsageError
 
-USUAL = "preference_file"  # the suite that a file configures if it does not say
+USUAL = "preference_file"  # the suite that a file configures by default
 TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class SuiteFile:
-    """What a suite file says: which suite, its options, settings by method and (as `stage.NAME`) by
-    stage.
-    """
+    """A parsed suite file: the suite, its options, and settings by method and by `stage.NAME`."""
 
     suite: str = USUAL
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -35,7 +33,7 @@ def is_suite_file(suite: str) -> bool:
 
 
 def read_suite_file(suite: str) -> SuiteFile:
-    """Read a suite file; raise UsageError with the place of what is wrong."""
+    """Read a suite file; raise UsageError with the place of the error."""
     path = Path(suite)
     if not path.is_file():
         raise UsageError(f"--suite {suite}: there is no such file.")
@@ -57,7 +55,7 @@ def read_suite_file(suite: str) -> SuiteFile:
 
 
 def read_toml(path: Path, flag: str) -> dict[str, Any]:
-    """Read a TOML file; `flag` is what named it."""
+    """Read a TOML file; `flag` is the command-line flag that named it."""
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
@@ -69,7 +67,7 @@ def read_toml(path: Path, flag: str) -> dict[str, Any]:
 
 
 def _tables(content: dict[str, Any], name: str, suite: str) -> dict[str, dict[str, Any]]:
-    """Take a table of tables out of the content."""
+    """Remove a table of tables from the content and return it."""
     tables = content.pop(name, {})
     if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
         raise UsageError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in one place of a table, and how it is set."""
+    """One cell of a table: its text and its formatting."""
 
     text: str
     interval: str = ""  # as [low, high]
@@ -28,7 +28,7 @@ class Table:
     title: str
     columns: list[str]
     rows: list[list[Cell]]
-    notes: list[str] = field(default_factory=list)  # stand below it
+    notes: list[str] = field(default_factory=list)  # printed below the table
     plain: Sequence[Mapping[str, object]] = ()  # the unrounded figures, a mapping per row
     caption: str = ""  # what bold and intervals mean; made from the tests that were used
     footnotes: Mapping[str, str] = field(default_factory=dict)  # by mark

@@ -1,9 +1,8 @@
-"""A model's attention exchanged through the library's own doors, and decoding on prompts that are
-held once.
+"""Replacement of a model's attention through the transformers API, and decoding on shared prompts.
 
-The model's modules run as they are: what is exchanged is its attention function
-(`transformers.AttentionInterface`) and, to decode, its cache (a `transformers.Cache`). packing.py
-has the attention of training and scoring.
+The model's modules are unchanged. Only the attention function (`transformers.AttentionInterface`)
+and, for decoding, the cache (`transformers.Cache`) are replaced. packing.py defines the attention
+of training and scoring.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ UNKNOWN = (
     "s_aux",
     "sliding_window",
     "position_bias",
-)  # what is not done here, should a model ask for it
+)  # arguments that this attention does not support
 
 
 class Attention(Protocol):
@@ -36,8 +35,7 @@ class Attention(Protocol):
         """
 
 
-# of the forward pass under way: the library hands an attention nothing of ours
-_now: Attention | None = None
+_now: Attention | None = None  # of the current forward pass: the library passes no argument for it
 
 
 def attend(
@@ -47,11 +45,11 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **told: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as the forward pass under way wants it: what the library calls."""
-    if _now is None or any(told.get(name) is not None for name in UNKNOWN):
-        raise ValueError("this attention cannot do what the model asks of it")
+    """Attend with the attention of the current forward pass; the library calls this."""
+    if _now is None or any(options.get(name) is not None for name in UNKNOWN):
+        raise ValueError("this attention does not support an option of the model")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return _now.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
 
@@ -61,7 +59,7 @@ AttentionInterface.register(NAME, attend)
 
 @contextmanager
 def attending(trunk: nn.Module, how: Attention) -> Iterator[None]:
-    """Have a model attend in another way for a while."""
+    """Replace a model's attention inside the context."""
     global _now
     config: Any = trunk.config.get_text_config()  # type: ignore[operator, union-attr]
     before, _now = (config._attn_implementation, _now), how
@@ -73,18 +71,15 @@ def attending(trunk: nn.Module, how: Attention) -> Iterator[None]:
 
 
 class SharedPromptCache(Cache):  # type: ignore[misc]
-    """Keys and values of prompts, held once, and of their completions, in storage for the longest
-    there may be.
+    """Keys and values of prompts, stored once, and of their completions, preallocated.
 
     A completion's token attends to its prompt and to the completion so far: two products, one
-    softmax. The first is taken for all completions of a prompt at once, so nothing of the prompt is
+    softmax. The first product is batched over all completions of a prompt, so the prompt is never
     repeated.
     """
 
     def __init__(self, prompt: Cache, mask: Tensor, n: int, limit: int) -> None:
-        """Take a prefilled cache of B prompts and their mask (B, Q), for n completions each of up
-        to `limit`.
-        """
+        """Take a prefilled cache of B prompts, mask (B, Q), for n completions of `limit` tokens."""
         super().__init__(layers=[])
         self.prompt = [(layer.keys, layer.values) for layer in prompt.layers]  # (B, H, Q, d) each
         (b, heads, _, d), like = self.prompt[0][0].shape, self.prompt[0][0]
@@ -94,28 +89,26 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         self.bias.masked_fill_(mask == 0, torch.finfo(like.dtype).min)
         self.owner = torch.arange(b, device=like.device).repeat_interleave(
             n
-        )  # which prompt a row belongs to
+        )  # the prompt of each row
         self.length = 0  # tokens written
         self._arrange()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the newest token's keys and values (R, H, 1, d); return those of the completions so
-        far.
-        """
+        """Write the new token's keys and values (R, H, 1, d); return those of all tokens so far."""
         rows = len(self.owner)
         for store, new in ((self.keys, key_states), (self.values, value_states)):
             store[layer_idx, :rows, :, self.length] = new[:, :, 0]
-        held = self.length + 1
-        return self.keys[layer_idx, :rows, :, :held], self.values[layer_idx, :rows, :, :held]
+        stored = self.length + 1
+        return self.keys[layer_idx, :rows, :, :stored], self.values[layer_idx, :rows, :, :stored]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens have been seen, padding included."""
         return self.bias.shape[1] + self.length
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows only, and with the prompts they have."""
+        """Keep some rows only, and their prompts."""
         for store in (self.keys, self.values):
             store[:, : len(rows), :, : self.length] = store[:, rows, :, : self.length]
         self.owner = self.owner[rows]
@@ -127,9 +120,7 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         self._arrange()
 
     def _arrange(self) -> None:
-        """Find the place of every row in a table of prompts by completions; rows are in the order
-        of their prompts.
-        """
+        """Compute the slot of every row in a table of prompts by completions."""
         counts = self.owner.bincount(minlength=len(self.bias))
         self.widest = int(counts.max())
         first = counts.cumsum(0) - counts
@@ -138,9 +129,7 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         self.full = len(self.owner) == len(self.bias) * self.widest
 
     def by_prompt(self, rows: Tensor) -> Tensor:
-        """Return (R, H, r, d) of the rows as (B, H, W r, d) of their prompts, W the most rows a
-        prompt has.
-        """
+        """Return (R, H, r, d) as (B, H, W r, d) by prompt; W is the most rows of a prompt."""
         b, (_, heads, r, d) = len(self.bias), rows.shape
         if not self.full:
             spread = rows.new_zeros(b * self.widest, heads, r, d)
@@ -163,9 +152,7 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Return (R, 1, heads, d) for queries (R, heads, 1, d) and the completions' keys and values
-        (R, H, t, d).
-        """
+        """Return (R, 1, heads, d) for queries (R, heads, 1, d), keys and values (R, H, t, d)."""
         prompt_key, prompt_value = self.prompt[layer]
         rows, heads, _, d = query.shape
         query = query.reshape(rows, key.shape[1], heads // key.shape[1], d) * scaling
@@ -184,5 +171,5 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         return query @ key.transpose(-1, -2)
 
     def advance(self) -> None:
-        """Note that a token has been written in every layer."""
+        """Advance the length by one token, after every layer has written it."""
         self.length += 1

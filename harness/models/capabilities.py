@@ -1,9 +1,8 @@
-"""What a model can do, found out by trying it on made-up tokens when a start checkpoint is first
-read.
+"""Capabilities of a model, probed on random tokens when the start checkpoint is first loaded.
 
-What is found is noted on the trunk, and copies of the model inherit it: `share_prompt` and
+The results are attributes of the trunk, and copies of the model inherit them: `share_prompt` and
 `plain_head` (logprobs.py), `last_parts` (last_layer.py), `share_cache` and `keeps_cache`
-(rollout.py). Only one answer is refused: that padding changes what a model says.
+(generation.py). Only a model whose output depends on padding is refused.
 """
 
 from __future__ import annotations
@@ -33,13 +32,14 @@ from .tokens import Batch, PromptBatch
 
 FOUND_BY_TRYING = ("share_prompt", "plain_head", "last_parts", "share_cache", "keeps_cache")
 SHARING_TOLERANCE = 1e-4  # nats by which two ways to compute may differ in float32
-# what a model raises that is built otherwise than a way to compute takes it to be
+# errors raised when a model's architecture does not match what a fast path assumes
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 
 def find_out(model: nn.Module, sharing: bool) -> None:
-    """Note how a causal model can run, `sharing` if a prompt may be computed once; UsageError where
-    it sees padding.
+    """Probe the capabilities of a causal model; `sharing` allows prompt sharing.
+
+    Raises UsageError if the model's output depends on padding.
     """
     check_padding(model)
     if not (sharing and enable_sharing(model)):
@@ -50,19 +50,18 @@ def find_out(model: nn.Module, sharing: bool) -> None:
 
 
 def inherit(model: nn.Module, known: nn.Module) -> None:
-    """Note on a model what was found out on another of its kind."""
-    found = vars(trunk_of(known))
+    """Copy the capabilities of a model to another of the same architecture."""
+    capabilities = vars(trunk_of(known))
     for name in FOUND_BY_TRYING:
-        if name in found:
-            setattr(trunk_of(model), name, found[name])
+        if name in capabilities:
+            setattr(trunk_of(model), name, capabilities[name])
 
 
 def check_padding(model: nn.Module) -> None:
     """Raise UsageError for a model whose log-probabilities change with the padding before a prompt.
 
-    Prompts of unlike lengths are padded to one width. A model that does not heed the mask (a
-    recurrence that reads every token) would be trained, and judged, on something else than it is
-    told.
+    Prompts of different lengths are padded to one width. A model that ignores the mask (a
+    recurrence that reads every token) would be trained and judged on wrong inputs.
     """
     probe = made_up(model)
     prompts, unseen = probe.prompts, int((probe.prompts.mask[0] == 0).sum())
@@ -75,82 +74,78 @@ def check_padding(model: nn.Module) -> None:
     if not off < SHARING_TOLERANCE:
         raise UsageError(
             f"{type(model).__name__} cannot be used: padding before a prompt changes its"
-            f" log-probabilities by {off:.2g} nats, for it does not heed the attention mask. Use a"
-            " model that does (attention, or a state space like Mamba)."
+            f" log-probabilities by {off:.2g} nats, because it ignores the attention mask. Use a"
+            " model that applies it (attention, or a state space like Mamba)."
         )
 
 
 def enable_sharing(model: nn.Module) -> bool:
-    """Let a causal model use the packed layout from now on if it gives the padded one's numbers;
-    return whether.
+    """Enable the packed layout if it agrees with the padded layout; return whether it does.
 
-    It is tried on made-up tokens, several completions per prompt and one: a convolution, a
-    recurrence or a bias built from the padding mask shows as a difference, and the model keeps the
-    padded layout. A window of attention may be longer than any trial, so a model whose
-    configuration names one is not even tried. Copies of the model inherit the answer.
+    The probe uses random tokens, with several completions per prompt and with one. A convolution, a
+    recurrence or a bias built from the padding mask causes a difference; the model then keeps the
+    padded layout. An attention window may be longer than any probe, so models with one are never
+    packed. Copies of the model inherit the result.
     """
     trunk: Any = trunk_of(model)
     trunk.share_prompt, trunk.last_parts = False, None
-    vars(model).pop("forward_cost", None)  # of another way to compute
+    vars(model).pop("forward_cost", None)  # of the other layout
     if attends_locally(model):
         return False
     probes = (made_up(model), made_up(model).flat())
     with torch.no_grad(), in_float32(model):
-        told = [completion_logp(model, batch) for batch in probes]
+        expected = [completion_logp(model, batch) for batch in probes]
         for trunk.plain_head in (
             True,
             False,
-        ):  # a head apart, or whatever the model does with its states
+        ):  # a separate head, or the model's own forward pass
             trunk.share_prompt = True
-            trunk.share_prompt = _agrees(model, probes, told)
+            trunk.share_prompt = _agrees(model, probes, expected)
             if trunk.share_prompt:
                 break
         if trunk.share_prompt and trunk.plain_head:
-            _find_last_layer(model, probes, told)
+            _find_last_layer(model, probes, expected)
     return bool(trunk.share_prompt)
 
 
-def _find_last_layer(model: nn.Module, probes: tuple[Batch, Batch], told: list[Tensor]) -> None:
-    """Note how the last layer computes only the states that are read, if it can."""
+def _find_last_layer(model: nn.Module, probes: tuple[Batch, Batch], expected: list[Tensor]) -> None:
+    """Enable the narrowed last layer if it agrees with the full one."""
     trunk: Any = trunk_of(model)
     packing = pack(probes[0])
     try:
         trunk.last_parts = find_parts(trunk, packing, packed_inputs(trunk, packing))
     except _REFUSALS:
         return
-    if not _agrees(model, probes, told):
+    if not _agrees(model, probes, expected):
         trunk.last_parts = None
 
 
-def _agrees(model: nn.Module, probes: tuple[Batch, Batch], told: list[Tensor]) -> bool:
-    """Return whether a way to compute can be gone and gives the log-probabilities that have been
-    told.
-    """
+def _agrees(model: nn.Module, probes: tuple[Batch, Batch], expected: list[Tensor]) -> bool:
+    """Return whether the current fast path runs and gives the expected log-probabilities."""
     try:
-        found = [completion_logp(model, batch) for batch in probes]
+        actual = [completion_logp(model, batch) for batch in probes]
     except _REFUSALS:
         return False
     return (
-        max(float((a - b).abs().max()) for a, b in zip(told, found, strict=True))
+        max(float((a - b).abs().max()) for a, b in zip(expected, actual, strict=True))
         < SHARING_TOLERANCE
     )
 
 
 def find_head(model: nn.Module) -> bool:
-    """Note whether a causal model's logits are its head's product with the trunk's states, and
-    nothing else; return it.
+    """Return whether a causal model's logits are a plain product of its head and the states.
 
-    It is tried on made-up tokens in the padded layout: a scale, a cap or a bias of the logits shows
-    as a difference.
+    The probe uses random tokens in the padded layout: a scale, a cap or a bias of the logits causes
+    a difference. The result is stored on the trunk.
     """
     trunk: Any = trunk_of(model)
     probe = made_up(model)
     with torch.no_grad(), in_float32(model), padded([model]):
-        told = padded_logits(model, probe).log_softmax(-1)
+        expected = padded_logits(model, probe).log_softmax(-1)
         try:
             apart = apply_head(model, padded_states(model, probe)).log_softmax(-1)
             trunk.plain_head = (
-                float((told - apart)[probe["mask"] > 0].abs().max()) < SHARING_TOLERANCE
+                float((expected - apart)[probe["mask"] > 0].abs().max()) < SHARING_TOLERANCE
             )
         except _REFUSALS:
             trunk.plain_head = False
@@ -158,36 +153,36 @@ def find_head(model: nn.Module) -> bool:
 
 
 def enable_shared_cache(model: nn.Module) -> bool:
-    """Let a causal model decode on shared prompts if that gives the padded layout's numbers; return
-    whether it does.
+    """Enable decoding on shared prompts if it agrees with the padded layout; return whether.
 
-    It is tried on made-up tokens, with rows leaving on the way. A model whose attention cannot be
-    exchanged, or is told of a window, a cap or a bias, keeps its own cache. Copies of the model
-    inherit the answer.
+    The probe uses random tokens, and rows finish during it. A model keeps its own cache if its
+    attention cannot be replaced or has a window, a cap or a bias. Copies inherit the result.
     """
     trunk: Any = trunk_of(model)
     trunk.share_cache = False
     if attends_locally(model):
         return False
-    trunk.share_cache = _decodes(model, lambda made, b, k, t: SharedDecoding(made, b.prompts, k, t))
+    trunk.share_cache = _decodes(
+        model, lambda cache, b, k, t: SharedDecoding(cache, b.prompts, k, t)
+    )
     return bool(trunk.share_cache)
 
 
 def find_cache(model: nn.Module) -> bool:
-    """Note whether a causal model can decode on its own cache, repeated for completions; return it."""
+    """Return whether a causal model can decode on its own cache, and store it on the trunk."""
     trunk: Any = trunk_of(model)
-    trunk.keeps_cache = _decodes(model, lambda made, b, k, t: Repeated(made, b.prompts, k))
+    trunk.keeps_cache = _decodes(model, lambda cache, b, k, t: Repeated(cache, b.prompts, k))
     return bool(trunk.keeps_cache)
 
 
 def _decodes(model: nn.Module, cached: Callable[[Any, Batch, int, int], Cached]) -> bool:
-    """Return whether decoding on a cache gives the padded layout's numbers on made-up tokens."""
+    """Return whether decoding on a cache agrees with the padded layout on random tokens."""
     probe = made_up(model)
     with torch.no_grad(), in_float32(model), padded([model]):
-        told = completion_logits(model, probe).flatten(0, 1)  # (R, T, V)
+        expected = completion_logits(model, probe).flatten(0, 1)  # (R, T, V)
         try:
             off = [
-                float((told[rows, t] - logits).abs().max())
+                float((expected[rows, t] - logits).abs().max())
                 for rows, t, logits in _forced(model, probe, cached)
             ]
         except _REFUSALS:
@@ -198,9 +193,7 @@ def _decodes(model: nn.Module, cached: Callable[[Any, Batch, int, int], Cached])
 def _forced(
     model: nn.Module, batch: Batch, cached: Callable[[Any, Batch, int, int], Cached]
 ) -> Iterator[tuple[Tensor, int, Tensor]]:
-    """Yield (rows, t, logits before token t) of a decoding that is told what to say and loses rows
-    that have ended.
-    """
+    """Yield (rows, t, logits before token t) of a teacher-forced decoding; finished rows leave."""
     b, k, limit = batch.shape
     ids, lengths = batch["completion_ids"].flatten(0, 1), batch.lengths.flatten()
     _, prefilled = prefill(model, batch.prompts)
@@ -214,7 +207,7 @@ def _forced(
 
 
 def attends_locally(model: nn.Module) -> bool:
-    """Return whether a model's configuration says that a layer sees less than all that came before."""
+    """Return whether a model's configuration has a layer with local attention."""
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
     window = (
         getattr(config, "sliding_window", None)
@@ -228,7 +221,7 @@ def attends_locally(model: nn.Module) -> bool:
 
 
 def made_up(model: nn.Module) -> Batch:
-    """Return a small batch of made-up tokens with unequal lengths: 2 prompts, 3 completions each."""
+    """Return a small batch of random tokens, unequal lengths: 2 prompts, 3 completions each."""
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.get_text_config().vocab_size, (2, 50), generator=generator)  # type: ignore
     prompt_mask = torch.ones(2, 20, dtype=torch.long)

@@ -1,10 +1,8 @@
-"""Decoding by CUDA graphs: a token's forward pass is recorded once and replayed, without a launch
-per kernel.
+"""Decoding with CUDA graphs: the forward pass of a token is recorded once and replayed.
 
-A recorded pass has fixed shapes and addresses. So attention is over all of the storage of the
-completions, what is not yet written being hidden by a bias, and rows that have ended stay until
-half of them have: then a new graph is recorded. Numbers differ from the plain decoding's by
-rounding: longer sums, in another order.
+A recorded pass has fixed shapes and addresses. So attention covers the whole completion storage,
+and a bias hides slots that are not yet written. Finished rows stay until half of all rows have
+ended; then a new graph is recorded. Results differ from plain decoding by rounding error.
 """
 
 from __future__ import annotations
@@ -22,9 +20,7 @@ from .tokens import PromptBatch
 
 
 class StaticPromptCache(SharedPromptCache):
-    """A cache whose tensors stay where they are, their length included: what a recorded pass reads
-    and writes.
-    """
+    """A cache whose tensors, length included, keep their addresses for a recorded pass."""
 
     def __init__(self, prompt: Any, mask: Tensor, n: int, limit: int) -> None:
         super().__init__(prompt, mask, n, limit)
@@ -41,30 +37,28 @@ class StaticPromptCache(SharedPromptCache):
     ) -> tuple[Tensor, Tensor]:
         """Write the newest token's keys and values (R, H, 1, d); return all of the storage."""
         rows = len(self.owner)
-        held = []
+        stored = []
         for store, new in ((self.keys, key_states), (self.values, value_states)):
-            held.append(store[layer_idx, :rows].index_copy_(2, self.at, new.to(store.dtype)))
-        return held[0], held[1]
+            stored.append(store[layer_idx, :rows].index_copy_(2, self.at, new.to(store.dtype)))
+        return stored[0], stored[1]
 
     def scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return (R, H, r, t) scores of the completions' own keys, next to nothing for what is not
-        yet written.
-        """
+        """Return (R, H, r, t) scores of the completions' own keys; unwritten slots are masked."""
         return super().scores(query, key) + self.hidden
 
     def advance(self) -> None:
-        """Note that a token has been written; part of the recorded pass."""
+        """Advance the position by one token; part of the recorded pass."""
         self.at += 1
         self.hidden.index_fill_(0, self.at.clamp(max=len(self.hidden) - 1), 0.0)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows only."""
+        """Keep some rows only."""
         self.length = int(self.at)
         super().keep(rows)
 
 
 class GraphedDecoding(SharedDecoding):
-    """Shared prompts, the pass over the next token recorded."""
+    """Decoding on shared prompts with a recorded pass over the next token."""
 
     keep_until, look_every = 0.5, 8
     cache_class = StaticPromptCache
@@ -75,14 +69,12 @@ class GraphedDecoding(SharedDecoding):
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows only, and record anew."""
+        """Keep some rows only, and discard the recorded graph."""
         super().keep(rows)
         self.graph = None
 
     def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Return (R, V) logits after one more token (R,) per row; they are overwritten by the next
-        call.
-        """
+        """Return (R, V) logits after one more token (R,) per row; the next call overwrites them."""
         if self.graph is None:
             self._record(model, tokens)
         assert self.graph is not None
@@ -94,9 +86,7 @@ class GraphedDecoding(SharedDecoding):
         self.tokens, self.positions = tokens[:, None].clone(), self.positions.clone()
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            side
-        ):  # once unrecorded: libraries choose their algorithms; it writes what replay will
+        with torch.cuda.stream(side):  # warm-up: libraries choose their algorithms
             self._forward(model)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
@@ -117,7 +107,7 @@ class GraphedDecoding(SharedDecoding):
 
 
 class GraphEngine(CachedEngine):
-    """The cached engine with its steps recorded, for models that decode on shared prompts on a GPU."""
+    """The cached engine with recorded steps, for models that decode on shared prompts on a GPU."""
 
     name = "cuda_graphs"
 
@@ -125,11 +115,10 @@ class GraphEngine(CachedEngine):
     def cached(
         model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, limit: int
     ) -> GraphedDecoding:
-        """Return the recording cache; raise UsageError where it cannot be."""
+        """Return the recording cache; raise UsageError where it is not supported."""
         if prompts.ids.device.type != "cuda":
             raise UsageError(
-                "--engine cuda_graphs: there is no GPU under this run. Use --engine hf, or --device"
-                " cuda."
+                "--engine cuda_graphs: this run has no GPU. Use --engine hf, or --device cuda."
             )
         if not getattr(trunk_of(model), "share_cache", False):
             raise UsageError(

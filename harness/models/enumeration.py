@@ -1,7 +1,6 @@
-"""Worlds small enough to list every completion: exact probabilities, KL, rewards and win-rates, and
-known optima.
+"""Exact probabilities, KL, rewards, win rates and optima by enumeration of all completions.
 
-Notation: P prompts, N completions each, the same for all prompts. Nothing here samples.
+Notation: P prompts, N completions each, the same for all prompts. Nothing is sampled.
 """
 
 from __future__ import annotations
@@ -21,22 +20,21 @@ from .tokens import Batch, Tokens
 
 @dataclass(frozen=True)
 class Enumerated:
-    """Every completion of every prompt, what the start checkpoint gives it, and what it is worth."""
+    """Every completion of every prompt, with its reference probability and its reward."""
 
     ref: Tensor  # (P, N) probabilities of the start checkpoint, float64
     reward: Tensor  # (P, N), float64
     lengths: Tensor  # (P, N) tokens, the end-of-sequence token included
     ids: tuple[tuple[int, ...], ...]  # (N) token ids of each completion
     mu: Tensor  # (P, N) how often a completion stands in a preference pair
-    prefer: Tensor  # (P, N, N) probability that the labeller puts the row's completion before the column's
+    prefer: Tensor  # (P, N, N) probability that the labeller prefers the row's completion
 
     def tilted(self, beta: float) -> Tensor:
         """Return pi* = ref exp(r / beta) / Z: what maximises E r - beta KL(pi || ref), (P, N)."""
         return (self.ref.log() + self.reward / beta).softmax(-1)
 
     def best_of(self, n: int) -> Tensor:
-        """Return the distribution (P, N) of the best of n i.i.d. draws of the start checkpoint, the
-        first of equals.
+        """Return the distribution (P, N) of best-of-n on the start checkpoint; ties take the first.
 
         A reward level v has mass f_v = P(r = v) and F_v = P(r <= v). The best is at level v unless
         not all n draws are at most v or all are below it: F_v^n - (F_v - f_v)^n; within a level the
@@ -54,9 +52,7 @@ class Enumerated:
         return (policy * self.reward).sum(-1)
 
     def win_rate(self, policy: Tensor) -> Tensor:
-        """Return (P,) probabilities that a draw of the policy beats one of the start checkpoint,
-        ties half.
-        """
+        """Return (P,) win rates of the policy against the start checkpoint; a tie counts 0.5."""
         margin = self.reward[:, :, None] - self.reward[:, None, :]
         wins = (margin > 0).double() + 0.5 * (margin == 0).double()
         return torch.einsum("pi,pij,pj->p", policy, wins, self.ref)
@@ -84,9 +80,7 @@ def completions(vocabulary: Sequence[int], eos: int, limit: int) -> list[list[in
 def every_completion(
     tokens: Tokens, prompts: Sequence[Prompt], limit: int, device: torch.device | str = "cpu"
 ) -> Batch:
-    """Return a batch (P, N, T) of every completion of each prompt, over the tokenizer's whole
-    vocabulary.
-    """
+    """Return a batch (P, N, T) of every completion over the tokenizer's whole vocabulary."""
     vocabulary = sorted(tokens.tokenizer.get_vocab().values())
     return tokens.batch(
         prompts, [completions(vocabulary, tokens.eos, limit)] * len(prompts), device

@@ -1,4 +1,4 @@
-"""What a model costs to run: FLOPs of forward and backward passes, from the shapes of its weights."""
+"""FLOPs of forward and backward passes, from the shapes of a model's weights."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ from .loading import ScalarModel, trunk_of
 
 @dataclass(frozen=True)
 class LastParts:
-    """The modules of a trunk's last layer, by name within it, that its attention is handed
-    something by.
-    """
+    """The modules of the last layer that run before its attention, by name."""
 
-    before: tuple[str, ...]  # all that run before the attention
-    keys: tuple[str, ...]  # of these, what keys or values depend on
-    queries: tuple[str, ...]  # what queries depend on
+    before: tuple[str, ...]  # all of them
+    keys: tuple[str, ...]  # those that keys or values depend on
+    queries: tuple[str, ...]  # those that queries depend on
 
 
 @dataclass(frozen=True)
 class LastCost:
-    """Weights of the last layer that a token is multiplied with, in the parts of `LastParts`; FLOPs
-    per pair.
-    """
+    """Weights of the last layer per token, by the parts of `LastParts`, and FLOPs per pair."""
 
     weights: int
     before: int
@@ -37,9 +33,7 @@ class LastCost:
 
 @dataclass(frozen=True)
 class Passed:
-    """How many tokens, read heads and pairs of query and key a pass computes, and how many in the
-    last layer.
-    """
+    """Counts of a pass: tokens, tokens through the head, (query, key) pairs; last layer apart."""
 
     tokens: int
     head: int
@@ -50,17 +44,13 @@ class Passed:
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """FLOPs of a forward pass from its shapes. Linear layers, the head, and full (not causal)
-    attention are counted.
+    """FLOPs of a forward pass: linear layers, the head, and full (not causal) attention.
 
-    Not counted: what grows with neither weights nor pairs of tokens (norms, activations, the scan
-    of a state space).
+    Not counted: norms, activations, and the scan of a state space.
 
-    `linear` and `head` are weights touched per token; `attention` is FLOPs per (query, key) pair.
-      Training costs three
-    forwards: one, and two for the gradients of activations and weights. `last` is the last
-      layer's part of it, where
-    that computes only the states that are read.
+    `linear` and `head` are weights per token; `attention` is FLOPs per (query, key) pair. Training
+    costs three forward passes: one, and two for the gradients of activations and weights. `last` is
+    set if the last layer computes only the states that are read.
     """
 
     linear: int
@@ -79,12 +69,11 @@ class ForwardCost:
         )
 
     def reading(self, passed: Passed, backward: bool = False) -> float:
-        """Return FLOPs of a pass whose last layer computes only the states that are read: forward,
-        or half a backward.
+        """Return FLOPs of a forward pass, or half a backward pass, with a narrowed last layer.
 
-        Forward, its modules before the attention run on all tokens and again on those that are
-        read; backward, keys and values get a gradient from the first time and queries from the
-        second.
+        In the forward pass the modules before its attention run on all tokens, then again on the
+        tokens that are read. In the backward pass keys and values get their gradient from the
+        first run, and queries from the second.
         """
         assert self.last is not None
         twice = self.last.before * passed.tokens
@@ -109,9 +98,7 @@ class ForwardCost:
 
 
 def forward_cost(model: nn.Module) -> ForwardCost:
-    """Return the cost of a causal or scalar model's forward pass; counted once per model, copies
-    inherit it.
-    """
+    """Return the cost of a model's forward pass, computed once; copies inherit it."""
     known = getattr(model, "forward_cost", None)
     if known is None:
         known = model.forward_cost = _forward_cost(model)  # type: ignore[assignment]
@@ -119,7 +106,7 @@ def forward_cost(model: nn.Module) -> ForwardCost:
 
 
 def frozen_cost(model: nn.Module) -> ForwardCost:
-    """Return the cost of the matrices in a model's forward pass that take no gradient; 0 if all do."""
+    """Return the cost of a model's frozen matrices in a forward pass; 0 if there are none."""
     trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
     if all(p.requires_grad for p in model.parameters()):
         return ForwardCost(0, 0, 0, LastCost(0, 0, 0, 0, 0))
@@ -153,7 +140,7 @@ def _last_cost(trunk: nn.Module, attention: int, frozen: bool = False) -> LastCo
 
     def weights(
         names: tuple[str, ...],
-    ) -> int:  # an adapter's modules lie below those that were there before it
+    ) -> int:  # the modules of an adapter are children of the original ones
         below = [
             m
             for n, m in named.items()
@@ -168,22 +155,18 @@ def _last_cost(trunk: nn.Module, attention: int, frozen: bool = False) -> LastCo
 
 
 def last_layer(trunk: nn.Module) -> nn.Module:
-    """Return the last of a trunk's layers; ValueError where it is not plain which list of modules
-    holds them.
-    """
+    """Return the last of a trunk's layers; raise ValueError if the list of layers is ambiguous."""
     count = trunk.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
     lists = [m for m in trunk.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(lists) != 1:
         raise ValueError(
-            f"{len(lists)} lists of {count} modules: which of them holds the layers is not known"
+            f"{len(lists)} lists of {count} modules: cannot tell which list holds the layers"
         )
     return lists[0][-1]
 
 
 def _attention_cost(config: Any) -> tuple[int, int]:
-    """Return how many layers attend, and FLOPs per (query, key) pair in each: scores and weighted
-    values.
-    """
+    """Return the number of attention layers, and FLOPs per (query, key) pair in each."""
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         return 0, 0
@@ -195,22 +178,21 @@ def _attention_cost(config: Any) -> tuple[int, int]:
 
 
 def _weights(trunk: nn.Module, modules: Iterable[nn.Module], frozen: bool = False) -> int:
-    """Return the weights a token is multiplied with in some modules of a trunk."""
+    """Return the number of weights per token in some modules of a trunk."""
     those, config = list(modules), trunk.config.get_text_config()  # type: ignore[operator, union-attr]
     return sum(_matrix_weights(m, frozen) for m in those) + _expert_weights(those, config, frozen)
 
 
 def _matrix_weights(module: nn.Module, frozen: bool = False) -> int:
-    """Return the weights a token is multiplied with in this module itself: every matrix that is not
-    an embedding.
+    """Return the number of weights per token of a module itself: its matrices but embeddings.
 
-    `frozen`: only those that take no gradient.
+    `frozen` counts only weights without gradients.
     """
     if isinstance(module, nn.Embedding):
         return 0
     kernels = isinstance(
         module, nn.Conv1d
-    )  # (out, in / groups, width): each weight meets a token once
+    )  # (out, in / groups, width): each weight is used once per token
     matrices = [
         p for p in module.parameters(recurse=False) if p.dim() == 2 or (kernels and p.dim() == 3)
     ]
@@ -218,9 +200,7 @@ def _matrix_weights(module: nn.Module, frozen: bool = False) -> int:
 
 
 def _expert_weights(modules: list[nn.Module], config: Any, frozen: bool) -> int:
-    """Return the weights of mixture-of-experts layers that a token is multiplied with: of the
-    experts it is sent to.
-    """
+    """Return the weights per token of mixture-of-experts layers: those of active experts."""
     layers = [m for m in modules if not isinstance(m, nn.Conv1d)]
     stacked = [p for m in layers for p in m.parameters(recurse=False) if p.dim() == 3]
     stacked = [p for p in stacked if not (frozen and p.requires_grad)]

@@ -1,12 +1,11 @@
-"""Draw completions from any causal language model, and the log-probabilities they had.
+"""Sample completions from any causal language model, with their log-probabilities.
 
-The prompt is prefilled once; its keys and values are held once for its n completions where the
-model's attention can be exchanged (attention.py), and repeated where not; a model without a cache
-to go on from reads everything anew for every token. Finished rows leave the batch. Tokens are drawn
-by inverse transform from noise given from outside, one number per token, so what a row says does
-not depend on which other rows it was drawn with. `generation_config` is never read: top-k, top-p,
-penalties and forced tokens would sample from another distribution than the one whose
-log-probabilities training needs.
+The prompt is prefilled once. If the model's attention can be replaced (attention.py), its keys and
+values are stored once for n completions; otherwise they are repeated. A model without a cache
+recomputes the whole sequence for every token. Finished rows leave the batch. Tokens are drawn by
+inverse transform from external noise, one number per token, so a completion does not depend on the
+rest of its batch. `generation_config` is never read: top-k, top-p, penalties and forced tokens
+would change the distribution whose log-probabilities training needs.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def draw_tokens(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Decoding:
-    """What rows were drawn to say; 0 after their ends."""
+    """Sampled tokens of rows; 0 after their ends."""
 
     tokens: Tensor  # (R, T)
     logp: Tensor  # (R, T)
@@ -71,10 +70,10 @@ class Decoding:
 
 
 class Cached(Protocol):
-    """What a decoding goes on from: keys and values of the rows that are held."""
+    """The state of a decoding: keys and values of the active rows."""
 
     keep_until: float  # rows are dropped when fewer than this share is unfinished
-    look_every: int  # steps between looks at who has finished
+    look_every: int  # steps between checks for finished rows
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows only."""
@@ -84,7 +83,7 @@ class Cached(Protocol):
 
 
 def cache_of(model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, limit: int) -> Cached:
-    """Return the cache a model decodes with: prompts held once where it can, its own, or none."""
+    """Return the cache of a model: shared prompts if supported, its own, or none."""
     trunk = getattr(model, "base_model", model)
     if getattr(trunk, "share_cache", False):
         return SharedDecoding(prefilled, prompts, n, limit)
@@ -113,11 +112,11 @@ def decode(
         torch.zeros(rows, limit, device=device),
         torch.full((rows,), limit, device=device),
     )
-    with computing(model), cast_once(model):  # around it all
+    with computing(model), cast_once(model):
         logits, prefilled = prefill(model, prompts)
         logits = logits.repeat_interleave(n, 0)
         cache = cached(model, prefilled, prompts, n, limit)
-        held = torch.arange(rows, device=device)  # the rows that the cache holds
+        held = torch.arange(rows, device=device)  # the active rows
         done = torch.zeros(rows, dtype=torch.bool, device=device)
         ends = torch.tensor(sorted(eos), device=device)
         for t in range(limit):
@@ -136,8 +135,8 @@ def decode(
                     cache.keep(alive)
                     held, drawn, done = held[alive], drawn[alive], done[alive]
             logits = cache.next_logits(model, drawn)
-    said = torch.arange(limit, device=device) < state.lengths[:, None]
-    return Decoding(state.tokens * said, state.logp * said, state.lengths)
+    mask = torch.arange(limit, device=device) < state.lengths[:, None]
+    return Decoding(state.tokens * mask, state.logp * mask, state.lengths)
 
 
 def prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
@@ -153,7 +152,7 @@ def prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
 
 
 class Repeated:
-    """The model's own cache, each prompt's repeated for its completions: any model can do that."""
+    """The model's own cache, repeated for the completions of a prompt: works with any model."""
 
     keep_until, look_every = KEEP_UNTIL, 1
 
@@ -184,9 +183,9 @@ class Repeated:
 
 
 class Recomputed:
-    """No cache: all that was said is read anew for every token.
+    """No cache: the whole sequence is recomputed for every token.
 
-    State spaces keep theirs under names of their own.
+    For state spaces, whose caches have other names.
     """
 
     keep_until, look_every = KEEP_UNTIL, 1
@@ -217,9 +216,7 @@ class Recomputed:
 
 
 class SharedDecoding:
-    """The prompt's keys and values held once for its completions: for models whose attention can be
-    exchanged.
-    """
+    """Decoding on shared prompts: for models whose attention can be replaced."""
 
     keep_until, look_every = KEEP_UNTIL, 1
     cache_class: type[SharedPromptCache] = SharedPromptCache
@@ -272,9 +269,7 @@ class CachedEngine(Engine):
 
 
 def assemble(prompts: PromptBatch, parts: list[Decoding], n: int, temperature: float) -> Batch:
-    """Return drawn rows as a batch with `logp` (B, n, T) and `ended` (B, n): whether a completion
-    ended by itself.
-    """
+    """Return drawn rows as a batch with `logp` (B, n, T)."""
     lengths = torch.cat([part.lengths for part in parts])
     longest = int(lengths.max())
     tokens = torch.cat([part.tokens for part in parts])[:, :longest]
@@ -290,9 +285,7 @@ def assemble(prompts: PromptBatch, parts: list[Decoding], n: int, temperature: f
 
 
 class Sampler:
-    """Draws completions for one purpose: an engine, a temperature, a length, and noise that only
-    the seed decides.
-    """
+    """Draws completions with an engine, sampling parameters, and noise from a seed."""
 
     def __init__(
         self,
@@ -307,34 +300,33 @@ class Sampler:
         self.engine, self.sampling, self.meter, self.eos = engine, sampling, meter, eos
         self.noise_key, self.distributed = noise_key, distributed
         self.phase = "rollout"
-        # what the start checkpoint says is drawn from here, where it can be
-        self.pool: CompletionSource | None = None
+        self.pool: CompletionSource | None = None  # the cache of the start checkpoint's completions
 
     def draw(self, model: nn.Module, prompts: PromptBatch, n: int = 1, *more: object) -> Batch:
         """Draw n completions per prompt: (B, n, T) with `logp` and `ended`.
 
-        `more` tells repeated draws apart.
+        `more` makes repeated draws differ.
         """
         with self.meter.aside():
-            found = (
+            cached = (
                 self.pool.draw(model, prompts, n, self.sampling) if self.pool and not more else None
             )
         with self.meter.phase(self.phase):
             batch: Batch = (
-                found.value
-                if found
+                cached.value
+                if cached
                 else self._generate(model, prompts, n, self._noise(prompts, n, *more))
             )
             last = (batch.lengths - 1).clamp(min=0)[..., None]
             ends = torch.tensor(sorted(self.eos), device=prompts.ids.device)
             ended = torch.isin(batch["completion_ids"].gather(-1, last)[..., 0], ends)
             flops = self._count(model, batch)
-            if found is not None:
-                found.bill(self.meter, flops)
+            if cached is not None:
+                cached.bill(self.meter, flops)
         return batch.with_columns(ended=ended)
 
     def _generate(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:
-        """Have every process draw for some of the prompts, and put the whole together."""
+        """Split the prompts over processes, and gather all completions."""
         if self.distributed.size == 1:
             return self.engine.generate(model, prompts, n, self.sampling, noise)
         own = self.distributed.shard(len(prompts))
@@ -365,7 +357,7 @@ class Sampler:
         )
 
     def _count(self, model: nn.Module, batch: Batch) -> float:
-        """Count what was drawn, and the FLOPs of drawing it."""
+        """Meter the drawn completions, and return the FLOPs of drawing them."""
         flops = decode_flops(model, batch)
         generated = int(batch.lengths.sum())
         self.meter.add(
@@ -375,10 +367,9 @@ class Sampler:
 
 
 def decode_flops(model: nn.Module, batch: Batch) -> float:
-    """Return what decoding needs: each prompt once, each token once, attention over what lies
-    before it.
+    """Return the FLOPs of decoding: each prompt once, each token once, attention to its prefix.
 
-    Without a cache it is a pass over everything for every token.
+    Without a cache every token costs a pass over the whole sequence.
     """
     cost, (b, _, _), prompt = forward_cost(model), batch.shape, batch.prompts.ids.shape[1]
     fed = batch.lengths.flatten().double() - 1  # the last token is never fed back

@@ -1,9 +1,7 @@
-"""The start checkpoint: read when somebody asks for it, in memory while somebody holds it, and read
-again after that.
+"""The start checkpoint: loaded on first use, freed with its last reference, reloaded if needed.
 
-So a method that asks for no reference trains beside no second copy of the weights. What need not be
-read again is what the model is like without its numbers (`outline`): its architecture, its size,
-the FLOPs of a pass, and how it can run.
+So a method without a reference keeps no second copy of the weights in memory. The `outline` stays:
+the model without weights, with its architecture, size, FLOPs of a pass, and capabilities.
 """
 
 from __future__ import annotations
@@ -34,9 +32,7 @@ from .lora import adapted, beside, unchanged
 
 
 class InitialCheckpoint:
-    """A model that can be read at any time; here are no weights of it, only a weak reference to
-    those in memory.
-    """
+    """A model that can be loaded at any time; this object keeps only a weak reference to it."""
 
     def __init__(
         self, read: Callable[[], nn.Module], probe: Callable[[nn.Module], None] = lambda model: None
@@ -49,34 +45,30 @@ class InitialCheckpoint:
 
     @classmethod
     def of(cls, model: nn.Module) -> InitialCheckpoint:
-        """Return a start checkpoint that is in memory all the time: for benchmarks and tests."""
+        """Return a start checkpoint that stays in memory: for benchmarks and tests."""
         start = cls(partial(copy.deepcopy, model))
-        start._there = weakref.ref(model)  # which `read` keeps alive
+        start._there = weakref.ref(model)  # `read` keeps it alive
         return start
 
     def model(self) -> nn.Module:
-        """Return the frozen model, the same one as long as anybody holds it."""
-        found = self._there()
-        if found is None:
-            found = self._anew()
-            self._there = weakref.ref(found)
-        return found
+        """Return the frozen model; calls return the same object while it is referenced."""
+        model = self._there()
+        if model is None:
+            model = self._anew()
+            self._there = weakref.ref(model)
+        return model
 
     def copy(self) -> nn.Module:
-        """Return a frozen model of the caller's own: straight from the disk where there is none to
-        copy.
-        """
-        found = self._there()
-        return in_memory(self._anew()) if found is None else copy.deepcopy(found)
+        """Return a new frozen copy, read from disk if the model is not in memory."""
+        model = self._there()
+        return in_memory(self._anew()) if model is None else copy.deepcopy(model)
 
     def is_(self, model: nn.Module) -> bool:
-        """Return whether this very model is the one that `model()` gave."""
+        """Return whether `model` is the object that `model()` returned."""
         return self._there() is model
 
     def equals(self, model: nn.Module) -> bool:
-        """Return whether a model has the start checkpoint's weights; that is read for the first
-        answer only.
-        """
+        """Return whether a model has the start checkpoint's weights, compared by digest."""
         if self.is_(model):
             return True
         if adapted(model):
@@ -86,14 +78,14 @@ class InitialCheckpoint:
 
     @property
     def outline(self) -> nn.Module:
-        """The model without its weights: what tells architecture, size, and the cost of a pass."""
+        """The model without its weights: its architecture, size, and the cost of a pass."""
         if self._outline is None:
             self._outlined(self.model())
         assert self._outline is not None
         return self._outline
 
     def scalar(self) -> ScalarModel:
-        """Return a scalar model on a trunk like this one's, its weights not yet filled in."""
+        """Return a scalar model with this architecture and uninitialised weights."""
         outline = self.outline
         trunk = unfilled(trunk_of(outline), self._device)
         return ScalarModel(trunk, hidden_size(outline)).to(self._device)
@@ -104,7 +96,7 @@ class InitialCheckpoint:
         return model
 
     def _outlined(self, model: nn.Module) -> None:
-        """Find out how a model can run; of one read before that is known."""
+        """Probe the capabilities of a model on the first load; copy them on later loads."""
         if self._outline is None:
             self._probe(model)
             self._device = next(model.parameters()).device
@@ -114,9 +106,7 @@ class InitialCheckpoint:
 
 
 def start_in(folder: Path, dtype: str, device: torch.device, sharing: bool) -> InitialCheckpoint:
-    """Return the start checkpoint that lies in a folder in hub format; `sharing`: a prompt may be
-    computed once.
-    """
+    """Return the start checkpoint in a folder in hub format; `sharing` allows prompt sharing."""
     return InitialCheckpoint(
         partial(_read, folder, dtype, device), partial(find_out, sharing=sharing)
     )
@@ -127,9 +117,7 @@ def _read(folder: Path, dtype: str, device: torch.device) -> nn.Module:
 
 
 def learner(start: InitialCheckpoint, method: object, seed: int) -> nn.Module:
-    """Return what a method trains: a copy of the start checkpoint or, as its `lora_rank` says, an
-    adapter beside it.
-    """
+    """Return the model that a method trains: a copy, or an adapter if `lora_rank` is set."""
     rank = getattr(method, "lora_rank", 0)
     if not rank:
         return learning(start.copy())
@@ -142,9 +130,7 @@ def learner(start: InitialCheckpoint, method: object, seed: int) -> nn.Module:
 
 
 def merged(model: nn.Module, start: InitialCheckpoint) -> nn.Module:
-    """Return a plain model that computes what an adapted one does, up to rounding; any other model
-    as it is.
-    """
+    """Return a model with its LoRA adapter merged into the weights; other models as they are."""
     if not adapted(model):
         return model
     plain = start.copy()

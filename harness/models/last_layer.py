@@ -1,12 +1,10 @@
-"""The last layer computes only the states that are read: of all other tokens it needs the keys and
-values alone.
+"""A narrowed last layer: it computes only the states that a head reads.
 
-A token's state in a lower layer is needed for the keys and values of the layers above it. The state
-the last layer makes is needed only where a head reads it: where a completion's token is predicted
-or has been read. So of a prompt's other tokens the last layer's attention, output projection and
-feed-forward network are no part of what any loss depends on. The layer's module runs as it is, by a
-forward hook of torch: on all tokens until its attention has been handed their keys and values,
-which ends that pass, and on those tokens whose states are read.
+A state of a lower layer is needed for the keys and values of the layers above it. A state of the
+last layer is needed only where a head reads it. For all other tokens, no loss depends on the last
+layer's attention output, output projection or feed-forward network. A torch forward hook runs the
+unchanged module twice: on all tokens until its attention receives their keys and values, which ends
+that pass, then on the tokens whose states are read.
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ from .packing import Asking, Packing, gather
 
 
 class _Handed(Exception):
-    """The attention has been handed the keys and values: the rest of the layer is not wanted."""
+    """The attention has received the keys and values; the rest of the layer is not computed."""
 
 
 class _Narrowed:
-    """An `Attention` as the packing has it, but in the last layer, where only some tokens ask."""
+    """The `Attention` of a packing, with queries of some tokens only in the last layer."""
 
     def __init__(self, packing: Packing, asking: Asking) -> None:
         self.packing, self.asking = packing, asking
@@ -38,9 +36,7 @@ class _Narrowed:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Attend as a packing does; in the last layer raise once what it needs is here, then attend
-        from a few.
-        """
+        """Attend as the packing does; in the last layer store keys and values, then attend."""
         if not self.inside:
             return self.packing.attend(layer, query, key, value, scaling)
         if self.handed is None:
@@ -49,29 +45,31 @@ class _Narrowed:
         return self.packing.attend_from(self.asking, query, *self.handed, scaling)
 
     def enter(
-        self, layer: nn.Module, told: tuple[Any, ...], named: dict[str, Any]
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
-        """Find keys and values of all tokens; return the layer's arguments for those that are read."""
+        """Compute keys and values of all tokens; return the arguments for tokens that are read."""
         self.inside = True
         try:
-            layer.forward(*told, **named)
+            layer.forward(*args, **kwargs)
         except _Handed:
-            return self._some(told), self._some(named)
-        raise ValueError("the last layer did not attend as it was told to")
+            return self._some(args), self._some(kwargs)
+        raise ValueError("the last layer did not call the attention function of the harness")
 
-    def _some(self, told: Any) -> Any:
-        if isinstance(told, Tensor) and told.dim() > 1 and told.shape[:2] == self.packing.ids.shape:
-            return gather(told[0], self.asking.read)[None]
-        if isinstance(told, dict):
-            return {name: self._some(one) for name, one in told.items()}
-        return tuple(self._some(one) for one in told) if isinstance(told, tuple) else told
+    def _some(self, value: Any) -> Any:
+        if (
+            isinstance(value, Tensor)
+            and value.dim() > 1
+            and value.shape[:2] == self.packing.ids.shape
+        ):
+            return gather(value[0], self.asking.read)[None]
+        if isinstance(value, dict):
+            return {name: self._some(one) for name, one in value.items()}
+        return tuple(self._some(one) for one in value) if isinstance(value, tuple) else value
 
 
 @contextmanager
 def reading(trunk: nn.Module, packing: Packing, read: Tensor) -> Iterator[None]:
-    """Have a trunk attend as a packing says, and return states (1, M, d) of some tokens (M,),
-    ascending places.
-    """
+    """Make a trunk use a packing's attention and return states (1, M, d) of the tokens `read`."""
     how = _Narrowed(packing, packing.asking(read))
     hook = last_layer(trunk).register_forward_pre_hook(how.enter, with_kwargs=True)
     try:
@@ -82,20 +80,18 @@ def reading(trunk: nn.Module, packing: Packing, read: Tensor) -> Iterator[None]:
 
 
 class _Watched(_Narrowed):
-    """A `_Narrowed` that looks at what the last layer's attention is handed."""
+    """A `_Narrowed` that records the inputs of the last layer's attention."""
 
     def __init__(self, packing: Packing, asking: Asking) -> None:
         super().__init__(packing, asking)
         self.ran: list[str] = []
-        self.before: tuple[str, ...] = ()  # what had run when it was handed them
-        self.of_keys = self.of_queries = (
-            False  # whether they depend on a weight that takes a gradient
-        )
+        self.before: tuple[str, ...] = ()  # modules that ran before it
+        self.of_keys = self.of_queries = False  # whether they depend on a trainable weight
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Attend as ever, and note what is asked of it."""
+        """Attend as `_Narrowed` does, and record the call."""
         if self.inside and self.handed is None:
             self.before, self.of_keys = tuple(self.ran), key.requires_grad or value.requires_grad
         elif self.inside:
@@ -104,10 +100,9 @@ class _Watched(_Narrowed):
 
 
 def find_parts(trunk: nn.Module, packing: Packing, inputs: dict[str, Any]) -> LastParts:
-    """Return by which modules the last layer's attention is handed keys, values and queries: by
-    trying.
+    """Return the modules of the last layer behind its keys, values and queries, by a probe.
 
-    Which of them keys depend on is found by letting one module's weights at a time take gradients.
+    The probe makes the weights of one module at a time trainable.
     """
     layer, read = last_layer(trunk), torch.unique(packing.states[..., :-1])
     grads = {p: p.requires_grad for p in trunk.parameters()}
@@ -136,11 +131,11 @@ def find_parts(trunk: nn.Module, packing: Packing, inputs: dict[str, Any]) -> La
 
     try:
         before = watched(None).before
-        told = {name: watched(named[name]) for name in before}
+        watches = {name: watched(named[name]) for name in before}
     finally:
         for parameter, was in grads.items():
             parameter.requires_grad_(was)
     of_keys, of_queries = (
-        tuple(n for n in before if getattr(told[n], what)) for what in ("of_keys", "of_queries")
+        tuple(n for n in before if getattr(watches[n], what)) for what in ("of_keys", "of_queries")
     )
     return LastParts(before, of_keys, of_queries)

@@ -1,6 +1,4 @@
-"""Load, copy and save models; the scalar model behind reward models and critics; what a model costs
-to run.
-"""
+"""Load, copy and save models; the scalar model behind reward models and critics."""
 
 from __future__ import annotations
 
@@ -40,8 +38,8 @@ def load_tokenizer(name: str | Path) -> Any:
 def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
     """Return the causal language model of a folder or hub id, from safetensors only, dropout off.
 
-    Weights are float32; `compute` is the type of every forward pass, whoever runs it: copies
-    inherit it, and so old, new and reference log-probabilities come from the same arithmetic.
+    Weights are float32; `compute` is the dtype of every forward pass. Copies inherit it, so old,
+    new and reference log-probabilities come from the same arithmetic.
     """
     from transformers import AutoModelForCausalLM
 
@@ -58,10 +56,9 @@ def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
 
 
 def in_memory(model: nn.Module) -> nn.Module:
-    """Return the model, every weight in memory of its own: as read they lie in a mapped file, as
-    its header has it.
+    """Return the model with every weight copied out of the memory-mapped file.
 
-    Rounding can tell how they lie. What is trained lies the same whether it was read or copied.
+    The alignment of weights can change rounding. After this, loaded and copied models are equal.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
@@ -69,9 +66,7 @@ def in_memory(model: nn.Module) -> nn.Module:
 
 
 def computing(model: nn.Module) -> AbstractContextManager[Any]:
-    """Return the context in which a causal or scalar model's forward passes run: autocast, if it
-    computes in bf16.
-    """
+    """Return the context of a model's forward passes: autocast if it computes in bf16."""
     trunk = model.trunk if isinstance(model, ScalarModel) else getattr(model, "base_model", model)
     dtype = getattr(trunk, "compute_dtype", torch.float32)
     if dtype == torch.float32:
@@ -81,10 +76,9 @@ def computing(model: nn.Module) -> AbstractContextManager[Any]:
 
 @contextmanager
 def cast_once(model: nn.Module) -> Iterator[None]:
-    """Have autocast keep its copies of the weights inside `computing`: it keeps those of what takes
-    gradients only.
+    """Make autocast cache its casts of frozen weights, as it does for trainable ones.
 
-    For passes without gradients. The copies are gone when the outermost `computing` ends.
+    For passes without gradients. The cache is freed when the outermost `computing` ends.
     """
     frozen_ones = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     frozen_ones = [p for p in frozen_ones if torch.is_autocast_enabled(p.device.type)]
@@ -99,9 +93,7 @@ def cast_once(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Have a causal model compute in float32 for a while, where rounding would hide what is looked
-    for.
-    """
+    """Have a causal model compute in float32 inside the context, for probes."""
     trunk: Any = trunk_of(model)
     before = getattr(trunk, "compute_dtype", torch.float32)
     trunk.compute_dtype = torch.float32
@@ -120,15 +112,13 @@ def save_causal(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 def frozen(model: nn.Module) -> nn.Module:
     """Return the model in evaluation mode, without gradients.
 
-    Nothing here ever runs with dropout on.
+    Dropout is never on.
     """
     return model.eval().requires_grad_(False)
 
 
 def learning(model: nn.Module) -> nn.Module:
-    """Return the model, which now takes gradients, dropout still off (a ratio at step 0 must be
-    exactly 1).
-    """
+    """Return the model with gradients on and dropout off, so that the ratio at step 0 is 1."""
     return model.eval().requires_grad_(True)
 
 
@@ -138,9 +128,7 @@ def trainable(model: nn.Module) -> nn.Module:
 
 
 def unfilled(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return a copy of a module whose parameters hold no numbers yet; on the device "meta" they
-    take no memory.
-    """
+    """Return a copy with uninitialised parameters; on the device "meta" they take no memory."""
     blank: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad)
         for p in model.parameters()
@@ -168,9 +156,7 @@ class ScalarModel(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def initialise(self, seed: int, std: float | None = None) -> ScalarModel:
-        """Draw the head from N(0, 1 / (d + 1)) (2403.17031, sect. 4) or with another std; 0 starts
-        every value at 0.
-        """
+        """Draw the head from N(0, 1 / (d + 1)) (2403.17031, sect. 4), or with another std."""
         width = self.head.in_features
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(1, width, generator=generator) * (
@@ -189,7 +175,7 @@ class ScalarModel(nn.Module):
 
 
 def scalar_on(causal: nn.Module) -> ScalarModel:
-    """Return a scalar model on a causal model's own trunk, whose head is left behind."""
+    """Return a scalar model on a causal model's own trunk; the head is dropped."""
     return ScalarModel(trunk_of(causal), hidden_size(causal)).to(next(causal.parameters()).device)
 
 

@@ -1,5 +1,5 @@
-"""Forward passes over a batch: log-probabilities, values and scores of completion tokens. Shifting
-happens here only.
+"""Forward passes over a batch: log-probabilities, values and scores of completion tokens. No other
+module shifts.
 
 The state before completion token t is the position just left of it, so T + 1 states are kept per
 completion: states 0..T-1 predict the tokens, states 1..T have read them. Two layouts give the same
@@ -8,13 +8,12 @@ numbers:
 - *padded*: B * K rows, each a left-padded prompt and one right-padded completion. Any model can
   do it.
 - *packed*: every prompt once and every token once, in one row without padding (packing.py). For
-  attention-only models;
-  `enable_sharing` finds out by trying (abilities.py). The last layer then computes only the
-    states that are read.
+  attention-only models; `enable_sharing` probes it (capabilities.py). The last layer then computes
+  only the states that are read.
 
-A head that is nothing but a product of the last states reads those that predict a token, some at a
-time: always in the packed layout, and in the padded one where the logits of all places would be
-many (`find_head` finds out by trying).
+If the head is a plain product with the last states, it reads the predicting states in parts: always
+in the packed layout, and in the padded layout where the full logits would be large (`find_head`
+probes it).
 """
 
 from __future__ import annotations
@@ -38,51 +37,47 @@ from .tokens import Batch
 
 LOGITS_AT_ONCE = (
     2**26
-)  # numbers, 256 MiB in float32: what more than that takes is made, used and made again for backward
+)  # numbers, 256 MiB in float32; larger logits are computed in parts and recomputed in backward
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The distributions that completion tokens are drawn from: M of them, in the order of a mask's
-    nonzero places.
+    """The M distributions of completion tokens, in the order of a mask's nonzero positions.
 
-    `states` are (M, d) for a `head` to read, or (M, V) logits where there is no head to be had
-      apart.
+    `states` are (M, d) inputs of `head`, or (M, V) logits if the head cannot be applied separately.
     """
 
     states: Tensor
     head: Callable[[Tensor], Tensor]
     temperature: float
-    at_once: int  # how many are read at a time
+    at_once: int  # states per part
 
     def parts(self) -> Iterator[slice]:
-        """Yield the parts that are read at a time."""
+        """Yield the parts that the head reads at a time."""
         return (slice(i, i + self.at_once) for i in range(0, len(self.states), self.at_once))
 
     def logits(self, part: slice) -> Tensor:
-        """Return (m, V) float32 logits over temperature: log-probabilities belong to the sampling
-        distribution.
-        """
+        """Return (m, V) float32 logits divided by the sampling temperature."""
         return self._read(self.states[part])
 
     def logp(self, ids: Tensor) -> Tensor:
         """Return (M,) log-probabilities of tokens (M,)."""
-        told = []
+        logp = []
         for part in self.parts():
             states = self.states[part]
             if states.requires_grad and len(self.states) > self.at_once:
-                told.append(
+                logp.append(
                     checkpoint(
                         self._logp, states, ids[part], use_reentrant=False, preserve_rng_state=False
                     )
                 )
             else:
-                told.append(self._logp(states, ids[part]))
-        return torch.cat(told) if told else self.states.new_zeros(0)
+                logp.append(self._logp(states, ids[part]))
+        return torch.cat(logp) if logp else self.states.new_zeros(0)
 
     def _logp(self, states: Tensor, ids: Tensor) -> Tensor:
-        found: Tensor = _LogSoftmaxAt.apply(self._read(states), ids)  # type: ignore[no-untyped-call]
-        return found
+        logp: Tensor = _LogSoftmaxAt.apply(self._read(states), ids)  # type: ignore[no-untyped-call]
+        return logp
 
     def _read(self, states: Tensor) -> Tensor:
         logits = self.head(states).float()
@@ -90,9 +85,7 @@ class Predictions:
 
 
 class _LogSoftmaxAt(torch.autograd.Function):
-    """log softmax(logits)[id]: in the backward pass one table of softmax is made, where autograd
-    would make three.
-    """
+    """log softmax(logits)[id]; backward allocates one softmax table instead of three."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
@@ -110,9 +103,7 @@ class _LogSoftmaxAt(torch.autograd.Function):
 
 
 def predictions(model: nn.Module, batch: Batch) -> Predictions:
-    """Return the distributions of a batch's completion tokens, in the order of the nonzero places
-    of its mask.
-    """
+    """Return the distributions of a batch's completion tokens, in the order of its mask."""
     places, width = batch["mask"] > 0, model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     at_once = max(1, LOGITS_AT_ONCE // width)
     if not _packs(model) and not _head_apart(model, batch):
@@ -133,30 +124,28 @@ def predictions(model: nn.Module, batch: Batch) -> Predictions:
 
 
 def completion_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Return (B, K, T, V) float32 logits of the distributions that the completion tokens were drawn
-    from; 0 on padding.
+    """Return (B, K, T, V) float32 logits of the completion tokens; 0 on padding.
 
-    All at once: for small vocabularies. `predictions` gives them part by part.
+    For small vocabularies; `predictions` computes them in parts.
     """
-    told = predictions(model, batch)
-    logits = torch.cat([told.logits(part) for part in told.parts()])
+    predicted = predictions(model, batch)
+    logits = torch.cat([predicted.logits(part) for part in predicted.parts()])
     out = logits.new_zeros(*batch.shape, logits.shape[-1])
     out[batch["mask"] > 0] = logits
     return out
 
 
 def completion_logp(model: nn.Module, batch: Batch) -> Tensor:
-    """Return (B, K, T) log-probabilities of the completion tokens; exactly 0 where there is no
-    token.
-    """
+    """Return (B, K, T) log-probabilities of the completion tokens; exactly 0 on padding."""
     places = batch["mask"] > 0
     logp = predictions(model, batch).logp(batch["completion_ids"][places])
     return torch.zeros(batch.shape, device=logp.device).masked_scatter(places, logp)
 
 
 def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
-    """Return (B, K, T + 1) scalars: before the first completion token, and after each; any where
-    there is no token.
+    """Return (B, K, T + 1) scalars: before the first completion token, and after each.
+
+    Values on padding are arbitrary.
     """
     b, k, t = batch.shape
     if _packs(model):
@@ -171,47 +160,45 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
 
 
 def forward_flops(model: nn.Module, batch: Batch) -> float:
-    """Return the FLOPs of a forward pass over a batch in the layout it takes, padding included
-    where there is any.
-    """
+    """Return the FLOPs of a forward pass over a batch in the model's layout, padding included."""
     return _flops(model, batch, forward_cost(model))
 
 
 def backward_flops(model: nn.Module, batch: Batch, frozen: ForwardCost) -> float:
-    """Return the FLOPs of a backward pass: gradients of activations, and of weights but for the
-    frozen ones.
-    """
+    """Return the FLOPs of a backward pass: gradients of activations and of unfrozen weights."""
     half = _flops(model, batch, forward_cost(model), backward=True)
     return 2 * half - _flops(model, batch, frozen, backward=True)
 
 
 def _flops(model: nn.Module, batch: Batch, cost: ForwardCost, backward: bool = False) -> float:
-    """Return the FLOPs that some weights take in a forward pass, or in half of a backward pass."""
+    """Return the FLOPs of a forward pass at some cost per token, or of half a backward pass."""
     (b, k, t), prompt = batch.shape, batch.prompts
-    scalar, said = isinstance(model, ScalarModel), int(batch["mask"].sum())
+    scalar, generated = isinstance(model, ScalarModel), int(batch["mask"].sum())
     if _packs(model):
-        tokens, pairs = int(prompt.mask.sum()) + said, pairs_of(batch)
+        tokens, pairs = int(prompt.mask.sum()) + generated, pairs_of(batch)
         if not _reads_some(model):
-            return cost.flops(tokens, tokens if scalar else said, pairs)
+            return cost.flops(tokens, tokens if scalar else generated, pairs)
         ends = (
             0 if scalar else int((batch.lengths > 0).sum())
         )  # a last token's state predicts nothing
-        read = b + said - ends
+        read = b + generated - ends
         passed = Passed(
-            tokens, read if scalar else said, pairs, read, pairs_of(batch, asking=True, ends=scalar)
+            tokens,
+            read if scalar else generated,
+            pairs,
+            read,
+            pairs_of(batch, asking=True, ends=scalar),
         )
         return cost.reading(passed, backward)
     width = prompt.ids.shape[1] + t
     if not scalar and _head_apart(model, batch):
-        return cost.flops(b * k * width, said, b * k * width * width)
+        return cost.flops(b * k * width, generated, b * k * width * width)
     return cost.padded(b * k, width, width if scalar else t + 1)
 
 
 @contextmanager
 def padded(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Have some causal or scalar models use the padded layout for a while: what the packed one is
-    tested against.
-    """
+    """Make causal or scalar models use the padded layout inside the context."""
     trunks = [
         model.trunk if isinstance(model, ScalarModel) else trunk_of(model) for model in models
     ]
@@ -240,9 +227,7 @@ def _reads_some(model: nn.Module) -> bool:
 def _packed_states(
     trunk: nn.Module, model: nn.Module, packing: Packing, where: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return hidden states (M, d) of a batch in one row, and which of them are those at places
-    `where`, its shape.
-    """
+    """Return hidden states (M, d) of a packed batch, and indices of positions `where` in M."""
     if not _reads_some(model):
         place, how = where, attending(trunk, packing)
     else:
@@ -254,7 +239,7 @@ def _packed_states(
 
 
 def packed_inputs(model: nn.Module, packing: Packing) -> dict[str, Any]:
-    """Return what a model or a trunk is told of a batch in one row."""
+    """Return the inputs of a model or a trunk for a packed batch."""
     inputs: dict[str, Any] = {"input_ids": packing.ids, "position_ids": packing.positions}
     return {**accepted(model, inputs), "use_cache": False}
 
@@ -270,18 +255,14 @@ def _itself(logits: Tensor) -> Tensor:
 
 
 def _head_apart(model: nn.Module, batch: Batch) -> bool:
-    """Return whether a head reads the padded layout's states in parts: it can, and all of the
-    logits would be many.
-    """
+    """Return whether a head reads the padded layout's states in parts: the logits are large."""
     width = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     many = batch["mask"].numel() * width > LOGITS_AT_ONCE
     return many and bool(getattr(trunk_of(model), "plain_head", False))
 
 
 def padded_states(model: nn.Module, batch: Batch) -> Tensor:
-    """Return (B, K, T, d) hidden states on padded rows: those that the completion tokens are
-    predicted from.
-    """
+    """Return (B, K, T, d) hidden states on padded rows that predict the completion tokens."""
     (b, k, t), trunk = batch.shape, trunk_of(model)
     with computing(model):
         states: Tensor = trunk(
@@ -312,16 +293,12 @@ def _padded_inputs(batch: Batch) -> dict[str, Tensor]:
 
 
 def completion_values(model: ScalarModel, batch: Batch) -> Tensor:
-    """Return (B, K, T) critic values of the states before each completion token; 0 where there is
-    no token.
-    """
+    """Return (B, K, T) critic values of the states before each token; 0 on padding."""
     return torch.where(batch["mask"] > 0, completion_states(model, batch)[..., :-1], 0.0)
 
 
 def completion_scores(model: ScalarModel, batch: Batch, pooling: str) -> Tensor:
-    """Return (B, K) scores: the scalar after the last token, or the mean or sum of the scalars
-    after every token.
-    """
+    """Return (B, K) scores: the last scalar, or the mean or sum of the scalars over tokens."""
     after = completion_states(model, batch)[..., 1:]
     if pooling == "last":
         return after.gather(-1, (batch.lengths - 1).clamp(min=0)[..., None])[..., 0]
@@ -335,8 +312,9 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Return (x - mean) / sqrt(var + 1e-8) over the masked entries, population variance; masked
-    entries become 0.
+    """Return (x - mean) / sqrt(var + 1e-8) where mask is 1, and 0 elsewhere.
+
+    The variance is the population's.
 
     `shift_mean=False` keeps the mean, as rewards are whitened (2403.17031, sect. 5).
     """
@@ -347,6 +325,6 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 def accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Drop what a model does not take: positions where they are relative, how many logits to keep."""
+    """Drop the inputs that a model does not accept: `position_ids` or `logits_to_keep`."""
     taken = {name: _takes(model, name) for name in ("position_ids", "logits_to_keep")}
     return {name: value for name, value in inputs.items() if taken.get(name, True)}

@@ -1,8 +1,8 @@
-"""LoRA: a policy of the start checkpoint's own weights and thin matrices beside them.
+"""LoRA: a policy that shares the start checkpoint's weights and trains low-rank matrices.
 
-Such a policy is a second module over the very tensors of the frozen start checkpoint. Beside every
-linear layer but the head stands the product of two thin matrices, and those alone are trained; so a
-reference takes no memory of its own. The layers are PEFT's. Hu et al. 2021
+The policy is a second module over the tensors of the frozen start checkpoint. Every linear layer
+but the head gets a low-rank update, and only the updates are trained. So a reference takes no extra
+memory. The layers are PEFT's. Hu et al. 2021
 (https://arxiv.org/abs/2106.09685), eq. 3.
 """
 
@@ -23,8 +23,7 @@ OWN = "lora_"  # in the name of every tensor of an adapter
 
 
 def beside(model: nn.Module, rank: int, alpha: float, seed: int) -> nn.Module:
-    """Return a causal model over the weights of a frozen one, with an adapter that changes nothing
-    yet.
+    """Return a causal model over the weights of a frozen one, with an adapter of output 0.
 
     y = W x + (alpha / rank) B A x; A is drawn as PEFT draws it, from the seed, and B is 0.
     """
@@ -32,15 +31,15 @@ def beside(model: nn.Module, rank: int, alpha: float, seed: int) -> nn.Module:
 
     same: dict[int, Any] = {id(p): p for p in model.parameters()}
     over = copy.deepcopy(model, same)
-    vars(over).pop("forward_cost", None)  # that of the model without
+    vars(over).pop("forward_cost", None)  # that of the model without adapter
     vars(over)["lender"] = lambda: (
         model
-    )  # there as long as this is, so that whoever asks for it need not read it again
+    )  # keeps the start checkpoint in memory, so that it is not read again
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")  # type: ignore[arg-type]
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
-        )  # GPT-2's layers are transposed: PEFT finds out, and says so
+        )  # PEFT warns that GPT-2's layers are transposed, and handles them
         torch.manual_seed(seed)
         inject_adapter_in_model(config, over)
     return over.eval()
@@ -57,13 +56,13 @@ def unchanged(model: nn.Module) -> bool:
 
 
 def own_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors a model does not share: an adapter's, or all."""
+    """Return the tensors that a model does not share: an adapter's, or all."""
     state = model.state_dict()
     return {name: t for name, t in state.items() if OWN in name} if adapted(model) else state
 
 
 def load_own(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Take over what `own_state` gave; raise RuntimeError for that of another model."""
+    """Load the result of `own_state`; raise RuntimeError if it is of another model."""
     if not adapted(model):
         model.load_state_dict(state)
     elif own_state(model).keys() != state.keys():

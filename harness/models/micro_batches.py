@@ -1,4 +1,4 @@
-"""Cut a batch into micro-batches that fit in memory, and compute on each of them."""
+"""Split a batch into micro-batches that fit in memory, and compute on each of them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def in_micro_batches(
     count: Callable[[Batch], None] | None = None,
     distributed: DistributedContext = ALONE,
 ) -> Tensor:
-    """Return compute over the whole batch without gradients, part by part: (B, K, T), or (B, K) not
-    `per_token`.
+    """Return compute(batch) without gradients, in micro-batches: (B, K, T) if `per_token`, or (B,
+    K).
 
-    The parts are shared out over the processes; `count` sees every one of them in every process.
+    The micro-batches are split over processes; every process calls `count` on all of them.
     """
     b, k, t = batch.shape
     out = torch.zeros((b, k, t) if per_token else (b, k), device=batch["mask"].device)
@@ -44,9 +44,7 @@ def in_micro_batches(
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> list[list[int]]:
-    """Return rows in parts of at most `max_tokens` (padding included), shortest first; at least one
-    row a part.
-    """
+    """Return parts of at most `max_tokens` (padding included) or of one row, shortest first."""
     k = batch.shape[1]
     prompt, completion = batch.prompts.mask.sum(1).tolist(), batch.lengths.max(1).values.tolist()
     order = sorted(range(batch.shape[0]), key=lambda i: (prompt[i] + completion[i], i))

@@ -1,11 +1,10 @@
-"""Training and scoring without padding: every prompt once, every token once, all of them in one
-row.
+"""Training and scoring without padding: a batch is packed into one sequence, each prompt once.
 
 A batch of B prompts with K completions each becomes one sequence: the tokens of all prompts, then
-those of all completions, (1, N). Whatever works token by token - embeddings, linear layers, norms -
-works on N tokens and no more. Only attention has to know who sees whom: prompts attend causally
-within themselves; a completion attends to its prompt, whose keys and values were computed once, and
-causally to itself. With one completion per prompt the two are one row.
+those of all completions, (1, N). Embeddings, linear layers and norms
+process exactly N tokens. Only attention separates the sequences: a prompt attends causally to
+itself; a completion attends to its prompt, whose keys and values are computed once, and causally to
+itself. With one completion per prompt, prompt and completion form one row.
 """
 
 from __future__ import annotations
@@ -22,9 +21,7 @@ from .tokens import Batch
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the tokens of several rows lie: `slots` (N,), ascending, in a table of `rows` by
-    `width` places.
-    """
+    """Positions of packed tokens in a padded table of rows: `slots` (N,), ascending."""
 
     slots: Tensor
     rows: int
@@ -32,11 +29,11 @@ class Grid:
 
     @cached_property
     def full(self) -> bool:
-        """Whether no place is left free, so that laying out is no work."""
+        """Whether the table has no padding, so that no copy is needed."""
         return len(self.slots) == self.rows * self.width
 
     def lay(self, tokens: Tensor) -> Tensor:
-        """Return (rows, heads, width, d) of tokens (heads, N, d); free places are 0."""
+        """Return (rows, heads, width, d) of tokens (heads, N, d); padding is 0."""
         flat = tokens.transpose(0, 1)
         table: Tensor = flat
         if not self.full:
@@ -44,7 +41,7 @@ class Grid:
         return table.reshape(self.rows, self.width, *flat.shape[1:]).transpose(1, 2)
 
     def pick(self, table: Tensor) -> Tensor:
-        """Return (N, heads, d) of (rows, heads, width, d): the way back."""
+        """Return (N, heads, d) of (rows, heads, width, d): the inverse of `lay`."""
         flat = table.transpose(1, 2).reshape(self.rows * self.width, table.shape[1], table.shape[3])
         if self.full:
             return flat
@@ -53,24 +50,22 @@ class Grid:
 
 @dataclass
 class Asking:
-    """Some tokens (M,), ascending places in N, whose states alone are wanted: where their queries
-    lie.
-    """
+    """The queries of some tokens (M,), ascending positions in N, whose states are read."""
 
     read: Tensor  # (M,)
     prompts: Grid  # of those among the prompts' tokens, (B, most of a row)
-    last: Tensor  # (B, most of a row): the last place of its row that each of them sees
+    last: Tensor  # (B, most of a row): the last position of its row that each of them attends to
     own: Grid | None  # of those among the completions' own
     bias: Tensor | None = None  # of the prompts' grid, made once
 
 
 @dataclass
 class Packing:
-    """A batch in one row, and how its tokens attend: see `attention.Attention`."""
+    """A batch packed into one row, and its attention: see `attention.Attention`."""
 
     ids: Tensor  # (1, N)
     positions: Tensor  # (1, N)
-    states: Tensor  # (B, K, T + 1) where in N each state is; where there is no token, it is any
+    states: Tensor  # (B, K, T + 1) position in N of each state; arbitrary on padding
     prompts: Grid  # of the tokens that attend causally along a row, (B, Q); all of them if K is 1
     own: Grid | None  # of the completions' tokens, (B K, T); None if K is 1
     visible: Tensor  # (B, Q): which places of the prompts are tokens
@@ -86,9 +81,7 @@ class Packing:
     def attend_from(
         self, asking: Asking, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Return (1, M, heads, d) for queries (1, heads, M, d) of some tokens, keys and values (1,
-        H, N, d) of all.
-        """
+        """Return (1, M, heads, d) for queries of some tokens, keys and values of all."""
         if asking.bias is None or asking.bias.dtype != value.dtype:
             seen = (
                 torch.arange(self.prompts.width, device=value.device)
@@ -99,7 +92,7 @@ class Packing:
         return self._attend(query, key, value, scaling, asking.prompts, asking.own, asking.bias)
 
     def asking(self, read: Tensor) -> Asking:
-        """Return how some tokens (M,), ascending places in N, ask all those that they see."""
+        """Return the layout of the queries of some tokens (M,), ascending positions in N."""
         first = len(self.prompts.slots)
         some = int((read < first).sum())
         slots = self.prompts.slots[read[:some]]
@@ -141,9 +134,7 @@ class Packing:
         return torch.cat([out, out_own])[None]
 
     def _after_prompt(self, prompt: Tensor, own: Tensor, groups: int) -> Tensor:
-        """Return (B K, heads, Q + T, d): the keys or values of each prompt (B, H, Q, d) before its
-        completions' own.
-        """
+        """Return (B K, heads, Q + T, d): keys or values of each prompt, then its completions'."""
         b, k = len(prompt), len(own) // len(prompt)
         before, after = (
             prompt[:, None].expand(b, k, *prompt.shape[1:]),
@@ -152,9 +143,7 @@ class Packing:
         return _for_heads(torch.cat([before, after], 3).flatten(0, 1), groups)
 
     def _bias(self, query: Tensor) -> Tensor:
-        """Return (B K, 1, T, Q + T), 0 where a completion's token sees a place and a very small
-        number elsewhere.
-        """
+        """Return the attention bias (B K, 1, T, Q + T) of the completions' tokens."""
         if self._known is None or self._known.dtype != query.dtype:
             assert self.own is not None
             t, k = self.own.width, self.own.rows // self.prompts.rows
@@ -171,10 +160,9 @@ class Packing:
 
 
 def pairs_of(batch: Batch, asking: bool = False, ends: bool = True) -> int:
-    """Return how many pairs of query and key a batch in one row computes in a layer.
+    """Return how many (query, key) pairs a layer computes for a packed batch.
 
-    `asking`: in a layer where only states that are read ask; `ends`: those of last tokens among
-      them.
+    `asking`: only states that are read have queries; `ends`: last tokens are read too.
     """
     (b, k, _), length, lengths = batch.shape, batch.prompts.mask.sum(1), batch.lengths
     if k == 1:
@@ -185,7 +173,7 @@ def pairs_of(batch: Batch, asking: bool = False, ends: bool = True) -> int:
 
 
 def pack(batch: Batch) -> Packing:
-    """Return a batch (B, K, T) in one row."""
+    """Return a batch (B, K, T) packed into one row."""
     b, k, t = batch.shape
     real, mask, lengths = batch.prompts.mask.bool(), batch["mask"] > 0, batch.lengths
     length, device = real.sum(1), real.device  # (B,)
@@ -198,7 +186,7 @@ def pack(batch: Batch) -> Packing:
         last, wide = (
             whole.cumsum(0) - lengths[:, 0] - 1,
             int(whole.max()),
-        )  # where in N a prompt ends
+        )  # position in N of each prompt's last token
         slots, order = (torch.cat([row, owner]) * wide + positions).sort()
         ids, positions = ids[order], positions[order]
         first, prompts, own = (last + 1)[:, None], Grid(slots, b, wide), None
@@ -224,15 +212,16 @@ def pack(batch: Batch) -> Packing:
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, scaling: float, bias: Tensor | None = None
 ) -> Tensor:
-    """Return the attention of (R, heads, S, d) over (R, heads, S', d): causal, or as a bias says."""
+    """Return the attention of (R, heads, S, d) over (R, heads, S', d): causal, or with a bias."""
     return torch.nn.functional.scaled_dot_product_attention(
         q, k, v, bias, is_causal=bias is None, scale=scaling
     )
 
 
 def _split(tokens: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Return (heads, first, d) and the rest of (1, heads, N, d): unlike slices, with no table of
-    zeros in backward.
+    """Return (heads, first, d) and the rest of (1, heads, N, d).
+
+    Unlike slices, the backward pass allocates no table of zeros.
     """
     before, after = torch.split(tokens.squeeze(0), [first, tokens.shape[2] - first], 1)
     return before, after
@@ -244,15 +233,13 @@ def _for_heads(keys: Tensor, groups: int) -> Tensor:
 
 
 def gather(table: Tensor, slots: Tensor) -> Tensor:
-    """Return (M, ...) of a table (N, ...) at `slots` (M,), no two alike."""
+    """Return (M, ...) of a table (N, ...) at distinct `slots` (M,)."""
     picked: Tensor = _Gather.apply(table, slots)  # type: ignore[no-untyped-call]
     return picked
 
 
 class _Spread(torch.autograd.Function):
-    """Rows at unlike places of a larger table; its gradient is a plain gather, as is not known to
-    an index_put.
-    """
+    """Scatter rows to distinct slots of a larger table; the gradient is a plain gather."""
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, slots: Tensor, size: int) -> Tensor:
@@ -267,7 +254,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """The way back: rows at unlike places."""
+    """Gather rows at distinct slots; the inverse of `_Spread`."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, slots: Tensor) -> Tensor:

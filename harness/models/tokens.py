@@ -1,9 +1,8 @@
-"""Token ids, padding and masks: the one place that knows about them.
+"""Token ids, padding and masks; no other module handles padding.
 
 Prompts are padded on the left and completions on the right, so that every completion of a batch
-starts at the same column. Prompt and completion are tokenised apart and joined as ids, exactly as a
-rollout joins them; masks come from lengths, never from comparing with the pad token, so pad == eos
-is harmless.
+starts at the same column. Prompt and completion are tokenised separately and joined as ids, as in a
+rollout. Masks come from lengths, never from comparing with the pad token, so pad == eos is safe.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from ..core.errors import UsageError
 class PromptBatch:
     """B prompts: `ids` (B, Q) left-padded, `mask` (B, Q) 1 on real tokens.
 
-    `places`: for prompts of a stream, each one's row in its split, and how often the stream gave
-      it before.
+    `places`: for prompts of a stream, (row in the split, how often the stream yielded it before).
     """
 
     prompts: list[Prompt]
@@ -82,22 +80,22 @@ class Batch(Mapping[str, Tensor]):
         return self["mask"].sum(-1).long()
 
     def with_columns(self, **columns: Tensor) -> Batch:
-        """Return the batch with more columns, or other ones; the original is left as it was."""
+        """Return the batch with added or replaced columns; the original does not change."""
         for name, column in columns.items():
             if (
                 not isinstance(column, Tensor)
                 or not column.dim()
                 or column.shape[0] != self.shape[0]
             ):
-                told = list(column.shape) if isinstance(column, Tensor) else type(column).__name__
+                actual = list(column.shape) if isinstance(column, Tensor) else type(column).__name__
                 raise ValueError(
                     f"column {name!r} is a tensor with {self.shape[0]} rows, as the batch has; not"
-                    f" {told}"
+                    f" {actual}"
                 )
             if column.dim() == 3 and column.shape != columns.get("mask", self["mask"]).shape:
                 raise ValueError(
-                    f"column {name!r} {list(column.shape)}: three dimensions are (B, K, T); lay"
-                    " others flat"
+                    f"column {name!r} {list(column.shape)}: three dimensions are (B, K, T);"
+                    " flatten others"
                 )
         return Batch(self.prompts, {**self.columns, **columns}, self.temperature)
 
@@ -172,7 +170,7 @@ class Batch(Mapping[str, Tensor]):
 class Tokens:
     """A tokenizer with the harness's rules.
 
-    `max_prompt` and `max_completion` cut what is longer and count it.
+    Longer texts are cut to `max_prompt` and `max_completion` tokens, and counted.
     """
 
     def __init__(
@@ -195,16 +193,13 @@ class Tokens:
         self.cut_prompts = self.cut_completions = 0
 
     def counting_afresh(self) -> Tokens:
-        """Return the same with counters of its own: what is cut in a stage must not depend on what
-        came before.
-        """
+        """Return a copy with counters at 0, so that each stage counts its own cuts."""
         return Tokens(self.tokenizer, self.max_prompt, self.max_completion, self.ends)
 
     def prompt_ids(self, text: Text) -> list[int]:
-        """Return a prompt's ids: the tokenizer's own start token for plain text, the chat template
-        for messages.
+        """Return a prompt's ids: with start token for plain text, by chat template for messages.
 
-        A prompt over `max_prompt` loses its beginning: what an answer follows is its end.
+        A prompt over `max_prompt` loses its beginning, because the answer follows its end.
         """
         if isinstance(text, str):
             ids = list(self.tokenizer(text)["input_ids"])
@@ -220,16 +215,14 @@ class Tokens:
         return ids
 
     def completion_ids(self, prompt: Text, completion: Text) -> list[int]:
-        """Return a completion's ids with exactly one end-of-sequence token, or none where it had to
-        be cut.
-        """
+        """Return a completion's ids with one end-of-sequence token, or none if it was cut."""
         if isinstance(completion, str):
             ids = list(self.tokenizer(completion, add_special_tokens=False)["input_ids"])
         else:
             ids = self._message_ids(prompt, completion)
         first = next(
             (i for i, token in enumerate(ids) if token in self.ends), None
-        )  # an answer ends at its first end
+        )  # a completion ends at its first end token
         ids = [*ids, self.eos] if first is None else ids[: first + 1]
         if self.max_completion and len(ids) > self.max_completion:
             self.cut_completions += 1
@@ -266,9 +259,7 @@ class Tokens:
         device: torch.device | str = "cpu",
         temperature: float = 1.0,
     ) -> Batch:
-        """Return prompts with K tokenised completions each as a batch, its log-probabilities taken
-        at `temperature`.
-        """
+        """Return prompts with K tokenised completions each as a batch at `temperature`."""
         width = max(len(ids) for group in completions for ids in group)
         ids = [[[*c, *[self.pad] * (width - len(c))] for c in group] for group in completions]
         mask = [[[1.0] * len(c) + [0.0] * (width - len(c)) for c in group] for group in completions]
@@ -279,9 +270,7 @@ class Tokens:
         return Batch(self.prompt_batch(prompts, device), columns, temperature)
 
     def _message_ids(self, prompt: Text, completion: list[dict[str, str]]) -> list[int]:
-        """Return what the chat template adds for the completion's messages, up to their
-        end-of-sequence token.
-        """
+        """Return the ids that the chat template adds for the completion's messages."""
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         head, whole = (
@@ -290,8 +279,7 @@ class Tokens:
         )
         if whole[: len(head)] == head:
             return whole[len(head) :]
-        # a template that rewrites earlier turns: what it shows of the completion cannot be cut out
-        # of it
+        # the template rewrites earlier turns, so the completion is not a suffix of the whole
         content = "\n".join(message["content"] for message in completion)
         return list(self.tokenizer(content, add_special_tokens=False)["input_ids"])
 
