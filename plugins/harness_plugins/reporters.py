@@ -115,7 +115,7 @@ class LaTeX(Reporter):
         notes = "\\par\n".join([*marked, *filter(None, map(_note, table.notes))])
         below = (
             "\\par\\smallskip\n\\begin{minipage}{\\linewidth}\\footnotesize\n"
-            f"{notes}\n\\end{minipage}\n"
+            f"{notes}\n\\end{{minipage}}\n"
         )
         filled = self.ROWS % {
             "caption": latex(table.caption or table.title),

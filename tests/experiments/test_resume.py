@@ -1,0 +1,233 @@
+"""Killed anywhere, a run goes on and ends in the same bytes; budgets, interruption, damaged
+checkpoints.
+"""
+
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from ..helpers.tools import (
+    command,
+    finished,
+    fresh,
+    on_small,
+    only_run,
+    outputs,
+    plugin,
+    results,
+    start,
+)
+
+# Writes every step it saw to $WATCHED, and kills its own process at the n-th of a phase, where
+# $KILL is "phase n".
+WATCHER = """
+import os
+
+from harness import hookimpl
+
+SEEN = []
+
+
+@hookimpl
+def step_logged(phase, step):
+    SEEN.append(phase)
+    with open(os.environ["WATCHED"], "a") as stream:
+        stream.write(f"{phase} {step}\\n")
+    if os.environ.get("KILL") == f"{phase} {SEEN.count(phase)}":
+        os.kill(os.getpid(), 9)
+"""
+
+# A method that logs and draws before its stream, between two streams, and inside them.
+TWO_STREAMS = """
+from dataclasses import dataclass
+
+from harness import GradientMethod, hookimpl
+
+
+@dataclass
+class TwoStreams(GradientMethod):
+    name = "two_streams"
+    needs = frozenset({"pairs", "prompts"})
+
+    outside: bool = False  # log outside of turns
+
+    def train(self, lab):
+        lab.state.setdefault("seen", 0)
+        if self.outside:
+            lab.log(before=1.0)
+        lab.generator("noise")
+        for pairs in lab.pairs(steps=3, batch_size=4):
+            lab.state["seen"] += 1
+            lab.step(lambda logp, batch: -logp[:, 0].sum(-1), pairs)
+        if self.outside:
+            lab.log(between=2.0)
+        for prompts in lab.prompts(3, batch_size=4):
+            batch = lab.rollout(prompts)
+            lab.log(seen=lab.state["seen"], length=batch.lengths.float().mean())
+            lab.step(lambda logp, batch: logp.sum((1, 2)) * 0.01, batch)
+        return lab.policy
+
+
+@hookimpl
+def register_methods(register):
+    register(TwoStreams)
+"""
+
+
+class Watched:
+    """A results folder, and runs in it that are watched, and killed."""
+
+    def __init__(self):
+        self.folder = fresh("killed")
+        self.watcher = plugin(self.folder, "watcher", WATCHER)
+
+    def run(self, method, kill="", *more):
+        """Run with the watcher; return (exit status, {phase: steps seen}, the command)."""
+        log = self.folder / "watched"
+        log.write_text("")
+        env = {"WATCHED": str(log), "KILL": kill}
+        done = command(
+            *on_small(
+                method, "-p", self.watcher, "--checkpoint-every", 0, *more, results=self.folder
+            ),
+            env=env,
+        )
+        seen = {}
+        for line in log.read_text().splitlines():
+            phase, step = line.split()
+            seen.setdefault(phase, []).append(int(step))
+        return done, seen
+
+    def rest(self, method, *more):
+        """Run without the watcher."""
+        return command(*on_small(method, "--checkpoint-every", 0, *more, results=self.folder))
+
+
+@pytest.fixture(scope="module")
+def watched():
+    return Watched()
+
+
+def test_ppo_killed_in_every_phase_ends_in_the_same_bytes(watched):
+    done, seen = watched.run("ppo", "sft 7")
+    assert done.code == -signal.SIGKILL and seen == {"sft": [1, 2, 3, 4, 5, 6, 7]}
+
+    done, seen = watched.run("ppo", "reward_model 5")  # step 7 had been logged but not yet saved
+    assert done.code == -signal.SIGKILL and seen == {
+        "sft": [7, 8, 9, 10, 11, 12],
+        "reward_model": [1, 2, 3, 4, 5],
+    }
+
+    done, seen = watched.run("ppo", "ppo 3")
+    assert done.code == -signal.SIGKILL and seen["ppo"] == [1, 2, 3]
+    assert "sft" not in seen and seen["reward_model"][0] == 5
+
+    done = watched.rest("ppo")
+    assert done.code == 0, done.text
+    first = re.search(r"^ +ppo +(\d+)/4", done.err, re.M)
+    assert first and first[1] == "3" and not re.search(r"^ +(sft|reward_model) ", done.err, re.M)
+    assert outputs(only_run(watched.folder, "small", "ppo")) == outputs(finished("ppo"))
+    assert len(outputs(finished("ppo"))) == 3
+
+
+def test_the_bill_of_a_killed_run_is_that_of_a_whole_one(watched):
+    killed, whole = (
+        json.loads((f / "result.json").read_text())["cost"]
+        for f in (only_run(watched.folder, "small", "ppo"), finished("ppo"))
+    )
+    for name in (
+        "flops",
+        "tokens_generated",
+        "tokens_trained",
+        "samples",
+        "steps",
+        "reward_queries",
+    ):
+        assert killed["method"][name] == whole["method"][name], name
+    assert killed["budget_used"] == whole["budget_used"] and killed["labels"] == whole["labels"]
+    assert killed["shared_total"]["flops"] == whole["shared_total"]["flops"]
+
+
+def test_a_finished_run_leaves_no_checkpoint(watched):
+    names = {f.name for f in only_run(watched.folder, "small", "ppo").iterdir()}
+    assert names <= {
+        "spec.json",
+        "provenance.json",
+        "result.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "policy",
+        ".lock",
+    }
+
+
+def test_dpo_killed_and_its_newest_checkpoint_damaged(watched):
+    done, seen = watched.run("dpo", "dpo 5")
+    assert done.code == -signal.SIGKILL and seen["dpo"] == [1, 2, 3, 4, 5]
+    checkpoints = sorted((only_run(watched.folder, "small", "dpo") / "checkpoint").glob("turn-*"))
+    assert [c.name for c in checkpoints] == ["turn-00000003", "turn-00000004"]
+    file = checkpoints[-1] / "tensors.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+    done, seen = watched.run("dpo")
+    assert done.code == 0 and seen["dpo"] == [4, 5, 6], done.text
+    assert "The checkpoint turn-00000004 was damaged; the one before it was used." in done.err
+    assert outputs(only_run(watched.folder, "small", "dpo")) == outputs(finished("dpo"))
+
+
+@pytest.mark.parametrize(("outside", "kill"), [("false", 3), ("false", 5), ("true", 5)])
+def test_a_method_of_two_streams(watched, outside, kill):
+    finished("ppo")  # its artifacts
+    seed = kill + (outside == "true")
+    more = (
+        "-p",
+        plugin(watched.folder, "two", TWO_STREAMS),
+        "--set",
+        f"outside={outside}",
+        "--seed",
+        seed,
+    )
+    done = command(*on_small("two_streams", *more, results=results()))
+    assert done.code == 0, done.text
+    done, seen = watched.run("two_streams", f"two_streams {kill}", *more)
+    assert done.code == -signal.SIGKILL and seen["two_streams"] == [1, 2, 3, 1, 2][:kill]
+    assert watched.rest("two_streams", *more).code == 0
+    folders = sorted((results() / "runs" / "small" / "two_streams").glob(f"seed{seed}-*"))
+    assert len(folders) == 1
+    assert outputs(folders[0]) == outputs(
+        watched.folder / "runs" / "small" / "two_streams" / folders[0].name
+    )
+
+
+def test_an_interrupted_run_says_how_to_go_on(watched):
+    log = watched.folder / "watched"
+    log.write_text("")
+    more = ["--seed", 1, "--set", "steps=100000", "-p", watched.watcher]
+    begun = start(*on_small("dpo", *more, results=watched.folder), env={"WATCHED": str(log)})
+    for _ in range(600):
+        if "dpo 2\n" in log.read_text():
+            break
+        time.sleep(0.1)
+    os.kill(begun.pid, signal.SIGINT)
+    done = begun.finish()
+    assert done.code == 130 and "Interrupted. Run the same command again to go on." in done.err
+    assert "Traceback" not in done.text
+
+
+def test_a_budget_of_steps_is_kept_and_recorded(watched):
+    done, seen = watched.run("dpo", "", "--budget", "steps=2")
+    assert done.code == 0 and seen["dpo"] == [1, 2], done.text
+    (result,) = [
+        r
+        for r in (
+            json.loads(f.read_text()) for f in watched.folder.glob("runs/small/dpo/*/result.json")
+        )
+        if r["cost"]["budget_used"]["steps"] == 2
+    ]
+    assert result["cost"]["method"]["steps"] == 2

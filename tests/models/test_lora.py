@@ -1,0 +1,328 @@
+"""Adapters: the start checkpoint's weights twice in use and once in memory; every method passes the
+proofs with one.
+"""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from harness.api.methods import GradientMethod
+from harness.api.registry import installed
+from harness.check import Options
+from harness.check.methods import proofs_of
+from harness.check.trials import Trials
+from harness.models.capabilities import enable_shared_cache, enable_sharing
+from harness.models.flops import forward_cost, frozen_cost
+from harness.models.initial_checkpoint import InitialCheckpoint, merged
+from harness.models.loading import frozen, learning, load_tensors, scalar_on, trunk_of
+from harness.models.logprobs import completion_logp, forward_flops
+from harness.models.lora import adapted, beside, load_own, own_state, size_of_adapter, unchanged
+from harness.training.trainer import Role, Trainer
+
+from ..helpers.tools import command, fresh, on_small, only_run
+from ..plugins.test_every_method import METHODS, registry  # noqa: F401  # a fixture
+from ..training.test_memory import counted
+
+ONE_OF_A_KIND = ("dpo", "kto", "ppo", "grpo", "online_dpo", "raft")
+GRADIENT = [m for m in METHODS if issubclass(installed().classes["methods"][m], GradientMethod)]
+
+
+@pytest.fixture
+def plain(tiny_model):
+    model = frozen(copy.deepcopy(tiny_model))
+    enable_sharing(model)
+    enable_shared_cache(model)
+    return model
+
+
+@pytest.fixture
+def policy(plain):
+    return beside(plain, 3, 6.0, seed=1)
+
+
+def moved(policy, seed=0):
+    """Give the adapter's matrices something to say."""
+    torch.manual_seed(seed)
+    for name, p in policy.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(std=0.05)
+    return policy
+
+
+# -- the model -------------------------------------------------------------------------------------
+
+
+def test_weights_are_the_start_checkpoints_own_and_stay_as_they_are(
+    plain, policy, tokens, make_batch
+):
+    theirs = {p.data_ptr() for p in plain.parameters()}
+    own = {n: p for n, p in policy.named_parameters() if p.data_ptr() not in theirs}
+    assert (
+        own
+        and all("lora_" in n for n in own)
+        and {p.data_ptr() for p in policy.parameters()} > theirs
+    )
+    assert [n for n, p in policy.named_parameters() if p.requires_grad] == list(own)
+    assert type(policy) is type(plain) and adapted(policy) and not adapted(plain)
+    before, batch = copy.deepcopy(plain.state_dict()), make_batch(tokens)
+    completion_logp(moved(policy), batch).sum().backward()
+    torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=0.1).step()
+    assert all(torch.equal(v, before[k]) for k, v in plain.state_dict().items())
+    assert all(p.grad is None for p in plain.parameters()) and not unchanged(policy)
+
+
+def test_it_says_at_first_what_the_start_checkpoint_says(plain, policy, tokens, make_batch):
+    batch = make_batch(tokens)
+    assert unchanged(policy) and torch.equal(
+        completion_logp(policy, batch), completion_logp(plain, batch)
+    )
+    gap = completion_logp(moved(policy), batch) - completion_logp(plain, batch)
+    assert not unchanged(policy) and float(gap.detach().abs().max()) > 1e-3
+
+
+def test_the_seed_decides_the_adapter_and_no_other_random_number(plain):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, same, other = (own_state(beside(plain, 2, 4.0, seed)) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(one[k], same[k]) for k in one) and not all(
+        torch.equal(one[k], other[k]) for k in one
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny_model", "gpt2_model"])  # GPT-2's matrices are transposed
+def test_merged_it_is_a_plain_model_that_computes_the_same(name, request, tokens, make_batch):
+    plain = frozen(copy.deepcopy(request.getfixturevalue(name)))
+    policy, batch = moved(beside(plain, 3, 6.0, seed=1)), make_batch(tokens)
+    whole = merged(policy, InitialCheckpoint.of(plain))
+    assert not adapted(whole) and whole.state_dict().keys() == plain.state_dict().keys()
+    assert torch.allclose(completion_logp(whole, batch), completion_logp(policy, batch), atol=2e-5)
+    assert merged(whole, InitialCheckpoint.of(plain)) is whole
+
+
+def test_the_product_is_scaled_by_alpha_over_rank(plain, policy):
+    moved(policy)
+    name, layer = next((n, m) for n, m in policy.named_modules() if hasattr(m, "get_delta_weight"))
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    x = torch.randn(2, layer.in_features)
+    expected = plain.get_submodule(name)(x) + 6.0 / 3 * (x @ a.T @ b.T)
+    assert a.shape[0] == 3 and torch.allclose(layer(x), expected, atol=1e-6)
+
+
+def test_only_what_is_its_own_is_saved(plain, policy):
+    state = {k: v.clone() for k, v in own_state(moved(policy)).items()}
+    assert (
+        sum(v.numel() for v in state.values())
+        == size_of_adapter(policy)[0]
+        < 0.5 * size_of_adapter(policy)[1]
+    )
+    again = beside(plain, 3, 6.0, seed=2)
+    load_own(again, state)
+    assert all(torch.equal(v, state[k]) for k, v in own_state(again).items())
+    with pytest.raises(RuntimeError, match="not the tensors of this adapter"):
+        load_own(again, plain.state_dict())
+
+
+def test_frozen_weights_cost_a_forward_and_a_passage_back(plain, tokens, make_batch):
+    batch, whole = (
+        make_batch(tokens),
+        forward_cost(plain),
+    )  # noted in the model, of which the policy is made then
+    policy = beside(plain, 3, 6.0, seed=1)
+    with_adapter = forward_cost(policy)
+    own = size_of_adapter(policy)[0]
+    assert with_adapter.linear == whole.linear + own and with_adapter.head == whole.head
+    assert (frozen_cost(policy).linear, frozen_cost(policy).head) == (whole.linear, whole.head)
+    tokens_read, drawn = (
+        int(batch.prompts.mask.sum() + batch["mask"].sum()),
+        int(batch["mask"].sum()),
+    )
+    spared = 2 * whole.linear * tokens_read + 2 * whole.head * drawn
+    for model in (
+        policy,
+        plain,
+    ):  # as if all of the last layer were computed; test_generation.py counts it as it is
+        trunk_of(model).last_parts = None
+        vars(model).pop("forward_cost")
+    role = Role("policy", policy, lambda b: completion_logp(policy, b))
+    assert role.update_flops(batch) == 3 * forward_flops(policy, batch) - spared
+    full = learning(copy.deepcopy(plain))
+    assert Role("policy", full, lambda b: b).update_flops(batch) == 3 * forward_flops(full, batch)
+
+
+def test_a_critic_on_the_policys_trunk_leaves_frozen_what_is_frozen(policy):
+    critic = scalar_on(policy)
+    critic.head.requires_grad_(True)
+    assert (
+        frozen_cost(critic).linear == frozen_cost(policy).linear and frozen_cost(critic).head == 0
+    )
+
+
+def test_it_equals_the_start_checkpoint_until_it_has_something_to_say(plain, policy, monkeypatch):
+    start = InitialCheckpoint.of(plain)
+    monkeypatch.setattr(
+        "harness.models.initial_checkpoint.weights_digest",
+        lambda model: pytest.fail("its weights were read"),
+    )
+    assert start.equals(policy) and not start.equals(moved(policy))
+
+
+class Spying(Trainer):
+    """Notes which weights the losses of a step would compute gradients for."""
+
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        self.learning = {}
+
+    def step(self, terms, progress):
+        for term in terms:
+            named = term.of.module.named_parameters()
+            self.learning.setdefault(term.of.name, set()).update(
+                n for n, p in named if p.requires_grad
+            )
+        return super().step(terms, progress)
+
+
+def test_no_gradient_is_computed_for_the_frozen_trunk_under_a_shared_critic(registry):  # noqa: F811
+    options = Options(
+        results=fresh("shared-critic"), settings=("lora_rank=2", "shared_critic=true")
+    )
+    bench = Trials("ppo", "summarization", registry, options)
+    learning = bench.train(trainer_cls=Spying).trainer.learning
+    bench.close()
+    assert learning.keys() == {"policy", "value"} and all(
+        "lora_" in name for name in learning["policy"]
+    )
+    heads = {name for name in learning["value"] if "lora_" not in name}
+    assert heads and all(name.startswith("head") for name in heads)
+
+
+# -- the lab ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results():
+    return fresh("adapters")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [m if m in ONE_OF_A_KIND else pytest.param(m, marks=pytest.mark.slow) for m in GRADIENT],
+)
+def test_a_method_passes_the_proofs_with_an_adapter(method, registry, results):  # noqa: F811
+    suite = "arithmetic" if method == "rlvr" else "small"
+    bench = Trials(
+        method, suite, registry, Options(suite=suite, results=results, settings=("lora_rank=2",))
+    )
+    try:
+        bench.runs()
+        for proof, run in proofs_of(bench).items():
+            print(proof, "-", run())
+    finally:
+        bench.close()
+
+
+def test_there_is_no_second_copy_of_the_weights(results):
+    """A short DPO run computes what its reference says, and so holds one."""
+    elsewhere = fresh("full")
+    (trunks, sizes), full = (
+        counted(results, "dpo", "--set", "lora_rank=2")["dpo"],
+        counted(elsewhere, "dpo")["dpo"],
+    )
+    assert (trunks, full[0]) == (2, 2)  # modules, over one set of weights here and two there
+    assert sizes < 2 and full[1] > 4  # there also two moments, each as large as the weights
+    records = [
+        json.loads((only_run(r, "small", "dpo") / "result.json").read_text())
+        for r in (results, elsewhere)
+    ]
+    (held, plain), flops = (
+        [r["cost"]["models"] for r in records],
+        [r["cost"]["method"]["flops"] for r in records],
+    )
+    assert (
+        held["reference"] == {"parameters": 0, "bytes": 0} and plain["reference"] == plain["policy"]
+    )
+    assert (
+        plain["policy"]["parameters"]
+        < held["policy"]["parameters"]
+        < 1.2 * plain["policy"]["parameters"]
+    )
+    assert flops[0] < 0.9 * flops[1]  # no gradient of what is not trained
+    assert (
+        records[0]["runtime"]["prompt_computed_once"]
+        and records[0]["runtime"]["last_layer_where_read"]
+    )
+
+
+def test_who_asks_for_the_start_checkpoint_later_gets_the_policys_own_weights(results):
+    """GRPO rolls out before it asks for a reference."""
+    trunks, sizes = counted(results, "grpo", "--set", "lora_rank=2")["grpo"]
+    assert trunks == 3 and sizes < 2.6, (
+        sizes
+    )  # policy and reference over one set of weights, and the reward model
+
+
+def test_the_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
+    from transformers import AutoModelForCausalLM
+
+    args = on_small(
+        "ppo",
+        "--set",
+        "lora_rank=2",
+        "--set",
+        "shared_critic=true",
+        "--snapshots",
+        2,
+        results=results,
+    )
+    done = command(*args)
+    assert done.code == 0, done.text
+    folder = only_run(results, "small", "ppo")
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder / "policy", output_loading_info=True
+    )
+    assert not loading["missing_keys"] and not loading["unexpected_keys"] and not adapted(model)
+    (start,) = (results / "artifacts").glob("sft-*/model.safetensors")
+    before, now = load_tensors(start), model.state_dict()
+    moved_most = {n: float((now[n] - before[n]).abs().max()) for n in before}
+    assert (
+        moved_most["model.layers.0.self_attn.q_proj.weight"] > 0
+        and moved_most["model.embed_tokens.weight"] == 0
+    )
+    told = json.loads((folder / "result.json").read_text())["evaluation"]
+    assert told["kl"]["mean"] > 0
+    last = told["curve"][-1]
+    assert (last["win_rate"], last["kl"]) == (told["win_rate"]["mean"], told["kl"]["mean"])
+
+
+# -- options ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("lora_rank=-1",), "lora_rank and lora_alpha must not be negative"),
+        (("lora_alpha=8",), "lora_alpha has no meaning without lora_rank"),
+    ],
+)
+def test_options_that_make_no_sense(settings, told, results):
+    done = command(*on_small("dpo", *(a for s in settings for a in ("--set", s)), results=results))
+    assert done.code == 2 and told in done.err and "Traceback" not in done.err
+
+
+def test_a_method_that_trains_nothing_has_no_adapter(results):
+    done = command(*on_small("best_of_n", "--set", "lora_rank=4", results=results))
+    assert done.code == 2 and "lora_rank" in done.err
+
+
+def test_without_the_package_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setattr("harness.api.methods.find_spec", lambda name: None)
+    method = installed().get("methods", "dpo")
+    with pytest.raises(
+        ValueError, match=r"needs the package peft: pip install 'alignment-harness\[lora\]'"
+    ):
+        method(lora_rank=2).check()
+    method().check()

@@ -1,0 +1,90 @@
+"""Every registered method at one small bench: a method that is added is proven here without a line
+of its own.
+
+What is proven is what `harness check` proves; that the proofs can fail is shown in test_check.py.
+"""
+
+import pytest
+
+from harness.api.registry import installed, load_file
+from harness.check import Options
+from harness.check.methods import proofs_of, serving
+from harness.check.trials import Trials
+from harness.check.two_processes import together
+from harness.models.generation import SharedDecoding
+from harness.training import reward_model
+
+from ..helpers.tools import fresh, small_suite
+
+METHODS = sorted(installed().classes["methods"])
+
+
+@pytest.fixture(scope="module")
+def registry():
+    registry = installed.__wrapped__()
+    load_file(registry, str(small_suite()))
+    return registry
+
+
+@pytest.fixture(scope="module")
+def benches(registry):
+    """A bench for each method, on the small suite or the first that serves it."""
+    results, made = fresh("every"), {}
+
+    def bench(method):
+        if method not in made:
+            suites = serving(registry.get("methods", method), registry)
+            suite = "small" if "small" in suites else suites[0]
+            made[method] = Trials(method, suite, registry, Options(suite=suite, results=results))
+        return made[method]
+
+    yield bench
+    for each in made.values():
+        each.close()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_passes_the_proofs(method, benches):
+    bench = benches(method)
+    bench.runs()
+    for proof, run in proofs_of(bench).items():
+        print(proof, "-", run())
+
+
+@pytest.fixture(scope="module")
+def pairs(benches, registry):
+    """What two processes get that train each method together."""
+    trained = [m for m in METHODS if benches(m).whole.rows]
+    cases = [(m, benches(m).spec.suite_name) for m in trained]
+    return together(cases, registry, Options(results=benches(trained[0]).results))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_train_a_method_as_one_does(method, benches, pairs):
+    if benches(method).whole.rows:
+        benches(method).two_processes(pairs[method])
+    else:
+        assert method not in pairs and method in ("sft", "best_of_n")
+
+
+@pytest.mark.parametrize("fault", ["decoding", "reward"])
+def test_a_fault_of_the_fast_path_outside_the_step_is_seen_too(fault, registry, monkeypatch):
+    """Negative controls: gradients of a step agree, and rollouts, or rewards, are not the plain
+    path's.
+    """
+    bench = Trials("ppo", "small", registry, Options(suite="small", results=fresh("faulty")))
+    if fault == "decoding":
+        right = SharedDecoding.next_logits
+        monkeypatch.setattr(SharedDecoding, "next_logits", lambda self, *a: 1.2 * right(self, *a))
+    else:
+        told = reward_model.completion_scores
+
+        def off(model, *more):
+            return told(model, *more) + 0.1 * model.trunk.share_prompt
+
+        monkeypatch.setattr(reward_model, "completion_scores", off)
+    try:
+        with pytest.raises(AssertionError, match="with the padded layout, .* of turn . is"):
+            bench.layout()
+    finally:
+        bench.close()

@@ -1,0 +1,384 @@
+"""Verifiers: right answers in every dress, near misses, hostile text, and a bound on time; then
+suites made of them.
+"""
+
+import json
+import time
+
+import pytest
+from harness_suites.arithmetic import SumVerifier
+from harness_suites.question_file import FinalNumber, QuestionFile, Verdict, final_number
+from harness_suites.summarization import Summarization
+
+from harness.api.contracts import SPLITS
+from harness.api.registry import installed
+from harness.api.resolve import Request, make_suite, resolve
+from harness.core.data import Prompt, completion_text
+from harness.core.errors import UsageError
+from harness.core.options import build
+
+from ..helpers.tools import ROOT, command, only_run
+
+
+def said(text, answer):
+    return FinalNumber().verify(Prompt("p", "What is 1 and 11 ?", answer), text)
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("#### 72", "72"),
+        ("####72", "72"),
+        ("so 48+24 = 72 clips.\n#### 72", "72"),
+        ("#### 1,080", "1080"),
+        ("#### $1,080.00", "1080"),
+        ("#### 072.50", "72.5"),
+        ("#### .5", "0.5"),
+        ("#### -7", "-7"),
+        ("#### -$7", "-7"),
+        ("#### $-7", "-7"),
+        ("#### \u22127", "-7"),
+        ("#### +7", "7"),
+        ("#### -0.0", "0"),
+        ("#### 50%", "50"),
+        ("#### 72.", "72"),
+        ("#### 72 clips", "72"),
+        ("#### 12kg", "12"),
+        ("#### 1/2", "1/2"),
+        ("#### 8/1", "8"),
+        ("#### 5\n#### 72", "72"),
+        ("the answer is 72", "72"),
+        ("= $<<0.2*50=10>>10.", "10"),
+        ("x=72", "72"),
+        ("**72**", "72"),
+        ("$72$", "72"),
+        ("\\boxed{72}", "72"),
+        ("<b>72</b>", "72"),
+        ("it is 72...", "72"),
+        ("#### 000000000000000000000072", "72"),
+        ("#### 109,200,000", "109200000"),
+        ("#### 7.142857142857143", "7.142857142857143"),
+    ],
+)
+def test_right_answers(text, answer):
+    assert said(text, answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("#### 73", "72"),
+        ("", "72"),
+        ("none", "72"),
+        ("#### ", "72"),
+        ("72 #### ", "72"),
+        ("72\n#### 71", "72"),
+        ("What is 1 and 72 ? I say 71", "72"),  # the answer as it stands in a question, restated
+        ("#### 1172", "72"),
+        ("#### 721", "72"),
+        ("#### 1,072", "72"),
+        ("#### 72,000", "72"),
+        ("#### 7,2", "72"),  # within
+        ("#### 72.5", "72"),
+        ("#### 0.72", "72"),
+        ("#### -72", "72"),
+        ("#### 72/5", "72"),
+        ("#### 5/72", "72"),
+        ("#### x72", "72"),
+        ("#### 72e3", "72"),
+        ("#### 3e72", "72"),
+        ("#### 72-73", "72"),
+        ("#### 71\u201372", "72"),
+        ("#### 9**9**9", "9"),
+        ("#### 9^9", "9"),
+        ("#### 9*9", "81"),
+        ("#### 9_9", "99"),
+        ("#### 0x48", "48"),
+        ("#### \uff17\uff12", "72"),
+        ("#### \u0667\u0662", "72"),
+        ("#### 1\uff172", "2"),
+        ("#### 72\u00b2", "72"),
+        ("#### 72 \u00bd", "72"),
+        ("#### +-7", "-7"),
+        ("#### --7", "-7"),
+        ("#### 1.2.3", "3"),
+        ("#### " + "0" * 100 + "72", "72"),
+        ("#### int('72')+1", "72"),
+        ("#### __import__('os')", "72"),
+        ("#### 1e400", "1e400"),
+        ("#### nan", "nan"),
+    ],
+)
+def test_wrong_answers(text, answer):
+    assert said(text, answer) == 0.0
+
+
+def test_an_answer_with_text_behind_it_is_its_last_number():
+    """What is not marked is taken from the end: a restated question counts as the answer.
+
+    Worked answers carry ####.
+    """
+    assert said("72. You asked for 1 and 11", "72") == 0.0 and said("#### 72", "72") == 1.0
+
+
+def test_nothing_to_compare_with_is_no_verdict():
+    assert said("#### 72", None) is None and SumVerifier().verify(Prompt("p", "q"), "= 6 .") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9" * 10**6,
+        "#### " + "0" * 10**6 + "5",
+        "9**" * 333_333 + "9",
+        "1 " * 500_000,
+        "-" * 10**6,
+        "1," * 500_000,
+        "." * 10**6 + "1",
+        "####" * 250_000,
+        "\u0665" * 10**6,
+        "<<" * 250_000 + "5" + ">>" * 250_000,
+        "1" + "a" * 10**6,
+        "1/" * 500_000,
+        "$" * 10**6,
+        "1." * 500_000,
+    ],
+    ids=lambda t: t[:8],
+)
+def test_a_million_hostile_characters_take_linear_time(text):
+    """Ten times the text may take some thirty times the time, for a noisy machine; a quadratic one
+    takes a hundred.
+    """
+
+    def seconds(part):
+        begun = time.process_time()
+        assert len(final_number(part) or "") <= 64
+        return time.process_time() - begun
+
+    short = min(seconds(text[: len(text) // 10]) for _ in range(3))
+    assert seconds(text) < 30 * short + 0.05
+
+
+@pytest.mark.parametrize(
+    "text, verdict",
+    [
+        ("5 + 3 = 8 ; 8 - 2 = 6 .", 1.0),
+        ("= 6 .", 1.0),
+        ("5 + 3 = 8 ; 8 - 2 = 6", 0.0),
+        ("5 + 3 = 8 ; 8 - 2 = 5 .", 0.0),
+        ("6 .", 0.0),
+        ("start with 6 .", 0.0),
+        ("5 + 3 = 6 . 8", 0.0),
+        ("= 6 . .", 0.0),
+        ("= 16 .", 0.0),
+        ("= 06 .", 0.0),
+        ("", 0.0),
+        ("= \uff16 .", 0.0),
+        ("= 6 . = 7 .", 0.0),
+        ("9 " * 10**6 + "= 6 .", 1.0),
+    ],
+    ids=lambda t: str(t)[-12:],
+)
+def test_running_sums(text, verdict):
+    assert SumVerifier().verify(Prompt("p", "q", "6"), text) == verdict
+
+
+# -- suites from a file ----------------------------------------------------------------------------
+
+ROWS = [
+    {
+        "question": f"Ann has {i} hens and buys {i % 7} more. How many?",
+        "answer": f"{i}+{i % 7} = <<{i}+{i % 7}={i + i % 7}>>{i + i % 7} hens.\n#### {i + i % 7}",
+    }
+    for i in range(1000, 1200)
+]
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """A factory of suites: `suite(rows, "name", **options)`."""
+
+    def make(rows, name="data.jsonl", seed=0, **options):
+        text = (
+            json.dumps(rows, indent=1)
+            if name.endswith(".json")
+            else "\n".join(map(json.dumps, rows))
+        )
+        (tmp_path / name).write_text(text)
+        made = build(QuestionFile, {"data": name, "folder": str(tmp_path)} | options, "suite")
+        made.shared_seed = seed
+        return made
+
+    return make
+
+
+def test_splits_share_no_question_and_lose_none(suite):
+    made = suite(ROWS)
+    texts = [{p.text for p in made.prompts(split)} for split in SPLITS if split != "preferences"]
+    assert sum(map(len, texts)) == len(set.union(*texts)) == len(ROWS) and all(texts)
+    again, other = suite(ROWS[::-1]), suite(ROWS, seed=1)
+    assert {p.text for p in again.prompts("test")} == {p.text for p in made.prompts("test")}
+    assert {p.text for p in other.prompts("test")} != {p.text for p in made.prompts("test")}
+
+
+def test_worked_answers_are_verified_and_changed_ones_are_not(suite):
+    made = suite(ROWS)
+    verifier, judge = made.verifier(), Verdict()
+    judge.prepare(made, None)
+    for split in ("demonstrations", "train", "validation", "test"):
+        for d in made.demonstrations(split):
+            text = completion_text(d.completion)
+            assert (
+                text.startswith(" ") and "<<" not in text and d.prompt.text.endswith("?\nAnswer:")
+            )
+            assert verifier.verify(d.prompt, text) == judge.score([d.prompt], [text])[0] == 1.0
+            assert (
+                verifier.verify(d.prompt, text + "1")
+                == judge.score([d.prompt], [text + "1"])[0]
+                == 0.0
+            )
+
+
+def test_calculator_marks_stay_if_asked(suite):
+    assert all("<<" in d.completion for d in suite(ROWS, calculator_marks=True).demonstrations())
+
+
+def test_joined_columns_numbers_and_one_array(suite):
+    rows = [{"Body": f"{i} hens.", "Question": "How many?", "Answer": float(i)} for i in range(100)]
+    made = suite(
+        rows,
+        "data.json",
+        question_columns=["Body", "Question"],
+        answer_column="Answer",
+        prompt_template="{question}",
+    )
+    found = {
+        d.prompt.text: d
+        for part in ("demonstrations", "train", "validation", "test")
+        for d in made.demonstrations(part)
+    }
+    assert len(found) == 100
+    assert (found["7 hens. How many?"].completion, found["7 hens. How many?"].prompt.answer) == (
+        " 7",
+        "7",
+    )
+
+
+def test_a_question_as_a_message(suite):
+    demo = suite(ROWS, chat=True, prompt_template="{question}").demonstrations()[0]
+    assert demo.prompt.text[0]["role"] == "user" and demo.completion[0]["content"].startswith("1")
+
+
+@pytest.mark.parametrize(
+    "row, why",
+    [
+        ({"question": "How many?", "answer": "many"}, "ends in no readable number: 'many'"),
+        ({"question": "How many?"}, "no column 'answer'; there are question"),
+        ({"answer": "1"}, "no column 'question'"),
+        ({"question": "How many?", "answer": None}, "expected text or a number, not 'None'"),
+        ({"question": "How many?", "answer": True}, "expected text or a number"),
+        ({"question": " ", "answer": 1}, "expected text or a number"),
+        ([1], "expected an object"),
+    ],
+)
+def test_bad_rows(suite, row, why):
+    with pytest.raises(UsageError, match=f"row 4: .*{why}"):
+        suite([*ROWS[:3], row, *ROWS[3:]]).prompts("test")
+    assert sum(
+        len(suite([row, *ROWS], bad_rows="skip").prompts(s)) for s in SPLITS if s != "preferences"
+    ) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        ({"question_columns": []}, "names no column"),
+        ({"prompt_template": "Q"}, "where the {question} stands"),
+        ({"demonstration_share": 1}, "between 0 and 1"),
+        ({"data": ""}, "either data .* or dataset"),
+    ],
+)
+def test_options_that_make_no_sense(suite, options, why):
+    with pytest.raises(UsageError, match=why):
+        suite(ROWS, **options)
+
+
+def test_the_judge_verdict_needs_a_verifier():
+    with pytest.raises(UsageError, match="summarization has none"):
+        Verdict().prepare(Summarization(), None)
+
+
+# -- suite files that say which suite they are of --------------------------------------------------
+
+MINE = """
+suite = "question_file"
+data = "data.jsonl"
+prompt_template = "Q: {question} A:"
+max_completion_tokens = 24
+[stages.sft]
+steps = 2
+[stages.evaluation]
+prompts = 4
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (tmp_path / "mine.toml").write_text(MINE)
+    return tmp_path
+
+
+def on(folder, method, *more):
+    model = ROOT / "suites" / "harness_suites" / "base"
+    args = (
+        "run",
+        "-m",
+        method,
+        "-s",
+        "mine.toml",
+        "--model",
+        model,
+        "--results",
+        folder / "results",
+        *more,
+    )
+    return command(*args, cwd=folder)
+
+
+def test_a_suite_file_says_which_suite_it_is_of(folder):
+    spec = resolve(Request("sft", str(folder / "mine.toml")), installed())
+    assert type(make_suite(spec, installed())) is QuestionFile and spec.suite_name == "mine"
+    (folder / "mine.toml").unlink()  # a run goes on though its file is gone
+    assert type(make_suite(spec, installed())) is QuestionFile
+
+
+@pytest.mark.parametrize(
+    "kind, why", [("'nosuch'", "no suite 'nosuch'"), ("3", "suite = 3: expected the name")]
+)
+def test_a_suite_file_of_no_suite(folder, kind, why):
+    (folder / "mine.toml").write_text(MINE.replace('"question_file"', kind))
+    with pytest.raises(UsageError, match=why):
+        resolve(Request("sft", str(folder / "mine.toml")), installed())
+
+
+def test_a_run_on_questions_and_what_is_refused(folder):
+    done = on(folder, "sft")
+    assert done.code == 0, done.text
+    figures = json.loads(
+        only_run(folder / "results", "mine", "sft").joinpath("result.json").read_text()
+    )["evaluation"]
+    assert figures["accuracy"]["n"] == 4 and "proxy" not in figures
+    for method in ("dpo", "ppo"):
+        done = on(folder, method)
+        assert (
+            done.code == 3
+            and "which the suite mine cannot give" in done.err
+            and "verifier" in done.err
+        )
+    assert (
+        on(
+            folder, "ppo", "--set", "reward=verifier", "--set", "steps=1", "--set", "batch_size=2"
+        ).code
+        == 0
+    )
