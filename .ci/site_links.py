@@ -1,8 +1,9 @@
 """A MkDocs hook: links from docs/ to files of the repository that are outside docs/.
 
-The project has no public URL, so such a link cannot become a web address. A link to an image copies the image into the
-site. Any other link becomes its text, followed by the path in the repository. Where `repo_url` is set in mkdocs.yml the link
-points into the repository instead. A target that does not exist is a warning, and therefore an error under `--strict`.
+The project has no public URL, so such a link cannot become a web address. A link to an image
+copies the image into the site. Any other link becomes its text, followed by the path in the
+repository. Where `repo_url` is set in mkdocs.yml the link points into the repository instead. A
+target that does not exist is a warning, and therefore an error under `--strict`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def on_page_markdown(markdown, page, config, files):
         if not (root / path).exists():
             log.warning("%s links to %s, which does not exist", page.file.src_uri, target)
         if path.endswith(IMAGES):
-            return f"{mark}[{text}]({posixpath.relpath(path, posixpath.dirname(page.file.src_uri) or '.')})"
+            here = posixpath.dirname(page.file.src_uri) or "."
+            return f"{mark}[{text}]({posixpath.relpath(path, here)})"
         if config.repo_url:
             return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{path}{anchor or ''})"
         return text if path in text else f"{text} (`{path}`)"

@@ -1,4 +1,5 @@
-"""Put rows and columns of the committed table into the README, between `<!-- FILE: METHODS -->` and `<!-- end -->`.
+"""Put rows and columns of the committed table into the README, between `<!-- FILE: METHODS -->` and
+`<!-- end -->`.
 
 python results/readme.py
 """
@@ -19,7 +20,9 @@ COLUMNS = (
 
 
 def cells(line: str) -> list[str]:
-    """Return the cells of one line of a Markdown table, without the type that says which rows are best."""
+    """Return the cells of one line of a Markdown table, without the type that says which rows are
+    best.
+    """
     return [cell.strip().replace("*", "") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 

@@ -1,4 +1,5 @@
-"""Draw the README's picture, win-rate against KL of eight methods, from results/summarization.csv (needs matplotlib):
+"""Draw the README's picture, win-rate against KL of eight methods, from results/summarization.csv
+(needs matplotlib):
 
 python results/readme_picture.py
 """

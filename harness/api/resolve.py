@@ -191,7 +191,7 @@ def make_suite(spec: RunSpec, registry: Registry) -> Suite:
 
 
 def make_labelling_judge(suite: Suite, registry: Registry) -> Judge:
-    """Return the judge that a simulated annotator asks: the suite's own, whatever `--judge` says."""
+    """Return the judge that a simulated annotator asks: the suite's own, never `--judge`."""
     judge: Judge = registry.get("judges", suite.judge_name)()
     return judge
 

@@ -38,12 +38,14 @@ from ..training.trainer import Term, Trainer, reduce_share
 from .findings import Options
 from .reachability import reachable
 
-ROUNDING = 2e-3  # by how much the first turns' metrics may differ, relative to their size, for float32's rounding
+# relative difference of the first turns' metrics that float32 rounding may cause
+ROUNDING = 2e-3
 A_DRAW = 5e-2  # the same where a draw that lay on an edge may have turned
 # Of its norm, by which a step's gradient may differ, and of its loss (of 1 where that is smaller)
 # the loss; in the built-in methods float32's rounding is 3e-6 or less.
 GRADIENT = 1e-5
-EXACT = 1e-6  # the same with weights and states in double precision (log-probabilities are float32 there too)
+# the same with weights and states in double precision; log-probabilities stay float32
+EXACT = 1e-6
 AT_START = 1e-4  # nats by which two ways to the same log-probability may differ
 LENGTHS = (
     "steps",

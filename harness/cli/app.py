@@ -18,6 +18,7 @@ from .. import __version__
 from ..api.registry import KINDS, Registry
 from ..core.distributed import leave_process_group
 from ..core.errors import HarnessError, UsageError
+from ..core.options import summary_of
 from .evaluate_command import evaluate
 from .report_commands import COMMANDS, plugin_files
 
@@ -29,7 +30,7 @@ class _Terminated(BaseException):
 
 
 GROUPS = {  # the verbs of `harness --help`, by what they are for
-    "Run": ("run", "study"),
+    "Run": ("run", "study", "evaluate"),
     "Read": ("table", "plot", "compare", "report"),
     "Extend": ("list", "show", "new", "check"),
     "Trust": ("reproduce", "power"),
@@ -454,7 +455,7 @@ for reading in (evaluate, *COMMANDS):
 def _about(kind: str, cls: Any) -> str:
     """Return the list's text: kind, needs and paper of a method, the first line of others."""
     if kind != "methods":
-        return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+        return summary_of(cls)
     try:
         needs = ", ".join(sorted(cls().required())) or "nothing"
     except Exception:  # a third-party class with required options: show what it declares

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..api.registry import Registry
 from ..api.resolve import recommended, suite_class
 from ..core.errors import unknown
-from ..core.options import options_of
+from ..core.options import about, options_of
 from ..core.run_folder import read_rows
 from ..core.settings import STAGES
 from ..core.suite_file import is_suite_file, read_suite_file
@@ -137,7 +137,7 @@ def describe(kind: str, cls: type, registry: Registry, suite: str | None) -> str
     """Return what `harness show` prints of a plugin."""
     origin = registry.origins[kind, cls.name]  # type: ignore[attr-defined]
     lines = [f"{cls.name} ({kind[:-1]}) from {origin.distribution} {origin.version}"]  # type: ignore[attr-defined]
-    lines += [(cls.__doc__ or "").strip()]
+    lines += [about(cls)]
     for attribute in ("paper", "version", "needs"):
         value = getattr(cls, attribute, None)
         if value:
@@ -159,8 +159,8 @@ def describe_stage(name: str) -> str:
     """
     if name not in STAGES:
         raise unknown("stage", name, STAGES)
-    about = (STAGES[name].__doc__ or "").strip()
-    lines = [f"{name} (stage), set with --stage-set {name}.OPTION=VALUE", about, ""]
+    text = about(STAGES[name])
+    lines = [f"{name} (stage), set with --stage-set {name}.OPTION=VALUE", text, ""]
     return "\n".join([*lines, *_option_lines(STAGES[name], {}, None)]) + "\n"
 
 

@@ -1,4 +1,6 @@
-"""`harness evaluate RUN...`: evaluate trained policies again, with another judge or on other prompts."""
+"""`harness evaluate RUN...`: evaluate trained policies again, with another judge or on other
+prompts.
+"""
 
 from __future__ import annotations
 

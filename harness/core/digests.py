@@ -101,8 +101,8 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-# What decides a result, as file patterns below the package: a positive list. A test holds that every
-# module stands either here or in NO_RESULT.
+# What decides a result, as file patterns below the package: a positive list. A test holds that
+# every module stands either here or in NO_RESULT.
 _LEARNING = (
     "core/data.py",
     "core/distributed.py",
@@ -147,7 +147,13 @@ DECIDES = {
         "training/rewards.py",
         "training/roles.py",
     ),
-    "evaluation": (*_CACHE, "evaluation/[!_]*.py", "experiments/run.py", "experiments/record.py"),
+    "evaluation": (
+        *_CACHE,
+        "evaluation/[!_]*.py",
+        "experiments/record.py",
+        "experiments/run.py",
+        "statistics/over_prompts.py",
+    ),
 }
 NO_RESULT = (  # how something is found, written, shown or checked
     "__init__.py",
@@ -172,7 +178,13 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "experiments/reproduction_digests.py",
     "experiments/study/*.py",
     "report/**/*.py",
-    "statistics/*.py",
+    "statistics/aggregate.py",
+    "statistics/compare.py",
+    "statistics/intervals.py",
+    "statistics/length.py",
+    "statistics/overoptimization.py",
+    "statistics/power.py",
+    "statistics/rating.py",
 )
 PACKAGE = Path(__file__).parent.parent
 

@@ -34,6 +34,18 @@ class Option:
     help: str
 
 
+def summary_of(cls: type) -> str:
+    """Return the first paragraph of a class's docstring as one line."""
+    paragraph = (inspect.getdoc(cls) or "").strip().split("\n\n")[0]
+    return " ".join(paragraph.split())
+
+
+def about(cls: type) -> str:
+    """Return a class's docstring, each paragraph as one line."""
+    paragraphs = (inspect.getdoc(cls) or "").strip().split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 def options_of(cls: type) -> dict[str, Option]:
     """Return the options of a dataclass by name, in order of definition, inherited ones first."""
     helps = _comments(cls)
@@ -179,10 +191,9 @@ def _own_comments(cls: type) -> dict[str, str]:
     for node in body.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             assert node.end_lineno is not None
-            behind = [n for n in range(node.lineno, node.end_lineno + 1) if n in comments]
-            helps[node.target.id] = " ".join(
-                comments[n] for n in behind or _above(lines, node.lineno)
-            )
+            behind = [node.end_lineno] if node.end_lineno in comments else []
+            numbers = behind or _above(lines, node.lineno)
+            helps[node.target.id] = " ".join(comments[n] for n in numbers)
     return {name: text for name, text in helps.items() if text}
 
 

@@ -24,3 +24,15 @@ def permutation(n: int, *parts: Hashable) -> tuple[int, ...]:
     order = list(range(n))
     Random(derive(*parts)).shuffle(order)
     return tuple(order)
+
+
+def endless_order(n: int, first: int, size: int, *parts: Hashable) -> list[int]:
+    """Return `size` row numbers from position `first` of an endless order of n rows.
+
+    The order is shuffled anew in each epoch; it depends on the parts and the epoch alone.
+    """
+    rows: list[int] = []
+    while len(rows) < size:
+        epoch, offset = divmod(first + len(rows), n)
+        rows += permutation(n, *parts, epoch)[offset : offset + size - len(rows)]
+    return rows

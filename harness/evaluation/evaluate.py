@@ -24,6 +24,7 @@ from ..models.initial_checkpoint import learner
 from ..models.loading import load_tensors, save_tensors
 from ..models.lora import load_own
 from ..models.tokens import Batch, Tokens
+from ..statistics.over_prompts import PromptEstimate, mean_interval, win_rate, win_scores
 from ..training.completion_cache import CompletionPool
 from ..training.lab import LanguageModel, Runtime
 from ..training.reward_model import RewardModel
@@ -31,7 +32,6 @@ from ..training.rewards import verdicts
 from ..training.stages.runtime import StageRuntime
 from ..training.stages.stages import Stages
 from .kl import sampled_kl
-from .stats import Estimate, mean_interval, win_rate, win_scores
 
 RAO_BLACKWELL = "rao-blackwell"
 
@@ -302,6 +302,6 @@ def _samples(
     ]
 
 
-def _non_negative(estimate: Estimate) -> Estimate:
+def _non_negative(estimate: PromptEstimate) -> PromptEstimate:
     """Return a KL estimate whose interval does not claim negative values."""
-    return Estimate(estimate.mean, max(0.0, estimate.low), estimate.high, estimate.n)
+    return PromptEstimate(estimate.mean, max(0.0, estimate.low), estimate.high, estimate.n)

@@ -78,5 +78,5 @@ def best_of_n_kl(n: int, level_mass: Tensor) -> Tensor:
 
 
 def best_of_n_bound(n: int) -> float:
-    """Return log n - (n-1)/n, the KL of best-of-n for a reward without ties, and a bound with them."""
+    """Return log n - (n-1)/n, the KL of best-of-n without ties; with ties it is a bound."""
     return math.log(n) - (n - 1) / n

@@ -13,7 +13,7 @@ import datasets
 import evaluate
 
 from ..core.errors import unknown
-from .stats import mean_interval, win_rate
+from ..statistics.over_prompts import mean_interval, win_rate
 
 FLOATS = datasets.Features(
     {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}

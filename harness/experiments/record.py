@@ -146,7 +146,7 @@ def write(
 
 
 def write_policy(folder: Path, policy: Policy, method_inputs: MethodInputs) -> None:
-    """Write the trained model in hub format; a policy that is not a model of its own leaves none."""
+    """Write the trained model in hub format; a wrapper policy has none."""
     from ..models.initial_checkpoint import merged
     from ..models.loading import save_causal
 

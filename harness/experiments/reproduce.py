@@ -261,7 +261,7 @@ def changed_code(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, t
 
 
 def surroundings(run: Recorded) -> list[str]:
-    """Return what is another here than where the run was made; the digests say whether it matters."""
+    """Return how this machine differs from that of the run; the digests show if it matters."""
     made = run.provenance
     if not made:
         return ["a failed run leaves no provenance: versions and machine are not compared"]

@@ -196,7 +196,7 @@ def assess(
 def _remarks(
     spec: RunSpec, loop: Loop, stage_runtime: StageRuntime, runtime: Mapping[str, Any]
 ) -> list[str]:
-    """Return what was asked for and found nothing to do, and which figure says less than its name."""
+    """Return remarks on options without effect, and on figures that measure less than usual."""
     told = []
     if spec.snapshots and not loop.total:
         told.append(

@@ -208,6 +208,6 @@ def _expert_weights(modules: list[nn.Module], config: Any, frozen: bool) -> int:
         return 0
     used = getattr(config, "num_experts_per_tok", None)
     assert used, (
-        f"{config.model_type} has 3-D weights and no num_experts_per_tok: its cost cannot be counted"
+        f"{config.model_type} has 3-D weights and no num_experts_per_tok: FLOPs cannot be counted"
     )
     return sum(p.numel() // p.shape[0] * used for p in stacked)

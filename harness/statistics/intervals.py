@@ -181,7 +181,7 @@ def score_interval(scores: Array, level: float = 0.95) -> tuple[Array, Array]:
 
     The variance of a score of mean m in [0, 1] is m (1 - m) - D with D = E[y (1 - y)], which is a
     quarter of the ties' share. As Wilson does, keep m unknown in it: |mean - m|^2 = k (m (1 - m) -
-    D). k is z^2 / P for one seed, which is `evaluation.stats.win_rate`; for several the squared
+    D). k is z^2 / P for one seed, which is `over_prompts.win_rate`; for several the squared
     half-width of `half_width` in units of the scores' variance, the design effect of seeds and
     prompts in it. So an interval does not shrink to nothing where all scores agree.
     """

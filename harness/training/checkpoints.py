@@ -28,7 +28,7 @@ class Checkpoints:
         self.damaged: list[str] = []
 
     def due(self) -> bool:
-        """Return whether `every` seconds have passed since the last one, and this process writes."""
+        """Return whether this process writes and `every` seconds have passed since the last one."""
         return self.writes and time.monotonic() - self._last >= self.every
 
     def save(self, turn: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..api.contracts import Method
 from ..core.data import Sampling
-from ..core.seeds import derive, permutation
+from ..core.seeds import derive, endless_order, permutation
 from ..core.settings import AdamWOptions
 from ..models.generation import Sampler, check_sampling
 from ..models.initial_checkpoint import learner
@@ -439,21 +439,10 @@ class Lab:
         ended.
         """
         for turn in self._loop.turns(steps, what, size):
-            yield self._rows(what, n, self._loop.first + turn * size, size)
-
-    def _rows(self, what: str, n: int, start: int, size: int) -> list[int]:
-        """Return `size` row numbers from position `start` of an endless, per-epoch shuffled order
-        of n rows.
-        """
-        rows: list[int] = []
-        while len(rows) < size:
-            epoch, offset = divmod(start + len(rows), n)
-            order = permutation(n, self._runtime.seed, what, epoch)
-            rows += order[offset : offset + size - len(rows)]
-        return rows
+            yield endless_order(n, self._loop.first + turn * size, size, self._runtime.seed, what)
 
     def _coin(self, i: int) -> bool:
-        """Return whether the labels of pair i are turned around by the control of shuffled labels."""
+        """Return whether the control of shuffled labels swaps the labels of pair i."""
         return derive(self._runtime.seed, "coin", i) % 2 == 1
 
     def _batch_size(self, given: int | None) -> int:

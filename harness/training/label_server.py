@@ -31,7 +31,7 @@ PATIENCE = 10.0  # seconds that a labeller gets to end by itself
 
 
 class LabelClient:
-    """This end: started when first asked; closed when the run ends, and gone when this process is."""
+    """The client's side: it starts the server at the first request and ends it with the run."""
 
     def __init__(self, spec: RunSpec, files: Sequence[str], human: bool) -> None:
         self.human = human

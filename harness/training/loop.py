@@ -67,7 +67,7 @@ class Loop:
 
     @property
     def progress(self) -> float:
-        """Share of the current stream that is done, or of the budget where that is more; in [0, 1)."""
+        """The done share of this stream or the used share of the budget, the larger; in [0, 1)."""
         return min(max(self.turn / max(1, self.total), self.budget_share()), 1 - 1e-9)
 
     def turns(self, total: int, kind: str = "", size: int = 0) -> Iterator[int]:

@@ -175,7 +175,7 @@ class ReferenceCache:
         )
 
     def _make_table(self, out: Path, _: Path) -> MadeStage:
-        """Compute the log-probabilities of every completion, those of a prompt together, each once."""
+        """Compute the log-probabilities of every completion once, all of a prompt together."""
         meter = self.stage_runtime.meter()
         runtime = self.stage_runtime.runtime(meter, 0)
         start = self.start.model()  # held while this is made

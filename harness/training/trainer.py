@@ -34,12 +34,12 @@ REDUCTIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
 
 @dataclass(frozen=True)
 class Role:
-    """A model in a role: how its differentiable output on a batch is computed, and what that costs."""
+    """A model in a role: how to compute its differentiable output on a batch, and its cost."""
 
     name: str
     module: nn.Module
     compute: Callable[[Batch], Tensor]  # (B, K, T) log-probabilities or values, or (B, K) scores
-    beside: bool = False  # whether its weights are those of the policy as well: then only an adapter is its own
+    beside: bool = False  # whether it shares the policy's weights and owns only an adapter
 
     def hold(self, meter: Meter) -> None:
         """Note in the meter that this model is resident."""
@@ -51,7 +51,7 @@ class Role:
         return forward_flops(self.module, batch)
 
     def update_flops(self, batch: Batch) -> float:
-        """Return the FLOPs of a forward and a backward pass: without gradients of frozen weights."""
+        """Return the FLOPs of a forward and a backward pass, without frozen weights' gradients."""
         return self.flops(batch) + backward_flops(self.module, batch, self._frozen)
 
     @cached_property

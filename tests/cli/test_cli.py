@@ -269,7 +269,7 @@ def test_help_shows_the_verbs_in_four_groups():
             verbs.append(line.split()[0])
     sections.pop("Options")
     assert sections == {
-        "Run": ["run", "study"],
+        "Run": ["run", "study", "evaluate"],
         "Read": ["table", "plot", "compare", "report"],
         "Extend": ["list", "show", "new", "check"],
         "Trust": ["reproduce", "power"],

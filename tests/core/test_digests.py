@@ -1,4 +1,4 @@
-"""What names runs and artifacts: a positive list of the code that decides results, tried both ways."""
+"""What names runs and artifacts: a positive list of code, tried both ways."""
 
 import dataclasses
 import shutil

@@ -73,6 +73,17 @@ def test_types_defaults_and_order():
     assert options["maybe"].type == "float | None" and options["sizes"].type == "list[int]"
 
 
+@dataclass
+class Above:
+    """Help above a field."""
+
+    # how fast;
+    # as a share of the peak
+    rate: float = 0.1
+
+    size: int = 4
+
+
 def test_help_is_the_trailing_comment():
     options = options_of(Options)
     assert options["rate"].help == "how fast" and options["size"].help == ""
@@ -80,6 +91,11 @@ def test_help_is_the_trailing_comment():
     assert options["flag"].help == 'on or off; "#" and = inside stay'
     assert options["long"].help == "behind the end"
     assert all(option.help for option in options_of(AdamWOptions).values())
+
+
+def test_help_stands_above_a_field_too():
+    assert options_of(Above)["rate"].help == "how fast; as a share of the peak"
+    assert options_of(Above)["size"].help == ""
 
 
 def test_every_option_of_a_built_in_method_or_stage_has_help():

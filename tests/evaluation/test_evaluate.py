@@ -1,4 +1,4 @@
-"""The trained policy is an artifact: another evaluation trains nothing, and ends in the same bytes."""
+"""The trained policy is an artifact: another evaluation trains nothing."""
 
 import json
 import shutil

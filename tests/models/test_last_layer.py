@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from .test_sharing import SMALL, batch_of, llama
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -20,6 +19,8 @@ from harness.models import last_layer, packing
 from harness.models.capabilities import enable_sharing, find_out, inherit
 from harness.models.loading import scalar_from, trunk_of
 from harness.models.logprobs import completion_logp, completion_states, padded
+
+from .test_sharing import SMALL, batch_of, llama
 
 HEADS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
 

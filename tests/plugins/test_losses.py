@@ -17,8 +17,14 @@ from hypothesis import strategies as st
 
 from harness.core.data import Comparison
 from harness.evaluation.kl import best_of_n_bound, best_of_n_kl
-from harness.evaluation.stats import Estimate, mean_interval, t_quantile, win_rate, win_scores
 from harness.models.logprobs import completion_states, completion_values
+from harness.statistics.over_prompts import (
+    PromptEstimate,
+    mean_interval,
+    t_quantile,
+    win_rate,
+    win_scores,
+)
 from harness.training.reward_model import bradley_terry_loss, combine, pair_accuracy, preferred_of
 
 LOG2 = math.log(2)
@@ -494,7 +500,9 @@ def test_win_rate_by_hand():
     assert (none.mean, none.low) == (0, 0) and none.high == pytest.approx(
         1.96**2 / (20 + 1.96**2), abs=1e-3
     )
-    assert win_rate([1] * 9, [1] * 9) == Estimate(0.5, pytest.approx(0.5), pytest.approx(0.5), 9)
+    assert win_rate([1] * 9, [1] * 9) == PromptEstimate(
+        0.5, pytest.approx(0.5), pytest.approx(0.5), 9
+    )
     halves = win_rate([1, 1, 0, 2], [1, 1, 1, 1])
     assert halves.mean == 0.5 and 0 < halves.low < 0.5 < halves.high < 1
 
@@ -528,7 +536,7 @@ def narrow(estimate, share=0.8):
     """An interval whose width is wrong."""
     half = share * (estimate.high - estimate.low) / 2
     middle = (estimate.high + estimate.low) / 2
-    return Estimate(estimate.mean, middle - half, middle + half, estimate.n)
+    return PromptEstimate(estimate.mean, middle - half, middle + half, estimate.n)
 
 
 def check_coverage(share):
@@ -561,7 +569,9 @@ def test_ties_narrow_the_interval():
     def wilson(row):
         p, n = (np.mean(row) + 1) / 2, len(row)
         middle, half = (p + z * z / 2 / n), z * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
-        return Estimate(p, (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n), n)
+        return PromptEstimate(
+            p, (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n), n
+        )
 
     plain = coverage(wilson, draws, 0.6)
     with pytest.raises(AssertionError):

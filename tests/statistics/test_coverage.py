@@ -8,8 +8,8 @@ is an integral. All is seeded; standard errors are below one point.
 import numpy as np
 import pytest
 
-from harness.evaluation.stats import t_quantile
 from harness.statistics import compare, intervals, length, power
+from harness.statistics.over_prompts import t_quantile
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(61)
 CELLS = 1_000_000  # drawn at once

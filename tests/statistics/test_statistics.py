@@ -15,8 +15,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harness.evaluation.stats import mean_interval, win_rate
 from harness.statistics import aggregate, compare, intervals, length, power, rating
+from harness.statistics.over_prompts import mean_interval, win_rate
 
 from ..helpers.tools import ROOT, process
 

@@ -31,7 +31,6 @@ from harness_suites.exact import NEVER_EVEN, PROMPTS, Exact, ExactReward
 
 from harness.core.data import Prompt, Sampling
 from harness.evaluation.kl import best_of_n_bound
-from harness.evaluation.stats import best_of_n_estimate
 from harness.models.enumeration import (
     Enumerated,
     completions,
@@ -43,6 +42,7 @@ from harness.models.enumeration import (
 from harness.models.generation import CachedEngine
 from harness.models.loading import load_causal, load_tokenizer
 from harness.models.tokens import Batch, PromptBatch, Tokens
+from harness.statistics.over_prompts import best_of_n_estimate
 
 # -- listing ---------------------------------------------------------------------------------------
 

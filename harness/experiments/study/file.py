@@ -318,5 +318,5 @@ def _known(content: Iterable[str], known: set[str], where: str) -> None:
 
 
 def _beside(suite: str, folder: Path) -> str:
-    """Return a suite's name, or the path of its file, which a study names from where itself lies."""
+    """Return a suite's name or the path of its file, which is relative to the study's file."""
     return str(folder / suite) if is_suite_file(suite) else suite

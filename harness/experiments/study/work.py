@@ -200,7 +200,7 @@ def _both(defaults: list[Cell], tuned_cells: list[Cell]) -> list[Cell]:
 
 
 def _without_record(cell: Cell, code: int, said: str) -> State:
-    """Return the state of a run that ended and left neither a result nor the record of a failure."""
+    """Return the state of a run that ended without a result and without a recorded failure."""
     if code < 0:
         more = ": the system's memory may have run out" if code == -9 else ""
         return State(

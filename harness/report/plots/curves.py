@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ...core.run_folder import METRICS, rows_behind
-from ...evaluation.stats import t_quantile
+from ...statistics.over_prompts import t_quantile
 from ..selection.select import Record, Row, Selection
 from ..selection.sweeps import sweeps
 from .style import Look, NothingToDraw, beside, handle, height, look, note, panels, plain_ticks

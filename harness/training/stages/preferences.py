@@ -234,7 +234,7 @@ def _read(path: Path) -> list[Row]:
 
 
 def _cell(text: Text) -> str:
-    """Return a prompt as one column value: plain text as it is, messages as JSON behind a marker."""
+    """Return a prompt as one column value: plain text unchanged, messages as marked JSON."""
     return text if isinstance(text, str) else "\x00" + json.dumps(text)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.seeds import derive
+from ...core.seeds import derive, endless_order
 from ...core.settings import RewardModelOptions
 from ...models.loading import scalar_on
 from ...models.tokens import Batch
@@ -16,7 +16,6 @@ from ..reward_model import RewardModel, pair_accuracy, preferred_of, ranking_los
 from ..runtime import Runtime
 from ..trainer import Term
 from .preferences import Row, comparisons_of, prompt_of
-from .sft import rows_at
 
 if TYPE_CHECKING:
     from .runtime import StageContext
@@ -43,12 +42,13 @@ def make(
     reward = RewardModel(model, options.pooling, name)
     reward.role.hold(meter)
     train = rankings["train"]
-    steps = max(1, round(options.epochs * len(train) / options.batch_size))
+    size = options.batch_size
+    steps = max(1, round(options.epochs * len(train) / size))
     with meter.phase("reward_model"):
         loop = stages.loop(options, meter, scratch, name)
         loop.trainer.add("reward", model)
         for turn in loop.turns(steps):
-            rows = rows_at(len(train), turn, options.batch_size, (seed, "rankings"))
+            rows = endless_order(len(train), turn * size, size, seed, "rankings")
             batch = _batch(stages, [train[i] for i in rows])
             loop.log(loop.trainer.step([Term(ranking_loss, batch, reward.role)], loop.progress))
         runtime = stages.stage_runtime.runtime(meter, seed)

@@ -4,14 +4,14 @@ like any other.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ...core.data import Demonstration
-from ...core.seeds import permutation
+from ...core.seeds import endless_order
 from ...core.settings import SFTOptions
 from ...models.capabilities import find_head
 from ...models.loading import in_memory, learning, load_causal, save_causal
@@ -46,12 +46,13 @@ def make(
     role.hold(meter)
     tokens = stages.tokens.counting_afresh()
     encoded = [(d.prompt, [tokens.completion_ids(d.prompt.text, d.completion)]) for d in demos]
-    steps = options.steps or max(1, round(options.epochs * len(demos) / options.batch_size))
+    size = options.batch_size
+    steps = options.steps or max(1, round(options.epochs * len(demos) / size))
     with meter.phase("sft"):
         loop = stages.loop(options, meter, scratch, "sft")
         loop.trainer.add("policy", model)
         for turn in loop.turns(steps):
-            rows = rows_at(len(demos), turn, options.batch_size, (stages.spec.shared_seed, "sft"))
+            rows = endless_order(len(demos), turn * size, size, stages.spec.shared_seed, "sft")
             batch = tokens.batch(
                 [encoded[i][0] for i in rows],
                 [encoded[i][1] for i in rows],
@@ -62,12 +63,3 @@ def make(
     tail = [row["loss"] for row in loop.rows[-max(1, steps // 10) :]]
     info = {"steps": steps, "demonstrations": len(demos), "loss": round(sum(tail) / len(tail), 4)}
     return info | {"cut_completions": tokens.cut_completions}, meter.snapshot()
-
-
-def rows_at(n: int, turn: int, size: int, key: tuple[Hashable, ...]) -> list[int]:
-    """Return the row numbers of one turn: an endless order of n rows, reshuffled each epoch."""
-    rows: list[int] = []
-    while len(rows) < size:
-        epoch, offset = divmod(turn * size + len(rows), n)
-        rows += permutation(n, *key, epoch)[offset : offset + size - len(rows)]
-    return rows

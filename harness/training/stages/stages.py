@@ -141,7 +141,7 @@ class Stages:
 
     @cached_property
     def feedback(self) -> Artifact:
-        """The preferences that this method learns from: those of all, or a labeller's of its own."""
+        """The preferences that this method learns from: the shared ones, or its own labeller's."""
         return (
             self.preferences
             if self.own_labeller is None

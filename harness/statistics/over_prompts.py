@@ -11,8 +11,8 @@ from statistics import NormalDist
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over prompts with its 95 % confidence interval."""
+class PromptEstimate:
+    """A mean over the prompts of one run, with its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -20,8 +20,10 @@ class Estimate:
     n: int
 
 
-def mean_interval(values: Sequence[float], bounds: tuple[float, float] | None = None) -> Estimate:
-    """Return the mean with a 95 % Student-t interval, cut at `bounds` where the quantity has any."""
+def mean_interval(
+    values: Sequence[float], bounds: tuple[float, float] | None = None
+) -> PromptEstimate:
+    """Return the mean with a 95 % Student-t interval, cut at `bounds` where there are any."""
     n = len(values)
     if n < 2:
         raise ValueError("an interval needs at least two values")
@@ -31,7 +33,7 @@ def mean_interval(values: Sequence[float], bounds: tuple[float, float] | None = 
     low, high = mean - half, mean + half
     if bounds:
         low, high = max(bounds[0], low), min(bounds[1], high)
-    return Estimate(mean, low, high, n)
+    return PromptEstimate(mean, low, high, n)
 
 
 def win_scores(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
@@ -39,7 +41,7 @@ def win_scores(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(ours, theirs, strict=True)]
 
 
-def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
+def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> PromptEstimate:
     """Return the win-rate over prompts, ties half.
 
     The interval is Wilson's score interval with the variance of the observed scores in place of p
@@ -53,7 +55,7 @@ def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     # with p' the true rate, var = p'(1 - p') - ties / 4; solve |p - p'| = z sqrt(var / n) for p'
     a, b, c = 1 + z * z / n, -(2 * p + z * z / n), p * p + z * z * ties / (4 * n)
     root = math.sqrt(max(0.0, b * b - 4 * a * c))
-    return Estimate(p, max(0.0, (-b - root) / (2 * a)), min(1.0, (-b + root) / (2 * a)), n)
+    return PromptEstimate(p, max(0.0, (-b - root) / (2 * a)), min(1.0, (-b + root) / (2 * a)), n)
 
 
 def t_quantile(p: float, df: int) -> float:
