@@ -19,6 +19,7 @@ from harness.api.contracts import Verifier
 from harness.api.registry import installed
 from harness.core.data import Comparison, LabelledPair, Prompt, Sampling
 from harness.core.meter import Meter
+from harness.core.seeds import endless_order
 from harness.core.settings import AdamWOptions
 from harness.models.capabilities import enable_shared_cache, enable_sharing
 from harness.models.generation import CachedEngine
@@ -31,7 +32,7 @@ from harness.training.checkpoints import Checkpoints
 from harness.training.lab import Lab, MethodInputs, Runtime
 from harness.training.loop import Loop
 from harness.training.reward_model import RewardModel, preferred_of, ranking_loss
-from harness.training.stages.sft import nll, rows_at
+from harness.training.stages.sft import nll
 from harness.training.trainer import Role, Term, Trainer
 
 ADAM = {"learning_rate": 1e-6, "lr_schedule": "constant", "warmup_ratio": 0.0}
@@ -223,7 +224,8 @@ def _sft(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Calla
     trainer = _stepper(model, batch)
 
     def take(turn: int) -> None:
-        chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (shape["seed"],))]
+        rows = endless_order(len(coded), turn * batch, batch, shape["seed"])
+        chosen = [coded[i] for i in rows]
         with trainer.meter.phase("sft"):
             trainer.step(
                 [Term(nll, tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]), role)], 0.5
@@ -247,7 +249,8 @@ def _reward(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Ca
     trainer = _stepper(model, batch)
 
     def take(turn: int) -> None:
-        chosen = [coded[i] for i in rows_at(len(coded), turn, batch, (shape["seed"],))]
+        rows = endless_order(len(coded), turn * batch, batch, shape["seed"])
+        chosen = [coded[i] for i in rows]
         made: Batch = tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]).with_columns(
             preferred=said
         )

@@ -31,7 +31,7 @@ WORKS = (
 
 
 @pytest.fixture
-def runtime(monkeypatch):
+def benchmark(monkeypatch):
     """The benchmark's modules by name: they are scripts that import each other, not a package."""
     monkeypatch.syspath_prepend(str(FOLDER))
     names = [file.stem for file in FOLDER.glob("*.py")]
@@ -80,23 +80,23 @@ def row_of(folder, **about):
         return next(r for r in csv.DictReader(told) if about.items() <= r.items())
 
 
-def test_the_committed_table_follows_from_the_committed_rows(runtime, copied):
-    tables, speed = runtime("tables"), runtime("speed")
+def test_the_committed_table_follows_from_the_committed_rows(benchmark, copied):
+    tables, speed = benchmark("tables"), benchmark("speed")
     shutil.copy(RESULTS / "speed.md", copied)  # whose notes by hand are kept
     tables.write(copied, list(speed.GOALS))
     assert (copied / "speed.md").read_bytes() == (RESULTS / "speed.md").read_bytes()
 
 
-def test_rows_are_written_as_they_were_read(runtime, copied):
-    tables = runtime("tables")
+def test_rows_are_written_as_they_were_read(benchmark, copied):
+    tables = benchmark("tables")
     for name in CSV:
         tables.save(copied / name, tables.read(copied / name))
         assert (copied / name).read_bytes() == (RESULTS / name).read_bytes()
 
 
-def test_a_measured_row_replaces_the_one_about_the_same_and_may_say_more(runtime, copied):
-    tables = runtime("tables")
-    speed = runtime("speed")
+def test_a_measured_row_replaces_the_one_about_the_same_and_may_say_more(benchmark, copied):
+    tables = benchmark("tables")
+    speed = benchmark("speed")
     (row,) = speed.rows_of("main", ["dpo"], ["11M"])
     old = tables.found(copied, row)
     tables.keep(
@@ -129,8 +129,8 @@ def made(**changed):
     return {k: str(v) for k, v in (row | {"peer_length": 20, "ours_length": 16} | changed).items()}
 
 
-def test_ratios_are_per_step_and_per_token_where_lengths_differ(runtime):
-    ratios = runtime("tables").ratios
+def test_ratios_are_per_step_and_per_token_where_lengths_differ(benchmark):
+    ratios = benchmark("tables").ratios
     assert ratios(made()) == (
         "2.00 [one turn]",
         "1.60",
@@ -140,16 +140,16 @@ def test_ratios_are_per_step_and_per_token_where_lengths_differ(runtime):
     assert ratios(made(work="dpo"))[1] == "-"
 
 
-def test_each_missed_target_has_the_reason_its_numbers_give(runtime):
-    why = runtime("tables").why
+def test_each_missed_target_has_the_reason_its_numbers_give(benchmark):
+    why = benchmark("tables").why
     assert why(made(turns=2, ratio_max=3.1)).startswith("within the spread of its turns")
     assert why(made(ours_share=0.8)).startswith("would need 120% of the roofline")
     assert "40% is reached and 60% needed; one turn" in why(made())
     assert "one turn" not in why(made(turns=2))
 
 
-def test_notes_below_the_mark_are_kept(runtime, tmp_path):
-    report = runtime("report")
+def test_notes_below_the_mark_are_kept(benchmark, tmp_path):
+    report = benchmark("report")
     file = tmp_path / "table.md"
     report.write(file, ["old"])
     assert file.read_text() == "old\n"
@@ -161,8 +161,8 @@ def test_notes_below_the_mark_are_kept(runtime, tmp_path):
         assert report.MARK in (RESULTS / name).read_text(encoding="utf-8")
 
 
-def test_a_command_is_told_without_paths_of_the_machine(runtime, monkeypatch):
-    report = runtime("report")
+def test_a_command_is_told_without_paths_of_the_machine(benchmark, monkeypatch):
+    report = benchmark("report")
     monkeypatch.setattr(
         sys, "argv", ["x", "ppo", "--ppo-python", "/a/bin/python", "--models=/b/c", "--steps", "2"]
     )
@@ -170,8 +170,8 @@ def test_a_command_is_told_without_paths_of_the_machine(runtime, monkeypatch):
     assert report.command("speed.py") == told
 
 
-def test_the_environments_are_written_down(runtime):
-    report = runtime("report")
+def test_the_environments_are_written_down(benchmark):
+    report = benchmark("report")
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
     assert f"trl=={report.pinned('requirements.txt')}" in constraints
     assert report.pinned("requirements-ppo.txt") == "1.12.0"  # the last that has PPO
@@ -217,8 +217,8 @@ def test_another_trl_is_refused(speed):
     )
 
 
-def test_what_is_kept_or_left_out_is_told(runtime, copied, monkeypatch, capsys):
-    speed = runtime("speed")
+def test_what_is_kept_or_left_out_is_told(benchmark, copied, monkeypatch, capsys):
+    speed = benchmark("speed")
     monkeypatch.setattr(speed, "refuse_other_trl", lambda *_: None)
     monkeypatch.setattr(speed, "measured", lambda *_: pytest.fail("all is there"))
     monkeypatch.setattr(
@@ -257,8 +257,8 @@ def test_a_part_of_the_gpu_table_does_not_replace_it():
     assert done.returncode == 2 and "say where to by --output" in done.stderr
 
 
-def test_every_work_of_ours_takes_its_steps(runtime, tmp_path, monkeypatch):
-    world = runtime("world")
+def test_every_work_of_ours_takes_its_steps(benchmark, tmp_path, monkeypatch):
+    world = benchmark("world")
     small = {
         "hidden_size": 16,
         "num_hidden_layers": 1,
@@ -287,8 +287,8 @@ def test_every_work_of_ours_takes_its_steps(runtime, tmp_path, monkeypatch):
         )
 
 
-def test_a_gpu_table_has_dashes_for_what_was_not_measured(runtime):
-    gpu = runtime("gpu")
+def test_a_gpu_table_has_dashes_for_what_was_not_measured(benchmark):
+    gpu = benchmark("gpu")
     ours = {"rollout": {"seconds": 2.0, "peak": 2**30}, "grpo": None, "dpo": None}
     peers = {
         "rollout": {"seconds": 5.0, "peak": 2**31},
@@ -306,8 +306,8 @@ def test_a_gpu_table_has_dashes_for_what_was_not_measured(runtime):
     assert alone.startswith("| 0.5B | rollout | 5.000 | - | - | ")
 
 
-def test_whole_runs_are_told_in_cpu_and_wall_seconds(runtime, monkeypatch, tmp_path):
-    runs = runtime("runs")
+def test_whole_runs_are_told_in_cpu_and_wall_seconds(benchmark, monkeypatch, tmp_path):
+    runs = benchmark("runs")
     assert (
         runs.row("ppo", 2, {"before": [(90.0, 60.0)], "now": [(45.0, 40.0)]})
         == "| ppo | 2 | 90.0 | 45.0 | 2.00 | 60.0 | 40.0 | 1.50 |"
