@@ -1,6 +1,4 @@
-"""A hinge on pairs (RSO, Liu et al. 2024): harness run -p examples/hinge.py --method hinge --suite
-summarization
-"""
+"""A hinge loss on pairs (RSO, Liu et al. 2024)."""
 
 from __future__ import annotations
 
@@ -11,9 +9,7 @@ from harness import PairOptions, hookimpl, torch
 
 @dataclass
 class Hinge(PairOptions):
-    """Keep the log-ratio of the chosen completion a margin above that of the rejected one, and no
-    further.
-    """
+    """Keep the log-ratio of the chosen completion a margin above that of the rejected one."""
 
     name, kind, paper = "hinge", "offline preference", "https://arxiv.org/abs/2309.06657"
     needs = frozenset({"pairs"})
@@ -27,8 +23,9 @@ class Hinge(PairOptions):
             raise ValueError("beta must be above 0")
 
     def loss(self, logp, batch):
-        """max(0, 1 - beta (s_w - s_l)), s = log pi(y|x) / pi_ref(y|x) summed over tokens; `p`: how
-        sure a label is.
+        """max(0, 1 - beta (s_w - s_l)), s = log pi(y|x) / pi_ref(y|x) summed over tokens.
+
+        `p` is the probability that the label is right.
         """
         s_w, s_l = (logp - batch["ref_logp"]).sum(-1).unbind(1)
         h, p = self.beta * (s_w - s_l), batch["p"]

@@ -1,7 +1,4 @@
-"""CPO: Contrastive Preference Optimization (Xu et al.
-
-2024), DPO without a reference and with a likelihood term.
-"""
+"""CPO (Xu et al. 2024): DPO without a reference and with a likelihood term."""
 
 from __future__ import annotations
 
@@ -16,9 +13,7 @@ softplus = torch.nn.functional.softplus
 
 @dataclass
 class CPO(PairOptions):
-    """Prefer the chosen completion by its log-probability alone, and keep it likely; no reference
-    model.
-    """
+    """Prefer the chosen completion by its log-probability alone, and keep it likely."""
 
     name, kind, paper = "cpo", "offline preference", "https://arxiv.org/abs/2401.08417"
     needs = frozenset({"pairs"})
@@ -47,9 +42,7 @@ class CPO(PairOptions):
         return lab.policy
 
     def optimum(self, problem):
-        """The minimiser of the pairs' population over all distributions, found by descent: there is
-        no closed form.
-        """
+        """Return the minimiser over all distributions, found by descent; it has no closed form."""
         pairs = ordered_pairs(problem)
 
         def loss(logp, _):

@@ -1,7 +1,4 @@
-"""RLHF-PPO: proximal policy optimisation against a learned reward with a KL penalty (Ouyang et al.
-
-2022).
-"""
+"""RLHF-PPO: PPO against a learned reward with a KL penalty (Ouyang et al. 2022)."""
 
 from __future__ import annotations
 

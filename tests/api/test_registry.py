@@ -11,6 +11,7 @@ import pytest
 from harness.api import hookspecs
 from harness.api import registry as registry_module
 from harness.api.registry import KINDS, installed, load_entry_point, load_file, new_registry
+from harness.core import digests as digests_module
 from harness.core.digests import source_digest
 from harness.core.errors import UsageError
 from harness.experiments.observers import Observers
@@ -433,13 +434,13 @@ def test_a_digest_does_not_depend_on_where_files_lie(monkeypatch, tmp_path):
         set(),
     )  # before and behind the packages in the order of paths
     (tmp_path / "mine.py").write_text(text)
-    read = registry_module.file_digest
+    read = digests_module.file_digest
     monkeypatch.setattr(
-        registry_module,
+        digests_module,
         "file_digest",
         lambda f: read(tmp_path / "mine.py" if str(f) in places else f),
     )
-    monkeypatch.setattr(registry_module, "_imported", lambda name: [])
+    monkeypatch.setattr(digests_module, "_imported", lambda name: [])
     for place in places:
         module = ModuleType("placed")
         module.__file__ = place

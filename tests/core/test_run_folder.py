@@ -107,7 +107,7 @@ def test_a_damaged_file_is_detected(artifacts, damage):
         file.write_text({"flip": "mode", "cut": "mad", "empty": ""}[damage])
     with pytest.raises(
         HarnessError,
-        match=r"sft-\w+ is damaged: sub/a.txt is not what was written. Delete that folder",
+        match=r"sft-\w+ is damaged: sub/a.txt has changed since it was written. Delete that folder",
     ):
         artifacts.get_or_make("sft", {"a": 1}, make)
     assert make.calls == 1
