@@ -557,18 +557,17 @@ def test_what_was_asked_for_and_found_nothing_to_do_is_told(method, told):
     assert done.err.count("rolled nothing out") + done.err.count("trains nothing") == len(told)
 
 
-def test_the_panel_says_how_it_was_computed_and_what_was_looked_up():
-    folder = fresh("panel")
-    done = command(*on_small("dpo", "--set", "steps=8", results=folder))
-    words = " ".join(done.out.replace("\u2502", " ").split())
-    assert (
-        "prompts scored once, read once in rollouts" in words
-        and "of the method's FLOPs; making what was not" in words
-    )
-    plain = command(*on_small("grpo", "--no-prompt-sharing", results=folder))
-    assert "prompts scored for every completion (the plain path)" in " ".join(
-        plain.out.replace("\u2502", " ").split()
-    )
+def test_the_record_says_how_it_was_computed_and_what_was_read_from_caches():
+    folder = fresh("computed")
+    for method, more in (("dpo", ["--set", "steps=8"]), ("grpo", ["--no-prompt-sharing"])):
+        done = command(*on_small(method, *more, results=folder))
+        assert done.code == 0, done.text
+        result = json.loads((only_run(folder, "small", method) / "result.json").read_text())
+        shared = method == "dpo"
+        assert result["runtime"]["prompt_computed_once"] is shared
+        assert result["runtime"]["prompt_cached_once"] is shared
+        if shared:
+            assert result["cost"]["method"]["flops_reused"] > 0
 
 
 def test_an_engine_that_is_off_is_told():
