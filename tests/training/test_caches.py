@@ -537,6 +537,8 @@ def folder():
 
 
 def run(method, results, *more):
+    """Train and evaluate; a policy that was trained before is not taken."""
+    forget(results, "policy")
     done = command(*on_small(method, *more, results=results))
     assert done.code == 0, done.text
     found = only_run(results, "small", method)
@@ -605,7 +607,7 @@ def test_killed_while_a_pool_is_made(folder):
     found, _ = run("rrhf", folder, "--seed", 3)
     whole = outputs(found)
     shutil.rmtree(found)
-    forget(folder, "pool")
+    forget(folder, "pool", "policy")
     killer = plugin(folder, "killer", KILLER)
     done = command(*on_small("rrhf", "--seed", 3, "-p", killer, results=folder))
     assert done.code == -9
