@@ -66,7 +66,7 @@ class Hostile(Method):
 
             judge = SummaryGold()
             judge.prepare(Summarization(), None)
-            lab._bench.meter._peak = lambda reset, judge=judge: 0
+            lab._runtime.meter._peak = lambda reset, judge=judge: 0
         report("lab", lab)
         report("frames", sys._getframe())
         return Spy(lab.start)

@@ -106,7 +106,7 @@ def test_a_model_that_cannot_keeps_its_own_cache(cls, config):
 
 def test_a_cap_on_scores_is_not_left_out_in_silence():
     query = torch.zeros(1, 2, 1, 4)
-    with pytest.raises(ValueError, match="cannot do what the model asks"):
+    with pytest.raises(ValueError, match="does not support an option of the model"):
         attention.attend(torch.nn.Module(), query, query, query, None, softcap=30.0)
 
 
