@@ -92,7 +92,7 @@ def test_static_storage_gives_the_numbers_of_the_growing_one(fault, monkeypatch)
 
 
 def test_recording_is_refused_where_it_cannot_be():
-    with pytest.raises(UsageError, match="there is no GPU under this run"):
+    with pytest.raises(UsageError, match="this run has no GPU"):
         drawn(GraphEngine(ENDS), model_on("cpu"), "cpu")
     results = fresh("graphs")
     done = command(

@@ -188,5 +188,5 @@ def test_copies_inherit_and_a_layer_that_does_not_attend_is_told(monkeypatch):
     find_out(other, sharing=False)
     batch = batch_of()
     monkeypatch.setattr(last_layer, "last_layer", lambda trunk: trunk.norm)
-    with pytest.raises(ValueError, match="did not attend"):
+    with pytest.raises(ValueError, match="did not call the attention function"):
         completion_logp(model, batch)
