@@ -114,8 +114,7 @@ def open_stage_runtime(
     device, engine = _device(spec.device), registry.get("engines", spec.engine)
     if getattr(engine, "needs_gpu", False) and device == "cpu":
         raise UsageError(
-            f"--engine {spec.engine}: this run has no GPU. Use --engine hf, or --device"
-            " cuda."
+            f"--engine {spec.engine}: this run has no GPU. Use --engine hf, or --device cuda."
         )
     accelerator = Accelerator(
         cpu=device == "cpu", mixed_precision="no"
