@@ -208,6 +208,8 @@ def _remarks(
             f"--check-rollouts: {spec.method} rolled nothing out while it trained; nothing was"
             " compared."
         )
+    if not runtime["cache_kept"]:
+        told.append("This model decodes without a cache: each token reads all before it again.")
     if not runtime["peak_memory_by_phase"]:
         told.append(
             "Peak memory is that of the whole process, not of each phase: this system resets no"

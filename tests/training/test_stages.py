@@ -118,7 +118,7 @@ def test_the_same_spec_reuses_and_any_change_rebuilds(folder, stages):
 
 
 def test_settings_of_the_machine_and_the_engines_code_are_in_the_name(folder, stages, monkeypatch):
-    inputs = stages._inputs(stages_of(folder).spec)
+    inputs = stages._inputs("sft", None)
     assert (
         stages.spec.threads in inputs["machine"]
         and stages.spec.micro_batch_tokens in inputs["machine"]
