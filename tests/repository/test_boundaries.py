@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -321,7 +320,7 @@ def cpu_seconds(*arguments):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"]], ids=" ".join)
 def test_quick_commands_are_quick(arguments):
-    assert statistics.median(cpu_seconds(*arguments) for _ in range(5)) < 0.5
+    assert min(cpu_seconds(*arguments) for _ in range(5)) < 0.5  # noise only adds
 
 
 def test_flags_are_frozen():
