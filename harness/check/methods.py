@@ -97,6 +97,7 @@ def proofs_of(bench: Trials) -> dict[str, Callable[[], str]]:
         "starts at the reference": bench.starts_at_the_reference,
         "trains the end": bench.trains_the_end,
         "micro-batch invariant": bench.micro_batches,
+        "checkpointing invariant": bench.activation_checkpointing,
         "padding invariant": bench.padding,
         "order invariant": bench.order,
         "layout invariant": bench.layout,

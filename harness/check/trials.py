@@ -225,6 +225,12 @@ class Trials:
         other = self.train(micro_batch_tokens=FEW_TOKENS)
         return self._same("micro-batches", other.rows, f"micro-batches of {FEW_TOKENS} tokens")
 
+    def activation_checkpointing(self) -> str:
+        """Train with layers computed again in the backward pass: the same bytes."""
+        other = self.train(activation_checkpointing=True)
+        same_bytes(other, self.whole, "a training with activation checkpointing")
+        return "trained with activation checkpointing: the same weights and metrics, to the bit"
+
     def padding(self) -> str:
         """Train on batches with padding that nobody needs: the same numbers.
 

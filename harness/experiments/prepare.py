@@ -44,6 +44,7 @@ class RunOptions:
     checkpoint_every: float = 20.0  # seconds between checkpoints
     check_rollouts: bool = False  # compare what was drawn with a teacher-forced pass
     warn: Warn = print
+    activation_checkpointing: bool = False  # compute layers again in the backward pass
     train: bool = True  # False: refuse a run whose trained policy is not there
 
 
@@ -142,6 +143,7 @@ def open_stage_runtime(
         spec.micro_batch_tokens,
         distributed,
         RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
+        activation_checkpointing=settings.activation_checkpointing,
     )
 
 

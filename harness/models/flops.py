@@ -156,13 +156,18 @@ def _last_cost(trunk: nn.Module, attention: int, frozen: bool = False) -> LastCo
 
 def last_layer(trunk: nn.Module) -> nn.Module:
     """Return the last of a trunk's layers; raise ValueError if the list of layers is ambiguous."""
+    return layers_of(trunk)[-1]
+
+
+def layers_of(trunk: nn.Module) -> nn.ModuleList:
+    """Return the list of a trunk's layers; raise ValueError if it is ambiguous."""
     count = trunk.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
     lists = [m for m in trunk.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(lists) != 1:
         raise ValueError(
             f"{len(lists)} lists of {count} modules: cannot tell which list holds the layers"
         )
-    return lists[0][-1]
+    return lists[0]
 
 
 def _attention_cost(config: Any) -> tuple[int, int]:

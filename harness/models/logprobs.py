@@ -21,12 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .activation_checkpointing import checkpointing
 from .attention import attending
 from .flops import ForwardCost, Passed, forward_cost
 from .last_layer import reading
@@ -113,11 +115,13 @@ def predictions(model: nn.Module, batch: Batch) -> Predictions:
         return Predictions(states, lambda some: apply_head(model, some), batch.temperature, at_once)
     packing = pack(batch)
     where = packing.states[..., :-1][places]
-    if not getattr(trunk_of(model), "plain_head", False):
-        with computing(model), attending(trunk_of(model), packing):
+    trunk = trunk_of(model)
+    if not getattr(trunk, "plain_head", False):
+        again = partial(attending, trunk, packing)
+        with computing(model), attending(trunk, packing), checkpointing(trunk, again):
             logits = model(**packed_inputs(model, packing), logits_to_keep=where).logits[0]
         return Predictions(logits, _itself, batch.temperature, at_once)
-    states, place = _packed_states(trunk_of(model), model, packing, where)
+    states, place = _packed_states(trunk, model, packing, where)
     return Predictions(
         states[place], lambda some: apply_head(model, some), batch.temperature, at_once
     )
@@ -154,7 +158,7 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
         with computing(model):
             scalars: Tensor = model.head(hidden)[..., 0].float()
         return scalars[place]
-    with computing(model):
+    with computing(model), checkpointing(model.trunk):
         scalars = model(**accepted(model.trunk, _padded_inputs(batch))).float()
     return scalars[:, -(t + 1) :].view(b, k, t + 1)
 
@@ -233,7 +237,7 @@ def _packed_states(
     else:
         read, place = torch.unique(where, return_inverse=True)
         how = reading(trunk, packing, read)
-    with computing(model), how:
+    with computing(model), how, checkpointing(trunk, partial(attending, trunk, packing)):
         states: Tensor = trunk(**packed_inputs(trunk, packing)).last_hidden_state[0]
     return states, place
 
@@ -264,7 +268,7 @@ def _head_apart(model: nn.Module, batch: Batch) -> bool:
 def padded_states(model: nn.Module, batch: Batch) -> Tensor:
     """Return (B, K, T, d) hidden states on padded rows that predict the completion tokens."""
     (b, k, t), trunk = batch.shape, trunk_of(model)
-    with computing(model):
+    with computing(model), checkpointing(trunk):
         states: Tensor = trunk(
             **accepted(trunk, _padded_inputs(batch)), use_cache=False
         ).last_hidden_state
@@ -275,7 +279,7 @@ def padded_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return (B, K, T, V) logits of the model's own forward pass on padded rows."""
     b, k, t = batch.shape
     inputs: dict[str, Any] = {**_padded_inputs(batch), "logits_to_keep": t + 1}
-    with computing(model):
+    with computing(model), checkpointing(trunk_of(model)):
         logits: Tensor = model(**accepted(model, inputs), use_cache=False).logits
     return logits[:, -(t + 1) : -1].reshape(b, k, t, -1)
 

@@ -21,6 +21,7 @@ from ..core.distributed import ALONE, DistributedContext, merged
 from ..core.errors import Diverged
 from ..core.meter import Meter
 from ..core.settings import AdamWOptions
+from ..models.activation_checkpointing import enable_activation_checkpointing
 from ..models.flops import ForwardCost, frozen_cost
 from ..models.loading import size_of
 from ..models.logprobs import backward_flops, forward_flops
@@ -86,9 +87,11 @@ class Trainer:
         meter: Meter,
         micro_batch_tokens: int,
         distributed: DistributedContext = ALONE,
+        activation_checkpointing: bool = False,
     ) -> None:
         self.options, self.accelerator, self.meter = options, accelerator, meter
         self.micro_batch_tokens, self.distributed = micro_batch_tokens, distributed
+        self.activation_checkpointing = activation_checkpointing
         self.saved: dict[
             str, Tensor
         ] = {}  # of a checkpoint: a module takes its part when it is added
@@ -100,6 +103,8 @@ class Trainer:
     def add(self, name: str, module: nn.Module, learning_rate: float | None = None) -> None:
         """Train a module from now on, at the options' learning rate or its own."""
         parameters = [p for p in module.parameters() if p.requires_grad]
+        if self.activation_checkpointing:
+            enable_activation_checkpointing(module)
         self.modules[name] = module
         self.learning_rates[name] = (
             self.options.learning_rate if learning_rate is None else learning_rate

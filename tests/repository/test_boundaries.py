@@ -96,6 +96,7 @@ FLAGS = {
         "--micro-batch-tokens",
         "--threads",
         "--checkpoint-every",
+        "--activation-checkpointing",
         "--check-rollouts",
         "--results",
         "--snapshots",

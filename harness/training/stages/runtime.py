@@ -42,6 +42,7 @@ class StageRuntime:
     sampling: Sampling = field(default_factory=Sampling)  # the suite's
     eos: set[int] = field(default_factory=set)
     trainer_cls: type[Trainer] = Trainer
+    activation_checkpointing: bool = False
 
     def meter(self) -> Meter:
         """Return a meter for this device."""
@@ -50,7 +51,12 @@ class StageRuntime:
     def trainer(self, options: Any, meter: Meter) -> Trainer:
         """Return what trains models with these options."""
         return self.trainer_cls(
-            options, self.accelerator, meter, self.micro_batch_tokens, self.distributed
+            options,
+            self.accelerator,
+            meter,
+            self.micro_batch_tokens,
+            self.distributed,
+            self.activation_checkpointing,
         )
 
     def runtime(self, meter: Meter, seed: int) -> Runtime:
