@@ -144,6 +144,7 @@ def open_stage_runtime(
         distributed,
         RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
         activation_checkpointing=settings.activation_checkpointing,
+        tell=settings.warn if distributed.main else lambda text: None,
     )
 
 

@@ -199,13 +199,17 @@ def seeds_of(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def runtime_of(method_inputs: MethodInputs, stage_runtime: StageRuntime) -> dict[str, Any]:
-    """Return how the machine was used."""
+def runtime_of(
+    method_inputs: MethodInputs, stage_runtime: StageRuntime, policy: Policy
+) -> dict[str, Any]:
+    """Return how the machine was used, and what an adapter of the policy changes."""
     import torch
 
     from ..models.loading import trunk_of
+    from ..models.lora import adaptation
 
     trunk = trunk_of(method_inputs.start.outline)
+    how = adaptation(policy.model) if policy.model is not None else None
     return {
         "device": str(stage_runtime.device),
         "processes": stage_runtime.distributed.size,
@@ -219,6 +223,7 @@ def runtime_of(method_inputs: MethodInputs, stage_runtime: StageRuntime) -> dict
         "reuse": method_inputs.reference_cache.told() if method_inputs.reference_cache else {},
         "activation_checkpointing": stage_runtime.activation_checkpointing,
         "rollouts_checked": vars(stage_runtime.check) if stage_runtime.check else None,
+        "adapter": asdict(how) if how else None,
     }
 
 

@@ -122,7 +122,7 @@ def _train_and_evaluate(
         training.reused,
     )
     result = record.result_of(spec, type(training.method).paper, assessed, cost)
-    result["runtime"] = record.runtime_of(training.method_inputs, stage_runtime)
+    result["runtime"] = record.runtime_of(training.method_inputs, stage_runtime, policy)
     for remark in _remarks(spec, loop, stage_runtime, result["runtime"]):
         settings.warn(remark)
     if stage_runtime.distributed.main:

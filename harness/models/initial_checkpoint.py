@@ -28,7 +28,7 @@ from .loading import (
     unfilled,
     weights_digest,
 )
-from .lora import adapted, beside, unchanged
+from .lora import adapted, beside, deltas, unchanged
 
 
 class InitialCheckpoint:
@@ -134,7 +134,6 @@ def merged(model: nn.Module, start: InitialCheckpoint) -> nn.Module:
     if not adapted(model):
         return model
     plain = start.copy()
-    for name, layer in model.named_modules():
-        if hasattr(layer, "get_delta_weight"):
-            plain.get_submodule(name).weight.data += layer.get_delta_weight("default")
+    for name, delta in deltas(model):
+        plain.get_parameter(name).data += delta
     return plain

@@ -10,22 +10,44 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
-
 OWN = "lora_"  # in the name of every tensor of an adapter
+_MARK = "harness_adapter"  # PEFT's `peft_config` is also on models that others have adapted
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What the adapter of a model changes: counts of matrices by the last parts of their names."""
+
+    rank: int
+    alpha: float
+    adapted: Mapping[str, int]
+    untouched: Mapping[str, int]  # matrices without an adapter; embeddings and head never have one
+
+    def __str__(self) -> str:
+        """Return one or two sentences for a user."""
+        text = f"LoRA of rank {self.rank} adapts {_listed(self.adapted)}."
+        if self.untouched:
+            text += f" It leaves as they are: {_listed(self.untouched)}."
+        return text
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counts.items())
 
 
 def beside(model: nn.Module, rank: int, alpha: float, seed: int) -> nn.Module:
     """Return a causal model over the weights of a frozen one, with an adapter of output 0.
 
-    y = W x + (alpha / rank) B A x; A is drawn as PEFT draws it, from the seed, and B is 0.
+    y = W x + (alpha / rank) B A x; A is drawn as PEFT draws it, from the seed, and B is 0. PEFT
+    also adapts the stacked weights of experts, where it knows the architecture.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -35,19 +57,72 @@ def beside(model: nn.Module, rank: int, alpha: float, seed: int) -> nn.Module:
     vars(over)["lender"] = lambda: (
         model
     )  # keeps the start checkpoint in memory, so that it is not read again
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules="all-linear",
+        exclude_modules=_routers(over) or None,
+    )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # PEFT warns that GPT-2's layers are transposed, and handles them
         torch.manual_seed(seed)
         inject_adapter_in_model(config, over)
+    vars(over)[_MARK] = (rank, alpha)
     return over.eval()
 
 
+def _routers(model: nn.Module) -> list[str]:
+    """Return the linear layers that return more than a product: PEFT cannot wrap them."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "Router" in type(module).__name__
+    ]
+
+
 def adapted(model: nn.Module) -> bool:
-    """Return whether a model has an adapter."""
-    return hasattr(model, "peft_config")
+    """Return whether a model has an adapter that `beside` made."""
+    return _MARK in vars(model)
+
+
+def deltas(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield for each adapted matrix its name in the plain model, and what the adapter adds."""
+    for name, layer in _adapted_weights(model):
+        yield name, layer.get_delta_weight("default")
+
+
+def _adapted_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield for each adapted matrix its name in the plain model, and PEFT's layer around it."""
+    for name, layer in model.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            weight = getattr(layer, "parameter_name", "weight")  # stacked experts have other names
+            yield f"{name.replace('.base_layer', '')}.{weight}", layer
+
+
+def adaptation(model: nn.Module) -> Adaptation | None:
+    """Return what a model's adapter changes, or None where it has none."""
+    if not adapted(model):
+        return None
+    names = [name for name, _ in _adapted_weights(model)]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    matrices = [
+        f"{name.replace('.base_layer', '')}.{weight}"
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.Embedding) and module is not head and OWN not in name
+        for weight, p in module.named_parameters(recurse=False)
+        if p.dim() > 1
+    ]
+    untouched = [name for name in matrices if name not in names]
+    rank, alpha = vars(model)[_MARK]
+    return Adaptation(rank, alpha, _by_ending(names), _by_ending(untouched))
+
+
+def _by_ending(names: list[str]) -> dict[str, int]:
+    """Return {the last two parts of a name, without `.weight`: how many have them}."""
+    parts = [name.removesuffix(".weight").split(".")[-2:] for name in names]
+    return dict(Counter(".".join(part) for part in parts))
 
 
 def unchanged(model: nn.Module) -> bool:

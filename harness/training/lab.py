@@ -22,7 +22,7 @@ from ..core.settings import AdamWOptions
 from ..models.generation import Sampler, check_sampling
 from ..models.initial_checkpoint import learner
 from ..models.loading import frozen, scalar_on, size_of
-from ..models.lora import load_own, own_state
+from ..models.lora import adaptation, load_own, own_state
 from ..models.tokens import Batch, PromptBatch, Tokens
 from .completion_cache import CompletionPools
 from .inputs import MethodInputs as MethodInputs
@@ -203,6 +203,8 @@ class Lab:
             self._policy = LanguageModel(model, "policy", "update", self._runtime)
             self._loop.trainer.add("policy", model)
             self._policy.role.hold(self._runtime.meter)
+            if (how := adaptation(model)) and how.untouched:
+                self._runtime.tell(str(how))
         return self._policy
 
     @property

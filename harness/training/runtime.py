@@ -4,8 +4,8 @@ method.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ from ..models.micro_batches import in_micro_batches
 from ..models.tokens import Batch
 from .trainer import Role
 
-if TYPE_CHECKING:
-    pass
+Tell = Callable[[str], None]
 
 
 @dataclass
@@ -36,6 +35,7 @@ class Runtime:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     distributed: DistributedContext = ALONE
     check: RolloutCheck | None = None
+    tell: Tell = lambda text: None  # notes for the user, as they come up
 
 
 @dataclass

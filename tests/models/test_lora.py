@@ -18,9 +18,18 @@ from harness.models.flops import forward_cost, frozen_cost
 from harness.models.initial_checkpoint import InitialCheckpoint, merged
 from harness.models.loading import frozen, learning, load_tensors, scalar_on, trunk_of
 from harness.models.logprobs import completion_logp, forward_flops
-from harness.models.lora import adapted, beside, load_own, own_state, size_of_adapter, unchanged
+from harness.models.lora import (
+    adaptation,
+    adapted,
+    beside,
+    load_own,
+    own_state,
+    size_of_adapter,
+    unchanged,
+)
 from harness.training.trainer import Role, Trainer
 
+from ..helpers.tiny_models import MIXTURES, tiny, tiny_folder
 from ..helpers.tools import command, fresh, on_small, only_run
 from ..plugins.test_every_method import METHODS, registry  # noqa: F401  # a fixture
 from ..training.test_memory import counted
@@ -200,6 +209,55 @@ def test_no_gradient_is_computed_for_the_frozen_trunk_under_a_shared_critic(regi
     assert heads and all(name.startswith("head") for name in heads)
 
 
+# -- mixtures of experts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_merged_of_a_mixture_of_experts_gives_the_logits_of_the_adapter(name):
+    plain = tiny(name)
+    policy = moved(beside(plain, 3, 6.0, seed=1))
+    ids = torch.arange(3, 33).view(2, 15)
+    expected = policy(ids).logits
+    assert float((expected - plain(ids).logits).detach().abs().max()) > 1e-2
+    whole = merged(policy, InitialCheckpoint.of(plain))
+    assert whole.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(whole(ids).logits, expected, atol=2e-5, rtol=0)
+    expected.log_softmax(-1)[..., 0].sum().backward()
+    learning = [p for p in policy.parameters() if p.requires_grad]
+    assert learning and all(p.grad is not None and p.grad.any() for p in learning)
+
+
+@pytest.mark.parametrize(
+    ("name", "adapted_experts", "untouched"),
+    [
+        ("mixtral", True, set()),
+        ("qwen3-moe", True, set()),
+        ("deepseek-v3", True, {"mlp.gate_proj", "shared_experts.up_proj"}),
+        ("gpt-oss", False, {"experts.gate_up_proj", "experts.down_proj", "mlp.router"}),
+        ("phimoe", False, {"experts.gate_up_proj", "mlp.router"}),
+    ],
+)
+def test_adaptation_names_what_has_an_adapter_and_what_has_none(name, adapted_experts, untouched):
+    how = adaptation(beside(tiny(name), 3, 6.0, seed=1))
+    assert ("experts.gate_up_proj" in how.adapted) == adapted_experts
+    assert untouched <= how.untouched.keys() and not how.untouched.keys() & how.adapted.keys()
+    assert (how.rank, how.alpha) == (3, 6.0) and "LoRA of rank 3 adapts 2 self_attn" in str(how)
+    assert ("leaves as they are" in str(how)) == bool(how.untouched)
+
+
+def test_adaptation_of_a_plain_model_is_none_and_of_gpt2_is_complete(plain, gpt2_model):
+    assert adaptation(plain) is None
+    assert not adaptation(beside(frozen(copy.deepcopy(gpt2_model)), 3, 6.0, seed=1)).untouched
+
+
+def test_a_model_that_another_program_has_adapted_is_not_taken_for_ours(plain):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    theirs = inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), plain)
+    assert hasattr(theirs, "peft_config") and not adapted(theirs)
+    assert own_state(theirs).keys() == theirs.state_dict().keys()
+
+
 # -- the lab ---------------------------------------------------------------------------------------
 
 
@@ -296,6 +354,23 @@ def test_the_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
     assert told["kl"]["mean"] > 0
     last = told["curve"][-1]
     assert (last["win_rate"], last["kl"]) == (told["win_rate"]["mean"], told["kl"]["mean"])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss"])
+def test_a_mixture_of_experts_is_trained_with_an_adapter_and_its_policy_saved(name):
+    from transformers import AutoModelForCausalLM
+
+    where = fresh("mixture")
+    model = tiny_folder(name, where / "model")
+    args = on_small("dpo", "--set", "lora_rank=2", "--model", model, results=where / "results")
+    done = command(*args)
+    assert done.code == 0, done.text
+    folder = only_run(where / "results", "small", "dpo")
+    _, loading = AutoModelForCausalLM.from_pretrained(folder / "policy", output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    how = json.loads((folder / "result.json").read_text())["runtime"]["adapter"]
+    assert ("experts.down_proj" in how["adapted"]) == (name == "mixtral")
+    assert ("It leaves as they are: 2 mlp.router" in done.err) == (name == "gpt-oss")
 
 
 # -- options ---------------------------------------------------------------------------------------

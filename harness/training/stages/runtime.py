@@ -20,7 +20,7 @@ from ...models.engine import Engine
 from ...models.initial_checkpoint import InitialCheckpoint
 from ...models.tokens import Tokens
 from ..loop import Loop
-from ..runtime import RolloutCheck, Runtime
+from ..runtime import RolloutCheck, Runtime, Tell
 from ..trainer import Trainer
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]  # phase, step, total, metrics
@@ -43,6 +43,7 @@ class StageRuntime:
     eos: set[int] = field(default_factory=set)
     trainer_cls: type[Trainer] = Trainer
     activation_checkpointing: bool = False
+    tell: Tell = lambda text: None  # notes for the user, as they come up
 
     def meter(self) -> Meter:
         """Return a meter for this device."""
@@ -72,6 +73,7 @@ class StageRuntime:
             self.device,
             self.distributed,
             self.check,
+            self.tell,
         )
 
 
