@@ -1,0 +1,9 @@
+"""Foreign programs in isolation: the pool of warm workers, and what they promise.
+
+| file | what it is |
+| --- | --- |
+| confine.py | what a process does to confine itself, and what a machine must have for it |
+| values.py | plain values over a socket, without pickle |
+| worker.py | the worker: a broker and its fork servers |
+| pool.py | the harness's side: workers kept warm, a verdict for each job |
+"""
