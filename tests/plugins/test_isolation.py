@@ -11,7 +11,7 @@ import pytest
 from harness_plugins.isolation import confine
 from harness_plugins.isolation.confine import IsolationError, Limits
 from harness_plugins.isolation.pool import Container, Pool
-from harness_plugins.isolation.worker import _descendants
+from harness_plugins.isolation.processes import descendants
 
 pytestmark = pytest.mark.skipif(bool(confine.missing()), reason=confine.missing() or "")
 
@@ -253,7 +253,7 @@ def test_hostile_programs_forge_nothing_and_harm_nothing(pool, tmp_path, monkeyp
 def test_hostile_programs_leave_nothing_running(pool):
     pool.run([job(HOSTILE[name]) for name in ("forks", "never ends")])
     workers = [w for w in _workers(pool) if w]
-    assert [len(_descendants(w.process.pid)) for w in workers] == [2] * len(workers)  # fork servers
+    assert [len(descendants(w.process.pid)) for w in workers] == [2] * len(workers)  # fork servers
 
 
 def _workers(pool):
@@ -278,7 +278,7 @@ def test_pool_close_ends_every_process():
     workers = Pool(Limits(seconds=1.0), workers=1)
     workers.run([job("")])
     (worker,) = _workers(workers)
-    inside = _descendants(worker.process.pid)
+    inside = descendants(worker.process.pid)
     workers.close()
     assert inside and not any(Path(f"/proc/{p}").exists() for p in inside)
 
@@ -422,6 +422,6 @@ def test_command_cannot_harm_or_stay(shell, tmp_path):
     assert "longer than 2 s" in replies[9]["detail"]
     worker = next(w for w in _workers(shell) if w)
     until = time.monotonic() + 5
-    while len(_descendants(worker.process.pid)) > 1 and time.monotonic() < until:
+    while len(descendants(worker.process.pid)) > 1 and time.monotonic() < until:
         time.sleep(0.05)
-    assert len(_descendants(worker.process.pid)) == 1  # its fork server
+    assert len(descendants(worker.process.pid)) == 1  # its fork server

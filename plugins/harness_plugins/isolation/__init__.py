@@ -4,6 +4,9 @@
 | --- | --- |
 | confine.py | what a process does to confine itself, and what a machine must have for it |
 | values.py | plain values over a socket, without pickle |
-| worker.py | the worker: a broker and its fork servers |
+| children.py | what a confined process does: candidate, tests, program, command |
+| processes.py | the end of all that a command started |
+| servers.py | the processes that fork and watch them |
+| worker.py | the worker: a broker and its two fork servers |
 | pool.py | the harness's side: workers kept warm, a verdict for each job |
 """
