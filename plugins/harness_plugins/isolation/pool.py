@@ -162,7 +162,14 @@ class Pool:
                 os.killpg(worker.process.pid, signal.SIGKILL)
                 worker.close()
             worker = None
-            return {"lost": True, "passed": 0, "total": 1, "status": None, "detail": "lost"}
+            return {
+                "lost": True,
+                "passed": 0,
+                "total": parts,
+                "status": None,
+                "output": "",
+                "detail": "the worker was lost",
+            }
         finally:
             self.idle.put(worker)
 

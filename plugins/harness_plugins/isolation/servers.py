@@ -110,7 +110,7 @@ class Serve:
         finally:
             os.close(reader)
             if self.commands:
-                killdescendants()
+                kill_descendants()
             _empty(self.scratch)
 
     def _child(self, job: dict[str, Any], channel: int, writer: int) -> None:
