@@ -7,7 +7,7 @@ import resource
 import signal
 
 
-def killdescendants() -> None:
+def kill_descendants() -> None:
     """Kill all that a command left. No new process can appear: each loses the right to fork."""
     while left := descendants(os.getpid()):
         for process in left:

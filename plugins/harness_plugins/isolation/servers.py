@@ -16,7 +16,7 @@ from typing import Any
 
 import confine
 import values
-from processes import processes_of
+from processes import kill_descendants, processes_of
 
 WATCH_SECONDS = 0.05  # between two looks at the scratch folder
 COMMAND_USER = 65534  # of an external command, where the harness runs as root
