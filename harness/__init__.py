@@ -41,6 +41,7 @@ _NAMES = {
     "core.data": (
         "Comparison Demonstration Job Pair Principle Prompt Sampling completion_text prompt_text"
     ),
+    "core.data_report": "DataReport",
     "core.errors": "HarnessError UsageError",
     "core.run_folder": "load_results",
     "core.seeds": "derive",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ..core.data_report import DataReport
     from ..core.meter import Meter
     from ..core.table import Table
     from ..models.enumeration import Enumerated
@@ -460,6 +461,13 @@ class Suite(ABC):
     def data_files(self) -> list[Path]:
         """Return the files that the suite reads. A changed file makes another run."""
         return []
+
+    def data_report(self) -> DataReport | None:
+        """Return what was read of the user's data, or None for a suite that makes its own.
+
+        The report is printed once at the start of a run and recorded.
+        """
+        return None
 
     @property
     def max_new_tokens(self) -> int:

@@ -122,8 +122,8 @@ def _as(value: Any, kind: Any) -> Any:
         items = value.split(",") if isinstance(value, str) else list(value)
         inner = (typing.get_args(kind) or (str,))[0]
         return origin(_as(item, inner) for item in items)
-    if origin is str:
-        return value if isinstance(value, str) else _fail()
+    if origin in (str, dict):
+        return value if isinstance(value, origin) else _fail()
     raise TypeError(kind)
 
 

@@ -3,8 +3,8 @@ method can see into.
 
     # hh.toml
     suite = "preference_file"
-    data = "harmless-base.jsonl.gz"    # JSON lines or Parquet (also .gz), a save_to_disk folder
-    # dataset = "Anthropic/hh-rlhf"    # or a data set of the hub
+    data = "harmless-base.jsonl.gz"    # JSON, CSV, Parquet, or a folder
+    # dataset = "Anthropic/hh-rlhf"    # or a data set of the hub, with train = "SPLIT"
     prompt_ends_with = "\\n\\nAssistant:"    # end of an implicit prompt; else the common prefix
     max_prompt_tokens = 256
     max_completion_tokens = 64
@@ -67,7 +67,8 @@ class PreferenceFile(RowSuite):
 
     @cached_property
     def _parts(self) -> dict[str, list[Pair]]:
-        return self._by_part(self._usable(self._pair), ("method", "judge", "validation", "test"))
+        parts = ("method", "judge", "validation", "test")
+        return self._by_part(self._pair, parts, optional=() if self.judge_share else ("judge",))
 
     def _other_part(self, place: float) -> str:
         return "judge" if place < self.judge_share else "method"

@@ -127,9 +127,7 @@ class QuestionFile(RowSuite):
 
     @cached_property
     def _parts(self) -> dict[str, list[Demonstration]]:
-        return self._by_part(
-            self._usable(self._worked), ("demonstrations", "train", "validation", "test")
-        )
+        return self._by_part(self._worked, ("demonstrations", "train", "validation", "test"))
 
     def _other_part(self, place: float) -> str:
         return "demonstrations" if place < self.demonstration_share else "train"

@@ -1,45 +1,64 @@
-"""Rows of a data set, from wherever a user keeps it: JSON lines, Parquet, a folder of
-`save_to_disk`, the hub.
+"""A suite of rows: its sources, its parts, and what is told of both.
+
+Rows of a part that has sources of its own stay together. The others are split by the hash of their
+prompt. Where rows come from is in `sources.py`.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from harness import Demonstration, Pair, Prompt, Suite, UsageError, derive
+from harness import DataReport, Demonstration, Pair, Prompt, Suite, UsageError, derive
+from harness.core.data_report import EXAMPLE, Overlap, SourceReport
+from harness.core.options import build
+
+from .sources import PARTS, Source, expanded, is_path
 
 Example = TypeVar("Example", Pair, Demonstration)
+Placed = list[tuple[str, Example]]  # examples with the places of their rows
 
 
 @dataclass
 class RowSuite(Suite):
-    """A suite with rows from a file, a folder or the hub, split by the hash of the prompt."""
+    """A suite with rows from files, folders or the hub."""
 
     title: str = ""  # what the suite is called; the suite file's name unless given
     folder: str = "."  # what relative paths start from; the suite file's folder
-    data: str = ""  # a .jsonl, .json or .parquet file (also .gz), or a save_to_disk folder
-    dataset: str = ""  # or a data set of the hub
-    dataset_split: str = "train"  # the split of a hub data set or of a folder with several
+    # JSON, JSON lines, CSV, TSV or Parquet, or a folder of such files or of save_to_disk; or a list
+    data: str | tuple[str, ...] = ""
+    dataset: str | tuple[str, ...] = ""  # or a data set of the hub; or a list
+    dataset_config: str = ""  # the configuration of a data set that has several
+    dataset_revision: str = ""  # the commit, branch or tag of a data set of the hub
+    # the training rows: a split of the data set or folder, or files of their own
+    train: str | tuple[str, ...] = ""
+    validation: str | tuple[str, ...] = ""  # the same for validation; else split off by hash
+    test: str | tuple[str, ...] = ""  # the same for evaluation, an official test set for example
+    # tables [[sources]] for what differs by source: data or dataset, config, revision, split, part,
+    # max_rows
+    sources: tuple[dict[str, Any], ...] = ()
+    streaming: bool = False  # take the rows of a data set as they arrive; files are always read so
     bad_rows: str = "fail"  # what to do with a row that cannot be used: fail or skip
-    max_rows: int = 0  # take so many rows from the beginning; 0 takes all
+    shared_prompts: str = "drop"  # training rows whose prompt is also a test prompt: drop or fail
+    max_rows: int = 0  # take so many rows of each part from the beginning; 0 takes all
     sampling_temperature: float = 1.0  # at which everything is sampled and measured
     max_prompt_tokens: int = 512  # longer prompts lose their beginning
     max_completion_tokens: int = 128  # longer completions are cut, without an end token
-    test_share: float = 0.15  # of the rows: evaluation prompts
+    test_share: float = 0.15  # of the rows: evaluation prompts, unless `test` names them
     validation_share: float = 0.05  # of the rows: what settings are chosen on
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
-        if bool(self.data) == bool(self.dataset):
-            raise ValueError("name the rows by either data (a path) or dataset (a hub id)")
+        self._check_sources()
         if self.bad_rows not in ("fail", "skip"):
             raise ValueError(f"bad_rows is fail or skip, not {self.bad_rows!r}")
+        if self.shared_prompts not in ("drop", "fail"):
+            raise ValueError(f"shared_prompts is drop or fail, not {self.shared_prompts!r}")
         if (
             self.max_completion_tokens < 1
             or self.max_prompt_tokens < 1
@@ -48,15 +67,39 @@ class RowSuite(Suite):
             raise ValueError(
                 "max_completion_tokens, max_prompt_tokens and sampling_temperature must be above 0"
             )
-        if not (
-            0 < self.test_share
-            and 0 < self.validation_share
-            and self.test_share + self.validation_share < 0.9
-        ):
+        if self.max_rows < 0 or (self.streaming and not self.max_rows):
+            raise ValueError("streaming takes rows as they arrive: say how many with max_rows")
+        for part in ("test", "validation"):
+            self._check_share(part)
+        if self._test_share + self._validation_share >= 0.9:
+            raise ValueError("test_share and validation_share must leave at least a tenth")
+
+    def _check_share(self, part: str) -> None:
+        option = f"{part}_share"
+        share = getattr(self, option)
+        if self._is_named(part) and share != type(self).__dataclass_fields__[option].default:
+            raise ValueError(f"{option} has no meaning where `{part}` names the rows")
+        if share <= 0:
+            raise ValueError("test_share and validation_share must be above 0")
+
+    def _check_sources(self) -> None:
+        if self.data and self.dataset:
             raise ValueError(
-                "test_share and validation_share must be above 0 and leave at least a tenth of the"
-                " rows"
+                "name the rows by either data (a path) or dataset (a hub id); for both, write"
+                " tables [[sources]]"
             )
+        if not self._is_named("train"):
+            raise ValueError(
+                "name the training rows by either data (a path) or dataset (a hub id), by train,"
+                " or in tables [[sources]]"
+            )
+        if self.dataset_config and not (self.dataset or self.data):
+            raise ValueError("dataset_config has no meaning without dataset")
+        if self.dataset_revision and not self.dataset:
+            raise ValueError("dataset_revision has no meaning without dataset")
+        parts = [name for part in PARTS for name in _names(getattr(self, part), self.folder)]
+        if self.train and self._bases and all(map(is_path, parts)):
+            raise ValueError("train names the rows, and data or dataset names them again")
 
     @property
     def temperature(self) -> float:  # type: ignore[override]
@@ -69,157 +112,233 @@ class RowSuite(Suite):
         return self.max_completion_tokens
 
     def data_files(self) -> list[Path]:
-        """Return the file, or every file of the folder, that the rows are read from."""
-        if not self.data or not self._path.is_dir():
-            return [self._path] if self.data and self._path.is_file() else []
-        return [f for f in sorted(self._path.rglob("*")) if f.is_file()]
+        """Return every file that the rows are read from."""
+        return list(dict.fromkeys(chain.from_iterable(s.files() for s in self._sources)))
 
-    def _usable(self, read: Callable[[object], Example]) -> list[Example]:
-        """Return the examples that `read` makes of rows; it raises ValueError for a bad row."""
-        found: list[Example] = []
-        skipped = 0
-        for number, row in self._rows():
+    def data_report(self) -> DataReport:
+        """Return what was read, skipped and dropped, and how the rows were split."""
+        self._parts  # noqa: B018  # reads the rows
+        return self._report
+
+    # -- sources ----------------------------------------------------------------------------------
+
+    @cached_property
+    def _report(self) -> DataReport:
+        return DataReport()
+
+    @property
+    def _bases(self) -> list[Source]:
+        """The files, folders or data sets that `data` or `dataset` names."""
+        common = {"folder": self.folder, "streaming": self.streaming, "config": self.dataset_config}
+        files = [f for name in _names(self.data, self.folder) for f in expanded(name, self.folder)]
+        if files:
+            return [Source(data=name, **common) for name in files]
+        common["revision"] = self.dataset_revision
+        return [Source(dataset=name, **common) for name in _names(self.dataset, self.folder)]
+
+    @cached_property
+    def _sources(self) -> list[Source]:
+        """Every source, in the order of the parts."""
+        tables = [self._table(table) for table in self.sources]
+        found = [s for part in PARTS for s in [*self._named(part), *tables] if s.part == part]
+        for source in found:
+            source.check()
+        if len(set(found)) < len(found):
+            raise ValueError("the same rows are named twice")
+        return found
+
+    def _named(self, part: str) -> Iterator[Source]:
+        """Yield the sources of a part: splits of the bases, or files of their own."""
+        names = _names(getattr(self, part), self.folder)
+        if part == "train" and not names:
+            yield from self._bases
+        for name in names:
+            if self._bases and not is_path(name):
+                for base in self._bases:
+                    yield replace(base, split=name, part=part)
+            else:
+                for file in expanded(name, self.folder):
+                    yield Source(part, data=file, folder=self.folder, streaming=self.streaming)
+
+    def _table(self, table: dict[str, Any]) -> Source:
+        common = {"folder": self.folder, "streaming": self.streaming}
+        return build(Source, {**common, **table}, "[[sources]]")
+
+    def _is_named(self, part: str) -> bool:
+        return any(source.part == part for source in self._sources)
+
+    # -- rows -------------------------------------------------------------------------------------
+
+    def _by_part(
+        self, read: Callable[[object], Example], parts: Sequence[str], optional: Sequence[str] = ()
+    ) -> dict[str, list[Example]]:
+        """Return the examples by part; only the optional parts may be empty.
+
+        Args:
+            read: Makes an example of a row; raises ValueError for a row that cannot be used.
+            parts: The names of the parts, validation and test among them.
+            optional: Those that may be empty.
+        """
+        named = {part: self._placed(part, read) for part in PARTS if self._is_named(part)}
+        for kept, dropped in (("test", "validation"), ("test", "train"), ("validation", "train")):
+            if kept in named and dropped in named:
+                named[dropped] = self._without_shared(named[kept], kept, named[dropped], dropped)
+        found: dict[str, list[Example]] = {name: [] for name in parts}
+        for part, placed in named.items():
+            for _, example in placed:
+                place = self._part_of(example.prompt) if part == "train" else part
+                found[place].append(example)
+        empty = [name for name, rows in found.items() if not rows and name not in optional]
+        if empty:
+            rows = sum(map(len, named.values()))
+            raise UsageError(
+                f"{self._where}: {rows} usable rows leave none for {', '.join(empty)}."
+            )
+        self._report.splits = {name: _size(examples) for name, examples in found.items()}
+        return found
+
+    def _placed(self, part: str, read: Callable[[object], Example]) -> Placed[Example]:
+        """Return the examples of a part's sources, in their order."""
+        found: Placed[Example] = []
+        for source in (s for s in self._sources if s.part == part):
+            limits = [n for n in (source.max_rows, self.max_rows and self.max_rows - len(found))]
+            most = min((n for n in limits if n), default=0)
             if self.max_rows and len(found) >= self.max_rows:
                 break
+            found += self._usable(source, read, most)
+        return found
+
+    def _usable(
+        self, source: Source, read: Callable[[object], Example], most: int
+    ) -> Placed[Example]:
+        """Return what `read` makes of a source's rows, at most so many (0: all)."""
+        found: Placed[Example] = []
+        report = SourceReport(source.name, source.part)
+        self._report.sources.append(report)
+        rows = source.rows()
+        for row in rows:
+            report.rows += 1
             try:
-                found.append(read(row))
-            except ValueError as error:
+                if row.fault:
+                    raise ValueError(row.fault)
+                found.append((row.place, _whole(read(row.value))))
+            except (ValueError, RecursionError) as error:
+                reason = _reason(error)
                 if self.bad_rows == "fail":
                     raise UsageError(
-                        f"{self._where}, row {number}: {error}. Mend the row, or set bad_rows ="
+                        f"{source.name}, {row.place}: {reason}. Mend the row, or set bad_rows ="
                         ' "skip".'
                     ) from error
-                skipped += 1
+                report.skip(row.place, reason)
+            if most and len(found) >= most:
+                break
+        report.used = len(found)
         if not found:
-            raise UsageError(f"{self._where}: no usable row ({skipped} skipped).")
+            raise UsageError(f"{source.name}: no usable row ({report.rows} skipped).")
         return found
 
-    def _by_part(self, examples: list[Example], parts: Sequence[str]) -> dict[str, list[Example]]:
-        """Return the examples by part, from their prompt's hash; no part may be empty."""
-        found: dict[str, list[Example]] = {name: [] for name in parts}
-        for example in examples:
-            found[self._part_of(example.prompt)].append(example)
-        empty = [name for name, rows in found.items() if not rows]
-        if empty:
+    def _without_shared(
+        self, kept: Placed[Example], keeps: str, dropped: Placed[Example], drops: str
+    ) -> Placed[Example]:
+        """Return a part's examples without those whose prompt stands in another part too."""
+        there = {_key(example.prompt): place for place, example in reversed(kept)}
+        shared = [(place, e) for place, e in dropped if _key(e.prompt) in there]
+        if not shared:
+            return dropped
+        place, first = shared[0]
+        overlap = Overlap(
+            keeps,
+            drops,
+            len({_key(example.prompt) for _, example in shared}),
+            len(shared),
+            (f"{keeps} {there[_key(first.prompt)]}", f"{drops} {place}"),
+            _key(first.prompt)[:EXAMPLE],
+        )
+        if self.shared_prompts == "fail":
             raise UsageError(
-                f"{self._where}: {len(examples)} usable rows leave none for {', '.join(empty)}."
+                f"{self._where}: {overlap.prompts} prompts of the {keeps} rows also stand in the"
+                f" {drops} rows. The first is {' = '.join(overlap.places)}: {overlap.example!r}."
+                ' Take them out, or set shared_prompts = "drop".'
             )
-        return found
+        self._report.overlaps.append(overlap)
+        return [(place, e) for place, e in dropped if _key(e.prompt) not in there]
 
     def _part_of(self, prompt: Prompt) -> str:
-        """Return a prompt's part by its hash: rows with one prompt stay together, whatever else the
-        file holds.
+        """Return a training row's part by the hash of its prompt: rows with one prompt stay
+        together, whatever else the file holds.
         """
-        place = derive("split", self.shared_seed, prompt.text) / 2**63
-        if place < self.test_share:
+        place = derive("split", self.shared_seed, _key(prompt)) / 2**63
+        if place < self._test_share:
             return "test"
-        if place < self.test_share + self.validation_share:
+        if place < self._test_share + self._validation_share:
             return "validation"
-        return self._other_part(
-            (place - self.test_share - self.validation_share) / self._other_share
-        )
+        evaluated = self._test_share + self._validation_share
+        return self._other_part((place - evaluated) / (1 - evaluated))
 
     @abstractmethod
     def _other_part(self, place: float) -> str:
         """Return the part of a prompt that is not evaluated, by its place in [0, 1)."""
 
     @property
-    def _other_share(self) -> float:
-        return 1 - self.test_share - self.validation_share
+    @abstractmethod
+    def _parts(self) -> dict[str, Any]:
+        """The examples by part."""
+
+    @property
+    def _test_share(self) -> float:
+        return 0.0 if self._is_named("test") else self.test_share
+
+    @property
+    def _validation_share(self) -> float:
+        return 0.0 if self._is_named("validation") else self.validation_share
 
     @property
     def _where(self) -> str:
-        return f"data set {self.dataset}" if self.dataset else str(self._path)
-
-    @property
-    def _path(self) -> Path:
-        return Path(self.folder, self.data)
-
-    def _rows(self) -> Iterator[tuple[int, object]]:
-        """Yield (number, row): the line of a JSON-lines file, the position in anything else; both
-        from 1.
-        """
-        if self.dataset:
-            yield from enumerate(_hub_rows(self.dataset, self.dataset_split), 1)
-            return
-        path = self._path
-        if not path.exists():
-            raise UsageError(f"data = {self.data!r}: there is no {path}.")
-        if path.is_dir():
-            yield from enumerate(_folder_rows(path, self.dataset_split), 1)
-        elif ".parquet" in path.suffixes:
-            yield from enumerate(_parquet_rows(path), 1)
-        else:
-            try:
-                yield from self._json_rows(path)
-            except (
-                OSError,
-                EOFError,
-                UnicodeDecodeError,
-            ) as error:  # a cut or mislabelled archive, another encoding
-                raise UsageError(f"{path} cannot be read as UTF-8 JSON lines: {error}.") from error
-
-    def _json_rows(self, path: Path) -> Iterator[tuple[int, object]]:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, 1):
-                if (
-                    number == 1 and line.strip() == "["
-                ):  # one array over many lines, as some data sets are published
-                    yield from enumerate(_array_rows(path, line + stream.read()), 1)
-                    return
-                if not line.strip():
-                    continue
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    if self.bad_rows == "fail":
-                        raise UsageError(
-                            f"{path}, line {number}: not a JSON object: {error}. Mend it, or set"
-                            ' bad_rows = "skip".'
-                        ) from error
-                    yield number, None
+        return " and ".join(dict.fromkeys(source.name for source in self._sources))
 
 
-def _array_rows(path: Path, text: str) -> list[object]:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}: not a JSON array: {error}.") from error
+def _names(value: str | Sequence[str], folder: str) -> list[str]:
+    """Return the names of an option: one, or several as a list or, on the command line, joined by
+    commas.
+    """
+    if not isinstance(value, str):
+        return [*value]
+    if not value or Path(folder, value).exists():  # a file may have a comma in its name
+        return [value] * bool(value)
+    return [name.strip() for name in value.split(",")]
 
 
-def _parquet_rows(path: Path) -> list[object]:
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise UsageError(f"{path} cannot be read as Parquet: {error}.") from error
+def _size(examples: Sequence[Any]) -> dict[str, int]:
+    return {"rows": len(examples), "prompts": len({e.prompt.id for e in examples})}
 
 
-def _hub_rows(name: str, split: str) -> Iterator[object]:
-    from datasets import load_dataset
-
-    try:
-        yield from load_dataset(name, split=split)
-    except Exception as error:  # the hub client raises many kinds: not found, offline, gated
-        raise UsageError(
-            f"dataset = {name!r}: it could not be loaded ({str(error).splitlines()[0][:200]})."
-        ) from error
+def _key(prompt: Prompt) -> str:
+    """Return what makes prompts the same: their words, whatever their case, blanks and roles."""
+    text = prompt.text
+    whole = text if isinstance(text, str) else " ".join(str(m["content"]) for m in text)
+    return " ".join(whole.casefold().split())
 
 
-def _folder_rows(path: Path, split: str) -> Iterator[object]:
-    from datasets import DatasetDict, load_from_disk
+def _whole(example: Example) -> Example:
+    """Return the example if every text of it can be tokenised; raise ValueError otherwise."""
+    texts = (getattr(example, name, None) for name in ("completion", "chosen", "rejected"))
+    for text in _strings([example.prompt.text, example.prompt.answer, *texts]):
+        text.encode()
+    return example
 
-    try:
-        found = load_from_disk(str(path))
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} is a folder but not one that `save_to_disk` wrote.") from error
-    if isinstance(found, DatasetDict):
-        if split not in found:
-            raise UsageError(
-                f"{path} has no split {split!r}; it has {', '.join(found)}. Set dataset_split."
-            )
-        found = found[split]
-    yield from found
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every text inside a value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from chain.from_iterable(map(_strings, (*value, *value.values())))
+    elif isinstance(value, list | tuple):
+        yield from chain.from_iterable(map(_strings, value))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        half = error.object[error.start : error.end].encode("ascii", "backslashreplace").decode()
+        return f"half of a surrogate pair ({half}), which is no character"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -29,9 +29,9 @@ LIGHT_LAYERS = (
 )  # modules load no torch
 LATE = {  # third-party imports inside functions of plugins and suites
     ("console", "rich"),
-    ("rows", "pyarrow"),
+    ("sources", "pyarrow"),
     ("endpoint", "httpx"),
-    ("rows", "datasets"),
+    ("sources", "datasets"),
 }
 WORLD_MAY = {"torch", "transformers", "tokenizers"}
 # One argument a line takes about a fifth more lines than the packed layout before it.

@@ -99,16 +99,16 @@ def test_a_folder_with_splits(suite, tmp_path):
         tmp_path / "folder"
     )
     assert len(everything(suite(None, "folder"))) == 120
-    assert len(everything(suite(None, "folder", dataset_split="more"))) == 60
-    with pytest.raises(
-        UsageError, match="no split 'nosuch'; it has train, more. Set dataset_split"
-    ):
-        suite(None, "folder", dataset_split="nosuch").preferences()
+    assert len(everything(suite(None, "folder", train="more"))) == 60
+    with pytest.raises(UsageError, match="no split 'nosuch'; it has train, more. Name the split"):
+        suite(None, "folder", train="nosuch").preferences()
 
 
 def test_a_folder_of_something_else(suite, tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match="folder but not one that `save_to_disk` wrote"):
+    with pytest.raises(
+        UsageError, match="no data files in it, and not one that `save_to_disk` wrote"
+    ):
         suite(None, "folder").preferences()
 
 

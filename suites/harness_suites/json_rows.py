@@ -1,0 +1,288 @@
+"""Rows of JSON text: JSON lines, an array in any layout, or an object around an array.
+
+Text is read piece by piece, so a file takes no more memory than its longest row.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from harness import UsageError
+
+CHUNK = 1 << 20  # bytes read at a time
+LONGEST_ROW = 1 << 25  # bytes of one row
+BLANK = " \t\r\n"
+# the keys under which files keep their list of rows; any other key is named by the user
+WRAPPERS = (
+    "data",
+    "rows",
+    "examples",
+    "instances",
+    "records",
+    "samples",
+    "items",
+    "train",
+    "validation",
+    "test",
+)
+
+Open = Callable[[], BinaryIO]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row and where it stands, or the reason why it cannot be read."""
+
+    place: str  # "row 3", of a file with a row to a line its third line; counted from 1
+    value: Any
+    fault: str = ""
+
+
+def json_rows(name: str, opened: Open, key: str = "") -> Iterator[Row]:
+    """Yield the rows of JSON text.
+
+    Args:
+        name: The file as messages name it.
+        opened: Opens the file from its beginning, as plain UTF-8 bytes.
+        key: Where the text is one object, the key of its list of rows; empty finds it.
+
+    Raises:
+        UsageError: The text is not JSON, or holds several lists and `key` names none of them.
+    """
+    layout = _layout(opened)
+    chosen = _chosen(name, _lists(opened), key) if layout == "object" else None
+    if key and chosen is None:
+        raise UsageError(f"{name}: it has no part {key!r}, only rows.")
+    if layout == "lines" or (layout == "object" and chosen is None):
+        yield from _lines(name, opened)
+        return
+    with opened() as stream:
+        reader = _Reader(stream)
+        yield from _numbered(name, reader.member(chosen) if chosen else reader.document())
+
+
+def parsed(text: str) -> Any:
+    """Return the value of a JSON text; raise ValueError with the reason."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _lines(name: str, opened: Open) -> Iterator[Row]:
+    with opened() as stream:
+        number = 0
+        while line := stream.readline(LONGEST_ROW + 1):
+            number += 1
+            if len(line) > LONGEST_ROW:
+                raise UsageError(_too_long(name, f"line {number}"))
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip(BLANK)
+                if text:
+                    yield Row(f"row {number}", parsed(text))
+            except UnicodeDecodeError as error:
+                yield Row(f"line {number}", None, f"not UTF-8 text: {error.reason}")
+            except ValueError as error:
+                yield Row(f"line {number}", None, f"not a JSON object: {error}")
+
+
+def _too_long(name: str, place: str) -> str:
+    return (
+        f"{name}, {place}: longer than {LONGEST_ROW >> 20} MiB. Write one row to a line, or the"
+        " rows as one JSON array."
+    )
+
+
+def _numbered(name: str, values: Iterator[Any]) -> Iterator[Row]:
+    """Yield the values as rows; an array that breaks off is refused, because nothing says where
+    its next row begins.
+    """
+    number = 0
+    try:
+        for value in values:
+            number += 1
+            yield Row(f"row {number}", value)
+    except OverflowError as error:
+        raise UsageError(_too_long(name, f"row {number + 1}")) from error
+    except ValueError as error:
+        raise UsageError(f"{name}, row {number + 1}: not JSON: {error}.") from error
+
+
+def _layout(opened: Open) -> str:
+    """Return how JSON text is laid out: `lines`, `array`, or perhaps one `object` around a list."""
+    with opened() as stream:
+        line = b""
+        while not line and (read := stream.readline(CHUNK)):
+            line = read.removeprefix(codecs.BOM_UTF8).strip(BLANK.encode())
+        ended = read.endswith(b"\n")
+        more = ended and any(rest.strip() for rest in iter(lambda: stream.readline(CHUNK), b""))
+    if line[:1] not in (b"[", b"{"):
+        return "lines"
+    if more and _is_json(line):  # a row to a line
+        return "lines"
+    return "array" if line[:1] == b"[" else "object"
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parsed(line.decode())
+    except ValueError:
+        return False
+    return True
+
+
+def _lists(opened: Open) -> list[str]:
+    """Return the keys of an object's lists of objects; none where the text is no single object.
+
+    A list that breaks off under a usual key counts, so that its fault is named and not the first
+    line's.
+    """
+    with opened() as stream:
+        reader = _Reader(stream)
+        try:
+            keys = [key for key, is_list in reader.members() if is_list]
+            return keys if reader.at_end() else []
+        except (ValueError, OverflowError):
+            return [reader.inside] if reader.inside in WRAPPERS else []
+
+
+def _chosen(name: str, found: list[str], key: str) -> str | None:
+    """Return which of an object's lists holds the rows; None where the object is itself a row."""
+    if key and found:
+        if key not in found:
+            raise UsageError(f"{name}: it has no list {key!r}; its lists are {', '.join(found)}.")
+        return key
+    usual = [known for known in found if known in WRAPPERS]
+    if len(usual) > 1:
+        raise UsageError(
+            f"{name}: it holds the lists {', '.join(usual)}. Name the one of each part, for"
+            f' example train = "{usual[0]}".'
+        )
+    return usual[0] if usual else None
+
+
+class _Reader:
+    """Takes JSON values one by one from a stream of UTF-8."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.decoder = json.JSONDecoder()
+        self.utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self.text, self.start, self.ended = "", 0, False
+        self.inside = ""  # the key of the list of objects that `members` is in
+
+    def document(self) -> Iterator[Any]:
+        """Yield the elements of the array that is the whole text."""
+        yield from self.elements()
+        if not self.at_end():
+            raise ValueError("more text follows the end of the array")
+
+    def member(self, wanted: str) -> Iterator[Any]:
+        """Yield the elements of one member of the object that is the whole text."""
+        for key in self._keys():
+            if key == wanted:
+                yield from self.elements()
+            else:
+                self._pass(key)
+
+    def members(self) -> Iterator[tuple[str, bool]]:
+        """Yield each key of an object, and whether its value is a list of objects."""
+        for key in self._keys():
+            yield key, self._pass(key)
+
+    def elements(self) -> Iterator[Any]:
+        """Yield the elements of an array."""
+        self._expect("[")
+        if self._peek() == "]":
+            self.start += 1
+            return
+        while True:
+            yield self.value()
+            if self._expect(",]") == "]":
+                return
+
+    def value(self) -> Any:
+        """Return the next value, whatever it is."""
+        self._peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.start)
+            except RecursionError as error:
+                raise ValueError("nested too deeply") from error
+            except json.JSONDecodeError as error:
+                if not self._may_go_on(error) or not self._fill():
+                    raise ValueError(error.msg) from error
+                continue
+            if end == len(self.text) and self._fill():  # a number may go on
+                continue
+            self.start = end
+            return value
+
+    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
+        """Return whether the fault can be that the value is not read to its end yet."""
+        return "Unterminated" in error.msg or error.pos > len(self.text) - 32
+
+    def at_end(self) -> bool:
+        """Return whether nothing but blanks is left."""
+        return not self._peek()
+
+    def _keys(self) -> Iterator[str]:
+        self._expect("{")
+        if self._peek() == "}":
+            self.start += 1
+            return
+        while True:
+            key = self.value()
+            if not isinstance(key, str):
+                raise ValueError("a key that is not text")
+            self._expect(":")
+            yield key
+            if self._expect(",}") == "}":
+                return
+
+    def _pass(self, key: str) -> bool:
+        """Read over a value; return whether it is a list of objects."""
+        if self._peek() != "[":
+            self.value()
+            return False
+        objects = 0
+        for number, value in enumerate(self.elements(), 1):
+            objects += isinstance(value, dict)
+            self.inside = key if objects == number else ""
+        self.inside, complete = "", self.inside == key
+        return complete
+
+    def _expect(self, marks: str) -> str:
+        mark = self._peek()
+        if not mark or mark not in marks:
+            there = repr(mark) if mark else "the end of the file"
+            raise ValueError(f"expected {' or '.join(map(repr, marks))}, found {there}")
+        self.start += 1
+        return mark
+
+    def _peek(self) -> str:
+        """Return the next character that is not blank; empty at the end of the text."""
+        while True:
+            rest = self.text[self.start : self.start + 64].lstrip(BLANK)
+            if rest:
+                self.start = self.text.index(rest[0], self.start)
+                return rest[0]
+            self.start = min(len(self.text), self.start + 64)
+            if self.start == len(self.text) and not self._fill():
+                return ""
+
+    def _fill(self) -> bool:
+        """Read more, as much again as is there; return whether there was more."""
+        if self.ended:
+            return False
+        self.text, self.start = self.text[self.start :], 0
+        if len(self.text) > LONGEST_ROW:
+            raise OverflowError
+        read = self.stream.read(max(CHUNK, len(self.text)))
+        self.ended = not read
+        self.text += self.utf8.decode(read, final=self.ended)
+        return True

@@ -1,0 +1,320 @@
+"""Where rows come from: files, folders of data files or of `save_to_disk`, and the hub.
+
+Every source is read piece by piece: JSON, CSV, TSV, Parquet, each plain or compressed.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness import UsageError
+
+from .json_rows import CHUNK, LONGEST_ROW, Row, json_rows
+
+PARTS = ("train", "validation", "test")
+ENDINGS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+BATCH = 32  # rows of a Parquet file decoded at a time
+LONGEST_FOOTER = 1 << 24  # bytes of a Parquet file's description of its columns
+# what a cut or damaged file, or one of another encoding, raises
+UNREADABLE = (EOFError, OSError, UnicodeDecodeError, csv.Error, lzma.LZMAError, zlib.error)
+SEVERAL = "*?["  # characters of a pattern that names several files
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, folder or data set with rows of one part: train, validation or test."""
+
+    part: str = "train"  # train, validation or test
+    data: str = ""  # a file, or a folder
+    dataset: str = ""  # or a data set of the hub
+    config: str = ""  # the configuration of a data set that has several
+    revision: str = ""  # the commit, branch or tag of a data set of the hub
+    split: str = ""  # the split of a data set, or the list of a JSON object; a data set's is train
+    max_rows: int = 0  # take so many usable rows from the beginning; 0 takes all
+    folder: str = "."  # what relative paths start from
+    streaming: bool = False  # take the rows of a data set as they arrive
+
+    def check(self) -> None:
+        """Raise ValueError for a source that cannot be."""
+        if self.part not in PARTS:
+            raise ValueError(f"part is train, validation or test, not {self.part!r}")
+        if bool(self.data) == bool(self.dataset):
+            raise ValueError("a source is either data (a path) or dataset (a hub id)")
+        if self.revision and self.local:
+            raise ValueError("revision has no meaning for files: only the hub has revisions")
+        if self.max_rows < 0:
+            raise ValueError("max_rows must not be negative")
+
+    @property
+    def name(self) -> str:
+        """The source as messages name it."""
+        if not self.dataset:
+            return str(self.path) + (f", {self.split}" if self.split else "")
+        config = f", configuration {self.config}" if self.config else ""
+        revision = f" at {self.revision}" if self.revision else ""
+        return f"data set {self.dataset}{revision}{config}, split {self.split or 'train'}"
+
+    @property
+    def path(self) -> Path:
+        """The file or folder; of a data set, where it would be if it were a folder."""
+        return Path(self.folder, self.data or self.dataset)
+
+    @property
+    def local(self) -> bool:
+        """Whether the rows lie on this machine, and not on the hub."""
+        return bool(self.data) or self.path.is_dir()
+
+    def files(self) -> list[Path]:
+        """Return the file, or every file of the folder, that the rows are read from."""
+        if not self.local or not self.path.is_dir():
+            return [self.path] if self.local and self.path.is_file() else []
+        inside = (f for f in sorted(self.path.rglob("*")) if f.is_file())
+        return [f for f in inside if not any(p.startswith(".") for p in _below(f, self.path))]
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows in their order.
+
+        Raises:
+            UsageError: The source is not there, or is not what its name says.
+        """
+        if not self.local:
+            return self._dataset_rows(self.dataset)
+        if not self.path.exists():
+            raise UsageError(f"data = {self.data!r}: there is no {self.path}.")
+        if self.path.is_dir():
+            return self._folder_rows()
+        if not self.path.is_file():
+            raise UsageError(f"{self.path} is no file and no folder that rows can be read from.")
+        if self.config:
+            raise UsageError(f"{self.path} is one file: it has no configuration {self.config!r}.")
+        return self._file_rows()
+
+    def _file_rows(self) -> Iterator[Row]:
+        name = str(self.path)
+        try:
+            kind = _kind_of(self.path)
+            if kind == "JSON":
+                yield from json_rows(name, partial(_opened, self.path), self.split)
+            elif self.split:
+                raise UsageError(f"{name}: it has no part {self.split!r}, only rows.")
+            elif kind == "Parquet":
+                yield from _parquet_rows(self.path)
+            else:
+                yield from _table_rows(self.path, "\t" if kind == "TSV" else ",")
+        except UNREADABLE as error:
+            raise UsageError(f"{name} cannot be read as {kind}: {error}.") from error
+
+    def _folder_rows(self) -> Iterator[Row]:
+        if not any((self.path / name).exists() for name in ("dataset_dict.json", "state.json")):
+            if not any(_is_data_file(file) for file in self.files()):
+                raise UsageError(
+                    f"{self.path} is a folder with no data files in it, and not one that"
+                    f" `save_to_disk` wrote. Data files end in {', '.join(ENDINGS)}."
+                )
+            yield from self._dataset_rows(str(self.path))
+            return
+        from datasets import DatasetDict, load_from_disk
+
+        if self.config:
+            raise UsageError(f"{self.path}: `save_to_disk` keeps no configurations.")
+        found = load_from_disk(str(self.path))
+        if isinstance(found, DatasetDict):
+            split = self.split or "train"
+            if split not in found:
+                raise UsageError(
+                    f"{self.path} has no split {split!r}; it has {', '.join(found)}. Name the"
+                    f' split of each part, for example train = "{next(iter(found))}".'
+                )
+            found = found[split]
+        elif self.split:
+            raise UsageError(f"{self.path} is one data set without splits: no {self.split!r}.")
+        yield from _numbered(found)
+
+    def _dataset_rows(self, where: str) -> Iterator[Row]:
+        from datasets import disable_progress_bars, load_dataset
+
+        disable_progress_bars()
+        try:
+            found = load_dataset(
+                where,
+                name=self.config or None,
+                split=self.split or "train",
+                revision=self.revision or None,
+                streaming=self.streaming,
+            )
+            yield from _numbered(found)
+        except Exception as error:  # the hub client raises many kinds: not found, offline, gated
+            raise UsageError(f"{self.name}: {_advice(error)}") from error
+
+
+def is_path(name: str) -> bool:
+    """Return whether a name is that of a file and not of a split."""
+    plain = _plain(name)
+    return "/" in name or os.sep in name or "*" in name or plain.endswith(ENDINGS)
+
+
+def expanded(name: str, folder: str) -> list[str]:
+    """Return the files that a name stands for: itself, or those of a pattern such as `*.jsonl`."""
+    if not any(c in name for c in SEVERAL) or Path(folder, name).exists():
+        return [name]
+    base = Path(name).anchor or folder
+    found = sorted(str(f) for f in Path(base).glob(name[len(Path(name).anchor) :]) if f.is_file())
+    if not found:
+        raise UsageError(f"data = {name!r}: no file below {base} has such a name.")
+    return found
+
+
+def _advice(error: Exception) -> str:
+    """Return what went wrong with a data set, and the option that mends it."""
+    told = " ".join(str(error).split())[:300] or type(error).__name__
+    if "split" in told:
+        hint = 'Name the split of each part, for example train = "train_prefs", test = "test_prefs"'
+    elif "onfig" in told:
+        hint = "Set dataset_config"
+    else:
+        hint = "See to its name, the network, and whether it asks for a login"
+    return f"it could not be loaded ({told.rstrip('.')}). {hint}."
+
+
+def _below(file: Path, folder: Path) -> tuple[str, ...]:
+    return file.relative_to(folder).parts
+
+
+def _plain(name: str) -> str:
+    """Return a file's name in small letters, without the ending of a compressed file."""
+    name = name.lower()
+    return next((name.removesuffix(end) for end in COMPRESSED if name.endswith(end)), name)
+
+
+def _is_data_file(file: Path) -> bool:
+    return _plain(file.name).endswith((*ENDINGS, ".arrow"))
+
+
+def _kind_of(path: Path) -> str:
+    """Return the format of a file: its name's, or Parquet where it begins like one."""
+    plain = _plain(path.name)
+    with _opened(path) as stream:
+        head = stream.read(4)
+    if plain.endswith(".parquet") or head == b"PAR1":
+        return "Parquet"
+    _check_encoding(path, head)
+    return "CSV" if plain.endswith(".csv") else "TSV" if plain.endswith(".tsv") else "JSON"
+
+
+def _check_encoding(path: Path, head: bytes) -> None:
+    """Refuse text that is not UTF-8 from its first bytes on, with the name of what it is."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in head:
+        wide = head.startswith((b"\xff\xfe\x00\x00", b"\x00\x00")) or head[1:4] == bytes(3)
+        raise UsageError(
+            f"{path} is text in UTF-{'32' if wide else '16'}: convert it to UTF-8, for example with"
+            f" `iconv -f UTF-{'32' if wide else '16'} -t UTF-8`."
+        )
+    if head == b"PK\x03\x04":
+        raise UsageError(f"{path} is a zip archive (or a spreadsheet): unpack it, or export CSV.")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Return a file's bytes, unpacked where they begin like those of a compressed file."""
+    with path.open("rb") as stream:
+        head = stream.read(6)
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.open(path)
+    if head.startswith(b"BZh"):
+        return bz2.open(path)
+    if head == b"\xfd7zXZ\x00":
+        return lzma.open(path)
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    with _opened(path) as stream:
+        try:
+            _check_footer(path, stream)
+            plain = isinstance(stream, io.BufferedReader)  # not compressed as a whole
+            file = pq.ParquetFile(path if plain else stream, buffer_size=CHUNK)
+            number = 0
+            for batch in file.iter_batches(BATCH):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Row(f"row {number}", value)
+        except pyarrow.ArrowException as error:
+            raise UsageError(f"{path} cannot be read as Parquet: {error}.") from error
+
+
+def _check_footer(path: Path, stream: BinaryIO) -> None:
+    """Refuse a file whose description of its columns would itself fill the memory."""
+    stream.seek(-8, os.SEEK_END)
+    size = int.from_bytes(stream.read(4), "little")
+    mark = stream.read(4)
+    if mark == b"PAR1" and size > LONGEST_FOOTER:
+        raise UsageError(
+            f"{path}: the description of its columns alone takes {size >> 20} MiB. Write a file"
+            " with only the columns that hold the rows."
+        )
+    stream.seek(0)
+
+
+def _table_rows(path: Path, delimiter: str) -> Iterator[Row]:
+    """Yield the lines of a table with a header as objects; a cell with a list of messages in JSON
+    becomes that list.
+    """
+    csv.field_size_limit(LONGEST_ROW)
+    with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise UsageError(f"{path}: two columns of its header have the same name: {header}.")
+        line = reader.line_num
+        for cells in reader:
+            first, line = line + 1, reader.line_num
+            if not cells:
+                continue
+            if len(cells) == len(header):
+                yield _table_row(f"line {first}", header, cells)
+            else:
+                fault = f"{len(cells)} cells under a header of {len(header)}"
+                yield Row(f"line {first}", None, fault)
+
+
+def _table_row(place: str, header: list[str], cells: list[str]) -> Row:
+    try:
+        return Row(place, dict(zip(header, map(_cell, cells), strict=True)))
+    except ValueError as error:
+        return Row(place, None, str(error))
+
+
+def _cell(text: str) -> Any:
+    """Return a cell: text, or the messages that it holds as JSON."""
+    if text.startswith(("[{'", '[{"')):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                "a cell holds a list of messages that is not JSON (Python's notation, perhaps)"
+            ) from error
+    return text
+
+
+def _numbered(values: Any) -> Iterator[Row]:
+    for number, value in enumerate(values, 1):
+        yield Row(f"row {number}", value)
