@@ -14,11 +14,11 @@ from ..core.data import Budget
 from ..core.digests import (
     code_digest,
     combined_digest,
-    model_files,
     package_digest,
     source_digest,
 )
 from ..core.errors import UsageError, unknown
+from ..core.model_folder import model_digest
 from ..core.options import build, options_of, parse_settings
 from ..core.settings import STAGES, PreferenceOptions, is_base_class
 from ..core.spec import RunSpec, parse_budget
@@ -152,7 +152,7 @@ def _base_digest(base: str | Path | None) -> str:
     """
     if base is None or not Path(base).is_dir():
         return str(base)
-    return combined_digest(model_files(Path(base)))
+    return model_digest(Path(base))
 
 
 def _check_settings(file: SuiteFile, where: str, registry: Registry) -> None:

@@ -85,12 +85,6 @@ def file_digest(path: Path) -> str:
         return whole.hexdigest()
 
 
-def model_files(folder: Path) -> list[Path]:
-    """Return the files of a model folder in hub format that decide what the model does."""
-    wanted = (".json", ".safetensors", ".model", ".jinja", ".txt")
-    return [f for f in sorted(folder.iterdir()) if f.suffix in wanted and f.name != "training.json"]
-
-
 def digest_of(value: Any) -> str:
     """Return the SHA-256 of a JSON-able value in canonical form."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
@@ -107,6 +101,7 @@ _LEARNING = (
     "core/data.py",
     "core/distributed.py",
     "core/meter.py",
+    "core/model_folder.py",
     "core/seeds.py",
     "core/settings.py",
     "models/[!_]*.py",

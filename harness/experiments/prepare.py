@@ -61,6 +61,8 @@ def prepare(
     from ..training.stages.preferences import read_pairs
 
     stages = open_stages(spec, registry, stage_runtime)
+    for note in _notes_on_models(stages):
+        stage_runtime.tell(note)
     needs = method.required()
     check_needs(needs, stages, spec)
     method_inputs = MethodInputs(start=stages.checkpoint, tokens=stages.tokens)
@@ -99,6 +101,16 @@ def prepare(
         content,
     )
     return method_inputs, {a.kind: a for a in used}
+
+
+def _notes_on_models(stages: Stages) -> list[str]:
+    """Return what a user should know of how the models of a run are read, each note once."""
+    from ..models.pretrained import notes_on
+
+    participants = (stages.own_labeller, stages.labeller, stages.judge)
+    models = [stages.base, *(getattr(one, "model", None) for one in participants)]
+    named = [name for name in models if isinstance(name, str | Path) and str(name)]
+    return list(dict.fromkeys(note for name in named for note in notes_on(name)))
 
 
 def open_stage_runtime(

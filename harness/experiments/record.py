@@ -16,6 +16,7 @@ from ..core import run_folder
 from ..core.digests import digest_of
 from ..core.files import write_json
 from ..core.meter import OWN_PHASES, SHARED_PHASES, Meter, merge, start_peak_anew
+from ..core.model_folder import adapter_in, model_record
 from ..core.spec import RunSpec, stage_options
 
 if TYPE_CHECKING:
@@ -60,11 +61,19 @@ def result_of(
     artifacts = {name: {**a.info, "content": a.content} for name, a in stages.items()}
     return _heading(spec, "finished") | {
         "paper": paper,
+        "model": model_of(spec),
         "evaluation": assessed.figures,
         "ground": assessed.ground,
         "artifacts": artifacts,
         "cost": costs(bill),
     }
+
+
+def model_of(spec: RunSpec) -> dict[str, Any]:
+    """Return the model that the run started from: its digest, and the base of an adapter."""
+    if spec.model is not None and adapter_in(spec.model) is not None:
+        return model_record(spec.model)
+    return {"name": spec.model or "embedded", "digest": spec.code.get("base", "")}
 
 
 def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:

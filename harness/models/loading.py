@@ -11,46 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
-
-HUB_HINT = (
-    "A folder in Hugging Face format (config.json, *.safetensors, tokenizer files) or a hub id was"
-    " expected."
-)
-
-
-def load_tokenizer(name: str | Path) -> Any:
-    """Return the tokenizer of a folder or hub id. No code from the hub is executed."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--model {name}: no tokenizer could be loaded. {HUB_HINT} ({_first_line(error)})"
-        ) from error
+from .pretrained import load_tokenizer as load_tokenizer
+from .pretrained import read_model
 
 
 def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
     """Return the causal language model of a folder or hub id, from safetensors only, dropout off.
 
+    A PEFT adapter is merged into its base model.
+
     Weights are float32; `compute` is the dtype of every forward pass. Copies inherit it, so old,
     new and reference log-probabilities come from the same arithmetic.
     """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            str(name), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(
-            f"--model {name}: no model could be loaded. {HUB_HINT} ({_first_line(error)})"
-        ) from error
+    model = read_model(name)
     trunk_of(model).compute_dtype = getattr(torch, compute)
     return frozen(model)
 
@@ -220,7 +197,3 @@ def size_of(model: nn.Module) -> tuple[int, int]:
         (p.untyped_storage()._cdata, p.storage_offset()): p for p in model.parameters()
     }.values()  # on meta, too
     return sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -16,13 +16,15 @@ from torch import nn
 
 from ...api.contracts import Judge, Labeller, Suite
 from ...core.artifacts import Artifact
-from ...core.digests import code_digest, combined_digest, digest_of, model_files, package_digest
+from ...core.digests import code_digest, digest_of, package_digest
 from ...core.errors import UsageError
 from ...core.meter import Meter
+from ...core.model_folder import adapters_in, model_digest
 from ...core.settings import EvaluationOptions
 from ...core.spec import RunSpec, stage_options
 from ...models.initial_checkpoint import InitialCheckpoint, start_in
 from ...models.loading import load_causal, load_tokenizer
+from ...models.pretrained import end_tokens
 from ...models.tokens import Tokens
 from ..checkpoints import Checkpoints
 from ..loop import Loop
@@ -82,13 +84,7 @@ class Stages:
 
     @property
     def _other_ends(self) -> set[int]:
-        from transformers import GenerationConfig
-
-        try:
-            ends = GenerationConfig.from_pretrained(str(self.base)).eos_token_id
-        except OSError:  # a model folder without generation_config.json
-            ends = None
-        return set(ends if isinstance(ends, list) else [ends] if ends is not None else [])
+        return end_tokens(self.base)
 
     @property
     def start(self) -> nn.Module:
@@ -302,14 +298,15 @@ class Stages:
 
     @cached_property
     def _base_digest(self) -> str:
-        folder = Path(self.base)
-        if not folder.is_dir():  # a hub id: the weights decide, wherever they lie
+        folder, adapters = Path(self.base), adapters_in(self.base)
+        whole = Path(adapters[-1].base) if adapters else folder
+        if not whole.is_dir():  # a hub id: the weights decide, wherever they lie
             from ...models.loading import weights_digest
 
             return weights_digest(load_causal(self.base)) + digest_of(
                 self.tokens.tokenizer.get_vocab()
             )
-        return combined_digest(model_files(folder))
+        return model_digest(folder)
 
     @staticmethod
     def _class_key(instance: Judge | Labeller | None) -> str:

@@ -52,7 +52,7 @@ class LMAnnotator(WritingAnnotator):
         """Return the files of the model's folder; a hub id stands for itself until its weights are
         hashed.
         """
-        from harness.core.digests import model_files
+        from harness.core.model_folder import model_files
 
         return model_files(Path(self.model)) if Path(self.model).is_dir() else []
 
