@@ -105,7 +105,7 @@ def prepare(
 
 def _notes_on_models(stages: Stages) -> list[str]:
     """Return what a user should know of how the models of a run are read, each note once."""
-    from ..models.pretrained import notes_on
+    from ..models.hub_format import notes_on
 
     participants = (stages.own_labeller, stages.labeller, stages.judge)
     models = [stages.base, *(getattr(one, "model", None) for one in participants)]

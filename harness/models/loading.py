@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
-from .pretrained import load_tokenizer as load_tokenizer
-from .pretrained import read_model
+from .hub_format import load_tokenizer as load_tokenizer
+from .hub_format import read_model
 
 
 def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:

@@ -22,9 +22,9 @@ from ...core.meter import Meter
 from ...core.model_folder import adapters_in, model_digest
 from ...core.settings import EvaluationOptions
 from ...core.spec import RunSpec, stage_options
+from ...models.hub_format import end_tokens
 from ...models.initial_checkpoint import InitialCheckpoint, start_in
 from ...models.loading import load_causal, load_tokenizer
-from ...models.pretrained import end_tokens
 from ...models.tokens import Tokens
 from ..checkpoints import Checkpoints
 from ..loop import Loop

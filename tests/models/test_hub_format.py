@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from harness.core.errors import UsageError
 from harness.core.model_folder import adapters_in, model_digest, model_files, model_record
+from harness.models.hub_format import end_tokens, notes_on
 from harness.models.loading import load_causal, load_tokenizer, save_causal, trainable
 from harness.models.lora import adapted, own_state
-from harness.models.pretrained import end_tokens, notes_on
 
 from ..helpers.tiny_models import tiny_folder
 from ..helpers.tools import command, fresh, on_small, only_run
