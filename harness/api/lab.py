@@ -187,7 +187,10 @@ class Lab(Protocol):
 
     @property
     def reference(self) -> Any:
-        """The frozen start checkpoint, a `Model`. It is loaded and counted only if it is used."""
+        """The frozen start checkpoint, or the model of `--reference`: a `Model`.
+
+        It is loaded and counted only if it is used.
+        """
 
     @property
     def start(self) -> Any:
@@ -196,7 +199,7 @@ class Lab(Protocol):
     def move_reference(self) -> None:
         """Copy the weights of the policy into the reference, for iterated methods.
 
-        The reference of the evaluation stays the start checkpoint.
+        The reference of the evaluation stays what it was.
         """
 
     def critic(

@@ -21,10 +21,11 @@ from ..core.errors import UsageError, unknown
 from ..core.model_folder import model_digest
 from ..core.options import build, options_of, parse_settings
 from ..core.settings import STAGES, PreferenceOptions, is_base_class
-from ..core.spec import RunSpec, parse_budget
+from ..core.spec import START_MODEL, RunSpec, parse_budget
 from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
 from .contracts import Judge, Labeller, Method, Suite
 from .registry import Registry
+from .start import start_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     chosen = _over(method_cls, advised, asked)
     method = build(method_cls, chosen, f"method {request.method}")
     budget = parse_budget(request.budget)
+    fixed = dict(request.fixed)
+    start = start_of(fixed.pop("start", None), fixed.get("model"))
+    stage_settings = parse_settings(request.stage_settings, "--stage-set")
     labeller = method.labeller() or request.fixed.get("labeller") or suite.labeller_name
     spec = RunSpec(
         method=request.method,
@@ -70,12 +74,11 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
         options=_values(method),
         suite_options=_values(suite),
         labeller_options=_labeller_options(labeller, request.labeller_settings, registry),
-        stages=_resolve_stages(
-            [*layers, quick], parse_settings(request.stage_settings, "--stage-set"), budget
-        ),
+        stages=_resolve_stages([*layers, quick], stage_settings, budget, start),
         budget=budget,
         asked=tuple(sorted(asked)),
-        **request.fixed,
+        start=start,
+        **fixed,
     )
     return dataclasses.replace(spec, code=code_of(spec, suite, method, registry))
 
@@ -142,6 +145,7 @@ def code_of(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> 
         "method_labeller": package_digest(registry.get("labellers", own)) if own else "",
         "labeller_data": combined_digest(asked.data_files()) if asked else "",
         "base": _base_digest(spec.model or suite.base_model()),
+        "reference": _base_digest(spec.reference) if spec.reference else "",
         "data": combined_digest(suite.data_files()),
     }
 
@@ -290,8 +294,12 @@ def _over(cls: type, advised: dict[str, Any], asked: Mapping[str, Any]) -> dict[
 
 
 def _resolve_stages(
-    layers: list[Mapping[str, Mapping[str, Any]]], overrides: Mapping[str, str], budget: Budget
+    layers: list[Mapping[str, Mapping[str, Any]]],
+    overrides: Mapping[str, str],
+    budget: Budget,
+    start: str,
 ) -> dict[str, dict[str, Any]]:
+    """Return the options of every stage that the run may have: no `sft` where it has no part."""
     for layer in layers:
         for name in (n.removeprefix("stage.") for n in layer if n.startswith("stage.")):
             if name not in STAGES:
@@ -303,12 +311,18 @@ def _resolve_stages(
             raise UsageError(
                 f"--stage-set {name}: {unknown('stage', stage, STAGES)} Write STAGE.OPTION=VALUE."
             )
+        if stage == "sft" and start == START_MODEL:
+            raise UsageError(
+                f"--stage-set {name}: methods start from the model itself, so there is no SFT"
+                " stage. --start sft fine-tunes the model first."
+            )
         asked[stage][option] = value
     stages = {
         stage: _values(
             build(cls, _over(cls, _layered(layers, stage), asked[stage]), f"--stage-set {stage}")
         )
         for stage, cls in STAGES.items()
+        if stage != "sft" or start != START_MODEL
     }
     if budget.labels:  # what a method learns from costs it labels, whoever asked for them
         labels = min(stages["preferences"]["labels"] or budget.labels, budget.labels)

@@ -19,6 +19,7 @@ from ..api.registry import KINDS, Registry
 from ..core.distributed import leave_process_group
 from ..core.errors import HarnessError, UsageError
 from ..core.options import summary_of
+from ..core.spec import STARTS
 from .evaluate_command import evaluate
 from .report_commands import COMMANDS, plugin_files
 
@@ -103,6 +104,21 @@ def cli() -> None:
 )
 @click.option(
     "--model", metavar="PATH_OR_HUB_ID", help="The base model; embedded suites bring their own."
+)
+@click.option(
+    "--start",
+    type=click.Choice(STARTS),
+    default=None,
+    show_default="model for a --model with a chat template, else sft",
+    help="Start from the model itself, or from the model after SFT on the demonstrations.",
+)
+@click.option(
+    "--reference",
+    metavar="PATH_OR_HUB_ID",
+    help=(
+        "The model that KL is measured to and that methods compare with, of the same architecture"
+        " and tokenizer; otherwise the start checkpoint."
+    ),
 )
 @click.option(
     "--seed",

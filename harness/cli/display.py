@@ -35,6 +35,7 @@ def show(outcome: Outcome) -> None:
     title = f"{r['method']} on {r['suite']}, seed {r['seed']}" + (
         ", quick" if r.get("quick") else ""
     )
+    title += ", start: model" if r.get("start") == "model" else ""
     title += " (finished before)" if outcome.reused else ""
     console = Console()
     console.print(Panel(grid, title=title, subtitle=str(outcome.folder), expand=False))

@@ -158,6 +158,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "api/hookspecs.py",
     "api/registry.py",
     "api/resolve.py",
+    "api/start.py",
     "check/*.py",
     "cli/**/*.py",
     "core/artifacts.py",

@@ -14,6 +14,9 @@ from .errors import UsageError, unknown
 from .options import build, convert, options_of, parse_settings
 from .settings import STAGES
 
+START_MODEL, START_SFT = "model", "sft"
+STARTS = (START_MODEL, START_SFT)
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -29,6 +32,10 @@ class RunSpec:
     # of all that methods share: data, SFT, preferences, reward model, reference answers
     shared_seed: int = 0
     model: str | None = None
+    # the start checkpoint. model: the base model itself; sft: the base model after the SFT stage
+    start: str = START_SFT
+    # the model that KL is measured to and that methods compare with; None: the start checkpoint
+    reference: str | None = None
     budget: Budget = field(default_factory=Budget)
     engine: str = "hf"
     judge: str | None = None  # None: the suite's

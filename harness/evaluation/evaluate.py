@@ -15,7 +15,7 @@ from typing import Any
 from ..api.contracts import Judge, Method, Policy
 from ..core.data import Prompt, prompt_text
 from ..core.digests import digest_of
-from ..core.errors import Diverged, HarnessError
+from ..core.errors import Diverged, HarnessError, Refused
 from ..core.meter import Cost, Meter
 from ..core.settings import EvaluationOptions
 from ..core.spec import RunSpec
@@ -215,12 +215,18 @@ def _kl(
     """Return KL estimates per prompt: the evaluator's own, or the policy's where it has no
     log-probabilities.
     """
+    if policy.kl_estimator is not None and stages.spec.reference:
+        raise Refused(
+            f"--reference {stages.spec.reference}: {stages.spec.method} estimates its KL to the"
+            " start checkpoint, and it has no log-probabilities to compare with another model."
+            " Leave --reference out."
+        )
     if policy.kl_estimator is not None:
         return {"estimator": policy.kl_estimator, "kl": batch["kl"].tolist()}
     assert policy.model is not None, "a policy has a model, or an estimator of its KL"
-    start = stages.start  # in memory for as long as this takes
+    reference = stages.reference  # in memory for as long as this takes
     with runtime.meter.phase("evaluate"):
-        exact, plain = sampled_kl(policy.model, start, batch, runtime)
+        exact, plain = sampled_kl(policy.model, reference, batch, runtime)
     return {"estimator": RAO_BLACKWELL, "kl": exact.tolist(), "plain": plain.tolist()}
 
 

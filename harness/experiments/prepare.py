@@ -65,7 +65,9 @@ def prepare(
         stage_runtime.tell(note)
     needs = method.required()
     check_needs(needs, stages, spec)
-    method_inputs = MethodInputs(start=stages.checkpoint, tokens=stages.tokens)
+    method_inputs = MethodInputs(
+        start=stages.checkpoint, tokens=stages.tokens, reference=stages.other_reference
+    )
     used = [stages.start_artifact]
     if "prompts" in needs:
         method_inputs.prompts = stages.suite.prompts("train")
@@ -92,6 +94,7 @@ def prepare(
             _load_rewards, [m.folder for m in members], stages.checkpoint
         )
     content = stages.feedback.content if method_inputs.pairs else ""
+    other = stages.other_reference
     method_inputs.reference_cache = ReferenceCache(
         stage_runtime,
         stages.start_inputs(),
@@ -99,6 +102,7 @@ def prepare(
         stages.tokens,
         method_inputs.pairs,
         content,
+        None if other is None else (other, stages.reference_content),
     )
     return method_inputs, {a.kind: a for a in used}
 

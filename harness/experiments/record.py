@@ -94,6 +94,8 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
         ),
         "reference_answers": stages.used["reference_answers"].content[:16],
     }
+    if spec.reference:
+        ground["reference"] = stages.reference_content[:16]
     if stages.can_prefer():
         ground["preferences"] = stages.preferences.content[:16]
         ground["reward_model"] = stages.reward_artifact(0).content[:16]
@@ -245,6 +247,7 @@ def _heading(spec: RunSpec, status: str) -> dict[str, Any]:
         "seed": spec.seed,
         "shared_seed": spec.shared_seed,
         "recipe": spec.recipe(),
+        "start": spec.start,
         "options": dict(spec.options),
         "asked": list(spec.asked),
         "suite_options": dict(spec.suite_options),

@@ -35,7 +35,7 @@ from ..core.data import Budget
 from ..core.errors import HarnessError, Refused, UsageError
 from ..core.files import make_folder, write_json
 from ..core.settings import STAGES
-from ..core.spec import RunSpec, stage_options
+from ..core.spec import START_MODEL, RunSpec, stage_options
 from .reproduction_digests import DIFFERENT, SAME, Item, compare_failures, compare_runs, within
 
 MARK = (  # in a folder named with --into: whose reproduction it is, so that it goes on after a kill
@@ -47,6 +47,7 @@ HINTS = {  # parts of `code` that are files of data, and what to do where they a
     "data": " (--data-folder DIR says where they lie now)",
     "labeller_data": "",
     "base": " (--model {model}, named from where the run was started)",
+    "reference": " (--reference {reference}, named from where the run was started)",
 }
 IDENTICAL, WITHIN = "identical", "the same within tolerance"
 
@@ -151,7 +152,8 @@ def read_spec(folder: Path) -> RunSpec:
     """
     told, file = _read(folder / "spec.json"), folder / "spec.json"
     known = {f.name for f in dataclasses.fields(RunSpec)}
-    odd = ", ".join(sorted((set(told) ^ known) or (set(told["stages"]) ^ set(STAGES))))
+    stages = set(STAGES) - ({"sft"} if told.get("start") == START_MODEL else set())
+    odd = ", ".join(sorted((set(told) ^ known) or (set(told["stages"]) ^ stages)))
     if odd:
         raise UsageError(
             f"{file} is of another version of the harness, or was edited: it differs in its fields"
@@ -181,7 +183,7 @@ def _read(file: Path) -> dict[str, Any]:
 def code_now(run: Recorded, registry: Registry) -> dict[str, str]:
     """Return the digests of the code and files that would carry the run out now."""
     try:
-        for stage in STAGES:
+        for stage in run.spec.stages:
             stage_options(run.spec, stage)
         suite, method = make_suite(run.spec, registry), make_method(run.spec, registry)
         return code_digests(run.spec, suite, method, registry)
@@ -325,7 +327,7 @@ def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpe
     changed = changed_code(run.spec.code, now)
     told = [
         f"the {'files' if part in HINTS else 'code'} of {part}: {was[:12] or 'none'} then,"
-        f" {is_[:12] or 'none'} now" + HINTS.get(part, "").format(model=run.spec.model)
+        f" {is_[:12] or 'none'} now" + HINTS.get(part, "").format_map(vars(run.spec))
         for part, (was, is_) in changed.items()
     ]
     wrong = [*contradictions(run), *told]

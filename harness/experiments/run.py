@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..api.registry import Registry
 from ..api.resolve import make_method, make_suite
+from ..api.start import start_warning
 from ..core import run_folder
 from ..core.data import Prompt
 from ..core.distributed import is_main
@@ -69,6 +70,8 @@ def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
             run_folder.write_spec(folder, spec)
         observe = Observers(registry, spec, settings.warn)
         observe("run_started", folder=folder)
+        if warning := start_warning(spec, make_suite(spec, registry)):
+            settings.warn(warning)
         result = _carry_out(spec, registry, settings, folder, observe)
         observe("run_finished", folder=folder, result=result)
     return Outcome(folder, result, reused=False)

@@ -74,6 +74,48 @@ def end_tokens(name: str | Path) -> set[int]:
     return {end for end in listed if isinstance(end, int)}
 
 
+def check_alike(start: str | Path, reference: str | Path) -> None:
+    """Refuse a reference that cannot score the tokens of the start checkpoint.
+
+    Args:
+        start: Folder or hub id of the model that methods start from.
+        reference: Folder or hub id of the model that `--reference` names.
+
+    Raises:
+        UsageError: The vocabularies, or the names or shapes of the weights, differ.
+    """
+    same_words = load_tokenizer(start).get_vocab() == load_tokenizer(reference).get_vocab()
+    if not same_words:
+        raise UsageError(
+            f"--reference {reference}: its tokenizer has another vocabulary than that of {start}."
+            " A reference scores the same tokens: name a model with the same tokenizer."
+        )
+    ours, theirs = _weight_shapes(start), _weight_shapes(reference)
+    name = next((n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n)), None)
+    if name is not None:
+        raise UsageError(
+            f"--reference {reference}: its architecture is not that of {start}: the weight {name}"
+            f" has shape {theirs.get(name)} there and {ours.get(name)} here."
+        )
+
+
+def _weight_shapes(name: str | Path) -> dict[str, list[int]]:
+    """Return the shapes of a model's weights by name, from its configuration alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    adapters = adapters_in(name)
+    whole = adapters[-1].base if adapters else str(name)
+    try:
+        config = AutoConfig.from_pretrained(whole, trust_remote_code=False)
+    except _FAILURES as error:
+        raise UsageError(
+            f"The model {name} could not be loaded. {HUB_HINT} ({_first_line(error)})"
+        ) from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def notes_on(name: str | Path) -> list[str]:
     """Return what a user should know of how a model is read: adapters, a config that is ignored."""
     from transformers import GenerationConfig

@@ -105,15 +105,17 @@ class InitialCheckpoint:
         inherit(model, self._outline)
 
 
-def start_in(folder: Path, dtype: str, device: torch.device, sharing: bool) -> InitialCheckpoint:
-    """Return the start checkpoint in a folder in hub format; `sharing` allows prompt sharing."""
+def start_in(
+    model: Path | str, dtype: str, device: torch.device, sharing: bool
+) -> InitialCheckpoint:
+    """Return the start checkpoint of a folder or hub id; `sharing` allows prompt sharing."""
     return InitialCheckpoint(
-        partial(_read, folder, dtype, device), partial(find_out, sharing=sharing)
+        partial(_read, model, dtype, device), partial(find_out, sharing=sharing)
     )
 
 
-def _read(folder: Path, dtype: str, device: torch.device) -> nn.Module:
-    return load_causal(folder, dtype).to(device)
+def _read(model: Path | str, dtype: str, device: torch.device) -> nn.Module:
+    return load_causal(model, dtype).to(device)
 
 
 def learner(start: InitialCheckpoint, method: object, seed: int) -> nn.Module:

@@ -30,6 +30,7 @@ class MethodInputs:
 
     start: InitialCheckpoint  # the start checkpoint: in memory while somebody holds it
     tokens: Tokens
+    reference: InitialCheckpoint | None = None  # None: the start checkpoint is the reference
     prompts: Sequence[Prompt] = ()
     pairs: Sequence[LabelledPair] = ()
     demonstrations: Sequence[Demonstration] = ()

@@ -209,19 +209,23 @@ class Lab:
 
     @property
     def reference(self) -> LanguageModel:
-        """The frozen start checkpoint. Only a method that asks for it holds it."""
+        """The frozen start checkpoint, or the model of `--reference`.
+
+        Only a method that asks for it holds it.
+        """
         if self._reference is None and self._loop.trainer.has_saved(
             "reference"
         ):  # it had been moved before a restart
             self._reference = self._reference_apart()
         if self._reference is None:
+            other = self._method_inputs.reference
             self._reference = LanguageModel(
-                self._method_inputs.start,
+                other or self._method_inputs.start,
                 "reference",
                 "reference",
                 self._runtime,
                 self._recall,
-                self._adapts,
+                self._adapts and other is None,
             )
         return self._reference
 

@@ -93,6 +93,7 @@ class ReferenceCache:
         tokens: Tokens,
         pairs: Sequence[LabelledPair] = (),
         content: str = "",
+        reference: tuple[InitialCheckpoint, str] | None = None,
     ) -> None:
         self.stage_runtime, self.inputs, self.start, self.tokens = (
             stage_runtime,
@@ -101,6 +102,7 @@ class ReferenceCache:
             tokens,
         )
         self.pairs, self.content = pairs, content  # the preference data, and its digest
+        self.reference = reference  # another model than the start checkpoint, and its digest
         self.spent: dict[str, CacheCost] = {}
         self.shared_seed: int = inputs["shared_seed"]
         self.kept = LoadedOnce()
@@ -166,7 +168,8 @@ class ReferenceCache:
         """Where the log-probabilities of each completion begin, by digest, and all of them in a
         row.
         """
-        made = self.artifact("reference_logp", self._make_table, data=self.content)
+        other = {"reference": self.reference[1]} if self.reference else {}
+        made = self.artifact("reference_logp", self._make_table, data=self.content, **other)
         saved = load_tensors(made.folder / "logp.safetensors")
         starts = saved["lengths"].cumsum(0) - saved["lengths"]
         places = dict(zip(saved["keys"].tolist(), starts.tolist(), strict=True))
@@ -178,8 +181,9 @@ class ReferenceCache:
         """Compute the log-probabilities of every completion once, all of a prompt together."""
         meter = self.stage_runtime.meter()
         runtime = self.stage_runtime.runtime(meter, 0)
-        start = self.start.model()  # held while this is made
-        role = Role("reference", start, lambda batch: completion_logp(start, batch))
+        source = self.reference[0] if self.reference else self.start
+        model = source.model()  # held while this is made
+        role = Role("reference", model, lambda batch: completion_logp(model, batch))
         keys, lengths, logp = [], [], []
         batches = self._distinct(runtime)
         for number, batch in enumerate(batches, 1):

@@ -62,8 +62,9 @@ CONSOLE = Console()
 
 @hookimpl
 def run_started(spec, folder):
+    start = "the model itself, without SFT" if spec.start == "model" else "the model after SFT"
     print(
-        f"{spec.method} on {spec.suite_name}, seed {spec.seed} -> {folder}",
+        f"{spec.method} on {spec.suite_name}, seed {spec.seed}, start: {start} -> {folder}",
         file=sys.stderr,
         flush=True,
     )

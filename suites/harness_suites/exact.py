@@ -209,7 +209,7 @@ class Exact(Suite):
 
         `tv`, `regret` and `start_tv` are means over prompts of TV(policy, optimum), beta KL(policy
         || optimum) and TV(start, optimum); where the KL is in the reward, the regret is what the
-        policy lacks of E r - beta KL.
+        policy lacks of E r - beta KL. With `--reference` there is no optimum: it would be another.
         """
         from harness.models.enumeration import every_completion, probabilities
 
@@ -221,9 +221,9 @@ class Exact(Suite):
             method, batch, probabilities(stages.start, batch, limit), stages.tokens.texts(batch)
         )
         policy = None if model is None else probabilities(model, batch, limit)
-        optimum = (
-            None if "reward" in method.required() else method.optimum(problem)
-        )  # a learned reward is another
+        # neither a learned reward nor another reference has this optimum
+        known = "reward" not in method.required() and not stages.spec.reference
+        optimum = method.optimum(problem) if known else None
         figures = {"start_reward": problem.expected(problem.ref)}
         if policy is not None:
             figures |= _figures("exact", policy, problem)

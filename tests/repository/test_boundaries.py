@@ -85,6 +85,8 @@ FLAGS = {
         "--stage-set",
         "--labeller-set",
         "--model",
+        "--start",
+        "--reference",
         "--seed",
         "--shared-seed",
         "--budget",

@@ -114,10 +114,9 @@ def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) 
             raise UsageError(f"{where}: {key}: {unknown('sort of option', head, PREFIXES)}")
         kinds[head if rest else ""][rest or key] = value
     run = dataclasses.asdict(build(RunOptions, kinds["run"], where))
-    if (
-        run["model"] and Path(run["model"]).is_dir()
-    ):  # named alike from wherever the study is started
-        run["model"] = str(Path(run["model"]).resolve())
+    for name in ("model", "reference"):
+        if run[name] and Path(run[name]).is_dir():  # named alike from wherever the study starts
+            run[name] = str(Path(run[name]).resolve())
     settings = {kind: tuple(f"{k}={text_of(v)}" for k, v in kinds[kind].items()) for kind in kinds}
     budget = run.pop("budget")
     return Request(

@@ -30,6 +30,8 @@ class RunOptions:
 
     budget: str = ""
     model: str | None = None
+    start: str | None = None  # None: by the model, as on the command line
+    reference: str | None = None
     shared_seed: int = 0
     judge: str | None = None
     labeller: str | None = None

@@ -233,7 +233,8 @@ def _options(record: Record) -> dict[str, Any]:
         spec = spec_of(record)
     except FileNotFoundError:
         return dict(record["options"])
-    rest = {k: spec[k] for k in ("model", "engine", "dtype", "snapshots", "quick") if k in spec}
+    names = ("model", "start", "reference", "engine", "dtype", "snapshots", "quick")
+    rest = {k: spec[k] for k in names if k in spec}
     stages, budget = (
         flatten(spec.get("stages", {}), "stage."),
         flatten(spec.get("budget", {}), "budget."),

@@ -19,6 +19,8 @@ SHARED = (
     "suite_options",
     "stages",
     "model",
+    "start",
+    "reference",
     "budget",
     "engine",
     "judge",

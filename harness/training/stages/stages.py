@@ -2,6 +2,8 @@
 
 base model --sft--> start checkpoint --preferences--> ranked completions --reward_model--> reward
 members
+
+With `--start model` the base model itself is the start checkpoint, and there is no SFT stage.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from ...core.errors import UsageError
 from ...core.meter import Meter
 from ...core.model_folder import adapters_in, model_digest
 from ...core.settings import EvaluationOptions
-from ...core.spec import RunSpec, stage_options
-from ...models.hub_format import end_tokens
+from ...core.spec import START_MODEL, RunSpec, stage_options
+from ...models.hub_format import check_alike, end_tokens
 from ...models.initial_checkpoint import InitialCheckpoint, start_in
-from ...models.loading import load_causal, load_tokenizer
+from ...models.loading import load_causal, load_tokenizer, weights_digest
 from ...models.tokens import Tokens
 from ..checkpoints import Checkpoints
 from ..loop import Loop
@@ -88,22 +90,52 @@ class Stages:
 
     @property
     def start(self) -> nn.Module:
-        """The start checkpoint, the base model after SFT on the demonstrations: read, unless
-        somebody holds it.
-        """
+        """The start checkpoint: read, unless somebody holds it."""
         return self.checkpoint.model()
 
     @cached_property
     def checkpoint(self) -> InitialCheckpoint:
         """Where the start checkpoint is had from, and what is known of it without its weights."""
+        own = self.spec.start == START_MODEL
+        return self._checkpoint_in(self.base if own else self.start_artifact.folder)
+
+    @cached_property
+    def other_reference(self) -> InitialCheckpoint | None:
+        """The model of `--reference`; None where the start checkpoint is the reference.
+
+        Raises:
+            UsageError: Its tokenizer or its architecture is not the start checkpoint's.
+        """
+        if self.spec.reference is None:
+            return None
+        check_alike(self.base, self.spec.reference)
+        return self._checkpoint_in(self.spec.reference)
+
+    @property
+    def reference(self) -> nn.Module:
+        """The model that KL is measured to."""
+        return (self.other_reference or self.checkpoint).model()
+
+    @cached_property
+    def reference_content(self) -> str:
+        """The digest of the model that KL is measured to."""
+        named = self.spec.reference
+        return self._model_digest(named) if named else self.start_artifact.content
+
+    def _checkpoint_in(self, model: Path | str) -> InitialCheckpoint:
         spec = self.spec
-        return start_in(
-            self.start_artifact.folder, spec.dtype, self.stage_runtime.device, spec.prompt_sharing
-        )
+        return start_in(model, spec.dtype, self.stage_runtime.device, spec.prompt_sharing)
 
     @cached_property
     def start_artifact(self) -> Artifact:
-        """The SFT artifact."""
+        """The start checkpoint: the base model itself, or the artifact of the SFT stage."""
+        if self.spec.start == START_MODEL:
+            cost = Meter().snapshot()  # nothing is made, and nothing is copied
+            return Artifact(Path(self.base), "model", self._base_digest, {}, cost, reused=False)
+        return self._sft
+
+    @cached_property
+    def _sft(self) -> Artifact:
         options = stage_options(self.spec, "sft")
         demos = self.suite.demonstrations()
         if not demos:
@@ -298,14 +330,14 @@ class Stages:
 
     @cached_property
     def _base_digest(self) -> str:
-        folder, adapters = Path(self.base), adapters_in(self.base)
+        return self._model_digest(self.base)
+
+    def _model_digest(self, model: Path | str) -> str:
+        folder, adapters = Path(model), adapters_in(model)
         whole = Path(adapters[-1].base) if adapters else folder
         if not whole.is_dir():  # a hub id: the weights decide, wherever they lie
-            from ...models.loading import weights_digest
-
-            return weights_digest(load_causal(self.base)) + digest_of(
-                self.tokens.tokenizer.get_vocab()
-            )
+            vocabulary = self.tokens.tokenizer.get_vocab()
+            return weights_digest(load_causal(model)) + digest_of(vocabulary)
         return model_digest(folder)
 
     @staticmethod
