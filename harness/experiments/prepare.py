@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..core.artifacts import Artifact
     from ..models.initial_checkpoint import InitialCheckpoint
     from ..training.lab import MethodInputs
+    from ..training.reference_cache import ReferenceCache
     from ..training.stages.runtime import StageRuntime
     from ..training.stages.stages import Stages
 
@@ -57,7 +58,6 @@ def prepare(
     """Make what the method needs; return it with each shared stage behind it."""
     from ..training.inputs import MethodInputs
     from ..training.label_server import LabelClient
-    from ..training.reference_cache import ReferenceCache
     from ..training.stages.preferences import read_pairs
 
     stages = open_stages(spec, registry, stage_runtime)
@@ -93,18 +93,24 @@ def prepare(
         method_inputs.rewards = partial(
             _load_rewards, [m.folder for m in members], stages.checkpoint
         )
-    content = stages.feedback.content if method_inputs.pairs else ""
-    other = stages.other_reference
-    method_inputs.reference_cache = ReferenceCache(
-        stage_runtime,
+    method_inputs.reference_cache = _reference_cache(stages, method_inputs)
+    return method_inputs, {a.kind: a for a in used}
+
+
+def _reference_cache(stages: Stages, method_inputs: MethodInputs) -> ReferenceCache:
+    """Return what a run looks up of the start checkpoint and of the reference."""
+    from ..training.reference_cache import ReferenceCache
+
+    other = method_inputs.reference
+    return ReferenceCache(
+        stages.stage_runtime,
         stages.start_inputs(),
         stages.checkpoint,
         stages.tokens,
         method_inputs.pairs,
-        content,
+        stages.feedback.content if method_inputs.pairs else "",
         None if other is None else (other, stages.reference_content),
     )
-    return method_inputs, {a.kind: a for a in used}
 
 
 def _notes_on_models(stages: Stages) -> list[str]:
