@@ -1,4 +1,4 @@
-"""The command line: its entry point and the verbs run, study, list, show, check and new.
+"""The command line: its entry point and the verbs run, study, list, show and new.
 
 Heavy modules are imported inside the commands.
 """
@@ -20,6 +20,7 @@ from ..core.distributed import leave_process_group
 from ..core.errors import HarnessError, UsageError
 from ..core.options import summary_of
 from ..core.spec import STARTS
+from .check_command import check
 from .evaluate_command import evaluate
 from .report_commands import COMMANDS, plugin_files
 
@@ -384,79 +385,6 @@ def show(registry: Registry, name: str, suite: str | None) -> None:
 
 
 @cli.command()
-@click.argument("name")
-@click.option(
-    "--suite", "-s", help="Where a method is tried; otherwise an embedded suite that can serve it."
-)
-@click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the plugin."
-)
-@click.option(
-    "--optimum-set",
-    "optimum_settings",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Set an option in the run that is compared with the method's optimum.",
-)
-@click.option("--quick", is_flag=True, help="Only the small proofs: no run of full size.")
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path),
-    help="Write the report, as Markdown, to a file too.",
-)
-@plugin_files
-def check(
-    registry: Registry,
-    name: str,
-    suite: str | None,
-    settings: tuple[str, ...],
-    optimum_settings: tuple[str, ...],
-    quick: bool,
-    output: Path | None,
-) -> int:
-    """Check a method, suite or labeller: determinism, resumption, invariance, honest costs, gain.
-
-    A method takes two or three minutes on two cores, with --quick half a minute.
-    """
-    import tempfile
-
-    from ..check import FAILED, Options, report
-    from ..check import check as proofs
-    from ..report.output import check_output, write_output
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    kinds = [kind for kind in ("methods", "suites", "labellers") if name in registry.classes[kind]]
-    if not kinds and name.endswith(".py"):
-        raise UsageError(
-            f"{name} is a file: load it with -p {name}, and name the method, suite or labeller"
-            " in it."
-        )
-    if not kinds:
-        registry.get("methods", name)
-    if output is not None:
-        check_output(output)
-    findings = []
-    with tempfile.TemporaryDirectory(prefix="harness-check-") as folder:
-        options = Options(
-            suite,
-            settings,
-            optimum_settings,
-            full=not quick,
-            processes=not quick,
-            results=Path(folder),
-            say=lambda line: click.echo(f"... {line}", err=True),
-        )
-        for finding in proofs(kinds[0], name, registry, options):
-            findings.append(finding)
-            colour = "red" if finding.status == FAILED else None
-            click.secho(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)
-            if output is not None:
-                write_output(output, report(name, findings))
-    return int(any(f.status == FAILED for f in findings))
-
-
-@cli.command()
 @click.argument("kind", type=click.Choice(["method", "suite"]))
 @click.argument("name")
 @click.option(
@@ -477,8 +405,8 @@ def new(kind: str, name: str, folder: Path) -> None:
     )
 
 
-for reading in (evaluate, *COMMANDS):
-    cli.add_command(reading)
+for command in (check, evaluate, *COMMANDS):
+    cli.add_command(command)
 
 
 def _about(kind: str, cls: Any) -> str:

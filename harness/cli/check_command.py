@@ -1,0 +1,85 @@
+"""`harness check NAME`: the proofs on a plugin."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from ..api.registry import Registry
+from ..core.errors import UsageError
+from .report_commands import plugin_files
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--suite", "-s", help="Where a method is tried; otherwise an embedded suite that can serve it."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the plugin."
+)
+@click.option(
+    "--optimum-set",
+    "optimum_settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set an option in the run that is compared with the method's optimum.",
+)
+@click.option("--quick", is_flag=True, help="Only the small proofs: no run of full size.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Write the report, as Markdown, to a file too.",
+)
+@plugin_files
+def check(
+    registry: Registry,
+    name: str,
+    suite: str | None,
+    settings: tuple[str, ...],
+    optimum_settings: tuple[str, ...],
+    quick: bool,
+    output: Path | None,
+) -> int:
+    """Check a method, suite or labeller: determinism, resumption, invariance, honest costs, gain.
+
+    A method takes two or three minutes on two cores, with --quick half a minute.
+    """
+    import tempfile
+
+    from ..check import FAILED, Options, report
+    from ..check import check as proofs
+    from ..report.output import check_output, write_output
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    kinds = [kind for kind in ("methods", "suites", "labellers") if name in registry.classes[kind]]
+    if not kinds and name.endswith(".py"):
+        raise UsageError(
+            f"{name} is a file: load it with -p {name}, and name the method, suite or labeller"
+            " in it."
+        )
+    if not kinds:
+        registry.get("methods", name)
+    if output is not None:
+        check_output(output)
+    findings = []
+    with tempfile.TemporaryDirectory(prefix="harness-check-") as folder:
+        options = Options(
+            suite,
+            settings,
+            optimum_settings,
+            full=not quick,
+            processes=not quick,
+            results=Path(folder),
+            say=lambda line: click.echo(f"... {line}", err=True),
+        )
+        for finding in proofs(kinds[0], name, registry, options):
+            findings.append(finding)
+            colour = "red" if finding.status == FAILED else None
+            click.secho(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)
+            if output is not None:
+                write_output(output, report(name, findings))
+    return int(any(f.status == FAILED for f in findings))
