@@ -11,19 +11,24 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- (results/\S+\.md): ([\w ]+) -->\n.*?<!-- end -->", re.DOTALL)
 COLUMNS = (
     "method",
-    "win-rate vs SFT [95 %]",
+    "win-rate vs baseline [95 %]",
     "KL (nats)",
     "length",
     "train TFLOP",
     "models held (params)",
 )
+RENAMED = {  # what tables made before the method `start` had this name call it, and its answers
+    "sft": "start",
+    "win-rate vs SFT [95 %]": "win-rate vs baseline [95 %]",
+}
 
 
 def cells(line: str) -> list[str]:
     """Return the cells of one line of a Markdown table, without the type that says which rows are
     best.
     """
-    return [cell.strip().replace("*", "") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+    texts = [cell.strip().replace("*", "") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+    return [RENAMED.get(text, text) for text in texts]
 
 
 def shortened(table: str, methods: list[str]) -> str:

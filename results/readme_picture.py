@@ -15,9 +15,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent
+RENAMED = {"sft": "start"}  # in a file made before the method `start` had this name
 KL_END = 7.0  # nats; rlaif, at 11, is left out
 LABELS = {  # the method, and where its label stands: points right of and above its mean
-    "sft": (8, -12),
+    "start": (8, -12),
     "best_of_n": (9, 2),
     "ppo": (9, 3),
     "grpo": (9, -4),
@@ -34,7 +35,8 @@ def seeds_of(file: Path) -> dict[str, list[tuple[float, float]]]:
     runs = defaultdict(list)
     with file.open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
-            method, _, seed = row["method"].rpartition(", seed ")
+            name, _, seed = row["method"].rpartition(", seed ")
+            method = RENAMED.get(name, name)
             if seed and method in LABELS:
                 runs[method].append((float(row["kl"]), float(row["win_rate"])))
     return runs
@@ -60,8 +62,8 @@ def draw(runs: dict[str, list[tuple[float, float]]], output: Path) -> None:
         )
     axes.set_xlim(-0.15, KL_END)
     axes.set_ylim(0.4, 1.0)
-    axes.set_xlabel("KL to the SFT model (nats per answer)")
-    axes.set_ylabel("win-rate against SFT")
+    axes.set_xlabel("KL to the start checkpoint (nats per answer)")
+    axes.set_ylabel("win-rate vs baseline")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()

@@ -60,8 +60,8 @@ labels() {  # win-rate against the number of labels, for the textbook table
 
 checks() {  # what `harness check` says of every built-in method, suite and embedded labeller
   mkdir -p results/raw/checks
-  printf '%s\n' best_of_n dpo grpo ipo kto online_dpo orpo ppo raft reinforce_pp rlaif rloo rlvr rrhf sft sft_chosen simpo \
-    slic summarization helpfulness arithmetic exact bradley_terry constitution | HARNESS_THREADS=1 \
+  printf '%s\n' best_of_n dpo grpo ipo kto online_dpo orpo ppo raft reinforce_pp rlaif rloo rlvr rrhf sft_chosen simpo \
+    slic start summarization helpfulness arithmetic exact bradley_terry constitution | HARNESS_THREADS=1 \
     xargs -P "${JOBS:-2}" -I{} sh -c '$HARNESS check {} --output results/raw/checks/{}.md || echo "FAILED: {}" >&2'
   cat results/raw/checks/*.md > results/raw/checks.md && rm -r results/raw/checks
 }

@@ -17,6 +17,7 @@ from typing import Any
 from harness_plugins.reporters import CSV, Markdown
 
 from harness.api.registry import installed
+from harness.core.spec import START
 from harness.core.table import Cell, Table
 from harness.report.selection.figures import answers_of
 from harness.report.selection.select import Filter, Row, Selection, select, suite_records
@@ -61,7 +62,8 @@ summarization, paired over prompts; -: no counterpart was trained on the start c
 samples. {few}Not significantly worse than the best on: the suites on which the method's win-rate
 (in brackets) is bold in results/SUITE.md, by that table's tests over all its rows; bold far from
 the best are rows whose seeds vary much, of which nothing says that they are worse; -: none, and
-for SFT, to which the others are compared. All of this is about a model of 0.3M parameters."""
+for the start checkpoint, with which the others are compared. All of this is about a model of 0.3M
+parameters."""
 FEW = """\
 Few labels: means of two seeds, against five with all; two seeds allow no useful interval, so none
 is given (in brackets seeds that are more than 0.2 apart: with few labels PPO's finds a hole in
@@ -286,7 +288,7 @@ def among_the_best(name: str, figures: Mapping[str, Mapping[str, Mapping[str, An
         for suite, rows in figures.items()
         if rows.get(name, {}).get(BOLD)
     ]
-    return ", ".join(f"{suite} ({rate:.3f})" for suite, rate in bold if name != "sft") or "-"
+    return ", ".join(f"{suite} ({rate:.3f})" for suite, rate in bold if name != START) or "-"
 
 
 if __name__ == "__main__":

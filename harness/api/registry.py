@@ -22,6 +22,7 @@ import pluggy
 
 from ..core.digests import file_digest
 from ..core.errors import UsageError, unknown
+from ..core.spec import FORMER_METHODS
 from . import hookspecs
 
 KINDS = ("methods", "suites", "judges", "labellers", "engines", "reporters", "launchers")
@@ -50,8 +51,14 @@ class Registry:
     clashes: dict[tuple[str, str], list[Origin]] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)  # plain files that were loaded, in order
 
+    def name_of(self, kind: str, name: str) -> str:
+        """Return the name a plugin is registered by: for a former name of a method, today's."""
+        registered = name in self.classes[kind] or (kind, name) in self.clashes
+        return name if registered or kind != "methods" else FORMER_METHODS.get(name, name)
+
     def get(self, kind: str, name: str) -> type[Any]:
         """Return a plugin class; raise UsageError when it is unknown, broken or offered twice."""
+        name = self.name_of(kind, name)
         if (kind, name) in self.clashes:
             raise UsageError(_clash_message(kind, name, self.clashes[kind, name]))
         if name in self.classes[kind]:

@@ -46,7 +46,8 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     """Return the validated RunSpec: method and stage defaults, then the suite's settings, then the
     user's.
     """
-    method_cls: type[Method] = registry.get("methods", request.method)
+    name = registry.name_of("methods", request.method)
+    method_cls: type[Method] = registry.get("methods", name)
     file = read_suite_file(request.suite) if is_suite_file(request.suite) else SuiteFile()
     _check_settings(file, request.suite, registry)
     kind = file.suite if is_suite_file(request.suite) else ""
@@ -56,18 +57,16 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     layers = [suite_cls.settings, file.settings]
     quick = suite_cls.quick if request.fixed.get("quick") else {}
     asked = parse_settings(request.settings, "--set")
-    advised = recommended(layers, method_cls, request.method, asked) | _shortened(
-        quick, method_cls, request.method
-    )
+    advised = recommended(layers, method_cls, name, asked) | _shortened(quick, method_cls, name)
     chosen = _over(method_cls, advised, asked)
-    method = build(method_cls, chosen, f"method {request.method}")
+    method = build(method_cls, chosen, f"method {name}")
     budget = parse_budget(request.budget)
     fixed = dict(request.fixed)
     start = start_of(fixed.pop("start", None), fixed.get("model"))
     stage_settings = parse_settings(request.stage_settings, "--stage-set")
     labeller = method.labeller() or request.fixed.get("labeller") or suite.labeller_name
     spec = RunSpec(
-        method=request.method,
+        method=name,
         suite=request.suite,
         suite_name=getattr(suite, "title", None) or suite.name,
         suite_kind=kind,

@@ -54,7 +54,8 @@ def method_proofs(name: str, registry: Registry, options: Options) -> Iterator[F
     if ran and options.full:
         options.say(f"a run of full size on {suites[0]}")
         yield attempt(
-            f"beats SFT on {suites[0]}", lambda: _beats_start(name, suites[0], registry, options)
+            f"beats the baseline on {suites[0]}",
+            lambda: _beats_start(name, suites[0], registry, options),
         )
         yield from _reaches_optimum(cls, name, registry, options)
 

@@ -15,12 +15,12 @@ from ..api.resolve import Request, make_judge, make_labeller, make_suite, resolv
 from ..core.data import Prompt, completion_text
 from ..core.options import options_of
 from ..core.seeds import derive
-from ..core.spec import RunSpec
+from ..core.spec import START, RunSpec
 from .findings import Finding, Options, attempt
 
 
 def suite_proofs(name: str, registry: Registry, options: Options) -> Iterator[Finding]:
-    spec = resolve(Request("sft", name, fixed={"quick": True, "threads": 1}), registry)
+    spec = resolve(Request(START, name, fixed={"quick": True, "threads": 1}), registry)
     yield attempt("declares itself", lambda: _suite_declares(spec, registry))
     yield attempt("deterministic", lambda: _suite_repeats(spec, registry))
     yield attempt("splits are disjoint", lambda: _splits_disjoint(spec, registry))
@@ -138,7 +138,7 @@ def labeller_proofs(name: str, registry: Registry, options: Options) -> Iterator
         n for n, c in registry.classes["suites"].items() if c.labeller_name
     )
     fixed = {"labeller": name, "quick": True, "threads": 1}
-    spec = resolve(Request("sft", suite, labeller_settings=options.settings, fixed=fixed), registry)
+    spec = resolve(Request(START, suite, labeller_settings=options.settings, fixed=fixed), registry)
     yield attempt(f"labels the demonstrations of {suite}", lambda: _labels(spec, registry))
 
 

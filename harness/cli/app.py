@@ -261,6 +261,8 @@ def run(
         fixed=fixed,
     )
     spec = resolve(asked, registry)
+    if spec.method != method:
+        click.echo(f"The method {method} is called {spec.method}.", err=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     carried_out = RunOptions(
         results,
@@ -375,6 +377,7 @@ def show(registry: Registry, name: str, suite: str | None) -> None:
 
     if name.startswith("stage."):
         return click.echo(describe_stage(name.removeprefix("stage.")))
+    name = registry.name_of("methods", name)
     kinds = [
         kind for kind in KINDS if name in registry.classes[kind] or (kind, name) in registry.clashes
     ]

@@ -55,6 +55,7 @@ def check(
     from ..report.output import check_output, write_output
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    name = registry.name_of("methods", name)
     kinds = [kind for kind in ("methods", "suites", "labellers") if name in registry.classes[kind]]
     if not kinds and name.endswith(".py"):
         raise UsageError(

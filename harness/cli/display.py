@@ -53,7 +53,7 @@ def _sample(sample: dict[str, Any], method: str) -> Any:
         title_justify="left",
         show_header=False,
     )
-    for row, text, gold in (("baseline", "sft", "sft_gold"), (method, "answer", "gold")):
+    for row, text, gold in (("baseline", "baseline", "baseline_gold"), (method, "answer", "gold")):
         table.add_row(row, f"{sample[gold]:.2f}", printable(sample[text][:SAMPLE_CHARACTERS]))
     return table
 
@@ -73,7 +73,7 @@ def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
 def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the figures of the evaluation; the baseline is the start checkpoint's answers."""
     scores = [
-        f"{label} {e[name]['mean']:.3f} (baseline {e['reference_' + name]:.3f})"
+        f"{label} {e[name]['mean']:.3f} (baseline {e['baseline_' + name]:.3f})"
         for name, label in (("accuracy", "accuracy"), ("proxy", "proxy reward"))
         if name in e
     ]
@@ -88,12 +88,12 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
             "win-rate vs baseline",
             f"{_interval(e['win_rate'], 3)}  on {e['prompts']} {e['split']} prompts",
         ),
-        ("gold reward", f"{e['gold']['mean']:.3f} (baseline {e['reference_gold']:.3f})"),
+        ("gold reward", f"{e['gold']['mean']:.3f} (baseline {e['baseline_gold']:.3f})"),
         ("other scores", ", ".join(scores)),
         ("KL", f"{_interval(e['kl'], 2)} nats{estimated}"),
         (
             "length",
-            f"{e['length']['mean']:.1f} tokens (baseline {e['reference_length']:.1f}),"
+            f"{e['length']['mean']:.1f} tokens (baseline {e['baseline_length']:.1f}),"
             f" {e['eos_rate']:.0%} of the answers complete",
         ),
         ("also", ", ".join(own)),

@@ -21,7 +21,6 @@ ALL = "all"
 TERMINAL_COLUMNS = ("method", "seeds", "win_rate", "lc_win_rate", "kl", "length", "flops")
 LEAST_COLUMNS = 3  # shown on the narrowest terminal too
 CELL_WIDTH = 28  # characters of a cell on a terminal: the reason of a failure is longer
-SFT_ROW = "Row sft is a second draw from the start checkpoint: 0.5 up to noise."
 MORE = "All columns and full notes: harness table --columns all"
 
 
@@ -113,7 +112,6 @@ def fitted(table: Table, reporter: Reporter, width: int) -> str:
             break
         kept.pop()
     marked = [f"({mark}) {note}" for mark, note in table.footnotes.items()]
-    own = [SFT_ROW] if any(row[0].text.split()[0] == "sft" for row in table.rows) else []
-    notes = [note for note in (*own, table.caption, *marked, *table.notes) if note]
+    notes = [note for note in (*marked, *table.notes, table.caption) if note]
     one_line = [textwrap.shorten(note, width, placeholder=" ...") for note in notes]
     return "\n".join([text, *one_line, MORE]) + "\n"

@@ -3,7 +3,7 @@
 - spec.json: the resolved specification
 - provenance.json: versions, machine, seeds, hashes
 - metrics.jsonl: metrics per optimiser step, deterministic
-- samples.jsonl: prompt, SFT answer, the method's answer, scores
+- samples.jsonl: prompt, the baseline's answer, the method's answer, scores
 - policy/: the trained model in hub format
 - checkpoint/: only while the run is in progress
 - result.json: the figures, written last
@@ -27,14 +27,16 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import HarnessError
 from .files import write_json, write_text
-from .spec import RunSpec
+from .spec import FORMER_METHODS, RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
+SCHEMA = 2  # 1 called the baseline `reference` in results, `sft` in samples
 RESULT, FAILURE = "result.json", "failure.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+BASELINE_FIGURES = ("gold", "proxy", "accuracy", "length")  # of the baseline, in `evaluation`
+BASELINE_COLUMNS = {"sft": "baseline", "sft_gold": "baseline_gold", "sft_proxy": "baseline_proxy"}
 
 
 def write_spec(folder: Path, spec: RunSpec) -> None:
@@ -69,11 +71,13 @@ def rows_behind(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     try:
         if recorded is not None and hashlib.sha256(content).hexdigest() != recorded:
             raise ValueError(f"not the {name} that result.json was made from: the file was changed")
-        return _rows_of(content)
+        rows = _rows_of(content)
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
         raise HarnessError(
             f"{path} is damaged ({error}). Delete the folder {path.parent} and run again."
         ) from error
+    old = name == SAMPLES and record.get("schema", SCHEMA) < 2
+    return [_renamed(row, BASELINE_COLUMNS) for row in rows] if old else rows
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -103,7 +107,21 @@ def _read_record(path: Path) -> dict[str, Any]:
             f"{path} was written by a newer harness (schema {record['schema']}). Upgrade to"
             " read it."
         )
-    return record
+    return _in_names_of_today(record) if record.get("schema", 0) < SCHEMA else record
+
+
+def _in_names_of_today(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record of schema 1 with the names of schema 2; `schema` stays 1 for its samples."""
+    names = {f"reference_{figure}": f"baseline_{figure}" for figure in BASELINE_FIGURES}
+    answers = {"reference_answers": "baseline_answers"}
+    parts = {"evaluation": names, "ground": answers, "artifacts": answers}
+    renamed = {part: _renamed(record[part], new) for part, new in parts.items() if part in record}
+    method = FORMER_METHODS.get(record.get("method", ""), record.get("method"))
+    return record | renamed | {"method": method}
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in values.items()}
 
 
 def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

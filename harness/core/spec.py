@@ -16,6 +16,8 @@ from .settings import STAGES
 
 START_MODEL, START_SFT = "model", "sft"
 STARTS = (START_MODEL, START_SFT)
+START = "start"  # the method that trains nothing: a second draw from the start checkpoint
+FORMER_METHODS = {"sft": START}  # former name of a method: its name now
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def evaluate(
     stages.judge.prepare(stages.suite, stages)
     runtime = stages.stage_runtime.runtime(meter, stages.spec.seed)
     with meter.phase("evaluate"):
-        batches = [reference_answers(stages, prompts), drawn.batch]
+        batches = [baseline_answers(stages, prompts), drawn.batch]
     reference, answers = _scored(batches, stages, runtime)
     kl = _kl(drawn.policy, answers.batch, stages, runtime)
     with meter.phase("evaluate"):
@@ -141,7 +141,7 @@ def evaluate_snapshots(
     return curve
 
 
-def reference_answers(stages: Stages, prompts: Sequence[Prompt]) -> Batch:
+def baseline_answers(stages: Stages, prompts: Sequence[Prompt]) -> Batch:
     """Return the start checkpoint's answers: drawn once, an artifact, the same for every method and
     seed.
     """
@@ -158,7 +158,7 @@ def reference_answers(stages: Stages, prompts: Sequence[Prompt]) -> Batch:
         )
         return {"answers": len(prompts)}, meter.snapshot()
 
-    artifact = stages.reference_answers(digest_of([asdict(p) for p in prompts]), make)
+    artifact = stages.baseline_answers(digest_of([asdict(p) for p in prompts]), make)
     columns = load_tensors(artifact.folder / "a.safetensors", stages.stage_runtime.device)
     return Batch(_batch(stages, prompts), columns, stages.suite.temperature)
 
@@ -250,8 +250,8 @@ def _figures(
         "length": asdict(mean_interval(lengths)),
         "eos_rate": fmean(answers.batch["ended"][:, 0].float().tolist()),
         "distinct": len(set(answers.texts)) / len(answers.texts),
-        "reference_gold": fmean(reference.gold),
-        "reference_length": fmean(reference.batch.lengths[:, 0].tolist()),
+        "baseline_gold": fmean(reference.gold),
+        "baseline_length": fmean(reference.batch.lengths[:, 0].tolist()),
     }
     for name in ("proxy", "verdicts"):
         ours, theirs = getattr(answers, name), getattr(reference, name)
@@ -259,7 +259,7 @@ def _figures(
             known = [v for v in ours if not math.isnan(v)]
             label = {"verdicts": "accuracy"}.get(name, name)
             figures[label] = asdict(mean_interval(known))
-            figures[f"reference_{label}"] = fmean([v for v in theirs if not math.isnan(v)])
+            figures[f"baseline_{label}"] = fmean([v for v in theirs if not math.isnan(v)])
     if "plain" in kl:
         figures["kl_plain"] = asdict(mean_interval(kl["plain"]))
     bound = getattr(policy, "kl_bound", None)
@@ -292,16 +292,16 @@ def _samples(
         {
             "prompt_id": prompt.id,
             "prompt": prompt_text(prompt.text),
-            "sft": reference.texts[i],
+            "baseline": reference.texts[i],
             "answer": answers.texts[i],
             "gold": answers.gold[i],
-            "sft_gold": reference.gold[i],
+            "baseline_gold": reference.gold[i],
             "kl": kl["kl"][i],
             "win": wins[i],
             "length": lengths[i],
             "ended": bool(answers.batch["ended"][i, 0]),
             "proxy": answers.proxy and answers.proxy[i],
-            "sft_proxy": reference.proxy and reference.proxy[i],
+            "baseline_proxy": reference.proxy and reference.proxy[i],
             **({"accuracy": verdicts[i]} if checked else {}),
         }
         for i, prompt in enumerate(prompts)

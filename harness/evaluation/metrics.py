@@ -2,7 +2,7 @@
 Imported late.
 
 from harness.evaluation.metrics import load
-load("win_rate").compute(predictions=gold_scores, references=sft_gold_scores)
+load("win_rate").compute(predictions=gold_scores, references=baseline_gold_scores)
 """
 
 from __future__ import annotations

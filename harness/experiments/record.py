@@ -92,7 +92,7 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
             f"T={suite.temperature} max={suite.max_new_tokens} engine={spec.engine}"
             f" dtype={spec.dtype}"
         ),
-        "reference_answers": stages.used["reference_answers"].content[:16],
+        "baseline_answers": stages.used["baseline_answers"].content[:16],
     }
     if spec.reference:
         ground["reference"] = stages.reference_content[:16]
@@ -205,7 +205,8 @@ def seeds_of(spec: RunSpec) -> dict[str, Any]:
         "seed_varies": "order of prompts and pairs, rollouts, minibatches, the evaluated answers",
         "shared_seed": spec.shared_seed,
         "shared_seed_varies": (
-            "suite data and splits, SFT, preferences and labels, reward models, SFT's answers"
+            "suite data and splits, SFT, preferences and labels, reward models, the baseline's"
+            " answers"
         ),
     }
 

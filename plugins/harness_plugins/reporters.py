@@ -210,10 +210,10 @@ DISPLAY_NAMES = {  # in LaTeX, of the built-in methods
     "rloo": "RLOO",
     "rlvr": "RLVR",
     "rrhf": "RRHF",
-    "sft": "SFT",
     "sft_chosen": "SFT on chosen",
     "simpo": "SimPO",
     "slic": "SLiC",
+    "start": "start checkpoint",
 }
 GENERATED = re.compile(r"(\w+)(( quick)?( \(\w+=.*\))?( \[[0-9a-f]+\])?)", re.ASCII)
 COMMAND_LINE = re.compile(r"(?:^|(?<=\.) )[^.]*`--[^.]*\.")

@@ -1,4 +1,4 @@
-"""SFT: the start checkpoint itself, a row like any other and the baseline of all."""
+"""The start checkpoint itself, as a row: a second draw of answers, beside the baseline's."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class SFT(Method):
+class Start(Method):
     """Train nothing: the start checkpoint, fine-tuned on the demonstrations, answers as it is."""
 
-    name, kind, paper = "sft", "baseline", "https://arxiv.org/abs/2203.02155"
+    name, kind, paper = "start", "baseline", "https://arxiv.org/abs/2203.02155"
 
     def train(self, lab: Lab) -> Policy:
         """Return the start checkpoint."""
@@ -24,4 +24,4 @@ class SFT(Method):
 
 @hookimpl
 def register_methods(register):
-    register(SFT)
+    register(Start)

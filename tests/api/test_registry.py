@@ -94,7 +94,7 @@ def test_entry_points_are_loaded_in_the_order_of_their_names(entry_point, monkey
 def test_every_built_in_is_an_entry_point_that_loads():
     here = installed()
     assert not here.broken and not here.clashes
-    assert {"sft", "ppo", "dpo", "best_of_n"} <= set(here.classes["methods"])
+    assert {"start", "ppo", "dpo", "best_of_n"} <= set(here.classes["methods"])
     assert {"summarization", "preference_file"} <= set(here.classes["suites"])
     assert {origin.distribution for origin in here.origins.values()} == {"alignment-harness"}
 

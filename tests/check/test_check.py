@@ -231,7 +231,7 @@ def test_a_method_that_makes_things_worse_does_not_beat_the_start(results):
         f.proof: f
         for f in check("methods", "mine", registry, Options(suite="tiny", results=results))
     }
-    beats = found["beats SFT on tiny"]
+    beats = found["beats the baseline on tiny"]
     assert beats.status == FAILED and "not shown to be above one half" in beats.told
     assert (
         found["deterministic"].status == PASSED and found["reaches its optimum"].status == "skipped"

@@ -142,7 +142,7 @@ def test_a_faulty_method_ends_far_from_it(fault, of):
 
 
 def test_sft_is_at_no_distance_from_itself():
-    evaluation = run("sft")
+    evaluation = run("start")
     assert evaluation["suite"]["exact_kl"] == 0 and evaluation["suite"][
         "exact_win_rate"
     ] == pytest.approx(0.5)

@@ -305,9 +305,9 @@ def test_the_panel_of_a_run_is_short_and_in_plain_words(tmp_path, capsys, monkey
     made = record("ppo")
     evaluation = {
         "accuracy": estimate(0.5),
-        "reference_accuracy": 0.4,
+        "baseline_accuracy": 0.4,
         "proxy": estimate(1.0),
-        "reference_proxy": 0.2,
+        "baseline_proxy": 0.2,
         "suite": {"words": 12.5, "copied": 0.25},
         "rouge": {"rouge1": 0.3, "rouge2": 0.2, "rougeL": 0.25},
         "curve": [{}, {}, {}],
@@ -346,7 +346,7 @@ def test_power_names_the_seeds_that_would_do(difference):
 
 # -- end to end ------------------------------------------------------------------------------------
 
-METHODS = ("sft", "dpo", "best_of_n", "ppo")
+METHODS = ("start", "dpo", "best_of_n", "ppo")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -366,14 +366,14 @@ def test_a_quick_run_end_to_end(method):
     assert len(samples) == 64 and all(s["prompt_id"].startswith("test/") for s in samples)
     assert (folder / "policy" / "model.safetensors").exists() == (method != "best_of_n")
     steps = len((folder / "metrics.jsonl").read_text().splitlines())
-    assert steps == {"sft": 0, "dpo": 6, "best_of_n": 0, "ppo": 3}[method]
+    assert steps == {"start": 0, "dpo": 6, "best_of_n": 0, "ppo": 3}[method]
     cost = result["cost"]
     assert cost["method"]["steps"] == (steps if method == "dpo" else cost["method"]["steps"])
     assert ("reference" in cost["models"]) == (method in ("dpo", "ppo"))
     assert (cost["method"]["reward_queries"] > 0) == (method == "ppo")
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["versions"]["torch"] and provenance["code"]["harness"]
-    assert {"sft", "preferences", "reward_model", "reference_answers"} <= set(
+    assert {"sft", "preferences", "reward_model", "baseline_answers"} <= set(
         provenance["artifacts"]
     )
     assert (
@@ -383,7 +383,7 @@ def test_a_quick_run_end_to_end(method):
 
 
 def test_sft_is_the_start_checkpoint_itself():
-    evaluation = json.loads((finished("sft", "summarization") / "result.json").read_text())[
+    evaluation = json.loads((finished("start", "summarization") / "result.json").read_text())[
         "evaluation"
     ]
     assert evaluation["kl"]["mean"] == 0 and evaluation["kl"]["high"] == 0
@@ -404,7 +404,7 @@ def test_table_in_both_formats(tmp_path):
     done = command("table", "-s", "summarization", "--results", results())
     assert done.code == 0, done.text
     rows = [line.split("|")[1].strip() for line in done.out.splitlines() if line.startswith("|")]
-    assert rows[2] == "sft quick" and set(rows[2:]) == {f"{method} quick" for method in METHODS}
+    assert rows[2] == "start quick" and set(rows[2:]) == {f"{method} quick" for method in METHODS}
     file = tmp_path / "table.csv"
     done = command(
         "table", "-s", "summarization", "--results", results(), "--format", "csv", "-o", file
@@ -422,7 +422,7 @@ def test_table_in_both_formats(tmp_path):
         "-o",
         tmp_path / "new" / "a" / "t.md",
     )
-    assert done.code == 0 and "| sft quick" in (tmp_path / "new" / "a" / "t.md").read_text()
+    assert done.code == 0 and "| start quick" in (tmp_path / "new" / "a" / "t.md").read_text()
     done = command("table", "-s", "summarization", "--results", results(), "-o", file / "t.md")
     assert done.code == 3 and "Cannot write" in done.err and "is a file" in done.err
 
@@ -440,14 +440,23 @@ def test_plot(tmp_path):
     assert done.code == 2 and "Traceback" not in done.text
 
 
+def test_run_accepts_the_former_name_of_start_and_says_its_name():
+    folder = finished("start")
+    done = command(*on_small("sft", results=results()))
+    assert done.code == 0 and "The method sft is called start." in done.err, done.text
+    assert folder.name in done.out and "(finished before)" in done.out
+    shown = command("show", "sft")
+    assert shown.out.startswith("start (method)"), shown.text
+
+
 def test_a_strangers_method_in_a_plain_file_appears_in_the_table():
-    finished("sft")
+    finished("start")
     file = plugin(fresh("plugins"), "reinforce", REINFORCE)
     done = command(*on_small("reinforce", "-p", file, "--set", "steps=3", results=results()))
     assert done.code == 0, done.text
-    made = command("table", "-s", "small", "--methods", "sft, reinforce", "--results", results())
+    made = command("table", "-s", "small", "--methods", "start, reinforce", "--results", results())
     rows = [line.split("|")[1].strip() for line in made.out.splitlines() if line.startswith("|")]
-    assert rows[2:] == ["sft quick", "reinforce quick"], made.text
+    assert rows[2:] == ["start quick", "reinforce quick"], made.text
     shown = command("show", "reinforce", "-p", file)
     assert "of the running mean" in shown.out and "reinforce.py" not in shown.err
 
@@ -611,7 +620,7 @@ def register_judges(register):
 def test_another_judge_under_the_same_name_is_another_run():
     where = fresh("judge")
     file = plugin(where, "judge", JUDGE.format(score="1.0"))
-    arguments = on_small("sft", "-p", file, "--judge", "mine", results=where)
+    arguments = on_small("start", "-p", file, "--judge", "mine", results=where)
     assert command(*arguments).code == 0
     file.write_text(JUDGE.format(score="float(len(text))"))
     done = command(*arguments)
@@ -624,7 +633,7 @@ def test_another_base_model_in_the_same_folder_is_another_run():
     where = fresh("model")
     model = where / "model"
     shutil.copytree(ROOT / "suites" / "harness_suites" / "base", model)
-    arguments = on_small("sft", "--model", model, results=where)
+    arguments = on_small("start", "--model", model, results=where)
     assert command(*arguments).code == 0
     weights = load_file(model / "model.safetensors")
     save_file(

@@ -376,4 +376,4 @@ def test_quick_shortens_a_method_no_suite_knows_of():
 
     quick = installed().get("suites", "summarization").quick
     assert _shortened(quick, installed().get("methods", "orpo"), "unheard_of") == {"steps": 4}
-    assert _shortened(quick, installed().get("methods", "sft"), "sft") == {}
+    assert _shortened(quick, installed().get("methods", "start"), "start") == {}

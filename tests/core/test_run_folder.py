@@ -17,10 +17,12 @@ from harness.core.artifacts import MANIFEST, Artifacts
 from harness.core.errors import HarnessError, Refused
 from harness.core.files import lock, make_folder, write_json, write_text
 from harness.core.run_folder import (
+    SAMPLES,
     flatten,
     load_results,
     read_result,
     read_rows,
+    rows_behind,
     runs,
     unspent,
     write_rows,
@@ -255,16 +257,16 @@ def test_a_second_owner_is_refused_and_told_the_first(tmp_path):
 
 
 def test_a_run_in_use_is_refused_until_its_owner_dies():
-    folder = finished("sft")
+    folder = finished("start")
     owner = child(OWNER, folder)
     try:
-        done = command(*on_small("sft", results=results()))
+        done = command(*on_small("start", results=results()))
         assert (
             done.code == 3 and f"process {owner.pid}" in done.err and "Traceback" not in done.text
         )
     finally:
         kill(owner)
-    again = command(*on_small("sft", results=results()))
+    again = command(*on_small("start", results=results()))
     assert again.code == 0 and "finished before" in again.out
 
 
@@ -275,7 +277,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, place):
         place = str(tmp_path / "file" / "results")
     with pytest.raises(Refused, match="Cannot write to .*Choose another folder with --results"):
         make_folder(Path(place))
-    done = process("run", "-m", "sft", "-s", "summarization", "--quick", "--results", place)
+    done = process("run", "-m", "start", "-s", "summarization", "--quick", "--results", place)
     assert done.code == 3 and "Cannot write to" in done.err and "Traceback" not in done.text
 
 
@@ -304,11 +306,11 @@ def test_load_results_has_dotted_columns_and_failures(tmp_path):
 
 
 def test_load_results_of_a_real_run():
-    folder = finished("sft")
+    folder = finished("start")
     frame = load_results(results())
     (row,) = [r for _, r in frame.iterrows() if r.folder == str(folder)]
     assert (
-        row.method == "sft"
+        row.method == "start"
         and row["evaluation.prompts"] == 24
         and row["cost.budget_used.steps"] == 0
     )
@@ -333,8 +335,8 @@ def test_an_unfinished_run_is_no_run(tmp_path):
 
 
 def test_a_newer_schema_is_refused(tmp_path):
-    put(tmp_path, record(schema=2))
-    with pytest.raises(HarnessError, match=r"written by a newer harness \(schema 2\)"):
+    put(tmp_path, record(schema=3))
+    with pytest.raises(HarnessError, match=r"written by a newer harness \(schema 3\)"):
         load_results(tmp_path)
 
 
@@ -358,8 +360,37 @@ def test_a_result_of_another_kind_is_named(tmp_path, content):
         load_results(tmp_path)
 
 
+def schema_1(results):
+    """Write the run of `start` as a harness of schema 1 did, with its former names."""
+    named = {"baseline": "sft", "baseline_gold": "sft_gold"}
+    r = record("start")
+    put(results, r)
+    (folder,) = results.glob("runs/*/*/*")
+    rows = [{named.get(k, k): v for k, v in row.items()} for row in read_rows(folder / SAMPLES)]
+    digest = write_rows(folder / SAMPLES, rows)
+    figures = {k.replace("baseline", "reference"): v for k, v in r["evaluation"].items()}
+    former = {"schema": 1, "method": "sft", "evaluation": figures, "files": {SAMPLES: digest}}
+    write_json(folder / "result.json", r | former)
+    return folder
+
+
+def test_records_of_schema_1_are_read_with_the_names_of_today(tmp_path):
+    folder = schema_1(tmp_path)
+    read = read_result(folder)
+    assert read["method"] == "start" and read["evaluation"]["baseline_gold"] == 1.0
+    rows = rows_behind({**read, "folder": str(folder)}, SAMPLES)
+    assert rows[0]["baseline"] == "some words" and not any("sft" in key for key in rows[0])
+    assert load_results(tmp_path)["method"].tolist() == ["start"]
+
+
+def test_records_of_schema_1_stand_in_tables(tmp_path):
+    schema_1(tmp_path)
+    done = command("table", "--results", tmp_path, "--methods", "sft", "--columns", "method,gold")
+    assert done.code == 0 and "| start " in done.out, done.text
+
+
 def test_a_newer_failure_is_refused(tmp_path):
-    put(tmp_path, failure(schema=2))
+    put(tmp_path, failure(schema=3))
     with pytest.raises(HarnessError, match="newer harness"):
         load_results(tmp_path)
 

@@ -113,7 +113,7 @@ def test_a_run_is_reproduced_digest_by_digest():
         "stage sft",
         "stage preferences",
         "stage reward_model",
-        "stage reference_answers",
+        "stage baseline_answers",
         "ground judge",
         "policy/model.safetensors",
         "metrics.jsonl",

@@ -208,10 +208,12 @@ def test_a_wrong_file_ends_in_one_message_and_nothing_is_written(tmp_path):
 def test_methods_seeds_and_sweeps_are_multiplied(tmp_path):
     found = cells(
         tmp_path,
-        "seeds = 2\n" + method("sft", "seeds = [7]") + method("dpo", "sweep = {beta = [0.1, 0.3]}"),
+        "seeds = 2\n"
+        + method("start", "seeds = [7]")
+        + method("dpo", "sweep = {beta = [0.1, 0.3]}"),
     )
     assert [(c.label, c.spec.seed) for c in found] == [
-        ("sft", 7),
+        ("start", 7),
         ("dpo (beta=0.1)", 0),
         ("dpo (beta=0.1)", 1),
         ("dpo (beta=0.3)", 0),
@@ -327,7 +329,7 @@ def finish(results, cell, win=0.6, cpu=11.0):
 
 def fail(results, cell, status):
     told = {
-        "schema": 1,
+        "schema": 2,
         "status": status,
         "failure": "It went wrong.",
         "method": cell.spec.method,
@@ -337,7 +339,7 @@ def fail(results, cell, status):
 
 
 def test_a_dry_run_tells_states_and_costs_and_writes_nothing(tmp_path):
-    file, results = write(tmp_path, "seeds = 4\n" + DPO + method("sft")), tmp_path / "results"
+    file, results = write(tmp_path, "seeds = 4\n" + DPO + method("start")), tmp_path / "results"
     done = command("study", file, "--dry-run", "--results", results)
     assert (
         done.code == 0 and "8 runs: 8 left." in done.out and "8 runs of unknown cost" in done.out
@@ -411,7 +413,7 @@ def test_failures_have_a_class(tmp_path, status, kind):
 
 def test_what_is_refused_is_told_in_the_table_and_is_not_left(tmp_path):
     """Negative control: the run that is really left is still told."""
-    text = "seeds = 2\n" + method("sft") + method("dpo") + method("rlvr")
+    text = "seeds = 2\n" + method("start") + method("dpo") + method("rlvr")
     study, registry = opened(write(tmp_path, text, suite="summarization"))
     planned = plan(study, registry, tmp_path)
     assert {cell.label for cell in planned.cells if cell.refused} == {"rlvr"}
@@ -423,13 +425,16 @@ def test_what_is_refused_is_told_in_the_table_and_is_not_left(tmp_path):
     assert [note for note in notes if "rlvr" in note] == [
         "Refused: rlvr: the suite cannot give what the method needs: verifier."
     ]
-    assert any("left out: 2 runs (dpo seed1-" in note and "sft seed1-" in note for note in notes)
+    assert any("left out: 2 runs (dpo seed1-" in note and "start seed1-" in note for note in notes)
 
 
 # -- tuning ----------------------------------------------------------------------------------------
 
 TUNED = (
-    method("sft") + method("dpo") + method("ipo") + "[tune]\ntrials = {trials}\nleave = ['sft']\n"
+    method("start")
+    + method("dpo")
+    + method("ipo")
+    + "[tune]\ntrials = {trials}\nleave = ['start']\n"
     "space.dpo = {{beta = {{log = [0.01, 1.0]}}, steps = {{int = [2, 9]}}}}\n"
     "space.ipo.beta = {{uniform = [0.1, 0.9]}}\n"
 )
@@ -530,7 +535,7 @@ LEFT_ALONE = "Tuned, and left as it was: the best of 3 trials"
 def test_what_was_tuned_has_a_footnote(tmp_path, wins, row, told):
     found = footnotes_of(tuned_table(tmp_path, *wins))
     assert found.pop(row) == found.pop(row.replace("dpo", "ipo")) == [told]
-    assert "sft quick" in found and not any(found.values())
+    assert "start quick" in found and not any(found.values())
 
 
 def test_a_footnote_on_tuning_stays_where_rows_are_runs_or_named_by_their_entry(tmp_path):
@@ -622,7 +627,7 @@ def failing(forked, faulty):
     def study(seeds=1, more=""):
         text = (
             f"seeds = {seeds}\n"
-            + method("sft")
+            + method("start")
             + method(
                 "faulty",
                 "set = {fault = 'nan'}\nsweep = {fault = ['nan', 'bug', 'memory', 'usage']}",
@@ -685,7 +690,7 @@ def test_amended_only_what_is_new_is_run(failing):
     assert "dpo on small ended by itself before its budget: 3 steps left" in done.out
     rows = comparison(select(where, Filter(study="study"))).rows
     assert [[cell.text for cell in row[:2]] for row in rows] == [
-        ["sft quick", "1"],
+        ["start quick", "1"],
         ["dpo quick", "2"],
     ]
     (folder,) = {
@@ -764,7 +769,7 @@ def test_the_local_launcher_tells_how_jobs_end(tmp_path):
     assert ended == {"a": 0, "b": 2} and "alignment-harness" in (tmp_path / "a").read_text()
 
 
-PAIRED = "seeds = 2\n" + method("sft") + method("dpo", "set = {steps = 4}")
+PAIRED = "seeds = 2\n" + method("start") + method("dpo", "set = {steps = 4}")
 
 
 def results_of(where):
@@ -815,7 +820,7 @@ def test_killed_and_in_parallel_a_study_ends_in_the_bytes_of_a_serial_one(tmp_pa
     )
     logs, deadline = parallel / "studies" / "pair" / "logs", time.monotonic() + 120
     while (
-        not any(" sft " in log.read_text() for log in logs.glob("*.log"))
+        not any(" start " in log.read_text() for log in logs.glob("*.log"))
         and time.monotonic() < deadline
     ):
         time.sleep(0.1)

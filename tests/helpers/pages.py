@@ -41,22 +41,22 @@ def samples(method: str, seed: int, n: int = PROMPTS) -> list[dict[str, Any]]:
     rng, shared = Random(f"{method} {seed}"), Random("shared")
     rows = []
     for i in range(n):
-        text, sft_gold = HOSTILE[i % len(HOSTILE)], shared.randrange(-2, 3) / 2
+        text, baseline_gold = HOSTILE[i % len(HOSTILE)], shared.randrange(-2, 3) / 2
         gold = rng.randrange(-2, 4) / 2
         rows.append(
             {
                 "prompt_id": f"test/{i}",
                 "prompt": f"prompt {i}: {text}",
-                "sft": f"sft {i}: {text}",
-                "sft_gold": sft_gold,
-                "sft_proxy": sft_gold / 2,
+                "baseline": f"baseline {i}: {text}",
+                "baseline_gold": baseline_gold,
+                "baseline_proxy": baseline_gold / 2,
                 "answer": f"{method} {seed} says {i}: {text}",
                 "gold": gold,
                 "proxy": gold + rng.uniform(-1, 1),
                 "kl": rng.uniform(0, 5),
                 "length": rng.randrange(1, 30),
                 "ended": rng.random() < 0.9,
-                "win": 1.0 if gold > sft_gold else 0.5 if gold == sft_gold else 0.0,
+                "win": 1.0 if gold > baseline_gold else 0.5 if gold == baseline_gold else 0.0,
             }
         )
     return rows
@@ -94,7 +94,7 @@ def study(results: Path) -> Path:
     folders = {}
     for suite in ("toy", "<i>other"):
         for label, method, seed in (
-            ("sft", "sft", 0),
+            ("start", "start", 0),
             (LABEL, "ppo", 0),
             (LABEL, "ppo", 1),
             (DPO, "dpo", 0),

@@ -325,9 +325,9 @@ def record(method: str = "dpo", seed: int = 0, win: float = 0.6, **more: Any) ->
         "length": estimate(14.5),
         "eos_rate": 0.99,
         "distinct": 0.98,
-        "reference_gold": 1.0,
-        "reference_proxy": 0.0,
-        "reference_length": 13.0,
+        "baseline_gold": 1.0,
+        "baseline_proxy": 0.0,
+        "baseline_length": 13.0,
         "inference": {
             "flops_per_answer": 6e7,
             "tokens_per_answer": 14.5,
@@ -335,7 +335,7 @@ def record(method: str = "dpo", seed: int = 0, win: float = 0.6, **more: Any) ->
         },
     }
     return {
-        "schema": 1,
+        "schema": 2,
         "status": "finished",
         "method": method,
         "suite": "toy",
@@ -365,7 +365,7 @@ def failure(
 ) -> dict:
     """A plausible failure.json."""
     return {
-        "schema": 1,
+        "schema": 2,
         "status": "diverged",
         "failure": why,
         "method": method,
@@ -410,8 +410,8 @@ def samples(r: dict[str, Any]) -> list[dict[str, Any]]:
         }
         row |= {
             "win": win + sign * min(win, 1 - win),
-            "sft": "some words",
-            "sft_gold": told["reference_gold"],
+            "baseline": "some words",
+            "baseline_gold": told["baseline_gold"],
         }
         rows.append(
             row

@@ -39,12 +39,12 @@ def samples(kl: float, gold: float, seed: int, noise: float = 1.0) -> list[dict[
             "prompt_id": f"test/{i}",
             "prompt": "p",
             "answer": "a",
-            "sft": "s",
+            "baseline": "s",
             "ended": True,
             "gold": float(g),
-            "sft_gold": float(t),
+            "baseline_gold": float(t),
             "proxy": float(2 * g),
-            "sft_proxy": float(t),
+            "baseline_proxy": float(t),
             "kl": float(kl * k),
             "length": int(10 + 2 * gold),
             "win": 1.0 if g > t else 0.5 if g == t else 0.0,
@@ -80,8 +80,8 @@ def run(
     made["evaluation"] |= {
         "win_rate": estimate(mean["win"]),
         "prompts": PROMPTS,
-        "reference_gold": 1.0,
-        "reference_proxy": 2.0,
+        "baseline_gold": 1.0,
+        "baseline_proxy": 2.0,
     }
     if curve:
         made["evaluation"]["curve"] = [snapshot(i, at, gold) for i, at in enumerate(curve, 1)]
@@ -128,7 +128,7 @@ def study(results: Path) -> Selection:
     betas = (0.02, 0.05, 0.1, 0.2, 0.4)
     for seed in range(3):
         free = {"flops": 0.0, "seconds": 0.0, "peak_memory": 0}
-        run(results, "sft", seed, 0.0, {"unused": True}, cost=free)
+        run(results, "start", seed, 0.0, {"unused": True}, cost=free)
         for n in (2, 4, 16, 64):
             kl = 0.95 * (math.log(n) - (n - 1) / n)
             run(results, "best_of_n", seed, kl, {"n": n}, lambda d: d * (1.9 - 0.45 * d), free)

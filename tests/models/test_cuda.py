@@ -98,7 +98,7 @@ def test_recording_is_refused_where_it_cannot_be():
     done = command(
         "run",
         "-m",
-        "sft",
+        "start",
         "-s",
         "exact",
         "--quick",

@@ -64,7 +64,7 @@ def test_two_processes_train_a_method_as_one_does(method, benches, pairs):
     if benches(method).whole.rows:
         benches(method).two_processes(pairs[method])
     else:
-        assert method not in pairs and method in ("sft", "best_of_n")
+        assert method not in pairs and method in ("start", "best_of_n")
 
 
 @pytest.mark.parametrize("fault", ["decoding", "reward"])

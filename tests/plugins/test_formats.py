@@ -163,7 +163,7 @@ def comparison_in_latex(results):
     """The table of runs with an estimate, a missing value and reused work, as LaTeX."""
     reused = record("dpo")
     reused["cost"]["method"]["flops_reused"] = 1e12
-    put(results, reused, record("best_of_n", win=0.8), record("sft", win=0.5))
+    put(results, reused, record("best_of_n", win=0.8), record("start", win=0.5))
     return LaTeX().render(comparison(select(results, Filter("toy")), LaTeX.columns))
 
 
@@ -178,7 +178,7 @@ def test_latex_notes_are_on_its_columns_and_name_no_option(tmp_path):
     text = comparison_in_latex(tmp_path)
     assert "up to 33" in text and "columns" not in text and "{-}" not in text
     assert "TFLOP are the method's own" in text and "Train s" not in text and "Peak" not in text
-    full = comparison(select(tmp_path, Filter("toy"))).notes[0]
+    full = comparison(select(tmp_path, Filter("toy"))).notes[1]
     assert "Train s, CPU s (of all threads), TFLOP, tokens and queries are the method's" in full
 
 

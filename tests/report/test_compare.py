@@ -37,15 +37,15 @@ def sample(i, gold=1.0, win=None, **more):
         "prompt_id": f"test/{i}",
         "prompt": f"prompt {i}",
         "answer": "w " * (8 + i % 3),
-        "sft": "w " * (8 + i % 2),
+        "baseline": "w " * (8 + i % 2),
         "gold": gold,
-        "sft_gold": 1.0,
+        "baseline_gold": 1.0,
         "win": float(win),
         "kl": 2.0 + 0.01 * i,
         "length": 8 + i % 3,
         "ended": True,
         "proxy": gold / 2,
-        "sft_proxy": 0.5,
+        "baseline_proxy": 0.5,
     } | more
 
 
@@ -98,7 +98,7 @@ def text(found):
 def test_the_difference_is_paired_by_prompt(two):
     found = compared(two, ("dpo", "ipo"), Filter())
     win = found.measures[0]
-    assert (win.label, win.a, win.b) == ("win-rate vs SFT", 0.75, 0.375)
+    assert (win.label, win.a, win.b) == ("win-rate vs baseline", 0.75, 0.375)
     expected = compare([1.0] * 48 + [0.0] * 16, [1.0] * 24 + [0.0] * 40)
     assert win.difference == expected and expected.difference == 0.375
     assert "dpo beats ipo by 0.375" in found.verdict and "p < 0.001" in found.verdict

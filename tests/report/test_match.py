@@ -84,7 +84,7 @@ def test_between_nodes_intervals_are_of_the_mixed_scores(tmp_path):
         str(cells["between"]) == "beta=0.5 (75%), beta=0.333333 (25%)"
         and str(cells["seeds"]) == "2"
     )
-    assert cells["win-rate vs SFT [95 %]"].interval == f"[{won.low:.3f}, {won.high:.3f}]"
+    assert cells["win-rate vs baseline [95 %]"].interval == f"[{won.low:.3f}, {won.high:.3f}]"
     assert len(table.runs[0]) == 4  # two seeds of either neighbour
 
 
@@ -108,7 +108,7 @@ def test_nothing_is_extrapolated(tmp_path):
     table = matched(selection, "kl", 3.0)
     assert [str(row[0]) for row in table.rows] == ["ppo", "dpo"]
     assert (
-        str(by_name(table)["dpo"]["win-rate vs SFT [95 %]"])
+        str(by_name(table)["dpo"]["win-rate vs baseline [95 %]"])
         == "not reached: its points lie at 0.5 to 1.5"
     )
     assert "gold" not in plain(table)["dpo"] and plain(table)["dpo"]["high_at"] == pytest.approx(
@@ -120,14 +120,14 @@ def test_nothing_is_extrapolated(tmp_path):
 
 
 def test_one_point_is_no_sweep(tmp_path):
-    run(tmp_path, "sft", 0, 0.0)
+    run(tmp_path, "start", 0, 0.0)
     table = matched(sweep(tmp_path, seeds=1), "kl", 2.5)
-    assert plain(table)["sft"]["why"] == "one point, at 0" and "gold" in plain(table)["ppo"]
+    assert plain(table)["start"]["why"] == "one point, at 0" and "gold" in plain(table)["ppo"]
 
 
 def test_without_a_value_the_largest_that_all_reach(tmp_path):
     sweep(tmp_path, "dpo", (0.5, 1.5, 2.5))
-    run(tmp_path, "sft", 0, 0.0)
+    run(tmp_path, "start", 0, 0.0)
     selection = sweep(tmp_path, "ppo", (1.0, 4.0))
     table = matched(selection, "kl")
     assert table.title == "toy: at 2.5 nats of KL, the largest that all sweeps reach"
@@ -146,7 +146,7 @@ def test_no_common_value_is_refused(tmp_path):
 
 
 def test_nothing_to_match_is_refused(tmp_path):
-    run(tmp_path, "sft", 0, 0.0)
+    run(tmp_path, "start", 0, 0.0)
     run(tmp_path, "ppo", 0, 2.0)
     with pytest.raises(UsageError, match="Nothing to match"):
         matched(chosen(tmp_path), "kl")
@@ -235,7 +235,7 @@ def test_failed_rows_are_no_points_and_are_shown(tmp_path):
     assert list(shown) == ["ppo", "kto", "ppo (beta=0.7)"]
     for name in ("kto", "ppo (beta=0.7)"):
         assert str(shown[name]["seeds"]) == "0/1"
-        assert str(shown[name]["win-rate vs SFT [95 %]"]).startswith("failed: The loss is nan")
+        assert str(shown[name]["win-rate vs baseline [95 %]"]).startswith("failed: The loss is nan")
         assert "gold" not in plain(made)[name] and plain(made)[name]["failed"] == 1
     assert all(len(row) == len(COLUMNS) for row in made.rows)
     assert len(made.runs) == len(made.rows) == len(made.plain)

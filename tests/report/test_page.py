@@ -258,7 +258,7 @@ def test_settings_seeds_tuning_provenance_and_citations_are_there(text, tree):
 
 
 def test_options_that_differ_or_were_asked_for_are_marked(tmp_path):
-    pages.add(tmp_path, "sft", options={})
+    pages.add(tmp_path, "start", options={})
     pages.add(tmp_path, "dpo", options={"beta": 0.1, "epochs": 1.0}, asked=["beta"])
     pages.add(tmp_path, "ipo", options={"beta": 0.3, "epochs": 1.0})
     text = page(tmp_path)
@@ -280,9 +280,11 @@ def test_the_cost_of_every_phase_is_there(tmp_path):
 
 def test_unlike_ground_is_a_table_apart(tmp_path):
     other = GROUND | {"preferences": "XX"}
-    for method in ("sft", "dpo"):
+    for method in ("start", "dpo"):
         pages.add(tmp_path, method, suite_options={"labeller_bias": 0.0})
-    pages.add(tmp_path, "sft", ground=other, suite_options={"labeller_bias": 0.12}, recipe="biased")
+    pages.add(
+        tmp_path, "start", ground=other, suite_options={"labeller_bias": 0.12}, recipe="biased"
+    )
     put(tmp_path, failure("dpo", seed=4), failure("dpo", seed=5, recipe="biased"))
     found = sections(tmp_path, None, None)
     assert [s.title for s in found] == ["toy: labeller_bias=0", "toy: labeller_bias=0.12"]
@@ -318,7 +320,7 @@ def test_prompts_and_sft_are_there_once_and_every_answer_is_kept(text):
     suite = pages.browsed(text)[1]
     assert suite["title"] == "toy" and suite["total"] == pages.PROMPTS
     rows = {row["name"]: row["runs"] for row in suite["rows"]}
-    assert set(rows) == {"sft", pages.DPO, pages.LABEL} and [
+    assert set(rows) == {"start", pages.DPO, pages.LABEL} and [
         run["seed"] for run in rows[pages.LABEL]
     ] == [0, 1]
     for seed, run in enumerate(rows[pages.LABEL]):
@@ -327,7 +329,7 @@ def test_prompts_and_sft_are_there_once_and_every_answer_is_kept(text):
             s["gold"] for s in truth
         ]
         assert run["kl"] == pytest.approx([s["kl"] for s in truth], rel=1e-5)
-    assert suite["prompts"]["sft"] == [s["sft"] for s in pages.samples("sft", 0)]
+    assert suite["prompts"]["baseline"] == [s["baseline"] for s in pages.samples("start", 0)]
 
 
 def test_only_the_first_prompts_are_browsed_and_the_page_says_so(results):
@@ -338,7 +340,7 @@ def test_only_the_first_prompts_are_browsed_and_the_page_says_so(results):
 
 
 def test_prompts_that_are_not_the_same_are_refused(tmp_path):
-    pages.add(tmp_path, "sft")
+    pages.add(tmp_path, "start")
     folder = pages.add(tmp_path, "dpo")
     file = folder / "samples.jsonl"
     file.write_text(file.read_text().replace("prompt 3: ", "another 3: "))

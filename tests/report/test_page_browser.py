@@ -33,8 +33,8 @@ HOW = "no chromium with chromedriver: apt-get install chromium chromium-driver"
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=HOW)]
 
-SFT = {s["prompt_id"]: s["sft_gold"] for s in pages.samples("sft", 0)}
-IDS = list(SFT)
+BASELINE = {s["prompt_id"]: s["baseline_gold"] for s in pages.samples("start", 0)}
+IDS = list(BASELINE)
 
 
 def gold(method, seed=0):
@@ -176,9 +176,9 @@ def test_the_first_prompt_and_every_method_are_shown(view):
     assert view.listed() == IDS and view.chosen() == "test/0"
     assert view.text("#count") == f"{len(IDS)} of {len(IDS)} prompts"
     cards, truth = view.cards(), pages.samples("dpo", 0)[0]
-    assert list(cards)[:2] == ["baseline", "sft"] and set(cards) == {
+    assert list(cards)[:2] == ["baseline", "start"] and set(cards) == {
         "baseline",
-        "sft",
+        "start",
         pages.LABEL,
         pages.DPO,
     }
@@ -199,8 +199,8 @@ def test_methods_can_be_left_out(view):
         "[...document.querySelectorAll('#rows input')].find((b) => b.value ==="
         f" '{pages.DPO}').click()"
     )
-    assert set(view.cards()) == {"baseline", "sft", pages.LABEL}
-    assert view.address()["rows"] == ["sft", pages.LABEL]
+    assert set(view.cards()) == {"baseline", "start", pages.LABEL}
+    assert view.address()["rows"] == ["start", pages.LABEL]
     view.run(
         "[...document.querySelectorAll('#rows button')].find((b) => b.textContent ==="
         " 'none').click()"
@@ -224,7 +224,9 @@ def expected(relation, ours, theirs):
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
-@pytest.mark.parametrize(("b", "theirs"), [("", SFT), (pages.DPO, gold("dpo"))], ids=["sft", "dpo"])
+@pytest.mark.parametrize(
+    ("b", "theirs"), [("", BASELINE), (pages.DPO, gold("dpo"))], ids=["baseline", "dpo"]
+)
 def test_the_filter_gives_exactly_the_prompts(view, relation, b, theirs):
     right = expected(relation, gold("ppo"), theirs)
     assert 0 < len(right) < len(IDS)
@@ -238,7 +240,7 @@ def test_the_filter_gives_exactly_the_prompts(view, relation, b, theirs):
 def test_negative_control_for_the_filter(chrome, file, tmp_path, monkeypatch):
     wrong = altered(file, tmp_path, "ours > theirs", "ours >= theirs")
     view = View(chrome, wrong).open("suite=toy").choose(a=pages.LABEL, o="beats")
-    assert view.listed() != expected("beats", gold("ppo"), SFT) and len(view.listed()) > 0
+    assert view.listed() != expected("beats", gold("ppo"), BASELINE) and len(view.listed()) > 0
 
 
 def altered(file, folder, old, new):
@@ -313,7 +315,7 @@ def test_keys_go_to_the_next_prompt_and_back(view):
 
 
 def test_keys_follow_the_filter(view):
-    right = expected("loses", gold("ppo"), SFT)
+    right = expected("loses", gold("ppo"), BASELINE)
     assert view.choose(a=pages.LABEL, o="loses").press("j").chosen() == right[1]
 
 
@@ -347,7 +349,9 @@ def test_the_address_restores_the_view(view, chrome, file):
     view.choose(seed="1", a=pages.LABEL, o="loses", b="", sort="kl", dir="down", q="prompt").press(
         "j"
     )
-    view.run("[...document.querySelectorAll('#rows input')].find((b) => b.value === 'sft').click()")
+    view.run(
+        "[...document.querySelectorAll('#rows input')].find((b) => b.value === 'start').click()"
+    )
     listed, chosen, cards = view.listed(), view.chosen(), view.cards()
     assert 1 < len(listed) < len(IDS)
     address = view.run("return location.href")
@@ -453,7 +457,7 @@ def test_without_scripts_tables_and_plots_are_there(chrome, file):
     finally:
         chrome.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     assert "Browsing samples needs JavaScript" in body and "Search" not in body
-    assert "win-rate vs SFT" in body and "@misc{rafailov2023direct" in body
+    assert "win-rate vs baseline" in body and "@misc{rafailov2023direct" in body
 
 
 def test_print_has_what_is_folded_and_no_controls(view):

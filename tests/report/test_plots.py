@@ -147,15 +147,15 @@ def test_labels_lie_within_the_axes_and_apart(figures):
 
 
 def test_a_bar_that_is_cut_is_named(tmp_path):
-    for seed, kl in enumerate((1.0, 1.1, 9.0)):  # ppo's seeds are far apart; sft's are not
+    for seed, kl in enumerate((1.0, 1.1, 9.0)):  # ppo's seeds are far apart; start's are not
         run(tmp_path, "ppo", seed, kl, {"beta": 0.1})
-        run(tmp_path, "sft", seed, 0.0, {"unused": True})
+        run(tmp_path, "start", seed, 0.0, {"unused": True})
     selection = chosen(tmp_path)
     (wide,) = [spot for spot in map(frontier.spot_of, selection.rows) if spot.row.name == "ppo"]
     figure = drawn("frontier", selection)
     assert wide.kl.high > figure.axes[0].get_xlim()[1]
     told = figure.get_supxlabel()
-    assert f"the bar of ppo (to {wide.kl.high:.1f} nats)." in told and "sft" not in told
+    assert f"the bar of ppo (to {wide.kl.high:.1f} nats)." in told and "start" not in told
     for seed in range(3):
         run(tmp_path / "even", "ppo", seed, 1.0, {"beta": 0.1})
     assert not drawn("frontier", chosen(tmp_path / "even")).get_supxlabel()
@@ -228,11 +228,11 @@ def test_what_costs_nothing_stands_left_of_the_axis(figures):
     axis = figures["cost"].axes[0]
     found = bars(axis)
     least = min(own[0][0] for name, own in found.items() if "ppo" in name or "dpo" in name)
-    assert found["sft"][0][0] == found["best_of_n (n=4)"][0][0] < least
+    assert found["start"][0][0] == found["best_of_n (n=4)"][0][0] < least
     ticks = dict(
         zip(axis.get_xticks(), (t.get_text() for t in axis.get_xticklabels()), strict=True)
     )
-    assert ticks[found["sft"][0][0]] == "none"
+    assert ticks[found["start"][0][0]] == "none"
     assert all(x >= least / 1.2 for x, text in ticks.items() if text != "none")
     assert "come on top" in figures["cost"].get_supxlabel()
 

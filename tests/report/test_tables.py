@@ -103,8 +103,8 @@ def test_verdicts_of_any_size_have_an_interval(tmp_path):
 
 
 def test_rows_sft_first_then_by_strength(tmp_path):
-    made = table(tmp_path, record("dpo", win=0.6), record("ppo", win=0.8), record("sft", win=0.5))
-    assert [row[0] for row in texts(made)] == ["sft", "ppo", "dpo"]
+    made = table(tmp_path, record("dpo", win=0.6), record("ppo", win=0.8), record("start", win=0.5))
+    assert [row[0] for row in texts(made)] == ["start", "ppo", "dpo"]
     unused = {
         "accuracy",
         "verifier queries",
@@ -116,7 +116,7 @@ def test_rows_sft_first_then_by_strength(tmp_path):
     assert made.title == "toy: 64 test prompts, one answer each at T=1"
     row = dict(zip(made.columns, texts(made)[2], strict=True))
     assert (
-        row["win-rate vs SFT [95 %]"] == "0.600 [0.499, 0.690]"
+        row["win-rate vs baseline [95 %]"] == "0.600 [0.499, 0.690]"
         and row["KL (nats)"] == "5.12 [5.00, 5.25]"
     )
     assert (
@@ -128,10 +128,10 @@ def test_rows_sft_first_then_by_strength(tmp_path):
 
 
 def test_each_run_can_have_a_row_of_its_own(tmp_path):
-    put(tmp_path, record("dpo", win=0.6), record("dpo", seed=1, win=0.8), record("sft", win=0.5))
-    assert [row[:2] for row in texts(of(tmp_path))] == [["sft", "1"], ["dpo", "2"]]
+    put(tmp_path, record("dpo", win=0.6), record("dpo", seed=1, win=0.8), record("start", win=0.5))
+    assert [row[:2] for row in texts(of(tmp_path))] == [["start", "1"], ["dpo", "2"]]
     made = of(tmp_path, each=True)
-    assert [row[0] for row in texts(made)] == ["sft, seed 0", "dpo, seed 1", "dpo, seed 0"]
+    assert [row[0] for row in texts(made)] == ["start, seed 0", "dpo, seed 1", "dpo, seed 0"]
     assert [cell.text for cell in made.rows[1][:3]] == ["dpo, seed 1", "1", "0.800"]
     assert "One seed per row" in made.caption and "not for the algorithms" in made.caption
 
@@ -623,7 +623,7 @@ def test_the_csv_says_what_a_re_run_is_verified_by(tmp_path):
 def test_columns_are_chosen_by_key(tmp_path):
     put(tmp_path, record(), record("ppo"))
     made = comparison(select(tmp_path, Filter()), ["method", "kl", "win_rate"])
-    assert made.columns == ["method", "KL (nats)", "win-rate vs SFT [95 %]"]
+    assert made.columns == ["method", "KL (nats)", "win-rate vs baseline [95 %]"]
     with pytest.raises(UsageError, match="no column 'winrate'. Did you mean 'win_rate'"):
         comparison(select(tmp_path, Filter()), ["winrate"])
 
@@ -640,7 +640,7 @@ def synthetic(folder, records, prompts):
         made = record(seed=seed)
         made["evaluation"]["prompts"] = prompts
         rows = [
-            r | {"prompt": "p" * 350, "answer": r["answer"] + "a" * 110, "sft": "s" * 125}
+            r | {"prompt": "p" * 350, "answer": r["answer"] + "a" * 110, "baseline": "s" * 125}
             for r in samples(made)
         ]
         files.append((folder / f"samples-{seed}", write_rows(folder / f"samples-{seed}", rows)))
@@ -701,7 +701,7 @@ def test_ground_that_one_run_lacks_is_refused(tmp_path):
 
 
 def test_methods_can_be_chosen_out_of_mixed_ground(tmp_path):
-    mixed = [record("dpo"), record("ppo"), record("sft", ground=GROUND | {"judge": "other/1"})]
+    mixed = [record("dpo"), record("ppo"), record("start", ground=GROUND | {"judge": "other/1"})]
     made = table(tmp_path, *mixed, methods=["ppo", "dpo"])
     assert [row[0] for row in texts(made)] == ["dpo", "ppo"]
 
@@ -839,7 +839,7 @@ def test_a_suite_that_cannot_be_shown_does_not_hide_the_others(tmp_path):
 
 @pytest.mark.parametrize("width", [60, 100, 200])
 def test_on_a_terminal_a_table_fits_its_width(tmp_path, width):
-    put(tmp_path, record("sft", win=0.5), record("dpo"), failure("ppo"))
+    put(tmp_path, record("start", win=0.5), record("dpo"), failure("ppo"))
     asked = Filter("toy")
     request = TableRequest(tmp_path, asked, Markdown(), False)
     made = request.table("toy", TERMINAL_COLUMNS)
@@ -849,14 +849,30 @@ def test_on_a_terminal_a_table_fits_its_width(tmp_path, width):
     if width == 200:
         assert columns_of(head)[-2:] == ["length", "train TFLOP"]
         assert "labels" not in head and "proxy" not in head
-    assert "\nRow sft is a second draw from the start" in text
-    made.rows = made.rows[1:]
-    assert "second draw" not in fitted(made, Markdown(), width)
+    assert "\nRow start is a second draw from the start" in text
     assert text.splitlines()[-1].startswith("All columns") and "| ppo" in text
 
 
+def test_the_row_start_is_explained_where_it_is_shown(tmp_path):
+    note = "Row {} is a second draw from the start checkpoint: .5 up to noise."
+    put(tmp_path, record("start", win=0.5), record("dpo"))
+    assert note.format("start") in of(tmp_path).notes
+    assert not any("second draw" in n for n in of(tmp_path, methods=["dpo"]).notes)
+    columns = comparison(select(tmp_path, Filter("toy")), ("method", "kl"))
+    assert not any("second draw" in n for n in columns.notes)
+
+
+def test_former_names_select_the_rows_of_today(tmp_path):
+    put(tmp_path, record("start", win=0.5), record("dpo"))
+    assert [row[0] for row in texts(of(tmp_path, methods=["sft"]))] == ["start"]
+    done = command("compare", "sft", "dpo", "--results", tmp_path)
+    assert done.code == 0 and "A  start, seed 0" in done.out, done.text
+    put(tmp_path, record("sft", win=0.4))  # a plugin of this name wins over the former name
+    assert [row[0] for row in texts(of(tmp_path, methods=["sft"]))] == ["sft"]
+
+
 def test_a_terminal_is_given_fewer_columns_than_a_pipe(tmp_path):
-    put(tmp_path, record("sft", win=0.5), record("dpo"))
+    put(tmp_path, record("start", win=0.5), record("dpo"))
     piped = command("table", "--results", tmp_path)
     leader, follower = pty.openpty()
     arguments = [sys.executable, "-m", "harness", "table", "--results", str(tmp_path)]

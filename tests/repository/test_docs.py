@@ -138,7 +138,7 @@ def test_the_statistics_in_the_guide_to_tables_are_over_runs_by_suites(
     )
     monkeypatch.chdir(tmp_path)
     for seed in range(3):
-        for method, kl in (("sft", 0.01), ("dpo", 1.0), ("ppo", 2.0)):
+        for method, kl in (("start", 0.01), ("dpo", 1.0), ("ppo", 2.0)):
             made = [
                 run(tmp_path / "results", method, seed, kl + 0.1 * i, suite=s)
                 for i, s in enumerate(suites)

@@ -75,7 +75,7 @@ def test_the_textbook_table_tells_who_is_not_significantly_worse(textbook, tmp_p
     and shines nowhere.
     """
     golds = {
-        "sft": lambda d: 0.0,
+        "start": lambda d: 0.0,
         "ppo": lambda d: 3.0,
         "dpo": lambda d: 3.0,
         "ipo": lambda d: -3.0,
@@ -88,7 +88,7 @@ def test_the_textbook_table_tells_who_is_not_significantly_worse(textbook, tmp_p
                 tmp_path,
                 name,
                 seed,
-                1.0 if name != "sft" else 0.01,
+                1.0 if name != "start" else 0.01,
                 gold=gold,
                 suite="summarization",
                 cost=cost,
@@ -119,7 +119,7 @@ def test_the_textbook_table_tells_who_is_not_significantly_worse(textbook, tmp_p
     best = {name: row["not significantly worse than the best on"] for name, row in told.items()}
     with (tmp_path / "textbook.csv").open() as stream:
         figures = {row["method"]: row for row in csv.DictReader(stream)}
-    assert best["sft"] == best["ipo"] == "-" and set(best) == set(golds) == set(figures)
+    assert best["start"] == best["ipo"] == "-" and set(best) == set(golds) == set(figures)
     for name in ("ppo", "dpo"):
         assert best[name] == f"summarization ({float(figures[name]['win_rate']):.3f})"
         assert (

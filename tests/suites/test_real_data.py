@@ -79,7 +79,7 @@ def run(world, suite, method, *more, code=0):
     return results, done
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "ppo", "best_of_n"])
+@pytest.mark.parametrize("method", ["start", "dpo", "ppo", "best_of_n"])
 def test_plain_pairs_with_an_implicit_prompt(world, method):
     more = ("--set", "n=2") if method == "best_of_n" else ()
     results, _ = run(world, "plain", method, *more)
@@ -97,7 +97,7 @@ def test_plain_pairs_with_an_implicit_prompt(world, method):
 def test_the_methods_stand_in_one_table(world):
     done = command("table", "--results", world / "results-plain")
     assert done.code == 0 and all(
-        f"| {m} " in done.out for m in ("sft", "dpo", "ppo", "best_of_n")
+        f"| {m} " in done.out for m in ("start", "dpo", "ppo", "best_of_n")
     ), done.text
 
 

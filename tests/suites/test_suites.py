@@ -262,7 +262,7 @@ def test_the_start_checkpoint_of_helpfulness_reads_its_constraints():
     done = command(
         "run",
         "-m",
-        "sft",
+        "start",
         "-s",
         "helpfulness",
         "--quick",
@@ -272,7 +272,7 @@ def test_the_start_checkpoint_of_helpfulness_reads_its_constraints():
     )
     assert done.code == 0, done.text
     lines = (
-        only_run(args[1], "helpfulness", "sft").joinpath("samples.jsonl").read_text().splitlines()
+        only_run(args[1], "helpfulness", "start").joinpath("samples.jsonl").read_text().splitlines()
     )
     samples = [json.loads(line) for line in lines]
     suite = Helpfulness()
@@ -293,7 +293,7 @@ def test_a_quick_run_on_arithmetic_reports_accuracy():
     figures = json.loads(finished("dpo", "arithmetic").joinpath("result.json").read_text())[
         "evaluation"
     ]
-    assert 0 < figures["accuracy"]["mean"] <= 1 and 0 < figures["reference_accuracy"] <= 1
+    assert 0 < figures["accuracy"]["mean"] <= 1 and 0 < figures["baseline_accuracy"] <= 1
     gold = figures["gold"]["mean"]
     assert (
         figures["accuracy"]["mean"] <= gold <= 1 + figures["accuracy"]["mean"]

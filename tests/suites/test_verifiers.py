@@ -347,7 +347,7 @@ def on(folder, method, *more):
 
 
 def test_a_suite_file_says_which_suite_it_is_of(folder):
-    spec = resolve(Request("sft", str(folder / "mine.toml")), installed())
+    spec = resolve(Request("start", str(folder / "mine.toml")), installed())
     assert type(make_suite(spec, installed())) is QuestionFile and spec.suite_name == "mine"
     (folder / "mine.toml").unlink()  # a run goes on though its file is gone
     assert type(make_suite(spec, installed())) is QuestionFile
@@ -359,14 +359,14 @@ def test_a_suite_file_says_which_suite_it_is_of(folder):
 def test_a_suite_file_of_no_suite(folder, kind, why):
     (folder / "mine.toml").write_text(MINE.replace('"question_file"', kind))
     with pytest.raises(UsageError, match=why):
-        resolve(Request("sft", str(folder / "mine.toml")), installed())
+        resolve(Request("start", str(folder / "mine.toml")), installed())
 
 
 def test_a_run_on_questions_and_what_is_refused(folder):
-    done = on(folder, "sft")
+    done = on(folder, "start")
     assert done.code == 0, done.text
     figures = json.loads(
-        only_run(folder / "results", "mine", "sft").joinpath("result.json").read_text()
+        only_run(folder / "results", "mine", "start").joinpath("result.json").read_text()
     )["evaluation"]
     assert figures["accuracy"]["n"] == 4 and "proxy" not in figures
     for method in ("dpo", "ppo"):

@@ -568,7 +568,7 @@ def test_seeds_of_best_of_n_answer_otherwise_and_its_few_are_the_first_of_its_ma
         rows = [json.loads(line) for line in (found / "samples.jsonl").read_text().splitlines()]
         told = result["runtime"]["reuse"]["pool"]
         shutil.rmtree(found)
-        return [row["answer"] for row in rows], [row["sft"] for row in rows], told
+        return [row["answer"] for row in rows], [row["baseline"] for row in rows], told
 
     shutil.rmtree(folder / "runs" / "small" / "best_of_n", ignore_errors=True)
     one, sft, _ = answers(folder, "--set", "n=1", "--seed", 5)

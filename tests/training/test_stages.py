@@ -26,7 +26,7 @@ SMALL = {
 def stages_of(folder, more=None, suite_settings=(), shared_seed=0):
     asked = tuple(f"{name}={value}" for name, value in {**SMALL, **(more or {})}.items())
     request = Request(
-        "sft", "summarization", (), suite_settings, asked, fixed={"shared_seed": shared_seed}
+        "start", "summarization", (), suite_settings, asked, fixed={"shared_seed": shared_seed}
     )
     spec = resolve(request, installed())
     settings = RunOptions(folder, warn=lambda message: None)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ...statistics.length import LengthControlled
 
 MEASURES = {  # figure of the evaluation: (column of samples.jsonl, what it is called, decimals)
-    "win_rate": ("win", "win-rate vs SFT", 3),
+    "win_rate": ("win", "win-rate vs baseline", 3),
     "gold": ("gold", "gold reward", 3),
     "proxy": ("proxy", "proxy reward", 3),
     "accuracy": ("accuracy", "accuracy", 3),
@@ -107,7 +107,7 @@ class Compared:
     options: list[str]  # in which they differ
     measures: list[Measure]
     head: HeadToHead
-    controlled: tuple[LengthControlled, LengthControlled]  # length-controlled win-rates vs SFT
+    controlled: tuple[LengthControlled, LengthControlled]  # length-controlled win-rates vs baseline
     costs: list[Cost]
     examples: list[Example]
     verdict: str
@@ -172,7 +172,7 @@ def suites_to_compare(results: Path, names: tuple[str, str], asked: Filter) -> S
 
 
 def _matches(rows: Sequence[Row], name: str) -> bool:
-    return any(name in (row.name, row.method, row.entry) for row in rows)
+    return any(name == row.name or row.is_called(name) for row in rows)
 
 
 def _place(record: Record) -> str:
@@ -200,7 +200,7 @@ def _run_at(name: str) -> Row | None:
 def _named(name: str, rows: Sequence[Row], asked: Filter) -> Row:
     """Return the row of a name."""
     exact = [row for row in rows if row.name == name]
-    found = exact or [row for row in rows if name in (row.method, row.entry)]
+    found = exact or [row for row in rows if row.is_called(name)]
     if len(found) > 1:
         labels = "; ".join(repr(row.name) for row in found)
         raise UsageError(

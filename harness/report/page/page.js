@@ -6,7 +6,7 @@
   const at = (id) => document.getElementById(id);
   const SHOWN = 6; // methods, before anyone has chosen
   const MARK = "#samples?"; // of an address that holds a view
-  const SFT = ""; // method B: the baseline, the start checkpoint's answer to the prompt
+  const BASELINE = ""; // method B: the baseline, the start checkpoint's answer to the prompt
   const UNSEEN = /[\p{Cs}\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]/gu;
   if (!suites.length) return;
 
@@ -17,7 +17,7 @@
     const found = suites.find((s) => s.title === title) || suites[0];
     const names = found.rows.map((row) => row.name);
     return {
-      suite: found.title, seed: "", q: "", a: names.find((name) => name !== "sft") || names[0], o: "any", b: SFT,
+      suite: found.title, seed: "", q: "", a: names.find((name) => name !== "start") || names[0], o: "any", b: BASELINE,
       sort: "order", dir: "up", p: found.prompts.id[0], rows: names.slice(0, SHOWN),
     };
   };
@@ -45,7 +45,7 @@
     return row && (view.seed === "" ? row.runs[0] : row.runs.find((run) => String(run.seed) === view.seed));
   };
   const figure = (name, column, i) => {
-    if (name === SFT) return (suite.prompts[column] || [])[i] ?? null;
+    if (name === BASELINE) return (suite.prompts[column] || [])[i] ?? null;
     const run = runOf(name);
     return run ? run[column][i] ?? null : null;
   };
@@ -72,7 +72,7 @@
   const minus = (x, y) => (x === null || y === null ? null : x - y);
   const found = (i, words) => {
     if (!words) return true;
-    const texts = [suite.prompts.id[i], suite.prompts.prompt[i], suite.prompts.sft[i], ...view.rows.map((name) => figure(name, "answer", i))];
+    const texts = [suite.prompts.id[i], suite.prompts.prompt[i], suite.prompts.baseline[i], ...view.rows.map((name) => figure(name, "answer", i))];
     return texts.some((text) => text !== null && text !== undefined && String(text).toLowerCase().includes(words));
   };
   const choose = () => {
@@ -123,7 +123,7 @@
     return list;
   };
   const card = (name, i) => {
-    const result = outcome(name, SFT, i), run = runOf(name);
+    const result = outcome(name, BASELINE, i), run = runOf(name);
     const element = make("article", "card" + (result === "beats" ? " w" : result === "loses" ? " l" : "") + (name === view.a || name === view.b ? " picked" : ""));
     const head = make("h4");
     head.append(make("span", "", name));
@@ -141,12 +141,12 @@
     const detail = at("detail"), i = suite.prompts.id.indexOf(view.p);
     detail.replaceChildren();
     if (!order.length) { detail.append(make("p", "empty", "No prompt is like this.")); return; }
-    const ask = make("div", "ask"), sft = make("article", "card" + (view.b === SFT ? " picked" : "")), head = make("h4");
+    const ask = make("div", "ask"), baseline = make("article", "card" + (view.b === BASELINE ? " picked" : "")), head = make("h4");
     ask.append(make("h3", "", "Prompt " + view.p), body(suite.prompts.prompt[i]));
     head.append(make("span", "", "baseline"), make("span", "badge tie", "reference"));
-    sft.append(head, body(suite.prompts.sft[i]), figures([["gold", number(suite.prompts.gold[i])], ["proxy", number(suite.prompts.proxy[i])]]));
+    baseline.append(head, body(suite.prompts.baseline[i]), figures([["gold", number(suite.prompts.gold[i])], ["proxy", number(suite.prompts.proxy[i])]]));
     const cards = make("div", "cards");
-    cards.append(sft, ...view.rows.map((name) => card(name, i)));
+    cards.append(baseline, ...view.rows.map((name) => card(name, i)));
     detail.append(ask, cards);
   };
   const showList = () => {
@@ -163,7 +163,7 @@
     });
     at("list").replaceChildren(...items);
   };
-  const label = (name) => (name === SFT ? "baseline" : name);
+  const label = (name) => (name === BASELINE ? "baseline" : name);
   const showCount = () => {
     const of = { beats: 0, ties: 0, loses: 0 };
     suite.prompts.id.forEach((_, i) => { const result = outcome(view.a, view.b, i); if (result) of[result] += 1; });
@@ -220,7 +220,7 @@
     const names = rowNames(), seeds = [...new Set(suite.rows.flatMap((row) => row.runs.map((run) => run.seed)))].sort((x, y) => x - y);
     const methods = names.map((name) => [name, name]);
     if (!names.includes(view.a)) view.a = defaults(view.suite).a;
-    if (view.b !== SFT && !names.includes(view.b)) view.b = SFT;
+    if (view.b !== BASELINE && !names.includes(view.b)) view.b = BASELINE;
     if (view.seed !== "" && !seeds.includes(Number(view.seed))) view.seed = "";
     view.rows = names.filter((name) => view.rows.includes(name));
     fill("suite", suites.map((s) => [s.title, s.title]), view.suite);

@@ -12,9 +12,9 @@ from .sections import Section
 Samples = Mapping[str, Mapping[str, Any]]  # by prompt id
 SHARED = {
     "prompt": "prompt",
-    "sft": "sft",
-    "gold": "sft_gold",
-    "proxy": "sft_proxy",
+    "baseline": "baseline",
+    "gold": "baseline_gold",
+    "proxy": "baseline_proxy",
 }  # {here: in samples.jsonl}
 DIGITS = 6  # of figures that are only shown; gold decides outcomes and is kept as it is
 
@@ -55,9 +55,9 @@ def _prompts(selection: Selection, runs: Mapping[str, Samples]) -> Samples:
             first = known.setdefault(name, sample)
             if any(first.get(key) != sample.get(key) for key in SHARED.values()):
                 raise HarnessError(
-                    f"{folder}: prompt {name}, or SFT's answer to it, is not that of the other runs"
-                    f" of {selection.suite}, though their ground is the same. Delete the folder and"
-                    " run again."
+                    f"{folder}: prompt {name}, or the baseline's answer to it, differs from that"
+                    f" of the other runs of {selection.suite}, though their inputs have the same"
+                    " digests. Delete the folder and run again."
                 )
     return known
 

@@ -68,7 +68,7 @@ def draw(selection: Selection) -> Any:
         _draw_panel(axis, spots)
         axis.set_xlabel(label)
     for axis in axes[::2]:
-        axis.set_ylabel("gold win-rate over SFT")
+        axis.set_ylabel("win-rate vs baseline")
     beside(figure, [handle(s.told, linestyle="", **look(i).point) for i, s in enumerate(found)])
     note(figure, _note(selection))
     figure.draw_without_rendering()

@@ -23,7 +23,7 @@ ROLLOUTS = {  # in metrics.jsonl, by the names that all methods share
     "length": "length of rollouts, tokens",
 }
 LOSS = "loss, where no rollouts"
-KEPT = {"win_rate": "gold win-rate over SFT", "gold": "gold reward"}  # of snapshots
+KEPT = {"win_rate": "win-rate vs baseline", "gold": "gold reward"}  # of snapshots
 COLUMNS = 2
 
 

@@ -62,8 +62,8 @@ def draw(selection: Selection) -> Any:
     cut = [f"{spot.row.name} (to {spot.kl.high:.1f} nats)" for spot in spots if spot.kl.high > end]
     if cut:
         note(figure, f"Cut at the right edge, and longer than shown: the bar of {', '.join(cut)}.")
-    axis.set_xlabel("KL(policy || SFT), nats per completion")
-    axis.set_ylabel("gold win-rate over SFT")
+    axis.set_xlabel("KL(policy || start checkpoint), nats per completion")
+    axis.set_ylabel("win-rate vs baseline")
     beside(figure, handles)
     _name_points(axis, found)
     return figure

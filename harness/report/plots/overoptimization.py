@@ -21,9 +21,9 @@ from .style import GREY, Look, NothingToDraw, below, handle, look, panels
 class Path:
     """What one seed went through: (N,) each, by d."""
 
-    d: Sequence[float]  # sqrt(KL(policy || SFT))
-    gold: Sequence[float]  # less SFT's
-    proxy: Sequence[float] | None  # less SFT's; None where the suite has no reward model
+    d: Sequence[float]  # sqrt(KL(policy || start checkpoint))
+    gold: Sequence[float]  # less the baseline's
+    proxy: Sequence[float] | None  # less the baseline's; None where the suite has no reward model
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def draw(selection: Selection) -> Any:
     figure, axes = panels(1, 1 + both, 3.3 + 0.32 * len(series))
     handles = [_draw_series(axes, one, look(i + 1)) for i, one in enumerate(series)]
     for axis, name in zip(
-        axes, ("gold reward over SFT's", "proxy reward over SFT's"), strict=False
+        axes, ("gold reward over the baseline's", "proxy reward over the baseline's"), strict=False
     ):
         axis.axhline(0, color=GREY, linewidth=0.6)
         axis.set_ylabel(name)
@@ -106,10 +106,10 @@ def _path(record: Record, points: Sequence[Any]) -> Path:
     start = record["evaluation"]
     points = sorted(points, key=lambda p: float(p["kl"]))
     d = [0.0, *(math.sqrt(max(0.0, p["kl"])) for p in points)]
-    gold = [0.0, *(p["gold"] - start["reference_gold"] for p in points)]
-    known = "reference_proxy" in start and all("proxy" in p for p in points)
+    gold = [0.0, *(p["gold"] - start["baseline_gold"] for p in points)]
+    known = "baseline_proxy" in start and all("proxy" in p for p in points)
     return Path(
-        d, gold, [0.0, *(p["proxy"] - start["reference_proxy"] for p in points)] if known else None
+        d, gold, [0.0, *(p["proxy"] - start["baseline_proxy"] for p in points)] if known else None
     )
 
 

@@ -38,11 +38,11 @@ class Answers:
     seeds: tuple[int, ...]
     figures: Mapping[str, Array]  # win, and of MEANS what there is
     characters: Array  # length of the answer
-    sft_characters: Array  # of SFT's answer to the same prompt
+    baseline_characters: Array  # of the baseline's answer to the same prompt
 
     @property
     def win(self) -> Array:
-        """Scores against SFT: 1 a win, 0.5 a tie, 0 a loss."""
+        """Scores against the baseline: 1 a win, 0.5 a tie, 0 a loss."""
         return self.figures["win"]
 
 
@@ -63,10 +63,12 @@ def answers_of(row: Row) -> Answers:
         )
     names = [name for name in ("win", *MEANS) if all(c[name] is not None for c in read)]
     matrices = {name: np.array([c[name] for c in read], dtype=np.float64) for name in names}
-    characters, sft = (
-        np.array([c[key] for c in read], dtype=np.float64) for key in ("answer", "sft")
+    characters, baseline = (
+        np.array([c[key] for c in read], dtype=np.float64) for key in ("answer", "baseline")
     )
-    return Answers(tuple(prompts), tuple(r["seed"] for r in row.good), matrices, characters, sft)
+    return Answers(
+        tuple(prompts), tuple(r["seed"] for r in row.good), matrices, characters, baseline
+    )
 
 
 def _columns(record: Record) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def _columns(record: Record) -> dict[str, Any]:
     return columns | {
         "prompt_id": [s["prompt_id"] for s in samples],
         "answer": [len(s["answer"]) for s in samples],
-        "sft": [len(s["sft"]) for s in samples],
+        "baseline": [len(s["baseline"]) for s in samples],
     }
 
 
@@ -132,12 +134,11 @@ def _shares(verdicts: Array) -> bool:
 
 
 def controlled(answers: Answers) -> LengthControlled:
-    """Return the length-controlled win-rate against SFT, which need not be `identified`.
+    """Return the length-controlled win-rate against the baseline, which need not be `identified`.
 
-    Lengths are in characters, as AlpacaEval's are: a record has no numbers of tokens of SFT's
-    answers.
+    Lengths are in characters, as in AlpacaEval: records do not count the tokens of the baseline.
     """
-    return length_controlled(answers.win, answers.characters, answers.sft_characters)
+    return length_controlled(answers.win, answers.characters, answers.baseline_characters)
 
 
 def _told(name: str, found: Estimate, least: float = -math.inf) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...core.errors import HarnessError, UsageError, unknown
 from ...core.run_folder import FAILURE, RESULT, SAMPLES, flatten, rows_behind, runs
+from ...core.spec import FORMER_METHODS, START
 from ...experiments.study.state import Place, places_of, refused_of
 
 Record = Mapping[str, Any]
@@ -51,6 +52,10 @@ class Row:
         """How many runs finished, `4/5` where some failed."""
         return counted(len(self.good), len(self.failed))
 
+    def is_called(self, name: str) -> bool:
+        """Return whether a name is that of the method, now or formerly, or of the study's entry."""
+        return name in (self.method, self.entry) or FORMER_METHODS.get(name) == self.method
+
     def mean(self, figure: str) -> float:
         """Return the mean over seeds of a figure of the evaluation; nan where a run has none."""
         found = [r["evaluation"].get(figure, {}).get("mean", float("nan")) for r in self.good]
@@ -83,7 +88,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class Selection:
-    """Runs of one suite on identical ground, in rows: SFT first, then by win-rate."""
+    """Runs of one suite on identical ground, in rows: the row `start` first, then by win-rate."""
 
     suite: str
     rows: Sequence[Row]
@@ -174,7 +179,9 @@ def suites_of(results: Path, asked: Filter) -> list[str]:
 def _matching(results: Path, asked: Filter) -> list[dict[str, Any]]:
     """Return the records of all suites that match methods and options; raise UsageError if none."""
     there = suite_records(results, asked.study)
-    asked = replace(asked, methods=_whole(asked.methods, _names(there)))
+    known = _names(there)
+    names = _whole(asked.methods, known)
+    asked = replace(asked, methods=[n if n in known else FORMER_METHODS.get(n, n) for n in names])
     _check_names(there, asked)
     records = [r for r in there if _wanted(r, asked)]
     if not records:
@@ -427,7 +434,7 @@ def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:
         ]
     return sorted(
         rows,
-        key=lambda row: (row.method != "sft", _strength(row), row.method, row.records[0]["recipe"]),
+        key=lambda row: (row.method != START, _strength(row), row.method, row.records[0]["recipe"]),
     )
 
 

@@ -27,7 +27,7 @@ QUANTITIES = {
 COLUMNS = [
     "method",
     "seeds",
-    "win-rate vs SFT [95 %]",
+    "win-rate vs baseline [95 %]",
     "gold",
     "KL (nats)",
     "length",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...core.errors import unknown
+from ...core.spec import START
 from ...core.table import Cell, Table
 from ..selection.select import Row, Selection, counted
 from .footnotes import Footnotes
@@ -217,7 +218,7 @@ def _or_dash(number: float) -> str:
 COLUMNS = (
     Column("method", "method", _plainly(lambda f: f["method"])),
     Column("seeds", "seeds", _seeds),
-    Column("win_rate", "win-rate vs SFT [95 %]", estimate("win_rate", ".3f")),
+    Column("win_rate", "win-rate vs baseline [95 %]", estimate("win_rate", ".3f")),
     Column("lc_win_rate", "length-controlled", estimate("lc_win_rate", ".3f")),
     Column("gold", "gold", estimate("gold", ".2f")),
     Column("proxy", "proxy", estimate("proxy", ".2f")),
@@ -288,10 +289,19 @@ def _caption(selection: Selection, paired: bool, borrowed: bool) -> str:
     return f"{told} {bold_told(len(rows), borrowed)}".strip()
 
 
+def start_note(rows: Sequence[Row]) -> str:
+    """Return the note on rows of the method `start`; empty where there is none."""
+    names = [row.name for row in rows if row.method == START and row.good]
+    if not names:
+        return ""
+    rows_are = f"Row {names[0]} is" if len(names) == 1 else f"Rows {', '.join(names)} are"
+    return f"{rows_are} a second draw from the start checkpoint: .5 up to noise."
+
+
 def figures_told(selection: Selection, seeds: Sequence[int]) -> str:
     """Return what a win-rate is and what its interval covers, of rows with so many seeds."""
     told = (
-        f"Gold win-rate against SFT's answers on {selection.told}, ties half,"
+        f"Gold win-rate against the baseline's answers on {selection.told}, ties half,"
         f" {conditions(selection)}"
     )
     least, most = min(seeds), max(seeds)
@@ -329,14 +339,14 @@ def bold_told(rows: int, borrowed: bool) -> str:
 
 NOTES = {
     "lc_win_rate": (
-        "Length-controlled: the win-rate that a logistic fit on these answers gives at equal length"
-        " (Dubois et al. 2024), one fit over all seeds, length in characters; - where in some seed"
-        " fewer than 5 % of the answers are as long as SFT's or longer, or as short or shorter:"
-        " equal length is out of sight."
+        "Length-controlled: the win-rate at equal length, by a logistic fit over the answers of all"
+        " seeds (Dubois et al. 2024); length in characters. It is not given (-) if in some seed"
+        " fewer than 5 % of the answers are at least as long as the baseline's, or at least as"
+        " short."
     ),
     "kl": (
-        "KL is KL(policy || SFT) in nats per completion, Rao-Blackwellised over the vocabulary on"
-        " the policy's own answers."
+        "KL is KL(policy || start checkpoint) in nats per answer, on the policy's own answers,"
+        " Rao-Blackwellised over the vocabulary."
     ),
     "flops": (
         "{costs} are the method's own; shared stages (SFT, preferences, reward model) are billed"
@@ -382,6 +392,7 @@ def _looked_up(found: Sequence[Figures], keys: Sequence[str]) -> list[str]:
 
 def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
     notes = [
+        start_note(selection.rows) if "win_rate" in keys else "",
         " ".join(
             _costs_note(keys) if key == "flops" else note
             for key, note in NOTES.items()

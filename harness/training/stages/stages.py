@@ -198,12 +198,12 @@ class Stages:
             name, inputs, lambda out, _: sample(self, self.ready(labeller), prompts, options, out)
         )
 
-    def reference_answers(self, prompts: str, make: Any) -> Artifact:
+    def baseline_answers(self, prompts: str, make: Any) -> Artifact:
         """The start checkpoint's answers to evaluation prompts, named by their digest."""
         inputs = self._inputs(
             "evaluation", EvaluationOptions(), data=prompts, start=self.start_artifact.content
         )
-        return self._stage("reference_answers", inputs, make)
+        return self._stage("baseline_answers", inputs, make)
 
     def ready(self, labeller: Labeller) -> Labeller:
         """Return the labeller with all it needs from the suite and the suite's own judge."""
