@@ -5,9 +5,11 @@ Heavy modules are imported inside the commands.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -225,58 +227,34 @@ def cli() -> None:
     help="A run of seconds, to see that everything works; its figures mean nothing.",
 )
 @plugin_files
-def run(
-    registry: Registry,
-    method: str,
-    suite: str,
-    settings: tuple[str, ...],
-    suite_settings: tuple[str, ...],
-    stage_settings: tuple[str, ...],
-    labeller_settings: tuple[str, ...],
-    budget: str,
-    results: Path,
-    checkpoint_every: float,
-    check_rollouts: bool,
-    activation_checkpointing: bool,
-    **fixed: Any,
-) -> None:
+def run(registry: Registry, method: str, suite: str, **options: Any) -> None:
     """Train a method on a suite, evaluate it, and record everything.
 
     Running the same command again continues after a crash, and does nothing after success.
     """
     from ..api.resolve import Request, resolve
+    from ..core.distributed import is_main
     from ..experiments.prepare import RunOptions
     from ..experiments.run import execute
+    from .display import show
 
-    if fixed["model"]:  # its bytes are hashed first, and a large one takes a while
-        click.echo(f"{method} on {suite}: looking at {fixed['model']}", err=True)
-    asked = Request(
-        method,
-        suite,
-        settings,
-        suite_settings,
-        stage_settings,
-        budget,
-        labeller_settings,
-        fixed=fixed,
-    )
-    spec = resolve(asked, registry)
+    if options["model"]:  # its bytes are hashed first, and a large one takes a while
+        click.echo(f"{method} on {suite}: reading {options['model']}", err=True)
+    how, settings = _fields(options, RunOptions), _fields(options, Request)
+    rest = {name: value for name, value in options.items() if name not in {*how, *settings}}
+    spec = resolve(Request(method, suite, **settings, fixed=rest), registry)
     if spec.method != method:
         click.echo(f"The method {method} is called {spec.method}.", err=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    carried_out = RunOptions(
-        results,
-        checkpoint_every,
-        check_rollouts,
-        _warn,
-        activation_checkpointing=activation_checkpointing,
-    )
-    outcome = execute(spec, registry, carried_out)
-    from ..core.distributed import is_main
-    from .display import show
-
+    outcome = execute(spec, registry, RunOptions(**how, warn=_warn))
     if is_main():
         show(outcome)
+
+
+def _fields(options: Mapping[str, Any], cls: Any) -> dict[str, Any]:
+    """Return the options of the command line that are fields of a dataclass."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {name: value for name, value in options.items() if name in names}
 
 
 @cli.command()
