@@ -17,7 +17,9 @@ from ..core.digests import (
     package_digest,
     source_digest,
 )
+from ..core.distributed import process_count
 from ..core.errors import UsageError, unknown
+from ..core.execution import SETTINGS, Execution
 from ..core.model_folder import model_digest
 from ..core.options import build, options_of, parse_settings
 from ..core.settings import STAGES, PreferenceOptions, is_base_class
@@ -39,7 +41,8 @@ class Request:
     stage_settings: tuple[str, ...] = ()
     budget: str = ""
     labeller_settings: tuple[str, ...] = ()
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # the other fields of RunSpec
+    # the other fields of RunSpec, and those of Execution
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def resolve(request: Request, registry: Registry) -> RunSpec:
@@ -61,10 +64,10 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     chosen = _over(method_cls, advised, asked)
     method = build(method_cls, chosen, f"method {name}")
     budget = parse_budget(request.budget)
-    fixed = dict(request.fixed)
+    fixed = {"processes": process_count(), **request.fixed}
     start = start_of(fixed.pop("start", None), fixed.get("model"))
     stage_settings = parse_settings(request.stage_settings, "--stage-set")
-    labeller = method.labeller() or request.fixed.get("labeller") or suite.labeller_name
+    labeller = method.labeller() or fixed.get("labeller") or suite.labeller_name
     spec = RunSpec(
         method=name,
         suite=request.suite,
@@ -77,7 +80,8 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
         budget=budget,
         asked=tuple(sorted(asked)),
         start=start,
-        **fixed,
+        execution=Execution(**{k: v for k, v in fixed.items() if k in SETTINGS}),
+        **{k: v for k, v in fixed.items() if k not in SETTINGS},
     )
     return dataclasses.replace(spec, code=code_of(spec, suite, method, registry))
 

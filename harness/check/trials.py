@@ -24,6 +24,7 @@ from ..api.resolve import Request, make_method, make_suite, resolve
 from ..core.artifacts import Artifacts
 from ..core.data import Budget
 from ..core.distributed import ALONE
+from ..core.execution import SETTINGS
 from ..experiments.observers import Observers
 from ..experiments.prepare import RunOptions, open_stage_runtime, prepare
 from ..experiments.trained_policy import Training
@@ -108,8 +109,8 @@ class Trials:
         return self.train()
 
     def train(self, kill: int = 0, folder: Path | None = None, **changes: Any) -> Trained:
-        """Train with changes to the workshop (team, trainer_cls, ...), budget, or supplies
-        (tokens).
+        """Train with changes to the stage runtime (distributed, trainer_cls, ...), its execution
+        settings, the budget, or the method's inputs (tokens).
         """
         self._runs += 1
 
@@ -118,9 +119,11 @@ class Trials:
                 raise Killed
 
         names = {f.name for f in dataclasses.fields(self.stage_runtime)}
+        settings = {k: v for k, v in changes.items() if k in SETTINGS}
         stage_runtime = dataclasses.replace(
             self.stage_runtime,
             progress=progress,
+            execution=dataclasses.replace(self.stage_runtime.execution, **settings),
             **{k: v for k, v in changes.items() if k in names},
         )
         method_inputs = dataclasses.replace(

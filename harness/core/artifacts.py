@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +31,17 @@ class Artifact:
     info: Mapping[str, Any]  # what the stage reports of itself
     cost: Mapping[str, Any]  # meter totals of making it
     reused: bool  # read from the cache, not made in this process
+    # the settings it was computed with, several where the work was resumed with others
+    execution: Sequence[Mapping[str, Any]] = ()
+
+    def pin(self) -> dict[str, Any]:
+        """Return what a record keeps of an artifact that it stands on."""
+        return {"kind": self.kind, "content": self.content, EXECUTION: list(self.execution)}
 
 
-Make = Callable[
-    [Path, Path], tuple[dict[str, Any], dict[str, Any]]
-]  # (output, scratch) -> (info, cost)
+# (output, scratch) -> (info, cost); `info` may hold EXECUTION where the work was resumed
+Make = Callable[[Path, Path], tuple[dict[str, Any], dict[str, Any]]]
+EXECUTION = "execution"
 
 
 class Artifacts:
@@ -50,8 +56,16 @@ class Artifacts:
         there = self.distributed.broadcast_from_main(folder.exists())
         return self._open(folder, kind, reused=True) if there else None
 
-    def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
+    def get_or_make(
+        self,
+        kind: str,
+        inputs: Mapping[str, Any],
+        make: Make,
+        execution: Mapping[str, Any] | None = None,
+    ) -> Artifact:
         """Return the artifact of these inputs; make it if the cache does not hold it.
+
+        `execution` is how it is computed now. The manifest holds it; the name does not.
 
         `make(output, scratch)` fills `output`. `scratch` survives a crash, so `make` can resume.
         A second process that needs the same artifact waits for the first.
@@ -72,7 +86,9 @@ class Artifacts:
             output.mkdir()
             info, cost = make(output, make_folder(work / "scratch"))
             if self.distributed.main:
-                _seal(output, {"kind": kind, "inputs": inputs, "info": info, "cost": cost})
+                settings = info.pop(EXECUTION, None) or ([dict(execution)] if execution else [])
+                origin = {"kind": kind, "inputs": inputs, "info": info, "cost": cost}
+                _seal(output, {**origin, EXECUTION: settings})
                 publish(output, final)
             self.distributed.barrier()
             shutil.rmtree(work / "scratch" if self.distributed.main else output, ignore_errors=True)
@@ -94,7 +110,13 @@ class Artifacts:
                 " again."
             )
         return Artifact(
-            folder, kind, manifest["content"], manifest["info"], manifest["cost"], reused
+            folder,
+            kind,
+            manifest["content"],
+            manifest["info"],
+            manifest["cost"],
+            reused,
+            manifest.get(EXECUTION, ()),
         )
 
 

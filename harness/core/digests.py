@@ -165,6 +165,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "core/data_report.py",
     "core/digests.py",
     "core/errors.py",
+    "core/execution.py",
     "core/files.py",
     "core/options.py",
     "core/run_folder.py",

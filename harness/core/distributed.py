@@ -24,6 +24,11 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def process_count() -> int:
+    """Return how many processes a launcher started; callable before torch is imported."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class DistributedContext:
     """The processes of a run, seen from one of them."""
 

@@ -194,7 +194,7 @@ def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:
         "plugins": dict(plugins),
         "machine": {
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
         },
         "git": _git_state(),
@@ -209,7 +209,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return what the processor of this machine is called."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next(

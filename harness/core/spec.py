@@ -1,4 +1,6 @@
-"""RunSpec: everything that decides a run, as plain values, and its fingerprint."""
+"""RunSpec: a run as plain values. What decides its results has a fingerprint; how it is computed
+stands apart, in `execution`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import Any
 from .data import Budget
 from .digests import digest_of
 from .errors import UsageError, unknown
+from .execution import Execution
 from .options import build, convert, options_of, parse_settings
 from .settings import STAGES
 
@@ -44,12 +47,9 @@ class RunSpec:
     labeller: str | None = None  # None: the suite's
     # of the labeller the method learns from
     labeller_options: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "auto"
     dtype: str = "float32"
-    threads: int = 1  # of the CPU
-    # how many tokens a forward pass takes at once; results differ by rounding only
-    micro_batch_tokens: int = 16384
-    prompt_sharing: bool = True  # compute a prompt once for its completions, where the model can
+    # compute a prompt once for its completions, where the model can; it decides the counted FLOPs
+    prompt_sharing: bool = True
     snapshots: int = 0  # policies kept along the way and evaluated afterwards
     quick: bool = False
     # the method's options that were asked for: what tells a table's rows apart
@@ -58,10 +58,11 @@ class RunSpec:
     code: Mapping[str, str] = field(default_factory=dict)
     suite_name: str = ""
     suite_kind: str = ""  # the registered suite that a suite file configures; empty: `suite` itself
+    execution: Execution = field(default_factory=Execution)  # in no name: see execution.py
 
     def fingerprint(self) -> str:
-        """Return 12 hex digits that change when anything that decides the run changes, be it an
-        option or a file.
+        """Return 12 hex digits that change when anything that decides the results changes, be it
+        an option or a file.
         """
         return self._digest(without={"suite", "asked"})
 
@@ -85,6 +86,7 @@ class RunSpec:
 
     def _values(self, without: set[str]) -> dict[str, Any]:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in without}
+        values.pop("execution")
         values["suite_options"].pop("folder", None)  # contents are in `code`, their place is not
         return values
 
@@ -92,6 +94,16 @@ class RunSpec:
     def folder(self) -> Path:
         """Return where the run lives below the results folder."""
         return Path("runs", self.suite_name, self.method, f"seed{self.seed}-{self.fingerprint()}")
+
+
+def spec_from(values: Mapping[str, Any]) -> RunSpec:
+    """Return the RunSpec whose `dataclasses.asdict` went through JSON."""
+    typed = {
+        "budget": Budget(**values["budget"]),
+        "asked": tuple(values["asked"]),
+        "execution": Execution(**values["execution"]),
+    }
+    return RunSpec(**{**values, **typed})
 
 
 def stage_options(spec: RunSpec, stage: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import comb
 from pathlib import Path
@@ -134,7 +134,7 @@ def open_stage_runtime(
     from ..training.runtime import RolloutCheck
     from ..training.stages.runtime import StageRuntime
 
-    device, engine = _device(spec.device), registry.get("engines", spec.engine)
+    device, engine = _device(spec.execution.device), registry.get("engines", spec.engine)
     if getattr(engine, "needs_gpu", False) and device == "cpu":
         raise UsageError(
             f"--engine {spec.engine}: this run has no GPU. Use --engine hf, or --device cuda."
@@ -149,7 +149,7 @@ def open_stage_runtime(
         else device
     )
     if device == "cpu":
-        torch.set_num_threads(spec.threads)
+        torch.set_num_threads(spec.execution.threads)
     _quiet_libraries()
 
     def progress(phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -162,7 +162,7 @@ def open_stage_runtime(
         torch.device(device),
         progress,
         settings.checkpoint_every,
-        spec.micro_batch_tokens,
+        replace(spec.execution, device=torch.device(device).type, processes=distributed.size),
         distributed,
         RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
         activation_checkpointing=settings.activation_checkpointing,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..api.registry import Registry, plugins_in_use
 from ..core import run_folder
+from ..core.artifacts import EXECUTION
 from ..core.digests import digest_of
 from ..core.files import write_json
 from ..core.meter import OWN_PHASES, SHARED_PHASES, Meter, merge, start_peak_anew
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..api.contracts import Policy
     from ..core.artifacts import Artifact
     from ..training.lab import MethodInputs
+    from ..training.loop import Loop
     from ..training.stages.runtime import StageRuntime
     from ..training.stages.stages import Stages
 
@@ -50,7 +52,7 @@ class CostReport:
     budget_used: Mapping[str, float]
     budget_left: Mapping[str, float]  # of what is limited; below 0 where the last turn went over
     spent_seconds: float  # of this process; less than the sum of costs where stages were reused
-    policy_reused: bool = False  # whether the trained policy was an artifact of an earlier run
+    policy: Artifact | None = None  # the trained policy, where something was trained
 
 
 def result_of(
@@ -76,6 +78,31 @@ def model_of(spec: RunSpec) -> dict[str, Any]:
     return {"name": spec.model or "embedded", "digest": spec.code.get("base", "")}
 
 
+def execution_of(
+    loop: Loop, stage_runtime: StageRuntime, pins: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return how training, evaluation and each kind of artifact were computed.
+
+    Training and an artifact have several settings where they were resumed with others.
+    """
+    kinds: dict[str, list[Any]] = {}
+    for pin in pins.values():
+        known = kinds.setdefault(pin["kind"], [])
+        known += [settings for settings in pin[EXECUTION] if settings not in known]
+    return {
+        "training": list(loop.executions),
+        "evaluation": stage_runtime.execution_record(),
+        "artifacts": dict(sorted(kinds.items())),
+    }
+
+
+def pins_of(bill: CostReport, assessed: EvaluationResult, loop: Loop) -> dict[str, Any]:
+    """Return {folder name: pin} of every artifact that a run stands on, its policy included."""
+    used = {**bill.shared, **assessed.stages, "policy": bill.policy}
+    pins = {a.folder.name: a.pin() for a in used.values() if a is not None}
+    return dict(sorted({**loop.pins, **pins}.items()))
+
+
 def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
     """Return the hashes of what compared runs must share, by content."""
     suite, options = stages.suite, stage_options(spec, "evaluation")
@@ -96,6 +123,8 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
     }
     if spec.reference:
         ground["reference"] = stages.reference_content[:16]
+    if "judge_model" in stages.used:
+        ground["judge_model"] = stages.used["judge_model"].content[:16]
     if stages.can_prefer():
         ground["preferences"] = stages.preferences.content[:16]
         ground["reward_model"] = stages.reward_artifact(0).content[:16]
@@ -125,7 +154,7 @@ def costs(bill: CostReport) -> dict[str, Any]:
         "budget_left": dict(bill.budget_left),
         "spent_seconds": bill.spent_seconds,
         "reused_stages": sorted(
-            [name for name, a in bill.shared.items() if a.reused] + ["policy"] * bill.policy_reused
+            name for name, a in {**bill.shared, "policy": bill.policy}.items() if a and a.reused
         ),
     }
 

@@ -31,11 +31,10 @@ from ..api.resolve import code_of as code_digests
 # every record.
 from ..api.resolve import make_method, make_suite
 from ..core import run_folder
-from ..core.data import Budget
 from ..core.errors import HarnessError, Refused, UsageError
 from ..core.files import make_folder, write_json
 from ..core.settings import STAGES
-from ..core.spec import START_MODEL, RunSpec, stage_options
+from ..core.spec import START_MODEL, RunSpec, spec_from, stage_options
 from .reproduction_digests import DIFFERENT, SAME, Item, compare_failures, compare_runs, within
 
 MARK = (  # in a folder named with --into: whose reproduction it is, so that it goes on after a kill
@@ -160,9 +159,7 @@ def read_spec(folder: Path) -> RunSpec:
             f" {odd}."
         )
     try:
-        return RunSpec(
-            **{**told, "budget": Budget(**told["budget"]), "asked": tuple(told["asked"])}
-        )
+        return spec_from(told)
     except TypeError as error:
         raise HarnessError(f"{file} is damaged: {error}.") from error
 

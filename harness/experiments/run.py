@@ -23,6 +23,7 @@ from ..core import run_folder
 from ..core.data import Prompt
 from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, Refused, UsageError
+from ..core.execution import differing, from_record
 from ..core.files import lock, make_folder
 from ..core.spec import RunSpec, stage_options
 from . import record
@@ -63,6 +64,8 @@ def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
                 " --results."
             )
         if done is not None:
+            for remark in _computed_otherwise(spec, done):
+                settings.warn(remark)
             return Outcome(folder, done, reused=True)
         if is_main():
             if record.forget_failure(folder):
@@ -110,6 +113,11 @@ def _train_and_evaluate(
     policy, loop = training.policy(meter, folder)
     for name in loop.checkpoints.damaged:
         settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
+    if loop.checkpoints.outdated:
+        settings.warn(
+            "The shared stages have other contents than when this run was interrupted: training"
+            " began anew."
+        )
     prompts = evaluation_prompts(spec, registry)
     drawn = draw(spec, stage_runtime, policy, training.method_inputs, prompts, evaluation)
     kept = loop.snapshots.kept() if loop.snapshots else {}
@@ -122,9 +130,12 @@ def _train_and_evaluate(
         loop.used(),
         loop.left(),
         time.perf_counter() - started,
-        training.reused,
+        training.found,
     )
     result = record.result_of(spec, type(training.method).paper, assessed, cost)
+    pins = record.pins_of(cost, assessed, loop)
+    result["execution"] = record.execution_of(loop, stage_runtime, pins)
+    result["pins"] = {name: pin["content"] for name, pin in pins.items()}
     result["runtime"] = record.runtime_of(training.method_inputs, stage_runtime, policy)
     for remark in _remarks(spec, loop, stage_runtime, result["runtime"]):
         settings.warn(remark)
@@ -219,6 +230,20 @@ def _remarks(
             " peak."
         )
     return told
+
+
+def _computed_otherwise(spec: RunSpec, done: Mapping[str, Any]) -> list[str]:
+    """Return a remark where a finished run was computed with other settings than asked for now."""
+    recorded = done.get("execution")
+    if recorded is None:
+        return []
+    other = differing(spec.execution, from_record(recorded["evaluation"]))
+    told = ", ".join(f"{name} {used}, not {asked}" for name, (asked, used) in other.items())
+    return (
+        [f"This run is finished. It was computed with {told}: results differ by rounding only."]
+        if told
+        else []
+    )
 
 
 def _leave_nothing(folder: Path) -> None:

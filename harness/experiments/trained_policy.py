@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..api.contracts import Method
-from ..core.artifacts import Artifact
+from ..core.artifacts import EXECUTION, Artifact
 from ..core.errors import HarnessError, Refused
 from ..core.settings import AdamWOptions
 from ..core.spec import RunSpec
@@ -46,6 +46,7 @@ class Training:
     method_inputs: MethodInputs
     shared: Mapping[str, Artifact]  # the stages behind what the method is given
     reused: bool = False  # whether the policy was found, not trained
+    found: Artifact | None = None  # the trained policy
 
     def check_trained(self) -> None:
         """Raise Refused where the policy would have to be trained."""
@@ -58,7 +59,7 @@ class Training:
 
     def policy(self, meter: Meter, folder: Path) -> tuple[Policy, Loop]:
         """Return the trained policy, and the loop with its metrics, costs and snapshots."""
-        trained = self._find()
+        trained = self.found = self._find()
         self.reused = trained is not None
         if trained is not None:
             return self._run(meter, trained.folder / STATE, trained.folder / SNAPSHOTS, math.inf)
@@ -79,13 +80,10 @@ class Training:
 
     def name(self) -> dict[str, Any]:
         """Return what names the policy's artifact."""
-        stages = {kind: artifact.content for kind, artifact in self.shared.items()}
-        machine = [str(self.stage_runtime.device), self.stage_runtime.distributed.size]
-        return {
-            "training": self.spec.training_fingerprint(),
-            "stages": stages,
-            "machine": machine,
-        }
+        return {"training": self.spec.training_fingerprint(), "stages": self._contents()}
+
+    def _contents(self) -> dict[str, str]:
+        return {kind: artifact.content for kind, artifact in self.shared.items()}
 
     def _run(
         self, meter: Meter, checkpoints: Path, snapshots: Path, every: float
@@ -100,13 +98,16 @@ class Training:
         writes = stage_runtime.distributed.main and not self.reused
         loop = Loop(
             stage_runtime.trainer(options, meter),
-            Checkpoints(checkpoints, every, writes),
+            Checkpoints(checkpoints, every, writes, self._contents()),
             meter,
             lambda step, total, row: progress(spec.method, step, total, row),
             spec.budget,
             Snapshots(snapshots, spec.snapshots, writes) if spec.snapshots else None,
             self.method_inputs.labels,
+            stage_runtime.execution_record(),
         )
+        if self.method_inputs.reference_cache is not None:
+            self.method_inputs.reference_cache.pins = loop.pins
         trained = meter.snapshot() if self.reused else None
         policy = method.train(
             Lab(method, self.method_inputs, stage_runtime.runtime(meter, spec.seed), loop)
@@ -135,13 +136,14 @@ class Training:
 
         def make(output: Path, _: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             writes = self.stage_runtime.distributed.main
-            Checkpoints(output / STATE, math.inf, writes).save(
+            Checkpoints(output / STATE, math.inf, writes, self._contents()).save(
                 len(loop.rows), weights_of(tensors), state
             )
             self._copy_snapshots(loop, output / SNAPSHOTS)
-            return {"method": self.spec.method, "steps": len(loop.rows)}, loop.meter.snapshot()
+            info = {"method": self.spec.method, "steps": len(loop.rows), EXECUTION: loop.executions}
+            return info, loop.meter.snapshot()
 
-        self.stage_runtime.artifacts.get_or_make("policy", self.name(), make)
+        self.found = self.stage_runtime.get_or_make("policy", self.name(), make)
 
     def _copy_snapshots(self, loop: Loop, target: Path) -> None:
         if loop.snapshots is not None:

@@ -20,12 +20,23 @@ from ..models.lora import own_state
 class Checkpoints:
     """The last two checkpoints below a folder; each is verified when it is read, and the older one
     stands in.
+
+    `stages` are the contents of the shared stages, by kind. A checkpoint of training on other
+    contents is not read.
     """
 
-    def __init__(self, folder: Path, every: float, writes: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        every: float,
+        writes: bool = True,
+        stages: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder, self.every, self.writes = make_folder(folder), every, writes
+        self.stages = dict(stages or {})
         self._last = time.monotonic()
         self.damaged: list[str] = []
+        self.outdated: list[str] = []
 
     def due(self) -> bool:
         """Return whether this process writes and `every` seconds have passed since the last one."""
@@ -39,7 +50,8 @@ class Checkpoints:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         save_tensors(dict(tensors), work / "tensors.safetensors")
-        whole = {**state, "tensors": file_digest(work / "tensors.safetensors")}
+        tensors_digest = file_digest(work / "tensors.safetensors")
+        whole = {**state, "tensors": tensors_digest, "stages": self.stages}
         write_json(work / "state.json", {**whole, "seal": digest_of(whole)})
         shutil.rmtree(final, ignore_errors=True)
         publish(work, final)
@@ -48,11 +60,17 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the newest readable checkpoint, or None; damaged ones are named in `damaged`."""
+        """Return the newest readable checkpoint, or None.
+
+        Damaged ones are named in `damaged`, those of other stages in `outdated`.
+        """
         for folder in reversed(self._found()):
             try:
                 state: dict[str, Any] = json.loads((folder / "state.json").read_text())
                 sealed = state.pop("seal") == digest_of(state)
+                if sealed and state["stages"] != self.stages:
+                    self.outdated.append(folder.name)
+                    continue
                 if sealed and state["tensors"] == file_digest(folder / "tensors.safetensors"):
                     return load_tensors(folder / "tensors.safetensors"), state
             except (OSError, ValueError, KeyError):

@@ -22,10 +22,10 @@ from typing import Any
 from ..api.contracts import Labeller, Suite
 from ..api.registry import installed, load_file
 from ..api.resolve import make_labeller, make_labelling_judge, make_suite
-from ..core.data import Budget, Comparison
+from ..core.data import Comparison
 from ..core.errors import HarnessError
 from ..core.seeds import derive
-from ..core.spec import RunSpec
+from ..core.spec import RunSpec, spec_from
 
 PATIENCE = 10.0  # seconds that a labeller gets to end by itself
 
@@ -43,7 +43,7 @@ class LabelClient:
             text=True,
             env={
                 **os.environ,
-                "OMP_NUM_THREADS": str(spec.threads),
+                "OMP_NUM_THREADS": str(spec.execution.threads),
             },  # a model's labels depend on it, if barely
         )
         try:
@@ -166,8 +166,7 @@ class LabelServer:
         registry = installed()
         for path in question["files"]:
             load_file(registry, path)
-        values = question["spec"]
-        self.spec = RunSpec(**{**values, "budget": Budget(**values["budget"])})
+        self.spec = spec_from(question["spec"])
         self.suite: Suite = make_suite(self.spec, registry)
         judge, labeller = (
             make_labelling_judge(self.suite, registry),

@@ -37,6 +37,7 @@ class Loop:
         budget: Budget | None = None,
         snapshots: Snapshots | None = None,
         labels: int = 0,
+        execution: Mapping[str, Any] | None = None,
     ) -> None:
         self.trainer, self.checkpoints, self.meter, self.on_step = (
             trainer,
@@ -46,6 +47,11 @@ class Loop:
         )
         self.budget, self.snapshots = budget or Budget(), snapshots
         self.labels = labels  # that were asked for before
+        self.execution = execution  # how turns are computed now
+        # how they were computed: several settings where training was resumed with others
+        self.executions: list[Mapping[str, Any]] = []
+        # of the artifacts that training looked something up in, by folder name
+        self.pins: dict[str, Any] = {}
         self.state: dict[str, Any] = {}  # a caller's own numbers; they resume
         self.rows: list[dict[str, float]] = []  # metrics, one row per turn
         self.stream = self.turn = (
@@ -197,6 +203,8 @@ class Loop:
             "rows": self.rows,
             "steps": self.trainer.steps,
             "meter": self.meter.snapshot(),
+            "executions": self.executions,
+            "pins": self.pins,
         }
         self.checkpoints.save(len(self.rows), self.trainer.tensors(), state)
 
@@ -206,6 +214,8 @@ class Loop:
         }
         self._pending.clear()
         self.rows.append(row)
+        if self.execution is not None and self.execution not in self.executions[-1:]:
+            self.executions.append(self.execution)
         self.on_step(turn + 1, total, row)
         if self.snapshots and "policy" in self.trainer.modules:
             self.snapshots.offer(
@@ -223,4 +233,5 @@ class Loop:
         self._done, self._left, self._firsts = (saved[k] for k in ("done", "left", "firsts"))
         self._taken, self._asked = saved["taken"], saved["asked"]
         self.state, self.rows = saved["state"], saved["rows"]
+        self.executions, self.pins = saved["executions"], saved["pins"]
         self.meter.restore(saved["meter"])

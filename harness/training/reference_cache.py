@@ -104,6 +104,7 @@ class ReferenceCache:
         self.pairs, self.content = pairs, content  # the preference data, and its digest
         self.reference = reference  # another model than the start checkpoint, and its digest
         self.spent: dict[str, CacheCost] = {}
+        self.pins: dict[str, Any] = {}  # of the artifacts in use; training gives the loop's
         self.shared_seed: int = inputs["shared_seed"]
         self.kept = LoadedOnce()
         self._sampling = stage_runtime.sampling
@@ -114,7 +115,8 @@ class ReferenceCache:
 
     def artifact(self, kind: str, make: Any, **more: Any) -> Artifact:
         """Return an artifact of the start checkpoint, and note whether it had to be made."""
-        found = self.stage_runtime.artifacts.get_or_make(kind, {**self.inputs, **more}, make)
+        found = self.stage_runtime.get_or_make(kind, {**self.inputs, **more}, make)
+        self.pins[found.folder.name] = found.pin()
         spent = self.spent.setdefault(kind, CacheCost())
         if found.reused:
             spent.found += 1

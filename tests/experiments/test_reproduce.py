@@ -417,7 +417,7 @@ def test_what_is_no_run_folder(tmp_path, copy):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda s: s.pop("threads"), "differs in its fields threads"),
+        (lambda s: s.pop("dtype"), "differs in its fields dtype"),
         (lambda s: s.update(new=1), "differs in its fields new"),
         (lambda s: s["stages"].pop("sft"), "differs in its fields sft"),
         (lambda s: s["budget"].update(watts=1), "is damaged: .*watts"),

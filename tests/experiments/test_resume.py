@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from harness.core.digests import digest_of
+
 from ..helpers.tools import (
     command,
     finished,
@@ -218,6 +220,38 @@ def test_an_interrupted_run_says_how_to_go_on(watched):
     done = begun.finish()
     assert done.code == 130 and "Interrupted. Run the same command again to go on." in done.err
     assert "Traceback" not in done.text
+
+
+def test_a_run_resumed_with_other_execution_settings_goes_on_and_records_both(watched):
+    seed = ("--seed", 7)
+    done, seen = watched.run("dpo", "dpo 3", *seed)
+    assert done.code == -signal.SIGKILL and seen["dpo"] == [1, 2, 3]
+    done = watched.rest("dpo", *seed, "--micro-batch-tokens", 512)
+    assert done.code == 0, done.text
+    (folder,) = (watched.folder / "runs/small/dpo").glob("seed7-*")
+    execution = json.loads((folder / "result.json").read_text())["execution"]
+    sizes = [settings["micro_batch_tokens"] for settings in execution["training"]]
+    assert sizes == [16384, 512] and execution["evaluation"]["micro_batch_tokens"] == 512
+    assert execution["artifacts"]["policy"] == execution["training"]
+    assert [s["micro_batch_tokens"] for s in execution["artifacts"]["sft"]] == [16384]
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+    again = watched.rest("dpo", *seed, "--threads", 3)  # finished: only told
+    told = "computed with threads 1, not 3, micro_batch_tokens 512, not 16384"
+    assert again.code == 0 and told in again.err
+
+
+def test_a_checkpoint_of_other_shared_stages_is_not_resumed(watched):
+    seed = ("--seed", 8)
+    done, seen = watched.run("dpo", "dpo 3", *seed)
+    assert done.code == -signal.SIGKILL and seen["dpo"] == [1, 2, 3]
+    (state,) = (watched.folder / "runs/small/dpo").glob("seed8-*/checkpoint/turn-00000002/*.json")
+    told = json.loads(state.read_text())
+    told["stages"]["sft"] = "0" * 64  # as if the artifact had been made again with other bytes
+    told.pop("seal")
+    state.write_text(json.dumps(told | {"seal": digest_of(told)}))
+    done, seen = watched.run("dpo", "", *seed)
+    assert done.code == 0 and "training began anew" in done.err, done.text
+    assert seen["dpo"][:2] == [2, 3]  # from the checkpoint before, which is of these stages
 
 
 def test_a_budget_of_steps_is_kept_and_recorded(watched):

@@ -334,6 +334,43 @@ def test_a_budget_is_footnoted(tmp_path):
     }
 
 
+def computed(**settings):
+    """What a record says of how it was computed."""
+    usual = {"device": "cpu", "threads": 1, "processes": 1, "micro_batch_tokens": 16384}
+    used = {**usual, "hardware": "a processor", **settings}
+    return {"execution": {"training": [used], "evaluation": used, "artifacts": {}}}
+
+
+def test_unlike_execution_is_footnoted_and_stands_in_one_table(tmp_path):
+    put(
+        tmp_path,
+        record("ppo", **computed(micro_batch_tokens=512)),
+        record("dpo", **computed()),
+        record("ipo", **computed()),
+        record("kto"),  # an old record, without a word of it
+    )
+    made = of(tmp_path)
+    told = {str(row[0]): [made.footnotes[m] for m in row[1].marks] for row in made.rows}
+    assert [name for name in told if told[name]] == ["ppo"]
+    assert "(micro_batch_tokens 512, most runs 16384)" in told["ppo"][0]
+
+
+def test_seeds_of_a_row_that_were_computed_unlike_are_footnoted(tmp_path):
+    usual, resumed = computed(), computed(threads=2)
+    resumed["execution"]["training"][:0] = usual["execution"]["training"]
+    records = [record("ppo", seed, **usual) for seed in (0, 1)]
+    put(tmp_path, *records, record("ppo", 2, **resumed))
+    made = of(tmp_path)
+    (row,) = made.rows
+    (mark,) = row[1].marks
+    assert "(threads 1 then 2, most runs 1)" in made.footnotes[mark]
+
+
+def test_equal_execution_has_no_footnote(tmp_path):
+    put(tmp_path, record("ppo", **computed(threads=2)), record("dpo", **computed(threads=2)))
+    assert not of(tmp_path).footnotes
+
+
 def test_unlike_code_is_refused_and_mixed_on_request(tmp_path):
     put(tmp_path, record("ppo"), record("dpo"))
     (folder,) = (tmp_path / "runs/toy/dpo").iterdir()

@@ -14,6 +14,7 @@ import torch
 
 from harness.core.artifacts import Artifacts
 from harness.core.data import Budget, LabelledPair, Prompt, Sampling
+from harness.core.execution import Execution
 from harness.core.meter import Meter
 from harness.models.generation import CachedEngine, Sampler
 from harness.models.initial_checkpoint import InitialCheckpoint
@@ -67,7 +68,7 @@ class Place:
             torch.device("cpu"),
             lambda *told: None,
             0.0,
-            64,
+            Execution("cpu", micro_batch_tokens=64),
             sampling=Sampling(TEMPERATURE, 6),
             eos={2},
         )

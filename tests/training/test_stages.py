@@ -12,8 +12,11 @@ from harness.api.resolve import Request, resolve
 from harness.core.meter import Meter
 from harness.experiments.observers import Observers
 from harness.experiments.prepare import RunOptions, open_stage_runtime, open_stages
+from harness.models.loading import load_tensors
 from harness.training.reward_model import RewardModel
 from harness.training.stages.preferences import read_pairs, read_rankings
+from harness.training.stages.runtime import Annotators
+from harness.training.stages.stages import Stages
 
 SMALL = {
     "sft.steps": 12,
@@ -23,11 +26,12 @@ SMALL = {
 }
 
 
-def stages_of(folder, more=None, suite_settings=(), shared_seed=0):
+ASKED = tuple(f"{name}={value}" for name, value in SMALL.items())
+
+
+def stages_of(folder, more=None, suite_settings=(), **fixed):
     asked = tuple(f"{name}={value}" for name, value in {**SMALL, **(more or {})}.items())
-    request = Request(
-        "start", "summarization", (), suite_settings, asked, fixed={"shared_seed": shared_seed}
-    )
+    request = Request("start", "summarization", (), suite_settings, asked, fixed=fixed)
     spec = resolve(request, installed())
     settings = RunOptions(folder, warn=lambda message: None)
     stage_runtime = open_stage_runtime(
@@ -117,17 +121,51 @@ def test_the_same_spec_reuses_and_any_change_rebuilds(folder, stages):
     )
 
 
-def test_settings_of_the_machine_and_the_engines_code_are_in_the_name(folder, stages, monkeypatch):
-    inputs = stages._inputs("sft", None)
-    assert (
-        stages.spec.threads in inputs["machine"]
-        and stages.spec.micro_batch_tokens in inputs["machine"]
-    )
-    assert inputs["engine"] == ["hf", stages.spec.code["engine"]]
-    other = stages_of(folder)
-    object.__setattr__(other.spec, "micro_batch_tokens", 700)
-    other.stage_runtime.micro_batch_tokens = 700
-    assert other.start_artifact.folder != stages.start_artifact.folder
+def test_execution_settings_are_in_the_manifest_and_in_no_name(folder, stages):
+    made = stages.start_artifact
+    (recorded,) = json.loads((made.folder / "manifest.json").read_text())["execution"]
+    settings = {"device": "cpu", "threads": 1, "processes": 1, "micro_batch_tokens": 16384}
+    assert settings.items() <= recorded.items() and recorded["hardware"]
+    assert made.execution == [recorded] and made.pin()["content"] == made.content
+    other = stages_of(folder, micro_batch_tokens=700, threads=2)
+    assert other.stage_runtime.micro_batch_tokens == 700
+    found = (other.start_artifact, other.preferences, other.reward_artifact(0))
+    assert all(artifact.reused for artifact in found) and found[0].folder == made.folder
+    assert found[0].execution == [recorded]  # of what made it, not of what found it
+    torch.set_num_threads(1)
+
+
+def test_smaller_micro_batches_make_the_same_artifact_up_to_rounding(folder, stages, tmp_path):
+    other = stages_of(tmp_path, micro_batch_tokens=700)
+    assert other.start_artifact.folder.name == stages.start_artifact.folder.name
+    (recorded,) = other.start_artifact.execution
+    assert recorded["micro_batch_tokens"] == 700
+    weights = [load_tensors(s.start_artifact.folder / "model.safetensors") for s in (stages, other)]
+    gap = max(float((a - weights[1][name]).abs().max()) for name, a in weights[0].items())
+    assert 0 < gap < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("change", "named_alike"),
+    [
+        ({"device": "cpu"}, True),
+        ({"threads": 3}, True),
+        ({"processes": 4}, True),
+        ({"micro_batch_tokens": 64}, True),
+        ({"dtype": "bfloat16"}, False),
+        ({"prompt_sharing": False}, False),  # it decides the counted FLOPs
+    ],
+)
+def test_names_hold_what_decides_results_only(stages, change, named_alike):
+    spec = resolve(Request("start", "summarization", stage_settings=ASKED, fixed=change), installed())
+    for name in ("fingerprint", "training_fingerprint", "recipe"):
+        assert (getattr(spec, name)() == getattr(stages.spec, name)()) is named_alike
+    other = Stages(spec, stages.suite, annotators(stages), stages.stage_runtime)
+    assert (other._inputs("sft", None) == stages._inputs("sft", None)) is named_alike
+
+
+def annotators(stages):
+    return Annotators(stages.judge, stages.labelling_judge, stages.labeller, stages.own_labeller)
 
 
 def test_the_ceiling_is_of_the_pairs_that_are_counted():

@@ -32,6 +32,7 @@ OWN = {
     "labeller_options",
     "code",
     "stages",
+    "execution",
 }
 
 

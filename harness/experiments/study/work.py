@@ -156,7 +156,7 @@ class Work:
 
     def _job(self, cell: Cell) -> Job:
         arguments = (*cell.arguments, "--results", str(self.results.resolve()))
-        return Job(cell.name, arguments, self.log(cell), cell.spec.threads)
+        return Job(cell.name, arguments, self.log(cell), cell.spec.execution.threads)
 
     def _end(self, cell: Cell, code: int) -> None:
         state = state_of(cell, self.results)

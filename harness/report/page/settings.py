@@ -14,6 +14,7 @@ from typing import Any
 from ...core.run_folder import flatten
 from ...experiments.study.state import CLASSES
 from ..selection.select import Record, Row, Selection, spec_of
+from ..tables.footnotes import settings_of
 
 SHARED = (
     "suite_options",
@@ -26,9 +27,7 @@ SHARED = (
     "judge",
     "labeller",
     "labeller_options",
-    "device",
     "dtype",
-    "micro_batch_tokens",
     "prompt_sharing",
     "snapshots",
     "quick",
@@ -101,7 +100,11 @@ def _shared(record: Record) -> list[tuple[str, str]]:
         return []
     spec = spec_of(record)
     flat = flatten({name: spec[name] for name in SHARED if name in spec})
-    return [(name, text_of(value)) for name, value in flat.items() if value is not None]
+    used = {name: " then ".join(map(str, v)) for name, v in settings_of(record).items()}
+    return [
+        *((name, text_of(value)) for name, value in flat.items() if value is not None),
+        *used.items(),
+    ]
 
 
 def _told(values: Mapping[str, Sequence[str]]) -> str:

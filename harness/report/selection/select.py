@@ -297,7 +297,8 @@ def _option(record: Record, name: str) -> Any:
     if head == "labeller":
         return spec_of(record).get("labeller_options", {}).get(rest)
     if head == "run":
-        return spec_of(record).get(rest)
+        spec = spec_of(record)
+        return {**spec, **spec.get("execution", {})}.get(rest)
     return record["options"].get(name)
 
 

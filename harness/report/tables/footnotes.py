@@ -1,4 +1,5 @@
-"""What a row's figures must be read with: failed runs, budgets, tuning, unlike ground.
+"""What a row's figures must be read with: failed runs, budgets, execution settings, tuning, unlike
+ground.
 
 Marks are letters, in order.
 """
@@ -7,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...core.errors import HarnessError
 from ...core.run_folder import unspent
 from ...experiments.study.state import CLASSES, LEFT, study_folder
-from ..selection.select import Row, Selection, spec_of, unlike
+from ..selection.select import Record, Row, Selection, spec_of, unlike
 
 
 class Footnotes:
@@ -22,9 +23,14 @@ class Footnotes:
     def __init__(self, selection: Selection) -> None:
         self.told: dict[str, str] = {}  # by mark
         self._marks: dict[int, tuple[str, ...]] = {}
-        tuning = _tuning(selection)
+        tuning, usual = _tuning(selection), usual_settings(selection.good)
         texts = [
-            [*_failures(row), *_budget(row), *tuning.get(row.records[0].get("cell"), [])]
+            [
+                *_failures(row),
+                *_budget(row),
+                *_execution(row, usual),
+                *tuning.get(row.records[0].get("cell"), []),
+            ]
             for row in selection.rows
         ]
         marks: dict[str, str] = {}
@@ -77,6 +83,43 @@ def _budget(row: Row) -> Iterator[str]:
         )
         early = any(unspent(record, completions) for record in row.good)
         yield f"Budget: {told}." + (" It ended by itself before." if early else "")
+
+
+def settings_of(record: Record) -> dict[str, tuple[Any, ...]]:
+    """Return {execution setting: values} of a run: several where it was resumed with another."""
+    recorded = record.get("execution")
+    if not recorded:  # an old record
+        return {}
+    used = [*recorded["training"], recorded["evaluation"]]
+    return {name: tuple(dict.fromkeys(s.get(name) for s in used)) for name in used[-1]}
+
+
+def usual_settings(records: Sequence[Record]) -> dict[str, tuple[Any, ...]]:
+    """Return the most frequent value of each execution setting over runs."""
+    found: dict[str, Counter[tuple[Any, ...]]] = {}
+    for record in records:
+        for name, values in settings_of(record).items():
+            found.setdefault(name, Counter())[values] += 1
+    return {name: count.most_common(1)[0][0] for name, count in found.items()}
+
+
+def _execution(row: Row, usual: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
+    """Yield a footnote where a row's runs were computed with other settings than most."""
+    other: dict[str, list[str]] = {}
+    for record in row.good:
+        for name, values in settings_of(record).items():
+            told = " then ".join(str(value) for value in values)
+            if values != usual[name] and told not in other.setdefault(name, []):
+                other[name].append(told)
+    if other:
+        told = "; ".join(
+            f"{name} {' and '.join(values)}, most runs {' then '.join(map(str, usual[name]))}"
+            for name, values in other.items()
+        )
+        yield (
+            f"Computed with unlike execution settings ({told}). They decide rounding only, which"
+            " sampling can enlarge."
+        )
 
 
 def _search(search: Mapping[str, Any], how: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.artifacts import EXECUTION
 from ...core.seeds import derive, endless_order
 from ...core.settings import RewardModelOptions
 from ...models.loading import scalar_on
@@ -60,6 +61,7 @@ def make(
         "heldout_accuracy": accuracy,
         "mean": reward.mean,
         "scale": reward.scale,
+        EXECUTION: loop.executions,
     }
     return info, meter.snapshot()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from ...api.contracts import Judge, Labeller, Suite
-from ...core.artifacts import Artifacts
+from ...core.artifacts import Artifact, Artifacts, Make
 from ...core.data import Sampling
 from ...core.distributed import ALONE, DistributedContext
+from ...core.execution import Execution
 from ...core.meter import Meter, PhasePeak
+from ...core.run_folder import processor
 from ...core.spec import RunSpec
 from ...models.engine import Engine
 from ...models.initial_checkpoint import InitialCheckpoint
@@ -36,7 +38,7 @@ class StageRuntime:
     device: torch.device
     progress: Progress
     checkpoint_every: float
-    micro_batch_tokens: int
+    execution: Execution  # the settings in use
     distributed: DistributedContext = ALONE
     check: RolloutCheck | None = None  # of every rollout
     sampling: Sampling = field(default_factory=Sampling)  # the suite's
@@ -44,6 +46,21 @@ class StageRuntime:
     trainer_cls: type[Trainer] = Trainer
     activation_checkpointing: bool = False
     tell: Tell = lambda text: None  # notes for the user, as they come up
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """How many tokens a forward pass takes at once."""
+        return self.execution.micro_batch_tokens
+
+    def execution_record(self) -> dict[str, Any]:
+        """Return what manifests and records hold of how something is computed."""
+        if self.device.type == "cuda":
+            return {**asdict(self.execution), "hardware": torch.cuda.get_device_name(self.device)}
+        return {**asdict(self.execution), "hardware": processor()}
+
+    def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
+        """Return an artifact; make it with the settings in use if the cache does not hold it."""
+        return self.artifacts.get_or_make(kind, inputs, make, self.execution_record())
 
     def meter(self) -> Meter:
         """Return a meter for this device."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ...core.artifacts import EXECUTION
 from ...core.data import Demonstration
 from ...core.seeds import endless_order
 from ...core.settings import SFTOptions
@@ -61,5 +62,11 @@ def make(
             loop.log(loop.trainer.step([Term(nll, batch, role)], loop.progress))
     save_causal(model, tokens.tokenizer, out)
     tail = [row["loss"] for row in loop.rows[-max(1, steps // 10) :]]
-    info = {"steps": steps, "demonstrations": len(demos), "loss": round(sum(tail) / len(tail), 4)}
-    return info | {"cut_completions": tokens.cut_completions}, meter.snapshot()
+    info = {
+        "steps": steps,
+        "demonstrations": len(demos),
+        "loss": round(sum(tail) / len(tail), 4),
+        "cut_completions": tokens.cut_completions,
+        EXECUTION: loop.executions,
+    }
+    return info, meter.snapshot()

@@ -284,11 +284,12 @@ class Stages:
             checkpoints,
             meter,
             lambda step, total, row: self.stage_runtime.progress(phase, step, total, row),
+            execution=self.stage_runtime.execution_record(),
         )
 
     def _stage(self, name: str, inputs: Mapping[str, Any], make: Any) -> Artifact:
         if name not in self.used:
-            self.used[name] = self.stage_runtime.artifacts.get_or_make(name, inputs, make)
+            self.used[name] = self.stage_runtime.get_or_make(name, inputs, make)
         return self.used[name]
 
     def start_inputs(self) -> dict[str, Any]:
@@ -301,21 +302,13 @@ class Stages:
         """Return what an artifact is named by: code, base model, tokenizer, seed, options, and what
         comes in.
 
-        Settings of the machine are there because they change rounding: equal names mean equal
-        bytes.
+        Execution settings are not there: they change rounding only, and the manifest holds them.
         """
-        spec, stage_runtime = self.spec, self.stage_runtime
+        spec = self.spec
         limits = [
             self.suite.max_new_tokens,
             getattr(self.suite, "max_prompt_tokens", None),
             self.suite.temperature,
-        ]
-        machine = [
-            str(stage_runtime.device),
-            stage_runtime.distributed.size,
-            spec.dtype,
-            spec.threads,
-            spec.micro_batch_tokens,
         ]
         return {
             "code": code_digest(part),
@@ -324,7 +317,7 @@ class Stages:
             "options": vars(options) if options else {},
             "limits": limits,
             "engine": [spec.engine, spec.code["engine"]],
-            "machine": [*machine, spec.prompt_sharing],
+            "arithmetic": [spec.dtype, spec.prompt_sharing],
             **more,
         }
 
