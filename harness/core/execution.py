@@ -19,6 +19,7 @@ class Execution:
     threads: int = 1  # of the CPU
     processes: int = 1  # that share the work
     micro_batch_tokens: int = 16384  # tokens that a forward pass takes at once
+    activation_checkpointing: bool = False  # compute layers again in the backward pass
 
 
 SETTINGS = tuple(f.name for f in fields(Execution))

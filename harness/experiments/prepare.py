@@ -45,7 +45,6 @@ class RunOptions:
     checkpoint_every: float = 20.0  # seconds between checkpoints
     check_rollouts: bool = False  # compare what was drawn with a teacher-forced pass
     warn: Warn = print
-    activation_checkpointing: bool = False  # compute layers again in the backward pass
     train: bool = True  # False: refuse a run whose trained policy is not there
 
 
@@ -165,7 +164,6 @@ def open_stage_runtime(
         replace(spec.execution, device=torch.device(device).type, processes=distributed.size),
         distributed,
         RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
-        activation_checkpointing=settings.activation_checkpointing,
         tell=settings.warn if distributed.main else lambda text: None,
     )
 

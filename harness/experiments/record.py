@@ -262,7 +262,6 @@ def runtime_of(
         "head_in_parts": bool(getattr(trunk, "plain_head", False)),
         "last_layer_where_read": getattr(trunk, "last_parts", None) is not None,
         "reuse": method_inputs.reference_cache.told() if method_inputs.reference_cache else {},
-        "activation_checkpointing": stage_runtime.activation_checkpointing,
         "rollouts_checked": vars(stage_runtime.check) if stage_runtime.check else None,
         "adapter": asdict(how) if how else None,
     }

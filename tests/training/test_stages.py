@@ -157,7 +157,9 @@ def test_smaller_micro_batches_make_the_same_artifact_up_to_rounding(folder, sta
     ],
 )
 def test_names_hold_what_decides_results_only(stages, change, named_alike):
-    spec = resolve(Request("start", "summarization", stage_settings=ASKED, fixed=change), installed())
+    spec = resolve(
+        Request("start", "summarization", stage_settings=ASKED, fixed=change), installed()
+    )
     for name in ("fingerprint", "training_fingerprint", "recipe"):
         assert (getattr(spec, name)() == getattr(stages.spec, name)()) is named_alike
     other = Stages(spec, stages.suite, annotators(stages), stages.stage_runtime)

@@ -39,6 +39,7 @@ class RunOptions:
     device: str = "auto"
     dtype: str = "float32"
     micro_batch_tokens: int = 16384
+    activation_checkpointing: bool = False
     prompt_sharing: bool = True
     threads: int = 1  # one, so that runs side by side do not fight over cores
     snapshots: int = 0

@@ -117,8 +117,8 @@ def _execution(row: Row, usual: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
             for name, values in other.items()
         )
         yield (
-            f"Computed with unlike execution settings ({told}). They decide rounding only, which"
-            " sampling can enlarge."
+            f"Computed with unlike execution settings ({told}). They decide time, memory and"
+            " rounding, which sampling can enlarge."
         )
 
 

@@ -44,7 +44,6 @@ class StageRuntime:
     sampling: Sampling = field(default_factory=Sampling)  # the suite's
     eos: set[int] = field(default_factory=set)
     trainer_cls: type[Trainer] = Trainer
-    activation_checkpointing: bool = False
     tell: Tell = lambda text: None  # notes for the user, as they come up
 
     @property
@@ -74,7 +73,7 @@ class StageRuntime:
             meter,
             self.micro_batch_tokens,
             self.distributed,
-            self.activation_checkpointing,
+            self.execution.activation_checkpointing,
         )
 
     def runtime(self, meter: Meter, seed: int) -> Runtime:
