@@ -39,7 +39,8 @@ _NAMES = {
     "api.lab": "Lab",
     "api.methods": "GradientMethod OnPolicyOptions PairOptions",
     "core.data": (
-        "Comparison Demonstration Job Pair Principle Prompt Sampling completion_text prompt_text"
+        "Comparison Demonstration Job Labelled Pair Principle Prompt Sampling completion_text"
+        " message_text prompt_text"
     ),
     "core.data_report": "DataReport",
     "core.errors": "HarnessError UsageError",

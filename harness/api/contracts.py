@@ -386,6 +386,12 @@ class Suite(ABC):
 
     enumerable: ClassVar[bool] = False  # all completions can be listed; `figures` are exact
 
+    # Plain text is posed by the tokenizer's chat template where it has one ("auto"), must be
+    # (True), is not (False), or is posed by a Jinja file.
+    chat_template: ClassVar[bool | str] = "auto"
+    chat_date: ClassVar[str] = "2024-07-26"  # the day that a template's clock shows
+    chat_options: ClassVar[Sequence[str]] = ()  # NAME=VALUE of the template's own options
+
     shared_seed: ClassVar[int] = 0
 
     @abstractmethod

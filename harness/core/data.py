@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-Message = dict[str, str]  # {"role": ..., "content": ...}
+# {"role": ..., "content": ...}; for tools also "tool_calls", "tool_call_id" and "name".
+Message = dict[str, Any]
 Text = str | list[Message]  # plain text, or a conversation that a chat template renders
+# Role of a first message that is not said by anyone: its content is the JSON list of functions
+# that the conversation offers (the `tools` of a chat template).
+TOOLS = "tools"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,15 @@ class Pair:
     chosen: Text
     rejected: Text
     p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A single completion with a label: 1 for a desirable one, 0 for one that is not."""
+
+    prompt: Prompt
+    completion: Text
+    label: float
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,22 @@ def completion_text(completion: Text) -> str:
     """Return the text of a completion, without roles."""
     if isinstance(completion, str):
         return completion
-    return "\n".join(message["content"] for message in completion)
+    return "\n".join(message_text(message) for message in completion)
+
+
+def message_text(message: Message) -> str:
+    """Return what a message says: its content, then each of its tool calls as JSON."""
+    content, calls = message.get("content") or "", message.get("tool_calls") or ()
+    said = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    lines = [said] * bool(said)
+    return "\n".join(lines + [json.dumps(c, sort_keys=True, ensure_ascii=False) for c in calls])
 
 
 def prompt_text(prompt: Text) -> str:
     """Return a prompt as a person reads it."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return "\n".join(f"{message['role']}: {message_text(message)}" for message in prompt)
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ _LEARNING = (
     "core/model_folder.py",
     "core/seeds.py",
     "core/settings.py",
+    "core/transcripts.py",
     "models/[!_]*.py",
     "training/checkpoints.py",
     "training/loop.py",

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.data import Prompt, Text
+from ..core.data import Message, Prompt, Text, message_text
 from ..core.errors import UsageError
+from ..core.transcripts import is_transcript, later_turns, messages_of
+from .chat import FRAME, Chat, ChatOptions
 
 
 @dataclass
@@ -170,7 +173,9 @@ class Batch(Mapping[str, Tensor]):
 class Tokens:
     """A tokenizer with the harness's rules.
 
-    Longer texts are cut to `max_prompt` and `max_completion` tokens, and counted.
+    Conversations are rendered by the chat template. So is plain text where `chat` says so: it is
+    then what a user asks, and the answer to it. Longer texts are cut to `max_prompt` and
+    `max_completion` tokens, and counted.
     """
 
     def __init__(
@@ -179,6 +184,7 @@ class Tokens:
         max_prompt: int | None = None,
         max_completion: int | None = None,
         other_ends: Iterable[int] = (),
+        chat: ChatOptions | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UsageError(
@@ -186,48 +192,75 @@ class Tokens:
                 " eos_token."
             )
         self.tokenizer = tokenizer
+        self.chat_options = chat or ChatOptions()
+        self.chat = self.chat_options.chat(tokenizer)
         self.eos: int = tokenizer.eos_token_id
+        self.turn_end = self._turn_end()  # what ends an answer in the chat template
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
-        self.ends = {self.eos, *other_ends}  # every token that ends a completion
+        self.ends = {self.eos, self.turn_end, *other_ends}  # every token that ends a completion
         self.max_prompt, self.max_completion = max_prompt, max_completion
         self.cut_prompts = self.cut_completions = 0
 
     def counting_afresh(self) -> Tokens:
         """Return a copy with counters at 0, so that each stage counts its own cuts."""
-        return Tokens(self.tokenizer, self.max_prompt, self.max_completion, self.ends)
+        return Tokens(
+            self.tokenizer, self.max_prompt, self.max_completion, self.ends, self.chat_options
+        )
+
+    def conversation(self, text: Text) -> list[Message] | None:
+        """Return a prompt as the messages that are rendered; None for text that is taken as it is.
+
+        Text is taken as it is where there is no chat template, where the suite says so, and where
+        the text was rendered by a template already.
+        """
+        if not isinstance(text, str):
+            return text
+        if self.chat is None or self._is_rendered(text):
+            return None
+        return messages_of(text) if is_transcript(text) else [{"role": "user", "content": text}]
 
     def prompt_ids(self, text: Text) -> list[int]:
-        """Return a prompt's ids: with start token for plain text, by chat template for messages.
+        """Return a prompt's ids, with exactly one start token where the tokenizer has one.
 
-        A prompt over `max_prompt` loses its beginning, because the answer follows its end.
+        The answer follows the end of a prompt, so one over `max_prompt` loses of its beginning:
+        whole turns of a conversation, after its system message. The start token stays.
         """
-        if isinstance(text, str):
-            ids = list(self.tokenizer(text)["input_ids"])
-            ids = ids[:-1] if ids and ids[-1] == self.eos else ids
-        else:
-            ids = self._template(text, add_generation_prompt=True)
-        if not ids:
-            start = self.tokenizer.bos_token_id
-            ids = [self.eos if start is None else start]
+        messages = self.conversation(text)
+        ids = self._plain_ids(str(text)) if messages is None else self._chat_ids(messages)
         if self.max_prompt and len(ids) > self.max_prompt:
             self.cut_prompts += 1
-            ids = ids[-self.max_prompt :]
+            return (
+                self._cut_text(str(text)) if messages is None else self._cut_conversation(messages)
+            )
         return ids
 
     def completion_ids(self, prompt: Text, completion: Text) -> list[int]:
-        """Return a completion's ids with one end-of-sequence token, or none if it was cut."""
-        if isinstance(completion, str):
-            ids = list(self.tokenizer(completion, add_special_tokens=False)["input_ids"])
+        """Return a completion's ids with one token that ends it, or none if it was cut.
+
+        A completion of data is rendered as its prompt is; `answer_ids` takes sampled text.
+        """
+        messages = self.conversation(prompt)
+        if messages is not None:
+            answer = _answer(completion)
+            ids = self._answer_ids(messages, answer)
         else:
-            ids = self._message_ids(prompt, completion)
-        first = next(
-            (i for i, token in enumerate(ids) if token in self.ends), None
-        )  # a completion ends at its first end token
-        ids = [*ids, self.eos] if first is None else ids[: first + 1]
-        if self.max_completion and len(ids) > self.max_completion:
-            self.cut_completions += 1
-            ids = ids[: self.max_completion]
-        return ids
+            text = completion if isinstance(completion, str) else self._said(completion)
+            ids = self._encode(text)
+        return self._ended(ids, self._is_chat(prompt))
+
+    def answer_ids(self, prompt: Text, text: str) -> list[int]:
+        """Return the ids of text that a model wrote or might have written after a prompt.
+
+        The text is what follows the prompt, so no template is applied to it.
+        """
+        return self._ended(self._encode(text), self._is_chat(prompt))
+
+    def rendering(self) -> dict[str, Any]:
+        """Return what decides how text becomes tokens, besides the tokenizer's own files."""
+        if self.chat is None:
+            return {"chat_template": None}
+        clock = {"date": self.chat.date} if self.chat.clock else {}
+        return {"chat_template": self.chat.digest[:16], **clock, **self.chat.options}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of completion ids, without special tokens."""
@@ -269,33 +302,149 @@ class Tokens:
         }
         return Batch(self.prompt_batch(prompts, device), columns, temperature)
 
-    def _message_ids(self, prompt: Text, completion: list[dict[str, str]]) -> list[int]:
-        """Return the ids that the chat template adds for the completion's messages."""
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        head, whole = (
-            self._template(prompt, add_generation_prompt=True),
-            self._template([*prompt, *completion]),
-        )
-        if whole[: len(head)] == head:
-            return whole[len(head) :]
-        # the template rewrites earlier turns, so the completion is not a suffix of the whole
-        content = "\n".join(message["content"] for message in completion)
-        return list(self.tokenizer(content, add_special_tokens=False)["input_ids"])
-
-    def _template(
-        self, messages: list[dict[str, str]], add_generation_prompt: bool = False
-    ) -> list[int]:
-        if not self.tokenizer.chat_template:
-            raise UsageError(
-                "The data are conversations but the tokenizer has no chat template. Use a chat"
-                " model's tokenizer, set `chat_template` in its tokenizer_config.json, or give"
-                " plain-text prompts and completions."
-            )
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+    def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Return the ids of text that no template renders, with one start token and no end."""
+        bare, start = self._encode(text), self.tokenizer.bos_token_id
+        if self.chat is not None and self._is_rendered(text):
+            needed = self._encode(self.chat.opening)[:1] == [start] != bare[:1]
+            return [start, *bare] if needed else bare
+        ids = list(self.tokenizer(text)["input_ids"])
+        if ids and ids[-1] == self.eos and ids[len(ids) - 1 - len(bare) : -1] == bare:
+            ids = ids[:-1]  # the end that the tokenizer adds
+        while ids[:2] == [start, start]:  # the text holds the start token that the tokenizer adds
+            ids = ids[1:]
+        return ids or [self.eos if start is None else start]
+
+    def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        return self._encode(self._need_chat().prompt(messages))
+
+    def _answer_ids(self, messages: Sequence[Message], answer: Message) -> list[int]:
+        """Return the ids that the chat template adds for an answer."""
+        head, rest = self._need_chat().answered(messages, answer)
+        start, whole = self._encode(head), self._encode(head + rest)
+        if whole[: len(start)] == start:
+            return whole[len(start) :]
+        return self._encode(rest)  # a token would reach from the prompt into the answer
+
+    def _ended(self, ids: list[int], chat: bool) -> list[int]:
+        """Return a completion up to its first end token, which is added if there is none."""
+        first = next((i for i, token in enumerate(ids) if token in self.ends), None)
+        end = self.turn_end if chat else self.eos
+        ids = [*ids, end] if first is None else ids[: first + 1]
+        if self.max_completion and len(ids) > self.max_completion:
+            self.cut_completions += 1
+            ids = ids[: self.max_completion]
+        return ids
+
+    def _is_chat(self, prompt: Text) -> bool:
+        return not isinstance(prompt, str) or self.chat is not None
+
+    def _is_rendered(self, text: str) -> bool:
+        """Return whether text begins as the rendering of a template does."""
+        start = text.lstrip()
+        opening = self.chat.opening.strip() if self.chat else ""
+        return bool(opening and start.startswith(opening)) or start.startswith(self._marks)
+
+    @cached_property
+    def _marks(self) -> tuple[str, ...]:
+        """The special tokens that a rendered text may begin with."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        marks = {str(token) for token in added if token.special} | {self.tokenizer.bos_token}
+        return tuple(mark for mark in sorted(marks - {None, self.tokenizer.unk_token}) if mark)
+
+    def _turn_end(self) -> int:
+        """Return the special token that the chat template writes behind an answer, or the eos."""
+        ids = self._encode(self.chat.ending.lstrip()) if self.chat else []
+        special = self.tokenizer.added_tokens_decoder
+        return ids[0] if ids and ids[0] in special and special[ids[0]].special else self.eos
+
+    def _said(self, completion: Sequence[Message]) -> str:
+        """Return the words of an answer to a prompt that was rendered already."""
+        if self.chat is None:
+            self._need_chat()
+        return message_text(_answer(list(completion)))
+
+    def _need_chat(self) -> Chat:
+        if self.chat is not None:
+            return self.chat
+        if self.chat_options.template is False:
+            raise UsageError(
+                "The data are conversations and chat_template is false, so nothing can render"
+                " them. Remove chat_template = false, or give plain-text prompts and completions."
+            )
+        raise UsageError(
+            "The data are conversations but the tokenizer has no chat template. Use a chat"
+            " model's tokenizer, name a Jinja file (chat_template = FILE), or give plain-text"
+            " prompts and completions."
+        )
+
+    # -- prompts that are too long -----------------------------------------------------------------
+
+    def _cut_text(self, text: str) -> list[int]:
+        """Return the end of a plain prompt behind its start token: from a whole turn on if it is a
+        dialogue, or from a token on.
+        """
+        assert self.max_prompt
+        for rest in later_turns(text) if is_transcript(text) else ():
+            ids = self._plain_ids(rest)
+            if len(ids) <= self.max_prompt:
+                return ids
+        ids = self._plain_ids(text)
+        if ids[0] != self.tokenizer.bos_token_id or self.max_prompt == 1:
+            return ids[-self.max_prompt :]
+        return [ids[0], *ids[1 - self.max_prompt :]]
+
+    def _cut_conversation(self, messages: list[Message]) -> list[int]:
+        """Return a conversation's ids from a later turn of the user on, behind its system message.
+
+        If the last turn alone is too long, its message of the user loses its beginning.
+        """
+        assert self.max_prompt
+        frame = [m for m in messages if m["role"] in FRAME]
+        talk = [m for m in messages if m["role"] not in FRAME]
+        asked = [i for i, m in enumerate(talk) if m["role"] == "user"]
+        for first in asked[1:]:
+            ids = self._chat_ids([*frame, *talk[first:]])
+            if len(ids) <= self.max_prompt:
+                return ids
+        last = talk[asked[-1] :] if asked else talk
+        question = last[0]["content"] or "" if asked else ""
+        ids = self._longest_fitting(frame, last, question)
+        if not ids:
+            raise UsageError(
+                f"max_prompt_tokens = {self.max_prompt} is too short for the conversation that"
+                f" ends {message_text(last[-1])[-40:]!r}: the template's frame, the system message"
+                " and the last turn without its question are longer."
+            )
+        return ids
+
+    def _longest_fitting(
+        self, frame: list[Message], last: list[Message], question: str
+    ) -> list[int]:
+        """Return the ids with the longest end of the question that fits; none if no end does."""
+        assert self.max_prompt
+        low, high, found = 1, len(question), list[int]()
+        while low <= high:  # how many characters of the question are kept
+            middle = (low + high) // 2
+            ids = self._chat_ids([*frame, {**last[0], "content": question[-middle:]}, *last[1:]])
+            if len(ids) <= self.max_prompt:
+                low, found = middle + 1, ids
+            else:
+                high = middle - 1
+        return found
+
+
+def _answer(completion: Text) -> Message:
+    """Return a completion as the one message of the assistant that it must be."""
+    if isinstance(completion, str):
+        return {"role": "assistant", "content": completion.lstrip()}
+    if len(completion) != 1 or completion[0]["role"] != "assistant":
+        roles = ", ".join(message["role"] for message in completion) or "no message"
+        raise UsageError(f"A completion is one message of the assistant, not {roles}.")
+    return completion[0]
 
 
 def _pad_left(x: Tensor, width: int) -> Tensor:

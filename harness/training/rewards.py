@@ -126,7 +126,7 @@ class RewardScorer:
         self._lab.log(revised=sum(changed) / len(changed))
         tokens = self._method_inputs.tokens
         ids = [
-            [tokens.completion_ids(p.text, t) for t in row]
+            [tokens.answer_ids(p.text, t) for t in row]
             for p, row in zip(prompts, revised, strict=True)
         ]
         return tokens.batch(prompts, ids, self._runtime.device)

@@ -12,32 +12,47 @@ method can see into.
     learning_rate = 1e-5
 
 Rows are split by the hash of their prompt: one half of the preferences trains the methods, the
-other half only the judge, a reward model of its own. Conversations (lists of messages) are rendered
-by the tokenizer's chat template.
+other half only the judge, a reward model of its own. `layouts.py` says which columns are read.
+Conversations, and plain text where the tokenizer has a chat template, are rendered by that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from harness import Demonstration, Judge, Pair, Prompt, completion_text, derive, hookimpl
+from harness import Demonstration, Judge, Labelled, Pair, Prompt, completion_text, hookimpl
+from harness.core.data import Text
 
+from .conversations import earlier_answers, first_turn
+from .layouts import Columns, Example, prompt_of, read_row
 from .rows import RowSuite
 
 
 @dataclass
 class PreferenceFile(RowSuite):
-    """Preference pairs from a file, a folder or the hub."""
+    """Preferences from a file, a folder or the hub: pairs, ranked lists, or labelled answers."""
 
     name, version = "preference_file", "1"
     judge_name, labeller_name = "reward_model_judge", None
 
-    prompt_column: str = "prompt"  # if missing, the common prefix of the two completions
+    # what is answered; if missing or empty, what the two answers begin with
+    prompt_column: str = "prompt"
     chosen_column: str = "chosen"
     rejected_column: str = "rejected"
     prompt_ends_with: str = ""  # an implicit prompt ends after the last of these
+    list_pairs: str = "best_worst"  # pairs of a ranked list: best_worst, or all of unequal rank
+    train_on: str = "last"  # answers of a conversation that are imitated: last, or all
     judge_share: float = 0.5  # of the rows that are not evaluated: train the judge and nothing else
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense."""
+        super().check()
+        if self.list_pairs not in ("best_worst", "all"):
+            raise ValueError(f"list_pairs is best_worst or all, not {self.list_pairs!r}")
+        if self.train_on not in ("last", "all"):
+            raise ValueError(f"train_on is last or all, not {self.train_on!r}")
 
     def prompts(self, split: str) -> list[Prompt]:
         """Return the distinct prompts of a split; methods train on the prompts of their
@@ -46,99 +61,81 @@ class PreferenceFile(RowSuite):
         part = {"train": "method", "preferences": "method", "demonstrations": "method"}.get(
             split, split
         )
-        return list({pair.prompt.id: pair.prompt for pair in self._parts[part]}.values())
+        return list({row.prompt.id: row.prompt for row in self._parts[part]}.values())
 
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
-        """Return the chosen completions: of the methods' part, or of the validation split."""
+        """Return the answers to imitate: chosen, desirable, or without a label.
+
+        They are those of the methods' part, or of the validation split.
+        """
         part = "method" if split == "demonstrations" else split
-        return [Demonstration(pair.prompt, pair.chosen) for pair in self._parts[part]]
+        return [demo for row in self._parts[part] for demo in _imitable(row, self.train_on)]
 
     def preferences(self) -> list[Pair]:
         """Return the pairs that methods may see."""
-        return self._parts["method"]
+        return _pairs(self._parts["method"])
 
     def judge_preferences(self) -> list[Pair]:
         """Return the pairs that only the judge sees."""
-        return self._parts["judge"]
+        return _pairs(self._parts["judge"])
 
     def references(self, split: str) -> dict[str, str]:
-        """Return the chosen completions, for ROUGE."""
-        return {pair.prompt.id: completion_text(pair.chosen) for pair in self._parts[split]}
+        """Return the first good answer to each prompt, for ROUGE; none if a prompt has none."""
+        rows = self._parts[split]
+        good = [demo for row in reversed(rows) for demo in _imitable(row, "last")]
+        found = {demo.prompt.id: completion_text(demo.completion) for demo in good}
+        return found if all(row.prompt.id in found for row in rows) else {}
 
     @cached_property
-    def _parts(self) -> dict[str, list[Pair]]:
+    def _parts(self) -> dict[str, list[Example]]:
         parts = ("method", "judge", "validation", "test")
-        return self._by_part(self._pair, parts, optional=() if self.judge_share else ("judge",))
+        return self._by_part(self._read, parts, optional=() if self.judge_share else ("judge",))
 
     def _other_part(self, place: float) -> str:
         return "judge" if place < self.judge_share else "method"
 
-    def _pair(self, row: object) -> Pair:
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"expected an object with {self.chosen_column!r} and {self.rejected_column!r}"
-            )
-        for column in (self.chosen_column, self.rejected_column):
-            if column not in row:
-                raise ValueError(
-                    f"no column {column!r}; there are {', '.join(sorted(row)) or 'none'}"
-                )
-        prompt, chosen, rejected = (
-            row.get(self.prompt_column),
-            row[self.chosen_column],
-            row[self.rejected_column],
+    def _placing(self, prompt: Prompt) -> Text:
+        """Return the first question of a prompt where earlier answers are trained on, too."""
+        return first_turn(prompt.text) if self.train_on == "all" else prompt.text
+
+    def _read(self, row: object) -> list[Example]:
+        return read_row(
+            row,
+            Columns(
+                self.prompt_column,
+                self.chosen_column,
+                self.rejected_column,
+                self.prompt_ends_with,
+                self.list_pairs,
+            ),
         )
-        implicit = self.prompt_column not in row
-        for text in (chosen, rejected, *([] if implicit else [prompt])):
-            _check_text(text)
-        if type(chosen) is not type(rejected):
-            raise ValueError("chosen is a text and rejected a conversation, or the other way round")
-        if implicit:
-            prompt, chosen, rejected = self._split(chosen, rejected)
-        if not completion_text(chosen).strip() or not completion_text(rejected).strip():
-            raise ValueError("an empty completion")
-        if chosen == rejected:
-            raise ValueError("chosen and rejected are the same")
-        return Pair(Prompt(f"{derive('prompt', prompt):016x}", prompt), chosen, rejected)
-
-    def _split(self, chosen, rejected):
-        """Return (prompt, chosen, rejected) of an implicit prompt: what both begin with."""
-        shared = 0
-        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-            shared += 1
-        if isinstance(chosen, str):
-            if self.prompt_ends_with:
-                end = chosen.rfind(self.prompt_ends_with, 0, shared)
-                if end < 0:
-                    raise ValueError(
-                        f"what chosen and rejected share does not contain {self.prompt_ends_with!r}"
-                    )
-                shared = end + len(self.prompt_ends_with)
-            elif shared and chosen[shared - 1] == " ":
-                shared -= 1  # the space belongs to the first word of the answer
-        if not shared:
-            raise ValueError("chosen and rejected share no beginning, so there is no prompt")
-        return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def _check_text(text: object) -> None:
-    if isinstance(text, str):
-        text.encode()  # ValueError for a lone surrogate, which has no tokens
+def _imitable(row: Example, train_on: str) -> Iterator[Demonstration]:
+    """Yield what of an example is imitated: its good answer, and earlier ones where asked for."""
+    if isinstance(row, Labelled) and not row.label:
         return
-    good = (
-        isinstance(text, list)
-        and text
-        and all(
-            isinstance(m, dict)
-            and isinstance(m.get("role"), str)
-            and isinstance(m.get("content"), str)
-            for m in text
-        )
-    )
-    if not good:
-        raise ValueError(
-            f"expected text or a list of messages with role and content, not {str(text)[:40]!r}"
-        )
+    if train_on == "all":
+        for prompt, answer in earlier_answers(row.prompt.text):
+            yield Demonstration(prompt_of(prompt), answer)
+    yield Demonstration(row.prompt, row.chosen if isinstance(row, Pair) else row.completion)
+
+
+def _pairs(rows: Sequence[Example]) -> list[Pair]:
+    """Return the pairs among examples, and those that labelled answers to one prompt make.
+
+    The first good answer to a prompt is paired with the first bad one, the second with the second.
+    """
+    labelled: dict[str, tuple[list[Labelled], list[Labelled]]] = {}
+    for row in rows:
+        if isinstance(row, Labelled):
+            labelled.setdefault(row.prompt.id, ([], []))[not row.label].append(row)
+    made = [
+        Pair(one.prompt, one.completion, other.completion)
+        for good, bad in labelled.values()
+        for one, other in zip(good, bad, strict=False)
+    ]
+    return [row for row in rows if isinstance(row, Pair)] + made
 
 
 class RewardModelJudge(Judge):
@@ -159,7 +156,7 @@ class RewardModelJudge(Judge):
 
         stages = self.stages
         ids = [
-            [stages.tokens.completion_ids(p.text, text)]
+            [stages.tokens.answer_ids(p.text, text)]
             for p, text in zip(prompts, completions, strict=True)
         ]
         runtime = stages.runtime(Meter(), 0)

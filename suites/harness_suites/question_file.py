@@ -32,6 +32,7 @@ from harness import (
 )
 from harness.core.data import Text
 
+from .conversations import as_messages, read_text
 from .rows import RowSuite
 
 MARKER = "####"  # what stands before the final answer of GSM8K and its kin
@@ -94,7 +95,6 @@ class QuestionFile(RowSuite):
     question_columns: tuple[str, ...] = ("question",)  # joined by a space
     answer_column: str = "answer"  # a worked answer that ends in its number, or the number alone
     prompt_template: str = "Question: {question}\nAnswer:"  # how a question is posed
-    chat: bool = False  # pose it as a user's message, rendered by the tokenizer's chat template
     calculator_marks: bool = False  # leave <<48/2=24>> in the worked answers
     demonstration_share: float = 0.5  # of the training rows: for the start checkpoint
 
@@ -132,19 +132,28 @@ class QuestionFile(RowSuite):
     def _other_part(self, place: float) -> str:
         return "demonstrations" if place < self.demonstration_share else "train"
 
-    def _worked(self, row: object) -> Demonstration:
+    def _worked(self, row: object) -> list[Demonstration]:
         """Return a row as a prompt with its answer and the worked answer to it."""
-        cells = [_cell(row, column) for column in (*self.question_columns, self.answer_column)]
-        question, answer = " ".join(cells[:-1]), cells[-1]
+        answer = _cell(row, self.answer_column)
         final = final_number(answer)
         if final is None:
             raise ValueError(f"{self.answer_column!r} ends in no readable number: {answer[-40:]!r}")
-        posed = self.prompt_template.replace("{question}", question)
         worked = answer if self.calculator_marks else CALCULATION.sub("", answer)
-        prompt: Text = [{"role": "user", "content": posed}] if self.chat else posed
-        gap = "" if posed[-1].isspace() else " "
-        completion: Text = [{"role": "assistant", "content": worked}] if self.chat else gap + worked
-        return Demonstration(Prompt(f"{derive('prompt', prompt):016x}", prompt, final), completion)
+        prompt = self._posed(row)
+        plain = isinstance(prompt, str)
+        gap = " " if plain and not prompt[-1:].isspace() else ""
+        completion = gap + worked if plain else as_messages(worked, "assistant")
+        return [
+            Demonstration(Prompt(f"{derive('prompt', prompt):016x}", prompt, final), completion)
+        ]
+
+    def _posed(self, row: object) -> Text:
+        """Return a row's question: posed by the prompt template, or the conversation that it is."""
+        first = row.get(self.question_columns[0]) if isinstance(row, dict) else None
+        if isinstance(first, list) and len(self.question_columns) == 1:
+            return read_text(first)
+        question = " ".join(_cell(row, column) for column in self.question_columns)
+        return self.prompt_template.replace("{question}", question)
 
 
 def _cell(row: object, column: str) -> str:
@@ -158,6 +167,7 @@ def _cell(row: object, column: str) -> str:
         value = str(value).removesuffix(".0")
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{column!r}: expected text or a number, not {str(value)[:40]!r}")
+    value.encode()  # ValueError for a lone surrogate, which has no tokens
     return value.strip()
 
 

@@ -14,13 +14,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness import DataReport, Demonstration, Pair, Prompt, Suite, UsageError, derive
+from harness import DataReport, Prompt, Suite, UsageError, derive, message_text
+from harness.core.data import Text
 from harness.core.data_report import EXAMPLE, Overlap, SourceReport
 from harness.core.options import build
+from harness.models.chat import ChatOptions
 
 from .sources import PARTS, Source, expanded, is_path
 
-Example = TypeVar("Example", Pair, Demonstration)
+Example = TypeVar("Example", bound=Any)  # a record with a prompt
+Read = Callable[[object], list[Example]]  # raises ValueError for a row that cannot be used
 Placed = list[tuple[str, Example]]  # examples with the places of their rows
 
 
@@ -49,12 +52,17 @@ class RowSuite(Suite):
     sampling_temperature: float = 1.0  # at which everything is sampled and measured
     max_prompt_tokens: int = 512  # longer prompts lose their beginning
     max_completion_tokens: int = 128  # longer completions are cut, without an end token
+    # plain text is posed by the chat template: auto (where there is one), true, false, or a file
+    chat_template: bool | str = "auto"
+    chat_date: str = "2024-07-26"  # the day that the clock of a chat template shows
+    chat_options: tuple[str, ...] = ()  # NAME=VALUE of the template: ["enable_thinking=false"]
     test_share: float = 0.15  # of the rows: evaluation prompts, unless `test` names them
     validation_share: float = 0.05  # of the rows: what settings are chosen on
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
         self._check_sources()
+        ChatOptions.of(self).check()
         if self.bad_rows not in ("fail", "skip"):
             raise ValueError(f"bad_rows is fail or skip, not {self.bad_rows!r}")
         if self.shared_prompts not in ("drop", "fail"):
@@ -112,8 +120,10 @@ class RowSuite(Suite):
         return self.max_completion_tokens
 
     def data_files(self) -> list[Path]:
-        """Return every file that the rows are read from."""
-        return list(dict.fromkeys(chain.from_iterable(s.files() for s in self._sources)))
+        """Return every file that the rows are read from, and the chat template if it is a file."""
+        template = ChatOptions.of(self).file
+        sources = chain.from_iterable(s.files() for s in self._sources)
+        return list(dict.fromkeys([*sources, *[template] * template.is_file()]))
 
     def data_report(self) -> DataReport:
         """Return what was read, skipped and dropped, and how the rows were split."""
@@ -170,12 +180,12 @@ class RowSuite(Suite):
     # -- rows -------------------------------------------------------------------------------------
 
     def _by_part(
-        self, read: Callable[[object], Example], parts: Sequence[str], optional: Sequence[str] = ()
+        self, read: Read[Example], parts: Sequence[str], optional: Sequence[str] = ()
     ) -> dict[str, list[Example]]:
         """Return the examples by part; only the optional parts may be empty.
 
         Args:
-            read: Makes an example of a row; raises ValueError for a row that cannot be used.
+            read: Makes examples of a row; raises ValueError for a row that cannot be used.
             parts: The names of the parts, validation and test among them.
             optional: Those that may be empty.
         """
@@ -197,7 +207,7 @@ class RowSuite(Suite):
         self._report.splits = {name: _size(examples) for name, examples in found.items()}
         return found
 
-    def _placed(self, part: str, read: Callable[[object], Example]) -> Placed[Example]:
+    def _placed(self, part: str, read: Read[Example]) -> Placed[Example]:
         """Return the examples of a part's sources, in their order."""
         found: Placed[Example] = []
         for source in (s for s in self._sources if s.part == part):
@@ -208,9 +218,7 @@ class RowSuite(Suite):
             found += self._usable(source, read, most)
         return found
 
-    def _usable(
-        self, source: Source, read: Callable[[object], Example], most: int
-    ) -> Placed[Example]:
+    def _usable(self, source: Source, read: Read[Example], most: int) -> Placed[Example]:
         """Return what `read` makes of a source's rows, at most so many (0: all)."""
         found: Placed[Example] = []
         report = SourceReport(source.name, source.part)
@@ -221,7 +229,7 @@ class RowSuite(Suite):
             try:
                 if row.fault:
                     raise ValueError(row.fault)
-                found.append((row.place, _whole(read(row.value))))
+                found += [(row.place, _whole(example)) for example in read(row.value)]
             except (ValueError, RecursionError) as error:
                 reason = _reason(error)
                 if self.bad_rows == "fail":
@@ -241,18 +249,19 @@ class RowSuite(Suite):
         self, kept: Placed[Example], keeps: str, dropped: Placed[Example], drops: str
     ) -> Placed[Example]:
         """Return a part's examples without those whose prompt stands in another part too."""
-        there = {_key(example.prompt): place for place, example in reversed(kept)}
-        shared = [(place, e) for place, e in dropped if _key(e.prompt) in there]
+        key = self._prompt_key
+        there = {key(example.prompt): place for place, example in reversed(kept)}
+        shared = [(place, e) for place, e in dropped if key(e.prompt) in there]
         if not shared:
             return dropped
         place, first = shared[0]
         overlap = Overlap(
             keeps,
             drops,
-            len({_key(example.prompt) for _, example in shared}),
+            len({key(example.prompt) for _, example in shared}),
             len(shared),
-            (f"{keeps} {there[_key(first.prompt)]}", f"{drops} {place}"),
-            _key(first.prompt)[:EXAMPLE],
+            (f"{keeps} {there[key(first.prompt)]}", f"{drops} {place}"),
+            key(first.prompt)[:EXAMPLE],
         )
         if self.shared_prompts == "fail":
             raise UsageError(
@@ -261,19 +270,26 @@ class RowSuite(Suite):
                 ' Take them out, or set shared_prompts = "drop".'
             )
         self._report.overlaps.append(overlap)
-        return [(place, e) for place, e in dropped if _key(e.prompt) not in there]
+        return [(place, e) for place, e in dropped if key(e.prompt) not in there]
 
     def _part_of(self, prompt: Prompt) -> str:
         """Return a training row's part by the hash of its prompt: rows with one prompt stay
         together, whatever else the file holds.
         """
-        place = derive("split", self.shared_seed, _key(prompt)) / 2**63
+        place = derive("split", self.shared_seed, self._prompt_key(prompt)) / 2**63
         if place < self._test_share:
             return "test"
         if place < self._test_share + self._validation_share:
             return "validation"
         evaluated = self._test_share + self._validation_share
         return self._other_part((place - evaluated) / (1 - evaluated))
+
+    def _prompt_key(self, prompt: Prompt) -> str:
+        return _key(self._placing(prompt))
+
+    def _placing(self, prompt: Prompt) -> Text:
+        """Return what decides the part of a prompt: its text."""
+        return prompt.text
 
     @abstractmethod
     def _other_part(self, place: float) -> str:
@@ -312,10 +328,9 @@ def _size(examples: Sequence[Any]) -> dict[str, int]:
     return {"rows": len(examples), "prompts": len({e.prompt.id for e in examples})}
 
 
-def _key(prompt: Prompt) -> str:
+def _key(text: Text) -> str:
     """Return what makes prompts the same: their words, whatever their case, blanks and roles."""
-    text = prompt.text
-    whole = text if isinstance(text, str) else " ".join(str(m["content"]) for m in text)
+    whole = text if isinstance(text, str) else " ".join(message_text(m) for m in text)
     return " ".join(whole.casefold().split())
 
 

@@ -99,10 +99,10 @@ def test_what_is_cut_is_counted_by_each_counter_alone(tiny_tokenizer):
     assert (tokens.cut_completions, other.cut_completions, other.max_completion) == (1, 1, 2)
 
 
-def test_a_cut_prompt_keeps_its_end(tiny_tokenizer):
+def test_a_cut_prompt_keeps_its_start_token_and_its_end(tiny_tokenizer):
     tokens = Tokens(tiny_tokenizer, max_prompt=3)
     assert (
-        tokens.prompt_ids("w1 w2 w3 w4 w5") == text_ids(tokens, "w3 w4 w5")
+        tokens.prompt_ids("w1 w2 w3 w4 w5") == text_ids(tokens, "<s> w4 w5")
         and tokens.cut_prompts == 1
     )
     assert len(tokens.prompt_ids("w1 w2")) == 3 and tokens.cut_prompts == 1
@@ -162,13 +162,11 @@ def test_messages_after_a_plain_prompt_are_an_answer_to_a_user(make_tokenizer):
     assert ids == [*text_ids(tokens, "w2"), tokens.eos]
 
 
-def test_a_template_that_rewrites_turns_falls_back_to_the_content(make_tokenizer):
+def test_a_template_that_forgets_a_turn_is_refused(make_tokenizer):
     tokens = chat_tokens(make_tokenizer, FORGETFUL)
     prompt = [{"role": "user", "content": "w1"}]
-    assert tokens.completion_ids(prompt, [{"role": "assistant", "content": "w2"}]) == [
-        *text_ids(tokens, "w2"),
-        tokens.eos,
-    ]
+    with pytest.raises(UsageError, match="leaves out the message of the user 'w1'"):
+        tokens.completion_ids(prompt, [{"role": "assistant", "content": "w2"}])
 
 
 def test_a_conversation_without_a_template_is_refused(tokens):

@@ -272,7 +272,10 @@ BAD = {
     "blank": (GOOD | {"rejected": " \n\t"}, "an empty completion"),
     "array": ([1, 2], "expected an object with 'chosen' and 'rejected'"),
     "text": ('"just text"', "expected an object"),
-    "mixed": (GOOD | {"rejected": [{"role": "assistant", "content": "x"}]}, "the other way round"),
+    "user": (
+        GOOD | {"rejected": [{"role": "user", "content": "x"}]},
+        "does not contain the prompt",
+    ),
 }
 
 

@@ -264,8 +264,9 @@ def test_joined_columns_numbers_and_one_array(suite):
     )
 
 
-def test_a_question_as_a_message(suite):
-    demo = suite(ROWS, chat=True, prompt_template="{question}").demonstrations()[0]
+def test_a_question_that_is_a_conversation_stays_one(suite):
+    rows = [r | {"question": [{"role": "user", "content": r["question"]}]} for r in ROWS]
+    demo = suite(rows).demonstrations()[0]
     assert demo.prompt.text[0]["role"] == "user" and demo.completion[0]["content"].startswith("1")
 
 

@@ -24,6 +24,7 @@ from ...core.meter import Meter
 from ...core.model_folder import adapters_in, model_digest
 from ...core.settings import EvaluationOptions
 from ...core.spec import START_MODEL, RunSpec, stage_options
+from ...models.chat import ChatOptions
 from ...models.hub_format import check_alike, end_tokens
 from ...models.initial_checkpoint import InitialCheckpoint, start_in
 from ...models.loading import load_causal, load_tokenizer, weights_digest
@@ -77,7 +78,13 @@ class Stages:
     def tokens(self) -> Tokens:
         """The base model's tokenizer with the harness's rules."""
         limit = getattr(self.suite, "max_prompt_tokens", None)
-        return Tokens(load_tokenizer(self.base), limit, self.suite.max_new_tokens, self._other_ends)
+        return Tokens(
+            load_tokenizer(self.base),
+            limit,
+            self.suite.max_new_tokens,
+            self._other_ends,
+            ChatOptions.of(self.suite),
+        )
 
     @cached_property
     def eos(self) -> set[int]:
@@ -213,7 +220,7 @@ class Stages:
 
     def can_prefer(self) -> bool:
         """Return whether there are preferences, or someone to ask for them."""
-        return self.labeller is not None or self.suite.preferences() is not None
+        return self.labeller is not None or bool(self.suite.preferences())
 
     def reward_artifact(self, member: int) -> Artifact:
         """One member of the reward ensemble on the preferences of all; the first is the evaluator's
@@ -316,6 +323,7 @@ class Stages:
             "shared_seed": spec.shared_seed,
             "options": vars(options) if options else {},
             "limits": limits,
+            "rendering": self.tokens.rendering(),
             "engine": [spec.engine, spec.code["engine"]],
             "arithmetic": [spec.dtype, spec.prompt_sharing],
             **more,

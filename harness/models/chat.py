@@ -1,0 +1,299 @@
+"""Chat templates: how a conversation becomes the text that is tokenised.
+
+What the template renders is what is trained. A conversation that the template refuses, changes or
+leaves something out of is refused; nothing is joined in its place. Templates that ask for today's
+date are told one that the spec fixes. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..core.data import TOOLS, Message
+from ..core.digests import digest_of
+from ..core.errors import UsageError
+
+CLOCK = "2024-07-26"  # the day that Llama 3's template names where it has no clock
+AUTO = "auto"
+FRAME = ("system", "developer", TOOLS)  # roles that stay when a prompt is cut
+_PROBE: list[Message] = [{"role": "user", "content": "what"}]
+_REPLY: Message = {"role": "assistant", "content": "this"}
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """Whether and how text is posed by a chat template."""
+
+    template: bool | str = AUTO  # auto, True (needed), False (plain text), or a Jinja file
+    date: str = CLOCK  # the day that the template's clock shows
+    options: tuple[str, ...] = ()  # NAME=VALUE of the template's own options
+    folder: str = "."  # what the path of a template starts from
+
+    @classmethod
+    def of(cls, suite: Any) -> ChatOptions:
+        """Return the chat options of a suite."""
+        return cls(
+            suite.chat_template,
+            suite.chat_date,
+            tuple(suite.chat_options),
+            getattr(suite, "folder", "."),
+        )
+
+    def check(self) -> None:
+        """Raise ValueError for options that cannot be used."""
+        try:
+            datetime.fromisoformat(self.date)
+        except ValueError as error:
+            raise ValueError(f"chat_date is a day such as {CLOCK}, not {self.date!r}") from error
+        if isinstance(self.template, str) and self.template != AUTO and not self.file.is_file():
+            raise ValueError(
+                f"chat_template is auto, true, false or a Jinja file; there is no {self.file}"
+            )
+        self.values()
+
+    @property
+    def file(self) -> Path:
+        """Where the template lies, if it is a file."""
+        return Path(self.folder, str(self.template))
+
+    def values(self) -> dict[str, Any]:
+        """Return the template's own options; a value is JSON, or else text."""
+        found: dict[str, Any] = {}
+        for pair in self.options:
+            name, sep, value = pair.partition("=")
+            if not sep or not name.strip().isidentifier():
+                raise ValueError(f"chat_options holds NAME=VALUE, not {pair!r}")
+            try:
+                found[name.strip()] = json.loads(value)
+            except json.JSONDecodeError:
+                found[name.strip()] = value.strip()
+        return found
+
+    def chat(self, tokenizer: Any) -> Chat | None:
+        """Return how conversations are rendered, or None for plain text.
+
+        Raises:
+            UsageError: A template is asked for, and the tokenizer has none.
+        """
+        if self.template is False:
+            return None
+        own = None if self.template in (AUTO, True) else self.file.read_text(encoding="utf-8")
+        if own is None and not tokenizer.chat_template:
+            if self.template is True:
+                raise UsageError(
+                    "chat_template = true, but the tokenizer has no chat template. Name a Jinja"
+                    " file, or set chat_template = false."
+                )
+            return None
+        return Chat(tokenizer, own, self.date, self.values())
+
+
+class Chat:
+    """A tokenizer's chat template, or one in its place, with a fixed clock."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None = None,
+        date: str = CLOCK,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.tokenizer, self.template = tokenizer, template
+        self.date, self.options = date, dict(options or {})
+        source = json.dumps(template or tokenizer.chat_template)
+        self.clock = "strftime_now" in source
+        self.digest = digest_of([source, self.options, date if self.clock else ""])
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """Return the text of a prompt: with the header of the answer behind it.
+
+        A last message of the assistant is the beginning of its answer, and stays open.
+        """
+        if messages[-1]["role"] == "assistant":
+            return self._text(messages, continue_final_message=True)
+        return self._text(messages, add_generation_prompt=True)
+
+    def answered(self, messages: Sequence[Message], answer: Message) -> tuple[str, str]:
+        """Return a prompt's text, and what the template adds for the assistant's answer.
+
+        Raises:
+            UsageError: The rendering of both does not begin with that of the prompt.
+        """
+        head, whole = self.prompt(messages), self._text(joined(messages, answer))
+        if not whole.startswith(head):
+            raise UsageError(
+                "With its answer, the chat template does not render the prompt as it does without:"
+                f" {head[-40:]!r} becomes {_where_they_part(head, whole)!r}. {_advice(head, whole)}"
+            )
+        return head, whole[len(head) :]
+
+    @cached_property
+    def opening(self) -> str:
+        """What stands before the words of a first user message; empty if that cannot be seen."""
+        return self._probe(_PROBE, "what", before=True)
+
+    @cached_property
+    def ending(self) -> str:
+        """What stands behind the words of an answer; empty if that cannot be seen."""
+        return self._probe([*_PROBE, _REPLY], "this", before=False)
+
+    def _probe(self, messages: Sequence[Message], word: str, before: bool) -> str:
+        try:
+            text = self._text(messages)
+        except UsageError:
+            return ""
+        start, _, end = text.rpartition(word)
+        return start if before else end
+
+    def _text(self, messages: Sequence[Message], **how: bool) -> str:
+        """Return the rendering of the first form of the messages that the template understands."""
+        offered = [m for m in messages if m["role"] == TOOLS]
+        tools = json.loads(offered[0]["content"]) if offered else None
+        talk = [m for m in messages if m["role"] != TOOLS]
+        reasons: list[str] = []
+        for form in _forms(talk):
+            try:
+                text = self._apply(form, tools, how)
+            except _template_errors() as error:
+                reasons.append(_first_line(error))
+                continue
+            lost = _left_out(form, tools or (), text)
+            if not lost:
+                return text
+            reasons.append(lost)
+        first = str(talk[0].get("content"))[:40] if talk else ""
+        raise UsageError(
+            f"The chat template cannot render the conversation that begins {first!r}: {reasons[0]}."
+        )
+
+    def _apply(self, form: Sequence[Message], tools: Any, how: Mapping[str, bool]) -> str:
+        with _clock_at(self.date) if self.clock else nullcontext():
+            text: str = self.tokenizer.apply_chat_template(
+                list(form),
+                tools=tools,
+                chat_template=self.template,
+                tokenize=False,
+                **how,
+                **self.options,
+            )
+        return text
+
+
+def joined(messages: Sequence[Message], answer: Message) -> list[Message]:
+    """Return a conversation with its answer; an answer that was begun is continued."""
+    last = messages[-1]
+    if last["role"] != "assistant":
+        return [*messages, answer]
+    whole = (last.get("content") or "") + (answer.get("content") or "")
+    return [*messages[:-1], {**last, **answer, "content": whole}]
+
+
+def _forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """Yield the forms in which templates expect messages, the usual one first.
+
+    Templates differ in what they take for a message without content, in whether the arguments of a
+    call are an object or JSON text, and in whether content is text or a list of parts.
+    """
+    as_is = list(messages)
+    yield as_is
+    filled = [{**m, "content": m.get("content") or ""} for m in messages]
+    calls = any(m.get("tool_calls") for m in messages)
+    if filled != as_is:
+        yield filled
+    if calls:
+        yield [_with_text_arguments(m) for m in as_is]
+        yield [_with_text_arguments(m) for m in filled]
+    yield [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in filled]
+
+
+def _with_text_arguments(message: Message) -> Message:
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return {**message, "tool_calls": [_call_with_text(call) for call in calls]}
+
+
+def _call_with_text(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call.get("function") or call)
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        function["arguments"] = json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": function} if "function" in call else function
+
+
+def _left_out(messages: Sequence[Message], tools: Sequence[Any], text: str) -> str:
+    """Return what the rendering leaves out of a conversation; empty if nothing.
+
+    The thoughts of earlier answers may go: what stands before `</think>` is not looked for.
+    """
+    for message in messages:
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            if str(content) in text:
+                return "it prints the parts of a message as a list"
+            content = content[0]["text"]
+        piece = content.rsplit("</think>", 1)[-1].strip()
+        escaped = json.dumps(piece, ensure_ascii=False)[1:-1]
+        if piece not in text and not (message["role"] == "tool" and escaped in text):
+            return f"it leaves out the message of the {message['role']} {piece[:40]!r}"
+        for call in message.get("tool_calls") or ():
+            name = (call.get("function") or call).get("name")
+            if str(name) not in text:
+                return f"it leaves out the call of the tool {name!r}"
+    for tool in tools:
+        name = (tool.get("function") or tool).get("name")
+        if str(name) not in text:
+            return f"it leaves out the tool {name!r} that the row offers"
+    return ""
+
+
+@contextmanager
+def _clock_at(date: str) -> Iterator[None]:
+    """Have `strftime_now` of every template show one day, at midnight."""
+    from transformers.utils import chat_template_utils
+
+    module: Any = chat_template_utils
+    real = module.datetime
+
+    class Fixed(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Fixed:
+            return cls.fromisoformat(date)
+
+    module.datetime = Fixed
+    try:
+        yield
+    finally:
+        module.datetime = real
+
+
+def _template_errors() -> tuple[type[Exception], ...]:
+    """Return what a template raises for a conversation that it does not take."""
+    from jinja2.exceptions import TemplateError
+
+    return (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+
+
+def _where_they_part(head: str, whole: str) -> str:
+    same = next((i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b), 0)
+    return whole[max(0, same - 20) : same + 40]
+
+
+def _advice(head: str, whole: str) -> str:
+    if "<think>" in head[-20:]:
+        return (
+            "It opens a thought before every answer, and leaves thoughts out of the answers of the"
+            " data. Name a template for training: chat_template = FILE.jinja."
+        )
+    return "Name a template that does not change earlier turns: chat_template = FILE.jinja."
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200].rstrip(".") or type(error).__name__

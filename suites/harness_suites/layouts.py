@@ -1,0 +1,359 @@
+"""Which columns hold what: the public layouts of preference data.
+
+Every layout becomes pairs of answers to one prompt, single answers with a label, or answers to
+imitate. The first layout whose columns a row has is taken; docs/your-model-and-data.md shows a row
+of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from harness import Demonstration, Labelled, Pair, Prompt, derive
+from harness.core.data import Text
+
+from .conversations import (
+    as_messages,
+    check_answer,
+    divide,
+    divide_one,
+    last_answer,
+    read_text,
+    read_tools,
+)
+
+Example = Pair | Labelled | Demonstration
+Row = Mapping[str, Any]
+
+PROMPTS = (
+    "prompt",
+    "question",
+    "instruction",
+    "query",
+)  # in this order, where prompt_column is not
+CONVERSATIONS = ("messages", "conversations", "conversation")
+SYSTEMS = ("system", "system_prompt")
+LISTS = ("responses", "completions", "answers")
+WORDS = ("text", "response", "answer", "completion", "content", "output")
+SCORES = ("score", "pm_score", "overall_score", "rating", "reward")  # the higher, the better
+RANKS = ("rank", "ranking")  # the lower, the better
+PAIR_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen_rank", "rejected_rank"),
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a row holds what, and how it is read."""
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    ending: str = ""  # of an implicit prompt
+    list_pairs: str = "best_worst"  # of ranked answers: best_worst, or all
+
+
+def read_row(row: object, columns: Columns) -> list[Example]:
+    """Return the examples of a row.
+
+    Raises:
+        ValueError: The row has no known layout, or cannot be used.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object with {columns.chosen!r} and {columns.rejected!r}")
+    for is_there, read in LAYOUTS:
+        if is_there(row, columns):
+            try:
+                return read(row, columns)
+            except (KeyError, TypeError, AttributeError, IndexError) as error:
+                raise ValueError(f"{type(error).__name__}: {error}") from error
+    there = ", ".join(map(str, sorted(row))) or "none"
+    raise ValueError(f"no column {columns.chosen!r}; there are {there}")
+
+
+def prompt_of(text: Text) -> Prompt:
+    """Return a prompt, with an id from its text."""
+    return Prompt(f"{derive('prompt', text):016x}", text)
+
+
+def pair_of(prompt: Text | None, chosen: Text, rejected: Text, columns: Columns, before=()) -> Pair:
+    """Return a pair; `before` are messages that stand before the prompt: tools and a system."""
+    prompt, chosen, rejected = divide(prompt, chosen, rejected, columns.ending)
+    for answer, name in ((chosen, "chosen"), (rejected, "rejected")):
+        check_answer(answer, name)
+    if chosen == rejected:
+        raise ValueError("chosen and rejected are the same")
+    if before:
+        prompt = _with_frame(before, prompt)
+        chosen, rejected = (as_messages(t, "assistant") for t in (chosen, rejected))
+    return Pair(prompt_of(prompt), chosen, rejected)
+
+
+# -- the layouts -----------------------------------------------------------------------------------
+
+
+def _has_pair(row: Row, columns: Columns) -> bool:
+    return columns.chosen in row or columns.rejected in row or _is_renamed(columns)
+
+
+def _is_renamed(columns: Columns) -> bool:
+    return (columns.chosen, columns.rejected) != (Columns.chosen, Columns.rejected)
+
+
+def _pair(row: Row, columns: Columns) -> list[Example]:
+    """`chosen` and `rejected`, with the prompt beside them, in them, or both."""
+    for column in (columns.chosen, columns.rejected):
+        if column not in row:
+            raise ValueError(f"no column {column!r}; there are {', '.join(map(str, sorted(row)))}")
+    for better, worse in PAIR_SCORES:
+        _check_order(row, better, worse)
+    chosen, rejected = read_text(row[columns.chosen]), read_text(row[columns.rejected])
+    return [pair_of(_prompt(row, columns), chosen, rejected, columns, _frame(row))]
+
+
+def _check_order(row: Row, better: str, worse: str) -> None:
+    """Raise ValueError where the row's own scores contradict what is called chosen."""
+    one, other = row.get(better), row.get(worse)
+    if not (_is_number(one) and _is_number(other)):
+        return
+    if (one > other) if better.endswith("rank") else (one < other):
+        raise ValueError(f"{better} = {one} and {worse} = {other} say that rejected is better")
+
+
+def _has_summaries(row: Row, columns: Columns) -> bool:
+    return {"info", "summaries", "choice"} <= set(row)
+
+
+def _summaries(row: Row, columns: Columns) -> list[Example]:
+    """`info`, `summaries` and `choice`: OpenAI's comparisons of summaries (TL;DR)."""
+    info, choice = row["info"], row["choice"]
+    texts = [f" {s['text'].strip()}" for s in row["summaries"]]
+    if choice not in (0, 1) or len(texts) != 2:
+        raise ValueError(f"choice is 0 or 1 of two summaries, not {choice!r} of {len(texts)}")
+    return [pair_of(_post(info), texts[choice], texts[1 - choice], columns)]
+
+
+def _post(info: Row) -> str:
+    """Return a post as the prompt of Stiennon et al. (2009.01325), or an article likewise."""
+    if info.get("post"):
+        parts = (("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"), ("POST: ", "post"))
+    else:
+        parts = (("TITLE: ", "title"), ("ARTICLE: ", "article"))
+    lines = [f"{name}{info[key].strip()}" for name, key in parts if info.get(key)]
+    if len(lines) < 2 and "article" not in info:
+        raise ValueError("info holds neither a post nor an article")
+    return "\n\n".join([*lines, "TL;DR:"])
+
+
+def _has_list(row: Row, columns: Columns) -> bool:
+    return any(isinstance(row.get(name), list) for name in LISTS)
+
+
+def _ranked(row: Row, columns: Columns) -> list[Example]:
+    """`responses`, `completions` or `answers` with scores or ranks, in them or beside them."""
+    name = next(name for name in LISTS if isinstance(row.get(name), list))
+    items = row[name]
+    prompt = _prompt(row, columns)
+    if prompt is None:
+        raise ValueError(f"no prompt beside {name!r}; it is looked for in {', '.join(PROMPTS)}")
+    texts = [_words(item) for item in items]
+    return _ordered(prompt, texts, _worth(row, items), columns, _frame(row))
+
+
+def _words(item: object) -> Text:
+    if isinstance(item, dict) and "role" not in item and "from" not in item:
+        name = next((n for n in WORDS if n in item), None)
+        if name is None:
+            raise ValueError(f"an answer with neither of {', '.join(WORDS)}")
+        item = item[name]
+    return read_text(item)
+
+
+def _worth(row: Row, items: Sequence[Any]) -> list[float]:
+    """Return a number per answer, higher is better, from its own fields or from the row's."""
+    for names, sign in ((SCORES, 1), (RANKS, -1)):
+        for name in names:
+            own = [i.get(name) for i in items if isinstance(i, dict)]
+            beside = row.get(f"{name}s", row.get(name))
+            for values in (own, beside):
+                if isinstance(values, list) and len(values) == len(items) > 0:
+                    if all(map(_is_number, values)):
+                        return [sign * float(value) for value in values]
+    raise ValueError(
+        f"no score or rank for each answer: they are looked for in {', '.join(SCORES + RANKS)}"
+    )
+
+
+def _ordered(
+    prompt: Text, texts: Sequence[Text], worth: Sequence[float], columns: Columns, before: Any = ()
+) -> list[Example]:
+    """Return pairs of answers of unequal worth: of the best and the worst, or all."""
+    order = sorted(range(len(texts)), key=lambda i: -worth[i])
+    if not order or worth[order[0]] == worth[order[-1]]:
+        raise ValueError("no answer is better than another")
+    places = [(order[0], order[-1])]
+    if columns.list_pairs == "all":
+        places = [(i, j) for i, j in combinations(order, 2) if worth[i] > worth[j]]
+    return [pair_of(prompt, texts[i], texts[j], columns, before) for i, j in places]
+
+
+def _of_two(prompt: str, one: str, other: str, preference: Callable[[Row], float], *more: str):
+    """Return the layout of two answers in columns of their own; above 0, the first is better."""
+    needed = {prompt, one, other, *more}
+
+    def is_there(row: Row, columns: Columns) -> bool:
+        return needed <= set(row)
+
+    def read(row: Row, columns: Columns) -> list[Example]:
+        asked = row[prompt]["full_text"] if isinstance(row[prompt], dict) else row[prompt]
+        first = preference(row)
+        texts = [read_text(row[name]) for name in (one, other)]
+        return _ordered(read_text(asked), texts, [first, 0.0], columns, _frame(row))
+
+    return is_there, read
+
+
+def _has_arena(row: Row, columns: Columns) -> bool:
+    return {"conversation_a", "conversation_b", "winner"} <= set(row)
+
+
+def _arena(row: Row, columns: Columns) -> list[Example]:
+    """`conversation_a`, `conversation_b` and `winner`: the chatbot arena."""
+    if row["winner"] not in ("model_a", "model_b"):
+        raise ValueError(f"no answer is better than another: winner = {row['winner']!r}")
+    texts = [read_text(row[name]) for name in ("conversation_a", "conversation_b")]
+    won, lost = texts if row["winner"] == "model_a" else texts[::-1]
+    return [pair_of(None, won, lost, columns)]
+
+
+def _has_label(row: Row, columns: Columns) -> bool:
+    return "completion" in row and "label" in row
+
+
+def _labelled(row: Row, columns: Columns) -> list[Example]:
+    """`prompt`, `completion` and `label`: single answers that are desirable or not (KTO)."""
+    label = row["label"]
+    if label not in (0, 1) and label not in ("true", "false", "True", "False"):
+        raise ValueError(f"label is true or false, not {label!r}")
+    demo = _completed(row, columns)
+    good = label in (1, "true", "True")
+    return [Labelled(demo.prompt, demo.completion, float(good))]
+
+
+def _has_completion(row: Row, columns: Columns) -> bool:
+    return any(name in row for name in ("completion", "output", "response"))
+
+
+def _completed(row: Row, columns: Columns) -> Demonstration:
+    name = next(name for name in ("completion", "output", "response") if name in row)
+    answer, prompt = read_text(row[name]), _prompt(row, columns)
+    frame = _frame(row)
+    if prompt is None:
+        return _conversation_of(answer, frame)
+    prompt, answer = divide_one(prompt, answer)
+    check_answer(answer)
+    if frame:
+        prompt, answer = _with_frame(frame, prompt), as_messages(answer, "assistant")
+    return Demonstration(prompt_of(prompt), answer)
+
+
+def _imitated(row: Row, columns: Columns) -> list[Example]:
+    """`prompt` and `completion`, or `instruction`, `input` and `output`: answers to imitate."""
+    return [_completed(row, columns)]
+
+
+def _has_conversation(row: Row, columns: Columns) -> bool:
+    return any(row.get(name) for name in CONVERSATIONS)
+
+
+def _conversation(row: Row, columns: Columns) -> list[Example]:
+    """`messages` or `conversations` (ShareGPT): the last answer is imitated."""
+    name = next(name for name in CONVERSATIONS if row.get(name))
+    return [_conversation_of(read_text(row[name]), _frame(row))]
+
+
+def _conversation_of(text: Text, frame: Sequence[Any]) -> Demonstration:
+    if isinstance(text, str):
+        raise ValueError("text without a prompt: an answer to imitate needs one")
+    prompt, answer = last_answer(text)
+    check_answer(answer)
+    return Demonstration(prompt_of(_with_frame(frame, prompt)), answer)
+
+
+# -- cells -----------------------------------------------------------------------------------------
+
+
+def _prompt(row: Row, columns: Columns) -> Text | None:
+    """Return the row's prompt; None where it must be what the answers begin with."""
+    if columns.prompt != Columns.prompt:
+        return read_text(row[columns.prompt]) if columns.prompt in row else None
+    for name in PROMPTS:
+        if name in row:
+            prompt = read_text(row[name])
+            extra = row.get("input") if name == "instruction" else None
+            return f"{prompt}\n\n{extra}" if extra else prompt
+    name = next((n for n in CONVERSATIONS if row.get(n)), None)
+    turns = "" if name is None else read_text(row[name])
+    # A conversation that ends with an answer is no prompt: it repeats what stands in `chosen`.
+    return None if isinstance(turns, str) or turns[-1]["role"] == "assistant" else turns
+
+
+def _frame(row: Row) -> list[dict[str, Any]]:
+    """Return what a row puts before its conversation: the tools on offer and a system message."""
+    name = next((n for n in SYSTEMS if isinstance(row.get(n), str) and row[n].strip()), None)
+    system = [] if name is None else as_messages(read_text(row[name]), "system")
+    return [*read_tools(row.get("tools")), *system]
+
+
+def _with_frame(frame: Sequence[Any], prompt: Text) -> Text:
+    if not frame:
+        return prompt
+    messages = as_messages(prompt, "user")
+    there = {m["role"] for m in messages}
+    return [*(m for m in frame if m["role"] not in there), *messages]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+LAYOUTS: tuple[tuple[Callable[[Row, Columns], bool], Callable[[Row, Columns], list[Example]]], ...]
+LAYOUTS = (
+    (_has_pair, _pair),
+    (_has_summaries, _summaries),
+    _of_two("history", "human_ref_A", "human_ref_B", lambda r: r["labels"] - 0.5, "labels"),
+    _of_two(
+        "prompt",
+        "response_0",
+        "response_1",
+        lambda r: 0.5 - r["better_response_id"],
+        "better_response_id",
+    ),
+    _of_two("question", "answer_0", "answer_1", lambda r: r["score_0"] - r["score_1"], "score_0"),
+    _of_two(
+        "prompt",
+        "response_1",
+        "response_2",
+        lambda r: -r["preference_strength"],
+        "preference_strength",
+    ),
+    _of_two(
+        "context",
+        "response1",
+        "response2",
+        lambda r: -r["overall_preference"],
+        "overall_preference",
+    ),
+    (_has_arena, _arena),
+    (_has_list, _ranked),
+    (_has_label, _labelled),
+    (_has_completion, _imitated),
+    (_has_conversation, _conversation),
+)
