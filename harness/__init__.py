@@ -33,10 +33,11 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "api.contracts": (
-        "SPLITS Judge Labeller Launcher Method Policy Ranker Reporter Suite SuiteStages Verifier"
+        "SPLITS Judge Labeller Launcher Method Policy Ranker Reporter Suite Verifier"
     ),
     "api.hookspecs": "hookimpl",
     "api.lab": "Lab",
+    "api.suite_stages": "SuiteStages",
     "api.methods": "GradientMethod OnPolicyOptions PairOptions",
     "core.data": (
         "Comparison Demonstration Job Labelled Pair Principle Prompt Sampling completion_text"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from itertools import combinations
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.data import Comparison, Demonstration, Job, Pair, Principle, Prompt
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..core.data_report import DataReport
-    from ..core.meter import Meter
     from ..core.table import Table
     from ..models.enumeration import Enumerated
     from ..models.generation import Sampler
-    from ..models.tokens import Batch, PromptBatch, Tokens
+    from ..models.tokens import Batch, PromptBatch
     from .lab import Lab
+    from .suite_stages import SuiteStages
 
 NEEDS = frozenset({"prompts", "pairs", "demonstrations", "reward", "verifier", "labels"})
 SPLITS = ("demonstrations", "preferences", "train", "validation", "test")
@@ -327,43 +327,6 @@ class Verifier(ABC):
         Returns:
             1.0 for a right answer, 0.0 for a wrong one, or another finite grade. None means that
             the completion cannot be graded.
-        """
-
-
-class SuiteStages(Protocol):
-    """The shared stages as a suite or a judge sees them.
-
-    A stage runs when a property that depends on it is first read.
-    """
-
-    @property
-    def tokens(self) -> Tokens:
-        """The tokenizer of the base model, with the harness's rules."""
-
-    @property
-    def start(self) -> torch.nn.Module:
-        """The start checkpoint, frozen."""
-
-    @property
-    def device(self) -> torch.device:
-        """The device of this run."""
-
-    @property
-    def micro_batch_tokens(self) -> int:
-        """The largest number of tokens in one forward pass."""
-
-    def judge_model(self) -> Any:
-        """Return a reward model trained on the suite's `judge_preferences`.
-
-        No method sees these pairs.
-        """
-
-    def runtime(self, meter: Meter, seed: int) -> Any:
-        """Return engine, sampling and device for the use of models.
-
-        Args:
-            meter: The meter that counts FLOPs, tokens and seconds.
-            seed: The seed of sampling.
         """
 
 

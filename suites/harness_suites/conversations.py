@@ -138,10 +138,10 @@ def first_turn(prompt: Text) -> Text:
     return prompt[: asked + 1]
 
 
-def check_answer(answer: Text, name: str = "completion") -> None:
+def check_answer(answer: Text) -> None:
     """Raise ValueError for an answer without words."""
     if not (answer if isinstance(answer, str) else message_text(answer[0])).strip():
-        raise ValueError(f"an empty completion ({name})")
+        raise ValueError("an empty completion")
 
 
 def _divide_texts(prompt: str | None, chosen: str, rejected: str, ending: str):
@@ -230,7 +230,7 @@ def _one_answer(turns: Sequence[Message], name: str) -> list[Message]:
     if len(turns) == 1 and turns[0]["role"] == "assistant":
         return list(turns)
     if not turns:
-        raise ValueError(f"an empty completion ({name} is the prompt alone)")
+        raise ValueError("an empty completion")
     roles = ", ".join(m["role"] for m in turns)
     raise ValueError(
         f"behind the prompt, {name} is not one answer of the assistant but {roles}: chosen and"

@@ -86,8 +86,8 @@ def prompt_of(text: Text) -> Prompt:
 def pair_of(prompt: Text | None, chosen: Text, rejected: Text, columns: Columns, before=()) -> Pair:
     """Return a pair; `before` are messages that stand before the prompt: tools and a system."""
     prompt, chosen, rejected = divide(prompt, chosen, rejected, columns.ending)
-    for answer, name in ((chosen, "chosen"), (rejected, "rejected")):
-        check_answer(answer, name)
+    for answer in (chosen, rejected):
+        check_answer(answer)
     if chosen == rejected:
         raise ValueError("chosen and rejected are the same")
     if before:

@@ -99,8 +99,8 @@ def test_json_lines_may_be_arrays_and_are_bad_rows(suite):
 
 
 def test_a_row_of_one_list_is_a_row(suite):
-    with pytest.raises(UsageError, match="row 1: no column 'chosen'; there are messages"):
-        suite({"data.jsonl": jsonl([{"messages": [{"role": "user"}]}])}).preferences()
+    with pytest.raises(UsageError, match="row 1: no column 'chosen'; there are words"):
+        suite({"data.jsonl": jsonl([{"words": [{"role": "user"}]}])}).preferences()
 
 
 def test_lists_of_a_json_object_are_named_as_parts(suite):
