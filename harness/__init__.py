@@ -39,6 +39,7 @@ _NAMES = {
     "api.lab": "Lab",
     "api.suite_stages": "SuiteStages",
     "api.methods": "GradientMethod OnPolicyOptions PairOptions",
+    "api.verifiers": "Verdicts make_verifier verdicts",
     "core.data": (
         "Comparison Demonstration Job Labelled Pair Principle Prompt Sampling completion_text"
         " message_text prompt_text"

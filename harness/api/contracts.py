@@ -167,6 +167,25 @@ class Judge(ABC):
             n finite scores in units of the judge's own; higher is better.
         """
 
+    def score_sampled(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], ended: Sequence[bool]
+    ) -> list[float]:
+        """Return one score per sampled completion.
+
+        A judge that distinguishes completions that were cut overrides this. By default it returns
+        `score`.
+
+        Args:
+            prompts: n prompts.
+            completions: n completions as text, without the end-of-sequence token.
+            ended: n flags: whether the completion ended by itself. It is false for a completion
+                that was cut at the length limit.
+
+        Returns:
+            n finite scores in units of the judge's own; higher is better.
+        """
+        return self.score(prompts, completions)
+
 
 class Labeller(ABC):
     """A simulated, model-based or remote annotator that compares completions.
@@ -208,6 +227,32 @@ class Labeller(ABC):
         Raises:
             HarnessError: No further answers can be had, for example from a remote endpoint.
         """
+
+    def compare_sampled(
+        self,
+        prompt: Prompt,
+        completions: Sequence[str],
+        lengths: Sequence[int],
+        ended: Sequence[bool],
+        rng: Random,
+    ) -> list[Comparison]:
+        """Compare sampled completions of one prompt.
+
+        A labeller that distinguishes completions that were cut overrides this. By default it
+        returns `compare`.
+
+        Args:
+            prompt: The prompt.
+            completions: K completions as text.
+            lengths: K lengths in tokens.
+            ended: K flags: whether the completion ended by itself. It is false for a completion
+                that was cut at the length limit.
+            rng: The random generator of this prompt; all noise comes from it.
+
+        Returns:
+            Comparisons, as `compare` returns them.
+        """
+        return self.compare(prompt, completions, lengths, rng)
 
     def identity(self) -> dict[str, object]:
         """Return the JSON-able values, besides the code, that determine the labels.
@@ -299,35 +344,102 @@ class Ranker(Labeller):
 
 
 class Verifier(ABC):
-    """A check of an answer. It must be a pure function with bounded run time.
+    """A check of answers: a pure function with bounded run time and bounded memory.
+
+    If the class is a dataclass, its fields are its options: what a suite file sets beside the
+    verifier's name. The verdicts of a dataclass are cached by `identity()`, gold answer and
+    completion. An instance with other state must not be a dataclass.
 
     Example:
         ```python
-        class Equal(Verifier):
-            name = "equal"
+        @dataclass
+        class LastWord(Verifier):
+            name, reads_prompt = "last_word", False
 
-            def verify(self, prompt, completion):
-                if prompt.answer is None:
-                    return None
-                return float(completion.strip() == prompt.answer)
+            def verify(self, prompts, completions, golds, ended):
+                last = [text.split()[-1:] for text in completions]
+                return [float(word == [gold]) for word, gold in zip(last, golds, strict=True)]
         ```
     """
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
+    # whether a verdict depends on more of the prompt than its gold answer
+    reads_prompt: ClassVar[bool] = True
+    # the folder that relative paths in options start from: the suite file's, set by the harness
+    folder: ClassVar[Path] = Path(".")
 
-    @abstractmethod
-    def verify(self, prompt: Prompt, completion: str) -> float | None:
-        """Check one completion.
+    def check(self) -> None:  # noqa: B027  # optional
+        """Check the options, alone and together.
+
+        Raises:
+            ValueError: An option, or a combination of options, is invalid.
+        """
+
+    def read_gold(self, text: str) -> str:
+        """Return the gold answer of a row in the form that `verify` receives.
 
         Args:
-            prompt: The prompt; `prompt.answer` is its answer, where it has one.
-            completion: The completion as text.
+            text: The row's answer as it stands in the data, such as a worked solution.
 
         Returns:
-            1.0 for a right answer, 0.0 for a wrong one, or another finite grade. None means that
-            the completion cannot be graded.
+            The gold answer alone. By default the text, unchanged.
+
+        Raises:
+            ValueError: The text holds no gold answer that this verifier can read. The message
+                says what was expected.
         """
+        return text
+
+    @abstractmethod
+    def verify(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        golds: Sequence[str | None],
+        ended: Sequence[bool],
+    ) -> list[float | None]:
+        """Check n completions.
+
+        A verdict must not depend on the other completions of the call.
+
+        Args:
+            prompts: n prompts.
+            completions: n completions as text, without the end-of-sequence token.
+            golds: n gold answers as `read_gold` returned them; None where a prompt has none.
+            ended: n flags: whether the completion ended by itself. It is false for a completion
+                that was cut at the length limit.
+
+        Returns:
+            n verdicts: 1.0 for a right answer, 0.0 for a wrong one, or a grade between them. None
+            means that the answer cannot be graded, for example for want of a gold answer. The
+            verifier of a single suite may return other finite grades.
+
+        Raises:
+            HarnessError: No verdict can be had at all, for example because a program is missing.
+        """
+
+    def identity(self) -> dict[str, object]:
+        """Return the JSON-able values, besides the code, that determine the verdicts.
+
+        By default these are the options. An option that names a file is replaced by a digest of
+        its contents.
+        """
+        return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+
+    def data_files(self) -> list[Path]:
+        """Return the files that determine the verdicts. A changed file makes another run."""
+        return []
+
+    def examples(self) -> list[tuple[str, str]]:
+        """Return pairs (text of a gold answer, completion that is right for it).
+
+        `harness check` requires a verdict of 1.0 for each of them.
+        """
+        return []
+
+    def close(self) -> None:  # noqa: B027  # optional
+        """End the processes that the verifier started, if any. It may be used again."""
 
 
 @dataclass
@@ -400,8 +512,11 @@ class Suite(ABC):
         """Return reference completions by prompt id, for ROUGE; empty where there are none."""
         return {}
 
-    def verifier(self) -> Verifier | None:
-        """Return the verifier, or None where answers cannot be checked."""
+    def make_verifier(self) -> Verifier | None:
+        """Return the verifier, or None where answers cannot be checked.
+
+        `harness.make_verifier` makes a registered one from its name and options.
+        """
         return None
 
     def principles(self) -> list[Principle]:

@@ -1,4 +1,4 @@
-"""The whole extension surface: seven hooks that register plugins, three that observe a run.
+"""The whole extension surface: eight hooks that register plugins, three that observe a run.
 
 A plugin is a module named in the `harness` entry-point group (or a file given with `-p`). It
 implements any of these with `@hookimpl`; an implementation may take fewer arguments than the
@@ -16,7 +16,7 @@ import pluggy
 if TYPE_CHECKING:
     from ..core.spec import RunSpec
     from ..models.engine import Engine
-    from .contracts import Judge, Labeller, Launcher, Method, Reporter, Suite
+    from .contracts import Judge, Labeller, Launcher, Method, Reporter, Suite, Verifier
 
 hookspec = pluggy.HookspecMarker("harness")
 hookimpl = pluggy.HookimplMarker("harness")
@@ -40,6 +40,11 @@ def register_judges(register: Callable[[type[Judge]], None]) -> None:
 @hookspec
 def register_labellers(register: Callable[[type[Labeller]], None]) -> None:
     """Register labellers: they rank sampled completions where a suite has no fixed preferences."""
+
+
+@hookspec
+def register_verifiers(register: Callable[[type[Verifier]], None]) -> None:
+    """Register verifiers: they check answers against gold answers or rules."""
 
 
 @hookspec

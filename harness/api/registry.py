@@ -25,7 +25,16 @@ from ..core.errors import UsageError, unknown
 from ..core.spec import FORMER_METHODS
 from . import hookspecs
 
-KINDS = ("methods", "suites", "judges", "labellers", "engines", "reporters", "launchers")
+KINDS = (
+    "methods",
+    "suites",
+    "judges",
+    "labellers",
+    "verifiers",
+    "engines",
+    "reporters",
+    "launchers",
+)
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 

@@ -28,6 +28,7 @@ from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
 from .contracts import Judge, Labeller, Method, Suite
 from .registry import Registry
 from .start import start_of
+from .verifiers import verifier_digest
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ def code_of(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> 
         method.labeller(),
     )
     asked = make_labeller(spec, suite, registry)
+    verifier = suite.make_verifier()
     return {
         "harness": code_digest("policy"),
         "evaluation": code_digest("evaluation"),
@@ -146,6 +148,7 @@ def code_of(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> 
         "labelling_judge": package_digest(registry.get("judges", suite.judge_name)),
         "labeller": package_digest(registry.get("labellers", labeller)) if labeller else "",
         "method_labeller": package_digest(registry.get("labellers", own)) if own else "",
+        "verifier": verifier_digest(verifier) if verifier else "",
         "labeller_data": combined_digest(asked.data_files()) if asked else "",
         "base": _base_digest(spec.model or suite.base_model()),
         "reference": _base_digest(spec.reference) if spec.reference else "",

@@ -159,7 +159,7 @@ def serving(cls: type[Method], registry: Registry, settings: tuple[str, ...] = (
             )
             gives = {"prompts", "demonstrations"} | ({"pairs", "reward"} if prefers else set())
             gives |= {"labels"} if make_labeller(spec, suite, registry) is not None else set()
-            gives |= {"verifier"} if suite.verifier() is not None else set()
+            gives |= {"verifier"} if suite.make_verifier() is not None else set()
             if method.required() <= gives and not getattr(suite_cls, "enumerable", False):
                 found.append(name)
         except HarnessError:

@@ -95,7 +95,7 @@ def _judge_fair(spec: RunSpec, registry: Registry) -> str:
 
 def _verifier_bounded(spec: RunSpec, registry: Registry) -> str:
     suite = make_suite(spec, registry)
-    verifier = suite.verifier()
+    verifier = suite.make_verifier()
     if verifier is None:
         return "it has none"
     prompt = suite.prompts("validation")[0]
@@ -110,9 +110,10 @@ def _verifier_bounded(spec: RunSpec, registry: Registry) -> str:
         "inf nan -0",
         "\u0663",
     ):
-        verdict = verifier.verify(prompt, text)
-        assert verdict is None or math.isfinite(verdict), f"{text[:20]!r} gets {verdict}"
-        assert verdict == verifier.verify(prompt, text), (
+        asked = ([prompt], [text], [prompt.answer], [True])
+        verdict = verifier.verify(*asked)
+        assert verdict[0] is None or math.isfinite(verdict[0]), f"{text[:20]!r} gets {verdict}"
+        assert verdict == verifier.verify(*asked), (
             f"{text[:20]!r} is scored differently the second time"
         )
     seconds = time.perf_counter() - began

@@ -117,7 +117,12 @@ _SFT = (
     "training/stages/sft.py",
     "training/stages/stages.py",
 )
-_PREFERENCES = (*_SFT, "api/contracts.py", "training/stages/preferences.py")
+_PREFERENCES = (
+    *_SFT,
+    "api/contracts.py",
+    "api/verifiers.py",
+    "training/stages/preferences.py",
+)
 _REWARD_MODEL = (
     *_PREFERENCES,
     "training/reward_model.py",
@@ -145,6 +150,7 @@ DECIDES = {
     ),
     "evaluation": (
         *_CACHE,
+        "api/verifiers.py",
         "evaluation/[!_]*.py",
         "experiments/record.py",
         "experiments/run.py",

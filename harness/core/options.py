@@ -119,12 +119,34 @@ def _as(value: Any, kind: Any) -> Any:
         number = float(value) if not isinstance(value, bool) else _fail()
         return number if math.isfinite(number) else _fail()
     if origin in (list, tuple):
-        items = value.split(",") if isinstance(value, str) else list(value)
         inner = (typing.get_args(kind) or (str,))[0]
+        items = _items(value, inner) if isinstance(value, str) else list(value)
         return origin(_as(item, inner) for item in items)
-    if origin in (str, dict):
-        return value if isinstance(value, origin) else _fail()
+    if origin is str:
+        return value if isinstance(value, str) else _fail()
+    if origin is dict:
+        table = _toml(value) if isinstance(value, str) else value
+        return dict(table) if isinstance(table, Mapping) else _fail()
     raise TypeError(kind)
+
+
+def _items(text: str, inner: Any) -> Any:
+    """Return the items of a list written as text: tables as a TOML array, others with commas."""
+    return _toml(text) if (typing.get_origin(inner) or inner) is dict else text.split(",")
+
+
+def _toml(text: str) -> Any:
+    """Return a TOML value written as text, such as `{pattern = "[A-D]"}`."""
+    return toml_module().loads(f"value = {text}")["value"]
+
+
+def toml_module() -> Any:
+    """Return the module that reads TOML: Python 3.10 has none of its own."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:
+        import tomli as tomllib  # type: ignore[no-redef]
+    return tomllib
 
 
 def _integer(value: Any) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
+from .options import toml_module
 
 USUAL = "preference_file"  # the suite that a file configures by default
 TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -56,10 +57,7 @@ def read_suite_file(suite: str) -> SuiteFile:
 
 def read_toml(path: Path, flag: str) -> dict[str, Any]:
     """Read a TOML file; `flag` is the command-line flag that named it."""
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef]
+    tomllib = toml_module()
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

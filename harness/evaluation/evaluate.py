@@ -28,7 +28,7 @@ from ..statistics.over_prompts import PromptEstimate, mean_interval, win_rate, w
 from ..training.completion_cache import CompletionPool
 from ..training.lab import LanguageModel, Runtime
 from ..training.reward_model import RewardModel
-from ..training.rewards import verdicts
+from ..training.rewards import batch_verdicts
 from ..training.stages.runtime import StageRuntime
 from ..training.stages.stages import Stages
 from .kl import sampled_kl
@@ -56,6 +56,7 @@ class Answers:
     gold: list[float]
     proxy: list[float] | None  # None where nothing can be learned: no preferences
     verdicts: list[float] | None  # None where answers cannot be checked
+    parts: dict[str, list[float]]  # verdicts of each of several verifiers, by label
 
 
 def draw_answers(
@@ -201,12 +202,15 @@ def _score(
     batch: Batch, stages: Stages, judge: Judge, proxy: RewardModel | None, runtime: Runtime
 ) -> Answers:
     texts = [row[0] for row in stages.tokens.texts(batch)]
-    gold, verifier = judge.score(batch.prompts.prompts, texts), stages.suite.verifier()
+    ended = batch["ended"]
+    gold = judge.score_sampled(batch.prompts.prompts, texts, ended[:, 0].tolist())
     scores = proxy.score(batch, runtime)[:, 0].tolist() if proxy else None
-    checked = (
-        verdicts(verifier, batch, stages.tokens, runtime.meter)[:, 0].tolist() if verifier else None
-    )
-    return Answers(batch, texts, gold, scores, checked)
+    verifier = stages.suite.make_verifier()
+    if verifier is None:
+        return Answers(batch, texts, gold, scores, None, {})
+    checked, parts = batch_verdicts(verifier, batch, ended, stages.tokens, runtime.meter)
+    columns = {label: part[:, 0].tolist() for label, part in parts.items()}
+    return Answers(batch, texts, gold, scores, checked[:, 0].tolist(), columns)
 
 
 def _kl(
@@ -256,16 +260,27 @@ def _figures(
     for name in ("proxy", "verdicts"):
         ours, theirs = getattr(answers, name), getattr(reference, name)
         if ours is not None:
-            known = [v for v in ours if not math.isnan(v)]
             label = {"verdicts": "accuracy"}.get(name, name)
-            figures[label] = asdict(mean_interval(known))
-            figures[f"baseline_{label}"] = fmean([v for v in theirs if not math.isnan(v)])
+            figures[label] = asdict(mean_interval(_known(ours)))
+            figures[f"baseline_{label}"] = fmean(_known(theirs))
+    if answers.parts:
+        figures["verdicts"] = {
+            label: asdict(mean_interval(_known(part)))
+            | {"baseline": fmean(_known(reference.parts[label]))}
+            for label, part in answers.parts.items()
+            if _known(part) and _known(reference.parts[label])
+        }
     if "plain" in kl:
         figures["kl_plain"] = asdict(mean_interval(kl["plain"]))
     bound = getattr(policy, "kl_bound", None)
     if bound is not None:
         figures["kl_bound"] = bound
     return figures | _rouge(answers, stages, options)
+
+
+def _known(verdicts: Sequence[float]) -> list[float]:
+    """Return the verdicts on completions that could be graded."""
+    return [v for v in verdicts if not math.isnan(v)]
 
 
 def _rouge(answers: Answers, stages: Stages, options: EvaluationOptions) -> dict[str, Any]:
@@ -285,9 +300,7 @@ def _samples(
     wins = win_scores(answers.gold, reference.gold)
     lengths = answers.batch.lengths[:, 0].tolist()
     checked = answers.verdicts is not None
-    verdicts = [
-        None if math.isnan(v) else v for v in answers.verdicts or []
-    ]  # None: it could not be scored
+    verdicts = [_or_none(v) for v in answers.verdicts or []]
     return [
         {
             "prompt_id": prompt.id,
@@ -303,9 +316,19 @@ def _samples(
             "proxy": answers.proxy and answers.proxy[i],
             "baseline_proxy": reference.proxy and reference.proxy[i],
             **({"accuracy": verdicts[i]} if checked else {}),
+            **(
+                {"verdicts": {label: _or_none(part[i]) for label, part in answers.parts.items()}}
+                if answers.parts
+                else {}
+            ),
         }
         for i, prompt in enumerate(prompts)
     ]
+
+
+def _or_none(verdict: float) -> float | None:
+    """Return a verdict as JSON has it: null where the answer could not be graded."""
+    return None if math.isnan(verdict) else verdict
 
 
 def _non_negative(estimate: PromptEstimate) -> PromptEstimate:

@@ -73,7 +73,9 @@ def prepare(
     if "demonstrations" in needs:
         method_inputs.demonstrations = stages.suite.demonstrations()
     if "verifier" in needs:
-        method_inputs.verifier = stages.suite.verifier()
+        method_inputs.verifier = stages.suite.make_verifier()
+        if method_inputs.verifier is not None:
+            method_inputs.closing.append(method_inputs.verifier.close)
     if "pairs" in needs or "reward" in needs:
         used.append(stages.feedback)
         method_inputs.labels = int(stages.feedback.info["asked"])
@@ -197,7 +199,7 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
         "demonstrations": bool(suite.demonstrations()),
         "pairs": can_prefer,
         "reward": can_prefer,
-        "verifier": suite.verifier() is not None,
+        "verifier": suite.make_verifier() is not None,
         "labels": (stages.own_labeller or stages.labeller) is not None,
     }
     missing = sorted(need for need in needs if not can.get(need, False))

@@ -57,6 +57,7 @@ class LabelClient:
         prompt_ids: Sequence[str],
         texts: Sequence[Sequence[str]],
         lengths: Sequence[Sequence[int]],
+        ended: Sequence[Sequence[bool]],
         key: Any,
     ) -> tuple[list[list[Comparison]], int]:
         """Return the labeller's opinions of each prompt's completions, and the bill; `key` seeds
@@ -67,6 +68,7 @@ class LabelClient:
             "prompts": list(prompt_ids),
             "texts": texts,
             "lengths": lengths,
+            "ended": ended,
             "key": key,
         }
         before = self.usage.get("asked", 0)
@@ -185,8 +187,12 @@ class LabelServer:
     def compare(self, question: dict[str, Any], i: int) -> list[tuple[int, int, float]]:
         """Return opinions of the i-th prompt's completions."""
         name, rng = question["prompts"][i], self._rng("fresh labels", question, i)
-        said = self.labeller.compare(
-            self.prompts[name], question["texts"][i], question["lengths"][i], rng
+        said = self.labeller.compare_sampled(
+            self.prompts[name],
+            question["texts"][i],
+            question["lengths"][i],
+            question["ended"][i],
+            rng,
         )
         return [(c.first, c.second, c.p) for c in said]
 

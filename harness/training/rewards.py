@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..api.contracts import Method, Verifier
 from ..api.lab import Lab
+from ..api.verifiers import verdicts
 from ..core.errors import Diverged
 from ..core.meter import Meter
 from ..core.settings import RewardOptions
@@ -88,9 +89,10 @@ class RewardScorer:
         self._refreshed = place
         batch = self._lab.rollout(prompts, REFRESH_COMPLETIONS)
         texts, lengths = self._lab.texts(batch), batch.lengths.tolist()
+        ended = self._ended(batch).tolist()
         with self._runtime.meter.phase("score"):
             said, asked = self._labels_from().compare(
-                [p.id for p in prompts.prompts], texts, lengths, list(place)
+                [p.id for p in prompts.prompts], texts, lengths, ended, list(place)
             )
             self._bill(asked)
         preferred = preferred_of(said, REFRESH_COMPLETIONS).to(self._runtime.device)
@@ -147,10 +149,20 @@ class RewardScorer:
         self._runtime.meter.add(**{"labels" if self._labels_from().human else "ai_labels": labels})
 
     def verdicts(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
-        """Return (B, K) verdicts of the suite's verifier; NaN where an answer cannot be scored."""
+        """Return (B, K) verdicts of the suite's verifier; NaN where an answer cannot be scored.
+
+        The means of several verifiers are logged apart, as `verdict_LABEL`.
+        """
         meter, phase = (sampler.meter, sampler.phase) if sampler else (self._runtime.meter, "score")
+        inputs = self._method_inputs
         with meter.phase(phase):
-            return verdicts(self._method_inputs.verifier, batch, self._method_inputs.tokens, meter)
+            values, parts = batch_verdicts(
+                inputs.verifier, batch, self._ended(batch), inputs.tokens, meter
+            )
+        if sampler is None:
+            means = {label: column.nanmean() for label, column in parts.items()}
+            self._lab.log(**{f"verdict_{k}": mean for k, mean in means.items() if mean == mean})
+        return values
 
     def models(self) -> list[RewardModel]:
         """Return the reward models, loaded when first asked for."""
@@ -167,9 +179,13 @@ class RewardScorer:
         return self._models
 
 
-def verdicts(verifier: Verifier | None, batch: Batch, tokens: Tokens, meter: Meter) -> Tensor:
-    """Return (B, K) verdicts, counted in the meter's current phase; NaN where an answer cannot be
-    scored.
+def batch_verdicts(
+    verifier: Verifier | None, batch: Batch, ended: Tensor, tokens: Tokens, meter: Meter
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return (B, K) verdicts, counted in the meter's current phase, and those of several verifiers
+    by label; NaN where an answer cannot be scored.
+
+    `ended` (B, K) is true where a completion ended by itself.
     """
     if verifier is None:
         raise ValueError(
@@ -177,9 +193,12 @@ def verdicts(verifier: Verifier | None, batch: Batch, tokens: Tokens, meter: Met
         )
     b, k, _ = batch.shape
     meter.add(verifier_queries=b * k)
-    answers = zip(batch.prompts.prompts, tokens.texts(batch), strict=True)
-    values = [[verifier.verify(prompt, text) for text in texts] for prompt, texts in answers]
-    return torch.tensor(
-        [[math.nan if v is None else float(v) for v in row] for row in values],
-        device=batch["mask"].device,
-    )
+    prompts = [prompt for prompt in batch.prompts.prompts for _ in range(k)]
+    texts = [text for row in tokens.texts(batch) for text in row]
+    answers = verdicts(verifier, prompts, texts, ended.flatten().tolist())
+
+    def column(values: list[float | None]) -> Tensor:
+        numbers = [math.nan if value is None else value for value in values]
+        return torch.tensor(numbers, device=batch["mask"].device).view(b, k)
+
+    return column(answers.values), {name: column(part) for name, part in answers.parts.items()}

@@ -49,18 +49,23 @@ def problems_of(seed: int) -> dict[str, tuple[Problem, ...]]:
     return drawn
 
 
+@dataclass
 class SumVerifier(Verifier):
     """Right if the answer is finished and its last number is the sum: looks at three words,
     computes nothing.
     """
 
-    name = "running_sum"
+    name, reads_prompt = "running_sum", False
 
-    def verify(self, prompt: Prompt, completion: str) -> float | None:
-        """Return 1.0 or 0.0; None for a prompt without an answer."""
-        return (
-            None if prompt.answer is None else float(sums.final_answer(completion) == prompt.answer)
-        )
+    def verify(self, prompts, completions, golds, ended):
+        """Return 1.0 or 0.0 per completion; None where there is no gold answer."""
+        return [
+            None if gold is None else float(sums.final_answer(text) == gold)
+            for text, gold in zip(completions, golds, strict=True)
+        ]
+
+    def examples(self):
+        return [("6", "5 + 3 = 8 ; 8 - 2 = 6 .")]
 
 
 @dataclass
@@ -113,7 +118,7 @@ class Arithmetic(Embedded):
         """Return the right workings, for ROUGE."""
         return {prompt.id: self._worked(prompt) for prompt in self.prompts(split)}
 
-    def verifier(self) -> Verifier:
+    def make_verifier(self) -> Verifier:
         """Return the check of a final number."""
         return SumVerifier()
 
@@ -193,3 +198,8 @@ def register_suites(register):
 @hookimpl
 def register_judges(register):
     register(ArithmeticGold)
+
+
+@hookimpl
+def register_verifiers(register):
+    register(SumVerifier)

@@ -177,7 +177,7 @@ class Exact(Suite):
             for first, second in combinations(answers, 2)
         ]
 
-    def verifier(self) -> Verifier:
+    def make_verifier(self) -> Verifier:
         """Return the reward itself, a grade: methods that use a reward learn from it, not from a
         model of it.
         """
@@ -308,9 +308,12 @@ class ExactVerifier(Verifier):
     def __init__(self, suite: Exact) -> None:
         self.seed, self.ties = suite.shared_seed, suite.ties
 
-    def verify(self, prompt, completion):
-        """Return what an answer is worth."""
-        return worth(self.seed, self.ties, prompt_text(prompt.text), completion)
+    def verify(self, prompts, completions, golds, ended):
+        """Return what each answer is worth."""
+        return [
+            worth(self.seed, self.ties, prompt_text(prompt.text), text)
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
 
 
 class ExactReward(Judge):

@@ -1,12 +1,13 @@
 """A suite from a file: questions with worked answers, such as GSM8K.
 
-A verifier reads the final number of an answer.
+A verifier checks the answers: by default `final_number`, which reads the number of an answer.
 
     # gsm8k.toml
     suite = "question_file"
     data = "train.jsonl"               # JSON lines, Parquet, a folder or the hub
     question_columns = ["question"]    # several are joined by a space
-    answer_column = "answer"           # a worked answer with `####` before its number, or a number
+    answer_column = "answer"           # a worked answer that the verifier can read
+    verifier = "final_number"          # or another: `harness list`
     prompt_template = "Question: {question}\\nAnswer:"
 
 Rows are split by the hash of their question: one half of those that are not evaluated is imitated
@@ -17,7 +18,7 @@ There is no labeller, so methods that need preferences or a learned reward are r
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from harness import (
@@ -29,60 +30,15 @@ from harness import (
     completion_text,
     derive,
     hookimpl,
+    make_verifier,
+    verdicts,
 )
 from harness.core.data import Text
 
 from .conversations import as_messages, read_text
 from .rows import RowSuite
 
-MARKER = "####"  # what stands before the final answer of GSM8K and its kin
 CALCULATION = re.compile(r"<<[^<>]{0,200}>>")  # GSM8K's calculator marks
-WORD = re.compile(r"[\w.,/%$*^+\u2212\u2013-]+")  # numbers and all that may be glued to one
-NUMBER = re.compile(
-    r"([+-]?)\$?([+-]?)((?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)?(?:\.[0-9]+)?)(?:/([0-9]+))?%?[A-Za-z]*"
-)
-LONGEST = 64  # characters of a word that can be an answer
-
-
-def final_number(text: str) -> str | None:
-    """Return the last number after the last `####`, or of the whole text, in normal form; None if
-    it is not readable.
-
-    A number is a word of its own: `12` in `112`, `9**12`, `1e12` or `x12` is not one, and neither
-    is a word with digits of another script. If the last word with digits is not a number, there is
-    none: nothing further back is the answer. One pass over the text; digits are compared as text,
-    so no length of them costs more.
-    """
-    last = None
-    for match in WORD.finditer(text, text.rfind(MARKER) + 1):
-        if any(map(str.isnumeric, match.group())):
-            last = match.group()
-    return None if last is None or len(last) > LONGEST else _normal(last)
-
-
-def _normal(word: str) -> str | None:
-    """Return a number without `+`, commas, idle zeros, currency, per cent and unit: `$1,080.50.` is
-    1080.5.
-    """
-    match = NUMBER.fullmatch(word.strip("*_").rstrip(".,$*_").replace("\u2212", "-"))
-    if match is None or not match[3] or (match[1] and match[2]):
-        return None
-    whole, _, decimals = match[3].replace(",", "").partition(".")
-    whole, decimals = whole.lstrip("0") or "0", decimals.rstrip("0")
-    value = f"{whole}.{decimals}" if decimals else whole
-    if match[4] and match[4].lstrip("0") != "1":
-        value += f"/{match[4].lstrip('0')}"
-    return f"-{value}" if "-" in (match[1], match[2]) and value != "0" else value
-
-
-class FinalNumber(Verifier):
-    """A check that the final number of an answer is the right one, in any notation."""
-
-    name = "final_number"
-
-    def verify(self, prompt: Prompt, completion: str) -> float | None:
-        """Return 1.0 or 0.0; None for a prompt without an answer."""
-        return None if prompt.answer is None else float(final_number(completion) == prompt.answer)
 
 
 @dataclass
@@ -93,7 +49,11 @@ class QuestionFile(RowSuite):
     judge_name = "verdict"
 
     question_columns: tuple[str, ...] = ("question",)  # joined by a space
-    answer_column: str = "answer"  # a worked answer that ends in its number, or the number alone
+    answer_column: str = "answer"  # the answer of a row, such as a worked solution
+    verifier: str = "final_number"  # checks answers: a verifier's name, or module:function
+    verifier_options: dict = field(default_factory=dict)  # options of the verifier, as a table
+    # several in its place, as tables: name, weight, label and options of each
+    verifiers: list[dict] = field(default_factory=list)
     prompt_template: str = "Question: {question}\nAnswer:"  # how a question is posed
     calculator_marks: bool = False  # leave <<48/2=24>> in the worked answers
     demonstration_share: float = 0.5  # of the training rows: for the start checkpoint
@@ -121,9 +81,13 @@ class QuestionFile(RowSuite):
         """Return the worked answers, for ROUGE."""
         return {row.prompt.id: completion_text(row.completion) for row in self._parts[split]}
 
-    def verifier(self) -> Verifier:
-        """Return the check of a final number."""
-        return FinalNumber()
+    def make_verifier(self) -> Verifier:
+        """Return the verifier that the suite file names."""
+        return make_verifier(self.verifier, self.verifier_options, self.verifiers, self.folder)
+
+    @cached_property
+    def _verifier(self) -> Verifier:
+        return self.make_verifier()
 
     @cached_property
     def _parts(self) -> dict[str, list[Demonstration]]:
@@ -135,9 +99,10 @@ class QuestionFile(RowSuite):
     def _worked(self, row: object) -> list[Demonstration]:
         """Return a row as a prompt with its answer and the worked answer to it."""
         answer = _cell(row, self.answer_column)
-        final = final_number(answer)
-        if final is None:
-            raise ValueError(f"{self.answer_column!r} ends in no readable number: {answer[-40:]!r}")
+        try:
+            final = self._verifier.read_gold(answer)
+        except ValueError as error:
+            raise ValueError(f"{self.answer_column!r} {error}") from error
         worked = answer if self.calculator_marks else CALCULATION.sub("", answer)
         prompt = self._posed(row)
         plain = isinstance(prompt, str)
@@ -178,18 +143,21 @@ class Verdict(Judge):
 
     def prepare(self, suite, stages):
         """Take the suite's verifier."""
-        self.verifier = suite.verifier()
+        self.verifier = suite.make_verifier()
         if self.verifier is None:
             raise UsageError(
                 f"The judge verdict asks the suite's verifier, and {suite.name} has none."
             )
 
     def score(self, prompts, completions):
+        """Return the verdict per completion, 0 where there is none; all of them are taken to have
+        ended by themselves.
+        """
+        return self.score_sampled(prompts, completions, [True] * len(prompts))
+
+    def score_sampled(self, prompts, completions, ended):
         """Return the verdict per completion, 0 where there is none."""
-        return [
-            self.verifier.verify(p, text) or 0.0
-            for p, text in zip(prompts, completions, strict=True)
-        ]
+        return [v or 0.0 for v in verdicts(self.verifier, prompts, completions, ended).values]
 
 
 @hookimpl

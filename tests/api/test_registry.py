@@ -21,6 +21,7 @@ BASES = {
     "suites": "Suite",
     "judges": "Judge",
     "labellers": "Labeller",
+    "verifiers": "Verifier",
     "engines": "Engine",
     "reporters": "Reporter",
     "launchers": "Launcher",
@@ -32,6 +33,7 @@ MUST = {  # what a class of a kind has to define
     "suites": ["prompts", "demonstrations"],
     "judges": ["score"],
     "labellers": ["compare"],
+    "verifiers": ["verify"],
     "engines": ["generate"],
     "reporters": ["render"],
     "launchers": ["run"],
@@ -318,6 +320,10 @@ def test_hook_register_judges(registry, entry_point):
 
 def test_hook_register_labellers(registry, entry_point):
     registers(registry, entry_point, "labellers")
+
+
+def test_hook_register_verifiers(registry, entry_point):
+    registers(registry, entry_point, "verifiers")
 
 
 def test_hook_register_engines(registry, entry_point):

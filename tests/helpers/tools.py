@@ -49,8 +49,8 @@ class Brief(Verifier):
 
     name = "brief"
 
-    def verify(self, prompt, completion):
-        return float(len(completion.split()) <= 14)
+    def verify(self, prompts, completions, golds, ended):
+        return [float(len(text.split()) <= 14) for text in completions]
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Small(Summarization):
         **dict.fromkeys(ON_POLICY, {"steps": 2, "batch_size": 8}),
     }
 
-    def verifier(self):
+    def make_verifier(self):
         return Brief()
 
     def prompts(self, split):

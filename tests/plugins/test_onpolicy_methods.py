@@ -554,7 +554,10 @@ class EvenWords(Verifier):
     def __init__(self, blind=0):
         self.blind = blind
 
-    def verify(self, prompt, completion):
+    def verify(self, prompts, completions, golds, ended):
+        return [self.grade(text) for text in completions]
+
+    def grade(self, completion):
         numbers = [int(word[1:]) for word in completion.split() if word.startswith("w")]
         if sum(numbers) % 3 < self.blind:
             return None

@@ -172,7 +172,7 @@ def test_pairs_are_all_pairs_with_bradley_terry_probabilities(base, ties):
     for pair in pairs[::37]:
         w, l = judge.score([pair.prompt] * 2, [pair.chosen, pair.rejected])
         assert w >= l and pair.p == pytest.approx(1 / (1 + math.exp(l - w)), abs=2 * NEVER_EVEN)
-        assert suite.verifier().verify(pair.prompt, pair.chosen) == w
+        assert suite.make_verifier().verify([pair.prompt], [pair.chosen], [None], [True]) == [w]
     assert all(pair.p > 0.5 for pair in pairs)  # an even one would be dropped
     rewards = problem_of(base, suite).reward
     levels = {len(set(row)) for row in rewards.tolist()}

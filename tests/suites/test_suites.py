@@ -19,6 +19,7 @@ from harness.api.contracts import SPLITS
 from harness.api.registry import installed
 from harness.api.resolve import Request as RunRequest
 from harness.api.resolve import resolve
+from harness.api.verifiers import verdicts
 
 from ..helpers.tools import command, finished, fresh, only_run
 
@@ -66,7 +67,7 @@ def test_every_word_is_known_and_every_text_fits(cls):
 def test_a_prompt_carries_an_answer_only_for_a_verifier(cls):
     suite = cls()
     assert all(
-        (p.answer is not None) == (suite.verifier() is not None) for p in suite.prompts("test")
+        (p.answer is not None) == (suite.make_verifier() is not None) for p in suite.prompts("test")
     )
 
 
@@ -170,10 +171,18 @@ def test_arithmetic_gold_by_hand(text, sound, right):
 
 def test_right_workings_are_verified_and_slipping_ones_often_not():
     suite = Arithmetic()
-    verifier, references = suite.verifier(), suite.references("test")
-    assert all(verifier.verify(p, references[p.id]) == 1.0 for p in suite.prompts("test"))
+    verifier, references, prompts = (
+        suite.make_verifier(),
+        suite.references("test"),
+        suite.prompts("test"),
+    )
+    right = verdicts(verifier, prompts, [references[p.id] for p in prompts], [True] * len(prompts))
+    assert set(right.values) == {1.0}
     demos = suite.demonstrations()
-    assert 0.45 < sum(verifier.verify(d.prompt, d.completion) for d in demos) / len(demos) < 0.65
+    found = verdicts(
+        verifier, [d.prompt for d in demos], [d.completion for d in demos], [True] * len(demos)
+    )
+    assert 0.45 < sum(found.values) / len(demos) < 0.65
 
 
 # -- helpfulness -----------------------------------------------------------------------------------

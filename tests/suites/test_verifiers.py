@@ -7,7 +7,8 @@ import time
 
 import pytest
 from harness_suites.arithmetic import SumVerifier
-from harness_suites.question_file import FinalNumber, QuestionFile, Verdict, final_number
+from harness_plugins.verifiers.final_number import FinalNumber, final_number
+from harness_suites.question_file import QuestionFile, Verdict
 from harness_suites.summarization import Summarization
 
 from harness.api.contracts import SPLITS
@@ -20,8 +21,13 @@ from harness.core.options import build
 from ..helpers.tools import ROOT, command, only_run
 
 
+def verdict(verifier, text, gold, ended=True):
+    prompt = Prompt("p", "What is 1 and 11 ?", gold)
+    return verifier.verify([prompt], [text], [gold], [ended])[0]
+
+
 def said(text, answer):
-    return FinalNumber().verify(Prompt("p", "What is 1 and 11 ?", answer), text)
+    return verdict(FinalNumber(), text, answer)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +128,7 @@ def test_an_answer_with_text_behind_it_is_its_last_number():
 
 
 def test_nothing_to_compare_with_is_no_verdict():
-    assert said("#### 72", None) is None and SumVerifier().verify(Prompt("p", "q"), "= 6 .") is None
+    assert said("#### 72", None) is None and verdict(SumVerifier(), "= 6 .", None) is None
 
 
 @pytest.mark.parametrize(
@@ -160,7 +166,7 @@ def test_a_million_hostile_characters_take_linear_time(text):
 
 
 @pytest.mark.parametrize(
-    "text, verdict",
+    "text, right",
     [
         ("5 + 3 = 8 ; 8 - 2 = 6 .", 1.0),
         ("= 6 .", 1.0),
@@ -179,8 +185,8 @@ def test_a_million_hostile_characters_take_linear_time(text):
     ],
     ids=lambda t: str(t)[-12:],
 )
-def test_running_sums(text, verdict):
-    assert SumVerifier().verify(Prompt("p", "q", "6"), text) == verdict
+def test_running_sums(text, right):
+    assert verdict(SumVerifier(), text, "6") == right
 
 
 # -- suites from a file ----------------------------------------------------------------------------
@@ -223,7 +229,7 @@ def test_splits_share_no_question_and_lose_none(suite):
 
 def test_worked_answers_are_verified_and_changed_ones_are_not(suite):
     made = suite(ROWS)
-    verifier, judge = made.verifier(), Verdict()
+    verifier, judge = made.make_verifier(), Verdict()
     judge.prepare(made, None)
     for split in ("demonstrations", "train", "validation", "test"):
         for d in made.demonstrations(split):
@@ -231,12 +237,9 @@ def test_worked_answers_are_verified_and_changed_ones_are_not(suite):
             assert (
                 text.startswith(" ") and "<<" not in text and d.prompt.text.endswith("?\nAnswer:")
             )
-            assert verifier.verify(d.prompt, text) == judge.score([d.prompt], [text])[0] == 1.0
-            assert (
-                verifier.verify(d.prompt, text + "1")
-                == judge.score([d.prompt], [text + "1"])[0]
-                == 0.0
-            )
+            for answer, right in ((text, 1.0), (text + "1", 0.0)):
+                found = verdict(verifier, answer, d.prompt.answer)
+                assert found == judge.score([d.prompt], [answer])[0] == right
 
 
 def test_calculator_marks_stay_if_asked(suite):

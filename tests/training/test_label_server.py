@@ -150,7 +150,8 @@ TEXTS = [
     ["painter opened dam in milan .", "artist sold ship .", "nobody knows what follows .", "x ."],
     ["a .", "b ."],
 ]
-ASKED = (["train/3", "train/5"], TEXTS, [[7, 5, 6, 3], [3, 3]])
+ENDED = [[True, True, True, False], [True, True]]
+ASKED = (["train/3", "train/5"], TEXTS, [[7, 5, 6, 3], [3, 3]], ENDED)
 
 
 def test_the_desk_says_what_the_labeller_would_say_here(office):
@@ -164,7 +165,7 @@ def test_the_desk_says_what_the_labeller_would_say_here(office):
     label_client = office.label_client()
     said, asked = label_client.compare(*ASKED, key=[0, 2])
     prompts = {p.id: p for p in suite.prompts("train")}
-    for row, name, texts, lengths in zip(said, *ASKED, strict=True):
+    for row, name, texts, lengths, _ in zip(said, *ASKED, strict=True):
         rng = Random(derive(spec.shared_seed, spec.seed, "fresh labels", 0, 2, name))
         assert row == labeller.compare(prompts[name], texts, lengths, rng)
     assert asked == 7 and label_client.compare(*ASKED, key=[0, 2]) == (said, 7)

@@ -168,7 +168,7 @@ def unmet(spec: RunSpec, registry: Registry) -> str:
     needs = method.required()
     cannot = {"labels": asked is None, "pairs": not can_prefer, "reward": not can_prefer}
     missing = sorted(need for need in needs if cannot.get(need))
-    if "verifier" in needs and suite.verifier() is None:
+    if "verifier" in needs and suite.make_verifier() is None:
         missing.append("verifier")
     return (
         f"the suite cannot give what the method needs: {' and '.join(missing)}" if missing else ""

@@ -134,13 +134,14 @@ def _compared(
     agreements: list[list[float]] = []
     ids, lengths = batch["completion_ids"].tolist(), batch.lengths.tolist()
     asked, most = 0, comb(len(ids[0]), 2)
+    ended = batch["ended"].tolist()
     for i, (prompt, texts) in enumerate(
         zip(batch.prompts.prompts, stages.tokens.texts(batch), strict=True)
     ):
         if limit and asked + most > limit:
             break
         rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
-        said = labeller.compare(prompt, texts, lengths[i], rng)
+        said = labeller.compare_sampled(prompt, texts, lengths[i], ended[i], rng)
         rows.append(
             _row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], said)
         )

@@ -198,6 +198,7 @@ class Stages:
             ],
             suite=[
                 package_digest(type(self.suite)),
+                self.spec.code.get("verifier", ""),
                 dict(self.spec.suite_options),
             ],  # principles, their checks, gold
         )

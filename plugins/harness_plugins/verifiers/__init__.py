@@ -1,0 +1,1 @@
+"""Verifiers: checks of answers, one file each."""
