@@ -190,8 +190,8 @@ def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dic
     class Words(Verifier):
         name = "words"
 
-        def verify(self, prompt: Prompt, completion: str) -> float:
-            return float(hash_of(completion))
+        def verify(self, prompts, completions, golds, ended):
+            return [float(hash_of(text)) for text in completions]
 
     tokens, meter, clock = Tokens(tokenizer, None, COMPLETION), Meter(), Clock()
     draws = installed().get("engines", engine)(tokens.ends)

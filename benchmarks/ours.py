@@ -57,9 +57,9 @@ class Words(Verifier):
 
     name = "words"
 
-    def verify(self, prompt: Prompt, completion: str) -> float:
+    def verify(self, prompts, completions, golds, ended):
         """Return the number of words modulo 7."""
-        return world.reward(completion)
+        return [world.reward(text) for text in completions]
 
 
 class Noting(CachedEngine):

@@ -185,7 +185,7 @@ def _part(entry: Mapping[str, Any], folder: Path) -> Part:
 
 
 def key_of(verifier: Verifier) -> list[Any]:
-    """Return name, version, code, options and files of a verifier: all that decides its verdicts."""
+    """Return all that decides verdicts: name, version, code, options and files of a verifier."""
     return [
         verifier.name,
         verifier.version,

@@ -59,9 +59,10 @@ def read_toml(path: Path, flag: str) -> dict[str, Any]:
     """Read a TOML file; `flag` is the command-line flag that named it."""
     tomllib = toml_module()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{flag}{path}: not a TOML file: {error}.") from error
+    return content
 
 
 def _tables(content: dict[str, Any], name: str, suite: str) -> dict[str, dict[str, Any]]:

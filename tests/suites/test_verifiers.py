@@ -6,8 +6,8 @@ import json
 import time
 
 import pytest
-from harness_suites.arithmetic import SumVerifier
 from harness_plugins.verifiers.final_number import FinalNumber, final_number
+from harness_suites.arithmetic import SumVerifier
 from harness_suites.question_file import QuestionFile, Verdict
 from harness_suites.summarization import Summarization
 
