@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..core.data import Comparison, Demonstration, Job, Pair, Principle, Prompt
+from ..core.data import Comparison, Demonstration, Pair, Principle, Prompt
+from .study_contracts import Launcher as Launcher
+from .study_contracts import Reporter as Reporter
+from .verifier_contract import Verifier as Verifier
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from ..core.data_report import DataReport
-    from ..core.table import Table
     from ..models.enumeration import Enumerated
     from ..models.generation import Sampler
     from ..models.tokens import Batch, PromptBatch
@@ -343,105 +345,6 @@ class Ranker(Labeller):
         ]
 
 
-class Verifier(ABC):
-    """A check of answers: a pure function with bounded run time and bounded memory.
-
-    If the class is a dataclass, its fields are its options: what a suite file sets beside the
-    verifier's name. The verdicts of a dataclass are cached by `identity()`, gold answer and
-    completion. An instance with other state must not be a dataclass.
-
-    Example:
-        ```python
-        @dataclass
-        class LastWord(Verifier):
-            name, reads_prompt = "last_word", False
-
-            def verify(self, prompts, completions, golds, ended):
-                last = [text.split()[-1:] for text in completions]
-                return [float(word == [gold]) for word, gold in zip(last, golds, strict=True)]
-        ```
-    """
-
-    name: ClassVar[str]
-    version: ClassVar[str] = "1"
-    # whether a verdict depends on more of the prompt than its gold answer
-    reads_prompt: ClassVar[bool] = True
-    # the folder that relative paths in options start from: the suite file's, set by the harness
-    folder: ClassVar[Path] = Path(".")
-
-    def check(self) -> None:  # noqa: B027  # optional
-        """Check the options, alone and together.
-
-        Raises:
-            ValueError: An option, or a combination of options, is invalid.
-        """
-
-    def read_gold(self, text: str) -> str:
-        """Return the gold answer of a row in the form that `verify` receives.
-
-        Args:
-            text: The row's answer as it stands in the data, such as a worked solution.
-
-        Returns:
-            The gold answer alone. By default the text, unchanged.
-
-        Raises:
-            ValueError: The text holds no gold answer that this verifier can read. The message
-                says what was expected.
-        """
-        return text
-
-    @abstractmethod
-    def verify(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        golds: Sequence[str | None],
-        ended: Sequence[bool],
-    ) -> list[float | None]:
-        """Check n completions.
-
-        A verdict must not depend on the other completions of the call.
-
-        Args:
-            prompts: n prompts.
-            completions: n completions as text, without the end-of-sequence token.
-            golds: n gold answers as `read_gold` returned them; None where a prompt has none.
-            ended: n flags: whether the completion ended by itself. It is false for a completion
-                that was cut at the length limit.
-
-        Returns:
-            n verdicts: 1.0 for a right answer, 0.0 for a wrong one, or a grade between them. None
-            means that the answer cannot be graded, for example for want of a gold answer. The
-            verifier of a single suite may return other finite grades.
-
-        Raises:
-            HarnessError: No verdict can be had at all, for example because a program is missing.
-        """
-
-    def identity(self) -> dict[str, object]:
-        """Return the JSON-able values, besides the code, that determine the verdicts.
-
-        By default these are the options. An option that names a file is replaced by a digest of
-        its contents.
-        """
-        return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
-
-    def data_files(self) -> list[Path]:
-        """Return the files that determine the verdicts. A changed file makes another run."""
-        return []
-
-    def examples(self) -> list[tuple[str, str]]:
-        """Return pairs (text of a gold answer, completion that is right for it).
-
-        `harness check` requires a verdict of 1.0 for each of them.
-        """
-        return []
-
-    def close(self) -> None:  # noqa: B027  # optional
-        """End the processes that the verifier started, if any. It may be used again."""
-
-
 @dataclass
 class Suite(ABC):
     """A task: prompts by split, demonstrations, preferences, a judge and perhaps a verifier.
@@ -557,48 +460,3 @@ class Suite(ABC):
     def max_new_tokens(self) -> int:
         """The longest completion in tokens, its end-of-sequence token included."""
         return 128
-
-
-class Reporter(ABC):
-    """A table format."""
-
-    name: ClassVar[str]
-    suffix: ClassVar[str]
-
-    columns: ClassVar[Sequence[str]] = ()  # default columns of a comparison; empty: all
-
-    @abstractmethod
-    def render(self, table: Table) -> str:
-        """Return the table as text.
-
-        Args:
-            table: Cells as text, unrounded values, footnotes and notes.
-
-        Returns:
-            The whole file, with a newline at its end.
-        """
-
-
-@dataclass
-class Launcher(ABC):
-    """Runs the jobs of a study. Its dataclass fields are its options.
-
-    No other part of a study starts processes.
-    """
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def run(
-        self, jobs: Sequence[Job], started: Callable[[Job], None], ended: Callable[[Job, int], None]
-    ) -> None:
-        """Run all jobs, started in their order. Return when all have ended.
-
-        An exception, such as KeyboardInterrupt, must end all jobs before it leaves this function.
-
-        Args:
-            jobs: Each has arguments of the command line, a log file and a number of threads.
-            started: Called with each job when it starts, in the calling thread.
-            ended: Called with each job and its exit status when it ends, in the calling thread.
-                A status below 0 is the negative number of the signal that ended the job.
-        """

@@ -120,6 +120,7 @@ _SFT = (
 _PREFERENCES = (
     *_SFT,
     "api/contracts.py",
+    "api/verifier_contract.py",
     "api/verifiers.py",
     "training/stages/preferences.py",
 )
@@ -165,6 +166,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "api/hookspecs.py",
     "api/registry.py",
     "api/resolve.py",
+    "api/study_contracts.py",
     "api/start.py",
     "api/suite_stages.py",
     "check/*.py",

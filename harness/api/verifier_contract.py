@@ -1,0 +1,110 @@
+"""The contract of a verifier. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ..core.data import Prompt
+
+
+class Verifier(ABC):
+    """A check of answers: a pure function with bounded run time and bounded memory.
+
+    If the class is a dataclass, its fields are its options: what a suite file sets beside the
+    verifier's name. The verdicts of a dataclass are cached by `identity()`, gold answer and
+    completion. An instance with other state must not be a dataclass.
+
+    Example:
+        ```python
+        @dataclass
+        class LastWord(Verifier):
+            name, reads_prompt = "last_word", False
+
+            def verify(self, prompts, completions, golds, ended):
+                last = [text.split()[-1:] for text in completions]
+                return [float(word == [gold]) for word, gold in zip(last, golds, strict=True)]
+        ```
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str] = "1"
+    # whether a verdict depends on more of the prompt than its gold answer
+    reads_prompt: ClassVar[bool] = True
+    # the folder that relative paths in options start from: the suite file's, set by the harness
+    folder: ClassVar[Path] = Path(".")
+
+    def check(self) -> None:  # noqa: B027  # optional
+        """Check the options, alone and together.
+
+        Raises:
+            ValueError: An option, or a combination of options, is invalid.
+        """
+
+    def read_gold(self, text: str) -> str:
+        """Return the gold answer of a row in the form that `verify` receives.
+
+        Args:
+            text: The row's answer as it stands in the data, such as a worked solution.
+
+        Returns:
+            The gold answer alone. By default the text, unchanged.
+
+        Raises:
+            ValueError: The text holds no gold answer that this verifier can read. The message
+                says what was expected.
+        """
+        return text
+
+    @abstractmethod
+    def verify(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        golds: Sequence[str | None],
+        ended: Sequence[bool],
+    ) -> list[float | None]:
+        """Check n completions.
+
+        A verdict must not depend on the other completions of the call.
+
+        Args:
+            prompts: n prompts.
+            completions: n completions as text, without the end-of-sequence token.
+            golds: n gold answers as `read_gold` returned them; None where a prompt has none.
+            ended: n flags: whether the completion ended by itself. It is false for a completion
+                that was cut at the length limit.
+
+        Returns:
+            n verdicts: 1.0 for a right answer, 0.0 for a wrong one, or a grade between them. None
+            means that the answer cannot be graded, for example for want of a gold answer. The
+            verifier of a single suite may return other finite grades.
+
+        Raises:
+            HarnessError: No verdict can be had at all, for example because a program is missing.
+        """
+
+    def identity(self) -> dict[str, object]:
+        """Return the JSON-able values, besides the code, that determine the verdicts.
+
+        By default these are the options. An option that names a file is replaced by a digest of
+        its contents.
+        """
+        return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+
+    def data_files(self) -> list[Path]:
+        """Return the files that determine the verdicts. A changed file makes another run."""
+        return []
+
+    def examples(self) -> list[tuple[str, str]]:
+        """Return pairs (text of a gold answer, completion that is right for it).
+
+        `harness check` requires a verdict of 1.0 for each of them.
+        """
+        return []
+
+    def close(self) -> None:  # noqa: B027  # optional
+        """End the processes that the verifier started, if any. It may be used again."""
