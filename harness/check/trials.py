@@ -416,7 +416,7 @@ class Varying(Trainer):
             self.micro_batch_tokens,
             micro_batch_tokens or self.micro_batch_tokens,
         )
-        loss = sum(self._accumulate(term)["loss"] for term in terms)
+        loss = sum(self._accumulate(term, self.micro_batch_tokens)["loss"] for term in terms)
         self.micro_batch_tokens = limit
         parameters = [p for module in self.modules.values() for p in module.parameters()]
         found = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])

@@ -169,7 +169,17 @@ def cli() -> None:
     type=click.IntRange(1),
     default=16384,
     show_default=True,
-    help="Tokens per forward pass in training; lower it when memory runs out.",
+    help="Tokens per forward pass in training and scoring; halved when memory runs out.",
+)
+@click.option(
+    "--decode-batch-tokens",
+    type=click.IntRange(1),
+    default=131072,
+    show_default=True,
+    help=(
+        "Tokens, prompts included, that decoding holds at once; fewer where a quarter of the"
+        " memory holds fewer; halved when memory runs out."
+    ),
 )
 @click.option(
     "--activation-checkpointing",

@@ -61,11 +61,11 @@ class Artifacts:
         kind: str,
         inputs: Mapping[str, Any],
         make: Make,
-        execution: Mapping[str, Any] | None = None,
+        execution: Callable[[], Mapping[str, Any]] | None = None,
     ) -> Artifact:
         """Return the artifact of these inputs; make it if the cache does not hold it.
 
-        `execution` is how it is computed now. The manifest holds it; the name does not.
+        `execution` returns how it was computed. The manifest holds it; the name does not.
 
         `make(output, scratch)` fills `output`. `scratch` survives a crash, so `make` can resume.
         A second process that needs the same artifact waits for the first.
@@ -86,7 +86,7 @@ class Artifacts:
             output.mkdir()
             info, cost = make(output, make_folder(work / "scratch"))
             if self.distributed.main:
-                settings = info.pop(EXECUTION, None) or ([dict(execution)] if execution else [])
+                settings = info.pop(EXECUTION, None) or ([dict(execution())] if execution else [])
                 origin = {"kind": kind, "inputs": inputs, "info": info, "cost": cost}
                 _seal(output, {**origin, EXECUTION: settings})
                 publish(output, final)

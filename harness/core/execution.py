@@ -19,6 +19,8 @@ class Execution:
     threads: int = 1  # of the CPU
     processes: int = 1  # that share the work
     micro_batch_tokens: int = 16384  # tokens that a forward pass takes at once
+    # tokens, prompts included, that decoding holds at once; fewer where the memory is small
+    decode_batch_tokens: int = 131072
     activation_checkpointing: bool = False  # compute layers again in the backward pass
 
 

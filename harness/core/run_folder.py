@@ -20,6 +20,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import metadata
 from math import comb
 from pathlib import Path
@@ -209,6 +210,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def processor() -> str:
     """Return what the processor of this machine is called."""
     info = Path("/proc/cpuinfo")

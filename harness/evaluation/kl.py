@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.logprobs import forward_flops, predictions
-from ..models.micro_batches import micro_batches
+from ..models.micro_batches import each_part
 from ..models.tokens import Batch
 from ..training.lab import Runtime
 
@@ -25,15 +25,16 @@ def sampled_kl(
     | s_t), is k1. Both are unbiased; a completion cut at the length limit counts as far as it goes.
     """
     exact, plain = torch.zeros(batch.shape[0]), torch.zeros(batch.shape[0])
-    with torch.no_grad():
-        for number, rows in enumerate(micro_batches(batch, runtime.micro_batch_tokens)):
-            part = batch.select(rows)
-            runtime.meter.add(flops=forward_flops(policy, part) + forward_flops(reference, part))
-            if not runtime.distributed.has(number):
-                continue
-            exact[rows], plain[rows] = (
-                found.sum((1, 2)).cpu() for found in _ratios(policy, reference, part)
-            )
+
+    def count(part: Batch) -> None:
+        runtime.meter.add(flops=forward_flops(policy, part) + forward_flops(reference, part))
+
+    def handle(rows: list[int], part: Batch) -> None:
+        exact[rows], plain[rows] = (
+            found.sum((1, 2)).cpu() for found in _ratios(policy, reference, part)
+        )
+
+    each_part(batch, runtime.micro_batch_tokens, handle, count, runtime.distributed, runtime.sizes)
     runtime.distributed.all_reduce(exact, plain)
     return exact, plain
 

@@ -132,6 +132,7 @@ def open_stage_runtime(
     from accelerate import Accelerator
 
     from ..core.artifacts import Artifacts
+    from ..models.memory import BatchSizes
     from ..training.runtime import RolloutCheck
     from ..training.stages.runtime import StageRuntime
 
@@ -167,6 +168,7 @@ def open_stage_runtime(
         distributed,
         RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
         tell=settings.warn if distributed.main else lambda text: None,
+        sizes=BatchSizes(settings.warn),
     )
 
 

@@ -104,7 +104,7 @@ class Training:
             spec.budget,
             Snapshots(snapshots, spec.snapshots, writes) if spec.snapshots else None,
             self.method_inputs.labels,
-            stage_runtime.execution_record(),
+            stage_runtime.execution_record,
         )
         if self.method_inputs.reference_cache is not None:
             self.method_inputs.reference_cache.pins = loop.pins

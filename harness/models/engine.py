@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .memory import BatchSizes
     from .tokens import Batch, PromptBatch
 
 
@@ -19,6 +20,9 @@ class Engine(ABC):
 
     name: ClassVar[str]
     needs_gpu: ClassVar[bool] = False  # without a GPU the run stops with an error before it starts
+    takes_batch_tokens: ClassVar[bool] = False  # whether it keeps to the two fields below
+    batch_tokens: int = 131072  # tokens, prompts included, that may be held at once
+    sizes: BatchSizes | None = None  # of the run: halved when memory runs out
 
     @abstractmethod
     def generate(

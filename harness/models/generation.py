@@ -10,7 +10,7 @@ would change the distribution whose log-probabilities training needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,8 +25,10 @@ from ..core.seeds import derive
 from .attention import SharedPromptCache, attending
 from .engine import CompletionSource, Engine
 from .flops import forward_cost
+from .footprint import decoding_tokens
 from .loading import cast_once, computing, trunk_of
 from .logprobs import accepted
+from .memory import DECODING, BatchSizes, total_memory
 from .tokens import Batch, PromptBatch
 
 KEEP_UNTIL = 0.9
@@ -248,7 +250,7 @@ class CachedEngine(Engine):
     """The harness's own decoding loop on the model's key/value cache."""
 
     name = "hf"
-    max_tokens = 131072  # positions the cache may hold at once
+    takes_batch_tokens = True
     cached: Callable[..., Cached] = staticmethod(cache_of)
 
     def __init__(self, eos: set[int]) -> None:
@@ -257,15 +259,42 @@ class CachedEngine(Engine):
     def generate(
         self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor
     ) -> Batch:
-        """Draw n completions per prompt, in groups that fit; see Engine."""
+        """Draw n completions per prompt, in groups that fit; see Engine.
+
+        A group that does not fit in memory is drawn again in smaller ones: the noise of a row
+        decides its tokens, whatever the group.
+        """
         width = prompts.ids.shape[1] + sampling.max_new_tokens
-        group = max(1, self.max_tokens // (n * width))
-        parts = []
-        for start in range(0, len(prompts), group):
-            some = prompts[start : start + group]
-            rows = slice(start * n, (start + len(some)) * n)
-            parts.append(decode(model, some, n, sampling, noise[rows], self.eos, self.cached))
+        memory = total_memory(prompts.ids.device)
+        limit = min(self.batch_tokens, decoding_tokens(model, width, memory))
+
+        def draw(tokens: int) -> list[Decoding]:
+            return [
+                decode(model, some, count, sampling, noise[rows], self.eos, self.cached)
+                for some, count, rows in groups(prompts, n, tokens // width)
+            ]
+
+        parts = (self.sizes or BatchSizes()).attempt(DECODING, limit, width, draw)
         return assemble(prompts, parts, n, sampling.temperature)
+
+
+def groups(prompts: PromptBatch, n: int, rows: int) -> Iterator[tuple[PromptBatch, int, slice]]:
+    """Yield (prompts, completions of each, their rows among all) of at most `rows` rows each.
+
+    The rows are prompt-major and come in order. Where not even the n completions of one prompt
+    fit, they are split, and the prompt is read again for each part.
+    """
+    if rows >= n:
+        size = rows // n
+        for start in range(0, len(prompts), size):
+            some = prompts[start : start + size]
+            yield some, n, slice(start * n, (start + len(some)) * n)
+        return
+    size = max(1, rows)
+    for i in range(len(prompts)):
+        for start in range(0, n, size):
+            count = min(size, n - start)
+            yield prompts[i : i + 1], count, slice(i * n + start, i * n + start + count)
 
 
 def assemble(prompts: PromptBatch, parts: list[Decoding], n: int, temperature: float) -> Batch:

@@ -37,7 +37,7 @@ class Loop:
         budget: Budget | None = None,
         snapshots: Snapshots | None = None,
         labels: int = 0,
-        execution: Mapping[str, Any] | None = None,
+        execution: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         self.trainer, self.checkpoints, self.meter, self.on_step = (
             trainer,
@@ -48,7 +48,8 @@ class Loop:
         self.budget, self.snapshots = budget or Budget(), snapshots
         self.labels = labels  # that were asked for before
         self.execution = execution  # how turns are computed now
-        # how they were computed: several settings where training was resumed with others
+        # how they were computed: several settings where training was resumed with others, or
+        # where batches were halved
         self.executions: list[Mapping[str, Any]] = []
         # of the artifacts that training looked something up in, by folder name
         self.pins: dict[str, Any] = {}
@@ -214,8 +215,9 @@ class Loop:
         }
         self._pending.clear()
         self.rows.append(row)
-        if self.execution is not None and self.execution not in self.executions[-1:]:
-            self.executions.append(self.execution)
+        execution = self.execution() if self.execution is not None else None
+        if execution is not None and execution not in self.executions[-1:]:
+            self.executions.append(execution)
         self.on_step(turn + 1, total, row)
         if self.snapshots and "policy" in self.trainer.modules:
             self.snapshots.offer(

@@ -61,7 +61,13 @@ class RewardModel:
             runtime.meter.add(flops=self.role.flops(part))
 
         return in_micro_batches(
-            self.role.compute, batch, runtime.micro_batch_tokens, False, count, runtime.distributed
+            self.role.compute,
+            batch,
+            runtime.micro_batch_tokens,
+            False,
+            count,
+            runtime.distributed,
+            runtime.sizes,
         )
 
     def fresh_copy(self) -> ScalarModel:

@@ -15,6 +15,7 @@ from ..core.distributed import ALONE, DistributedContext
 from ..core.errors import HarnessError
 from ..core.meter import Meter
 from ..models.engine import Engine
+from ..models.memory import BatchSizes
 from ..models.micro_batches import in_micro_batches
 from ..models.tokens import Batch
 from .trainer import Role
@@ -36,6 +37,7 @@ class Runtime:
     distributed: DistributedContext = ALONE
     check: RolloutCheck | None = None
     tell: Tell = lambda text: None  # notes for the user, as they come up
+    sizes: BatchSizes = field(default_factory=BatchSizes)
 
 
 @dataclass
@@ -80,4 +82,5 @@ def metered(role: Role, batch: Batch, runtime: Runtime) -> Tensor:
         runtime.micro_batch_tokens,
         count=count,
         distributed=runtime.distributed,
+        sizes=runtime.sizes,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ from ..models.flops import ForwardCost, frozen_cost
 from ..models.loading import size_of
 from ..models.logprobs import backward_flops, forward_flops
 from ..models.lora import load_own, own_state, size_of_adapter
-from ..models.micro_batches import micro_batches
+from ..models.memory import TRAINING, BatchSizes
+from ..models.micro_batches import micro_batches, smallest_row
 from ..models.tokens import Batch
 
 Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
@@ -88,10 +89,12 @@ class Trainer:
         micro_batch_tokens: int,
         distributed: DistributedContext = ALONE,
         activation_checkpointing: bool = False,
+        sizes: BatchSizes | None = None,
     ) -> None:
         self.options, self.accelerator, self.meter = options, accelerator, meter
         self.micro_batch_tokens, self.distributed = micro_batch_tokens, distributed
         self.activation_checkpointing = activation_checkpointing
+        self.sizes = sizes or BatchSizes()
         self.saved: dict[
             str, Tensor
         ] = {}  # of a checkpoint: a module takes its part when it is added
@@ -133,9 +136,15 @@ class Trainer:
         """Take one optimiser step at `progress` in [0, 1) of training; return loss, gradient norms
         and metrics.
         """
-        totals: dict[str, float] = {"loss": 0.0}
         for term in terms:
-            for name, value in self._accumulate(term).items():
+            self._count(term)
+        row = min(smallest_row(term.batch) for term in terms)
+        sums = self.sizes.attempt(
+            TRAINING, self.micro_batch_tokens, row, partial(self._gradients, terms)
+        )
+        totals: dict[str, float] = {"loss": 0.0}
+        for own in sums:
+            for name, value in merged(self.distributed.gather(own)).items():
                 if name != "loss" and name in totals:
                     raise ValueError(f"two terms of a step report a metric {name!r}")
                 totals[name] = totals.get(name, 0.0) + value
@@ -146,36 +155,55 @@ class Trainer:
         self.meter.add(steps=1)
         return totals
 
-    def _accumulate(self, term: Term) -> dict[str, float]:
-        """Run forward and backward over the micro-batches of a term; return its sums."""
+    def _gradients(self, terms: Sequence[Term], max_tokens: int) -> list[dict[str, float]]:
+        """Add the gradients of all terms from nothing; return this process's sums of each."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        return [self._accumulate(term, max_tokens) for term in terms]
+
+    def _accumulate(self, term: Term, max_tokens: int) -> dict[str, float]:
+        """Run forward and backward over this process's micro-batches of a term; return its sums.
+
+        They are split further where `max_tokens` is below what the options say.
+        """
         sums: dict[str, float] = {}
         for number, rows in enumerate(micro_batches(term.batch, self.micro_batch_tokens)):
-            part = term.batch.select(rows)
-            self._count(term, part)
             if not self.distributed.has(number):
                 continue
-            returned = term.loss(term.of.compute(part), part)
-            losses, metrics = returned if isinstance(returned, tuple) else (returned, {})
-            if "loss" in metrics:
-                raise ValueError(
-                    "a metric cannot be called 'loss': that is what the lab calls the reduced loss"
-                )
-            share = term.weight * reduce_share(losses, part, term.batch, term.reduction)
-            self.accelerator.backward(share)
-            sums["loss"] = sums.get("loss", 0.0) + float(share.detach())
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + float(
-                    reduce_share(value.detach(), part, term.batch, "token-mean")
-                )
-        return merged(self.distributed.gather(sums))
+            own = term.batch.select(rows)
+            smaller = [own]
+            if max_tokens < self.micro_batch_tokens:
+                smaller = [own.select(some) for some in micro_batches(own, max_tokens)]
+            for part in smaller:
+                self._backward(term, part, sums)
+        return sums
 
-    def _count(self, term: Term, part: Batch) -> None:
-        b, k, _ = part.shape
-        tokens = int(part["mask"].sum()) + k * int(part.prompts.mask.sum())
-        trained = (
-            tokens if term.of.name == "policy" else 0
-        )  # a critic beside the policy sees the same tokens
-        self.meter.add(flops=term.of.update_flops(part), tokens_trained=trained)
+    def _backward(self, term: Term, part: Batch, sums: dict[str, float]) -> None:
+        """Add the gradients of one micro-batch, and its share of the loss and metrics to `sums`."""
+        returned = term.loss(term.of.compute(part), part)
+        losses, metrics = returned if isinstance(returned, tuple) else (returned, {})
+        if "loss" in metrics:
+            raise ValueError(
+                "a metric cannot be called 'loss': that is what the lab calls the reduced loss"
+            )
+        share = term.weight * reduce_share(losses, part, term.batch, term.reduction)
+        self.accelerator.backward(share)
+        sums["loss"] = sums.get("loss", 0.0) + float(share.detach())
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(
+                reduce_share(value.detach(), part, term.batch, "token-mean")
+            )
+
+    def _count(self, term: Term) -> None:
+        """Count the FLOPs and tokens of a term, in the micro-batches that the options say."""
+        for rows in micro_batches(term.batch, self.micro_batch_tokens):
+            part = term.batch.select(rows)
+            b, k, _ = part.shape
+            tokens = int(part["mask"].sum()) + k * int(part.prompts.mask.sum())
+            trained = (
+                tokens if term.of.name == "policy" else 0
+            )  # a critic beside the policy sees the same tokens
+            self.meter.add(flops=term.of.update_flops(part), tokens_trained=trained)
 
     def _apply(self, scale: float) -> dict[str, float]:
         """Clip, step and clear every optimiser; return the gradient norms."""

@@ -148,7 +148,7 @@ def test_a_row_does_not_depend_on_its_neighbours(model, prompts):
 
 def test_small_groups_draw_the_same(tiny_model, prompts):
     class Small(CachedEngine):
-        max_tokens = 40
+        batch_tokens = 40
 
     noise = torch.rand(len(prompts) * 2, 9, generator=torch.Generator().manual_seed(3))
     a, b = (

@@ -100,6 +100,7 @@ FLAGS = {
         "--checkpoint-every",
         "--activation-checkpointing",
         "--check-rollouts",
+        "--decode-batch-tokens",
         "--results",
         "--snapshots",
         "--prompt-sharing",

@@ -39,6 +39,7 @@ class RunOptions:
     device: str = "auto"
     dtype: str = "float32"
     micro_batch_tokens: int = 16384
+    decode_batch_tokens: int = 131072
     activation_checkpointing: bool = False
     prompt_sharing: bool = True
     threads: int = 1  # one, so that runs side by side do not fight over cores
@@ -52,11 +53,11 @@ class RunOptions:
             raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
         if (
             min(self.shared_seed, self.snapshots) < 0
-            or min(self.micro_batch_tokens, self.threads) < 1
+            or min(self.micro_batch_tokens, self.decode_batch_tokens, self.threads) < 1
         ):
             raise ValueError(
-                "shared_seed and snapshots may not be negative, micro_batch_tokens and threads"
-                " not 0"
+                "shared_seed and snapshots may not be negative, micro_batch_tokens,"
+                " decode_batch_tokens and threads not 0"
             )
 
 

@@ -14,12 +14,14 @@ from ...api.contracts import Judge, Labeller, Suite
 from ...core.artifacts import Artifact, Artifacts, Make
 from ...core.data import Sampling
 from ...core.distributed import ALONE, DistributedContext
+from ...core.errors import UsageError
 from ...core.execution import Execution
 from ...core.meter import Meter, PhasePeak
 from ...core.run_folder import processor
 from ...core.spec import RunSpec
 from ...models.engine import Engine
 from ...models.initial_checkpoint import InitialCheckpoint
+from ...models.memory import DECODING, SCORING, TRAINING, BatchSizes
 from ...models.tokens import Tokens
 from ..loop import Loop
 from ..runtime import RolloutCheck, Runtime, Tell
@@ -45,6 +47,7 @@ class StageRuntime:
     eos: set[int] = field(default_factory=set)
     trainer_cls: type[Trainer] = Trainer
     tell: Tell = lambda text: None  # notes for the user, as they come up
+    sizes: BatchSizes = field(default_factory=BatchSizes)  # halved when memory runs out
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -52,14 +55,24 @@ class StageRuntime:
         return self.execution.micro_batch_tokens
 
     def execution_record(self) -> dict[str, Any]:
-        """Return what manifests and records hold of how something is computed."""
-        if self.device.type == "cuda":
-            return {**asdict(self.execution), "hardware": torch.cuda.get_device_name(self.device)}
-        return {**asdict(self.execution), "hardware": processor()}
+        """Return what manifests and records hold of how something is computed.
+
+        Batches that were halved when memory ran out have the size that they have now.
+        """
+        cuda = self.device.type == "cuda"
+        asked = self.execution
+        return {
+            **asdict(asked),
+            "micro_batch_tokens": min(
+                self.sizes.tokens(kind, asked.micro_batch_tokens) for kind in (SCORING, TRAINING)
+            ),
+            "decode_batch_tokens": self.sizes.tokens(DECODING, asked.decode_batch_tokens),
+            "hardware": torch.cuda.get_device_name(self.device) if cuda else processor(),
+        }
 
     def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
         """Return an artifact; make it with the settings in use if the cache does not hold it."""
-        return self.artifacts.get_or_make(kind, inputs, make, self.execution_record())
+        return self.artifacts.get_or_make(kind, inputs, make, self.execution_record)
 
     def meter(self) -> Meter:
         """Return a meter for this device."""
@@ -74,11 +87,12 @@ class StageRuntime:
             self.micro_batch_tokens,
             self.distributed,
             self.execution.activation_checkpointing,
+            self.sizes,
         )
 
     def runtime(self, meter: Meter, seed: int) -> Runtime:
         """Return how models are used: the suite's sampling, a seed, and who counts."""
-        engine = self.engine_cls(self.eos)
+        engine = self._engine()
         return Runtime(
             engine,
             self.sampling,
@@ -90,7 +104,26 @@ class StageRuntime:
             self.distributed,
             self.check,
             self.tell,
+            self.sizes,
         )
+
+    def _engine(self) -> Engine:
+        """Return the engine with the run's batch sizes.
+
+        Raises:
+            UsageError: A batch size is given, and the engine decides for itself.
+        """
+        engine = self.engine_cls(self.eos)
+        engine.sizes = self.sizes
+        if self.execution.decode_batch_tokens == Execution.decode_batch_tokens:
+            return engine
+        if not engine.takes_batch_tokens:
+            raise UsageError(
+                f"--decode-batch-tokens: the engine {engine.name} decides by itself how many tokens"
+                " it holds. Leave the option out, or use --engine hf."
+            )
+        engine.batch_tokens = self.execution.decode_batch_tokens
+        return engine
 
 
 @dataclass

@@ -292,7 +292,7 @@ class Stages:
             checkpoints,
             meter,
             lambda step, total, row: self.stage_runtime.progress(phase, step, total, row),
-            execution=self.stage_runtime.execution_record(),
+            execution=self.stage_runtime.execution_record,
         )
 
     def _stage(self, name: str, inputs: Mapping[str, Any], make: Any) -> Artifact:

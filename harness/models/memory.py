@@ -1,0 +1,115 @@
+"""Batches when memory runs out: halve them and try again, where the result does not change.
+
+Rows are independent: completions are drawn from noise of their own, and scores, log-probabilities
+and shares of a loss do not depend on the rest of a batch. So a batch may be computed in smaller
+parts, and results differ by rounding error only. Costs are counted as if it had not been halved.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from ..core.errors import HarnessError
+
+T = TypeVar("T")
+DECODING, SCORING, TRAINING = "decoding", "scoring", "training"
+OPTIONS = {
+    DECODING: "--decode-batch-tokens",
+    SCORING: "--micro-batch-tokens",
+    TRAINING: "--micro-batch-tokens",
+}
+# what torch's allocators and the GPU's libraries raise as a plain RuntimeError
+_MESSAGES = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+class MemoryRanOut(HarnessError):
+    """Memory ran out with the smallest batch that there is."""
+
+
+@dataclass
+class BatchSizes:
+    """The batch sizes of one process, in tokens: halved when memory runs out.
+
+    Args:
+        tell: Called with one message when a kind of batch is halved for the first time.
+    """
+
+    tell: Callable[[str], None] = lambda message: None
+    halved: dict[str, int] = field(default_factory=dict)  # kind -> tokens of a batch at most
+
+    def tokens(self, kind: str, limit: int) -> int:
+        """Return how many tokens a batch of a kind may hold now, `limit` at most."""
+        return min(limit, self.halved.get(kind, limit))
+
+    def attempt(self, kind: str, limit: int, row: int, compute: Callable[[int], T]) -> T:
+        """Return compute(tokens), with half as many tokens each time that memory runs out.
+
+        Args:
+            kind: "decoding", "scoring" or "training".
+            limit: Tokens of a batch that the options allow.
+            row: Tokens of the smallest row. A batch holds one row at least.
+            compute: Called with the tokens that a batch may hold; it can be called again.
+
+        Raises:
+            MemoryRanOut: Memory ran out although each batch held one row only.
+        """
+        while True:
+            tokens = self.tokens(kind, limit)
+            try:
+                return compute(tokens)
+            except Exception as error:
+                if not ran_out_of_memory(error):
+                    raise
+                if tokens <= row:
+                    raise MemoryRanOut(_smallest(kind, row)) from error
+            # here the error is gone, and with it the frames that held the failed batch
+            free_memory()
+            self._halve(kind, tokens)
+
+    def _halve(self, kind: str, tokens: int) -> None:
+        first, self.halved[kind] = kind not in self.halved, max(1, tokens // 2)
+        if first:
+            self.tell(
+                f"Memory ran out while {kind} batches of {tokens} tokens. They are halved until"
+                f" they fit, which changes results by rounding error at most. To begin with"
+                f" smaller ones: {OPTIONS[kind]} {self.halved[kind]}."
+            )
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(told in str(error) for told in _MESSAGES)
+
+
+def free_memory() -> None:
+    """Free what is not referenced any more, and give cached blocks of a GPU back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def total_memory(device: torch.device) -> int:
+    """Return the bytes of memory of a GPU, or of this machine or the container it limits."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    told = limit.read_text().strip() if limit.exists() else "max"
+    return min(installed, int(told)) if told.isdigit() else installed
+
+
+def _smallest(kind: str, row: int) -> str:
+    return (
+        f"Memory ran out while {kind} a batch of one row, of {row} tokens or more: no smaller batch"
+        " exists. What takes less memory: --activation-checkpointing, --set lora_rank=16, shorter"
+        " prompts and completions, or a smaller model."
+    )
