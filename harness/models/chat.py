@@ -22,6 +22,7 @@ from ..core.errors import UsageError
 
 CLOCK = "2024-07-26"  # the day that Llama 3's template names where it has no clock
 AUTO = "auto"
+LEAVES_OUT = "it leaves out"
 FRAME = ("system", "developer", TOOLS)  # roles that stay when a prompt is cut
 _PROBE: list[Message] = [{"role": "user", "content": "what"}]
 _REPLY: Message = {"role": "assistant", "content": "this"}
@@ -130,7 +131,7 @@ class Chat:
         if not whole.startswith(head):
             raise UsageError(
                 "With its answer, the chat template does not render the prompt as it does without:"
-                f" {head[-40:]!r} becomes {_where_they_part(head, whole)!r}. {_advice(head, whole)}"
+                f" {head[-40:]!r} becomes {_where_they_part(head, whole)!r}. {_advice(head)}"
             )
         return head, whole[len(head) :]
 
@@ -169,8 +170,9 @@ class Chat:
                 return text
             reasons.append(lost)
         first = str(talk[0].get("content"))[:40] if talk else ""
+        lost = next((r for r in reversed(reasons) if r.startswith(LEAVES_OUT)), reasons[0])
         raise UsageError(
-            f"The chat template cannot render the conversation that begins {first!r}: {reasons[0]}."
+            f"The chat template cannot render the conversation that begins {first!r}: {lost}."
         )
 
     def _apply(self, form: Sequence[Message], tools: Any, how: Mapping[str, bool]) -> str:
@@ -242,15 +244,15 @@ def _left_out(messages: Sequence[Message], tools: Sequence[Any], text: str) -> s
         piece = content.rsplit("</think>", 1)[-1].strip()
         escaped = json.dumps(piece, ensure_ascii=False)[1:-1]
         if piece not in text and not (message["role"] == "tool" and escaped in text):
-            return f"it leaves out the message of the {message['role']} {piece[:40]!r}"
+            return f"{LEAVES_OUT} the message of the {message['role']} {piece[:40]!r}"
         for call in message.get("tool_calls") or ():
             name = (call.get("function") or call).get("name")
             if str(name) not in text:
-                return f"it leaves out the call of the tool {name!r}"
+                return f"{LEAVES_OUT} the call of the tool {name!r}"
     for tool in tools:
         name = (tool.get("function") or tool).get("name")
         if str(name) not in text:
-            return f"it leaves out the tool {name!r} that the row offers"
+            return f"{LEAVES_OUT} the tool {name!r} that the row offers"
     return ""
 
 
@@ -286,11 +288,13 @@ def _where_they_part(head: str, whole: str) -> str:
     return whole[max(0, same - 20) : same + 40]
 
 
-def _advice(head: str, whole: str) -> str:
+def _advice(head: str) -> str:
     if "<think>" in head[-20:]:
         return (
-            "It opens a thought before every answer, and leaves thoughts out of the answers of the"
-            " data. Name a template for training: chat_template = FILE.jinja."
+            "It opens a thought before every answer, so each answer must begin with <think> and"
+            " the template must keep that. Turn thoughts off by an option that it has"
+            ' (chat_options = ["enable_thinking=false"]), or name a template for training'
+            " (chat_template = FILE.jinja)."
         )
     return "Name a template that does not change earlier turns: chat_template = FILE.jinja."
 

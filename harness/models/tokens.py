@@ -343,10 +343,16 @@ class Tokens:
         return not isinstance(prompt, str) or self.chat is not None
 
     def _is_rendered(self, text: str) -> bool:
-        """Return whether text begins as the rendering of a template does."""
+        """Return whether text begins as the rendering of a template does.
+
+        That is with a special token, or with what the template writes before a first question, if
+        that is more than a word.
+        """
         start = text.lstrip()
-        opening = self.chat.opening.strip() if self.chat else ""
-        return bool(opening and start.startswith(opening)) or start.startswith(self._marks)
+        opening = self.chat.opening if self.chat else ""
+        opening = opening.removeprefix(self.tokenizer.bos_token or "").strip()
+        is_frame = bool(opening) and not opening.replace(" ", "").isalnum()
+        return start.startswith(self._marks) or (is_frame and start.startswith(opening))
 
     @cached_property
     def _marks(self) -> tuple[str, ...]:
