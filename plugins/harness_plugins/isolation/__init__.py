@@ -4,6 +4,7 @@
 | --- | --- |
 | confine.py | what a process does to confine itself, and what a machine must have for it |
 | values.py | plain values over a socket, without pickle |
+| heads.py | the code given before a function's body |
 | children.py | what a confined process does: candidate, tests, program, command |
 | processes.py | the end of all that a command started |
 | servers.py | the processes that fork and watch them |

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import values
+from heads import head_alone
 
 # -- the candidate's process -----------------------------------------------------------------------
 
@@ -150,17 +151,6 @@ def _free_names(tree: ast.AST) -> set[str]:
     return used - bound
 
 
-def head_alone(head: str) -> str:
-    """Return a function's head as code that compiles: with a body where it has none."""
-    for end in ("", "\n    pass\n"):
-        try:
-            compile(head + end, "<head>", "exec")
-            return head + end
-        except SyntaxError:
-            continue
-    return ""
-
-
 # -- an external command ---------------------------------------------------------------------------
 
 COMMAND_FOLDERS = ["/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives"]
@@ -173,5 +163,5 @@ def run_command(job: dict[str, Any], channel_fd: int, report: int) -> None:
     os.dup2(report, 2)
     os.close(report)
     home = os.getcwd()
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
-    os.execvpe(job["arguments"][0], job["arguments"], {**environment, "HOME": home, "TMPDIR": home})
+    environment = {"PATH": job["path"], "LANG": "C.UTF-8", "HOME": home, "TMPDIR": home}
+    os.execvpe(job["arguments"][0], job["arguments"], environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import queue
@@ -21,6 +22,7 @@ from typing import Any
 from .confine import IsolationError, Limits, missing
 
 GRACE_SECONDS = 10.0  # beyond a job's own limits, before a worker counts as lost
+NO_COMMAND = "there is no such command"  # a reply's detail
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -186,3 +188,23 @@ def _no_runtime(container: Container) -> str:
     if shutil.which(container.runtime):
         return ""
     return f"There is no {container.runtime} on this machine. Install it, or leave `container` out."
+
+
+_warm: dict[tuple[Any, ...], Pool] = {}
+
+
+def warm_pool(
+    limits: Limits, workers: int, readable: tuple[str, ...] = (), container: Container | None = None
+) -> Pool:
+    """Return the pool with these settings; a process makes each once and keeps it."""
+    key = (os.getpid(), limits, workers, readable, container)
+    if key not in _warm:
+        _warm[key] = Pool(limits, workers, readable, container)
+    return _warm[key]
+
+
+@atexit.register
+def close_pools() -> None:
+    """End the workers of all warm pools of this process."""
+    for key in [key for key in _warm if key[0] == os.getpid()]:
+        _warm.pop(key).close()

@@ -19,6 +19,7 @@ import values
 from processes import kill_descendants, processes_of
 
 WATCH_SECONDS = 0.05  # between two looks at the scratch folder
+COMMAND_PATH = "/usr/local/bin:/usr/bin:/bin"
 COMMAND_USER = 65534  # of an external command, where the harness runs as root
 Body = Callable[[dict[str, Any], int, int], None]
 
@@ -96,6 +97,9 @@ class Serve:
             confine.restrict_files(self.readable, self.scratch)
 
     def _run(self, control: socket.socket, job: dict[str, Any], channel: int) -> dict[str, Any]:
+        if self.commands and not shutil.which(job["arguments"][0], path=COMMAND_PATH):
+            os.close(channel)
+            return {"report": "", "ended": NO_COMMAND, "status": None}
         reader, writer = os.pipe()
         _write_files(job.get("files", {}))
         child = os.fork()
@@ -118,12 +122,10 @@ class Serve:
         try:
             self._confine(job.get("input", ""))
             status = 1
-            self.bodies[job["kind"]](job, channel, writer)
+            self.bodies[job["kind"]]({**job, "path": COMMAND_PATH}, channel, writer)
             status = 0
         except MemoryError:
             status = OUT_OF_MEMORY
-        except FileNotFoundError:
-            status = NO_COMMAND
         except Exception as error:
             if status == NOT_CONFINED:
                 os.write(writer, f"{type(error).__name__}: {error}".encode())
@@ -180,7 +182,8 @@ class Serve:
         return {"report": text, "ended": reason or _end_of(status), "status": code}
 
 
-NOT_CONFINED, OUT_OF_MEMORY, NO_COMMAND = 121, 122, 127
+NOT_CONFINED, OUT_OF_MEMORY = 121, 122
+NO_COMMAND = "there is no such command"
 
 
 def _all_of(control: socket.socket, size: int) -> bytes:
@@ -215,7 +218,7 @@ def _end_of(status: int) -> str:
             return "used too much CPU time"
         return "" if number == signal.SIGKILL else f"ended by signal {number}"
     code = os.WEXITSTATUS(status)
-    known = {0: "", OUT_OF_MEMORY: "used too much memory", NO_COMMAND: "there is no such command"}
+    known = {0: "", OUT_OF_MEMORY: "used too much memory"}
     return known.get(code, f"ended with status {code}")
 
 

@@ -1,0 +1,6 @@
+Theorem goal : {gold}.
+Proof.
+{answer}
+Qed.
+Check (goal : {gold}).
+Print Assumptions goal.
