@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from harness import HarnessError, UsageError, make_verifier
 from harness_plugins.isolation import confine
 from harness_plugins.isolation.pool import close_pools
 from harness_plugins.verifiers.code import program_of
+
+from harness import HarnessError, UsageError, make_verifier
 
 isolated = pytest.mark.skipif(bool(confine.missing()), reason=confine.missing() or "")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -54,7 +54,8 @@ RIGHT = {
     "the last of two blocks": f"```python\nroot = None\n```\nBetter:\n```python\n{FULL}```",
     "a block in another language after it": f"```python\n{FULL}```\n```text\n3\n```",
     "the head and the body again": f"```python\n{HEAD}{BODY}```",
-    "a helper beside it": "def half(x):\n    return x / 2\n\ndef root(x):\n    return x ** half(1)\n",
+    "a helper beside it": "def half(x):\n    return x / 2\n\n"
+    + FULL.replace("0.5", "half(1)"),
 }
 WRONG = {
     "an empty answer": "",
@@ -215,8 +216,8 @@ def test_command_accepts_proofs_of_coq():
         "intros. give_up.",
         "Abort. Axiom a : forall n : nat, n + 0 = n. Theorem goal : forall n : nat, n + 0 = n."
         " Proof. exact a.",
-        "Abort.\nNotation \"x = y\" := True.\nTheorem goal : 1 = 2. Proof. exact I.",
-        "Redirect \"x\" Print nat.",
+        'Abort.\nNotation "x = y" := True.\nTheorem goal : 1 = 2. Proof. exact I.',
+        'Redirect "x" Print nat.',
     ]
     tried += [(golds[0], text) for text in cheats]
     wrong = verifier.verify(

@@ -13,11 +13,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness import HarnessError, Prompt, Verifier, hookimpl
+from harness import Prompt, Verifier, hookimpl
 
-from ..isolation.confine import IsolationError, Limits
+from ..isolation.confine import Limits
 from ..isolation.heads import head_alone
-from ..isolation.pool import Container, Pool, close_pools, warm_pool
+from ..isolation.pool import Container, Pool, close_pools
+from .isolated import pool_of, refuse_without_isolation
 
 BLOCK = re.compile(r"^ {0,3}```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^ {0,3}```|\Z)", re.M | re.S)
 PYTHON = ("", "python", "python3", "py", "py3")
@@ -51,6 +52,7 @@ class Code(Verifier):
         """Raise ValueError for limits that admit no program."""
         if min(self.seconds, self.memory_mb, self.workers) <= 0 or self.memory_mb < 64:
             raise ValueError("seconds and workers must be above 0, memory_mb at least 64")
+        refuse_without_isolation(self.container)
 
     def identity(self) -> dict[str, object]:
         """Return the options but for `workers`, which change no verdict."""
@@ -98,10 +100,7 @@ class Code(Verifier):
     def _pool(self) -> Pool:
         limits = Limits(seconds=self.seconds, memory_mb=self.memory_mb)
         box = Container(self.container, self.runtime) if self.container else None
-        try:
-            return warm_pool(limits, self.workers, (), box)
-        except IsolationError as error:
-            raise HarnessError(f"The verifier {self.name} runs nothing without isolation. {error}")
+        return pool_of(limits, self.workers, (), box)
 
     def examples(self) -> list[tuple[str, str]]:
         """Return a function's body, a fenced function, and a whole program."""

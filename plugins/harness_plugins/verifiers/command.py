@@ -16,8 +16,9 @@ from pathlib import Path
 
 from harness import HarnessError, Prompt, Verifier, hookimpl
 
-from ..isolation.confine import IsolationError, Limits
-from ..isolation.pool import NO_COMMAND, Container, close_pools, warm_pool
+from ..isolation.confine import Limits
+from ..isolation.pool import NO_COMMAND, Container, close_pools
+from .isolated import pool_of, refuse_without_isolation
 
 LONGEST = 100_000  # characters of a completion
 BLOCK = re.compile(r"^ {0,3}```[^\n]*\n(.*?)(?:^ {0,3}```|\Z)", re.M | re.S)
@@ -56,6 +57,7 @@ class Command(Verifier):
             raise ValueError("seconds, memory_mb, processes and workers must be above 0")
         if Path(self.file_name).name != self.file_name or self.file_name in ("", "gold"):
             raise ValueError(f"file_name = {self.file_name!r} is no plain name of a file")
+        refuse_without_isolation(self.container)
 
     def identity(self) -> dict[str, object]:
         """Return the options but for `workers`, and the template's text in place of its path."""
@@ -124,10 +126,7 @@ class Command(Verifier):
             processes=self.processes,
         )
         box = Container(self.container, self.runtime) if self.container else None
-        try:
-            return warm_pool(limits, self.workers, tuple(self.readable), box).run(jobs)
-        except IsolationError as error:
-            raise HarnessError(f"The verifier command runs nothing without isolation. {error}")
+        return pool_of(limits, self.workers, tuple(self.readable), box).run(jobs)
 
     def close(self) -> None:
         """End the workers of every `code` and `command` verifier."""
