@@ -17,6 +17,7 @@ There is no labeller, so methods that need preferences or a learned reward are r
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -50,6 +51,9 @@ class QuestionFile(RowSuite):
 
     question_columns: tuple[str, ...] = ("question",)  # joined by a space
     answer_column: str = "answer"  # the answer of a row, such as a worked solution
+    # what the verifier reads: one column's text, or a JSON object of several; empty: the answer
+    gold_columns: tuple[str, ...] = ()
+    keep_space: bool = False  # keep white space at both ends of columns, as code needs it
     verifier: str = "final_number"  # checks answers: a verifier's name, or module:function
     verifier_options: dict = field(default_factory=dict)  # options of the verifier, as a table
     # several in its place, as tables: name, weight, label and options of each
@@ -98,26 +102,44 @@ class QuestionFile(RowSuite):
 
     def _worked(self, row: object) -> list[Demonstration]:
         """Return a row as a prompt with its answer and the worked answer to it."""
-        answer = _cell(row, self.answer_column)
+        answer = self._cell(row, self.answer_column)
+        gold, names = self._gold(row, answer)
         try:
-            final = self._verifier.read_gold(answer)
+            final = self._verifier.read_gold(gold)
         except ValueError as error:
-            raise ValueError(f"{self.answer_column!r} {error}") from error
+            raise ValueError(f"{names} {error}") from error
         worked = answer if self.calculator_marks else CALCULATION.sub("", answer)
         prompt = self._posed(row)
         plain = isinstance(prompt, str)
-        gap = " " if plain and not prompt[-1:].isspace() else ""
+        gap = " " if plain and not self.keep_space and not prompt[-1:].isspace() else ""
         completion = gap + worked if plain else as_messages(worked, "assistant")
         return [
             Demonstration(Prompt(f"{derive('prompt', prompt):016x}", prompt, final), completion)
         ]
+
+    def _gold(self, row: object, answer: str) -> tuple[str, str]:
+        """Return what the verifier reads of a row, and the columns it stands in."""
+        if not self.gold_columns:
+            return answer, repr(self.answer_column)
+        known = dict(row) if isinstance(row, dict) else {}
+        for column in self.gold_columns:
+            if column not in known:
+                raise ValueError(f"no column {column!r}; there are {', '.join(sorted(known))}")
+        only = len(self.gold_columns) == 1 and isinstance(known[self.gold_columns[0]], str)
+        gold = {column: known[column] for column in self.gold_columns}
+        text = known[self.gold_columns[0]] if only else json.dumps(gold, sort_keys=True)
+        return text, ", ".join(map(repr, self.gold_columns))
+
+    def _cell(self, row: object, column: str) -> str:
+        text = _cell(row, column)
+        return text if self.keep_space else text.strip()
 
     def _posed(self, row: object) -> Text:
         """Return a row's question: posed by the prompt template, or the conversation that it is."""
         first = row.get(self.question_columns[0]) if isinstance(row, dict) else None
         if isinstance(first, list) and len(self.question_columns) == 1:
             return read_text(first)
-        question = " ".join(_cell(row, column) for column in self.question_columns)
+        question = " ".join(self._cell(row, column) for column in self.question_columns)
         return self.prompt_template.replace("{question}", question)
 
 
@@ -133,7 +155,7 @@ def _cell(row: object, column: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{column!r}: expected text or a number, not {str(value)[:40]!r}")
     value.encode()  # ValueError for a lone surrogate, which has no tokens
-    return value.strip()
+    return value
 
 
 class Verdict(Judge):

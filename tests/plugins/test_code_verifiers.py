@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import runpy
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from harness_plugins.isolation.pool import close_pools
 from harness_plugins.verifiers.code import program_of
 
 from harness import HarnessError, UsageError, make_verifier
+
+from ..helpers.tools import command
 
 isolated = pytest.mark.skipif(bool(confine.missing()), reason=confine.missing() or "")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -54,8 +57,7 @@ RIGHT = {
     "the last of two blocks": f"```python\nroot = None\n```\nBetter:\n```python\n{FULL}```",
     "a block in another language after it": f"```python\n{FULL}```\n```text\n3\n```",
     "the head and the body again": f"```python\n{HEAD}{BODY}```",
-    "a helper beside it": "def half(x):\n    return x / 2\n\n"
-    + FULL.replace("0.5", "half(1)"),
+    "a helper beside it": "def half(x):\n    return x / 2\n\n" + FULL.replace("0.5", "half(1)"),
 }
 WRONG = {
     "an empty answer": "",
@@ -226,3 +228,65 @@ def test_command_accepts_proofs_of_coq():
     assert wrong == [0.0] * len(tried)
     unguarded = make_verifier("command", {**options, "forbidden": ""}, folder=EXAMPLES)
     assert unguarded.verify([None], [cheats[1]], ["True"], [True]) == [1.0]  # why `forbidden` is
+
+
+# -- the examples, at toy size ---------------------------------------------------------------------
+
+
+def small_model(data, folder):
+    """Make a small untrained model with a tokenizer of the data's text."""
+    runpy.run_path(str(EXAMPLES / "small_model.py"))["main"](str(data), str(folder))
+
+
+def run_example(example, data, folder, *more):
+    """Run one method on an example's suite file with data of its own; return the result."""
+    small_model(data, folder / "model")
+    options = ["--suite-set", "max_completion_tokens=8", "--set", "steps=1", *more]
+    done = command(
+        *("run", "--method", "rlvr", "--suite", EXAMPLES / example, "--quick"),
+        *("--model", folder / "model", "--results", folder / "results", *options),
+        *("--set", "batch_size=2", "--set", "num_generations=2"),
+        *("--stage-set", "sft.steps=1", "--stage-set", "evaluation.prompts=4"),
+    )
+    assert done.code == 0, done.text
+    (file,) = (folder / "results").glob("runs/*/rlvr/*/result.json")
+    return json.loads(file.read_text())
+
+
+@isolated
+def test_example_humaneval_runs_at_toy_size(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    with rows.open("w") as file:
+        for n in range(40):
+            row = {
+                "prompt": f'def add{n}(x):\n    """Add {n}."""\n',
+                "canonical_solution": f"    return x + {n}\n",
+                "entry_point": f"add{n}",
+                "test": f"def check(candidate):\n    assert candidate(1) == {n + 1}\n",
+            }
+            file.write(json.dumps(row) + "\n")
+    source = ("dataset=", "train=", f"data={rows}")
+    result = run_example(
+        "humaneval.toml", rows, tmp_path, *(word for s in source for word in ("--suite-set", s))
+    )
+    assert result["evaluation"]["accuracy"]["n"] == 4
+    from harness_suites.question_file import QuestionFile
+
+    from harness.core.suite_file import read_toml
+
+    settings = read_toml(EXAMPLES / "humaneval.toml", "test")
+    options = {k: v for k, v in settings.items() if k not in ("suite", "dataset", "train")}
+    suite = QuestionFile(data=str(rows), **options)
+    for part in ("demonstrations", "test"):  # the data's own answers are right, unchanged
+        for shown in suite.demonstrations(part):
+            assert shown.completion.startswith("    return x + ")
+            gold, verifier = shown.prompt.answer, suite.make_verifier()
+            assert verifier.verify([shown.prompt], [shown.completion], [gold], [True]) == [1.0]
+
+
+@isolated
+@pytest.mark.skipif(not shutil.which("coqc"), reason="coqc is not installed (Debian: coq)")
+def test_example_proofs_runs_at_toy_size(tmp_path):
+    data = EXAMPLES / "proofs" / "theorems.jsonl"
+    result = run_example("proofs.toml", data, tmp_path)
+    assert result["evaluation"]["accuracy"]["n"] >= 2
