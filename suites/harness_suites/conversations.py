@@ -85,7 +85,7 @@ def divide(
     known = None if prompt is None else as_messages(prompt, "user")
     if known is None or (isinstance(prompt, str) and any(map(_asks, whole))):
         head = _shared_turns(whole)
-        if known is not None:
+        if known is not None and head:
             _check_contains(head, str(prompt))
         answers = [turns[len(head) :] if _asks(turns) else turns for turns in whole]
     else:

@@ -274,7 +274,7 @@ BAD = {
     "text": ('"just text"', "expected an object"),
     "user": (
         GOOD | {"rejected": [{"role": "user", "content": "x"}]},
-        "does not contain the prompt",
+        "share no beginning",
     ),
 }
 
