@@ -52,7 +52,7 @@ class Artifacts:
 
     def find(self, kind: str, inputs: Mapping[str, Any]) -> Artifact | None:
         """Return the artifact of these inputs, or None where it was not made yet."""
-        folder = self.root / _name(kind, inputs)
+        folder = self.root / artifact_name(kind, inputs)
         there = self.distributed.broadcast_from_main(folder.exists())
         return self._open(folder, kind, reused=True) if there else None
 
@@ -70,7 +70,7 @@ class Artifacts:
         `make(output, scratch)` fills `output`. `scratch` survives a crash, so `make` can resume.
         A second process that needs the same artifact waits for the first.
         """
-        name = _name(kind, inputs)
+        name = artifact_name(kind, inputs)
         final, work = self.root / name, make_folder(self.root / ".work" / name)
         with (
             lock(work, f"The artifact {name}", wait=True)
@@ -120,7 +120,8 @@ class Artifacts:
         )
 
 
-def _name(kind: str, inputs: Mapping[str, Any]) -> str:
+def artifact_name(kind: str, inputs: Mapping[str, Any]) -> str:
+    """Return the name of the folder of an artifact: its kind, and a digest of its inputs."""
     return f"{kind}-{digest_of({'kind': kind, **inputs})[:16]}"
 
 

@@ -32,13 +32,16 @@ def process_count() -> int:
 class DistributedContext:
     """The processes of a run, seen from one of them."""
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, main: bool | None = None) -> None:
         self.rank, self.size = rank, size
+        self.main = rank == 0 if main is None else main  # whether this is the process that writes
 
-    @property
-    def main(self) -> bool:
-        """Whether this is the process that writes."""
-        return self.rank == 0
+    def alone(self) -> DistributedContext:
+        """Return a context in which this process computes everything by itself.
+
+        Every process then has the same results, and still only the main process writes.
+        """
+        return DistributedContext(0, 1, self.main)
 
     def has(self, part: int) -> bool:
         """Return whether this process computes part number `part`."""

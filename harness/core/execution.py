@@ -24,6 +24,7 @@ class Execution:
     activation_checkpointing: bool = False  # compute layers again in the backward pass
 
 
+TRAINING, EVALUATION = "training", "evaluation"  # parts of a run, beside its artifacts
 SETTINGS = tuple(f.name for f in fields(Execution))
 
 

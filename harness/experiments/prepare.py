@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import comb
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..api.resolve import (
 )
 from ..core.distributed import DistributedContext
 from ..core.errors import Refused, UsageError
+from ..core.execution import Execution
 from ..core.spec import RunSpec, stage_options
 from .observers import Observers, Warn
 
@@ -46,6 +47,8 @@ class RunOptions:
     check_rollouts: bool = False  # compare what was drawn with a teacher-forced pass
     warn: Warn = print
     train: bool = True  # False: refuse a run whose trained policy is not there
+    # the recorded settings of each part, where a run is reproduced: see StageRuntime.plan
+    plan: Mapping[str, Execution] = field(default_factory=dict)
 
 
 # -- the three acts --------------------------------------------------------------------------------
@@ -169,6 +172,7 @@ def open_stage_runtime(
         RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
         tell=settings.warn if distributed.main else lambda text: None,
         sizes=BatchSizes(settings.warn),
+        plan=settings.plan,
     )
 
 

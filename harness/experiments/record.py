@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..api.registry import Registry, plugins_in_use
 from ..core import run_folder
-from ..core.artifacts import EXECUTION
 from ..core.digests import digest_of
+from ..core.execution import EVALUATION, TRAINING
 from ..core.files import write_json
 from ..core.meter import OWN_PHASES, SHARED_PHASES, Meter, merge, start_peak_anew
 from ..core.model_folder import adapter_in, model_record
@@ -78,22 +78,12 @@ def model_of(spec: RunSpec) -> dict[str, Any]:
     return {"name": spec.model or "embedded", "digest": spec.code.get("base", "")}
 
 
-def execution_of(
-    loop: Loop, stage_runtime: StageRuntime, pins: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Return how training, evaluation and each kind of artifact were computed.
+def execution_of(loop: Loop, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how training and evaluation were computed; `pins` say it of artifacts.
 
-    Training and an artifact have several settings where they were resumed with others.
+    Training has several settings where it was resumed with others.
     """
-    kinds: dict[str, list[Any]] = {}
-    for pin in pins.values():
-        known = kinds.setdefault(pin["kind"], [])
-        known += [settings for settings in pin[EXECUTION] if settings not in known]
-    return {
-        "training": list(loop.executions),
-        "evaluation": stage_runtime.execution_record(),
-        "artifacts": dict(sorted(kinds.items())),
-    }
+    return {TRAINING: list(loop.executions), EVALUATION: dict(evaluation)}
 
 
 def pins_of(bill: CostReport, assessed: EvaluationResult, loop: Loop) -> dict[str, Any]:

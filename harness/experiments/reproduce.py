@@ -32,9 +32,12 @@ from ..api.resolve import code_of as code_digests
 from ..api.resolve import make_method, make_suite
 from ..core import run_folder
 from ..core.errors import HarnessError, Refused, UsageError
+from ..core.execution import TRAINING
 from ..core.files import make_folder, write_json
 from ..core.settings import STAGES
 from ..core.spec import START_MODEL, RunSpec, spec_from, stage_options
+from .carry_out import carry_out
+from .recorded_execution import Plan, plan_of
 from .reproduction_digests import DIFFERENT, SAME, Item, compare_failures, compare_runs, within
 
 MARK = (  # in a folder named with --into: whose reproduction it is, so that it goes on after a kill
@@ -270,15 +273,11 @@ def surroundings(run: Recorded) -> list[str]:
         for package, was in made.get("versions", {}).items()
         if was != here["versions"].get(package)
     ]
-    told += [
+    return told + [
         f"{part} was {was}, is {here['machine'].get(part)}"
         for part, was in made.get("machine", {}).items()
         if was != here["machine"].get(part)
     ]
-    processes = run.result.get("runtime", {}).get("processes", 1)
-    return told + (
-        [f"it was made by {processes} processes, is made by one"] if processes != 1 else []
-    )
 
 
 # -- making it again -------------------------------------------------------------------------------
@@ -290,10 +289,13 @@ def reproduce(run: Recorded, registry: Registry, asked: Asked, say: Say) -> Verd
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("harness reproduce is carried out by one process, not by several.")
-    spec = checked(run, registry, asked.anyway, say)
+    spec, plan = checked(run, registry, asked.anyway, say), planned(run)
+    spec = replace(spec, execution=plan.of(TRAINING, spec.execution))
+    for line in plan.notes:
+        say(f"{'note':<10} {line}")
     with folder_for(run, asked.into) as results:
         say(f"{'again':<10} {spec.method} on {spec.suite_name}, seed {spec.seed} in {results}")
-        folder, again = _again(spec, registry, results, say)
+        folder, again = _again(spec, registry, results, plan, say)
         if run.failed or "failure" in again:
             return Verdict(
                 _told(compare_failures(how_it_ended(run.result), how_it_ended(again)), say),
@@ -371,8 +373,25 @@ def folder_for(run: Recorded, into: Path | None) -> Iterator[Path]:
     yield into
 
 
+def planned(run: Recorded) -> Plan:
+    """Return how each part of a run was computed; a GPU that is not here is told in a note."""
+    import torch
+
+    there = torch.cuda.is_available()
+    devices = {s["device"] for s in run.result.get("execution", {}).get(TRAINING, ())}
+    plan = plan_of(
+        run.result,
+        torch.cuda.get_device_name() if there and devices == {"cuda"} else run_folder.processor(),
+    )
+    if there or "cuda" not in devices:
+        return plan
+    parts = {part: replace(one, device="auto") for part, one in plan.parts.items()}
+    note = "it was computed on a GPU, and there is none here: digests will differ"
+    return Plan(parts, (*plan.notes, note))
+
+
 def _again(
-    spec: RunSpec, registry: Registry, results: Path, say: Say
+    spec: RunSpec, registry: Registry, results: Path, plan: Plan, say: Say
 ) -> tuple[Path, dict[str, Any]]:
     """Carry a run out; return its folder and its record, be it a result or a failure."""
     from .prepare import RunOptions
@@ -380,10 +399,12 @@ def _again(
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     folder = results / spec.folder
+    tell = lambda line: say(f"{'note':<10} {line}")  # noqa: E731
     try:
-        outcome = execute(
-            spec, registry, RunOptions(results, warn=lambda line: say(f"{'note':<10} {line}"))
-        )
+        if plan.processes > 1:
+            say(f"{'again':<10} in {plan.processes} processes, as recorded")
+            carry_out(spec, registry, results, plan.parts, plan.processes)
+        outcome = execute(spec, registry, RunOptions(results, warn=tell, plan=plan.parts))
     except (UsageError, Refused):
         raise
     except HarnessError:

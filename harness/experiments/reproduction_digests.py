@@ -50,6 +50,9 @@ def compare_runs(
         yield _value(f"ground {name}", then["ground"].get(name), now["ground"].get(name))
     for name in _both(_weights(then_folder), _weights(now_folder)):
         yield _file(name, then_folder / name, now_folder / name)
+    looked_up = [_looked_up(record) for record in (then, now)]
+    if any(looked_up):
+        yield _figures("caches", *looked_up)
     yield _rows("metrics.jsonl", then_folder, now_folder, "step")
     yield _rows("samples.jsonl", then_folder, now_folder, "prompt_id")
     yield _figures("evaluation", then["evaluation"], now["evaluation"])
@@ -112,6 +115,13 @@ def _artifact(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] 
     if then is None or now is None or then == now:
         return _value(name, (then or {}).get("content"), (now or {}).get("content"))
     return _figures(name, then, now)
+
+
+def _looked_up(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return {name: content} of the artifacts that a run looked something up in, beside stages."""
+    own = {*record["artifacts"], "policy"}  # a policy's artifact holds times
+    pins = record.get("pins", {})
+    return {name: pin["content"] for name, pin in pins.items() if pin["kind"] not in own}
 
 
 def _weights(folder: Path) -> list[str]:

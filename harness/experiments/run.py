@@ -23,7 +23,7 @@ from ..core import run_folder
 from ..core.data import Prompt
 from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, Refused, UsageError
-from ..core.execution import differing, from_record
+from ..core.execution import EVALUATION, differing, from_record
 from ..core.files import lock, make_folder
 from ..core.spec import RunSpec, stage_options
 from . import record
@@ -119,9 +119,11 @@ def _train_and_evaluate(
             " began anew."
         )
     prompts = evaluation_prompts(spec, registry)
-    drawn = draw(spec, stage_runtime, policy, training.method_inputs, prompts, evaluation)
     kept = loop.snapshots.kept() if loop.snapshots else {}
-    assessed = assess(spec, registry, stage_runtime, drawn, evaluation, kept)
+    with stage_runtime.planned(EVALUATION):
+        settings_used = stage_runtime.execution_record()
+        drawn = draw(spec, stage_runtime, policy, training.method_inputs, prompts, evaluation)
+        assessed = assess(spec, registry, stage_runtime, drawn, evaluation, kept)
     cost = record.CostReport(
         meter,
         evaluation,
@@ -133,9 +135,8 @@ def _train_and_evaluate(
         training.found,
     )
     result = record.result_of(spec, type(training.method).paper, assessed, cost)
-    pins = record.pins_of(cost, assessed, loop)
-    result["execution"] = record.execution_of(loop, stage_runtime, pins)
-    result["pins"] = {name: pin["content"] for name, pin in pins.items()}
+    result["execution"] = record.execution_of(loop, settings_used)
+    result["pins"] = record.pins_of(cost, assessed, loop)
     result["runtime"] = record.runtime_of(training.method_inputs, stage_runtime, policy)
     for remark in _remarks(spec, loop, stage_runtime, result["runtime"]):
         settings.warn(remark)
@@ -237,7 +238,7 @@ def _computed_otherwise(spec: RunSpec, done: Mapping[str, Any]) -> list[str]:
     recorded = done.get("execution")
     if recorded is None:
         return []
-    other = differing(spec.execution, from_record(recorded["evaluation"]))
+    other = differing(spec.execution, from_record(recorded[EVALUATION]))
     told = ", ".join(f"{name} {used}, not {asked}" for name, (asked, used) in other.items())
     return (
         [f"This run is finished. It was computed with {told}: results differ by rounding only."]

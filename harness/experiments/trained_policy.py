@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..api.contracts import Method
 from ..core.artifacts import EXECUTION, Artifact
 from ..core.errors import HarnessError, Refused
+from ..core.execution import TRAINING
 from ..core.settings import AdamWOptions
 from ..core.spec import RunSpec
 
@@ -86,6 +87,12 @@ class Training:
         return {kind: artifact.content for kind, artifact in self.shared.items()}
 
     def _run(
+        self, meter: Meter, checkpoints: Path, snapshots: Path, every: float
+    ) -> tuple[Policy, Loop]:
+        with self.stage_runtime.planned(TRAINING):
+            return self._train(meter, checkpoints, snapshots, every)
+
+    def _train(
         self, meter: Meter, checkpoints: Path, snapshots: Path, every: float
     ) -> tuple[Policy, Loop]:
         from ..training.checkpoints import Checkpoints, Snapshots

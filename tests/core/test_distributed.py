@@ -3,9 +3,6 @@
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +10,7 @@ import torch
 from harness.api.registry import installed
 from harness.core.distributed import ALONE, DistributedContext, merged
 
-from ..helpers.tools import ENV, finished, fresh, on_small, only_run
+from ..helpers.tools import finished, fresh, launched, on_small, only_run
 
 METHODS = [
     "ppo",
@@ -24,17 +21,6 @@ METHODS = [
 @pytest.fixture(scope="module")
 def folder():
     return fresh("team")
-
-
-def launched(*args):
-    """Run a Python module or script in two processes; on CPU `accelerate launch` starts but one."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run(
-        [sys.executable, *launcher, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **ENV},
-    )
 
 
 def rows(folder, name):

@@ -229,11 +229,13 @@ def test_a_run_resumed_with_other_execution_settings_goes_on_and_records_both(wa
     done = watched.rest("dpo", *seed, "--micro-batch-tokens", 512)
     assert done.code == 0, done.text
     (folder,) = (watched.folder / "runs/small/dpo").glob("seed7-*")
-    execution = json.loads((folder / "result.json").read_text())["execution"]
+    result = json.loads((folder / "result.json").read_text())
+    execution, pins = result["execution"], result["pins"].values()
     sizes = [settings["micro_batch_tokens"] for settings in execution["training"]]
     assert sizes == [16384, 512] and execution["evaluation"]["micro_batch_tokens"] == 512
-    assert execution["artifacts"]["policy"] == execution["training"]
-    assert [s["micro_batch_tokens"] for s in execution["artifacts"]["sft"]] == [16384]
+    made = {pin["kind"]: pin["execution"] for pin in pins}
+    assert made["policy"] == execution["training"]
+    assert [s["micro_batch_tokens"] for s in made["sft"]] == [16384]
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
     again = watched.rest("dpo", *seed, "--threads", 3)  # finished: only told
     told = "computed with threads 1, not 3, micro_batch_tokens 512, not 16384"

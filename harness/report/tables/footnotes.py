@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...core.errors import HarnessError
+from ...core.execution import EVALUATION, TRAINING
 from ...core.run_folder import unspent
 from ...experiments.study.state import CLASSES, LEFT, study_folder
 from ..selection.select import Record, Row, Selection, spec_of, unlike
@@ -90,7 +91,7 @@ def settings_of(record: Record) -> dict[str, tuple[Any, ...]]:
     recorded = record.get("execution")
     if not recorded:  # an old record
         return {}
-    used = [*recorded["training"], recorded["evaluation"]]
+    used = [*recorded[TRAINING], recorded[EVALUATION]]
     return {name: tuple(dict.fromkeys(s.get(name) for s in used)) for name in used[-1]}
 
 

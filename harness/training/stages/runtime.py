@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from ...api.contracts import Judge, Labeller, Suite
-from ...core.artifacts import Artifact, Artifacts, Make
+from ...core.artifacts import Artifact, Artifacts, Make, artifact_name
 from ...core.data import Sampling
 from ...core.distributed import ALONE, DistributedContext
 from ...core.errors import UsageError
@@ -48,6 +49,9 @@ class StageRuntime:
     trainer_cls: type[Trainer] = Trainer
     tell: Tell = lambda text: None  # notes for the user, as they come up
     sizes: BatchSizes = field(default_factory=BatchSizes)  # halved when memory runs out
+    # settings of parts of the run, by artifact name, artifact kind, TRAINING or EVALUATION: a
+    # reproduction computes each part as it was computed
+    plan: Mapping[str, Execution] = field(default_factory=dict)
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -72,7 +76,27 @@ class StageRuntime:
 
     def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
         """Return an artifact; make it with the settings in use if the cache does not hold it."""
-        return self.artifacts.get_or_make(kind, inputs, make, self.execution_record)
+        with self.planned(artifact_name(kind, inputs), kind):
+            return self.artifacts.get_or_make(kind, inputs, make, self.execution_record)
+
+    @contextmanager
+    def planned(self, *parts: str) -> Iterator[None]:
+        """Compute with the settings that are planned for the first of these parts that has some."""
+        before = self.execution, self.distributed
+        wanted = next((self.plan[part] for part in parts if part in self.plan), self.execution)
+        alone = wanted.processes == 1 < self.distributed.size
+        self.distributed = self.distributed.alone() if alone else self.distributed
+        self._use(replace(wanted, device=self.device.type, processes=self.distributed.size))
+        try:
+            yield
+        finally:
+            self.distributed = before[1]
+            self._use(before[0])
+
+    def _use(self, execution: Execution) -> None:
+        if execution.threads != self.execution.threads and self.device.type == "cpu":
+            torch.set_num_threads(execution.threads)
+        self.execution = execution
 
     def meter(self) -> Meter:
         """Return a meter for this device."""
