@@ -23,7 +23,7 @@ from ..core.execution import SETTINGS, Execution
 from ..core.model_folder import model_digest
 from ..core.options import build, options_of, parse_settings
 from ..core.settings import STAGES, PreferenceOptions, is_base_class
-from ..core.spec import START_MODEL, RunSpec, parse_budget
+from ..core.spec import START_MODEL, WEIGHTS, RunSpec, compute_dtype, parse_budget
 from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
 from .contracts import Judge, Labeller, Method, Suite
 from .registry import Registry
@@ -67,6 +67,7 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     budget = parse_budget(request.budget)
     fixed = {"processes": process_count(), **request.fixed}
     start = start_of(fixed.pop("start", None), fixed.get("model"))
+    fixed["dtype"] = compute_dtype(fixed.get("dtype"), fixed.get("weights", WEIGHTS[0]))
     stage_settings = parse_settings(request.stage_settings, "--stage-set")
     labeller = method.labeller() or fixed.get("labeller") or suite.labeller_name
     spec = RunSpec(

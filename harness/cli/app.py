@@ -21,7 +21,7 @@ from ..api.registry import KINDS, Registry
 from ..core.distributed import leave_process_group
 from ..core.errors import HarnessError, UsageError
 from ..core.options import summary_of
-from ..core.spec import STARTS
+from ..core.spec import STARTS, WEIGHTS
 from .check_command import check
 from .evaluate_command import evaluate
 from .report_commands import COMMANDS, plugin_files
@@ -160,9 +160,15 @@ def cli() -> None:
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
+    show_default="as --weights",
+    help="Of forward passes.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(WEIGHTS),
+    default=WEIGHTS[0],
     show_default=True,
-    help="Of forward passes; weights stay float32.",
+    help="Of weights in memory. In bfloat16 those that are trained have float32 copies.",
 )
 @click.option(
     "--micro-batch-tokens",

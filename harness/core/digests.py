@@ -108,6 +108,7 @@ _LEARNING = (
     "models/[!_]*.py",
     "training/checkpoints.py",
     "training/loop.py",
+    "training/master_weights.py",
     "training/runtime.py",
     "training/trainer.py",
 )

@@ -18,6 +18,8 @@ from .options import build, convert, options_of, parse_settings
 from .settings import STAGES
 
 START_MODEL, START_SFT = "model", "sft"
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+WEIGHTS = (FLOAT32, BFLOAT16)  # dtypes of weights in memory
 STARTS = (START_MODEL, START_SFT)
 START = "start"  # the method that trains nothing: a second draw from the start checkpoint
 FORMER_METHODS = {"sft": START}  # former name of a method: its name now
@@ -47,7 +49,8 @@ class RunSpec:
     labeller: str | None = None  # None: the suite's
     # of the labeller the method learns from
     labeller_options: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
+    dtype: str = "float32"  # of forward passes
+    weights: str = "float32"  # in memory; trained ones in bfloat16 have float32 copies
     # compute a prompt once for its completions, where the model can; it decides the counted FLOPs
     prompt_sharing: bool = True
     snapshots: int = 0  # policies kept along the way and evaluated afterwards
@@ -109,6 +112,22 @@ def spec_from(values: Mapping[str, Any]) -> RunSpec:
 def stage_options(spec: RunSpec, stage: str) -> Any:
     """Return the options of a stage as its dataclass."""
     return build(STAGES[stage], spec.stages[stage], f"stage {stage}")
+
+
+def compute_dtype(dtype: str | None, weights: str) -> str:
+    """Return the dtype of forward passes; None follows the weights.
+
+    Raises:
+        UsageError: The two do not go together.
+    """
+    if dtype not in (None, FLOAT32, BFLOAT16):
+        raise UsageError(f"--dtype {dtype}: expected {FLOAT32} or {BFLOAT16}.")
+    if weights == BFLOAT16 and dtype == FLOAT32:
+        raise UsageError(
+            f"--weights {weights} --dtype {dtype}: weights in bfloat16 compute in bfloat16. Leave"
+            " --dtype out, or use --weights float32."
+        )
+    return dtype or (FLOAT32 if weights == FLOAT32 else BFLOAT16)
 
 
 def parse_budget(text: str) -> Budget:

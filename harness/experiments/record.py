@@ -107,7 +107,7 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
         ],
         "sampling": (
             f"T={suite.temperature} max={suite.max_new_tokens} engine={spec.engine}"
-            f" dtype={spec.dtype}"
+            f" dtype={spec.dtype} weights={spec.weights}"
         ),
         "baseline_answers": stages.used["baseline_answers"].content[:16],
     }
@@ -252,6 +252,7 @@ def runtime_of(
         "head_in_parts": bool(getattr(trunk, "plain_head", False)),
         "last_layer_where_read": getattr(trunk, "last_parts", None) is not None,
         "reuse": method_inputs.reference_cache.told() if method_inputs.reference_cache else {},
+        "bfloat16_nats_per_token": getattr(trunk, "rounding", 0.0),
         "rollouts_checked": vars(stage_runtime.check) if stage_runtime.check else None,
         "adapter": asdict(how) if how else None,
     }

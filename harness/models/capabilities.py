@@ -17,7 +17,7 @@ from ..core.data import Prompt
 from ..core.errors import UsageError
 from .generation import Cached, Repeated, SharedDecoding, prefill
 from .last_layer import find_parts
-from .loading import in_float32, trunk_of
+from .loading import trunk_of
 from .logprobs import (
     apply_head,
     completion_logits,
@@ -28,16 +28,31 @@ from .logprobs import (
     padded_states,
 )
 from .packing import pack
+from .precision import ROUNDING, in_float32, note_on_rounding
 from .tokens import Batch, PromptBatch
 
-FOUND_BY_TRYING = ("share_prompt", "plain_head", "last_parts", "share_cache", "keeps_cache")
+FOUND_BY_TRYING = (
+    "share_prompt",
+    "plain_head",
+    "last_parts",
+    "share_cache",
+    "keeps_cache",
+    ROUNDING,
+)
 SHARING_TOLERANCE = 1e-4  # nats by which two ways to compute may differ in float32
 # errors raised when a model's architecture does not match what a fast path assumes
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 
-def find_out(model: nn.Module, sharing: bool) -> None:
-    """Probe the capabilities of a causal model; `sharing` allows prompt sharing.
+def find_out(
+    model: nn.Module, sharing: bool, tell: Callable[[str], None] = lambda text: None
+) -> None:
+    """Probe the capabilities of a causal model.
+
+    Args:
+        model: The model.
+        sharing: Whether prompt sharing is allowed.
+        tell: Called with what a user should know of its arithmetic.
 
     Raises UsageError if the model's output depends on padding.
     """
@@ -47,6 +62,9 @@ def find_out(model: nn.Module, sharing: bool) -> None:
     find_cache(model)
     if sharing:
         enable_shared_cache(model)
+    note = note_on_rounding(model, find_rounding(model))
+    if note:
+        tell(note)
 
 
 def inherit(model: nn.Module, known: nn.Module) -> None:
@@ -77,6 +95,23 @@ def check_padding(model: nn.Module) -> None:
             f" log-probabilities by {off:.2g} nats, because it ignores the attention mask. Use a"
             " model that applies it (attention, or a state space like Mamba)."
         )
+
+
+@torch.no_grad()
+def find_rounding(model: nn.Module) -> float:
+    """Return by how many nats per token a model's arithmetic differs from float32, on average.
+
+    The probe uses random tokens. The result is stored on the trunk; it is 0 in float32.
+    """
+    trunk: Any = trunk_of(model)
+    trunk.rounding = 0.0
+    if getattr(trunk, "compute_dtype", torch.float32) != torch.float32:
+        probe = made_up(model)
+        with in_float32(model):
+            expected = completion_logp(model, probe)
+        difference = (completion_logp(model, probe) - expected).abs().sum()
+        trunk.rounding = float(difference / probe["mask"].sum())
+    return float(trunk.rounding)
 
 
 def enable_sharing(model: nn.Module) -> bool:

@@ -50,14 +50,24 @@ def load_tokenizer(name: str | Path) -> Any:
         ) from error
 
 
-def read_model(name: str | Path) -> nn.Module:
-    """Return the causal language model of a folder or hub id in float32; adapters are merged.
+def read_model(name: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return the causal language model of a folder or hub id; adapters are merged, in float32.
+
+    Args:
+        name: The folder or hub id.
+        dtype: Of the weights in memory.
 
     Raises:
         UsageError: It cannot be loaded, its weights are quantised, or its adapter cannot be merged.
     """
     adapter = adapter_in(name) or _adapter_of_hub(name)
-    return _read_whole(name) if adapter is None else _merged(adapter)
+    if adapter is None:
+        return _read_whole(name, dtype)
+    merged = _merged(adapter)
+    for parameter in merged.parameters():  # buffers, such as rotary frequencies, stay float32
+        parameter.data = parameter.data.to(dtype)
+    merged.config.dtype = dtype
+    return merged
 
 
 def end_tokens(name: str | Path) -> set[int]:
@@ -133,7 +143,7 @@ def notes_on(name: str | Path) -> list[str]:
     return notes
 
 
-def _read_whole(name: str | Path) -> nn.Module:
+def _read_whole(name: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -142,7 +152,7 @@ def _read_whole(name: str | Path) -> nn.Module:
         model, loading = AutoModelForCausalLM.from_pretrained(
             str(name),
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
             generation_config=_generation_config(name),

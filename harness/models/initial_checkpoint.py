@@ -18,6 +18,7 @@ from torch import nn
 from ..core.seeds import derive
 from .capabilities import find_out, inherit
 from .loading import (
+    Arithmetic,
     ScalarModel,
     frozen,
     hidden_size,
@@ -106,16 +107,28 @@ class InitialCheckpoint:
 
 
 def start_in(
-    model: Path | str, dtype: str, device: torch.device, sharing: bool
+    model: Path | str,
+    arithmetic: Arithmetic,
+    device: torch.device,
+    sharing: bool,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> InitialCheckpoint:
-    """Return the start checkpoint of a folder or hub id; `sharing` allows prompt sharing."""
+    """Return the start checkpoint of a folder or hub id.
+
+    Args:
+        model: The folder or hub id.
+        arithmetic: The dtypes of forward passes and of weights.
+        device: Where it is used.
+        sharing: Whether prompt sharing is allowed.
+        tell: Called with what a user should know of the model.
+    """
     return InitialCheckpoint(
-        partial(_read, model, dtype, device), partial(find_out, sharing=sharing)
+        partial(_read, model, arithmetic, device), partial(find_out, sharing=sharing, tell=tell)
     )
 
 
-def _read(model: Path | str, dtype: str, device: torch.device) -> nn.Module:
-    return load_causal(model, dtype).to(device)
+def _read(model: Path | str, arithmetic: Arithmetic, device: torch.device) -> nn.Module:
+    return load_causal(model, arithmetic).to(device)
 
 
 def learner(start: InitialCheckpoint, method: object, seed: int) -> nn.Module:

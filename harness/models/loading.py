@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,31 @@ from .hub_format import load_tokenizer as load_tokenizer
 from .hub_format import read_model
 
 
-def load_causal(name: str | Path, compute: str = "float32") -> nn.Module:
+@dataclass(frozen=True)
+class Arithmetic:
+    """The dtypes of a model, by name.
+
+    Attributes:
+        compute: Of every forward pass: float32 or bfloat16.
+        weights: In memory: float32 or bfloat16.
+    """
+
+    compute: str = "float32"
+    weights: str = "float32"
+
+
+FLOAT32 = Arithmetic()
+
+
+def load_causal(name: str | Path, arithmetic: Arithmetic = FLOAT32) -> nn.Module:
     """Return the causal language model of a folder or hub id, from safetensors only, dropout off.
 
     A PEFT adapter is merged into its base model.
 
-    Weights are float32; `compute` is the dtype of every forward pass. Copies inherit it, so old,
-    new and reference log-probabilities come from the same arithmetic.
+    Copies inherit the arithmetic, so old, new and reference log-probabilities agree.
     """
-    model = read_model(name)
-    trunk_of(model).compute_dtype = getattr(torch, compute)
+    model = read_model(name, getattr(torch, arithmetic.weights))
+    trunk_of(model).compute_dtype = getattr(torch, arithmetic.compute)
     return frozen(model)
 
 
@@ -66,18 +82,6 @@ def cast_once(model: nn.Module) -> Iterator[None]:
     finally:
         for p in frozen_ones:
             p.requires_grad_(False)
-
-
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """Have a causal model compute in float32 inside the context, for probes."""
-    trunk: Any = trunk_of(model)
-    before = getattr(trunk, "compute_dtype", torch.float32)
-    trunk.compute_dtype = torch.float32
-    try:
-        yield
-    finally:
-        trunk.compute_dtype = before
 
 
 def save_causal(model: nn.Module, tokenizer: Any, folder: Path) -> None:
@@ -146,8 +150,12 @@ class ScalarModel(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Return (R, S) scalars from token ids (R, S)."""
-        hidden = self.trunk(**inputs, use_cache=False).last_hidden_state
-        scalars: Tensor = self.head(hidden)[..., 0]
+        return self.scalars(self.trunk(**inputs, use_cache=False).last_hidden_state)
+
+    def scalars(self, hidden: Tensor) -> Tensor:
+        """Return (...,) float32 scalars of hidden states (..., d); bfloat16 would round them."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            scalars: Tensor = self.head(hidden.float())[..., 0]
         return scalars
 
 

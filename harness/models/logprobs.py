@@ -155,11 +155,10 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
     if _packs(model):
         packing = pack(batch)
         hidden, place = _packed_states(model.trunk, model, packing, packing.states)
-        with computing(model):
-            scalars: Tensor = model.head(hidden)[..., 0].float()
+        scalars: Tensor = model.scalars(hidden)
         return scalars[place]
     with computing(model), checkpointing(model.trunk):
-        scalars = model(**accepted(model.trunk, _padded_inputs(batch))).float()
+        scalars = model(**accepted(model.trunk, _padded_inputs(batch)))
     return scalars[:, -(t + 1) :].view(b, k, t + 1)
 
 

@@ -47,7 +47,8 @@ def beside(model: nn.Module, rank: int, alpha: float, seed: int) -> nn.Module:
     """Return a causal model over the weights of a frozen one, with an adapter of output 0.
 
     y = W x + (alpha / rank) B A x; A is drawn as PEFT draws it, from the seed, and B is 0. PEFT
-    also adapts the stacked weights of experts, where it knows the architecture.
+    also adapts the stacked weights of experts, where it knows the architecture. The adapter is
+    float32, whatever the weights are.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -69,6 +70,9 @@ def beside(model: nn.Module, rank: int, alpha: float, seed: int) -> nn.Module:
         )  # PEFT warns that GPT-2's layers are transposed, and handles them
         torch.manual_seed(seed)
         inject_adapter_in_model(config, over)
+    for name, p in over.named_parameters():  # PEFT gives it the dtype of the weight below it
+        if OWN in name:
+            p.data = p.data.float()
     vars(over)[_MARK] = (rank, alpha)
     return over.eval()
 

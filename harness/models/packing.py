@@ -212,7 +212,14 @@ def pack(batch: Batch) -> Packing:
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, scaling: float, bias: Tensor | None = None
 ) -> Tensor:
-    """Return the attention of (R, heads, S, d) over (R, heads, S', d): causal, or with a bias."""
+    """Return the attention of (R, heads, S, d) over (R, heads, S', d): causal, or with a bias.
+
+    On a CPU torch's bfloat16 kernel is slower than its float32 one, so float32 is used.
+    """
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            bias = None if bias is None else bias.float()
+            return _attention(q.float(), k.float(), v.float(), scaling, bias).to(q.dtype)
     return torch.nn.functional.scaled_dot_product_attention(
         q, k, v, bias, is_causal=bias is None, scale=scaling
     )

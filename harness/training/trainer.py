@@ -29,6 +29,7 @@ from ..models.lora import load_own, own_state, size_of_adapter
 from ..models.memory import TRAINING, BatchSizes
 from ..models.micro_batches import micro_batches, smallest_row
 from ..models.tokens import Batch
+from .master_weights import MasterWeights
 
 Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
 REDUCTIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
@@ -100,6 +101,7 @@ class Trainer:
         ] = {}  # of a checkpoint: a module takes its part when it is added
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.masters: dict[str, MasterWeights] = {}  # what the optimizers step on
         self.learning_rates: dict[str, float] = {}
         self.steps = 0
 
@@ -112,8 +114,9 @@ class Trainer:
         self.learning_rates[name] = (
             self.options.learning_rate if learning_rate is None else learning_rate
         )
+        self.masters[name] = MasterWeights(parameters)
         self.optimizers[name] = torch.optim.AdamW(
-            parameters,
+            self.masters[name].parameters,
             lr=self.learning_rates[name],
             betas=(0.9, self.options.adam_beta2),
             weight_decay=self.options.weight_decay,
@@ -157,8 +160,9 @@ class Trainer:
 
     def _gradients(self, terms: Sequence[Term], max_tokens: int) -> list[dict[str, float]]:
         """Add the gradients of all terms from nothing; return this process's sums of each."""
-        for optimizer in self.optimizers.values():
+        for name, optimizer in self.optimizers.items():
             optimizer.zero_grad(set_to_none=True)
+            self.masters[name].clear_gradients()
         return [self._accumulate(term, max_tokens) for term in terms]
 
     def _accumulate(self, term: Term, max_tokens: int) -> dict[str, float]:
@@ -227,15 +231,19 @@ class Trainer:
             optimizer.param_groups[0]["lr"] = self.learning_rates[name] * scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            self.masters[name].write_back()
         return norms
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor that training goes on from: weights and AdamW moments."""
+        """Return every tensor that training goes on from: weights, their float32 copies, and AdamW
+        moments.
+        """
         found: dict[str, Tensor] = {}
         for name, module in self.modules.items():
             found |= {f"{name}/weight/{key}": value for key, value in own_state(module).items()}
             if name not in self.optimizers:
                 continue
+            found |= {f"{name}/master/{key}": t for key, t in self.masters[name].state().items()}
             for index, state in self.optimizers[name].state_dict()["state"].items():
                 found |= {f"{name}/moment/{index}/{key}": value for key, value in state.items()}
         return found
@@ -244,13 +252,14 @@ class Trainer:
         """Hold no model and no moments any more: training is over, and they are saved or somebody
         else's.
         """
-        self.saved, self.modules, self.optimizers = {}, {}, {}
+        self.saved, self.modules, self.optimizers, self.masters = {}, {}, {}, {}
 
     def _restore(self, name: str) -> None:
         weights, moments = (_taken(self.saved, f"{name}/{what}/") for what in ("weight", "moment"))
         if weights:
             load_own(self.modules[name], weights)
             if name in self.optimizers:
+                self.masters[name].load(_taken(self.saved, f"{name}/master/"))
                 self._restore_moments(name, moments)
 
     def _restore_moments(self, name: str, moments: Mapping[str, Tensor]) -> None:

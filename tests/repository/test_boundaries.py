@@ -100,6 +100,7 @@ FLAGS = {
         "--checkpoint-every",
         "--activation-checkpointing",
         "--check-rollouts",
+        "--weights",
         "--decode-batch-tokens",
         "--results",
         "--snapshots",

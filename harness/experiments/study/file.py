@@ -15,7 +15,7 @@ from typing import Any
 
 from ...core.errors import UsageError, unknown
 from ...core.options import build
-from ...core.spec import parse_budget
+from ...core.spec import WEIGHTS, compute_dtype, parse_budget
 from ...core.suite_file import TITLE, is_suite_file, read_toml
 from .spaces import RANGES, Space, read_space
 
@@ -37,7 +37,8 @@ class RunOptions:
     labeller: str | None = None
     engine: str = "hf"
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: str | None = None  # None: by `weights`, as on the command line
+    weights: str = WEIGHTS[0]
     micro_batch_tokens: int = 16384
     decode_batch_tokens: int = 131072
     activation_checkpointing: bool = False
@@ -49,8 +50,9 @@ class RunOptions:
     def check(self) -> None:
         """Raise ValueError for what the command line would refuse."""
         parse_budget(self.budget)
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights is {' or '.join(WEIGHTS)}, not {self.weights!r}")
+        compute_dtype(self.dtype, self.weights)
         if (
             min(self.shared_seed, self.snapshots) < 0
             or min(self.micro_batch_tokens, self.decode_batch_tokens, self.threads) < 1

@@ -233,7 +233,7 @@ def _options(record: Record) -> dict[str, Any]:
         spec = spec_of(record)
     except FileNotFoundError:
         return dict(record["options"])
-    names = ("model", "start", "reference", "engine", "dtype", "snapshots", "quick")
+    names = ("model", "start", "reference", "engine", "dtype", "weights", "snapshots", "quick")
     rest = {k: spec[k] for k in names if k in spec}
     stages, budget = (
         flatten(spec.get("stages", {}), "stage."),

@@ -28,6 +28,7 @@ SHARED = (
     "labeller",
     "labeller_options",
     "dtype",
+    "weights",
     "prompt_sharing",
     "snapshots",
     "quick",

@@ -22,6 +22,7 @@ from ...core.run_folder import processor
 from ...core.spec import RunSpec
 from ...models.engine import Engine
 from ...models.initial_checkpoint import InitialCheckpoint
+from ...models.loading import Arithmetic
 from ...models.memory import DECODING, SCORING, TRAINING, BatchSizes
 from ...models.tokens import Tokens
 from ..loop import Loop
@@ -185,6 +186,10 @@ class StageContext(Protocol):
     @property
     def base(self) -> Path | str:
         """The base model: a folder or a hub id."""
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The dtypes of forward passes and of weights."""
 
     @property
     def tokens(self) -> Tokens:

@@ -40,7 +40,7 @@ def make(
     """Fine-tune the base model and write it in hub format; return (info, cost)."""
     meter = stages.stage_runtime.meter()
     model = learning(
-        in_memory(load_causal(stages.base, stages.spec.dtype)).to(stages.stage_runtime.device)
+        in_memory(load_causal(stages.base, stages.arithmetic)).to(stages.stage_runtime.device)
     )
     find_head(model)
     role = Role("policy", model, lambda batch: completion_logp(model, batch))

@@ -27,7 +27,7 @@ from ...core.spec import START_MODEL, RunSpec, stage_options
 from ...models.chat import ChatOptions
 from ...models.hub_format import check_alike, end_tokens
 from ...models.initial_checkpoint import InitialCheckpoint, start_in
-from ...models.loading import load_causal, load_tokenizer, weights_digest
+from ...models.loading import Arithmetic, load_causal, load_tokenizer, weights_digest
 from ...models.tokens import Tokens
 from ..checkpoints import Checkpoints
 from ..loop import Loop
@@ -130,8 +130,13 @@ class Stages:
         return self._model_digest(named) if named else self.start_artifact.content
 
     def _checkpoint_in(self, model: Path | str) -> InitialCheckpoint:
-        spec = self.spec
-        return start_in(model, spec.dtype, self.stage_runtime.device, spec.prompt_sharing)
+        runtime, sharing = self.stage_runtime, self.spec.prompt_sharing
+        return start_in(model, self.arithmetic, runtime.device, sharing, runtime.tell)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The dtypes of forward passes and of weights."""
+        return Arithmetic(self.spec.dtype, self.spec.weights)
 
     @cached_property
     def start_artifact(self) -> Artifact:
@@ -326,7 +331,7 @@ class Stages:
             "limits": limits,
             "rendering": self.tokens.rendering(),
             "engine": [spec.engine, spec.code["engine"]],
-            "arithmetic": [spec.dtype, spec.prompt_sharing],
+            "arithmetic": [spec.dtype, spec.weights, spec.prompt_sharing],
             **more,
         }
 
