@@ -78,6 +78,7 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
         if name in e
     ]
     own = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in e.get("suite", {}).items()]
+    own += [f"pass@{k} {found['mean']:.3f}" for k, found in e.get("pass_at_k", {}).items()]
     if "rouge" in e:
         own.append("ROUGE-L " + f"{e['rouge']['rougeL']:.3f}")
     if e.get("curve"):

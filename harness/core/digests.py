@@ -157,6 +157,7 @@ DECIDES = {
         "experiments/record.py",
         "experiments/run.py",
         "statistics/over_prompts.py",
+        "statistics/pass_at_k.py",
     ),
 }
 NO_RESULT = (  # how something is found, written, shown or checked

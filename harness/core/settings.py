@@ -176,11 +176,15 @@ class EvaluationOptions:
 
     prompts: int = 512  # prompts evaluated
     split: str = "test"  # test, or validation while settings are being chosen
+    # answers drawn per prompt for pass@k, where a verifier checks them; the first one is judged
+    answers: int = 1
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
         if self.split not in ("test", "validation") or self.prompts < 2:
             raise ValueError("split is test or validation, and prompts at least 2")
+        if self.answers < 1:
+            raise ValueError("answers is at least 1")
 
 
 STAGES: dict[str, type[Any]] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,6 +25,7 @@ from ..models.loading import load_tensors, save_tensors
 from ..models.lora import load_own
 from ..models.tokens import Batch, Tokens
 from ..statistics.over_prompts import PromptEstimate, mean_interval, win_rate, win_scores
+from ..statistics.pass_at_k import pass_estimates
 from ..training.completion_cache import CompletionPool
 from ..training.lab import LanguageModel, Runtime
 from ..training.reward_model import RewardModel
@@ -45,6 +46,7 @@ class PolicyAnswers:
     policy: Policy
     cost: Cost  # of answering
     models: dict[str, dict[str, int]]  # held while answering
+    more: list[Batch] = field(default_factory=list)  # further answers, for pass@k alone
 
 
 @dataclass
@@ -67,8 +69,12 @@ def draw_answers(
     spec: RunSpec,
     meter: Meter,
     pool: CompletionPool | None = None,
+    more: int = 0,
 ) -> PolicyAnswers:
-    """Have a policy answer, and count what that costs apart from the rest of the evaluation."""
+    """Have a policy answer, and count what that costs apart from the rest of the evaluation.
+
+    `more` is the number of further answers to each prompt, which only the verifier sees.
+    """
     apart = stage_runtime.meter()
     sampler = _sampler(
         stage_runtime.runtime(apart, spec.seed), spec.shared_seed, "policy", spec.seed
@@ -77,16 +83,30 @@ def draw_answers(
     bare = [
         replace(prompt, answer=None) for prompt in prompts
     ]  # what a verifier compares with is not shown
+    posed = tokens.prompt_batch(bare, stage_runtime.device)
     with apart.phase("evaluate"):
-        batch = policy.answer(tokens.prompt_batch(bare, stage_runtime.device), sampler)
+        batch = _answered(policy, posed, sampler, prompts)
+    cost = apart.total()
+    meter.phases.setdefault("evaluate", Cost()).add(cost)
+    further = []
+    for number in range(1, more + 1):
+        sampler = _sampler(
+            *(stage_runtime.runtime(meter, spec.seed), spec.shared_seed, "policy", spec.seed),
+            number,
+        )
+        with meter.phase("evaluate"):
+            further.append(_answered(policy, posed, sampler, prompts))
+    return PolicyAnswers(prompts, batch, policy, cost, dict(apart.models), further)
+
+
+def _answered(policy: Policy, posed: Any, sampler: Sampler, prompts: list[Prompt]) -> Batch:
+    """Return a policy's answers (B, 1, T), with the prompts as the verifier reads them."""
+    batch = policy.answer(posed, sampler)
     if batch.shape[1] != 1 or batch.shape[0] != len(prompts):
         raise HarnessError(
             f"a policy's answers have shape ({len(prompts)}, 1, T), not {batch.shape}"
         )
-    batch = Batch(replace(batch.prompts, prompts=prompts), batch.columns, batch.temperature)
-    cost = apart.total()
-    meter.phases.setdefault("evaluate", Cost()).add(cost)
-    return PolicyAnswers(prompts, batch, policy, cost, dict(apart.models))
+    return Batch(replace(batch.prompts, prompts=prompts), batch.columns, batch.temperature)
 
 
 def evaluate(
@@ -99,6 +119,7 @@ def evaluate(
     with meter.phase("evaluate"):
         batches = [baseline_answers(stages, prompts), drawn.batch]
     reference, answers = _scored(batches, stages, runtime)
+    passes = _passes(answers, drawn.more, stages, meter)
     kl = _kl(drawn.policy, answers.batch, stages, runtime)
     with meter.phase("evaluate"):
         _check_finite(answers, kl)
@@ -108,7 +129,28 @@ def evaluate(
         "tokens_per_answer": cost.tokens_generated / len(prompts),
         "reward_queries_per_answer": cost.reward_queries / len(prompts),
     }
-    return figures, _samples(prompts, reference, answers, kl)
+    samples = _samples(prompts, reference, answers, kl)
+    if passes:
+        figures["pass_at_k"] = {
+            str(k): asdict(estimate) for k, estimate in pass_estimates(passes).items()
+        }
+        samples = [{**s, "passes": row} for s, row in zip(samples, passes, strict=True)]
+    return figures, samples
+
+
+def _passes(
+    answers: Answers, more: list[Batch], stages: Stages, meter: Meter
+) -> list[list[float | None]]:
+    """Return the verdicts of all answers to each prompt; empty where only one was drawn."""
+    verifier = stages.suite.make_verifier()
+    if not more or verifier is None or answers.verdicts is None:
+        return []
+    columns = [answers.verdicts]
+    with meter.phase("evaluate"):
+        for batch in more:
+            values, _ = batch_verdicts(verifier, batch, batch["ended"], stages.tokens, meter)
+            columns.append(values[:, 0].tolist())
+    return [[_or_none(value) for value in row] for row in zip(*columns, strict=True)]
 
 
 def evaluate_snapshots(

@@ -217,6 +217,11 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
             " trained."
         )
     split = spec.stages["evaluation"]["split"]
+    if spec.stages["evaluation"]["answers"] > 1 and not can["verifier"]:
+        raise UsageError(
+            f"--stage-set evaluation.answers: {spec.suite_name} has no verifier, which alone says"
+            " whether one of several answers is right. Leave it at 1."
+        )
     if suite.size(split) < 2:
         raise UsageError(
             f"The {split} split of {spec.suite_name} has fewer than two prompts: nothing can be"

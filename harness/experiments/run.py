@@ -172,7 +172,10 @@ def draw(
         if method_inputs.reference_cache
         else None
     )
-    return draw_answers(policy, method_inputs.tokens, prompts, stage_runtime, spec, meter, pool)
+    more = stage_options(spec, "evaluation").answers - 1
+    return draw_answers(
+        policy, method_inputs.tokens, prompts, stage_runtime, spec, meter, pool, more
+    )
 
 
 def assess(

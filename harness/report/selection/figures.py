@@ -158,6 +158,11 @@ def _recorded(good: Sequence[Record]) -> dict[str, Any]:
     row: dict[str, Any] = {"kl_estimator": first["evaluation"]["kl_estimator"]}
     if all("accuracy" in r["evaluation"] for r in good):
         row["accuracy"] = fmean(r["evaluation"]["accuracy"]["mean"] for r in good)
+    if all("pass_at_k" in r["evaluation"] for r in good):
+        row["pass_at_k"] = {
+            k: fmean(r["evaluation"]["pass_at_k"][k]["mean"] for r in good)
+            for k in first["evaluation"]["pass_at_k"]
+        }
     for name in ("eos_rate", "distinct"):
         row[name] = fmean(r["evaluation"][name] for r in good)
     for name in first["cost"]["method"]:

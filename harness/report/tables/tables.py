@@ -190,6 +190,15 @@ def _accuracy(f: Figures) -> Cell:
     return Cell(f"{f['accuracy']:.3f}") if told else estimate("accuracy", ".3f")(f)
 
 
+def _passes(f: Figures) -> Cell:
+    """Return pass@k for the largest k, where several answers to a prompt were drawn."""
+    passes = f.get("pass_at_k")
+    if not passes:
+        return Cell("-")
+    k = max(passes, key=int)
+    return Cell(f"{passes[k]:.3f} (k={k})")
+
+
 def _plainly(write: Callable[[Figures], str]) -> Callable[[Figures], Cell]:
     return lambda f: Cell(write(f))
 
@@ -223,6 +232,7 @@ COLUMNS = (
     Column("gold", "gold", estimate("gold", ".2f")),
     Column("proxy", "proxy", estimate("proxy", ".2f")),
     Column("accuracy", "accuracy", _accuracy),
+    Column("pass_at_k", "pass@k", _passes),
     Column("kl", "KL (nats)", _kl),
     Column("length", "length", _plainly(lambda f: f"{f['length']:.1f}")),
     Column(
