@@ -1,6 +1,6 @@
 """Measure how many short programs the verifier `code` checks in a second.
 
-    python benchmarks/isolation.py [--workers 2] [--programs 400] [--hostile 0.2]
+python benchmarks/isolation.py [--workers 2] [--programs 400] [--hostile 0.2]
 """
 
 from __future__ import annotations
