@@ -180,6 +180,7 @@ def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dic
     from harness.api.registry import installed
     from harness.core.data import LabelledPair, Prompt, Sampling
     from harness.core.meter import Meter
+    from harness.core.save_schedule import SaveInterval
     from harness.models.initial_checkpoint import InitialCheckpoint
     from harness.models.tokens import Tokens
     from harness.training.checkpoints import Checkpoints
@@ -230,7 +231,7 @@ def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dic
     ]
     trainer = Trainer(method, Accelerator(mixed_precision="no"), meter, MICRO_TOKENS)
     with tempfile.TemporaryDirectory() as scratch:
-        loop = Loop(trainer, Checkpoints(Path(scratch), 1e9), meter, clock.tick)
+        loop = Loop(trainer, Checkpoints(Path(scratch), SaveInterval(1e9)), meter, clock.tick)
         clock.tick()
         method.train(Lab(method, method_inputs, runtime, loop))
     found = clock.read()

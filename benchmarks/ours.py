@@ -19,6 +19,7 @@ from harness.api.contracts import Verifier
 from harness.api.registry import installed
 from harness.core.data import Comparison, LabelledPair, Prompt, Sampling
 from harness.core.meter import Meter
+from harness.core.save_schedule import SaveInterval
 from harness.core.seeds import endless_order
 from harness.core.settings import AdamWOptions
 from harness.models.capabilities import enable_shared_cache, enable_sharing
@@ -141,7 +142,7 @@ def _train(
         engine, Sampling(1.0, shape["completion"]), tokens.ends, shape["seed"], meter, 16384
     )
     with tempfile.TemporaryDirectory() as scratch:
-        loop = Loop(trainer, Checkpoints(Path(scratch), 1e9), meter, clock.tick)
+        loop = Loop(trainer, Checkpoints(Path(scratch), SaveInterval(1e9)), meter, clock.tick)
         clock.begin()
         method.train(Lab(method, method_inputs, runtime, loop))
 

@@ -25,6 +25,7 @@ from ..core.artifacts import Artifacts
 from ..core.data import Budget
 from ..core.distributed import ALONE
 from ..core.execution import SETTINGS
+from ..core.save_schedule import SaveInterval
 from ..experiments.observers import Observers
 from ..experiments.prepare import RunOptions, open_stage_runtime, prepare
 from ..experiments.trained_policy import Training
@@ -86,7 +87,9 @@ class Trials:
         self.benches = Path(
             tempfile.mkdtemp(prefix="benches-", dir=options.results)
         )  # no checkpoint is found there
-        settings = RunOptions(self.results, checkpoint_every=0.0, warn=lambda message: None)
+        settings = RunOptions(
+            self.results, checkpoint_every=SaveInterval(0.0), warn=lambda message: None
+        )
         stage_runtime = open_stage_runtime(
             self.spec, registry, settings, Observers(new_registry(), self.spec, settings.warn)
         )
@@ -276,7 +279,7 @@ class Trials:
     def sees_no_gold(self) -> str:
         """Walk everything that can be reached from what a method is given."""
         method, meter = make_method(self.spec, self.registry), self.stage_runtime.meter()
-        where = Checkpoints(self.benches / "walked", 3600.0)
+        where = Checkpoints(self.benches / "walked", SaveInterval(3600.0))
         loop = Loop(
             self.stage_runtime.trainer(method, meter), where, meter, lambda step, total, row: None
         )

@@ -21,6 +21,7 @@ from ..api.registry import KINDS, Registry
 from ..core.distributed import leave_process_group
 from ..core.errors import HarnessError, UsageError
 from ..core.options import summary_of
+from ..core.save_schedule import parse_interval
 from ..core.spec import STARTS, WEIGHTS
 from .check_command import check
 from .evaluate_command import evaluate
@@ -209,11 +210,11 @@ def cli() -> None:
 )
 @click.option(
     "--checkpoint-every",
-    type=click.FloatRange(0),
-    default=20.0,
+    default="auto",
     show_default=True,
-    metavar="SECONDS",
-    help="Seconds of work between checkpoints.",
+    metavar="auto|off|SECONDS|Nsteps",
+    callback=lambda context, parameter, value: parse_interval(value),
+    help="Time between checkpoints. auto: they take at most 5 % of the time.",
 )
 @click.option(
     "--results",

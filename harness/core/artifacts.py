@@ -95,14 +95,14 @@ class Artifacts:
         return self._open(final, kind, reused=False)
 
     def _open(self, folder: Path, kind: str, reused: bool) -> Artifact:
+        """Return an artifact; one that was just made is not read again to be verified."""
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             whole = digest_of(manifest["files"]) == manifest["content"]
         except (OSError, ValueError, KeyError, TypeError):
             manifest, whole = {"files": {}}, False
-        bad = [
-            name for name, digest in manifest["files"].items() if _digest(folder / name) != digest
-        ]
+        files = manifest["files"].items() if reused else ()
+        bad = [name for name, digest in files if _digest(folder / name) != digest]
         if bad or not whole:
             raise HarnessError(
                 f"The artifact {folder} is damaged: {(bad or [MANIFEST])[0]} has changed since"

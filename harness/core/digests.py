@@ -181,6 +181,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "core/files.py",
     "core/options.py",
     "core/run_folder.py",
+    "core/save_schedule.py",
     "core/suite_file.py",
     "core/table.py",
     "experiments/carry_out.py",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import filelock
 
@@ -34,6 +35,29 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically; NaN is an error, because it is not valid JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+class HashedFile:
+    """A file that is being written, and the SHA-256 of what was written."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._hash = stream, hashlib.sha256()
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append to the file."""
+        self._stream.write(content)
+        self._hash.update(content)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all that was written."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def hashed_file(path: Path) -> Iterator[HashedFile]:
+    """Replace a file, and compute its SHA-256 on the way; it is not flushed to disk."""
+    with path.open("wb") as stream:
+        yield HashedFile(stream)
 
 
 def publish(work: Path, final: Path) -> None:

@@ -21,6 +21,7 @@ from ..api.resolve import (
 from ..core.distributed import DistributedContext
 from ..core.errors import Refused, UsageError
 from ..core.execution import Execution
+from ..core.save_schedule import SaveInterval
 from ..core.spec import RunSpec, stage_options
 from .observers import Observers, Warn
 
@@ -43,7 +44,7 @@ class RunOptions:
     """How a run is carried out; none of it changes a result."""
 
     results: Path
-    checkpoint_every: float = 20.0  # seconds between checkpoints
+    checkpoint_every: SaveInterval = SaveInterval()  # between checkpoints
     check_rollouts: bool = False  # compare what was drawn with a teacher-forced pass
     warn: Warn = print
     train: bool = True  # False: refuse a run whose trained policy is not there

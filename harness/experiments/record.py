@@ -253,6 +253,7 @@ def runtime_of(
         "last_layer_where_read": getattr(trunk, "last_parts", None) is not None,
         "reuse": method_inputs.reference_cache.told() if method_inputs.reference_cache else {},
         "bfloat16_nats_per_token": getattr(trunk, "rounding", 0.0),
+        "checkpoints": vars(stage_runtime.save_costs),
         "rollouts_checked": vars(stage_runtime.check) if stage_runtime.check else None,
         "adapter": asdict(how) if how else None,
     }

@@ -11,7 +11,6 @@ policy. So wrapper policies need no format of their own.
 from __future__ import annotations
 
 import gc
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..api.contracts import Method
 from ..core.artifacts import EXECUTION, Artifact
 from ..core.errors import HarnessError, Refused
 from ..core.execution import TRAINING
+from ..core.save_schedule import SaveInterval
 from ..core.settings import AdamWOptions
 from ..core.spec import RunSpec
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..training.stages.runtime import StageRuntime
 
 STATE, SNAPSHOTS = "state", "snapshots"
+OFF = SaveInterval(off=True)
 
 
 @dataclass
@@ -63,21 +64,20 @@ class Training:
         trained = self.found = self._find()
         self.reused = trained is not None
         if trained is not None:
-            return self._run(meter, trained.folder / STATE, trained.folder / SNAPSHOTS, math.inf)
-        policy, loop = self.train(meter, folder)
-        if loop.rows:
-            self._publish(loop)
-        return policy, loop
+            return self._run(meter, trained.folder / STATE, trained.folder / SNAPSHOTS, OFF)
+        return self.train(meter, folder, publish=True)
 
     def _find(self) -> Artifact | None:
         if self.stage_runtime.check is not None:  # a check of rollouts needs rollouts
             return None
         return self.stage_runtime.artifacts.find("policy", self.name())
 
-    def train(self, meter: Meter, folder: Path) -> tuple[Policy, Loop]:
-        """Train the policy, or go on from the checkpoints below `folder`; keep no artifact."""
+    def train(self, meter: Meter, folder: Path, publish: bool = False) -> tuple[Policy, Loop]:
+        """Train the policy, or go on from the checkpoints below `folder`; `publish`: as an artifact
+        too.
+        """
         every = self.stage_runtime.checkpoint_every
-        return self._run(meter, folder / "checkpoint", folder / "snapshots", every)
+        return self._run(meter, folder / "checkpoint", folder / "snapshots", every, publish)
 
     def name(self) -> dict[str, Any]:
         """Return what names the policy's artifact."""
@@ -87,13 +87,23 @@ class Training:
         return {kind: artifact.content for kind, artifact in self.shared.items()}
 
     def _run(
-        self, meter: Meter, checkpoints: Path, snapshots: Path, every: float
+        self,
+        meter: Meter,
+        checkpoints: Path,
+        snapshots: Path,
+        every: SaveInterval,
+        publish: bool = False,
     ) -> tuple[Policy, Loop]:
         with self.stage_runtime.planned(TRAINING):
-            return self._train(meter, checkpoints, snapshots, every)
+            return self._train(meter, checkpoints, snapshots, every, publish)
 
     def _train(
-        self, meter: Meter, checkpoints: Path, snapshots: Path, every: float
+        self,
+        meter: Meter,
+        checkpoints: Path,
+        snapshots: Path,
+        every: SaveInterval,
+        publish: bool,
     ) -> tuple[Policy, Loop]:
         from ..training.checkpoints import Checkpoints, Snapshots
         from ..training.lab import Lab
@@ -105,7 +115,7 @@ class Training:
         writes = stage_runtime.distributed.main and not self.reused
         loop = Loop(
             stage_runtime.trainer(options, meter),
-            Checkpoints(checkpoints, every, writes, self._contents()),
+            Checkpoints(checkpoints, every, writes, self._contents(), stage_runtime.save_costs),
             meter,
             lambda step, total, row: progress(spec.method, step, total, row),
             spec.budget,
@@ -125,6 +135,8 @@ class Training:
                 " lab.policy`"
             )
         loop.finish()
+        if publish and loop.rows:
+            self._publish(loop)
         if trained is not None:
             meter.restore(trained)  # asking for the policy again costs nothing of its training
         loop.trainer.let_go()
@@ -133,18 +145,15 @@ class Training:
         return policy, loop
 
     def _publish(self, loop: Loop) -> None:
-        """Keep the last checkpoint, without moments, and the snapshots as an artifact."""
+        """Keep the policy's weights and the snapshots as an artifact: the last checkpoint."""
         from ..training.checkpoints import Checkpoints
 
-        last = loop.checkpoints.load()
-        if last is None:  # processes beside the main one write no checkpoint
-            last = {}, {}
-        tensors, state = last
+        weights, state = weights_of(loop.trainer.tensors()), loop.saved_state()
 
         def make(output: Path, _: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             writes = self.stage_runtime.distributed.main
-            Checkpoints(output / STATE, math.inf, writes, self._contents()).save(
-                len(loop.rows), weights_of(tensors), state
+            Checkpoints(output / STATE, OFF, writes, self._contents()).save(
+                len(loop.rows), weights, state
             )
             self._copy_snapshots(loop, output / SNAPSHOTS)
             info = {"method": self.spec.method, "steps": len(loop.rows), EXECUTION: loop.executions}

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
 from .hub_format import load_tokenizer as load_tokenizer
 from .hub_format import read_model
+from .tensor_files import load_tensors as load_tensors
+from .tensor_files import save_tensors as save_tensors
 
 
 @dataclass(frozen=True)
@@ -174,18 +175,6 @@ def scalar_from(causal: nn.Module) -> ScalarModel:
 def hidden_size(model: nn.Module) -> int:
     """Return the width of the hidden states."""
     return int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write named tensors as safetensors; tensors that share memory are written once each."""
-    save_file(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path
-    )
-
-
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Read named tensors."""
-    return load_file(path, device=str(device))
 
 
 def weights_digest(model: nn.Module) -> str:

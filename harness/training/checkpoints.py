@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 
 from ..core.digests import digest_of, file_digest
 from ..core.files import make_folder, publish, write_json
-from ..models.loading import load_tensors, save_tensors
+from ..core.save_schedule import SaveCosts, SaveInterval, SaveSchedule
 from ..models.lora import own_state
+from ..models.tensor_files import load_tensors, save_tensors, size_in_file
 
 
 class Checkpoints:
@@ -28,36 +28,36 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path,
-        every: float,
+        every: SaveInterval,
         writes: bool = True,
         stages: Mapping[str, str] | None = None,
+        costs: SaveCosts | None = None,
     ) -> None:
-        self.folder, self.every, self.writes = make_folder(folder), every, writes
+        self.folder, self.writes = make_folder(folder), writes
         self.stages = dict(stages or {})
-        self._last = time.monotonic()
+        self.schedule = SaveSchedule(every, costs or SaveCosts())
         self.damaged: list[str] = []
         self.outdated: list[str] = []
 
-    def due(self) -> bool:
-        """Return whether this process writes and `every` seconds have passed since the last one."""
-        return self.writes and time.monotonic() - self._last >= self.every
+    def due(self, turn: int, tensors: Callable[[], Mapping[str, Tensor]]) -> bool:
+        """Return whether this process writes a checkpoint of these tensors after a turn."""
+        return self.writes and self.schedule.due(turn, lambda: size_in_file(tensors()))
 
     def save(self, turn: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write a checkpoint, if this process writes; the one before the last is removed."""
         if not self.writes:
             return
-        work, final = self.folder / ".partial", self.folder / f"turn-{turn:08d}"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        save_tensors(dict(tensors), work / "tensors.safetensors")
-        tensors_digest = file_digest(work / "tensors.safetensors")
-        whole = {**state, "tensors": tensors_digest, "stages": self.stages}
-        write_json(work / "state.json", {**whole, "seal": digest_of(whole)})
-        shutil.rmtree(final, ignore_errors=True)
-        publish(work, final)
-        for old in self._found()[:-2]:
-            shutil.rmtree(old)
-        self._last = time.monotonic()
+        with self.schedule.saving(turn, size_in_file(tensors)):
+            work, final = self.folder / ".partial", self.folder / f"turn-{turn:08d}"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            digest = save_tensors(tensors, work / "tensors.safetensors")
+            whole = {**state, "tensors": digest, "stages": self.stages}
+            write_json(work / "state.json", {**whole, "seal": digest_of(whole)})
+            shutil.rmtree(final, ignore_errors=True)
+            publish(work, final)
+            for old in self._found()[:-2]:
+                shutil.rmtree(old)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the newest readable checkpoint, or None.

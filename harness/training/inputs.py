@@ -30,7 +30,6 @@ class MethodInputs:
 
     start: InitialCheckpoint  # the start checkpoint: in memory while somebody holds it
     tokens: Tokens
-    reference: InitialCheckpoint | None = None  # None: the start checkpoint is the reference
     prompts: Sequence[Prompt] = ()
     pairs: Sequence[LabelledPair] = ()
     demonstrations: Sequence[Demonstration] = ()
@@ -43,6 +42,7 @@ class MethodInputs:
     refresh: AdamWOptions = field(default_factory=AdamWOptions)
     # what the start checkpoint says, made once and shared; None computes all of it
     reference_cache: ReferenceCache | None = None
+    reference: InitialCheckpoint | None = None  # None: the start checkpoint is the reference
 
     def close(self) -> None:
         """End what was started for the method."""

@@ -131,14 +131,12 @@ class Loop:
         self._close_turn(turn, total)
 
     def finish(self) -> None:
-        """Save once training is over, so that a kill during evaluation need not repeat it."""
+        """Complete the metrics once training is over."""
         self._settle()
         if self._pending and self.rows:  # logged after the last turn
             self.rows[-1] |= {
                 name: statistics.fmean(values) for name, values in self._pending.items()
             }
-        if self.rows:
-            self.save()
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Add metrics to the current turn's row; a name logged several times is averaged."""
@@ -188,13 +186,18 @@ class Loop:
         }
 
     def save(self) -> None:
-        """Write a checkpoint now."""
+        """Write a checkpoint now; its time is counted to no phase."""
+        with self.meter.aside():
+            self.checkpoints.save(len(self.rows), self.trainer.tensors(), self.saved_state())
+
+    def saved_state(self) -> dict[str, Any]:
+        """Return all that a restart needs beside the tensors, JSON-able."""
         if json.loads(json.dumps(self.state)) != self.state:
             raise ValueError(
                 "lab.state must survive being written as JSON (text keys; no tuples, no tensors),"
                 f" not {self.state!r}"
             )
-        state = {
+        return {
             "done": self._done,
             "left": self._left,
             "firsts": self._firsts,
@@ -207,7 +210,6 @@ class Loop:
             "executions": self.executions,
             "pins": self.pins,
         }
-        self.checkpoints.save(len(self.rows), self.trainer.tensors(), state)
 
     def _close_turn(self, turn: int, total: int) -> None:
         row = {"step": float(len(self.rows) + 1)} | {
@@ -223,7 +225,7 @@ class Loop:
             self.snapshots.offer(
                 turn + 1, total, len(self.rows), self.trainer.modules["policy"], self.used()
             )
-        if self.checkpoints.due():
+        if self.checkpoints.due(len(self.rows), self.trainer.tensors):
             self.save()
 
     def _resume(self) -> None:
@@ -237,3 +239,4 @@ class Loop:
         self.state, self.rows = saved["state"], saved["rows"]
         self.executions, self.pins = saved["executions"], saved["pins"]
         self.meter.restore(saved["meter"])
+        self.checkpoints.schedule.resumed(len(self.rows))

@@ -93,7 +93,7 @@ def test_rows_with_unlike_start_do_not_stand_in_one_table(plain):
     results, _ = plain
     mixed = fresh("mixed")
     shutil.copytree(results / "runs", mixed / "runs")
-    done = command(*on_small("sft", results=mixed))
+    done = command(*on_small("start", results=mixed))
     assert done.code == 0 and "start: the model after SFT" in done.err, done.text
     table = command("table", "--results", mixed)
     assert table.code == 2 and "start_checkpoint" in table.err
@@ -115,8 +115,8 @@ def test_dpo_and_kl_are_taken_against_the_reference(plain, moved):
     loss, result = first_row(folder)["loss"], read(folder, "result.json")
     assert abs(loss - math.log(2)) > 1e-3
     assert result["ground"]["reference"] == model_digest(moved)[:16]
-    run(other, "sft", "--reference", moved)
-    assert read(only_run(other, "small", "sft"), "result.json")["evaluation"]["kl"]["mean"] > 0.01
+    run(other, "start", "--reference", moved)
+    assert read(only_run(other, "small", "start"), "result.json")["evaluation"]["kl"]["mean"] > 0.01
     lora = fresh("lora")  # the base with its adapter off is not this reference
     run(lora, "dpo", "--reference", moved, "--set", "lora_rank=2")
     assert first_row(only_run(lora, "small", "dpo"))["loss"] == pytest.approx(loss, abs=1e-5)
@@ -124,8 +124,8 @@ def test_dpo_and_kl_are_taken_against_the_reference(plain, moved):
 
 def test_the_start_as_reference_changes_no_figure(plain, moved):
     same = fresh("same")
-    run(same, "sft", "--reference", BASE)
-    figures = read(only_run(same, "small", "sft"), "result.json")["evaluation"]
+    run(same, "start", "--reference", BASE)
+    figures = read(only_run(same, "small", "start"), "result.json")["evaluation"]
     assert figures["kl"]["mean"] == 0
     run(same, "dpo", "--reference", BASE)
     a, b = only_run(same, "small", "dpo"), only_run(plain[0], "small", "dpo")

@@ -23,6 +23,7 @@ from harness_plugins.rlvr import ALGORITHMS, RLVR
 
 from harness.api.contracts import Verifier
 from harness.api.methods import OnPolicyOptions
+from harness.core.save_schedule import SaveInterval
 from harness.models.enumeration import Enumerated, kl, total_variation
 from harness.models.initial_checkpoint import InitialCheckpoint
 from harness.training.checkpoints import Checkpoints
@@ -573,7 +574,9 @@ def trained(tmp_path, runtime, meter, accelerator, tokens, tiny_model, make_prom
     def trained(method, verifier=None, name="run"):
         method.check()
         trainer = Trainer(method, accelerator, meter, 2000)
-        loop = Loop(trainer, Checkpoints(tmp_path / name, 3600.0), meter, lambda *told: None)
+        loop = Loop(
+            trainer, Checkpoints(tmp_path / name, SaveInterval(3600.0)), meter, lambda *told: None
+        )
         prompts = make_prompts([3, 1, 5, 2] * 4)
         method_inputs = MethodInputs(
             start=InitialCheckpoint.of(tiny_model),

@@ -16,6 +16,7 @@ from harness.core.artifacts import Artifacts
 from harness.core.data import Budget, LabelledPair, Prompt, Sampling
 from harness.core.execution import Execution
 from harness.core.meter import Meter
+from harness.core.save_schedule import SaveInterval
 from harness.models.generation import CachedEngine, Sampler
 from harness.models.initial_checkpoint import InitialCheckpoint
 from harness.models.tokens import Batch
@@ -93,7 +94,7 @@ class Place:
                 raise Killed
 
         folder = folder or self.folder / f"run{next(self.numbers)}"
-        loop = Loop(trainer, Checkpoints(folder, 0.0), meter, on_step, budget)
+        loop = Loop(trainer, Checkpoints(folder, SaveInterval(0.0)), meter, on_step, budget)
         method_inputs = MethodInputs(
             InitialCheckpoint.of(self.start),
             self.tokens,

@@ -13,6 +13,7 @@ import torch
 from harness.api.methods import GradientMethod
 from harness.core.data import Budget, Demonstration, LabelledPair
 from harness.core.meter import Meter
+from harness.core.save_schedule import SaveInterval
 from harness.models.initial_checkpoint import InitialCheckpoint
 from harness.training.checkpoints import Checkpoints
 from harness.training.lab import Lab, MethodInputs
@@ -48,7 +49,7 @@ def make_lab(tiny_model, tokens, make_prompts, accelerator, runtime, meter, tmp_
             if row["step"] == die:
                 raise Killed
 
-        loop = Loop(trainer, Checkpoints(tmp_path / folder, 0.0), meter, on_step)
+        loop = Loop(trainer, Checkpoints(tmp_path / folder, SaveInterval(0.0)), meter, on_step)
         prompts = make_prompts([3, 1, 4, 2, 5, 3, 2])
         pairs = [
             LabelledPair(p, [10 + i, 2], [30 + i, 40, 2], 1.0 - 0.05 * i)
@@ -290,7 +291,7 @@ def test_a_budget_of_labels_ends_and_paces_only_streams_that_ask_for_some(tmp_pa
         trainer = SimpleNamespace(
             tensors=lambda: {"w": torch.zeros(1)}, saved={}, steps=0, modules={}
         )
-        where = Checkpoints(tmp_path / "checkpoint", 3600.0)
+        where = Checkpoints(tmp_path / "checkpoint", SaveInterval(3600.0))
         return Loop(trainer, where, Meter(), lambda *told: None, Budget(labels=100), labels=90)
 
     def walk(loop, labels):

@@ -14,6 +14,7 @@ from torch import nn
 from harness.core.data import Budget
 from harness.core.errors import Diverged
 from harness.core.meter import Meter
+from harness.core.save_schedule import SaveInterval
 from harness.core.settings import AdamWOptions
 from harness.models.loading import load_tensors, scalar_from
 from harness.models.logprobs import completion_logp, completion_values
@@ -357,7 +358,7 @@ def train(tiny_model, batch, accelerator):
             if row["step"] == die:
                 raise Killed
 
-        loop = Loop(trainer, Checkpoints(folder, every), meter, on_step, budget)
+        loop = Loop(trainer, Checkpoints(folder, SaveInterval(every)), meter, on_step, budget)
         trainer.add("policy", policy)
         role = Role("policy", policy, lambda part: completion_logp(policy, part))
         loop.state.setdefault("seen", [])
@@ -494,7 +495,9 @@ def loop(meter, tmp_path, accelerator):
 
     def make(budget=None):
         trainer = Trainer(AdamWOptions(), accelerator, meter, 64)
-        return Loop(trainer, Checkpoints(tmp_path, 3600.0), meter, lambda *told: None, budget)
+        return Loop(
+            trainer, Checkpoints(tmp_path, SaveInterval(3600.0)), meter, lambda *told: None, budget
+        )
 
     return make
 

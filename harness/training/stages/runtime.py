@@ -19,6 +19,7 @@ from ...core.errors import UsageError
 from ...core.execution import Execution
 from ...core.meter import Meter, PhasePeak
 from ...core.run_folder import processor
+from ...core.save_schedule import SaveCosts, SaveInterval
 from ...core.spec import RunSpec
 from ...models.engine import Engine
 from ...models.initial_checkpoint import InitialCheckpoint
@@ -41,13 +42,14 @@ class StageRuntime:
     accelerator: Any
     device: torch.device
     progress: Progress
-    checkpoint_every: float
+    checkpoint_every: SaveInterval
     execution: Execution  # the settings in use
     distributed: DistributedContext = ALONE
     check: RolloutCheck | None = None  # of every rollout
     sampling: Sampling = field(default_factory=Sampling)  # the suite's
     eos: set[int] = field(default_factory=set)
     trainer_cls: type[Trainer] = Trainer
+    save_costs: SaveCosts = field(default_factory=SaveCosts)  # of all checkpoints
     tell: Tell = lambda text: None  # notes for the user, as they come up
     sizes: BatchSizes = field(default_factory=BatchSizes)  # halved when memory runs out
     # settings of parts of the run, by artifact name, artifact kind, TRAINING or EVALUATION: a

@@ -291,6 +291,7 @@ class Stages:
             scratch / "checkpoints",
             self.stage_runtime.checkpoint_every,
             self.stage_runtime.distributed.main,
+            costs=self.stage_runtime.save_costs,
         )
         return Loop(
             trainer,
