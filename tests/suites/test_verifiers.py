@@ -1,12 +1,9 @@
-"""Verifiers: right answers in every dress, near misses, hostile text, and a bound on time; then
-suites made of them.
-"""
+"""The running sums of arithmetic, and suites from files with a verifier."""
 
 import json
-import time
 
 import pytest
-from harness_plugins.verifiers.final_number import FinalNumber, final_number
+from harness_plugins.verifiers.final_number import FinalNumber
 from harness_suites.arithmetic import SumVerifier
 from harness_suites.question_file import QuestionFile, Verdict
 from harness_suites.summarization import Summarization
@@ -26,143 +23,11 @@ def verdict(verifier, text, gold, ended=True):
     return verifier.verify([prompt], [text], [gold], [ended])[0]
 
 
-def said(text, answer):
-    return verdict(FinalNumber(), text, answer)
-
-
-@pytest.mark.parametrize(
-    "text, answer",
-    [
-        ("#### 72", "72"),
-        ("####72", "72"),
-        ("so 48+24 = 72 clips.\n#### 72", "72"),
-        ("#### 1,080", "1080"),
-        ("#### $1,080.00", "1080"),
-        ("#### 072.50", "72.5"),
-        ("#### .5", "0.5"),
-        ("#### -7", "-7"),
-        ("#### -$7", "-7"),
-        ("#### $-7", "-7"),
-        ("#### \u22127", "-7"),
-        ("#### +7", "7"),
-        ("#### -0.0", "0"),
-        ("#### 50%", "50"),
-        ("#### 72.", "72"),
-        ("#### 72 clips", "72"),
-        ("#### 12kg", "12"),
-        ("#### 1/2", "1/2"),
-        ("#### 8/1", "8"),
-        ("#### 5\n#### 72", "72"),
-        ("the answer is 72", "72"),
-        ("= $<<0.2*50=10>>10.", "10"),
-        ("x=72", "72"),
-        ("**72**", "72"),
-        ("$72$", "72"),
-        ("\\boxed{72}", "72"),
-        ("<b>72</b>", "72"),
-        ("it is 72...", "72"),
-        ("#### 000000000000000000000072", "72"),
-        ("#### 109,200,000", "109200000"),
-        ("#### 7.142857142857143", "7.142857142857143"),
-    ],
-)
-def test_right_answers(text, answer):
-    assert said(text, answer) == 1.0
-
-
-@pytest.mark.parametrize(
-    "text, answer",
-    [
-        ("#### 73", "72"),
-        ("", "72"),
-        ("none", "72"),
-        ("#### ", "72"),
-        ("72 #### ", "72"),
-        ("72\n#### 71", "72"),
-        ("What is 1 and 72 ? I say 71", "72"),  # the answer as it stands in a question, restated
-        ("#### 1172", "72"),
-        ("#### 721", "72"),
-        ("#### 1,072", "72"),
-        ("#### 72,000", "72"),
-        ("#### 7,2", "72"),  # within
-        ("#### 72.5", "72"),
-        ("#### 0.72", "72"),
-        ("#### -72", "72"),
-        ("#### 72/5", "72"),
-        ("#### 5/72", "72"),
-        ("#### x72", "72"),
-        ("#### 72e3", "72"),
-        ("#### 3e72", "72"),
-        ("#### 72-73", "72"),
-        ("#### 71\u201372", "72"),
-        ("#### 9**9**9", "9"),
-        ("#### 9^9", "9"),
-        ("#### 9*9", "81"),
-        ("#### 9_9", "99"),
-        ("#### 0x48", "48"),
-        ("#### \uff17\uff12", "72"),
-        ("#### \u0667\u0662", "72"),
-        ("#### 1\uff172", "2"),
-        ("#### 72\u00b2", "72"),
-        ("#### 72 \u00bd", "72"),
-        ("#### +-7", "-7"),
-        ("#### --7", "-7"),
-        ("#### 1.2.3", "3"),
-        ("#### " + "0" * 100 + "72", "72"),
-        ("#### int('72')+1", "72"),
-        ("#### __import__('os')", "72"),
-        ("#### 1e400", "1e400"),
-        ("#### nan", "nan"),
-    ],
-)
-def test_wrong_answers(text, answer):
-    assert said(text, answer) == 0.0
-
-
-def test_an_answer_with_text_behind_it_is_its_last_number():
-    """What is not marked is taken from the end: a restated question counts as the answer.
-
-    Worked answers carry ####.
-    """
-    assert said("72. You asked for 1 and 11", "72") == 0.0 and said("#### 72", "72") == 1.0
-
-
 def test_nothing_to_compare_with_is_no_verdict():
-    assert said("#### 72", None) is None and verdict(SumVerifier(), "= 6 .", None) is None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "9" * 10**6,
-        "#### " + "0" * 10**6 + "5",
-        "9**" * 333_333 + "9",
-        "1 " * 500_000,
-        "-" * 10**6,
-        "1," * 500_000,
-        "." * 10**6 + "1",
-        "####" * 250_000,
-        "\u0665" * 10**6,
-        "<<" * 250_000 + "5" + ">>" * 250_000,
-        "1" + "a" * 10**6,
-        "1/" * 500_000,
-        "$" * 10**6,
-        "1." * 500_000,
-    ],
-    ids=lambda t: t[:8],
-)
-def test_a_million_hostile_characters_take_linear_time(text):
-    """Ten times the text may take some thirty times the time, for a noisy machine; a quadratic one
-    takes a hundred.
-    """
-
-    def seconds(part):
-        begun = time.process_time()
-        assert len(final_number(part) or "") <= 64
-        return time.process_time() - begun
-
-    short = min(seconds(text[: len(text) // 10]) for _ in range(3))
-    assert seconds(text) < 30 * short + 0.05
+    assert (
+        verdict(FinalNumber(), "#### 72", None) is None
+        and verdict(SumVerifier(), "= 6 .", None) is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,7 +141,7 @@ def test_a_question_that_is_a_conversation_stays_one(suite):
 @pytest.mark.parametrize(
     "row, why",
     [
-        ({"question": "How many?", "answer": "many"}, "ends in no readable number: 'many'"),
+        ({"question": "How many?", "answer": "many"}, "holds no readable number: 'many'"),
         ({"question": "How many?"}, "no column 'answer'; there are question"),
         ({"answer": "1"}, "no column 'question'"),
         ({"question": "How many?", "answer": None}, "expected text or a number, not 'None'"),
