@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..core.data import Comparison, Demonstration, Pair, Principle, Prompt
+from ..core.data import Comparison, Demonstration, Labelled, Pair, Principle, Prompt
 from .study_contracts import Launcher as Launcher
 from .study_contracts import Reporter as Reporter
 from .verifier_contract import Verifier as Verifier
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from .lab import Lab
     from .suite_stages import SuiteStages
 
-NEEDS = frozenset({"prompts", "pairs", "demonstrations", "reward", "verifier", "labels"})
+NEEDS = frozenset(
+    {"prompts", "pairs", "labelled", "demonstrations", "reward", "verifier", "labels"}
+)
 SPLITS = ("demonstrations", "preferences", "train", "validation", "test")
 
 
@@ -144,6 +146,7 @@ class Judge(ABC):
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
+    learns: ClassVar[bool] = False  # from the suite's `judge_preferences`: they must be there
 
     def prepare(self, suite: Suite, stages: Any) -> None:  # noqa: B027  # optional
         """Prepare the judge before the first score.
@@ -407,8 +410,16 @@ class Suite(ABC):
         """
         return None
 
-    def judge_preferences(self) -> list[Pair]:
-        """Return the pairs that only a trained judge may see."""
+    def labelled(self) -> list[Labelled]:
+        """Return single completions with a label; empty where the suite has preferences only.
+
+        Reward models learn from them where there are any. Methods that need `labelled` train on
+        them, and on the completions of pairs otherwise.
+        """
+        return []
+
+    def judge_preferences(self) -> list[Pair] | list[Labelled]:
+        """Return the pairs or labelled completions that only a trained judge may see."""
         return []
 
     def references(self, split: str) -> dict[str, str]:

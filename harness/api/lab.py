@@ -122,7 +122,8 @@ class Lab(Protocol):
     ) -> Iterator[Batch]:
         """Yield batches of single completions with a label, for methods without pairs (KTO).
 
-        The completions are those of the pairs, each on its own, in an order of their own.
+        They are the labelled completions of the suite. Where it has pairs only, they are the
+        completions of the pairs, each on its own, in an order of their own.
 
         Args:
             epochs: Passes over the completions; used where `steps` is 0.
@@ -135,7 +136,7 @@ class Lab(Protocol):
             0 for an undesirable one, and between them for a soft label.
 
         Raises:
-            ValueError: The method does not declare "pairs" in its `needs`.
+            ValueError: The method does not declare "labelled" in its `needs`.
         """
 
     def demonstrations(self, n: int) -> Batch:

@@ -157,7 +157,9 @@ def serving(cls: type[Method], registry: Registry, settings: tuple[str, ...] = (
             prefers = (
                 suite.preferences() is not None or make_labeller(spec, suite, registry) is not None
             )
-            gives = {"prompts", "demonstrations"} | ({"pairs", "reward"} if prefers else set())
+            gives = {"prompts", "demonstrations"} | (
+                {"pairs", "labelled", "reward"} if prefers else set()
+            )
             gives |= {"labels"} if make_labeller(spec, suite, registry) is not None else set()
             gives |= {"verifier"} if suite.make_verifier() is not None else set()
             if method.required() <= gives and not getattr(suite_cls, "enumerable", False):

@@ -133,6 +133,15 @@ def prompt_text(prompt: Text) -> str:
 
 
 @dataclass(frozen=True)
+class LabelledCompletion:
+    """A single completion as token ids, with its label: see Labelled."""
+
+    prompt: Prompt
+    completion: list[int]
+    label: float
+
+
+@dataclass(frozen=True)
 class LabelledPair:
     """A preference pair as token ids, and the probability that the first is better."""
 

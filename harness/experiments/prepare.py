@@ -27,6 +27,7 @@ from .observers import Observers, Warn
 
 if TYPE_CHECKING:
     from ..core.artifacts import Artifact
+    from ..core.data import LabelledCompletion, LabelledPair
     from ..models.initial_checkpoint import InitialCheckpoint
     from ..training.lab import MethodInputs
     from ..training.reference_cache import ReferenceCache
@@ -61,7 +62,7 @@ def prepare(
     """Make what the method needs; return it with each shared stage behind it."""
     from ..training.inputs import MethodInputs
     from ..training.label_server import LabelClient
-    from ..training.stages.preferences import read_pairs
+    from ..training.stages.preferences import read_labelled, read_pairs
 
     stages = open_stages(spec, registry, stage_runtime)
     for note in _notes_on_models(stages):
@@ -80,10 +81,12 @@ def prepare(
         method_inputs.verifier = stages.suite.make_verifier()
         if method_inputs.verifier is not None:
             method_inputs.closing.append(method_inputs.verifier.close)
-    if "pairs" in needs or "reward" in needs:
+    if needs & {"pairs", "labelled", "reward"}:
         used.append(stages.feedback)
         method_inputs.labels = int(stages.feedback.info["asked"])
-    if "pairs" in needs:
+    if "labelled" in needs:
+        method_inputs.labelled = read_labelled(stages.feedback.folder)
+    if "pairs" in needs or ("labelled" in needs and not method_inputs.labelled):
         method_inputs.pairs = read_pairs(stages.feedback.folder)
     if "labels" in needs:
         _leave_labels(spec, method_inputs.labels)
@@ -112,10 +115,17 @@ def _reference_cache(stages: Stages, method_inputs: MethodInputs) -> ReferenceCa
         stages.start_inputs(),
         stages.checkpoint,
         stages.tokens,
-        method_inputs.pairs,
-        stages.feedback.content if method_inputs.pairs else "",
+        [*method_inputs.pairs, *map(_as_pair, method_inputs.labelled)],
+        stages.feedback.content if method_inputs.pairs or method_inputs.labelled else "",
         None if other is None else (other, stages.reference_content),
     )
+
+
+def _as_pair(one: LabelledCompletion) -> LabelledPair:
+    """Return a single completion as a pair with itself: what is looked up by completion."""
+    from ..core.data import LabelledPair
+
+    return LabelledPair(one.prompt, one.completion, one.completion, one.label)
 
 
 def _notes_on_models(stages: Stages) -> list[str]:
@@ -204,7 +214,8 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
     can = {
         "prompts": bool(suite.prompts("train")),
         "demonstrations": bool(suite.demonstrations()),
-        "pairs": can_prefer,
+        "pairs": stages.own_labeller is not None or stages.can_pair(),
+        "labelled": can_prefer,
         "reward": can_prefer,
         "verifier": suite.make_verifier() is not None,
         "labels": (stages.own_labeller or stages.labeller) is not None,
@@ -216,6 +227,12 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
             f" {spec.suite_name} cannot give. It gives:"
             f" {', '.join(sorted(need for need, given in can.items() if given))}. Nothing was"
             " trained."
+        )
+    if stages.judge.learns and not suite.judge_preferences():
+        raise Refused(
+            f"The judge {stages.judge.name} learns from preferences, and the suite"
+            f" {spec.suite_name} keeps none for it. Name another judge with --judge, or raise"
+            " judge_share. Nothing was trained."
         )
     split = spec.stages["evaluation"]["split"]
     if spec.stages["evaluation"]["answers"] > 1 and not can["verifier"]:

@@ -17,7 +17,7 @@ from .label_server import LabelClient
 from .reward_model import RewardModel
 
 if TYPE_CHECKING:
-    from ..core.data import LabelledPair
+    from ..core.data import LabelledCompletion, LabelledPair
     from .reference_cache import ReferenceCache
 
 
@@ -43,6 +43,7 @@ class MethodInputs:
     # what the start checkpoint says, made once and shared; None computes all of it
     reference_cache: ReferenceCache | None = None
     reference: InitialCheckpoint | None = None  # None: the start checkpoint is the reference
+    labelled: Sequence[LabelledCompletion] = ()  # empty: those of the pairs, where asked for
 
     def close(self) -> None:
         """End what was started for the method."""

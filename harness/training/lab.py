@@ -110,9 +110,12 @@ class Lab:
         """Yield batches of single completions (B, 1, T) with `label` (B,): 1 desirable, 0 not,
         between if in doubt.
 
-        They are the completions of the pairs, each on its own and shuffled: one of a pair says
-        nothing of the other.
+        They are the suite's labelled completions; without any, the completions of the pairs, each
+        on its own and shuffled: one of a pair says nothing of the other.
         """
+        if self._method_inputs.labelled:
+            yield from self._singles(epochs, steps, batch_size, shuffle_labels)
+            return
         pairs = self._given("pairs", self._method_inputs.pairs)
         size = self._batch_size(batch_size)
         turns = steps or max(1, round(epochs * 2 * len(pairs) / size))
@@ -127,6 +130,26 @@ class Lab:
             self._count_pairs(len(rows) // 2)
             prompts = [pairs[i // 2].prompt for i in rows]
             batch = self.tokens.batch(prompts, ids, self.device, self._runtime.sampling.temperature)
+            yield batch.with_columns(label=torch.tensor(labels, device=self.device))
+
+    def _singles(
+        self, epochs: float, steps: int, batch_size: int | None, shuffle_labels: bool
+    ) -> Iterator[Batch]:
+        """Yield batches of the suite's labelled completions, shuffled."""
+        singles = self._method_inputs.labelled
+        size = self._batch_size(batch_size)
+        turns = steps or max(1, round(epochs * len(singles) / size))
+        self._goes_over_pairs(turns * size)
+        for rows in self._draw("labelled", len(singles), turns, size):
+            self._count_pairs(len(rows) // 2)
+            batch = self.tokens.batch(
+                [singles[i].prompt for i in rows],
+                [[singles[i].completion] for i in rows],
+                self.device,
+                self._runtime.sampling.temperature,
+            )
+            turned = [shuffle_labels and self._coin(i) for i in rows]
+            labels = [abs(singles[i].label - t) for i, t in zip(rows, turned, strict=True)]
             yield batch.with_columns(label=torch.tensor(labels, device=self.device))
 
     def demonstrations(self, n: int) -> Batch:

@@ -136,12 +136,30 @@ def preferred_of(said: Sequence[Sequence[Comparison]], k: int) -> Tensor:
     return preferred
 
 
+def label_loss(scores: Tensor, label: Tensor) -> Tensor:
+    """Return (B,) losses of single completions: -y log sigma(r) - (1 - y) log sigma(-r).
+
+    The logistic loss of a classifier of desirable completions; `scores` and `label` are (B, 1).
+    """
+    return torch.nn.functional.binary_cross_entropy_with_logits(
+        scores, label, reduction="none"
+    ).mean(1)
+
+
+def label_accuracy(scores: Tensor, label: Tensor) -> float:
+    """Return the share of labels (B, 1) that the signs of the scores tell."""
+    return float(((scores > 0) == (label > 0.5)).double().mean())
+
+
 def ranking_loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Return (B,) Bradley-Terry losses of scores (B, K) of a batch with a column `preferred` (B, K
-    K).
+    K), or those of `label_loss` with a column `label`.
 
-    The column is `preferred_of` laid flat: three dimensions are for what each token has.
+    The column `preferred` is `preferred_of` laid flat: three dimensions are for what each token
+    has.
     """
+    if "label" in batch:
+        return label_loss(scores, batch["label"])
     return bradley_terry_loss(scores, batch["preferred"].view(-1, scores.shape[1], scores.shape[1]))
 
 

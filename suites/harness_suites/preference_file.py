@@ -75,9 +75,14 @@ class PreferenceFile(RowSuite):
         """Return the pairs that methods may see."""
         return _pairs(self._parts["method"])
 
-    def judge_preferences(self) -> list[Pair]:
-        """Return the pairs that only the judge sees."""
-        return _pairs(self._parts["judge"])
+    def labelled(self) -> list[Labelled]:
+        """Return the labelled answers that methods may see; none where all rows are pairs."""
+        return _labelled(self._parts["method"])
+
+    def judge_preferences(self) -> list[Pair] | list[Labelled]:
+        """Return what only the judge sees: labelled answers where there are any, or pairs."""
+        rows = self._parts["judge"]
+        return _labelled(rows) or _pairs(rows)
 
     def references(self, split: str) -> dict[str, str]:
         """Return the first good answer to each prompt, for ROUGE; none if a prompt has none."""
@@ -138,12 +143,27 @@ def _pairs(rows: Sequence[Example]) -> list[Pair]:
     return [row for row in rows if isinstance(row, Pair)] + made
 
 
+def _labelled(rows: Sequence[Example]) -> list[Labelled]:
+    """Return the labelled answers among examples, with those of their pairs; none if all are
+    pairs.
+    """
+    if not any(isinstance(row, Labelled) for row in rows):
+        return []
+    found = [row for row in rows if isinstance(row, Labelled)]
+    for pair in (row for row in rows if isinstance(row, Pair)):
+        found += [
+            Labelled(pair.prompt, pair.chosen, 1.0),
+            Labelled(pair.prompt, pair.rejected, 0.0),
+        ]
+    return found
+
+
 class RewardModelJudge(Judge):
     """A reward model trained on preferences that no method sees: its score stands for the
     annotators' taste.
     """
 
-    name = "reward_model_judge"
+    name, learns = "reward_model_judge", True
 
     def prepare(self, suite, stages):
         """Train the judge's model, or take it from the artifacts."""

@@ -25,7 +25,14 @@ from harness.statistics.over_prompts import (
     win_rate,
     win_scores,
 )
-from harness.training.reward_model import bradley_terry_loss, combine, pair_accuracy, preferred_of
+from harness.training.reward_model import (
+    bradley_terry_loss,
+    combine,
+    label_accuracy,
+    label_loss,
+    pair_accuracy,
+    preferred_of,
+)
 
 LOG2 = math.log(2)
 
@@ -375,6 +382,14 @@ def test_rankings_of_four_are_a_loop_over_ordered_pairs(ranks):
     if len(set(ranks)) > 1:
         with pytest.raises(AssertionError):
             assert float(bradley_terry_loss(-s, preferred(ranks))) == told
+
+
+def test_a_labelled_completion_costs_what_a_classifier_pays():
+    scores, label = torch.tensor([[0.3], [-1.2], [2.0]]), torch.tensor([[1.0], [0.0], [0.0]])
+    by_hand = [-math.log(sigmoid(0.3)), -math.log(sigmoid(1.2)), -math.log(sigmoid(-2.0))]
+    assert label_loss(scores, label).tolist() == pytest.approx(by_hand, abs=1e-6)
+    assert label_accuracy(scores, label) == pytest.approx(2 / 3)
+    assert label_loss(torch.zeros(1, 1), label[:1]).tolist() == pytest.approx([LOG2])
 
 
 def test_ties_give_no_gradient_and_do_not_dilute():

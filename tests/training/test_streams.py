@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.api.methods import GradientMethod
-from harness.core.data import Budget, Demonstration, LabelledPair
+from harness.core.data import Budget, Demonstration, LabelledCompletion, LabelledPair
 from harness.core.meter import Meter
 from harness.core.save_schedule import SaveInterval
 from harness.models.initial_checkpoint import InitialCheckpoint
@@ -225,6 +225,28 @@ def test_labelled_completions_are_those_of_the_pairs_each_on_its_own(make_lab):
     )  # the labeller's, of each pair
     torch.testing.assert_close(batch["label"], torch.where(chosen, sure, 1 - sure))
     assert chosen.sum() == 7
+
+
+def test_labelled_completions_of_the_suite_are_taken_as_they_are(make_lab):
+    lab, _ = make_lab(batch_size=7)
+    inputs = lab._method_inputs
+    inputs.labelled = [
+        LabelledCompletion(pair.prompt, pair.chosen, float(i % 3 == 0))
+        for i, pair in enumerate(inputs.pairs)
+    ]
+    (batch,) = lab.labelled(epochs=1)  # seven completions, each once
+    numbers = [int(name[1:]) for name in ids(batch.prompts)]
+    assert sorted(numbers) == list(range(7)) and batch.shape == (7, 1, 2)
+    assert batch["label"].tolist() == [float(i % 3 == 0) for i in numbers]
+    assert batch["completion_ids"][:, 0, 0].tolist() == [10 + i for i in numbers]
+
+
+def test_a_coin_turns_the_labels_of_single_completions(make_lab):
+    lab, _ = make_lab(batch_size=7)
+    pairs = lab._method_inputs.pairs
+    lab._method_inputs.labelled = [LabelledCompletion(p.prompt, p.chosen, 1.0) for p in pairs]
+    (batch,) = lab.labelled(epochs=1, shuffle_labels=True)
+    assert 0 < batch["label"].sum() < 7
 
 
 def test_mismatched_rows_keep_the_prompt_and_take_the_next_completion(make_lab):

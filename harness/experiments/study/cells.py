@@ -166,7 +166,8 @@ def unmet(spec: RunSpec, registry: Registry) -> str:
     asked = make_labeller(spec, suite, registry)
     can_prefer = asked is not None or type(suite).preferences is not Suite.preferences
     needs = method.required()
-    cannot = {"labels": asked is None, "pairs": not can_prefer, "reward": not can_prefer}
+    cannot = {"labels": asked is None}
+    cannot |= dict.fromkeys(("pairs", "labelled", "reward"), not can_prefer)
     missing = sorted(need for need in needs if cannot.get(need))
     if "verifier" in needs and suite.make_verifier() is None:
         missing.append("verifier")

@@ -17,7 +17,16 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ...api.contracts import Labeller
-from ...core.data import Comparison, LabelledPair, Pair, Prompt, Text, completion_text
+from ...core.data import (
+    Comparison,
+    Labelled,
+    LabelledCompletion,
+    LabelledPair,
+    Pair,
+    Prompt,
+    Text,
+    completion_text,
+)
 from ...core.errors import UsageError
 from ...core.seeds import derive
 from ...core.settings import PreferenceOptions
@@ -69,41 +78,73 @@ def sample(
 
 
 def take(
-    stages: StageContext, pairs: Sequence[Pair], options: PreferenceOptions, out: Path
+    stages: StageContext,
+    pairs: Sequence[Pair],
+    labelled: Sequence[Labelled],
+    options: PreferenceOptions,
+    out: Path,
 ) -> Made:
-    """Write fixed pairs as the same files; return (info, cost)."""
+    """Write fixed pairs, and single completions with a label, as the same files; return (info,
+    cost).
+    """
     meter, tokens = stages.stage_runtime.meter(), stages.tokens.counting_afresh()
     with meter.phase("preferences"):
         whole = rankings_of(tokens, pairs[: options.labels or None], options.heldout)
-        info = _write(whole["train"], whole["heldout"], out)
+        if labelled:
+            singles = rankings_of(tokens, labelled[: options.labels or None], options.heldout)
+            info = _write_labelled(singles, whole["train"], out)
+        else:
+            info = _write(whole["train"], whole["heldout"], out)
         meter.add(labels=info["asked"])
     info |= {"cut_completions": tokens.cut_completions}
     return info | {"label_ceiling": None}, meter.snapshot()
 
 
-def rankings_of(tokens: Tokens, pairs: Sequence[Pair], heldout: float) -> dict[str, list[Row]]:
-    """Return pairs as rankings of two, split by position into `train` and `heldout`."""
-    rows = []
-    for pair in pairs:
-        ids = [tokens.completion_ids(pair.prompt.text, c) for c in (pair.chosen, pair.rejected)]
-        rows.append(
-            _row(pair.prompt, [pair.chosen, pair.rejected], ids, [Comparison(0, 1, pair.p)])
-        )
+def rankings_of(
+    tokens: Tokens, examples: Sequence[Pair] | Sequence[Labelled], heldout: float
+) -> dict[str, list[Row]]:
+    """Return pairs as rankings of two, and labelled completions as rows of one with a `label`.
+
+    They are split by position into `train` and `heldout`.
+    """
+    rows = [_ranking(tokens, example) for example in examples]
     kept = max(1, len(rows) - round(heldout * len(rows)))
     return {"train": rows[:kept], "heldout": rows[kept:]}
 
 
+def _ranking(tokens: Tokens, example: Pair | Labelled) -> Row:
+    prompt = example.prompt
+    if isinstance(example, Labelled):
+        ids = tokens.completion_ids(prompt.text, example.completion)
+        return _row(prompt, [example.completion], [ids], []) | {"label": example.label}
+    texts = [example.chosen, example.rejected]
+    both = [tokens.completion_ids(prompt.text, text) for text in texts]
+    return _row(prompt, texts, both, [Comparison(0, 1, example.p)])
+
+
 def read_rankings(folder: Path) -> dict[str, list[Row]]:
     """Return the rankings of a preferences artifact: `train` and `heldout`."""
+    heldout = folder / "heldout.parquet"
     return {
         "train": _read(folder / "rankings.parquet"),
-        "heldout": _read(folder / "heldout.parquet"),
+        "heldout": _read(heldout) if heldout.exists() else [],
     }
 
 
+def read_labelled(folder: Path) -> list[LabelledCompletion]:
+    """Return the single labelled completions of a preferences artifact; none if it has pairs
+    only.
+    """
+    rows = [row for row in _read(folder / "rankings.parquet") if row.get("label") is not None]
+    return [
+        LabelledCompletion(prompt_of(r), list(r["completion_ids"][0]), r["label"]) for r in rows
+    ]
+
+
 def read_pairs(folder: Path) -> list[LabelledPair]:
-    """Return the pairs of a preferences artifact."""
-    rows = _read(folder / "pairs.parquet")
+    """Return the pairs of a preferences artifact; none if it has labelled completions only."""
+    file = folder / "pairs.parquet"
+    rows = _read(file) if file.exists() else []
     return [
         LabelledPair(prompt_of(r), list(r["chosen_ids"]), list(r["rejected_ids"]), r["p"])
         for r in rows
@@ -195,6 +236,24 @@ def _write(train: list[Row], heldout: list[Row], out: Path) -> dict[str, Any]:
         "labels": len(pairs),
         "heldout_labels": heldout_labels,
         "asked": asked,
+    }
+
+
+def _write_labelled(
+    singles: dict[str, list[Row]], pairs: Sequence[Row], out: Path
+) -> dict[str, Any]:
+    """Write labelled completions, and the pairs that can be made of those with one prompt."""
+    train, heldout = singles["train"], singles["heldout"]
+    found = [pair for row in pairs for pair in _pairs_of(row)]
+    for name, rows in (("pairs", found), ("rankings", train), ("heldout", heldout)):
+        if rows:
+            _save(rows, out / f"{name}.parquet")
+    return {
+        "prompts": len({row["prompt_id"] for row in train}),
+        "labels": len(train),
+        "heldout_labels": len(heldout),
+        "asked": len(train) + len(heldout),
+        "pairs": len(found),
     }
 
 

@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ...core.artifacts import EXECUTION
+from ...core.errors import UsageError
 from ...core.seeds import derive, endless_order
 from ...core.settings import RewardModelOptions
 from ...models.loading import scalar_on
 from ...models.tokens import Batch
-from ..reward_model import RewardModel, pair_accuracy, preferred_of, ranking_loss
+from ..reward_model import RewardModel, label_accuracy, pair_accuracy, preferred_of, ranking_loss
 from ..runtime import Runtime
 from ..trainer import Term
 from .preferences import Row, comparisons_of, prompt_of
@@ -72,8 +75,11 @@ def _batch(stages: StageContext, rows: list[Row]) -> Batch:
         [row["completion_ids"] for row in rows],
         stages.stage_runtime.device,
     )
+    device = stages.stage_runtime.device
+    if rows[0].get("label") is not None:
+        return batch.with_columns(label=torch.tensor([[row["label"]] for row in rows]).to(device))
     said = preferred_of([comparisons_of(row) for row in rows], batch.shape[1])
-    return batch.with_columns(preferred=said.flatten(1).to(stages.stage_runtime.device))
+    return batch.with_columns(preferred=said.flatten(1).to(device))
 
 
 def _normalise(
@@ -87,6 +93,11 @@ def _normalise(
     checkpoint.
     """
     demos = stages.suite.demonstrations("validation")
+    if not demos:
+        raise UsageError(
+            f"The suite {stages.spec.suite_name} has no good answer in its validation split, on"
+            " which the reward model is centred. Raise validation_share."
+        )
     ids = [[stages.tokens.completion_ids(d.prompt.text, d.completion)] for d in demos]
     centred = reward.raw(
         stages.tokens.batch([d.prompt for d in demos], ids, runtime.device), runtime
@@ -99,10 +110,12 @@ def _normalise(
 def _accuracy(
     reward: RewardModel, stages: StageContext, rows: list[Row], runtime: Runtime
 ) -> float | None:
-    """Return the share of held-out pairs in the right order."""
+    """Return the share of held-out pairs in the right order, or of labels that scores tell."""
     if not rows:
         return None
     batch = _batch(stages, rows)
+    if "label" in batch:
+        return round(label_accuracy(reward.raw(batch, runtime), batch["label"]), 4)
     k = batch.shape[1]
     right, pairs = pair_accuracy(reward.raw(batch, runtime), batch["preferred"].view(-1, k, k))
     return round(right / pairs, 4) if pairs else None

@@ -165,13 +165,12 @@ class Stages:
         by the labeller.
         """
         options = stage_options(self.spec, "preferences")
-        fixed = self.suite.preferences()
-        if fixed is not None:
-            inputs = self._inputs(
-                "preferences", options, data=digest_of([_plain(pair) for pair in fixed])
-            )
+        fixed, labelled = self.suite.preferences(), self.suite.labelled()
+        if fixed is not None and (fixed or labelled or self.labeller is None):
+            data = [[_plain(row) for row in rows] for rows in (fixed, labelled)]
+            inputs = self._inputs("preferences", options, data=digest_of(data))
             return self._stage(
-                "preferences", inputs, lambda out, _: take(self, fixed, options, out)
+                "preferences", inputs, lambda out, _: take(self, fixed, labelled, options, out)
             )
         if self.labeller is None:
             raise UsageError(
@@ -225,7 +224,14 @@ class Stages:
         return labeller
 
     def can_prefer(self) -> bool:
-        """Return whether there are preferences, or someone to ask for them."""
+        """Return whether there is something that a reward model learns from: preferences, labelled
+        completions, or a labeller.
+        """
+        suite = self.suite
+        return self.labeller is not None or bool(suite.preferences() or suite.labelled())
+
+    def can_pair(self) -> bool:
+        """Return whether there are pairs, or a labeller that makes them."""
         return self.labeller is not None or bool(self.suite.preferences())
 
     def reward_artifact(self, member: int) -> Artifact:
