@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+BUCKET = 2**24  # numbers, 64 MiB in float32: gradients that are summed over processes at once
 
 
 def is_main() -> bool:
@@ -43,9 +44,17 @@ class DistributedContext:
         """
         return DistributedContext(0, 1, self.main)
 
-    def has(self, part: int) -> bool:
-        """Return whether this process computes part number `part`."""
-        return part % self.size == self.rank
+    def rounds(self, parts: Sequence[T]) -> Iterator[tuple[T, bool]]:
+        """Yield (part, own) for this process's parts; equally many for every process.
+
+        A process without a part of its own in the last round gets the last part, with `own` False.
+        It computes that part and gives it weight 0. So all processes run equally many forward and
+        backward passes, which may be collective. No parts are no rounds, for every process.
+        """
+        for first in range(0, len(parts), self.size):
+            number = first + self.rank
+            own = number < len(parts)
+            yield parts[number if own else -1], own
 
     def shard(self, n: int) -> slice:
         """Return this process's contiguous share of n rows."""
@@ -59,23 +68,38 @@ class DistributedContext:
             for tensor in tensors:
                 distributed.all_reduce(tensor)
 
-    def all_reduce_gradients(self, parameters: Iterable[Any]) -> None:
-        """Replace gradients by their sums over all processes, if any process has some."""
+    def all_reduce_gradients(self, parameters: Iterable[Any], bucket: int = BUCKET) -> None:
+        """Replace gradients by their sums over all processes, if any process has some.
+
+        Small gradients are summed together, at most `bucket` numbers at once; a larger one is
+        summed where it is. So no copy of all gradients is made.
+        """
         if self.size == 1:
             return
         import torch
 
         own = list(parameters)
-        some = torch.tensor(float(any(p.grad is not None for p in own)), device=own[0].device)
-        self.all_reduce(some)
-        if not some:
+        any_has = torch.tensor(float(any(p.grad is not None for p in own)), device=own[0].device)
+        self.all_reduce(any_has)
+        if not any_has:
             return
         for p in own:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        flat = torch.cat([p.grad.flatten() for p in own])
+        for some in _buckets([p.grad for p in own], bucket):
+            self._reduce_together(some)
+
+    def _reduce_together(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their sums over all processes, in one collective call."""
+        import torch
+
+        if len(tensors) == 1 and tensors[0].is_contiguous():
+            self.all_reduce(tensors[0])
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         self.all_reduce(flat)
-        for p, summed in zip(own, torch.split(flat, [p.numel() for p in own]), strict=True):
-            p.grad.copy_(summed.view_as(p))
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, summed in zip(tensors, parts, strict=True):
+            tensor.copy_(summed.view_as(tensor))
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all processes, in the order of their ranks."""
@@ -94,6 +118,19 @@ class DistributedContext:
     def barrier(self) -> None:
         """Wait until every process has reached this call."""
         self.gather(None)
+
+
+def _buckets(tensors: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
+    """Yield neighbours of one dtype and device, at most `limit` numbers or one tensor at a time."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        alike = bucket and (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
+        if bucket and not (alike and sum(t.numel() for t in [*bucket, tensor]) <= limit):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 ALONE = DistributedContext()

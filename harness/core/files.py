@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import filelock
 
@@ -81,12 +82,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and check that it is writable; raise Refused with the reason if it is not."""
-    probe = path / f".probe-{os.getpid()}"
+    """Make a folder and check that it is writable; raise Refused with the reason if it is not.
+
+    The file that it writes has a name of its own: other hosts and containers may have a process of
+    the same number.
+    """
+    probe = path / f".probe-{socket.gethostname()}-{uuid4().hex}"
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise Refused(
             f"Cannot write to {path}: {error.strerror}. Choose another folder with --results."

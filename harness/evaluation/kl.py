@@ -24,19 +24,22 @@ def sampled_kl(
     exactly, sum_t sum_v pi(v | s_t) log(pi / ref)(v | s_t); the plain one, sum_t log(pi / ref)(y_t
     | s_t), is k1. Both are unbiased; a completion cut at the length limit counts as far as it goes.
     """
-    exact, plain = torch.zeros(batch.shape[0]), torch.zeros(batch.shape[0])
+    device = batch["mask"].device
+    exact, plain = (torch.zeros(batch.shape[0], device=device) for _ in range(2))
 
     def count(part: Batch) -> None:
         runtime.meter.add(flops=forward_flops(policy, part) + forward_flops(reference, part))
 
-    def handle(rows: list[int], part: Batch) -> None:
-        exact[rows], plain[rows] = (
-            found.sum((1, 2)).cpu() for found in _ratios(policy, reference, part)
-        )
+    def compute(part: Batch) -> tuple[Tensor, Tensor]:
+        return _ratios(policy, reference, part)
 
-    each_part(batch, runtime.micro_batch_tokens, handle, count, runtime.distributed, runtime.sizes)
-    runtime.distributed.all_reduce(exact, plain)
-    return exact, plain
+    def keep(rows: list[int], part: Batch, found: tuple[Tensor, Tensor]) -> None:
+        exact[rows], plain[rows] = (values.sum((1, 2)) for values in found)
+
+    limit, distributed = runtime.micro_batch_tokens, runtime.distributed
+    each_part(batch, limit, compute, keep, count, distributed, runtime.sizes)
+    distributed.all_reduce(exact, plain)
+    return exact.cpu(), plain.cpu()
 
 
 def _ratios(policy: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

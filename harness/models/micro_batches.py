@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ..core.distributed import ALONE, DistributedContext
 from .memory import SCORING, BatchSizes
 from .tokens import Batch
 
-Handle = Callable[[list[int], Batch], None]
+T = TypeVar("T")
 
 
 def in_micro_batches(
@@ -35,13 +35,13 @@ def in_micro_batches(
     b, k, t = batch.shape
     out = torch.zeros((b, k, t) if per_token else (b, k), device=batch["mask"].device)
 
-    def handle(rows: list[int], part: Batch) -> None:
+    def keep(rows: list[int], part: Batch, found: Tensor) -> None:
         if per_token:
-            out[rows, :, : part.shape[2]] = compute(part).float()
+            out[rows, :, : part.shape[2]] = found.float()
         else:
-            out[rows] = compute(part).float()
+            out[rows] = found.float()
 
-    each_part(batch, max_tokens, handle, count, distributed, sizes)
+    each_part(batch, max_tokens, compute, keep, count, distributed, sizes)
     distributed.all_reduce(out)
     return out
 
@@ -50,36 +50,49 @@ def in_micro_batches(
 def each_part(
     batch: Batch,
     max_tokens: int,
-    handle: Handle,
+    compute: Callable[[Batch], T],
+    keep: Callable[[list[int], Batch, T], None],
     count: Callable[[Batch], None] | None = None,
     distributed: DistributedContext = ALONE,
     sizes: BatchSizes | None = None,
 ) -> None:
-    """Call handle(rows, part) on micro-batches of a batch, without gradients.
+    """Call keep(rows, part, compute(part)) on micro-batches of a batch, without gradients.
 
-    A process handles its share, and calls `count` on every micro-batch of `max_tokens`. When
-    memory runs out it handles its micro-batch again in smaller ones: `handle` assigns to rows.
+    A process computes its share in as many rounds as every other one, and calls `count` on every
+    micro-batch of `max_tokens`. In a round without a micro-batch of its own it computes one and
+    keeps nothing. When memory runs out it computes its micro-batch again in smaller ones.
     """
-    for number, rows in enumerate(micro_batches(batch, max_tokens)):
+    parts = micro_batches(batch, max_tokens)
+    for rows in parts if count else ():
+        count(batch.select(rows))  # type: ignore[misc]
+    for rows, own in distributed.rounds(parts):
         part = batch.select(rows)
-        if count:
-            count(part)
-        if distributed.has(number) and sizes is None:
-            handle(rows, part)
-        elif distributed.has(number) and sizes is not None:
-            sizes.attempt(
-                SCORING, max_tokens, smallest_row(part), partial(_in_smaller, rows, part, handle)
-            )
+        work = partial(_in_smaller, rows, part, compute, keep if own else _keep_nothing)
+        if sizes is None:
+            work(max_tokens)
+        else:
+            sizes.attempt(SCORING, max_tokens, smallest_row(part), work)
 
 
-def _in_smaller(rows: list[int], part: Batch, handle: Handle, max_tokens: int) -> None:
-    """Call `handle` on a micro-batch in parts of at most `max_tokens`."""
+def _keep_nothing(rows: list[int], part: Batch, found: object) -> None:
+    """Take no part in the result."""
+
+
+def _in_smaller(
+    rows: list[int],
+    part: Batch,
+    compute: Callable[[Batch], T],
+    keep: Callable[[list[int], Batch, T], None],
+    max_tokens: int,
+) -> None:
+    """Compute a micro-batch in parts of at most `max_tokens`."""
     parts = micro_batches(part, max_tokens)
     if len(parts) == 1:
-        handle(rows, part)
+        keep(rows, part, compute(part))
         return
     for some in parts:
-        handle([rows[i] for i in some], part.select(some))
+        smaller = part.select(some)
+        keep([rows[i] for i in some], smaller, compute(smaller))
 
 
 def smallest_row(batch: Batch) -> int:

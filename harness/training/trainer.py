@@ -168,22 +168,26 @@ class Trainer:
     def _accumulate(self, term: Term, max_tokens: int) -> dict[str, float]:
         """Run forward and backward over this process's micro-batches of a term; return its sums.
 
-        They are split further where `max_tokens` is below what the options say.
+        They are split further where `max_tokens` is below what the options say. Every process takes
+        equally many passes: one without a micro-batch of its own takes a pass with weight 0.
         """
         sums: dict[str, float] = {}
-        for number, rows in enumerate(micro_batches(term.batch, self.micro_batch_tokens)):
-            if not self.distributed.has(number):
-                continue
-            own = term.batch.select(rows)
-            smaller = [own]
+        for rows, own in self.distributed.rounds(
+            micro_batches(term.batch, self.micro_batch_tokens)
+        ):
+            whole = term.batch.select(rows)
+            smaller = [whole]
             if max_tokens < self.micro_batch_tokens:
-                smaller = [own.select(some) for some in micro_batches(own, max_tokens)]
+                smaller = [whole.select(some) for some in micro_batches(whole, max_tokens)]
             for part in smaller:
-                self._backward(term, part, sums)
+                self._backward(term, part, sums if own else None)
         return sums
 
-    def _backward(self, term: Term, part: Batch, sums: dict[str, float]) -> None:
-        """Add the gradients of one micro-batch, and its share of the loss and metrics to `sums`."""
+    def _backward(self, term: Term, part: Batch, sums: dict[str, float] | None) -> None:
+        """Add the gradients of one micro-batch, and its share of the loss and metrics to `sums`.
+
+        Without `sums` its weight is 0: the gradients get zeros.
+        """
         returned = term.loss(term.of.compute(part), part)
         losses, metrics = returned if isinstance(returned, tuple) else (returned, {})
         if "loss" in metrics:
@@ -191,6 +195,9 @@ class Trainer:
                 "a metric cannot be called 'loss': that is what the lab calls the reduced loss"
             )
         share = term.weight * reduce_share(losses, part, term.batch, term.reduction)
+        if sums is None:
+            self.accelerator.backward(0.0 * share)
+            return
         self.accelerator.backward(share)
         sums["loss"] = sums.get("loss", 0.0) + float(share.detach())
         for name, value in metrics.items():

@@ -10,7 +10,7 @@ import torch
 from harness.api.registry import installed
 from harness.core.distributed import ALONE, DistributedContext, merged
 
-from ..helpers.tools import finished, fresh, launched, on_small, only_run
+from ..helpers.tools import finished, fresh, launched, on_small, only_run, small_suite
 
 METHODS = [
     "ppo",
@@ -59,7 +59,24 @@ def test_every_row_is_somebodys_and_only_once():
         assert sorted(i for distributed in teams for i in range(n)[distributed.shard(n)]) == list(
             range(n)
         )
-        assert [sum(distributed.has(i) for distributed in teams) for i in range(n)] == [1] * n
+        rounds = [list(team.rounds(range(n))) for team in teams]
+        assert sorted(part for own in rounds for part, mine in own if mine) == list(range(n))
+
+
+@pytest.mark.parametrize(("size", "parts"), [(1, 4), (2, 3), (3, 7), (4, 1), (2, 0)])
+def test_every_process_takes_equally_many_rounds(size, parts):
+    rounds = [list(DistributedContext(rank, size).rounds(range(parts))) for rank in range(size)]
+    assert {len(own) for own in rounds} == {-(-parts // size)}
+    spare = [part for own in rounds for part, mine in own if not mine]
+    assert all(part == parts - 1 for part in spare) and len(spare) == -parts % size
+
+
+def test_alone_every_part_is_computed_and_one_process_writes():
+    for rank in range(2):
+        context = DistributedContext(rank, 2).alone()
+        assert list(context.rounds("abc")) == [("a", True), ("b", True), ("c", True)]
+        assert context.size == 1 and context.main is (rank == 0)
+        assert context.shard(5) == slice(0, 5)
 
 
 def test_alone_nothing_is_summed():
@@ -90,6 +107,23 @@ assert a.grad.tolist() == [1, 2] and b.grad.tolist() == [1, 1, 1]
 c = torch.nn.Parameter(torch.zeros(1))
 team.all_reduce_gradients([c])
 assert c.grad is None
+# buckets of 4 numbers: several small ones, one larger than a bucket, one not contiguous, one bf16
+torch.manual_seed(team.rank)
+shapes = [(2,), (1,), (3,), (7,), (2, 2), (2,)]
+ours = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+ours[-1] = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+for p in ours:
+    p.grad = torch.randn(p.shape).to(p.dtype)
+ours[4].grad = ours[4].grad.t()
+places, largest = [p.grad.data_ptr() for p in ours], []
+both = team.gather([p.grad.clone() for p in ours])
+usual = team.all_reduce
+team.all_reduce = lambda *tensors: (largest.extend(t.numel() for t in tensors), usual(*tensors))
+team.all_reduce_gradients(ours, bucket=4)
+team.all_reduce = usual
+assert all(torch.equal(p.grad, a + b) for p, a, b in zip(ours, *both))
+assert [p.grad.data_ptr() for p in ours] == places  # summed where they are
+assert largest == [1, 3, 3, 7, 4, 2], largest  # the first says whether there are any
 x = torch.tensor([float(team.rank + 1)])
 team.all_reduce(x)
 assert x.item() == 3 and team.gather(team.rank) == [0, 1]
@@ -102,7 +136,121 @@ def test_gradients_add_up_even_where_a_process_has_none():
     script = fresh("script") / "gradients.py"
     script.write_text(GRADIENTS)
     done = launched(script)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[:3000]
+
+
+UNEVEN = """
+import torch
+from accelerate import Accelerator
+from harness.core.distributed import DistributedContext, leave_process_group
+from harness.core.meter import Meter
+from harness.core.settings import AdamWOptions
+from harness.models.micro_batches import in_micro_batches, micro_batches
+from harness.models.tokens import Batch, PromptBatch
+from harness.training.trainer import Role, Term, Trainer
+
+accelerator = Accelerator(cpu=True)
+team = DistributedContext(accelerator.process_index, accelerator.num_processes)
+calls = []
+
+
+class Collective(torch.autograd.Function):  # as a sharded layer: all processes, both ways
+
+    @staticmethod
+    def forward(ctx, x):
+        calls.append("forward")
+        team.barrier()
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        calls.append("backward")
+        team.barrier()
+        return gradient
+
+
+def batch_of(rows):
+    mask = torch.ones(rows, 1, 4)
+    prompts = PromptBatch([], torch.zeros(rows, 2).long(), torch.ones(rows, 2).long())
+    prompts.prompts = [None] * rows
+    return Batch(prompts, {"completion_ids": torch.arange(rows * 4).view(rows, 1, 4), "mask": mask})
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(1))
+
+    def compute(self, batch):
+        return Collective.apply(self.w * batch["completion_ids"].float())
+
+
+class Counted(Role):
+    def update_flops(self, batch):
+        return 1.0
+
+
+for rows in (3, 1, 4):  # micro-batches of one row each
+    batch, model, meter = batch_of(rows), Model(), Meter(peak=lambda reset: 0)
+    assert len(micro_batches(batch, 1)) == rows
+    found = in_micro_batches(model.compute, batch, 1, distributed=team)
+    assert torch.equal(found, batch["completion_ids"].float()), found
+    rounds = -(-rows // 2)
+    assert calls == ["forward"] * rounds, calls
+    calls.clear()
+    options = AdamWOptions(max_grad_norm=0.0)
+    trainer = Trainer(options, accelerator, meter, 1, team)
+    trainer.add("policy", model)
+    with meter.phase("update"):
+        role = Counted("policy", model, model.compute)
+        told = trainer.step([Term(lambda x, b: x, batch, role)], 0.5)
+    mean = sum(range(rows * 4)) / (rows * 4)
+    assert abs(told["loss"] - mean) + abs(told["grad_norm"] - mean) < 1e-5, (told, mean)
+    assert calls == ["forward", "backward"] * rounds, calls
+    calls.clear()
+leave_process_group()
+"""
+
+
+def test_an_uneven_number_of_micro_batches_does_not_hang():
+    """Forward and backward passes are collective here, as those of sharded weights are."""
+    script = fresh("script") / "uneven.py"
+    script.write_text(UNEVEN)
+    done = launched(script)
+    assert done.returncode == 0, done.stderr[:3000]
+
+
+OWN_DEVICE = """
+import sys
+from pathlib import Path
+import torch
+from harness.api.registry import installed, load_file
+from harness.api.resolve import Request, make_method, resolve
+from harness.core.distributed import leave_process_group
+from harness.experiments.observers import Observers
+from harness.experiments.prepare import RunOptions, open_stage_runtime, prepare
+
+registry = installed()
+load_file(registry, sys.argv[1])
+spec = resolve(Request("ppo", "small", fixed={"quick": True, "device": "cpu"}), registry)
+settings = RunOptions(Path(sys.argv[2]), warn=lambda message: None)
+runtime = open_stage_runtime(spec, registry, settings, Observers(registry, spec, settings.warn))
+team = runtime.distributed
+runtime.device = torch.device("cpu", team.rank)
+assert str(runtime.device) == f"cpu:{team.rank}"
+inputs, shared = prepare(spec, registry, runtime, make_method(spec, registry))
+names = team.gather([(a.folder.name, a.content) for a in shared.values()])
+assert len(names) == 2 and names[0] == names[1] and len(names[0]) == 3, names
+assert {a.execution[0]["device"] for a in shared.values()} == {"cpu"}  # without an index
+leave_process_group()
+"""
+
+
+def test_processes_with_a_device_each_find_the_same_artifacts():
+    script = fresh("script") / "own_device.py"
+    script.write_text(OWN_DEVICE)
+    done = launched(script, small_suite(), fresh("devices"))
+    assert done.returncode == 0, done.stderr[:3000]
 
 
 def test_methods_named_here_are_there():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -163,6 +164,7 @@ def kill(begun):
 KILLED_MAKER = """
 import sys, time
 from pathlib import Path
+from threading import Thread
 from harness.core.artifacts import Artifacts
 
 def make(output, scratch):
@@ -190,6 +192,7 @@ def test_a_kill_while_making_leaves_nothing_and_no_lock(artifacts):
 WRITER = """
 import sys
 from pathlib import Path
+from threading import Thread
 from harness.core.files import write_json
 for i in range(10**9):
     write_json(Path(sys.argv[1]), {"number": i, "text": "x" * 200_000, "again": i})
@@ -234,6 +237,7 @@ def test_rows_round_trip(tmp_path):
 OWNER = """
 import sys, time
 from pathlib import Path
+from threading import Thread
 from harness.core.files import lock
 with lock(Path(sys.argv[1]), "The run", wait=False):
     print("ready", flush=True)
@@ -420,3 +424,22 @@ def test_flatten():
 def test_a_budget_is_unspent_where_no_limit_was_reached(left, asked, told, kind):
     assert unspent({"cost": {"budget_left": left, "method": {kind: asked}}}, completions=4) == told
     assert unspent({}, completions=4) == {}
+
+
+def test_threads_of_one_process_number_probe_one_folder(tmp_path):
+    """As two hosts or containers do that have a process of the same number on a shared disk."""
+    refused: list[Exception] = []
+
+    def probe():
+        for _ in range(300):
+            try:
+                make_folder(tmp_path / "shared")
+            except Refused as error:
+                refused.append(error)
+
+    threads = [Thread(target=probe) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not refused and list((tmp_path / "shared").iterdir()) == []

@@ -224,13 +224,17 @@ def process(*args: object, env: dict[str, str] | None = None, cwd: Path | None =
 
 
 def launched(*args: object) -> subprocess.CompletedProcess[str]:
-    """Run a Python module or script in two processes; on CPU `accelerate launch` starts but one."""
+    """Run a Python module or script in two processes; a hang ends in subprocess.TimeoutExpired.
+
+    On CPU `accelerate launch` starts but one.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
         [sys.executable, *launcher, *map(str, args)],
         capture_output=True,
         text=True,
         env={**os.environ, **ENV},
+        timeout=600,
     )
 
 
