@@ -22,11 +22,12 @@ from ..core.errors import UsageError, unknown
 from ..core.execution import SETTINGS, Execution
 from ..core.model_folder import model_digest
 from ..core.options import build, options_of, parse_settings
-from ..core.settings import STAGES, PreferenceOptions, is_base_class
+from ..core.settings import STAGES, PreferenceOptions
 from ..core.spec import START_MODEL, WEIGHTS, RunSpec, compute_dtype, parse_budget
 from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
 from .contracts import Judge, Labeller, Method, Suite
 from .registry import Registry
+from .settings_sources import Sources, values_of
 from .start import start_of
 from .verifiers import verifier_digest
 
@@ -47,9 +48,7 @@ class Request:
 
 
 def resolve(request: Request, registry: Registry) -> RunSpec:
-    """Return the validated RunSpec: method and stage defaults, then the suite's settings, then the
-    user's.
-    """
+    """Return the validated RunSpec; settings_sources.py says where its settings come from."""
     name = registry.name_of("methods", request.method)
     method_cls: type[Method] = registry.get("methods", name)
     file = read_suite_file(request.suite) if is_suite_file(request.suite) else SuiteFile()
@@ -58,11 +57,9 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     suite_cls: type[Suite] = registry.get("suites", kind or request.suite)
     suite_options = {**file.options, **parse_settings(request.suite_settings, "--suite-set")}
     suite = build(suite_cls, suite_options, f"suite {request.suite}")
-    layers = [suite_cls.settings, file.settings]
-    quick = suite_cls.quick if request.fixed.get("quick") else {}
+    sources = sources_of(suite_cls, file, request.fixed)
     asked = parse_settings(request.settings, "--set")
-    advised = recommended(layers, method_cls, name, asked) | _shortened(quick, method_cls, name)
-    chosen = _over(method_cls, advised, asked)
+    chosen = values_of(sources.of_method(method_cls, name, asked))
     method = build(method_cls, chosen, f"method {name}")
     budget = parse_budget(request.budget)
     fixed = {"processes": process_count(), **request.fixed}
@@ -78,7 +75,7 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
         options=_values(method),
         suite_options=_values(suite),
         labeller_options=_labeller_options(labeller, request.labeller_settings, registry),
-        stages=_resolve_stages([*layers, quick], stage_settings, budget, start),
+        stages=_resolve_stages(sources, stage_settings, budget, start),
         budget=budget,
         asked=tuple(sorted(asked)),
         start=start,
@@ -242,72 +239,17 @@ def suite_class(suite: str, registry: Registry) -> type[Suite]:
     return cls
 
 
-def recommended(
-    layers: list[Mapping[str, Mapping[str, Any]]],
-    cls: type,
-    name: str,
-    asked: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return the settings a suite recommends for a method: `*` for what the method leaves at the
-    contract's default.
-
-    A method that states a default of its own keeps it over `*`; an entry under the method's name
-    wins over both. An entry `NAME:OPTION=VALUE` stands in its place where that value was asked for:
-    methods that are several in one.
-    """
-    inherited = {
-        n
-        for n in options_of(cls)
-        if not any(n in vars(base).get("__annotations__", {}) for base in _own(cls))
-    }
-    values: dict[str, Any] = {}
-    for layer in layers:
-        values |= {
-            k: v for k, v in layer.get("*", {}).items() if k in inherited and k not in values
-        }
-        values |= _entry(layer, name, asked or {})
-    return values
-
-
-def _entry(
-    layer: Mapping[str, Mapping[str, Any]], name: str, asked: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    for key, values in layer.items():
-        option, _, value = key.removeprefix(f"{name}:").partition("=")
-        if key.startswith(f"{name}:") and str(asked.get(option)) == value:
-            return values
-    return layer.get(name, {})
-
-
-def _shortened(quick: Mapping[str, Mapping[str, Any]], cls: type, name: str) -> dict[str, Any]:
-    """Return what `--quick` changes for a method: `*` for whatever it has of that, the entry under
-    its name over it.
-    """
-    return {k: v for k, v in quick.get("*", {}).items() if k in options_of(cls)} | dict(
-        quick.get(name, {})
-    )
-
-
-def _over(cls: type, advised: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return advice with what the user asked for over it.
-
-    Who asks for epochs does not get advised steps, where steps, at 0, are what stands in place of
-    epochs.
-    """
-    steps = options_of(cls).get("steps")
-    if "epochs" in asked and "steps" not in asked and steps and steps.default == 0:
-        advised = {name: value for name, value in advised.items() if name != "steps"}
-    return {**advised, **asked}
+def sources_of(suite_cls: type[Suite], file: SuiteFile, fixed: Mapping[str, Any]) -> Sources:
+    """Return what settings are taken from; `fixed` is the rest of a request: model and `quick`."""
+    quick = suite_cls.quick if fixed.get("quick") else {}
+    return Sources(suite_cls.settings, file.settings, quick, bool(fixed.get("model")))
 
 
 def _resolve_stages(
-    layers: list[Mapping[str, Mapping[str, Any]]],
-    overrides: Mapping[str, str],
-    budget: Budget,
-    start: str,
+    sources: Sources, overrides: Mapping[str, str], budget: Budget, start: str
 ) -> dict[str, dict[str, Any]]:
     """Return the options of every stage that the run may have: no `sft` where it has no part."""
-    for layer in layers:
+    for layer in (sources.suite, sources.file, sources.quick):
         for name in (n.removeprefix("stage.") for n in layer if n.startswith("stage.")):
             if name not in STAGES:
                 raise UsageError(f"[stages.{name}]: {unknown('stage', name, STAGES)}")
@@ -326,7 +268,11 @@ def _resolve_stages(
         asked[stage][option] = value
     stages = {
         stage: _values(
-            build(cls, _over(cls, _layered(layers, stage), asked[stage]), f"--stage-set {stage}")
+            build(
+                cls,
+                values_of(sources.of_stage(cls, stage, asked[stage])),
+                f"--stage-set {stage}",
+            )
         )
         for stage, cls in STAGES.items()
         if stage != "sft" or start != START_MODEL
@@ -338,18 +284,6 @@ def _resolve_stages(
         )
         stages["preferences"] = _values(limited)
     return stages
-
-
-def _layered(layers: list[Mapping[str, Mapping[str, Any]]], name: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for layer in layers:
-        values |= layer.get(f"stage.{name}", {})
-    return values
-
-
-def _own(cls: type) -> list[type]:
-    """Return the classes of a plugin's own, without the base classes that the harness provides."""
-    return [base for base in cls.__mro__ if not is_base_class(base)]
 
 
 def _values(instance: Any) -> dict[str, Any]:

@@ -362,16 +362,21 @@ def list_plugins(registry: Registry) -> None:
 
 @cli.command()
 @click.argument("name")
+@click.option("--suite", "-s", help="Show the values that a run on this suite would use.")
 @click.option(
-    "--suite", "-s", help="Show a method's options with this suite's recommended settings."
+    "--model", metavar="PATH_OR_HUB_ID", help="Show the values that a run with a model would use."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option as in a run."
 )
 @plugin_files
-def show(registry: Registry, name: str, suite: str | None) -> None:
-    """Show a plugin or a stage (stage.sft): description, paper and options."""
-    from .display import describe, describe_stage
+def show(registry: Registry, name: str, **asked: Any) -> None:
+    """Show a plugin or a stage (stage.sft): description, paper, and options with their values."""
+    from .display import ShowRequest, describe, describe_stage
 
+    request = ShowRequest(**asked)
     if name.startswith("stage."):
-        return click.echo(describe_stage(name.removeprefix("stage.")))
+        return click.echo(describe_stage(name.removeprefix("stage."), registry, request))
     name = registry.name_of("methods", name)
     kinds = [
         kind for kind in KINDS if name in registry.classes[kind] or (kind, name) in registry.clashes
@@ -379,7 +384,7 @@ def show(registry: Registry, name: str, suite: str | None) -> None:
     if not kinds:
         registry.get("methods", name)
     for kind in kinds:
-        click.echo(describe(kind, registry.get(kind, name), registry, suite))
+        click.echo(describe(kind, registry.get(kind, name), registry, request))
 
 
 @cli.command()

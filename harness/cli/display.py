@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..api import real_models, settings_sources
 from ..api.registry import Registry
-from ..api.resolve import recommended, suite_class
+from ..api.resolve import suite_class
+from ..api.settings_sources import Sources
 from ..core.errors import unknown
-from ..core.options import about, options_of
+from ..core.options import about, build, options_of, parse_settings
 from ..core.run_folder import read_rows
 from ..core.settings import STAGES
 from ..core.suite_file import is_suite_file, read_suite_file
@@ -135,10 +139,32 @@ def _interval(e: dict[str, float], digits: int) -> str:
     return f"{e['mean']:.{digits}f} \\[{e['low']:.{digits}f}, {e['high']:.{digits}f}]"
 
 
-def describe(kind: str, cls: type, registry: Registry, suite: str | None) -> str:
+@dataclass(frozen=True)
+class ShowRequest:
+    """What `harness show` is asked to show settings for."""
+
+    suite: str | None = None
+    model: str | None = None
+    settings: tuple[str, ...] = ()
+
+    def settings_of(
+        self, name: str, cls: Any, registry: Registry
+    ) -> dict[str, settings_sources.Setting]:
+        """Return the settings of a method, or of `stage.NAME`, that are not its class's own."""
+        file = read_suite_file(self.suite) if self.suite and is_suite_file(self.suite) else None
+        own = suite_class(self.suite, registry).settings if self.suite else {}
+        sources = Sources(own, file.settings if file else {}, {}, bool(self.model))
+        asked = parse_settings(self.settings, "--set")
+        if name.startswith("stage."):
+            return sources.of_stage(cls, name.removeprefix("stage."), asked)
+        return sources.of_method(cls, name, asked)
+
+
+def describe(kind: str, cls: type, registry: Registry, asked: ShowRequest) -> str:
     """Return what `harness show` prints of a plugin."""
-    origin = registry.origins[kind, cls.name]  # type: ignore[attr-defined]
-    lines = [f"{cls.name} ({kind[:-1]}) from {origin.distribution} {origin.version}"]  # type: ignore[attr-defined]
+    name = cls.name  # type: ignore[attr-defined]
+    origin = registry.origins[kind, name]
+    lines = [f"{name} ({kind[:-1]}) from {origin.distribution} {origin.version}"]
     lines += [about(cls)]
     for attribute in ("paper", "version", "needs"):
         value = getattr(cls, attribute, None)
@@ -147,59 +173,53 @@ def describe(kind: str, cls: type, registry: Registry, suite: str | None) -> str
                 f"{attribute}:"
                 f" {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
             )
-    advised = _advice(kind, cls, registry, suite)
     if hasattr(cls, "__dataclass_fields__"):
-        lines += ["", *_option_lines(cls, advised, suite)]
+        chosen = asked.settings_of(name, cls, registry) if kind == "methods" else {}
+        lines += ["", *_option_lines(cls, chosen, f"method {name}")]
+    if kind == "methods":
+        lines += ["", *real_models.told(name)]
     if kind == "suites":
         lines += _stage_lines(cls)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def describe_stage(name: str) -> str:
+def describe_stage(name: str, registry: Registry, asked: ShowRequest) -> str:
     """Return what `harness show stage.NAME` prints; raise UsageError for a stage that does not
     exist.
     """
     if name not in STAGES:
         raise unknown("stage", name, STAGES)
-    text = about(STAGES[name])
-    lines = [f"{name} (stage), set with --stage-set {name}.OPTION=VALUE", text, ""]
-    return "\n".join([*lines, *_option_lines(STAGES[name], {}, None)]) + "\n"
+    cls, key = STAGES[name], f"stage.{name}"
+    lines = [f"{name} (stage), set with --stage-set {name}.OPTION=VALUE", about(cls), ""]
+    lines += _option_lines(cls, asked.settings_of(key, cls, registry), key)
+    return "\n".join([*lines, "", *real_models.told(key)]).rstrip() + "\n"
 
 
-def _advice(kind: str, cls: Any, registry: Registry, suite: str | None) -> dict[str, Any]:
-    if kind != "methods" or suite is None:
-        return {}
-    layers = [suite_class(suite, registry).settings]
-    if is_suite_file(suite):
-        layers.append(read_suite_file(suite).settings)
-    return recommended(layers, cls, cls.name)
-
-
-def _option_lines(cls: type, advised: dict[str, Any], suite: str | None) -> list[str]:
+def _option_lines(
+    cls: type, chosen: Mapping[str, settings_sources.Setting], where: str
+) -> list[str]:
+    """Return a table of options: the value that is used, where it comes from, and the help."""
     options = options_of(cls)
     if not options:
         return ["no options"]
-    width = max(map(len, options))
-    lines = [f"{'option':<{width}}  {'type':<12} {'default':<10} help"]
-    for option in options.values():
-        told = f" [{suite}: {advised[option.name]}]" if option.name in advised else ""
-        lines.append(
-            f"{option.name:<{width}}  {option.type:<12} {option.default!s:<10} {option.help}{told}"
-        )
-    return lines
+    plain = settings_sources.values_of(chosen)
+    values = vars(build(cls, plain, where)) if chosen else {}
+    rows = [("option", "value", "from", "type", "help")]
+    for o in options.values():
+        origin = chosen[o.name].origin if o.name in chosen else settings_sources.DEFAULT
+        rows.append((o.name, str(values.get(o.name, o.default)), origin, o.type, o.help))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return [
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]])
+        for row in rows
+    ]
 
 
 def _stage_lines(cls: Any) -> list[str]:
-    lines = [
-        "",
-        "stages (set with --stage-set STAGE.OPTION=VALUE; the suite's own values in brackets)",
-    ]
+    """Return the options of every stage, with the values that a suite recommends."""
+    lines = ["", "stages (set with --stage-set STAGE.OPTION=VALUE)"]
     for stage, options_cls in STAGES.items():
-        own = cls.settings.get(f"stage.{stage}", {})
-        lines.append(f"  {stage}")
-        for option in options_of(options_cls).values():
-            told = f" [{own[option.name]}]" if option.name in own else ""
-            lines.append(
-                f"    {option.name:<15} {option.type:<8} {option.default!s:<9} {option.help}{told}"
-            )
+        chosen = Sources(cls.settings).of_stage(options_cls, stage, {})
+        rows = _option_lines(options_cls, chosen, f"stage.{stage}")
+        lines += [f"  {stage}", *(f"    {row}" for row in rows)]
     return lines

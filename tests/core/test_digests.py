@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from harness.api.registry import installed
-from harness.api.resolve import Request, evaluated_anew, recommended, resolve
+from harness.api.resolve import Request, evaluated_anew, resolve
+from harness.api.settings_sources import recommended
 from harness.core.digests import DECIDES, NO_RESULT, PACKAGE, code_digest, files_matching
 from harness.core.errors import UsageError
 from harness.core.settings import AdamWOptions, is_base_class
