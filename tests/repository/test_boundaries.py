@@ -110,7 +110,7 @@ FLAGS = {
         "-p",
         "--plugin",
     },
-    "show": {"-s", "--suite", "-p", "--plugin"},
+    "show": {"-s", "--suite", "--model", "--set", "-p", "--plugin"},
     "study": {
         "--dry-run",
         "--retry-failed",
