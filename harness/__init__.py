@@ -47,6 +47,7 @@ _NAMES = {
     "core.data_report": "DataReport",
     "core.errors": "HarnessError UsageError",
     "core.run_folder": "load_results",
+    "core.secrets": "read_secret redact",
     "core.seeds": "derive",
     "core.settings": "RewardOptions check_idle",
     "core.table": "Table",

@@ -22,6 +22,7 @@ from ..core.distributed import leave_process_group
 from ..core.errors import HarnessError, UsageError
 from ..core.options import summary_of
 from ..core.save_schedule import parse_interval
+from ..core.secrets import redact_streams
 from ..core.spec import STARTS, WEIGHTS
 from .check_command import check
 from .evaluate_command import evaluate
@@ -215,6 +216,14 @@ def cli() -> None:
     metavar="auto|off|SECONDS|Nsteps",
     callback=lambda context, parameter, value: parse_interval(value),
     help="Time between checkpoints. auto: they take at most 5 % of the time.",
+)
+@click.option(
+    "--answer-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="The longest wait for one answer of a labeller, judge or helper process.",
 )
 @click.option(
     "--results",
@@ -430,6 +439,7 @@ def _warn(message: str) -> None:
 def main() -> None:
     """Run the command line; every error a user can cause ends in one message and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    redact_streams()
     try:
         status = cli.main(standalone_mode=False)
     except _Terminated:

@@ -123,6 +123,7 @@ _PREFERENCES = (
     "api/contracts.py",
     "api/verifier_contract.py",
     "api/verifiers.py",
+    "training/labels.py",
     "training/stages/preferences.py",
 )
 _REWARD_MODEL = (
@@ -184,8 +185,10 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "core/options.py",
     "core/run_folder.py",
     "core/save_schedule.py",
+    "core/secrets.py",
     "core/suite_file.py",
     "core/table.py",
+    "core/watchdog.py",
     "experiments/carry_out.py",
     "experiments/observers.py",
     "experiments/recorded_execution.py",

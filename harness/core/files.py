@@ -15,11 +15,12 @@ from uuid import uuid4
 import filelock
 
 from .errors import Refused
+from .secrets import redact
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file atomically, in UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    """Replace a text file atomically, in UTF-8, without any secret."""
+    write_bytes(path, redact(text).encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -20,6 +20,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from .errors import UsageError, unknown
+from .secrets import refuse_secrets
 
 T = TypeVar("T")
 
@@ -106,6 +107,7 @@ def parse_settings(pairs: typing.Iterable[str], flag: str) -> dict[str, str]:
         if name.strip() in settings:
             raise UsageError(f"{flag} {name.strip()} is given twice.")
         settings[name.strip()] = value.strip()
+    refuse_secrets(settings, flag)
     return settings
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import UsageError
 from .options import toml_module
+from .secrets import refuse_secrets
 
 USUAL = "preference_file"  # the suite that a file configures by default
 TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -40,6 +41,7 @@ def read_suite_file(suite: str) -> SuiteFile:
         raise UsageError(f"--suite {suite}: there is no such file.")
     content = read_toml(path, "--suite ")
     settings, stages = _tables(content, "settings", suite), _tables(content, "stages", suite)
+    refuse_secrets(content, suite)
     content.setdefault("title", path.stem)
     if not isinstance(content["title"], str) or not TITLE.fullmatch(content["title"]):
         raise UsageError(

@@ -19,6 +19,7 @@ from ..core.errors import Diverged, HarnessError, Refused
 from ..core.meter import Cost, Meter
 from ..core.settings import EvaluationOptions
 from ..core.spec import RunSpec
+from ..core.watchdog import waiting_for
 from ..models.generation import Sampler
 from ..models.initial_checkpoint import learner
 from ..models.loading import load_tensors, save_tensors
@@ -245,7 +246,8 @@ def _score(
 ) -> Answers:
     texts = [row[0] for row in stages.tokens.texts(batch)]
     ended = batch["ended"]
-    gold = judge.score_sampled(batch.prompts.prompts, texts, ended[:, 0].tolist())
+    with waiting_for(f"the judge {judge.name}"):
+        gold = judge.score_sampled(batch.prompts.prompts, texts, ended[:, 0].tolist())
     scores = proxy.score(batch, runtime)[:, 0].tolist() if proxy else None
     verifier = stages.suite.make_verifier()
     if verifier is None:

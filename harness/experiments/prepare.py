@@ -23,6 +23,7 @@ from ..core.errors import Refused, UsageError
 from ..core.execution import Execution
 from ..core.save_schedule import SaveInterval
 from ..core.spec import RunSpec, stage_options
+from ..core.watchdog import Patience
 from .observers import Observers, Warn
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class RunOptions:
 
     results: Path
     checkpoint_every: SaveInterval = SaveInterval()  # between checkpoints
+    # seconds that one answer of a labeller, judge or helper process may take
+    answer_timeout: float = Patience.seconds
     check_rollouts: bool = False  # compare what was drawn with a teacher-forced pass
     warn: Warn = print
     train: bool = True  # False: refuse a run whose trained policy is not there
@@ -150,6 +153,7 @@ def open_stage_runtime(
     from ..training.runtime import RolloutCheck
     from ..training.stages.runtime import StageRuntime
 
+    Patience.seconds = settings.answer_timeout
     device, engine = _device(spec.execution.device), registry.get("engines", spec.engine)
     if getattr(engine, "needs_gpu", False) and device == "cpu":
         raise UsageError(

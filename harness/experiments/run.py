@@ -24,7 +24,7 @@ from ..core.data import Prompt
 from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, Refused, UsageError
 from ..core.execution import EVALUATION, differing, from_record
-from ..core.files import lock, make_folder
+from ..core.files import lock, make_folder, write_text
 from ..core.spec import RunSpec, stage_options
 from . import record
 from .observers import Observers
@@ -269,9 +269,7 @@ def _failed(folder: Path, spec: RunSpec, error: Exception) -> HarnessError:
             "out of memory",
         )
     else:
-        (folder / "traceback.txt").write_text(
-            "".join(traceback.format_exception(error)), encoding="utf-8"
-        )
+        write_text(folder / "traceback.txt", "".join(traceback.format_exception(error)))
         message = (
             f"The method {spec.method} failed: {kind}: {error}. The traceback is in"
             f" {folder / 'traceback.txt'}."

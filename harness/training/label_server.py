@@ -24,8 +24,11 @@ from ..api.registry import installed, load_file
 from ..api.resolve import make_labeller, make_labelling_judge, make_suite
 from ..core.data import Comparison
 from ..core.errors import HarnessError
+from ..core.secrets import redact, redact_streams
 from ..core.seeds import derive
 from ..core.spec import RunSpec, spec_from
+from ..core.watchdog import TooSlow, waiting_for
+from .labels import checked_labels
 
 PATIENCE = 10.0  # seconds that a labeller gets to end by itself
 
@@ -110,9 +113,14 @@ class LabelClient:
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._child.stdin is not None and self._child.stdout is not None
         try:
-            self._child.stdin.write(json.dumps(question) + "\n")
-            self._child.stdin.flush()
-            answer: dict[str, Any] = json.loads(self._child.stdout.readline())
+            with waiting_for(f"the labeller's process {self._child.pid}"):
+                self._child.stdin.write(json.dumps(question) + "\n")
+                self._child.stdin.flush()
+                answer: dict[str, Any] = json.loads(self._child.stdout.readline())
+        except TooSlow:
+            self._child.kill()
+            self.close()
+            raise
         except (OSError, ValueError) as error:
             self.close()
             raise HarnessError(
@@ -128,6 +136,7 @@ def main() -> None:
     """Serve one labeller until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the other end's to handle
     answers = os.fdopen(os.dup(1), "w")
+    redact_streams()
     os.dup2(2, 1)  # what a labeller prints is no answer
     clerk = None
     for question in _questions():
@@ -142,6 +151,8 @@ def main() -> None:
             answer = {"error": str(error)}
         except Exception as error:  # whatever a stranger's labeller raises is told at the other end
             answer = {"error": f"{type(error).__name__}: {error}"}
+        if "error" in answer:
+            answer["error"] = redact(answer["error"])
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -187,12 +198,14 @@ class LabelServer:
     def compare(self, question: dict[str, Any], i: int) -> list[tuple[int, int, float]]:
         """Return opinions of the i-th prompt's completions."""
         name, rng = question["prompts"][i], self._rng("fresh labels", question, i)
-        said = self.labeller.compare_sampled(
-            self.prompts[name],
-            question["texts"][i],
-            question["lengths"][i],
-            question["ended"][i],
-            rng,
+        prompt, texts = self.prompts[name], question["texts"][i]
+        said = checked_labels(
+            self.labeller.compare_sampled(
+                prompt, texts, question["lengths"][i], question["ended"][i], rng
+            ),
+            len(texts),
+            self.labeller.name,
+            prompt,
         )
         return [(c.first, c.second, c.p) for c in said]
 

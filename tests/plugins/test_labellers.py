@@ -17,9 +17,14 @@ import pytest
 import torch
 from harness_plugins.labellers.annotator import Annotator
 from harness_plugins.labellers.constitution import ConstitutionAnnotator, without_a_clause
-from harness_plugins.labellers.endpoint import EndpointAnnotator
+from harness_plugins.labellers.endpoint import (
+    EndpointAnnotator,
+    TransientError,
+    choice_of,
+    read_at_most,
+)
 from harness_plugins.labellers.lm import LMAnnotator
-from harness_plugins.labellers.verdicts import REFUSED, probability
+from harness_plugins.labellers.verdicts import REFUSED, from_logprobs, probability
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -512,6 +517,7 @@ def test_a_verdict_that_follows_the_order_is_a_disagreement(fake, endpoint):
     "fault",
     [
         (429, b"slow down", {"Retry-After": "0"}),
+        (429, b"", {"Retry-After": "\xb2"}),
         (500, b"oops"),
         (503, b""),
         (200, b""),
@@ -526,6 +532,7 @@ def test_a_verdict_that_follows_the_order_is_a_disagreement(fake, endpoint):
     ],
     ids=[
         "429",
+        "429 with an odd wait",
         "500",
         "503",
         "empty",
@@ -572,12 +579,16 @@ def test_other_statuses_end_it_at_once_and_the_key_is_not_told(fake, endpoint, s
     ]
     with pytest.raises(HarnessError, match=f"HTTP {status}") as error:
         compare(endpoint())
-    assert len(fake.asked) == 1 and SECRET not in str(error.value) and "[key]" in str(error.value)
+    assert (
+        len(fake.asked) == 1
+        and SECRET not in str(error.value)
+        and "[HARNESS_API_KEY]" in str(error.value)
+    )
 
 
 def test_a_key_that_no_header_can_hold_is_an_error_without_the_key(fake, endpoint, monkeypatch):
     monkeypatch.setenv("HARNESS_API_KEY", f"{SECRET}\nX-Other: 1")
-    with pytest.raises(HarnessError, match="HARNESS_API_KEY cannot be sent") as error:
+    with pytest.raises(HarnessError, match="the value of HARNESS_API_KEY is not a key") as error:
         compare(endpoint())
     assert fake.asked == [] and SECRET not in str(error.value)
 
@@ -740,3 +751,28 @@ def test_machinery_is_no_part_of_its_identity(endpoint):
 )
 def test_verdicts_of_texts(text, p):
     assert probability({"message": {"content": text}}, ("1", "2"), soft=False) == p
+
+
+def test_an_answer_that_drips_is_given_up_at_the_deadline():
+    class Drip:
+        def iter_bytes(self):
+            while True:
+                time.sleep(0.02)
+                yield b"x"
+
+    begun = time.monotonic()
+    with pytest.raises(TransientError, match="not whole in time"):
+        read_at_most(Drip(), 1 << 22, begun + 0.1)
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize("logprob", ["NaN", "1e308", "Infinity", "5"])
+def test_log_probabilities_that_are_none_are_not_read(logprob):
+    top = [{"token": t, "logprob": float(logprob)} for t in ("1", "2")]
+    choice = {"logprobs": {"content": [{"top_logprobs": top}]}}
+    assert from_logprobs(choice, ("1", "2")) is None
+
+
+def test_an_answer_nested_without_end_is_transient():
+    with pytest.raises(TransientError, match="no chat completion"):
+        choice_of(b"[" * 100000)

@@ -30,8 +30,10 @@ from ...core.data import (
 from ...core.errors import UsageError
 from ...core.seeds import derive
 from ...core.settings import PreferenceOptions
+from ...core.watchdog import waiting_for
 from ...models.generation import Sampler
 from ...models.tokens import Batch, Tokens
+from ..labels import checked_labels
 
 if TYPE_CHECKING:
     from .runtime import StageContext
@@ -182,7 +184,9 @@ def _compared(
         if limit and asked + most > limit:
             break
         rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
-        said = labeller.compare_sampled(prompt, texts, lengths[i], ended[i], rng)
+        with waiting_for(f"the labeller {labeller.name}"):
+            said = labeller.compare_sampled(prompt, texts, lengths[i], ended[i], rng)
+        said = checked_labels(said, len(texts), labeller.name, prompt)
         rows.append(
             _row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], said)
         )

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +19,14 @@ from pathlib import Path
 from threading import Lock
 from urllib.parse import urlsplit
 
-from harness import HarnessError, UsageError, hookimpl
+from harness import HarnessError, hookimpl, read_secret, redact
 
 from .annotator import WritingAnnotator
 from .verdicts import REFUSED, probability
 
 LARGEST = 1 << 22  # bytes of an answer that are read
 LARGEST_ERROR = 1 << 14  # bytes of an error response that are read
+DIGITS = re.compile(r"[0-9]{1,6}")
 SHOWN = 300  # characters of an error response in a message
 
 
@@ -50,6 +52,7 @@ class EndpointAnnotator(WritingAnnotator):
     max_revision_tokens: int = 512  # of a critique or a revision
     max_requests: int = 100000  # cost cap: requests sent, failed attempts included
     timeout: float = 60.0  # seconds for each phase of an attempt: connect, send, read
+    answer_timeout: float = 300.0  # seconds for a whole attempt, however slowly it arrives
     retries: int = 5  # attempts after the first one, where an error is transient
     backoff: float = 1.0  # seconds before the first retry, doubled for each further one, jittered
     workers: int = 4  # concurrent requests
@@ -68,10 +71,11 @@ class EndpointAnnotator(WritingAnnotator):
             )
         if (
             min(self.max_requests, self.max_tokens, self.max_revision_tokens, self.workers) < 1
-            or self.timeout <= 0
+            or min(self.timeout, self.answer_timeout) <= 0
         ):
             raise ValueError(
-                "max_requests, max_tokens, max_revision_tokens, workers and timeout must be above 0"
+                "max_requests, max_tokens, max_revision_tokens, workers, timeout and"
+                " answer_timeout must be above 0"
             )
         if min(self.retries, self.backoff, self.top_logprobs) < 0:
             raise ValueError("retries, backoff and top_logprobs must not be negative")
@@ -82,6 +86,7 @@ class EndpointAnnotator(WritingAnnotator):
             "key_variable",
             "max_requests",
             "timeout",
+            "answer_timeout",
             "retries",
             "backoff",
             "workers",
@@ -102,12 +107,7 @@ class EndpointAnnotator(WritingAnnotator):
         import httpx
 
         super().prepare(suite, judge)
-        self._key = os.environ.get(self.key_variable, "")
-        if not self._key:
-            raise UsageError(
-                "The labeller endpoint needs a key in the environment variable"
-                f" {self.key_variable}."
-            )
+        self._key = read_secret(self.key_variable, "The labeller endpoint")
         self._end = ""  # the error that ended all requests
         self._lock = Lock()
         self._client = httpx.Client(
@@ -211,17 +211,15 @@ class EndpointAnnotator(WritingAnnotator):
             "Accept-Encoding": "identity",
         }
         url = f"{self.url.rstrip('/')}/chat/completions"
+        deadline = time.monotonic() + self.answer_timeout
         try:
             with self._client.stream("POST", url, content=data, headers=headers) as response:
                 if not response.is_success:
-                    raise self._failure(response)
-                answer = read_at_most(response, LARGEST)
-        except httpx.LocalProtocolError:  # its message would contain the header
-            raise HarnessError(
-                f"The key in {self.key_variable} cannot be sent in a request header."
-            ) from None
+                    raise self._failure(response, deadline)
+                answer = read_at_most(response, LARGEST, deadline)
         except httpx.RequestError as error:  # no connection, a timeout, a truncated body
-            raise TransientError(f"{type(error).__name__}: {error}") from None
+            raise TransientError(redact(f"{type(error).__name__}: {error}")) from None
+        answer = redact(answer.decode("utf-8", "replace")).encode()
         choice_of(answer)
         usage = json.loads(answer).get("usage")
         for name in ("prompt_tokens", "completion_tokens"):
@@ -229,16 +227,16 @@ class EndpointAnnotator(WritingAnnotator):
             self._count(name, n=n if isinstance(n, int) else 0)
         return answer
 
-    def _failure(self, response) -> Exception:
+    def _failure(self, response, deadline) -> Exception:
         """Return the error of an HTTP status: transient for 408, 429 and 5xx, else permanent."""
         status = response.status_code
         if status in (408, 429) or status >= 500:
             asked = response.headers.get("Retry-After", "")
             return TransientError(
-                f"HTTP {status}", min(60.0, float(asked)) if asked.isdigit() else 0.0
+                f"HTTP {status}", min(60.0, float(asked)) if DIGITS.fullmatch(asked) else 0.0
             )
-        body = read_at_most(response, LARGEST_ERROR).decode("utf-8", "replace")
-        shown = body.replace(self._key, "[key]")[:SHOWN].strip() or response.reason_phrase
+        body = read_at_most(response, LARGEST_ERROR, deadline).decode("utf-8", "replace")
+        shown = redact(body)[:SHOWN].strip() or response.reason_phrase
         return HarnessError(f"The endpoint {self.url} refused with HTTP {status}: {shown}")
 
     def _count(self, name, limit=None, n=1) -> None:
@@ -251,11 +249,17 @@ class EndpointAnnotator(WritingAnnotator):
             self.counts[name] += n
 
 
-def read_at_most(response, limit: int) -> bytes:
-    """Return the beginning of a response's body, at most `limit` bytes."""
+def read_at_most(response, limit: int, deadline: float) -> bytes:
+    """Return the beginning of a response's body, at most `limit` bytes.
+
+    Raises:
+        TransientError: The body is not there at the deadline, on the clock of `time.monotonic`.
+    """
     body = bytearray()
     for chunk in response.iter_bytes():
         body += chunk
+        if time.monotonic() > deadline:
+            raise TransientError(f"an answer that was not whole in time ({len(body)} bytes came)")
         if len(body) >= limit:
             break
     return bytes(body[:limit])
@@ -273,7 +277,7 @@ def choice_of(answer: bytes) -> dict:
         if content is not None and not isinstance(content, str):
             raise TypeError
         return choice
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise TransientError(
             f"an answer that is no chat completion ({len(answer)} bytes)"
         ) from None

@@ -43,5 +43,7 @@ def from_logprobs(choice, verdicts) -> float | None:
         given = [(str(entry["token"]).strip(), float(entry["logprob"])) for entry in top]
     except (LookupError, TypeError, ValueError):
         return None
+    if not all(logprob <= 0.01 for _, logprob in given):  # no logarithm of a probability, or NaN
+        return None
     one, two = (sum(math.exp(logprob) for token, logprob in given if token == v) for v in verdicts)
     return one / (one + two) if one and two else None
