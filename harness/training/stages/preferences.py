@@ -185,8 +185,8 @@ def _compared(
             break
         rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
         with waiting_for(f"the labeller {labeller.name}"):
-            said = labeller.compare_sampled(prompt, texts, lengths[i], ended[i], rng)
-        said = checked_labels(said, len(texts), labeller.name, prompt)
+            labels = labeller.compare_sampled(prompt, texts, lengths[i], ended[i], rng)
+        said = checked_labels(labels, len(texts), labeller.name, prompt)
         rows.append(
             _row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], said)
         )
