@@ -89,7 +89,7 @@ FLAGS = {
         "--reference",
         "--seed",
         "--shared-seed",
-        "--budget",
+        "--answer-timeout --budget",
         "--judge",
         "--labeller",
         "--engine",
