@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from fractions import Fraction
 
-from harness import Verifier, hookimpl
+from harness import hookimpl
 
-from .mentions import VALUE, Mention, mentions_of
-from .numbers import Token, kind_at, text_at, tokens_of
-from .plain_text import plain
-
-MARKER = "####"  # what stands before the final answer of GSM8K and its kin
-LONGEST_TEXT = 20_000  # the answer is looked for in so many characters at the end of a text
-CUE_TEXT = 4_000  # "answer is" and its like are looked for in so many
-NEAR, TAIL = 300, 600  # characters that are read behind a marker, and at the end of a text
-TAIL_TOKENS = (25, 60)  # of the end of a text: first so many, then more
-CONTEXT_TOKENS = 8  # before a number that decide what it is
-CUES = 8  # that are tried, from the end
-FILLER_WORDS = 8  # words that may stand between `answer is` and its number
-_NEXT_QUESTION = re.compile(
-    r"\n[ \t]*(?:[*_#]{0,4}[ \t]?(?:question|problem|exercise|q|user|human)"
-    r"(?:[ \t]\d{1,3})?[*_]{0,3}[ \t]?:|<\|)",
-    re.IGNORECASE,
-)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*")
-_CUE = re.compile(
-    r"\banswers?\b[^.\n:=?!\uff1a]{0,60}?(?:\b(?:is|are|was|equals|be)\b[*_:\uff1a]{0,4}|[:=\uff1a])"
-    r"|\banswer\b[*_]{0,3} [-\u2013\u2014] "
-    r"|<answer>|\bans\b\.?\s?[:=]|^[ \t]*[*_]{0,3}A[*_]{0,3}:"
-    r"|^[#*_ \t]{0,8}(?:the |my |final )*answer[*_#: \t]{0,8}$"
-    r"|\u7b54\u6848[^\n\d]{0,6}?[\u662f\u4e3a:\uff1a]",
-    re.IGNORECASE | re.MULTILINE,
-)
-_CUE_WORD = re.compile(r"[Aa]ns|ANS|A[*_]{0,3}:|\u7b54\u6848")
-_CUE_CASE = re.compile(r"^[ \t]*[*_]{0,3}a[*_]{0,3}:", re.MULTILINE)
-_NUMBERED = re.compile(r"(\d{1,2})[.):] +[A-Za-z]")  # a heading with a number
-_LABELLED = re.compile(r"[A-Za-z]+ (\d{1,2})\b")  # Step 1
-_HEADS = re.compile(r"^[ \t]*#{1,6}", re.MULTILINE)
-_BETWEEN_BOXES = re.compile(r"[\s,;$]*(?:and|or|,)[\s,;$]*|[\s,;$]*")
-_MARKUP = "*_\"' \t\n"
-_ENDS_SENTENCE = frozenset({"line", "stop"})
-FILLERS = frozenset(
-    "about approximately approx around roughly exactly only just simply therefore thus so then now"
-    " a an the total of that there are is be will it he she they we you equal equals to has have"
-    " had and in all sold final probably indeed rs usd eur dollars inr gbp".split()
-)
+from .answer_verifier import AnswerVerifier
+from .number_answers import gives, gold_number
 
 
 @dataclass
-class FinalNumber(Verifier):
+class FinalNumber(AnswerVerifier):
     """Right if the number that an answer gives equals the gold answer, in whatever notation.
 
     It is read from the last \\boxed{}, or else behind the first ####, or else behind "answer is" or
@@ -58,9 +19,7 @@ class FinalNumber(Verifier):
     interval, an exponent, a list marker or a further question is no number.
     """
 
-    name, reads_prompt = "final_number", False
-
-    must_end: bool = True  # an answer that was cut at the length limit is wrong
+    name = "final_number"
 
     def read_gold(self, text):
         """Return the number of a worked answer; ValueError where there is not exactly one."""
@@ -72,257 +31,16 @@ class FinalNumber(Verifier):
             )
         return number.text
 
-    def verify(self, prompts, completions, golds, ended):
-        """Return 1.0 or 0.0 per completion; None where there is no gold answer."""
-        return [
-            None if gold is None else float((end or not self.must_end) and gives(text, gold))
-            for text, gold, end in zip(completions, golds, ended, strict=True)
-        ]
+    def grade(self, text, gold):
+        """Return 1.0 where the answer gives the gold number."""
+        return gives(text, gold)
 
     def examples(self):
         return [
             ("48+24 = 72 clips.\n#### 72", "She sold 48 + 24 = 72 clips"),
             ("1080", "#### $1,080.00"),
-            ("\\\\frac{3}{4}", "The answer is \\\\boxed{0.75}."),
+            ("\\frac{3}{4}", "The answer is \\boxed{0.75}."),
         ]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The number of an answer: its value, and whether it is a percentage."""
-
-    value: Fraction
-    percent: bool = False
-
-    @property
-    def text(self) -> str:
-        """The number as text: an integer or a fraction, with % if it is a percentage."""
-        return str(self.value) + "%" * self.percent
-
-
-def gives(text: str, gold: str) -> bool:
-    """Return whether an answer gives the gold number.
-
-    `50%` is 0.5 only where the gold number is a percentage; elsewhere the sign is a unit.
-    """
-    answer = answer_number(text)
-    if answer is None:
-        return False
-    wanted = Fraction(gold.rstrip("%"))
-    if gold.endswith("%") and not answer.percent:
-        wanted /= 100
-    return answer.value == wanted
-
-
-def gold_number(text: str) -> Answer | None:
-    """Return the number of a gold answer, which must be the only one where it stands."""
-    box = _last_box(text)
-    if box is not None:
-        return _only_number(box)
-    if MARKER in text:
-        text = text[text.rfind(MARKER) + len(MARKER) :]
-    return _only_number(text)
-
-
-def answer_number(text: str) -> Answer | None:
-    """Return the number that an answer gives, or None."""
-    text = text[-LONGEST_TEXT:].strip()
-    text = _one_question(text)
-    box = _last_box(text)
-    if box is not None:
-        return _only_number(box)
-    if MARKER in text:
-        present, number = _behind_marker(text)
-        if present:
-            return number
-        text = _HEADS.sub("", text)
-    present, number = _behind_cue(text)
-    return number if present else _last_number(text)
-
-
-def _one_question(text: str) -> str:
-    """Return a text without the further questions that follow it."""
-    match = _NEXT_QUESTION.search(text, 1)
-    return text[: match.start()] if match and text[: match.start()].strip() else text
-
-
-def _last_box(text: str) -> str | None:
-    """Return what stands in the last `\\boxed{}`; None where there is no box, and an empty text for
-    one that cannot be read.
-    """
-    starts = [m for m in _BOX.finditer(text[-LONGEST_TEXT:])][-2:]
-    if not starts:
-        return None
-    text = text[-LONGEST_TEXT:]
-    contents = [_braces(text, m.end()) for m in starts]
-    last = contents[-1][0]
-    if len(contents) == 2 and contents[0][0].strip() != last.strip():
-        between = text[contents[0][1] : starts[1].start()]
-        if _BETWEEN_BOXES.fullmatch(between):  # two answers
-            return ""
-    return last
-
-
-def _braces(text: str, start: int) -> tuple[str, int]:
-    """Return what stands in the braces that begin at a place, and the place behind them."""
-    if text[start : start + 1] != "{":
-        return "", start
-    depth = 0
-    for place in range(start, min(len(text), start + NEAR)):
-        depth += (text[place] == "{") - (text[place] == "}")
-        if depth == 0:
-            return text[start + 1 : place], place + 1
-    return "", start
-
-
-def _only_number(text: str) -> Answer | None:
-    """Return the number of a text that holds one number and nothing that changes it."""
-    if len(text) > NEAR:
-        return None
-    tokens = tokens_of(plain(text.strip()))
-    mentions = mentions_of(tokens, strict=True)
-    if not mentions or any(f.kind != VALUE for f in mentions[-1:]):
-        return None
-    first, last = mentions[0], mentions[-1]
-    if len(mentions) > 1 and not (
-        last.equation and all(f.end <= last.start for f in mentions[:-1])
-    ):
-        return None
-    if any(_alters(tokens, i) for i in range(len(tokens)) if not first.start <= i < last.end):
-        return None
-    return _answer(last)
-
-
-def _alters(tokens: list[Token], at: int) -> bool:
-    """Return whether a token makes more of an answer than a number and its unit."""
-    kind, text = kind_at(tokens, at), text_at(tokens, at)
-    if kind in ("command", "relation", "skipped", "blocked", "root", "either", "index"):
-        return True
-    if kind == "stop":
-        return text == "!" and at == len(tokens) - 1
-    if kind == "word" and len(text) == 1 and kind_at(tokens, at + 1) != "equal":
-        return text not in ("m", "g", "s", "h", "l", "a", "c", "f", "k", "w", "v", "j", "n")
-    return kind == "other" and text in "|!"
-
-
-def _answer(mentions: Mention | None) -> Answer | None:
-    """Return the answer of a mention, None for one that is blocked."""
-    if mentions is None or mentions.value is None:
-        return None
-    return Answer(mentions.value, mentions.percent)
-
-
-def _behind_marker(text: str) -> tuple[bool, Answer | None]:
-    """Return whether a `####` is followed by an answer, and the number of the first one.
-
-    A marker with words behind it is a heading. The last marker with nothing behind it is an answer
-    that was not given.
-    """
-    start, headings = text.find(MARKER), 0
-    while start >= 0:
-        behind = start + len(MARKER)
-        region = text[behind : behind + NEAR].lstrip("#" + _MARKUP)
-        if not region.strip():
-            return True, None
-        numbered = _NUMBERED.match(region) or _LABELLED.match(region)
-        if numbered and int(numbered[1]) == headings + 1:
-            headings += 1
-        else:
-            tokens = tokens_of(plain(region))
-            mentions = mentions_of(tokens, inline=True)
-            if mentions and _is_near(tokens, mentions[0].start, 0):
-                return True, _answer(_chain_end(tokens, mentions))
-        start = text.find(MARKER, behind + 1)
-    return False, None
-
-
-def _behind_cue(text: str) -> tuple[bool, Answer | None]:
-    """Return whether `answer is` or the like is followed by a number, and the last such number."""
-    text = text[-CUE_TEXT:]
-    words = [m.start() for m in _CUE_WORD.finditer(text)]
-    if not words:
-        return False, None
-    text = text[max(0, words[-CUES:][0] - 20) :]
-    cues = [m for m in _CUE.finditer(text) if not _CUE_CASE.fullmatch(m.group())]
-    for cue in reversed(cues[-CUES:]):
-        region = text[cue.end() : cue.end() + NEAR]
-        behind = region.lstrip(_MARKUP)
-        tokens = tokens_of(plain(behind))
-        mentions = mentions_of(tokens, inline="\n" not in region[: len(region) - len(behind)])
-        if not mentions:
-            continue
-        if _is_near(tokens, mentions[0].start, 0):
-            last = _chain_end(tokens, mentions)
-            if _is_working(mentions, last, tokens):
-                return False, None
-            return True, _answer(last)
-        if _is_only(tokens, mentions):
-            return True, _answer(mentions[0])
-    return False, None
-
-
-def _is_near(tokens: list[Token], at: int, start: int) -> bool:
-    """Return whether only signs and filler words stand between two tokens."""
-    for token in tokens[start:at]:
-        if token.kind == "word" and token.text.lower() not in FILLERS and len(token.text) > 1:
-            return False
-        if token.kind in ("stop", "skipped", "blocked", "number", "frac", "comma"):
-            return False
-    return True
-
-
-def _is_only(tokens: list[Token], mentions: list[Mention]) -> bool:
-    """Return whether the first number is the only one of the sentence that begins the tokens."""
-    end = next((i for i, t in enumerate(tokens) if t.kind in _ENDS_SENTENCE), len(tokens))
-    words = sum(t.kind == "word" for t in tokens[: mentions[0].start])
-    inside = [f for f in mentions if f.start < end]
-    return len(inside) == 1 and words <= FILLER_WORDS
-
-
-def _chain_end(tokens: list[Token], mentions: list[Mention]) -> Mention:
-    """Return the last number of the calculation that the first one begins: `48 + 24 = 72`."""
-    last = mentions[0]
-    for following in mentions[1:]:
-        between = tokens[last.end : following.start]
-        linked = any(t.kind in ("equal", "plus", "minus", "times", "divide") for t in between)
-        broken = any(t.kind in ("line", "stop", "comma") for t in between)
-        if broken or not linked or sum(t.kind == "word" for t in between) > 3:
-            break
-        last = following
-    return last
-
-
-def _is_working(mentions: list[Mention], last: Mention, tokens: list[Token]) -> bool:
-    """Return whether a calculation behind a cue is only the beginning of a worked answer."""
-    if last is mentions[0]:
-        return False
-    rest = [f for f in mentions if f.start > last.end]
-    return bool(rest) and any(t.kind == "equal" for t in tokens[last.end : rest[-1].start])
-
-
-def _last_number(text: str) -> Answer | None:
-    """Return the last number of a text; None where what stands last is not a number by itself."""
-    region = text[-TAIL:]
-    if len(region) < len(text):  # begin at a whole word
-        cut = re.search(r"\s", region)
-        region = region[cut.end() :] if cut else ""
-    tokens = tokens_of(plain(region))
-    for size in TAIL_TOKENS:
-        part = tokens[-size:]
-        mentions = mentions_of(part)
-        if mentions and mentions[-1].start >= CONTEXT_TOKENS and _is_balanced(part):
-            break
-    return _answer(mentions[-1]) if mentions else None
-
-
-def _is_balanced(tokens: list[Token]) -> bool:
-    """Return whether every bracket that closes was opened in these tokens."""
-    depth = 0
-    for token in tokens:
-        depth += (token.kind == "open") - (token.kind == "close")
-        if depth < 0:
-            return False
-    return True
 
 
 @hookimpl

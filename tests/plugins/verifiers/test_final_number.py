@@ -8,7 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from harness_plugins.verifiers.final_number import FinalNumber, answer_number, gives, gold_number
+from harness_plugins.verifiers.final_number import FinalNumber
+from harness_plugins.verifiers.number_answers import answer_number, gives, gold_number
 
 FOLDER = Path(__file__).parent
 FORMATS, MORE = (

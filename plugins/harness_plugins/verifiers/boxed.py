@@ -1,0 +1,69 @@
+"""The verifier `boxed`: what stands in the last \\boxed{} is the gold answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from harness import hookimpl
+
+from .answer_verifier import AnswerVerifier
+from .number_answers import only_number
+from .places import end_of, last_box
+
+LONGEST = 300  # characters of a box
+_WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}")
+_SPACES = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[,;:! ]|[\s$~]")
+
+
+@dataclass
+class Boxed(AnswerVerifier):
+    """Right if the last \\boxed{} of an answer holds the gold answer.
+
+    Numbers are compared by value. Everything else is compared as text, without spaces and without
+    LaTeX commands that change the looks alone: \\dfrac is \\frac, \\text{cm} is cm, \\left( is (.
+    An answer without a box is wrong.
+    """
+
+    name = "boxed"
+
+    def read_gold(self, text):
+        """Return what stands in the last box of a gold answer, or the whole of it."""
+        box = last_box(text)
+        answer = normal(text if box is None else box)
+        if not answer or len(answer) > LONGEST:
+            raise ValueError(
+                f"holds no answer of 1 to {LONGEST} characters: {text[-40:]!r}. Expected the"
+                " answer alone, or in \\boxed{}"
+            )
+        return answer
+
+    def grade(self, text, gold):
+        """Return 1.0 where the box holds the gold answer."""
+        box = last_box(end_of(text))
+        return box is not None and len(box) <= LONGEST and normal(box) == gold
+
+    def examples(self):
+        return [
+            ("\\frac{3}{4}", "so it is $\\boxed{0.75}$."),
+            ("x^2 + 1", "\\boxed{x^2+1}"),
+            ("we get $\\boxed{\\left[0, 5\\right)}$", "\\boxed{[0,5)}"),
+        ]
+
+
+def normal(text: str) -> str:
+    """Return an answer in normal form: a number by its value, other text without its looks."""
+    number = only_number(text)
+    if number is not None:
+        return number.text
+    for _ in range(3):
+        text, changed = _WRAPPED.subn(r"\1", text)
+        if not changed:
+            break
+    text = re.sub(r"\\[dtc]frac", r"\\frac", text)
+    return _SPACES.sub("", text).rstrip(".")
+
+
+@hookimpl
+def register_verifiers(register):
+    register(Boxed)

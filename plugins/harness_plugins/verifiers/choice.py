@@ -1,0 +1,118 @@
+"""The verifier `choice`: the letter of a multiple-choice question."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from harness import hookimpl
+
+from .answer_verifier import AnswerVerifier
+from .places import MARKER, behind_cues, end_of, last_box
+
+NUMBERINGS = ("letter", "0", "1")
+_LEADING = re.compile(r"(?:[\s*_\"'$#:]|\\\(|\\text(?:bf)?\{|\\mathbf\{|option |choice )*", re.I)
+
+
+@dataclass
+class Choice(AnswerVerifier):
+    """Right if an answer chooses the letter of the gold answer.
+
+    The letter is read from the last \\boxed{}, or else behind ####, or else behind "answer is" or
+    "answer:", or else the answer begins with it: `B`, `(B)`, `B. Paris`. A letter in a sentence is
+    no choice, and two letters are none.
+    """
+
+    name = "choice"
+
+    choices: str = "ABCD"  # the letters
+    numbering: str = "letter"  # of gold answers: letter, or a number that counts from 0 or from 1
+
+    def check(self):
+        """Raise ValueError for letters that are none, or too few."""
+        if not self.choices.isalpha() or len(set(self.choices.upper())) < 2:
+            raise ValueError(f"choices are at least two letters, such as ABCD: {self.choices!r}")
+        if len(set(self.choices.upper())) < len(self.choices):
+            raise ValueError(f"choices has a letter twice: {self.choices!r}")
+        if self.numbering not in NUMBERINGS:
+            raise ValueError(f"numbering is {', '.join(NUMBERINGS)}, not {self.numbering!r}")
+
+    def read_gold(self, text):
+        """Return the letter of a gold answer; ValueError where there is none."""
+        letters, text = self.choices.upper(), text.strip()
+        if self.numbering != "letter":
+            place = int(text) - int(self.numbering) if re.fullmatch(r"\d{1,2}", text) else -1
+            if not 0 <= place < len(letters):
+                raise ValueError(
+                    f"is no number from {self.numbering} to"
+                    f" {len(letters) - 1 + int(self.numbering)}: {text[-40:]!r}"
+                )
+            return letters[place]
+        letter = self.chosen(text)
+        if letter is None:
+            raise ValueError(f"chooses none of {', '.join(letters)}: {text[-40:]!r}")
+        return letter
+
+    def grade(self, text, gold):
+        """Return 1.0 where the answer chooses the gold answer's letter."""
+        return self.chosen(text) == gold
+
+    def chosen(self, text: str) -> str | None:
+        """Return the letter that an answer chooses, or None."""
+        text = end_of(text)
+        box = last_box(text)
+        if box is not None:
+            return self.letter(box, alone=True)
+        if MARKER in text:
+            return self.letter(text.partition(MARKER)[2])
+        for region in behind_cues(text):
+            letter = self.letter(region)
+            if letter is not None:
+                return letter
+        return self.letter(text, alone="\n" in text.strip())
+
+    def letter(self, text: str, alone: bool = False) -> str | None:
+        """Return the letter that a text begins with, if it is a choice and the only one.
+
+        With `alone` there may be nothing else.
+        """
+        text = text[_LEADING.match(text).end() :][:300]
+        bracket = text[:1] if text[:1] in ("(", "[") else ""
+        match = re.match(rf"([{self.choices}])(?!\w|'\w)", text[len(bracket) :], re.IGNORECASE)
+        if match is None:
+            return None
+        letter, rest = match[1], text[len(bracket) + match.end() :]
+        end = {"(": ")", "[": "]"}.get(bracket, "")
+        if end and not rest.startswith(end):
+            return None
+        if alone and not re.fullmatch(r"[\s.)\]}*_\"'$:,\\]*", rest):
+            return None
+        if not end and self._is_word(letter, rest):
+            return None
+        return None if self._goes_on(rest) else letter.upper()
+
+    def _is_word(self, letter: str, rest: str) -> bool:
+        """Return whether a letter is a word of a sentence: `A dog`, `b because`."""
+        behind = re.match(r"[*_]*\s+(?=[A-Za-z])", rest)
+        return bool(behind) and (letter.islower() or letter in "AI" and not _reason(rest))
+
+    def _goes_on(self, rest: str) -> bool:
+        """Return whether another choice is joined to the first one: `B or C`, `A, B`."""
+        joined = rf"[)\].*_\s]*(?:,|/|&|\+|\bor\b|\band\b)[\s(\[*_]*[{self.choices}](?!\w|'\w)"
+        return bool(re.match(joined, rest, re.IGNORECASE))
+
+    def examples(self):
+        letter = self.choices[1].upper()
+        gold = letter if self.numbering == "letter" else str(1 + int(self.numbering))
+        texts = [letter, f"({letter})", f"The answer is ({letter}).", f"\\boxed{{{letter}}}"]
+        return [(gold, text) for text in [*texts, f"{letter}) Paris", f"Answer: **{letter}**"]]
+
+
+def _reason(rest: str) -> bool:
+    """Return whether a reason follows: then a letter was a choice."""
+    return bool(re.match(r"[*_]*\s+(?:because|since|as|which|is|for|due)\b", rest))
+
+
+@hookimpl
+def register_verifiers(register):
+    register(Choice)

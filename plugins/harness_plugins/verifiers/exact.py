@@ -1,0 +1,63 @@
+"""The verifier `exact`: the answer is the gold answer, letter by letter."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from harness import hookimpl
+
+from .answer_verifier import AnswerVerifier
+
+LONGEST = 10_000  # characters of an answer
+
+
+@dataclass
+class Exact(AnswerVerifier):
+    """Right if an answer is the gold answer.
+
+    Spaces at the ends and several spaces in a row make no difference. With `after`, only what
+    follows the last such marker is the answer, and an answer without it is wrong.
+    """
+
+    name = "exact"
+
+    after: str = ""  # the marker that the answer follows, in answers and gold answers
+    ignore_case: bool = True  # compare without regard to case
+    ignore_punctuation: bool = True  # leave out quotes, and full stops and the like at the end
+
+    def read_gold(self, text):
+        """Return the gold answer in normal form; ValueError for an empty one."""
+        answer = self.normal(self.part(text) if self.after in text else text)
+        if not answer or len(answer) > LONGEST:
+            raise ValueError(f"holds no answer of 1 to {LONGEST} characters: {text[-40:]!r}")
+        return answer
+
+    def grade(self, text, gold):
+        """Return 1.0 where the answer is the gold answer."""
+        answer = self.part(text)
+        return answer is not None and self.normal(answer[: LONGEST + 100]) == gold
+
+    def part(self, text: str) -> str | None:
+        """Return the part of a text that is the answer; None where the marker is missing."""
+        if not self.after:
+            return text
+        before, marker, answer = text.rpartition(self.after)
+        return answer if marker else None
+
+    def normal(self, text: str) -> str:
+        """Return an answer as it is compared."""
+        if self.ignore_case:
+            text = text.casefold()
+        if self.ignore_punctuation:
+            text = re.sub("[\"'`\u201c\u201d\u2018\u2019]", "", text).strip().strip(".,;:!?*")
+        return " ".join(text.split())
+
+    def examples(self):
+        marker = f"so {self.after} " if self.after else ""
+        return [(f"{marker}New York", f"{marker}New  York"), (f"{marker}7", f"{marker}7")]
+
+
+@hookimpl
+def register_verifiers(register):
+    register(Exact)

@@ -1,0 +1,80 @@
+"""Where the answer stands in a text: in a box, behind a marker, or behind words like "answer is".
+
+All functions take time linear in a bounded part of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+MARKER = "####"  # what stands before the final answer of GSM8K and its kin
+LONGEST_TEXT = 20_000  # the answer is looked for in so many characters at the end of a text
+CUE_TEXT = 4_000  # "answer is" and its like are looked for in so many
+NEAR = 300  # characters that are read in a box, and behind a marker
+CUES = 8  # that are tried, from the end
+MARKUP = "*_\"' \t\n"  # what may stand between a marker and its answer
+_NEXT_QUESTION = re.compile(
+    r"\n[ \t]*(?:[*_#]{0,4}[ \t]?(?:question|problem|exercise|q|user|human)"
+    r"(?:[ \t]\d{1,3})?[*_]{0,3}[ \t]?:|<\|)",
+    re.IGNORECASE,
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*")
+_CUE = re.compile(
+    r"\banswers?\b[^.\n:=?!\uff1a]{0,60}?(?:\b(?:is|are|was|equals|be)\b[*_:\uff1a]{0,4}|[:=\uff1a])"
+    r"|\banswer\b[*_]{0,3} [-\u2013\u2014] "
+    r"|<answer>|\bans\b\.?\s?[:=]|^[ \t]*[*_]{0,3}A[*_]{0,3}:"
+    r"|^[#*_ \t]{0,8}(?:the |my |final )*answer[*_#: \t]{0,8}$"
+    r"|\u7b54\u6848[^\n\d]{0,6}?[\u662f\u4e3a:\uff1a]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CUE_WORD = re.compile(r"[Aa]ns|ANS|A[*_]{0,3}:|\u7b54\u6848")
+_CUE_CASE = re.compile(r"^[ \t]*[*_]{0,3}a[*_]{0,3}:", re.MULTILINE)
+_BETWEEN_BOXES = re.compile(r"[\s,;$]*(?:and|or|,)[\s,;$]*|[\s,;$]*")
+
+
+def end_of(text: str) -> str:
+    """Return the end of a text, without the further questions that follow its answer."""
+    text = text[-LONGEST_TEXT:].strip()
+    match = _NEXT_QUESTION.search(text, 1)
+    return text[: match.start()] if match and text[: match.start()].strip() else text
+
+
+def last_box(text: str) -> str | None:
+    """Return what stands in the last `\\boxed{}`; None where there is no box, and an empty text for
+    one that cannot be read.
+    """
+    starts = [m for m in _BOX.finditer(text[-LONGEST_TEXT:])][-2:]
+    if not starts:
+        return None
+    text = text[-LONGEST_TEXT:]
+    contents = [_braces(text, m.end()) for m in starts]
+    last = contents[-1][0]
+    if len(contents) == 2 and contents[0][0].strip() != last.strip():
+        between = text[contents[0][1] : starts[1].start()]
+        if _BETWEEN_BOXES.fullmatch(between):  # two answers
+            return ""
+    return last
+
+
+def _braces(text: str, start: int) -> tuple[str, int]:
+    """Return what stands in the braces that begin at a place, and the place behind them."""
+    if text[start : start + 1] != "{":
+        return "", start
+    depth = 0
+    for place in range(start, min(len(text), start + NEAR)):
+        depth += (text[place] == "{") - (text[place] == "}")
+        if depth == 0:
+            return text[start + 1 : place], place + 1
+    return "", start
+
+
+def behind_cues(text: str) -> Iterator[str]:
+    """Yield what stands behind each "answer is", "answer:" and the like, the last one first."""
+    text = text[-CUE_TEXT:]
+    words = [m.start() for m in _CUE_WORD.finditer(text)]
+    if words:
+        text = text[max(0, words[-CUES:][0] - 20) :]
+        cues = [m for m in _CUE.finditer(text) if not _CUE_CASE.fullmatch(m.group())]
+        for cue in reversed(cues[-CUES:]):
+            yield text[cue.end() : cue.end() + NEAR]
