@@ -374,6 +374,8 @@ class Suite(ABC):
     chat_options: ClassVar[Sequence[str]] = ()  # NAME=VALUE of the template's own options
 
     shared_seed: ClassVar[int] = 0
+    model: ClassVar[str | None] = None  # what --model names; None where a suite is only described
+    answers_train: ClassVar[bool] = True  # whether something of the run learns from its answers
 
     @abstractmethod
     def prompts(self, split: str) -> list[Prompt]:

@@ -195,7 +195,17 @@ def make_suite(spec: RunSpec, registry: Registry) -> Suite:
     cls: type[Suite] = registry.get("suites", spec.suite_kind or spec.suite)
     suite: Suite = build(cls, spec.suite_options, f"suite {spec.suite}")
     suite.shared_seed = spec.shared_seed  # type: ignore[misc]  # an instance attribute over the class's default
+    suite.model, suite.answers_train = spec.model, _answers_train(spec, suite, registry)  # type: ignore[misc]
     return suite
+
+
+def _answers_train(spec: RunSpec, suite: Suite, registry: Registry) -> bool:
+    """Return whether a run learns from the suite's answers, and not from its prompts alone."""
+    learnt = {"demonstrations", "pairs", "labelled", "reward", "labels"}
+    labeller = spec.labeller or suite.labeller_name
+    fixed = type(suite).preferences is not Suite.preferences
+    needs = make_method(spec, registry).required()
+    return spec.start != START_MODEL or bool(labeller) or fixed or bool(learnt & needs)
 
 
 def make_labelling_judge(suite: Suite, registry: Registry) -> Judge:

@@ -200,6 +200,7 @@ class Tokens:
         self.ends = {self.eos, self.turn_end, *other_ends}  # every token that ends a completion
         self.max_prompt, self.max_completion = max_prompt, max_completion
         self.cut_prompts = self.cut_completions = 0
+        self._last_head: tuple[str, list[int]] = ("", [])
 
     def counting_afresh(self) -> Tokens:
         """Return a copy with counters at 0, so that each stage counts its own cuts."""
@@ -254,6 +255,24 @@ class Tokens:
         The text is what follows the prompt, so no template is applied to it.
         """
         return self._ended(self._encode(text), self._is_chat(prompt))
+
+    def check_prompt(self, text: Text) -> None:
+        """Raise UsageError for a prompt that cannot be rendered, or cut to `max_prompt` tokens."""
+        messages = self.conversation(text)
+        if messages is None:
+            return
+        rendered = self._need_chat().prompt(messages)
+        asked = max((len(m["content"] or "") for m in messages if m["role"] == "user"), default=0)
+        if self.max_prompt and len(rendered) - asked > self.max_prompt:  # else any cut fits
+            self.prompt_ids(messages)
+
+    def check_answer(self, prompt: Text, completion: Text) -> None:
+        """Raise UsageError for an answer that cannot be rendered behind its prompt."""
+        messages = self.conversation(prompt)
+        if messages is not None:
+            self._need_chat().answered(messages, _answer(completion))
+        elif not isinstance(completion, str):
+            self._said(completion)
 
     def rendering(self) -> dict[str, Any]:
         """Return what decides how text becomes tokens, besides the tokenizer's own files."""
@@ -324,7 +343,9 @@ class Tokens:
     def _answer_ids(self, messages: Sequence[Message], answer: Message) -> list[int]:
         """Return the ids that the chat template adds for an answer."""
         head, rest = self._need_chat().answered(messages, answer)
-        start, whole = self._encode(head), self._encode(head + rest)
+        if head != self._last_head[0]:  # the answers of a pair have one
+            self._last_head = (head, self._encode(head))
+        start, whole = self._last_head[1], self._encode(head + rest)
         if whole[: len(start)] == start:
             return whole[len(start) :]
         return self._encode(rest)  # a token would reach from the prompt into the answer

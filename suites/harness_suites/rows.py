@@ -20,6 +20,7 @@ from harness.core.data_report import EXAMPLE, Overlap, SourceReport
 from harness.core.options import build
 from harness.models.chat import ChatOptions
 
+from .rendering import RenderingCheck
 from .sources import PARTS, Source, expanded, is_path
 
 Example = TypeVar("Example", bound=Any)  # a record with a prompt
@@ -130,6 +131,14 @@ class RowSuite(Suite):
         self._parts  # noqa: B018  # reads the rows
         return self._report
 
+    @cached_property
+    def _rendering(self) -> RenderingCheck | None:
+        """What finds the rows that the model's tokenizer cannot take."""
+        if not self.model:
+            return None
+        chat = ChatOptions.of(self)
+        return RenderingCheck(self.model, chat, self.max_prompt_tokens, self.answers_train)
+
     # -- sources ----------------------------------------------------------------------------------
 
     @cached_property
@@ -229,7 +238,10 @@ class RowSuite(Suite):
             try:
                 if row.fault:
                     raise ValueError(row.fault)
-                found += [(row.place, _whole(example)) for example in read(row.value)]
+                examples = [_whole(example) for example in read(row.value)]
+                for example in examples if self._rendering else ():
+                    self._rendering.check(example)
+                found += [(row.place, example) for example in examples]
             except (ValueError, RecursionError) as error:
                 reason = _reason(error)
                 if self.bad_rows == "fail":
