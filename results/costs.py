@@ -4,7 +4,7 @@ nothing was run yet.
     python results/costs.py [RAW] > harness/experiments/study/costs.csv
 
 From the finished runs of the main study below RAW (results/raw) that nobody set an option of: mean
-CPU seconds and FLOPs of the method and of its evaluation; shared stages are not in it.
+CPU seconds and FLOPs of the method and of its evaluation. Shared stages have rows of their own.
 """
 
 import csv
@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from harness.core.run_folder import runs
-from harness.experiments.study.state import places_of
+from harness.experiments.study.state import SHARED, places_of
 
 raw = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "raw")
 main, found = places_of(raw, "main"), defaultdict(list)
@@ -24,6 +24,9 @@ for folder, record in runs(raw):
         found[record["method"], record["suite"]].append(
             [sum(p[name] for p in parts) for name in ("cpu_seconds", "flops")]
         )
+        if record["method"] == "ppo":  # it needs every shared stage
+            shared = record["cost"]["shared_total"]
+            found[SHARED, record["suite"]].append([shared["cpu_seconds"], shared["flops"]])
 writer = csv.writer(sys.stdout, lineterminator="\n")
 writer.writerow(["method", "suite", "cpu_seconds", "flops"])
 for (method, suite), costs in sorted(found.items()):

@@ -1,4 +1,4 @@
-"""The whole extension surface: eight hooks that register plugins, three that observe a run.
+"""The whole extension surface: eight hooks that register plugins, four that observe a run.
 
 A plugin is a module named in the `harness` entry-point group (or a file given with `-p`). It
 implements any of these with `@hookimpl`; an implementation may take fewer arguments than the
@@ -66,8 +66,11 @@ def register_launchers(register: Callable[[type[Launcher]], None]) -> None:
 
 
 @hookspec
-def run_started(spec: RunSpec, folder: Path) -> None:
-    """A run holds its folder and is about to make or load its stages."""
+def run_started(spec: RunSpec, folder: Path, plan: object) -> None:
+    """A run holds its folder and is about to make or load its stages.
+
+    `plan` says what it will do and about how long (experiments/plan.py); `str(plan)` is its text.
+    """
 
 
 @hookspec
@@ -75,6 +78,15 @@ def step_logged(
     spec: RunSpec, phase: str, step: int, total: int, metrics: Mapping[str, float]
 ) -> None:
     """A stage or the method finished step `step` of `total` (0: unknown); `phase` says which."""
+
+
+@hookspec
+def activity_changed(spec: RunSpec, activity: str, step: int, total: int, ended: bool) -> None:
+    """An activity without metrics began (`step` 0), did `step` of `total` (0: unknown), or ended.
+
+    Loading, evaluation and writing are such activities. They may nest. An empty `activity` that
+    ended is the run itself, finished or not.
+    """
 
 
 @hookspec

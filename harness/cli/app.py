@@ -9,6 +9,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..api.registry import KINDS, Registry
 from ..core.distributed import leave_process_group
 from ..core.errors import HarnessError, UsageError
 from ..core.options import summary_of
+from ..core.progress import process_age
 from ..core.save_schedule import parse_interval
 from ..core.secrets import redact_streams
 from ..core.spec import STARTS, WEIGHTS
@@ -272,7 +274,8 @@ def run(registry: Registry, method: str, suite: str, **options: Any) -> None:
     if spec.method != method:
         click.echo(f"The method {method} is called {spec.method}.", err=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    outcome = execute(spec, registry, RunOptions(**how, warn=_warn))
+    started = click.get_current_context().obj
+    outcome = execute(spec, registry, RunOptions(**how, warn=_warn, started=started))
     if is_main():
         show(outcome)
 
@@ -441,7 +444,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     redact_streams()
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(standalone_mode=False, obj=time.perf_counter() - process_age())
     except _Terminated:
         _fail("Terminated. Run the same command again to go on.", EXIT_TERMINATED)
     except (click.exceptions.Abort, KeyboardInterrupt):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SAMPLES_SHOWN, SAMPLE_CHARACTERS = 2, 400
 EXACT_KL = "rao-blackwell"  # the estimator from the log-probabilities of every token
+KINDS = {"pool": "sampling", "reference_logp": "reference"}  # of artifacts, as shown
 NEXT = "next: harness table"
 
 
@@ -70,8 +71,22 @@ def printable(text: str) -> Text:
 
 
 def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines of the panel: at most eight, and one more where phases differ in memory."""
-    return [*_quality(r["evaluation"]), *_cost(r["cost"])]
+    """Return the lines of the panel: at most nine, and one more where phases differ in memory."""
+    return [*_quality(r["evaluation"]), *_cost(r["cost"]), *_wall_time(r["cost"])]
+
+
+def _wall_time(cost: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the line on the wall time of the process; records of before have none."""
+    wall = cost.get("wall")
+    if not wall:
+        return []
+    made = ", ".join(
+        f"{KINDS.get(kind, kind.replace('_', ' '))} {seconds:.1f}"
+        for kind, seconds in cost["stages_made"].items()
+    )
+    stages = f"stages {wall['stages']:.1f}" + (f" ({made})" if made else "")
+    rest = ", ".join(f"{name} {wall[name]:.1f}" for name in wall if name != "stages")
+    return [("wall time", f"{cost['spent_seconds']:.1f} s: {stages}, {rest}")]
 
 
 def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:

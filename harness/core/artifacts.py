@@ -17,6 +17,7 @@ from .digests import digest_of, file_digest
 from .distributed import ALONE, DistributedContext
 from .errors import HarnessError
 from .files import lock, make_folder, publish, write_json
+from .progress import LOADING, activity, making
 
 MANIFEST = "manifest.json"
 
@@ -84,7 +85,8 @@ class Artifacts:
             )  # every process makes it, the main one's is kept
             shutil.rmtree(output, ignore_errors=True)
             output.mkdir()
-            info, cost = make(output, make_folder(work / "scratch"))
+            with making(kind):
+                info, cost = make(output, make_folder(work / "scratch"))
             if self.distributed.main:
                 settings = info.pop(EXECUTION, None) or ([dict(execution())] if execution else [])
                 origin = {"kind": kind, "inputs": inputs, "info": info, "cost": cost}
@@ -102,7 +104,8 @@ class Artifacts:
         except (OSError, ValueError, KeyError, TypeError):
             manifest, whole = {"files": {}}, False
         files = manifest["files"].items() if reused else ()
-        bad = [name for name, digest in files if _digest(folder / name) != digest]
+        with activity(LOADING, f"verifying the stored {kind}"):
+            bad = [name for name, digest in files if _digest(folder / name) != digest]
         if bad or not whole:
             raise HarnessError(
                 f"The artifact {folder} is damaged: {(bad or [MANIFEST])[0]} has changed since"

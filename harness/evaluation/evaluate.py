@@ -17,6 +17,7 @@ from ..core.data import Prompt, prompt_text
 from ..core.digests import digest_of
 from ..core.errors import Diverged, HarnessError, Refused
 from ..core.meter import Cost, Meter
+from ..core.progress import EVALUATION, STAGES, activity
 from ..core.settings import EvaluationOptions
 from ..core.spec import RunSpec
 from ..core.watchdog import waiting_for
@@ -85,7 +86,7 @@ def draw_answers(
         replace(prompt, answer=None) for prompt in prompts
     ]  # what a verifier compares with is not shown
     posed = tokens.prompt_batch(bare, stage_runtime.device)
-    with apart.phase("evaluate"):
+    with apart.phase("evaluate"), activity(EVALUATION, "evaluation: answers"):
         batch = _answered(policy, posed, sampler, prompts)
     cost = apart.total()
     meter.phases.setdefault("evaluate", Cost()).add(cost)
@@ -95,7 +96,7 @@ def draw_answers(
             *(stage_runtime.runtime(meter, spec.seed), spec.shared_seed, "policy", spec.seed),
             number,
         )
-        with meter.phase("evaluate"):
+        with meter.phase("evaluate"), activity(EVALUATION, f"evaluation: answers {number + 1}"):
             further.append(_answered(policy, posed, sampler, prompts))
     return PolicyAnswers(prompts, batch, policy, cost, dict(apart.models), further)
 
@@ -115,7 +116,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return (figures, samples) of a policy's answers."""
     prompts, cost = drawn.prompts, drawn.cost
-    stages.judge.prepare(stages.suite, stages)
+    with activity(EVALUATION, "evaluation: preparing the judge"):
+        stages.judge.prepare(stages.suite, stages)
     runtime = stages.stage_runtime.runtime(meter, stages.spec.seed)
     with meter.phase("evaluate"):
         batches = [baseline_answers(stages, prompts), drawn.batch]
@@ -195,7 +197,9 @@ def baseline_answers(stages: Stages, prompts: Sequence[Prompt]) -> Batch:
         sampler = _sampler(
             stages.stage_runtime.runtime(meter, 0), stages.spec.shared_seed, "reference"
         )
-        batch = sampler.draw(stages.start, _batch(stages, prompts))
+        start = stages.start
+        with activity(STAGES, "evaluation: baseline answers"):
+            batch = sampler.draw(start, _batch(stages, prompts))
         save_tensors(
             {name: batch[name] for name in ("completion_ids", "mask", "logp", "ended")},
             out / "a.safetensors",
@@ -246,13 +250,15 @@ def _score(
 ) -> Answers:
     texts = [row[0] for row in stages.tokens.texts(batch)]
     ended = batch["ended"]
-    with waiting_for(f"the judge {judge.name}"):
+    with waiting_for(f"the judge {judge.name}"), activity(EVALUATION, "evaluation: judge"):
         gold = judge.score_sampled(batch.prompts.prompts, texts, ended[:, 0].tolist())
-    scores = proxy.score(batch, runtime)[:, 0].tolist() if proxy else None
+    with activity(EVALUATION, "evaluation: proxy reward"):
+        scores = proxy.score(batch, runtime)[:, 0].tolist() if proxy else None
     verifier = stages.suite.make_verifier()
     if verifier is None:
         return Answers(batch, texts, gold, scores, None, {})
-    checked, parts = batch_verdicts(verifier, batch, ended, stages.tokens, runtime.meter)
+    with activity(EVALUATION, "evaluation: verifier"):
+        checked, parts = batch_verdicts(verifier, batch, ended, stages.tokens, runtime.meter)
     columns = {label: part[:, 0].tolist() for label, part in parts.items()}
     return Answers(batch, texts, gold, scores, checked[:, 0].tolist(), columns)
 
@@ -273,7 +279,7 @@ def _kl(
         return {"estimator": policy.kl_estimator, "kl": batch["kl"].tolist()}
     assert policy.model is not None, "a policy has a model, or an estimator of its KL"
     reference = stages.reference  # in memory for as long as this takes
-    with runtime.meter.phase("evaluate"):
+    with runtime.meter.phase("evaluate"), activity(EVALUATION, "evaluation: KL"):
         exact, plain = sampled_kl(policy.model, reference, batch, runtime)
     return {"estimator": RAO_BLACKWELL, "kl": exact.tolist(), "plain": plain.tolist()}
 

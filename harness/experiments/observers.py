@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..api.registry import Registry
 from ..core.distributed import is_main
 from ..core.spec import RunSpec
-
-if TYPE_CHECKING:
-    pass
-
 
 Warn = Callable[[str], None]
 
@@ -24,6 +20,10 @@ class Observers:
     def __init__(self, registry: Registry, spec: RunSpec, warn: Warn) -> None:
         self._hooks, self._spec, self._warn = registry.manager.hook, spec, warn
         self._failed: set[str] = set()
+
+    def activity(self, name: str, step: int, total: int, ended: bool) -> None:
+        """Call the hook of activities: see core/progress.py."""
+        self("activity_changed", activity=name, step=step, total=total, ended=ended)
 
     def __call__(self, name: str, **arguments: Any) -> None:
         if not is_main():

@@ -21,6 +21,7 @@ from ..api.resolve import (
 from ..core.distributed import DistributedContext
 from ..core.errors import Refused, UsageError
 from ..core.execution import Execution
+from ..core.progress import LOADING, activity
 from ..core.save_schedule import SaveInterval
 from ..core.spec import RunSpec, stage_options
 from ..core.watchdog import Patience
@@ -54,6 +55,7 @@ class RunOptions:
     train: bool = True  # False: refuse a run whose trained policy is not there
     # the recorded settings of each part, where a run is reproduced: see StageRuntime.plan
     plan: Mapping[str, Execution] = field(default_factory=dict)
+    started: float | None = None  # reading of time.perf_counter at the start of the command
 
 
 # -- the three acts --------------------------------------------------------------------------------
@@ -71,7 +73,8 @@ def prepare(
     for note in _notes_on_models(stages):
         stage_runtime.tell(note)
     needs = method.required()
-    check_needs(needs, stages, spec)
+    with activity(LOADING, "reading the data"):
+        check_needs(needs, stages, spec)
     method_inputs = MethodInputs(
         start=stages.checkpoint, tokens=stages.tokens, reference=stages.other_reference
     )

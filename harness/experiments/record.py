@@ -18,6 +18,7 @@ from ..core.execution import EVALUATION, TRAINING
 from ..core.files import write_json
 from ..core.meter import OWN_PHASES, SHARED_PHASES, Meter, merge, start_peak_anew
 from ..core.model_folder import adapter_in, model_record
+from ..core.progress import current
 from ..core.spec import RunSpec, stage_options
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ class CostReport:
     shared: Mapping[str, Artifact]
     budget_used: Mapping[str, float]
     budget_left: Mapping[str, float]  # of what is limited; below 0 where the last turn went over
-    spent_seconds: float  # of this process; less than the sum of costs where stages were reused
     policy: Artifact | None = None  # the trained policy, where something was trained
 
 
@@ -142,7 +142,6 @@ def costs(bill: CostReport) -> dict[str, Any]:
         "ai_labels": own.ai_labels + sum(cost["ai_labels"] for cost in by_stage.values()),
         "budget_used": dict(bill.budget_used),
         "budget_left": dict(bill.budget_left),
-        "spent_seconds": bill.spent_seconds,
         "reused_stages": sorted(
             name for name, a in {**bill.shared, "policy": bill.policy}.items() if a and a.reused
         ),
@@ -191,11 +190,27 @@ def write_policy(folder: Path, policy: Policy, method_inputs: MethodInputs) -> N
 def finish(folder: Path, result: Mapping[str, Any]) -> None:
     """Write the result, which is what makes a run finished, and remove what only an unfinished one
     needs.
+
+    The wall time is the last figure, so that it holds the writing of all other files.
     """
+    result["cost"].update(wall_time())
     write_json(folder / run_folder.RESULT, result)
     for spent in ("checkpoint", "snapshots"):
         shutil.rmtree(folder / spent, ignore_errors=True)
     (folder / "traceback.txt").unlink(missing_ok=True)
+
+
+def wall_time() -> dict[str, Any]:
+    """Return the wall seconds of this process by part, of each stage it made, and their sum."""
+    clock = current()
+    if clock is None:
+        return {}
+    seconds = clock.seconds()
+    return {
+        "wall": seconds,
+        "stages_made": dict(clock.made),
+        "spent_seconds": sum(seconds.values()),
+    }
 
 
 def write_failure(folder: Path, spec: RunSpec, status: str, message: str) -> None:

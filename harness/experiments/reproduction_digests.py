@@ -20,6 +20,8 @@ CLOCK = {
     "cpu_seconds",
     "peak_memory",
     "spent_seconds",
+    "wall",
+    "stages_made",
     "reused_stages",
 }  # of the machine, not of the run
 EXACT = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 import traceback
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -19,15 +18,17 @@ from typing import TYPE_CHECKING, Any
 from ..api.registry import Registry
 from ..api.resolve import make_method, make_suite
 from ..api.start import start_warning
-from ..core import run_folder
+from ..core import progress, run_folder
 from ..core.data import Prompt
 from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, Refused, UsageError
 from ..core.execution import EVALUATION, differing, from_record
 from ..core.files import lock, make_folder, write_text
+from ..core.progress import WallClock, activity, part, running
 from ..core.spec import RunSpec, stage_options
 from . import record
 from .observers import Observers
+from .plan import plan_of
 from .prepare import RunOptions, open_stage_runtime, open_stages, prepare
 from .trained_policy import Training
 
@@ -72,10 +73,11 @@ def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
                 settings.warn("This run failed before; it is tried again.")
             run_folder.write_spec(folder, spec)
         observe = Observers(registry, spec, settings.warn)
-        observe("run_started", folder=folder)
+        observe("run_started", folder=folder, plan=plan_of(spec, registry, settings.results))
         if warning := start_warning(spec, make_suite(spec, registry)):
             settings.warn(warning)
-        result = _carry_out(spec, registry, settings, folder, observe)
+        with running(WallClock(settings.started, observe.activity)):
+            result = _carry_out(spec, registry, settings, folder, observe)
         observe("run_finished", folder=folder, result=result)
     return Outcome(folder, result, reused=False)
 
@@ -83,11 +85,12 @@ def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
 def _carry_out(
     spec: RunSpec, registry: Registry, settings: RunOptions, folder: Path, observe: Observers
 ) -> dict[str, Any]:
-    started = time.perf_counter()
     method = make_method(spec, registry)
     try:
-        stage_runtime = open_stage_runtime(spec, registry, settings, observe)
-        method_inputs, shared = prepare(spec, registry, stage_runtime, method)
+        with part(progress.LOADING):
+            with activity(progress.LOADING, "loading libraries"):
+                stage_runtime = open_stage_runtime(spec, registry, settings, observe)
+            method_inputs, shared = prepare(spec, registry, stage_runtime, method)
         training = Training(spec, stage_runtime, method, method_inputs, shared)
         if not settings.train:
             training.check_trained()
@@ -97,7 +100,7 @@ def _carry_out(
     except Exception as error:
         raise _failed(folder, spec, error) from error
     try:
-        return _train_and_evaluate(training, registry, settings, folder, started)
+        return _train_and_evaluate(training, registry, settings, folder)
     except Exception as error:
         raise _failed(folder, spec, error) from error
     finally:
@@ -105,12 +108,13 @@ def _carry_out(
 
 
 def _train_and_evaluate(
-    training: Training, registry: Registry, settings: RunOptions, folder: Path, started: float
+    training: Training, registry: Registry, settings: RunOptions, folder: Path
 ) -> dict[str, Any]:
     """Return the result of a run whose shared stages are made, and write its record."""
     spec, stage_runtime = training.spec, training.stage_runtime
     meter, evaluation = stage_runtime.meter(), stage_runtime.meter()
-    policy, loop = training.policy(meter, folder)
+    with part(progress.METHOD):
+        policy, loop = training.policy(meter, folder)
     for name in loop.checkpoints.damaged:
         settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
     if loop.checkpoints.outdated:
@@ -118,9 +122,9 @@ def _train_and_evaluate(
             "The shared stages have other contents than when this run was interrupted: training"
             " began anew."
         )
-    prompts = evaluation_prompts(spec, registry)
     kept = loop.snapshots.kept() if loop.snapshots else {}
-    with stage_runtime.planned(EVALUATION):
+    with part(progress.EVALUATION), stage_runtime.planned(EVALUATION):
+        prompts = evaluation_prompts(spec, registry)
         settings_used = stage_runtime.execution_record()
         drawn = draw(spec, stage_runtime, policy, training.method_inputs, prompts, evaluation)
         assessed = assess(spec, registry, stage_runtime, drawn, evaluation, kept)
@@ -131,7 +135,6 @@ def _train_and_evaluate(
         training.shared,
         loop.used(),
         loop.left(),
-        time.perf_counter() - started,
         training.found,
     )
     result = record.result_of(spec, type(training.method).paper, assessed, cost)
@@ -141,8 +144,10 @@ def _train_and_evaluate(
     for remark in _remarks(spec, loop, stage_runtime, result["runtime"]):
         settings.warn(remark)
     if stage_runtime.distributed.main:
-        result["files"] = record.write(folder, spec, registry, result, loop.rows, assessed.samples)
-        record.write_policy(folder, policy, training.method_inputs)
+        with activity(progress.CHECKPOINTS, "writing the record and the policy"):
+            rows = loop.rows
+            result["files"] = record.write(folder, spec, registry, result, rows, assessed.samples)
+            record.write_policy(folder, policy, training.method_inputs)
         record.finish(folder, result)
     stage_runtime.distributed.barrier()
     return result

@@ -21,6 +21,7 @@ from ..core.data import Sampling
 from ..core.distributed import ALONE, DistributedContext
 from ..core.errors import UsageError
 from ..core.meter import Meter
+from ..core.progress import advance_from
 from ..core.seeds import derive
 from .attention import SharedPromptCache, attending
 from .engine import CompletionSource, Engine
@@ -105,8 +106,9 @@ def decode(
     noise: Tensor,
     eos: set[int],
     cached: Callable[[nn.Module, Any, PromptBatch, int, int], Cached] = cache_of,
+    show: Callable[[int], None] = lambda step: None,
 ) -> Decoding:
-    """Draw n completions for each prompt; rows are prompt-major."""
+    """Draw n completions for each prompt; rows are prompt-major. `show` is told each position."""
     limit, device = sampling.max_new_tokens, prompts.ids.device
     rows = len(prompts) * n
     state = Decoding(
@@ -122,6 +124,7 @@ def decode(
         done = torch.zeros(rows, dtype=torch.bool, device=device)
         ends = torch.tensor(sorted(eos), device=device)
         for t in range(limit):
+            show(t)
             drawn, logp = draw_tokens(logits.float() / sampling.temperature, noise[held, t])
             state.tokens[held, t], state.logp[held, t] = drawn, logp
             stopped = torch.isin(drawn, ends) & ~done
@@ -269,9 +272,12 @@ class CachedEngine(Engine):
         limit = min(self.batch_tokens, decoding_tokens(model, width, memory))
 
         def draw(tokens: int) -> list[Decoding]:
+            each = list(groups(prompts, n, tokens // width))
+            steps = sampling.max_new_tokens
+            shows = [advance_from(i * steps, len(each) * steps) for i in range(len(each))]
             return [
-                decode(model, some, count, sampling, noise[rows], self.eos, self.cached)
-                for some, count, rows in groups(prompts, n, tokens // width)
+                decode(model, some, count, sampling, noise[rows], self.eos, self.cached, show)
+                for (some, count, rows), show in zip(each, shows, strict=True)
             ]
 
         parts = (self.sizes or BatchSizes()).attempt(DECODING, limit, width, draw)

@@ -26,6 +26,7 @@ from ..core.model_folder import (
     described,
     holder_of,
 )
+from ..core.progress import LOADING, activity
 
 HUB_HINT = (
     "A folder in Hugging Face format (config.json, *.safetensors, tokenizer files) or a hub id was"
@@ -144,6 +145,11 @@ def notes_on(name: str | Path) -> list[str]:
 
 
 def _read_whole(name: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    with activity(LOADING, f"loading the model {Path(name).name}"):
+        return _weights_of(name, dtype)
+
+
+def _weights_of(name: str | Path, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:

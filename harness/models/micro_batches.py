@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.distributed import ALONE, DistributedContext
+from ..core.progress import advance
 from .memory import SCORING, BatchSizes
 from .tokens import Batch
 
@@ -65,7 +66,8 @@ def each_part(
     parts = micro_batches(batch, max_tokens)
     for rows in parts if count else ():
         count(batch.select(rows))  # type: ignore[misc]
-    for rows, own in distributed.rounds(parts):
+    for number, (rows, own) in enumerate(distributed.rounds(parts)):
+        advance(number * distributed.size, len(parts))
         part = batch.select(rows)
         work = partial(_in_smaller, rows, part, compute, keep if own else _keep_nothing)
         if sizes is None:

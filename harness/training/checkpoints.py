@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core.digests import digest_of, file_digest
 from ..core.files import make_folder, publish, write_json
+from ..core.progress import CHECKPOINTS, activity
 from ..core.save_schedule import SaveCosts, SaveInterval, SaveSchedule
 from ..models.lora import own_state
 from ..models.tensor_files import load_tensors, save_tensors, size_in_file
@@ -47,7 +48,8 @@ class Checkpoints:
         """Write a checkpoint, if this process writes; the one before the last is removed."""
         if not self.writes:
             return
-        with self.schedule.saving(turn, size_in_file(tensors)):
+        saving = self.schedule.saving(turn, size_in_file(tensors))
+        with activity(CHECKPOINTS, "writing a checkpoint"), saving:
             work, final = self.folder / ".partial", self.folder / f"turn-{turn:08d}"
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()

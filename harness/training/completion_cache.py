@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..core.data import Prompt, Sampling
 from ..core.digests import digest_of
 from ..core.meter import Cost
+from ..core.progress import STAGES, activity
 from ..core.seeds import derive
 from ..models.generation import Sampler
 from ..models.loading import load_tensors, save_tensors
@@ -207,16 +208,16 @@ class CompletionPool:
         runtime = self.reference_cache.stage_runtime.runtime(meter, 0)
         sampling = runtime.sampling
         key = ("pool", *self.key, sampling.temperature, sampling.max_new_tokens, block.visit)
-        batch = _Drawing(
-            runtime.engine, sampling, meter, runtime.eos, key, runtime.distributed
-        ).draw(start, block.shelf.prompts, samples, piece.first)
+        sampler = _Drawing(runtime.engine, sampling, meter, runtime.eos, key, runtime.distributed)
+        with activity(STAGES, "completions of the start checkpoint"):
+            batch = sampler.draw(start, block.shelf.prompts, samples, piece.first)
         columns = {
             "completion_ids": batch["completion_ids"].int(),
             "logp": batch["logp"],
             "lengths": batch.lengths.int(),
         }
         save_tensors(columns, out / "samples.safetensors")
-        self.reference_cache.stage_runtime.progress("pool", piece.number, piece.count, {})
+        self.reference_cache.stage_runtime.progress("sampling", piece.number, piece.count, {})
         return {"prompts": len(block.shelf.prompts), "samples": samples}, meter.snapshot()
 
 

@@ -194,7 +194,7 @@ class ReferenceCache:
             keys += keys_of(batch)
             lengths.append(batch.lengths.flatten())
             logp.append(values[batch["mask"] > 0])
-            self.stage_runtime.progress("reference_logp", number, len(batches), {})
+            self.stage_runtime.progress("reference", number, len(batches), {})
         assert len(set(keys)) == len(keys), "two completions of the preference data have one digest"
         told = {"keys": torch.tensor(keys), "lengths": torch.cat(lengths), "logp": torch.cat(logp)}
         save_tensors(told, out / "logp.safetensors")

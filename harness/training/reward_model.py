@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.data import Comparison
 from ..core.files import write_json
+from ..core.progress import LOADING, activity
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import ScalarModel, load_tensors, save_tensors
 from ..models.logprobs import completion_scores
@@ -91,8 +92,9 @@ class RewardModel:
         memory.
         """
         settings = json.loads((folder / "reward.json").read_text())
-        model = start.scalar()
-        model.load_state_dict(load_tensors(folder / "model.safetensors"))
+        with activity(LOADING, "loading a reward model"):
+            model = start.scalar()
+            model.load_state_dict(load_tensors(folder / "model.safetensors"))
         model.eval().requires_grad_(False)
         return RewardModel(model, **settings)
 

@@ -8,7 +8,7 @@ import csv
 import io
 import re
 from dataclasses import replace
-from html import escape
+from importlib.resources import files
 
 from harness import Reporter, hookimpl
 
@@ -145,54 +145,19 @@ class LaTeX(Reporter):
 
 
 class HTML(Reporter):
-    """A page of its own with the table; every row says which runs are behind it."""
+    """A page of its own with the table; the title of a row names the runs behind it."""
 
     name, suffix = "html", ".html"
 
-    PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem;
-  padding: 0 1rem; color: #1b1f24 }}
-div {{ overflow-x: auto }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-th, td {{ padding: .35rem .7rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid #d8dee4 }}
-th:first-child, td:first-child {{ text-align: left }}
-.best {{ font-style: italic; text-decoration: underline }}
-small {{ color: #57606a }} caption {{ caption-side: bottom; text-align: left; padding-top: .8rem }}
-</style>
-<h1>{title}</h1>
-{table}
-</html>
-"""
-
     def render(self, table):
-        """Return the page; all text in it is escaped."""
-        return self.PAGE.format(title=escape(table.title), table=self.body(table))
+        """Return the page; the template table.html escapes all text in it."""
+        from jinja2 import Environment, StrictUndefined
 
-    def body(self, table):
-        """Return the table alone, with its caption and notes."""
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
-        runs = [*table.runs, *([()] * (len(table.rows) - len(table.runs)))]
-        rows = "\n".join(
-            f'<tr title="{escape(" ".join(behind))}">' + "".join(map(self._cell, row)) + "</tr>"
-            for row, behind in zip(table.rows, runs, strict=True)
+        environment = Environment(
+            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        marked = [f"<sup>{mark}</sup> {escape(text)}" for mark, text in table.footnotes.items()]
-        notes = "".join(
-            f"<p><small>{note}</small></p>\n" for note in (*marked, *map(escape, table.notes))
-        )
-        caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-        head = f"<thead><tr>{head}</tr></thead>"
-        return f"<div><table>{caption}{head}\n<tbody>\n{rows}\n</tbody></table></div>\n{notes}"
-
-    def _cell(self, cell):
-        text = escape(cell.text)
-        text = f'<span class="best">{text}</span>' if cell.best else text
-        text = f"<strong>{text}</strong>" if cell.bold else text
-        interval = f" <small>{escape(cell.interval)}</small>" if cell.interval else ""
-        marks = "".join(f"<sup>{escape(mark)}</sup>" for mark in cell.marks)
-        return f"<td>{text}{interval}{marks}</td>"
+        template = files("harness_plugins").joinpath("table.html").read_text(encoding="utf-8")
+        return environment.from_string(template).render(table=table) + "\n"
 
 
 DISPLAY_NAMES = {  # in LaTeX, of the built-in methods

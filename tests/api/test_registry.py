@@ -354,9 +354,16 @@ def observed(registry, tmp_path, hook, arguments, **sent):
 
 
 def test_hook_run_started(registry, tmp_path):
-    assert observed(registry, tmp_path, "run_started", ["spec", "folder"], folder="f") == [
-        ("the spec", "f")
-    ]
+    assert observed(
+        registry, tmp_path, "run_started", ["spec", "folder"], folder="f", plan="p"
+    ) == [("the spec", "f")]
+
+
+def test_hook_activity_changed(registry, tmp_path):
+    sent = {"activity": "loading", "step": 1, "total": 2, "ended": False}
+    arguments = ["activity", "step", "total", "ended"]
+    seen = observed(registry, tmp_path, "activity_changed", arguments, **sent)
+    assert seen == [("loading", 1, 2, False)]
 
 
 def test_hook_step_logged(registry, tmp_path):

@@ -9,6 +9,7 @@ import json
 import re
 import resource
 import shutil
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -438,6 +439,22 @@ def test_plot(tmp_path):
     )
     done = command("plot", "--results", tmp_path)
     assert done.code == 2 and "Traceback" not in done.text
+
+
+def test_run_accounts_for_its_wall_time():
+    where, began = fresh("wall"), time.time()
+    done = process(*on_small("ppo", results=where))
+    assert done.code == 0, done.text
+    record = only_run(where, "small", "ppo") / "result.json"
+    cost = json.loads(record.read_text())["cost"]
+    assert cost["spent_seconds"] == pytest.approx(sum(cost["wall"].values()))
+    assert cost["wall"]["other"] < 0.05 * cost["spent_seconds"]  # all parts have a name
+    made = sum(cost["stages_made"].values())
+    assert cost["wall"]["stages"] <= made  # loading inside a stage is loading
+    assert {"sft", "preferences", "reward_model", "baseline_answers"} <= set(cost["stages_made"])
+    assert cost["spent_seconds"] == pytest.approx(record.stat().st_mtime - began, rel=0.05)
+    assert f"{cost['spent_seconds']:.1f} s: stages" in done.out
+    assert "stages: sft, preferences, reward model, 3 steps of ppo, evaluation" in done.err
 
 
 def test_run_accepts_the_former_name_of_start_and_says_its_name():

@@ -393,12 +393,12 @@ def test_estimates_prefer_the_same_recipe(tmp_path):
     a, b = cells(tmp_path, method("dpo", "sweep = {beta = [0.1, 0.3]}"))
     finish(tmp_path, a, cpu=9.0)
     estimates = Estimates(tmp_path)
-    assert estimates.of(a).cpu_seconds == estimates.of(b).cpu_seconds == 10.0
+    assert estimates.of(a.spec).cpu_seconds == estimates.of(b.spec).cpu_seconds == 10.0
     finish(tmp_path, b, cpu=19.0)
     estimates = Estimates(tmp_path)
-    assert (estimates.of(a).cpu_seconds, estimates.of(b).cpu_seconds) == (10.0, 20.0)
+    assert (estimates.of(a.spec).cpu_seconds, estimates.of(b.spec).cpu_seconds) == (10.0, 20.0)
     (other,) = cells(tmp_path, method("ipo"))
-    assert estimates.of(other) is None
+    assert estimates.of(other.spec) is None
 
 
 @pytest.mark.parametrize(
@@ -781,6 +781,8 @@ def results_of(where):
         "cpu_seconds",
         "peak_memory",
         "spent_seconds",
+        "wall",
+        "stages_made",
         "finished_at",
         "runtime",
         "reused_stages",

@@ -2,6 +2,7 @@
 the same bytes.
 """
 
+import json
 import math
 import os
 import subprocess
@@ -314,41 +315,74 @@ def test_gold_is_over_the_start_checkpoint_and_fitted_by_seed(selection, figures
     last = row.good[0]["evaluation"]["curve"][-1]
     assert (path.d[-1], path.gold[-1]) == pytest.approx((last["kl"] ** 0.5, last["gold"] - 1.0))
     expected = fit_seeds([(p.d, p.gold) for p in along.paths])
-    gold, _ = figures["overoptimization"].axes
-    fitted = lines(gold)[f"{along.name}: fit"]
+    (fitted,) = (
+        lines(axis)[f"{along.name}: fit"]
+        for axis in figures["overoptimization"].axes
+        if f"{along.name}: fit" in lines(axis)
+    )
     assert np.allclose(fitted.get_ydata(), expected.at(fitted.get_xdata()))
     assert fitted.get_xdata().max() == pytest.approx(expected.largest)  # nothing is extrapolated
 
 
-def test_fits_are_told_in_the_legend(selection, figures):
-    told = legend(figures["overoptimization"])
-    assert len(told) == 8 and all(
-        "RMSE" in text and "$\\alpha$" in text and "held out" in text for text in told
-    )
-    assert any("peak 1.92 at d* = 2.40" in text for text in told)  # 0.8 exp(1.5 / 0.8 - 1)
-    assert any("peak beyond the points" in text for text in told)
-    gold, proxy = figures["overoptimization"].axes
-    assert len([line for line in proxy.lines if len(line.get_xdata()) > 2]) == sum(
-        len(s.paths) for s in overoptimization.series_of(selection)
-    )
+def fits_of(figure):
+    """The rows of the table of fits by series."""
+    (table,) = figure.axes[-1].tables
+    texts = {place: cell.get_text().get_text() for place, cell in table.get_celld().items()}
+    columns = max(column for _, column in texts) + 1
+    rows = range(1, max(row for row, _ in texts) + 1)
+    return {texts[i, 0]: [texts[i, j] for j in range(1, columns)] for i in rows}
 
 
-@pytest.mark.parametrize(
-    ("alpha", "told"), [(-0.5, "; no peak"), (0.2, "; peak before the points")]
-)
-def test_no_peak_is_told_that_no_point_shows(tmp_path, alpha, told):
-    """Gold that falls from the first point on had a peak of 0.00 at d* = 0.00."""
+def test_fits_stand_in_a_table(selection, figures):
+    fits = fits_of(figures["overoptimization"])
+    series = overoptimization.series_of(selection)
+    assert list(fits) == [one.name for one in series] and len(fits) == 8
+    assert fits["ppo, over beta"][1:] == [
+        "1.500 \u00b1 0.000",
+        "0.800 \u00b1 0.000",
+        "0.00 / 0.00",
+        "1.92 at d = 2.40",  # 0.8 exp(1.5 / 0.8 - 1)
+    ]
+    assert fits["best_of_n, over n"][0] != fits["ppo, over beta"][0]
+    assert fits["best_of_n, over n"][-1] == "beyond the points"
+
+
+def test_each_series_has_a_panel_of_its_own_on_the_same_axes(selection, figures):
+    *axes, _ = figures["overoptimization"].axes
+    series = overoptimization.series_of(selection)
+    assert [axis.get_title().replace("\n", " ") for axis in axes] == [s.name for s in series]
+    assert len({(axis.get_xlim(), axis.get_ylim()) for axis in axes}) == 1
+    for axis, one in zip(axes, series, strict=True):
+        labels = [line.get_label() for line in axis.lines]
+        assert labels.count(one.name) == labels.count(f"{one.name}: proxy") == len(one.paths)
+
+
+def test_a_proxy_beyond_the_axis_is_named(tmp_path):
+    for kl in (0.5, 1.0, 2.0, 4.0):
+        run(tmp_path, "ppo", 0, kl, {"beta": 1 / kl}, lambda d: d * (1.5 - 0.8 * math.log(d)))
+    file = max(tmp_path.rglob("result.json"))
+    made = json.loads(file.read_text())
+    made["evaluation"]["proxy"]["mean"] = 52.0  # the baseline's is 2
+    file.write_text(json.dumps(made))
+    axis, _ = drawn("overoptimization", chosen(tmp_path)).axes
+    assert [text.get_text() for text in axis.texts] == ["proxy up to 50.0"]
+    assert axis.get_ylim()[1] < 10
+
+
+@pytest.mark.parametrize(("alpha", "peak"), [(-0.5, "none"), (0.2, "before the points")])
+def test_no_peak_is_given_that_no_point_shows(tmp_path, alpha, peak):
+    """Gold that falls from the first point on had a peak of 0.00 at d = 0.00."""
     for kl in (0.5, 1.0, 2.0, 4.0):
         run(tmp_path, "ppo", 0, kl, {"beta": 1 / kl}, lambda d: d * (alpha - 0.8 * math.log(d)))
-    (text,) = legend(drawn("overoptimization", chosen(tmp_path)))
-    assert text.endswith(told)
+    ((*_, shown),) = fits_of(drawn("overoptimization", chosen(tmp_path))).values()
+    assert shown == peak
 
 
 def test_too_few_points_are_drawn_without_a_fit(tmp_path):
     for beta, kl in ((0.1, 2.0), (0.2, 1.0)):
         run(tmp_path, "ppo", 0, kl, {"beta": beta})
     figure = drawn("overoptimization", chosen(tmp_path))
-    assert legend(figure) == ["ppo, over beta\nno fit: it takes 3 points of KL above 0"]
+    assert fits_of(figure)["ppo, over beta"][0] == "no fit: fewer than 3 points"
     assert not [name for name in lines(figure.axes[0]) if name.endswith("fit")]
 
 

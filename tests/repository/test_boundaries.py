@@ -29,6 +29,7 @@ LIGHT_LAYERS = (
 )  # modules load no torch
 LATE = {  # third-party imports inside functions of plugins and suites
     ("console", "rich"),
+    ("reporters", "jinja2"),
     ("sources", "pyarrow"),
     ("endpoint", "httpx"),
     ("json_schema", "jsonschema"),

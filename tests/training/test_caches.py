@@ -514,6 +514,8 @@ TIMES = {
     "cpu_seconds",
     "peak_memory",
     "spent_seconds",
+    "wall",
+    "stages_made",
     "reused_stages",
     "finished_at",
     "runtime",

@@ -153,12 +153,10 @@ def test_making_what_is_reused_shows_how_far_it_is():
     folder = fresh("progress")
     done = command(*on_small("dpo", "--set", "steps=8", results=folder))
     assert (
-        done.code == 0
-        and "reference_logp     1/2" in done.err
-        and "reference_logp     2/2" in done.err
+        done.code == 0 and " reference     1/2" in done.err and " reference     2/2" in done.err
     ), done.text
     done = command(*on_small("grpo", results=folder))
-    assert done.code == 0 and " pool     1/" in done.err and "reference_logp" not in done.err, (
+    assert done.code == 0 and " sampling     1/" in done.err and " reference " not in done.err, (
         done.text
     )
 

@@ -26,7 +26,7 @@ def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str
     borrowed = False
     for cell, state in zip(planned.cells, states, strict=True):
         open_ = state.status in (LEFT, FAILED)
-        guess = estimates.of(cell) if open_ else None
+        guess = estimates.of(cell.spec) if open_ else None
         borrowed |= bool(guess and guess.elsewhere)
         if state.status == LEFT:
             unknown += guess is None

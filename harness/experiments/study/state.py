@@ -15,6 +15,7 @@ from typing import Any
 
 from ...core import run_folder
 from ...core.errors import HarnessError, UsageError
+from ...core.spec import RunSpec
 from .cells import Cell
 
 DONE, FAILED, LEFT, REFUSED = "done", "failed", "left", "refused"
@@ -22,6 +23,8 @@ CLASSES = {
     "failed": "error"
 }  # what a record's status is called here; the others are called what they are
 CELLS = "cells.json"
+LOADING = 8.0  # seconds of imports and of the embedded model, where no record tells
+SHARED = "(shared stages)"  # in costs.csv, in the place of a method
 
 
 @dataclass(frozen=True)
@@ -82,29 +85,64 @@ class Estimates:
     def __init__(self, results: Path) -> None:
         self._recipes: dict[str, list[Mapping[str, Any]]] = {}
         self._methods: dict[tuple[str, str, bool], list[Mapping[str, Any]]] = {}
+        self._suites: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
         for _, record in run_folder.runs(results):
             if "failure" not in record:
                 self._recipes.setdefault(record["recipe"], []).append(record)
                 self._methods.setdefault(
                     (record["method"], record["suite"], record.get("quick", False)), []
                 ).append(record)
+                self._suites.setdefault((record["suite"], record.get("quick", False)), []).append(
+                    record
+                )
 
     def elsewhere(self, cell: Cell) -> bool:
         """Return whether the same settings and seed were run to their end, by other code."""
         return any(r["seed"] == cell.spec.seed for r in self._recipes.get(cell.spec.recipe(), []))
 
-    def of(self, cell: Cell) -> Estimate | None:
-        """Return what a cell may cost, or None where no run tells."""
-        alike = (cell.spec.method, cell.spec.suite_name, cell.spec.quick)
-        records = self._recipes.get(cell.spec.recipe()) or self._methods.get(alike)
+    def of(self, spec: RunSpec) -> Estimate | None:
+        """Return what a run may cost, or None where no run tells."""
+        records = self._alike(spec)
         if not records:
-            plain = not cell.spec.quick and cell.spec.model is None
-            return shipped().get(alike[:2]) if plain else None
+            plain = not spec.quick and spec.model is None
+            return shipped().get((spec.method, spec.suite_name)) if plain else None
         parts = [(r["cost"]["method"], r["cost"]["evaluation"]) for r in records]
         seconds, flops = (
             fmean(m[name] + e[name] for m, e in parts) for name in ("cpu_seconds", "flops")
         )
         return Estimate(seconds, flops)
+
+    def _alike(self, spec: RunSpec) -> list[Mapping[str, Any]]:
+        """Return the finished runs of the same recipe, else of the same method and suite."""
+        alike = (spec.method, spec.suite_name, spec.quick)
+        return self._recipes.get(spec.recipe()) or self._methods.get(alike) or []
+
+    def seconds_of(self, spec: RunSpec) -> float | None:
+        """Return the wall seconds of a run without its shared stages, or None where no run tells.
+
+        Records without a wall time, and the shipped estimates, give CPU seconds instead.
+        """
+        walls = [w for w in map(_wall, self._alike(spec)) if w]
+        if walls:
+            return fmean(sum(w.values()) - w["stages"] for w in walls)
+        found = self.of(spec)
+        return None if found is None else found.cpu_seconds + LOADING
+
+    def stage_seconds_of(self, spec: RunSpec) -> float | None:
+        """Return the seconds of all shared stages of a suite, or None where no run tells."""
+        records = self._suites.get((spec.suite_name, spec.quick), [])
+        made = [_wall(r).get("stages", 0.0) for r in records]
+        made += [r["cost"].get("shared_total", {}).get("cpu_seconds", 0.0) for r in records]
+        if any(made):
+            return float(max(made))  # a method without a reward model needs fewer of them
+        shared = shipped().get((SHARED, spec.suite_name))
+        plain = not spec.quick and spec.model is None
+        return shared.cpu_seconds if shared and plain else None
+
+
+def _wall(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the wall seconds of a record by part; empty where it has none."""
+    return dict(record["cost"].get("wall", {}))
 
 
 def study_folder(results: Path, name: str) -> Path:

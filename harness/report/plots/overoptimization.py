@@ -14,7 +14,28 @@ import numpy as np
 from ...statistics.overoptimization import BON, LEAST, RL, Fit, fit_seeds
 from ..selection.select import Record, Row, Selection
 from ..selection.sweeps import Sweep, sweeps
-from .style import GREY, Look, NothingToDraw, below, handle, look, panels
+from .style import (
+    GREY,
+    SMALL,
+    Look,
+    NothingToDraw,
+    handle,
+    look,
+    note,
+    panels_and_table,
+    wrapped,
+)
+
+COLUMNS, PANEL = 3, 1.75  # panels side by side; inches of a row of panels
+HEADINGS = ("form", r"$\alpha$", r"$\beta$", "error", "peak of gold")
+WIDTHS = (0.33, 0.15, 0.14, 0.15, 0.11, 0.17)  # shares of the table's columns
+PROXY: dict[str, Any] = {
+    "color": GREY,
+    "linewidth": 0.7,
+    "marker": "o",
+    "markersize": 2.5,
+    "markerfacecolor": "white",
+}
 
 
 @dataclass(frozen=True)
@@ -45,24 +66,56 @@ class Series:
 
 
 def draw(selection: Selection) -> Any:
-    """Return the figure."""
+    """Return the figure: a panel for each series, and a table of the fits below them."""
     series = series_of(selection)
     if not series:
         raise NothingToDraw(
             "Over-optimisation shows along training (harness run --snapshots 8) or over a sweep of"
             f" two settings or more; {selection.suite} has runs of neither here."
         )
-    both = any(path.proxy is not None for one in series for path in one.paths)
-    figure, axes = panels(1, 1 + both, 3.3 + 0.32 * len(series))
-    handles = [_draw_series(axes, one, look(i + 1)) for i, one in enumerate(series)]
-    for axis, name in zip(
-        axes, ("gold reward over the baseline's", "proxy reward over the baseline's"), strict=False
-    ):
-        axis.axhline(0, color=GREY, linewidth=0.6)
-        axis.set_ylabel(name)
-        axis.set_xlabel(r"$d = \sqrt{\mathrm{KL(policy\,||\,SFT)}}$, square root of nats")
-    below(figure, handles, _note(series))
+    columns = min(COLUMNS, len(series))
+    lines = math.ceil(len(series) / columns)
+    inches = PANEL * lines + 0.21 * (len(series) + 1) + 0.9
+    figure, axes, table = panels_and_table(
+        lines, columns, inches, PANEL * lines, 0.21 * (len(series) + 1)
+    )
+    limits = _limits(series)
+    for i, (axis, one) in enumerate(zip(axes, series, strict=False)):
+        _draw_panel(axis, one, look(i + 1), limits)
+    for axis in axes[len(series) :]:
+        axis.remove()
+    _label_axes(figure, axes[: len(series)], columns)
+    _draw_fits(table, series)
+    note(figure, _note(series))
     return figure
+
+
+def _limits(series: Sequence[Series]) -> tuple[float, float, float]:
+    """Return the largest d, and the range of rewards that all panels show.
+
+    The range covers gold, and proxy rewards as far as twice the range of gold: one run that
+    exploits its reward model would flatten all panels.
+    """
+    paths = [path for one in series for path in one.paths]
+    gold = [value for path in paths for value in path.gold]
+    proxy = [value for path in paths for value in path.proxy or ()]
+    low, high = min(gold), max(gold)
+    span = high - low or 1.0
+    low = min([low, *(v for v in proxy if v >= low - span / 2)])
+    high = max([high, *(v for v in proxy if v <= high + span / 2)])
+    return max(d for path in paths for d in path.d), low - 0.05 * span, high + 0.12 * span
+
+
+def _label_axes(figure: Any, axes: Sequence[Any], columns: int) -> None:
+    """Label the outer panels, and explain the marks of all in one legend."""
+    for i, axis in enumerate(axes):
+        if i % columns == 0:
+            axis.set_ylabel("reward over\nthe baseline's")
+        if i + columns >= len(axes):
+            axis.set_xlabel(r"$d = \sqrt{\mathrm{KL}}$, square root of nats")
+    marks = [handle("gold", linestyle="", **look(0).point), handle("fit to gold", color="black")]
+    marks.append(handle("proxy", color=GREY, marker="o", markerfacecolor="white", linewidth=0.8))
+    figure.legend(handles=marks, loc="outside upper right", ncols=3, handlelength=2)
 
 
 def series_of(selection: Selection) -> list[Series]:
@@ -113,74 +166,82 @@ def _path(record: Record, points: Sequence[Any]) -> Path:
     )
 
 
-def _draw_series(axes: Sequence[Any], series: Series, how: Look) -> Any:
-    """Draw a series and return its entry of the legend, with the fit's figures."""
-    fit = series.fit
+def _draw_panel(axis: Any, series: Series, how: Look, limits: tuple[float, float, float]) -> None:
+    """Draw the gold and proxy rewards of one series, with the form fitted to gold."""
+    largest, low, high = limits
     for path in series.paths:
-        axes[0].plot(
-            path.d, path.gold, label=series.name, linestyle="" if fit else ":", **how.point
-        )
         if path.proxy is not None:
-            axes[1].plot(
-                path.d,
-                path.proxy,
-                label=series.name,
-                linewidth=0.8,
-                linestyle=how.dash,
-                **how.point,
-            )
+            axis.plot(path.d, path.proxy, label=f"{series.name}: proxy", **PROXY)
+        axis.plot(path.d, path.gold, label=series.name, linestyle="", markersize=3.5, **how.point)
+    fit = series.fit
     if fit is not None:
         d = np.linspace(0, fit.largest, 200)
-        axes[0].plot(d, fit.at(d), label=f"{series.name}: fit", **how.line)
-        if fit.peak_is_seen and fit.peak is not None:
-            axes[0].plot(
-                [fit.peak.d] * 2,
-                [0, fit.peak.reward],
-                color=how.colour,
-                linewidth=0.7,
-                linestyle=":",
-            )
-            axes[0].plot(
-                [fit.peak.d],
-                [fit.peak.reward],
-                marker="|",
-                markersize=12,
-                color=how.colour,
-                linestyle="",
-            )
-    return handle(
-        f"{series.name}\n{told(series, fit)}", linestyle=how.dash if fit else ":", **how.point
+        axis.plot(d, fit.at(d), label=f"{series.name}: fit", color=how.colour)
+    if fit is not None and fit.peak_is_seen and fit.peak is not None:
+        axis.plot([fit.peak.d] * 2, [0, fit.peak.reward], color=how.colour, linestyle=":")
+    axis.axhline(0, color=GREY, linewidth=0.6)
+    axis.set_xlim(-0.04 * largest, 1.04 * largest)
+    axis.set_ylim(low, high)
+    axis.set_title(wrapped(series.name), fontsize=SMALL)
+    cut = [value for path in series.paths for value in path.proxy or () if value > high]
+    if cut:
+        axis.text(
+            0.98,
+            0.97,
+            f"proxy up to {max(cut):.1f}",
+            transform=axis.transAxes,
+            ha="right",
+            va="top",
+            fontsize=SMALL,
+            color=GREY,
+        )
+
+
+def _draw_fits(axis: Any, series: Sequence[Series]) -> None:
+    """Draw the fits as a table without lines, a row for each series."""
+    table = axis.table(
+        [[one.name, *cells(one.fit)] for one in series],
+        colLabels=["", *HEADINGS],
+        cellLoc="left",
+        colLoc="left",
+        colWidths=WIDTHS,
+        edges="open",
+        bbox=(0, 0, 1, 1),
     )
+    table.auto_set_font_size(False)
+    table.set_fontsize(SMALL)
 
 
-def told(series: Series, fit: Fit | None) -> str:
-    """Return a fit in one line: form, coefficients with standard errors, errors, and the peak."""
+def cells(fit: Fit | None) -> list[str]:
+    """Return the cells of a fit: form, alpha and beta with standard errors, errors, the peak."""
     if fit is None:
-        return f"no fit: it takes {LEAST} points of KL above 0"
+        return [f"no fit: fewer than {LEAST} points", "", "", "", ""]
     form = r"$d(\alpha-\beta d)$" if fit.form == BON else r"$d(\alpha-\beta\,\log\,d)$"
-    named = {"alpha": (fit.alpha, fit.alpha_se), "beta": (fit.beta, fit.beta_se)}
-    values = ", ".join(
-        rf"$\{name}$ = {value:.3g} $\pm$ {error:.2g}" for name, (value, error) in named.items()
-    )
-    text = f"{form}: {values}, RMSE {fit.rmse:.2g}"
+    errors = f"{fit.rmse:.2f}"
     if fit.held_out is not None:
-        text += f", {fit.held_out:.2g} on the largest d held out"
+        errors += f" / {fit.held_out:.2f}"
+    return [form, *_coefficients(fit), errors, _peak(fit)]
+
+
+def _coefficients(fit: Fit) -> list[str]:
+    pairs = ((fit.alpha, fit.alpha_se), (fit.beta, fit.beta_se))
+    return [f"{value:.3f} \u00b1 {error:.3f}" for value, error in pairs]
+
+
+def _peak(fit: Fit) -> str:
     if fit.peak is None:
-        return f"{text}; no peak"
+        return "none"
     if not fit.peak_is_seen:
-        return f"{text}; peak {'before' if fit.peak.d < fit.smallest else 'beyond'} the points"
-    return f"{text}; peak {fit.peak.reward:.2f} at d* = {fit.peak.d:.2f}"
+        return f"{'before' if fit.peak.d < fit.smallest else 'beyond'} the points"
+    return f"{fit.peak.reward:.2f} at d = {fit.peak.d:.2f}"
 
 
 def _note(series: Sequence[Series]) -> str:
     several = any(len(one.paths) > 1 for one in series)
-    errors = (
-        "over seeds where there are several, else the regression's"
-        if several
-        else "the regression's (one seed)"
-    )
+    errors = "over seeds (of the regression for one seed)" if several else "of the regression"
     return (
-        "Lines on the left: the forms of Gao et al. (2022) fitted to gold by least squares, seed"
-        f" by seed, then averaged. \u00b1: standard errors, {errors}. Held out: the quarter of"
-        " points with the largest d, foretold by a fit to the rest. | marks a peak."
+        "Lines: the forms of Gao et al. (2022), fitted to gold by least squares for each seed and"
+        f" averaged. Dotted: the peak of gold. \u00b1: standard errors {errors}. Error: root mean"
+        " square of the fit, and on the quarter of points with the largest d when the fit leaves"
+        " them out."
     )

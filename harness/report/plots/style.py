@@ -124,6 +124,31 @@ def panels(rows: int, columns: int, height: float, width: float = WIDTH) -> tupl
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 
+def panels_and_table(
+    rows: int, columns: int, height: float, above: float, below: float
+) -> tuple[Any, list[Any], Any]:
+    """Return a figure, its axes, and axes for a table below them.
+
+    Args:
+        rows: Rows of panels.
+        columns: Panels in a row.
+        height: Inches of the figure.
+        above: Inches of all panels.
+        below: Inches of the table.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    heights = [above / rows] * rows + [below]
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=heights)
+    axes = [figure.add_subplot(grid[i, j]) for i in range(rows) for j in range(columns)]
+    table = figure.add_subplot(grid[rows, :])
+    table.set_axis_off()
+    return figure, axes, table
+
+
 def printed(figure: Any, style: str) -> bytes:
     """Return a figure as the bytes of a file, without date and version: equal figures give equal
     bytes.
@@ -148,19 +173,6 @@ def wrapped(label: str, width: int = LONG) -> str:
 def beside(figure: Any, handles: Sequence[Any]) -> None:
     """Put a legend to the right of all panels."""
     figure.legend(handles=handles, loc="outside right upper", handlelength=3)
-
-
-def below(figure: Any, handles: Sequence[Any], text: str, width: float = WIDTH) -> None:
-    """Put a legend below all panels, and what has to be known above its entries."""
-    title = "\n".join(textwrap.wrap(text, int(width * 17)))
-    figure.legend(
-        handles=handles,
-        loc="outside lower left",
-        handlelength=3,
-        title=title,
-        title_fontsize=SMALL,
-        alignment="left",
-    )
 
 
 def note(figure: Any, text: str, width: float = WIDTH) -> None:

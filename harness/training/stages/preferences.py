@@ -28,6 +28,7 @@ from ...core.data import (
     completion_text,
 )
 from ...core.errors import UsageError
+from ...core.progress import STAGES, activity, advance
 from ...core.seeds import derive
 from ...core.settings import PreferenceOptions
 from ...core.watchdog import waiting_for
@@ -65,11 +66,12 @@ def sample(
         runtime.distributed,
     )
     sampler.phase = "preferences"
-    batch = sampler.draw(
-        stages.start, stages.tokens.prompt_batch(prompts, runtime.device), options.completions
-    )
+    start, asked = stages.start, stages.tokens.prompt_batch(prompts, runtime.device)
+    with activity(STAGES, "preferences: completions"):
+        batch = sampler.draw(start, asked, options.completions)
     with meter.phase("preferences"):
-        rows, agreements = _compared(stages, labeller, batch, options.labels)
+        with activity(STAGES, "preferences: labels"):
+            rows, agreements = _compared(stages, labeller, batch, options.labels)
         kept = max(1, len(rows) - round(options.heldout * len(rows)))
         info = _write(rows[:kept], rows[kept:], out)
         heldout = [agreed for row in agreements[kept:] for agreed in row]
@@ -183,6 +185,7 @@ def _compared(
     ):
         if limit and asked + most > limit:
             break
+        advance(i, batch.shape[0])
         rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
         with waiting_for(f"the labeller {labeller.name}"):
             labels = labeller.compare_sampled(prompt, texts, lengths[i], ended[i], rng)

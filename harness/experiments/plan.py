@@ -1,0 +1,71 @@
+"""What a run will do, and about how long it takes: said before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..api.contracts import Suite
+from ..api.registry import Registry
+from ..api.resolve import make_labeller, make_suite
+from ..core.errors import HarnessError
+from ..core.spec import START, START_SFT, RunSpec
+from .study.state import Estimates
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The stages of a run and their estimated time."""
+
+    method: str
+    shared: Sequence[str]  # stages that all methods share, in order; made once
+    steps: int  # of the method; 0 where its options do not say
+    prompts: int  # of the evaluation
+    seconds: float | None  # of training and evaluation; None where no earlier run tells
+    shared_seconds: float | None  # of the shared stages; None where no earlier run tells
+
+    def __str__(self) -> str:
+        """Return two lines: the stages, and the time."""
+        steps = f"{self.steps} steps of {self.method}" if self.steps else self.method
+        training = [] if self.method == START else [steps]
+        evaluation = f"evaluation on {self.prompts} prompts"
+        return f"stages: {', '.join([*self.shared, *training, evaluation])}\n{self._time()}"
+
+    def _time(self) -> str:
+        if self.seconds is None:
+            return "time: unknown, no run like this one has finished here"
+        own = f"time: about {duration(self.seconds)}"
+        if self.shared_seconds is None:
+            return f"{own}, and the stages that are not stored yet"
+        return f"{own}, and {duration(self.shared_seconds)} more if no stage is stored yet"
+
+
+def plan_of(spec: RunSpec, registry: Registry, results: Path) -> RunPlan:
+    """Return the plan of a run; times come from finished runs below `results`, or are shipped."""
+    suite = make_suite(spec, registry)
+    labeller = make_labeller(spec, suite, registry)
+    prefers = labeller is not None or type(suite).preferences is not Suite.preferences
+    shared = ["sft"] if spec.start == START_SFT else []
+    shared += ["preferences", "reward model"] if prefers else []
+    try:
+        estimates = Estimates(results)
+        own, stages = estimates.seconds_of(spec), estimates.stage_seconds_of(spec)
+    except HarnessError:  # a damaged record of another run; tables name it
+        own = stages = None
+    return RunPlan(
+        spec.method,
+        shared,
+        int(spec.options.get("steps") or 0),
+        int(spec.stages["evaluation"]["prompts"]),
+        own,
+        stages,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in one or two units: `40 s`, `3 min`, `2 h 10 min`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
