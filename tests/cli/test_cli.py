@@ -454,7 +454,7 @@ def test_run_accounts_for_its_wall_time():
     assert {"sft", "preferences", "reward_model", "baseline_answers"} <= set(cost["stages_made"])
     assert cost["spent_seconds"] == pytest.approx(record.stat().st_mtime - began, rel=0.05)
     assert f"{cost['spent_seconds']:.1f} s: stages" in done.out
-    assert "stages: sft, preferences, reward model, 3 steps of ppo, evaluation" in done.err
+    assert "stages: sft, preferences, reward model, 4 steps of ppo, evaluation" in done.err
 
 
 def test_run_accepts_the_former_name_of_start_and_says_its_name():
