@@ -156,7 +156,7 @@ class ScalarModel(nn.Module):
     def scalars(self, hidden: Tensor) -> Tensor:
         """Return (...,) float32 scalars of hidden states (..., d); bfloat16 would round them."""
         with torch.autocast(hidden.device.type, enabled=False):
-            scalars: Tensor = self.head(hidden.float())[..., 0]
+            scalars: Tensor = self.head(hidden.to(self.head.weight.dtype))[..., 0]
         return scalars
 
 
