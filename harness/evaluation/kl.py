@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..models.logprobs import forward_flops, predictions
+from ..models.flops import ModelFlops
+from ..models.logprobs import predictions
 from ..models.micro_batches import each_part
 from ..models.tokens import Batch
 from ..training.lab import Runtime
@@ -28,7 +29,8 @@ def sampled_kl(
     exact, plain = (torch.zeros(batch.shape[0], device=device) for _ in range(2))
 
     def count(part: Batch) -> None:
-        runtime.meter.add(flops=forward_flops(policy, part) + forward_flops(reference, part))
+        flops = sum(ModelFlops(model).forward(part) for model in (policy, reference))
+        runtime.meter.add(flops=flops)
 
     def compute(part: Batch) -> tuple[Tensor, Tensor]:
         return _ratios(policy, reference, part)

@@ -1,14 +1,22 @@
-"""FLOPs of forward and backward passes, from the shapes of a model's weights."""
+"""FLOPs of forward and backward passes and of decoding, from the shapes of a model's weights.
+
+`ModelFlops` is what counts them. The rest of this module finds the cost per token.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
+from .layouts import head_apart, keeps_cache, packs, reads_some
 from .loading import ScalarModel, trunk_of
+from .packing import pairs_of
+from .tokens import Batch
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,69 @@ class ForwardCost:
     def padded(self, rows: int, width: int, kept: int) -> float:
         """Return FLOPs for rows of one width, the head on `kept` positions of each."""
         return self.flops(rows * width, rows * kept, rows * width * width)
+
+
+class ModelFlops:
+    """The FLOPs of what a causal or scalar model computes on a batch, in the model's layout.
+
+    All counts of a run come from here. Padding is counted.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def forward(self, batch: Batch) -> float:
+        """Return the FLOPs of a forward pass over a batch (B, K, T)."""
+        return self._pass(batch, forward_cost(self.model))
+
+    def backward(self, batch: Batch) -> float:
+        """Return the FLOPs of a backward pass: gradients of activations and of unfrozen weights."""
+        half = self._pass(batch, forward_cost(self.model), backward=True)
+        return 2 * half - self._pass(batch, self._frozen, backward=True)
+
+    def decode(self, batch: Batch) -> float:
+        """Return the FLOPs of decoding: each prompt once, each token once, attention to its prefix.
+
+        Without a cache every token costs a pass over the whole sequence.
+        """
+        cost, (b, _, _) = forward_cost(self.model), batch.shape
+        prompt = batch.prompts.ids.shape[1]
+        fed = batch.lengths.flatten().double() - 1  # the last token is never fed back
+        if keeps_cache(self.model):
+            tokens, pairs = fed.sum(), (fed * prompt + fed * (fed + 1) / 2).sum()
+        else:  # passes of prompt + 1 to prompt + fed tokens
+            widths = [range(prompt + 1, prompt + int(n) + 1) for n in fed]
+            tokens, pairs = (torch.tensor(sum(w**p for row in widths for w in row)) for p in (1, 2))
+        return cost.flops(
+            b * prompt + int(tokens), b + int(fed.sum()), b * prompt * prompt + int(pairs)
+        )
+
+    @cached_property
+    def _frozen(self) -> ForwardCost:
+        return frozen_cost(self.model)
+
+    def _pass(self, batch: Batch, cost: ForwardCost, backward: bool = False) -> float:
+        """Return the FLOPs of a forward pass at some cost per token, or of half a backward pass."""
+        if packs(self.model):
+            return self._packed(batch, cost, backward)
+        (b, k, t), scalar = batch.shape, isinstance(self.model, ScalarModel)
+        width, generated = batch.prompts.ids.shape[1] + t, int(batch["mask"].sum())
+        if not scalar and head_apart(self.model, batch):
+            return cost.flops(b * k * width, generated, b * k * width * width)
+        return cost.padded(b * k, width, width if scalar else t + 1)
+
+    def _packed(self, batch: Batch, cost: ForwardCost, backward: bool) -> float:
+        b, scalar = batch.shape[0], isinstance(self.model, ScalarModel)
+        generated = int(batch["mask"].sum())
+        tokens, pairs = int(batch.prompts.mask.sum()) + generated, pairs_of(batch)
+        if not reads_some(self.model):
+            return cost.flops(tokens, tokens if scalar else generated, pairs)
+        # a last token's state predicts nothing
+        ends = 0 if scalar else int((batch.lengths > 0).sum())
+        read = b + generated - ends
+        head = read if scalar else generated
+        read_pairs = pairs_of(batch, asking=True, ends=scalar)
+        return cost.reading(Passed(tokens, head, pairs, read, read_pairs), backward)
 
 
 def forward_cost(model: nn.Module) -> ForwardCost:

@@ -25,8 +25,9 @@ from ..core.progress import advance_from
 from ..core.seeds import derive
 from .attention import SharedPromptCache, attending
 from .engine import CompletionSource, Engine
-from .flops import forward_cost
+from .flops import ModelFlops
 from .footprint import decoding_tokens
+from .layouts import keeps_cache
 from .loading import cast_once, computing, trunk_of
 from .logprobs import accepted
 from .memory import DECODING, BatchSizes, total_memory
@@ -90,11 +91,7 @@ def cache_of(model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, lim
     trunk = getattr(model, "base_model", model)
     if getattr(trunk, "share_cache", False):
         return SharedDecoding(prefilled, prompts, n, limit)
-    return (
-        Repeated(prefilled, prompts, n)
-        if getattr(trunk, "keeps_cache", True)
-        else Recomputed(prompts, n)
-    )
+    return Repeated(prefilled, prompts, n) if keeps_cache(model) else Recomputed(prompts, n)
 
 
 @torch.no_grad()
@@ -393,26 +390,9 @@ class Sampler:
 
     def _count(self, model: nn.Module, batch: Batch) -> float:
         """Meter the drawn completions, and return the FLOPs of drawing them."""
-        flops = decode_flops(model, batch)
+        flops = ModelFlops(model).decode(batch)
         generated = int(batch.lengths.sum())
         self.meter.add(
             flops=flops, tokens_generated=generated, samples=batch.shape[0] * batch.shape[1]
         )
         return flops
-
-
-def decode_flops(model: nn.Module, batch: Batch) -> float:
-    """Return the FLOPs of decoding: each prompt once, each token once, attention to its prefix.
-
-    Without a cache every token costs a pass over the whole sequence.
-    """
-    cost, (b, _, _), prompt = forward_cost(model), batch.shape, batch.prompts.ids.shape[1]
-    fed = batch.lengths.flatten().double() - 1  # the last token is never fed back
-    if getattr(getattr(model, "base_model", model), "keeps_cache", True):
-        tokens, pairs = fed.sum(), (fed * prompt + fed * (fed + 1) / 2).sum()
-    else:  # passes of prompt + 1 to prompt + fed tokens
-        widths = [range(prompt + 1, prompt + int(n) + 1) for n in fed]
-        tokens, pairs = (torch.tensor(sum(w**p for row in widths for w in row)) for p in (1, 2))
-    return cost.flops(
-        b * prompt + int(tokens), b + int(fed.sum()), b * prompt * prompt + int(pairs)
-    )

@@ -30,16 +30,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .activation_checkpointing import checkpointing
 from .attention import attending
-from .flops import ForwardCost, Passed, forward_cost
 from .last_layer import reading
+from .layouts import head_apart, packs, reads_some, states_at_once, vocabulary_of
 from .loading import ScalarModel, computing, trunk_of
 from .micro_batches import _takes
-from .packing import Packing, pack, pairs_of
+from .packing import Packing, pack
 from .tokens import Batch
-
-LOGITS_AT_ONCE = (
-    2**26
-)  # numbers, 256 MiB in float32; larger logits are computed in parts and recomputed in backward
 
 
 @dataclass(frozen=True)
@@ -106,11 +102,10 @@ class _LogSoftmaxAt(torch.autograd.Function):
 
 def predictions(model: nn.Module, batch: Batch) -> Predictions:
     """Return the distributions of a batch's completion tokens, in the order of its mask."""
-    places, width = batch["mask"] > 0, model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
-    at_once = max(1, LOGITS_AT_ONCE // width)
-    if not _packs(model) and not _head_apart(model, batch):
+    places, at_once = batch["mask"] > 0, states_at_once(vocabulary_of(model))
+    if not packs(model) and not head_apart(model, batch):
         return Predictions(padded_logits(model, batch)[places], _itself, batch.temperature, at_once)
-    if not _packs(model):
+    if not packs(model):
         states = padded_states(model, batch)[places]
         return Predictions(states, lambda some: apply_head(model, some), batch.temperature, at_once)
     packing = pack(batch)
@@ -152,7 +147,7 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
     Values on padding are arbitrary.
     """
     b, k, t = batch.shape
-    if _packs(model):
+    if packs(model):
         packing = pack(batch)
         hidden, place = _packed_states(model.trunk, model, packing, packing.states)
         scalars: Tensor = model.scalars(hidden)
@@ -160,43 +155,6 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
     with computing(model), checkpointing(model.trunk):
         scalars = model(**accepted(model.trunk, _padded_inputs(batch)))
     return scalars[:, -(t + 1) :].view(b, k, t + 1)
-
-
-def forward_flops(model: nn.Module, batch: Batch) -> float:
-    """Return the FLOPs of a forward pass over a batch in the model's layout, padding included."""
-    return _flops(model, batch, forward_cost(model))
-
-
-def backward_flops(model: nn.Module, batch: Batch, frozen: ForwardCost) -> float:
-    """Return the FLOPs of a backward pass: gradients of activations and of unfrozen weights."""
-    half = _flops(model, batch, forward_cost(model), backward=True)
-    return 2 * half - _flops(model, batch, frozen, backward=True)
-
-
-def _flops(model: nn.Module, batch: Batch, cost: ForwardCost, backward: bool = False) -> float:
-    """Return the FLOPs of a forward pass at some cost per token, or of half a backward pass."""
-    (b, k, t), prompt = batch.shape, batch.prompts
-    scalar, generated = isinstance(model, ScalarModel), int(batch["mask"].sum())
-    if _packs(model):
-        tokens, pairs = int(prompt.mask.sum()) + generated, pairs_of(batch)
-        if not _reads_some(model):
-            return cost.flops(tokens, tokens if scalar else generated, pairs)
-        ends = (
-            0 if scalar else int((batch.lengths > 0).sum())
-        )  # a last token's state predicts nothing
-        read = b + generated - ends
-        passed = Passed(
-            tokens,
-            read if scalar else generated,
-            pairs,
-            read,
-            pairs_of(batch, asking=True, ends=scalar),
-        )
-        return cost.reading(passed, backward)
-    width = prompt.ids.shape[1] + t
-    if not scalar and _head_apart(model, batch):
-        return cost.flops(b * k * width, generated, b * k * width * width)
-    return cost.padded(b * k, width, width if scalar else t + 1)
 
 
 @contextmanager
@@ -215,23 +173,11 @@ def padded(models: Iterable[nn.Module]) -> Iterator[None]:
             trunk.share_prompt = was  # type: ignore[assignment]
 
 
-def _packs(model: nn.Module) -> bool:
-    """Return whether a causal or scalar model uses the packed layout."""
-    trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
-    return bool(getattr(trunk, "share_prompt", False))
-
-
-def _reads_some(model: nn.Module) -> bool:
-    """Return whether the last layer computes only the states that are read (last_layer.py)."""
-    trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
-    return getattr(trunk, "last_parts", None) is not None
-
-
 def _packed_states(
     trunk: nn.Module, model: nn.Module, packing: Packing, where: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return hidden states (M, d) of a packed batch, and indices of positions `where` in M."""
-    if not _reads_some(model):
+    if not reads_some(model):
         place, how = where, attending(trunk, packing)
     else:
         read, place = torch.unique(where, return_inverse=True)
@@ -255,13 +201,6 @@ def apply_head(model: Any, states: Tensor) -> Tensor:
 
 def _itself(logits: Tensor) -> Tensor:
     return logits
-
-
-def _head_apart(model: nn.Module, batch: Batch) -> bool:
-    """Return whether a head reads the padded layout's states in parts: the logits are large."""
-    width = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
-    many = batch["mask"].numel() * width > LOGITS_AT_ONCE
-    return many and bool(getattr(trunk_of(model), "plain_head", False))
 
 
 def padded_states(model: nn.Module, batch: Batch) -> Tensor:

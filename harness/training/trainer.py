@@ -22,9 +22,8 @@ from ..core.errors import Diverged
 from ..core.meter import Meter
 from ..core.settings import AdamWOptions
 from ..models.activation_checkpointing import enable_activation_checkpointing
-from ..models.flops import ForwardCost, frozen_cost
+from ..models.flops import ModelFlops
 from ..models.loading import size_of
-from ..models.logprobs import backward_flops, forward_flops
 from ..models.lora import load_own, own_state, size_of_adapter
 from ..models.memory import TRAINING, BatchSizes
 from ..models.micro_batches import micro_batches, smallest_row
@@ -51,15 +50,15 @@ class Role:
 
     def flops(self, batch: Batch) -> float:
         """Return the FLOPs of one forward pass over the batch."""
-        return forward_flops(self.module, batch)
+        return self._counted.forward(batch)
 
     def update_flops(self, batch: Batch) -> float:
         """Return the FLOPs of a forward and a backward pass, without frozen weights' gradients."""
-        return self.flops(batch) + backward_flops(self.module, batch, self._frozen)
+        return self._counted.forward(batch) + self._counted.backward(batch)
 
     @cached_property
-    def _frozen(self) -> ForwardCost:
-        return frozen_cost(self.module)
+    def _counted(self) -> ModelFlops:
+        return ModelFlops(self.module)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from harness.core.data import Sampling
 from harness.core.errors import UsageError
 from harness.models import generation
 from harness.models.capabilities import check_padding, find_out, inherit
-from harness.models.flops import forward_cost
-from harness.models.generation import CachedEngine, decode_flops
+from harness.models.flops import ModelFlops, forward_cost
+from harness.models.generation import CachedEngine
 from harness.models.loading import computing, frozen, trunk_of
 from harness.models.logprobs import completion_logp
 
@@ -135,9 +135,9 @@ def test_costs_are_those_of_what_is_computed():
         prompt + t for n in batch.lengths.flatten().tolist() for t in range(1, n)
     )
     seen = len(batch.prompts) + int(batch.lengths.sum()) - batch.lengths.numel()
-    assert decode_flops(model, batch) == pytest.approx(cost.flops(read, seen, 0))
+    assert ModelFlops(model).decode(batch) == pytest.approx(cost.flops(read, seen, 0))
     trunk_of(model).keeps_cache = True
-    assert decode_flops(model, batch) < cost.flops(read, seen, 0) / 2
+    assert ModelFlops(model).decode(batch) < cost.flops(read, seen, 0) / 2
 
 
 class Casts(TorchDispatchMode):

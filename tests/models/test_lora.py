@@ -14,10 +14,10 @@ from harness.check import Options
 from harness.check.methods import proofs_of
 from harness.check.trials import Trials
 from harness.models.capabilities import enable_shared_cache, enable_sharing
-from harness.models.flops import forward_cost, frozen_cost
+from harness.models.flops import ModelFlops, forward_cost, frozen_cost
 from harness.models.initial_checkpoint import InitialCheckpoint, merged
 from harness.models.loading import frozen, learning, load_tensors, scalar_on, trunk_of
-from harness.models.logprobs import completion_logp, forward_flops
+from harness.models.logprobs import completion_logp
 from harness.models.lora import (
     adaptation,
     adapted,
@@ -157,9 +157,11 @@ def test_frozen_weights_cost_a_forward_and_a_passage_back(plain, tokens, make_ba
         trunk_of(model).last_parts = None
         vars(model).pop("forward_cost")
     role = Role("policy", policy, lambda b: completion_logp(policy, b))
-    assert role.update_flops(batch) == 3 * forward_flops(policy, batch) - spared
+    assert role.update_flops(batch) == 3 * ModelFlops(policy).forward(batch) - spared
     full = learning(copy.deepcopy(plain))
-    assert Role("policy", full, lambda b: b).update_flops(batch) == 3 * forward_flops(full, batch)
+    assert Role("policy", full, lambda b: b).update_flops(batch) == 3 * ModelFlops(full).forward(
+        batch
+    )
 
 
 def test_a_critic_on_the_policys_trunk_leaves_frozen_what_is_frozen(policy):

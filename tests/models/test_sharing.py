@@ -20,15 +20,15 @@ from transformers import (
 )
 
 from harness.core.data import Prompt
-from harness.models import logprobs, packing
+from harness.models import layouts, logprobs, packing
 from harness.models.capabilities import enable_sharing, find_head
+from harness.models.flops import ModelFlops
 from harness.models.loading import scalar_from
 from harness.models.logprobs import (
     completion_logits,
     completion_logp,
     completion_scores,
     completion_states,
-    forward_flops,
     predictions,
 )
 from harness.models.tokens import Batch, PromptBatch
@@ -77,7 +77,7 @@ def test_logp_values_scores_and_logits_agree():
     enable_sharing(model)
     sharing = scalar_from(model).eval()
     sharing.load_state_dict(scalar.state_dict())
-    assert forward_flops(sharing, batch) < 0.6 * forward_flops(scalar, batch), (
+    assert ModelFlops(sharing).forward(batch) < 0.6 * ModelFlops(scalar).forward(batch), (
         "the prompts are computed once"
     )
     real = torch.cat([torch.ones_like(batch["mask"][..., :1]), batch["mask"]], -1)
@@ -95,7 +95,7 @@ def test_logp_values_scores_and_logits_agree():
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("at_once", [2**26, 60, 600])  # numbers: one part, a token at a time, ten
 def test_gradients_agree(k, at_once, monkeypatch):
-    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(layouts, "LOGITS_AT_ONCE", at_once)
     batch, grads = batch_of(k=k), []
     for share in (False, True):
         model = llama(num_key_value_heads=2)
@@ -114,7 +114,7 @@ def test_gradients_agree_where_the_head_reads_padded_rows_in_parts(at_once, monk
     for apart in (False, True):
         model, seen = llama(num_key_value_heads=2), []
         if apart:
-            monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", at_once)
+            monkeypatch.setattr(layouts, "LOGITS_AT_ONCE", at_once)
             assert find_head(model)
             model.get_output_embeddings().register_forward_hook(
                 lambda m, i, out, seen=seen: seen.append(out.numel())
@@ -130,15 +130,15 @@ def test_gradients_agree_where_the_head_reads_padded_rows_in_parts(at_once, monk
 
 def test_a_head_apart_is_billed_for_what_it_reads(monkeypatch):
     model, batch = llama(), batch_of()
-    whole = forward_flops(model, batch)
+    whole = ModelFlops(model).forward(batch)
     assert (
-        find_head(model) and forward_flops(model, batch) == whole
+        find_head(model) and ModelFlops(model).forward(batch) == whole
     )  # few logits: as the model itself does it
-    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 600)
+    monkeypatch.setattr(layouts, "LOGITS_AT_ONCE", 600)
     b, k, t = batch.shape
     unread = b * k * (t + 1) - int(batch["mask"].sum())
     assert (
-        whole - forward_flops(model, batch)
+        whole - ModelFlops(model).forward(batch)
         == 2 * SMALL["hidden_size"] * SMALL["vocab_size"] * unread
     )
 
@@ -174,7 +174,7 @@ def test_only_states_that_predict_a_token_go_through_the_head_a_part_at_a_time(m
     completion_logp(model, batch)
     assert read == [int(batch["mask"].sum())]
     read.clear()
-    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 10 * 60)
+    monkeypatch.setattr(layouts, "LOGITS_AT_ONCE", 10 * 60)
     completion_logp(model, batch).sum().backward()
     assert max(read) == 10 and sum(read) == 2 * int(
         batch["mask"].sum()
@@ -282,8 +282,8 @@ def test_a_window_longer_than_any_trial_keeps_the_padded_layout(more):
 @pytest.mark.parametrize("b, k, q, t", [(1, 16, 4, 30), (1, 4, 60, 6), (4, 1, 8, 30), (3, 2, 9, 9)])
 def test_it_is_never_more_work(b, k, q, t):
     model, batch = llama(), batch_of(b, k, q, t)
-    padded = forward_flops(model, batch)
-    assert enable_sharing(model) and forward_flops(model, batch) < padded
+    padded = ModelFlops(model).forward(batch)
+    assert enable_sharing(model) and ModelFlops(model).forward(batch) < padded
 
 
 def leaking(self, query):
@@ -334,7 +334,7 @@ def test_a_fault_is_found_by_the_trial(fault, monkeypatch):
 def test_a_model_whose_shared_layout_is_off_takes_the_padded_one():
     model, batch = llama(), batch_of()
     assert enable_sharing(model)
-    packed = forward_flops(model, batch)
+    packed = ModelFlops(model).forward(batch)
     with logprobs.padded([model]):
-        assert forward_flops(model, batch) > packed
-    assert forward_flops(model, batch) == packed
+        assert ModelFlops(model).forward(batch) > packed
+    assert ModelFlops(model).forward(batch) == packed
