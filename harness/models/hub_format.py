@@ -162,19 +162,47 @@ def _weights_of(name: str | Path, dtype: torch.dtype) -> nn.Module:
             trust_remote_code=False,
             use_safetensors=True,
             generation_config=_generation_config(name),
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
     except _FAILURES as error:
         raise UsageError(
             f"The model {name} could not be loaded. {HUB_HINT} ({_first_line(error)})"
         ) from error
-    if loading["missing_keys"]:
-        raise UsageError(
-            f"The model {name} is no whole causal language model: it has no"
-            f" {sorted(loading['missing_keys'])[0]}, which would be random. {HUB_HINT}"
-        )
+    _refuse_parts(name, loading)
+    _refuse_not_finite(name, model)
     whole: nn.Module = model
     return whole
+
+
+def _refuse_parts(name: str | Path, loading: Any) -> None:
+    """Refuse a model whose files and configuration do not hold the same tensors.
+
+    `loading` is what transformers reports; a head that is tied to the embedding is in none of its
+    lists.
+    """
+    for kind, problem in (
+        ("missing_keys", "has no {}, which would be random"),
+        ("mismatched_keys", "has a {} of another shape than its configuration says"),
+        ("unexpected_keys", "has a {} that its configuration has no place for"),
+    ):
+        names = sorted(str(k[0] if isinstance(k, tuple) else k) for k in loading.get(kind) or ())
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise UsageError(
+                f"The model {name} is no whole causal language model: it"
+                f" {problem.format(names[0])}{more}. {HUB_HINT}"
+            )
+
+
+def _refuse_not_finite(name: str | Path, model: nn.Module) -> None:
+    """Refuse a model with a weight that is NaN or infinite."""
+    for key, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UsageError(
+                f"The model {name} has a value in {key} that is not finite. Its file is damaged, or"
+                " its training diverged: use another checkpoint."
+            )
 
 
 def _refuse_quantised(name: str | Path, config: Any) -> None:
