@@ -23,7 +23,14 @@ from ..core.execution import SETTINGS, Execution
 from ..core.model_folder import model_digest
 from ..core.options import build, options_of, parse_settings
 from ..core.settings import STAGES, PreferenceOptions
-from ..core.spec import START_MODEL, WEIGHTS, RunSpec, compute_dtype, parse_budget
+from ..core.spec import (
+    START_MODEL,
+    WEIGHTS,
+    RunSpec,
+    check_save,
+    compute_dtype,
+    parse_budget,
+)
 from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
 from .contracts import Judge, Labeller, Method, Suite
 from .registry import Registry
@@ -82,6 +89,7 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
         execution=Execution(**{k: v for k, v in fixed.items() if k in SETTINGS}),
         **{k: v for k, v in fixed.items() if k not in SETTINGS},
     )
+    check_save(spec)
     return dataclasses.replace(spec, code=code_of(spec, suite, method, registry))
 
 

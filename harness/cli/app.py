@@ -25,7 +25,7 @@ from ..core.options import summary_of
 from ..core.progress import process_age
 from ..core.save_schedule import parse_interval
 from ..core.secrets import redact_streams
-from ..core.spec import STARTS, WEIGHTS
+from ..core.spec import SAVED_DTYPES, SAVED_KINDS, STARTS, WEIGHTS
 from .check_command import check
 from .evaluate_command import evaluate
 from .report_commands import COMMANDS, plugin_files
@@ -235,6 +235,26 @@ def cli() -> None:
     help="Where runs and shared artifacts live.",
 )
 @click.option(
+    "--save",
+    type=click.Choice(SAVED_KINDS),
+    default="auto",
+    show_default=True,
+    help=(
+        "What is kept of the policy: the whole model, the LoRA adapter, or none. auto: the adapter"
+        " where one is trained, else the whole model."
+    ),
+)
+@click.option(
+    "--save-dtype",
+    type=click.Choice(SAVED_DTYPES),
+    default="auto",
+    show_default=True,
+    help=(
+        "Of the kept weights; auto: as in memory. The policy is rounded to it before it is"
+        " evaluated."
+    ),
+)
+@click.option(
     "--snapshots",
     type=click.IntRange(0),
     default=0,
@@ -263,7 +283,7 @@ def run(registry: Registry, method: str, suite: str, **options: Any) -> None:
     from ..api.resolve import Request, resolve
     from ..core.distributed import is_main
     from ..experiments.prepare import RunOptions
-    from ..experiments.run import execute
+    from ..experiments.run import check_saved, execute
     from .display import show
 
     if options["model"]:  # its bytes are hashed first, and a large one takes a while
@@ -278,6 +298,7 @@ def run(registry: Registry, method: str, suite: str, **options: Any) -> None:
     outcome = execute(spec, registry, RunOptions(**how, warn=_warn, started=started))
     if is_main():
         show(outcome)
+    check_saved(outcome)
 
 
 def _fields(options: Mapping[str, Any], cls: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def _evaluate(
 ) -> None:
     from ..experiments.prepare import RunOptions
     from ..experiments.reproduce import read_spec
-    from ..experiments.run import execute
+    from ..experiments.run import check_saved, execute
     from .display import show
 
     results = _results_of(run)
@@ -51,6 +51,7 @@ def _evaluate(
     warn = lambda text: click.echo(text, err=True)  # noqa: E731
     outcome = execute(spec, registry, RunOptions(results, warn=warn, train=False))
     show(outcome)
+    check_saved(outcome)
 
 
 def _results_of(run: Path) -> Path:

@@ -85,8 +85,12 @@ class Artifacts:
             )  # every process makes it, the main one's is kept
             shutil.rmtree(output, ignore_errors=True)
             output.mkdir()
-            with making(kind):
-                info, cost = make(output, make_folder(work / "scratch"))
+            try:
+                with making(kind):
+                    info, cost = make(output, make_folder(work / "scratch"))
+            except Exception:  # on a full disk the space is needed
+                shutil.rmtree(output, ignore_errors=True)
+                raise
             if self.distributed.main:
                 settings = info.pop(EXECUTION, None) or ([dict(execution())] if execution else [])
                 origin = {"kind": kind, "inputs": inputs, "info": info, "cost": cost}

@@ -30,6 +30,12 @@ class Refused(HarnessError):
     exit_code = 3
 
 
+class PolicyNotSaved(HarnessError):
+    """The run is finished and recorded, but its trained policy could not be written."""
+
+    exit_code = 4
+
+
 class Diverged(HarnessError):
     """A loss, reward or gradient stopped being finite."""
 

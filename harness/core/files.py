@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,25 @@ def publish(work: Path, final: Path) -> None:
     sync_folder(work)
     work.replace(final)
     sync_folder(final.parent)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Copy a folder of a model; its weights become hard links where the file system has them.
+
+    Small files are copied, so that a user may edit them. A link outlives the deletion of the other.
+    """
+    shutil.copytree(source, target, copy_function=_link_weights, dirs_exist_ok=True)
+
+
+def _link_weights(source: str, target: str) -> None:
+    if source.endswith(".safetensors"):
+        Path(target).unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without hard links
+            shutil.copy2(source, target)
+    else:
+        shutil.copy2(source, target)
 
 
 def sync_folder(folder: Path) -> None:

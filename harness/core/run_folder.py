@@ -4,9 +4,9 @@
 - provenance.json: versions, machine, seeds, hashes
 - metrics.jsonl: metrics per optimiser step, deterministic
 - samples.jsonl: prompt, the baseline's answer, the method's answer, scores
-- policy/: the trained model in hub format
+- policy/: the trained model in hub format, or adapter/: its LoRA adapter in PEFT's format
 - checkpoint/: only while the run is in progress
-- result.json: the figures, written last
+- result.json: the figures; the policy is saved after it
 - failure.json: written instead when the run failed
 """
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2  # 1 called the baseline `reference` in results, `sft` in samples
 RESULT, FAILURE = "result.json", "failure.json"
+TRACEBACK = "traceback.txt"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 BASELINE_FIGURES = ("gold", "proxy", "accuracy", "length")  # of the baseline, in `evaluation`
 BASELINE_COLUMNS = {"sft": "baseline", "sft_gold": "baseline_gold", "sft_proxy": "baseline_proxy"}

@@ -23,6 +23,7 @@ WEIGHTS = (FLOAT32, BFLOAT16)  # dtypes of weights in memory
 STARTS = (START_MODEL, START_SFT)
 START = "start"  # the method that trains nothing: a second draw from the start checkpoint
 FORMER_METHODS = {"sft": START}  # former name of a method: its name now
+SAVED_KINDS, SAVED_DTYPES = ("auto", "policy", "adapter", "none"), ("auto", FLOAT32, BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class RunSpec:
     # compute a prompt once for its completions, where the model can; it decides the counted FLOPs
     prompt_sharing: bool = True
     snapshots: int = 0  # policies kept along the way and evaluated afterwards
+    # what is kept of the policy: the whole model, its adapter, none, or auto. It changes no result
+    save: str = "auto"
+    # of the weights that are kept: as they are (auto), or rounded before the policy is evaluated
+    save_dtype: str = "auto"
     quick: bool = False
     # the method's options that were asked for: what tells a table's rows apart
     asked: tuple[str, ...] = ()
@@ -67,11 +72,11 @@ class RunSpec:
         """Return 12 hex digits that change when anything that decides the results changes, be it
         an option or a file.
         """
-        return self._digest(without={"suite", "asked"})
+        return self._digest(without={"suite", "asked", "save"})
 
     def training_fingerprint(self) -> str:
         """Return a fingerprint of what decides the trained policy: no judge, no evaluation."""
-        values = self._values(without={"suite", "asked", "judge"})
+        values = self._values(without={"suite", "asked", "judge", "save"})
         values["stages"] = {k: v for k, v in values["stages"].items() if k != "evaluation"}
         values["code"] = {
             k: v for k, v in values["code"].items() if k not in ("judge", "evaluation")
@@ -82,7 +87,7 @@ class RunSpec:
         """Return a fingerprint of everything but the seed and the code: the runs of one row of a
         table share it.
         """
-        return self._digest(without={"suite", "asked", "seed", "code", "snapshots"})
+        return self._digest(without={"suite", "asked", "seed", "code", "snapshots", "save"})
 
     def _digest(self, without: set[str]) -> str:
         return digest_of(self._values(without))[:12]
@@ -107,6 +112,27 @@ def spec_from(values: Mapping[str, Any]) -> RunSpec:
         "execution": Execution(**values["execution"]),
     }
     return RunSpec(**{**values, **typed})
+
+
+def saved_kind(spec: RunSpec) -> str:
+    """Return what a run keeps of its policy: policy, adapter or none."""
+    if spec.save != "auto":
+        return spec.save
+    return "adapter" if spec.options.get("lora_rank") else "policy"
+
+
+def check_save(spec: RunSpec) -> None:
+    """Raise UsageError for a spec whose `save` or `save_dtype` cannot be carried out."""
+    if spec.save not in SAVED_KINDS:
+        raise UsageError(f"--save {spec.save}: expected one of {', '.join(SAVED_KINDS)}.")
+    if spec.save_dtype not in SAVED_DTYPES:
+        known = ", ".join(SAVED_DTYPES)
+        raise UsageError(f"--save-dtype {spec.save_dtype}: expected one of {known}.")
+    if spec.save == "adapter" and not spec.options.get("lora_rank"):
+        raise UsageError(
+            "--save adapter: this run trains all weights, so there is no adapter. Use --save"
+            " policy, or train one with --set lora_rank=16."
+        )
 
 
 def stage_options(spec: RunSpec, stage: str) -> Any:

@@ -174,30 +174,20 @@ def write(
     return {name: run_folder.write_rows(folder / name, lines) for name, lines in written.items()}
 
 
-def write_policy(folder: Path, policy: Policy, method_inputs: MethodInputs) -> None:
-    """Write the trained model in hub format; a wrapper policy has none."""
-    from ..models.initial_checkpoint import merged
-    from ..models.loading import save_causal
-
-    if policy.model is not None and policy.kl_estimator is None:
-        save_causal(
-            merged(policy.model, method_inputs.start),
-            method_inputs.tokens.tokenizer,
-            folder / "policy",
-        )
-
-
 def finish(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write the result, which is what makes a run finished, and remove what only an unfinished one
-    needs.
+    """Write the result, which is what makes a run finished.
 
     The wall time is the last figure, so that it holds the writing of all other files.
     """
     result["cost"].update(wall_time())
     write_json(folder / run_folder.RESULT, result)
+
+
+def clear(folder: Path) -> None:
+    """Remove what only a run needs that is not finished, or whose policy is not saved yet."""
     for spent in ("checkpoint", "snapshots"):
         shutil.rmtree(folder / spent, ignore_errors=True)
-    (folder / "traceback.txt").unlink(missing_ok=True)
+    (folder / run_folder.TRACEBACK).unlink(missing_ok=True)
 
 
 def wall_time() -> dict[str, Any]:

@@ -127,7 +127,8 @@ def _looked_up(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _weights(folder: Path) -> list[str]:
-    return sorted(str(f.relative_to(folder)) for f in (folder / "policy").glob("*.safetensors"))
+    kept = ("policy/*.safetensors", "adapter/*.safetensors")
+    return sorted(str(f.relative_to(folder)) for part in kept for f in folder.glob(part))
 
 
 def _file(name: str, then: Path, now: Path) -> Item:

@@ -21,12 +21,12 @@ from ..api.start import start_warning
 from ..core import progress, run_folder
 from ..core.data import Prompt
 from ..core.distributed import is_main
-from ..core.errors import Diverged, HarnessError, Refused, UsageError
+from ..core.errors import Diverged, HarnessError, PolicyNotSaved, Refused, UsageError
 from ..core.execution import EVALUATION, differing, from_record
 from ..core.files import lock, make_folder, write_text
 from ..core.progress import WallClock, activity, part, running
 from ..core.spec import RunSpec, stage_options
-from . import record
+from . import record, saved_policy
 from .observers import Observers
 from .plan import plan_of
 from .prepare import RunOptions, open_stage_runtime, open_stages, prepare
@@ -64,6 +64,8 @@ def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
                 f"--check-rollouts: {folder} is finished, nothing is rolled out. Name other"
                 " --results."
             )
+        if done is not None and saved_policy.waits(done, spec):
+            _save_later(spec, registry, settings, folder, done)
         if done is not None:
             for remark in _computed_otherwise(spec, done):
                 settings.warn(remark)
@@ -80,6 +82,16 @@ def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
             result = _carry_out(spec, registry, settings, folder, observe)
         observe("run_finished", folder=folder, result=result)
     return Outcome(folder, result, reused=False)
+
+
+def check_saved(outcome: Outcome) -> None:
+    """Raise PolicyNotSaved for a finished run whose policy could not be written."""
+    policy = outcome.result.get("policy", {})
+    if policy.get("saved") == saved_policy.FAILED:
+        raise PolicyNotSaved(
+            f"The run is finished and recorded, but its policy could not be saved:"
+            f" {policy['reason']}. Run the same command again to save it, or add --save none."
+        )
 
 
 def _carry_out(
@@ -147,10 +159,43 @@ def _train_and_evaluate(
         with activity(progress.CHECKPOINTS, "writing the record and the policy"):
             rows = loop.rows
             result["files"] = record.write(folder, spec, registry, result, rows, assessed.samples)
-            record.write_policy(folder, policy, training.method_inputs)
+            result["policy"] = _save(training, policy, folder, result)
         record.finish(folder, result)
     stage_runtime.distributed.barrier()
     return result
+
+
+def _save(
+    training: Training, policy: Policy, folder: Path, result: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the result, and then the policy; return what became of the policy."""
+    result["policy"] = {**result.get("policy", {}), "saved": saved_policy.PENDING}
+    record.finish(folder, result)
+    saved = saved_policy.save_policy(folder, training, policy, result)
+    if saved["saved"] != saved_policy.FAILED:
+        record.clear(folder)
+    return saved
+
+
+def _save_later(
+    spec: RunSpec, registry: Registry, settings: RunOptions, folder: Path, result: dict[str, Any]
+) -> None:
+    """Save the policy of a finished run from its artifact or its last checkpoint."""
+    method = make_method(spec, registry)
+    stage_runtime = open_stage_runtime(
+        spec, registry, settings, Observers(registry, spec, settings.warn)
+    )
+    method_inputs, shared = prepare(spec, registry, stage_runtime, method)
+    try:
+        training = Training(spec, stage_runtime, method, method_inputs, shared)
+        saved_policy.check_there(training, folder)
+        policy, _ = training.policy(stage_runtime.meter(), folder)
+        if stage_runtime.distributed.main:
+            run_folder.write_spec(folder, spec)
+            result["policy"] = _save(training, policy, folder, result)
+            record.finish(folder, result)
+    finally:
+        method_inputs.close()
 
 
 def evaluation_prompts(spec: RunSpec, registry: Registry) -> list[Prompt]:
@@ -231,6 +276,8 @@ def _remarks(
             f"--check-rollouts: {spec.method} rolled nothing out while it trained; nothing was"
             " compared."
         )
+    if spec.save_dtype != "auto" and not loop.total:
+        told.append(f"--save-dtype: {spec.method} trains nothing, so nothing was rounded.")
     if not runtime["cache_kept"]:
         told.append("This model decodes without a cache: each token reads all before it again.")
     if not runtime["peak_memory_by_phase"]:
@@ -274,7 +321,7 @@ def _failed(folder: Path, spec: RunSpec, error: Exception) -> HarnessError:
             "out of memory",
         )
     else:
-        write_text(folder / "traceback.txt", "".join(traceback.format_exception(error)))
+        write_text(folder / run_folder.TRACEBACK, "".join(traceback.format_exception(error)))
         message = (
             f"The method {spec.method} failed: {kind}: {error}. The traceback is in"
             f" {folder / 'traceback.txt'}."

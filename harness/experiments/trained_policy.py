@@ -5,7 +5,8 @@ evaluation. So a run with another judge evaluates again and trains nothing.
 
 The artifact is the last checkpoint of training without the optimizer's moments. A method is given
 this checkpoint as if it had been interrupted after its last step: it takes no step and returns its
-policy. So wrapper policies need no format of their own.
+policy. So wrapper policies need no format of their own. The weights of a whole model lie in the
+artifact in hub format, and run folders link to them (saved_policy.py).
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from ..core.errors import HarnessError, Refused
 from ..core.execution import TRAINING
 from ..core.save_schedule import SaveInterval
 from ..core.settings import AdamWOptions
-from ..core.spec import RunSpec
+from ..core.spec import BFLOAT16, RunSpec, saved_kind
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ..api.contracts import Policy
     from ..core.meter import Meter
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from ..training.loop import Loop
     from ..training.stages.runtime import StageRuntime
 
-STATE, SNAPSHOTS = "state", "snapshots"
+STATE, SNAPSHOTS, MODEL = "state", "snapshots", "model"
+WEIGHTS = "policy/weight/"  # what the names of the policy's weights in a checkpoint begin with
 OFF = SaveInterval(off=True)
+ARTIFACT, CHECKPOINT = "artifact", "checkpoint"  # what holds a policy after its training
 
 
 @dataclass
@@ -49,35 +52,48 @@ class Training:
     shared: Mapping[str, Artifact]  # the stages behind what the method is given
     reused: bool = False  # whether the policy was found, not trained
     found: Artifact | None = None  # the trained policy
+    _trained: nn.Module | None = None  # the module that the trainer called the policy
 
     def check_trained(self) -> None:
         """Raise Refused where the policy would have to be trained."""
-        if self._find() is None and isinstance(self.method, AdamWOptions):
+        if self.find() is not None or not isinstance(self.method, AdamWOptions):
+            return
+        if self.spec.save == "none":
             raise Refused(
-                f"The trained policy of {self.spec.suite_name}/{self.spec.method} is not in"
-                f" {self.stage_runtime.artifacts.root}: it was deleted, or code or data that decide"
-                " training have changed. Nothing was trained. Train it with: harness run."
+                f"The run of {self.spec.suite_name}/{self.spec.method} kept no policy (--save"
+                " none), so it cannot be evaluated again. Train it with: harness run."
             )
+        raise Refused(
+            f"The trained policy of {self.spec.suite_name}/{self.spec.method} is not in"
+            f" {self.stage_runtime.artifacts.root}: it was deleted, or code or data that decide"
+            " training have changed. Nothing was trained. Train it with: harness run."
+        )
 
     def policy(self, meter: Meter, folder: Path) -> tuple[Policy, Loop]:
         """Return the trained policy, and the loop with its metrics, costs and snapshots."""
-        trained = self.found = self._find()
+        trained = self.found = self.find()
         self.reused = trained is not None
         if trained is not None:
             return self._run(meter, trained.folder / STATE, trained.folder / SNAPSHOTS, OFF)
-        return self.train(meter, folder, publish=True)
+        kept = CHECKPOINT if saved_kind(self.spec) == "none" else ARTIFACT
+        return self.train(meter, folder, kept)
 
-    def _find(self) -> Artifact | None:
+    def find(self) -> Artifact | None:
+        """Return the artifact of the trained policy, or None where there is none to go on from."""
         if self.stage_runtime.check is not None:  # a check of rollouts needs rollouts
             return None
         return self.stage_runtime.artifacts.find("policy", self.name())
 
-    def train(self, meter: Meter, folder: Path, publish: bool = False) -> tuple[Policy, Loop]:
-        """Train the policy, or go on from the checkpoints below `folder`; `publish`: as an artifact
-        too.
+    def train(self, meter: Meter, folder: Path, kept: str = "") -> tuple[Policy, Loop]:
+        """Train the policy, or go on from the checkpoints below `folder`.
+
+        Args:
+            meter: Counts the training.
+            folder: Of the run.
+            kept: What holds the policy while it is evaluated: ARTIFACT, CHECKPOINT, or nothing.
         """
         every = self.stage_runtime.checkpoint_every
-        return self._run(meter, folder / "checkpoint", folder / "snapshots", every, publish)
+        return self._run(meter, folder / "checkpoint", folder / "snapshots", every, kept)
 
     def name(self) -> dict[str, Any]:
         """Return what names the policy's artifact."""
@@ -92,10 +108,10 @@ class Training:
         checkpoints: Path,
         snapshots: Path,
         every: SaveInterval,
-        publish: bool = False,
+        kept: str = "",
     ) -> tuple[Policy, Loop]:
         with self.stage_runtime.planned(TRAINING):
-            return self._train(meter, checkpoints, snapshots, every, publish)
+            return self._train(meter, checkpoints, snapshots, every, kept)
 
     def _train(
         self,
@@ -103,8 +119,9 @@ class Training:
         checkpoints: Path,
         snapshots: Path,
         every: SaveInterval,
-        publish: bool,
+        kept: str,
     ) -> tuple[Policy, Loop]:
+        from ..models.lora import rounded
         from ..training.checkpoints import Checkpoints, Snapshots
         from ..training.lab import Lab
         from ..training.loop import Loop
@@ -125,6 +142,7 @@ class Training:
         )
         if self.method_inputs.reference_cache is not None:
             self.method_inputs.reference_cache.pins = loop.pins
+        loop.trainer.saved |= self._weights()
         trained = meter.snapshot() if self.reused else None
         policy = method.train(
             Lab(method, self.method_inputs, stage_runtime.runtime(meter, spec.seed), loop)
@@ -134,9 +152,12 @@ class Training:
                 f"`train` returned {type(policy).__name__}, not a Policy: end it with `return"
                 " lab.policy`"
             )
+        self._trained = loop.trainer.modules.get("policy")
+        if self._trained is not None and spec.save_dtype != "auto":
+            rounded(self._trained, spec.save_dtype)
         loop.finish()
-        if publish and loop.rows:
-            self._publish(loop)
+        if kept and loop.rows:
+            self._keep(kept, policy, loop)
         if trained is not None:
             meter.restore(trained)  # asking for the policy again costs nothing of its training
         loop.trainer.let_go()
@@ -144,17 +165,53 @@ class Training:
         stage_runtime.distributed.barrier()
         return policy, loop
 
-    def _publish(self, loop: Loop) -> None:
-        """Keep the policy's weights and the snapshots as an artifact: the last checkpoint."""
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the weights of the policy's artifact; none where its checkpoint holds them."""
+        if self.found is None or not (self.found.folder / MODEL).is_dir():
+            return {}
+        import torch
+
+        from ..models.hub_format import read_model
+
+        dtype = torch.bfloat16 if self.spec.weights == BFLOAT16 else torch.float32
+        weights = read_model(self.found.folder / MODEL, dtype).state_dict()
+        return {f"{WEIGHTS}{name}": tensor for name, tensor in weights.items()}
+
+    def _keep(self, kept: str, policy: Policy, loop: Loop) -> None:
+        """Keep the trained policy on disk. A full disk costs that, not the run."""
+        try:
+            if kept == ARTIFACT:
+                self._publish(policy, loop)
+            else:
+                weights = weights_of(loop.trainer.tensors())
+                loop.checkpoints.save(len(loop.rows), weights, loop.saved_state())
+        except OSError as error:
+            self.stage_runtime.tell(
+                f"The trained policy could not be kept on disk: {error}. The run goes on. If its"
+                " evaluation fails, or for another evaluation, it must be trained again."
+            )
+
+    def _publish(self, policy: Policy, loop: Loop) -> None:
+        """Write the last checkpoint, without moments, and the snapshots as an artifact."""
+        from ..models.loading import save_causal
+        from ..models.lora import adapted
         from ..training.checkpoints import Checkpoints
 
-        weights, state = weights_of(loop.trainer.tensors()), loop.saved_state()
+        state = loop.saved_state()
+        model = policy.model
+        same = model is not None and model is self._trained and not adapted(model)
+        whole = model if same else None
+        weights = {} if same else weights_of(loop.trainer.tensors())
+        dtype = "" if self.spec.save_dtype == "auto" else self.spec.save_dtype
 
         def make(output: Path, _: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             writes = self.stage_runtime.distributed.main
             Checkpoints(output / STATE, OFF, writes, self._contents()).save(
                 len(loop.rows), weights, state
             )
+            if whole is not None and writes:
+                tokenizer = self.method_inputs.tokens.tokenizer
+                save_causal(whole, tokenizer, output / MODEL, dtype)
             self._copy_snapshots(loop, output / SNAPSHOTS)
             info = {"method": self.spec.method, "steps": len(loop.rows), EXECUTION: loop.executions}
             return info, loop.meter.snapshot()
@@ -168,4 +225,4 @@ class Training:
 
 def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the policy's weights among the tensors of a checkpoint."""
-    return {name: tensor for name, tensor in tensors.items() if name.startswith("policy/weight/")}
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)}

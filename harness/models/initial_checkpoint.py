@@ -43,6 +43,7 @@ class InitialCheckpoint:
         self._outline: nn.Module | None = None
         self._device = torch.device("cpu")
         self._digest = ""
+        self.source = ""  # the folder or hub id of the model, where it has one
 
     @classmethod
     def of(cls, model: nn.Module) -> InitialCheckpoint:
@@ -122,9 +123,11 @@ def start_in(
         sharing: Whether prompt sharing is allowed.
         tell: Called with what a user should know of the model.
     """
-    return InitialCheckpoint(
+    start = InitialCheckpoint(
         partial(_read, model, arithmetic, device), partial(find_out, sharing=sharing, tell=tell)
     )
+    start.source = str(model)
+    return start
 
 
 def _read(model: Path | str, arithmetic: Arithmetic, device: torch.device) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
+from ..core.files import write_json
 from .hub_format import load_tokenizer as load_tokenizer
 from .hub_format import read_model
 from .tensor_files import load_tensors as load_tensors
@@ -85,10 +87,23 @@ def cast_once(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(False)
 
 
-def save_causal(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write model and tokenizer in hub format (safetensors)."""
-    model.save_pretrained(folder)  # type: ignore[operator]
+def save_causal(model: nn.Module, tokenizer: Any, folder: Path, dtype: str = "") -> None:
+    """Write model and tokenizer in hub format (safetensors), in a dtype or that of the weights."""
+    dtype = dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
+    cast: dict[int, Tensor] = {}  # weights that are tied stay one tensor
+    state: dict[str, Tensor] = {
+        name: cast.setdefault(id(tensor), as_dtype(tensor.detach(), dtype))
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
+    model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
+    config = folder / "config.json"
+    write_json(config, json.loads(config.read_text(encoding="utf-8")) | {"dtype": dtype})
     tokenizer.save_pretrained(folder)
+
+
+def as_dtype(tensor: Tensor, dtype: str) -> Tensor:
+    """Return a tensor in a dtype; numbers that are not floating-point stay as they are."""
+    return tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -13,10 +13,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..core.model_folder import ADAPTER_WEIGHTS
+from .loading import as_dtype, save_tensors
 
 OWN = "lora_"  # in the name of every tensor of an adapter
 _MARK = "harness_adapter"  # PEFT's `peft_config` is also on models that others have adapted
@@ -138,6 +142,36 @@ def own_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that a model does not share: an adapter's, or all."""
     state = model.state_dict()
     return {name: t for name, t in state.items() if OWN in name} if adapted(model) else state
+
+
+def rounded(model: nn.Module, dtype: str) -> None:
+    """Round the tensors that a model does not share to a dtype; in memory they keep their own."""
+    with torch.no_grad():
+        for tensor in own_state(model).values():
+            tensor.copy_(as_dtype(tensor, dtype))
+
+
+def save_adapter(model: nn.Module, base: str, folder: Path, dtype: str = "") -> None:
+    """Write a model's adapter in PEFT's format; `peft.PeftModel.from_pretrained` loads it.
+
+    Args:
+        model: A model with an adapter.
+        base: The folder or hub id of the base model, which the file of the adapter names.
+        folder: A new folder.
+        dtype: What the matrices are written in; empty: as they are in memory.
+    """
+    from peft import get_peft_model_state_dict
+
+    config: Any = copy.deepcopy(model.peft_config["default"])  # type: ignore[index]
+    config.base_model_name_or_path, config.task_type = base, "CAUSAL_LM"
+    config.inference_mode = True
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {
+        f"base_model.model.{name}": as_dtype(t, dtype) if dtype else t for name, t in state.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    save_tensors(tensors, folder / ADAPTER_WEIGHTS)
 
 
 def load_own(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -334,6 +334,8 @@ def test_the_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
         "lora_rank=2",
         "--set",
         "shared_critic=true",
+        "--save",
+        "policy",
         "--snapshots",
         2,
         results=results,
@@ -364,7 +366,8 @@ def test_a_mixture_of_experts_is_trained_with_an_adapter_and_its_policy_saved(na
 
     where = fresh("mixture")
     model = tiny_folder(name, where / "model")
-    args = on_small("dpo", "--set", "lora_rank=2", "--model", model, results=where / "results")
+    lora = ("--set", "lora_rank=2", "--save", "policy")
+    args = on_small("dpo", *lora, "--model", model, results=where / "results")
     done = command(*args)
     assert done.code == 0, done.text
     folder = only_run(where / "results", "small", "dpo")

@@ -103,6 +103,8 @@ FLAGS = {
         "--checkpoint-every",
         "--activation-checkpointing",
         "--check-rollouts",
+        "--save",
+        "--save-dtype",
         "--weights",
         "--decode-batch-tokens",
         "--results",

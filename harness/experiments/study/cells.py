@@ -29,6 +29,8 @@ OWN = {
     "seed",
     "budget",
     "snapshots",
+    "save",
+    "save_dtype",
     "labeller_options",
     "code",
     "stages",

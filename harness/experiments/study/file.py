@@ -15,7 +15,7 @@ from typing import Any
 
 from ...core.errors import UsageError, unknown
 from ...core.options import build
-from ...core.spec import WEIGHTS, compute_dtype, parse_budget
+from ...core.spec import SAVED_DTYPES, SAVED_KINDS, WEIGHTS, compute_dtype, parse_budget
 from ...core.suite_file import TITLE, is_suite_file, read_toml
 from .spaces import RANGES, Space, read_space
 
@@ -45,6 +45,8 @@ class RunOptions:
     prompt_sharing: bool = True
     threads: int = 1  # one, so that runs side by side do not fight over cores
     snapshots: int = 0
+    save: str = "auto"
+    save_dtype: str = "auto"
     quick: bool = False
 
     def check(self) -> None:
@@ -53,6 +55,11 @@ class RunOptions:
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights is {' or '.join(WEIGHTS)}, not {self.weights!r}")
         compute_dtype(self.dtype, self.weights)
+        if self.save not in SAVED_KINDS or self.save_dtype not in SAVED_DTYPES:
+            raise ValueError(
+                f"save is one of {', '.join(SAVED_KINDS)}, and save_dtype one of"
+                f" {', '.join(SAVED_DTYPES)}"
+            )
         if (
             min(self.shared_seed, self.snapshots) < 0
             or min(self.micro_batch_tokens, self.decode_batch_tokens, self.threads) < 1
