@@ -121,25 +121,10 @@ class Training:
         every: SaveInterval,
         kept: str,
     ) -> tuple[Policy, Loop]:
-        from ..models.lora import rounded
-        from ..training.checkpoints import Checkpoints, Snapshots
         from ..training.lab import Lab
-        from ..training.loop import Loop
 
         spec, stage_runtime, method = self.spec, self.stage_runtime, self.method
-        options = method if isinstance(method, AdamWOptions) else AdamWOptions()
-        progress = stage_runtime.progress
-        writes = stage_runtime.distributed.main and not self.reused
-        loop = Loop(
-            stage_runtime.trainer(options, meter),
-            Checkpoints(checkpoints, every, writes, self._contents(), stage_runtime.save_costs),
-            meter,
-            lambda step, total, row: progress(spec.method, step, total, row),
-            spec.budget,
-            Snapshots(snapshots, spec.snapshots, writes) if spec.snapshots else None,
-            self.method_inputs.labels,
-            stage_runtime.execution_record,
-        )
+        loop = self._loop(meter, checkpoints, snapshots, every)
         if self.method_inputs.reference_cache is not None:
             self.method_inputs.reference_cache.pins = loop.pins
         loop.trainer.saved |= self._weights()
@@ -152,9 +137,7 @@ class Training:
                 f"`train` returned {type(policy).__name__}, not a Policy: end it with `return"
                 " lab.policy`"
             )
-        self._trained = loop.trainer.modules.get("policy")
-        if self._trained is not None and spec.save_dtype != "auto":
-            rounded(self._trained, spec.save_dtype)
+        self._round(loop)
         loop.finish()
         if kept and loop.rows:
             self._keep(kept, policy, loop)
@@ -164,6 +147,34 @@ class Training:
         gc.collect()  # the lab has reference cycles: free critic and reference before evaluation
         stage_runtime.distributed.barrier()
         return policy, loop
+
+    def _loop(self, meter: Meter, checkpoints: Path, snapshots: Path, every: SaveInterval) -> Loop:
+        """Return the loop of the training, at its last checkpoint."""
+        from ..training.checkpoints import Checkpoints, Snapshots
+        from ..training.loop import Loop
+
+        spec, stage_runtime, method = self.spec, self.stage_runtime, self.method
+        options = method if isinstance(method, AdamWOptions) else AdamWOptions()
+        progress = stage_runtime.progress
+        writes = stage_runtime.distributed.main and not self.reused
+        return Loop(
+            stage_runtime.trainer(options, meter),
+            Checkpoints(checkpoints, every, writes, self._contents(), stage_runtime.save_costs),
+            meter,
+            lambda step, total, row: progress(spec.method, step, total, row),
+            spec.budget,
+            Snapshots(snapshots, spec.snapshots, writes) if spec.snapshots else None,
+            self.method_inputs.labels,
+            stage_runtime.execution_record,
+        )
+
+    def _round(self, loop: Loop) -> None:
+        """Round the trained policy where less than its own precision is kept of it."""
+        from ..models.lora import rounded
+
+        self._trained = loop.trainer.modules.get("policy")
+        if self._trained is not None and self.spec.save_dtype != "auto":
+            rounded(self._trained, self.spec.save_dtype)
 
     def _weights(self) -> dict[str, Tensor]:
         """Return the weights of the policy's artifact; none where its checkpoint holds them."""
