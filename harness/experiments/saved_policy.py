@@ -37,7 +37,7 @@ def waits(result: Mapping[str, Any], spec: RunSpec) -> bool:
     """Return whether a finished run still has to save its policy, as it was asked to."""
     saved = result.get("policy", {}).get("saved")
     if saved in (PENDING, FAILED):
-        return True
+        return saved_kind(spec) != NONE
     kinds = set(FOLDERS) & {spec.save}  # auto takes what is there, and none removes nothing
     there = set(result.get("policy", {}).get("folders", ()))
     wrapper = saved == NONE and result["policy"]["reason"] != NOT_WANTED
