@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from harness import hookimpl
 
 from .answer_verifier import AnswerVerifier
-from .number_answers import only_number
-from .places import end_of, last_box
 
 LONGEST = 300  # characters of a box
-_WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}")
-_SPACES = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[,;:! ]|[\s$~]")
+_WRAPPED = r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}"
+_SPACES = r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[,;:! ]|[\s$~]"
 
 
 @dataclass
@@ -29,6 +27,8 @@ class Boxed(AnswerVerifier):
 
     def read_gold(self, text):
         """Return what stands in the last box of a gold answer, or the whole of it."""
+        from .places import last_box
+
         box = last_box(text)
         answer = normal(text if box is None else box)
         if not answer or len(answer) > LONGEST:
@@ -40,6 +40,8 @@ class Boxed(AnswerVerifier):
 
     def grade(self, text, gold):
         """Return 1.0 where the box holds the gold answer."""
+        from .places import end_of, last_box
+
         box = last_box(end_of(text))
         return box is not None and len(box) <= LONGEST and normal(box) == gold
 
@@ -53,15 +55,17 @@ class Boxed(AnswerVerifier):
 
 def normal(text: str) -> str:
     """Return an answer in normal form: a number by its value, other text without its looks."""
+    from .number_answers import only_number
+
     number = only_number(text)
     if number is not None:
         return number.text
     for _ in range(3):
-        text, changed = _WRAPPED.subn(r"\1", text)
+        text, changed = re.subn(_WRAPPED, r"\1", text)
         if not changed:
             break
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
-    return _SPACES.sub("", text).rstrip(".")
+    return re.sub(_SPACES, "", text).rstrip(".")
 
 
 @hookimpl

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from harness import hookimpl
 
 from .answer_verifier import AnswerVerifier
-from .places import MARKER, behind_cues, end_of, last_box
 
 NUMBERINGS = ("letter", "0", "1")
-_LEADING = re.compile(r"(?:[\s*_\"'$#:]|\\\(|\\text(?:bf)?\{|\\mathbf\{|option |choice )*", re.I)
+_LEADING = r"(?i:[\s*_\"'$#:]|\\\(|\\text(?:bf)?\{|\\mathbf\{|option |choice )*"
 
 
 @dataclass
@@ -59,6 +58,8 @@ class Choice(AnswerVerifier):
 
     def chosen(self, text: str) -> str | None:
         """Return the letter that an answer chooses, or None."""
+        from .places import MARKER, behind_cues, end_of, last_box
+
         text = end_of(text)
         box = last_box(text)
         if box is not None:
@@ -76,7 +77,7 @@ class Choice(AnswerVerifier):
 
         With `alone` there may be nothing else.
         """
-        text = text[_LEADING.match(text).end() :][:300]
+        text = text[re.match(_LEADING, text).end() :][:300]
         bracket = text[:1] if text[:1] in ("(", "[") else ""
         match = re.match(rf"([{self.choices}])(?!\w|'\w)", text[len(bracket) :], re.IGNORECASE)
         if match is None:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from harness import HarnessError, UsageError, Verifier, hookimpl, prompt_text
 
-from .timed_worker import OVERTIME, loaded, worker_for
-
 NAMES = ("completion", "gold", "prompt", "ended")
 
 
@@ -58,6 +56,8 @@ class Function(Verifier):
         self._worker().close()
 
     def _worker(self):
+        from .timed_worker import worker_for  # late: `harness list` starts no child
+
         return worker_for(f"{__name__}:called", self.time_limit)
 
     def _target(self) -> str:
@@ -82,7 +82,7 @@ class Function(Verifier):
         return file
 
     def _verdict(self, answer) -> float | None:
-        if answer.get("error") in (OVERTIME, "memory"):
+        if answer.get("error") in ("overtime", "memory"):
             return 0.0
         value = answer.get("value")
         if "error" in answer or not (value is None or isinstance(value, bool | int | float)):
@@ -101,6 +101,8 @@ def called(question: list) -> object:
 @cache
 def _function(target: str):
     """Return the function of a target, and the names of its arguments."""
+    from .timed_worker import loaded
+
     function = loaded(target)
     names = list(inspect.signature(function).parameters)
     unknown = [name for name in names if name not in NAMES]

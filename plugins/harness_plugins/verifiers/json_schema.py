@@ -11,10 +11,8 @@ from pathlib import Path
 
 from harness import UsageError, Verifier, hookimpl
 
-from .timed_worker import worker_for
-
 LONGEST = 20_000  # characters of an answer
-_BLOCK = re.compile(r"^ {0,3}```[^\n]*\n(.*?)(?:^ {0,3}```|\Z)", re.MULTILINE | re.DOTALL)
+_BLOCK = r"(?ms)^ {0,3}```[^\n]*\n(.*?)(?:^ {0,3}```|\Z)"  # a fenced block
 
 
 @dataclass
@@ -77,7 +75,12 @@ class JsonSchema(Verifier):
 
     def close(self):
         """End the child process."""
-        worker_for(f"{__name__}:fits", self.time_limit).close()
+        self._worker().close()
+
+    def _worker(self):
+        from .timed_worker import worker_for  # late: `harness list` starts no child
+
+        return worker_for(f"{__name__}:fits", self.time_limit)
 
     def _own_schema(self) -> str | None:
         """Return the schema of the options as text; None where every row has its own."""
@@ -88,9 +91,9 @@ class JsonSchema(Verifier):
     def _grade(self, text: str, schema: str, end: bool) -> bool:
         if (self.must_end and not end) or len(text) > LONGEST:
             return False
-        blocks = _BLOCK.findall(text)
+        blocks = re.findall(_BLOCK, text)
         question = [schema, blocks[-1] if blocks else text]
-        (answer,) = worker_for(f"{__name__}:fits", self.time_limit).ask([question])
+        (answer,) = self._worker().ask([question])
         return answer.get("value") is True
 
 

@@ -9,20 +9,17 @@ from importlib.util import find_spec
 from harness import HarnessError, hookimpl
 
 from .answer_verifier import AnswerVerifier
-from .number_answers import answer_number, gives, gold_number
-from .places import MARKER, end_of, last_box
-from .timed_worker import worker_for
 
 LONGEST = 300  # characters of an expression
 TAIL = 500  # characters at the end of an answer without a box
 MOST_SIGNS = 60  # operators of an expression
-_NUMBER = re.compile(r"-?\d+(?:/\d+)?%?")
-_COSTLY = re.compile(
+_NUMBER = r"-?\d+(?:/\d+)?%?"
+_COSTLY = (
     r"\d{40}|\^\{?[^{}^]{0,20}\^|\^\{?\d{4}|!|\\(?:int|sum|prod|lim|binom|iint|oint)(?![A-Za-z])"
     r"|(?:[({\[][^)}\]]{0,20}){9}"
 )
-_SIGN = re.compile(r"[-+*/^_=<>]|\\[A-Za-z]+")
-_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
+_SIGN = r"[-+*/^_=<>]|\\[A-Za-z]+"
+_WORD = r"(?<![\\A-Za-z{])[A-Za-z]{3,}"
 
 
 @dataclass
@@ -47,12 +44,15 @@ class MathVerify(AnswerVerifier):
 
     def read_gold(self, text):
         """Return the number or the expression of a gold answer; ValueError for neither."""
+        from .number_answers import gold_number
+        from .places import MARKER, last_box
+
         number = gold_number(text)
         if number is not None:
             return number.text
         box = last_box(text)
         gold = (text.rpartition(MARKER)[2] if box is None else box).strip()
-        plain = 0 < len(gold) <= LONGEST and not _WORD.search(gold)
+        plain = 0 < len(gold) <= LONGEST and not re.search(_WORD, gold)
         if not plain or self._ask(gold, None) is not True:
             raise ValueError(
                 f"holds no mathematics that can be read: {text[-40:]!r}. Expected an expression"
@@ -62,8 +62,11 @@ class MathVerify(AnswerVerifier):
 
     def grade(self, text, gold):
         """Return 1.0 where the answer equals the gold answer."""
+        from .number_answers import answer_number, gives
+        from .places import end_of, last_box
+
         box = last_box(end_of(text))
-        if _NUMBER.fullmatch(gold):
+        if re.fullmatch(_NUMBER, gold):
             if box is None or answer_number(text) is not None:
                 return gives(text, gold)
         answer = f"\\boxed{{{box}}}" if box is not None else end_of(text)[-TAIL:]
@@ -84,6 +87,8 @@ class MathVerify(AnswerVerifier):
         self._worker().close()
 
     def _worker(self):
+        from .timed_worker import worker_for  # late: `harness list` starts no child
+
         return worker_for("harness_plugins.verifiers.math_child:judge", self.time_limit)
 
     def _ask(self, gold: str, answer: str | None):
@@ -100,11 +105,11 @@ def _is_costly(answer: str, gold: str) -> bool:
 
     What the gold answer has too is allowed.
     """
-    if len(answer) > TAIL + 20 or len(_SIGN.findall(answer)) > max(
-        MOST_SIGNS, 2 * len(_SIGN.findall(gold))
+    if len(answer) > TAIL + 20 or len(re.findall(_SIGN, answer)) > max(
+        MOST_SIGNS, 2 * len(re.findall(_SIGN, gold))
     ):
         return True
-    return bool(_COSTLY.search(answer)) and not _COSTLY.search(gold)
+    return bool(re.search(_COSTLY, answer)) and not re.search(_COSTLY, gold)
 
 
 @hookimpl

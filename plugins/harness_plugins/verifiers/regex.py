@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from harness import Verifier, hookimpl
 
-from .timed_worker import worker_for
-
 LONGEST = 20_000  # characters of an answer
 MODES = ("search", "full")
 
@@ -60,7 +58,7 @@ class Regex(Verifier):
         if (self.must_end and not end) or len(text) > LONGEST:
             return False
         question = [self.pattern or gold, text, self.mode, self.group]
-        (answer,) = worker_for(f"{__name__}:matched", self.time_limit).ask([question])
+        (answer,) = self._worker().ask([question])
         if "error" in answer:
             return False
         captured = answer["value"]
@@ -73,7 +71,12 @@ class Regex(Verifier):
 
     def close(self):
         """End the child process."""
-        worker_for(f"{__name__}:matched", self.time_limit).close()
+        self._worker().close()
+
+    def _worker(self):
+        from .timed_worker import worker_for  # late: `harness list` starts no child
+
+        return worker_for(f"{__name__}:matched", self.time_limit)
 
 
 def matched(question: list) -> str | None:
