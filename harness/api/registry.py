@@ -11,7 +11,7 @@ import functools
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -76,6 +76,20 @@ class Registry:
             origin, reason = self.broken[name]
             raise UsageError(f"The plugin {name!r} of {origin.distribution} did not load: {reason}")
         raise unknown(kind[:-1], name, self.classes[kind])
+
+    def kinds_of(self, name: str, kinds: Sequence[str] = KINDS) -> tuple[list[str], str]:
+        """Return the kinds that have a plugin of a name, and the plugin's own name.
+
+        `verifier.exact` names the verifier alone, where a suite has the same name.
+        """
+        prefix, _, rest = name.partition(".")
+        if rest and f"{prefix}s" in kinds:
+            return ([f"{prefix}s"] if self._has(f"{prefix}s", rest) else []), rest
+        name = self.name_of("methods", name)
+        return [kind for kind in kinds if self._has(kind, name)], name
+
+    def _has(self, kind: str, name: str) -> bool:
+        return name in self.classes[kind] or (kind, name) in self.clashes
 
     def load(self, origin: Origin, module: ModuleType) -> None:
         """Register a plugin module's hooks and classes; raise ValueError when it is not a working

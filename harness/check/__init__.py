@@ -3,7 +3,7 @@
 A method is trained several times at one bench, small: it must end in the same bytes when repeated,
 when killed and resumed, and in the same numbers for any micro-batch size and padding; then it must
 beat the start checkpoint in a run of full size, and reach its own optimum where that is known.
-Suites and labellers have proofs of their own.
+Suites, labellers and verifiers have proofs of their own.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ from ..core.errors import UsageError
 from .findings import FAILED, PASSED, SKIPPED, Finding, Options, report
 from .methods import method_proofs
 from .suites import labeller_proofs, suite_proofs
+from .verifiers import verifier_proofs
 
 
 def check(kind: str, name: str, registry: Registry, options: Options) -> Iterator[Finding]:
-    """Yield the findings on a method, suite or labeller, one by one."""
-    proofs = {"methods": method_proofs, "suites": suite_proofs, "labellers": labeller_proofs}
+    """Yield the findings on a method, suite, labeller or verifier, one by one."""
+    proofs = {
+        "methods": method_proofs,
+        "suites": suite_proofs,
+        "labellers": labeller_proofs,
+        "verifiers": verifier_proofs,
+    }
     if kind not in proofs:
         raise UsageError(
-            f"There are proofs for methods, suites and labellers; {name} is one of the {kind}."
+            f"There are proofs for methods, suites, labellers and verifiers; {name} is one of the"
+            f" {kind}."
         )
     yield from proofs[kind](name, registry, options)
 

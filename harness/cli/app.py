@@ -410,18 +410,15 @@ def show(registry: Registry, name: str, **asked: Any) -> None:
     request = ShowRequest(**asked)
     if name.startswith("stage."):
         return click.echo(describe_stage(name.removeprefix("stage."), registry, request))
-    name = registry.name_of("methods", name)
-    kinds = [
-        kind for kind in KINDS if name in registry.classes[kind] or (kind, name) in registry.clashes
-    ]
+    kinds, plain = registry.kinds_of(name)
     if not kinds:
         registry.get("methods", name)
     for kind in kinds:
-        click.echo(describe(kind, registry.get(kind, name), registry, request))
+        click.echo(describe(kind, registry.get(kind, plain), registry, request))
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["method", "suite"]))
+@click.argument("kind", type=click.Choice(["method", "suite", "verifier"]))
 @click.argument("name")
 @click.option(
     "--folder",

@@ -11,11 +11,15 @@ from ..api.registry import Registry
 from ..core.errors import UsageError
 from .report_commands import plugin_files
 
+CHECKED = ("methods", "suites", "labellers", "verifiers")
+
 
 @click.command()
 @click.argument("name")
 @click.option(
-    "--suite", "-s", help="Where a method is tried; otherwise an embedded suite that can serve it."
+    "--suite",
+    "-s",
+    help="Where a method, labeller or verifier is tried; otherwise an embedded suite, or examples.",
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the plugin."
@@ -44,9 +48,10 @@ def check(
     quick: bool,
     output: Path | None,
 ) -> int:
-    """Check a method, suite or labeller: determinism, resumption, invariance, honest costs, gain.
+    """Check a method, suite, labeller or verifier: determinism, invariance, honest costs, gain.
 
-    A method takes two or three minutes on two cores, with --quick half a minute.
+    A method takes two or three minutes on two cores, with --quick half a minute. A name of several
+    kinds is told apart as in `harness check verifier.exact`.
     """
     import tempfile
 
@@ -55,12 +60,11 @@ def check(
     from ..report.output import check_output, write_output
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    name = registry.name_of("methods", name)
-    kinds = [kind for kind in ("methods", "suites", "labellers") if name in registry.classes[kind]]
+    kinds, plain = registry.kinds_of(name, CHECKED)
     if not kinds and name.endswith(".py"):
         raise UsageError(
-            f"{name} is a file: load it with -p {name}, and name the method, suite or labeller"
-            " in it."
+            f"{name} is a file: load it with -p {name}, and name the method, suite, labeller or"
+            " verifier in it."
         )
     if not kinds:
         registry.get("methods", name)
@@ -77,7 +81,7 @@ def check(
             results=Path(folder),
             say=lambda line: click.echo(f"... {line}", err=True),
         )
-        for finding in proofs(kinds[0], name, registry, options):
+        for finding in proofs(kinds[0], plain, registry, options):
             findings.append(finding)
             colour = "red" if finding.status == FAILED else None
             click.secho(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)

@@ -1,4 +1,4 @@
-"""`harness new method NAME` and `harness new suite NAME`: write a working plugin project.
+"""`harness new method NAME`, and so for a suite or a verifier: write a working plugin project.
 
 The templates are in `harness/cli/templates`. A project takes all files of `project` and of the
 folder of its kind. `NAME` in a file's path stands for the project's name.
@@ -16,7 +16,7 @@ from ..core.errors import Refused, UsageError
 if TYPE_CHECKING:  # its place in Python 3.10 is importlib.abc
     from importlib.resources.abc import Traversable
 
-KINDS = ("method", "suite")
+KINDS = ("method", "suite", "verifier")
 SUFFIX = ".template"
 
 
@@ -24,7 +24,7 @@ def new_project(kind: str, name: str, parent: Path) -> Path:
     """Write a plugin project. Existing files are never changed.
 
     Args:
-        kind: "method" or "suite".
+        kind: "method", "suite" or "verifier".
         name: The plugin's name.
         parent: The folder in which the project's folder is made.
 
@@ -69,8 +69,10 @@ def filled(template: str, kind: str, name: str) -> str:
         dashed=name.replace("_", "-"),
         title=spoken.capitalize(),
         class_name=spoken.title().replace(" ", ""),
-        method=name if kind == "method" else "dpo",
-        suite=name if kind == "suite" else "summarization",
+        method={"method": name, "verifier": "rlvr"}.get(kind, "dpo"),
+        suite={"suite": name, "verifier": "questions.toml --model PATH_OR_HUB_ID"}.get(
+            kind, "summarization"
+        ),
     )
 
 

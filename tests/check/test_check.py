@@ -384,7 +384,9 @@ def installed_and_tested(folder, tmp_path, *arguments):
     return told.stdout
 
 
-@pytest.mark.parametrize(("kind", "name"), [("method", "my_hinge"), ("suite", "copying")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("method", "my_hinge"), ("suite", "copying"), ("verifier", "last_word")]
+)
 def test_a_new_project_works_before_a_line_is_changed(kind, name, tmp_path):
     done = command("new", kind, name, "--folder", tmp_path)
     assert done.code == 0, done.text
@@ -408,7 +410,7 @@ def test_a_project_is_not_written_over(tmp_path):
 
 
 def test_the_new_projects_are_formatted(tmp_path):
-    for kind, name in (("method", "mine"), ("suite", "copying")):
+    for kind, name in (("method", "mine"), ("suite", "copying"), ("verifier", "words")):
         command("new", kind, name, "--folder", tmp_path)
     for arguments in (["check"], ["format", "--check"]):
         done = subprocess.run(
