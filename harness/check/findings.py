@@ -32,6 +32,7 @@ class Options:
     processes: bool = True  # also a training in two processes
     results: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="harness-check-")))
     say: Callable[[str], None] = lambda line: None  # progress
+    model: str | None = None  # whose tokenizer and weights a suite is tried with; None: its own
 
 
 def report(name: str, findings: list[Finding]) -> str:

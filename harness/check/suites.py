@@ -12,19 +12,23 @@ from typing import Any
 from ..api.contracts import SPLITS
 from ..api.registry import Registry
 from ..api.resolve import Request, make_judge, make_labeller, make_suite, resolve
-from ..core.data import Prompt, completion_text
+from ..core.data import Prompt, completion_text, prompt_text
 from ..core.options import options_of
 from ..core.seeds import derive
 from ..core.spec import START, RunSpec
 from .findings import Finding, Options, attempt
 from .verifiers import HOSTILE
 
+READ_BACK = 500  # demonstrations that are read back from their tokens, evenly spaced
+
 
 def suite_proofs(name: str, registry: Registry, options: Options) -> Iterator[Finding]:
-    spec = resolve(Request(START, name, fixed={"quick": True, "threads": 1}), registry)
+    fixed = {"quick": True, "threads": 1, "model": options.model}
+    spec = resolve(Request(START, name, fixed=fixed), registry)
     yield attempt("declares itself", lambda: _suite_declares(spec, registry))
     yield attempt("deterministic", lambda: _suite_repeats(spec, registry))
     yield attempt("splits are disjoint", lambda: _splits_disjoint(spec, registry))
+    yield attempt("demonstrations survive the tokenizer", lambda: _survives(spec, registry))
     yield attempt("judge is fair", lambda: _judge_fair(spec, registry))
     yield attempt("verifier is pure and bounded", lambda: _verifier_bounded(spec, registry))
     options.say("a quick run of the start checkpoint")
@@ -72,6 +76,35 @@ def _splits_disjoint(spec: RunSpec, registry: Registry) -> str:
             f"{len(shared)} prompts are in both {a} and {b}, {min(shared)[:60]!r} for one"
         )
     return f"no text in two of {', '.join(kept)}"
+
+
+def _survives(spec: RunSpec, registry: Registry) -> str:
+    """Read demonstrations back from their tokens: what is trained must be what was written."""
+    from ..models.chat import ChatOptions
+    from ..models.loading import load_tokenizer
+    from ..models.tokens import Tokens
+
+    suite = make_suite(spec, registry)
+    base = spec.model or suite.base_model()
+    if base is None:
+        return "it brings no model, so there is no tokenizer; name one with --model"
+    tokens = Tokens(load_tokenizer(base), chat=ChatOptions.of(suite))
+    every = [*suite.demonstrations(), *suite.demonstrations("validation")]
+    demos = every[:: -(-len(every) // READ_BACK)]
+    unknown = tokens.tokenizer.unk_token_id
+    for demo in demos:
+        ids = tokens.completion_ids(demo.prompt.text, demo.completion)
+        told, read = completion_text(demo.completion), tokens.decode(ids)
+        assert unknown is None or unknown not in [*tokens.prompt_ids(demo.prompt.text), *ids], (
+            f"the tokenizer does not know a word of {prompt_text(demo.prompt.text)[-60:]!r} or of"
+            f" {told[:60]!r}"
+        )
+        calls = not isinstance(demo.completion, str) and demo.completion[0].get("tool_calls")
+        assert calls or "".join(told.split()) in "".join(read.split()), (
+            f"{told[:60]!r} is read back as {read[:60]!r}"
+        )
+    posed = "by the chat template" if tokens.conversation(demos[0].prompt.text) else "as plain text"
+    return f"{len(demos)} demonstrations, posed {posed}, are read back as they were written"
 
 
 def _judge_fair(spec: RunSpec, registry: Registry) -> str:

@@ -9,6 +9,7 @@ import click
 
 from ..api.registry import Registry
 from ..core.errors import UsageError
+from ..core.suite_file import is_suite_file
 from .report_commands import plugin_files
 
 CHECKED = ("methods", "suites", "labellers", "verifiers")
@@ -20,6 +21,9 @@ CHECKED = ("methods", "suites", "labellers", "verifiers")
     "--suite",
     "-s",
     help="Where a method, labeller or verifier is tried; otherwise an embedded suite, or examples.",
+)
+@click.option(
+    "--model", metavar="PATH_OR_HUB_ID", help="The model that a suite is tried with; or its own."
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the plugin."
@@ -43,6 +47,7 @@ def check(
     registry: Registry,
     name: str,
     suite: str | None,
+    model: str | None,
     settings: tuple[str, ...],
     optimum_settings: tuple[str, ...],
     quick: bool,
@@ -51,7 +56,8 @@ def check(
     """Check a method, suite, labeller or verifier: determinism, invariance, honest costs, gain.
 
     A method takes two or three minutes on two cores, with --quick half a minute. A name of several
-    kinds is told apart as in `harness check verifier.exact`.
+    kinds is told apart as in `harness check verifier.exact`. NAME may be a suite file, with
+    --model.
     """
     import tempfile
 
@@ -80,6 +86,7 @@ def check(
             processes=not quick,
             results=Path(folder),
             say=lambda line: click.echo(f"... {line}", err=True),
+            model=model,
         )
         for finding in proofs(kinds[0], plain, registry, options):
             findings.append(finding)

@@ -39,8 +39,8 @@ class PreferenceFile(RowSuite):
 
     # what is answered; if missing or empty, what the two answers begin with
     prompt_column: str = "prompt"
-    chosen_column: str = "chosen"
-    rejected_column: str = "rejected"
+    chosen_column: str = "chosen"  # the better answer, or the conversation that ends with it
+    rejected_column: str = "rejected"  # the other one
     prompt_ends_with: str = ""  # an implicit prompt ends after the last of these
     list_pairs: str = "best_worst"  # pairs of a ranked list: best_worst, or all of unequal rank
     train_on: str = "last"  # answers of a conversation that are imitated: last, or all

@@ -46,6 +46,7 @@ FLAGS = {
     "check": {
         "-s",
         "--suite",
+        "--model",
         "--set",
         "--optimum-set",
         "--quick",
