@@ -66,14 +66,7 @@ def check(
     from ..report.output import check_output, write_output
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    kinds, plain = registry.kinds_of(name, CHECKED)
-    if not kinds and name.endswith(".py"):
-        raise UsageError(
-            f"{name} is a file: load it with -p {name}, and name the method, suite, labeller or"
-            " verifier in it."
-        )
-    if not kinds:
-        registry.get("methods", name)
+    kind, plain = _kind_of(name, registry)
     if output is not None:
         check_output(output)
     findings = []
@@ -88,10 +81,25 @@ def check(
             say=lambda line: click.echo(f"... {line}", err=True),
             model=model,
         )
-        for finding in proofs(kinds[0], plain, registry, options):
+        for finding in proofs(kind, plain, registry, options):
             findings.append(finding)
             colour = "red" if finding.status == FAILED else None
             click.secho(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)
             if output is not None:
                 write_output(output, report(name, findings))
     return int(any(f.status == FAILED for f in findings))
+
+
+def _kind_of(name: str, registry: Registry) -> tuple[str, str]:
+    """Return what a name is the name of, and the name as it is registered."""
+    if is_suite_file(name):
+        return "suites", name
+    kinds, plain = registry.kinds_of(name, CHECKED)
+    if not kinds and name.endswith(".py"):
+        raise UsageError(
+            f"{name} is a file: load it with -p {name}, and name the method, suite, labeller or"
+            " verifier in it."
+        )
+    if not kinds:
+        registry.get("methods", name)
+    return kinds[0], plain
