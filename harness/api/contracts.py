@@ -365,6 +365,8 @@ class Suite(ABC):
     settings: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     quick: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # changes of `--quick` to `settings`
 
+    # whether the evaluation scores answers with the shared reward model too, and makes it for that
+    proxy: ClassVar[bool] = True
     enumerable: ClassVar[bool] = False  # all completions can be listed; `figures` are exact
 
     # Plain text is posed by the tokenizer's chat template where it has one ("auto"), must be

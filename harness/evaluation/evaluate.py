@@ -240,7 +240,7 @@ def _batch(stages: Stages, prompts: Sequence[Prompt]) -> Any:
 
 def _scored(batches: Sequence[Batch], stages: Stages, runtime: Runtime) -> list[Answers]:
     """Return what answers are worth; the proxy is in memory for as long as this takes."""
-    proxy = stages.load_reward(stages.reward_artifact(0)) if stages.can_prefer() else None
+    proxy = stages.load_reward(stages.reward_artifact(0)) if stages.has_proxy() else None
     with runtime.meter.phase("evaluate"):
         return [_score(batch, stages, stages.judge, proxy, runtime) for batch in batches]
 

@@ -115,7 +115,7 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
         ground["reference"] = stages.reference_content[:16]
     if "judge_model" in stages.used:
         ground["judge_model"] = stages.used["judge_model"].content[:16]
-    if stages.can_prefer():
+    if stages.has_proxy():
         ground["preferences"] = stages.preferences.content[:16]
         ground["reward_model"] = stages.reward_artifact(0).content[:16]
     return ground

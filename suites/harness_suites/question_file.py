@@ -12,7 +12,8 @@ A verifier checks the answers: by default `final_number`, which reads the number
 
 Rows are split by the hash of their question: one half of those that are not evaluated is imitated
 by the start checkpoint, the other half is what methods train on. Gold is the verifier's verdict.
-There is no labeller, so methods that need preferences or a learned reward are refused.
+The labeller `verdict` makes preferences out of verdicts, so methods that learn from preferences or
+from a reward model run too. No reward model is made for the evaluation.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class QuestionFile(RowSuite):
     """Questions with a checkable answer from a file, a folder or the hub."""
 
     name, version = "question_file", "1"
-    judge_name = "verdict"
+    judge_name, labeller_name = "verdict", "verdict"
+    proxy = False  # gold is the verifier itself: no reward model is trained to be watched
 
     question_columns: tuple[str, ...] = ("question",)  # joined by a space
     answer_column: str = "answer"  # the answer of a row, such as a worked solution

@@ -231,23 +231,37 @@ def test_a_suite_file_of_no_suite(folder, kind, why):
         resolve(Request("start", str(folder / "mine.toml")), installed())
 
 
-def test_a_run_on_questions_and_what_is_refused(folder):
+def test_a_run_on_questions(folder):
     done = on(folder, "start")
     assert done.code == 0, done.text
     figures = json.loads(
         only_run(folder / "results", "mine", "start").joinpath("result.json").read_text()
     )["evaluation"]
     assert figures["accuracy"]["n"] == 4 and "proxy" not in figures
+    settings = ("--set", "reward=verifier", "--set", "steps=1", "--set", "batch_size=2")
+    assert on(folder, "ppo", *settings).code == 0
+
+
+VERDICTS = """
+verifier = "regex"
+[verifier_options]
+pattern = "^\\\\s*\\\\S*[a-m]\\\\S*\\\\s"
+must_end = false
+"""
+FEW = ("--stage-set", "preferences.prompts=24", "--set", "steps=2", "--set", "batch_size=4")
+
+
+def test_preferences_are_made_out_of_verdicts(folder):
+    (folder / "mine.toml").write_text(MINE.replace("[stages.sft]", VERDICTS + "[stages.sft]", 1))
     for method in ("dpo", "ppo"):
-        done = on(folder, method)
-        assert (
-            done.code == 3
-            and "which the suite mine cannot give" in done.err
-            and "verifier" in done.err
-        )
-    assert (
-        on(
-            folder, "ppo", "--set", "reward=verifier", "--set", "steps=1", "--set", "batch_size=2"
-        ).code
-        == 0
-    )
+        done = on(folder, method, *FEW)
+        assert done.code == 0, done.text
+    record = only_run(folder / "results", "mine", "dpo") / "result.json"
+    result = json.loads(record.read_text())
+    assert result["cost"]["ai_labels"] > 0 and result["cost"]["labels"] == 0
+    assert "proxy" not in result["evaluation"]
+
+
+def test_verdicts_that_are_all_equal_make_no_preferences(folder):
+    done = on(folder, "dpo", *FEW)
+    assert done.code == 2 and "equally good" in done.err, done.text

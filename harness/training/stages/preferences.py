@@ -233,7 +233,11 @@ def _row(
 def _write(train: list[Row], heldout: list[Row], out: Path) -> dict[str, Any]:
     pairs = [pair for row in train for pair in _pairs_of(row)]
     if not pairs:
-        raise UsageError("The preferences hold no pair of which one is preferred.")
+        raise UsageError(
+            "The preferences hold no pair of which one is preferred: the labeller found all"
+            " completions of each prompt equally good. Use a stronger base model, or more"
+            " completions per prompt: --stage-set preferences.completions=8."
+        )
     for name, rows in (("pairs", pairs), ("rankings", train), ("heldout", heldout)):
         _save(rows, out / f"{name}.parquet")
     heldout_labels = sum(len(_pairs_of(row)) for row in heldout)

@@ -223,6 +223,10 @@ class Stages:
         labeller.prepare(self.suite, self.labelling_judge)
         return labeller
 
+    def has_proxy(self) -> bool:
+        """Return whether the evaluation uses the shared reward model."""
+        return self.suite.proxy and self.can_prefer()
+
     def can_prefer(self) -> bool:
         """Return whether there is something that a reward model learns from: preferences, labelled
         completions, or a labeller.
