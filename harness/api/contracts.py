@@ -62,6 +62,8 @@ class Method(ABC):
     kind: ClassVar[str] = ""  # one to three words: "offline preference", "on-policy"
     paper: ClassVar[str] = ""  # a link
     needs: ClassVar[frozenset[str]] = frozenset()  # what the suite must provide: see NEEDS
+    # metrics to show while it trains, the most telling first, where they are logged
+    shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "grad_norm")
 
     @abstractmethod
     def train(self, lab: Lab) -> Policy:

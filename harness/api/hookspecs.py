@@ -7,7 +7,7 @@ specification, so hooks can grow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,9 +75,17 @@ def run_started(spec: RunSpec, folder: Path, plan: object) -> None:
 
 @hookspec
 def step_logged(
-    spec: RunSpec, phase: str, step: int, total: int, metrics: Mapping[str, float]
+    spec: RunSpec,
+    phase: str,
+    step: int,
+    total: int,
+    metrics: Mapping[str, float],
+    shown: Sequence[str],
 ) -> None:
-    """A stage or the method finished step `step` of `total` (0: unknown); `phase` says which."""
+    """A stage or the method finished step `step` of `total` (0: unknown); `phase` says which.
+
+    `shown` names the metrics that a method declares to be telling, in order.
+    """
 
 
 @hookspec

@@ -135,6 +135,7 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
             beta=lab.state["beta"],
             length=batch.lengths.float().mean(),
             eos_rate=batch["ended"].float().mean(),
+            entropy=entropy(batch),
         )
         if not batch["reward"].isnan().all():  # a verifier may be able to score none of them
             lab.log(reward=batch["reward"].nanmean())
@@ -148,3 +149,11 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
         """Return beta after a rollout with this KL; the clipped error keeps beta positive."""
         error = min(0.2, max(-0.2, kl / self.kl_target - 1))
         return beta * (1 + self.kl_gain * error)
+
+
+def entropy(batch: Batch) -> Tensor:
+    """Return an unbiased estimate of the sampler's entropy, in nats per token.
+
+    It is the mean of -log pi over the tokens (B, K, T) that were drawn, at their temperature.
+    """
+    return -(batch["logp"] * batch["mask"]).sum() / batch["mask"].sum().clamp(min=1)

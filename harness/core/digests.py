@@ -184,6 +184,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "core/files.py",
     "core/options.py",
     "core/progress.py",
+    "core/live_rows.py",
     "core/run_folder.py",
     "core/save_schedule.py",
     "core/secrets.py",
@@ -207,6 +208,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "statistics/overoptimization.py",
     "statistics/power.py",
     "statistics/rating.py",
+    "training/rollout_samples.py",
 )
 PACKAGE = Path(__file__).parent.parent
 

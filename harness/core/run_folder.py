@@ -2,7 +2,8 @@
 
 - spec.json: the resolved specification
 - provenance.json: versions, machine, seeds, hashes
-- metrics.jsonl: metrics per optimiser step, deterministic
+- metrics.jsonl: metrics per turn, deterministic; it grows while the run goes on
+- rollouts.jsonl: a few completions of every turn, of methods that sample while they train
 - samples.jsonl: prompt, the baseline's answer, the method's answer, scores
 - policy/: the trained model in hub format, or adapter/: its LoRA adapter in PEFT's format
 - checkpoint/: only while the run is in progress
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import HarnessError
 from .files import write_json, write_text
+from .live_rows import line_of
 from .spec import FORMER_METHODS, RunSpec
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 SCHEMA = 2  # 1 called the baseline `reference` in results, `sft` in samples
 RESULT, FAILURE = "result.json", "failure.json"
 TRACEBACK = "traceback.txt"
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+METRICS, SAMPLES, ROLLOUTS = "metrics.jsonl", "samples.jsonl", "rollouts.jsonl"
 BASELINE_FIGURES = ("gold", "proxy", "accuracy", "length")  # of the baseline, in `evaluation`
 BASELINE_COLUMNS = {"sft": "baseline", "sft_gold": "baseline_gold", "sft_proxy": "baseline_proxy"}
 
@@ -48,7 +50,7 @@ def write_spec(folder: Path, spec: RunSpec) -> None:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
     """Write JSON lines atomically; return their SHA-256."""
-    text = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+    text = "".join(map(line_of, rows))
     write_text(path, text)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 

@@ -175,8 +175,11 @@ def open_stage_runtime(
         torch.set_num_threads(spec.execution.threads)
     _quiet_libraries()
 
+    own = registry.get("methods", spec.method).shown
+
     def progress(phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        observe("step_logged", phase=phase, step=step, total=total, metrics=metrics)
+        shown = own if phase == spec.method else Method.shown
+        observe("step_logged", phase=phase, step=step, total=total, metrics=metrics, shown=shown)
 
     return StageRuntime(
         Artifacts(settings.results / "artifacts", distributed),

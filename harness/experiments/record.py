@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..api.registry import Registry, plugins_in_use
 from ..core import run_folder
-from ..core.digests import digest_of
+from ..core.digests import digest_of, file_digest
 from ..core.execution import EVALUATION, TRAINING
 from ..core.files import write_json
 from ..core.meter import OWN_PHASES, SHARED_PHASES, Meter, merge, start_peak_anew
@@ -171,7 +171,9 @@ def write(
         run_folder.METRICS: list(rows),
         run_folder.SAMPLES: samples,
     }
-    return {name: run_folder.write_rows(folder / name, lines) for name, lines in written.items()}
+    digests = {name: run_folder.write_rows(folder / name, lines) for name, lines in written.items()}
+    rollouts = folder / run_folder.ROLLOUTS
+    return digests | ({rollouts.name: file_digest(rollouts)} if rollouts.exists() else {})
 
 
 def finish(folder: Path, result: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.digests import file_digest
-from ..core.run_folder import read_rows
+from ..core.run_folder import ROLLOUTS, read_rows
 
 SAME, CLOSE, DIFFERENT = "same", "within", "different"
 CLOCK = {
@@ -56,6 +56,8 @@ def compare_runs(
     if any(looked_up):
         yield _figures("caches", *looked_up)
     yield _rows("metrics.jsonl", then_folder, now_folder, "step")
+    if any((folder / ROLLOUTS).exists() for folder in (then_folder, now_folder)):
+        yield _rows(ROLLOUTS, then_folder, now_folder, "step")
     yield _rows("samples.jsonl", then_folder, now_folder, "prompt_id")
     yield _figures("evaluation", then["evaluation"], now["evaluation"])
     yield _figures("cost (what is counted)", _counted(then["cost"]), _counted(now["cost"]))

@@ -22,6 +22,8 @@ from ..api.contracts import Method
 from ..core.artifacts import EXECUTION, Artifact
 from ..core.errors import HarnessError, Refused
 from ..core.execution import TRAINING
+from ..core.live_rows import LiveFiles, LiveRows
+from ..core.run_folder import METRICS, ROLLOUTS
 from ..core.save_schedule import SaveInterval
 from ..core.settings import AdamWOptions
 from ..core.spec import BFLOAT16, RunSpec, saved_kind
@@ -73,10 +75,12 @@ class Training:
         """Return the trained policy, and the loop with its metrics, costs and snapshots."""
         trained = self.found = self.find()
         self.reused = trained is not None
-        if trained is not None:
-            return self._run(meter, trained.folder / STATE, trained.folder / SNAPSHOTS, OFF)
-        kept = CHECKPOINT if saved_kind(self.spec) == "none" else ARTIFACT
-        return self.train(meter, folder, kept)
+        if trained is None:
+            kept = CHECKPOINT if saved_kind(self.spec) == "none" else ARTIFACT
+            return self.train(meter, folder, kept)
+        if (trained.folder / ROLLOUTS).is_file() and self.stage_runtime.distributed.main:
+            shutil.copy(trained.folder / ROLLOUTS, folder / ROLLOUTS)
+        return self._run(meter, trained.folder / STATE, trained.folder / SNAPSHOTS, OFF)
 
     def find(self) -> Artifact | None:
         """Return the artifact of the trained policy, or None where there is none to go on from."""
@@ -92,8 +96,10 @@ class Training:
             folder: Of the run.
             kept: What holds the policy while it is evaluated: ARTIFACT, CHECKPOINT, or nothing.
         """
-        every = self.stage_runtime.checkpoint_every
-        return self._run(meter, folder / "checkpoint", folder / "snapshots", every, kept)
+        every, main = self.stage_runtime.checkpoint_every, self.stage_runtime.distributed.main
+        files = LiveFiles(*(LiveRows(folder / name, main) for name in (METRICS, ROLLOUTS)))
+        places = folder / "checkpoint", folder / "snapshots"
+        return self._run(meter, *places, every, kept, files)
 
     def name(self) -> dict[str, Any]:
         """Return what names the policy's artifact."""
@@ -109,9 +115,10 @@ class Training:
         snapshots: Path,
         every: SaveInterval,
         kept: str = "",
+        files: LiveFiles | None = None,
     ) -> tuple[Policy, Loop]:
         with self.stage_runtime.planned(TRAINING):
-            return self._train(meter, checkpoints, snapshots, every, kept)
+            return self._train(meter, checkpoints, snapshots, every, kept, files)
 
     def _train(
         self,
@@ -120,11 +127,12 @@ class Training:
         snapshots: Path,
         every: SaveInterval,
         kept: str,
+        files: LiveFiles | None,
     ) -> tuple[Policy, Loop]:
         from ..training.lab import Lab
 
         spec, stage_runtime, method = self.spec, self.stage_runtime, self.method
-        loop = self._loop(meter, checkpoints, snapshots, every)
+        loop = self._loop(meter, checkpoints, snapshots, every, files)
         if self.method_inputs.reference_cache is not None:
             self.method_inputs.reference_cache.pins = loop.pins
         loop.trainer.saved |= self._weights()
@@ -148,7 +156,14 @@ class Training:
         stage_runtime.distributed.barrier()
         return policy, loop
 
-    def _loop(self, meter: Meter, checkpoints: Path, snapshots: Path, every: SaveInterval) -> Loop:
+    def _loop(
+        self,
+        meter: Meter,
+        checkpoints: Path,
+        snapshots: Path,
+        every: SaveInterval,
+        files: LiveFiles | None,
+    ) -> Loop:
         """Return the loop of the training, at its last checkpoint."""
         from ..training.checkpoints import Checkpoints, Snapshots
         from ..training.loop import Loop
@@ -166,6 +181,7 @@ class Training:
             Snapshots(snapshots, spec.snapshots, writes) if spec.snapshots else None,
             self.method_inputs.labels,
             stage_runtime.execution_record,
+            files,
         )
 
     def _round(self, loop: Loop) -> None:
@@ -224,6 +240,8 @@ class Training:
                 tokenizer = self.method_inputs.tokens.tokenizer
                 save_causal(whole, tokenizer, output / MODEL, dtype)
             self._copy_snapshots(loop, output / SNAPSHOTS)
+            if loop.files is not None and loop.files.rollouts.path.exists():
+                shutil.copy(loop.files.rollouts.path, output / ROLLOUTS)
             info = {"method": self.spec.method, "steps": len(loop.rows), EXECUTION: loop.executions}
             return info, loop.meter.snapshot()
 

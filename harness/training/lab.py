@@ -31,6 +31,7 @@ from .reference_cache import Cached
 from .rewards import RewardScorer
 from .roles import Critic as Critic
 from .roles import LanguageModel as LanguageModel
+from .rollout_samples import RolloutSamples
 from .runtime import Runtime as Runtime
 from .trainer import Loss, Term
 
@@ -55,6 +56,8 @@ class Lab:
         self._recalls = False  # whether log-probabilities of the preference data are looked up
         self._pools = CompletionPools(method_inputs.reference_cache, method_inputs.prompts)
         self._scoring = RewardScorer(self, method, method_inputs, runtime, loop)
+        self._samples = RolloutSamples(method_inputs.tokens)
+        loop.rollouts = self._samples.take
 
     # -- data: resumable streams -------------------------------------------------------------------
 
@@ -212,6 +215,7 @@ class Lab:
             self._pools.take(prompts, model.model, beside) if self._at_start(model) else None
         )
         batch = sampler.draw(model.model, prompts, n)
+        self._samples.drawn(batch, "start checkpoint" if beside else "policy")
         if runtime.check:
             runtime.check.compare(model.role, batch, runtime)
         return batch
@@ -318,11 +322,15 @@ class Lab:
         average. A policy that scores while it answers gives the evaluator's `sampler`, whose bill
         it then goes on.
         """
-        return self._scoring.reward(batch, sampler)
+        rewards = self._scoring.reward(batch, sampler)
+        self._samples.scored(batch, rewards)
+        return rewards
 
     def verify(self, batch: Batch) -> Tensor:
         """Return (B, K) verdicts of the suite's verifier; NaN where an answer cannot be scored."""
-        return self._scoring.verdicts(batch)
+        verdicts = self._scoring.verdicts(batch)
+        self._samples.scored(batch, verdicts)
+        return verdicts
 
     def revise(self, batch: Batch, rounds: int = 1) -> Batch:
         """Return the completions (B, K, T) as the method's labeller rewrites them, `rounds` times;

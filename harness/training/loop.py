@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.data import Budget
 from ..core.errors import Diverged
+from ..core.live_rows import LiveFiles
 from ..core.meter import OWN_PHASES, Meter
 from .checkpoints import Checkpoints, Snapshots
 from .trainer import Trainer
@@ -38,6 +39,7 @@ class Loop:
         snapshots: Snapshots | None = None,
         labels: int = 0,
         execution: Callable[[], Mapping[str, Any]] | None = None,
+        files: LiveFiles | None = None,
     ) -> None:
         self.trainer, self.checkpoints, self.meter, self.on_step = (
             trainer,
@@ -70,7 +72,11 @@ class Loop:
         self._taken: dict[str, int] = {}  # by kind
         self._streams = 0
         self._pending: dict[str, list[float]] = {}
+        self.files = files  # what grows on disk while training goes on
+        self.rollouts: Callable[[], list[dict[str, Any]]] = list  # sampled in the current turn
         self._resume()
+        if files is not None:
+            files.restart(self.rows)
 
     @property
     def progress(self) -> float:
@@ -131,12 +137,14 @@ class Loop:
         self._close_turn(turn, total)
 
     def finish(self) -> None:
-        """Complete the metrics once training is over."""
+        """Complete the metrics once training is over, and close their files."""
         self._settle()
         if self._pending and self.rows:  # logged after the last turn
             self.rows[-1] |= {
                 name: statistics.fmean(values) for name, values in self._pending.items()
             }
+        if self.files is not None:
+            self.files.close()
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Add metrics to the current turn's row; a name logged several times is averaged."""
@@ -188,6 +196,8 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint now; its time is counted to no phase."""
         with self.meter.aside():
+            if self.files is not None:
+                self.files.sync()
             self.checkpoints.save(len(self.rows), self.trainer.tensors(), self.saved_state())
 
     def saved_state(self) -> dict[str, Any]:
@@ -217,6 +227,8 @@ class Loop:
         }
         self._pending.clear()
         self.rows.append(row)
+        if self.files is not None:
+            self.files.turn(len(self.rows), row, self.rollouts())
         execution = self.execution() if self.execution is not None else None
         if execution is not None and execution not in self.executions[-1:]:
             self.executions.append(execution)

@@ -31,8 +31,6 @@ def time_left(began, step, total, now):
 class Console:
     """Shows the phase, the step, a few of its metrics, and activities without metrics."""
 
-    shown = ("loss", "reward", "kl", "accuracy")
-
     def __init__(self):
         self.bars = self.task = None
         self.phase, self.last = "", 0.0
@@ -43,9 +41,11 @@ class Console:
 
     # -- steps with metrics ------------------------------------------------------------------------
 
-    def step(self, phase, step, total, metrics):
-        """Show one step."""
-        values = "  ".join(f"{name} {metrics[name]:.3f}" for name in self.shown if name in metrics)
+    def step(self, phase, step, total, metrics, shown):
+        """Show one step, with the metrics named by `shown`."""
+        values = "  ".join(
+            f"{name.replace('_', ' ')} {metrics[name]:.3g}" for name in shown if name in metrics
+        )
         with self.lock:
             now, new = time.monotonic(), phase != self.phase
             if new:
@@ -201,8 +201,8 @@ def run_started(spec, folder, plan):
 
 
 @hookimpl
-def step_logged(phase, step, total, metrics):
-    CONSOLE.step(phase, step, total, metrics)
+def step_logged(phase, step, total, metrics, shown):
+    CONSOLE.step(phase, step, total, metrics, shown)
 
 
 @hookimpl

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from harness import OnPolicyOptions, Policy, hookimpl, torch
 
+from .grpo import without_signal
+
 if TYPE_CHECKING:
     from harness import Lab
 
@@ -75,6 +77,7 @@ class RLOO(OnPolicyOptions):
         if beta:  # without it no reference is held
             kl = (batch["logp"] - lab.reference.logp(batch)).sum(-1)
             reward = reward - beta * kl
+        lab.log(groups_without_signal=without_signal(batch["reward"]))
         self.report(lab, batch, kl)
         return batch.with_columns(old_logp=batch["logp"], advantages=self.advantages(reward))
 

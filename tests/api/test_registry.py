@@ -367,11 +367,10 @@ def test_hook_activity_changed(registry, tmp_path):
 
 
 def test_hook_step_logged(registry, tmp_path):
-    sent = {"phase": "sft", "step": 1, "total": 2, "metrics": {"loss": 0.5}}
-    seen = observed(
-        registry, tmp_path, "step_logged", ["metrics", "total", "step", "phase", "spec"], **sent
-    )
-    assert seen == [({"loss": 0.5}, 2, 1, "sft", "the spec")]
+    sent = {"phase": "sft", "step": 1, "total": 2, "metrics": {"loss": 0.5}, "shown": ("loss",)}
+    names = ["shown", "metrics", "total", "step", "phase", "spec"]
+    seen = observed(registry, tmp_path, "step_logged", names, **sent)
+    assert seen == [(("loss",), {"loss": 0.5}, 2, 1, "sft", "the spec")]
 
 
 def test_hook_run_finished(registry, tmp_path):

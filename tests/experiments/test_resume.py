@@ -127,13 +127,20 @@ def test_ppo_killed_in_every_phase_ends_in_the_same_bytes(watched):
     done, seen = watched.run("ppo", "ppo 3")
     assert done.code == -signal.SIGKILL and seen["ppo"] == [1, 2, 3]
     assert "sft" not in seen and seen["reward_model"][0] == 5
+    # what was trained is on disk already, the turn in which it was killed included
+    folder = only_run(watched.folder, "small", "ppo")
+    for name, key in (("metrics.jsonl", "step"), ("rollouts.jsonl", "step")):
+        rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        assert {row[key] for row in rows} == {1, 2, 3}, name
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "lo')  # as a crash of the machine may leave it
 
     done = watched.rest("ppo")
     assert done.code == 0, done.text
     first = re.search(r"^ +ppo +(\d+)/4", done.err, re.M)
     assert first and first[1] == "3" and not re.search(r"^ +(sft|reward_model) ", done.err, re.M)
     assert outputs(only_run(watched.folder, "small", "ppo")) == outputs(finished("ppo"))
-    assert len(outputs(finished("ppo"))) == 3
+    assert len(outputs(finished("ppo"))) == 4
 
 
 def test_the_bill_of_a_killed_run_is_that_of_a_whole_one(watched):
@@ -161,6 +168,7 @@ def test_a_finished_run_leaves_no_checkpoint(watched):
         "provenance.json",
         "result.json",
         "metrics.jsonl",
+        "rollouts.jsonl",
         "samples.jsonl",
         "policy",
         ".lock",

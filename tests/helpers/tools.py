@@ -290,7 +290,7 @@ def finished(method: str, suite: str = "small") -> Path:
 
 def outputs(folder: Path) -> dict[str, bytes]:
     """What must be the same bytes in every repetition of a run."""
-    names = ("metrics.jsonl", "samples.jsonl", "policy/model.safetensors")
+    names = ("metrics.jsonl", "rollouts.jsonl", "samples.jsonl", "policy/model.safetensors")
     return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
 
 
