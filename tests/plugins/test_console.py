@@ -45,11 +45,16 @@ def test_time_left_follows_the_steps_so_far():
 def test_step_lines_have_metrics_and_the_time_left(plain, capsys):
     for step in range(1, 4):
         plain.last = 0.0  # as if the last line were long ago
-        plain.step("ppo", step, 3, {"loss": 0.5, "own": 2})
+        plain.step(
+            "ppo", step, 3, {"loss": 0.5, "grad_norm": 1e-5, "own": 2}, ("grad_norm", "kl", "loss")
+        )
         time.sleep(0.01)
     first, second, last = capsys.readouterr().err.splitlines()
-    assert first.split() == ["ppo", "1/3", "loss", "0.500"]
-    assert re.search(r"2/3  loss 0.500  about \d+ s left", second) and "left" not in last
+    assert first.split() == ["ppo", "1/3", "grad", "norm", "1e-05", "loss", "0.5"]
+    assert (
+        re.search(r"2/3  grad norm 1e-05  loss 0.5  about \d+ s left", second)
+        and "left" not in last
+    )
 
 
 def test_activities_that_last_are_shown_with_their_steps(plain, capsys):
@@ -87,7 +92,7 @@ def test_short_activities_leave_no_line(plain, capsys):
 
 def test_the_end_of_a_run_ends_everything(plain, capsys):
     plain.activity("loading", 0, 0, False)
-    plain.step("sft", 1, 2, {})
+    plain.step("sft", 1, 2, {}, ())
     capsys.readouterr()
     plain.activity("", 0, 0, True)
     time.sleep(0.2)
