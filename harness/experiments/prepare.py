@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..models.initial_checkpoint import InitialCheckpoint
     from ..training.lab import MethodInputs
     from ..training.reference_cache import ReferenceCache
-    from ..training.stages.runtime import StageRuntime
+    from ..training.stages.runtime import Progress, StageRuntime
     from ..training.stages.stages import Stages
 
 CHECK_ALLOWS = {
@@ -175,18 +175,12 @@ def open_stage_runtime(
         torch.set_num_threads(spec.execution.threads)
     _quiet_libraries()
 
-    own = registry.get("methods", spec.method).shown
-
-    def progress(phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        shown = own if phase == spec.method else Method.shown
-        observe("step_logged", phase=phase, step=step, total=total, metrics=metrics, shown=shown)
-
     return StageRuntime(
         Artifacts(settings.results / "artifacts", distributed),
         engine,
         accelerator,
         torch.device(device),
-        progress,
+        _progress(spec, registry, observe),
         settings.checkpoint_every,
         replace(spec.execution, device=torch.device(device).type, processes=distributed.size),
         distributed,
@@ -195,6 +189,17 @@ def open_stage_runtime(
         sizes=BatchSizes(settings.warn),
         plan=settings.plan,
     )
+
+
+def _progress(spec: RunSpec, registry: Registry, observe: Observers) -> Progress:
+    """Return what tells observers of a step, with the metrics that its method declares telling."""
+    own = registry.get("methods", spec.method).shown
+
+    def progress(phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        shown = own if phase == spec.method else Method.shown
+        observe("step_logged", phase=phase, step=step, total=total, metrics=metrics, shown=shown)
+
+    return progress
 
 
 def open_stages(spec: RunSpec, registry: Registry, stage_runtime: StageRuntime) -> Stages:
