@@ -4,7 +4,6 @@ label.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,30 +106,31 @@ class LMAnnotator(WritingAnnotator):
         )
         return (one - two).sigmoid().tolist()
 
+    @cached_property
+    def tokens(self):
+        """The tokenizer with the harness's rules: one start token, a chat template's clock fixed,
+        and a question that is too long cut without its frame.
+        """
+        from harness.models.tokens import Tokens
+
+        model, tokenizer = self.loaded
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return Tokens(tokenizer, limit)
+
+    def _posed(self, text):
+        """Return a text as the model expects it: as a user's message, if it has a chat template."""
+        return text if self.tokens.chat is None else [{"role": "user", "content": text}]
+
     def _text(self, text) -> str:
-        """Return a text as the model expects it: in its chat template, if it has one."""
-        _, tokenizer = self.loaded
-        if not tokenizer.chat_template:
-            return text
-        messages = [{"role": "user", "content": text}]
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        chat = self.tokens.chat
+        return text if chat is None else chat.prompt(self._posed(text))
 
     def _ids(self, text):
         """Return token ids, the beginning cut where the model could not take them all."""
-        model, tokenizer = self.loaded
-        ids = tokenizer(self._text(text), add_special_tokens=not tokenizer.chat_template)[
-            "input_ids"
-        ]
-        ids = (
-            ids[:-1]
-            if ids and ids[-1] == tokenizer.eos_token_id and not tokenizer.chat_template
-            else ids
-        )
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-        if len(ids) > limit:
-            self.counts["cut"] += 1
-            ids = ids[-int(limit) :]
-        return list(ids)
+        before = self.tokens.cut_prompts
+        ids = self.tokens.prompt_ids(self._posed(text))
+        self.counts["cut"] += self.tokens.cut_prompts - before
+        return ids
 
     def _verdict_ids(self):
         """Return for each verdict the ids of the single tokens it can begin an answer as."""
