@@ -27,6 +27,7 @@ from ..core.save_schedule import parse_interval
 from ..core.secrets import redact_streams
 from ..core.spec import SAVED_DTYPES, SAVED_KINDS, STARTS, WEIGHTS
 from .check_command import check
+from .clean_command import clean
 from .evaluate_command import evaluate
 from .report_commands import COMMANDS, plugin_files
 
@@ -41,7 +42,7 @@ GROUPS = {  # the verbs of `harness --help`, by what they are for
     "Run": ("run", "study", "evaluate"),
     "Read": ("table", "plot", "compare", "report"),
     "Extend": ("list", "show", "new", "check"),
-    "Trust": ("reproduce", "power"),
+    "Trust": ("reproduce", "power", "clean"),
 }
 
 
@@ -438,7 +439,7 @@ def new(kind: str, name: str, folder: Path) -> None:
     )
 
 
-for command in (check, evaluate, *COMMANDS):
+for command in (check, clean, evaluate, *COMMANDS):
     cli.add_command(command)
 
 

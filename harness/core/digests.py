@@ -192,6 +192,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "core/table.py",
     "core/watchdog.py",
     "experiments/carry_out.py",
+    "experiments/clean.py",
     "experiments/model_card.py",
     "experiments/observers.py",
     "experiments/plan.py",

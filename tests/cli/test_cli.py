@@ -273,7 +273,7 @@ def test_help_shows_the_verbs_in_four_groups():
         "Run": ["run", "study", "evaluate"],
         "Read": ["table", "plot", "compare", "report"],
         "Extend": ["list", "show", "new", "check"],
-        "Trust": ["reproduce", "power"],
+        "Trust": ["reproduce", "power", "clean"],
     }
 
 

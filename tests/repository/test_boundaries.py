@@ -56,6 +56,7 @@ FLAGS = {
         "--plugin",
     },
     "new": {"--folder"},
+    "clean": {"--results", "--delete", "--older-than", "--failed", "--policy-of"},
     "list": {"-p", "--plugin"},
     "plot": {
         "--kind",
