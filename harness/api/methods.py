@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..core.settings import AdamWOptions, RewardOptions, base_class, check_idle
+from ..core.settings import AdamWOptions, LoraOptions, RewardOptions, base_class, check_idle
 from .contracts import Method
 
 if TYPE_CHECKING:
@@ -24,23 +23,16 @@ if TYPE_CHECKING:
 
 @base_class
 @dataclass
-class GradientMethod(AdamWOptions, Method):
-    """A method that trains by gradient, with the options of AdamW and of LoRA."""
+class GradientMethod(LoraOptions, AdamWOptions, Method):
+    """A method that trains by gradient, with the options of AdamW and of LoRA.
 
-    lora_rank: int = 0  # rank of a LoRA adapter; 0 trains all weights
-    lora_alpha: float = 0.0  # adapter scale times lora_rank; 0 takes twice the rank
+    `lora_rank` is that of the policy and of a critic of its own.
+    """
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
         super().check()
-        if self.lora_rank < 0 or self.lora_alpha < 0:
-            raise ValueError("lora_rank and lora_alpha must not be negative")
-        if not self.lora_rank:
-            check_idle(self, "lora_alpha", "lora_rank")
-        elif find_spec("peft") is None:
-            raise ValueError(
-                "lora_rank needs the package peft: pip install 'alignment-harness[lora]'"
-            )
+        self.check_lora()
 
 
 @base_class

@@ -5,6 +5,7 @@ STAGE.OPTION` sets.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -67,6 +68,26 @@ class AdamWOptions:
 
 @base_class
 @dataclass
+class LoraOptions:
+    """Options of a model that trains a LoRA adapter instead of all its weights."""
+
+    lora_rank: int = 0  # rank of a LoRA adapter; 0 trains all weights
+    lora_alpha: float = 0.0  # adapter scale times lora_rank; 0 takes twice the rank
+
+    def check_lora(self) -> None:
+        """Raise ValueError for options that make no sense, or without PEFT."""
+        if self.lora_rank < 0 or self.lora_alpha < 0:
+            raise ValueError("lora_rank and lora_alpha must not be negative")
+        if not self.lora_rank:
+            check_idle(self, "lora_alpha", "lora_rank")
+        elif find_spec("peft") is None:
+            raise ValueError(
+                "lora_rank needs the package peft: pip install 'alignment-harness[lora]'"
+            )
+
+
+@base_class
+@dataclass
 class RewardOptions:
     """A mixin for methods that use a reward: its source, its penalties, and its refresh."""
 
@@ -114,9 +135,9 @@ class RewardOptions:
 
 
 @dataclass
-class SFTOptions(AdamWOptions):
+class SFTOptions(LoraOptions, AdamWOptions):
     """Supervised fine-tuning of the base model on the suite's demonstrations: the start checkpoint
-    of every method.
+    of every method. A LoRA adapter is merged into the start checkpoint.
     """
 
     learning_rate: float = 2e-5  # peak learning rate of AdamW
@@ -126,6 +147,7 @@ class SFTOptions(AdamWOptions):
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
         super().check()
+        self.check_lora()
         if self.steps < 0 or self.epochs <= 0:
             raise ValueError("epochs must be above 0, and steps not negative")
 
@@ -153,8 +175,10 @@ class PreferenceOptions:
 
 
 @dataclass
-class RewardModelOptions(AdamWOptions):
-    """Bradley-Terry on the preferences; `batch_size` counts prompts, each with all its pairs."""
+class RewardModelOptions(LoraOptions, AdamWOptions):
+    """Bradley-Terry on the preferences; `batch_size` counts prompts, each with all its pairs. With
+    LoRA, reward models and judges are adapters over the start checkpoint.
+    """
 
     learning_rate: float = 1e-5  # peak learning rate of AdamW
     epochs: float = 1.0  # passes over the preferences
@@ -164,6 +188,7 @@ class RewardModelOptions(AdamWOptions):
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
         super().check()
+        self.check_lora()
         if self.epochs <= 0:
             raise ValueError("epochs must be above 0")
         if self.pooling not in ("last", "mean", "sum"):

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core.errors import UsageError
 from .flops import layers_of
 from .loading import ScalarModel, trunk_of
+from .lora import switched, switched_on
 
 FLAG = "checkpoint_activations"  # an attribute of the trunk; copies of a model inherit it
 Context = Callable[[], AbstractContextManager[Any]]
@@ -52,14 +53,22 @@ def checkpointing(trunk: nn.Module, again: Context = nullcontext) -> Iterator[No
 
     Args:
         trunk: The trunk that the forward pass inside the context goes through.
-        again: Returns the context of the recomputation, for example the attention of a packing.
+        again: Returns the context of the recomputation, for example the attention of a packing. The
+            adapter is the one that is on now.
     """
     if not getattr(trunk, FLAG, False) or not torch.is_grad_enabled():
         yield
         return
+    adapter = switched_on(trunk)
+
+    @contextmanager
+    def recomputing() -> Iterator[None]:
+        with again(), switched(trunk, adapter):
+            yield
+
     with ExitStack() as stack:
         for layer in layers_of(trunk)[:-1]:
-            stack.enter_context(_checkpointed(layer, again))
+            stack.enter_context(_checkpointed(layer, recomputing))
         yield
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from .layouts import head_apart, keeps_cache, packs, reads_some
 from .loading import ScalarModel, trunk_of
+from .lora import held, own_modules
 from .packing import pairs_of
 from .tokens import Batch
 
@@ -179,10 +180,11 @@ def forward_cost(model: nn.Module) -> ForwardCost:
 def frozen_cost(model: nn.Module) -> ForwardCost:
     """Return the cost of a model's frozen matrices in a forward pass; 0 if there are none."""
     trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
-    if all(p.requires_grad for p in model.parameters()):
+    if all(p.requires_grad for _, p in held(model)):
         return ForwardCost(0, 0, 0, LastCost(0, 0, 0, 0, 0))
     head = _head_of(model)
-    linear, last = _weights(trunk, trunk.modules(), frozen=True), _last_cost(trunk, 0, frozen=True)
+    modules = own_modules(model)
+    linear, last = _weights(trunk, modules, frozen=True), _last_cost(trunk, modules, 0, frozen=True)
     return ForwardCost(
         linear, 0 if head.weight.requires_grad else head.in_features * head.out_features, 0, last
     )
@@ -195,19 +197,25 @@ def _head_of(model: nn.Module) -> Any:
 def _forward_cost(model: nn.Module) -> ForwardCost:
     head = _head_of(model)
     trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)
-    linear = _weights(trunk, trunk.modules())
+    linear = _weights(trunk, own_modules(model))
     assert linear, f"no weight matrices found in {type(trunk).__name__}: its cost cannot be counted"
     layers, each = _attention_cost(trunk.config.get_text_config())  # type: ignore[operator, union-attr]
     return ForwardCost(
-        linear, head.in_features * head.out_features, layers * each, _last_cost(trunk, each)
+        linear,
+        head.in_features * head.out_features,
+        layers * each,
+        _last_cost(trunk, own_modules(model), each),
     )
 
 
-def _last_cost(trunk: nn.Module, attention: int, frozen: bool = False) -> LastCost | None:
+def _last_cost(
+    trunk: nn.Module, modules: list[nn.Module], attention: int, frozen: bool = False
+) -> LastCost | None:
     parts: LastParts | None = getattr(trunk, "last_parts", None)
     if parts is None:
         return None
-    named = dict(last_layer(trunk).named_modules())
+    known = set(modules)  # without other adapters
+    named = {n: m for n, m in last_layer(trunk).named_modules() if m in known}
 
     def weights(
         names: tuple[str, ...],

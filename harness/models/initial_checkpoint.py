@@ -29,7 +29,7 @@ from .loading import (
     unfilled,
     weights_digest,
 )
-from .lora import adapted, beside, deltas, unchanged
+from .lora import Lora, adapted, beside, carries, deltas, unchanged, without_adapters
 
 
 class InitialCheckpoint:
@@ -63,7 +63,7 @@ class InitialCheckpoint:
     def copy(self) -> nn.Module:
         """Return a new frozen copy, read from disk if the model is not in memory."""
         model = self._there()
-        return in_memory(self._anew()) if model is None else copy.deepcopy(model)
+        return in_memory(self._anew()) if model is None else without_adapters(copy.deepcopy(model))
 
     def is_(self, model: nn.Module) -> bool:
         """Return whether `model` is the object that `model()` returned."""
@@ -86,6 +86,12 @@ class InitialCheckpoint:
         assert self._outline is not None
         return self._outline
 
+    @property
+    def carries_adapters(self) -> bool:
+        """Whether the model in memory is the base of adapters."""
+        model = self._there()
+        return model is not None and carries(model)
+
     def scalar(self) -> ScalarModel:
         """Return a scalar model with this architecture and uninitialised weights."""
         outline = self.outline
@@ -93,7 +99,7 @@ class InitialCheckpoint:
         return ScalarModel(trunk, hidden_size(outline)).to(self._device)
 
     def _anew(self) -> nn.Module:
-        model = frozen(self._read())
+        model = frozen(without_adapters(self._read()))
         self._outlined(model)
         return model
 
@@ -136,15 +142,18 @@ def _read(model: Path | str, arithmetic: Arithmetic, device: torch.device) -> nn
 
 def learner(start: InitialCheckpoint, method: object, seed: int) -> nn.Module:
     """Return the model that a method trains: a copy, or an adapter if `lora_rank` is set."""
-    rank = getattr(method, "lora_rank", 0)
+    lora = lora_of(method, seed)
+    return learning(start.copy()) if lora is None else beside(start.model(), lora)
+
+
+def lora_of(options: object, seed: int, role: str = "policy") -> Lora | None:
+    """Return the adapter that options ask for with `lora_rank`; None where all weights train."""
+    rank = getattr(options, "lora_rank", 0)
     if not rank:
-        return learning(start.copy())
-    return beside(
-        start.model(),
-        rank,
-        getattr(method, "lora_alpha", 0.0) or 2.0 * rank,
-        derive(seed, "adapter"),
-    )
+        return None
+    alpha = getattr(options, "lora_alpha", 0.0) or 2.0 * rank
+    purpose = "adapter" if role == "policy" else f"adapter of the {role}"
+    return Lora(rank, alpha, derive(seed, purpose), role)
 
 
 def merged(model: nn.Module, start: InitialCheckpoint) -> nn.Module:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,20 @@ from ..core.errors import UsageError
 from ..core.files import write_json
 from .hub_format import load_tokenizer as load_tokenizer
 from .hub_format import read_model
+from .lora import (
+    Lora,
+    adapted,
+    adapter_of,
+    attach,
+    bind,
+    deltas,
+    held,
+    plain_state,
+    share_adapter,
+    switched,
+    without_adapters,
+)
+from .tensor_files import as_dtype as as_dtype
 from .tensor_files import load_tensors as load_tensors
 from .tensor_files import save_tensors as save_tensors
 
@@ -61,13 +75,20 @@ def in_memory(model: nn.Module) -> nn.Module:
     return model
 
 
-def computing(model: nn.Module) -> AbstractContextManager[Any]:
-    """Return the context of a model's forward passes: autocast if it computes in bf16."""
+@contextmanager
+def computing(model: nn.Module) -> Iterator[None]:
+    """Enter the context of a model's forward passes: its adapter is on, and no other.
+
+    A model that computes in bf16 has autocast.
+    """
     trunk = model.trunk if isinstance(model, ScalarModel) else getattr(model, "base_model", model)
     dtype = getattr(trunk, "compute_dtype", torch.float32)
-    if dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, dtype=dtype)
+    with ExitStack() as stack:
+        stack.enter_context(switched(trunk, adapter_of(model)))
+        if dtype != torch.float32:
+            device = next(model.parameters()).device.type
+            stack.enter_context(torch.autocast(device, dtype=dtype))
+        yield
 
 
 @contextmanager
@@ -99,11 +120,6 @@ def save_causal(model: nn.Module, tokenizer: Any, folder: Path, dtype: str = "")
     config = folder / "config.json"
     write_json(config, json.loads(config.read_text(encoding="utf-8")) | {"dtype": dtype})
     tokenizer.save_pretrained(folder)
-
-
-def as_dtype(tensor: Tensor, dtype: str) -> Tensor:
-    """Return a tensor in a dtype; numbers that are not floating-point stay as they are."""
-    return tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -176,8 +192,25 @@ class ScalarModel(nn.Module):
 
 
 def scalar_on(causal: nn.Module) -> ScalarModel:
-    """Return a scalar model on a causal model's own trunk; the head is dropped."""
-    return ScalarModel(trunk_of(causal), hidden_size(causal)).to(next(causal.parameters()).device)
+    """Return a scalar model on a causal model's trunk, with its adapter and without its head."""
+    model = ScalarModel(trunk_of(causal), hidden_size(causal)).to(next(causal.parameters()).device)
+    share_adapter(model, causal)
+    return model
+
+
+def scalar_beside(holder: nn.Module, lora: Lora) -> ScalarModel:
+    """Return a scalar model on another model's trunk, with a new adapter of output 0.
+
+    Args:
+        holder: A causal or scalar model, which keeps its trunk; its own adapter is not used.
+        lora: The adapter.
+    """
+    trunk = holder.trunk if isinstance(holder, ScalarModel) else trunk_of(holder)
+    width = int(trunk.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
+    model = ScalarModel(trunk, width)
+    model.head.to(next(trunk.parameters()).device)
+    bind(model, holder, trunk, attach(trunk, lora))
+    return model
 
 
 def scalar_from(causal: nn.Module) -> ScalarModel:
@@ -187,15 +220,26 @@ def scalar_from(causal: nn.Module) -> ScalarModel:
     )
 
 
+def plain_scalar(model: ScalarModel) -> ScalarModel:
+    """Return a copy of a scalar model, with the adapter merged into its trunk."""
+    added = dict(deltas(model)) if adapted(model) else {}
+    trunk = without_adapters(copy.deepcopy(model.trunk))
+    plain = ScalarModel(trunk, model.head.in_features).to(model.head.weight.device)
+    plain.head.load_state_dict(model.head.state_dict())
+    for name, delta in added.items():
+        plain.get_parameter(name).data += delta
+    return plain.eval()
+
+
 def hidden_size(model: nn.Module) -> int:
     """Return the width of the hidden states."""
     return int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 over names, shapes and bytes of the parameters."""
+    """Return the SHA-256 over names, shapes and bytes of the parameters, without adapters."""
     whole = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(plain_state(model).items()):
         whole.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         whole.update(
             tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
@@ -204,8 +248,8 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def size_of(model: nn.Module) -> tuple[int, int]:
-    """Return (parameters, bytes) of a model, shared tensors counted once."""
+    """Return (parameters, bytes) of a model, shared tensors once, without others' adapters."""
     unique = {
-        (p.untyped_storage()._cdata, p.storage_offset()): p for p in model.parameters()
+        (p.untyped_storage()._cdata, p.storage_offset()): p for _, p in held(model)
     }.values()  # on meta, too
     return sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)

@@ -1,29 +1,54 @@
-"""LoRA: a policy that shares the start checkpoint's weights and trains low-rank matrices.
+"""LoRA: models that share one frozen base and train low-rank matrices of their own.
 
-The policy is a second module over the tensors of the frozen start checkpoint. Every linear layer
-but the head gets a low-rank update, and only the updates are trained. So a reference takes no extra
-memory. The layers are PEFT's. Hu et al. 2021
-(https://arxiv.org/abs/2106.09685), eq. 3.
+Every linear layer of the base but the head gets a low-rank update for each adapter, and only the
+updates are trained. A model is the base with one of the adapters switched on. The reference is the
+base with all of them off. So policy, reference, critic and reward models are one module with one
+set of weights. The layers are PEFT's. Hu et al. 2021 (https://arxiv.org/abs/2106.09685), eq. 3.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 import warnings
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..core.model_folder import ADAPTER_WEIGHTS
-from .loading import as_dtype, save_tensors
+from .tensor_files import as_dtype, save_tensors
 
+M = TypeVar("M", bound=nn.Module)
 OWN = "lora_"  # in the name of every tensor of an adapter
-_MARK = "harness_adapter"  # PEFT's `peft_config` is also on models that others have adapted
+_OWNER = re.compile(r"(?<=\.)(lora_\w+\.)([^.]+)")  # a part of an adapter, and the adapter's name
+_WRAPPED = ".base_layer"  # in the name of a weight below PEFT's layers
+# attributes of an adapted trunk: its adapters, PEFT's layers, and the adapter that is switched on
+_ADAPTERS, _LAYERS, _ON = "harness_adapters", "harness_layers", "harness_adapter_on"
+_NAME, _BASE = "harness_adapter", "harness_base"  # attributes of a model with an adapter
+
+
+@dataclass(frozen=True)
+class Lora:
+    """How an adapter is made.
+
+    Attributes:
+        rank: Of the update of each matrix.
+        alpha: The update's scale times the rank.
+        seed: Decides the first numbers.
+        role: Begins the adapter's name.
+    """
+
+    rank: int
+    alpha: float
+    seed: int
+    role: str = "policy"
 
 
 @dataclass(frozen=True)
@@ -47,38 +72,130 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.items())
 
 
-def beside(model: nn.Module, rank: int, alpha: float, seed: int) -> nn.Module:
-    """Return a causal model over the weights of a frozen one, with an adapter of output 0.
+class Adapted(nn.Module):
+    """A causal model with one adapter switched on, over a base that others use too.
+
+    It has the interface of the base. Its parameters are those of the base and of its adapter.
+    """
+
+    def __init__(self, base: nn.Module, name: str) -> None:
+        super().__init__()
+        bind(self, base, _trunk(base), name)
+
+    @property
+    def base(self) -> Any:
+        """The causal model below the adapter."""
+        return base_of(self)
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The trunk of the base."""
+        trunk: nn.Module = self.base.base_model
+        return trunk
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the base."""
+        return self.base.config
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the head of the base."""
+        head: nn.Module = self.base.get_output_embeddings()
+        return head
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the base with the adapter on."""
+        with switched(self.base_model, adapter_of(self)):
+            return self.base(*args, **kwargs)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the modules of the base, without those of other adapters."""
+        return _not_of(self.base.named_modules(*args, **kwargs), _others(self))
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters of the base and of the adapter."""
+        return _not_of(self.base.named_parameters(*args, **kwargs), _others(self))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the tensors of the base and of the adapter."""
+        state = self.base.state_dict(*args, **kwargs)
+        return dict(_not_of(state.items(), _others(self)))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.base._apply(fn, recurse)  # dtype and device are those of the base
+        return self
+
+
+# -- adapters of a base ----------------------------------------------------------------------------
+
+
+def beside(model: nn.Module, lora: Lora) -> Adapted:
+    """Return a causal model that is a frozen one with a new adapter of output 0.
 
     y = W x + (alpha / rank) B A x; A is drawn as PEFT draws it, from the seed, and B is 0. PEFT
     also adapts the stacked weights of experts, where it knows the architecture. The adapter is
-    float32, whatever the weights are.
+    float32, whatever the weights are. It is removed when the returned model is no longer used.
     """
+    trunk: nn.Module = model.base_model  # type: ignore[assignment]
+    return Adapted(model, attach(trunk, lora))
+
+
+def attach(trunk: nn.Module, lora: Lora) -> str:
+    """Add an adapter of output 0 to a trunk, switched off; return its name."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    same: dict[int, Any] = {id(p): p for p in model.parameters()}
-    over = copy.deepcopy(model, same)
-    vars(over).pop("forward_cost", None)  # that of the model without adapter
-    vars(over)["lender"] = lambda: (
-        model
-    )  # keeps the start checkpoint in memory, so that it is not read again
+    adapters = vars(trunk).setdefault(_ADAPTERS, {})
+    names = (f"{lora.role}{i or ''}" for i in range(len(adapters) + 1))
+    name = next(name for name in names if name not in adapters)
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
         target_modules="all-linear",
-        exclude_modules=_routers(over) or None,
+        exclude_modules=_routers(trunk) or None,
     )
+    learned = {p: p.requires_grad for p in trunk.parameters()}
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # PEFT warns that GPT-2's layers are transposed, and handles them
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, over)
-    for name, p in over.named_parameters():  # PEFT gives it the dtype of the weight below it
-        if OWN in name:
+        torch.manual_seed(lora.seed)
+        inject_adapter_in_model(config, trunk, name)
+    for p, was in learned.items():  # PEFT learns the newest adapter only
+        p.requires_grad_(was)
+    for key, p in trunk.named_parameters():  # PEFT gives it the dtype of the weight below it
+        if _owner(key) == name:
             p.data = p.data.float()
-    vars(over)[_MARK] = (rank, alpha)
-    return over.eval()
+            p.requires_grad_(True)
+    adapters[name] = lora
+    vars(trunk)[_LAYERS] = [m for m in trunk.modules() if _is_layer(m)]
+    trunk.eval()
+    _switch(trunk, vars(trunk).get(_ON))
+    return name
+
+
+def bind(model: nn.Module, base: nn.Module, trunk: nn.Module, name: str) -> None:
+    """Make a model stand for a base with an adapter on, and remove the adapter with the model.
+
+    Args:
+        model: The model.
+        base: The module that shares its weights with the model; it stays in memory with it.
+        trunk: The trunk that has the adapter.
+        name: The adapter's name.
+    """
+    vars(model)[_NAME], vars(model)[_BASE] = name, lambda: base  # no submodule of the model
+    weakref.finalize(model, _remove, trunk, name).atexit = False
+
+
+def share_adapter(model: nn.Module, other: nn.Module) -> None:
+    """Give a model on the same trunk the adapter of another, which goes on owning it."""
+    if adapted(other):
+        vars(model)[_NAME], vars(model)[_BASE] = adapter_of(other), lambda: other
+
+
+def _trunk(model: nn.Module) -> nn.Module:
+    """Return the trunk of a causal or scalar model, or the module itself."""
+    trunk: nn.Module = getattr(model, "trunk", getattr(model, "base_model", model))
+    return trunk
 
 
 def _routers(model: nn.Module) -> list[str]:
@@ -90,41 +207,236 @@ def _routers(model: nn.Module) -> list[str]:
     ]
 
 
+def _remove(trunk: nn.Module, name: str) -> None:
+    """Free the tensors of an adapter."""
+    vars(trunk).get(_ADAPTERS, {}).pop(name, None)
+    getattr(trunk, "peft_config", {}).pop(name, None)
+    for layer in vars(trunk).get(_LAYERS, []):
+        for part in (*layer.adapter_layer_names, *layer.other_param_names):
+            held = getattr(layer, part, None)
+            if held is not None and name in held:
+                del held[name]
+
+
+@contextmanager
+def switched(trunk: nn.Module, name: str | None) -> Iterator[None]:
+    """Have one adapter of a trunk on inside the context, and the others off; None: all off."""
+    before = vars(trunk).get(_ON)
+    if _LAYERS not in vars(trunk) or before == name:
+        yield
+        return
+    _switch(trunk, name)
+    try:
+        yield
+    finally:
+        _switch(trunk, before)
+
+
+def switched_on(trunk: nn.Module) -> str | None:
+    """Return the name of the adapter that is on; None where all are off, or none exists."""
+    name: str | None = vars(trunk).get(_ON)
+    return name
+
+
+def _switch(trunk: nn.Module, name: str | None) -> None:
+    for layer in vars(trunk)[_LAYERS]:  # what PEFT's `set_adapter` does, but for gradients
+        layer._disable_adapters = name is None
+        layer._active_adapter = [] if name is None else [name]
+    vars(trunk)[_ON] = name
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Return whether a module is PEFT's layer around a matrix."""
+    return hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def adapter_of(model: nn.Module) -> str | None:
+    """Return the name of the adapter that a model has switched on; None where it has none."""
+    name: str | None = vars(model).get(_NAME)
+    return name
+
+
 def adapted(model: nn.Module) -> bool:
-    """Return whether a model has an adapter that `beside` made."""
-    return _MARK in vars(model)
+    """Return whether a model has an adapter that the harness made."""
+    return adapter_of(model) is not None
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """Return the module below a model's adapter; the model itself where it has none."""
+    base: Callable[[], nn.Module] = vars(model).get(_BASE, lambda: model)
+    return base()
+
+
+def carries(model: nn.Module) -> bool:
+    """Return whether a causal model is itself the base of adapters."""
+    return bool(vars(_trunk(model)).get(_ADAPTERS))
+
+
+def lora_on(model: nn.Module) -> Lora | None:
+    """Return how a model's adapter was made; None where it has none."""
+    lora: Lora | None = vars(_trunk(model)).get(_ADAPTERS, {}).get(adapter_of(model))
+    return lora
+
+
+def own_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of a model's trunk, without those of other adapters."""
+    return [module for _, module in _not_of(_trunk(model).named_modules(), _others(model))]
+
+
+def _others(model: nn.Module) -> set[str]:
+    """Return the adapters on a model's trunk that are not the model's."""
+    return set(vars(_trunk(model)).get(_ADAPTERS, ())) - {adapter_of(model)}
+
+
+def _owner(name: str) -> str | None:
+    """Return the adapter that a module or a parameter belongs to by its name."""
+    found = _OWNER.search(f".{name}")
+    return found[2] if found else None
+
+
+def _not_of(named: Iterable[tuple[str, Any]], adapters: set[str]) -> Iterator[Any]:
+    return ((name, one) for name, one in named if _owner(name) not in adapters)
+
+
+def held(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that a model computes with, by name."""
+    return _not_of(model.named_parameters(), _others(model))
+
+
+def own(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that a model shares with no other: an adapter's and a head's, or all.
+
+    The names do not depend on the adapter's name.
+    """
+    adapter = adapter_of(model)
+    if adapter is None:
+        return dict(held(model))
+    shared = set(base_of(model).parameters()) - {
+        p for name, p in model.named_parameters() if _owner(name) == adapter
+    }
+    return {
+        _OWNER.sub(r"\1default", name): p for name, p in model.named_parameters() if p not in shared
+    }
+
+
+def own_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that a model does not share: an adapter's and a head's, or all."""
+    if adapted(model):
+        return {name: p.detach() for name, p in own(model).items()}
+    return plain_state(model)
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a model that is not adapted, by the names they have without others'
+    adapters.
+    """
+    state: dict[str, Tensor] = model.state_dict()
+    if not carries(model):
+        return state
+    kept = _not_of(state.items(), _others(model))
+    return {name.replace(_WRAPPED, ""): tensor for name, tensor in kept}
+
+
+@torch.no_grad()
+def load_own(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load the result of `own_state`; raise RuntimeError if it is of another model."""
+    if not adapted(model):
+        model.load_state_dict(state)
+        return
+    mine = own(model)
+    if mine.keys() != state.keys():
+        raise RuntimeError("these are not the tensors of this adapter")
+    for name, p in mine.items():
+        p.copy_(state[name])
+
+
+def learn(model: M, yes: bool = True) -> M:
+    """Return a model that takes gradients for what is its own: an adapter and a head, or all."""
+    for p in own(model).values():
+        p.requires_grad_(yes)
+    return model
+
+
+def size_of_own(model: nn.Module) -> tuple[int, int]:
+    """Return (parameters, bytes) of what is a model's own; 0 where that is nothing but a base."""
+    mine = own(model).values() if adapted(model) else []
+    return sum(p.numel() for p in mine), sum(p.nbytes for p in mine)
+
+
+def unchanged(model: nn.Module) -> bool:
+    """Return whether an adapter still changes nothing."""
+    return not any(p.any() for name, p in own(model).items() if f"{OWN}B" in name)
+
+
+# -- merging ---------------------------------------------------------------------------------------
+
+
+def without_adapters(model: nn.Module) -> nn.Module:
+    """Return a causal model after taking PEFT's layers out of it."""
+    trunk = _trunk(model)
+    if _LAYERS in vars(trunk):
+        _unwrap(trunk)
+        for attribute in (_ADAPTERS, _LAYERS, _ON, "peft_config"):
+            vars(trunk).pop(attribute, None)
+    return model
+
+
+def _unwrap(module: nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        if _is_layer(child):
+            child = child.get_base_layer()  # type: ignore[operator]
+            setattr(module, name, child)
+        _unwrap(child)
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> nn.Module:
+    """Return the base of a model with its adapter added to the weights; other models as they are.
+
+    The base is changed, and has no adapters any more.
+    """
+    if not adapted(model):
+        return model
+    added = dict(deltas(model))
+    plain = without_adapters(base_of(model))
+    for name, delta in added.items():
+        plain.get_parameter(name).add_(delta)
+    return plain
 
 
 def deltas(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield for each adapted matrix its name in the plain model, and what the adapter adds."""
     for name, layer in _adapted_weights(model):
-        yield name, layer.get_delta_weight("default")
+        yield name, layer.get_delta_weight(adapter_of(model))
 
 
 def _adapted_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield for each adapted matrix its name in the plain model, and PEFT's layer around it."""
     for name, layer in model.named_modules():
-        if hasattr(layer, "get_delta_weight"):
+        if _is_layer(layer) and adapter_of(model) in layer.lora_A:
             weight = getattr(layer, "parameter_name", "weight")  # stacked experts have other names
-            yield f"{name.replace('.base_layer', '')}.{weight}", layer
+            yield f"{name.replace(_WRAPPED, '')}.{weight}", layer
 
 
 def adaptation(model: nn.Module) -> Adaptation | None:
     """Return what a model's adapter changes, or None where it has none."""
-    if not adapted(model):
+    lora = lora_on(model)
+    if lora is None:
         return None
     names = [name for name, _ in _adapted_weights(model)]
     head = model.get_output_embeddings()  # type: ignore[operator]
     matrices = [
-        f"{name.replace('.base_layer', '')}.{weight}"
+        f"{name.replace(_WRAPPED, '')}.{weight}"
         for name, module in model.named_modules()
         if not isinstance(module, nn.Embedding) and module is not head and OWN not in name
         for weight, p in module.named_parameters(recurse=False)
         if p.dim() > 1
     ]
     untouched = [name for name in matrices if name not in names]
-    rank, alpha = vars(model)[_MARK]
-    return Adaptation(rank, alpha, _by_ending(names), _by_ending(untouched))
+    return Adaptation(lora.rank, lora.alpha, _by_ending(names), _by_ending(untouched))
 
 
 def _by_ending(names: list[str]) -> dict[str, int]:
@@ -133,15 +445,7 @@ def _by_ending(names: list[str]) -> dict[str, int]:
     return dict(Counter(".".join(part) for part in parts))
 
 
-def unchanged(model: nn.Module) -> bool:
-    """Return whether an adapter still changes nothing."""
-    return not any(p.any() for name, p in model.named_parameters() if f"{OWN}B" in name)
-
-
-def own_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that a model does not share: an adapter's, or all."""
-    state = model.state_dict()
-    return {name: t for name, t in state.items() if OWN in name} if adapted(model) else state
+# -- files -----------------------------------------------------------------------------------------
 
 
 def rounded(model: nn.Module, dtype: str) -> None:
@@ -155,36 +459,19 @@ def save_adapter(model: nn.Module, base: str, folder: Path, dtype: str = "") -> 
     """Write a model's adapter in PEFT's format; `peft.PeftModel.from_pretrained` loads it.
 
     Args:
-        model: A model with an adapter.
+        model: A causal model with an adapter.
         base: The folder or hub id of the base model, which the file of the adapter names.
         folder: A new folder.
         dtype: What the matrices are written in; empty: as they are in memory.
     """
-    from peft import get_peft_model_state_dict
-
-    config: Any = copy.deepcopy(model.peft_config["default"])  # type: ignore[index]
+    known: Any = _trunk(model).peft_config
+    config: Any = copy.deepcopy(known[adapter_of(model)])
     config.base_model_name_or_path, config.task_type = base, "CAUSAL_LM"
     config.inference_mode = True
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {
-        f"base_model.model.{name}": as_dtype(t, dtype) if dtype else t for name, t in state.items()
+        f"base_model.model.{name.replace('.default', '')}": as_dtype(t, dtype) if dtype else t
+        for name, t in own_state(model).items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     save_tensors(tensors, folder / ADAPTER_WEIGHTS)
-
-
-def load_own(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load the result of `own_state`; raise RuntimeError if it is of another model."""
-    if not adapted(model):
-        model.load_state_dict(state)
-    elif own_state(model).keys() != state.keys():
-        raise RuntimeError("these are not the tensors of this adapter")
-    else:
-        model.load_state_dict(state, strict=False)
-
-
-def size_of_adapter(model: nn.Module) -> tuple[int, int]:
-    """Return (parameters, bytes) of a model's adapter, 0 where it has none."""
-    own = [p for name, p in model.named_parameters() if OWN in name]
-    return sum(p.numel() for p in own), sum(p.nbytes for p in own)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core.distributed import ALONE, DistributedContext
 from ..core.progress import advance
+from .lora import base_of
 from .memory import SCORING, BatchSizes
 from .tokens import Batch
 
@@ -123,7 +124,7 @@ def micro_batches(batch: Batch, max_tokens: int) -> list[list[int]]:
 
 def _takes(model: nn.Module, name: str) -> bool:
     """Return whether a model's forward pass takes an argument."""
-    cls: Any = type(model)
+    cls: Any = type(base_of(model))
     return name in _parameters(cls)
 
 

@@ -100,3 +100,8 @@ def _content(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
+
+
+def as_dtype(tensor: Tensor, dtype: str) -> Tensor:
+    """Return a tensor in a dtype; numbers that are not floating-point stay as they are."""
+    return tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor

@@ -20,9 +20,9 @@ from ..core.data import Sampling
 from ..core.seeds import derive, endless_order, permutation
 from ..core.settings import AdamWOptions
 from ..models.generation import Sampler, check_sampling
-from ..models.initial_checkpoint import learner
-from ..models.loading import frozen, scalar_on, size_of
-from ..models.lora import adaptation, load_own, own_state
+from ..models.initial_checkpoint import learner, lora_of
+from ..models.loading import ScalarModel, frozen, scalar_beside, scalar_on, size_of
+from ..models.lora import adaptation, adapted, learn, load_own, own_state
 from ..models.tokens import Batch, PromptBatch, Tokens
 from .completion_cache import CompletionPools
 from .inputs import MethodInputs as MethodInputs
@@ -33,7 +33,7 @@ from .roles import Critic as Critic
 from .roles import LanguageModel as LanguageModel
 from .rollout_samples import RolloutSamples
 from .runtime import Runtime as Runtime
-from .trainer import Loss, Term
+from .trainer import BASE, Loss, Term
 
 
 class Lab:
@@ -252,7 +252,6 @@ class Lab:
                 "reference",
                 self._runtime,
                 self._recall,
-                self._adapts and other is None,
             )
         return self._reference
 
@@ -269,23 +268,17 @@ class Lab:
         """Return a reference with weights of its own, which are saved with every checkpoint."""
         model = frozen(self._learner())
         self._loop.trainer.keep("reference", model)
-        return LanguageModel(model, "reference", "reference", self._runtime, beside=self._adapts)
+        return LanguageModel(model, "reference", "reference", self._runtime)
 
     def _learner(self) -> nn.Module:
         """Return a model as the method trains one, still saying what the start checkpoint does."""
         return learner(self._method_inputs.start, self._method, self._runtime.seed)
 
     @property
-    def _adapts(self) -> bool:
-        return getattr(self._method, "lora_rank", 0) > 0
-
-    @property
     def start(self) -> LanguageModel:
         """The start checkpoint as a policy of its own: for methods that train nothing."""
         if self._start is None:
-            self._start = LanguageModel(
-                self._method_inputs.start, "policy", "score", self._runtime, beside=self._adapts
-            )
+            self._start = LanguageModel(self._method_inputs.start, "policy", "score", self._runtime)
         self._start.role.hold(self._runtime.meter)
         return self._start
 
@@ -297,22 +290,35 @@ class Lab:
 
         A network of its own starts from the reward model's trunk (`from_reward`, where there is
         one) or the start checkpoint's; its head starts at zero, so the first values are 0 whatever
-        the scale of the reward.
+        the scale of the reward. With `lora_rank` it is an adapter on that trunk.
         """
         if self._critic is None:
             seed = derive(self._runtime.seed, "critic")
+            model, below = (
+                (scalar_on(self.policy.model), BASE) if shared else self._value_network(from_reward)
+            )
+            self._critic = Critic(model.initialise(seed, std=0.0), self._runtime, below)
+            learned = model.head.requires_grad_(True) if shared else learn(model)
+            self._loop.trainer.add("value", learned, learning_rate)
             if shared:
-                model = scalar_on(self.policy.model)
-            elif from_reward and self._method_inputs.rewards is not None:
-                model = self._scoring.models()[0].fresh_copy()
+                self._runtime.meter.hold("value", *size_of(model.head))
             else:
-                model = scalar_on(self._method_inputs.start.copy())
-            (model.head if shared else model).requires_grad_(True)
-            self._critic = Critic(model.initialise(seed, std=0.0), self._runtime)
-            self._loop.trainer.add("value", model.head if shared else model, learning_rate)
-            parameters, size = size_of(model.head if shared else model)
-            self._runtime.meter.hold("value", parameters, size)
+                self._critic.role.hold(self._runtime.meter)
         return self._critic
+
+    def _value_network(self, from_reward: bool) -> tuple[ScalarModel, str]:
+        """Return a scalar model for a critic, with its own weights or its own adapter, and the role
+        that counts the weights below that adapter.
+        """
+        lora = lora_of(self._method, self._runtime.seed, "value")
+        if from_reward and self._method_inputs.rewards is not None:
+            reward = self._scoring.models()[0]
+            apart = getattr(self._method, "reward_refresh", 0) > 0
+            below = BASE if adapted(reward.model) else "value_base" if apart else reward.role.name
+            return reward.for_critic(lora, apart), below
+        if lora is not None:
+            return scalar_beside(self._method_inputs.start.model(), lora), BASE
+        return scalar_on(self._method_inputs.start.copy()), BASE
 
     def reward(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
         """Return (B, K) rewards as the method's RewardOptions say; NaN where a verifier cannot

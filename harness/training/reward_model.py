@@ -4,9 +4,9 @@ combined.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,9 @@ from ..core.data import Comparison
 from ..core.files import write_json
 from ..core.progress import LOADING, activity
 from ..models.initial_checkpoint import InitialCheckpoint
-from ..models.loading import ScalarModel, load_tensors, save_tensors
+from ..models.loading import ScalarModel, load_tensors, plain_scalar, save_tensors, scalar_beside
 from ..models.logprobs import completion_scores
+from ..models.lora import Lora, base_of, learn, load_own, lora_on, own_state
 from ..models.micro_batches import in_micro_batches
 from ..models.tokens import Batch
 from .trainer import Role
@@ -71,31 +72,56 @@ class RewardModel:
             runtime.sizes,
         )
 
-    def fresh_copy(self) -> ScalarModel:
-        """Return a copy of the network, for a critic to start from."""
-        return copy.deepcopy(self.model)
+    def for_critic(self, lora: Lora | None, apart: bool) -> ScalarModel:
+        """Return a network that computes what this one does, for a critic to start from.
+
+        Args:
+            lora: The critic's adapter; None trains all its weights, which are a copy then.
+            apart: Whether this model goes on learning, so that its weights are no base.
+
+        Returns:
+            An adapter over the weights of this model. Where this model is an adapter itself, it is
+            another one over the same base, with the same numbers and rank.
+        """
+        mine = lora_on(self.model)
+        if lora is None:
+            return plain_scalar(self.model)
+        if mine is not None:
+            critic = scalar_beside(base_of(self.model), replace(mine, role=lora.role))
+            load_own(critic, own_state(self.model))
+            return critic
+        return scalar_beside(plain_scalar(self.model) if apart else self.model, lora)
 
     def save(self, folder: Path) -> None:
-        """Write weights and normalisation."""
-        save_tensors(self.model.state_dict(), folder / "model.safetensors")
+        """Write weights, or an adapter and the head, and normalisation."""
+        save_tensors(own_state(self.model), folder / "model.safetensors")
+        lora = lora_on(self.model)
         settings = {
             "pooling": self.pooling,
             "name": self.name,
             "mean": self.mean,
             "scale": self.scale,
+            "lora": None if lora is None else [lora.rank, lora.alpha],
         }
         write_json(folder / "reward.json", settings)
 
     @staticmethod
     def load(folder: Path, start: InitialCheckpoint) -> RewardModel:
-        """Read a reward model; `start` gives the architecture of its trunk, and need not be in
-        memory.
+        """Read a reward model.
+
+        `start` gives the architecture of its trunk, and need not be in memory. Below an adapter it
+        is the base, and stays in memory.
         """
         settings = json.loads((folder / "reward.json").read_text())
+        lora = settings.pop("lora")
         with activity(LOADING, "loading a reward model"):
-            model = start.scalar()
-            model.load_state_dict(load_tensors(folder / "model.safetensors"))
-        model.eval().requires_grad_(False)
+            if lora is None:
+                model = start.scalar()
+            else:
+                role = settings["name"].replace("_model", "")
+                model = scalar_beside(start.model(), Lora(lora[0], lora[1], 0, role))
+            load_own(model, load_tensors(folder / "model.safetensors"))
+        learn(model.eval(), False)
         return RewardModel(model, **settings)
 
 

@@ -17,6 +17,7 @@ from ..core.errors import Diverged
 from ..core.meter import Meter
 from ..core.settings import RewardOptions
 from ..models.generation import Sampler
+from ..models.lora import learn
 from ..models.tokens import Batch, PromptBatch, Tokens
 from .inputs import MethodInputs
 from .label_server import LabelClient
@@ -175,7 +176,7 @@ class RewardScorer:
             if self._options.reward_refresh:
                 for model in self._models:  # they go on learning
                     rate = self._method_inputs.refresh.learning_rate * REFRESH_RATE
-                    self._loop.trainer.add(model.role.name, model.model.requires_grad_(True), rate)
+                    self._loop.trainer.add(model.role.name, learn(model.model), rate)
         return self._models
 
 

@@ -17,7 +17,7 @@ from ..models.logprobs import completion_logp, completion_values
 from ..models.tokens import Batch, PromptBatch
 from .reference_cache import Cached, count_as_computed
 from .runtime import Runtime, metered
-from .trainer import Role
+from .trainer import BASE, Role
 
 Recall = Callable[[Batch], Cached | None]
 
@@ -36,14 +36,19 @@ class LanguageModel(Policy):
         phase: str,
         runtime: Runtime,
         recall: Recall = lambda batch: None,
-        beside: bool = False,
     ) -> None:
+        start = model if isinstance(model, InitialCheckpoint) else None
         outline = model.outline if isinstance(model, InitialCheckpoint) else model
         weights: Callable[[], nn.Module] = (
             cache(model.model) if isinstance(model, InitialCheckpoint) else lambda: model
         )
         self._weights = weights
-        self.role = Role(role, outline, lambda batch: completion_logp(weights(), batch), beside)
+        self.role = Role(
+            role,
+            outline,
+            lambda batch: completion_logp(weights(), batch),
+            lambda: start is not None and start.carries_adapters,
+        )
         self._phase, self._runtime, self._recall = phase, runtime, recall
 
     @property
@@ -75,9 +80,11 @@ class LanguageModel(Policy):
 class Critic:
     """A value function at the bench."""
 
-    def __init__(self, model: ScalarModel, runtime: Runtime) -> None:
+    def __init__(self, model: ScalarModel, runtime: Runtime, base_role: str = BASE) -> None:
         self.model = model
-        self.role = Role("value", model, lambda batch: completion_values(model, batch))
+        self.role = Role(
+            "value", model, lambda batch: completion_values(model, batch), base_role=base_role
+        )
         self._runtime = runtime
 
     def values(self, batch: Batch) -> Tensor:

@@ -24,13 +24,14 @@ from ..core.settings import AdamWOptions
 from ..models.activation_checkpointing import enable_activation_checkpointing
 from ..models.flops import ModelFlops
 from ..models.loading import size_of
-from ..models.lora import load_own, own_state, size_of_adapter
+from ..models.lora import adapted, base_of, load_own, own, own_state, size_of_own
 from ..models.memory import TRAINING, BatchSizes
 from ..models.micro_batches import micro_batches, smallest_row
 from ..models.tokens import Batch
 from .master_weights import MasterWeights
 
 Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
+BASE = "base"  # the role of weights that models with adapters share
 REDUCTIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
 
 
@@ -41,12 +42,16 @@ class Role:
     name: str
     module: nn.Module
     compute: Callable[[Batch], Tensor]  # (B, K, T) log-probabilities or values, or (B, K) scores
-    beside: bool = False  # whether it shares the policy's weights and owns only an adapter
+    is_base: Callable[[], bool] = lambda: False  # whether it is the base of adapters
+    base_role: str = BASE  # which role counts the weights below its adapter
 
     def hold(self, meter: Meter) -> None:
-        """Note in the meter that this model is resident."""
-        parameters, size = size_of_adapter(self.module) if self.beside else size_of(self.module)
-        meter.hold(self.name, parameters, size)
+        """Note in the meter that this model is resident; a base below adapters is held once."""
+        if not adapted(self.module) and not self.is_base():
+            meter.hold(self.name, *size_of(self.module))
+            return
+        meter.hold(self.base_role, *size_of(base_of(self.module)))
+        meter.hold(self.name, *size_of_own(self.module))
 
     def flops(self, batch: Batch) -> float:
         """Return the FLOPs of one forward pass over the batch."""
@@ -106,7 +111,7 @@ class Trainer:
 
     def add(self, name: str, module: nn.Module, learning_rate: float | None = None) -> None:
         """Train a module from now on, at the options' learning rate or its own."""
-        parameters = [p for p in module.parameters() if p.requires_grad]
+        parameters = [p for p in own(module).values() if p.requires_grad]
         if self.activation_checkpointing:
             enable_activation_checkpointing(module)
         self.modules[name] = module
@@ -145,8 +150,8 @@ class Trainer:
             TRAINING, self.micro_batch_tokens, row, partial(self._gradients, terms)
         )
         totals: dict[str, float] = {"loss": 0.0}
-        for own in sums:
-            for name, value in merged(self.distributed.gather(own)).items():
+        for part in sums:
+            for name, value in merged(self.distributed.gather(part)).items():
                 if name != "loss" and name in totals:
                     raise ValueError(f"two terms of a step report a metric {name!r}")
                 totals[name] = totals.get(name, 0.0) + value

@@ -14,7 +14,7 @@ from harness.core.run_folder import read_result
 from harness.models.hub_format import read_model
 from harness.models.initial_checkpoint import InitialCheckpoint, merged
 from harness.models.loading import load_causal, load_tokenizer, save_causal
-from harness.models.lora import beside, save_adapter
+from harness.models.lora import Lora, beside, save_adapter
 
 from ..helpers.tiny_models import ARCHITECTURES, tiny
 from ..helpers.tools import (
@@ -104,7 +104,7 @@ def test_a_saved_model_reads_back_bit_for_bit(name, tmp_path):
 def test_a_saved_adapter_is_loaded_by_peft_onto_the_recorded_base(name, tmp_path):
     model, tokenizer = tiny(name), load_tokenizer("suites/harness_suites/base")
     save_causal(model, tokenizer, tmp_path / "base")
-    policy = beside(model, 3, 6.0, seed=1)
+    policy = beside(model, Lora(3, 6.0, 1))
     torch.manual_seed(0)
     for key, p in policy.named_parameters():
         if "lora_B" in key:

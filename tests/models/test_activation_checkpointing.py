@@ -14,7 +14,7 @@ from harness.models.capabilities import enable_sharing, find_head
 from harness.models.flops import layers_of
 from harness.models.loading import learning, scalar_from, trunk_of
 from harness.models.logprobs import completion_logp, completion_values
-from harness.models.lora import beside
+from harness.models.lora import Lora, beside
 
 
 def gradients(model, compute, batch):
@@ -74,7 +74,7 @@ def test_gradients_are_equal_to_the_bit(name, packed, request, tokens, make_batc
 def test_gradients_of_an_adapter_are_equal_to_the_bit(packed, tiny_model, tokens, make_batch):
     plain = copy.deepcopy(tiny_model)
     (enable_sharing if packed else find_head)(plain)
-    check_same(beside(plain, 3, 6.0, seed=1), completion_logp, make_batch(tokens))
+    check_same(beside(plain, Lora(3, 6.0, 1)), completion_logp, make_batch(tokens))
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -11,7 +11,7 @@ from harness.models import flops
 from harness.models.capabilities import find_out
 from harness.models.flops import ModelFlops
 from harness.models.loading import frozen, scalar_from
-from harness.models.lora import beside
+from harness.models.lora import Lora, beside
 
 PINNED = {  # model, layout, role: forward pass, backward pass, decoding
     "llama shared": (1597952.0, 2937856.0, 1707264.0),
@@ -53,7 +53,7 @@ def test_counts_are_what_they_were(kind, sharing, batch, build_model):
     find_out(model, sharing)
     assert counted(model.requires_grad_(True), batch) == PINNED[name]
     assert counted(scalar_from(model), batch, decodes=False) == PINNED[f"{name} scalar"]
-    assert counted(beside(frozen(model), 4, 8.0, 0), batch) == PINNED[f"{name} lora"]
+    assert counted(beside(frozen(model), Lora(4, 8.0, 0)), batch) == PINNED[f"{name} lora"]
 
 
 def test_negative_control_a_count_without_attention_is_seen(batch, build_model, monkeypatch):

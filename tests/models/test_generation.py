@@ -28,7 +28,7 @@ from harness.models.generation import (
 )
 from harness.models.loading import frozen, scalar_from, trainable, trunk_of
 from harness.models.logprobs import completion_logits, completion_logp, completion_values
-from harness.models.lora import beside
+from harness.models.lora import Lora, beside
 from harness.training.trainer import Role
 
 from ..helpers.tools import command, fresh, on_small, only_run, plugin
@@ -467,7 +467,7 @@ def test_what_the_last_layer_spares_an_adapter_is_torchs(eager, square_batch, mo
     seen_by_torch(model, monkeypatch)
     told, found = [], []
     for whole in (False, True):
-        policy = beside(frozen(model), 3, 6.0, seed=1)
+        policy = beside(frozen(model), Lora(3, 6.0, 1))
         if whole:
             trunk_of(policy).last_parts = None
         role = Role("policy", policy, lambda batch, policy=policy: completion_logp(policy, batch))

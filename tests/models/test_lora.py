@@ -19,12 +19,19 @@ from harness.models.initial_checkpoint import InitialCheckpoint, merged
 from harness.models.loading import frozen, learning, load_tensors, scalar_on, trunk_of
 from harness.models.logprobs import completion_logp
 from harness.models.lora import (
+    Adapted,
+    Lora,
     adaptation,
     adapted,
     beside,
+    carries,
+    held,
     load_own,
+    own,
     own_state,
-    size_of_adapter,
+    plain_state,
+    size_of_own,
+    switched,
     unchanged,
 )
 from harness.training.trainer import Role, Trainer
@@ -48,7 +55,7 @@ def plain(tiny_model):
 
 @pytest.fixture
 def policy(plain):
-    return beside(plain, 3, 6.0, seed=1)
+    return beside(plain, Lora(3, 6.0, 1))
 
 
 def moved(policy, seed=0):
@@ -66,20 +73,21 @@ def moved(policy, seed=0):
 def test_weights_are_the_start_checkpoints_own_and_stay_as_they_are(
     plain, policy, tokens, make_batch
 ):
-    theirs = {p.data_ptr() for p in plain.parameters()}
-    own = {n: p for n, p in policy.named_parameters() if p.data_ptr() not in theirs}
+    theirs = {p.data_ptr() for _, p in held(plain)}
+    mine = {n: p for n, p in policy.named_parameters() if p.data_ptr() not in theirs}
     assert (
-        own
-        and all("lora_" in n for n in own)
+        mine
+        and all("lora_" in n for n in mine)
         and {p.data_ptr() for p in policy.parameters()} > theirs
     )
-    assert [n for n, p in policy.named_parameters() if p.requires_grad] == list(own)
-    assert type(policy) is type(plain) and adapted(policy) and not adapted(plain)
-    before, batch = copy.deepcopy(plain.state_dict()), make_batch(tokens)
+    assert [n for n, p in policy.named_parameters() if p.requires_grad] == list(mine)
+    assert isinstance(policy, Adapted) and adapted(policy) and not adapted(plain)
+    assert carries(plain) and list(own(policy).values()) == list(mine.values())
+    before, batch = copy.deepcopy(plain_state(plain)), make_batch(tokens)
     completion_logp(moved(policy), batch).sum().backward()
     torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=0.1).step()
-    assert all(torch.equal(v, before[k]) for k, v in plain.state_dict().items())
-    assert all(p.grad is None for p in plain.parameters()) and not unchanged(policy)
+    assert all(torch.equal(v, before[k]) for k, v in plain_state(plain).items())
+    assert all(p.grad is None for _, p in held(plain)) and not unchanged(policy)
 
 
 def test_it_says_at_first_what_the_start_checkpoint_says(plain, policy, tokens, make_batch):
@@ -95,7 +103,7 @@ def test_the_seed_decides_the_adapter_and_no_other_random_number(plain):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    one, same, other = (own_state(beside(plain, 2, 4.0, seed)) for seed in (1, 1, 2))
+    one, same, other = (own_state(beside(plain, Lora(2, 4.0, seed))) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(one[k], same[k]) for k in one) and not all(
         torch.equal(one[k], other[k]) for k in one
@@ -105,9 +113,9 @@ def test_the_seed_decides_the_adapter_and_no_other_random_number(plain):
 @pytest.mark.parametrize("name", ["tiny_model", "gpt2_model"])  # GPT-2's matrices are transposed
 def test_merged_it_is_a_plain_model_that_computes_the_same(name, request, tokens, make_batch):
     plain = frozen(copy.deepcopy(request.getfixturevalue(name)))
-    policy, batch = moved(beside(plain, 3, 6.0, seed=1)), make_batch(tokens)
+    policy, batch = moved(beside(plain, Lora(3, 6.0, 1))), make_batch(tokens)
     whole = merged(policy, InitialCheckpoint.of(plain))
-    assert not adapted(whole) and whole.state_dict().keys() == plain.state_dict().keys()
+    assert not adapted(whole) and whole.state_dict().keys() == plain_state(plain).keys()
     assert torch.allclose(completion_logp(whole, batch), completion_logp(policy, batch), atol=2e-5)
     assert merged(whole, InitialCheckpoint.of(plain)) is whole
 
@@ -115,20 +123,21 @@ def test_merged_it_is_a_plain_model_that_computes_the_same(name, request, tokens
 def test_the_product_is_scaled_by_alpha_over_rank(plain, policy):
     moved(policy)
     name, layer = next((n, m) for n, m in policy.named_modules() if hasattr(m, "get_delta_weight"))
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    a, b = layer.lora_A["policy"].weight, layer.lora_B["policy"].weight
     x = torch.randn(2, layer.in_features)
     expected = plain.get_submodule(name)(x) + 6.0 / 3 * (x @ a.T @ b.T)
-    assert a.shape[0] == 3 and torch.allclose(layer(x), expected, atol=1e-6)
+    with switched(trunk_of(plain), "policy"):
+        assert a.shape[0] == 3 and torch.allclose(layer(x), expected, atol=1e-6)
 
 
 def test_only_what_is_its_own_is_saved(plain, policy):
     state = {k: v.clone() for k, v in own_state(moved(policy)).items()}
     assert (
         sum(v.numel() for v in state.values())
-        == size_of_adapter(policy)[0]
-        < 0.5 * size_of_adapter(policy)[1]
+        == size_of_own(policy)[0]
+        < 0.5 * size_of_own(policy)[1]
     )
-    again = beside(plain, 3, 6.0, seed=2)
+    again = beside(plain, Lora(3, 6.0, 2))
     load_own(again, state)
     assert all(torch.equal(v, state[k]) for k, v in own_state(again).items())
     with pytest.raises(RuntimeError, match="not the tensors of this adapter"):
@@ -140,10 +149,10 @@ def test_frozen_weights_cost_a_forward_and_a_passage_back(plain, tokens, make_ba
         make_batch(tokens),
         forward_cost(plain),
     )  # noted in the model, of which the policy is made then
-    policy = beside(plain, 3, 6.0, seed=1)
+    policy = beside(plain, Lora(3, 6.0, 1))
     with_adapter = forward_cost(policy)
-    own = size_of_adapter(policy)[0]
-    assert with_adapter.linear == whole.linear + own and with_adapter.head == whole.head
+    mine = size_of_own(policy)[0]
+    assert with_adapter.linear == whole.linear + mine and with_adapter.head == whole.head
     assert (frozen_cost(policy).linear, frozen_cost(policy).head) == (whole.linear, whole.head)
     tokens_read, drawn = (
         int(batch.prompts.mask.sum() + batch["mask"].sum()),
@@ -217,12 +226,12 @@ def test_no_gradient_is_computed_for_the_frozen_trunk_under_a_shared_critic(regi
 @pytest.mark.parametrize("name", MIXTURES)
 def test_merged_of_a_mixture_of_experts_gives_the_logits_of_the_adapter(name):
     plain = tiny(name)
-    policy = moved(beside(plain, 3, 6.0, seed=1))
+    policy = moved(beside(plain, Lora(3, 6.0, 1)))
     ids = torch.arange(3, 33).view(2, 15)
     expected = policy(ids).logits
     assert float((expected - plain(ids).logits).detach().abs().max()) > 1e-2
     whole = merged(policy, InitialCheckpoint.of(plain))
-    assert whole.state_dict().keys() == plain.state_dict().keys()
+    assert whole.state_dict().keys() == plain_state(plain).keys()
     torch.testing.assert_close(whole(ids).logits, expected, atol=2e-5, rtol=0)
     expected.log_softmax(-1)[..., 0].sum().backward()
     learning = [p for p in policy.parameters() if p.requires_grad]
@@ -240,7 +249,7 @@ def test_merged_of_a_mixture_of_experts_gives_the_logits_of_the_adapter(name):
     ],
 )
 def test_adaptation_names_what_has_an_adapter_and_what_has_none(name, adapted_experts, untouched):
-    how = adaptation(beside(tiny(name), 3, 6.0, seed=1))
+    how = adaptation(beside(tiny(name), Lora(3, 6.0, 1)))
     assert ("experts.gate_up_proj" in how.adapted) == adapted_experts
     assert untouched <= how.untouched.keys() and not how.untouched.keys() & how.adapted.keys()
     assert (how.rank, how.alpha) == (3, 6.0) and "LoRA of rank 3 adapts 2 self_attn" in str(how)
@@ -249,7 +258,7 @@ def test_adaptation_names_what_has_an_adapter_and_what_has_none(name, adapted_ex
 
 def test_adaptation_of_a_plain_model_is_none_and_of_gpt2_is_complete(plain, gpt2_model):
     assert adaptation(plain) is None
-    assert not adaptation(beside(frozen(copy.deepcopy(gpt2_model)), 3, 6.0, seed=1)).untouched
+    assert not adaptation(beside(frozen(copy.deepcopy(gpt2_model)), Lora(3, 6.0, 1))).untouched
 
 
 def test_a_model_that_another_program_has_adapted_is_not_taken_for_ours(plain):
@@ -292,24 +301,22 @@ def test_there_is_no_second_copy_of_the_weights(results):
         counted(results, "dpo", "--set", "lora_rank=2")["dpo"],
         counted(elsewhere, "dpo")["dpo"],
     )
-    assert (trunks, full[0]) == (2, 2)  # modules, over one set of weights here and two there
+    assert (trunks, full[0]) == (1, 2)  # the reference is the base with the adapter off
     assert sizes < 2 and full[1] > 4  # there also two moments, each as large as the weights
     records = [
         json.loads((only_run(r, "small", "dpo") / "result.json").read_text())
         for r in (results, elsewhere)
     ]
-    (held, plain), flops = (
+    (shared, plain), flops = (
         [r["cost"]["models"] for r in records],
         [r["cost"]["method"]["flops"] for r in records],
     )
     assert (
-        held["reference"] == {"parameters": 0, "bytes": 0} and plain["reference"] == plain["policy"]
+        shared["reference"] == {"parameters": 0, "bytes": 0}
+        and plain["reference"] == plain["policy"]
     )
-    assert (
-        plain["policy"]["parameters"]
-        < held["policy"]["parameters"]
-        < 1.2 * plain["policy"]["parameters"]
-    )
+    assert shared["base"] == plain["policy"]
+    assert 0 < shared["policy"]["parameters"] < 0.2 * plain["policy"]["parameters"]
     assert flops[0] < 0.9 * flops[1]  # no gradient of what is not trained
     assert (
         records[0]["runtime"]["prompt_computed_once"]
@@ -320,9 +327,9 @@ def test_there_is_no_second_copy_of_the_weights(results):
 def test_who_asks_for_the_start_checkpoint_later_gets_the_policys_own_weights(results):
     """GRPO rolls out before it asks for a reference."""
     trunks, sizes = counted(results, "grpo", "--set", "lora_rank=2")["grpo"]
-    assert trunks == 3 and sizes < 2.6, (
+    assert trunks == 2 and sizes < 2.6, (
         sizes
-    )  # policy and reference over one set of weights, and the reward model
+    )  # policy and reference are one module, and the reward model
 
 
 def test_the_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
@@ -399,7 +406,7 @@ def test_a_method_that_trains_nothing_has_no_adapter(results):
 
 
 def test_without_the_package_it_is_said_what_to_install(monkeypatch):
-    monkeypatch.setattr("harness.api.methods.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.core.settings.find_spec", lambda name: None)
     method = installed().get("methods", "dpo")
     with pytest.raises(
         ValueError, match=r"needs the package peft: pip install 'alignment-harness\[lora\]'"

@@ -23,7 +23,7 @@ from harness.models.loading import (
     weights_digest,
 )
 from harness.models.logprobs import completion_logp, completion_states
-from harness.models.lora import beside
+from harness.models.lora import Lora, beside
 from harness.models.precision import in_float32, note_on_rounding
 
 from ..helpers.tools import command, fresh, on_small, only_run
@@ -98,7 +98,7 @@ def test_a_policy_that_has_not_moved_says_exactly_what_the_start_says(
     low, tokens, make_batch, runtime
 ):
     batch = make_batch(tokens)
-    for policy in (learning(copy.deepcopy(low)), beside(low, 2, 4.0, seed=0)):
+    for policy in (learning(copy.deepcopy(low)), beside(low, Lora(2, 4.0, 0))):
         with torch.no_grad():
             assert torch.equal(completion_logp(policy, batch), completion_logp(low, batch))
         bench = runtime(micro_batch_tokens=1000)
@@ -108,7 +108,7 @@ def test_a_policy_that_has_not_moved_says_exactly_what_the_start_says(
 
 
 def test_an_adapter_over_bfloat16_weights_is_float32(low):
-    own = [p for p in beside(low, 2, 4.0, seed=0).parameters() if p.requires_grad]
+    own = [p for p in beside(low, Lora(2, 4.0, 0)).parameters() if p.requires_grad]
     assert own and {p.dtype for p in own} == {torch.float32}
 
 

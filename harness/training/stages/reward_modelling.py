@@ -14,7 +14,9 @@ from ...core.artifacts import EXECUTION
 from ...core.errors import UsageError
 from ...core.seeds import derive, endless_order
 from ...core.settings import RewardModelOptions
-from ...models.loading import scalar_on
+from ...models.initial_checkpoint import lora_of
+from ...models.loading import scalar_beside, scalar_on
+from ...models.lora import learn
 from ...models.tokens import Batch
 from ..reward_model import RewardModel, label_accuracy, pair_accuracy, preferred_of, ranking_loss
 from ..runtime import Runtime
@@ -42,7 +44,13 @@ def make(
     """
     meter = stages.stage_runtime.meter()
     seed = derive(stages.spec.shared_seed, name)
-    model = scalar_on(stages.checkpoint.copy()).initialise(seed).eval().requires_grad_(True)
+    lora = lora_of(options, seed, "reward")
+    model = (
+        scalar_on(stages.checkpoint.copy())
+        if lora is None
+        else scalar_beside(stages.checkpoint.model(), lora)
+    )
+    learn(model.initialise(seed).eval())
     reward = RewardModel(model, options.pooling, name)
     reward.role.hold(meter)
     train = rankings["train"]

@@ -15,8 +15,10 @@ from ...core.data import Demonstration
 from ...core.seeds import endless_order
 from ...core.settings import SFTOptions
 from ...models.capabilities import find_head
+from ...models.initial_checkpoint import lora_of
 from ...models.loading import in_memory, learning, load_causal, save_causal
 from ...models.logprobs import completion_logp
+from ...models.lora import beside, merge
 from ..trainer import Role, Term
 
 if TYPE_CHECKING:
@@ -39,10 +41,10 @@ def make(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fine-tune the base model and write it in hub format; return (info, cost)."""
     meter = stages.stage_runtime.meter()
-    model = learning(
-        in_memory(load_causal(stages.base, stages.arithmetic)).to(stages.stage_runtime.device)
-    )
-    find_head(model)
+    base = in_memory(load_causal(stages.base, stages.arithmetic)).to(stages.stage_runtime.device)
+    find_head(base)
+    lora = lora_of(options, stages.spec.shared_seed)
+    model = learning(base) if lora is None else beside(base, lora)
     role = Role("policy", model, lambda batch: completion_logp(model, batch))
     role.hold(meter)
     tokens = stages.tokens.counting_afresh()
@@ -60,7 +62,7 @@ def make(
                 stages.stage_runtime.device,
             )
             loop.log(loop.trainer.step([Term(nll, batch, role)], loop.progress))
-    save_causal(model, tokens.tokenizer, out)
+    save_causal(merge(model), tokens.tokenizer, out)
     tail = [row["loss"] for row in loop.rows[-max(1, steps // 10) :]]
     info = {
         "steps": steps,
