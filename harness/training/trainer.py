@@ -176,7 +176,7 @@ class Trainer:
         equally many passes: one without a micro-batch of its own takes a pass with weight 0.
         """
         sums: dict[str, float] = {}
-        for rows, own in self.distributed.rounds(
+        for rows, mine in self.distributed.rounds(
             micro_batches(term.batch, self.micro_batch_tokens)
         ):
             whole = term.batch.select(rows)
@@ -184,7 +184,7 @@ class Trainer:
             if max_tokens < self.micro_batch_tokens:
                 smaller = [whole.select(some) for some in micro_batches(whole, max_tokens)]
             for part in smaller:
-                self._backward(term, part, sums if own else None)
+                self._backward(term, part, sums if mine else None)
         return sums
 
     def _backward(self, term: Term, part: Batch, sums: dict[str, float] | None) -> None:

@@ -167,7 +167,7 @@ def test_copies_of_a_base_with_adapters_are_plain(base, tokens, make_batch):
 
 
 def test_results_are_those_of_two_modules_over_one_set_of_tensors(base, tokens, make_batch):
-    """As LoRA was before: the module tree copied over the same tensors, PEFT's layers in the copy."""
+    """As LoRA was before: a copied module tree over the same tensors, with PEFT layers in it."""
     from peft import LoraConfig, inject_adapter_in_model
 
     batch, start = make_batch(tokens), InitialCheckpoint.of(base)
