@@ -24,7 +24,7 @@ HOOKS = {
 
 
 def test_every_hook_is_documented_with_its_arguments():
-    assert len(HOOKS) == 11
+    assert len(HOOKS) == 12
     for name, hook in HOOKS.items():
         assert f"`{name}({', '.join(inspect.signature(hook).parameters)})`" in PLUGINS
 
