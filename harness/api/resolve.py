@@ -33,6 +33,7 @@ from ..core.spec import (
 )
 from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
 from .contracts import Judge, Labeller, Method, Suite
+from .quick import lowered
 from .registry import Registry
 from .settings_sources import Sources, values_of
 from .start import start_of
@@ -55,16 +56,35 @@ class Request:
 
 
 def resolve(request: Request, registry: Registry) -> RunSpec:
-    """Return the validated RunSpec; settings_sources.py says where its settings come from."""
+    """Return the validated RunSpec; settings_sources.py says where its settings come from.
+
+    A run in which `--quick` lowers nothing is not quick.
+    """
+    spec = _resolved(request, registry)
+    if spec.quick:
+        fixed = {**request.fixed, "quick": False}
+        full = _resolved(dataclasses.replace(request, fixed=fixed), registry)
+        spec = full if full == dataclasses.replace(spec, quick=False) else spec
+    check_save(spec)
+    suite, method = make_suite(spec, registry), make_method(spec, registry)
+    return dataclasses.replace(spec, code=code_of(spec, suite, method, registry))
+
+
+def _resolved(request: Request, registry: Registry) -> RunSpec:
+    """Return the RunSpec without the digests of code and data."""
     name = registry.name_of("methods", request.method)
     method_cls: type[Method] = registry.get("methods", name)
     file = read_suite_file(request.suite) if is_suite_file(request.suite) else SuiteFile()
     _check_settings(file, request.suite, registry)
     kind = file.suite if is_suite_file(request.suite) else ""
     suite_cls: type[Suite] = registry.get("suites", kind or request.suite)
-    suite_options = {**file.options, **parse_settings(request.suite_settings, "--suite-set")}
-    suite = build(suite_cls, suite_options, f"suite {request.suite}")
     sources = sources_of(suite_cls, file, request.fixed)
+    suite_options = {
+        **file.options,
+        **lowered(file.options, sources.quick.get("suite", {}), suite_cls),
+        **parse_settings(request.suite_settings, "--suite-set"),
+    }
+    suite = build(suite_cls, suite_options, f"suite {request.suite}")
     asked = parse_settings(request.settings, "--set")
     chosen = values_of(sources.of_method(method_cls, name, asked))
     method = build(method_cls, chosen, f"method {name}")
@@ -74,7 +94,7 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     fixed["dtype"] = compute_dtype(fixed.get("dtype"), fixed.get("weights", WEIGHTS[0]))
     stage_settings = parse_settings(request.stage_settings, "--stage-set")
     labeller = method.labeller() or fixed.get("labeller") or suite.labeller_name
-    spec = RunSpec(
+    return RunSpec(
         method=name,
         suite=request.suite,
         suite_name=getattr(suite, "title", None) or suite.name,
@@ -89,8 +109,6 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
         execution=Execution(**{k: v for k, v in fixed.items() if k in SETTINGS}),
         **{k: v for k, v in fixed.items() if k not in SETTINGS},
     )
-    check_save(spec)
-    return dataclasses.replace(spec, code=code_of(spec, suite, method, registry))
 
 
 def evaluated_anew(

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core.options import convert, options_of
 from ..core.settings import is_base_class
+from .quick import lowered, quick_method
 from .real_models import RECIPES, recipe_of
 
 DEFAULT, TABLE, SUITE, QUICK, USER = "default", "real-model table", "suite", "--quick", "user"
@@ -46,7 +47,7 @@ class Sources:
             recommended([self.suite], cls, name, asked),
             recommended([self.file], cls, name, asked),
             recommended([self.suite, self.file], cls, name, asked),
-            _shortened(self.quick, cls, name),
+            quick_method(self.quick, cls, name),
         )
         key = _row(name, {**advice.both, **asked})
         return self._settings(cls, key, f"method {name}", advice, asked)
@@ -70,7 +71,8 @@ class Sources:
         # the settings of an embedded suite suit the model that it brings, and no other
         other_model = [(SUITE, advice.suite), (TABLE, table), (SUITE, advice.file)]
         layers = other_model if self.model else [(TABLE, table), (SUITE, advice.both)]
-        merged = _merged([*layers, (QUICK, advice.quick)])
+        merged = _merged(layers)
+        merged |= _merged([(QUICK, lowered(values_of(merged), advice.quick, cls))])
         steps = options.get("steps")
         # epochs that are asked for replace advised steps, where 0 steps mean epochs
         if "epochs" in asked and "steps" not in asked and steps and steps.default == 0:
@@ -144,15 +146,6 @@ def _entry(layer: Layer, name: str, asked: Mapping[str, Any]) -> Mapping[str, An
         if key.startswith(f"{name}:") and str(asked.get(option)) == value:
             return values
     return layer.get(name, {})
-
-
-def _shortened(quick: Layer, cls: type, name: str) -> dict[str, Any]:
-    """Return what `--quick` changes for a method: `*` for whatever it has of that, the entry under
-    its name over it.
-    """
-    return {k: v for k, v in quick.get("*", {}).items() if k in options_of(cls)} | dict(
-        quick.get(name, {})
-    )
 
 
 def _own(cls: type) -> list[type]:

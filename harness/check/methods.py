@@ -179,7 +179,9 @@ def _full(
     own = {setting.partition("=")[0] for setting in more}
     kept = tuple(s for s in options.settings if s.partition("=")[0] not in own)
     spec = resolve(Request(name, suite, (*kept, *more)), registry)
-    return execute(spec, registry, RunOptions(options.results, warn=options.say)).result
+    return execute(
+        spec, registry, RunOptions(options.results, warn=options.say, say=options.say)
+    ).result
 
 
 def _beats_start(name: str, suite: str, registry: Registry, options: Options) -> str:

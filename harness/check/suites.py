@@ -151,9 +151,9 @@ def _suite_runs(spec: RunSpec, registry: Registry, options: Options) -> str:
     from ..experiments.prepare import RunOptions
     from ..experiments.run import execute
 
-    evaluation = execute(spec, registry, RunOptions(options.results, warn=options.say)).result[
-        "evaluation"
-    ]
+    evaluation = execute(
+        spec, registry, RunOptions(options.results, warn=options.say, say=options.say)
+    ).result["evaluation"]
     return (
         f"gold {evaluation['gold']['mean']:.3f} after a quick SFT, {evaluation['eos_rate']:.0%} of"
         " answers end"

@@ -88,7 +88,7 @@ class Trials:
             tempfile.mkdtemp(prefix="benches-", dir=options.results)
         )  # no checkpoint is found there
         settings = RunOptions(
-            self.results, checkpoint_every=SaveInterval(0.0), warn=lambda message: None
+            self.results, checkpoint_every=SaveInterval(0.0), warn=_silent, say=_silent
         )
         stage_runtime = open_stage_runtime(
             self.spec, registry, settings, Observers(new_registry(), self.spec, settings.warn)
@@ -426,6 +426,10 @@ class Varying(Trainer):
         for p in parameters:
             p.grad = None
         return loss, found
+
+
+def _silent(message: str) -> None:
+    """Say nothing: the trial itself is reported."""
 
 
 @contextmanager

@@ -294,9 +294,14 @@ def run(registry: Registry, method: str, suite: str, **options: Any) -> None:
     spec = resolve(Request(method, suite, **settings, fixed=rest), registry)
     if spec.method != method:
         click.echo(f"The method {method} is called {spec.method}.", err=True)
+    if options["quick"] and not spec.quick:
+        _warn(
+            f"--quick lowers nothing: {spec.suite_name} says nothing of quick runs, or the"
+            " settings are as low. This is a run of full size."
+        )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     started = click.get_current_context().obj
-    outcome = execute(spec, registry, RunOptions(**how, warn=_warn, started=started))
+    outcome = execute(spec, registry, RunOptions(**how, warn=_warn, say=_say, started=started))
     if is_main():
         show(outcome)
     check_saved(outcome)
@@ -452,6 +457,10 @@ def _about(kind: str, cls: Any) -> str:
     except Exception:  # a third-party class with required options: show what it declares
         needs = ", ".join(sorted(cls.needs))
     return f"{cls.kind or 'method':<20} needs {needs:<30} {cls.paper}"
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
 
 
 def _warn(message: str) -> None:

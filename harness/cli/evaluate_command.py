@@ -49,7 +49,7 @@ def _evaluate(
     results = _results_of(run)
     spec = evaluated_anew(read_spec(run), judge, stage_settings, registry)
     warn = lambda text: click.echo(text, err=True)  # noqa: E731
-    outcome = execute(spec, registry, RunOptions(results, warn=warn, train=False))
+    outcome = execute(spec, registry, RunOptions(results, warn=warn, say=warn, train=False))
     show(outcome)
     check_saved(outcome)
 

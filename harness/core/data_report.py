@@ -10,6 +10,7 @@ from typing import Any
 PLACES = 3  # first places of skipped rows that are kept
 EXAMPLE = 80  # characters of an example
 TOO_MANY_CUT = 0.05  # share of texts cut above which the report warns
+TOO_MANY_UNKNOWN = 0.01  # share of tokens that are the unknown token above which it warns
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Cut:
     texts: int
     cut: int
     enough: int  # a limit, in tokens, that leaves 95 % of the texts whole
+    longest: int  # tokens
 
     @property
     def share(self) -> float:
@@ -83,6 +85,7 @@ class Measured:
     completions: Cut
     pairs: int = 0
     equal_pairs: int = 0  # pairs of equal token ids, which are dropped
+    unknown: float = 0.0  # share of the tokens that are the tokenizer's unknown token
 
 
 @dataclass
@@ -94,17 +97,26 @@ class DataReport:
     overlaps: list[Overlap] = field(default_factory=list)
     unused: str = ""  # rows that this run withholds from training for nothing
     measured: Measured | None = None
+    lowered: bool = False  # the limits are those of a quick run: that they cut is no warning
 
     def lines(self) -> list[str]:
         """Return the report for the terminal: a few short lines."""
-        return [*map(_source_line, self.sources), *self._split_line(), *self._token_line()]
+        lines = [*map(_source_line, self.sources), *self._split_line(), *self._token_line()]
+        return list(map(_printable, lines))
 
     def warnings(self) -> list[str]:
         """Return what a user should look at, each with the option that mends it."""
         found = [_overlap_line(overlap) for overlap in self.overlaps]
         found += [self.unused] if self.unused else []
         cuts = (self.measured.prompts, self.measured.completions) if self.measured else ()
-        return found + [_cut_warning(cut) for cut in cuts if cut.share > TOO_MANY_CUT]
+        many = [cut for cut in cuts if cut.share > TOO_MANY_CUT and not self.lowered]
+        found += map(_cut_warning, many)
+        if self.measured and self.measured.unknown > TOO_MANY_UNKNOWN:
+            found.append(
+                f"{self.measured.unknown:.0%} of the tokens are the tokenizer's unknown token: the"
+                " rows hold words that it does not know. Use a model whose tokenizer knows them."
+            )
+        return list(map(_printable, found))
 
     def record(self) -> dict[str, Any]:
         """Return the report as it is recorded: JSON-able, and without the text of any prompt."""
@@ -129,6 +141,11 @@ class DataReport:
             f" {_share(m.completions)} of the completions are cut{sample}"
             + (f"; {m.equal_pairs} of {m.pairs} pairs are equal and dropped" if m.pairs else "")
         )
+
+
+def _printable(line: str) -> str:
+    """Return a line without control characters that a row may have brought."""
+    return "".join(c if c.isprintable() else " " for c in line)
 
 
 def _kind(reason: str) -> str:

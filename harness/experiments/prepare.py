@@ -25,6 +25,7 @@ from ..core.progress import LOADING, activity
 from ..core.save_schedule import SaveInterval
 from ..core.spec import RunSpec, stage_options
 from ..core.watchdog import Patience
+from .data import report_data
 from .observers import Observers, Warn
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class RunOptions:
     answer_timeout: float = Patience.seconds
     check_rollouts: bool = False  # compare what was drawn with a teacher-forced pass
     warn: Warn = print
+    say: Warn = print  # what is no warning
     train: bool = True  # False: refuse a run whose trained policy is not there
     # the recorded settings of each part, where a run is reproduced: see StageRuntime.plan
     plan: Mapping[str, Execution] = field(default_factory=dict)
@@ -75,6 +77,7 @@ def prepare(
     needs = method.required()
     with activity(LOADING, "reading the data"):
         check_needs(needs, stages, spec)
+        stage_runtime.data = report_data(spec, stages)
     method_inputs = MethodInputs(
         start=stages.checkpoint, tokens=stages.tokens, reference=stages.other_reference
     )
@@ -188,6 +191,7 @@ def open_stage_runtime(
         tell=settings.warn if distributed.main else lambda text: None,
         sizes=BatchSizes(settings.warn),
         plan=settings.plan,
+        say=settings.say if distributed.main else lambda text: None,
     )
 
 

@@ -404,7 +404,7 @@ def _again(
         if plan.processes > 1:
             say(f"{'again':<10} in {plan.processes} processes, as recorded")
             carry_out(spec, registry, results, plan.parts, plan.processes)
-        outcome = execute(spec, registry, RunOptions(results, warn=tell, plan=plan.parts))
+        outcome = execute(spec, registry, RunOptions(results, warn=tell, say=tell, plan=plan.parts))
     except (UsageError, Refused):
         raise
     except HarnessError:

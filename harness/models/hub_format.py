@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ _FAILURES = (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorEr
 
 def load_tokenizer(name: str | Path) -> Any:
     """Return the tokenizer of a folder or hub id. No code from the hub is executed."""
+    tokenizer = _tokenizer(name)
+    if _pads_beyond(tokenizer, name):
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _tokenizer(name: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -49,6 +57,36 @@ def load_tokenizer(name: str | Path) -> Any:
         raise UsageError(
             f"The model {name}: no tokenizer could be loaded. {HUB_HINT} ({_first_line(error)})"
         ) from error
+
+
+def _pads_beyond(tokenizer: Any, name: str | Path) -> bool:
+    """Return whether a model has no embedding for the padding token of its tokenizer."""
+    rows = limits_of(name).vocabulary
+    pad = tokenizer.pad_token_id
+    return pad is not None and rows is not None and pad >= rows
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a model's configuration allows; None where it does not say."""
+
+    positions: int | None = None  # tokens of a prompt and its completion
+    vocabulary: int | None = None  # tokens that have an embedding; None for an adapter
+
+
+def limits_of(name: str | Path) -> ModelLimits:
+    """Return how long a text and how large a vocabulary a model takes, from its configuration."""
+    from transformers import AutoConfig
+
+    adapters = adapters_in(name)
+    try:
+        config = AutoConfig.from_pretrained(
+            adapters[-1].base if adapters else str(name), trust_remote_code=False
+        ).get_text_config()
+    except _FAILURES:  # said when the model is read
+        return ModelLimits()
+    positions = getattr(config, "max_position_embeddings", None)
+    return ModelLimits(positions, None if adapters else getattr(config, "vocab_size", None))
 
 
 def read_model(name: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -132,6 +170,11 @@ def notes_on(name: str | Path) -> list[str]:
     from transformers import GenerationConfig
 
     notes = [str(adapter) for adapter in adapters_in(name)]
+    if _pads_beyond(_tokenizer(name), name):
+        notes.append(
+            "The model has no embedding for its padding token; the end token pads. Padding is"
+            " masked, so no figure changes."
+        )
     holder = holder_of(name, (GENERATION_CONFIG,))
     try:
         GenerationConfig.from_pretrained(holder)

@@ -220,6 +220,13 @@ class Tokens:
             return None
         return messages_of(text) if is_transcript(text) else [{"role": "user", "content": text}]
 
+    def count_cut(self, prompts: Iterable[Text]) -> int:
+        """Return how many prompts exceed `max_prompt`; `cut_prompts` counts every cut instead."""
+        counting = self.counting_afresh()
+        for text in prompts:
+            counting.prompt_ids(text)
+        return counting.cut_prompts
+
     def prompt_ids(self, text: Text) -> list[int]:
         """Return a prompt's ids, with exactly one start token where the tokenizer has one.
 

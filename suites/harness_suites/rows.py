@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -20,6 +21,7 @@ from harness.core.data_report import EXAMPLE, Overlap, SourceReport
 from harness.core.options import build
 from harness.models.chat import ChatOptions
 
+from .json_rows import Row
 from .rendering import RenderingCheck
 from .sources import PARTS, Source, expanded, is_path
 
@@ -28,9 +30,28 @@ Read = Callable[[object], list[Example]]  # raises ValueError for a row that can
 Placed = list[tuple[str, Example]]  # examples with the places of their rows
 
 
+QUICK: dict[str, dict[str, object]] = {  # a run of a minute with a model of 135M on one CPU core
+    "suite": {"max_rows": 120, "max_prompt_tokens": 48, "max_completion_tokens": 16},
+    "stage.sft": {"steps": 2, "batch_size": 4},
+    "stage.preferences": {"prompts": 16, "completions": 2, "labels": 16},
+    "stage.reward_model": {"epochs": 0.5, "batch_size": 8},
+    "stage.evaluation": {"prompts": 8},
+    "*": {
+        "steps": 2,
+        "batch_size": 4,
+        "minibatch_size": 4,
+        "num_generations": 4,
+        "num_ppo_epochs": 1,
+        "n": 4,
+    },
+}
+
+
 @dataclass
 class RowSuite(Suite):
     """A suite with rows from files, folders or the hub."""
+
+    quick = QUICK
 
     title: str = ""  # what the suite is called; the suite file's name unless given
     folder: str = "."  # what relative paths start from; the suite file's folder
@@ -220,42 +241,42 @@ class RowSuite(Suite):
         """Return the examples of a part's sources, in their order."""
         found: Placed[Example] = []
         for source in (s for s in self._sources if s.part == part):
-            limits = [n for n in (source.max_rows, self.max_rows and self.max_rows - len(found))]
-            most = min((n for n in limits if n), default=0)
-            if self.max_rows and len(found) >= self.max_rows:
+            left = self.max_rows - sum(s.used for s in self._report.sources if s.part == part)
+            if self.max_rows and left <= 0:
                 break
-            found += self._usable(source, read, most)
+            limits = [n for n in (source.max_rows, left if self.max_rows else 0) if n]
+            found += self._usable(source, read, min(limits, default=0))
         return found
 
     def _usable(self, source: Source, read: Read[Example], most: int) -> Placed[Example]:
         """Return what `read` makes of a source's rows, at most so many (0: all)."""
         found: Placed[Example] = []
-        report = SourceReport(source.name, source.part)
+        report = SourceReport(source.label, source.part)
         self._report.sources.append(report)
-        rows = source.rows()
-        for row in rows:
-            report.rows += 1
-            try:
-                if row.fault:
-                    raise ValueError(row.fault)
-                examples = [_whole(example) for example in read(row.value)]
-                for example in examples if self._rendering else ():
-                    self._rendering.check(example)
-                found += [(row.place, example) for example in examples]
-            except (ValueError, RecursionError) as error:
-                reason = _reason(error)
-                if self.bad_rows == "fail":
-                    raise UsageError(
-                        f"{source.name}, {row.place}: {reason}. Mend the row, or set bad_rows ="
-                        ' "skip".'
-                    ) from error
-                report.skip(row.place, reason)
-            if most and len(found) >= most:
-                break
-        report.used = len(found)
+        with closing(source.rows()) as rows:
+            for row in rows:
+                report.rows += 1
+                try:
+                    examples = _examples(row, read)
+                    for example in examples if self._rendering else ():
+                        self._rendering.check(example)
+                    found += [(row.place, example) for example in examples]
+                    report.used += 1
+                except (ValueError, RecursionError) as error:
+                    self._skip(source, row.place, _reason(error), report)
+                if most and report.used >= most:
+                    break
         if not found:
             raise UsageError(f"{source.name}: no usable row ({report.rows} skipped).")
         return found
+
+    def _skip(self, source: Source, place: str, reason: str, report: SourceReport) -> None:
+        """Count a bad row, or refuse it."""
+        if self.bad_rows == "fail":
+            raise UsageError(
+                f'{source.name}, {place}: {reason}. Mend the row, or set bad_rows = "skip".'
+            )
+        report.skip(place, reason)
 
     def _without_shared(
         self, kept: Placed[Example], keeps: str, dropped: Placed[Example], drops: str
@@ -344,6 +365,12 @@ def _key(text: Text) -> str:
     """Return what makes prompts the same: their words, whatever their case, blanks and roles."""
     whole = text if isinstance(text, str) else " ".join(message_text(m) for m in text)
     return " ".join(whole.casefold().split())
+
+
+def _examples(row: Row, read: Read[Example]) -> list[Example]:
+    if row.fault:
+        raise ValueError(row.fault)
+    return list(map(_whole, read(row.value)))
 
 
 def _whole(example: Example) -> Example:

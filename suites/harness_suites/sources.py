@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import gc
 import gzip
 import io
 import json
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO
 
 from harness import UsageError
 
-from .json_rows import CHUNK, LONGEST_ROW, Row, json_rows
+from .json_rows import LONGEST_ROW, Row, json_rows
 
 PARTS = ("train", "validation", "test")
 ENDINGS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -66,6 +67,11 @@ class Source:
         config = f", configuration {self.config}" if self.config else ""
         revision = f" at {self.revision}" if self.revision else ""
         return f"data set {self.dataset}{revision}{config}, split {self.split or 'train'}"
+
+    @property
+    def label(self) -> str:
+        """The source as records name it: without the folder that relative paths start from."""
+        return self.name if self.dataset else self.data + (f", {self.split}" if self.split else "")
 
     @property
     def path(self) -> Path:
@@ -155,7 +161,11 @@ class Source:
                 revision=self.revision or None,
                 streaming=self.streaming,
             )
-            yield from _numbered(found)
+            try:
+                yield from _numbered(found)
+            finally:  # Arrow's threads must end before the interpreter does: arrow#45214
+                del found
+                gc.collect()
         except Exception as error:  # the hub client raises many kinds: not found, offline, gated
             raise UsageError(f"{self.name}: {_advice(error)}") from error
 
@@ -251,14 +261,20 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         try:
             _check_footer(path, stream)
             plain = isinstance(stream, io.BufferedReader)  # not compressed as a whole
-            file = pq.ParquetFile(path if plain else stream, buffer_size=CHUNK)
-            number = 0
-            for batch in file.iter_batches(BATCH):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Row(f"row {number}", value)
+            file = pq.ParquetFile(path if plain else stream, pre_buffer=False)
+            yield from _numbered(_parquet_values(file))
         except pyarrow.ArrowException as error:
             raise UsageError(f"{path} cannot be read as Parquet: {error}.") from error
+
+
+def _parquet_values(file: Any) -> Iterator[Any]:
+    """Yield the rows of an open Parquet file.
+
+    Row groups are asked for one by one: Arrow reads ahead over all that it is asked for.
+    """
+    for group in range(file.num_row_groups):
+        for batch in file.iter_batches(BATCH, row_groups=[group]):
+            yield from batch.to_pylist()
 
 
 def _check_footer(path: Path, stream: BinaryIO) -> None:

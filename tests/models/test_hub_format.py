@@ -304,3 +304,38 @@ def test_a_run_on_a_faulty_adapter_ends_in_one_message(bases):
     done = command(*on_small("dpo", "--model", folder, results=fresh("results")))
     assert done.code == 2 and "is not there: /not/there is no folder" in done.err
     assert "Traceback" not in done.err
+
+
+# -- the limits of a model's configuration ---------------------------------------------------------
+
+
+def _tiny_with_padding(folder, pad_id):
+    """A model with 8 embeddings, and a tokenizer whose padding token has a given id."""
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = {"<s>": 1, "</s>": 2, "a": 3, "b": 4, "<pad>": pad_id}
+    core = Tokenizer(models.WordLevel(words, unk_token="a"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=8, num_attention_heads=1, max_position_embeddings=32, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_limits_of_reads_positions_and_vocabulary(tmp_path):
+    from harness.models.hub_format import ModelLimits, limits_of
+
+    assert limits_of(_tiny_with_padding(tmp_path / "m", 0)) == ModelLimits(32, 8)
+    assert limits_of(tmp_path / "nothing") == ModelLimits()
+
+
+@pytest.mark.parametrize(("pad_id", "used", "noted"), [(0, 0, False), (7, 7, False), (8, 2, True)])
+def test_a_padding_token_without_an_embedding_is_replaced_and_noted(tmp_path, pad_id, used, noted):
+    from harness.models.hub_format import load_tokenizer, notes_on
+
+    folder = _tiny_with_padding(tmp_path / "m", pad_id)
+    assert load_tokenizer(folder).pad_token_id == used
+    assert any("no embedding for its padding token" in note for note in notes_on(folder)) == noted

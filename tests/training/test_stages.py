@@ -33,7 +33,7 @@ def stages_of(folder, more=None, suite_settings=(), **fixed):
     asked = tuple(f"{name}={value}" for name, value in {**SMALL, **(more or {})}.items())
     request = Request("start", "summarization", (), suite_settings, asked, fixed=fixed)
     spec = resolve(request, installed())
-    settings = RunOptions(folder, warn=lambda message: None)
+    settings = RunOptions(folder, warn=lambda message: None, say=lambda message: None)
     stage_runtime = open_stage_runtime(
         spec, installed(), settings, Observers(installed(), spec, settings.warn)
     )

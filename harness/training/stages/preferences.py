@@ -71,9 +71,9 @@ def sample(
         batch = sampler.draw(start, asked, options.completions)
     with meter.phase("preferences"):
         with activity(STAGES, "preferences: labels"):
-            rows, agreements = _compared(stages, labeller, batch, options.labels)
+            rows, agreements, equal = _compared(stages, labeller, batch, options.labels)
         kept = max(1, len(rows) - round(options.heldout * len(rows)))
-        info = _write(rows[:kept], rows[kept:], out)
+        info = _write(rows[:kept], rows[kept:], out) | {"equal_pairs": equal}
         heldout = [agreed for row in agreements[kept:] for agreed in row]
         info |= labeller.usage()  # its own count of what was asked, where it keeps one
         meter.add(**{"labels" if labeller.human else "ai_labels": int(info["asked"])})
@@ -99,8 +99,13 @@ def take(
             info = _write_labelled(singles, whole["train"], out)
         else:
             info = _write(whole["train"], whole["heldout"], out)
+        info["equal_pairs"] = sum(not row["p"] for rows in whole.values() for row in rows)
         meter.add(labels=info["asked"])
-    info |= {"cut_completions": tokens.cut_completions}
+    learned = (labelled or pairs)[: options.labels or None]
+    info |= {
+        "cut_prompts": tokens.count_cut(row.prompt.text for row in learned),
+        "cut_completions": tokens.cut_completions,
+    }
     return info | {"label_ceiling": None}, meter.snapshot()
 
 
@@ -169,16 +174,16 @@ def comparisons_of(row: Row) -> list[Comparison]:
 
 def _compared(
     stages: StageContext, labeller: Labeller, batch: Batch, limit: int
-) -> tuple[list[Row], list[list[float]]]:
-    """Return rows with what the labeller says, and per row how far each label agrees with its
-    noiseless utilities.
+) -> tuple[list[Row], list[list[float]], int]:
+    """Return rows with what the labeller says, per row how far each label agrees with its
+    noiseless utilities, and how many compared pairs were equal.
 
     Prompts that could take it past `limit` labels (0: none) are not shown to the labeller.
     """
     rows: list[Row] = []
     agreements: list[list[float]] = []
     ids, lengths = batch["completion_ids"].tolist(), batch.lengths.tolist()
-    asked, most = 0, comb(len(ids[0]), 2)
+    asked, equal, most = 0, 0, comb(len(ids[0]), 2)
     ended = batch["ended"].tolist()
     for i, (prompt, texts) in enumerate(
         zip(batch.prompts.prompts, stages.tokens.texts(batch), strict=True)
@@ -193,10 +198,11 @@ def _compared(
         rows.append(
             _row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], said)
         )
+        equal += len(said) - len(rows[-1]["p"])
         asked = int(labeller.usage().get("asked", asked + len(rows[-1]["p"])))
         utilities = labeller.ceiling(prompt, texts, lengths[i])
         agreements.append([] if utilities is None else _agreements(said, utilities))
-    return rows, agreements
+    return rows, agreements, equal
 
 
 def _agreements(said: Sequence[Comparison], utilities: Sequence[float]) -> list[float]:

@@ -55,6 +55,8 @@ class StageRuntime:
     # settings of parts of the run, by artifact name, artifact kind, TRAINING or EVALUATION: a
     # reproduction computes each part as it was computed
     plan: Mapping[str, Execution] = field(default_factory=dict)
+    say: Tell = lambda text: None  # what is read and made; not a note
+    data: Mapping[str, Any] | None = None  # the record of what was read of the user's data
 
     @property
     def micro_batch_tokens(self) -> int:

@@ -49,6 +49,8 @@ def make(
     role.hold(meter)
     tokens = stages.tokens.counting_afresh()
     encoded = [(d.prompt, [tokens.completion_ids(d.prompt.text, d.completion)]) for d in demos]
+    cut = {"cut_prompts": tokens.count_cut(d.prompt.text for d in demos)}
+    cut["cut_completions"] = tokens.cut_completions
     size = options.batch_size
     steps = options.steps or max(1, round(options.epochs * len(demos) / size))
     with meter.phase("sft"):
@@ -68,7 +70,6 @@ def make(
         "steps": steps,
         "demonstrations": len(demos),
         "loss": round(sum(tail) / len(tail), 4),
-        "cut_completions": tokens.cut_completions,
         EXECUTION: loop.executions,
     }
-    return info, meter.snapshot()
+    return info | cut, meter.snapshot()

@@ -1,0 +1,110 @@
+"""What the tokenizer makes of a suite's rows: how many texts exceed the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import copy
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ...api.contracts import Suite
+from ...core.data import Demonstration, Labelled, Pair, Prompt
+from ...core.data_report import Cut, Measured
+from ...core.errors import UsageError
+from ...models.hub_format import limits_of
+from ...models.tokens import Tokens
+
+MEASURED = 2000  # prompts, demonstrations and pairs of which the tokens are counted, of each
+WHOLE = 0.95  # share of the texts that a suggested limit leaves whole
+
+
+def check_positions(measured: Measured, model: Path | str) -> None:
+    """Refuse limits that exceed the positions of the model, where prompts are long enough for that.
+
+    Raises:
+        UsageError: A prompt and an answer to it may be longer than the model can read.
+    """
+    positions = limits_of(model).positions
+    prompts, answer = measured.prompts, measured.completions.limit
+    longest = min(prompts.longest, prompts.limit) if measured.all_rows else prompts.limit
+    if positions is None or longest + answer <= positions:
+        return
+    fitting = positions - answer
+    advice = f" --suite-set max_prompt_tokens={fitting} fits." if fitting > 0 else ""
+    raise UsageError(
+        f"max_prompt_tokens = {prompts.limit} and max_completion_tokens = {answer}: prompts of"
+        f" {longest} tokens and their answers take {longest + answer} positions, and the model"
+        f" {model} has {positions}.{advice}"
+    )
+
+
+def measure(suite: Suite, tokens: Tokens) -> Measured:
+    """Return how many texts of a suite are cut, and how many pairs become equal.
+
+    Of large data MEASURED evenly spaced prompts, demonstrations and pairs stand for all.
+    """
+    whole = copy(tokens)
+    whole.max_prompt = whole.max_completion = None
+    prompts, pairs, answers = _prompts(suite), _pairs(suite), _answers(suite)
+    some, some_pairs = _spaced(prompts), _spaced(pairs)
+    prompt_ids = [whole.prompt_ids(p.text) for p in some]
+    pair_ids = [_pair_ids(whole, pair) for pair in some_pairs]
+    ids = [*chain.from_iterable(pair_ids)]
+    ids += [whole.completion_ids(a.prompt.text, a.completion) for a in _spaced(answers)]
+    limit = tokens.max_completion
+    return Measured(
+        all_rows=len(some) == len(prompts) and len(some_pairs) == len(pairs),
+        template=any(tokens.conversation(p.text) is not None for p in some),
+        prompts=_cut("max_prompt_tokens", tokens.max_prompt, prompt_ids),
+        completions=_cut("max_completion_tokens", limit, ids),
+        pairs=len(some_pairs),
+        equal_pairs=sum(chosen[:limit] == rejected[:limit] for chosen, rejected in pair_ids),
+        unknown=_share_of(tokens.tokenizer.unk_token_id, [*prompt_ids, *ids]),
+    )
+
+
+def _prompts(suite: Suite) -> list[Prompt]:
+    """Return the different prompts that methods train on, that are imitated or that are asked."""
+    splits = ("train", "demonstrations", "validation", "test")
+    every = [p for split in splits for p in suite.prompts(split)]
+    every += [pair.prompt for pair in suite.judge_preferences()]
+    return list({prompt.id: prompt for prompt in every}.values())
+
+
+def _pairs(suite: Suite) -> list[Pair]:
+    """Return the pairs that methods or the judge learn from."""
+    every = [*(suite.preferences() or ()), *suite.judge_preferences()]
+    return [row for row in every if isinstance(row, Pair)]
+
+
+def _answers(suite: Suite) -> Sequence[Demonstration | Labelled]:
+    """Return the single answers that methods or the judge learn from; none beside pairs."""
+    every = [*suite.labelled(), *suite.judge_preferences()]
+    labelled = [row for row in every if isinstance(row, Labelled)]
+    return labelled or ([] if _pairs(suite) else suite.demonstrations())
+
+
+def _spaced(items: Sequence[Any]) -> Sequence[Any]:
+    """Return at most MEASURED items, evenly spaced."""
+    step = -(-len(items) // MEASURED) or 1
+    return items[::step]
+
+
+def _pair_ids(tokens: Tokens, pair: Pair) -> tuple[list[int], list[int]]:
+    text = pair.prompt.text
+    return tokens.completion_ids(text, pair.chosen), tokens.completion_ids(text, pair.rejected)
+
+
+def _share_of(token: int | None, texts: Iterable[Sequence[int]]) -> float:
+    """Return the share of all tokens that are one token."""
+    every = list(chain.from_iterable(texts))
+    return every.count(token) / len(every) if every and token is not None else 0.0
+
+
+def _cut(option: str, limit: int | None, texts: Iterable[Sequence[int]]) -> Cut:
+    ordered = sorted(map(len, texts))
+    enough = ordered[min(len(ordered) - 1, int(WHOLE * len(ordered)))] if ordered else 0
+    longest = ordered[-1] if ordered else 0
+    limit = limit or longest
+    return Cut(option, limit, len(ordered), sum(n > limit for n in ordered), enough, longest)
