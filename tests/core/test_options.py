@@ -371,8 +371,8 @@ def test_a_method_that_is_several_gets_the_entry_of_its_variant():
 
 
 def test_quick_shortens_a_method_no_suite_knows_of():
-    from harness.api.registry import installed
     from harness.api.quick import quick_method
+    from harness.api.registry import installed
 
     quick = installed().get("suites", "summarization").quick
     assert quick_method(quick, installed().get("methods", "orpo"), "unheard_of") == {"steps": 4}
