@@ -11,6 +11,7 @@ from ..api.registry import Registry
 from ..api.resolve import suite_class
 from ..api.settings_sources import Sources
 from ..core.errors import unknown
+from ..core.movement import sentence
 from ..core.options import about, build, options_of, parse_settings
 from ..core.run_folder import read_rows
 from ..core.settings import STAGES
@@ -71,8 +72,11 @@ def printable(text: str) -> Text:
 
 
 def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines of the panel: at most nine, and one more where phases differ in memory."""
-    return [*_quality(r["evaluation"]), *_cost(r["cost"]), *_wall_time(r["cost"])]
+    """Return the lines of the panel: at most nine, and one more where phases differ in memory, and
+    one where nothing moved.
+    """
+    still = [("warning", sentence(r))] if sentence(r) else []
+    return [*still, *_quality(r["evaluation"]), *_cost(r["cost"]), *_wall_time(r["cost"])]
 
 
 def _wall_time(cost: dict[str, Any]) -> list[tuple[str, str]]:

@@ -187,6 +187,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "core/options.py",
     "core/progress.py",
     "core/live_rows.py",
+    "core/movement.py",
     "core/run_folder.py",
     "core/save_schedule.py",
     "core/secrets.py",

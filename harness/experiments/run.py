@@ -24,6 +24,7 @@ from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, PolicyNotSaved, Refused, UsageError
 from ..core.execution import EVALUATION, differing, from_record
 from ..core.files import lock, make_folder, write_text
+from ..core.movement import unmoved
 from ..core.progress import WallClock, activity, part, running
 from ..core.spec import RunSpec, stage_options
 from . import record, saved_policy
@@ -150,6 +151,7 @@ def _train_and_evaluate(
         training.found,
     )
     result = record.result_of(spec, type(training.method).paper, assessed, cost)
+    result["unmoved"] = unmoved(result["evaluation"]["kl"]["mean"], loop.rows)
     result["execution"] = record.execution_of(loop, settings_used)
     result["pins"] = record.pins_of(cost, assessed, loop)
     result["runtime"] = record.runtime_of(training.method_inputs, stage_runtime, policy)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ...core.movement import sentence
 from ..selection.select import Row
 from .compare import Compared, Cost, Measure, p_text
 
@@ -84,6 +85,7 @@ def parts(found: Compared) -> list[Part]:
         f"{found.suite}: {found.prompts} {found.split} prompts, the same for both",
         *(f"{who}  {_who(row)}" for who, row in (("A", found.a), ("B", found.b))),
         _cut(f"options (A | B): {'; '.join(found.options) or 'the same'}"),
+        *_unmoved(found),
         "",
         _measures(found.measures),
         *(f"({m.note})" for m in found.measures if m.note),
@@ -104,6 +106,13 @@ def parts(found: Compared) -> list[Part]:
             for who, gold, text in zip("AB", example.gold, example.answers, strict=True)
         ]
     return [*told, "", "\n".join(textwrap.wrap(found.verdict, WIDTH))]
+
+
+def _unmoved(found: Compared) -> list[Part]:
+    """Return what is told of A or B where training moved nothing."""
+    rows = (("A", found.a), ("B", found.b))
+    told = ((who, dict.fromkeys(filter(None, map(sentence, row.good)))) for who, row in rows)
+    return [f"{who}: {text}" for who, texts in told for text in texts]
 
 
 def _controlled(found: LengthControlled) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...core.errors import HarnessError
 from ...core.execution import EVALUATION, TRAINING
+from ...core.movement import sentence
 from ...core.run_folder import unspent
 from ...experiments.study.state import CLASSES, LEFT, study_folder
 from ..selection.select import Record, Row, Selection, spec_of, unlike
@@ -28,6 +29,7 @@ class Footnotes:
         texts = [
             [
                 *_failures(row),
+                *_unmoved(row),
                 *_budget(row),
                 *_execution(row, usual),
                 *tuning.get(row.records[0].get("cell"), []),
@@ -67,6 +69,11 @@ def _failures(row: Row) -> Iterator[str]:
             f"{len(row.failed)} of {len(row.records)} runs failed ({told}); the figures are of the"
             " others, which is kind to a method that fails."
         )
+
+
+def _unmoved(row: Row) -> Iterator[str]:
+    """Yield a footnote for each way in which the training of a row's runs moved nothing."""
+    yield from dict.fromkeys(filter(None, map(sentence, row.good)))
 
 
 def _budget(row: Row) -> Iterator[str]:
