@@ -26,6 +26,7 @@ from ..core.progress import process_age
 from ..core.save_schedule import parse_interval
 from ..core.secrets import redact_streams
 from ..core.spec import SAVED_DTYPES, SAVED_KINDS, STARTS, WEIGHTS
+from ..core.suite_file import is_suite_file
 from .check_command import check
 from .clean_command import clean
 from .evaluate_command import evaluate
@@ -410,10 +411,17 @@ def list_plugins(registry: Registry) -> None:
 )
 @plugin_files
 def show(registry: Registry, name: str, **asked: Any) -> None:
-    """Show a plugin or a stage (stage.sft): description, paper, and options with their values."""
+    """Show a plugin or a stage (stage.sft): description, paper, and options with their values.
+
+    Of a suite file (.toml): its sources, splits and settings, and the first example.
+    """
     from .display import ShowRequest, describe, describe_stage
 
     request = ShowRequest(**asked)
+    if is_suite_file(name):
+        from .show_suite_file import describe_suite_file
+
+        return click.echo(describe_suite_file(name, registry, request.model))
     if name.startswith("stage."):
         return click.echo(describe_stage(name.removeprefix("stage."), registry, request))
     kinds, plain = registry.kinds_of(name)
