@@ -2,7 +2,7 @@
 # The studies in results/ and what is made of them, from nothing, two runs at a time on two cores: tables, pictures, the
 # README's table, and the estimates of `harness study --dry-run` (harness/experiments/study/costs.csv).
 #   results/reproduce.sh               all of it (about five hours)
-#   results/reproduce.sh main leash    parts of it, in this order: main leash length labels checks
+#   results/reproduce.sh main kl_penalty    parts of it, in this order: main kl_penalty length labels checks
 # Not made here: speed*, by python benchmarks/{speed,runs,threads,gpu}.py, and base_model.md, by python -m
 # harness_suites.pretrain (results/README.md). Made and not committed: the report, results/raw/main.html, and what checks
 # say, results/raw/checks.md. Killed, it goes on when started again. HARNESS and PYTHON name other commands
@@ -41,10 +41,10 @@ main() {  # all methods on three suites, five seeds each, and the controls
   $HARNESS report main --results results/raw
 }
 
-leash() {  # beta sweeps, best-of-n up to 64, over-optimisation, and what holds it back
-  study leash
-  table leash leash
-  picture leash overoptimization leash
+kl_penalty() {  # beta sweeps, best-of-n up to 64, over-optimisation, and PPO without a penalty under other constraints
+  study kl_penalty
+  table kl_penalty kl_penalty
+  picture kl_penalty overoptimization kl_penalty
 }
 
 length() {  # a labeller with a taste for length: raw and length-controlled win-rate by method and mitigation
@@ -66,7 +66,7 @@ checks() {  # what `harness check` says of every built-in method, suite and embe
   cat results/raw/checks/*.md > results/raw/checks.md && rm -r results/raw/checks
 }
 
-for part in "${@:-main leash length labels checks}"; do
+for part in "${@:-main kl_penalty length labels checks}"; do
   for one in $part; do "$one"; done
 done
 $PYTHON results/readme.py  # the README shows rows of the first table

@@ -285,7 +285,7 @@ def _seeds_cell(design: Design, effect: float, difference: bool) -> str:
     if design.correlation > design.prompt_share:  # impossible with several seeds
         return "-"
     seeds = seeds_needed(design, effect, difference)
-    return "no number: more prompts" if seeds is None else str(seeds)
+    return f"no number is enough with {design.prompts} prompts" if seeds is None else str(seeds)
 
 
 @click.command()

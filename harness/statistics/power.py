@@ -166,10 +166,15 @@ def report(
             needed = prompts_needed(design, effect, difference, wanted)
             row += [
                 f"{power(design, effect, difference):.1%}",
-                "no number: more seeds" if needed is None else str(needed),
+                _not_enough(design.seeds, "seed") if needed is None else str(needed),
             ]
         rows.append(row)
     return columns, rows
+
+
+def _not_enough(count: int, unit: str) -> str:
+    """Return the cell of a quantity that no number of reaches the wanted power."""
+    return f"no number is enough with {count} {unit}{'s' * (count > 1)}"
 
 
 def assumptions(design: Design) -> str:

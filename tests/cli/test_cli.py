@@ -342,7 +342,7 @@ def test_power_names_the_seeds_that_would_do(difference):
     reached = [power(replace(design, seeds=n), 0.08, difference) for n in (needed - 1, needed)]
     assert reached[0] < 0.8 <= reached[1]
     few = command("power", "--effect", 0.01, "--seeds", 3, "--prompts", 64)
-    assert "no number: more prompts" in few.out
+    assert "no number is enough with 64 prompts" in few.out
 
 
 # -- end to end ------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def _controlled(found: LengthControlled) -> str:
     return (
         f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
         if found.identified
-        else "- (equal length is out of sight)"
+        else "- (too few answers of equal length)"
     )
 
 
