@@ -351,7 +351,7 @@ def test_the_power_command():
     assert done.code == 0 and "| one method against 50 %" in done.out and "80.0%" in done.out
     assert "783" in done.out and "one checkpoint" in done.out
     done = process("power", "--seeds", "3", "--effect", "0.02")
-    assert "more seeds" in done.out and "Assumed" in done.out
+    assert "no number is enough with" in done.out and "Assumed" in done.out
     done = process("power", "--seeds", "2", "--correlation", "0.9")
     assert done.code == 2 and "No such study" in done.err and "Traceback" not in done.err
 
