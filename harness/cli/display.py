@@ -84,11 +84,11 @@ def _wall_time(cost: dict[str, Any]) -> list[tuple[str, str]]:
     wall = cost.get("wall")
     if not wall:
         return []
-    made = ", ".join(
+    stages_made = ", ".join(
         f"{KINDS.get(kind, kind.replace('_', ' '))} {seconds:.1f}"
         for kind, seconds in cost["stages_made"].items()
     )
-    stages = f"stages {wall['stages']:.1f}" + (f" ({made})" if made else "")
+    stages = f"stages {wall['stages']:.1f}" + (f" ({stages_made})" if stages_made else "")
     rest = ", ".join(f"{name} {wall[name]:.1f}" for name in wall if name != "stages")
     return [("wall time", f"{cost['spent_seconds']:.1f} s: {stages}, {rest}")]
 

@@ -78,10 +78,10 @@ def filled(template: str, kind: str, name: str) -> str:
 
 def _texts(folder: Traversable, inside: str = "") -> dict[str, str]:
     """Return the templates in a folder and its subfolders by path, without the suffix."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for entry in folder.iterdir():
         if entry.is_dir():
-            found |= _texts(entry, f"{inside}{entry.name}/")
+            texts |= _texts(entry, f"{inside}{entry.name}/")
         elif entry.name.endswith(SUFFIX):
-            found[inside + entry.name.removesuffix(SUFFIX)] = entry.read_text(encoding="utf-8")
-    return found
+            texts[inside + entry.name.removesuffix(SUFFIX)] = entry.read_text(encoding="utf-8")
+    return texts

@@ -29,7 +29,7 @@ class TableRequest:
     """The options of `harness table`."""
 
     results: Path
-    asked: Filter
+    criteria: Filter
     reporter: Reporter
     named_format: bool  # whether --format was given
     columns: str = ""
@@ -46,7 +46,7 @@ class TableRequest:
         from ..report.tables.match import matched, parse_match
         from ..report.tables.tables import comparison
 
-        selection = select(self.results, replace(self.asked, suite=suite))
+        selection = select(self.results, replace(self.criteria, suite=suite))
         if self.match:
             return matched(selection, *parse_match(self.match))
         return comparison(selection, keys)
@@ -57,7 +57,7 @@ def print_tables(request: TableRequest) -> int:
 
     A suite that cannot be shown is reported on stderr, and the next one follows.
     """
-    suites = suites_of(request.results, request.asked)
+    suites = suites_of(request.results, request.criteria)
     if len(suites) > 1 and request.reporter.name != "md":
         raise UsageError(
             f"The format {request.reporter.name} holds one table, and there are runs of"
@@ -83,7 +83,7 @@ def print_tables(request: TableRequest) -> int:
 def write_tables(request: TableRequest, output: Path) -> int:
     """Write the table to a file, or one file per suite where there are several."""
     check_output(output)
-    suites = suites_of(request.results, request.asked)
+    suites = suites_of(request.results, request.criteria)
     for suite in suites:
         file = output if len(suites) == 1 else suite_file(output, suite)
         write_output(file, request.reporter.render(request.table(suite, request.keys)))

@@ -1,11 +1,9 @@
-"""`harness compare A B`: two runs or methods on the same prompts, paired, and a sentence that says
-what it comes to.
+"""`harness compare A B`: two runs or methods on the same prompts, and one sentence as the result.
 
-Seeds are taken as independent between the two, though seed s of one and of the other draw their
-answers with the same uniform numbers: what that correlates is small (0.03 to 0.14 of a cell's noise
-on the embedded suites), it makes the interval a little wide, never narrow, and pairing seeds would
-leave half the degrees of freedom (intervals 5 to 30 % wider with three seeds). It is also how
-tables compare. Prompts are paired, which is what matters.
+Prompts are paired. Seeds of the two are treated as independent, as in tables, although seed s of
+both draws its answers with the same uniform numbers. The correlation that results is small (0.03 to
+0.14 of a cell's noise on the embedded suites), and it makes the interval wider, never narrower.
+Pairing the seeds would halve the degrees of freedom: intervals 5 to 30 % wider with three seeds.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
     from ...statistics.intervals import Array
     from ...statistics.length import LengthControlled
 
-MEASURES = {  # figure of the evaluation: (column of samples.jsonl, what it is called, decimals)
+MEASURES = {  # figure of the evaluation: (column of samples.jsonl, label, decimals)
     "win_rate": ("win", "win-rate vs baseline", 3),
     "gold": ("gold", "gold reward", 3),
     "proxy": ("proxy", "proxy reward", 3),
@@ -52,22 +50,20 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of both, and their difference where there is a value per prompt."""
+    """A figure of both, and their paired difference if there is a value per prompt."""
 
     name: str
     label: str
     a: float
     b: float
     digits: int
-    difference: Comparison | None  # None where an answer has no value: a verdict in an older record
+    difference: Comparison | None  # None if an answer has no value: a verdict in an older record
     note: str = ""
 
 
 @dataclass(frozen=True)
 class HeadToHead:
-    """Whose answer gold prefers, prompt by prompt; with several seeds the mean gold of each on a
-    prompt.
-    """
+    """The answer with more gold on each prompt; with several seeds by their mean."""
 
     wins: int
     ties: int
@@ -78,7 +74,7 @@ class HeadToHead:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one thing cost both."""
+    """One cost of both."""
 
     label: str
     both: tuple[float, float]
@@ -97,7 +93,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Compared:
-    """Everything `harness compare` says."""
+    """The content of `harness compare`."""
 
     suite: str
     a: Row
@@ -113,24 +109,26 @@ class Compared:
     verdict: str
 
 
-# -- who -------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 
-def two_rows(results: Path, names: tuple[str, str], asked: Filter) -> tuple[str, Row, Row]:
-    """Return (suite, A, B), each named by a run folder, a method or a row's label; raise UsageError
-    where unclear.
+def two_rows(results: Path, names: tuple[str, str], criteria: Filter) -> tuple[str, Row, Row]:
+    """Return (suite, A, B) of two names: run folders, methods or labels of rows.
+
+    Raises:
+        UsageError: A name is unknown or ambiguous, or the two cannot be compared.
     """
     folders = [_run_at(name) for name in names]
     known: list[Row] = []
-    suite = asked.suite or next((r.records[0]["suite"] for r in folders if r is not None), None)
-    if None not in folders and (asked.study or asked.where):
+    suite = criteria.suite or next((r.records[0]["suite"] for r in folders if r is not None), None)
+    if None not in folders and (criteria.study or criteria.where):
         raise UsageError(
-            "--study and --where choose among the runs of a method: A and B are both run folders."
+            "--study and --where select runs of a method, but A and B are both run folders."
         )
     if None in folders:
-        suite, records = chosen(results, Filter(suite, asked.study, where=asked.where))
+        suite, records = chosen(results, Filter(suite, criteria.study, where=criteria.where))
         known = rows_of(records)
-    a, b = (row or _named(name, known, asked) for name, row in zip(names, folders, strict=True))
+    a, b = (row or _named(name, known, criteria) for name, row in zip(names, folders, strict=True))
     if a.name == b.name:
         a, b = replace(a, name=f"{a.name} (A)"), replace(b, name=f"{b.name} (B)")
     for row in (a, b):
@@ -146,24 +144,25 @@ def two_rows(results: Path, names: tuple[str, str], asked: Filter) -> tuple[str,
     if shared:
         raise UsageError(f"A and B are the same run: {', '.join(sorted(shared))}.")
     for what, values in unlike([*a.good, *b.good]).items():
-        told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
-        raise UsageError(
-            f"A and B do not stand on identical ground and cannot be compared: {what} differs"
-            f" ({told})."
+        differences = "; ".join(
+            f"{value}: {', '.join(sorted(set(runs)))}" for value, runs in values.items()
         )
+        raise UsageError(f"A and B are not comparable: {what} differs ({differences}).")
     return str(suite), a, b
 
 
-def suites_to_compare(results: Path, names: tuple[str, str], asked: Filter) -> Sequence[str | None]:
-    """Return the suites with runs of both names; [None] where a run folder decides the suite."""
-    if asked.suite is not None or any(_run_at(name) for name in names):
-        return [asked.suite]
-    suites = suites_of(results, asked)
-    rows = {suite: rows_of(chosen(results, replace(asked, suite=suite))[1]) for suite in suites}
+def suites_to_compare(
+    results: Path, names: tuple[str, str], criteria: Filter
+) -> Sequence[str | None]:
+    """Return the suites with runs of both names; [None] if a run folder decides the suite."""
+    if criteria.suite is not None or any(_run_at(name) for name in names):
+        return [criteria.suite]
+    suites = suites_of(results, criteria)
+    rows = {suite: rows_of(chosen(results, replace(criteria, suite=suite))[1]) for suite in suites}
     common = [s for s in suites if all(_matches(rows[s], name) for name in names)]
     if common or len(suites) == 1:
         return common or [None]
-    every = [row for found in rows.values() for row in found]
+    every = [row for suite_rows in rows.values() for row in suite_rows]
     for name in names:
         if not _matches(every, name):
             known = {row.name for row in every} | {row.method for row in every}
@@ -180,55 +179,53 @@ def _place(record: Record) -> str:
 
 
 def _run_at(name: str) -> Row | None:
-    """Return the run in a folder as a row, or None where the name is not that of a run folder."""
+    """Return the run in a folder as a row, or None if the name is not a run folder."""
     folder = Path(name)
     if not folder.is_dir():
         return None
     record = read_result(folder) or read_failure(folder)
     if record is None:
         if len(folder.parts) > 1:
-            raise UsageError(
-                f"{name} is not the folder of a run that ended: it has no result.json."
-            )
-        return None  # a folder that happens to be called like a method
-    found = {**record, "folder": str(folder)}
+            raise UsageError(f"{name} is not the folder of a finished run: it has no result.json.")
+        return None  # a folder with the name of a method
+    run = {**record, "folder": str(folder)}
     return Row(
-        f"{record['method']} seed {record['seed']}", record["method"], [found], record["method"]
+        f"{record['method']} seed {record['seed']}", record["method"], [run], record["method"]
     )
 
 
-def _named(name: str, rows: Sequence[Row], asked: Filter) -> Row:
-    """Return the row of a name."""
+def _named(name: str, rows: Sequence[Row], criteria: Filter) -> Row:
+    """Return the row with a name."""
     exact = [row for row in rows if row.name == name]
-    found = exact or [row for row in rows if row.is_called(name)]
-    if len(found) > 1:
-        labels = "; ".join(repr(row.name) for row in found)
+    matching = exact or [row for row in rows if row.is_called(name)]
+    if len(matching) > 1:
+        labels = "; ".join(repr(row.name) for row in matching)
         raise UsageError(
             f"There are several rows of {name}: {labels}. Name one of them, or a run folder."
         )
-    if not found:
-        among = "".join(f" with {option}={value}" for option, value in asked.where.items())
+    if not matching:
+        among = "".join(f" with {option}={value}" for option, value in criteria.where.items())
         raise unknown(
             f"run folder, method or row{among}",
             name,
             {row.name for row in rows} | {row.method for row in rows},
         )
-    return found[0]
+    return matching[0]
 
 
 def differing(a: Row, b: Row) -> list[str]:
-    """Return in which options two rows differ, as `name A's | B's`, those that both have first."""
+    """Return the options in which two rows differ, `name A | B`; options of both rows first."""
     one, other = _options(a.good[0]), _options(b.good[0])
-    told = []
+    differences = []
     for name in sorted(dict.fromkeys([*one, *other]), key=lambda n: not (n in one and n in other)):
         x, y = (text_of(values[name]) if name in values else "-" for values in (one, other))
         if x != y:
-            told.append(f"{name} {x} | {y}")
-    return told
+            differences.append(f"{name} {x} | {y}")
+    return differences
 
 
 def _options(record: Record) -> dict[str, Any]:
-    """Return everything that was set for a run, by the name it is set by."""
+    """Return all settings of a run, by the names used to set them."""
     try:
         spec = spec_of(record)
     except FileNotFoundError:
@@ -248,16 +245,16 @@ def _options(record: Record) -> dict[str, Any]:
     }
 
 
-# -- how they compare ------------------------------------------------------------------------------
+# -- the comparison --------------------------------------------------------------------------------
 
 
-def compared(results: Path, names: tuple[str, str], asked: Filter) -> Compared:
+def compared(results: Path, names: tuple[str, str], criteria: Filter) -> Compared:
     """Return the comparison of two runs or methods."""
-    suite, a, b = two_rows(results, names, asked)
+    suite, a, b = two_rows(results, names, criteria)
     ours, theirs = answers_of(a), answers_of(b)
     if ours.prompts != theirs.prompts:
         raise HarnessError(
-            "The samples.jsonl of these runs are not of the same prompts in the same order."
+            "The samples.jsonl of these runs do not have the same prompts in the same order."
         )
     gold = [answers.figures.get("gold") for answers in (ours, theirs)]
     if gold[0] is None or gold[1] is None:
@@ -282,12 +279,10 @@ def compared(results: Path, names: tuple[str, str], asked: Filter) -> Compared:
 
 
 def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]:
-    """Return every measure that both have: means, and the paired difference where there is a value
-    per prompt.
-    """
+    """Return the measures that both rows have: means, and paired differences over prompts."""
     from ...statistics.compare import compare
 
-    found = []
+    measures = []
     for name, (column, label, digits) in MEASURES.items():
         x, y = (answers.figures.get(column) for answers in (ours, theirs))
         if x is not None and y is not None:
@@ -295,7 +290,7 @@ def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]
         else:
             means, difference = (a.mean(name), b.mean(name)), None
         if not np.isnan(means).any():
-            found.append(
+            measures.append(
                 Measure(
                     name,
                     label,
@@ -305,11 +300,11 @@ def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]
                     _estimated(a, b) if name == "kl" else "",
                 )
             )
-    return found
+    return measures
 
 
 def _estimated(a: Row, b: Row) -> str:
-    """Return who has no log-probabilities, so that its KL is an estimate of another kind."""
+    """Return a note on rows whose KL was not computed from log-probabilities."""
     kinds = {row.name: row.good[0]["evaluation"].get("kl_estimator", "") for row in (a, b)}
     return ", ".join(
         f"{name}'s KL: {kind}" for name, kind in kinds.items() if kind not in ("", "rao-blackwell")
@@ -317,9 +312,7 @@ def _estimated(a: Row, b: Row) -> str:
 
 
 def head_to_head(x: Array, y: Array) -> HeadToHead:
-    """Return wins, ties and losses of gold scores (S, P) by prompt, their sign test, the
-    probability of improvement.
-    """
+    """Return wins, ties and losses of gold scores (S, P) by prompt, with their sign test."""
     from ...statistics.aggregate import probability_of_improvement
     from ...statistics.compare import sign_test
 
@@ -332,7 +325,7 @@ def head_to_head(x: Array, y: Array) -> HeadToHead:
 
 
 def costs_of(a: Row, b: Row) -> list[Cost]:
-    """Return what training cost, and an answer, the mean over seeds."""
+    """Return the costs of training and of an answer, means over seeds."""
 
     kinds = {
         "training FLOPs": ("cost.method.flops", ""),
@@ -349,64 +342,58 @@ def costs_of(a: Row, b: Row) -> list[Cost]:
         ours, theirs = (fmean(record[name] for record in records) for records in flat)
         return ours, theirs
 
-    found = [Cost(label, means(name), unit) for label, (name, unit) in kinds.items()]
-    return [cost for cost in found if cost.label != "AI labels" or any(cost.both)]
+    costs = [Cost(label, means(name), unit) for label, (name, unit) in kinds.items()]
+    return [cost for cost in costs if cost.label != "AI labels" or any(cost.both)]
 
 
 def examples(ours: Sequence[Record], theirs: Sequence[Record]) -> list[Example]:
-    """Return the prompt on which A is ahead by most gold, and the one on which B is, of a run's
-    samples of each.
-    """
+    """Return the prompts on which A, and on which B, has the largest lead in gold."""
     gaps = np.array([x["gold"] - y["gold"] for x, y in zip(ours, theirs, strict=True)])
-    found = []
-    for who, index, gap in (
+    chosen = []
+    for side, index, gap in (
         ("A", int(gaps.argmax()), gaps.max()),
         ("B", int(gaps.argmin()), -gaps.min()),
     ):
         if gap > 0:
             x, y = ours[index], theirs[index]
-            title = f"{who} is ahead by most gold (+{gap:.2f}) on prompt {x['prompt_id']}"
-            found.append(
+            title = f"{side} has the largest lead in gold (+{gap:.2f}) on prompt {x['prompt_id']}"
+            chosen.append(
                 Example(title, x["prompt"], (x["answer"], y["answer"]), (x["gold"], y["gold"]))
             )
-    return found
+    return chosen
 
 
-# -- what it comes to ------------------------------------------------------------------------------
+# -- the result ------------------------------------------------------------------------------------
 
 
 def verdict(a: Row, b: Row, x: Array, y: Array) -> str:
-    """Return one sentence on the win scores (S, P): who beats whom by how much, or what such a
-    study could find.
-    """
+    """Return one sentence on win scores (S, P): the difference, or the smallest detectable one."""
     from ...statistics.compare import compare
 
-    found = compare(x, y)
-    speaks = speaks_for(a, b)
-    if found.p <= ALPHA:
-        better, worse, sign = (a, b, 1) if found.difference > 0 else (b, a, -1)
-        low, high = sorted((sign * found.low, sign * found.high))
-        told = (
-            f"{better.name} beats {worse.name} by {abs(found.difference):.3f} [{low:.3f},"
+    comparison = compare(x, y)
+    scope = scope_of(a, b)
+    if comparison.p <= ALPHA:
+        better, worse, sign = (a, b, 1) if comparison.difference > 0 else (b, a, -1)
+        low, high = sorted((sign * comparison.low, sign * comparison.high))
+        result = (
+            f"{better.name} beats {worse.name} by {abs(comparison.difference):.3f} [{low:.3f},"
             f" {high:.3f}] of win-rate"
         )
-        return f"{told}, {p_text(found.p)}; {speaks}"
+        return f"{result}, {p_text(comparison.p)}; {scope}"
     least = detectable(x, y)
     can = (
-        "no difference is found by it"
+        "this study can find no difference"
         if least is None
         else f"this study can find {least:.3f} (harness power)"
     )
     return (
-        f"{a.name} and {b.name} are not distinguishable by win-rate: {found.difference:+.3f} "
-        f"[{found.low:+.3f}, {found.high:+.3f}], {p_text(found.p)}; {can}; {speaks}"
+        f"{a.name} and {b.name} are not distinguishable by win-rate: {comparison.difference:+.3f} "
+        f"[{comparison.low:+.3f}, {comparison.high:+.3f}], {p_text(comparison.p)}; {can}; {scope}"
     )
 
 
-def speaks_for(a: Row, b: Row) -> str:
-    """Return what a comparison speaks for: a method's only seed says nothing of the spread between
-    its seeds.
-    """
+def scope_of(a: Row, b: Row) -> str:
+    """Return what a comparison applies to: one seed does not show the spread between seeds."""
     alone = [row.name for row in (a, b) if len(row.good) == 1]
     if len(alone) == 2:
         return "one seed each: these checkpoints, not these algorithms"
@@ -416,11 +403,10 @@ def speaks_for(a: Row, b: Row) -> str:
 
 
 def detectable(x: Array, y: Array) -> float | None:
-    """Return the smallest difference of win-rates found with 80 % power by a study like this one,
-    (S, P) each.
+    """Return the smallest difference of win-rates that such a study finds with 80 % power.
 
-    Ties, the spread between seeds, and what seeds and methods share on a prompt are those of the
-    data.
+    Ties, the spread between seeds, and the variance that seeds and methods share on a prompt are
+    those of the scores (S, P) of each.
     """
     from ...statistics.intervals import parts, two_way_interval
     from ...statistics.power import Design, minimum_detectable_effect
@@ -446,5 +432,5 @@ def detectable(x: Array, y: Array) -> float | None:
 
 
 def p_text(p: float) -> str:
-    """Return a p-value as it is written."""
+    """Return a p-value as text."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

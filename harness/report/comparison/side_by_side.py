@@ -1,4 +1,4 @@
-"""How a comparison of two looks: one screen of text, or JSON for programs."""
+"""A comparison of two rows as one screen of text, or as JSON for programs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .compare import Compared, Cost, Measure, p_text
 if TYPE_CHECKING:
     from ...statistics.length import LengthControlled
 
-WIDTH = 100  # of plain text; a terminal narrower than that wraps
+WIDTH = 100  # of plain text; a narrower terminal wraps
 MOST_LINES = 2  # of the options that differ, and of a text
 SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 Grid = list[list[str]]
-Part = str | Grid  # a paragraph, or rows of a table whose first is its head
+Part = str | Grid  # a paragraph, or the rows of a table, its head first
 
 
-def show(found: Compared) -> None:
+def show(comparison: Compared) -> None:
     """Print a comparison: with bold heads on a terminal, aligned in plain text elsewhere."""
-    shown = [_safe(part) for part in parts(found)]
+    shown = [_safe(part) for part in parts(comparison)]
     if not sys.stdout.isatty():
         print("\n".join(_plain(part) for part in shown))
         return
@@ -77,18 +77,18 @@ def _row_json(row: Row) -> dict[str, Any]:
     }
 
 
-def parts(found: Compared) -> list[Part]:
-    """Return what stands on the screen, top to bottom; the verdict comes last."""
-    head, (a, b) = found.head, found.controlled
-    controlled = (f"{who} {_controlled(lc)}" for who, lc in (("A", a), ("B", b)))
-    told: list[Part] = [
-        f"{found.suite}: {found.prompts} {found.split} prompts, the same for both",
-        *(f"{who}  {_who(row)}" for who, row in (("A", found.a), ("B", found.b))),
-        _cut(f"options (A | B): {'; '.join(found.options) or 'the same'}"),
-        *_unmoved(found),
+def parts(comparison: Compared) -> list[Part]:
+    """Return the parts of the screen from top to bottom; the result comes last."""
+    head, (a, b) = comparison.head, comparison.controlled
+    controlled = (f"{side} {_controlled(lc)}" for side, lc in (("A", a), ("B", b)))
+    lines: list[Part] = [
+        f"{comparison.suite}: {comparison.prompts} {comparison.split} prompts, the same for both",
+        *(f"{side}  {_row_text(row)}" for side, row in (("A", comparison.a), ("B", comparison.b))),
+        _cut(f"options (A | B): {'; '.join(comparison.options) or 'the same'}"),
+        *_unmoved(comparison),
         "",
-        _measures(found.measures),
-        *(f"({m.note})" for m in found.measures if m.note),
+        _measures(comparison.measures),
+        *(f"({m.note})" for m in comparison.measures if m.note),
         "",
         (
             f"gold by prompt: A wins {head.wins}, ties {head.ties}, loses {head.losses} (sign test"
@@ -96,35 +96,37 @@ def parts(found: Compared) -> list[Part]:
         ),
         f"length-controlled win-rate (characters): {', '.join(controlled)}",
         "",
-        [["cost", "A", "B", "A / B"], *map(_cost, found.costs)],
+        [["cost", "A", "B", "A / B"], *map(_cost, comparison.costs)],
     ]
-    told.append("")
-    for example in found.examples:
-        told += [_cut(f"{example.title}: {example.prompt}")]
-        told += [
-            _cut(f"  {who} {gold:7.2f}  {text}", 13)
-            for who, gold, text in zip("AB", example.gold, example.answers, strict=True)
+    lines.append("")
+    for example in comparison.examples:
+        lines += [_cut(f"{example.title}: {example.prompt}")]
+        lines += [
+            _cut(f"  {side} {gold:7.2f}  {text}", 13)
+            for side, gold, text in zip("AB", example.gold, example.answers, strict=True)
         ]
-    return [*told, "", "\n".join(textwrap.wrap(found.verdict, WIDTH))]
+    return [*lines, "", "\n".join(textwrap.wrap(comparison.verdict, WIDTH))]
 
 
-def _unmoved(found: Compared) -> list[Part]:
-    """Return what is told of A or B where training moved nothing."""
-    rows = (("A", found.a), ("B", found.b))
-    told = ((who, dict.fromkeys(filter(None, map(sentence, row.good)))) for who, row in rows)
-    return [f"{who}: {text}" for who, texts in told for text in texts]
+def _unmoved(comparison: Compared) -> list[Part]:
+    """Return a sentence on A or B if training changed nothing."""
+    lines = []
+    for side, row in (("A", comparison.a), ("B", comparison.b)):
+        sentences = dict.fromkeys(filter(None, map(sentence, row.good)))
+        lines += [f"{side}: {text}" for text in sentences]
+    return lines
 
 
-def _controlled(found: LengthControlled) -> str:
-    e = found.win_rate
+def _controlled(controlled: LengthControlled) -> str:
+    e = controlled.win_rate
     return (
         f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
-        if found.identified
+        if controlled.identified
         else "- (too few answers of equal length)"
     )
 
 
-def _who(row: Row) -> str:
+def _row_text(row: Row) -> str:
     seeds = ", ".join(str(r["seed"]) for r in row.good)
     failed = f", {len(row.failed)} more failed" if row.failed else ""
     quick = ", quick: its figures mean nothing" if row.good[0].get("quick") else ""
@@ -135,7 +137,7 @@ def _measures(measures: Sequence[Measure]) -> Grid:
     rows = [["", "A", "B", "A - B [95 %]", "p"]]
     for m in measures:
         d, n = m.difference, m.digits
-        told = f"{m.a - m.b:+.{n}f}" + (
+        difference = f"{m.a - m.b:+.{n}f}" + (
             f" [{d.low:+.{n}f}, {d.high:+.{n}f}]" if d else " (no values per prompt)"
         )
         rows.append(
@@ -143,7 +145,7 @@ def _measures(measures: Sequence[Measure]) -> Grid:
                 m.label,
                 f"{m.a:.{n}f}",
                 f"{m.b:.{n}f}",
-                told,
+                difference,
                 p_text(d.p).removeprefix("p = ") if d else "-",
             ]
         )
@@ -181,7 +183,7 @@ def _plain(part: Part) -> str:
 
 
 def _cut(text: str, indent: int = 2) -> str:
-    """Return text on few lines, its own line breaks taken for spaces."""
+    """Return text on at most MOST_LINES lines, its line breaks replaced by spaces."""
     lines = textwrap.wrap(
         text, WIDTH, subsequent_indent=" " * indent, max_lines=MOST_LINES, placeholder=" ..."
     )

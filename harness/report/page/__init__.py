@@ -28,8 +28,8 @@ def page(
     from .html import render
     from .sections import sections
 
-    found = sections(results, study, suite)
-    text = render(context(found, results, study, prompts))
+    parts = sections(results, study, suite)
+    text = render(context(parts, results, study, prompts))
     size = len(text.encode())
     if size > MAX_BYTES:
         raise UsageError(

@@ -47,7 +47,7 @@ def _seeds(records: Sequence[Record]) -> str:
 
 
 def _data(sections: Sequence[Section], good: Sequence[Record]) -> str:
-    told = dict.fromkeys(
+    sizes = dict.fromkeys(
         f"{r['suite']}: {r['evaluation']['prompts']} {r['evaluation']['split']} prompts"
         for r in good
     )
@@ -58,17 +58,17 @@ def _data(sections: Sequence[Section], good: Sequence[Record]) -> str:
     apart = (
         " (runs of unlike ground stand in tables apart)" if any(s.apart for s in sections) else ""
     )
-    return f"{'; '.join(told) or 'No finished run'}. {same}{apart}."
+    return f"{'; '.join(sizes) or 'No finished run'}. {same}{apart}."
 
 
 def _hyper_parameters(records: Sequence[Record], study: Mapping[str, Any] | None) -> str:
     tuning = study and study["tuning"]
-    asked = any(r.get("asked") for r in records)
+    set_options = any(r.get("asked") for r in records)
     set_by_hand = (
         "Options that were set by hand are marked in the settings; all others are the methods'"
         " defaults."
     )
-    defaults = set_by_hand if asked else "Every option is the method's default."
+    defaults = set_by_hand if set_options else "Every option is the method's default."
     if not tuning:
         return f"{defaults} There was no search among these runs."
     return (
@@ -93,12 +93,12 @@ def _compute(good: Sequence[Record], environments: Sequence[Mapping[str, str]]) 
 
 def _failed(records: Sequence[Record], study: Mapping[str, Any] | None) -> str:
     failed = sum("failure" in r for r in records)
-    told = f"{failed} of {len(records)} runs failed; they are listed, and are in no mean."
+    text = f"{failed} of {len(records)} runs failed; they are listed, and are in no mean."
     if study and study["missing"]:
-        told += f" {len(study['missing'])} of the study's {study['asked']} runs are not there yet."
+        text += f" {len(study['missing'])} of the study's {study['asked']} runs are not there yet."
     if study and study["refused"]:
-        told += f" {len(study['refused'])} were refused, with the reason listed."
-    return told
+        text += f" {len(study['refused'])} were refused, with the reason listed."
+    return text
 
 
 def _code(facts: Mapping[str, Any]) -> str:

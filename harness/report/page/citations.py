@@ -22,14 +22,14 @@ def bibtex(papers: Iterable[str]) -> list[str]:
 
 def entries() -> dict[str, str]:
     """Return the known entries by arXiv id."""
-    found = re.split(r"\n(?=@)", PAPERS.read_text(encoding="utf-8").strip())
-    return {re.findall(r"eprint = \{(.*?)\}", entry)[0]: entry.strip() for entry in found}
+    texts = re.split(r"\n(?=@)", PAPERS.read_text(encoding="utf-8").strip())
+    return {re.findall(r"eprint = \{(.*?)\}", entry)[0]: entry.strip() for entry in texts}
 
 
 def arxiv_id(url: str) -> str:
     """Return the arXiv id in an address, without its version, or nothing."""
-    found = re.search(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", url)
-    return found[1] if found else ""
+    match = re.search(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", url)
+    return match[1] if match else ""
 
 
 def _harness() -> str:

@@ -24,19 +24,19 @@ def context(
 ) -> dict[str, Any]:
     """Return what the template is filled with."""
     environments = provenance.Environments()
-    told = [_section(section, environments) for section in sections]
+    shown = [_section(section, environments) for section in sections]
     facts: dict[str, Any] = {
         "title": f"Study {study}" if study else "All runs",
         "version": __version__,
-        "sections": told,
-        "environments": environments.told(),
+        "sections": shown,
+        "environments": environments.rows(),
         "study": provenance.study_of(results, study, sections) if study else None,
         "browser": {"suites": browser(sections, prompts)},
         "citations": bibtex(
             r.get("paper", "") for section in sections for r in section.selection.records
         ),
     }
-    captions = [s["table"].caption or (s["table"].notes or [""])[-1] for s in told]
+    captions = [s["table"].caption or (s["table"].notes or [""])[-1] for s in shown]
     return {**facts, "checklist": checklist(sections, captions, facts)}
 
 
@@ -79,11 +79,11 @@ def _section(section: Section, environments: provenance.Environments) -> dict[st
 
 def _links(table: Table, anchors: dict[str, str]) -> list[str]:
     """Return for each row of a table the anchor of its runs, or nothing."""
-    found = [
+    links = [
         next((anchors.get(provenance.run_key(f), "") for f in folders), "")
         for folders in table.runs
     ]
-    return found + [""] * (len(table.rows) - len(found))
+    return links + [""] * (len(table.rows) - len(links))
 
 
 def _plots(section: Section) -> list[dict[str, str]]:

@@ -22,19 +22,19 @@ from .settings import text_of
 class Environments:
     """The different environments of a page, numbered as they are met."""
 
-    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    by_key: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def number(self, provenance: Mapping[str, Any]) -> int:
         """Return the number of the environment that a run was made in."""
         environment = {
             name: provenance.get(name) for name in ("versions", "plugins", "machine", "git")
         }
-        self.found.setdefault(json.dumps(environment, sort_keys=True), environment)
-        return list(self.found).index(json.dumps(environment, sort_keys=True)) + 1
+        self.by_key.setdefault(json.dumps(environment, sort_keys=True), environment)
+        return list(self.by_key).index(json.dumps(environment, sort_keys=True)) + 1
 
-    def told(self) -> list[dict[str, str]]:
+    def rows(self) -> list[dict[str, str]]:
         """Return each as text."""
-        return [_environment(environment) for environment in self.found.values()]
+        return [_environment(environment) for environment in self.by_key.values()]
 
 
 def _environment(environment: Mapping[str, Any]) -> dict[str, str]:

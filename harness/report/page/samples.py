@@ -63,9 +63,9 @@ def _prompts(selection: Selection, runs: Mapping[str, Samples]) -> Samples:
 
 
 def _run(record: Record, samples: Samples, ids: Sequence[str]) -> dict[str, Any]:
-    found = [samples.get(i, {}) for i in ids]
-    figures = {name: [_short(s.get(name)) for s in found] for name in ("proxy", "kl")}
-    kept = {name: [s.get(name) for s in found] for name in ("answer", "gold", "length", "ended")}
+    answers = [samples.get(i, {}) for i in ids]
+    figures = {name: [_short(s.get(name)) for s in answers] for name in ("proxy", "kl")}
+    kept = {name: [s.get(name) for s in answers] for name in ("answer", "gold", "length", "ended")}
     return {"seed": record["seed"], **kept, **figures}
 
 

@@ -87,13 +87,13 @@ def shared_settings(selection: Selection) -> list[tuple[str, str]]:
     """Return what all methods shared, from the resolved specs; where rows differ, every value with
     its rows.
     """
-    found: dict[str, dict[str, list[str]]] = {}
+    by_name: dict[str, dict[str, list[str]]] = {}
     for row in selection.rows:
         for r in row.records:
             for name, value in _shared(r):
-                who = found.setdefault(name, {}).setdefault(value, [])
-                who.extend([row.name] if row.name not in who else [])
-    return [(name, _told(values)) for name, values in found.items()]
+                rows = by_name.setdefault(name, {}).setdefault(value, [])
+                rows.extend([row.name] if row.name not in rows else [])
+    return [(name, _values_text(values)) for name, values in by_name.items()]
 
 
 def _shared(record: Record) -> list[tuple[str, str]]:
@@ -108,7 +108,7 @@ def _shared(record: Record) -> list[tuple[str, str]]:
     ]
 
 
-def _told(values: Mapping[str, Sequence[str]]) -> str:
+def _values_text(values: Mapping[str, Sequence[str]]) -> str:
     if len(values) == 1:
         return next(iter(values))
     return "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
@@ -151,11 +151,11 @@ def costs(selection: Selection) -> dict[str, Any]:
                 }
             )
     stages = dict.fromkeys(name for r in selection.good for name in r["cost"].get("shared", {}))
-    told = [
+    stage_costs = [
         (stage, _cost([r["cost"].get("shared", {}).get(stage) for r in selection.good]))
         for stage in stages
     ]
-    return {"phases": list(phases), "rows": rows, "stages": told}
+    return {"phases": list(phases), "rows": rows, "stages": stage_costs}
 
 
 def _cost(costs: Sequence[Mapping[str, float] | None]) -> tuple[str, str]:

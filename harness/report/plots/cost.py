@@ -56,20 +56,24 @@ class Spot:
 
 def draw(selection: Selection) -> Any:
     """Return the figure."""
-    found = sweeps(selection.rows)
-    if not found:
+    shown_sweeps = sweeps(selection.rows)
+    if not shown_sweeps:
         raise NothingToDraw(f"No run of {selection.suite} is finished: there is no cost to draw.")
     wins = {
-        row.name: win_rate_interval(scores_of(row)["win_rate"]) for s in found for row in s.rows
+        row.name: win_rate_interval(scores_of(row)["win_rate"])
+        for s in shown_sweeps
+        for row in s.rows
     }
-    figure, axes = panels(2, 2, height(5.4, [s.told for s in found]))
-    shown = [spots_of(found, wins, label) for label in PANELS]
+    figure, axes = panels(2, 2, height(5.4, [s.title for s in shown_sweeps]))
+    shown = [spots_of(shown_sweeps, wins, label) for label in PANELS]
     for axis, label, spots in zip(axes, PANELS, shown, strict=True):
         _draw_panel(axis, spots)
         axis.set_xlabel(label)
     for axis in axes[::2]:
         axis.set_ylabel("win-rate vs baseline")
-    beside(figure, [handle(s.told, linestyle="", **look(i).point) for i, s in enumerate(found)])
+    beside(
+        figure, [handle(s.title, linestyle="", **look(i).point) for i, s in enumerate(shown_sweeps)]
+    )
     note(figure, _note(selection))
     figure.draw_without_rendering()
     for axis, spots in zip(axes, shown, strict=True):
@@ -77,13 +81,13 @@ def draw(selection: Selection) -> Any:
     return figure
 
 
-def spots_of(found: Sequence[Sweep], wins: dict[str, Estimate], label: str) -> list[Spot]:
+def spots_of(shown: Sequence[Sweep], wins: dict[str, Estimate], label: str) -> list[Spot]:
     """Return the rows of a panel: a cost is the mean over seeds, of memory the most."""
     what, unit = PANELS[label]
     over = max if "memory" in label else fmean
     return [
         Spot(s, row, look(i), wins[row.name], float(over([what(r) for r in row.good])) / unit)
-        for i, s in enumerate(found)
+        for i, s in enumerate(shown)
         for row in s.rows
     ]
 

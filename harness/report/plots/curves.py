@@ -41,11 +41,11 @@ class Curve:
 
 def draw(selection: Selection) -> Any:
     """Return the figure: a panel for each figure that any run has."""
-    found = [
+    rows = [
         (row, look(i))
         for i, row in enumerate(row for s in sweeps(selection.rows) for row in s.rows)
     ]
-    shown = _shown(found)
+    shown = _shown(rows)
     if not shown:
         raise NothingToDraw(
             f"No run of {selection.suite} logged a reward, KL, length or loss or kept snapshots"
@@ -53,7 +53,7 @@ def draw(selection: Selection) -> Any:
         )
     lines = math.ceil(len(shown) / COLUMNS)
     figure, axes = panels(
-        lines, COLUMNS, height(0.5 + 1.9 * lines, [_label(row) for row, _ in found])
+        lines, COLUMNS, height(0.5 + 1.9 * lines, [_label(row) for row, _ in rows])
     )
     for axis, (label, curves) in zip(axes, shown.items(), strict=False):
         _draw_panel(axis, label, curves)
@@ -62,28 +62,24 @@ def draw(selection: Selection) -> Any:
     drawn = {row.name for curves in shown.values() for row, _, _ in curves}
     beside(
         figure,
-        [
-            handle(_label(row), **how.line, **_sparse(how))
-            for row, how in found
-            if row.name in drawn
-        ],
+        [handle(_label(row), **how.line, **_sparse(how)) for row, how in rows if row.name in drawn],
     )
     note(figure, _note(selection))
     return figure
 
 
-def _shown(found: Sequence[tuple[Row, Look]]) -> dict[str, list[tuple[Row, Look, Curve]]]:
+def _shown(rows: Sequence[tuple[Row, Look]]) -> dict[str, list[tuple[Row, Look, Curve]]]:
     """Return {what a panel shows: its curves}; what no row has is left out.
 
     Losses are of one scale for hardly two methods, and the least telling of what is there: they are
     shown of the rows that say nothing else, on a logarithmic axis.
     """
-    shown = {label: _curves(found, name, logged_of) for name, label in ROLLOUTS.items()}
+    shown = {label: _curves(rows, name, logged_of) for name, label in ROLLOUTS.items()}
     telling = {row.name for curves in shown.values() for row, _, _ in curves}
     shown[LOSS] = _curves(
-        [(row, how) for row, how in found if row.name not in telling], "loss", logged_of
+        [(row, how) for row, how in rows if row.name not in telling], "loss", logged_of
     )
-    shown |= {label: _curves(found, name, snapshots_of) for name, label in KEPT.items()}
+    shown |= {label: _curves(rows, name, snapshots_of) for name, label in KEPT.items()}
     return {label: curves for label, curves in shown.items() if curves}
 
 
@@ -115,11 +111,11 @@ def snapshots_of(record: Record, name: str) -> dict[float, float]:
 
 
 def _curves(
-    found: Sequence[tuple[Row, Look]], name: str, read: Any
+    rows: Sequence[tuple[Row, Look]], name: str, read: Any
 ) -> list[tuple[Row, Look, Curve]]:
     """Return the curves of the rows all of whose runs have a figure at two common steps or more."""
     curves = []
-    for row, how in found:
+    for row, how in rows:
         curve = curve_of([read(record, name) for record in row.good])
         if len(curve.steps) > 1:
             curves.append((row, how, curve))

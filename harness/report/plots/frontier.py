@@ -11,7 +11,7 @@ from typing import Any
 
 from ...statistics.intervals import Estimate, two_way_interval, win_rate_interval
 from ..selection.select import Row, Selection
-from ..selection.sweeps import Sweep, scores_of, seeds_told, sweeps
+from ..selection.sweeps import Sweep, scores_of, seeds_text, sweeps
 from .style import (
     GREY,
     Look,
@@ -41,17 +41,17 @@ class Spot:
 
 def draw(selection: Selection) -> Any:
     """Return the figure."""
-    found = [
+    shown = [
         (s, look(i), [spot_of(row) for row in s.rows]) for i, s in enumerate(sweeps(selection.rows))
     ]
-    if not found:
+    if not shown:
         raise NothingToDraw(
             f"No run of {selection.suite} is finished: there is no win-rate to draw."
         )
-    labels = [_label(s.told, spots) for s, _, spots in found]
+    labels = [_label(s.title, spots) for s, _, spots in shown]
     figure, (axis,) = panels(1, 1, height(4.2, labels + [""] * OTHERS))
-    handles = [_draw_sweep(axis, s, how, spots) for s, how, spots in found]
-    spots = [spot for _, _, own in found for spot in own]
+    handles = [_draw_sweep(axis, s, how, spots) for s, how, spots in shown]
+    spots = [spot for _, _, own in shown for spot in own]
     axis.axhline(0.5, color=GREY, linewidth=0.6)
     handles += [*_draw_bounds(axis, spots), *_draw_frontier(axis, spots), _draw_ideal(axis, spots)]
     widest = max(spot.kl.mean for spot in spots)
@@ -65,7 +65,7 @@ def draw(selection: Selection) -> Any:
     axis.set_xlabel("KL(policy || start checkpoint), nats per completion")
     axis.set_ylabel("win-rate vs baseline")
     beside(figure, handles)
-    _name_points(axis, found)
+    _name_points(axis, shown)
     return figure
 
 
@@ -101,7 +101,7 @@ def _draw_sweep(axis: Any, sweep: Sweep, how: Look, spots: Sequence[Spot]) -> An
         capthick=0.6,
         **how.point,
     )
-    return handle(_label(sweep.told, spots), linestyle=line, **how.point)
+    return handle(_label(sweep.title, spots), linestyle=line, **how.point)
 
 
 def _label(name: str, spots: Sequence[Spot]) -> str:
@@ -111,7 +111,7 @@ def _label(name: str, spots: Sequence[Spot]) -> str:
     rows = [s.row for s in spots]
     least, most = (of(len(row.records) for row in rows) for of in (min, max))
     apart = least == most or any(row.failed for row in rows)
-    return f"{name}, {seeds_told(rows) if apart else f'{least} to {most}'} seed{'s' * (most > 1)}"
+    return f"{name}, {seeds_text(rows) if apart else f'{least} to {most}'} seed{'s' * (most > 1)}"
 
 
 def _draw_bounds(axis: Any, spots: Sequence[Spot]) -> list[Any]:
@@ -159,13 +159,13 @@ def _draw_ideal(axis: Any, spots: Sequence[Spot]) -> Any:
     return handle("bound of best-of-n by gold:\nn/(n + 1) at log n - (n - 1)/n", **how)
 
 
-def _name_points(axis: Any, found: Sequence[tuple[Sweep, Look, Sequence[Spot]]]) -> None:
+def _name_points(axis: Any, shown: Sequence[tuple[Sweep, Look, Sequence[Spot]]]) -> None:
     """Write beside the points of sweeps where on it they lie, unless there are too many."""
-    several = [(s, how.colour, spot) for s, how, spots in found if len(spots) > 1 for spot in spots]
+    several = [(s, how.colour, spot) for s, how, spots in shown if len(spots) > 1 for spot in spots]
     if len(several) > LABELS:
         return
     axis.figure.draw_without_rendering()
-    taken = [(spot.kl.mean, spot.win.mean) for _, _, spots in found for spot in spots]
+    taken = [(spot.kl.mean, spot.win.mean) for _, _, spots in shown for spot in spots]
     points = [(spot.kl.mean, spot.win.mean) for _, _, spot in several]
     texts = [s.value(spot.row) for s, _, spot in several]
     place_labels(axis, points, texts, [colour for _, colour, _ in several], taken)

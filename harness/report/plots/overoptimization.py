@@ -151,7 +151,7 @@ def _swept(sweep: Sweep) -> Series:
             points = [{n: r["evaluation"][n]["mean"] for n in names} for r in own]
             paths.append(_path(own[0], points))
     form = BON if all("kl_bound" in r["evaluation"] for row in sweep.rows for r in row.good) else RL
-    return Series(sweep.told, form, paths)
+    return Series(sweep.title, form, paths)
 
 
 def _path(record: Record, points: Sequence[Any]) -> Path:

@@ -14,7 +14,7 @@ from . import KINDS, STYLES, NothingToDraw, render
 ALL = "all"
 
 
-def draw_files(results: Path, asked: Filter, kind: str, output: Path | None) -> Iterator[str]:
+def draw_files(results: Path, criteria: Filter, kind: str, output: Path | None) -> Iterator[str]:
     """Write the pictures of every suite and yield a line for each, written or left out.
 
     The kind and the file name are checked before the first picture is drawn. With several suites
@@ -23,9 +23,9 @@ def draw_files(results: Path, asked: Filter, kind: str, output: Path | None) -> 
     targets_of(kind, output, results)
     if output is not None:
         check_output(output)
-    suites = suites_of(results, asked)
+    suites = suites_of(results, criteria)
     if len(suites) == 1:
-        yield from _draw_suite(results, asked, kind, targets_of(kind, output, results))
+        yield from _draw_suite(results, criteria, kind, targets_of(kind, output, results))
         return
     drawn = 0
     for suite in suites:
@@ -34,7 +34,7 @@ def draw_files(results: Path, asked: Filter, kind: str, output: Path | None) -> 
         if base is None:
             targets = {name: suite_file(file, suite) for name, file in targets.items()}
         try:
-            yield from _draw_suite(results, replace(asked, suite=suite), kind, targets)
+            yield from _draw_suite(results, replace(criteria, suite=suite), kind, targets)
             drawn += 1
         except UsageError as error:
             yield f"{suite} left out: {error}"
@@ -43,10 +43,10 @@ def draw_files(results: Path, asked: Filter, kind: str, output: Path | None) -> 
 
 
 def _draw_suite(
-    results: Path, asked: Filter, kind: str, targets: Mapping[str, Path]
+    results: Path, criteria: Filter, kind: str, targets: Mapping[str, Path]
 ) -> Iterator[str]:
     """Write the pictures of one suite; raise UsageError where there are none."""
-    selection = select(results, asked)
+    selection = select(results, criteria)
     written = 0
     for name, target in targets.items():
         try:

@@ -23,16 +23,16 @@ def draw(selection: Selection) -> Any:
         raise NothingToDraw(
             f"A win matrix needs two finished rows; {selection.suite} has {len(rows)}."
         )
-    found = rate({row.name: scores_of(row)["gold"] for row in rows})
-    names = list(found.ratings)
-    order = sorted(range(len(names)), key=lambda i: -found.ratings[names[i]].elo)
+    fit = rate({row.name: scores_of(row)["gold"] for row in rows})
+    names = list(fit.ratings)
+    order = sorted(range(len(names)), key=lambda i: -fit.ratings[names[i]].elo)
     side = max(2.2, 0.27 * len(rows) + 1.4)
     figure, (matrix, ratings) = panels(1, 2, side + 0.6)
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04)
     matrix.get_gridspec().set_width_ratios([3.2, 1])
-    _draw_matrix(matrix, found.win_rates[np.ix_(order, order)], [names[i] for i in order])
-    _draw_ratings(ratings, found, [names[i] for i in order])
-    note(figure, _note(found))
+    _draw_matrix(matrix, fit.win_rates[np.ix_(order, order)], [names[i] for i in order])
+    _draw_ratings(ratings, fit, [names[i] for i in order])
+    note(figure, _note(fit))
     return figure
 
 
@@ -70,8 +70,8 @@ def luminance(colour: Sequence[float]) -> float:
     return 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
 
 
-def _draw_ratings(axis: Any, found: Ratings, names: Sequence[str]) -> None:
-    elo = [found.ratings[name] for name in names]
+def _draw_ratings(axis: Any, fit: Ratings, names: Sequence[str]) -> None:
+    elo = [fit.ratings[name] for name in names]
     bars = [[r.elo - r.low for r in elo], [r.high - r.elo for r in elo]]
     axis.errorbar(
         [r.elo for r in elo],
@@ -90,10 +90,10 @@ def _draw_ratings(axis: Any, found: Ratings, names: Sequence[str]) -> None:
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.5)
 
 
-def _note(found: Ratings) -> str:
+def _note(fit: Ratings) -> str:
     return (
         "Gold reward on the same prompts, ties half, mean over all pairs of seeds. Ratings:"
         " Bradley-Terry with a weak prior, 1000 on average, 95 % intervals of a bootstrap over"
-        f" prompts ({found.label}). Fitted and observed rates differ by {100 * found.residual:.1f}"
-        f" points (root mean square), most for {found.worst[0]} and {found.worst[1]}."
+        f" prompts ({fit.label}). Fitted and observed rates differ by {100 * fit.residual:.1f}"
+        f" points (root mean square), most for {fit.worst[0]} and {fit.worst[1]}."
     )

@@ -27,16 +27,16 @@ MEANS = (
     "accuracy",
 )  # figures that an answer can have, beside the win-rate
 SIGNED = ("gold", "proxy", "accuracy")  # of these, what may be below 0
-AGREE = 1e-6  # how far a record's mean may be from that of its answers
+AGREE = 1e-6  # largest difference between a record's mean and that of its answers
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the runs of a row answered, in numbers: (S, P), a row per seed, a column per prompt."""
+    """The scores of a row's answers: matrices (S, P), a row per seed, a column per prompt."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    figures: Mapping[str, Array]  # win, and of MEANS what there is
+    figures: Mapping[str, Array]  # win, and those of MEANS that all answers have
     characters: Array  # length of the answer
     baseline_characters: Array  # of the baseline's answer to the same prompt
 
@@ -47,8 +47,11 @@ class Answers:
 
 
 def answers_of(row: Row) -> Answers:
-    """Read the answers of a row's finished runs; refuse those that are not what the records were
-    made from.
+    """Read the answers of a row's finished runs.
+
+    Raises:
+        UsageError: The seeds answered different prompts.
+        HarnessError: The answers are not those that the record was computed from.
     """
     read = [_columns(r) for r in row.good]
     prompts = read[0]["prompt_id"]
@@ -77,16 +80,16 @@ def _columns(record: Record) -> dict[str, Any]:
     means = {"win": record["evaluation"]["win_rate"]} | {
         name: record["evaluation"].get(name) for name in MEANS
     }
-    for name, told in means.items():
+    for name, recorded in means.items():
         if (
             columns[name] is not None
-            and told is not None
-            and abs(fmean(columns[name]) - told["mean"]) > AGREE
+            and recorded is not None
+            and abs(fmean(columns[name]) - recorded["mean"]) > AGREE
         ):
             raise HarnessError(
-                f"{record['folder']}: the mean of {name} in samples.jsonl is"
-                f" {fmean(columns[name]):.6g}, and result.json says {told['mean']:.6g}. One of them"
-                " was changed: delete the folder and run again."
+                f"{record['folder']}: the mean of {name} is {fmean(columns[name]):.6g} in"
+                f" samples.jsonl and {recorded['mean']:.6g} in result.json. One of the files was"
+                " changed: delete the folder and run again."
             )
     return columns | {
         "prompt_id": [s["prompt_id"] for s in samples],
@@ -101,8 +104,11 @@ def _column(samples: Sequence[Mapping[str, Any]], name: str) -> list[float] | No
 
 
 def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
-    """Return every figure of a row by name, intervals as `_low` and `_high`; `answers` is None if
-    no run finished.
+    """Return all figures of a row by name, unrounded; intervals end in `_low` and `_high`.
+
+    Args:
+        row: The row.
+        answers: Its answers; None if no run finished.
     """
     figures: dict[str, Any] = {
         "method": row.name,
@@ -111,49 +117,47 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
     }
     if answers is None:
         return figures | {"failure": row.records[0]["failure"]}
-    figures |= _told("win_rate", win_rate_interval(answers.win))
+    figures |= _named("win_rate", win_rate_interval(answers.win))
     figures["win_rate_speaks_for"] = win_rate_interval(answers.win).label
     figures["win_rate_seed_sd"] = win_rate_interval(answers.win).seed_sd
     if (lc := controlled(answers)).identified:
-        figures |= _told("lc_win_rate", lc.win_rate)
+        figures |= _named("lc_win_rate", lc.win_rate)
     for name in MEANS:
         if name == "accuracy" and name in answers.figures and _shares(answers.figures[name]):
-            figures |= _told(name, win_rate_interval(answers.figures[name]))
+            figures |= _named(name, win_rate_interval(answers.figures[name]))
         elif name in answers.figures:
-            figures |= _told(
+            figures |= _named(
                 name, two_way_interval(answers.figures[name]), -math.inf if name in SIGNED else 0.0
             )
     return figures | {
-        name: told for name, told in _recorded(row.good).items() if name not in figures
+        name: value for name, value in _recorded(row.good).items() if name not in figures
     }
 
 
 def _shares(verdicts: Array) -> bool:
-    """Return whether verdicts are between 0 and 1; a verifier may give what it likes."""
+    """Return whether verdicts are between 0 and 1: a verifier may return any number."""
     return bool(((verdicts >= 0) & (verdicts <= 1)).all())
 
 
 def controlled(answers: Answers) -> LengthControlled:
-    """Return the length-controlled win-rate against the baseline, which need not be `identified`.
+    """Return the length-controlled win-rate against the baseline; it may not be `identified`.
 
     Lengths are in characters, as in AlpacaEval: records do not count the tokens of the baseline.
     """
     return length_controlled(answers.win, answers.characters, answers.baseline_characters)
 
 
-def _told(name: str, found: Estimate, least: float = -math.inf) -> dict[str, float]:
-    """Return an estimate by name; its interval does not reach below what there can be, unless the
-    mean does.
-    """
+def _named(name: str, interval: Estimate, least: float = -math.inf) -> dict[str, float]:
+    """Return an estimate by name; its interval ends at the least possible value of the figure."""
     return {
-        name: found.mean,
-        f"{name}_low": max(found.low, min(found.mean, least)),
-        f"{name}_high": found.high,
+        name: interval.mean,
+        f"{name}_low": max(interval.low, min(interval.mean, least)),
+        f"{name}_high": interval.high,
     }
 
 
 def _recorded(good: Sequence[Record]) -> dict[str, Any]:
-    """Return what stands in the records: means over seeds."""
+    """Return the figures of the records: means over seeds."""
     first = good[0]
     row: dict[str, Any] = {"kl_estimator": first["evaluation"]["kl_estimator"]}
     if all("accuracy" in r["evaluation"] for r in good):
@@ -182,14 +186,12 @@ def _recorded(good: Sequence[Record]) -> dict[str, Any]:
 
 
 def _made_by(good: Sequence[Record]) -> dict[str, str]:
-    """Return what a re-run is verified by: digests of the answers and of the harness's code, and
-    the commit.
-    """
-    made = [provenance_of(r) for r in good]
+    """Return the digests of answers and code, and the commit: a repeated run must have the same."""
+    provenances = [provenance_of(r) for r in good]
     return {
         "samples_sha256": _joined([r.get("files", {}).get(SAMPLES, "") for r in good]),
-        "commit": _joined([_commit(m.get("git")) for m in made]),
-        "code": _joined([m.get("code", {}).get("harness", "") for m in made]),
+        "commit": _joined([_commit(m.get("git")) for m in provenances]),
+        "code": _joined([m.get("code", {}).get("harness", "") for m in provenances]),
     }
 
 
@@ -198,7 +200,5 @@ def _commit(git: Mapping[str, Any] | None) -> str:
 
 
 def _joined(values: Sequence[str]) -> str:
-    """Return what all runs have in common, or each run's in the order of `folders`, `-` where one
-    has none.
-    """
+    """Return the common value of all runs, or all values in the order of `folders` (`-`: none)."""
     return values[0] if len(set(values)) == 1 else " ".join(value or "-" for value in values)

@@ -1,6 +1,4 @@
-"""Which runs stand side by side: chosen from a results folder, grouped into rows, unlike ground
-refused.
-"""
+"""Select runs from a results folder, group them into rows, and refuse incomparable runs."""
 
 from __future__ import annotations
 
@@ -18,13 +16,13 @@ from ...core.spec import FORMER_METHODS, START
 from ...experiments.study.state import Place, places_of, refused_of
 
 Record = Mapping[str, Any]
-Key = tuple[str, str, str | None]  # of a row: method, recipe, label where it is a study's
-OWN_CODE = "the code of it"  # of a row's runs, not of all
+Key = tuple[str, str, str | None]  # of a row: method, recipe, and the label in a study
+OWN_CODE = "the code of it"  # compared within a row only
 CODE = {"the harness's code": "harness", OWN_CODE: "method"}  # digests in a run's provenance
 
 
 def counted(good: int, failed: int) -> str:
-    """Return how many runs finished, of how many where some failed."""
+    """Return the number of finished runs, `4/5` if some failed."""
     return f"{good}/{good + failed}" if failed else str(good)
 
 
@@ -35,7 +33,7 @@ class Row:
     name: str
     method: str
     records: Sequence[Record]
-    entry: str  # whose setting it is, where a study sweeps: rows of one entry lie on one curve
+    entry: str  # of the study file: rows of one entry are points of one curve
 
     @property
     def good(self) -> list[Record]:
@@ -44,42 +42,38 @@ class Row:
 
     @property
     def failed(self) -> list[Record]:
-        """The runs that came to nothing."""
+        """The failed runs."""
         return [r for r in self.records if "failure" in r]
 
     @property
     def seeds(self) -> str:
-        """How many runs finished, `4/5` where some failed."""
+        """The number of finished runs, `4/5` if some failed."""
         return counted(len(self.good), len(self.failed))
 
     def is_called(self, name: str) -> bool:
-        """Return whether a name is that of the method, now or formerly, or of the study's entry."""
+        """Return whether a name is the method's, a former name of it, or the study entry's."""
         return name in (self.method, self.entry) or FORMER_METHODS.get(name) == self.method
 
     def mean(self, figure: str) -> float:
         """Return the mean over seeds of a figure of the evaluation; nan where a run has none."""
-        found = [r["evaluation"].get(figure, {}).get("mean", float("nan")) for r in self.good]
-        return fmean(found) if found else float("nan")
+        means = [r["evaluation"].get(figure, {}).get("mean", float("nan")) for r in self.good]
+        return fmean(means) if means else float("nan")
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What to choose: a suite (or the only one), a study, methods by name or label, options by
-    value.
-    """
+    """The runs to select: by suite, study, method or label, and option values."""
 
     suite: str | None = None
     study: str | None = None
     methods: Sequence[str] = ()
     where: Mapping[str, str] = field(default_factory=dict)  # {option: value}, as in a study file
     each: bool = False  # a row per run
-    mixed: bool = False  # whether unlike ground is allowed
+    mixed: bool = False  # whether runs that are not comparable are allowed
 
     @property
-    def told(self) -> str:
-        """What it leaves of a suite or study, `beta=0.1; only ppo, dpo`; empty where that is
-        everything.
-        """
+    def description(self) -> str:
+        """The options and methods, `beta=0.1; only ppo, dpo`; empty if all runs are selected."""
         options = ", ".join(f"{name}={value}" for name, value in self.where.items())
         return "; ".join(
             filter(None, [options, f"only {', '.join(self.methods)}" if self.methods else ""])
@@ -88,23 +82,22 @@ class Filter:
 
 @dataclass(frozen=True)
 class Selection:
-    """Runs of one suite on identical ground, in rows: the row `start` first, then by win-rate."""
+    """Comparable runs of one suite, in rows: the row `start` first, then by win-rate."""
 
     suite: str
     rows: Sequence[Row]
     results: Path
     study: str | None = None
-    unfinished: Sequence[str] = ()  # runs that would belong here and have not ended
+    unfinished: Sequence[str] = ()  # runs of this selection that have not ended
     # {label in the study: why the suite cannot serve it}
     refused: Mapping[str, str] = field(default_factory=dict)
-    asked: Filter = field(default_factory=Filter)  # what they were chosen by
+    criteria: Filter = field(default_factory=Filter)
 
     @property
-    def told(self) -> str:
-        """The suite, with what its runs were chosen by: two tables of one suite are told apart by
-        it.
-        """
-        return f"{self.suite} ({self.asked.told})" if self.asked.told else self.suite
+    def description(self) -> str:
+        """The suite and the criteria: they tell two tables of one suite apart."""
+        criteria = self.criteria.description
+        return f"{self.suite} ({criteria})" if criteria else self.suite
 
     @property
     def records(self) -> list[Record]:
@@ -117,34 +110,35 @@ class Selection:
         return [r for row in self.rows for r in row.good]
 
 
-def select(results: Path, asked: Filter) -> Selection:
-    """Return the runs asked for, one per recipe and seed; raise UsageError where they cannot stand
-    side by side.
+def select(results: Path, criteria: Filter) -> Selection:
+    """Return the selected runs, one per recipe and seed; raise UsageError if incomparable.
+
+    `criteria.mixed` allows runs that are not.
     """
-    suite, records = chosen(results, asked)
-    if not asked.mixed:
-        check_ground([r for r in records if "failure" not in r])
-    left = unfinished(results, suite, asked.study)
-    refused = refused_of(results, asked.study, suite) if asked.study is not None else {}
+    suite, records = chosen(results, criteria)
+    if not criteria.mixed:
+        check_comparable([r for r in records if "failure" not in r])
+    left = unfinished(results, suite, criteria.study)
+    refused = refused_of(results, criteria.study, suite) if criteria.study is not None else {}
     return Selection(
-        suite, rows_of(records, asked.each), results, asked.study, left, refused, asked
+        suite, rows_of(records, criteria.each), results, criteria.study, left, refused, criteria
     )
 
 
 def unfinished(results: Path, suite: str, study: str | None) -> list[str]:
-    """Return the names of a suite's runs, or a study's, that have neither a result nor the record
-    of a failure.
-    """
-    there = results / "runs" / suite
+    """Return the names of the runs of a suite, or of a study, that have not ended."""
+    suite_folder = results / "runs" / suite
     if study is None:
         named = {
             folder: f"{folder.parent.name} {folder.name}"
-            for folder in there.glob("*/*")
+            for folder in suite_folder.glob("*/*")
             if _begun(folder)
         }
     else:
         places = {Path(folder): place.label for folder, place in places_of(results, study).items()}
-        named = {f: f"{label} {f.name}" for f, label in places.items() if f.parent.parent == there}
+        named = {
+            f: f"{label} {f.name}" for f, label in places.items() if f.parent.parent == suite_folder
+        }
     return sorted(
         name
         for f, name in named.items()
@@ -156,44 +150,44 @@ def _begun(folder: Path) -> bool:
     return (folder / "spec.json").exists()
 
 
-def chosen(results: Path, asked: Filter) -> tuple[str, list[dict[str, Any]]]:
-    """Return the suite and its records, without a check of their ground."""
-    records = _matching(results, asked)
+def chosen(results: Path, criteria: Filter) -> tuple[str, list[dict[str, Any]]]:
+    """Return the suite and its records, comparable or not."""
+    records = _matching(results, criteria)
     suites = sorted({r["suite"] for r in records})
-    if asked.suite is None and len(suites) > 1:
+    if criteria.suite is None and len(suites) > 1:
         raise UsageError(f"Name one suite with --suite: there are runs of {', '.join(suites)}.")
-    suite = asked.suite or suites[0]
+    suite = criteria.suite or suites[0]
     if suite not in suites:
         raise unknown("suite with runs", suite, suites)
-    found = [r for r in records if r["suite"] == suite]
-    return suite, _named_by_entry(found) if asked.where else found
+    matching = [r for r in records if r["suite"] == suite]
+    return suite, _named_by_entry(matching) if criteria.where else matching
 
 
-def suites_of(results: Path, asked: Filter) -> list[str]:
-    """Return the suites of the matching runs, sorted: one where the filter names it."""
-    if asked.suite is not None:
-        return [asked.suite]
-    return sorted({r["suite"] for r in _matching(results, asked)})
+def suites_of(results: Path, criteria: Filter) -> list[str]:
+    """Return the suites of the matching runs, sorted; only that of the filter if it names one."""
+    if criteria.suite is not None:
+        return [criteria.suite]
+    return sorted({r["suite"] for r in _matching(results, criteria)})
 
 
-def _matching(results: Path, asked: Filter) -> list[dict[str, Any]]:
+def _matching(results: Path, criteria: Filter) -> list[dict[str, Any]]:
     """Return the records of all suites that match methods and options; raise UsageError if none."""
-    there = suite_records(results, asked.study)
-    known = _names(there)
-    names = _whole(asked.methods, known)
-    asked = replace(asked, methods=[n if n in known else FORMER_METHODS.get(n, n) for n in names])
-    _check_names(there, asked)
-    records = [r for r in there if _wanted(r, asked)]
+    every = suite_records(results, criteria.study)
+    known = _names(every)
+    names = _whole(criteria.methods, known)
+    criteria = replace(
+        criteria, methods=[n if n in known else FORMER_METHODS.get(n, n) for n in names]
+    )
+    _check_names(every, criteria)
+    records = [r for r in every if _wanted(r, criteria)]
     if not records:
-        what = " and ".join([*asked.methods, *(f"{k}={v}" for k, v in asked.where.items())])
+        what = " and ".join([*criteria.methods, *(f"{k}={v}" for k, v in criteria.where.items())])
         raise UsageError(f"No run in {results} matches all of: {what}.")
     return records
 
 
 def _named_by_entry(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return records named without the setting that --where chose: by the entry, if one row of it
-    is left.
-    """
+    """Return records with the entry as label, for every entry of which --where left one row."""
     rows: dict[Any, set[Any]] = {}
     for r in records:
         rows.setdefault(r.get("entry"), set()).add(r.get("label"))
@@ -204,14 +198,15 @@ def _named_by_entry(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def suite_records(results: Path, study: str | None = None) -> list[dict[str, Any]]:
-    """Return all records below a results folder, or a study's, each with its `folder`, and `label`
-    and `entry`.
+    """Return all records below a results folder, or those of a study.
+
+    Each has its `folder`; those of a study also have `label` and `entry`.
     """
-    found = runs(results)
+    recorded = runs(results)
     if study is not None:
         places = places_of(results, study)
-        found = ((f, {**r, **_named(places[str(f)])}) for f, r in found if str(f) in places)
-    records = _newest(found)
+        recorded = ((f, {**r, **_named(places[str(f)])}) for f, r in recorded if str(f) in places)
+    records = _newest(recorded)
     if not records:
         raise UsageError(
             f"There is no run below {results}. Make one: harness run --method ppo --suite"
@@ -221,14 +216,12 @@ def suite_records(results: Path, study: str | None = None) -> list[dict[str, Any
 
 
 def _names(records: Sequence[Record]) -> set[str]:
-    """Return what runs can be chosen by: methods, and a study's labels."""
+    """Return the names that select runs: methods, and labels of a study."""
     return {r["method"] for r in records} | {r["label"] for r in records if "label" in r}
 
 
 def _whole(parts: Sequence[str], known: set[str]) -> list[str]:
-    """Return names that were separated at commas, those put together again that have commas in
-    them.
-    """
+    """Return names from parts split at commas; known names that contain commas are joined again."""
     names: list[str] = []
     rest = list(parts)
     while rest:
@@ -238,23 +231,21 @@ def _whole(parts: Sequence[str], known: set[str]) -> list[str]:
     return names
 
 
-def _check_names(records: Sequence[Record], asked: Filter) -> None:
-    """Refuse a method that no run is of, and an option or value that no run has, with what there
-    is.
-    """
+def _check_names(records: Sequence[Record], criteria: Filter) -> None:
+    """Raise UsageError for a method, option or option value that no run has."""
     methods = _names(records)
-    for method in asked.methods:
+    for method in criteria.methods:
         if method not in methods:
             raise unknown("method with runs", method, methods)
-    for name, value in asked.where.items():
+    for name, value in criteria.where.items():
         values = [v for v in (_option(r, name) for r in records) if v is not None]
         if not values:
             raise unknown(
                 "option of these runs", name, {o for r in records for o in _option_names(r)}
             )
         if not any(_written_as(v, value) for v in values):
-            told = ", ".join(sorted({json.dumps(v).strip('"') for v in values}))
-            raise UsageError(f"No run has {name}={value}. There are: {told}.")
+            given = ", ".join(sorted({json.dumps(v).strip('"') for v in values}))
+            raise UsageError(f"No run has {name}={value}. There are: {given}.")
 
 
 def _option_names(record: Record) -> list[str]:
@@ -272,17 +263,17 @@ def _named(place: Place) -> dict[str, str]:
         "label": place.label,
         "entry": place.entry,
         "cell": place.label,
-    }  # the label may yet give way to the entry
+    }  # `label` may be replaced by the entry
 
 
-def _wanted(record: Record, asked: Filter) -> bool:
+def _wanted(record: Record, criteria: Filter) -> bool:
     if (
-        asked.methods
-        and record["method"] not in asked.methods
-        and record.get("label") not in asked.methods
+        criteria.methods
+        and record["method"] not in criteria.methods
+        and record.get("label") not in criteria.methods
     ):
         return False
-    return all(_written_as(_option(record, name), value) for name, value in asked.where.items())
+    return all(_written_as(_option(record, name), value) for name, value in criteria.where.items())
 
 
 def _option(record: Record, name: str) -> Any:
@@ -303,7 +294,7 @@ def _option(record: Record, name: str) -> Any:
 
 
 def _written_as(value: Any, text: str) -> bool:
-    """Return whether a value is what a text on the command line stands for."""
+    """Return whether a text on the command line names this value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return json.dumps(value).strip('"') == text
     try:
@@ -314,21 +305,23 @@ def _written_as(value: Any, text: str) -> bool:
 
 def spec_of(record: Record) -> dict[str, Any]:
     """Return the resolved spec beside a record."""
-    found: dict[str, Any] = json.loads(
+    spec: dict[str, Any] = json.loads(
         (Path(record["folder"]) / "spec.json").read_text(encoding="utf-8")
     )
-    return found
+    return spec
 
 
 def provenance_of(record: Record) -> dict[str, Any]:
-    """Return where a run was made; nothing where it does not say."""
+    """Return the provenance of a run; empty if it has none."""
     file = Path(record["folder"]) / "provenance.json"
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found
+    provenance: dict[str, Any] = (
+        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    )
+    return provenance
 
 
 def samples_of(record: Record) -> list[dict[str, Any]]:
-    """Return what a run answered, a dict per evaluated prompt."""
+    """Return the answers of a run: a dict for each evaluated prompt."""
     file = Path(record["folder"]) / SAMPLES
     if not file.is_file():
         raise HarnessError(
@@ -337,74 +330,73 @@ def samples_of(record: Record) -> list[dict[str, Any]]:
         )
     rows = rows_behind(record, SAMPLES)
     if not rows or not all(isinstance(row, dict) and "prompt_id" in row for row in rows):
-        why = "no answers in it" if not rows else "a line is no answer to a prompt"
+        why = "it has no answers" if not rows else "a line is not an answer to a prompt"
         raise HarnessError(
             f"{file} is damaged ({why}). Delete the folder {file.parent} and run again."
         )
     return rows
 
 
-def check_ground(records: Sequence[Record]) -> None:
-    """Raise UsageError when runs were not made on identical ground, or by unlike code, naming what
-    differs.
-    """
+def check_comparable(records: Sequence[Record]) -> None:
+    """Raise UsageError if runs differ in inputs, evaluation or code, and name the difference."""
     for name, values in unlike(records).items():
-        told = "; ".join(f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items())
+        differences = "; ".join(
+            f"{value}: {', '.join(sorted(set(names)))}" for value, names in values.items()
+        )
         raise UsageError(
-            f"These runs differ in {name} and cannot stand in one table ({told}). Choose with"
-            " --methods, --where or --study, run the old ones again, or keep runs of unlike ground"
-            " under different --results folders; --mixed puts them side by side with a footnote."
+            f"These runs differ in {name}, so one table cannot compare them ({differences}). Select"
+            " runs with --methods, --where or --study, or run the older ones again. --mixed shows"
+            " them in one table with a footnote."
         )
 
 
 def unlike(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
-    """Return what runs differ in though they should not: {name: {value: who}}."""
+    """Return the conditions in which runs differ: {condition: {value: names of runs}}."""
     grounds = [ground_of(r) for r in records]
     names = dict.fromkeys(name for ground in grounds for name in ground if name != OWN_CODE)
-    found = {name: _by_value(records, [g.get(name) for g in grounds]) for name in names}
+    by_name = {name: _by_value(records, [g.get(name) for g in grounds]) for name in names}
     rows: dict[str, list[int]] = {}
     for i, r in enumerate(records):
         rows.setdefault(r["recipe"], []).append(i)
-    for recipe, mine in rows.items():  # seeds of a row are of one code
-        codes = [grounds[i].get(OWN_CODE) for i in mine]
-        found[f"the code of {records[mine[0]]['method']} ({recipe})"] = _by_value(
-            [records[i] for i in mine], codes
+    for recipe, indices in rows.items():  # all seeds of a row have the same code
+        codes = [grounds[i].get(OWN_CODE) for i in indices]
+        by_name[f"the code of {records[indices[0]]['method']} ({recipe})"] = _by_value(
+            [records[i] for i in indices], codes
         )
-    return {name: values for name, values in found.items() if len(values) > 1}
+    return {name: values for name, values in by_name.items() if len(values) > 1}
 
 
 def ground_of(record: Record) -> dict[str, str]:
-    """Return what runs that stand side by side share; OWN_CODE is of a row only."""
+    """Return the conditions that comparable runs share; OWN_CODE is compared within a row only."""
     return {**record["ground"], **_made_with(record)}
 
 
 def _by_value(records: Sequence[Record], values: Sequence[Any]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    runs_by_value: dict[str, list[str]] = {}
     for r, value in zip(records, values, strict=True):
-        found.setdefault(str(value), []).append(f"{r.get('label', r['method'])} seed {r['seed']}")
-    return found
+        runs_by_value.setdefault(str(value), []).append(
+            f"{r.get('label', r['method'])} seed {r['seed']}"
+        )
+    return runs_by_value
 
 
 def _made_with(record: Record) -> dict[str, str]:
-    """Return the versions that can change a run's figures: of the harness's code, its method's, and
-    two libraries'.
-    """
-    made = provenance_of(record)
-    if not made:
+    """Return the digests of the harness's and the method's code, and the versions of libraries."""
+    provenance = provenance_of(record)
+    if not provenance:
         return {"provenance": "none"}
-    versions = {name: str(made["versions"].get(name)) for name in ("torch", "transformers")}
-    code = {name: str(made["code"].get(key))[:12] for name, key in CODE.items()}
+    versions = {name: str(provenance["versions"].get(name)) for name in ("torch", "transformers")}
+    code = {name: str(provenance["code"].get(key))[:12] for name, key in CODE.items()}
     return versions | code
 
 
-def _newest(found: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return one record per recipe and seed: the newest, where code has changed between runs of the
-    same spec.
+def _newest(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the newest record of each recipe, seed and label.
 
-    Labels of a study stay apart: it may ask for a recipe twice, with and without snapshots say.
+    A study may hold a recipe twice under two labels, for example with and without snapshots.
     """
     best: dict[tuple[str, int, str | None], dict[str, Any]] = {}
-    for folder, record in found:
+    for folder, record in records:
         key = (record["recipe"], record["seed"], record.get("label"))
         record = {**record, "folder": str(folder)}
         if key not in best or record.get("finished_at", "") > best[key].get("finished_at", ""):
@@ -444,21 +436,21 @@ def _strength(row: Row) -> float:
 
 
 def _row_names(groups: Mapping[Key, Sequence[Record]]) -> dict[Key, str]:
-    """Return row labels: the method, and where it stands several times, the options asked for in
-    which rows differ.
-    """
+    """Return the names of rows: the method, with the options in which its rows differ."""
     differing = {method: _differing(groups, method) for method in {key[0] for key in groups}}
     names = {}
     for key, group in groups.items():
-        mine, asked = group[0]["options"], group[0].get("asked")  # the rest followed from these
-        told = ", ".join(
-            f"{o}={mine[o]}"
-            for o in mine
-            if o in differing[key[0]] and (asked is None or o in asked)
+        options, set_by_hand = group[0]["options"], group[0].get("asked")
+        settings = ", ".join(
+            f"{o}={options[o]}"
+            for o in options
+            if o in differing[key[0]] and (set_by_hand is None or o in set_by_hand)
         )
         quick = " quick" if group[0].get("quick") else ""
-        name = group[0].get("label")  # a study's own word
-        names[key] = f"{name or key[0]}{quick}" + (f" ({told})" if told and not name else "")
+        name = group[0].get("label")  # in a study
+        names[key] = f"{name or key[0]}{quick}" + (
+            f" ({settings})" if settings and not name else ""
+        )
     count = Counter(names.values())
     return {
         key: f"{name} [{key[1][:4]}]" if count[name] > 1 else name for key, name in names.items()
@@ -474,6 +466,6 @@ def _differing(groups: Mapping[Key, Sequence[Record]], method: str) -> set[str]:
             values.setdefault(name, set()).add(repr(options[name]))
     return {
         n
-        for n, found in values.items()
-        if len(found) > 1 or sum(n in options for options in rows) < len(rows)
+        for n, texts in values.items()
+        if len(texts) > 1 or sum(n in options for options in rows) < len(rows)
     }

@@ -1,6 +1,4 @@
-"""Sweeps: rows of one method that differ in numbers only, the points of one curve; and the scores
-behind a row.
-"""
+"""Sweeps: the rows of one method that differ only in numeric options are points of one curve."""
 
 from __future__ import annotations
 
@@ -17,32 +15,32 @@ Words = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Sweep:
-    """Rows that lie on one curve: one row where nothing was swept."""
+    """The rows of one curve; a single row if nothing was swept."""
 
     name: str
     rows: Sequence[Row]
-    options: tuple[str, ...]  # the numbers in which they differ
+    options: tuple[str, ...]  # numeric options in which they differ
 
     def point(self, row: Row) -> str:
-        """Return the swept options of a row, `beta=0.1`; empty where none differ."""
+        """Return the swept options of a row, `beta=0.1`; empty if none differ."""
         values = row.records[0]["options"]
         return ", ".join(f"{name}={values[name]:g}" for name in self.options)
 
     def value(self, row: Row) -> str:
-        """Return the same without the option's name, where there is one option only."""
+        """Return the swept options of a row; of a single option only its value."""
         return self.point(row).partition("=")[2] if len(self.options) == 1 else self.point(row)
 
     @property
-    def told(self) -> str:
-        """The sweep's name and what it is over, `ppo, over beta`."""
+    def title(self) -> str:
+        """The name of the sweep and its options, `ppo, over beta`."""
         return f"{self.name}, over {', '.join(self.options)}" if self.options else self.name
 
 
 def sweeps(rows: Sequence[Row]) -> list[Sweep]:
     """Return finished rows as sweeps, in the order of their first rows.
 
-    A sweep is what has one entry (of a study; else one method) and differs in numbers only: a line
-    from DPO to DPO on shuffled labels would say nothing.
+    Rows of one sweep share the study's entry (or the method) and all options that are not numbers:
+    DPO and DPO on shuffled labels are two sweeps.
     """
     groups: dict[tuple[str, Words], list[Row]] = {}
     for row in rows:
@@ -60,7 +58,7 @@ def sweeps(rows: Sequence[Row]) -> list[Sweep]:
 
 
 def _words(row: Row) -> Words:
-    """Return all that is no number in a row's settings."""
+    """Return the settings of a row that are not numbers."""
     record = row.records[0]
     words = {name: str(value) for name, value in record["options"].items() if not _is_number(value)}
     return tuple(sorted({**words, "quick": str(bool(record.get("quick")))}.items()))
@@ -71,29 +69,32 @@ def _is_number(value: Any) -> bool:
 
 
 def _name(key: tuple[str, Words], group: Sequence[Row], groups: Iterable[tuple[str, Words]]) -> str:
-    """Return a sweep's name: its only row's, or its entry's with the words in which sweeps of one
-    entry differ.
+    """Return the name of a sweep: of its only row, or its entry's name.
+
+    Sweeps of one entry are told apart by the settings in which they differ.
     """
     if len(group) == 1:
         return group[0].name
     entry, words = key
     others = [dict(other) for name, other in groups if name == entry]
-    told = ", ".join(f"{n}={v}" for n, v in words if any(other.get(n) != v for other in others))
-    return f"{entry} ({told})" if told else entry
+    differences = ", ".join(
+        f"{n}={v}" for n, v in words if any(other.get(n) != v for other in others)
+    )
+    return f"{entry} ({differences})" if differences else entry
 
 
 def _swept(group: Sequence[Row]) -> tuple[str, ...]:
-    """Return the numbers in which rows differ, those that were asked for where the records tell."""
+    """Return the numeric options in which rows differ; those set by hand if records have them."""
     first = group[0].records[0]
     options = [row.records[0]["options"] for row in group]
     known = [name for name in first["options"] if all(_is_number(o.get(name)) for o in options)]
     differing = [name for name in known if len({o[name] for o in options}) > 1]
-    asked = {name for row in group for name in row.records[0].get("asked", differing)}
-    return tuple(name for name in differing if name in asked) or tuple(differing)
+    set_by_hand = {name for row in group for name in row.records[0].get("asked", differing)}
+    return tuple(name for name in differing if name in set_by_hand) or tuple(differing)
 
 
-def seeds_told(rows: Sequence[Row]) -> str:
-    """Return how many seeds rows have, `2 or 3/4`: three of four finished."""
+def seeds_text(rows: Sequence[Row]) -> str:
+    """Return the seeds of rows, `2 or 3/4`: three of four runs finished."""
     return " or ".join(dict.fromkeys(row.seeds for row in rows))
 
 

@@ -1,8 +1,4 @@
-"""What a row's figures must be read with: failed runs, budgets, execution settings, tuning, unlike
-ground.
-
-Marks are letters, in order.
-"""
+"""Footnotes of tables: failed runs, budgets, execution settings, tuning, incomparable runs."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ class Footnotes:
     """The footnotes of a selection; equal texts share a mark."""
 
     def __init__(self, selection: Selection) -> None:
-        self.told: dict[str, str] = {}  # by mark
+        self.texts: dict[str, str] = {}  # by mark
         self._marks: dict[int, tuple[str, ...]] = {}
         tuning, usual = _tuning(selection), usual_settings(selection.good)
         texts = [
@@ -41,13 +37,13 @@ class Footnotes:
             for text in row_texts:
                 marks.setdefault(text, _letter(len(marks)))
             self._marks[i] = tuple(marks[text] for text in row_texts)
-        self.told = {mark: text for text, mark in marks.items()}
-        for name, values in unlike(selection.good).items():  # only where it was asked for: --mixed
-            told = "; ".join(
-                f"{value}: {', '.join(sorted(set(who)))}" for value, who in values.items()
+        self.texts = {mark: text for text, mark in marks.items()}
+        for name, values in unlike(selection.good).items():  # only with --mixed
+            differences = "; ".join(
+                f"{value}: {', '.join(sorted(set(names)))}" for value, names in values.items()
             )
-            mark = _letter(len(self.told))
-            self.told[mark] = f"NOT ON EQUAL GROUND, as asked for: runs differ in {name} ({told})."
+            mark = _letter(len(self.texts))
+            self.texts[mark] = f"NOT COMPARABLE (--mixed): runs differ in {name} ({differences})."
             self._marks |= {
                 i: (*self._marks[i], mark) for i, row in enumerate(selection.rows) if row.good
             }
@@ -64,10 +60,10 @@ def _letter(i: int) -> str:
 def _failures(row: Row) -> Iterator[str]:
     kinds = Counter(CLASSES.get(str(r.get("status")), str(r.get("status"))) for r in row.failed)
     if kinds and row.good:
-        told = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+        classes = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
         yield (
-            f"{len(row.failed)} of {len(row.records)} runs failed ({told}); the figures are of the"
-            " others, which is kind to a method that fails."
+            f"{len(row.failed)} of {len(row.records)} runs failed ({classes}). The figures are of"
+            " the other runs only, which favours a method that fails."
         )
 
 
@@ -85,16 +81,16 @@ def _budget(row: Row) -> Iterator[str]:
         if limit is not None
     }
     if budget:
-        told = ", ".join(f"{name} {limit:.6g}" for name, limit in budget.items())
+        limits = ", ".join(f"{name} {limit:.6g}" for name, limit in budget.items())
         completions = (
             spec_of(row.good[0]).get("stages", {}).get("preferences", {}).get("completions", 2)
         )
         early = any(unspent(record, completions) for record in row.good)
-        yield f"Budget: {told}." + (" It ended by itself before." if early else "")
+        yield f"Budget: {limits}." + (" Training ended before it was used up." if early else "")
 
 
 def settings_of(record: Record) -> dict[str, tuple[Any, ...]]:
-    """Return {execution setting: values} of a run: several where it was resumed with another."""
+    """Return {execution setting: values} of a run; several if it was resumed with another."""
     recorded = record.get("execution")
     if not recorded:  # an old record
         return {}
@@ -104,48 +100,46 @@ def settings_of(record: Record) -> dict[str, tuple[Any, ...]]:
 
 def usual_settings(records: Sequence[Record]) -> dict[str, tuple[Any, ...]]:
     """Return the most frequent value of each execution setting over runs."""
-    found: dict[str, Counter[tuple[Any, ...]]] = {}
+    counts: dict[str, Counter[tuple[Any, ...]]] = {}
     for record in records:
         for name, values in settings_of(record).items():
-            found.setdefault(name, Counter())[values] += 1
-    return {name: count.most_common(1)[0][0] for name, count in found.items()}
+            counts.setdefault(name, Counter())[values] += 1
+    return {name: count.most_common(1)[0][0] for name, count in counts.items()}
 
 
 def _execution(row: Row, usual: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
-    """Yield a footnote where a row's runs were computed with other settings than most."""
+    """Yield a footnote if a run of the row was computed with other settings than most runs."""
     other: dict[str, list[str]] = {}
     for record in row.good:
         for name, values in settings_of(record).items():
-            told = " then ".join(str(value) for value in values)
-            if values != usual[name] and told not in other.setdefault(name, []):
-                other[name].append(told)
+            text = " then ".join(str(value) for value in values)
+            if values != usual[name] and text not in other.setdefault(name, []):
+                other[name].append(text)
     if other:
-        told = "; ".join(
+        differences = "; ".join(
             f"{name} {' and '.join(values)}, most runs {' then '.join(map(str, usual[name]))}"
             for name, values in other.items()
         )
         yield (
-            f"Computed with unlike execution settings ({told}). They decide time, memory and"
-            " rounding, which sampling can enlarge."
+            f"Computed with different execution settings ({differences}). They change time, memory"
+            " and rounding. Sampling can enlarge a difference in rounding."
         )
 
 
 def _search(search: Mapping[str, Any], how: str) -> Iterator[str]:
     trials, chosen = search["trials"], search["chosen"]
     if chosen is not None:
-        other = search.get("label", search["row"])  # where it is the same run as another entry's
-        told = (
-            f", as {other}" if other != search["row"] else "" if chosen else ", and left as it was"
+        other = search.get("label", search["row"])  # set if another entry has the same run
+        outcome = (
+            f", as {other}" if other != search["row"] else "" if chosen else ", settings unchanged"
         )
-        yield f"Tuned{told}: the best of {len(trials)} trials ({how})."
+        yield f"Tuned{outcome}: the best of {len(trials)} trials ({how})."
     elif not any(trial["status"] == LEFT for trial in trials):
-        yield f"Tuned, and left as it was: all {len(trials)} trials failed ({how})."
+        yield f"Tuned, settings unchanged: all {len(trials)} trials failed ({how})."
 
 
 def _tuning(selection: Selection) -> dict[str | None, list[str]]:
-    """Return {label in the study: what tuning the row's settings went through}, of a study that
-    tunes.
-    """
+    """Return {label: footnotes on tuning}; empty if the study does not tune."""
     if selection.study is None:
         return {}
     file = study_folder(selection.results, selection.study) / "tune.json"
@@ -154,13 +148,13 @@ def _tuning(selection: Selection) -> dict[str | None, list[str]]:
     try:
         tune: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         searches = [s for s in tune["searches"] if s["suite"] == selection.suite]
-        found: dict[str | None, list[str]] = {}
-        for s in searches:  # a row may stand for what several entries chose
-            found.setdefault(s["row"], []).extend(
+        notes: dict[str | None, list[str]] = {}
+        for s in searches:  # several entries may have chosen the same settings
+            notes.setdefault(s["row"], []).extend(
                 _search(s, f"random search, seed {tune['seed']}; {tune['rule']}")
             )
-        return found
+        return notes
     except (ValueError, KeyError, TypeError) as error:
         raise HarnessError(
-            f"{file} is damaged ({error}). Run the study again: it is written anew."
+            f"{file} is damaged ({error}). Run the study again: that writes the file again."
         ) from error

@@ -1,6 +1,4 @@
-"""Methods at an equal value of KL, FLOPs, tokens or seconds: interpolated along their sweeps, never
-extrapolated.
-"""
+"""Methods at an equal value of KL, FLOPs, tokens or seconds, interpolated along their sweeps."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from ...core.errors import UsageError, unknown
 from ...core.table import Cell, Table
 from ...statistics.intervals import Array, two_way_interval, win_rate_interval
 from ..selection.select import Record, Row, Selection
-from ..selection.sweeps import Sweep, scores_of, seeds_told, sweeps
+from ..selection.sweeps import Sweep, scores_of, seeds_text, sweeps
 from . import tables
 from .footnotes import Footnotes
 
@@ -34,7 +32,7 @@ COLUMNS = [
     "train TFLOP",
     "between",
 ]
-SAME = 1e-9  # values that differ by a smaller share are one: means are rounded
+SAME = 1e-9  # relative difference below which two values are equal: means are rounded
 FIGURES = ("win_rate", "gold", "kl", "length")
 
 
@@ -44,7 +42,7 @@ class Point:
 
     at: float  # the quantity, mean over seeds
     row: Row
-    name: str  # where on the sweep it lies
+    name: str  # its position on the sweep
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Mix:
 
     @property
     def rows(self) -> list[Row]:
-        """The neighbours, one where the value lies at a point."""
+        """The neighbours; a single one if the value is that of a point."""
         low, high = self.where.low.row, self.where.high.row
         return [low] if self.where.share == 0 else [high] if self.where.share == 1 else [low, high]
 
@@ -77,8 +75,8 @@ class Line:
     """A row of the table."""
 
     figures: dict[str, Any]  # unrounded; of a mix with win-rate, KL, ...
-    rows: Sequence[Row]  # the rows of runs that it tells of
-    told: str  # a mix's neighbours with their shares, or why there is no mix
+    rows: Sequence[Row]  # the rows of runs behind it
+    note: str  # a mix's neighbours with their shares, or why there is no mix
 
     @property
     def name(self) -> str:
@@ -87,7 +85,7 @@ class Line:
 
 
 def parse_match(text: str) -> tuple[str, float | None]:
-    """Return (quantity, value) of `kl=2` or `kl`; raise UsageError for what is neither."""
+    """Return (quantity, value) of `kl=2` or `kl`; raise UsageError for another text."""
     quantity, given, value = text.partition("=")
     if quantity not in QUANTITIES:
         raise unknown("quantity to match", quantity, QUANTITIES)
@@ -106,39 +104,44 @@ def parse_match(text: str) -> tuple[str, float | None]:
 
 
 def matched(selection: Selection, quantity: str, at: float | None = None) -> Table:
-    """Return sweeps side by side at an equal value of a quantity; without one, the largest that all
-    sweeps reach.
+    """Return the table of sweeps at an equal value of a quantity.
 
-    Points of a sweep are ordered by the quantity, not by the option swept: exactly one pair of
-    neighbours then holds a value, however it goes up and down along the option. Where several
-    points lie at just the neighbour's value (FLOPs of a sweep of beta) which to take is not decided
-    here: the sweep says so instead. The mix is of per-prompt scores, (1 - w) times those of the
-    lower point and w times those of the higher, so intervals and bold are as elsewhere.
+    The points of a sweep are ordered by the quantity, not by the option. So exactly one pair of
+    neighbours encloses a value. If several points have a neighbour's value (FLOPs of a sweep of
+    beta), the table gives this reason and no mix. A mix has the scores (1 - w) x + w y on each
+    prompt, with x of the lower and y of the higher neighbour. Intervals and bold type are computed
+    from these scores.
+
+    Args:
+        selection: The runs.
+        quantity: A key of QUANTITIES.
+        at: The value; None for the largest that all sweeps reach.
     """
     if quantity not in QUANTITIES:
         raise unknown("quantity to match", quantity, QUANTITIES)
-    if selection.asked.mixed:
+    if selection.criteria.mixed:
         raise UsageError(
-            "--match interpolates between runs on equal ground, prompt by prompt: leave --mixed"
-            " out."
+            "--match interpolates between comparable runs, prompt by prompt: leave --mixed out."
         )
     points = {s.name: _points(s, quantity) for s in sweeps(selection.rows)}
     value = _common(points, quantity) if at is None else at
-    found = {name: _at(name, own, value) for name, own in points.items()}
+    mixes_by_name = {name: _at(name, own, value) for name, own in points.items()}
     mixes = sorted(
-        (m for m in found.values() if isinstance(m, Mix)), key=lambda m: (-_won(m), m.name)
+        (m for m in mixes_by_name.values() if isinstance(m, Mix)), key=lambda m: (-_won(m), m.name)
     )
     head = {"matched": quantity, "value": value}
     rest = [
-        _left(name, points[name], why, head) for name, why in found.items() if isinstance(why, str)
+        _left(name, points[name], why, head)
+        for name, why in mixes_by_name.items()
+        if isinstance(why, str)
     ]
     rest += [_failed(row, head) for row in selection.rows if not row.good]
     if not mixes:
-        told = "; ".join(f"{line.name}: {line.told}" for line in rest)
+        reasons = "; ".join(f"{line.name}: {line.note}" for line in rest)
         at_all = f"{value:.4g} {QUANTITIES[quantity]}"
-        raise UsageError(f"No sweep can be read off at {at_all}; nothing is extrapolated ({told}).")
+        raise UsageError(f"No sweep reaches {at_all}, and nothing is extrapolated ({reasons}).")
     which = ", the largest that all sweeps reach" if at is None else ""
-    title = f"{selection.told}: at {value:.4g} {QUANTITIES[quantity]}{which}"
+    title = f"{selection.description}: at {value:.4g} {QUANTITIES[quantity]}{which}"
     lines = [_line(mix, head) for mix in mixes]
     scores = {m.name: m.scores["win_rate"] for m in mixes}
     borrowed = tables.mark_best([line.figures for line in lines], {"win_rate": scores})
@@ -147,9 +150,7 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
 
 
 def amount(record: Record, quantity: str) -> float:
-    """Return how much of a quantity a finished run came to: KL of its policy, or what its training
-    took.
-    """
+    """Return the quantity of a finished run: the KL of its policy, or a cost of its training."""
     own = record["cost"]["method"]
     if quantity == "kl":
         return max(0.0, float(record["evaluation"]["kl"]["mean"]))
@@ -171,41 +172,41 @@ def _short(sweep: Sweep, row: Row) -> str:
 
 
 def _common(points: Mapping[str, Sequence[Point]], quantity: str) -> float:
-    """Return the largest value that all sweeps reach along which the quantity moves."""
+    """Return the largest value that all sweeps reach, of those in which the quantity changes."""
     several = {name: own for name, own in points.items() if own[0].at < own[-1].at}
     if not several:
         raise UsageError(
-            "Nothing to match: no method has two settings that differ in a number and in"
-            f" {QUANTITIES[quantity]}. Sweep one, `sweep = {{beta = [0.03, 0.1, 0.3]}}` in a study"
-            " file (docs/studies.md)."
+            "Nothing to match: no method has two settings that differ in a numeric option and"
+            f" in {QUANTITIES[quantity]}. Sweep an option in a study file:"
+            " `sweep = {beta = [0.03, 0.1, 0.3]}` (docs/studies.md)."
         )
     value, lowest = (
         min(own[-1].at for own in several.values()),
         max(own[0].at for own in several.values()),
     )
     if lowest > value:
-        told = "; ".join(f"{name}: {_range(own)}" for name, own in several.items())
+        ranges = "; ".join(f"{name}: {_range(own)}" for name, own in several.items())
         raise UsageError(
-            f"No value of {QUANTITIES[quantity]} lies on all sweeps ({told}). Name one, --match"
-            f" {quantity}=VALUE, or choose with --methods."
+            f"No value of {QUANTITIES[quantity]} is within all sweeps ({ranges}). Give one, --match"
+            f" {quantity}=VALUE, or select methods with --methods."
         )
     return value
 
 
 def _between(points: Sequence[Point], value: float) -> Between | str:
-    """Return where a value lies on a sweep, or why that cannot be said."""
+    """Return the position of a value on a sweep, or the reason why it has none."""
     if len(points) < 2:
         return f"one point, at {points[0].at:.4g}"
     value = next((p.at for p in points if math.isclose(p.at, value, rel_tol=SAME)), value)
     if not points[0].at <= value <= points[-1].at:
-        return f"not reached: its points lie at {_range(points)}"
+        return f"not reached: its points are at {_range(points)}"
     low = [p for p in points if p.at == max(q.at for q in points if q.at <= value)]
     high = [p for p in points if p.at == min(q.at for q in points if q.at >= value)]
-    for there in (low, high):
-        if len(there) > 1:
+    for equal in (low, high):
+        if len(equal) > 1:
             return (
-                f"not one curve: {_listed(there)} lie at the same {there[0].at:.4g}; choose with"
-                " --where"
+                f"not one curve: {_listed(equal)} have the same value {equal[0].at:.4g}; select one"
+                " with --where"
             )
     share = (value - low[0].at) / (high[0].at - low[0].at) if high[0].at > low[0].at else 0.0
     return Between(low[0], high[0], share)
@@ -220,17 +221,17 @@ def _listed(points: Sequence[Point]) -> str:
 
 
 def _at(name: str, points: Sequence[Point], value: float) -> Mix | str:
-    """Return a sweep's mix at a value, or why there is none."""
+    """Return the mix of a sweep at a value, or the reason why there is none."""
     where = _between(points, value)
     return where if isinstance(where, str) else _mixed(name, where)
 
 
 def _mixed(name: str, where: Between) -> Mix | str:
-    """Return the mix of two neighbours, or why there is none."""
+    """Return the mix of two neighbours, or the reason why there is none."""
     low, high = where.low.row, where.high.row
     if len(low.good) != len(high.good):
-        told = " and ".join(f"{len(p.row.good)} of {p.name}" for p in (where.low, where.high))
-        return f"seeds differ, {told}: its two neighbours cannot be mixed"
+        counts = " and ".join(f"{len(p.row.good)} of {p.name}" for p in (where.low, where.high))
+        return f"seeds differ ({counts}): the two neighbours cannot be mixed"
     ours, theirs = scores_of(low), scores_of(high)
     w = where.share
     scores = {figure: (1 - w) * ours[figure] + w * theirs[figure] for figure in FIGURES}
@@ -246,7 +247,7 @@ def _won(mix: Mix) -> float:
 
 
 def _line(mix: Mix, head: Mapping[str, Any]) -> Line:
-    """Return a mix as a row, its figures with intervals."""
+    """Return a mix as a row, with intervals."""
     kinds = [r["evaluation"]["kl_estimator"] for row in mix.rows for r in row.good]
     figures = {
         "method": mix.name,
@@ -255,21 +256,23 @@ def _line(mix: Mix, head: Mapping[str, Any]) -> Line:
         "failed": _failures(mix.rows),
     }
     for name in FIGURES:
-        found = (
+        estimate = (
             win_rate_interval(mix.scores[name])
             if name == "win_rate"
             else two_way_interval(mix.scores[name])
         )
-        figures |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        figures |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     figures["kl_estimator"] = next((kind for kind in kinds if tables.kl_mark(kind)), kinds[0])
     points = {"low": mix.where.low, "high": mix.where.high}
     figures |= {"flops": mix.flops, "share": mix.where.share}
     figures |= {f"{side}_point": p.row.name for side, p in points.items()}
-    return Line(figures | {f"{side}_at": p.at for side, p in points.items()}, mix.rows, _told(mix))
+    return Line(
+        figures | {f"{side}_at": p.at for side, p in points.items()}, mix.rows, _neighbours(mix)
+    )
 
 
-def _told(mix: Mix) -> str:
-    """Return the points a mix is of, each with its share: `beta=0.1 (30 %), beta=0.3 (70 %)`."""
+def _neighbours(mix: Mix) -> str:
+    """Return the points of a mix with their shares: `beta=0.1 (30 %), beta=0.3 (70 %)`."""
     low, high, share = mix.where.low, mix.where.high, mix.where.share
     if len(mix.rows) == 1:
         return f"at {(high if share == 1 else low).name}"
@@ -277,16 +280,14 @@ def _told(mix: Mix) -> str:
 
 
 def _left(name: str, points: Sequence[Point], why: str, head: Mapping[str, Any]) -> Line:
-    """Return a sweep that cannot be read off as a row."""
+    """Return a sweep without a mix as a row, with the reason."""
     rows = [p.row for p in points]
     ends = {"low_at": points[0].at, "high_at": points[-1].at}
     return Line({"method": name, **head, "failed": _failures(rows), "why": why, **ends}, rows, why)
 
 
 def _failed(row: Row, head: Mapping[str, Any]) -> Line:
-    """Return a row none of whose runs finished: it is no point of a sweep, and not passed over
-    either.
-    """
+    """Return a row whose runs all failed: it is shown, but it is not a point of a sweep."""
     why = f"failed: {row.records[0]['failure']}"
     return Line(
         {"method": row.name, **head, "seeds": 0, "failed": len(row.failed), "why": why}, [row], why
@@ -317,15 +318,15 @@ def _table(
             for line, own in zip(lines, marks, strict=True)
         ],
         caption,
-        footnotes.told,
+        footnotes.texts,
         [[str(r["folder"]) for row in line.rows for r in row.records] for line in lines],
     )
 
 
 def _cells(line: Line, marks: tuple[str, ...]) -> list[Cell]:
-    f, head = line.figures, [Cell(line.name), Cell(seeds_told(line.rows), marks=marks)]
+    f, head = line.figures, [Cell(line.name), Cell(seeds_text(line.rows), marks=marks)]
     if "win_rate" not in f:
-        return [*head, Cell(line.told), *[Cell("")] * (len(COLUMNS) - 3)]
+        return [*head, Cell(line.note), *[Cell("")] * (len(COLUMNS) - 3)]
     return [
         *head,
         tables.estimate("win_rate", ".3f")(f),
@@ -333,7 +334,7 @@ def _cells(line: Line, marks: tuple[str, ...]) -> list[Cell]:
         Cell(f"{f['kl']:.2f}{tables.kl_mark(f['kl_estimator'])}"),
         Cell(f"{f['length']:.1f}"),
         Cell(f"{f['flops'] / 1e12:.3g}"),
-        Cell(line.told),
+        Cell(line.note),
     ]
 
 
@@ -347,27 +348,25 @@ def _notes(selection: Selection, shown: Sequence[Row], quantity: str) -> list[st
     apart = (
         ""
         if quantity == "kl"
-        else "; shared stages (SFT, preferences, reward model) are billed apart"
+        else "; shared stages (SFT, preferences, reward model) are counted separately"
     )
     how = (
-        f"{took}{apart}. Every figure is interpolated linearly between the two runs of a sweep that"
-        " lie next to the value, prompt by prompt; nothing is extrapolated. A mix is no policy"
-        " that was trained, and intervals take the place of the value between the two as known."
+        f"{took}{apart}. Every figure is interpolated linearly, prompt by prompt, between the two"
+        " runs of a sweep next to the value. Nothing is extrapolated. A mix is not a trained"
+        " policy. Intervals treat the position between the two runs as known."
         f" {tables.NOTES['kl']}"
     )
     names = {row.name for row in shown}
     others = [
         f"{row.name} {row.seeds}" for row in selection.rows if row.failed and row.name not in names
     ]
-    hidden = (
-        [f"Failed runs of settings that no figure is of: {'; '.join(others)}."] if others else []
-    )
-    return [how, *hidden, *tables.unfinished_told(selection), *tables.bounds_told(shown)]
+    hidden = [f"Failed runs of settings that are not shown: {'; '.join(others)}."] if others else []
+    return [how, *hidden, *tables.unfinished_notes(selection), *tables.bounds_notes(shown)]
 
 
 def _caption(selection: Selection, seeds: Sequence[int], borrowed: bool) -> str:
-    told = (
-        f"{tables.figures_told(selection, seeds)} All are made on the interpolated scores of every"
-        " prompt."
+    text = (
+        f"{tables.figures_text(selection, seeds)} All are computed from the interpolated scores"
+        " of every prompt."
     )
-    return f"{told} {tables.bold_told(len(seeds), borrowed)}".strip()
+    return f"{text} {tables.bold_text(len(seeds), borrowed)}".strip()

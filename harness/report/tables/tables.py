@@ -1,6 +1,4 @@
-"""A selection of runs as one Table: what each cell says, what is bold and why, and what stands
-below.
-"""
+"""A selection of runs as one table: cells, bold type, caption and notes."""
 
 from __future__ import annotations
 
@@ -16,35 +14,36 @@ from .footnotes import Footnotes
 
 Figures = Mapping[str, Any]
 ALPHA = 0.05
-NAMED = 5  # unfinished runs that are named
-MOST_ROWS = 200  # of a table with bold: all pairs of more are millions of tests
+NAMED = 5  # unfinished runs named in a note
+MOST_ROWS = 200  # of a table with bold type: more rows have too many pairs to test
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the comparison: its key on the command line, its title, how a row's figures are
-    written.
-    """
+    """A column of the comparison: its key for --columns, its title, and its cell of a row."""
 
     key: str
     title: str
     write: Callable[[Figures], Cell]
-    usual: bool = True  # whether it is shown where no columns are asked for
+    usual: bool = True  # whether it is shown without --columns
 
 
 def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
-    """Return the comparison of a selection, a row per method and settings; `columns` are keys of
-    COLUMNS, in order.
+    """Return the table of a selection: one row per method and settings.
+
+    Args:
+        selection: The runs.
+        columns: Keys of COLUMNS in order; empty for all columns that have values.
     """
     from ..selection.figures import answers_of, figures_of
 
     shown = chosen_columns(columns)
-    found: list[dict[str, Any]] = []
+    figures_by_row: list[dict[str, Any]] = []
     prompts: set[tuple[str, ...]] = set()
     scores: dict[str, dict[str, Any]] = {"win_rate": {}, "gold": {}}
     for row in selection.rows:
         answers = answers_of(row) if row.good else None
-        found.append(figures_of(row, answers))
+        figures_by_row.append(figures_of(row, answers))
         if answers is not None:
             prompts.add(answers.prompts)
             scores["win_rate"][row.name], scores["gold"][row.name] = (
@@ -52,31 +51,30 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
                 answers.figures["gold"],
             )
     paired = len(prompts) < 2 and _on_the_same_prompts(selection)
-    borrowed = paired and mark_best(found, scores)
+    borrowed = paired and mark_best(figures_by_row, scores)
     footnotes = Footnotes(selection)
-    rows = [_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(found)]
-    told = [
+    rows = [_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(figures_by_row)]
+    kept = [
         i for i in range(len(shown)) if columns or any(row[i].text not in ("-", "") for row in rows)
     ]
-    keys = [shown[i].key for i in told]
+    keys = [shown[i].key for i in kept]
     return Table(
-        title=f"{selection.told}: {conditions(selection)}",
-        columns=[shown[i].title for i in told],
-        rows=[[row[i] for i in told] for row in rows],
-        notes=[*_notes(selection, keys), *_looked_up(found, keys)],
+        title=f"{selection.description}: {conditions(selection)}",
+        columns=[shown[i].title for i in kept],
+        rows=[[row[i] for i in kept] for row in rows],
+        notes=[*_notes(selection, keys), *_looked_up(figures_by_row, keys)],
         plain=[
-            with_footnotes(figures, footnotes, footnotes.of(i)) for i, figures in enumerate(found)
+            with_footnotes(figures, footnotes, footnotes.of(i))
+            for i, figures in enumerate(figures_by_row)
         ],
         caption=_caption(selection, paired, borrowed),
-        footnotes=footnotes.told,
+        footnotes=footnotes.texts,
         runs=[[r["folder"] for r in row.records] for row in selection.rows],
     )
 
 
 def chosen_columns(keys: Sequence[str]) -> list[Column]:
-    """Return columns by key, all where none is asked for; raise UsageError for one that there is
-    not.
-    """
+    """Return columns by key, all usual ones without keys; raise UsageError for an unknown key."""
     known = {c.key: c for c in COLUMNS}
     for key in keys:
         if key not in known:
@@ -85,26 +83,24 @@ def chosen_columns(keys: Sequence[str]) -> list[Column]:
 
 
 def _on_the_same_prompts(selection: Selection) -> bool:
-    """Return whether all runs were evaluated on the same prompts, by content: alike ids of --mixed
-    runs say little.
-    """
+    """Return whether all runs were evaluated on prompts of the same content."""
     return len({r["ground"].get("evaluation_prompts") for r in selection.good}) < 2
 
 
 def with_footnotes(figures: Figures, footnotes: Footnotes, marks: Sequence[str]) -> Figures:
-    """Return figures with what they must be read with, for formats that show figures only."""
+    """Return figures with their footnotes, for formats that show figures only."""
     return (
-        {**figures, "footnotes": " ".join(footnotes.told[mark] for mark in marks)}
+        {**figures, "footnotes": " ".join(footnotes.texts[mark] for mark in marks)}
         if marks
         else figures
     )
 
 
-def mark_best(found: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Say of each row whether its mean is the best, and whether it is not significantly worse than
-    that.
+def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Mark in the figures of each row whether its mean is best, and not significantly worse.
 
-    Return whether a pool of the variances between seeds was used for it.
+    Returns:
+        Whether the tests pooled the variances between seeds.
     """
     from ...statistics.compare import best_group, borrows
 
@@ -114,8 +110,8 @@ def mark_best(found: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str,
             continue
         group = best_group(by_row, ALPHA)
         borrowed |= borrows(by_row)
-        best = max(f[name] for f in found if name in f)
-        for figures in found:
+        best = max(f[name] for f in rows if name in f)
+        for figures in rows:
             if name in figures:
                 figures[f"{name}_best"] = figures[name] == best
                 figures[f"{name}_bold"] = group[figures["method"]]
@@ -123,24 +119,22 @@ def mark_best(found: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str,
 
 
 def conditions(selection: Selection) -> str:
-    """Return what was asked of every policy, in words."""
+    """Return the conditions of the evaluation: prompts, split, temperature."""
     if not selection.good:
         return "no finished run"
-    asked = [
-        r["evaluation"] for r in selection.good
-    ]  # one thing, unless unlike ground was asked for
-    told = [
+    evaluations = [r["evaluation"] for r in selection.good]
+    texts = [
         f"{e['prompts']} {e['split']} prompts, one answer each at T={e['temperature']:g}"
-        for e in asked
+        for e in evaluations
     ]
-    return " or ".join(dict.fromkeys(told))
+    return " or ".join(dict.fromkeys(texts))
 
 
 # -- cells -----------------------------------------------------------------------------------------
 
 
 def _cells(columns: Sequence[Column], figures: Figures, marks: tuple[str, ...]) -> list[Cell]:
-    """Return a row's cells; where no run finished the reason stands for all figures."""
+    """Return the cells of a row; if no run finished, the reason takes the place of figures."""
     if "failure" not in figures:
         return [
             replace(c.write(figures), marks=marks) if c.key == "seeds" else c.write(figures)
@@ -156,7 +150,7 @@ def _seeds(f: Figures) -> Cell:
 
 
 def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
-    """Return how an estimate with its interval is written; `-` where a row has none."""
+    """Return a function that writes an estimate with its interval, or `-` if a row has none."""
 
     def write(f: Figures) -> Cell:
         if name not in f:
@@ -178,16 +172,14 @@ def _kl(f: Figures) -> Cell:
 
 
 def kl_mark(estimator: str) -> str:
-    """Return what stands behind a KL that no log-probabilities gave."""
+    """Return the mark of a KL that was not computed from log-probabilities."""
     return "" if estimator == "rao-blackwell" else " (est.)"
 
 
 def _accuracy(f: Figures) -> Cell:
-    """Return it without an interval where a verdict is missing: some answer could not be scored, or
-    an old record.
-    """
-    told = "accuracy" in f and "accuracy_low" not in f
-    return Cell(f"{f['accuracy']:.3f}") if told else estimate("accuracy", ".3f")(f)
+    """Return the accuracy, without an interval if a verdict is missing."""
+    mean_only = "accuracy" in f and "accuracy_low" not in f
+    return Cell(f"{f['accuracy']:.3f}") if mean_only else estimate("accuracy", ".3f")(f)
 
 
 def _passes(f: Figures) -> Cell:
@@ -282,21 +274,21 @@ COLUMNS = (
 )
 
 
-# -- what stands around it -------------------------------------------------------------------------
+# -- caption and notes -----------------------------------------------------------------------------
 
 
 def _caption(selection: Selection, paired: bool, borrowed: bool) -> str:
-    """Return what the figures are and which test says what is bold, from what was really done."""
+    """Return the caption: the figures, and the test behind bold type, as computed."""
     rows = [row for row in selection.rows if row.good]
     if not rows:
         return ""
-    told = figures_told(selection, [len(row.good) for row in rows])
+    text = figures_text(selection, [len(row.good) for row in rows])
     if not paired:
         return (
-            f"{told} Nothing is bold: rows answered unlike prompts, and tests are paired over"
+            f"{text} Nothing is bold: rows answered different prompts, and tests are paired over"
             " prompts."
         )
-    return f"{told} {bold_told(len(rows), borrowed)}".strip()
+    return f"{text} {bold_text(len(rows), borrowed)}".strip()
 
 
 def start_note(rows: Sequence[Row]) -> str:
@@ -308,29 +300,29 @@ def start_note(rows: Sequence[Row]) -> str:
     return f"{rows_are} a second draw from the start checkpoint: .5 up to noise."
 
 
-def figures_told(selection: Selection, seeds: Sequence[int]) -> str:
-    """Return what a win-rate is and what its interval covers, of rows with so many seeds."""
-    told = (
-        f"Gold win-rate against the baseline's answers on {selection.told}, ties half,"
+def figures_text(selection: Selection, seeds: Sequence[int]) -> str:
+    """Return what the win-rate is, and what its interval covers with these numbers of seeds."""
+    text = (
+        f"Gold win-rate against the baseline's answers on {selection.description}, ties half,"
         f" {conditions(selection)}"
     )
     least, most = min(seeds), max(seeds)
     if most == 1:
         return (
-            f"{told}. One seed per row: the 95 % intervals are over prompts and speak for these"
-            " checkpoints, not for the algorithms."
+            f"{text}. One seed per row: the 95 % intervals are over prompts and apply to these"
+            " checkpoints, not to the algorithms."
         )
     several = f"{least} seeds" if least == most else f"{least} to {most} seeds"
-    told += (
+    text += (
         f"; mean over {several} with 95 % intervals over seeds and prompts (two-way, Student's t"
         " over seeds)."
     )
-    alone = " A row with one seed speaks for that checkpoint, not for the algorithm."
-    return told + alone if least == 1 else told
+    alone = " A row with one seed applies to that checkpoint, not to the algorithm."
+    return text + alone if least == 1 else text
 
 
-def bold_told(rows: int, borrowed: bool) -> str:
-    """Return which test says what is bold of so many rows; empty where there is nothing to test."""
+def bold_text(rows: int, borrowed: bool) -> str:
+    """Return the test behind bold type for this number of rows; empty for one row."""
     if rows < 2:
         return ""
     if rows > MOST_ROWS:
@@ -342,8 +334,8 @@ def bold_told(rows: int, borrowed: bool) -> str:
     )
     return (
         f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests"
-        f" paired over prompts{pooled}, Holm over all {rows * (rows - 1) // 2} pairs of rows; a row"
-        " whose seeds vary much can be bold far from the best."
+        f" paired over prompts{pooled}, Holm over all {rows * (rows - 1) // 2} pairs of rows. A row"
+        " whose seeds differ much can be bold although its mean is far from the best."
     )
 
 
@@ -359,18 +351,18 @@ NOTES = {
         " Rao-Blackwellised over the vocabulary."
     ),
     "flops": (
-        "{costs} are the method's own; shared stages (SFT, preferences, reward model) are billed"
-        " apart."
+        "{costs} are those of the method; shared stages (SFT, preferences, reward model) are"
+        " counted separately."
     ),
     "peak_memory": (
-        "Peak MiB is the process's resident memory while the method trained (on a GPU, what tensors"
-        " took there)."
+        "Peak MiB is the resident memory of the process while the method trained (on a GPU: the"
+        " memory of tensors)."
     ),
     "flops_per_answer": "FLOPs / answer is the cost of answering one prompt.",
 }
 
 
-COSTS = {  # columns that the note on costs names
+COSTS = {  # columns named in the note on costs
     "seconds": "Train s, CPU s (of all threads)",
     "flops": "TFLOP",
     "tokens": "tokens",
@@ -385,18 +377,16 @@ def _costs_note(keys: Sequence[str]) -> str:
     return NOTES["flops"].format(costs=costs)
 
 
-def _looked_up(found: Sequence[Figures], keys: Sequence[str]) -> list[str]:
-    """Return a note where costs that are shown hold work that the runs looked up, with the row that
-    did most.
-    """
-    most = max((f for f in found if "failure" not in f), key=_reused, default=None)
+def _looked_up(rows: Sequence[Figures], keys: Sequence[str]) -> list[str]:
+    """Return a note if the costs shown include cached work, with the largest share."""
+    most = max((f for f in rows if "failure" not in f), key=_reused, default=None)
     if most is None or not _reused(most) or not {"seconds", "flops", "tokens"} & set(keys):
         return []
     return [
-        "Costs are as if each method stood alone, though runs look up what others made of the"
-        f" start checkpoint: up to {_share(_reused(most))} of the method's FLOPs"
-        f" ({most['method']}). Its time is not measured in the run but taken from the rate at which"
-        " it was made. `--columns` has `reused`, every row's share."
+        "Costs are those of a method that runs alone. Cached results of the start checkpoint are"
+        f" counted as if computed: up to {_share(_reused(most))} of the method's FLOPs"
+        f" ({most['method']}). Their time is taken from the run that computed them. The column"
+        " `reused` of `--columns` is the share of every row."
     ]
 
 
@@ -408,37 +398,38 @@ def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
             for key, note in NOTES.items()
             if key in keys
         ),
-        *unfinished_told(selection),
+        *unfinished_notes(selection),
     ]
-    notes += bounds_told(selection.rows) if "kl" in keys else []
+    notes += bounds_notes(selection.rows) if "kl" in keys else []
     return [note for note in notes if note]
 
 
-def unfinished_told(selection: Selection) -> list[str]:
-    """Return the notes on runs that have not ended, and on what the suite cannot serve, if there
-    are any.
-    """
-    why = [f"Refused: {'; '.join(f'{name}: {why}' for name, why in selection.refused.items())}."]
-    refused = why if selection.refused else []
+def unfinished_notes(selection: Selection) -> list[str]:
+    """Return the notes on runs that have not ended, and on those that the suite refused."""
+    reasons = "; ".join(f"{name}: {why}" for name, why in selection.refused.items())
+    refused = [f"Refused: {reasons}."] if selection.refused else []
     if not selection.unfinished:
         return refused
     more = ", ..." if len(selection.unfinished) > NAMED else ""
-    told = ", ".join(selection.unfinished[:NAMED])
+    names = ", ".join(selection.unfinished[:NAMED])
     count = len(selection.unfinished)
-    return [f"Not finished, and left out: {count} run{'s' * (count > 1)} ({told}{more}).", *refused]
+    return [
+        f"Not finished, and left out: {count} run{'s' * (count > 1)} ({names}{more}).",
+        *refused,
+    ]
 
 
-def bounds_told(rows: Sequence[Row]) -> list[str]:
-    """Return the note on rows whose KL is estimated, with its bounds, if there are any."""
+def bounds_notes(rows: Sequence[Row]) -> list[str]:
+    """Return the note on rows with an estimated KL, with its bounds; empty without such rows."""
     first = [(row.name, row.good[0]["evaluation"]) for row in rows if row.good]
     bounds = [
         f"{name} {evaluation['kl_bound']:.2f}"
         for name, evaluation in first
         if "kl_bound" in evaluation
     ]
-    told = (
-        "Without log-probabilities KL is estimated (est.) from the reference's mass on the"
-        " selected reward level (Beirami et al. 2024); log n - (n-1)/n bounds it:"
+    note = (
+        "Without log-probabilities, KL is estimated (est.) from the reference's probability of the"
+        " selected reward level (Beirami et al. 2024). It is at most log n - (n-1)/n:"
         f" {'; '.join(bounds)}."
     )
-    return [told] if bounds else []
+    return [note] if bounds else []
