@@ -1,4 +1,4 @@
-"""Output files: checked before the work, written completely or not at all."""
+"""Output files: checked before the work starts, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def write_output(output: Path, content: str | bytes) -> None:
 
 
 def suite_file(output: Path, suite: str) -> Path:
-    """Return the file of one suite where several are written: `x-SUITE.png` for `x.png`."""
+    """Return the file of one suite of several: `x-SUITE.png` for `x.png`."""
     return output.with_name(f"{output.stem}-{suite}{output.suffix}")

@@ -1,9 +1,9 @@
-"""The report: one HTML page that opens from disk, made from records alone, the same bytes every
-time.
+"""The report: one HTML page that opens from disk, made from records alone.
 
-It holds tables, plots, settings, provenance, citations, and a browser of samples. There is no
-server, no network and no font or script from elsewhere; what comes from records is text, and is
-escaped wherever it stands.
+The same records give the same bytes.
+
+It holds tables, plots, settings, provenance, citations, and a browser of samples. It needs no
+server and no network. All content of records is treated as text and escaped.
 """
 
 from __future__ import annotations
@@ -12,17 +12,23 @@ from pathlib import Path
 
 from ...core.errors import UsageError
 
-PROMPTS = 200  # of each suite in the sample browser, where nothing else is asked for
+PROMPTS = 200  # of each suite in the sample browser by default
 MAX_BYTES = 20_000_000
 
 
 def page(
     results: Path, study: str | None = None, suite: str | None = None, prompts: int = PROMPTS
 ) -> str:
-    """Return the page of a study, or of all runs below a results folder; `prompts` of each suite
-    can be browsed.
+    """Return the page of a study, or of all runs below a results folder.
 
-    Raises UsageError where there is no run, or where the page would be larger than MAX_BYTES.
+    Args:
+        results: The results folder.
+        study: A study's name; None for all runs.
+        suite: A suite's name; None for all suites.
+        prompts: Prompts of each suite in the sample browser.
+
+    Raises:
+        UsageError: There is no run, or the page would be larger than MAX_BYTES.
     """
     from .facts import context
     from .html import render

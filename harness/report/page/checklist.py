@@ -1,6 +1,4 @@
-"""A draft of what a paper's checklist asks, answered from records; nothing is said that they do not
-say.
-"""
+"""A draft of answers for a paper's checklist, from records alone."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ Answer = tuple[str, str]
 def checklist(
     sections: Sequence[Section], captions: Sequence[str], facts: Mapping[str, Any]
 ) -> list[Answer]:
-    """Return questions with their answers; `captions` say what the intervals of each section's
-    table are.
-    """
+    """Return questions with their answers; the captions of tables describe the intervals."""
     records = [r for section in sections for r in section.selection.records]
     good = [r for r in records if "failure" not in r]
     return [
@@ -53,11 +49,9 @@ def _data(sections: Sequence[Section], good: Sequence[Record]) -> str:
     )
     same = (
         "Within a table, start checkpoint, data, reward model, judge and sampling have the same"
-        " hashes"
+        " digests"
     )
-    apart = (
-        " (runs of unlike ground stand in tables apart)" if any(s.apart for s in sections) else ""
-    )
+    apart = " (other runs have tables of their own)" if any(s.apart for s in sections) else ""
     return f"{'; '.join(sizes) or 'No finished run'}. {same}{apart}."
 
 
@@ -65,16 +59,14 @@ def _hyper_parameters(records: Sequence[Record], study: Mapping[str, Any] | None
     tuning = study and study["tuning"]
     set_options = any(r.get("asked") for r in records)
     set_by_hand = (
-        "Options that were set by hand are marked in the settings; all others are the methods'"
-        " defaults."
+        "Options set by hand are marked in the settings. All others are the methods' defaults."
     )
     defaults = set_by_hand if set_options else "Every option is the method's default."
     if not tuning:
         return f"{defaults} There was no search among these runs."
     return (
-        f"Rows with a footnote were tuned: {tuning['trials']} trials for each method and suite,"
-        f" drawn at random from seed {tuning['seed']}; chosen: {tuning['rule']}. Of the other rows:"
-        f" {defaults}"
+        f"Rows with a footnote were tuned: {tuning['trials']} random trials for each method and"
+        f" suite, seed {tuning['seed']}; chosen: {tuning['rule']}. Other rows: {defaults}"
     )
 
 
@@ -86,18 +78,18 @@ def _compute(good: Sequence[Record], environments: Sequence[Mapping[str, str]]) 
     machines = "; ".join(dict.fromkeys(e["machine"] for e in environments if e["machine"]))
     return (
         f"{len(good)} finished runs: {hours:.2f} CPU hours and {flops:.3g} FLOPs for training and"
-        " evaluation, shared stages apart; what failed runs used is not counted. Each row's cost"
-        f" is in the settings. Machines: {machines or 'not recorded'}."
+        " evaluation, without shared stages and failed runs. The settings show the cost of each"
+        f" row. Machines: {machines or 'not recorded'}."
     )
 
 
 def _failed(records: Sequence[Record], study: Mapping[str, Any] | None) -> str:
     failed = sum("failure" in r for r in records)
-    text = f"{failed} of {len(records)} runs failed; they are listed, and are in no mean."
+    text = f"{failed} of {len(records)} runs failed. They are listed, and no mean includes them."
     if study and study["missing"]:
-        text += f" {len(study['missing'])} of the study's {study['asked']} runs are not there yet."
+        text += f" {len(study['missing'])} of the study's {study['planned']} runs are missing."
     if study and study["refused"]:
-        text += f" {len(study['refused'])} were refused, with the reason listed."
+        text += f" {len(study['refused'])} were refused; the reasons are listed."
     return text
 
 

@@ -12,9 +12,7 @@ PAPERS = Path(__file__).parent / "papers.bib"
 
 
 def bibtex(papers: Iterable[str]) -> list[str]:
-    """Return an entry for the harness and one for each address of a paper; of an unknown one, the
-    address only.
-    """
+    """Return an entry for the harness and one for each paper; of an unknown paper its address."""
     known = entries()
     urls = dict.fromkeys(url for url in papers if url)
     return [_harness(), *(known.get(arxiv_id(url), "") or _bare(url) for url in urls)]
@@ -27,7 +25,7 @@ def entries() -> dict[str, str]:
 
 
 def arxiv_id(url: str) -> str:
-    """Return the arXiv id in an address, without its version, or nothing."""
+    """Return the arXiv id in an address without its version; empty if there is none."""
     match = re.search(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", url)
     return match[1] if match else ""
 

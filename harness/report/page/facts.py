@@ -1,4 +1,4 @@
-"""All that a page tells, gathered from records."""
+"""The content of a page, gathered from records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .sections import Section
 def context(
     sections: Sequence[Section], results: Path, study: str | None, prompts: int
 ) -> dict[str, Any]:
-    """Return what the template is filled with."""
+    """Return the values that the template shows."""
     environments = provenance.Environments()
     shown = [_section(section, environments) for section in sections]
     facts: dict[str, Any] = {
@@ -78,7 +78,7 @@ def _section(section: Section, environments: provenance.Environments) -> dict[st
 
 
 def _links(table: Table, anchors: dict[str, str]) -> list[str]:
-    """Return for each row of a table the anchor of its runs, or nothing."""
+    """Return the anchor of the runs of each row of a table; empty if it has none."""
     links = [
         next((anchors.get(provenance.run_key(f), "") for f in folders), "")
         for folders in table.runs
@@ -91,7 +91,7 @@ def _plots(section: Section) -> list[dict[str, str]]:
 
 
 def _plot(kind: str, section: Section) -> dict[str, str]:
-    """Return a picture, or why there is none."""
+    """Return a picture, or the reason why there is none."""
     about = KINDS[kind].about
     try:
         address = data_uri(render(kind, section.selection, "svg"))

@@ -1,6 +1,4 @@
-"""Facts to HTML: the template, with everything escaped, and nothing in it that a browser would
-fetch.
-"""
+"""The template of the page: all text is escaped, and a browser fetches nothing."""
 
 from __future__ import annotations
 
@@ -48,14 +46,12 @@ def render(facts: Mapping[str, Any]) -> str:
 
 
 def empty_first(texts: Sequence[str]) -> int:
-    """Return how many texts there are before the first that says anything: of a row from its end,
-    cells to span.
-    """
+    """Return the number of empty texts at the start: of a reversed row, the cells to span."""
     return next((i for i, text in enumerate(texts) if text), 0)
 
 
 def visible(text: str) -> str:
-    r"""Return text with invisible and bidirectional characters written out, as in \u202e."""
+    r"""Return text with invisible and bidirectional characters escaped, as in \u202e."""
     return UNSEEN.sub(lambda match: escape_of(match[0]), text)
 
 
@@ -65,9 +61,7 @@ def escape_of(character: str) -> str:
 
 
 def inline_json(value: Any) -> str:
-    """Return JSON that can stand in a <script> element: plain ASCII, and no character that HTML
-    knows.
-    """
+    """Return JSON for a <script> element: ASCII without the special characters of HTML."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, escape_of(character))
@@ -80,7 +74,5 @@ def script_hash(script: str) -> str:
 
 
 def data_uri(svg: bytes) -> str:
-    """Return a picture's bytes as an address; in an <img>, nothing in it can run, and ids do not
-    clash.
-    """
+    """Return a picture as a data address; in an <img> its scripts cannot run."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

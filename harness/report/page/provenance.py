@@ -1,6 +1,4 @@
-"""Where runs were made: machines, versions and commits once each; per run its folder and command;
-the study's files.
-"""
+"""Provenance: each environment once, the folder and command of every run, and the study's files."""
 
 from __future__ import annotations
 
@@ -20,12 +18,12 @@ from .settings import text_of
 
 @dataclass
 class Environments:
-    """The different environments of a page, numbered as they are met."""
+    """The environments of a page, numbered in order of first use."""
 
     by_key: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def number(self, provenance: Mapping[str, Any]) -> int:
-        """Return the number of the environment that a run was made in."""
+        """Return the number of the environment in which a run was computed."""
         environment = {
             name: provenance.get(name) for name in ("versions", "plugins", "machine", "git")
         }
@@ -33,7 +31,7 @@ class Environments:
         return list(self.by_key).index(json.dumps(environment, sort_keys=True)) + 1
 
     def rows(self) -> list[dict[str, str]]:
-        """Return each as text."""
+        """Return the environments as text, in order."""
         return [_environment(environment) for environment in self.by_key.values()]
 
 
@@ -59,35 +57,33 @@ def _environment(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def run_key(folder: str) -> str:
-    """Return the part of a run folder's path that is the same wherever the results lie:
-    suite/method/run.
-    """
+    """Return the part suite/method/run of the path of a run folder."""
     return "/".join(Path(folder).parts[-3:])
 
 
 def runs(section: Section, environments: Environments) -> list[list[dict[str, Any]]]:
-    """Return for each row of a section what is known about its runs."""
+    """Return the provenance of the runs of each row of a section."""
     return [[_run(r, environments) for r in row.records] for row in section.selection.rows]
 
 
 def _run(record: Record, environments: Environments) -> dict[str, Any]:
-    told = {
+    known = {
         "folder": run_key(record["folder"]),
         "seed": record["seed"],
         "finished": record.get("finished_at", ""),
     }
     provenance = provenance_of(record)
     if not provenance:
-        return {**told, "environment": None, "command": ""}
+        return {**known, "environment": None, "command": ""}
     return {
-        **told,
+        **known,
         "environment": environments.number(provenance),
         "command": command_of(provenance),
     }
 
 
 def command_of(provenance: Mapping[str, Any]) -> str:
-    """Return the command as a shell takes it; `python -m harness` is called what it is."""
+    """Return the command as a line for a shell, with `harness` for `python -m harness`."""
     called = provenance.get("command") or [""]
     return shlex.join(["harness" if called[0] == "__main__.py" else called[0], *called[1:]])
 
@@ -96,19 +92,19 @@ def command_of(provenance: Mapping[str, Any]) -> str:
 
 
 def study_of(results: Path, name: str, shown: Sequence[Section]) -> dict[str, Any]:
-    """Return a study's file, how many of its runs are there, what was refused, and its tuning."""
+    """Return a study's file, its planned, missing and refused runs, and its tuning."""
     folder = study_folder(results, name)
     suites = {section.selection.suite for section in shown}
     cells = [
         c for c in json.loads((folder / CELLS).read_text(encoding="utf-8")) if c["suite"] in suites
     ]
-    found = {run_key(r["folder"]) for section in shown for r in section.selection.records}
-    asked = [c for c in cells if not c["trial"] and not c.get("refused")]
+    present = {run_key(r["folder"]) for section in shown for r in section.selection.records}
+    planned = [c for c in cells if not c["trial"] and not c.get("refused")]
     return {
         "name": name,
         "file": _text(folder / "study.toml"),
-        "asked": len(asked),
-        "missing": [c for c in asked if run_key(c["folder"]) not in found],
+        "planned": len(planned),
+        "missing": [c for c in planned if run_key(c["folder"]) not in present],
         "refused": [c for c in cells if c.get("refused")],
         "tuning": _tuning(folder / "tune.json", suites),
     }
@@ -122,17 +118,17 @@ def _tuning(file: Path, suites: set[str]) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        searches = [_search(s) for s in told["searches"] if s["suite"] in suites]
+        tuning = json.loads(file.read_text(encoding="utf-8"))
+        searches = [_search(s) for s in tuning["searches"] if s["suite"] in suites]
         return {
-            "trials": told["trials"],
-            "seed": told["seed"],
-            "rule": told["rule"],
+            "trials": tuning["trials"],
+            "seed": tuning["seed"],
+            "rule": tuning["rule"],
             "searches": searches,
         }
     except (ValueError, KeyError, TypeError) as error:
         raise HarnessError(
-            f"{file} is damaged ({error}). Run the study again: it is written anew."
+            f"{file} is damaged ({error}). Run the study again: that writes the file again."
         ) from error
 
 
@@ -141,7 +137,7 @@ def _search(search: Mapping[str, Any]) -> dict[str, Any]:
         {
             "options": (
                 ", ".join(f"{k}={text_of(v)}" for k, v in t["options"].items())
-                or "the settings as they are"
+                or "the settings of the study file"
             ),
             "status": t["status"],
             "figure": _figure(t),

@@ -16,11 +16,11 @@ SHARED = {
     "gold": "baseline_gold",
     "proxy": "baseline_proxy",
 }  # {here: in samples.jsonl}
-DIGITS = 6  # of figures that are only shown; gold decides outcomes and is kept as it is
+DIGITS = 6  # of figures that are only shown; gold decides outcomes and keeps all digits
 
 
 def browser(sections: Sequence[Section], prompts: int) -> list[dict[str, Any]]:
-    """Return for each section its first prompts, as columns, and every row's runs."""
+    """Return the first prompts of each section, as columns, and the runs of every row."""
     return [_suite(section, prompts) for section in sections]
 
 
@@ -48,7 +48,7 @@ def _by_id(record: Record) -> Samples:
 
 
 def _prompts(selection: Selection, runs: Mapping[str, Samples]) -> Samples:
-    """Return every prompt by id; raise HarnessError where runs disagree on the text of an id."""
+    """Return every prompt by id; raise HarnessError if runs have different texts for an id."""
     known: dict[str, Mapping[str, Any]] = {}
     for folder, samples in runs.items():
         for name, sample in samples.items():

@@ -1,6 +1,4 @@
-"""What stands side by side on a page: the runs of one suite on identical ground; unlike ground is a
-section apart.
-"""
+"""The sections of a page: each holds the comparable runs of one suite."""
 
 from __future__ import annotations
 
@@ -13,37 +11,35 @@ from ..selection.select import OWN_CODE, Record, Selection, ground_of, rows_of, 
 from .settings import text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names
-EDITION = (  # seeds of one row that were made by different code are apart
+EDITION = (  # tells seeds of one row apart that were computed by different code
     "edition of a method's code"
 )
 
 
 @dataclass(frozen=True)
 class Section:
-    """One suite on one ground."""
+    """Comparable runs of one suite."""
 
     key: str  # for anchors
     title: str
     selection: Selection
-    ground: Mapping[str, str]  # hashes of what its runs share
-    apart: Sequence[str] = ()  # names of what sets it apart from the other sections of its suite
+    ground: Mapping[str, str]  # digests of the inputs that its runs share
+    apart: Sequence[str] = ()  # names of inputs in which sections of this suite differ
 
 
 def sections(results: Path, study: str | None, suite: str | None) -> list[Section]:
-    """Return the sections of a page: suites by name, and of a suite the ground with the most runs
-    first.
-    """
+    """Return the sections of a page: suites by name, the largest section of a suite first."""
     records = suite_records(results, study)
     suites = sorted({str(r["suite"]) for r in records})
     if suite is not None and suite not in suites:
         raise unknown("suite with runs", suite, suites)
-    found: list[Section] = []
+    shown: list[Section] = []
     for name in [suite] if suite else suites:
         groups = _by_ground([r for r in records if r["suite"] == name])
-        for group, told in zip(groups, _titles(name, groups), strict=True):
+        for group, title in zip(groups, _titles(name, groups), strict=True):
             selection = Selection(name, rows_of(group.records), results, study)
-            found.append(Section(f"s{len(found)}", told, selection, group.ground, group.apart))
-    return found
+            shown.append(Section(f"s{len(shown)}", title, selection, group.ground, group.apart))
+    return shown
 
 
 @dataclass
@@ -54,15 +50,16 @@ class _Group:
 
 
 def _by_ground(records: Sequence[Record]) -> list[_Group]:
-    """Return records by ground. A failed run has none: it goes with its recipe, or else with the
-    most runs.
+    """Return comparable records in groups.
+
+    A failed run has no digests. It joins the runs of its recipe, or else the largest group.
     """
     grounds = [(r, ground_of(r)) for r in records if "failure" not in r]
     names = [
         name for name in dict.fromkeys(name for _, g in grounds for name in g) if name != OWN_CODE
     ]
     groups: dict[Ground, list[Record]] = {}
-    codes: dict[tuple[Ground, str], list[str]] = {}  # of a recipe on a ground, as they are met
+    codes: dict[tuple[Ground, str], list[str]] = {}  # of a recipe, in order of first use
     for r, ground in grounds:
         common = tuple(str(ground.get(name)) for name in names)
         known = codes.setdefault((common, r["recipe"]), [])
@@ -72,14 +69,16 @@ def _by_ground(records: Sequence[Record]) -> list[_Group]:
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     names = [*names, EDITION]
     apart = [name for i, name in enumerate(names) if len({ground[i] for ground in groups}) > 1]
-    found = [_Group(own, dict(zip(names, ground, strict=True)), apart) for ground, own in ordered]
-    for group in found:
+    sections = [
+        _Group(own, dict(zip(names, ground, strict=True)), apart) for ground, own in ordered
+    ]
+    for group in sections:
         group.ground.pop(EDITION) if EDITION not in apart else None
-    found = found or [_Group([], {}, [])]  # nothing but failures
+    sections = sections or [_Group([], {}, [])]  # all runs failed
     for r in records:
         if "failure" in r:
-            _home(r, found).records.append(r)
-    return found
+            _home(r, sections).records.append(r)
+    return sections
 
 
 def _home(failed: Record, groups: Sequence[_Group]) -> _Group:
@@ -88,26 +87,24 @@ def _home(failed: Record, groups: Sequence[_Group]) -> _Group:
 
 
 def _titles(suite: str, groups: Sequence[_Group]) -> list[str]:
-    """Return the suite's name, with what sets each group apart where there are several."""
+    """Return the titles of groups: the suite, and the difference if there are several groups."""
     if len(groups) == 1:
         return [suite]
-    told = [", ".join(_choices(group, groups)) for group in groups]
-    if len(set(told)) < len(told) or not all(told):  # then the hashes say it
-        told = [
+    titles = [", ".join(_choices(group, groups)) for group in groups]
+    if len(set(titles)) < len(titles) or not all(titles):  # then digests name the difference
+        titles = [
             ", ".join(f"{name} {group.ground[name]}" for name in group.apart) for group in groups
         ]
-    return [f"{suite}: {which}" for which in told]
+    return [f"{suite}: {title}" for title in titles]
 
 
 def _choices(group: _Group, groups: Sequence[_Group]) -> list[str]:
-    """Return what was asked for in a group and not in another: options of the suite, the shared
-    seed.
-    """
+    """Return the suite options and the shared seed in which a group differs from others."""
     options: list[Mapping[str, object]] = [g.records[0].get("suite_options", {}) for g in groups]
     own = group.records[0].get("suite_options", {})
-    told = [
+    choices = [
         f"{k}={text_of(v)}" for k, v in own.items() if len({text_of(o.get(k)) for o in options}) > 1
     ]
     if len({g.records[0].get("shared_seed") for g in groups}) > 1:
-        told.append(f"shared_seed={group.records[0].get('shared_seed')}")
-    return told
+        choices.append(f"shared_seed={group.records[0].get('shared_seed')}")
+    return choices

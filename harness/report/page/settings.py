@@ -1,6 +1,4 @@
-"""With what settings the rows of a section were made, what they cost by phase, and which runs came
-to nothing.
-"""
+"""The settings of rows, their costs by phase, and failed runs."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ SHARED = (
     "prompt_sharing",
     "snapshots",
     "quick",
-)  # of a spec, what is not the method's
+)  # the fields of a spec that are not of the method
 
 
 @dataclass(frozen=True)
@@ -41,19 +39,19 @@ class Option:
 
     name: str
     value: str
-    differs: bool  # from what another row has under this name
-    asked: bool  # for by who ran it: not the method's default
+    differs: bool  # from the value of another row
+    set_by_hand: bool  # not the method's default
 
 
 def text_of(value: Any) -> str:
-    """Return an option's value as it can be given on the command line, with all its digits."""
+    """Return the value of an option as text for the command line, with all digits."""
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     return json.dumps(value).strip('"')
 
 
 def options(selection: Selection) -> list[list[Option]]:
-    """Return every row's options."""
+    """Return the options of every row."""
     values: dict[str, set[str]] = {}
     for row in selection.rows:
         for name, value in _options(row):
@@ -72,11 +70,11 @@ def _options(row: Row) -> list[tuple[str, str]]:
 
 
 def seeds(row: Row) -> str:
-    """Return a row's seeds, those that failed marked so."""
-    told = [
+    """Return the seeds of a row; failed ones are marked."""
+    texts = [
         f"{r['seed']} (failed)" if "failure" in r else str(r["seed"]) for r in _by_seed(row.records)
     ]
-    return ", ".join(told)
+    return ", ".join(texts)
 
 
 def _by_seed(records: Iterable[Record]) -> list[Record]:
@@ -84,9 +82,7 @@ def _by_seed(records: Iterable[Record]) -> list[Record]:
 
 
 def shared_settings(selection: Selection) -> list[tuple[str, str]]:
-    """Return what all methods shared, from the resolved specs; where rows differ, every value with
-    its rows.
-    """
+    """Return the settings that methods share; if rows differ, every value with its rows."""
     by_name: dict[str, dict[str, list[str]]] = {}
     for row in selection.rows:
         for r in row.records:
@@ -111,14 +107,14 @@ def _shared(record: Record) -> list[tuple[str, str]]:
 def _values_text(values: Mapping[str, Sequence[str]]) -> str:
     if len(values) == 1:
         return next(iter(values))
-    return "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
+    return "; ".join(f"{value} ({', '.join(rows)})" for value, rows in values.items())
 
 
-# -- what failed, and what the rest cost -----------------------------------------------------------
+# -- failed runs and costs ------------------------------------------------------------------------
 
 
 def failures(selection: Selection) -> list[dict[str, str]]:
-    """Return the runs that came to nothing: row, seed, class, message."""
+    """Return the failed runs: row, seed, class, message."""
     return [
         {"row": row.name, "seed": str(r["seed"]), "kind": _kind(r), "message": str(r["failure"])}
         for row in selection.rows
@@ -132,9 +128,7 @@ def _kind(record: Record) -> str:
 
 
 def costs(selection: Selection) -> dict[str, Any]:
-    """Return what rows cost by phase, and the shared stages, as means over seeds: CPU seconds and
-    TFLOP.
-    """
+    """Return the CPU seconds and TFLOP of rows by phase, and of stages, as means over seeds."""
     phases = dict.fromkeys(name for r in selection.good for name in r["cost"].get("phases", {}))
     rows = []
     for row in selection.rows:
@@ -159,7 +153,7 @@ def costs(selection: Selection) -> dict[str, Any]:
 
 
 def _cost(costs: Sequence[Mapping[str, float] | None]) -> tuple[str, str]:
-    """Return mean CPU seconds and TFLOP of the runs that have such a phase."""
+    """Return the mean CPU seconds and TFLOP of the runs with this phase."""
     known = [cost for cost in costs if cost is not None]
     if not known:
         return "-", "-"

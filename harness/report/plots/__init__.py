@@ -1,6 +1,4 @@
-"""Pictures of records: each kind draws one figure from a selection of runs, for the command and the
-report page.
-"""
+"""Plots: each kind draws one figure from a selection of runs."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ STYLES = ("png", "svg", "pdf")
 
 @dataclass(frozen=True)
 class Plot:
-    """A kind of picture: what it shows in one line, and what draws it as a matplotlib figure."""
+    """A kind of plot: its description in one line, and the function that draws it."""
 
     about: str
     draw: Callable[[Selection], Any]
@@ -38,14 +36,14 @@ KINDS: dict[str, Plot] = {
     "overoptimization": Plot(
         "gold and proxy against sqrt(KL), with Gao et al.'s forms fitted", overoptimization.draw
     ),
-    "wins": Plot("who beats whom on gold reward, and Bradley-Terry ratings", wins.draw),
+    "wins": Plot(
+        "win-rates of all pairs of rows by gold reward, and Bradley-Terry ratings", wins.draw
+    ),
 }
 
 
 def drawn(kind: str, selection: Selection) -> Any:
-    """Return a kind's matplotlib figure of a selection; raise NothingToDraw where the runs have
-    nothing for it.
-    """
+    """Return the matplotlib figure of a kind; raise NothingToDraw if the runs have no data."""
     if kind not in KINDS:
         raise unknown("kind of picture", kind, KINDS)
     with settings():
@@ -53,13 +51,22 @@ def drawn(kind: str, selection: Selection) -> Any:
 
 
 def render(kind: str, selection: Selection, style: str = "png") -> bytes:
-    """Return a picture as the bytes of a PNG, SVG or PDF file: the same bytes for the same records.
+    """Return a plot as the bytes of a file: the same bytes for the same records.
 
-    Raise UsageError for a kind or style that does not exist, NothingToDraw (one too) where the runs
-    have nothing for the kind, and Refused where matplotlib is not installed.
+    Args:
+        kind: A key of KINDS.
+        selection: The runs.
+        style: `png`, `svg` or `pdf`.
+
+    Raises:
+        UsageError: The kind or style is unknown.
+        NothingToDraw: The runs have no data for the kind.
+        Refused: matplotlib is not installed.
     """
     if style not in STYLES:
-        raise UsageError(f"A picture is {', '.join(STYLES[:-1])} or {STYLES[-1]}, not {style!r}.")
+        raise UsageError(
+            f"A plot is a file of kind {', '.join(STYLES[:-1])} or {STYLES[-1]}, not {style!r}."
+        )
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:

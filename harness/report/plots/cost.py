@@ -1,4 +1,4 @@
-"""Win-rate against what it cost: FLOPs, seconds and memory of training, and FLOPs of an answer."""
+"""Win-rate against cost: FLOPs, seconds and memory of training, and FLOPs of an answer."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .style import (
     place_labels,
 )
 
-LABELS = 12  # at most so many points of sweeps are named in a panel
-NARROW = 3.0  # a panel whose costs differ by less has ticks at even distances
-MIDDLING = 60.0  # one whose costs differ by less has ticks at 1, 2 and 5; else at powers of ten
+LABELS = 12  # of points of sweeps in a panel, at most
+NARROW = 3.0  # ratio of costs in a panel below which ticks have even distances
+MIDDLING = 60.0  # ratio below which ticks are at 1, 2 and 5, above at powers of ten
 
 
 def _of_training(name: str) -> Callable[[Record], float]:
@@ -82,7 +82,7 @@ def draw(selection: Selection) -> Any:
 
 
 def spots_of(shown: Sequence[Sweep], wins: dict[str, Estimate], label: str) -> list[Spot]:
-    """Return the rows of a panel: a cost is the mean over seeds, of memory the most."""
+    """Return the rows of a panel; a cost is the mean over seeds, of memory the largest value."""
     what, unit = PANELS[label]
     over = max if "memory" in label else fmean
     return [
@@ -93,7 +93,7 @@ def spots_of(shown: Sequence[Sweep], wins: dict[str, Estimate], label: str) -> l
 
 
 def _draw_panel(axis: Any, spots: Sequence[Spot]) -> None:
-    """Draw win-rates against costs on a logarithmic axis; a cost of 0 stands left of it."""
+    """Draw win-rates against costs on a logarithmic axis; costs of 0 are left of it."""
     least, most, zero, span = _scale(spots)
     free = any(spot.cost == 0 for spot in spots)
     for spot in spots:
@@ -118,9 +118,7 @@ def _draw_panel(axis: Any, spots: Sequence[Spot]) -> None:
 
 
 def _scale(spots: Sequence[Spot]) -> tuple[float, float, float, float]:
-    """Return the least and the most that is paid, where what costs nothing stands, and how many
-    times the most is.
-    """
+    """Return the smallest and largest cost, the position of costs of 0, and the ratio of costs."""
     positive = [spot.cost for spot in spots if spot.cost > 0]
     least, most = (min(positive), max(positive)) if positive else (1.0, 1.0)
     span = max(most / least, 1.2)
@@ -128,7 +126,7 @@ def _scale(spots: Sequence[Spot]) -> tuple[float, float, float, float]:
 
 
 def _name_points(axis: Any, spots: Sequence[Spot]) -> None:
-    """Write beside the points of sweeps where on it they lie, unless there are too many."""
+    """Write the swept values beside the points of sweeps, unless there are too many."""
     zero = _scale(spots)[2]
     several = [spot for spot in spots if len(spot.sweep.rows) > 1]
     if len(several) <= LABELS:
@@ -139,7 +137,7 @@ def _name_points(axis: Any, spots: Sequence[Spot]) -> None:
 
 
 def _ticks(axis: Any, least: float, most: float, zero: Sequence[float]) -> None:
-    """Write plain numbers where there are costs, and `none` where there is no cost."""
+    """Write plain numbers at ticks, and `none` at a cost of 0."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     span = most / least
@@ -156,7 +154,7 @@ def _note(selection: Selection) -> str:
     shared = [record["cost"]["shared_total"] for record in selection.good]
     flops, seconds = (fmean(s[name] for s in shared) for name in ("flops", "seconds"))
     return (
-        "Bars: 95 % intervals for seeds and prompts. Costs are means over seeds, of memory the"
-        f" most. Shared stages (SFT, preferences, reward model: {flops / 1e12:.3g} TFLOP and"
-        f" {seconds:.0f} s a run on average) come on top."
+        "Bars: 95 % intervals for seeds and prompts. Costs are means over seeds, of memory"
+        " the largest value. Shared stages (SFT, preferences, reward model:"
+        f" {flops / 1e12:.3g} TFLOP and {seconds:.0f} s a run on average) are not included."
     )

@@ -1,6 +1,4 @@
-"""Learning curves: what methods log while they train, and what snapshots of their policies are
-worth.
-"""
+"""Learning curves: metrics that methods log in training, and figures of evaluated snapshots."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ COLUMNS = 2
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure along training: the mean over seeds, with Student's 95 % interval where there are
-    several.
-    """
+    """A figure along training: the mean over seeds, with Student's 95 % interval."""
 
     steps: Sequence[float]
     mean: Sequence[float]
@@ -40,7 +36,7 @@ class Curve:
 
 
 def draw(selection: Selection) -> Any:
-    """Return the figure: a panel for each figure that any run has."""
+    """Return the figure: a panel for each metric that any run has."""
     rows = [
         (row, look(i))
         for i, row in enumerate(row for s in sweeps(selection.rows) for row in s.rows)
@@ -69,24 +65,22 @@ def draw(selection: Selection) -> Any:
 
 
 def _shown(rows: Sequence[tuple[Row, Look]]) -> dict[str, list[tuple[Row, Look, Curve]]]:
-    """Return {what a panel shows: its curves}; what no row has is left out.
+    """Return {label of a panel: its curves}, without empty panels.
 
-    Losses are of one scale for hardly two methods, and the least telling of what is there: they are
-    shown of the rows that say nothing else, on a logarithmic axis.
+    Losses of different methods have different scales. They are shown for rows that log nothing
+    else, on a logarithmic axis.
     """
     shown = {label: _curves(rows, name, logged_of) for name, label in ROLLOUTS.items()}
-    telling = {row.name for curves in shown.values() for row, _, _ in curves}
+    with_rollouts = {row.name for curves in shown.values() for row, _, _ in curves}
     shown[LOSS] = _curves(
-        [(row, how) for row, how in rows if row.name not in telling], "loss", logged_of
+        [(row, how) for row, how in rows if row.name not in with_rollouts], "loss", logged_of
     )
     shown |= {label: _curves(rows, name, snapshots_of) for name, label in KEPT.items()}
     return {label: curves for label, curves in shown.items() if curves}
 
 
 def curve_of(seeds: Sequence[Mapping[float, float]]) -> Curve:
-    """Return the mean of {step: value} over seeds, at the steps that all have, with its interval
-    over seeds.
-    """
+    """Return the mean over seeds, with its interval, at the steps that all seeds have."""
     steps = sorted(set.intersection(*(set(s) for s in seeds)))
     values = [[s[step] for s in seeds] for step in steps]
     n = len(seeds)
@@ -96,7 +90,7 @@ def curve_of(seeds: Sequence[Mapping[float, float]]) -> Curve:
 
 
 def logged_of(record: Record, name: str) -> dict[float, float]:
-    """Return {step: value} of a figure that a method logged; empty where it has none."""
+    """Return {step: value} of a logged metric; empty if the run has none."""
     if not (Path(record["folder"]) / METRICS).is_file():
         return {}
     rows = rows_behind(record, METRICS)
@@ -104,7 +98,7 @@ def logged_of(record: Record, name: str) -> dict[float, float]:
 
 
 def snapshots_of(record: Record, name: str) -> dict[float, float]:
-    """Return {step: value} of a figure of a run's snapshots; empty where it kept none."""
+    """Return {step: value} of a figure of a run's snapshots; empty without snapshots."""
     return {
         float(p["step"]): float(p[name]) for p in record["evaluation"].get("curve", []) if name in p
     }
@@ -113,7 +107,7 @@ def snapshots_of(record: Record, name: str) -> dict[float, float]:
 def _curves(
     rows: Sequence[tuple[Row, Look]], name: str, read: Any
 ) -> list[tuple[Row, Look, Curve]]:
-    """Return the curves of the rows all of whose runs have a figure at two common steps or more."""
+    """Return the curves of rows whose runs have a metric at two common steps or more."""
     curves = []
     for row, how in rows:
         curve = curve_of([read(record, name) for record in row.good])
@@ -137,7 +131,7 @@ def _draw_panel(axis: Any, label: str, curves: Sequence[tuple[Row, Look, Curve]]
     room = 0.15 * (max(means) - min(means)) or 1.0
     axis.set_ylim(
         min(means) - room, max(means) + room
-    )  # a wide band is cut: lines are what is to be told apart
+    )  # wide bands are cut, so that lines stay apart
     if label == LOSS and all(m > 0 for _, _, curve in curves for m in curve.mean):
         axis.set_yscale("log")
         plain_ticks(axis.yaxis)
@@ -161,6 +155,6 @@ def _note(selection: Selection) -> str:
     )
     alone = "" if several else "One seed each: there is no band. "
     return (
-        f"{bands}{alone}Rollouts are of training prompts, rewards those a method learns from,"
-        " losses each method's own: compare shapes, not levels."
+        f"{bands}{alone}Rollouts are of training prompts. Rewards are those that a method learns"
+        " from, and losses are each method's own: compare shapes, not levels."
     )

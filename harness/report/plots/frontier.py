@@ -1,6 +1,4 @@
-"""Win-rate against KL: a point per row, a line per sweep, the frontier, and best-of-n as the
-literature bounds it.
-"""
+"""Win-rate against KL: a point per row, a line per sweep, the frontier, and bounds of best-of-n."""
 
 from __future__ import annotations
 
@@ -56,13 +54,11 @@ def draw(selection: Selection) -> Any:
     handles += [*_draw_bounds(axis, spots), *_draw_frontier(axis, spots), _draw_ideal(axis, spots)]
     widest = max(spot.kl.mean for spot in spots)
     end = 1.12 * widest + 0.05
-    axis.set_xlim(
-        -0.03 * widest - 0.02, end
-    )  # a long bar is cut: points are what is to be told apart
+    axis.set_xlim(-0.03 * widest - 0.02, end)  # long bars are cut, so that points stay apart
     cut = [f"{spot.row.name} (to {spot.kl.high:.1f} nats)" for spot in spots if spot.kl.high > end]
     if cut:
-        note(figure, f"Cut at the right edge, and longer than shown: the bar of {', '.join(cut)}.")
-    axis.set_xlabel("KL(policy || start checkpoint), nats per completion")
+        note(figure, f"Bars cut at the right edge: {', '.join(cut)}.")
+    axis.set_xlabel("KL(policy || reference), nats per answer")
     axis.set_ylabel("win-rate vs baseline")
     beside(figure, handles)
     _name_points(axis, shown)
@@ -70,9 +66,7 @@ def draw(selection: Selection) -> Any:
 
 
 def spot_of(row: Row) -> Spot:
-    """Return a row's win-rate and KL with intervals over seeds and prompts; neither leaves its
-    range.
-    """
+    """Return the win-rate and KL of a row with intervals over seeds and prompts."""
     scores = scores_of(row)
     bound = row.good[0]["evaluation"].get("kl_bound")
     kl = two_way_interval(scores["kl"])
@@ -83,7 +77,7 @@ def spot_of(row: Row) -> Spot:
 
 
 def _draw_sweep(axis: Any, sweep: Sweep, how: Look, spots: Sequence[Spot]) -> Any:
-    """Draw a sweep and return its entry of the legend."""
+    """Draw a sweep and return its entry in the legend."""
     spots = sorted(spots, key=lambda s: s.kl.mean)
     x, y = [s.kl.mean for s in spots], [s.win.mean for s in spots]
     across = [[s.kl.mean - s.kl.low for s in spots], [s.kl.high - s.kl.mean for s in spots]]
@@ -105,9 +99,7 @@ def _draw_sweep(axis: Any, sweep: Sweep, how: Look, spots: Sequence[Spot]) -> An
 
 
 def _label(name: str, spots: Sequence[Spot]) -> str:
-    """Return a name with what has to be known of its seeds: an interval of one seed speaks for one
-    checkpoint.
-    """
+    """Return a name with the number of seeds behind it."""
     rows = [s.row for s in spots]
     least, most = (of(len(row.records) for row in rows) for of in (min, max))
     apart = least == most or any(row.failed for row in rows)
@@ -115,19 +107,19 @@ def _label(name: str, spots: Sequence[Spot]) -> str:
 
 
 def _draw_bounds(axis: Any, spots: Sequence[Spot]) -> list[Any]:
-    """Mark log n - (n - 1) / n beside each KL that is estimated, the two joined."""
+    """Mark the bound log n - (n - 1) / n beside each estimated KL, joined by a line."""
     bounded = [(s, s.bound) for s in spots if s.bound is not None]
     for spot, bound in bounded:
         axis.plot(
             [spot.kl.mean, bound], [spot.win.mean] * 2, color=GREY, linewidth=0.8, linestyle=":"
         )
         axis.plot([bound], [spot.win.mean], color=GREY, marker="|", markersize=8, linestyle="")
-    told = "best-of-n's KL is estimated;\n| its bound log n - (n - 1)/n"
-    return [handle(told, color=GREY, linestyle=":", marker="|", markersize=8)] if bounded else []
+    text = "best-of-n's KL is estimated;\n| its bound log n - (n - 1)/n"
+    return [handle(text, color=GREY, linestyle=":", marker="|", markersize=8)] if bounded else []
 
 
 def frontier_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points (KL, win-rate) that none of less or equal KL matches or beats, by KL."""
+    """Return the points (KL, win-rate) above all points of less or equal KL, by KL."""
     kept: list[tuple[float, float]] = []
     for kl, win in sorted(points, key=lambda p: (p[0], -p[1])):
         if not kept or win > kept[-1][1]:
@@ -145,10 +137,9 @@ def _draw_frontier(axis: Any, spots: Sequence[Spot]) -> list[Any]:
 
 
 def _draw_ideal(axis: Any, spots: Sequence[Spot]) -> Any:
-    """Draw n / (n + 1) against log n - (n - 1) / n, n real from 1 on: best-of-n by gold itself,
-    without ties.
+    """Draw best-of-n by gold itself without ties: n / (n + 1) against log n - (n - 1) / n.
 
-    Beirami et al. 2024 (2401.01879): the first bounds its win-rate, the second its KL.
+    Beirami et al. 2024 (2401.01879): bounds of its win-rate and its KL, n real from 1 on.
     """
     furthest = max(max(s.kl.high for s in spots), 0.1)
     ns = [math.exp(i / 50) for i in range(int(50 * (furthest + 1.2)))]
@@ -160,7 +151,7 @@ def _draw_ideal(axis: Any, spots: Sequence[Spot]) -> Any:
 
 
 def _name_points(axis: Any, shown: Sequence[tuple[Sweep, Look, Sequence[Spot]]]) -> None:
-    """Write beside the points of sweeps where on it they lie, unless there are too many."""
+    """Write the swept values beside the points of sweeps, unless there are too many."""
     several = [(s, how.colour, spot) for s, how, spots in shown if len(spots) > 1 for spot in spots]
     if len(several) > LABELS:
         return

@@ -40,9 +40,9 @@ PROXY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Path:
-    """What one seed went through: (N,) each, by d."""
+    """The points of one seed by d, (N,) each."""
 
-    d: Sequence[float]  # sqrt(KL(policy || start checkpoint))
+    d: Sequence[float]  # sqrt(KL(policy || reference))
     gold: Sequence[float]  # less the baseline's
     proxy: Sequence[float] | None  # less the baseline's; None where the suite has no reward model
 
@@ -57,9 +57,7 @@ class Series:
 
     @property
     def fit(self) -> Fit | None:
-        """The form fitted to gold, seed by seed; None where a seed has too few points of KL above
-        0.
-        """
+        """The form fitted to gold for each seed; None if a seed has too few points."""
         if any(len({d for d in path.d if d > 0}) < LEAST for path in self.paths):
             return None
         return fit_seeds([(path.d, path.gold) for path in self.paths], self.form)
@@ -119,7 +117,7 @@ def _label_axes(figure: Any, axes: Sequence[Any], columns: int) -> None:
 
 
 def series_of(selection: Selection) -> list[Series]:
-    """Return what runs with snapshots went through, then what sweeps of two rows or more did."""
+    """Return the series of runs with snapshots, then those of sweeps of two rows or more."""
     rows = [row for row in selection.rows if any(r["evaluation"].get("curve") for r in row.good)]
     along = [Series(f"{row.name}, along training", RL, _trained(row)) for row in rows]
     known = {row.name for row in rows}
@@ -128,9 +126,7 @@ def series_of(selection: Selection) -> list[Series]:
 
 
 def _least(sweep: Sweep, known: set[str]) -> int:
-    """Return how many rows make a sweep worth a line: enough for a fit where they are drawn along
-    training already.
-    """
+    """Return the rows that a sweep needs: enough for a fit if they are drawn along training too."""
     return LEAST if any(row.name in known for row in sweep.rows) else 2
 
 
@@ -139,9 +135,7 @@ def _trained(row: Row) -> list[Path]:
 
 
 def _swept(sweep: Sweep) -> Series:
-    """Return a sweep as paths of the seeds that two rows or more share; best-of-n's have a form of
-    their own.
-    """
+    """Return a sweep as paths of the seeds that two rows or more share."""
     seeds = sorted({r["seed"] for row in sweep.rows for r in row.good})
     paths = []
     for seed in seeds:
@@ -155,7 +149,7 @@ def _swept(sweep: Sweep) -> Series:
 
 
 def _path(record: Record, points: Sequence[Any]) -> Path:
-    """Return points with the start checkpoint's before them: d and rewards 0."""
+    """Return the path of a run, from the start checkpoint on (d and rewards 0)."""
     start = record["evaluation"]
     points = sorted(points, key=lambda p: float(p["kl"]))
     d = [0.0, *(math.sqrt(max(0.0, p["kl"])) for p in points)]

@@ -1,4 +1,4 @@
-"""`harness plot`: which picture goes to which file, and what could not be drawn."""
+"""`harness plot`: the files of plots, and the plots without data."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ALL = "all"
 
 
 def draw_files(results: Path, criteria: Filter, kind: str, output: Path | None) -> Iterator[str]:
-    """Write the pictures of every suite and yield a line for each, written or left out.
+    """Write the plots of every suite and yield a line for each, written or left out.
 
-    The kind and the file name are checked before the first picture is drawn. With several suites
+    The kind and the file name are checked before the first plot is drawn. With several suites
     each file name ends in its suite.
     """
     targets_of(kind, output, results)
@@ -45,7 +45,7 @@ def draw_files(results: Path, criteria: Filter, kind: str, output: Path | None) 
 def _draw_suite(
     results: Path, criteria: Filter, kind: str, targets: Mapping[str, Path]
 ) -> Iterator[str]:
-    """Write the pictures of one suite; raise UsageError where there are none."""
+    """Write the plots of one suite; raise UsageError if there are none."""
     selection = select(results, criteria)
     written = 0
     for name, target in targets.items():

@@ -1,6 +1,4 @@
-"""How pictures look: colours and markers that the colour-blind and grey printers tell apart,
-legends, files.
-"""
+"""The look of plots: colours, markers, legends and files. They can be read in grey."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ LONG = 34  # characters of a label on one line
 SALT = (  # of the names inside an SVG: fixed, so that equal pictures are equal files
     "alignment-harness"
 )
-EMPTY: dict[str, dict[str, None]] = {  # what would tell the time or the version of matplotlib
+EMPTY: dict[str, dict[str, None]] = {  # metadata with the time or the version of matplotlib
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -61,12 +59,12 @@ SETTINGS: dict[str, Any] = {
 
 
 class NothingToDraw(UsageError):
-    """These runs have nothing that a kind of picture shows."""
+    """The runs have no data for a kind of plot."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a row or sweep is drawn, wherever it is."""
+    """The look of a row or sweep in all plots."""
 
     colour: str
     marker: str
@@ -90,9 +88,7 @@ class Look:
 
 
 def look(index: int) -> Look:
-    """Return the look of the index-th row: no two of the first 140 are the same, in grey no two of
-    20.
-    """
+    """Return the look of the index-th row: the first 140 differ, in grey the first 20."""
     marker = index % (2 * len(MARKERS))
     full = marker < len(MARKERS)
     return Look(
@@ -105,7 +101,7 @@ def look(index: int) -> Look:
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """Draw with our settings and matplotlib's defaults, whatever a user's matplotlibrc says."""
+    """Draw with these settings and matplotlib's defaults, not with a user's matplotlibrc."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -115,7 +111,7 @@ def settings() -> Iterator[None]:
 
 
 def panels(rows: int, columns: int, height: float, width: float = WIDTH) -> tuple[Any, list[Any]]:
-    """Return a figure and its axes, row by row; no window, no global state."""
+    """Return a figure and its axes row by row, without a window or global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -150,9 +146,7 @@ def panels_and_table(
 
 
 def printed(figure: Any, style: str) -> bytes:
-    """Return a figure as the bytes of a file, without date and version: equal figures give equal
-    bytes.
-    """
+    """Return a figure as the bytes of a file without date and version."""
     stream = io.BytesIO()
     with settings():
         figure.savefig(stream, format=style, metadata=EMPTY[style])
@@ -160,13 +154,13 @@ def printed(figure: Any, style: str) -> bytes:
 
 
 def height(least: float, labels: Sequence[str]) -> float:
-    """Return the inches of a figure: at least so many, and enough for a legend of such labels."""
+    """Return the height of a figure in inches: at least `least`, and enough for its legend."""
     lines = sum(wrapped(label).count("\n") + 1 for label in labels)
     return max(least, 0.3 + 0.155 * lines)
 
 
 def wrapped(label: str, width: int = LONG) -> str:
-    """Return a label on several lines where it is long."""
+    """Return a label, on several lines if it is long."""
     return label if "\n" in label else textwrap.fill(label, width)
 
 
@@ -176,13 +170,13 @@ def beside(figure: Any, handles: Sequence[Any]) -> None:
 
 
 def note(figure: Any, text: str, width: float = WIDTH) -> None:
-    """Put what has to be known below all panels."""
+    """Put a note below all panels."""
     lines = textwrap.wrap(text, int(width * 17))  # characters of 7 points to an inch, about
     figure.supxlabel("\n".join(lines), fontsize=SMALL, x=0.01, ha="left", color="#333333")
 
 
 def plain_ticks(axis: Any) -> None:
-    """Write a logarithmic axis's ticks, at 1, 2 and 5, as plain numbers."""
+    """Set the ticks of a logarithmic axis at 1, 2 and 5, as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -191,7 +185,7 @@ def plain_ticks(axis: Any) -> None:
 
 
 def handle(label: str, **how: Any) -> Any:
-    """Return a legend's entry that is in no panel."""
+    """Return an entry for a legend that is in no panel."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], label=wrapped(label), **how)
@@ -204,10 +198,9 @@ def place_labels(
     colours: Sequence[str],
     taken: Any = (),
 ) -> None:
-    """Write a text beside each point where it covers no other text, no point and nothing `taken`,
-    if there is room.
+    """Write a text beside each point where it covers other texts and points least.
 
-    Greedy, in order: of eight places around its point each takes the one that covers least. The
+    Greedy, in order: each text takes the best of eight places around its point. The
     figure has to be laid out before (`draw_without_rendering`), once for all its axes.
     """
     renderer = axis.figure.canvas.get_renderer()
@@ -277,7 +270,7 @@ def _area(box: Any) -> float:
 
 
 def _common(a: Any, b: Any) -> float:
-    """Return the area that two boxes share."""
+    """Return the common area of two boxes."""
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     return float(max(0.0, width) * max(0.0, height))

@@ -1,4 +1,4 @@
-"""Who beats whom on gold reward, prompt by prompt, beside Bradley-Terry ratings."""
+"""Win-rates of all pairs of rows by gold reward, prompt by prompt, and Bradley-Terry ratings."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _draw_matrix(axis: Any, rates: Array, names: Sequence[str]) -> None:
 
 
 def luminance(colour: Sequence[float]) -> float:
-    """Return how bright red, green and blue look together, 0 to 1 (Rec. 709 weights)."""
+    """Return the luminance of red, green and blue, 0 to 1 (Rec. 709 weights)."""
     return 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
 
 

@@ -347,8 +347,9 @@ NOTES = {
         " short."
     ),
     "kl": (
-        "KL is KL(policy || start checkpoint) in nats per answer, on the policy's own answers,"
-        " Rao-Blackwellised over the vocabulary."
+        "KL is KL(policy || reference) in nats per answer, on the policy's own answers,"
+        " Rao-Blackwellised over the vocabulary. The reference is the start checkpoint, or the"
+        " model that `--reference` names."
     ),
     "flops": (
         "{costs} are those of the method; shared stages (SFT, preferences, reward model) are"
