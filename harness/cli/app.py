@@ -30,7 +30,8 @@ from ..core.suite_file import is_suite_file
 from .check_command import check
 from .clean_command import clean
 from .evaluate_command import evaluate
-from .report_commands import COMMANDS, plugin_files
+from .options import plugin_files, results_option, settings_option
+from .report_commands import COMMANDS
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
@@ -94,22 +95,13 @@ def cli() -> None:
     required=True,
     help="A suite's name, or a suite file (.toml) for your own data.",
 )
-@click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the method."
-)
-@click.option(
-    "--suite-set",
-    "suite_settings",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Set an option of the suite.",
-)
-@click.option(
+@settings_option("--set", "settings", "Set an option of the method.")
+@settings_option("--suite-set", "suite_settings", "Set an option of the suite.")
+@settings_option(
     "--stage-set",
     "stage_settings",
-    multiple=True,
-    metavar="STAGE.NAME=VALUE",
-    help="Set an option of a stage: sft, preferences, reward_model, evaluation.",
+    "Set an option of a stage: sft, preferences, reward_model, evaluation.",
+    "STAGE.NAME=VALUE",
 )
 @click.option(
     "--model", metavar="PATH_OR_HUB_ID", help="The base model; embedded suites bring their own."
@@ -148,18 +140,16 @@ def cli() -> None:
     default="",
     metavar="NAME=N,...",
     help=(
-        "End the method's training once it has used so many steps, samples, tokens, flops or"
-        " labels; labels: those of its preferences too, which are cut to it."
+        "End the training of the method after N steps, samples, tokens, flops or labels. Labels"
+        " include those of its preferences, which are cut to N."
     ),
 )
 @click.option("--judge", metavar="NAME", help="Judge by this plugin instead of the suite's.")
 @click.option("--labeller", metavar="NAME", help="Label by this plugin instead of the suite's.")
-@click.option(
+@settings_option(
     "--labeller-set",
     "labeller_settings",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Set an option of the labeller that the method learns from.",
+    "Set an option of the labeller that the method learns from.",
 )
 @click.option("--engine", default="hf", show_default=True, help="The rollout engine.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
@@ -189,8 +179,8 @@ def cli() -> None:
     default=131072,
     show_default=True,
     help=(
-        "Tokens, prompts included, that decoding holds at once; fewer where a quarter of the"
-        " memory holds fewer; halved when memory runs out."
+        "Tokens in decoding at once, prompts included: at most what a quarter of the memory holds,"
+        " and halved when memory runs out."
     ),
 )
 @click.option(
@@ -229,13 +219,7 @@ def cli() -> None:
     metavar="SECONDS",
     help="The longest wait for one answer of a labeller, judge or helper process.",
 )
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    help="Where runs and shared artifacts live.",
-)
+@results_option
 @click.option(
     "--save",
     type=click.Choice(SAVED_KINDS),
@@ -328,20 +312,8 @@ def _fields(options: Mapping[str, Any], cls: Any) -> dict[str, Any]:
 @click.option(
     "--launcher", metavar="NAME", help="Start the runs with this launcher instead of the study's."
 )
-@click.option(
-    "--launcher-set",
-    "settings",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Set an option of the launcher.",
-)
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    help="Where runs and shared artifacts live.",
-)
+@settings_option("--launcher-set", "settings", "Set an option of the launcher.")
+@results_option
 @plugin_files
 def study(
     registry: Registry,
@@ -362,17 +334,22 @@ def study(
     from ..experiments.study.file import read_study
     from ..experiments.study.state import Estimates, state_of
 
-    asked = read_study(file)
-    work.load_plugins(asked, registry)
+    study_file = read_study(file)
+    work.load_plugins(study_file, registry)
     options = parse_settings([*settings, *([f"jobs={jobs}"] if jobs else [])], "--launcher-set")
-    chosen = work.launcher_of(asked, registry, launcher, options)
+    chosen = work.launcher_of(study_file, registry, launcher, options)
     if dry_run:
-        planned = work.plan(asked, registry, results)
-        states = [state_of(cell, results) for cell in planned.cells]
-        click.echo(show.dry_run(planned, states, Estimates(results)))
+        plan = work.plan(study_file, registry, results)
+        states = [state_of(cell, results) for cell in plan.cells]
+        click.echo(show.dry_run(plan, states, Estimates(results)))
         return 0
     done = work.Work(
-        asked, registry, results, chosen, retry_failed, show.watch_for(results, asked.name)
+        study_file,
+        registry,
+        results,
+        chosen,
+        retry_failed,
+        show.watch_for(results, study_file.name),
     ).carry_out()
     return int(not done)
 
@@ -406,25 +383,23 @@ def list_plugins(registry: Registry) -> None:
 @click.option(
     "--model", metavar="PATH_OR_HUB_ID", help="Show the values that a run with a model would use."
 )
-@click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option as in a run."
-)
+@settings_option("--set", "settings", "Set an option as in a run.")
 @plugin_files
-def show(registry: Registry, name: str, **asked: Any) -> None:
+def show(registry: Registry, name: str, **choices: Any) -> None:
     """Show a plugin or a stage (stage.sft): description, paper, and options with their values.
 
     Of a suite file (.toml): its sources, splits and settings, and the first example.
     """
     from .display import ShowRequest, describe, describe_stage
 
-    request = ShowRequest(**asked)
+    request = ShowRequest(**choices)
     if is_suite_file(name):
         from .show_suite_file import describe_suite_file
 
         return click.echo(describe_suite_file(name, registry, request.model))
     if name.startswith("stage."):
         return click.echo(describe_stage(name.removeprefix("stage."), registry, request))
-    kinds, plain = registry.kinds_of(name)
+    kinds, plain = registry.kinds_of(registry.name_of("methods", name))
     if not kinds:
         registry.get("methods", name)
     for kind in kinds:
@@ -445,11 +420,9 @@ def new(kind: str, name: str, folder: Path) -> None:
     """Write a plugin project that works: entry point, code, tests, README."""
     from .new_project import new_project
 
-    made = new_project(kind, name, folder)
-    click.echo(
-        f"wrote {made}. Next: pip install -e '{made}[test]' && pytest {made} && harness check"
-        f" {name}"
-    )
+    project = new_project(kind, name, folder)
+    install = f"pip install -e '{project}[test]'"
+    click.echo(f"wrote {project}. Next: {install} && pytest {project} && harness check {name}")
 
 
 for command in (check, clean, evaluate, *COMMANDS):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..api.registry import Registry
 from ..core.errors import UsageError
 from ..core.suite_file import is_suite_file
-from .report_commands import plugin_files
+from .options import output_option, plugin_files, settings_option
 
 CHECKED = ("methods", "suites", "labellers", "verifiers")
 
@@ -25,34 +26,16 @@ CHECKED = ("methods", "suites", "labellers", "verifiers")
 @click.option(
     "--model", metavar="PATH_OR_HUB_ID", help="The model that a suite is tried with; or its own."
 )
-@click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of the plugin."
-)
-@click.option(
+@settings_option("--set", "settings", "Set an option of the plugin.")
+@settings_option(
     "--optimum-set",
     "optimum_settings",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Set an option in the run that is compared with the method's optimum.",
+    "Set an option in the run that is compared with the method's optimum.",
 )
 @click.option("--quick", is_flag=True, help="Only the small proofs: no run of full size.")
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path),
-    help="Write the report, as Markdown, to a file too.",
-)
+@output_option("Write the report, as Markdown, to a file too.")
 @plugin_files
-def check(
-    registry: Registry,
-    name: str,
-    suite: str | None,
-    model: str | None,
-    settings: tuple[str, ...],
-    optimum_settings: tuple[str, ...],
-    quick: bool,
-    output: Path | None,
-) -> int:
+def check(registry: Registry, name: str, quick: bool, output: Path | None, **choices: Any) -> int:
     """Check a method, suite, labeller or verifier: determinism, invariance, honest costs, gain.
 
     A method takes two or three minutes on two cores, with --quick half a minute. A name of several
@@ -66,20 +49,13 @@ def check(
     from ..report.output import check_output, write_output
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    kind, plain = _kind_of(name, registry)
+    kind, plain = _kind_of(registry.name_of("methods", name), registry)
     if output is not None:
         check_output(output)
     findings = []
     with tempfile.TemporaryDirectory(prefix="harness-check-") as folder:
         options = Options(
-            suite,
-            settings,
-            optimum_settings,
-            full=not quick,
-            processes=not quick,
-            results=Path(folder),
-            say=lambda line: click.echo(f"... {line}", err=True),
-            model=model,
+            **choices, full=not quick, processes=not quick, results=Path(folder), say=_say
         )
         for finding in proofs(kind, plain, registry, options):
             findings.append(finding)
@@ -103,3 +79,7 @@ def _kind_of(name: str, registry: Registry) -> tuple[str, str]:
     if not kinds:
         registry.get("methods", name)
     return kinds[0], plain
+
+
+def _say(line: str) -> None:
+    click.echo(f"... {line}", err=True)

@@ -101,7 +101,7 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
         if name in e
     ]
     own = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in e.get("suite", {}).items()]
-    own += [f"pass@{k} {found['mean']:.3f}" for k, found in e.get("pass_at_k", {}).items()]
+    own += [f"pass@{k} {estimate['mean']:.3f}" for k, estimate in e.get("pass_at_k", {}).items()]
     if "rouge" in e:
         own.append("ROUGE-L " + f"{e['rouge']['rougeL']:.3f}")
     if e.get("curve"):
@@ -173,13 +173,13 @@ class ShowRequest:
         file = read_suite_file(self.suite) if self.suite and is_suite_file(self.suite) else None
         own = suite_class(self.suite, registry).settings if self.suite else {}
         sources = Sources(own, file.settings if file else {}, {}, bool(self.model))
-        asked = parse_settings(self.settings, "--set")
+        by_hand = parse_settings(self.settings, "--set")
         if name.startswith("stage."):
-            return sources.of_stage(cls, name.removeprefix("stage."), asked)
-        return sources.of_method(cls, name, asked)
+            return sources.of_stage(cls, name.removeprefix("stage."), by_hand)
+        return sources.of_method(cls, name, by_hand)
 
 
-def describe(kind: str, cls: type, registry: Registry, asked: ShowRequest) -> str:
+def describe(kind: str, cls: type, registry: Registry, request: ShowRequest) -> str:
     """Return what `harness show` prints of a plugin."""
     name = cls.name  # type: ignore[attr-defined]
     origin = registry.origins[kind, name]
@@ -193,8 +193,8 @@ def describe(kind: str, cls: type, registry: Registry, asked: ShowRequest) -> st
                 f" {', '.join(sorted(value)) if isinstance(value, frozenset) else value}"
             )
     if hasattr(cls, "__dataclass_fields__"):
-        chosen = asked.settings_of(name, cls, registry) if kind == "methods" else {}
-        lines += ["", *_option_lines(cls, chosen, f"method {name}")]
+        settings = request.settings_of(name, cls, registry) if kind == "methods" else {}
+        lines += ["", *_option_lines(cls, settings, f"method {name}")]
     if kind == "methods":
         lines += ["", *real_models.told(name)]
     if kind == "suites":
@@ -202,7 +202,7 @@ def describe(kind: str, cls: type, registry: Registry, asked: ShowRequest) -> st
     return "\n".join(lines).rstrip() + "\n"
 
 
-def describe_stage(name: str, registry: Registry, asked: ShowRequest) -> str:
+def describe_stage(name: str, registry: Registry, request: ShowRequest) -> str:
     """Return what `harness show stage.NAME` prints; raise UsageError for a stage that does not
     exist.
     """
@@ -210,7 +210,7 @@ def describe_stage(name: str, registry: Registry, asked: ShowRequest) -> str:
         raise unknown("stage", name, STAGES)
     cls, key = STAGES[name], f"stage.{name}"
     lines = [f"{name} (stage), set with --stage-set {name}.OPTION=VALUE", about(cls), ""]
-    lines += _option_lines(cls, asked.settings_of(key, cls, registry), key)
+    lines += _option_lines(cls, request.settings_of(key, cls, registry), key)
     return "\n".join([*lines, "", *real_models.told(key)]).rstrip() + "\n"
 
 

@@ -12,18 +12,17 @@ import click
 from ..api.registry import Registry
 from ..api.resolve import evaluated_anew
 from ..core.errors import UsageError
-from .report_commands import plugin_files
+from .options import plugin_files, settings_option
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--judge", metavar="NAME", help="Judge by this plugin instead of the suite's.")
-@click.option(
+@settings_option(
     "--stage-set",
     "stage_settings",
-    multiple=True,
-    metavar="evaluation.NAME=VALUE",
-    help="Set an option of the evaluation, for example evaluation.prompts=1024.",
+    "Set an option of the evaluation, for example evaluation.prompts=1024.",
+    "evaluation.NAME=VALUE",
 )
 @plugin_files
 def evaluate(

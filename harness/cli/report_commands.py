@@ -5,56 +5,36 @@ Each imports what it needs late.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..api.registry import Registry, installed, load_file
+from ..api.registry import Registry
 from ..core.errors import UsageError
+from .options import (
+    methods_filter,
+    output_option,
+    plugin_files,
+    results_option,
+    study_filter,
+    suite_filter,
+    where_filter,
+)
 
 if TYPE_CHECKING:
+    from ..report.selection.select import Filter
     from ..statistics.power import Design
 
 MOST_SEEDS = 500  # the largest number of seeds that `harness power` suggests
 
 
-def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `-p FILE` to a command and hand it the registry."""
-
-    @click.option(
-        "-p",
-        "--plugin",
-        "files",
-        multiple=True,
-        metavar="FILE",
-        help="Load a Python file as a plugin.",
-    )
-    @wraps(command)
-    def with_registry(files: tuple[str, ...], **arguments: Any) -> Any:
-        registry = installed()
-        for path in files:
-            load_file(registry, path)
-        return command(registry=registry, **arguments)
-
-    return with_registry
-
-
 @click.command()
-@click.option("--suite", "-s", help="Only this suite; otherwise every suite in turn.")
-@click.option("--methods", help="Only these methods or labels, separated by commas.")
-@click.option(
-    "--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels."
-)
-@click.option(
-    "--where",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Only runs with this option: a method's, suite.NAME or stage.STAGE.NAME.",
-)
+@suite_filter
+@methods_filter
+@study_filter
+@where_filter
 @click.option(
     "--match",
     metavar="QUANTITY[=VALUE]",
@@ -70,7 +50,7 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--mixed",
     is_flag=True,
-    help="Allow runs made under unlike conditions, with a footnote.",
+    help="Show runs that are not comparable too, with a footnote.",
 )
 @click.option(
     "--format",
@@ -78,42 +58,43 @@ def plugin_files(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default="md",
     help="The table format: a registered reporter. On a terminal the default fits its width.",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path),
-    help="Write to a file, or to one file per suite: NAME-SUITE.",
-)
-@click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True
-)
+@output_option("Write to a file, or to one file per suite: NAME-SUITE.")
+@results_option
 @plugin_files
 def table(
     registry: Registry,
-    suite: str | None,
-    methods: str | None,
-    study_name: str | None,
-    where: tuple[str, ...],
+    results: Path,
     match: str | None,
     columns: str,
-    each: bool,
-    mixed: bool,
     style: str | None,
     output: Path | None,
-    results: Path,
+    **criteria: Any,
 ) -> int:
     """Compare the runs of every suite in a table, or of one suite."""
-    from ..core.options import parse_settings
-    from ..report.selection.select import Filter
     from .tables import TableRequest, print_tables, write_tables
 
-    if match and (columns or each):
+    if match and (columns or criteria["each"]):
         raise UsageError("--match has columns and rows of its own: leave --columns and --each out.")
-    chosen = [m.strip() for m in methods.split(",")] if methods else []
-    asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"), each, mixed)
     reporter = registry.get("reporters", style or "md")()
-    request = TableRequest(results, asked, reporter, style is not None, columns, match)
+    request = TableRequest(
+        results, _filter(**criteria), reporter, style is not None, columns, match
+    )
     return print_tables(request) if output is None else write_tables(request, output)
+
+
+def _filter(
+    suite: str | None,
+    study: str | None,
+    where: tuple[str, ...],
+    methods: str | None = None,
+    **more: bool,
+) -> Filter:
+    """Return the filter that the options of a command describe."""
+    from ..core.options import parse_settings
+    from ..report.selection.select import Filter
+
+    names = [name.strip() for name in methods.split(",")] if methods else []
+    return Filter(suite, study, names, parse_settings(where, "--where"), **more)
 
 
 @click.command()
@@ -123,51 +104,26 @@ def table(
     show_default=True,
     help="frontier, cost, curves, overoptimization or wins; all of them with `all`.",
 )
-@click.option("--suite", "-s", help="Only this suite; otherwise every suite in turn.")
-@click.option(
-    "--study", "study_name", metavar="NAME", help="Only the runs of this study, under its labels."
+@suite_filter
+@study_filter
+@methods_filter
+@where_filter
+@output_option(
+    "Output file: .png, .svg or .pdf; otherwise KIND.png in --results. Several suites add -SUITE to"
+    " the name, `all` adds -KIND."
 )
-@click.option("--methods", help="Only these methods or labels, separated by commas.")
-@click.option(
-    "--where", multiple=True, metavar="NAME=VALUE", help="Only runs with this value of an option."
-)
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path),
-    help=(
-        "Output file: .png, .svg or .pdf; otherwise KIND.png in --results. Several suites add"
-        " -SUITE to the name, `all` adds -KIND."
-    ),
-)
-@click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True
-)
-def plot(
-    kind: str,
-    suite: str | None,
-    study_name: str | None,
-    methods: str | None,
-    where: tuple[str, ...],
-    output: Path | None,
-    results: Path,
-) -> None:
+@results_option
+def plot(kind: str, output: Path | None, results: Path, **criteria: Any) -> None:
     """Draw runs: win-rate against KL or cost, learning curves, over-optimisation, wins."""
-    from ..core.options import parse_settings
     from ..report.plots.pictures import draw_files
-    from ..report.selection.select import Filter
 
-    chosen = [m.strip() for m in methods.split(",")] if methods else []
-    asked = Filter(suite, study_name, chosen, parse_settings(where, "--where"))
-    for line in draw_files(results, asked, kind, output):
+    for line in draw_files(results, _filter(**criteria), kind, output):
         click.echo(line)
 
 
 @click.command()
 @click.argument("study", required=False)
-@click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True
-)
+@results_option
 @click.option("--suite", "-s", help="Only the runs of this suite.")
 @click.option(
     "--prompts",
@@ -176,12 +132,7 @@ def plot(
     show_default=True,
     help="Prompts of each suite in the sample browser, the first ones.",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path),
-    help="Output file; otherwise STUDY.html in --results.",
-)
+@output_option("Output file; otherwise STUDY.html in --results.")
 def report(
     study: str | None, results: Path, suite: str | None, prompts: int, output: Path | None
 ) -> None:
@@ -307,7 +258,7 @@ def _seeds_cell(design: Design, effect: float, difference: bool) -> str:
     help="The folder that holds the files of a suite file now.",
 )
 @plugin_files
-def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **asked: Any) -> int:
+def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **how: Any) -> int:
     """Repeat a recorded run from scratch and compare it digest by digest.
 
     RUN is a run folder. Exit code 0: reproduced; 1: something differs.
@@ -315,50 +266,32 @@ def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **aske
     from ..experiments.reproduce import Asked, read_run, summary
     from ..experiments.reproduce import reproduce as made_again
 
-    verdict = made_again(read_run(folder, data_folder), registry, Asked(**asked), click.echo)
-    click.echo(summary(verdict, asked["into"]))
+    verdict = made_again(read_run(folder, data_folder), registry, Asked(**how), click.echo)
+    click.echo(summary(verdict, how["into"]))
     return int(not verdict.reproduced)
 
 
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--suite", "-s", help="Only this suite; otherwise every suite in turn.")
-@click.option("--study", metavar="NAME", help="Only the runs of this study, under its labels.")
-@click.option(
-    "--where",
-    "where",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Only runs with this option; suite.NAME and stage.STAGE.NAME are options too.",
-)
+@suite_filter
+@study_filter
+@where_filter
 @click.option(
     "--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
-@click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True
-)
-def compare(
-    a: str,
-    b: str,
-    suite: str | None,
-    study: str | None,
-    where: tuple[str, ...],
-    style: str,
-    results: Path,
-) -> None:
+@results_option
+def compare(a: str, b: str, style: str, results: Path, **criteria: Any) -> None:
     """Compare two runs or methods, prompt by prompt, in every suite that has runs of both.
 
     A and B are run folders, methods, or labels as `harness table` shows them.
     """
-    from ..core.options import parse_settings
     from ..report.comparison.compare import compared, suites_to_compare
     from ..report.comparison.side_by_side import as_json, show
-    from ..report.selection.select import Filter
 
-    asked = Filter(suite, study, where=parse_settings(where, "--where"))
-    suites = suites_to_compare(results, (a, b), asked)
-    comparisons = [compared(results, (a, b), replace(asked, suite=name)) for name in suites]
+    chosen = _filter(**criteria)
+    suites = suites_to_compare(results, (a, b), chosen)
+    comparisons = [compared(results, (a, b), replace(chosen, suite=name)) for name in suites]
     if style == "json":
         click.echo(as_json(comparisons))
         return

@@ -168,7 +168,7 @@ DPO, SUITE = ["-m", "dpo"], ["-s", "summarization"]
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
-def test_usage_errors(tmp_path, arguments, told):
+def test_run_refuses_wrong_options(tmp_path, arguments, told):
     done = command("run", *arguments, "--quick", "--results", tmp_path / "results", cwd=tmp_path)
     assert done.code == 2 and told in done.err, done.text
     assert "Traceback" not in done.text and not list(tmp_path.iterdir())
@@ -200,7 +200,7 @@ def test_usage_errors(tmp_path, arguments, told):
         ('data = "x.jsonl"\n[setings.dpo]\nbeta = 1', "There is no option 'setings'"),
     ],
 )
-def test_suite_files_that_cannot_work(tmp_path, text, told):
+def test_run_refuses_suite_files_that_cannot_work(tmp_path, text, told):
     (tmp_path / "mine.toml").write_text(text)
     done = command("run", *DPO, "-s", "mine.toml", "--results", tmp_path / "results", cwd=tmp_path)
     assert done.code == 2 and told in done.err and "Traceback" not in done.text, done.text
@@ -210,20 +210,26 @@ def test_suite_files_that_cannot_work(tmp_path, text, told):
 @pytest.mark.parametrize(
     "text", ["settings = 3", "[settings]\ndpo = 1", "stages = 3", "[stages]\nsft = 1"]
 )
-def test_suite_files_of_the_wrong_shape(tmp_path, text):
-    test_suite_files_that_cannot_work(tmp_path, f'data = "x.jsonl"\n{text}', "mine.toml")
+def test_run_refuses_suite_files_of_the_wrong_shape(tmp_path, text):
+    test_run_refuses_suite_files_that_cannot_work(
+        tmp_path, f'data = "x.jsonl"\n{text}', "mine.toml"
+    )
 
 
-def test_suite_files_with_settings_of_no_method(tmp_path):
-    test_suite_files_that_cannot_work(tmp_path, 'data = "x.jsonl"\n[settings.dpp]\nbeta = 1', "dpo")
+def test_run_refuses_suite_files_with_unknown_settings(tmp_path):
+    test_run_refuses_suite_files_that_cannot_work(
+        tmp_path, 'data = "x.jsonl"\n[settings.dpp]\nbeta = 1', "dpo"
+    )
 
 
 @pytest.mark.parametrize("value", ["inf", "1e999"])
-def test_an_endless_number_of_steps(tmp_path, value):
-    test_usage_errors(tmp_path, [*DPO, *SUITE, "--set", f"steps={value}"], "expected int")
+def test_run_refuses_an_endless_number_of_steps(tmp_path, value):
+    test_run_refuses_wrong_options(
+        tmp_path, [*DPO, *SUITE, "--set", f"steps={value}"], "expected int"
+    )
 
 
-def test_a_suite_file_whose_data_are_gone(tmp_path):
+def test_run_names_missing_data_of_a_suite_file(tmp_path):
     (tmp_path / "mine.toml").write_text('data = "gone.jsonl"')
     model = ROOT / "suites" / "harness_suites" / "base"
     done = command(
@@ -245,7 +251,7 @@ def test_a_suite_file_whose_data_are_gone(tmp_path):
     )
 
 
-def test_a_model_that_is_none(tmp_path):
+def test_run_refuses_a_folder_that_is_not_a_model(tmp_path):
     done = command(
         "run", *DPO, *SUITE, "--model", tmp_path, "--quick", "--results", tmp_path / "results"
     )
@@ -256,7 +262,7 @@ def test_a_model_that_is_none(tmp_path):
     ), done.text
 
 
-def test_an_unknown_command():
+def test_cli_suggests_the_nearest_command():
     done = command("rnu")
     assert done.code == 2 and "There is no command 'rnu'. Did you mean 'run'?" in done.err
 
@@ -277,7 +283,7 @@ def test_help_shows_the_verbs_in_four_groups():
     }
 
 
-def test_list_and_show():
+def test_list_and_show_describe_plugins():
     listed = command("list")
     assert listed.code == 0
     assert all(
@@ -294,14 +300,14 @@ def test_list_and_show():
     assert missing.code == 2 and "Did you mean 'dpo'?" in missing.err
 
 
-def test_table_of_nothing(tmp_path):
+def test_table_of_nothing_says_what_to_do(tmp_path):
     done = command("table", "--results", tmp_path)
     assert done.code == 2 and "harness run" in done.err and "Traceback" not in done.text
     done = command("table", "--results", tmp_path, "--format", "markdwn")
     assert done.code == 2 and "There is no reporter 'markdwn'" in done.err
 
 
-def test_the_panel_of_a_run_is_short_and_in_plain_words(tmp_path, capsys, monkeypatch):
+def test_panel_is_short_and_in_plain_words(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     made = record("ppo")
     evaluation = {
@@ -332,7 +338,7 @@ def test_the_panel_of_a_run_is_short_and_in_plain_words(tmp_path, capsys, monkey
 
 
 @pytest.mark.parametrize("difference", [False, True])
-def test_power_names_the_seeds_that_would_do(difference):
+def test_power_names_the_seeds_needed(difference):
     arguments = ["--effect", 0.08, "--seeds", 3, "--prompts", 512]
     done = command("power", *arguments)
     head, _, *rows = (line.split("|") for line in done.out.splitlines() if line.startswith("|"))
@@ -351,7 +357,7 @@ METHODS = ("start", "dpo", "best_of_n", "ppo")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_quick_run_end_to_end(method):
+def test_run_writes_a_complete_record(method):
     folder = finished(method, "summarization")
     result = json.loads((folder / "result.json").read_text())
     assert (
@@ -383,14 +389,14 @@ def test_a_quick_run_end_to_end(method):
     )
 
 
-def test_sft_is_the_start_checkpoint_itself():
+def test_start_is_the_start_checkpoint_itself():
     evaluation = json.loads((finished("start", "summarization") / "result.json").read_text())[
         "evaluation"
     ]
     assert evaluation["kl"]["mean"] == 0 and evaluation["kl"]["high"] == 0
 
 
-def test_the_same_command_again_is_done_before_it_starts():
+def test_run_again_returns_the_finished_result():
     finished("dpo", "summarization")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = process("run", "-m", "dpo", "-s", "summarization", "--quick", "--results", results())
@@ -399,7 +405,7 @@ def test_the_same_command_again_is_done_before_it_starts():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0  # no torch
 
 
-def test_table_in_both_formats(tmp_path):
+def test_table_writes_markdown_and_csv(tmp_path):
     for method in METHODS:
         finished(method, "summarization")
     done = command("table", "-s", "summarization", "--results", results())
@@ -428,7 +434,7 @@ def test_table_in_both_formats(tmp_path):
     assert done.code == 3 and "Cannot write" in done.err and "is a file" in done.err
 
 
-def test_plot(tmp_path):
+def test_plot_writes_a_file(tmp_path):
     pytest.importorskip("matplotlib")
     finished("dpo", "summarization")
     done = command(
@@ -466,7 +472,7 @@ def test_run_accepts_the_former_name_of_start_and_says_its_name():
     assert shown.out.startswith("start (method)"), shown.text
 
 
-def test_a_strangers_method_in_a_plain_file_appears_in_the_table():
+def test_table_shows_a_method_from_a_plain_file():
     finished("start")
     file = plugin(fresh("plugins"), "reinforce", REINFORCE)
     done = command(*on_small("reinforce", "-p", file, "--set", "steps=3", results=results()))
@@ -498,7 +504,7 @@ def diverged(faulty):
     return where, run_faulty(faulty, "nan", where)
 
 
-def test_a_loss_of_nan_is_one_message_and_a_row(diverged):
+def test_run_with_a_loss_of_nan_is_one_message_and_a_row(diverged):
     where, done = diverged
     only_message(done, 1, "The loss is nan at optimiser step 2.")
     (file,) = where.rglob("failure.json")
@@ -513,12 +519,12 @@ def test_a_loss_of_nan_is_one_message_and_a_row(diverged):
     assert "0/1" in row and "failed: The loss is nan at optimiser step 2." in row
 
 
-def test_a_failure_says_when(diverged):
+def test_failure_record_names_its_time(diverged):
     (file,) = diverged[0].rglob("failure.json")
     assert json.loads(file.read_text())["finished_at"]
 
 
-def test_a_failed_run_starts_anew(diverged, faulty):
+def test_run_after_a_failure_starts_anew(diverged, faulty):
     done = run_faulty(faulty, "nan", diverged[0])
     assert (
         done.code == 1
@@ -527,7 +533,7 @@ def test_a_failed_run_starts_anew(diverged, faulty):
     )
 
 
-def test_a_stage_is_shown_with_its_options():
+def test_show_describes_a_stage():
     done = command("show", "stage.evaluation")
     assert (
         done.code == 0 and "--stage-set evaluation.OPTION=VALUE" in done.out and "split" in done.out
@@ -536,7 +542,7 @@ def test_a_stage_is_shown_with_its_options():
     only_message(done, 2, "There is no stage 'evaluatoin'. Did you mean 'evaluation'?")
 
 
-def test_a_method_that_needs_a_verifier_is_refused_before_training(tmp_path):
+def test_run_refuses_a_method_without_its_verifier(tmp_path):
     done = command("run", "-m", "rlvr", *SUITE, "--quick", "--results", tmp_path)
     only_message(done, 3, "needs verifier, which the suite summarization cannot give")
     assert "Nothing was trained" in done.err and not [
@@ -544,29 +550,29 @@ def test_a_method_that_needs_a_verifier_is_refused_before_training(tmp_path):
     ]
 
 
-def test_a_method_that_asks_for_an_undeclared_reward(faulty):
+def test_run_names_an_undeclared_need(faulty):
     done = run_faulty(faulty, "reward")
     only_message(done, 1, "asks for a reward without saying so: add 'reward' to its `needs`")
     assert "The method faulty failed" in done.err
 
 
-def test_a_method_that_returns_nothing(faulty):
+def test_run_names_a_method_that_returns_nothing(faulty):
     only_message(run_faulty(faulty, "nothing"), 1, "returned NoneType, not a Policy")
 
 
-def test_a_metric_of_nan_is_one_message(faulty):
+def test_run_with_a_metric_of_nan_is_one_message(faulty):
     only_message(run_faulty(faulty, "metric"), 1, "strange is nan at step 1")
 
 
 @pytest.mark.parametrize("fault", ["bug", "memory", "reward"])
-def test_any_failure_of_a_method_is_recorded(faulty, fault):
+def test_run_records_any_failure_of_a_method(faulty, fault):
     where = results()
     run_faulty(faulty, fault, where)
     records = [json.loads(f.read_text()) for f in where.glob("runs/small/faulty/*/failure.json")]
     assert [r for r in records if r["options"]["fault"] == fault]
 
 
-def test_what_a_method_gets_wrong_while_it_trains_is_a_failed_run(faulty):
+def test_run_records_errors_of_a_method_in_training(faulty):
     where = fresh("usage")
     done = run_faulty(faulty, "usage", where)
     assert done.code == 2 and "top_k=5" in done.err and "Traceback" not in done.text
@@ -574,14 +580,14 @@ def test_what_a_method_gets_wrong_while_it_trains_is_a_failed_run(faulty):
     assert "top_k=5" in record["failure"] and list(where.glob("runs/small/faulty/*/spec.json"))
 
 
-def test_running_out_of_memory_is_one_message(faulty):
+def test_run_out_of_memory_is_one_message(faulty):
     only_message(run_faulty(faulty, "memory"), 1, "micro-batch-tokens")
 
 
 # -- determinism -----------------------------------------------------------------------------------
 
 
-def test_the_same_spec_gives_the_same_bytes_elsewhere(tmp_path):
+def test_run_gives_the_same_bytes_in_another_folder(tmp_path):
     first = finished("ppo")
     done = process(
         *on_small("ppo", results=tmp_path / "other results"),
@@ -594,7 +600,7 @@ def test_the_same_spec_gives_the_same_bytes_elsewhere(tmp_path):
     assert outputs(again) == outputs(first)
 
 
-def test_another_seed_gives_other_bytes_on_the_same_ground():
+def test_run_with_another_seed_gives_other_bytes():
     first = finished("dpo")
     done = command(*on_small("dpo", "--seed", 7, results=results()))
     assert done.code == 0, done.text
@@ -604,7 +610,7 @@ def test_another_seed_gives_other_bytes_on_the_same_ground():
     assert grounds[0] == grounds[1]
 
 
-def test_micro_batches_and_threads_change_rounding_at_most():
+def test_run_settings_of_the_machine_change_rounding_only():
     done = command(*on_small("dpo", "--micro-batch-tokens", 300, results=results()))
     assert done.code == 0, done.text
     folders = sorted((results() / "runs" / "small" / "dpo").glob("seed0-*"))
@@ -634,7 +640,7 @@ def register_judges(register):
 """
 
 
-def test_another_judge_under_the_same_name_is_another_run():
+def test_run_with_another_judge_of_one_name_is_another_run():
     where = fresh("judge")
     file = plugin(where, "judge", JUDGE.format(score="1.0"))
     arguments = on_small("start", "-p", file, "--judge", "mine", results=where)
@@ -644,7 +650,7 @@ def test_another_judge_under_the_same_name_is_another_run():
     assert done.code == 0 and "finished before" not in done.out, done.text
 
 
-def test_another_base_model_in_the_same_folder_is_another_run():
+def test_run_with_another_model_in_one_folder_is_another_run():
     from safetensors.torch import load_file, save_file
 
     where = fresh("model")
@@ -703,7 +709,7 @@ def run_on_file(where, rows, test=0.2):
     )
 
 
-def test_a_run_on_a_preference_file(tmp_path):
+def test_run_accepts_a_preference_file(tmp_path):
     done = run_on_file(tmp_path, 60)
     assert done.code == 0, done.text
     result = json.loads(
@@ -715,7 +721,7 @@ def test_a_run_on_a_preference_file(tmp_path):
     assert result["cost"]["labels"] < 60 and "rouge" in result["evaluation"]
 
 
-def test_a_single_evaluation_prompt_is_no_traceback(tmp_path):
+def test_run_with_one_evaluation_prompt_is_one_message(tmp_path):
     places = sorted(derive("split", 0, f"the mayor sold {n} bridge .") / 2**63 for n in range(60))
     done = run_on_file(
         tmp_path, 60, (places[0] + places[1]) / 2

@@ -69,7 +69,7 @@ def test_unlike_execution_stands_in_one_table_under_a_footnote():
     done = command("table", "--results", results(), "--methods", "dpo,ipo", "--format", "md")
     assert done.code == 0, done.text
     assert "| ipo" in done.out and "| dpo" in done.out
-    assert done.out.count("Computed with unlike execution settings") == 1
+    assert done.out.count("Computed with different execution settings") == 1
     assert "micro_batch_tokens 512, most runs 16384" in done.out or (
         "micro_batch_tokens 16384, most runs 512" in done.out
     )

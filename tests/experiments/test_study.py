@@ -521,7 +521,7 @@ def footnotes_of(made):
     }
 
 
-LEFT_ALONE = "Tuned, and left as it was: the best of 3 trials"
+LEFT_ALONE = "Tuned, settings unchanged: the best of 3 trials"
 
 
 @pytest.mark.parametrize(
@@ -529,7 +529,7 @@ LEFT_ALONE = "Tuned, and left as it was: the best of 3 trials"
     [
         ((0.7, 0.6, 0.5), "dpo (default, tuned) quick", LEFT_ALONE),
         ((0.5, None, 0.6), "dpo (tuned) quick", "Tuned: the best of 3 trials"),
-        ((None, None, None), "dpo quick", "Tuned, and left as it was: all 3 trials failed"),
+        ((None, None, None), "dpo quick", "Tuned, settings unchanged: all 3 trials failed"),
     ],
 )
 def test_what_was_tuned_has_a_footnote(tmp_path, wins, row, told):

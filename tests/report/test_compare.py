@@ -95,7 +95,7 @@ def text(found):
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def test_the_difference_is_paired_by_prompt(two):
+def test_compare_pairs_differences_by_prompt(two):
     found = compared(two, ("dpo", "ipo"), Filter())
     win = found.measures[0]
     assert (win.label, win.a, win.b) == ("win-rate vs baseline", 0.75, 0.375)
@@ -105,7 +105,7 @@ def test_the_difference_is_paired_by_prompt(two):
     assert "these checkpoints, not these algorithms" in found.verdict
 
 
-def test_the_order_of_the_names_turns_the_sign_and_not_the_verdict(two):
+def test_verdict_keeps_its_result_when_a_and_b_are_swapped(two):
     one, other = (compared(two, names, Filter()) for names in (("dpo", "ipo"), ("ipo", "dpo")))
     assert other.measures[0].difference.difference == -one.measures[0].difference.difference
     assert one.verdict == other.verdict
@@ -117,13 +117,13 @@ def test_head_to_head_counts_prompts(two):
     assert head.p == pytest.approx(2 * 0.5**24) and head.improvement == (24 + 40 / 2) / 64
 
 
-def test_head_to_head_of_several_seeds_compares_means_and_keeps_every_pair():
+def test_head_to_head_compares_means_over_seeds():
     head = head_to_head(np.array([[2.0, 0.0], [2.0, 1.0]]), np.array([[1.0, 2.0], [2.5, 0.5]]))
     assert (head.wins, head.ties, head.losses) == (1, 0, 1)
     assert head.improvement == pytest.approx((2 + 1) / 8)  # by prompt 2 of 4 pairs, and 1 of 4
 
 
-def test_equal_runs_are_not_distinguishable_and_power_is_told(tmp_path):
+def test_verdict_of_equal_runs_names_the_detectable_difference(tmp_path):
     add(tmp_path, "dpo", golds(32))
     add(tmp_path, "ipo", [2.0 * (i % 2) for i in range(PROMPTS)])
     found = compared(tmp_path, ("dpo", "ipo"), Filter())
@@ -132,7 +132,7 @@ def test_equal_runs_are_not_distinguishable_and_power_is_told(tmp_path):
     assert f"this study can find {least:.3f} (harness power)" in found.verdict
 
 
-def test_what_can_be_found_shrinks_where_methods_share_prompts():
+def test_detectable_difference_shrinks_with_shared_prompts():
     x = np.array([[1.0, 0.0] * 32])
     apart, alike = (
         np.array([[1.0, 1.0, 0.0, 0.0] * 16]),
@@ -141,7 +141,7 @@ def test_what_can_be_found_shrinks_where_methods_share_prompts():
     assert detectable(x, alike) < 0.7 * detectable(x, apart)
 
 
-def test_seeds_are_independent_between_methods(tmp_path):
+def test_compare_treats_seeds_as_independent(tmp_path):
     for seed in range(3):
         add(tmp_path, "dpo", golds(40 + seed), seed)
         add(tmp_path, "ipo", golds(30 + seed), seed)
@@ -152,7 +152,7 @@ def test_seeds_are_independent_between_methods(tmp_path):
     assert "3 and 3 seeds: these algorithms" in found.verdict
 
 
-def test_one_seed_of_one_is_told(tmp_path):
+def test_scope_names_a_row_with_one_seed(tmp_path):
     for seed in range(2):
         add(tmp_path, "dpo", golds(48), seed)
     add(tmp_path, "ipo", golds(24))
@@ -161,7 +161,7 @@ def test_one_seed_of_one_is_told(tmp_path):
     )
 
 
-def test_accuracy_is_compared_prompt_by_prompt_where_each_answer_has_a_verdict(two):
+def test_measures_pair_accuracy_if_all_answers_have_verdicts(two):
     right = {
         "dpo": [float(i % 4 > 0) for i in range(PROMPTS)],
         "ipo": [float(i % 2) for i in range(PROMPTS)],
@@ -186,7 +186,7 @@ def test_accuracy_is_compared_prompt_by_prompt_where_each_answer_has_a_verdict(t
     assert found.difference == compare(*(np.array([right[m]]) for m in ("dpo", "ipo")))
 
 
-def test_accuracy_of_a_record_without_verdicts_has_means_and_no_interval(tmp_path):
+def test_measures_have_accuracy_means_without_verdicts(tmp_path):
     for method, mean in (("dpo", 0.75), ("ipo", 0.5)):
         made = record(method)["evaluation"] | {
             "accuracy": {"mean": mean, "low": 0.4, "high": 0.9, "n": 64}
@@ -198,13 +198,13 @@ def test_accuracy_of_a_record_without_verdicts_has_means_and_no_interval(tmp_pat
     assert (found.a, found.b, found.difference) == (0.75, 0.5, None)
 
 
-def test_proxy_is_left_out_where_a_run_has_none(two):
+def test_measures_leave_proxy_out_if_a_run_has_none(two):
     (folder,) = (two / "runs" / "toy" / "ipo").iterdir()
     answered(folder, [sample(i, proxy=None) for i in range(PROMPTS)])
     assert "proxy" not in {m.name for m in compared(two, ("dpo", "ipo"), Filter()).measures}
 
 
-def test_costs_are_ratios(two):
+def test_costs_are_shown_with_ratios(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     told = json.loads((folder / "result.json").read_text())
     told["cost"]["method"]["flops"] *= 2
@@ -221,50 +221,54 @@ def test_costs_are_ratios(two):
     )
 
 
-def test_examples_are_the_extremes(two):
+def test_examples_are_the_largest_leads(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     rows = [sample(i, g) for i, g in enumerate(golds(48))]
     rows[5] |= {"gold": 9.0, "answer": "ours \x1b[31m best\n" + "long " * 200}
     rows[7] |= {"gold": -3.0, "answer": "ours worst"}
     answered(folder, rows)
     best, worst = compared(two, ("dpo", "ipo"), Filter()).examples
-    assert "A is ahead by most gold (+7.00) on prompt test/5" in best.title and best.gold == (
-        9.0,
-        2.0,
+    assert (
+        "A has the largest lead in gold (+7.00) on prompt test/5" in best.title
+        and best.gold
+        == (
+            9.0,
+            2.0,
+        )
     )
     assert (
-        "B is ahead by most gold (+5.00) on prompt test/7" in worst.title
+        "B has the largest lead in gold (+5.00) on prompt test/7" in worst.title
         and worst.answers[0] == "ours worst"
     )
 
 
-def test_length_control_takes_characters(two):
+def test_length_control_uses_characters(two):
     a, _ = compared(two, ("dpo", "ipo"), Filter()).controlled
     assert (
         0 < a.win_rate.low < a.win_rate.mean < a.win_rate.high < 1 and a.win_rate.prompts == PROMPTS
     )
 
 
-def test_options_that_differ_are_told(two):
+def test_options_show_the_differences(two):
     add(two, "dpo", golds(30), options={"beta": 0.5, "epochs": 1.0}, recipe="other")
     _, a, b = two_rows(two, ("dpo (beta=0.5)", "dpo (beta=0.1)"), Filter())
     assert differing(a, b) == ["beta 0.5 | 0.1"]
 
 
-def test_p_values_are_written_with_three_decimals():
+def test_p_text_has_three_decimals():
     assert [p_text(p) for p in (0.0494, 0.5, 0.0004)] == ["p = 0.049", "p = 0.500", "p < 0.001"]
 
 
 # -- who is compared -------------------------------------------------------------------------------
 
 
-def test_runs_are_named_by_folder_too(two):
+def test_two_rows_accepts_run_folders(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     found = compared(two, (str(folder), "ipo"), Filter())
     assert found.a.name == "dpo seed 0" and found.measures[0].a == 0.75
 
 
-def test_two_runs_of_one_name_are_told_apart(two):
+def test_two_rows_marks_equal_names_as_a_and_b(two):
     other = add(two, "dpo", golds(30), options={"beta": 0.5, "epochs": 1.0}, recipe="other")
     (first,) = [f for f in other.parent.iterdir() if f != other]
     assert compared(two, (str(first), str(other)), Filter()).verdict.startswith(
@@ -282,12 +286,12 @@ def test_two_runs_of_one_name_are_told_apart(two):
         (("dpo", "/no/such/folder"), Filter(), "no run folder, method or row '/no/such/folder'"),
     ],
 )
-def test_refusals(two, names, asked, told):
+def test_two_rows_refuses_names(two, names, asked, told):
     with pytest.raises(UsageError, match=told):
         compared(two, names, asked)
 
 
-def test_several_rows_are_listed(two):
+def test_two_rows_lists_ambiguous_rows(two):
     add(two, "dpo", golds(30), options={"beta": 0.5, "epochs": 1.0}, recipe="other")
     with pytest.raises(UsageError, match=r"several rows of dpo: .*'dpo \(beta=0.1\)'"):
         compared(two, ("dpo", "ipo"), Filter())
@@ -295,13 +299,13 @@ def test_several_rows_are_listed(two):
         compared(two, ("dpo", "ipo"), Filter(where={"beta": "0.5"}))
 
 
-def test_unlike_ground_is_refused_by_name(two):
+def test_two_rows_refuses_incomparable_runs(two):
     add(two, "kto", golds(30), ground=GROUND | {"preferences": "XX"})
     with pytest.raises(UsageError, match=r"preferences differs \(bb: dpo seed 0; XX: kto seed 0\)"):
         compared(two, ("dpo", "kto"), Filter())
 
 
-def test_a_run_that_failed_cannot_be_compared(two):
+def test_two_rows_refuses_a_failed_run(two):
     put(two, failure("kto"))
     with pytest.raises(
         UsageError, match="kto has no finished run to compare. It failed: The loss is nan"
@@ -309,7 +313,7 @@ def test_a_run_that_failed_cannot_be_compared(two):
         compared(two, ("dpo", "kto"), Filter())
 
 
-def test_samples_of_other_prompts_are_refused(two):
+def test_compare_refuses_samples_of_other_prompts(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     rows = [sample(i) for i in range(PROMPTS)]
     answered(folder, rows[1:] + rows[:1])
@@ -317,7 +321,7 @@ def test_samples_of_other_prompts_are_refused(two):
         compared(two, ("dpo", "ipo"), Filter())
 
 
-def test_samples_that_are_not_those_of_the_record_are_refused(two):
+def test_compare_refuses_edited_samples(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     write_rows(folder / "samples.jsonl", [sample(i, g) for i, g in enumerate(golds(50))])
     with pytest.raises(
@@ -327,7 +331,7 @@ def test_samples_that_are_not_those_of_the_record_are_refused(two):
 
 
 @pytest.mark.parametrize("column", ["win", "gold"])
-def test_samples_without_scores_are_refused(two, column):
+def test_compare_refuses_samples_without_scores(two, column):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     write_rows(
         folder / "samples.jsonl", [sample(i, g) | {column: None} for i, g in enumerate(golds(48))]
@@ -336,7 +340,7 @@ def test_samples_without_scores_are_refused(two, column):
         compared(two, ("dpo", "ipo"), Filter())
 
 
-def test_options_that_choose_nothing_are_refused(two):
+def test_compare_refuses_options_without_effect(two):
     folders = tuple(str(f) for m in ("dpo", "ipo") for f in (two / "runs" / "toy" / m).iterdir())
     with pytest.raises(UsageError, match="--study and --where choose among"):
         compared(two, folders, Filter(where={"beta": "0.1"}))
@@ -345,7 +349,7 @@ def test_options_that_choose_nothing_are_refused(two):
 # -- the command -----------------------------------------------------------------------------------
 
 
-def test_one_screen(two):
+def test_show_fits_one_screen(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     rows = [
         sample(i, g, answer="\x1b[31mred\x07 " + "long " * 99, prompt="p\n" * 99)
@@ -360,7 +364,7 @@ def test_one_screen(two):
     assert "dpo beats ipo by 0.375" in lines[-2]
 
 
-def test_json_has_everything_and_no_nan(two):
+def test_as_json_is_complete_without_nan(two):
     done = process("compare", "dpo", "ipo", "--results", two, "--format", "json")
     told = json.loads(done.out, parse_constant=lambda name: pytest.fail(name))
     assert told["a"]["name"] == "dpo" and told["a"]["seeds"] == [0] and told["head"]["wins"] == 24
@@ -371,7 +375,7 @@ def test_json_has_everything_and_no_nan(two):
     assert json.loads(as_json([compared(two, ("dpo", "ipo"), Filter())])) == told
 
 
-def test_a_refusal_is_one_line_and_exit_code_2(two):
+def test_compare_command_refuses_in_one_line(two):
     done = process("compare", "dpo", "ip", "--results", two)
     assert (
         done.code == 2
@@ -381,7 +385,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(two):
     )
 
 
-def test_without_a_suite_every_suite_with_both_is_compared(tmp_path):
+def test_compare_command_shows_every_suite_with_both(tmp_path):
     for suite in ("one", "two"):
         for method in ("dpo", "ppo"):
             run(tmp_path, method, 0, 1.0 if method == "dpo" else 2.0, suite=suite)

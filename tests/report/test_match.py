@@ -40,7 +40,7 @@ def plain(table):
     return {row["method"]: row for row in table.plain}
 
 
-def test_a_straight_line_is_met_exactly(tmp_path):
+def test_matched_is_exact_on_a_straight_line(tmp_path):
     selection = sweep(tmp_path, gold=lambda d: 0.5 * d * d)  # gold is linear in KL
     for kl in (1.0, 1.3, 2.0, 3.9, 4.0):
         (row,) = matched(selection, "kl", kl).plain
@@ -48,7 +48,7 @@ def test_a_straight_line_is_met_exactly(tmp_path):
         assert row["low_at"] <= kl + 1e-9 and kl <= row["high_at"] + 1e-9
 
 
-def test_at_a_node_it_is_the_row(tmp_path):
+def test_matched_at_a_point_is_its_row(tmp_path):
     selection = sweep(tmp_path)
     node = next(row for row in selection.rows if "beta=0.5" in row.name)
     kl = node.mean("kl")
@@ -65,7 +65,7 @@ def test_at_a_node_it_is_the_row(tmp_path):
     assert sorted(table.runs[0]) == sorted(r["folder"] for r in node.good)
 
 
-def test_between_nodes_intervals_are_of_the_mixed_scores(tmp_path):
+def test_matched_intervals_are_of_the_mixed_scores(tmp_path):
     selection = sweep(tmp_path)
     low, high = (
         scores_of(next(r for r in selection.rows if b in r.name))
@@ -96,20 +96,20 @@ def rising(tmp_path_factory):
 
 @settings(max_examples=25, deadline=None)
 @given(a=st.floats(0, 1), b=st.floats(0, 1))
-def test_a_rising_curve_stays_rising(rising, a, b):
+def test_matched_keeps_the_order_of_a_rising_curve(rising, a, b):
     selection, (low, high) = rising, sorted((1 + 3 * a, 1 + 3 * b))
     first, second = (matched(selection, "kl", kl).plain[0] for kl in (low, high))
     assert first["gold"] <= second["gold"] + 1e-9 and first["kl"] <= second["kl"] + 1e-9
 
 
-def test_nothing_is_extrapolated(tmp_path):
+def test_matched_does_not_extrapolate(tmp_path):
     sweep(tmp_path, "dpo", (0.5, 1.5))
     selection = sweep(tmp_path, "ppo", (1.0, 4.0))
     table = matched(selection, "kl", 3.0)
     assert [str(row[0]) for row in table.rows] == ["ppo", "dpo"]
     assert (
         str(by_name(table)["dpo"]["win-rate vs baseline [95 %]"])
-        == "not reached: its points lie at 0.5 to 1.5"
+        == "not reached: its points are at 0.5 to 1.5"
     )
     assert "gold" not in plain(table)["dpo"] and plain(table)["dpo"]["high_at"] == pytest.approx(
         1.5
@@ -119,13 +119,13 @@ def test_nothing_is_extrapolated(tmp_path):
     assert "not reached" in plain(below)["ppo"]["why"] and "gold" in plain(below)["dpo"]
 
 
-def test_one_point_is_no_sweep(tmp_path):
+def test_matched_gives_no_mix_for_one_point(tmp_path):
     run(tmp_path, "start", 0, 0.0)
     table = matched(sweep(tmp_path, seeds=1), "kl", 2.5)
     assert plain(table)["start"]["why"] == "one point, at 0" and "gold" in plain(table)["ppo"]
 
 
-def test_without_a_value_the_largest_that_all_reach(tmp_path):
+def test_matched_defaults_to_the_largest_common_value(tmp_path):
     sweep(tmp_path, "dpo", (0.5, 1.5, 2.5))
     run(tmp_path, "start", 0, 0.0)
     selection = sweep(tmp_path, "ppo", (1.0, 4.0))
@@ -135,17 +135,17 @@ def test_without_a_value_the_largest_that_all_reach(tmp_path):
     assert matched(selection, "kl", 2.0).title == "toy: at 2 nats of KL"
 
 
-def test_no_common_value_is_refused(tmp_path):
+def test_matched_refuses_sweeps_without_a_common_value(tmp_path):
     sweep(tmp_path, "dpo", (0.5, 1.0))
     selection = sweep(tmp_path, "ppo", (2.0, 4.0))
     with pytest.raises(
         UsageError,
-        match=r"No value of nats of KL lies on all sweeps.*dpo: 0.5 to 1.*--match kl=VALUE",
+        match=r"No value of nats of KL is within all sweeps.*dpo: 0.5 to 1.*--match kl=VALUE",
     ):
         matched(selection, "kl")
 
 
-def test_nothing_to_match_is_refused(tmp_path):
+def test_matched_refuses_rows_without_a_sweep(tmp_path):
     run(tmp_path, "start", 0, 0.0)
     run(tmp_path, "ppo", 0, 2.0)
     with pytest.raises(UsageError, match="Nothing to match"):
@@ -154,7 +154,7 @@ def test_nothing_to_match_is_refused(tmp_path):
         matched(sweep(tmp_path, "dpo", seeds=1), "flops")  # the same for every beta
 
 
-def test_where_a_sweep_goes_back_neighbours_are_by_the_quantity(tmp_path):
+def test_matched_orders_points_by_the_quantity(tmp_path):
     """KL goes 1, 4, 2 along beta: both segments hold 3; taken are the points next to it, 2 and 4,
     not 1 and 4.
     """
@@ -166,17 +166,15 @@ def test_where_a_sweep_goes_back_neighbours_are_by_the_quantity(tmp_path):
     assert str(table.rows[0][-1]) == "beta=0.333333 (50%), beta=0.5 (50%)"
 
 
-def test_points_at_one_value_are_not_chosen_between(tmp_path):
+def test_matched_does_not_choose_between_equal_points(tmp_path):
     selection = sweep(tmp_path, cost=lambda i: {"flops": 1e12 if i < 2 else 2e12})
     for value in (1e12, 1.5e12):
-        with pytest.raises(
-            UsageError, match="No sweep can be read off at .*not one curve: beta=.*--where"
-        ):
+        with pytest.raises(UsageError, match="No sweep reaches .*not one curve: beta=.*--where"):
             matched(selection, "flops", value)
     assert "gold" in matched(selection, "flops", 2e12).plain[0]
 
 
-def test_unlike_numbers_of_seeds_are_not_mixed(tmp_path):
+def test_matched_does_not_mix_different_numbers_of_seeds(tmp_path):
     for seed in range(2):
         run(tmp_path, "ppo", seed, 1.0, {"beta": 0.2})
     run(tmp_path, "ppo", 0, 2.0, {"beta": 0.1})
@@ -187,7 +185,7 @@ def test_unlike_numbers_of_seeds_are_not_mixed(tmp_path):
     assert table.plain[0]["seeds"] == 1
 
 
-def test_bold_is_the_best_group_of_the_mixes(tmp_path):
+def test_matched_bold_is_the_best_group_of_mixes(tmp_path):
     for name, level in (("dpo", 2.0), ("ppo", 1.9), ("kto", 0.0)):
         sweep(tmp_path, name, (1.0, 3.0), 3, gold=lambda d, level=level: level)
     selection = chosen(tmp_path)
@@ -203,7 +201,7 @@ def test_bold_is_the_best_group_of_the_mixes(tmp_path):
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_every_quantity(tmp_path, quantity):
+def test_matched_accepts_every_quantity(tmp_path, quantity):
     def cost(i):
         return {
             "flops": 1e12 * (i + 1),
@@ -225,7 +223,7 @@ def broken(results, method="ppo", seed=0, beta=0.1):
     put(results, failure(method, seed, recipe=f"{method} beta={beta} on toy", options=options))
 
 
-def test_failed_rows_are_no_points_and_are_shown(tmp_path):
+def test_matched_shows_failed_rows_apart(tmp_path):
     sweep(tmp_path, kls=(1.0, 2.0), seeds=1)
     broken(tmp_path, beta=0.7)
     broken(tmp_path, "kto")
@@ -241,14 +239,14 @@ def test_failed_rows_are_no_points_and_are_shown(tmp_path):
     assert len(made.runs) == len(made.rows) == len(made.plain)
 
 
-def test_where_no_sweep_is_met_failures_are_told_too(tmp_path):
+def test_matched_names_failures_if_no_sweep_matches(tmp_path):
     sweep(tmp_path, kls=(1.0, 2.0), seeds=1)
     broken(tmp_path, "kto")
     with pytest.raises(UsageError, match=r"ppo: not reached.*kto: failed: The loss is nan"):
         matched(chosen(tmp_path), "kl", 7.0)
 
 
-def test_failed_seeds_are_counted_and_footnoted(tmp_path):
+def test_matched_footnotes_failed_seeds(tmp_path):
     sweep(tmp_path, kls=(1.0, 2.0, 4.0))
     broken(tmp_path, seed=2, beta=0.5)
     broken(tmp_path, seed=3, beta=1.0)
@@ -262,11 +260,11 @@ def test_failed_seeds_are_counted_and_footnoted(tmp_path):
         == [made.plain[0]["footnotes"]]
     )
     assert made.footnotes["a"].startswith("1 of 3 runs failed (1 diverged)")
-    assert any("settings that no figure is of: ppo (beta=1.0) 2/3" in note for note in made.notes)
-    assert not any("no figure is of" in note for note in matched(selection, "kl", 1.5).notes)
+    assert any("settings that are not shown: ppo (beta=1.0) 2/3" in note for note in made.notes)
+    assert not any("that are not shown" in note for note in matched(selection, "kl", 1.5).notes)
 
 
-def test_budgets_are_footnoted(tmp_path):
+def test_matched_footnotes_budgets(tmp_path):
     selection = sweep(tmp_path, kls=(1.0, 2.0), seeds=1)
     for row in selection.rows:
         write_json(
@@ -276,7 +274,7 @@ def test_budgets_are_footnoted(tmp_path):
     assert made.footnotes == {"a": "Budget: steps 100."} and made.rows[0][1].marks == ("a",)
 
 
-def test_the_caption_is_that_of_the_tests_and_seeds(tmp_path):
+def test_matched_caption_names_tests_and_seeds(tmp_path):
     alone = matched(sweep(tmp_path / "a", seeds=1), "kl", 1.5).caption
     assert "One seed per row" in alone and "not for the algorithms" in alone and "Bold" not in alone
     for name, best in (
@@ -299,12 +297,12 @@ def test_the_caption_is_that_of_the_tests_and_seeds(tmp_path):
     )
 
 
-def test_one_mix_is_not_bold(tmp_path):
+def test_matched_does_not_mark_a_single_mix(tmp_path):
     (row,) = matched(sweep(tmp_path), "kl", 1.5).rows
     assert not any(cell.bold or cell.best for cell in row)
 
 
-def test_an_estimated_kl_is_marked_with_its_bounds(tmp_path):
+def test_matched_marks_an_estimated_kl(tmp_path):
     for n, kl in ((4, 0.6), (16, 1.7)):
         run(tmp_path, "best_of_n", 0, kl, {"n": n})
     made = matched(sweep(tmp_path, kls=(0.5, 2.0), seeds=1), "kl", 1.0)
@@ -315,7 +313,7 @@ def test_an_estimated_kl_is_marked_with_its_bounds(tmp_path):
     )
 
 
-def test_an_unfinished_run_is_told(tmp_path):
+def test_matched_names_unfinished_runs(tmp_path):
     sweep(tmp_path, seeds=1)
     folder = tmp_path / "runs" / "toy" / "ppo" / "seed9-000000000000"
     folder.mkdir()
@@ -326,13 +324,13 @@ def test_an_unfinished_run_is_told(tmp_path):
     )
 
 
-def test_unlike_ground_is_not_interpolated(tmp_path):
+def test_matched_refuses_mixed_runs(tmp_path):
     sweep(tmp_path, kls=(1.0, 2.0), seeds=1)
     with pytest.raises(UsageError, match="leave --mixed out"):
         matched(chosen(tmp_path, mixed=True), "kl", 1.5)
 
 
-def test_what_is_asked_is_read():
+def test_parse_match_reads_quantity_and_value():
     assert parse_match("kl") == ("kl", None) and parse_match("flops=1e12") == ("flops", 1e12)
     with pytest.raises(UsageError, match="Did you mean 'flops'"):
         parse_match("flop=3")
@@ -346,7 +344,7 @@ def test_what_is_asked_is_read():
 # -- sweeps ----------------------------------------------------------------------------------------
 
 
-def test_a_sweep_differs_in_numbers_only():
+def test_sweeps_differ_in_numbers_only():
     records = [
         record(
             "dpo",
@@ -365,10 +363,10 @@ def test_a_sweep_differs_in_numbers_only():
     assert {one.value(row) for row in one.rows} == {
         "0.1",
         "0.3",
-    } and one.told == "dpo (shuffle=False), over beta"
+    } and one.title == "dpo (shuffle=False), over beta"
 
 
-def test_a_studys_entries_are_apart():
+def test_sweeps_keep_entries_of_a_study_apart():
     records = [
         record(
             "dpo", recipe=str(beta), options={"beta": beta}, label=f"{entry} {beta}", entry=entry
@@ -378,7 +376,7 @@ def test_a_studys_entries_are_apart():
     assert {s.name: len(s.rows) for s in sweeps(rows_of(records))} == {"a": 2, "b": 2}
 
 
-def test_only_what_was_asked_for_is_swept():
+def test_sweeps_name_options_set_by_hand():
     records = [
         record(
             "dpo",
@@ -392,7 +390,7 @@ def test_only_what_was_asked_for_is_swept():
     assert found.options == ("steps",)
 
 
-def test_scores_are_by_seed_and_prompt(tmp_path):
+def test_scores_of_are_by_seed_and_prompt(tmp_path):
     for seed in (1, 0):
         run(tmp_path, "ppo", seed, 2.0)
     (row,) = chosen(tmp_path).rows
@@ -410,7 +408,7 @@ def test_scores_are_by_seed_and_prompt(tmp_path):
     assert [r["seed"] for r in row.good] == [0, 1] and not math.isclose(*scores["gold"][:, 0])
 
 
-def test_seeds_on_other_prompts_are_no_row(tmp_path):
+def test_scores_of_refuses_seeds_on_other_prompts(tmp_path):
     for seed in (0, 1):
         run(tmp_path, "ppo", seed, 2.0)
     (row,) = chosen(tmp_path).rows

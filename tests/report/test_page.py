@@ -69,7 +69,7 @@ def told(tree):
     return " ".join(" ".join(tree.text).split())
 
 
-def test_it_is_well_formed_and_every_link_leads_somewhere(tree):
+def test_page_is_well_formed_and_links_resolve(tree):
     assert tree.open == []
     ids = tree.values("id")
     assert len(set(ids)) == len(ids) > 20
@@ -80,7 +80,7 @@ def test_it_is_well_formed_and_every_link_leads_somewhere(tree):
     assert labelled and set(labelled) <= set(ids)
 
 
-def test_its_parts_come_in_order(tree):
+def test_page_has_its_parts_in_order(tree):
     parts = [attributes["id"] for tag, attributes in tree.tags if tag == "section"]
     assert parts == [
         "s0",
@@ -93,7 +93,7 @@ def test_its_parts_come_in_order(tree):
     ]
 
 
-def test_every_row_of_a_table_leads_to_its_runs(text, tree):
+def test_page_links_rows_to_their_runs(text, tree):
     rows = re.findall(r'<th scope="row"><a href="#(s\d-r\d)">', text)
     assert {"s0-r0", "s0-r1", "s0-r2", "s1-r0", "s1-r1", "s1-r2", "s1-r3"} == set(rows)
     bodies = [
@@ -104,17 +104,17 @@ def test_every_row_of_a_table_leads_to_its_runs(text, tree):
     assert "toy/ppo/seed0-000000000000" in runs and "toy/ppo/seed1-000000000001" in runs
 
 
-def test_a_study_file_is_said_to_hold_relative_paths(tree):
+def test_page_explains_relative_paths_of_a_study_file(tree):
     """Saved elsewhere, a study with `plugins` of its own did not start."""
     assert "are relative to the folder that the original lay in" in told(tree)
 
 
-def test_the_answers_that_all_are_compared_with_are_the_baseline(text):
+def test_page_calls_the_compared_answers_the_baseline(text):
     assert "SFT's answer" not in text and '[SFT, "baseline"]' in text
     assert "answer to the baseline" in text
 
 
-def test_nothing_is_fetched(text, tree):
+def test_page_fetches_nothing(text, tree):
     assert {tag for tag, _ in tree.tags} & {"link", "iframe", "object", "embed", "base"} == set()
     assert all(source.startswith("data:image/svg+xml;base64,") for source in tree.values("src"))
     assert "@import" not in text and not re.search(r"url\((?!data:)", text.split("</style>")[0])
@@ -125,7 +125,7 @@ def html_file(name):
     return (html.HERE / name).read_text(encoding="utf-8")
 
 
-def test_the_policy_lets_the_one_script_run_and_nothing_else(text):
+def test_page_policy_allows_only_its_script(text):
     (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)"', text)
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -133,7 +133,7 @@ def test_the_policy_lets_the_one_script_run_and_nothing_else(text):
     assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
 
 
-def test_the_script_writes_text_only():
+def test_page_script_inserts_text_only():
     script = html_file("page.js")
     unsafe = (
         r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|new Function|setAttribute\(\"on"
@@ -154,7 +154,7 @@ def hostile_parts(tree):
     )
 
 
-def test_what_records_say_is_escaped(text, tree):
+def test_page_escapes_records(text, tree):
     assert hostile_parts(tree) == []
     written = told(tree)
     for hostile in (
@@ -171,7 +171,7 @@ def test_what_records_say_is_escaped(text, tree):
     )
 
 
-def test_negative_control_for_escaping(results, monkeypatch):
+def test_escaping_has_a_negative_control(results, monkeypatch):
     import jinja2
 
     class Trusting(jinja2.Environment):
@@ -187,14 +187,14 @@ def test_negative_control_for_escaping(results, monkeypatch):
     assert hostile_parts(Loose(page(results, "mine"))) != []
 
 
-def test_data_cannot_end_its_element():
+def test_inline_json_cannot_end_its_element():
     data = {"hostile": pages.HOSTILE}
     written = html.inline_json(data)
     assert json.loads(written) == data and written.isascii()
     assert not set("<>&\u2028") & set(written)
 
 
-def test_what_is_not_seen_is_written_out():
+def test_visible_escapes_invisible_characters():
     assert (
         html.visible("a\u202eb\x00c\ud800d\n\te\U000e0041")
         == "a\\u202eb\\u0000c\\ud800d\n\te\\u{e0041}"
@@ -205,7 +205,7 @@ def test_what_is_not_seen_is_written_out():
     )
 
 
-def test_the_same_records_give_the_same_bytes(results, text):
+def test_page_has_the_same_bytes_for_the_same_records(results, text):
     assert page(results, "mine") == text
     code = (
         f"import pathlib, harness.report.page as p; print(p.page(pathlib.Path({str(results)!r}),"
@@ -217,7 +217,7 @@ def test_the_same_records_give_the_same_bytes(results, text):
     assert again.stdout == text + "\n"
 
 
-def test_failed_and_refused_and_missing_runs_are_shown(text, tree):
+def test_page_shows_failed_refused_and_missing_runs(text, tree):
     written = told(tree)
     assert "kto 0 diverged Loss is nan" in written
     assert "9 of 10 runs are there. Not there yet: grpo on toy seed 0." in written
@@ -225,7 +225,7 @@ def test_failed_and_refused_and_missing_runs_are_shown(text, tree):
     assert "1 of 9 runs failed" in written and "1 were refused" in written
 
 
-def test_settings_seeds_tuning_provenance_and_citations_are_there(text, tree):
+def test_page_has_settings_tuning_provenance_and_citations(text, tree):
     written = told(tree)
     assert "beta=0.1" in text and "0, 1" in written
     assert (
@@ -238,7 +238,7 @@ def test_settings_seeds_tuning_provenance_and_citations_are_there(text, tree):
     )
     assert "harness run --method 'it'\"'\"'s <i>' --seed 0" in written
     assert (
-        "Tuned, and left as it was: the best of 2 trials (random search, seed 4; highest mean"
+        "Tuned, settings unchanged: the best of 2 trials (random search, seed 4; highest mean"
         " gold)." in written
     )
     assert "c0ffee, with changes" in written and "torch 2.13.0" in written
@@ -257,7 +257,7 @@ def test_settings_seeds_tuning_provenance_and_citations_are_there(text, tree):
         assert question in written
 
 
-def test_options_that_differ_or_were_asked_for_are_marked(tmp_path):
+def test_page_marks_options_that_differ_or_were_set(tmp_path):
     pages.add(tmp_path, "start", options={})
     pages.add(tmp_path, "dpo", options={"beta": 0.1, "epochs": 1.0}, asked=["beta"])
     pages.add(tmp_path, "ipo", options={"beta": 0.3, "epochs": 1.0})
@@ -269,7 +269,7 @@ def test_options_that_differ_or_were_asked_for_are_marked(tmp_path):
     )
 
 
-def test_the_cost_of_every_phase_is_there(tmp_path):
+def test_page_shows_the_cost_of_every_phase(tmp_path):
     cost = record()["cost"]
     cost["phases"] = {"rollout": {"cpu_seconds": 3.0, "flops": 2e12}}
     cost["shared"] = {"sft": {"cpu_seconds": 19.0, "flops": 9e11}}
@@ -278,7 +278,7 @@ def test_the_cost_of_every_phase_is_there(tmp_path):
     assert "rollout ppo 11.0 3 3.0 2" in written and "sft 19.0 CPU s, 0.9 TFLOP." in written
 
 
-def test_unlike_ground_is_a_table_apart(tmp_path):
+def test_page_gives_incomparable_runs_a_table_of_their_own(tmp_path):
     other = GROUND | {"preferences": "XX"}
     for method in ("start", "dpo"):
         pages.add(tmp_path, method, suite_options={"labeller_bias": 0.0})
@@ -292,7 +292,7 @@ def test_unlike_ground_is_a_table_apart(tmp_path):
     assert "they differ in preferences" in told(Tree(page(tmp_path)))
 
 
-def test_grounds_that_nobody_asked_for_are_told_by_their_hashes(tmp_path):
+def test_page_names_incomparable_runs_by_digest(tmp_path):
     pages.add(tmp_path, "dpo")
     pages.add(tmp_path, "dpo", ground=GROUND | {"judge": "gold/2"}, recipe="later")
     assert [s.title for s in sections(tmp_path, None, None)] == [
@@ -301,13 +301,13 @@ def test_grounds_that_nobody_asked_for_are_told_by_their_hashes(tmp_path):
     ]
 
 
-def test_nothing_but_failures_is_a_page_too(tmp_path):
+def test_page_of_failures_only_is_written(tmp_path):
     put(tmp_path, failure("dpo"))
     written = told(Tree(page(tmp_path)))
     assert "diverged The loss is nan" in written and "There is no finished run" in written
 
 
-def test_one_suite_can_be_asked_for(results):
+def test_page_of_one_suite_has_only_it(results):
     assert [s.title for s in sections(results, "mine", "toy")] == ["toy"]
     with pytest.raises(UsageError, match="toy"):
         sections(results, "mine", "toi")
@@ -316,7 +316,7 @@ def test_one_suite_can_be_asked_for(results):
 # -- samples ---------------------------------------------------------------------------------------
 
 
-def test_prompts_and_sft_are_there_once_and_every_answer_is_kept(text):
+def test_page_holds_prompts_once_and_every_answer(text):
     suite = pages.browsed(text)[1]
     assert suite["title"] == "toy" and suite["total"] == pages.PROMPTS
     rows = {row["name"]: row["runs"] for row in suite["rows"]}
@@ -332,14 +332,14 @@ def test_prompts_and_sft_are_there_once_and_every_answer_is_kept(text):
     assert suite["prompts"]["baseline"] == [s["baseline"] for s in pages.samples("start", 0)]
 
 
-def test_only_the_first_prompts_are_browsed_and_the_page_says_so(results):
+def test_page_states_how_many_prompts_it_holds(results):
     short = page(results, "mine", prompts=5)
     assert pages.browsed(short)[0]["prompts"]["id"] == [f"test/{i}" for i in range(5)]
     assert f"toy: the first 5 of {pages.PROMPTS} prompts." in told(Tree(short))
     assert f"toy: all {pages.PROMPTS} prompts." in told(Tree(page(results, "mine")))
 
 
-def test_prompts_that_are_not_the_same_are_refused(tmp_path):
+def test_page_refuses_different_prompts_of_one_id(tmp_path):
     pages.add(tmp_path, "start")
     folder = pages.add(tmp_path, "dpo")
     file = folder / "samples.jsonl"
@@ -348,13 +348,13 @@ def test_prompts_that_are_not_the_same_are_refused(tmp_path):
         page(tmp_path)
 
 
-def test_a_page_that_would_be_too_large_is_refused(results, monkeypatch):
+def test_page_refuses_to_be_too_large(results, monkeypatch):
     monkeypatch.setattr(module, "MAX_BYTES", 50_000)
     with pytest.raises(UsageError, match=r"more than 0: with 24 prompts.*Lower --prompts"):
         page(results, "mine", prompts=24)
 
 
-def test_twenty_rows_of_512_prompts_in_three_suites_fit(tmp_path):
+def test_page_of_twenty_rows_in_three_suites_fits(tmp_path):
     for suite in ("one", "two", "three"):
         for i in range(20):
             pages.add(tmp_path, f"m{i}", n=512, suite=suite, recipe=f"m{i}-{suite}")
@@ -369,7 +369,7 @@ def test_twenty_rows_of_512_prompts_in_three_suites_fit(tmp_path):
 # -- citations -------------------------------------------------------------------------------------
 
 
-def test_the_papers_of_all_methods_are_known():
+def test_bibtex_knows_the_papers_of_all_methods():
     registry, known = installed(), citations.entries()
     papers = {m.paper for m in registry.classes["methods"].values() if m.paper}
     assert len(papers) > 10 and [p for p in papers if citations.arxiv_id(p) not in known] == []
@@ -381,7 +381,7 @@ def test_the_papers_of_all_methods_are_known():
         )
 
 
-def test_of_an_unknown_paper_only_the_address_is_told():
+def test_bibtex_gives_the_address_of_an_unknown_paper():
     own, one, other = citations.bibtex(
         ["https://arxiv.org/abs/1901.00001v2", "", "https://example.org/a-b"]
     )
@@ -392,7 +392,7 @@ def test_of_an_unknown_paper_only_the_address_is_told():
 # -- the command, and what it loads ----------------------------------------------------------------
 
 
-def test_the_command_says_where_it_wrote_and_how_much(results, tmp_path):
+def test_report_command_names_file_and_size(results, tmp_path):
     done = process("report", "mine", "--results", results)
     assert done.code == 0 and (results / "mine.html").read_text(encoding="utf-8").startswith(
         "<!DOCTYPE html>"
@@ -412,7 +412,7 @@ def test_the_command_says_where_it_wrote_and_how_much(results, tmp_path):
     assert done.code == 0 and "All runs" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
-def test_the_command_refuses_in_words(results, tmp_path):
+def test_report_command_refuses_in_one_message(results, tmp_path):
     assert process("report", "mime", "--results", results).code == 2
     done = process("report", "--results", tmp_path)
     assert done.code == 2 and "There is no run" in done.err
@@ -423,7 +423,7 @@ def test_the_command_refuses_in_words(results, tmp_path):
     assert process("report", "mine", "--results", results, "-o", new).code == 0 and new.is_file()
 
 
-def test_a_wheel_contains_the_page_and_the_project_templates(tmp_path):
+def test_wheel_contains_page_and_templates(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
         cwd=ROOT,

@@ -147,7 +147,7 @@ class View:
 # -- what is shown ---------------------------------------------------------------------------------
 
 
-def test_it_opens_from_disk_without_a_complaint_and_without_a_request(chrome, file):
+def test_page_opens_from_disk_without_errors_or_requests(chrome, file):
     chrome.get_log("performance")
     assert View(chrome, file).open().complaints() == []
     sent = [
@@ -159,7 +159,7 @@ def test_it_opens_from_disk_without_a_complaint_and_without_a_request(chrome, fi
     assert urls == set()
 
 
-def test_negative_control_for_complaints(chrome, file, tmp_path):
+def test_console_errors_have_a_negative_control(chrome, file, tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text(
         file.read_text(encoding="utf-8").replace('"use strict";', '"use strict"; '),
@@ -172,7 +172,7 @@ def test_negative_control_for_complaints(chrome, file, tmp_path):
     assert chrome.execute_script("return document.getElementById('browser').hidden")
 
 
-def test_the_first_prompt_and_every_method_are_shown(view):
+def test_browser_shows_the_first_prompt_and_every_method(view):
     assert view.listed() == IDS and view.chosen() == "test/0"
     assert view.text("#count") == f"{len(IDS)} of {len(IDS)} prompts"
     cards, truth = view.cards(), pages.samples("dpo", 0)[0]
@@ -194,7 +194,7 @@ def test_the_first_prompt_and_every_method_are_shown(view):
     ] in ("ye", "no")
 
 
-def test_methods_can_be_left_out(view):
+def test_browser_hides_unchecked_methods(view):
     view.run(
         "[...document.querySelectorAll('#rows input')].find((b) => b.value ==="
         f" '{pages.DPO}').click()"
@@ -208,7 +208,7 @@ def test_methods_can_be_left_out(view):
     assert set(view.cards()) == {"baseline"} and view.address()["rows"] == ""
 
 
-def test_another_seed_shows_its_answers(view):
+def test_browser_shows_the_answers_of_a_seed(view):
     view.choose(seed="1")
     assert view.cards()[pages.LABEL][1] == pages.samples("ppo", 1)[0]["answer"]
     assert view.cards()[pages.DPO][1] == "" and view.chosen() == "test/0"
@@ -227,7 +227,7 @@ def expected(relation, ours, theirs):
 @pytest.mark.parametrize(
     ("b", "theirs"), [("", BASELINE), (pages.DPO, gold("dpo"))], ids=["baseline", "dpo"]
 )
-def test_the_filter_gives_exactly_the_prompts(view, relation, b, theirs):
+def test_filter_selects_exactly_the_prompts(view, relation, b, theirs):
     right = expected(relation, gold("ppo"), theirs)
     assert 0 < len(right) < len(IDS)
     view.choose(a=pages.LABEL, o=relation, b=b)
@@ -237,7 +237,7 @@ def test_the_filter_gives_exactly_the_prompts(view, relation, b, theirs):
     assert view.text("#tally").endswith(": {} won, {} tied, {} lost".format(*tally))
 
 
-def test_negative_control_for_the_filter(chrome, file, tmp_path, monkeypatch):
+def test_filter_has_a_negative_control(chrome, file, tmp_path, monkeypatch):
     wrong = altered(file, tmp_path, "ours > theirs", "ours >= theirs")
     view = View(chrome, wrong).open("suite=toy").choose(a=pages.LABEL, o="beats")
     assert view.listed() != expected("beats", gold("ppo"), BASELINE) and len(view.listed()) > 0
@@ -251,7 +251,7 @@ def altered(file, folder, old, new):
     return made
 
 
-def test_sorting_by_the_difference_of_gold(view):
+def test_sort_by_difference_of_gold(view):
     ours, theirs = gold("ppo"), gold("dpo")
     view.choose(a=pages.LABEL, b=pages.DPO, sort="gold")
     assert view.listed() == sorted(IDS, key=lambda i: ours[i] - theirs[i])
@@ -260,13 +260,13 @@ def test_sorting_by_the_difference_of_gold(view):
 
 
 @pytest.mark.parametrize("figure", ["kl", "length"])
-def test_sorting_by_a_figure(view, figure):
+def test_sort_by_a_figure(view, figure):
     values = {s["prompt_id"]: s[figure] for s in pages.samples("dpo", 0)}
     assert view.choose(a=pages.DPO, sort=figure).listed() == sorted(IDS, key=values.get)
     assert view.choose(sort="order").listed() == IDS
 
 
-def test_sorting_by_what_the_proxy_thinks_too_much_of(view):
+def test_sort_by_over_optimisation(view):
     rows = pages.samples("dpo", 0)
 
     def rank(name, i):
@@ -279,7 +279,7 @@ def test_sorting_by_what_the_proxy_thinks_too_much_of(view):
     assert [over[i] for i in found] == sorted(over.values(), reverse=True) and found != IDS
 
 
-def test_the_search_looks_at_prompts_and_answers(view):
+def test_search_covers_prompts_and_answers(view):
     view.choose(q="PROMPT 7:")
     assert view.listed() == ["test/7"]
     assert view.choose(q="dpo 0 says 11").listed() == ["test/11"]
@@ -293,7 +293,7 @@ def test_the_search_looks_at_prompts_and_answers(view):
 # -- keys and views --------------------------------------------------------------------------------
 
 
-def test_keys_go_to_the_next_prompt_and_back(view):
+def test_keys_move_between_prompts(view):
     from selenium.webdriver.common.keys import Keys
 
     assert view.press("j", "j").chosen() == "test/2"
@@ -319,7 +319,7 @@ def test_keys_follow_the_filter(view):
     assert view.choose(a=pages.LABEL, o="loses").press("j").chosen() == right[1]
 
 
-def test_a_slash_goes_to_the_search_where_keys_are_letters(view):
+def test_slash_key_opens_the_search(view):
     from selenium.webdriver.common.keys import Keys
 
     view.press("/")
@@ -330,7 +330,7 @@ def test_a_slash_goes_to_the_search_where_keys_are_letters(view):
     assert view.run("return document.activeElement.id") == "list"
 
 
-def test_a_question_mark_shows_the_keys(view):
+def test_question_mark_key_shows_the_keys(view):
     from selenium.webdriver.common.keys import Keys
 
     view.press("?")
@@ -345,7 +345,7 @@ def test_a_question_mark_shows_the_keys(view):
     )
 
 
-def test_the_address_restores_the_view(view, chrome, file):
+def test_address_restores_the_view(view, chrome, file):
     view.choose(seed="1", a=pages.LABEL, o="loses", b="", sort="kl", dir="down", q="prompt").press(
         "j"
     )
@@ -368,18 +368,18 @@ def test_the_address_restores_the_view(view, chrome, file):
     "asked",
     ["suite=none&a=nobody&b=nobody&o=x&sort=x&dir=x&seed=9&p=none&rows=nobody", "%", "=&&="],
 )
-def test_an_address_of_nothing_is_no_harm(chrome, file, asked):
+def test_address_with_unknown_values_is_ignored(chrome, file, asked):
     view = View(chrome, file).open(asked)
     assert len(view.listed()) == pages.PROMPTS and view.chosen() == "test/0"
     assert view.complaints() == []
 
 
-def test_suites_are_changed(view):
+def test_suite_control_changes_the_suite(view):
     view.choose(suite="<i>other")
     assert view.address()["suite"] == "<i>other" and view.listed() == IDS
 
 
-def test_focus_is_seen_and_goes_through_the_controls_in_order(view):
+def test_focus_is_visible_and_in_order(view):
     from selenium.webdriver.common.keys import Keys
 
     view.run("document.getElementById('suite').focus()")
@@ -403,7 +403,7 @@ def escaped(text):
     return visible(text)
 
 
-def test_hostile_text_is_shown_and_does_nothing(view):
+def test_hostile_text_is_shown_as_text(view):
     for i, sample in enumerate(pages.samples("dpo", 0)):
         assert view.text("#detail h3") == f"Prompt test/{i}"
         assert view.text(".ask .text") == escaped(sample["prompt"])
@@ -418,7 +418,7 @@ def test_hostile_text_is_shown_and_does_nothing(view):
     )
 
 
-def test_negative_control_for_hostile_text(chrome, file, tmp_path):
+def test_hostile_text_has_a_negative_control(chrome, file, tmp_path):
     careless = altered(
         file,
         tmp_path,
@@ -433,7 +433,7 @@ def test_negative_control_for_hostile_text(chrome, file, tmp_path):
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_no_text_makes_the_page_wider(view, width):
+def test_page_width_is_not_changed_by_text(view, width):
     settings = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     view.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", settings)
     try:
@@ -449,7 +449,7 @@ def test_no_text_makes_the_page_wider(view, width):
         view.chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_without_scripts_tables_and_plots_are_there(chrome, file):
+def test_page_without_scripts_has_tables_and_plots(chrome, file):
     chrome.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         View(chrome, file).open()
@@ -460,7 +460,7 @@ def test_without_scripts_tables_and_plots_are_there(chrome, file):
     assert "win-rate vs baseline" in body and "@misc{rafailov2023direct" in body
 
 
-def test_print_has_what_is_folded_and_no_controls(view):
+def test_print_unfolds_content_and_hides_controls(view):
     view.chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
         seen = "return getComputedStyle(document.querySelector(arguments[0])).display"
@@ -474,7 +474,7 @@ def test_print_has_what_is_folded_and_no_controls(view):
         view.chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
-def test_dark_is_dark(view):
+def test_dark_mode_has_dark_colours(view):
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     shade = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
     assert min(view.run(shade)) > 200
@@ -483,6 +483,6 @@ def test_dark_is_dark(view):
     view.chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_the_script_is_the_one_that_is_shipped(file):
+def test_page_script_is_the_shipped_one(file):
     assert (HERE / "page.js").read_text(encoding="utf-8") in file.read_text(encoding="utf-8")
     assert os.path.getsize(file) < 20_000_000

@@ -108,7 +108,7 @@ def lines(axis):
 # -- frontier --------------------------------------------------------------------------------------
 
 
-def test_the_frontiers_points_and_bars_are_the_statistics(selection, figures):
+def test_frontier_points_and_bars_are_the_statistics(selection, figures):
     (axis,) = figures["frontier"].axes
     found = bars(axis)
     assert sum(len(own) for own in found.values()) == len(selection.rows) == 16
@@ -121,7 +121,7 @@ def test_the_frontiers_points_and_bars_are_the_statistics(selection, figures):
         assert np.allclose(found[one.name], sorted(expected))
 
 
-def test_a_sweep_is_one_line_by_kl_with_its_values_beside(selection, figures):
+def test_frontier_draws_a_sweep_as_one_line_with_values(selection, figures):
     (axis,) = figures["frontier"].axes
     for container in axis.containers:
         x = container.lines[0].get_xdata()
@@ -134,7 +134,7 @@ def test_a_sweep_is_one_line_by_kl_with_its_values_beside(selection, figures):
     assert "ppo, over beta, 3 seeds" in legend(figures["frontier"])
 
 
-def test_labels_lie_within_the_axes_and_apart(figures):
+def test_place_labels_keeps_labels_inside_and_apart(figures):
     figure = figures["frontier"]
     (axis,), renderer = figure.axes, figure.canvas.get_renderer()
     boxes = [t.get_window_extent(renderer) for t in axis.texts]
@@ -147,7 +147,7 @@ def test_labels_lie_within_the_axes_and_apart(figures):
     assert not [1 for a, b in pairs if a.overlaps(b) and a.width * a.height > 0]
 
 
-def test_a_bar_that_is_cut_is_named(tmp_path):
+def test_frontier_names_a_cut_bar(tmp_path):
     for seed, kl in enumerate((1.0, 1.1, 9.0)):  # ppo's seeds are far apart; start's are not
         run(tmp_path, "ppo", seed, kl, {"beta": 0.1})
         run(tmp_path, "start", seed, 0.0, {"unused": True})
@@ -163,7 +163,7 @@ def test_a_bar_that_is_cut_is_named(tmp_path):
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.floats(0, 1)), min_size=1, max_size=15))
-def test_the_frontier_is_what_none_beats(points):
+def test_frontier_of_has_no_dominated_point(points):
     kept = frontier.frontier_of(points)
     assert set(kept) <= set(points)
     for kl, win in points:
@@ -174,7 +174,7 @@ def test_the_frontier_is_what_none_beats(points):
         )
 
 
-def test_the_frontier_is_drawn(selection, figures):
+def test_frontier_is_drawn(selection, figures):
     (axis,) = figures["frontier"].axes
     spots = [frontier.spot_of(row) for row in selection.rows]
     kept = frontier.frontier_of([(s.kl.mean, s.win.mean) for s in spots])
@@ -183,7 +183,7 @@ def test_the_frontier_is_drawn(selection, figures):
     assert np.allclose(drawn_points, [*kept, (max(s.kl.mean for s in spots), kept[-1][1])])
 
 
-def test_best_of_ns_bounds_are_marked(selection, figures):
+def test_frontier_marks_the_bounds_of_best_of_n(selection, figures):
     (axis,) = figures["frontier"].axes
     marks = sorted(
         line.get_xdata()[0]
@@ -200,7 +200,7 @@ def test_best_of_ns_bounds_are_marked(selection, figures):
     assert np.allclose(x, np.log(n) - (n - 1) / n) and x[0] == 0 and y[0] == 0.5
 
 
-def test_without_best_of_n_nothing_is_marked_as_estimated(tmp_path):
+def test_frontier_marks_no_bounds_without_best_of_n(tmp_path):
     run(tmp_path, "ppo", 0, 2.0)
     assert not any("estimated" in text for text in legend(drawn("frontier", chosen(tmp_path))))
 
@@ -208,7 +208,7 @@ def test_without_best_of_n_nothing_is_marked_as_estimated(tmp_path):
 # -- cost ------------------------------------------------------------------------------------------
 
 
-def test_costs_are_means_over_seeds_and_nothing_is_dropped(selection, figures):
+def test_cost_is_the_mean_over_seeds_of_every_row(selection, figures):
     axes = figures["cost"].axes
     assert [axis.get_xlabel() for axis in axes] == list(cost.PANELS)
     assert all(axis.get_xscale() == "log" for axis in axes)
@@ -225,7 +225,7 @@ def test_costs_are_means_over_seeds_and_nothing_is_dropped(selection, figures):
         )
 
 
-def test_what_costs_nothing_stands_left_of_the_axis(figures):
+def test_cost_of_zero_is_left_of_the_axis(figures):
     axis = figures["cost"].axes[0]
     found = bars(axis)
     least = min(own[0][0] for name, own in found.items() if "ppo" in name or "dpo" in name)
@@ -235,11 +235,11 @@ def test_what_costs_nothing_stands_left_of_the_axis(figures):
     )
     assert ticks[found["start"][0][0]] == "none"
     assert all(x >= least / 1.2 for x, text in ticks.items() if text != "none")
-    assert "come on top" in figures["cost"].get_supxlabel()
+    assert "are not included" in figures["cost"].get_supxlabel()
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.02, 1.5, 2.9, 3.1, 30.0, 1e4])
-def test_ticks_of_costs_are_apart(ratio, tmp_path):
+def test_cost_ticks_are_apart(ratio, tmp_path):
     for i, flops in enumerate((1e12, ratio * 1e12)):
         run(tmp_path, "ppo", 0, 1.0, {"beta": 0.1 * (i + 1)}, cost={"flops": flops})
     figure = drawn("cost", chosen(tmp_path))
@@ -252,7 +252,7 @@ def test_ticks_of_costs_are_apart(ratio, tmp_path):
 # -- curves ----------------------------------------------------------------------------------------
 
 
-def test_a_band_is_students_interval_over_seeds():
+def test_curve_of_has_students_interval_over_seeds():
     found = curves.curve_of(
         [{1.0: 1.0, 2.0: 5.0}, {1.0: 2.0, 2.0: 5.0, 3.0: 9.0}, {1.0: 3.0, 2.0: 5.0}]
     )
@@ -262,7 +262,7 @@ def test_a_band_is_students_interval_over_seeds():
     assert alone.mean == [1.0, 5.0] and all(math.isnan(h) for h in alone.half)
 
 
-def test_curves_are_what_was_logged(selection, figures):
+def test_curves_show_the_logged_metrics(selection, figures):
     axes = {axis.get_ylabel(): axis for axis in figures["curves"].axes}
     assert list(axes) == [*curves.ROLLOUTS.values(), curves.LOSS, *curves.KEPT.values()]
     reward = lines(axes["reward of rollouts"])
@@ -284,7 +284,7 @@ def test_curves_are_what_was_logged(selection, figures):
     ]
 
 
-def test_one_seed_has_no_band(tmp_path):
+def test_curves_of_one_seed_have_no_band(tmp_path):
     run(tmp_path, "ppo", 0, 2.0, metrics=logged(9, 0, "reward"))
     figure = drawn("curves", chosen(tmp_path))
     (axis,) = figure.axes
@@ -294,7 +294,7 @@ def test_one_seed_has_no_band(tmp_path):
 # -- over-optimisation -----------------------------------------------------------------------------
 
 
-def test_gold_is_over_the_start_checkpoint_and_fitted_by_seed(selection, figures):
+def test_overoptimization_fits_gold_by_seed(selection, figures):
     series = {s.name: s for s in overoptimization.series_of(selection)}
     assert set(series) == {
         "best_of_n, over n",
@@ -333,7 +333,7 @@ def fits_of(figure):
     return {texts[i, 0]: [texts[i, j] for j in range(1, columns)] for i in rows}
 
 
-def test_fits_stand_in_a_table(selection, figures):
+def test_overoptimization_has_a_table_of_fits(selection, figures):
     fits = fits_of(figures["overoptimization"])
     series = overoptimization.series_of(selection)
     assert list(fits) == [one.name for one in series] and len(fits) == 8
@@ -347,7 +347,7 @@ def test_fits_stand_in_a_table(selection, figures):
     assert fits["best_of_n, over n"][-1] == "beyond the points"
 
 
-def test_each_series_has_a_panel_of_its_own_on_the_same_axes(selection, figures):
+def test_overoptimization_has_a_panel_per_series(selection, figures):
     *axes, _ = figures["overoptimization"].axes
     series = overoptimization.series_of(selection)
     assert [axis.get_title().replace("\n", " ") for axis in axes] == [s.name for s in series]
@@ -357,7 +357,7 @@ def test_each_series_has_a_panel_of_its_own_on_the_same_axes(selection, figures)
         assert labels.count(one.name) == labels.count(f"{one.name}: proxy") == len(one.paths)
 
 
-def test_a_proxy_beyond_the_axis_is_named(tmp_path):
+def test_overoptimization_names_a_cut_proxy(tmp_path):
     for kl in (0.5, 1.0, 2.0, 4.0):
         run(tmp_path, "ppo", 0, kl, {"beta": 1 / kl}, lambda d: d * (1.5 - 0.8 * math.log(d)))
     file = max(tmp_path.rglob("result.json"))
@@ -370,7 +370,7 @@ def test_a_proxy_beyond_the_axis_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("alpha", "peak"), [(-0.5, "none"), (0.2, "before the points")])
-def test_no_peak_is_given_that_no_point_shows(tmp_path, alpha, peak):
+def test_overoptimization_gives_no_peak_without_points(tmp_path, alpha, peak):
     """Gold that falls from the first point on had a peak of 0.00 at d = 0.00."""
     for kl in (0.5, 1.0, 2.0, 4.0):
         run(tmp_path, "ppo", 0, kl, {"beta": 1 / kl}, lambda d: d * (alpha - 0.8 * math.log(d)))
@@ -378,7 +378,7 @@ def test_no_peak_is_given_that_no_point_shows(tmp_path, alpha, peak):
     assert shown == peak
 
 
-def test_too_few_points_are_drawn_without_a_fit(tmp_path):
+def test_overoptimization_draws_few_points_without_a_fit(tmp_path):
     for beta, kl in ((0.1, 2.0), (0.2, 1.0)):
         run(tmp_path, "ppo", 0, kl, {"beta": beta})
     figure = drawn("overoptimization", chosen(tmp_path))
@@ -389,7 +389,7 @@ def test_too_few_points_are_drawn_without_a_fit(tmp_path):
 # -- wins ------------------------------------------------------------------------------------------
 
 
-def test_the_win_matrix_is_of_gold_on_the_same_prompts(selection, figures):
+def test_wins_matrix_is_of_gold_on_the_same_prompts(selection, figures):
     matrix, ratings = figures["wins"].axes
     found = rate({row.name: scores_of(row)["gold"] for row in selection.rows})
     order = sorted(found.ratings, key=lambda name: -found.ratings[name].elo)
@@ -410,7 +410,7 @@ def test_the_win_matrix_is_of_gold_on_the_same_prompts(selection, figures):
         )
 
 
-def test_cells_can_be_read():
+def test_wins_cells_have_contrast():
     from matplotlib import colormaps
 
     for rate_ in np.linspace(0, 1, 101):
@@ -423,7 +423,7 @@ def test_cells_can_be_read():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_cut_off_and_text_is_large_enough(kind, figures):
+def test_plots_are_complete_with_text_of_seven_points(kind, figures):
     from matplotlib.text import Text
 
     figure = figures[kind]
@@ -444,7 +444,7 @@ def test_nothing_is_cut_off_and_text_is_large_enough(kind, figures):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_legends_cover_no_panel_and_no_note(kind, figures):
+def test_legends_overlap_nothing(kind, figures):
     figure = figures[kind]
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
@@ -461,7 +461,7 @@ def test_legends_cover_no_panel_and_no_note(kind, figures):
     ]
 
 
-def test_matplotlib_is_loaded_when_a_picture_is_drawn_and_not_before():
+def test_matplotlib_is_loaded_only_for_drawing():
     code = (
         "import sys, harness.report.plots.pictures, harness.report.tables.match; print([m for m in"
         " sys.modules if m in NAMES])"
@@ -476,7 +476,7 @@ def test_matplotlib_is_loaded_when_a_picture_is_drawn_and_not_before():
         assert told.stdout.strip() == expected, told.stderr
 
 
-def test_no_two_rows_look_the_same():
+def test_look_differs_for_every_row():
     assert len({look(i) for i in range(140)}) == 140
     assert len({(look(i).marker, look(i).full) for i in range(20)}) == 20  # in grey too
     assert (
@@ -487,7 +487,7 @@ def test_no_two_rows_look_the_same():
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_records_give_the_same_bytes(kind, style, small):
+def test_render_gives_the_same_bytes_for_the_same_records(kind, style, small):
     first = render(kind, small, style)
     assert first == render(kind, small, style)
     assert first.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[style])
@@ -495,7 +495,7 @@ def test_the_same_records_give_the_same_bytes(kind, style, small):
     assert matplotlib.__version__.encode() not in first
 
 
-def test_the_same_bytes_in_another_process_at_another_time(results, tmp_path):
+def test_render_gives_the_same_bytes_in_another_process(results, tmp_path):
     for name, more in (
         ("a", {}),
         ("b", {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1"}),
@@ -524,14 +524,14 @@ def path():
     return os.pathsep.join(str(ROOT / part) for part in ("", "plugins", "suites"))
 
 
-def test_a_different_record_gives_different_bytes(results, tmp_path):
+def test_render_gives_other_bytes_for_another_record(results, tmp_path):
     run(tmp_path, "ppo", 0, 2.0)
     before = render("frontier", chosen(tmp_path), "svg")
     run(tmp_path, "ppo", 1, 2.1)
     assert render("frontier", chosen(tmp_path), "svg") != before
 
 
-def test_failed_runs_are_not_drawn(tmp_path):
+def test_plots_leave_failed_runs_out(tmp_path):
     run(tmp_path, "ppo", 0, 2.0)
     put(tmp_path, failure("dpo"))
     (axis,) = drawn("frontier", chosen(tmp_path)).axes
@@ -555,14 +555,14 @@ def test_legends_count_failed_seeds(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_to_draw_is_one_clear_message(kind, tmp_path):
+def test_draw_without_data_is_one_message(kind, tmp_path):
     put(tmp_path, failure("dpo"))
     with pytest.raises(NothingToDraw) as refusal:
         render(kind, chosen(tmp_path))
     assert "toy" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_kinds_that_need_more_say_what(tmp_path):
+def test_draw_says_what_a_kind_needs(tmp_path):
     run(tmp_path, "ppo", 0, 2.0)
     selection = chosen(tmp_path)
     for kind, why in (
@@ -581,7 +581,7 @@ def test_kinds_that_need_more_say_what(tmp_path):
 # -- the command -----------------------------------------------------------------------------------
 
 
-def test_files_of_kinds():
+def test_targets_of_names_the_files_of_kinds():
     here = Path("r")
     assert targets_of("frontier", None, here) == {"frontier": here / "frontier.png"}
     assert targets_of("wins", Path("x.SVG"), here) == {"wins": Path("x.SVG")}
@@ -593,12 +593,12 @@ def test_files_of_kinds():
             targets_of("wins", Path(wrong), here)
 
 
-def test_a_wrong_ending_is_refused_before_anything_is_read(tmp_path):
+def test_plot_command_refuses_an_extension_before_reading(tmp_path):
     done = command("plot", "--results", tmp_path / "none", "-o", "x.jpg")
     assert done.code == 2 and ".png, .svg, .pdf" in done.err and "Traceback" not in done.text
 
 
-def test_all_says_what_it_left_out(tmp_path):
+def test_plot_command_all_names_kinds_without_data(tmp_path):
     run(tmp_path, "ppo", 0, 2.0)
     run(tmp_path, "dpo", 0, 1.0)
     told = list(draw_files(tmp_path, Filter(), "all", tmp_path / "p.png"))
@@ -616,7 +616,7 @@ def test_all_says_what_it_left_out(tmp_path):
         list(draw_files(tmp_path / "bad", Filter(), "all", None))
 
 
-def test_the_command_chooses_runs(results, tmp_path):
+def test_plot_command_selects_runs(results, tmp_path):
     done = command(
         "plot",
         "--results",
@@ -641,7 +641,7 @@ def test_the_command_chooses_runs(results, tmp_path):
     assert done.code == 3 and "Cannot write" in done.err
 
 
-def test_without_a_suite_every_suite_has_its_pictures(tmp_path):
+def test_plot_command_draws_every_suite(tmp_path):
     for suite in ("one", "two"):
         run(tmp_path, "ppo", 0, 2.0, suite=suite)
         run(tmp_path, "dpo", 0, 1.0, suite=suite)

@@ -55,9 +55,7 @@ def parsed(made):
 
 
 @pytest.mark.parametrize("verdicts", [True, False, None])
-def test_accuracy_has_an_interval_over_seeds_and_prompts_where_every_answer_has_a_verdict(
-    tmp_path, verdicts
-):
+def test_accuracy_has_an_interval_if_all_answers_have_verdicts(tmp_path, verdicts):
     told = [[float((i * (2 + seed)) % 3 > 0) for i in range(64)] for seed in range(3)]
     for seed, row in enumerate(told):
         made = record("dpo", seed)
@@ -83,7 +81,7 @@ def test_accuracy_has_an_interval_over_seeds_and_prompts_where_every_answer_has_
         assert "accuracy_low" not in figures and not cell.interval
 
 
-def test_verdicts_of_any_size_have_an_interval(tmp_path):
+def test_accuracy_of_any_verdicts_has_an_interval(tmp_path):
     made = record("rlvr") | {"seed": 0}
     values = [float(i % 5) - 3 for i in range(64)]
     made["evaluation"]["accuracy"] = estimate(fmean(values))
@@ -102,7 +100,7 @@ def test_verdicts_of_any_size_have_an_interval(tmp_path):
     )
 
 
-def test_rows_sft_first_then_by_strength(tmp_path):
+def test_rows_have_start_first_then_the_best(tmp_path):
     made = table(tmp_path, record("dpo", win=0.6), record("ppo", win=0.8), record("start", win=0.5))
     assert [row[0] for row in texts(made)] == ["start", "ppo", "dpo"]
     unused = {
@@ -127,7 +125,7 @@ def test_rows_sft_first_then_by_strength(tmp_path):
     assert row["models held (params)"] == "policy (300 k)" and row["peak MiB"] == "512"
 
 
-def test_each_run_can_have_a_row_of_its_own(tmp_path):
+def test_rows_of_each_run_are_separate(tmp_path):
     put(tmp_path, record("dpo", win=0.6), record("dpo", seed=1, win=0.8), record("start", win=0.5))
     assert [row[:2] for row in texts(of(tmp_path))] == [["start", "1"], ["dpo", "2"]]
     made = of(tmp_path, each=True)
@@ -157,12 +155,12 @@ def test_intervals_are_those_of_the_answers(tmp_path, seeds):
     assert row["win_rate_speaks_for"] == (ONE_SEED if seeds == 1 else SEVERAL_SEEDS)
 
 
-def test_an_interval_over_seeds_stays_a_share(tmp_path):
+def test_intervals_of_win_rates_stay_within_0_and_1(tmp_path):
     (row,) = table(tmp_path, record(seed=0, win=0.9), record(seed=1, win=0.1)).plain
     assert 0.0 <= row["win_rate_low"] < 0.1 and 0.9 < row["win_rate_high"] <= 1.0
 
 
-def test_figures_that_are_not_those_of_the_answers_are_refused(tmp_path):
+def test_figures_must_be_those_of_the_answers(tmp_path):
     put(tmp_path, record(win=0.6))
     (file,) = tmp_path.rglob("samples.jsonl")
     file.write_text(file.read_text().replace('"win": 1.0', '"win": 0.5', 1))
@@ -175,7 +173,7 @@ def test_figures_that_are_not_those_of_the_answers_are_refused(tmp_path):
         of(tmp_path)
 
 
-def test_answers_that_were_edited_are_refused_though_no_mean_moved(tmp_path):
+def test_table_refuses_edited_answers(tmp_path):
     put(tmp_path, record(win=0.6))
     (file,) = tmp_path.rglob("samples.jsonl")
     digest = write_rows(file, read_rows(file))
@@ -217,7 +215,7 @@ def scores_of(rate, seed, n=200):
     return [float(rng.random() < rate) for _ in range(n)]
 
 
-def test_bold_is_what_is_not_significantly_worse(tmp_path):
+def test_bold_rows_are_not_significantly_worse(tmp_path):
     same = scores_of(0.7, 1)
     made = put_answers(
         tmp_path,
@@ -242,7 +240,7 @@ def test_bold_is_what_is_not_significantly_worse(tmp_path):
 
 
 @pytest.mark.parametrize("prompts", [100, 200])  # fewer; as many, and other ones
-def test_nothing_is_bold_where_prompts_are_unlike(tmp_path, prompts):
+def test_bold_is_absent_if_prompts_differ(tmp_path, prompts):
     other = answers(
         scores_of(0.3, 2, prompts), method="dpo", ground=GROUND | {"evaluation_prompts": "dd"}
     )
@@ -250,14 +248,14 @@ def test_nothing_is_bold_where_prompts_are_unlike(tmp_path, prompts):
     made = put_answers(tmp_path, answers(scores_of(0.7, 1), method="ppo"), other, mixed=True)
     assert not any(cell.bold or cell.best for row in made.rows for cell in row)
     assert (
-        "Nothing is bold: rows answered unlike prompts" in made.caption
+        "Nothing is bold: rows answered different prompts" in made.caption
         and "Holm" not in made.caption
     )
     assert f"200 test prompts, one answer each at T=1 or {prompts} validation prompts" in made.title
     assert "win_rate_bold" not in made.plain[0]
 
 
-def test_unlike_ground_with_the_same_prompts_is_still_tested(tmp_path):
+def test_bold_is_tested_for_mixed_runs_on_the_same_prompts(tmp_path):
     other = answers(scores_of(0.3, 2), method="dpo", ground=GROUND | {"preferences": "dd"})
     made = put_answers(tmp_path, answers(scores_of(0.7, 1), method="ppo"), other, mixed=True)
     assert {str(row[0]): row[2].bold for row in made.rows} == {
@@ -266,13 +264,13 @@ def test_unlike_ground_with_the_same_prompts_is_still_tested(tmp_path):
     } and "Holm" in made.caption
 
 
-def test_prompts_that_are_unlike_by_name_only_are_not_paired(tmp_path):
+def test_bold_is_absent_if_prompts_of_one_name_differ(tmp_path):
     """An old record's ground may not hold them: the answers still do."""
     pairs = [answers(scores_of(0.5, i), method=name) for i, name in enumerate(("ppo", "dpo"))]
     put_answers(tmp_path, *pairs)
     file = next((tmp_path / "runs/toy/dpo").glob("*/samples.jsonl"))
     file.write_text(file.read_text().replace('"test/3"', '"test/999"'))
-    assert "Nothing is bold: rows answered unlike prompts" in of(tmp_path).caption
+    assert "Nothing is bold: rows answered different prompts" in of(tmp_path).caption
 
 
 def several(*counts):
@@ -288,13 +286,13 @@ def several(*counts):
     ("seeds", "borrowed"),
     [((3, 3, 3, 1), True), ((3, 3, 3), True), ((3, 3, 1), False), ((3, 3, 2), False)],
 )
-def test_the_caption_names_the_test_that_was_used(tmp_path, seeds, borrowed):
+def test_caption_names_the_test_used(tmp_path, seeds, borrowed):
     made = put_answers(tmp_path, *several(*seeds))
     assert ("pooled over alike rows" in made.caption) == borrowed
     assert "by t-tests paired over prompts" in made.caption
 
 
-def test_identical_methods_under_two_names_are_both_bold(tmp_path):
+def test_bold_marks_identical_rows_alike(tmp_path):
     pairs = [
         answers(scores_of(0.7, seed), seed, method=method, recipe=f"{method}-r")
         for method in ("ppo", "twin")
@@ -304,7 +302,7 @@ def test_identical_methods_under_two_names_are_both_bold(tmp_path):
     assert [(row[2].bold, row[2].best) for row in made.rows] == [(True, True), (True, True)]
 
 
-def test_a_diverged_seed_is_shown_and_counted(tmp_path):
+def test_footnotes_count_a_diverged_seed(tmp_path):
     put(tmp_path, failure("ppo", seed=2))
     pairs = [answers(scores_of(0.7, seed), seed, method="ppo") for seed in (0, 1)]
     made = put_answers(tmp_path, *pairs, answers(scores_of(0.5, 9), method="dpo"))
@@ -318,7 +316,7 @@ def test_a_diverged_seed_is_shown_and_counted(tmp_path):
     assert "(a) 1 of 3 runs failed" in Markdown().render(made)
 
 
-def test_a_budget_is_footnoted(tmp_path):
+def test_footnotes_name_a_budget(tmp_path):
     put(tmp_path, record("ppo"), record("dpo"))
     for method, left in (("ppo", -1), ("dpo", 3)):
         (folder,) = (tmp_path / "runs/toy" / method).iterdir()
@@ -330,7 +328,7 @@ def test_a_budget_is_footnoted(tmp_path):
     told = {str(row[0]): [made.footnotes[m] for m in row[1].marks] for row in made.rows}
     assert told == {
         "ppo": ["Budget: steps 100."],
-        "dpo": ["Budget: steps 100. It ended by itself before."],
+        "dpo": ["Budget: steps 100. Training ended before it was used up."],
     }
 
 
@@ -341,7 +339,7 @@ def computed(**settings):
     return {"execution": {"training": [used], "evaluation": used, "artifacts": {}}}
 
 
-def test_unlike_execution_is_footnoted_and_stands_in_one_table(tmp_path):
+def test_footnotes_name_different_execution_settings(tmp_path):
     put(
         tmp_path,
         record("ppo", **computed(micro_batch_tokens=512)),
@@ -355,7 +353,7 @@ def test_unlike_execution_is_footnoted_and_stands_in_one_table(tmp_path):
     assert "(micro_batch_tokens 512, most runs 16384)" in told["ppo"][0]
 
 
-def test_seeds_of_a_row_that_were_computed_unlike_are_footnoted(tmp_path):
+def test_footnotes_name_seeds_computed_differently(tmp_path):
     usual, resumed = computed(), computed(threads=2)
     resumed["execution"]["training"][:0] = usual["execution"]["training"]
     records = [record("ppo", seed, **usual) for seed in (0, 1)]
@@ -366,12 +364,12 @@ def test_seeds_of_a_row_that_were_computed_unlike_are_footnoted(tmp_path):
     assert "(threads 1 then 2, most runs 1)" in made.footnotes[mark]
 
 
-def test_equal_execution_has_no_footnote(tmp_path):
+def test_footnotes_are_absent_for_equal_execution(tmp_path):
     put(tmp_path, record("ppo", **computed(threads=2)), record("dpo", **computed(threads=2)))
     assert not of(tmp_path).footnotes
 
 
-def test_unlike_code_is_refused_and_mixed_on_request(tmp_path):
+def test_table_refuses_different_code_without_mixed(tmp_path):
     put(tmp_path, record("ppo"), record("dpo"))
     (folder,) = (tmp_path / "runs/toy/dpo").iterdir()
     made = json.loads((folder / "provenance.json").read_text())
@@ -384,7 +382,7 @@ def test_unlike_code_is_refused_and_mixed_on_request(tmp_path):
     told = table.footnotes
     assert (
         list(told) == ["a"]
-        and told["a"].startswith("NOT ON EQUAL GROUND")
+        and told["a"].startswith("NOT COMPARABLE")
         and "the harness's code" in told["a"]
     )
     assert all(row[1].marks == ("a",) for row in table.rows)
@@ -400,13 +398,13 @@ def test_csv_has_the_footnotes_of_a_row(tmp_path):
     assert told["ppo"] == "" and told["dpo"].startswith("1 of 2 runs failed (1 diverged)")
 
 
-def test_a_match_of_unlike_ground_is_refused(tmp_path):
+def test_table_command_refuses_a_match_of_mixed_runs(tmp_path):
     put(tmp_path, record("ppo"), record("dpo", ground=GROUND | {"evaluation_prompts": "dd"}))
     done = command("table", "--mixed", "--match", "kl=2", "--results", tmp_path)
     assert done.code == 2 and "leave --mixed out" in done.text and "Traceback" not in done.text
 
 
-def test_seeds_of_a_row_are_of_one_code(tmp_path):
+def test_table_refuses_a_row_of_different_code(tmp_path):
     put(tmp_path, record(seed=0), record(seed=1))
     folder = max((tmp_path / "runs/toy/dpo").iterdir())
     made = json.loads((folder / "provenance.json").read_text())
@@ -415,7 +413,7 @@ def test_seeds_of_a_row_are_of_one_code(tmp_path):
         of(tmp_path)
 
 
-def test_rows_are_chosen_by_their_options(tmp_path):
+def test_select_chooses_rows_by_options(tmp_path):
     put(
         tmp_path,
         record(recipe="r1", options={"beta": 0.1}),
@@ -438,9 +436,7 @@ def in_a_study(monkeypatch, places):
     )
 
 
-def test_rows_of_a_sweep_are_named_by_their_entry_where_one_setting_is_chosen(
-    tmp_path, monkeypatch
-):
+def test_select_names_a_row_by_its_entry_if_one_setting_is_left(tmp_path, monkeypatch):
     put(
         tmp_path,
         *(
@@ -462,7 +458,7 @@ def test_rows_of_a_sweep_are_named_by_their_entry_where_one_setting_is_chosen(
     assert [row.name for row in both] == ["mine (beta=0.1)", "mine (beta=0.2)"]
 
 
-def test_a_label_with_a_comma_is_one_name(tmp_path, monkeypatch):
+def test_select_accepts_labels_with_commas(tmp_path, monkeypatch):
     put(
         tmp_path,
         *(record("ppo", recipe=label) for label in ("ppo, no penalty", "no penalty", "ppo")),
@@ -486,7 +482,7 @@ def test_a_label_with_a_comma_is_one_name(tmp_path, monkeypatch):
     }  # the method, of all three
 
 
-def test_every_row_that_a_study_asks_for_stands_in_its_table(tmp_path, monkeypatch):
+def test_table_of_a_study_has_all_its_rows(tmp_path, monkeypatch):
     """Snapshots decide a run and no recipe: two rows of one recipe, which are one where no study
     tells them apart.
     """
@@ -515,7 +511,7 @@ def test_every_row_that_a_study_asks_for_stands_in_its_table(tmp_path, monkeypat
 @pytest.mark.parametrize(
     "option", ["labeller.noise=0.5", "run.snapshots=6", "suite.bias=2", "stage.sft.epochs=3"]
 )
-def test_runs_are_chosen_by_whatever_a_study_can_sweep(tmp_path, option):
+def test_select_chooses_by_every_option_of_a_study(tmp_path, option):
     mine = record("dpo", recipe="mine", suite_options={"bias": 2})
     put(tmp_path, mine, record("dpo", recipe="other", suite_options={"bias": 1}))
     for folder in (tmp_path / "runs" / "toy" / "dpo").iterdir():
@@ -536,7 +532,7 @@ def test_runs_are_chosen_by_whatever_a_study_can_sweep(tmp_path, option):
         select(tmp_path, Filter(where={name: "7"}))
 
 
-def test_a_table_says_what_its_rows_were_chosen_by(tmp_path):
+def test_table_title_states_the_selection(tmp_path):
     put(
         tmp_path,
         *(record("dpo", recipe=f"{b}", options={"beta": b}) for b in (0.1, 0.3)),
@@ -555,13 +551,13 @@ def test_a_table_says_what_its_rows_were_chosen_by(tmp_path):
     )
 
 
-def test_a_misspelt_method_is_not_left_out_silently(tmp_path):
+def test_select_refuses_a_misspelt_method(tmp_path):
     put(tmp_path, record("ppo"), record("dpo"))
     with pytest.raises(UsageError, match="no method with runs 'dpoo'. Did you mean 'dpo'"):
         of(tmp_path, methods=["ppo", "dpoo"])
 
 
-def test_answers_that_are_not_there_are_one_message(tmp_path):
+def test_table_without_samples_is_one_message(tmp_path):
     put(tmp_path, record("ppo"))
     (file,) = tmp_path.rglob("samples.jsonl")
     for text, why in (
@@ -574,7 +570,7 @@ def test_answers_that_are_not_there_are_one_message(tmp_path):
             of(tmp_path)
 
 
-def test_an_unfinished_run_is_told(tmp_path):
+def test_notes_name_unfinished_runs(tmp_path):
     put(tmp_path, record("ppo"), record("dpo"))
     assert not any("Not finished" in note for note in of(tmp_path).notes)
     (file,) = (tmp_path / "runs/toy/ppo").glob("*/result.json")
@@ -582,7 +578,7 @@ def test_an_unfinished_run_is_told(tmp_path):
     assert any("left out: 1 run (ppo seed0-" in note for note in of(tmp_path).notes)
 
 
-def test_an_interval_does_not_reach_below_what_there_can_be(tmp_path):
+def test_intervals_end_at_the_least_possible_value(tmp_path):
     wild = record(seed=1)
     wild["evaluation"] |= {"kl": estimate(18.0)}
     (row,) = table(tmp_path, record(seed=0), wild).plain
@@ -595,13 +591,12 @@ def reusing(method, flops):
     return made
 
 
-def test_work_that_was_looked_up_is_told_where_costs_are_compared(tmp_path):
+def test_notes_state_the_cached_share_of_costs(tmp_path):
     put(tmp_path, reusing("dpo", 1.5e12), reusing("ipo", 0.01e12), record("ppo"))
     made = of(tmp_path)
-    (note,) = [note for note in made.notes if "looked up" in note or "look up" in note]
+    (note,) = [note for note in made.notes if "Cached results" in note]
     assert (
-        "up to 50% of the method's FLOPs (dpo)" in note
-        and "looked up (of FLOPs)" not in made.columns
+        "up to 50% of the method's FLOPs (dpo)" in note and "cached (of FLOPs)" not in made.columns
     )
     asked = comparison(select(tmp_path, Filter()), ["method", "reused"])
     assert {row[0]: row[1] for row in texts(asked)} == {"dpo": "50%", "ipo": "<1%", "ppo": "-"}
@@ -612,7 +607,7 @@ def test_work_that_was_looked_up_is_told_where_costs_are_compared(tmp_path):
     )
 
 
-def test_records_that_looked_nothing_up_have_no_note_on_it(tmp_path):
+def test_notes_are_silent_without_cached_work(tmp_path):
     older = record("ppo")
     del older["cost"]["method"]["flops_reused"]
     assert not any(
@@ -629,7 +624,7 @@ def made_by(folder, commit, dirty, code):
     return hashlib.sha256((folder / "samples.jsonl").read_bytes()).hexdigest()
 
 
-def test_the_csv_says_what_a_re_run_is_verified_by(tmp_path):
+def test_csv_has_the_digests_of_a_run(tmp_path):
     put(tmp_path, *(record("dpo", seed) for seed in range(3)))
     folders = sorted((tmp_path / "runs/toy/dpo").iterdir())
     digests = [made_by(f, "c0ffee", f is folders[1], "ab" * 32) for f in folders]
@@ -700,7 +695,7 @@ MANY = [  # CPU seconds and MiB at most: some four times what docs/tables.md say
 
 
 @pytest.mark.parametrize(("records", "prompts", "most", "mebibytes"), MANY)
-def test_many_records_take_seconds(tmp_path, records, prompts, most, mebibytes):
+def test_select_of_many_records_takes_seconds(tmp_path, records, prompts, most, mebibytes):
     there = synthetic(tmp_path, records, prompts)
     begun = time.process_time()
     made = of(there)
@@ -714,21 +709,21 @@ def test_many_records_take_seconds(tmp_path, records, prompts, most, mebibytes):
     assert seconds < most and peak < mebibytes, f"{seconds:.1f} s, {peak:.0f} MiB"
 
 
-def test_every_cost_is_a_mean_over_seeds(tmp_path):
+def test_costs_are_means_over_seeds(tmp_path):
     second = record(seed=1)
     second["cost"]["method"] |= {"seconds": 14.5, "tokens_generated": 3000}
     (row,) = table(tmp_path, record(seed=0), second).plain
     assert row["method_seconds"] == 13.5 and row["method_tokens_generated"] == 2000
 
 
-def test_mixed_ground_is_refused_by_name(tmp_path):
+def test_select_refuses_incomparable_runs_by_name(tmp_path):
     with pytest.raises(UsageError) as refusal:
         table(tmp_path, record("dpo"), record("ppo", seed=3, ground=GROUND | {"preferences": "XX"}))
     told = str(refusal.value)
     assert "differ in preferences" in told and "bb: dpo seed 0" in told and "XX: ppo seed 3" in told
 
 
-def test_ground_that_one_run_lacks_is_refused(tmp_path):
+def test_select_refuses_a_run_that_lacks_a_digest(tmp_path):
     with pytest.raises(UsageError, match="differ in judge"):
         table(
             tmp_path,
@@ -737,25 +732,25 @@ def test_ground_that_one_run_lacks_is_refused(tmp_path):
         )
 
 
-def test_methods_can_be_chosen_out_of_mixed_ground(tmp_path):
+def test_select_accepts_comparable_methods_among_others(tmp_path):
     mixed = [record("dpo"), record("ppo"), record("start", ground=GROUND | {"judge": "other/1"})]
     made = table(tmp_path, *mixed, methods=["ppo", "dpo"])
     assert [row[0] for row in texts(made)] == ["dpo", "ppo"]
 
 
-def test_an_unknown_method_is_refused(tmp_path):
+def test_select_refuses_an_unknown_method(tmp_path):
     with pytest.raises(UsageError, match="nosuch"):
         table(tmp_path, record("dpo"), methods=["nosuch"])
 
 
-def test_a_failed_seed_is_counted(tmp_path):
+def test_seeds_column_counts_a_failed_seed(tmp_path):
     made = table(tmp_path, record(seed=0), record(seed=1), failure(seed=2))
     (cells,) = texts(made)
     assert cells[1] == "2/3" and cells[2].startswith("0.600")
     assert made.plain[0]["failed"] == 1
 
 
-def test_a_row_of_failures_says_why(tmp_path):
+def test_row_of_failures_gives_the_reason(tmp_path):
     made = table(tmp_path, record("ppo"), failure("dpo"))
     assert [row[0] for row in texts(made)] == ["ppo", "dpo"]
     assert texts(made)[1][:3] == ["dpo", "0/1", "failed: The loss is nan at optimiser step 3."]
@@ -764,12 +759,12 @@ def test_a_row_of_failures_says_why(tmp_path):
     assert parsed(made)[1]["failure"] == "The loss is nan at optimiser step 3."
 
 
-def test_only_failures_make_a_table_too(tmp_path):
+def test_table_of_failures_only_is_written(tmp_path):
     made = table(tmp_path, failure("dpo"))
     assert texts(made)[0][1] == "0/1" and "no finished run" in made.title
 
 
-def test_the_newest_of_one_recipe_and_seed_counts(tmp_path):
+def test_select_takes_the_newest_of_a_recipe_and_seed(tmp_path):
     newest = record(win=0.9, finished_at="2026-03-01T00:00:00Z")
     older = [record(win=0.1), record(win=0.2, finished_at="2026-02-01T00:00:00Z")]
     for order in ([newest, *older], [*older, newest]):
@@ -778,13 +773,13 @@ def test_the_newest_of_one_recipe_and_seed_counts(tmp_path):
         assert row["win_rate"] == pytest.approx(0.9) and row["seeds"] == 1
 
 
-def test_a_failure_newer_than_the_result_counts(tmp_path):
+def test_select_takes_a_newer_failure(tmp_path):
     newer = failure(finished_at="2026-03-01T00:00:00Z")
     (cells,) = texts(table(tmp_path, record(), newer))
     assert cells[1] == "0/1"
 
 
-def test_rows_of_one_method_are_told_apart_by_their_options(tmp_path):
+def test_row_names_have_the_options_that_differ(tmp_path):
     made = table(
         tmp_path,
         record(recipe="r1", options={"beta": 0.1, "epochs": 1.0}, win=0.7),
@@ -794,7 +789,7 @@ def test_rows_of_one_method_are_told_apart_by_their_options(tmp_path):
     assert [row[0] for row in texts(made)] == ["dpo (beta=0.1)", "dpo (beta=0.5)", "ppo"]
 
 
-def test_options_that_followed_from_what_was_asked_for_are_not_told(tmp_path):
+def test_row_names_leave_derived_options_out(tmp_path):
     made = table(
         tmp_path,
         record(
@@ -810,7 +805,7 @@ def test_options_that_followed_from_what_was_asked_for_are_not_told(tmp_path):
     assert [row[0] for row in texts(made)] == ["dpo", "dpo (optimiser=dpo)"]
 
 
-def test_every_record_is_named_as_its_row():
+def test_row_names_are_unique():
     told = [
         record(recipe="r1", asked=[]),
         record("ppo", recipe="r0"),
@@ -820,12 +815,12 @@ def test_every_record_is_named_as_its_row():
     assert named == {"r0": "ppo", "r1": "dpo", "r2": "dpo (beta=0.5)"}
 
 
-def test_rows_that_differ_elsewhere_show_their_recipe(tmp_path):
+def test_row_names_have_the_recipe_if_options_agree(tmp_path):
     made = table(tmp_path, record(recipe="aaaa1", win=0.7), record(recipe="bbbb2", win=0.6))
     assert [row[0] for row in texts(made)] == ["dpo [aaaa]", "dpo [bbbb]"]
 
 
-def test_an_estimated_kl_is_marked(tmp_path):
+def test_kl_column_marks_an_estimate(tmp_path):
     best = record("best_of_n")
     best["evaluation"] |= {"kl_estimator": "best-of-n level mass", "kl_bound": 0.636}
     made = table(tmp_path, best)
@@ -834,7 +829,7 @@ def test_an_estimated_kl_is_marked(tmp_path):
     )
 
 
-def test_several_suites_need_a_name(tmp_path):
+def test_select_needs_a_suite_among_several(tmp_path):
     put(tmp_path, record(), record(suite="other", recipe="dpo-on-other"))
     with pytest.raises(
         UsageError, match="Name one suite with --suite: there are runs of other, toy"
@@ -850,7 +845,7 @@ def two_suites(results):
     return results
 
 
-def test_without_a_suite_every_suite_has_its_table(tmp_path):
+def test_table_command_shows_every_suite(tmp_path):
     done = command("table", "--results", two_suites(tmp_path))
     titles = [line.split(":")[0] for line in done.out.splitlines() if line.startswith("**")]
     assert done.code == 0 and titles == ["**other", "**toy"], done.text
@@ -865,7 +860,7 @@ def test_without_a_suite_every_suite_has_its_table(tmp_path):
     assert done.code == 2 and "Name one suite with --suite, or write files with -o" in done.err
 
 
-def test_a_suite_that_cannot_be_shown_does_not_hide_the_others(tmp_path):
+def test_table_command_shows_others_beside_a_refused_suite(tmp_path):
     two_suites(tmp_path)
     put(tmp_path, record("dpo", recipe="x", ground={**GROUND, "data": "other"}))
     done = command("table", "--results", tmp_path)
@@ -875,7 +870,7 @@ def test_a_suite_that_cannot_be_shown_does_not_hide_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("width", [60, 100, 200])
-def test_on_a_terminal_a_table_fits_its_width(tmp_path, width):
+def test_fitted_table_fits_the_width(tmp_path, width):
     put(tmp_path, record("start", win=0.5), record("dpo"), failure("ppo"))
     asked = Filter("toy")
     request = TableRequest(tmp_path, asked, Markdown(), False)
@@ -890,7 +885,7 @@ def test_on_a_terminal_a_table_fits_its_width(tmp_path, width):
     assert text.splitlines()[-1].startswith("All columns") and "| ppo" in text
 
 
-def test_the_row_start_is_explained_where_it_is_shown(tmp_path):
+def test_notes_explain_the_row_start(tmp_path):
     note = "Row {} is a second draw from the start checkpoint: .5 up to noise."
     put(tmp_path, record("start", win=0.5), record("dpo"))
     assert note.format("start") in of(tmp_path).notes
@@ -899,7 +894,7 @@ def test_the_row_start_is_explained_where_it_is_shown(tmp_path):
     assert not any("second draw" in n for n in columns.notes)
 
 
-def test_former_names_select_the_rows_of_today(tmp_path):
+def test_select_accepts_former_names_of_methods(tmp_path):
     put(tmp_path, record("start", win=0.5), record("dpo"))
     assert [row[0] for row in texts(of(tmp_path, methods=["sft"]))] == ["start"]
     done = command("compare", "sft", "dpo", "--results", tmp_path)
@@ -908,7 +903,7 @@ def test_former_names_select_the_rows_of_today(tmp_path):
     assert [row[0] for row in texts(of(tmp_path, methods=["sft"]))] == ["sft"]
 
 
-def test_a_terminal_is_given_fewer_columns_than_a_pipe(tmp_path):
+def test_table_command_shows_fewer_columns_on_a_terminal(tmp_path):
     put(tmp_path, record("start", win=0.5), record("dpo"))
     piped = command("table", "--results", tmp_path)
     leader, follower = pty.openpty()
@@ -931,12 +926,12 @@ def test_a_terminal_is_given_fewer_columns_than_a_pipe(tmp_path):
     assert shown["--columns", "all"] == piped.out
 
 
-def test_an_empty_folder_says_what_to_do(tmp_path):
+def test_select_in_an_empty_folder_says_what_to_do(tmp_path):
     with pytest.raises(UsageError, match="no (finished )?run below .* harness run"):
         of(tmp_path)
 
 
-def test_a_newer_schema_is_refused(tmp_path):
+def test_table_refuses_a_newer_schema(tmp_path):
     with pytest.raises(HarnessError, match="written by a newer harness"):
         table(tmp_path, record(schema=99))
 
@@ -972,7 +967,7 @@ def test_markdown_keeps_a_row_on_its_line(tmp_path):
     assert len(rows) == 3 and "second" in rows[2]
 
 
-def test_csv_parses_back_with_unrounded_figures(tmp_path):
+def test_csv_has_unrounded_figures(tmp_path):
     made = table(
         tmp_path,
         record("dpo", win=1 / 3, options={"note": 'a,"b"\n'}),
@@ -993,7 +988,7 @@ def test_csv_of_rows_and_failures_has_one_header(tmp_path):
     assert len(set(header)) == len(header) and {len(row) for row in rows} == {len(header)}
 
 
-def test_a_table_is_a_pure_function_of_its_records(tmp_path):
+def test_table_is_a_function_of_its_records(tmp_path):
     first = put(tmp_path / "a", record("dpo"), record("ppo", win=0.7))
     again = put(tmp_path / "b", record("ppo", win=0.7), record("dpo"))
     assert Markdown().render(of(first)) == Markdown().render(of(again))

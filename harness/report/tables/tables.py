@@ -233,7 +233,7 @@ COLUMNS = (
         _plainly(lambda f: f"{f['method_seconds']:.0f} / {f['method_cpu_seconds']:.0f}"),
     ),
     Column("flops", "train TFLOP", _plainly(lambda f: f"{f['method_flops'] / 1e12:.3g}")),
-    Column("reused", "looked up (of FLOPs)", _plainly(lambda f: _share(_reused(f))), usual=False),
+    Column("reused", "cached (of FLOPs)", _plainly(lambda f: _share(_reused(f))), usual=False),
     Column(
         "tokens",
         "tokens gen. / trained",
