@@ -37,10 +37,10 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 
 class _Terminated(BaseException):
-    """SIGTERM, as an exception: no handler of a plugin takes it for a failure."""
+    """SIGTERM as an exception that `except Exception` in a plugin does not catch."""
 
 
-GROUPS = {  # the verbs of `harness --help`, by what they are for
+GROUPS = {  # the commands of `harness --help`, by purpose
     "Run": ("run", "study", "evaluate"),
     "Read": ("table", "plot", "compare", "report"),
     "Extend": ("list", "show", "new", "check"),
@@ -52,7 +52,7 @@ class Group(click.Group):
     """A command group that suggests the nearest command and lists its commands in four groups."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Name the nearest command for one that does not exist."""
+        """Suggest the nearest command for an unknown one."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             near = get_close_matches(args[0], self.list_commands(ctx), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -272,7 +272,7 @@ def run(registry: Registry, method: str, suite: str, **options: Any) -> None:
     from ..experiments.run import check_saved, execute
     from .display import show
 
-    if options["model"]:  # its bytes are hashed first, and a large one takes a while
+    if options["model"]:  # hashing a large model takes a while
         click.echo(f"{method} on {suite}: reading {options['model']}", err=True)
     how, settings = _fields(options, RunOptions), _fields(options, Request)
     rest = {name: value for name, value in options.items() if name not in {*how, *settings}}
@@ -357,7 +357,7 @@ def study(
 @cli.command("list")
 @plugin_files
 def list_plugins(registry: Registry) -> None:
-    """List methods, suites and other plugins, with where they come from."""
+    """List methods, suites and other plugins, with their distributions."""
     for kind in KINDS:
         names = registry.classes[kind]
         if names:
@@ -430,7 +430,7 @@ for command in (check, clean, evaluate, *COMMANDS):
 
 
 def _about(kind: str, cls: Any) -> str:
-    """Return the list's text: kind, needs and paper of a method, the first line of others."""
+    """Return the text of a plugin in the list: of a method also kind, needs and paper."""
     if kind != "methods":
         return summary_of(cls)
     try:

@@ -65,14 +65,14 @@ def _sample(sample: dict[str, Any], method: str) -> Any:
 
 
 def printable(text: str) -> Text:
-    """Return model or user text as it may go to a terminal: no control characters, no markup."""
+    """Return model or user text for a terminal, without control characters and markup."""
     from rich.text import Text
 
     return Text("".join(c if c.isprintable() or c == "\n" else " " for c in text))
 
 
 def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines of the panel: at most nine, and one more where phases differ in memory, and
+    """Return the lines of the panel: at most nine, and one more if phases differ in memory, and
     one where nothing moved.
     """
     still = [("warning", sentence(r))] if sentence(r) else []
@@ -80,7 +80,7 @@ def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _wall_time(cost: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the line on the wall time of the process; records of before have none."""
+    """Return the line on the wall time; empty for older records, which do not have it."""
     wall = cost.get("wall")
     if not wall:
         return []
@@ -160,7 +160,7 @@ def _interval(e: dict[str, float], digits: int) -> str:
 
 @dataclass(frozen=True)
 class ShowRequest:
-    """What `harness show` is asked to show settings for."""
+    """The run whose settings `harness show` shows."""
 
     suite: str | None = None
     model: str | None = None
@@ -180,7 +180,7 @@ class ShowRequest:
 
 
 def describe(kind: str, cls: type, registry: Registry, request: ShowRequest) -> str:
-    """Return what `harness show` prints of a plugin."""
+    """Return the text of `harness show` for a plugin."""
     name = cls.name  # type: ignore[attr-defined]
     origin = registry.origins[kind, name]
     lines = [f"{name} ({kind[:-1]}) from {origin.distribution} {origin.version}"]
@@ -203,9 +203,7 @@ def describe(kind: str, cls: type, registry: Registry, request: ShowRequest) -> 
 
 
 def describe_stage(name: str, registry: Registry, request: ShowRequest) -> str:
-    """Return what `harness show stage.NAME` prints; raise UsageError for a stage that does not
-    exist.
-    """
+    """Return the text of `harness show stage.NAME`; raise UsageError for an unknown stage."""
     if name not in STAGES:
         raise unknown("stage", name, STAGES)
     cls, key = STAGES[name], f"stage.{name}"
@@ -217,7 +215,7 @@ def describe_stage(name: str, registry: Registry, request: ShowRequest) -> str:
 def _option_lines(
     cls: type, chosen: Mapping[str, settings_sources.Setting], where: str
 ) -> list[str]:
-    """Return a table of options: the value that is used, where it comes from, and the help."""
+    """Return a table of options: the value in use, its source, and the help."""
     options = options_of(cls)
     if not options:
         return ["no options"]

@@ -54,10 +54,10 @@ def _evaluate(
 
 
 def _results_of(run: Path) -> Path:
-    """Return the results folder that a run lies in: RESULTS/runs/SUITE/METHOD/seedN-FINGERPRINT."""
+    """Return the results folder of a run RESULTS/runs/SUITE/METHOD/seedN-FINGERPRINT."""
     if not (run / "spec.json").is_file():
         raise UsageError(
-            f"{run}: no run lies there: spec.json was expected in it. Name a folder below"
+            f"{run} is not the folder of a run: it has no spec.json. Name a folder below"
             f" results{os.sep}runs."
         )
     return run.resolve().parents[3]

@@ -41,7 +41,7 @@ def new_project(kind: str, name: str, parent: Path) -> Path:
         raise UsageError(f"{name!r}: a name is lower-case letters, digits and _, a letter first.")
     folder = parent / f"harness-{name.replace('_', '-')}"
     if folder.exists():
-        raise Refused(f"{folder} is there already: choose another name or folder.")
+        raise Refused(f"{folder} exists already: choose another name or folder.")
     try:
         for path, template in templates(kind).items():
             file = folder / path.replace("NAME", name)
@@ -53,7 +53,7 @@ def new_project(kind: str, name: str, parent: Path) -> Path:
 
 
 def templates(kind: str) -> dict[str, str]:
-    """Return the templates of a kind of project by the path of the file that each one makes."""
+    """Return the templates of a kind of project by the path of their files."""
     root = files("harness.cli") / "templates"
     return _texts(root / "project") | _texts(root / kind)
 

@@ -189,7 +189,7 @@ def report(
     help="Of two methods' scores on a prompt.",
 )
 def power(effect: float | None, **study: Any) -> None:
-    """Show which difference of win-rates a study can detect, before it is run."""
+    """Show which difference of win-rates a study can detect."""
     from ..statistics.power import Design, assumptions, report
 
     design = Design(**study)
@@ -214,9 +214,9 @@ def power(effect: float | None, **study: Any) -> None:
 def seeds_needed(
     design: Design, effect: float, difference: bool, wanted: float = 0.8
 ) -> int | None:
-    """Return the smallest number of seeds, from two on, that reaches the wanted power.
+    """Return the smallest number of seeds, at least two, with the wanted power.
 
-    Return None if MOST_SEEDS do not: then the prompts are too few.
+    Return None if MOST_SEEDS have less power: then the prompts are too few.
     """
     from ..statistics.power import power as power_of
 

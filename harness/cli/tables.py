@@ -81,7 +81,7 @@ def print_tables(request: TableRequest) -> int:
 
 
 def write_tables(request: TableRequest, output: Path) -> int:
-    """Write the table to a file, or one file per suite where there are several."""
+    """Write the table to a file, or one file per suite if there are several."""
     check_output(output)
     suites = suites_of(request.results, request.criteria)
     for suite in suites:

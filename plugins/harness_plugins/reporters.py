@@ -46,7 +46,7 @@ class Markdown(Reporter):
 
 
 class CSV(Reporter):
-    """Every figure unrounded, a row per row of the table."""
+    """Unrounded figures, one line for each row of the table."""
 
     name, suffix = "csv", ".csv"
 
@@ -76,8 +76,8 @@ class LaTeX(Reporter):
         "labels",
     )  # fit a page
 
-    # After \begin{document} \@nodocument is \relax: then this is part of a paper, otherwise a
-    # document of its own.
+    # \@nodocument is \relax after \begin{document}: then the table is part of a paper. Otherwise it
+    # is a document of its own.
     BEGIN = r"""\makeatletter\ifx\@nodocument\relax\def\harnessend{}\else
 \documentclass{article}\usepackage[margin=15mm]{geometry}\usepackage{booktabs}
 \def\harnessend{\end{document}}\begin{document}\fi\makeatother
@@ -134,7 +134,7 @@ class LaTeX(Reporter):
         text = " & ".join(cells)
         return (
             f"{{}}{text}" if text.startswith(("[", "*")) else text
-        )  # or the \\\\ before would take it for its own
+        )  # otherwise the \\\\ before would take the text as its argument
 
     def _cell(self, cell):
         text = "--" if cell.text == "-" else latex(cell.text)
@@ -185,7 +185,7 @@ COMMAND_LINE = re.compile(r"(?:^|(?<=\.) )[^.]*`--[^.]*\.")
 
 
 def display_name(row):
-    """Return a row's name in LaTeX: a built-in method by its usual name, a study's label as it is.
+    """Return the name of a row in LaTeX: a built-in method by its usual name, a label unchanged.
 
     The harness appends only `quick`, options and a recipe to a method's name.
     """
@@ -223,13 +223,11 @@ GREEK = (
 ).split()
 SPECIAL |= {chr(0x3B1 + i): f"$\\{name}$" for i, name in enumerate(GREEK) if name != "omicron"}
 NEGATIVE = re.compile(r"(?<![\w}.])-(?=\d)")
-ORDINARY = re.compile(r"[ -~\u00c0-\u00ff]")  # what pdflatex sets as it stands
+ORDINARY = re.compile(r"[ -~\u00c0-\u00ff]")  # characters that pdflatex prints unchanged
 
 
 def latex(text):
-    """Return text that LaTeX sets as it reads; a character that pdflatex does not know is named by
-    its number.
-    """
+    """Return text escaped for LaTeX; a character unknown to pdflatex becomes its number."""
     set_as = (
         SPECIAL.get(c) or (c if ORDINARY.match(c) else f"[U+{ord(c):04X}]") for c in _line(text)
     )

@@ -404,7 +404,7 @@ def test_the_example_of_a_distribution_works_as_a_stranger_would_use_it(tmp_path
 def test_a_project_is_not_written_over(tmp_path):
     assert command("new", "method", "mine", "--folder", tmp_path).code == 0
     again = command("new", "method", "mine", "--folder", tmp_path)
-    assert again.code == 3 and "is there already" in again.err
+    assert again.code == 3 and "exists already" in again.err
     bad = command("new", "method", "My-Method", "--folder", tmp_path)
     assert bad.code == 2 and "lower-case" in bad.err
 

@@ -74,4 +74,4 @@ def test_the_same_training_with_another_evaluation_is_not_repeated():
 
 def test_evaluate_names_what_is_no_run(tmp_path):
     done = command("evaluate", tmp_path)
-    assert done.code == 2 and "no run lies there" in done.text
+    assert done.code == 2 and "is not the folder of a run" in done.text
