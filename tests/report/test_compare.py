@@ -317,7 +317,7 @@ def test_compare_refuses_samples_of_other_prompts(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     rows = [sample(i) for i in range(PROMPTS)]
     answered(folder, rows[1:] + rows[:1])
-    with pytest.raises(HarnessError, match="not of the same prompts in the same order"):
+    with pytest.raises(HarnessError, match="do not have the same prompts in the same order"):
         compared(two, ("dpo", "ipo"), Filter())
 
 
@@ -325,7 +325,7 @@ def test_compare_refuses_edited_samples(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     write_rows(folder / "samples.jsonl", [sample(i, g) for i, g in enumerate(golds(50))])
     with pytest.raises(
-        HarnessError, match="the mean of win in samples.jsonl is 0.78125, and result.json says 0.75"
+        HarnessError, match="the mean of win is 0.78125 in samples.jsonl and 0.75 in result.json"
     ):
         compared(two, ("dpo", "ipo"), Filter())
 
@@ -342,7 +342,7 @@ def test_compare_refuses_samples_without_scores(two, column):
 
 def test_compare_refuses_options_without_effect(two):
     folders = tuple(str(f) for m in ("dpo", "ipo") for f in (two / "runs" / "toy" / m).iterdir())
-    with pytest.raises(UsageError, match="--study and --where choose among"):
+    with pytest.raises(UsageError, match="--study and --where select runs of a method"):
         compared(two, folders, Filter(where={"beta": "0.1"}))
 
 

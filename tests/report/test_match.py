@@ -179,7 +179,7 @@ def test_matched_does_not_mix_different_numbers_of_seeds(tmp_path):
         run(tmp_path, "ppo", seed, 1.0, {"beta": 0.2})
     run(tmp_path, "ppo", 0, 2.0, {"beta": 0.1})
     selection = chosen(tmp_path)
-    with pytest.raises(UsageError, match="seeds differ, 2 of beta=0.2 and 1 of beta=0.1"):
+    with pytest.raises(UsageError, match="seeds differ .2 of beta=0.2 and 1 of beta=0.1."):
         matched(selection, "kl", 1.5)
     table = matched(selection, "kl", 2.0)  # on a point nothing is mixed
     assert table.plain[0]["seeds"] == 1
@@ -276,7 +276,7 @@ def test_matched_footnotes_budgets(tmp_path):
 
 def test_matched_caption_names_tests_and_seeds(tmp_path):
     alone = matched(sweep(tmp_path / "a", seeds=1), "kl", 1.5).caption
-    assert "One seed per row" in alone and "not for the algorithms" in alone and "Bold" not in alone
+    assert "One seed per row" in alone and "not to the algorithms" in alone and "Bold" not in alone
     for name, best in (
         ("dpo", 0.5),
         ("ppo", 0.6),
@@ -309,7 +309,8 @@ def test_matched_marks_an_estimated_kl(tmp_path):
     shown = {name: str(row["KL (nats)"]) for name, row in by_name(made).items()}
     assert shown == {"best_of_n": "1.00 (est.)", "ppo": "1.00"}
     assert any(
-        "bounds it: best_of_n (n=4) 0.64; best_of_n (n=16) 1.84." in note for note in made.notes
+        "at most log n - (n-1)/n: best_of_n (n=4) 0.64; best_of_n (n=16) 1.84." in note
+        for note in made.notes
     )
 
 

@@ -106,7 +106,7 @@ def test_page_links_rows_to_their_runs(text, tree):
 
 def test_page_explains_relative_paths_of_a_study_file(tree):
     """Saved elsewhere, a study with `plugins` of its own did not start."""
-    assert "are relative to the folder that the original lay in" in told(tree)
+    assert "are relative to the folder of the original file" in told(tree)
 
 
 def test_page_calls_the_compared_answers_the_baseline(text):
@@ -220,7 +220,7 @@ def test_page_has_the_same_bytes_for_the_same_records(results, text):
 def test_page_shows_failed_refused_and_missing_runs(text, tree):
     written = told(tree)
     assert "kto 0 diverged Loss is nan" in written
-    assert "9 of 10 runs are there. Not there yet: grpo on toy seed 0." in written
+    assert "9 of 10 runs have ended. Missing: grpo on toy seed 0." in written
     assert "rlvr toy 0 toy has no verifier" in written
     assert "1 of 9 runs failed" in written and "1 were refused" in written
 
@@ -233,7 +233,7 @@ def test_page_has_settings_tuning_provenance_and_citations(text, tree):
         in written
     )
     assert (
-        "1 chosen the settings as they are done 1.2500" in written
+        "1 chosen the settings of the study file done 1.2500" in written
         and "2 beta=0.3 diverged -" in written
     )
     assert "harness run --method 'it'\"'\"'s <i>' --seed 0" in written

@@ -105,6 +105,7 @@ def test_rows_have_start_first_then_the_best(tmp_path):
     assert [row[0] for row in texts(made)] == ["start", "ppo", "dpo"]
     unused = {
         "accuracy",
+        "pass@k",
         "verifier queries",
         "AI labels",
         "queries / answer",
@@ -131,7 +132,7 @@ def test_rows_of_each_run_are_separate(tmp_path):
     made = of(tmp_path, each=True)
     assert [row[0] for row in texts(made)] == ["start, seed 0", "dpo, seed 1", "dpo, seed 0"]
     assert [cell.text for cell in made.rows[1][:3]] == ["dpo, seed 1", "1", "0.800"]
-    assert "One seed per row" in made.caption and "not for the algorithms" in made.caption
+    assert "One seed per row" in made.caption and "not to the algorithms" in made.caption
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -165,7 +166,7 @@ def test_figures_must_be_those_of_the_answers(tmp_path):
     (file,) = tmp_path.rglob("samples.jsonl")
     file.write_text(file.read_text().replace('"win": 1.0', '"win": 0.5', 1))
     with pytest.raises(
-        HarnessError, match="the mean of win in samples.jsonl is .*result.json says 0.6"
+        HarnessError, match="the mean of win is .* in samples.jsonl and 0.6 in result.json"
     ):
         of(tmp_path)
     file.unlink()
@@ -375,7 +376,7 @@ def test_table_refuses_different_code_without_mixed(tmp_path):
     made = json.loads((folder / "provenance.json").read_text())
     write_json(folder / "provenance.json", made | {"code": {"harness": "older", "method": "cd"}})
     with pytest.raises(
-        UsageError, match="differ in the harness's code .*older: dpo seed 0; ab: ppo seed 0"
+        UsageError, match="differ in the harness.s code.*older: dpo seed 0; ab: ppo seed 0"
     ):
         of(tmp_path)
     table = of(tmp_path, mixed=True)
@@ -561,8 +562,8 @@ def test_table_without_samples_is_one_message(tmp_path):
     put(tmp_path, record("ppo"))
     (file,) = tmp_path.rglob("samples.jsonl")
     for text, why in (
-        ("", "no answers in it"),
-        ("[1]\n", "no answer to a prompt"),
+        ("", "it has no answers"),
+        ("[1]\n", "not an answer to a prompt"),
         ("{\n", "damaged"),
     ):
         file.write_text(text)
@@ -825,7 +826,7 @@ def test_kl_column_marks_an_estimate(tmp_path):
     best["evaluation"] |= {"kl_estimator": "best-of-n level mass", "kl_bound": 0.636}
     made = table(tmp_path, best)
     assert made.rows[0][6].text == "5.12 (est.)" and any(
-        "bounds it: best_of_n 0.64." in note for note in made.notes
+        "at most log n - (n-1)/n: best_of_n 0.64." in note for note in made.notes
     )
 
 

@@ -122,7 +122,7 @@ def _controlled(controlled: LengthControlled) -> str:
     return (
         f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
         if controlled.identified
-        else "- (too few answers of equal length)"
+        else "- (too few of equal length)"
     )
 
 
