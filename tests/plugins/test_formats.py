@@ -179,7 +179,7 @@ def test_latex_notes_are_on_its_columns_and_name_no_option(tmp_path):
     assert "up to 33" in text and "columns" not in text and "{-}" not in text
     assert "TFLOP are those of the method" in text and "Train s" not in text and "Peak" not in text
     full = comparison(select(tmp_path, Filter("toy"))).notes[1]
-    assert "Train s, CPU s (of all threads), TFLOP, tokens and queries are those of the method" in full
+    assert "Train s, CPU s (of all threads), TFLOP, tokens and queries are those of the" in full
 
 
 def test_latex_sets_a_missing_value_as_a_dash(tmp_path):
