@@ -73,7 +73,7 @@ def printable(text: str) -> Text:
 
 def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines of the panel: at most nine, and one more if phases differ in memory, and
-    one where nothing moved.
+    one if training changed nothing.
     """
     still = [("warning", sentence(r))] if sentence(r) else []
     return [*still, *_quality(r["evaluation"]), *_cost(r["cost"]), *_wall_time(r["cost"])]

@@ -110,7 +110,7 @@ def parts(comparison: Compared) -> list[Part]:
 
 def _unmoved(comparison: Compared) -> list[Part]:
     """Return a sentence on A or B if training changed nothing."""
-    lines = []
+    lines: list[Part] = []
     for side, row in (("A", comparison.a), ("B", comparison.b)):
         sentences = dict.fromkeys(filter(None, map(sentence, row.good)))
         lines += [f"{side}: {text}" for text in sentences]
