@@ -386,9 +386,10 @@ def list_plugins(registry: Registry) -> None:
 @settings_option("--set", "settings", "Set an option as in a run.")
 @plugin_files
 def show(registry: Registry, name: str, **choices: Any) -> None:
-    """Show a plugin or a stage (stage.sft): description, paper, and options with their values.
+    """Show a plugin, a stage (stage.sft), a suite file or a model (its folder or hub id).
 
-    Of a suite file (.toml): its sources, splits and settings, and the first example.
+    Of a suite file (.toml): its sources, splits, settings and first example. Of a model: its size
+    and limits, and how it is scored and decoded.
     """
     from .display import ShowRequest, describe, describe_stage
 
@@ -400,6 +401,10 @@ def show(registry: Registry, name: str, **choices: Any) -> None:
     if name.startswith("stage."):
         return click.echo(describe_stage(name.removeprefix("stage."), registry, request))
     kinds, plain = registry.kinds_of(registry.name_of("methods", name))
+    if not kinds and (Path(name).is_dir() or "/" in name):
+        from ..experiments.model_report import described
+
+        return click.echo(described(name))
     if not kinds:
         registry.get("methods", name)
     for kind in kinds:

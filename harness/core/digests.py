@@ -198,6 +198,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "experiments/clean.py",
     "experiments/model_card.py",
     "experiments/data.py",
+    "experiments/model_report.py",
     "experiments/observers.py",
     "experiments/plan.py",
     "experiments/recorded_execution.py",

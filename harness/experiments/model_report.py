@@ -1,0 +1,58 @@
+"""What a user may ask of a model before a run: its size, its limits, and the paths it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..models.capabilities import attends_locally, find_out
+from ..models.hub_format import load_tokenizer, notes_on
+from ..models.loading import load_causal, size_of, trunk_of
+
+
+def model_report(name: str | Path) -> list[tuple[str, str]]:
+    """Return (what, value) of the model in a folder or behind a hub id.
+
+    Raises:
+        UsageError: The model cannot be loaded, or padding changes its output.
+    """
+    model, tokenizer = load_causal(name), load_tokenizer(name)
+    find_out(model, sharing=True)
+    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    positions = getattr(config, "max_position_embeddings", None)
+    scoring, decoding = paths(model)
+    rows = [
+        ("architecture", type(model).__name__),
+        ("parameters", f"{size_of(model)[0]:,}"),
+        ("positions", str(positions) if positions else "no limit in its configuration"),
+        ("vocabulary", f"{config.vocab_size} embeddings, {len(tokenizer)} tokens"),
+        ("chat template", "yes" if tokenizer.chat_template else "none"),
+        ("scoring", scoring),
+        ("decoding", decoding),
+    ]
+    return rows + [("note", note) for note in notes_on(name)]
+
+
+def described(name: str | Path) -> str:
+    """Return what `harness show` prints of a model."""
+    return "\n".join(f"{label:<14} {value}" for label, value in model_report(name))
+
+
+def paths(model: Any) -> tuple[str, str]:
+    """Return how a probed model scores and decodes, with the reason where that is not fast."""
+    trunk = trunk_of(model)
+    why = _reason(model)
+    scoring = "each prompt once, without padding" if trunk.share_prompt else f"padded rows: {why}"
+    if trunk.share_prompt and not trunk.plain_head:
+        scoring += "; all logits are made, because the head scales or caps them"
+    if trunk.share_cache:
+        return scoring, "each prompt's cache once for all its completions"
+    if trunk.keeps_cache:
+        return scoring, f"the model's own cache, one per completion: {why}"
+    return scoring, "no cache: each token reads all before it again"
+
+
+def _reason(model: Any) -> str:
+    if attends_locally(model):
+        return "its configuration has layers with local attention, a convolution or a recurrence"
+    return "the fast path gave other numbers, or the architecture does not allow it"
