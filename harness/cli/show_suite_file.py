@@ -23,6 +23,7 @@ def describe_suite_file(path: str, registry: Registry, model: str | None) -> str
     """
     file, cls = read_suite_file(path), suite_class(path, registry)
     suite: Any = build(cls, file.options, f"suite {path}")
+    suite.model = model  # rows that its template refuses are refused here, too
     report = suite.data_report()
     lines = [f"{file.options['title']} (suite file {path}), suite {cls.name}", ""]
     if report is not None:

@@ -86,6 +86,7 @@ class Measured:
     pairs: int = 0
     equal_pairs: int = 0  # pairs of equal token ids, which are dropped
     unknown: float = 0.0  # share of the tokens that are the tokenizer's unknown token
+    form: str = ""  # how the prompts are posed, in words
 
 
 @dataclass
@@ -134,7 +135,7 @@ class DataReport:
         m = self.measured
         if m is None:
             return
-        form = "rendered by the chat template" if m.template else "plain text, no chat template"
+        form = m.form or ("rendered by the chat template" if m.template else "plain text")
         sample = "" if m.all_rows else " (of the first rows)"
         yield (
             f"tokens: prompts are {form}; {_share(m.prompts)} of the prompts and"

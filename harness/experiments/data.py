@@ -24,6 +24,9 @@ def report_data(spec: RunSpec, stages: Stages) -> dict[str, Any] | None:
 
     report: DataReport | None = stages.suite.data_report()
     if report is None:
+        if stages.tokens.chat is not None:
+            form = stages.tokens.form_of([p.text for p in stages.suite.prompts("test")])
+            stages.stage_runtime.say(f"prompts are {form}")
         return None
     report.measured = measure(stages.suite, stages.tokens)
     check_positions(report.measured, stages.base)

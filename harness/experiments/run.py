@@ -155,6 +155,7 @@ def _train_and_evaluate(
     result["execution"] = record.execution_of(loop, settings_used)
     result["pins"] = record.pins_of(cost, assessed, loop)
     result["runtime"] = record.runtime_of(training.method_inputs, stage_runtime, policy)
+    result["rendering"] = training.method_inputs.tokens.rendering()
     if stage_runtime.data is not None:
         result["data"] = dict(stage_runtime.data)
     for remark in _remarks(spec, loop, stage_runtime, result["runtime"]):

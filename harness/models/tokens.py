@@ -281,6 +281,20 @@ class Tokens:
         elif not isinstance(completion, str):
             self._said(completion)
 
+    def form_of(self, texts: Sequence[Text]) -> str:
+        """Return in words how prompts are posed."""
+        if self.chat is None:
+            reason = (
+                "chat_template is false" if self.chat_options.template is False else "no template"
+            )
+            return f"plain text ({reason})"
+        as_they_are = sum(self.conversation(text) is None for text in texts)
+        if as_they_are == len(texts):
+            return "text that a chat template rendered before"
+        clock = f", whose clock shows {self.chat.date}" if self.chat.clock else ""
+        some = f" ({as_they_are} were rendered before)" if as_they_are else ""
+        return f"rendered by the chat template{clock}{some}"
+
     def rendering(self) -> dict[str, Any]:
         """Return what decides how text becomes tokens, besides the tokenizer's own files."""
         if self.chat is None:

@@ -110,9 +110,35 @@ def test_what_is_trained_on_ultrafeedback_is_what_the_template_renders(world):
         assert json.loads(row["prompt"][1:]) == [user(f"which way is {number}?")]
 
 
+def result_of(world, suite, method):
+    (file,) = (world / "results").glob(f"runs/{suite}/{method}/*/result.json")
+    return json.loads(file.read_text())
+
+
+def test_a_run_says_and_records_how_prompts_are_posed(world):
+    done = run(world, "single", "start", "--suite-set", "title=templated")
+    assert "prompts are rendered by the chat template;" in done.text
+    rendering = result_of(world, "templated", "start")["rendering"]
+    assert len(rendering["chat_template"]) == 16
+    off = ("--suite-set", "title=plain", "--suite-set", "chat_template=false")
+    done = run(world, "single", "start", *off)
+    assert "prompts are plain text (chat_template is false);" in done.text
+    assert result_of(world, "plain", "start")["rendering"] == {"chat_template": None}
+    asked = [
+        json.loads(line)["prompt"]
+        for line in next((world / "results").glob("runs/plain/start/*/samples.jsonl")).open()
+    ]
+    assert all(text.startswith("which way is") for text in asked)
+
+
+def test_conversations_without_their_template_are_refused(world):
+    done = run(world, "ultrafeedback", "start", "--suite-set", "chat_template=false", code=2)
+    assert "The data are conversations and chat_template is false" in done.err
+
+
 def test_labelled_answers_train_kto_its_reward_model_and_the_judge(world):
     run(world, "single", "kto")
-    result = json.loads(next((world / "results").glob("runs/single/kto/*/result.json")).read_text())
+    result = result_of(world, "single", "kto")
     for name in ("reward_model", "judge_model"):
         assert 0 <= result["artifacts"][name]["heldout_accuracy"] <= 1
     assert result["evaluation"]["proxy"]["n"] == 8
@@ -129,6 +155,6 @@ def test_pairs_that_labelled_answers_do_not_make_are_refused(world):
 
 
 def test_a_judge_without_preferences_is_refused_before_anything_is_trained(world):
-    done = run(world, "sharegpt", "sft", code=3)
+    done = run(world, "sharegpt", "start", code=3)
     assert "The judge reward_model_judge learns from preferences" in done.err
     assert "--judge" in done.err and not list((world / "results").glob("runs/sharegpt/*/*/*.json"))

@@ -56,6 +56,7 @@ def measure(suite: Suite, tokens: Tokens) -> Measured:
     return Measured(
         all_rows=len(some) == len(prompts) and len(some_pairs) == len(pairs),
         template=any(tokens.conversation(p.text) is not None for p in some),
+        form=tokens.form_of([p.text for p in some]),
         prompts=_cut("max_prompt_tokens", tokens.max_prompt, prompt_ids),
         completions=_cut("max_completion_tokens", limit, ids),
         pairs=len(some_pairs),
