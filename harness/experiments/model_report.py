@@ -5,10 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..models.capabilities import attends_locally, find_out
-from ..models.hub_format import load_tokenizer, notes_on
-from ..models.loading import load_causal, size_of, trunk_of
-
 
 def model_report(name: str | Path) -> list[tuple[str, str]]:
     """Return (what, value) of the model in a folder or behind a hub id.
@@ -16,6 +12,10 @@ def model_report(name: str | Path) -> list[tuple[str, str]]:
     Raises:
         UsageError: The model cannot be loaded, or padding changes its output.
     """
+    from ..models.capabilities import find_out
+    from ..models.hub_format import load_tokenizer, notes_on
+    from ..models.loading import load_causal, size_of
+
     model, tokenizer = load_causal(name), load_tokenizer(name)
     find_out(model, sharing=True)
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
@@ -40,6 +40,8 @@ def described(name: str | Path) -> str:
 
 def paths(model: Any) -> tuple[str, str]:
     """Return how a probed model scores and decodes, with the reason where that is not fast."""
+    from ..models.loading import trunk_of
+
     trunk = trunk_of(model)
     why = _reason(model)
     scoring = "each prompt once, without padding" if trunk.share_prompt else f"padded rows: {why}"
@@ -53,6 +55,8 @@ def paths(model: Any) -> tuple[str, str]:
 
 
 def _reason(model: Any) -> str:
+    from ..models.capabilities import attends_locally
+
     if attends_locally(model):
         return "its configuration has layers with local attention, a convolution or a recurrence"
     return "the fast path gave other numbers, or the architecture does not allow it"
