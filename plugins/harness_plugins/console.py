@@ -193,8 +193,9 @@ CONSOLE = Console()
 
 @hookimpl
 def run_started(spec, folder, plan):
+    start = "the model itself, without SFT" if spec.start == "model" else "the model after SFT"
     print(
-        f"{spec.method} on {spec.suite_name}, seed {spec.seed} -> {folder}\n{plan}",
+        f"{spec.method} on {spec.suite_name}, seed {spec.seed}, start: {start} -> {folder}\n{plan}",
         file=sys.stderr,
         flush=True,
     )
