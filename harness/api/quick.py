@@ -8,7 +8,7 @@ from typing import Any
 from ..core.options import options_of
 
 # Options in which 0 or None means no limit, or the default of another class: any value is lower.
-WITHOUT_LIMIT = frozenset({"steps", "max_rows", "labels", "batch_size"})
+WITHOUT_LIMIT = frozenset({"steps", "max_rows", "rows_per_part", "labels", "batch_size"})
 
 Quick = Mapping[str, Mapping[str, Any]]  # by "suite", "stage.NAME", a method's name, or "*"
 

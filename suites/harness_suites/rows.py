@@ -31,7 +31,7 @@ Placed = list[tuple[str, Example]]  # examples with the places of their rows
 
 
 QUICK: dict[str, dict[str, object]] = {  # a run of a minute with a model of 135M on one CPU core
-    "suite": {"max_rows": 120, "max_prompt_tokens": 48, "max_completion_tokens": 16},
+    "suite": {"rows_per_part": 48, "max_prompt_tokens": 48, "max_completion_tokens": 16},
     "stage.sft": {"steps": 2, "batch_size": 4},
     "stage.preferences": {"prompts": 16, "completions": 2, "labels": 16},
     "stage.reward_model": {"epochs": 0.5, "batch_size": 8},
@@ -71,6 +71,7 @@ class RowSuite(Suite):
     bad_rows: str = "fail"  # what to do with a row that cannot be used: fail or skip
     shared_prompts: str = "drop"  # training rows whose prompt is also a test prompt: drop or fail
     max_rows: int = 0  # take so many rows of each part from the beginning; 0 takes all
+    rows_per_part: int = 0  # of all rows that were read, keep so many in each part; 0 keeps all
     sampling_temperature: float = 1.0  # at which everything is sampled and measured
     max_prompt_tokens: int = 512  # longer prompts lose their beginning
     max_completion_tokens: int = 128  # longer completions are cut, without an end token
@@ -97,6 +98,8 @@ class RowSuite(Suite):
             raise ValueError(
                 "max_completion_tokens, max_prompt_tokens and sampling_temperature must be above 0"
             )
+        if self.rows_per_part < 0:
+            raise ValueError("rows_per_part must not be negative")
         if self.max_rows < 0 or (self.streaming and not self.max_rows):
             raise ValueError("streaming takes rows as they arrive: say how many with max_rows")
         for part in ("test", "validation"):
@@ -234,6 +237,8 @@ class RowSuite(Suite):
             raise UsageError(
                 f"{self._where}: {rows} usable rows leave none for {', '.join(empty)}."
             )
+        if self.rows_per_part:
+            found = {name: examples[: self.rows_per_part] for name, examples in found.items()}
         self._report.splits = {name: _size(examples) for name, examples in found.items()}
         return found
 

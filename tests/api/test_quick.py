@@ -58,7 +58,8 @@ def test_quick_lowers_a_run_on_a_users_data(mine):
     text = "max_prompt_tokens = 192\n[stages.sft]\nepochs = 3\nbatch_size = 16\n"
     spec = quick("dpo", mine(text))
     assert spec.quick and spec.fingerprint() != quick("dpo", mine(text), False).fingerprint()
-    assert spec.suite_options["max_rows"] == 120 and spec.suite_options["max_prompt_tokens"] < 192
+    assert spec.suite_options["rows_per_part"] == 48 and spec.suite_options["max_rows"] == 0
+    assert spec.suite_options["max_prompt_tokens"] < 192
     assert spec.options["steps"] == 2 and spec.options["batch_size"] == 4
     assert spec.stages["sft"]["steps"] == 2 and spec.stages["sft"]["batch_size"] == 4
     assert spec.stages["preferences"]["labels"] == 16
@@ -66,10 +67,12 @@ def test_quick_lowers_a_run_on_a_users_data(mine):
 
 
 def test_quick_raises_nothing_that_is_lower(mine):
-    text = "max_completion_tokens = 3\nmax_rows = 90\n[stages.sft]\nsteps = 1\n[settings.dpo]\n"
+    text = (
+        "max_completion_tokens = 3\nrows_per_part = 20\n[stages.sft]\nsteps = 1\n[settings.dpo]\n"
+    )
     spec = quick("dpo", mine(text + "steps = 1\nbatch_size = 2\n"))
     assert spec.suite_options["max_completion_tokens"] == 3
-    assert spec.suite_options["max_rows"] == 90
+    assert spec.suite_options["rows_per_part"] == 20
     assert spec.stages["sft"]["steps"] == 1
     assert (spec.options["steps"], spec.options["batch_size"]) == (1, 2)
 
@@ -79,10 +82,10 @@ def test_what_is_asked_for_stands_over_quick(mine):
         "dpo",
         mine(),
         settings=("steps=50",),
-        suite_settings=("max_rows=250",),
+        suite_settings=("rows_per_part=250",),
         stage_settings=("evaluation.prompts=99",),
     )
-    assert spec.options["steps"] == 50 and spec.suite_options["max_rows"] == 250
+    assert spec.options["steps"] == 50 and spec.suite_options["rows_per_part"] == 250
     assert spec.stages["evaluation"]["prompts"] == 99
 
 

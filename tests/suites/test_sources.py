@@ -452,6 +452,15 @@ def test_skipped_rows_are_told_with_reasons_and_places(suite):
     )
 
 
+def test_rows_per_part_are_kept_after_all_rows_were_read(suite):
+    empty = [{"prompt": f"x {i}", "chosen": "", "rejected": "y"} for i in range(480)]
+    whole = suite({"data.jsonl": jsonl([*ROWS, *empty])}, bad_rows="skip")
+    made = suite({"data.jsonl": jsonl([*ROWS, *empty])}, bad_rows="skip", rows_per_part=9)
+    assert made.data_report().sources[0].skipped[0].rows == 480
+    assert {n: p for n, p in made._parts.items()} == {n: p[:9] for n, p in whole._parts.items()}
+    assert {c["rows"] for c in made.data_report().splits.values()} <= set(range(10))
+
+
 def test_the_report_is_json(suite):
     record = suite(leaking(), train="train.jsonl", test="test.jsonl").data_report().record()
     assert json.loads(json.dumps(record)) == json.loads(json.dumps(record, allow_nan=False))
