@@ -127,14 +127,14 @@ def test_a_plugin_that_exits_is_isolated(registry, entry_point):
 def test_list_shows_a_broken_plugin(registry, entry_point, monkeypatch):
     from click.testing import CliRunner
 
-    from harness.cli import app, report_commands
+    from harness.cli import app, options
 
     load_entry_point(registry, entry_point("ill", "raise RuntimeError('on import')"))
     load_entry_point(registry, entry_point("ppo", source("methods", "ppo"), dist="one"))
     load_entry_point(
         registry, entry_point("ppo", source("methods", "ppo"), dist="two", version="2.5")
     )
-    monkeypatch.setattr(report_commands, "installed", lambda: registry)
+    monkeypatch.setattr(options, "installed", lambda: registry)
     done = CliRunner().invoke(app.cli, ["list"])
     assert (
         done.exit_code == 0 and "broken: ill of strange 1.0: RuntimeError: on import" in done.output
