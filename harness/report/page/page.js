@@ -226,7 +226,7 @@
     fill("suite", suites.map((s) => [s.title, s.title]), view.suite);
     fill("seed", [["", "each row's first"], ...seeds.map((seed) => [String(seed), String(seed)])], view.seed);
     fill("a", methods, view.a);
-    fill("b", [[SFT, "baseline"], ...methods], view.b);
+    fill("b", [[BASELINE, "baseline"], ...methods], view.b);
     for (const id of ["o", "sort", "dir"]) { at(id).value = view[id]; if (at(id).selectedIndex < 0) { view[id] = defaults()[id]; at(id).value = view[id]; } }
     at("q").value = view.q;
     at("suite-label").hidden = suites.length < 2;
