@@ -118,7 +118,8 @@ def save_causal(model: nn.Module, tokenizer: Any, folder: Path, dtype: str = "")
     }
     model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
     config = folder / "config.json"
-    write_json(config, json.loads(config.read_text(encoding="utf-8")) | {"dtype": dtype})
+    if config.is_file():  # transformers writes it in the main process only
+        write_json(config, json.loads(config.read_text(encoding="utf-8")) | {"dtype": dtype})
     tokenizer.save_pretrained(folder)
 
 
