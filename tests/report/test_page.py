@@ -110,7 +110,7 @@ def test_page_explains_relative_paths_of_a_study_file(tree):
 
 
 def test_page_calls_the_compared_answers_the_baseline(text):
-    assert "SFT's answer" not in text and '[SFT, "baseline"]' in text
+    assert "SFT's answer" not in text and '[BASELINE, "baseline"]' in text
     assert "answer to the baseline" in text
 
 
