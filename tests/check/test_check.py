@@ -131,12 +131,12 @@ def findings(text, results, name="mine", **options):
 
 def test_a_good_method_passes_every_proof(results):
     found = findings(GOOD, results)
-    assert len(found) == 12 and {f.status for f in found.values()} == {PASSED}, found
+    assert len(found) == 13 and {f.status for f in found.values()} == {PASSED}, found
     assert (
         "3 turns" in found["runs"].told and "killed in turn 1, 2, 3 of 3" in found["resumable"].told
     )
     text = report("mine", list(found.values()))
-    assert "12 proofs, none failed" in text and text.count("\n| ") == 13
+    assert "13 proofs, none failed" in text and text.count("\n| ") == 14
 
 
 @pytest.mark.parametrize("fault", BAD)
@@ -254,8 +254,8 @@ def test_the_command_ends_in_its_exit_code_and_writes_a_report():
     ]
     arguments += ["--set", "steps=500", "-p"]  # of a run of full size: the small bench stays small
     done = command(*arguments, folder / "mine.py")
-    assert done.code == 0 and done.out.count("passed") == 12, done.text
-    assert "12 proofs, none failed" in (folder / "report.md").read_text()
+    assert done.code == 0 and done.out.count("passed") == 13, done.text
+    assert "13 proofs, none failed" in (folder / "report.md").read_text()
     (folder / "mine.py").write_text(GOOD.replace('"https://example.org"', '""'))
     done = command(*arguments, folder / "mine.py")
     assert done.code == 1 and "`paper` is empty" in done.out
