@@ -181,8 +181,8 @@ class Trials:
         )
 
     def starts_at_the_reference(self) -> str:
-        """Compare what the first losses are told of the past with the policy, which has not moved
-        yet.
+        """Compare the log-probabilities that the first losses receive with the policy's own: it has
+        not moved yet.
         """
         seen: set[str] = set()
         worst = 0.0
@@ -191,13 +191,13 @@ class Trials:
                 if name in part and part[name].shape == logp.shape:
                     off = float(((part[name] - logp) * part["mask"]).abs().max())
                     assert off < AT_START, (
-                        f"before the first step the loss is told {name} that differ from the"
+                        f"before the first step the loss receives {name} that differ from the"
                         f" policy's by {off:.2g} nats: another temperature, another shift, dropout,"
                         " or other weights"
                     )
                     worst, seen = max(worst, off), seen | {name}
         if not seen:
-            return "its losses are told no log-probabilities of before (columns logp, ref_logp)"
+            return "its losses receive no former log-probabilities (columns logp, ref_logp)"
         return (
             f"{' and '.join(sorted(seen))} are the policy's own before the first step, to"
             f" {worst:.0e} nats"

@@ -28,6 +28,6 @@ def unmoved(kl: float, rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def sentence(record: Mapping[str, Any]) -> str:
-    """Return what a reader is told of a record in which nothing moved; else an empty text."""
+    """Return the message on a record in which nothing moved, else an empty text."""
     reasons = record.get("unmoved", [])
     return f"Nothing moved in training: {'; '.join(reasons)}." if reasons else ""

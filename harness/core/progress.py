@@ -22,7 +22,7 @@ POLICY = "policy"  # the artifact that keeps the trained policy: a checkpoint, n
 
 
 class Show(Protocol):
-    """What is told of activities."""
+    """Receives the beginning, the steps and the end of an activity."""
 
     def __call__(self, name: str, step: int, total: int, ended: bool) -> None:
         """Show that an activity began (step 0), did `step` of `total` (0: unknown), or ended.

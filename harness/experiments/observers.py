@@ -13,8 +13,8 @@ Warn = Callable[[str], None]
 
 
 class Observers:
-    """Calls the life-cycle hooks of every plugin; what one of them raises is told once and stops
-    nothing.
+    """Calls the life-cycle hooks of every plugin; an error in one of them is reported once and
+    stops nothing.
     """
 
     def __init__(self, registry: Registry, spec: RunSpec, warn: Warn) -> None:

@@ -374,7 +374,7 @@ def folder_for(run: Recorded, into: Path | None) -> Iterator[Path]:
 
 
 def planned(run: Recorded) -> Plan:
-    """Return how each part of a run was computed; a GPU that is not here is told in a note."""
+    """Return how each part of a run was computed; a note names a GPU that is not here."""
     import torch
 
     there = torch.cuda.is_available()

@@ -113,7 +113,7 @@ def _value(name: str, then: Any, now: Any) -> Item:
 
 
 def _artifact(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Item:
-    """Compare a shared stage by its content; what it reports of itself is told where that differs
+    """Compare a shared stage by its content; what it reports of itself is shown where that differs
     too.
     """
     if then is None or now is None or then == now:

@@ -2,7 +2,7 @@
 
 What the template renders is what is trained. A conversation that the template refuses, changes or
 leaves something out of is refused; nothing is joined in its place. Templates that ask for today's
-date are told one that the spec fixes. No torch here.
+date get one that the spec fixes. No torch here.
 """
 
 from __future__ import annotations

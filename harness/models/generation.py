@@ -105,7 +105,7 @@ def decode(
     cached: Callable[[nn.Module, Any, PromptBatch, int, int], Cached] = cache_of,
     show: Callable[[int], None] = lambda step: None,
 ) -> Decoding:
-    """Draw n completions for each prompt; rows are prompt-major. `show` is told each position."""
+    """Draw n completions for each prompt; rows are prompt-major. `show` gets each position."""
     limit, device = sampling.max_new_tokens, prompts.ids.device
     rows = len(prompts) * n
     state = Decoding(

@@ -19,7 +19,7 @@ from .loading import trunk_of
 
 ROUNDING = "rounding"  # an attribute of the trunk: nats per token that bfloat16 changes
 SMALL = 10_000_000  # parameters; smaller models gain nothing from bfloat16
-ALLOWED = 0.01  # nats per token; more is told
+ALLOWED = 0.01  # nats per token; above it the run gives a warning
 
 
 @contextmanager

@@ -274,7 +274,7 @@ class Tokens:
             self.prompt_ids(messages)
 
     def check_answer(self, prompt: Text, completion: Text) -> None:
-        """Raise UsageError for an answer that cannot be rendered behind its prompt."""
+        """Raise UsageError for an answer that cannot be rendered after its prompt."""
         messages = self.conversation(prompt)
         if messages is not None:
             self._need_chat().answered(messages, _answer(completion))

@@ -226,7 +226,7 @@ def _behind_prefill(begun: Message, turns: list[Message]) -> list[Message]:
 
 
 def _one_answer(turns: Sequence[Message], name: str) -> list[Message]:
-    """Return what is left of a conversation behind its prompt: one message of the assistant."""
+    """Return the part of a conversation after its prompt: one message of the assistant."""
     if len(turns) == 1 and turns[0]["role"] == "assistant":
         return list(turns)
     if not turns:

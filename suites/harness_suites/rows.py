@@ -1,4 +1,4 @@
-"""A suite of rows: its sources, its parts, and what is told of both.
+"""A suite of rows: its sources, its parts, and the report on both.
 
 Rows of a part that has sources of its own stay together. The others are split by the hash of their
 prompt. Where rows come from is in `sources.py`.

@@ -71,7 +71,7 @@ def plan(study: Study, registry: Registry, results: Path) -> Plan:
 
 
 class Work:
-    """Carries a study out. `watch` is told what happens."""
+    """Carries a study out, and calls `watch` with each event."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class Work:
 
 
 class Watch:
-    """What is told while a study is carried out; this one says nothing."""
+    """Receives the events of a study; this one ignores them."""
 
     def begin(self, planned: Plan, states: Sequence[State], jobs: int) -> None:
         """So many jobs are about to begin."""
