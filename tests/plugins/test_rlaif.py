@@ -17,8 +17,8 @@ from harness.api.resolve import Request, make_method, resolve
 from harness.core.errors import UsageError
 from harness.core.options import build, options_of
 
-from ..experiments.test_resume import Watched
 from ..helpers.tools import command, fresh, on_small, outputs, results
+from ..helpers.watched_runs import Watched
 
 # -- options ---------------------------------------------------------------------------------------
 

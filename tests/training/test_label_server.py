@@ -22,7 +22,6 @@ from harness.models.tokens import Batch
 from harness.training.label_server import LabelClient
 from harness.training.reward_model import bradley_terry_loss, ranking_loss
 
-from ..experiments.test_resume import Watched
 from ..helpers.tools import (
     ENV,
     command,
@@ -35,6 +34,7 @@ from ..helpers.tools import (
     results,
     small_suite,
 )
+from ..helpers.watched_runs import Watched
 
 # A labeller that says where it works, prints to where answers go, and fails in the way $FAIL names.
 TELLING = """
