@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .files import write_text
+from .secrets import redact
 
 
 def line_of(row: Mapping[str, Any]) -> str:
@@ -45,7 +46,7 @@ class LiveRows:
             return
         if self._stream is None:
             self._stream = self.path.open("a", encoding="utf-8")
-        self._stream.write(line_of(row))
+        self._stream.write(redact(line_of(row)))
         self._stream.flush()
 
     def sync(self) -> None:

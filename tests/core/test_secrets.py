@@ -9,6 +9,7 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.core.files import write_json, write_text
+from harness.core.live_rows import LiveRows
 from harness.core.options import parse_settings
 from harness.core.secrets import RedactingStream, read_secret, redact, refuse_secrets, secrets_of
 from harness.core.suite_file import read_suite_file
@@ -91,6 +92,10 @@ def test_files_and_streams_hold_no_secret(monkeypatch, tmp_path, capsys):
     write_text(tmp_path / "a", f"header Bearer {KEY}")
     write_json(tmp_path / "b", {"message": f"Invalid header value b'Bearer {KEY}\\n'"})
     assert "CANARY" not in (tmp_path / "a").read_text() + (tmp_path / "b").read_text()
+    rows = LiveRows(tmp_path / "rows.jsonl")
+    rows.append({"answer": f"key {KEY}"})
+    rows.close()
+    assert (tmp_path / "rows.jsonl").read_text() == '{"answer": "key [HARNESS_API_KEY]"}\n'
     inner = io.StringIO()
     stream = RedactingStream(inner)
     print(f"key {KEY}", file=stream)

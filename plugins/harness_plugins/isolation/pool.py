@@ -22,7 +22,6 @@ from typing import Any
 from .confine import IsolationError, Limits, missing
 
 GRACE_SECONDS = 10.0  # beyond a job's own limits, before a worker counts as lost
-NO_COMMAND = "there is no such command"  # a reply's detail
 WORKER = Path(__file__).with_name("worker.py")
 
 

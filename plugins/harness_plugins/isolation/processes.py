@@ -6,6 +6,8 @@ import os
 import resource
 import signal
 
+NO_COMMAND = "there is no such command"  # a reply's detail
+
 
 def kill_descendants() -> None:
     """Kill all that a command left. No new process can appear: each loses the right to fork."""

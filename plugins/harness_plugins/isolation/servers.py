@@ -16,7 +16,7 @@ from typing import Any
 
 import confine
 import values
-from processes import kill_descendants, processes_of
+from processes import NO_COMMAND, kill_descendants, processes_of
 
 WATCH_SECONDS = 0.05  # between two looks at the scratch folder
 COMMAND_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -183,7 +183,6 @@ class Serve:
 
 
 NOT_CONFINED, OUT_OF_MEMORY = 121, 122
-NO_COMMAND = "there is no such command"
 
 
 def _all_of(control: socket.socket, size: int) -> bytes:

@@ -17,7 +17,8 @@ from pathlib import Path
 from harness import HarnessError, Prompt, Verifier, hookimpl
 
 from ..isolation.confine import Limits
-from ..isolation.pool import NO_COMMAND, Container, close_pools
+from ..isolation.pool import Container, close_pools
+from ..isolation.processes import NO_COMMAND
 from .isolated import pool_of, refuse_without_isolation
 
 LONGEST = 100_000  # characters of a completion
