@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ class Worker:
     def close(self) -> None:
         """End the worker and all that it started."""
         assert self.process.stdin and self.process.stdout and self.process.stderr
-        self.process.stdin.close()
+        with suppress(OSError):  # a worker that is gone leaves a part of its job unsent
+            self.process.stdin.close()
         try:
             self.process.wait(2.0)
         except subprocess.TimeoutExpired:
