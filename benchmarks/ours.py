@@ -190,7 +190,7 @@ def _method_inputs(
     start: Any, tokens: Tokens, needs: frozenset[str], batch: int, shape: dict[str, int]
 ) -> MethodInputs:
     method_inputs = MethodInputs(InitialCheckpoint.of(start), tokens)
-    if "pairs" in needs:
+    if needs & {"pairs", "labelled"}:  # KTO takes the completions of pairs one by one
         rows = world.pairs(world.DRAWN, shape["prompt"], shape["completion"])
         method_inputs.pairs = [LabelledPair(*_coded(tokens, r), 1.0) for r in rows]
     else:

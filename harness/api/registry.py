@@ -189,8 +189,12 @@ def plugins_in_use(registry: Registry) -> Mapping[str, str]:
 
 
 def _distribution(point: metadata.EntryPoint) -> Origin:
-    dist = point.dist
-    return Origin(point.name, dist.name if dist else "unknown", dist.version if dist else "unknown")
+    return Origin(point.name, *_name_and_version(point.dist))
+
+
+@functools.cache  # reading metadata takes 1 ms, and a distribution has dozens of entry points
+def _name_and_version(dist: metadata.Distribution | None) -> tuple[str, str]:
+    return (dist.name, dist.version) if dist else ("unknown", "unknown")
 
 
 def _clash_message(kind: str, name: str, origins: list[Origin]) -> str:

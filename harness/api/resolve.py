@@ -231,7 +231,8 @@ def _answers_train(spec: RunSpec, suite: Suite, registry: Registry) -> bool:
     labeller = spec.labeller or suite.labeller_name
     fixed = type(suite).preferences is not Suite.preferences
     needs = make_method(spec, registry).required()
-    return spec.start != START_MODEL or bool(labeller) or fixed or bool(learnt & needs)
+    watched = suite.proxy and (bool(labeller) or fixed)  # a reward model is trained to be watched
+    return spec.start != START_MODEL or watched or bool(learnt & needs)
 
 
 def make_labelling_judge(suite: Suite, registry: Registry) -> Judge:

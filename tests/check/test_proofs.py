@@ -7,6 +7,7 @@ methods run by default; the rest are slow.
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,8 @@ def run(method, *options, suite=(), more=()):
         "run", "-m", method, "-s", "exact", "--threads", "1", "--results", results(), *sets, *more
     )
     assert done.code == 0, done.text
-    folder = Path(done.text.split(f"{method} on exact, seed 0 -> ")[1].splitlines()[0].strip())
-    return json.loads((folder / "result.json").read_text())["evaluation"]
+    (folder,) = re.findall(rf"^{method} on exact, seed 0.* -> (.+)$", done.text, re.M)
+    return json.loads((Path(folder) / "result.json").read_text())["evaluation"]
 
 
 def settings_of(method):

@@ -3,6 +3,7 @@ table.
 """
 
 import json
+import shutil
 from functools import cache
 
 import pytest
@@ -64,9 +65,10 @@ def test_a_record_holds_how_training_evaluation_and_artifacts_were_computed():
     assert all(size == [16384] for size in sizes.values()) and "sft" in sizes
 
 
-def test_unlike_execution_stands_in_one_table_under_a_footnote():
-    with_small_micro_batches()
-    done = command("table", "--results", results(), "--methods", "dpo,ipo", "--format", "md")
+def test_unlike_execution_stands_in_one_table_under_a_footnote(tmp_path):
+    for folder in (with_small_micro_batches(), finished("dpo")):
+        shutil.copytree(folder, tmp_path / folder.relative_to(results()))
+    done = command("table", "--results", tmp_path, "--methods", "dpo,ipo", "--format", "md")
     assert done.code == 0, done.text
     assert "| ipo" in done.out and "| dpo" in done.out
     assert done.out.count("Computed with different execution settings") == 1

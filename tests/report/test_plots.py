@@ -156,7 +156,7 @@ def test_frontier_names_a_cut_bar(tmp_path):
     figure = drawn("frontier", selection)
     assert wide.kl.high > figure.axes[0].get_xlim()[1]
     told = figure.get_supxlabel()
-    assert f"the bar of ppo (to {wide.kl.high:.1f} nats)." in told and "start" not in told
+    assert f"ppo (to {wide.kl.high:.1f} nats)." in told and "start" not in told
     for seed in range(3):
         run(tmp_path / "even", "ppo", seed, 1.0, {"beta": 0.1})
     assert not drawn("frontier", chosen(tmp_path / "even")).get_supxlabel()

@@ -624,9 +624,10 @@ def labelled(n):
 
 def test_labelled_answers_to_one_prompt_are_paired(tmp_path):
     made = suite(tmp_path, labelled(300))
-    for pair in (*made.preferences(), *made.judge_preferences()):
+    for pair in made.preferences():
         good, bad = (int(text[1:]) for text in (pair.chosen, pair.rejected))
         assert good % 3 and not bad % 3 and good // 3 == bad // 3
+    assert {type(row) for row in made.judge_preferences()} == {Labelled}  # as they are
     assert len(made.preferences()) == len(made.prompts("train"))
     assert len(made.demonstrations()) == 2 * len(made.prompts("train"))  # the desirable ones
     assert set(made.references("test")) == {p.id for p in made.prompts("test")}
