@@ -56,10 +56,10 @@ class CostReport:
 
 
 def result_of(
-    spec: RunSpec, paper: str, assessed: EvaluationResult, bill: CostReport
+    spec: RunSpec, paper: str, assessed: EvaluationResult, report: CostReport
 ) -> dict[str, Any]:
     """Return the result of a finished run."""
-    stages = {**bill.shared, **assessed.stages}
+    stages = {**report.shared, **assessed.stages}
     artifacts = {name: {**a.info, "content": a.content} for name, a in stages.items()}
     return _heading(spec, "finished") | {
         "paper": paper,
@@ -67,7 +67,7 @@ def result_of(
         "evaluation": assessed.figures,
         "ground": assessed.ground,
         "artifacts": artifacts,
-        "cost": costs(bill),
+        "cost": costs(report),
     }
 
 
@@ -86,9 +86,9 @@ def execution_of(loop: Loop, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {TRAINING: list(loop.executions), EVALUATION: dict(evaluation)}
 
 
-def pins_of(bill: CostReport, assessed: EvaluationResult, loop: Loop) -> dict[str, Any]:
+def pins_of(report: CostReport, assessed: EvaluationResult, loop: Loop) -> dict[str, Any]:
     """Return {folder name: pin} of every artifact that a run stands on, its policy included."""
-    used = {**bill.shared, **assessed.stages, "policy": bill.policy}
+    used = {**report.shared, **assessed.stages, "policy": report.policy}
     pins = {a.folder.name: a.pin() for a in used.values() if a is not None}
     return dict(sorted({**loop.pins, **pins}.items()))
 
@@ -121,29 +121,29 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
     return ground
 
 
-def costs(bill: CostReport) -> dict[str, Any]:
+def costs(report: CostReport) -> dict[str, Any]:
     """Return the method's own cost, each shared stage's as if made for it alone, and what this
     process really spent.
     """
     snapshot, own, answering = (
-        bill.method.snapshot(),
-        bill.method.total(OWN_PHASES),
-        bill.evaluation,
+        report.method.snapshot(),
+        report.method.total(OWN_PHASES),
+        report.evaluation,
     )
-    by_stage = {name: _total(a.cost) for name, a in bill.shared.items()}
+    by_stage = {name: _total(a.cost) for name, a in report.shared.items()}
     return {
         "method": asdict(own),
-        "models": {**bill.answering, **snapshot["models"]},
+        "models": {**report.answering, **snapshot["models"]},
         "phases": snapshot["phases"] | answering.snapshot()["phases"],
         "evaluation": asdict(answering.total()),
         "shared": by_stage,
-        "shared_total": _total(merge({name: a.cost for name, a in bill.shared.items()})),
+        "shared_total": _total(merge({name: a.cost for name, a in report.shared.items()})),
         "labels": own.labels + sum(cost["labels"] for cost in by_stage.values()),
         "ai_labels": own.ai_labels + sum(cost["ai_labels"] for cost in by_stage.values()),
-        "budget_used": dict(bill.budget_used),
-        "budget_left": dict(bill.budget_left),
+        "budget_used": dict(report.budget_used),
+        "budget_left": dict(report.budget_left),
         "reused_stages": sorted(
-            name for name, a in {**bill.shared, "policy": bill.policy}.items() if a and a.reused
+            name for name, a in {**report.shared, "policy": report.policy}.items() if a and a.reused
         ),
     }
 

@@ -354,7 +354,7 @@ class Sampler:
             ended = torch.isin(batch["completion_ids"].gather(-1, last)[..., 0], ends)
             flops = self._count(model, batch)
             if cached is not None:
-                cached.bill(self.meter, flops)
+                cached.count_time(self.meter, flops)
         return batch.with_columns(ended=ended)
 
     def _generate(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from, and snapshots of the policy to evaluate afterwards."""
+"""Checkpoints for restarts, and snapshots of the policy for the evaluation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..models.tensor_files import load_tensors, save_tensors, size_in_file
 
 
 class Checkpoints:
-    """The last two checkpoints below a folder; each is verified when it is read, and the older one
-    stands in.
+    """The last two checkpoints in a folder. Each is verified when it is read; the older one is the
+    fallback.
 
     `stages` are the contents of the shared stages, by kind. A checkpoint of training on other
     contents is not read.
@@ -81,7 +81,7 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove all checkpoints: what they led to is safe elsewhere."""
+        """Remove all checkpoints, once their result is safe elsewhere."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _found(self) -> list[Path]:
@@ -89,7 +89,7 @@ class Checkpoints:
 
 
 class Snapshots:
-    """Copies of the policy at `count` evenly spaced turns, for the evaluator to measure after
+    """Copies of the policy at `count` evenly spaced turns, which the evaluator measures after
     training.
     """
 
@@ -99,7 +99,7 @@ class Snapshots:
     def offer(
         self, turn: int, total: int, step: int, policy: nn.Module, used: Mapping[str, float]
     ) -> None:
-        """Keep the policy, and what it took, if this turn, of `total`, is one of the evenly spaced
+        """Keep the policy and its costs if this turn of `total` is one of the evenly spaced
         ones.
         """
         if self.writes and turn in {round(total * (i + 1) / self.count) for i in range(self.count)}:
@@ -109,8 +109,9 @@ class Snapshots:
             part.replace(self.folder / f"step-{step:06d}.safetensors")
 
     def kept(self) -> dict[int, Path]:
-        """Return {step: file of the policy}, in order; beside it lies a .json of what had been used
-        of each budget.
+        """Return {step: file of the policy}, in order.
+
+        Beside each file lies a .json with the used part of each budget.
         """
         return {
             int(file.stem.removeprefix("step-")): file

@@ -1,15 +1,15 @@
-"""Pools: what the start checkpoint says to prompts, drawn once and shared by all that draw from it.
+"""Pools of completions of the start checkpoint, drawn once and shared between methods and runs.
 
-Sample j of a prompt is a function of the pool's key, the prompt, how often the prompt came up
-before, and j: four samples are the first four of sixteen, and neither a batch's order nor what else
-it holds matters. The unit is an artifact: some prompts by a few samples (`steps_to`), so a small n
-makes no more than it needs.
+Sample j of a prompt depends on the pool's key, the prompt, how often the prompt came up before, and
+j only. So four samples are the first four of sixteen, and neither the order of a batch nor its
+other prompts matter. One artifact holds some prompts by a few samples (`steps_to`), so that a
+small n draws no more than it needs.
 
-Pools for training are keyed by the shared seed, as the preference data are: the seed of a method
-still orders its prompts and minibatches. Pools of evaluated answers are keyed by the method's seed
-too, for a method that trains nothing (best-of-n) has no other source of variation, and its error
-bar over seeds would be zero; they are shared over n, judges and repetitions. Neither shares noise
-with the reference answers of the evaluation.
+Pools for training are keyed by the shared seed, like the preference data. The seed of a method
+orders its prompts and minibatches. Pools of evaluated answers are keyed by the method's seed as
+well: a method that trains nothing (best-of-n) has no other source of variation, and its interval
+over seeds would have no width. These are shared over n, judges and repetitions. Neither kind shares
+random numbers with the baseline answers of the evaluation.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from ..models.loading import load_tensors, save_tensors
 from ..models.tokens import Batch, PromptBatch
 from .reference_cache import Cached, Ids, MadeStage, ReferenceCache, cost_of, ids_of
 
-BLOCK = 64  # prompts of a split, in its order, that are drawn for together
-# times that a prompt is drawn for from a pool; a split gone over more often is a small one
+BLOCK = 64  # prompts of a split, in its order, that are sampled together
+# how often a prompt is sampled from a pool; only a small split comes up more often
 VISITS = 4
 FIRST_STEPS = (1, 4, 8)  # samples are made up to here, then
 STEP = 8  # so many more at a time
@@ -42,7 +42,7 @@ STEP = 8  # so many more at a time
 
 @dataclass(frozen=True)
 class PromptBlock:
-    """Prompts that are drawn for together."""
+    """Prompts that are sampled together."""
 
     prompts: PromptBatch
     ids: list[Ids]
@@ -50,7 +50,7 @@ class PromptBlock:
 
     @classmethod
     def of(cls, prompts: PromptBatch) -> PromptBlock:
-        """Return a shelf of prompts."""
+        """Return a block of prompts."""
         ids = ids_of(prompts)
         return cls(
             prompts,
@@ -61,9 +61,9 @@ class PromptBlock:
 
 @dataclass
 class BlockRows:
-    """A shelf, and which rows of a batch are which of its prompts."""
+    """A block of prompts, and the rows of a batch that are among them."""
 
-    shelf: PromptBlock
+    prompt_block: PromptBlock
     visit: int  # how often they came up before
     rows: list[int]  # of the batch
     places: list[int]  # in the block
@@ -71,9 +71,7 @@ class BlockRows:
 
 @dataclass
 class SampleRange:
-    """What is made at once: samples `first` .. `last` - 1 of a block; `number` of `count` that a
-    draw needs.
-    """
+    """Samples `first` to `last` - 1 of a block: part `number` of the `count` that a draw needs."""
 
     block: BlockRows
     first: int
@@ -84,27 +82,29 @@ class SampleRange:
 
 @dataclass
 class CompletionPool:
-    """Draws for one purpose: the key of its noise, and the split whose blocks are shared (None:
-    prompts as given).
+    """Draws for one purpose.
+
+    `key` decides its random numbers. `split` holds the blocks that are shared; None stands for the
+    prompts as given.
     """
 
     reference_cache: ReferenceCache
     key: tuple[object, ...]
     split: Sequence[Prompt] | None = None
-    # a model known to have them, beside the start checkpoint itself
+    # a model known to equal the start checkpoint
     unmoved: nn.Module | None = None
 
     def draw(
         self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling
     ) -> Cached | None:
-        """Return n completions per prompt (B, n, T) with `logp`, and their cost; None for what is
-        in no pool.
+        """Return n completions per prompt (B, n, T) with `logp`, and their cost; None where no pool
+        applies.
 
-        That is what another model says or what is sampled otherwise, prompts that come twice at one
-        time, which would be given the same completions, and prompts that came up too often.
+        No pool applies to another model, to other sampling settings, to prompts that stand twice in
+        one batch (they would get the same completions), and to prompts that came up too often.
         """
-        speaks = model is self.unmoved or self.reference_cache.start.is_(model)
-        if not speaks or sampling != self.reference_cache.stage_runtime.sampling:
+        at_start = model is self.unmoved or self.reference_cache.start.is_(model)
+        if not at_start or sampling != self.reference_cache.stage_runtime.sampling:
             return None
         blocks = self._blocks(prompts)
         if blocks is None:
@@ -114,15 +114,15 @@ class CompletionPool:
         lengths, cost = torch.zeros(shape[:2], dtype=torch.long), Cost()
         start = cache(
             self.reference_cache.start.model
-        )  # read where something has to be made, and held until all is
+        )  # loaded only where samples are missing, and held until all are drawn
         for piece in _pieces(blocks, n):
-            told, spent = self._samples(piece, start)
+            columns, spent = self._samples(piece, start)
             block, take = piece.block, slice(piece.first, min(piece.last, n))
-            width = told["completion_ids"].shape[2]
+            width = columns["completion_ids"].shape[2]
             kept = slice(0, take.stop - piece.first)
-            ids[block.rows, take, :width] = told["completion_ids"][block.places, kept].long()
-            logp[block.rows, take, :width] = told["logp"][block.places, kept]
-            lengths[block.rows, take] = told["lengths"][block.places, kept].long()
+            ids[block.rows, take, :width] = columns["completion_ids"][block.places, kept].long()
+            logp[block.rows, take, :width] = columns["logp"][block.places, kept]
+            lengths[block.rows, take] = columns["lengths"][block.places, kept].long()
             cost.add(spent)
         longest = int(lengths.max())
         mask = (torch.arange(longest) < lengths[..., None]).float()
@@ -136,7 +136,7 @@ class CompletionPool:
         return Cached(batch, cost)
 
     def _blocks(self, prompts: PromptBatch) -> list[BlockRows] | None:
-        """Return the blocks that the prompts lie in; None where there is no pool for them."""
+        """Return the blocks that hold the prompts; None where no pool applies."""
         texts = ids_of(prompts)
         places = prompts.places or [(row, 0) for row in range(len(prompts))]
         named = [
@@ -145,29 +145,33 @@ class CompletionPool:
         ]
         if len(set(named)) < len(named) or max(visit for _, visit in places) >= VISITS:
             return None
-        found: dict[tuple[int, int], list[int]] = {}
+        by_block: dict[tuple[int, int], list[int]] = {}
         for row, (place, visit) in enumerate(places):
-            found.setdefault((visit, 0 if self.split is None else place // BLOCK), []).append(row)
+            by_block.setdefault((visit, 0 if self.split is None else place // BLOCK), []).append(
+                row
+            )
         blocks = []
-        for (visit, number), rows in sorted(found.items()):
+        for (visit, number), rows in sorted(by_block.items()):
             if self.split is None:
                 blocks.append(
                     BlockRows(PromptBlock.of(prompts[rows]), visit, rows, list(range(len(rows))))
                 )
                 continue
-            make = partial(self._shelf, self.split, number, prompts.ids.device)
-            shelf: PromptBlock = self.reference_cache.kept.get_or_load(
-                f"shelf {number}", make
-            )  # of the one split there is
+            make = partial(self._prompt_block, self.split, number, prompts.ids.device)
+            prompt_block: PromptBlock = self.reference_cache.kept.get_or_load(
+                f"prompt_block {number}", make
+            )  # there is one split only
             inside = [places[row][0] % BLOCK for row in rows]
-            if [shelf.ids[i] for i in inside] != [
+            if [prompt_block.ids[i] for i in inside] != [
                 texts[row] for row in rows
-            ]:  # they were changed on the way
+            ]:  # the method changed them
                 return None
-            blocks.append(BlockRows(shelf, visit, rows, inside))
+            blocks.append(BlockRows(prompt_block, visit, rows, inside))
         return blocks
 
-    def _shelf(self, split: Sequence[Prompt], number: int, device: torch.device) -> PromptBlock:
+    def _prompt_block(
+        self, split: Sequence[Prompt], number: int, device: torch.device
+    ) -> PromptBlock:
         prompts = split[number * BLOCK : (number + 1) * BLOCK]
         return PromptBlock.of(
             self.reference_cache.tokens.counting_afresh().prompt_batch(prompts, device)
@@ -180,7 +184,7 @@ class CompletionPool:
         block = piece.block
         place = {
             "key": list(self.key),
-            "prompts": block.shelf.name,
+            "prompts": block.prompt_block.name,
             "visit": block.visit,
             "samples": [piece.first, piece.last],
         }
@@ -192,7 +196,7 @@ class CompletionPool:
             artifact = self.reference_cache.artifact("pool", make, **place)
             return load_tensors(artifact.folder / "samples.safetensors"), cost_of(artifact)
 
-        if self.split is None:  # asked for once
+        if self.split is None:  # requested once
             return load()
         kept: tuple[dict[str, Tensor], Cost] = self.reference_cache.kept.get_or_load(
             digest_of(place), load
@@ -210,7 +214,7 @@ class CompletionPool:
         key = ("pool", *self.key, sampling.temperature, sampling.max_new_tokens, block.visit)
         sampler = _Drawing(runtime.engine, sampling, meter, runtime.eos, key, runtime.distributed)
         with activity(STAGES, "completions of the start checkpoint"):
-            batch = sampler.draw(start, block.shelf.prompts, samples, piece.first)
+            batch = sampler.draw(start, block.prompt_block.prompts, samples, piece.first)
         columns = {
             "completion_ids": batch["completion_ids"].int(),
             "logp": batch["logp"],
@@ -218,12 +222,12 @@ class CompletionPool:
         }
         save_tensors(columns, out / "samples.safetensors")
         self.reference_cache.stage_runtime.progress("sampling", piece.number, piece.count, {})
-        return {"prompts": len(block.shelf.prompts), "samples": samples}, meter.snapshot()
+        return {"prompts": len(block.prompt_block.prompts), "samples": samples}, meter.snapshot()
 
 
 class CompletionPools:
-    """Which pool the lab draws from: for each prompt once a turn, as what is drawn again must be
-    something else.
+    """Chooses the pool that the lab draws from: once a turn for each prompt, for a second draw must
+    differ.
     """
 
     def __init__(self, reference_cache: ReferenceCache | None, prompts: Sequence[Prompt]) -> None:
@@ -235,20 +239,19 @@ class CompletionPools:
         """Return the places of a turn's prompts: their rows in the split, and how often each was
         given before.
 
-        `begin` is the turn's position in the endless order of prompts, which goes over all of
-          them before any again.
+        `begin` is the turn's position in the endless order of prompts, in which each prompt comes
+        once per pass.
         """
         places = [(row, (begin + i) // len(self.prompts)) for i, row in enumerate(rows)]
         self._left = set(places)
         return places
 
     def take(self, prompts: PromptBatch, model: nn.Module, beside: bool) -> CompletionPool | None:
-        """Return where a model that is at the start draws for prompts of this turn; None where
-        something was drawn.
+        """Return the pool for this turn's prompts; None where they were drawn already.
 
-        A stream that covers the split draws from blocks of it, which every seed shares; any other,
-        and a policy, that will have moved at the next turn (not `beside` it), for the prompts at
-        hand only: no more than is used.
+        The model equals the start checkpoint. A stream of `beside` draws (the start checkpoint next
+        to a trained policy) that covers the split takes blocks of the split, which every seed
+        shares. Any other draws for the present prompts only, so that nothing is drawn in vain.
         """
         places = set(prompts.places or ())
         if self.reference_cache is None or not places or not places <= self._left:
@@ -261,8 +264,9 @@ class CompletionPools:
 
 
 class _Drawing(Sampler):
-    """Draws samples from number `first` on, the noise of each a function of the key, the prompt and
-    its number.
+    """Draws samples from number `first` on.
+
+    The random numbers of each depend on the key, the prompt and the sample's number.
     """
 
     def _noise(self, prompts: PromptBatch, n: int, *more: Any) -> Tensor:
@@ -278,15 +282,13 @@ class _Drawing(Sampler):
 
 
 def _pieces(blocks: Sequence[BlockRows], n: int) -> list[SampleRange]:
-    """Return all that n samples of every prompt of some blocks are put together from."""
+    """Return the parts that make up n samples of every prompt of some blocks."""
     parts = [(block, first, last) for block in blocks for first, last in steps_to(n)]
     return [SampleRange(*part, number, len(parts)) for number, part in enumerate(parts, 1)]
 
 
 def steps_to(n: int) -> list[tuple[int, int]]:
-    """Return the steps in which n samples are made: (first, last + 1), the same for every n as far
-    as it goes.
-    """
+    """Return the steps (first, last + 1) in which n samples are drawn, the same for every n."""
     edges = [0, *FIRST_STEPS]
     while edges[-1] < n:
         edges.append(edges[-1] + STEP)

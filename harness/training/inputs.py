@@ -1,6 +1,4 @@
-"""What a method is given: data and models that were prepared for it, and how they are used at the
-bench.
-"""
+"""The inputs of a method: the data and models that were prepared for it."""
 
 from __future__ import annotations
 
@@ -23,20 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class MethodInputs:
-    """What was prepared for a method.
+    """The data and models that were prepared for a method.
 
-    Lists are empty, and `rewards` None, where the method did not ask.
+    Lists are empty, and `rewards` is None, where the method does not need them.
     """
 
-    start: InitialCheckpoint  # the start checkpoint: in memory while somebody holds it
+    start: InitialCheckpoint  # the start checkpoint, in memory while it is referred to
     tokens: Tokens
     prompts: Sequence[Prompt] = ()
     pairs: Sequence[LabelledPair] = ()
     demonstrations: Sequence[Demonstration] = ()
     rewards: Callable[[], list[RewardModel]] | None = None
     verifier: Verifier | None = None
-    labels: int = 0  # that were asked for in making all this
-    label_client: Callable[[], LabelClient] | None = None  # who labels fresh samples
+    labels: int = 0  # that making these inputs took
+    label_client: Callable[[], LabelClient] | None = None  # labels fresh samples
     closing: list[Callable[[], None]] = field(default_factory=list)  # what ends with the run
     # how the reward model is trained on them
     refresh: AdamWOptions = field(default_factory=AdamWOptions)

@@ -1,8 +1,7 @@
-"""The lab: the bench a method works at, and the only door to models and data.
+"""The lab: the only interface through which a method reaches models and data.
 
-What passes the door is metered, seeded and resumable. There is no judge here, and no prompt of the
-test split: the start checkpoint, data and reward models were prepared before the method was called,
-by code the lab does not hold.
+Every request is metered, seeded and resumable. The lab holds no judge and no prompt of the test
+split. The start checkpoint, the data and the reward models are prepared before the method starts.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from .trainer import BASE, Loss, Term
 
 
 class Lab:
-    """Everything a method may ask for. Asking is what makes, loads and bills."""
+    """All that a method may request. Models are loaded, and costs counted, at the first request."""
 
     def __init__(
         self, method: Method, method_inputs: MethodInputs, runtime: Runtime, loop: Loop
@@ -85,8 +84,8 @@ class Lab:
         batches.
 
         Column `p` (B,) is the probability that the chosen one is better: 1 where the labeller gave
-        a plain label. `shuffle_labels` is a control: a coin, the same for a pair each time, says
-        which one is called chosen.
+        a plain label. `shuffle_labels` is a control: a random draw, fixed per pair, decides which
+        completion counts as chosen.
         """
         pairs = self._given("pairs", self._method_inputs.pairs)
         size = self._batch_size(batch_size)
@@ -110,11 +109,11 @@ class Lab:
         batch_size: int | None = None,
         shuffle_labels: bool = False,
     ) -> Iterator[Batch]:
-        """Yield batches of single completions (B, 1, T) with `label` (B,): 1 desirable, 0 not,
-        between if in doubt.
+        """Yield batches of single completions (B, 1, T) with column `label` (B,).
 
-        They are the suite's labelled completions; without any, the completions of the pairs, each
-        on its own and shuffled: one of a pair says nothing of the other.
+        The label is 1 for a desirable completion, 0 for an undesirable one, and between for soft
+        labels. The completions are the suite's labelled ones. A suite without any gives the
+        completions of its pairs, one by one and shuffled.
         """
         if self._method_inputs.labelled:
             yield from self._singles(epochs, steps, batch_size, shuffle_labels)
@@ -156,9 +155,7 @@ class Lab:
             yield batch.with_columns(label=torch.tensor(labels, device=self.device))
 
     def demonstrations(self, n: int) -> Batch:
-        """Return n demonstrations (n, 1, T), other ones each time: for a term beside the method's
-        own.
-        """
+        """Return n demonstrations (n, 1, T), drawn anew at each call, for a further loss term."""
         demos = self._given("demonstrations", self._method_inputs.demonstrations)
         rows = Random(derive(*self._key("demonstrations"))).choices(range(len(demos)), k=n)
         ids = [
@@ -186,10 +183,9 @@ class Lab:
         """Draw n completions per prompt from the policy: (B, n, T) with `logp` (B, n, T) and
         `ended` (B, n).
 
-        `logp` are the sampler's own, of the weights that sampled: the old log-probabilities.
-          Without a temperature
-        or length the suite's apply, which are those of the evaluation. `of=lab.start` draws from
-          the start checkpoint.
+        `logp` are the sampler's own, under the weights that sampled: the old log-probabilities.
+        Temperature and length default to the suite's, which the evaluation uses too. `of=lab.start`
+        draws from the start checkpoint.
         """
         usual = self._runtime.sampling
         sampling = Sampling(
@@ -256,9 +252,9 @@ class Lab:
         return self._reference
 
     def move_reference(self) -> None:
-        """Let the reference be the policy as it now is, for what follows: iterated methods.
+        """Copy the policy's present weights to the reference, as iterated methods do.
 
-        The evaluator's stays.
+        The evaluation still measures KL from the start checkpoint.
         """
         if "reference" not in self._loop.trainer.modules:
             self._reference = self._reference_apart()
@@ -271,7 +267,7 @@ class Lab:
         return LanguageModel(model, "reference", "reference", self._runtime)
 
     def _learner(self) -> nn.Module:
-        """Return a model as the method trains one, still saying what the start checkpoint does."""
+        """Return a trainable model, perhaps with an adapter, that equals the start checkpoint."""
         return learner(self._method_inputs.start, self._method, self._runtime.seed)
 
     @property
@@ -321,12 +317,11 @@ class Lab:
         return scalar_on(self._method_inputs.start.copy()), BASE
 
     def reward(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
-        """Return (B, K) rewards as the method's RewardOptions say; NaN where a verifier cannot
-        tell.
+        """Return (B, K) rewards by the method's RewardOptions; NaN where a verifier cannot decide.
 
-        Learned rewards are in units of the start checkpoint's spread, and demonstrations score 0 on
-        average. A policy that scores while it answers gives the evaluator's `sampler`, whose bill
-        it then goes on.
+        Learned rewards are in units of the standard deviation over samples of the start checkpoint,
+        and demonstrations score 0 on average. A policy that scores while it answers passes the
+        evaluator's `sampler`, to which the cost is then counted.
         """
         rewards = self._scoring.reward(batch, sampler)
         self._samples.scored(batch, rewards)
@@ -339,10 +334,10 @@ class Lab:
         return verdicts
 
     def revise(self, batch: Batch, rounds: int = 1) -> Batch:
-        """Return the completions (B, K, T) as the method's labeller rewrites them, `rounds` times;
-        billed as labels.
+        """Return the completions (B, K, T) after the method's labeller rewrote them `rounds` times.
 
-        Each round is under a principle of its own, drawn from the constitution. Needs "labels".
+        Each round follows one principle, drawn from the constitution, and counts as one label per
+        completion. Needs "labels".
         """
         return self._scoring.revised(batch, rounds)
 
@@ -395,12 +390,10 @@ class Lab:
 
     @property
     def turn(self) -> int:
-        """The current turn of the stream, from 0; a counter of the method's own would forget it at
-        a restart.
-        """
+        """The current turn of the stream, from 0. A restart keeps it, unlike an own counter."""
         return self._loop.turn
 
-    # -- what is known -----------------------------------------------------------------------------
+    # -- properties and helpers --------------------------------------------------------------------
 
     @property
     def tokens(self) -> Tokens:
@@ -409,7 +402,7 @@ class Lab:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors live."""
+        """The device of the run's tensors."""
         return self._runtime.device
 
     def texts(self, batch: Batch) -> list[list[str]]:
@@ -417,25 +410,22 @@ class Lab:
         return self.tokens.texts(batch)
 
     def generator(self, *purpose: Hashable) -> torch.Generator:
-        """Return a random generator for a purpose: a function of seed, turn and purpose alone."""
+        """Return a random generator that depends on the seed, the turn and the purpose only."""
         return torch.Generator().manual_seed(derive(*self._key(*purpose)))
 
     def _key(self, *purpose: Hashable) -> tuple[Hashable, ...]:
-        """Return what random numbers of the current turn are derived from; repeated requests in a
-        turn differ.
-        """
+        """Return the key of random numbers in the current turn; each request has its own."""
         place = (self._loop.stream, self._loop.turn)
         count = self._draws[1] + 1 if self._draws[0] == place else 0
         self._draws = (place, count)
         return (self._runtime.seed, *purpose, *place, count)
 
     def _goes_over_pairs(self, rows: int) -> None:
-        """Look log-probabilities up from now on, if a stream has as many rows as the preference
+        """Use cached log-probabilities from now on if a stream has as many rows as the preference
         data have prompts.
 
-        Then making them all, a prompt's together, is no more work than the stream itself, whoever
-        else has use of them. A budget may end the stream before, and nobody knows when: then they
-        are computed.
+        Computing the whole cache is then no more work than the stream itself. A run with a budget
+        may end its stream early, so it computes log-probabilities batch by batch instead.
         """
         reference_cache = self._method_inputs.reference_cache
         self._recalls |= (
@@ -457,16 +447,14 @@ class Lab:
 
     def _at_start(self, model: LanguageModel) -> bool:
         """Return whether a model is the start checkpoint, or the policy before its first step."""
-        if self._method_inputs.reference_cache is None:  # nothing hangs on it
+        if self._method_inputs.reference_cache is None:  # nothing depends on it
             return False
         if model is self._policy:
             return not self._loop.trainer.steps and self._method_inputs.start.equals(model.model)
         return self._method_inputs.start.is_(model.model)
 
     def _check_turn(self, what: str) -> None:
-        """Refuse what a restart would repeat with other weights: all that is between streams runs
-        again.
-        """
+        """Refuse a call outside a stream, which a restart would repeat with other weights."""
         if not self._loop.open:
             raise ValueError(
                 f"lab.{what} belongs into a stream (`for ... in lab.prompts(...)`): only that can"
@@ -478,9 +466,7 @@ class Lab:
             self._runtime.meter.add(pairs=n)
 
     def _draw(self, what: str, n: int, steps: int, size: int) -> Iterator[list[int]]:
-        """Yield the row numbers of each turn; a stream goes on where an earlier one of its kind
-        ended.
-        """
+        """Yield the row numbers of each turn, continuing after an earlier stream of its kind."""
         for turn in self._loop.turns(steps, what, size):
             yield endless_order(n, self._loop.first + turn * size, size, self._runtime.seed, what)
 

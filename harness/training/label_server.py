@@ -1,8 +1,8 @@
-"""A labeller at work while a method trains, in a process of its own: what it knows (gold, perhaps)
-stays there.
+"""A labeller that answers while a method trains, in a process of its own.
 
-The method's process sends prompt ids and completions and gets opinions back, as JSON lines over
-pipes. `python -m harness.training.label_server` is the other end.
+The method's process cannot read the labeller's memory, which may hold gold. It sends prompt ids and
+completions and receives labels, as JSON lines over pipes. `python -m harness.training.label_server`
+is the server.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ class LabelClient:
         ended: Sequence[Sequence[bool]],
         key: Any,
     ) -> tuple[list[list[Comparison]], int]:
-        """Return the labeller's opinions of each prompt's completions, and the bill; `key` seeds
-        its errors.
-        """
+        """Return the labels of each prompt's completions and their number; `key` seeds errors."""
         asked = {
             "do": "compare",
             "prompts": list(prompt_ids),
@@ -83,9 +81,7 @@ class LabelClient:
     def revise(
         self, prompt_ids: Sequence[str], texts: Sequence[Sequence[str]], rounds: int, key: Any
     ) -> list[list[str]]:
-        """Return the completions as the labeller rewrites them, `rounds` times, under principles it
-        draws.
-        """
+        """Return the completions after `rounds` rewrites, each under a principle that is drawn."""
         asked = {
             "do": "revise",
             "prompts": list(prompt_ids),
@@ -97,11 +93,11 @@ class LabelClient:
         return revised
 
     def close(self) -> None:
-        """End the labeller's process, whatever it is doing."""
+        """End the labeller's process, even in the middle of an answer."""
         assert self._child.stdin is not None and self._child.stdout is not None
         try:
-            self._child.stdin.close()  # the other end leaves when there is nobody to answer
-        except OSError:  # it is gone, and something it was never told was still in the pipe
+            self._child.stdin.close()  # the server ends with its input
+        except OSError:  # it has ended, and a request was still in the pipe
             pass
         try:
             self._child.wait(PATIENCE)

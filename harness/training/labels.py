@@ -1,4 +1,4 @@
-"""What a labeller may say."""
+"""Checks of a labeller's output."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from ..core.errors import HarnessError
 def checked_labels(
     said: Sequence[Comparison], count: int, labeller: str, prompt: Prompt
 ) -> Sequence[Comparison]:
-    """Return a labeller's comparisons of `count` completions; raise HarnessError for a wrong one.
+    """Return a labeller's comparisons of `count` completions.
 
-    A wrong one is no probability between 0 and 1, or is not of two of the completions. It is
-    blamed on the labeller before it reaches a file or a loss.
+    Raises:
+        HarnessError: A comparison is no probability between 0 and 1, or is not of two of the
+            completions. The message names the labeller.
     """
     for c in said:
         fine = isinstance(c.p, Real) and 0.0 <= c.p <= 1.0  # false for NaN

@@ -1,6 +1,4 @@
-"""Turns that can be killed: a loop whose every turn is a checkpoint boundary, and the checkpoints
-themselves.
-"""
+"""Turns that can be interrupted: each turn of the loop ends at a checkpoint boundary."""
 
 from __future__ import annotations
 
@@ -25,8 +23,8 @@ OnStep = Callable[[int, int, Mapping[str, float]], None]
 class Loop:
     """Counts turns, collects metrics, keeps to a budget, and saves all that a restart needs.
 
-    After a restart the caller's code runs again from its beginning; turns that were done are not
-    yielded again.
+    After a restart the caller's code runs again from its beginning. Completed turns are not yielded
+    again.
     """
 
     def __init__(
@@ -48,49 +46,51 @@ class Loop:
             on_step,
         )
         self.budget, self.snapshots = budget or Budget(), snapshots
-        self.labels = labels  # that were asked for before
-        self.execution = execution  # how turns are computed now
-        # how they were computed: several settings where training was resumed with others, or
-        # where batches were halved
+        self.labels = labels  # labels that were used before training
+        self.execution = execution  # the settings in use
+        # the settings that were used: several where training was resumed with others, or where
+        # batches were halved
         self.executions: list[Mapping[str, Any]] = []
-        # of the artifacts that training looked something up in, by folder name
+        # of the artifacts that training read, by folder name
         self.pins: dict[str, Any] = {}
-        self.state: dict[str, Any] = {}  # a caller's own numbers; they resume
+        self.state: dict[str, Any] = {}  # the method's own values; a restart keeps them
         self.rows: list[dict[str, float]] = []  # metrics, one row per turn
         self.stream = self.turn = (
-            0  # where the current turn is: what random numbers are derived from
+            0  # the position of the current turn, from which random numbers are derived
         )
         self.total = 0
-        self.first = 0  # where the current stream begins among all that its kind gives
+        # the position at which the current stream begins among all turns of its kind
+        self.first = 0
         self.open = False  # whether a turn is under way
         self._done: dict[str, int] = {}  # turns, by stream
         self._exit: Callable[[], None] | None = None
         self._left: list[str] = []  # streams that were left by `break`
-        self._firsts: dict[str, int] = {}  # `first`, by stream
-        self._asked: dict[str, float] = {}  # labels before it began, by stream
-        self._asked_before = 0.0  # the same of the current one
+        self._firsts: dict[str, int] = {}  # `first` of each stream
+        self._asked: dict[str, float] = {}  # labels used before each stream began
+        self._asked_before = 0.0  # labels used before the current stream began
         self._taken: dict[str, int] = {}  # by kind
         self._streams = 0
         self._pending: dict[str, list[float]] = {}
-        self.files = files  # what grows on disk while training goes on
-        self.rollouts: Callable[[], list[dict[str, Any]]] = list  # sampled in the current turn
+        self.files = files  # the files that grow during training
+        self.rollouts: Callable[[], list[dict[str, Any]]] = list  # rollouts of the current turn
         self._resume()
         if files is not None:
             files.restart(self.rows)
 
     @property
     def progress(self) -> float:
-        """The done share of this stream or the used share of the budget, the larger; in [0, 1)."""
+        """The completed share of this stream or the used share of the budget, whichever is larger;
+        in [0, 1).
+        """
         return min(max(self.turn / max(1, self.total), self.budget_share()), 1 - 1e-9)
 
     def turns(self, total: int, kind: str = "", size: int = 0) -> Iterator[int]:
-        """Yield 0 .. total - 1, less what was done before a restart; stop early when the budget is
-        used up.
+        """Yield 0 .. total - 1, without turns completed before a restart; stop early when the
+        budget is used up.
 
-        `kind` and `size` say what a turn takes from where: `first` is then where this stream
-          begins, after what earlier
-        streams of the kind took. A stream that is left by `break` counts as finished, its last
-          turn included.
+        `kind` and `size` say what a turn takes, and how much. `first` is then the position at which
+        this stream begins, after earlier streams of the kind. A stream that is left by `break`
+        counts as finished, its last turn included.
         """
         if self.open:
             raise RuntimeError(
@@ -99,7 +99,7 @@ class Loop:
         self._settle()
         stream, self._streams = self._streams, self._streams + 1
         key = str(stream)
-        if self._done.get(key):  # what was logged before this stream is in the rows already
+        if self._done.get(key):  # earlier metrics are in the rows already
             self._pending.clear()
         self.first = self._firsts.setdefault(key, self._taken.get(kind, 0))
         self._asked_before = self._asked.setdefault(key, self.used()["labels"])
@@ -110,10 +110,12 @@ class Loop:
                     yield self.turn
                 except (
                     GeneratorExit
-                ):  # by `break`, or by an exception: which of them, what comes next will tell
+                ):  # left by `break` or by an exception; the next call tells which
                     self._exit = partial(self._leave, key, self.turn, total, kind, size)
                     self.turn += (
-                        1  # what comes between streams draws from here, as it does after a restart
+                        # random numbers between streams are derived from this position, as they are
+                        # after a restart
+                        1
                     )
                     raise
                 self._end_turn(key, self.turn, total, kind, size)
@@ -126,7 +128,7 @@ class Loop:
         self._end_turn(key, turn, total, kind, size)
 
     def _settle(self) -> None:
-        """The method goes on, so the stream before was left by `break`: its last turn is done."""
+        """Count the last turn of a stream that was left by `break`, since the method goes on."""
         leave, self._exit = self._exit, None
         if leave is not None:
             leave()
@@ -137,7 +139,7 @@ class Loop:
         self._close_turn(turn, total)
 
     def finish(self) -> None:
-        """Complete the metrics once training is over, and close their files."""
+        """Complete the metrics after training, and close their files."""
         self._settle()
         if self._pending and self.rows:  # logged after the last turn
             self.rows[-1] |= {
@@ -154,10 +156,10 @@ class Loop:
             self._pending.setdefault(name, []).append(float(value))
 
     def budget_share(self) -> float:
-        """Return the largest used share of any limit of the budget; 0 without one.
+        """Return the largest used share of any limit of the budget; 0 without a budget.
 
-        Of labels it is the share of those that were left when training began, in a stream that asks
-        for some: what asks for none trains to its end.
+        For labels it is the share of those that were left when training began, in a stream that
+        uses labels. A stream that uses none runs to its end.
         """
         used, limits = (
             self.used(),
@@ -169,8 +171,8 @@ class Loop:
         return max((used[name] / limit for name, limit in limits.items()), default=0.0)
 
     def used(self) -> dict[str, float]:
-        """Return what the method itself has used, in the budget's terms; labels with those asked
-        for before.
+        """Return what the method has used, in the budget's terms; labels include those used before
+        training.
         """
         own = self.meter.total(OWN_PHASES)
         tokens = own.tokens_generated + own.tokens_trained
@@ -183,7 +185,7 @@ class Loop:
         }
 
     def left(self) -> dict[str, float]:
-        """Return what is left of each limit of the budget; below 0 where the last turn went over
+        """Return what is left of each limit of the budget; negative where the last turn exceeded
         it.
         """
         used = self.used()
@@ -194,14 +196,14 @@ class Loop:
         }
 
     def save(self) -> None:
-        """Write a checkpoint now; its time is counted to no phase."""
+        """Write a checkpoint now; its time counts to no phase."""
         with self.meter.aside():
             if self.files is not None:
                 self.files.sync()
             self.checkpoints.save(len(self.rows), self.trainer.tensors(), self.saved_state())
 
     def saved_state(self) -> dict[str, Any]:
-        """Return all that a restart needs beside the tensors, JSON-able."""
+        """Return all that a restart needs beside the tensors, as JSON-able values."""
         if json.loads(json.dumps(self.state)) != self.state:
             raise ValueError(
                 "lab.state must survive being written as JSON (text keys; no tuples, no tensors),"

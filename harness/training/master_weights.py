@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 
 class MasterWeights:
-    """What an optimizer steps on: float32 weights themselves, and copies of those in bfloat16."""
+    """The weights that an optimizer steps on: float32 weights themselves, and float32 copies of
+    bfloat16 ones.
+    """
 
     def __init__(self, weights: Iterable[nn.Parameter]) -> None:
         self.parameters: list[nn.Parameter] = []
@@ -31,7 +33,7 @@ class MasterWeights:
             self.parameters.append(copy)
 
     def clear_gradients(self) -> None:
-        """Drop gradients that a backward pass left half done."""
+        """Drop the gradients of an unfinished backward pass."""
         for weight, copy in self._copies.values():
             weight.grad = copy.grad = None
 
@@ -47,13 +49,13 @@ class MasterWeights:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take the copies of a checkpoint."""
+        """Set the copies to those of a checkpoint."""
         for index, tensor in state.items():
             self._copies[int(index)][1].copy_(tensor)
 
 
 def _move_gradient(weight: nn.Parameter, copy: nn.Parameter) -> None:
-    """Add a weight's gradient to its copy's, in float32, and free it."""
+    """Add a weight's gradient to that of its copy, in float32, and free it."""
     assert weight.grad is not None
     gradient = weight.grad.float()
     weight.grad = None

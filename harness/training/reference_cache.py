@@ -1,11 +1,10 @@
-"""What the start checkpoint says, made once: its log-probabilities of the preference data, and
-pools of completions.
+"""Outputs of the start checkpoint that are computed once: its log-probabilities of the preference
+data, and pools of completions.
 
-They are artifacts, named by all that made them, so methods, seeds and studies share them. Whether
-one is used is a function of the run's spec alone, never of what happens to lie on disk: a record
-has the same bytes whoever made the artifact. A method is billed as if it had done the work itself;
-`runtime.reuse` in the record says what was really spent, and `flops_reused` how much of the bill
-was looked up.
+They are artifacts, named by their inputs, so methods, seeds and studies share them. Whether one is
+used depends on the run's spec only, never on what is on disk: a record has the same bytes whether
+an artifact was made or found. A method is charged as if it had done the work itself. In the record,
+`runtime.reuse` says what was really spent, and `flops_reused` how much of the charge was cached.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from ..core.data import LabelledPair
     from .stages.runtime import StageRuntime
 
-AT_ONCE = 256  # prompts laid out together while log-probabilities are made
+AT_ONCE = 256  # prompts per batch while log-probabilities are computed
 
 Ids = tuple[int, ...]
 MadeStage = tuple[dict[str, Any], dict[str, Any]]  # info, cost
@@ -42,7 +41,7 @@ MadeStage = tuple[dict[str, Any], dict[str, Any]]  # info, cost
 
 @dataclass
 class CacheCost:
-    """What one kind of artifact really took, in this process."""
+    """What one kind of artifact really cost in this process."""
 
     made: int = 0
     found: int = 0
@@ -52,30 +51,28 @@ class CacheCost:
 
 
 class LoadedOnce:
-    """What was loaded and may be asked for again, by name."""
+    """Values that are loaded once, by name."""
 
     def __init__(self) -> None:
-        self._things: dict[str, Any] = {}
+        self._values: dict[str, Any] = {}
 
     def get_or_load(self, name: str, load: Callable[[], Any]) -> Any:
-        """Return a thing, loading it the first time."""
-        if name not in self._things:
-            self._things[name] = load()
-        return self._things[name]
+        """Return a value, loading it at the first request."""
+        if name not in self._values:
+            self._values[name] = load()
+        return self._values[name]
 
 
 @dataclass
 class Cached:
-    """Something looked up, and the cost of making it, from which follows what making it costs a
-    method.
-    """
+    """A cached value with the cost of computing it."""
 
     value: Any
     cost: Cost = field(default_factory=Cost)
 
-    def bill(self, meter: Meter, flops: float) -> None:
-        """Count the time of so many FLOPs, which the current phase was billed, at the rate they
-        were really done.
+    def count_time(self, meter: Meter, flops: float) -> None:
+        """Count the time of `flops`, which the current phase was charged, at the rate at which they
+        were computed.
         """
         share = flops / max(self.cost.flops, 1.0)
         seconds, cpu_seconds = self.cost.seconds * share, self.cost.cpu_seconds * share
@@ -83,7 +80,7 @@ class Cached:
 
 
 class ReferenceCache:
-    """What a run looks up of the start checkpoint, and makes where it is not there yet."""
+    """Finds cached outputs of the start checkpoint, and computes those that are missing."""
 
     def __init__(
         self,
@@ -102,9 +99,11 @@ class ReferenceCache:
             tokens,
         )
         self.pairs, self.content = pairs, content  # the preference data, and its digest
-        self.reference = reference  # another model than the start checkpoint, and its digest
+        self.reference = (
+            reference  # where it is not the start checkpoint: the model, and its digest
+        )
         self.spent: dict[str, CacheCost] = {}
-        self.pins: dict[str, Any] = {}  # of the artifacts in use; training gives the loop's
+        self.pins: dict[str, Any] = {}  # of the artifacts in use, as the record holds them
         self.shared_seed: int = inputs["shared_seed"]
         self.kept = LoadedOnce()
         self._sampling = stage_runtime.sampling
@@ -134,17 +133,13 @@ class ReferenceCache:
 
     @cached_property
     def prompts_of_pairs(self) -> int:
-        """How many prompts the preference data have: what making its log-probabilities costs, in
-        forward passes.
-        """
+        """The number of prompts in the preference data: the forward passes that the cache costs."""
         return len({pair.prompt.id for pair in self.pairs})
 
     def logp(self, batch: Batch) -> Cached | None:
-        """Return log-probabilities (B, K, T) of a batch that holds nothing but preference data;
-        None for any other.
+        """Return log-probabilities (B, K, T) of a batch of preference data; None for any other.
 
-        A completion is found by its token ids and its prompt's, so it does not matter how the batch
-        came about.
+        A completion is found by its token ids and its prompt's, however the batch was made.
         """
         if batch.temperature != self._sampling.temperature or not self.pairs:
             return None
@@ -162,14 +157,12 @@ class ReferenceCache:
         index = torch.tensor(starts, device=mask.device)[:, None] + torch.arange(
             t, device=mask.device
         )
-        told = flat[index.clamp(max=len(flat) - 1)].view(b, k, t)
-        return Cached(torch.where(mask > 0, told, 0.0), cost)
+        values = flat[index.clamp(max=len(flat) - 1)].view(b, k, t)
+        return Cached(torch.where(mask > 0, values, 0.0), cost)
 
     @cached_property
     def _table(self) -> Cached:
-        """Where the log-probabilities of each completion begin, by digest, and all of them in a
-        row.
-        """
+        """All log-probabilities in one row, and where each completion begins, by its digest."""
         other = {"reference": self.reference[1]} if self.reference else {}
         made = self.artifact("reference_logp", self._make_table, data=self.content, **other)
         saved = load_tensors(made.folder / "logp.safetensors")
@@ -184,7 +177,7 @@ class ReferenceCache:
         meter = self.stage_runtime.meter()
         runtime = self.stage_runtime.runtime(meter, 0)
         source = self.reference[0] if self.reference else self.start
-        model = source.model()  # held while this is made
+        model = source.model()  # in memory until all are computed
         role = Role("reference", model, lambda batch: completion_logp(model, batch))
         keys, lengths, logp = [], [], []
         batches = self._distinct(runtime)
@@ -196,20 +189,26 @@ class ReferenceCache:
             logp.append(values[batch["mask"] > 0])
             self.stage_runtime.progress("reference", number, len(batches), {})
         assert len(set(keys)) == len(keys), "two completions of the preference data have one digest"
-        told = {"keys": torch.tensor(keys), "lengths": torch.cat(lengths), "logp": torch.cat(logp)}
-        save_tensors(told, out / "logp.safetensors")
+        columns = {
+            "keys": torch.tensor(keys),
+            "lengths": torch.cat(lengths),
+            "logp": torch.cat(logp),
+        }
+        save_tensors(columns, out / "logp.safetensors")
         return {"completions": len(keys)}, meter.snapshot()
 
     def _distinct(self, runtime: Runtime) -> list[Batch]:
-        """Return the distinct completions of the preference data; batches hold prompts with equally
-        many of them.
+        """Return the distinct completions of the preference data.
+
+        A batch holds prompts with equally many completions.
         """
-        tokens, found = self.tokens.counting_afresh(), dict[str, tuple[Any, dict[Ids, None]]]()
+        tokens = self.tokens.counting_afresh()
+        by_prompt = dict[str, tuple[Any, dict[Ids, None]]]()
         ids: dict[Ids, Any] = {}
         for pair in self.pairs:
-            _, completions = found.setdefault(pair.prompt.id, (pair.prompt, {}))
+            _, completions = by_prompt.setdefault(pair.prompt.id, (pair.prompt, {}))
             completions |= {tuple(pair.chosen): None, tuple(pair.rejected): None}
-        for prompt, completions in found.values():  # prompts of the same text are one
+        for prompt, completions in by_prompt.values():  # prompts of the same text are one
             text = tuple(tokens.prompt_ids(prompt.text))
             ids.setdefault(text, (prompt, {}))[1].update(completions)
         by_count: dict[int, list[Any]] = {}
@@ -227,15 +226,15 @@ class ReferenceCache:
         return batches
 
 
-def count_as_computed(role: Role, batch: Batch, runtime: Runtime, found: Cached) -> Tensor:
-    """Bill what was looked up exactly as `metered` would have; return it."""
+def count_as_computed(role: Role, batch: Batch, runtime: Runtime, cached: Cached) -> Tensor:
+    """Charge a cached value exactly as `metered` would have; return it."""
     total = 0.0
     for rows in micro_batches(batch, runtime.micro_batch_tokens):
         flops = role.flops(batch.select(rows))
         runtime.meter.add(flops=flops)
         total += flops
-    found.bill(runtime.meter, total)
-    value: Tensor = found.value
+    cached.count_time(runtime.meter, total)
+    value: Tensor = cached.value
     return value
 
 
@@ -266,7 +265,7 @@ def keys_of(batch: Batch) -> list[int]:
 
 
 def digest(prompt: Ids, completion: Ids) -> int:
-    """Return 64 bits that stand for a prompt's and a completion's token ids."""
+    """Return a 64-bit digest of a prompt's and a completion's token ids."""
     return int.from_bytes(
         blake2b(repr((prompt, completion)).encode(), digest_size=8).digest(), "big", signed=True
     )

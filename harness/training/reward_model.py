@@ -1,5 +1,5 @@
-"""Learned rewards: a scalar model with its pooling and its normalisation, and how an ensemble is
-combined.
+"""Learned rewards: a scalar model with pooling and normalisation, and combinations of an
+ensemble.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 
 class RewardModel:
-    """A trained reward model: score = (raw - mean) / scale, so demonstrations score 0 and samples
-    spread by 1.
+    """A trained reward model.
+
+    The score is (raw - mean) / scale. Demonstrations then score 0 on average, and samples of the
+    start checkpoint have a standard deviation of 1.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class RewardModel:
         return (raw - self.mean) / self.scale
 
     def raw(self, batch: Batch, runtime: Runtime) -> Tensor:
-        """Return (B, K) scores as the model gives them."""
+        """Return (B, K) scores before normalisation."""
 
         def count(part: Batch) -> None:
             runtime.meter.add(flops=self.role.flops(part))
@@ -73,15 +75,15 @@ class RewardModel:
         )
 
     def for_critic(self, lora: Lora | None, apart: bool) -> ScalarModel:
-        """Return a network that computes what this one does, for a critic to start from.
+        """Return a network for a critic to start from, which computes the same as this model.
 
         Args:
-            lora: The critic's adapter; None trains all its weights, which are a copy then.
-            apart: Whether this model goes on learning, so that its weights are no base.
+            lora: The critic's adapter. None trains a copy of all weights.
+            apart: Whether this model is trained further: its weights cannot serve as a base.
 
         Returns:
-            An adapter over the weights of this model. Where this model is an adapter itself, it is
-            another one over the same base, with the same numbers and rank.
+            An adapter over the weights of this model. Where this model is an adapter itself, the
+            critic's is another one over the same base, with equal values and rank.
         """
         mine = lora_on(self.model)
         if lora is None:
@@ -93,7 +95,7 @@ class RewardModel:
         return scalar_beside(plain_scalar(self.model) if apart else self.model, lora)
 
     def save(self, folder: Path) -> None:
-        """Write weights, or an adapter and the head, and normalisation."""
+        """Write the weights (or an adapter and the head) and the normalisation."""
         save_tensors(own_state(self.model), folder / "model.safetensors")
         lora = lora_on(self.model)
         settings = {
@@ -109,8 +111,8 @@ class RewardModel:
     def load(folder: Path, start: InitialCheckpoint) -> RewardModel:
         """Read a reward model.
 
-        `start` gives the architecture of its trunk, and need not be in memory. Below an adapter it
-        is the base, and stays in memory.
+        `start` gives the architecture of its trunk and need not be in memory. It is the base of an
+        adapter, and then stays in memory.
         """
         settings = json.loads((folder / "reward.json").read_text())
         lora = settings.pop("lora")
@@ -154,9 +156,7 @@ def bradley_terry_loss(scores: Tensor, preferred: Tensor) -> Tensor:
 
 
 def preferred_of(said: Sequence[Sequence[Comparison]], k: int) -> Tensor:
-    """Return (B, K, K): p at [i, j] and 1 - p at [j, i] of every pair that was compared, 0
-    elsewhere.
-    """
+    """Return (B, K, K): p at [i, j] and 1 - p at [j, i] for each compared pair, 0 elsewhere."""
     preferred = torch.zeros(len(said), k, k)
     for table, row in zip(preferred, said, strict=True):
         for c in row:
@@ -175,7 +175,7 @@ def label_loss(scores: Tensor, label: Tensor) -> Tensor:
 
 
 def label_accuracy(scores: Tensor, label: Tensor) -> float:
-    """Return the share of labels (B, 1) that the signs of the scores tell."""
+    """Return the share of labels (B, 1) that the signs of the scores predict."""
     return float(((scores > 0) == (label > 0.5)).double().mean())
 
 
@@ -192,8 +192,8 @@ def ranking_loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def pair_accuracy(scores: Tensor, preferred: Tensor) -> tuple[int, int]:
-    """Return how many pairs with a preference the scores order rightly (a tie is wrong), and how
-    many there are.
+    """Return the number of pairs that the scores order rightly (a tie is wrong) and of all pairs
+    with a preference.
     """
     better = preferred > 0.5
     right = better & (scores[:, :, None] > scores[:, None, :])

@@ -1,6 +1,4 @@
-"""What a completion is worth to a method: learned rewards, verdicts, what is taken off, and rewards
-kept fresh.
-"""
+"""Rewards of completions: learned rewards, verdicts, penalties, and refreshed reward models."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ REFRESH_RATE = 0.2  # of the learning rate that the reward model was trained at
 
 
 class RewardScorer:
-    """The lab's side that scores: models and labellers are there only once they are asked for."""
+    """Scores completions for the lab; models and labellers are loaded at the first request."""
 
     def __init__(
         self, lab: Lab, method: Method, method_inputs: MethodInputs, runtime: Runtime, loop: Loop
@@ -81,8 +79,8 @@ class RewardScorer:
         )
 
     def _keep_fresh(self, prompts: PromptBatch, every: int) -> None:
-        """Every so many turns, have fresh samples of the policy labelled and train the reward
-        models on them.
+        """Every `every` turns, label fresh samples of the policy and train the reward models on
+        them.
         """
         place = (self._loop.stream, self._loop.turn)
         if self._loop.turn == 0 or self._loop.turn % every or self._refreshed == place:
@@ -92,11 +90,11 @@ class RewardScorer:
         texts, lengths = self._lab.texts(batch), batch.lengths.tolist()
         ended = self._ended(batch).tolist()
         with self._runtime.meter.phase("score"):
-            said, asked = self._labels_from().compare(
+            labels, count = self._labels_from().compare(
                 [p.id for p in prompts.prompts], texts, lengths, ended, list(place)
             )
-            self._bill(asked)
-        preferred = preferred_of(said, REFRESH_COMPLETIONS).to(self._runtime.device)
+            self._count_labels(count)
+        preferred = preferred_of(labels, REFRESH_COMPLETIONS).to(self._runtime.device)
         for model in self.models():
             self._learn(model, batch, preferred)
 
@@ -115,12 +113,12 @@ class RewardScorer:
                 self._loop.trainer.step([term], self._loop.progress)
 
     def revised(self, batch: Batch, rounds: int) -> Batch:
-        """Return the completions (B, K, T) as the labeller rewrites them: see Lab.revise."""
+        """Return the completions (B, K, T) after the labeller rewrote them: see Lab.revise."""
         texts, place = self._lab.texts(batch), [self._loop.stream, self._loop.turn]
         prompts = batch.prompts.prompts
         with self._runtime.meter.phase("score"):
             revised = self._labels_from().revise([p.id for p in prompts], texts, rounds, place)
-            self._bill(rounds * sum(map(len, texts)))
+            self._count_labels(rounds * sum(map(len, texts)))
         changed = [
             a != b
             for old, new in zip(texts, revised, strict=True)
@@ -135,7 +133,7 @@ class RewardScorer:
         return tokens.batch(prompts, ids, self._runtime.device)
 
     def _labels_from(self) -> LabelClient:
-        """Return the labeller's desk, opened when first needed and closed with the run."""
+        """Return the labeller's client, started at the first request and closed with the run."""
         if self._label_client is None:
             if self._method_inputs.label_client is None:
                 raise ValueError(
@@ -145,7 +143,7 @@ class RewardScorer:
             self._method_inputs.closing.append(self._label_client.close)
         return self._label_client
 
-    def _bill(self, labels: int) -> None:
+    def _count_labels(self, labels: int) -> None:
         """Count labels asked for while training."""
         self._runtime.meter.add(**{"labels" if self._labels_from().human else "ai_labels": labels})
 
@@ -174,7 +172,7 @@ class RewardScorer:
                 )
             self._models = self._method_inputs.rewards()
             if self._options.reward_refresh:
-                for model in self._models:  # they go on learning
+                for model in self._models:  # they are trained further
                     rate = self._method_inputs.refresh.learning_rate * REFRESH_RATE
                     self._loop.trainer.add(model.role.name, learn(model.model), rate)
         return self._models

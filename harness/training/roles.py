@@ -1,6 +1,4 @@
-"""Models as a method holds them at its bench: a language model, be it policy or reference, and a
-critic.
-"""
+"""Models as a method uses them: a language model (policy or reference) and a critic."""
 
 from __future__ import annotations
 
@@ -23,10 +21,10 @@ Recall = Callable[[Batch], Cached | None]
 
 
 class LanguageModel(Policy):
-    """A causal language model at the bench: the policy, or the reference.
+    """A causal language model: the policy or the reference.
 
-    The start checkpoint is read when its weights are first needed, and held from then on: a
-    reference whose every log-probability is looked up is never read.
+    The start checkpoint is loaded when its weights are first needed. A reference whose
+    log-probabilities all come from the cache is never loaded.
     """
 
     def __init__(
@@ -52,7 +50,7 @@ class LanguageModel(Policy):
         self._phase, self._runtime, self._recall = phase, runtime, recall
 
     @property
-    def model(self) -> nn.Module:  # type: ignore[override]  # nobody gives a language model another model
+    def model(self) -> nn.Module:  # type: ignore[override]  # a language model keeps its model
         """The model itself."""
         return self._weights()
 
@@ -63,7 +61,7 @@ class LanguageModel(Policy):
         with self._runtime.meter.aside():
             found = self._recall(batch)
             if found is None:
-                self._weights()  # reading them, where that comes now, is nobody's cost
+                self._weights()  # loading them is no cost of the method
         with self._runtime.meter.phase(self._phase):
             self.role.hold(self._runtime.meter)
             if found is not None:
@@ -78,7 +76,7 @@ class LanguageModel(Policy):
 
 
 class Critic:
-    """A value function at the bench."""
+    """A value function."""
 
     def __init__(self, model: ScalarModel, runtime: Runtime, base_role: str = BASE) -> None:
         self.model = model

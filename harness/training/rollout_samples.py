@@ -1,4 +1,4 @@
-"""A few completions of every turn, as text, for a person to read while training goes on."""
+"""A few completions of every turn, as text, to read while training goes on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from ..core.data import prompt_text
 from ..models.tokens import Batch, Tokens
 
-PROMPTS, COMPLETIONS = 2, 2  # kept of one rollout
-ROLLOUTS = 2  # kept of one turn
+PROMPTS, COMPLETIONS = 2, 2  # completions kept of one rollout
+ROLLOUTS = 2  # completions kept of one turn
 
 
 class RolloutSamples:
@@ -22,7 +22,7 @@ class RolloutSamples:
         self._kept: list[tuple[Tensor, list[list[dict[str, Any]]]]] = []
 
     def drawn(self, batch: Batch, model: str) -> None:
-        """Keep some completions (B, K, T) of a rollout; `model` says whose they are."""
+        """Keep some completions (B, K, T) of a rollout; `model` names the model that drew them."""
         if len(self._kept) < ROLLOUTS:
             rows = [
                 [self._row(batch, i, j, model) for j in range(min(COMPLETIONS, batch.shape[1]))]
@@ -31,7 +31,7 @@ class RolloutSamples:
             self._kept.append((batch["completion_ids"], rows))
 
     def scored(self, batch: Batch, rewards: Tensor) -> None:
-        """Note the rewards (B, K) of a rollout that was kept; NaN is no reward."""
+        """Add the rewards (B, K) of a rollout; NaN stands for no reward."""
         for ids, rows in self._kept:
             if batch["completion_ids"] is ids:
                 for i, row in enumerate(rows):
@@ -40,7 +40,7 @@ class RolloutSamples:
                         completion["reward"] = value if math.isfinite(value) else None
 
     def take(self) -> list[dict[str, Any]]:
-        """Return what was kept since the last call."""
+        """Return the completions that were kept since the last call."""
         kept, self._kept = self._kept, []
         return [completion for _, rows in kept for row in rows for completion in row]
 

@@ -25,7 +25,7 @@ Tell = Callable[[str], None]
 
 @dataclass
 class Runtime:
-    """How a method works: what is the same for every method of a run."""
+    """The runtime of a method: what is the same for every method of a run."""
 
     engine: Engine
     sampling: Sampling
@@ -36,22 +36,22 @@ class Runtime:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     distributed: DistributedContext = ALONE
     check: RolloutCheck | None = None
-    tell: Tell = lambda text: None  # notes for the user, as they come up
+    tell: Tell = lambda text: None  # passes notes on to the user
     sizes: BatchSizes = field(default_factory=BatchSizes)
 
 
 @dataclass
 class RolloutCheck:
     """Compares the log-probabilities of drawn tokens, which training reuses, with a teacher-forced
-    pass; not billed.
+    pass. The comparison is not charged to the method.
     """
 
     allowed: float  # nats
-    largest: float = 0.0  # difference so far
-    tokens: int = 0  # compared
+    largest: float = 0.0  # largest difference so far, in nats
+    tokens: int = 0  # tokens compared
 
     def compare(self, role: Role, batch: Batch, runtime: Runtime) -> None:
-        """Note the largest difference of a rollout; raise HarnessError where it is more than
+        """Note the largest difference of a rollout; raise HarnessError where it exceeds
         rounding.
         """
         unbilled = replace(runtime, meter=Meter())
@@ -69,7 +69,7 @@ class RolloutCheck:
 
 
 def metered(role: Role, batch: Batch, runtime: Runtime) -> Tensor:
-    """Compute a role's output (B, K, T) in micro-batches without gradients, and count it to the
+    """Compute a role's output (B, K, T) in micro-batches without gradients. The cost goes to the
     current phase.
     """
 

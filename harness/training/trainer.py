@@ -1,9 +1,9 @@
-"""One optimiser step, whatever the loss: micro-batches, reduction by global counts, clipping,
-AdamW, metering.
+"""One optimiser step for any loss: micro-batches, reduction by global counts, clipping, AdamW,
+metering.
 
-A loss sees tensors and returns one value per example (B,), per completion (B, K) or per token (B,
-K, T). It is reduced here with counts over the whole batch, so the step is the same for any
-micro-batch size and any padding.
+A loss receives tensors and returns one value per example (B,), per completion (B, K) or per token
+(B, K, T). The trainer reduces it with counts over the whole batch, so the step does not depend on
+the micro-batch size or the padding.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from ..models.tokens import Batch
 from .master_weights import MasterWeights
 
 Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
-BASE = "base"  # the role of weights that models with adapters share
+BASE = "base"  # the role of weights that several adapters share
 REDUCTIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
 
 
 @dataclass(frozen=True)
 class Role:
-    """A model in a role: how to compute its differentiable output on a batch, and its cost."""
+    """A model in a role: its differentiable output on a batch, and its cost."""
 
     name: str
     module: nn.Module
     compute: Callable[[Batch], Tensor]  # (B, K, T) log-probabilities or values, or (B, K) scores
     is_base: Callable[[], bool] = lambda: False  # whether it is the base of adapters
-    base_role: str = BASE  # which role counts the weights below its adapter
+    base_role: str = BASE  # the role that counts the weights below its adapter
 
     def hold(self, meter: Meter) -> None:
         """Note in the meter that this model is resident; a base below adapters is held once."""
@@ -71,9 +71,8 @@ class Term:
     """One term of a step's objective: a loss of a role's output on a batch, its weight and its
     reduction.
 
-    `reduction` matters for a per-token loss: `token-mean` over the whole batch,
-      `seq-mean-token-mean`,
-    `seq-mean-token-sum`, or a number that the token sum is divided by.
+    `reduction` applies to a per-token loss: `token-mean` over the whole batch,
+    `seq-mean-token-mean`, `seq-mean-token-sum`, or a number that divides the sum over tokens.
     """
 
     loss: Loss
@@ -84,7 +83,7 @@ class Term:
 
 
 class Trainer:
-    """AdamW over one or more roles, and the step they take together."""
+    """AdamW over one or more roles, which take their steps together."""
 
     def __init__(
         self,
@@ -102,15 +101,15 @@ class Trainer:
         self.sizes = sizes or BatchSizes()
         self.saved: dict[
             str, Tensor
-        ] = {}  # of a checkpoint: a module takes its part when it is added
+        ] = {}  # of a checkpoint: each module takes its part when it is added
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.masters: dict[str, MasterWeights] = {}  # what the optimizers step on
+        self.masters: dict[str, MasterWeights] = {}  # the weights that the optimizers step on
         self.learning_rates: dict[str, float] = {}
         self.steps = 0
 
     def add(self, name: str, module: nn.Module, learning_rate: float | None = None) -> None:
-        """Train a module from now on, at the options' learning rate or its own."""
+        """Train a module from now on, at the options' learning rate or at its own."""
         parameters = [p for p in own(module).values() if p.requires_grad]
         if self.activation_checkpointing:
             enable_activation_checkpointing(module)
@@ -129,14 +128,12 @@ class Trainer:
         self._restore(name)
 
     def keep(self, name: str, module: nn.Module) -> None:
-        """Save a module that is not trained with every checkpoint, and go on from it after a
-        restart.
-        """
+        """Save an untrained module with every checkpoint, and restore it after a restart."""
         self.modules[name] = module
         self._restore(name)
 
     def has_saved(self, name: str) -> bool:
-        """Return whether the checkpoint that training goes on from holds a module."""
+        """Return whether the checkpoint of this training holds a module."""
         return any(key.startswith(f"{name}/weight/") for key in self.saved)
 
     def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
@@ -163,7 +160,7 @@ class Trainer:
         return totals
 
     def _gradients(self, terms: Sequence[Term], max_tokens: int) -> list[dict[str, float]]:
-        """Add the gradients of all terms from nothing; return this process's sums of each."""
+        """Compute the gradients of all terms; return this process's sums of each."""
         for name, optimizer in self.optimizers.items():
             optimizer.zero_grad(set_to_none=True)
             self.masters[name].clear_gradients()
@@ -172,8 +169,9 @@ class Trainer:
     def _accumulate(self, term: Term, max_tokens: int) -> dict[str, float]:
         """Run forward and backward over this process's micro-batches of a term; return its sums.
 
-        They are split further where `max_tokens` is below what the options say. Every process takes
-        equally many passes: one without a micro-batch of its own takes a pass with weight 0.
+        Micro-batches are split further where `max_tokens` is below the options' value. Every
+        process takes equally many passes: one without a micro-batch of its own takes a pass of
+        weight 0.
         """
         sums: dict[str, float] = {}
         for rows, mine in self.distributed.rounds(
@@ -210,14 +208,14 @@ class Trainer:
             )
 
     def _count(self, term: Term) -> None:
-        """Count the FLOPs and tokens of a term, in the micro-batches that the options say."""
+        """Count the FLOPs and tokens of a term, in micro-batches of the options' size."""
         for rows in micro_batches(term.batch, self.micro_batch_tokens):
             part = term.batch.select(rows)
             b, k, _ = part.shape
             tokens = int(part["mask"].sum()) + k * int(part.prompts.mask.sum())
             trained = (
                 tokens if term.of.name == "policy" else 0
-            )  # a critic beside the policy sees the same tokens
+            )  # a critic beside the policy reads the same tokens
             self.meter.add(flops=term.of.update_flops(part), tokens_trained=trained)
 
     def _apply(self, scale: float) -> dict[str, float]:
@@ -230,7 +228,7 @@ class Trainer:
             parameters = [
                 p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
             ]
-            if not parameters:  # no term of this step was about it
+            if not parameters:  # no term of this step concerns it
                 continue
             limit = self.options.max_grad_norm or math.inf
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
@@ -246,7 +244,7 @@ class Trainer:
         return norms
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor that training goes on from: weights, their float32 copies, and AdamW
+        """Return every tensor that a restart needs: weights, their float32 copies, and AdamW
         moments.
         """
         found: dict[str, Tensor] = {}
@@ -260,8 +258,8 @@ class Trainer:
         return found
 
     def let_go(self) -> None:
-        """Hold no model and no moments any more: training is over, and they are saved or somebody
-        else's.
+        """Release the models and the moments after training; they are saved, or the caller holds
+        them.
         """
         self.saved, self.modules, self.optimizers, self.masters = {}, {}, {}, {}
 
@@ -285,7 +283,7 @@ class Trainer:
 
 
 def reduce_share(values: Tensor, part: Batch, whole: Batch, reduction: str | float) -> Tensor:
-    """Return the part's share of the whole batch's reduced value; the shares of all parts add up to
+    """Return the part's share of the whole batch's reduced value; the shares of all parts sum to
     it.
     """
     b, k, _ = whole.shape
@@ -315,7 +313,7 @@ def reduce_share(values: Tensor, part: Batch, whole: Batch, reduction: str | flo
 def schedule(options: AdamWOptions, progress: float) -> float:
     """Return the share of the peak learning rate at `progress` in [0, 1) of training."""
     if progress < options.warmup_ratio:
-        # the very first step must not have rate 0
+        # the first step must not have rate 0
         return max(progress, 1e-2 * options.warmup_ratio) / options.warmup_ratio
     if options.lr_schedule == "constant":
         return 1.0
@@ -325,8 +323,8 @@ def schedule(options: AdamWOptions, progress: float) -> float:
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Take out what lies below a prefix, without it: a copy beside that which is trained is of no
-    use.
+    """Return the entries below a prefix, without it, and remove them, so that no copy stays in
+    memory.
     """
     return {
         name[len(prefix) :]: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)

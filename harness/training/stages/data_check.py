@@ -1,4 +1,4 @@
-"""What the tokenizer makes of a suite's rows: how many texts exceed the limits."""
+"""Effects of the tokenizer on a suite's rows: how many texts exceed the limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...core.errors import UsageError
 from ...models.hub_format import limits_of
 from ...models.tokens import Tokens
 
-MEASURED = 2000  # prompts, demonstrations and pairs of which the tokens are counted, of each
+MEASURED = 2000  # of each kind (prompts, demonstrations, pairs), how many are tokenised
 WHOLE = 0.95  # share of the texts that a suggested limit leaves whole
 
 
@@ -66,7 +66,7 @@ def measure(suite: Suite, tokens: Tokens) -> Measured:
 
 
 def _prompts(suite: Suite) -> list[Prompt]:
-    """Return the different prompts that methods train on, that are imitated or that are asked."""
+    """Return the distinct prompts of training, demonstrations and evaluation."""
     splits = ("train", "demonstrations", "validation", "test")
     every = [p for split in splits for p in suite.prompts(split)]
     every += [pair.prompt for pair in suite.judge_preferences()]
@@ -74,13 +74,13 @@ def _prompts(suite: Suite) -> list[Prompt]:
 
 
 def _pairs(suite: Suite) -> list[Pair]:
-    """Return the pairs that methods or the judge learn from."""
+    """Return the pairs of the methods and of the judge."""
     every = [*(suite.preferences() or ()), *suite.judge_preferences()]
     return [row for row in every if isinstance(row, Pair)]
 
 
 def _answers(suite: Suite) -> Sequence[Demonstration | Labelled]:
-    """Return the single answers that methods or the judge learn from; none beside pairs."""
+    """Return the single answers of the methods and of the judge; none where there are pairs."""
     every = [*suite.labelled(), *suite.judge_preferences()]
     labelled = [row for row in every if isinstance(row, Labelled)]
     return labelled or ([] if _pairs(suite) else suite.demonstrations())
@@ -98,7 +98,7 @@ def _pair_ids(tokens: Tokens, pair: Pair) -> tuple[list[int], list[int]]:
 
 
 def _share_of(token: int | None, texts: Iterable[Sequence[int]]) -> float:
-    """Return the share of all tokens that are one token."""
+    """Return the share of the most frequent token."""
     every = list(chain.from_iterable(texts))
     return every.count(token) / len(every) if every and token is not None else 0.0
 

@@ -1,10 +1,9 @@
-"""Preferences: K completions per prompt of the start checkpoint, ranked by the labeller; or fixed
-pairs of a data set.
+"""Preferences: ranked completions of the start checkpoint, or fixed pairs of a data set.
 
-Three Parquet files, each a `datasets.Dataset`: `pairs` (prompt, chosen, rejected, and p, how sure
-the labeller was) for methods, `rankings` and `heldout` (prompt, completions, and what was said of
-pairs of them) for the reward model. Token ids stand beside the text, because re-tokenised text need
-not give the ids that were sampled.
+They are three Parquet files, each a `datasets.Dataset`. `pairs` (prompt, chosen, rejected and p,
+the labeller's certainty) is for methods. `rankings` and `heldout` (prompt, completions and labels
+of pairs of them) are for the reward model. Token ids stand beside the text, because tokenising the
+text again may give other ids than were sampled.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def sample(
     options: PreferenceOptions,
     out: Path,
 ) -> Made:
-    """Sample K completions per prompt, have pairs of them compared, write the files; return (info,
+    """Sample K completions per prompt, label pairs of them, write the files; return (info,
     cost).
     """
     meter = stages.stage_runtime.meter()
@@ -75,7 +74,7 @@ def sample(
         kept = max(1, len(rows) - round(options.heldout * len(rows)))
         info = _write(rows[:kept], rows[kept:], out) | {"equal_pairs": equal}
         heldout = [agreed for row in agreements[kept:] for agreed in row]
-        info |= labeller.usage()  # its own count of what was asked, where it keeps one
+        info |= labeller.usage()  # a labeller's own count of requests, where it keeps one
         meter.add(**{"labels" if labeller.human else "ai_labels": int(info["asked"])})
     ceiling = round(sum(heldout) / len(heldout), 4) if heldout else None
     return info | {"label_ceiling": ceiling, "labeller": labeller.name}, meter.snapshot()
@@ -88,9 +87,7 @@ def take(
     options: PreferenceOptions,
     out: Path,
 ) -> Made:
-    """Write fixed pairs, and single completions with a label, as the same files; return (info,
-    cost).
-    """
+    """Write fixed pairs and single labelled completions as such files; return (info, cost)."""
     meter, tokens = stages.stage_runtime.meter(), stages.tokens.counting_afresh()
     with meter.phase("preferences"):
         whole = rankings_of(tokens, pairs[: options.labels or None], options.heldout)
@@ -166,7 +163,7 @@ def prompt_of(row: Row) -> Prompt:
 
 
 def comparisons_of(row: Row) -> list[Comparison]:
-    """Return what was said of the pairs of a row."""
+    """Return the labels of the pairs of a row."""
     return [
         Comparison(i, j, p) for i, j, p in zip(row["first"], row["second"], row["p"], strict=True)
     ]
@@ -175,10 +172,10 @@ def comparisons_of(row: Row) -> list[Comparison]:
 def _compared(
     stages: StageContext, labeller: Labeller, batch: Batch, limit: int
 ) -> tuple[list[Row], list[list[float]], int]:
-    """Return rows with what the labeller says, per row how far each label agrees with its
-    noiseless utilities, and how many compared pairs were equal.
+    """Return rows with labels, the agreement of each label with the noiseless utilities, and the
+    number of compared pairs that were equal.
 
-    Prompts that could take it past `limit` labels (0: none) are not shown to the labeller.
+    The labeller is not shown prompts that could take it past `limit` labels (0: no limit).
     """
     rows: list[Row] = []
     agreements: list[list[float]] = []
@@ -206,11 +203,11 @@ def _compared(
 
 
 def _agreements(said: Sequence[Comparison], utilities: Sequence[float]) -> list[float]:
-    """Return for every pair with a preference 1 if the label agrees with the noiseless utilities,
-    half if they tie.
+    """Return 1 for every preference that agrees with the noiseless utilities, 0 for any other, and
+    half for a tie.
 
-    Their mean over held-out pairs is the ceiling of a reward model's accuracy: who knows the
-    utilities scores it.
+    Their mean over held-out pairs is the highest accuracy that a reward model can reach: that of
+    the utilities themselves.
     """
     told = [(c.p > 0.5, utilities[c.first] - utilities[c.second]) for c in said if c.p != 0.5]
     return [0.5 if margin == 0 else float(first == (margin > 0)) for first, margin in told]
@@ -259,7 +256,7 @@ def _write(train: list[Row], heldout: list[Row], out: Path) -> dict[str, Any]:
 def _write_labelled(
     singles: dict[str, list[Row]], pairs: Sequence[Row], out: Path
 ) -> dict[str, Any]:
-    """Write labelled completions, and the pairs that can be made of those with one prompt."""
+    """Write labelled completions, and the pairs that completions of one prompt form."""
     train, heldout = singles["train"], singles["heldout"]
     found = [pair for row in pairs for pair in _pairs_of(row)]
     for name, rows in (("pairs", found), ("rankings", train), ("heldout", heldout)):

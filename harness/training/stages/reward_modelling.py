@@ -1,4 +1,4 @@
-"""The reward model: Bradley-Terry on rankings, all pairs of a prompt in one batch element,
+"""The reward model: Bradley-Terry on rankings, with all pairs of a prompt in one batch element;
 normalised afterwards.
 """
 
@@ -26,7 +26,7 @@ from .preferences import Row, comparisons_of, prompt_of
 if TYPE_CHECKING:
     from .runtime import StageContext
 
-SCALE_ROWS = 512  # rankings over whose completions the spread of the score is taken
+SCALE_ROWS = 512  # rankings whose completions give the standard deviation of the score
 
 
 def make(
@@ -97,8 +97,8 @@ def _normalise(
     options: RewardModelOptions,
     runtime: Runtime,
 ) -> None:
-    """Centre on the validation demonstrations; divide by the spread over samples of the start
-    checkpoint.
+    """Centre on the validation demonstrations; divide by the standard deviation over samples of the
+    start checkpoint.
     """
     demos = stages.suite.demonstrations("validation")
     if not demos:
@@ -118,7 +118,9 @@ def _normalise(
 def _accuracy(
     reward: RewardModel, stages: StageContext, rows: list[Row], runtime: Runtime
 ) -> float | None:
-    """Return the share of held-out pairs in the right order, or of labels that scores tell."""
+    """Return the share of held-out pairs in the right order, or of labels that the scores
+    predict.
+    """
     if not rows:
         return None
     batch = _batch(stages, rows)

@@ -1,4 +1,4 @@
-"""What stages are made with: device, engine, artifacts, and the plugins that judge and label."""
+"""The runtime of stages: device, engine, artifacts, and the plugins that judge and label."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]  # phase, step, 
 
 @dataclass
 class StageRuntime:
-    """What stages are made with: the machine's side of a run."""
+    """The runtime of stages: the part of a run that depends on the machine."""
 
     artifacts: Artifacts
     engine_cls: Callable[[set[int]], Engine]
@@ -45,28 +45,28 @@ class StageRuntime:
     checkpoint_every: SaveInterval
     execution: Execution  # the settings in use
     distributed: DistributedContext = ALONE
-    check: RolloutCheck | None = None  # of every rollout
+    check: RolloutCheck | None = None  # check every rollout
     sampling: Sampling = field(default_factory=Sampling)  # the suite's
     eos: set[int] = field(default_factory=set)
     trainer_cls: type[Trainer] = Trainer
-    save_costs: SaveCosts = field(default_factory=SaveCosts)  # of all checkpoints
-    tell: Tell = lambda text: None  # notes for the user, as they come up
+    save_costs: SaveCosts = field(default_factory=SaveCosts)  # applies to all checkpoints
+    tell: Tell = lambda text: None  # passes notes on to the user
     sizes: BatchSizes = field(default_factory=BatchSizes)  # halved when memory runs out
     # settings of parts of the run, by artifact name, artifact kind, TRAINING or EVALUATION: a
     # reproduction computes each part as it was computed
     plan: Mapping[str, Execution] = field(default_factory=dict)
-    say: Tell = lambda text: None  # what is read and made; not a note
+    say: Tell = lambda text: None  # tells what is read and made; not a note
     data: Mapping[str, Any] | None = None  # the record of what was read of the user's data
 
     @property
     def micro_batch_tokens(self) -> int:
-        """How many tokens a forward pass takes at once."""
+        """The number of tokens that a forward pass takes at once."""
         return self.execution.micro_batch_tokens
 
     def execution_record(self) -> dict[str, Any]:
-        """Return what manifests and records hold of how something is computed.
+        """Return the settings by which something is computed, as manifests and records hold them.
 
-        Batches that were halved when memory ran out have the size that they have now.
+        Batches that were halved when memory ran out have their present size.
         """
         cuda = self.device.type == "cuda"
         asked = self.execution
@@ -80,13 +80,13 @@ class StageRuntime:
         }
 
     def get_or_make(self, kind: str, inputs: Mapping[str, Any], make: Make) -> Artifact:
-        """Return an artifact; make it with the settings in use if the cache does not hold it."""
+        """Return an artifact; make it with the settings in use if it is missing."""
         with self.planned(artifact_name(kind, inputs), kind):
             return self.artifacts.get_or_make(kind, inputs, make, self.execution_record)
 
     @contextmanager
     def planned(self, *parts: str) -> Iterator[None]:
-        """Compute with the settings that are planned for the first of these parts that has some."""
+        """Compute with the settings that are planned for the first of these parts that has any."""
         before = self.execution, self.distributed
         wanted = next((self.plan[part] for part in parts if part in self.plan), self.execution)
         alone = wanted.processes == 1 < self.distributed.size
@@ -108,7 +108,7 @@ class StageRuntime:
         return Meter(accelerator_peak(self.device)) if self.device.type == "cuda" else Meter()
 
     def trainer(self, options: Any, meter: Meter) -> Trainer:
-        """Return what trains models with these options."""
+        """Return a trainer with these options."""
         return self.trainer_cls(
             options,
             self.accelerator,
@@ -120,7 +120,7 @@ class StageRuntime:
         )
 
     def runtime(self, meter: Meter, seed: int) -> Runtime:
-        """Return how models are used: the suite's sampling, a seed, and who counts."""
+        """Return the runtime of models: the suite's sampling, a seed, and a meter."""
         engine = self._engine()
         return Runtime(
             engine,
@@ -140,7 +140,7 @@ class StageRuntime:
         """Return the engine with the run's batch sizes.
 
         Raises:
-            UsageError: A batch size is given, and the engine decides for itself.
+            UsageError: A batch size is given, and the engine chooses its own.
         """
         engine = self.engine_cls(self.eos)
         engine.sizes = self.sizes
@@ -157,16 +157,16 @@ class StageRuntime:
 
 @dataclass
 class Annotators:
-    """Who judges and who labels, none of them prepared yet."""
+    """The plugins that judge and label, none of them prepared yet."""
 
     judge: Judge  # scores the evaluation
     labelling_judge: Judge  # what a simulated annotator asks: the suite's own judge
-    labeller: Labeller | None  # behind the preferences that all methods share
-    own_labeller: Labeller | None = None  # whom this method learns from instead: AI feedback
+    labeller: Labeller | None  # labels the preferences that all methods share
+    own_labeller: Labeller | None = None  # labels for this method instead: AI feedback
 
 
 def accelerator_peak(device: torch.device) -> PhasePeak:
-    """Return what reads (and may reset) the peak memory that tensors took on a GPU."""
+    """Return a function that reads (and may reset) the peak memory of tensors on a GPU."""
 
     def peak(reset: bool) -> int:
         value = int(torch.cuda.max_memory_allocated(device))
@@ -178,7 +178,7 @@ def accelerator_peak(device: torch.device) -> PhasePeak:
 
 
 class StageContext(Protocol):
-    """What a stage sees of the stages before it and of the run. `Stages` implements it."""
+    """What a stage may use of earlier stages and of the run. `Stages` implements it."""
 
     spec: RunSpec
     suite: Suite
@@ -201,7 +201,7 @@ class StageContext(Protocol):
 
     @property
     def checkpoint(self) -> InitialCheckpoint:
-        """The start checkpoint, read when its weights are needed."""
+        """The start checkpoint; its weights are read when they are needed."""
 
     @property
     def start(self) -> nn.Module:

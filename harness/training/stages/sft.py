@@ -1,5 +1,5 @@
-"""Supervised fine-tuning: completions only, global token mean, the end-of-sequence token learned
-like any other.
+"""Supervised fine-tuning on completions only, with a mean over all tokens, end-of-sequence
+included.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 def nll(logp: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return (B, K, T) negative log-likelihoods; the trainer takes their mean over all tokens of
-    the batch.
+    """Return (B, K, T) negative log-likelihoods; the trainer averages them over all tokens of the
+    batch.
     """
     return -logp
 

@@ -1,7 +1,8 @@
-"""Stages: what is made once, named by the hash of all that made it, and shared by every method.
+"""Stages: artifacts that are made once, named by a digest of their inputs, and shared by every
+method.
 
-base model --sft--> start checkpoint --preferences--> ranked completions --reward_model--> reward
-members
+    base model --sft--> start checkpoint --preferences--> ranked completions
+                                         --reward_model--> reward members
 
 With `--start model` the base model itself is the start checkpoint, and there is no SFT stage.
 """
@@ -39,7 +40,7 @@ from .runtime import Annotators, StageRuntime
 
 
 class Stages:
-    """The stages of one spec. Each is made when first asked for; `used` lists what was."""
+    """The stages of one spec. Each is made at the first request; `used` lists those that were."""
 
     def __init__(
         self, spec: RunSpec, suite: Suite, annotators: Annotators, stage_runtime: StageRuntime
@@ -67,11 +68,11 @@ class Stages:
 
     @property
     def micro_batch_tokens(self) -> int:
-        """How many tokens a forward pass takes at once."""
+        """The number of tokens that a forward pass takes at once."""
         return self.stage_runtime.micro_batch_tokens
 
     def runtime(self, meter: Meter, seed: int) -> Runtime:
-        """Return how models are used: engine, sampling and device, counted by `meter`."""
+        """Return the runtime of models: engine, sampling and device; `meter` counts."""
         return self.stage_runtime.runtime(meter, seed)
 
     @cached_property
@@ -97,12 +98,12 @@ class Stages:
 
     @property
     def start(self) -> nn.Module:
-        """The start checkpoint: read, unless somebody holds it."""
+        """The start checkpoint, loaded unless it is in memory."""
         return self.checkpoint.model()
 
     @cached_property
     def checkpoint(self) -> InitialCheckpoint:
-        """Where the start checkpoint is had from, and what is known of it without its weights."""
+        """The source of the start checkpoint, and what is known without its weights."""
         own = self.spec.start == START_MODEL
         return self._checkpoint_in(self.base if own else self.start_artifact.folder)
 
@@ -142,7 +143,7 @@ class Stages:
     def start_artifact(self) -> Artifact:
         """The start checkpoint: the base model itself, or the artifact of the SFT stage."""
         if self.spec.start == START_MODEL:
-            cost = Meter().snapshot()  # nothing is made, and nothing is copied
+            cost = Meter().snapshot()  # nothing is made or copied
             return Artifact(Path(self.base), "model", self._base_digest, {}, cost, reused=False)
         return self._sft
 
@@ -161,8 +162,8 @@ class Stages:
 
     @cached_property
     def preferences(self) -> Artifact:
-        """Ranked completions: fixed pairs of the suite, or samples of the start checkpoint ranked
-        by the labeller.
+        """Ranked completions: fixed pairs of the suite, or samples of the start checkpoint that the
+        labeller ranked.
         """
         options = stage_options(self.spec, "preferences")
         fixed, labelled = self.suite.preferences(), self.suite.labelled()
@@ -180,7 +181,9 @@ class Stages:
 
     @cached_property
     def feedback(self) -> Artifact:
-        """The preferences that this method learns from: the shared ones, or its own labeller's."""
+        """The preferences that this method learns from: the shared ones, or those of its own
+        labeller.
+        """
         return (
             self.preferences
             if self.own_labeller is None
@@ -218,7 +221,7 @@ class Stages:
         return self._stage("baseline_answers", inputs, make)
 
     def ready(self, labeller: Labeller) -> Labeller:
-        """Return the labeller with all it needs from the suite and the suite's own judge."""
+        """Return the labeller, prepared with the suite and the suite's own judge."""
         self.labelling_judge.prepare(self.suite, None)
         labeller.prepare(self.suite, self.labelling_judge)
         return labeller
@@ -228,8 +231,8 @@ class Stages:
         return self.suite.proxy and self.can_prefer()
 
     def can_prefer(self) -> bool:
-        """Return whether there is something that a reward model learns from: preferences, labelled
-        completions, or a labeller.
+        """Return whether a reward model has data: preferences, labelled completions, or a
+        labeller.
         """
         suite = self.suite
         return self.labeller is not None or bool(suite.preferences() or suite.labelled())
@@ -239,7 +242,7 @@ class Stages:
         return self.labeller is not None or bool(self.suite.preferences())
 
     def reward_artifact(self, member: int) -> Artifact:
-        """One member of the reward ensemble on the preferences of all; the first is the evaluator's
+        """One member of the reward ensemble on the shared preferences; the first is the evaluator's
         proxy.
         """
         return self._reward_of("reward_model", self.preferences, member)
@@ -317,16 +320,17 @@ class Stages:
         return self.used[name]
 
     def start_inputs(self) -> dict[str, Any]:
-        """Return what names whatever the start checkpoint says when it is asked later: see
-        reuse.py.
+        """Return the inputs that name cached outputs of the start checkpoint: see
+        reference_cache.py.
         """
         return self._inputs("cache", None, start=self.start_artifact.content)
 
     def _inputs(self, part: str, options: Any, **more: Any) -> dict[str, Any]:
-        """Return what an artifact is named by: code, base model, tokenizer, seed, options, and what
-        comes in.
+        """Return the inputs that name an artifact: code, base model, tokenizer, seed, options, and
+        data.
 
-        Execution settings are not there: they change rounding only, and the manifest holds them.
+        Execution settings are not among them: they change rounding only, and the manifest holds
+        them.
         """
         spec = self.spec
         limits = [
@@ -353,7 +357,7 @@ class Stages:
     def _model_digest(self, model: Path | str) -> str:
         folder, adapters = Path(model), adapters_in(model)
         whole = Path(adapters[-1].base) if adapters else folder
-        if not whole.is_dir():  # a hub id: the weights decide, wherever they lie
+        if not whole.is_dir():  # a hub id: the digest of the weights counts, not their place
             vocabulary = self.tokens.tokenizer.get_vocab()
             return weights_digest(load_causal(model)) + digest_of(vocabulary)
         return model_digest(folder)
