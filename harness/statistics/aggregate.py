@@ -55,12 +55,14 @@ def stratified_bootstrap(
     """Return a figure of one or two matrices (R, K) with the percentile interval of its stratified
     bootstrap.
 
-    Runs are drawn with replacement within each task on their own; with `tasks_too` the K tasks are
-    drawn first, the same for all matrices (rliable's task_bootstrap). With fewer than ten runs such
-    an interval is too narrow (a mean of three runs: 76 % at nominal 95 %), so for one task use
-    `two_way_interval`. Prompts are no tasks: runs share their difficulty, and drawing seeds anew
-    for each prompt loses what a seed does to all of them. Raise ValueError for one run: drawn again
-    it is itself.
+    Runs are drawn with replacement within each task. With `tasks_too` the K tasks are drawn first,
+    the same for all matrices (rliable's task_bootstrap). With fewer than ten runs such an interval
+    is too narrow (a mean of three runs: 76 % at nominal 95 %), so for one task use
+    `two_way_interval`. Prompts must not stand for tasks: runs share the difficulty of prompts, and
+    drawing seeds anew for each prompt loses what a seed does to all of them.
+
+    Raises:
+        ValueError: There is one run only.
     """
     arrays = [matrix(m, 1) for m in matrices]
     if any(len(array) < 2 for array in arrays):

@@ -1,5 +1,5 @@
-"""Methods against each other on the same prompts: paired differences, Holm over the family, what a
-table may bold.
+"""Comparison of methods on the same prompts: paired differences, Holm's correction, and
+bold type.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Pool:
-    """What all methods of a table say of the variance of one run's mean, and on how many degrees of
+    """The variance of a run's mean, pooled over all methods of a table, with its degrees of
     freedom.
     """
 
     variance: float
     df: float
-    within: frozenset[int] = frozenset()  # the methods it is made of, by their place
+    within: frozenset[int] = frozenset()  # the methods that are pooled, by their place
 
 
 def difference_parts(
@@ -49,13 +49,13 @@ def difference_parts(
     """Split the variance of mean(a) - mean(b); a is (..., Sa, P), b is (..., Sb, P), on the same
     prompts.
 
-    With `paired_seeds` seed s of one belongs to seed s of the other: the two-way layout of a - b.
-    Otherwise seeds are independent between methods, V_A = V_A(a) + V_A(b) on Welch's degrees of
-    freedom, and prompts are paired: V_B is the variance over prompts of the difference of seed
-    means, less what the answers put into it. A method with one seed adds nothing to V_A: its
-    answers' noise stays in V_B, its seed's noise cannot be seen, and the label says so. With a
-    `pool` no method's variance of a run is taken to be below the pool's, on whose degrees of
-    freedom t then is.
+    With `paired_seeds`, seed s of one belongs to seed s of the other: the two-way layout of a - b.
+    Otherwise seeds are independent between methods and prompts are paired: V_A = V_A(a) + V_A(b) on
+    Welch's degrees of freedom, and V_B is the variance over prompts of the difference of seed
+    means, less the part of the answers' noise. A method with one seed adds nothing to V_A. The
+    noise of its answers stays in V_B, the noise of its seed cannot be estimated, and the label says
+    so. With a `pool`, no method's variance of a run is set below the pool's, and t has the pool's
+    degrees of freedom.
     """
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(f"compare on the same prompts: there are {a.shape[-1]} and {b.shape[-1]}")
@@ -130,7 +130,7 @@ def borrows(scores: Mapping[str, ArrayLike]) -> bool:
 
 
 def _without_outliers(variances: Array, d: Array, alpha: float = 0.01) -> NDArray[np.bool_]:
-    """Return which variances, on d degrees of freedom each, are no outliers upwards; at least
+    """Return which variances, on d degrees of freedom each, are no upward outliers; at least
     BORROW_FROM are kept.
     """
     from scipy.stats import f
@@ -198,11 +198,11 @@ def all_pairs(
     """Return the comparison of every pair of methods, with p-values adjusted by Holm over all
     pairs.
 
-    With `borrow`, where three methods or more have three seeds or more, every pair is tested twice,
-    with the variance between seeds `pooled` and with its own (Welch), and twice the smaller p-value
-    counts: a valid test by Bonferroni. The pool separates alike methods on few seeds; where methods
-    vary unlike it says little, and then a pair's own variance still separates those that are
-    steady. Whoever is not `within` the pool has his own variance only.
+    With `borrow`, where three methods or more have three seeds or more, every pair is tested twice:
+    with the variance between seeds `pooled`, and with its own (Welch). Twice the smaller p-value
+    counts, which is a valid test by Bonferroni. The pool separates similar methods on few seeds.
+    Where methods vary unequally, the pool helps little, and a pair's own variance still separates
+    steady methods. A method that is not `within` the pool is tested with its own variance only.
     """
     arrays = {name: matrix(s) for name, s in scores.items()}
     if len({array.shape[1] for array in arrays.values()}) > 1:
@@ -238,8 +238,8 @@ def all_pairs(
 
 
 def _stacked(found: Sequence[Parts]) -> Parts:
-    """Return the parts of all pairs as one: the quantiles take the time, and this asks for them
-    once.
+    """Return the parts of all pairs in one array, so that the quantiles are computed in one
+    call.
     """
     return Parts(
         mean=np.array([f.mean for f in found]),

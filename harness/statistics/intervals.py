@@ -36,7 +36,9 @@ SEVERAL_SEEDS = "this algorithm: seeds and prompts"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and prompts with its interval, and what the interval speaks for."""
+    """A mean over seeds and prompts with its interval, and the population that the interval
+    covers.
+    """
 
     mean: float
     low: float
@@ -50,8 +52,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Parts:
-    """The variance of a mean by source. Scores may have leading axes (...): so have `mean` and the
-    variances.
+    """The variance of a mean by source. Scores may have leading axes (...); `mean` and the
+    variances then have them, too.
     """
 
     mean: Array
@@ -63,8 +65,8 @@ class Parts:
 
 
 def matrix(scores: ArrayLike, least: int = 2) -> Array:
-    """Return scores as an array (S, P); a row of P scores is one seed. Refuse gaps: they would bias
-    the mean.
+    """Return scores as an array (S, P); a row of P scores is one seed. Gaps are refused, since they
+    would bias the mean.
     """
     array = np.atleast_2d(np.asarray(scores, dtype=np.float64))
     if array.ndim != 2 or array.shape[1] < least:

@@ -1,15 +1,15 @@
-"""Length-controlled win-rate: what the win-rate would be were answers as long as the baseline's.
+"""Length-controlled win-rate: an estimate of the win-rate at equal lengths of answer and baseline.
 
-Dubois et al. 2024 (2404.04475, AlpacaEval 2): a logistic regression of the preference in [0, 1],
+Dubois et al. 2024 (2404.04475, AlpacaEval 2) fit a logistic regression of the preference in [0, 1],
 
-    logit P(model wins on prompt x) = theta + phi tanh(dlen / sd(dlen)) + psi gamma_x,
+    logit P(model wins on prompt x) = theta + phi tanh(dlen / sd(dlen)) + psi gamma_x.
 
-dlen = the baseline's length - the model's, divided by its own sample standard deviation and not
-centred, no other intercept; gamma_x is a difficulty of the prompt known beforehand. The
-length-controlled win-rate is the mean over prompts of sigma(theta + psi gamma_x): the length term
-set to 0. A study's own prompts have no such difficulty: then psi = 0 and it is sigma(theta), "own
-data" as opposed to AlpacaEval's figure, from which it may differ by many points (28 at most, 7 on
-average over their models). Ours is fitted without their L1 penalty.
+dlen is the baseline's length less the model's, divided by its own sample standard deviation and not
+centred. There is no other intercept. gamma_x is a difficulty of the prompt that is known
+beforehand. The length-controlled win-rate is the mean over prompts of sigma(theta + psi gamma_x):
+the length term is set to 0. A study's own prompts have no such difficulty: then psi = 0 and the
+rate is sigma(theta), "own data" as opposed to AlpacaEval's figure, from which it may differ by many
+points (28 at most, 7 on average over their models). This fit has no L1 penalty, theirs has one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .intervals import Array, Estimate, matrix, two_way_interval, win_rate_inter
 
 RIDGE = 1e-4  # keeps coefficients finite where every prompt is won; negligible elsewhere
 IDENTIFIED = 0.05  # least share of a seed's answers on either side of the baseline's length
-SEPARATED = 7.0  # nats: beyond a win-rate of 99.9 % the curvature says nothing of the error
+SEPARATED = 7.0  # nats: beyond a win-rate of 99.9 % the curvature does not tell the error
 
 
 @dataclass(frozen=True)
 class LengthControlled:
-    """The length-controlled win-rate and, as it should never stand alone, the raw one and both mean
-    lengths.
+    """The length-controlled win-rate with the raw win-rate and both mean lengths, which belong
+    beside it.
     """
 
     win_rate: Estimate
@@ -39,12 +39,13 @@ class LengthControlled:
     psi: float
     length: float
     baseline_length: float
-    overlap: float  # smaller share of answers on one side of the baseline's length; least seed
+    # the smaller share of answers on one side of the baseline's length; the least over seeds
+    overlap: float
 
     @property
     def identified(self) -> bool:
-        """Whether every seed has answers enough on both sides of equal length: else the fit is an
-        extrapolation.
+        """Whether every seed has enough answers on both sides of equal length; otherwise the fit is
+        an extrapolation.
         """
         return self.overlap >= IDENTIFIED
 

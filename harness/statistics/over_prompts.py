@@ -1,6 +1,4 @@
-"""Error bars, without torch. The unit is the prompt: one run's interval speaks for this checkpoint
-only.
-"""
+"""Error bars over prompts, without torch. The interval of one run describes its checkpoint only."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ LARGEST = 700.0  # exp of more overflows
 
 @dataclass(frozen=True)
 class Peak:
-    """Where a fitted curve is highest: d* in sqrt(nats), and the gold reward there over the start
+    """The maximum of a fitted curve: d* in sqrt(nats), and the gold reward there less the start
     checkpoint's.
     """
 
@@ -41,7 +41,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Fit:
-    """A form fitted to one or several curves; see `fit` and `fit_seeds` for what the errors are."""
+    """A form fitted to one or several curves; `fit` and `fit_seeds` define the errors."""
 
     form: str
     alpha: float
@@ -51,7 +51,7 @@ class Fit:
     rmse: float  # root mean square of residuals, in units of the reward
     points: int  # with d > 0
     smallest: float  # d of the points above 0
-    largest: float  # and the largest: what lies beyond is extrapolated
+    largest: float  # the largest d of the points; beyond it the curve is extrapolated
     held_out: (
         float | None
     )  # root mean square error on the largest d of a fit to the rest; None with too few points
@@ -64,12 +64,12 @@ class Fit:
 
     @property
     def peak(self) -> Peak | None:
-        """The maximum of the fitted form, within the points' d or not; None where it has none, or
-        none worth a name.
+        """The maximum of the fitted form, inside or outside the points' range of d; None where it
+        has none.
 
-        It has none with beta <= 0. With alpha <= 0 gold never rose: best-of-n's form then falls
-        from the start, and the RL form has a maximum below d = 1 / e all the same, of log d's
-        making.
+        It has none with beta <= 0. With alpha <= 0 gold never rose. The form of best-of-n then
+        falls from the start. The RL form has a maximum below d = 1 / e even then, which comes from
+        log d alone.
         """
         if self.beta <= 0 or self.alpha <= 0:
             return None
@@ -82,8 +82,8 @@ class Fit:
 
     @property
     def peak_is_seen(self) -> bool:
-        """Whether the peak lies between the first point above d = 0 and the last: is not
-        extrapolated.
+        """Whether the maximum lies between the first point above d = 0 and the last, so that it is
+        not extrapolated.
         """
         return self.peak is not None and self.smallest <= self.peak.d <= self.largest
 
@@ -166,7 +166,7 @@ def _points(d: ArrayLike, reward: ArrayLike) -> tuple[Array, Array]:
 
 
 def _design(form: str, d: Array) -> tuple[Array, Array]:
-    """Return what alpha and beta are multiplied by."""
+    """Return the factors of alpha and beta."""
     if form == BON:
         return d, -(d**2)
     if form == RL:

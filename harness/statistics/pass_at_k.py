@@ -1,4 +1,4 @@
-"""pass@k: how likely one of k answers to a prompt is right, without torch."""
+"""pass@k: the probability that one of k answers to a prompt is right, without torch."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Power: what effect a study of S seeds and P prompts can find, and how many prompts an effect
+"""Power: the effects that a study of S seeds and P prompts can find, and the prompts that an effect
 needs.
 
-It is the power of the tests in `intervals` and `compare`, two-sided. With V_A and V_B their parts
-of the variance, a mean off by delta is found where |N(delta, V_A + V_B)| > sqrt(t(df)^2 V_A X + z^2
-V_B), X ~ chi^2(S - 1) / (S - 1): integrated over X. For two methods X is the mean of two such, and
-df Welch's. For one seed V_A = 0: the textbook's normal power. Prompts are many: t over prompts is
-taken as normal.
+It is the power of the two-sided tests in `intervals` and `compare`. With V_A and V_B the parts of
+the variance, a mean off by delta is found where |N(delta, V_A + V_B)| > sqrt(t(df)^2 V_A X + z^2
+V_B), X ~ chi^2(S - 1) / (S - 1), integrated over X. For two methods X is the mean of two such, and
+df is Welch's. For one seed V_A = 0, which gives the normal power of textbooks. t over prompts is
+taken as normal, since prompts are many.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import numpy as np
 from .intervals import Array
 
 NORMAL = NormalDist()
-MOST_PROMPTS = 10**9  # what no number of prompts finds, seeds do
+MOST_PROMPTS = 10**9  # an effect that needs more prompts needs more seeds instead
 
 
 @dataclass(frozen=True)
 class Design:
-    """A study. Scores per prompt are 1, 0.5 (ties) or 0; effects are differences of win-rates, 0.02
+    """A study. Scores per prompt are 1, 0.5 (ties) or 0. Effects are differences of win-rates: 0.02
     is two points.
     """
 
@@ -34,11 +34,12 @@ class Design:
     seeds: int = 1
     ties: float = 0.0  # share of prompts that tie
     seed_sd: float = 0.0  # of the win-rate between seeds, in units of the win-rate
-    prompt_share: float = 0.5  # of a score's variance: what seeds of a method share on a prompt
+    # of a score's variance: the part that seeds of a method share on a prompt
+    prompt_share: float = 0.5
     correlation: float = 0.0  # of two methods' scores on a prompt, for their difference
 
     def check(self) -> None:
-        """Raise ValueError for a study that cannot be."""
+        """Raise ValueError for impossible values."""
         if self.prompts < 2 or self.seeds < 1:
             raise ValueError("a study has at least 2 prompts and 1 seed")
         if self.seeds > 1 and self.correlation > self.prompt_share:
@@ -92,8 +93,8 @@ def _squared_t(seeds: int, difference: bool, alpha: float) -> Array:
 
 
 def power(design: Design, effect: float, difference: bool = False, alpha: float = 0.05) -> float:
-    """Return the probability to find an effect at two-sided `alpha`: a win-rate of 0.5 + effect, or
-    a difference.
+    """Return the probability of finding an effect at two-sided `alpha`: a win-rate of 0.5 + effect,
+    or a difference.
     """
     from scipy.special import ndtr
 
@@ -112,8 +113,8 @@ def power(design: Design, effect: float, difference: bool = False, alpha: float 
 def minimum_detectable_effect(
     design: Design, difference: bool = False, wanted: float = 0.8, alpha: float = 0.05
 ) -> float | None:
-    """Return the smallest effect found with the wanted power, or None where even the largest
-    possible one is not.
+    """Return the smallest effect found with the wanted power, or None where the largest possible
+    effect is not.
     """
     most = 1.0 if difference else (1 - design.ties) / 2 - 1e-6
     if power(design, most, difference, alpha) < wanted:
@@ -128,8 +129,8 @@ def prompts_needed(
     wanted: float = 0.8,
     alpha: float = 0.05,
 ) -> int | None:
-    """Return how many prompts find an effect with the wanted power; None where seeds, not prompts,
-    are too few.
+    """Return the number of prompts that find an effect with the wanted power; None where more seeds
+    are needed.
     """
 
     def enough(n: float) -> bool:
@@ -173,12 +174,12 @@ def report(
 
 
 def _not_enough(count: int, unit: str) -> str:
-    """Return the cell of a quantity that no number of reaches the wanted power."""
+    """Return the table cell for a quantity of which no number reaches the wanted power."""
     return f"no number is enough with {count} {unit}{'s' * (count > 1)}"
 
 
 def assumptions(design: Design) -> str:
-    """Return what the figures of `report` rest on, in words."""
+    """Return the assumptions of `report` in words."""
     told = (
         f"{design.prompts} prompts, two-sided tests at 5 %, {design.ties:.0%} ties, methods' scores"
         f" on a prompt correlated {design.correlation:g}; no correction for several comparisons."

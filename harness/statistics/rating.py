@@ -1,9 +1,9 @@
-"""Ratings of several methods from their battles: Bradley-Terry with ties, a weak prior, a bootstrap
-over prompts.
+"""Ratings of several methods from their pairwise wins: Bradley-Terry with ties, a weak prior, a
+bootstrap over prompts.
 
-P(i beats j) = sigma(r_i - r_j), a tie half a win for each (Bradley and Terry 1952; Hunter 2004). It
-is fitted to all battles at once, so it does not depend on their order, as sequential Elo updates
-do.
+P(i beats j) = sigma(r_i - r_j), with a tie as half a win for each (Bradley and Terry 1952; Hunter
+2004). It is fitted to all comparisons at once. So it does not depend on their order, as sequential
+Elo updates do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Rating:
 
 @dataclass(frozen=True)
 class Ratings:
-    """Ratings, the win-rates they are fitted to, and how far those are from any ranking."""
+    """Ratings, the win-rates they are fitted to, and the misfit of a single ranking."""
 
     ratings: dict[str, Rating]
     win_rates: Array  # (M, M): row beats column, ties half; nan on the diagonal
@@ -62,7 +62,7 @@ def bradley_terry(wins: ArrayLike, ridge: float = RIDGE) -> Array:
     r = np.zeros(w.shape[:-1])
     fixed = ridge * np.eye(m) + (
         np.ones((m, m)) / m if ridge <= 0 else 0.0
-    )  # the mean is free without a prior
+    )  # without a prior the mean is not determined
     for _ in range(200):
         p = 0.5 * (1 + np.tanh(0.5 * (r[..., :, None] - r[..., None, :])))
         slope = won - (games * p).sum(-1) - ridge * r
@@ -73,7 +73,7 @@ def bradley_terry(wins: ArrayLike, ridge: float = RIDGE) -> Array:
         largest = np.abs(step).max(-1, keepdims=True)
         r = r + step * np.minimum(
             1.0, 2.0 / np.maximum(largest, 2.0)
-        )  # at most 2 nats at once: never overshoots far
+        )  # at most 2 nats per step, to avoid large overshoots
         if float(largest.max()) < 1e-11:
             break
     return np.asarray(r - r.mean(-1, keepdims=True), dtype=np.float64)
@@ -87,10 +87,10 @@ def _connected(wins: Array) -> bool:
 
 
 def battles(scores: Mapping[str, ArrayLike]) -> Array:
-    """Return how often row beats column on each prompt, (P, M, M), for scores (S_i, P): over all
+    """Return how often row beat column on each prompt, (P, M, M), for scores (S_i, P), over all
     pairs of their seeds.
 
-    A prompt counts once however many seeds there are. The diagonal is 0.
+    A prompt counts once, whatever the number of seeds. The diagonal is 0.
     """
     arrays = [matrix(s) for s in scores.values()]
     prompts = arrays[0].shape[1]
@@ -113,11 +113,11 @@ def rate(
     seed: int = 0,
     level: float = 0.95,
 ) -> Ratings:
-    """Return Elo ratings of methods from any score, higher better, (S_i, P) on the same prompts,
-    with intervals.
+    """Return Elo ratings of methods from scores (S_i, P) on the same prompts, higher is better,
+    with percentile intervals.
 
-    The bootstrap draws prompts, all battles of one together: battles on one prompt share its
-    answers. Percentiles.
+    The bootstrap draws prompts with all comparisons on them, because comparisons on one prompt
+    share its answers.
     """
     names, per_prompt = list(scores), battles(scores)
     prompts, m = per_prompt.shape[:2]

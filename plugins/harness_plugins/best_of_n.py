@@ -24,7 +24,8 @@ class BestOf(Policy):
         """Return the first of the best of n i.i.d. answers, and `kl` (B,)."""
         batch = sampler.draw(self.model, prompts, self.n)
         scores = self.lab.reward(batch, sampler)  # (B, n)
-        best = scores.argmax(1)  # the first of equals: exchangeable, as the draws are
+        # the first of equal ones, which is a fair choice among exchangeable draws
+        best = scores.argmax(1)
         return batch.pick(best).with_columns(
             kl=kl.best_of_n_kl(self.n, level_mass(batch, scores, best)).float()
         )
@@ -51,7 +52,9 @@ def level_mass(batch, scores, best):
 
 @dataclass
 class BestOfN(RewardOptions, Method):
-    """Train nothing; pay at inference: n answers and n reward queries for each answer given."""
+    """Train nothing; the cost comes at inference: n answers and n reward queries for each answer
+    given.
+    """
 
     name, kind, paper = "best_of_n", "inference only", "https://arxiv.org/abs/2112.09332"
     needs = frozenset({"reward"})

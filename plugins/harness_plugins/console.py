@@ -19,7 +19,7 @@ LIVE_AFTER, PLAIN_AFTER = 1.0, 2.0  # seconds before an activity is shown
 
 
 def time_left(began, step, total, now):
-    """Return `, about 40 s left` from the time of the steps so far; empty where nothing tells."""
+    """Return `, about 40 s left` from the time of the steps so far; empty where it is unknown."""
     first, since = began
     if not first < step < total or now <= since:
         return ""

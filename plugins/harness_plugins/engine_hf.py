@@ -8,24 +8,22 @@ from harness import hookimpl
 
 
 class HF:
-    """Decode on the model's key/value cache: the prompt prefilled once for its completions,
-    finished rows dropped.
+    """Decode on the model's key/value cache: the prompt is prefilled once for all its completions,
+    and finished rows are dropped.
     """
 
     name = "hf"
 
     def __new__(cls, *arguments):
-        """Return the engine itself: importing it here, not above, keeps `harness list` without
-        torch.
-        """
+        """Return the engine itself; importing it here keeps `harness list` without torch."""
         from harness.models.generation import CachedEngine
 
         return CachedEngine(*arguments)
 
 
 class CUDAGraphs:
-    """The same on a GPU, a token's forward pass recorded and replayed; equal to `hf` up to
-    rounding.
+    """The engine `hf` on a GPU with recorded forward passes; results differ from `hf` by rounding
+    only.
     """
 
     name = "cuda_graphs"

@@ -21,13 +21,12 @@ LISTED = 400_000  # entries of the largest table of groups that `optimum` lists
 
 @dataclass
 class GRPO(OnPolicyOptions):
-    """Let a prompt's own samples be the baseline: no critic. The defaults are the DeepSeekMath
-    paper's form.
+    """Use a prompt's own samples as the baseline, without a critic.
 
-    Dr. GRPO (2503.20783): std_normalise=false, loss_aggregation=constant, beta=0. DAPO
-    (2503.14476): clip_range_high=0.28, loss_aggregation=token-mean, beta=0; its refilling of groups
-    without signal and its soft penalty on overlong answers are not here (such groups weigh 0;
-    `length_penalty` is linear).
+    The defaults are the DeepSeekMath paper's form. Dr. GRPO (2503.20783): std_normalise=false,
+    loss_aggregation=constant, beta=0. DAPO (2503.14476): clip_range_high=0.28,
+    loss_aggregation=token-mean, beta=0; its refilling of groups without signal and its soft penalty
+    on overlong answers are not implemented (such groups weigh 0; `length_penalty` is linear).
     """
 
     name, kind, paper = "grpo", "on-policy", "https://arxiv.org/abs/2402.03300"
@@ -163,13 +162,13 @@ class GRPO(OnPolicyOptions):
     # -- theory ------------------------------------------------------------------------------------
 
     def optimum(self, problem):
-        """Where it comes to rest: pi* only where the KL is in the reward, or k2 without a spread.
+        """The fixed point: pi* only where the KL is in the reward, or is k2 without a spread.
 
-        There every advantage is 0 at pi*, whatever scales it. In the loss the KL meets a reward
-        term that the group scales: its mean holds the completion itself, which takes (G-1)/G of it,
-        and the spread divides it. With k3 and one token, 0 = pi (a - E a) + beta (ref - pi) for a =
-        E[A | y], so pi = ref / (1 - (a - E a) / beta). None for completions of more tokens, whose
-        per-token KL has no closed form.
+        There every advantage is 0 at pi*, whatever scales it. In the loss, the KL balances a reward
+        term that depends on the group: the group's mean contains the completion itself, which
+        leaves (G-1)/G of the reward, and the spread divides it. With k3 and one token, 0 = pi (a -
+        E a) + beta (ref - pi) for a = E[A | y], so pi = ref / (1 - (a - E a) / beta). None for
+        completions of more tokens, whose per-token KL has no closed form.
         """
         if not self.as_measured() or not self.beta:
             return None

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class IPO(PairOptions):
-    """Regress the log-ratio margin of a pair on a constant, so that sure labels do not drive it to
-    infinity.
+    """Regress the log-ratio margin of a pair on a constant, so that certain labels do not drive it
+    to infinity.
     """
 
     name, kind, paper = "ipo", "offline preference", "https://arxiv.org/abs/2310.12036"
@@ -53,12 +53,12 @@ class IPO(PairOptions):
         return lab.policy
 
     def optimum(self, problem):
-        """s(y) = (P(y > mu) - 1/2) / tau + c, |y| times that if averaged: the paper's theorem 1 for
-        the pairs' own mu.
+        """s(y) = (P(y > mu) - 1/2) / tau + c, times |y| if averaged: the paper's theorem 1 for the
+        pairs' own mu.
 
-        With both orders of a pair averaged, h(y, y') is regressed on (p(y > y') - 1/2) / tau; least
-        squares over mu x mu of an additive h gives the mean over y'. Labels by coin leave the start
-        checkpoint, but only as the pairs grow many: no answer is given for them.
+        With both orders of a pair averaged, h(y, y') is regressed on (p(y > y') - 1/2) / tau. Least
+        squares over mu x mu of an additive h gives the mean over y'. Random labels lead back to the
+        start checkpoint only as the number of pairs grows, so no optimum is given for them.
         """
         if self.shuffle_labels or (problem.mu <= 0).any():  # what no pair shows is not determined
             return None

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class OnlineDPO(OnPolicyOptions):
-    """Sample, let the reward say which of two is better, take a DPO step; every pair of a prompt's
-    samples counts.
+    """Sample, let the reward rank the samples, take a DPO step on every pair of a prompt's
+    samples.
     """
 
     name, kind, paper = "online_dpo", "on-policy", "https://arxiv.org/abs/2402.04792"

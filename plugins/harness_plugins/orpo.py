@@ -1,5 +1,5 @@
-"""ORPO: Odds Ratio Preference Optimization (Hong et al. 2024): imitate the chosen, at odds with the
-rejected.
+"""ORPO: Odds Ratio Preference Optimization (Hong et al. 2024): imitation of the chosen with an
+odds-ratio penalty.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def log_odds(mean):
     """Return log(P / (1 - P)) of mean log-probabilities: m - log(1 - e^m), accurate at either end
     (Maechler 2012).
     """
-    m = mean.clamp(max=-1e-6)  # the odds of a certain completion are infinite
+    m = mean.clamp(max=-1e-6)  # a certain completion has infinite odds
     rest = torch.where(m > -math.log(2), torch.log(-torch.expm1(m)), torch.log1p(-torch.exp(m)))
     return m - rest
 

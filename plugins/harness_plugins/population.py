@@ -1,8 +1,8 @@
-"""Population losses where every completion can be listed: who meets whom in a pair, and what
-minimises a loss.
+"""Population losses where every completion can be listed: the distribution of pairs, and the
+minimiser of a loss.
 
-For `optimum` of the offline methods. Training uses nothing of this: theory stays apart from the
-code it checks.
+For `optimum` of the offline methods. Training uses nothing of this module, so that theory stays
+independent of the code it checks.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def best_of(problem: Enumerated, n: int) -> Tensor:
 
 
 def ranked(problem: Enumerated, draws: Tensor) -> Tensor:
-    """Return (P, N, N): how often, of two independent draws, the row's has the higher reward than
-    the column's.
+    """Return (P, N, N): how often, of two independent draws, the row's has a higher reward than the
+    column's.
 
-    Both orders of the two are counted, so the whole sums to 1 less the share of ties.
+    Both orders are counted, so the sum is 1 less the share of ties.
     """
     above = (problem.reward[:, :, None] > problem.reward[:, None, :]).double()
     return 2 * above * draws[:, :, None] * draws[:, None, :]

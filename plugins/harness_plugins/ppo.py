@@ -124,7 +124,7 @@ class PPO(OnPolicyOptions):
         critic = lab.critic(self.shared_critic, self.critic_from_reward, self.critic_learning_rate)
         for _, batch in self.rollouts(lab):
             batch = self.experience(lab, critic, batch)
-            if batch is None:  # a verifier could score none of it
+            if batch is None:  # a verifier could score none of them
                 continue
             for part in lab.minibatches(
                 batch, self.minibatch_size or self.batch_size, self.num_ppo_epochs
@@ -133,10 +133,10 @@ class PPO(OnPolicyOptions):
         return lab.policy
 
     def experience(self, lab, critic, batch):
-        """Attach what the updates need to a scored rollout; all of it is fixed from here on.
+        """Attach what the updates need to a scored rollout; the updates change none of it.
 
-        A completion that could not be scored, NaN, is not a wrong one: none of its tokens is
-        learned from.
+        A completion that could not be scored (NaN) is not treated as wrong: its tokens take no part
+        in the loss.
         """
         known, logp = ~batch["reward"].isnan(), batch["logp"]
         ref_logp, values = lab.reference.logp(batch), critic.values(batch)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class RAFT(OnPolicyOptions):
-    """Sample K completions per prompt, keep the best, imitate it; repeat with the policy that came
-    of it.
+    """Sample K completions per prompt, keep the best, imitate it; repeat with the resulting
+    policy.
     """
 
     name, kind, paper = "raft", "on-policy", "https://arxiv.org/abs/2304.06767"
@@ -49,7 +49,7 @@ class RAFT(OnPolicyOptions):
         return -logp
 
     def train(self, lab: Lab) -> Policy:
-        """Algorithm 1. The control is scored as well: only what is imitated differs."""
+        """Algorithm 1. The control is scored as well, so that it differs in the selection only."""
         for _, batch in self.rollouts(lab):
             kl = (batch["logp"] - lab.reference.logp(batch)).sum(-1) if self.beta else None
             score = batch["reward"] if kl is None else batch["reward"] - self.beta * kl

@@ -1,5 +1,5 @@
-"""RLAIF: a labeller that goes by a constitution stands for the people of RLHF; then PPO or DPO, as
-they are.
+"""RLAIF: preferences of an AI labeller with a constitution replace human ones; PPO or DPO learns
+from them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ OWN = {"annotator", "optimiser", "revision_steps", "revision_rounds"}
 
 @dataclass
 class RLAIF(OnPolicyOptions):
-    """Learn from preferences that an AI annotator gives by a constitution (CAI; RLAIF): no human
-    label is used.
+    """Learn from preferences that an AI annotator gives under a constitution (CAI; RLAIF), without
+    human labels.
 
-    Options but the first four are the optimiser's, under its names; `none` is its own default. One
-    that the chosen optimiser does not have is refused.
+    Options but the first four are the optimiser's, under its names; `none` is its own default. An
+    option that the chosen optimiser does not have is refused.
     """
 
     name, kind, paper = "rlaif", "AI feedback", "https://arxiv.org/abs/2309.00267"
@@ -59,7 +59,7 @@ class RLAIF(OnPolicyOptions):
     robust: bool | None = None  # dpo: unbiased under flipped labels
 
     def __post_init__(self) -> None:
-        """Take the optimiser's own defaults, so that the record says what was run."""
+        """Take the optimiser's own defaults, so that the record holds the values in use."""
         for name, default in defaults(OPTIMISERS.get(self.optimiser, PPO)).items():
             if getattr(self, name) is None:
                 setattr(self, name, default)
@@ -97,8 +97,8 @@ class RLAIF(OnPolicyOptions):
         return -logp
 
     def train(self, lab: Lab) -> Policy:
-        """Imitate revisions, if asked to; then the optimiser's own loop, on what the annotator
-        prefers.
+        """Imitate revisions if options ask for them; then run the optimiser's own loop on the
+        annotator's preferences.
         """
         for prompts in lab.prompts(self.revision_steps) if self.revision_steps else ():
             samples = lab.rollout(prompts, of=lab.start)

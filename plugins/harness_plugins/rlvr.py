@@ -1,5 +1,5 @@
 """RLVR: reinforcement learning with verifiable rewards (Lambert et al. 2024, Tulu 3): a verifier
-instead of a model.
+gives the reward.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ ALGORITHMS = {"grpo": GRPO, "rloo": RLOO, "ppo": PPO}
 
 @dataclass
 class RLVR(OnPolicyOptions):
-    """Run GRPO, RLOO or PPO, as they are, on the suite's verifier; no reward model is made, loaded
-    or asked.
+    """Run GRPO, RLOO or PPO, unchanged, on the suite's verifier; no reward model is trained, loaded
+    or queried.
 
-    The algorithm's own options are listed here with `none`: what it has as its default. One that
-    the chosen algorithm does not have is refused. An answer that the verifier cannot score is not a
-    wrong one: grpo and rloo leave it out.
+    The algorithm's own options are listed here with `none`, which stands for its default. An option
+    that the chosen algorithm does not have is refused. An answer that the verifier cannot score is
+    not wrong: grpo and rloo leave it out.
     """
 
     name, kind, paper = "rlvr", "verifiable reward", "https://arxiv.org/abs/2411.15124"
     needs = frozenset({"prompts", "verifier"})
 
-    algorithm: str = "grpo"  # what does the work: grpo, rloo or ppo
-    reward: str = "verifier"  # nothing else: for a learned reward run the algorithm itself
-    beta: float = 0.0  # strength of the KL constraint; a verifier is hard to hack, so often none
+    algorithm: str = "grpo"  # the algorithm: grpo, rloo or ppo
+    reward: str = "verifier"  # the only value; for a learned reward run the algorithm itself
+    beta: float = 0.0  # strength of the KL constraint; verifiers are hard to exploit, so often none
     num_iterations: int | None = None  # grpo, rloo: passes over each rollout
     minibatch_size: int | None = None  # all: prompts per update
     clip_range: float | None = None  # all: of the probability ratio
@@ -85,8 +85,8 @@ class RLVR(OnPolicyOptions):
         return cls(**given)
 
     def train(self, lab: Lab) -> Policy:
-        """Let the algorithm work; the lab takes reward and batch options from this method, which
-        are the same.
+        """Run the algorithm; the lab takes reward and batch options from this method, where they
+        are equal.
         """
         return self.inner().train(lab)
 

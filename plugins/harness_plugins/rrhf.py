@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RRHF(RewardOptions, GradientMethod):
-    """Order the likelihoods of scored candidates as their scores are, and raise the best one; no
+    """Order the likelihoods of scored candidates by their scores, and raise the best one; no
     reference.
     """
 
@@ -29,7 +29,7 @@ class RRHF(RewardOptions, GradientMethod):
     num_candidates: int = 4  # per prompt; the ranking has a term for each two of them
     length_exponent: float = 1.0  # a of p = log pi(y|x) / |y|^a
     rrhf_weight: float = 1.0  # weight of the ranking loss; the paper has 1
-    shuffle_labels: bool = False  # a control: scores are dealt out anew among a prompt's candidates
+    shuffle_labels: bool = False  # a control: scores are permuted among a prompt's candidates
 
     def check(self) -> None:
         super().check()
@@ -70,7 +70,7 @@ class RRHF(RewardOptions, GradientMethod):
             batch = lab.rollout(prompts, self.num_candidates, of=lab.start)
             score = lab.reward(batch).nan_to_num(
                 nan=-torch.inf
-            )  # what a verifier cannot tell is never preferred
+            )  # a candidate that a verifier cannot score is never preferred
             if self.shuffle_labels:
                 score = shuffled(score, lab.generator("shuffle"))
             lab.step(self.loss, batch.with_columns(score=score))
@@ -78,11 +78,11 @@ class RRHF(RewardOptions, GradientMethod):
 
     def optimum(self, problem):
         """The minimiser of the population's loss, found by descent from two starts; None where they
-        part.
+        end apart.
 
         Each of the K (K - 1) / 2 pairs of candidates is two independent draws of the start
-        checkpoint, and the one imitated is the best of K. Convex in the logits if all completions
-        are equally long.
+        checkpoint, and the imitated one is the best of K. Convex in the logits if all completions
+        have equal length.
         """
         if self.shuffle_labels:
             return None

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class SFTChosen(PairOptions):
-    """Imitate what was chosen and learn nothing from what was rejected: preferences without their
-    contrast.
+    """Imitate the chosen completions and ignore the rejected ones: a control without the contrast
+    of pairs.
     """
 
     name, kind, paper = "sft_chosen", "control", "https://arxiv.org/abs/2305.18290"
     needs = frozenset({"pairs"})
 
     def loss(self, logp, batch):
-        """-log pi(y_w|x) per token ("Preferred-FT", sect. 6); a doubt, `p` below 1, weighs both;
-        (B, 2, T).
+        """-log pi(y_w|x) per token ("Preferred-FT", sect. 6), (B, 2, T). A label `p` below 1 weighs
+        both completions.
 
-        The mean is over the tokens of both, about half the scale of a loss on the chosen alone,
-        which AdamW evens out.
+        The mean is over the tokens of both, which gives about half the scale of a loss on the
+        chosen alone. AdamW evens that out.
         """
         return -logp * torch.stack([batch["p"], 1 - batch["p"]], 1)[..., None]
 
