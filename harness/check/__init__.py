@@ -1,9 +1,10 @@
-"""Proofs on any plugin: `harness check NAME`. Each proof runs the plugin and says what it measured.
+"""Proofs on any plugin: `harness check NAME`. Each proof runs the plugin and reports what it
+measured.
 
-A method is trained several times at one bench, small: it must end in the same bytes when repeated,
-when killed and resumed, and in the same numbers for any micro-batch size and padding; then it must
-beat the start checkpoint in a run of full size, and reach its own optimum where that is known.
-Suites, labellers and verifiers have proofs of their own.
+A method is trained several times on small stages. It must give the same bytes when it is repeated,
+and when it is killed and resumed, and the same numbers for any micro-batch size and padding. Then
+it must beat the start checkpoint in a run of full size, and reach its own optimum where that is
+known. Suites, labellers and verifiers have proofs of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a proof found, how much is tried, and the report of it."""
+"""Findings of proofs, the options of a check, and its report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 
 @dataclass(frozen=True)
 class Finding:
-    """One proof: what was asked, how it ended, and what was measured."""
+    """The result of one proof: its question, how it ended, and what was measured."""
 
     proof: str
     status: str
@@ -21,18 +21,20 @@ class Finding:
 
 @dataclass
 class Options:
-    """How much is tried."""
+    """The size of a check."""
 
-    suite: str | None = None  # None: an embedded suite that can serve the method
+    suite: str | None = None  # None: an embedded suite that provides what the method needs
     settings: tuple[str, ...] = ()
     optimum_settings: tuple[
         str, ...
-    ] = ()  # over these, in the run that is compared with the optimum
-    full: bool = True  # also runs of full size: beats the start checkpoint, reaches its optimum
+    ] = ()  # further settings of the run that is compared with the optimum
+    # also runs of full size: whether the method beats the start checkpoint and reaches its optimum
+    full: bool = True
     processes: bool = True  # also a training in two processes
     results: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="harness-check-")))
-    say: Callable[[str], None] = lambda line: None  # progress
-    model: str | None = None  # whose tokenizer and weights a suite is tried with; None: its own
+    say: Callable[[str], None] = lambda line: None  # receives progress
+    # the model whose tokenizer and weights a suite is tried with; None: its own
+    model: str | None = None
 
 
 def report(name: str, findings: list[Finding]) -> str:
@@ -59,10 +61,10 @@ def report(name: str, findings: list[Finding]) -> str:
 
 
 def attempt(proof: str, run: Callable[[], str]) -> Finding:
-    """Run a proof: it returns what it measured, or raises AssertionError with what is wrong."""
+    """Run a proof: it returns what it measured, or raises AssertionError with the fault."""
     try:
         return Finding(proof, PASSED, run())
     except AssertionError as error:
         return Finding(proof, FAILED, str(error))
-    except Exception as error:  # a stranger's code: whatever it raises is a finding
+    except Exception as error:  # third-party code: any exception is a finding
         return Finding(proof, FAILED, f"{type(error).__name__}: {error}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NEAR = 0.05  # total variation from the optimum that a method states
 
-BARRED = (  # gold can be reached from these; a test imports each of them
+BARRED = (  # modules through which gold can be reached; a test imports each of them
     "harness_suites",
     "harness.api.registry",
     "harness.experiments.run",
@@ -47,10 +47,10 @@ def method_proofs(name: str, registry: Registry, options: Options) -> Iterator[F
         return
     opened: list[Trials] = []
     try:
-        ran = yield from _at_the_bench(name, suites[0], registry, options, opened)
+        ran = yield from _on_small_stages(name, suites[0], registry, options, opened)
     finally:
-        for bench in opened:
-            bench.close()
+        for trials in opened:
+            trials.close()
     if ran and options.full:
         options.say(f"a run of full size on {suites[0]}")
         yield attempt(
@@ -60,11 +60,11 @@ def method_proofs(name: str, registry: Registry, options: Options) -> Iterator[F
         yield from _reaches_optimum(cls, name, registry, options)
 
 
-def _at_the_bench(
+def _on_small_stages(
     name: str, suite: str, registry: Registry, options: Options, opened: list[Trials]
 ) -> Generator[Finding, None, bool]:
-    """Yield the findings of the small bench, put into `opened` once it stands; return whether the
-    method ran.
+    """Yield the findings on small stages, which are put into `opened` once they are made; return
+    whether the method ran.
     """
 
     def first() -> str:
@@ -77,33 +77,33 @@ def _at_the_bench(
     yield runs
     if runs.status == FAILED:
         return False
-    bench = opened[0]
-    for proof, run in proofs_of(bench).items():
+    trials = opened[0]
+    for proof, run in proofs_of(trials).items():
         options.say(proof)
         yield attempt(proof, run)
-    if options.processes and bench.whole.rows:
+    if options.processes and trials.whole.rows:
         options.say("two processes")
         rows = partial(together, [(name, suite)], registry, options)
-        yield attempt("process-count invariant", lambda: bench.two_processes(rows()[name]))
+        yield attempt("process-count invariant", lambda: trials.two_processes(rows()[name]))
     return True
 
 
-def proofs_of(bench: Trials) -> dict[str, Callable[[], str]]:
-    """Return what is proven at its bench of a method that runs."""
-    if not bench.whole.rows:  # it trains nothing
-        return {"deterministic": bench.deterministic, "sees no gold": bench.sees_no_gold}
+def proofs_of(trials: Trials) -> dict[str, Callable[[], str]]:
+    """Return the proofs on small stages for a method that runs."""
+    if not trials.whole.rows:  # it trains nothing
+        return {"deterministic": trials.deterministic, "sees no gold": trials.sees_no_gold}
     return {
-        "deterministic": bench.deterministic,
-        "resumable": bench.resumable,
-        "starts at the reference": bench.starts_at_the_reference,
-        "trains the end": bench.trains_the_end,
-        "micro-batch invariant": bench.micro_batches,
-        "checkpointing invariant": bench.activation_checkpointing,
-        "padding invariant": bench.padding,
-        "order invariant": bench.order,
-        "layout invariant": bench.layout,
-        "keeps to a budget": bench.keeps_to_a_budget,
-        "sees no gold": bench.sees_no_gold,
+        "deterministic": trials.deterministic,
+        "resumable": trials.resumable,
+        "starts at the reference": trials.starts_at_the_reference,
+        "trains the end": trials.trains_the_end,
+        "micro-batch invariant": trials.micro_batches,
+        "checkpointing invariant": trials.activation_checkpointing,
+        "padding invariant": trials.padding,
+        "order invariant": trials.order,
+        "layout invariant": trials.layout,
+        "keeps to a budget": trials.keeps_to_a_budget,
+        "sees no gold": trials.sees_no_gold,
     }
 
 
@@ -132,7 +132,7 @@ def _declares(cls: Any) -> str:
 
 
 def _gold_imports(cls: Any) -> set[str]:
-    """Return what the module of a method imports that gold could be reached by."""
+    """Return the imports of a method's module through which gold could be reached."""
     file = getattr(sys.modules[cls.__module__], "__file__", None)
     if not file:
         return set()
@@ -146,7 +146,7 @@ def _gold_imports(cls: Any) -> set[str]:
 
 
 def serving(cls: type[Method], registry: Registry, settings: tuple[str, ...] = ()) -> list[str]:
-    """Return the suites with a base model of their own that give what a method needs, by name."""
+    """Return the names of suites with an embedded base model that provide what a method needs."""
     found = []
     for name, suite_cls in sorted(registry.classes["suites"].items(), reverse=True):
         try:
@@ -172,7 +172,7 @@ def serving(cls: type[Method], registry: Registry, settings: tuple[str, ...] = (
 def _full(
     name: str, suite: str, registry: Registry, options: Options, *more: str
 ) -> dict[str, Any]:
-    """Return the result of a run of full size, `more` settings over the others."""
+    """Return the result of a run of full size; `more` settings override the others."""
     from ..experiments.prepare import RunOptions
     from ..experiments.run import execute
 
@@ -195,9 +195,7 @@ def _beats_start(name: str, suite: str, registry: Registry, options: Options) ->
 def _reaches_optimum(
     cls: Any, name: str, registry: Registry, options: Options
 ) -> Iterator[Finding]:
-    """Where the method says what it converges to, a suite that can list its completions says how
-    far it got.
-    """
+    """Compare with the optimum that the method states, on a suite that can list its completions."""
     if cls.optimum is Method.optimum:
         told = (
             "it does not say what it converges to: define `optimum` (docs/plugins.md, State your"
@@ -219,7 +217,7 @@ def _near(name: str, suite: str, registry: Registry, options: Options) -> str:
     figures, steps = result["evaluation"].get("suite", {}), result["cost"]["method"]["steps"]
     distance = figures.get("tv")
     if distance is None and "optimum_win_rate" in figures:
-        return _answers_as_told(result["evaluation"], figures)
+        return _answers_like_optimum(result["evaluation"], figures)
     assert distance is not None, "the suite reports no distance to it"
     told = (
         f"total variation {distance:.4f} after {steps} optimiser steps, from"
@@ -233,10 +231,8 @@ def _near(name: str, suite: str, registry: Registry, options: Options) -> str:
     return told
 
 
-def _answers_as_told(evaluation: dict[str, Any], figures: dict[str, float]) -> str:
-    """Of a policy without probabilities of its own, what it answers is compared with what its
-    optimum would.
-    """
+def _answers_like_optimum(evaluation: dict[str, Any], figures: dict[str, float]) -> str:
+    """Compare the answers of a policy without log-probabilities with those of its optimum."""
     told = []
     for name, label, of_optimum in (
         ("gold", "reward", "optimum_reward"),

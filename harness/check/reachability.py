@@ -1,6 +1,4 @@
-"""What can be reached from an object by following references: used to show that a method is not
-given gold.
-"""
+"""What can be reached from an object through references: shows that a method cannot reach gold."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, comple
 
 
 def neighbours(thing: Any) -> list[Any]:
-    """Return what a thing gives access to; not modules, classes or globals, which any code can
-    import anyway.
+    """Return what an object refers to, except modules, classes and globals, which any code can
+    import.
     """
     if isinstance(thing, LEAVES):
         return []
@@ -44,8 +42,8 @@ def neighbours(thing: Any) -> list[Any]:
 
 
 def reachable(*roots: Any, test_ids: Collection[str] = ()) -> tuple[list[str], int]:
-    """Return which judges, labellers, suites and test prompts roots lead to, and how many things
-    were seen.
+    """Return the judges, labellers, suites and test prompts that can be reached, and the number of
+    objects visited.
     """
     seen: dict[int, Any] = {}
     queue, found = list(roots), set()

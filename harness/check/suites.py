@@ -79,7 +79,7 @@ def _splits_disjoint(spec: RunSpec, registry: Registry) -> str:
 
 
 def _survives(spec: RunSpec, registry: Registry) -> str:
-    """Read demonstrations back from their tokens: what is trained must be what was written."""
+    """Read demonstrations back from their tokens: the trained text must be the written text."""
     from ..models.chat import ChatOptions
     from ..models.loading import load_tokenizer
     from ..models.tokens import Tokens

@@ -1,5 +1,5 @@
-"""The small bench of `harness check`: stages made once, at which a method is trained again and
-again.
+"""The trials of `harness check`: small stages, made once, on which a method is trained
+repeatedly.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ from .reachability import reachable
 
 # relative difference of the first turns' metrics that float32 rounding may cause
 ROUNDING = 2e-3
-A_DRAW = 5e-2  # the same where a draw that lay on an edge may have turned
-# Of its norm, by which a step's gradient may differ, and of its loss (of 1 where that is smaller)
-# the loss; in the built-in methods float32's rounding is 3e-6 or less.
+A_DRAW = 5e-2  # the same where rounding may have changed a draw
+# How far a step's gradient may differ, relative to its norm, and its loss, relative to the loss (or
+# to 1 where that is larger). In the built-in methods float32 rounding is 3e-6 or less.
 GRADIENT = 1e-5
 # the same with weights and states in double precision; log-probabilities stay float32
 EXACT = 1e-6
-AT_START = 1e-4  # nats by which two ways to the same log-probability may differ
+AT_START = 1e-4  # nats by which two computations of the same log-probability may differ
 LENGTHS = (
     "steps",
     "epochs",
-)  # settings of a run of full size: this bench is small whatever they are
+)  # settings of a run of full size, which small stages ignore
 FEW_TOKENS = 200  # of a micro-batch: a few rows
 Rows = Sequence[Mapping[str, float]]  # metrics, one dict per turn
 
 
 @dataclass
 class Trained:
-    """What training left: weights as one vector (None where the policy is not a model of its own)
-    and metrics.
+    """The result of a training: the weights as one vector (None where the policy is no model of its
+    own) and the metrics.
     """
 
     weights: Tensor | None
@@ -70,13 +70,13 @@ class Trained:
 
 
 class Killed(BaseException):
-    """Stands for `kill -9`: no handler of a method catches it."""
+    """Stands for `kill -9`: no exception handler of a method catches it."""
 
 
 class Trials:
-    """A method at its bench.
+    """Small stages and a method to train on them.
 
-    One process of several shares the stages, which were made by one alone.
+    The first of several processes makes the stages, and the others share them.
     """
 
     def __init__(self, name: str, suite: str, registry: Registry, options: Options) -> None:
@@ -103,12 +103,12 @@ class Trials:
         self._runs = 0
 
     def close(self) -> None:
-        """End what was started for the method."""
+        """Close what was started for the method."""
         self.method_inputs.close()
 
     @cached_property
     def whole(self) -> Trained:
-        """One training with nothing special about it."""
+        """One training without variations."""
         return self.train()
 
     def train(self, kill: int = 0, folder: Path | None = None, **changes: Any) -> Trained:
@@ -161,7 +161,7 @@ class Trials:
         return "trained twice with one seed: the same weights and metrics, to the bit"
 
     def resumable(self) -> str:
-        """Kill at several turns, go on: the same bytes."""
+        """Kill at several turns, resume: the same bytes."""
         turns = len(self.whole.rows)
         points = sorted({1, (turns + 1) // 2, turns})
         for kill in points:
@@ -181,8 +181,8 @@ class Trials:
         )
 
     def starts_at_the_reference(self) -> str:
-        """Compare the log-probabilities that the first losses receive with the policy's own: it has
-        not moved yet.
+        """Compare the log-probabilities that the first losses receive with the policy's own, before
+        it has moved.
         """
         seen: set[str] = set()
         worst = 0.0
@@ -238,21 +238,21 @@ class Trials:
         return "trained with activation checkpointing: the same weights and metrics, to the bit"
 
     def padding(self) -> str:
-        """Train on batches with padding that nobody needs: the same numbers.
+        """Train on batches with unnecessary padding: the same numbers.
 
-        Only the trainer itself cuts it off.
+        Only the trainer itself removes the padding.
         """
         other = self.train(tokens=_widening(self.method_inputs.tokens))
         return f"metrics differ by at most {self._same_numbers(other.rows, 'more padding'):.0e}"
 
     def order(self) -> str:
-        """Take every gradient of rows in reverse order too: the same."""
+        """Compute every gradient with the rows in reverse order too: the same."""
         loss, gap = self._within("order", "rows in reverse order", GRADIENT)
         return f"losses differ by at most {loss:.0e}, gradients by {gap:.0e} of their norm"
 
     def layout(self) -> str:
-        """Take every gradient with each prompt computed anew for each completion too, and train so:
-        the same.
+        """Compute every gradient with a prompt per completion instead of shared prompts, and train
+        so: the same.
         """
         if not getattr(trunk_of(self.method_inputs.start.outline), "share_prompt", False):
             return "the base model has the padded layout only: there is nothing to compare"
@@ -263,7 +263,7 @@ class Trials:
         return f"{told}; in double precision gradients by {gap:.0e}"
 
     def two_processes(self, together: Rows) -> str:
-        """Compare with what two processes got that trained together."""
+        """Compare with a training in two processes."""
         return f"metrics differ by at most {self._same_numbers(together, 'two processes'):.0e}"
 
     def keeps_to_a_budget(self) -> str:
@@ -277,7 +277,7 @@ class Trials:
         return f"given {limit} optimiser steps it took {used:.0f}, a turn having {per_turn:.0f}"
 
     def sees_no_gold(self) -> str:
-        """Walk everything that can be reached from what a method is given."""
+        """Search everything that can be reached from the inputs of a method."""
         method, meter = make_method(self.spec, self.registry), self.stage_runtime.meter()
         where = Checkpoints(self.benches / "walked", SaveInterval(3600.0))
         loop = Loop(
@@ -309,9 +309,7 @@ class Trials:
         return trainer.gaps
 
     def _same(self, variation: str, rows: Rows, what: str) -> str:
-        """Return how far a step's gradient and the metrics change under a variation that must not
-        matter.
-        """
+        """Return how far a step's gradient and the metrics change under an irrelevant variation."""
         (loss, gap), off = self._within(variation, what, GRADIENT), self._same_numbers(rows, what)
         return (
             f"losses differ by at most {loss:.0e}, gradients by {gap:.0e} of their norm, metrics by"
@@ -330,12 +328,11 @@ class Trials:
         return loss, gap
 
     def _same_numbers(self, rows: Rows, what: str) -> float:
-        """Return the largest relative difference of the metrics of two turns; later ones amplify
+        """Return the largest relative difference of the metrics of two turns; later turns amplify
         rounding.
 
-        The first turn alone would not do: where the policy still is the reference, many a fault
-        weighs nothing. Where the policy samples, rounding may by the second turn have turned a draw
-        that lay on an edge.
+        The first turn is not enough: where the policy still equals the reference, many faults have
+        no effect. Where the policy samples, rounding may have changed a draw by the second turn.
         """
         worst, draws = 0.0, self.whole.used["samples"] > 0
         for turn, (other, row) in enumerate(zip(rows[:2], self.whole.rows[:2], strict=True)):
@@ -351,8 +348,8 @@ class Trials:
 
 
 class Looking(Trainer):
-    """Keeps what the losses on the policy saw at the first step, the policy's own
-    log-probabilities, and gradients.
+    """Records what the losses received at the first step, the policy's own log-probabilities, and
+    gradients.
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -360,7 +357,7 @@ class Looking(Trainer):
         self.seen: list[tuple[Batch, Tensor, Tensor]] = []
 
     def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
-        """Look, then take the step."""
+        """Record, then take the step."""
         if not self.steps:
             self.seen = [self._look(term) for term in terms if term.of.name == "policy"]
         return super().step(terms, progress)
@@ -378,10 +375,10 @@ class Looking(Trainer):
 
 
 class Varying(Trainer):
-    """Takes loss and gradient of every step in other ways too, which must not matter, and notes
-    what differs most.
+    """Computes loss and gradient of every step under irrelevant variations too, and records the
+    largest difference.
 
-    Layouts are compared in double precision too: what differs there is not rounding.
+    Layouts are compared in double precision as well: a difference there is not rounding.
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -429,18 +426,18 @@ class Varying(Trainer):
 
 
 def _silent(message: str) -> None:
-    """Say nothing: the trial itself is reported."""
+    """Print nothing: only the finding is reported."""
 
 
 @contextmanager
 def _plain(start: InitialCheckpoint) -> Iterator[None]:
-    """Have the start checkpoint, and all that is made of it, use the padded layout and its own
-    cache for a while.
+    """Have the start checkpoint, and all models made from it, use the padded layout and its own
+    cache inside the context.
     """
     trunks = [
         trunk_of(start.outline),
         trunk_of(start.model()),
-    ]  # what is read, copied or loaded inherits from these
+    ]  # models that are read, copied or loaded inherit from these
     before = [
         (trunk, name, getattr(trunk, name))
         for trunk in trunks
@@ -460,7 +457,7 @@ def _reversed(term: Term) -> Term:
 
 
 def _widening(tokens: Tokens) -> Tokens:
-    """Return the tokenizer's rules with padding on every batch that no row needs."""
+    """Return the tokenizer's rules with unnecessary padding on every batch."""
 
     class Widening(Tokens):
         def prompt_batch(self, prompts: Any, device: Any = "cpu") -> PromptBatch:

@@ -1,5 +1,5 @@
-"""Methods trained in two processes, for the proofs: `python -m harness.check.two_processes` is what
-each of them runs.
+"""Trainings in two processes, for the proofs. Each process runs `python -m
+harness.check.two_processes`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def together(
 
 
 def main() -> None:
-    """Be one of the two."""
+    """Run one of the two processes."""
     from ..core.distributed import leave_process_group
     from .trials import FEW_TOKENS, Trials
 
@@ -72,7 +72,7 @@ def main() -> None:
         bench = Trials(method, suite, registry, replace(options, suite=suite))
         found[method] = bench.train(
             distributed=bench.distributed, micro_batch_tokens=FEW_TOKENS
-        ).rows  # work for both
+        ).rows  # both have work
         bench.close()
     if is_main():
         write_json(Path(asked["out"]), found)

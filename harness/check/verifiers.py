@@ -16,9 +16,9 @@ from ..core.data import Prompt, completion_text
 from ..core.options import options_of, parse_settings
 from .findings import SKIPPED, Finding, Options, attempt
 
-MEMORY = 256  # MiB that hostile answers may add
-SECONDS = 2.0  # for a hostile answer, or twice the verifier's own limit
-DEMONSTRATIONS = 200  # of a suite that are checked
+MEMORY = 256  # MiB of memory that hostile answers may add
+SECONDS = 2.0  # seconds for a hostile answer, or twice the verifier's own limit
+DEMONSTRATIONS = 200  # answers of a suite that are checked
 HOSTILE = (
     "",
     " " * 10**6,
@@ -51,7 +51,7 @@ class Cases:
     golds: list[str | None]
 
     def verdicts(self, verifier: Verifier, order: Sequence[int] | None = None) -> list[Any]:
-        """Return the verdicts in the order of the cases, asked for in another order if given."""
+        """Return the verdicts in the order of the cases, requested in another order if given."""
         order = range(len(self.completions)) if order is None else order
         values = verifier.verify(
             [self.prompts[i] for i in order],
@@ -148,7 +148,7 @@ def _right(verifier: Verifier, right: Cases, where: str) -> str:
 
 def _wrong(verifier: Verifier, hostile: Cases, right: Cases) -> str:
     values = hostile.verdicts(verifier)
-    if not right.completions:  # nothing is known of what it accepts
+    if not right.completions:  # nothing is known of what the verifier accepts
         graded = sum(value is not None for value in values)
         return f"{graded} of {len(values)} graded; what is right is not known without examples"
     for text, value in zip(hostile.completions, values, strict=True):
@@ -187,5 +187,5 @@ def _bounded(verifier: Verifier, hostile: Cases) -> str:
 
 
 def _mebibytes() -> float:
-    """Return the largest memory that this process has had."""
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
