@@ -41,11 +41,12 @@ _NAMES = {
     "api.methods": "GradientMethod OnPolicyOptions PairOptions",
     "api.verifiers": "Verdicts make_verifier verdicts",
     "core.data": (
-        "Comparison Demonstration Job Labelled Pair Principle Prompt Sampling completion_text"
+        "Comparison Demonstration Labelled Pair Principle Prompt Sampling completion_text"
         " message_text prompt_text"
     ),
     "core.data_report": "DataReport",
     "core.errors": "HarnessError UsageError",
+    "core.jobs": "Job Resources",
     "core.run_folder": "load_results",
     "core.secrets": "read_secret redact",
     "core.seeds": "derive",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..core.data import Job
+from ..core.jobs import Job
 
 if TYPE_CHECKING:
     from ..core.table import Table
@@ -37,10 +37,15 @@ class Reporter(ABC):
 class Launcher(ABC):
     """Runs the jobs of a study. Its dataclass fields are its options.
 
-    No other part of a study starts processes.
+    No other part of a study starts processes. `job.command(...)` is what to start, with torchrun
+    where several processes share a run; `job.variables()` is the environment it needs. A log is
+    appended to, after a line that begins with `harness.core.jobs.BEGUN`.
     """
 
     name: ClassVar[str]
+    # Whether the shared stages of a study are made first, by jobs that the others are `after`.
+    # Otherwise a run waits for a stage that another run is making, and keeps its GPU meanwhile.
+    stages_first: ClassVar[bool] = False
 
     @abstractmethod
     def run(
@@ -48,11 +53,29 @@ class Launcher(ABC):
     ) -> None:
         """Run all jobs, started in their order. Return when all have ended.
 
-        An exception, such as KeyboardInterrupt, must end all jobs before it leaves this function.
+        A job ends in one of three ways:
+
+        - *ended*: it has an exit status.
+        - *interrupted*: its status is in `harness.core.jobs.INTERRUPTED`. A launcher whose cluster
+          starts such a job again does not call `ended`, and waits. A run goes on by itself.
+        - *lost*: there is no exit status. A launcher may start the job again. Otherwise its status
+          is `harness.core.jobs.LOST`.
+
+        KeyboardInterrupt must end all jobs before it leaves this function. Any other exception
+        does the same, or leaves jobs in a queue of which each has the name `job.key`. The next
+        call with the same jobs must find those, and not start them twice.
 
         Args:
-            jobs: Each has arguments of the command line, a log file and a number of threads.
+            jobs: Each has arguments of the command line, a log file, resources and a key.
             started: Called with each job when it starts, in the calling thread.
             ended: Called with each job and its exit status when it ends, in the calling thread.
                 A status below 0 is the negative number of the signal that ended the job.
         """
+
+    def elsewhere(self, arguments: Sequence[str]) -> int | None:
+        """Run Python with arguments on another machine; return its exit status.
+
+        Returns:
+            None where there is no other machine, or where none is free at once.
+        """
+        return None

@@ -19,7 +19,7 @@ import click
 
 from .. import __version__
 from ..api.registry import KINDS, Registry
-from ..core.distributed import leave_process_group
+from ..core.distributed import end_with_parent, leave_process_group, process_count
 from ..core.errors import HarnessError, UsageError
 from ..core.options import summary_of
 from ..core.progress import process_age
@@ -260,8 +260,13 @@ def cli() -> None:
     is_flag=True,
     help="A run of seconds, to see that everything works; its figures mean nothing.",
 )
+@click.option(
+    "--only-stages",
+    is_flag=True,
+    help="Make the shared stages that all methods of the suite start from, and stop.",
+)
 @plugin_files
-def run(registry: Registry, method: str, suite: str, **options: Any) -> None:
+def run(registry: Registry, method: str, suite: str, only_stages: bool, **options: Any) -> None:
     """Train a method on a suite, evaluate it, and record everything.
 
     Running the same command again continues after a crash, and does nothing after success.
@@ -286,7 +291,14 @@ def run(registry: Registry, method: str, suite: str, **options: Any) -> None:
         )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     started = click.get_current_context().obj
-    outcome = execute(spec, registry, RunOptions(**how, warn=_warn, say=_say, started=started))
+    run_options = RunOptions(**how, warn=_warn, say=_say, started=started)
+    if only_stages:
+        from ..experiments.shared_stages import make_shared_stages
+
+        for artifact in make_shared_stages(spec, registry, run_options):
+            click.echo(f"{'stored' if artifact.reused else 'made'}: {artifact.folder}")
+        return
+    outcome = execute(spec, registry, run_options)
     if is_main():
         show(outcome)
     check_saved(outcome)
@@ -456,6 +468,8 @@ def _warn(message: str) -> None:
 def main() -> None:
     """Run the command line; every error a user can cause ends in one message and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if process_count() > 1:
+        end_with_parent()
     redact_streams()
     try:
         status = cli.main(standalone_mode=False, obj=time.perf_counter() - process_age())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 # {"role": ..., "content": ...}; for tools also "tool_calls", "tool_call_id" and "name".
@@ -98,16 +97,6 @@ class Budget:
     tokens: int | None = None  # tokens generated and trained on
     flops: float | None = None
     labels: int | None = None  # comparisons, those of its preferences among them
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command of a study for a launcher: `python -m harness ARGUMENTS`, with output to `log`."""
-
-    name: str  # for people
-    arguments: tuple[str, ...]
-    log: Path
-    threads: int = 1  # of the CPU
 
 
 def completion_text(completion: Text) -> str:

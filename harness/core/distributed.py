@@ -9,6 +9,7 @@ not depend on the number of processes. Only the main process writes. Start sever
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
 BUCKET = 2**24  # numbers, 64 MiB in float32: gradients that are summed over processes at once
 
 
@@ -28,6 +30,17 @@ def is_main() -> bool:
 def process_count() -> int:
     """Return how many processes a launcher started; callable before torch is imported."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process with SIGKILL when its parent ends (Linux only).
+
+    A killed torchrun leaves its processes behind otherwise. They would go on, and hold their locks.
+    """
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class DistributedContext:

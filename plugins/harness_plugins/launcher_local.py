@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import Launcher, hookimpl
+from harness import Launcher, UsageError, hookimpl
+from harness.core.jobs import BEGUN
 
 PATIENCE = 10.0  # seconds that a process gets to end by itself
 PAUSE = 0.05  # seconds between two looks
@@ -21,13 +23,11 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass
 class Local(Launcher):
-    """Processes on this machine, as many at a time as it has cores; one where a GPU would be
-    shared.
-    """
+    """Processes on this machine: one for each GPU, or for each core where there is none."""
 
     name = "local"
 
-    jobs: int = 0  # concurrent processes; 0: one per core, or 1 with an NVIDIA GPU
+    jobs: int = 0  # concurrent jobs; 0: as many as there are GPUs, or cores without one
 
     def check(self):
         """Refuse a number that makes no sense."""
@@ -35,48 +35,159 @@ class Local(Launcher):
             raise ValueError("jobs may not be negative")
 
     def run(self, jobs, started, ended):
-        """Keep so many processes going; whatever ends this ends them."""
+        """Keep so many jobs going; whatever ends this ends them."""
+        machine = Machine(gpus_here(), cores_here(), memory_here(), self.jobs)
+        for job in jobs:
+            machine.check(job)
         waiting, running = deque(jobs), {}
         try:
             while waiting or running:
-                while waiting and len(running) < (self.jobs or usual()):
+                while waiting and machine.take(waiting[0]):
                     job = waiting.popleft()
-                    running[job] = start(job)
+                    running[job] = start(job, machine.gpus_of(job))
                     started(job)
                 for job, child in list(running.items()):
                     if child.poll() is not None:
                         del running[job]
-                        ended(job, child.returncode)
+                        machine.release(job)
+                        ended(job, status_of(job, child))
+                end_overdue(running)
                 time.sleep(PAUSE)
         finally:
             stop(running.values())
 
 
-def usual():
-    """Return how many processes at a time this machine is for."""
-    return (
-        1
-        if list(Path("/dev").glob("nvidia[0-9]*"))
-        else len(os.sched_getaffinity(0))
-        if LINUX
-        else os.cpu_count()
-    )
+class Machine:
+    """What the running jobs have taken of this machine.
+
+    GPUs that a study asks for are a job's own. Where it asks for none, a job gets the GPU with the
+    fewest jobs.
+    """
+
+    def __init__(self, gpus, cores, memory, jobs):
+        self.cores, self.memory, self.jobs = cores, memory, jobs
+        self.load = dict.fromkeys(gpus, 0)  # {GPU: jobs on it}
+        self.taken = {}  # {job: its GPUs}
+
+    def check(self, job):
+        """Refuse a job that this machine can never run."""
+        asked = job.resources
+        for amount, there, what in (
+            (asked.nodes, 1, "nodes"),
+            (asked.gpus or 0, len(self.load), "GPUs"),
+            (asked.cpus, self.cores, "CPUs"),
+            (asked.memory, self.memory, "GiB of memory"),
+        ):
+            if amount > there:
+                raise UsageError(
+                    f"{job.name} asks for {amount:g} {what}, and this machine has {there:g}. Lower"
+                    " [resources], or start the study with --launcher slurm or ray."
+                )
+
+    def take(self, job):
+        """Take what a job needs; return whether it was free."""
+        if not self._has_room(job):
+            return False
+        asked = job.resources.gpus
+        idle = [gpu for gpu, jobs in self.load.items() if not jobs]
+        if asked and len(idle) < asked:
+            return False
+        chosen = idle[:asked] if asked else []
+        if asked is None and self.load:
+            chosen = [min(self.load, key=self.load.get)]
+        for gpu in chosen:
+            self.load[gpu] += 1
+        self.taken[job] = chosen
+        return True
+
+    def _has_room(self, job):
+        """Return whether there is a place, and the cores and memory that the job asks for."""
+        if self.jobs:
+            limit = self.jobs
+        else:
+            limit = len(self.load) if self.load and job.resources.gpus != 0 else self.cores
+        cores = sum(self.cores_of(other) for other in self.taken)
+        memory = sum(other.resources.memory for other in self.taken)
+        return (
+            len(self.taken) < limit
+            and cores + self.cores_of(job) <= self.cores
+            and memory + job.resources.memory <= self.memory
+        )
+
+    def cores_of(self, job):
+        """Return the cores that are counted: those asked for, or without `jobs` one a thread."""
+        usual = 0 if self.jobs or self.load else min(job.cpus, self.cores)
+        return job.resources.cpus or usual
+
+    def gpus_of(self, job):
+        """Return the GPUs of a running job."""
+        return self.taken[job]
+
+    def release(self, job):
+        """Give back what a job took."""
+        for gpu in self.taken.pop(job):
+            self.load[gpu] -= 1
 
 
-def start(job):
+def gpus_here():
+    """Return the GPUs of this machine as CUDA_VISIBLE_DEVICES names them, and only those in it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    names = [name.strip() for name in visible.split(",")]
+    ends = [i for i, name in enumerate(names) if name in ("", "-1")]  # CUDA stops reading there
+    return names[: ends[0]] if ends else names
+
+
+def cores_here():
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
+
+
+def memory_here():
+    """Return the GiB of main memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def start(job, gpus=()):
     """Start a job in this process's group, so that what a terminal sends to a study reaches its
     runs.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1"}
-    with job.log.open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "harness", *job.arguments],
+    environment = {**os.environ, **job.variables()}
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    with job.log.open("a") as log:
+        log.write(f"{BEGUN}by the launcher local\n")
+        log.flush()
+        child = subprocess.Popen(
+            job.command(sys.executable),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=environment,
             preexec_fn=Orphan(os.getpid()) if LINUX else None,
         )
+    minutes = job.resources.minutes
+    child.deadline = time.monotonic() + 60 * minutes if minutes else math.inf
+    return child
+
+
+def end_overdue(running):
+    """End the jobs whose minutes are over."""
+    for child in running.values():
+        if time.monotonic() > child.deadline:
+            child.terminate()
+            child.deadline, child.overdue = math.inf, True
+
+
+def status_of(job, child):
+    """Return the exit status of a job that ended; its log says where its minutes were over."""
+    if getattr(child, "overdue", False):
+        with job.log.open("a") as log:
+            log.write(
+                f"harness: ended after {job.resources.minutes} min, as [resources] asks for.\n"
+            )
+    return child.returncode
 
 
 class Orphan:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from harness_plugins.launcher_local import Local
 from harness.api.registry import installed, load_file
 from harness.api.resolve import Request, resolve
 from harness.cli.app import cli
-from harness.core.data import Job
 from harness.core.errors import UsageError
 from harness.core.files import make_folder, write_json
+from harness.core.jobs import Job, Resources
 from harness.core.run_folder import write_rows
 from harness.experiments.study.cells import expand
 from harness.experiments.study.file import read_study
@@ -86,6 +87,8 @@ def register_launchers(register):
     register(Forked)
 """
 
+# options of `run` that say how, and not what
+HOW = ("results", "checkpoint_every", "check_rollouts", "answer_timeout", "only_stages")
 HEAD = 'suites = ["{suite}"]\nplugins = {plugins}\nquick = true\n'
 
 
@@ -133,6 +136,15 @@ DPO = method("dpo")
         ("dtype = 'float16'\n" + DPO, "--dtype float16: expected float32 or bfloat16"),
         ("budget = 'step=3'\n" + DPO, "Did you mean 'steps'?"),
         ("set = 3\n" + DPO, "set = 3: expected a table"),
+        (DPO + "[resources]\ngpu = 1", "There is no option 'gpu'. Did you mean 'gpus'?"),
+        (DPO + "[resources]\ngpus = -1", "may not be negative"),
+        (DPO + "[resources]\nnodes = 0", "nodes must be at least 1"),
+        (method("dpo", "resources = {memory = 'much'}"), "memory = 'much': expected float"),
+        (method("dpo", "resources = 3"), "resources = 3: expected a table"),
+        (
+            "device = 'cpu'\n" + method("dpo", "resources = {gpus = 2}"),
+            "resources.gpus = 2 and device = 'cpu'",
+        ),
         (method("dpo", "swep = {beta = [1]}"), "There is no key 'swep'. Did you mean 'sweep'?"),
         (method("dpo", "sweep = {beta = 1}"), "beta = 1: expected a list of values"),
         (method("dpo", "sweep = {beta = []}"), "expected a list of values"),
@@ -266,6 +278,19 @@ def test_what_cannot_be_served_is_known_before(tmp_path):
     )  # the small suite has a verifier
 
 
+def test_resources_are_the_study_s_and_the_method_s_own(tmp_path):
+    text = (
+        DPO
+        + method("ppo", "resources = {gpus = 4, minutes = 90}")
+        + method("ipo", "set = {run.device = 'cuda:1'}")
+        + "[resources]\nmemory = 40\ncpus = 2\n"
+    )
+    dpo, ppo, ipo = (cell.resources for cell in cells(tmp_path, text))
+    assert dpo == Resources(memory=40.0, cpus=2)
+    assert ppo == Resources(memory=40.0, cpus=2, gpus=4, minutes=90)
+    assert ipo == replace(dpo, gpus=0)  # its GPU is named: none is given to it
+
+
 def test_the_command_line_of_a_cell_asks_for_the_same_run(tmp_path):
     text = (
         "shared_seed = 3\nbudget = 'steps=2,flops=1e9'\nsnapshots = 2\nprompt_sharing = false\n"
@@ -282,11 +307,7 @@ def test_the_command_line_of_a_cell_asks_for_the_same_run(tmp_path):
     assert len(found) == 3 and [str(c.spec.budget.steps) for c in found] == ["2", "1", "2"]
     for cell in found:
         context = cli.commands["run"].make_context("run", list(cell.arguments[1:]))
-        p = {
-            k: v
-            for k, v in context.params.items()
-            if k not in ("results", "checkpoint_every", "check_rollouts", "answer_timeout")
-        }
+        p = {k: v for k, v in context.params.items() if k not in HOW}
         registry = installed.__wrapped__()
         for file in p.pop("files"):
             load_file(registry, file)
@@ -716,7 +737,7 @@ LAUNCH = """
 import signal
 import sys
 from pathlib import Path
-from harness.core.data import Job
+from harness.core.jobs import Job, Resources
 from harness_plugins.launcher_local import Local
 jobs = [Job(str(i), ("list", "-p", sys.argv[1]), Path(sys.argv[2]) / f"{i}.log") for i in range(3)]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background runner ignores it

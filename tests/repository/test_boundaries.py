@@ -114,6 +114,7 @@ FLAGS = {
         "--snapshots",
         "--prompt-sharing",
         "--no-prompt-sharing",
+        "--only-stages",
         "--quick",
         "-p",
         "--plugin",

@@ -17,6 +17,7 @@ from ...api.registry import Registry
 from ...api.resolve import Request, make_labeller, make_method, make_suite, resolve
 from ...core.digests import canonical
 from ...core.errors import UsageError, unknown
+from ...core.jobs import Resources
 from ...core.options import build
 from ...core.spec import RunSpec
 from .file import Entry, RunOptions, Study, described, text_of
@@ -51,6 +52,7 @@ class Cell:
     trial: bool = False  # of tuning: on the validation split, and in no table
     entry: str = ""  # label of the study's entry it is a setting of
     also: tuple[str, ...] = ()  # other labels under which the study asks for the same run
+    resources: Resources = Resources()  # that it asks for
 
     @cached_property
     def fingerprint(self) -> str:
@@ -95,6 +97,7 @@ def cells_of(
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     refused = unmet(spec, registry)
+    asked = resources_of(entry, spec, where)
     return [
         Cell(
             label,
@@ -103,9 +106,23 @@ def cells_of(
             refused,
             trial,
             entry.label,
+            resources=asked,
         )
         for seed in seeds or entry.seeds
     ]
+
+
+def resources_of(entry: Entry, spec: RunSpec, where: str) -> Resources:
+    """Return what a run asks for; one that uses no GPU, or a certain one, is given none."""
+    device, asked = spec.execution.device, entry.resources
+    if device != "cpu" and not device.startswith("cuda:"):
+        return asked
+    if asked.gpus:
+        raise UsageError(
+            f"{where}: resources.gpus = {asked.gpus} and device = {device!r}: the GPUs that a job"
+            ' is given would not be used. Leave device out, or set it to "cuda".'
+        )
+    return replace(asked, gpus=0)
 
 
 def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) -> Request:
@@ -197,13 +214,13 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
     Two runs never make the same stage twice: the second waits. So the first ones should be unlike
     each other.
     """
-    first = {_ground(cell): cell for cell in reversed(cells) if not cell.refused}
-    leading = [cell for cell in cells if first.get(_ground(cell)) is cell]
-    return leading + [cell for cell in cells if first.get(_ground(cell)) is not cell]
+    first = {ground_of(cell): cell for cell in reversed(cells) if not cell.refused}
+    leading = [cell for cell in cells if first.get(ground_of(cell)) is cell]
+    return leading + [cell for cell in cells if first.get(ground_of(cell)) is not cell]
 
 
-def _ground(cell: Cell) -> str:
-    """Return what decides the shared stages of a run."""
+def ground_of(cell: Cell) -> str:
+    """Return what decides the shared stages of a run, as text."""
     values = {k: v for k, v in dataclasses.asdict(cell.spec).items() if k not in OWN}
     return canonical([values, {k: v for k, v in cell.spec.stages.items() if k != "evaluation"}])
 

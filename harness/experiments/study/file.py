@@ -9,11 +9,12 @@ RunOptions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import UsageError, unknown
+from ...core.jobs import Resources
 from ...core.options import build
 from ...core.spec import SAVED_DTYPES, SAVED_KINDS, WEIGHTS, compute_dtype, parse_budget
 from ...core.suite_file import TITLE, is_suite_file, read_toml
@@ -89,6 +90,7 @@ class StudyKeys:
     name: str = ""  # otherwise the file's
     seeds: int | list[int] = 1  # so many from 0 on, or a list
     plugins: list[str] = field(default_factory=list)
+    environment: list[str] = field(default_factory=list)  # names of variables for all machines
 
 
 @dataclass
@@ -123,6 +125,7 @@ class Entry:
     sweep: Mapping[str, list[Any]]
     seeds: tuple[int, ...]
     suites: tuple[str, ...]
+    resources: Resources = Resources()  # that each of its runs asks for
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ class Study:
     launcher: str
     launcher_options: Mapping[str, Any]
     tune: Tune | None
+    environment: tuple[str, ...] = ()  # names of variables that jobs on other machines get too
 
 
 def read_study(path: Path) -> Study:
@@ -157,7 +161,8 @@ def read_study(path: Path) -> Study:
         raise UsageError(f"{path}: there is no such file.")
     content, where = read_toml(path, ""), str(path)
     tables = {
-        key: content.pop(key, None) for key in ("methods", "set", "sweep", "launcher", "tune")
+        key: content.pop(key, None)
+        for key in ("methods", "set", "sweep", "launcher", "tune", "resources")
     }
     run = {f.name for f in fields(RunOptions)}
     _known(content, {*run, *(f.name for f in fields(StudyKeys)), *tables}, where)
@@ -178,6 +183,7 @@ def read_study(path: Path) -> Study:
         swept(tables["sweep"], f"{where}: sweep"),
         seeds_of(keys.seeds, where),
         tuple(_beside(s, beside) for s in keys.suites),
+        _resources(tables["resources"], Resources(), f"{where}: [resources]"),
     )
     entries = _entries(tables["methods"], shared, beside, where)
     launcher = dict(_table(tables["launcher"], f"{where}: [launcher]"))
@@ -190,6 +196,7 @@ def read_study(path: Path) -> Study:
         str(launcher.pop("name", "local")),
         launcher,
         _tune(tables["tune"], entries, f"{where}: [tune]"),
+        tuple(keys.environment),
     )
 
 
@@ -251,7 +258,7 @@ def _entries(methods: Any, shared: Entry, beside: Path, where: str) -> tuple[Ent
 def _entry(
     method: dict[str, Any], shared: Entry, beside: Path, where: str, names: list[Any]
 ) -> Entry:
-    tables = {key: method.get(key) for key in ("set", "sweep")}
+    tables = {key: method.get(key) for key in ("set", "sweep", "resources")}
     _known(method, {*(f.name for f in fields(MethodKeys)), *tables}, where)
     keys = build(MethodKeys, {k: v for k, v in method.items() if k not in tables}, where)
     own = flat(tables["set"], f"{where}: set")
@@ -264,7 +271,13 @@ def _entry(
         {**shared.sweep, **swept(tables["sweep"], f"{where}: sweep")},
         shared.seeds if keys.seeds is None else seeds_of(keys.seeds, where),
         shared.suites if keys.suites is None else tuple(_beside(s, beside) for s in keys.suites),
+        _resources(tables["resources"], shared.resources, f"{where}: resources"),
     )
+
+
+def _resources(table: Any, common: Resources, where: str) -> Resources:
+    """Return the resources of a table; what it leaves out is as in `common`."""
+    return build(Resources, {**asdict(common), **_table(table, where)}, where)
 
 
 def described(options: Mapping[str, Any]) -> str:

@@ -101,6 +101,10 @@ class Plain(Watch):
         if failed and not jobs:
             self.say("Failed runs are not tried again without --retry-failed.")
 
+    def note(self, text: str) -> None:
+        """Say what belongs to no cell."""
+        self.say(f"      {text}")
+
     def started(self, cell: Cell) -> None:
         """Say that a cell began."""
         self.begun[cell.fingerprint] = time.monotonic()
@@ -109,7 +113,7 @@ class Plain(Watch):
     def ended(self, cell: Cell, state: State, log: Path) -> None:
         """Say how a cell ended, and where its output is if it failed."""
         self.over += 1
-        took = time.monotonic() - self.begun.pop(cell.fingerprint)
+        took = time.monotonic() - self.begun.pop(cell.fingerprint, time.monotonic())
         why = "" if state.status == DONE else f": {state.message} See {log}."
         told = f"{state.kind or state.status}  {cell.name}, {took:.0f} s{self._rest()}{why}"
         self.say(f"[{self.over}/{self.todo}] {told}")

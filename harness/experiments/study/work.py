@@ -10,11 +10,13 @@ from pathlib import Path
 
 from ...api.contracts import Launcher
 from ...api.registry import Registry, load_file
-from ...core.data import Job
+from ...core.digests import digest_of
 from ...core.errors import HarnessError, UsageError
 from ...core.files import lock, make_folder, write_json, write_text
+from ...core.jobs import INTERRUPTED, LOST, Job, environment_of, last_attempt
+from ...core.lock_trial import require_locks
 from ...core.options import build
-from .cells import Cell, distinct, expand, in_order
+from .cells import Cell, distinct, expand, ground_of, in_order
 from .file import Study
 from .state import CELLS, DONE, FAILED, LEFT, State, cells_json, state_of, study_folder
 from .tune import Choice, choose, searches, tune_json, tuned
@@ -86,12 +88,15 @@ class Work:
         self.retry, self.watch = retry, watch
         self.folder = study_folder(results, study.name)
         self.ended: dict[str, State] = {}  # by fingerprint: how what was run here ended
+        self.unmade: dict[Job, str] = {}  # jobs of shared stages that failed: why
+        self.environment = environment_of(study.environment, str(study.path))
 
     def carry_out(self) -> bool:
         """Run what is left; return whether everything that can be run is done."""
         logs = make_folder(self.folder / "logs").parent
         with lock(self.folder, f"The study {self.study.name}", wait=False):
             write_text(logs / "study.toml", self.study.text)
+            require_locks(self.folder, self.launcher.elsewhere)
             planned = self._round()
             while not planned.waiting and self._todo(planned):  # what the trials chose
                 planned = self._round()
@@ -114,13 +119,13 @@ class Work:
         """Carry out what is known and left; return the plan after that."""
         planned = self._planned()
         todo = self._todo(planned)
-        jobs = {self._job(cell): cell for cell in todo}
+        jobs = self._jobs(planned.cells, todo)
         self.watch.begin(planned, [self.state(c) for c in planned.cells], len(todo))
         try:
             self.launcher.run(
                 list(jobs),
-                lambda job: self.watch.started(jobs[job]),
-                lambda job, code: self._end(jobs[job], code),
+                lambda job: self._start(job, jobs[job]),
+                lambda job, code: self._end(job, jobs[job], code),
             )
         except HarnessError:
             raise
@@ -154,16 +159,80 @@ class Work:
             if c.fingerprint not in self.ended and state_of(c, self.results).status in wanted
         ]
 
-    def _job(self, cell: Cell) -> Job:
-        arguments = (*cell.arguments, "--results", str(self.results.resolve()))
-        return Job(cell.name, arguments, self.log(cell), cell.spec.execution.threads)
+    def _jobs(self, cells: Sequence[Cell], todo: Sequence[Cell]) -> dict[Job, Cell | None]:
+        """Return the jobs to run, each with its cell; those of shared stages have none.
 
-    def _end(self, cell: Cell, code: int) -> None:
+        Stages get a job of their own where several runs wait for them and no run is done: one that
+        is done has made them.
+        """
+        made = {ground_of(c) for c in cells if self.state(c).status == DONE}
+        by_ground: dict[str, list[Cell]] = {}
+        for cell in todo:
+            by_ground.setdefault(ground_of(cell), []).append(cell)
+        first = {
+            ground: self._stages_job(ground, found[0])
+            for ground, found in by_ground.items()
+            if self.launcher.stages_first and len(found) > 1 and ground not in made
+        }
+        jobs: dict[Job, Cell | None] = dict.fromkeys(first.values())
+        for cell in todo:
+            ground = ground_of(cell)
+            jobs[self._job(cell, (first[ground],) if ground in first else ())] = cell
+        return jobs
+
+    def _job(self, cell: Cell, after: tuple[Job, ...] = ()) -> Job:
+        return Job(
+            cell.name,
+            (*cell.arguments, "--results", str(self.results.resolve())),
+            self.log(cell).resolve(),
+            cell.spec.execution.threads,
+            cell.resources,
+            cell.fingerprint,
+            after,
+            self.environment,
+        )
+
+    def _stages_job(self, ground: str, cell: Cell) -> Job:
+        """Return the job that makes the shared stages of a cell and of those like it."""
+        key = f"stages-{digest_of([ground, cell.spec.code])[:12]}"
+        job = self._job(cell)
+        return replace(
+            job,
+            name=f"shared stages of {cell.spec.suite_name}",
+            arguments=(*job.arguments, "--only-stages"),
+            log=job.log.with_name(f"{key}.log"),
+            key=key,
+        )
+
+    def _start(self, job: Job, cell: Cell | None) -> None:
+        if cell is None:
+            self.watch.note(f"begin  {job.name}")
+        else:
+            self.watch.started(cell)
+
+    def _end(self, job: Job, cell: Cell | None, code: int) -> None:
+        if cell is None:
+            self._end_stages(job, code)
+            return
         state = state_of(cell, self.results)
         if state.status == LEFT:
-            state = _without_record(cell, code, last_line(self.log(cell)))
+            state = self._blocked(job) or _without_record(cell, code, last_line(job.log))
         self.ended[cell.fingerprint] = state
         self.watch.ended(cell, state, self.log(cell))
+
+    def _end_stages(self, job: Job, code: int) -> None:
+        """Note how the job of shared stages ended."""
+        if code == 0:
+            self.watch.note(f"done   {job.name}")
+            return
+        self.unmade[job] = last_line(job.log) or f"ended with status {code}"
+        self.watch.note(f"failed {job.name}: {self.unmade[job]} See {job.log}.")
+
+    def _blocked(self, job: Job) -> State | None:
+        """Return the state of a run that was not begun, because its shared stages failed."""
+        why = [self.unmade[other] for other in job.after if other in self.unmade]
+        told = "its shared stages were not made"
+        return State(FAILED, "error", f"{told}: {why[0]}") if why else None
 
 
 class Watch:
@@ -171,6 +240,9 @@ class Watch:
 
     def begin(self, planned: Plan, states: Sequence[State], jobs: int) -> None:
         """So many jobs are about to begin."""
+
+    def note(self, text: str) -> None:
+        """Something that belongs to no cell, as the shared stages of several."""
 
     def started(self, cell: Cell) -> None:
         """A cell began."""
@@ -201,6 +273,13 @@ def _both(defaults: list[Cell], tuned_cells: list[Cell]) -> list[Cell]:
 
 def _without_record(cell: Cell, code: int, said: str) -> State:
     """Return the state of a run that ended without a result and without a recorded failure."""
+    if code == LOST:
+        return State(
+            FAILED,
+            "lost",
+            "it left no exit status: its machine was lost, or its job was cancelled. Run the study"
+            " again: the run goes on.",
+        )
     if code < 0:
         more = ": the system's memory may have run out" if code == -9 else ""
         return State(
@@ -216,16 +295,20 @@ def _without_record(cell: Cell, code: int, said: str) -> State:
             " study ran, or its launcher works in other folders. Run the study again."
         )
     return State(
-        FAILED, "killed" if code in (130, 143) else "error", said or f"ended with exit code {code}"
+        FAILED, "killed" if code in INTERRUPTED else "error", said or f"ended with exit code {code}"
     )
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log, which is where a run says why it ends."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return ""
+    """Return the last line of a job's log, which is where a run says why it ends.
+
+    Where torchrun ended with its processes, that is the last message of the harness: torchrun's
+    own report follows it.
+    """
+    lines = last_attempt(log)
+    told = [line for line in lines if line.startswith("harness: ")]
+    if told and any("ChildFailedError" in line for line in lines):
+        lines = told
     return lines[-1].removeprefix("harness: ") if lines else ""
 
 
