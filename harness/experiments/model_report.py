@@ -40,6 +40,7 @@ def described(name: str | Path) -> str:
 
 def paths(model: Any) -> tuple[str, str]:
     """Return how a probed model scores and decodes, with the reason where that is not fast."""
+    from ..models.capabilities import window_of
     from ..models.loading import trunk_of
 
     trunk = trunk_of(model)
@@ -47,6 +48,9 @@ def paths(model: Any) -> tuple[str, str]:
     scoring = "each prompt once, without padding" if trunk.share_prompt else f"padded rows: {why}"
     if trunk.share_prompt and not trunk.plain_head:
         scoring += "; all logits are made, because the head scales or caps them"
+    window = window_of(model)
+    if window and trunk.share_prompt:
+        scoring += f"; longer sequences with a mask for the window of {window} tokens"
     if trunk.share_cache:
         return scoring, "each prompt's cache once for all its completions"
     if trunk.keeps_cache:
@@ -55,8 +59,9 @@ def paths(model: Any) -> tuple[str, str]:
 
 
 def _reason(model: Any) -> str:
-    from ..models.capabilities import attends_locally
+    from ..models.capabilities import other_layers
 
-    if attends_locally(model):
-        return "its configuration has layers with local attention, a convolution or a recurrence"
+    kinds = other_layers(model)
+    if kinds:
+        return f"its configuration has layers of other kinds ({kinds})"
     return "the fast path gave other numbers, or the architecture does not allow it"

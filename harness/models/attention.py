@@ -9,26 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 
+from .attention_scores import Scoring, hiding
+
 NAME = "harness"  # of the attention function, in the library's registry
-UNKNOWN = (
-    "softcap",
-    "s_aux",
-    "sliding_window",
-    "position_bias",
-)  # arguments that this attention does not support
+UNKNOWN = ("position_bias", "alibi")  # arguments that this attention does not support
 
 
 class Attention(Protocol):
     """How the tokens of a forward pass attend to one another."""
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
     ) -> Tensor:
         """Return (R, S, heads, d) for queries (R, heads, S, d), keys and values (R, H, S', d) of a
         layer.
@@ -45,13 +42,17 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend with the attention of the current forward pass; the library calls this."""
     if _now is None or any(options.get(name) is not None for name in UNKNOWN):
         raise ValueError("this attention does not support an option of the model")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _now.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
+    scoring = Scoring(scaling, sliding_window, softcap, s_aux)
+    return _now.attend(module.layer_idx, query, key, value, scoring), None  # type: ignore[arg-type]
 
 
 AttentionInterface.register(NAME, attend)
@@ -75,7 +76,7 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
 
     A completion's token attends to its prompt and to the completion so far: two products, one
     softmax. The first product is batched over all completions of a prompt, so the prompt is never
-    repeated.
+    repeated. A layer with a window holds the end of the prompts only, and hides what is too far.
     """
 
     def __init__(self, prompt: Cache, mask: Tensor, n: int, limit: int) -> None:
@@ -83,6 +84,7 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[])
         self.prompt = [(layer.keys, layer.values) for layer in prompt.layers]  # (B, H, Q, d) each
         (b, heads, _, d), like = self.prompt[0][0].shape, self.prompt[0][0]
+        self.total = mask.shape[1] + limit  # columns at the end of the longest completion
         shape = (len(self.prompt), b * n, heads, limit, d)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.bias = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
@@ -150,25 +152,48 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
         return rows if self.full else rows[self.slot]
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
     ) -> Tensor:
         """Return (R, 1, heads, d) for queries (R, heads, 1, d), keys and values (R, H, t, d)."""
         prompt_key, prompt_value = self.prompt[layer]
         rows, heads, _, d = query.shape
-        query = query.reshape(rows, key.shape[1], heads // key.shape[1], d) * scaling
-        shared = self.by_prompt(query) @ prompt_key.transpose(-1, -2) + self.bias[:, None, None]
+        query = query.reshape(rows, key.shape[1], heads // key.shape[1], d) * scoring.scaling
+        shared = scoring.capped(self.by_prompt(query) @ prompt_key.transpose(-1, -2))
         width = shared.shape[-1]
-        scores = torch.cat([self.by_row(shared), self.scores(query, key)], -1)
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
+        shared = shared + self._prompt_bias(width, scoring.window)[:, None, None]
+        own = self.visible(scoring.capped(query @ key.transpose(-1, -2)), scoring.window)
+        scores = torch.cat([self.by_row(shared), own], -1)
+        weights = scoring.weights(scores).to(value.dtype)
         out = (
             self.by_row(self.by_prompt(weights[..., :width]) @ prompt_value)
             + weights[..., width:] @ value
         )
         return out.reshape(rows, 1, heads, d)
 
-    def scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return (R, H, r, t) scores of the completions' own keys."""
-        return query @ key.transpose(-1, -2)
+    def visible(self, scores: Tensor, window: int | None) -> Tensor:
+        """Return scores (R, H, r, t) of the completions' own keys, with those too far hidden."""
+        if not self._passes(window):
+            return scores
+        places = torch.arange(scores.shape[-1], device=scores.device)
+        return scores + hiding(places + window <= self.newest, scores.dtype)
+
+    def _prompt_bias(self, width: int, window: int | None) -> Tensor:
+        """Return the bias (B, width) of the last `width` columns of the prompts."""
+        columns = self.bias.shape[1]
+        bias = self.bias[:, columns - width :]
+        if not self._passes(window):
+            return bias
+        before = torch.arange(-width, 0, device=bias.device)  # -1 is a prompt's last token
+        return bias.masked_fill(before + window <= self.newest, torch.finfo(bias.dtype).min)
+
+    def _passes(self, window: int | None) -> TypeGuard[int]:
+        """Return whether a completion may become longer than a window, with its prompt."""
+        return window is not None and window < self.total
+
+    @property
+    def newest(self) -> int | Tensor:
+        """The place of the newest token in its completion."""
+        return self.length
 
     def advance(self) -> None:
         """Advance the length by one token, after every layer has written it."""

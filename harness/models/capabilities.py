@@ -8,7 +8,7 @@ The results are attributes of the trunk, and copies of the model inherit them: `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,10 @@ FOUND_BY_TRYING = (
     "keeps_cache",
     ROUNDING,
 )
+FULL, WINDOWED = "full_attention", "sliding_attention"  # as configurations name layers
+SHORT_WINDOW = 6  # tokens: shorter than the sequences of a probe
 SHARING_TOLERANCE = 1e-4  # nats by which two ways to compute may differ in float32
+T = TypeVar("T")
 # errors raised when a model's architecture does not match what a fast path assumes
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
@@ -119,17 +122,17 @@ def enable_sharing(model: nn.Module) -> bool:
 
     The probe uses random tokens, with several completions per prompt and with one. A convolution, a
     recurrence or a bias built from the padding mask causes a difference; the model then keeps the
-    padded layout. An attention window may be longer than any probe, so models with one are never
-    packed. Copies of the model inherit the result.
+    padded layout. Attention windows are probed as they are, and again as windows of a few tokens,
+    because the real ones may be longer than any probe. Copies of the model inherit the result.
     """
     trunk: Any = trunk_of(model)
     trunk.share_prompt, trunk.last_parts = False, None
     vars(model).pop("forward_cost", None)  # of the other layout
-    if attends_locally(model):
+    if other_layers(model):
         return False
     probes = (made_up(model), made_up(model).flat())
     with torch.no_grad(), in_float32(model):
-        expected = [completion_logp(model, batch) for batch in probes]
+        expected = _by_window(model, lambda: [completion_logp(model, batch) for batch in probes])
         for trunk.plain_head in (
             True,
             False,
@@ -158,7 +161,7 @@ def _find_last_layer(model: nn.Module, probes: tuple[Batch, Batch], expected: li
 def _agrees(model: nn.Module, probes: tuple[Batch, Batch], expected: list[Tensor]) -> bool:
     """Return whether the current fast path runs and gives the expected log-probabilities."""
     try:
-        actual = [completion_logp(model, batch) for batch in probes]
+        actual = _by_window(model, lambda: [completion_logp(model, batch) for batch in probes])
     except _REFUSALS:
         return False
     return (
@@ -190,16 +193,19 @@ def find_head(model: nn.Module) -> bool:
 def enable_shared_cache(model: nn.Module) -> bool:
     """Enable decoding on shared prompts if it agrees with the padded layout; return whether.
 
-    The probe uses random tokens, and rows finish during it. A model keeps its own cache if its
-    attention cannot be replaced or has a window, a cap or a bias. Copies inherit the result.
+    The probe uses random tokens, and rows finish during it; windows are probed as by
+    `enable_sharing`. A model keeps its own cache if its attention cannot be replaced or has a bias.
+    Copies inherit the result.
     """
     trunk: Any = trunk_of(model)
     trunk.share_cache = False
-    if attends_locally(model):
+    if other_layers(model):
         return False
-    trunk.share_cache = _decodes(
-        model, lambda cache, b, k, t: SharedDecoding(cache, b.prompts, k, t)
-    )
+
+    def decodes() -> list[bool]:
+        return [_decodes(model, lambda cache, b, k, t: SharedDecoding(cache, b.prompts, k, t))]
+
+    trunk.share_cache = all(_by_window(model, decodes))
     return bool(trunk.share_cache)
 
 
@@ -241,18 +247,47 @@ def _forced(
         yield rows, t, cache.next_logits(model, ids[rows, t - 1])
 
 
-def attends_locally(model: nn.Module) -> bool:
-    """Return whether a model's configuration has a layer with local attention."""
+def other_layers(model: nn.Module) -> str:
+    """Return in words which layers of a model are neither full attention nor attention with a
+    window, by its configuration; empty if none.
+    """
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    window = (
-        getattr(config, "sliding_window", None)
-        if getattr(config, "use_sliding_window", True)
-        else None
-    )
-    layers = getattr(config, "layer_types", None) or ["full_attention"]
-    return bool(window or getattr(config, "attention_chunk_size", None)) or set(layers) != {
-        "full_attention"
-    }
+    kinds = set(getattr(config, "layer_types", None) or ()) - {FULL, WINDOWED}
+    if getattr(config, "attention_chunk_size", None):
+        kinds.add("chunked_attention")
+    return ", ".join(sorted(kinds)).replace("_", " ")
+
+
+def window_of(model: nn.Module) -> int | None:
+    """Return the narrowest window of a model's attention in tokens; None if it has none."""
+    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and WINDOWED not in kinds:
+        return None
+    widths = [holder.sliding_window for holder in _windowed(model)]
+    return min(widths, default=None)
+
+
+def _windowed(model: nn.Module) -> list[Any]:
+    """Return the modules and configurations that hold the width of a window."""
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    holders = [*model.modules(), *configs.values()]
+    return [h for h in holders if isinstance(getattr(h, "sliding_window", None), int)]
+
+
+def _by_window(model: nn.Module, compute: Callable[[], list[T]]) -> list[T]:
+    """Return what is computed with a model's windows as they are, and then with short ones."""
+    found, windowed = compute(), _windowed(model)
+    if not windowed:
+        return found
+    before = [holder.sliding_window for holder in windowed]
+    try:
+        for holder in windowed:
+            holder.sliding_window = SHORT_WINDOW
+        return found + compute()
+    finally:
+        for holder, width in zip(windowed, before, strict=True):
+            holder.sliding_window = width
 
 
 def made_up(model: nn.Module) -> Batch:

@@ -42,9 +42,14 @@ class StaticPromptCache(SharedPromptCache):
             stored.append(store[layer_idx, :rows].index_copy_(2, self.at, new.to(store.dtype)))
         return stored[0], stored[1]
 
-    def scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return (R, H, r, t) scores of the completions' own keys; unwritten slots are masked."""
-        return super().scores(query, key) + self.hidden
+    def visible(self, scores: Tensor, window: int | None) -> Tensor:
+        """Return scores of the completions' own keys, with unwritten slots hidden too."""
+        return super().visible(scores, window) + self.hidden
+
+    @property
+    def newest(self) -> int | Tensor:
+        """The place of the newest token in its completion: a tensor that a replay reads anew."""
+        return self.at
 
     def advance(self) -> None:
         """Advance the position by one token; part of the recorded pass."""
@@ -123,6 +128,6 @@ class GraphEngine(CachedEngine):
         if not getattr(trunk_of(model), "share_cache", False):
             raise UsageError(
                 f"--engine cuda_graphs: {type(model).__name__} cannot decode on shared prompts (a"
-                " window, a bias, or --no-prompt-sharing). Use --engine hf."
+                " convolution, a bias, or --no-prompt-sharing). Use --engine hf."
             )
         return GraphedDecoding(prefilled, prompts, n, limit)

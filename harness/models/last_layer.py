@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import attending
+from .attention_scores import Scoring
 from .flops import LastParts, last_layer
 from .packing import Asking, Packing, gather
 
@@ -34,15 +35,15 @@ class _Narrowed:
         self.handed: tuple[Tensor, Tensor] | None = None
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
     ) -> Tensor:
         """Attend as the packing does; in the last layer store keys and values, then attend."""
         if not self.inside:
-            return self.packing.attend(layer, query, key, value, scaling)
+            return self.packing.attend(layer, query, key, value, scoring)
         if self.handed is None:
             self.handed = key, value
             raise _Handed
-        return self.packing.attend_from(self.asking, query, *self.handed, scaling)
+        return self.packing.attend_from(self.asking, query, *self.handed, scoring)
 
     def enter(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -89,14 +90,14 @@ class _Watched(_Narrowed):
         self.of_keys = self.of_queries = False  # whether they depend on a trainable weight
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
     ) -> Tensor:
         """Attend as `_Narrowed` does, and record the call."""
         if self.inside and self.handed is None:
             self.before, self.of_keys = tuple(self.ran), key.requires_grad or value.requires_grad
         elif self.inside:
             self.of_queries = query.requires_grad
-        return super().attend(layer, query, key, value, scaling)
+        return super().attend(layer, query, key, value, scoring)
 
 
 def find_parts(trunk: nn.Module, packing: Packing, inputs: dict[str, Any]) -> LastParts:

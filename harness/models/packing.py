@@ -9,13 +9,14 @@ itself. With one completion per prompt, prompt and completion form one row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .attention_scores import Scoring, attention, hiding
 from .tokens import Batch
 
 
@@ -69,27 +70,28 @@ class Packing:
     prompts: Grid  # of the tokens that attend causally along a row, (B, Q); all of them if K is 1
     own: Grid | None  # of the completions' tokens, (B K, T); None if K is 1
     visible: Tensor  # (B, Q): which places of the prompts are tokens
+    longest: int  # tokens of the longest prompt with its completion
 
-    _known: Tensor | None = None  # the bias, made once for all layers
+    # biases, made once for all layers: by kind, window and dtype
+    _known: dict[tuple[str, int, torch.dtype], Tensor] = field(default_factory=dict)
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
     ) -> Tensor:
         """Return (1, N, heads, d) for queries (1, heads, N, d), keys and values (1, H, N, d)."""
-        return self._attend(query, key, value, scaling, self.prompts, self.own, None)
+        bias = self._row_bias(value, scoring.window)
+        return self._attend(query, key, value, scoring, self.prompts, self.own, bias)
 
     def attend_from(
-        self, asking: Asking, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, asking: Asking, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
     ) -> Tensor:
         """Return (1, M, heads, d) for queries of some tokens, keys and values of all."""
         if asking.bias is None or asking.bias.dtype != value.dtype:
-            seen = (
-                torch.arange(self.prompts.width, device=value.device)
-                <= asking.last[:, None, :, None]
+            places = torch.arange(self.prompts.width, device=value.device)
+            asking.bias = hiding(
+                _hidden(places, asking.last[:, None, :, None], scoring.window), value.dtype
             )
-            bias = torch.zeros(seen.shape, dtype=value.dtype, device=value.device)
-            asking.bias = bias.masked_fill_(~seen, torch.finfo(value.dtype).min)
-        return self._attend(query, key, value, scaling, asking.prompts, asking.own, asking.bias)
+        return self._attend(query, key, value, scoring, asking.prompts, asking.own, asking.bias)
 
     def asking(self, read: Tensor) -> Asking:
         """Return the layout of the queries of some tokens (M,), ascending positions in N."""
@@ -110,7 +112,7 @@ class Packing:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scaling: float,
+        scoring: Scoring,
         asks: Grid,
         own_asks: Grid | None,
         bias: Tensor | None,
@@ -125,12 +127,12 @@ class Packing:
             *(_split(x, first) for x in (key, value)),
         )
         q, k, v = asks.lay(q), self.prompts.lay(k), self.prompts.lay(v)
-        out = asks.pick(_attention(q, _for_heads(k, groups), _for_heads(v, groups), scaling, bias))
+        out = asks.pick(attention(q, _for_heads(k, groups), _for_heads(v, groups), scoring, bias))
         if self.own is None or own_asks is None:
             return out[None]
         q, own_k, own_v = own_asks.lay(own_q), self.own.lay(own_k), self.own.lay(own_v)
         k, v = (self._after_prompt(*x, groups) for x in ((k, own_k), (v, own_v)))
-        out_own = own_asks.pick(_attention(q, k, v, scaling, self._bias(q)))
+        out_own = own_asks.pick(attention(q, k, v, scoring, self._bias(q, scoring.window)))
         return torch.cat([out, out_own])[None]
 
     def _after_prompt(self, prompt: Tensor, own: Tensor, groups: int) -> Tensor:
@@ -142,21 +144,45 @@ class Packing:
         )
         return _for_heads(torch.cat([before, after], 3).flatten(0, 1), groups)
 
-    def _bias(self, query: Tensor) -> Tensor:
+    def _row_bias(self, query: Tensor, window: int | None) -> Tensor | None:
+        """Return the bias (1, 1, Q, Q) of a row that is longer than the window; else None: the
+        mask is the causal one.
+        """
+        if window is None or window >= self.prompts.width:
+            return None
+        key = ("row", window, query.dtype)
+        if key not in self._known:
+            places = torch.arange(self.prompts.width, device=query.device)
+            hidden = _hidden(places, places[:, None], window)
+            self._known[key] = hiding(hidden, query.dtype)[None, None]
+        return self._known[key]
+
+    def _bias(self, query: Tensor, window: int | None) -> Tensor:
         """Return the attention bias (B K, 1, T, Q + T) of the completions' tokens."""
-        if self._known is None or self._known.dtype != query.dtype:
+        if window is not None and window >= self.longest:
+            window = None
+        key = ("own", window or 0, query.dtype)
+        if key not in self._known:
             assert self.own is not None
             t, k = self.own.width, self.own.rows // self.prompts.rows
-            causal = (
-                torch.ones(t, t, dtype=torch.bool, device=query.device)
-                .tril()
-                .expand(self.own.rows, t, t)
-            )
-            seen = self.visible.repeat_interleave(k, 0)[:, None].expand(-1, t, -1)
-            sees = torch.cat([seen, causal], 2)[:, None]
-            bias = torch.zeros(sees.shape, dtype=query.dtype, device=query.device)
-            self._known = bias.masked_fill_(~sees, torch.finfo(query.dtype).min)
-        return self._known
+            steps = torch.arange(t, device=query.device)
+            hides_own = _hidden(steps, steps[:, None], window).expand(self.own.rows, t, t)
+            hides_prompt = ~self.visible[:, None].expand(-1, t, -1)
+            if window is not None:
+                places = torch.arange(self.prompts.width, device=query.device)
+                at = self.visible.sum(1)[:, None, None] + steps[:, None]  # (B, T, 1) in its row
+                hides_prompt = hides_prompt | _hidden(places, at, window)
+            hidden = torch.cat([hides_prompt.repeat_interleave(k, 0), hides_own], 2)
+            self._known[key] = hiding(hidden[:, None], query.dtype)
+        return self._known[key]
+
+
+def _hidden(key: Tensor, query: Tensor, window: int | None) -> Tensor:
+    """Return which keys a query does not attend to, by their places: later ones, and those that
+    the window has left behind.
+    """
+    later = key > query
+    return later if window is None else later | (key <= query - window)
 
 
 def pairs_of(batch: Batch, asking: bool = False, ends: bool = True) -> int:
@@ -190,12 +216,14 @@ def pack(batch: Batch) -> Packing:
         slots, order = (torch.cat([row, owner]) * wide + positions).sort()
         ids, positions = ids[order], positions[order]
         first, prompts, own = (last + 1)[:, None], Grid(slots, b, wide), None
+        longest = wide
     else:
         last, wide = length.cumsum(0) - 1, int(length.max())
         ends = lengths.flatten().cumsum(0).view(b, k) + len(row)
         first, prompts = ends - lengths, Grid(row * wide + in_prompt, b, wide)
         long = max(1, int(lengths.max()))
         own = Grid((owner * k + which) * long + step, b * k, long)
+        longest = int((length[:, None] + lengths).max())
     before = last[:, None, None].expand(b, k, 1)
     after = first[..., None] + torch.arange(t, device=device)
     states = torch.cat([before, torch.where(mask, after, before)], -1)
@@ -206,22 +234,7 @@ def pack(batch: Batch) -> Packing:
         prompts,
         own,
         torch.arange(wide, device=device) < length[:, None],
-    )
-
-
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, scaling: float, bias: Tensor | None = None
-) -> Tensor:
-    """Return the attention of (R, heads, S, d) over (R, heads, S', d): causal, or with a bias.
-
-    On a CPU torch's bfloat16 kernel is slower than its float32 one, so float32 is used.
-    """
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
-        with torch.autocast("cpu", enabled=False):
-            bias = None if bias is None else bias.float()
-            return _attention(q.float(), k.float(), v.float(), scaling, bias).to(q.dtype)
-    return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, bias, is_causal=bias is None, scale=scaling
+        longest,
     )
 
 

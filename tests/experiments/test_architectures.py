@@ -11,7 +11,8 @@ from ..helpers.tools import command, fresh, on_small, only_run
 SAMPLE = ("mixtral", "gemma2")
 EACH = [n if n in SAMPLE else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES]
 FAST = {"llama", "gpt2", "mixtral", "qwen3", "qwen3-moe", "phi3", "smollm3"}
-PADDED = {"gemma2", "gemma3", "gpt-oss", "mistral-window", "falcon", "bloom", "lfm2"}
+FAST |= {"gemma2", "gemma3", "gpt-oss", "mistral-window"}  # with windows
+PADDED = {"falcon", "bloom", "lfm2"}
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -34,7 +35,8 @@ def test_an_architecture_goes_through_dpo_and_rlvr_and_is_saved(name):
     ("name", "scoring", "decoding"),
     [
         ("llama", "each prompt once, without padding", "each prompt's cache once"),
-        ("gemma2", "padded rows: its configuration has layers", "the model's own cache"),
+        ("gemma2", "a mask for the window of 128 tokens", "each prompt's cache once"),
+        ("lfm2", "padded rows: its configuration has layers of other", "the model's own cache"),
         ("falcon-alibi", "padded rows: the fast path gave other", "the model's own cache"),
         ("deepseek-v3", "each prompt once, without padding", "the model's own cache"),
         ("granite", "because the head scales or caps them", "each prompt's cache once"),

@@ -11,6 +11,8 @@ from transformers import (
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -89,25 +91,26 @@ def test_the_model_is_as_before():
     assert model.config._attn_implementation == before
 
 
+LFM2_LAYERS = ["conv", "full_attention"]
 REFUSING = [
     (BloomForCausalLM, BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=60)),
-    (MistralForCausalLM, MistralConfig(**WIDE, num_key_value_heads=2, sliding_window=4)),
+    (Lfm2ForCausalLM, Lfm2Config(**WIDE, num_key_value_heads=2, layer_types=LFM2_LAYERS)),
 ]
 
 
 @pytest.mark.parametrize("cls, config", REFUSING, ids=lambda x: getattr(x, "__name__", ""))
 def test_a_model_that_cannot_keeps_its_own_cache(cls, config):
-    """A bias from positions, a window: what this attention would leave out."""
+    """A bias from positions, a convolution: what this attention would leave out."""
     model = model_of(cls, config)
     before = drawn(model)
     assert not enable_shared_cache(model)
     torch.testing.assert_close(drawn(model)["logp"], before["logp"])
 
 
-def test_a_cap_on_scores_is_not_left_out_in_silence():
+def test_a_bias_of_positions_is_not_left_out_in_silence():
     query = torch.zeros(1, 2, 1, 4)
     with pytest.raises(ValueError, match="does not support an option of the model"):
-        attention.attend(torch.nn.Module(), query, query, query, None, softcap=30.0)
+        attention.attend(torch.nn.Module(), query, query, query, None, position_bias=query)
 
 
 @pytest.mark.parametrize("fault", ["padding seen", "rows mixed up", "one token forgotten"])

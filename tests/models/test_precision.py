@@ -10,7 +10,7 @@ from safetensors import safe_open
 from harness.core.errors import UsageError
 from harness.core.spec import compute_dtype
 from harness.evaluation.kl import sampled_kl
-from harness.models import packing
+from harness.models.attention_scores import Scoring, attention
 from harness.models.capabilities import FOUND_BY_TRYING, find_out, find_rounding, made_up
 from harness.models.loading import (
     Arithmetic,
@@ -124,7 +124,7 @@ def test_attention_on_the_cpu_is_computed_in_float32(monkeypatch):
     expected = torch.nn.functional.scaled_dot_product_attention(
         q.float(), k.float(), v.float(), is_causal=True, scale=0.3
     )
-    found = packing._attention(q, k, v, 0.3)
+    found = attention(q, k, v, Scoring(0.3), None)
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected.bfloat16())
 
 

@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -242,8 +244,13 @@ def test_other_attention_models_share(cls, config):
     [
         (BloomForCausalLM, BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=60)),
         (
-            MistralForCausalLM,
-            MistralConfig(**SMALL, intermediate_size=64, num_key_value_heads=2, sliding_window=4),
+            Lfm2ForCausalLM,
+            Lfm2Config(
+                **SMALL,
+                intermediate_size=64,
+                num_key_value_heads=2,
+                layer_types=["conv", "full_attention"],
+            ),
         ),
     ],
 )
@@ -260,25 +267,6 @@ def test_models_that_cannot_share_keep_the_padded_layout(cls, config):
         torch.testing.assert_close(completion_logp(model, batch), before)
 
 
-@pytest.mark.parametrize(
-    "more", [{"sliding_window": 64}, {"sliding_window": 64, "max_window_layers": 1}]
-)
-def test_a_window_longer_than_any_trial_keeps_the_padded_layout(more):
-    torch.manual_seed(0)
-    config = MistralConfig(
-        **SMALL, intermediate_size=64, num_key_value_heads=2, initializer_range=0.25, **more
-    )
-    model, batch = MistralForCausalLM(config).eval(), batch_of(q=100)
-    before = completion_logp(model, batch)
-    assert not enable_sharing(model)
-    torch.testing.assert_close(completion_logp(model, batch), before)
-    model.base_model.share_prompt = (
-        True  # were it forced, the window would not be forgotten in silence
-    )
-    with pytest.raises(ValueError, match="does not support an option of the model"):
-        completion_logp(model, batch)
-
-
 @pytest.mark.parametrize("b, k, q, t", [(1, 16, 4, 30), (1, 4, 60, 6), (4, 1, 8, 30), (3, 2, 9, 9)])
 def test_it_is_never_more_work(b, k, q, t):
     model, batch = llama(), batch_of(b, k, q, t)
@@ -286,14 +274,14 @@ def test_it_is_never_more_work(b, k, q, t):
     assert enable_sharing(model) and ModelFlops(model).forward(batch) < padded
 
 
-def leaking(self, query):
+def leaking(self, query, window):
     """Completions are blind to nothing of their own: they see what they have yet to say."""
-    return torch.zeros_like(honest_bias(self, query))
+    return torch.zeros_like(honest_bias(self, query, window))
 
 
-def blind(self, query):
+def blind(self, query, window):
     """Completions do not see their prompts."""
-    bias = honest_bias(self, query).clone()
+    bias = honest_bias(self, query, window).clone()
     bias[..., : self.prompts.width] = torch.finfo(bias.dtype).min
     return bias
 
