@@ -205,7 +205,8 @@ def enable_shared_cache(model: nn.Module) -> bool:
     def decodes() -> list[bool]:
         return [_decodes(model, lambda cache, b, k, t: SharedDecoding(cache, b.prompts, k, t))]
 
-    trunk.share_cache = all(_by_window(model, decodes))
+    found: list[bool] = _by_window(model, decodes)
+    trunk.share_cache = all(found)
     return bool(trunk.share_cache)
 
 

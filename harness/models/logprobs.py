@@ -71,7 +71,8 @@ class Predictions:
                 )
             else:
                 logp.append(self._logp(states, ids[part]))
-        return torch.cat(logp) if logp else self.states.new_zeros(0)
+        # no state: an empty tensor that still depends on the model, so that its gradient is 0
+        return torch.cat(logp) if logp else self.states.flatten()[:0].float()
 
     def _logp(self, states: Tensor, ids: Tensor) -> Tensor:
         logp: Tensor = _LogSoftmaxAt.apply(self._read(states), ids)  # type: ignore[no-untyped-call]
@@ -181,6 +182,8 @@ def _packed_states(
         place, how = where, attending(trunk, packing)
     else:
         read, place = torch.unique(where, return_inverse=True)
+        if not len(read):  # no token to learn from: models cannot take an empty sequence
+            read = read.new_zeros(1)
         how = reading(trunk, packing, read)
     with computing(model), how, checkpointing(trunk, partial(attending, trunk, packing)):
         states: Tensor = trunk(**packed_inputs(trunk, packing)).last_hidden_state[0]

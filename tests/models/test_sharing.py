@@ -25,7 +25,7 @@ from harness.core.data import Prompt
 from harness.models import layouts, logprobs, packing
 from harness.models.capabilities import enable_sharing, find_head
 from harness.models.flops import ModelFlops
-from harness.models.loading import scalar_from
+from harness.models.loading import scalar_from, trunk_of
 from harness.models.logprobs import (
     completion_logits,
     completion_logp,
@@ -265,6 +265,21 @@ def test_models_that_cannot_share_keep_the_padded_layout(cls, config):
     else:
         assert not model.base_model.share_prompt
         torch.testing.assert_close(completion_logp(model, batch), before)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("share", [False, True])
+def test_a_batch_without_a_token_to_learn_from_has_a_gradient_of_zero(share, k):
+    """A verifier may score no answer of a micro-batch; its part of the step is then 0."""
+    model, batch = llama(), batch_of(b=2, k=k)
+    if share:
+        assert enable_sharing(model) and trunk_of(model).last_parts
+    batch.columns["mask"].zero_()
+    logp = completion_logp(model, batch)
+    assert logp.shape == batch.shape and not logp.any()
+    logp.sum().backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert grads and not any(g.any() for g in grads)
 
 
 @pytest.mark.parametrize("b, k, q, t", [(1, 16, 4, 30), (1, 4, 60, 6), (4, 1, 8, 30), (3, 2, 9, 9)])
