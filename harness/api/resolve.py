@@ -32,7 +32,8 @@ from ..core.spec import (
     parse_budget,
 )
 from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
-from .contracts import Judge, Labeller, Method, Suite
+from .contracts import Labeller, Method, Suite
+from .participants import Participants, participants
 from .quick import lowered
 from .registry import Registry
 from .settings_sources import Sources, values_of
@@ -66,8 +67,7 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
         full = _resolved(dataclasses.replace(request, fixed=fixed), registry)
         spec = full if full == dataclasses.replace(spec, quick=False) else spec
     check_save(spec)
-    suite, method = make_suite(spec, registry), make_method(spec, registry)
-    return dataclasses.replace(spec, code=code_of(spec, suite, method, registry))
+    return dataclasses.replace(spec, code=code_of(spec, participants(spec, registry), registry))
 
 
 def _resolved(request: Request, registry: Registry) -> RunSpec:
@@ -132,8 +132,8 @@ def evaluated_anew(
     changed = dataclasses.replace(
         spec, judge=judge or spec.judge, stages={**spec.stages, "evaluation": evaluation}
     )
-    method, suite = make_method(changed, registry), make_suite(changed, registry)
-    return dataclasses.replace(changed, code=code_of(changed, suite, method, registry))
+    built = participants(changed, registry)
+    return dataclasses.replace(changed, code=code_of(changed, built, registry))
 
 
 def _labeller_options(
@@ -151,33 +151,30 @@ def _labeller_options(
     return _values(build(cls, asked, f"labeller {name}"))
 
 
-def code_of(spec: RunSpec, suite: Suite, method: Method, registry: Registry) -> dict[str, str]:
-    """Return digests of all code and files that decide a run; a name that does not exist is refused
-    here.
-    """
-    judge, labeller, own = (
-        spec.judge or suite.judge_name,
-        spec.labeller or suite.labeller_name,
-        method.labeller(),
-    )
-    asked = make_labeller(spec, suite, registry)
+def code_of(spec: RunSpec, built: Participants, registry: Registry) -> dict[str, str]:
+    """Return digests of all code and files that decide a run, whose participants were built."""
+    suite, labeller = built.suite, built.learns_from
     verifier = suite.make_verifier()
     return {
         "harness": code_digest("policy"),
         "evaluation": code_digest("evaluation"),
-        "method": source_digest(type(method)),
+        "method": source_digest(type(built.method)),
         "suite": package_digest(type(suite)),
         "engine": source_digest(registry.get("engines", spec.engine)),
-        "judge": package_digest(registry.get("judges", judge)),
-        "labelling_judge": package_digest(registry.get("judges", suite.judge_name)),
-        "labeller": package_digest(registry.get("labellers", labeller)) if labeller else "",
-        "method_labeller": package_digest(registry.get("labellers", own)) if own else "",
+        "judge": package_digest(type(built.judge)),
+        "labelling_judge": package_digest(type(built.labelling_judge)),
+        "labeller": _digest_of(built.labeller),
+        "method_labeller": _digest_of(built.own_labeller),
         "verifier": verifier_digest(verifier) if verifier else "",
-        "labeller_data": combined_digest(asked.data_files()) if asked else "",
+        "labeller_data": combined_digest(labeller.data_files()) if labeller else "",
         "base": _base_digest(spec.model or suite.base_model()),
         "reference": _base_digest(spec.reference) if spec.reference else "",
         "data": combined_digest(suite.data_files()),
     }
+
+
+def _digest_of(labeller: Labeller | None) -> str:
+    return "" if labeller is None else package_digest(type(labeller))
 
 
 def _base_digest(base: str | Path | None) -> str:
@@ -206,66 +203,6 @@ def _check_settings(file: SuiteFile, where: str, registry: Registry) -> None:
         for option in options:
             if option not in there:
                 raise UsageError(f"{table}: {unknown('option', option, there)}")
-
-
-def make_method(spec: RunSpec, registry: Registry) -> Method:
-    """Return the method of a spec with its options."""
-    method: Method = build(
-        registry.get("methods", spec.method), spec.options, f"method {spec.method}"
-    )
-    return method
-
-
-def make_suite(spec: RunSpec, registry: Registry) -> Suite:
-    """Return the suite of a spec with its options and seed."""
-    cls: type[Suite] = registry.get("suites", spec.suite_kind or spec.suite)
-    suite: Suite = build(cls, spec.suite_options, f"suite {spec.suite}")
-    suite.shared_seed = spec.shared_seed  # type: ignore[misc]  # an instance attribute over the class's default
-    suite.model, suite.answers_train = spec.model, _answers_train(spec, suite, registry)  # type: ignore[misc]
-    return suite
-
-
-def _answers_train(spec: RunSpec, suite: Suite, registry: Registry) -> bool:
-    """Return whether a run learns from the suite's answers, and not from its prompts alone."""
-    learnt = {"demonstrations", "pairs", "labelled", "reward", "labels"}
-    labeller = spec.labeller or suite.labeller_name
-    fixed = type(suite).preferences is not Suite.preferences
-    needs = make_method(spec, registry).required()
-    watched = suite.proxy and (bool(labeller) or fixed)  # a reward model is trained to be watched
-    return spec.start != START_MODEL or watched or bool(learnt & needs)
-
-
-def make_labelling_judge(suite: Suite, registry: Registry) -> Judge:
-    """Return the judge that a simulated annotator asks: the suite's own, never `--judge`."""
-    judge: Judge = registry.get("judges", suite.judge_name)()
-    return judge
-
-
-def make_judge(spec: RunSpec, suite: Suite, registry: Registry) -> Judge:
-    """Return the judge of a spec; it is not prepared yet."""
-    judge: Judge = registry.get("judges", spec.judge or suite.judge_name)()
-    return judge
-
-
-def make_labeller(
-    spec: RunSpec, suite: Suite, registry: Registry, own: bool = True
-) -> Labeller | None:
-    """Return the labeller the method learns from, or (`own` off) the one behind the preferences
-    that all share.
-
-    They differ for AI feedback only. None where there is neither. It is not prepared yet.
-    """
-    special = make_method(spec, registry).labeller()
-    name = (special if own else None) or spec.labeller or suite.labeller_name
-    if not name:
-        return None
-    cls = registry.get("labellers", name)
-    options = spec.labeller_options if own or special is None else {}
-    if not dataclasses.is_dataclass(cls):
-        plain: Labeller = cls()
-        return plain
-    labeller: Any = build(cls, options, f"labeller {name}")
-    return labeller  # type: ignore[no-any-return]
 
 
 def suite_class(suite: str, registry: Registry) -> type[Suite]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..api.contracts import NEEDS, Method
+from ..api.participants import participants
 from ..api.registry import Registry
-from ..api.resolve import Request, make_labeller, make_method, make_suite, resolve
+from ..api.resolve import Request, resolve
 from ..core.errors import HarnessError
 from ..core.options import options_of
 from .findings import FAILED, SKIPPED, Finding, Options, attempt
@@ -151,18 +152,17 @@ def serving(cls: type[Method], registry: Registry, settings: tuple[str, ...] = (
     for name, suite_cls in sorted(registry.classes["suites"].items(), reverse=True):
         try:
             spec = resolve(Request(cls.name, name, settings, fixed={"quick": True}), registry)
-            suite, method = make_suite(spec, registry), make_method(spec, registry)
+            built = participants(spec, registry)
+            suite, labels = built.suite, built.learns_from is not None
             if suite.base_model() is None:
                 continue
-            prefers = (
-                suite.preferences() is not None or make_labeller(spec, suite, registry) is not None
-            )
+            prefers = suite.preferences() is not None or labels
             gives = {"prompts", "demonstrations"} | (
                 {"pairs", "labelled", "reward"} if prefers else set()
             )
-            gives |= {"labels"} if make_labeller(spec, suite, registry) is not None else set()
+            gives |= {"labels"} if labels else set()
             gives |= {"verifier"} if suite.make_verifier() is not None else set()
-            if method.required() <= gives and not getattr(suite_cls, "enumerable", False):
+            if built.method.required() <= gives and not getattr(suite_cls, "enumerable", False):
                 found.append(name)
         except HarnessError:
             continue

@@ -10,8 +10,9 @@ from random import Random
 from typing import Any
 
 from ..api.contracts import SPLITS
+from ..api.participants import participants
 from ..api.registry import Registry
-from ..api.resolve import Request, make_judge, make_labeller, make_suite, resolve
+from ..api.resolve import Request, resolve
 from ..core.data import Prompt, completion_text, prompt_text
 from ..core.options import options_of
 from ..core.seeds import derive
@@ -36,7 +37,7 @@ def suite_proofs(name: str, registry: Registry, options: Options) -> Iterator[Fi
 
 
 def _suite_declares(spec: RunSpec, registry: Registry) -> str:
-    suite = make_suite(spec, registry)
+    suite = participants(spec, registry).suite
     assert (type(suite).__doc__ or "").strip(), "it has no docstring"
     mute = [o.name for o in options_of(type(suite)).values() if not o.help]
     assert not mute, f"the options {', '.join(mute)} have no help: write a comment behind the field"
@@ -49,7 +50,8 @@ def _suite_declares(spec: RunSpec, registry: Registry) -> str:
 
 def _suite_repeats(spec: RunSpec, registry: Registry) -> str:
     one, two, other = (
-        make_suite(s, registry) for s in (spec, spec, dataclasses.replace(spec, shared_seed=1))
+        participants(s, registry).suite
+        for s in (spec, spec, dataclasses.replace(spec, shared_seed=1))
     )
     for split in ("train", "test"):
         assert one.prompts(split) == two.prompts(split), (
@@ -63,7 +65,7 @@ def _suite_repeats(spec: RunSpec, registry: Registry) -> str:
 
 
 def _splits_disjoint(spec: RunSpec, registry: Registry) -> str:
-    suite = make_suite(spec, registry)
+    suite = participants(spec, registry).suite
     if getattr(suite, "enumerable", False):
         return "one closed set of prompts by design: nothing there is to generalise to"
     kept = {
@@ -84,7 +86,7 @@ def _survives(spec: RunSpec, registry: Registry) -> str:
     from ..models.loading import load_tokenizer
     from ..models.tokens import Tokens
 
-    suite = make_suite(spec, registry)
+    suite = participants(spec, registry).suite
     base = spec.model or suite.base_model()
     if base is None:
         return "it brings no model, so there is no tokenizer; name one with --model"
@@ -108,8 +110,8 @@ def _survives(spec: RunSpec, registry: Registry) -> str:
 
 
 def _judge_fair(spec: RunSpec, registry: Registry) -> str:
-    suite = make_suite(spec, registry)
-    judge = make_judge(spec, suite, registry)
+    built = participants(spec, registry)
+    suite, judge = built.suite, built.judge
     judge.prepare(suite, None)
     demos = suite.demonstrations("validation")[:256]
     prompts, texts = [d.prompt for d in demos], [completion_text(d.completion) for d in demos]
@@ -128,7 +130,7 @@ def _judge_fair(spec: RunSpec, registry: Registry) -> str:
 
 
 def _verifier_bounded(spec: RunSpec, registry: Registry) -> str:
-    suite = make_suite(spec, registry)
+    suite = participants(spec, registry).suite
     verifier = suite.make_verifier()
     if verifier is None:
         return "it has none"
@@ -170,8 +172,8 @@ def labeller_proofs(name: str, registry: Registry, options: Options) -> Iterator
 
 
 def _labels(spec: RunSpec, registry: Registry) -> str:
-    suite = make_suite(spec, registry)
-    judge, labeller = make_judge(spec, suite, registry), make_labeller(spec, suite, registry)
+    built = participants(spec, registry)
+    suite, judge, labeller = built.suite, built.judge, built.learns_from
     assert labeller is not None
     judge.prepare(suite, None)
     labeller.prepare(suite, judge)

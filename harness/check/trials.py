@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..api.participants import participants
 from ..api.registry import Registry, new_registry
-from ..api.resolve import Request, make_method, make_suite, resolve
+from ..api.resolve import Request, resolve
 from ..core.artifacts import Artifacts
 from ..core.data import Budget
 from ..core.distributed import ALONE
@@ -98,7 +99,7 @@ class Trials:
             stage_runtime, distributed=ALONE, artifacts=Artifacts(self.results / "artifacts")
         )
         self.method_inputs, _ = prepare(
-            self.spec, registry, self.stage_runtime, make_method(self.spec, registry)
+            self.spec, participants(self.spec, registry), registry.files, self.stage_runtime
         )
         self._runs = 0
 
@@ -133,7 +134,7 @@ class Trials:
             self.method_inputs, **{k: v for k, v in changes.items() if k == "tokens"}
         )
         spec = dataclasses.replace(self.spec, **{k: v for k, v in changes.items() if k == "budget"})
-        method = make_method(spec, self.registry)
+        method = participants(spec, self.registry).method
         where = folder or self.benches / str(self._runs)
         where.mkdir(parents=True, exist_ok=True)
         training = Training(spec, stage_runtime, method, method_inputs, {})
@@ -278,14 +279,14 @@ class Trials:
 
     def sees_no_gold(self) -> str:
         """Search everything that can be reached from the inputs of a method."""
-        method, meter = make_method(self.spec, self.registry), self.stage_runtime.meter()
+        meter, built = self.stage_runtime.meter(), participants(self.spec, self.registry)
+        method, suite = built.method, built.suite
         where = Checkpoints(self.benches / "walked", SaveInterval(3600.0))
         loop = Loop(
             self.stage_runtime.trainer(method, meter), where, meter, lambda step, total, row: None
         )
-        suite = make_suite(self.spec, self.registry)
         apart = {p.id for p in suite.prompts("test")} - {p.id for p in suite.prompts("train")}
-        del suite
+        del built, suite
         found, looked_at = reachable(
             Lab(method, self.method_inputs, self.stage_runtime.runtime(meter, 0), loop),
             test_ids=apart,

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..api.contracts import Verifier
+from ..api.participants import participants
 from ..api.registry import Registry
-from ..api.resolve import Request, make_suite, resolve
+from ..api.resolve import Request, resolve
 from ..api.verifiers import make_verifier
 from ..core.data import Prompt, completion_text
 from ..core.options import options_of, parse_settings
@@ -98,7 +99,7 @@ def verifier_proofs(name: str, registry: Registry, options: Options) -> Iterator
 def _made(name: str, registry: Registry, options: Options) -> Verifier:
     if options.suite:
         spec = resolve(Request("sft", options.suite, fixed={"quick": True}), registry)
-        verifier = make_suite(spec, registry).make_verifier()
+        verifier = participants(spec, registry).suite.make_verifier()
         assert verifier is not None, f"the suite {options.suite} has no verifier"
         used = [part.verifier.name for part in getattr(verifier, "parts", ())] or [verifier.name]
         assert name in used, f"the suite {options.suite} has the verifier {', '.join(used)}"
@@ -124,7 +125,8 @@ def _examples(verifier: Verifier) -> Cases:
 
 def _demonstrations(name: str, registry: Registry) -> Cases:
     """Return demonstrations of a suite."""
-    suite = make_suite(resolve(Request("sft", name, fixed={"quick": True}), registry), registry)
+    spec = resolve(Request("sft", name, fixed={"quick": True}), registry)
+    suite = participants(spec, registry).suite
     demos = suite.demonstrations()[:DEMONSTRATIONS]
     texts = [completion_text(demo.completion) for demo in demos]
     return Cases([d.prompt for d in demos], texts, [d.prompt.answer for d in demos])

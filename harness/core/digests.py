@@ -114,6 +114,7 @@ _LEARNING = (
 )
 _SFT = (
     *_LEARNING,
+    "api/participants.py",
     "training/stages/runtime.py",
     "training/stages/sft.py",
     "training/stages/stages.py",

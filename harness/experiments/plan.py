@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..api.contracts import Suite
-from ..api.registry import Registry
-from ..api.resolve import make_labeller, make_suite
+from ..api.participants import Participants
 from ..core.errors import HarnessError
 from ..core.spec import START, START_SFT, RunSpec
 from .study.state import Estimates
@@ -41,13 +39,10 @@ class RunPlan:
         return f"{own}, and {duration(self.shared_seconds)} more if no stage is stored yet"
 
 
-def plan_of(spec: RunSpec, registry: Registry, results: Path) -> RunPlan:
+def plan_of(spec: RunSpec, built: Participants, results: Path) -> RunPlan:
     """Return the plan of a run; times come from finished runs below `results`, or are shipped."""
-    suite = make_suite(spec, registry)
-    labeller = make_labeller(spec, suite, registry)
-    prefers = labeller is not None or type(suite).preferences is not Suite.preferences
     shared = ["sft"] if spec.start == START_SFT else []
-    shared += ["preferences", "reward model"] if prefers else []
+    shared += ["preferences", "reward model"] if built.can_prefer else []
     try:
         estimates = Estimates(results)
         own, stages = estimates.seconds_of(spec), estimates.stage_seconds_of(spec)

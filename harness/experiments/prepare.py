@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import comb
@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..api.contracts import Method
+from ..api.participants import Participants
 from ..api.registry import Registry
-from ..api.resolve import (
-    make_judge,
-    make_labeller,
-    make_labelling_judge,
-    make_method,
-    make_suite,
-)
 from ..core.distributed import DistributedContext
 from ..core.errors import Refused, UsageError
 from ..core.execution import Execution
@@ -64,14 +58,19 @@ class RunOptions:
 
 
 def prepare(
-    spec: RunSpec, registry: Registry, stage_runtime: StageRuntime, method: Method
+    spec: RunSpec, built: Participants, files: Sequence[str], stage_runtime: StageRuntime
 ) -> tuple[MethodInputs, dict[str, Artifact]]:
-    """Make what the method needs; return it with each shared stage behind it."""
-    from ..training.inputs import MethodInputs
-    from ..training.label_server import LabelClient
-    from ..training.stages.preferences import read_labelled, read_pairs
+    """Make what the method needs; return it with each shared stage behind it.
 
-    stages = open_stages(spec, registry, stage_runtime)
+    Args:
+        spec: The run.
+        built: The participants of this phase. What is returned holds the method's side only.
+        files: The plugin files that a labeller's process has to load.
+        stage_runtime: What stages are made with.
+    """
+    from ..training.inputs import MethodInputs
+
+    method, stages = built.method, open_stages(spec, built, stage_runtime)
     for note in _notes_on_models(stages):
         stage_runtime.tell(note)
     needs = method.required()
@@ -81,37 +80,54 @@ def prepare(
     method_inputs = MethodInputs(
         start=stages.checkpoint, tokens=stages.tokens, reference=stages.other_reference
     )
-    used = [stages.start_artifact]
-    if "prompts" in needs:
-        method_inputs.prompts = stages.suite.prompts("train")
-    if "demonstrations" in needs:
-        method_inputs.demonstrations = stages.suite.demonstrations()
-    if "verifier" in needs:
-        method_inputs.verifier = stages.suite.make_verifier()
-        if method_inputs.verifier is not None:
-            method_inputs.closing.append(method_inputs.verifier.close)
-    if needs & {"pairs", "labelled", "reward"}:
-        used.append(stages.feedback)
-        method_inputs.labels = int(stages.feedback.info["asked"])
-    if "labelled" in needs:
-        method_inputs.labelled = read_labelled(stages.feedback.folder)
-    if "pairs" in needs or ("labelled" in needs and not method_inputs.labelled):
-        method_inputs.pairs = read_pairs(stages.feedback.folder)
+    used = [stages.start_artifact, *_give_data(method_inputs, needs, stages)]
     if "labels" in needs:
-        _leave_labels(spec, method_inputs.labels)
-        labeller = stages.own_labeller or stages.labeller
-        method_inputs.label_client = partial(
-            LabelClient, spec, tuple(registry.files), labeller is None or labeller.human
-        )
-        method_inputs.refresh = stage_options(spec, "reward_model")
+        _give_labels(method_inputs, spec, built, files)
     if "reward" in needs:
         members = [stages.feedback_reward(m) for m in range(getattr(method, "reward_members", 1))]
         used += members
-        method_inputs.rewards = partial(
-            _load_rewards, [m.folder for m in members], stages.checkpoint
-        )
+        folders = [m.folder for m in members]
+        method_inputs.rewards = partial(_load_rewards, folders, stages.checkpoint)
     method_inputs.reference_cache = _reference_cache(stages, method_inputs)
     return method_inputs, {a.kind: a for a in used}
+
+
+def _give_data(
+    method_inputs: MethodInputs, needs: frozenset[str], stages: Stages
+) -> list[Artifact]:
+    """Put the data that a method needs into its inputs; return the artifacts behind them."""
+    from ..training.stages.preferences import read_labelled, read_pairs
+
+    suite = stages.suite
+    if "prompts" in needs:
+        method_inputs.prompts = suite.prompts("train")
+    if "demonstrations" in needs:
+        method_inputs.demonstrations = suite.demonstrations()
+    if "verifier" in needs:
+        method_inputs.verifier = suite.make_verifier()
+        if method_inputs.verifier is not None:
+            method_inputs.closing.append(method_inputs.verifier.close)
+    if not needs & {"pairs", "labelled", "reward"}:
+        return []
+    feedback = stages.feedback
+    method_inputs.labels = int(feedback.info["asked"])
+    if "labelled" in needs:
+        method_inputs.labelled = read_labelled(feedback.folder)
+    if "pairs" in needs or ("labelled" in needs and not method_inputs.labelled):
+        method_inputs.pairs = read_pairs(feedback.folder)
+    return [feedback]
+
+
+def _give_labels(
+    method_inputs: MethodInputs, spec: RunSpec, built: Participants, files: Sequence[str]
+) -> None:
+    """Put what labels fresh samples while a method trains into its inputs."""
+    from ..training.label_server import LabelClient
+
+    _leave_labels(spec, method_inputs.labels)
+    human = built.learns_from is None or built.learns_from.human
+    method_inputs.label_client = partial(LabelClient, spec, tuple(files), human)
+    method_inputs.refresh = stage_options(spec, "reward_model")
 
 
 def _reference_cache(stages: Stages, method_inputs: MethodInputs) -> ReferenceCache:
@@ -206,22 +222,13 @@ def _progress(spec: RunSpec, registry: Registry, observe: Observers) -> Progress
     return progress
 
 
-def open_stages(spec: RunSpec, registry: Registry, stage_runtime: StageRuntime) -> Stages:
-    """Return the stages of a spec, with a suite, judge and labeller of their own."""
+def open_stages(spec: RunSpec, built: Participants, stage_runtime: StageRuntime) -> Stages:
+    """Return the stages of a spec with the participants of a phase."""
     from ..core.data import Sampling
-    from ..training.stages.runtime import Annotators
     from ..training.stages.stages import Stages
 
-    suite = make_suite(spec, registry)
-    own = make_labeller(spec, suite, registry) if make_method(spec, registry).labeller() else None
-    annotators = Annotators(
-        make_judge(spec, suite, registry),
-        make_labelling_judge(suite, registry),
-        make_labeller(spec, suite, registry, own=False),
-        own,
-    )
-    stages = Stages(spec, suite, annotators, stage_runtime)
-    stage_runtime.sampling = Sampling(suite.temperature, suite.max_new_tokens)
+    stages = Stages(spec, built, stage_runtime)
+    stage_runtime.sampling = Sampling(built.suite.temperature, built.suite.max_new_tokens)
     stage_runtime.eos = stages.eos
     return stages
 

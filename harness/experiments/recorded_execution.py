@@ -12,7 +12,7 @@ Settings = Mapping[str, Any]  # of a record or a manifest
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExecutionPlan:
     """The settings to compute with, by part of a run, and what cannot be repeated."""
 
     parts: Mapping[str, Execution] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Plan:
         return self.parts.get(part, otherwise)
 
 
-def plan_of(record: Mapping[str, Any], hardware: str) -> Plan:
+def execution_plan_of(record: Mapping[str, Any], hardware: str) -> ExecutionPlan:
     """Return how to compute a run again: each part with its recorded settings.
 
     Args:
@@ -37,7 +37,9 @@ def plan_of(record: Mapping[str, Any], hardware: str) -> Plan:
     """
     recorded = record.get("execution")
     if not recorded:
-        return Plan(notes=("the record holds no execution settings: those of its spec are used",))
+        return ExecutionPlan(
+            notes=("the record holds no execution settings: those of its spec are used",)
+        )
     used: dict[str, list[Settings]] = {
         TRAINING: recorded[TRAINING],
         EVALUATION: [recorded[EVALUATION]],
@@ -46,7 +48,7 @@ def plan_of(record: Mapping[str, Any], hardware: str) -> Plan:
         used[name] = pin["execution"]
         used.setdefault(pin["kind"], pin["execution"])  # where code has changed, and so the names
     parts = {part: from_record(settings[-1]) for part, settings in used.items() if settings}
-    return Plan(parts, tuple(_notes(record, used, parts, hardware)))
+    return ExecutionPlan(parts, tuple(_notes(record, used, parts, hardware)))
 
 
 def _notes(

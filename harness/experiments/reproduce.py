@@ -24,12 +24,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ..api.participants import participants
 from ..api.registry import Registry
 from ..api.resolve import code_of as code_digests
-
-# Private there, and left so: another name in harness/spec.py would be another `code.harness` in
-# every record.
-from ..api.resolve import make_method, make_suite
 from ..core import run_folder
 from ..core.errors import HarnessError, Refused, UsageError
 from ..core.execution import TRAINING
@@ -37,7 +34,7 @@ from ..core.files import make_folder, write_json
 from ..core.settings import STAGES
 from ..core.spec import START_MODEL, RunSpec, spec_from, stage_options
 from .carry_out import carry_out
-from .recorded_execution import Plan, plan_of
+from .recorded_execution import ExecutionPlan, execution_plan_of
 from .reproduction_digests import DIFFERENT, SAME, Item, compare_failures, compare_runs, within
 
 MARK = (  # in a folder named with --into: whose reproduction it is, so that it goes on after a kill
@@ -185,8 +182,7 @@ def code_now(run: Recorded, registry: Registry) -> dict[str, str]:
     try:
         for stage in run.spec.stages:
             stage_options(run.spec, stage)
-        suite, method = make_suite(run.spec, registry), make_method(run.spec, registry)
-        return code_digests(run.spec, suite, method, registry)
+        return code_digests(run.spec, participants(run.spec, registry), registry)
     except UsageError as error:
         raise UsageError(
             f"{run.folder / 'spec.json'}: {error}{_plugin_hint(run, registry)}"
@@ -373,13 +369,13 @@ def folder_for(run: Recorded, into: Path | None) -> Iterator[Path]:
     yield into
 
 
-def planned(run: Recorded) -> Plan:
+def planned(run: Recorded) -> ExecutionPlan:
     """Return how each part of a run was computed; a note names a GPU that is not here."""
     import torch
 
     there = torch.cuda.is_available()
     devices = {s["device"] for s in run.result.get("execution", {}).get(TRAINING, ())}
-    plan = plan_of(
+    plan = execution_plan_of(
         run.result,
         torch.cuda.get_device_name() if there and devices == {"cuda"} else run_folder.processor(),
     )
@@ -387,11 +383,11 @@ def planned(run: Recorded) -> Plan:
         return plan
     parts = {part: replace(one, device="auto") for part, one in plan.parts.items()}
     note = "it was computed on a GPU, and there is none here: digests will differ"
-    return Plan(parts, (*plan.notes, note))
+    return ExecutionPlan(parts, (*plan.notes, note))
 
 
 def _again(
-    spec: RunSpec, registry: Registry, results: Path, plan: Plan, say: Say
+    spec: RunSpec, registry: Registry, results: Path, plan: ExecutionPlan, say: Say
 ) -> tuple[Path, dict[str, Any]]:
     """Carry a run out; return its folder and its record, be it a result or a failure."""
     from .prepare import RunOptions

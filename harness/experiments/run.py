@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..api.participants import participants
 from ..api.registry import Registry
-from ..api.resolve import make_method, make_suite
 from ..api.start import start_warning
 from ..core import progress, run_folder
 from ..core.data import Prompt
@@ -76,9 +76,7 @@ def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
                 settings.warn("This run failed before; it is tried again.")
             run_folder.write_spec(folder, spec)
         observe = Observers(registry, spec, settings.warn)
-        observe("run_started", folder=folder, plan=plan_of(spec, registry, settings.results))
-        if warning := start_warning(spec, make_suite(spec, registry)):
-            settings.warn(warning)
+        _announce(spec, registry, settings, folder, observe)
         with running(WallClock(settings.started, observe.activity)):
             result = _carry_out(spec, registry, settings, folder, observe)
         observe("run_finished", folder=folder, result=result)
@@ -95,16 +93,22 @@ def check_saved(outcome: Outcome) -> None:
         )
 
 
+def _announce(
+    spec: RunSpec, registry: Registry, settings: RunOptions, folder: Path, observe: Observers
+) -> None:
+    """Say what the run will do, and warn of a start checkpoint that is no good anchor."""
+    built = participants(spec, registry)
+    observe("run_started", folder=folder, plan=plan_of(spec, built, settings.results))
+    if warning := start_warning(spec, built.suite):
+        settings.warn(warning)
+
+
 def _carry_out(
     spec: RunSpec, registry: Registry, settings: RunOptions, folder: Path, observe: Observers
 ) -> dict[str, Any]:
-    method = make_method(spec, registry)
     try:
         with part(progress.LOADING):
-            with activity(progress.LOADING, "loading libraries"):
-                stage_runtime = open_stage_runtime(spec, registry, settings, observe)
-            method_inputs, shared = prepare(spec, registry, stage_runtime, method)
-        training = Training(spec, stage_runtime, method, method_inputs, shared)
+            training = _prepared(spec, registry, settings, observe)
         if not settings.train:
             training.check_trained()
     except (UsageError, Refused):  # nothing was trained: this was no run
@@ -117,7 +121,18 @@ def _carry_out(
     except Exception as error:
         raise _failed(folder, spec, error) from error
     finally:
-        method_inputs.close()
+        training.method_inputs.close()
+
+
+def _prepared(
+    spec: RunSpec, registry: Registry, settings: RunOptions, observe: Observers
+) -> Training:
+    """Return the training of a run; suite, judge and labellers end with this function."""
+    with activity(progress.LOADING, "loading libraries"):
+        stage_runtime = open_stage_runtime(spec, registry, settings, observe)
+    built = participants(spec, registry)
+    method_inputs, shared = prepare(spec, built, registry.files, stage_runtime)
+    return Training(spec, stage_runtime, built.method, method_inputs, shared)
 
 
 def _train_and_evaluate(
@@ -186,13 +201,9 @@ def _save_later(
     spec: RunSpec, registry: Registry, settings: RunOptions, folder: Path, result: dict[str, Any]
 ) -> None:
     """Save the policy of a finished run from its artifact or its last checkpoint."""
-    method = make_method(spec, registry)
-    stage_runtime = open_stage_runtime(
-        spec, registry, settings, Observers(registry, spec, settings.warn)
-    )
-    method_inputs, shared = prepare(spec, registry, stage_runtime, method)
+    training = _prepared(spec, registry, settings, Observers(registry, spec, settings.warn))
+    stage_runtime = training.stage_runtime
     try:
-        training = Training(spec, stage_runtime, method, method_inputs, shared)
         saved_policy.check_there(training, folder)
         policy, _ = training.policy(stage_runtime.meter(), folder)
         if stage_runtime.distributed.main:
@@ -200,14 +211,14 @@ def _save_later(
             result["policy"] = _save(training, policy, folder, result)
             record.finish(folder, result)
     finally:
-        method_inputs.close()
+        training.method_inputs.close()
 
 
 def evaluation_prompts(spec: RunSpec, registry: Registry) -> list[Prompt]:
     """Return what a trained policy is asked."""
     options = stage_options(spec, "evaluation")
-    prompts: list[Prompt] = make_suite(spec, registry).prompts(options.split)[: options.prompts]
-    return prompts
+    suite = participants(spec, registry).suite
+    return list(suite.prompts(options.split)[: options.prompts])
 
 
 def draw(
@@ -246,18 +257,18 @@ def assess(
     """
     from ..evaluation.evaluate import evaluate, evaluate_snapshots
 
-    stages = open_stages(spec, registry, stage_runtime)
+    built = participants(spec, registry)
+    stages = open_stages(spec, built, stage_runtime)
     options = stage_options(spec, "evaluation")
     figures, samples = evaluate(drawn, stages, options, meter)
     model = (
         drawn.policy.model if drawn.policy.kl_estimator is None else None
     )  # else the policy is not this model
-    method = make_method(spec, registry)
-    own = stages.suite.figures(method, model, stages)
+    own = stages.suite.figures(built.method, model, stages)
     if own:
         figures["suite"] = own
     if snapshots:
-        figures["curve"] = evaluate_snapshots(snapshots, method, stages, options, spec)
+        figures["curve"] = evaluate_snapshots(snapshots, built.method, stages, options, spec)
     return record.EvaluationResult(
         figures, samples, record.ground_of(spec, stages), dict(stages.used)
     )

@@ -19,9 +19,9 @@ from random import Random
 from threading import Thread
 from typing import Any
 
-from ..api.contracts import Labeller, Suite
+from ..api.contracts import Labeller
+from ..api.participants import participants
 from ..api.registry import installed, load_file
-from ..api.resolve import make_labeller, make_labelling_judge, make_suite
 from ..core.data import Comparison
 from ..core.errors import HarnessError
 from ..core.secrets import redact, redact_streams
@@ -176,14 +176,11 @@ class LabelServer:
         for path in question["files"]:
             load_file(registry, path)
         self.spec = spec_from(question["spec"])
-        self.suite: Suite = make_suite(self.spec, registry)
-        judge, labeller = (
-            make_labelling_judge(self.suite, registry),
-            make_labeller(self.spec, self.suite, registry),
-        )
+        built = participants(self.spec, registry)
+        labeller, self.suite = built.learns_from, built.suite
         assert labeller is not None, "the run was refused without one"
-        judge.prepare(self.suite, None)
-        labeller.prepare(self.suite, judge)
+        built.labelling_judge.prepare(self.suite, None)
+        labeller.prepare(self.suite, built.labelling_judge)
         self.labeller: Labeller = labeller
         self.prompts = {prompt.id: prompt for prompt in self.suite.prompts("train")}
 

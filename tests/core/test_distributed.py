@@ -225,7 +225,8 @@ import sys
 from pathlib import Path
 import torch
 from harness.api.registry import installed, load_file
-from harness.api.resolve import Request, make_method, resolve
+from harness.api.participants import participants
+from harness.api.resolve import Request, resolve
 from harness.core.distributed import leave_process_group
 from harness.experiments.observers import Observers
 from harness.experiments.prepare import RunOptions, open_stage_runtime, prepare
@@ -238,7 +239,7 @@ runtime = open_stage_runtime(spec, registry, settings, Observers(registry, spec,
 team = runtime.distributed
 runtime.device = torch.device("cpu", team.rank)
 assert str(runtime.device) == f"cpu:{team.rank}"
-inputs, shared = prepare(spec, registry, runtime, make_method(spec, registry))
+inputs, shared = prepare(spec, participants(spec, registry), registry.files, runtime)
 names = team.gather([(a.folder.name, a.content) for a in shared.values()])
 assert len(names) == 2 and names[0] == names[1] and len(names[0]) == 3, names
 assert {a.execution[0]["device"] for a in shared.values()} == {"cpu"}  # without an index

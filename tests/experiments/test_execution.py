@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 
 from harness.core.execution import Execution, differing
-from harness.experiments.recorded_execution import plan_of
+from harness.experiments.recorded_execution import execution_plan_of
 
 from ..helpers.tools import (
     command,
@@ -116,7 +116,9 @@ def recorded(training=(HERE,), evaluation=HERE, **pins):
 
 def test_a_plan_has_the_settings_of_each_part():
     two = {**HERE, "processes": 2}
-    plan = plan_of(recorded((two,), HERE, sft_ab=[{**HERE, "threads": 3}]), "this processor")
+    plan = execution_plan_of(
+        recorded((two,), HERE, sft_ab=[{**HERE, "threads": 3}]), "this processor"
+    )
     assert plan.parts["training"] == Execution(**{**USED, "processes": 2})
     assert plan.parts["evaluation"] == Execution(**USED)
     assert plan.parts["sft_ab"] == plan.parts["sft"] == Execution(**{**USED, "threads": 3})
@@ -137,7 +139,7 @@ def test_a_plan_has_the_settings_of_each_part():
     ],
 )
 def test_a_plan_says_what_cannot_be_repeated(record, told):
-    (note,) = plan_of(record, "this processor").notes
+    (note,) = execution_plan_of(record, "this processor").notes
     assert told in note
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from harness.api.participants import participants
 from harness.api.registry import installed
 from harness.api.resolve import Request, resolve
 from harness.core.progress import PARTS
@@ -16,6 +17,10 @@ def spec_of(method="ppo", suite="summarization", **fixed):
     return resolve(Request(method, suite, fixed=fixed), installed())
 
 
+def plan_for(spec, results):
+    return plan_of(spec, participants(spec, installed()), results)
+
+
 def finished(method, seconds, stages, **more):
     """A record whose wall time is `seconds`, of them `stages` in the shared stages."""
     wall = dict.fromkeys(PARTS, 0.0) | {"method": seconds - stages, "stages": stages}
@@ -24,40 +29,40 @@ def finished(method, seconds, stages, **more):
 
 
 def test_plan_names_stages_steps_and_prompts(tmp_path):
-    told = str(plan_of(spec_of(), installed(), tmp_path)).splitlines()
+    told = str(plan_for(spec_of(), tmp_path)).splitlines()
     assert told[0] == (
         "stages: sft, preferences, reward model, 50 steps of ppo, evaluation on 512 prompts"
     )
 
 
 def test_plan_of_start_has_no_training(tmp_path):
-    told = str(plan_of(spec_of("start"), installed(), tmp_path))
+    told = str(plan_for(spec_of("start"), tmp_path))
     assert "reward model, evaluation on 512 prompts" in told
 
 
 def test_plan_takes_times_from_finished_runs(tmp_path):
     put(tmp_path, finished("ppo", 100.0, 40.0), finished("dpo", 30.0, 0.0))
-    plan = plan_of(spec_of(), installed(), tmp_path)
+    plan = plan_for(spec_of(), tmp_path)
     assert (plan.seconds, plan.shared_seconds) == (60.0, 40.0)
     assert "time: about 60 s, and 40 s more if no stage is stored yet" in str(plan)
 
 
 def test_plan_takes_shipped_times_where_no_run_has_finished(tmp_path):
-    plan = plan_of(spec_of(), installed(), tmp_path)
+    plan = plan_for(spec_of(), tmp_path)
     assert 30 < plan.seconds < 200 and 20 < plan.shared_seconds < 100
-    assert plan_of(spec_of("dpo"), installed(), tmp_path).seconds < plan.seconds
+    assert plan_for(spec_of("dpo"), tmp_path).seconds < plan.seconds
 
 
 @pytest.mark.parametrize("fixed", [{"quick": True}, {"model": "some/model"}])
 def test_plan_says_that_a_time_is_unknown(tmp_path, fixed):
     spec = dataclasses.replace(spec_of(), **fixed)
-    assert "time: unknown" in str(plan_of(spec, installed(), tmp_path))
+    assert "time: unknown" in str(plan_for(spec, tmp_path))
 
 
 def test_plan_is_made_beside_a_damaged_record(tmp_path):
     put(tmp_path, record("dpo"))
     next(tmp_path.rglob("result.json")).write_text("{")
-    assert "time: unknown" in str(plan_of(spec_of(), installed(), tmp_path))
+    assert "time: unknown" in str(plan_for(spec_of(), tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from harness_plugins.dpo import DPO
 from harness_plugins.ppo import PPO
 from harness_plugins.rlaif import OPTIMISERS, OWN, RLAIF, defaults
 
+from harness.api.participants import participants
 from harness.api.registry import installed
-from harness.api.resolve import Request, make_method, resolve
+from harness.api.resolve import Request, resolve
 from harness.core.errors import UsageError
 from harness.core.options import build, options_of
 
@@ -85,7 +86,7 @@ def test_what_does_not_apply_is_refused(options, message):
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_a_spec_says_what_was_run_and_can_be_built_again(optimiser):
     spec = resolve(Request("rlaif", "summarization", (f"optimiser={optimiser}",)), installed())
-    method = make_method(spec, installed())
+    method = participants(spec, installed()).method
     assert {f.name: getattr(method, f.name) for f in fields(method)} == dict(spec.options)
     assert spec.options["beta"] is not None and spec.labeller_options["error_rate"] == 0.1
 

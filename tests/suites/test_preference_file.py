@@ -9,7 +9,8 @@ import re
 import pytest
 from harness_suites.preference_file import PreferenceFile
 
-from harness.api.resolve import Request, make_suite, resolve
+from harness.api.participants import participants
+from harness.api.resolve import Request, resolve
 from harness.core.errors import UsageError
 from harness.core.options import build
 
@@ -354,7 +355,7 @@ def resolved(tmp_path, text, registry=None):
 
     (tmp_path / "mine.toml").write_text(text)
     spec = resolve(Request("dpo", str(tmp_path / "mine.toml")), registry or installed())
-    return spec, make_suite(spec, installed())
+    return spec, participants(spec, installed()).suite
 
 
 def test_a_suite_file(tmp_path):

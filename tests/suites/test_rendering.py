@@ -7,8 +7,9 @@ from harness_suites import rendering
 from harness_suites.preference_file import PreferenceFile
 from harness_suites.question_file import QuestionFile
 
+from harness.api.participants import participants
 from harness.api.registry import installed
-from harness.api.resolve import Request, make_suite, resolve
+from harness.api.resolve import Request, resolve
 from harness.core.errors import UsageError
 from harness.core.options import build
 
@@ -118,5 +119,5 @@ def test_a_run_says_whether_it_learns_from_the_answers(suite, tmp_path, method, 
         str(tmp_path / "mine.toml"),
         fixed={"model": str(tmp_path / "chatml"), "start": start},
     )
-    made = make_suite(resolve(request, installed()), installed())
+    made = participants(resolve(request, installed()).suite, installed())
     assert made.answers_train is train and made.model == str(tmp_path / "chatml")

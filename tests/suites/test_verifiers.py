@@ -9,8 +9,9 @@ from harness_suites.question_file import QuestionFile, Verdict
 from harness_suites.summarization import Summarization
 
 from harness.api.contracts import SPLITS
+from harness.api.participants import participants
 from harness.api.registry import installed
-from harness.api.resolve import Request, make_suite, resolve
+from harness.api.resolve import Request, resolve
 from harness.core.data import Prompt, completion_text
 from harness.core.errors import UsageError
 from harness.core.options import build
@@ -217,9 +218,9 @@ def on(folder, method, *more):
 
 def test_a_suite_file_says_which_suite_it_is_of(folder):
     spec = resolve(Request("start", str(folder / "mine.toml")), installed())
-    assert type(make_suite(spec, installed())) is QuestionFile and spec.suite_name == "mine"
+    assert type(participants(spec, installed()).suite) is QuestionFile and spec.suite_name == "mine"
     (folder / "mine.toml").unlink()  # a run goes on though its file is gone
-    assert type(make_suite(spec, installed())) is QuestionFile
+    assert type(participants(spec, installed()).suite) is QuestionFile
 
 
 @pytest.mark.parametrize(

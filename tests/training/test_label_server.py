@@ -14,8 +14,9 @@ from random import Random
 import pytest
 import torch
 
+from harness.api.participants import participants
 from harness.api.registry import installed, load_file
-from harness.api.resolve import Request, make_judge, make_labeller, make_suite, resolve
+from harness.api.resolve import Request, resolve
 from harness.core.errors import HarnessError
 from harness.core.seeds import derive
 from harness.models.tokens import Batch
@@ -156,11 +157,8 @@ ASKED = (["train/3", "train/5"], TEXTS, [[7, 5, 6, 3], [3, 3]], ENDED)
 
 def test_the_desk_says_what_the_labeller_would_say_here(office):
     spec = office.spec()
-    suite = make_suite(spec, office.registry)
-    judge, labeller = (
-        make_judge(spec, suite, office.registry),
-        make_labeller(spec, suite, office.registry),
-    )
+    built = participants(spec, office.registry)
+    suite, judge, labeller = built.suite, built.labelling_judge, built.learns_from
     judge.prepare(suite, None), labeller.prepare(suite, judge)
     label_client = office.label_client()
     said, asked = label_client.compare(*ASKED, key=[0, 2])
@@ -198,7 +196,7 @@ def test_a_labellers_own_count_is_the_bill_each_time(office):
 def test_revisions_come_from_the_desk_as_well(office):
     label_client = office.label_client("telling")
     revised = label_client.revise(ASKED[0], TEXTS, 2, key=[0, 0])
-    known = {p.id for p in make_suite(office.spec(), office.registry).principles()}
+    known = {p.id for p in participants(office.spec(), office.registry).suite.principles()}
     for row, texts in zip(revised, TEXTS, strict=True):
         for text, before in zip(row, texts, strict=True):
             *names, rest = text.split(" ", 2)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from harness.api.participants import participants
 from harness.api.registry import installed
 from harness.api.resolve import Request, resolve
 from harness.core.meter import Meter
@@ -15,7 +16,6 @@ from harness.experiments.prepare import RunOptions, open_stage_runtime, open_sta
 from harness.models.loading import load_tensors
 from harness.training.reward_model import RewardModel
 from harness.training.stages.preferences import read_pairs, read_rankings
-from harness.training.stages.runtime import Annotators
 from harness.training.stages.stages import Stages
 
 SMALL = {
@@ -37,7 +37,7 @@ def stages_of(folder, more=None, suite_settings=(), **fixed):
     stage_runtime = open_stage_runtime(
         spec, installed(), settings, Observers(installed(), spec, settings.warn)
     )
-    return open_stages(spec, installed(), stage_runtime)
+    return open_stages(spec, participants(spec, installed()), stage_runtime)
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +162,8 @@ def test_names_hold_what_decides_results_only(stages, change, named_alike):
     )
     for name in ("fingerprint", "training_fingerprint", "recipe"):
         assert (getattr(spec, name)() == getattr(stages.spec, name)()) is named_alike
-    other = Stages(spec, stages.suite, annotators(stages), stages.stage_runtime)
+    other = Stages(spec, participants(spec, installed()), stages.stage_runtime)
     assert (other._inputs("sft", None) == stages._inputs("sft", None)) is named_alike
-
-
-def annotators(stages):
-    return Annotators(stages.judge, stages.labelling_judge, stages.labeller, stages.own_labeller)
 
 
 def test_the_ceiling_is_of_the_pairs_that_are_counted():

@@ -12,9 +12,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ...api.contracts import Suite
+from ...api.participants import participants
 from ...api.registry import Registry
-from ...api.resolve import Request, make_labeller, make_method, make_suite, resolve
+from ...api.resolve import Request, resolve
 from ...core.digests import canonical
 from ...core.errors import UsageError, unknown
 from ...core.jobs import Resources
@@ -181,14 +181,12 @@ def unmet(spec: RunSpec, registry: Registry) -> str:
 
     Whether there are prompts, demonstrations or pairs in a file is found out by the run.
     """
-    method, suite = make_method(spec, registry), make_suite(spec, registry)
-    asked = make_labeller(spec, suite, registry)
-    can_prefer = asked is not None or type(suite).preferences is not Suite.preferences
-    needs = method.required()
-    cannot = {"labels": asked is None}
-    cannot |= dict.fromkeys(("pairs", "labelled", "reward"), not can_prefer)
+    built = participants(spec, registry)
+    needs = built.method.required()
+    cannot = {"labels": built.learns_from is None}
+    cannot |= dict.fromkeys(("pairs", "labelled", "reward"), not built.can_prefer)
     missing = sorted(need for need in needs if cannot.get(need))
-    if "verifier" in needs and suite.make_verifier() is None:
+    if "verifier" in needs and built.suite.make_verifier() is None:
         missing.append("verifier")
     return (
         f"the suite cannot give what the method needs: {' and '.join(missing)}" if missing else ""

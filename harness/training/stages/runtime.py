@@ -155,16 +155,6 @@ class StageRuntime:
         return engine
 
 
-@dataclass
-class Annotators:
-    """The plugins that judge and label, none of them prepared yet."""
-
-    judge: Judge  # scores the evaluation
-    labelling_judge: Judge  # what a simulated annotator asks: the suite's own judge
-    labeller: Labeller | None  # labels the preferences that all methods share
-    own_labeller: Labeller | None = None  # labels for this method instead: AI feedback
-
-
 def accelerator_peak(device: torch.device) -> PhasePeak:
     """Return a function that reads (and may reset) the peak memory of tensors on a GPU."""
 

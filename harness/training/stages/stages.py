@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...api.contracts import Judge, Labeller, Suite
+from ...api.contracts import Judge, Labeller
+from ...api.participants import Participants
 from ...core.artifacts import Artifact
 from ...core.digests import code_digest, digest_of, package_digest
 from ...core.errors import UsageError
@@ -36,18 +37,16 @@ from ..reward_model import RewardModel
 from ..runtime import Runtime
 from . import reward_modelling, sft
 from .preferences import Row, rankings_of, read_rankings, sample, take
-from .runtime import Annotators, StageRuntime
+from .runtime import StageRuntime
 
 
 class Stages:
     """The stages of one spec. Each is made at the first request; `used` lists those that were."""
 
-    def __init__(
-        self, spec: RunSpec, suite: Suite, annotators: Annotators, stage_runtime: StageRuntime
-    ) -> None:
-        self.spec, self.suite, self.stage_runtime = spec, suite, stage_runtime
-        self.judge, self.labelling_judge = annotators.judge, annotators.labelling_judge
-        self.labeller, self.own_labeller = annotators.labeller, annotators.own_labeller
+    def __init__(self, spec: RunSpec, built: Participants, stage_runtime: StageRuntime) -> None:
+        self.spec, self.suite, self.stage_runtime = spec, built.suite, stage_runtime
+        self.judge, self.labelling_judge = built.judge, built.labelling_judge
+        self.labeller, self.own_labeller = built.labeller, built.own_labeller
         self.used: dict[str, Artifact] = {}
 
     @cached_property
