@@ -8,13 +8,14 @@ import pytest
 
 from harness.api import participants as module
 from harness.api.participants import participants
-from harness.api.registry import installed, load_file
+from harness.api.registry import installed
 from harness.api.resolve import Request, resolve
 from harness.core.errors import UsageError
 from harness.experiments import run
 from harness.experiments.prepare import RunOptions
 
-from ..helpers.tools import ROOT, fresh, small_suite
+from ..helpers.registries import small_registry
+from ..helpers.tools import ROOT, fresh
 
 KINDS = ("suite", "method", "judge", "labeller")
 PHASES = ("_announce", "_prepared", "evaluation_prompts", "assess")
@@ -79,8 +80,7 @@ def built(monkeypatch):
 
 
 def test_each_phase_of_a_run_builds_its_participants_once(built):
-    registry = installed.__wrapped__()
-    load_file(registry, str(small_suite()))
+    registry = small_registry()
     spec = resolve(Request("dpo", "small", fixed={"quick": True}), registry)
     run.execute(spec, registry, RunOptions(fresh("participants"), warn=lambda message: None))
     once = {"suite": 1, "method": 1, "labeller": 1, "judge": 2}  # the judge, and the annotator's

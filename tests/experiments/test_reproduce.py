@@ -8,7 +8,6 @@ from functools import cache
 
 import pytest
 
-from harness.api.registry import installed, load_file
 from harness.core.errors import HarnessError, Refused, UsageError
 from harness.core.files import write_json
 from harness.core.run_folder import read_result
@@ -24,6 +23,7 @@ from harness.experiments.reproduce import (
 )
 from harness.experiments.reproduction_digests import CLOSE, DIFFERENT, SAME, compare_runs, within
 
+from ..helpers.registries import small_registry
 from ..helpers.tools import (
     command,
     finished,
@@ -59,9 +59,7 @@ def register_methods(register):
 @cache
 def registry():
     """A registry with the suite `small`."""
-    made = installed.__wrapped__()
-    load_file(made, str(small_suite()))
-    return made
+    return small_registry()
 
 
 @cache

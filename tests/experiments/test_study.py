@@ -37,7 +37,7 @@ from harness.experiments.study.work import load_plugins, plan
 from harness.report.selection.select import Filter, select
 from harness.report.tables.tables import comparison
 
-from ..cli.test_cli import FAULTY
+from ..helpers.faulty_method import FAULTY
 from ..helpers.tools import ENV, command, fresh, outputs, plugin, record, samples, small_suite
 
 # Carries jobs out one after another in forks of the study's own process, which has everything

@@ -13,7 +13,6 @@ from transformers import (
     GPT2LMHeadModel,
     Lfm2Config,
     Lfm2ForCausalLM,
-    LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
@@ -23,30 +22,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from harness.core.data import Prompt, Sampling
+from harness.core.data import Sampling
 from harness.models import attention, generation
 from harness.models.capabilities import enable_shared_cache, enable_sharing
 from harness.models.generation import CachedEngine
 from harness.models.loading import trunk_of
 from harness.models.logprobs import completion_logp
-from harness.models.tokens import PromptBatch
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
-WIDE = {**SMALL, "intermediate_size": 64, "initializer_range": 0.3}
-LLAMA = LlamaConfig(**WIDE, num_key_value_heads=2, max_position_embeddings=128)
-
-
-def model_of(cls, config):
-    torch.manual_seed(0)
-    return cls(config).eval().requires_grad_(False)
-
-
-def prompts(b=5, q=9):
-    mask = torch.ones(b, q, dtype=torch.long)
-    for i in range(b):
-        mask[i, :i] = 0  # of unequal lengths
-    ids = torch.randint(1, 60, (b, q), generator=torch.Generator().manual_seed(1))
-    return PromptBatch([Prompt(str(i), "") for i in range(b)], ids, mask)
+from ..helpers.small_models import LLAMA, WIDE, model_of, prompts
 
 
 def drawn(model, n=4, limit=24, temperature=0.8):

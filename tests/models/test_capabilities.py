@@ -31,8 +31,8 @@ from harness.models.generation import CachedEngine
 from harness.models.loading import computing, frozen, trunk_of
 from harness.models.logprobs import completion_logp
 
+from ..helpers.small_models import LLAMA, model_of, prompts
 from ..helpers.tools import ROOT, command, fresh, on_small, only_run
-from .test_attention import LLAMA, model_of, prompts
 
 SPACE = {
     "vocab_size": 60,

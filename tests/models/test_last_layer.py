@@ -20,7 +20,7 @@ from harness.models.capabilities import enable_sharing, find_out, inherit
 from harness.models.loading import scalar_from, trunk_of
 from harness.models.logprobs import completion_logp, completion_states, padded
 
-from .test_sharing import SMALL, batch_of, llama
+from ..helpers.small_models import SMALL, batch_of, llama
 
 HEADS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
 

@@ -36,13 +36,18 @@ from harness.models.lora import (
 )
 from harness.training.trainer import Role, Trainer
 
+from ..helpers.memory_counter import counted
+from ..helpers.registries import METHODS, small_registry
 from ..helpers.tiny_models import MIXTURES, tiny, tiny_folder
 from ..helpers.tools import command, fresh, on_small, only_run
-from ..plugins.test_every_method import METHODS, registry  # noqa: F401  # a fixture
-from ..training.test_memory import counted
 
 ONE_OF_A_KIND = ("dpo", "kto", "ppo", "grpo", "online_dpo", "raft")
 GRADIENT = [m for m in METHODS if issubclass(installed().classes["methods"][m], GradientMethod)]
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return small_registry()
 
 
 @pytest.fixture
@@ -206,7 +211,7 @@ class Spying(Trainer):
         return super().step(terms, progress)
 
 
-def test_no_gradient_is_computed_for_the_frozen_trunk_under_a_shared_critic(registry):  # noqa: F811
+def test_no_gradient_is_computed_for_the_frozen_trunk_under_a_shared_critic(registry):
     options = Options(
         results=fresh("shared-critic"), settings=("lora_rank=2", "shared_critic=true")
     )
@@ -281,7 +286,7 @@ def results():
     "method",
     [m if m in ONE_OF_A_KIND else pytest.param(m, marks=pytest.mark.slow) for m in GRADIENT],
 )
-def test_a_method_passes_the_proofs_with_an_adapter(method, registry, results):  # noqa: F811
+def test_a_method_passes_the_proofs_with_an_adapter(method, registry, results):
     suite = "arithmetic" if method == "rlvr" else "small"
     bench = Trials(
         method, suite, registry, Options(suite=suite, results=results, settings=("lora_rank=2",))

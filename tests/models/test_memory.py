@@ -7,7 +7,6 @@ from functools import wraps
 import pytest
 import torch
 
-from harness.api.registry import installed, load_file
 from harness.check import Options
 from harness.check.trials import Trials
 from harness.core.data import Sampling
@@ -20,7 +19,8 @@ from harness.models.memory import BatchSizes, MemoryRanOut, ran_out_of_memory, t
 from harness.models.micro_batches import in_micro_batches, smallest_row
 from harness.training.stages.runtime import StageRuntime
 
-from ..helpers.tools import command, finished, fresh, on_small, only_run, plugin, small_suite
+from ..helpers.registries import small_registry
+from ..helpers.tools import command, finished, fresh, on_small, only_run, plugin
 
 # a device on which a forward pass of more than SMALL tokens runs out of memory
 SMALL_DEVICE = """
@@ -235,9 +235,8 @@ def test_an_engine_that_ignores_the_size_of_batches_is_refused():
 
 @pytest.fixture(scope="module")
 def bench():
-    registry = installed.__wrapped__()
-    load_file(registry, str(small_suite()))
-    trials = Trials("ppo", "small", registry, Options(suite="small", results=fresh("memory")))
+    options = Options(suite="small", results=fresh("memory"))
+    trials = Trials("ppo", "small", small_registry(), options)
     yield trials
     trials.close()
 

@@ -13,15 +13,12 @@ from transformers import (
     GraniteForCausalLM,
     Lfm2Config,
     Lfm2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
-from harness.core.data import Prompt
 from harness.models import layouts, logprobs, packing
 from harness.models.capabilities import enable_sharing, find_head
 from harness.models.flops import ModelFlops
@@ -33,32 +30,8 @@ from harness.models.logprobs import (
     completion_states,
     predictions,
 )
-from harness.models.tokens import Batch, PromptBatch
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
-
-
-def llama(**more):
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(**SMALL, intermediate_size=64, max_position_embeddings=128, **more)
-    ).eval()
-
-
-def batch_of(b=3, k=4, q=9, t=6, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    prompt_mask = torch.ones(b, q, dtype=torch.long)
-    for i in range(b):
-        prompt_mask[i, : 2 * i] = 0
-    lengths = torch.randint(1, t + 1, (b, k, 1), generator=generator)
-    mask = (torch.arange(t) < lengths).float()
-    ids = torch.randint(3, 60, (b, k, t), generator=generator)
-    prompts = PromptBatch(
-        [Prompt(str(i), "") for i in range(b)],
-        torch.randint(3, 60, (b, q), generator=generator),
-        prompt_mask,
-    )
-    return Batch(prompts, {"completion_ids": ids, "mask": mask}, temperature=0.7)
+from ..helpers.small_models import SMALL, batch_of, llama
 
 
 def both(model, compute):

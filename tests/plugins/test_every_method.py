@@ -6,7 +6,6 @@ What is proven is what `harness check` proves; that the proofs can fail is shown
 
 import pytest
 
-from harness.api.registry import installed, load_file
 from harness.check import Options
 from harness.check.methods import proofs_of, serving
 from harness.check.trials import Trials
@@ -14,16 +13,13 @@ from harness.check.two_processes import together
 from harness.models.generation import SharedDecoding
 from harness.training import reward_model
 
-from ..helpers.tools import fresh, small_suite
-
-METHODS = sorted(installed().classes["methods"])
+from ..helpers.registries import METHODS, small_registry
+from ..helpers.tools import fresh
 
 
 @pytest.fixture(scope="module")
 def registry():
-    registry = installed.__wrapped__()
-    load_file(registry, str(small_suite()))
-    return registry
+    return small_registry()
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,7 @@ def test_the_statistics_in_the_guide_to_tables_are_over_runs_by_suites(
 def test_the_optimum_in_the_guide_is_where_the_example_comes_to_rest():
     from harness.api.registry import load_file, new_registry
 
-    from ..suites.test_exact import far_from
+    from ..helpers.exact_lab import far_from
 
     file, registry = ROOT / "examples" / "harness-cpo" / "harness_cpo.py", new_registry()
     (code,) = re.findall(r"```python\n(    def optimum.*?)```", PLUGINS, re.DOTALL)

@@ -28,8 +28,8 @@ from harness.training.reference_cache import ReferenceCache
 from harness.training.stages.runtime import StageRuntime
 from harness.training.trainer import Trainer
 
+from ..helpers.plain_method import Killed, Plain
 from ..helpers.tools import command, fresh, on_small, only_run, outputs, plugin
-from .test_streams import Killed, Plain
 
 TEMPERATURE = 0.7
 COUNTED = (

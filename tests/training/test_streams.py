@@ -4,13 +4,11 @@ is refused.
 
 import copy
 import shutil
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from harness.api.methods import GradientMethod
 from harness.core.data import Budget, Demonstration, LabelledCompletion, LabelledPair
 from harness.core.meter import Meter
 from harness.core.save_schedule import SaveInterval
@@ -20,20 +18,7 @@ from harness.training.lab import Lab, MethodInputs
 from harness.training.loop import Loop
 from harness.training.trainer import Trainer
 
-
-class Killed(BaseException):
-    pass
-
-
-@dataclass
-class Plain(GradientMethod):
-    name = "plain"
-
-    learning_rate: float = 0.05
-    batch_size: int = 2
-
-    def train(self, lab):
-        return lab.policy
+from ..helpers.plain_method import Killed, Plain
 
 
 @pytest.fixture

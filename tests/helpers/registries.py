@@ -1,0 +1,14 @@
+"""The built-in methods, and a registry that has the suite `small`."""
+
+from harness.api.registry import Registry, installed, load_file
+
+from .tools import small_suite
+
+METHODS = sorted(installed().classes["methods"])
+
+
+def small_registry() -> Registry:
+    """Return a registry of its own with the built-in plugins and the suite `small`."""
+    registry = installed.__wrapped__()
+    load_file(registry, str(small_suite()))
+    return registry
