@@ -173,62 +173,59 @@ def or_out_of_memory(run: Callable[..., dict[str, Any]], *told: Any) -> dict[str
 
 
 def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dict[str, Any]:
+    """Return what the harness takes for a work."""
+    from harness.api.registry import installed
+    from harness.models.tokens import Tokens
+
+    tokens = Tokens(tokenizer, None, COMPLETION)
+    draws = installed().get("engines", engine)(tokens.ends)
+    if work == "rollout":
+        return _our_rollout(draws, model, tokens, steps)
+    return _our_training(work, draws, model, tokens, steps)
+
+
+def _asked() -> list[Any]:
+    """Return the prompts of a step as the harness has them."""
+    from harness.core.data import Prompt
+
+    return [Prompt(str(i), p) for i, p in enumerate(prompts(BATCH // GROUP))]
+
+
+def _our_rollout(draws: Any, model: Any, tokens: Any, steps: int) -> dict[str, Any]:
+    """Return what the harness takes to sample completions."""
+    import torch
+
+    from harness.core.data import Sampling
+
+    clock = Clock()
+    batch = tokens.prompt_batch(_asked(), "cuda")
+    clock.tick()
+    for turn in range(steps):
+        generator = torch.Generator().manual_seed(turn)
+        noise = torch.rand(BATCH, COMPLETION, generator=generator).to("cuda")
+        draws.generate(model, batch, GROUP, Sampling(1.0, COMPLETION), noise)
+        clock.tick()
+    return clock.read()
+
+
+def _our_training(work: str, draws: Any, model: Any, tokens: Any, steps: int) -> dict[str, Any]:
+    """Return what a method of the harness takes, and the FLOPs it needs."""
     import torch
     from accelerate import Accelerator
 
-    from harness.api.contracts import Verifier
-    from harness.api.registry import installed
-    from harness.core.data import LabelledPair, Prompt, Sampling
+    from harness.core.data import Sampling
     from harness.core.meter import Meter
     from harness.core.save_schedule import SaveInterval
-    from harness.models.initial_checkpoint import InitialCheckpoint
-    from harness.models.tokens import Tokens
     from harness.training.checkpoints import Checkpoints
-    from harness.training.lab import Lab, MethodInputs, Runtime
+    from harness.training.lab import Lab, Runtime
     from harness.training.loop import Loop
     from harness.training.trainer import Trainer
 
-    class Words(Verifier):
-        name = "words"
-
-        def verify(self, prompts, completions, golds, ended):
-            return [float(hash_of(text)) for text in completions]
-
-    tokens, meter, clock = Tokens(tokenizer, None, COMPLETION), Meter(), Clock()
-    draws = installed().get("engines", engine)(tokens.ends)
+    meter, clock, method = Meter(), Clock(), _our_method(work, steps)
     runtime = Runtime(
         draws, Sampling(1.0, COMPLETION), tokens.ends, 0, meter, MICRO_TOKENS, torch.device("cuda")
     )
-    asked = [Prompt(str(i), p) for i, p in enumerate(prompts(BATCH // GROUP))]
-    if work == "rollout":
-        batch = tokens.prompt_batch(asked, "cuda")
-        clock.tick()
-        for turn in range(steps):
-            noise = torch.rand(BATCH, COMPLETION, generator=torch.Generator().manual_seed(turn)).to(
-                "cuda"
-            )
-            draws.generate(model, batch, GROUP, runtime.sampling, noise)
-            clock.tick()
-        return clock.read()
-    options = {
-        "batch_size": BATCH // GROUP,
-        "num_generations": GROUP,
-        "beta": 0.0,
-        "reward": "verifier",
-    }
-    options = options if work == "grpo" else {"batch_size": PAIRS, "beta": 0.1}
-    method = installed().get("methods", work)(**ADAM, **options, steps=steps)
-    method_inputs = MethodInputs(
-        InitialCheckpoint.of(model), tokens, prompts=asked, verifier=Words()
-    )
-    method_inputs.pairs = [
-        LabelledPair(
-            Prompt(str(i), r["prompt"]),
-            *(tokens.completion_ids(r["prompt"], r[k]) for k in SIDES),
-            1.0,
-        )
-        for i, r in enumerate(pairs(PAIRS))
-    ]
+    method_inputs = _our_inputs(model, tokens)
     trainer = Trainer(method, Accelerator(mixed_precision="no"), meter, MICRO_TOKENS)
     with tempfile.TemporaryDirectory() as scratch:
         loop = Loop(trainer, Checkpoints(Path(scratch), SaveInterval(1e9)), meter, clock.tick)
@@ -237,6 +234,42 @@ def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dic
     found = clock.read()
     del trainer, loop
     return found | {"flops": meter.total().flops / steps, "phases": meter.snapshot()}
+
+
+def _our_method(work: str, steps: int) -> Any:
+    """Return the method of a work with its options."""
+    from harness.api.registry import installed
+
+    options: dict[str, Any] = {"batch_size": PAIRS, "beta": 0.1}
+    if work == "grpo":
+        options = {"batch_size": BATCH // GROUP, "num_generations": GROUP, "beta": 0.0}
+        options["reward"] = "verifier"
+    return installed().get("methods", work)(**ADAM, **options, steps=steps)
+
+
+def _our_inputs(model: Any, tokens: Any) -> Any:
+    """Return prompts, pairs and a verifier, as a method of the harness gets them."""
+    from harness.api.contracts import Verifier
+    from harness.core.data import LabelledPair, Prompt
+    from harness.models.initial_checkpoint import InitialCheckpoint
+    from harness.training.lab import MethodInputs
+
+    class Words(Verifier):
+        name = "words"
+
+        def verify(self, prompts, completions, golds, ended):
+            return [float(hash_of(text)) for text in completions]
+
+    labelled = [
+        LabelledPair(
+            Prompt(str(i), r["prompt"]),
+            *(tokens.completion_ids(r["prompt"], r[k]) for k in SIDES),
+            1.0,
+        )
+        for i, r in enumerate(pairs(PAIRS))
+    ]
+    start = InitialCheckpoint.of(model)
+    return MethodInputs(start, tokens, prompts=_asked(), pairs=labelled, verifier=Words())
 
 
 def hash_of(text: str) -> int:
@@ -259,35 +292,12 @@ def peers(size: str, works: list[str], steps: int, _: str) -> dict[str, Any]:
 
 
 def _peers(work: str, model: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
-    import torch
-    import trl
-    from datasets import Dataset
+    """Return what TRL takes for a work."""
     from transformers import TrainerCallback
 
-    clock = Clock()
     if work == "rollout":
-        ids = (
-            tokenizer(prompts(BATCH // GROUP), return_tensors="pt")["input_ids"]
-            .repeat_interleave(GROUP, 0)
-            .cuda()
-        )
-        clock.tick()
-        for turn in range(steps):
-            torch.manual_seed(turn)
-            with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-                model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    do_sample=True,
-                    temperature=1.0,
-                    top_k=0,
-                    top_p=1.0,
-                    max_new_tokens=COMPLETION,
-                    pad_token_id=0,
-                    eos_token_id=0,
-                )
-            clock.tick()
-        return clock.read()
+        return _peer_rollout(model, tokenizer, steps)
+    clock = Clock()
 
     class Ticking(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -297,7 +307,41 @@ def _peers(work: str, model: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.tick()
 
-    common: dict[str, Any] = {
+    trainer = (_peer_grpo if work == "grpo" else _peer_dpo)(model, tokenizer, steps)
+    trainer.add_callback(Ticking())
+    trainer.train()
+    return clock.read()
+
+
+def _peer_rollout(model: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
+    """Return what `generate` takes as TRL calls it."""
+    import torch
+
+    clock = Clock()
+    ids = tokenizer(prompts(BATCH // GROUP), return_tensors="pt")["input_ids"]
+    ids = ids.repeat_interleave(GROUP, 0).cuda()
+    clock.tick()
+    for turn in range(steps):
+        torch.manual_seed(turn)
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=COMPLETION,
+                pad_token_id=0,
+                eos_token_id=0,
+            )
+        clock.tick()
+    return clock.read()
+
+
+def _peer_options(steps: int) -> dict[str, Any]:
+    """Return the options that TRL's trainers have in common."""
+    return {
         "output_dir": tempfile.mkdtemp(),
         "max_steps": steps,
         "learning_rate": 1e-6,
@@ -309,43 +353,51 @@ def _peers(work: str, model: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
         "disable_tqdm": True,
         "logging_strategy": "no",
     }
-    trainer: Any
-    if work == "grpo":
-        told = trl.GRPOConfig(
-            **common,
-            per_device_train_batch_size=16,
-            gradient_accumulation_steps=BATCH // 16,
-            num_generations=GROUP,
-            max_completion_length=COMPLETION,
-            temperature=1.0,
-            top_k=0,
-            beta=0.0,
-        )
-        trainer = trl.GRPOTrainer(
-            model=model,
-            args=told,
-            processing_class=tokenizer,
-            train_dataset=Dataset.from_list([{"prompt": p} for p in prompts(BATCH // GROUP)] * 8),
-            reward_funcs=lambda completions, **_: [float(hash_of(c)) for c in completions],
-        )
-    else:
-        config = trl.DPOConfig(
-            **common,
-            beta=0.1,
-            per_device_train_batch_size=8,
-            gradient_accumulation_steps=PAIRS // 8,
-            max_length=None,
-        )
-        trainer = trl.DPOTrainer(
-            model=model,
-            ref_model=copy.deepcopy(model),
-            args=config,
-            processing_class=tokenizer,
-            train_dataset=Dataset.from_list(pairs(PAIRS) * 8),
-        )
-    trainer.add_callback(Ticking())
-    trainer.train()
-    return clock.read()
+
+
+def _peer_grpo(model: Any, tokenizer: Any, steps: int) -> Any:
+    """Return TRL's trainer of GRPO."""
+    import trl
+    from datasets import Dataset
+
+    config = trl.GRPOConfig(
+        **_peer_options(steps),
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=BATCH // 16,
+        num_generations=GROUP,
+        max_completion_length=COMPLETION,
+        temperature=1.0,
+        top_k=0,
+        beta=0.0,
+    )
+    return trl.GRPOTrainer(
+        model=model,
+        args=config,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list([{"prompt": p} for p in prompts(BATCH // GROUP)] * 8),
+        reward_funcs=lambda completions, **_: [float(hash_of(c)) for c in completions],
+    )
+
+
+def _peer_dpo(model: Any, tokenizer: Any, steps: int) -> Any:
+    """Return TRL's trainer of DPO."""
+    import trl
+    from datasets import Dataset
+
+    config = trl.DPOConfig(
+        **_peer_options(steps),
+        beta=0.1,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=PAIRS // 8,
+        max_length=None,
+    )
+    return trl.DPOTrainer(
+        model=model,
+        ref_model=copy.deepcopy(model),
+        args=config,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(pairs(PAIRS) * 8),
+    )
 
 
 def gemm() -> float:

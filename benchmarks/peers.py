@@ -124,10 +124,16 @@ def _trainer(
     shape: dict[str, int],
     scratch: str,
 ) -> Any:
-    import trl
-    from datasets import Dataset
+    """Return TRL's trainer of any work but PPO."""
+    common = _common(batch, steps, shape, scratch)
+    if work in ("grpo", "rloo"):
+        return _online(work, model, tokenizer, common, shape)
+    return _offline(work, folder, model, tokenizer, common, shape)
 
-    common: dict[str, Any] = {
+
+def _common(batch: int, steps: int, shape: dict[str, int], scratch: str) -> dict[str, Any]:
+    """Return the options that TRL's trainers have in common."""
+    return {
         "output_dir": scratch,
         "seed": shape["seed"],
         "max_steps": steps,
@@ -142,37 +148,57 @@ def _trainer(
         "disable_tqdm": True,
         "logging_strategy": "no",
     }
-    if work in ("grpo", "rloo"):
-        return _online(work, model, tokenizer, common, shape)
+
+
+def _offline(
+    work: str,
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    common: dict[str, Any],
+    shape: dict[str, int],
+) -> Any:
+    """Return TRL's trainer of a work that samples nothing."""
+    import trl
+    from datasets import Dataset
+
     rows = Dataset.from_list(world.pairs(world.DRAWN, shape["prompt"], shape["completion"]))
     told: dict[str, Any] = {"model": model, "processing_class": tokenizer, "train_dataset": rows}
     if work in ("dpo", "ipo", "dpo_precomputed"):
-        precompute = (
-            work == "dpo_precomputed"
-        )  # done when the trainer is made, before the clock starts
-        loss = "ipo" if work == "ipo" else "sigmoid"
+        # precomputed when the trainer is made, before the clock starts
         args: Any = trl.DPOConfig(
-            **common, beta=0.1, loss_type=loss, precompute_ref_log_probs=precompute
+            **common,
+            beta=0.1,
+            loss_type="ipo" if work == "ipo" else "sigmoid",
+            precompute_ref_log_probs=work == "dpo_precomputed",
         )
         return trl.DPOTrainer(args=args, **told)
     if work == "kto":
-        sides = ("chosen", "rejected")
-        single = [
-            {"prompt": r["prompt"], "completion": r[k], "label": k == "chosen"}
-            for r in rows
-            for k in sides
-        ]
-        told["train_dataset"] = Dataset.from_list(single)
+        told["train_dataset"] = Dataset.from_list(_single(rows))
         return trl.KTOTrainer(args=trl.KTOConfig(**common, beta=0.1), **told)
     if work == "sft":
         told["train_dataset"] = rows.map(
             lambda r: {"completion": r["chosen"]}, remove_columns=["chosen", "rejected"]
         )
         return trl.SFTTrainer(args=trl.SFTConfig(**common), **told)
-    told["model"] = AutoModelForSequenceClassification.from_pretrained(
+    told["model"] = _scalar(folder)
+    return trl.RewardTrainer(args=trl.RewardConfig(**common), **told)
+
+
+def _single(rows: Any) -> list[dict[str, Any]]:
+    """Return pairs as labelled completions."""
+    return [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
+
+
+def _scalar(folder: Path) -> Any:
+    """Return a classifier with one label on the model of a folder."""
+    return AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, dtype=torch.float32
     )
-    return trl.RewardTrainer(args=trl.RewardConfig(**common), **told)
 
 
 def _online(
@@ -218,13 +244,30 @@ def _ppo(
     if not the same ones in each batch.
     """
     from datasets import Dataset
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
+    from trl.experimental.ppo import PPOTrainer
 
     ids = tokenizer(world.prompts(length=shape["prompt"]))["input_ids"]
     rows = Dataset.from_dict(
         {"input_ids": [row for row in ids for _ in range(completions_per_prompt(work, shape))]}
     )
-    told = PPOConfig(
+    ref = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    scorer, value = _scalar(folder), _scalar(folder)
+    return PPOTrainer(
+        args=_ppo_config(work, batch, steps, shape, scratch),
+        processing_class=tokenizer,
+        model=model,
+        ref_model=ref,
+        reward_model=scorer,
+        value_model=value,
+        train_dataset=rows,
+        eval_dataset=rows,
+    )
+
+
+def _ppo_config(work: str, batch: int, steps: int, shape: dict[str, int], scratch: str) -> Any:
+    from trl.experimental.ppo import PPOConfig
+
+    return PPOConfig(
         output_dir=scratch,
         seed=shape["seed"],
         per_device_train_batch_size=batch,
@@ -247,21 +290,4 @@ def _ppo(
         num_sample_generations=0,
         local_rollout_forward_batch_size=batch,
         missing_eos_penalty=1.0,
-    )
-    ref = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    scorer, value = (
-        AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, dtype=torch.float32
-        )
-        for _ in range(2)
-    )
-    return PPOTrainer(
-        args=told,
-        processing_class=tokenizer,
-        model=model,
-        ref_model=ref,
-        reward_model=scorer,
-        value_model=value,
-        train_dataset=rows,
-        eval_dataset=rows,
     )

@@ -166,6 +166,22 @@ def measured(row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
 
 def arguments() -> argparse.Namespace:
     """Return the command line's arguments, checked."""
+    parser = command_line()
+    args = parser.parse_args()
+    args.command = report.command("speed.py")
+    args.parts = args.part or list(PARTS)
+    if not args.tables:
+        refuse(parser, args)
+        args.works = args.work or [w for w in GOALS if args.ppo_python or not w.startswith("ppo")]
+        say_what_is_left_out(args)
+    args.turns, args.steps = args.turns or 3, args.steps or 5
+    args.curve_steps = args.curve_steps or 3
+    args.results.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -201,20 +217,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--results", type=Path, default=HERE.parent / "results", help="folder of speed.*"
     )
-    args = parser.parse_args()
-    args.command = report.command("speed.py")
-    args.parts = args.part or list(PARTS)
-    if not args.tables:
-        refuse(parser, args)
-        args.works = args.work or [w for w in GOALS if args.ppo_python or not w.startswith("ppo")]
-        say_what_is_left_out(args)
-    args.turns, args.steps, args.curve_steps = (
-        args.turns or 3,
-        args.steps or 5,
-        args.curve_steps or 3,
-    )
-    args.results.mkdir(parents=True, exist_ok=True)
-    return args
+    return parser
 
 
 def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ from harness.models.tokens import Tokens  # noqa: E402
 from harness.training.lab import Runtime  # noqa: E402
 from harness.training.trainer import Role, Trainer  # noqa: E402
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("HARNESS_THREADS", "1")))
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>", "<end>", "<sys>")
 WORDS = [f"w{i}" for i in range(52)]

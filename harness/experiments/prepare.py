@@ -176,20 +176,13 @@ def open_stage_runtime(
     from ..training.stages.runtime import StageRuntime
 
     Patience.seconds = settings.answer_timeout
-    device, engine = _device(spec.execution.device), registry.get("engines", spec.engine)
-    if getattr(engine, "needs_gpu", False) and device == "cpu":
-        raise UsageError(
-            f"--engine {spec.engine}: this run has no GPU. Use --engine hf, or --device cuda."
-        )
-    accelerator = Accelerator(
-        cpu=device == "cpu", mixed_precision="no"
-    )  # autocast is the models' own: see models.py
+    device = _device(spec.execution.device)
+    engine = _engine(spec, registry, device)
+    # autocast is the models' own: see models/loading.py
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
     distributed = DistributedContext(accelerator.process_index, accelerator.num_processes)
-    device = (
-        f"cuda:{accelerator.local_process_index}"
-        if device == "cuda" and distributed.size > 1
-        else device
-    )
+    if device == "cuda" and distributed.size > 1:
+        device = f"cuda:{accelerator.local_process_index}"
     if device == "cpu":
         torch.set_num_threads(spec.execution.threads)
     _quiet_libraries()
@@ -209,6 +202,16 @@ def open_stage_runtime(
         plan=settings.plan,
         say=settings.say if distributed.main else lambda text: None,
     )
+
+
+def _engine(spec: RunSpec, registry: Registry, device: str) -> Any:
+    """Return the class of the engine; refuse one that needs a GPU where there is none."""
+    engine = registry.get("engines", spec.engine)
+    if getattr(engine, "needs_gpu", False) and device == "cpu":
+        raise UsageError(
+            f"--engine {spec.engine}: this run has no GPU. Use --engine hf, or --device cuda."
+        )
+    return engine
 
 
 def _progress(spec: RunSpec, registry: Registry, observe: Observers) -> Progress:

@@ -143,13 +143,8 @@ def _train_and_evaluate(
     meter, evaluation = stage_runtime.meter(), stage_runtime.meter()
     with part(progress.METHOD):
         policy, loop = training.policy(meter, folder)
-    for name in loop.checkpoints.damaged:
-        settings.warn(f"The checkpoint {name} was damaged; the one before it was used.")
-    if loop.checkpoints.outdated:
-        settings.warn(
-            "The shared stages have other contents than when this run was interrupted: training"
-            " began anew."
-        )
+    for note in _notes_on_checkpoints(loop):
+        settings.warn(note)
     kept = loop.snapshots.kept() if loop.snapshots else {}
     with part(progress.EVALUATION), stage_runtime.planned(EVALUATION):
         prompts = evaluation_prompts(spec, registry)
@@ -165,14 +160,8 @@ def _train_and_evaluate(
         loop.left(),
         training.found,
     )
-    result = record.result_of(spec, type(training.method).paper, assessed, cost)
-    result["unmoved"] = unmoved(result["evaluation"]["kl"]["mean"], loop.rows)
+    result = _result_of(training, policy, loop, assessed, cost)
     result["execution"] = record.execution_of(loop, settings_used)
-    result["pins"] = record.pins_of(cost, assessed, loop)
-    result["runtime"] = record.runtime_of(training.method_inputs, stage_runtime, policy)
-    result["rendering"] = training.method_inputs.tokens.rendering()
-    if stage_runtime.data is not None:
-        result["data"] = dict(stage_runtime.data)
     for remark in _remarks(spec, loop, stage_runtime, result["runtime"]):
         settings.warn(remark)
     if stage_runtime.distributed.main:
@@ -182,6 +171,39 @@ def _train_and_evaluate(
             result["policy"] = _save(training, policy, folder, result)
         record.finish(folder, result)
     stage_runtime.distributed.barrier()
+    return result
+
+
+def _notes_on_checkpoints(loop: Loop) -> list[str]:
+    """Return what a user should know of the checkpoints that training went on from."""
+    notes = [
+        f"The checkpoint {name} was damaged; the one before it was used."
+        for name in loop.checkpoints.damaged
+    ]
+    if loop.checkpoints.outdated:
+        notes.append(
+            "The shared stages have other contents than when this run was interrupted: training"
+            " began anew."
+        )
+    return notes
+
+
+def _result_of(
+    training: Training,
+    policy: Policy,
+    loop: Loop,
+    assessed: record.EvaluationResult,
+    cost: record.CostReport,
+) -> dict[str, Any]:
+    """Return the figures of a run, with what is recorded of its training beside them."""
+    method_inputs, stage_runtime = training.method_inputs, training.stage_runtime
+    result = record.result_of(training.spec, type(training.method).paper, assessed, cost)
+    result["unmoved"] = unmoved(result["evaluation"]["kl"]["mean"], loop.rows)
+    result["pins"] = record.pins_of(cost, assessed, loop)
+    result["runtime"] = record.runtime_of(method_inputs, stage_runtime, policy)
+    result["rendering"] = method_inputs.tokens.rendering()
+    if stage_runtime.data is not None:
+        result["data"] = dict(stage_runtime.data)
     return result
 
 

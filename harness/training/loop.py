@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,17 @@ from .checkpoints import Checkpoints, Snapshots
 from .trainer import Trainer
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass
+class StreamPositions:
+    """The positions of a method's streams. Checkpoints hold them, so the keys are strings."""
+
+    done: dict[str, int] = field(default_factory=dict)  # turns, by stream
+    left: list[str] = field(default_factory=list)  # streams that were left by `break`
+    firsts: dict[str, int] = field(default_factory=dict)  # `first` of each stream
+    taken: dict[str, int] = field(default_factory=dict)  # by kind
+    asked: dict[str, float] = field(default_factory=dict)  # labels used before each stream began
 
 
 class Loop:
@@ -39,12 +50,8 @@ class Loop:
         execution: Callable[[], Mapping[str, Any]] | None = None,
         files: LiveFiles | None = None,
     ) -> None:
-        self.trainer, self.checkpoints, self.meter, self.on_step = (
-            trainer,
-            checkpoints,
-            meter,
-            on_step,
-        )
+        self.trainer, self.checkpoints = trainer, checkpoints
+        self.meter, self.on_step = meter, on_step
         self.budget, self.snapshots = budget or Budget(), snapshots
         self.labels = labels  # labels that were used before training
         self.execution = execution  # the settings in use
@@ -55,21 +62,16 @@ class Loop:
         self.pins: dict[str, Any] = {}
         self.state: dict[str, Any] = {}  # the method's own values; a restart keeps them
         self.rows: list[dict[str, float]] = []  # metrics, one row per turn
-        self.stream = self.turn = (
-            0  # the position of the current turn, from which random numbers are derived
-        )
+        # the position of the current turn, from which random numbers are derived
+        self.stream = self.turn = 0
         self.total = 0
         # the position at which the current stream begins among all turns of its kind
         self.first = 0
         self.open = False  # whether a turn is under way
-        self._done: dict[str, int] = {}  # turns, by stream
+        self._positions = StreamPositions()
         self._exit: Callable[[], None] | None = None
-        self._left: list[str] = []  # streams that were left by `break`
-        self._firsts: dict[str, int] = {}  # `first` of each stream
-        self._asked: dict[str, float] = {}  # labels used before each stream began
         self._asked_before = 0.0  # labels used before the current stream began
-        self._taken: dict[str, int] = {}  # by kind
-        self._streams = 0
+        self._streams = 0  # streams opened so far
         self._pending: dict[str, list[float]] = {}
         self.files = files  # the files that grow during training
         self.rollouts: Callable[[], list[dict[str, Any]]] = list  # rollouts of the current turn
@@ -98,14 +100,14 @@ class Loop:
             )
         self._settle()
         stream, self._streams = self._streams, self._streams + 1
-        key = str(stream)
-        if self._done.get(key):  # earlier metrics are in the rows already
+        key, at = str(stream), self._positions
+        if at.done.get(key):  # earlier metrics are in the rows already
             self._pending.clear()
-        self.first = self._firsts.setdefault(key, self._taken.get(kind, 0))
-        self._asked_before = self._asked.setdefault(key, self.used()["labels"])
-        self.stream, self.turn, self.total, self.open = stream, self._done.get(key, 0), total, True
+        self.first = at.firsts.setdefault(key, at.taken.get(kind, 0))
+        self._asked_before = at.asked.setdefault(key, self.used()["labels"])
+        self.stream, self.turn, self.total, self.open = stream, at.done.get(key, 0), total, True
         try:
-            while self.turn < total and key not in self._left and self.budget_share() < 1:
+            while self.turn < total and key not in at.left and self.budget_share() < 1:
                 try:
                     yield self.turn
                 except (
@@ -124,7 +126,7 @@ class Loop:
             self.open = False
 
     def _leave(self, key: str, turn: int, total: int, kind: str, size: int) -> None:
-        self._left.append(key)
+        self._positions.left.append(key)
         self._end_turn(key, turn, total, kind, size)
 
     def _settle(self) -> None:
@@ -134,8 +136,8 @@ class Loop:
             leave()
 
     def _end_turn(self, key: str, turn: int, total: int, kind: str, size: int) -> None:
-        self._done[key] = turn + 1
-        self._taken[kind] = self.first + (turn + 1) * size
+        self._positions.done[key] = turn + 1
+        self._positions.taken[kind] = self.first + (turn + 1) * size
         self._close_turn(turn, total)
 
     def finish(self) -> None:
@@ -210,11 +212,7 @@ class Loop:
                 f" not {self.state!r}"
             )
         return {
-            "done": self._done,
-            "left": self._left,
-            "firsts": self._firsts,
-            "taken": self._taken,
-            "asked": self._asked,
+            **asdict(self._positions),
             "state": self.state,
             "rows": self.rows,
             "steps": self.trainer.steps,
@@ -248,8 +246,8 @@ class Loop:
             return
         self.trainer.saved, saved = found
         self.trainer.steps = saved["steps"]
-        self._done, self._left, self._firsts = (saved[k] for k in ("done", "left", "firsts"))
-        self._taken, self._asked = saved["taken"], saved["asked"]
+        names = asdict(self._positions)
+        self._positions = StreamPositions(**{name: saved[name] for name in names})
         self.state, self.rows = saved["state"], saved["rows"]
         self.executions, self.pins = saved["executions"], saved["pins"]
         self.meter.restore(saved["meter"])

@@ -1,6 +1,7 @@
 """How the tests are laid out: what two test files share stands in tests/helpers."""
 
 import ast
+import subprocess
 
 from ..helpers.tools import ROOT
 
@@ -36,3 +37,11 @@ def test_an_import_of_a_test_file_is_seen():
         "def late():\n    from ..training.test_streams import Plain",
     )
     assert [imported_test_files(source) for source in sources] == [["test_streams"]] * 4
+
+
+def test_the_numeric_tests_of_other_kernels_exist():
+    done = subprocess.run(
+        [ROOT / ".ci" / "kernels", "--files"], capture_output=True, text=True, check=True
+    )
+    files = done.stdout.splitlines()
+    assert len(files) > 15 and all((ROOT / file).is_file() for file in files)
