@@ -5,6 +5,7 @@ A study on a cluster makes them first, in a job that its runs wait for: see `stu
 
 from __future__ import annotations
 
+from ..api.participants import participants
 from ..api.registry import Registry
 from ..core.artifacts import Artifact
 from ..core.progress import WallClock, running
@@ -22,7 +23,7 @@ def make_shared_stages(spec: RunSpec, registry: Registry, settings: RunOptions) 
     observe = Observers(registry, spec, settings.warn)
     with running(WallClock(settings.started, observe.activity)):
         stage_runtime = open_stage_runtime(spec, registry, settings, observe)
-        stages = open_stages(spec, registry, stage_runtime)
+        stages = open_stages(spec, participants(spec, registry), stage_runtime)
         report_data(spec, stages)
         made = [stages.start_artifact]
         if stages.has_proxy():
