@@ -104,6 +104,7 @@ def proofs_of(trials: Trials) -> dict[str, Callable[[], str]]:
         "order invariant": trials.order,
         "layout invariant": trials.layout,
         "keeps to a budget": trials.keeps_to_a_budget,
+        "shared models untouched": trials.leaves_shared_models,
         "sees no gold": trials.sees_no_gold,
     }
 

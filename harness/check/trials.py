@@ -54,6 +54,7 @@ LENGTHS = (
     "steps",
     "epochs",
 )  # settings of a run of full size, which small stages ignore
+UNBOUND = 10**12  # optimiser steps: a limit that no training reaches
 FEW_TOKENS = 200  # of a micro-batch: a few rows
 Rows = Sequence[Mapping[str, float]]  # metrics, one dict per turn
 
@@ -276,6 +277,18 @@ class Trials:
             f"a budget of {limit} steps was given, {used:.0f} were taken"
         )
         return f"given {limit} optimiser steps it took {used:.0f}, a turn having {per_turn:.0f}"
+
+    def leaves_shared_models(self) -> str:
+        """Train with a budget that binds nothing, for which nothing is looked up: the same numbers.
+
+        Every training here ends in a comparison of the shared models with what was read.
+        """
+        other = self.train(budget=Budget(steps=UNBOUND))
+        gap = self._same_numbers(other.rows, "log-probabilities computed instead of looked up")
+        return (
+            "the start checkpoint, the reference and the reward models are as they were read;"
+            f" without look-ups metrics differ by at most {gap:.0e}"
+        )
 
     def sees_no_gold(self) -> str:
         """Search everything that can be reached from the inputs of a method."""

@@ -219,6 +219,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "statistics/power.py",
     "statistics/rating.py",
     "training/rollout_samples.py",
+    "training/shared_models.py",
 )
 PACKAGE = Path(__file__).parent.parent
 

@@ -130,6 +130,7 @@ class Training:
         files: LiveFiles | None,
     ) -> tuple[Policy, Loop]:
         from ..training.lab import Lab
+        from ..training.shared_models import SharedModels
 
         spec, stage_runtime, method = self.spec, self.stage_runtime, self.method
         loop = self._loop(meter, checkpoints, snapshots, every, files)
@@ -137,9 +138,11 @@ class Training:
             self.method_inputs.reference_cache.pins = loop.pins
         loop.trainer.saved |= self._weights()
         trained = meter.snapshot() if self.reused else None
+        shared = SharedModels(method.name, self.method_inputs)
         policy = method.train(
             Lab(method, self.method_inputs, stage_runtime.runtime(meter, spec.seed), loop)
         )
+        shared.check()
         if not hasattr(policy, "answer"):
             raise HarnessError(
                 f"`train` returned {type(policy).__name__}, not a Policy: end it with `return"

@@ -30,6 +30,7 @@ from .loading import (
     weights_digest,
 )
 from .lora import Lora, adapted, beside, carries, deltas, unchanged, without_adapters
+from .model_state import ModelState
 
 
 class InitialCheckpoint:
@@ -43,6 +44,8 @@ class InitialCheckpoint:
         self._outline: nn.Module | None = None
         self._device = torch.device("cpu")
         self._digest = ""
+        # of the model in memory, and freed with it
+        self._states: weakref.WeakKeyDictionary[nn.Module, ModelState] = weakref.WeakKeyDictionary()
         self.source = ""  # the folder or hub id of the model, where it has one
 
     @classmethod
@@ -58,7 +61,24 @@ class InitialCheckpoint:
         if model is None:
             model = self._anew()
             self._there = weakref.ref(model)
+            self._states[model] = ModelState(model)
         return model
+
+    def touched(self) -> str:
+        """Return the name of a weight that was written to since the model was read; see
+        `ModelState`.
+        """
+        model = self._there()
+        state = None if model is None else self._states.get(model)
+        return "" if state is None else state.touched()
+
+    def changed(self) -> str:
+        """Return what of the model in memory differs from the model that was read; see
+        `ModelState`.
+        """
+        model = self._there()
+        state = None if model is None else self._states.get(model)
+        return "" if state is None or model is None else state.changed(model)
 
     def copy(self) -> nn.Module:
         """Return a new frozen copy, read from disk if the model is not in memory."""

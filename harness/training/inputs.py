@@ -10,6 +10,7 @@ from ..api.contracts import Verifier
 from ..core.data import Demonstration, Prompt
 from ..core.settings import AdamWOptions
 from ..models.initial_checkpoint import InitialCheckpoint
+from ..models.model_state import ModelState
 from ..models.tokens import Tokens
 from .label_server import LabelClient
 from .reward_model import RewardModel
@@ -42,6 +43,8 @@ class MethodInputs:
     reference_cache: ReferenceCache | None = None
     reference: InitialCheckpoint | None = None  # None: the start checkpoint is the reference
     labelled: Sequence[LabelledCompletion] = ()  # empty: those of the pairs, where asked for
+    # the reward models in memory that do not go on learning, and what they were when they were read
+    reward_states: list[tuple[RewardModel, ModelState]] = field(default_factory=list)
 
     def close(self) -> None:
         """End what was started for the method."""

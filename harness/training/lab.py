@@ -32,6 +32,7 @@ from .roles import Critic as Critic
 from .roles import LanguageModel as LanguageModel
 from .rollout_samples import RolloutSamples
 from .runtime import Runtime as Runtime
+from .shared_models import SharedModels
 from .trainer import BASE, Loss, Term
 
 
@@ -56,6 +57,9 @@ class Lab:
         self._pools = CompletionPools(method_inputs.reference_cache, method_inputs.prompts)
         self._scoring = RewardScorer(self, method, method_inputs, runtime, loop)
         self._samples = RolloutSamples(method_inputs.tokens)
+        self._shared = SharedModels(method.name, method_inputs)
+        if method_inputs.reference_cache is not None:
+            method_inputs.reference_cache.check = self._shared.check
         loop.rollouts = self._samples.take
 
     # -- data: resumable streams -------------------------------------------------------------------
@@ -193,6 +197,7 @@ class Lab:
             usual.max_new_tokens if max_new_tokens is None else max_new_tokens,
         )
         check_sampling(sampling, **truncations)
+        self._shared.check_written()
         model, runtime = of or self.policy, self._runtime
         self._check_turn("rollout")
         beside = (
@@ -324,6 +329,7 @@ class Lab:
         evaluator's `sampler`, to which the cost is then counted.
         """
         rewards = self._scoring.reward(batch, sampler)
+        self._shared.check_written()
         self._samples.scored(batch, rewards)
         return rewards
 
@@ -439,6 +445,7 @@ class Lab:
         return any(asdict(self._loop.budget).values())
 
     def _recall(self, batch: Batch) -> Cached | None:
+        self._shared.check_written()
         return (
             self._method_inputs.reference_cache.logp(batch)
             if self._method_inputs.reference_cache and self._recalls

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -106,6 +106,8 @@ class ReferenceCache:
         self.pins: dict[str, Any] = {}  # of the artifacts in use, as the record holds them
         self.shared_seed: int = inputs["shared_seed"]
         self.kept = LoadedOnce()
+        # raises where a method has changed what artifacts are made from; training sets it
+        self.check: Callable[[], None] = lambda: None
         self._sampling = stage_runtime.sampling
 
     def told(self) -> dict[str, dict[str, float]]:
@@ -114,7 +116,12 @@ class ReferenceCache:
 
     def artifact(self, kind: str, make: Any, **more: Any) -> Artifact:
         """Return an artifact of the start checkpoint, and note whether it had to be made."""
-        found = self.stage_runtime.get_or_make(kind, {**self.inputs, **more}, make)
+
+        def checked(out: Path, scratch: Path) -> MadeStage:
+            self.check()
+            return cast(MadeStage, make(out, scratch))
+
+        found = self.stage_runtime.get_or_make(kind, {**self.inputs, **more}, checked)
         self.pins[found.folder.name] = found.pin()
         spent = self.spent.setdefault(kind, CacheCost())
         if found.reused:

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.data import Comparison
 from ..core.files import write_json
 from ..core.progress import LOADING, activity
+from ..models.capabilities import made_up
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import ScalarModel, load_tensors, plain_scalar, save_tensors, scalar_beside
 from ..models.logprobs import completion_scores
 from ..models.lora import Lora, base_of, learn, load_own, lora_on, own_state
 from ..models.micro_batches import in_micro_batches
+from ..models.model_state import ModelState
 from ..models.tokens import Batch
 from .trainer import Role
 
@@ -73,6 +75,16 @@ class RewardModel:
             runtime.distributed,
             runtime.sizes,
         )
+
+    def state(self) -> ModelState:
+        """Return the state that later ones are compared with."""
+
+        def scores(model: nn.Module) -> Tensor:
+            with torch.no_grad():
+                raw = self.role.compute(made_up(self.model.trunk))
+            return (raw - self.mean) / self.scale
+
+        return ModelState(self.model, scores)
 
     def for_critic(self, lora: Lora | None, apart: bool) -> ScalarModel:
         """Return a network for a critic to start from, which computes the same as this model.

@@ -175,6 +175,8 @@ class RewardScorer:
                 for model in self._models:  # they are trained further
                     rate = self._method_inputs.refresh.learning_rate * REFRESH_RATE
                     self._loop.trainer.add(model.role.name, learn(model.model), rate)
+            else:
+                self._method_inputs.reward_states += [(one, one.state()) for one in self._models]
         return self._models
 
 
