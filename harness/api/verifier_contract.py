@@ -34,6 +34,8 @@ class Verifier(ABC):
     version: ClassVar[str] = "1"
     # whether a verdict depends on more of the prompt than its gold answer
     reads_prompt: ClassVar[bool] = True
+    # whether it accepts all that clears a lower bar, right or wrong: then it serves as a gate
+    lower_bar: ClassVar[bool] = False
     # the folder that relative paths in options start from: the suite file's, set by the harness
     folder: ClassVar[Path] = Path(".")
 

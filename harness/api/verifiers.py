@@ -20,7 +20,7 @@ from .registry import NAME, installed
 
 FUNCTION = "function"  # the verifier that calls `module:function`
 CACHED_VERDICTS = 100_000  # the largest number of verdicts that are kept
-RESERVED = ("name", "weight", "label")  # keys of an entry of `verifiers` that are no options
+RESERVED = ("name", "weight", "label", "gate")  # keys of an entry that are no options
 
 _cache: OrderedDict[bytes, float | None] = OrderedDict()
 
@@ -40,15 +40,19 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Part:
-    """One of several verifiers: its label, and its weight among them."""
+    """One of several verifiers: its label, and its weight among them.
+
+    A gate has no weight: its verdict multiplies the mean of the others.
+    """
 
     label: str
     weight: float
     verifier: Verifier
+    gate: bool = False
 
 
 class WeightedVerifiers(Verifier):
-    """Several verifiers at once: the weighted mean of their verdicts."""
+    """Several verifiers at once: the weighted mean of their verdicts, times those of gates."""
 
     name = "weighted"
 
@@ -95,12 +99,15 @@ class WeightedVerifiers(Verifier):
         known = [value for value in row if value is not None]
         if len(known) < len(row):
             return None
-        weights = [part.weight for part in self.parts]
-        return math.fsum(w * v for w, v in zip(weights, known, strict=True)) / math.fsum(weights)
+        rows = list(zip(self.parts, known, strict=True))
+        passed = math.prod(value for part, value in rows if part.gate)
+        weighted = [(part.weight, value) for part, value in rows if not part.gate]
+        return passed * math.fsum(w * v for w, v in weighted) / math.fsum(w for w, _ in weighted)
 
     def identity(self) -> dict[str, object]:
         """Return labels, weights and identities of the parts."""
-        return {"parts": [[p.label, p.weight, key_of(p.verifier)] for p in self.parts]}
+        rows = [[p.label, p.weight, p.gate, key_of(p.verifier)] for p in self.parts]
+        return {"parts": rows}
 
     def data_files(self) -> list[Path]:
         """Return the files of all parts."""
@@ -124,11 +131,11 @@ def make_verifier(
         name: The name of a verifier, or `module:function`. It is not used where `several` is given.
         options: The options of the verifier.
         several: One table for each of several verifiers: `name`, `weight` (1 by default), `label`
-            (the name by default), and the options of that verifier.
+            (the name by default), `gate` (false by default), and the options of that verifier.
         folder: The folder that relative paths in options start from.
 
     Returns:
-        The verifier. Several become one: their weighted mean.
+        The verifier. Several become one: their weighted mean, times the verdicts of gates.
 
     Raises:
         UsageError: A name, an option or a weight is invalid.
@@ -148,6 +155,8 @@ def make_verifier(
             f"verifiers: {twice[0]!r} is there twice. Give each entry a label of its own:"
             f' {{name = "{twice[0]}", label = ...}}.'
         )
+    if all(part.gate for part in parts):
+        raise UsageError("verifiers: all of them are gates. At least one must give the verdict.")
     return WeightedVerifiers(parts)
 
 
@@ -180,8 +189,14 @@ def _part(entry: Mapping[str, Any], folder: Path) -> Part:
         raise UsageError(
             f"verifiers: {name}: label = {label!r}: expected lower-case letters, digits and _."
         )
+    gate = entry.get("gate", False)
+    if not isinstance(gate, bool) or (gate and "weight" in entry):
+        raise UsageError(
+            f"verifiers: {name}: gate = {gate!r}: expected true or false, and no weight beside"
+            " true."
+        )
     options = {key: value for key, value in entry.items() if key not in RESERVED}
-    return Part(label, float(weight), _make(name, options, folder))
+    return Part(label, float(weight), _make(name, options, folder), gate)
 
 
 def key_of(verifier: Verifier) -> list[Any]:

@@ -20,10 +20,9 @@ from .findings import SKIPPED, Finding, Options, attempt
 MEMORY = 256  # MiB of memory that hostile answers may add
 SECONDS = 2.0  # seconds for a hostile answer, or twice the verifier's own limit
 DEMONSTRATIONS = 200  # answers of a suite that are checked
+NO_TEXT = ("", " " * 10**6, "9" * 10**6)  # no lower bar lets them pass
 HOSTILE = (
-    "",
-    " " * 10**6,
-    "9" * 10**6,
+    *NO_TEXT,
     "1e999999999",
     "9**9**9",
     "(" * 10**5,
@@ -153,6 +152,9 @@ def _wrong(verifier: Verifier, hostile: Cases, right: Cases) -> str:
     if not right.completions:  # nothing is known of what the verifier accepts
         graded = sum(value is not None for value in values)
         return f"{graded} of {len(values)} graded; what is right is not known without examples"
+    if verifier.lower_bar:
+        assert not any(values[: len(NO_TEXT)]), "text without a meaning clears the bar"
+        return f"{values.count(0.0)} of {len(values)}; others clear a lower bar, right or wrong"
     for text, value in zip(hostile.completions, values, strict=True):
         assert not value, f"{text[:40]!r} gets {value}"
     return f"{len(values)} answers"

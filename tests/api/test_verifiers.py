@@ -92,6 +92,9 @@ def test_make_verifier_sets_options_and_folder(tmp_path):
         ("", {}, [{"name": "ends", "weight": "1"}], "expected a number above 0"),
         ("", {}, [{"name": "ends", "label": "A b"}], "label = 'A b'"),
         ("", {}, [{"name": "ends"}, {"name": "ends"}], "'ends' is there twice"),
+        ("", {}, [{"name": "ends", "gate": True}], "all of them are gates"),
+        ("", {}, [{"name": "ends"}, {"name": "short", "gate": 1}], "gate = 1: expected true"),
+        ("", {}, [{"name": "ends", "gate": True, "weight": 2}], "no weight beside true"),
     ],
 )
 def test_make_verifier_refuses_what_makes_no_sense(name, options, several, why):
@@ -110,6 +113,22 @@ def test_several_verifiers_are_a_weighted_mean_with_each_apart():
     assert found.values == [1.0, 0.75, 0.25, None]
     golds = [prompt.answer for prompt in asked]
     assert verifier.verify(asked, ["72"] * 4, golds, [True] * 4) == [1.0, 1.0, 1.0, None]
+
+
+def test_a_gate_multiplies_the_mean_of_the_others_and_stands_apart():
+    several = [
+        {"name": "ends", "weight": 3},
+        {"name": "short", "most": 9, "label": "brief"},
+        {"name": "short", "most": 20, "label": "bar", "gate": True},
+    ]
+    verifier = make_verifier("", {}, several)
+    texts = ["so 72", "so it is 72", "so in the end it is 72"]
+    asked = prompts(*[verifier.read_gold("72")] * 3)
+    found = verdicts(verifier, asked, texts, [True] * 3)
+    assert found.values == [1.0, 0.75, 0.0]
+    assert found.parts["bar"] == [1.0, 1.0, 0.0]
+    without = make_verifier("", {}, [*several[:2], several[2] | {"gate": False}])
+    assert verifier_digest(without) != verifier_digest(verifier)
 
 
 def test_a_gold_answer_that_one_of_several_cannot_read_is_refused():

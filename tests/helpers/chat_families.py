@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .tools import ROOT
 
@@ -104,3 +106,23 @@ def _tokenizer(family):
     )
     tokenizer.chat_template = family.template
     return tokenizer
+
+
+def chat_model(folder: Path, positions: int = 128) -> Path:
+    """Write a tiny random chat model in hub format."""
+    tokenizer = FAMILIES["chatml"].tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=positions,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -6,10 +6,8 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from ..helpers.chat_families import FAMILIES
+from ..helpers.chat_families import FAMILIES, chat_model
 from ..helpers.tools import command
 
 SETTINGS = """
@@ -60,22 +58,7 @@ def sharegpt(i):
 def world(tmp_path_factory):
     """A tiny chat model, and a suite file for each layout."""
     folder = tmp_path_factory.mktemp("talk")
-    family = FAMILIES["chatml"]
-    tokenizer = family.tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    chat_model(folder / "model")
     for row in (ultrafeedback, single, sharegpt):
         name = row.__name__
         lines = "".join(json.dumps(row(i)) + "\n" for i in range(120))
