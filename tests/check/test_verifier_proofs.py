@@ -10,7 +10,9 @@ from harness.cli.new_project import filled, templates
 
 from ..helpers.tools import command, fresh
 
-NAMES = "final_number boxed choice exact regex json_schema math_verify running_sum constraints sense".split()
+NAMES = (
+    "final_number boxed choice exact regex json_schema math_verify running_sum constraints sense"
+).split()
 PROOFS = {
     "declares itself",
     "gold answers are right",
