@@ -298,7 +298,7 @@ def reduce_share(values: Tensor, part: Batch, whole: Batch, reduction: str | flo
     mask = part["mask"]
     masked = torch.where(mask > 0, values, 0.0)
     if reduction == "token-mean":
-        return masked.sum() / whole["mask"].sum()
+        return masked.sum() / whole["mask"].sum().clamp(min=1)  # a batch may have no token
     if reduction == "seq-mean-token-mean":
         return (masked.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / (b * k)
     if reduction == "seq-mean-token-sum":

@@ -8,6 +8,7 @@ assistant each. ValueError says why a cell cannot be read so.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,13 +25,22 @@ ROLES = {
 }
 KEPT = ("tool_call_id", "name", "reasoning_content", "thinking")  # what templates read besides
 CLOSED = set(":?!>])}\"'") | set("\u3002\uff1a\uff1f\uff01\u201d\u300d")  # a prompt may end there
+# the beginning of messages as JSON, or in Python's notation: a whole message, or a list of them
+_SERIALISED = re.compile(
+    r"""\s*(\[\s*)?\{\s*["'](role|from|content|value)["']\s*:.*\}\s*\]?\s*\Z""", re.S
+)
 IDEOGRAPHS = 0x2E80  # scripts from here on write words without spaces between them
 
 
 def read_text(cell: object) -> Text:
-    """Return a cell as text, or as a conversation of at least one message."""
+    """Return a cell as text, or as a conversation of at least one message.
+
+    Text that is a message or a list of messages in JSON is that conversation.
+    """
     if isinstance(cell, str):
         cell.encode()  # ValueError for a lone surrogate, which has no tokens
+        cell = from_json(cell)
+    if isinstance(cell, str):
         return cell
     messages = [cell] if isinstance(cell, dict) else cell
     if not isinstance(messages, list) or not messages:
@@ -38,6 +48,22 @@ def read_text(cell: object) -> Text:
             f"expected text or a list of messages with role and content, not {_short(cell)}"
         )
     return [_message(message) for message in messages]
+
+
+def from_json(text: str) -> Any:
+    """Return the messages that a text holds as JSON; the text itself where it holds none.
+
+    Raises:
+        ValueError: It looks like messages, and is not JSON.
+    """
+    if not _SERIALISED.match(text):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            "a text looks like a list of messages, but is not JSON (Python's notation, perhaps)"
+        ) from error
 
 
 def read_tools(cell: object) -> list[Message]:

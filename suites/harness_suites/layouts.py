@@ -7,6 +7,7 @@ of each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -34,6 +35,24 @@ PROMPTS = (
     "instruction",
     "query",
 )  # in this order, where prompt_column is not
+BESIDE = ("input", "context")  # what an instruction is about: Alpaca's name, and Dolly's
+# what may hold the prompt under a name that is not its usual one
+PERHAPS = (
+    "input",
+    "context",
+    "problem",
+    "post",
+    "document",
+    "article",
+    "text",
+    "user",
+    "human",
+    "history",
+    "user_prompt",
+    "task",
+)
+SHOWN = 12  # columns that a message names
+LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
 CONVERSATIONS = ("messages", "conversations", "conversation")
 SYSTEMS = ("system", "system_prompt")
 LISTS = ("responses", "completions", "answers")
@@ -68,14 +87,32 @@ def read_row(row: object, columns: Columns) -> list[Example]:
     """
     if not isinstance(row, dict):
         raise ValueError(f"expected an object with {columns.chosen!r} and {columns.rejected!r}")
+    filled = _without_nulls(row, columns)
     for is_there, read in LAYOUTS:
-        if is_there(row, columns):
+        if is_there(filled, columns):
             try:
-                return read(row, columns)
+                return read(filled, columns)
             except (KeyError, TypeError, AttributeError, IndexError) as error:
                 raise ValueError(f"{type(error).__name__}: {error}") from error
-    there = ", ".join(map(str, sorted(row))) or "none"
-    raise ValueError(f"no column {columns.chosen!r}; there are {there}")
+    raise ValueError(_no_column(columns.chosen, row))
+
+
+def _without_nulls(row: Row, columns: Columns) -> Row:
+    """Return a row without the null cells that a table of several layouts gives it.
+
+    A null stays where its column would be missed: a prompt, a label, one answer of two.
+    """
+    pair = (columns.chosen, columns.rejected)
+    kept = {columns.prompt, *PROMPTS, "label"}
+    kept |= set(pair) if any(row.get(name) is not None for name in pair) else set()
+    return {name: cell for name, cell in row.items() if cell is not None or name in kept}
+
+
+def _no_column(name: str, row: Row) -> str:
+    """Return the message for a row without a column that is needed."""
+    there = [str(n) for n in row][:SHOWN]
+    more = f" and {len(row) - SHOWN} more" if len(row) > SHOWN else ""
+    return f"no column {name!r}; there are {', '.join(sorted(there)) or 'none'}{more}"
 
 
 def prompt_of(text: Text) -> Prompt:
@@ -111,20 +148,40 @@ def _pair(row: Row, columns: Columns) -> list[Example]:
     """`chosen` and `rejected`, with the prompt beside them, in them, or both."""
     for column in (columns.chosen, columns.rejected):
         if column not in row:
-            raise ValueError(f"no column {column!r}; there are {', '.join(map(str, sorted(row)))}")
+            raise ValueError(_no_column(column, row))
     for better, worse in PAIR_SCORES:
         _check_order(row, better, worse)
     chosen, rejected = read_text(row[columns.chosen]), read_text(row[columns.rejected])
-    return [pair_of(_prompt(row, columns), chosen, rejected, columns, _frame(row))]
+    prompt = _prompt(row, columns)
+    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        _check_implicit(row, columns)
+    return [pair_of(prompt, chosen, rejected, columns, _frame(row))]
+
+
+def _check_implicit(row: Row, columns: Columns) -> None:
+    """Raise ValueError where another column may hold the prompt of two texts: what both begin with
+    would then be part of the answers.
+    """
+    null = next((n for n in (columns.prompt, *PROMPTS) if row.get(n, "") is None), None)
+    if null is not None:
+        raise ValueError(f"{null!r} is null")
+    name = next((n for n in PERHAPS if isinstance(row.get(n), str) and row[n].strip()), None)
+    if name is not None and columns.prompt:
+        raise ValueError(
+            f'no column {columns.prompt!r}, but {name!r}: set prompt_column = "{name}", or'
+            ' prompt_column = "" where the answers begin with their prompt'
+        )
 
 
 def _check_order(row: Row, better: str, worse: str) -> None:
     """Raise ValueError where the row's own scores contradict what is called chosen."""
-    one, other = row.get(better), row.get(worse)
-    if not (_is_number(one) and _is_number(other)):
+    one, other = _number(row.get(better)), _number(row.get(worse))
+    if one is None or other is None:
         return
     if (one > other) if better.endswith("rank") else (one < other):
-        raise ValueError(f"{better} = {one} and {worse} = {other} say that rejected is better")
+        raise ValueError(
+            f"{better} = {row[better]} and {worse} = {row[worse]} say that rejected is better"
+        )
 
 
 def _has_summaries(row: Row, columns: Columns) -> bool:
@@ -133,11 +190,13 @@ def _has_summaries(row: Row, columns: Columns) -> bool:
 
 def _summaries(row: Row, columns: Columns) -> list[Example]:
     """`info`, `summaries` and `choice`: OpenAI's comparisons of summaries (TL;DR)."""
-    info, choice = row["info"], row["choice"]
+    info, choice = row["info"], _number(row["choice"])
     texts = [f" {s['text'].strip()}" for s in row["summaries"]]
     if choice not in (0, 1) or len(texts) != 2:
-        raise ValueError(f"choice is 0 or 1 of two summaries, not {choice!r} of {len(texts)}")
-    return [pair_of(_post(info), texts[choice], texts[1 - choice], columns)]
+        raise ValueError(
+            f"choice is 0 or 1 of two summaries, not {row['choice']!r} of {len(texts)}"
+        )
+    return [pair_of(_post(info), texts[int(choice)], texts[1 - int(choice)], columns)]
 
 
 def _post(info: Row) -> str:
@@ -184,8 +243,9 @@ def _worth(row: Row, items: Sequence[Any]) -> list[float]:
             beside = row.get(f"{name}s", row.get(name))
             for values in (own, beside):
                 if isinstance(values, list) and len(values) == len(items) > 0:
-                    if all(map(_is_number, values)):
-                        return [sign * float(value) for value in values]
+                    numbers = [number for v in values if (number := _number(v)) is not None]
+                    if len(numbers) == len(values):
+                        return [sign * number for number in numbers]
     raise ValueError(
         f"no score or rank for each answer: they are looked for in {', '.join(SCORES + RANKS)}"
     )
@@ -220,6 +280,15 @@ def _of_two(prompt: str, one: str, other: str, preference: Callable[[Row], float
     return is_there, read
 
 
+def _value(row: Row, name: str, allowed: Sequence[float] = ()) -> float:
+    """Return a number of a row, which may be written as text."""
+    number = _number(row[name])
+    if number is None or (allowed and number not in allowed):
+        expected = " or ".join(f"{a:g}" for a in allowed) or "a number"
+        raise ValueError(f"{name} is {expected}, not {row[name]!r}")
+    return number
+
+
 def _has_arena(row: Row, columns: Columns) -> bool:
     return {"conversation_a", "conversation_b", "winner"} <= set(row)
 
@@ -240,11 +309,11 @@ def _has_label(row: Row, columns: Columns) -> bool:
 def _labelled(row: Row, columns: Columns) -> list[Example]:
     """`prompt`, `completion` and `label`: single answers that are desirable or not (KTO)."""
     label = row["label"]
-    if label not in (0, 1) and label not in ("true", "false", "True", "False"):
+    good = LABELS.get(str(label).strip().casefold())
+    if good is None:
         raise ValueError(f"label is true or false, not {label!r}")
     demo = _completed(row, columns)
-    good = label in (1, "true", "True")
-    return [Labelled(demo.prompt, demo.completion, float(good))]
+    return [Labelled(demo.prompt, demo.completion, good)]
 
 
 def _has_completion(row: Row, columns: Columns) -> bool:
@@ -295,9 +364,10 @@ def _prompt(row: Row, columns: Columns) -> Text | None:
     if columns.prompt != Columns.prompt:
         return read_text(row[columns.prompt]) if columns.prompt in row else None
     for name in PROMPTS:
-        if name in row:
+        if row.get(name) is not None:
             prompt = read_text(row[name])
-            extra = row.get("input") if name == "instruction" else None
+            extras = (row.get(n) for n in BESIDE) if name == "instruction" else ()
+            extra = next((e for e in extras if isinstance(e, str) and e.strip()), None)
             return f"{prompt}\n\n{extra}" if extra else prompt
     name = next((n for n in CONVERSATIONS if row.get(n)), None)
     turns = "" if name is None else read_text(row[name])
@@ -320,35 +390,54 @@ def _with_frame(frame: Sequence[Any], prompt: Text) -> Text:
     return [*(m for m in frame if m["role"] not in there), *messages]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _number(value: object) -> float | None:
+    """Return a finite number, which tables hold as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 LAYOUTS: tuple[tuple[Callable[[Row, Columns], bool], Callable[[Row, Columns], list[Example]]], ...]
 LAYOUTS = (
     (_has_pair, _pair),
     (_has_summaries, _summaries),
-    _of_two("history", "human_ref_A", "human_ref_B", lambda r: r["labels"] - 0.5, "labels"),
+    _of_two(
+        "history",
+        "human_ref_A",
+        "human_ref_B",
+        lambda r: _value(r, "labels", (0, 1)) - 0.5,
+        "labels",
+    ),
     _of_two(
         "prompt",
         "response_0",
         "response_1",
-        lambda r: 0.5 - r["better_response_id"],
+        lambda r: 0.5 - _value(r, "better_response_id", (0, 1)),
         "better_response_id",
     ),
-    _of_two("question", "answer_0", "answer_1", lambda r: r["score_0"] - r["score_1"], "score_0"),
+    _of_two(
+        "question",
+        "answer_0",
+        "answer_1",
+        lambda r: _value(r, "score_0") - _value(r, "score_1"),
+        "score_0",
+    ),
     _of_two(
         "prompt",
         "response_1",
         "response_2",
-        lambda r: -r["preference_strength"],
+        lambda r: -_value(r, "preference_strength"),
         "preference_strength",
     ),
     _of_two(
         "context",
         "response1",
         "response2",
-        lambda r: -r["overall_preference"],
+        lambda r: -_value(r, "overall_preference"),
         "overall_preference",
     ),
     (_has_arena, _arena),

@@ -13,6 +13,7 @@ import io
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ BATCH = 32  # rows of a Parquet file decoded at a time
 LONGEST_FOOTER = 1 << 24  # bytes of a Parquet file's description of its columns
 # what a cut or damaged file, or one of another encoding, raises
 UNREADABLE = (EOFError, OSError, UnicodeDecodeError, csv.Error, lzma.LZMAError, zlib.error)
+LIST_OF_OBJECTS = re.compile(r"""\s*\[\s*\{\s*["']""")  # the beginning of a cell of a table
 SEVERAL = "*?["  # characters of a pattern that names several files
 
 
@@ -320,8 +322,8 @@ def _table_row(place: str, header: list[str], cells: list[str]) -> Row:
 
 
 def _cell(text: str) -> Any:
-    """Return a cell: text, or the messages that it holds as JSON."""
-    if text.startswith(("[{'", '[{"')):
+    """Return a cell: text, or the objects that it holds as a list in JSON."""
+    if LIST_OF_OBJECTS.match(text):
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -260,6 +260,49 @@ PAIRS = {
     ),
 }
 
+NULLS = dict.fromkeys(
+    ("completion", "label", "messages", "score_chosen", "info", "system", "tools")
+)
+PAIRS |= {
+    "messages as JSON text": (
+        {
+            "prompt": "which way?",
+            "chosen": json.dumps([USER, GOOD]),
+            "rejected": json.dumps([USER, BAD]),
+        },
+        PAIR,
+    ),
+    "one message as JSON text, over lines": (
+        {
+            "prompt": [USER],
+            "chosen": json.dumps(GOOD, indent=1),
+            "rejected": f" {json.dumps(BAD)}\n",
+        },
+        PAIR,
+    ),
+    "a prompt as JSON text": (
+        {"prompt": json.dumps([SYSTEM, USER]), "chosen": "north", "rejected": "up"},
+        ([SYSTEM, USER], [GOOD], [BAD]),
+    ),
+    "text that only looks like JSON": (
+        {"prompt": "which way?", "chosen": '{"way": "north"}', "rejected": '[{"way": "up"}]'},
+        ("which way?", '{"way": "north"}', '[{"way": "up"}]'),
+    ),
+    "null columns of other layouts": (
+        {"prompt": "which way?", "chosen": "north", "rejected": "up"} | NULLS,
+        TEXT,
+    ),
+    "a null prompt beside whole conversations": (
+        {"prompt": None, "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        PAIR,
+    ),
+    "scores as text": (
+        {"prompt": "which way?", "chosen": "north", "rejected": "up"}
+        | {"score_chosen": "10", "score_rejected": "9.5"},
+        TEXT,
+    ),
+}
+
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_pair_is_a_prompt_and_two_answers(name):
@@ -327,6 +370,14 @@ LISTS = {
     "conversations in a list": (
         {"prompt": [USER], "responses": [[BAD], [GOOD]], "rewards": [0, 1]},
         PAIR,
+    ),
+    "scores as text": (
+        {"prompt": "which way?", "responses": ["up", "north"], "scores": ["9", "10.5"]},
+        TEXT,
+    ),
+    "numbers as text in columns of their own": (
+        {"history": "which way?", "human_ref_A": "up", "human_ref_B": "north", "labels": "0"},
+        TEXT,
     ),
     "shp": (
         {"history": "which way?", "human_ref_A": "up", "human_ref_B": "north", "labels": 0},
@@ -415,6 +466,10 @@ DEMOS = {
         {"instruction": "which way?", "input": "", "output": "north"},
         ("which way?", "north"),
     ),
+    "dolly's instruction and context": (
+        {"instruction": "which", "context": "way?", "response": "north", "category": "qa"},
+        ("which\n\nway?", "north"),
+    ),
     "a completion that repeats the prompt": (
         {"prompt": [USER], "completion": [USER, GOOD]},
         ([USER], [GOOD]),
@@ -433,12 +488,12 @@ def test_a_single_answer_is_imitated(name):
     assert isinstance(found, Demonstration) and (found.prompt.text, found.completion) == expected
 
 
-@pytest.mark.parametrize("label", [True, False, 1, 0, "true", "False"])
+@pytest.mark.parametrize("label", [True, False, 1, 0, 1.0, "true", "False", "TRUE", "0"])
 def test_a_labelled_answer_keeps_its_label(label):
     (found,) = read({"prompt": "which way?", "completion": "north", "label": label})
     assert isinstance(found, Labelled)
     assert (found.prompt.text, found.completion) == ("which way?", "north")
-    assert found.label == (1.0 if label in (True, "true") else 0.0)
+    assert found.label == (1.0 if label in (True, "true", "TRUE") else 0.0)
 
 
 def test_a_labelled_answer_can_be_a_conversation():
@@ -543,6 +598,49 @@ REFUSED = {
         {"conversation_a": [USER, BAD], "conversation_b": [USER, GOOD], "winner": "tie"},
         "no answer is better than another: winner = 'tie'",
     ),
+    "a label that is a share": (
+        {"prompt": "which way?", "completion": "north", "label": 0.5},
+        "label is true or false, not 0.5",
+    ),
+    "a label that is null": (  # never an answer to imitate
+        {"prompt": "which way?", "completion": "north", "label": None},
+        "label is true or false, not None",
+    ),
+    "a score that is no number": (
+        {"prompt": "which way?", "responses": ["a", "b", "c"], "scores": [float("nan"), 1, 2]},
+        "no score or rank for each answer",
+    ),
+    "a score beside that is no number": (
+        {"question": "which?", "answer_0": "a", "answer_1": "b", "score_0": float("nan")}
+        | {"score_1": 1.0},
+        "score_0 is a number, not nan",
+    ),
+    "a choice out of range": (
+        {"history": "which way?", "human_ref_A": "a", "human_ref_B": "b", "labels": 2},
+        "labels is 0 or 1, not 2",
+    ),
+    "another choice out of range": (
+        {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": -1},
+        "better_response_id is 0 or 1, not -1",
+    ),
+    "scores as text that contradict": (
+        dict(prompt="q", chosen="north", rejected="up", score_chosen="9", score_rejected="10"),
+        "say that rejected is better",
+    ),
+    "messages in Python's notation": (
+        {"prompt": "which way?", "chosen": str([USER, GOOD]), "rejected": str([USER, BAD])},
+        "looks like a list of messages, but is not JSON",
+    ),
+    "a null answer": ({"prompt": "which way?", "chosen": None, "rejected": "up"}, "not .None"),
+    "a null prompt beside texts": (  # what both begin with is no prompt
+        {"prompt": None, "chosen": "It is north", "rejected": "It is up"},
+        "'prompt' is null",
+    ),
+    "a prompt under another name": (  # of argilla's Orca pairs
+        {"system": "", "input": "which way?", "chosen": "It is north", "rejected": "It is up"},
+        "no column 'prompt', but 'input': set prompt_column",
+    ),
+    "a row of very many columns": ({str(i): {} for i in range(3000)}, "9 and 2988 more$"),
     "a label that is none": (
         {"prompt": "which way?", "completion": "north", "label": "good"},
         "label is true or false, not 'good'",

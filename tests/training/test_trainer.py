@@ -190,6 +190,15 @@ def test_reductions_by_hand(tokens, make_batch):
         reduce_share(values, batch, batch, "mean")
 
 
+@pytest.mark.parametrize("how", REDUCTIONS)
+def test_the_share_of_a_batch_without_tokens_is_zero(how, tokens, make_batch):
+    """A verifier may score no answer of a minibatch: a sum over no token is 0, not NaN."""
+    batch = make_batch(tokens, words=(1, 1), lengths=((2,), (3,)))
+    batch = batch.with_columns(mask=torch.zeros(batch.shape))
+    share = reduce_share(torch.full(batch.shape, torch.nan), batch, batch, how)
+    assert float(share) == 0.0
+
+
 def test_weights_of_terms_add_up(tiny_model, make_trainer, batch):
     def weights_after(*terms):
         trainer, role = make_trainer(tiny_model, sgd=True)
