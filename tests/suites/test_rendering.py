@@ -119,5 +119,5 @@ def test_a_run_says_whether_it_learns_from_the_answers(suite, tmp_path, method, 
         str(tmp_path / "mine.toml"),
         fixed={"model": str(tmp_path / "chatml"), "start": start},
     )
-    made = participants(resolve(request, installed()).suite, installed())
+    made = participants(resolve(request, installed()), installed()).suite
     assert made.answers_train is train and made.model == str(tmp_path / "chatml")
