@@ -22,6 +22,7 @@ import pluggy
 
 from ..core.digests import file_digest
 from ..core.errors import UsageError, unknown
+from ..core.interrupts import asked_for
 from ..core.spec import FORMER_METHODS
 from . import hookspecs
 
@@ -103,9 +104,11 @@ class Registry:
                 hook = getattr(module, f"register_{kind}", None)
                 if hook is not None:
                     hook(functools.partial(_offer, offered, kind))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             self.manager.unregister(module)
-            raise ValueError(str(error)) from error
+            if asked_for(error):
+                raise
+            raise ValueError(str(error) or type(error).__name__) from error
         for kind, cls in offered:  # only now: of a plugin that fails halfway, nothing stays
             self._add(kind, origin, cls)
 
@@ -155,10 +158,9 @@ def load_entry_point(registry: Registry, point: metadata.EntryPoint) -> None:
     origin = _distribution(point)
     try:
         registry.load(origin, point.load())
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # third-party code may raise anything; the command goes on
+    except BaseException as error:  # third-party code may raise anything; the command goes on
+        if asked_for(error):
+            raise
         registry.broken[point.name] = (origin, f"{type(error).__name__}: {error}")
 
 
@@ -179,7 +181,9 @@ def load_file(registry: Registry, path: str) -> None:
         module_spec.loader.exec_module(module)
         registry.load(Origin(file.name, "file", file_digest(file)[:12]), module)
         registry.files.append(str(file.resolve()))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if asked_for(error):
+            raise
         raise UsageError(f"-p {path} did not load: {type(error).__name__}: {error}") from error
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core.interrupts import asked_for
+
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 
 
@@ -66,5 +68,7 @@ def attempt(proof: str, run: Callable[[], str]) -> Finding:
         return Finding(proof, PASSED, run())
     except AssertionError as error:
         return Finding(proof, FAILED, str(error))
-    except Exception as error:  # third-party code: any exception is a finding
+    except BaseException as error:  # third-party code: any exception is a finding
+        if asked_for(error):
+            raise
         return Finding(proof, FAILED, f"{type(error).__name__}: {error}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -18,9 +17,11 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..api.registry import KINDS, Registry
+from ..api.culprits import blamed, foreign, place_of
+from ..api.registry import KINDS, Registry, installed
 from ..core.distributed import end_with_parent, leave_process_group, process_count
 from ..core.errors import HarnessError, UsageError
+from ..core.interrupts import Terminated, asked_for, watch_signals
 from ..core.options import summary_of
 from ..core.progress import process_age
 from ..core.save_schedule import parse_interval
@@ -34,10 +35,6 @@ from .options import plugin_files, results_option, settings_option
 from .report_commands import COMMANDS
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
-
-
-class _Terminated(BaseException):
-    """SIGTERM as an exception that `except Exception` in a plugin does not catch."""
 
 
 GROUPS = {  # the commands of `harness --help`, by purpose
@@ -467,16 +464,12 @@ def _warn(message: str) -> None:
 
 def main() -> None:
     """Run the command line; every error a user can cause ends in one message and its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    watch_signals()
     if process_count() > 1:
         end_with_parent()
     redact_streams()
     try:
         status = cli.main(standalone_mode=False, obj=time.perf_counter() - process_age())
-    except _Terminated:
-        _fail("Terminated. Run the same command again to go on.", EXIT_TERMINATED)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        _fail("Interrupted. Run the same command again to go on.", EXIT_INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -484,15 +477,24 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except MemoryError:
         _fail("Out of memory. Lower --micro-batch-tokens, or the batch size, and run again.", 1)
-    except BrokenPipeError:
-        sys.exit(0)
+    except BaseException as error:
+        _end(error)
     else:
         leave_process_group()
         sys.exit(status if isinstance(status, int) else 0)
 
 
-def _terminate(number: int, frame: object) -> None:
-    raise _Terminated
+def _end(error: BaseException) -> None:
+    """End the command as an interrupt asks, or with the name of the plugin behind an error."""
+    cause = error.__cause__ if isinstance(error, click.exceptions.Abort) else error
+    if isinstance(cause, Terminated):
+        _fail("Terminated. Run the same command again to go on.", EXIT_TERMINATED)
+    if cause is None or asked_for(cause):
+        return _fail("Interrupted. Run the same command again to go on.", EXIT_INTERRUPTED)
+    told = blamed(cause, installed(), "The command")
+    if isinstance(cause, Exception) and not foreign(cause, installed()):
+        raise cause
+    _fail(f"{told} ({place_of(cause, installed())}).", 1)
 
 
 def _fail(message: str, code: int) -> None:

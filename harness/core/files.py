@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -26,13 +27,26 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file atomically: write beside it, flush to disk, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    temporary = beside(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
+
+
+def beside(path: Path) -> Path:
+    """Return a temporary name beside a file that no other process on any host uses.
+
+    Process ids do not tell hosts and containers apart. What a killed process left is removed by the
+    next one that locks the folder.
+    """
+    return path.with_name(f".{path.name[:80]}.{socket.gethostname()[:64]}-{uuid4().hex}.tmp")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -138,7 +152,44 @@ def lock(folder: Path, what: str, wait: bool) -> Iterator[None]:
         ) from error
     try:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         yield
     finally:
         owner.unlink(missing_ok=True)
         holder.release()
+
+
+def ended_holder(folder: Path) -> str:
+    """Return the process that held a folder's lock and ended without releasing it; else empty.
+
+    Nothing is said of a process on another host: it may be alive.
+    """
+    try:
+        text = (folder / ".owner").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+    named = re.fullmatch(r"process (\d+) on (.+)", text)
+    if named is None or named[2] != socket.gethostname():
+        return ""
+    return "" if _held(folder / ".lock", int(named[1])) else text
+
+
+def _held(file: Path, process: int) -> bool:
+    """Return whether a lock is held, without taking it: another process may want it now."""
+    try:
+        inode = file.stat().st_ino
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:  # no such list on this system: ask for the process
+        return _alive(process)
+    return any(f":{inode} " in line for line in lines)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -20,6 +20,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
@@ -28,15 +29,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import HarnessError
-from .files import write_json, write_text
+from .files import ended_holder, write_json, write_text
 from .live_rows import line_of
-from .spec import FORMER_METHODS, RunSpec
+from .spec import FORMER_METHODS, RunSpec, spec_from
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 2  # 1 called the baseline `reference` in results, `sft` in samples
 RESULT, FAILURE = "result.json", "failure.json"
+ENDED = "ended without a word"  # status of a run that was killed, or that called os._exit
 TRACEBACK = "traceback.txt"
 METRICS, SAMPLES, ROLLOUTS = "metrics.jsonl", "samples.jsonl", "rollouts.jsonl"
 BASELINE_FIGURES = ("gold", "proxy", "accuracy", "length")  # of the baseline, in `evaluation`
@@ -129,15 +131,48 @@ def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
 
 
 def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield (folder, record) of every finished or failed run; a failed one has `failure` in its
-    record.
+    """Yield (folder, record) of every run that ended: a failed one has `failure` in its record.
+
+    A run that ended without a word has left neither result nor failure, and no process holds it.
     """
     for folder in sorted((results / "runs").glob("*/*/*")):
         result = read_result(folder)
         if result is not None:
             yield folder, result
-        elif (failed := read_failure(folder)) is not None:
+        elif (failed := read_failure(folder) or _ended(folder)) is not None:
             yield folder, failed
+
+
+def heading(spec: RunSpec, status: str) -> dict[str, Any]:
+    """Return what every record begins with."""
+    return {
+        "schema": SCHEMA,
+        "status": status,
+        "method": spec.method,
+        "suite": spec.suite_name,
+        "seed": spec.seed,
+        "shared_seed": spec.shared_seed,
+        "recipe": spec.recipe(),
+        "start": spec.start,
+        "options": dict(spec.options),
+        "asked": list(spec.asked),
+        "suite_options": dict(spec.suite_options),
+        "quick": spec.quick,
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _ended(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a run that ended without a word; it hides no other of its recipe."""
+    holder = ended_holder(folder)
+    if not holder:
+        return None
+    try:
+        spec = spec_from(json.loads((folder / "spec.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged
+        return None
+    message = f"The run {ENDED} ({holder}). The same command goes on with it."
+    return heading(spec, ENDED) | {"failure": message, "finished_at": ""}
 
 
 def unspent(record: Mapping[str, Any], completions: int) -> dict[str, float]:

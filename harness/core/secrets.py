@@ -7,6 +7,7 @@ or what a plugin has read with `read_secret`. Files and terminal output pass `re
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from urllib.parse import quote
 from .errors import UsageError
 
 NAMES = re.compile(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.I)
+LOST = (errno.EPIPE, errno.EIO)  # no reader of a pipe; a terminal that is gone
 SHORTEST = 8  # characters; shorter values would be found in ordinary text
 LONGEST = 4096
 FORMS = re.compile(  # how keys of common services begin
@@ -109,15 +111,38 @@ def refuse_secrets(values: Mapping[str, Any], where: str) -> None:
 
 
 class RedactingStream:
-    """A text stream that shows no secret; everything else is the stream's own."""
+    """A text stream that shows no secret and survives its reader.
+
+    Where nothing reads any more (`harness run | head -1`, a terminal that was closed), what is
+    written is dropped: a run goes on and writes its files. Everything else is the stream's own.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         """Write a text without secrets."""
-        written: int = self._stream.write(redact(text))
+        try:
+            written: int = self._stream.write(redact(text))
+        except OSError as error:
+            self._drop(error)
+            return len(text)
         return written
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        """Send what is written to the null device; raise an error that is not of a lost reader."""
+        if error.errno not in LOST:
+            raise error
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
 
     def writelines(self, lines: Any) -> None:
         """Write lines without secrets."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..api.registry import Registry
 from ..core.distributed import is_main
+from ..core.interrupts import asked_for
 from ..core.spec import RunSpec
 
 Warn = Callable[[str], None]
@@ -34,7 +35,9 @@ class Observers:
         ):  # in pluggy's order: tryfirst is first
             try:
                 impl.function(**{key: arguments[key] for key in impl.argnames})
-            except Exception as error:  # a stranger's observer must not cost a run
+            except BaseException as error:  # a stranger's observer must not cost a run
+                if asked_for(error):
+                    raise
                 if impl.plugin_name not in self._failed:
                     self._warn(
                         f"The observer {name} of {impl.plugin_name} failed: {type(error).__name__}:"

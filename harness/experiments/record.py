@@ -5,7 +5,6 @@ a failure.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +60,7 @@ def result_of(
     """Return the result of a finished run."""
     stages = {**report.shared, **assessed.stages}
     artifacts = {name: {**a.info, "content": a.content} for name, a in stages.items()}
-    return _heading(spec, "finished") | {
+    return run_folder.heading(spec, "finished") | {
         "paper": paper,
         "model": model_of(spec),
         "evaluation": assessed.figures,
@@ -207,7 +206,7 @@ def wall_time() -> dict[str, Any]:
 
 def write_failure(folder: Path, spec: RunSpec, status: str, message: str) -> None:
     """Write the record of a failed run."""
-    write_json(folder / run_folder.FAILURE, _heading(spec, status) | {"failure": message})
+    write_json(folder / run_folder.FAILURE, run_folder.heading(spec, status) | {"failure": message})
 
 
 def forget_failure(folder: Path) -> bool:
@@ -263,24 +262,6 @@ def runtime_of(
         "checkpoints": vars(stage_runtime.save_costs),
         "rollouts_checked": vars(stage_runtime.check) if stage_runtime.check else None,
         "adapter": asdict(how) if how else None,
-    }
-
-
-def _heading(spec: RunSpec, status: str) -> dict[str, Any]:
-    return {
-        "schema": run_folder.SCHEMA,
-        "status": status,
-        "method": spec.method,
-        "suite": spec.suite_name,
-        "seed": spec.seed,
-        "shared_seed": spec.shared_seed,
-        "recipe": spec.recipe(),
-        "start": spec.start,
-        "options": dict(spec.options),
-        "asked": list(spec.asked),
-        "suite_options": dict(spec.suite_options),
-        "quick": spec.quick,
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..api.culprits import blamed
 from ..api.participants import participants
 from ..api.registry import Registry
 from ..api.start import start_warning
@@ -23,7 +24,8 @@ from ..core.data import Prompt
 from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, PolicyNotSaved, Refused, UsageError
 from ..core.execution import EVALUATION, differing, from_record
-from ..core.files import lock, make_folder, write_text
+from ..core.files import ended_holder, lock, make_folder, write_text
+from ..core.interrupts import asked_for
 from ..core.movement import unmoved
 from ..core.progress import WallClock, activity, part, running
 from ..core.spec import RunSpec, stage_options
@@ -54,6 +56,7 @@ class Outcome:
 def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
     """Carry out a run, or go on with it, or return its result when it is finished."""
     folder = make_folder(settings.results / spec.folder)
+    ended = ended_holder(folder) if is_main() else ""
     with (
         lock(folder, f"The run {spec.suite_name}/{spec.method}", wait=False)
         if is_main()
@@ -74,6 +77,8 @@ def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
         if is_main():
             if record.forget_failure(folder):
                 settings.warn("This run failed before; it is tried again.")
+            elif ended:
+                settings.warn(f"This run {run_folder.ENDED} before ({ended}); it goes on.")
             run_folder.write_spec(folder, spec)
         observe = Observers(registry, spec, settings.warn)
         _announce(spec, registry, settings, folder, observe)
@@ -114,12 +119,16 @@ def _carry_out(
     except (UsageError, Refused):  # nothing was trained: this was no run
         _leave_nothing(folder)
         raise
-    except Exception as error:
-        raise _failed(folder, spec, error) from error
+    except BaseException as error:
+        if asked_for(error):
+            raise
+        raise _failed(folder, spec, error, registry) from error
     try:
         return _train_and_evaluate(training, registry, settings, folder)
-    except Exception as error:
-        raise _failed(folder, spec, error) from error
+    except BaseException as error:
+        if asked_for(error):
+            raise
+        raise _failed(folder, spec, error, registry) from error
     finally:
         training.method_inputs.close()
 
@@ -347,7 +356,7 @@ def _leave_nothing(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _failed(folder: Path, spec: RunSpec, error: Exception) -> HarnessError:
+def _failed(folder: Path, spec: RunSpec, error: BaseException, registry: Registry) -> HarnessError:
     """Record a failure of any kind, its traceback beside it, and return it as one message."""
     folder = folder if is_main() else make_folder(folder / f"process{os.environ['RANK']}")
     kind, status = type(error).__name__, "failed"
@@ -361,8 +370,7 @@ def _failed(folder: Path, spec: RunSpec, error: Exception) -> HarnessError:
     else:
         write_text(folder / run_folder.TRACEBACK, "".join(traceback.format_exception(error)))
         message = (
-            f"The method {spec.method} failed: {kind}: {error}. The traceback is in"
-            f" {folder / 'traceback.txt'}."
+            f"{blamed(error, registry, 'The run')}. The traceback is in {folder / 'traceback.txt'}."
         )
     record.write_failure(folder, spec, status, message)
     return error if isinstance(error, HarnessError) else HarnessError(message)

@@ -145,7 +145,7 @@ def main() -> None:
             answer["usage"] = clerk.labeller.usage()
         except HarnessError as error:
             answer = {"error": str(error)}
-        except Exception as error:  # any error of a plugin's labeller is reported to the client
+        except BaseException as error:  # any error of a plugin's labeller is reported to the client
             answer = {"error": f"{type(error).__name__}: {error}"}
         if "error" in answer:
             answer["error"] = redact(answer["error"])

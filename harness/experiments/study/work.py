@@ -11,8 +11,9 @@ from pathlib import Path
 from ...api.contracts import Launcher
 from ...api.registry import Registry, load_file
 from ...core.digests import digest_of
-from ...core.errors import HarnessError, UsageError
+from ...core.errors import HarnessError
 from ...core.files import lock, make_folder, write_json, write_text
+from ...core.interrupts import asked_for
 from ...core.jobs import INTERRUPTED, LOST, Job, environment_of, last_attempt
 from ...core.lock_trial import require_locks
 from ...core.options import build
@@ -129,7 +130,9 @@ class Work:
             )
         except HarnessError:
             raise
-        except Exception as error:  # a stranger's launcher
+        except BaseException as error:  # a stranger's launcher
+            if asked_for(error):
+                raise
             told = f"The launcher {self.launcher.name} failed: {type(error).__name__}: {error}."
             raise HarnessError(f"{told} Run the same command again to go on.") from error
         finally:
@@ -290,9 +293,11 @@ def _without_record(cell: Cell, code: int, said: str) -> State:
     if code in QUIET_ENDS:
         return State(FAILED, "refused", said)
     if code == 0:
-        raise UsageError(
-            f"{cell.name} left no result in {cell.spec.folder}: code or files changed while the"
-            " study ran, or its launcher works in other folders. Run the study again."
+        return State(
+            FAILED,
+            "no result",
+            f"left no result in {cell.spec.folder} and no failure: a plugin ended the process, code"
+            " or files changed while the study ran, or the launcher works in other folders.",
         )
     return State(
         FAILED, "killed" if code in INTERRUPTED else "error", said or f"ended with exit code {code}"

@@ -1,0 +1,249 @@
+"""Every end is recorded under the name of the plugin behind it, and silent ends are found."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from harness.api.culprits import blamed
+from harness.api.registry import load_file, new_registry
+from harness.core import interrupts
+from harness.core.files import ended_holder, lock
+from harness.core.interrupts import asked_for
+from harness.core.run_folder import ENDED, runs
+
+from ..helpers.tools import (
+    ENV,
+    command,
+    finished,
+    fresh,
+    on_small,
+    outputs,
+    plugin,
+    results,
+    small_suite,
+)
+
+ENDS = '''
+"""Plugins that end the process in many ways."""
+
+import os
+from dataclasses import dataclass
+
+from harness import hookimpl
+from harness.api.contracts import Judge, Labeller
+from harness_plugins.dpo import DPO
+
+
+class Odd(BaseException):
+    """Neither an exception nor an interrupt."""
+
+
+def end(how):
+    if how.isdigit():
+        raise SystemExit(int(how))
+    if how == "exit":
+        os._exit(0)
+    if how == "kill":
+        os.kill(os.getpid(), 9)
+    kinds = (KeyboardInterrupt, GeneratorExit, Odd, ValueError, SystemExit)
+    raise {kind.__name__: kind for kind in kinds}[how]
+
+
+@dataclass
+class Ending(DPO):
+    """DPO that ends the process after its training."""
+
+    name = "ending"
+    how: str = "0"  # the way
+
+    def train(self, lab):
+        super().train(lab)
+        end(self.how)
+
+
+class EndingJudge(Judge):
+    """A judge that ends the process."""
+
+    name = "ending_judge"
+    version = "1"
+
+    def score(self, prompts, completions):
+        raise SystemExit(0)
+
+
+@hookimpl
+def register_methods(register):
+    register(Ending)
+
+
+@hookimpl
+def register_judges(register):
+    register(EndingJudge)
+
+
+@hookimpl
+def step_logged(step):
+    if os.environ.get("END_OBSERVER"):
+        end(os.environ["END_OBSERVER"])
+'''
+WAYS = ("0", "7", "SystemExit", "KeyboardInterrupt", "GeneratorExit", "Odd", "ValueError")
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """Results with shared stages."""
+    finished("dpo")
+    made = fresh("ends")
+    shutil.copytree(results() / "artifacts", made / "artifacts")
+    return made
+
+
+def ending(folder, how, *more):
+    file = plugin(folder, "ends", ENDS)
+    return on_small("ending", "-p", file, "--set", f"how={how}", *more, results=folder)
+
+
+def recorded(folder, method="ending"):
+    found = (json.loads(f.read_text()) for f in folder.glob(f"runs/small/{method}/*/failure.json"))
+    return sorted(found, key=lambda r: r["options"].get("how", ""))
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_run_records_every_end_of_a_method(folder, how):
+    done = command(*ending(folder, how))
+    assert done.code == 1 and "Traceback" not in done.text, done.text
+    kind = "SystemExit" if how.isdigit() else how
+    assert f"harness: The method ending failed: {kind}" in done.err
+    (record,) = [r for r in recorded(folder) if r["options"]["how"] == how]
+    assert record["status"] == "failed" and record["failure"].startswith("The method ending failed")
+
+
+def test_run_records_the_end_of_a_judge_under_its_name(folder):
+    done = command(
+        *on_small(
+            "dpo", "-p", plugin(folder, "ends", ENDS), "--judge", "ending_judge", results=folder
+        )
+    )
+    assert done.code == 1 and "The judge ending_judge failed: SystemExit: 0" in done.err, done.text
+
+
+def test_run_goes_on_where_an_observer_ends(folder):
+    env = {"END_OBSERVER": "0"}
+    seed = ("--seed", 3)
+    done = command(
+        *on_small("dpo", "-p", plugin(folder, "ends", ENDS), *seed, results=folder), env=env
+    )
+    assert done.code == 0, done.text
+    assert done.err.count("step_logged of file:ends.py failed: SystemExit: 0") == 1
+
+
+@pytest.mark.parametrize(("how", "code"), [("exit", 0), ("kill", -9)])
+def test_table_and_run_tell_of_a_run_that_ended_without_a_word(folder, how, code):
+    own = fresh("silent")
+    shutil.copytree(folder / "artifacts", own / "artifacts")
+    assert command(*ending(own, how)).code == code
+    ((_, record),) = runs(own)
+    assert record["status"] == ENDED and ENDED in record["failure"]
+    table = command("table", "--results", own)
+    assert table.code == 0 and ENDED in table.out, table.text
+    again = command(*ending(own, how))
+    assert again.code == code and f"This run {ENDED} before (process" in again.err
+
+
+def test_a_study_goes_on_after_cells_that_end_their_process(folder):
+    own = fresh("study")
+    shutil.copytree(folder / "artifacts", own / "artifacts")
+    file = plugin(own, "ends", ENDS)
+    cells = [
+        f"[[methods]]\nname = 'ending'\nlabel = '{how}'\nset = {{how = '{how}'}}\n"
+        for how in ("exit", "0", "kill")
+    ]
+    study = own / "ends.toml"
+    head = f"suites = ['small']\nplugins = ['{small_suite()}', '{file}']\nquick = true\n"
+    study.write_text(head + "".join(cells) + "[[methods]]\nname = 'dpo'\n")
+    done = command("study", study, "--results", own, "-j", 1)
+    assert done.code == 1 and "1 done, 3 failed" in done.text, done.text
+    assert "left no result" in done.text and "ended by signal 9" in done.text
+    assert outputs(next(own.glob("runs/small/dpo/*"))) == outputs(finished("dpo"))
+
+
+def test_culprits_are_named_by_their_file_and_class(tmp_path):
+    registry = new_registry()
+    load_file(registry, str(plugin(tmp_path, "named", ENDS)))
+    method = registry.get("methods", "ending")
+    try:
+        registry.get("judges", "ending_judge")().score([], [])
+    except SystemExit as error:
+        assert blamed(error, registry, "x") == "The judge ending_judge failed: SystemExit: 0"
+    try:
+        sys.modules[method.__module__].end("Odd")
+    except BaseException as error:
+        assert blamed(error, registry, "x").endswith("failed: Odd")
+    try:
+        method().train(None)
+    except AttributeError as error:
+        assert blamed(error, registry, "x").startswith("The method ending failed: AttributeError")
+    assert blamed(ValueError("y"), registry, "The run") == "The run failed: ValueError: y"
+
+
+def test_an_interrupt_by_the_user_is_told_apart(monkeypatch):
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(interrupts.Signals, "watched", False)
+    monkeypatch.setattr(interrupts.Signals, "received", False)
+    assert asked_for(KeyboardInterrupt()) and not asked_for(SystemExit())
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts.watch_signals()
+        assert not asked_for(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt) as raised:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        assert asked_for(raised.value)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_ended_holder_names_a_process_that_was_killed(tmp_path):
+    code = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom harness.core.files import lock\n"
+        "with lock(Path(sys.argv[1]), 'x', wait=False):\n    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    assert ended_holder(tmp_path) == ""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "held\n" and ended_holder(tmp_path) == ""
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    assert ended_holder(tmp_path).startswith(f"process {child.pid} on ")
+    with lock(tmp_path, "x", wait=False):
+        assert ended_holder(tmp_path) == ""
+    assert ended_holder(tmp_path) == ""
+    (tmp_path / ".owner").write_text(f"process {child.pid} on another-host")
+    assert ended_holder(tmp_path) == ""  # it may be alive there
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_run_whose_console_is_closed_goes_on(folder, merged):
+    own = fresh("closed")
+    shutil.copytree(folder / "artifacts", own / "artifacts")
+    arguments = on_small("dpo", results=own)
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "harness", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merged else subprocess.DEVNULL,
+        env={**os.environ, **ENV},
+    )
+    begun.stdout.close()
+    assert begun.wait(600) == 0
+    (run,) = own.glob("runs/small/dpo/*")
+    assert outputs(run) == outputs(finished("dpo"))
