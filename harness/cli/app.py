@@ -395,12 +395,13 @@ def list_plugins(registry: Registry) -> None:
 @settings_option("--set", "settings", "Set an option as in a run.")
 @plugin_files
 def show(registry: Registry, name: str, **choices: Any) -> None:
-    """Show a plugin, a stage (stage.sft), a suite file or a model (its folder or hub id).
+    """Show a plugin, a stage (stage.sft), a suite file, a model (its folder or hub id), or a run.
 
     Of a suite file (.toml): its sources, splits, settings and first example. Of a model: its size
-    and limits, and how it is scored and decoded.
+    and limits, and how it is scored and decoded. Of a run (its folder): its figures again, and what
+    was read, skipped, dropped and cut of its data.
     """
-    from .display import ShowRequest, describe, describe_stage
+    from .display import ShowRequest, describe, describe_stage, is_run, show_run
 
     request = ShowRequest(**choices)
     if is_suite_file(name):
@@ -409,6 +410,8 @@ def show(registry: Registry, name: str, **choices: Any) -> None:
         return click.echo(describe_suite_file(name, registry, request.model))
     if name.startswith("stage."):
         return click.echo(describe_stage(name.removeprefix("stage."), registry, request))
+    if is_run(name):
+        return show_run(Path(name))
     kinds, plain = registry.kinds_of(registry.name_of("methods", name))
     if not kinds and (Path(name).is_dir() or "/" in name):
         from ..experiments.model_report import described

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..api import real_models, settings_sources
 from ..api.registry import Registry
 from ..api.resolve import suite_class
 from ..api.settings_sources import Sources
-from ..core.errors import unknown
+from ..core.data_report import brief, recorded
+from ..core.errors import UsageError, unknown
 from ..core.movement import sentence
 from ..core.options import about, build, options_of, parse_settings
-from ..core.run_folder import read_rows
+from ..core.run_folder import FAILURE, RESULT, read_failure, read_result, read_rows
 from ..core.settings import STAGES
 from ..core.suite_file import is_suite_file, read_suite_file
 
@@ -72,11 +74,36 @@ def printable(text: str) -> Text:
 
 
 def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines of the panel: at most nine, and one more if phases differ in memory, and
-    one if training changed nothing.
+    """Return the lines of the panel: at most nine, and one more each if training changed nothing,
+    the suite reads data, or phases differ in memory.
     """
     still = [("warning", sentence(r))] if sentence(r) else []
-    return [*still, *_quality(r["evaluation"]), *_cost(r["cost"]), *_wall_time(r["cost"])]
+    data = [("data", brief(r["data"]))] if r.get("data") else []
+    return [*still, *_quality(r["evaluation"]), *data, *_cost(r["cost"]), *_wall_time(r["cost"])]
+
+
+def show_run(folder: Path) -> None:
+    """Print the panel of a finished run again, and below it the whole report on its data.
+
+    Raises:
+        UsageError: The run failed, or its record is damaged.
+    """
+    from ..experiments.run import Outcome
+
+    result = read_result(folder)
+    if result is None:
+        failure = read_failure(folder) or {}
+        raise UsageError(f"{folder}: the run failed. {failure.get('message', '')}".strip())
+    show(Outcome(folder, result, reused=True))
+    if result.get("data"):
+        report = recorded(result["data"])
+        for line in [*report.lines(), *report.warnings()]:
+            print(line)
+
+
+def is_run(name: str) -> bool:
+    """Return whether a name is the folder of a finished or failed run."""
+    return any((Path(name) / file).is_file() for file in (RESULT, FAILURE))
 
 
 def _wall_time(cost: dict[str, Any]) -> list[tuple[str, str]]:

@@ -87,6 +87,8 @@ class Measured:
     equal_pairs: int = 0  # pairs of equal token ids, which are dropped
     unknown: float = 0.0  # share of the tokens that are the tokenizer's unknown token
     form: str = ""  # how the prompts are posed, in words
+    judged_prompts: Cut | None = None  # of the rows that only a judge is trained on
+    judged_completions: Cut | None = None
 
 
 @dataclass
@@ -142,6 +144,51 @@ class DataReport:
             f" {_share(m.completions)} of the completions are cut{sample}"
             + (f"; {m.equal_pairs} of {m.pairs} pairs are equal and dropped" if m.pairs else "")
         )
+        if m.judged_prompts and m.judged_completions:
+            yield (
+                f"rows of the judge: {_share(m.judged_prompts)} of their prompts and"
+                f" {_share(m.judged_completions)} of their completions are cut"
+            )
+
+
+def recorded(values: Mapping[str, Any]) -> DataReport:
+    """Return a report as it was recorded; the examples of prompts in two parts are empty."""
+    measured = values.get("measured")
+    return DataReport(
+        sources=[
+            SourceReport(**{**s, "skipped": [Skipped(**one) for one in s["skipped"]]})
+            for s in values["sources"]
+        ],
+        splits=dict(values["splits"]),
+        overlaps=[
+            Overlap(**{**o, "places": tuple(o["places"]), "example": ""})
+            for o in values["overlaps"]
+        ],
+        unused=values.get("unused", ""),
+        measured=None if measured is None else _measured(measured),
+        lowered=bool(values.get("lowered")),
+    )
+
+
+def _measured(values: Mapping[str, Any]) -> Measured:
+    cuts = ("prompts", "completions", "judged_prompts", "judged_completions")
+    found = {name: Cut(**values[name]) for name in cuts if values.get(name)}
+    return Measured(**{**values, **found})
+
+
+def brief(values: Mapping[str, Any]) -> str:
+    """Return a recorded report in a line: rows read, skipped and dropped, and texts cut."""
+    report = recorded(values)
+    rows, used = (sum(getattr(s, n) for s in report.sources) for n in ("rows", "used"))
+    dropped = sum(overlap.rows for overlap in report.overlaps)
+    parts = [f"{used} of {rows} rows used", f"{rows - used} skipped" if rows > used else ""]
+    parts.append(f"{dropped} dropped: their prompts stand in another part" if dropped else "")
+    if m := report.measured:
+        parts.append(f"{m.equal_pairs} equal pairs dropped" if m.equal_pairs else "")
+        parts.append(f"cut: {_share(m.prompts)} of prompts, {_share(m.completions)} of completions")
+        many = max(m.prompts.share, m.completions.share) > TOO_MANY_CUT and not report.lowered
+        parts[-1] += " (warning: above 5 %)" if many else ""
+    return "; ".join(filter(None, parts))
 
 
 def _printable(line: str) -> str:
@@ -171,8 +218,8 @@ def _source_line(source: SourceReport) -> str:
 def _overlap_line(o: Overlap) -> str:
     return (
         f"{o.prompts} prompts of the {o.kept} rows also stand in the {o.dropped} rows. Those"
-        f" {o.rows} {o.dropped} rows were dropped. The first is {o.places[0]} = {o.places[1]}:"
-        f" {o.example!r}."
+        f" {o.rows} {o.dropped} rows were dropped. The first is {o.places[0]} = {o.places[1]}"
+        + (f": {o.example!r}." if o.example else ".")
     )
 
 

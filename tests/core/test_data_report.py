@@ -2,7 +2,15 @@
 
 import json
 
-from harness.core.data_report import Cut, DataReport, Measured, Overlap, SourceReport
+from harness.core.data_report import (
+    Cut,
+    DataReport,
+    Measured,
+    Overlap,
+    SourceReport,
+    brief,
+    recorded,
+)
 
 
 def source(**reasons):
@@ -66,3 +74,35 @@ def test_the_record_holds_no_text_of_a_prompt():
     assert "secret" in report.warnings()[0]
     record = report.record()
     assert "secret" not in json.dumps(record) and record["overlaps"][0]["rows"] == 2
+
+
+def full():
+    report = DataReport([source(row1="empty", row2="no 'x'")], {"test": {"rows": 9, "prompts": 8}})
+    report.overlaps = [Overlap("test", "train", 2, 3, ("test row 1", "train row 2"), "secret")]
+    report.measured = measured(5, 40)
+    report.measured.pairs, report.measured.equal_pairs = 50, 7
+    report.measured.judged_prompts = Cut("max_prompt_tokens", 64, 10, 1, 60, 70)
+    report.measured.judged_completions = Cut("max_completion_tokens", 32, 20, 15, 40, 50)
+    return report
+
+
+def test_a_recorded_report_is_read_back_without_the_examples():
+    report = full()
+    again = recorded(json.loads(json.dumps(report.record())))
+    assert again.lines() == report.lines() and again.record() == report.record()
+    assert [w.replace(": 'secret'", "") for w in report.warnings()] == again.warnings()
+    assert recorded(DataReport([source()]).record()).measured is None
+
+
+def test_the_cuts_of_the_judges_rows_have_figures_of_their_own():
+    line = full().lines()[-1]
+    assert line == ("rows of the judge: 10% of their prompts and 75% of their completions are cut")
+
+
+def test_brief_names_what_was_skipped_dropped_and_cut():
+    assert brief(full().record()) == (
+        "90 of 100 rows used; 10 skipped; 3 dropped: their prompts stand in another part; 7 equal"
+        " pairs dropped; cut: 5% of prompts, 40% of completions (warning: above 5 %)"
+    )
+    few = DataReport([SourceReport("x", "train", 5, 5)], measured=measured(0, 0))
+    assert brief(few.record()) == ("5 of 5 rows used; cut: 0% of prompts, 0% of completions")

@@ -78,6 +78,16 @@ def test_what_was_read_skipped_and_cut_is_printed_first_and_recorded(world):
     assert cut["cut"] == cut["texts"] > 0
     assert result["artifacts"]["sft"]["cut_completions"] == data["splits"]["method"]["rows"]
     assert result["artifacts"]["sft"]["cut_prompts"] == 0
+    judged = data["measured"]["judged_completions"]
+    assert judged["cut"] == judged["texts"] == 2 * data["splits"]["judge"]["rows"]
+    assert "160 of 640 rows used; 480 skipped" in " ".join(done.out.split()), done.out
+    shown = command("show", file.parent)  # the panel again, and the whole report
+    assert shown.code == 0 and "win-rate vs baseline" in shown.out, shown.text
+    assert "480 skipped: an empty completion (row 161" in shown.out
+    assert "rows of the judge: 0% of their prompts and 100% of their completions" in shown.out
+    page = world / "page.html"
+    assert command("report", "--results", world / "plain", "-o", page).code == 0
+    assert "480 skipped: an empty completion (row 161" in page.read_text()
     assert result["artifacts"]["preferences"]["equal_pairs"] == 0
 
 

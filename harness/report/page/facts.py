@@ -71,6 +71,7 @@ def _section(section: Section, environments: provenance.Environments) -> dict[st
         "links": _links(table, anchors),
         "plots": _plots(section),
         "rows": rows,
+        "data": settings.data_lines(selection),
         "shared": settings.shared_settings(selection),
         "failures": settings.failures(selection),
         "costs": settings.costs(selection),

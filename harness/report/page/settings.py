@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ...core.data_report import recorded
 from ...core.run_folder import flatten
 from ...experiments.study.state import CLASSES
 from ..selection.select import Record, Row, Selection, spec_of
@@ -111,6 +112,12 @@ def _values_text(values: Mapping[str, Sequence[str]]) -> str:
 
 
 # -- failed runs and costs ------------------------------------------------------------------------
+
+
+def data_lines(selection: Selection) -> list[str]:
+    """Return what the runs read, skipped, dropped and cut of their data; each line once."""
+    reports = [recorded(r["data"]) for r in selection.records if r.get("data")]
+    return list(dict.fromkeys(line for r in reports for line in [*r.lines(), *r.warnings()]))
 
 
 def failures(selection: Selection) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ from ...models.hub_format import limits_of
 from ...models.tokens import Tokens
 
 MEASURED = 2000  # of each kind (prompts, demonstrations, pairs), how many are tokenised
+JUDGED = 500  # of the rows of the judge, how many are tokenised once more for their own figures
 WHOLE = 0.95  # share of the texts that a suggested limit leaves whole
 
 
@@ -53,6 +54,9 @@ def measure(suite: Suite, tokens: Tokens) -> Measured:
     ids = [*chain.from_iterable(pair_ids)]
     ids += [whole.completion_ids(a.prompt.text, a.completion) for a in _spaced(answers)]
     limit = tokens.max_completion
+    judged = _spaced(suite.judge_preferences(), JUDGED)
+    judged_prompts = [whole.prompt_ids(row.prompt.text) for row in judged]
+    judged_ids = [ids for row in judged for ids in _answers_of(whole, row)]
     return Measured(
         all_rows=len(some) == len(prompts) and len(some_pairs) == len(pairs),
         template=any(tokens.conversation(p.text) is not None for p in some),
@@ -62,6 +66,10 @@ def measure(suite: Suite, tokens: Tokens) -> Measured:
         pairs=len(some_pairs),
         equal_pairs=sum(chosen[:limit] == rejected[:limit] for chosen, rejected in pair_ids),
         unknown=_share_of(tokens.tokenizer.unk_token_id, [*prompt_ids, *ids]),
+        judged_prompts=_cut("max_prompt_tokens", tokens.max_prompt, judged_prompts)
+        if judged
+        else None,
+        judged_completions=_cut("max_completion_tokens", limit, judged_ids) if judged else None,
     )
 
 
@@ -86,10 +94,17 @@ def _answers(suite: Suite) -> Sequence[Demonstration | Labelled]:
     return labelled or ([] if _pairs(suite) else suite.demonstrations())
 
 
-def _spaced(items: Sequence[Any]) -> Sequence[Any]:
-    """Return at most MEASURED items, evenly spaced."""
-    step = -(-len(items) // MEASURED) or 1
+def _spaced(items: Sequence[Any], most: int = 0) -> Sequence[Any]:
+    """Return at most `most` items, or MEASURED, evenly spaced."""
+    step = -(-len(items) // (most or MEASURED)) or 1
     return items[::step]
+
+
+def _answers_of(tokens: Tokens, row: Pair | Labelled) -> Sequence[list[int]]:
+    """Return the ids of the answers of a pair, or of a labelled answer."""
+    if isinstance(row, Pair):
+        return _pair_ids(tokens, row)
+    return [tokens.completion_ids(row.prompt.text, row.completion)]
 
 
 def _pair_ids(tokens: Tokens, pair: Pair) -> tuple[list[int], list[int]]:
