@@ -35,6 +35,7 @@ LATE = {  # third-party imports inside functions of plugins and suites
     ("json_schema", "jsonschema"),
     ("reasoning_gym", "reasoning_gym"),
     ("sources", "datasets"),
+    ("launcher_ray", "ray"),
 }
 WORLD_MAY = {"torch", "transformers", "tokenizers"}
 # One argument a line takes about a fifth more lines than the packed layout before it.
