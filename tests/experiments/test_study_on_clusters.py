@@ -4,6 +4,7 @@ The one on programs that answer like Slurm's is in the default run. Those on a r
 real Ray are checks of their own: `.ci/slurm` and `.ci/ray`.
 """
 
+import json
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ import pytest
 from harness.core.jobs import BEGUN
 
 from ..helpers import fake_slurm, real_slurm
-from ..helpers.tools import ENV, command, plugin
+from ..helpers.tools import ENV, command, launched, on_small, plugin
 from .test_study import FORKED, method, results_of, write
 
 TWELVE = "seeds = 3\n" + "".join(map(method, ("start", "sft_chosen", "dpo", "ipo")))
@@ -98,6 +99,29 @@ def test_a_study_in_a_queue_outlives_its_process(tmp_path, monkeypatch):
     assert "in the Slurm queue already" in said and set(attempts(queued).values()) == {1}
     assert [log for log in attempts(queued) if log.startswith("stages-")]  # made first, in a job
     assert results_of(queued) == serial(tmp_path, file) and not processes_of(queued)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resources", ["{processes = 2}", "{nodes = 2}"])
+def test_a_job_of_two_processes_gives_what_two_on_one_machine_give(
+    tmp_path, monkeypatch, resources
+):
+    """Two on one node by `local`, and one on each of two nodes by Slurm's srun."""
+    monkeypatch.setenv("PATH", f"{fake_slurm.install(tmp_path / 'fake')}:{os.environ['PATH']}")
+    nodes = "nodes" in resources
+    file = write(tmp_path, method("dpo", f"resources = {resources}"), "pair")
+    options = {"poll": 0.5, "patience": 2} if nodes else {}
+    job = study(file, tmp_path / "job", "slurm" if nodes else "local", **options)
+    said = job.communicate(timeout=LONG)[0]
+    assert job.returncode == 0 and "1 done" in said, said
+    by_hand = launched(
+        "-m", "harness", *on_small("dpo", "--threads", "1", results=tmp_path / "two")
+    )
+    assert by_hand.returncode == 0, by_hand.stderr
+    assert results_of(tmp_path / "job") == results_of(tmp_path / "two")
+    (run,) = (tmp_path / "job" / "runs").glob("*/*/*")
+    used = json.loads((run / "result.json").read_text())["execution"]
+    assert used["evaluation"]["processes"] == 2
 
 
 @pytest.mark.slurm
