@@ -22,6 +22,25 @@ class FileLock:
         return self
 """
 
+IDLE = """
+from dataclasses import dataclass
+
+from harness import Launcher, hookimpl
+
+
+@dataclass
+class Idle(Launcher):
+    name = "idle"
+
+    def run(self, jobs, started, ended):
+        pass
+
+
+@hookimpl
+def register_launchers(register):
+    register(Idle)
+"""
+
 
 def nowhere(arguments):
     return None
@@ -50,15 +69,16 @@ def test_what_another_machine_finds_is_refused(tmp_path, status, told):
 def test_a_study_is_refused_where_two_processes_get_one_lock(tmp_path):
     """The second taker has a lock library that always grants; negative control: without it."""
     plugin(tmp_path, "filelock", BROKEN)
+    idle = plugin(tmp_path, "idle", IDLE)
     file = tmp_path / "s.toml"
     file.write_text(
-        f'suites = ["small"]\nplugins = ["{small_suite()}"]\nquick = true\n'
-        '[[methods]]\nname = "rlvr"\nsuites = ["summarization"]\n'
-    )  # its only run is refused: nothing is started
-    asked = ("study", file, "--results", tmp_path / "results")
+        f'suites = ["small"]\nplugins = ["{small_suite()}", "{idle}"]\nquick = true\n'
+        '[[methods]]\nname = "start"\n'
+    )
+    asked = ("study", file, "--results", tmp_path / "results", "--launcher", "idle")
     done = command(*asked)
-    assert done.code == 0 and "1 refused" in done.text, done.text
+    assert done.code == 1 and "1 left" in done.text, done.text
     path = ":".join([str(tmp_path), *sys.path[1:]])
     done = command(*asked, env={"PYTHONPATH": path})
     assert done.code == 3 and "two processes on this machine took one lock" in done.err, done.text
-    assert "nolock" in done.err and "--results" in done.err
+    assert "nolock" in done.err and "--results" in done.err and "left" not in done.out

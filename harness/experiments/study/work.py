@@ -90,6 +90,7 @@ class Work:
         self.folder = study_folder(results, study.name)
         self.ended: dict[str, State] = {}  # by fingerprint: how what was run here ended
         self.unmade: dict[Job, str] = {}  # jobs of shared stages that failed: why
+        self.locks_tried = False
         self.environment = environment_of(study.environment, str(study.path))
 
     def carry_out(self) -> bool:
@@ -97,7 +98,6 @@ class Work:
         logs = make_folder(self.folder / "logs").parent
         with lock(self.folder, f"The study {self.study.name}", wait=False):
             write_text(logs / "study.toml", self.study.text)
-            require_locks(self.folder, self.launcher.elsewhere)
             planned = self._round()
             while not planned.waiting and self._todo(planned):  # what the trials chose
                 planned = self._round()
@@ -120,6 +120,9 @@ class Work:
         """Carry out what is known and left; return the plan after that."""
         planned = self._planned()
         todo = self._todo(planned)
+        if todo and not self.locks_tried:
+            require_locks(self.folder, self.launcher.elsewhere)
+            self.locks_tried = True
         jobs = self._jobs(planned.cells, todo)
         self.watch.begin(planned, [self.state(c) for c in planned.cells], len(todo))
         try:
