@@ -38,66 +38,11 @@ from harness.report.selection.select import Filter, select
 from harness.report.tables.tables import comparison
 
 from ..helpers.faulty_method import FAULTY
-from ..helpers.tools import ENV, command, fresh, outputs, plugin, record, samples, small_suite
-
-# Carries jobs out one after another in forks of the study's own process, which has everything
-# imported.
-FORKED = """
-import os, sys
-from dataclasses import dataclass
-
-from harness import Launcher, hookimpl
-
-
-@dataclass
-class Forked(Launcher):
-    name = "forked"
-
-    kill: str = ""  # what the name of a job contains that is killed at once
-
-    def run(self, jobs, started, ended):
-        for job in jobs:
-            started(job)
-            pid = os.fork()
-            if pid == 0:
-                self.be(job)
-            ended(job, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-
-    def be(self, job):
-        from harness.cli.app import main
-        from harness.api.registry import installed
-
-        os.setpgid(0, 0)
-        if self.kill and self.kill in job.name:
-            os.kill(os.getpid(), 9)
-        for number in (1, 2):
-            os.dup2(os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
-        installed.cache_clear()
-        sys.argv, code = ["harness", *job.arguments], 1
-        try:
-            main()
-        except SystemExit as error:
-            code = error.code or 0
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-
-
-@hookimpl
-def register_launchers(register):
-    register(Forked)
-"""
+from ..helpers.studies import FORKED, method, results_of, write
+from ..helpers.tools import ENV, command, fresh, plugin, record, samples, small_suite
 
 # options of `run` that say how, and not what
 HOW = ("results", "checkpoint_every", "check_rollouts", "answer_timeout", "only_stages")
-HEAD = 'suites = ["{suite}"]\nplugins = {plugins}\nquick = true\n'
-
-
-def write(folder, text, name="study", suite="small", plugins=()):
-    """Write a study file that loads the small suite."""
-    file = folder / f"{name}.toml"
-    loaded = json.dumps([str(small_suite()), *map(str, plugins)])
-    file.write_text(HEAD.format(suite=suite, plugins=loaded) + text)
-    return file
 
 
 def opened(file):
@@ -109,10 +54,6 @@ def opened(file):
 
 def cells(tmp_path, text, **more):
     return expand(*opened(write(tmp_path, text, **more)))
-
-
-def method(name, more=""):
-    return f'[[methods]]\nname = "{name}"\n{more}\n'
 
 
 DPO = method("dpo")
@@ -791,37 +732,6 @@ def test_the_local_launcher_tells_how_jobs_end(tmp_path):
 
 
 PAIRED = "seeds = 2\n" + method("start") + method("dpo", "set = {steps = 4}")
-
-
-def results_of(where):
-    """Every record of a results folder, without times, memory and what was shared with whom; and
-    its outputs.
-    """
-    timed = {
-        "seconds",
-        "cpu_seconds",
-        "peak_memory",
-        "spent_seconds",
-        "wall",
-        "stages_made",
-        "finished_at",
-        "runtime",
-        "reused_stages",
-    }
-
-    def plain(value):
-        if isinstance(value, dict) and value.get("kind") == "policy":  # its artifact holds times
-            value = {k: v for k, v in value.items() if k != "content"}
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items() if k not in timed}
-        return value
-
-    folders = sorted((where / "runs").glob("*/*/*"))
-    told = [
-        json.dumps(plain(json.loads((f / "result.json").read_text())), sort_keys=True)
-        for f in folders
-    ]
-    return [f.name for f in folders], told, [outputs(f) for f in folders]
 
 
 def test_killed_and_in_parallel_a_study_ends_in_the_bytes_of_a_serial_one(tmp_path, forked):

@@ -19,8 +19,8 @@ import pytest
 from harness.core.jobs import BEGUN
 
 from ..helpers import fake_slurm, real_slurm
+from ..helpers.studies import FORKED, method, results_of, write
 from ..helpers.tools import ENV, command, launched, on_small, plugin
-from .test_study import FORKED, method, results_of, write
 
 TWELVE = "seeds = 3\n" + "".join(map(method, ("start", "sft_chosen", "dpo", "ipo")))
 LONG = 3600  # seconds: a loaded machine is slow

@@ -223,7 +223,7 @@ def process(*args: object, env: dict[str, str] | None = None, cwd: Path | None =
     return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - begun)
 
 
-def launched(*args: object) -> subprocess.CompletedProcess[str]:
+def launched(*args: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run a Python module or script in two processes; a hang ends in subprocess.TimeoutExpired.
 
     On CPU `accelerate launch` starts but one.
@@ -234,7 +234,7 @@ def launched(*args: object) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env={**os.environ, **ENV},
-        timeout=600,
+        timeout=timeout,
     )
 
 
