@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.global_state import put_back
 from ..core.options import build
 from ..core.spec import START_MODEL, RunSpec
 from .contracts import Judge, Labeller, Method, Suite
@@ -52,8 +53,8 @@ def participants(spec: RunSpec, registry: Registry) -> Participants:
     return Participants(
         suite,
         method,
-        judge=registry.get("judges", spec.judge or suite.judge_name)(),
-        labelling_judge=registry.get("judges", suite.judge_name)(),
+        judge=_judge(spec.judge or suite.judge_name, registry),
+        labelling_judge=_judge(suite.judge_name, registry),
         labeller=_labeller(shared, {} if own else spec.labeller_options, registry),
         own_labeller=_labeller(own, spec.labeller_options, registry),
     )
@@ -61,7 +62,8 @@ def participants(spec: RunSpec, registry: Registry) -> Participants:
 
 def _method(spec: RunSpec, registry: Registry) -> Method:
     cls = registry.get("methods", spec.method)
-    method: Method = build(cls, spec.options, f"method {spec.method}")
+    with put_back(f"The method {spec.method}"):
+        method: Method = build(cls, spec.options, f"method {spec.method}")
     return method
 
 
@@ -71,7 +73,8 @@ def _suite(spec: RunSpec, registry: Registry, method: Method) -> Suite:
     These are instance attributes over the class's defaults.
     """
     cls: type[Suite] = registry.get("suites", spec.suite_kind or spec.suite)
-    suite: Suite = build(cls, spec.suite_options, f"suite {spec.suite}")
+    with put_back(f"The suite {spec.suite_name}"):
+        suite: Suite = build(cls, spec.suite_options, f"suite {spec.suite}")
     suite.shared_seed, suite.model = spec.shared_seed, spec.model  # type: ignore[misc]
     suite.answers_train = _answers_train(spec, suite, method)  # type: ignore[misc]
     return suite
@@ -86,10 +89,18 @@ def _answers_train(spec: RunSpec, suite: Suite, method: Method) -> bool:
     return spec.start != START_MODEL or watched or bool(learnt & method.required())
 
 
+def _judge(name: str, registry: Registry) -> Judge:
+    cls = registry.get("judges", name)
+    with put_back(f"The judge {name}"):
+        judge: Judge = cls()
+    return judge
+
+
 def _labeller(name: str | None, options: Mapping[str, Any], registry: Registry) -> Labeller | None:
     if not name:
         return None
     cls: Any = registry.get("labellers", name)
     has_options = dataclasses.is_dataclass(cls)
-    labeller: Labeller = build(cls, options, f"labeller {name}") if has_options else cls()
+    with put_back(f"The labeller {name}"):
+        labeller: Labeller = build(cls, options, f"labeller {name}") if has_options else cls()
     return labeller

@@ -22,6 +22,7 @@ import pluggy
 
 from ..core.digests import file_digest
 from ..core.errors import UsageError, unknown
+from ..core.global_state import put_back
 from ..core.interrupts import asked_for
 from ..core.spec import FORMER_METHODS
 from . import hookspecs
@@ -157,7 +158,9 @@ def load_entry_point(registry: Registry, point: metadata.EntryPoint) -> None:
     """Load one entry point; a failure of any kind is kept as `broken`, not raised."""
     origin = _distribution(point)
     try:
-        registry.load(origin, point.load())
+        package = point.value.partition(":")[0].partition(".")[0]
+        with put_back(f"The plugin {point.name} of {origin.distribution}", package):
+            registry.load(origin, point.load())
     except BaseException as error:  # third-party code may raise anything; the command goes on
         if asked_for(error):
             raise
@@ -178,8 +181,9 @@ def load_file(registry: Registry, path: str) -> None:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses look their own module up
     try:
-        module_spec.loader.exec_module(module)
-        registry.load(Origin(file.name, "file", file_digest(file)[:12]), module)
+        with put_back(f"The plugin {file.name}", name):
+            module_spec.loader.exec_module(module)
+            registry.load(Origin(file.name, "file", file_digest(file)[:12]), module)
         registry.files.append(str(file.resolve()))
     except BaseException as error:
         if asked_for(error):

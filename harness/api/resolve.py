@@ -20,6 +20,7 @@ from ..core.digests import (
 from ..core.distributed import process_count
 from ..core.errors import UsageError, unknown
 from ..core.execution import SETTINGS, Execution
+from ..core.global_state import put_back
 from ..core.model_folder import model_digest
 from ..core.options import build, options_of, parse_settings
 from ..core.settings import STAGES, PreferenceOptions
@@ -84,10 +85,12 @@ def _resolved(request: Request, registry: Registry) -> RunSpec:
         **lowered(file.options, sources.quick.get("suite", {}), suite_cls),
         **parse_settings(request.suite_settings, "--suite-set"),
     }
-    suite = build(suite_cls, suite_options, f"suite {request.suite}")
+    with put_back(f"The suite {suite_cls.name}"):
+        suite = build(suite_cls, suite_options, f"suite {request.suite}")
     asked = parse_settings(request.settings, "--set")
     chosen = values_of(sources.of_method(method_cls, name, asked))
-    method = build(method_cls, chosen, f"method {name}")
+    with put_back(f"The method {name}"):
+        method = build(method_cls, chosen, f"method {name}")
     budget = parse_budget(request.budget)
     fixed = {"processes": process_count(), **request.fixed}
     start = start_of(fixed.pop("start", None), fixed.get("model"))

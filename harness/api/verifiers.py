@@ -14,6 +14,7 @@ from typing import Any
 from ..core.data import Prompt
 from ..core.digests import canonical, combined_digest, digest_of, package_digest
 from ..core.errors import HarnessError, UsageError
+from ..core.global_state import put_back
 from ..core.options import build
 from .contracts import Verifier
 from .registry import NAME, installed
@@ -294,7 +295,8 @@ def _checked(
     ended: Sequence[bool],
 ) -> list[float | None]:
     """Return what a verifier says, as floats; raise HarnessError for what is no verdict."""
-    values = verifier.verify(prompts, completions, golds, ended)
+    with put_back(f"The verifier {verifier.name}"):
+        values = verifier.verify(prompts, completions, golds, ended)
     if len(values) != len(completions):
         raise HarnessError(
             f"The verifier {verifier.name} returned {len(values)} verdicts on"

@@ -13,6 +13,7 @@ import click
 
 from ..api.contracts import Reporter
 from ..core.errors import UsageError
+from ..core.global_state import put_back
 from ..core.table import Table
 from ..report.output import check_output, suite_file, write_output
 from ..report.selection.select import Filter, select, suites_of
@@ -75,7 +76,7 @@ def print_tables(request: TableRequest) -> int:
             click.secho(f"harness: {suite}: {error}", fg="red", err=True)
             code = error.exit_code
             continue
-        text = fitted(table, request.reporter, width) if fit else request.reporter.render(table)
+        text = fitted(table, request.reporter, width) if fit else rendered(table, request.reporter)
         click.echo(f"\n{text}" if i else text, nl=False)
     return code
 
@@ -86,10 +87,16 @@ def write_tables(request: TableRequest, output: Path) -> int:
     suites = suites_of(request.results, request.criteria)
     for suite in suites:
         file = output if len(suites) == 1 else suite_file(output, suite)
-        write_output(file, request.reporter.render(request.table(suite, request.keys)))
+        write_output(file, rendered(request.table(suite, request.keys), request.reporter))
         if len(suites) > 1:
             click.echo(f"wrote {file}")
     return 0
+
+
+def rendered(table: Table, reporter: Reporter) -> str:
+    """Return a table in a format."""
+    with put_back(f"The format {reporter.name}"):
+        return reporter.render(table)
 
 
 def fitted(table: Table, reporter: Reporter, width: int) -> str:
@@ -106,7 +113,7 @@ def fitted(table: Table, reporter: Reporter, width: int) -> str:
             columns=[table.columns[j] for j in kept],
             rows=[[row[j] for j in kept] for row in rows],
         )
-        text = reporter.render(shown)
+        text = rendered(shown, reporter)
         lines = [line for line in text.splitlines() if line.startswith("|")]
         if len(kept) <= LEAST_COLUMNS or max(map(len, lines)) <= width:
             break

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ import filelock
 
 from .errors import Refused
 from .secrets import redact
+
+REMIND_SECONDS = 60.0  # between two messages on a lock that is waited for
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,18 +142,32 @@ def make_folder(path: Path) -> Path:
 def lock(folder: Path, what: str, wait: bool) -> Iterator[None]:
     """Hold a folder's lock; raise Refused if another process holds it and `wait` is off.
 
+    A wait has no limit, because what is waited for may take a day. Every minute the process that
+    holds the lock is named.
+
     The system releases the lock even after `kill -9`.
     """
     owner = folder / ".owner"
     holder = filelock.FileLock(folder / ".lock")
-    try:
-        holder.acquire(timeout=-1 if wait else 0)
-    except filelock.Timeout as error:
-        process = owner.read_text() if owner.exists() else "another process"
-        raise Refused(
-            f"{what} is in use by {process} ({folder}). Wait for it, or stop it; then run this"
-            " again."
-        ) from error
+    begun = time.monotonic()
+    while True:
+        try:
+            holder.acquire(timeout=REMIND_SECONDS if wait else 0)
+            break
+        except filelock.Timeout as error:
+            process = _holder(owner)
+            if not wait:
+                raise Refused(
+                    f"{what} is in use by {process} ({folder}). Wait for it, or stop it; then run"
+                    " this again."
+                ) from error
+            waited = time.monotonic() - begun
+            print(
+                f"harness: waiting for {process}, which makes {what[0].lower()}{what[1:]}, for"
+                f" {waited:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
     try:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
@@ -158,6 +176,14 @@ def lock(folder: Path, what: str, wait: bool) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         holder.release()
+
+
+def _holder(owner: Path) -> str:
+    """Return `process PID on HOST`, as the process that holds a lock has written it."""
+    try:
+        return owner.read_text(encoding="utf-8") or "another process"
+    except OSError:  # it is ending, or it has only just begun
+        return "another process"
 
 
 def ended_holder(folder: Path) -> str:

@@ -42,13 +42,26 @@ class AdapterFolder:
         return f"{self.name} is a {self.kind} adapter of {self.base}: it is merged into its base."
 
 
+def _check_regular(folder: Path) -> None:
+    """Raise UsageError for a pipe, socket or device: reading it would never end."""
+    for file in folder.iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise UsageError(
+                f"{file} is no regular file but a pipe, a socket or a device. Remove it from the"
+                " model's folder, or put a file in its place."
+            )
+
+
 def adapter_in(name: str | Path) -> AdapterFolder | None:
     """Return the adapter in a local folder, or None where the name is no folder or holds a model.
 
     Raises:
-        UsageError: The folder's adapter cannot be merged, or it also holds a whole model.
+        UsageError: The folder's adapter cannot be merged, it also holds a whole model, or something
+            in the folder is no regular file.
     """
     folder = Path(name)
+    if folder.is_dir():
+        _check_regular(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
         return None
     whole = [f.name for pattern in ("model*", "pytorch_model*") for f in folder.glob(pattern)]

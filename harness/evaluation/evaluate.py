@@ -16,6 +16,7 @@ from ..api.contracts import Judge, Method, Policy
 from ..core.data import Prompt, prompt_text
 from ..core.digests import digest_of
 from ..core.errors import Diverged, HarnessError, Refused
+from ..core.global_state import put_back
 from ..core.meter import Cost, Meter
 from ..core.progress import EVALUATION, STAGES, activity
 from ..core.settings import EvaluationOptions
@@ -103,7 +104,8 @@ def draw_answers(
 
 def _answered(policy: Policy, posed: Any, sampler: Sampler, prompts: list[Prompt]) -> Batch:
     """Return a policy's answers (B, 1, T), with the prompts as the verifier reads them."""
-    batch = policy.answer(posed, sampler)
+    with put_back("The policy of the method"):
+        batch = policy.answer(posed, sampler)
     if batch.shape[1] != 1 or batch.shape[0] != len(prompts):
         raise HarnessError(
             f"a policy's answers have shape ({len(prompts)}, 1, T), not {batch.shape}"
@@ -116,7 +118,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return (figures, samples) of a policy's answers."""
     prompts, cost = drawn.prompts, drawn.cost
-    with activity(EVALUATION, "evaluation: preparing the judge"):
+    judge = f"The judge {stages.judge.name}"
+    with activity(EVALUATION, "evaluation: preparing the judge"), put_back(judge):
         stages.judge.prepare(stages.suite, stages)
     runtime = stages.stage_runtime.runtime(meter, stages.spec.seed)
     with meter.phase("evaluate"):
@@ -250,7 +253,11 @@ def _score(
 ) -> Answers:
     texts = [row[0] for row in stages.tokens.texts(batch)]
     ended = batch["ended"]
-    with waiting_for(f"the judge {judge.name}"), activity(EVALUATION, "evaluation: judge"):
+    with (
+        waiting_for(f"the judge {judge.name}"),
+        activity(EVALUATION, "evaluation: judge"),
+        put_back(f"The judge {judge.name}"),
+    ):
         gold = judge.score_sampled(batch.prompts.prompts, texts, ended[:, 0].tolist())
     with activity(EVALUATION, "evaluation: proxy reward"):
         scores = proxy.score(batch, runtime)[:, 0].tolist() if proxy else None

@@ -15,6 +15,7 @@ from ..api.registry import Registry
 from ..core.distributed import DistributedContext
 from ..core.errors import Refused, UsageError
 from ..core.execution import Execution
+from ..core.global_state import put_back, set_threads
 from ..core.progress import LOADING, activity
 from ..core.save_schedule import SaveInterval
 from ..core.spec import RunSpec, stage_options
@@ -74,7 +75,7 @@ def prepare(
     for note in _notes_on_models(stages):
         stage_runtime.tell(note)
     needs = method.required()
-    with activity(LOADING, "reading the data"):
+    with activity(LOADING, "reading the data"), put_back(f"The suite {spec.suite_name}"):
         check_needs(needs, stages, spec)
         stage_runtime.data = report_data(spec, stages)
     method_inputs = MethodInputs(
@@ -184,7 +185,7 @@ def open_stage_runtime(
     if device == "cuda" and distributed.size > 1:
         device = f"cuda:{accelerator.local_process_index}"
     if device == "cpu":
-        torch.set_num_threads(spec.execution.threads)
+        set_threads(spec.execution.threads)
     _quiet_libraries()
 
     return StageRuntime(

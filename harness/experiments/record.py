@@ -15,6 +15,7 @@ from ..core import run_folder
 from ..core.digests import digest_of, file_digest
 from ..core.execution import EVALUATION, TRAINING
 from ..core.files import write_json
+from ..core.global_state import Told
 from ..core.meter import OWN_PHASES, SHARED_PHASES, Meter, merge, start_peak_anew
 from ..core.model_folder import adapter_in, model_record
 from ..core.progress import current
@@ -262,6 +263,7 @@ def runtime_of(
         "checkpoints": vars(stage_runtime.save_costs),
         "rollouts_checked": vars(stage_runtime.check) if stage_runtime.check else None,
         "adapter": asdict(how) if how else None,
+        "put_back": {plugin: list(names) for plugin, names in Told.settings.items()},
     }
 
 

@@ -11,7 +11,7 @@ import shutil
 import traceback
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, PolicyNotSaved, Refused, UsageError
 from ..core.execution import EVALUATION, differing, from_record
 from ..core.files import ended_holder, lock, make_folder, write_text
+from ..core.global_state import ANY, Told, put_back
 from ..core.interrupts import asked_for
 from ..core.movement import unmoved
 from ..core.progress import WallClock, activity, part, running
@@ -55,6 +56,7 @@ class Outcome:
 
 def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
     """Carry out a run, or go on with it, or return its result when it is finished."""
+    settings = replace(settings, results=settings.results.absolute())  # a plugin may change folders
     folder = make_folder(settings.results / spec.folder)
     ended = ended_holder(folder) if is_main() else ""
     with (
@@ -82,7 +84,8 @@ def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
             run_folder.write_spec(folder, spec)
         observe = Observers(registry, spec, settings.warn)
         _announce(spec, registry, settings, folder, observe)
-        with running(WallClock(settings.started, observe.activity)):
+        Told.begin(settings.warn)
+        with running(WallClock(settings.started, observe.activity)), put_back(ANY, numbers=True):
             result = _carry_out(spec, registry, settings, folder, observe)
         observe("run_finished", folder=folder, result=result)
     return Outcome(folder, result, reused=False)
@@ -249,7 +252,8 @@ def evaluation_prompts(spec: RunSpec, registry: Registry) -> list[Prompt]:
     """Return what a trained policy is asked."""
     options = stage_options(spec, "evaluation")
     suite = participants(spec, registry).suite
-    return list(suite.prompts(options.split)[: options.prompts])
+    with put_back(f"The suite {spec.suite_name}"):
+        return list(suite.prompts(options.split)[: options.prompts])
 
 
 def draw(
@@ -295,7 +299,8 @@ def assess(
     model = (
         drawn.policy.model if drawn.policy.kl_estimator is None else None
     )  # else the policy is not this model
-    own = stages.suite.figures(built.method, model, stages)
+    with put_back(f"The suite {spec.suite_name}"):
+        own = stages.suite.figures(built.method, model, stages)
     if own:
         figures["suite"] = own
     if snapshots:

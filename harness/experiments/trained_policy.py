@@ -22,6 +22,7 @@ from ..api.contracts import Method
 from ..core.artifacts import EXECUTION, Artifact
 from ..core.errors import HarnessError, Refused
 from ..core.execution import TRAINING
+from ..core.global_state import put_back
 from ..core.live_rows import LiveFiles, LiveRows
 from ..core.run_folder import METRICS, ROLLOUTS
 from ..core.save_schedule import SaveInterval
@@ -139,9 +140,10 @@ class Training:
         loop.trainer.saved |= self._weights()
         trained = meter.snapshot() if self.reused else None
         shared = SharedModels(method.name, self.method_inputs)
-        policy = method.train(
-            Lab(method, self.method_inputs, stage_runtime.runtime(meter, spec.seed), loop)
-        )
+        lab = Lab(method, self.method_inputs, stage_runtime.runtime(meter, spec.seed), loop)
+        with put_back(f"The method {method.name}"):
+            policy = method.train(lab)
+        del lab  # it holds models that are freed below
         shared.check()
         if not hasattr(policy, "answer"):
             raise HarnessError(

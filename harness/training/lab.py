@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..api.contracts import Method
 from ..core.data import Sampling
+from ..core.global_state import enforce
 from ..core.seeds import derive, endless_order, permutation
 from ..core.settings import AdamWOptions
 from ..models.generation import Sampler, check_sampling
@@ -199,6 +200,7 @@ class Lab:
         check_sampling(sampling, **truncations)
         self._shared.check_written()
         model, runtime = of or self.policy, self._runtime
+        enforce()
         self._check_turn("rollout")
         beside = (
             model is not self._policy
@@ -227,6 +229,7 @@ class Lab:
     def policy(self) -> LanguageModel:
         """The policy being trained: at first the start checkpoint."""
         if self._policy is None:
+            enforce()
             model = self._learner()
             self._policy = LanguageModel(model, "policy", "update", self._runtime)
             self._loop.trainer.add("policy", model)
@@ -241,6 +244,7 @@ class Lab:
 
         Only a method that asks for it holds it.
         """
+        enforce()
         if self._reference is None and self._loop.trainer.has_saved(
             "reference"
         ):  # it had been moved before a restart
@@ -279,6 +283,7 @@ class Lab:
     def start(self) -> LanguageModel:
         """The start checkpoint as a policy of its own: for methods that train nothing."""
         if self._start is None:
+            enforce()
             self._start = LanguageModel(self._method_inputs.start, "policy", "score", self._runtime)
         self._start.role.hold(self._runtime.meter)
         return self._start
@@ -294,6 +299,7 @@ class Lab:
         the scale of the reward. With `lora_rank` it is an adapter on that trunk.
         """
         if self._critic is None:
+            enforce()
             seed = derive(self._runtime.seed, "critic")
             model, below = (
                 (scalar_on(self.policy.model), BASE) if shared else self._value_network(from_reward)
@@ -328,6 +334,7 @@ class Lab:
         and demonstrations score 0 on average. A policy that scores while it answers passes the
         evaluator's `sampler`, to which the cost is then counted.
         """
+        enforce()
         rewards = self._scoring.reward(batch, sampler)
         self._shared.check_written()
         self._samples.scored(batch, rewards)
@@ -335,6 +342,7 @@ class Lab:
 
     def verify(self, batch: Batch) -> Tensor:
         """Return (B, K) verdicts of the suite's verifier; NaN where an answer cannot be scored."""
+        enforce()
         verdicts = self._scoring.verdicts(batch)
         self._samples.scored(batch, verdicts)
         return verdicts
@@ -357,6 +365,7 @@ class Lab:
         (B, K, T) values, or those and a dict of metrics of such shapes. Returns the step's loss,
         gradient norm and metrics.
         """
+        enforce()
         self._check_turn("step")
         terms = what if isinstance(what[0], Term) else (self.term(what[0], what[1]),)
         with self._runtime.meter.phase("update"):

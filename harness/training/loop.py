@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.data import Budget
 from ..core.errors import Diverged
+from ..core.global_state import enforce
 from ..core.live_rows import LiveFiles
 from ..core.meter import OWN_PHASES, Meter
 from .checkpoints import Checkpoints, Snapshots
@@ -120,6 +121,7 @@ class Loop:
                         1
                     )
                     raise
+                enforce()
                 self._end_turn(key, self.turn, total, kind, size)
                 self.turn += 1
         finally:

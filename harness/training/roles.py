@@ -8,6 +8,7 @@ from functools import cache
 from torch import Tensor, nn
 
 from ..api.contracts import Policy
+from ..core.global_state import enforce
 from ..models.generation import Sampler
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import ScalarModel
@@ -58,6 +59,7 @@ class LanguageModel(Policy):
         """Return (B, K, T) log-probabilities at the batch's temperature, without gradients; 0 on
         padding.
         """
+        enforce()
         with self._runtime.meter.aside():
             found = self._recall(batch)
             if found is None:
@@ -89,5 +91,6 @@ class Critic:
         """Return (B, K, T) values of the state before each completion token, without gradients; 0
         on padding.
         """
+        enforce()
         with self._runtime.meter.phase("score"):
             return metered(self.role, batch, self._runtime)

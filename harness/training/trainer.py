@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core.distributed import ALONE, DistributedContext, merged
 from ..core.errors import Diverged
+from ..core.global_state import enforce
 from ..core.meter import Meter
 from ..core.settings import AdamWOptions
 from ..models.activation_checkpointing import enable_activation_checkpointing
@@ -191,6 +192,7 @@ class Trainer:
         Without `sums` its weight is 0: the gradients get zeros.
         """
         returned = term.loss(term.of.compute(part), part)
+        enforce()
         losses, metrics = returned if isinstance(returned, tuple) else (returned, {})
         if "loss" in metrics:
             raise ValueError(

@@ -13,6 +13,7 @@ from ...api.registry import Registry, load_file
 from ...core.digests import digest_of
 from ...core.errors import HarnessError
 from ...core.files import lock, make_folder, write_json, write_text
+from ...core.global_state import put_back
 from ...core.interrupts import asked_for
 from ...core.jobs import INTERRUPTED, LOST, Job, environment_of, last_attempt
 from ...core.lock_trial import require_locks
@@ -126,11 +127,12 @@ class Work:
         jobs = self._jobs(planned.cells, todo)
         self.watch.begin(planned, [self.state(c) for c in planned.cells], len(todo))
         try:
-            self.launcher.run(
-                list(jobs),
-                lambda job: self._start(job, jobs[job]),
-                lambda job, code: self._end(job, jobs[job], code),
-            )
+            with put_back(f"The launcher {self.launcher.name}"):
+                self.launcher.run(
+                    list(jobs),
+                    lambda job: self._start(job, jobs[job]),
+                    lambda job, code: self._end(job, jobs[job], code),
+                )
         except HarnessError:
             raise
         except BaseException as error:  # a stranger's launcher

@@ -27,6 +27,7 @@ from ...core.data import (
     completion_text,
 )
 from ...core.errors import UsageError
+from ...core.global_state import put_back
 from ...core.progress import STAGES, activity, advance
 from ...core.seeds import derive
 from ...core.settings import PreferenceOptions
@@ -189,7 +190,8 @@ def _compared(
             break
         advance(i, batch.shape[0])
         rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
-        with waiting_for(f"the labeller {labeller.name}"):
+        name = labeller.name
+        with waiting_for(f"the labeller {name}"), put_back(f"The labeller {name}"):
             labels = labeller.compare_sampled(prompt, texts, lengths[i], ended[i], rng)
         said = checked_labels(labels, len(texts), labeller.name, prompt)
         rows.append(

@@ -17,6 +17,7 @@ from ...core.data import Sampling
 from ...core.distributed import ALONE, DistributedContext
 from ...core.errors import UsageError
 from ...core.execution import Execution
+from ...core.global_state import enforce, set_threads
 from ...core.meter import Meter, PhasePeak
 from ...core.run_folder import processor
 from ...core.save_schedule import SaveCosts, SaveInterval
@@ -87,6 +88,7 @@ class StageRuntime:
     @contextmanager
     def planned(self, *parts: str) -> Iterator[None]:
         """Compute with the settings that are planned for the first of these parts that has any."""
+        enforce()
         before = self.execution, self.distributed
         wanted = next((self.plan[part] for part in parts if part in self.plan), self.execution)
         alone = wanted.processes == 1 < self.distributed.size
@@ -100,7 +102,7 @@ class StageRuntime:
 
     def _use(self, execution: Execution) -> None:
         if execution.threads != self.execution.threads and self.device.type == "cpu":
-            torch.set_num_threads(execution.threads)
+            set_threads(execution.threads)
         self.execution = execution
 
     def meter(self) -> Meter:

@@ -22,6 +22,7 @@ from ...api.participants import Participants
 from ...core.artifacts import Artifact
 from ...core.digests import code_digest, digest_of, package_digest
 from ...core.errors import UsageError
+from ...core.global_state import put_back
 from ...core.meter import Meter
 from ...core.model_folder import adapters_in, model_digest
 from ...core.settings import EvaluationOptions
@@ -221,8 +222,9 @@ class Stages:
 
     def ready(self, labeller: Labeller) -> Labeller:
         """Return the labeller, prepared with the suite and the suite's own judge."""
-        self.labelling_judge.prepare(self.suite, None)
-        labeller.prepare(self.suite, self.labelling_judge)
+        with put_back(f"The labeller {labeller.name}"):
+            self.labelling_judge.prepare(self.suite, None)
+            labeller.prepare(self.suite, self.labelling_judge)
         return labeller
 
     def has_proxy(self) -> bool:
