@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import FrameType
 
-from .registry import Origin, Registry
-
-OURS = "alignment-harness"
+from .registry import BUILT_IN, Origin, Registry
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def blamed(error: BaseException, registry: Registry, otherwise: str) -> str:
 def foreign(error: BaseException, registry: Registry) -> bool:
     """Return whether an error was raised by a plugin that is not built in."""
     found = culprit(error, registry)
-    return found is not None and (found.origin is None or found.origin.distribution != OURS)
+    return found is not None and (found.origin is None or found.origin.distribution != BUILT_IN)
 
 
 def place_of(error: BaseException, registry: Registry) -> str:

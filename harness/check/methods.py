@@ -105,6 +105,7 @@ def proofs_of(trials: Trials) -> dict[str, Callable[[], str]]:
         "layout invariant": trials.layout,
         "keeps to a budget": trials.keeps_to_a_budget,
         "shared models untouched": trials.leaves_shared_models,
+        "process untouched": trials.leaves_the_process,
         "sees no gold": trials.sees_no_gold,
     }
 

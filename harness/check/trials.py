@@ -26,6 +26,7 @@ from ..core.artifacts import Artifacts
 from ..core.data import Budget
 from ..core.distributed import ALONE
 from ..core.execution import SETTINGS
+from ..core.global_state import Told
 from ..core.save_schedule import SaveInterval
 from ..experiments.observers import Observers
 from ..experiments.prepare import RunOptions, open_stage_runtime, prepare
@@ -288,6 +289,15 @@ class Trials:
         return (
             "the start checkpoint, the reference and the reward models are as they were read;"
             f" without look-ups metrics differ by at most {gap:.0e}"
+        )
+
+    def leaves_the_process(self) -> str:
+        """Look at what was put back after the trainings so far."""
+        changed = Told.settings.get(f"The method {self.spec.method}", [])
+        assert not changed, f"it changes {', '.join(changed)}; a run puts that back"
+        return (
+            "threads, dtypes, seeds, working directory, environment and signal handlers are as they"
+            " were after each training"
         )
 
     def sees_no_gold(self) -> str:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGALRM", "SIGCHLD", "SIGHUP", "SIGPIPE", "SIGUSR1")
+IMPORTED = "The plugin "  # begins the name of a plugin that is loaded
 ANY = "A plugin"  # where it is not known which
 THREADS = "the number of threads of torch"
 UNKNOWN = object()  # the value of a setting of a library that was not imported yet
@@ -36,7 +37,8 @@ class Setting:
     """One piece of global state.
 
     `usual` is its value in a new process, for a library that a plugin is the first to import.
-    `numbers`: it decides what is computed, or which files are read and written. `loose`: libraries change it when they are imported.
+    `numbers`: it decides what is computed, or which files are read and written.
+    `loose`: libraries change it when they are imported.
     """
 
     name: str
@@ -56,8 +58,9 @@ class Told:
 
     @classmethod
     def begin(cls, warn: Callable[[str], None]) -> None:
-        """Begin a run, with its way to tell a user."""
-        cls.warn, cls.settings = staticmethod(warn), {}
+        """Begin a run, with its way to tell a user. What imports changed stays known."""
+        imports = {k: v for k, v in cls.settings.items() if k.startswith(IMPORTED)}
+        cls.warn, cls.settings = staticmethod(warn), imports
 
 
 @dataclass

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from ..api.registry import Registry
+from ..api.registry import BUILT_IN, Registry
 from ..core.distributed import is_main
 from ..core.global_state import put_back
 from ..core.interrupts import asked_for
 from ..core.spec import RunSpec
 
 Warn = Callable[[str], None]
-BUILT_IN = "alignment-harness:"
 
 
 class Observers:
@@ -37,7 +36,7 @@ class Observers:
             getattr(self._hooks, name).get_hookimpls()
         ):  # in pluggy's order: tryfirst is first
             plugin = str(impl.plugin_name)
-            built_in = plugin.startswith(BUILT_IN)  # tests hold that these change nothing
+            built_in = plugin.startswith(f"{BUILT_IN}:")  # tests hold that these change nothing
             kept = nullcontext() if built_in else put_back(f"The observer {plugin}")
             try:
                 with kept:

@@ -4,7 +4,8 @@ import importlib
 import inspect
 import sys
 from importlib import metadata
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 
@@ -52,6 +53,13 @@ def source(kind, name="mine", more=""):
     )
 
 
+class Distribution(NamedTuple):
+    """What is read of a distribution."""
+
+    name: str
+    version: str
+
+
 @pytest.fixture
 def entry_point(tmp_path, monkeypatch):
     """A factory of entry points whose modules are files: `entry_point("dpo", source, dist="other",
@@ -64,9 +72,7 @@ def entry_point(tmp_path, monkeypatch):
         module = f"plug_{tmp_path.name.replace('-', '_')}_{len(made)}"
         made.append(module)
         (tmp_path / f"{module}.py").write_text(text)
-        return metadata.EntryPoint(name, module, "harness")._for(
-            SimpleNamespace(name=dist, version=version)
-        )
+        return metadata.EntryPoint(name, module, "harness")._for(Distribution(dist, version))
 
     yield make
     for module in made:

@@ -5,7 +5,19 @@ import shutil
 
 import pytest
 
-from ..helpers.tools import command, finished, fresh, on_small, outputs, plugin, results
+from harness.api import registry
+from harness.core.global_state import Told
+
+from ..helpers.tools import (
+    command,
+    finished,
+    fresh,
+    on_small,
+    only_run,
+    outputs,
+    plugin,
+    results,
+)
 
 MEDDLING = '''
 """Plugins that change the state of the process."""
@@ -72,7 +84,26 @@ def register_judges(register):
 def step_logged(step):
     meddle()
 '''
-CHANGED = "the number of threads of torch, torch's default dtype"
+CALM = '''
+"""The same method, and nothing else."""
+
+from dataclasses import dataclass
+
+from harness import hookimpl
+from harness_plugins.dpo import DPO
+
+
+@dataclass
+class Calm(DPO):
+    """DPO under another name."""
+
+    name = "calm"
+
+
+@hookimpl
+def register_methods(register):
+    register(Calm)
+'''
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +121,22 @@ def test_a_run_with_meddling_plugins_equals_a_clean_one(folder):
     done = command(*on_small("meddling", *more, results=folder), cwd=folder)
     assert done.code == 0, done.text
     (run,) = (folder / "relative").glob("runs/small/meddling/*")
-    assert outputs(run) == outputs(finished("dpo"))
+    clean = command(*on_small("calm", "-p", plugin(folder, "calm", CALM), results=folder))
+    assert clean.code == 0, clean.text
+    assert outputs(run) == outputs(only_run(folder, "small", "calm"))
     told = json.loads((run / "result.json").read_text())["runtime"]["put_back"]
     for name in ("The method meddling", "The judge meddling_judge", "The plugin meddling.py"):
         assert name in told and done.err.count(f"{name} changed ") >= 1, done.err
     assert "the working directory" in told["The judge meddling_judge"]
 
 
-def test_built_in_plugins_change_nothing():
+def test_built_in_plugins_change_nothing_when_they_are_loaded(monkeypatch):
+    messages = []
+    monkeypatch.setattr(registry, "BUILT_IN", "")
+    monkeypatch.setattr(Told, "warn", messages.append)
+    assert registry.installed.__wrapped__().classes["methods"] and not messages
+
+
+def test_built_in_plugins_change_nothing_in_a_run():
     told = json.loads((finished("dpo") / "result.json").read_text())["runtime"]["put_back"]
     assert told == {}
