@@ -282,82 +282,83 @@ _made: dict[str, list[Setting]] = {}
 
 
 def _settings_of_torch(torch: Any) -> list[Setting]:
+    return [*_of_tensors(torch), *_of_kernels(torch), *_of_autograd(torch), *_of_draws(torch)]
+
+
+def _of_tensors(torch: Any) -> list[Setting]:
+    dtype = torch.get_default_dtype, torch.set_default_dtype
+    precision = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+
+    def device() -> str:
+        return str(torch.get_default_device())
+
+    def write_device(before: str) -> None:
+        torch.set_default_device(None if before == "cpu" else before)
+
+    return [
+        Setting(THREADS, torch.get_num_threads, torch.set_num_threads, numbers=True),
+        Setting("torch's default dtype", *dtype, torch.float32, numbers=True),
+        Setting("torch's default device", device, write_device, "cpu", numbers=True),
+        Setting("the precision of torch's matrix products", *precision, "highest", numbers=True),
+    ]
+
+
+def _of_kernels(torch: Any) -> list[Setting]:
+    cudnn = torch.backends.cudnn
+
+    def deterministic() -> tuple[bool, bool]:
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        return torch.are_deterministic_algorithms_enabled(), warn_only
+
     def write_deterministic(before: tuple[bool, bool]) -> None:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
+    def read_cudnn() -> tuple[bool, ...]:
+        return cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+
     def write_cudnn(before: tuple[bool, ...]) -> None:
-        cudnn = torch.backends.cudnn
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = before
 
-    def write_random(before: bytes) -> None:
+    def flushes() -> bool:
+        return TINY * ONE == 0.0
+
+    algorithms, denormal = (
+        "torch's deterministic algorithms",
+        "torch's flushing of denormal numbers",
+    )
+    usual = (False, False)
+    return [
+        Setting(algorithms, deterministic, write_deterministic, usual, numbers=True),
+        Setting("the settings of cuDNN", read_cudnn, write_cudnn, numbers=True),
+        Setting(denormal, flushes, torch.set_flush_denormal, False, numbers=True),
+    ]
+
+
+def _of_autograd(torch: Any) -> list[Setting]:
+    def autocast() -> bool:
+        return bool(torch.is_autocast_enabled("cpu"))
+
+    def write_autocast(before: bool) -> None:
+        torch.set_autocast_enabled("cpu", before)
+
+    return [
+        Setting("torch's autocast", autocast, write_autocast, False),
+        Setting("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled, True),
+    ]
+
+
+def _of_draws(torch: Any) -> list[Setting]:
+    def state() -> bytes:
+        return bytes(torch.get_rng_state().numpy().tobytes())
+
+    def write(before: bytes) -> None:
         torch.set_rng_state(torch.frombuffer(bytearray(before), dtype=torch.uint8))
 
     def write_seed(before: int) -> None:
         torch.default_generator.manual_seed(before)  # the state is put back after it
 
-    precision = "the precision of torch's matrix products"
     return [
-        Setting(THREADS, torch.get_num_threads, torch.set_num_threads, numbers=True),
-        Setting(
-            "torch's default dtype",
-            torch.get_default_dtype,
-            torch.set_default_dtype,
-            torch.float32,
-            numbers=True,
-        ),
-        Setting(
-            "torch's default device",
-            lambda: str(torch.get_default_device()),
-            lambda before: torch.set_default_device(None if before == "cpu" else before),
-            "cpu",
-            numbers=True,
-        ),
-        Setting(
-            precision,
-            torch.get_float32_matmul_precision,
-            torch.set_float32_matmul_precision,
-            "highest",
-            numbers=True,
-        ),
-        Setting(
-            "torch's deterministic algorithms",
-            lambda: (
-                torch.are_deterministic_algorithms_enabled(),
-                torch.is_deterministic_algorithms_warn_only_enabled(),
-            ),
-            write_deterministic,
-            (False, False),
-            numbers=True,
-        ),
-        Setting(
-            "the settings of cuDNN",
-            lambda: (
-                torch.backends.cudnn.benchmark,
-                torch.backends.cudnn.deterministic,
-                torch.backends.cudnn.allow_tf32,
-            ),
-            write_cudnn,
-            numbers=True,
-        ),
-        Setting(
-            "torch's flushing of denormal numbers",
-            lambda: TINY * ONE == 0.0,
-            torch.set_flush_denormal,
-            False,
-            numbers=True,
-        ),
-        Setting(
-            "torch's autocast",
-            lambda: torch.is_autocast_enabled("cpu"),
-            lambda before: torch.set_autocast_enabled("cpu", before),
-            False,
-        ),
-        Setting("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled, True),
         Setting("the seed of torch", torch.initial_seed, write_seed),
-        Setting(
-            "the random numbers of torch",
-            lambda: torch.get_rng_state().numpy().tobytes(),
-            write_random,
-            told=False,  # libraries draw from them whenever they make a layer
-        ),
+        # libraries draw from them whenever they make a layer
+        Setting("the random numbers of torch", state, write, told=False),
     ]
