@@ -52,7 +52,8 @@ def compare_runs(
         yield _value(f"ground {name}", then["ground"].get(name), now["ground"].get(name))
     for name in _both(_weights(then_folder), _weights(now_folder)):
         yield _file(name, then_folder / name, now_folder / name)
-    looked_up = [_looked_up(record) for record in (then, now)]
+    stages = {*then["artifacts"], *now["artifacts"]}  # each is an item of its own above
+    looked_up = [_looked_up(record, stages) for record in (then, now)]
     if any(looked_up):
         yield _figures("caches", *looked_up)
     yield _rows("metrics.jsonl", then_folder, now_folder, "step")
@@ -121,9 +122,9 @@ def _artifact(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] 
     return _figures(name, then, now)
 
 
-def _looked_up(record: Mapping[str, Any]) -> dict[str, str]:
+def _looked_up(record: Mapping[str, Any], stages: set[str]) -> dict[str, str]:
     """Return {name: content} of the artifacts that a run looked something up in, beside stages."""
-    own = {*record["artifacts"], "policy"}  # a policy's artifact holds times
+    own = {*stages, "policy"}  # a policy's artifact holds times
     pins = record.get("pins", {})
     return {name: pin["content"] for name, pin in pins.items() if pin["kind"] not in own}
 
