@@ -394,6 +394,7 @@ def test_a_new_project_works_before_a_line_is_changed(kind, name, tmp_path):
     assert f"{dashed} 0.1.0" in installed_and_tested(tmp_path / dashed, tmp_path, "list")
 
 
+@pytest.mark.slow
 def test_the_example_of_a_distribution_works_as_a_stranger_would_use_it(tmp_path):
     folder = tmp_path / "harness-cpo"
     shutil.copytree(ROOT / "examples" / "harness-cpo", folder)

@@ -351,6 +351,7 @@ def test_the_reward_model_is_trained_on_them(whole):
     ] + [False] * 4
 
 
+@pytest.mark.slow
 def test_killed_around_a_refresh_it_ends_in_the_same_bytes(whole):
     watched = Watched()
     done, seen = watched.run("ppo", "ppo 3", *FRESH)  # the first refresh is lost
@@ -419,6 +420,7 @@ def test_what_asks_for_labels_is_refused_where_preferences_take_all_and_told_wha
     assert 0 < cost["method"]["labels"] and cost["labels"] - cost["method"]["labels"] <= asked // 4
 
 
+@pytest.mark.slow
 def test_preferences_are_cut_by_the_labeller_s_own_count(telling):
     prompts = []
     for dear in (
