@@ -21,6 +21,7 @@ from .registry import NAME, installed
 
 FUNCTION = "function"  # the verifier that calls `module:function`
 CACHED_VERDICTS = 100_000  # the largest number of verdicts that are kept
+LONGEST_CACHED = 50_000  # characters: longer completions are checked again, not looked up
 RESERVED = ("name", "weight", "label", "gate")  # keys of an entry that are no options
 
 _cache: OrderedDict[bytes, float | None] = OrderedDict()
@@ -263,9 +264,10 @@ def _cached(
             [ended[i] for i in rows],
         )
         known |= {keys[i]: value for i, value in zip(rows, computed, strict=True)}
-    for key in keys:
-        _cache[key] = known[key]
-        _cache.move_to_end(key)
+    for key, text in zip(keys, completions, strict=True):
+        if len(text) <= LONGEST_CACHED:
+            _cache[key] = known[key]
+            _cache.move_to_end(key)
     while len(_cache) > CACHED_VERDICTS:
         _cache.popitem(last=False)
     return [known[key] for key in keys]
@@ -278,10 +280,14 @@ def _keys(
     golds: Sequence[str | None],
     ended: Sequence[bool],
 ) -> Iterator[bytes]:
-    """Yield what determines each verdict, as 20 bytes."""
+    """Yield what determines each verdict, as 20 bytes; the place for a text that is too long."""
     cls = type(verifier)
     head = canonical([cls.__module__, cls.__qualname__, str(verifier.folder), verifier.identity()])
-    for prompt, text, gold, end in zip(prompts, completions, golds, ended, strict=True):
+    rows = zip(prompts, completions, golds, ended, strict=True)
+    for place, (prompt, text, gold, end) in enumerate(rows):
+        if len(text) > LONGEST_CACHED:
+            yield str(place).encode()
+            continue
         seen = prompt.text if verifier.reads_prompt else None
         values = json.dumps([head, seen, gold, bool(end), text])
         yield blake2b(values.encode(), digest_size=20).digest()

@@ -151,6 +151,42 @@ def test_verdicts_are_computed_once_per_options_gold_answer_and_completion():
     assert CALLS == [2, 2]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"verifier": Ends(mark=".")},
+        {"verifier": Short()},
+        {"gold": "2"},
+        {"text": "72 "},
+        {"ended": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_key_of_a_verdict_holds_all_that_decides_it(change):
+    def asked(verifier=None, gold="72", text="72", ended=True):
+        return list(module._keys(verifier or Ends(), prompts(gold), [text], [gold], [ended]))
+
+    assert asked() == asked() and asked(**change) != asked()
+
+
+def test_the_key_of_a_verdict_holds_the_folder_and_the_prompt_where_it_is_read(tmp_path):
+    here, there = Ends(), Ends()
+    there.folder = tmp_path
+    rows = (prompts("7"), ["7"], ["7"], [True])
+    assert list(module._keys(here, *rows)) != list(module._keys(there, *rows))
+    other = [Prompt("p9", "another question", "7")]
+    for verifier, differ in ((Ends(), False), (SamePrompt(), True)):
+        keys = [list(module._keys(verifier, asked, *rows[1:])) for asked in (rows[0], other)]
+        assert (keys[0] != keys[1]) is differ
+
+
+def test_a_long_completion_is_checked_again_and_not_kept():
+    texts = ["7" * (module.LONGEST_CACHED + 1), "7" * (module.LONGEST_CACHED + 1), "7"]
+    for _ in range(2):
+        assert verdicts(Ends(), prompts(*"777"), texts, [True] * 3).values == [1.0] * 3
+    assert CALLS == [3, 2] and len(module._cache) == 1
+
+
 def test_the_cache_tells_prompts_apart_where_a_verifier_reads_them():
     asked, texts = prompts("1", "1"), ["question 0", "question 0"]
     assert verdicts(SamePrompt(), asked, texts, [True, True]).values == [1.0, 0.0]

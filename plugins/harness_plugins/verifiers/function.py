@@ -26,7 +26,7 @@ class Function(Verifier):
     name = "function"
 
     function: str = ""  # module:function, or file.py:function with a path beside the suite file
-    time_limit: float = 5.0  # seconds for one answer
+    time_limit: float = 5.0  # seconds of processor time for one answer
 
     def check(self):
         """Raise ValueError for a name that names no function."""

@@ -29,7 +29,7 @@ class JsonSchema(Verifier):
     schema: dict = field(default_factory=dict)  # the schema, as a table
     schema_file: str = ""  # or a JSON file with it; a path beside the suite file
     must_end: bool = True  # an answer that was cut at the length limit is wrong
-    time_limit: float = 1.0  # seconds for one answer
+    time_limit: float = 1.0  # seconds of processor time for one answer
 
     def check(self):
         """Raise ValueError for a schema that cannot be used, or a package that is missing."""

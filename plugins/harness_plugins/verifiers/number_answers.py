@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from .mentions import VALUE, Mention, mentions_of
-from .numbers import Token, kind_at, text_at, tokens_of
+from .numbers import Token, kind_at, may_hold_number, text_at, tokens_of
 from .places import MARKER, MARKUP, NEAR, behind_cues, end_of, last_box
 from .plain_text import plain
 
 TAIL = 600  # characters that are read at the end of a text without a marker
-TAIL_TOKENS = (25, 60)  # of the end of a text: first so many, then more
+TAILS = (
+    (25, 200),
+    (60, TAIL),
+)  # tokens of the end of a text, and in how many characters: then more
 CONTEXT_TOKENS = 8  # before a number that decide what it is
 FILLER_WORDS = 8  # words that may stand between `answer is` and its number
 _NUMBERED = re.compile(r"(\d{1,2})[.):] +[A-Za-z]")  # a heading with a number
@@ -142,6 +145,8 @@ def _behind_marker(text: str) -> tuple[bool, Answer | None]:
 def _behind_cue(text: str) -> tuple[bool, Answer | None]:
     """Return whether `answer is` or the like is followed by a number, and the last such number."""
     for region in behind_cues(text):
+        if not may_hold_number(region):
+            continue
         behind = region.lstrip(MARKUP)
         tokens = tokens_of(plain(behind))
         mentions = mentions_of(tokens, inline="\n" not in region[: len(region) - len(behind)])
@@ -202,13 +207,23 @@ def _last_number(text: str) -> Answer | None:
     if len(region) < len(text):  # begin at a whole word
         cut = re.search(r"\s", region)
         region = region[cut.end() :] if cut else ""
-    tokens = tokens_of(plain(region))
-    for size in TAIL_TOKENS:
-        part = tokens[-size:]
+    region = plain(region)
+    for size, end in TAILS:
+        part = _last_tokens(region, size, end)
         mentions = mentions_of(part)
         if mentions and mentions[-1].start >= CONTEXT_TOKENS and _is_balanced(part):
             break
     return _answer(mentions[-1]) if mentions else None
+
+
+def _last_tokens(text: str, most: int, end: int) -> list[Token]:
+    """Return the last tokens of a text; those of its last characters where these are enough."""
+    space = re.compile(r"\s").search(text, len(text) - end) if len(text) > end else None
+    if space is not None:
+        tokens = tokens_of(text[space.end() :])
+        if len(tokens) >= most:
+            return tokens[-most:]
+    return tokens_of(text)[-most:]
 
 
 def _is_balanced(tokens: list[Token]) -> bool:

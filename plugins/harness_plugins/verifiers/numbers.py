@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import isqrt
+from typing import NamedTuple
 
 LONGEST = 270  # digits of a number; each side of a fraction
 LARGEST_EXPONENT = LONGEST
@@ -46,8 +47,7 @@ _SUFFIX = {"k": 1000, "K": 1000, "M": 10**6, "bn": 10**9, "mn": 10**6, "B": 10**
 LARGE_WORDS, NUMBER_WORDS = frozenset(_LARGE), frozenset(_SMALL)
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A token of plain text: its kind, text and place."""
 
     kind: str
@@ -71,9 +71,15 @@ class Number:
 
 def tokens_of(text: str) -> list[Token]:
     """Return the tokens of plain text; spaces are none."""
-    return [
-        Token(m.lastgroup or "other", m.group(), m.start(), m.end()) for m in TOKEN.finditer(text)
-    ]
+    return [Token(m.lastgroup or "other", m[0], *m.span()) for m in TOKEN.finditer(text)]
+
+
+_HINT = re.compile(rf"\d|frac|sqrt|{'|'.join(_SMALL)}", re.IGNORECASE)
+
+
+def may_hold_number(text: str) -> bool:
+    """Return false for a text that surely holds no number: a cheap look before it is read."""
+    return not text.isascii() or bool(_HINT.search(text))
 
 
 def read_number(tokens: list[Token], at: int) -> Number | None:

@@ -19,6 +19,7 @@ _NEXT_QUESTION = re.compile(
     r"(?:[ \t]\d{1,3})?[*_]{0,3}[ \t]?:|<\|)",
     re.IGNORECASE,
 )
+BOXES = ("\\boxed", "\\fbox")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 _CUE = re.compile(
     r"\banswers?\b[^.\n:=?!\uff1a]{0,60}?(?:\b(?:is|are|was|equals|be)\b[*_:\uff1a]{0,4}|[:=\uff1a])"
@@ -44,17 +45,31 @@ def last_box(text: str) -> str | None:
     """Return what stands in the last `\\boxed{}`; None where there is no box, and an empty text for
     one that cannot be read.
     """
-    starts = [m for m in _BOX.finditer(text[-LONGEST_TEXT:])][-2:]
+    text = text[-LONGEST_TEXT:]
+    starts = _last_boxes(text)
     if not starts:
         return None
-    text = text[-LONGEST_TEXT:]
-    contents = [_braces(text, m.end()) for m in starts]
+    contents = [_braces(text, end) for _, end in starts]
     last = contents[-1][0]
     if len(contents) == 2 and contents[0][0].strip() != last.strip():
-        between = text[contents[0][1] : starts[1].start()]
+        between = text[contents[0][1] : starts[1][0]]
         if _BETWEEN_BOXES.fullmatch(between):  # two answers
             return ""
     return last
+
+
+def _last_boxes(text: str) -> list[tuple[int, int]]:
+    """Return where the last two boxes begin, and the places behind their names."""
+    found: list[tuple[int, int]] = []
+    end = len(text)
+    while len(found) < 2:
+        start = max(text.rfind(name, 0, end) for name in BOXES)
+        if start < 0:
+            break
+        match = _BOX.match(text, start)
+        found.insert(0, (start, match.end() if match else end))
+        end = start
+    return found
 
 
 def _braces(text: str, start: int) -> tuple[str, int]:

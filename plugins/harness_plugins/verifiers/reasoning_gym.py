@@ -26,7 +26,7 @@ class ReasoningGym(AnswerVerifier):
     name = "reasoning_gym"
 
     graded: bool = False  # give the scorer's grade; otherwise 1.0 for a full score and 0.0
-    time_limit: float = 5.0  # seconds for one answer
+    time_limit: float = 5.0  # seconds of processor time for one answer
 
     def check(self):
         """Raise ValueError where the package is missing."""

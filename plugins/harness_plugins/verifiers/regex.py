@@ -26,7 +26,7 @@ class Regex(Verifier):
     mode: str = "search"  # search: it matches somewhere in the answer; full: the whole of it
     group: int = 0  # the group that must hold the gold answer; 0: matching is enough
     must_end: bool = True  # an answer that was cut at the length limit is wrong
-    time_limit: float = 0.5  # seconds for one answer
+    time_limit: float = 0.5  # seconds of processor time for one answer
 
     def check(self):
         """Raise ValueError for a pattern that cannot be used."""

@@ -4,8 +4,10 @@ It is for checks whose run time an answer can blow up: symbolic mathematics, reg
 schemas, and functions of a user. The code is trusted; the answers are not. For programs that are
 not trusted there is `harness_plugins.isolation`.
 
-A question that takes longer than the limit is interrupted inside the child, which stays warm. A
-child that cannot be interrupted is killed, and a spare one takes its place at once.
+A question that takes more processor time than the limit is interrupted inside the child, which
+stays warm. So is one that takes WAITING times as long by the clock, which only a function that
+waits does: a loaded machine changes no verdict. A child that cannot be interrupted is killed, and a
+spare one takes its place at once.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from typing import Any
 from harness import HarnessError
 
 START_LIMIT = 120.0  # seconds for the imports of a child
-PATIENCE = 1.0  # seconds beyond the limit before a child is killed
+WAITING = 10.0  # times the limit, by the clock
+PATIENCE = 1.0  # seconds beyond that before a child is killed
 MEMORY = 2 << 30  # bytes of address space beyond what the child has after its imports
 OVERTIME = "overtime"
 
@@ -46,7 +49,7 @@ class TimedWorker:
     Args:
         target: The function, `module:name` or `FILE.py:name`. It takes one JSON-able value and
             returns another.
-        limit: Seconds of wall-clock time for a question.
+        limit: Seconds of processor time for a question.
     """
 
     def __init__(self, target: str, limit: float) -> None:
@@ -104,7 +107,7 @@ class _Child:
         with contextlib.suppress(OSError):  # it has died: there will be no answer
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
-        line = self._line(self.limit + PATIENCE)
+        line = self._line(WAITING * self.limit + PATIENCE)
         if line is None:
             self.end()
             return None
@@ -189,7 +192,8 @@ def main() -> None:
         answer = {"error": f"{type(error).__name__}: {error}"}
     _limit_memory()
     _write(answers, answer)
-    signal.signal(signal.SIGALRM, _interrupt)
+    for timer in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(timer, _interrupt)
     for line in sys.stdin.buffer:
         _write(answers, _answer(function, json.loads(line), limit))
 
@@ -197,11 +201,11 @@ def main() -> None:
 def _answer(function: Callable[[Any], Any], question: Any, limit: float) -> dict[str, Any]:
     """Return the value of the function, or why there is none."""
     try:
-        signal.setitimer(signal.ITIMER_REAL, limit)
+        _set_timers(limit)
         try:
             value = function(question)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _set_timers(0.0)
         json.dumps(value)
         return {"value": value}
     except _Overtime:
@@ -210,6 +214,12 @@ def _answer(function: Callable[[Any], Any], question: Any, limit: float) -> dict
         return {"error": "memory"}
     except Exception as error:  # whatever the function raises is an answer without a value
         return {"error": f"{type(error).__name__}: {error}"[:300]}
+
+
+def _set_timers(limit: float) -> None:
+    """Interrupt after so many seconds of processor time, and later by the clock; 0 is never."""
+    signal.setitimer(signal.ITIMER_PROF, limit)
+    signal.setitimer(signal.ITIMER_REAL, WAITING * limit)
 
 
 def _interrupt(number: int, frame: Any) -> None:

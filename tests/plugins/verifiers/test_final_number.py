@@ -11,6 +11,10 @@ import pytest
 from harness_plugins.verifiers.final_number import FinalNumber
 from harness_plugins.verifiers.number_answers import answer_number, gives, gold_number
 
+from harness import make_verifier, verdicts
+from harness.api import verifiers as module
+from harness.core.data import Prompt
+
 FOLDER = Path(__file__).parent
 FORMATS, MORE = (
     [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()]
@@ -175,19 +179,41 @@ def test_a_million_hostile_characters_take_linear_time(text):
     assert seconds(text) < 30 * short + 0.05
 
 
-def test_hostile_answers_hardly_lower_the_throughput():
-    """20 % hostile answers: measured 1.5 to 2 times the time, here with room for noise."""
-    golds = [str(n) for n in range(500)]
+@pytest.mark.parametrize("name", ["final_number", "math_verify"])
+def test_hostile_answers_hardly_lower_the_throughput(name, monkeypatch):
+    """20 % hostile answers: measured 0.8 to 1.1 times the CPU time; here with room for noise."""
+    monkeypatch.setattr(module, "_cache", type(module._cache)())
+    verifier = make_verifier(name)
     working = "First 48 / 2 = 24 clips are sold. Then 48 + 24 clips are sold in all. " * 4
-    clean = [f"{working}So the total is {n} clips." for n in golds]
-    mixed = [HOSTILE[i % len(HOSTILE)] if i % 5 == 0 else text for i, text in enumerate(clean)]
+    asked = [Prompt(str(n), "q", str(n)) for n in range(500)]
+    clean = [f"{working}So the total is {n} clips." for n in range(500)]
+    places = range(0, 500, 5)
+    mixed = list(clean)
+    for place in places:
+        mixed[place] = HOSTILE[place // 5 % len(HOSTILE)]
 
     def seconds(texts):
+        module._cache.clear()
         begun = time.process_time()
-        FinalNumber().verify([None] * 500, texts, golds, [True] * 500)
+        found = verdicts(verifier, asked, texts, [True] * 500).values
+        assert sum(found) == 500 - len(places) * (texts is mixed)
         return time.process_time() - begun
 
-    assert min(seconds(mixed) for _ in range(3)) < 4 * min(seconds(clean) for _ in range(3))
+    assert min(seconds(mixed) for _ in range(3)) < 2 * min(seconds(clean) for _ in range(3))
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda t: t[:8])
+def test_no_hostile_answer_takes_much_longer_than_a_usual_one(text):
+    """Measured at most 3 times; a share of 20 % then takes at most 1.4 times the time."""
+    usual = "First 48 / 2 = 24 clips are sold. Then 48 + 24 clips are sold in all. " * 4 + "So 72."
+
+    def seconds(part):
+        begun = time.process_time()
+        for _ in range(10):
+            gives(part, "7")
+        return time.process_time() - begun
+
+    assert min(seconds(text) for _ in range(5)) < 6 * min(seconds(usual) for _ in range(5))
 
 
 def test_any_text_is_read_without_an_error():

@@ -35,6 +35,14 @@ def grade(completion, prompt, ended):
 def slow(completion):
     time.sleep(60)
 
+def nap(completion):
+    time.sleep(0.4)
+    return 1.0
+
+def busy(completion):
+    while True:
+        pass
+
 def deaf(completion):
     while completion == "deaf":
         try:
@@ -93,6 +101,12 @@ def test_a_worker_stays_warm_after_an_answer_that_took_too_long(worker, checks):
     assert one.ask(["x"]) == [first]
     slow = worker(checks("slow"), 0.2)
     assert slow.ask(["x", "y"]) == [{"error": "overtime"}] * 2 and slow.kills == 0
+
+
+def test_the_limit_is_processor_time_so_that_a_loaded_machine_changes_no_verdict(worker, checks):
+    assert worker(checks("nap"), 0.1).ask(["x"]) == [{"value": 1.0}]
+    busy = worker(checks("busy"), 0.1)
+    assert busy.ask(["x"]) == [{"error": "overtime"}] and busy.kills == 0
 
 
 def test_a_child_that_cannot_be_interrupted_is_killed_and_another_goes_on(worker, checks):
@@ -249,7 +263,7 @@ def test_a_function_of_a_module_is_called():
 def test_a_function_that_takes_too_long_or_too_much_memory_gives_a_wrong_answer(tmp_path, checks):
     checks("slow")
     for name in ("slow", "greedy"):
-        verifier = make_verifier(f"checks.py:{name}", {"time_limit": 1.0}, folder=tmp_path)
+        verifier = make_verifier(f"checks.py:{name}", {"time_limit": 0.2}, folder=tmp_path)
         assert judged(verifier, "x") == 0.0
 
 
