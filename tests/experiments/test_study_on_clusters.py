@@ -10,27 +10,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from harness.core.jobs import BEGUN
 
 from ..helpers import fake_slurm, real_slurm
-from ..helpers.studies import FORKED, method, results_of, write
+from ..helpers.studies import FORKED, method, processes_of, results_of, wait_for, write
 from ..helpers.tools import ENV, command, launched, on_small, plugin
 
 TWELVE = "seeds = 3\n" + "".join(map(method, ("start", "sft_chosen", "dpo", "ipo")))
 LONG = 3600  # seconds: a loaded machine is slow
-
-
-def wait_for(what, seconds=LONG):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.2)
 
 
 def study(file, results, launcher, env=None, **options):
@@ -49,19 +40,6 @@ def finished(results):
 
 def begun(results):
     return len(list(results.glob("runs/*/*/*/spec.json")))
-
-
-def processes_of(results):
-    """The processes whose command line names a results folder."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if str(results).encode() in words:
-            found.append(words.replace(b"\0", b" ").decode(errors="replace"))
-    return found
 
 
 def serial(tmp_path, file):
@@ -102,6 +80,7 @@ def test_a_study_in_a_queue_outlives_its_process(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * LONG)
 @pytest.mark.parametrize("resources", ["{processes = 2}", "{nodes = 2}"])
 def test_a_job_of_two_processes_gives_what_two_on_one_machine_give(
     tmp_path, monkeypatch, resources
@@ -136,7 +115,7 @@ def test_a_study_on_slurm_is_preempted_left_and_given_again(tmp_path):
     cluster = real_slurm.Slurm(tmp_path / "cluster")
     try:
         first = study(file, results, "slurm", cluster.env, **options)
-        wait_for(lambda: finished(results) >= 2 and begun(results) > finished(results))
+        wait_for(lambda: finished(results) >= 2 and begun(results) > finished(results), LONG)
         cluster.ask("sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
         wait_for(lambda: not cluster.queue("-t", "RUNNING", "-p", "low"), 120)
         first.send_signal(signal.SIGTERM)
@@ -145,7 +124,7 @@ def test_a_study_on_slurm_is_preempted_left_and_given_again(tmp_path):
         left, done = len(cluster.queue()), finished(results)
         assert left > 2
         cluster.release()
-        wait_for(lambda: finished(results) > done)  # without the study
+        wait_for(lambda: finished(results) > done, LONG)  # without the study
         second = study(file, results, "slurm", cluster.env, **options)
         said = second.communicate(timeout=LONG)[0]
         assert second.returncode == 0 and "12 done" in said, said
@@ -173,10 +152,10 @@ def test_a_study_on_ray_outlives_two_nodes_and_its_driver(tmp_path):
     try:
         driver = study(file, results, "ray", address=cluster.address)
         for least in (1, 3):
-            wait_for(lambda least=least: finished(results) >= least < begun(results))
+            wait_for(lambda least=least: finished(results) >= least < begun(results), LONG)
             cluster.remove_node(nodes.pop(0), allow_graceful=False)
             nodes.append(cluster.add_node(num_cpus=1))
-        wait_for(lambda: finished(results) >= 5 < begun(results))
+        wait_for(lambda: finished(results) >= 5 < begun(results), LONG)
         driver.kill()
         driver.communicate(timeout=60)
         wait_for(lambda: not processes_of(results), 120)  # its tasks end with it

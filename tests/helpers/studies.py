@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 
 from .tools import outputs, small_suite
 
@@ -97,3 +99,24 @@ def results_of(where):
         for f in folders
     ]
     return [f.name for f in folders], told, [outputs(f) for f in folders]
+
+
+def wait_for(what, seconds=300):
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.1)
+
+
+def processes_of(path):
+    """The processes whose command line names a folder or file."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if str(path).encode() in words:
+            found.append(words.replace(b"\0", b" ").decode(errors="replace"))
+    return found

@@ -1,5 +1,8 @@
 """The local launcher: a GPU for each job, what a job asks for, logs, minutes, two processes."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +12,9 @@ from harness_plugins.launcher_local import Local, Machine, gpus_here
 from harness.core.errors import UsageError
 from harness.core.jobs import BEGUN, Job, Resources
 from harness.experiments.study.work import last_line
+
+from ..helpers.studies import processes_of, wait_for
+from ..helpers.tools import ENV, plugin
 
 # Waits until so many jobs run side by side, then prints the GPUs of this one.
 TOGETHER = """
@@ -109,3 +115,28 @@ def test_a_log_is_appended_to_and_a_job_over_its_minutes_is_ended(tmp_path):
     assert run(Local(), [long]) == {"0": -15}
     assert last_line(job.log) == "ended after 0.005 min, as [resources] asks for."
     assert job.log.read_text().count(BEGUN) == 2 and "first" in job.log.read_text()
+
+
+SLEEPY = "import os, time\nprint('asleep', os.environ['RANK'], flush=True)\ntime.sleep(600)\n"
+PAIR = """
+import sys
+from pathlib import Path
+from harness import Job, Resources
+from harness_plugins.launcher_local import Local
+job = Job("a", ("list", "-p", sys.argv[1]), Path(sys.argv[2]), resources=Resources(processes=2))
+Local(jobs=1).run([job], print, print)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, and needs prctl")
+def test_no_process_of_torchrun_outlives_a_killed_launcher(tmp_path):
+    """The launcher is killed outright, so torchrun is as well, and neither can end the two."""
+    file, log = plugin(tmp_path, "sleepy", SLEEPY), tmp_path / "log"
+    child = subprocess.Popen([sys.executable, "-c", PAIR, file, log], env={**os.environ, **ENV})
+    try:
+        wait_for(lambda: log.exists() and log.read_text().count("asleep") == 2)
+        assert len(processes_of(file)) >= 4  # the launcher, torchrun, and its two
+    finally:
+        child.kill()
+        child.wait()
+    wait_for(lambda: not processes_of(file))

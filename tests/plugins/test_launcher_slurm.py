@@ -1,7 +1,6 @@
 """The Slurm launcher, on programs that answer like Slurm's: see tests/helpers/fake_slurm.py."""
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from harness.core.jobs import BEGUN, LOST, Job, Resources
 from harness.experiments.study.work import last_line
 
 from ..helpers import fake_slurm
+from ..helpers.studies import wait_for
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,6 @@ def slurm(tmp_path, monkeypatch):
     for name in fake_slurm.states(root):
         (root / "cancel" / name).touch()
     wait_for(lambda: not {"PENDING", "RUNNING"}.intersection(fake_slurm.states(root).values()))
-
-
-def wait_for(what, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
 
 
 def shell(tmp_path, name, script, after=(), **more):
