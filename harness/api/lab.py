@@ -197,10 +197,14 @@ class Lab(Protocol):
     def start(self) -> Any:
         """The start checkpoint as a `Model`: for methods that train nothing."""
 
-    def move_reference(self) -> None:
+    def move_reference(self, share: float = 1.0) -> None:
         """Copy the weights of the policy into the reference, for iterated methods.
 
         The reference of the evaluation stays what it was.
+
+        Args:
+            share: In (0, 1]. Below 1 the reference moves by this share of the way, which makes a
+                moving average; the policy must then train all its weights.
         """
 
     def critic(

@@ -39,6 +39,8 @@ class Setting:
     `usual` is its value in a new process, for a library that a plugin is the first to import.
     `numbers`: it decides what is computed, or which files are read and written.
     `loose`: libraries change it when they are imported.
+    `stream`: random numbers. A plugin goes on in its next call where its last one ended, so that
+    two calls do not draw the same numbers.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Setting:
     numbers: bool = False
     loose: bool = False
     told: bool = True
+    stream: bool = False
 
 
 class Told:
@@ -61,6 +64,7 @@ class Told:
         """Begin a run, with its way to tell a user. What imports changed stays known."""
         imports = {k: v for k, v in cls.settings.items() if k.startswith(IMPORTED)}
         cls.warn, cls.settings = staticmethod(warn), imports
+        _drawn.clear()
 
 
 @dataclass
@@ -79,6 +83,7 @@ class _Call:
 
 
 _calls: list[_Call] = []
+_drawn: dict[tuple[str, str], Any] = {}  # by plugin and setting: where its random numbers are
 
 
 @contextmanager
@@ -93,6 +98,9 @@ def put_back(plugin: str, package: str = "", numbers: bool = False) -> Iterator[
     settings = [s for s in _settings() if s.numbers or not numbers]
     call = _Call(plugin, package, {s.name: s.read() for s in settings}, list(sys.modules))
     _calls.append(call)
+    for setting in settings:
+        if (plugin, setting.name) in _drawn:
+            setting.write(_drawn[plugin, setting.name])
     try:
         yield
     finally:
@@ -119,6 +127,8 @@ def _restore(call: _Call, settings: list[Setting]) -> None:
         before, now = call.values.get(setting.name, setting.usual), setting.read()
         if before is UNKNOWN or _same(before, now) or (setting.loose and call.imported()):
             continue
+        if setting.stream:
+            _drawn[call.plugin, setting.name] = now
         setting.write(before)
         if setting.told:
             changed.append(setting.name)
@@ -223,7 +233,7 @@ PROCESS = (
     Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     Setting("garbage collection", gc.isenabled, _write_gc),
     Setting("the timeout of sockets", socket.getdefaulttimeout, socket.setdefaulttimeout),
-    Setting("the random numbers of `random`", random.getstate, random.setstate),
+    Setting("the random numbers of `random`", random.getstate, random.setstate, stream=True),
 )
 FILES = [setting for setting in PROCESS if setting.numbers]
 
@@ -264,7 +274,7 @@ def _numpy_settings() -> list[Setting]:
         numpy.seterr(**before)
 
     return [
-        Setting("the random numbers of numpy", state, write),
+        Setting("the random numbers of numpy", state, write, stream=True),
         Setting("the error handling of numpy", numpy.geterr, write_errors),
     ]
 
@@ -360,5 +370,5 @@ def _of_draws(torch: Any) -> list[Setting]:
     return [
         Setting("the seed of torch", torch.initial_seed, write_seed),
         # libraries draw from them whenever they make a layer
-        Setting("the random numbers of torch", state, write, told=False),
+        Setting("the random numbers of torch", state, write, told=False, stream=True),
     ]

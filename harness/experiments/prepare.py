@@ -126,8 +126,9 @@ def _give_labels(
     from ..training.label_server import LabelClient
 
     _leave_labels(spec, method_inputs.labels)
-    human = built.learns_from is None or built.learns_from.human
-    method_inputs.label_client = partial(LabelClient, spec, tuple(files), human)
+    labeller = built.learns_from
+    human, name = (True, "") if labeller is None else (labeller.human, labeller.name)
+    method_inputs.label_client = partial(LabelClient, spec, tuple(files), human, name)
     method_inputs.refresh = stage_options(spec, "reward_model")
 
 

@@ -260,14 +260,30 @@ class Lab:
             )
         return self._reference
 
-    def move_reference(self) -> None:
-        """Copy the policy's present weights to the reference, as iterated methods do.
+    def move_reference(self, share: float = 1.0) -> None:
+        """Move the reference's weights by a share of the way to the policy's present weights.
 
-        The evaluation still measures KL from the start checkpoint.
+        1 copies the policy, as iterated methods do. A smaller share makes a moving average:
+        pi_ref <- share pi + (1 - share) pi_ref (TR-DPO, 2404.09656, the soft update). The
+        evaluation still measures KL from the start checkpoint.
+
+        Raises:
+            ValueError: The share is not in (0, 1], or it is below 1 and the policy is an adapter:
+                the average of two adapters is not the adapter of the average.
         """
+        if not 0 < share <= 1:
+            raise ValueError(f"lab.move_reference({share}): expected a share in (0, 1]")
+        if share < 1 and adapted(self.policy.model):
+            raise ValueError("lab.move_reference: with lora_rank the share must be 1")
         if "reference" not in self._loop.trainer.modules:
             self._reference = self._reference_apart()
-        load_own(self.reference.model, own_state(self.policy.model))
+        state = own_state(self.policy.model)
+        if share < 1:
+            before = own_state(self.reference.model)
+            state = {
+                k: torch.lerp(before[k], tensor.detach(), share) for k, tensor in state.items()
+            }
+        load_own(self.reference.model, state)
 
     def _reference_apart(self) -> LanguageModel:
         """Return a reference with weights of its own, which are saved with every checkpoint."""

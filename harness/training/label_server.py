@@ -36,8 +36,11 @@ PATIENCE = 10.0  # seconds that a labeller gets to end by itself
 class LabelClient:
     """The client's side: it starts the server at the first request and ends it with the run."""
 
-    def __init__(self, spec: RunSpec, files: Sequence[str], human: bool) -> None:
+    def __init__(
+        self, spec: RunSpec, files: Sequence[str], human: bool, labeller: str = ""
+    ) -> None:
         self.human = human
+        self._named = f" (labeller {labeller})" if labeller else ""  # ends messages
         self.usage: dict[str, float] = {}  # what labelling has used since it began
         self._child = subprocess.Popen(
             [sys.executable, "-m", "harness.training.label_server"],
@@ -120,10 +123,10 @@ class LabelClient:
         except (OSError, ValueError) as error:
             self.close()
             raise HarnessError(
-                f"The labeller's process ended: exit code {self._child.returncode}."
+                f"The labeller's process ended: exit code {self._child.returncode}{self._named}."
             ) from error
         if "error" in answer:
-            raise HarnessError(f"The labeller failed: {answer['error']}")
+            raise HarnessError(f"The labeller failed: {answer['error']}{self._named}")
         self.usage = answer["usage"]
         return answer
 

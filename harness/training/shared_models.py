@@ -73,6 +73,14 @@ def _tokenizer_state(tokenizer: Any) -> tuple[object, ...]:
         getattr(tokenizer, "chat_template", None),
         getattr(tokenizer, "padding_side", None),
         getattr(tokenizer, "truncation_side", None),
-        tuple(tokenizer.encode(PROBE)),
+        _encoded(tokenizer),
         tokenizer.decode(list(range(min(64, len(tokenizer))))),
     )
+
+
+def _encoded(tokenizer: Any) -> tuple[object, ...]:
+    """Return the ids of a probe; its error for a tokenizer that cannot encode every text."""
+    try:
+        return tuple(tokenizer.encode(PROBE))
+    except Exception as error:  # of the tokenizers library: a word that is not in the vocabulary
+        return (str(error),)

@@ -54,6 +54,18 @@ BAD = {  # what is changed in the good one, which proof it must fail, and what t
         "deterministic",
         "second training",
     ),
+    "default dtype": (
+        STEP,
+        "            torch.set_default_dtype(torch.float64)\n" + STEP,
+        "process untouched",
+        "torch's default dtype",
+    ),
+    "reference": (
+        STEP,
+        STEP + "            lab.reference.model.lm_head.weight.data.mul_(0.9)\n",
+        "runs",
+        "in place: the weight",
+    ),
     "counter": (STEP, "            self.beta += 1\n" + STEP, "resumable", "killed in turn"),
     "batch mean": (
         LOSS,
@@ -131,12 +143,12 @@ def findings(text, results, name="mine", **options):
 
 def test_a_good_method_passes_every_proof(results):
     found = findings(GOOD, results)
-    assert len(found) == 13 and {f.status for f in found.values()} == {PASSED}, found
+    assert len(found) == 15 and {f.status for f in found.values()} == {PASSED}, found
     assert (
         "3 turns" in found["runs"].told and "killed in turn 1, 2, 3 of 3" in found["resumable"].told
     )
     text = report("mine", list(found.values()))
-    assert "13 proofs, none failed" in text and text.count("\n| ") == 14
+    assert "15 proofs, none failed" in text and text.count("\n| ") == 16
 
 
 @pytest.mark.parametrize("fault", BAD)

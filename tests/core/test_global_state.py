@@ -21,6 +21,7 @@ from harness.core.global_state import Told, enforce, put_back, set_threads
 @pytest.fixture
 def messages(monkeypatch):
     found = []
+    monkeypatch.setattr(global_state, "_drawn", {})
     monkeypatch.setattr(Told, "warn", found.append)
     monkeypatch.setattr(Told, "settings", {})
     return found
@@ -93,6 +94,20 @@ def test_put_back_undoes_and_tells_once(messages, monkeypatch, name):
         torch.set_default_device(None)
     assert messages == [f"The judge mine changed {name}: it was put back."]
     assert Told.settings == {"The judge mine": [name]}
+
+
+def test_put_back_gives_each_plugin_a_stream_of_its_own(messages):
+    def draws():
+        return random.random(), float(numpy.random.rand()), float(torch.rand(1))
+
+    before, seen = _state(), []
+    for plugin in ("one", "two", "one", "two"):
+        with put_back(plugin):
+            seen.append(draws())
+        assert _state() == before
+    expected = [draws(), draws()]
+    assert [seen[0], seen[2]] == expected and [seen[1], seen[3]] == expected
+    assert len(messages) == 2 and "the random numbers of `random`" in messages[0]
 
 
 def test_put_back_undoes_where_a_plugin_raises(messages):

@@ -36,7 +36,7 @@ import os
 from dataclasses import dataclass
 
 from harness import hookimpl
-from harness.api.contracts import Judge, Labeller
+from harness.api.contracts import Judge, Reporter
 from harness_plugins.dpo import DPO
 
 
@@ -77,9 +77,34 @@ class EndingJudge(Judge):
         raise SystemExit(0)
 
 
+@dataclass
+class EndingOptions(DPO):
+    """DPO that ends the process when its options are checked."""
+
+    name = "ending_options"
+
+    def check(self):
+        raise SystemExit(0)
+
+
+class EndingFormat(Reporter):
+    """A table format that ends the process."""
+
+    name = "ending_format"
+
+    def render(self, table):
+        end(os.environ["END_FORMAT"])
+
+
 @hookimpl
 def register_methods(register):
     register(Ending)
+    register(EndingOptions)
+
+
+@hookimpl
+def register_reporters(register):
+    register(EndingFormat)
 
 
 @hookimpl
@@ -92,6 +117,7 @@ def step_logged(step):
     if os.environ.get("END_OBSERVER"):
         end(os.environ["END_OBSERVER"])
 '''
+ODD = "class Odd(BaseException):\n    pass\nraise Odd"
 WAYS = ("0", "7", "SystemExit", "KeyboardInterrupt", "GeneratorExit", "Odd", "ValueError")
 
 
@@ -171,6 +197,33 @@ def test_a_study_goes_on_after_cells_that_end_their_process(folder):
     assert done.code == 1 and "1 done, 3 failed" in done.text, done.text
     assert "left no result" in done.text and "ended by signal 9" in done.text
     assert outputs(next(own.glob("runs/small/dpo/*"))) == outputs(finished("dpo"))
+
+
+@pytest.mark.parametrize("how", ["0", "KeyboardInterrupt", "Odd", "ValueError"])
+def test_table_names_a_format_that_ends_the_process(how):
+    finished("dpo")
+    file = plugin(fresh("format"), "ends", ENDS)
+    more = ("--format", "ending_format", "-p", file, "--results", results())
+    done = command("table", *more, env={"END_FORMAT": how})
+    kind = "SystemExit: 0" if how == "0" else how
+    assert done.code == 1 and "Traceback" not in done.text, done.text
+    assert f"harness: The reporter ending_format failed: {kind} (" in done.err
+    assert "ends.py, line" in done.err
+
+
+def test_run_names_a_method_whose_options_end_the_process(tmp_path):
+    file = plugin(tmp_path, "ends", ENDS)
+    done = command(*on_small("ending_options", "-p", file, results=tmp_path / "r"))
+    assert done.code == 1 and "The method ending_options failed: SystemExit: 0" in done.err
+    assert not list((tmp_path / "r").glob("runs/*/*/*"))
+
+
+@pytest.mark.parametrize("end", ["raise SystemExit(0)", "raise KeyboardInterrupt", ODD])
+def test_run_refuses_a_plugin_that_ends_the_process_at_import(tmp_path, end):
+    file = plugin(tmp_path, "broken", end)
+    done = command(*on_small("dpo", "-p", file, results=tmp_path / "r"))
+    assert done.code == 2 and "Traceback" not in done.text, done.text
+    assert "broken.py did not load: " in done.err
 
 
 def test_culprits_are_named_by_their_file_and_class(tmp_path):

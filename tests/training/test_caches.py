@@ -208,6 +208,23 @@ def test_a_moved_reference_is_not_looked_up(place):
     assert len(place.made("reference_logp")) == 1
 
 
+def test_move_reference_by_a_share_is_a_moving_average(place):
+    lab = place.make()
+    for batch in lab.pairs(steps=2, batch_size=3):
+        old = [p.detach().clone() for p in lab.reference.model.parameters()]
+        lab.step(lambda logp, _: -logp, batch)
+        lab.move_reference(0.25)
+        new, policy = lab.reference.model.parameters(), lab.policy.model.parameters()
+        moved = 0.0
+        for before, now, own in zip(old, new, policy, strict=True):
+            torch.testing.assert_close(now, 0.75 * before + 0.25 * own.detach())
+            moved += float((now - before).abs().sum())
+        assert moved > 0
+    for share in (0.0, 1.1):
+        with pytest.raises(ValueError, match="share in"):
+            lab.move_reference(share)
+
+
 def test_a_reference_that_was_moved_before_a_restart_is_not_looked_up(place):
     def told(lab):
         for batch in lab.pairs(steps=3, batch_size=7):

@@ -6,6 +6,9 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from harness.models.initial_checkpoint import InitialCheckpoint
 from harness.training.inputs import MethodInputs
@@ -136,6 +139,18 @@ def test_shared_models_find_changes_of_the_tokenizer(tiny_model, tokens):
     shared.check()
     other.tokenizer.padding_side = {"left": "right", "right": "left"}[other.tokenizer.padding_side]
     with pytest.raises(SharedModelChanged, match="The method mine changed the tokenizer in place"):
+        shared.check()
+
+
+def test_shared_models_read_a_tokenizer_that_cannot_encode_every_text(tiny_model, tokens):
+    other = copy.copy(tokens)
+    other.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1})), eos_token="b"
+    )
+    shared = SharedModels("mine", MethodInputs(InitialCheckpoint.of(tiny_model), other))
+    shared.check()
+    other.tokenizer.add_tokens(["c"])
+    with pytest.raises(SharedModelChanged):
         shared.check()
 
 
