@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -42,6 +40,7 @@ from ..training.lab import Lab
 from ..training.loop import Loop
 from ..training.trainer import Term, Trainer, reduce_share
 from .findings import Options
+from .random_numbers import seed_global_generators
 from .reachability import reachable
 
 # relative difference of the first turns' metrics that float32 rounding may cause
@@ -121,7 +120,7 @@ class Trials:
         settings, the budget, or the method's inputs (tokens).
         """
         self._runs += 1
-        _seed_global_generators(self._runs)
+        seed_global_generators(self._runs)
 
         def progress(phase: str, step: int, total: int, row: Mapping[str, float]) -> None:
             if kill and row["step"] == kill:
@@ -450,16 +449,6 @@ class Varying(Trainer):
         for p in parameters:
             p.grad = None
         return loss, found
-
-
-def _seed_global_generators(seed: int) -> None:
-    """Seed the random numbers of the process anew, so that a method that draws from them differs.
-
-    They are put back after each training. Without this, each training would draw the same ones.
-    """
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _silent(message: str) -> None:

@@ -1,0 +1,18 @@
+"""Random numbers of the process, which a method should not draw from."""
+
+from __future__ import annotations
+
+import random
+
+import numpy
+import torch
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed the random numbers of the process anew, so that a method that draws from them differs.
+
+    They are put back after each training. Without this, each training would draw the same ones.
+    """
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
