@@ -9,10 +9,10 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,6 +33,10 @@ from .clean_command import clean
 from .evaluate_command import evaluate
 from .options import plugin_files, results_option, settings_option
 from .report_commands import COMMANDS
+
+if TYPE_CHECKING:
+    from ..core.spec import RunSpec
+    from ..experiments.study.cells import Cell
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
@@ -262,8 +266,20 @@ def cli() -> None:
     is_flag=True,
     help="Make the shared stages that all methods of the suite start from, and stop.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print stages, memory, disk and time from the configuration; load and write nothing.",
+)
 @plugin_files
-def run(registry: Registry, method: str, suite: str, only_stages: bool, **options: Any) -> None:
+def run(
+    registry: Registry,
+    method: str,
+    suite: str,
+    only_stages: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
     """Train a method on a suite, evaluate it, and record everything.
 
     Running the same command again continues after a crash, and does nothing after success.
@@ -287,6 +303,8 @@ def run(registry: Registry, method: str, suite: str, only_stages: bool, **option
             " settings are as low. This is a run of full size."
         )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if dry_run:
+        return click.echo(_requirements(spec, registry, options["results"]))
     started = click.get_current_context().obj
     run_options = RunOptions(**how, warn=_warn, say=_say, started=started)
     if only_stages:
@@ -299,6 +317,15 @@ def run(registry: Registry, method: str, suite: str, only_stages: bool, **option
     if is_main():
         show(outcome)
     check_saved(outcome)
+
+
+def _requirements(spec: RunSpec, registry: Registry, results: Path) -> str:
+    """Return what a run takes, as text."""
+    from ..experiments.requirements.moments import machine_of
+    from ..experiments.requirements.show import described, requirements_of
+
+    machine = machine_of(spec.execution.device)
+    return described(requirements_of(spec, registry, results, machine))
 
 
 def _fields(options: Mapping[str, Any], cls: Any) -> dict[str, Any]:
@@ -351,6 +378,7 @@ def study(
         plan = work.plan(study_file, registry, results)
         states = [state_of(cell, results) for cell in plan.cells]
         click.echo(show.dry_run(plan, states, Estimates(results)))
+        click.echo(_study_requirements(plan.cells, registry, results), nl=False)
         return 0
     done = work.Work(
         study_file,
@@ -361,6 +389,19 @@ def study(
         show.watch_for(results, study_file.name),
     ).carry_out()
     return int(not done)
+
+
+def _study_requirements(cells: Sequence[Cell], registry: Registry, results: Path) -> str:
+    """Return what the runs of a study with models of your own take; empty where there are none.
+
+    The embedded models take some MiB, and their runs import nothing heavy to say so.
+    """
+    own = [cell for cell in cells if cell.spec.model and not cell.refused]
+    if not own:
+        return ""
+    from ..experiments.requirements.study import study_requirements
+
+    return f"\n{study_requirements(own, registry, results)}\n"
 
 
 @cli.command("list")

@@ -205,6 +205,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "experiments/model_card.py",
     "experiments/data.py",
     "experiments/model_report.py",
+    "experiments/requirements/*.py",
     "experiments/observers.py",
     "experiments/plan.py",
     "experiments/recorded_execution.py",

@@ -33,3 +33,12 @@ class Table:
     caption: str = ""  # what bold and intervals mean; made from the tests that were used
     footnotes: Mapping[str, str] = field(default_factory=dict)  # by mark
     runs: Sequence[Sequence[str]] = ()  # the run folders behind each row
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of equal length as lines, their columns padded to one width."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.flops import ModelFlops
-from ..models.logprobs import predictions
+from ..models.logprobs import Predictions, predictions
 from ..models.micro_batches import each_part
 from ..models.tokens import Batch
 from ..training.lab import Runtime
@@ -58,13 +58,19 @@ def _ratios(policy: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tens
         torch.zeros(batch.shape, device=ids.device),
         torch.zeros(batch.shape, device=ids.device),
     )
+    exact[places], plain[places] = expectations(p_told, q_told, ids)
+    return exact, plain
+
+
+def expectations(p_told: Predictions, q_told: Predictions, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (M,) expectations of log(p / q) over the next token, and (M,) its values at `ids`."""
     found: list[tuple[Tensor, Tensor]] = []
     for part in p_told.parts():
         p, q = (told.logits(part).log_softmax(-1) for told in (p_told, q_told))
         ratio = p - q
         mean = torch.where(p > -torch.inf, p.exp() * ratio, 0.0).sum(-1)
         found.append((mean, ratio.gather(-1, ids[part, None])[:, 0]))
-    exact[places], plain[places] = (torch.cat(column) for column in zip(*found, strict=True))
+    exact, plain = (torch.cat(column) for column in zip(*found, strict=True))
     return exact, plain
 
 

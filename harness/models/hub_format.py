@@ -150,19 +150,28 @@ def check_alike(start: str | Path, reference: str | Path) -> None:
 
 def _weight_shapes(name: str | Path) -> dict[str, list[int]]:
     """Return the shapes of a model's weights by name, from its configuration alone."""
+    adapters = adapters_in(name)
+    model = meta_model(adapters[-1].base if adapters else name)
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def meta_model(name: str | Path) -> nn.Module:
+    """Return a causal model without weights, on the device "meta", from its configuration alone.
+
+    Raises:
+        UsageError: There is no configuration of a language model.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    adapters = adapters_in(name)
-    whole = adapters[-1].base if adapters else str(name)
     try:
-        config = AutoConfig.from_pretrained(whole, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(config)
     except _FAILURES as error:
         raise UsageError(
             f"The model {name} could not be loaded. {HUB_HINT} ({_first_line(error)})"
         ) from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    return model
 
 
 def notes_on(name: str | Path) -> list[str]:

@@ -117,6 +117,7 @@ FLAGS = {
         "--no-prompt-sharing",
         "--only-stages",
         "--quick",
+        "--dry-run",
         "-p",
         "--plugin",
     },

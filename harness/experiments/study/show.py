@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ...core import run_folder
+from ...core.table import aligned
 from .cells import Cell
 from .state import DONE, FAILED, LEFT, REFUSED, Estimate, Estimates, State
 from .work import Plan, Watch, notes
@@ -34,7 +35,7 @@ def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str
             flops += guess.flops if guess else 0
         costs = _cost_cells(guess) if guess or not open_ else ["unknown", "unknown"]
         rows.append([cell.name, state.kind or state.status, *costs, state.message])
-    lines = [*_aligned(rows), "", f"{len(planned.cells)} runs: {notes(states)}."]
+    lines = [*aligned(rows), "", f"{len(planned.cells)} runs: {notes(states)}."]
     lines += [*_same(planned.cells), *_remarks(planned, states, estimates, borrowed)]
     more = f", and {unknown} runs of unknown cost" if unknown else ""
     lines.append(
@@ -256,11 +257,3 @@ def _unspent(planned: Plan, states: Sequence[State], results: Path) -> list[str]
                 told = ", ".join(f"{value:.3g} {name}" for name, value in unspent.items())
                 left[f"{cell.label} on {cell.spec.suite_name}"] = told
     return [f"{row} ended by itself before its budget: {told} left" for row, told in left.items()]
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

@@ -1,0 +1,118 @@
+"""What fits on 24 and 80 GB, by size of model and method: `python benchmarks/fits.py`.
+
+Every cell is the largest peak of a run's stages as `harness run --dry-run` computes it, from a
+configuration without weights. It prints the table of docs/memory.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from harness.api.registry import Registry, installed
+from harness.api.resolve import Request, resolve
+from harness.experiments.requirements.moments import Machine
+from harness.experiments.requirements.stages import Configured, Lengths, Stage, stages_of
+
+GB = 1e9
+DEVICES = (24, 80)  # GB of one device
+LEFT = 0.9  # of a device: the rest is for its context and for fragments
+LENGTHS = Lengths(512, 512)
+# layers, width, feed-forward width, heads, key and value heads, vocabulary, tied: those of
+# Qwen 2.5 up to 14B, and of Llama 3 70B
+SIZES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
+    "0.5B": (24, 896, 4864, 14, 2, 151936, True),
+    "1.5B": (28, 1536, 8960, 12, 2, 151936, True),
+    "3B": (36, 2048, 11008, 16, 2, 151936, True),
+    "7B": (28, 3584, 18944, 28, 4, 152064, False),
+    "14B": (48, 5120, 13824, 40, 8, 152064, False),
+    "70B": (80, 8192, 28672, 64, 8, 128256, False),
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "least": {
+        "weights": "bfloat16",
+        "activation_checkpointing": True,
+        "micro_batch_tokens": 2048,
+        "decode_batch_tokens": 16384,
+    },
+}
+RANK = 16
+
+
+def write_config(size: str, folder: Path) -> Path:
+    """Write the configuration of a size, without weights."""
+    layers, width, inner, heads, groups, vocabulary, tied = SIZES[size]
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def stages(method: str, folder: Path, way: str, rank: int, registry: Registry) -> list[Stage]:
+    """Return the stages of a run, with SFT; all trained models are adapters where there is a
+    rank.
+    """
+    settings = (f"lora_rank={rank}",) if rank else ()
+    stage = tuple(f"{name}.lora_rank={rank}" for name in ("sft", "reward_model") if rank)
+    fixed = {"model": str(folder), "start": "sft", **WAYS[way]}
+    request = Request(method, "summarization", settings, stage_settings=stage, fixed=fixed)
+    run = Configured(resolve(request, registry), registry, Machine(int(80 * GB)))
+    vars(run)["lengths"] = LENGTHS
+    return stages_of(run)
+
+
+def peaks(size: str, folder: Path, way: str, rank: int, registry: Registry) -> dict[str, float]:
+    """Return the GB that each method needs; `sft` is the stage alone."""
+    found: dict[str, float] = {}
+    for method in ("dpo", "grpo", "ppo"):
+        made = {
+            stage.name: stage.peak.total / GB
+            for stage in stages(method, folder, way, rank, registry)
+        }
+        found.setdefault("sft", made.pop("sft"))
+        found[method] = max(made.values())
+    return found
+
+
+def cell(gigabytes: float) -> str:
+    """Return the GB, and on which devices they fit."""
+    fits = [str(device) for device in DEVICES if gigabytes <= LEFT * device]
+    return f"{gigabytes:.1f} ({fits[0] if fits else 'no'})"
+
+
+def main() -> None:
+    """Print a table for each way to run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    asked = parser.parse_args()
+    registry = installed()
+    with tempfile.TemporaryDirectory() as place:
+        for way in WAYS:
+            print(f"\n{way}: {json.dumps(WAYS[way])}\n")
+            print("| model | trained | sft | dpo | grpo | ppo |\n|---|---|---|---|---|---|")
+            for size in asked.sizes:
+                for rank in (0, RANK):
+                    folder = Path(place, way, size, str(rank))
+                    told = peaks(size, write_config(size, folder), way, rank, registry)
+                    row = " | ".join(map(cell, told.values()))
+                    print(f"| {size} | {'LoRA' if rank else 'full'} | {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

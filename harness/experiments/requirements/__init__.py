@@ -1,0 +1,1 @@
+"""What a run takes: stages, memory, disk and time, from the configuration alone."""

@@ -1,0 +1,97 @@
+"""What a method asks its lab for, from its source: what it asks for is what is loaded."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from ...api.contracts import Method
+from ...core.settings import RewardOptions
+
+
+@dataclass(frozen=True)
+class Asks:
+    """The models and batches of a method.
+
+    Attributes:
+        reference: Whether it holds the reference.
+        apart: Whether its reference is moved, and so has weights of its own.
+        critic: Whether it has a critic with weights, or an adapter, of its own.
+        rewards: Reward models.
+        start: Whether it draws from the start checkpoint beside the policy.
+        trains: Whether it takes optimiser steps.
+        each: Completions of a prompt in a batch.
+        rows: Prompts of an update.
+        drawn: Prompts of a rollout; 0 where nothing is drawn.
+        updates: Passes over each rollout.
+    """
+
+    reference: bool
+    apart: bool
+    critic: bool
+    rewards: int
+    start: bool
+    trains: bool
+    each: int
+    rows: int
+    drawn: int
+    updates: int
+
+
+def asks_of(method: Method) -> Asks:
+    """Return what a method asks for; a method that works through another one (`inner`) asks for
+    what that one does.
+
+    Code that only some options reach counts as well, but for a reference with beta = 0 and a
+    critic on the policy's trunk.
+    """
+    inner = getattr(method, "inner", None)
+    works: Any = inner() if callable(inner) else method
+    names, needs = _names(type(works)) | _names(type(method)), method.required()
+    online = "prompts" in needs and "rollout" in names
+    rows = int(getattr(works, "batch_size", 0) or 32)
+    part = int(getattr(works, "minibatch_size", 0) or 0)
+    passes = getattr(works, "num_ppo_epochs", getattr(works, "num_iterations", 1)) or 1
+    members = works.reward_members if isinstance(works, RewardOptions) else 1
+    return Asks(
+        reference="reference" in names and getattr(works, "beta", 1.0) != 0,
+        apart="move_reference" in names,
+        critic="critic" in names and not getattr(works, "shared_critic", False),
+        rewards=members if "reward" in needs else 0,
+        start="start" in names,
+        trains="step" in names,
+        each=_each(works, needs),
+        rows=min(part, rows) if part else rows,
+        drawn=rows if online else 0,
+        updates=int(passes),
+    )
+
+
+def _each(method: Any, needs: frozenset[str]) -> int:
+    for name in ("num_generations", "num_candidates", "n"):
+        if "prompts" in needs and getattr(method, name, None):
+            return int(getattr(method, name))
+    return 1 if "labelled" in needs or "pairs" not in needs else 2
+
+
+def _names(cls: type) -> set[str]:
+    """Return the attributes of a lab that the methods of a class use."""
+    found: set[str] = set()
+    for _, function in inspect.getmembers(cls, inspect.isfunction):
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        except (OSError, TypeError, SyntaxError):  # no source, or a part of a line: a lambda
+            continue
+        attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        found |= {node.attr for node in attributes if _of_lab(node)}
+    return found
+
+
+def _of_lab(node: ast.Attribute) -> bool:
+    of = node.value
+    return (isinstance(of, ast.Name) and of.id == "lab") or (
+        isinstance(of, ast.Attribute) and of.attr == "lab"
+    )

@@ -1,0 +1,221 @@
+"""Memory of the moments of a stage: what models it holds, and what a pass needs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...core.spec import BFLOAT16, RunSpec
+from ...evaluation.kl import expectations
+from ...models.initial_checkpoint import lora_of
+from ...models.loading import ScalarModel, learning, scalar_beside, scalar_on, size_of
+from ...models.lora import base_of, beside, learn, own
+from ...models.memory import total_memory
+from .live_memory import peak_bytes
+from .passes import (
+    Shape,
+    checkpointed,
+    decoding_memory,
+    masters_of,
+    outline_of,
+    padded_layout,
+    predictions_of,
+    scoring_memory,
+    states_of,
+    training_memory,
+)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes that are held at one moment of a stage.
+
+    Attributes:
+        name: What is computed.
+        weights: Bytes of the weights by role; shared ones once.
+        gradients: Of all trained parameters.
+        optimiser: The two moments of AdamW, and float32 copies of bfloat16 weights.
+        activations: Of one micro-batch: at the peak of its pass, what is beside the gradients.
+        logits: What the head adds to them.
+        cache: Keys and values of decoding.
+    """
+
+    name: str
+    weights: Mapping[str, int] = field(default_factory=dict)
+    gradients: int = 0
+    optimiser: int = 0
+    activations: int = 0
+    logits: int = 0
+    cache: int = 0
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        parts = (self.gradients, self.optimiser, self.activations, self.logits, self.cache)
+        return sum(self.weights.values()) + sum(parts)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The memory of one device, of which decoding takes a quarter at most."""
+
+    memory: int
+
+
+def machine_of(device: str) -> Machine:
+    """Return the machine that a run with `--device` would use; without a GPU its own memory."""
+    gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    there = torch.device(device if device.startswith("cuda") else "cuda" if gpu else "cpu")
+    if there.type == "cuda" and not torch.cuda.is_available():
+        there = torch.device("cpu")
+    return Machine(total_memory(there))
+
+
+class Trained:
+    """A model that is trained: its parameters, and what an optimizer holds of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = learn(model)
+        self.parameters = [p for p in own(model).values() if p.requires_grad]
+        _, copies, moments = masters_of(self.parameters)
+        self.optimiser = copies + moments
+        self.gradients = sum(4 * p.numel() for p in self.parameters)
+        self.bytes = sum(p.nbytes for p in self.parameters)
+
+
+class Models:
+    """The models of a run, without weights: each made when it is first asked for."""
+
+    def __init__(self, spec: RunSpec, base: Any, machine: Machine) -> None:
+        self.spec, self.base, self.machine = spec, base, machine
+        self.dtype = torch.bfloat16 if spec.weights == BFLOAT16 else torch.float32
+        self.computes = torch.bfloat16 if spec.dtype == BFLOAT16 else torch.float32
+
+    def outline(self) -> nn.Module:
+        """Return a causal model of its own, frozen."""
+        return outline_of(self.base, self.spec.prompt_sharing).to(self.dtype)
+
+    @cached_property
+    def start(self) -> nn.Module:
+        """The start checkpoint, frozen."""
+        return self.outline()
+
+    @cached_property
+    def bytes(self) -> int:
+        """Bytes of the causal model."""
+        return size_of(self.start)[1]
+
+    @cached_property
+    def scalar_bytes(self) -> int:
+        """Bytes of a scalar model with weights of its own."""
+        return size_of(scalar_on(self.start))[1]
+
+    def causal(self, options: Any) -> Trained:
+        """Return a causal model that is trained, all of it or an adapter."""
+        lora = lora_of(options, 0)
+        if lora is None:
+            return Trained(learning(self.outline()))
+        return Trained(beside(self.outline(), lora))
+
+    def scalar(self, options: Any, role: str) -> Trained:
+        """Return a scalar model that is trained, all of it or an adapter."""
+        lora = lora_of(options, 0, role)
+        outline = self.outline()
+        model = scalar_on(outline) if lora is None else scalar_beside(outline, lora)
+        return Trained(model.to(self.dtype) if lora is None else model)
+
+
+class Passes:
+    """The memory of passes in a run, with its micro-batches."""
+
+    def __init__(self, models: Models) -> None:
+        self.models, self.spec = models, models.spec
+        execution = models.spec.execution
+        self.tokens, self.checkpoints = (
+            execution.micro_batch_tokens,
+            execution.activation_checkpointing,
+        )
+
+    def update(self, name: str, weights: Mapping[str, int], shape: Shape, *of: Trained) -> Moment:
+        """Return the moment of an optimizer step over `shape`, one term for each trained model."""
+        optimiser, gradients = sum(t.optimiser for t in of), sum(t.gradients for t in of)
+        best, before = (0, 0, 0), 0  # activations, logits, gradients
+        for trained in of:
+            acts, logits = self._term(trained, shape)
+            now = (max(0, acts - trained.gradients), logits, before + trained.gradients)
+            best = max(best, now, key=sum)
+            before += trained.gradients
+        casts = sum(self._casts(t.model) for t in of[:1])
+        return Moment(name, weights, max(best[2], gradients), optimiser, best[0] + casts, best[1])
+
+    def _term(self, trained: Trained, shape: Shape) -> tuple[int, int]:
+        """Return the bytes of activations, gradients included, and of logits of one term."""
+        micro = shape.micro(self.tokens)
+        several = micro.rows < shape.rows
+        model = checkpointed(trained.model, self.checkpoints)
+        for p in trained.parameters:
+            p.grad = torch.empty_like(p) if several else None
+        memory = training_memory(model, trained.parameters, micro)
+        for p in trained.parameters:
+            p.grad = None
+        return memory.activations + several * trained.gradients, memory.logits
+
+    def scoring(self, name: str, weights: Mapping[str, int], shape: Shape, model: Any) -> Moment:
+        """Return the moment of a pass without gradients."""
+        memory = scoring_memory(model, shape.micro(self.tokens))
+        return Moment(
+            name,
+            weights,
+            activations=memory.activations + self._casts(model),
+            logits=memory.logits,
+        )
+
+    def decoding(self, name: str, weights: Mapping[str, int], shape: Shape, model: Any) -> Moment:
+        """Return the moment of drawing completions."""
+        tokens = self.spec.execution.decode_batch_tokens
+        memory = decoding_memory(model, shape, tokens, self.models.machine.memory)
+        return Moment(
+            name,
+            weights,
+            activations=memory.activations + self._casts(model),
+            logits=memory.logits,
+            cache=memory.cache,
+        )
+
+    def kl(self, name: str, weights: Mapping[str, int], shape: Shape) -> Moment:
+        """Return the moment of the KL of two models over the vocabulary."""
+        model, micro = self.models.start, shape.micro(self.tokens)
+
+        def both() -> Any:
+            told = [predictions_of(model, states_of(model, micro)) for _ in range(2)]
+            ids = torch.empty(len(told[0].states), dtype=torch.long, device="meta")
+            return expectations(told[0], told[1], ids)
+
+        with torch.no_grad():
+            whole = peak_bytes(both)
+            bare = peak_bytes(lambda: [states_of(model, micro) for _ in range(2)])
+        return Moment(name, weights, activations=min(bare, whole), logits=max(0, whole - bare))
+
+    def _casts(self, model: Any) -> int:
+        """Return the bytes of weights that autocast converts: all matrices of a model."""
+        if self.models.computes == self.models.dtype:
+            return 0
+        whole = base_of(model) if not isinstance(model, ScalarModel) else model
+        return sum(2 * p.numel() for p in whole.parameters() if p.dim() > 1)
+
+
+def largest(moments: Sequence[Moment]) -> Moment:
+    """Return the moment that takes the most memory."""
+    return max(moments, key=lambda moment: moment.total)
+
+
+def padded(make: Callable[[], Trained]) -> Trained:
+    """Return a trained model whose passes are padded."""
+    trained = make()
+    padded_layout(trained.model)
+    return trained

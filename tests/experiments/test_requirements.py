@@ -1,0 +1,188 @@
+"""What a dry run says that a run takes, against what it takes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from harness.api.registry import installed
+from harness.api.resolve import Request, make_method, resolve
+from harness.experiments.requirements.asks import asks_of
+from harness.experiments.requirements.live_memory import peak_bytes
+from harness.experiments.requirements.moments import Machine
+from harness.experiments.requirements.show import of_study, requirements_of
+from harness.models.hub_format import meta_model
+from harness.models.loading import size_of
+
+from ..helpers.tools import ROOT, command
+
+SCRIPT = ROOT / "tests" / "helpers" / "measured_memory.py"
+REAL = os.environ.get("HARNESS_MEMORY_MODEL", "")  # a model folder, of about 135M parameters
+TOLERANCE = 0.15
+FAST = ["update:8:2:64:64:16384", "update:8:2:64:64:16384:8", "update:8:2:64:64:512"]
+OTHERS = [
+    "update:8:2:64:64:16384:8:1",
+    "score:8:2:64:64:16384",
+    "decode:8:8:64:64:16384",
+    "kl:16:1:64:64:16384:8",
+]
+MACHINE = Machine(24 * 2**30)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A llama of 15 MiB, large enough that its passes are not lost in those of the libraries."""
+    where = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=8192,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(where)
+    return where
+
+
+def figures(folder, cases):
+    """Measure in a process of its own, in which malloc gives large blocks back."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, str(SCRIPT), str(folder), *cases]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(found):
+    off = {f["case"]: f["estimated"] / f["measured"] - 1 for f in found}
+    assert all(abs(share) <= TOLERANCE for share in off.values()), (off, found)
+
+
+def test_memory_of_updates_is_within_a_share_of_what_is_measured(folder):
+    check(figures(folder, FAST))
+
+
+@pytest.mark.slow
+def test_memory_of_all_passes_is_within_a_share_of_what_is_measured(folder):
+    check(figures(folder, OTHERS))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="HARNESS_MEMORY_MODEL names no model folder")
+def test_memory_of_a_real_model_is_within_a_share_of_what_is_measured():
+    check(figures(REAL, [*FAST, *OTHERS]))
+
+
+def test_peak_bytes_counts_what_is_alive_at_once():
+    weight = torch.empty(1000, 1000, device="meta")
+    rows = torch.empty(10, 1000, device="meta")
+
+    def chain():
+        hidden = rows
+        for _ in range(5):
+            hidden = torch.relu(hidden @ weight)
+        return hidden
+
+    assert peak_bytes(chain) == 3 * 4 * 10 * 1000  # a state, its product, and what relu makes
+    assert peak_bytes(lambda: [rows + 1 for _ in range(7)]) == 7 * 4 * 10 * 1000
+    assert peak_bytes(lambda: weight.t().view(-1)[:5] if False else weight.t()) == 0  # a view
+
+
+def spec_of(method, *settings, suite="summarization", **fixed):
+    return resolve(Request(method, suite, settings, fixed=fixed), installed())
+
+
+def asked(method, *settings):
+    return asks_of(make_method(spec_of(method, *settings), installed()))
+
+
+def test_asks_are_those_of_the_method():
+    dpo = asked("dpo")
+    assert dpo.reference and not dpo.critic and not dpo.rewards and dpo.each == 2
+    ppo = asked("ppo")
+    assert ppo.reference and ppo.critic and ppo.rewards == 1 and ppo.drawn
+    assert not asked("ppo", "shared_critic=true").critic
+    assert not asked("grpo", "beta=0").reference and asked("grpo").each > 1
+    assert not asked("simpo").reference and not asked("sft_chosen").reference
+    assert not asked("start").trains and asked("kto").each == 1
+    assert asked("rlaif", "optimiser=ppo").critic and not asked("rlaif", "optimiser=dpo").critic
+
+
+def test_a_dry_run_needs_no_weights_and_writes_nothing(folder, tmp_path):
+    bare = tmp_path / "bare"  # a configuration and a tokenizer
+    shutil.copytree(embedded(), bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    results = tmp_path / "results"
+    done = command(
+        *("run", "-m", "dpo", "-s", "summarization", "--model", bare, "--dry-run"),
+        *("--results", results),
+    )
+    assert done.code == 0, done.text
+    for word in ("reward model", "optimiser", "logits", "peak memory:", "disk:", "GFLOP/s"):
+        assert word in done.out, done.out
+    assert not results.exists()
+
+
+def embedded() -> Path:
+    return Path(installed().get("suites", "summarization")().base_model())
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path):
+    done = command(
+        *("run", "-m", "dpo", "-s", "summarization", "--model", tmp_path, "--dry-run"),
+        *("--results", tmp_path / "results"),
+    )
+    assert done.code != 0 and "could not be loaded" in done.text and "Traceback" not in done.text
+
+
+def needs(method, *settings, **fixed):
+    return requirements_of(
+        spec_of(method, *settings, **fixed), installed(), Path("nowhere"), MACHINE
+    )
+
+
+def method_stage(found):
+    return next(stage for stage in found.stages if not stage.shared)
+
+
+def test_weights_gradients_and_moments_of_full_training_are_those_of_adamw():
+    moment = method_stage(needs("dpo")).moments[0]
+    whole = size_of(meta_model(embedded()))[1]
+    assert (moment.gradients, moment.optimiser) == (whole, 2 * whole)
+    assert moment.weights == {"policy": whole}
+
+
+def test_lora_trains_its_adapter_only_and_shares_the_base():
+    moment = method_stage(needs("dpo", "lora_rank=4")).moments[0]
+    assert moment.gradients == moment.weights["policy"] < moment.weights["base"]
+    assert "reference" not in moment.weights
+
+
+def test_activation_checkpointing_takes_less():
+    plain, less = (
+        method_stage(needs("dpo", activation_checkpointing=on)).moments[0].activations
+        for on in (False, True)
+    )
+    assert less < 0.6 * plain
+
+
+def test_shared_stages_of_a_study_count_once():
+    one = needs("dpo")
+    runs = {"dpo, seed 0": one, "dpo, seed 1": one}
+    apart = of_study(runs, {"dpo, seed 0": "a", "dpo, seed 1": "b"})
+    alike = of_study(runs, dict.fromkeys(runs, "a"))
+    shared = sum(stage.disk for stage in one.stages if stage.shared)
+
+    def disk(text):
+        line = next(line for line in text.splitlines() if line.startswith("disk"))
+        return float(line.split()[1])
+
+    assert disk(apart) - disk(alike) == pytest.approx(shared / 2**20, abs=0.11)
