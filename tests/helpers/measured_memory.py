@@ -1,8 +1,9 @@
 """Measure the peak of the resident set of what a run does, and print it beside its estimate.
 
 Run as a script: MODEL CASE... A case is WHAT:ROWS:EACH:PROMPT:COMPLETION:MICRO_BATCH_TOKENS, then
-:RANK:CHECKPOINTING where wanted. For each it prints JSON: how far the peak is over what was
-resident before, and the estimate, in bytes. Set MALLOC_MMAP_THRESHOLD_, or freed blocks count as resident.
+:RANK:CHECKPOINTING where wanted. It prints JSON for each: how far the peak is over what was
+resident before, and the estimate, in bytes. Without MALLOC_MMAP_THRESHOLD_ in the environment
+freed blocks count as resident.
 """
 
 from __future__ import annotations
