@@ -25,8 +25,9 @@ from ..helpers.tools import ROOT, command
 SCRIPT = ROOT / "tests" / "helpers" / "measured_memory.py"
 REAL = os.environ.get("HARNESS_MEMORY_MODEL", "")  # a model folder, of about 135M parameters
 TOLERANCE = 0.15
-FAST = ["update:8:2:64:64:16384", "update:8:2:64:64:16384:8", "update:8:2:64:64:512"]
+FAST = ["update:8:2:64:64:16384", "update:8:2:64:64:16384:8"]
 OTHERS = [
+    "update:8:2:64:64:512",
     "update:8:2:64:64:16384:8:1",
     "score:8:2:64:64:16384",
     "decode:8:8:64:64:16384",
@@ -72,14 +73,16 @@ def test_memory_of_updates_is_within_a_share_of_what_is_measured(folder):
 
 
 @pytest.mark.slow
-def test_memory_of_all_passes_is_within_a_share_of_what_is_measured(folder):
-    check(figures(folder, OTHERS))
+@pytest.mark.parametrize("case", OTHERS)
+def test_memory_of_a_pass_is_within_a_share_of_what_is_measured(folder, case):
+    check(figures(folder, [case]))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL, reason="HARNESS_MEMORY_MODEL names no model folder")
-def test_memory_of_a_real_model_is_within_a_share_of_what_is_measured():
-    check(figures(REAL, [*FAST, *OTHERS]))
+@pytest.mark.parametrize("case", [*FAST, *OTHERS])
+def test_memory_of_a_real_model_is_within_a_share_of_what_is_measured(case):
+    check(figures(REAL, [case]))
 
 
 def test_peak_bytes_counts_what_is_alive_at_once():
@@ -140,7 +143,7 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path):
         *("run", "-m", "dpo", "-s", "summarization", "--model", tmp_path, "--dry-run"),
         *("--results", tmp_path / "results"),
     )
-    assert done.code != 0 and "could not be loaded" in done.text and "Traceback" not in done.text
+    assert done.code != 0 and "Hugging Face format" in done.text and "Traceback" not in done.text
 
 
 def needs(method, *settings, **fixed):
