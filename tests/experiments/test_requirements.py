@@ -12,7 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.api.registry import installed
-from harness.api.resolve import Request, make_method, resolve
+from harness.api.participants import participants
+from harness.api.resolve import Request, resolve
 from harness.experiments.requirements.asks import asks_of
 from harness.experiments.requirements.live_memory import peak_bytes
 from harness.experiments.requirements.moments import Machine
@@ -105,7 +106,7 @@ def spec_of(method, *settings, suite="summarization", **fixed):
 
 
 def asked(method, *settings):
-    return asks_of(make_method(spec_of(method, *settings), installed()))
+    return asks_of(participants(spec_of(method, *settings), installed()).method)
 
 
 def test_asks_are_those_of_the_method():

@@ -17,7 +17,7 @@ from ...core.data import Prompt
 from ...core.errors import UsageError
 from ...core.model_folder import adapters_in
 from ...models.activation_checkpointing import FLAG, checkpointing
-from ...models.capabilities import attends_locally
+from ...models.capabilities import other_layers
 from ...models.flops import LastParts
 from ...models.footprint import SAMPLING_TABLES, cache_bytes, decoding_tokens
 from ...models.hub_format import meta_model
@@ -85,7 +85,7 @@ def prepared(model: nn.Module, sharing: bool = True) -> nn.Module:
     trunk: Any = trunk_of(frozen(model))
     config: Any = trunk.config.get_text_config()
     scaled = any((getattr(config, name, None) or 1.0) != 1.0 for name in _SCALES)
-    trunk.share_prompt = trunk.share_cache = sharing and not attends_locally(model)
+    trunk.share_prompt = trunk.share_cache = sharing and not other_layers(model)
     trunk.plain_head = not scaled
     narrows = trunk.share_prompt and trunk.plain_head
     trunk.last_parts = LastParts((), (), ()) if narrows else None
@@ -228,6 +228,7 @@ def _packing(batch: Batch) -> Packing:
         _grid(whole.prompts),
         whole.own and _grid(whole.own),
         whole.visible.to(META),
+        whole.longest,
     )
     packing.whole = whole
     return packing

@@ -70,8 +70,9 @@ def requirements_of(
     Raises:
         UsageError: The model has no configuration, or its passes cannot be laid out.
     """
-    stages = stages_of(Configured(spec, registry, machine))
-    plan = plan_of(spec, registry, results)
+    run = Configured(spec, registry, machine)
+    stages = stages_of(run)
+    plan = plan_of(spec, run.built, results)
     if plan.seconds is not None and spec.model is None:
         whole = plan.seconds + (plan.shared_seconds or 0.0)
         return Requirements(spec, stages, whole, "of runs like this one")

@@ -9,8 +9,8 @@ from math import comb
 from typing import Any
 
 from ...api.contracts import Suite
+from ...api.participants import Participants, participants
 from ...api.registry import Registry
-from ...api.resolve import make_judge, make_labeller, make_method, make_suite
 from ...core.errors import UsageError
 from ...core.settings import PreferenceOptions
 from ...core.spec import BFLOAT16, START_SFT, RunSpec, saved_kind, stage_options
@@ -68,14 +68,19 @@ class Configured:
     _shapes: dict[str, Shape] = field(default_factory=dict)
 
     @cached_property
+    def built(self) -> Participants:
+        """The plugins of the run."""
+        return participants(self.spec, self.registry)
+
+    @property
     def suite(self) -> Suite:
         """The suite."""
-        return make_suite(self.spec, self.registry)
+        return self.built.suite
 
-    @cached_property
+    @property
     def method(self) -> Any:
         """The method with its options."""
-        return make_method(self.spec, self.registry)
+        return self.built.method
 
     @cached_property
     def asks(self) -> Asks:
@@ -121,15 +126,11 @@ class Configured:
         return forward_cost(self.models.start)
 
     @cached_property
-    def labeller(self) -> Any:
-        """The labeller of the shared preferences, or None."""
-        return make_labeller(self.spec, self.suite, self.registry, own=False)
-
-    @cached_property
     def prefers(self) -> bool:
         """Whether a reward model has something to learn from."""
         suite = self.suite
-        return self.labeller is not None or bool(suite.preferences() or suite.labelled())
+        labels = self.built.labeller is not None
+        return labels or bool(suite.preferences() or suite.labelled())
 
     @cached_property
     def rankings(self) -> int:
@@ -171,7 +172,7 @@ def stages_of(run: Configured) -> list[Stage]:
         (run.spec.start == START_SFT, _sft),
         (run.prefers, _preferences),
         (_rewards(run), _reward_model),
-        (make_judge(run.spec, run.suite, run.registry).learns, _judge),
+        (run.built.judge.learns, _judge),
         (True, _method),
         (True, _evaluation),
     ]
@@ -360,7 +361,7 @@ def _evaluation(run: Configured) -> Stage:
     shape = run.shape(options.prompts, 1)
     adapter = models.causal(run.method).bytes if getattr(run.method, "lora_rank", 0) else 0
     own = {"base": models.bytes, "policy": adapter} if adapter else {"policy": models.bytes}
-    learnt = make_judge(spec, run.suite, run.registry).learns
+    learnt = run.built.judge.learns
     scalar = models.scalar_bytes
     if _reward_lora(run):
         scalar = models.scalar(stage_options(spec, "reward_model"), "reward").bytes
