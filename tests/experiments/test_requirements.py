@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.api.registry import installed
 from harness.api.participants import participants
+from harness.api.registry import installed
 from harness.api.resolve import Request, resolve
 from harness.experiments.requirements.asks import asks_of
 from harness.experiments.requirements.live_memory import peak_bytes
