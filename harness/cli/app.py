@@ -9,10 +9,10 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -30,13 +30,10 @@ from ..core.spec import SAVED_DTYPES, SAVED_KINDS, STARTS, WEIGHTS
 from ..core.suite_file import is_suite_file
 from .check_command import check
 from .clean_command import clean
+from .dry_run import of_run, of_study
 from .evaluate_command import evaluate
 from .options import plugin_files, results_option, settings_option
 from .report_commands import COMMANDS
-
-if TYPE_CHECKING:
-    from ..core.spec import RunSpec
-    from ..experiments.study.cells import Cell
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
@@ -304,7 +301,7 @@ def run(
         )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if dry_run:
-        return click.echo(_requirements(spec, registry, options["results"]))
+        return click.echo(of_run(spec, registry, options["results"]))
     started = click.get_current_context().obj
     run_options = RunOptions(**how, warn=_warn, say=_say, started=started)
     if only_stages:
@@ -317,15 +314,6 @@ def run(
     if is_main():
         show(outcome)
     check_saved(outcome)
-
-
-def _requirements(spec: RunSpec, registry: Registry, results: Path) -> str:
-    """Return what a run takes, as text."""
-    from ..experiments.requirements.moments import machine_of
-    from ..experiments.requirements.show import described, requirements_of
-
-    machine = machine_of(spec.execution.device)
-    return described(requirements_of(spec, registry, results, machine))
 
 
 def _fields(options: Mapping[str, Any], cls: Any) -> dict[str, Any]:
@@ -378,7 +366,7 @@ def study(
         plan = work.plan(study_file, registry, results)
         states = [state_of(cell, results) for cell in plan.cells]
         click.echo(show.dry_run(plan, states, Estimates(results)))
-        click.echo(_study_requirements(plan.cells, registry, results), nl=False)
+        click.echo(of_study(plan.cells, registry, results), nl=False)
         return 0
     done = work.Work(
         study_file,
@@ -389,19 +377,6 @@ def study(
         show.watch_for(results, study_file.name),
     ).carry_out()
     return int(not done)
-
-
-def _study_requirements(cells: Sequence[Cell], registry: Registry, results: Path) -> str:
-    """Return what the runs of a study with models of your own take; empty where there are none.
-
-    The embedded models take some MiB, and their runs import nothing heavy to say so.
-    """
-    own = [cell for cell in cells if cell.spec.model and not cell.refused]
-    if not own:
-        return ""
-    from ..experiments.requirements.study import study_requirements
-
-    return f"\n{study_requirements(own, registry, results)}\n"
 
 
 @cli.command("list")
