@@ -1,4 +1,4 @@
-"""The command line: its entry point and the verbs run, study, list, show and new.
+"""The command line: its entry point and the verbs run, study, show and new.
 
 Heavy modules are imported inside the commands.
 """
@@ -18,11 +18,10 @@ import click
 
 from .. import __version__
 from ..api.culprits import blamed, foreign, place_of
-from ..api.registry import KINDS, Registry, installed
+from ..api.registry import Registry, installed
 from ..core.distributed import end_with_parent, leave_process_group, process_count
 from ..core.errors import HarnessError, UsageError
 from ..core.interrupts import Terminated, asked_for, watch_signals
-from ..core.options import summary_of
 from ..core.progress import process_age
 from ..core.save_schedule import parse_interval
 from ..core.secrets import redact_streams
@@ -32,6 +31,7 @@ from .check_command import check
 from .clean_command import clean
 from .dry_run import of_run, of_study
 from .evaluate_command import evaluate
+from .list_command import list_plugins
 from .options import plugin_files, results_option, settings_option
 from .report_commands import COMMANDS
 
@@ -379,29 +379,6 @@ def study(
     return int(not done)
 
 
-@cli.command("list")
-@plugin_files
-def list_plugins(registry: Registry) -> None:
-    """List methods, suites and other plugins, with their distributions."""
-    for kind in KINDS:
-        names = registry.classes[kind]
-        if names:
-            click.secho(kind, bold=True)
-        for name in sorted(names):
-            origin = registry.origins[kind, name]
-            click.echo(
-                f"  {name:<16} {_about(kind, names[name]):<112.112} {origin.distribution}"
-                f" {origin.version}"
-            )
-    for name, (origin, reason) in registry.broken.items():
-        click.secho(f"broken: {name} of {origin.distribution} {origin.version}: {reason}", fg="red")
-    for (kind, name), origins in registry.clashes.items():
-        offers = ", ".join(f"{o.distribution} {o.version}" for o in origins)
-        click.secho(
-            f"clash: {kind[:-1]} {name} is offered by {offers}; it cannot be used", fg="red"
-        )
-
-
 @cli.command()
 @click.argument("name")
 @click.option("--suite", "-s", help="Show the values that a run on this suite would use.")
@@ -458,19 +435,8 @@ def new(kind: str, name: str, folder: Path) -> None:
     click.echo(f"wrote {project}. Next: {install} && pytest {project} && harness check {name}")
 
 
-for command in (check, clean, evaluate, *COMMANDS):
+for command in (check, clean, evaluate, list_plugins, *COMMANDS):
     cli.add_command(command)
-
-
-def _about(kind: str, cls: Any) -> str:
-    """Return the text of a plugin in the list: of a method also kind, needs and paper."""
-    if kind != "methods":
-        return summary_of(cls)
-    try:
-        needs = ", ".join(sorted(cls().required())) or "nothing"
-    except Exception:  # a third-party class with required options: show what it declares
-        needs = ", ".join(sorted(cls.needs))
-    return f"{cls.kind or 'method':<20} needs {needs:<30} {cls.paper}"
 
 
 def _say(message: str) -> None:
