@@ -351,6 +351,15 @@ def test_on_a_fresh_machine_costs_are_those_of_the_harness_s_own_study(tmp_path)
     assert "3 runs of unknown cost" in done.out and "~" not in done.out
 
 
+def test_a_dry_run_tells_what_runs_request(tmp_path):
+    text = "[resources]\ngpus = 1\nmemory = 40\n" + DPO
+    text += method("ppo", "seeds = 2\nresources = {gpus = 8, nodes = 2, minutes = 90}")
+    done = command("study", write(tmp_path, text), "--dry-run", "--results", tmp_path / "none")
+    assert "1 of those left request each: 1 GPU, 40 GiB." in done.out, done.text
+    told = "2 nodes of 8 GPUs, 40 GiB, at most 90 min"
+    assert f"2 of those left request each: {told}." in done.out, done.text
+
+
 def test_estimates_prefer_the_same_recipe(tmp_path):
     a, b = cells(tmp_path, method("dpo", "sweep = {beta = [0.1, 0.3]}"))
     finish(tmp_path, a, cpu=9.0)

@@ -55,8 +55,8 @@ def _cost_cells(guess: Estimate | None) -> list[str]:
 def _remarks(
     planned: Plan, states: Sequence[State], estimates: Estimates, borrowed: bool
 ) -> list[str]:
-    """Return the lines below the runs: searches that wait, results of other code, estimates."""
-    lines = []
+    """Return the lines below the runs: requests, searches that wait, other code, estimates."""
+    lines = _requests(planned.cells, states)
     for choice in planned.waiting:
         seeds = len(choice.search.entry.seeds)
         lines.append(
@@ -77,6 +77,13 @@ def _remarks(
             " with the suite's settings: of its steps, models and sweeps yours may have more."
         )
     return lines
+
+
+def _requests(cells: Sequence[Cell], states: Sequence[State]) -> list[str]:
+    """Return what the runs that are left request of a machine or a cluster."""
+    left = [str(c.resources) for c, s in zip(cells, states, strict=True) if s.status == LEFT]
+    asked = dict.fromkeys(text for text in left if text)
+    return [f"{left.count(text)} of those left request each: {text}." for text in asked]
 
 
 class Plain(Watch):

@@ -126,6 +126,8 @@ class Work:
             self.locks_tried = True
         jobs = self._jobs(planned.cells, todo)
         self.watch.begin(planned, [self.state(c) for c in planned.cells], len(todo))
+        if self.launcher.stages_first and any(c.resources.gpus is None for c in todo):
+            self.watch.note("no GPU is requested: [resources] gpus is not set (0: CPUs are meant)")
         try:
             with put_back(f"The launcher {self.launcher.name}"):
                 self.launcher.run(
