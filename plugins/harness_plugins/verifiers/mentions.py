@@ -30,13 +30,19 @@ BEFORE_SIGN = frozenset("is are be was equals answer result get gets gives of by
 LABELS = frozenset(
     "step part case question problem chapter figure fig table page section equation eq example"
     " exercise line option choice method scenario round item rule no phase stage task level"
-    " version".split()
+    " version route highway room flight gate platform channel apartment".split()
 )
 # before these words or after them a number is not the answer itself
 BEFORE = frozenset(
     "than least most not isn't wasn't aren't never between twice half double triple except over"
-    " under above below".split()
+    " under above below past".split()
 )
+# `the square of 7` is another number
+FUNCTIONS = frozenset(
+    "square squared cube root factorial multiple multiples reciprocal inverse opposite logarithm"
+    " log factor factors divisor divisors power powers remainder complement".split()
+)
+APPLIED = frozenset("squared cubed factorial choose mod modulo".split())  # to the number before
 WORD_OPERATORS = frozenset("plus minus times multiplied divided".split())
 POINTERS = frozenset("the these those both all last first next other no every each any".split())
 UNIT_LETTERS = frozenset("m g s h l t w v j".split())
@@ -280,7 +286,11 @@ def _blocked_before(tokens: list[Token], left: int, at: int) -> bool:
         return True
     if word in BEFORE or (word == "to" and text_at(tokens, left - 1) == "up"):
         return True
-    if word in ("times", "plus", "x"):
+    if word == "of" and text_at(tokens, left - 1) in FUNCTIONS:
+        return True
+    if word == "to" and text_at(tokens, left - 1) in ("quarter", "half"):
+        return True  # a time of day
+    if word in ("times", "plus", "x", "choose", "mod", "modulo"):
         return kind_at(tokens, left - 1) in (*NUMERIC, "word", "percent", "close")
     return word == "by" and text_at(tokens, left - 1) in ("multiplied", "divided")
 
@@ -298,7 +308,9 @@ def _blocked_behind(tokens: list[Token], number: Number) -> bool:
         return number.value.denominator != 1 or kind_at(tokens, at + 1) == "comma"
     if kind in ("index", "either", "command", "root", "relation", "power", "frac", "number"):
         return True
-    if kind == "other" and glued(tokens, at) and tokens[at].text in "|&@":
+    if kind == "other" and tokens[at].text in "&\u2030":  # per mille
+        return True
+    if kind == "other" and glued(tokens, at) and tokens[at].text in "|@":
         return True
     if kind in OPERATORS:
         return _operand_at(tokens, at + 1, kind, at)
@@ -319,7 +331,9 @@ def _operand_at(tokens: list[Token], at: int, operator: str, where: int) -> bool
 
 def _blocked_by_word(tokens: list[Token], at: int, word: str) -> bool:
     """Return whether a word behind a number makes it a term, an operand or a part of a quantity."""
-    if _is_word_operator(tokens, at):
+    if _is_word_operator(tokens, at) or word in APPLIED:
+        return True
+    if word == "times" and text_at(tokens, at + 1) in ("table", "tables"):
         return True
     if len(word) == 1 and word.isascii() and word not in UNIT_LETTERS:
         if glued(tokens, at) or word in ("x", "y", "z", "n"):
@@ -368,6 +382,8 @@ def _joined(
     adjacent = before is not None and before.end == start
     joined = False
     if near and word in ("or", "to", "of", "by", "versus", "vs") or adjacent and word == "and":
+        joined = True
+    elif adjacent and (word == "in" or tokens[start].text == "&"):  # 7 in 10, 7 & 8
         joined = True
     elif near and word == "and" and text_at(tokens, end) in PARTS:
         joined = True

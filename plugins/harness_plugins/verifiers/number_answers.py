@@ -21,6 +21,10 @@ FILLER_WORDS = 8  # words that may stand between `answer is` and its number
 _NUMBERED = re.compile(r"(\d{1,2})[.):] +[A-Za-z]")  # a heading with a number
 _LABELLED = re.compile(r"[A-Za-z]+ (\d{1,2})\b")  # Step 1
 _HEADS = re.compile(r"^[ \t]*#{1,6}", re.MULTILINE)
+_CORRECTS = re.compile(
+    r"(?i)\b(?:wait|sorry|oops|correction|scratch that|i mean|i meant|my mistake|on second thought"
+    r"|let me (?:correct|fix|recheck|redo))\b|[.;,!] (?:no|actually), "
+)
 _ENDS_SENTENCE = frozenset({"line", "stop"})
 FILLERS = frozenset(
     "about approximately approx around roughly exactly only just simply therefore thus so then now"
@@ -156,10 +160,21 @@ def _behind_cue(text: str) -> tuple[bool, Answer | None]:
             last = _chain_end(tokens, mentions)
             if _is_working(mentions, last, tokens):
                 return False, None
-            return True, _answer(last)
+            return True, _corrected(behind, _answer(last))
         if _is_only(tokens, mentions):
             return True, _answer(mentions[0])
     return False, None
+
+
+def _corrected(text: str, answer: Answer | None) -> Answer | None:
+    """Return an answer, or what a correction behind it says: its only number, or else none."""
+    correction = _CORRECTS.search(text)
+    if correction is None:
+        return answer
+    mentions = mentions_of(tokens_of(plain(text[correction.end() :])), inline=True)
+    if not mentions:
+        return answer
+    return _answer(mentions[0]) if len(mentions) == 1 else None
 
 
 def _is_near(tokens: list[Token], at: int, start: int) -> bool:
@@ -213,6 +228,8 @@ def _last_number(text: str) -> Answer | None:
         mentions = mentions_of(part)
         if mentions and mentions[-1].start >= CONTEXT_TOKENS and _is_balanced(part):
             break
+    if re.fullmatch(r"\s*[\d.,]+!\s*", region):
+        return None  # a factorial
     return _answer(mentions[-1]) if mentions else None
 
 

@@ -51,6 +51,9 @@ def last_box(text: str) -> str | None:
         return None
     contents = [_braces(text, end) for _, end in starts]
     last = contents[-1][0]
+    if len(contents) == 2 and starts[1][0] < contents[0][1]:  # a box in a box
+        outer = contents[0][0].strip()
+        return last if outer == text[starts[1][0] : contents[1][1]] else outer
     if len(contents) == 2 and contents[0][0].strip() != last.strip():
         between = text[contents[0][1] : starts[1][0]]
         if _BETWEEN_BOXES.fullmatch(between):  # two answers

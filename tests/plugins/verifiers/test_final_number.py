@@ -16,9 +16,13 @@ from harness.api import verifiers as module
 from harness.core.data import Prompt
 
 FOLDER = Path(__file__).parent
-FORMATS, MORE = (
+FORMATS, MORE, FURTHER = (
     [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()]
-    for name in ("answer_formats.jsonl", "more_answer_formats.jsonl")
+    for name in (
+        "answer_formats.jsonl",
+        "more_answer_formats.jsonl",
+        "further_answer_formats.jsonl",
+    )
 )
 REAL = os.environ.get("HARNESS_REAL_DATA")  # a folder with gsm8k/ and svamp/
 HOSTILE = [
@@ -71,6 +75,13 @@ def test_a_hundred_formats_have_at_most_five_errors_and_no_false_accept():
 def test_a_thousand_formats_have_few_errors_and_no_false_accept():
     errors = wrong(MORE)
     assert len(MORE) > 900 and [row for row, given in errors if given == 1.0] == []
+    assert len(errors) <= 5
+
+
+def test_further_formats_have_few_errors_and_no_false_accept():
+    """Units, currencies, ranges, ordinals, corrections, nested boxes, code, other languages."""
+    errors = wrong(FURTHER)
+    assert len(FURTHER) > 200 and [row for row, given in errors if given == 1.0] == []
     assert len(errors) <= 5
 
 
