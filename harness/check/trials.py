@@ -105,6 +105,7 @@ class Trials:
             self.spec, participants(self.spec, registry), registry.files, self.stage_runtime
         )
         self._runs = 0
+        Told.settings.pop(f"The method {name}", None)  # of other trials in this process
 
     def close(self) -> None:
         """Close what was started for the method."""
