@@ -87,6 +87,7 @@ class Measured:
     equal_pairs: int = 0  # pairs of equal token ids, which are dropped
     unknown: float = 0.0  # share of the tokens that are the tokenizer's unknown token
     form: str = ""  # how the prompts are posed, in words
+    largest: int = 0  # the largest token id
     judged_prompts: Cut | None = None  # of the rows that only a judge is trained on
     judged_completions: Cut | None = None
 

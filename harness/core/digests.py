@@ -186,6 +186,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "core/errors.py",
     "core/execution.py",
     "core/files.py",
+    "core/hub.py",
     "core/jobs.py",
     "core/lock_trial.py",
     "core/options.py",

@@ -18,18 +18,21 @@ def report_data(spec: RunSpec, stages: Stages) -> dict[str, Any] | None:
         The record, without the text of any prompt; None for a suite that reads no data.
 
     Raises:
-        UsageError: The limits of the suite exceed the positions of the model.
+        UsageError: The limits of the suite exceed the positions of the model, or a token has no
+            embedding.
     """
-    from ..training.stages.data_check import check_positions, measure
+    from ..training.stages.data_check import check_positions, check_vocabulary, measure
 
     report: DataReport | None = stages.suite.data_report()
     if report is None:
+        check_vocabulary(0, stages.tokens, stages.base)
         if stages.tokens.chat is not None:
             form = stages.tokens.form_of([p.text for p in stages.suite.prompts("test")])
             stages.stage_runtime.say(f"prompts are {form}")
         return None
     report.measured = measure(stages.suite, stages.tokens)
     check_positions(report.measured, stages.base)
+    check_vocabulary(report.measured.largest, stages.tokens, stages.base)
     report.unused, report.lowered = _unused(spec, stages), spec.quick
     for line in report.lines():
         stages.stage_runtime.say(line)

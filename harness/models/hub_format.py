@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..core import hub
 from ..core.errors import UsageError
 from ..core.model_folder import (
     ADAPTER_WEIGHTS,
@@ -49,14 +50,13 @@ def load_tokenizer(name: str | Path) -> Any:
 def _tokenizer(name: str | Path) -> Any:
     from transformers import AutoTokenizer
 
+    holder = holder_of(name, TOKENIZER_FILES)
+    offline = hub.offline(holder)
     try:
-        return AutoTokenizer.from_pretrained(
-            holder_of(name, TOKENIZER_FILES), trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(holder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"The model {name}: no tokenizer could be loaded. {HUB_HINT} ({_first_line(error)})"
-        ) from error
+        problem = f"The model {name}: no tokenizer could be loaded."
+        raise UsageError(f"{problem} {_why(holder, error, offline)}") from error
 
 
 def _pads_beyond(tokenizer: Any, name: str | Path) -> bool:
@@ -79,10 +79,10 @@ def limits_of(name: str | Path) -> ModelLimits:
     from transformers import AutoConfig
 
     adapters = adapters_in(name)
+    whole = adapters[-1].base if adapters else str(name)
+    hub.offline(whole)
     try:
-        config = AutoConfig.from_pretrained(
-            adapters[-1].base if adapters else str(name), trust_remote_code=False
-        ).get_text_config()
+        config = AutoConfig.from_pretrained(whole, trust_remote_code=False).get_text_config()
     except _FAILURES:  # said when the model is read
         return ModelLimits()
     positions = getattr(config, "max_position_embeddings", None)
@@ -113,6 +113,7 @@ def end_tokens(name: str | Path) -> set[int]:
     """Return the end tokens that a model's generation config names; empty where it has none."""
     from transformers import GenerationConfig
 
+    hub.offline(name)
     try:
         ends = GenerationConfig.from_pretrained(holder_of(name, (GENERATION_CONFIG,))).eos_token_id
     except OSError:  # no generation_config.json
@@ -163,13 +164,14 @@ def meta_model(name: str | Path) -> nn.Module:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    offline = hub.offline(name)
     try:
         config = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
         with torch.device("meta"):
             model: nn.Module = AutoModelForCausalLM.from_config(config)
     except _FAILURES as error:
         raise UsageError(
-            f"The model {name} could not be loaded. {HUB_HINT} ({_first_line(error)})"
+            f"The model {name} could not be loaded. {_why(name, error, offline)}"
         ) from error
     return model
 
@@ -196,6 +198,11 @@ def notes_on(name: str | Path) -> list[str]:
     return notes
 
 
+def _why(name: str | Path, error: Exception, offline: bool) -> str:
+    """Return why a model could not be loaded, and what is expected instead."""
+    return hub.advice(name) if offline else f"{HUB_HINT} ({_first_line(error)})"
+
+
 def _read_whole(name: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     with activity(LOADING, f"loading the model {Path(name).name}"):
         return _weights_of(name, dtype)
@@ -204,6 +211,7 @@ def _read_whole(name: str | Path, dtype: torch.dtype = torch.float32) -> nn.Modu
 def _weights_of(name: str | Path, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    offline = hub.offline(name)
     try:
         config = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
         _refuse_quantised(name, config)
@@ -219,7 +227,7 @@ def _weights_of(name: str | Path, dtype: torch.dtype) -> nn.Module:
         )
     except _FAILURES as error:
         raise UsageError(
-            f"The model {name} could not be loaded. {HUB_HINT} ({_first_line(error)})"
+            f"The model {name} could not be loaded. {_why(name, error, offline)}"
         ) from error
     _refuse_parts(name, loading)
     _refuse_not_finite(name, model)
@@ -303,6 +311,7 @@ def _adapter_of_hub(name: str | Path) -> AdapterFolder | None:
 
     if Path(name).is_dir():
         return None
+    hub.offline(name)
     try:
         file = find_adapter_config_file(str(name))
     except (OSError, ValueError):  # what is wrong with the name is said when the model is read

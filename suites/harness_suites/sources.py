@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness import UsageError
+from harness.core import hub
 
 from .json_rows import LONGEST_ROW, Row, json_rows
 
@@ -152,6 +153,7 @@ class Source:
         yield from _numbered(found)
 
     def _dataset_rows(self, where: str) -> Iterator[Row]:
+        where, revision, offline = self._cached(where)
         from datasets import disable_progress_bars, load_dataset
 
         disable_progress_bars()
@@ -160,7 +162,7 @@ class Source:
                 where,
                 name=self.config or None,
                 split=self.split or "train",
-                revision=self.revision or None,
+                revision=revision or None,
                 streaming=self.streaming,
             )
             try:
@@ -169,7 +171,24 @@ class Source:
                 del found
                 gc.collect()
         except Exception as error:  # the hub client raises many kinds: not found, offline, gated
-            raise UsageError(f"{self.name}: {_advice(error)}") from error
+            missing = offline and not Path(where).is_dir()
+            why = hub.advice(where, "dataset") if missing else _advice(error)
+            raise UsageError(f"{self.name}: {why}") from error
+
+    def _cached(self, where: str) -> tuple[str, str, bool]:
+        """Return the name and revision to load, and whether the hub cannot be reached.
+
+        Without the hub the files of its local cache are read, of the revision that is asked for;
+        `load_dataset` itself would take the newest that it prepared before.
+        """
+        if self.local or not hub.offline(where):
+            return where, self.revision, False
+        folder = hub.snapshot(where, self.revision)
+        if folder is not None:
+            return str(folder), "", True
+        if self.revision:
+            raise UsageError(f"{self.name}: {hub.advice(where, 'dataset')}")
+        return where, "", True
 
 
 def is_path(name: str) -> bool:

@@ -185,6 +185,31 @@ def test_the_same_run_under_two_names_is_one(tmp_path):
     assert [(c.label, c.also) for c in found] == [("dpo", ("again",))]
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (method("dpo", "sweep = {'run.micro_batch_tokens' = [512, 4096]}"), "micro_batch_tokens"),
+        (method("dpo", "sweep = {'run.save' = ['policy', 'none']}"), "save"),
+        (
+            DPO + method("dpo", "label = 'slow'\nset = {'run.activation_checkpointing' = true}"),
+            "activation_checkpointing",
+        ),
+    ],
+)
+def test_one_run_computed_in_two_ways_is_refused(tmp_path, text, name):
+    """A setting that changes no result gives all its values one fingerprint."""
+    with pytest.raises(UsageError, match=rf"are one run, with {name}=.*changes no result"):
+        cells(tmp_path, text)
+
+
+def test_one_method_may_be_computed_otherwise_than_the_others(tmp_path):
+    small = method("ipo", "set = {'run.micro_batch_tokens' = 512}")
+    assert [c.spec.execution.micro_batch_tokens for c in cells(tmp_path, DPO + small)] == [
+        16384,
+        512,
+    ]
+
+
 def test_a_run_asked_for_twice_is_told(tmp_path):
     beta = cells(tmp_path, DPO)[0].spec.options["beta"]
     twice = DPO + method("dpo", f"label = 'again'\nsweep = {{beta = [{beta}, 0.7]}}")

@@ -1,5 +1,6 @@
 """How many texts of a suite are cut: counted with the tokenizer's own lengths, before training."""
 
+import copy
 import json
 
 import pytest
@@ -13,7 +14,7 @@ from harness.core.options import build
 from harness.models.loading import load_tokenizer
 from harness.models.tokens import Tokens
 from harness.training.stages import data_check
-from harness.training.stages.data_check import check_positions, measure
+from harness.training.stages.data_check import check_positions, check_vocabulary, measure
 
 WORDS = "mayor council nurse pilot farmer teacher driver senator coach artist".split()
 
@@ -131,3 +132,25 @@ def test_cut_prompts_are_counted_once(tokenizer):
     tokens = Tokens(tokenizer, 8, 6)
     assert tokens.count_cut(["a", "the a one two three four five six seven eight nine"]) == 1
     assert tokens.cut_prompts == 0
+
+
+def test_a_token_without_an_embedding_is_refused(tmp_path, tokenizer):
+    """Added to the tokenizer alone, it would end training with an index out of range."""
+    model, more = Summarization().base_model(), copy.deepcopy(tokenizer)
+    more.add_tokens(["<|new|>"])
+    tokens = Tokens(more, 20, 20)
+    used = measure(
+        suite_of(tmp_path, [r | {"prompt": f"<|new|> {i}"} for i, r in enumerate(pairs())]), tokens
+    )
+    assert used.largest == len(tokenizer)
+    with pytest.raises(UsageError, match=r"has 296 embeddings.*token '<\|new\|>' with the id 296"):
+        check_vocabulary(used.largest, tokens, model)
+    unused = measure(suite_of(tmp_path, list(pairs())), tokens)
+    check_vocabulary(unused.largest, tokens, model)  # only what is used is needed
+
+
+def test_an_end_token_without_an_embedding_is_refused(tokenizer):
+    more = copy.deepcopy(tokenizer)
+    more.add_special_tokens({"eos_token": "<|end|>"})
+    with pytest.raises(UsageError, match=r"token '<\|end\|>'"):
+        check_vocabulary(0, Tokens(more), Summarization().base_model())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -196,13 +196,31 @@ def unmet(spec: RunSpec, registry: Registry) -> str:
 def distinct(cells: Iterable[Cell]) -> list[Cell]:
     """Return cells without those that are the same run under another name, which the first one
     keeps in `also`.
+
+    Raises:
+        UsageError: Two of them differ in how a run is computed alone, so one would be left out.
     """
     found: dict[str, Cell] = {}
     for cell in cells:
         first = found.setdefault(cell.fingerprint, cell)
+        _check_alike(first, cell)
         if cell.label not in (first.label, *first.also):
             found[cell.fingerprint] = replace(first, also=(*first.also, cell.label))
     return list(found.values())
+
+
+def _check_alike(first: Cell, cell: Cell) -> None:
+    """Refuse two cells that are one run, computed or kept in two ways."""
+    one, other = ({**asdict(c.spec.execution), "save": c.spec.save} for c in (first, cell))
+    unlike = [name for name in one if one[name] != other[name]]
+    if unlike:
+        values = " and ".join(f"{unlike[0]}={v[unlike[0]]}" for v in (one, other))
+        raise UsageError(
+            f"{first.label!r} and {cell.label!r} are one run, with {values}: run.{unlike[0]}"
+            " changes no result, so a study cannot sweep it. Give it one value, for example as"
+            f" `{unlike[0]} = ...` at the top of the study file. To measure what it costs, run"
+            " `harness run` once for each value, each with a --results folder of its own."
+        )
 
 
 def in_order(cells: Sequence[Cell]) -> list[Cell]:

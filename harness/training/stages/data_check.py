@@ -40,6 +40,29 @@ def check_positions(measured: Measured, model: Path | str) -> None:
     )
 
 
+def check_vocabulary(largest: int, tokens: Tokens, model: Path | str) -> None:
+    """Refuse a tokenizer whose tokens the model has no embedding for.
+
+    Args:
+        largest: The largest token id of the data; the tokens that end an answer are looked at too.
+        tokens: The tokenizer.
+        model: Folder or hub id of the model.
+
+    Raises:
+        UsageError: A token that is needed has no embedding.
+    """
+    rows, needed = limits_of(model).vocabulary, max(largest, tokens.eos, tokens.turn_end)
+    if rows is None or needed < rows:
+        return
+    name = tokens.tokenizer.convert_ids_to_tokens(needed)
+    raise UsageError(
+        f"The model {model} has {rows} embeddings, and its tokenizer has the token {name!r} with"
+        f" the id {needed}: the token was added to the tokenizer alone. Use the tokenizer that the"
+        " model was trained with, or a model whose embeddings were resized"
+        " (resize_token_embeddings of transformers)."
+    )
+
+
 def measure(suite: Suite, tokens: Tokens) -> Measured:
     """Return how many texts of a suite are cut, and how many pairs become equal.
 
@@ -66,6 +89,7 @@ def measure(suite: Suite, tokens: Tokens) -> Measured:
         pairs=len(some_pairs),
         equal_pairs=sum(chosen[:limit] == rejected[:limit] for chosen, rejected in pair_ids),
         unknown=_share_of(tokens.tokenizer.unk_token_id, [*prompt_ids, *ids]),
+        largest=max(chain.from_iterable([*prompt_ids, *ids]), default=0),
         judged_prompts=_cut("max_prompt_tokens", tokens.max_prompt, judged_prompts)
         if judged
         else None,
