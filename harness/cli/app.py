@@ -21,8 +21,10 @@ from ..api.culprits import blamed, foreign, place_of
 from ..api.registry import Registry, installed
 from ..core.distributed import end_with_parent, leave_process_group, process_count
 from ..core.errors import HarnessError, UsageError
+from ..core.files import is_full
 from ..core.interrupts import Terminated, asked_for, watch_signals
 from ..core.progress import process_age
+from ..core.records import Told
 from ..core.save_schedule import parse_interval
 from ..core.secrets import redact_streams
 from ..core.spec import SAVED_DTYPES, SAVED_KINDS, STARTS, WEIGHTS
@@ -453,6 +455,7 @@ def main() -> None:
     if process_count() > 1:
         end_with_parent()
     redact_streams()
+    Told.paths.clear()
     try:
         status = cli.main(standalone_mode=False, obj=time.perf_counter() - process_age())
     except click.ClickException as error:
@@ -466,7 +469,7 @@ def main() -> None:
         _end(error)
     else:
         leave_process_group()
-        sys.exit(status if isinstance(status, int) else 0)
+        sys.exit((status if isinstance(status, int) else 0) or int(bool(Told.paths)))
 
 
 def _end(error: BaseException) -> None:
@@ -476,6 +479,10 @@ def _end(error: BaseException) -> None:
         _fail("Terminated. Run the same command again to go on.", EXIT_TERMINATED)
     if cause is None or asked_for(cause):
         return _fail("Interrupted. Run the same command again to go on.", EXIT_INTERRUPTED)
+    if is_full(cause):
+        file = getattr(cause, "filename", None) or "a file"
+        again = "Free some space, and run the same command again."
+        _fail(f"No space for {file}: {cause}. {again}", 1)
     told = blamed(cause, installed(), "The command")
     if isinstance(cause, Exception) and not foreign(cause, installed()):
         raise cause

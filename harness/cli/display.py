@@ -15,7 +15,7 @@ from ..core.data_report import brief, recorded
 from ..core.errors import UsageError, unknown
 from ..core.movement import sentence
 from ..core.options import about, build, options_of, parse_settings
-from ..core.run_folder import FAILURE, RESULT, read_failure, read_result, read_rows
+from ..core.run_folder import FAILURE, RESULT, SAMPLES, read_failure, read_result, rows_behind
 from ..core.settings import STAGES
 from ..core.suite_file import is_suite_file, read_suite_file
 
@@ -47,7 +47,8 @@ def show(outcome: Outcome) -> None:
     title += " (finished before)" if outcome.reused else ""
     console = Console()
     console.print(Panel(grid, title=title, subtitle=str(outcome.folder), expand=False))
-    for sample in read_rows(outcome.folder / "samples.jsonl")[:SAMPLES_SHOWN]:
+    record = {**r, "folder": str(outcome.folder)}
+    for sample in rows_behind(record, SAMPLES)[:SAMPLES_SHOWN]:
         console.print(_sample(sample, r["method"]))
     console.print(NEXT)
 

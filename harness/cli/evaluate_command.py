@@ -11,7 +11,8 @@ import click
 
 from ..api.registry import Registry
 from ..api.resolve import evaluated_anew
-from ..core.errors import UsageError
+from ..core.errors import HarnessError, UsageError
+from ..core.records import Damaged, show_damaged
 from .options import plugin_files, settings_option
 
 
@@ -33,8 +34,17 @@ def evaluate(
     RUN is the folder of a run. Its trained policy is read from the artifacts beside it. The result
     is a run of its own: tables show it beside others with the same judge.
     """
+    damaged = []
     for run in runs:
-        _evaluate(run, judge, stage_settings, registry)
+        try:
+            _evaluate(run, judge, stage_settings, registry)
+        except Damaged as error:
+            show_damaged(error)
+            damaged.append(error)
+    if damaged:
+        raise HarnessError(
+            f"{len(damaged)} of {len(runs)} runs are damaged: nothing of them is shown."
+        )
 
 
 def _evaluate(

@@ -5,7 +5,6 @@ An artifact is computed once and verified at every use.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,9 +14,9 @@ from typing import Any
 
 from .digests import digest_of, file_digest
 from .distributed import ALONE, DistributedContext
-from .errors import HarnessError
-from .files import lock, make_folder, publish, write_json
+from .files import lock, make_folder, publish
 from .progress import LOADING, activity, making
+from .records import CHANGED, Damaged, read_object, write_sealed
 
 MANIFEST = "manifest.json"
 
@@ -43,6 +42,8 @@ class Artifact:
 # (output, scratch) -> (info, cost); `info` may hold EXECUTION where the work was resumed
 Make = Callable[[Path, Path], tuple[dict[str, Any], dict[str, Any]]]
 EXECUTION = "execution"
+# what every manifest has; those of older versions have no seal
+_SHAPE = {"files": dict, "content": str, "inputs": dict, "info": dict, "cost": dict}
 
 
 class Artifacts:
@@ -102,20 +103,14 @@ class Artifacts:
 
     def _open(self, folder: Path, kind: str, reused: bool) -> Artifact:
         """Return an artifact; one that was just made is not read again to be verified."""
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            whole = digest_of(manifest["files"]) == manifest["content"]
-        except (OSError, ValueError, KeyError, TypeError):
-            manifest, whole = {"files": {}}, False
-        files = manifest["files"].items() if reused else ()
-        with activity(LOADING, f"verifying the stored {kind}"):
-            bad = [name for name, digest in files if _digest(folder / name) != digest]
-        if bad or not whole:
-            raise HarnessError(
-                f"The artifact {folder} is damaged: {(bad or [MANIFEST])[0]} has changed since"
-                " it was written. Delete that folder and run the same command again to make it"
-                " again."
-            )
+        remedy = f"Delete the folder {folder} and run the same command again to make it again."
+        manifest = read_object(folder / MANIFEST, remedy)
+        odd = [key for key, kind in _SHAPE.items() if not isinstance(manifest.get(key), kind)]
+        if odd or digest_of(manifest["files"]) != manifest["content"]:
+            raise Damaged(folder / MANIFEST, f"{(odd or ['files'])[0]} was changed", remedy)
+        if reused:
+            with activity(LOADING, f"verifying the stored {kind}"):
+                _verify(folder, manifest["files"], remedy)
         return Artifact(
             folder,
             kind,
@@ -137,8 +132,26 @@ def _seal(output: Path, origin: Mapping[str, Any]) -> None:
     files = {
         str(f.relative_to(output)): file_digest(f) for f in sorted(output.rglob("*")) if f.is_file()
     }
-    write_json(output / MANIFEST, {**origin, "files": files, "content": digest_of(files)})
+    write_sealed(output / MANIFEST, {**origin, "files": files, "content": digest_of(files)})
+
+
+def _verify(folder: Path, files: Mapping[str, str], remedy: str) -> None:
+    """Raise Damaged if the files of an artifact are not those that were written, or are more.
+
+    Hidden files do not count: file systems and desktops leave some.
+    """
+    for name, digest in files.items():
+        if _digest(folder / name) != digest:
+            raise Damaged(folder / name, CHANGED, remedy)
+    for file in folder.rglob("*"):
+        name = str(file.relative_to(folder))
+        hidden = any(part.startswith(".") for part in Path(name).parts)
+        if not (file.is_dir() or hidden or name in files or name == MANIFEST):
+            raise Damaged(file, "it was added to the artifact after that was written", remedy)
 
 
 def _digest(file: Path) -> str | None:
-    return file_digest(file) if file.is_file() else None
+    try:
+        return file_digest(file)
+    except OSError:  # missing, a folder, unreadable
+        return None

@@ -193,6 +193,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "core/progress.py",
     "core/global_state.py",
     "core/interrupts.py",
+    "core/records.py",
     "core/live_rows.py",
     "core/movement.py",
     "core/run_folder.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,10 +19,53 @@ from uuid import uuid4
 
 import filelock
 
-from .errors import Refused
+from .errors import HarnessError, Refused
 from .secrets import redact
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMIND_SECONDS = 60.0  # between two messages on a lock that is waited for
+
+
+class NoSpace(HarnessError):
+    """A file could not be written: the disk, a quota or a limit of file sizes is full."""
+
+
+@contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Raise NoSpace, which names the file, where a disk is full while it is written.
+
+    Args:
+        path: The file or folder.
+        size: Its bytes, where they are known.
+    """
+    try:
+        yield
+    except NoSpace:
+        raise
+    except Exception as error:
+        if is_full(error):
+            raise NoSpace(_no_space(path, size)) from error
+        raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error says that a disk is full; libraries hide the number in the text."""
+    hidden = "No space left on device" in str(error)
+    return hidden or (isinstance(error, OSError) and error.errno in FULL)
+
+
+def _no_space(path: Path, size: int | None) -> str:
+    need = "" if size is None else f" of {size:,} bytes"
+    there = next((p for p in (path, *path.parents) if p.exists()), Path("."))
+    disk = os.statvfs(there)
+    if disk.f_files and not disk.f_favail:
+        left = "no inodes are left: there are too many files"
+    else:
+        left = f"{disk.f_bavail * disk.f_frsize:,} bytes are free"
+    return (
+        f"No space for {path}{need}: {left} on the disk of {there}. What was written before is"
+        " kept. Free some space, and run the same command again."
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,11 +77,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file atomically: write beside it, flush to disk, rename."""
     temporary = beside(path)
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        with writing(path, len(content)):
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -75,9 +120,9 @@ class HashedFile:
 
 
 @contextmanager
-def hashed_file(path: Path) -> Iterator[HashedFile]:
-    """Replace a file, and compute its SHA-256 on the way; it is not flushed to disk."""
-    with path.open("wb") as stream:
+def hashed_file(path: Path, size: int | None = None) -> Iterator[HashedFile]:
+    """Replace a file of `size` bytes, and compute its SHA-256; it is not flushed to disk."""
+    with writing(path, size), path.open("wb") as stream:
         yield HashedFile(stream)
 
 
@@ -85,10 +130,11 @@ def publish(work: Path, final: Path) -> None:
     """Rename a finished folder to its final name: readers see nothing, or all of it."""
     for file in work.rglob("*"):
         if file.is_file():
-            with file.open("rb") as stream:
+            with writing(file, file.stat().st_size), file.open("rb") as stream:
                 os.fsync(stream.fileno())
     sync_folder(work)
-    work.replace(final)
+    with writing(final):
+        work.replace(final)
     sync_folder(final.parent)
 
 
@@ -97,7 +143,8 @@ def link_folder(source: Path, target: Path) -> None:
 
     Small files are copied, so that a user may edit them. A link outlives the deletion of the other.
     """
-    shutil.copytree(source, target, copy_function=_link_weights, dirs_exist_ok=True)
+    with writing(target):
+        shutil.copytree(source, target, copy_function=_link_weights, dirs_exist_ok=True)
 
 
 def _link_weights(source: str, target: str) -> None:
@@ -132,6 +179,8 @@ def make_folder(path: Path) -> Path:
         probe.write_text("")
         probe.unlink(missing_ok=True)
     except OSError as error:
+        if is_full(error):
+            raise NoSpace(_no_space(path, None)) from error
         raise Refused(
             f"Cannot write to {path}: {error.strerror}. Choose another folder with --results."
         ) from error
@@ -152,7 +201,8 @@ def lock(folder: Path, what: str, wait: bool) -> Iterator[None]:
     begun = time.monotonic()
     while True:
         try:
-            holder.acquire(timeout=REMIND_SECONDS if wait else 0)
+            with writing(folder / ".lock"):
+                holder.acquire(timeout=REMIND_SECONDS if wait else 0)
             break
         except filelock.Timeout as error:
             process = _holder(owner)
@@ -169,7 +219,8 @@ def lock(folder: Path, what: str, wait: bool) -> Iterator[None]:
                 flush=True,
             )
     try:
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        with writing(owner):
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         yield

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from .files import write_text
+from .files import write_text, writing
 from .secrets import redact
 
 
@@ -44,21 +44,25 @@ class LiveRows:
         """Add a row; readers see the whole line at once."""
         if not self._writes:
             return
-        if self._stream is None:
-            self._stream = self.path.open("a", encoding="utf-8")
-        self._stream.write(redact(line_of(row)))
-        self._stream.flush()
+        text = redact(line_of(row))
+        with writing(self.path, len(text)):
+            if self._stream is None:
+                self._stream = self.path.open("a", encoding="utf-8")
+            self._stream.write(text)
+            self._stream.flush()
 
     def sync(self) -> None:
         """Flush the rows to disk, so that they outlast a crash of the machine."""
         if self._stream is not None:
-            os.fsync(self._stream.fileno())
+            with writing(self.path):
+                os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with writing(self.path):
+                stream.close()
 
 
 class LiveFiles:

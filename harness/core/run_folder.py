@@ -9,18 +9,20 @@
 - checkpoint/: only while the run is in progress
 - result.json: the figures; the policy is saved after it
 - failure.json: written instead when the run failed
+
+The JSON files are sealed (`records.py`). result.json has the digests of the rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
@@ -29,25 +31,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import HarnessError
-from .files import ended_holder, write_json, write_text
+from .files import ended_holder, write_text
 from .live_rows import line_of
+from .records import (
+    CHANGED,
+    Damaged,
+    read_bytes,
+    read_object,
+    read_unchecked,
+    rerun,
+    rows_of,
+    write_sealed,
+)
 from .spec import FORMER_METHODS, RunSpec, spec_from
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 2  # 1 called the baseline `reference` in results, `sft` in samples
+# 1 called the baseline `reference` in results, `sft` in samples; 2 had no seals
+SCHEMA = 3
+SEALED = 3  # schemas from this on have seals
 RESULT, FAILURE = "result.json", "failure.json"
 ENDED = "ended without a word"  # status of a run that was killed, or that called os._exit
+SPEC, PROVENANCE = "spec.json", "provenance.json"
 TRACEBACK = "traceback.txt"
 METRICS, SAMPLES, ROLLOUTS = "metrics.jsonl", "samples.jsonl", "rollouts.jsonl"
 BASELINE_FIGURES = ("gold", "proxy", "accuracy", "length")  # of the baseline, in `evaluation`
+_PARTS = ("evaluation", "ground", "cost")  # of a result, beside its heading
+_OBJECTS = {SPEC: ("options", "stages", "budget"), PROVENANCE: ("versions", "code")}
 BASELINE_COLUMNS = {"sft": "baseline", "sft_gold": "baseline_gold", "sft_proxy": "baseline_proxy"}
 
 
 def write_spec(folder: Path, spec: RunSpec) -> None:
     """Write the resolved spec."""
-    write_json(folder / "spec.json", dataclasses.asdict(spec))
+    write_sealed(folder / SPEC, dataclasses.asdict(spec))
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -58,62 +75,100 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines."""
-    return _rows_of(path.read_bytes())
-
-
-def _rows_of(content: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in content.decode("utf-8").splitlines()]
+    """Read JSON lines; raise Damaged where the file holds anything else."""
+    try:
+        return rows_of(read_bytes(path, rerun(path.parent)))
+    except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
+        raise Damaged(path, error, rerun(path.parent)) from error
 
 
 def rows_behind(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the rows of METRICS or SAMPLES of a record; raise HarnessError if their digest
-    differs.
+    """Return the rows of METRICS or SAMPLES of a record; raise Damaged if their digest differs.
 
     Old records hold no digests: their rows are not checked.
     """
-    path, recorded = Path(record["folder"]) / name, record.get("files", {}).get(name)
-    content = path.read_bytes()
+    path = Path(record["folder"]) / name
+    content = checked_bytes(record, name)
     try:
-        if recorded is not None and hashlib.sha256(content).hexdigest() != recorded:
-            raise ValueError(f"not the {name} that result.json was made from: the file was changed")
-        rows = _rows_of(content)
+        rows = rows_of(content)
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
-        raise HarnessError(
-            f"{path} is damaged ({error}). Delete the folder {path.parent} and run again."
-        ) from error
+        raise Damaged(path, error, rerun(path.parent)) from error
     old = name == SAMPLES and record.get("schema", SCHEMA) < 2
     return [_renamed(row, BASELINE_COLUMNS) for row in rows] if old else rows
 
 
+def checked_bytes(record: Mapping[str, Any], name: str) -> bytes:
+    """Return the content of a file whose digest a record has; raise Damaged if that differs."""
+    path, recorded = Path(record["folder"]) / name, record.get("files", {}).get(name)
+    content = read_bytes(path, rerun(path.parent))
+    if recorded is not None and hashlib.sha256(content).hexdigest() != recorded:
+        reason = f"not the {name} that result.json was made from: the file was changed"
+        raise Damaged(path, reason, rerun(path.parent))
+    return content
+
+
+def read_beside(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return SPEC or PROVENANCE beside a record, which has its `folder`; raise Damaged."""
+    folder = Path(record["folder"])
+    found = read_object(folder / name, rerun(folder), has_seal(record))
+    for key in _OBJECTS[name]:
+        if not isinstance(found.get(key) or {}, dict):
+            raise Damaged(folder / name, f"{key} is not an object", rerun(folder))
+    return found
+
+
+def has_seal(record: Mapping[str, Any]) -> bool:
+    """Return whether the files of a record are sealed: those of older versions are not."""
+    return bool(record.get("schema", 0) >= SEALED)
+
+
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Return the result of a finished run, or None; raise if it is damaged or of a newer schema."""
-    path = folder / RESULT
-    if not path.exists():
-        return None
-    return _read_record(path)
+    return _read_record(folder / RESULT) if _exists(folder / RESULT) else None
 
 
 def read_failure(folder: Path) -> dict[str, Any] | None:
     """Return the record of a failed run, or None."""
-    return _read_record(folder / FAILURE) if (folder / FAILURE).exists() else None
+    return _read_record(folder / FAILURE) if _exists(folder / FAILURE) else None
+
+
+def _exists(path: Path) -> bool:
+    """Return whether a file is there; one that may not be looked at is read, and refused then."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("not an object")
-    except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
+    record, whole = read_unchecked(path, rerun(path.parent))
+    schema = record.get("schema", 0)
+    if not isinstance(schema, int):
+        raise Damaged(path, "its schema is not a number", rerun(path.parent))
+    if schema > SCHEMA and whole is not False:
         raise HarnessError(
-            f"{path} is damaged ({error}). Delete the folder {path.parent} and run again."
-        ) from error
-    if record.get("schema", 0) > SCHEMA:
-        raise HarnessError(
-            f"{path} was written by a newer harness (schema {record['schema']}). Upgrade to"
-            " read it."
+            f"{path} was written by a newer harness (schema {schema}). Upgrade to read it."
         )
-    return _in_names_of_today(record) if record.get("schema", 0) < SCHEMA else record
+    if whole is False or (whole is None and has_seal(record)):
+        raise Damaged(path, CHANGED, rerun(path.parent))
+    if odd := _odd(record, path.name):
+        raise Damaged(path, odd, rerun(path.parent))
+    return _in_names_of_today(record) if schema < 2 else record
+
+
+def _odd(record: Mapping[str, Any], name: str) -> str:
+    """Return what a record lacks that every reader needs; empty where it lacks nothing."""
+    kinds: dict[str, type] = {"method": str, "suite": str, "recipe": str, "seed": int}
+    kinds |= {"options": dict}
+    kinds |= {"failure": str} if name == FAILURE else dict.fromkeys(_PARTS, dict)
+    return next(
+        (f"{key} is missing or odd" for key, kind in kinds.items() if not _is(record, key, kind)),
+        "",
+    )
+
+
+def _is(record: Mapping[str, Any], key: str, kind: type) -> bool:
+    return isinstance(record.get(key), kind)
 
 
 def _in_names_of_today(record: dict[str, Any]) -> dict[str, Any]:
@@ -130,17 +185,27 @@ def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     return {names.get(key, key): value for key, value in values.items()}
 
 
-def runs(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def runs(
+    results: Path, damaged: list[Damaged] | None = None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield (folder, record) of every run that ended: a failed one has `failure` in its record.
 
     A run that ended without a word has left neither result nor failure, and no process holds it.
+
+    Args:
+        results: The results folder.
+        damaged: Damaged records are added to it. Without it, the first one is raised.
     """
     for folder in sorted((results / "runs").glob("*/*/*")):
-        result = read_result(folder)
-        if result is not None:
-            yield folder, result
-        elif (failed := read_failure(folder) or _ended(folder)) is not None:
-            yield folder, failed
+        try:
+            record = read_result(folder) or read_failure(folder) or _ended(folder)
+        except Damaged as error:
+            if damaged is None:
+                raise
+            damaged.append(error)
+            continue
+        if record is not None:
+            yield folder, record
 
 
 def heading(spec: RunSpec, status: str) -> dict[str, Any]:
@@ -168,8 +233,8 @@ def _ended(folder: Path) -> dict[str, Any] | None:
     if not holder:
         return None
     try:
-        spec = spec_from(json.loads((folder / "spec.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged
+        spec = spec_from(read_object(folder / SPEC, rerun(folder)))
+    except (ValueError, KeyError, TypeError, AttributeError):  # of another version
         return None
     message = f"The run {ENDED} ({holder}). The same command goes on with it."
     return heading(spec, ENDED) | {"failure": message, "finished_at": ""}
@@ -197,11 +262,15 @@ def unspent(record: Mapping[str, Any], completions: int) -> dict[str, float]:
 def load_results(results: str | Path = "results") -> pd.DataFrame:
     """Return the runs below a results folder as one DataFrame.
 
-    Each run is a row; nested figures are dotted columns.
+    Each run is a row; nested figures are dotted columns. A warning names each damaged record.
     """
     import pandas as pd
 
-    rows = [{"folder": str(folder), **flatten(record)} for folder, record in runs(Path(results))]
+    damaged: list[Damaged] = []
+    found = runs(Path(results), damaged)
+    rows = [{"folder": str(folder), **flatten(record)} for folder, record in found]
+    for error in damaged:
+        warnings.warn(str(error), stacklevel=2)
     return pd.DataFrame(rows)
 
 

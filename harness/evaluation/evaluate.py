@@ -4,7 +4,6 @@ it is gone.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +28,7 @@ from ..models.lora import load_own
 from ..models.tokens import Batch, Tokens
 from ..statistics.over_prompts import PromptEstimate, mean_interval, win_rate, win_scores
 from ..statistics.pass_at_k import pass_estimates
+from ..training.checkpoints import read_snapshot
 from ..training.completion_cache import CompletionPool
 from ..training.lab import LanguageModel, Runtime
 from ..training.reward_model import RewardModel
@@ -176,11 +176,11 @@ def evaluate_snapshots(
     prompts = stages.suite.prompts(options.split)[: options.prompts]
     curve = []
     for step, file in snapshots.items():
-        load_own(model, load_tensors(file))
+        tensors, used = read_snapshot(file)
+        load_own(model, tensors)
         drawn = draw_answers(policy, stages.tokens, prompts, stages.stage_runtime, spec, meter)
         figures, _ = evaluate(drawn, stages, options, meter)
         names = ("win_rate", "gold", "proxy", "kl", "length")
-        used = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         means = {name: figures[name]["mean"] for name in names if name in figures}
         curve.append(
             {"step": float(step)}

@@ -7,7 +7,6 @@ that made it.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -20,12 +19,13 @@ import filelock
 from ..core import run_folder
 from ..core.artifacts import MANIFEST
 from ..core.errors import Refused, UsageError
-from ..core.files import write_json
+from ..core.records import Damaged, parsed, read_object, rerun, show_damaged, write_sealed
 from ..core.spec import spec_from
 from .saved_policy import FAILED, FOLDERS, NONE, PENDING
 
 SPENT = ("checkpoint", "snapshots")  # what only an unfinished run needs
 WORK = ".work"
+DAMAGED = "damaged"  # state of a run whose record tells nothing; it may need any artifact
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,13 @@ def survey(results: Path, failed: bool = False, policies: Sequence[Path] = ()) -
         failed: Whether the folders of failed runs may go.
         policies: Run folders whose saved policies may go.
     """
-    runs = sorted(spec.parent for spec in (results / "runs").glob("*/*/*/spec.json"))
+    runs = sorted(
+        {
+            file.parent
+            for name in (run_folder.SPEC, run_folder.RESULT)
+            for file in (results / "runs").glob(f"*/*/*/{name}")
+        }
+    )
     chosen = {folder.resolve() for folder in policies}
     unknown = chosen - {folder.resolve() for folder in runs}
     if unknown:
@@ -104,7 +110,11 @@ def _held(file: Path) -> bool:
 
 def _of_run(run: Path, failed: bool, policy: bool) -> list[Item]:
     """Return a run, its saved policies, and what only an unfinished run needs."""
-    result = run_folder.read_result(run)
+    try:
+        result = run_folder.read_result(run)
+    except Damaged as error:
+        show_damaged(error)
+        return [Item("run", run, (), DAMAGED)]
     broken = result is None and (run / run_folder.FAILURE).exists()
     state = "finished" if result else "failed" if broken else "unfinished"
     found = [Item("run", run, (), state, broken and failed)]
@@ -139,13 +149,16 @@ def _artifacts(root: Path, runs: dict[Path, bool]) -> Iterable[Item]:
 
 def _needs(run: Path, manifests: dict[Path, dict[str, Any]]) -> set[str]:
     """Return the names of the artifacts that a run stands on, or goes on from."""
-    result = run_folder.read_result(run)
+    try:
+        result, training = run_folder.read_result(run), _training(run)
+    except Damaged as error:
+        show_damaged(error)
+        return {folder.name for folder in manifests}
     if result is not None and "pins" in result:
         return set(result["pins"])
     contents = {a.get("content") for a in (result or {}).get("artifacts", {}).values()}
     for file in run.glob("checkpoint/*/state.json"):
         contents |= set(_manifest(file).get("stages", {}).values())
-    training = _training(run)
     own = {
         f.name: m for f, m in manifests.items() if m.get("inputs", {}).get("training") == training
     }
@@ -155,17 +168,21 @@ def _needs(run: Path, manifests: dict[Path, dict[str, Any]]) -> set[str]:
 
 
 def _training(run: Path) -> str:
-    """Return what names the training of a run; empty where its spec is of another version."""
+    """Return what names the training of a run; empty where its spec is of another version.
+
+    Raises:
+        Damaged: The spec cannot be read.
+    """
+    values = read_object(run / run_folder.SPEC, rerun(run))
     try:
-        values = json.loads((run / "spec.json").read_text(encoding="utf-8"))
         return spec_from(values).training_fingerprint()
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return ""
 
 
 def _manifest(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parsed(file.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -176,7 +193,7 @@ def _note_deleted(run: Path) -> None:
     result = run_folder.read_result(run)
     if result is not None:
         result["policy"] = {"saved": NONE, "reason": "deleted by harness clean"}
-        write_json(run / run_folder.RESULT, result)
+        write_sealed(run / run_folder.RESULT, result)
 
 
 def _name(run: Path) -> str:

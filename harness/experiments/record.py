@@ -14,11 +14,11 @@ from ..api.registry import Registry, plugins_in_use
 from ..core import run_folder
 from ..core.digests import digest_of, file_digest
 from ..core.execution import EVALUATION, TRAINING
-from ..core.files import write_json
 from ..core.global_state import Told
 from ..core.meter import OWN_PHASES, SHARED_PHASES, Meter, merge, start_peak_anew
 from ..core.model_folder import adapter_in, model_record
 from ..core.progress import current
+from ..core.records import write_sealed
 from ..core.spec import RunSpec, stage_options
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ def write(
         "code": dict(spec.code),
         "seeds": seeds_of(spec),
     }
-    write_json(
-        folder / "provenance.json", made | {"ground": result["ground"], "artifacts": artifacts}
+    write_sealed(
+        folder / run_folder.PROVENANCE, made | {"ground": result["ground"], "artifacts": artifacts}
     )
     written: dict[str, list[dict[str, Any]]] = {
         run_folder.METRICS: list(rows),
@@ -182,7 +182,7 @@ def finish(folder: Path, result: Mapping[str, Any]) -> None:
     The wall time is the last figure, so that it holds the writing of all other files.
     """
     result["cost"].update(wall_time())
-    write_json(folder / run_folder.RESULT, result)
+    write_sealed(folder / run_folder.RESULT, result)
 
 
 def clear(folder: Path) -> None:
@@ -207,7 +207,9 @@ def wall_time() -> dict[str, Any]:
 
 def write_failure(folder: Path, spec: RunSpec, status: str, message: str) -> None:
     """Write the record of a failed run."""
-    write_json(folder / run_folder.FAILURE, run_folder.heading(spec, status) | {"failure": message})
+    write_sealed(
+        folder / run_folder.FAILURE, run_folder.heading(spec, status) | {"failure": message}
+    )
 
 
 def forget_failure(folder: Path) -> bool:

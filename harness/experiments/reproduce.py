@@ -22,15 +22,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..api.participants import participants
 from ..api.registry import Registry
 from ..api.resolve import code_of as code_digests
 from ..core import run_folder
+from ..core.data import Budget
 from ..core.errors import HarnessError, Refused, UsageError
-from ..core.execution import TRAINING
+from ..core.execution import TRAINING, Execution
 from ..core.files import make_folder, write_json
+from ..core.records import CHANGED, Damaged, read_object, read_unchecked, rerun
 from ..core.settings import STAGES
 from ..core.spec import START_MODEL, RunSpec, spec_from, stage_options
 from .carry_out import carry_out
@@ -116,7 +119,7 @@ def read_run(folder: Path, data_folder: Path | None = None) -> Recorded:
             " in it."
         )
     made = _read(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
-    spec = read_spec(folder)
+    spec = read_spec(folder, edited=True)
     if data_folder is not None:
         if "folder" not in spec.suite_options:
             raise UsageError(
@@ -145,33 +148,55 @@ def _expected(folder: Path) -> str:
     )
 
 
-def read_spec(folder: Path) -> RunSpec:
-    """Return the RunSpec that was written down; raise UsageError where it is none of this
-    harness's.
+def read_spec(folder: Path, edited: bool = False) -> RunSpec:
+    """Return the RunSpec that was written down.
+
+    Args:
+        folder: The run folder.
+        edited: Whether a spec that was changed after it was written is returned too.
+
+    Raises:
+        UsageError: The spec is of another version of the harness.
+        Damaged: The file is not what was written.
     """
-    told, file = _read(folder / "spec.json"), folder / "spec.json"
+    file = folder / run_folder.SPEC
+    told = _read(file) if edited else read_object(file, rerun(folder))
     known = {f.name for f in dataclasses.fields(RunSpec)}
-    stages = set(STAGES) - ({"sft"} if told.get("start") == START_MODEL else set())
-    odd = ", ".join(sorted((set(told) ^ known) or (set(told["stages"]) ^ stages)))
+    odd = ", ".join(sorted(set(told) ^ known) or _odd_stages(told))
     if odd:
         raise UsageError(
             f"{file} is of another version of the harness, or was edited: it differs in its fields"
             f" {odd}."
         )
+    wrong = [name for name, hint in get_type_hints(RunSpec).items() if not _fits(told[name], hint)]
+    if wrong:
+        raise Damaged(file, f"{wrong[0]} is {told[wrong[0]]!r:.60}", rerun(folder))
     try:
         return spec_from(told)
     except TypeError as error:
-        raise HarnessError(f"{file} is damaged: {error}.") from error
+        raise Damaged(file, error, rerun(folder)) from error
+
+
+def _odd_stages(told: Mapping[str, Any]) -> list[str]:
+    """Return the stages that a spec has too many or too few."""
+    if not isinstance(told["stages"], dict):
+        return ["stages"]
+    stages = set(STAGES) - ({"sft"} if told["start"] == START_MODEL else set())
+    return sorted(set(told["stages"]) ^ stages)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value from JSON has the type of a field."""
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, part) for part in get_args(hint))
+    plain = get_origin(hint) or hint
+    kind = {Mapping: dict, tuple: list, Budget: dict, Execution: dict}.get(plain, plain)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HarnessError(f"{file} is damaged: {error}.") from error
-    if not isinstance(found, dict):
-        raise HarnessError(f"{file} is damaged: not an object.")
-    return found
+    """Return the values of a file, edited or not: `contradictions` finds what was edited."""
+    return read_unchecked(file, rerun(file.parent))[0]
 
 
 # -- what would make it differ ---------------------------------------------------------------------
@@ -234,6 +259,11 @@ def contradictions(run: Recorded) -> list[str]:
     for name, theirs in (("ground", result.get("ground")), ("code", spec.code)):
         if name in made and made[name] != theirs:
             found.append(f"{name} differs between provenance.json and the rest")
+    if not found:
+        names = (run_folder.SPEC, run_folder.PROVENANCE)
+        files = [run.folder / name for name in names if (run.folder / name).is_file()]
+        broken = [f for f in files if read_unchecked(f, rerun(run.folder))[1] is False]
+        found += [f"{file.name} is damaged: {CHANGED}" for file in broken]
     named = re.fullmatch(r"seed\d+-([0-9a-f]{12})", run.folder.resolve().name)
     if not found and named and named[1] != spec.fingerprint():
         found.append(

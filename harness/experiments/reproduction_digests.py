@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.digests import file_digest
+from ..core.records import Damaged
 from ..core.run_folder import ROLLOUTS, read_rows
 
 SAME, CLOSE, DIFFERENT = "same", "within", "different"
@@ -149,8 +150,8 @@ def _rows(name: str, then_folder: Path, now_folder: Path, key: str) -> Item:
         number, (a, b) = next(
             (i, pair) for i, pair in enumerate(pairs, 1) if _text(pair[0]) != _text(pair[1])
         )
-    except ValueError as error:
-        return Item(name, DIFFERENT, f"{then} cannot be read: {error}")
+    except Damaged as error:
+        return Item(name, DIFFERENT, str(error))
     except StopIteration:
         return Item(name, DIFFERENT, f"the same values, written otherwise: {same.told}")
     if a is None or b is None:

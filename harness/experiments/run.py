@@ -10,7 +10,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from ..core.data import Prompt
 from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, PolicyNotSaved, Refused, UsageError
 from ..core.execution import EVALUATION, differing, from_record
-from ..core.files import ended_holder, lock, make_folder, write_text
+from ..core.files import NoSpace, ended_holder, is_full, lock, make_folder, write_text
 from ..core.global_state import ANY, Told, put_back
 from ..core.interrupts import asked_for
 from ..core.movement import unmoved
@@ -372,10 +372,13 @@ def _failed(folder: Path, spec: RunSpec, error: BaseException, registry: Registr
             "Out of memory. Lower --micro-batch-tokens or the batch size.",
             "out of memory",
         )
+    elif is_full(error):
+        message = f"The disk is full: {error}. Free some space, and run the same command again."
     else:
         write_text(folder / run_folder.TRACEBACK, "".join(traceback.format_exception(error)))
         message = (
             f"{blamed(error, registry, 'The run')}. The traceback is in {folder / 'traceback.txt'}."
         )
-    record.write_failure(folder, spec, status, message)
+    with suppress(NoSpace):  # then the run is unfinished, and the same command goes on
+        record.write_failure(folder, spec, status, message)
     return error if isinstance(error, HarnessError) else HarnessError(message)

@@ -8,7 +8,6 @@ command saves it later.
 
 from __future__ import annotations
 
-import json
 import shutil
 import traceback
 from collections.abc import Mapping
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ..core import run_folder
 from ..core.digests import combined_digest
 from ..core.errors import Refused
-from ..core.files import link_folder, write_text
+from ..core.files import NoSpace, link_folder, write_text
+from ..core.records import read_object, rerun
 from ..core.spec import RunSpec, saved_kind
 from .model_card import Saved, model_card
 from .trained_policy import MODEL, Training
@@ -62,6 +62,8 @@ def save_policy(
         write_text(folder / FOLDERS[kind] / "README.md", card)
     except Exception as error:
         shutil.rmtree(folder / FOLDERS[kind], ignore_errors=True)
+        if isinstance(error, NoSpace):
+            return {"saved": FAILED, "reason": str(error)}
         write_text(folder / run_folder.TRACEBACK, "".join(traceback.format_exception(error)))
         return {"saved": FAILED, "reason": f"{type(error).__name__}: {error}"}
     (folder / run_folder.TRACEBACK).unlink(missing_ok=True)
@@ -114,7 +116,7 @@ def _absolute(model: str) -> str:
 
 def command_of(folder: Path) -> list[str]:
     """Return the command that made a run, as its provenance has it."""
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    provenance = read_object(folder / run_folder.PROVENANCE, rerun(folder))
     program, *arguments = (str(part) for part in provenance["command"])
     return ["harness" if program == "__main__.py" else program, *arguments]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
-from ..core.files import write_json
+from ..core.files import write_json, writing
 from .hub_format import load_tokenizer as load_tokenizer
 from .hub_format import read_model
 from .lora import (
@@ -116,7 +116,9 @@ def save_causal(model: nn.Module, tokenizer: Any, folder: Path, dtype: str = "")
         name: cast.setdefault(id(tensor), as_dtype(tensor.detach(), dtype))
         for name, tensor in model.state_dict(keep_vars=True).items()
     }
-    model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
+    size = sum(tensor.nbytes for tensor in cast.values())
+    with writing(folder, size):
+        model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
     config = folder / "config.json"
     if config.is_file():  # transformers writes it in the main process only
         write_json(config, json.loads(config.read_text(encoding="utf-8")) | {"dtype": dtype})

@@ -44,8 +44,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
         The SHA-256 of the file, computed while it is written.
     """
     own, shared = _distinct(tensors)
-    with hashed_file(path) as file:
-        file.write(_head(own, shared))
+    head = _head(own, shared)
+    size = len(head) + sum(tensor.nbytes for tensor in own.values())
+    with hashed_file(path, size) as file:
+        file.write(head)
         for tensor in own.values():
             file.write(_content(tensor))
         return file.digest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,12 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..core.digests import digest_of, file_digest
-from ..core.files import make_folder, publish, write_json
+from ..core.digests import file_digest
+from ..core.files import make_folder, publish
 from ..core.progress import CHECKPOINTS, activity
+from ..core.records import CHANGED, Damaged, read_object, rerun, write_sealed
 from ..core.save_schedule import SaveCosts, SaveInterval, SaveSchedule
 from ..models.lora import own_state
 from ..models.tensor_files import load_tensors, save_tensors, size_in_file
+
+INSTEAD = "The one before it is used."
 
 
 class Checkpoints:
@@ -55,7 +57,7 @@ class Checkpoints:
             work.mkdir()
             digest = save_tensors(tensors, work / "tensors.safetensors")
             whole = {**state, "tensors": digest, "stages": self.stages}
-            write_json(work / "state.json", {**whole, "seal": digest_of(whole)})
+            write_sealed(work / "state.json", whole)
             shutil.rmtree(final, ignore_errors=True)
             publish(work, final)
             for old in self._found()[:-2]:
@@ -68,14 +70,15 @@ class Checkpoints:
         """
         for folder in reversed(self._found()):
             try:
-                state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-                sealed = state.pop("seal") == digest_of(state)
-                if sealed and state["stages"] != self.stages:
+                state = read_object(
+                    folder / "state.json", "The one before it is used.", sealed=True
+                )
+                if state["stages"] != self.stages:
                     self.outdated.append(folder.name)
                     continue
-                if sealed and state["tensors"] == file_digest(folder / "tensors.safetensors"):
+                if state["tensors"] == file_digest(folder / "tensors.safetensors"):
                     return load_tensors(folder / "tensors.safetensors"), state
-            except (OSError, ValueError, KeyError):
+            except (Damaged, OSError, ValueError, KeyError):
                 pass
             self.damaged.append(folder.name)
         return None
@@ -103,9 +106,9 @@ class Snapshots:
         ones.
         """
         if self.writes and turn in {round(total * (i + 1) / self.count) for i in range(self.count)}:
-            write_json(self.folder / f"step-{step:06d}.json", dict(used))
             part = self.folder / ".partial.safetensors"
-            save_tensors(own_state(policy), part)
+            digest = save_tensors(own_state(policy), part)
+            write_sealed(self.folder / f"step-{step:06d}.json", {**used, "tensors": digest})
             part.replace(self.folder / f"step-{step:06d}.safetensors")
 
     def kept(self) -> dict[int, Path]:
@@ -117,3 +120,12 @@ class Snapshots:
             int(file.stem.removeprefix("step-")): file
             for file in sorted(self.folder.glob("step-*.safetensors"))
         }
+
+
+def read_snapshot(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return the tensors of a snapshot, and what had been used of each budget; raise Damaged."""
+    remedy = rerun(file.parent.parent)
+    used = read_object(file.with_suffix(".json"), remedy, sealed=True)
+    if used.pop("tensors", None) != file_digest(file):
+        raise Damaged(file, CHANGED, remedy)
+    return load_tensors(file), used

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 
 from harness.core.errors import HarnessError, Refused, UsageError
-from harness.core.files import write_json
+from harness.core.records import write_sealed
 from harness.core.run_folder import read_result
 from harness.experiments import reproduce as module
 from harness.experiments.reproduce import (
@@ -78,7 +78,7 @@ def copy(tmp_path):
 def edit(file, change):
     told = json.loads(file.read_text())
     change(told)
-    write_json(file, told)
+    write_sealed(file, told)
 
 
 def pre_check(folder, anyway=False):

@@ -17,8 +17,9 @@ from harness.api.registry import installed, load_file
 from harness.api.resolve import Request, resolve
 from harness.cli.app import cli
 from harness.core.errors import UsageError
-from harness.core.files import make_folder, write_json
+from harness.core.files import make_folder
 from harness.core.jobs import Job, Resources
+from harness.core.records import write_sealed
 from harness.core.run_folder import write_rows
 from harness.experiments.study.cells import expand
 from harness.experiments.study.file import read_study
@@ -39,7 +40,7 @@ from harness.report.tables.tables import comparison
 
 from ..helpers.faulty_method import FAULTY
 from ..helpers.studies import FORKED, method, results_of, write
-from ..helpers.tools import ENV, command, fresh, plugin, record, samples, small_suite
+from ..helpers.tools import ENV, command, failure, fresh, plugin, record, samples, small_suite
 
 # options of `run` that say how, and not what
 HOW = ("results", "checkpoint_every", "check_rollouts", "answer_timeout", "only_stages")
@@ -311,18 +312,13 @@ def finish(results, cell, win=0.6, cpu=11.0):
     )
     told["quick"], told["cost"]["method"]["cpu_seconds"] = cell.spec.quick, cpu
     told["cost"]["evaluation"] = {"cpu_seconds": 1.0, "flops": 1e9}
-    write_json(make_folder(results / cell.spec.folder) / "result.json", told)
+    write_sealed(make_folder(results / cell.spec.folder) / "result.json", told)
 
 
 def fail(results, cell, status):
-    told = {
-        "schema": 2,
-        "status": status,
-        "failure": "It went wrong.",
-        "method": cell.spec.method,
-        "suite": "small",
-    }
-    write_json(make_folder(results / cell.spec.folder) / "failure.json", told)
+    why = "It went wrong."
+    told = failure(cell.spec.method, cell.spec.seed, why, status=status, suite="small")
+    write_sealed(make_folder(results / cell.spec.folder) / "failure.json", told)
 
 
 def test_a_dry_run_tells_states_and_costs_and_writes_nothing(tmp_path):
@@ -416,7 +412,7 @@ def test_what_is_refused_is_told_in_the_table_and_is_not_left(tmp_path):
     for cell in planned.cells:
         if not cell.refused and cell.spec.seed == 0:
             put_answers(tmp_path, cell)
-    write_json(make_folder(tmp_path / "studies" / "s") / "cells.json", cells_json(planned.cells))
+    write_sealed(make_folder(tmp_path / "studies" / "s") / "cells.json", cells_json(planned.cells))
     notes = comparison(select(tmp_path, Filter(study="s"))).notes
     assert [note for note in notes if "rlvr" in note] == [
         "Refused: rlvr: the suite cannot give what the method needs: verifier."
@@ -494,8 +490,8 @@ def tuned_table(results, *wins, seeds=1, text=TUNED):
         if not cell.trial:
             put_answers(results, cell)
     folder = make_folder(results / "studies" / "tuned")
-    write_json(folder / "cells.json", cells_json(planned.cells))
-    write_json(folder / "tune.json", tune_json(study.tune, planned.choices, planned.cells))
+    write_sealed(folder / "cells.json", cells_json(planned.cells))
+    write_sealed(folder / "tune.json", tune_json(study.tune, planned.choices, planned.cells))
     return comparison(select(results, Filter(study="tuned")))
 
 
@@ -505,8 +501,8 @@ def put_answers(results, cell):
     )
     told["quick"], folder = cell.spec.quick, make_folder(results / cell.spec.folder)
     write_rows(folder / "samples.jsonl", samples(told))
-    write_json(folder / "spec.json", {"options": told["options"], "stages": {}, "budget": {}})
-    write_json(folder / "result.json", told)
+    write_sealed(folder / "spec.json", {"options": told["options"], "stages": {}, "budget": {}})
+    write_sealed(folder / "result.json", told)
 
 
 def footnotes_of(made):

@@ -10,7 +10,7 @@ from random import Random
 from statistics import fmean
 from typing import Any
 
-from harness.core.files import write_json
+from harness.core.records import write_sealed
 from harness.core.run_folder import write_rows
 from harness.report.page import page
 
@@ -72,7 +72,7 @@ def add(results: Path, method: str = "dpo", seed: int = 0, n: int = PROMPTS, **m
     put(results, made)
     folder = sorted((results / "runs" / made["suite"] / method).iterdir())[-1]
     write_rows(folder / "samples.jsonl", rows)
-    write_json(folder / "provenance.json", PROVENANCE)
+    write_sealed(folder / "provenance.json", PROVENANCE)
     return folder
 
 
@@ -132,7 +132,7 @@ def write_study(results: Path, labels: dict[Path, str], name: str = "mine") -> N
     cells += [left, {**left, "label": "rlvr", "refused": "toy has no verifier </td>"}]
     folder = results / "studies" / name
     folder.mkdir(parents=True)
-    write_json(folder / "cells.json", cells)
+    write_sealed(folder / "cells.json", {"cells": cells})
     (folder / "study.toml").write_text('suites = ["toy"]  # <script>window.hacked = 8</script>\n')
     trials = [
         {"options": {}, "fingerprint": "a", "folder": "b", "status": "done", "gold": 1.25},
@@ -152,7 +152,7 @@ def write_study(results: Path, labels: dict[Path, str], name: str = "mine") -> N
         "chosen": 0,
         "trials": trials,
     }
-    write_json(
+    write_sealed(
         folder / "tune.json",
         {"trials": 2, "seed": 4, "rule": "highest mean gold", "searches": [search]},
     )

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import harness
-from harness.core.files import write_json
 from harness.core.meter import Cost
-from harness.core.run_folder import write_rows
+from harness.core.records import write_sealed
+from harness.core.run_folder import SCHEMA, write_rows
 
 ROOT = Path(harness.__file__).parent.parent
 ENV = {
@@ -350,7 +350,7 @@ def record(method: str = "dpo", seed: int = 0, win: float = 0.6, **more: Any) ->
         },
     }
     return {
-        "schema": 2,
+        "schema": SCHEMA,
         "status": "finished",
         "method": method,
         "suite": "toy",
@@ -380,7 +380,7 @@ def failure(
 ) -> dict:
     """A plausible failure.json."""
     return {
-        "schema": 2,
+        "schema": SCHEMA,
         "status": "diverged",
         "failure": why,
         "method": method,
@@ -398,12 +398,14 @@ def put(results: Path, *records: dict[str, Any]) -> Path:
         number = len(list(parent.iterdir())) if parent.exists() else 0
         folder = parent / f"seed{r['seed']}-{number:012d}"
         folder.mkdir(parents=True)
-        write_json(folder / ("failure.json" if "failure" in r else "result.json"), r)
+        write_sealed(folder / ("failure.json" if "failure" in r else "result.json"), r)
         if "failure" not in r:
             write_rows(folder / "samples.jsonl", samples(r))
-            write_json(folder / "spec.json", {"options": r["options"], "stages": {}, "budget": {}})
+            write_sealed(
+                folder / "spec.json", {"options": r["options"], "stages": {}, "budget": {}}
+            )
             versions = {"torch": "2.13.0", "transformers": "5.23.0"}
-            write_json(
+            write_sealed(
                 folder / "provenance.json",
                 {"versions": versions, "code": {"harness": "ab", "method": "cd"}},
             )

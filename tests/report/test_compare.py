@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.core.errors import HarnessError, UsageError
-from harness.core.files import write_json
+from harness.core.records import write_sealed
 from harness.core.run_folder import read_rows, write_rows
 from harness.report.comparison.compare import (
     compared,
@@ -69,7 +69,7 @@ def answered(folder, rows):
             del told["evaluation"][name]
         else:
             told["evaluation"][name]["mean"] = fmean(values)
-    write_json(folder / "result.json", told)
+    write_sealed(folder / "result.json", told)
     return folder
 
 
@@ -175,7 +175,7 @@ def test_measures_pair_accuracy_if_all_answers_have_verdicts(two):
             "high": 1.0,
             "n": PROMPTS,
         }
-        write_json(folder / "result.json", told)
+        write_sealed(folder / "result.json", told)
         rows = read_rows(folder / "samples.jsonl")
         write_rows(
             folder / "samples.jsonl",
@@ -208,7 +208,7 @@ def test_costs_are_shown_with_ratios(two):
     (folder,) = (two / "runs" / "toy" / "dpo").iterdir()
     told = json.loads((folder / "result.json").read_text())
     told["cost"]["method"]["flops"] *= 2
-    write_json(folder / "result.json", told)
+    write_sealed(folder / "result.json", told)
     found = compared(two, ("dpo", "ipo"), Filter())
     costs = {c.label: c.both for c in found.costs}
     assert (

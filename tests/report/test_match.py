@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.core.errors import UsageError
-from harness.core.files import write_json
+from harness.core.records import write_sealed
 from harness.report.selection.select import rows_of
 from harness.report.selection.sweeps import scores_of, sweeps
 from harness.report.tables.match import COLUMNS, QUANTITIES, matched, parse_match
@@ -267,7 +267,7 @@ def test_matched_footnotes_failed_seeds(tmp_path):
 def test_matched_footnotes_budgets(tmp_path):
     selection = sweep(tmp_path, kls=(1.0, 2.0), seeds=1)
     for row in selection.rows:
-        write_json(
+        write_sealed(
             Path(row.good[0]["folder"]) / "spec.json", {"stages": {}, "budget": {"steps": 100}}
         )
     made = matched(selection, "kl", 1.5)
@@ -318,7 +318,7 @@ def test_matched_names_unfinished_runs(tmp_path):
     sweep(tmp_path, seeds=1)
     folder = tmp_path / "runs" / "toy" / "ppo" / "seed9-000000000000"
     folder.mkdir()
-    write_json(folder / "spec.json", {})
+    write_sealed(folder / "spec.json", {})
     assert any(
         "Not finished, and left out: 1 run (ppo seed9-" in n
         for n in matched(chosen(tmp_path), "kl", 1.5).notes

@@ -21,6 +21,7 @@ from harness_plugins.reporters import CSV, Markdown
 from harness.cli.tables import TERMINAL_COLUMNS, TableRequest, fitted
 from harness.core.errors import HarnessError, UsageError
 from harness.core.files import write_json
+from harness.core.records import write_sealed
 from harness.core.run_folder import read_rows, write_rows
 from harness.core.table import Cell, Table
 from harness.experiments.study.state import Place
@@ -181,7 +182,7 @@ def test_table_refuses_edited_answers(tmp_path):
     edited = json.loads((file.parent / "result.json").read_text()) | {
         "files": {"samples.jsonl": digest}
     }
-    write_json(file.parent / "result.json", edited)
+    write_sealed(file.parent / "result.json", edited)
     assert of(tmp_path).plain[0]["win_rate"] == pytest.approx(0.6)
     rows = read_rows(file)
     write_rows(file, [rows[0] | {"answer": "another text"}, *rows[1:]])
@@ -321,10 +322,10 @@ def test_footnotes_name_a_budget(tmp_path):
     put(tmp_path, record("ppo"), record("dpo"))
     for method, left in (("ppo", -1), ("dpo", 3)):
         (folder,) = (tmp_path / "runs/toy" / method).iterdir()
-        write_json(folder / "spec.json", {"stages": {}, "budget": {"steps": 100, "flops": None}})
+        write_sealed(folder / "spec.json", {"stages": {}, "budget": {"steps": 100, "flops": None}})
         told = json.loads((folder / "result.json").read_text())
         told["cost"]["budget_left"] = {"steps": left}
-        write_json(folder / "result.json", told)
+        write_sealed(folder / "result.json", told)
     made = of(tmp_path)
     told = {str(row[0]): [made.footnotes[m] for m in row[1].marks] for row in made.rows}
     assert told == {
@@ -374,7 +375,7 @@ def test_table_refuses_different_code_without_mixed(tmp_path):
     put(tmp_path, record("ppo"), record("dpo"))
     (folder,) = (tmp_path / "runs/toy/dpo").iterdir()
     made = json.loads((folder / "provenance.json").read_text())
-    write_json(folder / "provenance.json", made | {"code": {"harness": "older", "method": "cd"}})
+    write_sealed(folder / "provenance.json", made | {"code": {"harness": "older", "method": "cd"}})
     with pytest.raises(
         UsageError, match="differ in the harness.s code.*older: dpo seed 0; ab: ppo seed 0"
     ):
@@ -409,7 +410,7 @@ def test_table_refuses_a_row_of_different_code(tmp_path):
     put(tmp_path, record(seed=0), record(seed=1))
     folder = max((tmp_path / "runs/toy/dpo").iterdir())
     made = json.loads((folder / "provenance.json").read_text())
-    write_json(folder / "provenance.json", made | {"code": {"harness": "ab", "method": "edited"}})
+    write_sealed(folder / "provenance.json", made | {"code": {"harness": "ab", "method": "edited"}})
     with pytest.raises(UsageError, match="differ in the code of dpo"):
         of(tmp_path)
 
@@ -523,9 +524,7 @@ def test_select_chooses_by_every_option_of_a_study(tmp_path, option):
             "options": {},
             "budget": {},
         }
-        (folder / "spec.json").write_text(
-            json.dumps(spec | {"stages": {"sft": {"epochs": 3 * ours}}})
-        )
+        write_sealed(folder / "spec.json", spec | {"stages": {"sft": {"epochs": 3 * ours}}})
     name, _, value = option.partition("=")
     (row,) = select(tmp_path, Filter(where={name: value})).rows
     assert [r["recipe"] for r in row.records] == ["mine"]
@@ -633,7 +632,7 @@ def test_csv_has_the_digests_of_a_run(tmp_path):
         :2
     ]:  # the third is of before there were digests
         told = json.loads((folder / "result.json").read_text())
-        write_json(folder / "result.json", told | {"files": {"samples.jsonl": digest}})
+        write_sealed(folder / "result.json", told | {"files": {"samples.jsonl": digest}})
     made_by(folders[2], None, False, "ab" * 32)  # and not of a repository
     each = {row["method"]: row for row in parsed(of(tmp_path, each=True))}
     found = [
@@ -682,9 +681,9 @@ def synthetic(folder, records, prompts):
         made["evaluation"]["prompts"] = prompts
         run = folder / "runs/toy" / made["method"] / f"seed{made['seed']}-x"
         run.mkdir(parents=True)
-        (run / "result.json").write_text(json.dumps(made | {"files": {"samples.jsonl": digest}}))
+        write_sealed(run / "result.json", made | {"files": {"samples.jsonl": digest}})
         (run / "samples.jsonl").hardlink_to(samples_file)
-        (run / "spec.json").write_text("{}")
+        write_sealed(run / "spec.json", {})
     return folder
 
 

@@ -7,6 +7,7 @@ import runpy
 
 import pytest
 
+from harness.core.records import write_sealed
 from harness.report.tables.tables import COLUMNS
 
 from ..helpers.tools import ROOT, put, record
@@ -97,7 +98,7 @@ def test_the_textbook_table_tells_who_is_not_significantly_worse(textbook, tmp_p
                 "sft": made["cost"]["method"] | {"flops": 1e12, "peak_memory": 2**29}
             }
             (folder,) = (tmp_path / "runs" / "summarization" / name).glob(f"seed{seed}-*")
-            (folder / "result.json").write_text(json.dumps(made))
+            write_sealed(folder / "result.json", made)
             cells.append(
                 {
                     "folder": str(folder.relative_to(tmp_path)),

@@ -5,7 +5,6 @@ rest may cost.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,15 @@ from statistics import fmean
 from typing import Any
 
 from ...core import run_folder
-from ...core.errors import HarnessError, UsageError
+from ...core.errors import UsageError
+from ...core.records import (
+    ANEW,
+    Damaged,
+    parsed,
+    read_bytes,
+    read_object,
+    show_damaged,
+)
 from ...core.spec import RunSpec
 from .cells import Cell
 
@@ -22,7 +29,8 @@ DONE, FAILED, LEFT, REFUSED = "done", "failed", "left", "refused"
 CLASSES = {
     "failed": "error"
 }  # what a record's status is called here; the others are called what they are
-CELLS = "cells.json"
+DAMAGED = "damaged"  # class of a cell whose record cannot be read
+CELLS, TUNING = "cells.json", "tune.json"
 LOADING = 8.0  # seconds of imports and of the embedded model, where no record tells
 SHARED = "(shared stages)"  # in costs.csv, in the place of a method
 
@@ -41,9 +49,12 @@ def state_of(cell: Cell, results: Path) -> State:
     if cell.refused:
         return State(REFUSED, "refused", cell.refused)
     folder = results / cell.spec.folder
-    if run_folder.read_result(folder) is not None:
-        return State(DONE)
-    failed = run_folder.read_failure(folder)
+    try:
+        if run_folder.read_result(folder) is not None:
+            return State(DONE)
+        failed = run_folder.read_failure(folder)
+    except Damaged as error:
+        return State(FAILED, DAMAGED, str(error))
     if failed is None:
         return State(LEFT)
     status = str(failed.get("status"))
@@ -86,7 +97,7 @@ class Estimates:
         self._recipes: dict[str, list[Mapping[str, Any]]] = {}
         self._methods: dict[tuple[str, str, bool], list[Mapping[str, Any]]] = {}
         self._suites: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
-        for _, record in run_folder.runs(results):
+        for _, record in run_folder.runs(results, []):  # tables name damaged records
             if "failure" not in record:
                 self._recipes.setdefault(record["recipe"], []).append(record)
                 self._methods.setdefault(
@@ -150,9 +161,9 @@ def study_folder(results: Path, name: str) -> Path:
     return results / "studies" / name
 
 
-def cells_json(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+def cells_json(cells: Iterable[Cell]) -> dict[str, Any]:
     """Return what is written down of the cells of a study."""
-    return [
+    rows = [
         {
             "label": c.label,
             "entry": c.entry,
@@ -166,6 +177,7 @@ def cells_json(cells: Iterable[Cell]) -> list[dict[str, Any]]:
         }
         for c in cells
     ]
+    return {"cells": rows}
 
 
 @dataclass(frozen=True)
@@ -201,19 +213,55 @@ def _finals(results: Path, name: str) -> list[dict[str, Any]]:
         raise UsageError(
             f"There is no study {name!r} below {results}. Known: {', '.join(known) or 'none'}."
         )
+    return [
+        {
+            "label": c["label"],
+            "entry": c.get("entry", c["label"]),
+            "suite": c["suite"],
+            "folder": c["folder"],
+            "refused": c.get("refused", ""),
+        }
+        for c in read_cells(file)
+        if not c["trial"]
+    ]
+
+
+def read_cells(file: Path) -> list[dict[str, Any]]:
+    """Return the cells in CELLS; raise Damaged. Older versions wrote a list without a seal."""
     try:
-        cells = [c for c in json.loads(file.read_text(encoding="utf-8")) if not c["trial"]]
-        return [
-            {
-                "label": c["label"],
-                "entry": c.get("entry", c["label"]),
-                "suite": c["suite"],
-                "folder": c["folder"],
-                "refused": c.get("refused", ""),
-            }
-            for c in cells
-        ]
+        found = parsed(read_bytes(file, ANEW))
+        cells = found if isinstance(found, list) else read_object(file, ANEW)["cells"]
+        for cell in cells:
+            texts = [cell[name] for name in ("label", "suite", "folder")]
+            if not all(isinstance(t, str) for t in texts) or not isinstance(cell["trial"], bool):
+                raise ValueError("a cell is odd")
+        return list(cells)
     except (ValueError, KeyError, TypeError) as error:
-        raise HarnessError(
-            f"{file} is damaged ({error}). Run the study again: it is written anew."
-        ) from error
+        raise Damaged(file, error, ANEW) from error
+
+
+def read_tuning(file: Path) -> dict[str, Any]:
+    """Return what TUNING holds; empty where there is none.
+
+    A damaged file is shown on stderr, and tables have no notes on tuning.
+    """
+    if not file.exists():
+        return {}
+    try:
+        found = read_object(file, ANEW)
+        _check_tuning(found)
+        return found
+    except Damaged as error:
+        show_damaged(error)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        show_damaged(Damaged(file, error, ANEW))
+    return {}
+
+
+def _check_tuning(found: Mapping[str, Any]) -> None:
+    """Raise KeyError, TypeError or AttributeError for anything but a record of tuning."""
+    found["trials"], found["seed"], found["rule"]
+    for search in found["searches"]:
+        search["method"], search["suite"], search["chosen"], search["row"]
+        for trial in search["trials"]:
+            trial["status"], trial["options"].items()

@@ -12,15 +12,16 @@ from ...api.contracts import Launcher
 from ...api.registry import Registry, load_file
 from ...core.digests import digest_of
 from ...core.errors import HarnessError
-from ...core.files import lock, make_folder, write_json, write_text
+from ...core.files import lock, make_folder, write_text
 from ...core.global_state import put_back
 from ...core.interrupts import asked_for
 from ...core.jobs import INTERRUPTED, LOST, Job, environment_of, last_attempt
 from ...core.lock_trial import require_locks
 from ...core.options import build
+from ...core.records import write_sealed
 from .cells import Cell, distinct, expand, ground_of, in_order
 from .file import Study
-from .state import CELLS, DONE, FAILED, LEFT, State, cells_json, state_of, study_folder
+from .state import CELLS, DONE, FAILED, LEFT, TUNING, State, cells_json, state_of, study_folder
 from .tune import Choice, choose, searches, tune_json, tuned
 
 QUIET_ENDS = {2, 3}  # exit codes of a run that was refused: it left no record
@@ -150,10 +151,10 @@ class Work:
 
     def _planned(self) -> Plan:
         planned = plan(self.study, self.registry, self.results)
-        write_json(self.folder / CELLS, cells_json(planned.cells))
+        write_sealed(self.folder / CELLS, cells_json(planned.cells))
         if self.study.tune is not None:
-            write_json(
-                self.folder / "tune.json",
+            write_sealed(
+                self.folder / TUNING,
                 tune_json(self.study.tune, planned.choices, planned.cells),
             )
         return planned

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...core.errors import HarnessError, UsageError, unknown
-from ...core.run_folder import flatten, read_failure, read_result
+from ...core.run_folder import SPEC, flatten, read_failure, read_result
 from ...experiments.study.file import text_of
 from ..selection.figures import Answers, answers_of, controlled
 from ..selection.select import (
@@ -226,10 +226,9 @@ def differing(a: Row, b: Row) -> list[str]:
 
 def _options(record: Record) -> dict[str, Any]:
     """Return all settings of a run, by the names used to set them."""
-    try:
-        spec = spec_of(record)
-    except FileNotFoundError:
+    if not (Path(record["folder"]) / SPEC).exists():
         return dict(record["options"])
+    spec = spec_of(record)
     names = ("model", "start", "reference", "engine", "dtype", "weights", "snapshots", "quick")
     rest = {k: spec[k] for k in names if k in spec}
     stages, budget = (

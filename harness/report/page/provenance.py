@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import HarnessError
-from ...experiments.study.state import CELLS, study_folder
+from ...experiments.study.state import CELLS, TUNING, read_cells, read_tuning, study_folder
 from ..selection.select import Record, provenance_of
 from .sections import Section
 from .settings import text_of
@@ -95,9 +94,7 @@ def study_of(results: Path, name: str, shown: Sequence[Section]) -> dict[str, An
     """Return a study's file, its planned, missing and refused runs, and its tuning."""
     folder = study_folder(results, name)
     suites = {section.selection.suite for section in shown}
-    cells = [
-        c for c in json.loads((folder / CELLS).read_text(encoding="utf-8")) if c["suite"] in suites
-    ]
+    cells = [c for c in read_cells(folder / CELLS) if c["suite"] in suites]
     present = {run_key(r["folder"]) for section in shown for r in section.selection.records}
     planned = [c for c in cells if not c["trial"] and not c.get("refused")]
     return {
@@ -106,7 +103,7 @@ def study_of(results: Path, name: str, shown: Sequence[Section]) -> dict[str, An
         "planned": len(planned),
         "missing": [c for c in planned if run_key(c["folder"]) not in present],
         "refused": [c for c in cells if c.get("refused")],
-        "tuning": _tuning(folder / "tune.json", suites),
+        "tuning": _tuning(folder / TUNING, suites),
     }
 
 
@@ -115,21 +112,12 @@ def _text(file: Path) -> str:
 
 
 def _tuning(file: Path, suites: set[str]) -> dict[str, Any] | None:
-    if not file.is_file():
+    tuning = read_tuning(file)
+    if not tuning:
         return None
-    try:
-        tuning = json.loads(file.read_text(encoding="utf-8"))
-        searches = [_search(s) for s in tuning["searches"] if s["suite"] in suites]
-        return {
-            "trials": tuning["trials"],
-            "seed": tuning["seed"],
-            "rule": tuning["rule"],
-            "searches": searches,
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise HarnessError(
-            f"{file} is damaged ({error}). Run the study again: that writes the file again."
-        ) from error
+    searches = [_search(s) for s in tuning["searches"] if s["suite"] in suites]
+    told = {name: tuning[name] for name in ("trials", "seed", "rule")}
+    return {**told, "searches": searches}
 
 
 def _search(search: Mapping[str, Any]) -> dict[str, Any]:

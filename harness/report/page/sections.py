@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import unknown
-from ..selection.select import OWN_CODE, Record, Selection, ground_of, rows_of, suite_records
+from ...core.records import Damaged
+from ..selection.select import (
+    OWN_CODE,
+    Record,
+    Selection,
+    ground_of,
+    left_out,
+    rows_of,
+    sound,
+    suite_records,
+)
 from .settings import text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names
@@ -29,7 +39,10 @@ class Section:
 
 def sections(results: Path, study: str | None, suite: str | None) -> list[Section]:
     """Return the sections of a page: suites by name, the largest section of a suite first."""
-    records = suite_records(results, study)
+    damaged: list[Damaged] = []
+    records = sound(suite_records(results, study, damaged, suite), damaged)
+    if not records:
+        raise damaged[-1]
     suites = sorted({str(r["suite"]) for r in records})
     if suite is not None and suite not in suites:
         raise unknown("suite with runs", suite, suites)
@@ -37,7 +50,8 @@ def sections(results: Path, study: str | None, suite: str | None) -> list[Sectio
     for name in [suite] if suite else suites:
         groups = _by_ground([r for r in records if r["suite"] == name])
         for group, title in zip(groups, _titles(name, groups), strict=True):
-            selection = Selection(name, rows_of(group.records), results, study)
+            lost = left_out(name, damaged)
+            selection = Selection(name, rows_of(group.records), results, study, damaged=lost)
             shown.append(Section(f"s{len(shown)}", title, selection, group.ground, group.apart))
     return shown
 

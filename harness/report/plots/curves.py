@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from ...core.records import Damaged, show_damaged
 from ...core.run_folder import METRICS, rows_behind
 from ...statistics.over_prompts import t_quantile
 from ..selection.select import Record, Row, Selection
@@ -90,10 +91,14 @@ def curve_of(seeds: Sequence[Mapping[float, float]]) -> Curve:
 
 
 def logged_of(record: Record, name: str) -> dict[float, float]:
-    """Return {step: value} of a logged metric; empty if the run has none."""
-    if not (Path(record["folder"]) / METRICS).is_file():
+    """Return {step: value} of a logged metric; empty if the run has none, or damaged ones."""
+    if not (Path(record["folder"]) / METRICS).exists():
         return {}
-    rows = rows_behind(record, METRICS)
+    try:
+        rows = rows_behind(record, METRICS)
+    except Damaged as error:
+        show_damaged(error)
+        return {}
     return {float(r["step"]): float(r[name]) for r in rows if r.get(name) is not None}
 
 

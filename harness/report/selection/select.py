@@ -10,8 +10,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ...core.errors import HarnessError, UsageError, unknown
-from ...core.run_folder import FAILURE, RESULT, SAMPLES, flatten, rows_behind, runs
+from ...core.errors import UsageError, unknown
+from ...core.records import Damaged, rerun, show_damaged
+from ...core.run_folder import (
+    FAILURE,
+    PROVENANCE,
+    RESULT,
+    SAMPLES,
+    SPEC,
+    checked_bytes,
+    flatten,
+    has_seal,
+    read_beside,
+    rows_behind,
+    runs,
+)
 from ...core.spec import FORMER_METHODS, START
 from ...experiments.study.state import Place, places_of, refused_of
 
@@ -92,6 +105,7 @@ class Selection:
     # {label in the study: why the suite cannot serve it}
     refused: Mapping[str, str] = field(default_factory=dict)
     criteria: Filter = field(default_factory=Filter)
+    damaged: Sequence[str] = ()  # files that keep a run out, each with what to do
 
     @property
     def description(self) -> str:
@@ -109,20 +123,38 @@ class Selection:
         """The finished runs of all rows."""
         return [r for row in self.rows for r in row.good]
 
+    @property
+    def unsealed(self) -> int:
+        """The number of records of older versions: no digest protects their figures."""
+        return sum(not has_seal(r) for r in self.records)
+
 
 def select(results: Path, criteria: Filter) -> Selection:
     """Return the selected runs, one per recipe and seed; raise UsageError if incomparable.
 
     `criteria.mixed` allows runs that are not.
     """
-    suite, records = chosen(results, criteria)
+    damaged: list[Damaged] = []
+    suite, records = chosen(results, criteria, damaged)
     if not criteria.mixed:
         check_comparable([r for r in records if "failure" not in r])
     left = unfinished(results, suite, criteria.study)
     refused = refused_of(results, criteria.study, suite) if criteria.study is not None else {}
     return Selection(
-        suite, rows_of(records, criteria.each), results, criteria.study, left, refused, criteria
+        suite,
+        rows_of(records, criteria.each),
+        results,
+        criteria.study,
+        left,
+        refused,
+        criteria,
+        left_out(suite, damaged),
     )
+
+
+def left_out(suite: str, damaged: Iterable[Damaged]) -> list[str]:
+    """Return what is told of the damaged files of a suite's runs."""
+    return sorted({str(error) for error in damaged if _suite_of(error) in (suite, "")})
 
 
 def unfinished(results: Path, suite: str, study: str | None) -> list[str]:
@@ -150,9 +182,11 @@ def _begun(folder: Path) -> bool:
     return (folder / "spec.json").exists()
 
 
-def chosen(results: Path, criteria: Filter) -> tuple[str, list[dict[str, Any]]]:
-    """Return the suite and its records, comparable or not."""
-    records = _matching(results, criteria)
+def chosen(
+    results: Path, criteria: Filter, damaged: list[Damaged] | None = None
+) -> tuple[str, list[dict[str, Any]]]:
+    """Return the suite and its records, comparable or not; damaged ones are added to `damaged`."""
+    records = _matching(results, criteria, [] if damaged is None else damaged)
     suites = sorted({r["suite"] for r in records})
     if criteria.suite is None and len(suites) > 1:
         raise UsageError(f"Name one suite with --suite: there are runs of {', '.join(suites)}.")
@@ -167,19 +201,23 @@ def suites_of(results: Path, criteria: Filter) -> list[str]:
     """Return the suites of the matching runs, sorted; only that of the filter if it names one."""
     if criteria.suite is not None:
         return [criteria.suite]
-    return sorted({r["suite"] for r in _matching(results, criteria)})
+    return sorted({r["suite"] for r in _matching(results, criteria, [])})
 
 
-def _matching(results: Path, criteria: Filter) -> list[dict[str, Any]]:
+def _matching(results: Path, criteria: Filter, damaged: list[Damaged]) -> list[dict[str, Any]]:
     """Return the records of all suites that match methods and options; raise UsageError if none."""
-    every = suite_records(results, criteria.study)
+    every = suite_records(results, criteria.study, damaged, criteria.suite)
+    if criteria.where:  # the options are read from the specs
+        every = sound(every, damaged)
     known = _names(every)
     names = _whole(criteria.methods, known)
     criteria = replace(
         criteria, methods=[n if n in known else FORMER_METHODS.get(n, n) for n in names]
     )
     _check_names(every, criteria)
-    records = [r for r in every if _wanted(r, criteria)]
+    records = sound([r for r in every if _wanted(r, criteria)], damaged)
+    if not records and damaged:
+        raise damaged[-1]
     if not records:
         what = " and ".join([*criteria.methods, *(f"{k}={v}" for k, v in criteria.where.items())])
         raise UsageError(f"No run in {results} matches all of: {what}.")
@@ -197,22 +235,73 @@ def _named_by_entry(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def suite_records(results: Path, study: str | None = None) -> list[dict[str, Any]]:
+def suite_records(
+    results: Path,
+    study: str | None = None,
+    damaged: list[Damaged] | None = None,
+    suite: str | None = None,
+) -> list[dict[str, Any]]:
     """Return all records below a results folder, or those of a study.
 
-    Each has its `folder`; those of a study also have `label` and `entry`.
+    Each has its `folder`; those of a study also have `label` and `entry`. A damaged record of the
+    suite, or of any suite, is shown on stderr and added to `damaged`.
     """
-    recorded = runs(results)
+    errors: list[Damaged] = []
+    recorded = runs(results, errors)
+    places = places_of(results, study) if study is not None else {}
     if study is not None:
-        places = places_of(results, study)
         recorded = ((f, {**r, **_named(places[str(f)])}) for f, r in recorded if str(f) in places)
     records = _newest(recorded)
+    for error in errors:
+        here = study is None or str(error.path.parent) in places
+        if here and suite in (None, _suite_of(error)):
+            show_damaged(error)
+            (errors if damaged is None else damaged).append(error)
+    if not records and errors:
+        raise errors[0]
     if not records:
         raise UsageError(
             f"There is no run below {results}. Make one: harness run --method ppo --suite"
             " summarization"
         )
     return records
+
+
+def sound(records: Iterable[dict[str, Any]], damaged: list[Damaged]) -> list[dict[str, Any]]:
+    """Return the records whose other files are what was written.
+
+    The others are shown on stderr, and added to `damaged`.
+    """
+    whole = []
+    for record in records:
+        try:
+            check_files(record)
+            whole.append(record)
+        except Damaged as error:
+            show_damaged(error)
+            damaged.append(error)
+    return whole
+
+
+def check_files(record: Record) -> None:
+    """Raise Damaged if spec, provenance or answers of a finished run are not what was written."""
+    if "failure" in record:
+        return
+    if (Path(record["folder"]) / SPEC).exists():
+        spec_of(record)
+    provenance_of(record)
+    file = Path(record["folder"]) / SAMPLES
+    if not file.exists():
+        why = "it is missing: error bars and comparisons need the answers behind a run's figures"
+        raise Damaged(file, why, rerun(file.parent))
+    checked_bytes(record, SAMPLES)
+
+
+def _suite_of(error: Damaged) -> str:
+    """Return the suite of the run with a damaged file; empty if it is no file of a run."""
+    parts = error.path.parts
+    at = len(parts) - 1 - parts[::-1].index("runs") if "runs" in parts else len(parts)
+    return parts[at + 1] if at + 1 < len(parts) else ""
 
 
 def _names(records: Sequence[Record]) -> set[str]:
@@ -282,9 +371,9 @@ def _option(record: Record, name: str) -> Any:
     """
     head, _, rest = name.partition(".")
     if head == "suite":
-        return record["suite_options"].get(rest)
+        return record.get("suite_options", {}).get(rest)
     if head == "stage":
-        return flatten(spec_of(record)["stages"]).get(rest)
+        return flatten(spec_of(record).get("stages", {})).get(rest)
     if head == "labeller":
         return spec_of(record).get("labeller_options", {}).get(rest)
     if head == "run":
@@ -305,35 +394,22 @@ def _written_as(value: Any, text: str) -> bool:
 
 def spec_of(record: Record) -> dict[str, Any]:
     """Return the resolved spec beside a record."""
-    spec: dict[str, Any] = json.loads(
-        (Path(record["folder"]) / "spec.json").read_text(encoding="utf-8")
-    )
-    return spec
+    return read_beside(record, SPEC)
 
 
 def provenance_of(record: Record) -> dict[str, Any]:
     """Return the provenance of a run; empty if it has none."""
-    file = Path(record["folder"]) / "provenance.json"
-    provenance: dict[str, Any] = (
-        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    )
-    return provenance
+    there = (Path(record["folder"]) / PROVENANCE).exists()
+    return read_beside(record, PROVENANCE) if there else {}
 
 
 def samples_of(record: Record) -> list[dict[str, Any]]:
     """Return the answers of a run: a dict for each evaluated prompt."""
     file = Path(record["folder"]) / SAMPLES
-    if not file.is_file():
-        raise HarnessError(
-            f"{file} is missing: error bars and comparisons need the answers behind a run's"
-            f" figures. Delete the folder {file.parent} and run again."
-        )
     rows = rows_behind(record, SAMPLES)
-    if not rows or not all(isinstance(row, dict) and "prompt_id" in row for row in rows):
+    if not rows or not all("prompt_id" in row for row in rows):
         why = "it has no answers" if not rows else "a line is not an answer to a prompt"
-        raise HarnessError(
-            f"{file} is damaged ({why}). Delete the folder {file.parent} and run again."
-        )
+        raise Damaged(file, why, rerun(file.parent))
     return rows
 
 
@@ -385,8 +461,10 @@ def _made_with(record: Record) -> dict[str, str]:
     provenance = provenance_of(record)
     if not provenance:
         return {"provenance": "none"}
-    versions = {name: str(provenance["versions"].get(name)) for name in ("torch", "transformers")}
-    code = {name: str(provenance["code"].get(key))[:12] for name, key in CODE.items()}
+    versions = {
+        name: str(provenance.get("versions", {}).get(name)) for name in ("torch", "transformers")
+    }
+    code = {name: str(provenance.get("code", {}).get(key))[:12] for name, key in CODE.items()}
     return versions | code
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ...core.errors import HarnessError
 from ...core.execution import EVALUATION, TRAINING
 from ...core.movement import sentence
 from ...core.run_folder import unspent
-from ...experiments.study.state import CLASSES, LEFT, study_folder
+from ...experiments.study.state import CLASSES, LEFT, TUNING, read_tuning, study_folder
 from ..selection.select import Record, Row, Selection, spec_of, unlike
 
 
@@ -142,19 +140,11 @@ def _tuning(selection: Selection) -> dict[str | None, list[str]]:
     """Return {label: footnotes on tuning}; empty if the study does not tune."""
     if selection.study is None:
         return {}
-    file = study_folder(selection.results, selection.study) / "tune.json"
-    if not file.is_file():
-        return {}
-    try:
-        tune: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        searches = [s for s in tune["searches"] if s["suite"] == selection.suite]
-        notes: dict[str | None, list[str]] = {}
-        for s in searches:  # several entries may have chosen the same settings
+    tune = read_tuning(study_folder(selection.results, selection.study) / TUNING)
+    notes: dict[str | None, list[str]] = {}
+    for s in tune.get("searches", ()):  # several entries may have chosen the same settings
+        if s["suite"] == selection.suite:
             notes.setdefault(s["row"], []).extend(
                 _search(s, f"random search, seed {tune['seed']}; {tune['rule']}")
             )
-        return notes
-    except (ValueError, KeyError, TypeError) as error:
-        raise HarnessError(
-            f"{file} is damaged ({error}). Run the study again: that writes the file again."
-        ) from error
+    return notes

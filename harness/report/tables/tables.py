@@ -406,9 +406,15 @@ def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
 
 
 def unfinished_notes(selection: Selection) -> list[str]:
-    """Return the notes on runs that have not ended, and on those that the suite refused."""
+    """Return the notes on runs that have not ended, were refused, are damaged or have no seal."""
     reasons = "; ".join(f"{name}: {why}" for name, why in selection.refused.items())
     refused = [f"Refused: {reasons}."] if selection.refused else []
+    refused += [f"Left out: {why}" for why in selection.damaged]
+    if selection.unsealed:
+        refused.append(
+            f"No seal: {selection.unsealed} of {len(selection.records)} records are of an older"
+            " version, and no digest protects their figures."
+        )
     if not selection.unfinished:
         return refused
     more = ", ..." if len(selection.unfinished) > NAMED else ""
