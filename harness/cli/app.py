@@ -32,6 +32,7 @@ from ..core.suite_file import is_suite_file
 from .check_command import check
 from .clean_command import clean
 from .dry_run import of_run, of_study
+from .echo import echo
 from .evaluate_command import evaluate
 from .list_command import list_plugins
 from .options import plugin_files, results_option, settings_option
@@ -290,12 +291,12 @@ def run(
     from .display import show
 
     if options["model"]:  # hashing a large model takes a while
-        click.echo(f"{method} on {suite}: reading {options['model']}", err=True)
+        echo(f"{method} on {suite}: reading {options['model']}", err=True)
     how, settings = _fields(options, RunOptions), _fields(options, Request)
     rest = {name: value for name, value in options.items() if name not in {*how, *settings}}
     spec = resolve(Request(method, suite, **settings, fixed=rest), registry)
     if spec.method != method:
-        click.echo(f"The method {method} is called {spec.method}.", err=True)
+        echo(f"The method {method} is called {spec.method}.", err=True)
     if options["quick"] and not spec.quick:
         _warn(
             f"--quick lowers nothing: {spec.suite_name} says nothing of quick runs, or the"
@@ -367,8 +368,8 @@ def study(
     if dry_run:
         plan = work.plan(study_file, registry, results)
         states = [state_of(cell, results) for cell in plan.cells]
-        click.echo(show.dry_run(plan, states, Estimates(results)))
-        click.echo(of_study(plan.cells, registry, results), nl=False)
+        echo(show.dry_run(plan, states, Estimates(results)))
+        echo(of_study(plan.cells, registry, results), nl=False)
         return 0
     done = work.Work(
         study_file,
@@ -402,20 +403,20 @@ def show(registry: Registry, name: str, **choices: Any) -> None:
     if is_suite_file(name):
         from .show_suite_file import describe_suite_file
 
-        return click.echo(describe_suite_file(name, registry, request.model))
+        return echo(describe_suite_file(name, registry, request.model))
     if name.startswith("stage."):
-        return click.echo(describe_stage(name.removeprefix("stage."), registry, request))
+        return echo(describe_stage(name.removeprefix("stage."), registry, request))
     if is_run(name):
         return show_run(Path(name))
     kinds, plain = registry.kinds_of(registry.name_of("methods", name))
     if not kinds and (Path(name).is_dir() or "/" in name):
         from ..experiments.model_report import described
 
-        return click.echo(described(name))
+        return echo(described(name))
     if not kinds:
         registry.get("methods", name)
     for kind in kinds:
-        click.echo(describe(kind, registry.get(kind, plain), registry, request))
+        echo(describe(kind, registry.get(kind, plain), registry, request))
 
 
 @cli.command()
@@ -434,7 +435,7 @@ def new(kind: str, name: str, folder: Path) -> None:
 
     project = new_project(kind, name, folder)
     install = f"pip install -e '{project}[test]'"
-    click.echo(f"wrote {project}. Next: {install} && pytest {project} && harness check {name}")
+    echo(f"wrote {project}. Next: {install} && pytest {project} && harness check {name}")
 
 
 for command in (check, clean, evaluate, list_plugins, *COMMANDS):
@@ -442,11 +443,11 @@ for command in (check, clean, evaluate, list_plugins, *COMMANDS):
 
 
 def _say(message: str) -> None:
-    click.echo(message, err=True)
+    echo(message, err=True)
 
 
 def _warn(message: str) -> None:
-    click.secho(message, fg="yellow", err=True)
+    echo(message, fg="yellow", err=True)
 
 
 def main() -> None:
@@ -490,7 +491,7 @@ def _end(error: BaseException) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.secho(f"harness: {message}", fg="red", err=True)
+    echo(f"harness: {message}", fg="red", err=True)
     sys.exit(code)
 
 

@@ -11,6 +11,7 @@ import click
 from ..api.registry import Registry
 from ..core.errors import UsageError
 from ..core.suite_file import is_suite_file
+from .echo import echo
 from .options import output_option, plugin_files, settings_option
 
 CHECKED = ("methods", "suites", "labellers", "verifiers")
@@ -60,7 +61,7 @@ def check(registry: Registry, name: str, quick: bool, output: Path | None, **cho
         for finding in proofs(kind, plain, registry, options):
             findings.append(finding)
             colour = "red" if finding.status == FAILED else None
-            click.secho(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)
+            echo(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)
             if output is not None:
                 write_output(output, report(name, findings))
     return int(any(f.status == FAILED for f in findings))
@@ -82,4 +83,4 @@ def _kind_of(name: str, registry: Registry) -> tuple[str, str]:
 
 
 def _say(line: str) -> None:
-    click.echo(f"... {line}", err=True)
+    echo(f"... {line}", err=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from .echo import echo
+
 
 @click.command()
 @click.option(
@@ -50,15 +52,15 @@ def clean(
         mark = "delete" if item in marked else ""
         needed = item.state or "needed by " + (", ".join(item.needed_by) or "no run")
         size = _size(cleaning.size_of([item.path]))
-        click.echo(f"{mark:<6} {item.kind:<18} {size:>9}  {item.path}  ({needed})")
+        echo(f"{mark:<6} {item.kind:<18} {size:>9}  {item.path}  ({needed})")
     total = _size(cleaning.size_of([results]))
     freed = _size(cleaning.size_of([item.path for item in marked]))
-    click.echo(f"{total} in {results}; {len(marked)} marked to delete, {freed}")
+    echo(f"{total} in {results}; {len(marked)} marked to delete, {freed}")
     if delete:
         cleaning.delete(results, marked)
-        click.echo(f"deleted; {_size(cleaning.size_of([results]))} left")
+        echo(f"deleted; {_size(cleaning.size_of([results]))} left")
     elif marked:
-        click.echo("Nothing was deleted. Add --delete to delete what is marked.")
+        echo("Nothing was deleted. Add --delete to delete what is marked.")
 
 
 def _size(count: int) -> str:

@@ -15,6 +15,7 @@ from ..core.data_report import brief, recorded
 from ..core.errors import UsageError, unknown
 from ..core.movement import sentence
 from ..core.options import about, build, options_of, parse_settings
+from ..core.plain_text import visible
 from ..core.run_folder import FAILURE, RESULT, SAMPLES, read_failure, read_result, rows_behind
 from ..core.settings import STAGES
 from ..core.suite_file import is_suite_file, read_suite_file
@@ -71,7 +72,7 @@ def printable(text: str) -> Text:
     """Return model or user text for a terminal, without control characters and markup."""
     from rich.text import Text
 
-    return Text("".join(c if c.isprintable() or c == "\n" else " " for c in text))
+    return Text(visible(text))
 
 
 def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from ..api.registry import Registry
 from ..api.resolve import evaluated_anew
 from ..core.errors import HarnessError, UsageError
 from ..core.records import Damaged, show_damaged
+from .echo import echo
 from .options import plugin_files, settings_option
 
 
@@ -57,7 +58,7 @@ def _evaluate(
 
     results = _results_of(run)
     spec = evaluated_anew(read_spec(run), judge, stage_settings, registry)
-    warn = lambda text: click.echo(text, err=True)  # noqa: E731
+    warn = lambda text: echo(text, err=True)  # noqa: E731
     outcome = execute(spec, registry, RunOptions(results, warn=warn, say=warn, train=False))
     show(outcome)
     check_saved(outcome)

@@ -13,6 +13,7 @@ import click
 
 from ..api.registry import Registry
 from ..core.errors import UsageError
+from .echo import echo
 from .options import (
     methods_filter,
     output_option,
@@ -118,7 +119,7 @@ def plot(kind: str, output: Path | None, results: Path, **criteria: Any) -> None
     from ..report.plots.pictures import draw_files
 
     for line in draw_files(results, _filter(**criteria), kind, output):
-        click.echo(line)
+        echo(line)
 
 
 @click.command()
@@ -145,7 +146,7 @@ def report(
     text = page(results, study, suite, prompts)
     output = output or results / f"{study or 'report'}.html"
     write_output(output, text)
-    click.echo(f"wrote {output} ({len(text.encode()) / 1e6:.1f} MB)")
+    echo(f"wrote {output} ({len(text.encode()) / 1e6:.1f} MB)")
 
 
 @click.command()
@@ -203,12 +204,12 @@ def power(effect: float | None, **study: Any) -> None:
         raise UsageError(f"No such study: {error}.") from error
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     for row in [columns, ["-" * width for width in widths], *rows]:
-        click.echo(
+        echo(
             "| "
             + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             + " |"
         )
-    click.echo(f"\n{assumptions(design)}")
+    echo(f"\n{assumptions(design)}")
 
 
 def seeds_needed(
@@ -266,8 +267,8 @@ def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **how:
     from ..experiments.reproduce import Asked, read_run, summary
     from ..experiments.reproduce import reproduce as made_again
 
-    verdict = made_again(read_run(folder, data_folder), registry, Asked(**how), click.echo)
-    click.echo(summary(verdict, how["into"]))
+    verdict = made_again(read_run(folder, data_folder), registry, Asked(**how), echo)
+    echo(summary(verdict, how["into"]))
     return int(not verdict.reproduced)
 
 
@@ -293,10 +294,10 @@ def compare(a: str, b: str, style: str, results: Path, **criteria: Any) -> None:
     suites = suites_to_compare(results, (a, b), chosen)
     comparisons = [compared(results, (a, b), replace(chosen, suite=name)) for name in suites]
     if style == "json":
-        click.echo(as_json(comparisons))
+        echo(as_json(comparisons))
         return
     for i, comparison in enumerate(comparisons):
-        click.echo("\n" if i else "", nl=False)
+        echo("\n" if i else "", nl=False)
         show(comparison)
 
 

@@ -8,6 +8,7 @@ from ..api.registry import Registry
 from ..api.resolve import suite_class
 from ..core.data import Demonstration, completion_text, prompt_text
 from ..core.options import build
+from ..core.plain_text import visible
 from ..core.suite_file import read_suite_file
 
 PROMPT_CHARACTERS, COMPLETION_CHARACTERS = 1200, 800
@@ -51,5 +52,5 @@ def _example(suite: Any, example: Demonstration, model: str | None) -> list[str]
         ids = tokens.completion_ids(example.prompt.text, example.completion)
         answer, how = tokens.tokenizer.decode(ids), f"the first demonstration, for {model}"
     shown = (prompt[-PROMPT_CHARACTERS:], answer[:COMPLETION_CHARACTERS])
-    prompt, answer = ("".join(c if c.isprintable() or c == "\n" else " " for c in t) for t in shown)
+    prompt, answer = map(visible, shown)
     return ["", how, "--- prompt", prompt, "--- answer", answer]

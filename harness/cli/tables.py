@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import click
-
 from ..api.contracts import Reporter
 from ..core.errors import UsageError
 from ..core.global_state import put_back
 from ..core.table import Table
 from ..report.output import check_output, suite_file, write_output
 from ..report.selection.select import Filter, select, suites_of
+from .echo import echo
 
 ALL = "all"
 TERMINAL_COLUMNS = ("method", "seeds", "win_rate", "lc_win_rate", "kl", "length", "flops")
@@ -73,11 +72,11 @@ def print_tables(request: TableRequest) -> int:
         except UsageError as error:
             if len(suites) == 1:
                 raise
-            click.secho(f"harness: {suite}: {error}", fg="red", err=True)
+            echo(f"harness: {suite}: {error}", fg="red", err=True)
             code = error.exit_code
             continue
         text = fitted(table, request.reporter, width) if fit else rendered(table, request.reporter)
-        click.echo(f"\n{text}" if i else text, nl=False)
+        echo(f"\n{text}" if i else text, nl=False)
     return code
 
 
@@ -89,7 +88,7 @@ def write_tables(request: TableRequest, output: Path) -> int:
         file = output if len(suites) == 1 else suite_file(output, suite)
         write_output(file, rendered(request.table(suite, request.keys), request.reporter))
         if len(suites) > 1:
-            click.echo(f"wrote {file}")
+            echo(f"wrote {file}")
     return 0
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .plain_text import one_line
+
 PLACES = 3  # first places of skipped rows that are kept
 EXAMPLE = 80  # characters of an example
 TOO_MANY_CUT = 0.05  # share of texts cut above which the report warns
@@ -106,7 +108,7 @@ class DataReport:
     def lines(self) -> list[str]:
         """Return the report for the terminal: a few short lines."""
         lines = [*map(_source_line, self.sources), *self._split_line(), *self._token_line()]
-        return list(map(_printable, lines))
+        return list(map(one_line, lines))
 
     def warnings(self) -> list[str]:
         """Return what a user should look at, each with the option that mends it."""
@@ -120,7 +122,7 @@ class DataReport:
                 f"{self.measured.unknown:.0%} of the tokens are the tokenizer's unknown token: the"
                 " rows hold words that it does not know. Use a model whose tokenizer knows them."
             )
-        return list(map(_printable, found))
+        return list(map(one_line, found))
 
     def record(self) -> dict[str, Any]:
         """Return the report as it is recorded: JSON-able, and without the text of any prompt."""
@@ -190,11 +192,6 @@ def brief(values: Mapping[str, Any]) -> str:
         many = max(m.prompts.share, m.completions.share) > TOO_MANY_CUT and not report.lowered
         parts[-1] += " (warning: above 5 %)" if many else ""
     return "; ".join(filter(None, parts))
-
-
-def _printable(line: str) -> str:
-    """Return a line without control characters that a row may have brought."""
-    return "".join(c if c.isprintable() else " " for c in line)
 
 
 def _kind(reason: str) -> str:

@@ -190,6 +190,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "core/jobs.py",
     "core/lock_trial.py",
     "core/options.py",
+    "core/plain_text.py",
     "core/progress.py",
     "core/global_state.py",
     "core/interrupts.py",

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from .plain_text import visible
+
 
 class HarnessError(Exception):
     """An error that says what happened, where, what was expected, and what to do.
@@ -16,6 +18,10 @@ class HarnessError(Exception):
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message without terminal escapes: it may quote any file."""
+        return visible(super().__str__())
 
 
 class UsageError(HarnessError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.plain_text import markdown
 from ..core.spec import RunSpec
 
 _FIGURES = (  # names in a record, and what a reader knows them as
@@ -56,7 +57,7 @@ def model_card(spec: RunSpec, result: Mapping[str, Any], start: str, saved: Save
     name = f"{spec.method} on {spec.suite_name}"
     sections = [
         _heading(spec, saved.kind),
-        f"# {name}\n\n{_what(spec, result, saved)}",
+        f"# {markdown(name)}\n\n{_what(spec, result, saved)}",
         _table("Made from", ("part", "value"), _origins(spec, result, start)),
         _table("Measured", ("figure", "value", "95 % interval", "baseline"), _figures(result)),
         _table("Options", ("option", "value"), [(k, str(v)) for k, v in spec.options.items()]),
@@ -136,5 +137,5 @@ def _figures(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    cells = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in lines)
+    cells = (" | ".join(markdown(cell, cell=True) for cell in row) for row in lines)
     return f"## {title}\n\n" + "\n".join(f"| {row} |" for row in cells)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.digests import file_digest
+from ..core.plain_text import visible
 from ..core.records import Damaged
 from ..core.run_folder import ROLLOUTS, read_rows
 
@@ -204,6 +205,6 @@ def _text(value: Any) -> str:
 def _short(value: Any) -> str:
     """Return a value in few characters, as it may go to a terminal."""
     text = "none" if value is None else value if isinstance(value, str) else _text(value)
-    text = "".join(c if c.isprintable() else " " for c in text)
+    text = visible(text)
     digest = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
     return text[:12] if digest else text if len(text) <= CUT else f"{text[:CUT]}..."

@@ -12,6 +12,7 @@ import threading
 import time
 
 from harness import hookimpl
+from harness.core.plain_text import visible
 
 PLAIN_EVERY = 5.0  # seconds between plain lines of steps
 QUIET_EVERY = 30.0  # seconds between plain lines of an activity that reports no steps
@@ -110,7 +111,7 @@ class Console:
                 return
 
     def _print(self, line):
-        print(line, file=sys.stderr, flush=True)
+        print(visible(line), file=sys.stderr, flush=True)
         self.last = time.monotonic()
 
     def close(self):

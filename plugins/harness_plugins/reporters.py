@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.resources import files
 
 from harness import Reporter, hookimpl
+from harness.core.plain_text import markdown, one_line, spreadsheet, visible
 
 
 class Markdown(Reporter):
@@ -22,7 +23,7 @@ class Markdown(Reporter):
         """Return the table with aligned columns; bold is `**0.61**`, and the best mean
         `***0.61***`.
         """
-        rows = [[_line(name).replace("|", "\\|") for name in table.columns]]
+        rows = [[markdown(name, cell=True) for name in table.columns]]
         rows += [[self._cell(cell) for cell in row] for row in table.rows]
         widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
         lines = [
@@ -32,12 +33,15 @@ class Markdown(Reporter):
         rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
         marked = [f"({mark}) {text}" for mark, text in table.footnotes.items()]
         notes = [
-            f"\n{_line(note)}" for note in (*filter(None, [table.caption]), *marked, *table.notes)
+            f"\n{markdown(note)}"
+            for note in (*filter(None, [table.caption]), *marked, *table.notes)
         ]
-        return "\n".join([f"**{_line(table.title)}**\n", lines[0], rule, *lines[1:], *notes]) + "\n"
+        return (
+            "\n".join([f"**{markdown(table.title)}**\n", lines[0], rule, *lines[1:], *notes]) + "\n"
+        )
 
     def _cell(self, cell):
-        text = _line(cell.text).replace("|", "\\|")
+        text = markdown(cell.text, cell=True)
         stars = "*" * (2 * cell.bold + cell.best)
         marks = f"({', '.join(cell.marks)})" if cell.marks else ""
         return " ".join(
@@ -56,7 +60,7 @@ class CSV(Reporter):
         stream = io.StringIO()
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(table.plain)
+        writer.writerows({k: spreadsheet(v) for k, v in row.items()} for row in table.plain)
         return stream.getvalue()
 
 
@@ -104,7 +108,7 @@ class LaTeX(Reporter):
         """Return a file that compiles alone and inside a paper; a comment after each row names its
         runs.
         """
-        runs = [f"  % {' '.join(_line(r) for r in row)}" if row else "" for row in table.runs]
+        runs = [f"  % {' '.join(one_line(r) for r in row)}" if row else "" for row in table.runs]
         runs += [""] * (len(table.rows) - len(runs))
         lines = [
             self._row(row) + r" \\" + behind for row, behind in zip(table.rows, runs, strict=True)
@@ -125,7 +129,7 @@ class LaTeX(Reporter):
             "rows": "\n".join(lines),
             "notes": below if notes else "",
         }
-        return f"% {_line(table.title)}\n{self.BEGIN}{filled}"
+        return f"% {one_line(table.title)}\n{self.BEGIN}{filled}"
 
     def _row(self, row):
         first, *rest = row
@@ -154,7 +158,11 @@ class HTML(Reporter):
         from jinja2 import Environment, StrictUndefined
 
         environment = Environment(
-            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=lambda value: visible(value) if type(value) is str else value,
         )
         template = files("harness_plugins").joinpath("table.html").read_text(encoding="utf-8")
         return environment.from_string(template).render(table=table) + "\n"
@@ -229,15 +237,11 @@ ORDINARY = re.compile(r"[ -~\u00c0-\u00ff]")  # characters that pdflatex prints 
 def latex(text):
     """Return text escaped for LaTeX; a character unknown to pdflatex becomes its number."""
     set_as = (
-        SPECIAL.get(c) or (c if ORDINARY.match(c) else f"[U+{ord(c):04X}]") for c in _line(text)
+        SPECIAL.get(c) or (c if ORDINARY.match(c) else f"[U+{ord(c):04X}]") for c in one_line(text)
     )
     return NEGATIVE.sub(
         "$-$", "".join(set_as).replace("--", "-{}-")
     )  # no ligature to a dash, and a minus for numbers
-
-
-def _line(text):
-    return " ".join(str(text).split())
 
 
 @hookimpl

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ...core.movement import sentence
+from ...core.plain_text import visible
 from ..selection.select import Row
 from .compare import Compared, Cost, Measure, p_text
 
@@ -191,7 +192,7 @@ def _cut(text: str, indent: int = 2) -> str:
 
 
 def _safe(part: Part) -> Part:
-    """Return a part without control characters: model and user text goes to a terminal."""
+    """Return a part that is safe on a terminal."""
     if isinstance(part, str):
-        return "".join(c if c.isprintable() or c == "\n" else " " for c in part)
+        return visible(part)
     return [[str(_safe(cell)) for cell in row] for row in part]

@@ -5,17 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...core.plain_text import escape_of, visible
+
 HERE = Path(__file__).parent
-# Control characters but tab and newline, surrogates, and what turns or hides the text around it
-UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
-)
 
 
 def render(facts: Mapping[str, Any]) -> str:
@@ -48,16 +44,6 @@ def render(facts: Mapping[str, Any]) -> str:
 def empty_first(texts: Sequence[str]) -> int:
     """Return the number of empty texts at the start: of a reversed row, the cells to span."""
     return next((i for i, text in enumerate(texts) if text), 0)
-
-
-def visible(text: str) -> str:
-    r"""Return text with invisible and bidirectional characters escaped, as in \u202e."""
-    return UNSEEN.sub(lambda match: escape_of(match[0]), text)
-
-
-def escape_of(character: str) -> str:
-    r"""Return a character's escape, as in \u202e."""
-    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\u{{{ord(character):x}}}"
 
 
 def inline_json(value: Any) -> str:

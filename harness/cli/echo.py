@@ -1,0 +1,14 @@
+"""What the commands print: text of users and records is made visible on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..core.plain_text import visible
+
+
+def echo(text: object = "", err: bool = False, nl: bool = True, **style: Any) -> None:
+    """Print text, in a style of `click.style`, without terminal escapes of its own."""
+    click.secho(visible(str(text)), err=err, nl=nl, **style)
