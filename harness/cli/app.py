@@ -311,7 +311,7 @@ def run(
         from ..experiments.shared_stages import make_shared_stages
 
         for artifact in make_shared_stages(spec, registry, run_options):
-            click.echo(f"{'stored' if artifact.reused else 'made'}: {artifact.folder}")
+            echo(f"{'stored' if artifact.reused else 'made'}: {artifact.folder}")
         return
     outcome = execute(spec, registry, run_options)
     if is_main():
