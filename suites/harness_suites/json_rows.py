@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 
 from harness import UsageError
 
+from .limits import USUAL, Limits
+
 CHUNK = 1 << 20  # bytes read at a time
-LONGEST_ROW = 1 << 25  # bytes of one row
 BLANK = " \t\r\n"
 # the keys under which files keep their list of rows; any other key is named by the user
 WRAPPERS = (
@@ -42,27 +43,29 @@ class Row:
     fault: str = ""
 
 
-def json_rows(name: str, opened: Open, key: str = "") -> Iterator[Row]:
+def json_rows(name: str, opened: Open, key: str = "", limits: Limits = USUAL) -> Iterator[Row]:
     """Yield the rows of JSON text.
 
     Args:
         name: The file as messages name it.
         opened: Opens the file from its beginning, as plain UTF-8 bytes.
         key: Where the text is one object, the key of its list of rows; empty finds it.
+        limits: How long a row may be.
 
     Raises:
         UsageError: The text is not JSON, or holds several lists and `key` names none of them.
     """
     layout = _layout(opened)
-    chosen = _chosen(name, _lists(opened), key) if layout == "object" else None
+    chosen = _chosen(name, _lists(opened, limits), key) if layout == "object" else None
     if key and chosen is None:
         raise UsageError(f"{name}: it has no part {key!r}, only rows.")
     if layout == "lines" or (layout == "object" and chosen is None):
-        yield from _lines(name, opened)
+        yield from _lines(opened, limits)
         return
     with opened() as stream:
-        reader = _Reader(stream)
-        yield from _numbered(name, reader.member(chosen) if chosen else reader.document())
+        reader = _Reader(stream, limits)
+        values = reader.member(chosen) if chosen else reader.document()
+        yield from _numbered(name, values, limits)
 
 
 def parsed(text: str) -> Any:
@@ -73,13 +76,15 @@ def parsed(text: str) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def _lines(name: str, opened: Open) -> Iterator[Row]:
+def _lines(opened: Open, limits: Limits) -> Iterator[Row]:
     with opened() as stream:
         number = 0
-        while line := stream.readline(LONGEST_ROW + 1):
+        while line := stream.readline(limits.row_bytes + 1):
             number += 1
-            if len(line) > LONGEST_ROW:
-                raise UsageError(_too_long(name, f"line {number}"))
+            if len(line) > limits.row_bytes:
+                _read_to_end_of_line(stream, line)
+                yield Row(f"line {number}", None, limits.too_long())
+                continue
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip(BLANK)
                 if text:
@@ -90,14 +95,19 @@ def _lines(name: str, opened: Open) -> Iterator[Row]:
                 yield Row(f"line {number}", None, f"not a JSON object: {error}")
 
 
-def _too_long(name: str, place: str) -> str:
+def _read_to_end_of_line(stream: BinaryIO, line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = stream.readline(CHUNK)
+
+
+def _too_long(name: str, place: str, limits: Limits) -> str:
     return (
-        f"{name}, {place}: longer than {LONGEST_ROW >> 20} MiB. Write one row to a line, or the"
-        " rows as one JSON array."
+        f"{name}, {place}: {limits.too_long()}. Write one row to a line, or the rows as one JSON"
+        " array, or set a larger max_row_mib."
     )
 
 
-def _numbered(name: str, values: Iterator[Any]) -> Iterator[Row]:
+def _numbered(name: str, values: Iterator[Any], limits: Limits) -> Iterator[Row]:
     """Yield the values as rows; an array that breaks off is refused, because nothing says where
     its next row begins.
     """
@@ -107,7 +117,7 @@ def _numbered(name: str, values: Iterator[Any]) -> Iterator[Row]:
             number += 1
             yield Row(f"row {number}", value)
     except OverflowError as error:
-        raise UsageError(_too_long(name, f"row {number + 1}")) from error
+        raise UsageError(_too_long(name, f"row {number + 1}", limits)) from error
     except ValueError as error:
         raise UsageError(f"{name}, row {number + 1}: not JSON: {error}.") from error
 
@@ -135,14 +145,14 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _lists(opened: Open) -> list[str]:
+def _lists(opened: Open, limits: Limits) -> list[str]:
     """Return the keys of an object's lists of objects; none where the text is no single object.
 
     A list that breaks off under a usual key counts, so that its fault is named and not the first
     line's.
     """
     with opened() as stream:
-        reader = _Reader(stream)
+        reader = _Reader(stream, limits)
         try:
             keys = [key for key, is_list in reader.members() if is_list]
             return keys if reader.at_end() else []
@@ -168,8 +178,8 @@ def _chosen(name: str, found: list[str], key: str) -> str | None:
 class _Reader:
     """Takes JSON values one by one from a stream of UTF-8."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: BinaryIO, limits: Limits) -> None:
+        self.stream, self.most = stream, limits.row_bytes
         self.decoder = json.JSONDecoder()
         self.utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self.text, self.start, self.ended = "", 0, False
@@ -280,7 +290,7 @@ class _Reader:
         if self.ended:
             return False
         self.text, self.start = self.text[self.start :], 0
-        if len(self.text) > LONGEST_ROW:
+        if len(self.text) > self.most:
             raise OverflowError
         read = self.stream.read(max(CHUNK, len(self.text)))
         self.ended = not read

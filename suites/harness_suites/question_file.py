@@ -38,6 +38,7 @@ from harness import (
 from harness.core.data import Text
 
 from .conversations import as_messages, read_text
+from .limits import number
 from .rows import RowSuite
 
 CALCULATION = re.compile(r"<<[^<>]{0,200}>>")  # GSM8K's calculator marks
@@ -153,6 +154,7 @@ def _cell(row: object, column: str) -> str:
         raise ValueError(f"no column {column!r}; there are {', '.join(sorted(row)) or 'none'}")
     value = row[column]
     if isinstance(value, int | float) and not isinstance(value, bool):
+        number(value, repr(column))
         value = str(value).removesuffix(".0")
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{column!r}: expected text or a number, not {str(value)[:40]!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,7 @@ from harness.core.options import build
 from harness.models.chat import ChatOptions
 
 from .json_rows import Row
+from .limits import Limits
 from .rendering import RenderingCheck
 from .sources import PARTS, Source, expanded, is_path
 
@@ -79,6 +80,10 @@ class RowSuite(Suite):
     chat_template: bool | str = "auto"
     chat_date: str = "2024-07-26"  # the day that the clock of a chat template shows
     chat_options: tuple[str, ...] = ()  # NAME=VALUE of the template: ["enable_thinking=false"]
+    max_row_mib: float = 32.0  # MiB of one row
+    max_columns: int = 1000  # of a row
+    max_depth: int = 64  # levels of lists and objects in a row
+    max_unpacked_gib: float = 16.0  # GiB of a compressed file, after unpacking
     test_share: float = 0.15  # of the rows: evaluation prompts, unless `test` names them
     validation_share: float = 0.05  # of the rows: what settings are chosen on
 
@@ -86,6 +91,7 @@ class RowSuite(Suite):
         """Raise ValueError for options that make no sense."""
         self._check_sources()
         ChatOptions.of(self).check()
+        self._limits.check()
         if self.bad_rows not in ("fail", "skip"):
             raise ValueError(f"bad_rows is fail or skip, not {self.bad_rows!r}")
         if self.shared_prompts not in ("drop", "fail"):
@@ -164,6 +170,10 @@ class RowSuite(Suite):
         return RenderingCheck(self.model, chat, self.max_prompt_tokens, self.answers_train)
 
     # -- sources ----------------------------------------------------------------------------------
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})
 
     @cached_property
     def _report(self) -> DataReport:
@@ -258,10 +268,11 @@ class RowSuite(Suite):
         found: Placed[Example] = []
         report = SourceReport(source.label, source.part)
         self._report.sources.append(report)
-        with closing(source.rows()) as rows:
+        with closing(source.rows(self._limits)) as rows:
             for row in rows:
                 report.rows += 1
                 try:
+                    self._limits.check_row(row.value)
                     examples = _examples(row, read)
                     for example in examples if self._rendering else ():
                         self._rendering.check(example)
@@ -383,6 +394,8 @@ def _whole(example: Example) -> Example:
     texts = (getattr(example, name, None) for name in ("completion", "chosen", "rejected"))
     for text in _strings([example.prompt.text, example.prompt.answer, *texts]):
         text.encode()
+        if "\x00" in text:
+            raise ValueError("a NUL character, which is no text")
     return example
 
 

@@ -24,12 +24,14 @@ from typing import Any, BinaryIO
 from harness import UsageError
 from harness.core import hub
 
-from .json_rows import LONGEST_ROW, Row, json_rows
+from .json_rows import Row, json_rows
+from .limits import GIB, USUAL, Limits, unpacking
 
 PARTS = ("train", "validation", "test")
 ENDINGS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 BATCH = 32  # rows of a Parquet file decoded at a time
+FEW = 2  # the same, where a value may be as long as a row may be
 LONGEST_FOOTER = 1 << 24  # bytes of a Parquet file's description of its columns
 # what a cut or damaged file, or one of another encoding, raises
 UNREADABLE = (EOFError, OSError, UnicodeDecodeError, csv.Error, lzma.LZMAError, zlib.error)
@@ -93,8 +95,8 @@ class Source:
         inside = (f for f in sorted(self.path.rglob("*")) if f.is_file())
         return [f for f in inside if not any(p.startswith(".") for p in _below(f, self.path))]
 
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows in their order.
+    def rows(self, limits: Limits = USUAL) -> Iterator[Row]:
+        """Yield the rows in their order; one that exceeds a limit has it as its fault.
 
         Raises:
             UsageError: The source is not there, or is not what its name says.
@@ -109,20 +111,20 @@ class Source:
             raise UsageError(f"{self.path} is no file and no folder that rows can be read from.")
         if self.config:
             raise UsageError(f"{self.path} is one file: it has no configuration {self.config!r}.")
-        return self._file_rows()
+        return self._file_rows(limits)
 
-    def _file_rows(self) -> Iterator[Row]:
+    def _file_rows(self, limits: Limits) -> Iterator[Row]:
         name = str(self.path)
         try:
             kind = _kind_of(self.path)
             if kind == "JSON":
-                yield from json_rows(name, partial(_opened, self.path), self.split)
+                yield from json_rows(name, partial(_opened, self.path, limits), self.split, limits)
             elif self.split:
                 raise UsageError(f"{name}: it has no part {self.split!r}, only rows.")
             elif kind == "Parquet":
-                yield from _parquet_rows(self.path)
+                yield from _parquet_rows(self.path, limits)
             else:
-                yield from _table_rows(self.path, "\t" if kind == "TSV" else ",")
+                yield from _table_rows(self.path, "\t" if kind == "TSV" else ",", limits)
         except UNREADABLE as error:
             raise UsageError(f"{name} cannot be read as {kind}: {error}.") from error
 
@@ -257,45 +259,75 @@ def _check_encoding(path: Path, head: bytes) -> None:
         raise UsageError(f"{path} is a zip archive (or a spreadsheet): unpack it, or export CSV.")
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path, limits: Limits = USUAL) -> BinaryIO:
     """Return a file's bytes, unpacked where they begin like those of a compressed file."""
     with path.open("rb") as stream:
         head = stream.read(6)
     if head.startswith(b"\x1f\x8b"):
-        return gzip.open(path)
+        return unpacking(gzip.open(path), path, limits)
     if head.startswith(b"BZh"):
-        return bz2.open(path)
+        return unpacking(bz2.open(path), path, limits)
     if head == b"\xfd7zXZ\x00":
-        return lzma.open(path)
+        return unpacking(lzma.open(path), path, limits)
     if head.startswith(b"\x28\xb5\x2f\xfd"):
         import pyarrow
 
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+        return unpacking(pyarrow.input_stream(str(path), compression="zstd"), path, limits)
     return path.open("rb")
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, limits: Limits) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet as pq
 
-    with _opened(path) as stream:
+    with _opened(path, limits) as stream:
         try:
             _check_footer(path, stream)
-            plain = isinstance(stream, io.BufferedReader)  # not compressed as a whole
+            plain = isinstance(getattr(stream, "raw", None), io.FileIO)  # not compressed as a whole
             file = pq.ParquetFile(path if plain else stream, pre_buffer=False)
-            yield from _numbered(_parquet_values(file))
+            _check_columns(path, file.metadata, limits)
+            yield from _numbered(_parquet_values(file, limits))
         except pyarrow.ArrowException as error:
             raise UsageError(f"{path} cannot be read as Parquet: {error}.") from error
 
 
-def _parquet_values(file: Any) -> Iterator[Any]:
+def _parquet_values(file: Any, limits: Limits) -> Iterator[Any]:
     """Yield the rows of an open Parquet file.
 
     Row groups are asked for one by one: Arrow reads ahead over all that it is asked for.
     """
     for group in range(file.num_row_groups):
-        for batch in file.iter_batches(BATCH, row_groups=[group]):
+        size = BATCH if _largest_chunk(file.metadata.row_group(group)) < limits.row_bytes else FEW
+        for batch in file.iter_batches(size, row_groups=[group]):
             yield from batch.to_pylist()
+
+
+def _largest_chunk(group: Any) -> int:
+    """Return the unpacked bytes of the largest column of a row group.
+
+    A value in it may be that long, and a dictionary repeats it for every row.
+    """
+    return max(
+        (group.column(i).total_uncompressed_size for i in range(group.num_columns)), default=0
+    )
+
+
+def _check_columns(path: Path, metadata: Any, limits: Limits) -> None:
+    """Refuse a file with too many columns, or with columns that unpack to too much."""
+    if metadata.num_columns > limits.max_columns:
+        raise UsageError(
+            f"{path}: {metadata.num_columns} columns, more than max_columns ="
+            f" {limits.max_columns}. Write a file with only the columns that hold the rows, or"
+            " set a larger max_columns."
+        )
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    for number, group in enumerate(groups, 1):
+        if group.total_byte_size > limits.max_unpacked_gib * GIB:
+            raise UsageError(
+                f"{path}, row group {number}: it unpacks to {group.total_byte_size:,} bytes, more"
+                f" than max_unpacked_gib = {limits.max_unpacked_gib:g} GiB. Write smaller row"
+                " groups, or set a larger max_unpacked_gib."
+            )
 
 
 def _check_footer(path: Path, stream: BinaryIO) -> None:
@@ -311,18 +343,23 @@ def _check_footer(path: Path, stream: BinaryIO) -> None:
     stream.seek(0)
 
 
-def _table_rows(path: Path, delimiter: str) -> Iterator[Row]:
+def _table_rows(path: Path, delimiter: str, limits: Limits) -> Iterator[Row]:
     """Yield the lines of a table with a header as objects; a cell with a list of messages in JSON
     becomes that list.
     """
-    csv.field_size_limit(LONGEST_ROW)
-    with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as stream:
+    csv.field_size_limit(limits.row_bytes)
+    with io.TextIOWrapper(_opened(path, limits), encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        header = next(reader, [])
+        header = next(_checked(path, reader), [])
+        if len(header) > limits.max_columns:
+            raise UsageError(
+                f"{path}, line 1: {len(header)} columns, more than max_columns ="
+                f" {limits.max_columns}. Set a larger max_columns."
+            )
         if len(set(header)) < len(header):
             raise UsageError(f"{path}: two columns of its header have the same name: {header}.")
         line = reader.line_num
-        for cells in reader:
+        for cells in _checked(path, reader):
             first, line = line + 1, reader.line_num
             if not cells:
                 continue
@@ -331,6 +368,23 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[Row]:
             else:
                 fault = f"{len(cells)} cells under a header of {len(header)}"
                 yield Row(f"line {first}", None, fault)
+
+
+def _checked(path: Path, reader: Any) -> Iterator[list[str]]:
+    """Yield the rows of a table; name the line of a cell that is too long."""
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if "field limit" not in str(error):
+                raise
+            raise UsageError(
+                f"{path}, line {reader.line_num}: a cell is longer than max_row_mib allows. A quote"
+                " may be open; if not, set a larger max_row_mib."
+            ) from error
+        if cells is None:
+            return
+        yield cells
 
 
 def _table_row(place: str, header: list[str], cells: list[str]) -> Row:

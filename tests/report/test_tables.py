@@ -171,7 +171,7 @@ def test_figures_must_be_those_of_the_answers(tmp_path):
     ):
         of(tmp_path)
     file.unlink()
-    with pytest.raises(HarnessError, match="samples.jsonl is missing"):
+    with pytest.raises(HarnessError, match="samples.jsonl is damaged .it is missing"):
         of(tmp_path)
 
 
@@ -562,7 +562,8 @@ def test_table_without_samples_is_one_message(tmp_path):
     (file,) = tmp_path.rglob("samples.jsonl")
     for text, why in (
         ("", "it has no answers"),
-        ("[1]\n", "not an answer to a prompt"),
+        ("[1]\n", "a line is not an object"),
+        ('{"a": 1}\n', "not an answer to a prompt"),
         ("{\n", "damaged"),
     ):
         file.write_text(text)

@@ -149,10 +149,10 @@ def test_a_line_that_is_not_utf8_is_a_bad_row(suite):
 
 @pytest.mark.parametrize("text", ['{"prompt": "' + " " * 3000, " " * 3000, "[" + " " * 3000])
 def test_a_row_without_end_is_refused_and_not_read_into_memory(suite, text, monkeypatch):
-    monkeypatch.setattr(json_rows, "LONGEST_ROW", 2000)
     monkeypatch.setattr(json_rows, "CHUNK", 100)
+    data = {"data.json": gzip.compress(text.encode())}
     with pytest.raises(UsageError, match="data.json"):
-        suite({"data.json": gzip.compress(text.encode())}).preferences()
+        suite(data, max_row_mib=2000 / 2**20).preferences()
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,11 @@ def _plain(part: Part) -> str:
 def _cut(text: str, indent: int = 2) -> str:
     """Return text on at most MOST_LINES lines, its line breaks replaced by spaces."""
     lines = textwrap.wrap(
-        text, WIDTH, subsequent_indent=" " * indent, max_lines=MOST_LINES, placeholder=" ..."
+        visible(text),
+        WIDTH,
+        subsequent_indent=" " * indent,
+        max_lines=MOST_LINES,
+        placeholder=" ...",
     )
     return "\n".join(lines)
 
