@@ -20,7 +20,6 @@ from harness_plugins.reporters import CSV, Markdown
 
 from harness.cli.tables import TERMINAL_COLUMNS, TableRequest, fitted
 from harness.core.errors import HarnessError, UsageError
-from harness.core.files import write_json
 from harness.core.records import write_sealed
 from harness.core.run_folder import read_rows, write_rows
 from harness.core.table import Cell, Table
@@ -619,7 +618,7 @@ def test_notes_are_silent_without_cached_work(tmp_path):
 def made_by(folder, commit, dirty, code):
     told = json.loads((folder / "provenance.json").read_text())
     git = {"commit": commit, "dirty": dirty} if commit else None
-    write_json(
+    write_sealed(
         folder / "provenance.json", told | {"git": git, "code": told["code"] | {"harness": code}}
     )
     return hashlib.sha256((folder / "samples.jsonl").read_bytes()).hexdigest()
