@@ -304,7 +304,7 @@ def run(
         )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if dry_run:
-        return click.echo(of_run(spec, registry, options["results"]))
+        return echo(of_run(spec, registry, options["results"]))
     started = click.get_current_context().obj
     run_options = RunOptions(**how, warn=_warn, say=_say, started=started)
     if only_stages:

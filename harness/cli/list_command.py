@@ -8,6 +8,7 @@ import click
 
 from ..api.registry import KINDS, Registry
 from ..core.options import summary_of
+from .echo import echo
 from .options import plugin_files
 
 
@@ -18,20 +19,18 @@ def list_plugins(registry: Registry) -> None:
     for kind in KINDS:
         names = registry.classes[kind]
         if names:
-            click.secho(kind, bold=True)
+            echo(kind, bold=True)
         for name in sorted(names):
             origin = registry.origins[kind, name]
-            click.echo(
+            echo(
                 f"  {name:<16} {_about(kind, names[name]):<112.112} {origin.distribution}"
                 f" {origin.version}"
             )
     for name, (origin, reason) in registry.broken.items():
-        click.secho(f"broken: {name} of {origin.distribution} {origin.version}: {reason}", fg="red")
+        echo(f"broken: {name} of {origin.distribution} {origin.version}: {reason}", fg="red")
     for (kind, name), origins in registry.clashes.items():
         offers = ", ".join(f"{o.distribution} {o.version}" for o in origins)
-        click.secho(
-            f"clash: {kind[:-1]} {name} is offered by {offers}; it cannot be used", fg="red"
-        )
+        echo(f"clash: {kind[:-1]} {name} is offered by {offers}; it cannot be used", fg="red")
 
 
 def _about(kind: str, cls: Any) -> str:
