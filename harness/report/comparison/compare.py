@@ -20,17 +20,8 @@ from ...core.errors import HarnessError, UsageError, unknown
 from ...core.run_folder import SPEC, flatten, read_failure, read_result
 from ...experiments.study.file import text_of
 from ..selection.figures import Answers, answers_of, controlled
-from ..selection.select import (
-    Filter,
-    Record,
-    Row,
-    chosen,
-    rows_of,
-    samples_of,
-    spec_of,
-    suites_of,
-    unlike,
-)
+from ..selection.run_files import samples_of, spec_of
+from ..selection.select import Filter, Record, Row, chosen, rows_of, suites_of, unlike
 
 if TYPE_CHECKING:
     from ...statistics.compare import Comparison

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.errors import HarnessError
-from ..selection.select import Record, Selection, samples_of
+from ..selection.run_files import samples_of
+from ..selection.select import Record, Selection
 from .sections import Section
 
 Samples = Mapping[str, Mapping[str, Any]]  # by prompt id

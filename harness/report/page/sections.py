@@ -8,16 +8,8 @@ from pathlib import Path
 
 from ...core.errors import unknown
 from ...core.records import Damaged
-from ..selection.select import (
-    OWN_CODE,
-    Record,
-    Selection,
-    ground_of,
-    left_out,
-    rows_of,
-    sound,
-    suite_records,
-)
+from ..selection.run_files import left_out, sound
+from ..selection.select import OWN_CODE, Record, Selection, ground_of, rows_of, suite_records
 from .settings import text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names

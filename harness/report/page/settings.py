@@ -12,7 +12,8 @@ from typing import Any
 from ...core.data_report import recorded
 from ...core.run_folder import flatten
 from ...experiments.study.state import CLASSES
-from ..selection.select import Record, Row, Selection, spec_of
+from ..selection.run_files import spec_of
+from ..selection.select import Record, Row, Selection
 from ..tables.footnotes import settings_of
 
 SHARED = (

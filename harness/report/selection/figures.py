@@ -17,7 +17,8 @@ from ...core.errors import HarnessError, UsageError
 from ...core.run_folder import SAMPLES
 from ...statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
 from ...statistics.length import LengthControlled, length_controlled
-from .select import Record, Row, provenance_of, samples_of
+from .run_files import provenance_of, samples_of
+from .select import Record, Row
 
 MEANS = (
     "gold",

@@ -11,22 +11,17 @@ from statistics import fmean
 from typing import Any
 
 from ...core.errors import UsageError, unknown
-from ...core.records import Damaged, rerun, show_damaged
+from ...core.records import Damaged, show_damaged
 from ...core.run_folder import (
     FAILURE,
-    PROVENANCE,
     RESULT,
-    SAMPLES,
-    SPEC,
-    checked_bytes,
     flatten,
     has_seal,
-    read_beside,
-    rows_behind,
     runs,
 )
 from ...core.spec import FORMER_METHODS, START
 from ...experiments.study.state import Place, places_of, refused_of
+from .run_files import left_out, provenance_of, sound, spec_of, suite_of
 
 Record = Mapping[str, Any]
 Key = tuple[str, str, str | None]  # of a row: method, recipe, and the label in a study
@@ -152,11 +147,6 @@ def select(results: Path, criteria: Filter) -> Selection:
     )
 
 
-def left_out(suite: str, damaged: Iterable[Damaged]) -> list[str]:
-    """Return what is told of the damaged files of a suite's runs."""
-    return sorted({str(error) for error in damaged if _suite_of(error) in (suite, "")})
-
-
 def unfinished(results: Path, suite: str, study: str | None) -> list[str]:
     """Return the names of the runs of a suite, or of a study, that have not ended."""
     suite_folder = results / "runs" / suite
@@ -254,7 +244,7 @@ def suite_records(
     records = _newest(recorded)
     for error in errors:
         here = study is None or str(error.path.parent) in places
-        if here and suite in (None, _suite_of(error)):
+        if here and suite in (None, suite_of(error)):
             show_damaged(error)
             (errors if damaged is None else damaged).append(error)
     if not records and errors:
@@ -265,46 +255,6 @@ def suite_records(
             " summarization"
         )
     return records
-
-
-def sound(records: Iterable[dict[str, Any]], damaged: list[Damaged]) -> list[dict[str, Any]]:
-    """Return the records whose other files are what was written.
-
-    The others are shown on stderr, and added to `damaged`.
-    """
-    whole = []
-    for record in records:
-        try:
-            check_files(record)
-            whole.append(record)
-        except Damaged as error:
-            show_damaged(error)
-            damaged.append(error)
-    return whole
-
-
-def check_files(record: Record) -> None:
-    """Raise Damaged if spec, provenance or answers of a finished run are not what was written."""
-    if "failure" in record:
-        return
-    if (Path(record["folder"]) / SPEC).exists():
-        spec_of(record)
-    provenance_of(record)
-    file = Path(record["folder"]) / SAMPLES
-    if not file.exists():
-        why = "it is missing: error bars and comparisons need the answers behind a run's figures"
-        raise Damaged(file, why, rerun(file.parent))
-    if SAMPLES in record.get("files", {}):
-        checked_bytes(record, SAMPLES)
-    else:
-        samples_of(record)
-
-
-def _suite_of(error: Damaged) -> str:
-    """Return the suite of the run with a damaged file; empty if it is no file of a run."""
-    parts = error.path.parts
-    at = len(parts) - 1 - parts[::-1].index("runs") if "runs" in parts else len(parts)
-    return parts[at + 1] if at + 1 < len(parts) else ""
 
 
 def _names(records: Sequence[Record]) -> set[str]:
@@ -393,27 +343,6 @@ def _written_as(value: Any, text: str) -> bool:
         return float(text) == value
     except ValueError:
         return False
-
-
-def spec_of(record: Record) -> dict[str, Any]:
-    """Return the resolved spec beside a record."""
-    return read_beside(record, SPEC)
-
-
-def provenance_of(record: Record) -> dict[str, Any]:
-    """Return the provenance of a run; empty if it has none."""
-    there = (Path(record["folder"]) / PROVENANCE).exists()
-    return read_beside(record, PROVENANCE) if there else {}
-
-
-def samples_of(record: Record) -> list[dict[str, Any]]:
-    """Return the answers of a run: a dict for each evaluated prompt."""
-    file = Path(record["folder"]) / SAMPLES
-    rows = rows_behind(record, SAMPLES)
-    if not rows or not all("prompt_id" in row for row in rows):
-        why = "it has no answers" if not rows else "a line is not an answer to a prompt"
-        raise Damaged(file, why, rerun(file.parent))
-    return rows
 
 
 def check_comparable(records: Sequence[Record]) -> None:

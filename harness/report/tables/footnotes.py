@@ -10,7 +10,8 @@ from ...core.execution import EVALUATION, TRAINING
 from ...core.movement import sentence
 from ...core.run_folder import unspent
 from ...experiments.study.state import CLASSES, LEFT, TUNING, read_tuning, study_folder
-from ..selection.select import Record, Row, Selection, spec_of, unlike
+from ..selection.run_files import spec_of
+from ..selection.select import Record, Row, Selection, unlike
 
 
 class Footnotes:

@@ -1,0 +1,85 @@
+"""The files of recorded runs: read, checked, and left out where they are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...core.records import Damaged, rerun, show_damaged
+from ...core.run_folder import (
+    PROVENANCE,
+    SAMPLES,
+    SPEC,
+    checked_bytes,
+    read_beside,
+    rows_behind,
+)
+
+Record = Mapping[str, Any]
+
+
+def left_out(suite: str, damaged: Iterable[Damaged]) -> list[str]:
+    """Return what is told of the damaged files of a suite's runs."""
+    return sorted({str(error) for error in damaged if suite_of(error) in (suite, "")})
+
+
+def sound(records: Iterable[dict[str, Any]], damaged: list[Damaged]) -> list[dict[str, Any]]:
+    """Return the records whose other files are what was written.
+
+    The others are shown on stderr, and added to `damaged`.
+    """
+    whole = []
+    for record in records:
+        try:
+            check_files(record)
+            whole.append(record)
+        except Damaged as error:
+            show_damaged(error)
+            damaged.append(error)
+    return whole
+
+
+def check_files(record: Record) -> None:
+    """Raise Damaged if spec, provenance or answers of a finished run are not what was written."""
+    if "failure" in record:
+        return
+    if (Path(record["folder"]) / SPEC).exists():
+        spec_of(record)
+    provenance_of(record)
+    file = Path(record["folder"]) / SAMPLES
+    if not file.exists():
+        why = "it is missing: error bars and comparisons need the answers behind a run's figures"
+        raise Damaged(file, why, rerun(file.parent))
+    if SAMPLES in record.get("files", {}):
+        checked_bytes(record, SAMPLES)
+    else:
+        samples_of(record)
+
+
+def spec_of(record: Record) -> dict[str, Any]:
+    """Return the resolved spec beside a record."""
+    return read_beside(record, SPEC)
+
+
+def provenance_of(record: Record) -> dict[str, Any]:
+    """Return the provenance of a run; empty if it has none."""
+    there = (Path(record["folder"]) / PROVENANCE).exists()
+    return read_beside(record, PROVENANCE) if there else {}
+
+
+def samples_of(record: Record) -> list[dict[str, Any]]:
+    """Return the answers of a run: a dict for each evaluated prompt."""
+    file = Path(record["folder"]) / SAMPLES
+    rows = rows_behind(record, SAMPLES)
+    if not rows or not all("prompt_id" in row for row in rows):
+        why = "it has no answers" if not rows else "a line is not an answer to a prompt"
+        raise Damaged(file, why, rerun(file.parent))
+    return rows
+
+
+def suite_of(error: Damaged) -> str:
+    """Return the suite of the run with a damaged file; empty if it is no file of a run."""
+    parts = error.path.parts
+    at = len(parts) - 1 - parts[::-1].index("runs") if "runs" in parts else len(parts)
+    return parts[at + 1] if at + 1 < len(parts) else ""
