@@ -33,7 +33,8 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "api.contracts": (
-        "SPLITS Judge Labeller Launcher Method Policy Ranker Reporter Suite Verifier"
+        "SPLITS Answer Judge Labeller Launcher Method PairVerdict Policy Ranker Reporter Suite"
+        " Verifier"
     ),
     "api.hookspecs": "hookimpl",
     "api.lab": "Lab",

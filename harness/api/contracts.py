@@ -11,6 +11,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.data import Comparison, Demonstration, Labelled, Pair, Principle, Prompt
+from .judge_contract import Answer as Answer
+from .judge_contract import Judge as Judge
+from .judge_contract import PairVerdict as PairVerdict
 from .study_contracts import Launcher as Launcher
 from .study_contracts import Reporter as Reporter
 from .verifier_contract import Verifier as Verifier
@@ -131,67 +134,6 @@ class Policy(ABC):
         Returns:
             A batch (B, 1, T).
         """
-
-
-class Judge(ABC):
-    """The gold score of an evaluation. No judge is reachable from a method.
-
-    Example:
-        ```python
-        class Brevity(Judge):
-            name = "brevity"
-
-            def score(self, prompts, completions):
-                return [-float(len(text.split())) for text in completions]
-        ```
-    """
-
-    name: ClassVar[str]
-    version: ClassVar[str] = "1"
-    learns: ClassVar[bool] = False  # from the suite's `judge_preferences`: they must be there
-
-    def prepare(self, suite: Suite, stages: Any) -> None:  # noqa: B027  # optional
-        """Prepare the judge before the first score.
-
-        Args:
-            suite: The suite of the run.
-            stages: The shared stages (`SuiteStages`), or None where the judge serves a labeller.
-                A judge may train its own reward model with `stages.judge_model()`.
-
-        Raises:
-            UsageError: The judge cannot score completions of this suite.
-        """
-
-    @abstractmethod
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        """Return one score per completion.
-
-        Args:
-            prompts: n prompts.
-            completions: n completions as text, without the end-of-sequence token.
-
-        Returns:
-            n finite scores in units of the judge's own; higher is better.
-        """
-
-    def score_sampled(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], ended: Sequence[bool]
-    ) -> list[float]:
-        """Return one score per sampled completion.
-
-        A judge that distinguishes completions that were cut overrides this. By default it returns
-        `score`.
-
-        Args:
-            prompts: n prompts.
-            completions: n completions as text, without the end-of-sequence token.
-            ended: n flags: whether the completion ended by itself. It is false for a completion
-                that was cut at the length limit.
-
-        Returns:
-            n finite scores in units of the judge's own; higher is better.
-        """
-        return self.score(prompts, completions)
 
 
 class Labeller(ABC):

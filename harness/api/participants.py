@@ -6,7 +6,6 @@ and no judge exists.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from ..core.global_state import put_back
 from ..core.options import build
 from ..core.spec import START_MODEL, RunSpec
+from .adapters import make
 from .contracts import Judge, Labeller, Method, Suite
 from .registry import Registry
 
@@ -53,8 +53,8 @@ def participants(spec: RunSpec, registry: Registry) -> Participants:
     return Participants(
         suite,
         method,
-        judge=_judge(spec.judge or suite.judge_name, registry),
-        labelling_judge=_judge(suite.judge_name, registry),
+        judge=_judge(spec.judge or suite.judge_name, spec.judge_options, registry),
+        labelling_judge=_judge(suite.judge_name, {}, registry),
         labeller=_labeller(shared, {} if own else spec.labeller_options, registry),
         own_labeller=_labeller(own, spec.labeller_options, registry),
     )
@@ -89,18 +89,15 @@ def _answers_train(spec: RunSpec, suite: Suite, method: Method) -> bool:
     return spec.start != START_MODEL or watched or bool(learnt & method.required())
 
 
-def _judge(name: str, registry: Registry) -> Judge:
-    cls = registry.get("judges", name)
+def _judge(name: str, options: Mapping[str, Any], registry: Registry) -> Judge:
     with put_back(f"The judge {name}"):
-        judge: Judge = cls()
+        judge: Judge = make("judges", name, options, registry)
     return judge
 
 
 def _labeller(name: str | None, options: Mapping[str, Any], registry: Registry) -> Labeller | None:
     if not name:
         return None
-    cls: Any = registry.get("labellers", name)
-    has_options = dataclasses.is_dataclass(cls)
     with put_back(f"The labeller {name}"):
-        labeller: Labeller = build(cls, options, f"labeller {name}") if has_options else cls()
+        labeller: Labeller = make("labellers", name, options, registry)
     return labeller

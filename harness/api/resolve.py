@@ -20,6 +20,7 @@ from ..core.digests import (
 from ..core.distributed import process_count
 from ..core.errors import UsageError, unknown
 from ..core.execution import SETTINGS, Execution
+from ..core.fixed_answers import answer_files
 from ..core.global_state import put_back
 from ..core.model_folder import model_digest
 from ..core.options import build, options_of, parse_settings
@@ -33,6 +34,7 @@ from ..core.spec import (
     parse_budget,
 )
 from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
+from .adapters import class_of, options_of_class, written_as
 from .contracts import Labeller, Method, Suite
 from .participants import Participants, participants
 from .quick import lowered
@@ -53,6 +55,7 @@ class Request:
     stage_settings: tuple[str, ...] = ()
     budget: str = ""
     labeller_settings: tuple[str, ...] = ()
+    judge_settings: tuple[str, ...] = ()
     # the other fields of RunSpec, and those of Execution
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -105,6 +108,9 @@ def _resolved(request: Request, registry: Registry) -> RunSpec:
         options=_values(method),
         suite_options=_values(suite),
         labeller_options=_labeller_options(labeller, request.labeller_settings, registry),
+        judge_options=_judge_options(
+            fixed.get("judge") or suite.judge_name, request.judge_settings, registry
+        ),
         stages=_resolve_stages(sources, stage_settings, budget, start),
         budget=budget,
         asked=tuple(sorted(asked)),
@@ -115,9 +121,15 @@ def _resolved(request: Request, registry: Registry) -> RunSpec:
 
 
 def evaluated_anew(
-    spec: RunSpec, judge: str | None, stage_settings: tuple[str, ...], registry: Registry
+    spec: RunSpec,
+    judge: str | None,
+    stage_settings: tuple[str, ...],
+    registry: Registry,
+    judge_settings: tuple[str, ...] = (),
 ) -> RunSpec:
     """Return the spec of a run with the same training and another evaluation.
+
+    The options of the judge are kept where neither the judge nor an option of it is named.
 
     Raises:
         UsageError: A setting is not of the stage `evaluation`, or changes nothing.
@@ -135,6 +147,10 @@ def evaluated_anew(
     changed = dataclasses.replace(
         spec, judge=judge or spec.judge, stages={**spec.stages, "evaluation": evaluation}
     )
+    if judge or judge_settings:
+        suite: type[Suite] = registry.get("suites", spec.suite_kind or spec.suite)
+        options = _judge_options(changed.judge or suite.judge_name, judge_settings, registry)
+        changed = dataclasses.replace(changed, judge_options=options)
     built = participants(changed, registry)
     return dataclasses.replace(changed, code=code_of(changed, built, registry))
 
@@ -144,27 +160,35 @@ def _labeller_options(
 ) -> dict[str, Any]:
     """Return every option of the labeller that the method learns from."""
     asked = parse_settings(settings, "--labeller-set")
-    cls = registry.get("labellers", name) if name else None
-    if cls is None or not dataclasses.is_dataclass(cls):
+    if name is None:
         if asked:
-            raise UsageError(
-                f"--labeller-set {next(iter(asked))}: the labeller {name} has no options."
-            )
+            raise UsageError(f"--labeller-set {next(iter(asked))}: there is no labeller.")
         return {}
-    return _values(build(cls, asked, f"labeller {name}"))
+    cls = class_of("labellers", name, registry)
+    return options_of_class(cls, asked, f"labeller {name}", "--labeller-set")
+
+
+def _judge_options(name: str, settings: tuple[str, ...], registry: Registry) -> dict[str, Any]:
+    """Return every option of the judge."""
+    asked = parse_settings(settings, "--judge-set")
+    cls = class_of("judges", name, registry)
+    return options_of_class(cls, asked, f"judge {name}", "--judge-set")
 
 
 def code_of(spec: RunSpec, built: Participants, registry: Registry) -> dict[str, str]:
     """Return digests of all code and files that decide a run, whose participants were built."""
     suite, labeller = built.suite, built.learns_from
     verifier = suite.make_verifier()
+    against = spec.stages["evaluation"].get("against", "")
     return {
         "harness": code_digest("policy"),
         "evaluation": code_digest("evaluation"),
         "method": source_digest(type(built.method)),
         "suite": package_digest(type(suite)),
         "engine": source_digest(registry.get("engines", spec.engine)),
-        "judge": package_digest(type(built.judge)),
+        "judge": package_digest(written_as(built.judge)),
+        "judge_data": combined_digest(built.judge.data_files()),
+        "against": combined_digest(answer_files(against)) if against else "",
         "labelling_judge": package_digest(type(built.labelling_judge)),
         "labeller": _digest_of(built.labeller),
         "method_labeller": _digest_of(built.own_labeller),
@@ -177,7 +201,7 @@ def code_of(spec: RunSpec, built: Participants, registry: Registry) -> dict[str,
 
 
 def _digest_of(labeller: Labeller | None) -> str:
-    return "" if labeller is None else package_digest(type(labeller))
+    return "" if labeller is None else package_digest(written_as(labeller))
 
 
 def _base_digest(base: str | Path | None) -> str:

@@ -145,7 +145,12 @@ def cli() -> None:
         " include those of its preferences, which are cut to N."
     ),
 )
-@click.option("--judge", metavar="NAME", help="Judge by this plugin instead of the suite's.")
+@click.option(
+    "--judge",
+    metavar="NAME",
+    help="Judge by this plugin instead of the suite's; labeller:NAME is a labeller as a judge.",
+)
+@settings_option("--judge-set", "judge_settings", "Set an option of the judge.")
 @click.option("--labeller", metavar="NAME", help="Label by this plugin instead of the suite's.")
 @settings_option(
     "--labeller-set",

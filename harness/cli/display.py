@@ -63,8 +63,13 @@ def _sample(sample: dict[str, Any], method: str) -> Any:
         title_justify="left",
         show_header=False,
     )
+    win = sample.get("win")
     for row, text, gold in (("baseline", "baseline", "baseline_gold"), (method, "answer", "gold")):
-        table.add_row(row, f"{sample[gold]:.2f}", printable(sample[text][:SAMPLE_CHARACTERS]))
+        score = sample.get(gold)
+        shown = f"{score:.2f}" if score is not None else ""
+        if score is None and row == method and win is not None:
+            shown = f"wins {win:.2f}"
+        table.add_row(row, shown, printable(sample[text][:SAMPLE_CHARACTERS]))
     return table
 
 
@@ -127,7 +132,7 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
     scores = [
         f"{label} {e[name]['mean']:.3f} (baseline {e['baseline_' + name]:.3f})"
         for name, label in (("accuracy", "accuracy"), ("proxy", "proxy reward"))
-        if name in e
+        if name in e and "baseline_" + name in e
     ]
     own = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in e.get("suite", {}).items()]
     own += [f"pass@{k} {estimate['mean']:.3f}" for k, estimate in e.get("pass_at_k", {}).items()]
@@ -135,15 +140,21 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
         own.append("ROUGE-L " + f"{e['rouge']['rougeL']:.3f}")
     if e.get("curve"):
         own.append(f"{len(e['curve'])} snapshots")
+    gold = ""
+    if "gold" in e and "baseline_gold" in e:
+        gold = f"{e['gold']['mean']:.3f} (baseline {e['baseline_gold']:.3f})"
     estimated = "" if e["kl_estimator"] == EXACT_KL else ", estimated"
     lines = [
         (
             "win-rate vs baseline",
-            f"{_interval(e['win_rate'], 3)}  on {e['prompts']} {e['split']} prompts",
+            f"{_interval(e['win_rate'], 3)}  on {e['prompts']} {e['split']} prompts"
+            f"{_drawn_otherwise(e)}",
         ),
-        ("gold reward", f"{e['gold']['mean']:.3f} (baseline {e['baseline_gold']:.3f})"),
+        ("judge", judge_text(e.get("judge", {}))),
+        ("gold reward", gold),
         ("other scores", ", ".join(scores)),
-        ("KL", f"{_interval(e['kl'], 2)} nats{estimated}"),
+        ("missing scores", ", ".join(f"{k} {n}" for k, n in e.get("missing", {}).items())),
+        ("KL", f"{_interval(e['kl'], 2)} nats{estimated}{kl_temperature(e)}"),
         (
             "length",
             f"{e['length']['mean']:.1f} tokens (baseline {e['baseline_length']:.1f}),"
@@ -152,6 +163,51 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
         ("also", ", ".join(own)),
     ]
     return [(label, value) for label, value in lines if value]
+
+
+def _drawn_otherwise(e: dict[str, Any]) -> str:
+    """Return how answers were drawn, and what they are compared with, where it is unusual."""
+    parts = [", greedy" if e["temperature"] == 0 else ""]
+    parts += [f", top-p {e['top_p']:g}" if "top_p" in e else ""]
+    parts += [f", against {printable(e['against'])}" if "against" in e else ""]
+    return "".join(parts)
+
+
+def kl_temperature(e: dict[str, Any]) -> str:
+    """Return the temperature of KL where answers were drawn otherwise."""
+    return f", of answers at T={e['kl_temperature']:g}" if "kl_temperature" in e else ""
+
+
+def judge_text(judge: dict[str, Any]) -> str:
+    """Return the qualities of the verdicts; empty for a judge of which nothing is known."""
+    parts = []
+    if held_out := judge.get("held_out"):
+        parts.append(
+            f"accuracy {held_out['accuracy']:.3f} on {held_out['pairs']:.0f} held-out pairs"
+        )
+    if judge.get("missing"):
+        parts.append(f"{judge['missing']} of {judge['pairs']} pairs without a verdict")
+    parts += [f"{n} {name}" for name, n in judge.get("problems", {}).items()]
+    if bias := judge.get("position_bias"):
+        parts.append(f"position bias {bias['mean']:+.3f} \\[{bias['low']:.3f}, {bias['high']:.3f}]")
+        parts.append(f"both orders agree {judge['position_consistency']:.0%}")
+    if "self_agreement" in judge:
+        parts.append(f"agrees with itself {judge['self_agreement']:.0%}")
+    return f"{judge['name']}: {', '.join(parts)}" if parts else ""
+
+
+def _judging(cost: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the line on what the judge cost, where it counts requests or tokens."""
+    counts, phase = cost.get("judge", {}), cost["phases"].get("judge", {})
+    shown = [
+        f"{counts[name]:.0f} {name.replace('_', ' ')}"
+        for name in ("requests", "cached", "failed_tries", "prompt_tokens", "completion_tokens")
+        if counts.get(name)
+    ]
+    if not shown:
+        return []
+    flops = f", {phase['flops']:.3g} FLOPs" if phase.get("flops") else ""
+    return [("judging", f"{phase.get('seconds', 0.0):.1f} s{flops}, {', '.join(shown)}")]
 
 
 def _cost(cost: dict[str, Any]) -> list[tuple[str, str]]:
@@ -178,6 +234,7 @@ def _cost(cost: dict[str, Any]) -> list[tuple[str, str]]:
             f"{ai}{reused}",
         ),
     ]
+    lines += _judging(cost)
     if len(set(peaks.values())) > 1:
         lines.append(("peak memory", ", ".join(f"{name} {peak}" for name, peak in peaks.items())))
     return lines

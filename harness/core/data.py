@@ -79,10 +79,16 @@ class Principle:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling parameters: the full distribution at a temperature, without truncation."""
+    """Sampling parameters. Training samples the full distribution at a temperature.
+
+    `top_p` and `greedy` are of evaluations alone: log-probabilities of truncated samples are not
+    those of the model.
+    """
 
     temperature: float = 1.0
     max_new_tokens: int = 128
+    top_p: float = 1.0  # the smallest set of tokens with this probability is sampled from
+    greedy: bool = False  # the most probable token each time
 
 
 @dataclass(frozen=True)

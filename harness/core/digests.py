@@ -17,6 +17,12 @@ def source_digest(cls: type[Any]) -> str:
     """Return the SHA-256 of the file that defines a class, of its bases' files, and of the siblings
     they import.
     """
+    # in an order that no folder's name decides
+    return combined_digest(sorted(_sources(cls), key=file_digest))
+
+
+def _sources(cls: type[Any]) -> list[Path]:
+    """Return the file that defines a class, those of its bases, and the siblings they import."""
     modules: set[str] = set()
     queue = [base.__module__ for base in cls.__mro__ if base.__module__ not in ("builtins", "abc")]
     while queue:
@@ -24,10 +30,7 @@ def source_digest(cls: type[Any]) -> str:
         if name not in modules and getattr(sys.modules.get(name), "__file__", None):
             modules.add(name)
             queue += _imported(name)
-    files = (Path(sys.modules[name].__file__ or "") for name in modules)
-    return combined_digest(
-        sorted(files, key=file_digest)
-    )  # in an order that no folder's name decides
+    return [Path(sys.modules[name].__file__ or "") for name in modules]
 
 
 def _imported(name: str) -> list[str]:
@@ -64,7 +67,9 @@ def package_digest(cls: type[Any]) -> str:
     """
     file = Path(sys.modules[cls.__module__].__file__ or "")
     if (file.parent / "__init__.py").exists():
-        return combined_digest(sorted(file.parent.rglob("*.py")))
+        own = sorted(file.parent.rglob("*.py"))
+        beside = [o for o in _sources(cls) if o not in own and PACKAGE not in o.parents]
+        return combined_digest([*own, *sorted(beside, key=file_digest)])
     return source_digest(cls)
 
 
@@ -124,6 +129,8 @@ _PREFERENCES = (
     "api/contracts.py",
     "api/verifier_contract.py",
     "api/verifiers.py",
+    "api/adapters.py",
+    "api/judge_contract.py",
     "training/labels.py",
     "training/stages/preferences.py",
 )
@@ -154,10 +161,14 @@ DECIDES = {
     ),
     "evaluation": (
         *_CACHE,
+        "api/adapters.py",
+        "api/judge_contract.py",
         "api/verifiers.py",
+        "core/fixed_answers.py",
         "evaluation/[!_]*.py",
         "experiments/record.py",
         "experiments/run.py",
+        "statistics/judges.py",
         "statistics/over_prompts.py",
         "statistics/pass_at_k.py",
     ),

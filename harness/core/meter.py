@@ -16,7 +16,8 @@ from typing import Any
 
 SHARED_PHASES = ("sft", "preferences", "reward_model", "evaluate")
 OWN_PHASES = ("rollout", "score", "reference", "update")
-PHASES = SHARED_PHASES + OWN_PHASES
+JUDGE = "judge"  # what a judge of an evaluation costs
+PHASES = (*SHARED_PHASES, *OWN_PHASES, JUDGE)
 PhasePeak = Callable[[bool], int]  # reset?, -> peak bytes since the last reset
 
 

@@ -8,11 +8,11 @@ from typing import Any
 LEAST_KL = 1e-3  # nats per completion; below it a policy answers as the reference does
 
 
-def unmoved(kl: float, rows: Sequence[Mapping[str, float]]) -> list[str]:
+def unmoved(kl: float | None, rows: Sequence[Mapping[str, float]]) -> list[str]:
     """Return the reasons why a training moved nothing; empty where it moved, or was none.
 
     Args:
-        kl: KL of the trained policy to the reference, in nats per completion.
+        kl: KL of the trained policy to the reference, in nats per completion; None if unknown.
         rows: The metrics of every turn; empty for a method that trains nothing.
     """
     if not rows:
@@ -20,7 +20,7 @@ def unmoved(kl: float, rows: Sequence[Mapping[str, float]]) -> list[str]:
     silent = [row.get("groups_without_signal") for row in rows]
     norms = [row.get("grad_norm") for row in rows]
     reasons = {
-        f"KL {kl:.2g} is below {LEAST_KL:g} nats": abs(kl) < LEAST_KL,
+        f"KL {kl or 0.0:.2g} is below {LEAST_KL:g} nats": kl is not None and abs(kl) < LEAST_KL,
         "no group had a signal: all its rewards were equal": all(share == 1 for share in silent),
         "every gradient was 0": all(norm == 0 for norm in norms),
     }

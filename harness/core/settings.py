@@ -203,9 +203,26 @@ class EvaluationOptions:
     split: str = "test"  # test, or validation while settings are being chosen
     # answers drawn per prompt for pass@k, where a verifier checks them; the first one is judged
     answers: int = 1
+    greedy: bool = False  # answer with the most probable token each time; KL stays sampled
+    temperature: float = 0.0  # of the answers; 0 takes the suite's. KL stays at the suite's
+    top_p: float = 1.0  # sample from the smallest set of tokens with this probability
+    max_new_tokens: int = 0  # the longest answer; 0 takes the suite's
+    stop: tuple[str, ...] = ()  # answers are cut before these strings; \n is a line break
+    # fixed answers to compare with: a file, a run's folder, or `references` of the data; empty:
+    # the start checkpoint's
+    against: str = ""
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
+        self.stop = tuple(mark.replace("\\n", "\n") for mark in self.stop if mark)
+        if self.temperature < 0 or self.max_new_tokens < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                "temperature and max_new_tokens are not negative, and top_p lies in (0, 1]"
+            )
+        if self.greedy and (self.temperature or self.top_p < 1 or self.answers > 1):
+            raise ValueError(
+                "greedy has no temperature, no top_p, and one answer to a prompt (answers=1)"
+            )
         if self.split not in ("test", "validation") or self.prompts < 2:
             raise ValueError("split is test or validation, and prompts at least 2")
         if self.answers < 1:

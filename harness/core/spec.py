@@ -20,6 +20,8 @@ from .settings import STAGES
 START_MODEL, START_SFT = "model", "sft"
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 WEIGHTS = (FLOAT32, BFLOAT16)  # dtypes of weights in memory
+# parts of `code` that decide the evaluation alone
+EVALUATION_CODE = ("judge", "judge_data", "against", "evaluation")
 STARTS = (START_MODEL, START_SFT)
 START = "start"  # the method that trains nothing: a second draw from the start checkpoint
 FORMER_METHODS = {"sft": START}  # former name of a method: its name now
@@ -47,6 +49,7 @@ class RunSpec:
     budget: Budget = field(default_factory=Budget)
     engine: str = "hf"
     judge: str | None = None  # None: the suite's
+    judge_options: Mapping[str, Any] = field(default_factory=dict)  # every one of them
     labeller: str | None = None  # None: the suite's
     # of the labeller the method learns from
     labeller_options: Mapping[str, Any] = field(default_factory=dict)
@@ -76,11 +79,9 @@ class RunSpec:
 
     def training_fingerprint(self) -> str:
         """Return a fingerprint of what decides the trained policy: no judge, no evaluation."""
-        values = self._values(without={"suite", "asked", "judge", "save"})
+        values = self._values(without={"suite", "asked", "judge", "judge_options", "save"})
         values["stages"] = {k: v for k, v in values["stages"].items() if k != "evaluation"}
-        values["code"] = {
-            k: v for k, v in values["code"].items() if k not in ("judge", "evaluation")
-        }
+        values["code"] = {k: v for k, v in values["code"].items() if k not in EVALUATION_CODE}
         return digest_of(values)[:12]
 
     def recipe(self) -> str:
@@ -95,6 +96,10 @@ class RunSpec:
     def _values(self, without: set[str]) -> dict[str, Any]:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in without}
         values.pop("execution")
+        if not values.get("judge_options", True):
+            values.pop("judge_options")  # the names of runs without any stay as they were
+        if against := self.code.get("against"):  # its place is in no name, its contents are
+            values["stages"]["evaluation"]["against"] = against
         values["suite_options"].pop("folder", None)  # contents are in `code`, their place is not
         return values
 

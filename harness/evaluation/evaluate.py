@@ -6,50 +6,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..api.contracts import Judge, Method, Policy
+from ..api.contracts import Method, Policy
 from ..core.data import Prompt, prompt_text
-from ..core.digests import digest_of
-from ..core.errors import Diverged, HarnessError, Refused
+from ..core.errors import Diverged, Refused
 from ..core.global_state import put_back
-from ..core.meter import Cost, Meter
-from ..core.progress import EVALUATION, STAGES, activity
+from ..core.meter import Meter
+from ..core.progress import EVALUATION, activity
 from ..core.settings import EvaluationOptions
 from ..core.spec import RunSpec
-from ..core.watchdog import waiting_for
-from ..models.generation import Sampler
 from ..models.initial_checkpoint import learner
-from ..models.loading import load_tensors, save_tensors
 from ..models.lora import load_own
-from ..models.tokens import Batch, Tokens
-from ..statistics.over_prompts import PromptEstimate, mean_interval, win_rate, win_scores
+from ..models.tokens import Batch
+from ..statistics.over_prompts import (
+    PromptEstimate,
+    known,
+    known_interval,
+    mean_interval,
+    rate_interval,
+)
 from ..statistics.pass_at_k import pass_estimates
 from ..training.checkpoints import read_snapshot
-from ..training.completion_cache import CompletionPool
 from ..training.lab import LanguageModel, Runtime
 from ..training.reward_model import RewardModel
 from ..training.rewards import batch_verdicts
-from ..training.stages.runtime import StageRuntime
 from ..training.stages.stages import Stages
+from .answers import PolicyAnswers, baseline_of, draw_answers, read_by_judge, sampling_of
+from .judging import Judged, judge_answers
 from .kl import sampled_kl
 
+VERDICTS = "verdicts"  # the folder of verdict logs below a results folder
 RAO_BLACKWELL = "rao-blackwell"
-
-
-@dataclass
-class PolicyAnswers:
-    """A policy's answers to the evaluation prompts, not yet scored."""
-
-    prompts: list[Prompt]
-    batch: Batch  # (B, 1, T)
-    policy: Policy
-    cost: Cost  # of answering
-    models: dict[str, dict[str, int]]  # held while answering
-    more: list[Batch] = field(default_factory=list)  # further answers, for pass@k alone
 
 
 @dataclass
@@ -58,59 +49,9 @@ class Answers:
 
     batch: Batch  # (B, 1, T)
     texts: list[str]
-    gold: list[float]
     proxy: list[float] | None  # None where nothing can be learned: no preferences
     verdicts: list[float] | None  # None where answers cannot be checked
     parts: dict[str, list[float]]  # verdicts of each of several verifiers, by label
-
-
-def draw_answers(
-    policy: Policy,
-    tokens: Tokens,
-    prompts: list[Prompt],
-    stage_runtime: StageRuntime,
-    spec: RunSpec,
-    meter: Meter,
-    pool: CompletionPool | None = None,
-    more: int = 0,
-) -> PolicyAnswers:
-    """Have a policy answer, and count what that costs apart from the rest of the evaluation.
-
-    `more` is the number of further answers to each prompt, which only the verifier sees.
-    """
-    apart = stage_runtime.meter()
-    sampler = _sampler(
-        stage_runtime.runtime(apart, spec.seed), spec.shared_seed, "policy", spec.seed
-    )
-    sampler.pool = pool
-    bare = [
-        replace(prompt, answer=None) for prompt in prompts
-    ]  # what a verifier compares with is not shown
-    posed = tokens.prompt_batch(bare, stage_runtime.device)
-    with apart.phase("evaluate"), activity(EVALUATION, "evaluation: answers"):
-        batch = _answered(policy, posed, sampler, prompts)
-    cost = apart.total()
-    meter.phases.setdefault("evaluate", Cost()).add(cost)
-    further = []
-    for number in range(1, more + 1):
-        sampler = _sampler(
-            *(stage_runtime.runtime(meter, spec.seed), spec.shared_seed, "policy", spec.seed),
-            number,
-        )
-        with meter.phase("evaluate"), activity(EVALUATION, f"evaluation: answers {number + 1}"):
-            further.append(_answered(policy, posed, sampler, prompts))
-    return PolicyAnswers(prompts, batch, policy, cost, dict(apart.models), further)
-
-
-def _answered(policy: Policy, posed: Any, sampler: Sampler, prompts: list[Prompt]) -> Batch:
-    """Return a policy's answers (B, 1, T), with the prompts as the verifier reads them."""
-    with put_back("The policy of the method"):
-        batch = policy.answer(posed, sampler)
-    if batch.shape[1] != 1 or batch.shape[0] != len(prompts):
-        raise HarnessError(
-            f"a policy's answers have shape ({len(prompts)}, 1, T), not {batch.shape}"
-        )
-    return Batch(replace(batch.prompts, prompts=prompts), batch.columns, batch.temperature)
 
 
 def evaluate(
@@ -123,19 +64,21 @@ def evaluate(
         stages.judge.prepare(stages.suite, stages)
     runtime = stages.stage_runtime.runtime(meter, stages.spec.seed)
     with meter.phase("evaluate"):
-        batches = [baseline_answers(stages, prompts), drawn.batch]
-    reference, answers = _scored(batches, stages, runtime)
+        baseline = baseline_of(stages, prompts, options)
+    sides = [(baseline.batch, baseline.texts), (drawn.batch, drawn.texts)]
+    judged = _judged(stages, meter, prompts, sides)
+    reference, answers = _scored(sides, stages, runtime)
     passes = _passes(answers, drawn.more, stages, meter)
-    kl = _kl(drawn.policy, answers.batch, stages, runtime)
+    kl = _kl(drawn.policy, drawn.for_kl or answers.batch, stages, runtime)
     with meter.phase("evaluate"):
-        _check_finite(answers, kl)
-        figures = _figures(answers, reference, kl, drawn.policy, stages, options)
+        _check_finite(answers, judged, kl)
+        figures = _figures(answers, reference, judged, kl, drawn.policy, stages, options)
     figures["inference"] = {
         "flops_per_answer": cost.flops / len(prompts),
         "tokens_per_answer": cost.tokens_generated / len(prompts),
         "reward_queries_per_answer": cost.reward_queries / len(prompts),
     }
-    samples = _samples(prompts, reference, answers, kl)
+    samples = _samples(prompts, reference, answers, judged, kl)
     if passes:
         figures["pass_at_k"] = {
             str(k): asdict(estimate) for k, estimate in pass_estimates(passes).items()
@@ -178,7 +121,10 @@ def evaluate_snapshots(
     for step, file in snapshots.items():
         tensors, used = read_snapshot(file)
         load_own(model, tensors)
-        drawn = draw_answers(policy, stages.tokens, prompts, stages.stage_runtime, spec, meter)
+        one = replace(options, answers=1)
+        drawn = draw_answers(
+            policy, stages.tokens, prompts, stages.stage_runtime, spec, meter, options=one
+        )
         figures, _ = evaluate(drawn, stages, options, meter)
         names = ("win_rate", "gold", "proxy", "kl", "length")
         means = {name: figures[name]["mean"] for name in names if name in figures}
@@ -190,84 +136,54 @@ def evaluate_snapshots(
     return curve
 
 
-def baseline_answers(stages: Stages, prompts: Sequence[Prompt]) -> Batch:
-    """Return the start checkpoint's answers: drawn once, an artifact, the same for every method and
-    seed.
-    """
-
-    def make(out: Path, _: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        meter = stages.stage_runtime.meter()
-        sampler = _sampler(
-            stages.stage_runtime.runtime(meter, 0), stages.spec.shared_seed, "reference"
-        )
-        start = stages.start
-        with activity(STAGES, "evaluation: baseline answers"):
-            batch = sampler.draw(start, _batch(stages, prompts))
-        save_tensors(
-            {name: batch[name] for name in ("completion_ids", "mask", "logp", "ended")},
-            out / "a.safetensors",
-        )
-        return {"answers": len(prompts)}, meter.snapshot()
-
-    artifact = stages.baseline_answers(digest_of([asdict(p) for p in prompts]), make)
-    columns = load_tensors(artifact.folder / "a.safetensors", stages.stage_runtime.device)
-    return Batch(_batch(stages, prompts), columns, stages.suite.temperature)
+def _judged(
+    stages: Stages,
+    meter: Meter,
+    prompts: Sequence[Prompt],
+    sides: Sequence[tuple[Batch, list[str]]],
+) -> Judged:
+    """Judge the policy's answers against the baseline's; its cost is a phase of its own."""
+    theirs, ours = (read_by_judge(*side) for side in sides)
+    runtime = stages.stage_runtime
+    with meter.phase("judge"):
+        folder = runtime.artifacts.root.parent / VERDICTS
+        judged = judge_answers(stages.judge, prompts, ours, theirs, folder, runtime.distributed)
+        meter.add(flops=float(stages.judge.usage().get("flops", 0.0)))
+    return judged
 
 
-def _sampler(runtime: Runtime, *purpose: object) -> Sampler:
-    sampler = Sampler(
-        runtime.engine,
-        runtime.sampling,
-        runtime.meter,
-        runtime.eos,
-        ("evaluation", *purpose),
-        runtime.distributed,
-    )
-    sampler.phase = "evaluate"
-    return sampler
-
-
-def _check_finite(answers: Answers, kl: Mapping[str, Any]) -> None:
+def _check_finite(answers: Answers, judged: Judged, kl: Mapping[str, Any]) -> None:
     for name, values in (
         ("KL", kl["kl"]),
-        ("gold score", answers.gold),
+        ("gold score", known(judged.gold or [])),
         ("proxy score", answers.proxy or []),
     ):
         if not all(math.isfinite(value) for value in values):
             raise Diverged(f"The evaluation found a {name} that is not finite.")
 
 
-def _batch(stages: Stages, prompts: Sequence[Prompt]) -> Any:
-    return stages.tokens.prompt_batch(prompts, stages.stage_runtime.device)
-
-
-def _scored(batches: Sequence[Batch], stages: Stages, runtime: Runtime) -> list[Answers]:
+def _scored(
+    sides: Sequence[tuple[Batch, list[str]]], stages: Stages, runtime: Runtime
+) -> list[Answers]:
     """Return what answers are worth; the proxy is in memory for as long as this takes."""
     proxy = stages.load_reward(stages.reward_artifact(0)) if stages.has_proxy() else None
     with runtime.meter.phase("evaluate"):
-        return [_score(batch, stages, stages.judge, proxy, runtime) for batch in batches]
+        return [_score(*side, stages, proxy, runtime) for side in sides]
 
 
 def _score(
-    batch: Batch, stages: Stages, judge: Judge, proxy: RewardModel | None, runtime: Runtime
+    batch: Batch, texts: list[str], stages: Stages, proxy: RewardModel | None, runtime: Runtime
 ) -> Answers:
-    texts = [row[0] for row in stages.tokens.texts(batch)]
     ended = batch["ended"]
-    with (
-        waiting_for(f"the judge {judge.name}"),
-        activity(EVALUATION, "evaluation: judge"),
-        put_back(f"The judge {judge.name}"),
-    ):
-        gold = judge.score_sampled(batch.prompts.prompts, texts, ended[:, 0].tolist())
     with activity(EVALUATION, "evaluation: proxy reward"):
         scores = proxy.score(batch, runtime)[:, 0].tolist() if proxy else None
     verifier = stages.suite.make_verifier()
     if verifier is None:
-        return Answers(batch, texts, gold, scores, None, {})
+        return Answers(batch, texts, scores, None, {})
     with activity(EVALUATION, "evaluation: verifier"):
         checked, parts = batch_verdicts(verifier, batch, ended, stages.tokens, runtime.meter)
     columns = {label: part[:, 0].tolist() for label, part in parts.items()}
-    return Answers(batch, texts, gold, scores, checked[:, 0].tolist(), columns)
+    return Answers(batch, texts, scores, checked[:, 0].tolist(), columns)
 
 
 def _kl(
@@ -294,6 +210,7 @@ def _kl(
 def _figures(
     answers: Answers,
     reference: Answers,
+    judged: Judged,
     kl: dict[str, Any],
     policy: Policy,
     stages: Stages,
@@ -303,29 +220,26 @@ def _figures(
     figures: dict[str, Any] = {
         "prompts": len(answers.texts),
         "split": options.split,
-        "temperature": stages.suite.temperature,
-        "win_rate": asdict(win_rate(answers.gold, reference.gold)),
-        "gold": asdict(mean_interval(answers.gold)),
+        **sampling_figures(stages, options),
+        "win_rate": asdict(rate_interval(judged.wins)),
         "kl": asdict(_non_negative(mean_interval(kl["kl"]))),
         "kl_estimator": kl["estimator"],
         "length": asdict(mean_interval(lengths)),
         "eos_rate": fmean(answers.batch["ended"][:, 0].float().tolist()),
         "distinct": len(set(answers.texts)) / len(answers.texts),
-        "baseline_gold": fmean(reference.gold),
         "baseline_length": fmean(reference.batch.lengths[:, 0].tolist()),
+        "judge": judged.figures,
     }
-    for name in ("proxy", "verdicts"):
-        ours, theirs = getattr(answers, name), getattr(reference, name)
-        if ours is not None:
-            label = {"verdicts": "accuracy"}.get(name, name)
-            figures[label] = asdict(mean_interval(_known(ours)))
-            figures[f"baseline_{label}"] = fmean(_known(theirs))
+    for label, ours, theirs in _columns(answers, reference, judged):
+        figures |= _both(label, ours, theirs)
+    missing = _missing(answers, reference, judged)
+    if missing:
+        figures["missing"] = missing
     if answers.parts:
         figures["verdicts"] = {
-            label: asdict(mean_interval(_known(part)))
-            | {"baseline": fmean(_known(reference.parts[label]))}
+            label: asdict(estimate) | _baseline_mean(reference.parts[label])
             for label, part in answers.parts.items()
-            if _known(part) and _known(reference.parts[label])
+            if (estimate := known_interval(part)) is not None
         }
     if "plain" in kl:
         figures["kl_plain"] = asdict(mean_interval(kl["plain"]))
@@ -335,9 +249,51 @@ def _figures(
     return figures | _rouge(answers, stages, options)
 
 
-def _known(verdicts: Sequence[float]) -> list[float]:
-    """Return the verdicts on completions that could be graded."""
-    return [v for v in verdicts if not math.isnan(v)]
+def sampling_figures(stages: Stages, options: EvaluationOptions) -> dict[str, Any]:
+    """Return how answers were drawn; the temperature of KL where it is another one."""
+    own = stages.stage_runtime.sampling
+    sampling = sampling_of(own, options)
+    figures: dict[str, Any] = {"temperature": 0.0 if sampling.greedy else sampling.temperature}
+    if sampling.top_p < 1:
+        figures["top_p"] = sampling.top_p
+    if options.stop:
+        figures["stop"] = list(options.stop)
+    if sampling != own or options.stop:
+        figures |= {"max_new_tokens": sampling.max_new_tokens, "kl_temperature": own.temperature}
+    return figures | ({"against": Path(options.against).name} if options.against else {})
+
+
+def _columns(
+    answers: Answers, reference: Answers, judged: Judged
+) -> list[tuple[str, Sequence[float], Sequence[float]]]:
+    """Return the scores that both sides have: (name, ours, the baseline's)."""
+    columns = (
+        ("gold", judged.gold, judged.baseline_gold),
+        ("proxy", answers.proxy, reference.proxy),
+        ("accuracy", answers.verdicts, reference.verdicts),
+    )
+    return [(n, ours, theirs) for n, ours, theirs in columns if None not in (ours, theirs)]  # type: ignore[misc]
+
+
+def _both(label: str, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Return the means of a score on both sides; nothing of a side where no score is known."""
+    estimate = known_interval(ours)
+    figures: dict[str, Any] = {} if estimate is None else {label: asdict(estimate)}
+    there = known(theirs)
+    return figures | ({f"baseline_{label}": fmean(there)} if there else {})
+
+
+def _baseline_mean(part: Sequence[float]) -> dict[str, float]:
+    return {"baseline": fmean(known(part))} if known(part) else {}
+
+
+def _missing(answers: Answers, reference: Answers, judged: Judged) -> dict[str, int]:
+    """Return how many scores are missing, by name, where any are."""
+    counts = {"win": len(judged.wins) - len(known(judged.wins))}
+    for label, ours, theirs in _columns(answers, reference, judged):
+        counts[label] = len(ours) - len(known(ours))
+        counts[f"baseline_{label}"] = len(theirs) - len(known(theirs))
+    return {name: n for name, n in counts.items() if n}
 
 
 def _rouge(answers: Answers, stages: Stages, options: EvaluationOptions) -> dict[str, Any]:
@@ -347,40 +303,49 @@ def _rouge(answers: Answers, stages: Stages, options: EvaluationOptions) -> dict
         return {}
     from .metrics import load
 
-    told = [references[prompt.id] for prompt in answers.batch.prompts.prompts]
-    return {"rouge": load("rouge").compute(predictions=answers.texts, references=told)}
+    there = [
+        (text, references[prompt.id])
+        for prompt, text in zip(answers.batch.prompts.prompts, answers.texts, strict=True)
+        if prompt.id in references
+    ]
+    if not there:
+        return {}
+    texts, expected = (list(column) for column in zip(*there, strict=True))
+    return {"rouge": load("rouge").compute(predictions=texts, references=expected)}
 
 
 def _samples(
-    prompts: Sequence[Prompt], reference: Answers, answers: Answers, kl: dict[str, Any]
+    prompts: Sequence[Prompt],
+    reference: Answers,
+    answers: Answers,
+    judged: Judged,
+    kl: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    wins = win_scores(answers.gold, reference.gold)
     lengths = answers.batch.lengths[:, 0].tolist()
-    checked = answers.verdicts is not None
-    verdicts = [_or_none(v) for v in answers.verdicts or []]
-    return [
-        {
+    rows = []
+    for i, prompt in enumerate(prompts):
+        row: dict[str, Any] = {
             "prompt_id": prompt.id,
             "prompt": prompt_text(prompt.text),
             "baseline": reference.texts[i],
             "answer": answers.texts[i],
-            "gold": answers.gold[i],
-            "baseline_gold": reference.gold[i],
+            "gold": judged.gold and _or_none(judged.gold[i]),
+            "baseline_gold": judged.baseline_gold and _or_none(judged.baseline_gold[i]),
             "kl": kl["kl"][i],
-            "win": wins[i],
+            "win": _or_none(judged.wins[i]),
             "length": lengths[i],
             "ended": bool(answers.batch["ended"][i, 0]),
             "proxy": answers.proxy and answers.proxy[i],
             "baseline_proxy": reference.proxy and reference.proxy[i],
-            **({"accuracy": verdicts[i]} if checked else {}),
-            **(
-                {"verdicts": {label: _or_none(part[i]) for label, part in answers.parts.items()}}
-                if answers.parts
-                else {}
-            ),
         }
-        for i, prompt in enumerate(prompts)
-    ]
+        if answers.verdicts is not None:
+            row["accuracy"] = _or_none(answers.verdicts[i])
+        if answers.parts:
+            row["verdicts"] = {label: _or_none(part[i]) for label, part in answers.parts.items()}
+        if judged.notes[i]:
+            row["judge"] = dict(judged.notes[i])
+        rows.append(row)
+    return rows
 
 
 def _or_none(verdict: float) -> float | None:

@@ -9,12 +9,13 @@ from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..api.contracts import Method
+from ..api.contracts import Method, Suite
 from ..api.participants import Participants
 from ..api.registry import Registry
 from ..core.distributed import DistributedContext
 from ..core.errors import Refused, UsageError
 from ..core.execution import Execution
+from ..core.fixed_answers import fixed_answers
 from ..core.global_state import put_back, set_threads
 from ..core.progress import LOADING, activity
 from ..core.save_schedule import SaveInterval
@@ -266,6 +267,7 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
             " judge_share. Nothing was trained."
         )
     split = spec.stages["evaluation"]["split"]
+    _check_against(spec, suite)
     if spec.stages["evaluation"]["answers"] > 1 and not can["verifier"]:
         raise UsageError(
             f"--stage-set evaluation.answers: {spec.suite_name} has no verifier, which alone says"
@@ -276,6 +278,14 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
             f"The {split} split of {spec.suite_name} has fewer than two prompts: nothing can be"
             " measured."
         )
+
+
+def _check_against(spec: RunSpec, suite: Suite) -> None:
+    """Refuse fixed answers that are not there, before anything is trained."""
+    options = stage_options(spec, "evaluation")
+    if options.against:
+        prompts = suite.prompts(options.split)[: options.prompts]
+        fixed_answers(options.against, suite, prompts, options.split)
 
 
 def _leave_labels(spec: RunSpec, asked: int) -> None:

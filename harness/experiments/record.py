@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,17 @@ from ..api.registry import Registry, plugins_in_use
 from ..core import run_folder
 from ..core.digests import digest_of, file_digest
 from ..core.execution import EVALUATION, TRAINING
+from ..core.fixed_answers import fixed_answers
 from ..core.global_state import Told
 from ..core.meter import OWN_PHASES, SHARED_PHASES, Meter, merge, start_peak_anew
 from ..core.model_folder import adapter_in, model_record
 from ..core.progress import current
 from ..core.records import write_sealed
+from ..core.settings import EvaluationOptions
 from ..core.spec import RunSpec, stage_options
 
 if TYPE_CHECKING:
-    from ..api.contracts import Policy
+    from ..api.contracts import Policy, Suite
     from ..core.artifacts import Artifact
     from ..training.lab import MethodInputs
     from ..training.loop import Loop
@@ -40,6 +42,7 @@ class EvaluationResult:
     samples: list[dict[str, Any]]
     ground: Mapping[str, str]
     stages: Mapping[str, Artifact]
+    judging: Mapping[str, float] = field(default_factory=dict)  # counts of the judge
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def result_of(
         "evaluation": assessed.figures,
         "ground": assessed.ground,
         "artifacts": artifacts,
-        "cost": costs(report),
+        "cost": costs(report) | ({"judge": dict(assessed.judging)} if assessed.judging else {}),
     }
 
 
@@ -101,15 +104,12 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
         "start_checkpoint": stages.start_artifact.content[:16],
         "train_prompts": digest_of([asdict(p) for p in suite.prompts("train")])[:16],
         "evaluation_prompts": digest_of([asdict(p) for p in prompts])[:16],
-        "judge": f"{stages.judge.name}/{stages.judge.version}/{spec.code['judge'][:8]}",
+        "judge": _judge_of(spec, stages),
         "suite_options": digest_of({k: v for k, v in spec.suite_options.items() if k != "folder"})[
             :16
         ],
-        "sampling": (
-            f"T={suite.temperature} max={suite.max_new_tokens} engine={spec.engine}"
-            f" dtype={spec.dtype} weights={spec.weights}"
-        ),
-        "baseline_answers": stages.used["baseline_answers"].content[:16],
+        "sampling": _sampling_of(spec, suite, options),
+        "baseline_answers": _baseline_of(spec, stages),
     }
     if spec.reference:
         ground["reference"] = stages.reference_content[:16]
@@ -119,6 +119,35 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
         ground["preferences"] = stages.preferences.content[:16]
         ground["reward_model"] = stages.reward_artifact(0).content[:16]
     return ground
+
+
+def _judge_of(spec: RunSpec, stages: Stages) -> str:
+    """Return what names the judge: name, version, code, and options with the models behind them."""
+    judge, data = stages.judge, spec.code.get("judge_data", "")
+    named = f"{judge.name}/{judge.version}/{spec.code['judge'][:8]}"
+    return f"{named}/{digest_of([judge.identity(), data])[:8]}" if judge.identity() else named
+
+
+def _sampling_of(spec: RunSpec, suite: Suite, options: EvaluationOptions) -> str:
+    changed = {
+        name: value
+        for name in ("greedy", "temperature", "top_p", "max_new_tokens", "stop")
+        if (value := getattr(options, name)) != getattr(EvaluationOptions(), name)
+    }
+    more = "".join(f" {name}={value}" for name, value in changed.items())
+    return (
+        f"T={suite.temperature} max={suite.max_new_tokens} engine={spec.engine}"
+        f" dtype={spec.dtype} weights={spec.weights}{more}"
+    )
+
+
+def _baseline_of(spec: RunSpec, stages: Stages) -> str:
+    """Return the digest of the baseline's answers: drawn ones, or fixed ones."""
+    options = stage_options(spec, "evaluation")
+    if not options.against:
+        return stages.used["baseline_answers"].content[:16]
+    prompts = stages.suite.prompts(options.split)[: options.prompts]
+    return digest_of(fixed_answers(options.against, stages.suite, prompts, options.split))[:16]
 
 
 def costs(report: CostReport) -> dict[str, Any]:

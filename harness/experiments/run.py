@@ -39,7 +39,7 @@ from .trained_policy import Training
 if TYPE_CHECKING:
     from ..api.contracts import Policy
     from ..core.meter import Meter
-    from ..evaluation.evaluate import PolicyAnswers
+    from ..evaluation.answers import PolicyAnswers
     from ..training.lab import MethodInputs
     from ..training.loop import Loop
     from ..training.stages.runtime import StageRuntime
@@ -210,7 +210,7 @@ def _result_of(
     """Return the figures of a run, with what is recorded of its training beside them."""
     method_inputs, stage_runtime = training.method_inputs, training.stage_runtime
     result = record.result_of(training.spec, type(training.method).paper, assessed, cost)
-    result["unmoved"] = unmoved(result["evaluation"]["kl"]["mean"], loop.rows)
+    result["unmoved"] = unmoved(result["evaluation"].get("kl", {}).get("mean"), loop.rows)
     result["pins"] = record.pins_of(cost, assessed, loop)
     result["runtime"] = record.runtime_of(method_inputs, stage_runtime, policy)
     result["rendering"] = method_inputs.tokens.rendering()
@@ -265,7 +265,7 @@ def draw(
     meter: Meter,
 ) -> PolicyAnswers:
     """Have the policy answer the evaluation prompts, before there is a judge."""
-    from ..evaluation.evaluate import draw_answers
+    from ..evaluation.answers import draw_answers
     from ..training.completion_cache import CompletionPool
 
     pool = (
@@ -273,9 +273,9 @@ def draw(
         if method_inputs.reference_cache
         else None
     )
-    more = stage_options(spec, "evaluation").answers - 1
+    options = stage_options(spec, "evaluation")
     return draw_answers(
-        policy, method_inputs.tokens, prompts, stage_runtime, spec, meter, pool, more
+        policy, method_inputs.tokens, prompts, stage_runtime, spec, meter, pool, options
     )
 
 
@@ -306,7 +306,11 @@ def assess(
     if snapshots:
         figures["curve"] = evaluate_snapshots(snapshots, built.method, stages, options, spec)
     return record.EvaluationResult(
-        figures, samples, record.ground_of(spec, stages), dict(stages.used)
+        figures,
+        samples,
+        record.ground_of(spec, stages),
+        dict(stages.used),
+        stages.judge.usage(),
     )
 
 

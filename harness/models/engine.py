@@ -20,6 +20,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     needs_gpu: ClassVar[bool] = False  # without a GPU the run stops with an error before it starts
+    takes_truncation: ClassVar[bool] = False  # whether it can sample greedily and with top_p
     takes_batch_tokens: ClassVar[bool] = False  # whether it keeps to the two fields below
     batch_tokens: int = 131072  # tokens, prompts included, that may be held at once
     sizes: BatchSizes | None = None  # of the run: halved when memory runs out
@@ -39,7 +40,8 @@ class Engine(ABC):
             model: The causal language model.
             prompts: B prompts.
             n: Completions per prompt.
-            sampling: Temperature and length limit.
+            sampling: Temperature and length limit; `greedy` and `top_p` for an engine with
+                `takes_truncation`.
             noise: (B * n, max_new_tokens), uniform on [0, 1). It determines every token: the same
                 noise and weights give the same completions.
 

@@ -11,7 +11,7 @@ would change the distribution whose log-probabilities training needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +43,8 @@ def check_sampling(sampling: Sampling, **truncations: object) -> None:
             f"temperature={sampling.temperature}: greedy decoding has no log-probabilities. Use a"
             " temperature above 0."
         )
+    if sampling.greedy or sampling.top_p < 1:
+        truncations = {"greedy": True} if sampling.greedy else {"top_p": sampling.top_p}
     if sampling.max_new_tokens < 1:
         raise UsageError(f"max_new_tokens={sampling.max_new_tokens}: expected at least 1.")
     for name, value in truncations.items():
@@ -51,6 +53,27 @@ def check_sampling(sampling: Sampling, **truncations: object) -> None:
             " the one whose log-probabilities KL and importance ratios are computed from. Only"
             " `temperature` shapes sampling here."
         )
+
+
+def shaped(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Return logits (R, V) at the temperature, -inf for tokens that sampling leaves out.
+
+    Greedy keeps the most probable token. Nucleus sampling (Holtzman et al. 2020, 1904.09751) keeps
+    the smallest set of tokens whose probability is at least `top_p`.
+    """
+    logits = logits.float()
+    if sampling.greedy:
+        best = logits.argmax(-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+    logits = logits / sampling.temperature
+    if sampling.top_p >= 1:
+        return logits
+    ordered, order = logits.sort(-1, descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    left_out = torch.zeros_like(before, dtype=torch.bool).scatter(
+        -1, order, before >= sampling.top_p
+    )
+    return logits.masked_fill(left_out, -torch.inf)
 
 
 def draw_tokens(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +145,7 @@ def decode(
         ends = torch.tensor(sorted(eos), device=device)
         for t in range(limit):
             show(t)
-            drawn, logp = draw_tokens(logits.float() / sampling.temperature, noise[held, t])
+            drawn, logp = draw_tokens(shaped(logits, sampling), noise[held, t])
             state.tokens[held, t], state.logp[held, t] = drawn, logp
             stopped = torch.isin(drawn, ends) & ~done
             state.lengths[held] = torch.where(stopped, t + 1, state.lengths[held])
@@ -250,7 +273,7 @@ class CachedEngine(Engine):
     """The harness's own decoding loop on the model's key/value cache."""
 
     name = "hf"
-    takes_batch_tokens = True
+    takes_batch_tokens = takes_truncation = True
     cached: Callable[..., Cached] = staticmethod(cache_of)
 
     def __init__(self, eos: set[int]) -> None:
@@ -327,8 +350,14 @@ class Sampler:
         eos: set[int],
         noise_key: tuple[object, ...],
         distributed: DistributedContext = ALONE,
+        shaped: bool = False,  # an evaluation's: it may be greedy or truncated
     ) -> None:
-        check_sampling(sampling)
+        check_sampling(replace(sampling, greedy=False, top_p=1.0) if shaped else sampling)
+        if (sampling.greedy or sampling.top_p < 1) and not engine.takes_truncation:
+            raise UsageError(
+                f"The engine {engine.name} samples the full distribution only: leave out"
+                " evaluation.greedy and evaluation.top_p, or use --engine hf."
+            )
         self.engine, self.sampling, self.meter, self.eos = engine, sampling, meter, eos
         self.noise_key, self.distributed = noise_key, distributed
         self.phase = "rollout"

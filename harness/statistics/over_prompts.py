@@ -25,6 +25,8 @@ def mean_interval(
     n = len(values)
     if n < 2:
         raise ValueError("an interval needs at least two values")
+    if any(math.isnan(v) for v in values):
+        raise ValueError("a value is missing: leave it out, and count it")
     mean = math.fsum(values) / n
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     half = t_quantile(0.975, n - 1) * spread
@@ -34,24 +36,58 @@ def mean_interval(
     return PromptEstimate(mean, low, high, n)
 
 
+def known(values: Sequence[float]) -> list[float]:
+    """Return the values that are there: NaN is a missing one."""
+    return [value for value in values if not math.isnan(value)]
+
+
+def known_interval(
+    values: Sequence[float], bounds: tuple[float, float] | None = None
+) -> PromptEstimate | None:
+    """Return the mean over the values that are there; None where fewer than two are."""
+    there = known(values)
+    return mean_interval(there, bounds) if len(there) > 1 else None
+
+
 def win_scores(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Return per prompt 1 for a win, 0.5 for a tie, 0 for a loss."""
-    return [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(ours, theirs, strict=True)]
+    """Return per prompt 1 for a win, 0.5 for a tie, 0 for a loss.
+
+    It is NaN where either score is missing: a missing score is no loss for either side.
+    """
+    return [_win(a, b) for a, b in zip(ours, theirs, strict=True)]
+
+
+def _win(a: float, b: float) -> float:
+    if math.isnan(a) or math.isnan(b):
+        return math.nan
+    return 1.0 if a > b else 0.5 if a == b else 0.0
 
 
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> PromptEstimate:
-    """Return the win-rate over prompts, ties half.
+    """Return the win-rate over the prompts on which both scores are there, ties half; see
+    `rate_interval`.
+    """
+    return rate_interval(win_scores(ours, theirs))
+
+
+def rate_interval(scores: Sequence[float]) -> PromptEstimate:
+    """Return the mean of scores in [0, 1] over prompts; NaN is a missing score and is left out.
 
     The interval is Wilson's score interval with the variance of the observed scores in place of p
     (1 - p): it stays inside [0, 1] and does not shrink to nothing at 0 or 1, and ties narrow it as
     they should.
+
+    Raises:
+        ValueError: No score is there.
     """
-    scores = win_scores(ours, theirs)
-    n, p = len(scores), math.fsum(scores) / len(scores)
-    ties = sum(s == 0.5 for s in scores) / n
+    there = known(scores)
+    if not there:
+        raise ValueError("no score is there: there is no win-rate")
+    n, p = len(there), math.fsum(there) / len(there)
+    inner = math.fsum(s * (1 - s) for s in there) / n  # a quarter of the ties' share
     z = NormalDist().inv_cdf(0.975)
-    # with p' the true rate, var = p'(1 - p') - ties / 4; solve |p - p'| = z sqrt(var / n) for p'
-    a, b, c = 1 + z * z / n, -(2 * p + z * z / n), p * p + z * z * ties / (4 * n)
+    # with p' the true rate, var = p'(1 - p') - inner; solve |p - p'| = z sqrt(var / n) for p'
+    a, b, c = 1 + z * z / n, -(2 * p + z * z / n), p * p + z * z * inner / n
     root = math.sqrt(max(0.0, b * b - 4 * a * c))
     return PromptEstimate(p, max(0.0, (-b - root) / (2 * a)), min(1.0, (-b + root) / (2 * a)), n)
 

@@ -44,7 +44,16 @@ MOST_LINES = {"function": 50, "file": 520}
 FLAGS = {
     "compare": {"-s", "--suite", "--study", "--where", "--format", "--results"},
     "reproduce": {"--into", "--loose", "--anyway", "--data-folder", "-p", "--plugin"},
-    "evaluate": {"--judge", "--stage-set", "-p", "--plugin"},
+    "evaluate": {
+        "--judge",
+        "--judge-set",
+        "--greedy",
+        "--against",
+        "--stage-set",
+        "--answer-timeout",
+        "-p",
+        "--plugin",
+    },
     "check": {
         "-s",
         "--suite",

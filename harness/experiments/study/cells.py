@@ -22,7 +22,7 @@ from ...core.options import build
 from ...core.spec import RunSpec
 from .file import Entry, RunOptions, Study, described, text_of
 
-PREFIXES = ("suite", "stage", "labeller", "run")  # of options that are not the method's
+PREFIXES = ("suite", "stage", "labeller", "judge", "run")  # of options that are not the method's
 OWN = {
     "method",
     "options",
@@ -147,6 +147,7 @@ def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) 
         settings["stage"],
         budget,
         settings["labeller"],
+        settings["judge"],
         run,
     )
 
@@ -159,6 +160,7 @@ def arguments(request: Request, seed: int, plugins: Iterable[str]) -> tuple[str,
         ("--suite-set", request.suite_settings),
         ("--stage-set", request.stage_settings),
         ("--labeller-set", request.labeller_settings),
+        ("--judge-set", request.judge_settings),
         ("--plugin", plugins),
     ):
         for setting in settings:

@@ -19,7 +19,7 @@ import numpy as np
 from ...core.errors import HarnessError, UsageError, unknown
 from ...core.run_folder import SPEC, flatten, read_failure, read_result
 from ...experiments.study.file import text_of
-from ..selection.figures import Answers, answers_of, controlled
+from ..selection.figures import Answers, answers_of, complete, controlled
 from ..selection.run_files import samples_of, spec_of
 from ..selection.select import Filter, Record, Row, chosen, rows_of, suites_of, unlike
 
@@ -93,7 +93,7 @@ class Compared:
     split: str
     options: list[str]  # in which they differ
     measures: list[Measure]
-    head: HeadToHead
+    head: HeadToHead | None  # None where the judge gives no gold scores
     controlled: tuple[LengthControlled, LengthControlled]  # length-controlled win-rates vs baseline
     costs: list[Cost]
     examples: list[Example]
@@ -246,11 +246,12 @@ def compared(results: Path, names: tuple[str, str], criteria: Filter) -> Compare
         raise HarnessError(
             "The samples.jsonl of these runs do not have the same prompts in the same order."
         )
-    gold = [answers.figures.get("gold") for answers in (ours, theirs)]
-    if gold[0] is None or gold[1] is None:
-        raise HarnessError(
-            "A run has no gold scores in its samples.jsonl: delete its folder and run it again."
+    if ours.win is None or theirs.win is None:
+        raise UsageError(
+            "A run has no win-rate: its judge is too near a coin. Evaluate it with another judge:"
+            " harness evaluate RUN --judge NAME."
         )
+    kept = complete(ours.win, theirs.win)
     e = a.good[0]["evaluation"]
     return Compared(
         suite,
@@ -260,11 +261,11 @@ def compared(results: Path, names: tuple[str, str], criteria: Filter) -> Compare
         e["split"],
         differing(a, b),
         measures_of(a, b, ours, theirs),
-        head_to_head(gold[0], gold[1]),
+        _by_gold(ours, theirs),
         (controlled(ours), controlled(theirs)),
         costs_of(a, b),
         examples(samples_of(a.good[0]), samples_of(b.good[0])),
-        verdict(a, b, ours.win, theirs.win),
+        verdict(a, b, ours.win[:, kept], theirs.win[:, kept]),
     )
 
 
@@ -275,7 +276,8 @@ def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]
     measures = []
     for name, (column, label, digits) in MEASURES.items():
         x, y = (answers.figures.get(column) for answers in (ours, theirs))
-        if x is not None and y is not None:
+        if x is not None and y is not None and complete(x, y).sum() > 1:
+            x, y = x[:, complete(x, y)], y[:, complete(x, y)]
             means, difference = (float(x.mean()), float(y.mean())), compare(x, y)
         else:
             means, difference = (a.mean(name), b.mean(name)), None
@@ -299,6 +301,14 @@ def _estimated(a: Row, b: Row) -> str:
     return ", ".join(
         f"{name}'s KL: {kind}" for name, kind in kinds.items() if kind not in ("", "rao-blackwell")
     )
+
+
+def _by_gold(ours: Answers, theirs: Answers) -> HeadToHead | None:
+    """Return the answers with more gold, prompt by prompt; None from a judge without scores."""
+    x, y = (answers.figures.get("gold") for answers in (ours, theirs))
+    if x is None or y is None:
+        return None
+    return head_to_head(x[:, complete(x, y)], y[:, complete(x, y)])
 
 
 def head_to_head(x: Array, y: Array) -> HeadToHead:
@@ -338,7 +348,15 @@ def costs_of(a: Row, b: Row) -> list[Cost]:
 
 def examples(ours: Sequence[Record], theirs: Sequence[Record]) -> list[Example]:
     """Return the prompts on which A, and on which B, has the largest lead in gold."""
-    gaps = np.array([x["gold"] - y["gold"] for x, y in zip(ours, theirs, strict=True)])
+    pairs = [
+        (x, y)
+        for x, y in zip(ours, theirs, strict=True)
+        if x.get("gold") is not None and y.get("gold") is not None
+    ]
+    if not pairs:
+        return []
+    ours, theirs = zip(*pairs, strict=True)
+    gaps = np.array([x["gold"] - y["gold"] for x, y in pairs])
     chosen = []
     for side, index, gap in (
         ("A", int(gaps.argmax()), gaps.max()),

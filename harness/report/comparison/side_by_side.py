@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.movement import sentence
 from ...core.plain_text import visible
 from ..selection.select import Row
-from .compare import Compared, Cost, Measure, p_text
+from .compare import Compared, Cost, HeadToHead, Measure, p_text
 
 if TYPE_CHECKING:
     from ...statistics.length import LengthControlled
@@ -91,10 +91,7 @@ def parts(comparison: Compared) -> list[Part]:
         _measures(comparison.measures),
         *(f"({m.note})" for m in comparison.measures if m.note),
         "",
-        (
-            f"gold by prompt: A wins {head.wins}, ties {head.ties}, loses {head.losses} (sign test"
-            f" {p_text(head.p)}); P(A above B) = {head.improvement:.3f}"
-        ),
+        *_by_prompt(head),
         f"length-controlled win-rate (characters): {', '.join(controlled)}",
         "",
         [["cost", "A", "B", "A / B"], *map(_cost, comparison.costs)],
@@ -107,6 +104,15 @@ def parts(comparison: Compared) -> list[Part]:
             for side, gold, text in zip("AB", example.gold, example.answers, strict=True)
         ]
     return [*lines, "", "\n".join(textwrap.wrap(comparison.verdict, WIDTH))]
+
+
+def _by_prompt(head: HeadToHead | None) -> list[Part]:
+    if head is None:
+        return []
+    return [
+        f"gold by prompt: A wins {head.wins}, ties {head.ties}, loses {head.losses} (sign test"
+        f" {p_text(head.p)}); P(A above B) = {head.improvement:.3f}"
+    ]
 
 
 def _unmoved(comparison: Compared) -> list[Part]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...statistics.intervals import Estimate, win_rate_interval
 from ..selection.select import Record, Row, Selection
-from ..selection.sweeps import Sweep, scores_of, sweeps
+from ..selection.sweeps import Sweep, measured, scores_of, sweeps
 from .style import (
     GREY,
     Look,
@@ -56,7 +56,7 @@ class Spot:
 
 def draw(selection: Selection) -> Any:
     """Return the figure."""
-    shown_sweeps = sweeps(selection.rows)
+    shown_sweeps = sweeps(measured(selection.rows, "win_rate"))
     if not shown_sweeps:
         raise NothingToDraw(f"No run of {selection.suite} is finished: there is no cost to draw.")
     wins = {

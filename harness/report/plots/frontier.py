@@ -9,7 +9,7 @@ from typing import Any
 
 from ...statistics.intervals import Estimate, two_way_interval, win_rate_interval
 from ..selection.select import Row, Selection
-from ..selection.sweeps import Sweep, scores_of, seeds_text, sweeps
+from ..selection.sweeps import Sweep, measured, scores_of, seeds_text, sweeps
 from .style import (
     GREY,
     Look,
@@ -40,11 +40,12 @@ class Spot:
 def draw(selection: Selection) -> Any:
     """Return the figure."""
     shown = [
-        (s, look(i), [spot_of(row) for row in s.rows]) for i, s in enumerate(sweeps(selection.rows))
+        (s, look(i), [spot_of(row) for row in s.rows])
+        for i, s in enumerate(sweeps(measured(selection.rows, "win_rate", "kl")))
     ]
     if not shown:
         raise NothingToDraw(
-            f"No run of {selection.suite} is finished: there is no win-rate to draw."
+            f"No run of {selection.suite} has a win-rate and a KL: there is nothing to draw."
         )
     labels = [_label(s.title, spots) for s, _, spots in shown]
     figure, (axis,) = panels(1, 1, height(4.2, labels + [""] * OTHERS))

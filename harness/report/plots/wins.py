@@ -10,7 +10,7 @@ import numpy as np
 from ...statistics.intervals import Array
 from ...statistics.rating import Ratings, rate
 from ..selection.select import Selection
-from ..selection.sweeps import scores_of
+from ..selection.sweeps import measured, scores_on_common
 from .style import COLOURS, GREY, SMALL, NothingToDraw, note, panels, wrapped
 
 NAME = 26  # characters of a row's name on one line
@@ -18,12 +18,14 @@ NAME = 26  # characters of a row's name on one line
 
 def draw(selection: Selection) -> Any:
     """Return the figure."""
-    rows = [row for row in selection.rows if row.good]
+    rows = measured(selection.rows, "gold")
     if len(rows) < 2:
         raise NothingToDraw(
-            f"A win matrix needs two finished rows; {selection.suite} has {len(rows)}."
+            f"A win matrix needs two finished rows with gold scores; {selection.suite} has"
+            f" {len(rows)}."
         )
-    fit = rate({row.name: scores_of(row)["gold"] for row in rows})
+    scores = scores_on_common(rows)
+    fit = rate({row.name: own["gold"] for row, own in zip(rows, scores, strict=True)})
     names = list(fit.ratings)
     order = sorted(range(len(names)), key=lambda i: -fit.ratings[names[i]].elo)
     side = max(2.2, 0.27 * len(rows) + 1.4)

@@ -12,11 +12,13 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...core.errors import HarnessError, UsageError
 from ...core.run_folder import SAMPLES
 from ...statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
 from ...statistics.length import LengthControlled, length_controlled
+from ...statistics.over_prompts import known
 from .run_files import provenance_of, samples_of
 from .select import Record, Row
 
@@ -42,9 +44,22 @@ class Answers:
     baseline_characters: Array  # of the baseline's answer to the same prompt
 
     @property
-    def win(self) -> Array:
-        """Scores against the baseline: 1 a win, 0.5 a tie, 0 a loss."""
-        return self.figures["win"]
+    def win(self) -> Array | None:
+        """Scores against the baseline: 1 a win, 0.5 a tie, 0 a loss, NaN no verdict.
+
+        None without any verdict, or where the judge is too near a coin for a win-rate.
+        """
+        return self.figures.get("win")
+
+
+def complete(*scores: Array) -> NDArray[np.bool_]:
+    """Return for which prompts every seed of all scores (S, P) has one: NaN is a missing score."""
+    return np.array(np.stack([np.isfinite(array).all(0) for array in scores]).all(0))
+
+
+def there(scores: Array) -> Array:
+    """Return scores (S, P) of the prompts for which every seed has one."""
+    return scores[:, complete(scores)]
 
 
 def answers_of(row: Row) -> Answers:
@@ -60,11 +75,6 @@ def answers_of(row: Row) -> Answers:
         raise UsageError(
             f"The seeds of {row.name} did not answer the same prompts: they cannot be one row."
         )
-    if any(columns["win"] is None for columns in read):
-        raise HarnessError(
-            f"A run of {row.name} has no win scores in its samples.jsonl. Delete its folder, run"
-            " again."
-        )
     names = [name for name in ("win", *MEANS) if all(c[name] is not None for c in read)]
     matrices = {name: np.array([c[name] for c in read], dtype=np.float64) for name in names}
     characters, baseline = (
@@ -78,17 +88,23 @@ def answers_of(row: Row) -> Answers:
 def _columns(record: Record) -> dict[str, Any]:
     samples = samples_of(record)
     columns: dict[str, Any] = {name: _column(samples, name) for name in ("win", *MEANS)}
-    means = {"win": record["evaluation"]["win_rate"]} | {
+    means = {"win": record["evaluation"].get("win_rate")} | {
         name: record["evaluation"].get(name) for name in MEANS
     }
+    for name in ("win", "gold"):
+        if columns[name] is None and means[name] is not None:
+            raise HarnessError(
+                f"{record['folder']} has no {name} scores in its samples.jsonl. Delete the folder"
+                " and run again."
+            )
     for name, recorded in means.items():
         if (
             columns[name] is not None
             and recorded is not None
-            and abs(fmean(columns[name]) - recorded["mean"]) > AGREE
+            and abs(mean_of(columns[name]) - recorded["mean"]) > AGREE
         ):
             raise HarnessError(
-                f"{record['folder']}: the mean of {name} is {fmean(columns[name]):.6g} in"
+                f"{record['folder']}: the mean of {name} is {mean_of(columns[name]):.6g} in"
                 f" samples.jsonl and {recorded['mean']:.6g} in result.json. One of the files was"
                 " changed: delete the folder and run again."
             )
@@ -100,8 +116,16 @@ def _columns(record: Record) -> dict[str, Any]:
 
 
 def _column(samples: Sequence[Mapping[str, Any]], name: str) -> list[float] | None:
+    """Return the values of a figure, NaN where one is missing; None where all are."""
     values = [s.get(name) for s in samples]
-    return None if any(v is None for v in values) else [float(v) for v in values if v is not None]
+    if all(v is None for v in values):
+        return None
+    return [math.nan if v is None else float(v) for v in values]
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Return the mean of the values that are there."""
+    return fmean(known(values))
 
 
 def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
@@ -118,18 +142,25 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
     }
     if answers is None:
         return figures | {"failure": row.records[0]["failure"]}
-    figures |= _named("win_rate", win_rate_interval(answers.win))
-    figures["win_rate_speaks_for"] = win_rate_interval(answers.win).label
-    figures["win_rate_seed_sd"] = win_rate_interval(answers.win).seed_sd
-    if (lc := controlled(answers)).identified:
-        figures |= _named("lc_win_rate", lc.win_rate)
+    known_scores = {name: there(scores) for name, scores in answers.figures.items()}
+    known_scores = {name: scores for name, scores in known_scores.items() if scores.shape[1] > 1}
+    if "win" in known_scores:
+        interval = win_rate_interval(known_scores["win"])
+        figures |= _named("win_rate", interval)
+        figures["win_rate_speaks_for"] = interval.label
+        figures["win_rate_seed_sd"] = interval.seed_sd
+        if (lc := controlled(answers)).identified:
+            figures |= _named("lc_win_rate", lc.win_rate)
     for name in MEANS:
-        if name == "accuracy" and name in answers.figures and _shares(answers.figures[name]):
-            figures |= _named(name, win_rate_interval(answers.figures[name]))
-        elif name in answers.figures:
+        if name == "accuracy" and name in known_scores and _shares(known_scores[name]):
+            figures |= _named(name, win_rate_interval(known_scores[name]))
+        elif name in known_scores:
             figures |= _named(
-                name, two_way_interval(answers.figures[name]), -math.inf if name in SIGNED else 0.0
+                name, two_way_interval(known_scores[name]), -math.inf if name in SIGNED else 0.0
             )
+    missing = {n: int(np.isnan(scores).sum()) for n, scores in answers.figures.items()}
+    if any(missing.values()):
+        figures["missing"] = {n: count for n, count in missing.items() if count}
     return figures | {
         name: value for name, value in _recorded(row.good).items() if name not in figures
     }
@@ -145,7 +176,11 @@ def controlled(answers: Answers) -> LengthControlled:
 
     Lengths are in characters, as in AlpacaEval: records do not count the tokens of the baseline.
     """
-    return length_controlled(answers.win, answers.characters, answers.baseline_characters)
+    assert answers.win is not None
+    kept = complete(answers.win)
+    return length_controlled(
+        answers.win[:, kept], answers.characters[:, kept], answers.baseline_characters[:, kept]
+    )
 
 
 def _named(name: str, interval: Estimate, least: float = -math.inf) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...statistics.intervals import Array
-from .figures import answers_of
+from .figures import answers_of, complete
 from .select import Row
 
 Words = tuple[tuple[str, str], ...]
@@ -99,8 +99,27 @@ def seeds_text(rows: Sequence[Row]) -> str:
 
 
 def scores_of(row: Row) -> dict[str, Array]:
-    """Return {figure: scores (S seeds, P prompts)} of the finished runs, with `win_rate`."""
-    return {
-        "win_rate" if name == "win" else name: scores
-        for name, scores in answers_of(row).figures.items()
-    }
+    """Return {figure: scores (S seeds, P prompts)} of the finished runs, with `win_rate`.
+
+    Prompts on which a score is missing are left out.
+    """
+    return scores_on_common([row])[0]
+
+
+def scores_on_common(rows: Sequence[Row]) -> list[dict[str, Array]]:
+    """Return the scores of rows on the prompts on which no score of any row is missing."""
+    figures = [answers_of(row).figures for row in rows]
+    kept = complete(*(scores for row in figures for scores in row.values()))
+    return [
+        {"win_rate" if name == "win" else name: scores[:, kept] for name, scores in row.items()}
+        for row in figures
+    ]
+
+
+def measured(rows: Iterable[Row], *names: str) -> list[Row]:
+    """Return the finished rows all of whose runs have these figures of the evaluation."""
+    return [
+        row
+        for row in rows
+        if row.good and all(n in r["evaluation"] for r in row.good for n in names)
+    ]

@@ -12,7 +12,7 @@ from ...core.errors import UsageError, unknown
 from ...core.table import Cell, Table
 from ...statistics.intervals import Array, two_way_interval, win_rate_interval
 from ..selection.select import Record, Row, Selection
-from ..selection.sweeps import Sweep, scores_of, seeds_text, sweeps
+from ..selection.sweeps import Sweep, scores_on_common, seeds_text, sweeps
 from . import tables
 from .footnotes import Footnotes
 
@@ -232,9 +232,13 @@ def _mixed(name: str, where: Between) -> Mix | str:
     if len(low.good) != len(high.good):
         counts = " and ".join(f"{len(p.row.good)} of {p.name}" for p in (where.low, where.high))
         return f"seeds differ ({counts}): the two neighbours cannot be mixed"
-    ours, theirs = scores_of(low), scores_of(high)
+    ours, theirs = scores_on_common([low, high])
     w = where.share
-    scores = {figure: (1 - w) * ours[figure] + w * theirs[figure] for figure in FIGURES}
+    scores = {
+        figure: (1 - w) * ours[figure] + w * theirs[figure]
+        for figure in FIGURES
+        if figure in ours and figure in theirs
+    }
     flops = [fmean(amount(r, "flops") for r in row.good) for row in (low, high)]
     return Mix(name, where, scores, (1 - w) * flops[0] + w * flops[1])
 
@@ -330,7 +334,7 @@ def _cells(line: Line, marks: tuple[str, ...]) -> list[Cell]:
     return [
         *head,
         tables.estimate("win_rate", ".3f")(f),
-        Cell(f"{f['gold']:.2f}"),
+        Cell(f"{f['gold']:.2f}" if "gold" in f else "-"),
         Cell(f"{f['kl']:.2f}{tables.kl_mark(f['kl_estimator'])}"),
         Cell(f"{f['length']:.1f}"),
         Cell(f"{f['flops'] / 1e12:.3g}"),

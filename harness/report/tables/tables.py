@@ -46,10 +46,9 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
         figures_by_row.append(figures_of(row, answers))
         if answers is not None:
             prompts.add(answers.prompts)
-            scores["win_rate"][row.name], scores["gold"][row.name] = (
-                answers.win,
-                answers.figures["gold"],
-            )
+            for name, key in (("win_rate", "win"), ("gold", "gold")):
+                if key in answers.figures and name in figures_by_row[-1]:
+                    scores[name][row.name] = answers.figures[key]
     paired = len(prompts) < 2 and _on_the_same_prompts(selection)
     borrowed = paired and mark_best(figures_by_row, scores)
     footnotes = Footnotes(selection)
@@ -62,7 +61,12 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
         title=f"{selection.description}: {conditions(selection)}",
         columns=[shown[i].title for i in kept],
         rows=[[row[i] for i in kept] for row in rows],
-        notes=[*_notes(selection, keys), *_looked_up(figures_by_row, keys)],
+        notes=[
+            *_notes(selection, keys),
+            *judge_notes(selection),
+            *missing_notes(figures_by_row),
+            *_looked_up(figures_by_row, keys),
+        ],
         plain=[
             with_footnotes(figures, footnotes, footnotes.of(i))
             for i, figures in enumerate(figures_by_row)
@@ -103,16 +107,21 @@ def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, 
         Whether the tests pooled the variances between seeds.
     """
     from ...statistics.compare import best_group, borrows
+    from ..selection.figures import complete
 
     borrowed = False
     for name, by_row in scores.items():
         if not 2 <= len(by_row) <= MOST_ROWS:
             continue
+        kept = complete(*by_row.values())  # a missing score leaves out its prompt for all rows
+        if kept.sum() < 2:
+            continue
+        by_row = {row: own[:, kept] for row, own in by_row.items()}
         group = best_group(by_row, ALPHA)
         borrowed |= borrows(by_row)
         best = max(f[name] for f in rows if name in f)
         for figures in rows:
-            if name in figures:
+            if name in figures and figures["method"] in group:
                 figures[f"{name}_best"] = figures[name] == best
                 figures[f"{name}_bold"] = group[figures["method"]]
     return borrowed
@@ -124,10 +133,17 @@ def conditions(selection: Selection) -> str:
         return "no finished run"
     evaluations = [r["evaluation"] for r in selection.good]
     texts = [
-        f"{e['prompts']} {e['split']} prompts, one answer each at T={e['temperature']:g}"
-        for e in evaluations
+        f"{e['prompts']} {e['split']} prompts, one answer each {drawn(e)}" for e in evaluations
     ]
     return " or ".join(dict.fromkeys(texts))
+
+
+def drawn(e: Mapping[str, Any]) -> str:
+    """Return how answers were drawn: greedy, or the temperature and what else shapes them."""
+    if e["temperature"] == 0:
+        return "by greedy decoding"
+    top_p = f", top-p {e['top_p']:g}" if "top_p" in e else ""
+    return f"at T={e['temperature']:g}{top_p}"
 
 
 # -- cells -----------------------------------------------------------------------------------------
@@ -168,7 +184,7 @@ def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
 
 def _kl(f: Figures) -> Cell:
     cell = estimate("kl", ".2f")(f)
-    return replace(cell, text=f"{cell.text}{kl_mark(f['kl_estimator'])}")
+    return cell if "kl" not in f else replace(cell, text=f"{cell.text}{kl_mark(f['kl_estimator'])}")
 
 
 def kl_mark(estimator: str) -> str:
@@ -275,6 +291,41 @@ COLUMNS = (
 
 
 # -- caption and notes -----------------------------------------------------------------------------
+
+
+def missing_notes(rows: Sequence[Figures]) -> list[str]:
+    """Return the note on missing scores, by row; empty where none is missing."""
+    counts = [
+        f"{row['method']} {', '.join(f'{n} {name}' for name, n in row['missing'].items())}"
+        for row in rows
+        if row.get("missing")
+    ]
+    if not counts:
+        return []
+    return [
+        "Missing scores: a prompt without a score on either side is left out, and is no loss:"
+        f" {'; '.join(counts)}."
+    ]
+
+
+def judge_notes(selection: Selection) -> list[str]:
+    """Return the notes on what is known of the judge behind the win-rates."""
+    notes = []
+    for record in selection.good:
+        judge = record["evaluation"].get("judge", {})
+        if held_out := judge.get("held_out"):
+            notes.append(
+                f"The judge {judge['name']} agrees with {held_out['accuracy']:.3f} of"
+                f" {held_out['pairs']:.0f} held-out pairs."
+            )
+        if "kl_temperature" in record["evaluation"]:
+            notes.append(
+                "Answers were drawn otherwise than in training; KL is of answers at"
+                f" T={record['evaluation']['kl_temperature']:g}, as training samples."
+            )
+        if "against" in record["evaluation"]:
+            notes.append(f"The baseline is the answers of {record['evaluation']['against']}.")
+    return list(dict.fromkeys(notes))
 
 
 def _caption(selection: Selection, paired: bool, borrowed: bool) -> str:

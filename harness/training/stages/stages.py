@@ -20,12 +20,12 @@ from torch import nn
 from ...api.contracts import Judge, Labeller
 from ...api.participants import Participants
 from ...core.artifacts import Artifact
+from ...core.data import Sampling
 from ...core.digests import code_digest, digest_of, package_digest
 from ...core.errors import UsageError
 from ...core.global_state import put_back
 from ...core.meter import Meter
 from ...core.model_folder import adapters_in, model_digest
-from ...core.settings import EvaluationOptions
 from ...core.spec import START_MODEL, RunSpec, stage_options
 from ...models.chat import ChatOptions
 from ...models.hub_format import check_alike, end_tokens
@@ -213,10 +213,10 @@ class Stages:
             name, inputs, lambda out, _: sample(self, self.ready(labeller), prompts, options, out)
         )
 
-    def baseline_answers(self, prompts: str, make: Any) -> Artifact:
+    def baseline_answers(self, prompts: str, sampling: Sampling, make: Any) -> Artifact:
         """The start checkpoint's answers to evaluation prompts, named by their digest."""
         inputs = self._inputs(
-            "evaluation", EvaluationOptions(), data=prompts, start=self.start_artifact.content
+            "evaluation", sampling, data=prompts, start=self.start_artifact.content
         )
         return self._stage("baseline_answers", inputs, make)
 

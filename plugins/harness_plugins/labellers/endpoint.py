@@ -99,15 +99,26 @@ class EndpointAnnotator(WritingAnnotator):
         return getattr(judge, "model", None) == self.model
 
     def prepare(self, suite, judge):
+        """Take the constitution, and open the connections.
+
+        Raises:
+            UsageError: The environment variable of the key is empty.
+        """
+        super().prepare(suite, judge)
+        self.open("The labeller endpoint")
+
+    def open(self, purpose):
         """Read the key from the environment and open a connection pool.
+
+        Args:
+            purpose: What needs the key: `The labeller endpoint`.
 
         Raises:
             UsageError: The environment variable of the key is empty.
         """
         import httpx
 
-        super().prepare(suite, judge)
-        self._key = read_secret(self.key_variable, "The labeller endpoint")
+        self._key, self._purpose = read_secret(self.key_variable, purpose), purpose
         self._end = ""  # the error that ended all requests
         self._lock = Lock()
         self._client = httpx.Client(
@@ -243,8 +254,8 @@ class EndpointAnnotator(WritingAnnotator):
         with self._lock:
             if limit is not None and self.counts[name] >= limit:
                 raise HarnessError(
-                    f"The labeller sent {limit} requests, its max_requests. Its answers are kept:"
-                    " run again with more."
+                    f"{self._purpose} sent {limit} requests, its max_requests. Its answers are"
+                    " kept: run again with more."
                 )
             self.counts[name] += n
 

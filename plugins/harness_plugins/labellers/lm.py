@@ -81,13 +81,19 @@ class LMAnnotator(WritingAnnotator):
         return [p for part in parts for p in self._verdicts(prompt, part)]
 
     def _verdicts(self, prompt, rows):
-        """Return p per row of token ids: softmax over the verdicts, a verdict's forms (with a
-        space, without) added.
+        """Return p per row of token ids: softmax over the two verdicts."""
+        one, two = self.label_logp(prompt, rows, self.verdict_ids).unbind(1)
+        return (one - two).sigmoid().tolist()
+
+    def label_logp(self, prompt, rows, forms):
+        """Return log-probabilities (B, V) of verdicts behind rows of token ids.
+
+        The forms of a verdict, with a space and without, are added.
         """
         from harness import Batch, PromptBatch
         from harness.models.logprobs import completion_logp
 
-        width, answers = max(map(len, rows)), [i for ids in self.verdict_ids for i in ids]
+        width, answers = max(map(len, rows)), [i for ids in forms for i in ids]
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor(
             [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device
@@ -101,10 +107,8 @@ class LMAnnotator(WritingAnnotator):
                 shown, {"completion_ids": answers, "mask": torch.ones_like(answers).float()}
             )
             logp = completion_logp(self.loaded[0], batch)[..., 0].double()  # (B, K)
-        one, two = (
-            part.logsumexp(1) for part in logp.split([len(ids) for ids in self.verdict_ids], 1)
-        )
-        return (one - two).sigmoid().tolist()
+        parts = logp.split([len(ids) for ids in forms], 1)
+        return torch.stack([part.logsumexp(1) for part in parts], 1)
 
     @cached_property
     def tokens(self):
@@ -137,21 +141,27 @@ class LMAnnotator(WritingAnnotator):
         shown = self.question_text(
             Prompt("probe", "x"), Question("y", "z", Principle("", "", lambda *_: 0.0))
         )
-        found = [
-            [self._single(shown, form + verdict) for form in ("", " ")] for verdict in self.verdicts
-        ]
-        # a form counts only if both verdicts have it, or the comparison would not be fair
-        forms = [
-            (a, b)
-            for a, b in zip(*found, strict=True)
-            if a is not None and b is not None and a != b
-        ]
-        if not forms:
+        forms = self.token_forms(shown, self.verdicts)
+        if forms is None:
             raise UsageError(
                 f"The verdicts {' and '.join(self.verdicts)} are not single tokens of {self.model}."
                 " Try others: --labeller-set verdicts=A,B."
             )
-        return [sorted({pair[side] for pair in forms}) for side in (0, 1)]
+        return forms
+
+    def token_forms(self, shown, verdicts) -> list[list[int]] | None:
+        """Return for each verdict the ids of the single tokens it can begin a reply as; None where
+        one has no such token.
+        """
+        found = [
+            [self._single(shown, form + verdict) for form in ("", " ")] for verdict in verdicts
+        ]
+        # a form counts only if all verdicts have it, or the comparison would not be fair
+        forms = [ids for ids in zip(*found, strict=True) if None not in ids]
+        forms = [ids for ids in forms if len(set(ids)) == len(ids)]
+        if not forms:
+            return None
+        return [sorted({ids[side] for ids in forms}) for side in range(len(found))]
 
     def _single(self, shown, answer) -> int | None:
         """Return the one token that an answer adds behind a question, or None."""

@@ -1,0 +1,170 @@
+"""What a judge says of a policy's answers against the baseline's, asked once and kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..api.adapters import written_as
+from ..api.contracts import Answer, Judge, PairVerdict
+from ..api.judge_contract import check_verdicts, preferences, scores
+from ..core.data import Prompt
+from ..core.digests import digest_of, package_digest
+from ..core.distributed import ALONE, DistributedContext
+from ..core.errors import HarnessError
+from ..core.files import make_folder
+from ..core.global_state import put_back
+from ..core.progress import EVALUATION, activity
+from ..core.watchdog import waiting_for
+from ..statistics.judges import verdict_figures
+
+CHUNK = 16  # pairs between two writes of the verdict log
+
+
+@dataclass
+class Judged:
+    """A judge's view of a policy's answers and of the baseline's."""
+
+    wins: list[float]  # P(ours is better) per prompt; NaN: no verdict
+    gold: list[float] | None  # scores of our answers; None from a judge that only compares
+    baseline_gold: list[float] | None
+    notes: list[Mapping[str, Any]]  # of each verdict; empty mappings where there are none
+    figures: dict[str, Any]  # of the verdicts: missing, ties, position bias
+
+
+def judge_answers(
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    ours: Sequence[Answer],
+    theirs: Sequence[Answer],
+    folder: Path,
+    distributed: DistributedContext = ALONE,
+) -> Judged:
+    """Judge each of our answers against that of the baseline.
+
+    Args:
+        judge: The judge, prepared.
+        prompts: n prompts.
+        ours: n answers of the policy.
+        theirs: n answers of the baseline.
+        folder: Where the verdicts of a costly judge are kept.
+        distributed: Of a costly judge only the main process asks.
+
+    Raises:
+        HarnessError: The judge gave no verdict at all.
+    """
+    with activity(EVALUATION, "evaluation: judge"):
+        gold = base = None
+        if scores(type(judge)):
+            with waiting_for(f"the judge {judge.name}"), put_back(f"The judge {judge.name}"):
+                gold, base = (judge.scores_of(prompts, side) for side in (ours, theirs))
+        if gold is not None and base is not None and not _compares(judge):
+            found = [PairVerdict(p) for p in preferences(gold, base)]
+        else:
+            log = VerdictLog(folder, judge) if judge.costly else None
+            asked = _asked(judge, prompts, ours, theirs, log) if distributed.main else []
+            found = distributed.broadcast_from_main(asked) if judge.costly else asked
+    wins = [verdict.p for verdict in found]
+    if all(math.isnan(p) for p in wins):
+        raise HarnessError(
+            f"The judge {judge.name} gave no verdict on any of {len(wins)} prompts, so there is no"
+            " win-rate. The trained policy is kept. Look at the judge, or name another with:"
+            " harness evaluate RUN --judge NAME."
+        )
+    figures = {"name": judge.name, **_options(judge), **_quality(judge)}
+    notes = [verdict.note for verdict in found]
+    return Judged(wins, gold, base, notes, figures | verdict_figures(wins, notes))
+
+
+def _compares(judge: Judge) -> bool:
+    """Return whether a judge compares otherwise than by its scores."""
+    cls = type(judge)
+    return cls.compare is not Judge.compare or cls.verdicts is not Judge.verdicts
+
+
+def _options(judge: Judge) -> dict[str, Any]:
+    identity = judge.identity()
+    return {"options": identity} if identity else {}
+
+
+def _quality(judge: Judge) -> dict[str, Any]:
+    found = judge.agreement()
+    return {"held_out": found} if found else {}
+
+
+def _asked(
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    ours: Sequence[Answer],
+    theirs: Sequence[Answer],
+    log: VerdictLog | None,
+) -> list[PairVerdict]:
+    """Return a verdict per prompt; those that the log has are not asked for again."""
+    keys = [pair_key(*pair) for pair in zip(prompts, ours, theirs, strict=True)]
+    known = log.read() if log else {}
+    open_rows = [i for i, key in enumerate(keys) if key not in known]
+    for rows in _chunks(open_rows, CHUNK if log else len(open_rows) or 1):
+        a, b = ([side[i] for i in rows] for side in (ours, theirs))
+        with waiting_for(f"the judge {judge.name}"), put_back(f"The judge {judge.name}"):
+            found = judge.verdicts([prompts[i] for i in rows], a, b)
+        check_verdicts(judge, found, len(rows))
+        known.update(zip((keys[i] for i in rows), found, strict=True))
+        if log:
+            log.add([(keys[i], verdict) for i, verdict in zip(rows, found, strict=True)])
+    return [known[key] for key in keys]
+
+
+def _chunks(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def pair_key(prompt: Prompt, ours: Answer, theirs: Answer) -> str:
+    """Return what names a pair of answers in the verdict log."""
+    return digest_of([prompt.id, prompt.text, asdict(ours), asdict(theirs)])[:32]
+
+
+def judge_key(judge: Judge) -> str:
+    """Return a digest of all that decides a judge's verdicts: name, version, code, options."""
+    code = package_digest(written_as(judge))
+    return digest_of([judge.name, judge.version, code, judge.identity()])
+
+
+class VerdictLog:
+    """The verdicts of one judge, on disk: JSON lines that only grow.
+
+    No pair is judged twice, in this run or in another one of the same results folder. A line that
+    a crash has cut is read over.
+    """
+
+    def __init__(self, folder: Path, judge: Judge) -> None:
+        name = judge.name.replace(":", "-")
+        self.file = make_folder(folder) / f"{name}-{judge_key(judge)[:16]}.jsonl"
+
+    def read(self) -> dict[str, PairVerdict]:
+        """Return the verdicts so far. A pair without a verdict is asked about again."""
+        if not self.file.exists():
+            return {}
+        found = {}
+        for line in self.file.read_text(encoding="utf-8").split("\n"):
+            try:
+                row = json.loads(line)
+                found[row["pair"]] = PairVerdict(float(row["p"]), row["note"])
+            except (ValueError, KeyError, TypeError):
+                continue
+        return found
+
+    def add(self, verdicts: Sequence[tuple[str, PairVerdict]]) -> None:
+        """Append verdicts, and wait until they are on disk."""
+        rows = [
+            {"pair": key, "p": verdict.p, "note": dict(verdict.note)}
+            for key, verdict in verdicts
+            if not math.isnan(verdict.p)
+        ]
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write("\n" * bool(rows) + "".join(f"{json.dumps(row)}\n" for row in rows))
+            stream.flush()

@@ -1,0 +1,1 @@
+"""Judges of evaluations: a language model that compares answers, and a reward model."""
