@@ -7,13 +7,10 @@ from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ..core.data import Prompt
 from ..core.errors import HarnessError
-
-if TYPE_CHECKING:
-    from .contracts import Suite
 
 NO_VERDICT = math.nan
 
@@ -80,11 +77,11 @@ class Judge(ABC):
         if not scores(cls) and cls.compare is Judge.compare and cls.verdicts is Judge.verdicts:
             raise TypeError(f"{cls.__name__} must define score or compare")
 
-    def prepare(self, suite: Suite, stages: Any) -> None:  # noqa: B027  # optional
+    def prepare(self, suite: Any, stages: Any) -> None:  # noqa: B027  # optional
         """Prepare the judge before the first verdict.
 
         Args:
-            suite: The suite of the run.
+            suite: The suite of the run, a `harness.Suite`.
             stages: The shared stages (`SuiteStages`), or None where the judge serves a labeller.
                 A judge may train its own reward model with `stages.judge_model()`.
 
