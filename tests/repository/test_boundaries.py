@@ -98,6 +98,7 @@ FLAGS = {
         "--set",
         "--suite-set",
         "--stage-set",
+        "--judge-set",
         "--labeller-set",
         "--model",
         "--start",
