@@ -75,10 +75,8 @@ def draw_answers(
     own = stage_runtime.sampling
     sampling = sampling_of(own, options)
     _check_policy(policy, sampling)
-    apart = stage_runtime.meter()
-    runtime = stage_runtime.runtime(apart, spec.seed)
-    purpose = (spec.shared_seed, "policy", spec.seed)
-    sampler = evaluation_sampler(runtime, sampling, *purpose)
+    apart, purpose = stage_runtime.meter(), (spec.shared_seed, "policy", spec.seed)
+    sampler = evaluation_sampler(stage_runtime.runtime(apart, spec.seed), sampling, *purpose)
     sampler.pool = pool if sampling == own else None
     # what a verifier compares with is not shown
     bare = [replace(prompt, answer=None) for prompt in prompts]
@@ -87,26 +85,21 @@ def draw_answers(
         batch = _answered(policy, posed, sampler, prompts)
     cost = apart.total()
     meter.phases.setdefault("evaluate", Cost()).add(cost)
+    runtime = stage_runtime.runtime(meter, spec.seed)
     further = []
     for number in range(1, options.answers):
-        sampler = evaluation_sampler(
-            stage_runtime.runtime(meter, spec.seed), sampling, *purpose, number
-        )
+        sampler = evaluation_sampler(runtime, sampling, *purpose, number)
         with meter.phase("evaluate"), activity(EVALUATION, f"evaluation: answers {number + 1}"):
             further.append(_answered(policy, posed, sampler, prompts))
     for_kl = None
-    if (
-        (sampling != own or options.stop)
-        and policy.kl_estimator is None
-        and policy.model is not None
-    ):
-        sampler = evaluation_sampler(stage_runtime.runtime(meter, spec.seed), own, *purpose)
+    measured = policy.kl_estimator is None and policy.model is not None
+    if measured and (sampling != own or options.stop):
+        sampler = evaluation_sampler(runtime, own, *purpose)
         with meter.phase("evaluate"), activity(EVALUATION, "evaluation: answers for KL"):
             for_kl = _answered(policy, posed, sampler, prompts)
     batch, texts = stopped(batch, tokens, options.stop)
     further = [stopped(more, tokens, options.stop)[0] for more in further]
-    models = dict(apart.models)
-    return PolicyAnswers(prompts, batch, policy, cost, models, texts, further, for_kl)
+    return PolicyAnswers(prompts, batch, policy, cost, dict(apart.models), texts, further, for_kl)
 
 
 def _check_policy(policy: Policy, sampling: Sampling) -> None:
