@@ -38,8 +38,11 @@ def finished(results):
     return len(list(results.glob("runs/*/*/*/result.json")))
 
 
-def begun(results):
-    return len(list(results.glob("runs/*/*/*/spec.json")))
+def busy(results, least, running):
+    """Whether so many runs are finished, and so many are under way."""
+    begun = len(list(results.glob("runs/*/*/*/spec.json")))
+    done = finished(results)
+    return done >= least and begun - done >= running
 
 
 def serial(tmp_path, file):
@@ -115,7 +118,7 @@ def test_a_study_on_slurm_is_preempted_left_and_given_again(tmp_path):
     cluster = real_slurm.Slurm(tmp_path / "cluster")
     try:
         first = study(file, results, "slurm", cluster.env, **options)
-        wait_for(lambda: finished(results) >= 2 and begun(results) > finished(results), LONG)
+        wait_for(lambda: busy(results, 2, 1), LONG)
         cluster.ask("sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
         wait_for(lambda: not cluster.queue("-t", "RUNNING", "-p", "low"), 120)
         first.send_signal(signal.SIGTERM)
@@ -154,10 +157,10 @@ def test_a_study_on_ray_outlives_two_nodes_and_its_driver(tmp_path, monkeypatch)
     try:
         driver = study(file, results, "ray", address=cluster.address)
         for least in (1, 3):
-            wait_for(lambda least=least: finished(results) >= least < begun(results), LONG)
+            wait_for(lambda least=least: busy(results, least, 2), LONG)
             cluster.remove_node(nodes.pop(0), allow_graceful=False)
             nodes.append(cluster.add_node(num_cpus=1))
-        wait_for(lambda: finished(results) >= 5 < begun(results), LONG)
+        wait_for(lambda: busy(results, 5, 1), LONG)
         driver.kill()
         driver.communicate(timeout=60)
         wait_for(lambda: not processes_of(results), 120)  # its tasks end with it
