@@ -42,7 +42,10 @@ class RunPlan:
 def plan_of(spec: RunSpec, built: Participants, results: Path) -> RunPlan:
     """Return the plan of a run; times come from finished runs below `results`, or are shipped."""
     shared = ["sft"] if spec.start == START_SFT else []
-    shared += ["preferences", "reward model"] if built.can_prefer else []
+    if built.can_prefer:
+        rewarded = built.suite.proxy or "reward" in built.method.required()
+        learns = rewarded or bool(built.method.required() & {"pairs", "labelled"})
+        shared += ["preferences"] * learns + ["reward model"] * rewarded
     try:
         estimates = Estimates(results)
         own, stages = estimates.seconds_of(spec), estimates.stage_seconds_of(spec)

@@ -40,6 +40,17 @@ def test_plan_of_start_has_no_training(tmp_path):
     assert "reward model, evaluation on 512 prompts" in told
 
 
+@pytest.mark.parametrize(
+    "method, shared",
+    [("rlvr", ""), ("dpo", "preferences, "), ("ppo", "preferences, reward model, ")],
+)
+def test_plan_names_no_stage_that_the_run_does_not_need(method, shared, tmp_path):
+    """The suite `instructions` has a verifier, and the evaluation needs no reward model."""
+    told = str(plan_for(spec_of(method, "instructions"), tmp_path))
+    first = told.splitlines()[0]
+    assert first.startswith(f"stages: sft, {shared}") and first.count(",") == 2 + shared.count(",")
+
+
 def test_plan_takes_times_from_finished_runs(tmp_path):
     put(tmp_path, finished("ppo", 100.0, 40.0), finished("dpo", 30.0, 0.0))
     plan = plan_for(spec_of(), tmp_path)
