@@ -1,7 +1,7 @@
 """What fits on 24 and 80 GB, by size of model and method: `python benchmarks/fits.py`.
 
 Every cell is the largest peak of a run's stages as `harness run --dry-run` computes it, from a
-configuration without weights. It prints the table of docs/memory.md.
+configuration without weights. It takes minutes: every pass of every layer is laid out.
 """
 
 from __future__ import annotations
@@ -100,10 +100,11 @@ def main() -> None:
     """Print a table for each way to run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     asked = parser.parse_args()
     registry = installed()
     with tempfile.TemporaryDirectory() as place:
-        for way in WAYS:
+        for way in asked.ways:
             print(f"\n{way}: {json.dumps(WAYS[way])}\n")
             print("| model | trained | sft | dpo | grpo | ppo |\n|---|---|---|---|---|---|")
             for size in asked.sizes:

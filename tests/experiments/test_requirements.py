@@ -14,9 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from harness.api.participants import participants
 from harness.api.registry import installed
 from harness.api.resolve import Request, resolve
+from harness.core.settings import LoraOptions
+from harness.core.spec import RunSpec
 from harness.experiments.requirements.asks import asks_of
 from harness.experiments.requirements.live_memory import peak_bytes
-from harness.experiments.requirements.moments import Machine
+from harness.experiments.requirements.moments import Machine, Models, Passes
+from harness.experiments.requirements.passes import Shape
 from harness.experiments.requirements.show import of_study, requirements_of
 from harness.models.hub_format import meta_model
 from harness.models.loading import size_of
@@ -168,6 +171,16 @@ def test_lora_trains_its_adapter_only_and_shares_the_base():
     moment = method_stage(needs("dpo", "lora_rank=4")).moments[0]
     assert moment.gradients == moment.weights["policy"] < moment.weights["base"]
     assert "reference" not in moment.weights
+
+
+def test_summed_gradients_of_bfloat16_weights_count_once(folder):
+    spec = RunSpec("dpo", "", {}, {}, {}, dtype="bfloat16", weights="bfloat16")
+    passes = Passes(Models(spec, folder, MACHINE))
+    passes.tokens = 64  # one row of several
+    moment = passes.update("", {}, Shape(8, 2, 16, 16), passes.models.causal(LoraOptions()))
+    whole = size_of(meta_model(folder))[1]
+    assert (moment.gradients, moment.optimiser) == (whole, 3 * whole)
+    assert moment.activations < whole / 2
 
 
 def test_activation_checkpointing_takes_less():

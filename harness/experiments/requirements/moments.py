@@ -82,7 +82,7 @@ class Trained:
     def __init__(self, model: nn.Module) -> None:
         self.model = learn(model)
         self.parameters = [p for p in own(model).values() if p.requires_grad]
-        _, copies, moments = masters_of(self.parameters)
+        self.masters, copies, moments = masters_of(self.parameters)
         self.optimiser = copies + moments
         self.gradients = sum(4 * p.numel() for p in self.parameters)
         self.bytes = sum(p.nbytes for p in self.parameters)
@@ -158,10 +158,10 @@ class Passes:
         micro = shape.micro(self.tokens)
         several = micro.rows < shape.rows
         model = checkpointed(trained.model, self.checkpoints)
-        for p in trained.parameters:
+        for p in trained.masters.parameters:  # gradients are summed here: float32 copies have them
             p.grad = torch.empty_like(p) if several else None
-        memory = training_memory(model, trained.parameters, micro)
-        for p in trained.parameters:
+        memory = training_memory(model, micro)
+        for p in trained.masters.parameters:
             p.grad = None
         return memory.activations + several * trained.gradients, memory.logits
 

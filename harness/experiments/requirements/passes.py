@@ -99,13 +99,12 @@ def padded_layout(model: nn.Module) -> nn.Module:
     return model
 
 
-def training_memory(model: nn.Module, parameters: list[nn.Parameter], shape: Shape) -> PassMemory:
+def training_memory(model: nn.Module, shape: Shape) -> PassMemory:
     """Return the memory of a forward and a backward pass over a micro-batch.
 
     Args:
-        model: A causal or scalar model on "meta".
-        parameters: The trained ones. Gradients that they hold before the pass are not counted;
-            those that they get in it are.
+        model: A causal or scalar model on "meta", whose trained parameters take gradients.
+            Gradients that they hold before the pass are not counted; those that they get are.
         shape: Of the micro-batch.
     """
 
