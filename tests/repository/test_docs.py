@@ -122,7 +122,7 @@ def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
         load_file(registry, str(path))
     told = Options(suite="small", full=False, results=tmp_path)
     findings = list(check("methods", "reinforce", registry, told))
-    assert len(findings) == 14 and [f for f in findings if f.status == FAILED] == []
+    assert len(findings) == 16 and [f for f in findings if f.status == FAILED] == []
 
 
 def test_the_statistics_in_the_guide_to_tables_are_over_runs_by_suites(
