@@ -11,8 +11,8 @@ from harness.models.capabilities import enable_shared_cache, enable_sharing, win
 from harness.models.generation import CachedEngine, SharedDecoding
 from harness.models.logprobs import completion_logp
 
+from ..helpers.small_models import batch_of
 from ..helpers.tiny_models import tiny
-from .test_sharing import batch_of
 
 QWEN = {"use_sliding_window": True, "max_window_layers": 1}
 WINDOWED = {
