@@ -64,7 +64,7 @@ class Told:
         """Begin a run, with its way to tell a user. What imports changed stays known."""
         imports = {k: v for k, v in cls.settings.items() if k.startswith(IMPORTED)}
         cls.warn, cls.settings = staticmethod(warn), imports
-        _drawn.clear()
+        forget_streams()
 
 
 @dataclass
@@ -106,6 +106,11 @@ def put_back(plugin: str, package: str = "", numbers: bool = False) -> Iterator[
     finally:
         _calls.remove(call)
         _restore(call, [s for s in _settings() if s.numbers or not numbers])
+
+
+def forget_streams() -> None:
+    """Let each plugin draw from where the random numbers of the process are at its next call."""
+    _drawn.clear()
 
 
 def enforce() -> None:

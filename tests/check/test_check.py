@@ -266,8 +266,8 @@ def test_the_command_ends_in_its_exit_code_and_writes_a_report():
     ]
     arguments += ["--set", "steps=500", "-p"]  # of a run of full size: the small bench stays small
     done = command(*arguments, folder / "mine.py")
-    assert done.code == 0 and done.out.count("passed") == 13, done.text
-    assert "13 proofs, none failed" in (folder / "report.md").read_text()
+    assert done.code == 0 and done.out.count("passed") == 15, done.text
+    assert "15 proofs, none failed" in (folder / "report.md").read_text()
     (folder / "mine.py").write_text(GOOD.replace('"https://example.org"', '""'))
     done = command(*arguments, folder / "mine.py")
     assert done.code == 1 and "`paper` is empty" in done.out
