@@ -14,15 +14,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from harness.api.participants import participants
 from harness.api.registry import installed
 from harness.api.resolve import Request, resolve
+from harness.core.errors import UsageError
 from harness.core.settings import LoraOptions
 from harness.core.spec import RunSpec
 from harness.experiments.requirements.asks import asks_of
 from harness.experiments.requirements.live_memory import peak_bytes
 from harness.experiments.requirements.moments import Machine, Models, Passes
-from harness.experiments.requirements.passes import Shape
+from harness.experiments.requirements.passes import Shape, outline_of, scoring_memory
 from harness.experiments.requirements.show import of_study, requirements_of
 from harness.models.hub_format import meta_model
-from harness.models.loading import size_of
+from harness.models.loading import size_of, trunk_of
 
 from ..helpers.tools import ROOT, command
 
@@ -203,3 +204,16 @@ def test_shared_stages_of_a_study_count_once():
         return float(line.split()[1])
 
     assert disk(apart) - disk(alike) == pytest.approx(shared / 2**20, abs=0.11)
+
+
+def test_an_architecture_that_needs_its_weights_is_refused(folder, monkeypatch):
+    model = outline_of(folder)
+    shape = Shape(rows=2, each=2, prompt=8, completion=8)
+    assert scoring_memory(model, shape).total > 0
+
+    def forward(*args, **kwargs):
+        raise NotImplementedError("no kernel for meta tensors")
+
+    monkeypatch.setattr(type(trunk_of(model).layers[0]), "forward", forward)
+    with pytest.raises(UsageError, match="LlamaForCausalLM cannot be estimated .*no kernel"):
+        scoring_memory(model, shape)

@@ -255,7 +255,18 @@ def predictions_of(model: nn.Module, states: Tensor) -> Predictions:
 
 
 def states_of(model: nn.Module, shape: Shape) -> Tensor:
-    """Return the hidden states (M, d) that the head reads."""
+    """Return the hidden states (M, d) that the head reads.
+
+    Raises:
+        UsageError: The forward pass of this architecture needs its weights.
+    """
+    try:
+        return _states(model, shape)
+    except Exception as error:  # an architecture's own code: it may raise anything on "meta"
+        raise refuse_unknown(model, error) from error
+
+
+def _states(model: nn.Module, shape: Shape) -> Tensor:
     scalar = isinstance(model, ScalarModel)
     trunk: Any = model.trunk if scalar else trunk_of(model)
     if not packs(model):

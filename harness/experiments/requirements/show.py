@@ -23,8 +23,8 @@ BUDGETS = (("weights", "gradients", "optimiser"), ("activations", "logits", "cac
 CAVEATS = (
     "Memory is that of tensors, for texts as long as the limits allow. Python and its libraries"
     " take about 0.5 GiB more.",
-    "On a CPU the allocator keeps freed blocks: the resident set is up to 1.6 times this, and close"
-    " to it with MALLOC_MMAP_THRESHOLD_=262144.",
+    "On a CPU the allocator keeps freed blocks, so the resident set can be larger (1.6 times in one"
+    " measurement). With MALLOC_MMAP_THRESHOLD_=262144 it is close to this.",
 )
 
 
