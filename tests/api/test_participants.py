@@ -92,7 +92,7 @@ def test_each_phase_of_a_run_builds_its_participants_once(built):
 def constructions(source):
     """The lines of a module that build a suite, a method, a judge or a labeller by its name."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    return [node.lineno for node in calls if looked_up(node.func) or built_as(node)]
+    return [call.lineno for call in calls if looked_up(call.func) or built_as(call) or made(call)]
 
 
 def looked_up(callee):
@@ -102,6 +102,13 @@ def looked_up(callee):
         and ast.unparse(callee.func).endswith("registry.get")
         and callee.args[0].value in {f"{kind}s" for kind in KINDS}
     )
+
+
+def made(call):
+    """Whether a call is `make("judges", name, options, registry)` or another of KINDS."""
+    kinds = [repr(f"{kind}s") for kind in KINDS]
+    first = [ast.unparse(argument) for argument in call.args[:1]]
+    return ast.unparse(call.func) == "make" and bool(first) and first[0] in kinds
 
 
 def built_as(call):
@@ -117,15 +124,19 @@ def test_no_other_module_builds_participants():
         for file in sorted((ROOT / "harness").rglob("*.py"))
         if (lines := constructions(file.read_text()))
     }
-    assert len(found.pop("api/participants.py")) == 5
-    assert len(found.pop("api/resolve.py")) == 3  # options, before there is a spec
+    assert len(found.pop("api/participants.py")) == 4
+    assert len(found.pop("api/resolve.py")) == 2  # options, before there is a spec
     assert len(found.pop("cli/show_suite_file.py")) == 1  # a suite file alone: no run, no spec
     assert found == {}
 
 
 @pytest.mark.parametrize(
     "source",
-    ['registry.get("judges", name)()', 'build(cls, values, f"suite {name}")'],
+    [
+        'registry.get("judges", name)()',
+        'make("judges", name, options, registry)',
+        'build(cls, values, f"suite {name}")',
+    ],
 )
 def test_a_construction_is_seen(source):
     assert constructions(source) == [1]

@@ -23,10 +23,6 @@ from harness_plugins.labellers.endpoint import (
 )
 from harness_plugins.labellers.lm import LMAnnotator
 from harness_plugins.labellers.verdicts import REFUSED, from_logprobs, probability
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.api.contracts import Judge, Labeller
 from harness.api.registry import installed
@@ -37,6 +33,7 @@ from harness.core.options import build
 from harness.models.loading import load_causal
 
 from ..helpers.fake_endpoint import FakeServer, reply
+from ..helpers.small_folders import WORDS, save_model
 
 PROMPT = Prompt("train/0", "say something")
 LONG = Principle("long", "Longer is better.", lambda prompt, text: float(len(text)))
@@ -227,55 +224,6 @@ def test_rates_outside_of_0_and_1_are_refused(options):
 
 
 # -- a local model ---------------------------------------------------------------------------------
-
-WORDS = [
-    "<unk>",
-    "</s>",
-    "1",
-    "2",
-    "A",
-    "B",
-    "Answer:",
-    "Response",
-    "Task:",
-    "good",
-    "bad",
-    "x",
-    "long",
-    "1:",
-    "2:",
-]
-
-
-def save_model(folder, words=WORDS, template=None, seed=0, pieces=False):
-    """A tiny random model and a tokenizer of whole words, or (`pieces`) of words that know their
-    leading space.
-    """
-    if pieces:
-        words = [*words, *(f"\u2581{w}" for w in words[2:])]
-    core = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    spaced = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="never")
-    core.pre_tokenizer = (
-        pre_tokenizers.Sequence([spaced, pre_tokenizers.Punctuation()])
-        if pieces
-        else WhitespaceSplit()
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
-    tokenizer.chat_template = template
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.5,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from harness.evaluation.judging import judge_answers
 from harness.statistics.judges import verdict_figures
 
 from ..helpers.fake_endpoint import FakeServer, reply
-from .test_labellers import save_model
+from ..helpers.small_folders import save_model
 
 SECRET = "sk-very-secret-0123456789"
 SUITE = SimpleNamespace(name="toy", principles=list)
