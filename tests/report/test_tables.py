@@ -55,11 +55,13 @@ def parsed(made):
 
 
 @pytest.mark.parametrize("verdicts", [True, False, None])
-def test_accuracy_has_an_interval_if_all_answers_have_verdicts(tmp_path, verdicts):
+def test_accuracy_has_an_interval_over_the_answers_with_verdicts(tmp_path, verdicts):
+    """None: one answer of each seed could not be graded; it is left out, and counted."""
     told = [[float((i * (2 + seed)) % 3 > 0) for i in range(64)] for seed in range(3)]
-    for seed, row in enumerate(told):
+    known = [[v for i, v in enumerate(row) if verdicts is not None or i != 5] for row in told]
+    for seed, row in enumerate(known):
         made = record("dpo", seed)
-        made["evaluation"]["accuracy"] = estimate(sum(row) / 64)
+        made["evaluation"]["accuracy"] = estimate(sum(row) / len(row))
         put(tmp_path, made)
     for seed, folder in enumerate(sorted((tmp_path / "runs" / "toy" / "dpo").iterdir())):
         rows = read_rows(folder / "samples.jsonl")
@@ -69,15 +71,16 @@ def test_accuracy_has_an_interval_if_all_answers_have_verdicts(tmp_path, verdict
         write_rows(folder / "samples.jsonl", rows)
     (row,) = select(tmp_path, Filter("toy")).rows
     figures = figures_of(row, answers_of(row))
-    expected = win_rate_interval(np.array(told))
+    expected = win_rate_interval(np.array(known))
     assert figures["accuracy"] == pytest.approx(expected.mean)
+    assert figures.get("missing") == ({"accuracy": 3} if verdicts is None else None)
     (cell,) = [
         c for c in [column.write(figures) for column in COLUMNS] if c.text == f"{expected.mean:.3f}"
     ]
-    if verdicts:
+    if verdicts is not False:
         assert (figures["accuracy_low"], figures["accuracy_high"]) == (expected.low, expected.high)
         assert cell.interval == f"[{expected.low:.3f}, {expected.high:.3f}]"
-    else:  # a mean without an interval: an older record, or an answer that could not be scored
+    else:  # a mean without an interval: an older record
         assert "accuracy_low" not in figures and not cell.interval
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from ...core.errors import HarnessError, UsageError, unknown
 from ...core.run_folder import SPEC, flatten, read_failure, read_result
 from ...experiments.study.file import text_of
-from ..selection.figures import Answers, answers_of, complete, controlled
+from ..selection.figures import Answers, answers_of, complete, controlled, of_prompts
 from ..selection.run_files import samples_of, spec_of
 from ..selection.select import Filter, Record, Row, chosen, rows_of, suites_of, unlike
 
@@ -265,7 +265,7 @@ def compared(results: Path, names: tuple[str, str], criteria: Filter) -> Compare
         (controlled(ours), controlled(theirs)),
         costs_of(a, b),
         examples(samples_of(a.good[0]), samples_of(b.good[0])),
-        verdict(a, b, ours.win[:, kept], theirs.win[:, kept]),
+        verdict(a, b, of_prompts(ours.win, kept), of_prompts(theirs.win, kept)),
     )
 
 
@@ -277,7 +277,8 @@ def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]
     for name, (column, label, digits) in MEASURES.items():
         x, y = (answers.figures.get(column) for answers in (ours, theirs))
         if x is not None and y is not None and complete(x, y).sum() > 1:
-            x, y = x[:, complete(x, y)], y[:, complete(x, y)]
+            both = complete(x, y)
+            x, y = of_prompts(x, both), of_prompts(y, both)
             means, difference = (float(x.mean()), float(y.mean())), compare(x, y)
         else:
             means, difference = (a.mean(name), b.mean(name)), None
@@ -308,7 +309,8 @@ def _by_gold(ours: Answers, theirs: Answers) -> HeadToHead | None:
     x, y = (answers.figures.get("gold") for answers in (ours, theirs))
     if x is None or y is None:
         return None
-    return head_to_head(x[:, complete(x, y)], y[:, complete(x, y)])
+    both = complete(x, y)
+    return head_to_head(of_prompts(x, both), of_prompts(y, both))
 
 
 def head_to_head(x: Array, y: Array) -> HeadToHead:

@@ -59,7 +59,12 @@ def complete(*scores: Array) -> NDArray[np.bool_]:
 
 def there(scores: Array) -> Array:
     """Return scores (S, P) of the prompts for which every seed has one."""
-    return scores[:, complete(scores)]
+    return of_prompts(scores, complete(scores))
+
+
+def of_prompts(scores: Array, kept: NDArray[np.bool_]) -> Array:
+    """Return the scores (S, P) of some prompts, in the same memory order: sums keep their bits."""
+    return scores if kept.all() else np.ascontiguousarray(scores[:, kept])
 
 
 def answers_of(row: Row) -> Answers:
@@ -179,7 +184,9 @@ def controlled(answers: Answers) -> LengthControlled:
     assert answers.win is not None
     kept = complete(answers.win)
     return length_controlled(
-        answers.win[:, kept], answers.characters[:, kept], answers.baseline_characters[:, kept]
+        of_prompts(answers.win, kept),
+        of_prompts(answers.characters, kept),
+        of_prompts(answers.baseline_characters, kept),
     )
 
 

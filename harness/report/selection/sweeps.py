@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...statistics.intervals import Array
-from .figures import answers_of, complete
+from .figures import answers_of, complete, of_prompts
 from .select import Row
 
 Words = tuple[tuple[str, str], ...]
@@ -111,7 +111,10 @@ def scores_on_common(rows: Sequence[Row]) -> list[dict[str, Array]]:
     figures = [answers_of(row).figures for row in rows]
     kept = complete(*(scores for row in figures for scores in row.values()))
     return [
-        {"win_rate" if name == "win" else name: scores[:, kept] for name, scores in row.items()}
+        {
+            "win_rate" if name == "win" else name: of_prompts(scores, kept)
+            for name, scores in row.items()
+        }
         for row in figures
     ]
 

@@ -107,7 +107,7 @@ def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, 
         Whether the tests pooled the variances between seeds.
     """
     from ...statistics.compare import best_group, borrows
-    from ..selection.figures import complete
+    from ..selection.figures import complete, of_prompts
 
     borrowed = False
     for name, by_row in scores.items():
@@ -116,7 +116,7 @@ def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, 
         kept = complete(*by_row.values())  # a missing score leaves out its prompt for all rows
         if kept.sum() < 2:
             continue
-        by_row = {row: own[:, kept] for row, own in by_row.items()}
+        by_row = {row: of_prompts(own, kept) for row, own in by_row.items()}
         group = best_group(by_row, ALPHA)
         borrowed |= borrows(by_row)
         best = max(f[name] for f in rows if name in f)
