@@ -11,4 +11,5 @@ from ..core.plain_text import visible
 
 def echo(text: object = "", err: bool = False, nl: bool = True, **style: Any) -> None:
     """Print text, in a style of `click.style`, without terminal escapes of its own."""
-    click.secho(visible(str(text)), err=err, nl=nl, **style)
+    safe = visible(str(text))
+    click.echo(click.style(safe, **style) if style else safe, err=err, nl=nl)
