@@ -114,7 +114,7 @@ class Source:
         return self._file_rows(limits)
 
     def _file_rows(self, limits: Limits) -> Iterator[Row]:
-        name = str(self.path)
+        name, kind = str(self.path), _named_kind(_plain(self.path.name))
         try:
             kind = _kind_of(self.path)
             if kind == "JSON":
@@ -244,7 +244,13 @@ def _kind_of(path: Path) -> str:
     if plain.endswith(".parquet") or head == b"PAR1":
         return "Parquet"
     _check_encoding(path, head)
-    return "CSV" if plain.endswith(".csv") else "TSV" if plain.endswith(".tsv") else "JSON"
+    return _named_kind(plain)
+
+
+def _named_kind(plain: str) -> str:
+    """Return the format that a file's name tells; JSON where it tells none."""
+    formats = {".parquet": "Parquet", ".csv": "CSV", ".tsv": "TSV"}
+    return next((kind for ending, kind in formats.items() if plain.endswith(ending)), "JSON")
 
 
 def _check_encoding(path: Path, head: bytes) -> None:

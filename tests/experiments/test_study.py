@@ -43,7 +43,7 @@ from ..helpers.studies import FORKED, method, results_of, write
 from ..helpers.tools import ENV, command, failure, fresh, plugin, record, samples, small_suite
 
 # options of `run` that say how, and not what
-HOW = ("results", "checkpoint_every", "check_rollouts", "answer_timeout", "only_stages")
+HOW = ("results", "checkpoint_every", "check_rollouts", "answer_timeout", "only_stages", "dry_run")
 
 
 def opened(file):
@@ -280,9 +280,18 @@ def test_the_command_line_of_a_cell_asks_for_the_same_run(tmp_path):
             load_file(registry, file)
         named = [
             p.pop(k)
-            for k in ("method", "suite", "settings", "suite_settings", "stage_settings", "budget")
+            for k in (
+                "method",
+                "suite",
+                "settings",
+                "suite_settings",
+                "stage_settings",
+                "budget",
+                "labeller_settings",
+                "judge_settings",
+            )
         ]
-        spec = resolve(Request(*named, p.pop("labeller_settings"), fixed=p), registry)
+        spec = resolve(Request(*named, fixed=p), registry)
         assert spec.fingerprint() == cell.fingerprint and spec.asked == cell.spec.asked
 
 
@@ -687,7 +696,7 @@ def test_amended_only_what_is_new_is_run(failing):
     ]
     (folder,) = {
         c["folder"]
-        for c in json.loads((where / "studies/study/cells.json").read_text())
+        for c in json.loads((where / "studies/study/cells.json").read_text())["cells"]
         if c["seed"] == 1
     }
     cost = json.loads((where / folder / "result.json").read_text())["cost"]

@@ -392,16 +392,16 @@ def test_forward_flops_are_torchs(eager):
 def seen_by_torch(model, monkeypatch):
     """Return the model, its attention in the packed layout one that torch's counter sees."""
 
-    def seen(q, k, v, scaling, bias=None):
+    def seen(q, k, v, scoring, bias):
         places = q.shape[-2], k.shape[-2]
         bias = (
             torch.zeros(places).masked_fill_(~torch.ones(places).tril().bool(), -1e9)
             if bias is None
             else bias
         )
-        return (q @ k.transpose(-1, -2) * scaling + bias).softmax(-1) @ v
+        return (q @ k.transpose(-1, -2) * scoring.scaling + bias).softmax(-1) @ v
 
-    monkeypatch.setattr(packing, "_attention", seen)
+    monkeypatch.setattr(packing, "attention", seen)
     return model
 
 

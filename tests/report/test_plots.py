@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.core.errors import UsageError
+from harness.core.records import write_sealed
 from harness.report.plots import (
     KINDS,
     STYLES,
@@ -363,7 +364,7 @@ def test_overoptimization_names_a_cut_proxy(tmp_path):
     file = max(tmp_path.rglob("result.json"))
     made = json.loads(file.read_text())
     made["evaluation"]["proxy"]["mean"] = 52.0  # the baseline's is 2
-    file.write_text(json.dumps(made))
+    write_sealed(file, made)
     axis, _ = drawn("overoptimization", chosen(tmp_path)).axes
     assert [text.get_text() for text in axis.texts] == ["proxy up to 50.0"]
     assert axis.get_ylim()[1] < 10

@@ -124,7 +124,7 @@ def test_a_byte_order_mark_and_windows_line_ends(suite):
 
 
 def test_odd_characters_survive(suite):
-    odd = "\u2028 \x85 \u0645 \U0001f468\u200d\U0001f469 <script> \x00 \\"
+    odd = "\u2028 \x85 \u0645 \U0001f468\u200d\U0001f469 <script> \x01 \\"
     rows = [r | {"chosen": r["chosen"] + odd} for r in ROWS]
     assert contents(suite(rows)) == expected(rows)
     raw = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
