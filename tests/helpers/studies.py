@@ -84,6 +84,7 @@ def results_of(where):
         "finished_at",
         "runtime",
         "reused_stages",
+        "seal",  # of the times, too
     }
 
     def plain(value):
