@@ -536,6 +536,7 @@ TIMES = {
     "reused_stages",
     "finished_at",
     "runtime",
+    "seal",  # of the times, too
 }
 
 
