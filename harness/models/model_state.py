@@ -31,16 +31,25 @@ class ModelState:
         self._tensors = dict(model.named_parameters())
         self._versions = [tensor._version for tensor in self._tensors.values()]
         self._sums = {name: bit_sums(tensor) for name, tensor in self._tensors.items()}
+        self._rewritten: set[str] = set()  # weights that are set to their own values
         self._settings = _settings(model)
         self._answers = self._answer(model)
 
     def touched(self) -> str:
         """Return the name of a weight that was written to since; empty where none was.
 
-        This reads version counters only. It does not see writes through `.data` or NumPy.
+        This reads version counters only. It does not see writes through `.data` or NumPy. A weight
+        that was set to its own values is not read again here, only by `changed`: PEFT does that to
+        parameters of experts in every pass.
         """
         pairs = zip(self._tensors.items(), self._versions, strict=True)
-        return next((name for (name, t), version in pairs if t._version != version), "")
+        for name in [name for (name, t), version in pairs if t._version != version]:
+            if name in self._rewritten:
+                continue
+            if bit_sums(self._tensors[name]) != self._sums[name]:
+                return name
+            self._rewritten.add(name)
+        return ""
 
     def changed(self, model: nn.Module) -> str:
         """Return what differs from the recorded state; empty where nothing does."""

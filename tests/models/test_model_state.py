@@ -102,6 +102,17 @@ def test_model_state_finds_a_write_at_once(model):
     assert state.touched() == "model.embed_tokens.weight"
 
 
+def test_model_state_allows_a_weight_set_to_its_own_values(model):
+    """PEFT does that to parameters of experts in every pass."""
+    state, weight = ModelState(model), next(model.parameters())
+    with torch.no_grad():
+        weight.set_(weight.clone())
+    assert state.touched() == "" == state.changed(model)
+    with torch.no_grad():
+        weight.view(-1)[0] += 1
+    assert "the weight" in state.changed(model)  # the negative control
+
+
 def test_model_state_finds_a_forward_function_of_a_class(model, monkeypatch):
     assert foreign_code(model) == ""
     norm = type(model.model.norm)
