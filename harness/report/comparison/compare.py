@@ -248,7 +248,7 @@ def compared(results: Path, names: tuple[str, str], criteria: Filter) -> Compare
         )
     if ours.win is None or theirs.win is None:
         raise UsageError(
-            "A run has no win-rate: its judge is too near a coin. Evaluate it with another judge:"
+            "A run has no win-rate: its judge gave no verdict. Evaluate it with another judge:"
             " harness evaluate RUN --judge NAME."
         )
     kept = complete(ours.win, theirs.win)

@@ -47,7 +47,7 @@ class Answers:
     def win(self) -> Array | None:
         """Scores against the baseline: 1 a win, 0.5 a tie, 0 a loss, NaN no verdict.
 
-        None without any verdict, or where the judge is too near a coin for a win-rate.
+        None without any verdict.
         """
         return self.figures.get("win")
 
