@@ -177,6 +177,18 @@ def forward_cost(model: nn.Module) -> ForwardCost:
     return known
 
 
+def row_flops(model: nn.Module, tokens: int, read: int, pairs: int) -> float:
+    """Return the FLOPs of a forward pass over some tokens, before there is a batch.
+
+    Args:
+        model: A causal or scalar model; it needs no weights.
+        tokens: Tokens of the row.
+        read: Tokens whose states the head reads.
+        pairs: Pairs of a query and a key that a layer computes.
+    """
+    return forward_cost(model).flops(tokens, read, pairs)
+
+
 def frozen_cost(model: nn.Module) -> ForwardCost:
     """Return the cost of a model's frozen matrices in a forward pass; 0 if there are none."""
     trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)

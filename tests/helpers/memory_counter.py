@@ -36,9 +36,9 @@ def noting(what, function):
 
 @hookimpl
 def run_started():
-    from harness.evaluation import evaluate
+    from harness.evaluation import answers, evaluate
 
-    evaluate.draw_answers = noting("answer", evaluate.draw_answers)
+    answers.draw_answers = noting("answer", answers.draw_answers)
     evaluate._score = noting("score", evaluate._score)
     evaluate.sampled_kl = noting("kl", evaluate.sampled_kl)
 

@@ -14,7 +14,7 @@ from ...api.registry import Registry
 from ...core.errors import UsageError
 from ...core.settings import PreferenceOptions
 from ...core.spec import BFLOAT16, START_SFT, RunSpec, saved_kind, stage_options
-from ...models.flops import ForwardCost, forward_cost
+from ...models.flops import row_flops
 from ...models.hub_format import limits_of, load_tokenizer
 from .asks import Asks, asks_of
 from .moments import Machine, Models, Moment, Passes, Trained, largest, padded
@@ -121,11 +121,6 @@ class Configured:
         return Lengths(min(limit, longest), self.suite.max_new_tokens)
 
     @cached_property
-    def cost(self) -> ForwardCost:
-        """The FLOPs of a token."""
-        return forward_cost(self.models.start)
-
-    @cached_property
     def prefers(self) -> bool:
         """Whether a reward model has something to learn from."""
         suite = self.suite
@@ -157,7 +152,8 @@ class Configured:
         """Return the FLOPs of a forward pass: each prompt once."""
         written = shape.each * shape.completion
         pairs = shape.prompt**2 + written * shape.width
-        return shape.rows * self.cost.flops(shape.prompt + written, written, pairs)
+        row = row_flops(self.models.start, shape.prompt + written, written, pairs)
+        return shape.rows * row
 
     @property
     def element(self) -> int:
