@@ -77,9 +77,9 @@ def test_static_storage_gives_the_numbers_of_the_growing_one(fault, monkeypatch)
 
     plain = drawn(CachedEngine(ENDS), model, "cpu")
     if fault == "unwritten is seen":
-        honest = GraphedDecoding.cache_class.scores
+        honest = GraphedDecoding.cache_class.visible
         monkeypatch.setattr(
-            GraphedDecoding.cache_class, "scores", lambda self, *a: honest(self, *a) - self.hidden
+            GraphedDecoding.cache_class, "visible", lambda self, *a: honest(self, *a) - self.hidden
         )
     elif fault == "one place late":
         monkeypatch.setattr(GraphedDecoding.cache_class, "advance", lambda self: None)
