@@ -54,7 +54,7 @@ class Setting:
 
 
 class Told:
-    """What was put back in this process, by plugin, and how a user is told."""
+    """State that was restored in this process, by plugin, and the message about it."""
 
     warn: Callable[[str], None] = staticmethod(lambda text: print(text, file=sys.stderr))
     settings: dict[str, list[str]] = {}  # noqa: RUF012  # one per process

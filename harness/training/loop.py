@@ -189,7 +189,7 @@ class Loop:
         }
 
     def left(self) -> dict[str, float]:
-        """Return what is left of each limit of the budget; negative where the last turn exceeded
+        """Return the unused part of each limit of the budget; negative where the last turn exceeded
         it.
         """
         used = self.used()

@@ -199,7 +199,7 @@ class Tasks:
         return [(one.job, LOST if status is None else status)]
 
     def _drop(self, one: Attempt) -> None:
-        """Forget an attempt; what is left of it is cancelled."""
+        """Forget an attempt, and cancel its remaining tasks."""
         self.attempts.remove(one)
         for ref in one.refs:
             self.ray.cancel(ref, force=True)

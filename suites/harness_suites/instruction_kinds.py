@@ -14,7 +14,7 @@ FILLERS = "very often at home and with good friends on every warm day of a long 
 
 @dataclass(frozen=True)
 class Instruction:
-    """What a model is told, the constraints as JSON, and an answer that keeps them."""
+    """An instruction, its constraints as JSON, and an answer that keeps them."""
 
     text: str
     gold: str

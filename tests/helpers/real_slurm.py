@@ -114,7 +114,7 @@ class Slurm:
             self.ask("scontrol", "update", f"JobId={line.split()[0]}", "StartTime=now")
 
     def stop(self) -> None:
-        """Cancel what is left, and end the daemons."""
+        """Cancel the remaining jobs, and end the daemons."""
         self.ask("scancel", "--user", getpass.getuser())
         for daemon in reversed(self.daemons):
             daemon.terminate()

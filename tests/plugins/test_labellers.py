@@ -32,7 +32,7 @@ from harness.core.errors import HarnessError, UsageError
 from harness.core.options import build
 from harness.models.loading import load_causal
 
-from ..helpers.fake_endpoint import FakeServer, reply
+from ..helpers.fake_endpoint import reply
 from ..helpers.small_folders import WORDS, save_model
 
 PROMPT = Prompt("train/0", "say something")
@@ -361,14 +361,6 @@ def test_principles_from_a_file(folder, tmp_path):
 # -- an endpoint -----------------------------------------------------------------------------------
 
 SECRET = "sk-very-secret-0123456789"
-
-
-@pytest.fixture
-def fake():
-    server = FakeServer()
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
 
 
 @pytest.fixture

@@ -26,19 +26,11 @@ from harness.core.options import build
 from harness.evaluation.judging import judge_answers
 from harness.statistics.judges import verdict_figures
 
-from ..helpers.fake_endpoint import FakeServer, reply
+from ..helpers.fake_endpoint import reply
 from ..helpers.small_folders import save_model
 
 SECRET = "sk-very-secret-0123456789"
 SUITE = SimpleNamespace(name="toy", principles=list)
-
-
-@pytest.fixture
-def fake():
-    server = FakeServer()
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ Record = Mapping[str, Any]
 
 
 def left_out(suite: str, damaged: Iterable[Damaged]) -> list[str]:
-    """Return what is told of the damaged files of a suite's runs."""
+    """Return the notes on damaged files of a suite's runs."""
     return sorted({str(error) for error in damaged if suite_of(error) in (suite, "")})
 
 
