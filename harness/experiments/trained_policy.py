@@ -145,6 +145,7 @@ class Training:
             policy = method.train(lab)
         del lab  # it holds models that are freed below
         shared.check()
+        self.method_inputs.reward_states.clear()  # they hold reward models: free these, too
         if not hasattr(policy, "answer"):
             raise HarnessError(
                 f"`train` returned {type(policy).__name__}, not a Policy: end it with `return"
