@@ -8,7 +8,7 @@ from pathlib import Path
 
 def resident(name: str) -> int:
     """Return bytes of this process's resident memory: `VmRSS` now, `VmHWM` at the most."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return (
         next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:"))
         * 1024

@@ -60,7 +60,7 @@ def write_config(size: str, folder: Path) -> Path:
         "use_sliding_window": False,
     }
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 

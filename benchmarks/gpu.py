@@ -445,13 +445,16 @@ def apart(side: str, size: str, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         told = json.dumps([side, size, args.work or list(WORKS), args.steps, args.engine, out.name])
         done = subprocess.run(
-            [sys.executable, __file__, "--one", told], capture_output=True, text=True
+            [sys.executable, __file__, "--one", told],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
         )
         if done.returncode:
             print(f"{side} {size} failed: {done.stderr[-3000:]}", flush=True)
             return {}
         print(done.stderr[-300:] if "out of memory" in done.stderr else "", flush=True)
-        found: dict[str, Any] = json.loads(Path(out.name).read_text())
+        found: dict[str, Any] = json.loads(Path(out.name).read_text(encoding="utf-8"))
         return found
 
 
@@ -532,7 +535,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--one"]:
         side, size, works, steps, engine, out = json.loads(sys.argv[2])
         Path(out).write_text(
-            json.dumps({"ours": ours, "peers": peers}[side](size, works, steps, engine))
+            json.dumps({"ours": ours, "peers": peers}[side](size, works, steps, engine)),
+            encoding="utf-8",
         )
         return
     args = arguments()

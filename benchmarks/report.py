@@ -26,10 +26,16 @@ def commit(root: Path = HERE.parent) -> str:
     told = ["git", "-C", str(root)]
     try:
         name = subprocess.run(
-            [*told, "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True
+            [*told, "rev-parse", "--short=7", "HEAD"],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
         )
         changed = subprocess.run(
-            [*told, "status", "--porcelain", "harness", "plugins"], capture_output=True, text=True
+            [*told, "status", "--porcelain", "harness", "plugins"],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
         )
     except FileNotFoundError:  # no git here
         return "unknown"
@@ -58,7 +64,7 @@ def pinned(file: str, package: str = "trl") -> str:
 def processor() -> str:
     """Return what this machine's processor is called."""
     told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     return next(
         (x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine()
     )

@@ -66,6 +66,7 @@ def run(root: Path, method: str, suite: str, results: Path, seed: int, threads: 
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     if done.returncode:
         raise SystemExit(f"{method} of {root}: {done.stderr[-2000:]}{done.stdout[-2000:]}")

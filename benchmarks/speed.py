@@ -106,11 +106,17 @@ def apart(
         }
         told = json.dumps({"side": side, "points": points, "models": str(models), "out": out.name})
         done = subprocess.run(
-            [python, str(HERE / "side.py"), told], capture_output=True, text=True, env=env
+            [python, str(HERE / "side.py"), told],
+            capture_output=True,
+            text=True,
+            env=env,
+            encoding="utf-8",
         )
         if done.returncode:
             raise SystemExit(f"{side} {points}: {done.stderr[-2000:]}")
-        return [json.loads(line) for line in Path(out.name).read_text().splitlines()]
+        return [
+            json.loads(line) for line in Path(out.name).read_text(encoding="utf-8").splitlines()
+        ]
 
 
 def summary(found: dict[str, Any], work: str, gflops: float) -> dict[str, float]:
@@ -256,7 +262,9 @@ def refuse_other_trl(parser: argparse.ArgumentParser, python: str, needs: str) -
         " print(report.installed('trl'))"
     )
     try:
-        done = subprocess.run([python, "-c", asked], capture_output=True, text=True)
+        done = subprocess.run(
+            [python, "-c", asked], capture_output=True, text=True, encoding="utf-8"
+        )
     except OSError as error:
         parser.error(f"{python} cannot be run: {error.strerror}")
     found, wanted = done.stdout.strip(), report.pinned(needs)

@@ -48,6 +48,7 @@ def start(method: str, suite: str, results: Path, threads: int, seed: int) -> su
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
     )
 
 

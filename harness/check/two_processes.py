@@ -48,12 +48,13 @@ def together(
             [*launcher, "-m", "harness.check.two_processes", json.dumps(asked)],
             capture_output=True,
             text=True,
+            encoding="utf-8",
         )
         lines = [
             line for line in done.stderr.splitlines() if "Error" in line
         ] or done.stderr.splitlines()[-1:]
         assert done.returncode == 0, f"two processes failed: {' / '.join(lines[:2])}"
-        found: dict[str, Rows] = json.loads(out.read_text())
+        found: dict[str, Rows] = json.loads(out.read_text(encoding="utf-8"))
         return found
 
 

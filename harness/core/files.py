@@ -176,7 +176,7 @@ def make_folder(path: Path) -> Path:
     probe = path / f".probe-{socket.gethostname()}-{uuid4().hex}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
+        probe.write_text("", encoding="utf-8")
         probe.unlink(missing_ok=True)
     except OSError as error:
         if is_full(error):
@@ -220,7 +220,7 @@ def lock(folder: Path, what: str, wait: bool) -> Iterator[None]:
             )
     try:
         with writing(owner):
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         yield
@@ -256,7 +256,7 @@ def _held(file: Path, process: int) -> bool:
     """Return whether a lock is held, without taking it: another process may want it now."""
     try:
         inode = file.stat().st_ino
-        lines = Path("/proc/locks").read_text().splitlines()
+        lines = Path("/proc/locks").read_text(encoding="utf-8").splitlines()
     except OSError:  # no such list on this system: ask for the process
         return _alive(process)
     return any(f":{inode} " in line for line in lines)

@@ -41,7 +41,9 @@ def require_locks(folder: Path, elsewhere: Callable[[Sequence[str]], int | None]
     arguments = ["-m", __name__, str(file)]
     try:
         with filelock.FileLock(file):
-            here = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+            here = subprocess.run(
+                [sys.executable, *arguments], capture_output=True, text=True, encoding="utf-8"
+            )
             _refuse(here.returncode, folder, "two processes on this machine", here.stderr)
             there = elsewhere(arguments)
             if there is not None:

@@ -151,7 +151,7 @@ def resident_peak(reset: bool) -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with status.open() as stream:
+    with status.open(encoding="utf-8") as stream:
         peak = next(
             (int(line.split()[1]) * 1024 for line in stream if line.startswith("VmHWM:")), 0
         )
@@ -163,7 +163,7 @@ def resident_peak(reset: bool) -> int:
 def start_peak_anew() -> bool:
     """Reset the peak of the resident set; return False where the system does not allow it."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return False
     return True

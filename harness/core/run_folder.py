@@ -321,7 +321,7 @@ def _version(package: str) -> str | None:
 def processor() -> str:
     """Return what the processor of this machine is called."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
         platform.machine(),
@@ -334,7 +334,11 @@ def _git_state() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            encoding="utf-8",
         )
         return done.stdout.strip() if done.returncode == 0 else ""
 

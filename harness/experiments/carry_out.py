@@ -45,7 +45,7 @@ def carry_out(
         }
         write_json(file, asked)
         command = [sys.executable, *LAUNCHER, str(processes), "-m", __name__, str(file)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("harness: ")]
         told = (lines or done.stderr.strip().splitlines()[-1:] or ["no message"])[0]

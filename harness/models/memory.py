@@ -103,7 +103,7 @@ def total_memory(device: torch.device) -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
-    told = limit.read_text().strip() if limit.exists() else "max"
+    told = limit.read_text(encoding="utf-8").strip() if limit.exists() else "max"
     return min(installed, int(told)) if told.isdigit() else installed
 
 

@@ -51,6 +51,7 @@ class LabelClient:
                 **os.environ,
                 "OMP_NUM_THREADS": str(spec.execution.threads),
             },  # a model's labels depend on it, if barely
+            encoding="utf-8",
         )
         try:
             self._ask({"spec": dataclasses.asdict(spec), "files": list(files)})
@@ -134,7 +135,7 @@ class LabelClient:
 def main() -> None:
     """Serve one labeller until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the other end's to handle
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     redact_streams()
     os.dup2(2, 1)  # what a labeller prints is no answer
     clerk = None

@@ -126,7 +126,7 @@ class RewardModel:
         `start` gives the architecture of its trunk and need not be in memory. It is the base of an
         adapter, and then stays in memory.
         """
-        settings = json.loads((folder / "reward.json").read_text())
+        settings = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
         lora = settings.pop("lora")
         with activity(LOADING, "loading a reward model"):
             if lora is None:

@@ -156,7 +156,7 @@ def start(job, gpus=()):
     environment = {**os.environ, **job.variables()}
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    with job.log.open("a") as log:
+    with job.log.open("a", encoding="utf-8") as log:
         log.write(f"{BEGUN}by the launcher local\n")
         log.flush()
         child = subprocess.Popen(
@@ -183,7 +183,7 @@ def end_overdue(running):
 def status_of(job, child):
     """Return the exit status of a job that ended; its log says where its minutes were over."""
     if getattr(child, "overdue", False):
-        with job.log.open("a") as log:
+        with job.log.open("a", encoding="utf-8") as log:
             log.write(
                 f"harness: ended after {job.resources.minutes} min, as [resources] asks for.\n"
             )

@@ -182,7 +182,7 @@ class Tasks:
         try:
             ended = self.ray.get(ref)
         except self.ray.exceptions.RayError as error:
-            with job.log.open("a") as log:
+            with job.log.open("a", encoding="utf-8") as log:
                 first = (str(error).strip().splitlines() or [""])[0]
                 log.write(f"harness: {type(error).__name__}: {first}\n")
             return None
@@ -293,7 +293,7 @@ def carry_out(
     import subprocess
 
     filled = {NODE: node, ADDRESS: endpoint[0], PORT: endpoint[1]}
-    with open(log, "a") as out:
+    with open(log, "a", encoding="utf-8") as out:
         out.write(f"{BEGUN}on {socket.gethostname()}\n")
         out.flush()
         child = subprocess.Popen(

@@ -202,6 +202,7 @@ class Slurm(Launcher):
                 text=True,
                 env=outside(),
                 timeout=4 * SECONDS_TO_START,
+                encoding="utf-8",
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
@@ -252,7 +253,7 @@ class Place:
     def status(self) -> int | None:
         """Return the exit status of the job, if it has ended."""
         try:
-            code = int((self.folder / f"{self.index}.status").read_text())
+            code = int((self.folder / f"{self.index}.status").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return 128 - code if code > 128 else code
@@ -290,7 +291,9 @@ class Queue:
 
     def _keys(self, name: str) -> list[str]:
         try:
-            keys: list[str] = json.loads((self.batches / name / "jobs.json").read_text())
+            keys: list[str] = json.loads(
+                (self.batches / name / "jobs.json").read_text(encoding="utf-8")
+            )
         except (OSError, ValueError):
             return []  # another study's
         return keys
@@ -343,7 +346,9 @@ def chunks(values, size):
 def call(*command: str) -> str:
     """Return what a command of Slurm prints; its error message is the error."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=outside(), timeout=120)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=outside(), timeout=120, encoding="utf-8"
+        )
     except FileNotFoundError as error:
         raise HarnessError(
             f"There is no {command[0]} here. Start the study on a machine that can submit to Slurm,"

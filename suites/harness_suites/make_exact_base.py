@@ -83,7 +83,9 @@ def main() -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    Path(args.out, "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    Path(args.out, "training.json").write_text(
+        json.dumps(record, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

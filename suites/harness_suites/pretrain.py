@@ -215,7 +215,9 @@ def save(
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "curve": curve,
     }
-    Path(args.out, "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    Path(args.out, "training.json").write_text(
+        json.dumps(record, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -75,14 +75,22 @@ WAYS = {
 }
 
 
+@pytest.fixture
+def c_locale():
+    """The locale "C" for one test. Later tests of the process read UTF-8 files again."""
+    before = locale.setlocale(locale.LC_ALL)
+    locale.setlocale(locale.LC_ALL, "C")
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
 def _state():
     return {setting.name: setting.read() for setting in global_state._settings()}
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_put_back_undoes_and_tells_once(messages, monkeypatch, name):
+def test_put_back_undoes_and_tells_once(messages, monkeypatch, c_locale, name):
     monkeypatch.setenv("A_NAME_TO_LOSE", "1")
-    locale.setlocale(locale.LC_ALL, "C")
     before = _state()
     try:
         for _ in range(2):

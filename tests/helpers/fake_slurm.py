@@ -42,14 +42,19 @@ def install(root: Path) -> Path:
     programs = {"squeue": SQUEUE, "scancel": SCANCEL, "scontrol": SCONTROL, "srun": SRUN}
     for name, text in {**programs, "sbatch": SBATCH}.items():
         file = root / "bin" / name
-        file.write_text(text.format(root=root, python=sys.executable, file=__file__))
+        file.write_text(
+            text.format(root=root, python=sys.executable, file=__file__), encoding="utf-8"
+        )
         file.chmod(0o755)
     return root / "bin"
 
 
 def states(root: Path) -> dict[str, str]:
     """Return {ID_INDEX: state}."""
-    return {f.name: f.read_text().split("|")[2] for f in sorted((root / "queue").glob("[0-9]*"))}
+    return {
+        f.name: f.read_text(encoding="utf-8").split("|")[2]
+        for f in sorted((root / "queue").glob("[0-9]*"))
+    }
 
 
 def submit(root: Path, script: Path) -> None:
@@ -57,8 +62,10 @@ def submit(root: Path, script: Path) -> None:
     if (root / "full").exists():
         sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit")
     number = str(100 + len(list((root / "calls").iterdir())))
-    (root / "calls" / number).write_text(script.read_text())
-    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script.read_text(), re.MULTILINE))
+    (root / "calls" / number).write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    options = dict(
+        re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    )
     last = int(options["array"].partition("%")[0].split("-")[1])
     array = Array(root, number, script, options, last + 1)
     for index in range(last + 1):
@@ -86,7 +93,7 @@ class Array:
         name = f"{self.number}_{index}"
         line = f"{self.options['job-name']}|{index}|{state}|{self.number}\n"
         hidden = self.root / f".{name}"
-        hidden.write_text(line)
+        hidden.write_text(line, encoding="utf-8")
         hidden.replace(self.root / "queue" / name)
 
     def serve(self) -> None:

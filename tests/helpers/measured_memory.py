@@ -38,7 +38,7 @@ GIB = 2**30
 
 def resident() -> int:
     """Return the bytes of the resident set now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * 4096
 
 
 @dataclass(frozen=True)

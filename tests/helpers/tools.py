@@ -171,13 +171,20 @@ class Started:
     @property
     def err(self) -> str:
         """What it has written to stderr so far."""
-        return Path(self.asked["err"]).read_text() if Path(self.asked["err"]).exists() else ""
+        return (
+            Path(self.asked["err"]).read_text(encoding="utf-8")
+            if Path(self.asked["err"]).exists()
+            else ""
+        )
 
     def finish(self) -> Done:
         """Wait for the end."""
         code = self._number()
         return Done(
-            code, Path(self.asked["out"]).read_text(), self.err, time.monotonic() - self.begun
+            code,
+            Path(self.asked["out"]).read_text(encoding="utf-8"),
+            self.err,
+            time.monotonic() - self.begun,
         )
 
 
@@ -191,6 +198,7 @@ def spawner() -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, **ENV},
         stderr=subprocess.DEVNULL,
+        encoding="utf-8",
     )
     assert child.stdout is not None and child.stdin is not None
     assert child.stdout.readline() == "ready\n", "the spawner did not start"
@@ -219,6 +227,7 @@ def process(*args: object, env: dict[str, str] | None = None, cwd: Path | None =
         text=True,
         env={**os.environ, **ENV, **(env or {})},
         cwd=cwd or scratch(),
+        encoding="utf-8",
     )
     return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - begun)
 
@@ -235,6 +244,7 @@ def launched(*args: object, timeout: float = 600) -> subprocess.CompletedProcess
         text=True,
         env={**os.environ, **ENV},
         timeout=timeout,
+        encoding="utf-8",
     )
 
 
@@ -242,7 +252,7 @@ def launched(*args: object, timeout: float = 600) -> subprocess.CompletedProcess
 def small_suite() -> Path:
     """The plugin file of the suite `small`."""
     file = scratch() / "small_suite.py"
-    file.write_text(SMALL_SUITE)
+    file.write_text(SMALL_SUITE, encoding="utf-8")
     return file
 
 
@@ -297,7 +307,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
 def plugin(folder: Path, name: str, source: str) -> Path:
     """Write a plugin file."""
     file = folder / f"{name}.py"
-    file.write_text(source)
+    file.write_text(source, encoding="utf-8")
     return file
 
 

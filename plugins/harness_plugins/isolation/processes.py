@@ -30,7 +30,7 @@ def descendants(root: int) -> list[int]:
     parents = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{name}/stat") as file:
+            with open(f"/proc/{name}/stat", encoding="utf-8") as file:
                 fields = file.read().rsplit(")", 1)[1].split()
         except OSError:
             continue

@@ -240,7 +240,7 @@ def _end_with_parent() -> None:
 def _limit_memory() -> None:
     """Limit the address space to what is in use and MEMORY more, where the system says how much."""
     with contextlib.suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         most = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
