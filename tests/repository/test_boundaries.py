@@ -339,20 +339,25 @@ def test_negative_control_for_loaded():
 
 
 def cpu_seconds(*arguments):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", *arguments],
-        capture_output=True,
-        env={**os.environ, **ENV},
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    """Return the least CPU seconds of three Python processes. Compiled files may be kept."""
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            env={**os.environ, **ENV, "PYTHONDONTWRITEBYTECODE": ""},
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(seconds)  # noise only adds
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"]], ids=" ".join)
-def test_quick_commands_are_quick(arguments):
-    assert min(cpu_seconds(*arguments) for _ in range(5)) < 0.5  # noise only adds
+def test_quick_commands_take_a_third_of_an_import_of_torch(arguments):
+    """The limit is a ratio: the speed of the machine cancels."""
+    assert cpu_seconds("-m", "harness", *arguments) < cpu_seconds("-c", "import torch") / 3
 
 
 def test_flags_are_frozen():
