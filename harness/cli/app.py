@@ -214,6 +214,8 @@ def cli() -> None:
     default="auto",
     show_default=True,
     metavar="auto|off|SECONDS|Nsteps",
+    envvar="HARNESS_CHECKPOINT_EVERY",
+    show_envvar=True,
     callback=lambda context, parameter, value: parse_interval(value),
     help="Time between checkpoints. auto: they take at most 5 % of the time.",
 )

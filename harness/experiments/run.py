@@ -197,6 +197,11 @@ def _notes_on_checkpoints(loop: Loop) -> list[str]:
             "The shared stages have other contents than when this run was interrupted: training"
             " began anew."
         )
+    if loop.resumed:
+        notes.append(
+            f"Training went on from the checkpoint of an earlier attempt: {loop.resumed[-1]} of"
+            f" {len(loop.rows)} turns were not repeated."
+        )
     return notes
 
 
@@ -213,6 +218,7 @@ def _result_of(
     result["unmoved"] = unmoved(result["evaluation"].get("kl", {}).get("mean"), loop.rows)
     result["pins"] = record.pins_of(cost, assessed, loop)
     result["runtime"] = record.runtime_of(method_inputs, stage_runtime, policy)
+    result["runtime"]["resumed_after_turns"] = loop.resumed
     result["rendering"] = method_inputs.tokens.rendering()
     if stage_runtime.data is not None:
         result["data"] = dict(stage_runtime.data)

@@ -63,6 +63,8 @@ class Loop:
         self.pins: dict[str, Any] = {}
         self.state: dict[str, Any] = {}  # the method's own values; a restart keeps them
         self.rows: list[dict[str, float]] = []  # metrics, one row per turn
+        # after how many turns training went on from a checkpoint, one entry per restart
+        self.resumed: list[int] = []
         # the position of the current turn, from which random numbers are derived
         self.stream = self.turn = 0
         self.total = 0
@@ -221,6 +223,7 @@ class Loop:
             "meter": self.meter.snapshot(),
             "executions": self.executions,
             "pins": self.pins,
+            "resumed": self.resumed,
         }
 
     def _close_turn(self, turn: int, total: int) -> None:
@@ -252,5 +255,6 @@ class Loop:
         self._positions = StreamPositions(**{name: saved[name] for name in names})
         self.state, self.rows = saved["state"], saved["rows"]
         self.executions, self.pins = saved["executions"], saved["pins"]
+        self.resumed = [*saved["resumed"], len(self.rows)]
         self.meter.restore(saved["meter"])
         self.checkpoints.schedule.resumed(len(self.rows))

@@ -61,6 +61,11 @@ def register_methods(register):
 """
 
 
+def resumed(run):
+    """After how many turns a run went on from its checkpoint, one number per restart."""
+    return json.loads((run / "result.json").read_text())["runtime"]["resumed_after_turns"]
+
+
 @pytest.fixture(scope="module")
 def watched():
     return Watched()
@@ -93,6 +98,9 @@ def test_ppo_killed_in_every_phase_ends_in_the_same_bytes(watched):
     assert first and first[1] == "3" and not re.search(r"^ +(sft|reward_model) ", done.err, re.M)
     assert outputs(only_run(watched.folder, "small", "ppo")) == outputs(finished("ppo"))
     assert len(outputs(finished("ppo"))) == 4
+    assert resumed(only_run(watched.folder, "small", "ppo")) == [2]
+    assert resumed(finished("ppo")) == []
+    assert "2 of 4 turns were not repeated" in done.text.replace("\n", " ")
 
 
 def test_the_bill_of_a_killed_run_is_that_of_a_whole_one(watched):

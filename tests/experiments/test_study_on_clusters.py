@@ -45,11 +45,24 @@ def busy(results, least, running):
     return done >= least and begun - done >= running
 
 
+def training(results):
+    """Whether a run that is under way has written a checkpoint."""
+    return any(results.glob("runs/*/*/*/checkpoint/turn-*/state.json"))
+
+
 def serial(tmp_path, file):
     """The records of the same study, one run after another on this machine."""
     done = command("study", file, "--results", tmp_path / "serial", "--launcher", "forked")
     assert done.code == 0, done.text
     return results_of(tmp_path / "serial")
+
+
+def went_on(results):
+    """{run: after how many turns it went on from a checkpoint} of the runs that did."""
+    files = results.glob("runs/*/*/*/result.json")
+    runtimes = {f.parent.name: json.loads(f.read_text())["runtime"] for f in files}
+    turns = {name: runtime["resumed_after_turns"] for name, runtime in runtimes.items()}
+    return {name: after for name, after in turns.items() if after}
 
 
 def attempts(results):
@@ -137,6 +150,7 @@ def test_a_study_on_slurm_is_preempted_left_and_given_again(tmp_path):
         cluster.stop()
     again = [log for log, count in attempts(results).items() if count > 1]
     assert again, attempts(results)  # what was preempted was begun again
+    print("begun again:", again, "after turns:", went_on(results))
     assert results_of(results) == serial(tmp_path, file)
 
 
@@ -150,27 +164,30 @@ def test_a_study_on_ray_outlives_two_nodes_and_its_driver(tmp_path, monkeypatch)
 
     file = write(tmp_path, TWELVE, "twelve", plugins=[plugin(tmp_path, "forked", FORKED)])
     results, said = tmp_path / "ray", ""
+    often = {"HARNESS_CHECKPOINT_EVERY": "1steps"}
     head = {"num_cpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()
     try:
-        driver = study(file, results, "ray", address=cluster.address)
+        driver = study(file, results, "ray", often, address=cluster.address)
         for least in (1, 3):
-            wait_for(lambda least=least: busy(results, least, 2), LONG)
+            wait_for(lambda least=least: busy(results, least, 2) and training(results), LONG)
             cluster.remove_node(nodes.pop(0), allow_graceful=False)
             nodes.append(cluster.add_node(num_cpus=1))
-        wait_for(lambda: busy(results, 5, 1), LONG)
+        wait_for(lambda: busy(results, 5, 1) and training(results), LONG)
         driver.kill()
         driver.communicate(timeout=60)
         wait_for(lambda: not processes_of(results), 120)  # its tasks end with it
         assert finished(results) < 12
-        driver = study(file, results, "ray", address=cluster.address)
+        driver = study(file, results, "ray", often, address=cluster.address)
         said = driver.communicate(timeout=LONG)[0]
         assert driver.returncode == 0 and "12 done" in said, said
         assert not processes_of(results)
     finally:
         cluster.shutdown()
     again = {log: count for log, count in attempts(results).items() if count > 1}
+    print("begun again:", again, "after turns:", went_on(results))
     assert len(again) >= 2 and not re.search("lost|killed", said), (again, said)
+    assert went_on(results), attempts(results)  # a lost run went on from its checkpoint
     assert results_of(results) == serial(tmp_path, file)
