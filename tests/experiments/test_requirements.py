@@ -151,10 +151,9 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path):
     assert done.code != 0 and "Hugging Face format" in done.text and "Traceback" not in done.text
 
 
-def needs(method, *settings, **fixed):
-    return requirements_of(
-        spec_of(method, *settings, **fixed), installed(), Path("nowhere"), MACHINE
-    )
+def needs(method, *settings, suite="summarization", **fixed):
+    spec = spec_of(method, *settings, suite=suite, **fixed)
+    return requirements_of(spec, installed(), Path("nowhere"), MACHINE)
 
 
 def method_stage(found):
@@ -172,6 +171,19 @@ def test_lora_trains_its_adapter_only_and_shares_the_base():
     moment = method_stage(needs("dpo", "lora_rank=4")).moments[0]
     assert moment.gradients == moment.weights["policy"] < moment.weights["base"]
     assert "reference" not in moment.weights
+
+
+def test_preferences_are_a_stage_only_where_something_learns_from_them(monkeypatch):
+    suite = installed().get("suites", "arithmetic")
+    monkeypatch.setattr(suite, "proxy", False)  # as suites with a verifier and no reward model
+
+    def stages(method, *settings):
+        return [s.name for s in needs(method, *settings, suite="arithmetic").stages]
+
+    assert "preferences" not in stages("rlvr") and "preferences" not in stages(
+        "raft", "reward=verifier"
+    )
+    assert "preferences" in stages("raft", "reward=model") and "preferences" in stages("dpo")
 
 
 def test_summed_gradients_of_bfloat16_weights_count_once(folder):

@@ -166,13 +166,18 @@ def stages_of(run: Configured) -> list[Stage]:
     """Return the stages of a run, in order."""
     makers: list[tuple[bool, Callable[[Configured], Stage]]] = [
         (run.spec.start == START_SFT, _sft),
-        (run.prefers, _preferences),
+        (run.prefers and _reads_preferences(run), _preferences),
         (_rewards(run), _reward_model),
         (run.built.judge.learns, _judge),
         (True, _method),
         (True, _evaluation),
     ]
     return [make(run) for there, make in makers if there]
+
+
+def _reads_preferences(run: Configured) -> bool:
+    """Return whether the method or a reward model learns from preferences."""
+    return _rewards(run) or bool(run.built.method.required() & {"pairs", "labelled"})
 
 
 def _rewards(run: Configured) -> bool:
