@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from harness_plugins.population import minimiser, ordered_pairs
 
-from harness import PairOptions, hookimpl, torch
+from harness import PairOptions, hookimpl, logprobs, torch
 
 softplus = torch.nn.functional.softplus
 
@@ -34,7 +34,7 @@ class CPO(PairOptions):
         (w, l), p = logp.sum(-1).unbind(1), batch["p"]
         h = self.beta * (w - l)
         loss = p * (softplus(-h) - self.alpha * w) + (1 - p) * (softplus(h) - self.alpha * l)
-        return loss, {"margin": h, "accuracy": (h > 0).float()}
+        return loss, {"margin": h, "accuracy": logprobs.ordered_right(h)}
 
     def train(self, lab):
         for pairs in self.pairs(lab):

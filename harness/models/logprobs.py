@@ -37,6 +37,10 @@ from .micro_batches import _takes
 from .packing import Packing, pack
 from .tokens import Batch
 
+# Margins up to this are rounding: sums over some hundred float32 log-probabilities differ by about
+# 1e-5 between batch layouts. A policy that still is its reference has margins of only that size.
+TIE = 1e-4
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -254,6 +258,20 @@ def completion_scores(model: ScalarModel, batch: Batch, pooling: str) -> Tensor:
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of x where mask is 1, over every dimension."""
     return (x * mask).sum() / mask.sum()
+
+
+def ordered_right(margin: Tensor) -> Tensor:
+    """Return 1 where a margin is positive, 0 where it is negative and 0.5 where it is a tie.
+
+    Args:
+        margin: A difference of log-probabilities (nats, times a method's scale) or of scores,
+            the better completion's less the other's; any shape. At most `TIE` either way is a tie.
+
+    Returns:
+        float32 of the same shape, for the metric of a pair's accuracy. NaN stays NaN.
+    """
+    decided = (margin.sign() + 1) / 2
+    return torch.where(margin.abs() <= TIE, 0.5, decided).float()
 
 
 def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:

@@ -19,7 +19,7 @@ from ..core.progress import LOADING, activity
 from ..models.capabilities import made_up
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import ScalarModel, load_tensors, plain_scalar, save_tensors, scalar_beside
-from ..models.logprobs import completion_scores
+from ..models.logprobs import completion_scores, ordered_right
 from ..models.lora import Lora, base_of, learn, load_own, lora_on, own_state
 from ..models.micro_batches import in_micro_batches
 from ..models.model_state import ModelState
@@ -187,8 +187,8 @@ def label_loss(scores: Tensor, label: Tensor) -> Tensor:
 
 
 def label_accuracy(scores: Tensor, label: Tensor) -> float:
-    """Return the share of labels (B, 1) that the signs of the scores predict."""
-    return float(((scores > 0) == (label > 0.5)).double().mean())
+    """Return the share of labels (B, 1) that the signs of the scores predict, a tie being half."""
+    return float(ordered_right(scores * (label - 0.5).sign()).double().mean())
 
 
 def ranking_loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -203,10 +203,10 @@ def ranking_loss(scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     return bradley_terry_loss(scores, batch["preferred"].view(-1, scores.shape[1], scores.shape[1]))
 
 
-def pair_accuracy(scores: Tensor, preferred: Tensor) -> tuple[int, int]:
-    """Return the number of pairs that the scores order rightly (a tie is wrong) and of all pairs
-    with a preference.
+def pair_accuracy(scores: Tensor, preferred: Tensor) -> tuple[float, int]:
+    """Return the number of pairs that the scores order rightly (a tie counts half) and of all
+    pairs with a preference.
     """
     better = preferred > 0.5
-    right = better & (scores[:, :, None] > scores[:, None, :])
-    return int(right.sum()), int(better.sum())
+    right = ordered_right(scores[:, :, None] - scores[:, None, :])
+    return float(right[better].sum()), int(better.sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import PairOptions, Policy, hookimpl, torch
+from harness import PairOptions, Policy, hookimpl, logprobs, torch
 
 if TYPE_CHECKING:
     from harness import Lab
@@ -50,7 +50,11 @@ class DPO(PairOptions):
         # the weights of both orders sum to 1 in either form
         weight = (p - e) / (1 - 2 * e) if self.robust else p * (1 - e) + (1 - p) * e
         loss = weight * kept + (1 - weight) * flipped
-        return loss, {"margin": h, "accuracy": (h > 0).float(), "chosen_reward": self.beta * s_w}
+        return loss, {
+            "margin": h,
+            "accuracy": logprobs.ordered_right(h),
+            "chosen_reward": self.beta * s_w,
+        }
 
     def train(self, lab: Lab) -> Policy:
         """One pass after another over the pairs."""

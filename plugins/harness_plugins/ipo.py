@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import PairOptions, Policy, hookimpl, torch
+from harness import PairOptions, Policy, hookimpl, logprobs, torch
 
 if TYPE_CHECKING:
     from harness import Lab
@@ -44,7 +44,7 @@ class IPO(PairOptions):
         s_w, s_l = s.unbind(1)
         h, aim, p = s_w - s_l, 1 / (2 * self.beta), batch["p"]
         loss = p * (h - aim) ** 2 + (1 - p) * (-h - aim) ** 2
-        return loss, {"margin": h, "accuracy": (h > 0).float(), "chosen_ratio": s_w}
+        return loss, {"margin": h, "accuracy": logprobs.ordered_right(h), "chosen_ratio": s_w}
 
     def train(self, lab: Lab) -> Policy:
         """One pass after another over the pairs."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import OnPolicyOptions, Policy, hookimpl, torch
+from harness import OnPolicyOptions, Policy, hookimpl, logprobs, torch
 
 if TYPE_CHECKING:
     from harness import Lab
@@ -89,7 +89,7 @@ class OnlineDPO(OnPolicyOptions):
         )
         log_sigma = torch.nn.functional.logsigmoid
         losses = -(p * log_sigma(h) + (1 - p) * log_sigma(-h))
-        right = ((h > 0) == (p > 0.5)) & (h != 0)
+        right = logprobs.ordered_right(h * (p - 0.5).sign())  # half for a tie
         return (weight * losses).mean(-1), {
             "pairs_right": (weight * right).mean(-1)
         }  # of all, as `pairs_used`

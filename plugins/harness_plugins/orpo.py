@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import PairOptions, Policy, hookimpl, torch
+from harness import PairOptions, Policy, hookimpl, logprobs, torch
 
 from .population import minimiser, ordered_pairs
 
@@ -57,7 +57,7 @@ class ORPO(PairOptions):
         loss = p * (self.lambda_or * softplus(-h) - n_w) + (1 - p) * (
             self.lambda_or * softplus(h) - n_l
         )
-        return loss, {"log_odds": h, "accuracy": (h > 0).float(), "chosen_nll": -n_w}
+        return loss, {"log_odds": h, "accuracy": logprobs.ordered_right(h), "chosen_nll": -n_w}
 
     def train(self, lab: Lab) -> Policy:
         """One pass after another over the pairs."""

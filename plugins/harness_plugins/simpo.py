@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import PairOptions, Policy, hookimpl, torch
+from harness import PairOptions, Policy, hookimpl, logprobs, torch
 
 from .ipo import length_tilted
 from .population import minimiser, ordered_pairs
@@ -38,7 +38,7 @@ class SimPO(PairOptions):
         r_w, r_l = (self.beta * logp.sum(-1) / batch["mask"].sum(-1)).unbind(1)
         h, p, softplus = r_w - r_l, batch["p"], torch.nn.functional.softplus
         loss = p * softplus(self.gamma - h) + (1 - p) * softplus(self.gamma + h)
-        return loss, {"margin": h, "accuracy": (h > 0).float(), "chosen_reward": r_w}
+        return loss, {"margin": h, "accuracy": logprobs.ordered_right(h), "chosen_reward": r_w}
 
     def train(self, lab: Lab) -> Policy:
         """One pass after another over the pairs."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from harness.core.data import Comparison
 from harness.evaluation.kl import best_of_n_bound, best_of_n_kl
-from harness.models.logprobs import completion_states, completion_values
+from harness.models.logprobs import TIE, completion_states, completion_values, ordered_right
 from harness.statistics.over_prompts import (
     PromptEstimate,
     mean_interval,
@@ -62,7 +62,7 @@ def test_dpo_is_log_two_where_the_policy_is_the_reference():
         logp, batch = pairs_of([0.0, 0.0])
         loss, metrics = method.loss(logp, batch)
         assert loss.tolist() == pytest.approx([LOG2, LOG2])
-        assert metrics["margin"].abs().max() < 1e-12 and not metrics["accuracy"].any()
+        assert metrics["margin"].abs().max() < 1e-12 and metrics["accuracy"].tolist() == [0.5] * 2
 
 
 def test_dpo_by_hand():
@@ -402,10 +402,17 @@ def test_ties_give_no_gradient_and_do_not_dilute():
     assert not tied.grad.any()
 
 
-def test_pair_accuracy_counts_ties_of_scores_as_wrong():
+def test_pair_accuracy_counts_ties_of_scores_as_half():
     assert pair_accuracy(
         torch.tensor([[3.0, 1, 2], [0, 0, 0]]), preferred([0, 2, 1], [0, 1, 1])
-    ) == (3, 5)
+    ) == (4, 5)  # of the second row's two pairs, each a tie, half
+
+
+@pytest.mark.parametrize("margin, share", [(0.2, 1), (-0.2, 0), (0.0, 0.5), (2e-4, 1), (-2e-4, 0)])
+def test_ordered_right_counts_a_tie_as_half_whatever_its_rounding(margin, share):
+    assert ordered_right(torch.tensor([margin], dtype=torch.float64)).tolist() == [share]
+    if share == 0.5:
+        assert ordered_right(torch.tensor([3e-5, -3e-5, TIE])).tolist() == [0.5, 0.5, 0.5]
 
 
 def test_a_doubtful_label_weighs_both_orders():

@@ -9,6 +9,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+from harness_plugins.dpo import DPO
 from harness_plugins.ipo import IPO
 from harness_plugins.kto import KTO
 from harness_plugins.orpo import ORPO, log_odds
@@ -113,13 +114,25 @@ def test_a_pair_raises_the_chosen_and_lowers_the_rejected(name):
     assert (gradient[:, 0][MASK[:, 0] > 0] > 0).all()
 
 
+@pytest.mark.parametrize("method", [DPO(), *(PAIR_METHODS[n] for n in ("ipo", "simpo", "orpo"))])
+def test_accuracy_of_equal_likelihoods_is_a_half_whatever_their_rounding(method):
+    logp, batch = draw()
+    batch["p"] = torch.ones(3, dtype=torch.float64)
+    level = -MASK.double()  # each token as likely: equal by token, and as the reference
+    rounding = torch.tensor([[[1e-7], [0]], [[-1e-7], [0]], [[0], [0]]], dtype=torch.float64)
+    batch["ref_logp"] = level
+    metrics = method.loss(level + rounding * MASK, direct(batch))[1]
+    assert metrics["accuracy"].tolist() == [0.5] * 3
+
+
 @pytest.mark.parametrize("tau", [0.1, 0.7])
 @pytest.mark.parametrize("average", [False, True])
 def test_ipo_starts_at_its_squared_margin_and_rests_there(tau, average):
     _, batch = draw()
     method = IPO(beta=tau, length_average=average)
     loss, metrics = method.loss(batch["ref_logp"], batch)
-    assert loss.tolist() == pytest.approx([1 / (4 * tau**2)] * 3) and not metrics["accuracy"].any()
+    assert loss.tolist() == pytest.approx([1 / (4 * tau**2)] * 3)
+    assert metrics["accuracy"].tolist() == [0.5] * 3  # ties
     lengths = batch["mask"].sum(-1, keepdim=True) if average else 1
     aim = torch.zeros(3, 2, 4, dtype=torch.float64)
     aim[:, 0, 0] = 1 / (2 * tau)
