@@ -96,6 +96,10 @@ class Method(ABC):
         """Return the name of the method's own labeller (AI feedback), or None for the suite's."""
         return None
 
+    def data_files(self) -> list[Path]:
+        """Return the files that the method reads. A changed file makes another run."""
+        return []
+
     def optimum(self, problem: Enumerated) -> Tensor | None:
         """Return the distribution that the method converges to by its paper's theory.
 
@@ -117,11 +121,17 @@ class Policy(ABC):
 
     The evaluator measures KL with the log-probabilities of `model`. A policy without
     log-probabilities of its own, such as best-of-n, sets `kl_estimator` to a name and adds a column
-    `kl` (B,) in nats per completion to its answers.
+    `kl` (B,) in nats per completion to its answers. A policy whose KL cannot be known at all says
+    why in `no_kl`; its `model` is then None.
+
+    `provenance` is what a record says of a model that was trained elsewhere: its name, and the
+    digest of its files. It is empty for a policy that the method trained.
     """
 
     model: torch.nn.Module | None = None
     kl_estimator: str | None = None
+    no_kl: str = ""
+    provenance: Mapping[str, Any] = {}
 
     @abstractmethod
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:

@@ -9,7 +9,7 @@ Shapes: B prompts, K completions per prompt, T completion tokens. Log-probabilit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -196,6 +196,31 @@ class Lab(Protocol):
     @property
     def start(self) -> Any:
         """The start checkpoint as a `Model`: for methods that train nothing."""
+
+    def guest(self, name: str) -> Any:
+        """Return a model that was trained elsewhere, as a `Policy`.
+
+        It answers in its own tokens, posed by its own chat template, with the sampling of the
+        evaluation. KL is measured where its tokens are those of the start checkpoint.
+
+        Args:
+            name: A folder in Hugging Face format, a PEFT adapter's folder, or a hub id.
+
+        Raises:
+            UsageError: It cannot be read.
+        """
+
+    def written(self, prompts: PromptBatch, texts: Sequence[str], ended: Sequence[bool]) -> Batch:
+        """Return answers that a model outside wrote, in the start checkpoint's tokens.
+
+        Args:
+            prompts: B prompts.
+            texts: B answers, which verifiers and judges read as they are.
+            ended: B flags: whether the answer ended by itself.
+
+        Returns:
+            A batch (B, 1, T) with column `ended` (B, 1).
+        """
 
     def move_reference(self, share: float = 1.0) -> None:
         """Copy the weights of the policy into the reference, for iterated methods.

@@ -184,6 +184,7 @@ def code_of(spec: RunSpec, built: Participants, registry: Registry) -> dict[str,
         "harness": code_digest("policy"),
         "evaluation": code_digest("evaluation"),
         "method": source_digest(type(built.method)),
+        **_method_data(built.method),
         "suite": package_digest(type(suite)),
         "engine": source_digest(registry.get("engines", spec.engine)),
         "judge": package_digest(written_as(built.judge)),
@@ -198,6 +199,12 @@ def code_of(spec: RunSpec, built: Participants, registry: Registry) -> dict[str,
         "reference": _base_digest(spec.reference) if spec.reference else "",
         "data": combined_digest(suite.data_files()),
     }
+
+
+def _method_data(method: Method) -> dict[str, str]:
+    """Return the digest of the files that a method reads; nothing for one that reads none."""
+    files = method.data_files()
+    return {"method_data": combined_digest(files)} if files else {}
 
 
 def _digest_of(labeller: Labeller | None) -> str:

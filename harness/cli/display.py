@@ -86,7 +86,7 @@ def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
     """
     still = [("warning", sentence(r))] if sentence(r) else []
     data = [("data", brief(r["data"]))] if r.get("data") else []
-    return [*still, *_quality(r["evaluation"]), *data, *_cost(r["cost"]), *_wall_time(r["cost"])]
+    return [*still, *_quality(r["evaluation"]), *data, *_cost(r), *_wall_time(r["cost"])]
 
 
 def show_run(folder: Path) -> None:
@@ -143,7 +143,6 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
     gold = ""
     if "gold" in e and "baseline_gold" in e:
         gold = f"{e['gold']['mean']:.3f} (baseline {e['baseline_gold']:.3f})"
-    estimated = "" if e["kl_estimator"] == EXACT_KL else ", estimated"
     lines = [
         (
             "win-rate vs baseline",
@@ -154,7 +153,7 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
         ("gold reward", gold),
         ("other scores", ", ".join(scores)),
         ("missing scores", ", ".join(f"{k} {n}" for k, n in e.get("missing", {}).items())),
-        ("KL", f"{_interval(e['kl'], 2)} nats{estimated}{kl_temperature(e)}"),
+        ("KL", _kl(e)),
         (
             "length",
             f"{e['length']['mean']:.1f} tokens (baseline {e['baseline_length']:.1f}),"
@@ -163,6 +162,14 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
         ("also", ", ".join(own)),
     ]
     return [(label, value) for label, value in lines if value]
+
+
+def _kl(e: dict[str, Any]) -> str:
+    """Return the KL with its interval, or why it is missing."""
+    if "kl" not in e:
+        return f"missing: {printable(e['kl_missing'])}"
+    estimated = "" if e["kl_estimator"] == EXACT_KL else ", estimated"
+    return f"{_interval(e['kl'], 2)} nats{estimated}{kl_temperature(e)}"
 
 
 def _drawn_otherwise(e: dict[str, Any]) -> str:
@@ -210,8 +217,22 @@ def _judging(cost: dict[str, Any]) -> list[tuple[str, str]]:
     return [("judging", f"{phase.get('seconds', 0.0):.1f} s{flops}, {', '.join(shown)}")]
 
 
-def _cost(cost: dict[str, Any]) -> list[tuple[str, str]]:
+def _origin(guest: dict[str, Any]) -> str:
+    """Return where a model that was trained elsewhere comes from."""
+    name = printable(guest["name"])
+    if "url" in guest:
+        return f"{name}, served at {printable(guest['url'])}"
+    adapter = (
+        f", a {guest['adapter']} adapter of {guest['base']['name']}" if "base" in guest else ""
+    )
+    return f"{name} ({guest['digest'][:12]}){adapter} was trained elsewhere"
+
+
+def _cost(r: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the cost of training and of the shared stages, and the peak memory."""
+    cost = r["cost"]
+    if "guest" in r:
+        return [("training", f"unknown: {_origin(r['guest'])}"), *_judging(cost)]
     own, shared = cost["method"], cost["shared_total"]
     ai = f", {cost['ai_labels']} AI labels" if cost["ai_labels"] else ""
     reused = f"; reused: {', '.join(cost['reused_stages'])}" if cost["reused_stages"] else ""

@@ -153,6 +153,7 @@ DECIDES = {
         "core/spec.py",
         "experiments/prepare.py",
         "experiments/trained_policy.py",
+        "training/guests.py",
         "training/inputs.py",
         "training/lab.py",
         "training/label_server.py",

@@ -118,7 +118,8 @@ def _answered(policy: Policy, posed: Any, sampler: Sampler, prompts: list[Prompt
         raise HarnessError(
             f"a policy's answers have shape ({len(prompts)}, 1, T), not {batch.shape}"
         )
-    return Batch(replace(batch.prompts, prompts=prompts), batch.columns, batch.temperature)
+    asked = replace(batch.prompts, prompts=prompts)
+    return Batch(asked, batch.columns, batch.temperature, batch.written)
 
 
 def evaluation_sampler(runtime: Runtime, sampling: Sampling, *purpose: object) -> Sampler:
@@ -157,7 +158,10 @@ def stopped(batch: Batch, tokens: Tokens, stop: Sequence[str]) -> tuple[Batch, l
         kept = _tokens_of(tokens, ids, int(mask[i, 0].sum()), min(found))
         mask[i, 0, kept:], ended[i, 0] = 0.0, True
         texts[i] = text[: min(found)]
-    return batch.with_columns(mask=mask, ended=ended), texts
+    cut = batch.with_columns(mask=mask, ended=ended)
+    if batch.written is not None:
+        cut.written = [[text] for text in texts]
+    return cut, texts
 
 
 def _tokens_of(tokens: Tokens, ids: list[int], length: int, characters: int) -> int:

@@ -154,7 +154,7 @@ def _judged(
 
 def _check_finite(answers: Answers, judged: Judged, kl: Mapping[str, Any]) -> None:
     for name, values in (
-        ("KL", kl["kl"]),
+        ("KL", kl.get("kl", [])),
         ("gold score", known(judged.gold or [])),
         ("proxy score", answers.proxy or []),
     ):
@@ -200,6 +200,8 @@ def _kl(
         )
     if policy.kl_estimator is not None:
         return {"estimator": policy.kl_estimator, "kl": batch["kl"].tolist()}
+    if policy.no_kl:
+        return {"missing": policy.no_kl}
     assert policy.model is not None, "a policy has a model, or an estimator of its KL"
     reference = stages.reference  # in memory for as long as this takes
     with runtime.meter.phase("evaluate"), activity(EVALUATION, "evaluation: KL"):
@@ -222,8 +224,7 @@ def _figures(
         "split": options.split,
         **sampling_figures(stages, options),
         "win_rate": asdict(rate_interval(judged.wins)),
-        "kl": asdict(_non_negative(mean_interval(kl["kl"]))),
-        "kl_estimator": kl["estimator"],
+        **_kl_figures(kl),
         "length": asdict(mean_interval(lengths)),
         "eos_rate": fmean(answers.batch["ended"][:, 0].float().tolist()),
         "distinct": len(set(answers.texts)) / len(answers.texts),
@@ -261,6 +262,16 @@ def sampling_figures(stages: Stages, options: EvaluationOptions) -> dict[str, An
     if sampling != own or options.stop:
         figures |= {"max_new_tokens": sampling.max_new_tokens, "kl_temperature": own.temperature}
     return figures | ({"against": Path(options.against).name} if options.against else {})
+
+
+def _kl_figures(kl: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the KL and its estimator, or why it is missing."""
+    if "missing" in kl:
+        return {"kl_missing": kl["missing"]}
+    return {
+        "kl": asdict(_non_negative(mean_interval(kl["kl"]))),
+        "kl_estimator": kl["estimator"],
+    }
 
 
 def _columns(
@@ -331,7 +342,7 @@ def _samples(
             "answer": answers.texts[i],
             "gold": judged.gold and _or_none(judged.gold[i]),
             "baseline_gold": judged.baseline_gold and _or_none(judged.baseline_gold[i]),
-            "kl": kl["kl"][i],
+            "kl": kl["kl"][i] if "kl" in kl else None,
             "win": _or_none(judged.wins[i]),
             "length": lengths[i],
             "ended": bool(answers.batch["ended"][i, 0]),

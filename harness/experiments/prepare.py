@@ -80,7 +80,10 @@ def prepare(
         check_needs(needs, stages, spec)
         stage_runtime.data = report_data(spec, stages)
     method_inputs = MethodInputs(
-        start=stages.checkpoint, tokens=stages.tokens, reference=stages.other_reference
+        start=stages.checkpoint,
+        tokens=stages.tokens,
+        reference=stages.other_reference,
+        read=stages.reader,
     )
     used = [stages.start_artifact, *_give_data(method_inputs, needs, stages)]
     if "labels" in needs:

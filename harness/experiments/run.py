@@ -216,6 +216,8 @@ def _result_of(
     method_inputs, stage_runtime = training.method_inputs, training.stage_runtime
     result = record.result_of(training.spec, type(training.method).paper, assessed, cost)
     result["unmoved"] = unmoved(result["evaluation"].get("kl", {}).get("mean"), loop.rows)
+    if policy.provenance:
+        result["guest"] = dict(policy.provenance)
     result["pins"] = record.pins_of(cost, assessed, loop)
     result["runtime"] = record.runtime_of(method_inputs, stage_runtime, policy)
     result["runtime"]["resumed_after_turns"] = loop.resumed

@@ -51,6 +51,8 @@ def save_policy(
     spec, kind = training.spec, saved_kind(training.spec)
     if kind == NONE:
         return {"saved": NONE, "reason": NOT_WANTED}
+    if policy.provenance:
+        return {"saved": NONE, "reason": f"the model lies at {policy.provenance['name']}"}
     model = policy.model if policy.kl_estimator is None else None
     if model is None:  # a wrapper
         return {"saved": NONE, "reason": f"{spec.method} answers with no model of its own"}

@@ -52,15 +52,21 @@ class Batch(Mapping[str, Tensor]):
 
     Always there: `completion_ids` (B, K, T) right-padded, and `mask` (B, K, T), 1.0 on completion
     tokens, their end-of-sequence token included. `temperature` is the one at which
-    log-probabilities of this batch are taken.
+    log-probabilities of this batch are taken. `written` is the text of the completions, K per
+    prompt, where they were not drawn as these tokens: a model with another tokenizer wrote them.
     """
 
     def __init__(
-        self, prompts: PromptBatch, columns: Mapping[str, Tensor], temperature: float = 1.0
+        self,
+        prompts: PromptBatch,
+        columns: Mapping[str, Tensor],
+        temperature: float = 1.0,
+        written: Sequence[Sequence[str]] | None = None,
     ) -> None:
         self.prompts = prompts
         self.columns = dict(columns)
         self.temperature = temperature
+        self.written = None if written is None else [list(row) for row in written]
 
     def __getitem__(self, name: str) -> Tensor:
         return self.columns[name]
@@ -100,7 +106,7 @@ class Batch(Mapping[str, Tensor]):
                     f"column {name!r} {list(column.shape)}: three dimensions are (B, K, T);"
                     " flatten others"
                 )
-        return Batch(self.prompts, {**self.columns, **columns}, self.temperature)
+        return Batch(self.prompts, {**self.columns, **columns}, self.temperature, self.written)
 
     def select(self, rows: Sequence[int]) -> Batch:
         """Return some rows, without the padding that none of them needs."""
@@ -115,7 +121,8 @@ class Batch(Mapping[str, Tensor]):
             )
             for name, column in self.columns.items()
         }
-        return Batch(self.prompts[list(rows)], columns, self.temperature)
+        written = self.written and [self.written[row] for row in rows]
+        return Batch(self.prompts[list(rows)], columns, self.temperature, written)
 
     def pick(self, choice: Tensor) -> Batch:
         """Return one completion per prompt, `choice` (B,) naming which: shape (B, 1, T)."""
@@ -309,6 +316,8 @@ class Tokens:
 
     def texts(self, batch: Batch) -> list[list[str]]:
         """Return the completions of a batch as text, K per prompt."""
+        if batch.written is not None:
+            return [list(row) for row in batch.written]
         b, k, _ = batch.shape
         ids, lengths = batch["completion_ids"].tolist(), batch.lengths.tolist()
         return [[self.decode(ids[i][j][: lengths[i][j]]) for j in range(k)] for i in range(b)]

@@ -42,6 +42,7 @@ class MethodInputs:
     # what the start checkpoint says, made once and shared; None computes all of it
     reference_cache: ReferenceCache | None = None
     reference: InitialCheckpoint | None = None  # None: the start checkpoint is the reference
+    read: Callable[[str], InitialCheckpoint] | None = None  # reads a model of another origin
     labelled: Sequence[LabelledCompletion] = ()  # empty: those of the pairs, where asked for
     # the reward models in memory that do not go on learning, and what they were when they were read
     reward_states: list[tuple[RewardModel, ModelState]] = field(default_factory=list)

@@ -38,6 +38,8 @@ class Runtime:
     check: RolloutCheck | None = None
     tell: Tell = lambda text: None  # passes notes on to the user
     sizes: BatchSizes = field(default_factory=BatchSizes)
+    # makes the engine for a model whose answers end with other tokens
+    engine_for: Callable[[set[int]], Engine] | None = None
 
 
 @dataclass

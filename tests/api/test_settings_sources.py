@@ -13,11 +13,11 @@ from harness.core.options import options_of
 from harness.core.settings import STAGES, AdamWOptions
 from harness.core.suite_file import read_suite_file
 
+from ..helpers.registries import METHODS
 from ..helpers.tools import command
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-METHODS = [name for name, cls in installed().classes["methods"].items()]
 TRAINED = [name for name in METHODS if issubclass(installed().get("methods", name), AdamWOptions)]
 
 

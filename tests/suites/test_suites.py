@@ -21,6 +21,7 @@ from harness.api.resolve import Request as RunRequest
 from harness.api.resolve import resolve
 from harness.api.verifiers import verdicts
 
+from ..helpers.registries import METHODS
 from ..helpers.tools import command, finished, fresh, only_run
 
 SUITES = {
@@ -73,7 +74,7 @@ def test_a_prompt_carries_an_answer_only_for_a_verifier(cls):
 
 @each_suite
 def test_settings_name_real_methods_options_and_stages(cls):
-    for method in installed().classes["methods"]:
+    for method in METHODS:
         for quick in (False, True):
             resolve(RunRequest(method, cls.name, fixed={"quick": quick}), installed())
 

@@ -13,7 +13,7 @@ from ...core.data_report import recorded
 from ...core.run_folder import flatten
 from ...experiments.study.state import CLASSES
 from ..selection.run_files import spec_of
-from ..selection.select import Record, Row, Selection
+from ..selection.select import Record, Row, Selection, is_guest
 from ..tables.footnotes import settings_of
 
 SHARED = (
@@ -149,7 +149,9 @@ def costs(selection: Selection) -> dict[str, Any]:
                 {
                     "name": row.name,
                     "phases": own,
-                    "method": _cost([r["cost"]["method"] for r in row.good]),
+                    "method": _cost(
+                        [None if is_guest(r) else r["cost"]["method"] for r in row.good]
+                    ),
                 }
             )
     stages = dict.fromkeys(name for r in selection.good for name in r["cost"].get("shared", {}))

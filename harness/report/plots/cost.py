@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from ...statistics.intervals import Estimate, win_rate_interval
-from ..selection.select import Record, Row, Selection
+from ..selection.select import Record, Row, Selection, is_guest
 from ..selection.sweeps import Sweep, measured, scores_of, sweeps
 from .style import (
     GREY,
@@ -56,7 +56,8 @@ class Spot:
 
 def draw(selection: Selection) -> Any:
     """Return the figure."""
-    shown_sweeps = sweeps(measured(selection.rows, "win_rate"))
+    known = [row for row in selection.rows if not (row.good and is_guest(row.good[0]))]
+    shown_sweeps = sweeps(measured(known, "win_rate"))
     if not shown_sweeps:
         raise NothingToDraw(f"No run of {selection.suite} is finished: there is no cost to draw.")
     wins = {

@@ -20,7 +20,7 @@ from ...statistics.intervals import Array, Estimate, two_way_interval, win_rate_
 from ...statistics.length import LengthControlled, length_controlled
 from ...statistics.over_prompts import known
 from .run_files import provenance_of, samples_of
-from .select import Record, Row
+from .select import Record, Row, is_guest
 
 MEANS = (
     "gold",
@@ -202,7 +202,11 @@ def _named(name: str, interval: Estimate, least: float = -math.inf) -> dict[str,
 def _recorded(good: Sequence[Record]) -> dict[str, Any]:
     """Return the figures of the records: means over seeds."""
     first = good[0]
-    row: dict[str, Any] = {"kl_estimator": first["evaluation"]["kl_estimator"]}
+    row: dict[str, Any] = {
+        name: first["evaluation"][name]
+        for name in ("kl_estimator", "kl_missing")
+        if name in first["evaluation"]
+    }
     if all("accuracy" in r["evaluation"] for r in good):
         row["accuracy"] = fmean(r["evaluation"]["accuracy"]["mean"] for r in good)
     if all("pass_at_k" in r["evaluation"] for r in good):
@@ -212,11 +216,7 @@ def _recorded(good: Sequence[Record]) -> dict[str, Any]:
         }
     for name in ("eos_rate", "distinct"):
         row[name] = fmean(r["evaluation"][name] for r in good)
-    for name in first["cost"]["method"]:
-        values = [r["cost"]["method"][name] for r in good]
-        row[f"method_{name}"] = max(values) if name == "peak_memory" else fmean(values)
-    for name in ("labels", "ai_labels"):
-        row[name] = fmean(r["cost"][name] for r in good)
+    row |= {} if is_guest(first) else _training(good)
     row["models"] = " ".join(sorted(first["cost"]["models"]))
     row["parameters_held"] = sum(m["parameters"] for m in first["cost"]["models"].values())
     row["bytes_held"] = sum(m["bytes"] for m in first["cost"]["models"].values())
@@ -226,6 +226,17 @@ def _recorded(good: Sequence[Record]) -> dict[str, Any]:
         row[f"{name}_per_answer"] = fmean(r["evaluation"]["inference"][figure] for r in good)
     row["folders"] = " ".join(r["folder"] for r in good)
     return row | _made_by(good)
+
+
+def _training(good: Sequence[Record]) -> dict[str, float]:
+    """Return the costs of training: means over seeds, and the largest peak of memory."""
+    row: dict[str, float] = {}
+    for name in good[0]["cost"]["method"]:
+        values = [r["cost"]["method"][name] for r in good]
+        row[f"method_{name}"] = max(values) if name == "peak_memory" else fmean(values)
+    for name in ("labels", "ai_labels"):
+        row[name] = fmean(r["cost"][name] for r in good)
+    return row
 
 
 def _made_by(good: Sequence[Record]) -> dict[str, str]:

@@ -29,6 +29,11 @@ OWN_CODE = "the code of it"  # compared within a row only
 CODE = {"the harness's code": "harness", OWN_CODE: "method"}  # digests in a run's provenance
 
 
+def is_guest(record: Record) -> bool:
+    """Return whether a run is of a model that was trained elsewhere: its cost is unknown."""
+    return "guest" in record
+
+
 def counted(good: int, failed: int) -> str:
     """Return the number of finished runs, `4/5` if some failed."""
     return f"{good}/{good + failed}" if failed else str(good)
@@ -458,6 +463,8 @@ def _row_names(groups: Mapping[Key, Sequence[Record]]) -> dict[Key, str]:
         )
         quick = " quick" if group[0].get("quick") else ""
         name = group[0].get("label")  # in a study
+        if is_guest(group[0]) and not name:  # it is told by its model
+            name = f"{key[0]} {Path(group[0]['guest']['name']).name}"
         names[key] = f"{name or key[0]}{quick}" + (
             f" ({settings})" if settings and not name else ""
         )

@@ -11,7 +11,7 @@ from ...core.movement import sentence
 from ...core.run_folder import unspent
 from ...experiments.study.state import CLASSES, LEFT, TUNING, read_tuning, study_folder
 from ..selection.run_files import spec_of
-from ..selection.select import Record, Row, Selection, unlike
+from ..selection.select import Record, Row, Selection, is_guest, unlike
 
 
 class Footnotes:
@@ -24,6 +24,7 @@ class Footnotes:
         texts = [
             [
                 *_failures(row),
+                *_elsewhere(row),
                 *_unmoved(row),
                 *_budget(row),
                 *_execution(row, usual),
@@ -64,6 +65,15 @@ def _failures(row: Row) -> Iterator[str]:
             f"{len(row.failed)} of {len(row.records)} runs failed ({classes}). The figures are of"
             " the other runs only, which favours a method that fails."
         )
+
+
+def _elsewhere(row: Row) -> Iterator[str]:
+    """Yield the footnotes on a model that was trained elsewhere."""
+    if not row.good or not is_guest(row.good[0]):
+        return
+    yield ("Trained elsewhere: its training cost is unknown. Seeds vary its answers only.")
+    if reason := row.good[0]["evaluation"].get("kl_missing"):
+        yield f"KL cannot be measured: {reason}."
 
 
 def _unmoved(row: Row) -> Iterator[str]:

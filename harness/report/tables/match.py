@@ -11,7 +11,7 @@ from typing import Any
 from ...core.errors import UsageError, unknown
 from ...core.table import Cell, Table
 from ...statistics.intervals import Array, two_way_interval, win_rate_interval
-from ..selection.select import Record, Row, Selection
+from ..selection.select import Record, Row, Selection, is_guest
 from ..selection.sweeps import Sweep, scores_on_common, seeds_text, sweeps
 from . import tables
 from .footnotes import Footnotes
@@ -123,7 +123,8 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
         raise UsageError(
             "--match interpolates between comparable runs, prompt by prompt: leave --mixed out."
         )
-    points = {s.name: _points(s, quantity) for s in sweeps(selection.rows)}
+    known = [row for row in selection.rows if row.good and not _unknown(row, quantity)]
+    points = {s.name: _points(s, quantity) for s in sweeps(known)}
     value = _common(points, quantity) if at is None else at
     mixes_by_name = {name: _at(name, own, value) for name, own in points.items()}
     mixes = sorted(
@@ -136,6 +137,8 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
         if isinstance(why, str)
     ]
     rest += [_failed(row, head) for row in selection.rows if not row.good]
+    unknown_rows = [row for row in selection.rows if row.good and _unknown(row, quantity)]
+    rest += [_left_out(row, _unknown(row, quantity), head) for row in unknown_rows]
     if not mixes:
         reasons = "; ".join(f"{line.name}: {line.note}" for line in rest)
         at_all = f"{value:.4g} {QUANTITIES[quantity]}"
@@ -157,6 +160,14 @@ def amount(record: Record, quantity: str) -> float:
     if quantity == "tokens":
         return float(own["tokens_generated"] + own["tokens_trained"])
     return float(own[quantity])
+
+
+def _unknown(row: Row, quantity: str) -> str:
+    """Return why a finished row has no such quantity; empty where it has one."""
+    first = row.good[0]
+    if quantity == "kl":
+        return str(first["evaluation"].get("kl_missing", ""))
+    return "trained elsewhere, at an unknown cost" if is_guest(first) else ""
 
 
 def _points(sweep: Sweep, quantity: str) -> list[Point]:
@@ -292,10 +303,13 @@ def _left(name: str, points: Sequence[Point], why: str, head: Mapping[str, Any])
 
 def _failed(row: Row, head: Mapping[str, Any]) -> Line:
     """Return a row whose runs all failed: it is shown, but it is not a point of a sweep."""
-    why = f"failed: {row.records[0]['failure']}"
-    return Line(
-        {"method": row.name, **head, "seeds": 0, "failed": len(row.failed), "why": why}, [row], why
-    )
+    return _left_out(row, f"failed: {row.records[0]['failure']}", head)
+
+
+def _left_out(row: Row, why: str, head: Mapping[str, Any]) -> Line:
+    """Return a row that is not a point of a sweep, with the reason."""
+    counts = {"seeds": len(row.good), "failed": len(row.failed)}
+    return Line({"method": row.name, **head, **counts, "why": why}, [row], why)
 
 
 def _failures(rows: Sequence[Row]) -> int:

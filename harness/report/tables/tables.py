@@ -221,7 +221,12 @@ def short(number: float) -> str:
 
 def _reused(f: Figures) -> float:
     """Return the reused share of a method's FLOPs; 0 for older records without it."""
-    return float(f.get("method_flops_reused", 0.0) / (f["method_flops"] or 1.0))
+    return float(f.get("method_flops_reused", 0.0) / (f.get("method_flops") or 1.0))
+
+
+def _cost(write: Callable[[Figures], str]) -> Callable[[Figures], Cell]:
+    """Return a cell of a training cost: blank for a model that was trained elsewhere."""
+    return lambda f: Cell(write(f) if "method_flops" in f else "")
 
 
 def _share(share: float) -> str:
@@ -246,27 +251,25 @@ COLUMNS = (
     Column(
         "seconds",
         "train s / CPU s",
-        _plainly(lambda f: f"{f['method_seconds']:.0f} / {f['method_cpu_seconds']:.0f}"),
+        _cost(lambda f: f"{f['method_seconds']:.0f} / {f['method_cpu_seconds']:.0f}"),
     ),
-    Column("flops", "train TFLOP", _plainly(lambda f: f"{f['method_flops'] / 1e12:.3g}")),
-    Column("reused", "cached (of FLOPs)", _plainly(lambda f: _share(_reused(f))), usual=False),
+    Column("flops", "train TFLOP", _cost(lambda f: f"{f['method_flops'] / 1e12:.3g}")),
+    Column("reused", "cached (of FLOPs)", _cost(lambda f: _share(_reused(f))), usual=False),
     Column(
         "tokens",
         "tokens gen. / trained",
-        _plainly(
+        _cost(
             lambda f: f"{short(f['method_tokens_generated'])} / {short(f['method_tokens_trained'])}"
         ),
     ),
-    Column(
-        "reward_queries", "reward queries", _plainly(lambda f: short(f["method_reward_queries"]))
-    ),
+    Column("reward_queries", "reward queries", _cost(lambda f: short(f["method_reward_queries"]))),
     Column(
         "verifier_queries",
         "verifier queries",
-        _plainly(lambda f: _or_dash(f["method_verifier_queries"])),
+        _cost(lambda f: _or_dash(f["method_verifier_queries"])),
     ),
-    Column("labels", "labels", _plainly(lambda f: short(f["labels"]))),
-    Column("ai_labels", "AI labels", _plainly(lambda f: _or_dash(f["ai_labels"]))),
+    Column("labels", "labels", _cost(lambda f: short(f["labels"]))),
+    Column("ai_labels", "AI labels", _cost(lambda f: _or_dash(f["ai_labels"]))),
     Column(
         "models",
         "models held (params)",
@@ -275,12 +278,14 @@ COLUMNS = (
     Column(
         "peak_memory",
         "peak MiB",
-        _plainly(
+        _cost(
             lambda f: f"{f['method_peak_memory'] / 2**20:.0f}" if f["method_peak_memory"] else "-"
         ),
     ),
     Column(
-        "flops_per_answer", "FLOPs / answer", _plainly(lambda f: f"{f['flops_per_answer']:.2g}")
+        "flops_per_answer",
+        "FLOPs / answer",
+        _plainly(lambda f: f"{f['flops_per_answer']:.2g}" if f["flops_per_answer"] else "-"),
     ),
     Column(
         "queries_per_answer",

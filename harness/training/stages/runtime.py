@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -123,9 +124,8 @@ class StageRuntime:
 
     def runtime(self, meter: Meter, seed: int) -> Runtime:
         """Return the runtime of models: the suite's sampling, a seed, and a meter."""
-        engine = self._engine()
         return Runtime(
-            engine,
+            self._engine(),
             self.sampling,
             self.eos,
             seed,
@@ -136,25 +136,46 @@ class StageRuntime:
             self.check,
             self.tell,
             self.sizes,
+            self._engines(),
         )
 
     def _engine(self) -> Engine:
-        """Return the engine with the run's batch sizes.
+        """Return the engine for the start checkpoint's end tokens."""
+        return self._engines()(self.eos)
 
-        Raises:
-            UsageError: A batch size is given, and the engine chooses its own.
+    def _engines(self) -> Callable[[set[int]], Engine]:
+        """Return what makes an engine for a set of end tokens. It holds no other part of the
+        run.
         """
-        engine = self.engine_cls(self.eos)
-        engine.sizes = self.sizes
-        if self.execution.decode_batch_tokens == Execution.decode_batch_tokens:
-            return engine
-        if not engine.takes_batch_tokens:
-            raise UsageError(
-                f"--decode-batch-tokens: the engine {engine.name} decides by itself how many tokens"
-                " it holds. Leave the option out, or use --engine hf."
-            )
-        engine.batch_tokens = self.execution.decode_batch_tokens
+        wanted = self.execution.decode_batch_tokens
+        return partial(_engine, self.engine_cls, self.sizes, wanted)
+
+
+def _engine(
+    engine_cls: Callable[[set[int]], Engine], sizes: BatchSizes, tokens: int, ends: set[int]
+) -> Engine:
+    """Return the engine with the run's batch sizes.
+
+    Args:
+        engine_cls: The engine's class.
+        sizes: Of the run.
+        tokens: The value of --decode-batch-tokens.
+        ends: Every token that ends a completion.
+
+    Raises:
+        UsageError: A batch size is given, and the engine chooses its own.
+    """
+    engine = engine_cls(ends)
+    engine.sizes = sizes
+    if tokens == Execution.decode_batch_tokens:
         return engine
+    if not engine.takes_batch_tokens:
+        raise UsageError(
+            f"--decode-batch-tokens: the engine {engine.name} decides by itself how many tokens it"
+            " holds. Leave the option out, or use --engine hf."
+        )
+    engine.batch_tokens = tokens
+    return engine
 
 
 def accelerator_peak(device: torch.device) -> PhasePeak:

@@ -10,7 +10,7 @@ With `--start model` the base model itself is the start checkpoint, and there is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,20 @@ class Stages:
         named = self.spec.reference
         return self._model_digest(named) if named else self.start_artifact.content
 
+    @property
+    def reader(self) -> Callable[[Path | str], InitialCheckpoint]:
+        """What reads a model for this run. It holds neither suite nor judge."""
+        runtime = self.stage_runtime
+        return partial(
+            start_in,
+            arithmetic=self.arithmetic,
+            device=runtime.device,
+            sharing=self.spec.prompt_sharing,
+            tell=runtime.tell,
+        )
+
     def _checkpoint_in(self, model: Path | str) -> InitialCheckpoint:
-        runtime, sharing = self.stage_runtime, self.spec.prompt_sharing
-        return start_in(model, self.arithmetic, runtime.device, sharing, runtime.tell)
+        return self.reader(model)
 
     @property
     def arithmetic(self) -> Arithmetic:
