@@ -9,7 +9,7 @@ Shapes: B prompts, K completions per prompt, T completion tokens. Log-probabilit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -208,18 +208,6 @@ class Lab(Protocol):
 
         Raises:
             UsageError: It cannot be read.
-        """
-
-    def written(self, prompts: PromptBatch, texts: Sequence[str], ended: Sequence[bool]) -> Batch:
-        """Return answers that a model outside wrote, in the start checkpoint's tokens.
-
-        Args:
-            prompts: B prompts.
-            texts: B answers, which verifiers and judges read as they are.
-            ended: B flags: whether the answer ended by itself.
-
-        Returns:
-            A batch (B, 1, T) with column `ended` (B, 1).
         """
 
     def move_reference(self, share: float = 1.0) -> None:

@@ -18,6 +18,7 @@ from ..models.hub_format import end_tokens, limits_of
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import load_tokenizer, weights_digest
 from ..models.tokens import Batch, PromptBatch, Tokens
+from .inputs import MethodInputs
 from .roles import LanguageModel
 from .runtime import Runtime
 
@@ -115,6 +116,17 @@ class Guest(Policy):
         self.provenance: dict[str, Any] = model_record(name)
         if not Path(name).is_dir():
             self.provenance["digest"] = weights_digest(weights)
+
+    @classmethod
+    def read(cls, name: str, inputs: MethodInputs, runtime: Runtime) -> Guest:
+        """Read the model of a folder or hub id.
+
+        Raises:
+            UsageError: It cannot be read, or it has no room for prompts.
+        """
+        assert inputs.read is not None, "a run reads models"
+        tokens = GuestTokens.read(name, inputs.tokens, runtime.sampling.max_new_tokens)
+        return cls(inputs.read(name), tokens, inputs.start, runtime)
 
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
         """Draw one completion per prompt: in its own tokens, or in those of the start checkpoint

@@ -25,7 +25,7 @@ from ..models.loading import ScalarModel, frozen, scalar_beside, scalar_on, size
 from ..models.lora import adaptation, adapted, learn, load_own, own_state
 from ..models.tokens import Batch, PromptBatch, Tokens
 from .completion_cache import CompletionPools
-from .guests import Guest, GuestTokens, written
+from .guests import Guest
 from .inputs import MethodInputs as MethodInputs
 from .loop import Loop
 from .reference_cache import Cached
@@ -308,14 +308,7 @@ class Lab:
     def guest(self, name: str) -> Guest:
         """Return a model that was trained elsewhere, as a policy: see `Guest`."""
         enforce()
-        inputs = self._method_inputs
-        assert inputs.read is not None, "a run reads models"
-        own = GuestTokens.read(name, inputs.tokens, self._runtime.sampling.max_new_tokens)
-        return Guest(inputs.read(name), own, inputs.start, self._runtime)
-
-    def written(self, prompts: PromptBatch, texts: Sequence[str], ended: Sequence[bool]) -> Batch:
-        """Return answers that another model wrote as a batch (B, 1, T); see `guests.written`."""
-        return written(self.tokens, prompts, texts, ended)
+        return Guest.read(name, self._method_inputs, self._runtime)
 
     def critic(
         self, shared: bool = False, from_reward: bool = True, learning_rate: float | None = None

@@ -31,12 +31,14 @@ class Served(Policy):
 
     def answer(self, prompts, sampler):
         """Return the endpoint's replies, in tokens of the start checkpoint."""
+        from harness.training.guests import written
+
         from_main = sampler.distributed.broadcast_from_main
         choices = from_main(self._asked(prompts, sampler) if sampler.distributed.main else [])
         messages = [choice["message"] for choice in choices]
         texts = [m.get("content") or m.get("refusal") or "" for m in messages]
         ended = [choice.get("finish_reason") != "length" for choice in choices]
-        batch = self.lab.written(prompts, texts, ended)
+        batch = written(self.lab.tokens, prompts, texts, ended)
         batch.temperature = sampler.sampling.temperature
         with sampler.meter.phase(sampler.phase):
             sampler.meter.add(samples=len(texts), tokens_generated=int(batch.lengths.sum()))
