@@ -380,13 +380,7 @@ class Lab:
     # -- training ----------------------------------------------------------------------------------
 
     def step(self, *what: Any) -> dict[str, float]:
-        """Take one optimiser step: `step(loss, batch)` on the policy's log-probabilities, or
-        `step(term, ...)`.
-
-        A loss is called as `loss(logp, batch)` on parts of the batch and returns (B,), (B, K) or
-        (B, K, T) values, or those and a dict of metrics of such shapes. Returns the step's loss,
-        gradient norm and metrics.
-        """
+        """Take one optimiser step: `step(loss, batch)` or `step(term, ...)`; see `api.lab`."""
         enforce()
         self._check_turn("step")
         terms = what if isinstance(what[0], Term) else (self.term(what[0], what[1]),)
