@@ -15,10 +15,7 @@ with is that of a large product of matrices in the same run.
 from __future__ import annotations
 
 import argparse
-import copy
-import gc
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,376 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import report
+from gpu_world import (
+    BATCH,
+    COMPLETION,
+    GROUP,
+    PAIRS,
+    PROMPT,
+    SIDES,
+    SIZES,
+    VOCABULARY,
+    WORKS,
+    pairs,
+)
 
 HERE = Path(__file__).parent
-SIZES = {  # the shapes of Qwen2.5
-    "0.5B": {
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-    },
-    "1.5B": {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-    },
-}
-VOCABULARY = 151_936
-GROUP, PROMPT, COMPLETION, BATCH, PAIRS = 8, 256, 256, 64, 16
-ADAM = {"learning_rate": 1e-6, "lr_schedule": "constant", "warmup_ratio": 0.0}
-SIDES = ("chosen", "rejected")
-MICRO_TOKENS = 8192  # of a forward pass in training: 16 rows, on both sides
-WORKS = ("rollout", "grpo", "dpo")
-
-
-def build(size: str, folder: Path) -> tuple[Any, Any]:
-    """Return a model with random weights on the GPU, and a tokenizer of as many words."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    inner = Tokenizer(
-        models.WordLevel(
-            {"</s>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}, unk_token="</s>"
-        )
-    )
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="</s>", pad_token="</s>", padding_side="left"
-    )
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        use_sliding_window=False,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-        **SIZES[size],
-    )
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = Qwen2ForCausalLM(config).float()
-    model.config._name_or_path = str(folder)
-    return model, tokenizer
-
-
-def prompts(n: int) -> list[str]:
-    """Return n prompts of PROMPT words."""
-    return [
-        " ".join(f"w{1 + (7919 * i + 31 * j) % (VOCABULARY - 1)}" for j in range(PROMPT))
-        for i in range(n)
-    ]
-
-
-def pairs(n: int) -> list[dict[str, str]]:
-    """Return n preference pairs, completions of a quarter of COMPLETION words to all of them."""
-
-    def words(i: int, salt: int) -> str:
-        length = COMPLETION // 4 + (i * 37 + salt * 101) % (3 * COMPLETION // 4)
-        return " " + " ".join(
-            f"w{1 + (i * 104729 + salt * 13 + j) % (VOCABULARY - 1)}" for j in range(length - 1)
-        )
-
-    return [
-        {"prompt": p, "chosen": words(i, 1), "rejected": words(i, 2)}
-        for i, p in enumerate(prompts(n))
-    ]
-
-
-class Clock:
-    """Wall time and peak memory of steps, the device synchronised."""
-
-    def __init__(self) -> None:
-        self.marks: list[float] = []
-        self.start()
-
-    def start(self) -> None:
-        """Forget the peak so far."""
-        import torch
-
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-    def tick(self, *_: Any, **__: Any) -> None:
-        """Note the time."""
-        import torch
-
-        torch.cuda.synchronize()
-        self.marks.append(time.perf_counter())
-
-    def read(self) -> dict[str, Any]:
-        """Return the median seconds of a step without the first, and the peak in bytes."""
-        import torch
-
-        seconds = [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
-        return {
-            "seconds": statistics.median(seconds[1:]),
-            "peak": torch.cuda.max_memory_allocated(),
-        }
-
-
-def ours(size: str, works: list[str], steps: int, engine: str) -> dict[str, Any]:
-    """Return what the harness takes for each work, and the FLOPs needed."""
-    import torch
-
-    from harness.models.capabilities import enable_shared_cache, enable_sharing
-    from harness.models.loading import frozen
-
-    model, tokenizer = build(size, Path("random"))
-    model.base_model.compute_dtype = torch.bfloat16
-    frozen(model)
-    sharing = enable_sharing(model), enable_shared_cache(model)
-    found: dict[str, Any] = {"sharing": sharing}
-    for work in works:
-        found[work] = or_out_of_memory(_ours, work, model, tokenizer, steps, engine)
-    return found
-
-
-def or_out_of_memory(run: Callable[..., dict[str, Any]], *told: Any) -> dict[str, Any] | None:
-    """Return the cost of a work; None, with the reason on stderr, where memory is too small."""
-    import torch
-
-    try:
-        return run(*told)
-    except torch.cuda.OutOfMemoryError as error:
-        print(f"{told[0]}: {error}", file=sys.stderr)
-        return None
-    finally:
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def _ours(work: str, model: Any, tokenizer: Any, steps: int, engine: str) -> dict[str, Any]:
-    """Return what the harness takes for a work."""
-    from harness.api.registry import installed
-    from harness.models.tokens import Tokens
-
-    tokens = Tokens(tokenizer, None, COMPLETION)
-    draws = installed().get("engines", engine)(tokens.ends)
-    if work == "rollout":
-        return _our_rollout(draws, model, tokens, steps)
-    return _our_training(work, draws, model, tokens, steps)
-
-
-def _asked() -> list[Any]:
-    """Return the prompts of a step as the harness has them."""
-    from harness.core.data import Prompt
-
-    return [Prompt(str(i), p) for i, p in enumerate(prompts(BATCH // GROUP))]
-
-
-def _our_rollout(draws: Any, model: Any, tokens: Any, steps: int) -> dict[str, Any]:
-    """Return what the harness takes to sample completions."""
-    import torch
-
-    from harness.core.data import Sampling
-
-    clock = Clock()
-    batch = tokens.prompt_batch(_asked(), "cuda")
-    clock.tick()
-    for turn in range(steps):
-        generator = torch.Generator().manual_seed(turn)
-        noise = torch.rand(BATCH, COMPLETION, generator=generator).to("cuda")
-        draws.generate(model, batch, GROUP, Sampling(1.0, COMPLETION), noise)
-        clock.tick()
-    return clock.read()
-
-
-def _our_training(work: str, draws: Any, model: Any, tokens: Any, steps: int) -> dict[str, Any]:
-    """Return what a method of the harness takes, and the FLOPs it needs."""
-    import torch
-    from accelerate import Accelerator
-
-    from harness.core.data import Sampling
-    from harness.core.meter import Meter
-    from harness.core.save_schedule import SaveInterval
-    from harness.training.checkpoints import Checkpoints
-    from harness.training.lab import Lab, Runtime
-    from harness.training.loop import Loop
-    from harness.training.trainer import Trainer
-
-    meter, clock, method = Meter(), Clock(), _our_method(work, steps)
-    runtime = Runtime(
-        draws, Sampling(1.0, COMPLETION), tokens.ends, 0, meter, MICRO_TOKENS, torch.device("cuda")
-    )
-    method_inputs = _our_inputs(model, tokens)
-    trainer = Trainer(method, Accelerator(mixed_precision="no"), meter, MICRO_TOKENS)
-    with tempfile.TemporaryDirectory() as scratch:
-        loop = Loop(trainer, Checkpoints(Path(scratch), SaveInterval(1e9)), meter, clock.tick)
-        clock.tick()
-        method.train(Lab(method, method_inputs, runtime, loop))
-    found = clock.read()
-    del trainer, loop
-    return found | {"flops": meter.total().flops / steps, "phases": meter.snapshot()}
-
-
-def _our_method(work: str, steps: int) -> Any:
-    """Return the method of a work with its options."""
-    from harness.api.registry import installed
-
-    options: dict[str, Any] = {"batch_size": PAIRS, "beta": 0.1}
-    if work == "grpo":
-        options = {"batch_size": BATCH // GROUP, "num_generations": GROUP, "beta": 0.0}
-        options["reward"] = "verifier"
-    return installed().get("methods", work)(**ADAM, **options, steps=steps)
-
-
-def _our_inputs(model: Any, tokens: Any) -> Any:
-    """Return prompts, pairs and a verifier, as a method of the harness gets them."""
-    from harness.api.contracts import Verifier
-    from harness.core.data import LabelledPair, Prompt
-    from harness.models.initial_checkpoint import InitialCheckpoint
-    from harness.training.lab import MethodInputs
-
-    class Words(Verifier):
-        name = "words"
-
-        def verify(self, prompts, completions, golds, ended):
-            return [float(hash_of(text)) for text in completions]
-
-    labelled = [
-        LabelledPair(
-            Prompt(str(i), r["prompt"]),
-            *(tokens.completion_ids(r["prompt"], r[k]) for k in SIDES),
-            1.0,
-        )
-        for i, r in enumerate(pairs(PAIRS))
-    ]
-    start = InitialCheckpoint.of(model)
-    return MethodInputs(start, tokens, prompts=_asked(), pairs=labelled, verifier=Words())
-
-
-def hash_of(text: str) -> int:
-    """Return a reward that depends on all of a text."""
-    return sum(map(ord, text)) % 7
-
-
-def peers(size: str, works: list[str], steps: int, _: str) -> dict[str, Any]:
-    """Return what TRL takes for each work."""
-    import torch
-
-    found = {}
-    for work in works:
-        model, tokenizer = build(size, Path("random"))
-        found[work] = or_out_of_memory(_peers, work, model, tokenizer, steps)
-        del model
-        gc.collect()
-        torch.cuda.empty_cache()
-    return found
-
-
-def _peers(work: str, model: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
-    """Return what TRL takes for a work."""
-    from transformers import TrainerCallback
-
-    if work == "rollout":
-        return _peer_rollout(model, tokenizer, steps)
-    clock = Clock()
-
-    class Ticking(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            clock.start()
-            clock.tick()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.tick()
-
-    trainer = (_peer_grpo if work == "grpo" else _peer_dpo)(model, tokenizer, steps)
-    trainer.add_callback(Ticking())
-    trainer.train()
-    return clock.read()
-
-
-def _peer_rollout(model: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
-    """Return what `generate` takes as TRL calls it."""
-    import torch
-
-    clock = Clock()
-    ids = tokenizer(prompts(BATCH // GROUP), return_tensors="pt")["input_ids"]
-    ids = ids.repeat_interleave(GROUP, 0).cuda()
-    clock.tick()
-    for turn in range(steps):
-        torch.manual_seed(turn)
-        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-            model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=COMPLETION,
-                pad_token_id=0,
-                eos_token_id=0,
-            )
-        clock.tick()
-    return clock.read()
-
-
-def _peer_options(steps: int) -> dict[str, Any]:
-    """Return the options that TRL's trainers have in common."""
-    return {
-        "output_dir": tempfile.mkdtemp(),
-        "max_steps": steps,
-        "learning_rate": 1e-6,
-        "lr_scheduler_type": "constant",
-        "bf16": True,
-        "gradient_checkpointing": False,
-        "report_to": [],
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-    }
-
-
-def _peer_grpo(model: Any, tokenizer: Any, steps: int) -> Any:
-    """Return TRL's trainer of GRPO."""
-    import trl
-    from datasets import Dataset
-
-    config = trl.GRPOConfig(
-        **_peer_options(steps),
-        per_device_train_batch_size=16,
-        gradient_accumulation_steps=BATCH // 16,
-        num_generations=GROUP,
-        max_completion_length=COMPLETION,
-        temperature=1.0,
-        top_k=0,
-        beta=0.0,
-    )
-    return trl.GRPOTrainer(
-        model=model,
-        args=config,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list([{"prompt": p} for p in prompts(BATCH // GROUP)] * 8),
-        reward_funcs=lambda completions, **_: [float(hash_of(c)) for c in completions],
-    )
-
-
-def _peer_dpo(model: Any, tokenizer: Any, steps: int) -> Any:
-    """Return TRL's trainer of DPO."""
-    import trl
-    from datasets import Dataset
-
-    config = trl.DPOConfig(
-        **_peer_options(steps),
-        beta=0.1,
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=PAIRS // 8,
-        max_length=None,
-    )
-    return trl.DPOTrainer(
-        model=model,
-        ref_model=copy.deepcopy(model),
-        args=config,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list(pairs(PAIRS) * 8),
-    )
 
 
 def gemm() -> float:
@@ -533,10 +174,13 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Compare, and write the table."""
     if sys.argv[1:2] == ["--one"]:
+        import gpu_ours
+        import gpu_peers
+
         side, size, works, steps, engine, out = json.loads(sys.argv[2])
+        measure = {"ours": gpu_ours.ours, "peers": gpu_peers.peers}
         Path(out).write_text(
-            json.dumps({"ours": ours, "peers": peers}[side](size, works, steps, engine)),
-            encoding="utf-8",
+            json.dumps(measure[side](size, works, steps, engine)), encoding="utf-8"
         )
         return
     args = arguments()

@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     TrainerCallback,
 )
+from trl_settings import sample, trainer_options
 
 Found = tuple[
     Clock, list[list[int]]
@@ -99,18 +100,7 @@ def _rollout(
     clock.begin()
     for turn in range(steps):
         torch.manual_seed(1000 * shape["seed"] + turn)
-        with torch.no_grad():
-            model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=shape["completion"],
-                pad_token_id=0,
-                eos_token_id=0,
-            )
+        sample(model, ids, shape["completion"])
         clock.tick()
 
 
@@ -133,21 +123,14 @@ def _trainer(
 
 def _common(batch: int, steps: int, shape: dict[str, int], scratch: str) -> dict[str, Any]:
     """Return the options that TRL's trainers have in common."""
-    return {
-        "output_dir": scratch,
-        "seed": shape["seed"],
-        "max_steps": steps,
-        "per_device_train_batch_size": batch,
-        "learning_rate": 1e-6,
-        "lr_scheduler_type": "constant",
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": [],
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-    }
+    return trainer_options(
+        scratch,
+        steps,
+        seed=shape["seed"],
+        per_device_train_batch_size=batch,
+        bf16=False,
+        use_cpu=True,
+    )
 
 
 def _offline(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.data import Comparison, Demonstration, Labelled, Pair, Principle, Prompt
+from .identified import CountsUsage
 from .judge_contract import Answer as Answer
 from .judge_contract import Judge as Judge
 from .judge_contract import PairVerdict as PairVerdict
@@ -146,7 +147,7 @@ class Policy(ABC):
         """
 
 
-class Labeller(ABC):
+class Labeller(CountsUsage, ABC):
     """A simulated, model-based or remote annotator that compares completions.
 
     If the class is a dataclass, its fields are its options (`--labeller-set`).
@@ -212,26 +213,6 @@ class Labeller(ABC):
             Comparisons, as `compare` returns them.
         """
         return self.compare(prompt, completions, lengths, rng)
-
-    def identity(self) -> dict[str, object]:
-        """Return the JSON-able values, besides the code, that determine the labels.
-
-        By default these are the options. An option that names a file or a model is replaced by
-        a value that depends on its contents.
-        """
-        return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
-
-    def data_files(self) -> list[Path]:
-        """Return the files that determine the labels. A changed file makes another run."""
-        return []
-
-    def usage(self) -> dict[str, float]:
-        """Return the counts of labelling so far by name: requests, refusals, tokens.
-
-        They are saved with the preferences. `asked` is the number of pairs that the cost counts;
-        without it the cost counts the comparisons returned.
-        """
-        return {}
 
     def constitution(self, suite: Suite) -> list[Principle]:
         """Return the principles of comparisons and revisions: by default the suite's."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..core.data import Prompt
 from ..core.errors import HarnessError
+from .identified import CountsUsage
 
 NO_VERDICT = math.nan
 
@@ -36,7 +36,7 @@ class PairVerdict:
     note: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Judge(ABC):
+class Judge(CountsUsage, ABC):
     """The judge of an evaluation. No judge is reachable from a method.
 
     A judge scores single completions (`score`), compares two (`compare`), or does both. It defines
@@ -152,22 +152,6 @@ class Judge(ABC):
     def scores_of(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[float]:
         """Return the scores of sampled answers."""
         return self.score_sampled(prompts, [x.text for x in answers], [x.ended for x in answers])
-
-    def identity(self) -> dict[str, Any]:
-        """Return the JSON-able values, besides the code, that determine the verdicts.
-
-        By default these are the options. An option that names a file or a model is replaced by
-        a value that depends on its contents.
-        """
-        return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
-
-    def data_files(self) -> list[Path]:
-        """Return the files that determine the verdicts. A changed file is another evaluation."""
-        return []
-
-    def usage(self) -> dict[str, float]:
-        """Return the counts of judging so far by name: requests, refusals, tokens, flops."""
-        return {}
 
     def agreement(self) -> dict[str, float]:
         """Return what is known of the judge's quality: its accuracy on held-out preferences.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from ..core.data import Prompt
+from .identified import Identified
 
 
-class Verifier(ABC):
+class Verifier(Identified, ABC):
     """A check of answers: a pure function with bounded run time and bounded memory.
 
     If the class is a dataclass, its fields are its options: what a suite file sets beside the
@@ -88,18 +88,6 @@ class Verifier(ABC):
         Raises:
             HarnessError: No verdict can be had at all, for example because a program is missing.
         """
-
-    def identity(self) -> dict[str, object]:
-        """Return the JSON-able values, besides the code, that determine the verdicts.
-
-        By default these are the options. An option that names a file is replaced by a digest of
-        its contents.
-        """
-        return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
-
-    def data_files(self) -> list[Path]:
-        """Return the files that determine the verdicts. A changed file makes another run."""
-        return []
 
     def examples(self) -> list[tuple[str, str]]:
         """Return pairs (text of a gold answer, completion that is right for it).

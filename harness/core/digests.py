@@ -130,6 +130,7 @@ _PREFERENCES = (
     "api/verifier_contract.py",
     "api/verifiers.py",
     "api/adapters.py",
+    "api/identified.py",
     "api/judge_contract.py",
     "training/labels.py",
     "training/stages/preferences.py",
@@ -163,6 +164,7 @@ DECIDES = {
     "evaluation": (
         *_CACHE,
         "api/adapters.py",
+        "api/identified.py",
         "api/judge_contract.py",
         "api/verifiers.py",
         "core/fixed_answers.py",
