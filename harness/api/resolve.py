@@ -37,6 +37,7 @@ from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
 from .adapters import class_of, options_of_class, written_as
 from .contracts import Labeller, Method, Suite
 from .participants import Participants, participants
+from .quantised import check_adapters
 from .quick import lowered
 from .registry import Registry
 from .settings_sources import Sources, values_of
@@ -71,7 +72,9 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
         full = _resolved(dataclasses.replace(request, fixed=fixed), registry)
         spec = full if full == dataclasses.replace(spec, quick=False) else spec
     check_save(spec)
-    return dataclasses.replace(spec, code=code_of(spec, participants(spec, registry), registry))
+    built = participants(spec, registry)
+    check_adapters(spec, built)
+    return dataclasses.replace(spec, code=code_of(spec, built, registry))
 
 
 def _resolved(request: Request, registry: Registry) -> RunSpec:

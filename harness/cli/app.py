@@ -162,7 +162,7 @@ def cli() -> None:
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
-    show_default="as --weights",
+    show_default="as --weights; bfloat16 with nf4",
     help="Of forward passes.",
 )
 @click.option(
@@ -170,7 +170,10 @@ def cli() -> None:
     type=click.Choice(WEIGHTS),
     default=WEIGHTS[0],
     show_default=True,
-    help="Of weights in memory. In bfloat16 those that are trained have float32 copies.",
+    help=(
+        "Of weights in memory. In bfloat16 those that are trained have float32 copies; in nf4 (4"
+        " bits) adapters are trained on them."
+    ),
 )
 @click.option(
     "--micro-batch-tokens",

@@ -18,8 +18,8 @@ from .options import build, convert, options_of, parse_settings
 from .settings import STAGES
 
 START_MODEL, START_SFT = "model", "sft"
-FLOAT32, BFLOAT16 = "float32", "bfloat16"
-WEIGHTS = (FLOAT32, BFLOAT16)  # dtypes of weights in memory
+FLOAT32, BFLOAT16, NF4 = "float32", "bfloat16", "nf4"
+WEIGHTS = (FLOAT32, BFLOAT16, NF4)  # dtypes of weights in memory
 # parts of `code` that decide the evaluation alone
 EVALUATION_CODE = ("judge", "judge_data", "against", "evaluation")
 STARTS = (START_MODEL, START_SFT)
@@ -54,7 +54,8 @@ class RunSpec:
     # of the labeller the method learns from
     labeller_options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"  # of forward passes
-    weights: str = "float32"  # in memory; trained ones in bfloat16 have float32 copies
+    # in memory; trained ones in bfloat16 have float32 copies, and those in nf4 are never trained
+    weights: str = "float32"
     # compute a prompt once for its completions, where the model can; it decides the counted FLOPs
     prompt_sharing: bool = True
     snapshots: int = 0  # policies kept along the way and evaluated afterwards
@@ -153,6 +154,8 @@ def compute_dtype(dtype: str | None, weights: str) -> str:
     """
     if dtype not in (None, FLOAT32, BFLOAT16):
         raise UsageError(f"--dtype {dtype}: expected {FLOAT32} or {BFLOAT16}.")
+    if weights not in WEIGHTS:
+        raise UsageError(f"--weights {weights}: expected one of {', '.join(WEIGHTS)}.")
     if weights == BFLOAT16 and dtype == FLOAT32:
         raise UsageError(
             f"--weights {weights} --dtype {dtype}: weights in bfloat16 compute in bfloat16. Leave"

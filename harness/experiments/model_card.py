@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.plain_text import markdown
-from ..core.spec import RunSpec
+from ..core.spec import NF4, RunSpec
 
 _FIGURES = (  # names in a record, and what a reader knows them as
     ("win_rate", "win-rate against the baseline"),
@@ -33,6 +33,15 @@ _HOW = {
         "model = PeftModel.from_pretrained(base, FOLDER)",
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
     ),
+}
+
+_NF4 = {  # what a reader has to know of a policy that was trained over 4-bit weights
+    "adapter": (
+        " It was trained and measured over the base in nf4 (4 bits, double quantisation). Load the"
+        " base so to get the figures below: BitsAndBytesConfig(load_in_4bit=True,"
+        ' bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True).'
+    ),
+    "policy": " Its matrices were restored from nf4 (4 bits), and the adapter was added to them.",
 }
 
 
@@ -86,6 +95,8 @@ def _what(spec: RunSpec, result: Mapping[str, Any], saved: Saved) -> str:
     if spec.quick:
         text += " It comes from a quick run, whose figures mean nothing."
     text += f" The weights are in {saved.dtype}."
+    if spec.weights == NF4:
+        text += _NF4[saved.kind]
     if saved.dtype != "float32" and saved.kind == "policy" and spec.options.get("lora_rank"):
         text += " It was measured before the merged weights were rounded."
     return text

@@ -29,6 +29,7 @@ def model_report(name: str | Path) -> list[tuple[str, str]]:
         ("chat template", "yes" if tokenizer.chat_template else "none"),
         ("scoring", scoring),
         ("decoding", decoding),
+        ("--weights nf4", weights_in_nf4(model)),
     ]
     return rows + [("note", note) for note in notes_on(name)]
 
@@ -36,6 +37,23 @@ def model_report(name: str | Path) -> list[tuple[str, str]]:
 def described(name: str | Path) -> str:
     """Return what `harness show` prints of a model."""
     return "\n".join(f"{label:<14} {value}" for label, value in model_report(name))
+
+
+def weights_in_nf4(model: Any) -> str:
+    """Return what the weights take in 4 bits, or why they cannot be converted."""
+    from importlib.util import find_spec
+
+    from ..core.errors import UsageError
+    from ..models.loading import size_of, trunk_of
+    from ..models.nf4 import packed_size
+
+    plain = size_of(model)[0] * 2
+    try:
+        size = packed_size(model.bfloat16(), trunk_of(model))
+    except UsageError as error:
+        return f"not possible: {str(error).removeprefix('--weights nf4: ')}"
+    needs = "" if find_spec("bitsandbytes") else "; needs pip install 'alignment-harness[nf4]'"
+    return f"{size / 2**20:.0f} MiB, with {plain / 2**20:.0f} MiB in bfloat16{needs}"
 
 
 def paths(model: Any) -> tuple[str, str]:

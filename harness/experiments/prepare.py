@@ -9,7 +9,7 @@ from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..api.contracts import Method, Suite
+from ..api.contracts import Method
 from ..api.participants import Participants
 from ..api.registry import Registry
 from ..core.distributed import DistributedContext
@@ -19,7 +19,7 @@ from ..core.fixed_answers import fixed_answers
 from ..core.global_state import put_back, set_threads
 from ..core.progress import LOADING, activity
 from ..core.save_schedule import SaveInterval
-from ..core.spec import RunSpec, stage_options
+from ..core.spec import NF4, RunSpec, stage_options
 from ..core.watchdog import Patience
 from .data import report_data
 from .observers import Observers, Warn
@@ -70,8 +70,11 @@ def prepare(
         files: The plugin files that a labeller's process has to load.
         stage_runtime: What stages are made with.
     """
+    from ..models.nf4 import check_installed
     from ..training.inputs import MethodInputs
 
+    if spec.weights == NF4:
+        check_installed()
     method, stages = built.method, open_stages(spec, built, stage_runtime)
     for note in _notes_on_models(stages):
         stage_runtime.tell(note)
@@ -270,7 +273,7 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
             " judge_share. Nothing was trained."
         )
     split = spec.stages["evaluation"]["split"]
-    _check_against(spec, suite)
+    _check_against(spec, stages)
     if spec.stages["evaluation"]["answers"] > 1 and not can["verifier"]:
         raise UsageError(
             f"--stage-set evaluation.answers: {spec.suite_name} has no verifier, which alone says"
@@ -283,12 +286,20 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
         )
 
 
-def _check_against(spec: RunSpec, suite: Suite) -> None:
-    """Refuse fixed answers that are not there, before anything is trained."""
+def _check_against(spec: RunSpec, stages: Stages) -> None:
+    """Refuse fixed answers that are not there, or that hold a special token as text, before
+    anything is trained.
+    """
     options = stage_options(spec, "evaluation")
-    if options.against:
-        prompts = suite.prompts(options.split)[: options.prompts]
-        fixed_answers(options.against, suite, prompts, options.split)
+    if not options.against:
+        return
+    suite = stages.suite
+    prompts = suite.prompts(options.split)[: options.prompts]
+    for text in fixed_answers(options.against, suite, prompts, options.split):
+        try:
+            stages.tokens.check_marks(text, "an answer")
+        except UsageError as error:
+            raise UsageError(f"--against {options.against}: {error}: {text[:40]!r}.") from error
 
 
 def _leave_labels(spec: RunSpec, asked: int) -> None:

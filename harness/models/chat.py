@@ -8,6 +8,7 @@ date get one that the spec fixes. No torch here.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ CLOCK = "2024-07-26"  # the day that Llama 3's template names where it has no cl
 AUTO = "auto"
 LEAVES_OUT = "it leaves out"
 FRAME = ("system", "developer", TOOLS)  # roles that stay when a prompt is cut
+_MARK = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
+_THOUGHTS = {"<think>", "</think>"}  # of an answer itself
 _PROBE: list[Message] = [{"role": "user", "content": "what"}]
 _REPLY: Message = {"role": "assistant", "content": "this"}
 
@@ -144,6 +147,17 @@ class Chat:
     def ending(self) -> str:
         """What stands behind the words of an answer; empty if that cannot be seen."""
         return self._probe([*_PROBE, _REPLY], "this", before=False)
+
+    @cached_property
+    def marks(self) -> set[str]:
+        """What the template writes around turns and is no word, such as `<|user|>` or `[INST]`;
+        empty if that cannot be seen.
+        """
+        try:
+            text = self._text([*_PROBE, _REPLY, *_PROBE])
+        except UsageError:
+            return set()
+        return set(_MARK.findall(text)) - _THOUGHTS
 
     def _probe(self, messages: Sequence[Message], word: str, before: bool) -> str:
         try:

@@ -16,6 +16,7 @@ from torch import nn
 from .layouts import head_apart, keeps_cache, packs, reads_some
 from .loading import ScalarModel, trunk_of
 from .lora import held, own_modules
+from .nf4 import numbers_of
 from .packing import pairs_of
 from .tokens import Batch
 
@@ -292,7 +293,7 @@ def _matrix_weights(module: nn.Module, frozen: bool = False) -> int:
     matrices = [
         p for p in module.parameters(recurse=False) if p.dim() == 2 or (kernels and p.dim() == 3)
     ]
-    return sum(p.numel() for p in matrices if not (frozen and p.requires_grad))
+    return sum(numbers_of(p) for p in matrices if not (frozen and p.requires_grad))
 
 
 def _expert_weights(modules: list[nn.Module], config: Any, frozen: bool) -> int:

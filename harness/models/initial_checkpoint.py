@@ -31,6 +31,7 @@ from .loading import (
 )
 from .lora import Lora, adapted, beside, carries, deltas, unchanged, without_adapters
 from .model_state import ModelState
+from .nf4 import holds_packed, restore
 
 
 class InitialCheckpoint:
@@ -177,10 +178,13 @@ def lora_of(options: object, seed: int, role: str = "policy") -> Lora | None:
 
 
 def merged(model: nn.Module, start: InitialCheckpoint) -> nn.Module:
-    """Return a model with its LoRA adapter merged into the weights; other models as they are."""
+    """Return a model with its LoRA adapter merged into the weights; other models as they are.
+
+    Matrices in nf4 are restored, so what is merged is what was trained and measured.
+    """
     if not adapted(model):
-        return model
-    plain = start.copy()
+        return restore(copy.deepcopy(model)) if holds_packed(model) else model
+    plain = restore(start.copy())
     for name, delta in deltas(model):
         plain.get_parameter(name).data += delta
     return plain

@@ -103,7 +103,8 @@ class _Watched(_Narrowed):
 def find_parts(trunk: nn.Module, packing: Packing, inputs: dict[str, Any]) -> LastParts:
     """Return the modules of the last layer behind its keys, values and queries, by a probe.
 
-    The probe makes the weights of one module at a time trainable.
+    The probe has gradients from one module at a time: from what it returns, because its weights may
+    be of 4 bits, which take none.
     """
     layer, read = last_layer(trunk), torch.unique(packing.states[..., :-1])
     grads = {p: p.requires_grad for p in trunk.parameters()}
@@ -121,7 +122,7 @@ def find_parts(trunk: nn.Module, packing: Packing, inputs: dict[str, Any]) -> La
         ]
         hooks.append(layer.register_forward_pre_hook(how.enter, with_kwargs=True))
         if module is not None:
-            module.requires_grad_(True)
+            hooks.append(module.register_forward_hook(_with_gradient))
         try:
             with torch.enable_grad(), attending(trunk, how):
                 trunk(**inputs)
@@ -129,6 +130,9 @@ def find_parts(trunk: nn.Module, packing: Packing, inputs: dict[str, Any]) -> La
             for hook in hooks:
                 hook.remove()
         return how
+
+    def _with_gradient(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output.detach().requires_grad_(True)
 
     try:
         before = watched(None).before

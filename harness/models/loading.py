@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UsageError
 from ..core.files import write_json, writing
+from ..core.spec import NF4
 from .hub_format import load_tokenizer as load_tokenizer
 from .hub_format import read_model
 from .lora import (
@@ -32,6 +33,7 @@ from .lora import (
     switched,
     without_adapters,
 )
+from .nf4 import bytes_of, convert, numbers_of, restore, without_contents
 from .tensor_files import as_dtype as as_dtype
 from .tensor_files import load_tensors as load_tensors
 from .tensor_files import save_tensors as save_tensors
@@ -43,11 +45,17 @@ class Arithmetic:
 
     Attributes:
         compute: Of every forward pass: float32 or bfloat16.
-        weights: In memory: float32 or bfloat16.
+        weights: In memory: float32, bfloat16, or nf4 for the matrices of the layers.
     """
 
     compute: str = "float32"
     weights: str = "float32"
+
+    @property
+    def read(self) -> torch.dtype:
+        """The dtype that weights are read in, and that those outside the layers keep with nf4."""
+        dtype: torch.dtype = getattr(torch, self.compute if self.weights == NF4 else self.weights)
+        return dtype
 
 
 FLOAT32 = Arithmetic()
@@ -60,8 +68,10 @@ def load_causal(name: str | Path, arithmetic: Arithmetic = FLOAT32) -> nn.Module
 
     Copies inherit the arithmetic, so old, new and reference log-probabilities agree.
     """
-    model = read_model(name, getattr(torch, arithmetic.weights))
+    model = read_model(name, arithmetic.read)
     trunk_of(model).compute_dtype = getattr(torch, arithmetic.compute)
+    if arithmetic.weights == NF4:
+        convert(trunk_of(model), getattr(torch, arithmetic.compute))
     return frozen(model)
 
 
@@ -135,7 +145,10 @@ def frozen(model: nn.Module) -> nn.Module:
 
 def learning(model: nn.Module) -> nn.Module:
     """Return the model with gradients on and dropout off, so that the ratio at step 0 is 1."""
-    return model.eval().requires_grad_(True)
+    model.eval()
+    for p in model.parameters():
+        p.requires_grad_(p.is_floating_point())  # 4-bit matrices are never trained
+    return model
 
 
 def trainable(model: nn.Module) -> nn.Module:
@@ -145,10 +158,7 @@ def trainable(model: nn.Module) -> nn.Module:
 
 def unfilled(model: nn.Module, device: torch.device) -> nn.Module:
     """Return a copy with uninitialised parameters; on the device "meta" they take no memory."""
-    blank: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad)
-        for p in model.parameters()
-    }
+    blank: dict[int, Any] = {id(p): without_contents(p, device) for p in model.parameters()}
     return copy.deepcopy(model, blank)
 
 
@@ -226,7 +236,7 @@ def scalar_from(causal: nn.Module) -> ScalarModel:
 def plain_scalar(model: ScalarModel) -> ScalarModel:
     """Return a copy of a scalar model, with the adapter merged into its trunk."""
     added = dict(deltas(model)) if adapted(model) else {}
-    trunk = without_adapters(copy.deepcopy(model.trunk))
+    trunk = restore(without_adapters(copy.deepcopy(model.trunk)))
     plain = ScalarModel(trunk, model.head.in_features).to(model.head.weight.device)
     plain.head.load_state_dict(model.head.state_dict())
     for name, delta in added.items():
@@ -255,4 +265,4 @@ def size_of(model: nn.Module) -> tuple[int, int]:
     unique = {
         (p.untyped_storage()._cdata, p.storage_offset()): p for _, p in held(model)
     }.values()  # on meta, too
-    return sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)
+    return sum(numbers_of(p) for p in unique), sum(bytes_of(p) for p in unique)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.model_folder import ADAPTER_WEIGHTS
+from .nf4 import restore
 from .tensor_files import as_dtype, save_tensors
 
 M = TypeVar("M", bound=nn.Module)
@@ -396,12 +397,12 @@ def _unwrap(module: nn.Module) -> None:
 def merge(model: nn.Module) -> nn.Module:
     """Return the base of a model with its adapter added to the weights; other models as they are.
 
-    The base is changed, and has no adapters any more.
+    The base is changed, and has no adapters any more. Matrices in nf4 are restored.
     """
     if not adapted(model):
         return model
     added = dict(deltas(model))
-    plain = without_adapters(base_of(model))
+    plain = restore(without_adapters(base_of(model)))
     for name, delta in added.items():
         plain.get_parameter(name).add_(delta)
     return plain

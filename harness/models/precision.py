@@ -16,6 +16,7 @@ from torch import nn
 
 from .flops import layers_of
 from .loading import trunk_of
+from .nf4 import numbers_of, restoring_in
 
 ROUNDING = "rounding"  # an attribute of the trunk: nats per token that bfloat16 changes
 SMALL = 10_000_000  # parameters; smaller models gain nothing from bfloat16
@@ -32,7 +33,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     before = getattr(trunk, "compute_dtype", torch.float32)
     trunk.compute_dtype = torch.float32
     try:
-        with _weights_in_float32(trunk, model):
+        with _weights_in_float32(trunk, model), restoring_in(trunk, torch.float32):
             yield
     finally:
         trunk.compute_dtype = before
@@ -92,7 +93,7 @@ def note_on_rounding(model: Any, rounding: float) -> str | None:
     """
     if rounding < ALLOWED:
         return None
-    size = sum(p.numel() for p in model.parameters())
+    size = sum(numbers_of(p) for p in model.parameters())
     small = f" Use float32 for a model of {size / 1e6:.1f}M parameters." if size < SMALL else ""
     return (
         f"bfloat16: the log-probabilities of random tokens differ from those in float32 by"

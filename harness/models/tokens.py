@@ -7,6 +7,7 @@ rollout. Masks come from lengths, never from comparing with the pad token, so pa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.data import Message, Prompt, Text, message_text
+from ..core.data import Message, Prompt, Text, completion_text, message_text
 from ..core.errors import UsageError
 from ..core.transcripts import is_transcript, later_turns, messages_of
 from .chat import FRAME, Chat, ChatOptions
@@ -271,22 +272,68 @@ class Tokens:
         return self._ended(self._encode(text), self._is_chat(prompt))
 
     def check_prompt(self, text: Text) -> None:
-        """Raise UsageError for a prompt that cannot be rendered, or cut to `max_prompt` tokens."""
+        """Raise UsageError for a prompt that cannot be rendered, or cut to `max_prompt` tokens, or
+        that holds a special token as text.
+
+        Text that a template rendered before may hold them.
+        """
         messages = self.conversation(text)
         if messages is None:
+            if not self._is_rendered(str(text)):
+                self.check_marks(str(text), "the prompt")
             return
+        for message in messages:
+            self.check_marks(message_text(message), f"the message of the {message['role']}")
         rendered = self._need_chat().prompt(messages)
         asked = max((len(m["content"] or "") for m in messages if m["role"] == "user"), default=0)
         if self.max_prompt and len(rendered) - asked > self.max_prompt:  # else any cut fits
             self.prompt_ids(messages)
 
     def check_answer(self, prompt: Text, completion: Text) -> None:
-        """Raise UsageError for an answer that cannot be rendered after its prompt."""
+        """Raise UsageError for an answer that cannot be rendered after its prompt, or that holds a
+        special token as text; an end token at its end is one.
+        """
+        said = completion_text(completion).rstrip()
+        ends = (end for end in self._end_marks if said.endswith(end))
+        self.check_marks(said.removesuffix(next(ends, "")), "the answer")
         messages = self.conversation(prompt)
         if messages is not None:
             self._need_chat().answered(messages, _answer(completion))
         elif not isinstance(completion, str):
             self._said(completion)
+
+    def check_marks(self, text: str, what: str) -> None:
+        """Raise UsageError for text that holds a special token, or what a template puts around
+        turns.
+
+        It would become that token: an answer would end there, and a question could write turns of
+        its own.
+
+        Args:
+            text: Words of a user's data.
+            what: Names the text in the message.
+        """
+        found = self._special.search(text)
+        if found:
+            raise UsageError(
+                f"{what} holds {found[0]!r} as text, which the model reads as the end of an answer,"
+                " the beginning of a turn or another special token"
+            )
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """What finds special tokens and marks of turns in text; the unknown token is a word."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        marks = {str(token) for token in added if token.special} | set(self._end_marks)
+        marks |= self.chat.marks if self.chat else set()
+        marks -= {self.tokenizer.unk_token}
+        return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
+
+    @cached_property
+    def _end_marks(self) -> list[str]:
+        """The texts of the tokens that end a completion."""
+        every = (self.tokenizer.decode([end]) for end in sorted(self.ends))
+        return [text for text in every if text.strip()]
 
     def form_of(self, texts: Sequence[Text]) -> str:
         """Return in words how prompts are posed."""

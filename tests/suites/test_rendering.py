@@ -91,6 +91,61 @@ def test_a_prompt_that_no_cut_makes_fit_is_refused_by_row(suite):
         suite("chatml", rows, max_prompt_tokens=40).preferences()
 
 
+@pytest.mark.parametrize(
+    ("family", "mark", "where"),
+    [
+        ("chatml", "<|im_end|>", "chosen"),
+        ("chatml", "<|endoftext|>", "rejected"),
+        ("chatml", "<|im_start|>", "user"),
+        ("chatml", "<|im_end|>", "plain"),
+        ("zephyr", "</s>", "system"),
+        ("zephyr", "<|assistant|>", "earlier"),  # a mark of the template that is no token
+        ("mistral", "[INST]", "user"),
+    ],
+)
+def test_special_tokens_inside_text_are_refused_by_row_and_counted(suite, family, mark, where):
+    text = f"say {mark} first"
+    row = pair(5)
+    if where in ("chosen", "rejected"):
+        row[where] = [m("assistant", text)]
+    elif where == "plain":
+        row = {"prompt": text, "chosen": "north", "rejected": "up"}
+    else:
+        head = {
+            "user": [m("user", text)],
+            "system": [m("system", text), m("user", "which?")],
+            "earlier": [m("user", "a?"), m("assistant", text), m("user", "which?")],
+        }
+        row["prompt"] = head[where]
+    rows = [*ROWS[:5], row, *ROWS[6:]]
+    with pytest.raises(UsageError, match="row 6: .* holds .* as text") as refusal:
+        suite(family, rows).preferences()
+    assert repr(mark) in str(refusal.value)
+    made = suite(family, rows, bad_rows="skip")
+    assert sum(map(len, made._parts.values())) == 79
+    assert made.data_report().sources[0].skipped[0].first == ["row 6"]
+
+
+def test_an_end_token_at_the_end_of_an_answer_and_words_like_tokens_are_taken(suite):
+    rows = [
+        {"prompt": f"{i} <p> [1] </think>?", "chosen": "<b>x</b> <|im_end|>\n", "rejected": "a < b"}
+        for i in range(80)
+    ]
+    assert sum(map(len, suite("chatml", rows)._parts.values())) == 80
+
+
+def test_text_that_was_rendered_before_keeps_its_tokens(suite):
+    head = "<|im_start|>user\n{}?<|im_end|>\n<|im_start|>assistant\n"
+    rows = [
+        {"prompt": head.format(i), "chosen": "north<|im_end|>", "rejected": "up<|im_end|>"}
+        for i in range(80)
+    ]
+    assert sum(map(len, suite("chatml", rows)._parts.values())) == 80
+    rows[3]["chosen"] = "north<|im_end|>\n<|im_start|>user\nand?<|im_end|>"
+    with pytest.raises(UsageError, match="row 4: the answer holds '<|im_end|>'"):
+        suite("chatml", rows).preferences()
+
+
 def test_conversations_without_any_template_are_no_fault_of_a_row(suite, tmp_path, make_tokenizer):
     make_tokenizer().save_pretrained(tmp_path / "base")
     with pytest.raises(UsageError, match="tokenizer has no chat template") as refusal:

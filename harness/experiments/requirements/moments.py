@@ -10,12 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...core.spec import BFLOAT16, RunSpec
+from ...core.spec import BFLOAT16, NF4, RunSpec
 from ...evaluation.kl import expectations
 from ...models.initial_checkpoint import lora_of
-from ...models.loading import ScalarModel, learning, scalar_beside, scalar_on, size_of
-from ...models.lora import base_of, beside, learn, own
+from ...models.loading import (
+    Arithmetic,
+    ScalarModel,
+    learning,
+    scalar_beside,
+    scalar_on,
+    size_of,
+    trunk_of,
+)
+from ...models.lora import adapted, base_of, beside, learn, own
 from ...models.memory import total_memory
+from ...models.nf4 import convertible, packed_size
 from .live_memory import peak_bytes
 from .passes import (
     Shape,
@@ -86,6 +95,7 @@ class Trained:
         self.optimiser = copies + moments
         self.gradients = sum(4 * p.numel() for p in self.parameters)
         self.bytes = sum(p.nbytes for p in self.parameters)
+        self.adapter = adapted(model)
 
 
 class Models:
@@ -93,7 +103,7 @@ class Models:
 
     def __init__(self, spec: RunSpec, base: Any, machine: Machine) -> None:
         self.spec, self.base, self.machine = spec, base, machine
-        self.dtype = torch.bfloat16 if spec.weights == BFLOAT16 else torch.float32
+        self.dtype = Arithmetic(spec.dtype, spec.weights).read
         self.computes = torch.bfloat16 if spec.dtype == BFLOAT16 else torch.float32
 
     def outline(self) -> nn.Module:
@@ -107,8 +117,23 @@ class Models:
 
     @cached_property
     def bytes(self) -> int:
-        """Bytes of the causal model."""
+        """Bytes of the causal model in memory."""
+        if self.spec.weights == NF4:
+            return packed_size(self.start, trunk_of(self.start))
         return size_of(self.start)[1]
+
+    @cached_property
+    def restored(self) -> int:
+        """Bytes of the largest matrix in nf4 when a pass restores it; 0 where none is in nf4."""
+        if self.spec.weights != NF4:
+            return 0
+        layers = convertible(trunk_of(self.start)).values()
+        return max(layer.weight.numel() for layer in layers) * self.computes.itemsize
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many weights the causal model has."""
+        return size_of(self.start)[0]
 
     @cached_property
     def scalar_bytes(self) -> int:
@@ -202,7 +227,11 @@ class Passes:
         return Moment(name, weights, activations=min(bare, whole), logits=max(0, whole - bare))
 
     def _casts(self, model: Any) -> int:
-        """Return the bytes of weights that autocast converts: all matrices of a model."""
+        """Return the bytes of weights in another form during a pass: all matrices of a model that
+        autocast converts, or one that nf4 restores.
+        """
+        if self.spec.weights == NF4:
+            return self.models.restored
         if self.models.computes == self.models.dtype:
             return 0
         whole = base_of(model) if not isinstance(model, ScalarModel) else model

@@ -8,6 +8,8 @@ from functools import cached_property
 from math import comb
 from typing import Any
 
+import torch
+
 from ...api.contracts import Suite
 from ...api.participants import Participants, participants
 from ...api.registry import Registry
@@ -158,7 +160,7 @@ class Configured:
     @property
     def element(self) -> int:
         """Bytes of a weight on disk."""
-        low = self.spec.weights == BFLOAT16 or self.spec.save_dtype == BFLOAT16
+        low = self.models.dtype == torch.bfloat16 or self.spec.save_dtype == BFLOAT16
         return 2 if low else 4
 
 
@@ -195,7 +197,7 @@ def _sft(run: Configured) -> Stage:
         "sft",
         (run.passes.update("update", weights, shape, trained),),
         flops=steps * _factor(options) * run.forward(shape),
-        disk=run.models.bytes,
+        disk=run.models.parameters * run.models.dtype.itemsize,
         passing=_checkpoints(trained),
     )
 
@@ -203,7 +205,7 @@ def _sft(run: Configured) -> Stage:
 def _causal(run: Configured, trained: Trained, role: str) -> dict[str, int]:
     """Return the bytes of a trained causal model; an adapter has a base."""
     whole = run.models.bytes
-    return {role: whole} if trained.bytes >= whole else {"base": whole, role: trained.bytes}
+    return {"base": whole, role: trained.bytes} if trained.adapter else {role: whole}
 
 
 def _preferences(run: Configured) -> Stage:
@@ -350,9 +352,9 @@ def _method_flops(run: Configured) -> float:
 
 def _policy_disk(run: Configured, policy: Trained) -> int:
     kind = saved_kind(run.spec)
-    numbers = policy.bytes if kind == "adapter" else run.models.bytes
     size = 4 if kind == "adapter" else run.models.dtype.itemsize
-    return 0 if kind == "none" else numbers // size * min(size, run.element)
+    numbers = policy.bytes // size if kind == "adapter" else run.models.parameters
+    return 0 if kind == "none" else numbers * min(size, run.element)
 
 
 def _evaluation(run: Configured) -> Stage:
