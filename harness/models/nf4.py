@@ -182,7 +182,7 @@ def restore(model: nn.Module) -> nn.Module:
         rows, columns = weight.quant_state.shape
         plain = nn.Linear(columns, rows, bias=module.bias is not None, device="meta")
         plain.weight = nn.Parameter(_restored(weight), requires_grad=False)
-        plain.bias = module.bias  # type: ignore[assignment]
+        plain.bias = module.bias
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, plain.eval())
     vars(getattr(model, "base_model", model)).pop("is_loaded_in_4bit", None)
