@@ -297,7 +297,7 @@ def _check_against(spec: RunSpec, stages: Stages) -> None:
     prompts = suite.prompts(options.split)[: options.prompts]
     for text in fixed_answers(options.against, suite, prompts, options.split):
         try:
-            stages.tokens.check_marks(text, "an answer")
+            stages.tokens.special.check(text, "an answer")
         except UsageError as error:
             raise UsageError(f"--against {options.against}: {error}: {text[:40]!r}.") from error
 

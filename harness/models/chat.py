@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..core.data import TOOLS, Message
+from ..core.data import TOOLS, Message, Text
 from ..core.digests import digest_of
 from ..core.errors import UsageError
 
@@ -200,6 +200,16 @@ class Chat:
                 **self.options,
             )
         return text
+
+
+def answer_of(completion: Text) -> Message:
+    """Return a completion as the one message of the assistant that it must be."""
+    if isinstance(completion, str):
+        return {"role": "assistant", "content": completion.lstrip()}
+    if len(completion) != 1 or completion[0]["role"] != "assistant":
+        roles = ", ".join(message["role"] for message in completion) or "no message"
+        raise UsageError(f"A completion is one message of the assistant, not {roles}.")
+    return completion[0]
 
 
 def joined(messages: Sequence[Message], answer: Message) -> list[Message]:

@@ -7,7 +7,6 @@ rollout. Masks come from lengths, never from comparing with the pad token, so pa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,8 @@ from torch import Tensor
 from ..core.data import Message, Prompt, Text, completion_text, message_text
 from ..core.errors import UsageError
 from ..core.transcripts import is_transcript, later_turns, messages_of
-from .chat import FRAME, Chat, ChatOptions
+from .chat import FRAME, Chat, ChatOptions, answer_of
+from .special_tokens import SpecialTokens
 
 
 @dataclass
@@ -257,7 +257,7 @@ class Tokens:
         """
         messages = self.conversation(prompt)
         if messages is not None:
-            answer = _answer(completion)
+            answer = answer_of(completion)
             ids = self._answer_ids(messages, answer)
         else:
             text = completion if isinstance(completion, str) else self._said(completion)
@@ -280,10 +280,10 @@ class Tokens:
         messages = self.conversation(text)
         if messages is None:
             if not self._is_rendered(str(text)):
-                self.check_marks(str(text), "the prompt")
+                self.special.check(str(text), "the prompt")
             return
         for message in messages:
-            self.check_marks(message_text(message), f"the message of the {message['role']}")
+            self.special.check(message_text(message), f"the message of the {message['role']}")
         rendered = self._need_chat().prompt(messages)
         asked = max((len(m["content"] or "") for m in messages if m["role"] == "user"), default=0)
         if self.max_prompt and len(rendered) - asked > self.max_prompt:  # else any cut fits
@@ -293,47 +293,17 @@ class Tokens:
         """Raise UsageError for an answer that cannot be rendered after its prompt, or that holds a
         special token as text; an end token at its end is one.
         """
-        said = completion_text(completion).rstrip()
-        ends = (end for end in self._end_marks if said.endswith(end))
-        self.check_marks(said.removesuffix(next(ends, "")), "the answer")
+        self.special.check_answer(completion_text(completion))
         messages = self.conversation(prompt)
         if messages is not None:
-            self._need_chat().answered(messages, _answer(completion))
+            self._need_chat().answered(messages, answer_of(completion))
         elif not isinstance(completion, str):
             self._said(completion)
 
-    def check_marks(self, text: str, what: str) -> None:
-        """Raise UsageError for text that holds a special token, or what a template puts around
-        turns.
-
-        It would become that token: an answer would end there, and a question could write turns of
-        its own.
-
-        Args:
-            text: Words of a user's data.
-            what: Names the text in the message.
-        """
-        found = self._special.search(text)
-        if found:
-            raise UsageError(
-                f"{what} holds {found[0]!r} as text, which the model reads as the end of an answer,"
-                " the beginning of a turn or another special token"
-            )
-
     @cached_property
-    def _special(self) -> re.Pattern[str]:
-        """What finds special tokens and marks of turns in text; the unknown token is a word."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        marks = {str(token) for token in added if token.special} | set(self._end_marks)
-        marks |= self.chat.marks if self.chat else set()
-        marks -= {self.tokenizer.unk_token}
-        return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
-
-    @cached_property
-    def _end_marks(self) -> list[str]:
-        """The texts of the tokens that end a completion."""
-        every = (self.tokenizer.decode([end]) for end in sorted(self.ends))
-        return [text for text in every if text.strip()]
+    def special(self) -> SpecialTokens:
+        """What finds special tokens in text."""
+        return SpecialTokens(self.tokenizer, self.ends, self.chat)
 
     def form_of(self, texts: Sequence[Text]) -> str:
         """Return in words how prompts are posed."""
@@ -469,7 +439,7 @@ class Tokens:
         """Return the words of an answer to a prompt that was rendered already."""
         if self.chat is None:
             self._need_chat()
-        return message_text(_answer(list(completion)))
+        return message_text(answer_of(list(completion)))
 
     def _need_chat(self) -> Chat:
         if self.chat is not None:
@@ -539,16 +509,6 @@ class Tokens:
             else:
                 high = middle - 1
         return found
-
-
-def _answer(completion: Text) -> Message:
-    """Return a completion as the one message of the assistant that it must be."""
-    if isinstance(completion, str):
-        return {"role": "assistant", "content": completion.lstrip()}
-    if len(completion) != 1 or completion[0]["role"] != "assistant":
-        roles = ", ".join(message["role"] for message in completion) or "no message"
-        raise UsageError(f"A completion is one message of the assistant, not {roles}.")
-    return completion[0]
 
 
 def _pad_left(x: Tensor, width: int) -> Tensor:

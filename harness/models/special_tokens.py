@@ -1,0 +1,44 @@
+"""Special tokens inside the text of a user's data: they would end an answer or begin a turn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ..core.errors import UsageError
+from .chat import Chat
+
+
+class SpecialTokens:
+    """The texts that a tokenizer reads as special tokens, and what a template puts around turns.
+
+    Args:
+        tokenizer: The tokenizer.
+        ends: The ids of the tokens that end a completion.
+        chat: The chat template, where there is one.
+    """
+
+    def __init__(self, tokenizer: Any, ends: Iterable[int], chat: Chat | None) -> None:
+        every = (tokenizer.decode([end]) for end in sorted(ends))
+        self._ends = [text for text in every if text.strip()]
+        added = tokenizer.added_tokens_decoder.values()
+        marks = {str(token) for token in added if token.special} | set(self._ends)
+        marks |= chat.marks if chat else set()
+        marks -= {tokenizer.unk_token}  # a word that is not known
+        self._marks = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
+
+    def check(self, text: str, what: str) -> None:
+        """Raise UsageError for text that holds one; `what` names the text in the message."""
+        found = self._marks.search(text)
+        if found and found[0]:
+            raise UsageError(
+                f"{what} holds {found[0]!r} as text, which the model reads as the end of an answer,"
+                " the beginning of a turn or another special token"
+            )
+
+    def check_answer(self, text: str) -> None:
+        """Raise UsageError for an answer that holds one; its end may be an end token."""
+        text = text.rstrip()
+        end = next((end for end in self._ends if text.endswith(end)), "")
+        self.check(text.removesuffix(end), "the answer")
