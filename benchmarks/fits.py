@@ -40,6 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "decode_batch_tokens": 16384,
     },
 }
+WAYS["nf4"] = {**WAYS["least"], "weights": "nf4"}  # of adapters alone
 RANK = 16
 
 
@@ -108,7 +109,7 @@ def main() -> None:
             print(f"\n{way}: {json.dumps(WAYS[way])}\n")
             print("| model | trained | sft | dpo | grpo | ppo |\n|---|---|---|---|---|---|")
             for size in asked.sizes:
-                for rank in (0, RANK):
+                for rank in (RANK,) if way == "nf4" else (0, RANK):
                     folder = Path(place, way, size, str(rank))
                     told = peaks(size, write_config(size, folder), way, rank, registry)
                     row = " | ".join(map(cell, told.values()))

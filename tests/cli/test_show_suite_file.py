@@ -41,6 +41,10 @@ def test_show_renders_the_example_with_a_model(mine):
     done = command("show", mine, "--model", Summarization().base_model())
     assert done.code == 0 and "the first demonstration, for" in done.out, done.text
     assert "</s>" in done.out  # as the tokenizer reads it, with its end
+    batch = done.out.split("a batch of the first 2 pairs, as methods train on them, decoded")[1]
+    assert batch.count("--- chosen") == batch.count("--- rejected") == 2
+    chosen, rejected = batch.split("--- chosen\n")[1].split("--- rejected\n")
+    assert chosen.strip() == "bank</s>" and rejected.split("---")[0].strip() == "ship</s>"
 
 
 def test_show_of_a_file_that_is_not_there(tmp_path):
