@@ -1,4 +1,4 @@
-"""What `harness show FILE.toml` prints: sources, splits, settings, the first example and a batch."""
+"""What `harness show FILE.toml` prints: sources, splits, settings, first example, first batch."""
 
 from __future__ import annotations
 
