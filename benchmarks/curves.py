@@ -37,31 +37,31 @@ Apart = Callable[..., list[dict[str, Any]]]
 
 def points(work: str) -> list[dict[str, Any]]:
     """Return the points of a work's curves; a point on several axes appears once for each."""
-    found = []
+    grid = []
     for axis, values in AXES.items():
         for x in values:
             if axis == "group" and (work == "dpo" or (work == "grpo" and x == 1)):
                 continue  # pairs have two completions; a group of one has no advantage
-            found.append(
+            grid.append(
                 BASE
                 | {"batch": BATCHES.get(work, BASE["batch"])}
                 | {axis: x}
                 | {"axis": axis, "x": x}
             )
-    return found
+    return grid
 
 
 def measure(args: argparse.Namespace, apart: Apart) -> None:
     """Measure the curves of all works, or of those named, and keep the points."""
     file = args.results / "speed_curves.csv"
     for work in [w for w in WORKS if not args.work or w in args.work]:
-        told = points(work)
+        wanted = points(work)
         have = tables.read(file)
         if args.missing:
-            told = _missing(have, work, told)
-        if not told:
+            wanted = _missing(have, work, wanted)
+        if not wanted:
             continue
-        unique = list({_place(p): p for p in told}.values())
+        unique = list({_place(p): p for p in wanted}.values())
         apart(
             sys.executable,
             "build",
@@ -69,31 +69,31 @@ def measure(args: argparse.Namespace, apart: Apart) -> None:
             args.models,
         )
         for side in ("peers", "ours"):
-            found = apart(
+            runs = apart(
                 sys.executable,
                 side,
                 [_point(work, p, args.curve_steps) for p in unique],
                 args.models,
             )
-            best = max(f["gflops"] for f in found)
-            at = {_place(p): cost(f, best) for p, f in zip(unique, found, strict=True)}
-            used = {"software": found[0]["software"], "processor": found[0]["processor"]}
-            new = [_row(work, side, p, args) | at[_place(p)] | used for p in told]
+            best = max(f["gflops"] for f in runs)
+            at = {_place(p): cost(f, best) for p, f in zip(unique, runs, strict=True)}
+            used = {"software": runs[0]["software"], "processor": runs[0]["processor"]}
+            new = [_row(work, side, p, args) | at[_place(p)] | used for p in wanted]
             have = [h for h in have if not any(tables.same(h, n, KEY) for n in new)] + new
             tables.save(file, have)
             print(f"curves {work} {side}: {len(unique)} points", flush=True)
 
 
-def cost(found: dict[str, Any], gflops: float) -> dict[str, float]:
+def cost(run: dict[str, Any], gflops: float) -> dict[str, float]:
     """Return the cost of a point after its warm-up, and the least it could be."""
-    steps = list(zip(found["seconds"], found["tokens"], found["flops"], strict=True))[WARM:]
+    steps = list(zip(run["seconds"], run["tokens"], run["flops"], strict=True))[WARM:]
     return {
         "ms": statistics.median(s for s, _, _ in steps) * 1e3,
         "us": statistics.median(s / t for s, t, _ in steps) * 1e6,
         "roof_ms": statistics.fmean(f for _, _, f in steps) / gflops / 1e6,
         "roof_us": statistics.median(f / t for _, t, f in steps) / gflops / 1e3,
         "share": statistics.median(f / (gflops * 1e9) / s for s, _, f in steps),
-        "length": statistics.fmean(t for _, t, _ in steps) / found["samples"],
+        "length": statistics.fmean(t for _, t, _ in steps) / run["samples"],
         "gflops": gflops,
     }
 
@@ -124,13 +124,13 @@ def _row(work: str, side: str, point: dict[str, Any], args: argparse.Namespace) 
 
 
 def _missing(
-    have: list[dict[str, str]], work: str, told: list[dict[str, Any]]
+    have: list[dict[str, str]], work: str, wanted: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the points that are not there for both sides; say of the others which commit they are
     of.
     """
     left, commits = [], []
-    for point in told:
+    for point in wanted:
         about = {"work": work, "axis": point["axis"], "x": point["x"]}
         there = [h for h in have if tables.same(about, h, KEY[:3])]
         if {h["side"] for h in there} < {"peers", "ours"}:
@@ -139,7 +139,7 @@ def _missing(
             commits += [h["commit"] for h in there]
     if commits:
         print(
-            f"curves {work}: {len(told) - len(left)} points kept, of commit"
+            f"curves {work}: {len(wanted) - len(left)} points kept, of commit"
             f" {', '.join(sorted(set(commits)))}"
         )
     return left

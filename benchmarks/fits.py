@@ -80,15 +80,15 @@ def stages(method: str, folder: Path, way: str, rank: int, registry: Registry) -
 
 def peaks(size: str, folder: Path, way: str, rank: int, registry: Registry) -> dict[str, float]:
     """Return the GB that each method needs; `sft` is the stage alone."""
-    found: dict[str, float] = {}
+    largest: dict[str, float] = {}
     for method in ("dpo", "grpo", "ppo"):
-        made = {
+        estimates = {
             stage.name: stage.peak.total / GB
             for stage in stages(method, folder, way, rank, registry)
         }
-        found.setdefault("sft", made.pop("sft"))
-        found[method] = max(made.values())
-    return found
+        largest.setdefault("sft", estimates.pop("sft"))
+        largest[method] = max(estimates.values())
+    return largest
 
 
 def cell(gigabytes: float) -> str:
@@ -102,17 +102,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    asked = parser.parse_args()
+    args = parser.parse_args()
     registry = installed()
     with tempfile.TemporaryDirectory() as place:
-        for way in asked.ways:
+        for way in args.ways:
             print(f"\n{way}: {json.dumps(WAYS[way])}\n")
             print("| model | trained | sft | dpo | grpo | ppo |\n|---|---|---|---|---|---|")
-            for size in asked.sizes:
+            for size in args.sizes:
                 for rank in (RANK,) if way == "nf4" else (0, RANK):
                     folder = Path(place, way, size, str(rank))
-                    told = peaks(size, write_config(size, folder), way, rank, registry)
-                    row = " | ".join(map(cell, told.values()))
+                    needed = peaks(size, write_config(size, folder), way, rank, registry)
+                    row = " | ".join(map(cell, needed.values()))
                     print(f"| {size} | {'LoRA' if rank else 'full'} | {row} |", flush=True)
 
 

@@ -56,12 +56,12 @@ def gemm() -> float:
     return 10 * 2 * 8192**3 / (time.perf_counter() - begun) / 1e12
 
 
-def needed(size: str, work: str, told: dict[str, Any]) -> float:
+def needed(size: str, work: str, costs: dict[str, Any]) -> float:
     """Return the FLOPs of a step: those the harness counted, or of a rollout what its lengths come
     to.
     """
-    if "flops" in told:
-        return float(told["flops"])
+    if "flops" in costs:
+        return float(costs["flops"])
     shape = SIZES[size]
     hidden, layers, heads = (
         shape["hidden_size"],
@@ -84,9 +84,9 @@ def needed(size: str, work: str, told: dict[str, Any]) -> float:
 def apart(side: str, size: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run a side in a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
-        told = json.dumps([side, size, args.work or list(WORKS), args.steps, args.engine, out.name])
+        task = json.dumps([side, size, args.work or list(WORKS), args.steps, args.engine, out.name])
         done = subprocess.run(
-            [sys.executable, __file__, "--one", told],
+            [sys.executable, __file__, "--one", task],
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -95,8 +95,8 @@ def apart(side: str, size: str, args: argparse.Namespace) -> dict[str, Any]:
             print(f"{side} {size} failed: {done.stderr[-3000:]}", flush=True)
             return {}
         print(done.stderr[-300:] if "out of memory" in done.stderr else "", flush=True)
-        found: dict[str, Any] = json.loads(Path(out.name).read_text(encoding="utf-8"))
-        return found
+        costs: dict[str, Any] = json.loads(Path(out.name).read_text(encoding="utf-8"))
+        return costs
 
 
 def table(
@@ -124,7 +124,7 @@ def table(
     for size, sides in rows.items():
         for work in args.work or WORKS:
             peer, own = sides.get("peers", {}).get(work), sides.get("ours", {}).get(work)
-            both = [(told or {}).get("seconds") for told in (peer, own)]
+            both = [(cost or {}).get("seconds") for cost in (peer, own)]
             flops, drawn = needed(size, work, own) if own else None, BATCH * COMPLETION
             of_dpo = sum(1 + len(r[k].split()) for r in pairs(PAIRS) for k in SIDES)
             drawn = of_dpo if work == "dpo" else drawn

@@ -121,14 +121,14 @@ class Clock:
         }
 
 
-def or_out_of_memory(run: Callable[..., dict[str, Any]], *told: Any) -> dict[str, Any] | None:
+def or_out_of_memory(run: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any] | None:
     """Return the cost of a work; None, with the reason on stderr, where memory is too small."""
     import torch
 
     try:
-        return run(*told)
+        return run(*arguments)
     except torch.cuda.OutOfMemoryError as error:
-        print(f"{told[0]}: {error}", file=sys.stderr)
+        print(f"{arguments[0]}: {error}", file=sys.stderr)
         return None
     finally:
         gc.collect()

@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # work -> method, its option
     "ipo": ("ipo", {"beta": 0.1}),
     "kto": ("kto", {"beta": 0.1}),
 }
-Found = tuple[
+Costs = tuple[
     Clock, list[list[int]]
 ]  # CPU seconds of each step; the lengths of what was drawn in it
 
@@ -70,14 +70,14 @@ class Noting(CachedEngine):
         super().__init__(eos)
         self.lengths: list[list[int]] = []
 
-    def generate(self, *told: Any) -> Batch:
+    def generate(self, *arguments: Any) -> Batch:
         """Draw as the engine does."""
-        made = super().generate(*told)
-        self.lengths.append([int(n) for n in made.lengths.flatten()])
-        return made
+        batch = super().generate(*arguments)
+        self.lengths.append([int(n) for n in batch.lengths.flatten()])
+        return batch
 
 
-def run(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int]) -> Found:
+def run(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int]) -> Costs:
     """Take `steps` steps; return CPU seconds of each and the lengths of what was drawn."""
     start = load_causal(folder)
     enable_sharing(start)
@@ -246,16 +246,16 @@ def _reward(start: Any, tokens: Tokens, batch: int, shape: dict[str, int]) -> Ca
         )
         for r in rows
     ]
-    said = preferred_of([[Comparison(0, 1, 1.0)]] * batch, 2).flatten(1)
+    preferred = preferred_of([[Comparison(0, 1, 1.0)]] * batch, 2).flatten(1)
     trainer = _stepper(model, batch)
 
     def take(turn: int) -> None:
         rows = endless_order(len(coded), turn * batch, batch, shape["seed"])
         chosen = [coded[i] for i in rows]
-        made: Batch = tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]).with_columns(
-            preferred=said
+        rankings: Batch = tokens.batch([c[0] for c in chosen], [c[1] for c in chosen]).with_columns(
+            preferred=preferred
         )
         with trainer.meter.phase("reward_model"):
-            trainer.step([Term(ranking_loss, made, role)], 0.5)
+            trainer.step([Term(ranking_loss, rankings, role)], 0.5)
 
     return take

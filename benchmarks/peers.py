@@ -20,7 +20,7 @@ from transformers import (
 )
 from trl_settings import sample, trainer_options
 
-Found = tuple[
+Costs = tuple[
     Clock, list[list[int]]
 ]  # CPU seconds of each step; the lengths of what was drawn in it
 
@@ -40,7 +40,7 @@ class Calls(TrainerCallback):
         self.clock.tick()
 
 
-def run(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int]) -> Found:
+def run(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int]) -> Costs:
     """Take `steps` steps; return CPU seconds of each and the lengths of what was drawn."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -57,7 +57,7 @@ def run(work: str, folder: Path, batch: int, steps: int, shape: dict[str, int]) 
 def noting(generate: Any, lengths: list[list[int]]) -> Any:
     """Return `generate` that also notes how long completions were, the end included."""
 
-    def told(**options: Any) -> Any:
+    def noted(**options: Any) -> Any:
         out = generate(**options)
         ids = out if isinstance(out, torch.Tensor) else out.sequences
         ended = ids[:, options["input_ids"].shape[1] :] == 0
@@ -66,7 +66,7 @@ def noting(generate: Any, lengths: list[list[int]]) -> Any:
         )
         return out
 
-    return told
+    return noted
 
 
 def _train(
@@ -146,7 +146,7 @@ def _offline(
     from datasets import Dataset
 
     rows = Dataset.from_list(world.pairs(world.DRAWN, shape["prompt"], shape["completion"]))
-    told: dict[str, Any] = {"model": model, "processing_class": tokenizer, "train_dataset": rows}
+    common_: dict[str, Any] = {"model": model, "processing_class": tokenizer, "train_dataset": rows}
     if work in ("dpo", "ipo", "dpo_precomputed"):
         # precomputed when the trainer is made, before the clock starts
         args: Any = trl.DPOConfig(
@@ -155,17 +155,17 @@ def _offline(
             loss_type="ipo" if work == "ipo" else "sigmoid",
             precompute_ref_log_probs=work == "dpo_precomputed",
         )
-        return trl.DPOTrainer(args=args, **told)
+        return trl.DPOTrainer(args=args, **common_)
     if work == "kto":
-        told["train_dataset"] = Dataset.from_list(_single(rows))
-        return trl.KTOTrainer(args=trl.KTOConfig(**common, beta=0.1), **told)
+        common_["train_dataset"] = Dataset.from_list(_single(rows))
+        return trl.KTOTrainer(args=trl.KTOConfig(**common, beta=0.1), **common_)
     if work == "sft":
-        told["train_dataset"] = rows.map(
+        common_["train_dataset"] = rows.map(
             lambda r: {"completion": r["chosen"]}, remove_columns=["chosen", "rejected"]
         )
-        return trl.SFTTrainer(args=trl.SFTConfig(**common), **told)
-    told["model"] = _scalar(folder)
-    return trl.RewardTrainer(args=trl.RewardConfig(**common), **told)
+        return trl.SFTTrainer(args=trl.SFTConfig(**common), **common_)
+    common_["model"] = _scalar(folder)
+    return trl.RewardTrainer(args=trl.RewardConfig(**common), **common_)
 
 
 def _single(rows: Any) -> list[dict[str, Any]]:
@@ -193,7 +193,7 @@ def _online(
     rows = Dataset.from_list([{"prompt": p} for p in world.prompts(length=shape["prompt"])])
     config: Any = trl.GRPOConfig if work == "grpo" else trl.RLOOConfig
     cls: Any = trl.GRPOTrainer if work == "grpo" else trl.RLOOTrainer
-    told = config(
+    settings = config(
         **common,
         num_generations=shape["group"],
         max_completion_length=shape["completion"],
@@ -203,7 +203,7 @@ def _online(
     )
     return cls(
         model=model,
-        args=told,
+        args=settings,
         processing_class=tokenizer,
         train_dataset=rows,
         reward_funcs=lambda completions, **_: [world.reward(c) for c in completions],

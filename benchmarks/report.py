@@ -23,16 +23,16 @@ def commit(root: Path = HERE.parent) -> str:
     """Return the commit of the harness in `root`; a plus says that files below harness/ or plugins/
     differ.
     """
-    told = ["git", "-C", str(root)]
+    git = ["git", "-C", str(root)]
     try:
         name = subprocess.run(
-            [*told, "rev-parse", "--short=7", "HEAD"],
+            [*git, "rev-parse", "--short=7", "HEAD"],
             capture_output=True,
             text=True,
             encoding="utf-8",
         )
         changed = subprocess.run(
-            [*told, "status", "--porcelain", "harness", "plugins"],
+            [*git, "status", "--porcelain", "harness", "plugins"],
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -63,8 +63,8 @@ def pinned(file: str, package: str = "trl") -> str:
 
 def processor() -> str:
     """Return what this machine's processor is called."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     return next(
         (x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine()
     )
@@ -74,12 +74,12 @@ def command(script: str) -> str:
     """Return the command line as a reader elsewhere would type it: without the paths of this
     machine.
     """
-    told = re.sub(
+    line = re.sub(
         r"(--ppo-python[ =])\S+",
         r"\1OTHER/bin/python",
         " ".join([f"benchmarks/{script}", *sys.argv[1:]]),
     )
-    return "python " + re.sub(r"(?<=[ =])/[^ ]+", "PATH", told)
+    return "python " + re.sub(r"(?<=[ =])/[^ ]+", "PATH", line)
 
 
 def write(file: Path, lines: list[str]) -> None:

@@ -75,14 +75,14 @@ def forward(
     """Return FLOPs of one forward pass over `prompts` prompts of `prompt` tokens and completions of
     these lengths.
     """
-    told = world.SIZES[size]
-    d, f, layers = told["hidden_size"], told["intermediate_size"], told["num_hidden_layers"]
+    sizes = world.SIZES[size]
+    d, f, layers = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
     fed = [n if scalar else n - 1 for n in lengths]
     tokens, read = prompts * prompt + sum(fed), prompts + sum(fed)
     own = sum(m * prompt + m * (m + 1) / 2 for m in fed)
-    pairs, asked = prompts * prompt * (prompt + 1) / 2 + own, prompts * prompt + own
+    pairs, positions = prompts * prompt * (prompt + 1) / 2 + own, prompts * prompt + own
     whole = 2 * (4 * d * d + 3 * d * f) * ((layers - 1) * tokens + read) + 4 * d * (
-        (layers - 1) * pairs + asked
+        (layers - 1) * pairs + positions
     )
     return whole + 4 * d * d * (tokens - read) + (0 if scalar else 2 * d * world.VOCABULARY * read)
 
@@ -91,8 +91,8 @@ def needed(work: str, size: str, shape: dict[str, int], lengths: list[int]) -> f
     """Return FLOPs that a step of a work needs, for what its completions' lengths were."""
     language, scalar = PASSES[work.removesuffix("_group")]
     prompts = len(lengths) // completions_per_prompt(work, shape)
-    told = (size, shape["prompt"], prompts, lengths)
-    return language * forward(*told) + (scalar * forward(*told, scalar=True) if scalar else 0)
+    given = (size, shape["prompt"], prompts, lengths)
+    return language * forward(*given) + (scalar * forward(*given, scalar=True) if scalar else 0)
 
 
 def completions_per_prompt(work: str, shape: dict[str, int]) -> int:

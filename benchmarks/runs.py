@@ -75,7 +75,7 @@ def run(root: Path, method: str, suite: str, results: Path, seed: int, threads: 
 
 
 def alone(
-    root: Path, name: str, method: str, suite: str, made: Path, seed: int, threads: int
+    root: Path, name: str, method: str, suite: str, stages: Path, seed: int, threads: int
 ) -> Taken:
     """Carry out a run in a folder of its own, which holds the stages - or nothing - and is gone
     after it.
@@ -85,10 +85,10 @@ def alone(
         if "nothing" in name:
             own.mkdir()
             return run(root, method, suite, own, seed, threads)
-        if not made.exists():  # the stages, outside the figures
-            made.mkdir(parents=True)
-            run(root, STAGES, suite, made, ITS_SEED, 1)
-        shutil.copytree(made, own)
+        if not stages.exists():  # the stages, outside the figures
+            stages.mkdir(parents=True)
+            run(root, STAGES, suite, stages, ITS_SEED, 1)
+        shutil.copytree(stages, own)
         return run(root, method, suite, own, seed, threads)
 
 
@@ -149,9 +149,9 @@ def main() -> None:
                     taken: dict[str, list[Taken]] = {side: [] for side in trees}
                     for seed in range(args.turns):
                         for side, root in trees.items():
-                            made = Path(scratch, side, suite)
+                            stages = Path(scratch, side, suite)
                             taken[side].append(
-                                alone(root, name, method, suite, made, seed, threads)
+                                alone(root, name, method, suite, stages, seed, threads)
                             )
                     lines.append(row(name, threads, taken))
                     print(lines[-1], flush=True)

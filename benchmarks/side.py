@@ -41,7 +41,7 @@ def take(side: str, point: dict[str, Any], models: Path) -> dict[str, Any]:
         lengths = [roofline.data_lengths(work, batch, shape)] * len(seconds)
     assert len(seconds) == len(lengths) == point["steps"], (len(seconds), len(lengths))
     flops = [roofline.needed(work, point["size"], shape, some) for some in lengths]
-    found = {
+    costs = {
         "seconds": seconds,
         "tokens": [sum(some) for some in lengths],
         "flops": flops,
@@ -50,7 +50,7 @@ def take(side: str, point: dict[str, Any], models: Path) -> dict[str, Any]:
     memory = {"before": clock.before, "peak": resident("VmHWM")}
     used = report.versions("torch", "transformers", *(["trl"] if side == "peers" else []))
     about = {"gflops": rate, "software": used, "processor": report.processor()}
-    return found | {"updates": updates.per_step(point["steps"])} | memory | about
+    return costs | {"updates": updates.per_step(point["steps"])} | memory | about
 
 
 class Updates:
@@ -80,16 +80,16 @@ class Updates:
 
 def main() -> None:
     """Take the points, and write what was found, one line a point."""
-    told = json.loads(sys.argv[1])
-    with open(told["out"], "a", encoding="utf-8") as out:
-        for point in told["points"]:
-            if told["side"] == "build":
-                found: dict[str, Any] = {
-                    "model": str(world.build(point["size"], Path(told["models"]), point["limit"]))
+    task = json.loads(sys.argv[1])
+    with open(task["out"], "a", encoding="utf-8") as out:
+        for point in task["points"]:
+            if task["side"] == "build":
+                costs: dict[str, Any] = {
+                    "model": str(world.build(point["size"], Path(task["models"]), point["limit"]))
                 }
             else:
-                found = take(told["side"], point, Path(told["models"]))
-            out.write(json.dumps(found) + "\n")
+                costs = take(task["side"], point, Path(task["models"]))
+            out.write(json.dumps(costs) + "\n")
             out.flush()
             gc.collect()
 

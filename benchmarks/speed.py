@@ -104,9 +104,9 @@ def apart(
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        told = json.dumps({"side": side, "points": points, "models": str(models), "out": out.name})
+        task = json.dumps({"side": side, "points": points, "models": str(models), "out": out.name})
         done = subprocess.run(
-            [python, str(HERE / "side.py"), told],
+            [python, str(HERE / "side.py"), task],
             capture_output=True,
             text=True,
             env=env,
@@ -119,18 +119,18 @@ def apart(
         ]
 
 
-def summary(found: dict[str, Any], work: str, gflops: float) -> dict[str, float]:
+def summary(run: dict[str, Any], work: str, gflops: float) -> dict[str, float]:
     """Return the medians of a process after its warm-up: seconds per step (a rollout's: per token),
     share, length.
     """
-    steps = list(zip(found["seconds"], found["tokens"], found["flops"], strict=True))[WARM:]
+    steps = list(zip(run["seconds"], run["tokens"], run["flops"], strict=True))[WARM:]
     return {
         "seconds": statistics.median(s / t if work == "rollout" else s for s, t, _ in steps),
         "share": statistics.median(f / (gflops * 1e9) / s for s, _, f in steps),
-        "length": statistics.fmean(t for _, t, _ in steps) / found["samples"],
-        "updates": found["updates"],
-        "before": found["before"] / 2**20,
-        "peak": found["peak"] / 2**20,
+        "length": statistics.fmean(t for _, t, _ in steps) / run["samples"],
+        "updates": run["updates"],
+        "before": run["before"] / 2**20,
+        "peak": run["peak"] / 2**20,
     }
 
 
@@ -139,9 +139,9 @@ def measured(row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     point = {key: row[key] for key in ("work", "size", "batch")} | {"steps": args.steps + WARM}
     point["shape"] = {key: row[key] for key in MAIN}
     apart(sys.executable, "build", [{"size": row["size"], "limit": row["completion"]}], args.models)
-    found: dict[str, list[dict[str, Any]]] = {"peer": [], "ours": []}
+    runs: dict[str, list[dict[str, Any]]] = {"peer": [], "ours": []}
     for turn in range(args.turns):
-        for side, turns in found.items():
+        for side, turns in runs.items():
             python = (
                 args.ppo_python
                 if side == "peer" and row["work"].startswith("ppo")
@@ -150,9 +150,9 @@ def measured(row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
             turns += apart(
                 python, "peers" if side == "peer" else "ours", [point | {"seed": turn}], args.models
             )
-    gflops = max(one["gflops"] for turns in found.values() for one in turns)
+    gflops = max(one["gflops"] for turns in runs.values() for one in turns)
     sums = {
-        side: [summary(one, row["work"], gflops) for one in turns] for side, turns in found.items()
+        side: [summary(one, row["work"], gflops) for one in turns] for side, turns in runs.items()
     }
     each = [p["seconds"] / o["seconds"] for p, o in zip(sums["peer"], sums["ours"], strict=True)]
     done = row | {"turns": args.turns, "steps": args.steps, "gflops": gflops}
@@ -165,8 +165,8 @@ def measured(row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
             f"{row}: {done['peer_updates']} updates per step of the peer, {done['ours_updates']} of"
             " ours"
         )
-    done |= {f"software_{side}": turns[0]["software"] for side, turns in found.items()}
-    done |= {"processor": found["ours"][0]["processor"], "commit": report.commit()}
+    done |= {f"software_{side}": turns[0]["software"] for side, turns in runs.items()}
+    done |= {"processor": runs["ours"][0]["processor"], "commit": report.commit()}
     return done | {"load": round(os.getloadavg()[0], 1)}
 
 
@@ -241,8 +241,8 @@ def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"--{name.replace('_', '-')} {given}: expected 1 or more")
     for name, parts in OF_PARTS.items():
         if getattr(args, name) is not None and not set(parts) & set(args.parts):
-            option, asked = name.replace("_", "-"), ", ".join(args.parts)
-            parser.error(f"--{option} is of {' and '.join(parts)}, and changes nothing in {asked}")
+            option, names = name.replace("_", "-"), ", ".join(args.parts)
+            parser.error(f"--{option} is of {' and '.join(parts)}, and changes nothing in {names}")
     for part in args.parts:
         if args.work and args.part and not in_part(part, args.work):
             parser.error(
@@ -257,20 +257,20 @@ def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def refuse_other_trl(parser: argparse.ArgumentParser, python: str, needs: str) -> None:
     """End with one message where an environment has another TRL than the comparison is with."""
-    asked = (
+    script = (
         f"import sys; sys.path.insert(0, {str(HERE)!r}); import report;"
         " print(report.installed('trl'))"
     )
     try:
         done = subprocess.run(
-            [python, "-c", asked], capture_output=True, text=True, encoding="utf-8"
+            [python, "-c", script], capture_output=True, text=True, encoding="utf-8"
         )
     except OSError as error:
         parser.error(f"{python} cannot be run: {error.strerror}")
-    found, wanted = done.stdout.strip(), report.pinned(needs)
-    if found != wanted:
+    installed, wanted = done.stdout.strip(), report.pinned(needs)
+    if installed != wanted:
         parser.error(
-            f"{python} has trl {found or done.stderr.strip()[-200:]}, compared is with {wanted}: "
+            f"{python} has trl {installed or done.stderr.strip()[-200:]}, but {wanted} is needed: "
             f"pip install -r benchmarks/{needs}"
         )
 
@@ -309,7 +309,7 @@ def main() -> None:
             curves.measure(args, apart)
             continue
         for row in rows_of(part, args.works, args.size or list(SIZES)):
-            had = tables.found(args.results, row) if args.missing else None
+            had = tables.row_about(args.results, row) if args.missing else None
             about = f"{part} {row['work']} {row['size']}"
             if had:
                 print(

@@ -64,15 +64,15 @@ def read(file: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file, none if there is none."""
     if not file.exists():
         return []
-    with open(file, encoding="utf-8", newline="") as told:
-        return list(csv.DictReader(told))
+    with open(file, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def save(file: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows; what an earlier one did not record is empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with open(file, "w", encoding="utf-8", newline="") as told:
-        writer = csv.DictWriter(told, columns, restval="", lineterminator="\n")
+    with open(file, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
@@ -83,7 +83,7 @@ def same(a: dict[str, Any], b: dict[str, Any], key: tuple[str, ...] = KEY) -> bo
     return all(str(a[name]) == str(b[name]) for name in key)
 
 
-def found(folder: Path, row: dict[str, Any]) -> dict[str, str] | None:
+def row_about(folder: Path, row: dict[str, Any]) -> dict[str, str] | None:
     """Return the measured row about the same, None if there is none."""
     return next((other for other in read(folder / "speed.csv") if same(row, other)), None)
 
@@ -111,7 +111,7 @@ def write(folder: Path, works: list[str]) -> None:
 
 def _preface(rows: list[dict[str, str]]) -> list[str]:
     rates = [float(r["gflops"]) for r in rows]
-    names, commands = _told(rows, "processor"), [f"`{c}`" for c in _told(rows, "command")]
+    names, commands = _distinct(rows, "processor"), [f"`{c}`" for c in _distinct(rows, "command")]
     return [
         (
             f"One core of {' and '.join(names) or 'an unrecorded processor'}. Medians of CPU"
@@ -132,7 +132,7 @@ def _preface(rows: list[dict[str, str]]) -> list[str]:
     ]
 
 
-def _told(rows: list[dict[str, str]], name: str) -> list[str]:
+def _distinct(rows: list[dict[str, str]], name: str) -> list[str]:
     """Return what rows say of themselves in a column, once each; rows of before the column was say
     nothing.
     """
@@ -145,18 +145,18 @@ def _software(rows: list[dict[str, str]]) -> str:
     peer += [r for r in rows if r.get("side") == "peers"]
     ours = [r | {"software": r.get("software_ours", "")} for r in rows if "part" in r]
     ours += [r for r in rows if r.get("side") == "ours"]
-    said = [
-        f"{name}: {'; '.join(_told(some, 'software'))}."
+    sentences = [
+        f"{name}: {'; '.join(_distinct(some, 'software'))}."
         for name, some in (("Peer", peer), ("Ours", ours))
-        if _told(some, "software")
+        if _distinct(some, "software")
     ]
-    silent = _told([r for r in peer + ours if not r.get("software")], "commit")
+    silent = _distinct([r for r in peer + ours if not r.get("software")], "commit")
     if silent:
-        said.append(
+        sentences.append(
             f"Rows of {', '.join(silent)} did not record versions: what they ran with is known only"
             " as what constraints.txt and benchmarks/requirements*.txt ask for."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _range(rows: list[dict[str, str]], name: str) -> str:
@@ -272,7 +272,7 @@ def curve_lines(points: list[dict[str, str]]) -> list[str]:
             " process takes all points of the peer, then another all of ours, a point's steps one"
             " after the other behind one of warm-up; a change of the machine between the two is in"
             " the ratio, and lengths are each side's own draws. Of commit"
-            f" {', '.join(_told(points, 'commit'))}, load {_range(points, 'load')}."
+            f" {', '.join(_distinct(points, 'commit'))}, load {_range(points, 'load')}."
         ),
         "",
         "![CPU milliseconds per step](speed_curves.png)",

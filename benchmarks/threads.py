@@ -56,9 +56,9 @@ def timed(runs: list[tuple[str, str, Path, int, int]]) -> tuple[float, float]:
     """Carry out runs beside each other; return seconds and CPU seconds, both per run."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     for process in [start(*run) for run in runs]:
-        _, said = process.communicate()
+        _, errors = process.communicate()
         if process.returncode:
-            raise SystemExit(f"{process.args}: {said[-2000:]}")
+            raise SystemExit(f"{process.args}: {errors[-2000:]}")
     seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return seconds / len(runs), cpu / len(runs)
@@ -93,8 +93,8 @@ def main() -> None:
                 timed([(method, suite, folders[threads], threads, 0)]) for threads in (1, 2)
             )
             beside = timed([(method, suite, folders[1], 1, seed) for seed in (1, 2)])
-            told = " | ".join(f"{seconds:.0f} ({cpu:.0f})" for seconds, cpu in (one, two, beside))
-            lines.append(f"| {method} on {suite} | {told} |")
+            cells = " | ".join(f"{seconds:.0f} ({cpu:.0f})" for seconds, cpu in (one, two, beside))
+            lines.append(f"| {method} on {suite} | {cells} |")
             print(lines[-1], flush=True)
         report.write(args.output, lines)  # all of it or nothing
 

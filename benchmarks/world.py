@@ -120,12 +120,12 @@ def _fitted(size: str, end: float) -> Any:
         **heads,
     )
     model = LlamaForCausalLM(config)
-    told = torch.full((VOCABULARY,), (1 - end) / (VOCABULARY - 1))
-    told[0] = end
+    target = torch.full((VOCABULARY,), (1 - end) / (VOCABULARY - 1))
+    target[0] = end
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(150):
         ids = torch.randint(1, VOCABULARY, (8, 64))
-        loss = -(model(ids).logits.log_softmax(-1) * told).sum(-1).mean()
+        loss = -(model(ids).logits.log_softmax(-1) * target).sum(-1).mean()
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -52,16 +52,16 @@ class LabellerJudge(Judge):
         if one.text == two.text:
             return PairVerdict(0.5, {"equal": True})
         rng = Random(derive("judge", self.name, prompt.id))
-        found = self.labeller.compare_sampled(
+        comparisons = self.labeller.compare_sampled(
             prompt,
             [one.text, two.text],
             [one.length, two.length],
             [one.ended, two.ended],
             rng,
         )
-        if not found:
+        if not comparisons:
             return PairVerdict(NO_VERDICT, {"problems": ["unanswered"]})
-        comparison = found[0]
+        comparison = comparisons[0]
         p = comparison.p if comparison.first == 0 else 1 - comparison.p
         return PairVerdict(p, comparison.note)
 
@@ -123,11 +123,11 @@ class JudgeLabeller(Labeller):
         ]
         answers = [Answer(*row) for row in zip(completions, lengths, ended, strict=True)]
         sides = ([answers[pair[side]] for pair in pairs] for side in (0, 1))
-        found = self.judge.verdicts([prompt] * len(pairs), *sides) if pairs else []
+        verdicts = self.judge.verdicts([prompt] * len(pairs), *sides) if pairs else []
         self.pairs += len(pairs)
         return [
             Comparison(*pair, verdict.p, dict(verdict.note))
-            for pair, verdict in zip(pairs, found, strict=True)
+            for pair, verdict in zip(pairs, verdicts, strict=True)
             if not math.isnan(verdict.p)
         ]
 

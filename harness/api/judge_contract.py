@@ -146,8 +146,8 @@ class Judge(CountsUsage, ABC):
         if scores(type(self)) and type(self).compare is Judge.compare:
             ours, theirs = (self.scores_of(prompts, side) for side in (a, b))
             return [PairVerdict(p) for p in preferences(ours, theirs)]
-        found = self.compare(prompts, [x.text for x in a], [x.text for x in b])
-        return [PairVerdict(p) for p in found]
+        probabilities = self.compare(prompts, [x.text for x in a], [x.text for x in b])
+        return [PairVerdict(p) for p in probabilities]
 
     def scores_of(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[float]:
         """Return the scores of sampled answers."""

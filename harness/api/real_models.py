@@ -119,7 +119,7 @@ def recipe_of(name: str, lora: bool, default_rate: float | None) -> Mapping[str,
     return {}
 
 
-def told(name: str) -> list[str]:
+def settings_lines(name: str) -> list[str]:
     """Return the lines in which `harness show` gives the row of a method or stage."""
     recipe = RECIPES.get(name)
     if recipe is None:

@@ -93,8 +93,8 @@ def _resolved(request: Request, registry: Registry) -> RunSpec:
     }
     with put_back(f"The suite {suite_cls.name}"):
         suite = build(suite_cls, suite_options, f"suite {request.suite}")
-    asked = parse_settings(request.settings, "--set")
-    chosen = values_of(sources.of_method(method_cls, name, asked))
+    given = parse_settings(request.settings, "--set")
+    chosen = values_of(sources.of_method(method_cls, name, given))
     with put_back(f"The method {name}"):
         method = build(method_cls, chosen, f"method {name}")
     budget = parse_budget(request.budget)
@@ -116,7 +116,7 @@ def _resolved(request: Request, registry: Registry) -> RunSpec:
         ),
         stages=_resolve_stages(sources, stage_settings, budget, start),
         budget=budget,
-        asked=tuple(sorted(asked)),
+        asked=tuple(sorted(given)),
         start=start,
         execution=Execution(**{k: v for k, v in fixed.items() if k in SETTINGS}),
         **{k: v for k, v in fixed.items() if k not in SETTINGS},
@@ -162,20 +162,20 @@ def _labeller_options(
     name: str | None, settings: tuple[str, ...], registry: Registry
 ) -> dict[str, Any]:
     """Return every option of the labeller that the method learns from."""
-    asked = parse_settings(settings, "--labeller-set")
+    given = parse_settings(settings, "--labeller-set")
     if name is None:
-        if asked:
-            raise UsageError(f"--labeller-set {next(iter(asked))}: there is no labeller.")
+        if given:
+            raise UsageError(f"--labeller-set {next(iter(given))}: there is no labeller.")
         return {}
     cls = class_of("labellers", name, registry)
-    return options_of_class(cls, asked, f"labeller {name}", "--labeller-set")
+    return options_of_class(cls, given, f"labeller {name}", "--labeller-set")
 
 
 def _judge_options(name: str, settings: tuple[str, ...], registry: Registry) -> dict[str, Any]:
     """Return every option of the judge."""
-    asked = parse_settings(settings, "--judge-set")
+    given = parse_settings(settings, "--judge-set")
     cls = class_of("judges", name, registry)
-    return options_of_class(cls, asked, f"judge {name}", "--judge-set")
+    return options_of_class(cls, given, f"judge {name}", "--judge-set")
 
 
 def code_of(spec: RunSpec, built: Participants, registry: Registry) -> dict[str, str]:
@@ -264,7 +264,7 @@ def _resolve_stages(
         for name in (n.removeprefix("stage.") for n in layer if n.startswith("stage.")):
             if name not in STAGES:
                 raise UsageError(f"[stages.{name}]: {unknown('stage', name, STAGES)}")
-    asked: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
+    given: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
     for name, value in overrides.items():
         stage, _, option = name.partition(".")
         if stage not in STAGES:
@@ -276,12 +276,12 @@ def _resolve_stages(
                 f"--stage-set {name}: methods start from the model itself, so there is no SFT"
                 " stage. --start sft fine-tunes the model first."
             )
-        asked[stage][option] = value
+        given[stage][option] = value
     stages = {
         stage: _values(
             build(
                 cls,
-                values_of(sources.of_stage(cls, stage, asked[stage])),
+                values_of(sources.of_stage(cls, stage, given[stage])),
                 f"--stage-set {stage}",
             )
         )

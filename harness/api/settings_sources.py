@@ -35,7 +35,7 @@ class Sources:
     quick: Layer = field(default_factory=dict)  # what `--quick` changes; empty without it
     model: bool = False  # whether `--model` names a model
 
-    def of_method(self, cls: type, name: str, asked: Mapping[str, Any]) -> dict[str, Setting]:
+    def of_method(self, cls: type, name: str, given: Mapping[str, Any]) -> dict[str, Setting]:
         """Return the settings of a method that are not its class's own.
 
         Args:
@@ -44,27 +44,27 @@ class Sources:
             asked: {option: value} of the user.
         """
         advice = _Advice(
-            recommended([self.suite], cls, name, asked),
-            recommended([self.file], cls, name, asked),
-            recommended([self.suite, self.file], cls, name, asked),
+            recommended([self.suite], cls, name, given),
+            recommended([self.file], cls, name, given),
+            recommended([self.suite, self.file], cls, name, given),
             quick_method(self.quick, cls, name),
         )
-        key = _row(name, {**advice.both, **asked})
-        return self._settings(cls, key, f"method {name}", advice, asked)
+        key = _row(name, {**advice.both, **given})
+        return self._settings(cls, key, f"method {name}", advice, given)
 
-    def of_stage(self, cls: type, stage: str, asked: Mapping[str, Any]) -> dict[str, Setting]:
+    def of_stage(self, cls: type, stage: str, given: Mapping[str, Any]) -> dict[str, Setting]:
         """Return the settings of a stage that are not its class's own; `asked` is the user's."""
         name = f"stage.{stage}"
         suite, file = self.suite.get(name, {}), self.file.get(name, {})
         advice = _Advice(suite, file, {**suite, **file}, self.quick.get(name, {}))
-        return self._settings(cls, name, f"--stage-set {stage}", advice, asked)
+        return self._settings(cls, name, f"--stage-set {stage}", advice, given)
 
     def _settings(
-        self, cls: type, key: str, where: str, advice: _Advice, asked: Mapping[str, Any]
+        self, cls: type, key: str, where: str, advice: _Advice, given: Mapping[str, Any]
     ) -> dict[str, Setting]:
         """Return all layers over one another; `key` is that of a row of the table."""
         options = options_of(cls)
-        lora = "lora_rank" in options and _adapts({**advice.both, **asked}, where)
+        lora = "lora_rank" in options and _adapts({**advice.both, **given}, where)
         rate = options["learning_rate"].default if "learning_rate" in options else None
         recipe = recipe_of(key, lora, rate) if self.model or lora else {}
         table = {name: value for name, value in recipe.items() if name in options}
@@ -75,9 +75,9 @@ class Sources:
         merged |= _merged([(QUICK, lowered(values_of(merged), advice.quick, cls))])
         steps = options.get("steps")
         # epochs that are asked for replace advised steps, where 0 steps mean epochs
-        if "epochs" in asked and "steps" not in asked and steps and steps.default == 0:
+        if "epochs" in given and "steps" not in given and steps and steps.default == 0:
             merged.pop("steps", None)
-        return {**merged, **_merged([(USER, asked)])}
+        return {**merged, **_merged([(USER, given)])}
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def recommended(
     layers: Iterable[Layer],
     cls: type,
     name: str,
-    asked: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the settings a suite recommends for a method: `*` for what the method leaves at the
     contract's default.
@@ -118,7 +118,7 @@ def recommended(
         values |= {
             k: v for k, v in layer.get("*", {}).items() if k in inherited and k not in values
         }
-        values |= _entry(layer, name, asked or {})
+        values |= _entry(layer, name, given or {})
     return values
 
 
@@ -140,10 +140,10 @@ def _row(name: str, values: Mapping[str, Any]) -> str:
     return next((key for key in keys if key in RECIPES), name)
 
 
-def _entry(layer: Layer, name: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+def _entry(layer: Layer, name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
     for key, values in layer.items():
         option, _, value = key.removeprefix(f"{name}:").partition("=")
-        if key.startswith(f"{name}:") and str(asked.get(option)) == value:
+        if key.startswith(f"{name}:") and str(given.get(option)) == value:
             return values
     return layer.get(name, {})
 

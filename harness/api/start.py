@@ -11,7 +11,7 @@ from ..core.spec import START_MODEL, START_SFT, STARTS, RunSpec
 from .contracts import Suite
 
 
-def start_of(asked: str | None, model: str | None) -> str:
+def start_of(start: str | None, model: str | None) -> str:
     """Return the start of a run: as asked, or by the model.
 
     Args:
@@ -25,11 +25,11 @@ def start_of(asked: str | None, model: str | None) -> str:
     Raises:
         UsageError: `asked` is neither of them.
     """
-    if asked is None:
+    if start is None:
         return START_MODEL if model and has_chat_template(model) else START_SFT
-    if asked not in STARTS:
-        raise UsageError(f"--start {asked}: expected model or sft.")
-    return asked
+    if start not in STARTS:
+        raise UsageError(f"--start {start}: expected model or sft.")
+    return start
 
 
 def has_chat_template(model: str | Path) -> bool:

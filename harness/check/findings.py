@@ -18,7 +18,7 @@ class Finding:
 
     proof: str
     status: str
-    told: str
+    detail: str
 
 
 @dataclass
@@ -47,7 +47,7 @@ def report(name: str, findings: list[Finding]) -> str:
         if failed
         else f"{len(findings)} proofs, none failed"
     )
-    rows = [f"| {f.proof} | {f.status} | {f.told.replace('|', '/')} |" for f in findings]
+    rows = [f"| {f.proof} | {f.status} | {f.detail.replace('|', '/')} |" for f in findings]
     return (
         "\n".join(
             [

@@ -139,18 +139,18 @@ def _gold_imports(cls: Any) -> set[str]:
     file = getattr(sys.modules[cls.__module__], "__file__", None)
     if not file:
         return set()
-    found = set()
+    barred = set()
     for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level:
             names = [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
-        found |= {n for n in names if any(n == b or n.startswith(f"{b}.") for b in BARRED)}
-    return found
+        barred |= {n for n in names if any(n == b or n.startswith(f"{b}.") for b in BARRED)}
+    return barred
 
 
 def serving(cls: type[Method], registry: Registry, settings: tuple[str, ...] = ()) -> list[str]:
     """Return the names of suites with an embedded base model that provide what a method needs."""
-    found = []
+    names = []
     for name, suite_cls in sorted(registry.classes["suites"].items(), reverse=True):
         try:
             spec = resolve(Request(cls.name, name, settings, fixed={"quick": True}), registry)
@@ -165,10 +165,10 @@ def serving(cls: type[Method], registry: Registry, settings: tuple[str, ...] = (
             gives |= {"labels"} if labels else set()
             gives |= {"verifier"} if suite.make_verifier() is not None else set()
             if built.method.required() <= gives and not getattr(suite_cls, "enumerable", False):
-                found.append(name)
+                names.append(name)
         except HarnessError:
             continue
-    return found
+    return names
 
 
 def _full(
@@ -189,9 +189,13 @@ def _full(
 def _beats_start(name: str, suite: str, registry: Registry, options: Options) -> str:
     result = _full(name, suite, registry, options)
     win, seconds = result["evaluation"]["win_rate"], result["cost"]["method"]["seconds"]
-    told = f"win-rate {win['mean']:.3f} [{win['low']:.3f}, {win['high']:.3f}] on {win['n']} prompts"
-    assert win["low"] > 0.5, f"{told}: not shown to be above one half"
-    return f"{told}, KL {result['evaluation']['kl']['mean']:.2f} nats, {seconds:.0f} s of its own"
+    win_text = (
+        f"win-rate {win['mean']:.3f} [{win['low']:.3f}, {win['high']:.3f}] on {win['n']} prompts"
+    )
+    assert win["low"] > 0.5, f"{win_text}: not shown to be above one half"
+    return (
+        f"{win_text}, KL {result['evaluation']['kl']['mean']:.2f} nats, {seconds:.0f} s of its own"
+    )
 
 
 def _reaches_optimum(
@@ -199,11 +203,11 @@ def _reaches_optimum(
 ) -> Iterator[Finding]:
     """Compare with the optimum that the method states, on a suite that can list its completions."""
     if cls.optimum is Method.optimum:
-        told = (
+        reason = (
             "it does not say what it converges to: define `optimum` (docs/plugins.md, State your"
             " optimum)"
         )
-        yield Finding("reaches its optimum", SKIPPED, told)
+        yield Finding("reaches its optimum", SKIPPED, reason)
         return
     for suite in sorted(
         n for n, c in registry.classes["suites"].items() if getattr(c, "enumerable", False)
@@ -221,21 +225,21 @@ def _near(name: str, suite: str, registry: Registry, options: Options) -> str:
     if distance is None and "optimum_win_rate" in figures:
         return _answers_like_optimum(result["evaluation"], figures)
     assert distance is not None, "the suite reports no distance to it"
-    told = (
+    measured = (
         f"total variation {distance:.4f} after {steps} optimiser steps, from"
         f" {figures['start_tv']:.3f} at the start"
     )
     assert distance < NEAR, (
-        f"{told}; below {NEAR} was expected. Either the optimum it states is another, or training"
+        f"{measured}; below {NEAR} was expected. Either the stated optimum is wrong, or training"
         " was too short or too coarse: try --optimum-set steps=..., batch_size=...,"
         " learning_rate=..."
     )
-    return told
+    return measured
 
 
 def _answers_like_optimum(evaluation: dict[str, Any], figures: dict[str, float]) -> str:
     """Compare the answers of a policy without log-probabilities with those of its optimum."""
-    told = []
+    distances = []
     for name, label, of_optimum in (
         ("gold", "reward", "optimum_reward"),
         ("win_rate", "win-rate", "optimum_win_rate"),
@@ -248,5 +252,5 @@ def _answers_like_optimum(evaluation: dict[str, Any], figures: dict[str, float])
         assert abs(seen["mean"] - due) <= seen["high"] - seen["low"], (
             f"{text}: more than two half-widths off"
         )
-        told.append(text)
-    return "it has no probabilities of its own; " + ", ".join(told)
+        distances.append(text)
+    return "it has no probabilities of its own; " + ", ".join(distances)

@@ -35,8 +35,8 @@ def neighbours(thing: Any) -> list[Any]:
         return [thing.gi_frame]
     if isinstance(thing, dict) and "__builtins__" in thing:  # a module's namespace
         return []
-    found = [getattr(thing, "__wrapped__", None)] if callable(thing) else []
-    return found + [
+    objects = [getattr(thing, "__wrapped__", None)] if callable(thing) else []
+    return objects + [
         r for r in gc.get_referents(thing) if not isinstance(r, dict) or "__builtins__" not in r
     ]
 
@@ -46,15 +46,15 @@ def reachable(*roots: Any, test_ids: Collection[str] = ()) -> tuple[list[str], i
     objects visited.
     """
     seen: dict[int, Any] = {}
-    queue, found = list(roots), set()
+    queue, names = list(roots), set()
     while queue:
         thing = queue.pop()
         if id(thing) in seen:
             continue
         seen[id(thing)] = thing
         if isinstance(thing, (Judge, Labeller, Suite)):
-            found.add(f"{type(thing).__module__}.{type(thing).__name__}")
+            names.add(f"{type(thing).__module__}.{type(thing).__name__}")
         if isinstance(thing, Prompt) and thing.id in test_ids:
-            found.add(f"prompt {thing.id}")
+            names.add(f"prompt {thing.id}")
         queue.extend(neighbours(thing))
-    return sorted(found), len(seen)
+    return sorted(names), len(seen)

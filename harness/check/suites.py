@@ -96,14 +96,14 @@ def _survives(spec: RunSpec, registry: Registry) -> str:
     unknown = tokens.tokenizer.unk_token_id
     for demo in demos:
         ids = tokens.completion_ids(demo.prompt.text, demo.completion)
-        told, read = completion_text(demo.completion), tokens.decode(ids)
+        text, read = completion_text(demo.completion), tokens.decode(ids)
         assert unknown is None or unknown not in [*tokens.prompt_ids(demo.prompt.text), *ids], (
             f"the tokenizer does not know a word of {prompt_text(demo.prompt.text)[-60:]!r} or of"
-            f" {told[:60]!r}"
+            f" {text[:60]!r}"
         )
         calls = not isinstance(demo.completion, str) and demo.completion[0].get("tool_calls")
-        assert calls or "".join(told.split()) in "".join(read.split()), (
-            f"{told[:60]!r} is read back as {read[:60]!r}"
+        assert calls or "".join(text.split()) in "".join(read.split()), (
+            f"{text[:60]!r} is read back as {read[:60]!r}"
         )
     posed = "by the chat template" if tokens.conversation(demos[0].prompt.text) else "as plain text"
     return f"{len(demos)} demonstrations, posed {posed}, are read back as they were written"
@@ -137,10 +137,10 @@ def _verifier_bounded(spec: RunSpec, registry: Registry) -> str:
     prompt = suite.prompts("validation")[0]
     began = time.perf_counter()
     for text in HOSTILE:
-        asked = ([prompt], [text], [prompt.answer], [True])
-        verdict = verifier.verify(*asked)
+        case = ([prompt], [text], [prompt.answer], [True])
+        verdict = verifier.verify(*case)
         assert verdict[0] is None or math.isfinite(verdict[0]), f"{text[:20]!r} gets {verdict}"
-        assert verdict == verifier.verify(*asked), (
+        assert verdict == verifier.verify(*case), (
             f"{text[:20]!r} is scored differently the second time"
         )
     seconds = time.perf_counter() - began
@@ -178,22 +178,24 @@ def _labels(spec: RunSpec, registry: Registry) -> str:
     judge.prepare(suite, None)
     labeller.prepare(suite, judge)
     demos = suite.demonstrations("validation")[:200]
-    agreed, asked = 0, 0
+    agreed, pairs = 0, 0
     for one, other in zip(demos, demos[1:], strict=False):
         texts = [completion_text(one.completion), completion_text(other.completion)]
-        said = [_say(labeller, one.prompt, texts) for _ in range(2)]
-        assert said[0] == said[1], "the same question with the same seed is answered differently"
-        for c in said[0]:
+        labels = [_say(labeller, one.prompt, texts) for _ in range(2)]
+        assert labels[0] == labels[1], (
+            "the same question with the same seed is answered differently"
+        )
+        for c in labels[0]:
             assert {c.first, c.second} == {
                 0,
                 1,
             } and 0 <= c.p <= 1, f"{c} is no opinion on completions 0 and 1"
             gold = judge.score([one.prompt] * 2, texts)
-            asked, agreed = asked + 1, agreed + ((c.p > 0.5) == (gold[c.first] > gold[c.second]))
-    assert asked, "it has no opinion on any pair"
-    told = f"prefers what the judge scores higher in {agreed / asked:.0%} of {asked} pairs"
-    assert agreed / asked > 0.5, f"{told}: no better than a coin"
-    return told
+            pairs, agreed = pairs + 1, agreed + ((c.p > 0.5) == (gold[c.first] > gold[c.second]))
+    assert pairs, "it has no opinion on any pair"
+    agreement = f"prefers what the judge scores higher in {agreed / pairs:.0%} of {pairs} pairs"
+    assert agreed / pairs > 0.5, f"{agreement}: no better than a coin"
+    return agreement
 
 
 def _say(labeller: Any, prompt: Prompt, texts: list[str]) -> Any:

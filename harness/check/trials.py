@@ -26,7 +26,7 @@ from ..core.artifacts import Artifacts
 from ..core.data import Budget
 from ..core.distributed import ALONE
 from ..core.execution import SETTINGS
-from ..core.global_state import Told
+from ..core.global_state import Reported
 from ..core.save_schedule import SaveInterval
 from ..experiments.observers import Observers
 from ..experiments.prepare import RunOptions, open_stage_runtime, prepare
@@ -106,7 +106,7 @@ class Trials:
             self.spec, participants(self.spec, registry), registry.files, self.stage_runtime
         )
         self._runs = 0
-        Told.settings.pop(f"The method {name}", None)  # of other trials in this process
+        Reported.settings.pop(f"The method {name}", None)  # of other trials in this process
 
     def close(self) -> None:
         """Close what was started for the method."""
@@ -266,8 +266,8 @@ class Trials:
         _, gap = self._within("layout doubled", "the padded layout in double precision", EXACT)
         with _plain(self.method_inputs.start):
             other = self.train()
-        told = self._same("layout", other.rows, "the padded layout")
-        return f"{told}; in double precision gradients by {gap:.0e}"
+        difference = self._same("layout", other.rows, "the padded layout")
+        return f"{difference}; in double precision gradients by {gap:.0e}"
 
     def two_processes(self, together: Rows) -> str:
         """Compare with a training in two processes."""
@@ -293,12 +293,12 @@ class Trials:
         pairs = zip(self.whole.rows, rows, strict=True)
         steps = [own | {n: row[n] for n in STEP if n in row} for own, row in pairs]
         gap = self._same_numbers(steps, "log-probabilities computed instead of looked up")
-        told = "start checkpoint, reference and reward models are as they were read; without"
-        return f"{told} look-ups losses and gradient norms differ by at most {gap:.0e}"
+        summary = "start checkpoint, reference and reward models are as they were read; without"
+        return f"{summary} look-ups losses and gradient norms differ by at most {gap:.0e}"
 
     def leaves_the_process(self) -> str:
         """Look at what was put back after the trainings so far."""
-        changed = Told.settings.get(f"The method {self.spec.method}", [])
+        changed = Reported.settings.get(f"The method {self.spec.method}", [])
         assert not changed, f"it changes {', '.join(changed)}; a run puts that back"
         return (
             "threads, dtypes, seeds, working directory, environment and signal handlers are as they"
@@ -315,11 +315,11 @@ class Trials:
         )
         apart = {p.id for p in suite.prompts("test")} - {p.id for p in suite.prompts("train")}
         del built, suite
-        found, looked_at = reachable(
+        names, looked_at = reachable(
             Lab(method, self.method_inputs, self.stage_runtime.runtime(meter, 0), loop),
             test_ids=apart,
         )
-        assert not found, f"reachable from the lab: {', '.join(found)}"
+        assert not names, f"reachable from the lab: {', '.join(names)}"
         return (
             f"no suite, judge, labeller or test prompt among {looked_at} objects reachable from"
             " the lab"
@@ -448,10 +448,10 @@ class Varying(Trainer):
         loss = sum(self._accumulate(term, self.micro_batch_tokens)["loss"] for term in terms)
         self.micro_batch_tokens = limit
         parameters = [p for module in self.modules.values() for p in module.parameters()]
-        found = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         for p in parameters:
             p.grad = None
-        return loss, found
+        return loss, gradient
 
 
 def _silent(message: str) -> None:
@@ -490,15 +490,15 @@ def _widening(tokens: Tokens) -> Tokens:
 
     class Widening(Tokens):
         def prompt_batch(self, prompts: Any, device: Any = "cpu") -> PromptBatch:
-            made = super().prompt_batch(prompts, device)
+            widened = super().prompt_batch(prompts, device)
             return PromptBatch(
-                made.prompts, pad(made.ids, (3, 0), value=self.pad), pad(made.mask, (3, 0))
+                widened.prompts, pad(widened.ids, (3, 0), value=self.pad), pad(widened.mask, (3, 0))
             )
 
         def batch(self, *args: Any, **more: Any) -> Batch:
-            made = super().batch(*args, **more)
-            columns = {name: pad(column, (0, 2)) for name, column in made.columns.items()}
-            return Batch(made.prompts, columns, made.temperature)
+            widened = super().batch(*args, **more)
+            columns = {name: pad(column, (0, 2)) for name, column in widened.columns.items()}
+            return Batch(widened.prompts, columns, widened.temperature)
 
     widened = copy.copy(tokens)
     widened.__class__ = Widening

@@ -29,7 +29,7 @@ def together(
     """
     with tempfile.TemporaryDirectory(dir=options.results) as folder:
         out = Path(folder) / "rows.json"
-        asked = {
+        task = {
             "cases": list(cases),
             "files": registry.files,
             "settings": options.settings,
@@ -45,7 +45,7 @@ def together(
             "2",
         ]
         done = subprocess.run(
-            [*launcher, "-m", "harness.check.two_processes", json.dumps(asked)],
+            [*launcher, "-m", "harness.check.two_processes", json.dumps(task)],
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -54,8 +54,8 @@ def together(
             line for line in done.stderr.splitlines() if "Error" in line
         ] or done.stderr.splitlines()[-1:]
         assert done.returncode == 0, f"two processes failed: {' / '.join(lines[:2])}"
-        found: dict[str, Rows] = json.loads(out.read_text(encoding="utf-8"))
-        return found
+        rows: dict[str, Rows] = json.loads(out.read_text(encoding="utf-8"))
+        return rows
 
 
 def main() -> None:
@@ -63,20 +63,20 @@ def main() -> None:
     from ..core.distributed import leave_process_group
     from .trials import FEW_TOKENS, Trials
 
-    asked = json.loads(sys.argv[1])
+    task = json.loads(sys.argv[1])
     registry = installed()
-    for file in asked["files"]:
+    for file in task["files"]:
         load_file(registry, file)
-    options = Options(settings=tuple(asked["settings"]), results=Path(asked["results"]))
-    found = {}
-    for method, suite in asked["cases"]:
+    options = Options(settings=tuple(task["settings"]), results=Path(task["results"]))
+    rows = {}
+    for method, suite in task["cases"]:
         bench = Trials(method, suite, registry, replace(options, suite=suite))
-        found[method] = bench.train(
+        rows[method] = bench.train(
             distributed=bench.distributed, micro_batch_tokens=FEW_TOKENS
         ).rows  # both have work
         bench.close()
     if is_main():
-        write_json(Path(asked["out"]), found)
+        write_json(Path(task["out"]), rows)
     leave_process_group()
 
 

@@ -67,12 +67,12 @@ def verifier_proofs(name: str, registry: Registry, options: Options) -> Iterator
     """Yield the findings on a verifier: with the options of `--set`, or as a suite uses it."""
     verifier: Verifier | None = None
 
-    def made() -> str:
+    def declared() -> str:
         nonlocal verifier
-        verifier = _made(name, registry, options)
+        verifier = _build(name, registry, options)
         return _declares(verifier)
 
-    yield attempt("declares itself", made)
+    yield attempt("declares itself", declared)
     if verifier is None:
         return
     try:
@@ -95,7 +95,7 @@ def verifier_proofs(name: str, registry: Registry, options: Options) -> Iterator
         verifier.close()
 
 
-def _made(name: str, registry: Registry, options: Options) -> Verifier:
+def _build(name: str, registry: Registry, options: Options) -> Verifier:
     if options.suite:
         spec = resolve(Request("sft", options.suite, fixed={"quick": True}), registry)
         verifier = participants(spec, registry).suite.make_verifier()
@@ -134,8 +134,8 @@ def _demonstrations(name: str, registry: Registry) -> Cases:
 def _hostile(right: Cases) -> Cases:
     """Return the hostile answers, each to a prompt and gold answer of the right ones in turn."""
     rows = list(zip(right.prompts, right.golds, strict=True)) or [(Prompt("check", "check"), None)]
-    asked = [rows[i % len(rows)] for i in range(len(HOSTILE))]
-    return Cases([prompt for prompt, _ in asked], list(HOSTILE), [gold for _, gold in asked])
+    cases = [rows[i % len(rows)] for i in range(len(HOSTILE))]
+    return Cases([prompt for prompt, _ in cases], list(HOSTILE), [gold for _, gold in cases])
 
 
 def _right(verifier: Verifier, right: Cases, where: str) -> str:

@@ -24,7 +24,7 @@ from ..core.errors import HarnessError, UsageError
 from ..core.files import is_full
 from ..core.interrupts import Terminated, asked_for, watch_signals
 from ..core.progress import process_age
-from ..core.records import Told
+from ..core.records import DamagedFiles
 from ..core.save_schedule import parse_interval
 from ..core.secrets import redact_streams
 from ..core.spec import SAVED_DTYPES, SAVED_KINDS, STARTS, WEIGHTS
@@ -466,7 +466,7 @@ def main() -> None:
     if process_count() > 1:
         end_with_parent()
     redact_streams()
-    Told.paths.clear()
+    DamagedFiles.paths.clear()
     try:
         status = cli.main(standalone_mode=False, obj=time.perf_counter() - process_age())
     except click.ClickException as error:
@@ -480,7 +480,7 @@ def main() -> None:
         _end(error)
     else:
         leave_process_group()
-        sys.exit((status if isinstance(status, int) else 0) or int(bool(Told.paths)))
+        sys.exit((status if isinstance(status, int) else 0) or int(bool(DamagedFiles.paths)))
 
 
 def _end(error: BaseException) -> None:
@@ -494,10 +494,10 @@ def _end(error: BaseException) -> None:
         file = getattr(cause, "filename", None) or "a file"
         again = "Free some space, and run the same command again."
         _fail(f"No space for {file}: {cause}. {again}", 1)
-    told = blamed(cause, installed(), "The command")
+    failure = blamed(cause, installed(), "The command")
     if isinstance(cause, Exception) and not foreign(cause, installed()):
         raise cause
-    _fail(f"{told} ({place_of(cause, installed())}).", 1)
+    _fail(f"{failure} ({place_of(cause, installed())}).", 1)
 
 
 def _fail(message: str, code: int) -> None:

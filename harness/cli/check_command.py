@@ -61,7 +61,7 @@ def check(registry: Registry, name: str, quick: bool, output: Path | None, **cho
         for finding in proofs(kind, plain, registry, options):
             findings.append(finding)
             colour = "red" if finding.status == FAILED else None
-            echo(f"{finding.status:<8} {finding.proof:<32} {finding.told}", fg=colour)
+            echo(f"{finding.status:<8} {finding.proof:<32} {finding.detail}", fg=colour)
             if output is not None:
                 write_output(output, report(name, findings))
     return int(any(f.status == FAILED for f in findings))

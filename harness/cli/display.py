@@ -303,7 +303,7 @@ def describe(kind: str, cls: type, registry: Registry, request: ShowRequest) -> 
         settings = request.settings_of(name, cls, registry) if kind == "methods" else {}
         lines += ["", *_option_lines(cls, settings, f"method {name}")]
     if kind == "methods":
-        lines += ["", *real_models.told(name)]
+        lines += ["", *real_models.settings_lines(name)]
     if kind == "suites":
         lines += _stage_lines(cls)
     return "\n".join(lines).rstrip() + "\n"
@@ -316,7 +316,7 @@ def describe_stage(name: str, registry: Registry, request: ShowRequest) -> str:
     cls, key = STAGES[name], f"stage.{name}"
     lines = [f"{name} (stage), set with --stage-set {name}.OPTION=VALUE", about(cls), ""]
     lines += _option_lines(cls, request.settings_of(key, cls, registry), key)
-    return "\n".join([*lines, "", *real_models.told(key)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *real_models.settings_lines(key)]).rstrip() + "\n"
 
 
 def _option_lines(

@@ -264,10 +264,10 @@ def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **how:
 
     RUN is a run folder. Exit code 0: reproduced; 1: something differs.
     """
-    from ..experiments.reproduce import Asked, read_run, summary
+    from ..experiments.reproduce import ReproduceOptions, read_run, summary
     from ..experiments.reproduce import reproduce as made_again
 
-    verdict = made_again(read_run(folder, data_folder), registry, Asked(**how), echo)
+    verdict = made_again(read_run(folder, data_folder), registry, ReproduceOptions(**how), echo)
     echo(summary(verdict, how["into"]))
     return int(not verdict.reproduced)
 

@@ -115,8 +115,8 @@ def completion_text(completion: Text) -> str:
 def message_text(message: Message) -> str:
     """Return what a message says: its content, then each of its tool calls as JSON."""
     content, calls = message.get("content") or "", message.get("tool_calls") or ()
-    said = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-    lines = [said] * bool(said)
+    spoken = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    lines = [spoken] * bool(spoken)
     return "\n".join(lines + [json.dumps(c, sort_keys=True, ensure_ascii=False) for c in calls])
 
 

@@ -112,17 +112,17 @@ class DataReport:
 
     def warnings(self) -> list[str]:
         """Return what a user should look at, each with the option that mends it."""
-        found = [_overlap_line(overlap) for overlap in self.overlaps]
-        found += [self.unused] if self.unused else []
+        lines = [_overlap_line(overlap) for overlap in self.overlaps]
+        lines += [self.unused] if self.unused else []
         cuts = (self.measured.prompts, self.measured.completions) if self.measured else ()
         many = [cut for cut in cuts if cut.share > TOO_MANY_CUT and not self.lowered]
-        found += map(_cut_warning, many)
+        lines += map(_cut_warning, many)
         if self.measured and self.measured.unknown > TOO_MANY_UNKNOWN:
-            found.append(
+            lines.append(
                 f"{self.measured.unknown:.0%} of the tokens are the tokenizer's unknown token: the"
                 " rows hold words that it does not know. Use a model whose tokenizer knows them."
             )
-        return list(map(one_line, found))
+        return list(map(one_line, lines))
 
     def record(self) -> dict[str, Any]:
         """Return the report as it is recorded: JSON-able, and without the text of any prompt."""
@@ -175,8 +175,8 @@ def recorded(values: Mapping[str, Any]) -> DataReport:
 
 def _measured(values: Mapping[str, Any]) -> Measured:
     cuts = ("prompts", "completions", "judged_prompts", "judged_completions")
-    found = {name: Cut(**values[name]) for name in cuts if values.get(name)}
-    return Measured(**{**values, **found})
+    measured = {name: Cut(**values[name]) for name in cuts if values.get(name)}
+    return Measured(**{**values, **measured})
 
 
 def brief(values: Mapping[str, Any]) -> str:

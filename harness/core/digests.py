@@ -42,15 +42,15 @@ def _imported(name: str) -> list[str]:
     if top == "harness":  # the core has a digest of its own
         return []
     package = sys.modules[name].__package__ or ""
-    found: list[str] = []
+    names: list[str] = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            told = "." * node.level + (node.module or "")
-            base = importlib.util.resolve_name(told, package)
-            found += [str(base), *(f"{base}.{alias.name}" for alias in node.names)]
-    files = {other: getattr(sys.modules.get(other), "__file__", None) for other in found}
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, package)
+            names += [str(base), *(f"{base}.{alias.name}" for alias in node.names)]
+    files = {other: getattr(sys.modules.get(other), "__file__", None) for other in names}
     return [
         o
         for o, f in files.items()

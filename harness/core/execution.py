@@ -33,11 +33,11 @@ def from_record(recorded: Mapping[str, Any]) -> Execution:
     return Execution(**{name: recorded[name] for name in SETTINGS if name in recorded})
 
 
-def differing(asked: Execution, used: Execution) -> dict[str, tuple[Any, Any]]:
+def differing(planned: Execution, used: Execution) -> dict[str, tuple[Any, Any]]:
     """Return the settings in which two differ: {name: (value asked for, value used)}.
 
     `auto` is any device, and `cuda:1` is the device `cuda`.
     """
-    a, b = asdict(asked), asdict(used)
+    a, b = asdict(planned), asdict(used)
     a["device"] = b["device"] if a["device"] == "auto" else a["device"].partition(":")[0]
     return {name: (a[name], b[name]) for name in SETTINGS if a[name] != b[name]}

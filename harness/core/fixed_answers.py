@@ -58,15 +58,15 @@ def fixed_answers(
     """
     files = answer_files(against)
     answers = _read(files[0]) if files else suite.references(split)
-    found = [_answer_to(prompt, answers) for prompt in prompts]
-    missing = [prompt.id for prompt, text in zip(prompts, found, strict=True) if text is None]
+    texts = [_answer_to(prompt, answers) for prompt in prompts]
+    missing = [prompt.id for prompt, text in zip(prompts, texts, strict=True) if text is None]
     if missing:
         raise UsageError(
             f"--against {against}: {len(missing)} of {len(prompts)} evaluation prompts have no"
             f" answer there, the first is {missing[0]}. Answers are found by prompt id or by the"
             " text of the prompt."
         )
-    return [text for text in found if text is not None]
+    return [text for text in texts if text is not None]
 
 
 def _answer_to(prompt: Prompt, answers: Mapping[str, str]) -> str | None:

@@ -49,11 +49,11 @@ class Setting:
     usual: Any = UNKNOWN
     numbers: bool = False
     loose: bool = False
-    told: bool = True
+    reported: bool = True
     stream: bool = False
 
 
-class Told:
+class Reported:
     """State that was restored in this process, by plugin, and the message about it."""
 
     warn: Callable[[str], None] = staticmethod(lambda text: print(text, file=sys.stderr))
@@ -135,12 +135,12 @@ def _restore(call: _Call, settings: list[Setting]) -> None:
         if setting.stream:
             _drawn[call.plugin, setting.name] = now
         setting.write(before)
-        if setting.told:
+        if setting.reported:
             changed.append(setting.name)
-    fresh = [name for name in changed if name not in Told.settings.get(call.plugin, ())]
+    fresh = [name for name in changed if name not in Reported.settings.get(call.plugin, ())]
     if fresh:
-        Told.settings.setdefault(call.plugin, []).extend(fresh)
-        Told.warn(f"{call.plugin} changed {', '.join(fresh)}: it was put back.")
+        Reported.settings.setdefault(call.plugin, []).extend(fresh)
+        Reported.warn(f"{call.plugin} changed {', '.join(fresh)}: it was put back.")
 
 
 def _same(before: Any, now: Any) -> bool:
@@ -288,12 +288,12 @@ def _torch_settings() -> list[Setting]:
     torch = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "set_flush_denormal"):
         return []
-    if "torch" not in _made:
-        _made["torch"] = _settings_of_torch(torch)
-    return _made["torch"]
+    if "torch" not in _settings_made:
+        _settings_made["torch"] = _settings_of_torch(torch)
+    return _settings_made["torch"]
 
 
-_made: dict[str, list[Setting]] = {}
+_settings_made: dict[str, list[Setting]] = {}
 
 
 def _settings_of_torch(torch: Any) -> list[Setting]:
@@ -375,5 +375,5 @@ def _of_draws(torch: Any) -> list[Setting]:
     return [
         Setting("the seed of torch", torch.initial_seed, write_seed),
         # libraries draw from them whenever they make a layer
-        Setting("the random numbers of torch", state, write, told=False, stream=True),
+        Setting("the random numbers of torch", state, write, reported=False, stream=True),
     ]

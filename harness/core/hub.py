@@ -56,12 +56,12 @@ def snapshot(name: str, revision: str = "") -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(
+        local = snapshot_download(
             name, repo_type="dataset", revision=revision or None, local_files_only=True
         )
     except (OSError, ValueError):  # not there, or not whole
         return None
-    return Path(found)
+    return Path(local)
 
 
 def endpoint() -> str:

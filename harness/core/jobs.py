@@ -46,13 +46,13 @@ class Resources:
 
     def __str__(self) -> str:
         """Return `2 nodes of 8 GPUs, 4 CPUs, 64 GiB, at most 120 min`, with what is asked for."""
-        told = [f"{self.gpus} GPU{'s' * (self.gpus > 1)}"] if self.gpus else []
-        told += [f"{self.cpus} CPU{'s' * (self.cpus > 1)}"] if self.cpus else []
-        told += [f"{self.memory:g} GiB"] if self.memory else []
-        told += [f"{self.processes} processes"] if self.processes > 1 else []
-        told += [f"at most {self.minutes} min"] if self.minutes else []
+        parts = [f"{self.gpus} GPU{'s' * (self.gpus > 1)}"] if self.gpus else []
+        parts += [f"{self.cpus} CPU{'s' * (self.cpus > 1)}"] if self.cpus else []
+        parts += [f"{self.memory:g} GiB"] if self.memory else []
+        parts += [f"{self.processes} processes"] if self.processes > 1 else []
+        parts += [f"at most {self.minutes} min"] if self.minutes else []
         nodes = [f"{self.nodes} nodes"] if self.nodes > 1 else []
-        return " of ".join([*nodes, *filter(None, [", ".join(told)])])
+        return " of ".join([*nodes, *filter(None, [", ".join(parts)])])
 
 
 @dataclass(frozen=True)

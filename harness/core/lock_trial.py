@@ -55,7 +55,7 @@ def require_locks(folder: Path, elsewhere: Callable[[Sequence[str]], int | None]
     return there is not None
 
 
-def _refuse(status: int, folder: Path, takers: str, said: str) -> None:
+def _refuse(status: int, folder: Path, takers: str, output: str) -> None:
     """Raise Refused for any exit status other than HELD."""
     if status == HELD:
         return
@@ -66,7 +66,7 @@ def _refuse(status: int, folder: Path, takers: str, said: str) -> None:
             f"Another machine of the cluster does not see {folder}. All machines need the results"
             " folder under the same path: name one on a shared file system with --results."
         )
-    more = (said.strip().splitlines() or [f"exit status {status}"])[-1]
+    more = (output.strip().splitlines() or [f"exit status {status}"])[-1]
     raise Refused(
         f"File locks could not be tried in {folder} by {takers}: {more}. The same Python"
         f" environment, {sys.executable}, is needed on all machines."

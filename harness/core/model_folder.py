@@ -130,12 +130,12 @@ def adapters_in(name: str | Path) -> list[AdapterFolder]:
     Raises:
         UsageError: As `adapter_in`, or the adapters name each other as their bases.
     """
-    found: list[AdapterFolder] = []
-    while (adapter := adapter_in(found[-1].base if found else name)) is not None:
-        if len(found) > 8:
+    adapters: list[AdapterFolder] = []
+    while (adapter := adapter_in(adapters[-1].base if adapters else name)) is not None:
+        if len(adapters) > 8:
             raise UsageError(f"The adapter {name} has no end of bases: they name each other.")
-        found.append(adapter)
-    return found
+        adapters.append(adapter)
+    return adapters
 
 
 def model_files(folder: Path) -> list[Path]:

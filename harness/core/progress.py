@@ -40,7 +40,9 @@ class WallClock:
     """
 
     def __init__(self, started: float | None = None, show: Show | None = None) -> None:
-        self.made: dict[str, float] = {}  # seconds of each artifact that this run made, by kind
+        self.artifact_seconds: dict[
+            str, float
+        ] = {}  # seconds of each artifact that this run made, by kind
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._parts = [OTHER]
         self._activities: list[str] = []
@@ -72,7 +74,9 @@ class WallClock:
         with self.part(CHECKPOINTS if kind == POLICY else STAGES):
             yield
         if kind != POLICY:
-            self.made[kind] = self.made.get(kind, 0.0) + time.perf_counter() - begun
+            self.artifact_seconds[kind] = (
+                self.artifact_seconds.get(kind, 0.0) + time.perf_counter() - begun
+            )
 
     @contextmanager
     def activity(self, part: str, name: str) -> Iterator[None]:

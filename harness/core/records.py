@@ -79,10 +79,10 @@ def read_object(path: Path, remedy: str, sealed: bool = False) -> dict[str, Any]
     Raises:
         Damaged: The file is missing, unreadable, no JSON object, or not what was sealed.
     """
-    found, whole = read_unchecked(path, remedy)
+    record, whole = read_unchecked(path, remedy)
     if not (whole if whole is not None else not sealed):
         raise Damaged(path, CHANGED, remedy)
-    return found
+    return record
 
 
 def read_unchecked(path: Path, remedy: str) -> tuple[dict[str, Any], bool | None]:
@@ -94,11 +94,11 @@ def read_unchecked(path: Path, remedy: str) -> tuple[dict[str, Any], bool | None
         Damaged: The file is missing, unreadable or no JSON object.
     """
     try:
-        found = parsed(read_bytes(path, remedy))
-        if not isinstance(found, dict):
+        record = parsed(read_bytes(path, remedy))
+        if not isinstance(record, dict):
             raise ValueError("not an object")
-        seal = found.pop(SEAL, None)
-        return found, None if seal is None else digest_of(found) == seal
+        seal = record.pop(SEAL, None)
+        return record, None if seal is None else digest_of(record) == seal
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
         raise Damaged(path, error, remedy) from error
 
@@ -111,7 +111,7 @@ def rows_of(content: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-class Told:
+class DamagedFiles:
     """The damaged files that this command has shown; each is shown once."""
 
     paths: set[Path] = set()
@@ -119,8 +119,8 @@ class Told:
 
 def show_damaged(error: Damaged) -> None:
     """Show on stderr that a file is damaged, and that the rest is shown without it."""
-    if error.path not in Told.paths:
-        Told.paths.add(error.path)
+    if error.path not in DamagedFiles.paths:
+        DamagedFiles.paths.add(error.path)
         print(f"harness: {error} The rest is shown without it.", file=sys.stderr, flush=True)
 
 

@@ -110,11 +110,11 @@ def checked_bytes(record: Mapping[str, Any], name: str) -> bytes:
 def read_beside(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return SPEC or PROVENANCE beside a record, which has its `folder`; raise Damaged."""
     folder = Path(record["folder"])
-    found = read_object(folder / name, rerun(folder), has_seal(record))
+    values = read_object(folder / name, rerun(folder), has_seal(record))
     for key in _OBJECTS[name]:
-        if not isinstance(found.get(key) or {}, dict):
+        if not isinstance(values.get(key) or {}, dict):
             raise Damaged(folder / name, f"{key} is not an object", rerun(folder))
-    return found
+    return values
 
 
 def has_seal(record: Mapping[str, Any]) -> bool:
@@ -267,8 +267,8 @@ def load_results(results: str | Path = "results") -> pd.DataFrame:
     import pandas as pd
 
     damaged: list[Damaged] = []
-    found = runs(Path(results), damaged)
-    rows = [{"folder": str(folder), **flatten(record)} for folder, record in found]
+    records = runs(Path(results), damaged)
+    rows = [{"folder": str(folder), **flatten(record)} for folder, record in records]
     for error in damaged:
         warnings.warn(str(error), stacklevel=2)
     return pd.DataFrame(rows)

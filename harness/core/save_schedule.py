@@ -38,14 +38,14 @@ def parse_interval(text: str) -> SaveInterval:
     word = text.strip().lower()
     if word in ("auto", "off"):
         return SaveInterval(off=word == "off")
-    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(s|steps?)?", word)
-    if found is None or (found[2] or "s") != "s" and not re.fullmatch(r"0*[1-9]\d*", found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(s|steps?)?", word)
+    if match is None or (match[2] or "s") != "s" and not re.fullmatch(r"0*[1-9]\d*", match[1]):
         raise UsageError(
             f"--checkpoint-every {text}: expected auto, off, seconds (60) or steps (50steps)."
         )
-    if (found[2] or "s") == "s":
-        return SaveInterval(seconds=float(found[1]))
-    return SaveInterval(steps=int(found[1]))
+    if (match[2] or "s") == "s":
+        return SaveInterval(seconds=float(match[1]))
+    return SaveInterval(steps=int(match[1]))
 
 
 @dataclass

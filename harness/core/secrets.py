@@ -62,12 +62,12 @@ def read_secret(variable: str, purpose: str) -> str:
 
 def secrets_of(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return every known secret as {value: name of its variable}, longest first."""
-    found = dict(_read)
+    names = dict(_read)
     for name, value in (os.environ if environment is None else environment).items():
         if NAMES.search(name):
-            found.setdefault(value, name)
+            names.setdefault(value, name)
     wanted = {}
-    for value, name in found.items():
+    for value, name in names.items():
         for form in (value, value.strip()):
             if len(form) >= SHORTEST and not form.startswith(("/", "./", "~")):
                 wanted[form] = name

@@ -31,8 +31,8 @@ def messages_of(transcript: str) -> list[Message]:
     """
     pieces = _TURN.split(transcript)[1:]
     messages: list[Message] = []
-    for speaker, said in zip(pieces[::2], pieces[1::2], strict=True):
-        role, content = _ROLES[speaker], said.strip()
+    for speaker, text in zip(pieces[::2], pieces[1::2], strict=True):
+        role, content = _ROLES[speaker], text.strip()
         if messages and messages[-1]["role"] == role:
             messages[-1]["content"] += "\n\n" + content
         else:

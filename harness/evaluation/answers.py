@@ -118,8 +118,8 @@ def _answered(policy: Policy, posed: Any, sampler: Sampler, prompts: list[Prompt
         raise HarnessError(
             f"a policy's answers have shape ({len(prompts)}, 1, T), not {batch.shape}"
         )
-    asked = replace(batch.prompts, prompts=prompts)
-    return Batch(asked, batch.columns, batch.temperature, batch.written)
+    part = replace(batch.prompts, prompts=prompts)
+    return Batch(part, batch.columns, batch.temperature, batch.written)
 
 
 def evaluation_sampler(runtime: Runtime, sampling: Sampling, *purpose: object) -> Sampler:
@@ -151,13 +151,13 @@ def stopped(batch: Batch, tokens: Tokens, stop: Sequence[str]) -> tuple[Batch, l
         return batch, texts
     mask, ended = batch["mask"].clone(), batch["ended"].clone()
     for i, text in enumerate(texts):
-        found = [place for place in (text.find(mark) for mark in stop) if place >= 0]
-        if not found:
+        places = [place for place in (text.find(mark) for mark in stop) if place >= 0]
+        if not places:
             continue
         ids = batch["completion_ids"][i, 0].tolist()
-        kept = _tokens_of(tokens, ids, int(mask[i, 0].sum()), min(found))
+        kept = _tokens_of(tokens, ids, int(mask[i, 0].sum()), min(places))
         mask[i, 0, kept:], ended[i, 0] = 0.0, True
-        texts[i] = text[: min(found)]
+        texts[i] = text[: min(places)]
     cut = batch.with_columns(mask=mask, ended=ended)
     if batch.written is not None:
         cut.written = [[text] for text in texts]

@@ -63,12 +63,16 @@ def judge_answers(
             with waiting_for(f"the judge {judge.name}"), put_back(f"The judge {judge.name}"):
                 gold, base = (judge.scores_of(prompts, side) for side in (ours, theirs))
         if gold is not None and base is not None and not _compares(judge):
-            found = [PairVerdict(p) for p in preferences(gold, base)]
+            verdicts = [PairVerdict(p) for p in preferences(gold, base)]
         else:
             log = VerdictLog(folder, judge) if judge.costly else None
-            asked = _asked(judge, prompts, ours, theirs, log) if distributed.main else []
-            found = distributed.broadcast_from_main(asked) if judge.costly else asked
-    wins = [verdict.p for verdict in found]
+            own_verdicts = (
+                _verdicts_of_rest(judge, prompts, ours, theirs, log) if distributed.main else []
+            )
+            verdicts = (
+                distributed.broadcast_from_main(own_verdicts) if judge.costly else own_verdicts
+            )
+    wins = [verdict.p for verdict in verdicts]
     if all(math.isnan(p) for p in wins):
         raise HarnessError(
             f"The judge {judge.name} gave no verdict on any of {len(wins)} prompts, so there is no"
@@ -76,7 +80,7 @@ def judge_answers(
             " harness evaluate RUN --judge NAME."
         )
     figures = {"name": judge.name, **_options(judge), **_quality(judge)}
-    notes = [verdict.note for verdict in found]
+    notes = [verdict.note for verdict in verdicts]
     return Judged(wins, gold, base, notes, figures | verdict_figures(wins, notes))
 
 
@@ -92,11 +96,11 @@ def _options(judge: Judge) -> dict[str, Any]:
 
 
 def _quality(judge: Judge) -> dict[str, Any]:
-    found = judge.agreement()
-    return {"held_out": found} if found else {}
+    agreement = judge.agreement()
+    return {"held_out": agreement} if agreement else {}
 
 
-def _asked(
+def _verdicts_of_rest(
     judge: Judge,
     prompts: Sequence[Prompt],
     ours: Sequence[Answer],
@@ -110,11 +114,11 @@ def _asked(
     for rows in _chunks(open_rows, CHUNK if log else len(open_rows) or 1):
         a, b = ([side[i] for i in rows] for side in (ours, theirs))
         with waiting_for(f"the judge {judge.name}"), put_back(f"The judge {judge.name}"):
-            found = judge.verdicts([prompts[i] for i in rows], a, b)
-        check_verdicts(judge, found, len(rows))
-        known.update(zip((keys[i] for i in rows), found, strict=True))
+            verdicts = judge.verdicts([prompts[i] for i in rows], a, b)
+        check_verdicts(judge, verdicts, len(rows))
+        known.update(zip((keys[i] for i in rows), verdicts, strict=True))
         if log:
-            log.add([(keys[i], verdict) for i, verdict in zip(rows, found, strict=True)])
+            log.add([(keys[i], verdict) for i, verdict in zip(rows, verdicts, strict=True)])
     return [known[key] for key in keys]
 
 
@@ -149,14 +153,14 @@ class VerdictLog:
         """Return the verdicts so far. A pair without a verdict is asked about again."""
         if not self.file.exists():
             return {}
-        found = {}
+        verdicts = {}
         for line in self.file.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
-                found[row["pair"]] = PairVerdict(float(row["p"]), row["note"])
+                verdicts[row["pair"]] = PairVerdict(float(row["p"]), row["note"])
             except (ValueError, KeyError, TypeError):
                 continue
-        return found
+        return verdicts
 
     def add(self, verdicts: Sequence[tuple[str, PairVerdict]]) -> None:
         """Append verdicts, and wait until they are on disk."""

@@ -35,8 +35,8 @@ def sampled_kl(
     def compute(part: Batch) -> tuple[Tensor, Tensor]:
         return _ratios(policy, reference, part)
 
-    def keep(rows: list[int], part: Batch, found: tuple[Tensor, Tensor]) -> None:
-        exact[rows], plain[rows] = (values.sum((1, 2)) for values in found)
+    def keep(rows: list[int], part: Batch, estimates: tuple[Tensor, Tensor]) -> None:
+        exact[rows], plain[rows] = (values.sum((1, 2)) for values in estimates)
 
     limit, distributed = runtime.micro_batch_tokens, runtime.distributed
     each_part(batch, limit, compute, keep, count, distributed, runtime.sizes)
@@ -64,13 +64,13 @@ def _ratios(policy: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tens
 
 def expectations(p_told: Predictions, q_told: Predictions, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return (M,) expectations of log(p / q) over the next token, and (M,) its values at `ids`."""
-    found: list[tuple[Tensor, Tensor]] = []
+    estimates: list[tuple[Tensor, Tensor]] = []
     for part in p_told.parts():
-        p, q = (told.logits(part).log_softmax(-1) for told in (p_told, q_told))
+        p, q = (predictions.logits(part).log_softmax(-1) for predictions in (p_told, q_told))
         ratio = p - q
         mean = torch.where(p > -torch.inf, p.exp() * ratio, 0.0).sum(-1)
-        found.append((mean, ratio.gather(-1, ids[part, None])[:, 0]))
-    exact, plain = (torch.cat(column) for column in zip(*found, strict=True))
+        estimates.append((mean, ratio.gather(-1, ids[part, None])[:, 0]))
+    exact, plain = (torch.cat(column) for column in zip(*estimates, strict=True))
     return exact, plain
 
 

@@ -37,19 +37,19 @@ def carry_out(
     """
     with tempfile.TemporaryDirectory(prefix="harness-carry-out-") as folder:
         file = Path(folder) / "asked.json"
-        asked = {
+        task = {
             "spec": dataclasses.asdict(spec),
             "files": list(registry.files),
             "results": str(results.resolve()),
             "plan": {part: dataclasses.asdict(one) for part, one in plan.items()},
         }
-        write_json(file, asked)
+        write_json(file, task)
         command = [sys.executable, *LAUNCHER, str(processes), "-m", __name__, str(file)]
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("harness: ")]
-        told = (lines or done.stderr.strip().splitlines()[-1:] or ["no message"])[0]
-        raise HarnessError(f"{processes} processes failed: {told.removeprefix('harness: ')}")
+        reason = (lines or done.stderr.strip().splitlines()[-1:] or ["no message"])[0]
+        raise HarnessError(f"{processes} processes failed: {reason.removeprefix('harness: ')}")
 
 
 def main() -> None:
@@ -57,14 +57,14 @@ def main() -> None:
     from .prepare import RunOptions
     from .run import execute
 
-    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     registry = installed()
-    for path in asked["files"]:
+    for path in task["files"]:
         load_file(registry, path)
-    plan = {part: Execution(**one) for part, one in asked["plan"].items()}
-    settings = RunOptions(Path(asked["results"]), warn=lambda line: None, plan=plan)
+    plan = {part: Execution(**one) for part, one in task["plan"].items()}
+    settings = RunOptions(Path(task["results"]), warn=lambda line: None, plan=plan)
     try:
-        execute(spec_from(asked["spec"]), registry, settings)
+        execute(spec_from(task["spec"]), registry, settings)
     except HarnessError as error:
         sys.exit(f"harness: {error}")
     finally:

@@ -89,13 +89,13 @@ def delete(results: Path, items: Iterable[Item]) -> None:
 
 def size_of(paths: Iterable[Path]) -> int:
     """Return the bytes of all files below some folders; a file with several links counts once."""
-    found: dict[tuple[int, int], int] = {}
+    sizes: dict[tuple[int, int], int] = {}
     for path in paths:
         for file in path.rglob("*"):
             if file.is_file():
                 stat = file.stat()
-                found[stat.st_dev, stat.st_ino] = stat.st_size
-    return sum(found.values())
+                sizes[stat.st_dev, stat.st_ino] = stat.st_size
+    return sum(sizes.values())
 
 
 def _held(file: Path) -> bool:
@@ -117,16 +117,16 @@ def _of_run(run: Path, failed: bool, policy: bool) -> list[Item]:
         return [Item("run", run, (), DAMAGED)]
     broken = result is None and (run / run_folder.FAILURE).exists()
     state = "finished" if result else "failed" if broken else "unfinished"
-    found = [Item("run", run, (), state, broken and failed)]
+    items = [Item("run", run, (), state, broken and failed)]
     for name in FOLDERS.values():
         if (run / name).is_dir():
-            found.append(Item("policy", run / name, (_name(run),), "", policy))
+            items.append(Item("policy", run / name, (_name(run),), "", policy))
     saved = (result or {}).get("policy", {}).get("saved")
     spent = result is not None and saved not in (PENDING, FAILED)
     for name in SPENT:
         if (run / name).is_dir():
-            found.append(Item("checkpoint", run / name, () if spent else (_name(run),), "", spent))
-    return found
+            items.append(Item("checkpoint", run / name, () if spent else (_name(run),), "", spent))
+    return items
 
 
 def _artifacts(root: Path, runs: dict[Path, bool]) -> Iterable[Item]:

@@ -302,17 +302,17 @@ def _check_against(spec: RunSpec, stages: Stages) -> None:
             raise UsageError(f"--against {options.against}: {error}: {text[:40]!r}.") from error
 
 
-def _leave_labels(spec: RunSpec, asked: int) -> None:
+def _leave_labels(spec: RunSpec, used: int) -> None:
     """Refuse a method that asks for labels while it trains, where its preferences have taken all
     that it may use.
     """
     limit, prompt = spec.budget.labels, comb(spec.stages["preferences"]["completions"], 2)
-    if limit is not None and limit - asked < prompt:
+    if limit is not None and limit - used < prompt:
         less = (
             f"--stage-set preferences.labels={limit // 2}, or " if limit // 2 >= 2 * prompt else ""
         )
         raise UsageError(
-            f"--budget labels={limit}: the preferences took {asked}, and {spec.method} asks for"
+            f"--budget labels={limit}: the preferences took {used}, and {spec.method} asks for"
             f" more while it trains. Leave it some: {less}a larger budget. The shared stages are"
             " made; the method was not trained."
         )
@@ -324,18 +324,18 @@ def _load_rewards(folders: list[Path], start: InitialCheckpoint) -> list[Any]:
     return [RewardModel.load(folder, start) for folder in folders]
 
 
-def _device(asked: str) -> str:
+def _device(device: str) -> str:
     import torch
 
-    if asked == "auto":
+    if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked not in ("cpu", "cuda") and not asked.startswith("cuda:"):
-        raise UsageError(f"--device {asked}: expected cpu, cuda, cuda:N or auto.")
-    if asked.startswith("cuda") and not torch.cuda.is_available():
+    if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
+        raise UsageError(f"--device {device}: expected cpu, cuda, cuda:N or auto.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(
-            f"--device {asked}: torch {torch.__version__} sees no GPU here. Use --device cpu."
+            f"--device {device}: torch {torch.__version__} sees no GPU here. Use --device cpu."
         )
-    return asked
+    return device
 
 
 def _quiet_libraries() -> None:

@@ -15,7 +15,7 @@ from ..core import run_folder
 from ..core.digests import digest_of, file_digest
 from ..core.execution import EVALUATION, TRAINING
 from ..core.fixed_answers import fixed_answers
-from ..core.global_state import Told
+from ..core.global_state import Reported
 from ..core.meter import OWN_PHASES, SHARED_PHASES, Meter, merge, start_peak_anew
 from ..core.model_folder import adapter_in, model_record
 from ..core.progress import current
@@ -188,13 +188,14 @@ def write(
     """Write metrics, samples and provenance; return the digests of the rows, for who reads them
     later.
     """
-    artifacts = {name: told["content"] for name, told in result["artifacts"].items()}
-    made = run_folder.provenance(plugins_in_use(registry)) | {
+    artifacts = {name: artifact["content"] for name, artifact in result["artifacts"].items()}
+    provenance = run_folder.provenance(plugins_in_use(registry)) | {
         "code": dict(spec.code),
         "seeds": seeds_of(spec),
     }
     write_sealed(
-        folder / run_folder.PROVENANCE, made | {"ground": result["ground"], "artifacts": artifacts}
+        folder / run_folder.PROVENANCE,
+        provenance | {"ground": result["ground"], "artifacts": artifacts},
     )
     written: dict[str, list[dict[str, Any]]] = {
         run_folder.METRICS: list(rows),
@@ -229,7 +230,7 @@ def wall_time() -> dict[str, Any]:
     seconds = clock.seconds()
     return {
         "wall": seconds,
-        "stages_made": dict(clock.made),
+        "stages_made": dict(clock.artifact_seconds),
         "spent_seconds": sum(seconds.values()),
     }
 
@@ -289,12 +290,12 @@ def runtime_of(
         "cache_kept": bool(getattr(trunk, "keeps_cache", True)),
         "head_in_parts": bool(getattr(trunk, "plain_head", False)),
         "last_layer_where_read": getattr(trunk, "last_parts", None) is not None,
-        "reuse": method_inputs.reference_cache.told() if method_inputs.reference_cache else {},
+        "reuse": method_inputs.reference_cache.report() if method_inputs.reference_cache else {},
         "bfloat16_nats_per_token": getattr(trunk, "rounding", 0.0),
         "checkpoints": vars(stage_runtime.save_costs),
         "rollouts_checked": vars(stage_runtime.check) if stage_runtime.check else None,
         "adapter": asdict(how) if how else None,
-        "put_back": {plugin: list(names) for plugin, names in Told.settings.items()},
+        "put_back": {plugin: list(names) for plugin, names in Reported.settings.items()},
     }
 
 

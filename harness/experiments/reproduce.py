@@ -72,7 +72,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReproduceOptions:
     """How a run is to be reproduced."""
 
     into: Path | None = None  # where to; None: a folder that is gone afterwards
@@ -118,7 +118,7 @@ def read_run(folder: Path, data_folder: Path | None = None) -> Recorded:
             f"The run {folder} is not finished: there is neither result.json nor failure.json"
             " in it."
         )
-    made = _read(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
+    provenance = _read(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
     spec = read_spec(folder, edited=True)
     if data_folder is not None:
         if "folder" not in spec.suite_options:
@@ -128,7 +128,7 @@ def read_run(folder: Path, data_folder: Path | None = None) -> Recorded:
         spec = replace(
             spec, suite_options={**spec.suite_options, "folder": str(data_folder.resolve())}
         )
-    return Recorded(folder, spec, result, made)
+    return Recorded(folder, spec, result, provenance)
 
 
 def _expected(folder: Path) -> str:
@@ -138,10 +138,8 @@ def _expected(folder: Path) -> str:
         range(1, 5) if folder.is_dir() else range(1, 3)
     )  # a results folder, or a run's own, misspelt
     there = next((p for p in (folder, *folder.parents[:2]) if p.is_dir()), folder)
-    found = sorted(
-        str(f.parent) for depth in depths for f in there.glob("*/" * depth + "spec.json")
-    )
-    near = get_close_matches(str(folder), found, n=3, cutoff=0.0)
+    runs = sorted(str(f.parent) for depth in depths for f in there.glob("*/" * depth + "spec.json"))
+    near = get_close_matches(str(folder), runs, n=3, cutoff=0.0)
     return (
         f"{missing} Expected is RESULTS/runs/SUITE/METHOD/seedN-FINGERPRINT; nearest:"
         f" {', '.join(near) or 'none'}."
@@ -160,29 +158,31 @@ def read_spec(folder: Path, edited: bool = False) -> RunSpec:
         Damaged: The file is not what was written.
     """
     file = folder / run_folder.SPEC
-    told = _read(file) if edited else read_object(file, rerun(folder))
+    values = _read(file) if edited else read_object(file, rerun(folder))
     known = {f.name for f in dataclasses.fields(RunSpec)}
-    odd = ", ".join(sorted(set(told) ^ known) or _odd_stages(told))
+    odd = ", ".join(sorted(set(values) ^ known) or _odd_stages(values))
     if odd:
         raise UsageError(
             f"{file} is of another version of the harness, or was edited: it differs in its fields"
             f" {odd}."
         )
-    wrong = [name for name, hint in get_type_hints(RunSpec).items() if not _fits(told[name], hint)]
+    wrong = [
+        name for name, hint in get_type_hints(RunSpec).items() if not _fits(values[name], hint)
+    ]
     if wrong:
-        raise Damaged(file, f"{wrong[0]} is {told[wrong[0]]!r:.60}", rerun(folder))
+        raise Damaged(file, f"{wrong[0]} is {values[wrong[0]]!r:.60}", rerun(folder))
     try:
-        return spec_from(told)
+        return spec_from(values)
     except TypeError as error:
         raise Damaged(file, error, rerun(folder)) from error
 
 
-def _odd_stages(told: Mapping[str, Any]) -> list[str]:
+def _odd_stages(values: Mapping[str, Any]) -> list[str]:
     """Return the stages that a spec has too many or too few."""
-    if not isinstance(told["stages"], dict):
+    if not isinstance(values["stages"], dict):
         return ["stages"]
-    stages = set(STAGES) - ({"sft"} if told["start"] == START_MODEL else set())
-    return sorted(set(told["stages"]) ^ stages)
+    stages = set(STAGES) - ({"sft"} if values["start"] == START_MODEL else set())
+    return sorted(set(values["stages"]) ^ stages)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -222,8 +222,8 @@ def _plugin_hint(run: Recorded, registry: Registry) -> str:
         return ""
     if not run.provenance:
         return " Where the run was made with plugin files, give them with -p FILE."
-    told = [str(word) for word in run.provenance.get("command", ())]
-    files = [b for a, b in zip(told, told[1:], strict=False) if a in ("-p", "--plugin")]
+    words = [str(word) for word in run.provenance.get("command", ())]
+    files = [b for a, b in zip(words, words[1:], strict=False) if a in ("-p", "--plugin")]
     if not files and FILE_PLUGINS not in run.provenance.get("plugins", {}):
         return ""
     again = " ".join(f"-p {name}" for name in files) or "-p FILE"
@@ -232,11 +232,11 @@ def _plugin_hint(run: Recorded, registry: Registry) -> str:
 
 def contradictions(run: Recorded) -> list[str]:
     """Return where the files of a record contradict each other: one of them was edited."""
-    spec, result, made = run.spec, run.result, run.provenance
-    asked = {"options": spec.options, "suite_options": spec.suite_options}
+    spec, result, provenance = run.spec, run.result, run.provenance
+    expected = {"options": spec.options, "suite_options": spec.suite_options}
     pairs = [
         (f"{name}.{key}", values.get(key), result.get(name, {}).get(key))
-        for name, values in asked.items()
+        for name, values in expected.items()
         for key in sorted(
             {*values, *result.get(name, {})} - {"folder"}
         )  # where files lie decides nothing
@@ -246,31 +246,31 @@ def contradictions(run: Recorded) -> list[str]:
         for name in ("method", "seed", "shared_seed", "quick")
     ]
     pairs += [("suite", spec.suite_name, result.get("suite"))]
-    found = [
+    faults = [
         f"{name} is {a!r} in spec.json and {b!r} in the record"
         for name, a, b in pairs
         if _json(a) != _json(b)
     ]
-    if not found and spec.recipe() != result.get("recipe"):
-        found.append(
+    if not faults and spec.recipe() != result.get("recipe"):
+        faults.append(
             f"spec.json was edited: its recipe is {spec.recipe()}, the record's"
             f" {result.get('recipe')}"
         )
     for name, theirs in (("ground", result.get("ground")), ("code", spec.code)):
-        if name in made and made[name] != theirs:
-            found.append(f"{name} differs between provenance.json and the rest")
-    if not found:
+        if name in provenance and provenance[name] != theirs:
+            faults.append(f"{name} differs between provenance.json and the rest")
+    if not faults:
         names = (run_folder.SPEC, run_folder.PROVENANCE)
         files = [run.folder / name for name in names if (run.folder / name).is_file()]
         broken = [f for f in files if read_unchecked(f, rerun(run.folder))[1] is False]
-        found += [f"{file.name} is damaged: {CHANGED}" for file in broken]
+        faults += [f"{file.name} is damaged: {CHANGED}" for file in broken]
     named = re.fullmatch(r"seed\d+-([0-9a-f]{12})", run.folder.resolve().name)
-    if not found and named and named[1] != spec.fingerprint():
-        found.append(
+    if not faults and named and named[1] != spec.fingerprint():
+        faults.append(
             f"spec.json was edited: its fingerprint is {spec.fingerprint()}, the folder's"
             f" {named[1]}"
         )
-    return found
+    return faults
 
 
 def _json(value: Any) -> str:
@@ -290,18 +290,18 @@ def changed_code(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, t
 
 def surroundings(run: Recorded) -> list[str]:
     """Return how this machine differs from that of the run; the digests show if it matters."""
-    made = run.provenance
-    if not made:
+    provenance = run.provenance
+    if not provenance:
         return ["a failed run leaves no provenance: versions and machine are not compared"]
     here = run_folder.provenance({})
-    told = [
+    changes = [
         f"{package} was {was}, is {here['versions'].get(package)}"
-        for package, was in made.get("versions", {}).items()
+        for package, was in provenance.get("versions", {}).items()
         if was != here["versions"].get(package)
     ]
-    return told + [
+    return changes + [
         f"{part} was {was}, is {here['machine'].get(part)}"
-        for part, was in made.get("machine", {}).items()
+        for part, was in provenance.get("machine", {}).items()
         if was != here["machine"].get(part)
     ]
 
@@ -309,39 +309,39 @@ def surroundings(run: Recorded) -> list[str]:
 # -- making it again -------------------------------------------------------------------------------
 
 
-def reproduce(run: Recorded, registry: Registry, asked: Asked, say: Say) -> Verdict:
+def reproduce(run: Recorded, registry: Registry, request: ReproduceOptions, say: Say) -> Verdict:
     """Carry a run out again in a folder of its own and compare; what is found is said as it is
     found.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("harness reproduce is carried out by one process, not by several.")
-    spec, plan = checked(run, registry, asked.anyway, say), planned(run)
+    spec, plan = checked(run, registry, request.anyway, say), planned(run)
     spec = replace(spec, execution=plan.of(TRAINING, spec.execution))
     for line in plan.notes:
         say(f"{'note':<10} {line}")
-    with folder_for(run, asked.into) as results:
+    with folder_for(run, request.into) as results:
         say(f"{'again':<10} {spec.method} on {spec.suite_name}, seed {spec.seed} in {results}")
         folder, again = _again(spec, registry, results, plan, say)
         if run.failed or "failure" in again:
             return Verdict(
-                _told(compare_failures(how_it_ended(run.result), how_it_ended(again)), say),
+                _reported(compare_failures(how_it_ended(run.result), how_it_ended(again)), say),
                 [],
                 folder,
             )
-        digests = _told(compare_runs(run.folder, run.result, folder, again), say)
+        digests = _reported(compare_runs(run.folder, run.result, folder, again), say)
         figures = []
-        if asked.loose and any(item.status == DIFFERENT for item in digests):
+        if request.loose and any(item.status == DIFFERENT for item in digests):
             say(f"{'loose':<10} does every figure lie in the other's 95 % interval?")
-            figures = _told(within(run.result, again), say)
+            figures = _reported(within(run.result, again), say)
     return Verdict(digests, figures, folder)
 
 
-def _told(items: Iterator[Item], say: Say) -> list[Item]:
-    found = []
+def _reported(items: Iterator[Item], say: Say) -> list[Item]:
+    compared = []
     for item in items:
-        found.append(item)
-        say(f"{item.status:<10} {item.name:<32} {item.told}".rstrip())
-    return found
+        compared.append(item)
+        say(f"{item.status:<10} {item.name:<32} {item.detail}".rstrip())
+    return compared
 
 
 def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpec:
@@ -350,12 +350,12 @@ def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpe
     """
     now = code_now(run, registry)
     changed = changed_code(run.spec.code, now)
-    told = [
+    problems = [
         f"the {'files' if part in HINTS else 'code'} of {part}: {was[:12] or 'none'} then,"
         f" {is_[:12] or 'none'} now" + HINTS.get(part, "").format_map(vars(run.spec))
         for part, (was, is_) in changed.items()
     ]
-    wrong = [*contradictions(run), *told]
+    wrong = [*contradictions(run), *problems]
     if wrong and not anyway:
         commit = (run.provenance.get("git") or {}).get("commit")
         where = (
@@ -456,9 +456,11 @@ def summary(verdict: Verdict, into: Path | None) -> str:
     where = f" The run made again lies in {verdict.folder}." if into else ""
     if verdict.level == IDENTICAL:
         return f"identical: all {len(verdict.digests)} items.{where}"
-    told = f"{len(wrong)} of {len(verdict.digests)} items differ ({names})"
+    count = f"{len(wrong)} of {len(verdict.digests)} items differ ({names})"
     if verdict.level == WITHIN:
-        return f"{WITHIN} (--loose): every figure lies in the other's 95 % interval; {told}.{where}"
+        return (
+            f"{WITHIN} (--loose): every figure lies in the other's 95 % interval; {count}.{where}"
+        )
     far = [item.name for item in verdict.figures if item.status == DIFFERENT]
     beyond = f"; beyond the intervals: {', '.join(far)}" if far else ""
-    return f"different: {told}{beyond}.{where or ' --into DIR keeps the run made again.'}"
+    return f"different: {count}{beyond}.{where or ' --into DIR keeps the run made again.'}"

@@ -41,7 +41,7 @@ class Item:
 
     name: str
     status: str  # same, within (with --loose) or different
-    told: str
+    detail: str
 
 
 def compare_runs(
@@ -94,11 +94,11 @@ def _interval(figure: Any) -> bool:
 def _close(name: str, then: Any, now: Any) -> Item:
     if not (_interval(then) and _interval(now)):
         return _value(name, then, now)
-    told = f"{_estimate(then)} then, {_estimate(now)} now"
+    both = f"{_estimate(then)} then, {_estimate(now)} now"
     if then == now:
         return Item(name, SAME, _estimate(then))
     near = then["low"] <= now["mean"] <= then["high"] and now["low"] <= then["mean"] <= now["high"]
-    return Item(name, CLOSE if near else DIFFERENT, told)
+    return Item(name, CLOSE if near else DIFFERENT, both)
 
 
 def _estimate(figure: Mapping[str, float]) -> str:
@@ -154,19 +154,23 @@ def _rows(name: str, then_folder: Path, now_folder: Path, key: str) -> Item:
     except Damaged as error:
         return Item(name, DIFFERENT, str(error))
     except StopIteration:
-        return Item(name, DIFFERENT, f"the same values, written otherwise: {same.told}")
+        return Item(name, DIFFERENT, f"the same values, written otherwise: {same.detail}")
     if a is None or b is None:
         return Item(
             name, DIFFERENT, f"line {number}: {'missing then' if a is None else 'missing now'}"
         )
-    told = "; ".join(_differences(a, b))
-    return Item(name, DIFFERENT, f"first at line {number} ({key} {_short(b.get(key))}): {told}")
+    differences = "; ".join(_differences(a, b))
+    return Item(
+        name, DIFFERENT, f"first at line {number} ({key} {_short(b.get(key))}): {differences}"
+    )
 
 
 def _figures(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Item:
-    told = _differences(then, now)
+    differences = _differences(then, now)
     return Item(
-        name, DIFFERENT if told else SAME, "; ".join(told) or f"{len(list(_leaves(now)))} values"
+        name,
+        DIFFERENT if differences else SAME,
+        "; ".join(differences) or f"{len(list(_leaves(now)))} values",
     )
 
 
@@ -176,8 +180,8 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     a, b = dict(_leaves(then)), dict(_leaves(now))
     odd = [n for n in _both(a, b) if n not in a or n not in b or _text(a[n]) != _text(b[n])]
-    told = [f"{n} {_short(a.get(n))} then, {_short(b.get(n))} now" for n in odd[:SHOWN]]
-    return told + ([f"and {len(odd) - SHOWN} more"] if len(odd) > SHOWN else [])
+    differences = [f"{n} {_short(a.get(n))} then, {_short(b.get(n))} now" for n in odd[:SHOWN]]
+    return differences + ([f"and {len(odd) - SHOWN} more"] if len(odd) > SHOWN else [])
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

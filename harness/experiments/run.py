@@ -25,7 +25,7 @@ from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, PolicyNotSaved, Refused, UsageError
 from ..core.execution import EVALUATION, differing, from_record
 from ..core.files import NoSpace, ended_holder, is_full, lock, make_folder, write_text
-from ..core.global_state import ANY, Told, put_back
+from ..core.global_state import ANY, Reported, put_back
 from ..core.interrupts import asked_for
 from ..core.movement import unmoved
 from ..core.progress import WallClock, activity, part, running
@@ -84,7 +84,7 @@ def execute(spec: RunSpec, registry: Registry, settings: RunOptions) -> Outcome:
             run_folder.write_spec(folder, spec)
         observe = Observers(registry, spec, settings.warn)
         _announce(spec, registry, settings, folder, observe)
-        Told.begin(settings.warn)
+        Reported.begin(settings.warn)
         with running(WallClock(settings.started, observe.activity)), put_back(ANY, numbers=True):
             result = _carry_out(spec, registry, settings, folder, observe)
         observe("run_finished", folder=folder, result=result)
@@ -170,7 +170,7 @@ def _train_and_evaluate(
         training.shared,
         loop.used(),
         loop.left(),
-        training.found,
+        training.stored,
     )
     result = _result_of(training, policy, loop, assessed, cost)
     result["execution"] = record.execution_of(loop, settings_used)
@@ -329,27 +329,27 @@ def _remarks(
     spec: RunSpec, loop: Loop, stage_runtime: StageRuntime, runtime: Mapping[str, Any]
 ) -> list[str]:
     """Return remarks on options without effect, and on figures that measure less than usual."""
-    told = []
+    remarks = []
     if spec.snapshots and not loop.total:
-        told.append(
+        remarks.append(
             f"--snapshots: {spec.method} trains nothing, so there was nothing to keep along"
             " training."
         )
     if stage_runtime.check and not stage_runtime.check.tokens:
-        told.append(
+        remarks.append(
             f"--check-rollouts: {spec.method} rolled nothing out while it trained; nothing was"
             " compared."
         )
     if spec.save_dtype != "auto" and not loop.total:
-        told.append(f"--save-dtype: {spec.method} trains nothing, so nothing was rounded.")
+        remarks.append(f"--save-dtype: {spec.method} trains nothing, so nothing was rounded.")
     if not runtime["cache_kept"]:
-        told.append("This model decodes without a cache: each token reads all before it again.")
+        remarks.append("This model decodes without a cache: each token reads all before it again.")
     if not runtime["peak_memory_by_phase"]:
-        told.append(
+        remarks.append(
             "Peak memory is that of the whole process, not of each phase: this system resets no"
             " peak."
         )
-    return told
+    return remarks
 
 
 def _computed_otherwise(spec: RunSpec, done: Mapping[str, Any]) -> list[str]:
@@ -358,10 +358,10 @@ def _computed_otherwise(spec: RunSpec, done: Mapping[str, Any]) -> list[str]:
     if recorded is None:
         return []
     other = differing(spec.execution, from_record(recorded[EVALUATION]))
-    told = ", ".join(f"{name} {used}, not {asked}" for name, (asked, used) in other.items())
+    changes = ", ".join(f"{name} {used}, not {planned}" for name, (planned, used) in other.items())
     return (
-        [f"This run is finished. It was computed with {told}: results differ by rounding only."]
-        if told
+        [f"This run is finished. It was computed with {changes}: results differ by rounding only."]
+        if changes
         else []
     )
 

@@ -75,7 +75,7 @@ def save_policy(
         "folders": sorted({*before, FOLDERS[kind]}),
         "dtype": dtype,
         "digest": digest,
-        "artifact": training.found.folder.name if training.found else None,
+        "artifact": training.stored.folder.name if training.stored else None,
     }
 
 
@@ -87,7 +87,7 @@ def _write(target: Path, kind: str, training: Training, model: nn.Module) -> str
 
     work = target.with_name(f".{target.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
-    spec, inputs, artifact = training.spec, training.method_inputs, training.found
+    spec, inputs, artifact = training.spec, training.method_inputs, training.stored
     dtype = "" if spec.save_dtype == "auto" else spec.save_dtype
     if kind == "adapter":
         save_adapter(model, _absolute(inputs.start.source), work, dtype)

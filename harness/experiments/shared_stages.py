@@ -25,7 +25,7 @@ def make_shared_stages(spec: RunSpec, registry: Registry, settings: RunOptions) 
         stage_runtime = open_stage_runtime(spec, registry, settings, observe)
         stages = open_stages(spec, participants(spec, registry), stage_runtime)
         report_data(spec, stages)
-        made = [stages.start_artifact]
+        artifacts = [stages.start_artifact]
         if stages.has_proxy():
-            made += [stages.preferences, stages.reward_artifact(0)]
-    return made
+            artifacts += [stages.preferences, stages.reward_artifact(0)]
+    return artifacts

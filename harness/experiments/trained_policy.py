@@ -54,7 +54,7 @@ class Training:
     method_inputs: MethodInputs
     shared: Mapping[str, Artifact]  # the stages behind what the method is given
     reused: bool = False  # whether the policy was found, not trained
-    found: Artifact | None = None  # the trained policy
+    stored: Artifact | None = None  # the trained policy
     _trained: nn.Module | None = None  # the module that the trainer called the policy
 
     def check_trained(self) -> None:
@@ -74,7 +74,7 @@ class Training:
 
     def policy(self, meter: Meter, folder: Path) -> tuple[Policy, Loop]:
         """Return the trained policy, and the loop with its metrics, costs and snapshots."""
-        trained = self.found = self.find()
+        trained = self.stored = self.find()
         self.reused = trained is not None
         if trained is None:
             kept = CHECKPOINT if saved_kind(self.spec) == "none" else ARTIFACT
@@ -200,14 +200,14 @@ class Training:
 
     def _weights(self) -> dict[str, Tensor]:
         """Return the weights of the policy's artifact; none where its checkpoint holds them."""
-        if self.found is None or not (self.found.folder / MODEL).is_dir():
+        if self.stored is None or not (self.stored.folder / MODEL).is_dir():
             return {}
         import torch
 
         from ..models.hub_format import read_model
 
         dtype = torch.bfloat16 if self.spec.weights == BFLOAT16 else torch.float32
-        weights = read_model(self.found.folder / MODEL, dtype).state_dict()
+        weights = read_model(self.stored.folder / MODEL, dtype).state_dict()
         return {f"{WEIGHTS}{name}": tensor for name, tensor in weights.items()}
 
     def _keep(self, kept: str, policy: Policy, loop: Loop) -> None:
@@ -251,7 +251,7 @@ class Training:
             info = {"method": self.spec.method, "steps": len(loop.rows), EXECUTION: loop.executions}
             return info, loop.meter.snapshot()
 
-        self.found = self.stage_runtime.get_or_make("policy", self.name(), make)
+        self.stored = self.stage_runtime.get_or_make("policy", self.name(), make)
 
     def _copy_snapshots(self, loop: Loop, target: Path) -> None:
         if loop.snapshots is not None:

@@ -205,8 +205,8 @@ def enable_shared_cache(model: nn.Module) -> bool:
     def decodes() -> list[bool]:
         return [_decodes(model, lambda cache, b, k, t: SharedDecoding(cache, b.prompts, k, t))]
 
-    found: list[bool] = _by_window(model, decodes)
-    trunk.share_cache = all(found)
+    agreements: list[bool] = _by_window(model, decodes)
+    trunk.share_cache = all(agreements)
     return bool(trunk.share_cache)
 
 
@@ -278,14 +278,14 @@ def _windowed(model: nn.Module) -> list[Any]:
 
 def _by_window(model: nn.Module, compute: Callable[[], list[T]]) -> list[T]:
     """Return what is computed with a model's windows as they are, and then with short ones."""
-    found, windowed = compute(), _windowed(model)
+    agreements, windowed = compute(), _windowed(model)
     if not windowed:
-        return found
+        return agreements
     before = [holder.sliding_window for holder in windowed]
     try:
         for holder in windowed:
             holder.sliding_window = SHORT_WINDOW
-        return found + compute()
+        return agreements + compute()
     finally:
         for holder, width in zip(windowed, before, strict=True):
             holder.sliding_window = width

@@ -69,16 +69,16 @@ class ChatOptions:
 
     def values(self) -> dict[str, Any]:
         """Return the template's own options; a value is JSON, or else text."""
-        found: dict[str, Any] = {}
+        parsed: dict[str, Any] = {}
         for pair in self.options:
             name, sep, value = pair.partition("=")
             if not sep or not name.strip().isidentifier():
                 raise ValueError(f"chat_options holds NAME=VALUE, not {pair!r}")
             try:
-                found[name.strip()] = json.loads(value)
+                parsed[name.strip()] = json.loads(value)
             except json.JSONDecodeError:
-                found[name.strip()] = value.strip()
-        return found
+                parsed[name.strip()] = value.strip()
+        return parsed
 
     def chat(self, tokenizer: Any) -> Chat | None:
         """Return how conversations are rendered, or None for plain text.

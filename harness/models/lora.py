@@ -294,8 +294,8 @@ def _others(model: nn.Module) -> set[str]:
 
 def _owner(name: str) -> str | None:
     """Return the adapter that a module or a parameter belongs to by its name."""
-    found = _OWNER.search(f".{name}")
-    return found[2] if found else None
+    match = _OWNER.search(f".{name}")
+    return match[2] if match else None
 
 
 def _not_of(named: Iterable[tuple[str, Any]], adapters: set[str]) -> Iterator[Any]:

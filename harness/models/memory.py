@@ -87,7 +87,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(told in str(error) for told in _MESSAGES)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def free_memory() -> None:
@@ -103,8 +103,8 @@ def total_memory(device: torch.device) -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
-    told = limit.read_text(encoding="utf-8").strip() if limit.exists() else "max"
-    return min(installed, int(told)) if told.isdigit() else installed
+    text = limit.read_text(encoding="utf-8").strip() if limit.exists() else "max"
+    return min(installed, int(text)) if text.isdigit() else installed
 
 
 def _smallest(kind: str, row: int) -> str:

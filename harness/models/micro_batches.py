@@ -37,11 +37,11 @@ def in_micro_batches(
     b, k, t = batch.shape
     out = torch.zeros((b, k, t) if per_token else (b, k), device=batch["mask"].device)
 
-    def keep(rows: list[int], part: Batch, found: Tensor) -> None:
+    def keep(rows: list[int], part: Batch, values: Tensor) -> None:
         if per_token:
-            out[rows, :, : part.shape[2]] = found.float()
+            out[rows, :, : part.shape[2]] = values.float()
         else:
-            out[rows] = found.float()
+            out[rows] = values.float()
 
     each_part(batch, max_tokens, compute, keep, count, distributed, sizes)
     distributed.all_reduce(out)
@@ -77,7 +77,7 @@ def each_part(
             sizes.attempt(SCORING, max_tokens, smallest_row(part), work)
 
 
-def _keep_nothing(rows: list[int], part: Batch, found: object) -> None:
+def _keep_nothing(rows: list[int], part: Batch, values: object) -> None:
     """Take no part in the result."""
 
 

@@ -56,9 +56,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Read named tensors; those that were one in memory are one again."""
     with safe_open(path, framework="pt", device=str(device)) as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         shared = json.loads((file.metadata() or {}).get(SHARED, "{}"))
-    return found | {name: found[same] for name, same in shared.items()}
+    return tensors | {name: tensors[same] for name, same in shared.items()}
 
 
 def size_in_file(tensors: Mapping[str, Tensor]) -> int:

@@ -260,7 +260,7 @@ class Tokens:
             answer = answer_of(completion)
             ids = self._answer_ids(messages, answer)
         else:
-            text = completion if isinstance(completion, str) else self._said(completion)
+            text = completion if isinstance(completion, str) else self._answer_text(completion)
             ids = self._encode(text)
         return self._ended(ids, self._is_chat(prompt))
 
@@ -285,8 +285,8 @@ class Tokens:
         for message in messages:
             self.special.check(message_text(message), f"the message of the {message['role']}")
         rendered = self._need_chat().prompt(messages)
-        asked = max((len(m["content"] or "") for m in messages if m["role"] == "user"), default=0)
-        if self.max_prompt and len(rendered) - asked > self.max_prompt:  # else any cut fits
+        longest = max((len(m["content"] or "") for m in messages if m["role"] == "user"), default=0)
+        if self.max_prompt and len(rendered) - longest > self.max_prompt:  # else any cut fits
             self.prompt_ids(messages)
 
     def check_answer(self, prompt: Text, completion: Text) -> None:
@@ -298,7 +298,7 @@ class Tokens:
         if messages is not None:
             self._need_chat().answered(messages, answer_of(completion))
         elif not isinstance(completion, str):
-            self._said(completion)
+            self._answer_text(completion)
 
     @cached_property
     def special(self) -> SpecialTokens:
@@ -435,7 +435,7 @@ class Tokens:
         special = self.tokenizer.added_tokens_decoder
         return ids[0] if ids and ids[0] in special and special[ids[0]].special else self.eos
 
-    def _said(self, completion: Sequence[Message]) -> str:
+    def _answer_text(self, completion: Sequence[Message]) -> str:
         """Return the words of an answer to a prompt that was rendered already."""
         if self.chat is None:
             self._need_chat()
@@ -479,13 +479,13 @@ class Tokens:
         assert self.max_prompt
         frame = [m for m in messages if m["role"] in FRAME]
         talk = [m for m in messages if m["role"] not in FRAME]
-        asked = [i for i, m in enumerate(talk) if m["role"] == "user"]
-        for first in asked[1:]:
+        questions = [i for i, m in enumerate(talk) if m["role"] == "user"]
+        for first in questions[1:]:
             ids = self._chat_ids([*frame, *talk[first:]])
             if len(ids) <= self.max_prompt:
                 return ids
-        last = talk[asked[-1] :] if asked else talk
-        question = last[0]["content"] or "" if asked else ""
+        last = talk[questions[-1] :] if questions else talk
+        question = last[0]["content"] or "" if questions else ""
         ids = self._longest_fitting(frame, last, question)
         if not ids:
             raise UsageError(
@@ -500,15 +500,15 @@ class Tokens:
     ) -> list[int]:
         """Return the ids with the longest end of the question that fits; none if no end does."""
         assert self.max_prompt
-        low, high, found = 1, len(question), list[int]()
+        low, high, fitting = 1, len(question), list[int]()
         while low <= high:  # how many characters of the question are kept
             middle = (low + high) // 2
             ids = self._chat_ids([*frame, {**last[0], "content": question[-middle:]}, *last[1:]])
             if len(ids) <= self.max_prompt:
-                low, found = middle + 1, ids
+                low, fitting = middle + 1, ids
             else:
                 high = middle - 1
-        return found
+        return fitting
 
 
 def _pad_left(x: Tensor, width: int) -> Tensor:

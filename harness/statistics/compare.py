@@ -157,12 +157,14 @@ def compare(
     prompt in both.
     """
     x, y = matrix(a), matrix(b)
-    found = difference_parts(x, y, paired_seeds)
-    return _comparison(found, float(half_width(found, level)), float(p_value(found)), x, y)
+    difference = difference_parts(x, y, paired_seeds)
+    return _comparison(
+        difference, float(half_width(difference, level)), float(p_value(difference)), x, y
+    )
 
 
-def _comparison(found: Parts, half: float, p: float, x: Array, y: Array) -> Comparison:
-    mean, label = float(found.mean), SEVERAL_SEEDS if min(len(x), len(y)) > 1 else ONE_SEED
+def _comparison(difference: Parts, half: float, p: float, x: Array, y: Array) -> Comparison:
+    mean, label = float(difference.mean), SEVERAL_SEEDS if min(len(x), len(y)) > 1 else ONE_SEED
     return Comparison(mean, mean - half, mean + half, p, (len(x), len(y)), x.shape[1], label)
 
 
@@ -219,8 +221,8 @@ def all_pairs(
     each = 1 - (1 - level) / len(tests)
     halves, p = [], []
     for pool in tests:
-        found = [_unpaired(arrays[a], arrays[b], own[a], own[b], pool) for a, b in names]
-        together = _stacked(found)
+        differences = [_unpaired(arrays[a], arrays[b], own[a], own[b], pool) for a, b in names]
+        together = _stacked(differences)
         halves.append(half_width(together, each))
         usable = np.array([pool is None or {places[a], places[b]} <= pool.within for a, b in names])
         p.append(
@@ -229,25 +231,27 @@ def all_pairs(
     best = np.argmin(np.array(p), 0)
     rows = np.arange(len(names))
     smallest, half = np.array(p)[best, rows].tolist(), np.array(halves)[best, rows].tolist()
-    told = {}
-    for pair, f, h, raw, adjusted in zip(names, found, half, smallest, holm(smallest), strict=True):
-        told[pair] = replace(
+    comparisons = {}
+    for pair, f, h, raw, adjusted in zip(
+        names, differences, half, smallest, holm(smallest), strict=True
+    ):
+        comparisons[pair] = replace(
             _comparison(f, h, raw, arrays[pair[0]], arrays[pair[1]]), adjusted=adjusted
         )
-    return told
+    return comparisons
 
 
-def _stacked(found: Sequence[Parts]) -> Parts:
+def _stacked(differences: Sequence[Parts]) -> Parts:
     """Return the parts of all pairs in one array, so that the quantiles are computed in one
     call.
     """
     return Parts(
-        mean=np.array([f.mean for f in found]),
-        seeds=np.array([f.seeds for f in found]),
-        df=np.array([f.df for f in found]),
-        prompts=np.array([f.prompts for f in found]),
-        df_prompts=found[0].df_prompts,
-        rest=np.array([f.rest for f in found]),
+        mean=np.array([f.mean for f in differences]),
+        seeds=np.array([f.seeds for f in differences]),
+        df=np.array([f.df for f in differences]),
+        prompts=np.array([f.prompts for f in differences]),
+        df_prompts=differences[0].df_prompts,
+        rest=np.array([f.rest for f in differences]),
     )
 
 
@@ -268,8 +272,11 @@ def best_group(
     best = max(means, key=lambda name: means[name])
     worse = {
         name
-        for pair, found in all_pairs(scores, borrow).items()
+        for pair, comparison in all_pairs(scores, borrow).items()
         for name in pair
-        if best in pair and name != best and found.adjusted is not None and found.adjusted <= alpha
+        if best in pair
+        and name != best
+        and comparison.adjusted is not None
+        and comparison.adjusted <= alpha
     }
     return {name: name not in worse for name in scores}

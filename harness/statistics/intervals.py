@@ -106,7 +106,7 @@ def parts(scores: Array) -> Parts:
     )
 
 
-def half_width(found: Parts, level: float = 0.95) -> Array:
+def half_width(variances: Parts, level: float = 0.95) -> Array:
     """Return Banerjee's sqrt(t(df)^2 V_A + t(P - 1)^2 V_B), its first term at least FLOOR t(P -
     1)^2 MSE / SP.
 
@@ -114,29 +114,29 @@ def half_width(found: Parts, level: float = 0.95) -> Array:
     and would say that seeds add nothing; but E MSA >= E MSE, and MSE rests on many squares. Without
     the floor 85 % are covered there; with one of 1 over 99 % elsewhere.
     """
-    return np.sqrt(_squared(found, np.asarray((1 - level) / 2)))
+    return np.sqrt(_squared(variances, np.asarray((1 - level) / 2)))
 
 
-def _squared(found: Parts, tail: Array) -> Array:
+def _squared(variances: Parts, tail: Array) -> Array:
     from scipy.special import stdtrit
 
-    t_seeds, t_prompts = stdtrit(found.df, tail), stdtrit(found.df_prompts, tail)
-    seeds = np.maximum(t_seeds**2 * found.seeds, FLOOR * t_prompts**2 * found.rest)
-    return cast(Array, seeds + t_prompts**2 * found.prompts)
+    t_seeds, t_prompts = stdtrit(variances.df, tail), stdtrit(variances.df_prompts, tail)
+    seeds = np.maximum(t_seeds**2 * variances.seeds, FLOOR * t_prompts**2 * variances.rest)
+    return cast(Array, seeds + t_prompts**2 * variances.prompts)
 
 
-def p_value(found: Parts, null: float = 0.0) -> Array:
+def p_value(variances: Parts, null: float = 0.0) -> Array:
     """Return the two-sided p-value that belongs to the interval: the level at which it just touches
     `null`.
 
     Found by bisection of the logarithm; 1e-30 stands for anything below.
     """
-    distance = (np.asarray(found.mean) - null) ** 2
+    distance = (np.asarray(variances.mean) - null) ** 2
     low, high = np.full_like(distance, -30.0), np.zeros_like(distance)
     for _ in range(50):
         middle = (low + high) / 2
         inside = (
-            _squared(found, 10**middle / 2) > distance
+            _squared(variances, 10**middle / 2) > distance
         )  # this level's interval holds the null: p is larger
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     touched = np.where(distance > 0, 10**high, 1.0)
@@ -153,8 +153,8 @@ def two_way_interval(
     """
     array = matrix(scores)
     seeds, prompts = array.shape
-    found = parts(array)
-    mean, half = float(found.mean), float(half_width(found, level))
+    variances = parts(array)
+    mean, half = float(variances.mean), float(half_width(variances, level))
     low, high = mean - half, mean + half
     if bounds:
         floor, span = bounds[0], bounds[1] - bounds[0]
@@ -165,7 +165,9 @@ def two_way_interval(
         )
     label = SEVERAL_SEEDS if seeds > 1 else ONE_SEED
     seed_sd = (
-        math.sqrt(max(0.0, seeds * float(found.seeds - found.rest))) if seeds > 1 else math.nan
+        math.sqrt(max(0.0, seeds * float(variances.seeds - variances.rest)))
+        if seeds > 1
+        else math.nan
     )
     return Estimate(mean, low, high, seeds, prompts, label, seed_sd, level)
 

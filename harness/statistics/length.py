@@ -134,18 +134,18 @@ def length_controlled(
     rate = float(at.mean())
     raw = win_rate_interval(y, level)
     if abs(beta[0]) > SEPARATED:
-        found = replace(raw, mean=rate, low=min(raw.low, rate), high=max(raw.high, rate))
+        controlled = replace(raw, mean=rate, low=min(raw.low, rate), high=max(raw.high, rate))
     else:
         gradient = neutral.T @ (at * (1 - at)) / y.size
         mu = sigmoid(design @ beta)
         solved = np.linalg.solve(_curvature(design, weights, mu, RIDGE), gradient)
         influence = (design @ solved) * (y.ravel() - mu) * y.size + (at - rate)
-        found = _on_logits(rate, influence.reshape(y.shape), level)
+        controlled = _on_logits(rate, influence.reshape(y.shape), level)
     psi = float(beta[2]) if len(beta) > 2 else 0.0
     sides = np.minimum((long >= other).mean(1), (long <= other).mean(1))
     means = float(long.mean()), float(other.mean())
     return LengthControlled(
-        found, raw, float(beta[0]), float(beta[1]), psi, *means, float(sides.min())
+        controlled, raw, float(beta[0]), float(beta[1]), psi, *means, float(sides.min())
     )
 
 
@@ -154,7 +154,9 @@ def _on_logits(rate: float, influence: Array, level: float) -> Estimate:
     stays in (0, 1).
     """
     odds = float(np.log(rate / (1 - rate)))
-    found = two_way_interval(odds + influence / (rate * (1 - rate)), level=level)
-    ends = (float(sigmoid(odds + end - found.mean)) for end in (found.low, found.high))
+    interval = two_way_interval(odds + influence / (rate * (1 - rate)), level=level)
+    ends = (float(sigmoid(odds + end - interval.mean)) for end in (interval.low, interval.high))
     low, high = ends
-    return replace(found, mean=rate, low=low, high=high, seed_sd=found.seed_sd * rate * (1 - rate))
+    return replace(
+        interval, mean=rate, low=low, high=high, seed_sd=interval.seed_sd * rate * (1 - rate)
+    )

@@ -180,17 +180,17 @@ def _not_enough(count: int, unit: str) -> str:
 
 def assumptions(design: Design) -> str:
     """Return the assumptions of `report` in words."""
-    told = (
+    text = (
         f"{design.prompts} prompts, two-sided tests at 5 %, {design.ties:.0%} ties, methods' scores"
         f" on a prompt correlated {design.correlation:g}; no correction for several comparisons."
     )
     if design.seeds == 1:
         return (
-            f"1 seed, {told} It speaks for one checkpoint each, not for the algorithm: no variance"
+            f"1 seed, {text} It speaks for one checkpoint each, not for the algorithm: no variance"
             " between seeds in it."
         )
     return (
-        f"{design.seeds} seeds, {told} Assumed: a standard deviation of {design.seed_sd:g} between"
+        f"{design.seeds} seeds, {text} Assumed: a standard deviation of {design.seed_sd:g} between"
         f" seeds' win-rates, and that seeds share {design.prompt_share:.0%} of a score's variance"
         " on a prompt."
     )

@@ -96,12 +96,12 @@ def battles(scores: Mapping[str, ArrayLike]) -> Array:
     prompts = arrays[0].shape[1]
     if any(array.shape[1] != prompts for array in arrays):
         raise ValueError("battles are on the same prompts: methods have unlike numbers of them")
-    found = np.zeros((prompts, len(arrays), len(arrays)))
+    shares = np.zeros((prompts, len(arrays), len(arrays)))
     for i, a in enumerate(arrays):
         for j, b in enumerate(arrays[:i]):
-            found[:, i, j] = pairwise_scores(a[:, None], b[None]).mean((0, 1))
-            found[:, j, i] = 1 - found[:, i, j]
-    return found
+            shares[:, i, j] = pairwise_scores(a[:, None], b[None]).mean((0, 1))
+            shares[:, j, i] = 1 - shares[:, i, j]
+    return shares
 
 
 def rate(

@@ -60,7 +60,7 @@ class Checkpoints:
             write_sealed(work / "state.json", whole)
             shutil.rmtree(final, ignore_errors=True)
             publish(work, final)
-            for old in self._found()[:-2]:
+            for old in self._folders()[:-2]:
                 shutil.rmtree(old)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -68,7 +68,7 @@ class Checkpoints:
 
         Damaged ones are named in `damaged`, those of other stages in `outdated`.
         """
-        for folder in reversed(self._found()):
+        for folder in reversed(self._folders()):
             try:
                 state = read_object(
                     folder / "state.json", "The one before it is used.", sealed=True
@@ -87,7 +87,7 @@ class Checkpoints:
         """Remove all checkpoints, once their result is safe elsewhere."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _found(self) -> list[Path]:
+    def _folders(self) -> list[Path]:
         return sorted(self.folder.glob("turn-*"))
 
 

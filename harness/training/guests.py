@@ -82,8 +82,8 @@ def written(
     uncut = Tokens(tokens.tokenizer, tokens.max_prompt, None, tokens.ends, tokens.chat_options)
 
     def ids(prompt: Prompt, text: str, whole: bool) -> list[int]:
-        found = uncut.answer_ids(prompt.text, text)
-        return found if whole or len(found) < 2 else found[:-1]
+        answer = uncut.answer_ids(prompt.text, text)
+        return answer if whole or len(answer) < 2 else answer[:-1]
 
     rows = [[ids(*row)] for row in zip(prompts.prompts, texts, ended, strict=True)]
     batch = uncut.batch(prompts.prompts, rows, prompts.ids.device)

@@ -68,7 +68,7 @@ class LabelClient:
         key: Any,
     ) -> tuple[list[list[Comparison]], int]:
         """Return the labels of each prompt's completions and their number; `key` seeds errors."""
-        asked = {
+        request = {
             "do": "compare",
             "prompts": list(prompt_ids),
             "texts": texts,
@@ -77,23 +77,23 @@ class LabelClient:
             "key": key,
         }
         before = self.usage.get("asked", 0)
-        said = [[Comparison(i, j, p) for i, j, p in row] for row in self._ask(asked)["said"]]
-        return said, (
-            int(self.usage["asked"] - before) if "asked" in self.usage else sum(map(len, said))
+        labels = [[Comparison(i, j, p) for i, j, p in row] for row in self._ask(request)["said"]]
+        return labels, (
+            int(self.usage["asked"] - before) if "asked" in self.usage else sum(map(len, labels))
         )
 
     def revise(
         self, prompt_ids: Sequence[str], texts: Sequence[Sequence[str]], rounds: int, key: Any
     ) -> list[list[str]]:
         """Return the completions after `rounds` rewrites, each under a principle that is drawn."""
-        asked = {
+        request = {
             "do": "revise",
             "prompts": list(prompt_ids),
             "texts": texts,
             "rounds": rounds,
             "key": key,
         }
-        revised: list[list[str]] = self._ask(asked)["said"]
+        revised: list[list[str]] = self._ask(request)["said"]
         return revised
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ class LabelServer:
         """Return opinions of the i-th prompt's completions."""
         name, rng = question["prompts"][i], self._rng("fresh labels", question, i)
         prompt, texts = self.prompts[name], question["texts"][i]
-        said = checked_labels(
+        labels = checked_labels(
             self.labeller.compare_sampled(
                 prompt, texts, question["lengths"][i], question["ended"][i], rng
             ),
@@ -204,7 +204,7 @@ class LabelServer:
             self.labeller.name,
             prompt,
         )
-        return [(c.first, c.second, c.p) for c in said]
+        return [(c.first, c.second, c.p) for c in labels]
 
     def revise(self, question: dict[str, Any], i: int) -> list[str]:
         """Return the i-th prompt's completions after some rounds of revision, a principle drawn for

@@ -29,7 +29,7 @@ class StreamPositions:
     left: list[str] = field(default_factory=list)  # streams that were left by `break`
     firsts: dict[str, int] = field(default_factory=dict)  # `first` of each stream
     taken: dict[str, int] = field(default_factory=dict)  # by kind
-    asked: dict[str, float] = field(default_factory=dict)  # labels used before each stream began
+    labels_before: dict[str, float] = field(default_factory=dict)  # labels used before each stream began
 
 
 class Loop:
@@ -107,7 +107,7 @@ class Loop:
         if at.done.get(key):  # earlier metrics are in the rows already
             self._pending.clear()
         self.first = at.firsts.setdefault(key, at.taken.get(kind, 0))
-        self._asked_before = at.asked.setdefault(key, self.used()["labels"])
+        self._asked_before = at.labels_before.setdefault(key, self.used()["labels"])
         self.stream, self.turn, self.total, self.open = stream, at.done.get(key, 0), total, True
         try:
             while self.turn < total and key not in at.left and self.budget_share() < 1:
@@ -246,10 +246,10 @@ class Loop:
             self.save()
 
     def _resume(self) -> None:
-        found = self.checkpoints.load()
-        if found is None:
+        checkpoint = self.checkpoints.load()
+        if checkpoint is None:
             return
-        self.trainer.saved, saved = found
+        self.trainer.saved, saved = checkpoint
         self.trainer.steps = saved["steps"]
         names = asdict(self._positions)
         self._positions = StreamPositions(**{name: saved[name] for name in names})

@@ -110,7 +110,7 @@ class ReferenceCache:
         self.check: Callable[[], None] = lambda: None
         self._sampling = stage_runtime.sampling
 
-    def told(self) -> dict[str, dict[str, float]]:
+    def report(self) -> dict[str, dict[str, float]]:
         """Return what was really spent in this process, by kind of artifact."""
         return {kind: asdict(spent) for kind, spent in sorted(self.spent.items())}
 
@@ -121,20 +121,20 @@ class ReferenceCache:
             self.check()
             return cast(MadeStage, make(out, scratch))
 
-        found = self.stage_runtime.get_or_make(kind, {**self.inputs, **more}, checked)
-        self.pins[found.folder.name] = found.pin()
+        computed = self.stage_runtime.get_or_make(kind, {**self.inputs, **more}, checked)
+        self.pins[computed.folder.name] = computed.pin()
         spent = self.spent.setdefault(kind, CacheCost())
-        if found.reused:
+        if computed.reused:
             spent.found += 1
-            return found
-        cost = cost_of(found)
+            return computed
+        cost = cost_of(computed)
         spent.made += 1
         spent.seconds, spent.cpu_seconds = (
             spent.seconds + cost.seconds,
             spent.cpu_seconds + cost.cpu_seconds,
         )
         spent.flops += cost.flops
-        return found
+        return computed
 
     # -- log-probabilities of the preference data --------------------------------------------------
 
@@ -171,12 +171,12 @@ class ReferenceCache:
     def _table(self) -> Cached:
         """All log-probabilities in one row, and where each completion begins, by its digest."""
         other = {"reference": self.reference[1]} if self.reference else {}
-        made = self.artifact("reference_logp", self._make_table, data=self.content, **other)
-        saved = load_tensors(made.folder / "logp.safetensors")
+        table = self.artifact("reference_logp", self._make_table, data=self.content, **other)
+        saved = load_tensors(table.folder / "logp.safetensors")
         starts = saved["lengths"].cumsum(0) - saved["lengths"]
         places = dict(zip(saved["keys"].tolist(), starts.tolist(), strict=True))
         return Cached(
-            {"start": places, "logp": saved["logp"].to(self.stage_runtime.device)}, cost_of(made)
+            {"start": places, "logp": saved["logp"].to(self.stage_runtime.device)}, cost_of(table)
         )
 
     def _make_table(self, out: Path, _: Path) -> MadeStage:

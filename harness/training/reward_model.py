@@ -167,10 +167,10 @@ def bradley_terry_loss(scores: Tensor, preferred: Tensor) -> Tensor:
     return losses.sum((1, 2)) / preferred.sum((1, 2)).clamp(min=1)
 
 
-def preferred_of(said: Sequence[Sequence[Comparison]], k: int) -> Tensor:
+def preferred_of(comparisons: Sequence[Sequence[Comparison]], k: int) -> Tensor:
     """Return (B, K, K): p at [i, j] and 1 - p at [j, i] for each compared pair, 0 elsewhere."""
-    preferred = torch.zeros(len(said), k, k)
-    for table, row in zip(preferred, said, strict=True):
+    preferred = torch.zeros(len(comparisons), k, k)
+    for table, row in zip(preferred, comparisons, strict=True):
         for c in row:
             table[c.first, c.second], table[c.second, c.first] = c.p, 1 - c.p
     return preferred

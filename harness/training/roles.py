@@ -61,13 +61,13 @@ class LanguageModel(Policy):
         """
         enforce()
         with self._runtime.meter.aside():
-            found = self._recall(batch)
-            if found is None:
+            cached = self._recall(batch)
+            if cached is None:
                 self._weights()  # loading them is no cost of the method
         with self._runtime.meter.phase(self._phase):
             self.role.hold(self._runtime.meter)
-            if found is not None:
-                return count_as_computed(self.role, batch, self._runtime, found)
+            if cached is not None:
+                return count_as_computed(self.role, batch, self._runtime, cached)
             return metered(self.role, batch, self._runtime)
 
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:

@@ -58,8 +58,8 @@ class RolloutCheck:
         """
         unbilled = replace(runtime, meter=Meter())
         with runtime.meter.aside(), unbilled.meter.phase("score"):
-            told = metered(role, batch, unbilled)
-        gap = float((told - batch["logp"]).abs().max())
+            logp = metered(role, batch, unbilled)
+        gap = float((logp - batch["logp"]).abs().max())
         self.largest, self.tokens = max(self.largest, gap), self.tokens + int(batch["mask"].sum())
         if not gap <= self.allowed:
             raise HarnessError(

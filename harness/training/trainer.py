@@ -249,15 +249,15 @@ class Trainer:
         """Return every tensor that a restart needs: weights, their float32 copies, and AdamW
         moments.
         """
-        found: dict[str, Tensor] = {}
+        saved: dict[str, Tensor] = {}
         for name, module in self.modules.items():
-            found |= {f"{name}/weight/{key}": value for key, value in own_state(module).items()}
+            saved |= {f"{name}/weight/{key}": value for key, value in own_state(module).items()}
             if name not in self.optimizers:
                 continue
-            found |= {f"{name}/master/{key}": t for key, t in self.masters[name].state().items()}
+            saved |= {f"{name}/master/{key}": t for key, t in self.masters[name].state().items()}
             for index, state in self.optimizers[name].state_dict()["state"].items():
-                found |= {f"{name}/moment/{index}/{key}": value for key, value in state.items()}
-        return found
+                saved |= {f"{name}/moment/{index}/{key}": value for key, value in state.items()}
+        return saved
 
     def let_go(self) -> None:
         """Release the models and the moments after training; they are saved, or the caller holds

@@ -34,7 +34,7 @@ class Served(Policy):
         from harness.training.guests import written
 
         from_main = sampler.distributed.broadcast_from_main
-        choices = from_main(self._asked(prompts, sampler) if sampler.distributed.main else [])
+        choices = from_main(self._choices(prompts, sampler) if sampler.distributed.main else [])
         messages = [choice["message"] for choice in choices]
         texts = [m.get("content") or m.get("refusal") or "" for m in messages]
         ended = [choice.get("finish_reason") != "length" for choice in choices]
@@ -44,7 +44,7 @@ class Served(Policy):
             sampler.meter.add(samples=len(texts), tokens_generated=int(batch.lengths.sum()))
         return batch
 
-    def _asked(self, prompts, sampler):
+    def _choices(self, prompts, sampler):
         bodies = [self._body(prompt, sampler) for prompt in prompts.prompts]
         with ThreadPoolExecutor(self.client.workers) as pool:
             return list(pool.map(self.client.ask, bodies))

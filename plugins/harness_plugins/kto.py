@@ -101,10 +101,10 @@ class KTO(PairOptions):
                 .sum(-1)
                 .mean()
             )
-            found = max(0.0, float(drift))
-            if abs(found - z0) < 1e-6:
+            estimate = max(0.0, float(drift))
+            if abs(estimate - z0) < 1e-6:
                 return policy
-            z0 = found
+            z0 = estimate
         return None
 
 

@@ -71,12 +71,12 @@ class Machine:
 
     def check(self, job):
         """Refuse a job that this machine can never run."""
-        asked = job.resources
+        needed = job.resources
         for amount, there, what in (
-            (asked.nodes, 1, "nodes"),
-            (asked.gpus or 0, len(self.load), "GPUs"),
-            (asked.cpus, self.cores, "CPUs"),
-            (asked.memory, self.memory, "GiB of memory"),
+            (needed.nodes, 1, "nodes"),
+            (needed.gpus or 0, len(self.load), "GPUs"),
+            (needed.cpus, self.cores, "CPUs"),
+            (needed.memory, self.memory, "GiB of memory"),
         ):
             if amount > there:
                 raise UsageError(
@@ -88,12 +88,12 @@ class Machine:
         """Take what a job needs; return whether it was free."""
         if not self._has_room(job):
             return False
-        asked = job.resources.gpus
+        gpus = job.resources.gpus
         idle = [gpu for gpu, jobs in self.load.items() if not jobs]
-        if asked and len(idle) < asked:
+        if gpus and len(idle) < gpus:
             return False
-        chosen = idle[:asked] if asked else []
-        if asked is None and self.load:
+        chosen = idle[:gpus] if gpus else []
+        if gpus is None and self.load:
             chosen = [min(self.load, key=self.load.get)]
         for gpu in chosen:
             self.load[gpu] += 1

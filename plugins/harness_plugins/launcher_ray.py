@@ -85,7 +85,7 @@ class Attempt:
     refs: list[Any]
     group: Any = None  # placement group of several nodes
     log_size: int = 0  # when it was submitted
-    told: bool = False  # whether it was reported as begun
+    reported: bool = False  # whether it was reported as begun
     statuses: list[int | None] = field(default_factory=list)  # of tasks that ended; None: lost
 
 
@@ -101,16 +101,16 @@ class Tasks:
         """Return whether there are jobs that have not ended."""
         return bool(self.attempts or self.later)
 
-    def submit(self, job: Job, number: int = 1, told: bool = False) -> None:
+    def submit(self, job: Job, number: int = 1, reported: bool = False) -> None:
         """Submit a job: a task, or a group of tasks on as many nodes as it asks for."""
         size = job.log.stat().st_size if job.log.exists() else 0
-        asked = self._options(job)
+        options = self._options(job)
         if job.resources.nodes == 1:
-            refs, group = [self._task(job, asked)], None
+            refs, group = [self._task(job, options)], None
         else:
-            group = self._group(job, asked)
-            refs = self._tasks(job, asked, group)
-        self.attempts.append(Attempt(job, number, refs, group, size, told))
+            group = self._group(job, options)
+            refs = self._tasks(job, options, group)
+        self.attempts.append(Attempt(job, number, refs, group, size, reported))
 
     def _options(self, job: Job) -> dict[str, Any]:
         """Return what Ray is asked for, per node."""
@@ -124,15 +124,15 @@ class Tasks:
         minutes = job.resources.minutes
         return task.remote(command, str(job.log), job.variables(), minutes, *place)
 
-    def _group(self, job: Job, asked: dict[str, Any]) -> Any:
+    def _group(self, job: Job, options: dict[str, Any]) -> Any:
         """Return a placement group with one bundle for each node; Ray reserves all or none."""
         from ray.util import placement_group
 
         names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
-        bundle = {names[name]: amount for name, amount in asked.items() if amount}
+        bundle = {names[name]: amount for name, amount in options.items() if amount}
         return placement_group([bundle] * job.resources.nodes, strategy="STRICT_SPREAD")
 
-    def _tasks(self, job: Job, asked: dict[str, Any], group: Any) -> list[Any]:
+    def _tasks(self, job: Job, options: dict[str, Any], group: Any) -> list[Any]:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         def at(index: int) -> Any:
@@ -141,32 +141,32 @@ class Tasks:
         address = self.ray.remote(free_address).options(num_cpus=0, scheduling_strategy=at(0))
         endpoint = address.remote()
         return [
-            self._task(job, {**asked, "scheduling_strategy": at(node)}, str(node), endpoint)
+            self._task(job, {**options, "scheduling_strategy": at(node)}, str(node), endpoint)
             for node in range(job.resources.nodes)
         ]
 
     def begun(self) -> list[Job]:
         """Return the jobs that have begun since the last call: their logs have grown."""
-        found = []
+        jobs = []
         for one in self.attempts:
             log = one.job.log
-            if not one.told and log.exists() and log.stat().st_size > one.log_size:
-                one.told = True
-                found.append(one.job)
-        return found
+            if not one.reported and log.exists() and log.stat().st_size > one.log_size:
+                one.reported = True
+                jobs.append(one.job)
+        return jobs
 
     def over(self) -> list[tuple[Job, int]]:
         """Return (job, exit status) of those that ended, and submit lost ones again."""
         now = time.monotonic()
         for when, job, number in [entry for entry in self.later if entry[0] <= now]:
             self.later.remove((when, job, number))
-            self.submit(job, number, told=True)
+            self.submit(job, number, reported=True)
         refs = [ref for one in self.attempts for ref in one.refs]
         with SigtermLater():
             done = set(self.ray.wait(refs, num_returns=1, timeout=PAUSE)[0]) if refs else set()
         if not refs:
             time.sleep(PAUSE)
-        found = []
+        ended = []
         for one in [one for one in self.attempts if done.intersection(one.refs)]:
             for ref in done.intersection(one.refs):
                 one.refs.remove(ref)
@@ -174,8 +174,8 @@ class Tasks:
             if one.refs and not any(status != 0 for status in one.statuses):
                 continue  # the other nodes of the job are still at work
             self._drop(one)
-            found += self._settle(one)
-        return found
+            ended += self._settle(one)
+        return ended
 
     def _status(self, ref: Any, job: Job) -> int | None:
         """Return the exit status of a task, or None where its machine or process was lost."""

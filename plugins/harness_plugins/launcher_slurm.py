@@ -116,7 +116,7 @@ class Slurm(Launcher):
 
     def batch(self, name, folder, jobs, places):
         """Return the script that sbatch gets: what is asked for, and one script per element."""
-        asked, limit = jobs[0].resources, f"%{self.at_once}" if self.at_once else ""
+        resources, limit = jobs[0].resources, f"%{self.at_once}" if self.at_once else ""
         before = [places[other].element for other in jobs[0].after if other in places]
         options = {
             "job-name": name,
@@ -124,12 +124,12 @@ class Slurm(Launcher):
             "output": folder / "%a.out",
             "open-mode": "append",
             "export": "ALL",
-            "nodes": asked.nodes,
+            "nodes": resources.nodes,
             "ntasks-per-node": 1,
             "cpus-per-task": jobs[0].cpus,
-            "gpus-per-node": asked.gpus,
-            "mem": f"{round(asked.memory * 1024)}M" if asked.memory else "",
-            "time": asked.minutes,
+            "gpus-per-node": resources.gpus,
+            "mem": f"{round(resources.memory * 1024)}M" if resources.memory else "",
+            "time": resources.minutes,
             "partition": self.partition,
             "account": self.account,
             "qos": self.qos,
@@ -192,12 +192,12 @@ class Slurm(Launcher):
     def elsewhere(self, arguments):
         """Run Python on a node of the cluster, where one is free within seconds."""
         options = [f"--{k}={v}" for k, v in vars(self).items() if k in WHERE and v]
-        asked = ["srun", f"--immediate={SECONDS_TO_START}", "--ntasks=1", "--quiet", *options]
+        command = ["srun", f"--immediate={SECONDS_TO_START}", "--ntasks=1", "--quiet", *options]
         python = self.python or sys.executable
         script = f"{self.setup}\n{shlex.join([python, *arguments])}; echo status=$?"
         try:
             done = subprocess.run(
-                [*asked, *self.options, "sh", "-c", script],
+                [*command, *self.options, "sh", "-c", script],
                 capture_output=True,
                 text=True,
                 env=outside(),
@@ -206,8 +206,8 @@ class Slurm(Launcher):
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        told = [line for line in done.stdout.splitlines() if line.startswith("status=")]
-        return int(told[-1].removeprefix("status=")) if told else None
+        statuses = [line for line in done.stdout.splitlines() if line.startswith("status=")]
+        return int(statuses[-1].removeprefix("status=")) if statuses else None
 
 
 WHERE = ("partition", "account", "qos")
@@ -280,14 +280,14 @@ class Queue:
             )
         live = {(name, i): number for name, i, state, number in entries if state in LIVE}
         by_key = {job.key: job for job in jobs}
-        found = {}
+        places = {}
         for (name, index), number in live.items():
             key = self._keys(name)[index : index + 1]
             if key and key[0] in by_key:
-                found[by_key[key[0]]] = Place(self.batches / name, index, number)
-        if found:
-            tell(f"{len(found)} jobs of this study are in the Slurm queue already.")
-        return found
+                places[by_key[key[0]]] = Place(self.batches / name, index, number)
+        if places:
+            tell(f"{len(places)} jobs of this study are in the Slurm queue already.")
+        return places
 
     def _keys(self, name: str) -> list[str]:
         try:
@@ -357,8 +357,8 @@ def call(*command: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise HarnessError(f"{command[0]} gave no answer within 120 s.") from error
     if done.returncode:
-        told = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise HarnessError(f"{command[0]} failed: {told}")
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise HarnessError(f"{command[0]} failed: {reason}")
     return done.stdout
 
 

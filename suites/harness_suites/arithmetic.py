@@ -39,13 +39,13 @@ def problems_of(seed: int) -> dict[str, tuple[Problem, ...]]:
     rng, seen = Random(f"arithmetic/{seed}"), set()
     drawn: dict[str, tuple[Problem, ...]] = {}
     for split in SPLITS:
-        found: list[Problem] = []
-        while len(found) < SIZES[split]:
+        problems: list[Problem] = []
+        while len(problems) < SIZES[split]:
             problem = sums.write_problem(rng)
             if problem not in seen:
                 seen.add(problem)
-                found.append(problem)
-        drawn[split] = tuple(found)
+                problems.append(problem)
+        drawn[split] = tuple(problems)
     return drawn
 
 

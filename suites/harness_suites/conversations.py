@@ -160,8 +160,8 @@ def first_turn(prompt: Text) -> Text:
     """Return a conversation up to its first question."""
     if isinstance(prompt, str):
         return prompt
-    asked = next((i for i, m in enumerate(prompt) if m["role"] == "user"), len(prompt))
-    return prompt[: asked + 1]
+    first = next((i for i, m in enumerate(prompt) if m["role"] == "user"), len(prompt))
+    return prompt[: first + 1]
 
 
 def check_answer(answer: Text) -> None:
@@ -237,9 +237,13 @@ def _behind(prompt: Sequence[Message], turns: list[Message]) -> list[Message]:
     for k in range(min(len(prompt), len(turns)), 0, -1):
         if list(prompt[-k:]) == turns[:k] and _asks(turns[:k]):
             return turns[k:]
-    begun, asked = prompt[-1], list(prompt[:-1])
-    if begun["role"] == "assistant" and turns[: len(asked)] == asked and turns[len(asked) :]:
-        return _behind_prefill(begun, turns[len(asked) :])
+    begun, question = prompt[-1], list(prompt[:-1])
+    if (
+        begun["role"] == "assistant"
+        and turns[: len(question)] == question
+        and turns[len(question) :]
+    ):
+        return _behind_prefill(begun, turns[len(question) :])
     return turns
 
 
@@ -281,25 +285,25 @@ def _message(message: object) -> Message:
     """Return a message with the usual names: `from` and `value` are role and content."""
     if not isinstance(message, dict):
         raise ValueError(f"expected a message with role and content, not {_short(message)}")
-    told = message.get("role", message.get("from"))
-    role = ROLES.get(told.lower()) if isinstance(told, str) else None
+    speaker = message.get("role", message.get("from"))
+    role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
         raise ValueError(
             f"expected a message with role and content, not {_short(message)}; the roles are"
             f" {', '.join(sorted(set(ROLES.values())))} and their usual other names"
         )
     content = message["content"] if "content" in message else message.get("value")
-    calls = _calls(message, str(told).lower(), content)
-    called = str(told).lower() == "function_call"
+    calls = _calls(message, str(speaker).lower(), content)
+    called = str(speaker).lower() == "function_call"
     text = None if called else _content(content, role)
     if text is None and not calls:
         raise ValueError(f"expected text as content, not {_short(message)}")
-    found: Message = {"role": role, "content": text}
-    found |= {key: message[key] for key in KEPT if isinstance(message.get(key), str)}
+    result: Message = {"role": role, "content": text}
+    result |= {key: message[key] for key in KEPT if isinstance(message.get(key), str)}
     if calls:
-        found["tool_calls"] = calls
-    json.dumps(found, ensure_ascii=False).encode()  # ValueError for a lone surrogate
-    return found
+        result["tool_calls"] = calls
+    json.dumps(result, ensure_ascii=False).encode()  # ValueError for a lone surrogate
+    return result
 
 
 def _content(content: object, role: str) -> str | None:

@@ -290,14 +290,14 @@ def _distances(method, policy, optimum, problem):
     """Return (P,) distances to the optimum; a policy without probabilities of its own has none."""
     from harness.models import enumeration as listed
 
-    found = {"start_tv": listed.total_variation(problem.ref, optimum)}
+    distances = {"start_tv": listed.total_variation(problem.ref, optimum)}
     if policy is None:
-        return found
-    found["tv"] = listed.total_variation(policy, optimum)
+        return distances
+    distances["tv"] = listed.total_variation(policy, optimum)
     beta = getattr(method, "beta", 0)
     if beta and bool((optimum > 0).all()):
-        found["regret"] = beta * listed.kl(policy, optimum)
-    return found
+        distances["regret"] = beta * listed.kl(policy, optimum)
+    return distances
 
 
 class ExactVerifier(Verifier):

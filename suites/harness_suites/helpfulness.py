@@ -34,13 +34,13 @@ def requests_of(seed: int) -> dict[str, tuple[Request, ...]]:
     rng, seen = Random(f"helpfulness/{seed}"), set()
     drawn: dict[str, tuple[Request, ...]] = {}
     for split in SPLITS:
-        found: list[Request] = []
-        while len(found) < SIZES[split]:
+        split_requests: list[Request] = []
+        while len(split_requests) < SIZES[split]:
             request = requests.write_long_request(rng)
             if request not in seen:
                 seen.add(request)
-                found.append(request)
-        drawn[split] = tuple(found)
+                split_requests.append(request)
+        drawn[split] = tuple(split_requests)
     return drawn
 
 

@@ -164,7 +164,7 @@ PAIRS = (
 
 
 @dataclass
-class _Made:
+class _Parts:
     """Parts of an instruction with their constraints."""
 
     parts: list[Parts] = field(default_factory=list)
@@ -180,15 +180,15 @@ def draw(kind: str, seed: str, on_topic: bool = True) -> Instruction:
     """
     rng = Random(f"instructions/{kind}/{seed}")
     kinds = rng.choice(PAIRS) if kind == "two" else (kind,)
-    made = _Made([MAKERS[name](rng) for name in kinds])
+    parts = _Parts([MAKERS[name](rng) for name in kinds])
     topic = rng.choice(TOPICS)
-    task = (made.of("task") or rng.choice(TASKS)).replace("{topic}", topic)
+    task = (parts.of("task") or rng.choice(TASKS)).replace("{topic}", topic)
     about = {"kind": "about", "any": forms_of(topic), "required": True}
-    constraints = [about] * on_topic + [part.constraint for part in made.parts]
+    constraints = [about] * on_topic + [part.constraint for part in parts.parts]
     return Instruction(
-        " ".join([task, *(part.say for part in made.parts)]),
+        " ".join([task, *(part.say for part in parts.parts)]),
         json.dumps(constraints, sort_keys=True),
-        _answer(topic, made),
+        _answer(topic, parts),
     )
 
 
@@ -206,17 +206,17 @@ def forms_of(topic: str) -> list[str]:
     return sorted(forms)
 
 
-def _answer(topic: str, made: _Made) -> str:
+def _answer(topic: str, parts: _Parts) -> str:
     """Return an answer that keeps all constraints of an instruction."""
-    whole = next((part.answer for part in made.parts if part.answer), None)
-    lower = any(part.lower for part in made.parts)
+    whole = next((part.answer for part in parts.parts if part.answer), None)
+    lower = any(part.lower for part in parts.parts)
     if whole is not None:
         text = whole(topic)
         return text.lower() if lower else text
-    inside = " ".join(part.inside for part in made.parts if part.inside)
-    words = f"{made.of('begin')} people like {topic} {inside}".split()
-    n = next((part.words for part in made.parts if part.words), 0)
-    words += FILLERS[: max(0, n - len(words))] + made.of("end").split()
-    mark = next((part.mark for part in made.parts if part.mark != "."), ".")
+    inside = " ".join(part.inside for part in parts.parts if part.inside)
+    words = f"{parts.of('begin')} people like {topic} {inside}".split()
+    n = next((part.words for part in parts.parts if part.words), 0)
+    words += FILLERS[: max(0, n - len(words))] + parts.of("end").split()
+    mark = next((part.mark for part in parts.parts if part.mark != "."), ".")
     text = " ".join(words) + mark
     return text.lower() if lower else text[0].upper() + text[1:]

@@ -120,18 +120,20 @@ class Instructions(Suite):
         verifier = self.make_verifier()
         for place in range(self.size(split)):
             kind = self.kinds[place % len(self.kinds)]
-            made = self._new(kind, f"{self.shared_seed}/{split}/{place}", seen)
-            seen.add(made.text)
-            asked = [{"role": "user", "content": made.text}]
-            prompt = Prompt(f"{split}/{kind}/{place}", asked, verifier.read_gold(made.gold))
-            yield Demonstration(prompt, [{"role": "assistant", "content": made.answer}])
+            instruction = self._new(kind, f"{self.shared_seed}/{split}/{place}", seen)
+            seen.add(instruction.text)
+            messages = [{"role": "user", "content": instruction.text}]
+            prompt = Prompt(
+                f"{split}/{kind}/{place}", messages, verifier.read_gold(instruction.gold)
+            )
+            yield Demonstration(prompt, [{"role": "assistant", "content": instruction.answer}])
 
     def _new(self, kind: str, seed: str, seen: set[str]) -> Instruction:
         """Return an instruction whose text is new."""
         for attempt in count():
-            made = draw(kind, f"{seed}/{attempt}", self.on_topic)
-            if made.text not in seen:
-                return made
+            instruction = draw(kind, f"{seed}/{attempt}", self.on_topic)
+            if instruction.text not in seen:
+                return instruction
             if attempt == DRAWS:
                 raise UsageError(
                     f"The kind {kind} has too few different instructions for prompts_to_train ="

@@ -160,13 +160,13 @@ def _lists(opened: Open, limits: Limits) -> list[str]:
             return [reader.inside] if reader.inside in WRAPPERS else []
 
 
-def _chosen(name: str, found: list[str], key: str) -> str | None:
+def _chosen(name: str, lists: list[str], key: str) -> str | None:
     """Return which of an object's lists holds the rows; None where the object is itself a row."""
-    if key and found:
-        if key not in found:
-            raise UsageError(f"{name}: it has no list {key!r}; its lists are {', '.join(found)}.")
+    if key and lists:
+        if key not in lists:
+            raise UsageError(f"{name}: it has no list {key!r}; its lists are {', '.join(lists)}.")
         return key
-    usual = [known for known in found if known in WRAPPERS]
+    usual = [known for known in lists if known in WRAPPERS]
     if len(usual) > 1:
         raise UsageError(
             f"{name}: it holds the lists {', '.join(usual)}. Name the one of each part, for"

@@ -272,10 +272,10 @@ def _of_two(prompt: str, one: str, other: str, preference: Callable[[Row], float
         return needed <= set(row)
 
     def read(row: Row, columns: Columns) -> list[Example]:
-        asked = row[prompt]["full_text"] if isinstance(row[prompt], dict) else row[prompt]
+        question = row[prompt]["full_text"] if isinstance(row[prompt], dict) else row[prompt]
         first = preference(row)
         texts = [read_text(row[name]) for name in (one, other)]
-        return _ordered(read_text(asked), texts, [first, 0.0], columns, _frame(row))
+        return _ordered(read_text(question), texts, [first, 0.0], columns, _frame(row))
 
     return is_there, read
 

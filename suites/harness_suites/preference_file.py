@@ -88,8 +88,8 @@ class PreferenceFile(RowSuite):
         """Return the first good answer to each prompt, for ROUGE; none if a prompt has none."""
         rows = self._parts[split]
         good = [demo for row in reversed(rows) for demo in _imitable(row, "last")]
-        found = {demo.prompt.id: completion_text(demo.completion) for demo in good}
-        return found if all(row.prompt.id in found for row in rows) else {}
+        answers = {demo.prompt.id: completion_text(demo.completion) for demo in good}
+        return answers if all(row.prompt.id in answers for row in rows) else {}
 
     @cached_property
     def _parts(self) -> dict[str, list[Example]]:
@@ -135,12 +135,12 @@ def _pairs(rows: Sequence[Example]) -> list[Pair]:
     for row in rows:
         if isinstance(row, Labelled):
             labelled.setdefault(row.prompt.id, ([], []))[not row.label].append(row)
-    made = [
+    pairs = [
         Pair(one.prompt, one.completion, other.completion)
         for good, bad in labelled.values()
         for one, other in zip(good, bad, strict=False)
     ]
-    return [row for row in rows if isinstance(row, Pair)] + made
+    return [row for row in rows if isinstance(row, Pair)] + pairs
 
 
 def _labelled(rows: Sequence[Example]) -> list[Labelled]:
@@ -149,13 +149,13 @@ def _labelled(rows: Sequence[Example]) -> list[Labelled]:
     """
     if not any(isinstance(row, Labelled) for row in rows):
         return []
-    found = [row for row in rows if isinstance(row, Labelled)]
+    labelled = [row for row in rows if isinstance(row, Labelled)]
     for pair in (row for row in rows if isinstance(row, Pair)):
-        found += [
+        labelled += [
             Labelled(pair.prompt, pair.chosen, 1.0),
             Labelled(pair.prompt, pair.rejected, 0.0),
         ]
-    return found
+    return labelled
 
 
 class RewardModelJudge(Judge):

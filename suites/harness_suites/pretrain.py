@@ -93,8 +93,11 @@ def collate(examples: list[Example], ids: dict[str, int]) -> tuple[torch.Tensor,
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     position = torch.arange(1, width)
     start, length = (torch.tensor(x)[:, None] for x in (starts, [len(row) for row in rows]))
-    told, asked = ((position >= start) & (position < length)).float(), (position < start).float()
-    return tokens, told / told.sum() + PROMPT_WEIGHT * asked / asked.sum()
+    in_answer, in_prompt = (
+        ((position >= start) & (position < length)).float(),
+        (position < start).float(),
+    )
+    return tokens, in_answer / in_answer.sum() + PROMPT_WEIGHT * in_prompt / in_prompt.sum()
 
 
 def batches(
@@ -122,19 +125,19 @@ def probe(
     rng = Random("probe")
     docs = [documents.write_document(rng) for _ in range(n)]
     problems = [sums.write_problem(rng) for _ in range(n)]
-    asked = [requests.write_request(rng) for _ in range(n)]
+    drawn = [requests.write_request(rng) for _ in range(n)]
     scores: dict[str, float] = {}
     for mode, sample in (("sampled", True), ("greedy", False)):
-        told = partial(_complete, model, tokenizer, sample)
-        summaries = zip(docs, told([d.prompt for d in docs]), strict=True)
+        complete = partial(_complete, model, tokenizer, sample)
+        summaries = zip(docs, complete([d.prompt for d in docs]), strict=True)
         scores[f"summary_{mode}"] = statistics.mean(
             documents.read_summary(d, s).score for d, s in summaries
         )
-        answers = zip(problems, told([p.prompt for p in problems]), strict=True)
+        answers = zip(problems, complete([p.prompt for p in problems]), strict=True)
         scores[f"sum_{mode}"] = statistics.mean(
             a.split()[-2:] == [str(p.answer), "."] for p, a in answers
         )
-        replies = zip(asked, told([r.prompt for r in asked]), strict=True)
+        replies = zip(drawn, complete([r.prompt for r in drawn]), strict=True)
         scores[f"reply_{mode}"] = statistics.mean(
             requests.kept_constraints(r, a) for r, a in replies
         )

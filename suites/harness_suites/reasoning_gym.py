@@ -73,16 +73,16 @@ class ReasoningGym(Suite):
     def _splits(self) -> dict[str, list[Demonstration]]:
         """Return the problems of all splits; a text that an earlier split has is left out."""
         seen: set[str] = set()
-        found: dict[str, list[Demonstration]] = {}
+        splits: dict[str, list[Demonstration]] = {}
         for split in ("test", "validation", "train", "preferences", "demonstrations"):
-            found[split] = []
+            splits[split] = []
             for demo, question in self._drawn(split):
                 if question not in seen:
                     seen.add(question)
-                    found[split].append(demo)
-            if len(found[split]) < 2:
+                    splits[split].append(demo)
+            if len(splits[split]) < 2:
                 raise UsageError(f"The task {self.task} has too few different problems: {split}.")
-        return found
+        return splits
 
     def _drawn(self, split: str):
         """Yield the problems of a split with their text."""

@@ -29,12 +29,12 @@ class RenderingCheck:
             ValueError: The tokenizer's template cannot render it; the message says why.
             UsageError: The tokenizer has no template at all.
         """
-        found = _FINDINGS.setdefault((self.model, self.options, self.limit, self.answers), {})
+        reasons = _FINDINGS.setdefault((self.model, self.options, self.limit, self.answers), {})
         key = hash(repr(example))
-        if key not in found:
-            found[key] = self._reason(example)
-        if found[key]:
-            raise ValueError(found[key])
+        if key not in reasons:
+            reasons[key] = self._reason(example)
+        if reasons[key]:
+            raise ValueError(reasons[key])
 
     def _reason(self, example: Any) -> str:
         tokens = _tokens(self.model, self.options, self.limit)

@@ -193,12 +193,12 @@ class RowSuite(Suite):
     def _sources(self) -> list[Source]:
         """Every source, in the order of the parts."""
         tables = [self._table(table) for table in self.sources]
-        found = [s for part in PARTS for s in [*self._named(part), *tables] if s.part == part]
-        for source in found:
+        sources = [s for part in PARTS for s in [*self._named(part), *tables] if s.part == part]
+        for source in sources:
             source.check()
-        if len(set(found)) < len(found):
+        if len(set(sources)) < len(sources):
             raise ValueError("the same rows are named twice")
-        return found
+        return sources
 
     def _named(self, part: str) -> Iterator[Source]:
         """Yield the sources of a part: splits of the bases, or files of their own."""
@@ -236,36 +236,38 @@ class RowSuite(Suite):
         for kept, dropped in (("test", "validation"), ("test", "train"), ("validation", "train")):
             if kept in named and dropped in named:
                 named[dropped] = self._without_shared(named[kept], kept, named[dropped], dropped)
-        found: dict[str, list[Example]] = {name: [] for name in parts}
+        examples_of: dict[str, list[Example]] = {name: [] for name in parts}
         for part, placed in named.items():
             for _, example in placed:
                 place = self._part_of(example.prompt) if part == "train" else part
-                found[place].append(example)
-        empty = [name for name, rows in found.items() if not rows and name not in optional]
+                examples_of[place].append(example)
+        empty = [name for name, rows in examples_of.items() if not rows and name not in optional]
         if empty:
             rows = sum(map(len, named.values()))
             raise UsageError(
                 f"{self._where}: {rows} usable rows leave none for {', '.join(empty)}."
             )
         if self.rows_per_part:
-            found = {name: examples[: self.rows_per_part] for name, examples in found.items()}
-        self._report.splits = {name: _size(examples) for name, examples in found.items()}
-        return found
+            examples_of = {
+                name: examples[: self.rows_per_part] for name, examples in examples_of.items()
+            }
+        self._report.splits = {name: _size(examples) for name, examples in examples_of.items()}
+        return examples_of
 
     def _placed(self, part: str, read: Read[Example]) -> Placed[Example]:
         """Return the examples of a part's sources, in their order."""
-        found: Placed[Example] = []
+        placed: Placed[Example] = []
         for source in (s for s in self._sources if s.part == part):
             left = self.max_rows - sum(s.used for s in self._report.sources if s.part == part)
             if self.max_rows and left <= 0:
                 break
             limits = [n for n in (source.max_rows, left if self.max_rows else 0) if n]
-            found += self._usable(source, read, min(limits, default=0))
-        return found
+            placed += self._usable(source, read, min(limits, default=0))
+        return placed
 
     def _usable(self, source: Source, read: Read[Example], most: int) -> Placed[Example]:
         """Return what `read` makes of a source's rows, at most so many (0: all)."""
-        found: Placed[Example] = []
+        usable: Placed[Example] = []
         report = SourceReport(source.label, source.part)
         self._report.sources.append(report)
         with closing(source.rows(self._limits)) as rows:
@@ -276,15 +278,15 @@ class RowSuite(Suite):
                     examples = _examples(row, read)
                     for example in examples if self._rendering else ():
                         self._rendering.check(example)
-                    found += [(row.place, example) for example in examples]
+                    usable += [(row.place, example) for example in examples]
                     report.used += 1
                 except (ValueError, RecursionError) as error:
                     self._skip(source, row.place, _reason(error), report)
                 if most and report.used >= most:
                     break
-        if not found:
+        if not usable:
             raise UsageError(f"{source.name}: no usable row ({report.rows} skipped).")
-        return found
+        return usable
 
     def _skip(self, source: Source, place: str, reason: str, report: SourceReport) -> None:
         """Count a bad row, or refuse it."""

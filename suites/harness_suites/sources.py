@@ -141,18 +141,18 @@ class Source:
 
         if self.config:
             raise UsageError(f"{self.path}: `save_to_disk` keeps no configurations.")
-        found = load_from_disk(str(self.path))
-        if isinstance(found, DatasetDict):
+        dataset = load_from_disk(str(self.path))
+        if isinstance(dataset, DatasetDict):
             split = self.split or "train"
-            if split not in found:
+            if split not in dataset:
                 raise UsageError(
-                    f"{self.path} has no split {split!r}; it has {', '.join(found)}. Name the"
-                    f' split of each part, for example train = "{next(iter(found))}".'
+                    f"{self.path} has no split {split!r}; it has {', '.join(dataset)}. Name the"
+                    f' split of each part, for example train = "{next(iter(dataset))}".'
                 )
-            found = found[split]
+            dataset = dataset[split]
         elif self.split:
             raise UsageError(f"{self.path} is one data set without splits: no {self.split!r}.")
-        yield from _numbered(found)
+        yield from _numbered(dataset)
 
     def _dataset_rows(self, where: str) -> Iterator[Row]:
         where, revision, offline = self._cached(where)
@@ -160,7 +160,7 @@ class Source:
 
         disable_progress_bars()
         try:
-            found = load_dataset(
+            dataset = load_dataset(
                 where,
                 name=self.config or None,
                 split=self.split or "train",
@@ -168,9 +168,9 @@ class Source:
                 streaming=self.streaming,
             )
             try:
-                yield from _numbered(found)
+                yield from _numbered(dataset)
             finally:  # Arrow's threads must end before the interpreter does: arrow#45214
-                del found
+                del dataset
                 gc.collect()
         except Exception as error:  # the hub client raises many kinds: not found, offline, gated
             missing = offline and not Path(where).is_dir()
@@ -204,22 +204,22 @@ def expanded(name: str, folder: str) -> list[str]:
     if not any(c in name for c in SEVERAL) or Path(folder, name).exists():
         return [name]
     base = Path(name).anchor or folder
-    found = sorted(str(f) for f in Path(base).glob(name[len(Path(name).anchor) :]) if f.is_file())
-    if not found:
+    files = sorted(str(f) for f in Path(base).glob(name[len(Path(name).anchor) :]) if f.is_file())
+    if not files:
         raise UsageError(f"data = {name!r}: no file below {base} has such a name.")
-    return found
+    return files
 
 
 def _advice(error: Exception) -> str:
     """Return what went wrong with a data set, and the option that mends it."""
-    told = " ".join(str(error).split())[:300] or type(error).__name__
-    if "split" in told:
+    message = " ".join(str(error).split())[:300] or type(error).__name__
+    if "split" in message:
         hint = 'Name the split of each part, for example train = "train_prefs", test = "test_prefs"'
-    elif "onfig" in told:
+    elif "onfig" in message:
         hint = "Set dataset_config"
     else:
         hint = "See to its name, the network, and whether it asks for a login"
-    return f"it could not be loaded ({told.rstrip('.')}). {hint}."
+    return f"it could not be loaded ({message.rstrip('.')}). {hint}."
 
 
 def _below(file: Path, folder: Path) -> tuple[str, ...]:

@@ -33,13 +33,13 @@ def finding(folder, tokenizer, chosen):
 
 def test_words_of_the_vocabulary_survive(tmp_path, make_tokenizer):
     found = finding(tmp_path, make_tokenizer(), " w1 w2")
-    assert found.status == PASSED and "posed as plain text" in found.told
+    assert found.status == PASSED and "posed as plain text" in found.detail
 
 
 def test_words_that_the_tokenizer_does_not_know_are_named(tmp_path, make_tokenizer):
     found = finding(tmp_path, make_tokenizer(), " w1 zebra")
-    assert found.status == FAILED and "does not know a word of" in found.told
-    assert "zebra" in found.told
+    assert found.status == FAILED and "does not know a word of" in found.detail
+    assert "zebra" in found.detail
 
 
 def test_words_that_are_read_back_otherwise_are_named(tmp_path):
@@ -48,17 +48,17 @@ def test_words_that_are_read_back_otherwise_are_named(tmp_path):
     lower = type(tokenizer).from_pretrained(tmp_path / "model")
     lower.backend_tokenizer.normalizer = Lowercase()
     found = finding(tmp_path, lower, " w1 North")
-    assert found.status == FAILED and "' w1 North' is read back as 'w1 north'" in found.told
+    assert found.status == FAILED and "' w1 North' is read back as 'w1 north'" in found.detail
 
 
 def test_a_chat_model_is_posed_by_its_template(tmp_path):
     for family in ("qwen3", "llama3"):
         found = finding(tmp_path, FAMILIES[family].tokenizer(), " w1 North")
-        assert found.status == PASSED and "posed by the chat template" in found.told
+        assert found.status == PASSED and "posed by the chat template" in found.detail
 
 
 def test_a_suite_file_without_a_model_has_nothing_to_read_with(tmp_path):
-    assert "name one with --model" in finding(tmp_path, None, " w1").told
+    assert "name one with --model" in finding(tmp_path, None, " w1").detail
 
 
 def test_a_suite_file_is_checked_by_the_command(tmp_path, make_tokenizer, build_model):

@@ -90,7 +90,7 @@ def test_a_bad_verifier_fails_for_the_right_reason(fault, faulty):
 def test_without_examples_what_is_right_is_not_known(tmp_path):
     found = findings("regex", Options(settings=("pattern=a+",)))
     assert found["gold answers are right"].status == SKIPPED
-    assert "what is right is not known" in found["hostile answers are wrong"].told
+    assert "what is right is not known" in found["hostile answers are wrong"].detail
     (tmp_path / "mine.py").write_text("def ends(completion):\n    return bool(completion)\n")
     found = findings("function", Options(settings=(f"function={tmp_path}/mine.py:ends",)))
     assert found["pure"].status == PASSED
@@ -98,7 +98,7 @@ def test_without_examples_what_is_right_is_not_known(tmp_path):
 
 def test_a_verifier_that_cannot_be_made_is_one_finding():
     (finding,) = findings("function").values()
-    assert finding.status == FAILED and "expected module:function" in finding.told
+    assert finding.status == FAILED and "expected module:function" in finding.detail
 
 
 def test_the_command_checks_a_verifier_as_a_suite_uses_it(tmp_path):

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from harness.core import global_state
-from harness.core.global_state import Told, enforce, put_back, set_threads
+from harness.core.global_state import Reported, enforce, put_back, set_threads
 
 
 @pytest.fixture
 def messages(monkeypatch):
     found = []
     monkeypatch.setattr(global_state, "_drawn", {})
-    monkeypatch.setattr(Told, "warn", found.append)
-    monkeypatch.setattr(Told, "settings", {})
+    monkeypatch.setattr(Reported, "warn", found.append)
+    monkeypatch.setattr(Reported, "settings", {})
     return found
 
 
@@ -101,7 +101,7 @@ def test_put_back_undoes_and_tells_once(messages, monkeypatch, c_locale, name):
     finally:
         torch.set_default_device(None)
     assert messages == [f"The judge mine changed {name}: it was put back."]
-    assert Told.settings == {"The judge mine": [name]}
+    assert Reported.settings == {"The judge mine": [name]}
 
 
 def test_put_back_gives_each_plugin_a_stream_of_its_own(messages):

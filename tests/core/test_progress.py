@@ -70,7 +70,7 @@ def test_making_counts_stages_by_kind_and_the_policy_as_a_checkpoint(now):
         for kind, seconds in (("sft", 2), ("pool", 3), ("pool", 4), ("policy", 5)):
             with making(kind):
                 passes(now, seconds)
-    assert clock.made == {"sft": 2, "pool": 7}
+    assert clock.artifact_seconds == {"sft": 2, "pool": 7}
     assert clock.seconds()[STAGES] == 9 and clock.seconds()["checkpoints"] == 5
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from harness.api import registry
-from harness.core.global_state import Told
+from harness.core.global_state import Reported
 
 from ..helpers.tools import (
     command,
@@ -133,7 +133,7 @@ def test_a_run_with_meddling_plugins_equals_a_clean_one(folder):
 def test_built_in_plugins_change_nothing_when_they_are_loaded(monkeypatch):
     messages = []
     monkeypatch.setattr(registry, "BUILT_IN", "")
-    monkeypatch.setattr(Told, "warn", messages.append)
+    monkeypatch.setattr(Reported, "warn", messages.append)
     assert registry.installed.__wrapped__().classes["methods"] and not messages
 
 

@@ -13,7 +13,7 @@ from harness.core.records import write_sealed
 from harness.core.run_folder import read_result
 from harness.experiments import reproduce as module
 from harness.experiments.reproduce import (
-    Asked,
+    ReproduceOptions,
     changed_code,
     checked,
     folder_for,
@@ -221,7 +221,7 @@ def test_one_byte_of_the_policy(copy):
     file.write_bytes(whole)
     assert wrong(copy) == ["policy/model.safetensors"]
     file.unlink()
-    assert items(copy)["policy/model.safetensors"].told.startswith("none then, ")
+    assert items(copy)["policy/model.safetensors"].detail.startswith("none then, ")
 
 
 def test_a_line_of_metrics(copy):
@@ -229,15 +229,15 @@ def test_a_line_of_metrics(copy):
     row = json.loads(lines[2]) | {"loss": 7.5}
     (copy / "metrics.jsonl").write_text("".join([*lines[:2], json.dumps(row) + "\n", *lines[3:]]))
     assert wrong(copy) == ["metrics.jsonl"]
-    assert items(copy)["metrics.jsonl"].told.startswith(
+    assert items(copy)["metrics.jsonl"].detail.startswith(
         "first at line 3 (step 3.0): loss 7.5 then, 0."
     )
     (copy / "metrics.jsonl").write_text("".join(lines[:-1]))
-    assert items(copy)["metrics.jsonl"].told == f"line {len(lines)}: missing then"
+    assert items(copy)["metrics.jsonl"].detail == f"line {len(lines)}: missing then"
     (copy / "metrics.jsonl").write_text("".join(line.replace('": ', '":') for line in lines))
-    assert "the same values, written otherwise" in items(copy)["metrics.jsonl"].told
+    assert "the same values, written otherwise" in items(copy)["metrics.jsonl"].detail
     (copy / "metrics.jsonl").write_text("{")
-    assert "metrics.jsonl is damaged" in items(copy)["metrics.jsonl"].told
+    assert "metrics.jsonl is damaged" in items(copy)["metrics.jsonl"].detail
 
 
 def test_an_answer(copy):
@@ -247,7 +247,7 @@ def test_an_answer(copy):
         "".join([*lines[:4], json.dumps(row, sort_keys=True) + "\n", *lines[5:]])
     )
     assert wrong(copy) == ["samples.jsonl"]
-    told = items(copy)["samples.jsonl"].told
+    told = items(copy)["samples.jsonl"].detail
     assert (
         told.startswith("first at line 5 (prompt_id test/4): answer tam\\u001bpered then, ")
         and "gold 99.0 then" in told
@@ -280,7 +280,7 @@ def test_an_answer(copy):
 )
 def test_a_figure(copy, change, name, told):
     edit(copy / "result.json", change)
-    assert wrong(copy) == [name] and items(copy)[name].told.startswith(told)
+    assert wrong(copy) == [name] and items(copy)[name].detail.startswith(told)
 
 
 def test_what_the_clock_says_is_not_compared(copy):
@@ -304,7 +304,9 @@ def test_the_command_tells_and_ends_with_1(copy):
 
 def loose(folder):
     lines = []
-    verdict = reproduce(read_run(folder), registry(), Asked(again()[1], loose=True), lines.append)
+    verdict = reproduce(
+        read_run(folder), registry(), ReproduceOptions(again()[1], loose=True), lines.append
+    )
     return verdict, summary(verdict, again()[1])
 
 
@@ -435,4 +437,4 @@ def test_a_data_folder_is_for_suites_with_files(copy, tmp_path):
 def test_several_processes_are_refused(copy, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="by one process"):
-        reproduce(read_run(copy), registry(), Asked(), print)
+        reproduce(read_run(copy), registry(), ReproduceOptions(), print)

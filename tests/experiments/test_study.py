@@ -118,7 +118,7 @@ DPO = method("dpo")
         (DPO + "[tune]\ntrials = 2\nspace.dpo.beta = 3", "expected a list, or one of"),
         (
             DPO + "[tune]\ntrials = 4\nspace.dpo.beta = [0.1, 0.2]",
-            "different settings, the ones as they are included",
+            "different settings, the untuned ones included",
         ),
         (
             method("dpo", "set = {stage.evaluation.split = 'test'}")

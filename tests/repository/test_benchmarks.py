@@ -98,7 +98,7 @@ def test_a_measured_row_replaces_the_one_about_the_same_and_may_say_more(benchma
     tables = benchmark("tables")
     speed = benchmark("speed")
     (row,) = speed.rows_of("main", ["dpo"], ["11M"])
-    old = tables.found(copied, row)
+    old = tables.row_about(copied, row)
     tables.keep(
         copied,
         old | {"commit": "1234567", "load": "1", "software_peer": "TRL 1.16.0", "news": "yes"},
@@ -106,8 +106,8 @@ def test_a_measured_row_replaces_the_one_about_the_same_and_may_say_more(benchma
     rows = tables.read(copied / "speed.csv")
     assert len(rows) == len(tables.read(RESULTS / "speed.csv"))
     assert (
-        tables.found(copied, row)["commit"] == "1234567"
-        and tables.found(copied, row)["news"] == "yes"
+        tables.row_about(copied, row)["commit"] == "1234567"
+        and tables.row_about(copied, row)["news"] == "yes"
     )
     assert rows[0]["news"] == ""
     tables.write(copied, list(speed.GOALS))
@@ -201,7 +201,7 @@ def test_the_environments_are_written_down(benchmark):
         ),
         (
             ["--ppo-python", sys.executable],
-            "has trl 1.16.0, compared is with 1.12.0: pip install -r benchmarks/requ",
+            "has trl 1.16.0, but 1.12.0 is needed: pip install -r benchmarks/requ",
         ),
     ],
 )
@@ -213,7 +213,7 @@ def test_what_cannot_be_measured_ends_in_one_message(speed, tmp_path, options, s
 def test_another_trl_is_refused(speed):
     code, last = speed("grpo", trl="1.12.0")
     assert code == 2 and last.endswith(
-        "has trl 1.12.0, compared is with 1.16.0: pip install -r benchmarks/requirements.txt"
+        "has trl 1.12.0, but 1.16.0 is needed: pip install -r benchmarks/requirements.txt"
     )
 
 

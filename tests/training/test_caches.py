@@ -264,10 +264,10 @@ def test_each_completion_is_computed_once_and_billed_each_time(place):
     (_, _), (cold, made), (warm, found) = bills
     assert cold["flops_reused"] == warm["flops_reused"] == cold["flops"] > 0
     assert (
-        made.told()["reference_logp"]["made"] == 1
-        and made.told()["reference_logp"]["flops"] < cold["flops"] / 2
+        made.report()["reference_logp"]["made"] == 1
+        and made.report()["reference_logp"]["flops"] < cold["flops"] / 2
     )
-    assert found.told()["reference_logp"] == {
+    assert found.report()["reference_logp"] == {
         "made": 0,
         "found": 1,
         "seconds": 0,

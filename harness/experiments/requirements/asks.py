@@ -79,15 +79,15 @@ def _each(method: Any, needs: frozenset[str]) -> int:
 
 def _names(cls: type) -> set[str]:
     """Return the attributes of a lab that the methods of a class use."""
-    found: set[str] = set()
+    names: set[str] = set()
     for _, function in inspect.getmembers(cls, inspect.isfunction):
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
         except (OSError, TypeError, SyntaxError):  # no source, or a part of a line: a lambda
             continue
         attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-        found |= {node.attr for node in attributes if _of_lab(node)}
-    return found
+        names |= {node.attr for node in attributes if _of_lab(node)}
+    return names
 
 
 def _of_lab(node: ast.Attribute) -> bool:

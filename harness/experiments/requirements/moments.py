@@ -217,9 +217,9 @@ class Passes:
         model, micro = self.models.start, shape.micro(self.tokens)
 
         def both() -> Any:
-            told = [predictions_of(model, states_of(model, micro)) for _ in range(2)]
-            ids = torch.empty(len(told[0].states), dtype=torch.long, device="meta")
-            return expectations(told[0], told[1], ids)
+            outputs = [predictions_of(model, states_of(model, micro)) for _ in range(2)]
+            ids = torch.empty(len(outputs[0].states), dtype=torch.long, device="meta")
+            return expectations(outputs[0], outputs[1], ids)
 
         with torch.no_grad():
             whole = peak_bytes(both)

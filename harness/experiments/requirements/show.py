@@ -93,8 +93,10 @@ def rate_of(spec: RunSpec, results: Path) -> Rate:
     seconds = sum(cost["seconds"] for cost in costs)
     if seconds:
         measured = sum(cost["flops"] for cost in costs) / seconds
-        told = f"at {measured / 1e9:.3g} GFLOP/s, measured in {len(costs)} runs of this model here"
-        return Rate(measured, told)
+        source = (
+            f"at {measured / 1e9:.3g} GFLOP/s, measured in {len(costs)} runs of this model here"
+        )
+        return Rate(measured, source)
     gpu = spec.execution.device.startswith("cuda")
     assumed = GPU_RATE if gpu else CPU_RATE * spec.execution.threads
     return Rate(assumed, f"at an assumed {assumed / 1e9:.3g} GFLOP/s: no run of this model is here")

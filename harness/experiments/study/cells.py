@@ -69,13 +69,13 @@ def expand(study: Study, registry: Registry) -> list[Cell]:
     """Return the runs of a study, without its trials and what they choose; a name that does not
     exist is refused.
     """
-    found: list[Cell] = []
+    cells: list[Cell] = []
     for entry in study.entries:
         for values in _points(entry.sweep):
             label = entry.label + described(values)
             for suite in entry.suites:
-                found += cells_of(study, registry, entry, suite, label, values)
-    return in_order(distinct(found))
+                cells += cells_of(study, registry, entry, suite, label, values)
+    return in_order(distinct(cells))
 
 
 def cells_of(
@@ -97,7 +97,7 @@ def cells_of(
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     refused = unmet(spec, registry)
-    asked = resources_of(entry, spec, where)
+    resources = resources_of(entry, spec, where)
     return [
         Cell(
             label,
@@ -106,7 +106,7 @@ def cells_of(
             refused,
             trial,
             entry.label,
-            resources=asked,
+            resources=resources,
         )
         for seed in seeds or entry.seeds
     ]
@@ -114,15 +114,15 @@ def cells_of(
 
 def resources_of(entry: Entry, spec: RunSpec, where: str) -> Resources:
     """Return what a run asks for; one that uses no GPU, or a certain one, is given none."""
-    device, asked = spec.execution.device, entry.resources
+    device, resources = spec.execution.device, entry.resources
     if device != "cpu" and not device.startswith("cuda:"):
-        return asked
-    if asked.gpus:
+        return resources
+    if resources.gpus:
         raise UsageError(
-            f"{where}: resources.gpus = {asked.gpus} and device = {device!r}: the GPUs that a job"
-            ' is given would not be used. Leave device out, or set it to "cuda".'
+            f"{where}: resources.gpus = {resources.gpus} and device = {device!r}: the GPUs of a job"
+            ' would not be used. Leave device out, or set it to "cuda".'
         )
-    return replace(asked, gpus=0)
+    return replace(resources, gpus=0)
 
 
 def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) -> Request:
@@ -154,7 +154,7 @@ def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) 
 
 def arguments(request: Request, seed: int, plugins: Iterable[str]) -> tuple[str, ...]:
     """Return the arguments of `harness` that ask for the same run."""
-    said = ["run", "--method", request.method, "--suite", request.suite, "--seed", str(seed)]
+    words = ["run", "--method", request.method, "--suite", request.suite, "--seed", str(seed)]
     for flag, settings in (
         ("--set", request.settings),
         ("--suite-set", request.suite_settings),
@@ -164,17 +164,17 @@ def arguments(request: Request, seed: int, plugins: Iterable[str]) -> tuple[str,
         ("--plugin", plugins),
     ):
         for setting in settings:
-            said += [flag, setting]
+            words += [flag, setting]
     usual = dataclasses.asdict(RunOptions())
     for name, value in {**request.fixed, "budget": request.budget}.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            said += [f"--{flag}" if value else f"--no-{flag}"] if value != usual[name] else []
+            words += [f"--{flag}" if value else f"--no-{flag}"] if value != usual[name] else []
         elif (
             value != usual[name] or name == "threads"
         ):  # the command line has another default for that
-            said += [f"--{flag}", str(value)]
-    return tuple(said)
+            words += [f"--{flag}", str(value)]
+    return tuple(words)
 
 
 def unmet(spec: RunSpec, registry: Registry) -> str:
@@ -202,13 +202,13 @@ def distinct(cells: Iterable[Cell]) -> list[Cell]:
     Raises:
         UsageError: Two of them differ in how a run is computed alone, so one would be left out.
     """
-    found: dict[str, Cell] = {}
+    by_fingerprint: dict[str, Cell] = {}
     for cell in cells:
-        first = found.setdefault(cell.fingerprint, cell)
+        first = by_fingerprint.setdefault(cell.fingerprint, cell)
         _check_alike(first, cell)
         if cell.label not in (first.label, *first.also):
-            found[cell.fingerprint] = replace(first, also=(*first.also, cell.label))
-    return list(found.values())
+            by_fingerprint[cell.fingerprint] = replace(first, also=(*first.also, cell.label))
+    return list(by_fingerprint.values())
 
 
 def _check_alike(first: Cell, cell: Cell) -> None:

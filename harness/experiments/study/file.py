@@ -204,32 +204,32 @@ def flat(table: Any, where: str, prefix: str = "", leaves: Iterable[str] = ()) -
     """Return a table with dotted keys: `suite.bias` may be written quoted or as a table; `leaves`
     mark a value.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in _table(table, where).items():
         deeper = isinstance(value, dict) and not set(leaves) & set(value)
-        found.update(
+        values.update(
             flat(value, where, f"{prefix}{key}.", leaves) if deeper else {f"{prefix}{key}": value}
         )
-    return found
+    return values
 
 
 def swept(table: Any, where: str) -> dict[str, list[Any]]:
     """Return {option: values} of a sweep."""
-    found = flat(table, where)
-    for key, values in found.items():
+    grid = flat(table, where)
+    for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"{where}: {key} = {values!r}: expected a list of values.")
-    return found
+    return grid
 
 
 def seeds_of(seeds: int | list[int], where: str) -> tuple[int, ...]:
     """Return the seeds that a number, or a list, stands for."""
-    found = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not found or min(found) < 0 or len(set(found)) < len(found):
+    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
         raise UsageError(
             f"{where}: seeds = {seeds!r}: expected a number above 0, or a list of different seeds."
         )
-    return found
+    return numbers
 
 
 def _entries(methods: Any, shared: Entry, beside: Path, where: str) -> tuple[Entry, ...]:
@@ -242,17 +242,17 @@ def _entries(methods: Any, shared: Entry, beside: Path, where: str) -> tuple[Ent
     if not shared.suites:
         raise UsageError(f"{where}: suites = []: expected one suite or more.")
     names = [m.get("name") for m in methods]
-    found = [
+    entries = [
         _entry(m, shared, beside, f"{where}: [[methods]] {m.get('name', '')}".rstrip(), names)
         for m in methods
     ]
-    labels = [e.label for e in found]
+    labels = [e.label for e in entries]
     for label in labels:
         if labels.count(label) > 1:
             raise UsageError(
                 f"{where}: two of the [[methods]] are {label!r}: give them a `label` each."
             )
-    return tuple(found)
+    return tuple(entries)
 
 
 def _entry(
@@ -263,10 +263,10 @@ def _entry(
     keys = build(MethodKeys, {k: v for k, v in method.items() if k not in tables}, where)
     own = flat(tables["set"], f"{where}: set")
     budget = {} if keys.budget is None else {"run.budget": keys.budget}
-    told = described(own | budget) if names.count(keys.name) > 1 else ""
+    suffix = described(own | budget) if names.count(keys.name) > 1 else ""
     return Entry(
         keys.name,
-        keys.label or f"{keys.name}{told}",
+        keys.label or f"{keys.name}{suffix}",
         {**shared.options, **budget, **own},
         {**shared.sweep, **swept(tables["sweep"], f"{where}: sweep")},
         shared.seeds if keys.seeds is None else seeds_of(keys.seeds, where),
@@ -282,10 +282,10 @@ def _resources(table: Any, common: Resources, where: str) -> Resources:
 
 def described(options: Mapping[str, Any]) -> str:
     """Return ` (a=1, b=2)` for options, nothing for none."""
-    told = ", ".join(
+    text = ", ".join(
         f"{key.removeprefix('run.')}={text_of(value)}" for key, value in options.items()
     )
-    return f" ({told})" if told else ""
+    return f" ({text})" if text else ""
 
 
 def text_of(value: Any) -> str:
@@ -322,11 +322,11 @@ def _tune(table: Any, entries: Iterable[Entry], where: str) -> Tune | None:
                 f"{where}: trials see the validation split only and the rest the test split: set"
                 " neither."
             )
-    found = {
+    searches = {
         label: read_space(flat(s, where, leaves=RANGES), f"{where}: space.{label}")
         for label, s in spaces.items()
     }
-    return Tune(keys.trials, keys.select, keys.seed, found)
+    return Tune(keys.trials, keys.select, keys.seed, searches)
 
 
 def _table(value: Any, where: str) -> dict[str, Any]:

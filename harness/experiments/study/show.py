@@ -82,8 +82,8 @@ def _remarks(
 def _requests(cells: Sequence[Cell], states: Sequence[State]) -> list[str]:
     """Return what the runs that are left request of a machine or a cluster."""
     left = [str(c.resources) for c, s in zip(cells, states, strict=True) if s.status == LEFT]
-    asked = dict.fromkeys(text for text in left if text)
-    return [f"{left.count(text)} of those left request each: {text}." for text in asked]
+    requests = dict.fromkeys(text for text in left if text)
+    return [f"{left.count(text)} of those left request each: {text}." for text in requests]
 
 
 class Plain(Watch):
@@ -123,8 +123,8 @@ class Plain(Watch):
         self.over += 1
         took = time.monotonic() - self.begun.pop(cell.fingerprint, time.monotonic())
         why = "" if state.status == DONE else f": {state.message} See {log}."
-        told = f"{state.kind or state.status}  {cell.name}, {took:.0f} s{self._rest()}{why}"
-        self.say(f"[{self.over}/{self.todo}] {told}")
+        line = f"{state.kind or state.status}  {cell.name}, {took:.0f} s{self._rest()}{why}"
+        self.say(f"[{self.over}/{self.todo}] {line}")
 
     def say(self, line: str) -> None:
         """Write a line."""
@@ -261,6 +261,8 @@ def _unspent(planned: Plan, states: Sequence[State], results: Path) -> list[str]
                 cell.spec.stages["preferences"]["completions"],
             )
             if unspent:
-                told = ", ".join(f"{value:.3g} {name}" for name, value in unspent.items())
-                left[f"{cell.label} on {cell.spec.suite_name}"] = told
-    return [f"{row} ended by itself before its budget: {told} left" for row, told in left.items()]
+                amounts = ", ".join(f"{value:.3g} {name}" for name, value in unspent.items())
+                left[f"{cell.label} on {cell.spec.suite_name}"] = amounts
+    return [
+        f"{row} ended by itself before its budget: {amounts} left" for row, amounts in left.items()
+    ]

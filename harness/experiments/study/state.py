@@ -136,16 +136,16 @@ class Estimates:
         walls = [w for w in map(_wall, self._alike(spec)) if w]
         if walls:
             return fmean(sum(w.values()) - w["stages"] for w in walls)
-        found = self.of(spec)
-        return None if found is None else found.cpu_seconds + LOADING
+        state = self.of(spec)
+        return None if state is None else state.cpu_seconds + LOADING
 
     def stage_seconds_of(self, spec: RunSpec) -> float | None:
         """Return the seconds of all shared stages of a suite, or None where no run tells."""
         records = self._suites.get((spec.suite_name, spec.quick), [])
-        made = [_wall(r).get("stages", 0.0) for r in records]
-        made += [r["cost"].get("shared_total", {}).get("cpu_seconds", 0.0) for r in records]
-        if any(made):
-            return float(max(made))  # a method without a reward model needs fewer of them
+        seconds = [_wall(r).get("stages", 0.0) for r in records]
+        seconds += [r["cost"].get("shared_total", {}).get("cpu_seconds", 0.0) for r in records]
+        if any(seconds):
+            return float(max(seconds))  # a method without a reward model needs fewer of them
         shared = shipped().get((SHARED, spec.suite_name))
         plain = not spec.quick and spec.model is None
         return shared.cpu_seconds if shared and plain else None
@@ -229,8 +229,8 @@ def _finals(results: Path, name: str) -> list[dict[str, Any]]:
 def read_cells(file: Path) -> list[dict[str, Any]]:
     """Return the cells in CELLS; raise Damaged. Older versions wrote a list without a seal."""
     try:
-        found = parsed(read_bytes(file, ANEW))
-        cells = found if isinstance(found, list) else read_object(file, ANEW)["cells"]
+        content = parsed(read_bytes(file, ANEW))
+        cells = content if isinstance(content, list) else read_object(file, ANEW)["cells"]
         for cell in cells:
             texts = [cell[name] for name in ("label", "suite", "folder")]
             if not all(isinstance(t, str) for t in texts) or not isinstance(cell["trial"], bool):
@@ -248,9 +248,9 @@ def read_tuning(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        found = read_object(file, ANEW)
-        _check_tuning(found)
-        return found
+        tuning = read_object(file, ANEW)
+        _check_tuning(tuning)
+        return tuning
     except Damaged as error:
         show_damaged(error)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -258,10 +258,10 @@ def read_tuning(file: Path) -> dict[str, Any]:
     return {}
 
 
-def _check_tuning(found: Mapping[str, Any]) -> None:
+def _check_tuning(tuning: Mapping[str, Any]) -> None:
     """Raise KeyError, TypeError or AttributeError for anything but a record of tuning."""
-    found["trials"], found["seed"], found["rule"]
-    for search in found["searches"]:
+    tuning["trials"], tuning["seed"], tuning["rule"]
+    for search in tuning["searches"]:
         search["method"], search["suite"], search["chosen"], search["row"]
         for trial in search["trials"]:
             trial["status"], trial["options"].items()

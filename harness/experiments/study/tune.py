@@ -58,8 +58,8 @@ class Choice:
         """Return the label of the runs with the chosen settings: those as they are, where none else
         is chosen.
         """
-        told = {None: "", 0: " (default, tuned)"}.get(self.chosen, " (tuned)")
-        return f"{self.search.entry.label}{told}"
+        suffix = {None: "", 0: " (default, tuned)"}.get(self.chosen, " (tuned)")
+        return f"{self.search.entry.label}{suffix}"
 
     @property
     def open(self) -> bool:
@@ -70,9 +70,9 @@ class Choice:
 def searches(study: Study, tune: Tune, registry: Registry) -> list[Search]:
     """Return the trials of every method that is tuned, on every suite."""
     pairs = [(e, suite) for e in study.entries if e.label in tune.spaces for suite in e.suites]
-    found = [_search(study, tune, registry, entry, suite) for entry, suite in pairs]
+    all_searches = [_search(study, tune, registry, entry, suite) for entry, suite in pairs]
     return [
-        search for search in found if not search.cells[0].refused
+        search for search in all_searches if not search.cells[0].refused
     ]  # its runs with the settings as they are say why
 
 
@@ -108,7 +108,7 @@ def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> d
         if not c.trial
         for name in (c.label, *c.also)
     }
-    told = [
+    entries = [
         {
             "method": c.search.entry.label,
             "suite": c.search.suite_name,
@@ -135,7 +135,7 @@ def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> d
     rule = (
         f"highest mean {tune.select} on the validation split, the earlier trial where two are equal"
     )
-    return {"trials": tune.trials, "seed": tune.seed, "rule": rule, "searches": told}
+    return {"trials": tune.trials, "seed": tune.seed, "rule": rule, "searches": entries}
 
 
 def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: str) -> Search:
@@ -143,13 +143,13 @@ def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: s
     can be added.
     """
     rng = Random(derive("tune", tune.seed, entry.label, suite.rpartition("/")[2]))
-    found: dict[str, tuple[Mapping[str, Any], Cell]] = {}
+    trials: dict[str, tuple[Mapping[str, Any], Cell]] = {}
     points: dict[str, Mapping[str, Any]] = {canonical({}): {}}
     for _ in range(ATTEMPTS * tune.trials):
         drawn = draw(tune.spaces[entry.label], rng)
         points.setdefault(canonical(drawn), drawn)
     for point in points.values():
-        label = f"{entry.label}, trial {len(found) + 1}{described(point)}"
+        label = f"{entry.label}, trial {len(trials) + 1}{described(point)}"
         values = {**point, "stage.evaluation.split": "validation"}
         (cell,) = cells_of(
             study, registry, entry, suite, label, values, entry.seeds[:1], trial=True
@@ -157,17 +157,17 @@ def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: s
         assert cell.spec.stages["evaluation"]["split"] == "validation", (
             "a trial may not see the test split"
         )
-        found.setdefault(cell.fingerprint, (point, cell))
-        if len(found) == tune.trials or cell.refused:
+        trials.setdefault(cell.fingerprint, (point, cell))
+        if len(trials) == tune.trials or cell.refused:
             return Search(
                 entry,
                 suite,
-                tuple(p for p, _ in found.values()),
-                tuple(c for _, c in found.values()),
+                tuple(p for p, _ in trials.values()),
+                tuple(c for _, c in trials.values()),
             )
     raise UsageError(
-        f"{study.path}: [tune.space.{entry.label}] has {len(found)} different settings, the ones as"
-        f" they are included, and every method is to get {tune.trials} trials. Widen the space, or"
+        f"{study.path}: [tune.space.{entry.label}] has {len(trials)} different settings, the"
+        f" untuned ones included, but every method needs {tune.trials} trials. Widen the space, or"
         " lower trials."
     )
 

@@ -109,8 +109,8 @@ class Work:
 
     def state(self, cell: Cell) -> State:
         """Return how far a cell is; of one that left no record here, how its process ended."""
-        found = state_of(cell, self.results)
-        return self.ended.get(cell.fingerprint, found) if found.status == LEFT else found
+        stored = state_of(cell, self.results)
+        return self.ended.get(cell.fingerprint, stored) if stored.status == LEFT else stored
 
     def log(self, cell: Cell) -> Path:
         """Return where a cell's output goes."""
@@ -141,8 +141,8 @@ class Work:
         except BaseException as error:  # a stranger's launcher
             if asked_for(error):
                 raise
-            told = f"The launcher {self.launcher.name} failed: {type(error).__name__}: {error}."
-            raise HarnessError(f"{told} Run the same command again to go on.") from error
+            failure = f"The launcher {self.launcher.name} failed: {type(error).__name__}: {error}."
+            raise HarnessError(f"{failure} Run the same command again to go on.") from error
         finally:
             self.watch.end()
         for cell in todo:  # a launcher may have said nothing of it; it is not begun twice here
@@ -176,14 +176,14 @@ class Work:
         Stages get a job of their own where several runs wait for them and no run is done: one that
         is done has made them.
         """
-        made = {ground_of(c) for c in cells if self.state(c).status == DONE}
+        trained = {ground_of(c) for c in cells if self.state(c).status == DONE}
         by_ground: dict[str, list[Cell]] = {}
         for cell in todo:
             by_ground.setdefault(ground_of(cell), []).append(cell)
         first = {
-            ground: self._stages_job(ground, found[0])
-            for ground, found in by_ground.items()
-            if self.launcher.stages_first and len(found) > 1 and ground not in made
+            ground: self._stages_job(ground, group[0])
+            for ground, group in by_ground.items()
+            if self.launcher.stages_first and len(group) > 1 and ground not in trained
         }
         jobs: dict[Job, Cell | None] = dict.fromkeys(first.values())
         for cell in todo:
@@ -242,8 +242,8 @@ class Work:
     def _blocked(self, job: Job) -> State | None:
         """Return the state of a run that was not begun, because its shared stages failed."""
         why = [self.unmade[other] for other in job.after if other in self.unmade]
-        told = "its shared stages were not made"
-        return State(FAILED, "error", f"{told}: {why[0]}") if why else None
+        reason = "its shared stages were not made"
+        return State(FAILED, "error", f"{reason}: {why[0]}") if why else None
 
 
 class Watch:
@@ -282,7 +282,7 @@ def _both(defaults: list[Cell], tuned_cells: list[Cell]) -> list[Cell]:
     ]
 
 
-def _without_record(cell: Cell, code: int, said: str) -> State:
+def _without_record(cell: Cell, code: int, message: str) -> State:
     """Return the state of a run that ended without a result and without a recorded failure."""
     if code == LOST:
         return State(
@@ -299,7 +299,7 @@ def _without_record(cell: Cell, code: int, said: str) -> State:
             f"ended by signal {-code}{more}. Run the study again: the run goes on.",
         )
     if code in QUIET_ENDS:
-        return State(FAILED, "refused", said)
+        return State(FAILED, "refused", message)
     if code == 0:
         return State(
             FAILED,
@@ -308,7 +308,9 @@ def _without_record(cell: Cell, code: int, said: str) -> State:
             " or files changed while the study ran, or the launcher works in other folders.",
         )
     return State(
-        FAILED, "killed" if code in INTERRUPTED else "error", said or f"ended with exit code {code}"
+        FAILED,
+        "killed" if code in INTERRUPTED else "error",
+        message or f"ended with exit code {code}",
     )
 
 
@@ -319,9 +321,9 @@ def last_line(log: Path) -> str:
     own report follows it.
     """
     lines = last_attempt(log)
-    told = [line for line in lines if line.startswith("harness: ")]
-    if told and any("ChildFailedError" in line for line in lines):
-        lines = told
+    own_lines = [line for line in lines if line.startswith("harness: ")]
+    if own_lines and any("ChildFailedError" in line for line in lines):
+        lines = own_lines
     return lines[-1].removeprefix("harness: ") if lines else ""
 
 
@@ -333,9 +335,9 @@ def notes(states: Sequence[State]) -> str:
     }
     kinds = [s.kind for s in states if s.status == FAILED]
     classes = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
-    told = [
+    counts = [
         f"{n} {status}" + (f" ({classes})" if status == FAILED else "")
         for status, n in count.items()
         if n
     ]
-    return ", ".join(told) or "nothing to run"
+    return ", ".join(counts) or "nothing to run"

@@ -117,8 +117,8 @@ def _tuning(file: Path, suites: set[str]) -> dict[str, Any] | None:
     if not tuning:
         return None
     searches = [_search(s) for s in tuning["searches"] if s["suite"] in suites]
-    told = {name: tuning[name] for name in ("trials", "seed", "rule")}
-    return {**told, "searches": searches}
+    rule = {name: tuning[name] for name in ("trials", "seed", "rule")}
+    return {**rule, "searches": searches}
 
 
 def _search(search: Mapping[str, Any]) -> dict[str, Any]:

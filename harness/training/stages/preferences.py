@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-Made = tuple[dict[str, Any], dict[str, Any]]  # info, cost
+InfoAndCost = tuple[dict[str, Any], dict[str, Any]]  # info, cost
 
 
 def sample(
@@ -51,7 +51,7 @@ def sample(
     prompts: Sequence[Prompt],
     options: PreferenceOptions,
     out: Path,
-) -> Made:
+) -> InfoAndCost:
     """Sample K completions per prompt, label pairs of them, write the files; return (info,
     cost).
     """
@@ -66,9 +66,9 @@ def sample(
         runtime.distributed,
     )
     sampler.phase = "preferences"
-    start, asked = stages.start, stages.tokens.prompt_batch(prompts, runtime.device)
+    start, prompt_batch = stages.start, stages.tokens.prompt_batch(prompts, runtime.device)
     with activity(STAGES, "preferences: completions"):
-        batch = sampler.draw(start, asked, options.completions)
+        batch = sampler.draw(start, prompt_batch, options.completions)
     with meter.phase("preferences"):
         with activity(STAGES, "preferences: labels"):
             rows, agreements, equal = _compared(stages, labeller, batch, options.labels)
@@ -87,7 +87,7 @@ def take(
     labelled: Sequence[Labelled],
     options: PreferenceOptions,
     out: Path,
-) -> Made:
+) -> InfoAndCost:
     """Write fixed pairs and single labelled completions as such files; return (info, cost)."""
     meter, tokens = stages.stage_runtime.meter(), stages.tokens.counting_afresh()
     with meter.phase("preferences"):
@@ -181,57 +181,61 @@ def _compared(
     rows: list[Row] = []
     agreements: list[list[float]] = []
     ids, lengths = batch["completion_ids"].tolist(), batch.lengths.tolist()
-    asked, equal, most = 0, 0, comb(len(ids[0]), 2)
+    counted, equal, most = 0, 0, comb(len(ids[0]), 2)
     ended = batch["ended"].tolist()
     for i, (prompt, texts) in enumerate(
         zip(batch.prompts.prompts, stages.tokens.texts(batch), strict=True)
     ):
-        if limit and asked + most > limit:
+        if limit and counted + most > limit:
             break
         advance(i, batch.shape[0])
         rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
         name = labeller.name
         with waiting_for(f"the labeller {name}"), put_back(f"The labeller {name}"):
             labels = labeller.compare_sampled(prompt, texts, lengths[i], ended[i], rng)
-        said = checked_labels(labels, len(texts), labeller.name, prompt)
+        comparisons = checked_labels(labels, len(texts), labeller.name, prompt)
         rows.append(
-            _row(prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], said)
+            _row(
+                prompt, texts, [c[:n] for c, n in zip(ids[i], lengths[i], strict=True)], comparisons
+            )
         )
-        equal += len(said) - len(rows[-1]["p"])
-        asked = int(labeller.usage().get("asked", asked + len(rows[-1]["p"])))
+        equal += len(comparisons) - len(rows[-1]["p"])
+        counted = int(labeller.usage().get("asked", counted + len(rows[-1]["p"])))
         utilities = labeller.ceiling(prompt, texts, lengths[i])
-        agreements.append([] if utilities is None else _agreements(said, utilities))
+        agreements.append([] if utilities is None else _agreements(comparisons, utilities))
     return rows, agreements, equal
 
 
-def _agreements(said: Sequence[Comparison], utilities: Sequence[float]) -> list[float]:
+def _agreements(comparisons: Sequence[Comparison], utilities: Sequence[float]) -> list[float]:
     """Return 1 for every preference that agrees with the noiseless utilities, 0 for any other, and
     half for a tie.
 
     Their mean over held-out pairs is the highest accuracy that a reward model can reach: that of
     the utilities themselves.
     """
-    told = [(c.p > 0.5, utilities[c.first] - utilities[c.second]) for c in said if c.p != 0.5]
-    return [0.5 if margin == 0 else float(first == (margin > 0)) for first, margin in told]
+    labelled = [
+        (c.p > 0.5, utilities[c.first] - utilities[c.second]) for c in comparisons if c.p != 0.5
+    ]
+    return [0.5 if margin == 0 else float(first == (margin > 0)) for first, margin in labelled]
 
 
 def _row(
     prompt: Prompt,
     completions: Sequence[Text],
     ids: Sequence[Sequence[int]],
-    said: Sequence[Comparison],
+    comparisons: Sequence[Comparison],
 ) -> Row:
     """Return a row. Pairs of equal completions are dropped: nothing can be learned from them."""
-    said = [c for c in said if list(ids[c.first]) != list(ids[c.second])]
+    comparisons = [c for c in comparisons if list(ids[c.first]) != list(ids[c.second])]
     return {
         "prompt_id": prompt.id,
         "prompt": _cell(prompt.text),
         "completions": [completion_text(c) for c in completions],
         "completion_ids": [list(c) for c in ids],
-        "first": [c.first for c in said],
-        "second": [c.second for c in said],
-        "p": [float(c.p) for c in said],
-        "notes": [json.dumps(dict(c.note), sort_keys=True) for c in said],
+        "first": [c.first for c in comparisons],
+        "second": [c.second for c in comparisons],
+        "p": [float(c.p) for c in comparisons],
+        "notes": [json.dumps(dict(c.note), sort_keys=True) for c in comparisons],
     }
 
 
@@ -246,12 +250,12 @@ def _write(train: list[Row], heldout: list[Row], out: Path) -> dict[str, Any]:
     for name, rows in (("pairs", pairs), ("rankings", train), ("heldout", heldout)):
         _save(rows, out / f"{name}.parquet")
     heldout_labels = sum(len(_pairs_of(row)) for row in heldout)
-    asked = sum(len(row["p"]) for row in [*train, *heldout])
+    labels = sum(len(row["p"]) for row in [*train, *heldout])
     return {
         "prompts": len(train),
         "labels": len(pairs),
         "heldout_labels": heldout_labels,
-        "asked": asked,
+        "asked": labels,
     }
 
 
@@ -260,8 +264,8 @@ def _write_labelled(
 ) -> dict[str, Any]:
     """Write labelled completions, and the pairs that completions of one prompt form."""
     train, heldout = singles["train"], singles["heldout"]
-    found = [pair for row in pairs for pair in _pairs_of(row)]
-    for name, rows in (("pairs", found), ("rankings", train), ("heldout", heldout)):
+    labelled = [pair for row in pairs for pair in _pairs_of(row)]
+    for name, rows in (("pairs", labelled), ("rankings", train), ("heldout", heldout)):
         if rows:
             _save(rows, out / f"{name}.parquet")
     return {
@@ -269,18 +273,18 @@ def _write_labelled(
         "labels": len(train),
         "heldout_labels": len(heldout),
         "asked": len(train) + len(heldout),
-        "pairs": len(found),
+        "pairs": len(labelled),
     }
 
 
 def _pairs_of(row: Row) -> list[Row]:
     """Return the pairs of a row with a preference, chosen first."""
     texts, ids = row["completions"], row["completion_ids"]
-    found = []
+    pairs = []
     for i, j, p, note in zip(row["first"], row["second"], row["p"], row["notes"], strict=True):
         if p != 0.5:
             (w, l), sure = ((i, j), p) if p > 0.5 else ((j, i), 1 - p)
-            found.append(
+            pairs.append(
                 {
                     "prompt_id": row["prompt_id"],
                     "prompt": row["prompt"],
@@ -292,7 +296,7 @@ def _pairs_of(row: Row) -> list[Row]:
                     "note": note,
                 }
             )
-    return found
+    return pairs
 
 
 def _save(rows: list[Row], path: Path) -> None:

@@ -86,8 +86,8 @@ def _batch(stages: StageContext, rows: list[Row]) -> Batch:
     device = stages.stage_runtime.device
     if rows[0].get("label") is not None:
         return batch.with_columns(label=torch.tensor([[row["label"]] for row in rows]).to(device))
-    said = preferred_of([comparisons_of(row) for row in rows], batch.shape[1])
-    return batch.with_columns(preferred=said.flatten(1).to(device))
+    preferred = preferred_of([comparisons_of(row) for row in rows], batch.shape[1])
+    return batch.with_columns(preferred=preferred.flatten(1).to(device))
 
 
 def _normalise(

@@ -71,13 +71,13 @@ class StageRuntime:
         Batches that were halved when memory ran out have their present size.
         """
         cuda = self.device.type == "cuda"
-        asked = self.execution
+        planned = self.execution
         return {
-            **asdict(asked),
+            **asdict(planned),
             "micro_batch_tokens": min(
-                self.sizes.tokens(kind, asked.micro_batch_tokens) for kind in (SCORING, TRAINING)
+                self.sizes.tokens(kind, planned.micro_batch_tokens) for kind in (SCORING, TRAINING)
             ),
-            "decode_batch_tokens": self.sizes.tokens(DECODING, asked.decode_batch_tokens),
+            "decode_batch_tokens": self.sizes.tokens(DECODING, planned.decode_batch_tokens),
             "hardware": torch.cuda.get_device_name(self.device) if cuda else processor(),
         }
 

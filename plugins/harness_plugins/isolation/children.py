@@ -34,13 +34,13 @@ def _called(space: dict[str, Any], call: list[Any]) -> dict[str, Any]:
     name, arguments, keywords = call
     try:
         given = values.unpack(arguments)
-        result = _found(space, name)(*given, **values.unpack(keywords))
+        result = _function(space, name)(*given, **values.unpack(keywords))
         return {"value": values.pack(result)}
     except BaseException as error:
         return {"error": _described(error)}
 
 
-def _found(space: dict[str, Any], name: str) -> Any:
+def _function(space: dict[str, Any], name: str) -> Any:
     first, *rest = name.split(".")
     if first not in space:
         raise NameError(f"the program defines no {first}")

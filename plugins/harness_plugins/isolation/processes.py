@@ -35,10 +35,10 @@ def descendants(root: int) -> list[int]:
         except OSError:
             continue
         parents[int(name)] = int(fields[1])
-    found: set[int] = set()
-    while more := {p for p, parent in parents.items() if parent in found | {root}} - found:
-        found |= more
-    return sorted(found)
+    children: set[int] = set()
+    while more := {p for p, parent in parents.items() if parent in children | {root}} - children:
+        children |= more
+    return sorted(children)
 
 
 def processes_of(user: int) -> int:

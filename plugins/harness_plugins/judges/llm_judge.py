@@ -128,11 +128,11 @@ class LLMJudge(Judge):
             for repeat in range(self.repeats)
         ]
         replies = iter(self.asker.replies(questions))
-        found = {}
+        judged = {}
         for i in rows:
             orders = [[next(replies) for _ in range(self.repeats)] for _ in range(2)]
-            found[i] = self._verdict(orders)
-        return [found.get(i, PairVerdict(0.5, {"equal": True})) for i in range(len(texts))]
+            judged[i] = self._verdict(orders)
+        return [judged.get(i, PairVerdict(0.5, {"equal": True})) for i in range(len(texts))]
 
     def _verdict(self, orders: list[list[float | str]]) -> PairVerdict:
         """Return the verdict from the replies in both orders."""
@@ -216,10 +216,10 @@ class LocalAsker:
         texts = [(prompt, self._whole(text)) for prompt, text, _ in questions]
         if self.forms is None:
             return [self._written(text) for _, text in texts]
-        found: list[float | str] = []
+        probabilities: list[float | str] = []
         for start in range(0, len(texts), self.judge.batch_size):
-            found += self._soft(texts[start : start + self.judge.batch_size])
-        return found
+            probabilities += self._soft(texts[start : start + self.judge.batch_size])
+        return probabilities
 
     def _whole(self, text: str) -> str:
         """Return a question behind the template's instructions, as one message."""

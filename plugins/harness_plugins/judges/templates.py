@@ -40,7 +40,7 @@ class Template:
     def question(self, prompt: str, first: str, second: str) -> str:
         """Return the question. What the texts hold in braces is left as it is."""
         texts = {"prompt": prompt, "first": first, "second": second}
-        return PLACES.sub(lambda found: texts[found.group(1)], self.user)
+        return PLACES.sub(lambda match: texts[match.group(1)], self.user)
 
     def read(self, choice: Mapping[str, Any], soft: bool) -> float | str:
         """Return P(first is better) from a chat completion's choice, or the problem with it."""
@@ -49,9 +49,9 @@ class Template:
         text = choice["message"].get("content") or ""
         if soft and (p := self.from_logprobs(choice)) is not None:
             return p
-        found = self.read_text(text)
-        cut = found == UNPARSED and choice.get("finish_reason") == "length"
-        return CUT if cut else found
+        verdict = self.read_text(text)
+        cut = verdict == UNPARSED and choice.get("finish_reason") == "length"
+        return CUT if cut else verdict
 
     def read_text(self, text: str) -> float | str:
         """Return P(first is better) for a reply that gives exactly one of the verdicts."""

@@ -77,11 +77,11 @@ class Annotator(Labeller):
                 Question(completions[a], completions[b], principle) for a, b in ((i, j), (j, i))
             ]
         answers = iter(self.answer(prompt, questions, rng)) if pairs else iter(())
-        said = [
+        comparisons = [
             self.opinion(pair, q.principle, next(answers), next(answers))
             for pair, q in zip(pairs, questions[::2], strict=True)
         ]
-        return [comparison for comparison in said if comparison is not None]
+        return [comparison for comparison in comparisons if comparison is not None]
 
     def opinion(self, pair, principle, one, two) -> Comparison | None:
         """p = (p_1 + 1 - p_2) / 2, where p_1 and p_2 say how sure the annotator was of the one

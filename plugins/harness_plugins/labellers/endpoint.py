@@ -147,10 +147,12 @@ class EndpointAnnotator(WritingAnnotator):
             ]
         with ThreadPoolExecutor(self.workers) as pool:
             choices = list(pool.map(self.ask, bodies))
-        found = [probability(choice, self.verdicts, self.top_logprobs > 0) for choice in choices]
-        self.counts["refusals"] += sum(p is REFUSED for p in found)
-        self.counts["unparsed"] += sum(p is None for p in found)
-        return [None if p is REFUSED else p for p in found]
+        probabilities = [
+            probability(choice, self.verdicts, self.top_logprobs > 0) for choice in choices
+        ]
+        self.counts["refusals"] += sum(p is REFUSED for p in probabilities)
+        self.counts["unparsed"] += sum(p is None for p in probabilities)
+        return [None if p is REFUSED else p for p in probabilities]
 
     def write(self, text):
         """Return the model's answer to a text, or None if it is empty."""
@@ -187,12 +189,12 @@ class EndpointAnnotator(WritingAnnotator):
         if self._end:
             raise HarnessError(self._end)
         try:
-            return self._tried(data)
+            return self._send_with_retries(data)
         except HarnessError as error:
             self._end = str(error)
             raise
 
-    def _tried(self, data) -> bytes:
+    def _send_with_retries(self, data) -> bytes:
         """Send a request until an answer arrives or no retry is left."""
         for attempt in range(self.retries + 1):
             try:
@@ -242,9 +244,9 @@ class EndpointAnnotator(WritingAnnotator):
         """Return the error of an HTTP status: transient for 408, 429 and 5xx, else permanent."""
         status = response.status_code
         if status in (408, 429) or status >= 500:
-            asked = response.headers.get("Retry-After", "")
+            seconds = response.headers.get("Retry-After", "")
             return TransientError(
-                f"HTTP {status}", min(60.0, float(asked)) if DIGITS.fullmatch(asked) else 0.0
+                f"HTTP {status}", min(60.0, float(seconds)) if DIGITS.fullmatch(seconds) else 0.0
             )
         body = read_at_most(response, LARGEST_ERROR, deadline).decode("utf-8", "replace")
         shown = redact(body)[:SHOWN].strip() or response.reason_phrase

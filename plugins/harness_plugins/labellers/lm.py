@@ -153,15 +153,13 @@ class LMAnnotator(WritingAnnotator):
         """Return for each verdict the ids of the single tokens it can begin a reply as; None where
         one has no such token.
         """
-        found = [
-            [self._single(shown, form + verdict) for form in ("", " ")] for verdict in verdicts
-        ]
+        rows = [[self._single(shown, form + verdict) for form in ("", " ")] for verdict in verdicts]
         # a form counts only if all verdicts have it, or the comparison would not be fair
-        forms = [ids for ids in zip(*found, strict=True) if None not in ids]
+        forms = [ids for ids in zip(*rows, strict=True) if None not in ids]
         forms = [ids for ids in forms if len(set(ids)) == len(ids)]
         if not forms:
             return None
-        return [sorted({ids[side] for ids in forms}) for side in range(len(found))]
+        return [sorted({ids[side] for ids in forms}) for side in range(len(rows))]
 
     def _single(self, shown, answer) -> int | None:
         """Return the one token that an answer adds behind a question, or None."""

@@ -107,8 +107,8 @@ class Command(Verifier):
     def _accepted(self, reply: dict) -> bool:
         if reply["detail"] == NO_COMMAND:
             raise HarnessError(f"The verifier command cannot start {self.command!r}: {NO_COMMAND}.")
-        found = not self.output or re.search(self.output, reply["output"])
-        return reply["status"] == 0 and bool(found)
+        matched = not self.output or re.search(self.output, reply["output"])
+        return reply["status"] == 0 and bool(matched)
 
     def _installed(self) -> None:
         program = shlex.split(self.command)[0]

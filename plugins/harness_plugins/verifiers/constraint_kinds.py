@@ -134,10 +134,10 @@ def _json(answer: Answer, needs: Mapping[str, Any]) -> bool:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError("a key stands there twice")
-    return made
+    return values
 
 
 def _no_constant(name: str) -> None:

@@ -63,8 +63,8 @@ class Likelihood(Verifier):
         answer = (answer if end else answer[:-1])[:LONGEST]
         if not answer:
             return -float("inf")
-        asked = tokens.prompt_ids(prompt)[-MOST_PROMPT:]
-        row = torch.tensor([asked + answer], device=model.device)
+        prompt_ids = tokens.prompt_ids(prompt)[-MOST_PROMPT:]
+        row = torch.tensor([prompt_ids + answer], device=model.device)
         with torch.inference_mode():
             keep = len(answer) + 1
             logits = model(input_ids=row, logits_to_keep=keep).logits[0, -keep:-1].float()

@@ -63,16 +63,16 @@ def last_box(text: str) -> str | None:
 
 def _last_boxes(text: str) -> list[tuple[int, int]]:
     """Return where the last two boxes begin, and the places behind their names."""
-    found: list[tuple[int, int]] = []
+    boxes: list[tuple[int, int]] = []
     end = len(text)
-    while len(found) < 2:
+    while len(boxes) < 2:
         start = max(text.rfind(name, 0, end) for name in BOXES)
         if start < 0:
             break
         match = _BOX.match(text, start)
-        found.insert(0, (start, match.end() if match else end))
+        boxes.insert(0, (start, match.end() if match else end))
         end = start
-    return found
+    return boxes
 
 
 def _braces(text: str, start: int) -> tuple[str, int]:

@@ -19,8 +19,8 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        told = " ".join(f"then {'add' if step > 0 else 'take'} {abs(step)}" for step in self.steps)
-        return f"{w.QUESTION} start with {self.start} {told} ? {w.ANSWER}"
+        steps = " ".join(f"then {'add' if step > 0 else 'take'} {abs(step)}" for step in self.steps)
+        return f"{w.QUESTION} start with {self.start} {steps} ? {w.ANSWER}"
 
     @property
     def answer(self) -> int:
@@ -46,8 +46,8 @@ def worked_answer(rng: Random, problem: Problem, slip: float = 0.0, misread: flo
     end: there may be no word for it.
     """
     value, lines = problem.start, []
-    for asked in problem.steps:
-        step = -asked if misread and rng.random() < misread else asked
+    for wanted in problem.steps:
+        step = -wanted if misread and rng.random() < misread else wanted
         result = value + step + (rng.choice((-2, -1, 1, 2)) if rng.random() < slip else 0)
         result = min(MAX_VALUE, max(0, result))
         lines.append(f"{value} {'+' if step > 0 else '-'} {abs(step)} = {result}")
