@@ -29,7 +29,8 @@ class StreamPositions:
     left: list[str] = field(default_factory=list)  # streams that were left by `break`
     firsts: dict[str, int] = field(default_factory=dict)  # `first` of each stream
     taken: dict[str, int] = field(default_factory=dict)  # by kind
-    labels_before: dict[str, float] = field(default_factory=dict)  # labels used before each stream began
+    # labels used before each stream began
+    labels_before: dict[str, float] = field(default_factory=dict)
 
 
 class Loop:
@@ -73,7 +74,7 @@ class Loop:
         self.open = False  # whether a turn is under way
         self._positions = StreamPositions()
         self._exit: Callable[[], None] | None = None
-        self._asked_before = 0.0  # labels used before the current stream began
+        self._labels_before = 0.0  # labels used before the current stream began
         self._streams = 0  # streams opened so far
         self._pending: dict[str, list[float]] = {}
         self.files = files  # the files that grow during training
@@ -107,7 +108,7 @@ class Loop:
         if at.done.get(key):  # earlier metrics are in the rows already
             self._pending.clear()
         self.first = at.firsts.setdefault(key, at.taken.get(kind, 0))
-        self._asked_before = at.labels_before.setdefault(key, self.used()["labels"])
+        self._labels_before = at.labels_before.setdefault(key, self.used()["labels"])
         self.stream, self.turn, self.total, self.open = stream, at.done.get(key, 0), total, True
         try:
             while self.turn < total and key not in at.left and self.budget_share() < 1:
@@ -172,7 +173,9 @@ class Loop:
             {name: limit for name, limit in asdict(self.budget).items() if limit},
         )
         if "labels" in limits:
-            used["labels"] -= self.labels if used["labels"] > self._asked_before else used["labels"]
+            used["labels"] -= (
+                self.labels if used["labels"] > self._labels_before else used["labels"]
+            )
             limits["labels"] = max(limits["labels"] - self.labels, 1e-9)
         return max((used[name] / limit for name, limit in limits.items()), default=0.0)
 
