@@ -14,6 +14,7 @@ from typing import Any
 
 from .digests import digest_of, file_digest
 from .distributed import ALONE, DistributedContext
+from .fault_points import fault_point
 from .files import lock, make_folder, publish
 from .progress import LOADING, activity, making
 from .records import CHANGED, Damaged, read_object, write_sealed
@@ -93,10 +94,13 @@ class Artifacts:
                 shutil.rmtree(output, ignore_errors=True)
                 raise
             if self.distributed.main:
+                fault_point("artifact.made")
                 settings = info.pop(EXECUTION, None) or ([dict(execution())] if execution else [])
                 origin = {"kind": kind, "inputs": inputs, "info": info, "cost": cost}
                 _seal(output, {**origin, EXECUTION: settings})
+                fault_point("artifact.sealed")
                 publish(output, final)
+                fault_point("artifact.published")
             self.distributed.barrier()
             shutil.rmtree(work / "scratch" if self.distributed.main else output, ignore_errors=True)
         return self._open(final, kind, reused=False)

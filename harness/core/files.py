@@ -20,6 +20,7 @@ from uuid import uuid4
 import filelock
 
 from .errors import HarnessError, Refused
+from .fault_points import fault_point
 from .secrets import redact
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -78,15 +79,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = beside(path)
     try:
         with writing(path, len(content)):
+            fault_point("write.begin")
             with temporary.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
+            fault_point("write.written")
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+    fault_point("write.replaced")
 
 
 def beside(path: Path) -> Path:

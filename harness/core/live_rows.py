@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from .fault_points import fault_point
 from .files import write_text, writing
 from .secrets import redact
 
@@ -46,6 +47,7 @@ class LiveRows:
             return
         text = redact(line_of(row))
         with writing(self.path, len(text)):
+            fault_point("row.append")
             if self._stream is None:
                 self._stream = self.path.open("a", encoding="utf-8")
             self._stream.write(text)

@@ -13,6 +13,7 @@ from ..api.contracts import Answer, Policy
 from ..core.data import Prompt, Sampling
 from ..core.digests import digest_of
 from ..core.errors import HarnessError, UsageError
+from ..core.fault_points import fault_point
 from ..core.fixed_answers import fixed_answers
 from ..core.global_state import put_back
 from ..core.meter import Cost, Meter
@@ -83,6 +84,7 @@ def draw_answers(
     posed = tokens.prompt_batch(bare, stage_runtime.device)
     with apart.phase("evaluate"), activity(EVALUATION, "evaluation: answers"):
         batch = _answered(policy, posed, sampler, prompts)
+    fault_point("evaluation.answers")
     cost = apart.total()
     meter.phases.setdefault("evaluate", Cost()).add(cost)
     runtime = stage_runtime.runtime(meter, spec.seed)

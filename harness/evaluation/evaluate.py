@@ -14,6 +14,7 @@ from typing import Any
 from ..api.contracts import Method, Policy
 from ..core.data import Prompt, prompt_text
 from ..core.errors import Diverged, Refused
+from ..core.fault_points import fault_point, fault_value
 from ..core.global_state import put_back
 from ..core.meter import Meter
 from ..core.progress import EVALUATION, activity
@@ -79,6 +80,7 @@ def evaluate(
         "reward_queries_per_answer": cost.reward_queries / len(prompts),
     }
     samples = _samples(prompts, reference, answers, judged, kl)
+    fault_point("evaluation.judged")
     if passes:
         figures["pass_at_k"] = {
             str(k): asdict(estimate) for k, estimate in pass_estimates(passes).items()
@@ -206,6 +208,7 @@ def _kl(
     reference = stages.reference  # in memory for as long as this takes
     with runtime.meter.phase("evaluate"), activity(EVALUATION, "evaluation: KL"):
         exact, plain = sampled_kl(policy.model, reference, batch, runtime)
+    exact = fault_value("evaluation.kl", exact)
     return {"estimator": RAO_BLACKWELL, "kl": exact.tolist(), "plain": plain.tolist()}
 
 

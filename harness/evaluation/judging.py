@@ -16,6 +16,7 @@ from ..core.data import Prompt
 from ..core.digests import digest_of, package_digest
 from ..core.distributed import ALONE, DistributedContext
 from ..core.errors import HarnessError
+from ..core.fault_points import fault_point
 from ..core.files import make_folder
 from ..core.global_state import put_back
 from ..core.progress import EVALUATION, activity
@@ -61,6 +62,7 @@ def judge_answers(
         gold = base = None
         if scores(type(judge)):
             with waiting_for(f"the judge {judge.name}"), put_back(f"The judge {judge.name}"):
+                fault_point("judge")
                 gold, base = (judge.scores_of(prompts, side) for side in (ours, theirs))
         if gold is not None and base is not None and not _compares(judge):
             verdicts = [PairVerdict(p) for p in preferences(gold, base)]
@@ -114,6 +116,7 @@ def _verdicts_of_rest(
     for rows in _chunks(open_rows, CHUNK if log else len(open_rows) or 1):
         a, b = ([side[i] for i in rows] for side in (ours, theirs))
         with waiting_for(f"the judge {judge.name}"), put_back(f"The judge {judge.name}"):
+            fault_point("judge")
             verdicts = judge.verdicts([prompts[i] for i in rows], a, b)
         check_verdicts(judge, verdicts, len(rows))
         known.update(zip((keys[i] for i in rows), verdicts, strict=True))

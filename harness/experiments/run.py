@@ -24,6 +24,7 @@ from ..core.data import Prompt
 from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, PolicyNotSaved, Refused, UsageError
 from ..core.execution import EVALUATION, differing, from_record
+from ..core.fault_points import fault_point
 from ..core.files import NoSpace, ended_holder, is_full, lock, make_folder, write_text
 from ..core.global_state import ANY, Reported, put_back
 from ..core.interrupts import asked_for
@@ -178,6 +179,7 @@ def _train_and_evaluate(
         settings.warn(remark)
     if stage_runtime.distributed.main:
         with activity(progress.CHECKPOINTS, "writing the record and the policy"):
+            fault_point("record.begin")
             rows = loop.rows
             result["files"] = record.write(folder, spec, registry, result, rows, assessed.samples)
             result["policy"] = _save(training, policy, folder, result)
@@ -233,7 +235,9 @@ def _save(
     """Write the result, and then the policy; return what became of the policy."""
     result["policy"] = {**result.get("policy", {}), "saved": saved_policy.PENDING}
     record.finish(folder, result)
+    fault_point("record.result")
     saved = saved_policy.save_policy(folder, training, policy, result)
+    fault_point("record.policy")
     if saved["saved"] != saved_policy.FAILED:
         record.clear(folder)
     return saved

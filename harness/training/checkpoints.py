@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.digests import file_digest
+from ..core.fault_points import fault_point
 from ..core.files import make_folder, publish
 from ..core.progress import CHECKPOINTS, activity
 from ..core.records import CHANGED, Damaged, read_object, rerun, write_sealed
@@ -54,12 +55,16 @@ class Checkpoints:
         with activity(CHECKPOINTS, "writing a checkpoint"), saving:
             work, final = self.folder / ".partial", self.folder / f"turn-{turn:08d}"
             shutil.rmtree(work, ignore_errors=True)
+            fault_point("checkpoint.begin")
             work.mkdir()
             digest = save_tensors(tensors, work / "tensors.safetensors")
+            fault_point("checkpoint.tensors")
             whole = {**state, "tensors": digest, "stages": self.stages}
             write_sealed(work / "state.json", whole)
             shutil.rmtree(final, ignore_errors=True)
+            fault_point("checkpoint.sealed")
             publish(work, final)
+            fault_point("checkpoint.published")
             for old in self._folders()[:-2]:
                 shutil.rmtree(old)
 

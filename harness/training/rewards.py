@@ -12,6 +12,7 @@ from ..api.contracts import Method, Verifier
 from ..api.lab import Lab
 from ..api.verifiers import verdicts
 from ..core.errors import Diverged
+from ..core.fault_points import fault_value
 from ..core.meter import Meter
 from ..core.settings import RewardOptions
 from ..models.generation import Sampler
@@ -64,6 +65,7 @@ class RewardScorer:
         with runtime.meter.phase(sampler.phase if sampler else "score"):
             scores = torch.stack([model.score(batch, runtime) for model in models])
         combined = combine(scores, options.reward_combine, options.reward_variance_coef)
+        combined = fault_value("reward", combined)
         if not torch.isfinite(combined).all():
             raise Diverged("The reward model returned a value that is not finite.")
         return combined

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core.distributed import ALONE, DistributedContext, merged
 from ..core.errors import Diverged
+from ..core.fault_points import fault_point, fault_value
 from ..core.global_state import enforce
 from ..core.meter import Meter
 from ..core.settings import AdamWOptions
@@ -153,11 +154,13 @@ class Trainer:
                 if name != "loss" and name in totals:
                     raise ValueError(f"two terms of a step report a metric {name!r}")
                 totals[name] = totals.get(name, 0.0) + value
+        totals["loss"] = fault_value("step.loss", totals["loss"])
         if not math.isfinite(totals["loss"]):
             raise Diverged(f"The loss is {totals['loss']} at optimiser step {self.steps + 1}.")
         totals |= self._apply(schedule(self.options, progress))
         self.steps += 1
         self.meter.add(steps=1)
+        fault_point("step.end")
         return totals
 
     def _gradients(self, terms: Sequence[Term], max_tokens: int) -> list[dict[str, float]]:

@@ -12,6 +12,7 @@ from ...api.contracts import Launcher
 from ...api.registry import Registry, load_file
 from ...core.digests import digest_of
 from ...core.errors import HarnessError
+from ...core.fault_points import fault_point
 from ...core.files import lock, make_folder, write_text
 from ...core.global_state import put_back
 from ...core.interrupts import asked_for
@@ -216,12 +217,14 @@ class Work:
         )
 
     def _start(self, job: Job, cell: Cell | None) -> None:
+        fault_point("study.job")
         if cell is None:
             self.watch.note(f"begin  {job.name}")
         else:
             self.watch.started(cell)
 
     def _end(self, job: Job, cell: Cell | None, code: int) -> None:
+        fault_point("study.ended")
         if cell is None:
             self._end_stages(job, code)
             return

@@ -27,6 +27,7 @@ from ...core.data import (
     completion_text,
 )
 from ...core.errors import UsageError
+from ...core.fault_points import fault_point
 from ...core.global_state import put_back
 from ...core.progress import STAGES, activity, advance
 from ...core.seeds import derive
@@ -192,6 +193,7 @@ def _compared(
         rng = Random(derive(stages.spec.shared_seed, "labels", prompt.id))
         name = labeller.name
         with waiting_for(f"the labeller {name}"), put_back(f"The labeller {name}"):
+            fault_point("label")
             labels = labeller.compare_sampled(prompt, texts, lengths[i], ended[i], rng)
         comparisons = checked_labels(labels, len(texts), labeller.name, prompt)
         rows.append(
