@@ -19,6 +19,7 @@ from ..core.digests import combined_digest
 from ..core.errors import Refused
 from ..core.files import NoSpace, link_folder, write_text
 from ..core.records import read_object, rerun
+from ..core.settings import AdamWOptions
 from ..core.spec import RunSpec, saved_kind
 from .model_card import Saved, model_card
 from .trained_policy import MODEL, Training
@@ -124,7 +125,12 @@ def command_of(folder: Path) -> list[str]:
 
 
 def check_there(training: Training, folder: Path) -> None:
-    """Raise Refused where neither an artifact nor a checkpoint holds a finished run's policy."""
+    """Raise Refused where neither an artifact nor a checkpoint holds a finished run's policy.
+
+    A method without a training, as best-of-n, is asked for its policy again.
+    """
+    if not isinstance(training.method, AdamWOptions):
+        return
     if training.find() is None and not any((folder / "checkpoint").glob("turn-*")):
         raise Refused(
             f"The policy of {folder} cannot be saved any more: neither its artifact nor a"
