@@ -163,8 +163,11 @@ def fault_of(text: str) -> Fault:
     return Fault(point, int(number), action)
 
 
-def _begin() -> None:
-    """Take the fault from the environment; one that does not exist ends the process."""
+def take_fault() -> None:
+    """Take the fault from the environment; one that does not exist ends the process.
+
+    A new process does this when it imports this module. A forked one has to call it.
+    """
     if not (text := os.environ.get(VARIABLE)):
         return
     try:
@@ -174,4 +177,4 @@ def _begin() -> None:
         raise SystemExit(error.exit_code) from None
 
 
-_begin()
+take_fault()

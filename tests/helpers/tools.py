@@ -96,6 +96,7 @@ import harness.training.stages.stages
 from harness.cli.app import main
 from harness.api.registry import installed
 from harness.core.digests import code_digest
+from harness.core.fault_points import take_fault
 torch.set_num_threads(1)
 installed(), code_digest("policy"), code_digest("evaluation")
 print("ready", flush=True)
@@ -106,6 +107,7 @@ def child(asked):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
     os.environ.update(asked["env"])
+    take_fault()
     os.chdir(asked["cwd"])
     sys.argv = ["harness", *asked["args"]]
     code = 1

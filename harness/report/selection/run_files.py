@@ -9,12 +9,14 @@ from typing import Any
 from ...core.records import Damaged, rerun, show_damaged
 from ...core.run_folder import (
     PROVENANCE,
+    RESULT,
     SAMPLES,
     SPEC,
     checked_bytes,
     read_beside,
     rows_behind,
 )
+from .record_shape import odd_part
 
 Record = Mapping[str, Any]
 
@@ -41,9 +43,12 @@ def sound(records: Iterable[dict[str, Any]], damaged: list[Damaged]) -> list[dic
 
 
 def check_files(record: Record) -> None:
-    """Raise Damaged if spec, provenance or answers of a finished run are not what was written."""
+    """Raise Damaged if the files of a finished run are not what was written, or cannot be read."""
     if "failure" in record:
         return
+    if odd := odd_part(record):
+        result = Path(record["folder"]) / RESULT
+        raise Damaged(result, f"{odd} is missing or odd", rerun(result.parent))
     if (Path(record["folder"]) / SPEC).exists():
         spec_of(record)
     provenance_of(record)

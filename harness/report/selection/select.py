@@ -69,7 +69,7 @@ class Row:
 
     def mean(self, figure: str) -> float:
         """Return the mean over seeds of a figure of the evaluation; nan where a run has none."""
-        means = [r["evaluation"].get(figure, {}).get("mean", float("nan")) for r in self.good]
+        means = [(r["evaluation"].get(figure) or {}).get("mean", float("nan")) for r in self.good]
         return fmean(means) if means else float("nan")
 
 

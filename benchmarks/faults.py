@@ -1,0 +1,180 @@
+"""Make faults on purpose, and decide whether a result is lost or a wrong number is shown.
+
+    python benchmarks/faults.py                  everything that this machine can make
+    python benchmarks/faults.py --only kill      the kinds whose name holds a text
+    python benchmarks/faults.py --hours 1        stop after an hour; the same command goes on
+
+Every fault happens in processes of their own, on small runs of an embedded suite. What was tried is
+kept in a JSON-lines file, so that the same command goes on where it was stopped. A whole campaign
+writes results/faults.md. What this machine cannot make is skipped and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fault_data
+import fault_files
+import fault_hosts
+import fault_plugins
+import fault_runs
+from fault_trials import FAILED, LOST, PASSED, SKIPPED, WRONG, Kinds, Trial, Verdict
+from fault_world import World, load_libraries
+
+ROOT = Path(__file__).parent.parent
+MODULES = (fault_runs, fault_files, fault_data, fault_plugins, fault_hosts)
+Row = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry the campaign out; return 0 if nothing was lost, wrong or failed."""
+    asked = _parser().parse_args(arguments)
+    outcomes = Path(asked.outcomes)
+    load_libraries()
+    with tempfile.TemporaryDirectory(prefix="harness-faults-") as work:
+        world = World(Path(work))
+        finished = carry_out(world, outcomes, asked.seed, asked.only, asked.hours)
+    rows = read(outcomes, asked.seed)
+    print(table(rows))
+    print(headline(rows))
+    if finished and not asked.only and asked.write:
+        Path(asked.write).write_text(page(rows, asked.seed), encoding="utf-8")
+    return int(any(row["outcome"] in (LOST, WRONG, FAILED) for row in rows))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=0, help="draws points, moments and bits")
+    parser.add_argument("--only", default="", metavar="KIND", help="part of a kind's name")
+    parser.add_argument("--hours", type=float, default=2.0, help="the longest time")
+    parser.add_argument("--outcomes", default="faults.jsonl", help="the file of outcomes")
+    parser.add_argument("--write", default=str(ROOT / "results" / "faults.md"), help="the page")
+    return parser
+
+
+def carry_out(world: World, outcomes: Path, seed: int, only: str, hours: float) -> bool:
+    """Make the faults that the file of outcomes lacks; return whether all were made."""
+    known = {(row["kind"], row["trial"]) for row in read(outcomes, seed)}
+    end = time.monotonic() + 3600 * hours
+    for name, trial in trials(world, seed, only):
+        if (name, trial.name) in known:
+            continue
+        if time.monotonic() > end:
+            print("The time is over; the same command goes on.", file=sys.stderr)
+            return False
+        begun = time.monotonic()
+        verdict = decided(trial)
+        row = {"seed": seed, "kind": name, "trial": trial.name, **verdict.row()}
+        row["seconds"] = round(time.monotonic() - begun, 1)
+        with outcomes.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        _show(row)
+        world.forget()
+    return True
+
+
+def _show(row: Mapping[str, Any]) -> None:
+    reason = f"  {row['reason'].splitlines()[0][:160]}" if row["reason"] else ""
+    print(
+        f"{row['outcome']:8}{row['seconds']:7.1f} s  {row['kind']}: {row['trial']}{reason}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def trials(world: World, seed: int, only: str) -> Iterator[tuple[str, Trial]]:
+    """Yield (kind, trial) of the kinds whose name holds a text."""
+    for name, (_, function) in Kinds.all.items():
+        if only.lower() in name.lower():
+            for trial in function(world, random.Random(f"{seed} {name}")):
+                yield name, trial
+
+
+def decided(trial: Trial) -> Verdict:
+    """Make a fault and return its verdict; an error of the campaign itself is a failure."""
+    try:
+        return trial.make()
+    except Exception as error:
+        return Verdict(FAILED, f"{type(error).__name__}: {error}")
+
+
+def read(outcomes: Path, seed: int) -> list[Row]:
+    """Return the outcomes of a seed that a file holds; a last line that was cut is left out."""
+    rows: list[Row] = []
+    lines = outcomes.read_text(encoding="utf-8").splitlines() if outcomes.exists() else []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if row["seed"] == seed]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the outcomes by kind as a Markdown table."""
+    lines = [
+        "| Kind of fault | Tried | Passed | Lost | Wrong | Failed otherwise |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    made = [row for row in rows if row["outcome"] != SKIPPED]
+    for name in dict.fromkeys(row["kind"] for row in made):
+        lines.append(_line(name, [row for row in made if row["kind"] == name]))
+    return "\n".join([*lines, _line("**all**", made)])
+
+
+def _line(name: str, rows: Sequence[Row]) -> str:
+    count = Counter(row["outcome"] for row in rows)
+    parts = [len(rows), *(count[outcome] for outcome in (PASSED, LOST, WRONG, FAILED))]
+    return f"| {name} | {' | '.join(map(str, parts))} |"
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """Return the outcome of a campaign in one sentence."""
+    made = [row for row in rows if row["outcome"] != SKIPPED]
+    count = Counter(row["outcome"] for row in made)
+    resumed = [row["identical"] for row in made if row["identical"] is not None]
+    return (
+        f"{len(made)} faults injected, {count[LOST]} results lost, {count[WRONG]} wrong results"
+        f" shown, resume byte-identical in {sum(resumed)} of {len(resumed)}."
+    )
+
+
+def page(rows: Sequence[Row], seed: int) -> str:
+    """Return results/faults.md: the headline, the table, and what was not made or not passed."""
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, encoding="utf-8").stdout.strip()
+    hours = sum(row["seconds"] for row in rows) / 3600
+    skips = [f"- {r['kind']}: {r['reason']}" for r in rows if r["outcome"] == SKIPPED]
+    bad = [
+        f"- {row['kind']}, {row['trial']}: {row['outcome']}, {row['reason'].splitlines()[0]}"
+        for row in rows
+        if row["outcome"] in (LOST, WRONG, FAILED)
+    ]
+    parts = [
+        "# Faults made on purpose",
+        headline(rows),
+        f"`python benchmarks/faults.py --seed {seed}`, commit {commit}, {hours:.1f} hours.",
+        table(rows),
+        "Lost: a result or a finished stage is gone. Wrong: a number is shown that differs from the"
+        " undisturbed run and is not marked. Failed otherwise: a traceback, another exit status, a"
+        " process or a file that is left behind.",
+        "## Not passed\n\n" + ("\n".join(bad) or "Nothing."),
+        "## Not made on this machine\n\n" + ("\n".join(skips) or "Every kind was made."),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
