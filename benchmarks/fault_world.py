@@ -289,8 +289,8 @@ def _figures(value: Any, name: str = "result.json") -> dict[str, str]:
         return {name: json.dumps(value, sort_keys=True)}
     found: dict[str, str] = {}
     for key, item in value.items():
-        if key not in CLOCKS:
-            found |= _figures(item, f"{name}.{key}")
+        clocks = key in CLOCKS or key.startswith("policy-")  # that artifact holds a meter's seconds
+        found |= {} if clocks else _figures(item, f"{name}.{key}")
     return found
 
 

@@ -78,11 +78,18 @@ def carry_out(world: World, outcomes: Path, seed: int, only: str, hours: float) 
         verdict = decided(trial)
         row = {"seed": seed, "kind": name, "trial": trial.name, **verdict.row()}
         row["seconds"] = round(time.monotonic() - begun, 1)
-        with outcomes.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        _add(outcomes, row)
         _show(row)
         world.forget()
     return True
+
+
+def _add(outcomes: Path, row: Mapping[str, Any]) -> None:
+    """Append an outcome; a last line that was cut is ended first."""
+    with outcomes.open("a+b") as stream:
+        stream.seek(max(0, stream.tell() - 1))
+        end = b"" if stream.read(1) in (b"", b"\n") else b"\n"
+        stream.write(end + json.dumps(row).encode() + b"\n")
 
 
 def _show(row: Mapping[str, Any]) -> None:

@@ -1,0 +1,137 @@
+"""The campaign of faults: a sample of it, and what it would miss if it decided wrongly."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from ..helpers.tools import ROOT, command, fresh, plugin
+
+FORGETFUL = """
+from harness import hookimpl
+from harness.training.trainer import Trainer
+
+Trainer._restore_moments = lambda *_: None  # a resumed run begins with a new optimizer
+
+
+@hookimpl
+def run_started(spec):
+    pass
+"""
+NAMES = [file.stem for file in (ROOT / "benchmarks").glob("fault*.py")]
+
+
+@pytest.fixture(scope="module")
+def campaign():
+    """The modules of the campaign by name."""
+    import importlib
+    import sys
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield {name: importlib.import_module(name) for name in NAMES}
+    sys.path.remove(str(ROOT / "benchmarks"))
+    for name in NAMES:
+        sys.modules.pop(name)
+
+
+@pytest.fixture(scope="module")
+def world(campaign):
+    """A world whose commands are forked by the process that forks all commands of the tests."""
+    module = campaign["fault_world"]
+
+    class Spawned(module.World):
+        def run(self, *arguments, fault="", **how):
+            done = command(*arguments, env={"HARNESS_FAULT": fault} if fault else {})
+            return module.Done(done.code, done.out, done.err, {}, 0)
+
+    return Spawned(fresh("faults"))
+
+
+def test_a_run_that_is_killed_while_a_checkpoint_is_written_ends_in_the_same_bytes(campaign, world):
+    trials, runs = campaign["fault_trials"], campaign["fault_runs"]
+    verdict = trials.disturbed(world, "dpo", "checkpoint.tensors:2:kill", runs.KILLED)
+    assert (verdict.outcome, verdict.identical) == ("passed", True), verdict.reason
+
+
+def test_a_full_disk_loses_nothing(campaign, world):
+    verdict = campaign["fault_runs"]._full(world, "dpo", "write.written:6:full")
+    assert (verdict.outcome, verdict.identical) == ("passed", True), verdict.reason
+
+
+def test_a_build_that_forgets_the_optimizer_is_found(campaign, world):
+    case = campaign["fault_trials"].Disturbed(world, "dpo")
+    world.train("dpo", case.results, fault="step.end:3:kill")
+    verdict = case.resumed("-p", plugin(case.results, "forgetful", FORGETFUL))
+    assert (verdict.outcome, verdict.identical) == ("wrong", False)
+    assert "policy/model.safetensors" in verdict.reason or "metrics.jsonl" in verdict.reason
+
+
+def test_a_build_that_loses_an_earlier_result_is_found(campaign, world):
+    case = campaign["fault_trials"].Disturbed(world, "dpo")
+    assert case.shown().outcome == "passed"
+    shutil.rmtree(next(case.results.glob("runs/exact/start/*")))
+    verdict = case.shown()
+    assert verdict.outcome == "lost" and "samples.jsonl" in verdict.reason + str(case.before)
+
+
+def test_the_table_counts_each_outcome_and_leaves_skips_out(campaign):
+    faults = campaign["faults"]
+    outcomes = ("passed", "passed", "lost", "wrong", "failed", "skipped")
+    rows = [
+        {
+            "seed": 0,
+            "kind": "kill",
+            "trial": str(i),
+            "outcome": outcome,
+            "reason": "why\nmore",
+            "identical": (True, None, False)[i % 3],
+            "seconds": 3600.0,
+        }
+        for i, outcome in enumerate(outcomes)
+    ]
+    assert "| kill | 5 | 2 | 1 | 1 | 1 |" in faults.table(rows)
+    assert faults.headline(rows) == (
+        "5 faults injected, 1 results lost, 1 wrong results shown, resume byte-identical in 2 of 3."
+    )
+    page = faults.page(rows, 0)
+    assert "- kill, 2: lost, why\n" in page and "- kill: why" in page and "6.0 hours" in page
+
+
+def test_a_campaign_goes_on_after_the_outcomes_that_it_has(campaign, tmp_path, monkeypatch, capsys):
+    faults, trials = campaign["faults"], campaign["fault_trials"]
+    made = []
+
+    def two(world, rng):
+        for name in ("first", "second"):
+            yield trials.Trial(name, lambda: made.append(1) or trials.Verdict("passed"))
+
+    def broken(world, rng):
+        yield trials.Trial("third", lambda: 1 / 0)
+
+    kinds = {"two": ("1", two), "broken": ("2", broken)}
+    monkeypatch.setattr(trials.Kinds, "all", kinds)
+    file = tmp_path / "outcomes.jsonl"
+    known = {"seed": 0, "kind": "two", "trial": "first", "outcome": "passed"}
+    file.write_text(json.dumps(known) + '\n{"seed": 0, "ki')
+
+    class Nothing:
+        def forget(self):
+            """Nothing to remove."""
+
+    assert faults.carry_out(Nothing(), file, 0, "", 1.0)
+    rows = faults.read(file, 0)
+    assert [row["trial"] for row in rows] == ["first", "second", "third"] and made == [1]
+    assert rows[2]["outcome"] == "failed" and "ZeroDivisionError" in rows[2]["reason"]
+    assert faults.read(file, 1) == []
+    assert not faults.carry_out(Nothing(), file, 1, "two", -1.0)
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_the_headline_of_the_campaign_is_that_of_its_page():
+    """The documents state what results/faults.md does."""
+    page = (ROOT / "results" / "faults.md").read_text(encoding="utf-8")
+    headline = re.search(r"^\d+ faults injected, .*$", page, re.M)[0]
+    for name in ("README.md", "docs/reliability.md"):
+        text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        assert headline.rstrip(".") in text, name
