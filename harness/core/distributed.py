@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .watchdog import RankWatch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -49,6 +51,7 @@ class DistributedContext:
     def __init__(self, rank: int = 0, size: int = 1, main: bool | None = None) -> None:
         self.rank, self.size = rank, size
         self.main = rank == 0 if main is None else main  # whether this is the process that writes
+        self._watch = RankWatch(rank, size)
 
     def alone(self) -> DistributedContext:
         """Return a context in which this process computes everything by itself.
@@ -78,8 +81,9 @@ class DistributedContext:
         if self.size > 1:
             from torch import distributed
 
-            for tensor in tensors:
-                distributed.all_reduce(tensor)
+            with self._watch.waiting():
+                for tensor in tensors:
+                    distributed.all_reduce(tensor)
 
     def all_reduce_gradients(self, parameters: Iterable[Any], bucket: int = BUCKET) -> None:
         """Replace gradients by their sums over all processes, if any process has some.
@@ -121,7 +125,8 @@ class DistributedContext:
         from torch import distributed
 
         values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value)
+        with self._watch.waiting():
+            distributed.all_gather_object(values, value)
         return values
 
     def broadcast_from_main(self, value: T) -> T:

@@ -64,6 +64,10 @@ def read_toml(path: Path, flag: str) -> dict[str, Any]:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{flag}{path}: not a TOML file: {error}.") from error
+    except RecursionError as error:
+        raise UsageError(f"{flag}{path}: its values are nested too deeply.") from error
+    except OSError as error:
+        raise UsageError(f"{flag}{path}: cannot be read: {error.strerror}.") from error
     return content
 
 

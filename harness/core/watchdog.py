@@ -66,6 +66,47 @@ def _next(waited: float) -> float:
     return max(0.01, min(REMIND_SECONDS, Patience.seconds - waited))
 
 
+class RankWatch:
+    """Names this process, every minute, while it waits for the other processes of its run.
+
+    A collective call cannot be interrupted by a signal, so a thread looks. The time limit of the
+    process group ends the wait.
+    """
+
+    def __init__(self, rank: int, size: int, every: float = REMIND_SECONDS) -> None:
+        self.rank, self.size, self.every = rank, size, every
+        self._since: float | None = None
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Note that this process waits, until the block is left."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._look, daemon=True)
+            self._thread.start()
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def _look(self) -> None:
+        told = 0
+        while True:
+            time.sleep(min(1.0, self.every / 4))
+            since = self._since
+            waited = 0.0 if since is None else time.monotonic() - since
+            told = told if waited >= told * self.every else 0
+            if waited >= (told + 1) * self.every:
+                told += 1
+                print(
+                    f"harness: process {self.rank} of {self.size} has waited {waited:.0f} s for the"
+                    " other processes of this run: look at what they do",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
 def too_slow(what: str, seconds: float) -> str:
     """Return the message on an answer that took too long."""
     return (

@@ -141,6 +141,7 @@ def test_run_refuses_wrong_options(tmp_path, arguments, told):
     [
         ("data = ", "not a TOML file"),
         ("\x00", "not a TOML file"),
+        ("x = " + "[" * 5000, "nested too deeply"),
         ('data = "a"\ndata = "b"', "not a TOML file"),
         ('dat = "x.jsonl"', "There is no option 'dat'. Did you mean 'data'?"),
         ("max_rows = 1.5", "expected int"),

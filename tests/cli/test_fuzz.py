@@ -20,7 +20,7 @@ from harness.core.records import write_sealed
 from ..helpers.in_process import call
 from ..helpers.tools import put, record
 
-FEW, MANY = 13, 500  # examples of each of the four
+FEW, MANY = 6, 500  # examples of each of the four
 SUITES = ("exact", "arithmetic", "summarization", "helpfulness")
 # every suite above can serve these
 METHODS = ("dpo", "ipo", "kto", "ppo", "grpo", "rloo", "simpo", "orpo", "sft_chosen", "start")

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from harness.core import watchdog
-from harness.core.watchdog import Patience, TooSlow, waiting_for
+from harness.core.watchdog import Patience, RankWatch, TooSlow, waiting_for
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +54,19 @@ def test_waiting_for_does_nothing_in_another_thread():
     thread.start()
     thread.join()
     assert done == [1]
+
+
+def test_a_rank_that_waits_for_the_others_names_itself(capfd):
+    watch = RankWatch(1, 2, every=0.1)
+    with watch.waiting():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert capfd.readouterr().err == ""
+    with watch.waiting():
+        time.sleep(0.35)
+    told = capfd.readouterr().err.splitlines()
+    assert told and all(line.startswith("harness: process 1 of 2 has waited ") for line in told)
+    assert len(told) <= 3  # once in each interval
+    with watch.waiting():
+        time.sleep(0.25)
+    assert capfd.readouterr().err  # a second wait is told, too

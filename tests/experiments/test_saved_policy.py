@@ -233,6 +233,17 @@ def test_a_method_without_a_model_of_its_own_saves_none():
 # -- failures --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("point", ["record.result", "record.policy"])
+def test_a_method_without_training_goes_on_after_a_kill_at_its_record(point):
+    """It has neither a checkpoint nor an artifact of its policy: it is asked for it again."""
+    where = with_shared_stages("killed-record")
+    asked = on_small("best_of_n", results=where)
+    assert command(*asked, env={"HARNESS_FAULT": f"{point}:1:kill"}).code == -9
+    done = command(*asked)
+    assert done.code == 0, done.text
+    assert policy_of(only_run(where, "small", "best_of_n"))["saved"] == "none"
+
+
 def test_a_policy_that_cannot_be_written_costs_no_result_and_is_written_later(tmp_path):
     where = with_shared_stages("blocked")
     blocker = plugin(tmp_path, "blocker", BLOCKER)

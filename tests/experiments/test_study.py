@@ -73,6 +73,7 @@ DPO = method("dpo")
         ("methods = 3", "expected one [[methods]] or more"),
         ("name = '../x'\n" + DPO, "expected letters, digits"),
         ("x = ", "not a TOML file"),
+        ("x = " + "[" * 5000, "nested too deeply"),
         ("quick = 3\n" + DPO, "not a TOML file"),  # given twice
         ("snapshots = 'many'\n" + DPO, "snapshots = 'many': expected int"),
         ("dtype = 'float16'\n" + DPO, "--dtype float16: expected float32 or bfloat16"),

@@ -1,7 +1,6 @@
 """The campaign of faults: a sample of it, and what it would miss if it decided wrongly."""
 
 import json
-import re
 import shutil
 
 import pytest
@@ -126,12 +125,3 @@ def test_a_campaign_goes_on_after_the_outcomes_that_it_has(campaign, tmp_path, m
     assert faults.read(file, 1) == []
     assert not faults.carry_out(Nothing(), file, 1, "two", -1.0)
     assert "the same command goes on" in capsys.readouterr().err
-
-
-def test_the_headline_of_the_campaign_is_that_of_its_page():
-    """The documents state what results/faults.md does."""
-    page = (ROOT / "results" / "faults.md").read_text(encoding="utf-8")
-    headline = re.search(r"^\d+ faults injected, .*$", page, re.M)[0]
-    for name in ("README.md", "docs/reliability.md"):
-        text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
-        assert headline.rstrip(".") in text, name
