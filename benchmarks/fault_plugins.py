@@ -194,13 +194,13 @@ class Server:
     """An OpenAI-compatible endpoint on this machine that answers wrongly, and then rightly."""
 
     def __init__(self, status: int, body: bytes, wrong: int, slow: float = 0.0) -> None:
-        self.asked, server = 0, self
+        self.requests, server = 0, self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
-                server.asked += 1
-                bad = server.asked <= wrong
+                server.requests += 1
+                bad = server.requests <= wrong
                 self.send_response(status if bad else 200)
                 self.end_headers()
                 self.wfile.write(body if bad else RIGHT)

@@ -119,8 +119,10 @@ class Disturbed:
         mine, right = bytes_of(folder), self._right()
         differing = sorted(n for n in {*mine, *right} if mine.get(n) != right.get(n))
         if differing:
-            told = ", ".join(f"{n}: {mine.get(n)}, not {right.get(n)}" for n in differing[:4])
-            return Verdict(WRONG, f"after resuming {told}", False)
+            differences = ", ".join(
+                f"{n}: {mine.get(n)}, not {right.get(n)}" for n in differing[:4]
+            )
+            return Verdict(WRONG, f"after resuming {differences}", False)
         if rest := leftovers(folder):
             return Verdict(FAILED, f"left behind: {rest[:3]}", True)
         return Verdict(seen.outcome, seen.reason, True)
@@ -163,7 +165,7 @@ def failure_of(results: Path, method: str) -> dict[str, object]:
     """Return the record of a failed run; empty where there is none."""
     folder = run_of(results, method)
     file = folder / "failure.json" if folder else None
-    found: dict[str, object] = {}
+    record: dict[str, object] = {}
     if file is not None and file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
-    return found
+        record = json.loads(file.read_text(encoding="utf-8"))
+    return record

@@ -102,17 +102,17 @@ class Command:
 
 def end_session(session: int) -> int:
     """Kill the processes of a session whose leader has ended; return how many there were."""
-    found = []
+    processes = []
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = file.read_text(encoding="utf-8").rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(file.parent.name))
-    for process in found:
+            processes.append(int(file.parent.name))
+    for process in processes:
         os.kill(process, signal.SIGKILL)
-    return len(found)
+    return len(processes)
 
 
 def _child(
@@ -221,26 +221,26 @@ class World:
         """Return a new results folder with the shared stages, and a finished run of `start`."""
         suite = ELSEWHERE.get(method, SUITE)
         if suite not in self.stages:
-            made = self.fresh(f"stages-{suite}")
+            results = self.fresh(f"stages-{suite}")
             first = "start" if suite == SUITE else method
             if suite == SUITE:
-                expect(self.train("start", made))
-            expect(self.train("dpo" if suite == SUITE else first, made, "--only-stages"))
-            self.stages[suite] = made
+                expect(self.train("start", results))
+            expect(self.train("dpo" if suite == SUITE else first, results, "--only-stages"))
+            self.stages[suite] = results
         return self.copy(self.stages[suite])
 
     def fresh(self, name: str = "results") -> Path:
         """Return a new empty folder."""
         self._number += 1
-        made = self.work / f"{name}-{self._number}"
-        made.mkdir(parents=True)
-        return made
+        new = self.work / f"{name}-{self._number}"
+        new.mkdir(parents=True)
+        return new
 
     def copy(self, folder: Path) -> Path:
         """Return a copy of a results folder; no file is shared with it."""
-        made = self.fresh()
-        shutil.copytree(folder, made, dirs_exist_ok=True, symlinks=True)
-        return made
+        target = self.fresh()
+        shutil.copytree(folder, target, dirs_exist_ok=True, symlinks=True)
+        return target
 
     def whole(self, method: str) -> tuple[Path, Done]:
         """Return (results folder, command) of the undisturbed run of a method."""
@@ -268,8 +268,8 @@ def expect(done: Done, code: int = 0) -> Done:
 
 def run_of(results: Path, method: str) -> Path | None:
     """Return the only run folder of a method, or None."""
-    found = [folder for folder in results.glob(f"runs/*/{method}/*") if folder.is_dir()]
-    return found[0] if len(found) == 1 else None
+    folders = [folder for folder in results.glob(f"runs/*/{method}/*") if folder.is_dir()]
+    return folders[0] if len(folders) == 1 else None
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
@@ -277,21 +277,23 @@ def bytes_of(folder: Path) -> dict[str, str]:
 
     That is the metrics, rollouts, samples and weights, and the record without its clocks.
     """
-    found = {name: _digest((folder / name).read_bytes()) for name in FILES if _there(folder, name)}
+    digests = {
+        name: _digest((folder / name).read_bytes()) for name in FILES if _there(folder, name)
+    }
     if _there(folder, "result.json"):
-        found |= _figures(json.loads((folder / "result.json").read_text(encoding="utf-8")))
-    return found
+        digests |= _figures(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    return digests
 
 
 def _figures(value: Any, name: str = "result.json") -> dict[str, str]:
     """Return {dotted name: value} of a record without the keys that hold times and memory."""
     if not isinstance(value, dict):
         return {name: json.dumps(value, sort_keys=True)}
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for key, item in value.items():
         clocks = key in CLOCKS or key.startswith("policy-")  # that artifact holds a meter's seconds
-        found |= {} if clocks else _figures(item, f"{name}.{key}")
-    return found
+        digests |= {} if clocks else _figures(item, f"{name}.{key}")
+    return digests
 
 
 def _there(folder: Path, name: str) -> bool:

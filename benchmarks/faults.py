@@ -38,17 +38,17 @@ Row = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry the campaign out; return 0 if nothing was lost, wrong or failed."""
-    asked = _parser().parse_args(arguments)
-    outcomes = Path(asked.outcomes)
+    options = _parser().parse_args(arguments)
+    outcomes = Path(options.outcomes)
     load_libraries()
     with tempfile.TemporaryDirectory(prefix="harness-faults-") as work:
         world = World(Path(work))
-        finished = carry_out(world, outcomes, asked.seed, asked.only, asked.hours)
-    rows = read(outcomes, asked.seed)
+        finished = carry_out(world, outcomes, options.seed, options.only, options.hours)
+    rows = read(outcomes, options.seed)
     print(table(rows))
     print(headline(rows))
-    if finished and not asked.only and asked.write:
-        Path(asked.write).write_text(page(rows, asked.seed), encoding="utf-8")
+    if finished and not options.only and options.write:
+        Path(options.write).write_text(page(rows, options.seed), encoding="utf-8")
     return int(any(row["outcome"] in (LOST, WRONG, FAILED) for row in rows))
 
 
@@ -135,10 +135,10 @@ def table(rows: Sequence[Row]) -> str:
         "| Kind of fault | Tried | Passed | Lost | Wrong | Failed otherwise |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    made = [row for row in rows if row["outcome"] != SKIPPED]
-    for name in dict.fromkeys(row["kind"] for row in made):
-        lines.append(_line(name, [row for row in made if row["kind"] == name]))
-    return "\n".join([*lines, _line("**all**", made)])
+    injected = [row for row in rows if row["outcome"] != SKIPPED]
+    for name in dict.fromkeys(row["kind"] for row in injected):
+        lines.append(_line(name, [row for row in injected if row["kind"] == name]))
+    return "\n".join([*lines, _line("**all**", injected)])
 
 
 def _line(name: str, rows: Sequence[Row]) -> str:
@@ -149,11 +149,11 @@ def _line(name: str, rows: Sequence[Row]) -> str:
 
 def headline(rows: Sequence[Row]) -> str:
     """Return the outcome of a campaign in one sentence."""
-    made = [row for row in rows if row["outcome"] != SKIPPED]
-    count = Counter(row["outcome"] for row in made)
-    resumed = [row["identical"] for row in made if row["identical"] is not None]
+    injected = [row for row in rows if row["outcome"] != SKIPPED]
+    count = Counter(row["outcome"] for row in injected)
+    resumed = [row["identical"] for row in injected if row["identical"] is not None]
     return (
-        f"{len(made)} faults injected, {count[LOST]} results lost, {count[WRONG]} wrong results"
+        f"{len(injected)} faults injected, {count[LOST]} results lost, {count[WRONG]} wrong results"
         f" shown, resume byte-identical in {sum(resumed)} of {len(resumed)}."
     )
 

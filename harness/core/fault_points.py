@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import NoReturn, Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar, cast
 
 from .errors import HarnessError, UsageError, unknown
 
@@ -142,7 +142,7 @@ def fault_point(point: str) -> None:
 def fault_value(point: str, value: T) -> T:
     """Return a number or a tensor, as NaN if this process was started with that fault."""
     if Faults.plan is not None and Faults.plan.reach(point):
-        return value * float("nan")  # type: ignore[operator, no-any-return]
+        return cast("T", value * float("nan"))  # type: ignore[operator]
     return value
 
 

@@ -91,14 +91,14 @@ class RankWatch:
             self._since = None
 
     def _look(self) -> None:
-        told = 0
+        reminders = 0
         while True:
             time.sleep(min(1.0, self.every / 4))
             since = self._since
             waited = 0.0 if since is None else time.monotonic() - since
-            told = told if waited >= told * self.every else 0
-            if waited >= (told + 1) * self.every:
-                told += 1
+            reminders = reminders if waited >= reminders * self.every else 0
+            if waited >= (reminders + 1) * self.every:
+                reminders += 1
                 print(
                     f"harness: process {self.rank} of {self.size} has waited {waited:.0f} s for the"
                     " other processes of this run: look at what they do",
