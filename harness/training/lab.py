@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..api.contracts import Method
 from ..core.data import Sampling
-from ..core.fault_points import fault_point
 from ..core.global_state import enforce
 from ..core.seeds import derive, endless_order, permutation
 from ..core.settings import AdamWOptions
@@ -220,7 +219,6 @@ class Lab:
             self._pools.take(prompts, model.model, beside) if self._at_start(model) else None
         )
         batch = sampler.draw(model.model, prompts, n)
-        fault_point("rollout")
         self._samples.drawn(batch, "start checkpoint" if beside else "policy")
         if runtime.check:
             runtime.check.compare(model.role, batch, runtime)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.data import prompt_text
+from ..core.fault_points import fault_point
 from ..models.tokens import Batch, Tokens
 
 PROMPTS, COMPLETIONS = 2, 2  # completions kept of one rollout
@@ -23,6 +24,7 @@ class RolloutSamples:
 
     def drawn(self, batch: Batch, model: str) -> None:
         """Keep some completions (B, K, T) of a rollout; `model` names the model that drew them."""
+        fault_point("rollout")
         if len(self._kept) < ROLLOUTS:
             rows = [
                 [self._row(batch, i, j, model) for j in range(min(COMPLETIONS, batch.shape[1]))]
