@@ -37,11 +37,10 @@ from harness.models.lora import (
 from harness.training.trainer import Role, Trainer
 
 from ..helpers.memory_counter import counted
-from ..helpers.registries import METHODS, small_registry
+from ..helpers.registries import METHODS, sampled, small_registry
 from ..helpers.tiny_models import MIXTURES, tiny, tiny_folder
 from ..helpers.tools import command, fresh, on_small, only_run
 
-ONE_OF_A_KIND = ("dpo", "kto", "ppo", "grpo", "online_dpo", "raft")
 GRADIENT = [m for m in METHODS if issubclass(installed().classes["methods"][m], GradientMethod)]
 
 
@@ -282,10 +281,7 @@ def results():
     return fresh("adapters")
 
 
-@pytest.mark.parametrize(
-    "method",
-    [m if m in ONE_OF_A_KIND else pytest.param(m, marks=pytest.mark.slow) for m in GRADIENT],
-)
+@pytest.mark.parametrize("method", sampled(GRADIENT))
 def test_a_method_passes_the_proofs_with_an_adapter(method, registry, results):
     suite = "arithmetic" if method == "rlvr" else "small"
     bench = Trials(

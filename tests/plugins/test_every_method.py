@@ -2,6 +2,7 @@
 of its own.
 
 What is proven is what `harness check` proves; that the proofs can fail is shown in test_check.py.
+The default run takes one method of a kind. `pytest -m "slow or not slow"` takes all of them.
 """
 
 import pytest
@@ -13,7 +14,7 @@ from harness.check.two_processes import together
 from harness.models.generation import SharedDecoding
 from harness.training import reward_model
 
-from ..helpers.registries import METHODS, small_registry
+from ..helpers.registries import sampled, small_registry
 from ..helpers.tools import fresh
 
 
@@ -39,7 +40,7 @@ def benches(registry):
         each.close()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled())
 def test_a_method_passes_the_proofs(method, benches):
     bench = benches(method)
     bench.runs()
@@ -47,15 +48,22 @@ def test_a_method_passes_the_proofs(method, benches):
         print(proof, "-", run())
 
 
+def _method_of(test):
+    """The method of a collected test of two processes, or None."""
+    of_two = test.name.startswith("test_two_processes_train")
+    return test.callspec.params["method"] if of_two else None
+
+
 @pytest.fixture(scope="module")
-def pairs(benches, registry):
-    """What two processes get that train each method together."""
-    trained = [m for m in METHODS if benches(m).whole.rows]
+def pairs(request, benches, registry):
+    """What two processes get that train each method together, for the methods of this session."""
+    chosen = {m for test in request.session.items for m in [_method_of(test)] if m}
+    trained = [m for m in sorted(chosen) if benches(m).whole.rows]
     cases = [(m, benches(m).spec.suite_name) for m in trained]
     return together(cases, registry, Options(results=benches(trained[0]).results))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled())
 def test_two_processes_train_a_method_as_one_does(method, benches, pairs):
     if benches(method).whole.rows:
         benches(method).two_processes(pairs[method])
