@@ -13,7 +13,7 @@ from harness.api.registry import installed, load_file
 from harness.check import FAILED, PASSED, Options, check, report
 from harness.check.findings import attempt
 
-from ..helpers.tools import ROOT, command, fresh, small_suite
+from ..helpers.tools import ROOT, command, fresh, small_suite, with_shared_stages
 
 GOOD = """
 from dataclasses import dataclass
@@ -126,11 +126,11 @@ BAD = {  # what is changed in the good one, which proof it must fail, and what t
 
 @pytest.fixture(scope="module")
 def results():
-    return fresh("check")
+    return with_shared_stages("check")
 
 
-def findings(text, results, name="mine", **options):
-    """The findings on a method whose source is given."""
+def checked(text, results, name="mine", **options):
+    """Yield the findings on a method whose source is given, one proof after another."""
     folder = fresh("plugins")
     file = folder / f"mine_{folder.name.replace('-', '_')}.py"
     file.write_text(text)
@@ -138,7 +138,17 @@ def findings(text, results, name="mine", **options):
     load_file(registry, str(small_suite()))
     load_file(registry, str(file))
     told = Options(suite="small", results=results, **{"full": False, "processes": False, **options})
-    return {f.proof: f for f in check("methods", name, registry, told)}
+    yield from check("methods", name, registry, told)
+
+
+def findings(text, results, name="mine", **options):
+    """{proof: finding} of a method whose source is given."""
+    return {f.proof: f for f in checked(text, results, name, **options)}
+
+
+def first_finding(text, results, proof):
+    """The finding of one proof; those that come after it are not tried."""
+    return next(f for f in checked(text, results) if f.proof.startswith(proof))
 
 
 def test_a_good_method_passes_every_proof(results):
@@ -155,8 +165,7 @@ def test_a_good_method_passes_every_proof(results):
 def test_a_bad_method_fails_for_the_right_reason(fault, results):
     old, new, proof, told = BAD[fault]
     assert old in GOOD
-    found = findings(GOOD.replace(old, new), results)
-    (finding,) = [f for name, f in found.items() if name.startswith(proof)]
+    finding = first_finding(GOOD.replace(old, new), results, proof)
     assert finding.status == FAILED and told in finding.told, finding
     assert "1 of" in report("mine", [finding])
 

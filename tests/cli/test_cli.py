@@ -34,6 +34,7 @@ from ..helpers.tools import (
     put,
     record,
     results,
+    with_shared_stages,
 )
 
 REINFORCE = '''
@@ -461,7 +462,7 @@ def only_message(done, code, told):
 @pytest.fixture(scope="module")
 def diverged(faulty):
     """A run whose loss became NaN, in a results folder with one that finished."""
-    where = fresh("diverged")
+    where = with_shared_stages("diverged")
     good = run_faulty(faulty, "", where)
     assert good.code == 0, good.text
     return where, run_faulty(faulty, "nan", where)
@@ -605,7 +606,7 @@ def register_judges(register):
 
 
 def test_run_with_another_judge_of_one_name_is_another_run():
-    where = fresh("judge")
+    where = with_shared_stages("judge")
     file = plugin(where, "judge", JUDGE.format(score="1.0"))
     arguments = on_small("start", "-p", file, "--judge", "mine", results=where)
     assert command(*arguments).code == 0

@@ -10,7 +10,15 @@ import torch
 from harness.api.registry import installed
 from harness.core.distributed import ALONE, DistributedContext, merged
 
-from ..helpers.tools import finished, fresh, launched, on_small, only_run, small_suite
+from ..helpers.tools import (
+    finished,
+    fresh,
+    launched,
+    on_small,
+    only_run,
+    small_suite,
+    with_shared_stages,
+)
 
 METHODS = [
     "ppo",
@@ -20,7 +28,7 @@ METHODS = [
 
 @pytest.fixture(scope="module")
 def folder():
-    return fresh("team")
+    return with_shared_stages("team")
 
 
 def rows(folder, name):

@@ -6,7 +6,7 @@ import pytest
 
 from harness.core.movement import LEAST_KL, sentence, unmoved
 
-from ..helpers.tools import command, fresh, on_small, only_run, put, record
+from ..helpers.tools import command, on_small, only_run, put, record, with_shared_stages
 
 MOVED = [{"loss": 0.6, "grad_norm": 0.5, "groups_without_signal": 0.9}, {"grad_norm": 0.0}]
 
@@ -32,12 +32,12 @@ def test_a_training_that_moved_has_no_reason():
 
 
 def test_a_run_that_did_not_move_says_so_in_panel_and_record():
-    results = fresh("unmoved")
+    results = with_shared_stages("unmoved")
     done = command(*on_small("dpo", "--set", "learning_rate=1e-12", results=results))
     assert done.code == 0 and "Nothing moved in training" in done.out, done.text
     result = json.loads((only_run(results, "small", "dpo") / "result.json").read_text())
     assert len(result["unmoved"]) == 1 and result["unmoved"][0].startswith("KL")
-    other = command(*on_small("dpo", results=fresh("moved")))  # negative control
+    other = command(*on_small("dpo", results=with_shared_stages("moved")))  # negative control
     assert other.code == 0 and "Nothing moved" not in other.out
 
 

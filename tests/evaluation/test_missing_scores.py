@@ -14,7 +14,7 @@ from harness.statistics.over_prompts import (
     win_scores,
 )
 
-from ..helpers.tools import command, fresh, only_run, plugin
+from ..helpers.tools import command, only_run, plugin, with_shared_stages
 
 NAN = math.nan
 
@@ -115,7 +115,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def place():
     """A run whose verifier grades no evaluated answer, judged with gaps; and the plugin file."""
-    where = fresh("missing")
+    where = with_shared_stages("missing")
     file = plugin(where, "ungraded", PLUGIN)
     args = ["-p", file, "--results", where / "r", "--quick", *SMALL]
     done = command("run", "-m", "start", "-s", "ungraded", "--judge", "gaps", *args)

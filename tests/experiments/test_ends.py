@@ -27,6 +27,7 @@ from ..helpers.tools import (
     plugin,
     results,
     small_suite,
+    with_shared_stages,
 )
 
 ENDS = '''
@@ -124,10 +125,7 @@ WAYS = ("0", "7", "SystemExit", "KeyboardInterrupt", "GeneratorExit", "Odd", "Va
 @pytest.fixture(scope="module")
 def folder():
     """Results with shared stages."""
-    finished("dpo")
-    made = fresh("ends")
-    shutil.copytree(results() / "artifacts", made / "artifacts")
-    return made
+    return with_shared_stages("ends")
 
 
 def ending(folder, how, *more):
@@ -203,7 +201,7 @@ def test_a_study_goes_on_after_cells_that_end_their_process(folder):
 def test_table_names_a_format_that_ends_the_process(how):
     finished("dpo")
     file = plugin(fresh("format"), "ends", ENDS)
-    more = ("--format", "ending_format", "-p", file, "--results", results())
+    more = ("--format", "ending_format", "-p", file, "--results", results(), "--suite", "small")
     done = command("table", *more, env={"END_FORMAT": how})
     kind = "SystemExit: 0" if how == "0" else how
     assert done.code == 1 and "Traceback" not in done.text, done.text

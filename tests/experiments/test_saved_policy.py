@@ -26,8 +26,10 @@ from ..helpers.tools import (
     plugin,
     results,
     small_suite,
+    with_shared_stages,
 )
 
+SLOW = pytest.mark.slow
 IDS = torch.arange(3, 23).view(2, 10)
 BLOCKER = """
 from harness import hookimpl
@@ -69,16 +71,6 @@ def register_judges(register):
 def policy_of(folder):
     """What the record of a run says of its policy."""
     return read_result(folder)["policy"]
-
-
-def with_shared_stages(name, *more):
-    """A results folder with the shared stages of the session's runs, and no policies."""
-    where = fresh(name)
-    finished("dpo")
-    shutil.copytree(results() / "artifacts", where / "artifacts")
-    for policy in (where / "artifacts").glob("policy-*"):
-        shutil.rmtree(policy)
-    return where
 
 
 # -- formats ---------------------------------------------------------------------------------------
@@ -154,9 +146,11 @@ def test_the_model_card_names_method_data_base_figures_and_command():
     ("more", "saved", "folder"),
     [
         (("--set", "lora_rank=2"), "adapter", "adapter"),
-        (("--set", "lora_rank=2", "--save", "policy"), "policy", "policy"),
+        pytest.param(("--set", "lora_rank=2", "--save", "policy"), "policy", "policy", marks=SLOW),
         (("--save-dtype", "bfloat16"), "policy", "policy"),
-        (("--set", "lora_rank=2", "--save-dtype", "bfloat16"), "adapter", "adapter"),
+        pytest.param(
+            ("--set", "lora_rank=2", "--save-dtype", "bfloat16"), "adapter", "adapter", marks=SLOW
+        ),
     ],
 )
 def test_each_kind_is_saved_read_and_evaluated_again(more, saved, folder):

@@ -300,6 +300,16 @@ def finished(method: str, suite: str = "small") -> Path:
     return only_run(results(), suite, method)
 
 
+def with_shared_stages(name: str) -> Path:
+    """A results folder with the shared stages of the session's runs, and no policies."""
+    where = fresh(name)
+    finished("dpo")
+    shutil.copytree(results() / "artifacts", where / "artifacts")
+    for policy in (where / "artifacts").glob("policy-*"):
+        shutil.rmtree(policy)
+    return where
+
+
 def outputs(folder: Path) -> dict[str, bytes]:
     """What must be the same bytes in every repetition of a run."""
     names = ("metrics.jsonl", "rollouts.jsonl", "samples.jsonl", "policy/model.safetensors")

@@ -31,7 +31,7 @@ from harness.models.logprobs import completion_logits, completion_logp, completi
 from harness.models.lora import Lora, beside
 from harness.training.trainer import Role
 
-from ..helpers.tools import command, fresh, on_small, only_run, plugin
+from ..helpers.tools import command, fresh, on_small, only_run, plugin, with_shared_stages
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -521,7 +521,7 @@ def register_engines(register):
 
 
 def test_what_is_drawn_can_be_checked_against_a_teacher_forced_pass():
-    folder = fresh("checked")
+    folder = with_shared_stages("checked")
     asked = on_small("ppo", "--check-rollouts", results=folder)
     assert command(*asked).code == 0
     runtime = json.loads((only_run(folder, "small", "ppo") / "result.json").read_text())["runtime"]
@@ -531,7 +531,7 @@ def test_what_is_drawn_can_be_checked_against_a_teacher_forced_pass():
     )
     again = command(*asked)
     assert again.code != 0 and "is finished, nothing is rolled out" in again.text
-    plain = fresh("unchecked")
+    plain = with_shared_stages("unchecked")
     assert command(*on_small("ppo", results=plain)).code == 0
     paths = [only_run(where, "small", "ppo") / "metrics.jsonl" for where in (folder, plain)]
     assert paths[0].read_bytes() == paths[1].read_bytes(), "looking changes nothing"
@@ -552,13 +552,15 @@ def test_what_is_drawn_can_be_checked_against_a_teacher_forced_pass():
     ],
 )
 def test_what_was_asked_for_and_found_nothing_to_do_is_told(method, told):
-    done = command(*on_small(method, "--check-rollouts", "--snapshots", 1, results=fresh("idle")))
+    done = command(
+        *on_small(method, "--check-rollouts", "--snapshots", 1, results=with_shared_stages("idle"))
+    )
     assert done.code == 0 and all(line in done.err for line in told), done.text
     assert done.err.count("rolled nothing out") + done.err.count("trains nothing") == len(told)
 
 
 def test_the_record_says_how_it_was_computed_and_what_was_read_from_caches():
-    folder = fresh("computed")
+    folder = with_shared_stages("computed")
     for method, more in (("dpo", ["--set", "steps=8"]), ("grpo", ["--no-prompt-sharing"])):
         done = command(*on_small(method, *more, results=folder))
         assert done.code == 0, done.text
@@ -573,7 +575,15 @@ def test_the_record_says_how_it_was_computed_and_what_was_read_from_caches():
 def test_an_engine_that_is_off_is_told():
     file = plugin(fresh("lying"), "lying", LYING)
     done = command(
-        *on_small("grpo", "--check-rollouts", "-p", file, "--engine", "lying", results=fresh("off"))
+        *on_small(
+            "grpo",
+            "--check-rollouts",
+            "-p",
+            file,
+            "--engine",
+            "lying",
+            results=with_shared_stages("off"),
+        )
     )
     assert done.code != 0 and "differ by" in done.text and "the engine lying" in done.text.lower()
     assert "Traceback" not in done.text

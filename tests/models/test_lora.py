@@ -39,7 +39,7 @@ from harness.training.trainer import Role, Trainer
 from ..helpers.memory_counter import counted
 from ..helpers.registries import METHODS, sampled, small_registry
 from ..helpers.tiny_models import MIXTURES, tiny, tiny_folder
-from ..helpers.tools import command, fresh, on_small, only_run
+from ..helpers.tools import command, fresh, on_small, only_run, with_shared_stages
 
 GRADIENT = [m for m in METHODS if issubclass(installed().classes["methods"][m], GradientMethod)]
 
@@ -212,7 +212,7 @@ class Spying(Trainer):
 
 def test_no_gradient_is_computed_for_the_frozen_trunk_under_a_shared_critic(registry):
     options = Options(
-        results=fresh("shared-critic"), settings=("lora_rank=2", "shared_critic=true")
+        results=with_shared_stages("shared-critic"), settings=("lora_rank=2", "shared_critic=true")
     )
     bench = Trials("ppo", "summarization", registry, options)
     learning = bench.train(trainer_cls=Spying).trainer.learning
@@ -278,10 +278,10 @@ def test_a_model_that_another_program_has_adapted_is_not_taken_for_ours(plain):
 
 @pytest.fixture(scope="module")
 def results():
-    return fresh("adapters")
+    return with_shared_stages("adapters")
 
 
-@pytest.mark.parametrize("method", sampled(GRADIENT))
+@pytest.mark.parametrize("method", sampled(GRADIENT, of=("dpo", "grpo")))
 def test_a_method_passes_the_proofs_with_an_adapter(method, registry, results):
     suite = "arithmetic" if method == "rlvr" else "small"
     bench = Trials(
@@ -297,7 +297,7 @@ def test_a_method_passes_the_proofs_with_an_adapter(method, registry, results):
 
 def test_there_is_no_second_copy_of_the_weights(results):
     """A short DPO run computes what its reference says, and so holds one."""
-    elsewhere = fresh("full")
+    elsewhere = with_shared_stages("full")
     (trunks, sizes), full = (
         counted(results, "dpo", "--set", "lora_rank=2")["dpo"],
         counted(elsewhere, "dpo")["dpo"],

@@ -20,7 +20,15 @@ from harness.models.micro_batches import in_micro_batches, smallest_row
 from harness.training.stages.runtime import StageRuntime
 
 from ..helpers.registries import small_registry
-from ..helpers.tools import command, finished, fresh, on_small, only_run, plugin
+from ..helpers.tools import (
+    command,
+    finished,
+    fresh,
+    on_small,
+    only_run,
+    plugin,
+    with_shared_stages,
+)
 
 # a device on which a forward pass of more than SMALL tokens runs out of memory
 SMALL_DEVICE = """
@@ -235,7 +243,7 @@ def test_an_engine_that_ignores_the_size_of_batches_is_refused():
 
 @pytest.fixture(scope="module")
 def bench():
-    options = Options(suite="small", results=fresh("memory"))
+    options = Options(suite="small", results=with_shared_stages("memory"))
     trials = Trials("ppo", "small", small_registry(), options)
     yield trials
     trials.close()

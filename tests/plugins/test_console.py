@@ -11,7 +11,7 @@ import time
 import pytest
 from harness_plugins import console
 
-from ..helpers.tools import ENV, fresh, on_small
+from ..helpers.tools import ENV, fresh, on_small, with_shared_stages
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_terminal_shows_bars_of_steps_and_of_activities():
         " ended):\n    if activity == 'evaluation: KL' and not ended:\n        time.sleep(1.5)\n"
     )
     leader, follower = pty.openpty()
-    arguments = on_small("dpo", "-p", slow, results=fresh("bars"))
+    arguments = on_small("dpo", "-p", slow, results=with_shared_stages("bars"))
     child = subprocess.Popen(
         [sys.executable, "-m", "harness", *map(str, arguments)],
         stdout=follower,

@@ -15,7 +15,7 @@ from harness.models.generation import SharedDecoding
 from harness.training import reward_model
 
 from ..helpers.registries import sampled, small_registry
-from ..helpers.tools import fresh
+from ..helpers.tools import with_shared_stages
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def registry():
 @pytest.fixture(scope="module")
 def benches(registry):
     """A bench for each method, on the small suite or the first that serves it."""
-    results, made = fresh("every"), {}
+    results, made = with_shared_stages("every"), {}
 
     def bench(method):
         if method not in made:
@@ -76,7 +76,9 @@ def test_a_fault_of_the_fast_path_outside_the_step_is_seen_too(fault, registry, 
     """Negative controls: gradients of a step agree, and rollouts, or rewards, are not the plain
     path's.
     """
-    bench = Trials("ppo", "small", registry, Options(suite="small", results=fresh("faulty")))
+    bench = Trials(
+        "ppo", "small", registry, Options(suite="small", results=with_shared_stages("faulty"))
+    )
     if fault == "decoding":
         right = SharedDecoding.next_logits
         monkeypatch.setattr(SharedDecoding, "next_logits", lambda self, *a: 1.2 * right(self, *a))

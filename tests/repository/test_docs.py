@@ -108,7 +108,7 @@ def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
     from harness.api.registry import installed, load_file
     from harness.check import FAILED, Options, check
 
-    from ..helpers.tools import small_suite
+    from ..helpers.tools import small_suite, with_shared_stages
 
     (code,) = re.findall(r"```python\n(@dataclass\n.*?)```", PLUGINS, re.DOTALL)
     head = (
@@ -120,7 +120,7 @@ def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
     registry = installed.__wrapped__()
     for path in (small_suite(), file):
         load_file(registry, str(path))
-    told = Options(suite="small", full=False, results=tmp_path)
+    told = Options(suite="small", full=False, results=with_shared_stages("guide"))
     findings = list(check("methods", "reinforce", registry, told))
     assert len(findings) == 16 and [f for f in findings if f.status == FAILED] == []
 

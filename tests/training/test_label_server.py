@@ -34,6 +34,7 @@ from ..helpers.tools import (
     plugin,
     results,
     small_suite,
+    with_shared_stages,
 )
 from ..helpers.watched_runs import Watched
 
@@ -428,7 +429,7 @@ def test_preferences_are_cut_by_the_labeller_s_own_count(telling):
         30.0,
     ):  # it answers 2 pairs of a prompt, and says from the start that 30 more were asked about
         folder, said = (
-            fresh("own_count"),
+            with_shared_stages("own_count"),
             ("--labeller", "telling", "--labeller-set", f"dear={dear}"),
         )
         args = on_small("dpo", "-p", telling, *said, "--budget", "labels=60", results=folder)
@@ -442,7 +443,7 @@ def test_preferences_are_cut_by_the_labeller_s_own_count(telling):
 def test_fixed_pairs_are_cut_to_a_budget_of_labels():
     costs = []
     for budget in ([], ["--budget", "labels=20"]):
-        folder = fresh("cut")
+        folder = with_shared_stages("cut")
         done = command("run", "-m", "dpo", "-s", "exact", "--quick", *budget, "--results", folder)
         assert done.code == 0, done.text
         (run,) = (folder / "runs" / "exact" / "dpo").iterdir()

@@ -19,7 +19,7 @@ from harness.training.reward_model import RewardModel
 from harness.training.trainer import Role
 
 from ..helpers.memory_counter import counted
-from ..helpers.tools import command, fresh, on_small, only_run, plugin
+from ..helpers.tools import command, fresh, on_small, only_run, plugin, with_shared_stages
 
 # The negative control: SimPO that keeps a start checkpoint it has no use for.
 HOARDER = '''
@@ -48,7 +48,7 @@ def register_methods(register):
 
 @pytest.fixture(scope="module")
 def folder():
-    return fresh("counted")
+    return with_shared_stages("counted")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_reward_model_is_loaded_beside_no_start_checkpoint(
 
 def test_a_system_that_resets_no_peak_is_told():
     folder, stubborn = (
-        fresh("no_peak"),
+        with_shared_stages("no_peak"),
         "from harness.experiments import record\n\nrecord.start_peak_anew = lambda: False\n",
     )
     done = command(*on_small("dpo", "-p", plugin(folder, "stubborn", stubborn), results=folder))
