@@ -155,7 +155,7 @@ def test_a_good_method_passes_every_proof(results):
     found = findings(GOOD, results)
     assert len(found) == 15 and {f.status for f in found.values()} == {PASSED}, found
     assert (
-        "3 turns" in found["runs"].told and "killed in turn 1, 2, 3 of 3" in found["resumable"].told
+        "3 turns" in found["runs"].detail and "killed in turn 1, 2, 3 of 3" in found["resumable"].detail
     )
     text = report("mine", list(found.values()))
     assert "15 proofs, none failed" in text and text.count("\n| ") == 16
@@ -166,7 +166,7 @@ def test_a_bad_method_fails_for_the_right_reason(fault, results):
     old, new, proof, told = BAD[fault]
     assert old in GOOD
     finding = first_finding(GOOD.replace(old, new), results, proof)
-    assert finding.status == FAILED and told in finding.told, finding
+    assert finding.status == FAILED and told in finding.detail, finding
     assert "1 of" in report("mine", [finding])
 
 
@@ -203,8 +203,8 @@ def test_a_stated_optimum_is_compared_with_where_training_ends(stated, status, r
         results=results, settings=("steps=9", "learning_rate=1e-4"), optimum_settings=("steps=5",)
     )
     found = attempt("near", lambda: _near("mine", "exact", registry, options))
-    assert found.status == status and "after 5 optimiser steps" in found.told
-    assert ("training was too short" in found.told) == (status == FAILED)
+    assert found.status == status and "after 5 optimiser steps" in found.detail
+    assert ("training was too short" in found.detail) == (status == FAILED)
 
 
 def test_a_file_in_place_of_a_name_is_pointed_out():
@@ -253,7 +253,7 @@ def test_a_method_that_makes_things_worse_does_not_beat_the_start(results):
         for f in check("methods", "mine", registry, Options(suite="tiny", results=results))
     }
     beats = found["beats the baseline on tiny"]
-    assert beats.status == FAILED and "not shown to be above one half" in beats.told
+    assert beats.status == FAILED and "not shown to be above one half" in beats.detail
     assert (
         found["deterministic"].status == PASSED and found["reaches its optimum"].status == "skipped"
     )
@@ -338,7 +338,7 @@ def test_the_labeller_of_the_embedded_suite_passes():
     found = list(check("labellers", "bradley_terry", installed(), Options(suite="summarization")))
     assert [f.status for f in found] == [
         PASSED
-    ] and "prefers what the judge scores higher" in found[0].told
+    ] and "prefers what the judge scores higher" in found[0].detail
 
 
 CONTRARY = (
@@ -356,7 +356,7 @@ def test_a_labeller_who_prefers_the_worse_fails(results):
     registry = installed.__wrapped__()
     load_file(registry, str(file))
     (finding,) = check("labellers", "contrary", registry, Options(suite="copying", results=results))
-    assert finding.status == FAILED and "no better than a coin" in finding.told
+    assert finding.status == FAILED and "no better than a coin" in finding.detail
 
 
 # -- new projects, installed as their author would -------------------------------------------------
