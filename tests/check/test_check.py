@@ -155,7 +155,8 @@ def test_a_good_method_passes_every_proof(results):
     found = findings(GOOD, results)
     assert len(found) == 15 and {f.status for f in found.values()} == {PASSED}, found
     assert (
-        "3 turns" in found["runs"].detail and "killed in turn 1, 2, 3 of 3" in found["resumable"].detail
+        "3 turns" in found["runs"].detail
+        and "killed in turn 1, 2, 3 of 3" in found["resumable"].detail
     )
     text = report("mine", list(found.values()))
     assert "15 proofs, none failed" in text and text.count("\n| ") == 16
