@@ -129,7 +129,7 @@ def _converted(name: str, layer: nn.Linear, computes: torch.dtype) -> nn.Module:
     """Return a linear layer with its matrix in nf4."""
     from bitsandbytes.nn import Linear4bit
 
-    made: Any = Linear4bit(
+    converted: Any = Linear4bit(
         layer.in_features,
         layer.out_features,
         bias=layer.bias is not None,
@@ -137,13 +137,13 @@ def _converted(name: str, layer: nn.Linear, computes: torch.dtype) -> nn.Module:
         quant_type="nf4",
         device="meta",
     )
-    kind, weight = type(made.weight), layer.weight.detach().contiguous()
-    made.weight = kind(weight, requires_grad=False, quant_type="nf4", module=None).to("cpu")
-    made.bias, made.quant_state = layer.bias, None
+    kind, weight = type(converted.weight), layer.weight.detach().contiguous()
+    converted.weight = kind(weight, requires_grad=False, quant_type="nf4", module=None).to("cpu")
+    converted.bias, converted.quant_state = layer.bias, None
     # otherwise a pass in evaluation mode rewrites the matrix in a form that has no gradients
-    made.support_avx512bf16_for_cpu = False
-    _check_restored(name, weight, made.weight)
-    return made  # type: ignore[no-any-return]
+    converted.support_avx512bf16_for_cpu = False
+    _check_restored(name, weight, converted.weight)
+    return converted  # type: ignore[no-any-return]
 
 
 def _check_restored(name: str, weight: Tensor, packed: Any) -> None:

@@ -30,10 +30,10 @@ class SpecialTokens:
 
     def check(self, text: str, what: str) -> None:
         """Raise UsageError for text that holds one; `what` names the text in the message."""
-        found = self._marks.search(text)
-        if found and found[0]:
+        match = self._marks.search(text)
+        if match and match[0]:
             raise UsageError(
-                f"{what} holds {found[0]!r} as text, which the model reads as the end of an answer,"
+                f"{what} holds {match[0]!r} as text, which the model reads as the end of an answer,"
                 " the beginning of a turn or another special token"
             )
 
