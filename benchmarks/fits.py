@@ -1,7 +1,9 @@
 """What fits on 24 and 80 GB, by size of model and method: `python benchmarks/fits.py`.
 
 Every cell is the largest peak of a run's stages as `harness run --dry-run` computes it, from a
-configuration without weights. It takes minutes: every pass of every layer is laid out.
+configuration without weights. Passes are laid out for models of 2 and 3 layers. The parts of a
+peak are linear in the number of layers, so they are extended to that of the model; `--whole` lays
+out all layers, and takes minutes a cell.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from harness.experiments.requirements.moments import Machine
 from harness.experiments.requirements.stages import Configured, Lengths, Stage, stages_of
 
 GB = 1e9
+METHODS = ("dpo", "grpo", "ppo")
+PARTS = ("gradients", "optimiser", "activations", "logits", "cache")
 DEVICES = (24, 80)  # GB of one device
 LEFT = 0.9  # of a device: the rest is for its context and for fragments
 LENGTHS = Lengths(512, 512)
@@ -42,11 +46,12 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 WAYS["nf4"] = {**WAYS["least"], "weights": "nf4"}  # of adapters alone
 RANK = 16
+FEW = (2, 3)  # layers of the models that are laid out
 
 
-def write_config(size: str, folder: Path) -> Path:
-    """Write the configuration of a size, without weights."""
-    layers, width, inner, heads, groups, vocabulary, tied = SIZES[size]
+def write_config(size: str, folder: Path, layers: int) -> Path:
+    """Write the configuration of a size, without weights, with some number of layers."""
+    _, width, inner, heads, groups, vocabulary, tied = SIZES[size]
     config = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -78,14 +83,42 @@ def stages(method: str, folder: Path, way: str, rank: int, registry: Registry) -
     return stages_of(run)
 
 
-def peaks(size: str, folder: Path, way: str, rank: int, registry: Registry) -> dict[str, float]:
+def parts(stage: Stage) -> list[dict[str, int]]:
+    """Return the parts of each moment of a stage in bytes; the weights by role."""
+    return [
+        {
+            **{f"weights/{role}": size for role, size in moment.weights.items()},
+            **{name: getattr(moment, name) for name in PARTS},
+        }
+        for moment in stage.moments
+    ]
+
+
+def extended(few: list[list[Stage]], layers: int) -> dict[str, float]:
+    """Return the peak of each stage in GB, from those of models with FEW layers."""
+    largest: dict[str, float] = {}
+    for one, two in zip(*few, strict=True):
+        totals = []
+        for small, large in zip(parts(one), parts(two), strict=True):
+            step = {name: (large[name] - small[name]) / (FEW[1] - FEW[0]) for name in small}
+            totals.append(sum(small[n] + step[n] * (layers - FEW[0]) for n in small))
+        largest[one.name] = max(totals) / GB
+    return largest
+
+
+def peaks(
+    size: str, place: Path, way: str, rank: int, registry: Registry, whole: bool
+) -> dict[str, float]:
     """Return the GB that each method needs; `sft` is the stage alone."""
     largest: dict[str, float] = {}
-    for method in ("dpo", "grpo", "ppo"):
-        estimates = {
-            stage.name: stage.peak.total / GB
-            for stage in stages(method, folder, way, rank, registry)
-        }
+    layers = SIZES[size][0]
+    folders = [place / str(n) for n in ((layers,) if whole else FEW)]
+    for folder in folders:
+        write_config(size, folder, int(folder.name))
+    for method in METHODS:
+        laid = [stages(method, folder, way, rank, registry) for folder in folders]
+        exact = {stage.name: stage.peak.total / GB for stage in laid[0]}
+        estimates = exact if whole else extended(laid, layers)
         largest.setdefault("sft", estimates.pop("sft"))
         largest[method] = max(estimates.values())
     return largest
@@ -102,6 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--trained", nargs="+", default=["full", "LoRA"], choices=["full", "LoRA"])
+    parser.add_argument("--whole", action="store_true", help="lay out all layers")
     args = parser.parse_args()
     registry = installed()
     with tempfile.TemporaryDirectory() as place:
@@ -109,11 +144,14 @@ def main() -> None:
             print(f"\n{way}: {json.dumps(WAYS[way])}\n")
             print("| model | trained | sft | dpo | grpo | ppo |\n|---|---|---|---|---|---|")
             for size in args.sizes:
-                for rank in (RANK,) if way == "nf4" else (0, RANK):
-                    folder = Path(place, way, size, str(rank))
-                    needed = peaks(size, write_config(size, folder), way, rank, registry)
+                for trained in args.trained:
+                    if way == "nf4" and trained == "full":
+                        continue
+                    there = Path(place, way, size, trained)
+                    rank = RANK if trained == "LoRA" else 0
+                    needed = peaks(size, there, way, rank, registry, args.whole)
                     row = " | ".join(map(cell, needed.values()))
-                    print(f"| {size} | {'LoRA' if rank else 'full'} | {row} |", flush=True)
+                    print(f"| {size} | {trained} | {row} |", flush=True)
 
 
 if __name__ == "__main__":

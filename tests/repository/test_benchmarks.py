@@ -330,3 +330,24 @@ def test_whole_runs_are_told_in_cpu_and_wall_seconds(benchmark, monkeypatch, tmp
         )
     stages = ("best_of_n", 9, [])  # once; no run finds what another made
     assert seen == [("ppo", 0, []), stages, ("dpo", 0, ["best_of_n"]), ("kto", 0, ["best_of_n"])]
+
+
+def test_peaks_of_many_layers_are_extended_from_those_of_few(benchmark):
+    """Each part is linear in the layers, and the largest moment may be another one."""
+    from harness.experiments.requirements.moments import Moment
+    from harness.experiments.requirements.stages import Stage
+
+    fits = benchmark("fits")
+
+    def stage(layers):
+        update = Moment("update", {"policy": 10 + 4 * layers}, 3 * layers, 6 * layers, 200, 50)
+        answers = Moment("answers", {"policy": 10 + 4 * layers}, cache=20 * layers)
+        return [Stage("dpo", (update, answers))]
+
+    few = [stage(layers) for layers in fits.FEW]
+    assert stage(2)[0].peak.name == "update" and stage(80)[0].peak.name == "answers"
+    for layers in (2, 28, 80):
+        expected = stage(layers)[0].peak.total / fits.GB
+        assert fits.extended(few, layers)["dpo"] == pytest.approx(expected)
+    assert fits.cell(21.6) == "21.6 (24)" and fits.cell(21.7) == "21.7 (80)"
+    assert fits.cell(72.1) == "72.1 (no)"
