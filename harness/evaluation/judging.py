@@ -1,4 +1,4 @@
-"""What a judge says of a policy's answers against the baseline's, asked once and kept."""
+"""The verdicts of a judge on the policy's answers against the baseline's, each computed once."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def judge_answers(
 
 
 def _compares(judge: Judge) -> bool:
-    """Return whether a judge compares otherwise than by its scores."""
+    """Return whether a judge compares by other means than its scores."""
     cls = type(judge)
     return cls.compare is not Judge.compare or cls.verdicts is not Judge.verdicts
 
@@ -109,7 +109,7 @@ def _verdicts_of_rest(
     theirs: Sequence[Answer],
     log: VerdictLog | None,
 ) -> list[PairVerdict]:
-    """Return a verdict per prompt; those that the log has are not asked for again."""
+    """Return a verdict per prompt; pairs in the log are not judged again."""
     keys = [pair_key(*pair) for pair in zip(prompts, ours, theirs, strict=True)]
     known = log.read() if log else {}
     open_rows = [i for i, key in enumerate(keys) if key not in known]
@@ -131,21 +131,21 @@ def _chunks(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def pair_key(prompt: Prompt, ours: Answer, theirs: Answer) -> str:
-    """Return what names a pair of answers in the verdict log."""
+    """Return the key of a pair of answers in the verdict log."""
     return digest_of([prompt.id, prompt.text, asdict(ours), asdict(theirs)])[:32]
 
 
 def judge_key(judge: Judge) -> str:
-    """Return a digest of all that decides a judge's verdicts: name, version, code, options."""
+    """Return a digest of everything that decides a judge's verdicts: name, version, code,
+    options.
+    """
     code = package_digest(written_as(judge))
     return digest_of([judge.name, judge.version, code, judge.identity()])
 
 
 class VerdictLog:
-    """The verdicts of one judge, on disk: JSON lines that only grow.
-
-    No pair is judged twice, in this run or in another one of the same results folder. A line that
-    a crash has cut is read over.
+    """The verdicts of one judge on disk, as JSON lines. No pair is judged twice, in this run or in
+    another one of the same results folder. A line that a crash has cut is skipped.
     """
 
     def __init__(self, folder: Path, judge: Judge) -> None:
@@ -153,7 +153,7 @@ class VerdictLog:
         self.file = make_folder(folder) / f"{name}-{judge_key(judge)[:16]}.jsonl"
 
     def read(self) -> dict[str, PairVerdict]:
-        """Return the verdicts so far. A pair without a verdict is asked about again."""
+        """Return the verdicts so far. A pair without a verdict is judged again."""
         if not self.file.exists():
             return {}
         verdicts = {}

@@ -41,7 +41,7 @@ class Observers:
             try:
                 with kept:
                     impl.function(**{key: arguments[key] for key in impl.argnames})
-            except BaseException as error:  # a stranger's observer must not cost a run
+            except BaseException as error:  # an error in a third-party observer must not end a run
                 if asked_for(error):
                     raise
                 if impl.plugin_name not in self._failed:

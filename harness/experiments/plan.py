@@ -1,4 +1,4 @@
-"""What a run will do, and about how long it takes: said before anything heavy is imported."""
+"""The stages of a run and their estimated time, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ class RunPlan:
 
     method: str
     shared: Sequence[str]  # stages that all methods share, in order; made once
-    steps: int  # of the method; 0 where its options do not say
+    steps: int  # of the method; 0 where its options give none
     prompts: int  # of the evaluation
-    seconds: float | None  # of training and evaluation; None where no earlier run tells
-    shared_seconds: float | None  # of the shared stages; None where no earlier run tells
+    # of training and evaluation; None without an earlier run to estimate from
+    seconds: float | None
+    # of the shared stages; None without an earlier run to estimate from
+    shared_seconds: float | None
 
     def __str__(self) -> str:
         """Return two lines: the stages, and the time."""
@@ -40,7 +42,9 @@ class RunPlan:
 
 
 def plan_of(spec: RunSpec, built: Participants, results: Path) -> RunPlan:
-    """Return the plan of a run; times come from finished runs below `results`, or are shipped."""
+    """Return the plan of a run. Times come from finished runs below `results`, or from the shipped
+    estimates.
+    """
     shared = ["sft"] if spec.start == START_SFT else []
     if built.can_prefer:
         rewarded = built.suite.proxy or "reward" in built.method.required()
@@ -49,7 +53,7 @@ def plan_of(spec: RunSpec, built: Participants, results: Path) -> RunPlan:
     try:
         estimates = Estimates(results)
         own, stages = estimates.seconds_of(spec), estimates.stage_seconds_of(spec)
-    except HarnessError:  # a damaged record of another run; tables name it
+    except HarnessError:  # a damaged record of another run; `table` reports it
         own = stages = None
     return RunPlan(
         spec.method,

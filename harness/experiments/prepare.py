@@ -47,10 +47,11 @@ class RunOptions:
     checkpoint_every: SaveInterval = SaveInterval()  # between checkpoints
     # seconds that one answer of a labeller, judge or helper process may take
     answer_timeout: float = Patience.seconds
-    check_rollouts: bool = False  # compare what was drawn with a teacher-forced pass
+    # compare sampled log-probabilities with those of a teacher-forced pass
+    check_rollouts: bool = False
     warn: Warn = print
-    say: Warn = print  # what is no warning
-    train: bool = True  # False: refuse a run whose trained policy is not there
+    say: Warn = print  # receives notes that are no warnings
+    train: bool = True  # False: refuse a run whose trained policy is missing
     # the recorded settings of each part, where a run is reproduced: see StageRuntime.plan
     plan: Mapping[str, Execution] = field(default_factory=dict)
     started: float | None = None  # reading of time.perf_counter at the start of the command
@@ -140,7 +141,7 @@ def _give_labels(
 
 
 def _reference_cache(stages: Stages, method_inputs: MethodInputs) -> ReferenceCache:
-    """Return what a run looks up of the start checkpoint and of the reference."""
+    """Return the cache of log-probabilities of the start checkpoint and the reference."""
     from ..training.reference_cache import ReferenceCache
 
     other = method_inputs.reference
@@ -156,14 +157,14 @@ def _reference_cache(stages: Stages, method_inputs: MethodInputs) -> ReferenceCa
 
 
 def _as_pair(one: LabelledCompletion) -> LabelledPair:
-    """Return a single completion as a pair with itself: what is looked up by completion."""
+    """Return a single completion as a pair with itself, for look-ups by completion."""
     from ..core.data import LabelledPair
 
     return LabelledPair(one.prompt, one.completion, one.completion, one.label)
 
 
 def _notes_on_models(stages: Stages) -> list[str]:
-    """Return what a user should know of how the models of a run are read, each note once."""
+    """Return notes for the user on how the models of a run are read, each note once."""
     from ..models.hub_format import notes_on
 
     participants = (stages.own_labeller, stages.labeller, stages.judge)
@@ -175,7 +176,9 @@ def _notes_on_models(stages: Stages) -> list[str]:
 def open_stage_runtime(
     spec: RunSpec, registry: Registry, settings: RunOptions, observe: Observers
 ) -> StageRuntime:
-    """Import what is heavy, choose device and threads, and return what stages are made with."""
+    """Import the heavy libraries, choose device and threads, and return the runtime of the
+    stages.
+    """
     import torch
     from accelerate import Accelerator
 
@@ -224,7 +227,9 @@ def _engine(spec: RunSpec, registry: Registry, device: str) -> Any:
 
 
 def _progress(spec: RunSpec, registry: Registry, observe: Observers) -> Progress:
-    """Return what tells observers of a step, with the metrics that its method declares telling."""
+    """Return a function that reports each step to the observers, with the metrics that the method
+    declares as `shown`.
+    """
     own = registry.get("methods", spec.method).shown
 
     def progress(phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -303,8 +308,8 @@ def _check_against(spec: RunSpec, stages: Stages) -> None:
 
 
 def _leave_labels(spec: RunSpec, used: int) -> None:
-    """Refuse a method that asks for labels while it trains, where its preferences have taken all
-    that it may use.
+    """Refuse a method that needs labels during training if its preferences have used up the label
+    budget.
     """
     limit, prompt = spec.budget.labels, comb(spec.stages["preferences"]["completions"], 2)
     if limit is not None and limit - used < prompt:

@@ -1,6 +1,4 @@
-"""What a run leaves behind: figures, costs, the hashes that make runs comparable, or the record of
-a failure.
-"""
+"""The record of a run: figures, costs and the hashes that make runs comparable, or the failure."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What the evaluation gives: figures, samples, the hashes that make runs comparable, the stages
-    it used.
-    """
+    """The result of an evaluation: figures, samples, comparability hashes and the stages used."""
 
     figures: Mapping[str, Any]
     samples: list[dict[str, Any]]
@@ -54,8 +50,9 @@ class CostReport:
     answering: Mapping[str, Mapping[str, int]]  # models held while the policy answered
     shared: Mapping[str, Artifact]
     budget_used: Mapping[str, float]
-    budget_left: Mapping[str, float]  # of what is limited; below 0 where the last turn went over
-    policy: Artifact | None = None  # the trained policy, where something was trained
+    # of the limited quantities; below 0 if the last turn exceeded the budget
+    budget_left: Mapping[str, float]
+    policy: Artifact | None = None  # the trained policy, if something was trained
 
 
 def result_of(
@@ -82,22 +79,21 @@ def model_of(spec: RunSpec) -> dict[str, Any]:
 
 
 def execution_of(loop: Loop, evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how training and evaluation were computed; `pins` say it of artifacts.
-
-    Training has several settings where it was resumed with others.
+    """Return the execution settings of training and evaluation; `pins` hold those of artifacts.
+    Training has several settings if it was resumed with others.
     """
     return {TRAINING: list(loop.executions), EVALUATION: dict(evaluation)}
 
 
 def pins_of(report: CostReport, assessed: EvaluationResult, loop: Loop) -> dict[str, Any]:
-    """Return {folder name: pin} of every artifact that a run stands on, its policy included."""
+    """Return {folder name: pin} of every artifact that a run depends on, its policy included."""
     used = {**report.shared, **assessed.stages, "policy": report.policy}
     pins = {a.folder.name: a.pin() for a in used.values() if a is not None}
     return dict(sorted({**loop.pins, **pins}.items()))
 
 
 def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
-    """Return the hashes of what compared runs must share, by content."""
+    """Return the hashes of all that comparable runs must share, by content."""
     suite, options = stages.suite, stage_options(spec, "evaluation")
     prompts = suite.prompts(options.split)[: options.prompts]
     ground = {
@@ -122,7 +118,9 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
 
 
 def _judge_of(spec: RunSpec, stages: Stages) -> str:
-    """Return what names the judge: name, version, code, and options with the models behind them."""
+    """Return the identity of the judge: name, version, code, and options with the models behind
+    them.
+    """
     judge, data = stages.judge, spec.code.get("judge_data", "")
     named = f"{judge.name}/{judge.version}/{spec.code['judge'][:8]}"
     return f"{named}/{digest_of([judge.identity(), data])[:8]}" if judge.identity() else named
@@ -151,8 +149,8 @@ def _baseline_of(spec: RunSpec, stages: Stages) -> str:
 
 
 def costs(report: CostReport) -> dict[str, Any]:
-    """Return the method's own cost, each shared stage's as if made for it alone, and what this
-    process really spent.
+    """Return the cost of the method itself, that of each shared stage as if made for this run
+    alone, and the actual cost of this process.
     """
     snapshot, own, answering = (
         report.method.snapshot(),
@@ -185,9 +183,7 @@ def write(
     rows: list[dict[str, float]],
     samples: list[dict[str, Any]],
 ) -> dict[str, str]:
-    """Write metrics, samples and provenance; return the digests of the rows, for who reads them
-    later.
-    """
+    """Write metrics, samples and provenance; return the digests of the rows for later readers."""
     artifacts = {name: artifact["content"] for name, artifact in result["artifacts"].items()}
     provenance = run_folder.provenance(plugins_in_use(registry)) | {
         "code": dict(spec.code),
@@ -207,16 +203,17 @@ def write(
 
 
 def finish(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write the result, which is what makes a run finished.
-
-    The wall time is the last figure, so that it holds the writing of all other files.
+    """Write the result; with this file the run counts as finished. The wall time is the last
+    figure, so it includes the writing of all other files.
     """
     result["cost"].update(wall_time())
     write_sealed(folder / run_folder.RESULT, result)
 
 
 def clear(folder: Path) -> None:
-    """Remove what only a run needs that is not finished, or whose policy is not saved yet."""
+    """Remove the files that only an unfinished run needs, or a run whose policy is not
+    saved yet.
+    """
     for spent in ("checkpoint", "snapshots"):
         shutil.rmtree(folder / spent, ignore_errors=True)
     (folder / run_folder.TRACEBACK).unlink(missing_ok=True)

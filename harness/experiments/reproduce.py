@@ -40,10 +40,10 @@ from .carry_out import carry_out
 from .recorded_execution import ExecutionPlan, execution_plan_of
 from .reproduction_digests import DIFFERENT, SAME, Item, compare_failures, compare_runs, within
 
-MARK = (  # in a folder named with --into: whose reproduction it is, so that it goes on after a kill
+MARK = (  # in a folder named with --into: the run it reproduces, so that it can be resumed
     "reproduces.json"
 )
-FILE_PLUGINS = "file"  # what provenance calls the distribution of a plain file
+FILE_PLUGINS = "file"  # the name in provenance for the distribution of a plain file
 TRACEBACK = re.compile(r" The traceback is in .*traceback\.txt\.")
 HINTS = {  # parts of `code` that are files of data, and what to do where they are not found
     "data": " (--data-folder DIR says where they lie now)",
@@ -58,16 +58,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run folder as it lies there: what was asked, what came of it, where it was made."""
+    """A run folder: the request, the result and the environment."""
 
     folder: Path
     spec: RunSpec
     result: Mapping[str, Any]  # of a failed run: its failure
-    provenance: Mapping[str, Any]  # a failed run leaves none
+    provenance: Mapping[str, Any]  # a failed run has none
 
     @property
     def failed(self) -> bool:
-        """Whether the run came to nothing."""
+        """Whether the run failed."""
         return "failure" in self.result
 
 
@@ -75,9 +75,9 @@ class Recorded:
 class ReproduceOptions:
     """How a run is to be reproduced."""
 
-    into: Path | None = None  # where to; None: a folder that is gone afterwards
+    into: Path | None = None  # destination; None: a temporary folder
     loose: bool = False  # whether figures that agree within their intervals are enough
-    # whether to carry out what cannot be the same: other code, a record that was edited
+    # whether to carry out a run that cannot be the same: changed code or an edited record
     anyway: bool = False
 
 
@@ -87,7 +87,7 @@ class Verdict:
 
     digests: list[Item]
     figures: list[Item]  # with --loose, where digests differ
-    folder: Path  # of the run made again
+    folder: Path  # of the reproduction
 
     @property
     def level(self) -> str:
@@ -107,8 +107,8 @@ class Verdict:
 
 
 def read_run(folder: Path, data_folder: Path | None = None) -> Recorded:
-    """Return the run in a folder, its suite's files in `data_folder`; raise UsageError where no run
-    ended there.
+    """Return the run in a folder; `data_folder` holds its suite's files. Raise UsageError without a
+    finished run.
     """
     if not (folder / "spec.json").is_file():
         raise UsageError(f"{folder} is not a run folder: {_expected(folder)}")
@@ -132,11 +132,11 @@ def read_run(folder: Path, data_folder: Path | None = None) -> Recorded:
 
 
 def _expected(folder: Path) -> str:
-    """Return what is wrong with a path, and the run folders nearest to it."""
+    """Return the problem with a path, and the run folders nearest to it."""
     missing = "there is no spec.json in it." if folder.is_dir() else "there is no such folder."
     depths = (
         range(1, 5) if folder.is_dir() else range(1, 3)
-    )  # a results folder, or a run's own, misspelt
+    )  # a results folder, or a misspelt run folder
     there = next((p for p in (folder, *folder.parents[:2]) if p.is_dir()), folder)
     runs = sorted(str(f.parent) for depth in depths for f in there.glob("*/" * depth + "spec.json"))
     near = get_close_matches(str(folder), runs, n=3, cutoff=0.0)
@@ -178,7 +178,7 @@ def read_spec(folder: Path, edited: bool = False) -> RunSpec:
 
 
 def _odd_stages(values: Mapping[str, Any]) -> list[str]:
-    """Return the stages that a spec has too many or too few."""
+    """Return the missing and the unknown stages of a spec."""
     if not isinstance(values["stages"], dict):
         return ["stages"]
     stages = set(STAGES) - ({"sft"} if values["start"] == START_MODEL else set())
@@ -203,7 +203,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def code_now(run: Recorded, registry: Registry) -> dict[str, str]:
-    """Return the digests of the code and files that would carry the run out now."""
+    """Return the digests of the code and files that would carry out the run now."""
     try:
         for stage in run.spec.stages:
             stage_options(run.spec, stage)
@@ -215,8 +215,8 @@ def code_now(run: Recorded, registry: Registry) -> dict[str, str]:
 
 
 def _plugin_hint(run: Recorded, registry: Registry) -> str:
-    """Return which files to give with -p: a file is loaded where you name it, never because a
-    record does.
+    """Return which files to give with -p. A file is loaded only where the user names it, never
+    because a record does.
     """
     if registry.files:
         return ""
@@ -239,7 +239,7 @@ def contradictions(run: Recorded) -> list[str]:
         for name, values in expected.items()
         for key in sorted(
             {*values, *result.get(name, {})} - {"folder"}
-        )  # where files lie decides nothing
+        )  # the place of files decides nothing
     ]
     pairs += [
         (name, getattr(spec, name), result.get(name))
@@ -278,9 +278,7 @@ def _json(value: Any) -> str:
 
 
 def changed_code(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return {part: (digest then, digest now)} of the parts of code or data that are not what they
-    were.
-    """
+    """Return {part: (digest then, digest now)} of changed code or data."""
     return {
         part: (then.get(part, ""), now.get(part, ""))
         for part in {**now, **then}
@@ -310,8 +308,8 @@ def surroundings(run: Recorded) -> list[str]:
 
 
 def reproduce(run: Recorded, registry: Registry, request: ReproduceOptions, say: Say) -> Verdict:
-    """Carry a run out again in a folder of its own and compare; what is found is said as it is
-    found.
+    """Carry out a run again in a folder of its own and compare; items are printed as they are
+    compared.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("harness reproduce is carried out by one process, not by several.")
@@ -345,8 +343,8 @@ def _reported(items: Iterator[Item], say: Say) -> list[Item]:
 
 
 def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpec:
-    """Return the spec to carry out; raise Refused where its code is another or its record
-    contradicts itself.
+    """Return the spec to carry out; raise Refused if its code has changed or its record contradicts
+    itself.
     """
     now = code_now(run, registry)
     changed = changed_code(run.spec.code, now)
@@ -378,8 +376,8 @@ def checked(run: Recorded, registry: Registry, anyway: bool, say: Say) -> RunSpe
 
 @contextmanager
 def folder_for(run: Recorded, into: Path | None) -> Iterator[Path]:
-    """Give a results folder in which nothing lies yet, or this reproduction's own beginnings:
-    nothing is taken over.
+    """Yield an empty results folder, or that of this reproduction's earlier attempt; nothing is
+    reused from other runs.
     """
     import tempfile
 
@@ -400,7 +398,7 @@ def folder_for(run: Recorded, into: Path | None) -> Iterator[Path]:
 
 
 def planned(run: Recorded) -> ExecutionPlan:
-    """Return how each part of a run was computed; a note names a GPU that is not here."""
+    """Return the execution settings of each part of a run, with a note on a missing GPU."""
     import torch
 
     there = torch.cuda.is_available()
@@ -419,7 +417,7 @@ def planned(run: Recorded) -> ExecutionPlan:
 def _again(
     spec: RunSpec, registry: Registry, results: Path, plan: ExecutionPlan, say: Say
 ) -> tuple[Path, dict[str, Any]]:
-    """Carry a run out; return its folder and its record, be it a result or a failure."""
+    """Carry out a run; return its folder and its record, a result or a failure."""
     from .prepare import RunOptions
     from .run import execute
 

@@ -1,5 +1,5 @@
-"""Two records of one run, item by item: digests, lines and figures, each the same or told with both
-values.
+"""Compare two records of one run by digests, lines and figures; each item is the same or is shown
+with both values.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ EXACT = (
     "suite_options",
     "sampling",
 )  # ground without a computed number in it
-SHOWN, CUT = 4, 60  # differences told of one item; characters of a value
+SHOWN, CUT = 4, 60  # most differences shown of one item; most characters of a value
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that two records of a run have, and how they compare."""
+    """One item of two records of a run, and how they compare."""
 
     name: str
     status: str  # same, within (with --loose) or different
@@ -54,7 +54,7 @@ def compare_runs(
         yield _value(f"ground {name}", then["ground"].get(name), now["ground"].get(name))
     for name in _both(_weights(then_folder), _weights(now_folder)):
         yield _file(name, then_folder / name, now_folder / name)
-    stages = {*then["artifacts"], *now["artifacts"]}  # each is an item of its own above
+    stages = {*then["artifacts"], *now["artifacts"]}  # each is an item of its own, above
     looked_up = [_looked_up(record, stages) for record in (then, now)]
     if any(looked_up):
         yield _figures("caches", *looked_up)
@@ -116,9 +116,7 @@ def _value(name: str, then: Any, now: Any) -> Item:
 
 
 def _artifact(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Item:
-    """Compare a shared stage by its content; what it reports of itself is shown where that differs
-    too.
-    """
+    """Compare a shared stage by its content; its own report is shown if it differs too."""
     if then is None or now is None or then == now:
         return _value(name, (then or {}).get("content"), (now or {}).get("content"))
     return _figures(name, then, now)
@@ -126,7 +124,7 @@ def _artifact(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] 
 
 def _looked_up(record: Mapping[str, Any], stages: set[str]) -> dict[str, str]:
     """Return {name: content} of the artifacts that a run looked something up in, beside stages."""
-    own = {*stages, "policy"}  # a policy's artifact holds times
+    own = {*stages, "policy"}  # the artifact of a policy holds times
     pins = record.get("pins", {})
     return {name: pin["content"] for name, pin in pins.items() if pin["kind"] not in own}
 
@@ -141,7 +139,7 @@ def _file(name: str, then: Path, now: Path) -> Item:
 
 
 def _rows(name: str, then_folder: Path, now_folder: Path, key: str) -> Item:
-    """Compare JSON lines by their bytes; where they differ, tell the first line that does."""
+    """Compare JSON lines by their bytes; show the first line that differs."""
     then, now = then_folder / name, now_folder / name
     same = _file(name, then, now)
     if same.status == SAME or not (then.is_file() and now.is_file()):
@@ -176,7 +174,7 @@ def _figures(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Item
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the leaves in which two nested records differ, with both values; the first few, and
-    how many more.
+    the number of the others.
     """
     a, b = dict(_leaves(then)), dict(_leaves(now))
     odd = [n for n in _both(a, b) if n not in a or n not in b or _text(a[n]) != _text(b[n])]
@@ -194,7 +192,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _counted(cost: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a bill that follows from the spec: FLOPs, tokens, samples, steps, queries,
+    """Return the part of a cost that follows from the spec: FLOPs, tokens, samples, steps, queries,
     labels, models.
     """
     return {
@@ -207,7 +205,7 @@ def _text(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a value in few characters, as it may go to a terminal."""
+    """Return a shortened value that is safe to print."""
     text = "none" if value is None else value if isinstance(value, str) else _text(value)
     text = visible(text)
     digest = len(text) == 64 and all(c in "0123456789abcdef" for c in text)

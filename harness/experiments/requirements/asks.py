@@ -1,4 +1,4 @@
-"""What a method asks its lab for, from its source: what it asks for is what is loaded."""
+"""The models and batches that a method uses of its lab, read from its source."""
 
 from __future__ import annotations
 
@@ -42,11 +42,9 @@ class Asks:
 
 
 def asks_of(method: Method) -> Asks:
-    """Return what a method asks for; a method that works through another one (`inner`) asks for
-    what that one does.
-
-    Code that only some options reach counts as well, but for a reference with beta = 0 and a
-    critic on the policy's trunk.
+    """Return what a method uses. A method that works through another one (`inner`) uses what that
+    one does. Code that only some options reach counts as well, except a reference with beta = 0 and
+    a critic on the policy's trunk.
     """
     inner = getattr(method, "inner", None)
     works: Any = inner() if callable(inner) else method

@@ -1,5 +1,5 @@
-"""The runs a study asks for: each resolved and refused here, before anything is started, where that
-can be known.
+"""The runs of a study. Each is resolved here; what can be refused before the start is
+refused here.
 """
 
 from __future__ import annotations
@@ -41,18 +41,16 @@ OWN = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study: what it is called, what decides it, and how it is asked for on the
-    command line.
-    """
+    """One run of a study: its name, its settings and its command line."""
 
-    label: str  # of its row in a table; its seed and suite stand beside
+    label: str  # of its row in a table; seed and suite have columns of their own
     spec: RunSpec
     arguments: tuple[str, ...]  # of `harness`, without --results
-    refused: str = ""  # why it cannot be run
+    refused: str = ""  # why it cannot run
     trial: bool = False  # of tuning: on the validation split, and in no table
-    entry: str = ""  # label of the study's entry it is a setting of
-    also: tuple[str, ...] = ()  # other labels under which the study asks for the same run
-    resources: Resources = Resources()  # that it asks for
+    entry: str = ""  # label of the study's entry that it belongs to
+    also: tuple[str, ...] = ()  # other labels of the study for the same run
+    resources: Resources = Resources()  # that it requests
 
     @cached_property
     def fingerprint(self) -> str:
@@ -61,14 +59,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Return what a person calls it."""
+        """Return the display name."""
         return f"{self.label} on {self.spec.suite_name}, seed {self.spec.seed}"
 
 
 def expand(study: Study, registry: Registry) -> list[Cell]:
-    """Return the runs of a study, without its trials and what they choose; a name that does not
-    exist is refused.
-    """
+    """Return the runs of a study without its trials and chosen settings; refuse unknown names."""
     cells: list[Cell] = []
     for entry in study.entries:
         for values in _points(entry.sweep):
@@ -113,7 +109,9 @@ def cells_of(
 
 
 def resources_of(entry: Entry, spec: RunSpec, where: str) -> Resources:
-    """Return what a run asks for; one that uses no GPU, or a certain one, is given none."""
+    """Return the resources that a run requests; a run without a GPU, or on a named one, requests
+    none.
+    """
     device, resources = spec.execution.device, entry.resources
     if device != "cpu" and not device.startswith("cuda:"):
         return resources
@@ -126,7 +124,7 @@ def resources_of(entry: Entry, spec: RunSpec, where: str) -> Resources:
 
 
 def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) -> Request:
-    """Return what the command line would ask for with these options."""
+    """Return the request that the command line would make with these options."""
     kinds: dict[str, dict[str, Any]] = {kind: {} for kind in ("", *PREFIXES)}
     for key, value in options.items():
         head, _, rest = key.partition(".")
@@ -135,7 +133,7 @@ def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) 
         kinds[head if rest else ""][rest or key] = value
     run = dataclasses.asdict(build(RunOptions, kinds["run"], where))
     for name in ("model", "reference"):
-        if run[name] and Path(run[name]).is_dir():  # named alike from wherever the study starts
+        if run[name] and Path(run[name]).is_dir():  # the same name from every working directory
             run[name] = str(Path(run[name]).resolve())
     settings = {kind: tuple(f"{k}={text_of(v)}" for k, v in kinds[kind].items()) for kind in kinds}
     budget = run.pop("budget")
@@ -153,7 +151,7 @@ def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) 
 
 
 def arguments(request: Request, seed: int, plugins: Iterable[str]) -> tuple[str, ...]:
-    """Return the arguments of `harness` that ask for the same run."""
+    """Return the arguments of `harness` for the same run."""
     words = ["run", "--method", request.method, "--suite", request.suite, "--seed", str(seed)]
     for flag, settings in (
         ("--set", request.settings),
@@ -170,18 +168,14 @@ def arguments(request: Request, seed: int, plugins: Iterable[str]) -> tuple[str,
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words += [f"--{flag}" if value else f"--no-{flag}"] if value != usual[name] else []
-        elif (
-            value != usual[name] or name == "threads"
-        ):  # the command line has another default for that
+        elif value != usual[name] or name == "threads":  # the command line has another default
             words += [f"--{flag}", str(value)]
     return tuple(words)
 
 
 def unmet(spec: RunSpec, registry: Registry) -> str:
-    """Return why a suite cannot serve a method, as far as is known without reading data; empty
-    where it can.
-
-    Whether there are prompts, demonstrations or pairs in a file is found out by the run.
+    """Return why a suite cannot serve a method, or an empty string. It reads no data: whether a
+    file holds prompts, demonstrations or pairs shows when the run starts.
     """
     built = participants(spec, registry)
     needs = built.method.required()
@@ -196,11 +190,11 @@ def unmet(spec: RunSpec, registry: Registry) -> str:
 
 
 def distinct(cells: Iterable[Cell]) -> list[Cell]:
-    """Return cells without those that are the same run under another name, which the first one
-    keeps in `also`.
+    """Return the cells without duplicates; the first cell of a run keeps the other labels in
+    `also`.
 
     Raises:
-        UsageError: Two of them differ in how a run is computed alone, so one would be left out.
+        UsageError: Two cells differ only in how a run is computed, so one would be left out.
     """
     by_fingerprint: dict[str, Cell] = {}
     for cell in cells:
@@ -212,7 +206,7 @@ def distinct(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def _check_alike(first: Cell, cell: Cell) -> None:
-    """Refuse two cells that are one run, computed or kept in two ways."""
+    """Refuse two cells that are one run but are computed or kept in two ways."""
     one, other = ({**asdict(c.spec.execution), "save": c.spec.save} for c in (first, cell))
     unlike = [name for name in one if one[name] != other[name]]
     if unlike:
@@ -226,11 +220,8 @@ def _check_alike(first: Cell, cell: Cell) -> None:
 
 
 def in_order(cells: Sequence[Cell]) -> list[Cell]:
-    """Return cells in the order to begin them: first one of each that make shared stages of their
-    own.
-
-    Two runs never make the same stage twice: the second waits. So the first ones should be unlike
-    each other.
+    """Return cells in the order to start them: first one for each set of shared stages. Two runs
+    never make the same stage twice, because the second waits; so the first ones should differ.
     """
     first = {ground_of(cell): cell for cell in reversed(cells) if not cell.refused}
     leading = [cell for cell in cells if first.get(ground_of(cell)) is cell]
@@ -238,7 +229,7 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def ground_of(cell: Cell) -> str:
-    """Return what decides the shared stages of a run, as text."""
+    """Return the settings that decide the shared stages of a run, as text."""
     values = {k: v for k, v in dataclasses.asdict(cell.spec).items() if k not in OWN}
     return canonical([values, {k: v for k, v in cell.spec.stages.items() if k != "evaluation"}])
 

@@ -25,33 +25,31 @@ SELECT = ("win_rate", "gold", "accuracy")
 
 @dataclass
 class RunOptions:
-    """What every run of a study is carried out with: the options of `harness run` of the same
-    names.
-    """
+    """The options of every run of a study: those of `harness run` with the same names."""
 
     budget: str = ""
     model: str | None = None
-    start: str | None = None  # None: by the model, as on the command line
+    start: str | None = None  # None: chosen by the model, as on the command line
     reference: str | None = None
     shared_seed: int = 0
     judge: str | None = None
     labeller: str | None = None
     engine: str = "hf"
     device: str = "auto"
-    dtype: str | None = None  # None: by `weights`, as on the command line
+    dtype: str | None = None  # None: chosen by `weights`, as on the command line
     weights: str = WEIGHTS[0]
     micro_batch_tokens: int = 16384
     decode_batch_tokens: int = 131072
     activation_checkpointing: bool = False
     prompt_sharing: bool = True
-    threads: int = 1  # one, so that runs side by side do not fight over cores
+    threads: int = 1  # one, so that parallel runs do not compete for cores
     snapshots: int = 0
     save: str = "auto"
     save_dtype: str = "auto"
     quick: bool = False
 
     def check(self) -> None:
-        """Raise ValueError for what the command line would refuse."""
+        """Raise ValueError for values that the command line would refuse."""
         parse_budget(self.budget)
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights is {' or '.join(WEIGHTS)}, not {self.weights!r}")
@@ -76,7 +74,7 @@ class MethodKeys:
     """The plain keys of a `[[methods]]` entry."""
 
     name: str
-    label: str = ""  # of its row; otherwise the name, with what tells it from others
+    label: str = ""  # of its row; by default the name and the settings that distinguish it
     seeds: int | list[int] | None = None  # None: the study's
     suites: list[str] | None = None
     budget: str | None = None
@@ -88,7 +86,7 @@ class StudyKeys:
 
     suites: list[str]
     name: str = ""  # otherwise the file's
-    seeds: int | list[int] = 1  # so many from 0 on, or a list
+    seeds: int | list[int] = 1  # a number of seeds, from 0 on, or a list
     plugins: list[str] = field(default_factory=list)
     environment: list[str] = field(default_factory=list)  # names of variables for all machines
 
@@ -97,13 +95,14 @@ class StudyKeys:
 class TuneKeys:
     """The plain keys of `[tune]`."""
 
-    trials: int  # per method and suite, the settings as they are being the first of them
-    select: str = "win_rate"  # the figure of the validation split whose highest mean chooses
+    trials: int  # per method and suite; the untuned settings are the first
+    # the figure on the validation split by which settings are chosen; the highest mean wins
+    select: str = "win_rate"
     seed: int = 0  # of the random search
     leave: list[str] = field(default_factory=list)  # labels of methods that are not tuned
 
     def check(self) -> None:
-        """Raise ValueError for what makes no search."""
+        """Raise ValueError for values that allow no search."""
         if self.trials < 2 or self.seed < 0:
             raise ValueError(
                 "trials must be at least 2, the settings as they are among them, and seed not"
@@ -117,7 +116,7 @@ class TuneKeys:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method of a study, with its options and what is swept over."""
+    """A method of a study, with its options and its swept options."""
 
     name: str
     label: str
@@ -125,7 +124,7 @@ class Entry:
     sweep: Mapping[str, list[Any]]
     seeds: tuple[int, ...]
     suites: tuple[str, ...]
-    resources: Resources = Resources()  # that each of its runs asks for
+    resources: Resources = Resources()  # that each of its runs requests
 
 
 @dataclass(frozen=True)
@@ -140,9 +139,7 @@ class Tune:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, checked for its form; names of methods and options are checked when it is
-    expanded.
-    """
+    """A study file in checked form. The names of methods and options are checked on expansion."""
 
     path: Path
     text: str
@@ -152,11 +149,12 @@ class Study:
     launcher: str
     launcher_options: Mapping[str, Any]
     tune: Tune | None
-    environment: tuple[str, ...] = ()  # names of variables that jobs on other machines get too
+    # names of variables that are passed to jobs on other machines
+    environment: tuple[str, ...] = ()
 
 
 def read_study(path: Path) -> Study:
-    """Read a study file; raise UsageError with the place of what is wrong."""
+    """Read a study file; raise UsageError with the place of an error."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file.")
     content, where = read_toml(path, ""), str(path)
@@ -223,7 +221,7 @@ def swept(table: Any, where: str) -> dict[str, list[Any]]:
 
 
 def seeds_of(seeds: int | list[int], where: str) -> tuple[int, ...]:
-    """Return the seeds that a number, or a list, stands for."""
+    """Return the seeds given as a number or as a list."""
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
         raise UsageError(
@@ -276,7 +274,7 @@ def _entry(
 
 
 def _resources(table: Any, common: Resources, where: str) -> Resources:
-    """Return the resources of a table; what it leaves out is as in `common`."""
+    """Return the resources of a table; missing values come from `common`."""
     return build(Resources, {**asdict(common), **_table(table, where)}, where)
 
 
@@ -289,7 +287,7 @@ def described(options: Mapping[str, Any]) -> str:
 
 
 def text_of(value: Any) -> str:
-    """Return a TOML value as the command line takes it."""
+    """Return a TOML value in the form of the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(text_of, value)) if isinstance(value, list) else str(value)

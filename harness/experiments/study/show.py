@@ -1,6 +1,4 @@
-"""What a person sees of a study: its cells before anything runs, what happens while it runs, and
-how it ended.
-"""
+"""Output of a study: its cells before the start, progress while it runs, and a summary."""
 
 from __future__ import annotations
 
@@ -91,14 +89,14 @@ class Plain(Watch):
 
     def __init__(self, results: Path, name: str) -> None:
         self.results, self.name = results, name
-        self.counts: dict[str, dict[str, int]] = {}  # by label: how many cells are how far
+        self.counts: dict[str, dict[str, int]] = {}  # by label: number of cells per state
         self.status: dict[str, str] = {}  # by fingerprint
         self.todo = self.over = 0
         self.since = time.monotonic()
         self.begun: dict[str, float] = {}
 
     def begin(self, planned: Plan, states: Sequence[State], jobs: int) -> None:
-        """Say how far the study is."""
+        """Print the progress of the study."""
         self.todo, self.over, self.since = jobs, 0, time.monotonic()
         self.status = {c.fingerprint: s.status for c, s in zip(planned.cells, states, strict=True)}
         self.counts = {}
@@ -110,16 +108,16 @@ class Plain(Watch):
             self.say("Failed runs are not tried again without --retry-failed.")
 
     def note(self, text: str) -> None:
-        """Say what belongs to no cell."""
+        """Print a message about no single cell."""
         self.say(f"      {text}")
 
     def started(self, cell: Cell) -> None:
-        """Say that a cell began."""
+        """Print that a cell started."""
         self.begun[cell.fingerprint] = time.monotonic()
         self.say(f"      begin  {cell.name}")
 
     def ended(self, cell: Cell, state: State, log: Path) -> None:
-        """Say how a cell ended, and where its output is if it failed."""
+        """Print how a cell ended, and the path of its log if it failed."""
         self.over += 1
         took = time.monotonic() - self.begun.pop(cell.fingerprint, time.monotonic())
         why = "" if state.status == DONE else f": {state.message} See {log}."
@@ -131,7 +129,7 @@ class Plain(Watch):
         click.echo(line, err=True)
 
     def summary(self, planned: Plan, states: Sequence[State]) -> None:
-        """Say how the study ended, every failure with its class, and what to do next."""
+        """Print how the study ended, every failure with its class, and the next step."""
         click.echo(f"{self.name}: {notes(states)}")
         for cell, state in zip(planned.cells, states, strict=True):
             if state.status in (FAILED, REFUSED):
@@ -164,7 +162,7 @@ class Plain(Watch):
 
 
 class Live(Plain):
-    """A table that is drawn anew at every event, for a terminal."""
+    """A table that is redrawn at every event, for a terminal."""
 
     def begin(self, planned: Plan, states: Sequence[State], jobs: int) -> None:
         """Draw the table."""
@@ -173,7 +171,7 @@ class Live(Plain):
 
         super().begin(planned, states, jobs)
         self.region: Any = None
-        if jobs:  # no refresh of its own: that would be a thread, and launchers fork
+        if jobs:  # no automatic refresh: it would start a thread, and launchers fork
             self.region = Region(self._table(), console=Console(stderr=True), auto_refresh=False)
             self.region.start()
 
@@ -183,7 +181,7 @@ class Live(Plain):
         self._move(cell, "running")
 
     def ended(self, cell: Cell, state: State, log: Path) -> None:
-        """Count a cell as what it has become; a failure has a line of its own above the table."""
+        """Count a cell by its final state; a failure is printed above the table."""
         if state.status == DONE:
             self.over += 1
         else:
@@ -191,12 +189,12 @@ class Live(Plain):
         self._move(cell, state.status)
 
     def end(self) -> None:
-        """Leave the table as it is."""
+        """Stop redrawing the table."""
         if self.region is not None:
             self.region.stop()
 
     def say(self, line: str) -> None:
-        """Write a line, above the table if there is one."""
+        """Print a line, above the table if there is one."""
         region = getattr(self, "region", None)
         if region is not None and region.is_started:
             region.console.print(line, markup=False, highlight=False)
@@ -225,7 +223,7 @@ class Live(Plain):
 
 
 def watch_for(results: Path, name: str) -> Watch:
-    """Return what suits where the output goes."""
+    """Return the display for the kind of output."""
     return Live(results, name) if sys.stderr.isatty() else Plain(results, name)
 
 
@@ -239,7 +237,7 @@ def _chosen(choice: Any) -> str:
 
 
 def _same(cells: Sequence[Cell]) -> list[str]:
-    """Return what a study asks for twice: tables have one row for it."""
+    """Return notes on runs that a study names twice: a table has one row for them."""
     seeds: dict[tuple[str, str, str], list[int]] = {}
     for cell in cells:
         for other in () if cell.trial else cell.also:
@@ -252,7 +250,7 @@ def _same(cells: Sequence[Cell]) -> list[str]:
 
 
 def _unspent(planned: Plan, states: Sequence[State], results: Path) -> list[str]:
-    """Return which rows ended before their budget did: those are not equal by it."""
+    """Return notes on rows that ended before their budget was used: they are not equal by it."""
     left: dict[str, str] = {}
     for cell, state in zip(planned.cells, states, strict=True):
         if state.status == DONE and not cell.trial:

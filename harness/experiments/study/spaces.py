@@ -1,4 +1,4 @@
-"""Spaces of settings, and random points in them: what `[tune.space.METHOD]` says."""
+"""Search spaces, as `[tune.space.METHOD]` defines them, and random points in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Range:
     high: float
 
     def draw(self, rng: Random) -> Any:
-        """Draw a value, of three digits: what a person can read and type."""
+        """Draw a value with three significant digits, easy to read and to type."""
         if self.kind == "int":
             return rng.randint(int(self.low), int(self.high))
         if self.kind == "log":
@@ -45,7 +45,7 @@ Space = Mapping[str, "Range | Choice"]
 
 
 def read_space(table: Mapping[str, Any], where: str) -> Space:
-    """Return a space from what a study file says of it."""
+    """Return the space that a table of a study file defines."""
     if not table:
         raise UsageError(f"{where} is empty: name an option, as beta = [0.03, 0.1, 0.3].")
     return {key: _read(value, f"{where}: {key}") for key, value in table.items()}

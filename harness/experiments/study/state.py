@@ -1,5 +1,5 @@
-"""How far a study is: read from the run folders, whose records are the only truth, and what the
-rest may cost.
+"""The progress of a study, read from the records in its run folders, and the estimated cost of what
+is left.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ DONE, FAILED, LEFT, REFUSED = "done", "failed", "left", "refused"
 CLASSES = {
     "failed": "error"
 }  # what a record's status is called here; the others are called what they are
-DAMAGED = "damaged"  # class of a cell whose record cannot be read
+DAMAGED = "damaged"  # class of a cell with an unreadable record
 CELLS, TUNING = "cells.json", "tune.json"
-LOADING = 8.0  # seconds of imports and of the embedded model, where no record tells
-SHARED = "(shared stages)"  # in costs.csv, in the place of a method
+# seconds of imports and of loading the embedded model, without a record to estimate from
+LOADING = 8.0
+SHARED = "(shared stages)"  # in costs.csv, in place of a method
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a cell is. A failure has a class: diverged, out of memory, error, refused, killed."""
+    """The state of a cell. A failure has a class: diverged, out of memory, error, refused,
+    killed.
+    """
 
     status: str
     kind: str = ""
@@ -45,7 +48,7 @@ class State:
 
 
 def state_of(cell: Cell, results: Path) -> State:
-    """Return how far a cell is, by what lies in its run folder."""
+    """Return the state of a cell, from the files in its run folder."""
     if cell.refused:
         return State(REFUSED, "refused", cell.refused)
     folder = results / cell.spec.folder
@@ -63,7 +66,7 @@ def state_of(cell: Cell, results: Path) -> State:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run may cost, by the runs there are; its own part, shared stages apart."""
+    """The estimated cost of a run, from earlier runs; its own part, without shared stages."""
 
     cpu_seconds: float
     flops: float
@@ -86,18 +89,16 @@ def shipped() -> dict[tuple[str, str], Estimate]:
 
 
 class Estimates:
-    """Estimates from finished runs: of the same recipe where there are any, else of the same method
-    and suite.
-
-    Where there are neither, those of the harness's own study stand in, unless the run is quick or
-    of another model.
+    """Estimates from finished runs of the same recipe, or else of the same method and suite.
+    Without either, those of the harness's own study are used, unless the run is quick or of another
+    model.
     """
 
     def __init__(self, results: Path) -> None:
         self._recipes: dict[str, list[Mapping[str, Any]]] = {}
         self._methods: dict[tuple[str, str, bool], list[Mapping[str, Any]]] = {}
         self._suites: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
-        for _, record in run_folder.runs(results, []):  # tables name damaged records
+        for _, record in run_folder.runs(results, []):  # `table` reports damaged records
             if "failure" not in record:
                 self._recipes.setdefault(record["recipe"], []).append(record)
                 self._methods.setdefault(
@@ -108,11 +109,11 @@ class Estimates:
                 )
 
     def elsewhere(self, cell: Cell) -> bool:
-        """Return whether the same settings and seed were run to their end, by other code."""
+        """Return whether the same settings and seed were run to the end by other code."""
         return any(r["seed"] == cell.spec.seed for r in self._recipes.get(cell.spec.recipe(), []))
 
     def of(self, spec: RunSpec) -> Estimate | None:
-        """Return what a run may cost, or None where no run tells."""
+        """Return the estimated cost of a run, or None without a run to estimate from."""
         records = self._alike(spec)
         if not records:
             plain = not spec.quick and spec.model is None
@@ -129,9 +130,9 @@ class Estimates:
         return self._recipes.get(spec.recipe()) or self._methods.get(alike) or []
 
     def seconds_of(self, spec: RunSpec) -> float | None:
-        """Return the wall seconds of a run without its shared stages, or None where no run tells.
-
-        Records without a wall time, and the shipped estimates, give CPU seconds instead.
+        """Return the wall seconds of a run without its shared stages, or None without a run to
+        estimate from. Records without a wall time, and the shipped estimates, give CPU seconds
+        instead.
         """
         walls = [w for w in map(_wall, self._alike(spec)) if w]
         if walls:
@@ -140,7 +141,9 @@ class Estimates:
         return None if state is None else state.cpu_seconds + LOADING
 
     def stage_seconds_of(self, spec: RunSpec) -> float | None:
-        """Return the seconds of all shared stages of a suite, or None where no run tells."""
+        """Return the seconds of all shared stages of a suite, or None without a run to estimate
+        from.
+        """
         records = self._suites.get((spec.suite_name, spec.quick), [])
         seconds = [_wall(r).get("stages", 0.0) for r in records]
         seconds += [r["cost"].get("shared_total", {}).get("cpu_seconds", 0.0) for r in records]
@@ -157,12 +160,12 @@ def _wall(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def study_folder(results: Path, name: str) -> Path:
-    """Return where a study's own files lie; its runs are runs like others."""
+    """Return the folder of a study's own files; its runs are stored like any others."""
     return results / "studies" / name
 
 
 def cells_json(cells: Iterable[Cell]) -> dict[str, Any]:
-    """Return what is written down of the cells of a study."""
+    """Return the stored form of the cells of a study."""
     rows = [
         {
             "label": c.label,
@@ -182,22 +185,20 @@ def cells_json(cells: Iterable[Cell]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run stands in its study's tables."""
+    """The place of a run in its study's tables."""
 
     label: str  # of its row
-    entry: str  # of the study file, whose setting it is
+    entry: str  # of the study file that this is a setting of
 
 
 def places_of(results: Path, name: str) -> dict[str, Place]:
-    """Return {run folder: place} of the runs that a table of a study is made of: no trials, nothing
-    refused.
-    """
+    """Return {run folder: place} of the runs in a study's table: no trials and no refused runs."""
     cells = [c for c in _finals(results, name) if not c["refused"]]
     return {str(results / c["folder"]): Place(c["label"], c["entry"]) for c in cells}
 
 
 def refused_of(results: Path, name: str, suite: str) -> dict[str, str]:
-    """Return {label: why} of what a study asks of a suite that cannot serve it."""
+    """Return {label: reason} of the study's entries that a suite cannot serve."""
     return {
         c["label"]: c["refused"]
         for c in _finals(results, name)
@@ -206,7 +207,9 @@ def refused_of(results: Path, name: str, suite: str) -> dict[str, str]:
 
 
 def _finals(results: Path, name: str) -> list[dict[str, Any]]:
-    """Return what is written down of a study's cells, without trials; an older one may say less."""
+    """Return the stored cells of a study without trials; those of older versions have fewer
+    keys.
+    """
     file = study_folder(results, name) / CELLS
     if not file.is_file():
         known = sorted(f.parent.name for f in file.parent.parent.glob(f"*/{CELLS}"))

@@ -24,7 +24,7 @@ from .file import Entry, Study, Tune, described
 from .spaces import draw
 from .state import DONE, LEFT, State, state_of
 
-ATTEMPTS = 100  # draws for one new point, before a space is held to have no more
+ATTEMPTS = 100  # attempts at a new point before a space counts as exhausted
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Choice:
-    """What came of a search: the place of the chosen trial, or None, and every trial's state and
+    """The result of a search: the index of the chosen trial, or None, and every trial's state and
     figure.
     """
 
@@ -55,29 +55,29 @@ class Choice:
 
     @property
     def label(self) -> str:
-        """Return the label of the runs with the chosen settings: those as they are, where none else
-        is chosen.
+        """Return the label of the runs with the chosen settings; without others, of the untuned
+        ones.
         """
         suffix = {None: "", 0: " (default, tuned)"}.get(self.chosen, " (tuned)")
         return f"{self.search.entry.label}{suffix}"
 
     @property
     def open(self) -> bool:
-        """Whether there are trials that have not ended yet, without which nothing is chosen."""
+        """Whether some trials have not ended; then nothing is chosen yet."""
         return any(state.status == LEFT for state in self.states)
 
 
 def searches(study: Study, tune: Tune, registry: Registry) -> list[Search]:
-    """Return the trials of every method that is tuned, on every suite."""
+    """Return the trials of every tuned method on every suite."""
     pairs = [(e, suite) for e in study.entries if e.label in tune.spaces for suite in e.suites]
     all_searches = [_search(study, tune, registry, entry, suite) for entry, suite in pairs]
     return [
         search for search in all_searches if not search.cells[0].refused
-    ]  # its runs with the settings as they are say why
+    ]  # the runs with untuned settings state the reason
 
 
 def choose(search: Search, tune: Tune, results: Path) -> Choice:
-    """Return what the trials so far say."""
+    """Return the choices that the trials allow so far."""
     states = tuple(state_of(cell, results) for cell in search.cells)
     figures = tuple(
         _figure(cell, tune.select, results) if state.status == DONE else None
@@ -99,8 +99,8 @@ def tuned(study: Study, registry: Registry, choice: Choice) -> list[Cell]:
 
 
 def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return what is written down of tuning; `cells` are the plan's, whose rows may have another
-    entry's name.
+    """Return the stored form of tuning; `cells` are the plan's, whose rows may have another entry's
+    name.
     """
     rows = {
         (c.spec.suite_name, name): c.label
@@ -116,7 +116,7 @@ def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> d
             "label": c.label,
             "row": rows.get(
                 (c.search.suite_name, c.label), c.label
-            ),  # where the chosen settings stand
+            ),  # the index of the chosen settings
             "trials": [
                 {
                     "options": dict(point),
@@ -139,8 +139,8 @@ def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> d
 
 
 def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: str) -> Search:
-    """Draw points until there are enough different runs; each depends only on those before: trials
-    can be added.
+    """Draw points until there are enough different runs. Each point depends only on earlier ones,
+    so trials can be added.
     """
     rng = Random(derive("tune", tune.seed, entry.label, suite.rpartition("/")[2]))
     trials: dict[str, tuple[Mapping[str, Any], Cell]] = {}

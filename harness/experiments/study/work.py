@@ -1,5 +1,5 @@
-"""A study, top to bottom: expand, carry out what is left, choose tuned settings, carry those out,
-say how it ended.
+"""Carry out a study: expand it, run its cells, choose tuned settings, run those, and report the
+end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUIET_ENDS = {2, 3}  # exit codes of a run that was refused: it left no record
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a study as far as they are known, and what its trials say so far."""
+    """The known cells of a study and the results of its trials so far."""
 
     cells: list[Cell]
     choices: list[Choice]
@@ -51,8 +51,8 @@ def load_plugins(study: Study, registry: Registry) -> None:
 def launcher_of(
     study: Study, registry: Registry, name: str | None, settings: dict[str, str]
 ) -> Launcher:
-    """Return the launcher: the study's with its options, or another one; `settings` are over the
-    study's.
+    """Return the launcher: that of the study, or another one; `settings` replace those of the
+    study.
     """
     chosen = name or study.launcher
     own = study.launcher_options if chosen == study.launcher else {}
@@ -63,8 +63,8 @@ def launcher_of(
 
 
 def plan(study: Study, registry: Registry, results: Path) -> Plan:
-    """Return the cells: the settings as they are, the trials, and the chosen settings where the
-    trials are through.
+    """Return the cells: untuned settings, trials, and the chosen settings once the trials have
+    ended.
     """
     cells, choices = expand(study, registry), []
     if study.tune is not None:
@@ -72,7 +72,7 @@ def plan(study: Study, registry: Registry, results: Path) -> Plan:
         choices = [choose(search, tune, results) for search in searches(study, tune, registry)]
         trials = [cell for choice in choices for cell in choice.search.cells]
         chosen = [cell for choice in choices for cell in tuned(study, registry, choice)]
-        cells = trials + _both(cells, chosen)  # first what others wait for
+        cells = trials + _both(cells, chosen)  # first the jobs that others wait for
     return Plan(in_order(distinct(cells)), choices)
 
 
@@ -91,8 +91,9 @@ class Work:
         self.study, self.registry, self.results, self.launcher = study, registry, results, launcher
         self.retry, self.watch = retry, watch
         self.folder = study_folder(results, study.name)
-        self.ended: dict[str, State] = {}  # by fingerprint: how what was run here ended
-        self.unmade: dict[Job, str] = {}  # jobs of shared stages that failed: why
+        # by fingerprint: the states of cells that ended in this process
+        self.ended: dict[str, State] = {}
+        self.unmade: dict[Job, str] = {}  # failed jobs of shared stages, with the reason
         self.locks_tried = False
         self.environment = environment_of(study.environment, str(study.path))
 
@@ -102,25 +103,25 @@ class Work:
         with lock(self.folder, f"The study {self.study.name}", wait=False):
             write_text(logs / "study.toml", self.study.text)
             planned = self._round()
-            while not planned.waiting and self._todo(planned):  # what the trials chose
+            while not planned.waiting and self._todo(planned):  # the settings chosen by the trials
                 planned = self._round()
             states = [self.state(cell) for cell in planned.cells]
         self.watch.summary(planned, states)
         return not planned.waiting and all(s.status not in (FAILED, LEFT) for s in states)
 
     def state(self, cell: Cell) -> State:
-        """Return how far a cell is; of one that left no record here, how its process ended."""
+        """Return the state of a cell; without a record, that of its process."""
         stored = state_of(cell, self.results)
         return self.ended.get(cell.fingerprint, stored) if stored.status == LEFT else stored
 
     def log(self, cell: Cell) -> Path:
-        """Return where a cell's output goes."""
+        """Return the log file of a cell."""
         return (
             self.folder / "logs" / f"{cell.spec.method}-seed{cell.spec.seed}-{cell.fingerprint}.log"
         )
 
     def _round(self) -> Plan:
-        """Carry out what is known and left; return the plan after that."""
+        """Carry out the remaining cells; return the next plan."""
         planned = self._planned()
         todo = self._todo(planned)
         if todo and not self.locks_tried:
@@ -139,14 +140,14 @@ class Work:
                 )
         except HarnessError:
             raise
-        except BaseException as error:  # a stranger's launcher
+        except BaseException as error:  # a launcher may come from a third party
             if asked_for(error):
                 raise
             failure = f"The launcher {self.launcher.name} failed: {type(error).__name__}: {error}."
             raise HarnessError(f"{failure} Run the same command again to go on.") from error
         finally:
             self.watch.end()
-        for cell in todo:  # a launcher may have said nothing of it; it is not begun twice here
+        for cell in todo:  # the launcher may have reported nothing; the job is not started twice
             self.ended.setdefault(cell.fingerprint, state_of(cell, self.results))
         return self._planned()
 
@@ -161,8 +162,8 @@ class Work:
         return planned
 
     def _todo(self, planned: Plan) -> list[Cell]:
-        """Return the cells to run: those that are left and were not tried here, and failed ones
-        where asked for.
+        """Return the cells to run: unfinished ones that were not tried here, and failed ones on
+        request.
         """
         wanted = (LEFT, FAILED) if self.retry else (LEFT,)
         return [
@@ -172,10 +173,8 @@ class Work:
         ]
 
     def _jobs(self, cells: Sequence[Cell], todo: Sequence[Cell]) -> dict[Job, Cell | None]:
-        """Return the jobs to run, each with its cell; those of shared stages have none.
-
-        Stages get a job of their own where several runs wait for them and no run is done: one that
-        is done has made them.
+        """Return the jobs to run, each with its cell; jobs of shared stages have none. Stages get a
+        job of their own where several runs wait for them and no run that made them has finished.
         """
         trained = {ground_of(c) for c in cells if self.state(c).status == DONE}
         by_ground: dict[str, list[Cell]] = {}
@@ -205,7 +204,7 @@ class Work:
         )
 
     def _stages_job(self, ground: str, cell: Cell) -> Job:
-        """Return the job that makes the shared stages of a cell and of those like it."""
+        """Return the job for the shared stages of a cell and of similar cells."""
         key = f"stages-{digest_of([ground, cell.spec.code])[:12]}"
         job = self._job(cell)
         return replace(
@@ -235,7 +234,7 @@ class Work:
         self.watch.ended(cell, state, self.log(cell))
 
     def _end_stages(self, job: Job, code: int) -> None:
-        """Note how the job of shared stages ended."""
+        """Record how the job of shared stages ended."""
         if code == 0:
             self.watch.note(f"done   {job.name}")
             return
@@ -243,7 +242,7 @@ class Work:
         self.watch.note(f"failed {job.name}: {self.unmade[job]} See {job.log}.")
 
     def _blocked(self, job: Job) -> State | None:
-        """Return the state of a run that was not begun, because its shared stages failed."""
+        """Return the state of a run that did not start because its shared stages failed."""
         why = [self.unmade[other] for other in job.after if other in self.unmade]
         reason = "its shared stages were not made"
         return State(FAILED, "error", f"{reason}: {why[0]}") if why else None
@@ -253,30 +252,27 @@ class Watch:
     """Receives the events of a study; this one ignores them."""
 
     def begin(self, planned: Plan, states: Sequence[State], jobs: int) -> None:
-        """So many jobs are about to begin."""
+        """Receive the number of jobs that are about to start."""
 
     def note(self, text: str) -> None:
-        """Something that belongs to no cell, as the shared stages of several."""
+        """Receive a message about no single cell, such as one on shared stages."""
 
     def started(self, cell: Cell) -> None:
-        """A cell began."""
+        """Receive the start of a cell."""
 
     def ended(self, cell: Cell, state: State, log: Path) -> None:
-        """A cell ended."""
+        """Receive the end of a cell."""
 
     def end(self) -> None:
-        """No job is under way any more."""
+        """Receive that no job is running any more."""
 
     def summary(self, planned: Plan, states: Sequence[State]) -> None:
-        """The study has come to an end, or to where only failures are left."""
+        """Receive the end of the study, or the point where only failures are left."""
 
 
 def _both(defaults: list[Cell], tuned_cells: list[Cell]) -> list[Cell]:
-    """Return the runs with the settings as they are and with the chosen ones, labelled where an
-    entry's are the same.
-
-    What one entry chose may be another's settings as they are: `distinct` leaves that row the
-    other's name.
+    """Return the runs with untuned and with chosen settings; labels differ where an entry has both.
+    If one entry's chosen settings are another's untuned ones, `distinct` keeps the other's label.
     """
     chosen = {(c.fingerprint, c.entry): c.label for c in tuned_cells}
     return [
@@ -318,10 +314,8 @@ def _without_record(cell: Cell, code: int, message: str) -> State:
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a job's log, which is where a run says why it ends.
-
-    Where torchrun ended with its processes, that is the last message of the harness: torchrun's
-    own report follows it.
+    """Return the last line of a job's log, which holds the reason why a run ended. After torchrun's
+    report of a failed process, it is the harness's last message.
     """
     lines = last_attempt(log)
     own_lines = [line for line in lines if line.startswith("harness: ")]
