@@ -484,7 +484,7 @@ def main() -> None:
 
 
 def _end(error: BaseException) -> None:
-    """End the command as an interrupt asks, or with the name of the plugin behind an error."""
+    """End the command after an interrupt, or with the name of the plugin behind an error."""
     cause = error.__cause__ if isinstance(error, click.exceptions.Abort) else error
     if isinstance(cause, Terminated):
         _fail("Terminated. Run the same command again to go on.", EXIT_TERMINATED)

@@ -68,7 +68,7 @@ def check(registry: Registry, name: str, quick: bool, output: Path | None, **cho
 
 
 def _kind_of(name: str, registry: Registry) -> tuple[str, str]:
-    """Return what a name is the name of, and the name as it is registered."""
+    """Return the kind of a name, and the name as it is registered."""
     if is_suite_file(name):
         return "suites", name
     kinds, plain = registry.kinds_of(name, CHECKED)

@@ -204,7 +204,7 @@ def judge_text(judge: dict[str, Any]) -> str:
 
 
 def _judging(cost: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the line on what the judge cost, where it counts requests or tokens."""
+    """Return the line on the cost of judging, if the judge counts requests or tokens."""
     counts, phase = cost.get("judge", {}), cost["phases"].get("judge", {})
     shown = [
         f"{counts[name]:.0f} {name.replace('_', ' ')}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def of_run(spec: RunSpec, registry: Registry, results: Path) -> str:
-    """Return what a run takes, as text."""
+    """Return the requirements of a run as text."""
     from ..experiments.requirements.moments import machine_of
     from ..experiments.requirements.show import described, requirements_of
 
@@ -23,9 +23,8 @@ def of_run(spec: RunSpec, registry: Registry, results: Path) -> str:
 
 
 def of_study(cells: Sequence[Cell], registry: Registry, results: Path) -> str:
-    """Return what the runs of a study with models of your own take; empty where there are none.
-
-    The embedded models take some MiB, and nothing heavy is imported to say so.
+    """Return the requirements of the runs of a study that use the user's own models; empty without
+    any. Embedded models take some MiB, so nothing heavy is imported for them.
     """
     own = [cell for cell in cells if cell.spec.model and not cell.refused]
     if not own:

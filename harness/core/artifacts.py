@@ -28,15 +28,15 @@ class Artifact:
 
     folder: Path
     kind: str
-    content: str  # SHA-256 over its files: equal bytes, equal content, whatever made them
-    info: Mapping[str, Any]  # what the stage reports of itself
+    content: str  # SHA-256 over its files: equal bytes have equal digests, whatever made them
+    info: Mapping[str, Any]  # the stage's own report
     cost: Mapping[str, Any]  # meter totals of making it
     reused: bool  # read from the cache, not made in this process
     # the settings it was computed with, several where the work was resumed with others
     execution: Sequence[Mapping[str, Any]] = ()
 
     def pin(self) -> dict[str, Any]:
-        """Return what a record keeps of an artifact that it stands on."""
+        """Return the entry of an artifact in the records that depend on it."""
         return {"kind": self.kind, "content": self.content, EXECUTION: list(self.execution)}
 
 

@@ -10,8 +10,7 @@ from typing import Any
 # {"role": ..., "content": ...}; for tools also "tool_calls", "tool_call_id" and "name".
 Message = dict[str, Any]
 Text = str | list[Message]  # plain text, or a conversation that a chat template renders
-# Role of a first message that is not said by anyone: its content is the JSON list of functions
-# that the conversation offers (the `tools` of a chat template).
+# Role of a first message without a speaker: its content is the JSON list of functions
 TOOLS = "tools"
 
 
@@ -93,10 +92,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits of what a method may use; None is no limit.
-
-    Labels include those of its preferences.
-    """
+    """Limits of a method; None is no limit. Labels include those of its preferences."""
 
     steps: int | None = None  # optimiser steps
     samples: int | None = None  # completions generated
@@ -113,7 +109,7 @@ def completion_text(completion: Text) -> str:
 
 
 def message_text(message: Message) -> str:
-    """Return what a message says: its content, then each of its tool calls as JSON."""
+    """Return the text of a message: its content, then each of its tool calls as JSON."""
     content, calls = message.get("content") or "", message.get("tool_calls") or ()
     spoken = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
     lines = [spoken] * bool(spoken)

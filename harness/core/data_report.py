@@ -1,4 +1,6 @@
-"""What was read of a user's data, skipped, dropped and cut: told once and recorded."""
+"""A report of the user's data: rows read, skipped, dropped and cut. It is shown once and
+recorded.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ class Overlap:
     """Prompts that stood in two parts, and were dropped from the one that trains."""
 
     kept: str  # the part that keeps them
-    dropped: str  # the part whose rows were dropped
+    dropped: str  # the part that lost rows
     prompts: int
     rows: int  # dropped
     places: tuple[str, str]  # of the first: where it is kept, where it was dropped
@@ -111,7 +113,7 @@ class DataReport:
         return list(map(one_line, lines))
 
     def warnings(self) -> list[str]:
-        """Return what a user should look at, each with the option that mends it."""
+        """Return the warnings for the user, each with the option that helps."""
         lines = [_overlap_line(overlap) for overlap in self.overlaps]
         lines += [self.unused] if self.unused else []
         cuts = (self.measured.prompts, self.measured.completions) if self.measured else ()

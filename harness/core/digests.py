@@ -59,11 +59,9 @@ def _imported(name: str) -> list[str]:
 
 
 def package_digest(cls: type[Any]) -> str:
-    """Return the SHA-256 of everything in the package that defines a class, or of its file when
-    that stands alone.
-
-    A suite or a judge computes with modules beside it; a method does not, and `source_digest` is
-    enough.
+    """Return the SHA-256 of everything in the package that defines a class, or of its file alone
+    for a class outside a package. A suite or a judge uses modules beside its own; for a method
+    `source_digest` is enough.
     """
     file = Path(sys.modules[cls.__module__].__file__ or "")
     if (file.parent / "__init__.py").exists():
@@ -101,7 +99,7 @@ def canonical(value: Any) -> str:
 
 
 # What decides a result, as file patterns below the package: a positive list. A test holds that
-# every module stands either here or in NO_RESULT.
+# every module is listed either here or in NO_RESULT.
 _LEARNING = (
     "core/data.py",
     "core/distributed.py",

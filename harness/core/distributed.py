@@ -35,9 +35,8 @@ def process_count() -> int:
 
 
 def end_with_parent() -> None:
-    """Have the kernel end this process with SIGKILL when its parent ends (Linux only).
-
-    A killed torchrun leaves its processes behind otherwise. They would go on, and hold their locks.
+    """Have the kernel end this process with SIGKILL when its parent ends (Linux only). Without it
+    the processes of a killed torchrun would continue and hold their locks.
     """
     if sys.platform.startswith("linux"):
         import ctypes

@@ -12,9 +12,8 @@ from .plain_text import visible
 
 
 class HarnessError(Exception):
-    """An error that says what happened, where, what was expected, and what to do.
-
-    `exit_code` is the exit status of the command.
+    """An error that states the event, the place, the expectation and the remedy. `exit_code` is the
+    exit status of the command.
     """
 
     exit_code = 1

@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Execution:
-    """The execution settings of a run: what is asked for, or what was used."""
+    """The execution settings of a run, as requested or as used."""
 
     device: str = "auto"  # cpu, cuda, cuda:N or auto; in a record cpu or cuda
     threads: int = 1  # of the CPU
@@ -34,9 +34,8 @@ def from_record(recorded: Mapping[str, Any]) -> Execution:
 
 
 def differing(planned: Execution, used: Execution) -> dict[str, tuple[Any, Any]]:
-    """Return the settings in which two differ: {name: (value asked for, value used)}.
-
-    `auto` is any device, and `cuda:1` is the device `cuda`.
+    """Return the settings in which two differ: {name: (value requested, value used)}. `auto` is any
+    device, and `cuda:1` is the device `cuda`.
     """
     a, b = asdict(planned), asdict(used)
     a["device"] = b["device"] if a["device"] == "auto" else a["device"].partition(":")[0]

@@ -50,7 +50,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether an error says that a disk is full; libraries hide the number in the text."""
+    """Return whether an error means a full disk; libraries hide the number in the text."""
     hidden = "No space left on device" in str(error)
     return hidden or (isinstance(error, OSError) and error.errno in FULL)
 
@@ -108,7 +108,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class HashedFile:
-    """A file that is being written, and the SHA-256 of what was written."""
+    """A file during writing, with the SHA-256 of the bytes written so far."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._hash = stream, hashlib.sha256()
@@ -193,12 +193,9 @@ def make_folder(path: Path) -> Path:
 
 @contextmanager
 def lock(folder: Path, what: str, wait: bool) -> Iterator[None]:
-    """Hold a folder's lock; raise Refused if another process holds it and `wait` is off.
-
-    A wait has no limit, because what is waited for may take a day. Every minute the process that
-    holds the lock is named.
-
-    The system releases the lock even after `kill -9`.
+    """Hold a folder's lock; raise Refused if another process holds it and `wait` is off. A wait has
+    no limit, because the other process may work for a day. Every minute a message names it. The
+    system releases the lock even after `kill -9`.
     """
     owner = folder / ".owner"
     holder = filelock.FileLock(folder / ".lock")
@@ -242,9 +239,8 @@ def _holder(owner: Path) -> str:
 
 
 def ended_holder(folder: Path) -> str:
-    """Return the process that held a folder's lock and ended without releasing it; else empty.
-
-    Nothing is said of a process on another host: it may be alive.
+    """Return the process that held a folder's lock and ended without releasing it; else empty. A
+    process on another host is not reported, because it may be alive.
     """
     try:
         text = (folder / ".owner").read_text(encoding="utf-8").strip()

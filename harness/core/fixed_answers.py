@@ -102,5 +102,5 @@ def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
 
 
 def lines(content: str) -> list[str]:
-    """Return the lines of JSON lines: other line separators may stand inside of strings."""
+    """Return the lines of a JSON lines file: strings may hold other line separators."""
     return content.split("\n")

@@ -120,7 +120,7 @@ def enforce() -> None:
 
 
 def set_threads(number: int) -> None:
-    """Set the threads of torch, as a run asks."""
+    """Set the number of torch's threads that a run requests."""
     sys.modules["torch"].set_num_threads(number)
     for call in _calls:
         call.values[THREADS] = number

@@ -91,7 +91,7 @@ def reachable() -> bool:
         return False
 
 
-_SWITCHES = {  # what the libraries read of the environment when they are imported
+_SWITCHES = {  # environment variables that the libraries read on import
     "huggingface_hub.constants": ("HF_HUB_OFFLINE",),
     "datasets.config": ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"),
 }

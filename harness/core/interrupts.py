@@ -14,10 +14,10 @@ class Terminated(BaseException):
 
 
 class Signals:
-    """What this process knows of its signals."""
+    """The signals that this process received."""
 
     watched = False  # whether an interrupt by the user would set `received`
-    received = False  # whether the user or the system asked for an end
+    received = False  # whether the user or the system requested an end
 
 
 def watch_signals() -> None:
@@ -32,9 +32,8 @@ def watch_signals() -> None:
 
 
 def asked_for(error: BaseException) -> bool:
-    """Return whether an error is the end that the user or the system asked for.
-
-    Without `watch_signals`, as in a notebook, every KeyboardInterrupt is taken for the user's.
+    """Return whether an error is an end requested by the user or the system. Without
+    `watch_signals`, as in a notebook, every KeyboardInterrupt counts as the user's.
     """
     if isinstance(error, Terminated) or Signals.received:
         return True

@@ -10,7 +10,7 @@ from pathlib import Path
 from .errors import UsageError
 
 LOST = -256  # a status: no exit status is known, because a machine or a queue lost the job
-INTERRUPTED = (130, 143, -2, -15)  # statuses of a job that was asked to end: it can go on
+INTERRUPTED = (130, 143, -2, -15)  # statuses of a job that was requested to end: it can be resumed
 BEGUN = "== begun "  # first word of the line that a log has before the output of each attempt
 # variables that a job on another machine gets too, where they are set
 PASSED = (
@@ -28,11 +28,13 @@ PASSED = (
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks a machine or a cluster for. Amounts are for each of its nodes."""
+    """The resources that a job requests of a machine or a cluster. Amounts are for each of its
+    nodes.
+    """
 
     gpus: int | None = None  # whole GPUs; none: one where a job runs on a machine with GPUs
     cpus: int = 0  # cores; 0: one for each thread of its processes
-    memory: float = 0.0  # GiB of main memory; 0: no limit is asked for
+    memory: float = 0.0  # GiB of main memory; 0: no limit is requested
     nodes: int = 1  # machines that share a run
     processes: int = 0  # that torchrun starts; 0: one for each GPU, at least one
     minutes: int = 0  # after which the job is ended, to go on later; 0: no limit
@@ -45,7 +47,9 @@ class Resources:
             raise ValueError("nodes must be at least 1")
 
     def __str__(self) -> str:
-        """Return `2 nodes of 8 GPUs, 4 CPUs, 64 GiB, at most 120 min`, with what is asked for."""
+        """Return the requested resources, such as `2 nodes of 8 GPUs, 4 CPUs, 64 GiB, at most 120
+        min`.
+        """
         parts = [f"{self.gpus} GPU{'s' * (self.gpus > 1)}"] if self.gpus else []
         parts += [f"{self.cpus} CPU{'s' * (self.cpus > 1)}"] if self.cpus else []
         parts += [f"{self.memory:g} GiB"] if self.memory else []

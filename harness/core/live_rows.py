@@ -1,7 +1,7 @@
-"""JSON lines that grow on disk while a run goes on: a reader may follow them with `tail -f`.
+"""JSON lines that grow on disk during a run; a reader may follow them with `tail -f`.
 
-After a crash the files may hold rows past the last checkpoint. They are cut when training goes on,
-so the finished file has the bytes of an undisturbed run.
+After a crash the files may hold rows past the last checkpoint. They are cut on resumption, so the
+finished file has the bytes of an undisturbed run.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 
 SHARED_PHASES = ("sft", "preferences", "reward_model", "evaluate")
 OWN_PHASES = ("rollout", "score", "reference", "update")
-JUDGE = "judge"  # what a judge of an evaluation costs
+JUDGE = "judge"  # the cost of a judge in an evaluation
 PHASES = (*SHARED_PHASES, *OWN_PHASES, JUDGE)
 PhasePeak = Callable[[bool], int]  # reset?, -> peak bytes since the last reset
 

@@ -139,7 +139,7 @@ def adapters_in(name: str | Path) -> list[AdapterFolder]:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Return the files that decide what a model folder's model does; an adapter's base included."""
+    """Return the files that decide the outputs of a model folder, including an adapter's base."""
     adapters = adapters_in(folder)
     folders = [folder, *(Path(adapter.base) for adapter in adapters)]
     return [file for part in folders if part.is_dir() for file in _own_files(part)]
@@ -152,7 +152,7 @@ def _own_files(folder: Path) -> list[Path]:
 
 
 def model_digest(folder: Path) -> str:
-    """Return the digest of the files that decide what a model folder's model does."""
+    """Return the digest of the files that decide the outputs of a model folder."""
     return combined_digest(model_files(folder))
 
 
@@ -166,7 +166,7 @@ def holder_of(name: str | Path, files: tuple[str, ...]) -> str:
 
 
 def model_record(name: str | Path) -> dict[str, Any]:
-    """Return what a record says of a model: its name and digest, and the base of an adapter."""
+    """Return the entry of a model in a record: its name and digest, and the base of an adapter."""
     adapter, folder = adapter_in(name), Path(name)
     record: dict[str, Any] = {"name": str(name)}
     if folder.is_dir():

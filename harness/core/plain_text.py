@@ -49,9 +49,8 @@ def markdown(text: object, cell: bool = False) -> str:
 
 
 def spreadsheet(value: object) -> object:
-    """Return a value of a CSV file; text that a spreadsheet would compute begins with a quote.
-
-    Numbers stay as they are.
+    """Return a value of a CSV file. Text that a spreadsheet would compute gets a leading quote;
+    numbers stay unchanged.
     """
     if not isinstance(value, str):
         return value

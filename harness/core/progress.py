@@ -1,6 +1,6 @@
-"""What a run does at the moment, and where its wall time goes.
+"""The current activity of a run, and its wall time by part.
 
-A run opens a `WallClock`. Code below it names what it does with `part` (the clock only) or
+A run opens a `WallClock`. Code below it names its activity with `part` (the clock only) or
 `activity` (the clock and the display), and counts steps with `advance`. Outside of a run all three
 do nothing.
 """
@@ -110,7 +110,7 @@ class WallClock:
 
 
 def process_age() -> float:
-    """Return the seconds since this process began, as far as the system tells; else 0."""
+    """Return the seconds since this process began, or 0 where the system gives no start time."""
     try:
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         up = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
@@ -169,5 +169,5 @@ def advance(step: int, total: int) -> None:
 
 
 def advance_from(done: int, total: int) -> Callable[[int], None]:
-    """Return `advance` for a piece of an activity, whose steps come after `done` others."""
+    """Return `advance` for a piece of an activity, with `done` steps before it."""
     return lambda step: advance(done + step, total)

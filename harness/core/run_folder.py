@@ -98,7 +98,9 @@ def rows_behind(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def checked_bytes(record: Mapping[str, Any], name: str) -> bytes:
-    """Return the content of a file whose digest a record has; raise Damaged if that differs."""
+    """Return the content of a file that has a digest in the record; raise Damaged if the digest
+    differs.
+    """
     path, recorded = Path(record["folder"]) / name, record.get("files", {}).get(name)
     content = read_bytes(path, rerun(path.parent))
     if recorded is not None and hashlib.sha256(content).hexdigest() != recorded:
@@ -133,7 +135,9 @@ def read_failure(folder: Path) -> dict[str, Any] | None:
 
 
 def _exists(path: Path) -> bool:
-    """Return whether a file is there; one that may not be looked at is read, and refused then."""
+    """Return whether a file exists. One without permission counts, so that reading it raises the
+    error.
+    """
     try:
         return path.exists()
     except OSError:
@@ -157,7 +161,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _odd(record: Mapping[str, Any], name: str) -> str:
-    """Return what a record lacks that every reader needs; empty where it lacks nothing."""
+    """Return the missing parts of a record that every reader needs; empty if none is missing."""
     kinds: dict[str, type] = {"method": str, "suite": str, "recipe": str, "seed": int}
     kinds |= {"options": dict}
     kinds |= {"failure": str} if name == FAILURE else dict.fromkeys(_PARTS, dict)
@@ -319,7 +323,7 @@ def _version(package: str) -> str | None:
 
 @cache
 def processor() -> str:
-    """Return what the processor of this machine is called."""
+    """Return the name of this machine's processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next(

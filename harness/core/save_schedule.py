@@ -1,4 +1,4 @@
-"""When training is saved: every so many seconds or steps, never, or by what a save costs."""
+"""The schedule of checkpoints: every n seconds or steps, never, or by the cost of a save."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .errors import UsageError
 
 SHARE = 0.05  # of the time that checkpoints may take
 LEAST = 20.0  # seconds between two checkpoints, however little one costs
-# seconds after which the first checkpoint is written, whatever it costs
+# seconds until the first checkpoint, whatever its cost
 FIRST = 900.0
 SLOW = 200e6  # bytes per second, assumed of a disk that nothing was written to yet
 
@@ -96,12 +96,12 @@ class SaveSchedule:
         return self._affordable(elapsed, size()) or (not self._saves and elapsed >= FIRST)
 
     def resumed(self, step: int) -> None:
-        """Count steps from a checkpoint that training goes on from."""
+        """Count steps from the checkpoint of a resumed training."""
         self._last_step = step
 
     @contextmanager
     def saving(self, step: int, size: int) -> Iterator[None]:
-        """Measure a save of so many bytes after a step."""
+        """Measure a save of n bytes after a step."""
         begun = self.clock()
         yield
         self._last, self._last_step = self.clock(), step

@@ -84,7 +84,7 @@ def redact(text: str) -> str:
 
 
 def _forms(value: str) -> list[str]:
-    """Return how a value may stand in a text: plain, escaped, percent-encoded, in base64."""
+    """Return the forms of a value in text: plain, escaped, percent-encoded, in base64."""
     plain = value.encode("utf-8", "surrogateescape")
     escaped = [json.dumps(value)[1:-1], repr(value)[1:-1], repr(plain)[2:-1]]
     coded = [quote(plain, safe=""), base64.b64encode(plain).decode().rstrip("=")]
@@ -113,8 +113,8 @@ def refuse_secrets(values: Mapping[str, Any], where: str) -> None:
 class RedactingStream:
     """A text stream that shows no secret and survives its reader.
 
-    Where nothing reads any more (`harness run | head -1`, a terminal that was closed), what is
-    written is dropped: a run goes on and writes its files. Everything else is the stream's own.
+    When the reader is gone (`harness run | head -1`, a closed terminal), output is dropped: a run
+    continues and writes its files. Everything else is delegated to the stream itself.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -137,7 +137,7 @@ class RedactingStream:
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        """Send what is written to the null device; raise an error that is not of a lost reader."""
+        """Send output to the null device; raise errors with other causes than a lost reader."""
         if error.errno not in LOST:
             raise error
         null = os.open(os.devnull, os.O_WRONLY)

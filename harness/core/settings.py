@@ -128,7 +128,7 @@ class RewardOptions:
             )
 
     def reward_needs(self) -> frozenset[str]:
-        """Return what the suite must provide for this reward."""
+        """Return the needs that the suite must meet for this reward."""
         if self.reward == "verifier":
             return frozenset({"verifier"})
         return frozenset({"reward", "labels"} if self.reward_refresh else {"reward"})

@@ -1,5 +1,5 @@
-"""RunSpec: a run as plain values. What decides its results has a fingerprint; how it is computed
-stands apart, in `execution`.
+"""RunSpec: a run as plain values. The fingerprint covers everything that decides its results;
+`execution` holds how it is computed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class RunSpec:
     # compute a prompt once for its completions, where the model can; it decides the counted FLOPs
     prompt_sharing: bool = True
     snapshots: int = 0  # policies kept along the way and evaluated afterwards
-    # what is kept of the policy: the whole model, its adapter, none, or auto. It changes no result
+    # the saved form of the policy: the whole model, its adapter, none, or auto. It changes no
+    # result
     save: str = "auto"
     # of the weights that are kept: as they are (auto), or rounded before the policy is evaluated
     save_dtype: str = "auto"
@@ -79,7 +80,9 @@ class RunSpec:
         return self._digest(without={"suite", "asked", "save"})
 
     def training_fingerprint(self) -> str:
-        """Return a fingerprint of what decides the trained policy: no judge, no evaluation."""
+        """Return a fingerprint of everything that decides the trained policy: no judge, no
+        evaluation.
+        """
         values = self._values(without={"suite", "asked", "judge", "judge_options", "save"})
         values["stages"] = {k: v for k, v in values["stages"].items() if k != "evaluation"}
         values["code"] = {k: v for k, v in values["code"].items() if k not in EVALUATION_CODE}
@@ -111,7 +114,7 @@ class RunSpec:
 
 
 def spec_from(values: Mapping[str, Any]) -> RunSpec:
-    """Return the RunSpec whose `dataclasses.asdict` went through JSON."""
+    """Return the RunSpec from the JSON of its `dataclasses.asdict`."""
     typed = {
         "budget": Budget(**values["budget"]),
         "asked": tuple(values["asked"]),
@@ -121,14 +124,14 @@ def spec_from(values: Mapping[str, Any]) -> RunSpec:
 
 
 def saved_kind(spec: RunSpec) -> str:
-    """Return what a run keeps of its policy: policy, adapter or none."""
+    """Return the saved form of the policy: policy, adapter or none."""
     if spec.save != "auto":
         return spec.save
     return "adapter" if spec.options.get("lora_rank") else "policy"
 
 
 def check_save(spec: RunSpec) -> None:
-    """Raise UsageError for a spec whose `save` or `save_dtype` cannot be carried out."""
+    """Raise UsageError for a spec with a `save` or `save_dtype` that cannot be carried out."""
     if spec.save not in SAVED_KINDS:
         raise UsageError(f"--save {spec.save}: expected one of {', '.join(SAVED_KINDS)}.")
     if spec.save_dtype not in SAVED_DTYPES:

@@ -9,13 +9,13 @@ import re
 
 from .data import Message
 
-ANSWER = "\n\nAssistant:"  # what a transcript ends with where it asks for an answer
+ANSWER = "\n\nAssistant:"  # the end of a transcript that requests an answer
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_transcript(text: str) -> bool:
-    """Return whether a text is a dialogue that begins with `Human:` and asks for an answer."""
+    """Return whether a text is a dialogue that begins with `Human:` and requests an answer."""
     return bool(_TURN.match(text)) and text.rstrip(" ").endswith(ANSWER)
 
 
@@ -25,9 +25,8 @@ def has_turns(text: str) -> bool:
 
 
 def messages_of(transcript: str) -> list[Message]:
-    """Return the messages of a transcript, without the empty answer that it asks for.
-
-    Turns of one speaker in a row are one message, with an empty line between them.
+    """Return the messages of a transcript, without the empty answer at its end. Turns of one
+    speaker in a row are one message, with an empty line between them.
     """
     pieces = _TURN.split(transcript)[1:]
     messages: list[Message] = []

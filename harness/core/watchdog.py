@@ -1,4 +1,4 @@
-"""Waiting for what the harness does not control: a labeller, a judge, a process, a network."""
+"""Waiting for parts outside the harness: a labeller, a judge, a process, a network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 
 from .errors import HarnessError
 
-REMIND_SECONDS = 60.0  # between two messages on what is waited for
+REMIND_SECONDS = 60.0  # between two messages during a wait
 
 
 class Patience:

@@ -297,7 +297,7 @@ def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]
 
 
 def _estimated(a: Row, b: Row) -> str:
-    """Return a note on rows whose KL was not computed from log-probabilities."""
+    """Return a note on rows with a KL that was not computed from log-probabilities."""
     kinds = {row.name: row.good[0]["evaluation"].get("kl_estimator", "") for row in (a, b)}
     return ", ".join(
         f"{name}'s KL: {kind}" for name, kind in kinds.items() if kind not in ("", "rao-blackwell")
@@ -403,7 +403,7 @@ def verdict(a: Row, b: Row, x: Array, y: Array) -> str:
 
 
 def scope_of(a: Row, b: Row) -> str:
-    """Return what a comparison applies to: one seed does not show the spread between seeds."""
+    """Return the scope of a comparison: one seed does not show the spread between seeds."""
     alone = [row.name for row in (a, b) if len(row.good) == 1]
     if len(alone) == 2:
         return "one seed each: these checkpoints, not these algorithms"

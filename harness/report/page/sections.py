@@ -13,7 +13,7 @@ from ..selection.select import OWN_CODE, Record, Selection, ground_of, rows_of, 
 from .settings import text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names
-EDITION = (  # tells seeds of one row apart that were computed by different code
+EDITION = (  # distinguishes seeds of one row that were computed by different code
     "edition of a method's code"
 )
 

@@ -116,7 +116,7 @@ def _values_text(values: Mapping[str, Sequence[str]]) -> str:
 
 
 def data_lines(selection: Selection) -> list[str]:
-    """Return what the runs read, skipped, dropped and cut of their data; each line once."""
+    """Return the lines on the runs' data: rows read, skipped, dropped and cut; each line once."""
     reports = [recorded(r["data"]) for r in selection.records if r.get("data")]
     return list(dict.fromkeys(line for r in reports for line in [*r.lines(), *r.warnings()]))
 

@@ -112,7 +112,7 @@ def snapshots_of(record: Record, name: str) -> dict[float, float]:
 def _curves(
     rows: Sequence[tuple[Row, Look]], name: str, read: Any
 ) -> list[tuple[Row, Look, Curve]]:
-    """Return the curves of rows whose runs have a metric at two common steps or more."""
+    """Return the curves of rows with a metric at two or more common steps."""
     curves = []
     for row, how in rows:
         curve = curve_of([read(record, name) for record in row.good])

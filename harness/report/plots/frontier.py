@@ -24,7 +24,7 @@ from .style import (
 )
 
 OTHERS = 6  # lines of the legend that are no row's
-LABELS = 24  # at most so many points of sweeps are named in the picture
+LABELS = 24  # the largest number of sweep points with labels in the picture
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def spot_of(row: Row) -> Spot:
     kl = two_way_interval(scores["kl"])
     kl = replace(
         kl, low=max(kl.low, min(kl.mean, 0.0))
-    )  # a mean below 0 is noise; an interval there says nothing
+    )  # a mean below 0 is noise; an interval there has no meaning
     return Spot(row, kl, win_rate_interval(scores["win_rate"]), bound)
 
 

@@ -24,7 +24,7 @@ def _text(value: Any) -> bool:
 
 
 def _estimate(value: Any) -> bool:
-    """Return whether a value is a figure with its interval, or says that there is none."""
+    """Return whether a value is an estimate with its interval, or the marker of a missing one."""
     return value is None or _object(mean=number)(value)
 
 
@@ -37,7 +37,7 @@ def _object(**parts: Check) -> Check:
 
 
 def _all(check: Check) -> Check:
-    """Return the check of an object whose values pass one check."""
+    """Return a check of objects that applies one check to every value."""
     return lambda value: isinstance(value, Mapping) and all(map(check, value.values()))
 
 

@@ -27,9 +27,8 @@ def left_out(suite: str, damaged: Iterable[Damaged]) -> list[str]:
 
 
 def sound(records: Iterable[dict[str, Any]], damaged: list[Damaged]) -> list[dict[str, Any]]:
-    """Return the records whose other files are what was written.
-
-    The others are shown on stderr, and added to `damaged`.
+    """Return the records with intact files. The others are shown on stderr and added to
+    `damaged`.
     """
     whole = []
     for record in records:

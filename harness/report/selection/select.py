@@ -105,7 +105,7 @@ class Selection:
     # {label in the study: why the suite cannot serve it}
     refused: Mapping[str, str] = field(default_factory=dict)
     criteria: Filter = field(default_factory=Filter)
-    damaged: Sequence[str] = ()  # files that keep a run out, each with what to do
+    damaged: Sequence[str] = ()  # files that exclude a run, each with the remedy
 
     @property
     def description(self) -> str:

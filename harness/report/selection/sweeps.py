@@ -120,7 +120,7 @@ def scores_on_common(rows: Sequence[Row]) -> list[dict[str, Array]]:
 
 
 def measured(rows: Iterable[Row], *names: str) -> list[Row]:
-    """Return the finished rows all of whose runs have these figures of the evaluation."""
+    """Return the finished rows in which all runs have these figures of the evaluation."""
     return [
         row
         for row in rows

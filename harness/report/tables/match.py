@@ -302,7 +302,7 @@ def _left(name: str, points: Sequence[Point], why: str, head: Mapping[str, Any])
 
 
 def _failed(row: Row, head: Mapping[str, Any]) -> Line:
-    """Return a row whose runs all failed: it is shown, but it is not a point of a sweep."""
+    """Return a row for runs that all failed: it is shown, but it is not a point of a sweep."""
     return _left_out(row, f"failed: {row.records[0]['failure']}", head)
 
 
@@ -319,7 +319,7 @@ def _failures(rows: Sequence[Row]) -> int:
 def _table(
     selection: Selection, title: str, lines: Sequence[Line], caption: str, quantity: str
 ) -> Table:
-    """Return the table; its footnotes are those of the rows of runs it tells of."""
+    """Return the table with the footnotes of its own rows."""
     shown = [row for line in lines for row in line.rows]
     footnotes = Footnotes(replace(selection, rows=shown))
     of = {row.name: footnotes.of(i) for i, row in enumerate(shown)}

@@ -314,7 +314,7 @@ def missing_notes(rows: Sequence[Figures]) -> list[str]:
 
 
 def judge_notes(selection: Selection) -> list[str]:
-    """Return the notes on what is known of the judge behind the win-rates."""
+    """Return the notes on the quality of the judge behind the win-rates."""
     notes = []
     for record in selection.good:
         judge = record["evaluation"].get("judge", {})
@@ -357,7 +357,9 @@ def start_note(rows: Sequence[Row]) -> str:
 
 
 def figures_text(selection: Selection, seeds: Sequence[int]) -> str:
-    """Return what the win-rate is, and what its interval covers with these numbers of seeds."""
+    """Return the definition of the win-rate, and what its interval covers with these numbers of
+    seeds.
+    """
     text = (
         f"Gold win-rate against the baseline's answers on {selection.description}, ties half,"
         f" {conditions(selection)}"
