@@ -144,6 +144,17 @@ class JudgeLabeller(Labeller):
         return {**self.judge.usage(), "asked": float(self.pairs)}
 
 
+def same_mind(labeller: Labeller | None, judge: Judge) -> bool:
+    """Return whether a labeller and a judge are one participant, as far as their options tell.
+
+    They are where one is the other under another name: of one class, with the same options and
+    weights.
+    """
+    first = labeller.judge if isinstance(labeller, JudgeLabeller) else labeller
+    other = judge.labeller if isinstance(judge, LabellerJudge) else judge
+    return type(first) is type(other) and first.identity() == other.identity()
+
+
 def class_of(kind: str, name: str, registry: Registry) -> type[Any]:
     """Return the class behind a judge or labeller: its fields are the options.
 

@@ -14,7 +14,7 @@ from ..core.suite_file import is_suite_file
 from .echo import echo
 from .options import output_option, plugin_files, settings_option
 
-CHECKED = ("methods", "suites", "labellers", "verifiers")
+CHECKED = ("methods", "suites", "labellers", "verifiers", "judges")
 
 
 @click.command()
@@ -34,10 +34,25 @@ CHECKED = ("methods", "suites", "labellers", "verifiers")
     "Set an option in the run that is compared with the method's optimum.",
 )
 @click.option("--quick", is_flag=True, help="Only the small proofs: no run of full size.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Human preferences that a judge is compared with, as JSON lines.",
+)
 @output_option("Write the report, as Markdown, to a file too.")
 @plugin_files
-def check(registry: Registry, name: str, quick: bool, output: Path | None, **choices: Any) -> int:
+def check(
+    registry: Registry,
+    name: str,
+    quick: bool,
+    output: Path | None,
+    against: Path | None,
+    **choices: Any,
+) -> int:
     """Check a method, suite, labeller or verifier: determinism, invariance, honest costs, gain.
+
+    A judge is compared with human preferences (--against): accuracy, Cohen's kappa, Spearman.
 
     A method takes two or three minutes on two cores, with --quick half a minute. A name of several
     kinds is told apart as in `harness check verifier.exact`. NAME may be a suite file, with
@@ -47,10 +62,12 @@ def check(registry: Registry, name: str, quick: bool, output: Path | None, **cho
 
     from ..check import FAILED, Options, report
     from ..check import check as proofs
+    from ..check.judges import judge_findings, unused
     from ..report.output import check_output, write_output
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     kind, plain = _kind_of(registry.name_of("methods", name), registry)
+    unused(against, kind)
     if output is not None:
         check_output(output)
     findings = []
@@ -58,7 +75,12 @@ def check(registry: Registry, name: str, quick: bool, output: Path | None, **cho
         options = Options(
             **choices, full=not quick, processes=not quick, results=Path(folder), say=_say
         )
-        for finding in proofs(kind, plain, registry, options):
+        found = (
+            proofs(kind, plain, registry, options)
+            if against is None
+            else judge_findings(plain, registry, options, against)
+        )
+        for finding in found:
             findings.append(finding)
             colour = "red" if finding.status == FAILED else None
             echo(f"{finding.status:<8} {finding.proof:<32} {finding.detail}", fg=colour)
@@ -74,8 +96,8 @@ def _kind_of(name: str, registry: Registry) -> tuple[str, str]:
     kinds, plain = registry.kinds_of(name, CHECKED)
     if not kinds and name.endswith(".py"):
         raise UsageError(
-            f"{name} is a file: load it with -p {name}, and name the method, suite, labeller or"
-            " verifier in it."
+            f"{name} is a file: load it with -p {name}, and name the method, suite, labeller,"
+            " verifier or judge in it."
         )
     if not kinds:
         registry.get("methods", name)

@@ -189,9 +189,10 @@ def judge_text(judge: dict[str, Any]) -> str:
     """Return the qualities of the verdicts; empty for a judge of which nothing is known."""
     parts = []
     if held_out := judge.get("held_out"):
-        parts.append(
-            f"accuracy {held_out['accuracy']:.3f} on {held_out['pairs']:.0f} held-out pairs"
-        )
+        ends = f" \\[{held_out['low']:.3f}, {held_out['high']:.3f}]" if "low" in held_out else ""
+        doubt = f", {held_out['doubt']}" if "doubt" in held_out else ""
+        pairs = f"{held_out['pairs']:.0f} held-out pairs"
+        parts.append(f"accuracy {held_out['accuracy']:.3f}{ends} on {pairs}{doubt}")
     if judge.get("missing"):
         parts.append(f"{judge['missing']} of {judge['pairs']} pairs without a verdict")
     parts += [f"{n} {name}" for name, n in judge.get("problems", {}).items()]

@@ -189,6 +189,13 @@ def report(
     show_default=True,
     help="Of two methods' scores on a prompt.",
 )
+@click.option(
+    "--rows",
+    type=click.IntRange(2),
+    default=2,
+    show_default=True,
+    help="Rows of the table: bold type is corrected for all pairs of them.",
+)
 def power(effect: float | None, **study: Any) -> None:
     """Show which difference of win-rates a study can detect."""
     from ..statistics.power import Design, assumptions, report

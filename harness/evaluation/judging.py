@@ -21,7 +21,7 @@ from ..core.files import make_folder
 from ..core.global_state import put_back
 from ..core.progress import EVALUATION, activity
 from ..core.watchdog import waiting_for
-from ..statistics.judges import verdict_figures
+from ..statistics.judges import held_out_figures, verdict_figures
 
 CHUNK = 16  # pairs between two writes of the verdict log
 
@@ -99,7 +99,9 @@ def _options(judge: Judge) -> dict[str, Any]:
 
 def _quality(judge: Judge) -> dict[str, Any]:
     agreement = judge.agreement()
-    return {"held_out": agreement} if agreement else {}
+    if not agreement:
+        return {}
+    return {"held_out": held_out_figures(agreement["accuracy"], agreement["pairs"])}
 
 
 def _verdicts_of_rest(

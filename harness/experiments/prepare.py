@@ -9,6 +9,7 @@ from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..api.adapters import same_mind
 from ..api.contracts import Method
 from ..api.participants import Participants
 from ..api.registry import Registry
@@ -277,6 +278,14 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
             f" {spec.suite_name} keeps none for it. Name another judge with --judge, or raise"
             " judge_share. Nothing was trained."
         )
+    for labeller in (stages.labeller, stages.own_labeller):
+        if same_mind(labeller, stages.judge):
+            assert labeller is not None
+            raise Refused(
+                f"The judge {stages.judge.name} and the labeller {labeller.name} are the same: what"
+                " a method is trained to please would judge it. Name another judge or labeller."
+                " Nothing was trained."
+            )
     split = spec.stages["evaluation"]["split"]
     _check_against(spec, stages)
     if spec.stages["evaluation"]["answers"] > 1 and not can["verifier"]:

@@ -175,7 +175,9 @@ def _train_and_evaluate(
     )
     result = _result_of(training, policy, loop, assessed, cost)
     result["execution"] = record.execution_of(loop, settings_used)
-    for remark in _remarks(spec, loop, stage_runtime, result["runtime"]):
+    for remark in _remarks(
+        spec, loop, stage_runtime, result["runtime"], result["evaluation"]["judge"]
+    ):
         settings.warn(remark)
     if stage_runtime.distributed.main:
         with activity(progress.CHECKPOINTS, "writing the record and the policy"):
@@ -330,10 +332,22 @@ def assess(
 
 
 def _remarks(
-    spec: RunSpec, loop: Loop, stage_runtime: StageRuntime, runtime: Mapping[str, Any]
+    spec: RunSpec,
+    loop: Loop,
+    stage_runtime: StageRuntime,
+    runtime: Mapping[str, Any],
+    judge: Mapping[str, Any],
 ) -> list[str]:
-    """Return remarks on options without effect, and on figures that measure less than usual."""
+    """Return remarks on a doubtful judge, on options without effect, and on figures that measure
+    less than usual.
+    """
     remarks = []
+    if doubt := judge.get("held_out", {}).get("doubt"):
+        remarks.append(
+            f"The judge {judge['name']} is {doubt}: its accuracy is"
+            f" {judge['held_out']['accuracy']:.3f} on {judge['held_out']['pairs']:.0f} held-out"
+            " pairs. Do not rely on its win-rates."
+        )
     if spec.snapshots and not loop.total:
         remarks.append(
             f"--snapshots: {spec.method} trains nothing, so there was nothing to keep along"

@@ -1,11 +1,12 @@
-"""Comparison of methods on the same prompts: paired differences, Holm's correction, and
-bold type.
+"""Comparison of methods on the same prompts: paired differences, Holm's correction, and the
+confidence set of the best behind bold type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from itertools import combinations
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .intervals import ONE_SEED, SEVERAL_SEEDS, Array, Parts, half_width, matrix, p_value, parts
 
+OPEN_WIDTH = 2.0  # half-widths of a usual method: see `confidence_set`
 BORROW_FROM = 3  # least seeds per method, and least methods, for a pooled variance
 
 
@@ -255,28 +257,92 @@ def _stacked(differences: Sequence[Parts]) -> Parts:
     )
 
 
+class Standing(Enum):
+    """Where a method stands beside the best mean of a table."""
+
+    BEST = "best"  # in the confidence set of the best
+    OPEN = "open"  # in it only because its own seeds vary
+    WORSE = "worse"
+
+
+def confidence_set(
+    scores: Mapping[str, ArrayLike], alpha: float = 0.05, borrow: bool = True, higher: bool = True
+) -> dict[str, Standing]:
+    """Return where each method stands: a stepwise confidence set of the best.
+
+    In the manner of the model confidence set (Hansen, Lunde and Nason 2011), on the p-values of
+    `all_pairs`. While k methods are left, the pair with the smallest p-value loses the worse of its
+    two if p k (k - 1) / 2 <= alpha. The family shrinks with the set: pairs among methods that are
+    out correct nothing. A method that is truly best is called worse in at most `alpha` of tables:
+    as long as only worse ones were dropped, the factor is that of all pairs that are left.
+
+    A method of the set is OPEN where the half-width of its difference to the best mean, and the
+    difference itself, are both more than OPEN_WIDTH times the median half-width of the methods. Its
+    own seeds vary so much that the data say little of it.
+
+    The same scores under two names are one method, tested once.
+
+    Args:
+        scores: Scores (S, P) by method, on the same P prompts.
+        alpha: The share of tables in which a best method may be called worse.
+        borrow: Whether the variance between seeds is also pooled; see `all_pairs`.
+        higher: Whether higher scores are better.
+    """
+    arrays = {name: matrix(s) for name, s in scores.items()}
+    first: dict[bytes, str] = {}
+    twin = {name: first.setdefault(array.tobytes(), name) for name, array in arrays.items()}
+    distinct = {name: array for name, array in arrays.items() if twin[name] == name}
+    sign = 1 if higher else -1
+    means = {name: sign * float(array.mean()) for name, array in distinct.items()}
+    pairs = all_pairs(distinct, borrow)
+    left = _left(pairs, means, alpha)
+    noisy = _noisy(pairs, means)
+    standing = {
+        name: Standing.WORSE
+        if name not in left
+        else Standing.OPEN
+        if name in noisy
+        else Standing.BEST
+        for name in distinct
+    }
+    return {name: standing[twin[name]] for name in scores}
+
+
+def _left(
+    pairs: Mapping[tuple[str, str], Comparison], means: Mapping[str, float], alpha: float
+) -> set[str]:
+    """Return the methods that the stepwise tests leave."""
+    left = set(means)
+    ordered = sorted(pairs, key=lambda pair: pairs[pair].p)
+    while len(left) > 1:
+        there = next(pair for pair in ordered if left.issuperset(pair))
+        if pairs[there].p * len(left) * (len(left) - 1) / 2 > alpha:
+            break
+        left.remove(min(there, key=lambda name: means[name]))
+    return left
+
+
+def _noisy(
+    pairs: Mapping[tuple[str, str], Comparison], means: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the methods whose difference to the best mean is wide and large beside the others'."""
+    best = max(means, key=lambda name: means[name])
+    beside = {name: found for pair, found in pairs.items() if best in pair for name in pair}
+    beside.pop(best, None)
+    if not beside:
+        return {}
+    halves = {name: (found.high - found.low) / 2 for name, found in beside.items()}
+    limit = OPEN_WIDTH * float(np.median(list(halves.values())))
+    return {
+        name: half
+        for name, half in halves.items()
+        if half > limit and abs(beside[name].difference) > limit
+    }
+
+
 def best_group(
     scores: Mapping[str, ArrayLike], alpha: float = 0.05, borrow: bool = True, higher: bool = True
 ) -> dict[str, bool]:
-    """Return which methods a table may set bold: those not significantly worse than the one with
-    the best mean.
-
-    The best is chosen by the same data, so its comparisons are not M - 1 tests fixed in advance:
-    the family is all M (M - 1) / 2 pairs (as in Tukey's range test). So any false distinction, one
-    of M equal methods left out, happens in at most `alpha` of tables; with a family of M - 1 it
-    would in more (the tests show it).
-    """
-    if len(scores) < 2:
-        return dict.fromkeys(scores, True)
-    means = {name: (1 if higher else -1) * float(matrix(s).mean()) for name, s in scores.items()}
-    best = max(means, key=lambda name: means[name])
-    worse = {
-        name
-        for pair, comparison in all_pairs(scores, borrow).items()
-        for name in pair
-        if best in pair
-        and name != best
-        and comparison.adjusted is not None
-        and comparison.adjusted <= alpha
-    }
-    return {name: name not in worse for name in scores}
+    """Return which methods a table sets bold: those whose `Standing` is BEST."""
+    found = confidence_set(scores, alpha, borrow, higher)
+    return {name: standing is Standing.BEST for name, standing in found.items()}

@@ -18,6 +18,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from .compare import BORROW_FROM
 from .intervals import Array
 
 NORMAL = NormalDist()
@@ -37,11 +38,14 @@ class Design:
     # of a score's variance: the part that seeds of a method share on a prompt
     prompt_share: float = 0.5
     correlation: float = 0.0  # of two methods' scores on a prompt, for their difference
+    rows: int = 2  # of the table: a difference is tested among all pairs of them
 
     def check(self) -> None:
         """Raise ValueError for impossible values."""
         if self.prompts < 2 or self.seeds < 1:
             raise ValueError("a study has at least 2 prompts and 1 seed")
+        if self.rows < 2:
+            raise ValueError("a table that compares has at least 2 rows")
         if self.seeds > 1 and self.correlation > self.prompt_share:
             raise ValueError(
                 "methods share no more of a prompt than the seeds of one do: correlation <= prompt"
@@ -79,31 +83,58 @@ def variances(design: Design, difference: bool, rate: float = 0.5) -> tuple[floa
 
 
 @cache
-def _squared_t(seeds: int, difference: bool, alpha: float) -> Array:
-    """Return equally likely values of t(df)^2 X: what multiplies V_A in a squared half-width."""
+def _squared_t(d: int, welch: bool, alpha: float) -> Array:
+    """Return equally likely values of t(df)^2 X: what multiplies V_A in a squared half-width.
+
+    Args:
+        d: Degrees of freedom of one estimate of V_A.
+        welch: Whether V_A is the mean of two such estimates, on Welch's degrees of freedom.
+        alpha: The two-sided level.
+    """
     from scipy.special import gammaincinv, stdtrit
 
-    d, points = seeds - 1, 120 if difference else 4000
+    points = 120 if welch else 4000
     x = 2 * gammaincinv(d / 2, (np.arange(points) + 0.5) / points) / d
-    if not difference:
+    if not welch:
         return np.asarray(stdtrit(d, 1 - alpha / 2) ** 2 * x, dtype=np.float64)
     one, other = (axis.ravel() for axis in np.meshgrid(x, x))
-    welch = d * (one + other) ** 2 / (one**2 + other**2)
-    return np.asarray(stdtrit(welch, 1 - alpha / 2) ** 2 * (one + other) / 2, dtype=np.float64)
+    df = d * (one + other) ** 2 / (one**2 + other**2)
+    return np.asarray(stdtrit(df, 1 - alpha / 2) ** 2 * (one + other) / 2, dtype=np.float64)
 
 
 def power(design: Design, effect: float, difference: bool = False, alpha: float = 0.05) -> float:
     """Return the probability of finding an effect at two-sided `alpha`: a win-rate of 0.5 + effect,
     or a difference.
+
+    In a table of M rows a difference is tested at alpha / (M (M - 1) / 2), as in the first step of
+    `compare.confidence_set`. With three rows and three seeds or more the variance between seeds is
+    also pooled over the rows, on M (S - 1) degrees of freedom, and the smaller p-value counts
+    twice.
     """
+    design.check()
+    if not difference or design.rows == 2:
+        return _power(design, effect, difference, alpha)
+    each = alpha / (design.rows * (design.rows - 1) / 2)
+    if design.seeds < BORROW_FROM:
+        return _power(design, effect, True, each)
+    pooled = design.rows * (design.seeds - 1)
+    return max(
+        _power(design, effect, True, each / 2), _power(design, effect, True, each / 2, pooled)
+    )
+
+
+def _power(design: Design, effect: float, difference: bool, alpha: float, pooled: int = 0) -> float:
+    """Return the power of one test; `pooled`: the degrees of freedom of a pooled variance."""
     from scipy.special import ndtr
 
-    design.check()
     null = variances(design, difference)
     sd = math.sqrt(sum(null if difference else variances(design, False, 0.5 + effect)))
     squared = NORMAL.inv_cdf(1 - alpha / 2) ** 2 * null[1]
     halves = (
-        np.sqrt(_squared_t(design.seeds, difference, alpha) * null[0] + squared)
+        np.sqrt(
+            _squared_t(pooled or design.seeds - 1, difference and not pooled, alpha) * null[0]
+            + squared
+        )
         if null[0]
         else math.sqrt(squared)
     )
@@ -159,7 +190,7 @@ def report(
     rows = []
     for difference, question in (
         (False, "one method against 50 %"),
-        (True, "two methods on the same prompts"),
+        (True, _of_two(design)),
     ):
         least = minimum_detectable_effect(design, difference, wanted)
         row = [question, "none" if least is None else f"{least:.3f}"]
@@ -173,16 +204,30 @@ def report(
     return columns, rows
 
 
+def _of_two(design: Design) -> str:
+    """Return the question of a difference in words."""
+    if design.rows == 2:
+        return "two methods on the same prompts"
+    return f"two of {design.rows} methods on the same prompts"
+
+
 def _not_enough(count: int, unit: str) -> str:
     """Return the table cell for a quantity of which no number reaches the wanted power."""
     return f"no number is enough with {count} {unit}{'s' * (count > 1)}"
+
+
+def _correction(design: Design) -> str:
+    if design.rows == 2:
+        return "no correction for several comparisons (--rows gives a table's)"
+    pairs = design.rows * (design.rows - 1) // 2
+    return f"a difference is corrected for all {pairs} pairs of a table with {design.rows} rows"
 
 
 def assumptions(design: Design) -> str:
     """Return the assumptions of `report` in words."""
     text = (
         f"{design.prompts} prompts, two-sided tests at 5 %, {design.ties:.0%} ties, methods' scores"
-        f" on a prompt correlated {design.correlation:g}; no correction for several comparisons."
+        f" on a prompt correlated {design.correlation:g}; {_correction(design)}."
     )
     if design.seeds == 1:
         return (

@@ -47,6 +47,7 @@ class RewardModel:
     ) -> None:
         self.model, self.pooling, self.name = model, pooling, name
         self.mean, self.scale = mean, scale
+        self.held_out: dict[str, float] = {}  # accuracy on held-out pairs, where it is known
         self.role = Role(
             name.replace("_model", ""),
             model,

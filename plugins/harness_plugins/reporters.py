@@ -113,9 +113,7 @@ class LaTeX(Reporter):
         lines = [
             self._row(row) + r" \\" + behind for row, behind in zip(table.rows, runs, strict=True)
         ]
-        marked = [
-            f"$^{{\\mathrm{{{mark}}}}}$ {latex(text)}" for mark, text in table.footnotes.items()
-        ]
+        marked = [f"{superscript([mark])} {latex(text)}" for mark, text in table.footnotes.items()]
         notes = "\\par\n".join([*marked, *filter(None, map(_note, table.notes))])
         below = (
             "\\par\\smallskip\n\\begin{minipage}{\\linewidth}\\footnotesize\n"
@@ -144,7 +142,7 @@ class LaTeX(Reporter):
         text = "--" if cell.text == "-" else latex(cell.text)
         text = f"\\textit{{{text}}}" if cell.best else text
         text = f"\\textbf{{{text}}}" if cell.bold else text
-        marks = f"$^{{\\mathrm{{{','.join(cell.marks)}}}}}$" if cell.marks else ""
+        marks = superscript(cell.marks) if cell.marks else ""
         return text + (f" {{\\scriptsize {latex(cell.interval)}}}" if cell.interval else "") + marks
 
 
@@ -201,6 +199,12 @@ def display_name(row):
     if match is None or match[1] not in DISPLAY_NAMES:
         return latex(row)
     return " ".join(filter(None, [DISPLAY_NAMES[match[1]], latex(match[2])]))
+
+
+def superscript(marks):
+    """Return the marks of footnotes in LaTeX: letters, and a dagger."""
+    told = ",".join(marks).replace("\u2020", r"\dagger")
+    return f"$^{{\\mathrm{{{told}}}}}$"
 
 
 def _note(text):

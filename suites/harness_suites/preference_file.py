@@ -170,6 +170,10 @@ class RewardModelJudge(Judge):
         if stages is not None:
             self.stages, self.model = stages, stages.judge_model()
 
+    def agreement(self):
+        """Return the accuracy on held-out preferences."""
+        return dict(self.model.held_out)
+
     def score(self, prompts, completions):
         """Return the judge model's normalised score per completion."""
         from harness.core.meter import Meter

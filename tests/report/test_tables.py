@@ -16,7 +16,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from harness_plugins.reporters import CSV, Markdown
+from harness_plugins.reporters import CSV, LaTeX, Markdown
 
 from harness.cli.tables import TERMINAL_COLUMNS, TableRequest, fitted
 from harness.core.errors import HarnessError, UsageError
@@ -239,8 +239,34 @@ def test_bold_rows_are_not_significantly_worse(tmp_path):
     )
     assert (
         "Bold: not significantly worse than the best mean" in made.caption
-        and "Holm over all 3 pairs" in made.caption
+        and "stepwise from all 3 pairs of rows" in made.caption
     )
+
+
+def seeds_at(method, rates, salt):
+    """Records of a method whose seeds have these win-rates."""
+    return [
+        answers(scores_of(rate, 10 * salt + seed), seed, method=method)
+        for seed, rate in enumerate(rates)
+    ]
+
+
+def test_row_whose_seeds_collapse_has_a_dagger_and_their_range(tmp_path):
+    steady = {"ppo": 0.9, "dpo": 0.89, "kto": 0.6, "ipo": 0.55}
+    rows = [
+        pair for i, (m, rate) in enumerate(steady.items()) for pair in seeds_at(m, [rate] * 3, i)
+    ]
+    made = put_answers(tmp_path, *rows, *seeds_at("rlaif", [0.02, 0.03, 0.6], 9))
+    cells = {str(row[0]): row[2] for row in made.rows}
+    wild, plain = cells["rlaif"], next(f for f in made.plain if f["method"] == "rlaif")
+    assert not wild.bold and wild.marks == ("\u2020",) and cells["ppo"].bold
+    assert not any(cell.marks for name, cell in cells.items() if name != "rlaif")
+    assert "rlaif from 0.0" in made.footnotes["\u2020"] and " to 0.5" in made.footnotes["\u2020"]
+    assert plain["collapsed"] == 2 and "2 of 3 seeds collapsed" in plain["footnotes"]
+    assert all("collapsed" not in f for f in made.plain if f["method"] != "rlaif")
+    assert "(\u2020)" in Markdown().render(made)
+    shown = LaTeX().render(made)
+    assert r"$^{\mathrm{\dagger}}$" in shown and "\u2020" not in shown
 
 
 @pytest.mark.parametrize("prompts", [100, 200])  # fewer; as many, and other ones
@@ -253,7 +279,7 @@ def test_bold_is_absent_if_prompts_differ(tmp_path, prompts):
     assert not any(cell.bold or cell.best for row in made.rows for cell in row)
     assert (
         "Nothing is bold: rows answered different prompts" in made.caption
-        and "Holm" not in made.caption
+        and "stepwise" not in made.caption
     )
     assert f"200 test prompts, one answer each at T=1 or {prompts} validation prompts" in made.title
     assert "win_rate_bold" not in made.plain[0]
@@ -265,7 +291,7 @@ def test_bold_is_tested_for_mixed_runs_on_the_same_prompts(tmp_path):
     assert {str(row[0]): row[2].bold for row in made.rows} == {
         "ppo": True,
         "dpo": False,
-    } and "Holm" in made.caption
+    } and "stepwise" in made.caption
 
 
 def test_bold_is_absent_if_prompts_of_one_name_differ(tmp_path):

@@ -61,6 +61,7 @@ FLAGS = {
         "--set",
         "--optimum-set",
         "--quick",
+        "--against",
         "-o",
         "--output",
         "-p",

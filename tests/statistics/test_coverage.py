@@ -210,8 +210,14 @@ def tables(methods, seeds, seed_sd, prompts=96, shift=0.0, ties=True, seed=0, co
         yield {f"m{i}": scores[i] for i in range(methods)}
 
 
-def false_bold(found, bold=compare.best_group):
-    """The share of tables of equal methods in which any is not bold."""
+def not_worse(table):
+    """Which methods are not called worse than the best."""
+    standing = compare.confidence_set(table)
+    return {name: one is not compare.Standing.WORSE for name, one in standing.items()}
+
+
+def false_bold(found, bold=not_worse):
+    """The share of tables of equal methods in which any is called worse."""
     told = [all(bold(table).values()) for table in found]
     return 1 - np.mean(told)
 
@@ -233,7 +239,7 @@ def test_false_difference_of_two(seeds):
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
 @pytest.mark.parametrize("methods", [4, 8])
 def test_false_bold(methods, seeds):
-    """Without noise of seeds and with, alike for all: every table should be all bold."""
+    """Without noise of seeds and with, alike for all: no method should be called worse."""
     for seed_sd in (0.0, 0.2) if seeds > 1 else (0.0,):
         many = 1000 if seeds == 1 else 1600 // methods
         assert false_bold(tables(methods, seeds, seed_sd, count=many)) <= 0.05
@@ -245,6 +251,36 @@ def test_false_bold_where_methods_vary_unlike(noisy):
     assert (
         false_bold(tables(8, 3, sd, ties=False, count=300)) <= 0.06
     )  # 0.045 by 20,000 chi-squared tables
+
+
+def like_a_paper(rng, collapses, seeds, prompts=256):
+    """A table of the best row, eighteen worse ones, and one whose seeds collapse at random."""
+    rates = [2.2, *np.linspace(-0.2, 1.3, 18), 0.2]
+    hard, found = 1.2 * rng.normal(size=prompts), {}
+    for i, rate in enumerate(rates):
+        odds = rate + 0.1 * rng.normal(size=(seeds, 1))
+        if i == 19:
+            odds = np.where(rng.random((seeds, 1)) < collapses, -4.0, odds)
+        chance = length.sigmoid(odds + hard)
+        found[f"m{i}"] = (rng.random((seeds, prompts)) < chance).astype(float)
+    return found
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_no_row_whose_seeds_collapse_is_bold(seeds):
+    """Holm over all pairs has it bold in most such tables."""
+    rng = np.random.default_rng(5)
+    found = [compare.confidence_set(like_a_paper(rng, 0.6, seeds)) for _ in range(12)]
+    assert all(one["m19"] is not compare.Standing.BEST for one in found)
+    assert all(one["m0"] is compare.Standing.BEST for one in found)
+    assert seeds == 5 or any(one["m19"] is compare.Standing.OPEN for one in found)
+
+
+def test_a_steady_row_close_to_the_best_stays_bold():
+    """Negative control of the dagger: a row that is alike in variance is bold, not open."""
+    rng = np.random.default_rng(6)
+    found = [compare.confidence_set(like_a_paper(rng, 0.0, 3)) for _ in range(6)]
+    assert not any(standing is compare.Standing.OPEN for one in found for standing in one.values())
 
 
 def simple_pool(table):
@@ -331,6 +367,26 @@ def test_length_controlled_win_rates(seeds):
         ).win_rate
         held.append(found.low <= float(length.sigmoid(0.6)) <= found.high)
     assert 0.93 <= np.mean(held) <= 0.99
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_power_with_rows_is_how_often_a_table_tells_two_rows_apart(seeds):
+    """At the first step of the stepwise tests, with the pooled variance and with a pair's own."""
+    rows, effect, prompts = 6, 0.12, 256
+    design = power.Design(prompts, seeds, seed_sd=0.02, rows=rows)
+    rng, v, found = np.random.default_rng(8), 0.25, []
+    shared, rest = np.sqrt(design.prompt_share * v), np.sqrt((1 - design.prompt_share) * v)
+    for _ in range(250):
+        scores = rest * rng.normal(size=(rows, seeds, prompts))
+        scores += shared * rng.normal(size=(rows, 1, prompts))  # no correlation between rows
+        scores += (seeds > 1) * 0.02 * rng.normal(size=(rows, seeds, 1))
+        scores[0] += effect
+        pair = compare.all_pairs({f"m{i}": one for i, one in enumerate(scores)})["m0", "m1"]
+        found.append(pair.p * rows * (rows - 1) / 2 <= 0.05)
+    told = power.power(design, effect, difference=True)
+    assert np.mean(found) == pytest.approx(told, abs=0.09)
+    alone = power.power(power.Design(prompts, seeds, seed_sd=0.02), effect, difference=True)
+    assert told < alone - 0.05 or alone > 0.99  # negative control: without the correction
 
 
 @pytest.mark.parametrize("difference", [False, True])

@@ -212,6 +212,46 @@ def test_whether_a_pool_is_used_is_told(seeds, used):
     assert (compare.all_pairs(scores) != compare.all_pairs(scores, borrow=False)) == used
 
 
+def test_stepwise_tests_correct_for_the_rows_that_are_left():
+    """Pairs among rows far below correct nothing for the two above, as they would in Holm's."""
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=400)
+    means = {"a": 0.12, "b": 0.0, **dict.fromkeys("cdefgh", -3.0)}
+    table = {n: m + hard + 0.85 * rng.normal(size=400) for n, m in means.items()}
+    p = compare.all_pairs(table)["a", "b"].p
+    assert 0.05 / 15 < p < 0.05  # so that the family decides
+    standing = compare.confidence_set(table)
+    assert [n for n in table if standing[n] is not compare.Standing.WORSE] == ["a"]
+    assert compare.all_pairs(table)["a", "b"].adjusted > 0.05  # negative control: Holm
+
+
+def test_the_same_scores_under_two_names_are_tested_once():
+    rng = np.random.default_rng(3)
+    hard = rng.normal(size=300)
+    one, other = (m + hard + rng.normal(size=300) for m in (0.25, 0.0))
+    p = compare.all_pairs({"a": one, "b": other})["a", "b"].p
+    alone, twice = {"a": one, "b": other}, {"a": one, "b": other, "a again": one, "b again": other}
+    standing = compare.confidence_set(twice, alpha=2 * p)
+    assert compare.confidence_set(alone, alpha=2 * p)["b"] is compare.Standing.WORSE
+    assert standing["a"] is standing["a again"] is compare.Standing.BEST
+    assert standing["b"] is standing["b again"] is compare.Standing.WORSE
+
+
+def test_a_noisy_row_is_open_and_not_best():
+    rng = np.random.default_rng(1)
+    hard = rng.normal(size=200)
+    table = {
+        f"m{i}": level + hard + 0.1 * rng.normal(size=(3, 200))
+        for i, level in enumerate((2.0, 1.98, 1.0, 0.9, 0.8))
+    }
+    noise = np.array([[-1.5], [0.0], [1.5]])
+    table["wild"] = 1.0 + hard + noise + 0.1 * rng.normal(size=(3, 200))
+    standing = compare.confidence_set(table)
+    assert standing["wild"] is compare.Standing.OPEN
+    assert standing["m0"] is compare.Standing.BEST and standing["m2"] is compare.Standing.WORSE
+    assert not compare.best_group(table)["wild"]
+
+
 def test_best_group_by_hand():
     rng = np.random.default_rng(3)
     noise = {name: rng.normal(size=(3, 400)) for name in "abcd"}

@@ -30,6 +30,9 @@ MEANS = (
     "accuracy",
 )  # figures that an answer can have, beside the win-rate
 SIGNED = ("gold", "proxy", "accuracy")  # of these, what may be below 0
+COLLAPSED = (
+    0.25  # a win-rate below which a policy is no policy any more: a copy of the start has .5
+)
 AGREE = 1e-6  # largest difference between a record's mean and that of its answers
 
 
@@ -154,6 +157,8 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
         figures |= _named("win_rate", interval)
         figures["win_rate_speaks_for"] = interval.label
         figures["win_rate_seed_sd"] = interval.seed_sd
+        if count := collapsed(known_scores["win"]):
+            figures["collapsed"] = count
         if (lc := controlled(answers)).identified:
             figures |= _named("lc_win_rate", lc.win_rate)
     for name in MEANS:
@@ -169,6 +174,13 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
     return figures | {
         name: value for name, value in _recorded(row.good).items() if name not in figures
     }
+
+
+def collapsed(win: Array) -> int:
+    """Return how many seeds collapsed: their win-rate (S, P) is below COLLAPSED, and so is the
+    upper end of its interval.
+    """
+    return sum(win_rate_interval(one).high < COLLAPSED for one in win)
 
 
 def _shares(verdicts: Array) -> bool:

@@ -13,11 +13,18 @@ from ...experiments.study.state import CLASSES, LEFT, TUNING, read_tuning, study
 from ..selection.run_files import spec_of
 from ..selection.select import Record, Row, Selection, is_guest, unlike
 
+DAGGER = "\u2020"  # marks a figure, not a row
+
 
 class Footnotes:
-    """The footnotes of a selection; equal texts share a mark."""
+    """The footnotes of a selection; equal texts share a mark.
 
-    def __init__(self, selection: Selection) -> None:
+    `more` are further texts of rows, by their place.
+    """
+
+    def __init__(
+        self, selection: Selection, more: Mapping[int, Sequence[str]] | None = None
+    ) -> None:
         self.texts: dict[str, str] = {}  # by mark
         self._marks: dict[int, tuple[str, ...]] = {}
         tuning, usual = _tuning(selection), usual_settings(selection.good)
@@ -29,8 +36,9 @@ class Footnotes:
                 *_budget(row),
                 *_execution(row, usual),
                 *tuning.get(row.records[0].get("cell"), []),
+                *(more or {}).get(i, []),
             ]
-            for row in selection.rows
+            for i, row in enumerate(selection.rows)
         ]
         marks: dict[str, str] = {}
         for i, row_texts in enumerate(texts):

@@ -336,7 +336,10 @@ def _table(
             for line, own in zip(lines, marks, strict=True)
         ],
         caption,
-        footnotes.texts,
+        {
+            **tables.open_footnote([line.figures for line in lines], ["win_rate"]),
+            **footnotes.texts,
+        },
         [[str(r["folder"]) for row in line.rows for r in row.records] for line in lines],
     )
 

@@ -10,7 +10,7 @@ from ...core.errors import unknown
 from ...core.spec import START
 from ...core.table import Cell, Table
 from ..selection.select import Row, Selection, counted
-from .footnotes import Footnotes
+from .footnotes import DAGGER, Footnotes
 
 Figures = Mapping[str, Any]
 ALPHA = 0.05
@@ -51,7 +51,7 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
                     scores[name][row.name] = answers.figures[key]
     paired = len(prompts) < 2 and _on_the_same_prompts(selection)
     borrowed = paired and mark_best(figures_by_row, scores)
-    footnotes = Footnotes(selection)
+    footnotes = Footnotes(selection, {i: collapses(f) for i, f in enumerate(figures_by_row)})
     rows = [_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(figures_by_row)]
     kept = [
         i for i in range(len(shown)) if columns or any(row[i].text not in ("-", "") for row in rows)
@@ -72,7 +72,7 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
             for i, figures in enumerate(figures_by_row)
         ],
         caption=_caption(selection, paired, borrowed),
-        footnotes=footnotes.texts,
+        footnotes={**open_footnote(figures_by_row, keys), **footnotes.texts},
         runs=[[r["folder"] for r in row.records] for row in selection.rows],
     )
 
@@ -103,10 +103,13 @@ def with_footnotes(figures: Figures, footnotes: Footnotes, marks: Sequence[str])
 def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> bool:
     """Mark in the figures of each row whether its mean is best, and not significantly worse.
 
+    A row that stays only because its own seeds vary is marked as open instead, with the lowest and
+    the highest mean of its seeds.
+
     Returns:
         Whether the tests pooled the variances between seeds.
     """
-    from ...statistics.compare import best_group, borrows
+    from ...statistics.compare import Standing, borrows, confidence_set
     from ..selection.figures import complete, of_prompts
 
     borrowed = False
@@ -117,14 +120,43 @@ def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, 
         if kept.sum() < 2:
             continue
         by_row = {row: of_prompts(own, kept) for row, own in by_row.items()}
-        group = best_group(by_row, ALPHA)
+        group = confidence_set(by_row, ALPHA)
         borrowed |= borrows(by_row)
         best = max(f[name] for f in rows if name in f)
         for figures in rows:
             if name in figures and figures["method"] in group:
                 figures[f"{name}_best"] = figures[name] == best
-                figures[f"{name}_bold"] = group[figures["method"]]
+                standing, own = group[figures["method"]], by_row[figures["method"]].mean(-1)
+                figures[f"{name}_bold"] = standing is Standing.BEST
+                if standing is Standing.OPEN:
+                    figures[f"{name}_open"] = f"{own.min():.2f} to {own.max():.2f}"
     return borrowed
+
+
+def open_footnote(rows: Sequence[Figures], keys: Sequence[str]) -> dict[str, str]:
+    """Return the footnote on rows that stay only because their own seeds vary, by its mark."""
+    told = [
+        f"{row['method']} from {row[f'{name}_open']} ({title})"
+        for name, title in (("win_rate", "win-rate"), ("gold", "gold"))
+        for row in rows
+        if f"{name}_open" in row and name in keys
+    ]
+    if not told:
+        return {}
+    return {
+        DAGGER: "Not bold, and not shown to be worse than the best: the seeds of the row itself"
+        f" differ too much to tell. Means of its seeds: {'; '.join(told)}."
+    }
+
+
+def collapses(figures: Figures) -> list[str]:
+    """Return the footnote on seeds that collapsed; empty where none did."""
+    if not figures.get("collapsed") or figures["seeds"] < 2:
+        return []
+    return [
+        f"{figures['collapsed']} of {figures['seeds']} seeds collapsed: their win-rates are below a"
+        " quarter, beyond their intervals. Intervals over seeds cover less than 95 % then."
+    ]
 
 
 def conditions(selection: Selection) -> str:
@@ -177,6 +209,7 @@ def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
             interval,
             f.get(f"{name}_bold", False),
             f.get(f"{name}_best", False),
+            (DAGGER,) if f"{name}_open" in f else (),
         )
 
     return write
@@ -319,10 +352,7 @@ def judge_notes(selection: Selection) -> list[str]:
     for record in selection.good:
         judge = record["evaluation"].get("judge", {})
         if held_out := judge.get("held_out"):
-            notes.append(
-                f"The judge {judge['name']} agrees with {held_out['accuracy']:.3f} of"
-                f" {held_out['pairs']:.0f} held-out pairs."
-            )
+            notes.append(f"The judge {judge['name']} {held_out_text(held_out)}.")
         if "kl_temperature" in record["evaluation"]:
             notes.append(
                 "Answers were drawn otherwise than in training; KL is of answers at"
@@ -331,6 +361,14 @@ def judge_notes(selection: Selection) -> list[str]:
         if "against" in record["evaluation"]:
             notes.append(f"The baseline is the answers of {record['evaluation']['against']}.")
     return list(dict.fromkeys(notes))
+
+
+def held_out_text(held_out: Mapping[str, Any]) -> str:
+    """Return how far a judge agrees with held-out preferences, and a warning near a coin."""
+    interval = f" [{held_out['low']:.3f}, {held_out['high']:.3f}]" if "low" in held_out else ""
+    doubt = f", and is {held_out['doubt']}" if "doubt" in held_out else ""
+    share = f"{held_out['accuracy']:.3f}{interval}"
+    return f"agrees with {share} of {held_out['pairs']:.0f} held-out pairs{doubt}"
 
 
 def _caption(selection: Selection, paired: bool, borrowed: bool) -> str:
@@ -392,8 +430,9 @@ def bold_text(rows: int, borrowed: bool) -> str:
     )
     return (
         f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests"
-        f" paired over prompts{pooled}, Holm over all {rows * (rows - 1) // 2} pairs of rows. A row"
-        " whose seeds differ much can be bold although its mean is far from the best."
+        f" paired over prompts{pooled}, stepwise from all {rows * (rows - 1) // 2} pairs of rows"
+        " on: of k rows that are left, the worse of the most distinct pair is out while its p-value"
+        f" times k (k - 1) / 2 is at most {ALPHA:.0%}."
     )
 
 

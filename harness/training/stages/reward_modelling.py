@@ -65,11 +65,12 @@ def make(
             loop.log(loop.trainer.step([Term(ranking_loss, batch, reward.role)], loop.progress))
         runtime = stages.stage_runtime.runtime(meter, seed)
         _normalise(reward, stages, train[:SCALE_ROWS], options, runtime)
-        accuracy = _accuracy(reward, stages, rankings["heldout"], runtime)
+        accuracy, pairs = _accuracy(reward, stages, rankings["heldout"], runtime)
     reward.save(out)
     info = {
         "steps": steps,
         "heldout_accuracy": accuracy,
+        "heldout_pairs": pairs,
         "mean": reward.mean,
         "scale": reward.scale,
         EXECUTION: loop.executions,
@@ -117,15 +118,15 @@ def _normalise(
 
 def _accuracy(
     reward: RewardModel, stages: StageContext, rows: list[Row], runtime: Runtime
-) -> float | None:
+) -> tuple[float | None, int]:
     """Return the share of held-out pairs in the right order, or of labels that the scores
-    predict.
+    predict, and how many there are; None without any.
     """
     if not rows:
-        return None
+        return None, 0
     batch = _batch(stages, rows)
     if "label" in batch:
-        return round(label_accuracy(reward.raw(batch, runtime), batch["label"]), 4)
+        return round(label_accuracy(reward.raw(batch, runtime), batch["label"]), 4), len(rows)
     k = batch.shape[1]
     right, pairs = pair_accuracy(reward.raw(batch, runtime), batch["preferred"].view(-1, k, k))
-    return round(right / pairs, 4) if pairs else None
+    return (round(right / pairs, 4) if pairs else None), pairs

@@ -282,7 +282,13 @@ class Stages:
         artifact = self._reward_stage(
             "judge_model", data, lambda: rankings_of(self.tokens, pairs, heldout=0.1)
         )
-        return self.load_reward(artifact)
+        model, told = self.load_reward(artifact), artifact.info
+        if told.get("heldout_accuracy") is not None and told.get("heldout_pairs"):
+            model.held_out = {
+                "accuracy": float(told["heldout_accuracy"]),
+                "pairs": float(told["heldout_pairs"]),
+            }
+        return model
 
     def load_reward(self, artifact: Artifact) -> RewardModel:
         """Return the reward model of an artifact, on this run's device."""

@@ -1,0 +1,184 @@
+"""The agreement of a judge with human preferences: before its win-rates are believed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..api.adapters import make
+from ..api.contracts import Answer, Judge
+from ..api.judge_contract import check_verdicts
+from ..api.participants import participants
+from ..api.registry import Registry
+from ..api.resolve import Request, resolve
+from ..core.data import Prompt
+from ..core.errors import UsageError
+from ..core.fixed_answers import lines
+from ..core.options import parse_settings
+from ..statistics.judges import COIN, NEAR_COIN, Agreement, agreement, verdict_figures
+from ..statistics.over_prompts import PromptEstimate
+from .findings import SKIPPED, Finding, Options, attempt
+
+PROMPTS = ("prompt", "instruction", "question")
+CHOSEN = ("chosen", "rejected")
+SIDES = (
+    ("a", "b"),
+    ("answer_a", "answer_b"),
+    ("response_a", "response_b"),
+    ("output_1", "output_2"),
+    CHOSEN,
+)
+HUMAN = {"p", "winner", "preference"}
+WINNERS = {"a": 1.0, "model_a": 1.0, "1": 1.0, "b": 0.0, "model_b": 0.0, "2": 0.0, "tie": COIN}
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to a prompt, and the share of humans who prefer the first."""
+
+    prompt: Prompt
+    a: str
+    b: str
+    p: float
+
+
+def judge_findings(
+    name: str, registry: Registry, options: Options, against: Path
+) -> Iterator[Finding]:
+    """Yield the findings on a judge: its agreement with the preferences of a file."""
+    rows = read_preferences(against)
+    judge: Judge = make("judges", name, parse_settings(options.settings, "--set"), registry)
+    if judge.learns:
+        raise UsageError(
+            f"The judge {name} learns from the preferences of a suite. Every run shows its accuracy"
+            " on held-out ones."
+        )
+    told: dict[str, Any] = {}
+
+    def judged() -> str:
+        judge.prepare(_suite(options, registry), None)
+        ours, theirs = [Answer(row.a) for row in rows], [Answer(row.b) for row in rows]
+        found = judge.verdicts([row.prompt for row in rows], ours, theirs)
+        check_verdicts(judge, found, len(rows))
+        told["agreement"] = agreement([v.p for v in found], [row.p for row in rows])
+        figures = verdict_figures([v.p for v in found], [v.note for v in found])
+        return f"{len(rows)} pairs, {figures['missing']} without a verdict{_bias(figures)}"
+
+    yield attempt("gives verdicts", judged)
+    if "agreement" in told:
+        yield from _agreement_findings(told["agreement"])
+
+
+def _suite(options: Options, registry: Registry) -> Any:
+    """Return the suite of `--suite`, which a judge may read; None without it."""
+    if options.suite is None:
+        return None
+    return participants(resolve(Request("start", options.suite), registry), registry).suite
+
+
+def _bias(figures: Mapping[str, Any]) -> str:
+    if "position_bias" not in figures:
+        return ""
+    bias = figures["position_bias"]
+    return f", position bias {bias['mean']:+.3f} [{bias['low']:.3f}, {bias['high']:.3f}]"
+
+
+def _agreement_findings(found: Agreement) -> Iterator[Finding]:
+    def better() -> str:
+        accuracy = found.accuracy
+        assert accuracy is not None, "no pair has both a verdict and a human preference"
+        told = f"accuracy {_text(accuracy)}"
+        assert accuracy.low > COIN, f"{told}: not shown to be better than a coin"
+        return told + (", hardly better than a coin" if accuracy.mean < NEAR_COIN else "")
+
+    yield attempt("is better than a coin", better)
+    others = {"Cohen's kappa": found.kappa, "Spearman's correlation": found.spearman}
+    for label, value in others.items():
+        if value is None:
+            yield Finding(label, SKIPPED, "not defined: one side gives one value only")
+        else:
+            yield attempt(label, lambda value=value: _text(value))  # type: ignore[misc]
+
+
+def _text(estimate: PromptEstimate) -> str:
+    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] on {estimate.n} pairs"
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def read_preferences(file: Path) -> list[Preference]:
+    """Return the preferences of a JSON-lines file.
+
+    A row has a prompt, two answers, and who prefers which: `winner` (a, b or tie), `preference`
+    (1, 2, or between them), or `p`, the share of humans who prefer the first. Answers that are
+    called chosen and rejected need none; every other such pair is turned, so that a judge which
+    prefers a place gains nothing.
+
+    Raises:
+        UsageError: There is no such file, or a row lacks something.
+    """
+    if not file.is_file():
+        raise UsageError(f"--against {file}: there is no such file.")
+    rows: list[Preference] = []
+    for number, line in enumerate(filter(str.strip, lines(file.read_text(encoding="utf-8"))), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"--against {file}: line {number} is no JSON: {error}.") from None
+        rows.append(_preference(row, f"--against {file}: row {number}", len(rows)))
+    if len(rows) < 2:
+        raise UsageError(f"--against {file}: two preferences or more were expected.")
+    return rows
+
+
+def _preference(row: Any, where: str, place: int) -> Preference:
+    row = row if isinstance(row, dict) else {}
+    prompt = next((row[key] for key in PROMPTS if key in row), None)
+    names = next((pair for pair in SIDES if set(pair) <= row.keys()), None)
+    if prompt is None or names is None:
+        raise UsageError(
+            f"{where} needs a prompt ({', '.join(PROMPTS)}) and two answers"
+            f" ({', '.join(' and '.join(pair) for pair in SIDES)})."
+        )
+    a, b = (_said(row[name]) for name in names)
+    p = 1.0 if names == CHOSEN and not HUMAN & row.keys() else _human(row, where)
+    if names == CHOSEN and place % 2:
+        a, b, p = b, a, 1 - p
+    return Preference(Prompt(f"pair/{place}", prompt), a, b, p)
+
+
+def _said(answer: Any) -> str:
+    """Return the text of an answer: a string, or the last message of a conversation."""
+    return str(answer[-1]["content"]) if isinstance(answer, list) and answer else str(answer)
+
+
+def _human(row: Mapping[str, Any], where: str) -> float:
+    """Return the share of humans who prefer the first answer."""
+    value: Any = math.nan
+    if "p" in row:
+        value = row["p"]
+    elif "winner" in row:
+        value = WINNERS.get(str(row["winner"]).strip().lower(), math.nan)
+    elif isinstance(row.get("preference"), int | float):
+        value = 2 - row["preference"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UsageError(
+            f"{where} does not say which answer humans prefer: winner (a, b or tie), preference (1"
+            " or 2), or p in [0, 1]."
+        )
+    return float(value)
+
+
+def unused(against: Path | None, kind: str) -> None:
+    """Raise UsageError where `--against` and the kind of a plugin do not go together."""
+    if (against is None) == (kind == "judges"):
+        raise UsageError(
+            "A judge is checked against preferences: --against FILE."
+            if against is None
+            else f"--against: only a judge is checked against preferences, not {kind}."
+        )

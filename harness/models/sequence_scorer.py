@@ -1,0 +1,139 @@
+"""Reward models of the hub: sequence classifiers with one output, in their own tokens.
+
+They are read as they were published: with their own tokenizer and chat template, and without code
+from the hub. Sequences are never padded, so that a score depends on its own text alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core import hub
+from ..core.data import Text, prompt_text
+from ..core.errors import UsageError
+from ..core.transcripts import is_transcript, messages_of
+from .chat import ChatOptions
+from .hub_format import HUB_HINT, limits_of, load_tokenizer
+from .loading import frozen, size_of, weights_digest
+
+_FAILURES = (OSError, ValueError, TypeError, KeyError, ImportError)
+
+
+@dataclass
+class Scored:
+    """Scores of texts, and what they took."""
+
+    scores: list[float]
+    tokens: int = 0
+    cut: int = 0  # texts that were longer than the model takes
+    flops: float = 0.0
+
+
+class SequenceScorer:
+    """A sequence classifier with one output: a higher logit is a better answer."""
+
+    def __init__(self, name: str, device: str = "cpu", batch_size: int = 8) -> None:
+        self.name, self.device, self.batch_size = name, device, batch_size
+        self.model = _read(name).to(device)
+        self.tokenizer = load_tokenizer(name)
+        self.limit = limits_of(name).positions
+        self.chat = ChatOptions().chat(self.tokenizer)
+        self.parameters = size_of(self.model)[0]
+
+    @property
+    def digest(self) -> str:
+        """The digest of the weights."""
+        return weights_digest(self.model)
+
+    def score(self, prompts: Sequence[Text], answers: Sequence[str]) -> Scored:
+        """Return the logit of each answer to its prompt."""
+        found = Scored([0.0] * len(answers))
+        rows: dict[int, list[tuple[int, list[int]]]] = {}
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            ids, cut = self._ids(prompt, answer)
+            found.cut += cut
+            rows.setdefault(len(ids), []).append((i, ids))
+        # a batch of one length needs no padding; without a padding token the model takes one row
+        config: Any = self.model.config
+        size = self.batch_size if config.pad_token_id is not None else 1
+        for same in rows.values():
+            for start in range(0, len(same), size):
+                self._batch(same[start : start + size], found)
+        return found
+
+    @torch.no_grad()
+    def _batch(self, rows: Sequence[tuple[int, list[int]]], found: Scored) -> None:
+        ids = torch.tensor([row for _, row in rows], device=self.device)
+        logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        for (i, _), value in zip(rows, logits[:, 0].float().tolist(), strict=True):
+            found.scores[i] = value
+        found.tokens += ids.numel()
+        found.flops += 2.0 * self.parameters * ids.numel()
+
+    def _ids(self, prompt: Text, answer: str) -> tuple[list[int], bool]:
+        """Return the ids of a prompt with its answer, and whether they were cut.
+
+        The beginning is cut, behind a start token: the answer is at the end.
+        """
+        ids = self._encoded(prompt, answer)
+        if self.limit is None or len(ids) <= self.limit:
+            return ids, False
+        kept = ids[-self.limit :]
+        start = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id} - {None}
+        return ([ids[0], *kept[1:]] if ids[0] in start else kept), True
+
+    def _encoded(self, prompt: Text, answer: str) -> list[int]:
+        if self.chat is not None:
+            messages = _messages(prompt)
+            reply = {"role": "assistant", "content": answer.lstrip()}
+            head, rest = self.chat.answered(messages, reply)
+            return list(self.tokenizer(head + rest, add_special_tokens=False)["input_ids"])
+        text = prompt_text(prompt)
+        if self.tokenizer.sep_token_id is not None:  # an encoder: question and answer as a pair
+            return list(self.tokenizer(text, answer)["input_ids"])
+        return list(self.tokenizer(text + answer)["input_ids"])
+
+
+def _messages(prompt: Text) -> list[Any]:
+    if not isinstance(prompt, str):
+        return list(prompt)
+    return messages_of(prompt) if is_transcript(prompt) else [{"role": "user", "content": prompt}]
+
+
+def _read(name: str) -> nn.Module:
+    """Return the classifier of a folder or hub id, frozen.
+
+    Raises:
+        UsageError: It cannot be loaded, a weight is missing, or it has not one output.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    offline = hub.offline(name)
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except _FAILURES as error:
+        why = hub.advice(name) if offline else f"{HUB_HINT} ({str(error).splitlines()[0][:300]})"
+        raise UsageError(f"The reward model {name} could not be loaded. {why}") from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise UsageError(
+            f"The reward model {name} has no {missing[0]}, which would be random: it is no trained"
+            " sequence classifier (AutoModelForSequenceClassification)."
+        )
+    outputs = int(model.config.num_labels)
+    if outputs != 1:
+        raise UsageError(
+            f"The reward model {name} has {outputs} outputs; one score for an answer was expected."
+        )
+    return frozen(model)

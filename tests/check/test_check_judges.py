@@ -1,0 +1,59 @@
+"""The files of human preferences that judges are checked against."""
+
+import json
+
+import pytest
+
+from harness import UsageError
+from harness.check.judges import read_preferences
+
+from ..helpers.tools import command
+
+
+def written(tmp_path, *rows):
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_preferences_are_read_in_their_public_forms(tmp_path):
+    rows = read_preferences(
+        written(
+            tmp_path,
+            {"instruction": "i", "output_1": "x", "output_2": "y", "preference": 2},
+            {"question": "q", "answer_a": "x", "answer_b": "y", "winner": "model_a"},
+            {"prompt": "p", "a": "x", "b": "y", "winner": "tie"},
+            {"prompt": "p", "chosen": "good", "rejected": "bad"},
+            {"prompt": "p", "chosen": [{"role": "assistant", "content": "good"}], "rejected": "b"},
+            {"prompt": "p", "a": "x", "b": "y", "p": 0.7},
+        )
+    )
+    assert [row.p for row in rows] == [0.0, 1.0, 0.5, 0.0, 1.0, 0.7]
+    assert (rows[3].a, rows[3].b) == ("bad", "good")  # every other pair is turned
+    assert rows[4].a == "good"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p", "a": "x"}, "two answers"),
+        ({"a": "x", "b": "y", "p": 1}, "needs a prompt"),
+        ({"prompt": "p", "a": "x", "b": "y"}, "does not say which"),
+        ({"prompt": "p", "a": "x", "b": "y", "p": 1.5}, "does not say which"),
+        ({"prompt": "p", "a": "x", "b": "y", "winner": "c"}, "does not say which"),
+        ([], "needs a prompt"),
+    ],
+)
+def test_rows_that_are_no_preference_are_named(tmp_path, row, message):
+    file = written(tmp_path, {"prompt": "p", "a": "x", "b": "y", "p": 1}, row)
+    with pytest.raises(UsageError, match=f"row 2 .*{message}"):
+        read_preferences(file)
+
+
+def test_a_judge_needs_a_file_and_others_take_none(tmp_path):
+    done = command("check", "llm_judge", "--set", "model=m")
+    assert done.code == 2 and "--against FILE" in done.err
+    done = command("check", "dpo", "--against", tmp_path / "x")
+    assert done.code == 2 and "only a judge" in done.err
+    done = command("check", "llm_judge", "--set", "model=m", "--against", tmp_path / "none")
+    assert done.code == 2 and "there is no such file" in done.err

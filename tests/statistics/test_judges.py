@@ -1,0 +1,60 @@
+"""Agreement of judges: kappa, accuracy, Spearman, and the accuracy on held-out pairs."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from harness.statistics import judges
+
+NAN = math.nan
+
+
+def test_kappa_of_a_textbook_table():
+    """20 and 15 agreements, 5 and 10 disagreements of 50: chance is one half, kappa .4."""
+    pairs = [(1, 1)] * 20 + [(1, -1)] * 5 + [(-1, 1)] * 10 + [(-1, -1)] * 15
+    found = judges.cohens_kappa(pairs)
+    assert found.mean == pytest.approx(0.4)
+    rng = np.random.default_rng(0)
+    draws = [
+        judges.cohens_kappa([pairs[i] for i in rng.integers(0, 50, 50)]).mean for _ in range(800)
+    ]
+    assert (found.high - found.low) / 2 / 1.96 == pytest.approx(np.std(draws), rel=0.12)
+
+
+def test_kappa_of_one_category_is_not_defined():
+    assert judges.cohens_kappa([(1, 1)] * 9) is None
+    assert judges.cohens_kappa([(1, 1)] * 9 + [(-1, -1)]).mean == pytest.approx(1.0)
+
+
+def test_spearman_is_scipys_and_its_interval_covers():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, 60))
+    assert judges.spearman(list(x), list(x + y)).mean == pytest.approx(spearmanr(x, x + y)[0])
+    held, true = [], 6 / math.pi * math.asin(0.5 / 2)  # of a normal pair with correlation 1/2
+    for _ in range(400):
+        a, b = rng.normal(size=(2, 80))
+        found = judges.spearman(list(a), list(0.5 * a + math.sqrt(0.75) * b))
+        held.append(found.low <= true <= found.high)
+    assert 0.92 < np.mean(held) < 0.98
+    assert judges.spearman([1.0] * 9, list(range(9))) is None
+
+
+def test_agreement_leaves_missing_verdicts_and_human_ties_out():
+    found = judges.agreement([0.9, 0.5, NAN, 0.2, 0.8], [1.0, 1.0, 1.0, 0.0, 0.5])
+    assert (found.pairs, found.missing) == (5, 1)
+    assert found.accuracy.mean == pytest.approx(2.5 / 3) and found.accuracy.n == 3
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "pairs", "doubt"),
+    [
+        (0.6, 20, "not shown to be better than a coin"),
+        (0.53, 5000, "hardly better than a coin"),
+        (0.7, 200, None),
+    ],
+)
+def test_held_out_accuracy_near_a_coin_is_doubted(accuracy, pairs, doubt):
+    found = judges.held_out_figures(accuracy, pairs)
+    assert found.get("doubt") == doubt and found["low"] < accuracy < found["high"]
