@@ -430,7 +430,7 @@ def show(registry: Registry, name: str, **choices: Any) -> None:
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["method", "suite", "verifier"]))
+@click.argument("kind", type=click.Choice(["method", "suite", "verifier", "judge"]))
 @click.argument("name")
 @click.option(
     "--folder",
@@ -445,7 +445,8 @@ def new(kind: str, name: str, folder: Path) -> None:
 
     project = new_project(kind, name, folder)
     install = f"pip install -e '{project}[test]'"
-    echo(f"wrote {project}. Next: {install} && pytest {project} && harness check {name}")
+    against = f" --against {project / 'preferences.jsonl'}" if kind == "judge" else ""
+    echo(f"wrote {project}. Next: {install} && pytest {project} && harness check {name}{against}")
 
 
 for command in (check, clean, evaluate, list_plugins, *COMMANDS):

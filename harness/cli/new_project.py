@@ -1,4 +1,4 @@
-"""`harness new method NAME`, and so for a suite or a verifier: write a working plugin project.
+"""`harness new KIND NAME` for a method, suite, verifier or judge: write a working plugin project.
 
 The templates are in `harness/cli/templates`. A project takes all files of `project` and of the
 folder of its kind. `NAME` in a file's path stands for the project's name.
@@ -16,7 +16,7 @@ from ..core.errors import Refused, UsageError
 if TYPE_CHECKING:  # its place in Python 3.10 is importlib.abc
     from importlib.resources.abc import Traversable
 
-KINDS = ("method", "suite", "verifier")
+KINDS = ("method", "suite", "verifier", "judge")
 SUFFIX = ".template"
 
 
@@ -24,7 +24,7 @@ def new_project(kind: str, name: str, parent: Path) -> Path:
     """Write a plugin project. Existing files are never changed.
 
     Args:
-        kind: "method", "suite" or "verifier".
+        kind: "method", "suite", "verifier" or "judge".
         name: The plugin's name.
         parent: The folder in which the project's folder is made.
 
@@ -70,6 +70,8 @@ def filled(template: str, kind: str, name: str) -> str:
         title=spoken.capitalize(),
         class_name=spoken.title().replace(" ", ""),
         method={"method": name, "verifier": "rlvr"}.get(kind, "dpo"),
+        against=" --against preferences.jsonl" if kind == "judge" else "",
+        judge=f" --judge {name}" if kind == "judge" else "",
         suite={"suite": name, "verifier": "questions.toml --model PATH_OR_HUB_ID"}.get(
             kind, "summarization"
         ),

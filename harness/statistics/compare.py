@@ -271,10 +271,11 @@ def confidence_set(
     """Return where each method stands: a stepwise confidence set of the best.
 
     In the manner of the model confidence set (Hansen, Lunde and Nason 2011), on the p-values of
-    `all_pairs`. While k methods are left, the pair with the smallest p-value loses the worse of its
-    two if p k (k - 1) / 2 <= alpha. The family shrinks with the set: pairs among methods that are
-    out correct nothing. A method that is truly best is called worse in at most `alpha` of tables:
-    as long as only worse ones were dropped, the factor is that of all pairs that are left.
+    `all_pairs`. While k methods are left, the one with the smallest p-value beside the best mean is
+    out if p k (k - 1) / 2 <= alpha. The best is chosen by the same data, so the factor is that of
+    all pairs that are left, as in Tukey's range test. The family shrinks with the set: pairs among
+    methods that are out correct nothing. A method that is truly best is called worse in at most
+    `alpha` of tables.
 
     A method of the set is OPEN where the half-width of its difference to the best mean, and the
     difference itself, are both more than OPEN_WIDTH times the median half-width of the methods. Its
@@ -312,13 +313,13 @@ def _left(
     pairs: Mapping[tuple[str, str], Comparison], means: Mapping[str, float], alpha: float
 ) -> set[str]:
     """Return the methods that the stepwise tests leave."""
-    left = set(means)
-    ordered = sorted(pairs, key=lambda pair: pairs[pair].p)
-    while len(left) > 1:
-        there = next(pair for pair in ordered if left.issuperset(pair))
-        if pairs[there].p * len(left) * (len(left) - 1) / 2 > alpha:
+    best, left = max(means, key=lambda name: means[name]), set(means)
+    beside = {name: found.p for pair, found in pairs.items() if best in pair for name in pair}
+    beside.pop(best, None)
+    for name in sorted(beside, key=lambda name: beside[name]):
+        if beside[name] * len(left) * (len(left) - 1) / 2 > alpha:
             break
-        left.remove(min(there, key=lambda name: means[name]))
+        left.remove(name)
     return left
 
 

@@ -407,7 +407,13 @@ def installed_and_tested(folder, tmp_path, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("method", "my_hinge"), ("suite", "copying"), ("verifier", "last_word")]
+    ("kind", "name"),
+    [
+        ("method", "my_hinge"),
+        ("suite", "copying"),
+        ("verifier", "last_word"),
+        ("judge", "brevity"),
+    ],
 )
 def test_a_new_project_works_before_a_line_is_changed(kind, name, tmp_path):
     done = command("new", kind, name, "--folder", tmp_path)
@@ -433,7 +439,8 @@ def test_a_project_is_not_written_over(tmp_path):
 
 
 def test_the_new_projects_are_formatted(tmp_path):
-    for kind, name in (("method", "mine"), ("suite", "copying"), ("verifier", "words")):
+    kinds = {"method": "mine", "suite": "copying", "verifier": "words", "judge": "brevity"}
+    for kind, name in kinds.items():
         command("new", kind, name, "--folder", tmp_path)
     for arguments in (["check"], ["format", "--check"]):
         done = subprocess.run(

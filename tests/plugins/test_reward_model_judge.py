@@ -26,7 +26,7 @@ SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 
 def classifier(folder, kind="llama", labels=1, template=None, pad=None, positions=64):
     """A random sequence classifier with the words of the small folders."""
-    save_model(folder, template=template)
+    save_model(folder, template=template)  # whole words: a prompt ends with a space
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(1)
     common = {"vocab_size": len(WORDS), "num_hidden_layers": 1, "num_labels": labels, **SIZE}
@@ -51,7 +51,7 @@ def logit(model, ids):
 @pytest.mark.parametrize("template", [None, TEMPLATE])
 def test_scores_are_those_of_the_model_alone(tmp_path, template, pad):
     folder, model, tokenizer = classifier(tmp_path, template=template, pad=pad)
-    prompts, answers = ["Task: x", "Answer:", "Task: x"], ["good", "bad bad long", "bad"]
+    prompts, answers = ["Task: x ", "Answer: ", "Task: x "], ["good", "bad bad long", "bad"]
     found = SequenceScorer(folder, batch_size=2).score(prompts, answers)
     texts = [
         f"u {p} a {a} " if template else f"{p}{a}" for p, a in zip(prompts, answers, strict=True)
@@ -90,8 +90,8 @@ def test_judge_counts_and_names_its_weights(tmp_path):
     folder, _, _ = classifier(tmp_path)
     judge = build(RewardModel, {"model": folder}, "judge")
     judge.prepare(None, None)
-    one, other = judge.score([Prompt("a", "Task:")] * 2, ["good", "bad"])
-    assert judge.compare([Prompt("a", "Task:")], ["good"], ["bad"]) == [float(one > other)]
+    one, other = judge.score([Prompt("a", "Task: ")] * 2, ["good", "bad"])
+    assert judge.compare([Prompt("a", "Task: ")], ["good"], ["bad"]) == [float(one > other)]
     usage = judge.usage()
     assert usage["requests"] == 4 and usage["prompt_tokens"] > 0 and usage["flops"] > 0
     assert len(judge.identity()["weights"]) == 64
@@ -124,14 +124,14 @@ def test_check_compares_a_judge_with_preferences(tmp_path):
     judge = build(RewardModel, {"model": folder}, "judge")
     judge.prepare(None, None)
     words = ["good", "bad", "long", "x", "1", "2", "A", "B", "good bad", "bad long"]
-    scores = judge.score([Prompt("", "Task:")] * len(words), words)
+    scores = judge.score([Prompt("", "Task: ")] * len(words), words)
     order = [w for _, w in sorted(zip(scores, words, strict=True), reverse=True)]
     pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :]]
     file = tmp_path / "p.jsonl"
 
     def findings(turned):
         rows = [
-            {"prompt": "Task:", "chosen": b if turned else a, "rejected": a if turned else b}
+            {"prompt": "Task: ", "chosen": b if turned else a, "rejected": a if turned else b}
             for a, b in pairs
         ]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -431,7 +431,7 @@ def bold_text(rows: int, borrowed: bool) -> str:
     return (
         f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests"
         f" paired over prompts{pooled}, stepwise from all {rows * (rows - 1) // 2} pairs of rows"
-        " on: of k rows that are left, the worse of the most distinct pair is out while its p-value"
+        " on: of k rows that are left, the one most distinct from the best is out while its p-value"
         f" times k (k - 1) / 2 is at most {ALPHA:.0%}."
     )
 
