@@ -349,7 +349,7 @@ def test_a_wild_method_does_not_make_everything_bold(monkeypatch):
 
 
 def test_borrowing_the_variance_between_seeds_finds_what_own_variances_cannot():
-    found = list(tables(8, 3, 0.05, shift=0.9, prompts=256, count=60))
+    found = list(tables(8, 3, 0.05, shift=0.5, prompts=256, count=60))
     borrowed = np.mean([sum(compare.best_group(table).values()) == 1 for table in found])
     own = np.mean([sum(compare.best_group(table, borrow=False).values()) == 1 for table in found])
     assert borrowed > 0.8 and own < 0.5
