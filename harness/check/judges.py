@@ -57,20 +57,20 @@ def judge_findings(
             f"The judge {name} learns from the preferences of a suite. Every run shows its accuracy"
             " on held-out ones."
         )
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def judged() -> str:
         judge.prepare(_suite(options, registry), None)
         ours, theirs = [Answer(row.a) for row in rows], [Answer(row.b) for row in rows]
-        found = judge.verdicts([row.prompt for row in rows], ours, theirs)
-        check_verdicts(judge, found, len(rows))
-        told["agreement"] = agreement([v.p for v in found], [row.p for row in rows])
-        figures = verdict_figures([v.p for v in found], [v.note for v in found])
+        verdicts = judge.verdicts([row.prompt for row in rows], ours, theirs)
+        check_verdicts(judge, verdicts, len(rows))
+        results["agreement"] = agreement([v.p for v in verdicts], [row.p for row in rows])
+        figures = verdict_figures([v.p for v in verdicts], [v.note for v in verdicts])
         return f"{len(rows)} pairs, {figures['missing']} without a verdict{_bias(figures)}"
 
     yield attempt("gives verdicts", judged)
-    if "agreement" in told:
-        yield from _agreement_findings(told["agreement"])
+    if "agreement" in results:
+        yield from _agreement_findings(results["agreement"])
 
 
 def _suite(options: Options, registry: Registry) -> Any:
@@ -87,16 +87,16 @@ def _bias(figures: Mapping[str, Any]) -> str:
     return f", position bias {bias['mean']:+.3f} [{bias['low']:.3f}, {bias['high']:.3f}]"
 
 
-def _agreement_findings(found: Agreement) -> Iterator[Finding]:
+def _agreement_findings(measured: Agreement) -> Iterator[Finding]:
     def better() -> str:
-        accuracy = found.accuracy
+        accuracy = measured.accuracy
         assert accuracy is not None, "no pair has both a verdict and a human preference"
-        told = f"accuracy {_text(accuracy)}"
-        assert accuracy.low > COIN, f"{told}: not shown to be better than a coin"
-        return told + (", hardly better than a coin" if accuracy.mean < NEAR_COIN else "")
+        shown = f"accuracy {_text(accuracy)}"
+        assert accuracy.low > COIN, f"{shown}: not shown to be better than a coin"
+        return shown + (", hardly better than a coin" if accuracy.mean < NEAR_COIN else "")
 
     yield attempt("is better than a coin", better)
-    others = {"Cohen's kappa": found.kappa, "Spearman's correlation": found.spearman}
+    others = {"Cohen's kappa": measured.kappa, "Spearman's correlation": measured.spearman}
     for label, value in others.items():
         if value is None:
             yield Finding(label, SKIPPED, "not defined: one side gives one value only")

@@ -75,12 +75,12 @@ def check(
         options = Options(
             **choices, full=not quick, processes=not quick, results=Path(folder), say=_say
         )
-        found = (
+        proved = (
             proofs(kind, plain, registry, options)
             if against is None
             else judge_findings(plain, registry, options, against)
         )
-        for finding in found:
+        for finding in proved:
             findings.append(finding)
             colour = "red" if finding.status == FAILED else None
             echo(f"{finding.status:<8} {finding.proof:<32} {finding.detail}", fg=colour)

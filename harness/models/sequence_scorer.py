@@ -52,28 +52,28 @@ class SequenceScorer:
 
     def score(self, prompts: Sequence[Text], answers: Sequence[str]) -> Scored:
         """Return the logit of each answer to its prompt."""
-        found = Scored([0.0] * len(answers))
+        scored = Scored([0.0] * len(answers))
         rows: dict[int, list[tuple[int, list[int]]]] = {}
         for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             ids, cut = self._ids(prompt, answer)
-            found.cut += cut
+            scored.cut += cut
             rows.setdefault(len(ids), []).append((i, ids))
         # a batch of one length needs no padding; without a padding token the model takes one row
         config: Any = self.model.config
         size = self.batch_size if config.pad_token_id is not None else 1
         for same in rows.values():
             for start in range(0, len(same), size):
-                self._batch(same[start : start + size], found)
-        return found
+                self._batch(same[start : start + size], scored)
+        return scored
 
     @torch.no_grad()
-    def _batch(self, rows: Sequence[tuple[int, list[int]]], found: Scored) -> None:
+    def _batch(self, rows: Sequence[tuple[int, list[int]]], scored: Scored) -> None:
         ids = torch.tensor([row for _, row in rows], device=self.device)
         logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         for (i, _), value in zip(rows, logits[:, 0].float().tolist(), strict=True):
-            found.scores[i] = value
-        found.tokens += ids.numel()
-        found.flops += 2.0 * self.parameters * ids.numel()
+            scored.scores[i] = value
+        scored.tokens += ids.numel()
+        scored.flops += 2.0 * self.parameters * ids.numel()
 
     def _ids(self, prompt: Text, answer: str) -> tuple[list[int], bool]:
         """Return the ids of a prompt with its answer, and whether they were cut.

@@ -314,7 +314,9 @@ def _left(
 ) -> set[str]:
     """Return the methods that the stepwise tests leave."""
     best, left = max(means, key=lambda name: means[name]), set(means)
-    beside = {name: found.p for pair, found in pairs.items() if best in pair for name in pair}
+    beside = {
+        name: comparison.p for pair, comparison in pairs.items() if best in pair for name in pair
+    }
     beside.pop(best, None)
     for name in sorted(beside, key=lambda name: beside[name]):
         if beside[name] * len(left) * (len(left) - 1) / 2 > alpha:
@@ -328,11 +330,13 @@ def _noisy(
 ) -> dict[str, float]:
     """Return the methods whose difference to the best mean is wide and large beside the others'."""
     best = max(means, key=lambda name: means[name])
-    beside = {name: found for pair, found in pairs.items() if best in pair for name in pair}
+    beside = {
+        name: comparison for pair, comparison in pairs.items() if best in pair for name in pair
+    }
     beside.pop(best, None)
     if not beside:
         return {}
-    halves = {name: (found.high - found.low) / 2 for name, found in beside.items()}
+    halves = {name: (comparison.high - comparison.low) / 2 for name, comparison in beside.items()}
     limit = OPEN_WIDTH * float(np.median(list(halves.values())))
     return {
         name: half
@@ -345,5 +349,5 @@ def best_group(
     scores: Mapping[str, ArrayLike], alpha: float = 0.05, borrow: bool = True, higher: bool = True
 ) -> dict[str, bool]:
     """Return which methods a table sets bold: those whose `Standing` is BEST."""
-    found = confidence_set(scores, alpha, borrow, higher)
-    return {name: standing is Standing.BEST for name, standing in found.items()}
+    standings = confidence_set(scores, alpha, borrow, higher)
+    return {name: standing is Standing.BEST for name, standing in standings.items()}

@@ -75,10 +75,10 @@ def held_out_figures(accuracy: float, pairs: float) -> dict[str, Any]:
     right = accuracy * n
     ties = right - int(right)  # the share of one pair that is neither right nor wrong
     scores = [1.0] * int(right) + ([ties] if ties else [])
-    found = rate_interval(scores + [0.0] * (n - len(scores)))
+    interval = rate_interval(scores + [0.0] * (n - len(scores)))
     figures: dict[str, Any] = {"accuracy": accuracy, "pairs": float(n)}
-    figures |= {"low": found.low, "high": found.high}
-    if found.low <= COIN:
+    figures |= {"low": interval.low, "high": interval.high}
+    if interval.low <= COIN:
         figures["doubt"] = "not shown to be better than a coin"
     elif accuracy < NEAR_COIN:
         figures["doubt"] = "hardly better than a coin"

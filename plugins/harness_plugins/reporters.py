@@ -203,8 +203,8 @@ def display_name(row):
 
 def superscript(marks):
     """Return the marks of footnotes in LaTeX: letters, and a dagger."""
-    told = ",".join(marks).replace("\u2020", r"\dagger")
-    return f"$^{{\\mathrm{{{told}}}}}$"
+    letters = ",".join(marks).replace("\u2020", r"\dagger")
+    return f"$^{{\\mathrm{{{letters}}}}}$"
 
 
 def _note(text):

@@ -141,7 +141,7 @@ def test_check_compares_a_judge_with_preferences(tmp_path):
 
     right = findings(False)
     assert right["is better than a coin"].status == PASSED
-    assert "accuracy 1.000" in right["is better than a coin"].told
-    assert right["Cohen's kappa"].told.startswith("1.000")
+    assert "accuracy 1.000" in right["is better than a coin"].detail
+    assert right["Cohen's kappa"].detail.startswith("1.000")
     wrong = findings(True)["is better than a coin"]
-    assert wrong.status == FAILED and "accuracy 0.000" in wrong.told
+    assert wrong.status == FAILED and "accuracy 0.000" in wrong.detail

@@ -135,17 +135,17 @@ def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, 
 
 def open_footnote(rows: Sequence[Figures], keys: Sequence[str]) -> dict[str, str]:
     """Return the footnote on rows that stay only because their own seeds vary, by its mark."""
-    told = [
+    ranges = [
         f"{row['method']} from {row[f'{name}_open']} ({title})"
         for name, title in (("win_rate", "win-rate"), ("gold", "gold"))
         for row in rows
         if f"{name}_open" in row and name in keys
     ]
-    if not told:
+    if not ranges:
         return {}
     return {
         DAGGER: "Not bold, and not shown to be worse than the best: the seeds of the row itself"
-        f" differ too much to tell. Means of its seeds: {'; '.join(told)}."
+        f" differ too much to tell. Means of its seeds: {'; '.join(ranges)}."
     }
 
 

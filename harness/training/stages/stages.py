@@ -282,11 +282,11 @@ class Stages:
         artifact = self._reward_stage(
             "judge_model", data, lambda: rankings_of(self.tokens, pairs, heldout=0.1)
         )
-        model, told = self.load_reward(artifact), artifact.info
-        if told.get("heldout_accuracy") is not None and told.get("heldout_pairs"):
+        model, info = self.load_reward(artifact), artifact.info
+        if info.get("heldout_accuracy") is not None and info.get("heldout_pairs"):
             model.held_out = {
-                "accuracy": float(told["heldout_accuracy"]),
-                "pairs": float(told["heldout_pairs"]),
+                "accuracy": float(info["heldout_accuracy"]),
+                "pairs": float(info["heldout_pairs"]),
             }
         return model
 

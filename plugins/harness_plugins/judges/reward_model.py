@@ -61,16 +61,16 @@ class RewardModel(Judge):
 
     def score(self, prompts, completions):
         """Return the model's score of each completion."""
-        found = self.scorer.score([prompt.text for prompt in prompts], completions)
+        scored = self.scorer.score([prompt.text for prompt in prompts], completions)
         counts = {
             "requests": len(completions),
-            "prompt_tokens": found.tokens,
-            "cut": found.cut,
-            "flops": found.flops,
+            "prompt_tokens": scored.tokens,
+            "cut": scored.cut,
+            "flops": scored.flops,
         }
         for name, n in counts.items():
             self.counts[name] += n
-        return found.scores
+        return scored.scores
 
 
 @hookimpl
