@@ -89,6 +89,7 @@ FLAGS = {
         "--seed-sd",
         "--prompt-share",
         "--correlation",
+        "--rows",
     },
     "report": {"--results", "-s", "--suite", "--prompts", "-o", "--output"},
     "run": {
