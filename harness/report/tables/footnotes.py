@@ -167,3 +167,40 @@ def _tuning(selection: Selection) -> dict[str | None, list[str]]:
                 _search(s, f"random search, seed {tune['seed']}; {tune['rule']}")
             )
     return notes
+
+
+# -- of figures -----------------------------------------------------------------------------------
+
+
+def open_footnote(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, str]:
+    """Return the footnote on rows that stay only because their own seeds vary, by its mark."""
+    ranges = [
+        f"{row['method']} from {row[f'{name}_open']} ({title})"
+        for name, title in (("win_rate", "win-rate"), ("gold", "gold"))
+        for row in rows
+        if f"{name}_open" in row and name in keys
+    ]
+    if not ranges:
+        return {}
+    return {
+        DAGGER: "Not bold, and not shown to be worse than the best: the seeds of the row itself"
+        f" differ too much to tell. Means of its seeds: {'; '.join(ranges)}."
+    }
+
+
+def collapses(figures: Mapping[str, Any]) -> list[str]:
+    """Return the footnote on seeds that collapsed; empty where none did."""
+    if not figures.get("collapsed") or figures["seeds"] < 2:
+        return []
+    return [
+        f"{figures['collapsed']} of {figures['seeds']} seeds collapsed: their win-rates are below a"
+        " quarter, beyond their intervals. Intervals over seeds cover less than 95 % then."
+    ]
+
+
+def held_out_text(held_out: Mapping[str, Any]) -> str:
+    """Return how far a judge agrees with held-out preferences, and a warning near a coin."""
+    interval = f" [{held_out['low']:.3f}, {held_out['high']:.3f}]" if "low" in held_out else ""
+    doubt = f", and is {held_out['doubt']}" if "doubt" in held_out else ""
+    share = f"{held_out['accuracy']:.3f}{interval}"
+    return f"agrees with {share} of {held_out['pairs']:.0f} held-out pairs{doubt}"

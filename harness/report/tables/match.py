@@ -14,7 +14,7 @@ from ...statistics.intervals import Array, two_way_interval, win_rate_interval
 from ..selection.select import Record, Row, Selection, is_guest
 from ..selection.sweeps import Sweep, scores_on_common, seeds_text, sweeps
 from . import tables
-from .footnotes import Footnotes
+from .footnotes import Footnotes, open_footnote
 
 QUANTITIES = {
     "kl": "nats of KL",
@@ -337,7 +337,7 @@ def _table(
         ],
         caption,
         {
-            **tables.open_footnote([line.figures for line in lines], ["win_rate"]),
+            **open_footnote([line.figures for line in lines], ["win_rate"]),
             **footnotes.texts,
         },
         [[str(r["folder"]) for row in line.rows for r in row.records] for line in lines],

@@ -10,7 +10,7 @@ from ...core.errors import unknown
 from ...core.spec import START
 from ...core.table import Cell, Table
 from ..selection.select import Row, Selection, counted
-from .footnotes import DAGGER, Footnotes
+from .footnotes import DAGGER, Footnotes, collapses, held_out_text, open_footnote
 
 Figures = Mapping[str, Any]
 ALPHA = 0.05
@@ -131,32 +131,6 @@ def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, 
                 if standing is Standing.OPEN:
                     figures[f"{name}_open"] = f"{own.min():.2f} to {own.max():.2f}"
     return borrowed
-
-
-def open_footnote(rows: Sequence[Figures], keys: Sequence[str]) -> dict[str, str]:
-    """Return the footnote on rows that stay only because their own seeds vary, by its mark."""
-    ranges = [
-        f"{row['method']} from {row[f'{name}_open']} ({title})"
-        for name, title in (("win_rate", "win-rate"), ("gold", "gold"))
-        for row in rows
-        if f"{name}_open" in row and name in keys
-    ]
-    if not ranges:
-        return {}
-    return {
-        DAGGER: "Not bold, and not shown to be worse than the best: the seeds of the row itself"
-        f" differ too much to tell. Means of its seeds: {'; '.join(ranges)}."
-    }
-
-
-def collapses(figures: Figures) -> list[str]:
-    """Return the footnote on seeds that collapsed; empty where none did."""
-    if not figures.get("collapsed") or figures["seeds"] < 2:
-        return []
-    return [
-        f"{figures['collapsed']} of {figures['seeds']} seeds collapsed: their win-rates are below a"
-        " quarter, beyond their intervals. Intervals over seeds cover less than 95 % then."
-    ]
 
 
 def conditions(selection: Selection) -> str:
@@ -361,14 +335,6 @@ def judge_notes(selection: Selection) -> list[str]:
         if "against" in record["evaluation"]:
             notes.append(f"The baseline is the answers of {record['evaluation']['against']}.")
     return list(dict.fromkeys(notes))
-
-
-def held_out_text(held_out: Mapping[str, Any]) -> str:
-    """Return how far a judge agrees with held-out preferences, and a warning near a coin."""
-    interval = f" [{held_out['low']:.3f}, {held_out['high']:.3f}]" if "low" in held_out else ""
-    doubt = f", and is {held_out['doubt']}" if "doubt" in held_out else ""
-    share = f"{held_out['accuracy']:.3f}{interval}"
-    return f"agrees with {share} of {held_out['pairs']:.0f} held-out pairs{doubt}"
 
 
 def _caption(selection: Selection, paired: bool, borrowed: bool) -> str:
