@@ -13,8 +13,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 MARK = (
-    "<!-- Below: notes by hand. They are kept when the table is made again: look whether they still"
-    " hold. -->"
+    "<!-- Below: notes by hand. They are kept when the table is made again: check whether they"
+    " still hold. -->"
 )
 NAMES = {"trl": "TRL"}
 
