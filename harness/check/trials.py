@@ -4,12 +4,10 @@ repeatedly.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..api.participants import participants
 from ..api.registry import Registry, new_registry
@@ -31,17 +28,16 @@ from ..core.save_schedule import SaveInterval
 from ..experiments.observers import Observers
 from ..experiments.prepare import RunOptions, open_stage_runtime, prepare
 from ..experiments.trained_policy import Training
-from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import trunk_of
-from ..models.logprobs import padded
-from ..models.tokens import Batch, PromptBatch, Tokens
+from ..models.tokens import Batch
 from ..training.checkpoints import Checkpoints
 from ..training.lab import Lab
 from ..training.loop import Loop
-from ..training.trainer import Term, Trainer, reduce_share
+from ..training.trainer import Trainer
 from .findings import Options
 from .random_numbers import seed_global_generators
 from .reachability import reachable
+from .variations import FEW_TOKENS, Looking, Varying, plain_layouts, widening
 
 # relative difference of the first turns' metrics that float32 rounding may cause
 ROUNDING = 2e-3
@@ -58,7 +54,6 @@ LENGTHS = (
 )  # settings of a run of full size, which small stages ignore
 STEP = ("loss", "grad_norm")  # metrics of every step
 UNBOUND = 10**12  # optimiser steps: a limit that no training reaches
-FEW_TOKENS = 200  # of a micro-batch: a few rows
 Rows = Sequence[Mapping[str, float]]  # metrics, one dict per turn
 
 
@@ -249,7 +244,7 @@ class Trials:
 
         Only the trainer itself removes the padding.
         """
-        other = self.train(tokens=_widening(self.method_inputs.tokens))
+        other = self.train(tokens=widening(self.method_inputs.tokens))
         return f"metrics differ by at most {self._same_numbers(other.rows, 'more padding'):.0e}"
 
     def order(self) -> str:
@@ -264,7 +259,7 @@ class Trials:
         if not getattr(trunk_of(self.method_inputs.start.outline), "share_prompt", False):
             return "the base model has the padded layout only: there is nothing to compare"
         _, gap = self._within("layout doubled", "the padded layout in double precision", EXACT)
-        with _plain(self.method_inputs.start):
+        with plain_layouts(self.method_inputs.start):
             other = self.train()
         difference = self._same("layout", other.rows, "the padded layout")
         return f"{difference}; in double precision gradients by {gap:.0e}"
@@ -376,133 +371,8 @@ class Trials:
         return worst
 
 
-class Looking(Trainer):
-    """Records what the losses received at the first step, the policy's own log-probabilities, and
-    gradients.
-    """
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.seen: list[tuple[Batch, Tensor, Tensor]] = []
-
-    def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
-        """Record, then take the step."""
-        if not self.steps:
-            self.seen = [self._look(term) for term in terms if term.of.name == "policy"]
-        return super().step(terms, progress)
-
-    def _look(self, term: Term) -> tuple[Batch, Tensor, Tensor]:
-        with torch.no_grad():
-            logp = term.of.compute(term.batch)
-        leaf = logp.clone().requires_grad_()
-        returned = term.loss(leaf, term.batch)
-        losses = returned[0] if isinstance(returned, tuple) else returned
-        (gradient,) = torch.autograd.grad(
-            reduce_share(losses, term.batch, term.batch, term.reduction), leaf
-        )
-        return term.batch, logp, gradient
-
-
-class Varying(Trainer):
-    """Computes loss and gradient of every step under irrelevant variations too, and records the
-    largest difference.
-
-    Layouts are compared in double precision as well: a difference there is not rounding.
-    """
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.gaps = dict.fromkeys(
-            ("micro-batches", "order", "layout", "layout doubled"), (0.0, 0.0)
-        )
-
-    def step(self, terms: Sequence[Term], progress: float) -> dict[str, float]:
-        """Compare losses and gradients, then take the step."""
-        usual, modules = self._taken(terms), [term.of.module for term in terms]
-        self._note("micro-batches", usual, self._taken(terms, FEW_TOKENS))
-        self._note("order", usual, self._taken([_reversed(term) for term in terms]))
-        with padded(modules):
-            self._note("layout", usual, self._taken(terms))
-        for module in modules:
-            module.double()
-        usual = self._taken(terms)
-        with padded(modules):
-            self._note("layout doubled", usual, self._taken(terms))
-        for module in modules:
-            module.float()  # the same numbers as before
-        return super().step(terms, progress)
-
-    def _note(
-        self, variation: str, usual: tuple[float, Tensor], other: tuple[float, Tensor]
-    ) -> None:
-        off = abs(other[0] - usual[0]) / max(1.0, abs(usual[0]))
-        gap = float((other[1] - usual[1]).norm() / usual[1].norm().clamp(min=1e-12))
-        before = self.gaps[variation]
-        self.gaps[variation] = (max(before[0], off), max(before[1], gap))
-
-    def _taken(self, terms: Sequence[Term], micro_batch_tokens: int = 0) -> tuple[float, Tensor]:
-        limit, self.micro_batch_tokens = (
-            self.micro_batch_tokens,
-            micro_batch_tokens or self.micro_batch_tokens,
-        )
-        loss = sum(self._accumulate(term, self.micro_batch_tokens)["loss"] for term in terms)
-        self.micro_batch_tokens = limit
-        parameters = [p for module in self.modules.values() for p in module.parameters()]
-        gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        for p in parameters:
-            p.grad = None
-        return loss, gradient
-
-
 def _silent(message: str) -> None:
     """Print nothing: only the finding is reported."""
-
-
-@contextmanager
-def _plain(start: InitialCheckpoint) -> Iterator[None]:
-    """Have the start checkpoint, and all models made from it, use the padded layout and its own
-    cache inside the context.
-    """
-    trunks = [
-        trunk_of(start.outline),
-        trunk_of(start.model()),
-    ]  # models that are read, copied or loaded inherit from these
-    before = [
-        (trunk, name, getattr(trunk, name))
-        for trunk in trunks
-        for name in ("share_prompt", "share_cache")
-    ]
-    try:
-        for trunk, name, _ in before:
-            setattr(trunk, name, False)
-        yield
-    finally:
-        for trunk, name, was in before:
-            setattr(trunk, name, was)
-
-
-def _reversed(term: Term) -> Term:
-    return dataclasses.replace(term, batch=term.batch.select(range(term.batch.shape[0])[::-1]))
-
-
-def _widening(tokens: Tokens) -> Tokens:
-    """Return the tokenizer's rules with unnecessary padding on every batch."""
-
-    class Widening(Tokens):
-        def prompt_batch(self, prompts: Any, device: Any = "cpu") -> PromptBatch:
-            widened = super().prompt_batch(prompts, device)
-            return PromptBatch(
-                widened.prompts, pad(widened.ids, (3, 0), value=self.pad), pad(widened.mask, (3, 0))
-            )
-
-        def batch(self, *args: Any, **more: Any) -> Batch:
-            widened = super().batch(*args, **more)
-            columns = {name: pad(column, (0, 2)) for name, column in widened.columns.items()}
-            return Batch(widened.prompts, columns, widened.temperature)
-
-    widened = copy.copy(tokens)
-    widened.__class__ = Widening
-    return widened
 
 
 def same_bytes(ours: Trained, theirs: Trained, what: str) -> None:

@@ -61,7 +61,8 @@ def together(
 def main() -> None:
     """Run one of the two processes."""
     from ..core.distributed import leave_process_group
-    from .trials import FEW_TOKENS, Trials
+    from .trials import Trials
+    from .variations import FEW_TOKENS
 
     task = json.loads(sys.argv[1])
     registry = installed()
