@@ -70,8 +70,9 @@ def unknown_options(line):
 
 
 def commands(page):
-    """Return the lines of a page's shell blocks that call harness."""
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    """Return the lines of a page's shell blocks that call harness, continued lines joined."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.startswith("harness ")]
 
 
