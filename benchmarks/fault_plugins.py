@@ -269,14 +269,14 @@ def _server(world: World, name: str, key: str) -> Verdict:
         time.sleep(600)
         os._exit(0)
     try:
-        return _asked(world, server, wrong, key)
+        return _verdict_of(world, server, wrong, key)
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
         server.http.server_close()
 
 
-def _asked(world: World, server: Server, wrong: int, key: str) -> Verdict:
+def _verdict_of(world: World, server: Server, wrong: int, key: str) -> Verdict:
     results = world.prepared("dpo")
     settings = {
         "url": server.url,

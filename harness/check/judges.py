@@ -145,14 +145,14 @@ def _preference(row: Any, where: str, place: int) -> Preference:
             f"{where} needs a prompt ({', '.join(PROMPTS)}) and two answers"
             f" ({', '.join(' and '.join(pair) for pair in SIDES)})."
         )
-    a, b = (_said(row[name]) for name in names)
+    a, b = (_answer_text(row[name]) for name in names)
     p = 1.0 if names == CHOSEN and not HUMAN & row.keys() else _human(row, where)
     if names == CHOSEN and place % 2:
         a, b, p = b, a, 1 - p
     return Preference(Prompt(f"pair/{place}", prompt), a, b, p)
 
 
-def _said(answer: Any) -> str:
+def _answer_text(answer: Any) -> str:
     """Return the text of an answer: a string, or the last message of a conversation."""
     return str(answer[-1]["content"]) if isinstance(answer, list) and answer else str(answer)
 

@@ -370,9 +370,9 @@ def test_on_a_fresh_machine_costs_are_those_of_the_harness_s_own_study(tmp_path)
     (tmp_path / "fresh.toml").write_text(text)
     done = command("study", tmp_path / "fresh.toml", "--dry-run", "--results", tmp_path / "results")
     ppo, dpo = (known[name, "summarization"] for name in ("ppo", "dpo"))
-    assert f"~{ppo.cpu_seconds:.0f} " in done.out and "~ is what the method took in" in done.out, (
-        done.text
-    )
+    assert (
+        f"~{ppo.cpu_seconds:.0f} " in done.out and "~ marks the cost of the method in" in done.out
+    ), done.text
     assert (
         f"may take {2 * ppo.cpu_seconds + dpo.cpu_seconds:.0f} CPU seconds" in done.out
         and "unknown" not in done.out

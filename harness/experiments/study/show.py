@@ -37,8 +37,8 @@ def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str
     lines += [*_same(planned.cells), *_remarks(planned, states, estimates, borrowed)]
     more = f", and {unknown} runs of unknown cost" if unknown else ""
     lines.append(
-        f"What is left may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared stages"
-        " come on top."
+        f"The remaining runs may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared"
+        " stages are extra."
     )
     return "\n".join(lines)
 
@@ -71,8 +71,8 @@ def _remarks(
         )
     if borrowed:
         lines.append(
-            "~ is what the method took in the harness's own study, on two cores of another machine"
-            " with the suite's settings: of its steps, models and sweeps yours may have more."
+            "~ marks the cost of the method in the harness's own study, on two cores of another"
+            " machine with the suite's settings. Your steps, models and sweeps may cost more."
         )
     return lines
 
