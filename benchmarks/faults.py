@@ -102,10 +102,18 @@ def _show(row: Mapping[str, Any]) -> None:
 
 
 def trials(world: World, seed: int, only: str) -> Iterator[tuple[str, Trial]]:
-    """Yield (kind, trial) of the kinds whose name holds a text."""
-    for name, (_, function) in Kinds.all.items():
-        if only.lower() in name.lower():
-            for trial in function(world, random.Random(f"{seed} {name}")):
+    """Yield (kind, trial) of the kinds whose name holds a text: first one of each kind."""
+    kinds = {
+        name: function(world, random.Random(f"{seed} {name}"))
+        for name, (_, function) in Kinds.all.items()
+        if only.lower() in name.lower()
+    }
+    while kinds:
+        for name, left in list(kinds.items()):
+            trial = next(left, None)
+            if trial is None:
+                del kinds[name]
+            else:
                 yield name, trial
 
 
