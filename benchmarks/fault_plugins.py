@@ -255,6 +255,42 @@ def keys(world: World, rng: random.Random) -> Trials:
     """A key is in no file, no message, no table and no page, whatever its form."""
     for name, key in KEYS.items():
         yield Trial(name, partial(_server, world, "429 three times", key))
+    for name, source in LEAKS.items():
+        yield Trial(name, partial(_leak, world, source))
+    yield Trial("a model of the hub", partial(_hub, world))
+
+
+LEAKS = {
+    "a tracker's exception": """
+import os
+from harness import hookimpl
+
+@hookimpl
+def step_logged(phase, step):
+    raise ConnectionError("401: " + os.environ["HF_TOKEN"])
+""",
+    "a method's exception": METHOD.format(
+        before="pass", after="raise ConnectionError('401: ' + os.environ['HF_TOKEN'])"
+    ),
+}
+
+
+def _leak(world: World, source: str) -> Verdict:
+    """Have a plugin put a key into an exception."""
+    results, file = world.prepared("dpo"), _plugin(world, source)
+    method = "faulty" if "Faulty" in source else "dpo"
+    done = world.train(method, results, "-p", file, environment={"HF_TOKEN": KEY})
+    verdict = first_bad(ended(done, (0, 1), "the plugin"), _no_key(world, results, done.text))
+    world.forget(results)
+    return verdict
+
+
+def _hub(world: World) -> Verdict:
+    results = world.fresh()
+    arguments = ("run", "-m", "dpo", "-s", "summarization", "--model", "nobody/nothing")
+    environment = {"HF_TOKEN": KEY, "HF_HUB_OFFLINE": "1"}
+    done = world.run(*arguments, "--results", results, environment=environment)
+    return first_bad(ended(done, (1, 2, 3), "the hub"), _no_key(world, results, done.text))
 
 
 def _server(world: World, name: str, key: str) -> Verdict:
