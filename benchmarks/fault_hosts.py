@@ -130,7 +130,7 @@ def _address_space(world: World) -> Verdict:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     done = world.train("grpo", case.results, before=before)
-    verdict = ended(done, (0, 1, -6, -11), "RLIMIT_AS")
+    verdict = ended(done, (0, 1, 127, -6, -11), "RLIMIT_AS")  # 127: the loader of libraries
     verdict = first_bad(verdict, case.resumed())
     case.close()
     return verdict

@@ -34,6 +34,10 @@ from fault_world import World, load_libraries
 ROOT = Path(__file__).parent.parent
 MODULES = (fault_runs, fault_files, fault_data, fault_plugins, fault_hosts)
 Row = dict[str, Any]
+PARTIAL = (
+    "The campaign was stopped by its time limit. It makes one fault of each kind first, so kinds have"
+    " fewer faults here than in a whole campaign. The same command goes on."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = read(outcomes, options.seed)
     print(table(rows))
     print(headline(rows))
-    if finished and not options.only and options.write:
-        Path(options.write).write_text(page(rows, options.seed), encoding="utf-8")
+    if not options.only and options.write:
+        text = page(rows, options.seed, finished)
+        Path(options.write).write_text(text, encoding="utf-8")
     return int(any(row["outcome"] in (LOST, WRONG, FAILED) for row in rows))
 
 
@@ -166,7 +171,7 @@ def headline(rows: Sequence[Row]) -> str:
     )
 
 
-def page(rows: Sequence[Row], seed: int) -> str:
+def page(rows: Sequence[Row], seed: int, finished: bool) -> str:
     """Return results/faults.md: the headline, the table, and what was not made or not passed."""
     git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, encoding="utf-8").stdout.strip()
@@ -180,6 +185,7 @@ def page(rows: Sequence[Row], seed: int) -> str:
     parts = [
         "# Faults made on purpose",
         headline(rows),
+        "" if finished else PARTIAL,
         f"`python benchmarks/faults.py --seed {seed}`, commit {commit}, {hours:.1f} hours.",
         table(rows),
         "Lost: a result or a finished stage is gone. Wrong: a number is shown that differs from the"
@@ -188,7 +194,7 @@ def page(rows: Sequence[Row], seed: int) -> str:
         "## Not passed\n\n" + ("\n".join(bad) or "Nothing."),
         "## Not made on this machine\n\n" + ("\n".join(skips) or "Every kind was made."),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 if __name__ == "__main__":

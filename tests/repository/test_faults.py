@@ -93,8 +93,9 @@ def test_the_table_counts_each_outcome_and_leaves_skips_out(campaign):
     assert faults.headline(rows) == (
         "5 faults injected, 1 results lost, 1 wrong results shown, resume byte-identical in 2 of 3."
     )
-    page = faults.page(rows, 0)
+    page = faults.page(rows, 0, True)
     assert "- kill, 2: lost, why\n" in page and "- kill: why" in page and "6.0 hours" in page
+    assert faults.PARTIAL in faults.page(rows, 0, False) and faults.PARTIAL not in page
 
 
 def test_a_campaign_goes_on_after_the_outcomes_that_it_has(campaign, tmp_path, monkeypatch, capsys):
