@@ -35,8 +35,8 @@ ROOT = Path(__file__).parent.parent
 MODULES = (fault_runs, fault_files, fault_data, fault_plugins, fault_hosts)
 Row = dict[str, Any]
 PARTIAL = (
-    "The campaign was stopped by its time limit. It makes one fault of each kind first, so kinds have"
-    " fewer faults here than in a whole campaign. The same command goes on."
+    "The campaign was stopped by its time limit. It makes one fault of each kind first, so kinds"
+    " have fewer faults here than in a whole campaign. The same command goes on."
 )
 
 
