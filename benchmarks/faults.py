@@ -82,6 +82,7 @@ def carry_out(world: World, outcomes: Path, seed: int, only: str, hours: float) 
         begun = time.monotonic()
         verdict = decided(trial)
         row = {"seed": seed, "kind": name, "trial": trial.name, **verdict.row()}
+        row["reason"] = "" if verdict.outcome == PASSED else verdict.reason
         row["seconds"] = round(time.monotonic() - begun, 1)
         _add(outcomes, row)
         _show(row)
