@@ -346,8 +346,8 @@ def _reused(world: World, more: tuple[object, ...]) -> Verdict:
 
 @kind("many runs in one folder", "31, 32, 34")
 def soak(world: World, rng: random.Random) -> Trials:
-    """Twelve runs in one process: no file stays open, no temporary file is left."""
-    yield Trial("12 runs", partial(_many, world))
+    """Six runs in one process: no file stays open, no temporary file is left."""
+    yield Trial("6 runs", partial(_many, world))
 
 
 def _many(world: World) -> Verdict:
@@ -358,7 +358,7 @@ def _many(world: World) -> Verdict:
     files = [file.name for file in results.rglob("*.tmp")]
     ended_runs = len(list(results.glob("runs/*/dpo/*/result.json")))
     counted = int((done.out.split("open files: ")[-1:] or ["-1"])[0].split()[0])
-    good = done.code == 0 and not files and ended_runs == 12 and counted <= before + 12
+    good = done.code == 0 and not files and ended_runs == 6 and counted <= before + 12
     world.forget(results)
     why = f"{ended_runs} runs, {counted} files open, {files} {done.text[-300:]}"
     return Verdict(PASSED if good else FAILED, "" if good else why)
@@ -369,6 +369,6 @@ def _many_runs(arguments: list[str]) -> None:
 
     from harness.cli.app import cli
 
-    for seed in range(12):
+    for seed in range(6):
         CliRunner().invoke(cli, [*arguments, "--seed", str(seed)], standalone_mode=False)
     print(f"open files: {len(os.listdir('/proc/self/fd'))}")

@@ -28,11 +28,11 @@ import fault_files
 import fault_hosts
 import fault_plugins
 import fault_runs
-from fault_trials import FAILED, LOST, PASSED, SKIPPED, WRONG, Kinds, Trial, Verdict
+from fault_trials import FAILED, LOST, PASSED, SKIPPED, WRONG, Kind, Kinds, Trial, Verdict
 from fault_world import World, load_libraries
 
 ROOT = Path(__file__).parent.parent
-MODULES = (fault_runs, fault_files, fault_data, fault_plugins, fault_hosts)
+MODULES = (fault_runs, fault_plugins, fault_files, fault_hosts, fault_data)
 Row = dict[str, Any]
 PARTIAL = (
     "The campaign was stopped by its time limit. It makes one fault of each kind first, so kinds"
@@ -111,7 +111,7 @@ def trials(world: World, seed: int, only: str) -> Iterator[tuple[str, Trial]]:
     """Yield (kind, trial) of the kinds whose name holds a text: first one of each kind."""
     kinds = {
         name: function(world, random.Random(f"{seed} {name}"))
-        for name, (_, function) in Kinds.all.items()
+        for name, (_, function) in sorted(Kinds.all.items(), key=_place)
         if only.lower() in name.lower()
     }
     while kinds:
@@ -121,6 +121,11 @@ def trials(world: World, seed: int, only: str) -> Iterator[tuple[str, Trial]]:
                 del kinds[name]
             else:
                 yield name, trial
+
+
+def _place(item: tuple[str, tuple[str, Kind]]) -> int:
+    """Return the place of a kind's module in MODULES."""
+    return [module.__name__ for module in MODULES].index(item[1][1].__module__)
 
 
 def decided(trial: Trial) -> Verdict:

@@ -109,6 +109,7 @@ def test_a_campaign_goes_on_after_the_outcomes_that_it_has(campaign, tmp_path, m
     def broken(world, rng):
         yield trials.Trial("third", lambda: 1 / 0)
 
+    two.__module__ = broken.__module__ = "fault_runs"
     kinds = {"two": ("1", two), "broken": ("2", broken)}
     monkeypatch.setattr(trials.Kinds, "all", kinds)
     file = tmp_path / "outcomes.jsonl"
