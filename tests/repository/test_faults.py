@@ -122,8 +122,8 @@ def test_a_campaign_goes_on_after_the_outcomes_that_it_has(campaign, tmp_path, m
 
     assert faults.carry_out(Nothing(), file, 0, "", 1.0)
     rows = faults.read(file, 0)
-    assert [row["trial"] for row in rows] == ["first", "second", "third"] and made == [1]
-    assert rows[2]["outcome"] == "failed" and "ZeroDivisionError" in rows[2]["reason"]
+    assert [row["trial"] for row in rows] == ["first", "third", "second"] and made == [1]
+    assert rows[1]["outcome"] == "failed" and "ZeroDivisionError" in rows[1]["reason"]
     assert faults.read(file, 1) == []
     assert not faults.carry_out(Nothing(), file, 1, "two", -1.0)
     assert "the same command goes on" in capsys.readouterr().err
