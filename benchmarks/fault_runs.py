@@ -117,7 +117,7 @@ def signals(world: World, rng: random.Random) -> Trials:
 
 def _signal(world: World, name: str, codes: tuple[int, ...]) -> Verdict:
     case = Disturbed(world, "grpo")
-    command = world.command(*world.arguments("grpo", case.results, "--set", "steps=3"))
+    command = world.command(*world.arguments("grpo", case.results))
     _until(lambda: any(case.results.glob("runs/*/grpo/*/checkpoint/turn-*")), 60)
     for number in range(2 if "twice" in name else 1):
         time.sleep(0.2 * number)
