@@ -2,8 +2,9 @@
 
 Every cell is the largest peak of a run's stages as `harness run --dry-run` computes it, from a
 configuration without weights. Passes are laid out for models of 2 and 3 layers. The parts of a
-peak are linear in the number of layers, so they are extended to that of the model; `--whole` lays
-out all layers, and takes minutes a cell.
+peak are linear in the number of layers, so they are extended to that of the model. Checked with 6
+layers of the 7B in nf4: SFT, DPO and the evaluation are exact, reward models are 2.5 % too high.
+`--whole` lays out all layers, and takes minutes a cell.
 """
 
 from __future__ import annotations
