@@ -70,9 +70,10 @@ def unknown_options(line):
 
 
 def commands(page):
-    """Return the lines of a page's shell blocks that call harness, continued lines joined."""
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    """Return the commands of a page's shell blocks that call harness, each on one line."""
+    text = page.read_text(encoding="utf-8")
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = [block.replace("\\\n", " ") for kind, block in fences if kind in ("", "sh")]
     return [line for block in blocks for line in block.splitlines() if line.startswith("harness ")]
 
 
