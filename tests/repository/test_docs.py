@@ -94,6 +94,11 @@ def test_files_that_the_documents_link_to_exist(page):
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    pages = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    assert sorted(pages) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
 def test_the_tables_in_the_readme_are_the_committed_ones():
     filled = runpy.run_path(str(ROOT / "results" / "readme.py"))["filled"]
     assert "| ppo" in README and filled(README) == README
