@@ -200,7 +200,9 @@ def _nan(world: World, method: str, fault: str) -> Verdict:
 def _marked(world: World, results: Path) -> Verdict:
     """Decide whether the table says that a run met a number that is none."""
     done = world.run("table", "--results", results)
-    good = done.code == 0 and any(w in done.text.lower() for w in ("diverged", "is nan", "not finite"))
+    good = done.code == 0 and any(
+        w in done.text.lower() for w in ("diverged", "is nan", "not finite")
+    )
     return Verdict(PASSED if good else FAILED, "" if good else f"not marked: {done.text[-300:]}")
 
 

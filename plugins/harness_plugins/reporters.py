@@ -168,6 +168,7 @@ class HTML(Reporter):
 
 DISPLAY_NAMES = {  # in LaTeX, of the built-in methods
     "best_of_n": "best-of-$n$",
+    "checkpoint": "checkpoint",
     "dpo": "DPO",
     "grpo": "GRPO",
     "ipo": "IPO",

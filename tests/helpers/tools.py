@@ -301,12 +301,16 @@ def finished(method: str, suite: str = "small") -> Path:
 
 
 def with_shared_stages(name: str) -> Path:
-    """A results folder with the shared stages of the session's runs, and no policies."""
+    """A results folder with the stages that a run of dpo on `small` shares with other methods.
+
+    Neither a policy nor a cache (pool, reference log-probabilities) is among them.
+    """
     where = fresh(name)
-    finished("dpo")
-    shutil.copytree(results() / "artifacts", where / "artifacts")
-    for policy in (where / "artifacts").glob("policy-*"):
-        shutil.rmtree(policy)
+    pins = json.loads((finished("dpo") / "result.json").read_text(encoding="utf-8"))["pins"]
+    stages = ("sft", "preferences", "reward_model", "baseline_answers")
+    for artifact, pin in pins.items():
+        if pin["kind"] in stages:
+            shutil.copytree(results() / "artifacts" / artifact, where / "artifacts" / artifact)
     return where
 
 

@@ -56,7 +56,9 @@ REQUIRED: dict[str, Check] = {
     "cost.labels": number,
     "cost.ai_labels": number,
     "cost.shared_total": _object(seconds=number, flops=number),
-    "evaluation.kl_estimator": _text,
+    "evaluation": lambda value: (
+        isinstance(value, Mapping) and _text(value.get("kl_estimator", value.get("kl_missing")))
+    ),
     "evaluation.eos_rate": number,
     "evaluation.prompts": number,
     "evaluation.split": _text,
