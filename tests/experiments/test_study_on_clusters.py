@@ -20,7 +20,10 @@ from ..helpers import fake_slurm, real_slurm
 from ..helpers.studies import FORKED, method, processes_of, results_of, wait_for, write
 from ..helpers.tools import ENV, command, launched, on_small, plugin
 
-TWELVE = "seeds = 3\n" + "".join(map(method, ("start", "sft_chosen", "dpo", "ipo")))
+# runs of many seconds: what kills a machine takes some
+LONGER = "set = {steps = 150}"
+TWELVE = "seeds = 3\n" + method("start")
+TWELVE += "".join(method(name, LONGER) for name in ("sft_chosen", "dpo", "ipo"))
 LONG = 3600  # seconds: a loaded machine is slow
 
 
