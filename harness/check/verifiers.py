@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from ..api.registry import Registry
 from ..api.resolve import Request, resolve
 from ..api.verifiers import make_verifier
 from ..core.data import Prompt, completion_text
+from ..core.meter import resident_peak, start_peak_anew
 from ..core.options import options_of, parse_settings
 from .findings import SKIPPED, Finding, Options, attempt
 
@@ -178,7 +178,9 @@ def _pure(verifier: Verifier, right: Cases, hostile: Cases) -> str:
 
 def _bounded(verifier: Verifier, hostile: Cases) -> str:
     own = getattr(verifier, "time_limit", getattr(verifier, "seconds", 0.0))
-    limit, longest, before = max(SECONDS, 2 * own + 1), 0.0, _mebibytes()
+    limit, longest = max(SECONDS, 2 * own + 1), 0.0
+    start_peak_anew()  # earlier work of this process may have had a higher peak
+    before = _mebibytes()
     for i, text in enumerate(hostile.completions):
         began = time.perf_counter()
         hostile.verdicts(verifier, [i])
@@ -191,5 +193,5 @@ def _bounded(verifier: Verifier, hostile: Cases) -> str:
 
 
 def _mebibytes() -> float:
-    """Return the peak memory of this process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the peak memory of this process in MiB since it was reset."""
+    return resident_peak(reset=False) / 2**20
