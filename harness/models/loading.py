@@ -72,6 +72,7 @@ def load_causal(name: str | Path, arithmetic: Arithmetic = FLOAT32) -> nn.Module
     trunk_of(model).compute_dtype = getattr(torch, arithmetic.compute)
     if arithmetic.weights == NF4:
         convert(trunk_of(model), getattr(torch, arithmetic.compute))
+        in_memory(model)  # else what stays as it is keeps the whole file mapped
     return frozen(model)
 
 
