@@ -9,6 +9,8 @@ from harness.api.quick import lowered
 from harness.api.registry import installed
 from harness.api.resolve import Request, resolve
 
+from ..helpers.registries import METHODS
+
 
 @dataclass
 class Options:
@@ -89,7 +91,7 @@ def test_what_is_asked_for_stands_over_quick(mine):
     assert spec.stages["evaluation"]["prompts"] == 99
 
 
-@pytest.mark.parametrize("method", sorted(installed().classes["methods"]))
+@pytest.mark.parametrize("method", METHODS)
 def test_quick_settings_are_valid_for_every_method(mine, method):
     assert quick(method, mine()).quick
 
