@@ -1,5 +1,8 @@
 """Models trained elsewhere as rows: a folder, an adapter, another tokenizer, an endpoint."""
 
+import csv
+import io
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,33 +25,40 @@ from harness.training.guests import GuestTokens, written
 from ..helpers.fake_endpoint import reply
 from ..helpers.small_folders import save_model
 from ..helpers.tiny_models import tiny_folder
-from ..helpers.tools import command, finished, on_small, results
+from ..helpers.tools import command, finished, on_small, with_shared_stages
 
 BASE = "suites/harness_suites/base"
 SAMPLE = ("answer", "gold", "kl", "win", "length", "ended")
 
 
-def evaluated(name, where, *settings):
-    """The record and the samples of a guest on the suite `small`, beside the session's runs."""
-    before = set((results() / "runs" / "small" / "checkpoint").glob("*"))
-    done = command(*on_small("checkpoint", *settings, results=results()))
+@pytest.fixture(scope="module")
+def where():
+    """Results with one run, of dpo, and its shared stages."""
+    made, run = with_shared_stages("guests"), finished("dpo")
+    shutil.copytree(run, made / "runs" / "small" / "dpo" / run.name)
+    return made
+
+
+def evaluated(where, *settings):
+    """The record and the samples of a guest on the suite `small`."""
+    before = set((where / "runs" / "small" / "checkpoint").glob("*"))
+    done = command(*on_small("checkpoint", *settings, results=where))
     assert done.code == 0, done.text
-    (folder,) = set((results() / "runs" / "small" / "checkpoint").glob("*")) - before
+    (folder,) = set((where / "runs" / "small" / "checkpoint").glob("*")) - before
     return read_result(folder), read_rows(folder / "samples.jsonl"), done
 
 
 @pytest.fixture(scope="module")
-def own():
+def own(where):
     """The policy that a method of this harness trained, as a guest."""
-    policy = finished("dpo") / "policy"
-    return evaluated("own", None, "--set", f"path={policy}")
+    return evaluated(where, "--set", f"path={finished('dpo') / 'policy'}")
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory):
+def foreign(where, tmp_path_factory):
     """A random model of another architecture and another tokenizer."""
     folder = save_model(tmp_path_factory.mktemp("foreign"))
-    return evaluated("foreign", None, "--set", f"path={folder}")
+    return evaluated(where, "--set", f"path={folder}")
 
 
 # -- folders ---------------------------------------------------------------------------------------
@@ -76,21 +86,19 @@ def test_another_tokenizer_has_no_kl_and_says_why(foreign):
     assert record["cost"]["models"]["policy"]["parameters"] > 0
 
 
-def test_table_leaves_the_cost_of_a_guest_blank(own, foreign):
-    done = command("table", "--suite", "small", "--results", results(), "--format", "csv")
+def test_table_leaves_the_cost_of_a_guest_blank(where, own, foreign):
+    done = command("table", "--suite", "small", "--results", where, "--format", "csv")
     assert done.code == 0, done.text
-    import csv
-    import io
-
     rows = {row["method"]: row for row in csv.DictReader(io.StringIO(done.out))}
     guests = [row for name, row in rows.items() if name.startswith("checkpoint ")]
     assert len(guests) == 2 and all(row["method_flops"] == row["labels"] == "" for row in guests)
     assert float(next(row for name, row in rows.items() if "dpo" in name)["method_flops"]) > 0
-    shown = command("table", "--suite", "small", "--results", results())
+    shown = command("table", "--suite", "small", "--results", where)
     assert "Trained elsewhere" in shown.out and "KL cannot be measured: its token" in shown.out
-    for more in (["--match", "flops"], ["--plot", "cost=x.png"]):
-        done = command("table", "--suite", "small", "--results", results(), *more)
-        assert "Traceback" not in done.text
+    plot = ("plot", "--kind", "cost", "-o", where / "cost.png")
+    assert command(*plot, "--suite", "small", "--results", where).code == 0
+    match = command("table", "--match", "flops", "--suite", "small", "--results", where)
+    assert match.code == 2 and "Nothing to match" in match.err  # one setting of each method
 
 
 def test_an_adapter_and_its_base_are_read_and_recorded(tmp_path):
@@ -207,9 +215,8 @@ def test_served_model_is_a_row_with_its_own_provenance(fake, tmp_path):
     fake.script = [reply("the answer of a served model")]
     settings = [f"url={fake.url}", "model=gpt", f"cache={tmp_path / 'c'}"]
     more = [part for setting in settings for part in ("--set", setting)]
-    finished("dpo")
     done = command(
-        *on_small("checkpoint", *more, results=results()),
+        *on_small("checkpoint", *more, results=with_shared_stages("served")),
         env={"HARNESS_API_KEY": "sk-secret-0123456789"},
     )
     assert done.code == 0, done.text

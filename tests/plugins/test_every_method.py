@@ -15,7 +15,7 @@ from harness.models.generation import SharedDecoding
 from harness.training import reward_model
 
 from ..helpers.registries import sampled, small_registry
-from ..helpers.tools import with_shared_stages
+from ..helpers.tools import fresh, with_shared_stages
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,7 @@ def test_a_fault_of_the_fast_path_outside_the_step_is_seen_too(fault, registry, 
     """Negative controls: gradients of a step agree, and rollouts, or rewards, are not the plain
     path's.
     """
-    bench = Trials(
-        "ppo", "small", registry, Options(suite="small", results=with_shared_stages("faulty"))
-    )
+    bench = Trials("ppo", "small", registry, Options(suite="small", results=fresh("faulty")))
     if fault == "decoding":
         right = SharedDecoding.next_logits
         monkeypatch.setattr(SharedDecoding, "next_logits", lambda self, *a: 1.2 * right(self, *a))
