@@ -225,7 +225,7 @@ def _drip(stream: Any, seconds: float) -> None:
         time.sleep(0.2)
 
 
-RIGHT = json.dumps({"choices": [{"message": {"content": "1"}}], "usage": {}}).encode()
+RIGHT = json.dumps({"choices": [{"message": {"content": "m"}}], "usage": {}}).encode()
 ALWAYS = 10**9
 SERVERS: dict[str, tuple[int, bytes, int, float]] = {
     "429 three times": (429, b"", 3, 0),
@@ -294,7 +294,7 @@ def _hub(world: World) -> Verdict:
 
 
 def _server(world: World, name: str, key: str) -> Verdict:
-    """Have a judge of a labeller ask the server, in a process of its own, like the run."""
+    """Have a judge ask the server, which is a process of its own, like the run."""
     import os
 
     status, body, wrong, slow = SERVERS[name]
@@ -317,6 +317,7 @@ def _verdict_of(world: World, server: Server, wrong: int, key: str) -> Verdict:
     settings = {
         "url": server.url,
         "model": "fake",
+        "top_logprobs": 0,
         "retries": 4,
         "backoff": 0.01,
         "answer_timeout": 2,
@@ -325,7 +326,7 @@ def _verdict_of(world: World, server: Server, wrong: int, key: str) -> Verdict:
     more = [f"{name}={value}" for name, value in settings.items()]
     flags = [part for setting in more for part in ("--judge-set", setting)]
     done = world.train(
-        *("dpo", results, "--judge", "labeller:endpoint", *flags),
+        *("dpo", results, "--judge", "llm_judge", *flags),
         environment={"HARNESS_API_KEY": key},
     )
     right = (0,) if wrong < ALWAYS and "\nX" not in key else (1, 2)

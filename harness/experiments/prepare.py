@@ -169,7 +169,8 @@ def _notes_on_models(stages: Stages) -> list[str]:
     from ..models.hub_format import notes_on
 
     participants = (stages.own_labeller, stages.labeller, stages.judge)
-    models = [stages.base, *(getattr(one, "model", None) for one in participants)]
+    here = [one for one in participants if not getattr(one, "url", "")]  # others are served
+    models = [stages.base, *(getattr(one, "model", None) for one in here)]
     named = [name for name in models if isinstance(name, str | Path) and str(name)]
     return list(dict.fromkeys(note for name in named for note in notes_on(name)))
 

@@ -23,11 +23,13 @@ from harness.api.adapters import make
 from harness.api.registry import installed
 from harness.core.errors import HarnessError
 from harness.core.options import build
+from harness.core.run_folder import read_result
 from harness.evaluation.judging import judge_answers
 from harness.statistics.judges import verdict_figures
 
 from ..helpers.fake_endpoint import reply
 from ..helpers.small_folders import save_model
+from ..helpers.tools import command
 
 SECRET = "sk-very-secret-0123456789"
 SUITE = SimpleNamespace(name="toy", principles=list)
@@ -353,3 +355,26 @@ def test_a_judge_labels(fake, tmp_path, monkeypatch):
     found = labeller.compare(Prompt("p", "q"), ["bad", "good", "bad"], [1, 1, 1], Random(0))
     assert [(c.first, c.second, c.p) for c in found] == [(0, 1, 0.0), (1, 2, 1.0)]
     assert labeller.usage()["asked"] == 2 and not labeller.human
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "judge", ["llm_judge", pytest.param("labeller:endpoint", marks=pytest.mark.slow)]
+)
+def test_a_run_is_judged_by_a_served_model_whose_name_is_no_folder(fake, tmp_path, judge):
+    """The name of a served model is not looked up on this machine or on the hub."""
+    fake.script = [reply("m" if judge == "llm_judge" else "1")]
+    settings = [f"url={fake.url}", "model=served", f"cache={tmp_path / 'c'}", "top_logprobs=0"]
+    settings = settings[: None if judge == "llm_judge" else 3]
+    suite = ["-s", "summarization"] if judge != "llm_judge" else ["-s", "exact"]
+    done = command(
+        *("run", "-m", "start", *suite, "--quick", "--stage-set", "evaluation.prompts=8"),
+        *("--results", tmp_path / "r", "--judge", judge),
+        *(part for setting in settings for part in ("--judge-set", setting)),
+        env={"HARNESS_API_KEY": "sk-secret-0123456789"},
+    )
+    assert done.code == 0, done.text
+    (folder,) = (tmp_path / "r" / "runs").glob("*/start/*")
+    assert read_result(folder)["evaluation"]["win_rate"]["mean"] == 0.5 and len(fake.asked) > 8
