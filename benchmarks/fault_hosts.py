@@ -354,7 +354,7 @@ def _many(world: World) -> Verdict:
     results = world.prepared("dpo")
     arguments = [str(a) for a in world.arguments("dpo", results)]
     before = len(os.listdir("/proc/self/fd"))
-    done = world.run("list", "methods", before=partial(_many_runs, arguments))
+    done = world.run("list", before=partial(_many_runs, arguments))
     files = [file.name for file in results.rglob("*.tmp")]
     ended_runs = len(list(results.glob("runs/*/dpo/*/result.json")))
     counted = int((done.out.split("open files: ")[-1:] or ["-1"])[0].split()[0])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Carry the campaign out; return 0 if nothing was lost, wrong or failed."""
     options = _parser().parse_args(arguments)
     outcomes = Path(options.outcomes)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would every run
     load_libraries()
     with tempfile.TemporaryDirectory(prefix="harness-faults-") as work:
         world = World(Path(work))

@@ -72,7 +72,7 @@ def evaluate(
     passes = _passes(answers, drawn.more, stages, meter)
     kl = _kl(drawn.policy, drawn.for_kl or answers.batch, stages, runtime)
     with meter.phase("evaluate"):
-        _check_finite(answers, judged, kl)
+        _check_finite(answers, judged, kl, stages.judge.name)
         figures = _figures(answers, reference, judged, kl, drawn.policy, stages, options)
     figures["inference"] = {
         "flops_per_answer": cost.flops / len(prompts),
@@ -154,14 +154,14 @@ def _judged(
     return judged
 
 
-def _check_finite(answers: Answers, judged: Judged, kl: Mapping[str, Any]) -> None:
-    for name, values in (
-        ("KL", kl.get("kl", [])),
-        ("gold score", known(judged.gold or [])),
-        ("proxy score", answers.proxy or []),
+def _check_finite(answers: Answers, judged: Judged, kl: Mapping[str, Any], judge: str) -> None:
+    for name, source, values in (
+        ("KL", "", kl.get("kl", [])),
+        ("gold score", f" of the judge {judge}", known(judged.gold or [])),
+        ("proxy score", " of the reward model", answers.proxy or []),
     ):
         if not all(math.isfinite(value) for value in values):
-            raise Diverged(f"The evaluation found a {name} that is not finite.")
+            raise Diverged(f"The evaluation found a {name}{source} that is not finite.")
 
 
 def _scored(

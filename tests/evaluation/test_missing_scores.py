@@ -14,7 +14,7 @@ from harness.statistics.over_prompts import (
     win_scores,
 )
 
-from ..helpers.tools import command, only_run, plugin, with_shared_stages
+from ..helpers.tools import command, on_small, only_run, plugin, with_shared_stages
 
 NAN = math.nan
 
@@ -148,3 +148,28 @@ def test_evaluate_with_a_judge_that_says_nothing_is_refused(place):
     _, file, folder = place
     done = command("evaluate", folder, "-p", file, "--judge", "mute")
     assert done.code == 1 and "gave no verdict on any of 30 prompts" in done.text, done.text
+
+
+INFINITE = """
+from harness import hookimpl
+from harness.api.contracts import Judge
+
+
+class Infinite(Judge):
+    name, version = "infinite", "1"
+
+    def score(self, prompts, answers):
+        return [float("inf")] * len(prompts)
+
+
+@hookimpl
+def register_judges(register):
+    register(Infinite)
+"""
+
+
+def test_a_score_that_is_not_finite_names_its_judge():
+    where = with_shared_stages("infinite")
+    file = plugin(where, "infinite", INFINITE)
+    done = command(*on_small("start", "-p", file, "--judge", "infinite", results=where))
+    assert done.code == 1 and "a gold score of the judge infinite that is not finite" in done.err
