@@ -64,6 +64,8 @@ def judge_answers(
             with waiting_for(f"the judge {judge.name}"), put_back(f"The judge {judge.name}"):
                 fault_point("judge")
                 gold, base = (judge.scores_of(prompts, side) for side in (ours, theirs))
+            for side in (gold, base):
+                _check_scores(judge, side, len(prompts))
         if gold is not None and base is not None and not _compares(judge):
             verdicts = [PairVerdict(p) for p in preferences(gold, base)]
         else:
@@ -84,6 +86,19 @@ def judge_answers(
     figures = {"name": judge.name, **_options(judge), **_quality(judge)}
     notes = [verdict.note for verdict in verdicts]
     return Judged(wins, gold, base, notes, figures | verdict_figures(wins, notes))
+
+
+def _check_scores(judge: Judge, found: Any, n: int) -> None:
+    """Refuse what are not n numbers, under the judge's name."""
+    wanted = f"expected {n} numbers, NaN for a missing score"
+    try:
+        count = len([float(score) for score in found])
+    except (TypeError, ValueError, OverflowError):
+        raise HarnessError(
+            f"The judge {judge.name} returned {str(found)[:60]}; {wanted}."
+        ) from None
+    if count != n:
+        raise HarnessError(f"The judge {judge.name} returned {count} scores; {wanted}.")
 
 
 def _compares(judge: Judge) -> bool:

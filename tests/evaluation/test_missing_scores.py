@@ -5,7 +5,10 @@ import math
 
 import pytest
 
-from harness.api.judge_contract import preferences
+from harness.api.judge_contract import Answer, Judge, preferences
+from harness.core.data import Prompt
+from harness.core.errors import HarnessError
+from harness.evaluation.judging import judge_answers
 from harness.statistics.over_prompts import (
     known_interval,
     mean_interval,
@@ -173,3 +176,18 @@ def test_a_score_that_is_not_finite_names_its_judge():
     file = plugin(where, "infinite", INFINITE)
     done = command(*on_small("start", "-p", file, "--judge", "infinite", results=where))
     assert done.code == 1 and "a gold score of the judge infinite that is not finite" in done.err
+
+
+@pytest.mark.parametrize("found", [[1.0], None, ["good", "bad"], [10**400, 1]])
+def test_what_are_no_scores_is_refused_under_the_judge_s_name(found, tmp_path):
+    class Odd(Judge):
+        """Returns what the test says."""
+
+        name, version = "odd", "1"
+
+        def score(self, prompts, completions):
+            return found
+
+    answers = [Answer("a"), Answer("b")]
+    with pytest.raises(HarnessError, match="The judge odd returned .* expected 2 numbers"):
+        judge_answers(Odd(), [Prompt("p", "x")] * 2, answers, answers, tmp_path)
