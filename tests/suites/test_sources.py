@@ -589,6 +589,7 @@ def test_rows_are_taken_without_reading_the_whole(suite, tmp_path, layout):
 
 
 GROWTH = """
+import os
 import sys
 from harness_suites.preference_file import PreferenceFile
 from harness.core.options import build
@@ -607,7 +608,8 @@ def growth(**options):
 
 for options in ({"data": "small/train.parquet"}, {"dataset": "small", "streaming": True}):
     growth(**options)  # libraries are imported
-print(growth(data="large/train.parquet"), growth(dataset="large", streaming=True))
+print(growth(data="large/train.parquet"), growth(dataset="large", streaming=True), flush=True)
+os._exit(0)  # pyarrow's threads once aborted the interpreter at its end
 """
 
 
