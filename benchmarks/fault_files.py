@@ -60,7 +60,7 @@ DAMAGES: tuple[Damage, ...] = (flip, cut, empty, gone)
 
 @kind("the newest checkpoint is damaged", "5")
 def checkpoints(world: World, rng: random.Random) -> Trials:
-    """Each damage of each file: the checkpoint before is used, and the user is told."""
+    """Each damage of each file: the checkpoint before is used, and a message says so."""
     for name in ("tensors.safetensors", "state.json"):
         for damage in (*DAMAGES, *((odd, odd) if name == "state.json" else ())):
             seed = rng.randrange(1 << 30)

@@ -56,16 +56,12 @@ def judge_answers(
         distributed: Of a costly judge only the main process asks.
 
     Raises:
-        HarnessError: The judge gave no verdict at all.
+        HarnessError: The judge gave no verdict at all, or what are no scores.
     """
     with activity(EVALUATION, "evaluation: judge"):
         gold = base = None
         if scores(type(judge)):
-            with waiting_for(f"the judge {judge.name}"), put_back(f"The judge {judge.name}"):
-                fault_point("judge")
-                gold, base = (judge.scores_of(prompts, side) for side in (ours, theirs))
-            for side in (gold, base):
-                _check_scores(judge, side, len(prompts))
+            gold, base = _scores_of_both(judge, prompts, ours, theirs)
         if gold is not None and base is not None and not _compares(judge):
             verdicts = [PairVerdict(p) for p in preferences(gold, base)]
         else:
@@ -86,6 +82,18 @@ def judge_answers(
     figures = {"name": judge.name, **_options(judge), **_quality(judge)}
     notes = [verdict.note for verdict in verdicts]
     return Judged(wins, gold, base, notes, figures | verdict_figures(wins, notes))
+
+
+def _scores_of_both(
+    judge: Judge, prompts: Sequence[Prompt], ours: Sequence[Answer], theirs: Sequence[Answer]
+) -> tuple[list[float], list[float]]:
+    """Return the scores of both sides' answers."""
+    with waiting_for(f"the judge {judge.name}"), put_back(f"The judge {judge.name}"):
+        fault_point("judge")
+        gold, base = (judge.scores_of(prompts, side) for side in (ours, theirs))
+    for side in (gold, base):
+        _check_scores(judge, side, len(prompts))
+    return gold, base
 
 
 def _check_scores(judge: Judge, found: Any, n: int) -> None:
