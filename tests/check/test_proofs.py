@@ -111,8 +111,11 @@ CLOSER = {  # what the suite's settings, which are for a minute, leave too far a
 )
 def test_a_method_lands_near_its_optimum(method):
     how = CLOSER.get(method, {})
-    figures = run(method, *how.get("options", ()))["suite"]
+    evaluation = run(method, *how.get("options", ()))
+    figures, kl = evaluation["suite"], evaluation["kl"]
     assert figures["tv"] < 0.02 and figures["start_tv"] > 3 * 0.02
+    # the evaluator's KL is that of all answers: within 1.5 half-widths, a 99.7 % interval
+    assert abs(kl["mean"] - figures["exact_kl"]) <= 1.5 * (kl["high"] - kl["mean"])
     if method in ("dpo", "ppo", "rloo", "grpo", "online_dpo", "rlvr"):
         assert 0 <= figures["regret"] < 0.01
 
