@@ -66,18 +66,24 @@ def full_disks(world: World, rng: random.Random) -> Trials:
     if not can_mount():
         yield skipped("mounting a small file system needs root")
         return
-    for spare in (64, 400, 900, 1600, 2600):
-        yield Trial(f"{spare} KiB free", partial(_full_disk, world, spare, 0))
+    for share in (0.05, 0.3, 0.5, 0.7, 0.9):
+        yield Trial(f"{share:.0%} of what it writes is free", partial(_full_disk, world, share, 0))
     for inodes in (2, 8):
-        yield Trial(f"{inodes} inodes free", partial(_full_disk, world, 0, inodes))
+        yield Trial(f"{inodes} inodes free", partial(_full_disk, world, 0.0, inodes))
 
 
-def _full_disk(world: World, spare: int, inodes: int) -> Verdict:
+def _kib(folder: Path) -> int:
+    """Return the size of a folder in KiB, in whole pages of 4 KiB."""
+    sizes = [path.stat().st_size if path.is_file() else 1 for path in folder.rglob("*")]
+    return sum(-(-size // 4096) * 4 for size in sizes)
+
+
+def _full_disk(world: World, share: float, inodes: int) -> Verdict:
     prepared = world.prepared("dpo")
-    sizes = [f.stat().st_size for f in prepared.rglob("*") if f.is_file()]
     there = sum(1 for _ in prepared.rglob("*")) + 1
-    size = sum(-(-size // 4096) * 4 for size in sizes) + spare + 200
-    limit = f"size={size}k" if spare else f"size=64m,nr_inodes={there + inodes + 1}"
+    before = _kib(prepared)
+    size = before + int(share * (_kib(world.whole("dpo")[0]) - before))
+    limit = f"size={size}k" if share else f"size=64m,nr_inodes={there + inodes + 1}"
     with disk(world, limit) as folder:
         shutil.copytree(prepared, folder, dirs_exist_ok=True)
         case = Disturbed(world, "dpo", folder)

@@ -41,15 +41,16 @@ class TableRequest:
         keys = [key.strip() for key in self.columns.split(",") if key.strip()]
         return [] if keys == [ALL] else keys or self.reporter.columns
 
-    def table(self, suite: str, keys: Sequence[str]) -> Table:
-        """Return the table of one suite."""
+    def table(self, suite: str, keys: Sequence[str]) -> tuple[Table, list[str]]:
+        """Return the table of one suite, and the notes on the runs that it leaves out."""
         from ..report.tables.match import matched, parse_match
-        from ..report.tables.tables import comparison
+        from ..report.tables.tables import comparison, unfinished_notes
 
         selection = select(self.results, replace(self.criteria, suite=suite))
+        left_out = unfinished_notes(selection)
         if self.match:
-            return matched(selection, *parse_match(self.match))
-        return comparison(selection, keys)
+            return matched(selection, *parse_match(self.match)), left_out
+        return comparison(selection, keys), left_out
 
 
 def print_tables(request: TableRequest) -> int:
@@ -68,7 +69,7 @@ def print_tables(request: TableRequest) -> int:
     code = 0
     for i, suite in enumerate(suites):
         try:
-            table = request.table(suite, TERMINAL_COLUMNS if fit else request.keys)
+            table, left_out = request.table(suite, TERMINAL_COLUMNS if fit else request.keys)
         except UsageError as error:
             if len(suites) == 1:
                 raise
@@ -77,6 +78,8 @@ def print_tables(request: TableRequest) -> int:
             continue
         text = fitted(table, request.reporter, width) if fit else rendered(table, request.reporter)
         echo(f"\n{text}" if i else text, nl=False)
+        if not fit:
+            _show_missing_notes(text, left_out)
     return code
 
 
@@ -86,10 +89,20 @@ def write_tables(request: TableRequest, output: Path) -> int:
     suites = suites_of(request.results, request.criteria)
     for suite in suites:
         file = output if len(suites) == 1 else suite_file(output, suite)
-        write_output(file, rendered(request.table(suite, request.keys), request.reporter))
+        table, left_out = request.table(suite, request.keys)
+        text = rendered(table, request.reporter)
+        write_output(file, text)
+        _show_missing_notes(text, left_out)
         if len(suites) > 1:
             echo(f"wrote {file}")
     return 0
+
+
+def _show_missing_notes(text: str, notes: Sequence[str]) -> None:
+    """Show on stderr the notes that a format, such as csv, leaves out of its text."""
+    for note in notes:
+        if note not in text:
+            echo(f"harness: {note}", fg="yellow", err=True)
 
 
 def rendered(table: Table, reporter: Reporter) -> str:

@@ -301,6 +301,15 @@ def test_page_names_incomparable_runs_by_digest(tmp_path):
     ]
 
 
+def test_page_names_runs_without_a_result(tmp_path):
+    for method in ("start", "dpo"):
+        pages.add(tmp_path, method)
+    assert "Not finished" not in page(tmp_path)
+    (file,) = (tmp_path / "runs/toy/dpo").glob("*/result.json")
+    file.unlink()
+    assert "Not finished, and left out: 1 run (dpo seed" in page(tmp_path)
+
+
 def test_page_of_failures_only_is_written(tmp_path):
     put(tmp_path, failure("dpo"))
     written = told(Tree(page(tmp_path)))

@@ -607,6 +607,27 @@ def test_notes_name_unfinished_runs(tmp_path):
     assert any("left out: 1 run (ppo seed0-" in note for note in of(tmp_path).notes)
 
 
+@pytest.mark.parametrize("to", ["stdout", "file"])
+def test_csv_without_a_run_names_it_on_stderr(tmp_path, to):
+    put(tmp_path, record("ppo"), record("dpo"))
+    (file,) = (tmp_path / "runs/toy/ppo").glob("*/result.json")
+    output = ("-o", tmp_path / "t.csv") if to == "file" else ()
+    arguments = ("table", "--results", tmp_path, "--format", "csv", *output)
+    assert "left out" not in command(*arguments).text
+    file.unlink()
+    done = command(*arguments)
+    assert done.code == 0 and "left out: 1 run (ppo seed0-" in done.err
+    assert "result.json" in done.err and "left out" not in done.out
+
+
+def test_notes_in_the_text_are_not_repeated_on_stderr(tmp_path):
+    put(tmp_path, record("ppo"), record("dpo"))
+    (file,) = (tmp_path / "runs/toy/ppo").glob("*/result.json")
+    file.unlink()
+    done = command("table", "--results", tmp_path)
+    assert "left out: 1 run (ppo seed0-" in done.out and "left out" not in done.err
+
+
 def test_intervals_end_at_the_least_possible_value(tmp_path):
     wild = record(seed=1)
     wild["evaluation"] |= {"kl": estimate(18.0)}
@@ -903,7 +924,7 @@ def test_fitted_table_fits_the_width(tmp_path, width):
     put(tmp_path, record("start", win=0.5), record("dpo"), failure("ppo"))
     asked = Filter("toy")
     request = TableRequest(tmp_path, asked, Markdown(), False)
-    made = request.table("toy", TERMINAL_COLUMNS)
+    made, _ = request.table("toy", TERMINAL_COLUMNS)
     text = fitted(made, Markdown(), width)
     assert max(map(len, text.splitlines())) <= max(width, len(text.splitlines()[0]))
     head = next(line for line in text.splitlines() if line.startswith("| method"))

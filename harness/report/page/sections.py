@@ -9,7 +9,15 @@ from pathlib import Path
 from ...core.errors import unknown
 from ...core.records import Damaged
 from ..selection.run_files import left_out, sound
-from ..selection.select import OWN_CODE, Record, Selection, ground_of, rows_of, suite_records
+from ..selection.select import (
+    OWN_CODE,
+    Record,
+    Selection,
+    ground_of,
+    rows_of,
+    suite_records,
+    unfinished,
+)
 from .settings import text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names
@@ -42,8 +50,14 @@ def sections(results: Path, study: str | None, suite: str | None) -> list[Sectio
     for name in [suite] if suite else suites:
         groups = _by_ground([r for r in records if r["suite"] == name])
         for group, title in zip(groups, _titles(name, groups), strict=True):
-            lost = left_out(name, damaged)
-            selection = Selection(name, rows_of(group.records), results, study, damaged=lost)
+            selection = Selection(
+                name,
+                rows_of(group.records),
+                results,
+                study,
+                unfinished(results, name, study),
+                damaged=left_out(name, damaged),
+            )
             shown.append(Section(f"s{len(shown)}", title, selection, group.ground, group.apart))
     return shown
 

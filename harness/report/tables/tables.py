@@ -484,7 +484,8 @@ def unfinished_notes(selection: Selection) -> list[str]:
     names = ", ".join(selection.unfinished[:NAMED])
     count = len(selection.unfinished)
     return [
-        f"Not finished, and left out: {count} run{'s' * (count > 1)} ({names}{more}).",
+        f"Not finished, and left out: {count} run{'s' * (count > 1)} ({names}{more}) without"
+        " result.json.",
         *refused,
     ]
 
