@@ -13,6 +13,7 @@ from harness.api.registry import installed, load_file
 from harness.check import FAILED, PASSED, Options, check, report
 from harness.check.findings import attempt
 
+from ..helpers.registries import sampled
 from ..helpers.tools import ROOT, command, fresh, small_suite, with_shared_stages
 
 GOOD = """
@@ -162,7 +163,11 @@ def test_a_good_method_passes_every_proof(results):
     assert "15 proofs, none failed" in text and text.count("\n| ") == 16
 
 
-@pytest.mark.parametrize("fault", BAD)
+# one fault of each proof that costs little; the others with `-m slow`
+CHEAP = ("reference", "batch mean", "gold", "undeclared", "other temperature", "end forgotten")
+
+
+@pytest.mark.parametrize("fault", sampled(BAD, of=CHEAP))
 def test_a_bad_method_fails_for_the_right_reason(fault, results):
     old, new, proof, told = BAD[fault]
     assert old in GOOD
@@ -171,6 +176,7 @@ def test_a_bad_method_fails_for_the_right_reason(fault, results):
     assert "1 of" in report("mine", [finding])
 
 
+@pytest.mark.slow
 def test_a_method_that_knows_its_process_fails_with_two_of_them(results):
     ranked = "        import os\n" + LOSS.replace(
         "return ", "return (1 + int(os.environ.get('RANK', 0))) * "
@@ -240,6 +246,7 @@ def register_suites(register):
 '''
 
 
+@pytest.mark.slow
 def test_a_method_that_makes_things_worse_does_not_beat_the_start(results):
     file = fresh("plugins") / "tiny_suite.py"
     file.write_text(TINY)
@@ -409,7 +416,7 @@ def installed_and_tested(folder, tmp_path, *arguments):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        ("method", "my_hinge"),
+        pytest.param("method", "my_hinge", marks=pytest.mark.slow),
         ("suite", "copying"),
         ("verifier", "last_word"),
         ("judge", "brevity"),

@@ -106,9 +106,8 @@ CLOSER = {  # what the suite's settings, which are for a minute, leave too far a
 }
 
 
-@pytest.mark.parametrize(
-    "method", [m if m == "dpo" else pytest.param(m, marks=SLOW) for m in SAMPLED]
-)
+@pytest.mark.slow  # by default: with exact expectations, tests/suites/test_exact.py
+@pytest.mark.parametrize("method", SAMPLED)
 def test_a_method_lands_near_its_optimum(method):
     how = CLOSER.get(method, {})
     evaluation = run(method, *how.get("options", ()))
@@ -131,13 +130,9 @@ def test_grpo_of_one_token_lands_near_its_own_optimum_and_not_at_that_of_rlhf():
     assert abs(own["exact_kl"] - other["exact_kl"]) > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "of"),
-    [
-        ("endless", "dpo"),
-        pytest.param("flipped", "ppo", marks=SLOW),
-        pytest.param("clamped", "ppo", marks=SLOW),
-    ],
+    ("fault", "of"), [("endless", "dpo"), ("flipped", "ppo"), ("clamped", "ppo")]
 )
 def test_a_faulty_method_ends_far_from_it(fault, of):
     file = plugin(fresh("faulty"), "faulty", FAULTY)

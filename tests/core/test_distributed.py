@@ -10,6 +10,7 @@ import torch
 from harness.api.registry import installed
 from harness.core.distributed import ALONE, DistributedContext, merged
 
+from ..helpers.registries import sampled
 from ..helpers.tools import (
     finished,
     fresh,
@@ -35,7 +36,7 @@ def rows(folder, name):
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(METHODS, of=("ppo",)))
 def test_two_processes_do_what_one_does(method, folder):
     done = launched("-m", "harness", *on_small(method, results=folder))
     assert done.returncode == 0, done.stdout + done.stderr

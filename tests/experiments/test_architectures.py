@@ -8,7 +8,7 @@ from harness.models.loading import load_causal
 from ..helpers.tiny_models import ARCHITECTURES, tiny_folder
 from ..helpers.tools import command, fresh, on_small, only_run
 
-SAMPLE = ("mixtral", "gemma2")
+SAMPLE = ("mixtral",)
 EACH = [n if n in SAMPLE else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES]
 FAST = {"llama", "gpt2", "mixtral", "qwen3", "qwen3-moe", "phi3", "smollm3"}
 FAST |= {"gemma2", "gemma3", "gpt-oss", "mistral-window"}  # with windows

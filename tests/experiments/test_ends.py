@@ -283,7 +283,7 @@ def test_ended_holder_names_a_process_that_was_killed(tmp_path):
     assert ended_holder(tmp_path) == ""  # it may be alive there
 
 
-@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("merged", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_whose_console_is_closed_goes_on(folder, merged):
     own = fresh("closed")
     shutil.copytree(folder / "artifacts", own / "artifacts")

@@ -151,7 +151,14 @@ def test_dpo_killed_and_its_newest_checkpoint_damaged(watched):
     assert outputs(only_run(watched.folder, "small", "dpo")) == outputs(finished("dpo"))
 
 
-@pytest.mark.parametrize(("outside", "kill"), [("false", 3), ("false", 5), ("true", 5)])
+@pytest.mark.parametrize(
+    ("outside", "kill"),
+    [
+        ("false", 3),
+        pytest.param("false", 5, marks=pytest.mark.slow),
+        pytest.param("true", 5, marks=pytest.mark.slow),
+    ],
+)
 def test_a_method_of_two_streams(watched, outside, kill):
     finished("ppo")  # its artifacts
     seed = kill + (outside == "true")

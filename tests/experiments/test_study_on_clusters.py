@@ -74,6 +74,7 @@ def attempts(results):
     return {log.name: log.read_text().count(BEGUN) for log in logs}
 
 
+@pytest.mark.slow
 def test_a_study_in_a_queue_outlives_its_process(tmp_path, monkeypatch):
     root = tmp_path / "fake"
     monkeypatch.setenv("PATH", f"{fake_slurm.install(root)}:{os.environ['PATH']}")

@@ -191,7 +191,8 @@ def test_a_frozen_models_weights_are_cast_once_while_it_decodes():
     torch.testing.assert_close(drawn(learning)["logp"], before["logp"], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("method", [pytest.param("ppo", marks=pytest.mark.slow), "dpo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ppo", "dpo"])
 def test_a_state_space_model_is_trained_end_to_end(method):
     where = fresh("mamba")
     base = AutoTokenizer.from_pretrained(ROOT / "suites" / "harness_suites" / "base")

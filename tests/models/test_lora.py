@@ -281,7 +281,7 @@ def results():
     return with_shared_stages("adapters")
 
 
-@pytest.mark.parametrize("method", sampled(GRADIENT, of=("dpo", "grpo")))
+@pytest.mark.parametrize("method", sampled(GRADIENT, of=("dpo",)))
 def test_a_method_passes_the_proofs_with_an_adapter(method, registry, results):
     suite = "arithmetic" if method == "rlvr" else "small"
     bench = Trials(

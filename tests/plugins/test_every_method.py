@@ -40,7 +40,7 @@ def benches(registry):
         each.close()
 
 
-@pytest.mark.parametrize("method", sampled())
+@pytest.mark.parametrize("method", sampled(of=("dpo", "grpo")))
 def test_a_method_passes_the_proofs(method, benches):
     bench = benches(method)
     bench.runs()
@@ -63,7 +63,7 @@ def pairs(request, benches, registry):
     return together(cases, registry, Options(results=benches(trained[0]).results))
 
 
-@pytest.mark.parametrize("method", sampled())
+@pytest.mark.parametrize("method", sampled(of=("dpo", "grpo", "start")))
 def test_two_processes_train_a_method_as_one_does(method, benches, pairs):
     if benches(method).whole.rows:
         benches(method).two_processes(pairs[method])
@@ -71,7 +71,7 @@ def test_two_processes_train_a_method_as_one_does(method, benches, pairs):
         assert method not in pairs and method in ("start", "best_of_n")
 
 
-@pytest.mark.parametrize("fault", ["decoding", "reward"])
+@pytest.mark.parametrize("fault", ["decoding", pytest.param("reward", marks=pytest.mark.slow)])
 def test_a_fault_of_the_fast_path_outside_the_step_is_seen_too(fault, registry, monkeypatch):
     """Negative controls: gradients of a step agree, and rollouts, or rewards, are not the plain
     path's.

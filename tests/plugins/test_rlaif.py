@@ -18,6 +18,7 @@ from harness.api.resolve import Request, resolve
 from harness.core.errors import UsageError
 from harness.core.options import build, options_of
 
+from ..helpers.registries import sampled
 from ..helpers.tools import command, fresh, on_small, outputs, results
 from ..helpers.watched_runs import Watched
 
@@ -198,7 +199,7 @@ def test_revisions_are_learned_and_the_reference_moves(runs):
             assert rows[2]["kl"] == pytest.approx(0.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("optimiser", RUNS)
+@pytest.mark.parametrize("optimiser", sampled(RUNS, of=("dpo",)))
 def test_killed_in_the_middle_it_ends_in_the_same_bytes(runs, optimiser):
     watched, more = Watched(), RUNS[optimiser]
     done, seen = watched.run("rlaif", "rlaif 2", *more)

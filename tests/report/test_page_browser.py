@@ -432,7 +432,7 @@ def test_hostile_text_has_a_negative_control(chrome, file, tmp_path):
     assert found in (3, 4, 6)
 
 
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 400])
 def test_page_width_is_not_changed_by_text(view, width):
     settings = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     view.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", settings)

@@ -739,7 +739,7 @@ def synthetic(folder, records, prompts):
 
 MANY = [  # CPU seconds and MiB at most: some four times what docs/tables.md says was measured
     (400, 64, 3, 30),
-    (200, 512, 6, 60),
+    pytest.param(200, 512, 6, 60, marks=pytest.mark.slow),
     pytest.param(10_000, 64, 30, 400, marks=pytest.mark.slow),
 ]
 

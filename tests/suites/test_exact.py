@@ -470,7 +470,7 @@ FAULTY = {
 }
 
 # one fault of a kind in the default run: an exchange, another loss, a sign, a clamp, a pi* and K
-FAULTS = ("dpo, swapped", "ipo, averaged", "kto, no z0", "ppo, sign", "rrhf, sums", "raft, K")
+FAULTS = ("dpo, swapped", "kto, no z0", "ppo, sign")
 
 
 @pytest.mark.parametrize("name", sampled(FAULTY, of=FAULTS))

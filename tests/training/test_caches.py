@@ -29,6 +29,7 @@ from harness.training.stages.runtime import StageRuntime
 from harness.training.trainer import Trainer
 
 from ..helpers.plain_method import Killed, Plain
+from ..helpers.registries import sampled
 from ..helpers.tools import command, fresh, on_small, only_run, outputs, plugin
 
 TEMPERATURE = 0.7
@@ -569,7 +570,7 @@ def run(method, results, *more):
     return found, json.loads((found / "result.json").read_text())
 
 
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize("method", sampled(CASES, of=("dpo", "raft")))
 def test_a_record_is_the_same_over_a_cold_and_a_warm_store(method, folder):
     forget(folder, "reference_logp", "pool")
     found, cold = run(method, folder, *CASES[method])

@@ -54,15 +54,15 @@ def folder():
 @pytest.mark.parametrize(
     ("method", "more", "copies"),
     [
-        ("simpo", (), 1),
+        pytest.param("simpo", (), 1, marks=pytest.mark.slow),
         ("dpo", (), 2),  # a short run computes what the reference says
         (
             "dpo",
             ("--set", "steps=8"),
             1,
         ),  # a longer one looks it up: a reference that nobody has to read
-        ("raft", (), 2),  # and the reward
-        ("grpo", (), 3),
+        pytest.param("raft", (), 2, marks=pytest.mark.slow),  # and the reward
+        pytest.param("grpo", (), 3, marks=pytest.mark.slow),
         ("ppo", (), 4),  # and the critic
     ],
 )
