@@ -292,8 +292,14 @@ def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **how:
 def compare(a: str, b: str, style: str, results: Path, **criteria: Any) -> None:
     """Compare two runs or methods, prompt by prompt, in every suite that has runs of both.
 
-    A and B are run folders, methods, or labels as `harness table` shows them.
+    A and B are run folders, methods, or labels as `harness table` shows them. Two folders that
+    lm-evaluation-harness wrote with --log_samples are compared task by task.
     """
+    from ..report.comparison.lm_eval_logs import is_log_folder
+
+    if is_log_folder(a) or is_log_folder(b):
+        _compare_logs(a, b, style, criteria)
+        return
     from ..report.comparison.compare import compared, suites_to_compare
     from ..report.comparison.side_by_side import as_json, show
 
@@ -306,6 +312,23 @@ def compare(a: str, b: str, style: str, results: Path, **criteria: Any) -> None:
     for i, comparison in enumerate(comparisons):
         echo("\n" if i else "", nl=False)
         show(comparison)
+
+
+def _compare_logs(a: str, b: str, style: str, criteria: dict[str, Any]) -> None:
+    """Compare two folders of sample logs of lm-evaluation-harness."""
+    from ..report.comparison.lm_eval_logs import compared_logs, logs_as_json
+    from ..report.comparison.side_by_side import json_text, show_logs
+
+    if any(criteria.values()):
+        raise UsageError(
+            "--suite, --study and --where select runs, but A or B is a folder of sample logs of"
+            " lm-evaluation-harness."
+        )
+    comparison = compared_logs(a, b)
+    if style == "json":
+        echo(json_text(logs_as_json(comparison)))
+    else:
+        show_logs(comparison)
 
 
 COMMANDS = (table, plot, report, power, compare, reproduce)

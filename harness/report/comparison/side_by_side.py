@@ -14,6 +14,7 @@ from ...core.movement import sentence
 from ...core.plain_text import visible
 from ..selection.select import Row
 from .compare import Compared, Cost, HeadToHead, Measure, p_text
+from .lm_eval_logs import LogsCompared, grid, notes_of
 
 if TYPE_CHECKING:
     from ...statistics.length import LengthControlled
@@ -28,7 +29,18 @@ Part = str | Grid  # a paragraph, or the rows of a table, its head first
 
 def show(comparison: Compared) -> None:
     """Print a comparison: with bold heads on a terminal, aligned in plain text elsewhere."""
-    shown = [_safe(part) for part in parts(comparison)]
+    print_parts(parts(comparison))
+
+
+def show_logs(comparison: LogsCompared) -> None:
+    """Print a comparison of two folders of lm-evaluation-harness."""
+    names: list[Part] = [f"A  {comparison.a}", f"B  {comparison.b}", ""]
+    print_parts([*names, grid(comparison), "", *notes_of(comparison)])
+
+
+def print_parts(content: Sequence[Part]) -> None:
+    """Print parts from top to bottom; the last one is the result."""
+    shown = [_safe(part) for part in content]
     if not sys.stdout.isatty():
         print("\n".join(_plain(part) for part in shown))
         return
@@ -55,7 +67,11 @@ def as_json(comparisons: Sequence[Compared]) -> str:
     A row holds its name, its method and the folders of its finished runs.
     """
     plain = [asdict(c) | {"a": _row_json(c.a), "b": _row_json(c.b)} for c in comparisons]
-    value = plain[0] if len(plain) == 1 else plain
+    return json_text(plain[0] if len(plain) == 1 else plain)
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON text, nan as null."""
     return json.dumps(_finite(value), indent=1, allow_nan=False)
 
 
