@@ -188,6 +188,7 @@ def _full(
 
 def _beats_start(name: str, suite: str, registry: Registry, options: Options) -> str:
     result = _full(name, suite, registry, options)
+    assert "win_rate" in result["evaluation"], result["evaluation"]["judge"]["no_win_rate"]
     win, seconds = result["evaluation"]["win_rate"], result["cost"]["method"]["seconds"]
     win_text = (
         f"win-rate {win['mean']:.3f} [{win['low']:.3f}, {win['high']:.3f}] on {win['n']} prompts"

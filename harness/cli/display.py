@@ -146,8 +146,7 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         (
             "win-rate vs baseline",
-            f"{_interval(e['win_rate'], 3)}  on {e['prompts']} {e['split']} prompts"
-            f"{_drawn_otherwise(e)}",
+            f"{_win_rate(e)}  on {e['prompts']} {e['split']} prompts{_drawn_otherwise(e)}",
         ),
         ("judge", judge_text(e.get("judge", {}))),
         ("gold reward", gold),
@@ -162,6 +161,13 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
         ("also", ", ".join(own)),
     ]
     return [(label, value) for label, value in lines if value]
+
+
+def _win_rate(e: dict[str, Any]) -> str:
+    """Return the win-rate with its interval, or why there is none."""
+    if "win_rate" in e:
+        return _interval(e["win_rate"], 3)
+    return str(e["judge"]["no_win_rate"]).replace("[", "\\[")
 
 
 def _kl(e: dict[str, Any]) -> str:

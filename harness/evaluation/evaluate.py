@@ -226,7 +226,7 @@ def _figures(
         "prompts": len(answers.texts),
         "split": options.split,
         **sampling_figures(stages, options),
-        "win_rate": asdict(rate_interval(judged.wins)),
+        **_win_rate(judged),
         **_kl_figures(kl),
         "length": asdict(mean_interval(lengths)),
         "eos_rate": fmean(answers.batch["ended"][:, 0].float().tolist()),
@@ -251,6 +251,11 @@ def _figures(
     if bound is not None:
         figures["kl_bound"] = bound
     return figures | _rouge(answers, stages, options)
+
+
+def _win_rate(judged: Judged) -> dict[str, Any]:
+    """Return the win-rate; nothing where the judge is not shown to be better than a coin."""
+    return {"win_rate": asdict(rate_interval(judged.wins))} if known(judged.wins) else {}
 
 
 def sampling_figures(stages: Stages, options: EvaluationOptions) -> dict[str, Any]:
@@ -303,7 +308,7 @@ def _baseline_mean(part: Sequence[float]) -> dict[str, float]:
 
 def _missing(answers: Answers, reference: Answers, judged: Judged) -> dict[str, int]:
     """Return how many scores are missing, by name, where any are."""
-    counts = {"win": len(judged.wins) - len(known(judged.wins))}
+    counts = {"win": judged.figures["missing"]}
     for label, ours, theirs in _columns(answers, reference, judged):
         counts[label] = len(ours) - len(known(ours))
         counts[f"baseline_{label}"] = len(theirs) - len(known(theirs))

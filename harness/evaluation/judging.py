@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..core.files import make_folder
 from ..core.global_state import put_back
 from ..core.progress import EVALUATION, activity
 from ..core.watchdog import waiting_for
-from ..statistics.judges import held_out_figures, verdict_figures
+from ..statistics.judges import held_out_figures, no_win_rate, verdict_figures
 
 CHUNK = 16  # pairs between two writes of the verdict log
 
@@ -30,7 +30,7 @@ CHUNK = 16  # pairs between two writes of the verdict log
 class Judged:
     """A judge's view of a policy's answers and of the baseline's."""
 
-    wins: list[float]  # P(ours is better) per prompt; NaN: no verdict
+    wins: list[float]  # P(ours is better) per prompt; NaN: no verdict, or no win-rate at all
     gold: list[float] | None  # scores of our answers; None from a judge that only compares
     baseline_gold: list[float] | None
     notes: list[Mapping[str, Any]]  # of each verdict; empty mappings where there are none
@@ -81,7 +81,30 @@ def judge_answers(
         )
     figures = {"name": judge.name, **_options(judge), **_quality(judge)}
     notes = [verdict.note for verdict in verdicts]
-    return Judged(wins, gold, base, notes, figures | verdict_figures(wins, notes))
+    judged = Judged(wins, gold, base, notes, figures | verdict_figures(wins, notes))
+    reason = no_win_rate(figures.get("held_out"))
+    return _withheld(judged, reason) if reason else judged
+
+
+def _withheld(judged: Judged, reason: str) -> Judged:
+    """Return verdicts without a win-rate and without scores, which would give one.
+
+    What the judge returned is kept in the notes of the answers.
+    """
+    kept: list[Mapping[str, Any]] = []
+    for i, note in enumerate(judged.notes):
+        scores = (judged.gold, judged.baseline_gold)
+        values = (judged.wins[i], *(side[i] if side else math.nan for side in scores))
+        named = zip(("p", "gold", "baseline_gold"), values, strict=True)
+        kept.append({**note, "withheld": {n: v for n, v in named if math.isfinite(v)}})
+    return replace(
+        judged,
+        wins=[math.nan] * len(judged.wins),
+        gold=None,
+        baseline_gold=None,
+        notes=kept,
+        figures={**judged.figures, "no_win_rate": reason},
+    )
 
 
 def _scores_of_both(

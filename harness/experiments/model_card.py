@@ -142,6 +142,8 @@ def _figures(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             interval = f"{figure['low']:.4g} to {figure['high']:.4g}"
             shown = "" if baseline is None else f"{baseline:.4g}"
             rows.append((label, f"{figure['mean']:.4g}", interval, shown))
+    if reason := evaluation["judge"].get("no_win_rate"):
+        rows.append(("win-rate against the baseline", reason, "", ""))
     prompts = f"{evaluation['prompts']} prompts of the {evaluation['split']} split"
     return [*rows, ("measured on", prompts, "", "")]
 

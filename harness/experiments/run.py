@@ -342,7 +342,12 @@ def _remarks(
     less than usual.
     """
     remarks = []
-    if doubt := judge.get("held_out", {}).get("doubt"):
+    if reason := judge.get("no_win_rate"):
+        remarks.append(
+            f"{reason[0].upper()}{reason[1:]}. The record has the answers side by side, length and"
+            " KL. Evaluate it with a better judge: harness evaluate RUN --judge NAME."
+        )
+    elif doubt := judge.get("held_out", {}).get("doubt"):
         remarks.append(
             f"The judge {judge['name']} is {doubt}: its accuracy is"
             f" {judge['held_out']['accuracy']:.3f} on {judge['held_out']['pairs']:.0f} held-out"

@@ -85,6 +85,25 @@ def held_out_figures(accuracy: float, pairs: float) -> dict[str, Any]:
     return figures
 
 
+def no_win_rate(held_out: Mapping[str, Any] | None) -> str:
+    """Return why the verdicts of a judge give no win-rate; empty where they give one.
+
+    Args:
+        held_out: What `held_out_figures` returned; None or without an interval where nothing is
+            known of the judge.
+    """
+    if not held_out or held_out.get("low", 1.0) > COIN:
+        return ""
+    accuracy, low, high = (_short(held_out[name]) for name in ("accuracy", "low", "high"))
+    what = "does not exclude .5" if held_out["high"] >= COIN else "is below .5"
+    return f"no win-rate: the judge's held-out accuracy {accuracy} [{low}, {high}] {what}"
+
+
+def _short(share: float) -> str:
+    """Return a share in two digits without its leading zero."""
+    return f"{share:.2f}".removeprefix("0")
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How far a judge agrees with human preferences; None where it cannot be computed."""

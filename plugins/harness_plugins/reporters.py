@@ -139,7 +139,7 @@ class LaTeX(Reporter):
         )  # otherwise the \\\\ before would take the text as its argument
 
     def _cell(self, cell):
-        text = "--" if cell.text == "-" else latex(cell.text)
+        text = "--" if cell.text in ("-", "--") else latex(cell.text)
         text = f"\\textit{{{text}}}" if cell.best else text
         text = f"\\textbf{{{text}}}" if cell.bold else text
         marks = superscript(cell.marks) if cell.marks else ""

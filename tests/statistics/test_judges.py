@@ -58,3 +58,22 @@ def test_agreement_leaves_missing_verdicts_and_human_ties_out():
 def test_held_out_accuracy_near_a_coin_is_doubted(accuracy, pairs, doubt):
     found = judges.held_out_figures(accuracy, pairs)
     assert found.get("doubt") == doubt and found["low"] < accuracy < found["high"]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "low", "high", "reason"),
+    [
+        (0.52, 0.47, 0.57, "no win-rate: the judge's held-out accuracy .52 [.47, .57] does not"),
+        (0.52, 0.5, 0.57, "no win-rate: the judge's held-out accuracy .52 [.50, .57] does not"),
+        (0.3, 0.2, 0.4, "no win-rate: the judge's held-out accuracy .30 [.20, .40] is below .5"),
+        (1.0, 0.4, 1.0, "no win-rate: the judge's held-out accuracy 1.00 [.40, 1.00] does not"),
+        (0.52, 0.501, 0.57, ""),
+    ],
+)
+def test_no_win_rate_comes_from_a_coin(accuracy, low, high, reason):
+    found = judges.no_win_rate({"accuracy": accuracy, "low": low, "high": high})
+    assert found.startswith(reason) and bool(found) == bool(reason)
+
+
+def test_a_judge_of_unknown_accuracy_gives_win_rates():
+    assert judges.no_win_rate(None) == judges.no_win_rate({"accuracy": 0.5, "pairs": 9.0}) == ""

@@ -176,8 +176,9 @@ def _figure(cell: Cell, select: str, results: Path) -> float:
     result = run_folder.read_result(results / cell.spec.folder)
     assert result is not None
     if select not in result["evaluation"]:
+        why = result["evaluation"]["judge"].get("no_win_rate", "")
         raise UsageError(
-            f"select = {select}: {cell.spec.suite_name} does not measure it. Choose by win_rate or"
-            " gold."
+            f"select = {select}: {cell.spec.suite_name} does not measure it. "
+            + (f"There is {why}." if why else "Choose by win_rate or gold.")
         )
     return float(result["evaluation"][select]["mean"])

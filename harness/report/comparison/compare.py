@@ -20,7 +20,7 @@ from ...core.errors import HarnessError, UsageError, unknown
 from ...core.run_folder import SPEC, flatten, read_failure, read_result
 from ...experiments.study.file import text_of
 from ..selection.figures import Answers, answers_of, complete, controlled, of_prompts
-from ..selection.run_files import samples_of, spec_of
+from ..selection.run_files import samples_of, spec_of, withheld, without_doubtful
 from ..selection.select import Filter, Record, Row, chosen, rows_of, suites_of, unlike
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ MEASURES = {  # figure of the evaluation: (column of samples.jsonl, label, decim
     "length": ("length", "length (tokens)", 1),
 }
 ALPHA = 0.05
+SHOWN = 2  # prompts with the answers of both
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Example:
     title: str
     prompt: str
     answers: tuple[str, str]
-    gold: tuple[float, float]
+    gold: tuple[float, float] | None  # None where the judge gives no scores
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Compared:
     options: list[str]  # in which they differ
     measures: list[Measure]
     head: HeadToHead | None  # None where the judge gives no gold scores
-    controlled: tuple[LengthControlled, LengthControlled]  # length-controlled win-rates vs baseline
+    # length-controlled win-rates against the baseline; None where there is no win-rate
+    controlled: tuple[LengthControlled, LengthControlled] | None
     costs: list[Cost]
     examples: list[Example]
     verdict: str
@@ -179,7 +181,7 @@ def _run_at(name: str) -> Row | None:
         if len(folder.parts) > 1:
             raise UsageError(f"{name} is not the folder of a finished run: it has no result.json.")
         return None  # a folder with the name of a method
-    run = {**record, "folder": str(folder)}
+    run = {**without_doubtful(record), "folder": str(folder)}
     return Row(
         f"{record['method']} seed {record['seed']}", record["method"], [run], record["method"]
     )
@@ -246,12 +248,12 @@ def compared(results: Path, names: tuple[str, str], criteria: Filter) -> Compare
         raise HarnessError(
             "The samples.jsonl of these runs do not have the same prompts in the same order."
         )
-    if ours.win is None or theirs.win is None:
+    reason = withheld(a.good[0]) or withheld(b.good[0])
+    if not reason and (ours.win is None or theirs.win is None):
         raise UsageError(
             "A run has no win-rate: its judge gave no verdict. Evaluate it with another judge:"
             " harness evaluate RUN --judge NAME."
         )
-    kept = complete(ours.win, theirs.win)
     e = a.good[0]["evaluation"]
     return Compared(
         suite,
@@ -262,11 +264,18 @@ def compared(results: Path, names: tuple[str, str], criteria: Filter) -> Compare
         differing(a, b),
         measures_of(a, b, ours, theirs),
         _by_gold(ours, theirs),
-        (controlled(ours), controlled(theirs)),
+        None if reason else (controlled(ours), controlled(theirs)),
         costs_of(a, b),
         examples(samples_of(a.good[0]), samples_of(b.good[0])),
-        verdict(a, b, of_prompts(ours.win, kept), of_prompts(theirs.win, kept)),
+        f"{reason[0].upper()}{reason[1:]}." if reason else _by_wins(a, b, ours.win, theirs.win),
     )
+
+
+def _by_wins(a: Row, b: Row, ours: Array | None, theirs: Array | None) -> str:
+    """Return the sentence on the prompts for which both have verdicts."""
+    assert ours is not None and theirs is not None
+    kept = complete(ours, theirs)
+    return verdict(a, b, of_prompts(ours, kept), of_prompts(theirs, kept))
 
 
 def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]:
@@ -349,14 +358,20 @@ def costs_of(a: Row, b: Row) -> list[Cost]:
 
 
 def examples(ours: Sequence[Record], theirs: Sequence[Record]) -> list[Example]:
-    """Return the prompts on which A, and on which B, has the largest lead in gold."""
+    """Return the prompts on which A, and on which B, has the largest lead in gold.
+
+    Without gold scores they are the first prompts.
+    """
     pairs = [
         (x, y)
         for x, y in zip(ours, theirs, strict=True)
         if x.get("gold") is not None and y.get("gold") is not None
     ]
     if not pairs:
-        return []
+        return [
+            Example(f"prompt {x['prompt_id']}", x["prompt"], (x["answer"], y["answer"]), None)
+            for x, y in zip(ours[:SHOWN], theirs[:SHOWN], strict=True)
+        ]
     ours, theirs = zip(*pairs, strict=True)
     gaps = np.array([x["gold"] - y["gold"] for x, y in pairs])
     chosen = []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.movement import sentence
 from ...core.plain_text import visible
 from ..selection.select import Row
-from .compare import Compared, Cost, HeadToHead, Measure, p_text
+from .compare import Compared, Cost, Example, HeadToHead, Measure, p_text
 from .lm_eval_logs import LogsCompared, grid, notes_of
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ def _row_json(row: Row) -> dict[str, Any]:
 
 def parts(comparison: Compared) -> list[Part]:
     """Return the parts of the screen from top to bottom; the result comes last."""
-    head, (a, b) = comparison.head, comparison.controlled
-    controlled = (f"{side} {_controlled(lc)}" for side, lc in (("A", a), ("B", b)))
+    head = comparison.head
     lines: list[Part] = [
         f"{comparison.suite}: {comparison.prompts} {comparison.split} prompts, the same for both",
         *(f"{side}  {_row_text(row)}" for side, row in (("A", comparison.a), ("B", comparison.b))),
@@ -108,18 +107,32 @@ def parts(comparison: Compared) -> list[Part]:
         *(f"({m.note})" for m in comparison.measures if m.note),
         "",
         *_by_prompt(head),
-        f"length-controlled win-rate (characters): {', '.join(controlled)}",
-        "",
+        *_at_equal_length(comparison.controlled),
         [["cost", "A", "B", "A / B"], *map(_cost, comparison.costs)],
     ]
     lines.append("")
     for example in comparison.examples:
         lines += [_cut(f"{example.title}: {example.prompt}")]
         lines += [
-            _cut(f"  {side} {gold:7.2f}  {text}", 13)
-            for side, gold, text in zip("AB", example.gold, example.answers, strict=True)
+            _cut(f"  {side} {gold}  {text}", 13)
+            for side, gold, text in zip("AB", _golds(example), example.answers, strict=True)
         ]
     return [*lines, "", "\n".join(textwrap.wrap(comparison.verdict, WIDTH))]
+
+
+def _golds(example: Example) -> tuple[str, str]:
+    """Return the gold scores of an example's answers as text of one width."""
+    if example.gold is None:
+        return ("--".rjust(7), "--".rjust(7))
+    return (f"{example.gold[0]:7.2f}", f"{example.gold[1]:7.2f}")
+
+
+def _at_equal_length(both: tuple[LengthControlled, LengthControlled] | None) -> list[Part]:
+    """Return the line on win-rates at equal length; nothing where there are none."""
+    if both is None:
+        return []
+    sides = (f"{side} {_controlled(lc)}" for side, lc in zip("AB", both, strict=True))
+    return [f"length-controlled win-rate (characters): {', '.join(sides)}", ""]
 
 
 def _by_prompt(head: HeadToHead | None) -> list[Part]:

@@ -21,6 +21,7 @@ from .style import (
     note,
     panels,
     place_labels,
+    why,
 )
 
 LABELS = 12  # of points of sweeps in a panel, at most
@@ -59,7 +60,10 @@ def draw(selection: Selection) -> Any:
     known = [row for row in selection.rows if not (row.good and is_guest(row.good[0]))]
     shown_sweeps = sweeps(measured(known, "win_rate"))
     if not shown_sweeps:
-        raise NothingToDraw(f"No run of {selection.suite} is finished: there is no cost to draw.")
+        raise NothingToDraw(
+            f"No finished run of {selection.suite} has a win-rate and a cost: there is nothing to"
+            f" draw.{why(selection)}"
+        )
     wins = {
         row.name: win_rate_interval(scores_of(row)["win_rate"])
         for s in shown_sweeps

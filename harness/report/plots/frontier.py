@@ -21,6 +21,7 @@ from .style import (
     note,
     panels,
     place_labels,
+    why,
 )
 
 OTHERS = 6  # lines of the legend that are no row's
@@ -46,6 +47,7 @@ def draw(selection: Selection) -> Any:
     if not shown:
         raise NothingToDraw(
             f"No run of {selection.suite} has a win-rate and a KL: there is nothing to draw."
+            f"{why(selection)}"
         )
     labels = [_label(s.title, spots) for s, _, spots in shown]
     figure, (axis,) = panels(1, 1, height(4.2, labels + [""] * OTHERS))

@@ -23,6 +23,7 @@ from .style import (
     look,
     note,
     panels_and_table,
+    why,
     wrapped,
 )
 
@@ -69,7 +70,8 @@ def draw(selection: Selection) -> Any:
     if not series:
         raise NothingToDraw(
             "Over-optimisation shows along training (harness run --snapshots 8) or over a sweep of"
-            f" two settings or more; {selection.suite} has runs of neither here."
+            f" two settings or more, judged by scores; {selection.suite} has runs of neither here."
+            f"{why(selection)}"
         )
     columns = min(COLUMNS, len(series))
     lines = math.ceil(len(series) / columns)
@@ -118,11 +120,18 @@ def _label_axes(figure: Any, axes: Sequence[Any], columns: int) -> None:
 
 def series_of(selection: Selection) -> list[Series]:
     """Return the series of runs with snapshots, then those of sweeps of two rows or more."""
-    rows = [row for row in selection.rows if any(r["evaluation"].get("curve") for r in row.good)]
+    scored = [row for row in selection.rows if _scored(row)]
+    rows = [row for row in scored if any(r["evaluation"].get("curve") for r in row.good)]
     along = [Series(f"{row.name}, along training", RL, _trained(row)) for row in rows]
     known = {row.name for row in rows}
-    over = [_swept(s) for s in sweeps(selection.rows) if len(s.rows) >= _least(s, known)]
+    over = [_swept(s) for s in sweeps(scored) if len(s.rows) >= _least(s, known)]
     return along + [s for s in over if s.paths]
+
+
+def _scored(row: Row) -> bool:
+    """Return whether finished runs have what a path needs: gold scores of both sides, and KL."""
+    names = ("gold", "baseline_gold", "kl")
+    return all(r["evaluation"].get(name) is not None for r in row.good for name in names)
 
 
 def _least(sweep: Sweep, known: set[str]) -> int:

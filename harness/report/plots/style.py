@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import UsageError
+from ..selection.select import Selection
 
 # Okabe and Ito's colours without yellow, which is hard to see on white
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -173,6 +174,11 @@ def note(figure: Any, text: str, width: float = WIDTH) -> None:
     """Put a note below all panels."""
     lines = textwrap.wrap(text, int(width * 17))  # characters of 7 points to an inch, about
     figure.supxlabel("\n".join(lines), fontsize=SMALL, x=0.01, ha="left", color="#333333")
+
+
+def why(selection: Selection) -> str:
+    """Return the sentence that says why runs have no win-rate; empty where they may have one."""
+    return f" There is {selection.no_win_rate}." if selection.no_win_rate else ""
 
 
 def plain_ticks(axis: Any) -> None:

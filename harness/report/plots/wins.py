@@ -11,7 +11,7 @@ from ...statistics.intervals import Array
 from ...statistics.rating import Ratings, rate
 from ..selection.select import Selection
 from ..selection.sweeps import measured, scores_on_common
-from .style import COLOURS, GREY, SMALL, NothingToDraw, note, panels, wrapped
+from .style import COLOURS, GREY, SMALL, NothingToDraw, note, panels, why, wrapped
 
 NAME = 26  # characters of a row's name on one line
 
@@ -22,7 +22,7 @@ def draw(selection: Selection) -> Any:
     if len(rows) < 2:
         raise NothingToDraw(
             f"A win matrix needs two finished rows with gold scores; {selection.suite} has"
-            f" {len(rows)}."
+            f" {len(rows)}.{why(selection)}"
         )
     scores = scores_on_common(rows)
     fit = rate({row.name: own["gold"] for row, own in zip(rows, scores, strict=True)})

@@ -19,7 +19,7 @@ from ...core.run_folder import SAMPLES
 from ...statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
 from ...statistics.length import LengthControlled, length_controlled
 from ...statistics.over_prompts import known
-from .run_files import provenance_of, samples_of
+from .run_files import provenance_of, samples_of, withheld
 from .select import Record, Row, is_guest
 
 MEANS = (
@@ -152,6 +152,8 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
         return figures | {"failure": row.records[0]["failure"]}
     known_scores = {name: there(scores) for name, scores in answers.figures.items()}
     known_scores = {name: scores for name, scores in known_scores.items() if scores.shape[1] > 1}
+    if reason := withheld(row.good[0]):
+        figures["no_win_rate"] = reason
     if "win" in known_scores:
         interval = win_rate_interval(known_scores["win"])
         figures |= _named("win_rate", interval)

@@ -19,6 +19,11 @@ def number(value: Any) -> bool:
     return plain and abs(value) <= 1e300 and math.isfinite(value)
 
 
+def has_numbers(value: Any, *names: str) -> bool:
+    """Return whether a value is an object with a finite number under each name."""
+    return isinstance(value, Mapping) and all(number(value.get(name)) for name in names)
+
+
 def _text(value: Any) -> bool:
     return isinstance(value, str)
 

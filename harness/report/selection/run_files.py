@@ -16,9 +16,36 @@ from ...core.run_folder import (
     read_beside,
     rows_behind,
 )
-from .record_shape import odd_part
+from ...statistics.judges import no_win_rate
+from .record_shape import has_numbers, odd_part
 
 Record = Mapping[str, Any]
+
+
+OF_JUDGE = ("win_rate", "gold", "baseline_gold")  # figures that are a judge's verdicts
+
+
+def withheld(record: Record) -> str:
+    """Return why a run has no win-rate; empty where it has one, or has failed."""
+    figures = record.get("evaluation")
+    held_out = figures.get("judge") if isinstance(figures, Mapping) else None
+    held_out = held_out.get("held_out") if isinstance(held_out, Mapping) else None
+    return no_win_rate(held_out) if has_numbers(held_out, "accuracy", "low", "high") else ""
+
+
+def without_doubtful(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without the verdicts of a judge that is not shown to be better than a coin.
+
+    Records of older versions hold them.
+    """
+    if not withheld(record):
+        return record
+    figures = {k: v for k, v in record["evaluation"].items() if k not in OF_JUDGE}
+    if "curve" in figures:
+        figures["curve"] = [
+            {k: v for k, v in point.items() if k not in OF_JUDGE} for point in figures["curve"]
+        ]
+    return {**record, "evaluation": figures}
 
 
 def left_out(suite: str, damaged: Iterable[Damaged]) -> list[str]:
@@ -79,6 +106,9 @@ def samples_of(record: Record) -> list[dict[str, Any]]:
     if not rows or not all("prompt_id" in row for row in rows):
         why = "it has no answers" if not rows else "a line is not an answer to a prompt"
         raise Damaged(file, why, rerun(file.parent))
+    if withheld(record):
+        columns = dict.fromkeys(("win", "gold", "baseline_gold"))
+        return [row | columns for row in rows]
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from ...core.run_folder import (
 )
 from ...core.spec import FORMER_METHODS, START
 from ...experiments.study.state import Place, places_of, refused_of
-from .run_files import left_out, provenance_of, sound, spec_of, suite_of
+from .run_files import left_out, provenance_of, sound, spec_of, suite_of, withheld, without_doubtful
 
 Record = Mapping[str, Any]
 Key = tuple[str, str, str | None]  # of a row: method, recipe, and the label in a study
@@ -122,6 +123,11 @@ class Selection:
     def good(self) -> list[Record]:
         """The finished runs of all rows."""
         return [r for row in self.rows for r in row.good]
+
+    @property
+    def no_win_rate(self) -> str:
+        """Why finished runs have no win-rate, as their judge's accuracy says; empty without."""
+        return "; ".join(dict.fromkeys(filter(None, map(withheld, self.good))))
 
     @property
     def unsealed(self) -> int:
@@ -413,7 +419,7 @@ def _newest(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, An
     best: dict[tuple[str, int, str | None], dict[str, Any]] = {}
     for folder, record in records:
         key = (record["recipe"], record["seed"], record.get("label"))
-        record = {**record, "folder": str(folder)}
+        record = {**without_doubtful(record), "folder": str(folder)}
         if key not in best or record.get("finished_at", "") > best[key].get("finished_at", ""):
             best[key] = record
     return list(best.values())
@@ -447,7 +453,9 @@ def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:
 
 
 def _strength(row: Row) -> float:
-    return -row.mean("win_rate") if row.good else 1.0
+    """Return what rows are sorted by: high win-rates first, then rows without one, failed last."""
+    mean = row.mean("win_rate")
+    return 1.0 if not row.good else 0.5 if math.isnan(mean) else -mean
 
 
 def _row_names(groups: Mapping[Key, Sequence[Record]]) -> dict[Key, str]:

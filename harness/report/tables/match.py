@@ -123,6 +123,8 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
         raise UsageError(
             "--match interpolates between comparable runs, prompt by prompt: leave --mixed out."
         )
+    if reason := selection.no_win_rate:
+        raise UsageError(f"--match interpolates win-rates. There is {reason}.")
     known = [row for row in selection.rows if row.good and not _unknown(row, quantity)]
     points = {s.name: _points(s, quantity) for s in sweeps(known)}
     value = _common(points, quantity) if at is None else at

@@ -14,6 +14,7 @@ from .footnotes import DAGGER, Footnotes, collapses, held_out_text, open_footnot
 
 Figures = Mapping[str, Any]
 ALPHA = 0.05
+WITHHELD = "--"  # a win-rate that is not given
 NAMED = 5  # unfinished runs named in a note
 MOST_ROWS = 200  # of a table with bold type: more rows have too many pairs to test
 
@@ -71,7 +72,7 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
             with_footnotes(figures, footnotes, footnotes.of(i))
             for i, figures in enumerate(figures_by_row)
         ],
-        caption=_caption(selection, paired, borrowed),
+        caption=_caption(selection, paired, borrowed, any(scores.values())),
         footnotes={**open_footnote(figures_by_row, keys), **footnotes.texts},
         runs=[[r["folder"] for r in row.records] for row in selection.rows],
     )
@@ -189,6 +190,11 @@ def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
     return write
 
 
+def _win_rate(f: Figures) -> Cell:
+    """Return the win-rate; `--` where the judge is not shown to be better than a coin."""
+    return Cell(WITHHELD) if "no_win_rate" in f else estimate("win_rate", ".3f")(f)
+
+
 def _kl(f: Figures) -> Cell:
     cell = estimate("kl", ".2f")(f)
     return cell if "kl" not in f else replace(cell, text=f"{cell.text}{kl_mark(f['kl_estimator'])}")
@@ -247,7 +253,7 @@ def _or_dash(number: float) -> str:
 COLUMNS = (
     Column("method", "method", _plainly(lambda f: f["method"])),
     Column("seeds", "seeds", _seeds),
-    Column("win_rate", "win-rate vs baseline [95 %]", estimate("win_rate", ".3f")),
+    Column("win_rate", "win-rate vs baseline [95 %]", _win_rate),
     Column("lc_win_rate", "length-controlled", estimate("lc_win_rate", ".3f")),
     Column("gold", "gold", estimate("gold", ".2f")),
     Column("proxy", "proxy", estimate("proxy", ".2f")),
@@ -337,12 +343,14 @@ def judge_notes(selection: Selection) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _caption(selection: Selection, paired: bool, borrowed: bool) -> str:
+def _caption(selection: Selection, paired: bool, borrowed: bool, scored: bool) -> str:
     """Return the caption: the figures, and the test behind bold type, as computed."""
     rows = [row for row in selection.rows if row.good]
     if not rows:
         return ""
     text = figures_text(selection, [len(row.good) for row in rows])
+    if not scored:
+        return text
     if not paired:
         return (
             f"{text} Nothing is bold: rows answered different prompts, and tests are paired over"
@@ -360,10 +368,20 @@ def start_note(rows: Sequence[Row]) -> str:
     return f"{rows_are} a second draw from the start checkpoint: .5 up to noise."
 
 
+def _answers_text(selection: Selection) -> str:
+    """Return what the other figures are of."""
+    return (
+        f"The figures are of answers on {selection.description}, {conditions(selection)}, with 95 %"
+        " intervals."
+    )
+
+
 def figures_text(selection: Selection, seeds: Sequence[int]) -> str:
     """Return the definition of the win-rate, and what its interval covers with these numbers of
     seeds.
     """
+    if reason := selection.no_win_rate:
+        return f"{reason[0].upper()}{reason[1:]}. {_answers_text(selection)}"
     text = (
         f"Gold win-rate against the baseline's answers on {selection.description}, ties half,"
         f" {conditions(selection)}"
