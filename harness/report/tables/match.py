@@ -13,7 +13,7 @@ from ...core.table import Cell, Table
 from ...statistics.intervals import Array, two_way_interval, win_rate_interval
 from ..selection.select import Record, Row, Selection, is_guest
 from ..selection.sweeps import Sweep, scores_on_common, seeds_text, sweeps
-from . import tables
+from . import captions, tables
 from .footnotes import Footnotes, open_footnote
 
 QUANTITIES = {
@@ -389,7 +389,7 @@ def _notes(selection: Selection, shown: Sequence[Row], quantity: str) -> list[st
 
 def _caption(selection: Selection, seeds: Sequence[int], borrowed: bool) -> str:
     text = (
-        f"{tables.figures_text(selection, seeds)} All are computed from the interpolated scores"
+        f"{captions.figures_text(selection, seeds)} All are computed from the interpolated scores"
         " of every prompt."
     )
-    return f"{text} {tables.bold_text(len(seeds), borrowed)}".strip()
+    return f"{text} {captions.bold_text(len(seeds), borrowed)}".strip()

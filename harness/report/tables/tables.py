@@ -10,13 +10,12 @@ from ...core.errors import unknown
 from ...core.spec import START
 from ...core.table import Cell, Table
 from ..selection.select import Row, Selection, counted
+from .captions import ALPHA, MOST_ROWS, caption_of, conditions
 from .footnotes import DAGGER, Footnotes, collapses, held_out_text, open_footnote
 
 Figures = Mapping[str, Any]
-ALPHA = 0.05
 WITHHELD = "--"  # a win-rate that is not given
 NAMED = 5  # unfinished runs named in a note
-MOST_ROWS = 200  # of a table with bold type: more rows have too many pairs to test
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
             with_footnotes(figures, footnotes, footnotes.of(i))
             for i, figures in enumerate(figures_by_row)
         ],
-        caption=_caption(selection, paired, borrowed, any(scores.values())),
+        caption=caption_of(selection, paired, borrowed, any(scores.values())),
         footnotes={**open_footnote(figures_by_row, keys), **footnotes.texts},
         runs=[[r["folder"] for r in row.records] for row in selection.rows],
     )
@@ -132,25 +131,6 @@ def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, 
                 if standing is Standing.OPEN:
                     figures[f"{name}_open"] = f"{own.min():.2f} to {own.max():.2f}"
     return borrowed
-
-
-def conditions(selection: Selection) -> str:
-    """Return the conditions of the evaluation: prompts, split, temperature."""
-    if not selection.good:
-        return "no finished run"
-    evaluations = [r["evaluation"] for r in selection.good]
-    texts = [
-        f"{e['prompts']} {e['split']} prompts, one answer each {drawn(e)}" for e in evaluations
-    ]
-    return " or ".join(dict.fromkeys(texts))
-
-
-def drawn(e: Mapping[str, Any]) -> str:
-    """Return how answers were drawn: greedy, or the temperature and what else shapes them."""
-    if e["temperature"] == 0:
-        return "by greedy decoding"
-    top_p = f", top-p {e['top_p']:g}" if "top_p" in e else ""
-    return f"at T={e['temperature']:g}{top_p}"
 
 
 # -- cells -----------------------------------------------------------------------------------------
@@ -343,22 +323,6 @@ def judge_notes(selection: Selection) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _caption(selection: Selection, paired: bool, borrowed: bool, scored: bool) -> str:
-    """Return the caption: the figures, and the test behind bold type, as computed."""
-    rows = [row for row in selection.rows if row.good]
-    if not rows:
-        return ""
-    text = figures_text(selection, [len(row.good) for row in rows])
-    if not scored:
-        return text
-    if not paired:
-        return (
-            f"{text} Nothing is bold: rows answered different prompts, and tests are paired over"
-            " prompts."
-        )
-    return f"{text} {bold_text(len(rows), borrowed)}".strip()
-
-
 def start_note(rows: Sequence[Row]) -> str:
     """Return the note on rows of the method `start`; empty where there is none."""
     names = [row.name for row in rows if row.method == START and row.good]
@@ -366,58 +330,6 @@ def start_note(rows: Sequence[Row]) -> str:
         return ""
     rows_are = f"Row {names[0]} is" if len(names) == 1 else f"Rows {', '.join(names)} are"
     return f"{rows_are} a second draw from the start checkpoint: .5 up to noise."
-
-
-def _answers_text(selection: Selection) -> str:
-    """Return what the other figures are of."""
-    return (
-        f"The figures are of answers on {selection.description}, {conditions(selection)}, with 95 %"
-        " intervals."
-    )
-
-
-def figures_text(selection: Selection, seeds: Sequence[int]) -> str:
-    """Return the definition of the win-rate, and what its interval covers with these numbers of
-    seeds.
-    """
-    if reason := selection.no_win_rate:
-        return f"{reason[0].upper()}{reason[1:]}. {_answers_text(selection)}"
-    text = (
-        f"Gold win-rate against the baseline's answers on {selection.description}, ties half,"
-        f" {conditions(selection)}"
-    )
-    least, most = min(seeds), max(seeds)
-    if most == 1:
-        return (
-            f"{text}. One seed per row: the 95 % intervals are over prompts and apply to these"
-            " checkpoints, not to the algorithms."
-        )
-    several = f"{least} seeds" if least == most else f"{least} to {most} seeds"
-    text += (
-        f"; mean over {several} with 95 % intervals over seeds and prompts (two-way, Student's t"
-        " over seeds)."
-    )
-    alone = " A row with one seed applies to that checkpoint, not to the algorithm."
-    return text + alone if least == 1 else text
-
-
-def bold_text(rows: int, borrowed: bool) -> str:
-    """Return the test behind bold type for this number of rows; empty for one row."""
-    if rows < 2:
-        return ""
-    if rows > MOST_ROWS:
-        return f"Nothing is bold: more than {MOST_ROWS} rows would be too many tests."
-    pooled = (
-        " (the variance between seeds pooled over alike rows, or the pair's own; Bonferroni)"
-        if borrowed
-        else ""
-    )
-    return (
-        f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests"
-        f" paired over prompts{pooled}, stepwise from all {rows * (rows - 1) // 2} pairs of rows"
-        " on: of k rows that are left, the one most distinct from the best is out while its p-value"
-        f" times k (k - 1) / 2 is at most {ALPHA:.0%}."
-    )
 
 
 NOTES = {
