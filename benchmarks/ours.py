@@ -22,13 +22,14 @@ from harness.core.meter import Meter
 from harness.core.save_schedule import SaveInterval
 from harness.core.seeds import endless_order
 from harness.core.settings import AdamWOptions
+from harness.models.batches import Batch
 from harness.models.capabilities import enable_shared_cache, enable_sharing
 from harness.models.generation import CachedEngine
 from harness.models.initial_checkpoint import InitialCheckpoint
 from harness.models.loading import load_causal, load_tokenizer, scalar_from, trainable
 from harness.models.logprobs import completion_logp, completion_scores
 from harness.models.micro_batches import in_micro_batches
-from harness.models.tokens import Batch, Tokens
+from harness.models.tokens import Tokens
 from harness.training.checkpoints import Checkpoints
 from harness.training.lab import Lab, MethodInputs, Runtime
 from harness.training.loop import Loop

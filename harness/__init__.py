@@ -56,7 +56,7 @@ _NAMES = {
     "models.engine": "Engine",
     "models.enumeration": "Enumerated",
     "models.generation": "Sampler",
-    "models.tokens": "Batch PromptBatch",
+    "models.batches": "Batch PromptBatch",
 }
 _PLACES = {name: module for module, names in _NAMES.items() for name in names.split()}
 _MODULES = {  # imported when first used

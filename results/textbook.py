@@ -21,7 +21,8 @@ from harness.core.spec import START
 from harness.core.table import Cell, Table
 from harness.report.selection.figures import answers_of
 from harness.report.selection.select import Filter, Row, Selection, select, suite_records
-from harness.report.tables.tables import comparison, short
+from harness.report.tables.columns import short
+from harness.report.tables.tables import comparison
 from harness.statistics.compare import Comparison, compare
 
 ROOT = Path(__file__).parent

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..core.data_report import DataReport
+    from ..models.batches import Batch, PromptBatch
     from ..models.enumeration import Enumerated
     from ..models.generation import Sampler
-    from ..models.tokens import Batch, PromptBatch
     from .lab import Lab
     from .suite_stages import SuiteStages
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ..models.batches import Batch, PromptBatch
     from ..models.generation import Sampler
-    from ..models.tokens import Batch, PromptBatch, Tokens
+    from ..models.tokens import Tokens
 
     Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
 

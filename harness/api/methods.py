@@ -17,7 +17,7 @@ from .contracts import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..models.tokens import Batch, PromptBatch
+    from ..models.batches import Batch, PromptBatch
     from .lab import Lab
 
 

@@ -28,8 +28,8 @@ from ..core.save_schedule import SaveInterval
 from ..experiments.observers import Observers
 from ..experiments.prepare import RunOptions, open_stage_runtime, prepare
 from ..experiments.trained_policy import Training
+from ..models.batches import Batch
 from ..models.loading import trunk_of
-from ..models.tokens import Batch
 from ..training.checkpoints import Checkpoints
 from ..training.lab import Lab
 from ..training.loop import Loop

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..models.batches import Batch, PromptBatch
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import trunk_of
 from ..models.logprobs import padded
-from ..models.tokens import Batch, PromptBatch, Tokens
+from ..models.tokens import Tokens
 from ..training.trainer import Term, Trainer, reduce_share
 
 FEW_TOKENS = 200  # of a micro-batch: a few rows

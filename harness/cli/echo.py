@@ -13,3 +13,13 @@ def echo(text: object = "", err: bool = False, nl: bool = True, **style: Any) ->
     """Print text, in a style of `click.style`, without terminal escapes of its own."""
     safe = visible(str(text))
     click.echo(click.style(safe, **style) if style else safe, err=err, nl=nl)
+
+
+def say(message: str) -> None:
+    """Print a message on standard error."""
+    echo(message, err=True)
+
+
+def warn(message: str) -> None:
+    """Print a warning, in yellow, on standard error."""
+    echo(message, fg="yellow", err=True)

@@ -158,6 +158,7 @@ DECIDES = {
         "training/label_server.py",
         "training/rewards.py",
         "training/roles.py",
+        "training/streams.py",
     ),
     "evaluation": (
         *_CACHE,

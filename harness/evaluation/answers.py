@@ -20,9 +20,10 @@ from ..core.meter import Cost, Meter
 from ..core.progress import EVALUATION, STAGES, activity
 from ..core.settings import EvaluationOptions
 from ..core.spec import RunSpec
+from ..models.batches import Batch
 from ..models.generation import Sampler
 from ..models.loading import load_tensors, save_tensors
-from ..models.tokens import Batch, Tokens
+from ..models.tokens import Tokens
 from ..training.completion_cache import CompletionPool
 from ..training.lab import Runtime
 from ..training.stages.runtime import StageRuntime

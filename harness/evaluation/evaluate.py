@@ -20,9 +20,9 @@ from ..core.meter import Meter
 from ..core.progress import EVALUATION, activity
 from ..core.settings import EvaluationOptions
 from ..core.spec import RunSpec
+from ..models.batches import Batch
 from ..models.initial_checkpoint import learner
 from ..models.lora import load_own
-from ..models.tokens import Batch
 from ..statistics.over_prompts import (
     PromptEstimate,
     known,

@@ -9,10 +9,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..models.batches import Batch
 from ..models.flops import ModelFlops
 from ..models.logprobs import Predictions, predictions
 from ..models.micro_batches import each_part
-from ..models.tokens import Batch
 from ..training.lab import Runtime
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.data import Prompt
 from ..core.errors import UsageError
+from .batches import Batch, PromptBatch
 from .generation import Cached, Repeated, SharedDecoding, prefill
 from .last_layer import find_parts
 from .loading import trunk_of
@@ -29,7 +30,6 @@ from .logprobs import (
 )
 from .packing import pack
 from .precision import ROUNDING, in_float32, note_on_rounding
-from .tokens import Batch, PromptBatch
 
 FOUND_BY_TRYING = (
     "share_prompt",

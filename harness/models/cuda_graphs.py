@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..core.errors import UsageError
 from .attention import SharedPromptCache, attending
+from .batches import PromptBatch
 from .generation import CachedEngine, SharedDecoding
 from .loading import trunk_of
-from .tokens import PromptBatch
 
 
 class StaticPromptCache(SharedPromptCache):

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .batches import Batch, PromptBatch
     from .memory import BatchSizes
-    from .tokens import Batch, PromptBatch
 
 
 class Engine(ABC):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.data import Prompt
+from .batches import Batch
 from .logprobs import completion_logp
 from .micro_batches import in_micro_batches
-from .tokens import Batch, Tokens
+from .tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .batches import Batch
 from .layouts import head_apart, keeps_cache, packs, reads_some
 from .loading import ScalarModel, trunk_of
 from .lora import held, own_modules
 from .nf4 import numbers_of
 from .packing import pairs_of
-from .tokens import Batch
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from ..core.meter import Meter
 from ..core.progress import advance_from
 from ..core.seeds import derive
 from .attention import SharedPromptCache, attending
+from .batches import Batch, PromptBatch
 from .engine import CompletionSource, Engine
 from .flops import ModelFlops
 from .footprint import decoding_tokens
@@ -31,7 +32,6 @@ from .layouts import keeps_cache
 from .loading import cast_once, computing, trunk_of
 from .logprobs import accepted
 from .memory import DECODING, BatchSizes, total_memory
-from .tokens import Batch, PromptBatch
 
 KEEP_UNTIL = 0.9
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from .batches import Batch
 from .loading import ScalarModel, trunk_of
-from .tokens import Batch
 
 # numbers, 256 MiB in float32; larger logits are computed in parts and recomputed in backward
 LOGITS_AT_ONCE = 2**26

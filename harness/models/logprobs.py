@@ -30,12 +30,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .activation_checkpointing import checkpointing
 from .attention import attending
+from .batches import Batch
 from .last_layer import reading
 from .layouts import head_apart, packs, reads_some, states_at_once, vocabulary_of
 from .loading import ScalarModel, computing, trunk_of
 from .micro_batches import _takes
 from .packing import Packing, pack
-from .tokens import Batch
 
 # Margins up to this are rounding: sums over some hundred float32 log-probabilities differ by about
 # 1e-5 between batch layouts. A policy that still is its reference has margins of only that size.

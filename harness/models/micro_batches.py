@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..core.distributed import ALONE, DistributedContext
 from ..core.progress import advance
+from .batches import Batch
 from .lora import base_of
 from .memory import SCORING, BatchSizes
-from .tokens import Batch
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .attention_scores import Scoring, attention, hiding
-from .tokens import Batch
+from .batches import Batch
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from ..core.digests import digest_of
 from ..core.meter import Cost
 from ..core.progress import STAGES, activity
 from ..core.seeds import derive
+from ..models.batches import Batch, PromptBatch
 from ..models.generation import Sampler
 from ..models.loading import load_tensors, save_tensors
-from ..models.tokens import Batch, PromptBatch
 from .reference_cache import Cached, Ids, MadeStage, ReferenceCache, cost_of, ids_of
 
 BLOCK = 64  # prompts of a split, in its order, that are sampled together

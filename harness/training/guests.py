@@ -13,11 +13,12 @@ from ..api.contracts import Policy
 from ..core.data import Prompt
 from ..core.errors import UsageError
 from ..core.model_folder import model_record
+from ..models.batches import Batch, PromptBatch
 from ..models.generation import Sampler
 from ..models.hub_format import end_tokens, limits_of
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import load_tokenizer, weights_digest
-from ..models.tokens import Batch, PromptBatch, Tokens
+from ..models.tokens import Tokens
 from .inputs import MethodInputs
 from .roles import LanguageModel
 from .runtime import Runtime

@@ -6,9 +6,7 @@ split. The start checkpoint, the data and the reward models are prepared before 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import asdict, replace
-from random import Random
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,14 +15,12 @@ from torch import Tensor, nn
 from ..api.contracts import Method
 from ..core.data import Sampling
 from ..core.global_state import enforce
-from ..core.seeds import derive, endless_order, permutation
-from ..core.settings import AdamWOptions
+from ..core.seeds import derive
+from ..models.batches import Batch, PromptBatch
 from ..models.generation import Sampler, check_sampling
 from ..models.initial_checkpoint import learner, lora_of
 from ..models.loading import ScalarModel, frozen, scalar_beside, scalar_on, size_of
 from ..models.lora import adaptation, adapted, learn, load_own, own_state
-from ..models.tokens import Batch, PromptBatch, Tokens
-from .completion_cache import CompletionPools
 from .guests import Guest
 from .inputs import MethodInputs as MethodInputs
 from .loop import Loop
@@ -35,147 +31,27 @@ from .roles import LanguageModel as LanguageModel
 from .rollout_samples import RolloutSamples
 from .runtime import Runtime as Runtime
 from .shared_models import SharedModels
+from .streams import DataStreams
 from .trainer import BASE, Loss, Term
 
 
-class Lab:
+class Lab(DataStreams):
     """All that a method may request. Models are loaded, and costs counted, at the first request."""
 
     def __init__(
         self, method: Method, method_inputs: MethodInputs, runtime: Runtime, loop: Loop
     ) -> None:
-        self._method, self._method_inputs, self._runtime, self._loop = (
-            method,
-            method_inputs,
-            runtime,
-            loop,
-        )
+        super().__init__(method, method_inputs, runtime, loop)
         self._policy: LanguageModel | None = None
         self._reference: LanguageModel | None = None
         self._start: LanguageModel | None = None
         self._critic: Critic | None = None
-        self._draws: tuple[tuple[int, int], int] = ((-1, -1), 0)
-        self._recalls = False  # whether log-probabilities of the preference data are looked up
-        self._pools = CompletionPools(method_inputs.reference_cache, method_inputs.prompts)
         self._scoring = RewardScorer(self, method, method_inputs, runtime, loop)
         self._samples = RolloutSamples(method_inputs.tokens)
         self._shared = SharedModels(method.name, method_inputs)
         if method_inputs.reference_cache is not None:
             method_inputs.reference_cache.check = self._shared.check
         loop.rollouts = self._samples.take
-
-    # -- data: resumable streams -------------------------------------------------------------------
-
-    def prompts(self, steps: int, batch_size: int | None = None) -> Iterator[PromptBatch]:
-        """Yield `steps` batches of training prompts, reshuffled each epoch, in the same order for
-        every method.
-        """
-        prompts = self._given("prompts", self._method_inputs.prompts)
-        size = self._batch_size(batch_size)
-        self._pools.covers = 2 * steps * size >= len(prompts) and not self._limited
-        for rows in self._draw("prompts", len(prompts), steps, size):
-            places = self._pools.offer(rows, self._loop.first + self._loop.turn * size)
-            yield replace(
-                self.tokens.prompt_batch([prompts[i] for i in rows], self.device), places=places
-            )
-
-    def pairs(
-        self,
-        epochs: float = 1.0,
-        steps: int = 0,
-        batch_size: int | None = None,
-        shuffle_labels: bool = False,
-    ) -> Iterator[Batch]:
-        """Yield batches of preference pairs (B, 2, T), chosen first, for `epochs` passes or `steps`
-        batches.
-
-        Column `p` (B,) is the probability that the chosen one is better: 1 where the labeller gave
-        a plain label. `shuffle_labels` is a control: a random draw, fixed per pair, decides which
-        completion counts as chosen.
-        """
-        pairs = self._given("pairs", self._method_inputs.pairs)
-        size = self._batch_size(batch_size)
-        turns = steps or max(1, round(epochs * len(pairs) / size))
-        self._goes_over_pairs(turns * size)
-        for rows in self._draw("pairs", len(pairs), turns, size):
-            turned = [shuffle_labels and self._coin(i) for i in rows]
-            ids = [[pairs[i].chosen, pairs[i].rejected] for i in rows]
-            completions = [two[::-1] if t else two for two, t in zip(ids, turned, strict=True)]
-            self._count_pairs(len(rows))
-            prompts = [pairs[i].prompt for i in rows]
-            batch = self.tokens.batch(
-                prompts, completions, self.device, self._runtime.sampling.temperature
-            )
-            yield batch.with_columns(p=torch.tensor([pairs[i].p for i in rows], device=self.device))
-
-    def labelled(
-        self,
-        epochs: float = 1.0,
-        steps: int = 0,
-        batch_size: int | None = None,
-        shuffle_labels: bool = False,
-    ) -> Iterator[Batch]:
-        """Yield batches of single completions (B, 1, T) with column `label` (B,).
-
-        The label is 1 for a desirable completion, 0 for an undesirable one, and between for soft
-        labels. The completions are the suite's labelled ones. A suite without any gives the
-        completions of its pairs, one by one and shuffled.
-        """
-        if self._method_inputs.labelled:
-            yield from self._singles(epochs, steps, batch_size, shuffle_labels)
-            return
-        pairs = self._given("pairs", self._method_inputs.pairs)
-        size = self._batch_size(batch_size)
-        turns = steps or max(1, round(epochs * 2 * len(pairs) / size))
-        self._goes_over_pairs(turns * size)
-        for rows in self._draw("labelled", 2 * len(pairs), turns, size):
-            ids = [[pairs[i // 2].chosen if i % 2 == 0 else pairs[i // 2].rejected] for i in rows]
-            good = [(i % 2 == 0) != (shuffle_labels and self._coin(i // 2)) for i in rows]
-            labels = [
-                pairs[i // 2].p if chosen else 1 - pairs[i // 2].p
-                for i, chosen in zip(rows, good, strict=True)
-            ]
-            self._count_pairs(len(rows) // 2)
-            prompts = [pairs[i // 2].prompt for i in rows]
-            batch = self.tokens.batch(prompts, ids, self.device, self._runtime.sampling.temperature)
-            yield batch.with_columns(label=torch.tensor(labels, device=self.device))
-
-    def _singles(
-        self, epochs: float, steps: int, batch_size: int | None, shuffle_labels: bool
-    ) -> Iterator[Batch]:
-        """Yield batches of the suite's labelled completions, shuffled."""
-        singles = self._method_inputs.labelled
-        size = self._batch_size(batch_size)
-        turns = steps or max(1, round(epochs * len(singles) / size))
-        self._goes_over_pairs(turns * size)
-        for rows in self._draw("labelled", len(singles), turns, size):
-            self._count_pairs(len(rows) // 2)
-            batch = self.tokens.batch(
-                [singles[i].prompt for i in rows],
-                [[singles[i].completion] for i in rows],
-                self.device,
-                self._runtime.sampling.temperature,
-            )
-            turned = [shuffle_labels and self._coin(i) for i in rows]
-            labels = [abs(singles[i].label - t) for i, t in zip(rows, turned, strict=True)]
-            yield batch.with_columns(label=torch.tensor(labels, device=self.device))
-
-    def demonstrations(self, n: int) -> Batch:
-        """Return n demonstrations (n, 1, T), drawn anew at each call, for a further loss term."""
-        demos = self._given("demonstrations", self._method_inputs.demonstrations)
-        rows = Random(derive(*self._key("demonstrations"))).choices(range(len(demos)), k=n)
-        ids = [
-            [self.tokens.completion_ids(demos[i].prompt.text, demos[i].completion)] for i in rows
-        ]
-        return self.tokens.batch([demos[i].prompt for i in rows], ids, self.device)
-
-    def minibatches(self, batch: Batch, size: int, epochs: int = 1) -> Iterator[Batch]:
-        """Yield the rows of a batch in shuffled parts of `size`, `epochs` times over."""
-        rows = batch.shape[0]
-        for epoch in range(epochs):
-            order = permutation(rows, *self._key("minibatches"), epoch)
-            for start in range(0, rows, size):
-                yield batch.select(order[start : start + size])
 
     def rollout(
         self,
@@ -424,50 +300,11 @@ class Lab:
         """The current turn of the stream, from 0. A restart keeps it, unlike an own counter."""
         return self._loop.turn
 
-    # -- properties and helpers --------------------------------------------------------------------
-
-    @property
-    def tokens(self) -> Tokens:
-        """The tokenizer with the harness's rules."""
-        return self._method_inputs.tokens
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the run's tensors."""
-        return self._runtime.device
+    # -- helpers --------------------------------------------------------------------
 
     def texts(self, batch: Batch) -> list[list[str]]:
         """Return the completions of a batch as text, K per prompt."""
         return self.tokens.texts(batch)
-
-    def generator(self, *purpose: Hashable) -> torch.Generator:
-        """Return a random generator that depends on the seed, the turn and the purpose only."""
-        return torch.Generator().manual_seed(derive(*self._key(*purpose)))
-
-    def _key(self, *purpose: Hashable) -> tuple[Hashable, ...]:
-        """Return the key of random numbers in the current turn; each request has its own."""
-        place = (self._loop.stream, self._loop.turn)
-        count = self._draws[1] + 1 if self._draws[0] == place else 0
-        self._draws = (place, count)
-        return (self._runtime.seed, *purpose, *place, count)
-
-    def _goes_over_pairs(self, rows: int) -> None:
-        """Use cached log-probabilities from now on if a stream has as many rows as the preference
-        data have prompts.
-
-        Computing the whole cache is then no more work than the stream itself. A run with a budget
-        may end its stream early, so it computes log-probabilities batch by batch instead.
-        """
-        reference_cache = self._method_inputs.reference_cache
-        self._recalls |= (
-            reference_cache is not None
-            and not self._limited
-            and rows >= reference_cache.prompts_of_pairs
-        )
-
-    @property
-    def _limited(self) -> bool:
-        return any(asdict(self._loop.budget).values())
 
     def _recall(self, batch: Batch) -> Cached | None:
         self._shared.check_written()
@@ -492,28 +329,3 @@ class Lab:
                 f"lab.{what} belongs into a stream (`for ... in lab.prompts(...)`): only that can"
                 " resume"
             )
-
-    def _count_pairs(self, n: int) -> None:
-        with self._runtime.meter.phase("update"):
-            self._runtime.meter.add(pairs=n)
-
-    def _draw(self, what: str, n: int, steps: int, size: int) -> Iterator[list[int]]:
-        """Yield the row numbers of each turn, continuing after an earlier stream of its kind."""
-        for turn in self._loop.turns(steps, what, size):
-            yield endless_order(n, self._loop.first + turn * size, size, self._runtime.seed, what)
-
-    def _coin(self, i: int) -> bool:
-        """Return whether the control of shuffled labels swaps the labels of pair i."""
-        return derive(self._runtime.seed, "coin", i) % 2 == 1
-
-    def _batch_size(self, given: int | None) -> int:
-        if given:
-            return given
-        return self._method.batch_size if isinstance(self._method, AdamWOptions) else 32
-
-    def _given(self, need: str, supply: Sequence[Any]) -> Sequence[Any]:
-        if not supply:
-            raise ValueError(
-                f"this method asks for {need} without saying so: add {need!r} to its `needs`"
-            )
-        return supply

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from ..core.meter import Cost, Meter
+from ..models.batches import Batch, PromptBatch
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import load_tensors, save_tensors
 from ..models.logprobs import completion_logp
 from ..models.micro_batches import micro_batches
-from ..models.tokens import Batch, PromptBatch, Tokens
+from ..models.tokens import Tokens
 from .runtime import Runtime, metered
 from .trainer import Role
 

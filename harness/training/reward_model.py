@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..core.data import Comparison
 from ..core.files import write_json
 from ..core.progress import LOADING, activity
+from ..models.batches import Batch
 from ..models.capabilities import made_up
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import ScalarModel, load_tensors, plain_scalar, save_tensors, scalar_beside
@@ -23,7 +24,6 @@ from ..models.logprobs import completion_scores, ordered_right
 from ..models.lora import Lora, base_of, learn, load_own, lora_on, own_state
 from ..models.micro_batches import in_micro_batches
 from ..models.model_state import ModelState
-from ..models.tokens import Batch
 from .trainer import Role
 
 if TYPE_CHECKING:

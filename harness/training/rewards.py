@@ -15,9 +15,10 @@ from ..core.errors import Diverged
 from ..core.fault_points import fault_value
 from ..core.meter import Meter
 from ..core.settings import RewardOptions
+from ..models.batches import Batch, PromptBatch
 from ..models.generation import Sampler
 from ..models.lora import learn
-from ..models.tokens import Batch, PromptBatch, Tokens
+from ..models.tokens import Tokens
 from .inputs import MethodInputs
 from .label_server import LabelClient
 from .loop import Loop

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..api.contracts import Policy
 from ..core.global_state import enforce
+from ..models.batches import Batch, PromptBatch
 from ..models.generation import Sampler
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import ScalarModel
 from ..models.logprobs import completion_logp, completion_values
-from ..models.tokens import Batch, PromptBatch
 from .reference_cache import Cached, count_as_computed
 from .runtime import Runtime, metered
 from .trainer import BASE, Role

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..core.data import prompt_text
 from ..core.fault_points import fault_point
-from ..models.tokens import Batch, Tokens
+from ..models.batches import Batch
+from ..models.tokens import Tokens
 
 PROMPTS, COMPLETIONS = 2, 2  # completions kept of one rollout
 ROLLOUTS = 2  # completions kept of one turn

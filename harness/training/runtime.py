@@ -14,10 +14,10 @@ from ..core.data import Sampling
 from ..core.distributed import ALONE, DistributedContext
 from ..core.errors import HarnessError
 from ..core.meter import Meter
+from ..models.batches import Batch
 from ..models.engine import Engine
 from ..models.memory import BatchSizes
 from ..models.micro_batches import in_micro_batches
-from ..models.tokens import Batch
 from .trainer import Role
 
 Tell = Callable[[str], None]

@@ -24,12 +24,12 @@ from ..core.global_state import enforce
 from ..core.meter import Meter
 from ..core.settings import AdamWOptions
 from ..models.activation_checkpointing import enable_activation_checkpointing
+from ..models.batches import Batch
 from ..models.flops import ModelFlops
 from ..models.loading import size_of
 from ..models.lora import adapted, base_of, load_own, own, own_state, size_of_own
 from ..models.memory import TRAINING, BatchSizes
 from ..models.micro_batches import micro_batches, smallest_row
-from ..models.tokens import Batch
 from .master_weights import MasterWeights
 
 Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]

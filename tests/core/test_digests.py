@@ -51,6 +51,7 @@ def test_code_that_decides_no_result_names_nothing(package, file):
     ("file", "parts"),
     [
         ("models/logprobs.py", set(DECIDES)),
+        ("models/batches.py", set(DECIDES)),
         ("models/generation.py", set(DECIDES)),
         ("training/trainer.py", set(DECIDES)),
         ("training/stages/sft.py", set(DECIDES)),
@@ -58,6 +59,7 @@ def test_code_that_decides_no_result_names_nothing(package, file):
         ("training/reward_model.py", {"reward_model", "policy"}),
         ("training/reference_cache.py", {"cache", "policy", "evaluation"}),
         ("training/lab.py", {"policy"}),
+        ("training/streams.py", {"policy"}),
         ("evaluation/kl.py", {"evaluation"}),
         ("experiments/record.py", {"evaluation"}),
     ],

@@ -155,7 +155,7 @@ from harness.core.distributed import DistributedContext, leave_process_group
 from harness.core.meter import Meter
 from harness.core.settings import AdamWOptions
 from harness.models.micro_batches import in_micro_batches, micro_batches
-from harness.models.tokens import Batch, PromptBatch
+from harness.models.batches import Batch, PromptBatch
 from harness.training.trainer import Role, Term, Trainer
 
 accelerator = Accelerator(cpu=True)

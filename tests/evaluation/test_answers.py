@@ -12,8 +12,8 @@ from harness.core.fixed_answers import fixed_answers
 from harness.core.options import build
 from harness.core.settings import EvaluationOptions
 from harness.evaluation.answers import sampling_of, stopped
+from harness.models.batches import Batch, PromptBatch
 from harness.models.generation import check_sampling, draw_tokens, shaped
-from harness.models.tokens import Batch, PromptBatch
 
 from ..helpers.tools import command, finished, fresh, on_small, results, small_suite
 

@@ -9,8 +9,8 @@ import torch
 from harness_plugins.population import ordered_pairs
 
 from harness.core.data import Prompt
+from harness.models.batches import Batch, PromptBatch
 from harness.models.enumeration import Enumerated, completions, total_variation
-from harness.models.tokens import Batch, PromptBatch
 
 
 class ExactLab:

@@ -4,7 +4,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.core.data import Prompt
-from harness.models.tokens import Batch, PromptBatch
+from harness.models.batches import Batch, PromptBatch
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
 

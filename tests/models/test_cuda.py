@@ -11,12 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.core.data import Prompt, Sampling
 from harness.core.errors import UsageError
+from harness.models.batches import PromptBatch
 from harness.models.capabilities import enable_shared_cache, enable_sharing
 from harness.models.cuda_graphs import GraphedDecoding, GraphEngine
 from harness.models.generation import CachedEngine
 from harness.models.loading import trunk_of
 from harness.models.logprobs import completion_logp, padded
-from harness.models.tokens import PromptBatch
 
 from ..helpers.tools import command, fresh
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.models.batches import Batch, PromptBatch
 from harness.models.capabilities import enable_sharing
 from harness.models.logprobs import (
     completion_logits,
@@ -22,7 +23,6 @@ from harness.models.logprobs import (
     masked_whiten,
 )
 from harness.models.micro_batches import in_micro_batches, micro_batches
-from harness.models.tokens import Batch, PromptBatch
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 

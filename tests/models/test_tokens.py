@@ -7,7 +7,8 @@ import torch
 
 from harness.core.data import Prompt
 from harness.core.errors import UsageError
-from harness.models.tokens import Batch, Tokens
+from harness.models.batches import Batch
+from harness.models.tokens import Tokens
 
 CHAT = (
     "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' </s> ' }}{% endfor %}"

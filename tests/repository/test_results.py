@@ -8,7 +8,7 @@ import runpy
 import pytest
 
 from harness.core.records import write_sealed
-from harness.report.tables.tables import COLUMNS
+from harness.report.tables.columns import COLUMNS
 
 from ..helpers.tools import ROOT, put, record
 from ..helpers.toy_runs import run

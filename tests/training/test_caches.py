@@ -17,9 +17,9 @@ from harness.core.data import Budget, LabelledPair, Prompt, Sampling
 from harness.core.execution import Execution
 from harness.core.meter import Meter
 from harness.core.save_schedule import SaveInterval
+from harness.models.batches import Batch
 from harness.models.generation import CachedEngine, Sampler
 from harness.models.initial_checkpoint import InitialCheckpoint
-from harness.models.tokens import Batch
 from harness.training.checkpoints import Checkpoints
 from harness.training.completion_cache import BLOCK, CompletionPool, steps_to
 from harness.training.lab import Lab, MethodInputs

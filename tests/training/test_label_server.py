@@ -19,7 +19,7 @@ from harness.api.registry import installed, load_file
 from harness.api.resolve import Request, resolve
 from harness.core.errors import HarnessError
 from harness.core.seeds import derive
-from harness.models.tokens import Batch
+from harness.models.batches import Batch
 from harness.training.label_server import LabelClient
 from harness.training.reward_model import bradley_terry_loss, ranking_loss
 

@@ -16,9 +16,9 @@ from harness.core.errors import Diverged
 from harness.core.meter import Meter
 from harness.core.save_schedule import SaveInterval
 from harness.core.settings import AdamWOptions
+from harness.models.batches import Batch, PromptBatch
 from harness.models.loading import load_tensors, scalar_from
 from harness.models.logprobs import completion_logp, completion_values
-from harness.models.tokens import Batch, PromptBatch
 from harness.training import trainer
 from harness.training.checkpoints import Checkpoints
 from harness.training.loop import Loop

@@ -17,6 +17,7 @@ from ...core.data import Prompt
 from ...core.errors import UsageError
 from ...core.model_folder import adapters_in
 from ...models.activation_checkpointing import FLAG, checkpointing
+from ...models.batches import Batch, PromptBatch
 from ...models.capabilities import other_layers
 from ...models.flops import LastParts
 from ...models.footprint import SAMPLING_TABLES, cache_bytes, decoding_tokens
@@ -25,7 +26,6 @@ from ...models.layouts import packs, states_at_once, vocabulary_of
 from ...models.loading import ScalarModel, computing, frozen, trunk_of
 from ...models.logprobs import Predictions, _packed_states, apply_head
 from ...models.packing import Asking, Grid, Packing, pack
-from ...models.tokens import Batch, PromptBatch
 from ...training.master_weights import MasterWeights
 from .live_memory import peak_bytes
 

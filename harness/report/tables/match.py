@@ -13,7 +13,7 @@ from ...core.table import Cell, Table
 from ...statistics.intervals import Array, two_way_interval, win_rate_interval
 from ..selection.select import Record, Row, Selection, is_guest
 from ..selection.sweeps import Sweep, scores_on_common, seeds_text, sweeps
-from . import captions, tables
+from . import captions, columns, tables
 from .footnotes import Footnotes, open_footnote
 
 QUANTITIES = {
@@ -279,7 +279,7 @@ def _line(mix: Mix, head: Mapping[str, Any]) -> Line:
             else two_way_interval(mix.scores[name])
         )
         figures |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    figures["kl_estimator"] = next((kind for kind in kinds if tables.kl_mark(kind)), kinds[0])
+    figures["kl_estimator"] = next((kind for kind in kinds if columns.kl_mark(kind)), kinds[0])
     points = {"low": mix.where.low, "high": mix.where.high}
     figures |= {"flops": mix.flops, "share": mix.where.share}
     figures |= {f"{side}_point": p.row.name for side, p in points.items()}
@@ -352,9 +352,9 @@ def _cells(line: Line, marks: tuple[str, ...]) -> list[Cell]:
         return [*head, Cell(line.note), *[Cell("")] * (len(COLUMNS) - 3)]
     return [
         *head,
-        tables.estimate("win_rate", ".3f")(f),
+        columns.estimate("win_rate", ".3f")(f),
         Cell(f"{f['gold']:.2f}" if "gold" in f else "-"),
-        Cell(f"{f['kl']:.2f}{tables.kl_mark(f['kl_estimator'])}"),
+        Cell(f"{f['kl']:.2f}{columns.kl_mark(f['kl_estimator'])}"),
         Cell(f"{f['length']:.1f}"),
         Cell(f"{f['flops'] / 1e12:.3g}"),
         Cell(line.note),

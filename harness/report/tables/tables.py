@@ -1,31 +1,24 @@
-"""A selection of runs as one table: cells, bold type, caption and notes."""
+"""A selection of runs as one table: rows, bold type and notes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...core.errors import unknown
 from ...core.spec import START
-from ...core.table import Cell, Table
-from ..selection.select import Row, Selection, counted
+from ...core.table import Table
+from ..selection.select import Row, Selection
 from .captions import ALPHA, MOST_ROWS, caption_of, conditions
-from .footnotes import DAGGER, Footnotes, collapses, held_out_text, open_footnote
+from .columns import (
+    Figures,
+    chosen_columns,
+    reused_share,
+    row_cells,
+    share_text,
+)
+from .footnotes import Footnotes, collapses, held_out_text, open_footnote
 
-Figures = Mapping[str, Any]
-WITHHELD = "--"  # a win-rate that is not given
 NAMED = 5  # unfinished runs named in a note
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the comparison: its key for --columns, its title, and its cell of a row."""
-
-    key: str
-    title: str
-    write: Callable[[Figures], Cell]
-    usual: bool = True  # whether it is shown without --columns
 
 
 def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
@@ -52,7 +45,7 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
     paired = len(prompts) < 2 and _on_the_same_prompts(selection)
     borrowed = paired and mark_best(figures_by_row, scores)
     footnotes = Footnotes(selection, {i: collapses(f) for i, f in enumerate(figures_by_row)})
-    rows = [_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(figures_by_row)]
+    rows = [row_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(figures_by_row)]
     kept = [
         i for i in range(len(shown)) if columns or any(row[i].text not in ("-", "") for row in rows)
     ]
@@ -75,15 +68,6 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
         footnotes={**open_footnote(figures_by_row, keys), **footnotes.texts},
         runs=[[r["folder"] for r in row.records] for row in selection.rows],
     )
-
-
-def chosen_columns(keys: Sequence[str]) -> list[Column]:
-    """Return columns by key, all usual ones without keys; raise UsageError for an unknown key."""
-    known = {c.key: c for c in COLUMNS}
-    for key in keys:
-        if key not in known:
-            raise unknown("column", key, known)
-    return [known[key] for key in keys] or [c for c in COLUMNS if c.usual]
 
 
 def _on_the_same_prompts(selection: Selection) -> bool:
@@ -131,161 +115,6 @@ def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, 
                 if standing is Standing.OPEN:
                     figures[f"{name}_open"] = f"{own.min():.2f} to {own.max():.2f}"
     return borrowed
-
-
-# -- cells -----------------------------------------------------------------------------------------
-
-
-def _cells(columns: Sequence[Column], figures: Figures, marks: tuple[str, ...]) -> list[Cell]:
-    """Return the cells of a row; if no run finished, the reason takes the place of figures."""
-    if "failure" not in figures:
-        return [
-            replace(c.write(figures), marks=marks) if c.key == "seeds" else c.write(figures)
-            for c in columns
-        ]
-    reason = iter([Cell(f"failed: {figures['failure']}")])
-    named = {"method": Cell(str(figures["method"])), "seeds": replace(_seeds(figures), marks=marks)}
-    return [named[c.key] if c.key in named else next(reason, Cell("")) for c in columns]
-
-
-def _seeds(f: Figures) -> Cell:
-    return Cell(counted(f["seeds"], f["failed"]))
-
-
-def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
-    """Return a function that writes an estimate with its interval, or `-` if a row has none."""
-
-    def write(f: Figures) -> Cell:
-        if name not in f:
-            return Cell("-")
-        interval = f"[{f[f'{name}_low']:{ends or form}}, {f[f'{name}_high']:{ends or form}}]"
-        return Cell(
-            f"{f[name]:{form}}",
-            interval,
-            f.get(f"{name}_bold", False),
-            f.get(f"{name}_best", False),
-            (DAGGER,) if f"{name}_open" in f else (),
-        )
-
-    return write
-
-
-def _win_rate(f: Figures) -> Cell:
-    """Return the win-rate; `--` where the judge is not shown to be better than a coin."""
-    return Cell(WITHHELD) if "no_win_rate" in f else estimate("win_rate", ".3f")(f)
-
-
-def _kl(f: Figures) -> Cell:
-    cell = estimate("kl", ".2f")(f)
-    return cell if "kl" not in f else replace(cell, text=f"{cell.text}{kl_mark(f['kl_estimator'])}")
-
-
-def kl_mark(estimator: str) -> str:
-    """Return the mark of a KL that was not computed from log-probabilities."""
-    return "" if estimator == "rao-blackwell" else " (est.)"
-
-
-def _accuracy(f: Figures) -> Cell:
-    """Return the accuracy, without an interval if a verdict is missing."""
-    mean_only = "accuracy" in f and "accuracy_low" not in f
-    return Cell(f"{f['accuracy']:.3f}") if mean_only else estimate("accuracy", ".3f")(f)
-
-
-def _passes(f: Figures) -> Cell:
-    """Return pass@k for the largest k, where several answers to a prompt were drawn."""
-    passes = f.get("pass_at_k")
-    if not passes:
-        return Cell("-")
-    k = max(passes, key=int)
-    return Cell(f"{passes[k]:.3f} (k={k})")
-
-
-def _plainly(write: Callable[[Figures], str]) -> Callable[[Figures], Cell]:
-    return lambda f: Cell(write(f))
-
-
-def short(number: float) -> str:
-    """Return a number in three digits with its unit."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
-
-
-def _reused(f: Figures) -> float:
-    """Return the reused share of a method's FLOPs; 0 for older records without it."""
-    return float(f.get("method_flops_reused", 0.0) / (f.get("method_flops") or 1.0))
-
-
-def _cost(write: Callable[[Figures], str]) -> Callable[[Figures], Cell]:
-    """Return a cell of a training cost: blank for a model that was trained elsewhere."""
-    return lambda f: Cell(write(f) if "method_flops" in f else "")
-
-
-def _share(share: float) -> str:
-    return "-" if not share else "<1%" if share < 0.005 else f"{share:.0%}"
-
-
-def _or_dash(number: float) -> str:
-    return short(number) if number else "-"
-
-
-COLUMNS = (
-    Column("method", "method", _plainly(lambda f: f["method"])),
-    Column("seeds", "seeds", _seeds),
-    Column("win_rate", "win-rate vs baseline [95 %]", _win_rate),
-    Column("lc_win_rate", "length-controlled", estimate("lc_win_rate", ".3f")),
-    Column("gold", "gold", estimate("gold", ".2f")),
-    Column("proxy", "proxy", estimate("proxy", ".2f")),
-    Column("accuracy", "accuracy", _accuracy),
-    Column("pass_at_k", "pass@k", _passes),
-    Column("kl", "KL (nats)", _kl),
-    Column("length", "length", _plainly(lambda f: f"{f['length']:.1f}")),
-    Column(
-        "seconds",
-        "train s / CPU s",
-        _cost(lambda f: f"{f['method_seconds']:.0f} / {f['method_cpu_seconds']:.0f}"),
-    ),
-    Column("flops", "train TFLOP", _cost(lambda f: f"{f['method_flops'] / 1e12:.3g}")),
-    Column("reused", "cached (of FLOPs)", _cost(lambda f: _share(_reused(f))), usual=False),
-    Column(
-        "tokens",
-        "tokens gen. / trained",
-        _cost(
-            lambda f: f"{short(f['method_tokens_generated'])} / {short(f['method_tokens_trained'])}"
-        ),
-    ),
-    Column("reward_queries", "reward queries", _cost(lambda f: short(f["method_reward_queries"]))),
-    Column(
-        "verifier_queries",
-        "verifier queries",
-        _cost(lambda f: _or_dash(f["method_verifier_queries"])),
-    ),
-    Column("labels", "labels", _cost(lambda f: short(f["labels"]))),
-    Column("ai_labels", "AI labels", _cost(lambda f: _or_dash(f["ai_labels"]))),
-    Column(
-        "models",
-        "models held (params)",
-        _plainly(lambda f: f"{f['models'].replace(' ', ' + ')} ({short(f['parameters_held'])})"),
-    ),
-    Column(
-        "peak_memory",
-        "peak MiB",
-        _cost(
-            lambda f: f"{f['method_peak_memory'] / 2**20:.0f}" if f["method_peak_memory"] else "-"
-        ),
-    ),
-    Column(
-        "flops_per_answer",
-        "FLOPs / answer",
-        _plainly(lambda f: f"{f['flops_per_answer']:.2g}" if f["flops_per_answer"] else "-"),
-    ),
-    Column(
-        "queries_per_answer",
-        "queries / answer",
-        _plainly(lambda f: _or_dash(f["queries_per_answer"])),
-    ),
-)
 
 
 # -- caption and notes -----------------------------------------------------------------------------
@@ -373,12 +202,12 @@ def _costs_note(keys: Sequence[str]) -> str:
 
 def _looked_up(rows: Sequence[Figures], keys: Sequence[str]) -> list[str]:
     """Return a note if the costs shown include cached work, with the largest share."""
-    most = max((f for f in rows if "failure" not in f), key=_reused, default=None)
-    if most is None or not _reused(most) or not {"seconds", "flops", "tokens"} & set(keys):
+    most = max((f for f in rows if "failure" not in f), key=reused_share, default=None)
+    if most is None or not reused_share(most) or not {"seconds", "flops", "tokens"} & set(keys):
         return []
     return [
         "Costs are those of a method that runs alone. Cached results of the start checkpoint are"
-        f" counted as if computed: up to {_share(_reused(most))} of the method's FLOPs"
+        f" counted as if computed: up to {share_text(reused_share(most))} of the method's FLOPs"
         f" ({most['method']}). Their time is taken from the run that computed them. The column"
         " `reused` of `--columns` is the share of every row."
     ]

@@ -33,8 +33,9 @@ from ...core.progress import STAGES, activity, advance
 from ...core.seeds import derive
 from ...core.settings import PreferenceOptions
 from ...core.watchdog import waiting_for
+from ...models.batches import Batch
 from ...models.generation import Sampler
-from ...models.tokens import Batch, Tokens
+from ...models.tokens import Tokens
 from ..labels import checked_labels
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from ...core.artifacts import EXECUTION
 from ...core.errors import UsageError
 from ...core.seeds import derive, endless_order
 from ...core.settings import RewardModelOptions
+from ...models.batches import Batch
 from ...models.initial_checkpoint import lora_of
 from ...models.loading import scalar_beside, scalar_on
 from ...models.lora import learn
-from ...models.tokens import Batch
 from ..reward_model import RewardModel, label_accuracy, pair_accuracy, preferred_of, ranking_loss
 from ..runtime import Runtime
 from ..trainer import Term

@@ -1,0 +1,188 @@
+"""The columns of the comparison table: their keys, titles and cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...core.errors import unknown
+from ...core.table import Cell
+from ..selection.select import counted
+from .footnotes import DAGGER
+
+Figures = Mapping[str, Any]
+WITHHELD = "--"  # a win-rate that is not given
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the comparison: its key for --columns, its title, and its cell of a row."""
+
+    key: str
+    title: str
+    write: Callable[[Figures], Cell]
+    usual: bool = True  # whether it is shown without --columns
+
+
+def chosen_columns(keys: Sequence[str]) -> list[Column]:
+    """Return columns by key, all usual ones without keys; raise UsageError for an unknown key."""
+    known = {c.key: c for c in COLUMNS}
+    for key in keys:
+        if key not in known:
+            raise unknown("column", key, known)
+    return [known[key] for key in keys] or [c for c in COLUMNS if c.usual]
+
+
+def row_cells(columns: Sequence[Column], figures: Figures, marks: tuple[str, ...]) -> list[Cell]:
+    """Return the cells of a row; if no run finished, the reason takes the place of figures."""
+    if "failure" not in figures:
+        return [
+            replace(c.write(figures), marks=marks) if c.key == "seeds" else c.write(figures)
+            for c in columns
+        ]
+    reason = iter([Cell(f"failed: {figures['failure']}")])
+    named = {"method": Cell(str(figures["method"])), "seeds": replace(_seeds(figures), marks=marks)}
+    return [named[c.key] if c.key in named else next(reason, Cell("")) for c in columns]
+
+
+def _seeds(f: Figures) -> Cell:
+    return Cell(counted(f["seeds"], f["failed"]))
+
+
+def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
+    """Return a function that writes an estimate with its interval, or `-` if a row has none."""
+
+    def write(f: Figures) -> Cell:
+        if name not in f:
+            return Cell("-")
+        interval = f"[{f[f'{name}_low']:{ends or form}}, {f[f'{name}_high']:{ends or form}}]"
+        return Cell(
+            f"{f[name]:{form}}",
+            interval,
+            f.get(f"{name}_bold", False),
+            f.get(f"{name}_best", False),
+            (DAGGER,) if f"{name}_open" in f else (),
+        )
+
+    return write
+
+
+def _win_rate(f: Figures) -> Cell:
+    """Return the win-rate; `--` where the judge is not shown to be better than a coin."""
+    return Cell(WITHHELD) if "no_win_rate" in f else estimate("win_rate", ".3f")(f)
+
+
+def _kl(f: Figures) -> Cell:
+    cell = estimate("kl", ".2f")(f)
+    return cell if "kl" not in f else replace(cell, text=f"{cell.text}{kl_mark(f['kl_estimator'])}")
+
+
+def kl_mark(estimator: str) -> str:
+    """Return the mark of a KL that was not computed from log-probabilities."""
+    return "" if estimator == "rao-blackwell" else " (est.)"
+
+
+def _accuracy(f: Figures) -> Cell:
+    """Return the accuracy, without an interval if a verdict is missing."""
+    mean_only = "accuracy" in f and "accuracy_low" not in f
+    return Cell(f"{f['accuracy']:.3f}") if mean_only else estimate("accuracy", ".3f")(f)
+
+
+def _passes(f: Figures) -> Cell:
+    """Return pass@k for the largest k, where several answers to a prompt were drawn."""
+    passes = f.get("pass_at_k")
+    if not passes:
+        return Cell("-")
+    k = max(passes, key=int)
+    return Cell(f"{passes[k]:.3f} (k={k})")
+
+
+def _plainly(write: Callable[[Figures], str]) -> Callable[[Figures], Cell]:
+    return lambda f: Cell(write(f))
+
+
+def short(number: float) -> str:
+    """Return a number in three digits with its unit."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def reused_share(f: Figures) -> float:
+    """Return the reused share of a method's FLOPs; 0 for older records without it."""
+    return float(f.get("method_flops_reused", 0.0) / (f.get("method_flops") or 1.0))
+
+
+def _cost(write: Callable[[Figures], str]) -> Callable[[Figures], Cell]:
+    """Return a cell of a training cost: blank for a model that was trained elsewhere."""
+    return lambda f: Cell(write(f) if "method_flops" in f else "")
+
+
+def share_text(share: float) -> str:
+    return "-" if not share else "<1%" if share < 0.005 else f"{share:.0%}"
+
+
+def _or_dash(number: float) -> str:
+    return short(number) if number else "-"
+
+
+COLUMNS = (
+    Column("method", "method", _plainly(lambda f: f["method"])),
+    Column("seeds", "seeds", _seeds),
+    Column("win_rate", "win-rate vs baseline [95 %]", _win_rate),
+    Column("lc_win_rate", "length-controlled", estimate("lc_win_rate", ".3f")),
+    Column("gold", "gold", estimate("gold", ".2f")),
+    Column("proxy", "proxy", estimate("proxy", ".2f")),
+    Column("accuracy", "accuracy", _accuracy),
+    Column("pass_at_k", "pass@k", _passes),
+    Column("kl", "KL (nats)", _kl),
+    Column("length", "length", _plainly(lambda f: f"{f['length']:.1f}")),
+    Column(
+        "seconds",
+        "train s / CPU s",
+        _cost(lambda f: f"{f['method_seconds']:.0f} / {f['method_cpu_seconds']:.0f}"),
+    ),
+    Column("flops", "train TFLOP", _cost(lambda f: f"{f['method_flops'] / 1e12:.3g}")),
+    Column(
+        "reused", "cached (of FLOPs)", _cost(lambda f: share_text(reused_share(f))), usual=False
+    ),
+    Column(
+        "tokens",
+        "tokens gen. / trained",
+        _cost(
+            lambda f: f"{short(f['method_tokens_generated'])} / {short(f['method_tokens_trained'])}"
+        ),
+    ),
+    Column("reward_queries", "reward queries", _cost(lambda f: short(f["method_reward_queries"]))),
+    Column(
+        "verifier_queries",
+        "verifier queries",
+        _cost(lambda f: _or_dash(f["method_verifier_queries"])),
+    ),
+    Column("labels", "labels", _cost(lambda f: short(f["labels"]))),
+    Column("ai_labels", "AI labels", _cost(lambda f: _or_dash(f["ai_labels"]))),
+    Column(
+        "models",
+        "models held (params)",
+        _plainly(lambda f: f"{f['models'].replace(' ', ' + ')} ({short(f['parameters_held'])})"),
+    ),
+    Column(
+        "peak_memory",
+        "peak MiB",
+        _cost(
+            lambda f: f"{f['method_peak_memory'] / 2**20:.0f}" if f["method_peak_memory"] else "-"
+        ),
+    ),
+    Column(
+        "flops_per_answer",
+        "FLOPs / answer",
+        _plainly(lambda f: f"{f['flops_per_answer']:.2g}" if f["flops_per_answer"] else "-"),
+    ),
+    Column(
+        "queries_per_answer",
+        "queries / answer",
+        _plainly(lambda f: _or_dash(f["queries_per_answer"])),
+    ),
+)
