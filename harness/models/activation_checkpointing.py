@@ -2,8 +2,8 @@
 
 Every layer of a trunk but the last is checkpointed (Chen et al. 2016, 1604.06174). The last layer
 may be narrowed by a hook (last_layer.py) that is gone by the time of the backward pass. A layer is
-recomputed with the attention of its forward pass, so gradients are the same to the bit. FLOPs are
-counted without the recomputation: what a run used does not depend on how it was carried out.
+recomputed with the attention of its forward pass, so gradients are bit-identical. FLOPs are counted
+without the recomputation, so the count does not depend on this option.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def checkpointing(trunk: nn.Module, again: Context = nullcontext) -> Iterator[No
 
     Args:
         trunk: The trunk that the forward pass inside the context goes through.
-        again: Returns the context of the recomputation, for example the attention of a packing. The
-            adapter is the one that is on now.
+        again: Returns the context manager of the recomputation, for example the attention of a
+            packing. The active adapter is kept.
     """
     if not getattr(trunk, FLAG, False) or not torch.is_grad_enabled():
         yield

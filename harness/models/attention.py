@@ -76,7 +76,8 @@ class SharedPromptCache(Cache):  # type: ignore[misc]
 
     A completion's token attends to its prompt and to the completion so far: two products, one
     softmax. The first product is batched over all completions of a prompt, so the prompt is never
-    repeated. A layer with a window holds the end of the prompts only, and hides what is too far.
+    repeated. A layer with a window stores only the end of the prompts, and masks keys outside its
+    window.
     """
 
     def __init__(self, prompt: Cache, mask: Tensor, n: int, limit: int) -> None:

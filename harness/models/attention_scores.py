@@ -1,4 +1,6 @@
-"""The attention of one layer: from the products of queries and keys to the mean of the values."""
+"""The attention of one layer: scores of queries and keys, softmax, and the weighted mean of
+values.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a layer does with the products of its queries and keys."""
+    """How a layer turns the products of its queries and keys into weights."""
 
     scaling: float
     window: int | None = None  # tokens that a token attends to, itself included; None for all
     cap: float | None = None  # c of c tanh(score / c); None for no cap
-    sinks: Tensor | None = None  # (heads,) a further score per head, whose weight is dropped
+    sinks: Tensor | None = None  # (heads,) an additional score per head; its weight is dropped
 
     @property
     def plain(self) -> bool:
@@ -29,8 +31,8 @@ class Scoring:
     def weights(self, scores: Tensor) -> Tensor:
         """Return the float32 softmax of scores (R, H, r, S) over the last dimension.
 
-        With sinks, the query heads of all H x r rows are in the order of the layer's heads, or
-        H is the number of heads and r that of queries.
+        With sinks, either the H x r rows are the layer's query heads in order, or H is the number
+        of heads and r the number of queries.
         """
         if self.sinks is None:
             return torch.softmax(scores, -1, dtype=torch.float32)

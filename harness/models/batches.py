@@ -46,9 +46,9 @@ class Batch(Mapping[str, Tensor]):
     """B prompts with K completions each, and named columns of tensors whose first dimension is B.
 
     Always there: `completion_ids` (B, K, T) right-padded, and `mask` (B, K, T), 1.0 on completion
-    tokens, their end-of-sequence token included. `temperature` is the one at which
-    log-probabilities of this batch are taken. `written` is the text of the completions, K per
-    prompt, where they were not drawn as these tokens: a model with another tokenizer wrote them.
+    tokens, their end-of-sequence token included. Log-probabilities of this batch are taken at
+    `temperature`. `written` is the text of the completions, K per prompt, if a model with another
+    tokenizer wrote them.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Batch(Mapping[str, Tensor]):
         return Batch(self.prompts[list(rows)], columns, self.temperature, written)
 
     def pick(self, choice: Tensor) -> Batch:
-        """Return one completion per prompt, `choice` (B,) naming which: shape (B, 1, T)."""
+        """Return the completion with index `choice` (B,) of each prompt: shape (B, 1, T)."""
         rows = torch.arange(self.shape[0], device=choice.device)
         columns = {
             name: (

@@ -41,7 +41,7 @@ FOUND_BY_TRYING = (
 )
 FULL, WINDOWED = "full_attention", "sliding_attention"  # as configurations name layers
 SHORT_WINDOW = 6  # tokens: shorter than the sequences of a probe
-SHARING_TOLERANCE = 1e-4  # nats by which two ways to compute may differ in float32
+SHARING_TOLERANCE = 1e-4  # nats by which two computations of one value may differ in float32
 T = TypeVar("T")
 # errors raised when a model's architecture does not match what a fast path assumes
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
@@ -55,7 +55,7 @@ def find_out(
     Args:
         model: The model.
         sharing: Whether prompt sharing is allowed.
-        tell: Called with what a user should know of its arithmetic.
+        tell: Called with a message about the model's arithmetic.
 
     Raises UsageError if the model's output depends on padding.
     """
@@ -122,8 +122,8 @@ def enable_sharing(model: nn.Module) -> bool:
 
     The probe uses random tokens, with several completions per prompt and with one. A convolution, a
     recurrence or a bias built from the padding mask causes a difference; the model then keeps the
-    padded layout. Attention windows are probed as they are, and again as windows of a few tokens,
-    because the real ones may be longer than any probe. Copies of the model inherit the result.
+    padded layout. Attention windows are probed twice: as they are, and shortened to a few tokens,
+    because the real windows may be longer than the probe. Copies of the model inherit the result.
     """
     trunk: Any = trunk_of(model)
     trunk.share_prompt, trunk.last_parts = False, None
@@ -277,7 +277,7 @@ def _windowed(model: nn.Module) -> list[Any]:
 
 
 def _by_window(model: nn.Module, compute: Callable[[], list[T]]) -> list[T]:
-    """Return what is computed with a model's windows as they are, and then with short ones."""
+    """Return the results of a computation with the model's own windows, and with short windows."""
     agreements, windowed = compute(), _windowed(model)
     if not windowed:
         return agreements

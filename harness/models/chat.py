@@ -1,8 +1,8 @@
 """Chat templates: how a conversation becomes the text that is tokenised.
 
-What the template renders is what is trained. A conversation that the template refuses, changes or
-leaves something out of is refused; nothing is joined in its place. Templates that ask for today's
-date get one that the spec fixes. No torch here.
+What the template renders is what is trained. A conversation is refused if the template refuses it,
+changes it or leaves out a part of it; no other rendering replaces it. Templates that ask for
+today's date get the date of the spec. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from ..core.data import TOOLS, Message, Text
 from ..core.digests import digest_of
 from ..core.errors import UsageError
 
-CLOCK = "2024-07-26"  # the day that Llama 3's template names where it has no clock
+CLOCK = "2024-07-26"  # the date that Llama 3's template uses if it has no clock
 AUTO = "auto"
 LEAVES_OUT = "it leaves out"
 FRAME = ("system", "developer", TOOLS)  # roles that stay when a prompt is cut
 _MARK = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
-_THOUGHTS = {"<think>", "</think>"}  # of an answer itself
+_THOUGHTS = {"<think>", "</think>"}  # the role of an answer
 _PROBE: list[Message] = [{"role": "user", "content": "what"}]
 _REPLY: Message = {"role": "assistant", "content": "this"}
 
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """Whether and how text is posed by a chat template."""
+    """Whether and how text is rendered by a chat template."""
 
     template: bool | str = AUTO  # auto, True (needed), False (plain text), or a Jinja file
     date: str = CLOCK  # the day that the template's clock shows
     options: tuple[str, ...] = ()  # NAME=VALUE of the template's own options
-    folder: str = "."  # what the path of a template starts from
+    folder: str = "."  # the folder that a template's path is relative to
 
     @classmethod
     def of(cls, suite: Any) -> ChatOptions:
@@ -64,7 +64,7 @@ class ChatOptions:
 
     @property
     def file(self) -> Path:
-        """Where the template lies, if it is a file."""
+        """The path of the template, if it is a file."""
         return Path(self.folder, str(self.template))
 
     def values(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Chat:
     def prompt(self, messages: Sequence[Message]) -> str:
         """Return the text of a prompt: with the header of the answer behind it.
 
-        A last message of the assistant is the beginning of its answer, and stays open.
+        If the last message is the assistant's, it is the beginning of the answer and is not closed.
         """
         if messages[-1]["role"] == "assistant":
             return self._text(messages, continue_final_message=True)
@@ -133,25 +133,27 @@ class Chat:
         head, whole = self.prompt(messages), self._text(joined(messages, answer))
         if not whole.startswith(head):
             raise UsageError(
-                "With its answer, the chat template does not render the prompt as it does without:"
+                "The chat template renders the prompt differently when an answer follows:"
                 f" {head[-40:]!r} becomes {_where_they_part(head, whole)!r}. {_advice(head)}"
             )
         return head, whole[len(head) :]
 
     @cached_property
     def opening(self) -> str:
-        """What stands before the words of a first user message; empty if that cannot be seen."""
+        """The text that the template writes before a first user message; empty if it cannot be
+        determined.
+        """
         return self._probe(_PROBE, "what", before=True)
 
     @cached_property
     def ending(self) -> str:
-        """What stands behind the words of an answer; empty if that cannot be seen."""
+        """The text that the template writes after an answer; empty if it cannot be determined."""
         return self._probe([*_PROBE, _REPLY], "this", before=False)
 
     @cached_property
     def marks(self) -> set[str]:
-        """What the template writes around turns and is no word, such as `<|user|>` or `[INST]`;
-        empty if that cannot be seen.
+        """The markers that the template writes around turns, such as `<|user|>` or `[INST]`; empty
+        if they cannot be determined.
         """
         try:
             text = self._text([*_PROBE, _REPLY, *_PROBE])
@@ -168,7 +170,7 @@ class Chat:
         return start if before else end
 
     def _text(self, messages: Sequence[Message], **how: bool) -> str:
-        """Return the rendering of the first form of the messages that the template understands."""
+        """Return the rendering of the messages, in the first form that the template accepts."""
         offered = [m for m in messages if m["role"] == TOOLS]
         tools = json.loads(offered[0]["content"]) if offered else None
         talk = [m for m in messages if m["role"] != TOOLS]
@@ -224,8 +226,8 @@ def joined(messages: Sequence[Message], answer: Message) -> list[Message]:
 def _forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
     """Yield the forms in which templates expect messages, the usual one first.
 
-    Templates differ in what they take for a message without content, in whether the arguments of a
-    call are an object or JSON text, and in whether content is text or a list of parts.
+    Templates differ in three ways: how a message without content is written, whether the arguments
+    of a call are an object or JSON text, and whether content is text or a list of parts.
     """
     as_is = list(messages)
     yield as_is
@@ -257,7 +259,7 @@ def _call_with_text(call: Mapping[str, Any]) -> dict[str, Any]:
 def _left_out(messages: Sequence[Message], tools: Sequence[Any], text: str) -> str:
     """Return what the rendering leaves out of a conversation; empty if nothing.
 
-    The thoughts of earlier answers may go: what stands before `</think>` is not looked for.
+    The thoughts of earlier answers may be missing: text before `</think>` is not checked.
     """
     for message in messages:
         content = message.get("content") or ""
@@ -301,7 +303,7 @@ def _clock_at(date: str) -> Iterator[None]:
 
 
 def _template_errors() -> tuple[type[Exception], ...]:
-    """Return what a template raises for a conversation that it does not take."""
+    """Return the exceptions that a template raises for a conversation that it refuses."""
     from jinja2.exceptions import TemplateError
 
     return (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
@@ -316,7 +318,7 @@ def _advice(head: str) -> str:
     if "<think>" in head[-20:]:
         return (
             "It opens a thought before every answer, so each answer must begin with <think> and"
-            " the template must keep that. Turn thoughts off by an option that it has"
+            " the template must keep that. Turn thoughts off by an option of the template"
             ' (chat_options = ["enable_thinking=false"]), or name a template for training'
             " (chat_template = FILE.jinja)."
         )

@@ -21,8 +21,8 @@ class Engine(ABC):
     name: ClassVar[str]
     needs_gpu: ClassVar[bool] = False  # without a GPU the run stops with an error before it starts
     takes_truncation: ClassVar[bool] = False  # whether it can sample greedily and with top_p
-    takes_batch_tokens: ClassVar[bool] = False  # whether it keeps to the two fields below
-    batch_tokens: int = 131072  # tokens, prompts included, that may be held at once
+    takes_batch_tokens: ClassVar[bool] = False  # whether it respects the two fields below
+    batch_tokens: int = 131072  # tokens that may be decoded at once, prompts included
     sizes: BatchSizes | None = None  # of the run: halved when memory runs out
 
     @abstractmethod

@@ -27,11 +27,11 @@ class Enumerated:
     reward: Tensor  # (P, N), float64
     lengths: Tensor  # (P, N) tokens, the end-of-sequence token included
     ids: tuple[tuple[int, ...], ...]  # (N) token ids of each completion
-    mu: Tensor  # (P, N) how often a completion stands in a preference pair
+    mu: Tensor  # (P, N) how often a completion occurs in preference pairs
     prefer: Tensor  # (P, N, N) probability that the labeller prefers the row's completion
 
     def tilted(self, beta: float) -> Tensor:
-        """Return pi* = ref exp(r / beta) / Z: what maximises E r - beta KL(pi || ref), (P, N)."""
+        """Return pi* = ref exp(r / beta) / Z (P, N), which maximises E r - beta KL(pi || ref)."""
         return (self.ref.log() + self.reward / beta).softmax(-1)
 
     def best_of(self, n: int) -> Tensor:
@@ -43,7 +43,7 @@ class Enumerated:
         """
         below = (
             self.reward[:, None, :] < self.reward[:, :, None]
-        )  # [p, i, j]: j is worth less than i
+        )  # [p, i, j]: the reward of j is below that of i
         level = self.reward[:, None, :] == self.reward[:, :, None]
         less, mass = ((mask * self.ref[:, None, :]).sum(-1) for mask in (below, level))
         return self.ref / mass * ((less + mass) ** n - less**n)

@@ -1,6 +1,6 @@
 """FLOPs of forward and backward passes and of decoding, from the shapes of a model's weights.
 
-`ModelFlops` is what counts them. The rest of this module finds the cost per token.
+`ModelFlops` counts them. The rest of this module computes the cost per token.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class LastCost:
 
 @dataclass(frozen=True)
 class Passed:
-    """Counts of a pass: tokens, tokens through the head, (query, key) pairs; last layer apart."""
+    """Counts of a pass: tokens, tokens through the head, (query, key) pairs; the last layer
+    separately.
+    """
 
     tokens: int
     head: int
@@ -108,9 +110,9 @@ class ForwardCost:
 
 
 class ModelFlops:
-    """The FLOPs of what a causal or scalar model computes on a batch, in the model's layout.
+    """The FLOPs of a causal or scalar model on a batch, in the model's layout.
 
-    All counts of a run come from here. Padding is counted.
+    All FLOP counts of a run come from here. Padding is counted.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Bytes that a model takes, from its configuration alone."""
+"""Bytes that a model needs, computed from its configuration alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 SAMPLING_TABLES = 5  # (rows, V) in float32: logits, their log-softmax, its exponent and its sums
-SHARE_OF_MEMORY = 0.25  # that the keys, values and logits of decoding may take
+SHARE_OF_MEMORY = 0.25  # share of the memory for the keys, values and logits of decoding
 
 
 def cache_bytes(config: Any, element: int) -> int:
@@ -32,8 +32,8 @@ def decoding_tokens(model: nn.Module, width: int, memory: int) -> int:
     Args:
         model: A causal language model.
         width: Tokens of a row: of its prompt and of the longest completion.
-        memory: Bytes of the device in all. What is free at the moment does not count, so that
-            the same machine always decodes in the same batches.
+        memory: Bytes of the device in all. The memory that is free at the moment is not used, so
+            that one machine always decodes in the same batches.
     """
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
     compute = getattr(getattr(model, "base_model", model), "compute_dtype", torch.float32)

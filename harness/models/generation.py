@@ -37,7 +37,7 @@ KEEP_UNTIL = 0.9
 
 
 def check_sampling(sampling: Sampling, **truncations: object) -> None:
-    """Raise UsageError for a sampler whose log-probabilities would not be those of the model."""
+    """Raise UsageError for sampling whose distribution is not the model's at some temperature."""
     if sampling.temperature <= 0:
         raise UsageError(
             f"temperature={sampling.temperature}: greedy decoding has no log-probabilities. Use a"
@@ -103,7 +103,7 @@ class Cached(Protocol):
     look_every: int  # steps between checks for finished rows
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows only."""
+        """Keep some rows only."""
 
     def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
         """Return (R, V) logits after one more token (R,) per row."""
@@ -187,7 +187,7 @@ class Repeated:
         self.cache, self.mask = cache, prompts.mask[repeat]
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows only."""
+        """Keep some rows only."""
         self.cache.reorder_cache(rows)
         self.mask = self.mask[rows]
 
@@ -222,7 +222,7 @@ class Recomputed:
         )
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows only."""
+        """Keep some rows only."""
         self.ids, self.mask = self.ids[rows], self.mask[rows]
 
     def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ class SharedDecoding:
         self.positions = prompts.mask.sum(1).repeat_interleave(n)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows only."""
+        """Keep some rows only."""
         self.cache.keep(rows)
         self.positions = self.positions[rows]
 

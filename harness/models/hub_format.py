@@ -83,7 +83,7 @@ def limits_of(name: str | Path) -> ModelLimits:
     hub.offline(whole)
     try:
         config = AutoConfig.from_pretrained(whole, trust_remote_code=False).get_text_config()
-    except _FAILURES:  # said when the model is read
+    except _FAILURES:  # the message appears when the model is read
         return ModelLimits()
     positions = getattr(config, "max_position_embeddings", None)
     return ModelLimits(positions, None if adapters else getattr(config, "vocab_size", None))
@@ -177,14 +177,14 @@ def meta_model(name: str | Path) -> nn.Module:
 
 
 def notes_on(name: str | Path) -> list[str]:
-    """Return what a user should know of how a model is read: adapters, a config that is ignored."""
+    """Return messages on how a model is read: adapters, and configurations that are ignored."""
     from transformers import GenerationConfig
 
     notes = [str(adapter) for adapter in adapters_in(name)]
     if _pads_beyond(_tokenizer(name), name):
         notes.append(
-            "The model has no embedding for its padding token; the end token pads. Padding is"
-            " masked, so no figure changes."
+            "The model has no embedding for its padding token, so the end token is used for"
+            " padding. Padding is masked, so no figure changes."
         )
     holder = holder_of(name, (GENERATION_CONFIG,))
     try:
@@ -250,7 +250,7 @@ def _refuse_parts(name: str | Path, loading: Any) -> None:
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise UsageError(
-                f"The model {name} is no whole causal language model: it"
+                f"The model {name} is not a complete causal language model: it"
                 f" {problem.format(names[0])}{more}. {HUB_HINT}"
             )
 
@@ -279,7 +279,7 @@ def _refuse_quantised(name: str | Path, config: Any) -> None:
 def _generation_config(name: str | Path) -> Any:
     """Return a config of token ids alone in place of one that transformers refuses, else None.
 
-    Sampling here never reads a generation config. So one that is invalid stops no run.
+    Sampling here never reads a generation config, so an invalid one does not stop a run.
     """
     from transformers import GenerationConfig
 
@@ -314,7 +314,7 @@ def _adapter_of_hub(name: str | Path) -> AdapterFolder | None:
     hub.offline(name)
     try:
         file = find_adapter_config_file(str(name))
-    except (OSError, ValueError):  # what is wrong with the name is said when the model is read
+    except (OSError, ValueError):  # an error in the name is reported when the model is read
         return None
     if file is None:
         return None

@@ -74,9 +74,7 @@ class InitialCheckpoint:
         return "" if state is None else state.touched()
 
     def changed(self) -> str:
-        """Return what of the model in memory differs from the model that was read; see
-        `ModelState`.
-        """
+        """Return how the model in memory differs from the model that was read; see `ModelState`."""
         model = self._there()
         state = None if model is None else self._states.get(model)
         return "" if state is None or model is None else state.changed(model)
@@ -148,7 +146,7 @@ def start_in(
         arithmetic: The dtypes of forward passes and of weights.
         device: Where it is used.
         sharing: Whether prompt sharing is allowed.
-        tell: Called with what a user should know of the model.
+        tell: Called with messages about the model.
     """
     start = InitialCheckpoint(
         partial(_read, model, arithmetic, device), partial(find_out, sharing=sharing, tell=tell)
@@ -180,7 +178,7 @@ def lora_of(options: object, seed: int, role: str = "policy") -> Lora | None:
 def merged(model: nn.Module, start: InitialCheckpoint) -> nn.Module:
     """Return a model with its LoRA adapter merged into the weights; other models as they are.
 
-    Matrices in nf4 are restored, so what is merged is what was trained and measured.
+    Matrices in nf4 are restored, so the merged weights are those that were trained and measured.
     """
     if not adapted(model):
         return restore(copy.deepcopy(model)) if holds_packed(model) else model

@@ -48,7 +48,9 @@ class _Narrowed:
     def enter(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
-        """Compute keys and values of all tokens; return the arguments for tokens that are read."""
+        """Compute keys and values of all tokens; return the layer's arguments for the tokens that
+        are read.
+        """
         self.inside = True
         try:
             layer.forward(*args, **kwargs)
@@ -103,8 +105,8 @@ class _Watched(_Narrowed):
 def find_parts(trunk: nn.Module, packing: Packing, inputs: dict[str, Any]) -> LastParts:
     """Return the modules of the last layer behind its keys, values and queries, by a probe.
 
-    The probe has gradients from one module at a time: from what it returns, because its weights may
-    be of 4 bits, which take none.
+    The probe takes gradients of one module's output at a time, because 4-bit weights have no
+    gradients.
     """
     layer, read = last_layer(trunk), torch.unique(packing.states[..., :-1])
     grads = {p: p.requires_grad for p in trunk.parameters()}

@@ -1,6 +1,7 @@
-"""Which layout a model's forward pass uses, from what capabilities.py found out about its trunk.
+"""The layout of a model's forward pass, by the results of the probes in capabilities.py.
 
-The layouts are described in logprobs.py. Forward passes and the count of their FLOPs both ask here.
+The layouts are described in logprobs.py. Forward passes and the count of their FLOPs both use this
+module.
 """
 
 from __future__ import annotations

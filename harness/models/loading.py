@@ -53,7 +53,7 @@ class Arithmetic:
 
     @property
     def read(self) -> torch.dtype:
-        """The dtype that weights are read in, and that those outside the layers keep with nf4."""
+        """The dtype that weights are read in. With nf4, weights outside the layers keep it."""
         dtype: torch.dtype = getattr(torch, self.compute if self.weights == NF4 else self.weights)
         return dtype
 
@@ -72,7 +72,7 @@ def load_causal(name: str | Path, arithmetic: Arithmetic = FLOAT32) -> nn.Module
     trunk_of(model).compute_dtype = getattr(torch, arithmetic.compute)
     if arithmetic.weights == NF4:
         convert(trunk_of(model), getattr(torch, arithmetic.compute))
-        in_memory(model)  # else what stays as it is keeps the whole file mapped
+        in_memory(model)  # a weight that is not copied would keep the whole file mapped
     return frozen(model)
 
 
@@ -122,7 +122,7 @@ def cast_once(model: nn.Module) -> Iterator[None]:
 def save_causal(model: nn.Module, tokenizer: Any, folder: Path, dtype: str = "") -> None:
     """Write model and tokenizer in hub format (safetensors), in a dtype or that of the weights."""
     dtype = dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
-    cast: dict[int, Tensor] = {}  # weights that are tied stay one tensor
+    cast: dict[int, Tensor] = {}  # tied weights stay one tensor
     state: dict[str, Tensor] = {
         name: cast.setdefault(id(tensor), as_dtype(tensor.detach(), dtype))
         for name, tensor in model.state_dict(keep_vars=True).items()
@@ -175,7 +175,9 @@ def trunk_of(model: nn.Module) -> nn.Module:
 
 
 class ScalarModel(nn.Module):
-    """A trunk and a linear head: one number per position. Behind reward models and critics."""
+    """A trunk and a linear head: one number per position. Reward models and critics are scalar
+    models.
+    """
 
     def __init__(self, trunk: nn.Module, width: int) -> None:
         super().__init__()

@@ -37,8 +37,8 @@ from .loading import ScalarModel, computing, trunk_of
 from .micro_batches import _takes
 from .packing import Packing, pack
 
-# Margins up to this are rounding: sums over some hundred float32 log-probabilities differ by about
-# 1e-5 between batch layouts. A policy that still is its reference has margins of only that size.
+# Margins up to this are rounding error: sums over some hundred float32 log-probabilities differ by
+# about 1e-5 between batch layouts. A policy that equals its reference has margins of that size.
 TIE = 1e-4
 
 
@@ -186,7 +186,7 @@ def _packed_states(
         place, how = where, attending(trunk, packing)
     else:
         read, place = torch.unique(where, return_inverse=True)
-        if not len(read):  # no token to learn from: models cannot take an empty sequence
+        if not len(read):  # no completion tokens: models cannot take an empty sequence
             read = read.new_zeros(1)
         how = reading(trunk, packing, read)
     with computing(model), how, checkpointing(trunk, partial(attending, trunk, packing)):

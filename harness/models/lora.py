@@ -2,8 +2,9 @@
 
 Every linear layer of the base but the head gets a low-rank update for each adapter, and only the
 updates are trained. A model is the base with one of the adapters switched on. The reference is the
-base with all of them off. So policy, reference, critic and reward models are one module with one
-set of weights. The layers are PEFT's. Hu et al. 2021 (https://arxiv.org/abs/2106.09685), eq. 3.
+base with all of them off. So policy, reference, critic and reward models share one module and one
+set of base weights. The layers are PEFT's. Hu et al. 2021 (https://arxiv.org/abs/2106.09685), eq.
+3.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .tensor_files import as_dtype, save_tensors
 
 M = TypeVar("M", bound=nn.Module)
 OWN = "lora_"  # in the name of every tensor of an adapter
-_OWNER = re.compile(r"(?<=\.)(lora_\w+\.)([^.]+)")  # a part of an adapter, and the adapter's name
+_OWNER = re.compile(r"(?<=\.)(lora_\w+\.)([^.]+)")  # an adapter's part and name
 _WRAPPED = ".base_layer"  # in the name of a weight below PEFT's layers
 # attributes of an adapted trunk: its adapters, PEFT's layers, and the adapter that is switched on
 _ADAPTERS, _LAYERS, _ON = "harness_adapters", "harness_layers", "harness_adapter_on"
@@ -40,9 +41,9 @@ class Lora:
     """How an adapter is made.
 
     Attributes:
-        rank: Of the update of each matrix.
+        rank: The rank of each matrix's update.
         alpha: The update's scale times the rank.
-        seed: Decides the first numbers.
+        seed: Decides the initial values.
         role: Begins the adapter's name.
     """
 
@@ -161,9 +162,9 @@ def attach(trunk: nn.Module, lora: Lora) -> str:
         )  # PEFT warns that GPT-2's layers are transposed, and handles them
         torch.manual_seed(lora.seed)
         inject_adapter_in_model(config, trunk, name)
-    for p, was in learned.items():  # PEFT learns the newest adapter only
+    for p, was in learned.items():  # PEFT trains only the newest adapter
         p.requires_grad_(was)
-    for key, p in trunk.named_parameters():  # PEFT gives it the dtype of the weight below it
+    for key, p in trunk.named_parameters():  # PEFT uses the dtype of its weight
         if _owner(key) == name:
             p.data = p.data.float()
             p.requires_grad_(True)
@@ -183,12 +184,12 @@ def bind(model: nn.Module, base: nn.Module, trunk: nn.Module, name: str) -> None
         trunk: The trunk that has the adapter.
         name: The adapter's name.
     """
-    vars(model)[_NAME], vars(model)[_BASE] = name, lambda: base  # no submodule of the model
+    vars(model)[_NAME], vars(model)[_BASE] = name, lambda: base  # not as a submodule of the model
     weakref.finalize(model, _remove, trunk, name).atexit = False
 
 
 def share_adapter(model: nn.Module, other: nn.Module) -> None:
-    """Give a model on the same trunk the adapter of another, which goes on owning it."""
+    """Let a model on the same trunk use the adapter of another model, which keeps owning it."""
     if adapted(other):
         vars(model)[_NAME], vars(model)[_BASE] = adapter_of(other), lambda: other
 
@@ -240,7 +241,7 @@ def switched_on(trunk: nn.Module) -> str | None:
 
 
 def _switch(trunk: nn.Module, name: str | None) -> None:
-    for layer in vars(trunk)[_LAYERS]:  # what PEFT's `set_adapter` does, but for gradients
+    for layer in vars(trunk)[_LAYERS]:  # as PEFT's `set_adapter`, without changing gradients
         layer._disable_adapters = name is None
         layer._active_adapter = [] if name is None else [name]
     vars(trunk)[_ON] = name
@@ -303,7 +304,7 @@ def _not_of(named: Iterable[tuple[str, Any]], adapters: set[str]) -> Iterator[An
 
 
 def held(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters that a model computes with, by name."""
+    """Yield the parameters that a model uses, by name."""
     return _not_of(model.named_parameters(), _others(model))
 
 
@@ -355,20 +356,22 @@ def load_own(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def learn(model: M, yes: bool = True) -> M:
-    """Return a model that takes gradients for what is its own: an adapter and a head, or all."""
+    """Return a model with gradients for its own parameters: an adapter and a head, or all."""
     for p in own(model).values():
         p.requires_grad_(yes)
     return model
 
 
 def size_of_own(model: nn.Module) -> tuple[int, int]:
-    """Return (parameters, bytes) of what is a model's own; 0 where that is nothing but a base."""
+    """Return (parameters, bytes) of a model's own tensors; 0 for a base without tensors of its
+    own.
+    """
     mine = own(model).values() if adapted(model) else []
     return sum(p.numel() for p in mine), sum(p.nbytes for p in mine)
 
 
 def unchanged(model: nn.Module) -> bool:
-    """Return whether an adapter still changes nothing."""
+    """Return whether an adapter's update is still zero."""
     return not any(p.any() for name, p in own(model).items() if f"{OWN}B" in name)
 
 
@@ -376,7 +379,7 @@ def unchanged(model: nn.Module) -> bool:
 
 
 def without_adapters(model: nn.Module) -> nn.Module:
-    """Return a causal model after taking PEFT's layers out of it."""
+    """Return a causal model after removing PEFT's layers from it."""
     trunk = _trunk(model)
     if _LAYERS in vars(trunk):
         _unwrap(trunk)
@@ -463,7 +466,7 @@ def save_adapter(model: nn.Module, base: str, folder: Path, dtype: str = "") -> 
         model: A causal model with an adapter.
         base: The folder or hub id of the base model, which the file of the adapter names.
         folder: A new folder.
-        dtype: What the matrices are written in; empty: as they are in memory.
+        dtype: The dtype of the file; empty: the dtype in memory.
     """
     known: Any = _trunk(model).peft_config
     config: Any = copy.deepcopy(known[adapter_of(model)])

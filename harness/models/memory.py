@@ -1,8 +1,9 @@
 """Batches when memory runs out: halve them and try again, where the result does not change.
 
-Rows are independent: completions are drawn from noise of their own, and scores, log-probabilities
-and shares of a loss do not depend on the rest of a batch. So a batch may be computed in smaller
-parts, and results differ by rounding error only. Costs are counted as if it had not been halved.
+Rows are independent: each completion has its own noise, and a row's scores, log-probabilities and
+part of the loss do not depend on the rest of the batch. So a batch may be computed in smaller
+parts, and results differ by rounding error only. Costs are counted as if the batch had not been
+halved.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _MESSAGES = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAIL
 
 
 class MemoryRanOut(HarnessError):
-    """Memory ran out with the smallest batch that there is."""
+    """Memory ran out with the smallest possible batch."""
 
 
 @dataclass
@@ -69,7 +70,7 @@ class BatchSizes:
                     raise
                 if tokens <= row:
                     raise MemoryRanOut(_smallest(kind, row)) from error
-            # here the error is gone, and with it the frames that held the failed batch
+            # the error has been freed here, and with it the frames that referenced the failed batch
             free_memory()
             self._halve(kind, tokens)
 
@@ -109,7 +110,8 @@ def total_memory(device: torch.device) -> int:
 
 def _smallest(kind: str, row: int) -> str:
     return (
-        f"Memory ran out while {kind} a batch of one row, of {row} tokens or more: no smaller batch"
-        " exists. What takes less memory: --activation-checkpointing, --set lora_rank=16, shorter"
+        f"Memory ran out while {kind} a batch of one row, of {row} tokens or more: no smaller"
+        f" batch exists. These settings need less memory: --activation-checkpointing, --set"
+        f" lora_rank=16, shorter"
         " prompts and completions, or a smaller model."
     )

@@ -60,9 +60,9 @@ def each_part(
 ) -> None:
     """Call keep(rows, part, compute(part)) on micro-batches of a batch, without gradients.
 
-    A process computes its share in as many rounds as every other one, and calls `count` on every
-    micro-batch of `max_tokens`. In a round without a micro-batch of its own it computes one and
-    keeps nothing. When memory runs out it computes its micro-batch again in smaller ones.
+    All processes run the same number of rounds, and each calls `count` on every micro-batch of
+    `max_tokens`. In a round without a micro-batch of its own, a process computes one and discards
+    the result. When memory runs out, it computes its micro-batch again in smaller parts.
     """
     parts = micro_batches(batch, max_tokens)
     for rows in parts if count else ():
@@ -78,7 +78,7 @@ def each_part(
 
 
 def _keep_nothing(rows: list[int], part: Batch, values: object) -> None:
-    """Take no part in the result."""
+    """Discard a result."""
 
 
 def _in_smaller(

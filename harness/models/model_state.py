@@ -1,8 +1,8 @@
-"""What a shared model was when it was read, and what has changed since.
+"""The state of a shared model when it was read, and the changes since.
 
 Weights are compared by their version counters, which is quick, and by sums of their bits, which
 also finds changes through `.data` or NumPy. Everything else (buffers, forward functions, hooks,
-layers, the configuration) is compared by what the model computes on a few made-up tokens.
+layers, the configuration) is compared by the model's output on a few random tokens.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .capabilities import made_up
 from .logprobs import completion_logp
 
-COLUMNS = 4096  # of the matrix that a tensor's bits are summed in, along both sides
-# packages whose code may stand in the place of a model's own forward function
+COLUMNS = 4096  # width of the matrix whose rows and columns of bits are summed
+# packages whose code may replace a model's own forward function
 LIBRARIES = frozenset({"torch", "transformers", "peft", "accelerate", "kernels", "harness"})
 Answer = Callable[[nn.Module], Tensor]
 
@@ -31,16 +31,16 @@ class ModelState:
         self._tensors = dict(model.named_parameters())
         self._versions = [tensor._version for tensor in self._tensors.values()]
         self._sums = {name: bit_sums(tensor) for name, tensor in self._tensors.items()}
-        self._rewritten: set[str] = set()  # weights that are set to their own values
+        self._rewritten: set[str] = set()  # weights set to their own values
         self._settings = _settings(model)
         self._answers = self._answer(model)
 
     def touched(self) -> str:
         """Return the name of a weight that was written to since; empty where none was.
 
-        This reads version counters only. It does not see writes through `.data` or NumPy. A weight
-        that was set to its own values is not read again here, only by `changed`: PEFT does that to
-        parameters of experts in every pass.
+        This reads version counters only. It does not see writes through `.data` or NumPy. PEFT
+        overwrites parameters of experts with their own values in every pass; only `changed` reads
+        such weights again.
         """
         pairs = zip(self._tensors.items(), self._versions, strict=True)
         for name in [name for (name, t), version in pairs if t._version != version]:
@@ -65,11 +65,11 @@ class ModelState:
         if foreign:
             return foreign
         same = torch.equal(self._answer(model), self._answers)
-        return "" if same else "what it computes: a buffer, a layer, a hook or a forward function"
+        return "" if same else "its output: a buffer, a layer, a hook or a forward function changed"
 
 
 def log_probabilities(model: nn.Module) -> Tensor:
-    """Return the log-probabilities of made-up tokens under a causal model."""
+    """Return the log-probabilities of random tokens under a causal model."""
     with torch.no_grad():
         return completion_logp(model, made_up(model))
 
@@ -103,9 +103,9 @@ def _settings(model: nn.Module) -> str:
 
 
 def foreign_code(model: nn.Module) -> str:
-    """Return what code of another package computes in the place of a model's own; empty for none.
+    """Return a description of foreign code that replaces a model's own; empty for none.
 
-    A class and its forward function are defined in the same package, or in a library's.
+    A class and its forward function must be defined in one package, or in a library's.
     """
     for module in model.modules():
         for owner, function in _forwards(module):
@@ -116,7 +116,7 @@ def foreign_code(model: nn.Module) -> str:
 
 
 def _forwards(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield (module of the class, function) of what computes a layer, and of its hooks."""
+    """Yield (module of the class, function) for a layer's forward function and its hooks."""
     cls = next((c for c in type(module).__mro__ if "forward" in vars(c)), type(module))
     yield cls.__module__, vars(cls).get("forward")
     if "forward" in vars(module):

@@ -21,8 +21,8 @@ from ..core.errors import UsageError
 
 BLOCK, SCALES = 64, 256  # weights of a scale, and scales of a second scale
 TABLES = 4 * (16 + 256 + 1)  # bytes: the values of 4 and of 8 bits, and the mean of the scales
-LEFT = 0.1  # of the weights of the layers that may stay as they are
-HALF_STEP = 0.16  # of a block's scale: a weight is nearer than that to its 4-bit value
+LEFT = 0.1  # largest share of the layers' weights that may stay unconverted
+HALF_STEP = 0.16  # block scales: the largest distance of a weight from its 4-bit value
 _SHAPE = "harness_shape"  # an attribute of a packed weight without contents: its shape in the model
 
 
@@ -149,8 +149,8 @@ def _converted(name: str, layer: nn.Linear, computes: torch.dtype) -> nn.Module:
 def _check_restored(name: str, weight: Tensor, packed: Any) -> None:
     """Refuse a matrix whose 4-bit values are not near its weights.
 
-    bitsandbytes 0.50 restores matrices wrongly on a CPU, and tells nothing, where a row is no
-    multiple of a block.
+    If a row is not a multiple of a block, bitsandbytes 0.50 restores it wrongly on a CPU, without
+    an error.
     """
     block = weight.float().flatten()
     block = nn.functional.pad(block, (0, -len(block) % BLOCK)).view(-1, BLOCK)

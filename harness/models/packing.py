@@ -51,13 +51,13 @@ class Grid:
 
 @dataclass
 class Asking:
-    """The queries of some tokens (M,), ascending positions in N, whose states are read."""
+    """The queries of the tokens whose states are read: (M,) ascending positions in N."""
 
     read: Tensor  # (M,)
-    prompts: Grid  # of those among the prompts' tokens, (B, most of a row)
-    last: Tensor  # (B, most of a row): the last position of its row that each of them attends to
-    own: Grid | None  # of those among the completions' own
-    bias: Tensor | None = None  # of the prompts' grid, made once
+    prompts: Grid  # those among the prompts' tokens, (B, most in a row)
+    last: Tensor  # (B, most in a row): the last position in its row that each query attends to
+    own: Grid | None  # those among the completions' tokens
+    bias: Tensor | None = None  # from the prompts' grid, computed once
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Packing:
     states: Tensor  # (B, K, T + 1) position in N of each state; arbitrary on padding
     prompts: Grid  # of the tokens that attend causally along a row, (B, Q); all of them if K is 1
     own: Grid | None  # of the completions' tokens, (B K, T); None if K is 1
-    visible: Tensor  # (B, Q): which places of the prompts are tokens
+    visible: Tensor  # (B, Q): which positions of the prompts are tokens
     longest: int  # tokens of the longest prompt with its completion
 
     # biases, made once for all layers: by kind, window and dtype
@@ -178,8 +178,8 @@ class Packing:
 
 
 def _hidden(key: Tensor, query: Tensor, window: int | None) -> Tensor:
-    """Return which keys a query does not attend to, by their places: later ones, and those that
-    the window has left behind.
+    """Return which keys a query does not attend to, by position: later keys, and keys before the
+    window.
     """
     later = key > query
     return later if window is None else later | (key <= query - window)

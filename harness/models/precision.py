@@ -1,7 +1,7 @@
-"""Weights in bfloat16: float32 probes of such a model, and what bfloat16 changes.
+"""Weights in bfloat16: probes in float32, and the effect of bfloat16 on log-probabilities.
 
 A bfloat16 number has 8 significant bits. Weights in bfloat16 take half the memory, and forward
-passes compute in bfloat16 as well. Whoever trains such weights steps on float32 copies
+passes compute in bfloat16 as well. Such weights are trained through float32 copies
 (training/master_weights.py).
 """
 
@@ -53,7 +53,7 @@ def _weights_in_float32(trunk: nn.Module, model: nn.Module) -> Iterator[None]:
     layers = _layers(trunk)
     inside = {p for layer in layers for p in layer.parameters()}
     with ExitStack() as stack:
-        stack.callback(_convert, low, None)  # whatever happens, the weights are as they were
+        stack.callback(_convert, low, None)  # the weights are restored even after an error
         _convert({p: low[p] for p in low if p not in inside}, torch.float32)
         for layer in layers:
             own = {p: low[p] for p in layer.parameters() if p in low}
@@ -84,7 +84,7 @@ def _layers(trunk: nn.Module) -> list[nn.Module]:
 
 
 def note_on_rounding(model: Any, rounding: float) -> str | None:
-    """Return what a user should know of a model in bfloat16, or None.
+    """Return a message on the rounding of a model in bfloat16, or None.
 
     Args:
         model: The causal language model.
@@ -97,5 +97,6 @@ def note_on_rounding(model: Any, rounding: float) -> str | None:
     small = f" Use float32 for a model of {size / 1e6:.1f}M parameters." if size < SMALL else ""
     return (
         f"bfloat16: the log-probabilities of random tokens differ from those in float32 by"
-        f" {rounding:.2g} nats a token on average. A KL of that size per token is rounding.{small}"
+        f" {rounding:.2g} nats a token on average. A KL of that size per token is rounding"
+        f" error.{small}"
     )

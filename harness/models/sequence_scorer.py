@@ -1,7 +1,7 @@
-"""Reward models of the hub: sequence classifiers with one output, in their own tokens.
+"""Reward models of the hub: sequence classifiers with one output and their own tokenizer.
 
-They are read as they were published: with their own tokenizer and chat template, and without code
-from the hub. Sequences are never padded, so that a score depends on its own text alone.
+They are read as published, with their chat template and without code from the hub. Sequences are
+never padded, so a score depends on its own text alone.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _FAILURES = (OSError, ValueError, TypeError, KeyError, ImportError)
 
 @dataclass
 class Scored:
-    """Scores of texts, and what they took."""
+    """Scores of texts, and their cost."""
 
     scores: list[float]
     tokens: int = 0
-    cut: int = 0  # texts that were longer than the model takes
+    cut: int = 0  # texts longer than the model's limit
     flops: float = 0.0
 
 
@@ -78,7 +78,8 @@ class SequenceScorer:
     def _ids(self, prompt: Text, answer: str) -> tuple[list[int], bool]:
         """Return the ids of a prompt with its answer, and whether they were cut.
 
-        The beginning is cut, behind a start token: the answer is at the end.
+        A text that is too long loses its beginning, after the start token: the answer is at the
+        end.
         """
         ids = self._encoded(prompt, answer)
         if self.limit is None or len(ids) <= self.limit:
@@ -109,7 +110,7 @@ def _read(name: str) -> nn.Module:
     """Return the classifier of a folder or hub id, frozen.
 
     Raises:
-        UsageError: It cannot be loaded, a weight is missing, or it has not one output.
+        UsageError: It cannot be loaded, a weight is missing, or it has more than one output.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -128,8 +129,8 @@ def _read(name: str) -> nn.Module:
     missing = sorted(loading["missing_keys"])
     if missing:
         raise UsageError(
-            f"The reward model {name} has no {missing[0]}, which would be random: it is no trained"
-            " sequence classifier (AutoModelForSequenceClassification)."
+            f"The reward model {name} has no {missing[0]}, which would be random: it is not a"
+            f" trained sequence classifier (AutoModelForSequenceClassification)."
         )
     outputs = int(model.config.num_labels)
     if outputs != 1:

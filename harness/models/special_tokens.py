@@ -11,7 +11,8 @@ from .chat import Chat
 
 
 class SpecialTokens:
-    """The texts that a tokenizer reads as special tokens, and what a template puts around turns.
+    """The texts that a tokenizer reads as special tokens, and the markers of a template around
+    turns.
 
     Args:
         tokenizer: The tokenizer.
@@ -25,11 +26,13 @@ class SpecialTokens:
         added = tokenizer.added_tokens_decoder.values()
         marks = {str(token) for token in added if token.special} | set(self._ends)
         marks |= chat.marks if chat else set()
-        marks -= {tokenizer.unk_token}  # a word that is not known
+        marks -= {tokenizer.unk_token}  # the unknown token
         self._marks = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
 
     def check(self, text: str, what: str) -> None:
-        """Raise UsageError for text that holds one; `what` names the text in the message."""
+        """Raise UsageError for text that holds a special token; `what` names the text in the
+        message.
+        """
         match = self._marks.search(text)
         if match and match[0]:
             raise UsageError(
@@ -38,7 +41,9 @@ class SpecialTokens:
             )
 
     def check_answer(self, text: str) -> None:
-        """Raise UsageError for an answer that holds one; its end may be an end token."""
+        """Raise UsageError for an answer that holds a special token; an end token at its end is
+        allowed.
+        """
         text = text.rstrip()
         end = next((end for end in self._ends if text.endswith(end)), "")
         self.check(text.removesuffix(end), "the answer")

@@ -1,8 +1,7 @@
 """Named tensors in files in the safetensors format, written one after another.
 
 Nothing is copied first: while a file is written, memory holds at most one tensor that is not on the
-CPU or not contiguous. Tensors that are one and the same in memory, such as tied embeddings, are
-written once.
+CPU or not contiguous. Tensors that share memory, such as tied embeddings, are written once.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Read named tensors; those that were one in memory are one again."""
+    """Read named tensors; those that shared memory share it again."""
     with safe_open(path, framework="pt", device=str(device)) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         shared = json.loads((file.metadata() or {}).get(SHARED, "{}"))
@@ -62,7 +61,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 
 def size_in_file(tensors: Mapping[str, Tensor]) -> int:
-    """Return the bytes that tensors take in a file, without its head."""
+    """Return the bytes that tensors need in a file, without its header."""
     return sum(tensor.nbytes for tensor in _distinct(tensors)[0].values())
 
 
@@ -78,7 +77,7 @@ def _distinct(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
         else:
             first[where] = name
             own[name] = tensor
-    # readers map the file into memory: what has larger elements must lie at multiples of them
+    # readers map the file into memory, so tensors must be aligned to the size of their elements
     return dict(sorted(own.items(), key=lambda item: -item[1].element_size())), shared
 
 

@@ -24,9 +24,9 @@ from .special_tokens import SpecialTokens
 class Tokens:
     """A tokenizer with the harness's rules.
 
-    Conversations are rendered by the chat template. So is plain text where `chat` says so: it is
-    then what a user asks, and the answer to it. Longer texts are cut to `max_prompt` and
-    `max_completion` tokens, and counted.
+    Conversations are rendered by the chat template. With `chat`, plain text is rendered too: the
+    prompt as a user's message, the completion as its answer. Longer texts are cut to `max_prompt`
+    and `max_completion` tokens, and counted.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Tokens:
         self.eos: int = tokenizer.eos_token_id
         self.turn_end = self._turn_end()  # what ends an answer in the chat template
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
-        self.ends = {self.eos, self.turn_end, *other_ends}  # every token that ends a completion
+        self.ends = {self.eos, self.turn_end, *other_ends}  # all tokens that end a completion
         self.max_prompt, self.max_completion = max_prompt, max_completion
         self.cut_prompts = self.cut_completions = 0
         self._last_head: tuple[str, list[int]] = ("", [])
@@ -60,10 +60,10 @@ class Tokens:
         )
 
     def conversation(self, text: Text) -> list[Message] | None:
-        """Return a prompt as the messages that are rendered; None for text that is taken as it is.
+        """Return a prompt as the messages to render; None for text that is used without a template.
 
-        Text is taken as it is where there is no chat template, where the suite says so, and where
-        the text was rendered by a template already.
+        That is the case without a chat template, if the suite turns it off, and if the text was
+        rendered by a template already.
         """
         if not isinstance(text, str):
             return text
@@ -81,8 +81,8 @@ class Tokens:
     def prompt_ids(self, text: Text) -> list[int]:
         """Return a prompt's ids, with exactly one start token where the tokenizer has one.
 
-        The answer follows the end of a prompt, so one over `max_prompt` loses of its beginning:
-        whole turns of a conversation, after its system message. The start token stays.
+        A prompt over `max_prompt` is shortened at its beginning, because the answer follows its
+        end. A conversation loses whole turns after its system message. The start token stays.
         """
         messages = self.conversation(text)
         ids = self._plain_ids(str(text)) if messages is None else self._chat_ids(messages)
@@ -96,7 +96,7 @@ class Tokens:
     def completion_ids(self, prompt: Text, completion: Text) -> list[int]:
         """Return a completion's ids with one token that ends it, or none if it was cut.
 
-        A completion of data is rendered as its prompt is; `answer_ids` takes sampled text.
+        A completion from data is rendered like its prompt; for sampled text use `answer_ids`.
         """
         messages = self.conversation(prompt)
         if messages is not None:
@@ -118,7 +118,7 @@ class Tokens:
         """Raise UsageError for a prompt that cannot be rendered, or cut to `max_prompt` tokens, or
         that holds a special token as text.
 
-        Text that a template rendered before may hold them.
+        Text that was rendered by a template before may hold special tokens.
         """
         messages = self.conversation(text)
         if messages is None:
@@ -145,11 +145,11 @@ class Tokens:
 
     @cached_property
     def special(self) -> SpecialTokens:
-        """What finds special tokens in text."""
+        """The search for special tokens in text."""
         return SpecialTokens(self.tokenizer, self.ends, self.chat)
 
     def form_of(self, texts: Sequence[Text]) -> str:
-        """Return in words how prompts are posed."""
+        """Return a description of how prompts are rendered."""
         if self.chat is None:
             reason = (
                 "chat_template is false" if self.chat_options.template is False else "no template"
@@ -163,7 +163,9 @@ class Tokens:
         return f"rendered by the chat template{clock}{some}"
 
     def rendering(self) -> dict[str, Any]:
-        """Return what decides how text becomes tokens, besides the tokenizer's own files."""
+        """Return the settings that decide how text becomes tokens, besides the tokenizer's
+        files.
+        """
         if self.chat is None:
             return {"chat_template": None}
         clock = {"date": self.chat.date} if self.chat.clock else {}
@@ -233,12 +235,12 @@ class Tokens:
     def _answer_ids(self, messages: Sequence[Message], answer: Message) -> list[int]:
         """Return the ids that the chat template adds for an answer."""
         head, rest = self._need_chat().answered(messages, answer)
-        if head != self._last_head[0]:  # the answers of a pair have one
+        if head != self._last_head[0]:  # both answers of a pair have the same head
             self._last_head = (head, self._encode(head))
         start, whole = self._last_head[1], self._encode(head + rest)
         if whole[: len(start)] == start:
             return whole[len(start) :]
-        return self._encode(rest)  # a token would reach from the prompt into the answer
+        return self._encode(rest)  # a token would span prompt and answer
 
     def _ended(self, ids: list[int], chat: bool) -> list[int]:
         """Return a completion up to its first end token, which is added if there is none."""
@@ -256,8 +258,8 @@ class Tokens:
     def _is_rendered(self, text: str) -> bool:
         """Return whether text begins as the rendering of a template does.
 
-        That is with a special token, or with what the template writes before a first question, if
-        that is more than a word.
+        A rendering begins with a special token, or with the template's own text before a first
+        question if that is more than a word.
         """
         start = text.lstrip()
         opening = self.chat.opening if self.chat else ""
@@ -301,8 +303,8 @@ class Tokens:
     # -- prompts that are too long -----------------------------------------------------------------
 
     def _cut_text(self, text: str) -> list[int]:
-        """Return the end of a plain prompt behind its start token: from a whole turn on if it is a
-        dialogue, or from a token on.
+        """Return the start token and the end of a plain prompt. A dialogue is cut before a whole
+        turn, other text before any token.
         """
         assert self.max_prompt
         for rest in later_turns(text) if is_transcript(text) else ():
@@ -315,9 +317,10 @@ class Tokens:
         return [ids[0], *ids[1 - self.max_prompt :]]
 
     def _cut_conversation(self, messages: list[Message]) -> list[int]:
-        """Return a conversation's ids from a later turn of the user on, behind its system message.
+        """Return the ids of a conversation's system message and its turns from a later user message
+        on.
 
-        If the last turn alone is too long, its message of the user loses its beginning.
+        If the last turn alone is too long, its user message loses its beginning.
         """
         assert self.max_prompt
         frame = [m for m in messages if m["role"] in FRAME]
@@ -333,8 +336,8 @@ class Tokens:
         if not ids:
             raise UsageError(
                 f"max_prompt_tokens = {self.max_prompt} is too short for the conversation that"
-                f" ends {message_text(last[-1])[-40:]!r}: the template's frame, the system message"
-                " and the last turn without its question are longer."
+                f" ends {message_text(last[-1])[-40:]!r}: the template's own text, the system"
+                f" message and the last turn without its question are longer."
             )
         return ids
 

@@ -68,7 +68,9 @@ def test_an_answer_that_does_not_follow_its_prompt_is_refused_by_row(suite):
         {"prompt": f"{i}?", "chosen": "<think>\na\n</think>\n\nb", "rejected": "c"}
         for i in range(80)
     ]
-    with pytest.raises(UsageError, match="row 1: With its answer.*opens a thought"):
+    with pytest.raises(
+        UsageError, match="row 1: The chat template renders the prompt differently.*opens a thought"
+    ):
         suite("r1", rows).preferences()
     for row in rows:
         row["rejected"] = "<think>\nc\n</think>\n\nd"
@@ -78,7 +80,9 @@ def test_an_answer_that_does_not_follow_its_prompt_is_refused_by_row(suite):
 def test_answers_that_nothing_learns_from_are_not_looked_at(suite):
     rows = [{"question": f"{i} and 1?", "answer": f"so #### {i + 1}"} for i in range(80)]
     made = suite("r1", rows, QuestionFile)
-    with pytest.raises(UsageError, match="row 1: With its answer.*opens a thought"):
+    with pytest.raises(
+        UsageError, match="row 1: The chat template renders the prompt differently.*opens a thought"
+    ):
         made.prompts("train")
     made = suite("r1", rows, QuestionFile)
     made.answers_train = False
