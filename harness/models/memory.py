@@ -79,7 +79,7 @@ class BatchSizes:
         if first:
             self.tell(
                 f"Memory ran out while {kind} batches of {tokens} tokens. They are halved until"
-                f" they fit, which changes results by rounding error at most. To begin with"
+                " they fit, which changes results by rounding error at most. To begin with"
                 f" smaller ones: {OPTIONS[kind]} {self.halved[kind]}."
             )
 
@@ -111,7 +111,7 @@ def total_memory(device: torch.device) -> int:
 def _smallest(kind: str, row: int) -> str:
     return (
         f"Memory ran out while {kind} a batch of one row, of {row} tokens or more: no smaller"
-        f" batch exists. These settings need less memory: --activation-checkpointing, --set"
-        f" lora_rank=16, shorter"
+        " batch exists. These settings need less memory: --activation-checkpointing, --set"
+        " lora_rank=16, shorter"
         " prompts and completions, or a smaller model."
     )

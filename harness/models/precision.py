@@ -96,7 +96,7 @@ def note_on_rounding(model: Any, rounding: float) -> str | None:
     size = sum(numbers_of(p) for p in model.parameters())
     small = f" Use float32 for a model of {size / 1e6:.1f}M parameters." if size < SMALL else ""
     return (
-        f"bfloat16: the log-probabilities of random tokens differ from those in float32 by"
+        "bfloat16: the log-probabilities of random tokens differ from those in float32 by"
         f" {rounding:.2g} nats a token on average. A KL of that size per token is rounding"
         f" error.{small}"
     )

@@ -130,7 +130,7 @@ def _read(name: str) -> nn.Module:
     if missing:
         raise UsageError(
             f"The reward model {name} has no {missing[0]}, which would be random: it is not a"
-            f" trained sequence classifier (AutoModelForSequenceClassification)."
+            " trained sequence classifier (AutoModelForSequenceClassification)."
         )
     outputs = int(model.config.num_labels)
     if outputs != 1:

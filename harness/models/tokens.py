@@ -337,7 +337,7 @@ class Tokens:
             raise UsageError(
                 f"max_prompt_tokens = {self.max_prompt} is too short for the conversation that"
                 f" ends {message_text(last[-1])[-40:]!r}: the template's own text, the system"
-                f" message and the last turn without its question are longer."
+                " message and the last turn without its question are longer."
             )
         return ids
 

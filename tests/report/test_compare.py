@@ -129,7 +129,7 @@ def test_verdict_of_equal_runs_names_the_detectable_difference(tmp_path):
     found = compared(tmp_path, ("dpo", "ipo"), Filter())
     least = minimum_detectable_effect(Design(PROMPTS), True)
     assert "dpo and ipo are not distinguishable" in found.verdict
-    assert f"this study can find {least:.3f} (harness power)" in found.verdict
+    assert f"this study can detect {least:.3f} (harness power)" in found.verdict
 
 
 def test_detectable_difference_shrinks_with_shared_prompts():

@@ -288,9 +288,11 @@ def test_matched_caption_names_tests_and_seeds(tmp_path):
         "mean over 3 seeds with 95 % intervals over seeds and prompts" in told
         and "pooled over alike rows" in told
     )
-    assert "by t-tests paired over prompts" in told and "stepwise from all 3 pairs" in told
+    assert (
+        "by t-tests paired over prompts" in told and "corrected stepwise from all 3 pairs" in told
+    )
     two = matched(chosen(tmp_path / "b", methods=["dpo", "ppo"]), "kl", 2.0)
-    assert "pooled" not in two.caption and "stepwise from all 1 pairs" in two.caption
+    assert "pooled" not in two.caption and "corrected stepwise from all 1 pairs" in two.caption
     assert (
         two.title == "toy (only dpo, ppo): at 2 nats of KL"
         and "on toy (only dpo, ppo), ties half" in two.caption
@@ -416,5 +418,5 @@ def test_scores_of_refuses_seeds_on_other_prompts(tmp_path):
     file = tmp_path / "runs" / "toy" / "ppo"
     first, _ = sorted(file.glob("*/samples.jsonl"))
     first.write_text(first.read_text().replace('test/3"', 'test/99"'))
-    with pytest.raises(UsageError, match="did not answer the same prompts"):
+    with pytest.raises(UsageError, match="answered different prompts"):
         scores_of(row)

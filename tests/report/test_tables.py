@@ -240,7 +240,7 @@ def test_bold_rows_are_not_significantly_worse(tmp_path):
     )
     assert (
         "Bold: not significantly worse than the best mean" in made.caption
-        and "stepwise from all 3 pairs of rows" in made.caption
+        and "corrected stepwise from all 3 pairs of rows" in made.caption
     )
 
 
@@ -279,7 +279,7 @@ def test_bold_is_absent_if_prompts_differ(tmp_path, prompts):
     made = put_answers(tmp_path, answers(scores_of(0.7, 1), method="ppo"), other, mixed=True)
     assert not any(cell.bold or cell.best for row in made.rows for cell in row)
     assert (
-        "Nothing is bold: rows answered different prompts" in made.caption
+        "Nothing is bold: tests are paired over prompts" in made.caption
         and "stepwise" not in made.caption
     )
     assert f"200 test prompts, one answer each at T=1 or {prompts} validation prompts" in made.title
@@ -301,7 +301,7 @@ def test_bold_is_absent_if_prompts_of_one_name_differ(tmp_path):
     put_answers(tmp_path, *pairs)
     file = next((tmp_path / "runs/toy/dpo").glob("*/samples.jsonl"))
     file.write_text(file.read_text().replace('"test/3"', '"test/999"'))
-    assert "Nothing is bold: rows answered different prompts" in of(tmp_path).caption
+    assert "Nothing is bold: tests are paired over prompts" in of(tmp_path).caption
 
 
 def several(*counts):
@@ -359,7 +359,7 @@ def test_footnotes_name_a_budget(tmp_path):
     told = {str(row[0]): [made.footnotes[m] for m in row[1].marks] for row in made.rows}
     assert told == {
         "ppo": ["Budget: steps 100."],
-        "dpo": ["Budget: steps 100. Training ended before it was used up."],
+        "dpo": ["Budget: steps 100. Training ended before the limit."],
     }
 
 

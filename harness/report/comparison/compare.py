@@ -1,8 +1,8 @@
 """`harness compare A B`: two runs or methods on the same prompts, and one sentence as the result.
 
 Prompts are paired. Seeds of the two are treated as independent, as in tables, although seed s of
-both draws its answers with the same uniform numbers. The correlation that results is small (0.03 to
-0.14 of a cell's noise on the embedded suites), and it makes the interval wider, never narrower.
+both draws its answers with the same uniform numbers. The resulting correlation is small: 0.03 to
+0.14 of a cell's noise on the embedded suites. Ignoring it makes the interval wider, never narrower.
 Pairing the seeds would halve the degrees of freedom: intervals 5 to 30 % wider with three seeds.
 """
 
@@ -92,7 +92,7 @@ class Compared:
     b: Row
     prompts: int
     split: str
-    options: list[str]  # in which they differ
+    options: list[str]  # options in which they differ
     measures: list[Measure]
     head: HeadToHead | None  # None where the judge gives no gold scores
     # length-controlled win-rates against the baseline; None where there is no win-rate
@@ -180,7 +180,7 @@ def _run_at(name: str) -> Row | None:
     if record is None:
         if len(folder.parts) > 1:
             raise UsageError(f"{name} is not the folder of a finished run: it has no result.json.")
-        return None  # a folder with the name of a method
+        return None  # a folder that has the name of a method
     run = {**without_doubtful(record), "folder": str(folder)}
     return Row(
         f"{record['method']} seed {record['seed']}", record["method"], [run], record["method"]
@@ -392,7 +392,9 @@ def examples(ours: Sequence[Record], theirs: Sequence[Record]) -> list[Example]:
 
 
 def verdict(a: Row, b: Row, x: Array, y: Array) -> str:
-    """Return one sentence on win scores (S, P): the difference, or the smallest detectable one."""
+    """Return one sentence on win scores (S, P): the difference, or the smallest detectable
+    difference.
+    """
     from ...statistics.compare import compare
 
     comparison = compare(x, y)
@@ -407,9 +409,9 @@ def verdict(a: Row, b: Row, x: Array, y: Array) -> str:
         return f"{result}, {p_text(comparison.p)}; {scope}"
     least = detectable(x, y)
     can = (
-        "this study can find no difference"
+        "this study can detect no difference"
         if least is None
-        else f"this study can find {least:.3f} (harness power)"
+        else f"this study can detect {least:.3f} (harness power)"
     )
     return (
         f"{a.name} and {b.name} are not distinguishable by win-rate: {comparison.difference:+.3f} "

@@ -24,7 +24,7 @@ MOST_LINES = 2  # of the options that differ, and of a text
 SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 Grid = list[list[str]]
-Part = str | Grid  # a paragraph, or the rows of a table, its head first
+Part = str | Grid  # a paragraph, or the rows of a table, header first
 
 
 def show(comparison: Compared) -> None:
@@ -158,7 +158,7 @@ def _controlled(controlled: LengthControlled) -> str:
     return (
         f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
         if controlled.identified
-        else "- (too few of equal length)"
+        else "- (too few answers of equal length)"
     )
 
 

@@ -92,7 +92,7 @@ def _plots(section: Section) -> list[dict[str, str]]:
 
 
 def _plot(kind: str, section: Section) -> dict[str, str]:
-    """Return a picture, or the reason why there is none."""
+    """Return a picture, or the reason why it could not be drawn."""
     about = KINDS[kind].about
     try:
         address = data_uri(render(kind, section.selection, "svg"))

@@ -42,7 +42,9 @@ def render(facts: Mapping[str, Any]) -> str:
 
 
 def empty_first(texts: Sequence[str]) -> int:
-    """Return the number of empty texts at the start: of a reversed row, the cells to span."""
+    """Return the number of empty texts at the start. For a reversed row that is the number of cells
+    to span.
+    """
     return next((i for i, text in enumerate(texts) if text), 0)
 
 

@@ -1,4 +1,4 @@
-"""Provenance: each environment once, the folder and command of every run, and the study's files."""
+"""Provenance: each environment, the folder and command of every run, and the study's files."""
 
 from __future__ import annotations
 

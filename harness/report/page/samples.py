@@ -1,4 +1,4 @@
-"""Data of the sample browser: prompts and baseline answers once, and every row's answers."""
+"""Data of the sample browser: prompts, baseline answers (stored once), and every row's answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARED = {
     "gold": "baseline_gold",
     "proxy": "baseline_proxy",
 }  # {here: in samples.jsonl}
-DIGITS = 6  # of figures that are only shown; gold decides outcomes and keeps all digits
+DIGITS = 6  # decimals of figures that are only shown; gold decides outcomes and keeps all digits
 
 
 def browser(sections: Sequence[Section], prompts: int) -> list[dict[str, Any]]:
@@ -56,8 +56,8 @@ def _prompts(selection: Selection, runs: Mapping[str, Samples]) -> Samples:
             first = known.setdefault(name, sample)
             if any(first.get(key) != sample.get(key) for key in SHARED.values()):
                 raise HarnessError(
-                    f"{folder}: prompt {name}, or the baseline's answer to it, differs from that"
-                    f" of the other runs of {selection.suite}, though their inputs have the same"
+                    f"{folder}: prompt {name}, or the baseline's answer to it, differs from the"
+                    f" other runs of {selection.suite}, although their inputs have the same"
                     " digests. Delete the folder and run again."
                 )
     return known

@@ -21,7 +21,7 @@ from ..selection.select import (
 from .settings import text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names
-EDITION = (  # distinguishes seeds of one row that were computed by different code
+EDITION = (  # distinguishes seeds of one row that different code computed
     "edition of a method's code"
 )
 
@@ -34,7 +34,7 @@ class Section:
     title: str
     selection: Selection
     ground: Mapping[str, str]  # digests of the inputs that its runs share
-    apart: Sequence[str] = ()  # names of inputs in which sections of this suite differ
+    apart: Sequence[str] = ()  # inputs in which sections of this suite differ
 
 
 def sections(results: Path, study: str | None, suite: str | None) -> list[Section]:

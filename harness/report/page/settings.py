@@ -32,7 +32,7 @@ SHARED = (
     "prompt_sharing",
     "snapshots",
     "quick",
-)  # the fields of a spec that are not of the method
+)  # the fields of a spec that do not belong to the method
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Option:
 
     name: str
     value: str
-    differs: bool  # from the value of another row
-    set_by_hand: bool  # not the method's default
+    differs: bool  # whether it differs from another row
+    set_by_hand: bool  # whether it differs from the method's default
 
 
 def text_of(value: Any) -> str:

@@ -24,7 +24,7 @@ from .style import (
     why,
 )
 
-LABELS = 12  # of points of sweeps in a panel, at most
+LABELS = 12  # most labelled points of sweeps in a panel
 NARROW = 3.0  # ratio of costs in a panel below which ticks have even distances
 MIDDLING = 60.0  # ratio below which ticks are at 1, 2 and 5, above at powers of ten
 

@@ -32,7 +32,7 @@ class Curve:
 
     steps: Sequence[float]
     mean: Sequence[float]
-    half: Sequence[float]  # of the interval; nan with one seed
+    half: Sequence[float]  # ends of the interval; nan with one seed
     seeds: int
 
 
@@ -136,7 +136,7 @@ def _draw_panel(axis: Any, label: str, curves: Sequence[tuple[Row, Look, Curve]]
     room = 0.15 * (max(means) - min(means)) or 1.0
     axis.set_ylim(
         min(means) - room, max(means) + room
-    )  # wide bands are cut, so that lines stay apart
+    )  # wide bands are cut, so that lines stay distinguishable
     if label == LOSS and all(m > 0 for _, _, curve in curves for m in curve.mean):
         axis.set_yscale("log")
         plain_ticks(axis.yaxis)
@@ -160,6 +160,6 @@ def _note(selection: Selection) -> str:
     )
     alone = "" if several else "One seed each: there is no band. "
     return (
-        f"{bands}{alone}Rollouts are of training prompts. Rewards are those that a method learns"
-        " from, and losses are each method's own: compare shapes, not levels."
+        f"{bands}{alone}Rollouts are of training prompts. Rewards and losses are those that each"
+        " method trains with, on its own scale: compare shapes, not levels."
     )

@@ -24,7 +24,7 @@ from .style import (
     why,
 )
 
-OTHERS = 6  # lines of the legend that are no row's
+OTHERS = 6  # lines of the legend that belong to no row
 LABELS = 24  # the largest number of sweep points with labels in the picture
 
 
@@ -57,7 +57,8 @@ def draw(selection: Selection) -> Any:
     handles += [*_draw_bounds(axis, spots), *_draw_frontier(axis, spots), _draw_ideal(axis, spots)]
     widest = max(spot.kl.mean for spot in spots)
     end = 1.12 * widest + 0.05
-    axis.set_xlim(-0.03 * widest - 0.02, end)  # long bars are cut, so that points stay apart
+    # long bars are cut, so that points stay distinguishable
+    axis.set_xlim(-0.03 * widest - 0.02, end)
     cut = [f"{spot.row.name} (to {spot.kl.high:.1f} nats)" for spot in spots if spot.kl.high > end]
     if cut:
         note(figure, f"Bars cut at the right edge: {', '.join(cut)}.")
@@ -75,7 +76,7 @@ def spot_of(row: Row) -> Spot:
     kl = two_way_interval(scores["kl"])
     kl = replace(
         kl, low=max(kl.low, min(kl.mean, 0.0))
-    )  # a mean below 0 is noise; an interval there has no meaning
+    )  # a mean below 0 is noise, and its interval has no meaning
     return Spot(row, kl, win_rate_interval(scores["win_rate"]), bound)
 
 

@@ -45,7 +45,7 @@ class Path:
 
     d: Sequence[float]  # sqrt(KL(policy || reference))
     gold: Sequence[float]  # less the baseline's
-    proxy: Sequence[float] | None  # less the baseline's; None where the suite has no reward model
+    proxy: Sequence[float] | None  # less the baseline's; None if the suite has no reward model
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ def draw(selection: Selection) -> Any:
     series = series_of(selection)
     if not series:
         raise NothingToDraw(
-            "Over-optimisation shows along training (harness run --snapshots 8) or over a sweep of"
-            f" two settings or more, judged by scores; {selection.suite} has runs of neither here."
+            "Over-optimisation is drawn along training (harness run --snapshots 8) or over a"
+            " sweep of"
+            f" two settings or more, judged by scores; {selection.suite} has no such runs."
             f"{why(selection)}"
         )
     columns = min(COLUMNS, len(series))
@@ -135,7 +136,7 @@ def _scored(row: Row) -> bool:
 
 
 def _least(sweep: Sweep, known: set[str]) -> int:
-    """Return the rows that a sweep needs: enough for a fit if they are drawn along training too."""
+    """Return how many rows a sweep needs: enough for a fit if they are drawn along training too."""
     return LEAST if any(row.name in known for row in sweep.rows) else 2
 
 

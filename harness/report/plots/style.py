@@ -25,14 +25,15 @@ DASHES: tuple[Any, ...] = (
     (0, (3, 1, 1, 1, 1, 1)),
 )
 GREY = "#767676"
-WIDTH = 7.0  # inches: a page's text
-POINTS = 8.0  # of text
+WIDTH = 7.0  # inches: the text width of a page
+POINTS = 8.0  # size of text, points
 SMALL = 7.0
 LONG = 34  # characters of a label on one line
-SALT = (  # of the names inside an SVG: fixed, so that equal pictures are equal files
+SALT = (  # salt of the names inside an SVG: fixed, so that equal pictures are equal files
     "alignment-harness"
 )
-EMPTY: dict[str, dict[str, None]] = {  # metadata with the time or the version of matplotlib
+# metadata that would hold the time or the version of matplotlib
+EMPTY: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -89,7 +90,7 @@ class Look:
 
 
 def look(index: int) -> Look:
-    """Return the look of the index-th row: the first 140 differ, in grey the first 20."""
+    """Return the look of the index-th row. The first 140 rows differ; in grey the first 20."""
     marker = index % (2 * len(MARKERS))
     full = marker < len(MARKERS)
     return Look(
@@ -191,7 +192,7 @@ def plain_ticks(axis: Any) -> None:
 
 
 def handle(label: str, **how: Any) -> Any:
-    """Return an entry for a legend that is in no panel."""
+    """Return a legend entry for something that is not drawn in a panel."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], label=wrapped(label), **how)
@@ -204,7 +205,7 @@ def place_labels(
     colours: Sequence[str],
     taken: Any = (),
 ) -> None:
-    """Write a text beside each point where it covers other texts and points least.
+    """Write a text beside each point, placed to cover other texts and points as little as possible.
 
     Greedy, in order: each text takes the best of eight places around its point. The
     figure has to be laid out before (`draw_without_rendering`), once for all its axes.

@@ -29,9 +29,9 @@ MEANS = (
     "length",
     "accuracy",
 )  # figures that an answer can have, beside the win-rate
-SIGNED = ("gold", "proxy", "accuracy")  # of these, what may be below 0
+SIGNED = ("gold", "proxy", "accuracy")  # those of them that may be negative
 COLLAPSED = (
-    0.25  # a win-rate below which a policy is no policy any more: a copy of the start has .5
+    0.25  # win-rate below which a policy has collapsed: a copy of the start checkpoint has .5
 )
 AGREE = 1e-6  # largest difference between a record's mean and that of its answers
 
@@ -42,7 +42,7 @@ class Answers:
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    figures: Mapping[str, Array]  # win, and those of MEANS that all answers have
+    figures: Mapping[str, Array]  # `win`, and the figures of MEANS that all answers have
     characters: Array  # length of the answer
     baseline_characters: Array  # of the baseline's answer to the same prompt
 
@@ -56,17 +56,21 @@ class Answers:
 
 
 def complete(*scores: Array) -> NDArray[np.bool_]:
-    """Return for which prompts every seed of all scores (S, P) has one: NaN is a missing score."""
+    """Return the mask of prompts that every seed has a score for; NaN in scores (S, P) is
+    missing.
+    """
     return np.array(np.stack([np.isfinite(array).all(0) for array in scores]).all(0))
 
 
 def there(scores: Array) -> Array:
-    """Return scores (S, P) of the prompts for which every seed has one."""
+    """Return scores (S, P) of the prompts that every seed has a score for."""
     return of_prompts(scores, complete(scores))
 
 
 def of_prompts(scores: Array, kept: NDArray[np.bool_]) -> Array:
-    """Return the scores (S, P) of some prompts, in the same memory order: sums keep their bits."""
+    """Return the scores (S, P) of some prompts, in the same memory order, so that sums are
+    bit-identical.
+    """
     return scores if kept.all() else np.ascontiguousarray(scores[:, kept])
 
 
@@ -75,13 +79,13 @@ def answers_of(row: Row) -> Answers:
 
     Raises:
         UsageError: The seeds answered different prompts.
-        HarnessError: The answers are not those that the record was computed from.
+        HarnessError: The record was computed from other answers.
     """
     read = [_columns(r) for r in row.good]
     prompts = read[0]["prompt_id"]
     if any(columns["prompt_id"] != prompts for columns in read):
         raise UsageError(
-            f"The seeds of {row.name} did not answer the same prompts: they cannot be one row."
+            f"The seeds of {row.name} answered different prompts, so they cannot be one row."
         )
     names = [name for name in ("win", *MEANS) if all(c[name] is not None for c in read)]
     matrices = {name: np.array([c[name] for c in read], dtype=np.float64) for name in names}
@@ -132,7 +136,7 @@ def _column(samples: Sequence[Mapping[str, Any]], name: str) -> list[float] | No
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """Return the mean of the values that are there."""
+    """Return the mean of the values that are not missing."""
     return fmean(known(values))
 
 

@@ -1,7 +1,8 @@
-"""What a result must hold for tables, plots and pages: figures are numbers, and none is missing.
+"""The fields of a result that tables, plots and pages need: figures are numbers, and none is
+missing.
 
-A seal says that a record is what was written. It does not say that a harness of this version wrote
-it: another version, a script or another person may have.
+A seal shows that a record was not changed. It does not show that this version of the harness wrote
+it: another version, a script or a person may have.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def _estimate(value: Any) -> bool:
 
 
 def _object(**parts: Check) -> Check:
-    """Return the check of an object that has these parts."""
+    """Return a check for an object with these parts."""
     return lambda value: (
         isinstance(value, Mapping)
         and all(name in value and check(value[name]) for name, check in parts.items())
@@ -42,7 +43,7 @@ def _object(**parts: Check) -> Check:
 
 
 def _all(check: Check) -> Check:
-    """Return a check of objects that applies one check to every value."""
+    """Return a check that applies another check to every value of an object."""
     return lambda value: isinstance(value, Mapping) and all(map(check, value.values()))
 
 
@@ -85,7 +86,7 @@ WHERE_THERE: dict[str, Check] = {
 
 
 def odd_part(record: Mapping[str, Any]) -> str:
-    """Return the name of the first part that readers could not read; empty where there is none."""
+    """Return the name of the first part that readers cannot read; empty if there is none."""
     for name, check in REQUIRED.items():
         if not check(_part(record, name)):
             return name

@@ -69,12 +69,12 @@ def sound(records: Iterable[dict[str, Any]], damaged: list[Damaged]) -> list[dic
 
 
 def check_files(record: Record) -> None:
-    """Raise Damaged if the files of a finished run are not what was written, or cannot be read."""
+    """Raise Damaged if the files of a finished run were changed or cannot be read."""
     if "failure" in record:
         return
     if odd := odd_part(record):
         result = Path(record["folder"]) / RESULT
-        raise Damaged(result, f"{odd} is missing or odd", rerun(result.parent))
+        raise Damaged(result, f"{odd} is missing or invalid", rerun(result.parent))
     if (Path(record["folder"]) / SPEC).exists():
         spec_of(record)
     provenance_of(record)
@@ -113,7 +113,7 @@ def samples_of(record: Record) -> list[dict[str, Any]]:
 
 
 def suite_of(error: Damaged) -> str:
-    """Return the suite of the run with a damaged file; empty if it is no file of a run."""
+    """Return the suite of the run that a damaged file belongs to; empty if it belongs to no run."""
     parts = error.path.parts
     at = len(parts) - 1 - parts[::-1].index("runs") if "runs" in parts else len(parts)
     return parts[at + 1] if at + 1 < len(parts) else ""

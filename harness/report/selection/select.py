@@ -110,7 +110,7 @@ class Selection:
 
     @property
     def description(self) -> str:
-        """The suite and the criteria: they tell two tables of one suite apart."""
+        """The suite and the criteria: they distinguish two tables of one suite."""
         criteria = self.criteria.description
         return f"{self.suite} ({criteria})" if criteria else self.suite
 
@@ -471,7 +471,7 @@ def _row_names(groups: Mapping[Key, Sequence[Record]]) -> dict[Key, str]:
         )
         quick = " quick" if group[0].get("quick") else ""
         name = group[0].get("label")  # in a study
-        if is_guest(group[0]) and not name:  # it is told by its model
+        if is_guest(group[0]) and not name:  # it is distinguished by its model
             name = f"{key[0]} {Path(group[0]['guest']['name']).name}"
         names[key] = f"{name or key[0]}{quick}" + (
             f" ({settings})" if settings and not name else ""

@@ -71,7 +71,7 @@ def _is_number(value: Any) -> bool:
 def _name(key: tuple[str, Words], group: Sequence[Row], groups: Iterable[tuple[str, Words]]) -> str:
     """Return the name of a sweep: of its only row, or its entry's name.
 
-    Sweeps of one entry are told apart by the settings in which they differ.
+    Sweeps of one entry are named by the settings in which they differ.
     """
     if len(group) == 1:
         return group[0].name

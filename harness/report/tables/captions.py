@@ -8,7 +8,7 @@ from typing import Any
 from ..selection.select import Selection
 
 ALPHA = 0.05
-MOST_ROWS = 200  # of a table with bold type: more rows have too many pairs to test
+MOST_ROWS = 200  # most rows of a table with bold type: more rows have too many pairs to test
 
 
 def caption_of(selection: Selection, paired: bool, borrowed: bool, scored: bool) -> str:
@@ -21,14 +21,14 @@ def caption_of(selection: Selection, paired: bool, borrowed: bool, scored: bool)
         return text
     if not paired:
         return (
-            f"{text} Nothing is bold: rows answered different prompts, and tests are paired over"
-            " prompts."
+            f"{text} Nothing is bold: tests are paired over prompts, and the rows answered"
+            " different prompts."
         )
     return f"{text} {bold_text(len(rows), borrowed)}".strip()
 
 
 def _answers_text(selection: Selection) -> str:
-    """Return what the other figures are of."""
+    """Return the sentence on the other figures."""
     return (
         f"The figures are of answers on {selection.description}, {conditions(selection)}, with 95 %"
         " intervals."
@@ -36,7 +36,7 @@ def _answers_text(selection: Selection) -> str:
 
 
 def figures_text(selection: Selection, seeds: Sequence[int]) -> str:
-    """Return the definition of the win-rate, and what its interval covers with these numbers of
+    """Return the definition of the win-rate, and the scope of its interval for these numbers of
     seeds.
     """
     if reason := selection.no_win_rate:
@@ -73,9 +73,9 @@ def bold_text(rows: int, borrowed: bool) -> str:
     )
     return (
         f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests"
-        f" paired over prompts{pooled}, stepwise from all {rows * (rows - 1) // 2} pairs of rows"
-        " on: of k rows that are left, the one most distinct from the best is out while its p-value"
-        f" times k (k - 1) / 2 is at most {ALPHA:.0%}."
+        f" paired over prompts{pooled}, corrected stepwise from all {rows * (rows - 1) // 2}"
+        " pairs of rows: of k remaining rows, the row that differs most from the best is removed"
+        f" if its p-value times k (k - 1) / 2 is at most {ALPHA:.0%}."
     )
 
 
@@ -91,7 +91,7 @@ def conditions(selection: Selection) -> str:
 
 
 def drawn(e: Mapping[str, Any]) -> str:
-    """Return how answers were drawn: greedy, or the temperature and what else shapes them."""
+    """Return how answers were sampled: greedy, or with which temperature and top-p."""
     if e["temperature"] == 0:
         return "by greedy decoding"
     top_p = f", top-p {e['top_p']:g}" if "top_p" in e else ""

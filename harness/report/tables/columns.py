@@ -26,7 +26,9 @@ class Column:
 
 
 def chosen_columns(keys: Sequence[str]) -> list[Column]:
-    """Return columns by key, all usual ones without keys; raise UsageError for an unknown key."""
+    """Return columns by key, or all usual columns if there are no keys; raise UsageError for an
+    unknown key.
+    """
     known = {c.key: c for c in COLUMNS}
     for key in keys:
         if key not in known:

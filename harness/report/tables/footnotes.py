@@ -19,7 +19,7 @@ DAGGER = "\u2020"  # marks a figure, not a row
 class Footnotes:
     """The footnotes of a selection; equal texts share a mark.
 
-    `more` are further texts of rows, by their place.
+    `more` are further texts of rows, by row index.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ def _elsewhere(row: Row) -> Iterator[str]:
     """Yield the footnotes on a model that was trained elsewhere."""
     if not row.good or not is_guest(row.good[0]):
         return
-    yield ("Trained elsewhere: its training cost is unknown. Seeds vary its answers only.")
+    yield ("Trained elsewhere: its training cost is unknown. Seeds change its answers only.")
     if reason := row.good[0]["evaluation"].get("kl_missing"):
         yield f"KL cannot be measured: {reason}."
 
 
 def _unmoved(row: Row) -> Iterator[str]:
-    """Yield a footnote for each way in which the training of a row's runs moved nothing."""
+    """Yield a footnote for each sign that the training of a row's runs changed nothing."""
     yield from dict.fromkeys(filter(None, map(sentence, row.good)))
 
 
@@ -103,7 +103,7 @@ def _budget(row: Row) -> Iterator[str]:
             spec_of(row.good[0]).get("stages", {}).get("preferences", {}).get("completions", 2)
         )
         early = any(unspent(record, completions) for record in row.good)
-        yield f"Budget: {limits}." + (" Training ended before it was used up." if early else "")
+        yield f"Budget: {limits}." + (" Training ended before the limit." if early else "")
 
 
 def settings_of(record: Record) -> dict[str, tuple[Any, ...]]:
@@ -146,7 +146,7 @@ def _execution(row: Row, usual: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
 def _search(search: Mapping[str, Any], how: str) -> Iterator[str]:
     trials, chosen = search["trials"], search["chosen"]
     if chosen is not None:
-        other = search.get("label", search["row"])  # set if another entry has the same run
+        other = search.get("label", search["row"])  # the label of another entry with the same run
         outcome = (
             f", as {other}" if other != search["row"] else "" if chosen else ", settings unchanged"
         )
@@ -173,7 +173,9 @@ def _tuning(selection: Selection) -> dict[str | None, list[str]]:
 
 
 def open_footnote(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, str]:
-    """Return the footnote on rows that stay only because their own seeds vary, by its mark."""
+    """Return the footnote, by its mark, on rows that could not be excluded because their own seeds
+    vary.
+    """
     ranges = [
         f"{row['method']} from {row[f'{name}_open']} ({title})"
         for name, title in (("win_rate", "win-rate"), ("gold", "gold"))
@@ -183,8 +185,8 @@ def open_footnote(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dic
     if not ranges:
         return {}
     return {
-        DAGGER: "Not bold, and not shown to be worse than the best: the seeds of the row itself"
-        f" differ too much to tell. Means of its seeds: {'; '.join(ranges)}."
+        DAGGER: "Not bold, and not significantly worse than the best: the seeds of the row itself"
+        f" differ too much. Means of its seeds: {'; '.join(ranges)}."
     }
 
 
@@ -194,12 +196,13 @@ def collapses(figures: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"{figures['collapsed']} of {figures['seeds']} seeds collapsed: their win-rates are below a"
-        " quarter, beyond their intervals. Intervals over seeds cover less than 95 % then."
+        " quarter, beyond their intervals. With collapsed seeds, intervals over seeds cover less"
+        " than 95 %."
     ]
 
 
 def held_out_text(held_out: Mapping[str, Any]) -> str:
-    """Return how far a judge agrees with held-out preferences, and a warning near a coin."""
+    """Return a judge's agreement with held-out preferences, with a warning if it is near chance."""
     interval = f" [{held_out['low']:.3f}, {held_out['high']:.3f}]" if "low" in held_out else ""
     doubt = f", and is {held_out['doubt']}" if "doubt" in held_out else ""
     share = f"{held_out['accuracy']:.3f}{interval}"

@@ -74,8 +74,8 @@ class Mix:
 class Line:
     """A row of the table."""
 
-    figures: dict[str, Any]  # unrounded; of a mix with win-rate, KL, ...
-    rows: Sequence[Row]  # the rows of runs behind it
+    figures: dict[str, Any]  # unrounded; those of a mix have win-rate, KL, ...
+    rows: Sequence[Row]  # the rows of runs that it is made of
     note: str  # a mix's neighbours with their shares, or why there is no mix
 
     @property
@@ -107,8 +107,8 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
     """Return the table of sweeps at an equal value of a quantity.
 
     The points of a sweep are ordered by the quantity, not by the option. So exactly one pair of
-    neighbours encloses a value. If several points have a neighbour's value (FLOPs of a sweep of
-    beta), the table gives this reason and no mix. A mix has the scores (1 - w) x + w y on each
+    neighbours encloses a value. If several points share a neighbour's value (FLOPs of a sweep of
+    beta), the table has no mix and gives this reason. A mix has the scores (1 - w) x + w y on each
     prompt, with x of the lower and y of the higher neighbour. Intervals and bold type are computed
     from these scores.
 
@@ -165,7 +165,7 @@ def amount(record: Record, quantity: str) -> float:
 
 
 def _unknown(row: Row, quantity: str) -> str:
-    """Return why a finished row has no such quantity; empty where it has one."""
+    """Return why a finished row has no such quantity; empty if it has one."""
     first = row.good[0]
     if quantity == "kl":
         return str(first["evaluation"].get("kl_missing", ""))

@@ -87,8 +87,8 @@ def with_footnotes(figures: Figures, footnotes: Footnotes, marks: Sequence[str])
 def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> bool:
     """Mark in the figures of each row whether its mean is best, and not significantly worse.
 
-    A row that stays only because its own seeds vary is marked as open instead, with the lowest and
-    the highest mean of its seeds.
+    If only the spread of its own seeds keeps a row from being excluded, it is marked as open, with
+    the lowest and the highest mean of its seeds.
 
     Returns:
         Whether the tests pooled the variances between seeds.
@@ -100,7 +100,7 @@ def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, 
     for name, by_row in scores.items():
         if not 2 <= len(by_row) <= MOST_ROWS:
             continue
-        kept = complete(*by_row.values())  # a missing score leaves out its prompt for all rows
+        kept = complete(*by_row.values())  # a prompt with a missing score is left out for all rows
         if kept.sum() < 2:
             continue
         by_row = {row: of_prompts(own, kept) for row, own in by_row.items()}
@@ -130,7 +130,8 @@ def missing_notes(rows: Sequence[Figures]) -> list[str]:
     if not counts:
         return []
     return [
-        "Missing scores: a prompt without a score on either side is left out, and is no loss:"
+        "Missing scores: a prompt without a score on either side is left out and does not count"
+        " as a loss:"
         f" {'; '.join(counts)}."
     ]
 
@@ -144,8 +145,8 @@ def judge_notes(selection: Selection) -> list[str]:
             notes.append(f"The judge {judge['name']} {held_out_text(held_out)}.")
         if "kl_temperature" in record["evaluation"]:
             notes.append(
-                "Answers were drawn otherwise than in training; KL is of answers at"
-                f" T={record['evaluation']['kl_temperature']:g}, as training samples."
+                "Answers were sampled differently than in training; KL is measured on answers at"
+                f" T={record['evaluation']['kl_temperature']:g}, as in training."
             )
         if "against" in record["evaluation"]:
             notes.append(f"The baseline is the answers of {record['evaluation']['against']}.")
@@ -164,9 +165,9 @@ def start_note(rows: Sequence[Row]) -> str:
 NOTES = {
     "lc_win_rate": (
         "Length-controlled: the win-rate at equal length, by a logistic fit over the answers of all"
-        " seeds (Dubois et al. 2024); length in characters. It is not given (-) if in some seed"
-        " fewer than 5 % of the answers are at least as long as the baseline's, or at least as"
-        " short."
+        " seeds (Dubois et al. 2024); length in characters. It is missing (-) if in some seed"
+        " fewer than 5 % of the answers are at least as long, or at least as short, as the"
+        " baseline's."
     ),
     "kl": (
         "KL is KL(policy || reference) in nats per answer, on the policy's own answers,"
@@ -178,8 +179,8 @@ NOTES = {
         " counted separately."
     ),
     "peak_memory": (
-        "Peak MiB is the resident memory of the process while the method trained (on a GPU: the"
-        " memory of tensors)."
+        "Peak MiB is the largest resident memory of the process while the method trained (on a"
+        " GPU: of tensors)."
     ),
     "flops_per_answer": "FLOPs / answer is the cost of answering one prompt.",
 }
@@ -228,7 +229,7 @@ def _notes(selection: Selection, keys: Sequence[str]) -> list[str]:
 
 
 def unfinished_notes(selection: Selection) -> list[str]:
-    """Return the notes on runs that have not ended, were refused, are damaged or have no seal."""
+    """Return the notes on runs that are unfinished, refused, damaged or without a seal."""
     reasons = "; ".join(f"{name}: {why}" for name, why in selection.refused.items())
     refused = [f"Refused: {reasons}."] if selection.refused else []
     refused += [f"Left out: {why}" for why in selection.damaged]
