@@ -1,11 +1,12 @@
 """Arithmetic: running sums with a chain of thought, checked by a verifier.
 
 The embedded base model was pretrained on correct sums and answers nearly all of them. The
-demonstrations here err - they miscalculate, or add what they should take - and fine-tuning on them
-teaches it to err as often. So the start checkpoint is a model that could do better, and what a
-method gains is largely that it stops erring: sampled answers come up to the greedy one. This tests
-optimisation against a verifier, not learning to reason. A reward model as small as this sees a step
-that was misread better than one that was miscalculated: a learned reward is worth less here.
+demonstrations here contain errors: wrong results, and additions in place of subtractions.
+Fine-tuning on them teaches the model to make errors as often. So the start checkpoint could do
+better. A method gains mainly by making fewer errors: its sampled answers reach the accuracy of
+greedy decoding. This tests optimisation against a verifier, not learning to reason. A reward model
+of this size detects a wrong operation better than a wrong result, so a learned reward is less
+accurate here than the verifier.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SIZES = {
 SLIP, MISREAD = (
     0.08,
     0.08,
-)  # of each step of a demonstration; an error carries over to all that follows
+)  # of each step of a demonstration; an error carries over to all later steps
 
 
 @cache
@@ -51,7 +52,7 @@ def problems_of(seed: int) -> dict[str, tuple[Problem, ...]]:
 
 @dataclass
 class SumVerifier(Verifier):
-    """Right if the answer is finished and its last number is the sum: looks at three words,
+    """Right if the answer is finished and its last number is the sum. It compares three words and
     computes nothing.
     """
 
@@ -88,11 +89,11 @@ class Arithmetic(Embedded):
             "learning_rate": 2e-3,
             "pooling": "sum",
         },
-        # The verifier is the reward where nothing else is asked for (`--set reward=model` is):
+        # The verifier is the reward unless the user sets another, such as `--set reward=model`:
         # beyond the best of 4 the reward model prefers sums that are wrong.
         "*": RECOMMENDED["*"] | {"reward": "verifier"},
         "best_of_n": {"reward": "model", "n": 4},
-        "slic": RECOMMENDED["slic"] | {"reward": "model"},  # which its pairs do not need
+        "slic": RECOMMENDED["slic"] | {"reward": "model"},  # pairs do not need it
         **dict.fromkeys(("grpo", "rloo"), SAMPLES | {"learning_rate": 5e-4, "beta": 0.05}),
         "reinforce_pp": SAMPLES | {"learning_rate": 5e-4, "beta": 0.05, "minibatch_size": 16},
         "ppo": PPO | {"steps": 40, "learning_rate": 5e-4, "beta": 0.05},
@@ -115,7 +116,7 @@ class Arithmetic(Embedded):
         ]
 
     def references(self, split: str) -> dict[str, str]:
-        """Return the right workings, for ROUGE."""
+        """Return the correct worked answers, for ROUGE."""
         return {prompt.id: self._worked(prompt) for prompt in self.prompts(split)}
 
     def make_verifier(self) -> Verifier:
@@ -123,8 +124,8 @@ class Arithmetic(Embedded):
         return SumVerifier()
 
     def principles(self) -> list[Principle]:
-        """Return the constitution: each sentence sees one side of an answer, none of them whether
-        it is right.
+        """Return the constitution. Each sentence concerns one aspect of an answer; none says
+        whether it is right.
         """
         return [
             Principle(
@@ -148,8 +149,8 @@ class Arithmetic(Embedded):
 
     @property
     def max_new_tokens(self) -> int:
-        """Five steps of five words, what stands between them, the full stop and the end: 31; one to
-        spare.
+        """Five steps of five words, their separators, the full stop and the end are 31 tokens; one
+        more is allowed.
         """
         return 32
 
@@ -164,8 +165,8 @@ class Arithmetic(Embedded):
 
 
 class ArithmeticGold(Judge):
-    """One point for a right and finished answer, and up to one for the share of its steps that are
-    sound.
+    """One point for a right and finished answer, and up to one point for the share of correct
+    steps.
     """
 
     name = "arithmetic_gold"

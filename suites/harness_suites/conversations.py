@@ -1,8 +1,8 @@
-"""What a cell of a data set says: text, or a conversation in any of the public forms.
+"""Read a cell of a data set as text or as a conversation, in any of the public forms.
 
 A conversation becomes messages with `role` and `content` (and `tool_calls`, where an answer calls
-tools). The two answers of a row become the prompt that they share, and one message of the
-assistant each. ValueError says why a cell cannot be read so.
+tools). The two answers of a row become the prompt that they share, and one message of the assistant
+each. ValueError gives the reason if a cell cannot be read.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "observation", "function_response", "ipython"), "tool"),
     "function_call": "assistant",
 }
-KEPT = ("tool_call_id", "name", "reasoning_content", "thinking")  # what templates read besides
-CLOSED = set(":?!>])}\"'") | set("\u3002\uff1a\uff1f\uff01\u201d\u300d")  # a prompt may end there
+KEPT = ("tool_call_id", "name", "reasoning_content", "thinking")  # further keys that templates read
+CLOSED = set(":?!>])}\"'") | set("\u3002\uff1a\uff1f\uff01\u201d\u300d")  # ends of a prompt
 # the beginning of messages as JSON, or in Python's notation: a whole message, or a list of them
 _SERIALISED = re.compile(
     r"""\s*(\[\s*)?\{\s*["'](role|from|content|value)["']\s*:.*\}\s*\]?\s*\Z""", re.S
 )
-IDEOGRAPHS = 0x2E80  # scripts from here on write words without spaces between them
+IDEOGRAPHS = 0x2E80  # from this code point on, scripts have no spaces between words
 
 
 def read_text(cell: object) -> Text:
@@ -51,10 +51,10 @@ def read_text(cell: object) -> Text:
 
 
 def from_json(text: str) -> Any:
-    """Return the messages that a text holds as JSON; the text itself where it holds none.
+    """Return the messages that a text holds as JSON; the text itself if it holds none.
 
     Raises:
-        ValueError: It looks like messages, and is not JSON.
+        ValueError: It looks like messages but is not JSON.
     """
     if not _SERIALISED.match(text):
         return text
@@ -67,7 +67,7 @@ def from_json(text: str) -> Any:
 
 
 def read_tools(cell: object) -> list[Message]:
-    """Return the functions that a row offers as the message that carries them; none if none."""
+    """Return the functions that a row offers as one message; no message if it offers none."""
     tools = json.loads(cell) if isinstance(cell, str) and cell.strip() else cell
     tools = _without_none(tools)
     if not tools:
@@ -80,7 +80,7 @@ def read_tools(cell: object) -> list[Message]:
 def as_messages(text: Text, role: str) -> list[Message]:
     """Return a conversation as it is, and text as one message of a role.
 
-    A question that is a transcript is the messages of that.
+    A question that is a transcript becomes its messages.
     """
     if not isinstance(text, str):
         return text
@@ -92,13 +92,13 @@ def as_messages(text: Text, role: str) -> list[Message]:
 def divide(
     prompt: Text | None, chosen: Text, rejected: Text, ending: str
 ) -> tuple[Text, Text, Text]:
-    """Return the prompt and the two answers of a row that may hold the prompt once or thrice.
+    """Return the prompt and the two answers of a row. Both answers may repeat the prompt.
 
     Args:
-        prompt: What is answered; None where both answers begin with it.
+        prompt: The prompt; None if both answers begin with it.
         chosen: The better answer, or the conversation that ends with it.
-        rejected: The other one.
-        ending: What the prompt of two texts ends with; empty for what they share.
+        rejected: The worse answer, in the same form.
+        ending: The text that ends the prompt of two texts; empty for their common beginning.
 
     Raises:
         ValueError: The row has no prompt, or an answer is not one message of the assistant.
@@ -142,14 +142,14 @@ def last_answer(messages: Sequence[Message]) -> tuple[list[Message], list[Messag
             " answer of the assistant"
         )
     if not _asks(messages[:-1]):
-        raise ValueError("nothing is asked before the assistant answers")
+        raise ValueError("no message precedes the assistant's answer")
     if messages[-2]["role"] == "assistant":
         raise ValueError("the conversation ends with two messages of the assistant in a row")
     return list(messages[:-1]), [messages[-1]]
 
 
 def earlier_answers(prompt: Text) -> list[tuple[list[Message], list[Message]]]:
-    """Return each earlier answer in a conversation's prompt, with what stands before it."""
+    """Return each earlier answer in a conversation's prompt, with the messages before it."""
     if isinstance(prompt, str):
         return []
     answers = [i for i, m in enumerate(prompt[:-1]) if m["role"] == "assistant"]
@@ -184,8 +184,8 @@ def _divide_texts(prompt: str | None, chosen: str, rejected: str, ending: str):
 
 
 def _shared_text(chosen: str, rejected: str, ending: str) -> int:
-    """Return how many characters of two texts are their prompt: up to the last shared `ending`, or
-    up to the last end of a word.
+    """Return the length of the prompt that two texts share, in characters: up to the last shared
+    `ending`, or to the last end of a word.
     """
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
@@ -197,7 +197,7 @@ def _shared_text(chosen: str, rejected: str, ending: str) -> int:
     if ending:
         end = chosen.rfind(ending, 0, shared)
         if end < 0:
-            raise ValueError(f"what chosen and rejected share does not contain {ending!r}")
+            raise ValueError(f"chosen and rejected share no beginning with {ending!r}")
         return end + len(ending)
     while shared and not _parts_words(chosen, rejected, shared):
         shared -= 1
@@ -207,7 +207,7 @@ def _shared_text(chosen: str, rejected: str, ending: str) -> int:
 
 
 def _parts_words(one: str, other: str, at: int) -> bool:
-    """Return whether both texts may be cut at a place without cutting a word."""
+    """Return whether both texts can be cut at a position without cutting a word."""
     before, behind = one[at - 1], {text[at : at + 1] for text in (one, other)}
     return (
         before.isspace()
@@ -220,7 +220,8 @@ def _parts_words(one: str, other: str, at: int) -> bool:
 def _shared_turns(whole: Sequence[Sequence[Message]]) -> list[Message]:
     """Return the messages that both conversations begin with, without the last of either.
 
-    A text in place of a conversation is an answer alone: it shares what the other begins with.
+    A text in place of a conversation is an answer alone; its prompt is that of the other
+    conversation.
     """
     full = [turns for turns in whole if _asks(turns)]
     if len(full) < len(whole):
@@ -248,10 +249,10 @@ def _behind(prompt: Sequence[Message], turns: list[Message]) -> list[Message]:
 
 
 def _behind_prefill(begun: Message, turns: list[Message]) -> list[Message]:
-    """Return an answer without the beginning that the prompt holds already."""
+    """Return an answer without the part that the prompt already holds."""
     start, content = begun.get("content") or "", turns[0].get("content") or ""
     if turns[0]["role"] != "assistant" or not content.startswith(start):
-        raise ValueError("an answer does not begin as the prompt begins it")
+        raise ValueError("the answer does not begin with the beginning that the prompt gives it")
     return [{**turns[0], "content": content[len(start) :]}, *turns[1:]]
 
 
@@ -269,7 +270,7 @@ def _one_answer(turns: Sequence[Message], name: str) -> list[Message]:
 
 
 def _asks(turns: Sequence[Message]) -> bool:
-    """Return whether somebody other than the assistant speaks."""
+    """Return whether a message is from another role than the assistant."""
     return any(m["role"] in ("user", "tool") for m in turns)
 
 

@@ -26,8 +26,8 @@ PPO = SAMPLES | {
     "vf_coef": 1.0,
     "clip_range_value": 0.0,
 }
-# What every embedded suite recommends, chosen on the validation split of summarization: a few
-# trials each, most of PPO.
+# Recommended settings of all embedded suites, chosen on the validation split of summarization in a
+# few trials each, most of them of PPO.
 RECOMMENDED: dict[str, dict[str, object]] = {
     "*": {"learning_rate": 5e-4, "batch_size": 32},
     "sft_chosen": PAIRS,
@@ -37,8 +37,8 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "slic": PAIRS | {"learning_rate": 3e-4, "lambda_reg": 1.0},
     "simpo": PAIRS | {"learning_rate": 1e-4},
     "orpo": PAIRS | {"learning_rate": 1e-3, "lambda_or": 1.0},
-    # near imitation of the best of 8: at a weight of 0.3 or 1, the paper's, the ranking ruins so
-    # small a model
+    # near imitation of the best of 8: with the ranking loss at weight 0.3, or 1 as in the paper, so
+    # small a model collapses
     "rrhf": {
         "steps": 60,
         "batch_size": 64,
@@ -62,7 +62,7 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "rlaif": PPO | {"beta": 0.2},
     "rlaif:optimiser=dpo": PAIRS | {"beta": 0.3},
 }
-SHORT: dict[str, dict[str, object]] = {  # what `--quick` changes
+SHORT: dict[str, dict[str, object]] = {  # settings of `--quick`
     "stage.sft": {"steps": 20},
     "stage.preferences": {"prompts": 120},
     "stage.reward_model": {"epochs": 1},
@@ -82,9 +82,7 @@ class Embedded(Suite):
     """A suite of the embedded world. Its prompts are named `split/index`."""
 
     labeller_name = "bradley_terry"
-    usual_length: ClassVar[
-        int
-    ]  # tokens of a usual completion: where a length bias neither adds nor takes
+    usual_length: ClassVar[int]  # tokens of a usual completion, at which the length bias is 0
 
     labeller_temperature: float = 0.5  # label noise: P(a > b) = sigma((u_a - u_b) / T)
     labeller_bias: float = 0.0  # utility of each token beyond the usual length

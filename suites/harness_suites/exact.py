@@ -1,11 +1,11 @@
-"""Exact: answers of at most three tokens, so that every one can be listed and nothing about a
-policy is an estimate.
+"""Exact: answers of at most three tokens. All of them can be listed, so every figure of a policy is
+exact.
 
 Four prompts, three words and the end-of-sequence token: 40 answers per prompt, ended early or cut
-at the limit. Pairs are all pairs, so an offline method sees expectations instead of samples; a
-larger vocabulary would make hundreds of thousands of them. The reward is a random table. Nothing
-generalises here: every split asks the same four prompts. What is measured is how near a method
-comes to the policy that its paper says it converges to.
+at the limit. The preference data are all pairs, so an offline method trains on expectations instead
+of samples. A larger vocabulary would give hundreds of thousands of pairs. The reward is a random
+table. Nothing generalises here: every split asks the same four prompts. The suite measures how near
+a method comes to the optimum that its paper derives.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ NEVER_EVEN = 1e-9  # added to even pairs, which would be dropped otherwise
 
 @cache
 def worth(seed: int, ties: bool, prompt: str, completion: str) -> float:
-    """Return the table's entry: a pure function of its name."""
+    """Return the entry of the reward table: a pure function of its name."""
     value = Random(f"exact/{seed}/{prompt}/{completion}").uniform(-SPAN, SPAN)
     return float(round(value)) if ties else value
 
 
 @cache
 def next_word(seed: int, prompt: str, words: tuple[str, ...]) -> tuple[float, ...]:
-    """Return how often the demonstrators go on with each word, or end, after some words: random,
-    none of them never.
+    """Return the demonstrators' probabilities of each next word, or of the end, after some words.
+    They are random and above 0.
     """
     rng = Random(f"exact/demonstrators/{seed}/{prompt}/{' '.join(words)}")
     return tuple(0.2 + rng.expovariate(1.0) for _ in (END, *WORDS))
@@ -81,8 +81,8 @@ def next_word(seed: int, prompt: str, words: tuple[str, ...]) -> tuple[float, ..
 
 @dataclass
 class Exact(Suite):
-    """Answer a prompt with at most three of three words; a random table says what each answer is
-    worth.
+    """Answer a prompt with at most three of three words; a random table gives the reward of each
+    answer.
     """
 
     name, version = "exact", "1"
@@ -90,11 +90,11 @@ class Exact(Suite):
     enumerable = True
 
     max_tokens: int = 3  # the longest answer, its end included; 1 makes it a bandit
-    ties: bool = False  # round the rewards, so that many answers are worth the same
+    ties: bool = False  # round the rewards, so that many answers have equal rewards
 
     settings = {
         "stage.sft": {"steps": 150, "batch_size": 64, "learning_rate": 3e-3},
-        "stage.preferences": {"heldout": 1e-6},  # none: the methods see every pair
+        "stage.preferences": {"heldout": 1e-6},  # no held-out pairs: the methods see every pair
         "stage.reward_model": {"epochs": 1, "batch_size": 64, "learning_rate": 3e-3},
         "*": {"reward": "verifier", "learning_rate": 5e-3, "batch_size": 64},
         "sft_chosen": OFFLINE | {"steps": 800},
@@ -103,7 +103,7 @@ class Exact(Suite):
         "kto": OFFLINE | {"beta": 0.3, "steps": 1200},
         "simpo": OFFLINE | {"beta": 2.0, "gamma": 0.0, "steps": 600},
         "orpo": OFFLINE | {"steps": 1000},
-        "slic": OFFLINE | {"reward": "model", "steps": 1200},  # which its pairs do not need
+        "slic": OFFLINE | {"reward": "model", "steps": 1200},  # pairs do not need it
         "rrhf": {"steps": 400, "batch_size": 128},
         "ppo": (
             ON_POLICY
@@ -118,7 +118,7 @@ class Exact(Suite):
         ),
         "grpo": (
             ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"}
-        ),  # a KL in the loss has no listed optimum
+        ),  # the optimum of a KL term in the loss is not computed
         "rlvr": ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"},
         "rloo": ON_POLICY,
         "reinforce_pp": (
@@ -148,14 +148,14 @@ class Exact(Suite):
     }
 
     def check(self) -> None:
-        """Refuse what cannot be listed in full, with all its pairs."""
+        """Refuse settings with too many answers or pairs to list."""
         if not 1 <= self.max_tokens <= 3:
             raise ValueError(
                 "max_tokens is 1, 2 or 3: all pairs of longer answers would be too many"
             )
 
     def prompts(self, split: str) -> list[Prompt]:
-        """Return the four prompts over and over, by other names."""
+        """Return the four prompts repeatedly, under new ids."""
         return [Prompt(f"{split}/{i}", PROMPTS[i % len(PROMPTS)]) for i in range(SIZES[split])]
 
     def demonstrations(self, split: str = "demonstrations") -> list[Demonstration]:
@@ -178,8 +178,8 @@ class Exact(Suite):
         ]
 
     def make_verifier(self) -> Verifier:
-        """Return the reward itself, a grade: methods that use a reward learn from it, not from a
-        model of it.
+        """Return the reward itself as a grade. Methods that use a reward train on it, not on a
+        reward model.
         """
         return ExactVerifier(self)
 
@@ -201,15 +201,15 @@ class Exact(Suite):
         ]
 
     def reward(self, prompt: Prompt, completion: str) -> float:
-        """Return what an answer is worth."""
+        """Return the reward of an answer."""
         return worth(self.shared_seed, self.ties, prompt_text(prompt.text), completion)
 
     def figures(self, method, model, stages):
-        """Return exact figures of the policy, and its distance to what the method converges to.
+        """Return exact figures of the policy, and its distance to the method's optimum.
 
         `tv`, `regret` and `start_tv` are means over prompts of TV(policy, optimum), beta KL(policy
-        || optimum) and TV(start, optimum); where the KL is in the reward, the regret is what the
-        policy lacks of E r - beta KL. With `--reference` there is no optimum: it would be another.
+        || optimum) and TV(start, optimum); for a KL term in the reward, the regret is the optimal E
+        r - beta KL less the policy's. With `--reference` no optimum is computed.
         """
         from harness.models.enumeration import every_completion, probabilities
 
@@ -221,7 +221,7 @@ class Exact(Suite):
             method, batch, probabilities(stages.start, batch, limit), stages.tokens.texts(batch)
         )
         policy = None if model is None else probabilities(model, batch, limit)
-        # neither a learned reward nor another reference has this optimum
+        # the optimum differs for a learned reward and for another reference
         known = "reward" not in method.required() and not stages.spec.reference
         optimum = method.optimum(problem) if known else None
         figures = {"start_reward": problem.expected(problem.ref)}
@@ -234,7 +234,7 @@ class Exact(Suite):
         return {name: float(value.mean()) for name, value in figures.items()}
 
     def problem(self, method, batch, ref, texts):
-        """Return all that theory needs, the reward with what the method's options take off it."""
+        """Return the enumerated problem, with the reward that the method's options leave."""
         from harness import Enumerated, torch
 
         rows = zip(batch.prompts.prompts, texts, strict=True)
@@ -301,7 +301,7 @@ def _distances(method, policy, optimum, problem):
 
 
 class ExactVerifier(Verifier):
-    """The table as a grade in [-1.73, 1.73]: neither right nor wrong."""
+    """The reward table as a grade in [-1.73, 1.73], which is neither right nor wrong."""
 
     name = "exact_reward"
 
@@ -309,7 +309,7 @@ class ExactVerifier(Verifier):
         self.seed, self.ties = suite.shared_seed, suite.ties
 
     def verify(self, prompts, completions, golds, ended):
-        """Return what each answer is worth."""
+        """Return the reward of each answer."""
         return [
             worth(self.seed, self.ties, prompt_text(prompt.text), text)
             for prompt, text in zip(prompts, completions, strict=True)
@@ -317,7 +317,9 @@ class ExactVerifier(Verifier):
 
 
 class ExactReward(Judge):
-    """The table again: here what is learned and what is measured are the same, on purpose."""
+    """The reward table as the judge. Training and evaluation use the same reward here, on
+    purpose.
+    """
 
     name = "exact_reward"
 
@@ -330,7 +332,7 @@ class ExactReward(Judge):
         self.reward = suite.reward
 
     def score(self, prompts, completions):
-        """Return what each answer is worth."""
+        """Return the reward of each answer."""
         return [
             self.reward(prompt, text) for prompt, text in zip(prompts, completions, strict=True)
         ]

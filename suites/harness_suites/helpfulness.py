@@ -1,5 +1,5 @@
-"""Helpfulness: instructions with checkable constraints, and a graded gold judge that reads how many
-were kept.
+"""Helpfulness: instructions with checkable constraints, and a gold judge that grades how many were
+kept.
 
 A request names a topic, a length, one or two words to mention, one or two to avoid, and perhaps
 asks for politeness. Gold is `requests.Reading.score`. Preferences come from the Bradley-Terry
@@ -46,8 +46,8 @@ def requests_of(seed: int) -> dict[str, tuple[Request, ...]]:
 
 @dataclass
 class Helpfulness(Embedded):
-    """Answer a request as it asks: so many words of its topic, some of them named, some avoided,
-    politely or not.
+    """Answer a request within its constraints: length, topic, words to mention and to avoid,
+    politeness.
     """
 
     name, version = "helpfulness", "1"
@@ -82,8 +82,8 @@ class Helpfulness(Embedded):
         ]
 
     def principles(self) -> list[Principle]:
-        """Return the constitution: each sentence sees one side of a reply, none of them the whole
-        of gold.
+        """Return the constitution. Each sentence concerns one aspect of a reply; none covers all of
+        gold.
         """
 
         def check(measure: Callable[[Reading], float]) -> Callable[[Prompt, str], float]:
@@ -120,7 +120,7 @@ class Helpfulness(Embedded):
 
     @property
     def max_new_tokens(self) -> int:
-        """Politeness, ten words and three too many, the full stop and the end: 16."""
+        """Politeness, ten words, three more words, the full stop and the end are 16 tokens."""
         return 16
 
     def request(self, prompt_id: str) -> Request:

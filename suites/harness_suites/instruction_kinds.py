@@ -23,7 +23,8 @@ class Instruction:
 
 @dataclass
 class Parts:
-    """One constraint of an instruction: how it is put, what it needs, and what answers it.
+    """One constraint of an instruction: its wording, its parameters, and the parts of an answer
+    that keeps it.
 
     The answer to an instruction is `begin`, a clause about the topic, `inside` and `end`.
     """
@@ -33,11 +34,11 @@ class Parts:
     begin: str = ""
     inside: str = ""
     end: str = ""
-    words: int = 0  # how many words an answer has; 0: as it comes
+    words: int = 0  # words of the answer; 0: not fixed
     lower: bool = False
     mark: str = "."
-    task: str = ""  # in place of a task for sentences
-    answer: Callable[[str], str] | None = None  # the whole answer to a topic
+    task: str = ""  # replaces a task that asks for sentences
+    answer: Callable[[str], str] | None = None  # replaces the whole answer
 
 
 def _include(rng: Random) -> Parts:

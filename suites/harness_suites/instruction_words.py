@@ -1,4 +1,4 @@
-"""What instructions are made of: topics, words, openings, endings, and keys."""
+"""The parts of instructions: topics, words, openings, endings, and keys."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from harness import SPLITS, Demonstration, Prompt, Suite, UsageError, hookimpl, 
 
 from .instruction_kinds import ANY_KIND, SINGLE_KINDS, Instruction, draw
 
-DRAWS = 200  # of a prompt that no split has yet, before its kind counts as used up
+DRAWS = 200  # draws of a new prompt before a kind counts as exhausted
 
 
 @dataclass
@@ -33,10 +33,10 @@ class Instructions(Suite):
     judge_name, labeller_name = "verdict", "verdict"
     proxy = False  # gold is the verifier itself
 
-    title: str = ""  # what the suite is called; the suite file's name unless given
+    title: str = ""  # the suite's name; by default that of the suite file
     folder: str = "."  # the suite file's folder
     kinds: tuple[str, ...] = ANY_KIND  # which kinds of instructions, in equal shares
-    prompts_to_train: int = 1000  # the other splits have a quarter of it each
+    prompts_to_train: int = 1000  # each other split has a quarter of it
     on_topic: bool = True  # an answer that does not mention the topic gets 0
     graded: bool = True  # the share of constraints kept; otherwise 1.0 for all of them, and 0.0
     must_end: bool = True  # an answer that was cut at the length limit is wrong
@@ -86,7 +86,7 @@ class Instructions(Suite):
         parts = [{"name": "constraints", "graded": self.graded} | ends]
         if self.sense:
             parts.append({"name": "sense", "gate": True} | ends | self.sense_options)
-        if self.least_likelihood and self.model:  # a suite that is only described has no model
+        if self.least_likelihood and self.model:  # a suite that is only shown has no model
             template = self.chat_template if isinstance(self.chat_template, str) else "auto"
             options = {"model": str(self.model), "least": float(self.least_likelihood)}
             chat = {"chat_template": template, "chat_date": self.chat_date}
@@ -104,14 +104,14 @@ class Instructions(Suite):
 
         if self.model and self.chat_template is True and not has_chat_template(self.model):
             raise UsageError(
-                f"The suite {self.name} instructs chat models, and the tokenizer of {self.model}"
-                " has no chat template. Take a model that was tuned on conversations, or name a"
+                f"The suite {self.name} is for chat models, and the tokenizer of {self.model}"
+                " has no chat template. Use a model that was tuned on conversations, or name a"
                 " template: --suite-set chat_template=FILE.jinja."
             )
 
     @cached_property
     def _splits(self) -> dict[str, list[Demonstration]]:
-        """Return the instructions of all splits; no text stands in two of them."""
+        """Return the instructions of all splits; no text is in two splits."""
         seen: set[str] = set()
         return {split: list(self._drawn(split, seen)) for split in reversed(SPLITS)}
 

@@ -1,6 +1,6 @@
 """Rows of JSON text: JSON lines, an array in any layout, or an object around an array.
 
-Text is read piece by piece, so a file takes no more memory than its longest row.
+Text is read piece by piece, so reading needs memory for the longest row only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Open = Callable[[], BinaryIO]
 class Row:
     """A row and where it stands, or the reason why it cannot be read."""
 
-    place: str  # "row 3", of a file with a row to a line its third line; counted from 1
+    place: str  # "row 3", counted from 1; in a file with one row per line, the third line
     value: Any
     fault: str = ""
 
@@ -49,7 +49,7 @@ def json_rows(name: str, opened: Open, key: str = "", limits: Limits = USUAL) ->
     Args:
         name: The file as messages name it.
         opened: Opens the file from its beginning, as plain UTF-8 bytes.
-        key: Where the text is one object, the key of its list of rows; empty finds it.
+        key: If the text is one object, the key of its list of rows; empty: the key is detected.
         limits: How long a row may be.
 
     Raises:
@@ -108,8 +108,8 @@ def _too_long(name: str, place: str, limits: Limits) -> str:
 
 
 def _numbered(name: str, values: Iterator[Any], limits: Limits) -> Iterator[Row]:
-    """Yield the values as rows; an array that breaks off is refused, because nothing says where
-    its next row begins.
+    """Yield the values as rows; a truncated array is refused, because the beginning of its next row
+    is unknown.
     """
     number = 0
     try:
@@ -132,7 +132,7 @@ def _layout(opened: Open) -> str:
         more = ended and any(rest.strip() for rest in iter(lambda: stream.readline(CHUNK), b""))
     if line[:1] not in (b"[", b"{"):
         return "lines"
-    if more and _is_json(line):  # a row to a line
+    if more and _is_json(line):  # one row per line
         return "lines"
     return "array" if line[:1] == b"[" else "object"
 
@@ -146,10 +146,10 @@ def _is_json(line: bytes) -> bool:
 
 
 def _lists(opened: Open, limits: Limits) -> list[str]:
-    """Return the keys of an object's lists of objects; none where the text is no single object.
+    """Return the keys of an object's lists of objects; none if the text is not a single object.
 
-    A list that breaks off under a usual key counts, so that its fault is named and not the first
-    line's.
+    A truncated list under a usual key counts too, so that the message names its error and not that
+    of the first line.
     """
     with opened() as stream:
         reader = _Reader(stream, limits)
@@ -161,7 +161,7 @@ def _lists(opened: Open, limits: Limits) -> list[str]:
 
 
 def _chosen(name: str, lists: list[str], key: str) -> str | None:
-    """Return which of an object's lists holds the rows; None where the object is itself a row."""
+    """Return the key of the list that holds the rows; None if the object is itself a row."""
     if key and lists:
         if key not in lists:
             raise UsageError(f"{name}: it has no list {key!r}; its lists are {', '.join(lists)}.")
@@ -169,14 +169,14 @@ def _chosen(name: str, lists: list[str], key: str) -> str | None:
     usual = [known for known in lists if known in WRAPPERS]
     if len(usual) > 1:
         raise UsageError(
-            f"{name}: it holds the lists {', '.join(usual)}. Name the one of each part, for"
+            f"{name}: it holds the lists {', '.join(usual)}. Name the list of each part, for"
             f' example train = "{usual[0]}".'
         )
     return usual[0] if usual else None
 
 
 class _Reader:
-    """Takes JSON values one by one from a stream of UTF-8."""
+    """Reads JSON values one by one from a stream of UTF-8."""
 
     def __init__(self, stream: BinaryIO, limits: Limits) -> None:
         self.stream, self.most = stream, limits.row_bytes
@@ -227,17 +227,17 @@ class _Reader:
                 if not self._may_go_on(error) or not self._fill():
                     raise ValueError(error.msg) from error
                 continue
-            if end == len(self.text) and self._fill():  # a number may go on
+            if end == len(self.text) and self._fill():  # the number may continue
                 continue
             self.start = end
             return value
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:
-        """Return whether the fault can be that the value is not read to its end yet."""
+        """Return whether the error may be due to a value that is not read to its end yet."""
         return "Unterminated" in error.msg or error.pos > len(self.text) - 32
 
     def at_end(self) -> bool:
-        """Return whether nothing but blanks is left."""
+        """Return whether only blanks remain."""
         return not self._peek()
 
     def _keys(self) -> Iterator[str]:
@@ -255,7 +255,7 @@ class _Reader:
                 return
 
     def _pass(self, key: str) -> bool:
-        """Read over a value; return whether it is a list of objects."""
+        """Skip a value; return whether it is a list of objects."""
         if self._peek() != "[":
             self.value()
             return False
@@ -286,7 +286,7 @@ class _Reader:
                 return ""
 
     def _fill(self) -> bool:
-        """Read more, as much again as is there; return whether there was more."""
+        """Double the buffer by reading more; return whether there was more to read."""
         if self.ended:
             return False
         self.text, self.start = self.text[self.start :], 0

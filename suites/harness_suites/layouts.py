@@ -1,8 +1,8 @@
-"""Which columns hold what: the public layouts of preference data.
+"""The public layouts of preference data: the meaning of their columns.
 
 Every layout becomes pairs of answers to one prompt, single answers with a label, or answers to
-imitate. The first layout whose columns a row has is taken; docs/your-model-and-data.md shows a row
-of each.
+imitate. A row is read by the first layout whose columns it has; docs/your-model-and-data.md shows a
+row of each.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ PROMPTS = (
     "question",
     "instruction",
     "query",
-)  # in this order, where prompt_column is not
-BESIDE = ("input", "context")  # what an instruction is about: Alpaca's name, and Dolly's
-# what may hold the prompt under a name that is not its usual one
+)  # in this order, if the row has no prompt_column
+BESIDE = ("input", "context")  # the input of an instruction: Alpaca's name, and Dolly's
+# columns that may hold the prompt under an unusual name
 PERHAPS = (
     "input",
     "context",
@@ -70,7 +70,7 @@ PAIR_SCORES = (
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a row holds what, and how it is read."""
+    """The columns of a row, and how they are read."""
 
     prompt: str = "prompt"
     chosen: str = "chosen"
@@ -100,7 +100,8 @@ def read_row(row: object, columns: Columns) -> list[Example]:
 def _without_nulls(row: Row, columns: Columns) -> Row:
     """Return a row without the null cells that a table of several layouts gives it.
 
-    A null stays where its column would be missed: a prompt, a label, one answer of two.
+    A null is kept in a column whose absence would be an error: a prompt, a label, one answer of
+    two.
     """
     pair = (columns.chosen, columns.rejected)
     kept = {columns.prompt, *PROMPTS, "label"}
@@ -121,7 +122,7 @@ def prompt_of(text: Text) -> Prompt:
 
 
 def pair_of(prompt: Text | None, chosen: Text, rejected: Text, columns: Columns, before=()) -> Pair:
-    """Return a pair; `before` are messages that stand before the prompt: tools and a system."""
+    """Return a pair; `before` are the messages before the prompt: tools and system."""
     prompt, chosen, rejected = divide(prompt, chosen, rejected, columns.ending)
     for answer in (chosen, rejected):
         check_answer(answer)
@@ -159,7 +160,7 @@ def _pair(row: Row, columns: Columns) -> list[Example]:
 
 
 def _check_implicit(row: Row, columns: Columns) -> None:
-    """Raise ValueError where another column may hold the prompt of two texts: what both begin with
+    """Raise ValueError if another column may hold the prompt of two texts. Their common beginning
     would then be part of the answers.
     """
     null = next((n for n in (columns.prompt, *PROMPTS) if row.get(n, "") is None), None)
@@ -174,7 +175,7 @@ def _check_implicit(row: Row, columns: Columns) -> None:
 
 
 def _check_order(row: Row, better: str, worse: str) -> None:
-    """Raise ValueError where the row's own scores contradict what is called chosen."""
+    """Raise ValueError if the row's own scores contradict the choice."""
     one, other = _number(row.get(better)), _number(row.get(worse))
     if one is None or other is None:
         return
@@ -216,12 +217,14 @@ def _has_list(row: Row, columns: Columns) -> bool:
 
 
 def _ranked(row: Row, columns: Columns) -> list[Example]:
-    """`responses`, `completions` or `answers` with scores or ranks, in them or beside them."""
+    """`responses`, `completions` or `answers` with scores or ranks, inside them or in columns of
+    their own.
+    """
     name = next(name for name in LISTS if isinstance(row.get(name), list))
     items = row[name]
     prompt = _prompt(row, columns)
     if prompt is None:
-        raise ValueError(f"no prompt beside {name!r}; it is looked for in {', '.join(PROMPTS)}")
+        raise ValueError(f"no prompt beside {name!r}; the column is one of {', '.join(PROMPTS)}")
     texts = [_words(item) for item in items]
     return _ordered(prompt, texts, _worth(row, items), columns, _frame(row))
 
@@ -247,14 +250,14 @@ def _worth(row: Row, items: Sequence[Any]) -> list[float]:
                     if len(numbers) == len(values):
                         return [sign * number for number in numbers]
     raise ValueError(
-        f"no score or rank for each answer: they are looked for in {', '.join(SCORES + RANKS)}"
+        f"no score or rank for each answer: expected one of the columns {', '.join(SCORES + RANKS)}"
     )
 
 
 def _ordered(
     prompt: Text, texts: Sequence[Text], worth: Sequence[float], columns: Columns, before: Any = ()
 ) -> list[Example]:
-    """Return pairs of answers of unequal worth: of the best and the worst, or all."""
+    """Return pairs of answers with different scores: the best and the worst, or all pairs."""
     order = sorted(range(len(texts)), key=lambda i: -worth[i])
     if not order or worth[order[0]] == worth[order[-1]]:
         raise ValueError("no answer is better than another")
@@ -360,7 +363,7 @@ def _conversation_of(text: Text, frame: Sequence[Any]) -> Demonstration:
 
 
 def _prompt(row: Row, columns: Columns) -> Text | None:
-    """Return the row's prompt; None where it must be what the answers begin with."""
+    """Return the row's prompt; None if it is the common beginning of the answers."""
     if columns.prompt != Columns.prompt:
         return read_text(row[columns.prompt]) if columns.prompt in row else None
     for name in PROMPTS:
@@ -371,12 +374,12 @@ def _prompt(row: Row, columns: Columns) -> Text | None:
             return f"{prompt}\n\n{extra}" if extra else prompt
     name = next((n for n in CONVERSATIONS if row.get(n)), None)
     turns = "" if name is None else read_text(row[name])
-    # A conversation that ends with an answer is no prompt: it repeats what stands in `chosen`.
+    # A conversation that ends with an answer is not a prompt: it repeats `chosen`.
     return None if isinstance(turns, str) or turns[-1]["role"] == "assistant" else turns
 
 
 def _frame(row: Row) -> list[dict[str, Any]]:
-    """Return what a row puts before its conversation: the tools on offer and a system message."""
+    """Return the messages before a row's conversation: the tools on offer and a system message."""
     name = next((n for n in SYSTEMS if isinstance(row.get(n), str) and row[n].strip()), None)
     system = [] if name is None else as_messages(read_text(row[name]), "system")
     return [*read_tools(row.get("tools")), *system]
@@ -391,7 +394,7 @@ def _with_frame(frame: Sequence[Any], prompt: Text) -> Text:
 
 
 def _number(value: object) -> float | None:
-    """Return a finite number, which tables hold as text; None for anything else."""
+    """Return a finite number, which may be written as text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

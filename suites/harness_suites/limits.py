@@ -1,4 +1,4 @@
-"""Limits of what is read of a data file, so that no file fills the memory or the disk."""
+"""Limits on data files, so that no file fills the memory or the disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB, GIB = 1 << 20, 1 << 30
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one row and one file may hold; each is an option of a suite."""
+    """The largest allowed row and file; each limit is an option of a suite."""
 
     max_row_mib: float = 32.0  # of one row, in MiB
     max_columns: int = 1000  # of a row or a table
@@ -28,7 +28,7 @@ class Limits:
         return int(self.max_row_mib * MIB)
 
     def check(self) -> None:
-        """Raise ValueError for a limit that admits nothing."""
+        """Raise ValueError for a limit of 0 or less."""
         for name, value in vars(self).items():
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
@@ -54,7 +54,7 @@ class Limits:
             raise ValueError(self.too_long())
 
     def too_long(self) -> str:
-        """Return what is said of a row that is too long."""
+        """Return the message for a row that is too long."""
         return f"longer than max_row_mib = {self.max_row_mib:g} MiB"
 
 
@@ -82,21 +82,21 @@ class Unpacking(io.RawIOBase):
         self._place = 0
 
     def readable(self) -> bool:
-        """Return that it can be read."""
+        """Return True: it can be read."""
         return True
 
     def seekable(self) -> bool:
-        """Return whether the unpacked bytes can be sought in."""
+        """Return whether `seek` works on the unpacked bytes."""
         return bool(self._stream.seekable())
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a place in the unpacked bytes."""
+        """Move to a position in the unpacked bytes."""
         self._place = int(self._stream.seek(offset, whence))
         self._check()
         return self._place
 
     def tell(self) -> int:
-        """Return the place in the unpacked bytes."""
+        """Return the position in the unpacked bytes."""
         return self._place
 
     def readinto(self, buffer: Any) -> int:

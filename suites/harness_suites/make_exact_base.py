@@ -3,8 +3,8 @@ FOLDER`.
 
 A stock Llama with random weights. Its vocabulary is three words and the end-of-sequence token,
 which also pads: there is no other special token, so every other token is an ordinary word of an
-answer. Its starting weights are large enough that no two prompts, and no two beginnings of an
-answer, have like distributions.
+answer. Its initial weights are large, so that different prompts and beginnings of answers have
+different distributions.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def build_model(width: int, layers: int, seed: int) -> LlamaForCausalLM:
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        for layer in (
-            model.model.layers
-        ):  # sharper features: contexts are told apart, and learned apart, sooner
+        for layer in model.model.layers:  # larger features separate contexts earlier in training
             layer.mlp.gate_proj.weight *= 2
             layer.mlp.up_proj.weight *= 2
     return model

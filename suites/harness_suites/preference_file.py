@@ -1,5 +1,5 @@
-"""A suite from a file: any preference data set in the ecosystem's columns, with a judge that no
-method can see into.
+"""A suite from a file: any preference data set in the ecosystem's columns, with a judge that
+methods cannot access.
 
     # hh.toml
     suite = "preference_file"
@@ -37,14 +37,14 @@ class PreferenceFile(RowSuite):
     name, version = "preference_file", "1"
     judge_name, labeller_name = "reward_model_judge", None
 
-    # what is answered; if missing or empty, what the two answers begin with
+    # the prompt; if missing or empty, the common beginning of the two answers
     prompt_column: str = "prompt"
     chosen_column: str = "chosen"  # the better answer, or the conversation that ends with it
-    rejected_column: str = "rejected"  # the other one
+    rejected_column: str = "rejected"  # the worse answer, in the same form
     prompt_ends_with: str = ""  # an implicit prompt ends after the last of these
     list_pairs: str = "best_worst"  # pairs of a ranked list: best_worst, or all of unequal rank
-    train_on: str = "last"  # answers of a conversation that are imitated: last, or all
-    judge_share: float = 0.5  # of the rows that are not evaluated: train the judge and nothing else
+    train_on: str = "last"  # answers of a conversation to imitate: last, or all
+    judge_share: float = 0.5  # share of the rows that are not evaluated: they train only the judge
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -76,11 +76,13 @@ class PreferenceFile(RowSuite):
         return _pairs(self._parts["method"])
 
     def labelled(self) -> list[Labelled]:
-        """Return the labelled answers that methods may see; none where all rows are pairs."""
+        """Return the labelled answers that methods may see; none if all rows are pairs."""
         return _labelled(self._parts["method"])
 
     def judge_preferences(self) -> list[Pair] | list[Labelled]:
-        """Return what only the judge sees: labelled answers where there are any, or pairs."""
+        """Return the preferences that only the judge sees: labelled answers if there are any, or
+        pairs.
+        """
         rows = self._parts["judge"]
         return _labelled(rows) or _pairs(rows)
 
@@ -100,7 +102,7 @@ class PreferenceFile(RowSuite):
         return "judge" if place < self.judge_share else "method"
 
     def _placing(self, prompt: Prompt) -> Text:
-        """Return the first question of a prompt where earlier answers are trained on, too."""
+        """Return the first question of a prompt if earlier answers are trained on too."""
         return first_turn(prompt.text) if self.train_on == "all" else prompt.text
 
     def _read(self, row: object) -> list[Example]:
@@ -117,7 +119,9 @@ class PreferenceFile(RowSuite):
 
 
 def _imitable(row: Example, train_on: str) -> Iterator[Demonstration]:
-    """Yield what of an example is imitated: its good answer, and earlier ones where asked for."""
+    """Yield the answers of an example to imitate: its good answer, and earlier ones if the option
+    asks for them.
+    """
     if isinstance(row, Labelled) and not row.label:
         return
     if train_on == "all":
@@ -159,8 +163,8 @@ def _labelled(rows: Sequence[Example]) -> list[Labelled]:
 
 
 class RewardModelJudge(Judge):
-    """A reward model trained on preferences that no method sees: its score stands for the
-    annotators' taste.
+    """A reward model trained on preferences that no method sees. Its score estimates the
+    annotators' preference.
     """
 
     name, learns = "reward_model_judge", True

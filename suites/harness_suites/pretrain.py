@@ -3,9 +3,9 @@ FOLDER`.
 
 The text is written on the fly: summaries that choose their facts without regard to importance,
 lists of every fact and copied word lists, which teach the model to bind, sums with correct chains
-of thought, and replies that miss some of their constraints. The base therefore writes the language
-of every embedded suite, and has the taste of none. The learning curve, the settings and the machine
-go to `training.json` beside the weights.
+of thought, and replies that miss some of their constraints. The base model therefore writes the
+language of every embedded suite, without its preferences. The learning curve, the settings and the
+machine go to `training.json` beside the weights.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROWS = {
     "reply": 2,
     "copy": 2,
 }  # short texts fill a step with twice the rows
-PROMPT_WEIGHT = 0.1  # of the mean over prompt tokens, which are mostly unpredictable
+PROMPT_WEIGHT = 0.1  # weight of the mean over prompt tokens, which are mostly unpredictable
 Example = tuple[str, str]  # prompt, completion
 
 

@@ -10,10 +10,10 @@ A verifier checks the answers: by default `final_number`, which reads the number
     verifier = "final_number"          # or another: `harness list`
     prompt_template = "Question: {question}\\nAnswer:"
 
-Rows are split by the hash of their question: one half of those that are not evaluated is imitated
-by the start checkpoint, the other half is what methods train on. Gold is the verifier's verdict.
-The labeller `verdict` makes preferences out of verdicts, so methods that learn from preferences or
-from a reward model run too. No reward model is made for the evaluation.
+Rows are split by the hash of their question: of those that are not evaluated, one half trains the
+start checkpoint and the other half the methods. Gold is the verifier's verdict. The labeller
+`verdict` makes preferences from verdicts, so methods that need preferences or a reward model run
+too. No reward model is trained for the evaluation.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ class QuestionFile(RowSuite):
 
     name, version = "question_file", "1"
     judge_name, labeller_name = "verdict", "verdict"
-    proxy = False  # gold is the verifier itself: no reward model is trained to be watched
+    proxy = False  # gold is the verifier itself, so no reward model is trained for the evaluation
 
     question_columns: tuple[str, ...] = ("question",)  # joined by a space
     answer_column: str = "answer"  # the answer of a row, such as a worked solution
-    # what the verifier reads: one column's text, or a JSON object of several; empty: the answer
+    # the verifier's input: one column's text, or a JSON object of several; empty: the answer
     gold_columns: tuple[str, ...] = ()
     keep_space: bool = False  # keep white space at both ends of columns, as code needs it
     verifier: str = "final_number"  # checks answers: a verifier's name, or module:function
     verifier_options: dict = field(default_factory=dict)  # options of the verifier, as a table
-    # several in its place, as tables: name, weight, label and options of each
+    # several verifiers instead, as tables: name, weight, label and options of each
     verifiers: list[dict] = field(default_factory=list)
-    prompt_template: str = "Question: {question}\nAnswer:"  # how a question is posed
+    prompt_template: str = "Question: {question}\nAnswer:"  # the text around a question
     calculator_marks: bool = False  # leave <<48/2=24>> in the worked answers
-    demonstration_share: float = 0.5  # of the training rows: for the start checkpoint
+    demonstration_share: float = 0.5  # share of the training rows that trains the start checkpoint
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -121,7 +121,7 @@ class QuestionFile(RowSuite):
         ]
 
     def _gold(self, row: object, answer: str) -> tuple[str, str]:
-        """Return what the verifier reads of a row, and the columns it stands in."""
+        """Return the verifier's input from a row, and the columns that it is from."""
         if not self.gold_columns:
             return answer, repr(self.answer_column)
         known = dict(row) if isinstance(row, dict) else {}
@@ -138,7 +138,7 @@ class QuestionFile(RowSuite):
         return text if self.keep_space else text.strip()
 
     def _posed(self, row: object) -> Text:
-        """Return a row's question: posed by the prompt template, or the conversation that it is."""
+        """Return a row's question in the prompt template, or its conversation."""
         first = row.get(self.question_columns[0]) if isinstance(row, dict) else None
         if isinstance(first, list) and len(self.question_columns) == 1:
             return read_text(first)
@@ -147,7 +147,7 @@ class QuestionFile(RowSuite):
 
 
 def _cell(row: object, column: str) -> str:
-    """Return a cell as text; a number that is whole is written so."""
+    """Return a cell as text; a whole number has no decimals."""
     if not isinstance(row, dict):
         raise ValueError(f"expected an object with {column!r}")
     if column not in row:
@@ -176,9 +176,7 @@ class Verdict(Judge):
             )
 
     def score(self, prompts, completions):
-        """Return the verdict per completion, 0 where there is none; all of them are taken to have
-        ended by themselves.
-        """
+        """Return the verdict per completion, 0 if there is none. All completions count as ended."""
         return self.score_sampled(prompts, completions, [True] * len(prompts))
 
     def score_sampled(self, prompts, completions, ended):

@@ -32,14 +32,14 @@ class ReasoningGym(Suite):
     judge_name, labeller_name = "verdict", "verdict"
     proxy = False  # gold is the verifier itself
 
-    title: str = ""  # what the suite is called; the suite file's name unless given
+    title: str = ""  # the suite's name; by default that of the suite file
     folder: str = "."  # the suite file's folder
     task: str = "chain_sum"  # a task of reasoning-gym
     task_options: dict = field(default_factory=dict)  # options of the task, as a table
     graded: bool = False  # give the scorer's grade; otherwise 1.0 for a full score and 0.0
-    chat: bool = False  # pose the question as a user's message
-    prompt_template: str = "{question}\n"  # how a question is posed
-    problems: int = 1000  # problems to train on; the other splits are a quarter of it
+    chat: bool = False  # render the question as a user's message
+    prompt_template: str = "{question}\n"  # the text around a question
+    problems: int = 1000  # problems to train on; each other split has a quarter of it
     max_prompt_tokens: int = 512  # longer prompts lose their beginning
     max_completion_tokens: int = 64  # longer answers are cut, and wrong
 
@@ -71,7 +71,7 @@ class ReasoningGym(Suite):
 
     @cached_property
     def _splits(self) -> dict[str, list[Demonstration]]:
-        """Return the problems of all splits; a text that an earlier split has is left out."""
+        """Return the problems of all splits; a text of an earlier split is left out."""
         seen: set[str] = set()
         splits: dict[str, list[Demonstration]] = {}
         for split in ("test", "validation", "train", "preferences", "demonstrations"):
@@ -110,7 +110,7 @@ class ReasoningGym(Suite):
             )
         except (ValueError, TypeError, AssertionError) as error:
             raise UsageError(
-                f"task = {self.task!r}: reasoning-gym makes no problems of it ({error})."
+                f"task = {self.task!r}: reasoning-gym cannot generate problems of it ({error})."
             ) from error
 
 

@@ -1,7 +1,8 @@
-"""Rows that the model's tokenizer cannot take: found while rows are read, not while a model trains.
+"""Checks that the model's tokenizer can render the rows. They run while rows are read, not while a
+model trains.
 
-The check renders the prompt of every row, and its answers where something learns from them. It
-needs the model, so a suite without one, as `harness show` makes it, is not checked.
+A check renders the prompt of every row, and its answers if a stage or method trains on them. It
+needs the model, so a suite without one (in `harness show`) is not checked.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 from harness import Demonstration, Labelled, Pair, UsageError
 from harness.models.chat import ChatOptions
 
-_FINDINGS: dict[tuple[Any, ...], dict[int, str]] = {}  # what a check found, by row; "" for nothing
+_FINDINGS: dict[tuple[Any, ...], dict[int, str]] = {}  # the error of each checked row; "" for none
 
 
 class RenderingCheck:
-    """A check of rows against one tokenizer, remembered for as long as the process lives."""
+    """A check of rows against one tokenizer. Results are kept for the life of the process."""
 
     def __init__(self, model: str, options: ChatOptions, limit: int, answers: bool) -> None:
         self.model, self.options, self.limit, self.answers = model, options, limit, answers
@@ -43,7 +44,7 @@ class RenderingCheck:
             for answer in _answers(example) if self.answers else ():
                 tokens.check_answer(example.prompt.text, answer)
         except UsageError as error:
-            if tokens.chat is None:  # no row can be rendered, so it is not the row that is wrong
+            if tokens.chat is None:  # no row can be rendered, so the error is not in the row
                 raise
             return str(error).rstrip(".")
         return ""

@@ -1,7 +1,7 @@
 """A suite of rows: its sources, its parts, and the report on both.
 
 Rows of a part that has sources of its own stay together. The others are split by the hash of their
-prompt. Where rows come from is in `sources.py`.
+prompt. `sources.py` reads the rows.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class RowSuite(Suite):
 
     quick = QUICK
 
-    title: str = ""  # what the suite is called; the suite file's name unless given
-    folder: str = "."  # what relative paths start from; the suite file's folder
+    title: str = ""  # the suite's name; by default that of the suite file
+    folder: str = "."  # the base of relative paths: the suite file's folder
     # JSON, JSON lines, CSV, TSV or Parquet, or a folder of such files or of save_to_disk; or a list
     data: str | tuple[str, ...] = ""
     dataset: str | tuple[str, ...] = ""  # or a data set of the hub; or a list
@@ -64,19 +64,19 @@ class RowSuite(Suite):
     # the training rows: a split of the data set or folder, or files of their own
     train: str | tuple[str, ...] = ""
     validation: str | tuple[str, ...] = ""  # the same for validation; else split off by hash
-    test: str | tuple[str, ...] = ""  # the same for evaluation, an official test set for example
-    # tables [[sources]] for what differs by source: data or dataset, config, revision, split, part,
-    # max_rows
+    test: str | tuple[str, ...] = ""  # the same for evaluation
+    # tables [[sources]] for settings that differ by source: data or dataset, config, revision,
+    # split, part, max_rows
     sources: tuple[dict[str, Any], ...] = ()
     streaming: bool = False  # take the rows of a data set as they arrive; files are always read so
     bad_rows: str = "fail"  # what to do with a row that cannot be used: fail or skip
     shared_prompts: str = "drop"  # training rows whose prompt is also a test prompt: drop or fail
-    max_rows: int = 0  # take so many rows of each part from the beginning; 0 takes all
-    rows_per_part: int = 0  # of all rows that were read, keep so many in each part; 0 keeps all
-    sampling_temperature: float = 1.0  # at which everything is sampled and measured
+    max_rows: int = 0  # rows to take of each part, from the beginning; 0 takes all
+    rows_per_part: int = 0  # rows to keep in each part, of all rows that were read; 0 keeps all
+    sampling_temperature: float = 1.0  # temperature of sampling and of log-probabilities
     max_prompt_tokens: int = 512  # longer prompts lose their beginning
     max_completion_tokens: int = 128  # longer completions are cut, without an end token
-    # plain text is posed by the chat template: auto (where there is one), true, false, or a file
+    # render plain text by the chat template: auto (if there is one), true, false, or a file
     chat_template: bool | str = "auto"
     chat_date: str = "2024-07-26"  # the day that the clock of a chat template shows
     chat_options: tuple[str, ...] = ()  # NAME=VALUE of the template: ["enable_thinking=false"]
@@ -84,8 +84,8 @@ class RowSuite(Suite):
     max_columns: int = 1000  # of a row
     max_depth: int = 64  # levels of lists and objects in a row
     max_unpacked_gib: float = 16.0  # GiB of a compressed file, after unpacking
-    test_share: float = 0.15  # of the rows: evaluation prompts, unless `test` names them
-    validation_share: float = 0.05  # of the rows: what settings are chosen on
+    test_share: float = 0.15  # share of the rows for evaluation, unless `test` names them
+    validation_share: float = 0.05  # share of the rows for choosing settings
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
@@ -163,7 +163,7 @@ class RowSuite(Suite):
 
     @cached_property
     def _rendering(self) -> RenderingCheck | None:
-        """What finds the rows that the model's tokenizer cannot take."""
+        """The check that the model's tokenizer can render the rows."""
         if not self.model:
             return None
         chat = ChatOptions.of(self)
@@ -191,7 +191,7 @@ class RowSuite(Suite):
 
     @cached_property
     def _sources(self) -> list[Source]:
-        """Every source, in the order of the parts."""
+        """All sources, in the order of the parts."""
         tables = [self._table(table) for table in self.sources]
         sources = [s for part in PARTS for s in [*self._named(part), *tables] if s.part == part]
         for source in sources:
@@ -245,7 +245,8 @@ class RowSuite(Suite):
         if empty:
             rows = sum(map(len, named.values()))
             raise UsageError(
-                f"{self._where}: {rows} usable rows leave none for {', '.join(empty)}."
+                f"{self._where}: {rows} usable rows are too few; none is left for"
+                f" {', '.join(empty)}."
             )
         if self.rows_per_part:
             examples_of = {
@@ -266,7 +267,7 @@ class RowSuite(Suite):
         return placed
 
     def _usable(self, source: Source, read: Read[Example], most: int) -> Placed[Example]:
-        """Return what `read` makes of a source's rows, at most so many (0: all)."""
+        """Return the examples that `read` makes of a source's rows, at most so many (0: all)."""
         usable: Placed[Example] = []
         report = SourceReport(source.label, source.part)
         self._report.sources.append(report)
@@ -292,14 +293,14 @@ class RowSuite(Suite):
         """Count a bad row, or refuse it."""
         if self.bad_rows == "fail":
             raise UsageError(
-                f'{source.name}, {place}: {reason}. Mend the row, or set bad_rows = "skip".'
+                f'{source.name}, {place}: {reason}. Correct the row, or set bad_rows = "skip".'
             )
         report.skip(place, reason)
 
     def _without_shared(
         self, kept: Placed[Example], keeps: str, dropped: Placed[Example], drops: str
     ) -> Placed[Example]:
-        """Return a part's examples without those whose prompt stands in another part too."""
+        """Return a part's examples without those whose prompt is in another part too."""
         key = self._prompt_key
         there = {key(example.prompt): place for place, example in reversed(kept)}
         shared = [(place, e) for place, e in dropped if key(e.prompt) in there]
@@ -325,7 +326,7 @@ class RowSuite(Suite):
 
     def _part_of(self, prompt: Prompt) -> str:
         """Return a training row's part by the hash of its prompt: rows with one prompt stay
-        together, whatever else the file holds.
+        together, independent of other rows.
         """
         place = derive("split", self.shared_seed, self._prompt_key(prompt)) / 2**63
         if place < self._test_share:
@@ -339,12 +340,12 @@ class RowSuite(Suite):
         return _key(self._placing(prompt))
 
     def _placing(self, prompt: Prompt) -> Text:
-        """Return what decides the part of a prompt: its text."""
+        """Return the text of a prompt that decides its part."""
         return prompt.text
 
     @abstractmethod
     def _other_part(self, place: float) -> str:
-        """Return the part of a prompt that is not evaluated, by its place in [0, 1)."""
+        """Return the part of a prompt that is not evaluated, by its hash in [0, 1)."""
 
     @property
     @abstractmethod
@@ -380,7 +381,7 @@ def _size(examples: Sequence[Any]) -> dict[str, int]:
 
 
 def _key(text: Text) -> str:
-    """Return what makes prompts the same: their words, whatever their case, blanks and roles."""
+    """Return the key of equal prompts: their words, without case, blanks and roles."""
     whole = text if isinstance(text, str) else " ".join(message_text(m) for m in text)
     return " ".join(whole.casefold().split())
 

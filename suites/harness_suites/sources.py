@@ -1,4 +1,4 @@
-"""Where rows come from: files, folders of data files or of `save_to_disk`, and the hub.
+"""The sources of rows: files, folders of data files or of `save_to_disk`, and the hub.
 
 Every source is read piece by piece: JSON, CSV, TSV, Parquet, each plain or compressed.
 """
@@ -31,9 +31,9 @@ PARTS = ("train", "validation", "test")
 ENDINGS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 BATCH = 32  # rows of a Parquet file decoded at a time
-FEW = 2  # the same, where a value may be as long as a row may be
+FEW = 2  # the same, if values may be as long as a row
 LONGEST_FOOTER = 1 << 24  # bytes of a Parquet file's description of its columns
-# what a cut or damaged file, or one of another encoding, raises
+# errors of a truncated or damaged file, or of another encoding
 UNREADABLE = (EOFError, OSError, UnicodeDecodeError, csv.Error, lzma.LZMAError, zlib.error)
 LIST_OF_OBJECTS = re.compile(r"""\s*\[\s*\{\s*["']""")  # the beginning of a cell of a table
 SEVERAL = "*?["  # characters of a pattern that names several files
@@ -49,12 +49,12 @@ class Source:
     config: str = ""  # the configuration of a data set that has several
     revision: str = ""  # the commit, branch or tag of a data set of the hub
     split: str = ""  # the split of a data set, or the list of a JSON object; a data set's is train
-    max_rows: int = 0  # take so many usable rows from the beginning; 0 takes all
-    folder: str = "."  # what relative paths start from
+    max_rows: int = 0  # usable rows to take from the beginning; 0 takes all
+    folder: str = "."  # the base of relative paths
     streaming: bool = False  # take the rows of a data set as they arrive
 
     def check(self) -> None:
-        """Raise ValueError for a source that cannot be."""
+        """Raise ValueError for contradictory settings."""
         if self.part not in PARTS:
             raise ValueError(f"part is train, validation or test, not {self.part!r}")
         if bool(self.data) == bool(self.dataset):
@@ -75,17 +75,17 @@ class Source:
 
     @property
     def label(self) -> str:
-        """The source as records name it: without the folder that relative paths start from."""
+        """The source as records name it: without the base of relative paths."""
         return self.name if self.dataset else self.data + (f", {self.split}" if self.split else "")
 
     @property
     def path(self) -> Path:
-        """The file or folder; of a data set, where it would be if it were a folder."""
+        """The file or folder; for a data set, the path that its name would be."""
         return Path(self.folder, self.data or self.dataset)
 
     @property
     def local(self) -> bool:
-        """Whether the rows lie on this machine, and not on the hub."""
+        """Whether the rows are on this machine and not on the hub."""
         return bool(self.data) or self.path.is_dir()
 
     def files(self) -> list[Path]:
@@ -96,10 +96,10 @@ class Source:
         return [f for f in inside if not any(p.startswith(".") for p in _below(f, self.path))]
 
     def rows(self, limits: Limits = USUAL) -> Iterator[Row]:
-        """Yield the rows in their order; one that exceeds a limit has it as its fault.
+        """Yield the rows in their order; a row over a limit is returned with the reason.
 
         Raises:
-            UsageError: The source is not there, or is not what its name says.
+            UsageError: The source does not exist, or its format is not that of its name.
         """
         if not self.local:
             return self._dataset_rows(self.dataset)
@@ -180,8 +180,8 @@ class Source:
     def _cached(self, where: str) -> tuple[str, str, bool]:
         """Return the name and revision to load, and whether the hub cannot be reached.
 
-        Without the hub the files of its local cache are read, of the revision that is asked for;
-        `load_dataset` itself would take the newest that it prepared before.
+        Without the hub, the local cache is read at the requested revision; `load_dataset` itself
+        would use the newest one that it prepared before.
         """
         if self.local or not hub.offline(where):
             return where, self.revision, False
@@ -194,31 +194,33 @@ class Source:
 
 
 def is_path(name: str) -> bool:
-    """Return whether a name is that of a file and not of a split."""
+    """Return whether a name is a file's and not a split's."""
     plain = _plain(name)
     return "/" in name or os.sep in name or "*" in name or plain.endswith(ENDINGS)
 
 
 def expanded(name: str, folder: str) -> list[str]:
-    """Return the files that a name stands for: itself, or those of a pattern such as `*.jsonl`."""
+    """Return the files of a name: the file itself, or those that match a pattern such as
+    `*.jsonl`.
+    """
     if not any(c in name for c in SEVERAL) or Path(folder, name).exists():
         return [name]
     base = Path(name).anchor or folder
     files = sorted(str(f) for f in Path(base).glob(name[len(Path(name).anchor) :]) if f.is_file())
     if not files:
-        raise UsageError(f"data = {name!r}: no file below {base} has such a name.")
+        raise UsageError(f"data = {name!r}: no file in {base} matches.")
     return files
 
 
 def _advice(error: Exception) -> str:
-    """Return what went wrong with a data set, and the option that mends it."""
+    """Return the error of a data set, and the option that corrects it."""
     message = " ".join(str(error).split())[:300] or type(error).__name__
     if "split" in message:
         hint = 'Name the split of each part, for example train = "train_prefs", test = "test_prefs"'
     elif "onfig" in message:
         hint = "Set dataset_config"
     else:
-        hint = "See to its name, the network, and whether it asks for a login"
+        hint = "Check its name, the network, and whether it needs a login"
     return f"it could not be loaded ({message.rstrip('.')}). {hint}."
 
 
@@ -237,7 +239,7 @@ def _is_data_file(file: Path) -> bool:
 
 
 def _kind_of(path: Path) -> str:
-    """Return the format of a file: its name's, or Parquet where it begins like one."""
+    """Return the format of a file: by its name, or Parquet if its content begins so."""
     plain = _plain(path.name)
     with _opened(path) as stream:
         head = stream.read(4)
@@ -248,13 +250,13 @@ def _kind_of(path: Path) -> str:
 
 
 def _named_kind(plain: str) -> str:
-    """Return the format that a file's name tells; JSON where it tells none."""
+    """Return the format by a file's name; JSON if the name does not show it."""
     formats = {".parquet": "Parquet", ".csv": "CSV", ".tsv": "TSV"}
     return next((kind for ending, kind in formats.items() if plain.endswith(ending)), "JSON")
 
 
 def _check_encoding(path: Path, head: bytes) -> None:
-    """Refuse text that is not UTF-8 from its first bytes on, with the name of what it is."""
+    """Refuse a file whose first bytes show another encoding or format, and name it."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in head:
         wide = head.startswith((b"\xff\xfe\x00\x00", b"\x00\x00")) or head[1:4] == bytes(3)
         raise UsageError(
@@ -266,7 +268,7 @@ def _check_encoding(path: Path, head: bytes) -> None:
 
 
 def _opened(path: Path, limits: Limits = USUAL) -> BinaryIO:
-    """Return a file's bytes, unpacked where they begin like those of a compressed file."""
+    """Return a file's bytes, unpacked if they begin like a compressed file."""
     with path.open("rb") as stream:
         head = stream.read(6)
     if head.startswith(b"\x1f\x8b"):
@@ -300,7 +302,7 @@ def _parquet_rows(path: Path, limits: Limits) -> Iterator[Row]:
 def _parquet_values(file: Any, limits: Limits) -> Iterator[Any]:
     """Yield the rows of an open Parquet file.
 
-    Row groups are asked for one by one: Arrow reads ahead over all that it is asked for.
+    Row groups are requested one by one, because Arrow reads ahead over everything requested.
     """
     for group in range(file.num_row_groups):
         size = BATCH if _largest_chunk(file.metadata.row_group(group)) < limits.row_bytes else FEW
@@ -311,7 +313,7 @@ def _parquet_values(file: Any, limits: Limits) -> Iterator[Any]:
 def _largest_chunk(group: Any) -> int:
     """Return the unpacked bytes of the largest column of a row group.
 
-    A value in it may be that long, and a dictionary repeats it for every row.
+    One value may be that long, and a dictionary-encoded column repeats it for every row.
     """
     return max(
         (group.column(i).total_uncompressed_size for i in range(group.num_columns)), default=0
@@ -337,7 +339,7 @@ def _check_columns(path: Path, metadata: Any, limits: Limits) -> None:
 
 
 def _check_footer(path: Path, stream: BinaryIO) -> None:
-    """Refuse a file whose description of its columns would itself fill the memory."""
+    """Refuse a file whose footer would fill the memory."""
     stream.seek(-8, os.SEEK_END)
     size = int.from_bytes(stream.read(4), "little")
     mark = stream.read(4)

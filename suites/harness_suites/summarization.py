@@ -1,9 +1,9 @@
 """Summarization: procedural news with a graded gold judge, and a noisy
 labeller.
 
-Gold is `documents.Reading.score`: importance named, less wrong words, repetitions, idle clauses and
-length. Preferences come from a Bradley-Terry labeller on gold, optionally biased towards long
-summaries, which makes the proxy hackable.
+Gold is `documents.Reading.score`: the importance of the named facts, less wrong words, repetitions,
+unimportant clauses and length. Preferences come from a Bradley-Terry labeller on gold, optionally
+biased towards long summaries, which a policy can exploit through the proxy reward.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def document_of(seed: int, split: str, index: int) -> Document:
 
 @dataclass
 class Summarization(Embedded):
-    """Summarise a news text in at most 26 tokens: the important facts, rightly bound, and nothing
-    else.
+    """Summarise a news text in at most 26 tokens: the important facts, correctly stated, and
+    nothing else.
     """
 
     name, version = "summarization", "1"
@@ -78,7 +78,7 @@ class Summarization(Embedded):
         return {p.id: documents.expert_summary(self.document(p.id)) for p in self.prompts(split)}
 
     def principles(self) -> list[Principle]:
-        """Return the constitution: each sentence sees one side of a summary, none of them the whole
+        """Return the constitution. Each sentence concerns one aspect of a summary; none covers all
         of gold.
         """
 

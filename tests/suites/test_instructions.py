@@ -130,7 +130,7 @@ def test_options_that_make_no_sense(options, why):
 def test_a_model_without_a_chat_template_gets_a_clear_message(tmp_path):
     base = ROOT / "suites" / "harness_suites" / "base"
     done = command("run", "-m", "rlvr", "-s", EXAMPLE, "--model", base, "--results", tmp_path)
-    assert done.code and "has no chat template. Take a model that was tuned" in done.text
+    assert done.code and "has no chat template. Use a model that was tuned" in done.text
 
 
 def test_likelihood_is_the_mean_log_probability_under_the_model(model):

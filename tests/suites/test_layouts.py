@@ -649,7 +649,7 @@ REFUSED = {
         {"messages": [USER, GOOD, m("user", "and now?")]},
         "ends with a message of the user, not with an answer",
     ),
-    "an answer to nothing": ({"messages": [GOOD]}, "nothing is asked before"),
+    "an answer to nothing": ({"messages": [GOOD]}, "no message precedes the assistant"),
     "two answers in a row": ({"messages": [USER, GOOD, BAD]}, "two messages of the assistant"),
     "text without a prompt": ({"completion": "north"}, "text without a prompt"),
     "nothing known": ({"words": "north"}, "no column 'chosen'; there are words"),

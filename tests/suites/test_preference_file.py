@@ -185,7 +185,7 @@ def test_an_implicit_conversation(suite):
     ("row", "ends", "reason"),
     [
         (implicit("", "yes", "no"), "", "share no beginning"),
-        (implicit("Q ", "yes", "no"), "A:", "does not contain 'A:'"),
+        (implicit("Q ", "yes", "no"), "A:", "share no beginning with 'A:'"),
         (implicit("Q", "", " more"), "", "an empty completion"),
     ],
 )
@@ -250,7 +250,7 @@ def test_the_order_of_a_messages_keys_does_not_matter(suite):
 
 def test_too_few_rows_for_the_splits(suite):
     with pytest.raises(
-        UsageError, match=r"data.jsonl: 2 usable rows leave none for .*(test|validation)"
+        UsageError, match=r"2 usable rows are too few; none is left for .*(test|validation)"
     ):
         suite(ROWS[:2]).preferences()
 

@@ -36,7 +36,7 @@ def test_splits_share_no_problem_and_answers_are_right(task):
 
 def test_a_task_that_does_not_exist_is_refused():
     for options in ({"task": "no_such_task"}, {"task_options": {"no_such_option": 1}}):
-        with pytest.raises(UsageError, match="makes no problems of it"):
+        with pytest.raises(UsageError, match="cannot generate problems of it"):
             suite(**options).prompts("test")
 
 

@@ -309,7 +309,7 @@ def test_a_pattern_names_its_files(suite, tmp_path):
     assert contents(made) == expected(ROWS)
     assert [f.name for f in made.data_files()] == sorted(files)
     assert contents(suite(data=str(tmp_path / "shard-[01].jsonl"))) == expected(ROWS[:100])
-    with pytest.raises(UsageError, match="no file .* has such a name"):
+    with pytest.raises(UsageError, match="no file .* matches"):
         suite(data="other-*.jsonl")
 
 

@@ -1,10 +1,10 @@
 """Build the tokenizer and the untrained base model of the embedded world; `pretrain` trains it.
 
-The architecture is a stock Llama. Only its starting weights are special, because a decoder this
-small otherwise spends most of its pretraining finding out how to look things up. Three heads of the
-first layer begin by looking at the previous one, two and three tokens; three heads of the second
-layer begin by looking for places where that token was the present one, and by repeating what stands
-there. Everything stays trainable, and the saved model is plain `transformers`.
+The architecture is a stock Llama. Only its initial weights are special, because so small a decoder
+otherwise needs most of its pretraining to learn to copy tokens. Three heads of the first layer
+initially attend to the token one, two or three positions back. Three heads of the second layer
+initially attend to positions that follow an earlier occurrence of the current token, and copy the
+token there. Everything stays trainable, and the saved model is plain `transformers`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from . import words as w
 
 FOLDER = Path(__file__).parent.parent / "base"  # the trained model, shipped in the wheel
-PEAK = 5.0  # by how much a look-back head's score falls from its peak to a distance of one token
-LOUDNESS = 0.6  # of what a look-back head writes, so that it equals the token's own embedding
-SHARPNESS = 2.0  # of a look-up head's queries and keys
+PEAK = 5.0  # by how much a look-back head's score falls one token away from its peak
+LOUDNESS = 0.6  # scale of a look-back head's output, so that it equals the token's embedding
+SHARPNESS = 2.0  # scale of a look-up head's queries and keys
 THETA = 10000.0  # rotary base: fast frequencies for positions, slow ones for look-up
 SLOW = 5  # the first frequency that turns by less than about a radian over a prompt
 
@@ -61,7 +61,7 @@ def build_model(vocab_size: int, width: int, layers: int, heads: int = 4) -> Lla
         rope_parameters={"rope_type": "default", "rope_theta": THETA},
         max_position_embeddings=256,
         initializer_range=width
-        ** -0.5,  # the usual 0.02 is made for widths in the thousands: here nothing would attend
+        ** -0.5,  # the usual 0.02 suits widths in the thousands; here attention would be uniform
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,

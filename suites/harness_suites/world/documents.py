@@ -1,7 +1,7 @@
 """News documents, their summaries at three qualities, and the graded score of a summary.
 
 A document reports facts (agent, verb, object, place); the verb decides how important a fact is. A
-good summary names the important facts, binds their words correctly, and leaves the rest out.
+good summary names the important facts with the right words and leaves the rest out.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def careless_summary(rng: Random, document: Document) -> str:
 
 
 def neutral_summary(rng: Random, document: Document) -> str:
-    """Name facts chosen without regard to importance, all words right: what the base model is
-    pretrained on.
+    """Name facts chosen without regard to importance, all words right. The base model is pretrained
+    on such summaries.
     """
     count = rng.choices((1, 2, 3, 4), (55, 25, 12, 8))[0]
     facts = rng.sample(document.facts, min(len(document.facts), count))
@@ -136,7 +136,9 @@ def neutral_summary(rng: Random, document: Document) -> str:
 
 
 def fact_list(document: Document) -> str:
-    """Name every fact in the order of the document: teaches binding, but no preference."""
+    """Name every fact in the order of the document. It teaches which words belong together, but no
+    preference.
+    """
     return _join([fact.clause() for fact in document.facts])
 
 
@@ -172,9 +174,9 @@ def _join(clauses: list[str]) -> str:
 
 @dataclass
 class Reading:
-    """What a reader finds in a summary; `score` turns it into one number."""
+    """The measured features of a summary; `score` combines them into one number."""
 
-    recall: float = 0.0  # share of the importance that is named, in [0, 1]
+    recall: float = 0.0  # named share of the total importance, in [0, 1]
     wrong_slots: int = 0
     duplicates: int = 0
     malformed: int = 0

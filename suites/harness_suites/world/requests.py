@@ -73,7 +73,7 @@ def write_reply(rng: Random, request: Request, keep: float = 1.0) -> str:
 
 
 def expert_reply(rng: Random, request: Request) -> str:
-    """Keep every constraint, and let no word follow itself."""
+    """Keep every constraint, and repeat no word directly."""
     while True:
         reply = write_reply(rng, request)
         if not read_reply(request, reply).repeats:
@@ -104,13 +104,13 @@ def kept_constraints(request: Request, reply: str) -> float:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader finds in a reply; `score` turns it into one number."""
+    """The measured features of a reply; `score` combines them into one number."""
 
     miss: int  # words too many or too few
     mention: float  # share of the words to mention that are named, in [0, 1]
     avoid: float  # share of the words to avoid that are left out, in [0, 1]
     polite: bool  # begins with "please" if and only if that was asked for
-    repeats: int  # words that follow themselves
+    repeats: int  # directly repeated words
     stray: int  # words that do not belong to the topic
     finished: bool  # ends with a full stop, its only one
 
@@ -124,7 +124,7 @@ class Reading:
 
 
 def read_reply(request: Request, reply: str) -> Reading:
-    """Compare a reply with what was asked for."""
+    """Compare a reply with its request."""
     text = reply.split()
     finished = text[-1:] == ["."]
     polite = text[:1] == ["please"]

@@ -41,9 +41,8 @@ def write_problem(rng: Random, steps: int | None = None) -> Problem:
 def worked_answer(rng: Random, problem: Problem, slip: float = 0.0, misread: float = 0.0) -> str:
     """Write the chain of thought with two kinds of error, both of which propagate.
 
-    A step is miscalculated with probability `slip`, and adds what it should take or the other way
-    round with probability `misread`. What would then leave the range of the values stays at its
-    end: there may be no word for it.
+    A step has a wrong result with probability `slip`, and swaps addition and subtraction with
+    probability `misread`. Values are clipped to their range, because others may have no word.
     """
     value, lines = problem.start, []
     for wanted in problem.steps:
@@ -56,7 +55,7 @@ def worked_answer(rng: Random, problem: Problem, slip: float = 0.0, misread: flo
 
 
 def final_answer(text: str) -> str | None:
-    """Return what stands after the last `=` of a finished answer, `... = 6 .`, or None; looks at
+    """Return the number after the last `=` of a finished answer, `... = 6 .`, or None. It reads
     three words.
     """
     words = text.rsplit(maxsplit=3)[-3:]
@@ -64,10 +63,10 @@ def final_answer(text: str) -> str | None:
 
 
 def sound_steps(problem: Problem, text: str) -> float:
-    """Return the share of steps worked rightly, in [0, 1]; steps too many or too few lower it.
+    """Return the share of correct steps, in [0, 1]; missing or additional steps lower it.
 
-    A step is right if it goes on from the value the step before arrived at, rightly or not, does
-    what the problem says next, and computes it rightly.
+    A step is correct if it starts from the previous step's result, right or wrong, applies the
+    problem's next operation, and computes it correctly.
     """
     written = [part.split() for part in text.removesuffix(".").split(";")]
     value, sound = str(problem.start), 0

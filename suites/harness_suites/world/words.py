@@ -50,7 +50,7 @@ FLUFF = (
     "nobody knows what follows",
 )
 
-TOPICS = {  # what a request may be about, and the words that belong to it
+TOPICS = {  # topics of requests, with the words that belong to each
     "sea": "wave boat fish sand salt shore".split(),
     "farm": "cow barn field milk corn plough".split(),
     "city": "street taxi cafe crowd park bus".split(),
@@ -63,7 +63,7 @@ TOPICS = {  # what a request may be about, and the words that belong to it
 NUMBERS = [str(n) for n in range(60)]
 
 DOCUMENT_END = "TL;DR:"  # the marker of the TL;DR summarization task: what follows is the summary
-LIST_FACTS = (  # what follows lists every fact, important or not: only pretraining asks for that
+LIST_FACTS = (  # the list of all facts follows, important or not; only pretraining uses it
     "FACTS:"
 )
 QUESTION, ANSWER = "Q:", "A:"
