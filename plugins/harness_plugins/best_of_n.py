@@ -1,4 +1,6 @@
-"""Best-of-n: draw n answers from the start checkpoint, return the one with the highest reward."""
+"""Best-of-n: sample n answers from the start checkpoint and return the one with the highest
+reward.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ class BestOf(Policy):
         """Return the first of the best of n i.i.d. answers, and `kl` (B,)."""
         batch = sampler.draw(self.model, prompts, self.n)
         scores = self.lab.reward(batch, sampler)  # (B, n)
-        # the first of equal ones, which is a fair choice among exchangeable draws
+        # the first of equal rewards: the samples are exchangeable, so the choice is unbiased
         best = scores.argmax(1)
         return batch.pick(best).with_columns(
             kl=kl.best_of_n_kl(self.n, level_mass(batch, scores, best)).float()
@@ -52,9 +54,7 @@ def level_mass(batch, scores, best):
 
 @dataclass
 class BestOfN(RewardOptions, Method):
-    """Train nothing; the cost comes at inference: n answers and n reward queries for each answer
-    given.
-    """
+    """Train nothing. Each answer costs n samples and n reward queries at inference."""
 
     name, kind, paper = "best_of_n", "inference only", "https://arxiv.org/abs/2112.09332"
     needs = frozenset({"reward"})
@@ -78,8 +78,8 @@ class BestOfN(RewardOptions, Method):
         return BestOf(lab, self.n)
 
     def optimum(self, problem):
-        """ref(y) / f (F^n - (F - f)^n), f the mass of a reward level and F of all up to it: what it
-        draws from.
+        """ref(y) / f (F^n - (F - f)^n), its sampling distribution; f is the mass of a reward level,
+        F of all levels up to it.
         """
         return problem.best_of(self.n)
 

@@ -65,7 +65,7 @@ class Served(Policy):
 
 
 def messages(text):
-    """Return a prompt as the messages of a chat: plain text is what a user asks."""
+    """Return a prompt as the messages of a chat: plain text becomes a user's message."""
     if not isinstance(text, str):
         return [dict(message) for message in text]
     return messages_of(text) if is_transcript(text) else [{"role": "user", "content": text}]
@@ -81,7 +81,7 @@ class Checkpoint(Method):
     name, kind = "checkpoint", "trained elsewhere"
 
     path: str = ""  # a folder in Hugging Face format, an adapter's folder, or a hub id
-    url: str = ""  # of an endpoint in place of path, up to and without /chat/completions
+    url: str = ""  # an endpoint instead of a path, up to and without /chat/completions
     model: str = ""  # the endpoint's name of the model
     key_variable: str = "HARNESS_API_KEY"  # the environment variable that holds the endpoint's key
     max_requests: int = 100000  # cost cap of an endpoint: requests, failed attempts included
@@ -120,7 +120,7 @@ class Checkpoint(Method):
 
 
 def check_there(path: str) -> None:
-    """Raise ValueError for a path that is neither a model's folder nor can be a hub id."""
+    """Raise ValueError for a path that is neither a model's folder nor a possible hub id."""
     folder = Path(path)
     if not folder.is_dir():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:

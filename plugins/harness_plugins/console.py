@@ -1,6 +1,6 @@
 """Progress on the console: a moving bar on a terminal, a plain line every few seconds otherwise.
 
-Training shows steps, metrics and the time that is left. Other activities (loading, evaluation,
+Training shows steps, metrics and the remaining time. Other activities (loading, evaluation,
 writing) are shown once they have lasted a second or two.
 """
 
@@ -35,8 +35,8 @@ class Console:
     def __init__(self):
         self.bars = self.task = None
         self.phase, self.last = "", 0.0
-        self.began = 0, 0.0  # first step of the phase that was seen, and when
-        self.activities = []  # open ones, the innermost last
+        self.began = 0, 0.0  # first shown step of the phase, and its time
+        self.activities = []  # open activities, the innermost last
         self.lock = threading.RLock()  # activities are shown by a timer
         self.live = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
 
@@ -143,7 +143,7 @@ class Activity:
         console = self.console
         with console.lock:
             if self.timer is None:
-                return  # it ended while this waited
+                return  # it ended before the timer fired
             if console.activities and console.activities[-1] is self:
                 if console.live:
                     return self._show_live()
@@ -155,7 +155,7 @@ class Activity:
         self._update_live()
 
     def _update_live(self):
-        total = self.total or None  # None: a pulse
+        total = self.total or None  # None: a bar without a known total
         self.console.bars.update(
             self.task, completed=self.step, total=total, count=self._count(), values=self._left()
         )
@@ -172,14 +172,14 @@ class Activity:
         return time_left(self.first, self.step, self.total, time.monotonic()) if self.first else ""
 
     def advance(self, step, total):
-        """Note how far it is; a bar moves, a plain line waits for the timer."""
+        """Record the progress. A bar moves at once; a plain line waits for the timer."""
         self.first = self.first or (step, time.monotonic())
         self.step, self.total = step, total
         if self.task is not None and self.console.bars is not None:
             self._update_live()
 
     def end(self):
-        """Take the bar of the activity away."""
+        """Remove the bar of the activity."""
         self.timer.cancel()
         self.timer = None
         console = self.console

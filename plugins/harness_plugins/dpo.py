@@ -40,8 +40,8 @@ class DPO(PairOptions):
         tokens; (B,).
 
         `logp` (B, 2, T), chosen first. With smoothing e: (1-e) L(h) + e L(-h), cDPO (Mitchell
-        2023); robust: ((1-e) L(h) - e L(-h)) / (1 - 2e), eq. 12 of Chowdhury et al. 2024. A
-        labeller's own doubt, `p` below 1, weighs both orders in the same way: p L(h) + (1-p) L(-h).
+        2023); robust: ((1-e) L(h) - e L(-h)) / (1 - 2e), eq. 12 of Chowdhury et al. 2024. A label
+        probability `p` below 1 weighs both orders in the same way: p L(h) + (1-p) L(-h).
         """
         s_w, s_l = (logp - batch["ref_logp"]).sum(-1).unbind(1)
         h = self.beta * (s_w - s_l)
@@ -57,7 +57,7 @@ class DPO(PairOptions):
         }
 
     def train(self, lab: Lab) -> Policy:
-        """One pass after another over the pairs."""
+        """Take one step on each batch of pairs."""
         for pairs in self.pairs(lab):
             lab.step(self.loss, pairs.with_columns(ref_logp=lab.reference.logp(pairs)))
         return lab.policy

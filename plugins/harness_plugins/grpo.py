@@ -15,7 +15,7 @@ from harness import OnPolicyOptions, Policy, hookimpl, torch
 if TYPE_CHECKING:
     from harness import Lab
 
-STD_FLOOR = 1e-4  # added to a group's spread, as is usual; the paper has none
+STD_FLOOR = 1e-4  # added to a group's standard deviation, as is usual; the paper adds nothing
 LISTED = 400_000  # entries of the largest table of groups that `optimum` lists
 
 

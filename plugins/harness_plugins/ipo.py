@@ -33,10 +33,10 @@ class IPO(PairOptions):
         """Eq. 17: (h - 1 / (2 tau))^2, h = s_w - s_l, with s = log pi(y|x) / pi_ref(y|x) summed
         over tokens; (B,).
 
-        `logp` (B, 2, T), chosen first. A departure, on request: `length_average` takes s / |y|, the
-        form the authors say their reported results used; where all lengths are L its tau stands for
-        a token-sum tau of tau / L. A labeller's own doubt, `p` below 1, weighs both orders: p L(h)
-        + (1-p) L(-h).
+        `logp` (B, 2, T), chosen first. A departure, by option: `length_average` takes s / |y|,
+        which the authors used for their reported results. If all lengths are L, its tau equals a
+        token-sum tau of tau / L. A label probability `p` below 1 weighs both orders: p L(h) + (1-p)
+        L(-h).
         """
         s = (logp - batch["ref_logp"]).sum(-1)
         if self.length_average:
@@ -47,7 +47,7 @@ class IPO(PairOptions):
         return loss, {"margin": h, "accuracy": logprobs.ordered_right(h), "chosen_ratio": s_w}
 
     def train(self, lab: Lab) -> Policy:
-        """One pass after another over the pairs."""
+        """Take one step on each batch of pairs."""
         for pairs in self.pairs(lab):
             lab.step(self.loss, pairs.with_columns(ref_logp=lab.reference.logp(pairs)))
         return lab.policy
@@ -60,7 +60,7 @@ class IPO(PairOptions):
         squares over mu x mu of an additive h gives the mean over y'. Random labels lead back to the
         start checkpoint only as the number of pairs grows, so no optimum is given for them.
         """
-        if self.shuffle_labels or (problem.mu <= 0).any():  # what no pair shows is not determined
+        if self.shuffle_labels or (problem.mu <= 0).any():  # not identified by pairs
             return None
         edge = (problem.prefer - problem.prefer.transpose(1, 2)) / 2  # p(y > y') - 1/2
         tilt = torch.einsum("pij,pj->pi", edge, problem.mu) / self.beta

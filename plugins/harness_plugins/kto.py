@@ -43,7 +43,7 @@ class KTO(PairOptions):
         sigma(beta (z0 - r))).
 
         `logp` (B, 1, T) of single completions, r = log pi(y|x) / pi_ref(y|x) summed over tokens;
-        (B,). A `label` between 0 and 1 is the labeller's own doubt, and weighs both.
+        (B,). A `label` between 0 and 1 is a probability and weighs both terms.
         """
         r, good = (logp - batch["ref_logp"]).sum((1, 2)), batch["label"]
         gain = self.beta * (r - batch["z0"])
@@ -69,7 +69,7 @@ class KTO(PairOptions):
         return (lab.policy.logp(apart) - lab.reference.logp(apart)).sum((1, 2)).mean().clamp(min=0)
 
     def train(self, lab: Lab) -> Policy:
-        """One pass after another over the labelled completions."""
+        """Take one step on each batch of labelled completions."""
         for batch in lab.labelled(self.epochs, self.steps, shuffle_labels=self.shuffle_labels):
             z0 = self.reference_point(lab, batch)
             lab.log(z0=z0)
@@ -78,8 +78,7 @@ class KTO(PairOptions):
         return lab.policy
 
     def optimum(self, problem):
-        """The best division of mass among completions that are chosen more than rejected, all else
-        at 0; not pi*.
+        """Not pi*: completions chosen more often than rejected share all mass; the others have 0.
 
         With z0 fixed the loss is a constant less sum_y w(y) f(rho), w = lambda_D P(chosen) -
         lambda_U P(rejected), rho = pi / ref, f = sigma(beta (log rho - z0)), which is concave for
@@ -92,7 +91,7 @@ class KTO(PairOptions):
         chosen, rejected = pairs.sum(2), pairs.sum(1)
         gain = self.desirable_weight * chosen - self.undesirable_weight * rejected
         if self.shuffle_labels or self.beta > 1 or not (gain > 0).any(-1).all():
-            return None  # by coin w is 0 or of one sign everywhere; above 1 f is not concave
+            return None  # shuffled: w has one sign; beta > 1: f is not concave
         drawn, z0 = ((chosen + rejected) / 2).mean(0), 0.0
         for _ in range(40):
             policy = allocate(problem.ref, gain, self.beta, z0)

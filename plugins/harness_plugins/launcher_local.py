@@ -16,8 +16,8 @@ from pathlib import Path
 from harness import Launcher, UsageError, hookimpl
 from harness.core.jobs import BEGUN
 
-PATIENCE = 10.0  # seconds that a process gets to end by itself
-PAUSE = 0.05  # seconds between two looks
+PATIENCE = 10.0  # seconds in which a process may end by itself
+PAUSE = 0.05  # seconds between two checks
 PR_SET_PDEATHSIG = 1
 
 
@@ -27,15 +27,15 @@ class Local(Launcher):
 
     name = "local"
 
-    jobs: int = 0  # concurrent jobs; 0: as many as there are GPUs, or cores without one
+    jobs: int = 0  # concurrent jobs; 0: one per GPU, or per core without GPUs
 
     def check(self):
-        """Refuse a number that makes no sense."""
+        """Refuse a negative number."""
         if self.jobs < 0:
             raise ValueError("jobs may not be negative")
 
     def run(self, jobs, started, ended):
-        """Keep so many jobs going; whatever ends this ends them."""
+        """Run `jobs` jobs at a time. If this process ends, they end."""
         machine = Machine(gpus_here(), cores_here(), memory_here(), self.jobs)
         for job in jobs:
             machine.check(job)
@@ -58,10 +58,10 @@ class Local(Launcher):
 
 
 class Machine:
-    """What the running jobs have taken of this machine.
+    """The resources of this machine that running jobs use.
 
-    GPUs that a study asks for are a job's own. Where it asks for none, a job gets the GPU with the
-    fewest jobs.
+    A job has the GPUs that its study requests for itself. Without a request, it gets the GPU with
+    the fewest jobs.
     """
 
     def __init__(self, gpus, cores, memory, jobs):
@@ -85,7 +85,7 @@ class Machine:
                 )
 
     def take(self, job):
-        """Take what a job needs; return whether it was free."""
+        """Reserve the resources of a job; return whether they were free."""
         if not self._has_room(job):
             return False
         gpus = job.resources.gpus
@@ -101,7 +101,7 @@ class Machine:
         return True
 
     def _has_room(self, job):
-        """Return whether there is a place, and the cores and memory that the job asks for."""
+        """Return whether there is a free place, and the cores and memory that the job requests."""
         if self.jobs:
             limit = self.jobs
         else:
@@ -115,7 +115,7 @@ class Machine:
         )
 
     def cores_of(self, job):
-        """Return the cores that are counted: those asked for, or without `jobs` one a thread."""
+        """Return the cores that count: the requested ones, or without `jobs` one per thread."""
         usual = 0 if self.jobs or self.load else min(job.cpus, self.cores)
         return job.resources.cpus or usual
 
@@ -124,7 +124,7 @@ class Machine:
         return self.taken[job]
 
     def release(self, job):
-        """Give back what a job took."""
+        """Release the resources of a job."""
         for gpu in self.taken.pop(job):
             self.load[gpu] -= 1
 
@@ -150,8 +150,8 @@ def memory_here():
 
 
 def start(job, gpus=()):
-    """Start a job in this process's group, so that what a terminal sends to a study reaches its
-    runs.
+    """Start a job in this process's group, so that signals of the terminal reach the runs of a
+    study.
     """
     environment = {**os.environ, **job.variables()}
     if gpus:
@@ -173,7 +173,7 @@ def start(job, gpus=()):
 
 
 def end_overdue(running):
-    """End the jobs whose minutes are over."""
+    """End the jobs that reached their time limit."""
     for child in running.values():
         if time.monotonic() > child.deadline:
             child.terminate()
@@ -181,7 +181,7 @@ def end_overdue(running):
 
 
 def status_of(job, child):
-    """Return the exit status of a job that ended; its log says where its minutes were over."""
+    """Return the exit status of a job that ended; its log names the time limit if that ended it."""
     if getattr(child, "overdue", False):
         with job.log.open("a", encoding="utf-8") as log:
             log.write(
@@ -191,27 +191,26 @@ def status_of(job, child):
 
 
 class Orphan:
-    """Called in a new process: it is not to outlive the study, even where the study is killed
-    outright.
+    """Called in a new process, which must not outlive the study, even if the study is killed.
 
-    The same study given again would find its runs in use. This process has no threads, so that
-    calling Python between fork and exec is safe.
+    Otherwise the same study could not resume, because its runs would be in use. This process has no
+    threads, so that calling Python between fork and exec is safe.
     """
 
     def __init__(self, parent):
         self.parent = parent
 
     def __call__(self):
-        """Ask the kernel for SIGKILL when the parent ends: a run goes on from its checkpoint after
-        that, too.
+        """Ask the kernel for SIGKILL when the parent ends; a run continues from its checkpoint
+        after that.
         """
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != self.parent:  # it ended before that was asked
+        if os.getppid() != self.parent:  # the parent ended before the request
             os._exit(1)
 
 
 def stop(children):
-    """End processes: ask first, then insist."""
+    """End processes: SIGTERM first, then SIGKILL."""
     for child in children:
         child.terminate()
     deadline = time.monotonic() + PATIENCE
@@ -226,7 +225,7 @@ def stop(children):
 LINUX = sys.platform.startswith("linux")
 LIBC = (
     ctypes.CDLL(None) if LINUX else None
-)  # looked up here: nothing is imported between fork and exec
+)  # looked up now, because nothing may be imported between fork and exec
 
 
 @hookimpl

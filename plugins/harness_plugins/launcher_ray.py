@@ -1,7 +1,7 @@
 """A launcher for a Ray cluster: every run of a study is a Ray task with its resources.
 
-Ray finds a place for each task. This module starts those of a lost machine again. Tasks end with
-the study: to detach a study, submit it with `ray job submit`.
+Ray places each task. This module restarts the tasks of a lost machine. Tasks end with the study: to
+detach a study, submit it with `ray job submit`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 from harness import HarnessError, Job, Launcher, hookimpl
 from harness.core.jobs import BEGUN, INTERRUPTED, LOST
 
-PAUSE = 1.0  # seconds between two looks
-REFUSED = 3  # exit status of a run whose lock is held: by the process of a lost machine, at first
+PAUSE = 1.0  # seconds between two checks
+REFUSED = 3  # exit status of a run whose lock is held, at first by the process of a lost machine
 
 
 @dataclass
@@ -30,11 +30,11 @@ class Ray(Launcher):
     stages_first = True
 
     address: str = "auto"  # of the cluster, as in ray.init
-    retries: int = 3  # how often a run is started again whose machine was lost
+    retries: int = 3  # restarts of a run whose machine was lost
     python: str = ""  # interpreter on the machines; empty: this one
 
     def check(self):
-        """Refuse a number that makes no sense."""
+        """Refuse a negative number."""
         if self.retries < 0:
             raise ValueError("retries may not be negative")
 
@@ -61,7 +61,7 @@ class Ray(Launcher):
             ray.shutdown()
 
     def elsewhere(self, arguments):
-        """Run Python on a node of the cluster that is not this one, where there is one."""
+        """Run Python on another node of the cluster, if there is one."""
         ray = connect(self.address)
         here = ray.get_runtime_context().get_node_id()
         others = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeID"] != here]
@@ -78,15 +78,15 @@ class Ray(Launcher):
 
 @dataclass
 class Attempt:
-    """A job under way: one task for each of its nodes."""
+    """A running job: one task for each of its nodes."""
 
     job: Job
-    number: int  # of attempts so far
+    number: int  # number of attempts so far
     refs: list[Any]
     group: Any = None  # placement group of several nodes
     log_size: int = 0  # when it was submitted
     reported: bool = False  # whether it was reported as begun
-    statuses: list[int | None] = field(default_factory=list)  # of tasks that ended; None: lost
+    statuses: list[int | None] = field(default_factory=list)  # of ended tasks; None: lost
 
 
 class Tasks:
@@ -102,7 +102,7 @@ class Tasks:
         return bool(self.attempts or self.later)
 
     def submit(self, job: Job, number: int = 1, reported: bool = False) -> None:
-        """Submit a job: a task, or a group of tasks on as many nodes as it asks for."""
+        """Submit a job: a task, or one task on each node that it requests."""
         size = job.log.stat().st_size if job.log.exists() else 0
         options = self._options(job)
         if job.resources.nodes == 1:
@@ -113,7 +113,7 @@ class Tasks:
         self.attempts.append(Attempt(job, number, refs, group, size, reported))
 
     def _options(self, job: Job) -> dict[str, Any]:
-        """Return what Ray is asked for, per node."""
+        """Return the resources to request from Ray, per node."""
         memory = {"memory": int(job.resources.memory * 2**30)} if job.resources.memory else {}
         return {"num_cpus": job.cpus, "num_gpus": job.resources.gpus or 0, **memory}
 
@@ -156,7 +156,7 @@ class Tasks:
         return jobs
 
     def over(self) -> list[tuple[Job, int]]:
-        """Return (job, exit status) of those that ended, and submit lost ones again."""
+        """Return (job, exit status) of ended jobs, and submit lost ones again."""
         now = time.monotonic()
         for when, job, number in [entry for entry in self.later if entry[0] <= now]:
             self.later.remove((when, job, number))
@@ -189,7 +189,7 @@ class Tasks:
         return None if ended["status"] in INTERRUPTED and not ended["overdue"] else ended["status"]
 
     def _settle(self, one: Attempt) -> list[tuple[Job, int]]:
-        """Return how a job ended, or nothing where it is to be started again."""
+        """Return how a job ended, or nothing if it will be restarted."""
         bad = [status for status in one.statuses if status != 0]
         status = 0 if not bad else None if None in bad else bad[0]
         again = status is None or (status == REFUSED and one.number > 1)
@@ -215,7 +215,9 @@ class Tasks:
 
 
 class SigtermLater:
-    """Inside, SIGTERM waits: Ray turns an exception of its handler into a SystemError."""
+    """Delay SIGTERM inside the context: Ray turns an exception of its handler into a
+    SystemError.
+    """
 
     def __enter__(self) -> None:
         self.came, self.usual = False, signal.getsignal(signal.SIGTERM)
@@ -233,14 +235,14 @@ class SigtermLater:
 
 
 NODE, ADDRESS, PORT = "{node}", "{address}", "{port}"  # filled in on the node
-# ends with the worker of Ray that started it (Linux), and is then the command itself
+# ends with its Ray worker (Linux), then becomes the command itself
 WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
 def connect(address: str) -> Any:
-    """Return Ray, connected to a cluster; an error says what is missing."""
+    """Return Ray, connected to a cluster; raise an error that names what is missing."""
     try:
         import ray
     except ImportError as error:
@@ -260,8 +262,8 @@ def connect(address: str) -> Any:
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, usual)  # Ray's own would end the study without a word
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # whatever its workers import
+            signal.signal(signal.SIGTERM, usual)  # Ray's handler would end silently
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need no import of it
     return ray
 
 
@@ -287,7 +289,7 @@ def carry_out(
     """Run one node's part of a job on its machine, in a process that ends with this one.
 
     Returns:
-        The exit status, and whether the job was ended because its minutes were over.
+        The exit status, and whether the job was ended at its time limit.
     """
     import socket
     import subprocess

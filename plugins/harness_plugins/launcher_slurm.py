@@ -1,8 +1,8 @@
 """A launcher for a Slurm cluster: runs of a study are elements of job arrays.
 
-It calls sbatch, squeue and scancel alone, and needs no accounting. Each job writes its exit status
-to a file. A job that is preempted, or whose node fails, writes none: Slurm queues it again, and its
-run goes on. What was submitted is written down before, so that the same study finds its jobs.
+It calls only sbatch, squeue and scancel, and needs no accounting. Each job writes its exit status
+to a file. A job that is preempted, or whose node fails, writes no status: Slurm queues it again,
+and its run continues. Submissions are recorded in advance, so that the same study finds its jobs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.core.files import make_folder, write_json, write_text
 from harness.core.jobs import BEGUN, LOST
 
 LONGEST_ARRAY = 500  # elements; Slurm's default limit is 1001
-SECONDS_TO_START = 20  # that a trial on another machine waits for a free place
+SECONDS_TO_START = 20  # seconds that a trial on another machine waits for a free node
 # states of squeue of a job that has not ended for good
 LIVE = {
     "PENDING",
@@ -55,15 +55,15 @@ class Slurm(Launcher):
     partition: str = ""
     account: str = ""
     qos: str = ""
-    options: list[str] = field(default_factory=list)  # of sbatch, such as --constraint=h100
+    options: list[str] = field(default_factory=list)  # options of sbatch, such as --constraint=h100
     at_once: int = 0  # jobs of an array that run at the same time; 0: no limit
     setup: str = ""  # shell commands before each job, such as `module load cuda`
     python: str = ""  # interpreter on the machines; empty: this one
-    poll: float = 5.0  # seconds between two looks at the queue
+    poll: float = 5.0  # seconds between two checks of the queue
     patience: float = 60.0  # seconds that a job may be in no queue and have no exit status
 
     def check(self):
-        """Refuse numbers that make no sense."""
+        """Refuse numbers out of range."""
         if self.at_once < 0 or self.poll <= 0 or self.patience < 0:
             raise ValueError("at_once and patience may not be negative, and poll must be above 0")
 
@@ -88,10 +88,10 @@ class Slurm(Launcher):
             raise
 
     def submit(self, jobs, places, batches):
-        """Submit the jobs that have no place, those that others wait for first.
+        """Submit the jobs that are not in the queue, in the order of their dependencies.
 
-        Alike jobs are one array. Shared stages are left out where all that wait for them are in the
-        queue.
+        Similar jobs form one array. Shared stages are left out if all jobs that wait for them are
+        in the queue.
         """
         awaited = {other for job in jobs for other in job.after}
         left = [job for job in jobs if job not in places]
@@ -104,7 +104,7 @@ class Slurm(Launcher):
             left = [job for job in left if job not in ready]
 
     def submit_array(self, jobs, places, batches):
-        """Submit an array; return {job: its place}. Its record is written before."""
+        """Submit an array, after its record is written; return {job: its place}."""
         name = f"harness-{uuid4().hex[:12]}"
         folder = make_folder(batches / name)
         write_json(folder / "jobs.json", [job.key for job in jobs])
@@ -115,7 +115,7 @@ class Slurm(Launcher):
         return {job: Place(folder, index, number) for index, job in enumerate(jobs)}
 
     def batch(self, name, folder, jobs, places):
-        """Return the script that sbatch gets: what is asked for, and one script per element."""
+        """Return the script for sbatch: the requested resources, and one script per element."""
         resources, limit = jobs[0].resources, f"%{self.at_once}" if self.at_once else ""
         before = [places[other].element for other in jobs[0].after if other in places]
         options = {
@@ -142,7 +142,7 @@ class Slurm(Launcher):
         return "\n".join(["#!/bin/sh", *lines, run, ""])
 
     def write_scripts(self, folder, index, job):
-        """Write the script of a job; where it has several nodes also the part of each of them."""
+        """Write the script of a job, and for several nodes the part of each."""
         python = self.python or sys.executable
         if job.resources.nodes == 1:
             command = shlex.join(job.command(python))
@@ -190,7 +190,7 @@ class Slurm(Launcher):
                 time.sleep(self.poll)
 
     def elsewhere(self, arguments):
-        """Run Python on a node of the cluster, where one is free within seconds."""
+        """Run Python on a node of the cluster if one is free within seconds."""
         options = [f"--{k}={v}" for k, v in vars(self).items() if k in WHERE and v]
         command = ["srun", f"--immediate={SECONDS_TO_START}", "--ntasks=1", "--quiet", *options]
         python = self.python or sys.executable
@@ -212,8 +212,8 @@ class Slurm(Launcher):
 
 WHERE = ("partition", "account", "qos")
 STEP = 'srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1'
-# A job of one element of an array. A signal ends it without an exit status: Slurm starts it again,
-# or its study does.
+# A job of one element of an array. A signal ends it without an exit status, so Slurm or its study
+# restarts it.
 SCRIPT = """\
 trap 'ended=yes' TERM INT
 rm -f {status}
@@ -242,7 +242,7 @@ class Place:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Return what it is called in the queue."""
+        """Return its name in the queue."""
         return self.folder.name, self.index
 
     @property
@@ -260,19 +260,19 @@ class Place:
 
 
 class Queue:
-    """What is in Slurm's queue of the arrays of a study."""
+    """The jobs of a study's arrays in Slurm's queue."""
 
     def __init__(self, batches: Path) -> None:
         self.batches = batches
         self.failures = 0
 
     def states(self) -> dict[tuple[str, int], str] | None:
-        """Return {(name of the array, index): state}; None where Slurm does not answer."""
+        """Return {(name of the array, index): state}; None if Slurm does not answer."""
         entries = self._entries()
         return None if entries is None else {(name, i): state for name, i, state, _ in entries}
 
     def find(self, jobs: Sequence[Job]) -> dict[Job, Place]:
-        """Return the jobs that are in the queue already, with their places."""
+        """Return the jobs that are already in the queue, with their places."""
         entries = self._entries()
         if entries is None:
             raise HarnessError(
@@ -329,7 +329,7 @@ FORMAT = "%j|%K|%T|%F"  # name, index in the array, state, number of the array
 
 
 def alike(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    """Yield jobs that one array can hold: equal resources, after the same jobs."""
+    """Yield groups of jobs for one array: equal resources and dependencies."""
     groups: dict[object, list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.resources, job.cpus, job.after), []).append(job)
@@ -344,7 +344,7 @@ def chunks(values, size):
 
 
 def call(*command: str) -> str:
-    """Return what a command of Slurm prints; its error message is the error."""
+    """Return the output of a Slurm command; raise an error with its message."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, env=outside(), timeout=120, encoding="utf-8"
@@ -363,7 +363,7 @@ def call(*command: str) -> str:
 
 
 def outside() -> dict[str, str]:
-    """Return the environment without what a Slurm job that this runs in has set for itself."""
+    """Return the environment without the variables of the Slurm job that this process runs in."""
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
     return {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k in kept}
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class OnlineDPO(OnPolicyOptions):
-    """Sample, let the reward rank the samples, take a DPO step on every pair of a prompt's
+    """Sample, rank the samples by the reward, and take a DPO step on all pairs of a prompt's
     samples.
     """
 
@@ -92,7 +92,7 @@ class OnlineDPO(OnPolicyOptions):
         right = logprobs.ordered_right(h * (p - 0.5).sign())  # half for a tie
         return (weight * losses).mean(-1), {
             "pairs_right": (weight * right).mean(-1)
-        }  # of all, as `pairs_used`
+        }  # share of all pairs, as `pairs_used`
 
     def train(self, lab: Lab) -> Policy:
         """Rollout, labels, one step; rounds end by moving the reference."""
@@ -122,8 +122,8 @@ class OnlineDPO(OnPolicyOptions):
     def optimum(self, problem):
         """pi* at beta / T after T rounds, each at its own optimum; T is 1 for a fixed reference.
 
-        Labels from sigma(r_i - r_j) are Bradley-Terry, so beta (s - s') = r - r' for whatever
-        samples the pairs.
+        Labels from sigma(r_i - r_j) are Bradley-Terry, so beta (s - s') = r - r' for any sampling
+        distribution of the pairs.
         """
         if self.labels == "argmax" or not self.as_measured():
             return None

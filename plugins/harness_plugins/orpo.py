@@ -44,8 +44,8 @@ class ORPO(PairOptions):
         """Eq. 6: NLL(y_w) - lambda log sigma(log odds(y_w|x) - log odds(y_l|x)); (B,).
 
         `logp` (B, 2, T), chosen first. The odds use the mean over a completion's tokens; the NLL is
-        that of the completion alone (TRL's has the prompt too). A labeller's own doubt, `p` below
-        1, weighs both orders.
+        that of the completion alone (TRL's has the prompt too). A label probability `p` below 1
+        weighs both orders.
         """
         lengths = batch["mask"].sum(-1)
         per = lengths if self.nll_reduction == "sequence-mean" else batch["tokens"][:, None]
@@ -60,12 +60,12 @@ class ORPO(PairOptions):
         return loss, {"log_odds": h, "accuracy": logprobs.ordered_right(h), "chosen_nll": -n_w}
 
     def train(self, lab: Lab) -> Policy:
-        """One pass after another over the pairs."""
+        """Take one step on each batch of pairs."""
         for pairs in self.pairs(lab):
             p, (chosen, rejected) = pairs["p"], pairs["mask"].sum(-1).unbind(1)
             tokens = (
                 p * chosen + (1 - p) * rejected
-            ).mean()  # of what is imitated, per row of the whole batch
+            ).mean()  # tokens of the imitated completions, per row of the whole batch
             lab.step(self.loss, pairs.with_columns(tokens=tokens.expand(len(p))))
         return lab.policy
 

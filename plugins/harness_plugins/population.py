@@ -1,8 +1,8 @@
 """Population losses where every completion can be listed: the distribution of pairs, and the
 minimiser of a loss.
 
-For `optimum` of the offline methods. Training uses nothing of this module, so that theory stays
-independent of the code it checks.
+For `optimum` of the offline methods. Training does not use this module, so the theory stays
+independent of the code that it checks.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from harness import Enumerated
 
-SOFTNESS = (0.1, 0.03, 0.01, 0.003, 0.001)  # of the kinks of a hinge, one after another
-AGREEMENT = 2e-3  # total variation within which two starts have found the same minimum
+SOFTNESS = (0.1, 0.03, 0.01, 0.003, 0.001)  # successive smoothings of a hinge's kink
+AGREEMENT = 2e-3  # total variation below which the minima from two starts count as one
 
 
 def ordered_pairs(problem: Enumerated) -> Tensor:
@@ -68,7 +68,7 @@ def minimiser(loss: Callable[[Tensor, float], Tensor], problem: Enumerated) -> T
     """Return the distribution (P, N) that minimises loss(logp, softness) (P,), or None where no
     single one is found.
 
-    Two starts, the start checkpoint and the uniform distribution, must end at the same place.
+    Two starts, the start checkpoint and the uniform distribution, must reach the same minimum.
     """
     starts = (problem.ref.log(), torch.zeros_like(problem.ref))
     one, other = (_descend(loss, start.clone()) for start in starts)

@@ -34,7 +34,7 @@ class PPO(OnPolicyOptions):
     shared_critic: bool = False  # a head on the policy's trunk instead of a network of its own
     critic_from_reward: bool = True  # a separate critic starts from the reward model, if any
     critic_learning_rate: float | None = None  # none: the policy's
-    ptx_coef: float = 0.0  # weight of the demonstrations' likelihood, mixed in against forgetting
+    ptx_coef: float = 0.0  # weight of the demonstrations' likelihood, against forgetting
     ptx_batch_size: int = 32  # demonstrations per update, for ptx_coef
 
     def check(self) -> None:
@@ -83,7 +83,7 @@ class PPO(OnPolicyOptions):
         """Generalised advantage estimation (Schulman et al. 2016): delta_t = R_t + gamma V_{t+1} -
         V_t, (B, K, T).
 
-        V after the last token is 0. Padding carries nothing: values and rewards are 0 there, and it
+        V after the last token is 0. Padding has no effect: values and rewards are 0 there, and it
         is masked.
         """
         out, ahead = torch.zeros_like(rewards), torch.zeros_like(rewards[..., 0])
@@ -124,7 +124,7 @@ class PPO(OnPolicyOptions):
         critic = lab.critic(self.shared_critic, self.critic_from_reward, self.critic_learning_rate)
         for _, batch in self.rollouts(lab):
             batch = self.experience(lab, critic, batch)
-            if batch is None:  # a verifier could score none of them
+            if batch is None:  # the verifier could not score any of them
                 continue
             for part in lab.minibatches(
                 batch, self.minibatch_size or self.batch_size, self.num_ppo_epochs

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RAFT(OnPolicyOptions):
-    """Sample K completions per prompt, keep the best, imitate it; repeat with the resulting
-    policy.
-    """
+    """Sample K completions per prompt, imitate the best one, and repeat with the new policy."""
 
     name, kind, paper = "raft", "on-policy", "https://arxiv.org/abs/2304.06767"
     needs = frozenset({"prompts", "reward"})
@@ -67,7 +65,8 @@ class RAFT(OnPolicyOptions):
         """Return which completion is kept, (B,), and the prompts that have one: a NaN is never the
         best.
 
-        Among equals the first drawn: the draws are exchangeable, so that is a fair choice.
+        Of equal rewards the first sample is kept: samples are exchangeable, so the choice is
+        unbiased.
         """
         known = ~score.isnan()
         if self.selection == "random":
@@ -91,7 +90,7 @@ class RAFT(OnPolicyOptions):
         policy = problem.ref
         for _ in range(self.steps if self.selection == "best" else 0):
             score = problem.reward - self.beta * (policy.log() - problem.ref.log()).clamp(min=-1e3)
-            score = score.round(decimals=9)  # equals stay equal
+            score = score.round(decimals=9)  # equal rewards stay equal
             below = (score[:, None] <= score[..., None]).to(policy)  # (P, y, y')
             same = (score[:, None] == score[..., None]).to(policy)
             upto, level = (torch.einsum("pij,pj->pi", x, policy) for x in (below, same))

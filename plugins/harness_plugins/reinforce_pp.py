@@ -44,7 +44,7 @@ class ReinforcePP(OnPolicyOptions):
     def advantages(self, reward, logp, ref_logp, mask, beta):
         """A_t = r - beta sum_{s >= t} k1_s, whitened over all tokens of the batch; (B, K, T).
 
-        The group's mean, where asked for, is of whole returns, KL included: else the KL would weigh
+        The optional group mean is of whole returns, KL included; otherwise the KL would weigh
         G/(G-1) of the reward. An unknown reward, NaN, takes no part in any mean, and its tokens get
         0.
         """
@@ -89,8 +89,8 @@ class ReinforcePP(OnPolicyOptions):
         """pi* of RLHF: the KL is in the reward, a constant baseline moves nothing and whitening
         scales all alike.
 
-        That holds for a large batch: in a small one the mean and spread know the completion they
-        are applied to.
+        That holds for a large batch. In a small one the mean and spread depend on the completion
+        itself.
         """
         return problem.tilted(self.beta) if self.beta and self.as_measured() else None
 

@@ -136,7 +136,7 @@ class LaTeX(Reporter):
         text = " & ".join(cells)
         return (
             f"{{}}{text}" if text.startswith(("[", "*")) else text
-        )  # otherwise the \\\\ before would take the text as its argument
+        )  # otherwise the preceding \\\\ would take the text as its argument
 
     def _cell(self, cell):
         text = "--" if cell.text in ("-", "--") else latex(cell.text)
@@ -166,7 +166,7 @@ class HTML(Reporter):
         return environment.from_string(template).render(table=table) + "\n"
 
 
-DISPLAY_NAMES = {  # in LaTeX, of the built-in methods
+DISPLAY_NAMES = {  # display names of the built-in methods in LaTeX
     "best_of_n": "best-of-$n$",
     "checkpoint": "checkpoint",
     "dpo": "DPO",

@@ -21,11 +21,11 @@ OWN = {"annotator", "optimiser", "revision_steps", "revision_rounds"}
 
 @dataclass
 class RLAIF(OnPolicyOptions):
-    """Learn from preferences that an AI annotator gives under a constitution (CAI; RLAIF), without
-    human labels.
+    """Train on preferences of an AI annotator under a constitution (CAI; RLAIF), without human
+    labels.
 
-    Options but the first four are the optimiser's, under its names; `none` is its own default. An
-    option that the chosen optimiser does not have is refused.
+    All options but the first four are the optimiser's; `none` means its own default. An option that
+    the chosen optimiser does not have is refused.
     """
 
     name, kind, paper = "rlaif", "AI feedback", "https://arxiv.org/abs/2309.00267"
@@ -103,16 +103,16 @@ class RLAIF(OnPolicyOptions):
         for prompts in lab.prompts(self.revision_steps) if self.revision_steps else ():
             samples = lab.rollout(prompts, of=lab.start)
             lab.step(self.revision_loss, lab.revise(samples, self.revision_rounds))
-        # The KL anchor of what follows is the revised policy, as in the paper; pairs and reward
-        # model stay those of the start checkpoint's samples, which the paper would draw anew.
+        # The reference of the KL is now the revised policy, as in the paper. Pairs and reward model
+        # are still from the start checkpoint's samples; the paper would sample anew.
         if self.revision_steps and not lab.state.get("revised"):
             lab.move_reference()
             lab.state["revised"] = True
         return self.inner().train(lab)
 
     def optimum(self, problem):
-        """The annotator's preferences are not the suite's reward, so theory names no optimum in its
-        terms.
+        """The annotator's preferences are not the suite's reward, so no optimum is known in terms
+        of it.
         """
         return None
 

@@ -26,7 +26,7 @@ class RRHF(RewardOptions, GradientMethod):
     needs = frozenset({"prompts", "reward"})
 
     steps: int = 100  # optimiser steps, one per batch of prompts
-    num_candidates: int = 4  # per prompt; the ranking has a term for each two of them
+    num_candidates: int = 4  # candidates per prompt; the ranking loss has a term for each pair
     length_exponent: float = 1.0  # a of p = log pi(y|x) / |y|^a
     rrhf_weight: float = 1.0  # weight of the ranking loss; the paper has 1
     shuffle_labels: bool = False  # a control: scores are permuted among a prompt's candidates

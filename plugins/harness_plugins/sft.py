@@ -1,4 +1,4 @@
-"""The start checkpoint itself, as a row: a second draw of answers, beside the baseline's."""
+"""The start checkpoint itself as a row: a second sample of answers, besides the baseline's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Start(Method):
-    """Train nothing: the start checkpoint, fine-tuned on the demonstrations, answers as it is."""
+    """Train nothing: the start checkpoint answers as it is, fine-tuned on the demonstrations."""
 
     name, kind, paper = "start", "baseline", "https://arxiv.org/abs/2203.02155"
 

@@ -30,12 +30,12 @@ class SFTChosen(PairOptions):
         both completions.
 
         The mean is over the tokens of both, which gives about half the scale of a loss on the
-        chosen alone. AdamW evens that out.
+        chosen alone. AdamW compensates for the scale.
         """
         return -logp * torch.stack([batch["p"], 1 - batch["p"]], 1)[..., None]
 
     def train(self, lab: Lab) -> Policy:
-        """One pass after another over the pairs."""
+        """Take one step on each batch of pairs."""
         for pairs in self.pairs(lab):
             lab.step(self.loss, pairs)
         return lab.policy

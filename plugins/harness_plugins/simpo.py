@@ -32,8 +32,8 @@ class SimPO(PairOptions):
     def loss(self, logp, batch):
         """Eq. 6: -log sigma(beta / |y_w| log pi(y_w|x) - beta / |y_l| log pi(y_l|x) - gamma); (B,).
 
-        `logp` (B, 2, T), chosen first. A labeller's own doubt, `p` below 1, weighs both orders,
-        each with its margin.
+        `logp` (B, 2, T), chosen first. A label probability `p` below 1 weighs both orders, each
+        with its margin.
         """
         r_w, r_l = (self.beta * logp.sum(-1) / batch["mask"].sum(-1)).unbind(1)
         h, p, softplus = r_w - r_l, batch["p"], torch.nn.functional.softplus
@@ -41,14 +41,14 @@ class SimPO(PairOptions):
         return loss, {"margin": h, "accuracy": logprobs.ordered_right(h), "chosen_reward": r_w}
 
     def train(self, lab: Lab) -> Policy:
-        """One pass after another over the pairs."""
+        """Take one step on each batch of pairs."""
         for pairs in self.pairs(lab):
             lab.step(self.loss, pairs)
         return lab.policy
 
     def optimum(self, problem):
-        """exp(|y| (r / beta + c)), whatever the start, if labels follow Bradley-Terry on the reward
-        and gamma is 0.
+        """exp(|y| (r / beta + c)) for any start checkpoint, if labels follow Bradley-Terry on the
+        reward and gamma is 0.
 
         Then beta (log pi / |y| - log pi' / |y'|) = r - r' is the cross-entropy's minimum for every
         pair at once; for one-token completions it is softmax(r / beta). A margin has no closed

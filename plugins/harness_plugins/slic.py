@@ -12,7 +12,7 @@ from .population import best_of, hinge, minimiser, ordered_pairs, ranked
 if TYPE_CHECKING:
     from harness import Lab
 
-# what differs by less is the same: equal completions are scored equally but for rounding
+# smaller differences count as ties: scores of equal completions differ by rounding error
 EQUAL = 1e-5
 
 
@@ -29,9 +29,9 @@ class SLiC(RewardOptions, PairOptions):
 
     mode: str = "direct"  # direct: labelled pairs; sample-rank: samples ranked by the reward
     delta: float = 1.0  # margin, in nats per completion
-    lambda_reg: float = 0.1  # weight of the target's likelihood, what keeps the policy near it
-    target: str = "chosen"  # text kept likely: chosen (or best candidate), demonstrations
-    num_candidates: int = 8  # per prompt in sample-rank: a power of two, for the knock-out
+    lambda_reg: float = 0.1  # weight of the target's likelihood, a regulariser
+    target: str = "chosen"  # its text: chosen (or best candidate), demonstrations
+    num_candidates: int = 8  # candidates per prompt in sample-rank: a power of two
 
     def check(self) -> None:
         super().check()
@@ -86,8 +86,8 @@ class SLiC(RewardOptions, PairOptions):
         }
 
     def train(self, lab: Lab) -> Policy:
-        """One batch of pairs after another; demonstrations, if they are the target, in a term of
-        their own.
+        """Take one step on each batch of pairs, with a separate term for demonstrations if they are
+        the target.
         """
         for batch in self.given(lab) if self.mode == "direct" else self.sampled(lab):
             terms = [lab.term(self.loss, batch)]
@@ -102,7 +102,7 @@ class SLiC(RewardOptions, PairOptions):
         return lab.policy
 
     def given(self, lab):
-        """Yield the labelled pairs: a labeller's own doubt, `p` below 1, weighs both orders."""
+        """Yield the labelled pairs; a label probability `p` below 1 weighs both orders."""
         for batch in self.pairs(lab):
             p = batch["p"][:, None]
             first = torch.zeros_like(p, dtype=torch.long)
@@ -122,13 +122,13 @@ class SLiC(RewardOptions, PairOptions):
             batch = lab.rollout(prompts, self.num_candidates, of=lab.start)
             scores = lab.reward(batch).nan_to_num(
                 nan=-torch.inf
-            )  # what a verifier cannot tell is never preferred
+            )  # a completion without a verdict is never preferred
             if self.shuffle_labels:
                 scores = shuffled(scores, lab.generator("shuffle"))
             winner, loser = knock_out(scores)
             beaten = (
                 scores.gather(1, winner) - scores.gather(1, loser) > EQUAL
-            ).float()  # ties teach nothing
+            ).float()  # ties have no weight
             best = torch.zeros_like(scores).scatter(1, winner[:, -1:], 1.0) * (
                 self.target == "chosen"
             )
@@ -180,7 +180,7 @@ def knock_out(scores):
 
 
 def shuffled(scores, generator):
-    """Return scores (B, K) dealt out anew among the candidates of each prompt: a control."""
+    """Return scores (B, K), permuted among the candidates of each prompt: a control."""
     order = torch.rand(scores.shape, generator=generator).argsort(1)
     return scores.gather(1, order.to(scores.device))
 

@@ -1,4 +1,4 @@
-"""What a confined process does: answer calls, run tests, run a program, become a command."""
+"""The work of a confined process: answer calls, run tests, run a program, or run a command."""
 
 from __future__ import annotations
 

@@ -150,12 +150,12 @@ def seccomp_program(machine: str, may_start_processes: bool) -> bytes:
         program += _op(JUMP_AT_LEAST, X32_BIT, 0, 1) + refuse
     for number in _numbers(refused) + _numbers(SINCE_5_1):
         program += _refuse(number)
-    for number in _numbers(modes):  # compilers change modes: they are answered, nothing is done
+    for number in _numbers(modes):  # compilers change file modes: the call succeeds without effect
         program += _refuse(number, 0 if may_start_processes else EPERM)
     if not may_start_processes:
         for number in _numbers(processes):
             program += _refuse(number)
-    program += _refuse(CLONE3, ENOSYS)  # its flags cannot be read here; libc falls back to clone
+    program += _refuse(CLONE3, ENOSYS)  # a filter cannot read its flags; libc falls back to clone
     program += _when(special["clone"], clone)
     program += _when(special["prlimit64"], prlimit) + _when(special["prctl"], prctl)
     return program + allow
@@ -230,7 +230,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
 
 
 def python_folders() -> list[str]:
-    """Return what a Python program of the standard library reads."""
+    """Return the folders that a Python program of the standard library reads."""
     paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
     return sorted(str(p) for p in paths if p) + ["/usr/lib", "/lib", "/lib64", "/usr/lib64"]
 
@@ -239,7 +239,7 @@ def python_folders() -> list[str]:
 
 
 def confine(limits: Limits) -> None:
-    """Confine this process, but for its files: see `restrict_files`, which comes first.
+    """Confine this process except for its files, which `restrict_files` restricts before.
 
     Args:
         limits: see `Limits`.
@@ -261,7 +261,7 @@ def become(uid: int) -> None:
 
 
 def missing() -> str:
-    """Return what this machine lacks for isolation, with the remedy; empty where nothing is."""
+    """Return what this machine lacks for isolation, with the remedy; empty if it lacks nothing."""
     if sys.platform != "linux":
         return f"{sys.platform} has neither Landlock nor seccomp. Run on Linux, or use a container."
     if platform.machine() not in TABLES:

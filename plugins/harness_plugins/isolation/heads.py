@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def head_alone(head: str) -> str:
-    """Return a function's head as code that compiles: with a body where it has none."""
+    """Return a function's head as code that compiles: a head without a body gets one."""
     for end in ("", "\n    pass\n"):
         try:
             compile(head + end, "<head>", "exec")

@@ -1,4 +1,4 @@
-"""Workers that stay warm: jobs go in, verdicts come out, whatever the programs do."""
+"""Warm workers that return a verdict for each job, even if a program misbehaves."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from typing import Any
 
 from .confine import IsolationError, Limits, missing
 
-GRACE_SECONDS = 10.0  # beyond a job's own limits, before a worker counts as lost
+GRACE_SECONDS = 10.0  # seconds beyond a job's own limits before a worker counts as lost
 WORKER = Path(__file__).with_name("worker.py")
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container runtime as a further wall around the workers."""
+    """A container runtime as an additional isolation of the workers."""
 
     image: str  # with a `python3` of 3.10 or later
     runtime: str = "docker"  # or podman
@@ -80,7 +80,7 @@ class Worker:
             return f"A worker did not start: {text[-500:] or 'no message'}"
 
     def carry_out(self, job: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """Return the worker's reply to a job."""
+        """Send a job to the worker and return its reply."""
         assert self.process.stdin
         try:
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -105,7 +105,7 @@ class Worker:
     def close(self) -> None:
         """End the worker and all that it started."""
         assert self.process.stdin and self.process.stdout and self.process.stderr
-        with suppress(OSError):  # a worker that is gone leaves a part of its job unsent
+        with suppress(OSError):  # a worker that has ended leaves a part of its job unsent
             self.process.stdin.close()
         try:
             self.process.wait(2.0)
@@ -127,7 +127,7 @@ class Pool:
         limits: what one program may use.
         workers: how many run at once.
         readable: further folders that a command may read.
-        container: a container runtime, for a further wall; None: processes of this machine.
+        container: a container runtime, for additional isolation; None: processes of this machine.
 
     Raises:
         IsolationError: the machine cannot confine a program; nothing was run.
@@ -197,7 +197,7 @@ _warm: dict[tuple[Any, ...], Pool] = {}
 def warm_pool(
     limits: Limits, workers: int, readable: tuple[str, ...] = (), container: Container | None = None
 ) -> Pool:
-    """Return the pool with these settings; a process makes each once and keeps it."""
+    """Return the pool with these settings; each process makes it once and keeps it."""
     key = (os.getpid(), limits, workers, readable, container)
     if key not in _warm:
         _warm[key] = Pool(limits, workers, readable, container)

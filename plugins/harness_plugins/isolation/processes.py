@@ -1,4 +1,4 @@
-"""Processes that descend from one, and their end."""
+"""The descendants of a process, and how they are ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ NO_COMMAND = "there is no such command"  # a reply's detail
 
 
 def kill_descendants() -> None:
-    """Kill all that a command left. No new process can appear: each loses the right to fork."""
+    """Kill all processes that a command left. Each loses the right to fork first, so no new one can
+    appear.
+    """
     while left := descendants(os.getpid()):
         for process in left:
             try:

@@ -18,7 +18,7 @@ import confine
 import values
 from processes import NO_COMMAND, kill_descendants, processes_of
 
-WATCH_SECONDS = 0.05  # between two looks at the scratch folder
+WATCH_SECONDS = 0.05  # seconds between two checks of the scratch folder
 COMMAND_PATH = "/usr/local/bin:/usr/bin:/bin"
 COMMAND_USER = 65534  # of an external command, where the harness runs as root
 Body = Callable[[dict[str, Any], int, int], None]
@@ -43,7 +43,7 @@ class ForkServer:
         self.socket.sendall(data)
 
     def stop(self) -> None:
-        """Kill the child, if it still runs."""
+        """Kill the child if it still runs."""
         self.socket.sendall(STOP)
 
     def report(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ STOP = struct.pack("=Q", 0)
 
 @dataclasses.dataclass(frozen=True)
 class Serve:
-    """What a fork server does: it never returns."""
+    """The main loop of a fork server; it never returns."""
 
     limits: confine.Limits
     scratch: str  # empty: none

@@ -1,6 +1,6 @@
-"""Plain values as JSON, between a process that is trusted and one that is not.
+"""Plain values as JSON, between a trusted and an untrusted process.
 
-Pickle would run code of the other side; here only built-in types come across, and a value is
+Pickle would run code of the other process. Here only built-in types are sent, and a value is
 rebuilt from its type's name and its parts. Subclasses arrive as their built-in base, so that no
 `__eq__` of a candidate ever runs in the tests' process.
 """
@@ -18,7 +18,7 @@ MOST = 100_000  # items taken from an iterator
 
 
 def pack(value: Any) -> Any:
-    """Return a plain value as what JSON can hold; raise TypeError for any other."""
+    """Return a plain value in a form for JSON; raise TypeError for any other value."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):

@@ -1,7 +1,7 @@
 """A warm worker that runs foreign programs in isolation, one job after another.
 
 It is started as `python -I -S worker.py LIMITS` and speaks JSON lines on stdin and stdout. Three
-processes share the work, so that a program can neither see its tests nor write its own verdict:
+processes share the work, so that a program can neither read its tests nor write its verdict:
 
 - the broker (this process) reads jobs, and hands each half to one of two fork servers;
 - the candidates' server forks a process for each candidate program, which only answers calls;
@@ -30,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-# What programs import most is loaded once, before the forks.
+# Modules that most programs import are loaded once, before the forks.
 import bisect  # noqa: E402, F401
 import collections  # noqa: E402, F401
 import copy  # noqa: E402, F401

@@ -18,7 +18,7 @@ from ..labellers.lm import LMAnnotator
 from .templates import TEMPLATES, UNPARSED, Template, read_template
 
 NO_VERDICT = math.nan
-MACHINERY = (  # options that determine how verdicts are had, not what they are
+MACHINERY = (  # options that change how verdicts are requested, not the verdicts
     *("key_variable", "max_requests", "timeout", "answer_timeout", "retries", "backoff"),
     *("workers", "cache", "batch_size", "device"),
 )
@@ -35,12 +35,12 @@ class LLMJudge(Judge):
     name, costly = "llm_judge", True
 
     model: str = ""  # the endpoint's name of the model; without url a folder or a hub id
-    url: str = ""  # of an endpoint, up to and without /chat/completions; empty: a local model
+    url: str = ""  # an endpoint, up to and without /chat/completions; empty: a local model
     template: str = "alpaca_eval"  # alpaca_eval, mt_bench, arena_hard, or a TOML file of your own
-    top_logprobs: int = 5  # log-probabilities that a soft verdict comes from; 0 reads the text
+    top_logprobs: int = 5  # log-probabilities to request for a soft verdict; 0 reads the text
     repeats: int = 1  # replies to each question; two or more give self-agreement
-    temperature: float = 0.0  # of the replies of an endpoint
-    max_tokens: int = 0  # of a reply; 0 takes the template's
+    temperature: float = 0.0  # sampling temperature of an endpoint's replies
+    max_tokens: int = 0  # longest reply in tokens; 0 takes the template's
     key_variable: str = "HARNESS_API_KEY"  # the environment variable that holds the key
     max_requests: int = 100000  # cost cap: requests sent, failed attempts included
     timeout: float = 60.0  # seconds for each phase of an attempt: connect, send, read
@@ -86,7 +86,7 @@ class LLMJudge(Judge):
 
     @cached_property
     def asker(self) -> EndpointAsker | LocalAsker:
-        """What asks the model."""
+        """The client of the endpoint or the local model."""
         return (EndpointAsker if self.url else LocalAsker)(self, self.wording)
 
     def prepare(self, suite, stages):
@@ -97,7 +97,7 @@ class LLMJudge(Judge):
         """Return the template's file, and the files of a local model's folder."""
         own = [] if self.template in TEMPLATES else [Path(self.template)]
         if own and not own[0].is_file():
-            read_template(self.template)  # says what is wrong
+            read_template(self.template)  # raises the message
         return own + ([] if self.url else self._client().data_files())
 
     def identity(self):
@@ -187,7 +187,7 @@ class EndpointAsker:
 
 
 class LocalAsker:
-    """Asks a local model: by the probabilities of its verdict tokens, or by what it writes."""
+    """Asks a local model: reads the probabilities of its verdict tokens, or its text."""
 
     def __init__(self, judge: LLMJudge, template: Template) -> None:
         self.judge, self.template = judge, template
@@ -197,7 +197,7 @@ class LocalAsker:
         self.forms: list[list[int]] | None = None
 
     def open(self) -> None:
-        """Find the tokens of the verdicts, where these are words and verdicts are soft.
+        """Find the tokens of the verdicts if the verdicts are words and soft.
 
         Raises:
             UsageError: The verdicts are not single tokens of the model.
@@ -222,7 +222,7 @@ class LocalAsker:
         return probabilities
 
     def _whole(self, text: str) -> str:
-        """Return a question behind the template's instructions, as one message."""
+        """Return the template's instructions and a question as one message."""
         return f"{self.template.system}\n\n{text}" if self.template.system else text
 
     def _soft(self, texts: list[tuple[Prompt, str]]) -> list[float | str]:

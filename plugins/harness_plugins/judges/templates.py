@@ -1,7 +1,7 @@
-"""How a language model is asked to compare two answers, and how its reply is read.
+"""The question to a language model about two answers, and how its reply is read.
 
-The built-in templates are in the manner of AlpacaEval 2 (Dubois et al. 2024, 2404.04475), MT-Bench
-(Zheng et al. 2023, 2306.05685) and Arena-Hard (Li et al. 2024, 2406.11939), in words of our own.
+The built-in templates follow AlpacaEval 2 (Dubois et al. 2024, 2404.04475), MT-Bench (Zheng et al.
+2023, 2306.05685) and Arena-Hard (Li et al. 2024, 2406.11939), in our own words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..labellers.verdicts import REFUSALS
 
 REFUSED, UNPARSED, CUT = "refused", "unparsed", "cut"  # problems: a reply without a verdict
 PLACES = re.compile(r"\{(prompt|first|second)\}")
-MARK = "[["  # what begins a verdict that stands in a longer text
+MARK = "[["  # the beginning of a verdict inside a longer text
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Template:
 
     @property
     def marked(self) -> bool:
-        """Whether verdicts stand in a longer text."""
+        """Whether verdicts are marked inside a longer text."""
         return any(verdict.startswith(MARK) for verdict in self.verdicts)
 
     def question(self, prompt: str, first: str, second: str) -> str:
-        """Return the question. What the texts hold in braces is left as it is."""
+        """Return the question. Braces inside the texts stay as they are."""
         texts = {"prompt": prompt, "first": first, "second": second}
         return PLACES.sub(lambda match: texts[match.group(1)], self.user)
 
@@ -69,7 +69,7 @@ class Template:
     def from_logprobs(self, choice: Mapping[str, Any]) -> float | None:
         """Return the mean verdict under the probabilities of the token that gives it.
 
-        It is the first token, or the one behind the last `[[`. None where they are not there, or
+        It is the first token, or the one after the last `[[`. None if probabilities are missing, or
         show fewer than two verdicts.
         """
         try:
@@ -79,7 +79,7 @@ class Template:
             top = [(str(e["token"]).strip(), float(e["logprob"])) for e in shown]
         except (LookupError, TypeError, ValueError):
             return None
-        if not all(logprob <= 0.01 for _, logprob in top):  # no logarithm of a probability, or NaN
+        if not all(logprob <= 0.01 for _, logprob in top):  # not log-probabilities, or NaN
             return None
         values = {verdict.strip("[]"): value for verdict, value in self.verdicts.items()}
         seen = [(values[token], math.exp(logprob)) for token, logprob in top if token in values]
@@ -101,7 +101,7 @@ def read_template(name: str) -> Template:
     """Return a built-in template, or that of a TOML file.
 
     Raises:
-        UsageError: There is no such template, or the file lacks something.
+        UsageError: There is no such template, or the file is incomplete.
     """
     if name in TEMPLATES:
         return TEMPLATES[name]

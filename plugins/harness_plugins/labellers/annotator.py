@@ -1,9 +1,9 @@
-"""What AI annotators share: a principle drawn per pair, both orders asked and averaged,
-disagreement on record.
+"""The common part of AI annotators: a principle per pair, answers in both orders and their mean,
+and counts of disagreement.
 
 Constitutional AI (Bai et al. 2022, 2212.08073), sect. 4.1, draws one principle per comparison;
-RLAIF (Lee et al. 2023, 2309.00267), sect. 2.1, asks both orders against position bias. A third
-party's annotator subclasses `Annotator` too.
+RLAIF (Lee et al. 2023, 2309.00267), sect. 2.1, asks both orders against position bias. Third-party
+annotators subclass `Annotator` too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness import Comparison, Labeller, Principle, UsageError, prompt_text
 
 @dataclass(frozen=True)
 class Question:
-    """Two completions as they are shown, and the principle to compare them by."""
+    """Two completions in the order shown, and the principle to compare them by."""
 
     first: str
     second: str
@@ -37,8 +37,8 @@ class Annotator(Labeller):
     drop_disagreements: bool = False  # drop pairs with opposite answers in the two orders
 
     def prepare(self, suite, judge):
-        """Take the constitution; refuse to be the evaluation's judge as well (a judge prefers what
-        it taught).
+        """Take the constitution; refuse to be the evaluation's judge as well, because a judge
+        favours policies trained on its labels.
         """
         if judge.name == self.name or self.is_judge(judge):
             raise UsageError(
@@ -59,8 +59,8 @@ class Annotator(Labeller):
 
     @abstractmethod
     def answer(self, prompt, questions, rng) -> list[float | None]:
-        """Return for each question the probability that the first completion is better; None: no
-        usable answer.
+        """Return for each question the probability that the first completion is better; None for an
+        unusable answer.
         """
 
     def compare(self, prompt, completions, lengths, rng):
@@ -88,7 +88,7 @@ class Annotator(Labeller):
         shown first.
         """
         self.counts["asked"] += 1
-        if one is None or two is None:  # one order alone would carry the position bias
+        if one is None or two is None:  # a single order has the position bias
             self.counts["unanswered"] += 1
             return None
         disagree = (one - 0.5) * (0.5 - two) < 0
@@ -105,8 +105,8 @@ class Annotator(Labeller):
         return Comparison(*pair, (one + 1 - two) / 2, note)
 
     def usage(self):
-        """Return pairs asked about, unanswered and dropped, and the share of pairs both orders
-        agreed on.
+        """Return counts of compared, unanswered and dropped pairs, and the share of pairs on which
+        both orders agree.
         """
         counts = {
             name: float(self.counts[name])
@@ -126,7 +126,7 @@ class WritingAnnotator(Annotator):
     """An annotator that reads and writes text: a language model, here or behind an endpoint."""
 
     constitution_file: str | None = None  # principles, one a line, instead of the suite's
-    verdicts: tuple[str, ...] = ("1", "2")  # what the completion shown first and second are called
+    verdicts: tuple[str, ...] = ("1", "2")  # the names of the completions shown first and second
 
     def check(self):
         if len(self.verdicts) != 2 or len(set(self.verdicts)) != 2 or not all(self.verdicts):
@@ -146,7 +146,7 @@ class WritingAnnotator(Annotator):
         ]
 
     def identity(self):
-        """Return the options, with the file's contents for its name, and the words of the
+        """Return the options, with the file's contents instead of its name, and the words of the
         questions.
         """
         written = (
@@ -173,10 +173,12 @@ class WritingAnnotator(Annotator):
 
     @abstractmethod
     def write(self, text) -> str | None:
-        """Return what the model writes after a text; None for no usable answer."""
+        """Return the model's text after a prompt; None for an unusable answer."""
 
     def revise(self, prompt, completion, principle, rng):
-        """Have the completion criticised, then rewritten in the light of that (CAI, sect. 3.1)."""
+        """Ask for a critique of the completion, then for a revision by the critique (CAI, sect.
+        3.1).
+        """
         facts = {
             "prompt": prompt_text(prompt.text),
             "completion": completion,
@@ -227,5 +229,5 @@ Response:"""
 
 
 def digest(value) -> str:
-    """Return 16 hex digits that stand for a JSON-able value."""
+    """Return 16 hex digits of the digest of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,6 +1,4 @@
-"""A simulated annotator: it applies the constitution's own checks, and errs as often as it is told
-to.
-"""
+"""A simulated annotator: it applies the constitution's checks, with a set error rate."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from harness import hookimpl
 
 from .annotator import Annotator
 
-CLAUSE = re.compile(r"\s*(?:[;\n]|(?<=[.!?])\s)\s*")  # what stands between two clauses
+CLAUSE = re.compile(r"\s*(?:[;\n]|(?<=[.!?])\s)\s*")  # separators of clauses
 
 
 @dataclass
@@ -31,9 +29,7 @@ class ConstitutionAnnotator(Annotator):
             raise ValueError("error_rate and position_bias lie in [0, 1]")
 
     def answer(self, prompt, questions, rng):
-        """Return 1 or 0 as the check of each question's principle says, 0.5 where it sees no
-        difference.
-        """
+        """Return 1 or 0 by the check of each question's principle; 0.5 for no difference."""
         return [self._answer(prompt, question, rng) for question in questions]
 
     def _answer(self, prompt, question, rng):
@@ -46,11 +42,9 @@ class ConstitutionAnnotator(Annotator):
         return 0.5 if first == second else float((first > second) != wrong)
 
     def revise(self, prompt, completion, principle, rng):
-        """Leave out the clause without which the principle's check likes the completion best, if
-        any.
+        """Remove the clause whose removal improves the principle's check most, if any.
 
-        A programmatic stand-in for a critique and a revision; like an answer, it fails at the error
-        rate.
+        It simulates a critique and a revision, and fails at the error rate, as an answer does.
         """
         if rng.random() < self.error_rate:
             return completion
@@ -61,15 +55,13 @@ class ConstitutionAnnotator(Annotator):
 
 
 def without_a_clause(text) -> list[str]:
-    """Return the text without each of its clauses; what stood between two clauses goes with the
-    first of them.
-    """
+    """Return the texts without one clause each; a separator goes with the clause before it."""
     marks = [(m.start(), m.end()) for m in CLAUSE.finditer(text)]
     starts, ends = [0, *(end for _, end in marks)], [*(end for _, end in marks), len(text)]
     if len(starts) < 2:
         return []
     cut = [text[:a] + text[b:] for a, b in zip(starts[:-1], ends[:-1], strict=True)]
-    tail = re.search(r"\s*[.!?]?\s*$", text)  # the last clause goes, its full stop stays
+    tail = re.search(r"\s*[.!?]?\s*$", text)  # the last clause is removed and its full stop stays
     return [*cut, text[: marks[-1][0]] + tail.group()]
 
 

@@ -1,7 +1,7 @@
 """An annotator behind an OpenAI-compatible endpoint.
 
 Answers are cached on disk. The number of requests is bounded. Cost and refusals are counted. The
-key comes from an environment variable and is sent in one request header. It is stored nowhere.
+key comes from an environment variable, is sent in one request header, and is never stored.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class EndpointAnnotator(WritingAnnotator):
 
     name = "endpoint"
 
-    url: str = ""  # up to and without /chat/completions, for example https://host/v1
+    url: str = ""  # address without /chat/completions, for example https://host/v1
     model: str = ""  # the endpoint's name of the model
     key_variable: str = "HARNESS_API_KEY"  # the environment variable that holds the key
     top_logprobs: int = 0  # log-probabilities to request for a soft label; 0 reads the text
     max_tokens: int = 16  # of a verdict
-    max_revision_tokens: int = 512  # of a critique or a revision
+    max_revision_tokens: int = 512  # longest critique or revision in tokens
     max_requests: int = 100000  # cost cap: requests sent, failed attempts included
     timeout: float = 60.0  # seconds for each phase of an attempt: connect, send, read
     answer_timeout: float = 300.0  # seconds for a whole attempt, however slowly it arrives
@@ -111,7 +111,7 @@ class EndpointAnnotator(WritingAnnotator):
         """Read the key from the environment and open a connection pool.
 
         Args:
-            purpose: What needs the key: `The labeller endpoint`.
+            purpose: The user of the key for messages: `The labeller endpoint`.
 
         Raises:
             UsageError: The environment variable of the key is empty.
@@ -172,20 +172,20 @@ class EndpointAnnotator(WritingAnnotator):
     # -- requests --------------------------------------------------------------------------------
 
     def ask(self, body) -> dict:
-        """Return the first choice of the endpoint's answer, from the cache where it is there."""
+        """Return the first choice of the endpoint's answer, from the cache if it is there."""
         data = json.dumps(body, sort_keys=True).encode()
         file = self._folder / f"{hashlib.sha256(self.url.encode() + data).hexdigest()}.json"
         try:
             choice = choice_of(file.read_bytes())
             self._count("cached")
-        except (OSError, TransientError):  # not in the cache, or damaged
+        except (OSError, TransientError):  # missing from the cache, or damaged
             answer = self._persist(data)
             choice = choice_of(answer)
             write_whole(file, answer)
         return choice
 
     def _persist(self, data) -> bytes:
-        """Return an answer. After a permanent error, requests that still wait are not sent."""
+        """Return an answer. After a permanent error, waiting requests are not sent."""
         if self._end:
             raise HarnessError(self._end)
         try:
@@ -209,7 +209,7 @@ class EndpointAnnotator(WritingAnnotator):
                     raise HarnessError(
                         message + "Its answers so far are kept; run again to go on."
                     ) from None
-                # jitter: clients that failed together do not retry together
+                # jitter: clients that failed together retry at different times
                 time.sleep(max(failure.wait, self.backoff * 2**attempt * random.uniform(0.5, 1.0)))
         raise AssertionError("unreachable")
 
@@ -266,7 +266,7 @@ def read_at_most(response, limit: int, deadline: float) -> bytes:
     """Return the beginning of a response's body, at most `limit` bytes.
 
     Raises:
-        TransientError: The body is not there at the deadline, on the clock of `time.monotonic`.
+        TransientError: The body is incomplete at the deadline, on the clock of `time.monotonic`.
     """
     body = bytearray()
     for chunk in response.iter_bytes():

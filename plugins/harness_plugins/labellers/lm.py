@@ -1,4 +1,4 @@
-"""A local language model as annotator: the log-probabilities of its verdict tokens are its soft
+"""A local language model as annotator: the log-probabilities of its verdict tokens give a soft
 label.
 """
 
@@ -23,7 +23,7 @@ class LMAnnotator(WritingAnnotator):
 
     model: str = ""  # a folder in Hugging Face format, or a hub id
     batch_size: int = 8  # questions per forward pass
-    max_revision_tokens: int = 256  # of a critique or a revision
+    max_revision_tokens: int = 256  # longest critique or revision in tokens
     device: str = "cpu"  # where the model runs
 
     def check(self):
@@ -69,7 +69,7 @@ class LMAnnotator(WritingAnnotator):
         return theirs is not None and str(theirs) in (self.model, self.weights)
 
     def prepare(self, suite, judge):
-        """Find the tokens of the verdicts as they come behind a question."""
+        """Find the tokens of the verdicts after a question."""
         super().prepare(suite, judge)
         self.verdict_ids = self._verdict_ids()
 
@@ -88,7 +88,7 @@ class LMAnnotator(WritingAnnotator):
     def label_logp(self, prompt, rows, forms):
         """Return log-probabilities (B, V) of verdicts behind rows of token ids.
 
-        The forms of a verdict, with a space and without, are added.
+        The probabilities of a verdict with and without a leading space are added.
         """
         from harness import Batch, PromptBatch
         from harness.models.logprobs import completion_logp
@@ -112,8 +112,8 @@ class LMAnnotator(WritingAnnotator):
 
     @cached_property
     def tokens(self):
-        """The tokenizer with the harness's rules: one start token, a chat template's clock fixed,
-        and a question that is too long cut without its frame.
+        """The tokenizer with the harness's rules: one start token and a fixed clock for chat
+        templates. A question that is too long is cut inside the template's text.
         """
         from harness.models.tokens import Tokens
 
@@ -122,7 +122,7 @@ class LMAnnotator(WritingAnnotator):
         return Tokens(tokenizer, limit)
 
     def _posed(self, text):
-        """Return a text as the model expects it: as a user's message, if it has a chat template."""
+        """Return a text as a user's message if the model has a chat template, else unchanged."""
         return text if self.tokens.chat is None else [{"role": "user", "content": text}]
 
     def _text(self, text) -> str:
@@ -130,14 +130,14 @@ class LMAnnotator(WritingAnnotator):
         return text if chat is None else chat.prompt(self._posed(text))
 
     def _ids(self, text):
-        """Return token ids, the beginning cut where the model could not take them all."""
+        """Return token ids, cut at the beginning if they exceed the model's limit."""
         before = self.tokens.cut_prompts
         ids = self.tokens.prompt_ids(self._posed(text))
         self.counts["cut"] += self.tokens.cut_prompts - before
         return ids
 
     def _verdict_ids(self):
-        """Return for each verdict the ids of the single tokens it can begin an answer as."""
+        """Return for each verdict the ids of the single tokens that can begin an answer with it."""
         shown = self.question_text(
             Prompt("probe", "x"), Question("y", "z", Principle("", "", lambda *_: 0.0))
         )
@@ -150,8 +150,8 @@ class LMAnnotator(WritingAnnotator):
         return forms
 
     def token_forms(self, shown, verdicts) -> list[list[int]] | None:
-        """Return for each verdict the ids of the single tokens it can begin a reply as; None where
-        one has no such token.
+        """Return for each verdict the ids of the single tokens that can begin a reply with it; None
+        if a verdict has no such token.
         """
         rows = [[self._single(shown, form + verdict) for form in ("", " ")] for verdict in verdicts]
         # a form counts only if all verdicts have it, or the comparison would not be fair
@@ -162,7 +162,7 @@ class LMAnnotator(WritingAnnotator):
         return [sorted({ids[side] for ids in forms}) for side in range(len(rows))]
 
     def _single(self, shown, answer) -> int | None:
-        """Return the one token that an answer adds behind a question, or None."""
+        """Return the single token that an answer adds after a question, or None."""
         _, tokenizer = self.loaded
         head = tokenizer(self._text(shown), add_special_tokens=False)["input_ids"]
         whole = tokenizer(self._text(shown) + answer, add_special_tokens=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""The labeller `verdict`: preferences made out of the verdicts of the suite's verifier."""
+"""The labeller `verdict`: preferences from the verdicts of the suite's verifier."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class VerdictLabeller(Labeller):
     error_rate: float = 0.0  # share of labels that are reversed by chance
 
     def check(self):
-        """Raise ValueError for a rate that is none."""
+        """Raise ValueError for a rate outside [0, 1]."""
         if not 0 <= self.error_rate <= 1:
             raise ValueError("error_rate lies in [0, 1]")
 
@@ -45,7 +45,7 @@ class VerdictLabeller(Labeller):
         self.counts["accepted"] += sum(value == 1.0 for value in values)
         labels = []
         for i, j in combinations(range(len(values)), 2):
-            wrong = rng.random() < self.error_rate  # drawn for every pair: one stream of numbers
+            wrong = rng.random() < self.error_rate  # drawn for every pair: one stream
             if None not in (values[i], values[j]) and values[i] != values[j]:
                 labels.append(Comparison(i, j, float((values[i] > values[j]) != wrong)))
         self.counts["asked"] += len(labels)

@@ -1,4 +1,4 @@
-"""What an endpoint's answer says: a verdict, a refusal, or nothing that can be read."""
+"""Reads an endpoint's answer: a verdict, a refusal, or an unreadable answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def probability(choice, verdicts, soft) -> float | str | None:
     """Return the probability of the first verdict; REFUSED for a refusal, None for an answer that
     cannot be read.
 
-    `soft` takes it from the log-probabilities of the first token, where the endpoint gives those of
+    `soft` takes it from the log-probabilities of the first token if the endpoint gives those of
     both verdicts.
     """
     if choice["message"].get("refusal"):
@@ -35,15 +35,15 @@ def from_text(text, verdicts) -> float | str | None:
 
 
 def from_logprobs(choice, verdicts) -> float | None:
-    """Return softmax over the two verdicts' log-probabilities, their forms with and without a space
-    added up.
+    """Return the softmax over the two verdicts, with the probabilities of forms with and without a
+    space added.
     """
     try:
         top = choice["logprobs"]["content"][0]["top_logprobs"]
         given = [(str(entry["token"]).strip(), float(entry["logprob"])) for entry in top]
     except (LookupError, TypeError, ValueError):
         return None
-    if not all(logprob <= 0.01 for _, logprob in given):  # no logarithm of a probability, or NaN
+    if not all(logprob <= 0.01 for _, logprob in given):  # not log-probabilities, or NaN
         return None
     one, two = (sum(math.exp(logprob) for token, logprob in given if token == v) for v in verdicts)
     return one / (one + two) if one and two else None

@@ -1,4 +1,4 @@
-"""What verifiers that look at one answer at a time share."""
+"""The base class of verifiers that read one answer at a time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from harness import Verifier
 
 @dataclass
 class AnswerVerifier(Verifier):
-    """A verifier that looks at one answer at a time, and at nothing else of the prompt."""
+    """A verifier that reads one answer at a time and nothing of the prompt."""
 
     reads_prompt = False
 
-    must_end: bool = True  # an answer that was cut at the length limit is wrong
+    must_end: bool = True  # whether an answer cut at the length limit is wrong
 
     @abstractmethod
     def grade(self, text: str, gold: str) -> float:
-        """Return the verdict on one answer that counts as finished."""
+        """Return the verdict on one finished answer."""
 
     def verify(self, prompts, completions, golds, ended):
         """Return a verdict per completion; None where there is no gold answer."""

@@ -1,4 +1,4 @@
-"""The verifier `boxed`: what stands in the last \\boxed{} is the gold answer."""
+"""The verifier `boxed`: compares the last \\boxed{} with the gold answer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Boxed(AnswerVerifier):
     """Right if the last \\boxed{} of an answer holds the gold answer.
 
     Numbers are compared by value. Everything else is compared as text, without spaces and without
-    LaTeX commands that change the looks alone: \\dfrac is \\frac, \\text{cm} is cm, \\left( is (.
-    An answer without a box is wrong.
+    LaTeX commands that only change the typesetting: \\dfrac is \\frac, \\text{cm} is cm, \\left( is
+    (. An answer without a box is wrong.
     """
 
     name = "boxed"
 
     def read_gold(self, text):
-        """Return what stands in the last box of a gold answer, or the whole of it."""
+        """Return the content of the last box of a gold answer, or the whole answer."""
         from .places import last_box
 
         box = last_box(text)
@@ -39,7 +39,7 @@ class Boxed(AnswerVerifier):
         return answer
 
     def grade(self, text, gold):
-        """Return 1.0 where the box holds the gold answer."""
+        """Return 1.0 if the box holds the gold answer."""
         from .places import end_of, last_box
 
         box = last_box(end_of(text))
@@ -54,7 +54,7 @@ class Boxed(AnswerVerifier):
 
 
 def normal(text: str) -> str:
-    """Return an answer in normal form: a number by its value, other text without its looks."""
+    """Return an answer in normal form: a number by its value, other text without typesetting."""
     from .number_answers import only_number
 
     number = only_number(text)

@@ -17,9 +17,9 @@ _LEADING = r"(?i:[\s*_\"'$#:]|\\\(|\\text(?:bf)?\{|\\mathbf\{|option |choice )*"
 class Choice(AnswerVerifier):
     """Right if an answer chooses the letter of the gold answer.
 
-    The letter is read from the last \\boxed{}, or else behind ####, or else behind "answer is" or
-    "answer:", or else the answer begins with it: `B`, `(B)`, `B. Paris`. A letter in a sentence is
-    no choice, and two letters are none.
+    The letter is read from the last \\boxed{}, else after ####, else after "answer is" or
+    "answer:", else from the beginning of the answer: `B`, `(B)`, `B. Paris`. A letter inside a
+    sentence, or two letters, are not a choice.
     """
 
     name = "choice"
@@ -28,7 +28,7 @@ class Choice(AnswerVerifier):
     numbering: str = "letter"  # of gold answers: letter, or a number that counts from 0 or from 1
 
     def check(self):
-        """Raise ValueError for letters that are none, or too few."""
+        """Raise ValueError for options without at least two different letters."""
         if not self.choices.isalpha() or len(set(self.choices.upper())) < 2:
             raise ValueError(f"choices are at least two letters, such as ABCD: {self.choices!r}")
         if len(set(self.choices.upper())) < len(self.choices):
@@ -37,7 +37,7 @@ class Choice(AnswerVerifier):
             raise ValueError(f"numbering is {', '.join(NUMBERINGS)}, not {self.numbering!r}")
 
     def read_gold(self, text):
-        """Return the letter of a gold answer; ValueError where there is none."""
+        """Return the letter of a gold answer; raise ValueError if there is none."""
         letters, text = self.choices.upper(), text.strip()
         if self.numbering != "letter":
             place = int(text) - int(self.numbering) if re.fullmatch(r"\d{1,2}", text) else -1
@@ -53,7 +53,7 @@ class Choice(AnswerVerifier):
         return letter
 
     def grade(self, text, gold):
-        """Return 1.0 where the answer chooses the gold answer's letter."""
+        """Return 1.0 if the answer chooses the gold answer's letter."""
         return self.chosen(text) == gold
 
     def chosen(self, text: str) -> str | None:
@@ -75,7 +75,7 @@ class Choice(AnswerVerifier):
     def letter(self, text: str, alone: bool = False) -> str | None:
         """Return the letter that a text begins with, if it is a choice and the only one.
 
-        With `alone` there may be nothing else.
+        With `alone` no other text may follow.
         """
         text = text[re.match(_LEADING, text).end() :][:300]
         bracket = text[:1] if text[:1] in ("(", "[") else ""

@@ -1,7 +1,7 @@
 """`code`: the completion's program passes its unit tests, in isolation.
 
-The program is the last fenced block of the completion, or the whole completion. Where it does not
-define the function that is asked for, it is that function's body and follows the given head, as in
+The program is the last fenced block of the completion, or the whole completion. If it does not
+define the requested function, it is that function's body and follows the given head, as in
 HumanEval (Chen et al. 2021, https://arxiv.org/abs/2107.03374). The program and its tests run in two
 confined processes; see harness_plugins/isolation.
 """
@@ -41,25 +41,25 @@ class Code(Verifier):
     entry_column: str = "entry_point"  # the column with the function's name; may be missing
     head_column: str = "prompt"  # the column with the code given before the body; may be missing
     cases_column: str = "cases"  # the column with inputs and outputs, in place of tests
-    graded: bool = False  # give the share of tests that pass, in place of all or nothing
-    seconds: float = 5.0  # that a program and its tests may run
-    memory_mb: int = 512  # that a program may use
+    graded: bool = False  # give the share of tests that pass instead of 1.0 or 0.0
+    seconds: float = 5.0  # time limit of a program and its tests
+    memory_mb: int = 512  # memory limit of a program
     workers: int = 2  # programs that run at once
-    container: str = ""  # an image with python3: run inside a container of it, as a further wall
+    container: str = ""  # an image with python3: run inside its container, as additional isolation
     runtime: str = "docker"  # the container runtime: docker or podman
 
     def check(self) -> None:
-        """Raise ValueError for limits that admit no program."""
+        """Raise ValueError for limits under which no program can run."""
         if min(self.seconds, self.memory_mb, self.workers) <= 0 or self.memory_mb < 64:
             raise ValueError("seconds and workers must be above 0, memory_mb at least 64")
         refuse_without_isolation(self.container)
 
     def identity(self) -> dict[str, object]:
-        """Return the options but for `workers`, which change no verdict."""
+        """Return the options except `workers`, which change no verdict."""
         return {k: v for k, v in super().identity().items() if k != "workers"}
 
     def read_gold(self, text: str) -> str:
-        """Return the tests of a row as JSON; raise ValueError where they cannot be read."""
+        """Return the tests of a row as JSON; raise ValueError if they cannot be read."""
         row = _row(text)
         gold = {
             "head": str(row.get(self.head_column) or ""),
@@ -189,8 +189,8 @@ def program_of(completion: str, head: str, entry: str) -> str:
         entry: the name of the function that is asked for; empty for none.
 
     Returns:
-        The last fenced block, or the whole text. It follows the head as its body where it does not
-        define `entry` itself.
+        The last fenced block, or the whole text. If it does not define `entry` itself, it follows
+            the head as its body.
     """
     blocks = [code for language, code in BLOCK.findall(completion) if language.lower() in PYTHON]
     text = blocks[-1] if blocks else completion
@@ -211,7 +211,7 @@ def _body(text: str) -> str:
     if first is not None and not lines[first].startswith((" ", "\t")):
         later = [line for line in lines[first + 1 :] if line.strip()]
         if later and all(line.startswith((" ", "\t")) for line in later):
-            lines[first] = "    " + lines[first]  # a chat model drops the first line's indent
+            lines[first] = "    " + lines[first]  # chat models often drop the first line's indent
         else:
             lines = ["    " + line for line in lines]
     return "\n".join(lines) + "\n"

@@ -1,8 +1,8 @@
 """`command`: an external checker accepts the answer: a proof assistant, a compiler, a solver.
 
 The answer goes into a file, by a template if there is one, and the command runs on it in isolation
-(see harness_plugins/isolation). Its exit status is the verdict, with conditions on its output where
-the status does not tell enough.
+(see harness_plugins/isolation). Its exit status is the verdict, with optional conditions on its
+output.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Command(Verifier):
     name, reads_prompt = "command", False
 
     command: str = ""  # such as "coqc -q {file}"; {file} and {gold} are the names of files
-    template: str = ""  # a file around the answer: {answer} and {gold} are put in; else the answer
+    template: str = ""  # a template of the file, with {answer} and {gold}; else the answer
     file_name: str = "answer.txt"  # the file that the command reads
-    fenced: bool = True  # take the last fenced block of the completion, where there is one
+    fenced: bool = True  # use the last fenced block of the completion, if there is one
     forbidden: str = ""  # a regular expression; an answer that it matches is wrong, and is not run
     output: str = ""  # a regular expression that the output must match
-    seconds: float = 20.0  # that the command may run
-    memory_mb: int = 2048  # that each of its processes may use
-    processes: int = 32  # that it may start
+    seconds: float = 20.0  # time limit of the command
+    memory_mb: int = 2048  # memory limit of each of its processes
+    processes: int = 32  # limit of processes that it may start
     readable: tuple[str, ...] = ()  # further folders that it may read; /usr, /bin and /lib are
     workers: int = 2  # commands that run at once
-    container: str = ""  # an image with python3 and the command, as a further wall
+    container: str = ""  # an image with python3 and the command, as additional isolation
     runtime: str = "docker"  # the container runtime: docker or podman
 
     def check(self) -> None:
@@ -61,7 +61,7 @@ class Command(Verifier):
         refuse_without_isolation(self.container)
 
     def identity(self) -> dict[str, object]:
-        """Return the options but for `workers`, and the template's text in place of its path."""
+        """Return the options except `workers`, with the template's text instead of its path."""
         values = {k: v for k, v in super().identity().items() if k != "workers"}
         return {**values, "template": self._around()}
 
@@ -79,7 +79,7 @@ class Command(Verifier):
         golds: Sequence[str | None],
         ended: Sequence[bool],
     ) -> list[float | None]:
-        """Return 1.0 where the command accepts, else 0.0. The gold answer may be None."""
+        """Return 1.0 if the command accepts, else 0.0. The gold answer may be None."""
         self._installed()
         texts = [self._answer(text[:LONGEST]) for text in completions]
         wanted = [not self.forbidden or not re.search(self.forbidden, text) for text in texts]

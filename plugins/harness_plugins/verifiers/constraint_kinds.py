@@ -1,4 +1,5 @@
-"""Constraints on an answer that code can check: what each kind needs, and when it is kept.
+"""Constraints on an answer that code can check: the values of each kind, and when an answer keeps
+it.
 
 The time is linear in the length of an answer.
 """
@@ -29,7 +30,7 @@ def words_of(text: str) -> list[str]:
     are the points and commas of a number.
     """
     text = unicodedata.normalize("NFC", text)
-    if not text.isascii():  # accents that stand apart belong to the letter before them
+    if not text.isascii():  # combining accents belong to the letter before them
         text = "".join(c for c in text if unicodedata.category(c)[0] != "M")
     return [_same_marks(word).casefold() for word in _WORD.findall(text)]
 
@@ -40,7 +41,7 @@ def _same_marks(word: str) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, with what constraints look at."""
+    """An answer in the forms that constraints use."""
 
     text: str
 
@@ -55,11 +56,11 @@ class Answer:
         return f" {' '.join(self.words)} "
 
     def count(self, phrase: str) -> int:
-        """Return how often a phrase stands in the answer, as whole words."""
+        """Return how often a phrase occurs in the answer, as whole words."""
         return self.joined.replace(" ", "  ").count(f" {'  '.join(words_of(phrase))} ")
 
     def cased(self) -> set[str]:
-        """Return which of Lu and Ll the letters have."""
+        """Return which of the categories Lu and Ll the letters have."""
         return {unicodedata.category(c) for c in self.text if c.isalpha()} & {"Lu", "Ll", "Lt"}
 
 
@@ -116,7 +117,7 @@ def _question(answer: Answer, needs: Mapping[str, Any]) -> bool:
 def _json(answer: Answer, needs: Mapping[str, Any]) -> bool:
     """Return whether the whole answer, or the one fenced block that it is, has the keys.
 
-    Each of them has a value that is not empty, and no key stands there twice.
+    Each key has a value that is not empty, and no key occurs twice.
     """
     text = answer.text.strip()
     fenced = _FENCE.fullmatch(text)
@@ -176,14 +177,16 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Constraint:
-    """One constraint. A required one has no share, and an answer that breaks it has no grade."""
+    """One constraint. A required one has no share in the grade, and an answer that breaks it has
+    grade 0.
+    """
 
     kind: str
     needs: Mapping[str, Any] = field(default_factory=dict)
     required: bool = False
 
     def kept(self, answer: Answer, end: bool) -> bool:
-        """Return whether an answer keeps it; one without a word keeps nothing."""
+        """Return whether an answer keeps it; an answer without a word keeps no constraint."""
         kind = KINDS[self.kind]
         return bool(answer.words) and (end or not kind.whole) and kind.kept(answer, self.needs)
 

@@ -20,14 +20,14 @@ class Constraints(AnswerVerifier):
     A gold answer is a JSON list of constraints, such as [{"kind": "words", "at_most": 20}]; with
     the option `constraints` they are the same for every row. The kinds are include, exclude, about,
     begin, end, words, items, lower, upper, no_commas, question and json. A constraint with
-    "required": true has no share in the grade: an answer that breaks it gets 0. An answer without a
-    word keeps nothing.
+    "required": true has no share in the grade: an answer that breaks it gets 0. An answer without
+    a word keeps no constraint.
     """
 
     name = "constraints"
 
     constraints: list[dict] = field(default_factory=list)  # of every answer, as tables
-    graded: bool = True  # give the share kept; otherwise 1.0 where all are kept, and 0.0
+    graded: bool = True  # give the share kept; otherwise 1.0 if all are kept, else 0.0
 
     def check(self):
         """Raise ValueError for constraints that cannot be read."""
@@ -35,7 +35,7 @@ class Constraints(AnswerVerifier):
             _read(self._own())
 
     def read_gold(self, text):
-        """Return the constraints of a row; nothing where the options hold those of every row."""
+        """Return the constraints of a row; nothing if the options hold those of every row."""
         if self.constraints:
             return ""
         try:
@@ -75,7 +75,7 @@ class Constraints(AnswerVerifier):
         return json.dumps(self.constraints, sort_keys=True)
 
     def _share(self, text: str, gold: str, end: bool) -> float:
-        from .constraint_kinds import Answer  # late: `harness list` needs none of it
+        from .constraint_kinds import Answer  # imported late: `harness list` does not need it
 
         if len(text) > LONGEST:
             return 0.0

@@ -1,4 +1,4 @@
-"""Which letters follow two letters inside English words.
+"""The letters that follow each two letters inside English words.
 
 An entry is two letters and all that may follow them; ^ stands for the beginning of a word, and $
 for its end. Counted over the words of technical and everyday English that occur more than once.

@@ -1,4 +1,4 @@
-"""The verifier `exact`: the answer is the gold answer, letter by letter."""
+"""The verifier `exact`: the answer equals the gold answer, letter by letter."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LONGEST = 10_000  # characters of an answer
 
 @dataclass
 class Exact(AnswerVerifier):
-    """Right if an answer is the gold answer.
+    """Right if an answer equals the gold answer.
 
-    Spaces at the ends and several spaces in a row make no difference. With `after`, only what
-    follows the last such marker is the answer, and an answer without it is wrong.
+    Spaces at the ends and repeated spaces are ignored. With `after`, the answer is the text after
+    the last such marker, and an answer without it is wrong.
     """
 
     name = "exact"
@@ -34,19 +34,19 @@ class Exact(AnswerVerifier):
         return answer
 
     def grade(self, text, gold):
-        """Return 1.0 where the answer is the gold answer."""
+        """Return 1.0 if the answer equals the gold answer."""
         answer = self.part(text)
         return answer is not None and self.normal(answer[: LONGEST + 100]) == gold
 
     def part(self, text: str) -> str | None:
-        """Return the part of a text that is the answer; None where the marker is missing."""
+        """Return the part of a text that is the answer; None if the marker is missing."""
         if not self.after:
             return text
         before, marker, answer = text.rpartition(self.after)
         return answer if marker else None
 
     def normal(self, text: str) -> str:
-        """Return an answer as it is compared."""
+        """Return an answer in normal form."""
         if self.ignore_case:
             text = text.casefold()
         if self.ignore_punctuation:

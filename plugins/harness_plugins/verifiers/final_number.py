@@ -21,8 +21,8 @@ class FinalNumber(AnswerVerifier):
     name = "final_number"
 
     def read_gold(self, text):
-        """Return the number of a worked answer; ValueError where there is not exactly one."""
-        from .number_answers import gold_number  # late: `harness list` needs no patterns
+        """Return the number of a worked answer; raise ValueError if there is not exactly one."""
+        from .number_answers import gold_number  # imported late: `harness list` does not need it
 
         number = gold_number(text)
         if number is None:
@@ -33,7 +33,7 @@ class FinalNumber(AnswerVerifier):
         return number.text
 
     def grade(self, text, gold):
-        """Return 1.0 where the answer gives the gold number."""
+        """Return 1.0 if the answer gives the gold number."""
         from .number_answers import gives
 
         return gives(text, gold)

@@ -19,7 +19,7 @@ class Function(Verifier):
 
     It is called with those of these arguments that it names: `completion`, `gold` (the row's answer
     as it stands in the data), `prompt` (as text), `ended`. It returns a number in [0, 1], True or
-    False, or None where it cannot tell. It runs in a child process: an answer on which it takes
+    False, or None if it cannot decide. It runs in a child process: an answer on which it takes
     longer than `time_limit` is wrong. An exception in it ends the run.
     """
 
@@ -29,7 +29,7 @@ class Function(Verifier):
     time_limit: float = 5.0  # seconds of processor time for one answer
 
     def check(self):
-        """Raise ValueError for a name that names no function."""
+        """Raise ValueError for a name that is not a function's."""
         place, _, name = self.function.rpartition(":")
         if not place or not name.isidentifier():
             raise ValueError(
@@ -39,7 +39,7 @@ class Function(Verifier):
             raise ValueError("time_limit must be above 0")
 
     def verify(self, prompts, completions, golds, ended):
-        """Return the function's verdicts; 0.0 where it ran out of time or memory."""
+        """Return the function's verdicts; 0.0 if it ran out of time or memory."""
         rows = zip(completions, golds, prompts, ended, strict=True)
         questions = [
             [self._target(), dict(zip(NAMES, (text, gold, prompt_text(p.text), end), strict=True))]
@@ -56,7 +56,7 @@ class Function(Verifier):
         self._worker().close()
 
     def _worker(self):
-        from .timed_worker import worker_for  # late: `harness list` starts no child
+        from .timed_worker import worker_for  # imported late: `harness list` starts no child
 
         return worker_for(f"{__name__}:called", self.time_limit)
 

@@ -1,4 +1,4 @@
-"""What the verifiers that run programs share: they run nothing without isolation."""
+"""The common part of verifiers that run programs: they run nothing without isolation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..isolation.pool import Container, Pool, warm_pool
 
 
 def refuse_without_isolation(container: str) -> None:
-    """Raise ValueError where this machine cannot isolate a program; a container may stand in."""
+    """Raise ValueError if this machine cannot isolate a program and no container is set."""
     problem = "" if container else missing()
     if problem:
         raise ValueError(f"programs run in isolation only. {problem} (option: container = IMAGE)")
@@ -18,7 +18,7 @@ def refuse_without_isolation(container: str) -> None:
 def pool_of(
     limits: Limits, workers: int, readable: tuple[str, ...], container: Container | None
 ) -> Pool:
-    """Return the warm pool of these settings; raise HarnessError where there can be none."""
+    """Return the warm pool of these settings; raise HarnessError if it cannot be made."""
     try:
         return warm_pool(limits, workers, readable, container)
     except IsolationError as error:

@@ -1,4 +1,4 @@
-"""The verifier `json_schema`: an answer is JSON that a schema describes."""
+"""The verifier `json_schema`: an answer is JSON that fits a schema."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class JsonSchema(Verifier):
             _check_schema(self.schema)
 
     def read_gold(self, text):
-        """Return nothing where the verifier has a schema; otherwise the row's schema."""
+        """Return nothing if the verifier has a schema; otherwise the row's schema."""
         if self._own_schema() is not None:
             return ""
         try:
@@ -54,7 +54,7 @@ class JsonSchema(Verifier):
         return json.dumps(schema, sort_keys=True)
 
     def verify(self, prompts, completions, golds, ended):
-        """Return 1.0 or 0.0 per completion; None where a schema is needed and missing."""
+        """Return 1.0 or 0.0 per completion; None if a schema is needed and missing."""
         own = self._own_schema()
         schemas = [gold if own is None else own for gold in golds]
         rows = zip(completions, schemas, ended, strict=True)
@@ -78,12 +78,12 @@ class JsonSchema(Verifier):
         self._worker().close()
 
     def _worker(self):
-        from .timed_worker import worker_for  # late: `harness list` starts no child
+        from .timed_worker import worker_for  # imported late: `harness list` starts no child
 
         return worker_for(f"{__name__}:fits", self.time_limit)
 
     def _own_schema(self) -> str | None:
-        """Return the schema of the options as text; None where every row has its own."""
+        """Return the schema of the options as text; None if every row has its own."""
         if self.schema:
             return json.dumps(self.schema, sort_keys=True)
         return _read_schema(self.data_files()[0]) if self.schema_file else None

@@ -1,4 +1,4 @@
-"""The verifier `likelihood`: a language model finds an answer likely enough."""
+"""The verifier `likelihood`: an answer has enough probability under a language model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness import Verifier, hookimpl
 
-LONGEST = 512  # tokens of an answer that are looked at
+LONGEST = 512  # tokens of an answer that are read
 MOST_PROMPT = 2048  # tokens of a prompt
 
 
@@ -16,20 +16,19 @@ MOST_PROMPT = 2048  # tokens of a prompt
 class Likelihood(Verifier):
     """Right if the mean log-probability per token of an answer is at least `least`.
 
-    The model is any causal language model, such as the start checkpoint, and stays in memory.
-    It is a bar against word salad, for use beside another verifier as a gate: see
-    docs/verifiers.md.
+    The model is any causal language model, such as the start checkpoint, and stays in memory. It
+    rejects random words. Use it as a gate beside another verifier: see docs/verifiers.md.
     """
 
     name, lower_bar = "likelihood", True
 
     model: str = ""  # a folder or hub id
     least: float = -5.0  # nats per token
-    chat_template: str = "auto"  # how prompts are posed: auto, or a Jinja file
+    chat_template: str = "auto"  # how prompts are rendered: auto, or a Jinja file
     chat_date: str = "2024-07-26"  # the day that the clock of a chat template shows
 
     def check(self):
-        """Raise ValueError for a model that is not named, or a limit that is none."""
+        """Raise ValueError for a missing model or an invalid limit."""
         if not self.model:
             raise ValueError("model names no language model: a folder or hub id")
         if not self.least < 0:
@@ -49,8 +48,8 @@ class Likelihood(Verifier):
     def mean(self, prompt, text: str, end: bool) -> float:
         """Return the mean log-probability per token of an answer, in nats.
 
-        The end token counts where the answer ended by itself. An answer without a token, or with
-        text that has none, has no likelihood: minus infinity.
+        The end token counts if the answer ended by itself. An answer without tokens has minus
+        infinity.
         """
         from harness import torch
 
@@ -72,7 +71,7 @@ class Likelihood(Verifier):
         return round(float(logp), 4)
 
     def identity(self):
-        """Return the options, and what the model's files hold."""
+        """Return the options, and the digest of the model's files."""
         return super().identity() | {"model": _digest(self.model)}
 
 

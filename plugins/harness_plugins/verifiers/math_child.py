@@ -1,4 +1,4 @@
-"""What the child of `math_verify` does: parse and compare with the package math-verify."""
+"""The child process of `math_verify`: parses and compares with the package math-verify."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def judge(question: dict[str, Any]) -> bool:
     """Return whether an answer equals the gold answer, or whether a gold answer can be read.
 
     Args:
-        question: `gold`, and `answer`, which is None where only the gold answer is looked at.
+        question: `gold`, and `answer`, which is None if only the gold answer is checked.
     """
     gold = parsed_gold(question["gold"])
     if question["answer"] is None:

@@ -1,4 +1,6 @@
-"""The verifier `math_verify`: the package math-verify, behind an exact reading of numbers."""
+"""The verifier `math_verify`: reads numbers exactly, and compares other answers by the package
+math-verify.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ class MathVerify(AnswerVerifier):
     """Right if an answer equals the gold answer as mathematics: expressions, sets, intervals.
 
     Numbers are read exactly, as `final_number` reads them. Everything else is compared by the
-    package math-verify (pip install 'alignment-harness[math]') in a warm child process. What takes
-    longer than `time_limit` there is wrong, and so is an expression that would.
+    package math-verify (pip install 'alignment-harness[math]') in a warm child process. An answer
+    that takes longer than `time_limit` there is wrong, and so is an expression that is expected to.
     """
 
     name = "math_verify"
@@ -37,7 +39,7 @@ class MathVerify(AnswerVerifier):
     time_limit: float = 2.0  # seconds of processor time for one answer
 
     def check(self):
-        """Raise ValueError where the package is missing."""
+        """Raise ValueError if the package is missing."""
         if find_spec("math_verify") is None:
             raise ValueError("needs math-verify: pip install 'alignment-harness[math]'")
         if self.time_limit <= 0:
@@ -62,14 +64,14 @@ class MathVerify(AnswerVerifier):
         return gold
 
     def grade(self, text, gold):
-        """Return 1.0 where the answer equals the gold answer."""
+        """Return 1.0 if the answer equals the gold answer."""
         from .number_answers import answer_number, gives
         from .places import end_of, last_box
 
         box = last_box(end_of(text))
         if re.fullmatch(_NUMBER, gold):
             if box is None or answer_number(text) is not None or re.search(r"_\{?\d", box):
-                return gives(text, gold)  # a number in another base is none for the package
+                return gives(text, gold)  # the package cannot read a number in another base
         answer = f"\\boxed{{{box}}}" if box is not None else end_of(text)[-TAIL:]
         if not answer.strip() or box == "" or _is_costly(answer, gold):
             return False
@@ -88,12 +90,12 @@ class MathVerify(AnswerVerifier):
         self._worker().close()
 
     def _worker(self):
-        from .timed_worker import worker_for  # late: `harness list` starts no child
+        from .timed_worker import worker_for  # imported late: `harness list` starts no child
 
         return worker_for("harness_plugins.verifiers.math_child:judge", self.time_limit)
 
     def _ask(self, gold: str, answer: str | None):
-        """Return what the child says, None where it ran out of time or memory or failed."""
+        """Return the child's answer, None if it ran out of time or memory or failed."""
         try:
             (reply,) = self._worker().ask([{"gold": gold, "answer": answer}])
         except HarnessError as error:
@@ -102,9 +104,9 @@ class MathVerify(AnswerVerifier):
 
 
 def _is_costly(answer: str, gold: str) -> bool:
-    """Return whether an expression may take symbolic mathematics very long.
+    """Return whether an expression may take very long to compare.
 
-    What the gold answer has too is allowed.
+    Parts that the gold answer has too are allowed.
     """
     numbers = len(re.findall(r"\d+", answer))
     if numbers > max(MOST_NUMBERS, 2 * len(re.findall(r"\d+", gold))):

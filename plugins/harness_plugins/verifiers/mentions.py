@@ -1,8 +1,8 @@
-"""The numbers of a text in order, each with what its surroundings make of it.
+"""The numbers of a text in order, each with its role in the text.
 
 A mention is a VALUE, or BLOCKED: a number that is no answer by itself, such as an end of a range,
-an operand, or a coordinate. What is only a remark is left out: a date, a list marker, a citation,
-an identifier, an exponent of a unit.
+an operand, or a coordinate. Remarks are left out: a date, a list marker, a citation, an identifier,
+an exponent of a unit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .numbers import (
 VALUE, BLOCKED = "value", "blocked"
 OPERATORS = frozenset({"plus", "minus", "times", "divide", "power"})
 OPERANDS = frozenset({"number", "frac", "root", "open", "command"})
-# after these words a minus belongs to the number behind it
+# after these words a minus belongs to the number that follows
 BEFORE_SIGN = frozenset("is are be was equals answer result get gets gives of by to".split())
 LABELS = frozenset(
     "step part case question problem chapter figure fig table page section equation eq example"
@@ -115,7 +115,7 @@ def _after_word(tokens: list[Token], at: int) -> int:
 def _remark_end(tokens: list[Token], at: int, mentions: list[Mention], strict: bool) -> int:
     """Return the token behind a remark in brackets, or 0 where none begins.
 
-    `(72)` and `[72]` are no remarks where they stand alone; `(1, 2)` is a blocked mention.
+    `(72)` and `[72]` alone are not remarks; `(1, 2)` is a blocked mention.
     """
     if kind_at(tokens, at) != "open" or tokens[at].text == "{":
         return 0
@@ -167,7 +167,7 @@ def _is_expression(tokens: list[Token], at: int, close: int) -> bool:
 
 
 def _follows_words(tokens: list[Token], at: int, mentions: list[Mention]) -> bool:
-    """Return whether brackets with one number are a remark to what stands before them."""
+    """Return whether brackets with one number are a remark on the text before them."""
     before = kind_at(tokens, at - 1)
     if tokens[at].text == "[":
         return before in ("word", "number", "stop", "percent", "close")
@@ -224,7 +224,7 @@ def _is_marker(tokens: list[Token], at: int, number: Number) -> bool:
 
 
 def _finding(tokens: list[Token], at: int, number: Number, mentions: list[Mention]) -> Mention:
-    """Return a number with its sign, blocked where its surroundings say so."""
+    """Return a number with its sign, blocked if its surroundings require it."""
     sign, left = _sign(tokens, at)
     equation = kind_at(tokens, left) in ("equal", "arrow")
     blocked = (
@@ -276,7 +276,7 @@ def _is_bullet(tokens: list[Token], at: int) -> bool:
 
 
 def _blocked_before(tokens: list[Token], left: int, at: int) -> bool:
-    """Return whether what stands before a number makes it part of something else."""
+    """Return whether the tokens before a number make it part of something else."""
     kind, word = kind_at(tokens, left), text_at(tokens, left)
     if kind in ("power", "index", "either", "relation", "dots", "command"):
         return True
@@ -301,7 +301,7 @@ def _is_mark(tokens: list[Token], at: int) -> bool:
 
 
 def _blocked_behind(tokens: list[Token], number: Number) -> bool:
-    """Return whether what stands behind a number makes it part of something else."""
+    """Return whether the tokens after a number make it part of something else."""
     at = number.end
     kind, word = kind_at(tokens, at), text_at(tokens, at)
     if kind == "dots" and number.value is not None:

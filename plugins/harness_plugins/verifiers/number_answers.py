@@ -16,7 +16,7 @@ TAILS = (
     (25, 200),
     (60, TAIL),
 )  # tokens of the end of a text, and in how many characters: then more
-CONTEXT_TOKENS = 8  # before a number that decide what it is
+CONTEXT_TOKENS = 8  # tokens before a number that decide its role
 FILLER_WORDS = 8  # words that may stand between `answer is` and its number
 _NUMBERED = re.compile(r"(\d{1,2})[.):] +[A-Za-z]")  # a heading with a number
 _LABELLED = re.compile(r"[A-Za-z]+ (\d{1,2})\b")  # Step 1
@@ -61,7 +61,7 @@ def gives(text: str, gold: str) -> bool:
 
 
 def gold_number(text: str) -> Answer | None:
-    """Return the number of a gold answer, which must be the only one where it stands."""
+    """Return the number of a gold answer, which must be the only one in its place."""
     box = last_box(text)
     if box is not None:
         return only_number(box)
@@ -86,7 +86,7 @@ def answer_number(text: str) -> Answer | None:
 
 
 def only_number(text: str) -> Answer | None:
-    """Return the number of a text that holds one number and nothing that changes it."""
+    """Return the number of a text with exactly one number and nothing that changes it."""
     if len(text) > NEAR:
         return None
     tokens = tokens_of(plain(text.strip()))
@@ -167,7 +167,9 @@ def _behind_cue(text: str) -> tuple[bool, Answer | None]:
 
 
 def _corrected(text: str, answer: Answer | None) -> Answer | None:
-    """Return an answer, or what a correction behind it says: its only number, or else none."""
+    """Return an answer, or the only number of a correction after it; none if the correction is
+    unclear.
+    """
     correction = _CORRECTS.search(text)
     if correction is None:
         return answer
@@ -209,7 +211,7 @@ def _chain_end(tokens: list[Token], mentions: list[Mention]) -> Mention:
 
 
 def _is_working(mentions: list[Mention], last: Mention, tokens: list[Token]) -> bool:
-    """Return whether a calculation behind a cue is only the beginning of a worked answer."""
+    """Return whether a calculation after a cue is only the beginning of a worked answer."""
     if last is mentions[0]:
         return False
     rest = [f for f in mentions if f.start > last.end]
@@ -217,7 +219,7 @@ def _is_working(mentions: list[Mention], last: Mention, tokens: list[Token]) -> 
 
 
 def _last_number(text: str) -> Answer | None:
-    """Return the last number of a text; None where what stands last is not a number by itself."""
+    """Return the last number of a text; None if the last mention is not a number by itself."""
     region = text[-TAIL:]
     if len(region) < len(text):  # begin at a whole word
         cut = re.search(r"\s", region)

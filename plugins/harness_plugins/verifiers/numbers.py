@@ -58,9 +58,9 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Number:
-    """A number: its value, or None where it cannot be read, and the tokens it takes.
+    """A number: its value, or None if it cannot be read, and its tokens.
 
-    A percent sign is no part of the value: `50%` is 50 with `percent`.
+    A percent sign is not part of the value: `50%` is 50 with `percent`.
     """
 
     value: Fraction | None
@@ -70,7 +70,7 @@ class Number:
 
 
 def tokens_of(text: str) -> list[Token]:
-    """Return the tokens of plain text; spaces are none."""
+    """Return the tokens of plain text, without spaces."""
     return [Token(m.lastgroup or "other", m[0], *m.span()) for m in TOKEN.finditer(text)]
 
 
@@ -78,12 +78,12 @@ _HINT = re.compile(rf"\d|frac|sqrt|{'|'.join(_SMALL)}", re.IGNORECASE)
 
 
 def may_hold_number(text: str) -> bool:
-    """Return false for a text that surely holds no number: a cheap look before it is read."""
+    """Return False for a text that certainly holds no number: a fast check before reading."""
     return not text.isascii() or bool(_HINT.search(text))
 
 
 def read_number(tokens: list[Token], at: int) -> Number | None:
-    """Return the number that begins at a token, without its sign; None where none does."""
+    """Return the number that begins at a token, without its sign; None if none begins there."""
     number = _base(tokens, at)
     if number is None or number.value is None:
         return number
@@ -252,7 +252,7 @@ def _exponent(tokens: list[Token], at: int) -> tuple[int | None, int]:
 
 
 def _power(base: Fraction | None, exponent: int | None) -> Fraction | None:
-    """Return base ** exponent, or None where the result would be too long."""
+    """Return base ** exponent, or None if the result would be too long."""
     if base is None or exponent is None or abs(exponent) > LARGEST_EXPONENT:
         return None
     bits = max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent)

@@ -1,4 +1,4 @@
-"""Where the answer stands in a text: in a box, behind a marker, or behind words like "answer is".
+"""The position of the answer in a text: in a box, after a marker, or after words like "answer is".
 
 All functions take time linear in a bounded part of the text.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-MARKER = "####"  # what stands before the final answer of GSM8K and its kin
-LONGEST_TEXT = 20_000  # the answer is looked for in so many characters at the end of a text
-CUE_TEXT = 4_000  # "answer is" and its like are looked for in so many
-NEAR = 300  # characters that are read in a box, and behind a marker
-CUES = 8  # that are tried, from the end
-MARKUP = "*_\"' \t\n"  # what may stand between a marker and its answer
+MARKER = "####"  # the marker of the final answer in GSM8K and similar data
+LONGEST_TEXT = 20_000  # characters at the end of a text in which the answer is searched
+CUE_TEXT = 4_000  # characters in which "answer is" and the like are searched
+NEAR = 300  # characters that are read in a box, and after a marker
+CUES = 8  # number of boxes that are tried, from the end
+MARKUP = "*_\"' \t\n"  # characters allowed between a marker and its answer
 _NEXT_QUESTION = re.compile(
     r"\n[ \t]*(?:[*_#]{0,4}[ \t]?(?:question|problem|exercise|q|user|human)"
     r"(?:[ \t]\d{1,3})?[*_]{0,3}[ \t]?:|<\|)",
@@ -42,8 +42,8 @@ def end_of(text: str) -> str:
 
 
 def last_box(text: str) -> str | None:
-    """Return what stands in the last `\\boxed{}`; None where there is no box, and an empty text for
-    one that cannot be read.
+    """Return the content of the last `\\boxed{}`; None without a box, and an empty text for a box
+    that cannot be read.
     """
     text = text[-LONGEST_TEXT:]
     starts = _last_boxes(text)
@@ -62,7 +62,7 @@ def last_box(text: str) -> str | None:
 
 
 def _last_boxes(text: str) -> list[tuple[int, int]]:
-    """Return where the last two boxes begin, and the places behind their names."""
+    """Return the positions of the last two boxes, and the positions after their names."""
     boxes: list[tuple[int, int]] = []
     end = len(text)
     while len(boxes) < 2:
@@ -76,7 +76,7 @@ def _last_boxes(text: str) -> list[tuple[int, int]]:
 
 
 def _braces(text: str, start: int) -> tuple[str, int]:
-    """Return what stands in the braces that begin at a place, and the place behind them."""
+    """Return the content of the braces that begin at a position, and the position after them."""
     if text[start : start + 1] != "{":
         return "", start
     depth = 0
@@ -88,7 +88,7 @@ def _braces(text: str, start: int) -> tuple[str, int]:
 
 
 def behind_cues(text: str) -> Iterator[str]:
-    """Yield what stands behind each "answer is", "answer:" and the like, the last one first."""
+    """Yield the text after each "answer is", "answer:" and the like, the last one first."""
     text = text[-CUE_TEXT:]
     words = [m.start() for m in _CUE_WORD.finditer(text)]
     if words:

@@ -1,7 +1,7 @@
 """Text of an answer in plain characters: one form for every digit, sign, space and LaTeX command.
 
-What cannot be part of an answer becomes one of two marks. SKIPPED stands for a date or a time of
-day, BLOCKED for a number that is not one, such as a ratio.
+Text that cannot be part of an answer becomes one of two marks: SKIPPED for a date or a time of day,
+BLOCKED for a number that is not an answer, such as a ratio.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SINGLE = {
     **dict.fromkeys('\u201c\u201d\u201e\u00ab\u00bb"`\u300c\u300d', " "),
     **dict.fromkeys("\u2018\u2019\u2032", "'"),
     "\u00f7": " \u00f7 ",
-    "\u2014": " \u2013 ",  # a long dash separates; it is no minus
+    "\u2014": " \u2013 ",  # a long dash separates; it is not a minus
     "\u066b": ".",
     "\u066c": ",",
     "\u060c": ", ",
@@ -154,7 +154,7 @@ def _number_character(c: str) -> str:
 
 
 def _without_latex(text: str) -> str:
-    """Return a text with LaTeX commands as plain characters; what is not known keeps its name."""
+    """Return a text with LaTeX commands as plain characters; unknown commands keep their names."""
     text = text.replace("{,}", ",").replace("\\,\\!", "").replace("{.}", ".")
     text = text.replace("{\\,}", " ")
     for _ in range(3):  # commands inside commands

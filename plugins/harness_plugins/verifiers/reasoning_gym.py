@@ -18,7 +18,7 @@ LONGEST = 5_000  # characters of an answer
 class ReasoningGym(AnswerVerifier):
     """The score of reasoning-gym's own scorer for an answer to one of its tasks.
 
-    The answer is what stands between <answer> and </answer>, or else the last line. A gold answer
+    The answer is the text between <answer> and </answer>, or else the last line. A gold answer
     names the problem: a JSON object with task, options, seed, size and index. It needs the package
     reasoning-gym: pip install 'alignment-harness[reasoning]'.
     """
@@ -29,14 +29,14 @@ class ReasoningGym(AnswerVerifier):
     time_limit: float = 5.0  # seconds of processor time for one answer
 
     def check(self):
-        """Raise ValueError where the package is missing."""
+        """Raise ValueError if the package is missing."""
         if find_spec("reasoning_gym") is None:
             raise ValueError("needs reasoning-gym: pip install 'alignment-harness[reasoning]'")
         if self.time_limit <= 0:
             raise ValueError("time_limit must be above 0")
 
     def read_gold(self, text):
-        """Return the name of a problem as it is; ValueError for what names none."""
+        """Return the name of a problem unchanged; raise ValueError for text that names none."""
         try:
             known = set(json.loads(text)) == {"task", "options", "seed", "size", "index"}
         except (ValueError, TypeError):
@@ -46,7 +46,7 @@ class ReasoningGym(AnswerVerifier):
         return text
 
     def grade(self, text, gold):
-        """Return the score of an answer; 0.0 where the scorer fails or takes too long."""
+        """Return the score of an answer; 0.0 if the scorer fails or takes too long."""
         answer = answer_of(text)
         if not answer or len(answer) > LONGEST:
             return 0.0
@@ -63,13 +63,13 @@ class ReasoningGym(AnswerVerifier):
         self._worker().close()
 
     def _worker(self):
-        from .timed_worker import worker_for  # late: `harness list` starts no child
+        from .timed_worker import worker_for  # imported late: `harness list` starts no child
 
         return worker_for("harness_plugins.verifiers.reasoning_gym_child:scored", self.time_limit)
 
 
 def answer_of(text: str) -> str:
-    """Return what stands in the last <answer> of a text, or its last line."""
+    """Return the content of the last <answer> of a text, or its last line."""
     tagged = re.findall(r"(?s)<answer>(.*?)</answer>", text[-2 * LONGEST :])
     if tagged:
         return tagged[-1].strip()

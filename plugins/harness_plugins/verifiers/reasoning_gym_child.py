@@ -1,4 +1,4 @@
-"""What the child of `reasoning_gym` does: make the problem again and score an answer to it."""
+"""The child process of `reasoning_gym`: generates the problem again and scores an answer to it."""
 
 from __future__ import annotations
 

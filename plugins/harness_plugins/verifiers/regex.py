@@ -15,15 +15,15 @@ MODES = ("search", "full")
 class Regex(Verifier):
     """Right if an answer matches a regular expression of Python's module re.
 
-    Without `pattern`, each gold answer is a pattern. With `group`, what that group captured must be
-    the gold answer. The match runs in a child process: an answer on which it takes longer than
-    `time_limit` is wrong.
+    Without `pattern`, each gold answer is a pattern. With `group`, the text that the group captures
+    must be the gold answer. The match runs in a child process: an answer on which it takes longer
+    than `time_limit` is wrong.
     """
 
     name, reads_prompt = "regex", False
 
-    pattern: str = ""  # the regular expression; empty: every row's gold answer is one
-    mode: str = "search"  # search: it matches somewhere in the answer; full: the whole of it
+    pattern: str = ""  # the regular expression; empty: each row's gold answer is one
+    mode: str = "search"  # search: it matches a part of the answer; full: the whole answer
     group: int = 0  # the group that must hold the gold answer; 0: matching is enough
     must_end: bool = True  # an answer that was cut at the length limit is wrong
     time_limit: float = 0.5  # seconds of processor time for one answer
@@ -39,14 +39,14 @@ class Regex(Verifier):
             raise ValueError(f"group = {self.group}: the pattern has {groups} groups")
 
     def read_gold(self, text):
-        """Return the gold answer: nothing, a pattern, or what the group must hold."""
+        """Return the gold answer: nothing, a pattern, or the text that the group must hold."""
         if self.pattern:
             return text.strip() if self.group else ""
         _compiled(text)
         return text
 
     def verify(self, prompts, completions, golds, ended):
-        """Return 1.0 or 0.0 per completion; None where a gold answer is needed and missing."""
+        """Return 1.0 or 0.0 per completion; None if a gold answer is needed and missing."""
         needs_gold = not self.pattern or self.group
         rows = list(zip(completions, golds, ended, strict=True))
         return [
@@ -74,13 +74,15 @@ class Regex(Verifier):
         self._worker().close()
 
     def _worker(self):
-        from .timed_worker import worker_for  # late: `harness list` starts no child
+        from .timed_worker import worker_for  # imported late: `harness list` starts no child
 
         return worker_for(f"{__name__}:matched", self.time_limit)
 
 
 def matched(question: list) -> str | None:
-    """Return what a group captured, None where the pattern does not match. Runs in the child."""
+    """Return the text that a group captured, None if the pattern does not match. Runs in the
+    child.
+    """
     pattern, text, mode, group = question
     find = re.fullmatch if mode == "full" else re.search
     match = find(pattern, text)

@@ -11,7 +11,7 @@ from harness import hookimpl
 from .answer_verifier import AnswerVerifier
 
 LONGEST = 20_000  # characters of an answer
-WINDOW = 20  # words in which repetition is looked for
+WINDOW = 20  # words in which repetition is searched
 _RUN = re.compile(r"(?i)([^\W_])\1{3}|([^\w\s.=*#-])\2{3}|[.=*#-]{30}")
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _CAMEL = re.compile(r"[a-z][A-Z]|[A-Z]{2}[a-z]{2}")
@@ -32,10 +32,10 @@ class Sense(AnswerVerifier):
     most_repeated: float = 0.5  # share of words that stood before, among any twenty in a row
     most_strange: float = 0.2  # share of words whose letters do not follow each other in English
     least_letters: float = 0.4  # share of letters and digits among characters that are no space
-    english: bool = True  # other scripts, and words that no English text has, are strange
+    english: bool = True  # count words in other scripts, or unlike English, as strange
 
     def check(self):
-        """Raise ValueError for limits that make no sense."""
+        """Raise ValueError for limits out of range."""
         if self.least_words < 1:
             raise ValueError("least_words is at least 1")
         for name in ("most_repeated", "most_strange", "least_letters"):
@@ -52,7 +52,7 @@ class Sense(AnswerVerifier):
         return [float(self.counts(end) and self.grade(text, "")) for text, end in rows]
 
     def grade(self, text, gold):
-        """Return 1.0 where a text looks like language."""
+        """Return 1.0 if a text looks like language."""
         return float(len(text) <= LONGEST and self.fault(text) is None)
 
     def fault(self, text: str) -> str | None:
@@ -81,7 +81,9 @@ class Sense(AnswerVerifier):
 
 
 def _repeated(words: list[str], most: float) -> bool:
-    """Return whether words come again too often: one three times in a row, or a window of few."""
+    """Return whether words repeat too often: one three times in a row, or few different words in a
+    window.
+    """
     if any(a == b == c for a, b, c in zip(words, words[1:], words[2:], strict=False)):
         return True
     for start in range(0, max(1, len(words) - WINDOW + 1), WINDOW // 4):
@@ -92,14 +94,14 @@ def _repeated(words: list[str], most: float) -> bool:
 
 
 def _is_strange(word: str) -> bool:
-    """Return whether a word's letters hardly follow each other in English."""
+    """Return whether a word's letters rarely follow each other in English."""
     if _CAMEL.search(word):
         return True
     return any(_is_strange_part(part) for part in re.split("['\u2019]", word)[:1])
 
 
 def _is_strange_part(word: str) -> bool:
-    from .english_letters import FOLLOWING  # late: `harness list` needs no table
+    from .english_letters import FOLLOWING  # imported late: `harness list` does not need it
 
     if len(word) == 1:
         return word not in SINGLE

@@ -1,13 +1,13 @@
 """A child process that calls one function for one question after another, within time and memory.
 
-It is for checks whose run time an answer can blow up: symbolic mathematics, regular expressions,
+It is for checks whose run time depends on the answer: symbolic mathematics, regular expressions,
 schemas, and functions of a user. The code is trusted; the answers are not. For programs that are
 not trusted there is `harness_plugins.isolation`.
 
 A question that takes more processor time than the limit is interrupted inside the child, which
-stays warm. So is one that takes WAITING times as long by the clock, which only a function that
-waits does: a loaded machine changes no verdict. A child that cannot be interrupted is killed, and a
-spare one takes its place at once.
+stays warm. So is a question that takes WAITING times the limit by the clock, which only a waiting
+function does; a loaded machine changes no verdict. A child that cannot be interrupted is killed,
+and a spare one takes its place at once.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ from typing import Any
 from harness import HarnessError
 
 START_LIMIT = 120.0  # seconds for the imports of a child
-WAITING = 10.0  # times the limit, by the clock
+WAITING = 10.0  # factor of the limit for the time by the clock
 PATIENCE = 1.0  # seconds beyond that before a child is killed
 MEMORY = 2 << 30  # bytes of address space beyond what the child has after its imports
 OVERTIME = "overtime"
 
 
 class _Overtime(BaseException):
-    """The time of a question is over; no handler of the called code takes it for an error."""
+    """The time of a question is over. It is not an Exception, so that the called code does not
+    catch it.
+    """
 
 
 class TimedWorker:
@@ -77,7 +79,7 @@ class TimedWorker:
         if self._child is None:
             self._child = _Child(self.target, self.limit)
         answer = self._child.ask(question)
-        if answer is None:  # killed: the spare one goes on while another one starts
+        if answer is None:  # killed: the spare child continues while another one starts
             self.kills += 1
             self._child = self._spare or _Child(self.target, self.limit)
             self._spare = _Child(self.target, self.limit)
@@ -134,7 +136,7 @@ class _Child:
         self.ready = True
 
     def _line(self, seconds: float) -> bytes | None:
-        """Return the next line of the child; None where it has died, or where none comes."""
+        """Return the next line of the child; None if it has died or sends none."""
         assert self._process.stdout is not None
         end = time.monotonic() + seconds
         while b"\n" not in self._unread:
@@ -182,13 +184,13 @@ def main() -> None:
     """The child: answer each line of the input by one line of the output."""
     target, limit = sys.argv[1], float(sys.argv[2])
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the function prints is no answer
+    os.dup2(2, 1)  # the function's own output must not be read as an answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     _end_with_parent()
     try:
         function = loaded(target)
         answer: dict[str, Any] = {"value": "ready"}
-    except Exception as error:  # the parent says it
+    except Exception as error:  # the parent reports it
         answer = {"error": f"{type(error).__name__}: {error}"}
     _limit_memory()
     _write(answers, answer)
@@ -199,7 +201,7 @@ def main() -> None:
 
 
 def _answer(function: Callable[[Any], Any], question: Any, limit: float) -> dict[str, Any]:
-    """Return the value of the function, or why there is none."""
+    """Return the value of the function, or the reason why there is none."""
     try:
         _set_timers(limit)
         try:
@@ -212,7 +214,7 @@ def _answer(function: Callable[[Any], Any], question: Any, limit: float) -> dict
         return {"error": OVERTIME}
     except MemoryError:
         return {"error": "memory"}
-    except Exception as error:  # whatever the function raises is an answer without a value
+    except Exception as error:  # any exception of the function is an answer without a value
         return {"error": f"{type(error).__name__}: {error}"[:300]}
 
 
@@ -238,7 +240,7 @@ def _end_with_parent() -> None:
 
 
 def _limit_memory() -> None:
-    """Limit the address space to what is in use and MEMORY more, where the system says how much."""
+    """Limit the address space to the present use plus MEMORY, if the system reports the use."""
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         most = pages * resource.getpagesize() + MEMORY
