@@ -47,6 +47,13 @@ MOST_SEEDS = 500  # the largest number of seeds that `harness power` suggests
     metavar="KEY,...",
     help="Only these columns, in this order; `all` for every column that has values.",
 )
+@click.option(
+    "--spread",
+    type=click.Choice(["interval", "sd"]),
+    default="interval",
+    show_default=True,
+    help="Behind a mean: its 95 % interval, or the standard deviation over seeds.",
+)
 @click.option("--each", is_flag=True, help="A row per run instead of one per method.")
 @click.option(
     "--mixed",
@@ -67,6 +74,7 @@ def table(
     results: Path,
     match: str | None,
     columns: str,
+    spread: str,
     style: str | None,
     output: Path | None,
     **criteria: Any,
@@ -76,9 +84,13 @@ def table(
 
     if match and (columns or criteria["each"]):
         raise UsageError("--match has columns and rows of its own: leave --columns and --each out.")
+    if spread == "sd" and (match or criteria["each"]):
+        raise UsageError(
+            "--spread sd needs the seeds of a row: leave --match and --each out, which have none."
+        )
     reporter = registry.get("reporters", style or "md")()
     request = TableRequest(
-        results, _filter(**criteria), reporter, style is not None, columns, match
+        results, _filter(**criteria), reporter, style is not None, columns, match, spread
     )
     return print_tables(request) if output is None else write_tables(request, output)
 

@@ -34,6 +34,7 @@ class TableRequest:
     named_format: bool  # whether --format was given
     columns: str = ""
     match: str | None = None
+    spread: str = "interval"  # or sd
 
     @property
     def keys(self) -> Sequence[str]:
@@ -50,7 +51,7 @@ class TableRequest:
         left_out = unfinished_notes(selection)
         if self.match:
             return matched(selection, *parse_match(self.match)), left_out
-        return comparison(selection, keys), left_out
+        return comparison(selection, keys, self.spread), left_out
 
 
 def print_tables(request: TableRequest) -> int:

@@ -229,6 +229,7 @@ SPECIAL = {
     "|": r"\textbar{}",
     '"': r"{\ttfamily\char34}",
     "`": r"\textasciigrave{}",
+    "\u00b1": r"$\pm$",
 }
 GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho"

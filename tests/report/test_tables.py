@@ -12,7 +12,7 @@ import time
 import tracemalloc
 from random import Random
 from select import select as select_ready
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
@@ -709,6 +709,30 @@ def test_columns_are_chosen_by_key(tmp_path):
     assert made.columns == ["method", "KL (nats)", "win-rate vs baseline [95 %]"]
     with pytest.raises(UsageError, match="no column 'winrate'. Did you mean 'win_rate'"):
         comparison(select(tmp_path, Filter()), ["winrate"])
+
+
+def test_spread_sd_is_the_deviation_of_the_seeds_means(tmp_path):
+    rates = (0.5, 0.6, 0.8)
+    put(tmp_path, *(record(seed=i, win=w) for i, w in enumerate(rates)), record("ppo", win=0.7))
+    made = comparison(select(tmp_path, Filter()), ["method", "win_rate", "kl"], "sd")
+    cells = {str(row[0]): row[1] for row in made.rows}
+    assert made.columns[1] == "win-rate vs baseline (sd)"
+    assert str(cells["dpo"]) == f"0.633 \u00b1 {stdev(rates):.3f}"
+    assert str(cells["ppo"]) == "0.700"  # one seed has no deviation
+    assert "mean and standard deviation over seeds (1 to 3 seeds)" in made.caption
+    assert "interval" not in made.caption
+    assert {row["method"]: row.get("win_rate_sd") for row in made.plain} == {
+        "dpo": pytest.approx(stdev(rates)),
+        "ppo": None,
+    }
+    assert f"{{\\scriptsize $\\pm$ {stdev(rates):.3f}}}" in LaTeX().render(made)
+
+
+@pytest.mark.parametrize("other", [["--match", "kl=2"], ["--each"]])
+def test_spread_sd_is_refused_without_several_seeds_a_row(tmp_path, other):
+    put(tmp_path, record())
+    done = command("table", "--results", str(tmp_path), "--spread", "sd", *other)
+    assert done.code == 2 and "--spread sd needs the seeds of a row" in done.err
 
 
 def synthetic(folder, records, prompts):

@@ -153,6 +153,7 @@ FLAGS = {
         "--where",
         "--match",
         "--columns",
+        "--spread",
         "--each",
         "--mixed",
         "--format",

@@ -182,6 +182,20 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
     }
 
 
+def deviations(answers: Answers) -> dict[str, float]:
+    """Return the standard deviation over seeds of every figure that each seed has, as `NAME_sd`.
+
+    It is that of the seeds' means (n - 1 in the denominator); empty for one seed.
+    """
+    names = {"win": "win_rate", **{name: name for name in MEANS}}
+    scores = {name: there(own) for name, own in answers.figures.items() if name in names}
+    return {
+        f"{names[name]}_sd": float(own.mean(1).std(ddof=1))
+        for name, own in scores.items()
+        if own.shape[0] > 1 and own.shape[1] > 1
+    }
+
+
 def collapsed(win: Array) -> int:
     """Return how many seeds collapsed: their win-rate (S, P) is below COLLAPSED, and so is the
     upper end of its interval.

@@ -9,6 +9,7 @@ from typing import Any
 from ...core.errors import unknown
 from ...core.table import Cell
 from ..selection.select import counted
+from .captions import INTERVAL, SD
 from .footnotes import DAGGER
 
 Figures = Mapping[str, Any]
@@ -23,6 +24,10 @@ class Column:
     title: str
     write: Callable[[Figures], Cell]
     usual: bool = True  # whether it is shown without --columns
+
+    def title_with(self, spread: str) -> str:
+        """Return the title, which names the interval or the standard deviation."""
+        return self.title if spread == INTERVAL else self.title.replace("[95 %]", "(sd)")
 
 
 def chosen_columns(keys: Sequence[str]) -> list[Column]:
@@ -53,15 +58,22 @@ def _seeds(f: Figures) -> Cell:
 
 
 def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
-    """Return a function that writes an estimate with its interval, or `-` if a row has none."""
+    """Return a function that writes an estimate with its interval, or `-` if a row has none.
+
+    Figures with the key `spread` have the standard deviation over seeds in place of the interval.
+    """
+
+    def spread(f: Figures) -> str:
+        if f.get("spread") == SD:
+            return f"\u00b1 {f[f'{name}_sd']:{form}}" if f"{name}_sd" in f else ""
+        return f"[{f[f'{name}_low']:{ends or form}}, {f[f'{name}_high']:{ends or form}}]"
 
     def write(f: Figures) -> Cell:
         if name not in f:
             return Cell("-")
-        interval = f"[{f[f'{name}_low']:{ends or form}}, {f[f'{name}_high']:{ends or form}}]"
         return Cell(
             f"{f[name]:{form}}",
-            interval,
+            spread(f),
             f.get(f"{name}_bold", False),
             f.get(f"{name}_best", False),
             (DAGGER,) if f"{name}_open" in f else (),

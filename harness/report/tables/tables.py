@@ -8,7 +8,7 @@ from typing import Any
 from ...core.spec import START
 from ...core.table import Table
 from ..selection.select import Row, Selection
-from .captions import ALPHA, MOST_ROWS, caption_of, conditions
+from .captions import ALPHA, INTERVAL, MOST_ROWS, SD, caption_of, conditions
 from .columns import (
     Figures,
     chosen_columns,
@@ -21,14 +21,15 @@ from .footnotes import Footnotes, collapses, held_out_text, open_footnote
 NAMED = 5  # unfinished runs named in a note
 
 
-def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
+def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = INTERVAL) -> Table:
     """Return the table of a selection: one row per method and settings.
 
     Args:
         selection: The runs.
         columns: Keys of COLUMNS in order; empty for all columns that have values.
+        spread: INTERVAL for 95 % intervals behind means, SD for standard deviations over seeds.
     """
-    from ..selection.figures import answers_of, figures_of
+    from ..selection.figures import answers_of, deviations, figures_of
 
     shown = chosen_columns(columns)
     figures_by_row: list[dict[str, Any]] = []
@@ -37,6 +38,8 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
     for row in selection.rows:
         answers = answers_of(row) if row.good else None
         figures_by_row.append(figures_of(row, answers))
+        if spread == SD:
+            figures_by_row[-1] |= {"spread": SD} | (deviations(answers) if answers else {})
         if answers is not None:
             prompts.add(answers.prompts)
             for name, key in (("win_rate", "win"), ("gold", "gold")):
@@ -52,7 +55,7 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
     keys = [shown[i].key for i in kept]
     return Table(
         title=f"{selection.description}: {conditions(selection)}",
-        columns=[shown[i].title for i in kept],
+        columns=[shown[i].title_with(spread) for i in kept],
         rows=[[row[i] for i in kept] for row in rows],
         notes=[
             *_notes(selection, keys),
@@ -64,7 +67,7 @@ def comparison(selection: Selection, columns: Sequence[str] = ()) -> Table:
             with_footnotes(figures, footnotes, footnotes.of(i))
             for i, figures in enumerate(figures_by_row)
         ],
-        caption=caption_of(selection, paired, borrowed, any(scores.values())),
+        caption=caption_of(selection, paired, borrowed, any(scores.values()), spread),
         footnotes={**open_footnote(figures_by_row, keys), **footnotes.texts},
         runs=[[r["folder"] for r in row.records] for row in selection.rows],
     )
