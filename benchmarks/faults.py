@@ -2,11 +2,13 @@
 
     python benchmarks/faults.py                  everything that this machine can make
     python benchmarks/faults.py --only kill      the kinds whose name holds a text
+    python benchmarks/faults.py --seed 1         other points, moments and bits
     python benchmarks/faults.py --hours 1        stop after an hour; the same command goes on
 
 Every fault happens in processes of their own, on small runs of an embedded suite. What was tried is
 kept in a JSON-lines file, so that the same command goes on where it was stopped. A whole campaign
-writes results/faults.md. What this machine cannot make is skipped and named.
+writes results/faults.md, about every seed in that file. What this machine cannot make is skipped
+and named.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(rows))
     print(headline(rows))
     if not options.only and options.write:
-        text = page(rows, options.seed, finished)
+        text = page(read(outcomes), finished)
         Path(options.write).write_text(text, encoding="utf-8")
     return int(any(row["outcome"] in (LOST, WRONG, FAILED) for row in rows))
 
@@ -83,13 +86,21 @@ def carry_out(world: World, outcomes: Path, seed: int, only: str, hours: float) 
             return False
         begun = time.monotonic()
         verdict = decided(trial)
-        row = {"seed": seed, "kind": name, "trial": trial.name, **verdict.row()}
+        row = {"seed": seed, "commit": _commit(), "kind": name, "trial": trial.name}
+        row |= verdict.row()
         row["reason"] = "" if verdict.outcome == PASSED else verdict.reason
         row["seconds"] = round(time.monotonic() - begun, 1)
         _add(outcomes, row)
         _show(row)
         world.forget()
     return True
+
+
+@cache
+def _commit() -> str:
+    """Return the commit of this repository; empty without git."""
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, encoding="utf-8").stdout.strip()
 
 
 def _add(outcomes: Path, row: Mapping[str, Any]) -> None:
@@ -138,8 +149,11 @@ def decided(trial: Trial) -> Verdict:
         return Verdict(FAILED, f"{type(error).__name__}: {error}")
 
 
-def read(outcomes: Path, seed: int) -> list[Row]:
-    """Return the outcomes of a seed that a file holds; a last line that was cut is left out."""
+def read(outcomes: Path, seed: int | None = None) -> list[Row]:
+    """Return the outcomes of a seed, or of all seeds, that a file holds.
+
+    A last line that was cut is left out.
+    """
     rows: list[Row] = []
     lines = outcomes.read_text(encoding="utf-8").splitlines() if outcomes.exists() else []
     for line in lines:
@@ -147,7 +161,7 @@ def read(outcomes: Path, seed: int) -> list[Row]:
             rows.append(json.loads(line))
         except ValueError:
             continue
-    return [row for row in rows if row["seed"] == seed]
+    return [row for row in rows if seed is None or row["seed"] == seed]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -179,11 +193,8 @@ def headline(rows: Sequence[Row]) -> str:
     )
 
 
-def page(rows: Sequence[Row], seed: int, finished: bool) -> str:
+def page(rows: Sequence[Row], finished: bool) -> str:
     """Return results/faults.md: the headline, the table, and what was not made or not passed."""
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, encoding="utf-8").stdout.strip()
-    hours = sum(row["seconds"] for row in rows) / 3600
     skips = [f"- {r['kind']}: {r['reason']}" for r in rows if r["outcome"] == SKIPPED]
     bad = [
         f"- {row['kind']}, {row['trial']}: {row['outcome']}, {row['reason'].splitlines()[0]}"
@@ -194,15 +205,28 @@ def page(rows: Sequence[Row], seed: int, finished: bool) -> str:
         "# Faults made on purpose",
         headline(rows),
         "" if finished else PARTIAL,
-        f"`python benchmarks/faults.py --seed {seed}`, commit {commit}, {hours:.1f} hours.",
+        "\n".join(_seed_line(rows, seed) for seed in sorted({row["seed"] for row in rows})),
         table(rows),
         "Lost: a result or a finished stage is gone. Wrong: a number is shown that differs from the"
         " undisturbed run and is not marked. Failed otherwise: a traceback, another exit status, a"
         " process or a file that is left behind.",
         "## Not passed\n\n" + ("\n".join(bad) or "Nothing."),
-        "## Not made on this machine\n\n" + ("\n".join(skips) or "Every kind was made."),
+        "## Not made on this machine\n\n"
+        + ("\n".join(dict.fromkeys(skips)) or "Every kind was made."),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _seed_line(rows: Sequence[Row], seed: int) -> str:
+    """Return the command of a seed, its commit, and how many of its faults passed."""
+    of_seed = [row for row in rows if row["seed"] == seed and row["outcome"] != SKIPPED]
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in of_seed))
+    passed = sum(row["outcome"] == PASSED for row in of_seed)
+    hours = sum(row["seconds"] for row in of_seed) / 3600
+    return (
+        f"- `python benchmarks/faults.py --seed {seed}`, commit {commits}:"
+        f" {passed} of {len(of_seed)} passed, {hours:.1f} hours."
+    )
 
 
 if __name__ == "__main__":

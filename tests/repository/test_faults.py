@@ -79,7 +79,8 @@ def test_the_table_counts_each_outcome_and_leaves_skips_out(campaign):
     outcomes = ("passed", "passed", "lost", "wrong", "failed", "skipped")
     rows = [
         {
-            "seed": 0,
+            "seed": i % 2,
+            "commit": "abc1234",
             "kind": "kill",
             "trial": str(i),
             "outcome": outcome,
@@ -93,9 +94,11 @@ def test_the_table_counts_each_outcome_and_leaves_skips_out(campaign):
     assert faults.headline(rows) == (
         "5 faults injected, 1 results lost, 1 wrong results shown, resume byte-identical in 2 of 3."
     )
-    page = faults.page(rows, 0, True)
-    assert "- kill, 2: lost, why\n" in page and "- kill: why" in page and "6.0 hours" in page
-    assert faults.PARTIAL in faults.page(rows, 0, False) and faults.PARTIAL not in page
+    page = faults.page(rows, True)
+    assert "- kill, 2: lost, why\n" in page and "- kill: why" in page
+    assert "--seed 0`, commit abc1234: 1 of 3 passed, 3.0 hours." in page
+    assert "--seed 1`, commit abc1234: 1 of 2 passed, 2.0 hours." in page
+    assert faults.PARTIAL in faults.page(rows, False) and faults.PARTIAL not in page
 
 
 def test_a_campaign_goes_on_after_the_outcomes_that_it_has(campaign, tmp_path, monkeypatch, capsys):
