@@ -101,10 +101,15 @@ class Registry:
         """
         self.manager.register(module, name=f"{origin.distribution}:{origin.plugin}")
         offered: list[tuple[str, type[Any]]] = []
+        hooks = {kind: getattr(module, f"register_{kind}", None) for kind in KINDS}
         try:
             self.manager.check_pending()
-            for kind in KINDS:
-                hook = getattr(module, f"register_{kind}", None)
+            if not any(hooks.values()) and not self.manager.get_hookcallers(module):
+                raise ValueError(
+                    "it registers nothing. A plugin has a function such as"
+                    " `@hookimpl def register_methods(register): register(MyMethod)`"
+                )
+            for kind, hook in hooks.items():
                 if hook is not None:
                     hook(functools.partial(_offer, offered, kind))
         except BaseException as error:

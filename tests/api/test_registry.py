@@ -272,6 +272,7 @@ def test_a_plain_file_may_not_replace_a_plugin(registry, entry_point, tmp_path):
         ("text.txt", "", "a plugin file ends in .py"),
         ("bad.py", "raise KeyError('x')", "did not load: KeyError"),
         ("odd.py", source("methods", "Upper"), "must be lower-case"),
+        ("nothing.py", "x = 1", "it registers nothing. A plugin has a function such as"),
     ],
 )
 def test_a_file_that_is_no_plugin_is_refused(registry, tmp_path, name, text, told):
