@@ -158,7 +158,7 @@ def _controlled(controlled: LengthControlled) -> str:
     return (
         f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
         if controlled.identified
-        else "- (too few answers of equal length)"
+        else "- (lengths differ too much)"
     )
 
 
