@@ -15,7 +15,7 @@ softplus = torch.nn.functional.softplus
 class CPO(PairOptions):
     """Prefer the chosen completion by its log-probability alone, and keep it likely."""
 
-    name, kind, paper = "cpo", "offline preference", "https://arxiv.org/abs/2401.08417"
+    name, kind, paper = "my_cpo", "offline preference", "https://arxiv.org/abs/2401.08417"
     needs = frozenset({"pairs"})
 
     beta: float = 0.1  # scale of the difference of log-probabilities

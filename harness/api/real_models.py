@@ -38,6 +38,12 @@ _DPO = Recipe(
     **_rates(5e-7, 5e-6),
     source="Zephyr, alignment-handbook recipes/zephyr-7b-beta/dpo (full, qlora); TRL scripts/dpo",
 )
+# losses of pairs whose papers or scripts train at DPO's rates, or name none that was read
+_LIKE_DPO = Recipe(
+    **_rates(5e-7, 5e-6),
+    source="by analogy to dpo: a loss of the same log-ratios",
+    verified=False,
+)
 _PPO = Recipe(
     **_rates(3e-6),
     source="TRL PPO docs, Pythia-1B on TL;DR, after Huang et al. 2024 (2403.17031); LoRA: x10",
@@ -79,6 +85,29 @@ RECIPES: dict[str, Recipe] = {
         ),
         verified=False,
     ),
+    "alpha_po": Recipe(
+        **_rates(6e-7, batch_size=128), source="by analogy to simpo; LoRA: x10", verified=False
+    ),
+    "apo_down": _LIKE_DPO,
+    "apo_zero": _LIKE_DPO,
+    "bco": _LIKE_DPO,
+    "cal_dpo": _LIKE_DPO,
+    "chipo": _LIKE_DPO,
+    "cpo": _LIKE_DPO,
+    "discopop": _LIKE_DPO,
+    "dpo_nll": _LIKE_DPO,
+    "dpo_shift": _LIKE_DPO,
+    "dpop": _LIKE_DPO,
+    "exo": _LIKE_DPO,
+    "f_dpo": _LIKE_DPO,
+    "focal_po": _LIKE_DPO,
+    "gpo": _LIKE_DPO,
+    "hinge_norm": _LIKE_DPO,
+    "ld_dpo": _LIKE_DPO,
+    "nca": _LIKE_DPO,
+    "r_dpo": _LIKE_DPO,
+    "sppo_hard": _LIKE_DPO,
+    "tr_dpo": _LIKE_DPO,
     "orpo": Recipe(
         **_rates(5e-6),
         source="alignment-handbook recipes/zephyr-141b-A35b/orpo; LoRA: x10",

@@ -1,4 +1,6 @@
-"""DPO: Direct Preference Optimization (Rafailov et al. 2023), with cDPO and the robust form."""
+"""DPO: Direct Preference Optimization (Rafailov et al. 2023), with cDPO, the robust and the
+length-normalised form.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness import PairOptions, Policy, hookimpl, logprobs, torch
+
+from .ipo import length_tilted
 
 if TYPE_CHECKING:
     from harness import Lab
@@ -23,6 +27,8 @@ class DPO(PairOptions):
     beta: float = 0.1  # strength of the KL constraint
     label_smoothing: float = 0.0  # assumed share of flipped labels, in [0, 0.5)
     robust: bool = False  # unbiased under flipped labels (2403.00409) instead of cDPO's smoothing
+
+    length_average: bool = False  # divide log-ratios by length (Tulu 3, with a beta of 5)
 
     def check(self) -> None:
         super().check()
@@ -42,8 +48,12 @@ class DPO(PairOptions):
         `logp` (B, 2, T), chosen first. With smoothing e: (1-e) L(h) + e L(-h), cDPO (Mitchell
         2023); robust: ((1-e) L(h) - e L(-h)) / (1 - 2e), eq. 12 of Chowdhury et al. 2024. A label
         probability `p` below 1 weighs both orders in the same way: p L(h) + (1-p) L(-h).
+        `length_average` takes s / |y| (2411.15124, eq. 6).
         """
-        s_w, s_l = (logp - batch["ref_logp"]).sum(-1).unbind(1)
+        s = (logp - batch["ref_logp"]).sum(-1)
+        if self.length_average:
+            s = s / batch["mask"].sum(-1)
+        s_w, s_l = s.unbind(1)
         h = self.beta * (s_w - s_l)
         kept, flipped = -torch.nn.functional.logsigmoid(h), -torch.nn.functional.logsigmoid(-h)
         e, p = self.label_smoothing, batch["p"]
@@ -64,9 +74,13 @@ class DPO(PairOptions):
 
     def optimum(self, problem):
         """pi* of RLHF, for pairs of any source, if labels follow Bradley-Terry on the reward
-        (paper, sect. 4).
+        (paper, sect. 4). With length averages s / |y| = r / beta + c.
         """
-        return None if self.label_smoothing or self.shuffle_labels else problem.tilted(self.beta)
+        if self.label_smoothing or self.shuffle_labels:
+            return None
+        if self.length_average:
+            return length_tilted(problem.ref.log(), problem.reward / self.beta, problem.lengths)
+        return problem.tilted(self.beta)
 
 
 @hookimpl

@@ -57,6 +57,7 @@ class RLAIF(OnPolicyOptions):
     shuffle_labels: bool | None = None  # dpo: a control, labels drawn by a coin
     label_smoothing: float | None = None  # dpo: assumed share of flipped labels
     robust: bool | None = None  # dpo: unbiased under flipped labels
+    length_average: bool | None = None  # dpo: divide log-ratios by length
 
     def __post_init__(self) -> None:
         """Take the optimiser's own defaults, so that the record holds the values in use."""

@@ -37,6 +37,28 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "slic": PAIRS | {"learning_rate": 3e-4, "lambda_reg": 1.0},
     "simpo": PAIRS | {"learning_rate": 1e-4},
     "orpo": PAIRS | {"learning_rate": 1e-3, "lambda_or": 1.0},
+    # of the same log-ratios as dpo: its settings, not tried apart
+    "alpha_po": PAIRS | {"learning_rate": 1e-4},
+    "apo_down": PAIRS | {"beta": 0.3, "learning_rate": 1e-4},
+    "apo_zero": PAIRS | {"beta": 0.3},
+    "bco": PAIRS | {"beta": 0.3},
+    "cal_dpo": PAIRS | {"beta": 0.1},
+    "chipo": PAIRS | {"beta": 0.3},
+    "cpo": PAIRS | {"beta": 0.3},
+    "discopop": PAIRS | {"beta": 0.3},
+    "dpo_nll": PAIRS | {"beta": 0.3},
+    "dpo_shift": PAIRS | {"beta": 0.3},
+    "dpop": PAIRS | {"dpop_lambda": 5.0},
+    "exo": PAIRS | {"beta": 0.3},
+    "f_dpo": PAIRS | {"beta": 0.3},
+    "focal_po": PAIRS | {"beta": 0.3},
+    "gpo": PAIRS | {"beta": 0.3},
+    "hinge_norm": PAIRS | {"beta": 0.3},
+    "ld_dpo": PAIRS | {"beta": 0.3},
+    "nca": PAIRS | {"beta": 0.3},
+    "r_dpo": PAIRS | {"beta": 0.3},
+    "sppo_hard": PAIRS | {"beta": 0.1},
+    "tr_dpo": PAIRS | {"beta": 0.3, "ref_model_sync_steps": 50},
     # near imitation of the best of 8: with the ranking loss at weight 0.3, or 1 as in the paper, so
     # small a model collapses
     "rrhf": {

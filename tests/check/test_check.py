@@ -433,8 +433,8 @@ def test_a_new_project_works_before_a_line_is_changed(kind, name, tmp_path):
 def test_the_example_of_a_distribution_works_as_a_stranger_would_use_it(tmp_path):
     folder = tmp_path / "harness-cpo"
     shutil.copytree(ROOT / "examples" / "harness-cpo", folder)
-    run = ["run", "-m", "cpo", "-s", "exact", "--quick", "--results", str(tmp_path / "results")]
-    assert "cpo on exact, seed 0" in installed_and_tested(folder, tmp_path, *run)
+    run = ["run", "-m", "my_cpo", "-s", "exact", "--quick", "--results", str(tmp_path / "results")]
+    assert "my_cpo on exact, seed 0" in installed_and_tested(folder, tmp_path, *run)
 
 
 def test_a_project_is_not_written_over(tmp_path):

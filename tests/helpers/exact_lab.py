@@ -97,7 +97,7 @@ class ExactLab:
         always = {"prompt": prompt, "index": index, "weight": weight, "mask": self.seen[index]}
         return Batch(dummy, always | {"completion_ids": self.tokens[index]} | columns)
 
-    def pairs(self, *_, shuffle_labels=False):
+    def pairs(self, epochs=1, steps=0, shuffle_labels=False):
         p, n = self.value.shape
         first, second = torch.triu_indices(n, n, 1)
         prompt = torch.arange(p).repeat_interleave(len(first))
@@ -105,7 +105,7 @@ class ExactLab:
         sure = torch.sigmoid(self.value[prompt, index[:, 0]] - self.value[prompt, index[:, 1]])
         index = torch.where((sure < 0.5)[:, None], index.flip(1), index)  # chosen first
         weight = torch.full_like(sure, 1 / len(sure))
-        for _ in range(self.steps):
+        for _ in range(steps or self.steps):
             yield self.batch(prompt, index, weight, p=torch.maximum(sure, 1 - sure))
 
     def labelled(self, *_, shuffle_labels=False):
@@ -146,8 +146,9 @@ class ExactLab:
     def minibatches(self, batch, size, epochs=1):
         yield from [batch] * epochs
 
-    def move_reference(self):
-        self.reference = SimpleNamespace(table=self.table.detach().clone())
+    def move_reference(self, share=1.0):
+        moved = torch.lerp(self.reference.table, self.table.detach(), share)
+        self.reference = SimpleNamespace(table=moved)
         self.reference.logp = partial(self.logp, self.reference.table)
 
     def generator(self, *_):

@@ -3,8 +3,6 @@ simulation.
 """
 
 import math
-import types
-from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -33,6 +31,8 @@ from harness.training.reward_model import (
     pair_accuracy,
     preferred_of,
 )
+
+from ..helpers.trl_losses import trl_dpo_loss
 
 LOG2 = math.log(2)
 
@@ -124,45 +124,6 @@ def test_cdpo_is_biased_under_flips():
         assert (0.8 * right + 0.2 * flipped).item() == pytest.approx(clean, rel=1e-2)
 
 
-def trl_loss(logp, ref, **settings):
-    """Return TRL's own DPO loss on given log-probabilities: its code, a stand-in for its model and
-    its trainer.
-    """
-    trl = pytest.importorskip("trl")
-    flat = logp.transpose(0, 1).flatten(0, 1)  # chosen stacked on rejected
-    width, rows = flat.shape[1], flat.shape[0]
-    told = flat.detach()
-    output = types.SimpleNamespace(
-        log_probs=flat, entropy=told, mean_logits=told, is_top1=told > -1
-    )
-    accelerator = types.SimpleNamespace(
-        device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x
-    )
-    trainer = types.SimpleNamespace(
-        model=types.SimpleNamespace(training=False),
-        accelerator=accelerator,
-        aux_loss_enabled=False,
-        ld_alpha=None,
-        precompute_ref_logps=True,
-        f_divergence_type="reverse_kl",
-        loss_weights=[1.0],
-        use_weighting=False,
-        _metrics=defaultdict(lambda: defaultdict(list)),
-        _total_train_tokens=0,
-        **settings,
-    )
-    ids = torch.ones(rows, width + 1, dtype=torch.long)
-    chosen, rejected = ref.sum(-1).unbind(1)
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": ids,
-        "completion_mask": ids,
-        "ref_chosen_logps": chosen,
-        "ref_rejected_logps": rejected,
-    }
-    return trl.DPOTrainer._compute_loss(trainer, lambda **_: output, inputs, False)
-
-
 @pytest.mark.parametrize(("loss_type", "e"), [("sigmoid", 0.0), ("robust", 0.1), ("robust", 0.3)])
 @pytest.mark.parametrize("beta", [0.1, 0.7])
 def test_dpo_is_trls(loss_type, e, beta):
@@ -174,7 +135,7 @@ def test_dpo_is_trls(loss_type, e, beta):
     )
     method = DPO(beta=beta, label_smoothing=e, robust=loss_type == "robust")
     loss = method.loss(ours, labelled(ref))[0].mean()
-    other = trl_loss(theirs, ref, loss_types=[loss_type], beta=beta, label_smoothing=e)
+    other = trl_dpo_loss(theirs, ref, loss_types=[loss_type], beta=beta, label_smoothing=e)
     torch.testing.assert_close(loss, other)
     torch.testing.assert_close(
         torch.autograd.grad(loss, ours)[0], torch.autograd.grad(other, theirs)[0]

@@ -21,6 +21,8 @@ from harness_plugins.slic import SLiC, knock_out, shuffled
 from harness.core.options import options_of
 from harness.models.enumeration import Enumerated, total_variation
 
+from ..helpers.trl_losses import trl_cpo_loss
+
 LOG2 = math.log(2)
 MASK = torch.tensor(
     [[[1.0, 1, 1, 1], [1, 1, 0, 0]], [[1, 0, 0, 0], [1, 1, 1, 0]], [[1, 1, 0, 0], [1, 1, 0, 0]]]
@@ -585,18 +587,6 @@ def trl_kto(logp, batch, apart, mask, **settings):
     return trl.KTOTrainer._compute_loss(trainer, trainer.model, inputs, False)
 
 
-def trl_simpo(logp, batch, **settings):
-    """Return TRL's CPO trainer's SimPO loss (its cpo_alpha, which adds an NLL, is 0: only
-    `cpo_loss` is called).
-    """
-    cpo = pytest.importorskip("trl.experimental.cpo")
-    trainer = types.SimpleNamespace(
-        alpha=0.0, accelerator=ACCELERATOR, loss_type="simpo", label_smoothing=0, **settings
-    )
-    chosen, rejected = (logp.sum(-1) / batch["mask"].sum(-1)).unbind(1)  # its average_log_prob=True
-    return cpo.CPOTrainer.cpo_loss(trainer, chosen, rejected)[0].mean()
-
-
 def trl_orpo(logp, batch, beta):
     """Return TRL's ORPO loss, its NLL over the completion's tokens alone, as that of an empty
     prompt would be.
@@ -662,7 +652,8 @@ def test_simpo_is_trls(beta, gamma):
     logp, batch = plain(4)
     ours = SimPO(beta=beta, gamma=gamma).loss(logp, batch)[0].mean()
     wrong = SimPO(beta=beta, gamma=gamma + 0.3).loss(logp, batch)[0].mean()
-    same(ours, trl_simpo(logp, batch, beta=beta, simpo_gamma=gamma), logp, wrong)
+    theirs = trl_cpo_loss(logp, batch["mask"], loss_type="simpo", beta=beta, simpo_gamma=gamma)
+    same(ours, theirs, logp, wrong)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])

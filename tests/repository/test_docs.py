@@ -174,6 +174,6 @@ def test_the_optimum_in_the_guide_is_where_the_example_comes_to_rest():
     (code,) = re.findall(r"```python\n(    def optimum.*?)```", PLUGINS, re.DOTALL)
     assert code in file.read_text(encoding="utf-8")
     load_file(registry, str(file))
-    cpo = registry.get("methods", "cpo")
+    cpo = registry.get("methods", "my_cpo")
     assert far_from(cpo(beta=0.5, alpha=0.1)) < 1e-4
     assert far_from(cpo(beta=0.5, alpha=0.5), optimum_of=cpo(beta=0.5, alpha=0.1)) > 0.02

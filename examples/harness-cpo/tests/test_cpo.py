@@ -33,6 +33,8 @@ def test_the_chosen_rises_and_without_its_likelihood_the_rejected_falls_as_much(
 
 def test_the_proofs_of_a_small_run(tmp_path):
     findings = list(
-        check("methods", "cpo", installed(), Options(full=False, processes=False, results=tmp_path))
+        check(
+            "methods", "my_cpo", installed(), Options(full=False, processes=False, results=tmp_path)
+        )
     )
     assert [f for f in findings if f.status == "FAILED"] == []

@@ -1,0 +1,1 @@
+"""Methods whose loss is a function of a pair's log-probabilities: a file each, over `base`."""
