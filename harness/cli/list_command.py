@@ -6,10 +6,14 @@ from typing import Any
 
 import click
 
+from ..api.contracts import Method
 from ..api.registry import KINDS, Registry
 from ..core.options import summary_of
+from ..experiments.requirements.asks import Asks, asks_of
 from .echo import echo
 from .options import plugin_files
+
+METHOD_COLUMNS = "{:<18} {:<22} {:<33} {:<7} {}"
 
 
 @click.command("list")
@@ -20,12 +24,17 @@ def list_plugins(registry: Registry) -> None:
         names = registry.classes[kind]
         if names:
             echo(kind, bold=True)
+        if kind == "methods":
+            titles = METHOD_COLUMNS.format("kind", "needs", "models held", "optimum", "paper")
+            echo(f"  {'name':<16} {titles}")
         for name in sorted(names):
             origin = registry.origins[kind, name]
             echo(
-                f"  {name:<16} {_about(kind, names[name]):<112.112} {origin.distribution}"
+                f"  {name:<16} {_about(kind, names[name]):<118.118} {origin.distribution}"
                 f" {origin.version}"
             )
+        if kind == "methods":
+            _aliases(registry)
     for name, (origin, reason) in registry.broken.items():
         echo(f"broken: {name} of {origin.distribution} {origin.version}: {reason}", fg="red")
     for (kind, name), origins in registry.clashes.items():
@@ -34,11 +43,39 @@ def list_plugins(registry: Registry) -> None:
 
 
 def _about(kind: str, cls: Any) -> str:
-    """Return the text of a plugin in the list: of a method also kind, needs and paper."""
+    """Return the text of a plugin in the list; of a method the columns of METHOD_COLUMNS."""
     if kind != "methods":
         return summary_of(cls)
     try:
-        needs = ", ".join(sorted(cls().required())) or "nothing"
+        method = cls()
+        needs, holds = method.required(), _held(asks_of(method))
     except Exception:  # a third-party class with required options: show what it declares
-        needs = ", ".join(sorted(cls.needs))
-    return f"{cls.kind or 'method':<20} needs {needs:<30} {cls.paper}"
+        needs, holds = cls.needs, ""
+    stated = "stated" if cls.optimum is not Method.optimum else "-"
+    return METHOD_COLUMNS.format(
+        cls.kind or "method", ", ".join(sorted(needs)) or "nothing", holds, stated, cls.paper
+    )
+
+
+def _held(asks: Asks) -> str:
+    """Return the models that a method holds while it trains, at its default options."""
+    held = {
+        "policy": asks.trains,
+        "reference": asks.reference,
+        "critic": asks.critic,
+        "reward": asks.rewards > 0,
+    }
+    return ", ".join(name for name, is_held in held.items() if is_held) or "start"
+
+
+def _aliases(registry: Registry) -> None:
+    """Print names of the field that are options of a method, and no methods of their own."""
+    names = {
+        alias: f"{name} {options}"
+        for name, cls in registry.classes["methods"].items()
+        for alias, options in getattr(cls, "aliases", {}).items()
+    }
+    if names:
+        echo("aliases", bold=True)
+    for alias in sorted(names):
+        echo(f"  {alias:<16} {names[alias]}")

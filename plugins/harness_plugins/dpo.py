@@ -23,6 +23,11 @@ class DPO(PairOptions):
 
     name, kind, paper = "dpo", "offline preference", "https://arxiv.org/abs/2305.18290"
     needs = frozenset({"pairs"})
+    aliases = {
+        "cdpo": "label_smoothing=0.1",
+        "robust_dpo": "label_smoothing=0.1 robust=true",
+        "dpo_norm": "length_average=true beta=5",
+    }
 
     beta: float = 0.1  # strength of the KL constraint
     label_smoothing: float = 0.0  # assumed share of flipped labels, in [0, 0.5)

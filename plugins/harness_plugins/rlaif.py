@@ -25,7 +25,8 @@ class RLAIF(OnPolicyOptions):
     labels.
 
     All options but the first four are the optimiser's; `none` means its own default. An option that
-    the chosen optimiser does not have is refused.
+    the chosen optimiser does not have is refused. The annotator's preferences are not the suite's
+    reward, so no optimum is known in terms of it.
     """
 
     name, kind, paper = "rlaif", "AI feedback", "https://arxiv.org/abs/2309.00267"
@@ -110,12 +111,6 @@ class RLAIF(OnPolicyOptions):
             lab.move_reference()
             lab.state["revised"] = True
         return self.inner().train(lab)
-
-    def optimum(self, problem):
-        """The annotator's preferences are not the suite's reward, so no optimum is known in terms
-        of it.
-        """
-        return None
 
 
 def defaults(cls) -> dict:

@@ -254,6 +254,10 @@ def test_list_and_show_describe_plugins():
         word in listed.out
         for word in ("methods", "suites", "ppo", "dpo", "summarization", "alignment-harness")
     )
+    rows = {line.split()[0]: line for line in listed.out.splitlines() if line.strip()}
+    assert "policy, reference" in rows["dpo"] and "stated" in rows["dpo"]
+    assert "reference" not in rows["simpo"] and "stated" not in rows["rlaif"]
+    assert rows["cdpo"].split() == ["cdpo", "dpo", "label_smoothing=0.1"]
     shown = command("show", "dpo", "--suite", "summarization")
     assert (
         shown.code == 0

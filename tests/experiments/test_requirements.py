@@ -121,6 +121,7 @@ def test_asks_are_those_of_the_method():
     assert not asked("ppo", "shared_critic=true").critic
     assert not asked("grpo", "beta=0").reference and asked("grpo").each > 1
     assert not asked("simpo").reference and not asked("sft_chosen").reference
+    assert asked("bco").reference and not asked("cpo").reference  # by super(), and by no one
     assert not asked("start").trains and asked("kto").each == 1
     assert asked("rlaif", "optimiser=ppo").critic and not asked("rlaif", "optimiser=dpo").critic
 

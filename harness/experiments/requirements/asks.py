@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 from ...api.contracts import Method
@@ -78,14 +80,29 @@ def _each(method: Any, needs: frozenset[str]) -> int:
 def _names(cls: type) -> set[str]:
     """Return the attributes of a lab that the methods of a class use."""
     names: set[str] = set()
-    for _, function in inspect.getmembers(cls, inspect.isfunction):
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-        except (OSError, TypeError, SyntaxError):  # no source, or a part of a line: a lambda
-            continue
-        attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-        names |= {node.attr for node in attributes if _of_lab(node)}
+    for name, _ in inspect.getmembers(cls, inspect.isfunction):
+        for function in _called(cls, name):
+            try:
+                tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+            except (OSError, TypeError, SyntaxError):  # no source, or a part of a line: a lambda
+                continue
+            attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+            names |= {node.attr for node in attributes if _of_lab(node)}
     return names
+
+
+def _called(cls: type, name: str) -> Iterator[FunctionType]:
+    """Yield the functions of this name that can see a lab: the class's, and those that it reaches
+    by `super()`.
+    """
+    for base in cls.__mro__:
+        function = vars(base).get(name)
+        if isinstance(function, FunctionType):
+            code = function.__code__
+            if "lab" in (*code.co_names, *code.co_varnames, *code.co_cellvars):
+                yield function
+            if "super" not in code.co_names:
+                return
 
 
 def _of_lab(node: ast.Attribute) -> bool:

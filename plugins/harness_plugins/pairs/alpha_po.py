@@ -19,7 +19,6 @@ class AlphaPO(PairLoss):
     """
 
     name, paper = "alpha_po", "https://arxiv.org/abs/2501.03884"
-    uses_reference = False
 
     beta: float = 2.5  # scale of the reward; not a KL strength
     gamma: float = 0.25  # target margin of the reward

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from harness import hookimpl, torch
 
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 
 
 @dataclass
-class APODown(PairLoss):
+class APODown(RatioLoss):
     """Lower the chosen completion a little and the rejected one more.
 
     The paper advises it where the chosen completions are worse than what the model answers.

@@ -8,11 +8,11 @@ from harness import hookimpl, torch
 
 from ..kto import allocate
 from ..population import ordered_pairs
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 
 
 @dataclass
-class APOZero(PairLoss):
+class APOZero(RatioLoss):
     """Raise the chosen completion and lower the rejected one, each apart, by losses that saturate.
 
     A sum of KTO's two losses with its reference point z0 at 0. The paper advises it where the

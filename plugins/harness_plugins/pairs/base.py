@@ -1,7 +1,7 @@
 """The common part of methods whose loss is a function of a pair's two completions.
 
-A method states `pair_loss`. The base class sums log-probabilities over tokens, weighs a labeller's
-doubt, logs the margin and goes over the pairs.
+A method states `pair_loss`. The base class sums log-probabilities over tokens, weighs both orders
+by the label's probability, logs the margin and goes over the pairs.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 class Side(NamedTuple):
     """One completion of each of B pairs: all the chosen ones, or all the rejected ones."""
 
-    ratio: Tensor  # (B,) s = log pi(y|x) / pi_ref(y|x), summed over tokens, nats
+    ratio: Tensor  # (B,) s = log pi(y|x) / pi_ref(y|x), summed; without a reference log pi(y|x)
     logp: Tensor  # (B,) log pi(y|x), summed over tokens, nats
     length: Tensor  # (B,) tokens, the end of sequence included
 
 
 @dataclass
 class PairLoss(PairOptions):
-    """A method that learns from pairs by a loss of the two completions of each.
+    """A method that learns from pairs by a loss of the two completions of each; no reference.
 
     It makes no use of other pairs of the batch, so the loss of a pair is the same in any batch.
     """
 
     kind = "offline preference"
     needs = frozenset({"pairs"})
-    uses_reference: ClassVar[bool] = True  # False: `Side.ratio` is `Side.logp`
+    passes: ClassVar[float] = 1.0  # cost of a step in steps of DPO, for estimates
 
     beta: float = 0.1  # scale of the implicit reward
 
@@ -57,11 +57,8 @@ class PairLoss(PairOptions):
 
     def sides(self, logp: Tensor, batch: Batch) -> tuple[Side, Side]:
         """Return the chosen and the rejected completions of log-probabilities (B, 2, T)."""
-        sums = logp.sum(-1)
-        ratio = (logp - batch["ref_logp"]).sum(-1) if self.uses_reference else sums
-        columns = (x.unbind(1) for x in (ratio, sums, batch["mask"].sum(-1)))
-        w, l = (Side(*column) for column in zip(*columns, strict=True))
-        return w, l
+        (w, l), (n_w, n_l) = logp.sum(-1).unbind(1), batch["mask"].sum(-1).unbind(1)
+        return Side(w, w, n_w), Side(l, l, n_l)
 
     def loss(self, logp: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss (B,) of pairs, and metrics; `logp` (B, 2, T), chosen first."""
@@ -76,9 +73,7 @@ class PairLoss(PairOptions):
 
     def prepared(self, lab: Lab, pairs: Batch) -> Batch:
         """Return the pairs with the columns that the loss needs."""
-        if not self.uses_reference:
-            return pairs
-        return pairs.with_columns(ref_logp=lab.reference.logp(pairs))
+        return pairs
 
     def train(self, lab: Lab) -> Policy:
         """One pass after another over the pairs."""
@@ -87,8 +82,23 @@ class PairLoss(PairOptions):
         return lab.policy
 
 
+@dataclass
+class RatioLoss(PairLoss):
+    """A pair loss of log-ratios to the reference."""
+
+    def sides(self, logp: Tensor, batch: Batch) -> tuple[Side, Side]:
+        """Return the chosen and the rejected completions with their log-ratios."""
+        w, l = super().sides(logp, batch)
+        s_w, s_l = (logp - batch["ref_logp"]).sum(-1).unbind(1)
+        return w._replace(ratio=s_w), l._replace(ratio=s_l)
+
+    def prepared(self, lab: Lab, pairs: Batch) -> Batch:
+        """Return the pairs with the reference's log-probabilities."""
+        return pairs.with_columns(ref_logp=lab.reference.logp(pairs))
+
+
 def in_both_orders(loss: Callable[[Side, Side], Tensor], w: Side, l: Side, p: Tensor) -> Tensor:
-    """Return p L(w, l) + (1 - p) L(l, w) (B,): a labeller's doubt p weighs both orders.
+    """Return p L(w, l) + (1 - p) L(l, w) (B,): a label probability p weighs both orders.
 
     The other order is not computed where all labels are plain: an infinite loss times 0 is NaN.
     """

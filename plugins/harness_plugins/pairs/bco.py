@@ -8,13 +8,13 @@ from functools import partial
 from harness import hookimpl, torch
 
 from ..population import minimiser, ordered_pairs
-from .base import PairLoss, Side, in_both_orders
+from .base import RatioLoss, Side, in_both_orders
 
 ROUNDS = 100  # of the search for the shift of the optimum
 
 
 @dataclass
-class BCO(PairLoss):
+class BCO(RatioLoss):
     """Classify chosen completions as good and rejected ones as bad, around a shift delta.
 
     The paper's matching of the distributions of prompts (UDM) is not part of it: both completions
@@ -22,6 +22,7 @@ class BCO(PairLoss):
     """
 
     name, paper = "bco", "https://arxiv.org/abs/2404.04656"
+    passes = 1.25  # one forward pass more of the policy: 10 N FLOPs per token in place of 8 N
 
     beta: float = 0.1  # scale of the implicit reward
     delta_decay: float = 0.9  # of the running mean of rewards that is the shift; 0: the batch's own

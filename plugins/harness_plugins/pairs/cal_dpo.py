@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from harness import hookimpl, torch
 
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 from .theory import least
 
 
 @dataclass
-class CalDPO(PairLoss):
+class CalDPO(RatioLoss):
     """DPO's contrast with beta of 1, and both log-ratios calibrated to +-1 / (2 beta).
 
     Without the contrast it is `sppo_hard`.

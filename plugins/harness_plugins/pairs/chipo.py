@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from harness import hookimpl, torch
 
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 from .theory import normalised
 
 
 @dataclass
-class ChiPO(PairLoss):
+class ChiPO(RatioLoss):
     """DPO with the link rho + log rho in place of log rho.
 
     Its regulariser is the chi-squared divergence plus the KL, against over-optimisation.

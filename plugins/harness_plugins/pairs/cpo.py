@@ -15,7 +15,6 @@ class CPO(PairLoss):
     """DPO without a reference, and the likelihood of the chosen completion to hold the policy."""
 
     name, paper = "cpo", "https://arxiv.org/abs/2401.08417"
-    uses_reference = False
 
     beta: float = 0.1  # scale of the difference of log-probabilities; no KL strength
     cpo_alpha: float = 1.0  # weight of the chosen completion's negative log-likelihood

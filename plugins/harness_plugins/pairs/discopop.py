@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from harness import hookimpl, torch
 
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 from .theory import least
 
 
 @dataclass
-class DiscoPOP(PairLoss):
+class DiscoPOP(RatioLoss):
     """DPO's loss on misranked pairs, and an exponential one on pairs that are ranked right.
 
     The switch between them is smooth, over margins of about tau.

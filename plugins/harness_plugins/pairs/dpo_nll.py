@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from harness import hookimpl, torch
 
 from ..population import minimiser, ordered_pairs
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 
 
 @dataclass
-class DPONLL(PairLoss):
+class DPONLL(RatioLoss):
     """DPO, and the chosen completion's likelihood per token, so that it does not fall.
 
     The paper's iterations, with fresh pairs from each round's policy, are not part of it.

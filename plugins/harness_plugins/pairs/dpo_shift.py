@@ -7,12 +7,12 @@ from functools import partial
 
 from harness import check_idle, hookimpl, torch
 
-from .base import PairLoss, Side, in_both_orders
+from .base import RatioLoss, Side, in_both_orders
 from .theory import least
 
 
 @dataclass
-class DPOShift(PairLoss):
+class DPOShift(RatioLoss):
     """DPO with the rejected completion's reward times lambda: the chosen one's falls less."""
 
     name, paper = "dpo_shift", "https://arxiv.org/abs/2502.07599"

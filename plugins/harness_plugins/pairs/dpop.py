@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from harness import hookimpl, torch
 
 from ..population import hinge
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 from .theory import least
 
 
 @dataclass
-class DPOP(PairLoss):
+class DPOP(RatioLoss):
     """DPO with a penalty where the chosen completion is less likely than under the reference."""
 
     name, paper = "dpop", "https://arxiv.org/abs/2402.13228"

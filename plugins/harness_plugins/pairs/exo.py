@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from harness import hookimpl, torch
 
 from ..population import minimiser
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 
 
 @dataclass
-class EXO(PairLoss):
+class EXO(RatioLoss):
     """Minimise the reverse KL from the policy's preference to the label's; DPO has the forward one.
 
-    A labeller's own doubt is the target itself: the loss is not linear in the label, so weighing
+    A label probability `p` is the target itself: the loss is not linear in the label, so weighing
     both orders would be another loss.
     """
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from harness import check_idle, hookimpl, torch
 
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 from .theory import normalised
 
 
 @dataclass
-class FDPO(PairLoss):
+class FDPO(RatioLoss):
     """DPO whose regulariser is the Jensen-Shannon, the forward KL or an alpha divergence.
 
     `reverse_kl` is the same loss as `dpo`, and counts as that row.

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from harness import hookimpl, torch
 
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 from .theory import least
 
 
 @dataclass
-class FocalPO(PairLoss):
+class FocalPO(RatioLoss):
     """DPO's loss times the probability of the right ranking to the power gamma.
 
     Misranked pairs, which DPO weighs most and rarely mends, count for less.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from harness import hookimpl, torch
 
 from ..population import hinge
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 from .theory import least
 
 
 @dataclass
-class GPO(PairLoss):
+class GPO(RatioLoss):
     """A pair loss f(beta (s_w - s_l)) with another f than DPO's, IPO's and SLiC's.
 
     The paper's other members are rows of their own: logistic is `dpo`, squared is `ipo`, hinge is

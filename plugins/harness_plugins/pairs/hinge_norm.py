@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from harness import hookimpl, torch
 
 from ..population import hinge
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 from .theory import least
 
 
 @dataclass
-class HingeNorm(PairLoss):
+class HingeNorm(RatioLoss):
     """Keep the log-ratio of the chosen completion a margin above that of the rejected one.
 
     SLiC's hinge with a reference and no likelihood term. RSO's sampling of the pairs by rejection

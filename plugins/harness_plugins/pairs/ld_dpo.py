@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from harness import hookimpl, torch
 
 from ..population import minimiser, ordered_pairs
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 
 
 @dataclass
-class LDDPO(PairLoss):
+class LDDPO(RatioLoss):
     """DPO in which the tokens beyond the shorter completion's length count alpha each.
 
     At alpha 1 it is `dpo`; at 0 both completions are cut to the same length.

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from harness import hookimpl, torch
 
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 from .theory import least_by_completion
 
 
 @dataclass
-class NCA(PairLoss):
+class NCA(RatioLoss):
     """Tell each completion of a pair from noise: rewards are absolute, and the chosen one's rises.
 
     The form for K scored completions is not here: pairs carry no scores.

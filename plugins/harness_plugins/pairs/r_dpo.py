@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from harness import hookimpl, torch
 
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 
 
 @dataclass
-class RDPO(PairLoss):
+class RDPO(RatioLoss):
     """DPO for the reward less alpha per token: the policy is not paid for length."""
 
     name, paper = "r_dpo", "https://arxiv.org/abs/2403.19159"

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from harness import hookimpl
 
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 from .theory import least_by_completion
 
 
 @dataclass
-class SPPOHard(PairLoss):
+class SPPOHard(RatioLoss):
     """Regress the log-ratio of the chosen completion on 1 / (2 beta), of the rejected one on minus
     that.
 

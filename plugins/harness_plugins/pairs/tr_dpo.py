@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from harness import hookimpl, torch
 
-from .base import PairLoss, Side
+from .base import RatioLoss, Side
 
 
 @dataclass
-class TRDPO(PairLoss):
+class TRDPO(RatioLoss):
     """DPO, and now and then the reference moves to the policy, or a share of the way.
 
     The KL constraint is to the last reference, so the policy goes further than DPO's.
