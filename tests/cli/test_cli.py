@@ -256,7 +256,7 @@ def test_list_and_show_describe_plugins():
     )
     rows = {line.split()[0]: line for line in listed.out.splitlines() if line.strip()}
     assert "policy, reference" in rows["dpo"] and "stated" in rows["dpo"]
-    assert "reference" not in rows["simpo"] and "stated" not in rows["rlaif"]
+    assert "policy, reference" not in rows["simpo"] and "stated" not in rows["rlaif"]
     assert rows["cdpo"].split() == ["cdpo", "dpo", "label_smoothing=0.1"]
     shown = command("show", "dpo", "--suite", "summarization")
     assert (
