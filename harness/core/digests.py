@@ -238,6 +238,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "statistics/intervals.py",
     "statistics/length.py",
     "statistics/overoptimization.py",
+    "statistics/pooling.py",
     "statistics/power.py",
     "statistics/rating.py",
     "training/rollout_samples.py",

@@ -222,6 +222,7 @@ def heading(spec: RunSpec, status: str) -> dict[str, Any]:
         "seed": spec.seed,
         "shared_seed": spec.shared_seed,
         "recipe": spec.recipe(),
+        "recipe_of_any_ground": spec.recipe(any_ground=True),
         "start": spec.start,
         "options": dict(spec.options),
         "asked": list(spec.asked),

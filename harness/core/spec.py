@@ -88,11 +88,15 @@ class RunSpec:
         values["code"] = {k: v for k, v in values["code"].items() if k not in EVALUATION_CODE}
         return digest_of(values)[:12]
 
-    def recipe(self) -> str:
+    def recipe(self, any_ground: bool = False) -> str:
         """Return a fingerprint of everything but the seed and the code: the runs of one row of a
         table share it.
+
+        Args:
+            any_ground: Leave out the shared seed too, for rows of several grounds.
         """
-        return self._digest(without={"suite", "asked", "seed", "code", "snapshots", "save"})
+        without = {"suite", "asked", "seed", "code", "snapshots", "save"}
+        return self._digest(without | ({"shared_seed"} if any_ground else set()))
 
     def _digest(self, without: set[str]) -> str:
         return digest_of(self._values(without))[:12]

@@ -7,15 +7,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from .intervals import ONE_SEED, SEVERAL_SEEDS, Array, Parts, half_width, matrix, p_value, parts
+from .intervals import (
+    ONE_SEED,
+    SEVERAL_GROUNDS,
+    SEVERAL_SEEDS,
+    Array,
+    Parts,
+    ground_means,
+    half_width,
+    matrix,
+    p_value,
+    parts,
+)
+from .pooling import Pool, pooled, pooled_on_grounds
+
+Grounds = Mapping[str, Sequence[int]]  # of the seeds of each method
 
 OPEN_WIDTH = 2.0  # half-widths of a usual method: see `confidence_set`
-BORROW_FROM = 3  # least seeds per method, and least methods, for a pooled variance
 
 
 @dataclass(frozen=True)
@@ -32,17 +46,6 @@ class Comparison:
     prompts: int
     label: str
     adjusted: float | None = None  # p after Holm, in a family
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The variance of a run's mean, pooled over all methods of a table, with its degrees of
-    freedom.
-    """
-
-    variance: float
-    df: float
-    within: frozenset[int] = frozenset()  # the methods that are pooled, by their place
 
 
 def difference_parts(
@@ -71,6 +74,8 @@ def difference_parts(
 
 
 def _unpaired(a: Array, b: Array, first: Parts, second: Parts, pool: Pool | None) -> Parts:
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"compare on the same prompts: there are {a.shape[-1]} and {b.shape[-1]}")
     prompts = a.shape[-1]
     between = (a.mean(-2) - b.mean(-2)).var(-1, ddof=1) / prompts
     prompt_share = np.maximum(between - first.rest - second.rest, 0)
@@ -91,82 +96,122 @@ def _at_least(own: Array, pool: Pool, scores: Array) -> Array:
     return np.maximum(own, pool.variance / seeds) if seeds > 1 else own
 
 
-def pooled(methods: Sequence[Array]) -> Pool | None:
-    """Return the pooled variance of a run's mean over methods (S_i, P), or None where there is too
-    little to pool.
+@dataclass(frozen=True)
+class Runs:
+    """The scores of a method with the ground of each of its seeds."""
 
-    Three seeds are too few to separate any two of ten methods by their own variance: Holm's first
-    step asks t with 2 or so degrees of freedom for a tail of 0.0006. The variances A_i of all
-    methods' runs, weighted by d_i = S_i - 1, give Satterthwaite's (sum d A)^2 / sum(d^2 A^2 / (d +
-    1)) degrees of freedom: most of sum(d) where methods are alike, few where one is much noisier.
-    (A^2 / d without bias is A^2 / (d + 2): that errs in 5.6 % of tables where one of three methods
-    is noisy; d + 1 keeps below 5 %. A pool without either guard errs in 35 %, see the tests.)
+    scores: Array  # (S, P)
+    grounds: tuple[int, ...]  # (S)
 
-    A method whose variance is an outlier among the others (Cochran's C at 1 %, again and again) is
-    not `within`: it neither blows up the pool nor is spoken for by it. The same scores under two
-    names count once: they say nothing twice, and two outliers hide each other.
+    def on(self, grounds: Sequence[int]) -> Runs:
+        """Return the runs on some grounds."""
+        if set(self.grounds) <= set(grounds):
+            return self
+        kept = [i for i, ground in enumerate(self.grounds) if ground in grounds]
+        return Runs(self.scores[kept], tuple(self.grounds[i] for i in kept))
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The variance of the mean by source, of one ground."""
+        return parts(self.scores)
+
+    @cached_property
+    def ground_means(self) -> Array:
+        """The means over the seeds of each ground, (G, P)."""
+        return ground_means(self.scores, self.grounds)
+
+    @property
+    def mean(self) -> float:
+        """The mean over grounds, each of which counts equally."""
+        return float(self.ground_means.mean())
+
+
+def _runs(scores: Mapping[str, ArrayLike], grounds: Grounds | None) -> dict[str, Runs]:
+    arrays = {name: matrix(s) for name, s in scores.items()}
+    return {
+        name: Runs(array, tuple(grounds[name]) if grounds else (0,) * len(array))
+        for name, array in arrays.items()
+    }
+
+
+def common_grounds(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    """Return the grounds that two methods share, in order."""
+    return sorted(set(a) & set(b))
+
+
+def _parts_on(a: Runs, b: Runs, common: Sequence[int], pool: Pool | None) -> Parts:
+    """Split the variance of a difference on several common grounds, which both methods share: the
+    two-way layout of the differences of ground means.
     """
-    first: dict[bytes, int] = {}
-    twin = [first.setdefault(array.tobytes(), i) for i, array in enumerate(methods)]
-    several = [i for i, array in enumerate(methods) if array.shape[-2] > 1 and twin[i] == i]
-    if len(several) < BORROW_FROM or any(methods[i].shape[-2] < BORROW_FROM for i in several):
-        return None
-    d = np.array([methods[i].shape[-2] - 1 for i in several], dtype=np.float64)
-    of_run = np.array([methods[i].mean(-1).var(ddof=1) for i in several])
-    alike = _without_outliers(of_run, d)
-    total, squares = (
-        float((d * of_run)[alike].sum()),
-        float((d**2 * of_run**2 / (d + 1))[alike].sum()),
+    ours, theirs = (
+        ground_means(runs.scores, runs.grounds) for runs in (a.on(common), b.on(common))
     )
-    if squares <= 0:
-        return None
-    freedom = float(d[alike].sum())
-    kept = {several[k] for k in np.flatnonzero(alike)}
-    within = frozenset(i for i, other in enumerate(twin) if other in kept)
-    return Pool(total / freedom, min(total**2 / squares, freedom), within)
+    own = parts(ours - theirs)
+    if pool is None:
+        return own
+    seeds = np.maximum(own.seeds, 2 * pool.variance / len(common))
+    return replace(own, seeds=seeds, df=np.full_like(seeds, pool.df))
 
 
-def borrows(scores: Mapping[str, ArrayLike]) -> bool:
+def _difference(a: Runs, b: Runs, pool: Pool | None) -> tuple[Parts, str]:
+    """Return the parts of mean(a) - mean(b) on the grounds that both have, and what it is about."""
+    common = common_grounds(a.grounds, b.grounds)
+    if len(common) > 1:
+        return _parts_on(a, b, common, pool), SEVERAL_GROUNDS
+    if not common:  # nothing is known of the difference
+        own = difference_parts(a.scores, b.scores)
+        return replace(own, seeds=np.full_like(own.seeds, np.inf)), SEVERAL_GROUNDS
+    x, y = a.on(common), b.on(common)
+    label = SEVERAL_SEEDS if min(len(x.scores), len(y.scores)) > 1 else ONE_SEED
+    return _unpaired(x.scores, y.scores, x.parts, y.parts, pool), label
+
+
+def _pool(runs: Sequence[Runs]) -> Pool | None:
+    arrays, grounds = [one.scores for one in runs], [one.grounds for one in runs]
+    if len(set().union(*grounds)) > 1:
+        return pooled_on_grounds(arrays, grounds)
+    return pooled(arrays)
+
+
+def borrows(scores: Mapping[str, ArrayLike], grounds: Grounds | None = None) -> bool:
     """Return whether `all_pairs` also tests these methods with a pooled variance."""
-    return pooled([matrix(s) for s in scores.values()]) is not None
-
-
-def _without_outliers(variances: Array, d: Array, alpha: float = 0.01) -> NDArray[np.bool_]:
-    """Return which variances, on d degrees of freedom each, are no upward outliers; at least
-    BORROW_FROM are kept.
-    """
-    from scipy.stats import f
-
-    kept = np.ones(len(variances), dtype=bool)
-    while kept.sum() > BORROW_FROM:
-        worst = int(np.argmax(np.where(kept, variances, -1.0)))
-        others = kept.copy()
-        others[worst] = False
-        rest = float((d * variances)[others].sum() / d[others].sum())
-        limit = f.isf(
-            alpha / kept.sum(), d[worst], d[others].sum()
-        )  # Cochran's C, as the F of one against the rest
-        if rest <= 0 or variances[worst] <= limit * rest:
-            break
-        kept = others
-    return kept
+    return _pool(list(_runs(scores, grounds).values())) is not None
 
 
 def compare(
-    a: ArrayLike, b: ArrayLike, paired_seeds: bool = False, level: float = 0.95
+    a: ArrayLike,
+    b: ArrayLike,
+    paired_seeds: bool = False,
+    level: float = 0.95,
+    grounds: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> Comparison:
     """Return the paired comparison of two methods' scores, (Sa, P) and (Sb, P), row p the same
     prompt in both.
+
+    Args:
+        a: Scores of the first.
+        b: Scores of the second.
+        paired_seeds: Whether seed s of one belongs to seed s of the other.
+        level: The nominal coverage of the interval.
+        grounds: The ground of each seed of both. Methods share their grounds: with several, the
+            difference is paired over them.
     """
     x, y = matrix(a), matrix(b)
-    difference = difference_parts(x, y, paired_seeds)
-    return _comparison(
-        difference, float(half_width(difference, level)), float(p_value(difference)), x, y
-    )
+    if paired_seeds:
+        found = difference_parts(x, y, True)
+        label = SEVERAL_SEEDS if len(x) > 1 else ONE_SEED
+    else:
+        of_both = {"a": grounds[0], "b": grounds[1]} if grounds else None
+        runs = _runs({"a": x, "b": y}, of_both)
+        found, label = _difference(runs["a"], runs["b"], None)
+    half = float(half_width(found, level))
+    return _comparison(found, half, float(p_value(found)), x, y, label)
 
 
-def _comparison(difference: Parts, half: float, p: float, x: Array, y: Array) -> Comparison:
-    mean, label = float(difference.mean), SEVERAL_SEEDS if min(len(x), len(y)) > 1 else ONE_SEED
+def _comparison(
+    difference: Parts, half: float, p: float, x: Array, y: Array, label: str
+) -> Comparison:
+    mean = float(difference.mean)
     return Comparison(mean, mean - half, mean + half, p, (len(x), len(y)), x.shape[1], label)
 
 
@@ -197,7 +242,10 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def all_pairs(
-    scores: Mapping[str, ArrayLike], borrow: bool = True, level: float = 0.95
+    scores: Mapping[str, ArrayLike],
+    borrow: bool = True,
+    level: float = 0.95,
+    grounds: Grounds | None = None,
 ) -> dict[tuple[str, str], Comparison]:
     """Return the comparison of every pair of methods, with p-values adjusted by Holm over all
     pairs.
@@ -207,40 +255,61 @@ def all_pairs(
     counts, which is a valid test by Bonferroni. The pool separates similar methods on few seeds.
     Where methods vary unequally, the pool helps little, and a pair's own variance still separates
     steady methods. A method that is not `within` the pool is tested with its own variance only.
+
+    With several `grounds` every pair is compared on the grounds that both have, paired over them,
+    and the pool is `pooled_on_grounds`.
     """
-    arrays = {name: matrix(s) for name, s in scores.items()}
-    if len({array.shape[1] for array in arrays.values()}) > 1:
+    runs = _runs(scores, grounds)
+    if len({one.scores.shape[1] for one in runs.values()}) > 1:
         raise ValueError("compare on the same prompts: methods have unlike numbers of them")
-    own, names = (
-        {name: parts(array) for name, array in arrays.items()},
-        list(combinations(arrays, 2)),
-    )
+    names = list(combinations(runs, 2))
     if not names:
         return {}
-    places = {name: i for i, name in enumerate(arrays)}
-    pools = [None, pooled(list(arrays.values()))] if borrow else [None]
-    tests = [None] if pools[-1] is None else pools
-    each = 1 - (1 - level) / len(tests)
-    halves, p = [], []
-    for pool in tests:
-        differences = [_unpaired(arrays[a], arrays[b], own[a], own[b], pool) for a, b in names]
-        together = _stacked(differences)
-        halves.append(half_width(together, each))
-        usable = np.array([pool is None or {places[a], places[b]} <= pool.within for a, b in names])
-        p.append(
-            np.where(usable, np.minimum(1.0, p_value(together) * len(tests)), 2.0)
-        )  # 2: the other test counts
-    best = np.argmin(np.array(p), 0)
-    rows = np.arange(len(names))
-    smallest, half = np.array(p)[best, rows].tolist(), np.array(halves)[best, rows].tolist()
-    comparisons = {}
-    for pair, f, h, raw, adjusted in zip(
-        names, differences, half, smallest, holm(smallest), strict=True
-    ):
-        comparisons[pair] = replace(
-            _comparison(f, h, raw, arrays[pair[0]], arrays[pair[1]]), adjusted=adjusted
+    pool = _pool(list(runs.values())) if borrow else None
+    tests = [
+        _tested(runs, names, one, level, pool is not None) for one in dict.fromkeys((None, pool))
+    ]
+    p, halves = (np.array(column) for column in zip(*((t.p, t.halves) for t in tests), strict=True))
+    best, places = np.argmin(p, 0), np.arange(len(names))
+    smallest, half = p[best, places].tolist(), halves[best, places].tolist()
+    return {
+        pair: replace(
+            _comparison(f, h, raw, runs[pair[0]].scores, runs[pair[1]].scores, label),
+            adjusted=adjusted,
         )
-    return comparisons
+        for pair, (f, label), h, raw, adjusted in zip(
+            names, tests[0].differences, half, smallest, holm(smallest), strict=True
+        )
+    }
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """One test of every pair: p-values, half-widths, and what the differences are about."""
+
+    p: Array
+    halves: Array
+    differences: list[tuple[Parts, str]]
+
+
+def _tested(
+    runs: Mapping[str, Runs],
+    names: Sequence[tuple[str, str]],
+    pool: Pool | None,
+    level: float,
+    twice: bool,
+) -> _Tests:
+    """Test every pair with a pool's variance, or with its own; p-values are those of two tests if
+    every pair is tested `twice`.
+    """
+    times = 2 if twice else 1
+    places = {name: i for i, name in enumerate(runs)}
+    differences = [_difference(runs[a], runs[b], pool) for a, b in names]
+    together = _stacked([f for f, _ in differences])
+    usable = np.array([pool is None or {places[a], places[b]} <= pool.within for a, b in names])
+    # 2: the other test counts
+    p = np.where(usable, np.minimum(1.0, p_value(together) * times), 2.0)
+    return _Tests(p, half_width(together, 1 - (1 - level) / times), differences)
 
 
 def _stacked(differences: Sequence[Parts]) -> Parts:
@@ -266,7 +335,11 @@ class Standing(Enum):
 
 
 def confidence_set(
-    scores: Mapping[str, ArrayLike], alpha: float = 0.05, borrow: bool = True, higher: bool = True
+    scores: Mapping[str, ArrayLike],
+    alpha: float = 0.05,
+    borrow: bool = True,
+    higher: bool = True,
+    grounds: Grounds | None = None,
 ) -> dict[str, Standing]:
     """Return where each method stands: a stepwise confidence set of the best.
 
@@ -288,14 +361,19 @@ def confidence_set(
         alpha: The share of tables in which a best method may be called worse.
         borrow: Whether the variance between seeds is also pooled; see `all_pairs`.
         higher: Whether higher scores are better.
+        grounds: The ground of each seed of each method; None where all have one.
     """
-    arrays = {name: matrix(s) for name, s in scores.items()}
+    runs = _runs(scores, grounds)
     first: dict[bytes, str] = {}
-    twin = {name: first.setdefault(array.tobytes(), name) for name, array in arrays.items()}
-    distinct = {name: array for name, array in arrays.items() if twin[name] == name}
+    twin = {name: first.setdefault(one.scores.tobytes(), name) for name, one in runs.items()}
+    distinct = {name: one for name, one in runs.items() if twin[name] == name}
     sign = 1 if higher else -1
-    means = {name: sign * float(array.mean()) for name, array in distinct.items()}
-    pairs = all_pairs(distinct, borrow)
+    means = {name: sign * one.mean for name, one in distinct.items()}
+    pairs = all_pairs(
+        {name: one.scores for name, one in distinct.items()},
+        borrow,
+        grounds={name: one.grounds for name, one in distinct.items()},
+    )
     left = _left(pairs, means, alpha)
     noisy = _noisy(pairs, means)
     standing = {
@@ -346,8 +424,12 @@ def _noisy(
 
 
 def best_group(
-    scores: Mapping[str, ArrayLike], alpha: float = 0.05, borrow: bool = True, higher: bool = True
+    scores: Mapping[str, ArrayLike],
+    alpha: float = 0.05,
+    borrow: bool = True,
+    higher: bool = True,
+    grounds: Grounds | None = None,
 ) -> dict[str, bool]:
     """Return which methods a table sets bold: those whose `Standing` is BEST."""
-    standings = confidence_set(scores, alpha, borrow, higher)
+    standings = confidence_set(scores, alpha, borrow, higher, grounds)
     return {name: standing is Standing.BEST for name, standing in standings.items()}

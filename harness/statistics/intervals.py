@@ -16,13 +16,22 @@ quantile. For independent parts its coverage is never below the nominal one (Ban
 degrees of freedom for the sum, the usual choice, are themselves estimated from one or two squares:
 they cover as little as 87 % with two seeds and 92 % with three. The tests hold both. With two seeds
 that differ t has 1 degree of freedom and is 12.7: such an interval is wide, and should be.
+
+Grounds are a third axis. A ground is what the runs of a shared seed share: start checkpoint,
+preferences, reward model, and in most suites the prompts. With G of them, y_gsp = mu + A_g + a_gs +
+b_p + (Ab)_gp + e_gsp; grounds are random, and seeds are nested in them. The means over the seeds of
+each ground are a two-way layout of grounds and prompts. Its mean square of grounds holds
+sigma_A^2, sigma_a^2 / S and all of the interaction. So the interval above, with grounds in the
+place of seeds and G - 1 degrees of freedom, is the one of the nested design. Where each ground has
+prompts of its own, MSB - MSE is 0 on average, and MSA holds the prompts too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 from typing import Any, cast
 
 import numpy as np
@@ -31,7 +40,8 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 FLOOR = 0.3  # see half_width
 ONE_SEED = "this checkpoint, not this algorithm"
-SEVERAL_SEEDS = "this algorithm: seeds and prompts"
+SEVERAL_SEEDS = "this algorithm on one ground: seeds and prompts"
+SEVERAL_GROUNDS = "this algorithm: grounds, seeds and prompts"
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,10 @@ class Estimate:
     seeds: int
     prompts: int
     label: str
-    seed_sd: float  # between seeds, without prompts and answers; nan with one seed
+    seed_sd: float  # between seeds of a ground, without prompts and answers; nan with one seed
     level: float = 0.95
+    grounds: int = 1
+    ground_sd: float = math.nan  # between grounds, without seeds, prompts and answers
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,24 @@ def matrix(scores: ArrayLike, least: int = 2) -> Array:
     if not np.isfinite(array).all():
         raise ValueError("every seed needs a finite score for every prompt")
     return array
+
+
+def ground_means(scores: Array, grounds: Sequence[int] | None) -> Array:
+    """Return the means over the seeds of each ground, (G, P); with one ground the scores (S, P).
+
+    Args:
+        scores: Scores (S, P).
+        grounds: The ground of each of the S rows; None where all have one.
+
+    Raises:
+        ValueError: There is not one ground for each row.
+    """
+    if grounds is not None and len(grounds) != len(scores):
+        raise ValueError(f"{len(scores)} seeds need a ground each, not {len(grounds)}")
+    if grounds is None or len(set(grounds)) < 2:
+        return scores
+    labels = np.asarray(grounds)
+    return np.stack([scores[labels == ground].mean(0) for ground in sorted(set(grounds))])
 
 
 def parts(scores: Array) -> Parts:
@@ -144,16 +174,27 @@ def p_value(variances: Parts, null: float = 0.0) -> Array:
 
 
 def two_way_interval(
-    scores: ArrayLike, bounds: tuple[float, float] | None = None, level: float = 0.95
+    scores: ArrayLike,
+    bounds: tuple[float, float] | None = None,
+    level: float = 0.95,
+    grounds: Sequence[int] | None = None,
 ) -> Estimate:
     """Return the mean of scores (S, P) with an interval for seeds and prompts; (P,) or (1, P): for
     prompts only.
 
-    With `bounds` scores lie between them, and the interval stays inside: see `score_interval`.
+    Args:
+        scores: Scores (S, P).
+        bounds: The least and the largest score; the interval stays inside. See `score_interval`.
+        level: The nominal coverage.
+        grounds: The ground of each seed. With several, the interval is for grounds too, and every
+            ground counts equally.
+
+    Raises:
+        ValueError: Scores are outside the bounds, or not finite.
     """
     array = matrix(scores)
-    seeds, prompts = array.shape
-    variances = parts(array)
+    units = ground_means(array, grounds)
+    variances = parts(units)
     mean, half = float(variances.mean), float(half_width(variances, level))
     low, high = mean - half, mean + half
     if bounds:
@@ -161,22 +202,41 @@ def two_way_interval(
         if array.min() < bounds[0] or array.max() > bounds[1]:
             raise ValueError(f"scores lie outside {bounds}")
         low, high = (
-            floor + span * float(end) for end in score_interval((array - floor) / span, level)
+            floor + span * float(end) for end in score_interval((units - floor) / span, level)
         )
-    label = SEVERAL_SEEDS if seeds > 1 else ONE_SEED
-    seed_sd = (
-        math.sqrt(max(0.0, seeds * float(variances.seeds - variances.rest)))
-        if seeds > 1
-        else math.nan
-    )
-    return Estimate(mean, low, high, seeds, prompts, label, seed_sd, level)
+    seeds, prompts = array.shape
+    count = len(set(grounds or [0]))
+    label = SEVERAL_GROUNDS if count > 1 else SEVERAL_SEEDS if seeds > 1 else ONE_SEED
+    seed_sd, ground_sd = _spread(array, units, grounds if count > 1 else None)
+    return Estimate(mean, low, high, seeds, prompts, label, seed_sd, level, count, ground_sd)
 
 
-def win_rate_interval(scores: ArrayLike, level: float = 0.95) -> Estimate:
+def _spread(scores: Array, units: Array, grounds: Sequence[int] | None) -> tuple[float, float]:
+    """Return the standard deviations between seeds of a ground, and between grounds."""
+    if grounds is None:
+        return math.sqrt(_between(scores)) if len(scores) > 1 else math.nan, math.nan
+    labels = np.asarray(grounds)
+    own = [scores[labels == ground] for ground in sorted(set(grounds))]
+    several = [_between(array) for array in own if len(array) > 1]
+    of_seeds = fmean(several) if several else math.nan
+    # one seed to a ground: what varies is both
+    rest = of_seeds * fmean(1 / len(array) for array in own) if several else 0.0
+    return math.sqrt(of_seeds), math.sqrt(max(0.0, _between(units) - rest))
+
+
+def _between(scores: Array) -> float:
+    """Return the variance between the rows of scores (S, P), without prompts and answers."""
+    found = parts(scores)
+    return max(0.0, len(scores) * float(found.seeds - found.rest))
+
+
+def win_rate_interval(
+    scores: ArrayLike, level: float = 0.95, grounds: Sequence[int] | None = None
+) -> Estimate:
     """Return the win-rate of per-prompt scores (S, P) in [0, 1], 1 a win, 0.5 a tie, with its
-    interval in [0, 1].
+    interval in [0, 1]; see `two_way_interval`.
     """
-    return two_way_interval(scores, (0.0, 1.0), level)
+    return two_way_interval(scores, (0.0, 1.0), level, grounds)
 
 
 def score_interval(scores: Array, level: float = 0.95) -> tuple[Array, Array]:

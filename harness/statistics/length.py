@@ -14,6 +14,7 @@ points (28 at most, 7 on average over their models). This fit has no L1 penalty,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -108,6 +109,7 @@ def length_controlled(
     baseline_lengths: ArrayLike,
     difficulty: ArrayLike | None = None,
     level: float = 0.95,
+    grounds: Sequence[int] | None = None,
 ) -> LengthControlled:
     """Return the length-controlled win-rate of scores (S, P) in [0, 1], lengths (S, P), baseline's
     (P,) or (S, P).
@@ -116,7 +118,7 @@ def length_controlled(
     the fit: every cell's influence on logit(LC), that is gradient' H^-1 x (y - mu) N, is a
     pseudo-score, and they get `two_way_interval`. (Upstream's standard error is that of the fitted
     values and leaves out the fit.) Where nearly every prompt is won the raw win-rate's interval
-    stands in.
+    stands in. `grounds` are those of the seeds, as in `two_way_interval`.
     """
     y, long = matrix(scores), matrix(lengths)
     if y.shape != long.shape or y.min() < 0 or y.max() > 1:
@@ -132,7 +134,7 @@ def length_controlled(
     neutral = design * np.array([1.0, 0.0, 1.0][: len(columns)])
     at = sigmoid(neutral @ beta)
     rate = float(at.mean())
-    raw = win_rate_interval(y, level)
+    raw = win_rate_interval(y, level, grounds)
     if abs(beta[0]) > SEPARATED:
         controlled = replace(raw, mean=rate, low=min(raw.low, rate), high=max(raw.high, rate))
     else:
@@ -140,7 +142,7 @@ def length_controlled(
         mu = sigmoid(design @ beta)
         solved = np.linalg.solve(_curvature(design, weights, mu, RIDGE), gradient)
         influence = (design @ solved) * (y.ravel() - mu) * y.size + (at - rate)
-        controlled = _on_logits(rate, influence.reshape(y.shape), level)
+        controlled = _on_logits(rate, influence.reshape(y.shape), level, grounds)
     psi = float(beta[2]) if len(beta) > 2 else 0.0
     sides = np.minimum((long >= other).mean(1), (long <= other).mean(1))
     means = float(long.mean()), float(other.mean())
@@ -149,14 +151,22 @@ def length_controlled(
     )
 
 
-def _on_logits(rate: float, influence: Array, level: float) -> Estimate:
+def _on_logits(
+    rate: float, influence: Array, level: float, grounds: Sequence[int] | None
+) -> Estimate:
     """Return the interval of a rate from the influence of every cell (S, P), made on log-odds: it
     stays in (0, 1).
     """
     odds = float(np.log(rate / (1 - rate)))
-    interval = two_way_interval(odds + influence / (rate * (1 - rate)), level=level)
+    scale = rate * (1 - rate)
+    interval = two_way_interval(odds + influence / scale, level=level, grounds=grounds)
     ends = (float(sigmoid(odds + end - interval.mean)) for end in (interval.low, interval.high))
     low, high = ends
     return replace(
-        interval, mean=rate, low=low, high=high, seed_sd=interval.seed_sd * rate * (1 - rate)
+        interval,
+        mean=rate,
+        low=low,
+        high=high,
+        seed_sd=interval.seed_sd * scale,
+        ground_sd=interval.ground_sd * scale,
     )

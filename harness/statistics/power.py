@@ -18,8 +18,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .compare import BORROW_FROM
 from .intervals import Array
+from .pooling import BORROW_FROM
 
 NORMAL = NormalDist()
 MOST_PROMPTS = 10**9  # an effect that needs more prompts needs more seeds instead

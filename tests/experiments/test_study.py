@@ -33,7 +33,14 @@ from harness.experiments.study.state import (
     shipped,
     state_of,
 )
-from harness.experiments.study.tune import choose, searches, tune_json, tuned
+from harness.experiments.study.tune import (
+    TRIAL_SEED,
+    choose,
+    searches,
+    trial_seeds,
+    tune_json,
+    tuned,
+)
 from harness.experiments.study.work import load_plugins, plan
 from harness.report.selection.select import Filter, select
 from harness.report.tables.tables import comparison
@@ -247,6 +254,35 @@ def test_what_cannot_be_served_is_known_before(tmp_path):
     )  # the small suite has a verifier
 
 
+def test_every_method_runs_with_every_seed_on_every_ground(tmp_path):
+    found = cells(
+        tmp_path, "seeds = 2\nshared_seeds = [0, 3]\n" + DPO + method("start", "seeds = 1")
+    )
+    runs = {(c.label, c.spec.shared_seed, c.spec.seed) for c in found}
+    assert runs == {
+        *(("dpo", ground, seed) for ground in (0, 3) for seed in (0, 1)),
+        *(("start", ground, 0) for ground in (0, 3)),
+    }
+    assert len({c.spec.recipe() for c in found}) == 4
+    assert len({c.spec.recipe(any_ground=True) for c in found}) == 2
+    other = next(c for c in found if c.spec.shared_seed == 3 and c.label == "dpo")
+    assert other.arguments[other.arguments.index("--shared-seed") + 1] == "3"
+    assert other.name == "dpo on small, seed 0, shared seed 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("shared_seeds = 0\n" + DPO, "shared_seeds = 0: expected a number above 0"),
+        ("shared_seeds = 2\nshared_seed = 1\n" + DPO, "leave one out"),
+        (method("dpo", "sweep = {run.shared_seed = [0, 1]}"), "Write shared_seeds = "),
+    ],
+)
+def test_grounds_that_are_named_twice_or_swept_over_are_refused(tmp_path, text, told):
+    with pytest.raises(UsageError, match=told):
+        cells(tmp_path, text)
+
+
 def test_resources_are_the_study_s_and_the_method_s_own(tmp_path):
     text = (
         DPO
@@ -446,7 +482,10 @@ def test_every_method_gets_the_same_number_of_trials_on_the_validation_split(tmp
     assert [(s.entry.label, len(s.cells)) for s in found] == [("dpo", 5), ("ipo", 5)]
     trials = [c for s in found for c in s.cells]
     assert all(c.trial and c.spec.stages["evaluation"]["split"] == "validation" for c in trials)
-    assert len({c.fingerprint for c in trials}) == 10 and {c.spec.seed for c in trials} == {0}
+    assert len({c.fingerprint for c in trials}) == 10
+    # none of the reported seeds: what is chosen is trained anew, and nothing twice
+    assert {c.spec.seed for c in trials} == {TRIAL_SEED}
+    assert trial_seeds(replace(study.entries[0], seeds=(TRIAL_SEED, 0))) == (TRIAL_SEED + 1,)
     assert dict(found[0].points[0]) == {}  # the settings as they are
     assert all(0.01 <= p["beta"] <= 1 and 2 <= p["steps"] <= 9 for p in found[0].points[1:])
     finals = [c for c in plan(study, registry, tmp_path).cells if not c.trial]

@@ -8,7 +8,7 @@ is an integral. All is seeded; standard errors are below one point.
 import numpy as np
 import pytest
 
-from harness.statistics import compare, intervals, length, power
+from harness.statistics import compare, intervals, length, pooling, power
 from harness.statistics.over_prompts import t_quantile
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(61)
@@ -343,7 +343,7 @@ def test_a_wild_method_does_not_make_everything_bold(monkeypatch):
 
     assert separated() > 0.95
     monkeypatch.setattr(
-        compare, "_without_outliers", lambda variances, d: np.ones(len(d), dtype=bool)
+        pooling, "_without_outliers", lambda variances, d: np.ones(len(d), dtype=bool)
     )
     assert separated() < 0.7  # negative control: the wild one is part of the pool
 

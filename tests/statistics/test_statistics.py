@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harness.statistics import aggregate, compare, intervals, length, power, rating
+from harness.statistics import aggregate, compare, intervals, length, pooling, power, rating
 from harness.statistics.over_prompts import mean_interval, win_rate
 
 from ..helpers.tools import ROOT, process
@@ -67,7 +67,7 @@ def test_one_seed_is_the_interval_over_prompts_and_says_so():
     )
     assert ours.label == "this checkpoint, not this algorithm" and math.isnan(ours.seed_sd)
     several = intervals.two_way_interval(rng.normal(size=(3, 50)))
-    assert several.label == "this algorithm: seeds and prompts" and several.seeds == 3
+    assert several.label == "this algorithm on one ground: seeds and prompts" and several.seeds == 3
 
 
 @given(
@@ -275,14 +275,14 @@ def test_a_pool_has_every_degree_of_freedom_where_methods_are_alike_and_few_wher
             np.tile(sd * np.array([[-1.0], [0.0], [1.0]]), (1, 8)) + k for k, sd in enumerate(sds)
         ]
 
-    alike = compare.pooled(methods(*[1.0] * 6))
+    alike = pooling.pooled(methods(*[1.0] * 6))
     assert alike == compare.Pool(pytest.approx(1.0), pytest.approx(12.0), frozenset(range(6)))
-    noisy = compare.pooled(methods(3.0, *[1.0] * 5))
+    noisy = pooling.pooled(methods(3.0, *[1.0] * 5))
     assert noisy.variance == pytest.approx(14 / 6) and noisy.df == pytest.approx(3 * 14**2 / 86)
-    wild = compare.pooled(methods(1.0, 1.0, 10.0, 1.0, 1.0, 1.0))  # an outlier speaks for nobody
+    wild = pooling.pooled(methods(1.0, 1.0, 10.0, 1.0, 1.0, 1.0))  # an outlier speaks for nobody
     assert wild == compare.Pool(pytest.approx(1.0), pytest.approx(10.0), frozenset({0, 1, 3, 4, 5}))
-    assert compare.pooled(methods(1.0, 1.0)) is None
-    assert compare.pooled([method[:2] for method in methods(*[1.0] * 6)]) is None
+    assert pooling.pooled(methods(1.0, 1.0)) is None
+    assert pooling.pooled([method[:2] for method in methods(*[1.0] * 6)]) is None
 
 
 def test_sign_test_is_mcnemar():
@@ -653,6 +653,6 @@ def test_the_same_scores_under_two_names_are_in_the_pool_once():
     rng = np.random.default_rng(8)
     calm = [rng.random((3, 64)) + 0.01 * rng.normal(size=(3, 1)) for _ in range(6)]
     wild = rng.random((3, 64)) + np.array([[2.0], [0.0], [-2.0]])
-    once, twice = compare.pooled([*calm, wild]), compare.pooled([*calm, wild, wild.copy()])
+    once, twice = pooling.pooled([*calm, wild]), pooling.pooled([*calm, wild, wild.copy()])
     assert once == twice and once.within == frozenset(range(6))
-    assert compare.pooled([*calm, calm[0].copy()]).within == frozenset(range(7))
+    assert pooling.pooled([*calm, calm[0].copy()]).within == frozenset(range(7))

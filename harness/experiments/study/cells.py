@@ -20,7 +20,7 @@ from ...core.errors import UsageError, unknown
 from ...core.jobs import Resources
 from ...core.options import build
 from ...core.spec import RunSpec
-from .file import Entry, RunOptions, Study, described, text_of
+from .file import SHARED_SEED, Entry, RunOptions, Study, described, text_of
 
 PREFIXES = ("suite", "stage", "labeller", "judge", "run")  # of options that are not the method's
 OWN = {
@@ -60,7 +60,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Return the display name."""
-        return f"{self.label} on {self.spec.suite_name}, seed {self.spec.seed}"
+        ground = f", shared seed {self.spec.shared_seed}" if self.spec.shared_seed else ""
+        return f"{self.label} on {self.spec.suite_name}, seed {self.spec.seed}{ground}"
 
 
 def expand(study: Study, registry: Registry) -> list[Cell]:
@@ -84,9 +85,32 @@ def cells_of(
     seeds: Sequence[int] = (),
     trial: bool = False,
 ) -> list[Cell]:
-    """Return one point of a method on a suite: a run for every seed."""
+    """Return one point of a method on a suite: a run for every seed of every ground. Trials are on
+    the first ground.
+    """
     options = {**entry.options, **values}
     where = f"{study.path}: {label} on {suite}"
+    of_grounds = [{SHARED_SEED: ground} for ground in entry.shared_seeds] or [{}]
+    return [
+        cell
+        for ground in (of_grounds[:1] if trial else of_grounds)
+        for cell in _on_ground(
+            registry, entry, suite, label, {**options, **ground}, where, seeds, trial
+        )
+    ]
+
+
+def _on_ground(
+    registry: Registry,
+    entry: Entry,
+    suite: str,
+    label: str,
+    options: Mapping[str, Any],
+    where: str,
+    seeds: Sequence[int],
+    trial: bool,
+) -> list[Cell]:
+    """Return the runs on one ground, one for every seed."""
     request = request_of(entry.name, suite, options, where)
     try:
         spec = resolve(request, registry)

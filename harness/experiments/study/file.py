@@ -20,6 +20,7 @@ from ...core.spec import SAVED_DTYPES, SAVED_KINDS, WEIGHTS, compute_dtype, pars
 from ...core.suite_file import TITLE, is_suite_file, read_toml
 from .spaces import RANGES, Space, read_space
 
+SHARED_SEED = "run.shared_seed"
 SELECT = ("win_rate", "gold", "accuracy")
 
 
@@ -87,6 +88,8 @@ class StudyKeys:
     suites: list[str]
     name: str = ""  # otherwise the file's
     seeds: int | list[int] = 1  # a number of seeds, from 0 on, or a list
+    # grounds: each has a start checkpoint, preferences and a reward model of its own
+    shared_seeds: int | list[int] | None = None  # None: the one of `shared_seed`
     plugins: list[str] = field(default_factory=list)
     environment: list[str] = field(default_factory=list)  # names of variables for all machines
 
@@ -125,6 +128,7 @@ class Entry:
     seeds: tuple[int, ...]
     suites: tuple[str, ...]
     resources: Resources = Resources()  # that each of its runs requests
+    shared_seeds: tuple[int, ...] = ()  # empty: the one among the options
 
 
 @dataclass(frozen=True)
@@ -182,8 +186,10 @@ def read_study(path: Path) -> Study:
         seeds_of(keys.seeds, where),
         tuple(_beside(s, beside) for s in keys.suites),
         _resources(tables["resources"], Resources(), f"{where}: [resources]"),
+        _grounds(keys, where),
     )
     entries = _entries(tables["methods"], shared, beside, where)
+    _check_shared_seeds(entries, where)
     launcher = dict(_table(tables["launcher"], f"{where}: [launcher]"))
     return Study(
         path,
@@ -220,12 +226,32 @@ def swept(table: Any, where: str) -> dict[str, list[Any]]:
     return grid
 
 
-def seeds_of(seeds: int | list[int], where: str) -> tuple[int, ...]:
+def _grounds(keys: StudyKeys, where: str) -> tuple[int, ...]:
+    if keys.shared_seeds is None:
+        return ()
+    return seeds_of(keys.shared_seeds, where, "shared_seeds")
+
+
+def _check_shared_seeds(entries: Iterable[Entry], where: str) -> None:
+    """Refuse a shared seed that is an option too, or swept over: grounds are an axis of rows."""
+    for entry in entries:
+        if SHARED_SEED in entry.sweep:
+            raise UsageError(
+                f"{where}: {entry.label} has a sweep over {SHARED_SEED}, and a sweep makes rows."
+                " Write shared_seeds = [0, 1, 2] at the top: then a row has intervals over them."
+            )
+        if SHARED_SEED in entry.options and entry.shared_seeds:
+            raise UsageError(
+                f"{where}: {entry.label} has shared_seeds and one shared_seed: leave one out."
+            )
+
+
+def seeds_of(seeds: int | list[int], where: str, key: str = "seeds") -> tuple[int, ...]:
     """Return the seeds given as a number or as a list."""
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
         raise UsageError(
-            f"{where}: seeds = {seeds!r}: expected a number above 0, or a list of different seeds."
+            f"{where}: {key} = {seeds!r}: expected a number above 0, or a list of different seeds."
         )
     return numbers
 
@@ -270,6 +296,7 @@ def _entry(
         shared.seeds if keys.seeds is None else seeds_of(keys.seeds, where),
         shared.suites if keys.suites is None else tuple(_beside(s, beside) for s in keys.suites),
         _resources(tables["resources"], shared.resources, f"{where}: resources"),
+        shared.shared_seeds,
     )
 
 

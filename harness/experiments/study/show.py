@@ -56,7 +56,8 @@ def _remarks(
     """Return the lines below the runs: requests, searches that wait, other code, estimates."""
     lines = _requests(planned.cells, states)
     for choice in planned.waiting:
-        seeds = len(choice.search.entry.seeds)
+        entry = choice.search.entry
+        seeds = len(entry.seeds) * max(1, len(entry.shared_seeds))
         lines.append(
             f"{choice.label} on {choice.search.suite}: {seeds} more once its trials are through."
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,6 +25,8 @@ from .file import Entry, Study, Tune, described
 from .spaces import draw
 from .state import DONE, LEFT, State, state_of
 
+# the seed of trials, or the next one that is not reported: no lucky trial is a reported run
+TRIAL_SEED = 10_000
 ATTEMPTS = 100  # attempts at a new point before a space counts as exhausted
 
 
@@ -138,6 +141,11 @@ def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> d
     return {"trials": tune.trials, "seed": tune.seed, "rule": rule, "searches": entries}
 
 
+def trial_seeds(entry: Entry) -> tuple[int]:
+    """Return the seed of an entry's trials: none of those that are reported."""
+    return (next(s for s in count(TRIAL_SEED) if s not in entry.seeds),)
+
+
 def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: str) -> Search:
     """Draw points until there are enough different runs. Each point depends only on earlier ones,
     so trials can be added.
@@ -152,7 +160,7 @@ def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: s
         label = f"{entry.label}, trial {len(trials) + 1}{described(point)}"
         values = {**point, "stage.evaluation.split": "validation"}
         (cell,) = cells_of(
-            study, registry, entry, suite, label, values, entry.seeds[:1], trial=True
+            study, registry, entry, suite, label, values, trial_seeds(entry), trial=True
         )
         assert cell.spec.stages["evaluation"]["split"] == "validation", (
             "a trial may not see the test split"

@@ -19,9 +19,26 @@ import numpy as np
 from ...core.errors import HarnessError, UsageError, unknown
 from ...core.run_folder import SPEC, flatten, read_failure, read_result
 from ...experiments.study.file import text_of
-from ..selection.figures import Answers, answers_of, complete, controlled, of_prompts
+from ..selection.figures import (
+    Answers,
+    answers_of,
+    complete,
+    controlled,
+    of_prompts,
+    same_prompts,
+)
 from ..selection.run_files import samples_of, spec_of, withheld, without_doubtful
-from ..selection.select import Filter, Record, Row, chosen, rows_of, suites_of, unlike
+from ..selection.select import (
+    Filter,
+    Record,
+    Row,
+    check_grounds,
+    chosen,
+    rows_of,
+    shared_seed_of,
+    suites_of,
+    unlike,
+)
 
 if TYPE_CHECKING:
     from ...statistics.compare import Comparison
@@ -136,6 +153,7 @@ def two_rows(results: Path, names: tuple[str, str], criteria: Filter) -> tuple[s
     shared = {_place(r) for r in a.good} & {_place(r) for r in b.good}
     if shared:
         raise UsageError(f"A and B are the same run: {', '.join(sorted(shared))}.")
+    check_grounds([a, b])
     for what, values in unlike([*a.good, *b.good]).items():
         differences = "; ".join(
             f"{value}: {', '.join(sorted(set(runs)))}" for value, runs in values.items()
@@ -244,7 +262,7 @@ def compared(results: Path, names: tuple[str, str], criteria: Filter) -> Compare
     """Return the comparison of two runs or methods."""
     suite, a, b = two_rows(results, names, criteria)
     ours, theirs = answers_of(a), answers_of(b)
-    if ours.prompts != theirs.prompts:
+    if not same_prompts([ours, theirs]):
         raise HarnessError(
             "The samples.jsonl of these runs do not have the same prompts in the same order."
         )
@@ -263,10 +281,10 @@ def compared(results: Path, names: tuple[str, str], criteria: Filter) -> Compare
         e["split"],
         differing(a, b),
         measures_of(a, b, ours, theirs),
-        _by_gold(ours, theirs),
+        _by_gold(ours, theirs, _one_set_of_prompts(a)),
         None if reason else (controlled(ours), controlled(theirs)),
         costs_of(a, b),
-        examples(samples_of(a.good[0]), samples_of(b.good[0])),
+        examples(*(samples_of(r) for r in _first_of_both(a, b))),
         f"{reason[0].upper()}{reason[1:]}." if reason else _by_wins(a, b, ours.win, theirs.win),
     )
 
@@ -274,21 +292,37 @@ def compared(results: Path, names: tuple[str, str], criteria: Filter) -> Compare
 def _by_wins(a: Row, b: Row, ours: Array | None, theirs: Array | None) -> str:
     """Return the sentence on the prompts for which both have verdicts."""
     assert ours is not None and theirs is not None
-    kept = complete(ours, theirs)
-    return verdict(a, b, of_prompts(ours, kept), of_prompts(theirs, kept))
+    return verdict(a, b, *_of_both(ours, theirs))
+
+
+def _of_both(x: Array, y: Array) -> tuple[Array, Array]:
+    """Return the scores of both, (S, P) each, on the prompts on which none is missing."""
+    both = complete(x, y)
+    return of_prompts(x, both), of_prompts(y, both)
+
+
+def _first_of_both(a: Row, b: Row) -> tuple[Record, Record]:
+    """Return the first run of each on their first common ground."""
+    ground = min(set(a.grounds) & set(b.grounds))
+    first, second = (next(r for r in row.good if shared_seed_of(r) == ground) for row in (a, b))
+    return first, second
 
 
 def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]:
     """Return the measures that both rows have: means, and paired differences over prompts."""
     from ...statistics.compare import compare
+    from ...statistics.intervals import ground_means
 
     measures = []
     for name, (column, label, digits) in MEASURES.items():
         x, y = (answers.figures.get(column) for answers in (ours, theirs))
         if x is not None and y is not None and complete(x, y).sum() > 1:
-            both = complete(x, y)
-            x, y = of_prompts(x, both), of_prompts(y, both)
-            means, difference = (float(x.mean()), float(y.mean())), compare(x, y)
+            x, y = _of_both(x, y)
+            grounds = (ours.grounds, theirs.grounds)
+            first, second = (
+                float(ground_means(s, g).mean()) for s, g in zip((x, y), grounds, strict=True)
+            )
+            means, difference = (first, second), compare(x, y, grounds=grounds)
         else:
             means, difference = (a.mean(name), b.mean(name)), None
         if not np.isnan(means).any():
@@ -313,13 +347,43 @@ def _estimated(a: Row, b: Row) -> str:
     )
 
 
-def _by_gold(ours: Answers, theirs: Answers) -> HeadToHead | None:
-    """Return the answers with more gold, prompt by prompt; None from a judge without scores."""
+def _one_set_of_prompts(row: Row) -> bool:
+    """Return whether all grounds of a row have the same prompts."""
+    return len({r["ground"].get("evaluation_prompts") for r in row.good}) == 1
+
+
+def _by_gold(ours: Answers, theirs: Answers, same: bool) -> HeadToHead | None:
+    """Return the answers with more gold, prompt by prompt; None from a judge without scores.
+
+    With several grounds, each is compared on its own prompts; `same`: they all have the same.
+    """
     x, y = (answers.figures.get("gold") for answers in (ours, theirs))
     if x is None or y is None:
         return None
-    both = complete(x, y)
-    return head_to_head(of_prompts(x, both), of_prompts(y, both))
+    x, y = _of_both(x, y)
+    if len({*ours.grounds, *theirs.grounds}) > 1:
+        common = sorted(set(ours.grounds) & set(theirs.grounds))
+        x = by_prompt(x, ours.grounds, common, same)
+        y = by_prompt(y, theirs.grounds, common, same)
+    return head_to_head(x, y)
+
+
+def by_prompt(scores: Array, own: Sequence[int], common: Sequence[int], same: bool) -> Array:
+    """Return the means over seeds of every prompt, (1, P); (1, G P) if grounds have other prompts.
+
+    Args:
+        scores: Scores (S, P).
+        own: The ground of each seed.
+        common: The grounds to take.
+        same: Whether the grounds have the same prompts.
+    """
+    from ...statistics.intervals import ground_means
+
+    kept = [i for i, ground in enumerate(own) if ground in common]
+    means: Array = ground_means(scores[kept], [own[i] for i in kept])
+    if len(common) == 1 or same:
+        means = np.asarray(means.mean(0))
+    return means.reshape(1, -1)
 
 
 def head_to_head(x: Array, y: Array) -> HeadToHead:
@@ -397,7 +461,7 @@ def verdict(a: Row, b: Row, x: Array, y: Array) -> str:
     """
     from ...statistics.compare import compare
 
-    comparison = compare(x, y)
+    comparison = compare(x, y, grounds=(a.grounds, b.grounds))
     scope = scope_of(a, b)
     if comparison.p <= ALPHA:
         better, worse, sign = (a, b, 1) if comparison.difference > 0 else (b, a, -1)
@@ -407,26 +471,37 @@ def verdict(a: Row, b: Row, x: Array, y: Array) -> str:
             f" {high:.3f}] of win-rate"
         )
         return f"{result}, {p_text(comparison.p)}; {scope}"
-    least = detectable(x, y)
-    can = (
-        "this study can detect no difference"
-        if least is None
-        else f"this study can detect {least:.3f} (harness power)"
-    )
+    can = _can_find(a, b, x, y)
     return (
         f"{a.name} and {b.name} are not distinguishable by win-rate: {comparison.difference:+.3f} "
         f"[{comparison.low:+.3f}, {comparison.high:+.3f}], {p_text(comparison.p)}; {can}; {scope}"
     )
 
 
+def _can_find(a: Row, b: Row, x: Array, y: Array) -> str:
+    """Return which difference such a study can find."""
+    grounds = len(set(a.grounds) & set(b.grounds))
+    if grounds > 1:
+        return f"{grounds} grounds detect what lies beyond this interval"
+    least = detectable(x, y)
+    if least is None:
+        return "this study can detect no difference"
+    return f"this study can detect {least:.3f} (harness power)"
+
+
 def scope_of(a: Row, b: Row) -> str:
-    """Return the scope of a comparison: one seed does not show the spread between seeds."""
+    """Return the scope of a comparison: one seed does not show the spread between seeds, nor one
+    ground that between grounds.
+    """
+    grounds = len(set(a.grounds) & set(b.grounds))
+    if grounds > 1:
+        return f"{a.seeds} and {b.seeds} runs on {grounds} grounds: these algorithms"
     alone = [row.name for row in (a, b) if len(row.good) == 1]
     if len(alone) == 2:
         return "one seed each: these checkpoints, not these algorithms"
     if alone:
         return f"one seed of {alone[0]}: that checkpoint, not the algorithm"
-    return f"{len(a.good)} and {len(b.good)} seeds: these algorithms"
+    return f"{len(a.good)} and {len(b.good)} seeds: these algorithms, on one ground"
 
 
 def detectable(x: Array, y: Array) -> float | None:

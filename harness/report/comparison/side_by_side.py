@@ -163,7 +163,11 @@ def _controlled(controlled: LengthControlled) -> str:
 
 
 def _row_text(row: Row) -> str:
+    several = len(set(row.grounds)) > 1
     seeds = ", ".join(str(r["seed"]) for r in row.good)
+    if several:
+        grounds = ", ".join(map(str, sorted(set(row.grounds))))
+        seeds = f"{', '.join(dict.fromkeys(seeds.split(', ')))} on shared seeds {grounds}"
     failed = f", {len(row.failed)} more failed" if row.failed else ""
     quick = ", quick: its figures mean nothing" if row.good[0].get("quick") else ""
     return f"{row.name}, seed{'s' * (len(row.good) > 1)} {seeds}{failed}{quick}"

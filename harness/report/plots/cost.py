@@ -65,7 +65,7 @@ def draw(selection: Selection) -> Any:
             f" draw.{why(selection)}"
         )
     wins = {
-        row.name: win_rate_interval(scores_of(row)["win_rate"])
+        row.name: win_rate_interval(scores_of(row)["win_rate"], grounds=row.grounds)
         for s in shown_sweeps
         for row in s.rows
     }

@@ -28,12 +28,14 @@ COLUMNS = 2
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure along training: the mean over seeds, with Student's 95 % interval."""
+    """A figure along training: the mean over seeds, with Student's 95 % interval over them, or
+    over grounds.
+    """
 
     steps: Sequence[float]
     mean: Sequence[float]
     half: Sequence[float]  # ends of the interval; nan with one seed
-    seeds: int
+    seeds: int  # or grounds
 
 
 def draw(selection: Selection) -> Any:
@@ -80,11 +82,20 @@ def _shown(rows: Sequence[tuple[Row, Look]]) -> dict[str, list[tuple[Row, Look, 
     return {label: curves for label, curves in shown.items() if curves}
 
 
-def curve_of(seeds: Sequence[Mapping[float, float]]) -> Curve:
-    """Return the mean over seeds, with its interval, at the steps that all seeds have."""
+def curve_of(seeds: Sequence[Mapping[float, float]], grounds: Sequence[int] = ()) -> Curve:
+    """Return the mean over seeds, with its interval, at the steps that all seeds have.
+
+    Args:
+        seeds: {step: value} of each seed.
+        grounds: The ground of each seed; with several, the interval is over grounds.
+    """
     steps = sorted(set.intersection(*(set(s) for s in seeds)))
-    values = [[s[step] for s in seeds] for step in steps]
-    n = len(seeds)
+    several = sorted(set(grounds)) if len(set(grounds)) > 1 else []
+    groups = [
+        [s for s, ground in zip(seeds, grounds, strict=True) if ground == one] for one in several
+    ] or [[s] for s in seeds]
+    values = [[fmean(s[step] for s in group) for group in groups] for step in steps]
+    n = len(groups)
     t = t_quantile(0.975, n - 1) if n > 1 else math.nan
     half = [t * stdev(v) / math.sqrt(n) if n > 1 else math.nan for v in values]
     return Curve(steps, [fmean(v) for v in values], half, n)
@@ -115,7 +126,7 @@ def _curves(
     """Return the curves of rows with a metric at two or more common steps."""
     curves = []
     for row, how in rows:
-        curve = curve_of([read(record, name) for record in row.good])
+        curve = curve_of([read(record, name) for record in row.good], row.grounds)
         if len(curve.steps) > 1:
             curves.append((row, how, curve))
     return curves
@@ -153,8 +164,9 @@ def _label(row: Row) -> str:
 
 def _note(selection: Selection) -> str:
     several = any(len(row.good) > 1 for row in selection.rows)
+    over = "grounds" if any(len(set(row.grounds)) > 1 for row in selection.rows) else "seeds"
     bands = (
-        "Bands: Student's 95 % interval over seeds at each step; a line of one seed has none. "
+        f"Bands: Student's 95 % interval over {over} at each step; a line of one seed has none. "
         if several
         else ""
     )

@@ -70,14 +70,15 @@ def draw(selection: Selection) -> Any:
 
 
 def spot_of(row: Row) -> Spot:
-    """Return the win-rate and KL of a row with intervals over seeds and prompts."""
+    """Return the win-rate and KL of a row with intervals over grounds, seeds and prompts."""
     scores = scores_of(row)
     bound = row.good[0]["evaluation"].get("kl_bound")
-    kl = two_way_interval(scores["kl"])
+    kl = two_way_interval(scores["kl"], grounds=row.grounds)
     kl = replace(
         kl, low=max(kl.low, min(kl.mean, 0.0))
     )  # a mean below 0 is noise, and its interval has no meaning
-    return Spot(row, kl, win_rate_interval(scores["win_rate"]), bound)
+    win = win_rate_interval(scores["win_rate"], grounds=row.grounds)
+    return Spot(row, kl, win, bound)
 
 
 def _draw_sweep(axis: Any, sweep: Sweep, how: Look, spots: Sequence[Spot]) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...statistics.overoptimization import BON, LEAST, RL, Fit, fit_seeds
-from ..selection.select import Record, Row, Selection
+from ..selection.select import Record, Row, Selection, shared_seed_of
 from ..selection.sweeps import Sweep, sweeps
 from .style import (
     GREY,
@@ -87,7 +87,8 @@ def draw(selection: Selection) -> Any:
         axis.remove()
     _label_axes(figure, axes[: len(series)], columns)
     _draw_fits(table, series)
-    note(figure, _note(series))
+    grounds = {ground for row in selection.rows for ground in row.grounds}
+    note(figure, _note(series, len(grounds)))
     return figure
 
 
@@ -146,16 +147,21 @@ def _trained(row: Row) -> list[Path]:
 
 def _swept(sweep: Sweep) -> Series:
     """Return a sweep as paths of the seeds that two rows or more share."""
-    seeds = sorted({r["seed"] for row in sweep.rows for r in row.good})
+    runs = sorted({_run_of(r) for row in sweep.rows for r in row.good})
     paths = []
-    for seed in seeds:
-        own = [r for row in sweep.rows for r in row.good if r["seed"] == seed]
+    for run in runs:
+        own = [r for row in sweep.rows for r in row.good if _run_of(r) == run]
         if len(own) > 1:
             names = [n for n in ("gold", "proxy", "kl") if all(n in r["evaluation"] for r in own)]
             points = [{n: r["evaluation"][n]["mean"] for n in names} for r in own]
             paths.append(_path(own[0], points))
     form = BON if all("kl_bound" in r["evaluation"] for row in sweep.rows for r in row.good) else RL
     return Series(sweep.title, form, paths)
+
+
+def _run_of(record: Record) -> tuple[int, int]:
+    """Return the ground and the seed of a run."""
+    return shared_seed_of(record), int(record["seed"])
 
 
 def _path(record: Record, points: Sequence[Any]) -> Path:
@@ -240,9 +246,11 @@ def _peak(fit: Fit) -> str:
     return f"{fit.peak.reward:.2f} at d = {fit.peak.d:.2f}"
 
 
-def _note(series: Sequence[Series]) -> str:
+def _note(series: Sequence[Series], grounds: int) -> str:
     several = any(len(one.paths) > 1 for one in series)
     errors = "over seeds (of the regression for one seed)" if several else "of the regression"
+    if grounds > 1:
+        errors = f"over the runs of {grounds} grounds as if each were independent"
     return (
         "Lines: the forms of Gao et al. (2022), fitted to gold by least squares for each seed and"
         f" averaged. Dotted: the peak of gold. \u00b1: standard errors {errors}. Error: root mean"

@@ -9,8 +9,8 @@ import numpy as np
 
 from ...statistics.intervals import Array
 from ...statistics.rating import Ratings, rate
-from ..selection.select import Selection
-from ..selection.sweeps import measured, scores_on_common
+from ..selection.select import Row, Selection, check_grounds
+from ..selection.sweeps import measured, prompts_of_all_grounds, scores_on_common
 from .style import COLOURS, GREY, SMALL, NothingToDraw, note, panels, why, wrapped
 
 NAME = 26  # characters of a row's name on one line
@@ -24,8 +24,9 @@ def draw(selection: Selection) -> Any:
             f"A win matrix needs two finished rows with gold scores; {selection.suite} has"
             f" {len(rows)}.{why(selection)}"
         )
-    scores = scores_on_common(rows)
-    fit = rate({row.name: own["gold"] for row, own in zip(rows, scores, strict=True)})
+    check_grounds(rows)
+    scores = prompts_of_all_grounds(rows, [own["gold"] for own in scores_on_common(rows)])
+    fit = rate({row.name: own for row, own in zip(rows, scores, strict=True)})
     names = list(fit.ratings)
     order = sorted(range(len(names)), key=lambda i: -fit.ratings[names[i]].elo)
     side = max(2.2, 0.27 * len(rows) + 1.4)
@@ -34,7 +35,7 @@ def draw(selection: Selection) -> Any:
     matrix.get_gridspec().set_width_ratios([3.2, 1])
     _draw_matrix(matrix, fit.win_rates[np.ix_(order, order)], [names[i] for i in order])
     _draw_ratings(ratings, fit, [names[i] for i in order])
-    note(figure, _note(fit))
+    note(figure, _note(fit) + _of_grounds(rows))
     return figure
 
 
@@ -90,6 +91,12 @@ def _draw_ratings(axis: Any, fit: Ratings, names: Sequence[str]) -> None:
     axis.set_yticks(range(len(names)), [])
     axis.set_xlabel("rating, Elo points")
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.5)
+
+
+def _of_grounds(rows: Sequence[Row]) -> str:
+    """Return the note on several grounds: their prompts stand side by side."""
+    count = len({ground for row in rows for ground in row.grounds})
+    return f" Prompts are those of {count} grounds; no spread between grounds." if count > 1 else ""
 
 
 def _note(fit: Ratings) -> str:

@@ -40,8 +40,9 @@ AGREE = 1e-6  # largest difference between a record's mean and that of its answe
 class Answers:
     """The scores of a row's answers: matrices (S, P), a row per seed, a column per prompt."""
 
-    prompts: tuple[str, ...]
+    prompts: Mapping[int, tuple[str, ...]]  # by ground
     seeds: tuple[int, ...]
+    grounds: tuple[int, ...]  # the shared seed of each seed
     figures: Mapping[str, Array]  # `win`, and the figures of MEANS that all answers have
     characters: Array  # length of the answer
     baseline_characters: Array  # of the baseline's answer to the same prompt
@@ -78,23 +79,47 @@ def answers_of(row: Row) -> Answers:
     """Read the answers of a row's finished runs.
 
     Raises:
-        UsageError: The seeds answered different prompts.
+        UsageError: The seeds of a ground answered different prompts, or grounds have different
+            numbers of them.
         HarnessError: The record was computed from other answers.
     """
     read = [_columns(r) for r in row.good]
-    prompts = read[0]["prompt_id"]
-    if any(columns["prompt_id"] != prompts for columns in read):
-        raise UsageError(
-            f"The seeds of {row.name} answered different prompts, so they cannot be one row."
-        )
+    prompts = _prompts_by_ground(row, read)
     names = [name for name in ("win", *MEANS) if all(c[name] is not None for c in read)]
     matrices = {name: np.array([c[name] for c in read], dtype=np.float64) for name in names}
     characters, baseline = (
         np.array([c[key] for c in read], dtype=np.float64) for key in ("answer", "baseline")
     )
-    return Answers(
-        tuple(prompts), tuple(r["seed"] for r in row.good), matrices, characters, baseline
-    )
+    seeds = tuple(r["seed"] for r in row.good)
+    return Answers(prompts, seeds, row.grounds, matrices, characters, baseline)
+
+
+def _prompts_by_ground(row: Row, read: Sequence[Mapping[str, Any]]) -> dict[int, tuple[str, ...]]:
+    """Return the prompts of each ground; they are the same for its seeds."""
+    prompts: dict[int, tuple[str, ...]] = {}
+    for ground, columns in zip(row.grounds, read, strict=True):
+        own = tuple(columns["prompt_id"])
+        if prompts.setdefault(ground, own) != own:
+            raise UsageError(
+                f"The seeds of {row.name} answered different prompts, so they cannot be one row."
+            )
+    counts = {ground: len(own) for ground, own in prompts.items()}
+    if len(set(counts.values())) > 1:
+        raise UsageError(
+            f"The grounds of {row.name} have different numbers of prompts, so they cannot be one"
+            f" row ({', '.join(f'shared seed {g}: {n}' for g, n in counts.items())}). Evaluate all"
+            " on as many with --stage-set evaluation.prompts=N."
+        )
+    return prompts
+
+
+def same_prompts(rows: Sequence[Answers]) -> bool:
+    """Return whether rows answered the same prompts on every ground."""
+    by_ground: dict[int, set[tuple[str, ...]]] = {}
+    for answers in rows:
+        for ground, own in answers.prompts.items():
+            by_ground.setdefault(ground, set()).add(own)
+    return all(len(prompts) == 1 for prompts in by_ground.values())
 
 
 def _columns(record: Record) -> dict[str, Any]:
@@ -152,6 +177,9 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
         "seeds": len(row.good),
         "failed": len(row.failed),
     }
+    grounds = row.grounds
+    if len(set(grounds)) > 1:
+        figures |= {"grounds": len(set(grounds)), "shared_seeds": _joined_numbers(grounds)}
     if answers is None:
         return figures | {"failure": row.records[0]["failure"]}
     known_scores = {name: there(scores) for name, scores in answers.figures.items()}
@@ -159,21 +187,23 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
     if reason := withheld(row.good[0]):
         figures["no_win_rate"] = reason
     if "win" in known_scores:
-        interval = win_rate_interval(known_scores["win"])
+        interval = win_rate_interval(known_scores["win"], grounds=grounds)
         figures |= _named("win_rate", interval)
         figures["win_rate_speaks_for"] = interval.label
         figures["win_rate_seed_sd"] = interval.seed_sd
+        if interval.grounds > 1:
+            figures["win_rate_ground_sd"] = interval.ground_sd
         if count := collapsed(known_scores["win"]):
             figures["collapsed"] = count
         if (lc := controlled(answers)).identified:
             figures |= _named("lc_win_rate", lc.win_rate)
     for name in MEANS:
         if name == "accuracy" and name in known_scores and _shares(known_scores[name]):
-            figures |= _named(name, win_rate_interval(known_scores[name]))
+            figures |= _named(name, win_rate_interval(known_scores[name], grounds=grounds))
         elif name in known_scores:
-            figures |= _named(
-                name, two_way_interval(known_scores[name]), -math.inf if name in SIGNED else 0.0
-            )
+            least = -math.inf if name in SIGNED else 0.0
+            interval = two_way_interval(known_scores[name], grounds=grounds)
+            figures |= _named(name, interval, least)
     missing = {n: int(np.isnan(scores).sum()) for n, scores in answers.figures.items()}
     if any(missing.values()):
         figures["missing"] = {n: count for n, count in missing.items() if count}
@@ -194,6 +224,10 @@ def deviations(answers: Answers) -> dict[str, float]:
         for name, own in scores.items()
         if own.shape[0] > 1 and own.shape[1] > 1
     }
+
+
+def _joined_numbers(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, sorted(set(numbers))))
 
 
 def collapsed(win: Array) -> int:
@@ -219,6 +253,7 @@ def controlled(answers: Answers) -> LengthControlled:
         of_prompts(answers.win, kept),
         of_prompts(answers.characters, kept),
         of_prompts(answers.baseline_characters, kept),
+        grounds=answers.grounds,
     )
 
 

@@ -27,6 +27,16 @@ from .run_files import left_out, provenance_of, sound, spec_of, suite_of, withhe
 Record = Mapping[str, Any]
 Key = tuple[str, str, str | None]  # of a row: method, recipe, and the label in a study
 OWN_CODE = "the code of it"  # compared within a row only
+# conditions that the shared seed decides: they may differ between the grounds of a study
+OF_GROUND = (
+    "start_checkpoint",
+    "train_prompts",
+    "evaluation_prompts",
+    "judge_model",
+    "baseline_answers",
+    "preferences",
+    "reward_model",
+)
 CODE = {"the harness's code": "harness", OWN_CODE: "method"}  # digests in a run's provenance
 
 
@@ -35,14 +45,26 @@ def is_guest(record: Record) -> bool:
     return "guest" in record
 
 
-def counted(good: int, failed: int) -> str:
-    """Return the number of finished runs, `4/5` if some failed."""
-    return f"{good}/{good + failed}" if failed else str(good)
+def shared_seed_of(record: Record) -> int:
+    """Return the shared seed of a run: runs with the same one are on one ground."""
+    return int(record.get("shared_seed", 0))
+
+
+def counted(good: int, failed: int, grounds: int = 1) -> str:
+    """Return the number of finished runs, `4/5` if some failed; of several grounds `3 x 3`, grounds
+    and seeds of each.
+    """
+    if grounds > 1 and not failed and good % grounds == 0:
+        return f"{grounds} x {good // grounds}"
+    of_grounds = f" on {grounds} grounds" if grounds > 1 else ""
+    return f"{good}/{good + failed}{of_grounds}" if failed else f"{good}{of_grounds}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: the runs, a seed each, of one method with the same settings."""
+    """One row of a table: the runs of one method with the same settings, a seed each, on one
+    ground or on several.
+    """
 
     name: str
     method: str
@@ -51,8 +73,16 @@ class Row:
 
     @property
     def good(self) -> list[Record]:
-        """The finished runs, by seed."""
-        return sorted((r for r in self.records if "failure" not in r), key=lambda r: int(r["seed"]))
+        """The finished runs, by ground and seed."""
+        return sorted(
+            (r for r in self.records if "failure" not in r),
+            key=lambda r: (shared_seed_of(r), int(r["seed"])),
+        )
+
+    @property
+    def grounds(self) -> tuple[int, ...]:
+        """The shared seed of each finished run, in the order of `good`."""
+        return tuple(shared_seed_of(r) for r in self.good)
 
     @property
     def failed(self) -> list[Record]:
@@ -61,8 +91,8 @@ class Row:
 
     @property
     def seeds(self) -> str:
-        """The number of finished runs, `4/5` if some failed."""
-        return counted(len(self.good), len(self.failed))
+        """The number of finished runs, as `counted` writes it."""
+        return counted(len(self.good), len(self.failed), len(set(self.grounds)))
 
     def is_called(self, name: str) -> bool:
         """Return whether a name is the method's, a former name of it, or the study entry's."""
@@ -144,11 +174,14 @@ def select(results: Path, criteria: Filter) -> Selection:
     suite, records = chosen(results, criteria, damaged)
     if not criteria.mixed:
         check_comparable([r for r in records if "failure" not in r])
+    rows = rows_of(records, criteria.each)
+    if not criteria.mixed and not criteria.each:
+        check_grounds(rows)
     left = unfinished(results, suite, criteria.study)
     refused = refused_of(results, criteria.study, suite) if criteria.study is not None else {}
     return Selection(
         suite,
-        rows_of(records, criteria.each),
+        rows,
         results,
         criteria.study,
         left,
@@ -369,14 +402,44 @@ def check_comparable(records: Sequence[Record]) -> None:
         )
 
 
+def check_grounds(rows: Sequence[Row]) -> None:
+    """Raise UsageError if two rows have no ground in common."""
+    finished = [row for row in rows if row.good]
+    for i, row in enumerate(finished):
+        for other in finished[:i]:
+            if not set(row.grounds) & set(other.grounds):
+                raise UsageError(
+                    f"{other.name} and {row.name} have no ground in common, so one table cannot"
+                    f" compare them (shared seeds {_listed(other)}; {_listed(row)}). Run both with"
+                    " the same shared seeds, or select one with --where run.shared_seed=0. --mixed"
+                    " shows them in one table without bold type."
+                )
+
+
+def _listed(row: Row) -> str:
+    return f"{row.name}: {', '.join(map(str, sorted(set(row.grounds))))}"
+
+
 def unlike(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
-    """Return the conditions in which runs differ: {condition: {value: names of runs}}."""
+    """Return the conditions in which runs differ: {condition: {value: names of runs}}.
+
+    What the shared seed decides is compared between runs of one shared seed.
+    """
     grounds = [ground_of(r) for r in records]
     names = dict.fromkeys(name for ground in grounds for name in ground if name != OWN_CODE)
-    by_name = {name: _by_value(records, [g.get(name) for g in grounds]) for name in names}
+    by_shared_seed: dict[int, list[int]] = {}
     rows: dict[str, list[int]] = {}
     for i, r in enumerate(records):
-        rows.setdefault(r["recipe"], []).append(i)
+        by_shared_seed.setdefault(shared_seed_of(r), []).append(i)
+        rows.setdefault(settings_of(r), []).append(i)
+    by_name = {}
+    for name in names:
+        groups = by_shared_seed.values() if name in OF_GROUND else [range(len(records))]
+        values = [
+            _by_value([records[i] for i in group], [grounds[i].get(name) for i in group])
+            for group in groups
+        ]
+        by_name[name] = max(values, key=len, default={})
     for recipe, indices in rows.items():  # all seeds of a row have the same code
         codes = [grounds[i].get(OWN_CODE) for i in indices]
         by_name[f"the code of {records[indices[0]]['method']} ({recipe})"] = _by_value(
@@ -388,6 +451,11 @@ def unlike(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
 def ground_of(record: Record) -> dict[str, str]:
     """Return the conditions that comparable runs share; OWN_CODE is compared within a row only."""
     return {**record["ground"], **_made_with(record)}
+
+
+def settings_of(record: Record) -> str:
+    """Return a digest of the settings of a run, seeds left out: runs of one row share it."""
+    return str(record.get("recipe_of_any_ground", record["recipe"]))
 
 
 def _by_value(records: Sequence[Record], values: Sequence[Any]) -> dict[str, list[str]]:
@@ -432,17 +500,17 @@ def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:
     """Return records as named rows: one per method, recipe and label, or one per run."""
     groups: dict[Key, list[Record]] = {}
     for record in records:
-        groups.setdefault((record["method"], record["recipe"], record.get("label")), []).append(
-            record
-        )
+        key = (record["method"], settings_of(record), record.get("label"))
+        groups.setdefault(key, []).append(record)
     names = _row_names(groups)
     rows = [
         Row(names[key], key[0], group, group[0].get("entry", key[0]))
         for key, group in groups.items()
     ]
     if each:
+        several = len({shared_seed_of(r) for row in rows for r in row.records}) > 1
         rows = [
-            replace(row, name=f"{row.name}, seed {r['seed']}", records=[r])
+            replace(row, name=f"{row.name}, {_seeds_named(r, several)}", records=[r])
             for row in rows
             for r in row.records
         ]
@@ -450,6 +518,12 @@ def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:
         rows,
         key=lambda row: (row.method != START, _strength(row), row.method, row.records[0]["recipe"]),
     )
+
+
+def _seeds_named(record: Record, several: bool) -> str:
+    """Return the name of a run within its row; with its ground where there are several."""
+    ground = f", shared seed {shared_seed_of(record)}" if several else ""
+    return f"seed {record['seed']}{ground}"
 
 
 def _strength(row: Row) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ...statistics.intervals import Array
 from .figures import answers_of, complete, of_prompts
 from .select import Row
@@ -116,6 +118,27 @@ def scores_on_common(rows: Sequence[Row]) -> list[dict[str, Array]]:
             for name, scores in row.items()
         }
         for row in figures
+    ]
+
+
+def prompts_of_all_grounds(rows: Sequence[Row], scores: Sequence[Array]) -> list[Array]:
+    """Return scores (S, P) as (seeds, prompts of all common grounds), the grounds side by side.
+
+    With unequal numbers of seeds, the first ones of each ground are taken.
+    """
+    common = sorted(set.intersection(*(set(row.grounds) for row in rows)))
+    if len({ground for row in rows for ground in row.grounds}) < 2:
+        return list(scores)
+    least = min(row.grounds.count(ground) for row in rows for ground in common)
+    return [
+        np.concatenate(
+            [
+                own[[i for i, g in enumerate(row.grounds) if g == ground][:least]]
+                for ground in common
+            ],
+            axis=1,
+        )
+        for row, own in zip(rows, scores, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def caption_of(
     rows = [row for row in selection.rows if row.good]
     if not rows:
         return ""
-    text = figures_text(selection, [len(row.good) for row in rows], spread)
+    text = figures_text(selection, [row.grounds for row in rows], spread)
     if not scored:
         return text
     if not paired:
@@ -27,7 +28,8 @@ def caption_of(
             f"{text} Nothing is bold: tests are paired over prompts, and the rows answered"
             " different prompts."
         )
-    return f"{text} {bold_text(len(rows), borrowed)}".strip()
+    several = any(len(set(row.grounds)) > 1 for row in rows)
+    return f"{text} {bold_text(len(rows), borrowed, several)}".strip()
 
 
 def _answers_text(selection: Selection, spread: str) -> str:
@@ -38,9 +40,15 @@ def _answers_text(selection: Selection, spread: str) -> str:
     )
 
 
-def figures_text(selection: Selection, seeds: Sequence[int], spread: str = INTERVAL) -> str:
-    """Return the definition of the win-rate, and the scope of its interval for these numbers of
-    seeds.
+def figures_text(
+    selection: Selection, grounds: Sequence[Sequence[int]], spread: str = INTERVAL
+) -> str:
+    """Return the definition of the win-rate, and the scope of its interval.
+
+    Args:
+        selection: The runs.
+        grounds: Of each row, the shared seed of each seed.
+        spread: INTERVAL or SD.
     """
     if reason := selection.no_win_rate:
         return f"{reason[0].upper()}{reason[1:]}. {_answers_text(selection, spread)}"
@@ -48,44 +56,75 @@ def figures_text(selection: Selection, seeds: Sequence[int], spread: str = INTER
         f"Gold win-rate against the baseline's answers on {selection.description}, ties half,"
         f" {conditions(selection)}"
     )
-    least, most = min(seeds), max(seeds)
+    seeds, every = [len(own) for own in grounds], sorted({g for own in grounds for g in own})
     if spread == SD:
-        return f"{text}; mean and standard deviation over seeds ({_seeds_text(seeds)})."
-    if most == 1:
+        of_grounds = f", on {len(every)} grounds" if len(every) > 1 else ""
+        return (
+            f"{text}; mean and standard deviation over seeds ({_counted(seeds, 'seed')}"
+            f"{of_grounds})."
+        )
+    if len(every) > 1:
+        return f"{text}; {_over_grounds(grounds, every)}"
+    one = (
+        f" All runs are on one ground (shared seed {every[0]}): one start checkpoint, one set of"
+        " preferences and one reward model. The intervals do not cover others."
+    )
+    if max(seeds) == 1:
         return (
             f"{text}. One seed per row: the 95 % intervals are over prompts and apply to these"
-            " checkpoints, not to the algorithms."
+            f" checkpoints, not to the algorithms.{one}"
         )
     text += (
-        f"; mean over {_seeds_text(seeds)} with 95 % intervals over seeds and prompts (two-way,"
-        " Student's t over seeds)."
+        f"; mean over {_counted(seeds, 'seed')} with 95 % intervals over seeds and prompts"
+        f" (two-way, Student's t over seeds).{one}"
     )
     alone = " A row with one seed applies to that checkpoint, not to the algorithm."
-    return text + alone if least == 1 else text
+    return text + alone if min(seeds) == 1 else text
 
 
-def _seeds_text(seeds: Sequence[int]) -> str:
-    """Return how many seeds rows have: `5 seeds`, or `3 to 5 seeds`."""
-    least, most = min(seeds), max(seeds)
-    if least == most:
-        return f"{least} seed{'s' * (least > 1)}"
-    return f"{least} to {most} seeds"
+def _counted(counts: Sequence[int], unit: str) -> str:
+    """Return how many seeds or grounds rows have: `5 seeds`, or `3 to 5 seeds`."""
+    least, most = min(counts), max(counts)
+    number = str(least) if least == most else f"{least} to {most}"
+    return f"{number} {unit}{'s' * (most > 1)}"
 
 
-def bold_text(rows: int, borrowed: bool) -> str:
-    """Return the test behind bold type for this number of rows; empty for one row."""
+def _over_grounds(grounds: Sequence[Sequence[int]], every: Sequence[int]) -> str:
+    """Return what the figures of several grounds are."""
+    seeds = [count for own in grounds for count in Counter(own).values()]
+    counts = [len(set(own)) for own in grounds]
+    text = (
+        f"mean over {_counted(counts, 'ground')} (shared seeds {', '.join(map(str, every))}) of"
+        f" {_counted(seeds, 'seed')} each, with 95 % intervals over grounds, seeds and prompts"
+        " (seeds nested in grounds, Student's t over grounds). Each ground has a start checkpoint,"
+        " preferences and a reward model of its own. Grounds count equally."
+    )
+    alone = " A row on one ground applies to that ground only."
+    return text + alone if min(counts) == 1 else text
+
+
+def bold_text(rows: int, borrowed: bool, several: bool = False) -> str:
+    """Return the test behind bold type for this number of rows; empty for one row.
+
+    Args:
+        rows: Rows of the table.
+        borrowed: Whether the tests pooled a variance.
+        several: Whether there are several grounds.
+    """
     if rows < 2:
         return ""
     if rows > MOST_ROWS:
         return f"Nothing is bold: more than {MOST_ROWS} rows would be too many tests."
+    unit = "grounds" if several else "seeds"
     pooled = (
-        " (the variance between seeds pooled over alike rows, or the pair's own; Bonferroni)"
+        f" (the variance between {unit} pooled over alike rows, or the pair's own; Bonferroni)"
         if borrowed
         else ""
     )
+    over = "grounds and prompts" if several else "prompts"
     return (
         f"Bold: not significantly worse than the best mean (bold italic) at {ALPHA:.0%}, by t-tests"
-        f" paired over prompts{pooled}, corrected stepwise from all {rows * (rows - 1) // 2}"
+        f" paired over {over}{pooled}, corrected stepwise from all {rows * (rows - 1) // 2}"
         " pairs of rows: of k remaining rows, the row that differs most from the best is removed"
         f" if its p-value times k (k - 1) / 2 is at most {ALPHA:.0%}."
     )

@@ -54,7 +54,7 @@ def row_cells(columns: Sequence[Column], figures: Figures, marks: tuple[str, ...
 
 
 def _seeds(f: Figures) -> Cell:
-    return Cell(counted(f["seeds"], f["failed"]))
+    return Cell(counted(f["seeds"], f["failed"], f.get("grounds", 1)))
 
 
 def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:

@@ -201,6 +201,18 @@ def collapses(figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def of_grounds(figures: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the footnote on a row without a finished run on some ground of the table."""
+    most = max((f.get("grounds", 1) for f in rows if "failure" not in f), default=1)
+    own = figures.get("grounds", 1)
+    if own == most or "failure" in figures:
+        return []
+    return [
+        f"No finished run on {most - own} of {most} grounds. Tests compare the row with others on"
+        " the grounds that both have."
+    ]
+
+
 def held_out_text(held_out: Mapping[str, Any]) -> str:
     """Return a judge's agreement with held-out preferences, with a warning if it is near chance."""
     interval = f" [{held_out['low']:.3f}, {held_out['high']:.3f}]" if "low" in held_out else ""

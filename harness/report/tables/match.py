@@ -64,6 +64,11 @@ class Mix:
     flops: float
 
     @property
+    def grounds(self) -> tuple[int, ...]:
+        """The ground of each seed."""
+        return self.where.low.row.grounds
+
+    @property
     def rows(self) -> list[Row]:
         """The neighbours; a single one if the value is that of a point."""
         low, high = self.where.low.row, self.where.high.row
@@ -149,8 +154,9 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
     title = f"{selection.description}: at {value:.4g} {QUANTITIES[quantity]}{which}"
     lines = [_line(mix, head) for mix in mixes]
     scores = {m.name: m.scores["win_rate"] for m in mixes}
-    borrowed = tables.mark_best([line.figures for line in lines], {"win_rate": scores})
-    caption = _caption(selection, [len(s) for s in scores.values()], borrowed)
+    grounds = {m.name: m.grounds for m in mixes}
+    borrowed = tables.mark_best([line.figures for line in lines], {"win_rate": scores}, grounds)
+    caption = _caption(selection, list(grounds.values()), borrowed)
     return _table(selection, title, [*lines, *rest], caption, quantity)
 
 
@@ -245,6 +251,8 @@ def _mixed(name: str, where: Between) -> Mix | str:
     if len(low.good) != len(high.good):
         counts = " and ".join(f"{len(p.row.good)} of {p.name}" for p in (where.low, where.high))
         return f"seeds differ ({counts}): the two neighbours cannot be mixed"
+    if low.grounds != high.grounds:
+        return "grounds differ: the two neighbours cannot be mixed"
     ours, theirs = scores_on_common([low, high])
     w = where.share
     scores = {
@@ -274,9 +282,9 @@ def _line(mix: Mix, head: Mapping[str, Any]) -> Line:
     }
     for name in FIGURES:
         estimate = (
-            win_rate_interval(mix.scores[name])
+            win_rate_interval(mix.scores[name], grounds=mix.grounds)
             if name == "win_rate"
-            else two_way_interval(mix.scores[name])
+            else two_way_interval(mix.scores[name], grounds=mix.grounds)
         )
         figures |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     figures["kl_estimator"] = next((kind for kind in kinds if columns.kl_mark(kind)), kinds[0])
@@ -387,9 +395,10 @@ def _notes(selection: Selection, shown: Sequence[Row], quantity: str) -> list[st
     return [how, *hidden, *tables.unfinished_notes(selection), *tables.bounds_notes(shown)]
 
 
-def _caption(selection: Selection, seeds: Sequence[int], borrowed: bool) -> str:
+def _caption(selection: Selection, grounds: Sequence[Sequence[int]], borrowed: bool) -> str:
     text = (
-        f"{captions.figures_text(selection, seeds)} All are computed from the interpolated scores"
+        f"{captions.figures_text(selection, grounds)} All are computed from the interpolated scores"
         " of every prompt."
     )
-    return f"{text} {captions.bold_text(len(seeds), borrowed)}".strip()
+    several = any(len(set(own)) > 1 for own in grounds)
+    return f"{text} {captions.bold_text(len(grounds), borrowed, several)}".strip()

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...core.spec import START
 from ...core.table import Table
-from ..selection.select import Row, Selection
+from ..selection.select import Row, Selection, shared_seed_of
 from .captions import ALPHA, INTERVAL, MOST_ROWS, SD, caption_of, conditions
 from .columns import (
     Figures,
@@ -16,7 +16,7 @@ from .columns import (
     row_cells,
     share_text,
 )
-from .footnotes import Footnotes, collapses, held_out_text, open_footnote
+from .footnotes import Footnotes, collapses, held_out_text, of_grounds, open_footnote
 
 NAMED = 5  # unfinished runs named in a note
 
@@ -29,11 +29,11 @@ def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = 
         columns: Keys of COLUMNS in order; empty for all columns that have values.
         spread: INTERVAL for 95 % intervals behind means, SD for standard deviations over seeds.
     """
-    from ..selection.figures import answers_of, deviations, figures_of
+    from ..selection.figures import answers_of, deviations, figures_of, same_prompts
 
     shown = chosen_columns(columns)
     figures_by_row: list[dict[str, Any]] = []
-    prompts: set[tuple[str, ...]] = set()
+    read: list[Any] = []
     scores: dict[str, dict[str, Any]] = {"win_rate": {}, "gold": {}}
     for row in selection.rows:
         answers = answers_of(row) if row.good else None
@@ -41,13 +41,15 @@ def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = 
         if spread == SD:
             figures_by_row[-1] |= {"spread": SD} | (deviations(answers) if answers else {})
         if answers is not None:
-            prompts.add(answers.prompts)
+            read.append(answers)
             for name, key in (("win_rate", "win"), ("gold", "gold")):
                 if key in answers.figures and name in figures_by_row[-1]:
                     scores[name][row.name] = answers.figures[key]
-    paired = len(prompts) < 2 and _on_the_same_prompts(selection)
-    borrowed = paired and mark_best(figures_by_row, scores)
-    footnotes = Footnotes(selection, {i: collapses(f) for i, f in enumerate(figures_by_row)})
+    paired = same_prompts(read) and _on_the_same_prompts(selection) and _share_grounds(selection)
+    grounds = {row.name: row.grounds for row in selection.rows}
+    borrowed = paired and mark_best(figures_by_row, scores, grounds)
+    more = [[*collapses(f), *of_grounds(f, figures_by_row)] for f in figures_by_row]
+    footnotes = Footnotes(selection, dict(enumerate(more)))
     rows = [row_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(figures_by_row)]
     kept = [
         i for i in range(len(shown)) if columns or any(row[i].text not in ("-", "") for row in rows)
@@ -74,8 +76,17 @@ def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = 
 
 
 def _on_the_same_prompts(selection: Selection) -> bool:
-    """Return whether all runs were evaluated on prompts of the same content."""
-    return len({r["ground"].get("evaluation_prompts") for r in selection.good}) < 2
+    """Return whether all runs of a ground were evaluated on prompts of the same content."""
+    contents: dict[int, set[Any]] = {}
+    for r in selection.good:
+        contents.setdefault(shared_seed_of(r), set()).add(r["ground"].get("evaluation_prompts"))
+    return all(len(own) < 2 for own in contents.values())
+
+
+def _share_grounds(selection: Selection) -> bool:
+    """Return whether any two rows have a ground in common."""
+    grounds = [set(row.grounds) for row in selection.rows if row.good]
+    return all(a & b for i, a in enumerate(grounds) for b in grounds[:i])
 
 
 def with_footnotes(figures: Figures, footnotes: Footnotes, marks: Sequence[str]) -> Figures:
@@ -87,11 +98,20 @@ def with_footnotes(figures: Figures, footnotes: Footnotes, marks: Sequence[str])
     )
 
 
-def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> bool:
+def mark_best(
+    rows: Sequence[dict[str, Any]],
+    scores: Mapping[str, Mapping[str, Any]],
+    grounds: Mapping[str, Sequence[int]],
+) -> bool:
     """Mark in the figures of each row whether its mean is best, and not significantly worse.
 
     If only the spread of its own seeds keeps a row from being excluded, it is marked as open, with
     the lowest and the highest mean of its seeds.
+
+    Args:
+        rows: The figures of each row.
+        scores: Scores (S, P) by figure and row.
+        grounds: The shared seed of each seed of a row.
 
     Returns:
         Whether the tests pooled the variances between seeds.
@@ -107,8 +127,8 @@ def mark_best(rows: Sequence[dict[str, Any]], scores: Mapping[str, Mapping[str, 
         if kept.sum() < 2:
             continue
         by_row = {row: of_prompts(own, kept) for row, own in by_row.items()}
-        group = confidence_set(by_row, ALPHA)
-        borrowed |= borrows(by_row)
+        group = confidence_set(by_row, ALPHA, grounds=grounds)
+        borrowed |= borrows(by_row, grounds)
         best = max(f[name] for f in rows if name in f)
         for figures in rows:
             if name in figures and figures["method"] in group:
