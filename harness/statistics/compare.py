@@ -374,17 +374,9 @@ def confidence_set(
         borrow,
         grounds={name: one.grounds for name, one in distinct.items()},
     )
-    left = _left(pairs, means, alpha)
-    noisy = _noisy(pairs, means)
-    standing = {
-        name: Standing.WORSE
-        if name not in left
-        else Standing.OPEN
-        if name in noisy
-        else Standing.BEST
-        for name in distinct
-    }
-    return {name: standing[twin[name]] for name in scores}
+    left, noisy = _left(pairs, means, alpha), _noisy(pairs, means)
+    of_left = {name: Standing.OPEN if name in noisy else Standing.BEST for name in left}
+    return {name: of_left.get(twin[name], Standing.WORSE) for name in scores}
 
 
 def _left(

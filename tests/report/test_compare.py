@@ -12,14 +12,13 @@ from harness.core.records import write_sealed
 from harness.core.run_folder import read_rows, write_rows
 from harness.report.comparison.compare import (
     compared,
-    detectable,
     differing,
     head_to_head,
-    p_text,
     suites_to_compare,
     two_rows,
 )
 from harness.report.comparison.side_by_side import WIDTH, as_json, parts
+from harness.report.comparison.verdict import detectable, p_text
 from harness.report.selection.select import Filter
 from harness.statistics.compare import compare
 from harness.statistics.power import Design, minimum_detectable_effect

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.digests import digest_of
 from ...core.errors import HarnessError, UsageError
 from ...core.plain_text import visible
-from .compare import p_text
+from .verdict import p_text
 
 if TYPE_CHECKING:
     from ...statistics.compare import Comparison

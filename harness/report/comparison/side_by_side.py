@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ...core.movement import sentence
 from ...core.plain_text import visible
 from ..selection.select import Row
-from .compare import Compared, Cost, Example, HeadToHead, Measure, p_text
+from .compare import Compared, Cost, Example, HeadToHead, Measure
 from .lm_eval_logs import LogsCompared, grid, notes_of
+from .verdict import p_text
 
 if TYPE_CHECKING:
     from ...statistics.length import LengthControlled

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...statistics.overoptimization import BON, LEAST, RL, Fit, fit_seeds
-from ..selection.select import Record, Row, Selection, shared_seed_of
+from ..selection.comparable import shared_seed_of
+from ..selection.select import Record, Row, Selection
 from ..selection.sweeps import Sweep, sweeps
 from .style import (
     GREY,

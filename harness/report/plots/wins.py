@@ -9,7 +9,8 @@ import numpy as np
 
 from ...statistics.intervals import Array
 from ...statistics.rating import Ratings, rate
-from ..selection.select import Row, Selection, check_grounds
+from ..selection.comparable import check_grounds
+from ..selection.select import Row, Selection
 from ..selection.sweeps import measured, prompts_of_all_grounds, scores_on_common
 from .style import COLOURS, GREY, SMALL, NothingToDraw, note, panels, why, wrapped
 
@@ -24,7 +25,7 @@ def draw(selection: Selection) -> Any:
             f"A win matrix needs two finished rows with gold scores; {selection.suite} has"
             f" {len(rows)}.{why(selection)}"
         )
-    check_grounds(rows)
+    check_grounds({row.name: row.grounds for row in rows})
     scores = prompts_of_all_grounds(rows, [own["gold"] for own in scores_on_common(rows)])
     fit = rate({row.name: own for row, own in zip(rows, scores, strict=True)})
     names = list(fit.ratings)

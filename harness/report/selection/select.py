@@ -22,32 +22,16 @@ from ...core.run_folder import (
 )
 from ...core.spec import FORMER_METHODS, START
 from ...experiments.study.state import Place, places_of, refused_of
-from .run_files import left_out, provenance_of, sound, spec_of, suite_of, withheld, without_doubtful
+from .comparable import check_comparable, check_grounds, settings_of, shared_seed_of
+from .run_files import left_out, sound, spec_of, suite_of, withheld, without_doubtful
 
 Record = Mapping[str, Any]
 Key = tuple[str, str, str | None]  # of a row: method, recipe, and the label in a study
-OWN_CODE = "the code of it"  # compared within a row only
-# conditions that the shared seed decides: they may differ between the grounds of a study
-OF_GROUND = (
-    "start_checkpoint",
-    "train_prompts",
-    "evaluation_prompts",
-    "judge_model",
-    "baseline_answers",
-    "preferences",
-    "reward_model",
-)
-CODE = {"the harness's code": "harness", OWN_CODE: "method"}  # digests in a run's provenance
 
 
 def is_guest(record: Record) -> bool:
     """Return whether a run is of a model that was trained elsewhere: its cost is unknown."""
     return "guest" in record
-
-
-def shared_seed_of(record: Record) -> int:
-    """Return the shared seed of a run: runs with the same one are on one ground."""
-    return int(record.get("shared_seed", 0))
 
 
 def counted(good: int, failed: int, grounds: int = 1) -> str:
@@ -176,7 +160,7 @@ def select(results: Path, criteria: Filter) -> Selection:
         check_comparable([r for r in records if "failure" not in r])
     rows = rows_of(records, criteria.each)
     if not criteria.mixed and not criteria.each:
-        check_grounds(rows)
+        check_grounds({row.name: row.grounds for row in rows})
     left = unfinished(results, suite, criteria.study)
     refused = refused_of(results, criteria.study, suite) if criteria.study is not None else {}
     return Selection(
@@ -387,96 +371,6 @@ def _written_as(value: Any, text: str) -> bool:
         return float(text) == value
     except ValueError:
         return False
-
-
-def check_comparable(records: Sequence[Record]) -> None:
-    """Raise UsageError if runs differ in inputs, evaluation or code, and name the difference."""
-    for name, values in unlike(records).items():
-        differences = "; ".join(
-            f"{value}: {', '.join(sorted(set(names)))}" for value, names in values.items()
-        )
-        raise UsageError(
-            f"These runs differ in {name}, so one table cannot compare them ({differences}). Select"
-            " runs with --methods, --where or --study, or run the older ones again. --mixed shows"
-            " them in one table with a footnote."
-        )
-
-
-def check_grounds(rows: Sequence[Row]) -> None:
-    """Raise UsageError if two rows have no ground in common."""
-    finished = [row for row in rows if row.good]
-    for i, row in enumerate(finished):
-        for other in finished[:i]:
-            if not set(row.grounds) & set(other.grounds):
-                raise UsageError(
-                    f"{other.name} and {row.name} have no ground in common, so one table cannot"
-                    f" compare them (shared seeds {_listed(other)}; {_listed(row)}). Run both with"
-                    " the same shared seeds, or select one with --where run.shared_seed=0. --mixed"
-                    " shows them in one table without bold type."
-                )
-
-
-def _listed(row: Row) -> str:
-    return f"{row.name}: {', '.join(map(str, sorted(set(row.grounds))))}"
-
-
-def unlike(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
-    """Return the conditions in which runs differ: {condition: {value: names of runs}}.
-
-    What the shared seed decides is compared between runs of one shared seed.
-    """
-    grounds = [ground_of(r) for r in records]
-    names = dict.fromkeys(name for ground in grounds for name in ground if name != OWN_CODE)
-    by_shared_seed: dict[int, list[int]] = {}
-    rows: dict[str, list[int]] = {}
-    for i, r in enumerate(records):
-        by_shared_seed.setdefault(shared_seed_of(r), []).append(i)
-        rows.setdefault(settings_of(r), []).append(i)
-    by_name = {}
-    for name in names:
-        groups = by_shared_seed.values() if name in OF_GROUND else [range(len(records))]
-        values = [
-            _by_value([records[i] for i in group], [grounds[i].get(name) for i in group])
-            for group in groups
-        ]
-        by_name[name] = max(values, key=len, default={})
-    for recipe, indices in rows.items():  # all seeds of a row have the same code
-        codes = [grounds[i].get(OWN_CODE) for i in indices]
-        by_name[f"the code of {records[indices[0]]['method']} ({recipe})"] = _by_value(
-            [records[i] for i in indices], codes
-        )
-    return {name: values for name, values in by_name.items() if len(values) > 1}
-
-
-def ground_of(record: Record) -> dict[str, str]:
-    """Return the conditions that comparable runs share; OWN_CODE is compared within a row only."""
-    return {**record["ground"], **_made_with(record)}
-
-
-def settings_of(record: Record) -> str:
-    """Return a digest of the settings of a run, seeds left out: runs of one row share it."""
-    return str(record.get("recipe_of_any_ground", record["recipe"]))
-
-
-def _by_value(records: Sequence[Record], values: Sequence[Any]) -> dict[str, list[str]]:
-    runs_by_value: dict[str, list[str]] = {}
-    for r, value in zip(records, values, strict=True):
-        runs_by_value.setdefault(str(value), []).append(
-            f"{r.get('label', r['method'])} seed {r['seed']}"
-        )
-    return runs_by_value
-
-
-def _made_with(record: Record) -> dict[str, str]:
-    """Return the digests of the harness's and the method's code, and the versions of libraries."""
-    provenance = provenance_of(record)
-    if not provenance:
-        return {"provenance": "none"}
-    versions = {
-        name: str(provenance.get("versions", {}).get(name)) for name in ("torch", "transformers")
-    }
-    code = {name: str(provenance.get("code", {}).get(key))[:12] for name, key in CODE.items()}
-    return versions | code
 
 
 def _newest(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:

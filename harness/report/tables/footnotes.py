@@ -10,8 +10,9 @@ from ...core.execution import EVALUATION, TRAINING
 from ...core.movement import sentence
 from ...core.run_folder import unspent
 from ...experiments.study.state import CLASSES, LEFT, TUNING, read_tuning, study_folder
+from ..selection.comparable import unlike
 from ..selection.run_files import spec_of
-from ..selection.select import Record, Row, Selection, is_guest, unlike
+from ..selection.select import Record, Row, Selection, is_guest
 
 DAGGER = "\u2020"  # marks a figure, not a row
 

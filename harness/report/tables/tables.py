@@ -7,7 +7,8 @@ from typing import Any
 
 from ...core.spec import START
 from ...core.table import Table
-from ..selection.select import Row, Selection, shared_seed_of
+from ..selection.comparable import shared_seed_of
+from ..selection.select import Row, Selection
 from .captions import ALPHA, INTERVAL, MOST_ROWS, SD, caption_of, conditions
 from .columns import (
     Figures,
@@ -29,23 +30,9 @@ def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = 
         columns: Keys of COLUMNS in order; empty for all columns that have values.
         spread: INTERVAL for 95 % intervals behind means, SD for standard deviations over seeds.
     """
-    from ..selection.figures import answers_of, deviations, figures_of, same_prompts
-
     shown = chosen_columns(columns)
-    figures_by_row: list[dict[str, Any]] = []
-    read: list[Any] = []
-    scores: dict[str, dict[str, Any]] = {"win_rate": {}, "gold": {}}
-    for row in selection.rows:
-        answers = answers_of(row) if row.good else None
-        figures_by_row.append(figures_of(row, answers))
-        if spread == SD:
-            figures_by_row[-1] |= {"spread": SD} | (deviations(answers) if answers else {})
-        if answers is not None:
-            read.append(answers)
-            for name, key in (("win_rate", "win"), ("gold", "gold")):
-                if key in answers.figures and name in figures_by_row[-1]:
-                    scores[name][row.name] = answers.figures[key]
-    paired = same_prompts(read) and _on_the_same_prompts(selection) and _share_grounds(selection)
+    figures_by_row, scores, same = _figures(selection, spread)
+    paired = same and _on_the_same_prompts(selection) and _share_grounds(selection)
     grounds = {row.name: row.grounds for row in selection.rows}
     borrowed = paired and mark_best(figures_by_row, scores, grounds)
     more = [[*collapses(f), *of_grounds(f, figures_by_row)] for f in figures_by_row]
@@ -73,6 +60,30 @@ def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = 
         footnotes={**open_footnote(figures_by_row, keys), **footnotes.texts},
         runs=[[r["folder"] for r in row.records] for row in selection.rows],
     )
+
+
+def _figures(
+    selection: Selection, spread: str
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], bool]:
+    """Return the figures of every row, the scores (S, P) that bold type compares, and whether all
+    rows answered prompts of the same names.
+    """
+    from ..selection.figures import answers_of, deviations, figures_of, same_prompts
+
+    figures_by_row: list[dict[str, Any]] = []
+    read: list[Any] = []
+    scores: dict[str, dict[str, Any]] = {"win_rate": {}, "gold": {}}
+    for row in selection.rows:
+        answers = answers_of(row) if row.good else None
+        figures_by_row.append(figures_of(row, answers))
+        if spread == SD:
+            figures_by_row[-1] |= {"spread": SD} | (deviations(answers) if answers else {})
+        if answers is not None:
+            read.append(answers)
+            for name, key in (("win_rate", "win"), ("gold", "gold")):
+                if key in answers.figures and name in figures_by_row[-1]:
+                    scores[name][row.name] = answers.figures[key]
+    return figures_by_row, scores, same_prompts(read)
 
 
 def _on_the_same_prompts(selection: Selection) -> bool:
