@@ -167,9 +167,9 @@ def head(before: str, now: str, turns: int) -> list[str]:
     return [
         (
             f"CPU and wall seconds of whole runs at {before} (before) and {now} (now), taking"
-            f" turns, {turns} seed(s), with imports, evaluation and the making of what is reused"
-            " among them, in a results folder of each run's own that holds SFT, preferences and"
-            f" reward model. {report.versions('torch', 'transformers')}. Made by"
+            f" turns, {turns} seed(s), with imports, evaluation and the computation of caches. Each"
+            " run has its own results folder, which holds SFT, preferences and reward model."
+            f" {report.versions('torch', 'transformers')}. Made by"
             f" `{report.command('runs.py')}`."
         ),
         "",

@@ -20,13 +20,13 @@ TITLES = {
 }
 ABOUT = {
     "main": (
-        "`ppo` draws one completion per prompt, as TRL's does; `ppo_group` 4 prompts x 8"
-        " completions; a 4 is for 4 epochs. `dpo_precomputed` has the reference's log-probabilities"
-        " from before the clock starts, on both sides."
+        "`ppo` samples one completion per prompt, as TRL does; `ppo_group` samples 8 for each of"
+        " 4 prompts. `ppo4` has 4 epochs. In `dpo_precomputed` both sides compute the reference's"
+        " log-probabilities before the measurement starts."
     ),
     "unfavourable": (
-        "One completion per prompt; GRPO and RLOO need 2, a group of one has no advantage. Pairs"
-        " have two by nature."
+        "One completion per prompt. GRPO and RLOO have 2, because a group of one has no advantage."
+        " Pairs always have two."
     ),
 }
 LOADED = 2.0  # a load at which others computed too: the benchmark itself makes 1
@@ -40,23 +40,24 @@ HEAD = (
 )
 READ = (
     (
-        "How to read a row: commit is the harness's that was measured (a plus: with changes),"
-        " turns x steps how many processes of each side, and measured steps of each, its medians"
-        " are over, and load the machine's in the minute before the row was done (the benchmark"
-        f" alone makes 1; bold above {LOADED:.0f}, where others computed too), so compare rows of"
-        " one commit and a low load, and others only roughly."
+        "How to read a row: `commit` is the measured commit of the harness (with a plus: and"
+        " local changes). `turns x steps` is the number of processes of each side, and of measured"
+        " steps in each; the figures are medians over them. `load` is the machine's load in the"
+        " minute before the end of the row. The benchmark alone has load 1; a load above"
+        f" {LOADED:.0f} is bold, because other programs ran too. Compare rows of one commit and a"
+        " low load. Other comparisons are rough."
     ),
     "",
     (
-        "Where completions are drawn each side draws its own, so both ratios are there: the one"
-        " with its turns in brackets was measured and is aimed at, the other follows from the mean"
-        " lengths. Fixed data are the same on both sides, in another order: one ratio, and as"
-        " length the data's average, which nothing counted in the batches."
+        "If completions are sampled, each side samples its own, and a row has two ratios. The one"
+        " with the range over turns in brackets was measured; the target is for it. The other"
+        " follows from the mean lengths. Fixed data are the same on both sides, in another order:"
+        " a row has one ratio, and its length is the data's mean."
     ),
 )
 OUT = (
-    "Norms, activations, softmax and the optimiser are no products of matrices and not in the"
-    " roofline; the most that any row here reached is"
+    "The roofline has no norms, activations, softmax or optimiser, because they are not matrix"
+    " products. The largest share that a row reached is"
 )
 
 
@@ -245,12 +246,12 @@ def why(row: dict[str, str]) -> str:
     needed = reached * goal / ratio  # ours would take ratio / goal of its time
     if needed > 1:
         return (
-            f"would need {needed:.0%} of the roofline, so no arrangement of the same products gets"
-            " there"
+            f"would need {needed:.0%} of the roofline, so it is impossible with the same matrix"
+            " products"
         )
-    alone = "; one turn, so its spread is not known" if int(row["turns"]) == 1 else ""
+    alone = "; one turn, so the spread is unknown" if int(row["turns"]) == 1 else ""
     return (
-        f"not explained by the roofline, of which {reached:.0%} is reached and {needed:.0%}"
+        f"not explained by the roofline: {reached:.0%} of it is reached and {needed:.0%} would be"
         f" needed{alone}"
     )
 
@@ -267,11 +268,11 @@ def curve_lines(points: list[dict[str, str]]) -> list[str]:
         "## Curves",
         "",
         (
-            "Cost against one thing at a time, logarithmic axes; the roofline is dashed. All"
-            " numbers are in speed_curves.csv. The sides do not take turns: of each work one"
-            " process takes all points of the peer, then another all of ours, a point's steps one"
-            " after the other behind one of warm-up; a change of the machine between the two is in"
-            " the ratio, and lengths are each side's own draws. Of commit"
+            "Cost against one quantity at a time, with logarithmic axes. The roofline is dashed."
+            " All numbers are in speed_curves.csv. The sides do not take turns: for each work one"
+            " process measures all points of the peer, and then another process all of ours. Each"
+            " point has one warm-up step before the measured ones. A change of the machine between"
+            " the two processes is part of the ratio. Each side samples its own lengths. Of commit"
             f" {', '.join(_distinct(points, 'commit'))}, load {_range(points, 'load')}."
         ),
         "",

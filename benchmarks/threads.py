@@ -73,8 +73,8 @@ def main() -> None:
     args = parser.parse_args()
     lines = [
         (
-            "Seconds (CPU seconds) of whole runs, imports and evaluation among them, by CPU"
-            " threads; in the last column two runs beside each other, time per run. Of commit"
+            "Wall seconds (CPU seconds) of whole runs with imports and evaluation, by CPU threads."
+            " The last column is the time per run of two runs at the same time. Of commit"
             f" {report.commit()}, {os.cpu_count()} cores,"
             f" {report.versions('torch', 'transformers')}. Made by"
             f" `{report.command('threads.py')}`."

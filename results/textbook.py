@@ -54,21 +54,21 @@ COLUMNS = [
 ]
 NOTE = """\
 From results/main.toml ({suites}){labels}. Models, weights and labels are those on summarization
-(rlvr: arithmetic). Ratios are to the shared SFT stage, means over suites; peak memory is the
-process's, most of which is Python and torch at this model size. sd over seeds: of the win-rate,
-apart from prompts and answers, the largest of the suites; none seen: seeds differ by no more than
-prompts and answers explain. Gain from fresh samples: win-rate less that of the same loss on the
-start checkpoint's samples (online_dpo: dpo; raft: one round of as many samples), on
-summarization, paired over prompts; -: no counterpart was trained on the start checkpoint's
-samples. {few}Not significantly worse than the best on: the suites on which the method's win-rate
-(in brackets) is bold in results/SUITE.md, by that table's tests over all its rows; bold far from
-the best are rows whose seeds vary much, of which nothing says that they are worse; -: none, and
-for the start checkpoint, with which the others are compared. All of this is about a model of 0.3M
-parameters."""
+(rlvr: arithmetic). Ratios are to the shared SFT stage, as means over suites. Peak memory is that of
+the process; at this model size, most of it is Python and torch. sd over seeds: the standard
+deviation of the win-rate without the variation from prompts and answers, the largest of the
+suites; none seen: prompts and answers explain all differences between seeds. Gain from fresh
+samples: the win-rate less that of the same loss on samples of the start checkpoint (online_dpo:
+dpo; raft: one round of as many samples), on summarization, paired over prompts; -: no such
+counterpart was trained. {few}Not significantly worse than the best on: the suites on which the
+method's win-rate (in brackets) is bold in results/SUITE.md, by that table's tests over all its
+rows. A bold row far from the best has seeds that vary much, so it is not shown to be worse. -:
+none, and for the start checkpoint, with which the others are compared. All figures are about a
+model of 0.3M parameters."""
 FEW = """\
-Few labels: means of two seeds, against five with all; two seeds allow no useful interval, so none
-is given (in brackets seeds that are more than 0.2 apart: with few labels PPO's finds a hole in
-the reward model); -: not in results/labels.toml. """
+Few labels: means of two seeds, with all labels of five. Two seeds allow no useful interval, so none
+is given; seeds that differ by more than 0.2 are in brackets (with few labels, PPO exploits a flaw
+in the reward model). -: not in results/labels.toml. """
 
 
 @dataclass(frozen=True)

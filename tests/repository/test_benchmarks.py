@@ -144,7 +144,7 @@ def test_each_missed_target_has_the_reason_its_numbers_give(benchmark):
     why = benchmark("tables").why
     assert why(made(turns=2, ratio_max=3.1)).startswith("within the spread of its turns")
     assert why(made(ours_share=0.8)).startswith("would need 120% of the roofline")
-    assert "40% is reached and 60% needed; one turn" in why(made())
+    assert "40% of it is reached and 60% would be needed; one turn" in why(made())
     assert "one turn" not in why(made(turns=2))
 
 
