@@ -108,6 +108,10 @@ RECIPES: dict[str, Recipe] = {
     "r_dpo": _LIKE_DPO,
     "sppo_hard": _LIKE_DPO,
     "tr_dpo": _LIKE_DPO,
+    "aot": _LIKE_DPO,
+    "beta_dpo": _LIKE_DPO,
+    "dr_dpo": _LIKE_DPO,
+    "wpo": _LIKE_DPO,
     "orpo": Recipe(
         **_rates(5e-6),
         source="alignment-handbook recipes/zephyr-141b-A35b/orpo; LoRA: x10",

@@ -168,10 +168,12 @@ class HTML(Reporter):
 
 DISPLAY_NAMES = {  # display names of the built-in methods in LaTeX
     "alpha_po": "AlphaPO",
+    "aot": "AOT",
     "apo_down": "APO-down",
     "apo_zero": "APO-zero",
     "bco": "BCO",
     "best_of_n": "best-of-$n$",
+    "beta_dpo": "$\\beta$-DPO",
     "cal_dpo": "Cal-DPO",
     "checkpoint": "checkpoint",
     "chipo": "ChiPO",
@@ -181,6 +183,7 @@ DISPLAY_NAMES = {  # display names of the built-in methods in LaTeX
     "dpo_nll": "DPO+NLL",
     "dpo_shift": "DPO-Shift",
     "dpop": "DPOP",
+    "dr_dpo": "Dr. DPO",
     "exo": "EXO",
     "f_dpo": "$f$-DPO",
     "focal_po": "FocalPO",
@@ -207,6 +210,7 @@ DISPLAY_NAMES = {  # display names of the built-in methods in LaTeX
     "sppo_hard": "SPPO (hard)",
     "start": "start checkpoint",
     "tr_dpo": "TR-DPO",
+    "wpo": "WPO",
 }
 GENERATED = re.compile(r"(\w+)(( quick)?( \(\w+=.*\))?( \[[0-9a-f]+\])?)", re.ASCII)
 COMMAND_LINE = re.compile(r"(?:^|(?<=\.) )[^.]*`--[^.]*\.")

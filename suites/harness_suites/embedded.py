@@ -58,6 +58,10 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "nca": PAIRS | {"beta": 0.3},
     "r_dpo": PAIRS | {"beta": 0.3},
     "sppo_hard": PAIRS | {"beta": 0.1},
+    "aot": PAIRS | {"beta": 0.3},
+    "beta_dpo": PAIRS | {"beta": 0.3},
+    "dr_dpo": PAIRS | {"beta": 0.3},
+    "wpo": PAIRS | {"beta": 0.3},
     "tr_dpo": PAIRS | {"beta": 0.3, "ref_model_sync_steps": 50},
     # near imitation of the best of 8: with the ranking loss at weight 0.3, or 1 as in the paper, so
     # small a model collapses
