@@ -566,7 +566,7 @@ class Detached(FocalPO):
 ENDS_ELSEWHERE = {
     "r_dpo": (PaidForLength(beta=0.5, alpha=0.2), RDPO(beta=0.5, alpha=0.2)),
     "bco": (Unshifted(beta=0.5), BCO(beta=0.5)),
-    "focal_po": (Detached(beta=0.5, gamma=0.2), FocalPO(beta=0.5, gamma=0.2)),
+    "focal_po": (Detached(beta=0.5), FocalPO(beta=0.5)),
     "f_dpo": (FDPO(beta=0.5), FDPO(beta=0.5, divergence="alpha")),
     "chipo": (ChiPO(beta=0.5, r_max=0.3), ChiPO(beta=0.5)),
     "tr_dpo": (DPO(beta=1.0), TRDPO(**ROUNDS)),
@@ -575,7 +575,7 @@ ENDS_ELSEWHERE = {
     "exo": (IPO(beta=0.5), EXO(beta=0.5)),
     "dpo_shift": (DPO(beta=0.5), DPOShift(beta=0.5)),
     "nca": (DPO(beta=0.5), NCA(beta=0.5)),
-    "cal_dpo": (SPPOHard(beta=0.5), CalDPO(beta=0.5)),
+    "cal_dpo": (DPO(beta=1.0), CalDPO(beta=0.5)),
 }
 
 
