@@ -23,7 +23,7 @@ def check_adapters(spec: RunSpec, built: Participants) -> None:
         missing.append(f"--set lora_rank={RANK}")
     if spec.start == START_SFT and not spec.stages["sft"]["lora_rank"]:
         missing.append(f"--stage-set sft.lora_rank={RANK}")
-    if _learns_scores(built) and not spec.stages["reward_model"]["lora_rank"]:
+    if _learns_scores(spec, built) and not spec.stages["reward_model"]["lora_rank"]:
         missing.append(f"--stage-set reward_model.lora_rank={RANK}")
     if missing:
         raise UsageError(
@@ -32,7 +32,9 @@ def check_adapters(spec: RunSpec, built: Participants) -> None:
         )
 
 
-def _learns_scores(built: Participants) -> bool:
+def _learns_scores(spec: RunSpec, built: Participants) -> bool:
     """Return whether a run trains a reward model or a judge."""
+    if spec.reward_model is not None:
+        return built.judge.learns
     watched = built.suite.proxy and built.can_prefer
     return watched or built.judge.learns or "reward" in built.method.required()

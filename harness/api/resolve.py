@@ -36,6 +36,7 @@ from ..core.spec import (
 from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
 from .adapters import class_of, options_of_class, written_as
 from .contracts import Labeller, Method, Suite
+from .hub_reward import check_reward_model
 from .participants import Participants, participants
 from .quantised import check_adapters
 from .quick import lowered
@@ -74,6 +75,7 @@ def resolve(request: Request, registry: Registry) -> RunSpec:
     check_save(spec)
     built = participants(spec, registry)
     check_adapters(spec, built)
+    check_reward_model(spec, built)
     return dataclasses.replace(spec, code=code_of(spec, built, registry))
 
 
@@ -188,6 +190,7 @@ def code_of(spec: RunSpec, built: Participants, registry: Registry) -> dict[str,
         "evaluation": code_digest("evaluation"),
         "method": source_digest(type(built.method)),
         **_method_data(built.method),
+        **_reward_data(spec),
         "suite": package_digest(type(suite)),
         "engine": source_digest(registry.get("engines", spec.engine)),
         "judge": package_digest(written_as(built.judge)),
@@ -208,6 +211,11 @@ def _method_data(method: Method) -> dict[str, str]:
     """Return the digest of the files that a method reads; nothing for one that reads none."""
     files = method.data_files()
     return {"method_data": combined_digest(files)} if files else {}
+
+
+def _reward_data(spec: RunSpec) -> dict[str, str]:
+    """Return the digest of the reward model that a run names; nothing for one that names none."""
+    return {"reward_model": _base_digest(spec.reward_model)} if spec.reward_model else {}
 
 
 def _digest_of(labeller: Labeller | None) -> str:

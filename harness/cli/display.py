@@ -86,7 +86,14 @@ def _lines(r: dict[str, Any]) -> list[tuple[str, str]]:
     """
     still = [("warning", sentence(r))] if sentence(r) else []
     data = [("data", brief(r["data"]))] if r.get("data") else []
-    return [*still, *_quality(r["evaluation"]), *data, *_cost(r), *_wall_time(r["cost"])]
+    scorer = [("reward model", _scorer(r["reward_model"]))] if "reward_model" in r else []
+    return [*still, *_quality(r["evaluation"]), *scorer, *data, *_cost(r), *_wall_time(r["cost"])]
+
+
+def _scorer(scorer: Mapping[str, Any]) -> str:
+    """Return the reward model that a run named, and its normalisation."""
+    raw = f"raw scores of the start checkpoint {scorer['mean']:.3g} +- {scorer['scale']:.3g}"
+    return f"{printable(scorer['name'])} ({scorer['weights'][:12]}), {raw}"
 
 
 def show_run(folder: Path) -> None:

@@ -52,6 +52,14 @@ from .options import plugin_files, results_option, settings_option
     ),
 )
 @click.option(
+    "--reward-model",
+    metavar="PATH_OR_HUB_ID",
+    help=(
+        "Score answers with this sequence classifier instead of a trained reward model. It reads"
+        " them by its own tokenizer and chat template."
+    ),
+)
+@click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,

@@ -135,6 +135,7 @@ _PREFERENCES = (
 )
 _REWARD_MODEL = (
     *_PREFERENCES,
+    "training/hub_reward.py",
     "training/reward_model.py",
     "training/stages/reward_modelling.py",
 )
@@ -183,6 +184,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "training/stages/data_check.py",
     "api/culprits.py",
     "api/hookspecs.py",
+    "api/hub_reward.py",
     "api/real_models.py",
     "api/quantised.py",
     "api/quick.py",

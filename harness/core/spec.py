@@ -46,6 +46,8 @@ class RunSpec:
     start: str = START_SFT
     # the model that KL is measured to and that methods compare with; None: the start checkpoint
     reference: str | None = None
+    # a classifier that scores answers in place of the trained reward model; None: the trained one
+    reward_model: str | None = None
     budget: Budget = field(default_factory=Budget)
     engine: str = "hf"
     judge: str | None = None  # None: the suite's
@@ -106,6 +108,10 @@ class RunSpec:
         values.pop("execution")
         if not values.get("judge_options", True):
             values.pop("judge_options")  # the names of runs without any stay as they were
+        if not values["reward_model"]:
+            values.pop("reward_model")  # likewise
+        elif scorer := self.code.get("reward_model"):  # its contents are in a name, not its place
+            values["reward_model"] = scorer
         if against := self.code.get("against"):  # its place is in no name, its contents are
             values["stages"]["evaluation"]["against"] = against
         values["suite_options"].pop("folder", None)  # contents are in `code`, their place is not

@@ -32,6 +32,7 @@ from ..statistics.over_prompts import (
 )
 from ..statistics.pass_at_k import pass_estimates
 from ..training.checkpoints import read_snapshot
+from ..training.hub_reward import HubReward
 from ..training.lab import LanguageModel, Runtime
 from ..training.reward_model import RewardModel
 from ..training.rewards import batch_verdicts
@@ -168,13 +169,17 @@ def _scored(
     sides: Sequence[tuple[Batch, list[str]]], stages: Stages, runtime: Runtime
 ) -> list[Answers]:
     """Return what answers are worth; the proxy is in memory for as long as this takes."""
-    proxy = stages.load_reward(stages.reward_artifact(0)) if stages.has_proxy() else None
+    proxy = stages.load_proxy() if stages.has_proxy() else None
     with runtime.meter.phase("evaluate"):
         return [_score(*side, stages, proxy, runtime) for side in sides]
 
 
 def _score(
-    batch: Batch, texts: list[str], stages: Stages, proxy: RewardModel | None, runtime: Runtime
+    batch: Batch,
+    texts: list[str],
+    stages: Stages,
+    proxy: RewardModel | HubReward | None,
+    runtime: Runtime,
 ) -> Answers:
     ended = batch["ended"]
     with activity(EVALUATION, "evaluation: proxy reward"):

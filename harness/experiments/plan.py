@@ -46,7 +46,9 @@ def plan_of(spec: RunSpec, built: Participants, results: Path) -> RunPlan:
     estimates.
     """
     shared = ["sft"] if spec.start == START_SFT else []
-    if built.can_prefer:
+    if spec.reward_model:
+        shared.append("reward model")
+    elif built.can_prefer:
         rewarded = built.suite.proxy or "reward" in built.method.required()
         learns = rewarded or bool(built.method.required() & {"pairs", "labelled"})
         shared += ["preferences"] * learns + ["reward model"] * rewarded

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..core.artifacts import Artifact
     from ..core.data import LabelledCompletion, LabelledPair
     from ..models.initial_checkpoint import InitialCheckpoint
+    from ..models.tokens import Tokens
     from ..training.lab import MethodInputs
     from ..training.reference_cache import ReferenceCache
     from ..training.stages.runtime import Progress, StageRuntime
@@ -98,6 +99,9 @@ def prepare(
         used += members
         folders = [m.folder for m in members]
         method_inputs.rewards = partial(_load_rewards, folders, stages.checkpoint)
+        if spec.reward_model is not None:
+            own = (spec.reward_model, stages.tokens, str(stages.device))
+            method_inputs.rewards = partial(_load_hub_reward, folders[0], *own)
     method_inputs.reference_cache = _reference_cache(stages, method_inputs)
     return method_inputs, {a.kind: a for a in used}
 
@@ -117,7 +121,8 @@ def _give_data(
         method_inputs.verifier = suite.make_verifier()
         if method_inputs.verifier is not None:
             method_inputs.closing.append(method_inputs.verifier.close)
-    if not needs & {"pairs", "labelled", "reward"}:
+    learns = needs & {"pairs", "labelled", "reward"}
+    if not learns or (learns == {"reward"} and stages.spec.reward_model is not None):
         return []
     feedback = stages.feedback
     method_inputs.labels = int(feedback.info["asked"])
@@ -261,7 +266,7 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
         "demonstrations": bool(suite.demonstrations()),
         "pairs": stages.own_labeller is not None or stages.can_pair(),
         "labelled": can_prefer,
-        "reward": can_prefer,
+        "reward": can_prefer or spec.reward_model is not None,
         "verifier": suite.make_verifier() is not None,
         "labels": (stages.own_labeller or stages.labeller) is not None,
     }
@@ -287,6 +292,7 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
                 " a method is trained to please would judge it. Name another judge or labeller."
                 " Nothing was trained."
             )
+    check_apart(stages)
     split = spec.stages["evaluation"]["split"]
     _check_against(spec, stages)
     if spec.stages["evaluation"]["answers"] > 1 and not can["verifier"]:
@@ -298,6 +304,21 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
         raise UsageError(
             f"The {split} split of {spec.suite_name} has fewer than two prompts: nothing can be"
             " measured."
+        )
+
+
+def check_apart(stages: Stages) -> None:
+    """Refuse a judge with the weights of the reward model that a method is trained to please.
+
+    Raises:
+        Refused: They have the same weights.
+    """
+    named = stages.spec.reward_model
+    if named is not None and stages.judge.identity().get("weights") == stages.scorer.digest:
+        raise Refused(
+            f"--reward-model {named} and the judge {stages.judge.name} have the same weights: what"
+            " a method is trained to please would judge it. Name another judge or another reward"
+            " model. Nothing was trained."
         )
 
 
@@ -331,6 +352,12 @@ def _leave_labels(spec: RunSpec, used: int) -> None:
             f" more while it trains. Leave it some: {less}a larger budget. The shared stages are"
             " made; the method was not trained."
         )
+
+
+def _load_hub_reward(folder: Path, model: str, tokens: Tokens, device: str) -> list[Any]:
+    from ..training.hub_reward import HubReward
+
+    return [HubReward.load(folder, model, tokens, device)]
 
 
 def _load_rewards(folders: list[Path], start: InitialCheckpoint) -> list[Any]:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ..training.stages.stages import Stages
 
 
+REWARD_FIGURES = ("weights", "mean", "scale")  # of a reward model of the hub
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """The result of an evaluation: figures, samples, comparability hashes and the stages used."""
@@ -64,11 +67,20 @@ def result_of(
     return run_folder.heading(spec, "finished") | {
         "paper": paper,
         "model": model_of(spec),
+        **_reward_model_of(spec, stages),
         "evaluation": assessed.figures,
         "ground": assessed.ground,
         "artifacts": artifacts,
         "cost": costs(report) | ({"judge": dict(assessed.judging)} if assessed.judging else {}),
     }
+
+
+def _reward_model_of(spec: RunSpec, stages: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return the reward model that a run named, with its normalisation; nothing without one."""
+    if spec.reward_model is None:
+        return {}
+    info = stages["hub_reward"].info
+    return {"reward_model": {"name": spec.reward_model, **{k: info[k] for k in REWARD_FIGURES}}}
 
 
 def model_of(spec: RunSpec) -> dict[str, Any]:
@@ -111,7 +123,7 @@ def ground_of(spec: RunSpec, stages: Stages) -> dict[str, str]:
         ground["reference"] = stages.reference_content[:16]
     if "judge_model" in stages.used:
         ground["judge_model"] = stages.used["judge_model"].content[:16]
-    if stages.has_proxy():
+    if stages.has_proxy() and spec.reward_model is None:
         ground["preferences"] = stages.preferences.content[:16]
         ground["reward_model"] = stages.reward_artifact(0).content[:16]
     return ground

@@ -48,6 +48,7 @@ TRACEBACK = re.compile(r" The traceback is in .*traceback\.txt\.")
 HINTS = {  # parts of `code` that are files of data, and what to do where they are not found
     "data": " (--data-folder DIR says where they lie now)",
     "labeller_data": "",
+    "reward_model": " (--reward-model {reward_model}, named from where the run was started)",
     "base": " (--model {model}, named from where the run was started)",
     "reference": " (--reference {reference}, named from where the run was started)",
 }

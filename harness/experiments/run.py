@@ -34,7 +34,7 @@ from ..core.spec import RunSpec, stage_options
 from . import record, saved_policy
 from .observers import Observers
 from .plan import plan_of
-from .prepare import RunOptions, open_stage_runtime, open_stages, prepare
+from .prepare import RunOptions, check_apart, open_stage_runtime, open_stages, prepare
 from .trained_policy import Training
 
 if TYPE_CHECKING:
@@ -308,6 +308,7 @@ def assess(
 
     built = participants(spec, registry)
     stages = open_stages(spec, built, stage_runtime)
+    check_apart(stages)
     options = stage_options(spec, "evaluation")
     figures, samples = evaluate(drawn, stages, options, meter)
     model = (

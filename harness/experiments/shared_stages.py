@@ -26,6 +26,8 @@ def make_shared_stages(spec: RunSpec, registry: Registry, settings: RunOptions) 
         stages = open_stages(spec, participants(spec, registry), stage_runtime)
         report_data(spec, stages)
         artifacts = [stages.start_artifact]
+        if stages.has_proxy() and spec.reward_model is None:
+            artifacts.append(stages.preferences)
         if stages.has_proxy():
-            artifacts += [stages.preferences, stages.reward_artifact(0)]
+            artifacts.append(stages.reward_artifact(0))
     return artifacts

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..core import hub
 from ..core.data import Text, prompt_text
+from ..core.digests import digest_of
 from ..core.errors import UsageError
 from ..core.transcripts import is_transcript, messages_of
 from .chat import ChatOptions
@@ -49,6 +50,12 @@ class SequenceScorer:
     def digest(self) -> str:
         """The digest of the weights."""
         return weights_digest(self.model)
+
+    @property
+    def rendering(self) -> str:
+        """The digest of what turns texts into tokens: the tokenizer and its chat template."""
+        tokenizer = self.tokenizer
+        return digest_of([tokenizer.get_vocab(), tokenizer.chat_template])
 
     def score(self, prompts: Sequence[Text], answers: Sequence[str]) -> Scored:
         """Return the logit of each answer to its prompt."""
@@ -124,17 +131,44 @@ def _read(name: str) -> nn.Module:
             output_loading_info=True,
         )
     except _FAILURES as error:
-        why = hub.advice(name) if offline else f"{HUB_HINT} ({str(error).splitlines()[0][:300]})"
-        raise UsageError(f"The reward model {name} could not be loaded. {why}") from error
+        raise _unreadable(name, offline, error) from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise UsageError(
             f"The reward model {name} has no {missing[0]}, which would be random: it is not a"
             " trained sequence classifier (AutoModelForSequenceClassification)."
         )
-    outputs = int(model.config.num_labels)
-    if outputs != 1:
-        raise UsageError(
-            f"The reward model {name} has {outputs} outputs; one score for an answer was expected."
-        )
+    _check_outputs(name, model.config)
     return frozen(model)
+
+
+def _check_outputs(name: str, config: Any) -> None:
+    if int(config.num_labels) != 1:
+        raise UsageError(
+            f"The reward model {name} has {config.num_labels} outputs; one score for an answer was"
+            " expected."
+        )
+
+
+def meta_scorer(name: str) -> nn.Module:
+    """Return a classifier without weights, on the device "meta", from its configuration alone.
+
+    Raises:
+        UsageError: There is no configuration of a classifier with one output.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    offline = hub.offline(name)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForSequenceClassification.from_config(config)
+    except _FAILURES as error:
+        raise _unreadable(name, offline, error) from error
+    _check_outputs(name, config)
+    return model
+
+
+def _unreadable(name: str, offline: bool, error: BaseException) -> UsageError:
+    why = hub.advice(name) if offline else f"{HUB_HINT} ({str(error).splitlines()[0][:300]})"
+    return UsageError(f"The reward model {name} could not be loaded. {why}")

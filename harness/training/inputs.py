@@ -12,6 +12,7 @@ from ..core.settings import AdamWOptions
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.model_state import ModelState
 from ..models.tokens import Tokens
+from .hub_reward import HubReward
 from .label_server import LabelClient
 from .reward_model import RewardModel
 
@@ -32,7 +33,7 @@ class MethodInputs:
     prompts: Sequence[Prompt] = ()
     pairs: Sequence[LabelledPair] = ()
     demonstrations: Sequence[Demonstration] = ()
-    rewards: Callable[[], list[RewardModel]] | None = None
+    rewards: Callable[[], Sequence[RewardModel | HubReward]] | None = None
     verifier: Verifier | None = None
     labels: int = 0  # that making these inputs took
     label_client: Callable[[], LabelClient] | None = None  # labels fresh samples
@@ -45,7 +46,7 @@ class MethodInputs:
     read: Callable[[str], InitialCheckpoint] | None = None  # reads a model of another origin
     labelled: Sequence[LabelledCompletion] = ()  # empty: those of the pairs, where asked for
     # the reward models in memory that do not go on learning, and what they were when they were read
-    reward_states: list[tuple[RewardModel, ModelState]] = field(default_factory=list)
+    reward_states: list[tuple[RewardModel | HubReward, ModelState]] = field(default_factory=list)
 
     def close(self) -> None:
         """End what was started for the method."""

@@ -25,6 +25,7 @@ from .guests import Guest
 from .inputs import MethodInputs as MethodInputs
 from .loop import Loop
 from .reference_cache import Cached
+from .reward_model import RewardModel
 from .rewards import RewardScorer
 from .roles import Critic as Critic
 from .roles import LanguageModel as LanguageModel
@@ -216,8 +217,10 @@ class Lab(DataStreams):
         that counts the weights below that adapter.
         """
         lora = lora_of(self._method, self._runtime.seed, "value")
+        reward = None
         if from_reward and self._method_inputs.rewards is not None:
             reward = self._scoring.models()[0]
+        if isinstance(reward, RewardModel):  # one of the hub has another architecture
             apart = getattr(self._method, "reward_refresh", 0) > 0
             below = BASE if adapted(reward.model) else "value_base" if apart else reward.role.name
             return reward.for_critic(lora, apart), below

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,7 @@ from ..models.batches import Batch, PromptBatch
 from ..models.generation import Sampler
 from ..models.lora import learn
 from ..models.tokens import Tokens
+from .hub_reward import HubReward
 from .inputs import MethodInputs
 from .label_server import LabelClient
 from .loop import Loop
@@ -43,7 +45,7 @@ class RewardScorer:
             runtime,
             loop,
         )
-        self._models: list[RewardModel] | None = None
+        self._models: Sequence[RewardModel | HubReward] | None = None
         self._label_client: LabelClient | None = None
         self._refreshed: tuple[int, int] | None = None
 
@@ -98,7 +100,7 @@ class RewardScorer:
             )
             self._count_labels(count)
         preferred = preferred_of(labels, REFRESH_COMPLETIONS).to(self._runtime.device)
-        for model in self.models():
+        for model in self._trained():
             self._learn(model, batch, preferred)
 
     def _learn(self, model: RewardModel, batch: Batch, preferred: Tensor) -> None:
@@ -166,7 +168,7 @@ class RewardScorer:
             self._lab.log(**{f"verdict_{k}": mean for k, mean in means.items() if mean == mean})
         return values
 
-    def models(self) -> list[RewardModel]:
+    def models(self) -> Sequence[RewardModel | HubReward]:
         """Return the reward models, loaded when first asked for."""
         if self._models is None:
             if self._method_inputs.rewards is None:
@@ -175,12 +177,16 @@ class RewardScorer:
                 )
             self._models = self._method_inputs.rewards()
             if self._options.reward_refresh:
-                for model in self._models:  # they are trained further
+                for model in self._trained():  # they are trained further
                     rate = self._method_inputs.refresh.learning_rate * REFRESH_RATE
                     self._loop.trainer.add(model.role.name, learn(model.model), rate)
             else:
                 self._method_inputs.reward_states += [(one, one.state()) for one in self._models]
         return self._models
+
+    def _trained(self) -> list[RewardModel]:
+        """Return the reward models that were trained here; a run of the hub's has none."""
+        return [model for model in self.models() if isinstance(model, RewardModel)]
 
 
 def batch_verdicts(

@@ -54,3 +54,25 @@ def save_model(folder, words=WORDS, template=None, seed=0, pieces=False):
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def save_classifier(folder, tokenizer, seed=0, labels=1):
+    """A tiny random sequence classifier in hub format, with the tokenizer of another folder."""
+    from transformers import AutoTokenizer, LlamaForSequenceClassification
+
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.5,
+        pad_token_id=words.pad_token_id,
+        num_labels=labels,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)

@@ -111,3 +111,19 @@ def test_a_page_says_why_and_has_the_answers(coin):
 def test_matching_is_refused(coin):
     with pytest.raises(UsageError, match="does not exclude"):
         matched(select(coin, Filter()), "kl")
+
+
+def test_a_table_shows_the_qualities_of_verdicts(tmp_path):
+    made = [record("dpo", seed) for seed in (0, 1)]
+    for i, one in enumerate(made):
+        bias = {"mean": 0.03 - 0.05 * i, "low": 0.0, "high": 0.1}
+        judge = {"name": "llm_judge", "problems": {"refused": 2, "unparsed": i}}
+        judge |= {"position_bias": bias, "position_consistency": 0.8 + i / 10}
+        one["evaluation"]["judge"] = judge | {"self_agreement": 0.95}
+    (note,) = [
+        n for n in comparison(select(put(tmp_path, *made), Filter())).notes if "llm_judge" in n
+    ]
+    assert note == (
+        "Verdicts of llm_judge: 4 refused, 1 unparsed, position bias -0.020 to +0.030, both orders"
+        " agree on 80% to 90% of the pairs, repeated questions agree on 95%."
+    )

@@ -105,6 +105,7 @@ FLAGS = {
         "--model",
         "--start",
         "--reference",
+        "--reward-model",
         "--seed",
         "--shared-seed",
         "--answer-timeout",

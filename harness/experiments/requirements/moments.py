@@ -25,6 +25,7 @@ from ...models.loading import (
 from ...models.lora import adapted, base_of, beside, learn, own
 from ...models.memory import total_memory
 from ...models.nf4 import convertible, packed_size
+from ...models.sequence_scorer import meta_scorer
 from .live_memory import peak_bytes
 from .passes import (
     Shape,
@@ -134,6 +135,11 @@ class Models:
     def parameters(self) -> int:
         """How many weights the causal model has."""
         return size_of(self.start)[0]
+
+    @cached_property
+    def scorer(self) -> nn.Module:
+        """The model of `--reward-model`, frozen."""
+        return meta_scorer(self.spec.reward_model or "")
 
     @cached_property
     def scalar_bytes(self) -> int:

@@ -18,6 +18,8 @@ from ...core.settings import PreferenceOptions
 from ...core.spec import BFLOAT16, START_SFT, RunSpec, saved_kind, stage_options
 from ...models.flops import row_flops
 from ...models.hub_format import limits_of, load_tokenizer
+from ...models.loading import size_of
+from ...training.hub_reward import NORMALISED_ON
 from .asks import Asks, asks_of
 from .moments import Machine, Models, Moment, Passes, Trained, largest, padded
 from .passes import Shape
@@ -179,11 +181,13 @@ def stages_of(run: Configured) -> list[Stage]:
 
 def _reads_preferences(run: Configured) -> bool:
     """Return whether the method or a reward model learns from preferences."""
-    return _rewards(run) or bool(run.built.method.required() & {"pairs", "labelled"})
+    learns = _rewards(run) and run.spec.reward_model is None
+    return learns or bool(run.built.method.required() & {"pairs", "labelled"})
 
 
 def _rewards(run: Configured) -> bool:
-    return bool(run.asks.rewards) or (run.suite.proxy and run.prefers)
+    named = run.spec.reward_model is not None
+    return named or bool(run.asks.rewards) or (run.suite.proxy and run.prefers)
 
 
 def _sft(run: Configured) -> Stage:
@@ -218,9 +222,28 @@ def _preferences(run: Configured) -> Stage:
 
 
 def _reward_model(run: Configured) -> Stage:
+    if run.spec.reward_model is not None:
+        return _normalisation(run)
     members = max(1, run.asks.rewards)
     name = "reward model" if members == 1 else f"{members} reward models"
     return _scalar_stage(run, name, members)
+
+
+def _normalisation(run: Configured) -> Stage:
+    """Return the stage that scores answers of the start checkpoint with a named reward model."""
+    shape = run.shape(min(NORMALISED_ON, len(run.suite.prompts("train"))), 1)
+    held = {"start": run.models.bytes, "reward": size_of(run.models.scorer)[1]}
+    moment = run.passes.decoding("answers", held, shape, run.models.start)
+    flops = run.forward(shape) + _scored_flops(run, shape)
+    return Stage("reward model", (moment,), flops=flops)
+
+
+def _scored_flops(run: Configured, shape: Shape) -> float:
+    """Return the FLOPs of scoring answers with a named reward model: two for each parameter and
+    token.
+    """
+    tokens = shape.rows * shape.each * shape.width
+    return 2.0 * size_of(run.models.scorer)[0] * tokens
 
 
 def _judge(run: Configured) -> Stage:
@@ -294,12 +317,16 @@ def _held(run: Configured, policy: Trained, critics: list[Trained]) -> dict[str,
 
 
 def _reward_lora(run: Configured) -> bool:
+    if run.spec.reward_model is not None:
+        return False
     return bool(stage_options(run.spec, "reward_model").lora_rank)
 
 
 def _reward_weights(run: Configured) -> dict[str, int]:
     if not run.asks.rewards:
         return {}
+    if run.spec.reward_model is not None:
+        return {"reward": size_of(run.models.scorer)[1]}
     options = stage_options(run.spec, "reward_model")
     each = run.models.scalar_bytes
     if options.lora_rank:
@@ -340,8 +367,13 @@ def _method_flops(run: Configured) -> float:
     factor = _factor(run.method) * (1 + asks.critic)
     if asks.drawn:
         forward = run.forward(run.shape(asks.drawn, asks.each))
-        passes = 1 + asks.rewards + asks.reference + asks.critic  # the rollout is one of them
-        return int(options.get("steps") or 1) * forward * (passes + asks.updates * factor)
+        passes = 1 + asks.reference + asks.critic  # the rollout is one of them
+        if run.spec.reward_model is None:
+            scores = asks.rewards * forward
+        else:
+            scores = _scored_flops(run, run.shape(asks.drawn, asks.each))
+        turn = forward * (passes + asks.updates * factor) + scores
+        return int(options.get("steps") or 1) * turn
     rows = run.rankings * (comb(run.ranked, 2) if asks.each == 2 else max(1, run.ranked))
     steps = options.get("steps") or max(
         1, round(float(options.get("epochs", 1)) * rows / asks.rows)
@@ -370,6 +402,8 @@ def _evaluation(run: Configured) -> Stage:
         scalar = models.scalar(stage_options(spec, "reward_model"), "reward").bytes
     judge = {"judge": scalar} if learnt else {}
     proxy = {"reward": scalar} if run.suite.proxy and run.prefers else {}
+    if spec.reward_model is not None:
+        proxy = {"reward": size_of(models.scorer)[1]}
     apart = not adapter or spec.reference is not None
     reference = {"reference": models.bytes} if apart and run.asks.trains else {}
     moments = [

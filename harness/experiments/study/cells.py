@@ -156,7 +156,7 @@ def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) 
             raise UsageError(f"{where}: {key}: {unknown('sort of option', head, PREFIXES)}")
         kinds[head if rest else ""][rest or key] = value
     run = dataclasses.asdict(build(RunOptions, kinds["run"], where))
-    for name in ("model", "reference"):
+    for name in ("model", "reference", "reward_model"):
         if run[name] and Path(run[name]).is_dir():  # the same name from every working directory
             run[name] = str(Path(run[name]).resolve())
     settings = {kind: tuple(f"{k}={text_of(v)}" for k, v in kinds[kind].items()) for kind in kinds}
@@ -205,6 +205,7 @@ def unmet(spec: RunSpec, registry: Registry) -> str:
     needs = built.method.required()
     cannot = {"labels": built.learns_from is None}
     cannot |= dict.fromkeys(("pairs", "labelled", "reward"), not built.can_prefer)
+    cannot["reward"] &= spec.reward_model is None
     missing = sorted(need for need in needs if cannot.get(need))
     if "verifier" in needs and built.suite.make_verifier() is None:
         missing.append("verifier")

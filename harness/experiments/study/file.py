@@ -32,6 +32,7 @@ class RunOptions:
     model: str | None = None
     start: str | None = None  # None: chosen by the model, as on the command line
     reference: str | None = None
+    reward_model: str | None = None
     shared_seed: int = 0
     judge: str | None = None
     labeller: str | None = None

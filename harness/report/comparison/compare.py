@@ -19,7 +19,7 @@ import numpy as np
 from ...core.errors import HarnessError, UsageError, unknown
 from ...core.run_folder import SPEC, flatten, read_failure, read_result
 from ...experiments.study.file import text_of
-from ..selection.comparable import check_grounds, shared_seed_of, unlike
+from ..selection.comparable import check_grounds, own_reward, shared_seed_of, unlike
 from ..selection.figures import (
     Answers,
     answers_of,
@@ -231,7 +231,17 @@ def _options(record: Record) -> dict[str, Any]:
     if not (Path(record["folder"]) / SPEC).exists():
         return dict(record["options"])
     spec = spec_of(record)
-    names = ("model", "start", "reference", "engine", "dtype", "weights", "snapshots", "quick")
+    names = (
+        "model",
+        "start",
+        "reference",
+        "reward_model",
+        "engine",
+        "dtype",
+        "weights",
+        "snapshots",
+        "quick",
+    )
     rest = {k: spec[k] for k in names if k in spec}
     stages, budget = (
         flatten(spec.get("stages", {}), "stage."),
@@ -316,6 +326,8 @@ def measures_of(a: Row, b: Row, ours: Answers, theirs: Answers) -> list[Measure]
             means, difference = (first, second), compare(x, y, grounds=grounds)
         else:
             means, difference = (a.mean(name), b.mean(name)), None
+        if name == "proxy" and len({own_reward(r).get("weights") for r in (*a.good, *b.good)}) > 1:
+            continue  # scores of two models
         if not np.isnan(means).any():
             measures.append(
                 Measure(

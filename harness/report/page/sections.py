@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...core.errors import unknown
 from ...core.records import Damaged
-from ..selection.comparable import OWN_CODE, ground_of
+from ..selection.comparable import OWN_CODE, grounds_of
 from ..selection.run_files import left_out, sound
 from ..selection.select import Record, Selection, rows_of, suite_records, unfinished
 from .settings import text_of
@@ -67,7 +67,8 @@ def _by_ground(records: Sequence[Record]) -> list[_Group]:
 
     A failed run has no digests. It joins the runs of its recipe, or else the largest group.
     """
-    grounds = [(r, ground_of(r)) for r in records if "failure" not in r]
+    good = [r for r in records if "failure" not in r]
+    grounds = list(zip(good, grounds_of(good), strict=True))
     names = [
         name for name in dict.fromkeys(name for _, g in grounds for name in g) if name != OWN_CODE
     ]

@@ -21,6 +21,7 @@ OF_GROUND = (
     "preferences",
     "reward_model",
 )
+TRAINED = ("preferences", "reward_model")  # conditions of runs that share a trained reward model
 CODE = {"the harness's code": "harness", OWN_CODE: "method"}  # digests in a run's provenance
 
 
@@ -66,7 +67,7 @@ def unlike(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
 
     What the shared seed decides is compared between runs of one shared seed.
     """
-    grounds = [ground_of(r) for r in records]
+    grounds = grounds_of(records)
     names = dict.fromkeys(name for ground in grounds for name in ground if name != OWN_CODE)
     by_shared_seed: dict[int, list[int]] = {}
     rows: dict[str, list[int]] = {}
@@ -87,6 +88,31 @@ def unlike(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
             [records[i] for i in indices], codes
         )
     return {name: values for name, values in by_name.items() if len(values) > 1}
+
+
+def grounds_of(records: Sequence[Record]) -> list[dict[str, str]]:
+    """Return the conditions of runs.
+
+    A run with a reward model of its own (`--reward-model`) shares neither preferences nor a trained
+    reward model. In these it counts as equal to the runs that agree with it in all else.
+    """
+    grounds = [ground_of(r) for r in records]
+    shared = [(r, g) for r, g in zip(records, grounds, strict=True) if not own_reward(r)]
+    for i, record in enumerate(records):
+        if not own_reward(record):
+            continue
+        common = {k: v for k, v in grounds[i].items() if k != OWN_CODE}
+        here = [g for r, g in shared if shared_seed_of(r) == shared_seed_of(record)]
+        alike = [g for g in here if common.items() <= g.items()] or here
+        trained = {k: v for g in alike[:1] for k, v in g.items() if k in TRAINED}
+        grounds[i] = trained | grounds[i]
+    return grounds
+
+
+def own_reward(record: Record) -> Mapping[str, Any]:
+    """Return the reward model of the hub that a run names; empty for one that names none."""
+    named: Mapping[str, Any] = record.get("reward_model") or {}
+    return named
 
 
 def ground_of(record: Record) -> dict[str, str]:

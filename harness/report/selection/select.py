@@ -22,7 +22,7 @@ from ...core.run_folder import (
 )
 from ...core.spec import FORMER_METHODS, START
 from ...experiments.study.state import Place, places_of, refused_of
-from .comparable import check_comparable, check_grounds, settings_of, shared_seed_of
+from .comparable import check_comparable, check_grounds, own_reward, settings_of, shared_seed_of
 from .run_files import left_out, sound, spec_of, suite_of, withheld, without_doubtful
 
 Record = Mapping[str, Any]
@@ -437,6 +437,9 @@ def _row_names(groups: Mapping[Key, Sequence[Record]]) -> dict[Key, str]:
             for o in options
             if o in differing[key[0]] and (set_by_hand is None or o in set_by_hand)
         )
+        if scorer := own_reward(group[0]):
+            named = f"reward_model={Path(scorer['name']).name}"
+            settings = ", ".join(filter(None, [settings, named]))
         quick = " quick" if group[0].get("quick") else ""
         name = group[0].get("label")  # in a study
         if is_guest(group[0]) and not name:  # it is distinguished by its model

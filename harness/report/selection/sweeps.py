@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...statistics.intervals import Array
+from .comparable import own_reward
 from .figures import answers_of, complete, of_prompts
 from .select import Row
 
@@ -63,6 +64,7 @@ def _words(row: Row) -> Words:
     """Return the settings of a row that are not numbers."""
     record = row.records[0]
     words = {name: str(value) for name, value in record["options"].items() if not _is_number(value)}
+    words |= {f"reward_model.{name}": str(value) for name, value in own_reward(record).items()}
     return tuple(sorted({**words, "quick": str(bool(record.get("quick")))}.items()))
 
 

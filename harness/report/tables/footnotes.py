@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...core.execution import EVALUATION, TRAINING
 from ...core.movement import sentence
 from ...core.run_folder import unspent
 from ...experiments.study.state import CLASSES, LEFT, TUNING, read_tuning, study_folder
-from ..selection.comparable import unlike
+from ..selection.comparable import own_reward, unlike
 from ..selection.run_files import spec_of
 from ..selection.select import Record, Row, Selection, is_guest
 
@@ -33,6 +34,7 @@ class Footnotes:
             [
                 *_failures(row),
                 *_elsewhere(row),
+                *_rewarded(row),
                 *_unmoved(row),
                 *_budget(row),
                 *_execution(row, usual),
@@ -83,6 +85,16 @@ def _elsewhere(row: Row) -> Iterator[str]:
     yield ("Trained elsewhere: its training cost is unknown. Seeds change its answers only.")
     if reason := row.good[0]["evaluation"].get("kl_missing"):
         yield f"KL cannot be measured: {reason}."
+
+
+def _rewarded(row: Row) -> Iterator[str]:
+    """Yield the footnote on a reward model that was not trained here."""
+    if scorer := own_reward(row.good[0]) if row.good else None:
+        yield (
+            f"Its reward, and its proxy score, is that of the model {Path(scorer['name']).name}"
+            f" ({scorer['weights'][:12]}), with mean 0 and standard deviation 1 over the start"
+            " checkpoint's answers."
+        )
 
 
 def _unmoved(row: Row) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -184,7 +185,43 @@ def judge_notes(selection: Selection) -> list[str]:
             )
         if "against" in record["evaluation"]:
             notes.append(f"The baseline is the answers of {record['evaluation']['against']}.")
-    return list(dict.fromkeys(notes))
+    return [*dict.fromkeys(notes), *verdict_notes(selection)]
+
+
+def verdict_notes(selection: Selection) -> list[str]:
+    """Return the notes on replies without a verdict, position bias and self-agreement, by judge."""
+    by_judge: dict[str, list[Mapping[str, Any]]] = {}
+    for record in selection.good:
+        judge = record["evaluation"].get("judge") or {}
+        if judge.get("problems") or "position_bias" in judge or "self_agreement" in judge:
+            by_judge.setdefault(str(judge["name"]), []).append(judge)
+    return [
+        f"Verdicts of {name}: {', '.join(_verdict_parts(judges))}."
+        for name, judges in by_judge.items()
+    ]
+
+
+def _verdict_parts(judges: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the qualities of the verdicts in several runs: counts are sums, the rest ranges."""
+    counts: Counter[str] = Counter()
+    for judge in judges:
+        counts.update(judge.get("problems", {}))
+    parts = [f"{n} {kind}" for kind, n in sorted(counts.items())]
+    bias = [j["position_bias"]["mean"] for j in judges if "position_bias" in j]
+    parts += [f"position bias {_span(bias, '+.3f')}"] if bias else []
+    for key, label in (
+        ("position_consistency", "both orders agree on {} of the pairs"),
+        ("self_agreement", "repeated questions agree on {}"),
+    ):
+        shares = [judge[key] for judge in judges if key in judge]
+        parts += [label.format(_span(shares, ".0%"))] if shares else []
+    return parts
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """Return the smallest and the largest value, or the only one."""
+    ends = [f"{end(values):{form}}" for end in (min, max)]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def start_note(rows: Sequence[Row]) -> str:

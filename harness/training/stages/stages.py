@@ -31,14 +31,18 @@ from ...models.chat import ChatOptions
 from ...models.hub_format import check_alike, end_tokens
 from ...models.initial_checkpoint import InitialCheckpoint, start_in
 from ...models.loading import Arithmetic, load_causal, load_tokenizer, weights_digest
+from ...models.sequence_scorer import SequenceScorer
 from ...models.tokens import Tokens
 from ..checkpoints import Checkpoints
+from ..hub_reward import HubReward, normalise
 from ..loop import Loop
 from ..reward_model import RewardModel
 from ..runtime import Runtime
 from . import reward_modelling, sft
 from .preferences import Row, rankings_of, read_rankings, sample, take
 from .runtime import StageRuntime
+
+HUB_REWARD = "hub_reward"  # the artifact with the normalisation of a named reward model
 
 
 class Stages:
@@ -239,8 +243,8 @@ class Stages:
         return labeller
 
     def has_proxy(self) -> bool:
-        """Return whether the evaluation uses the shared reward model."""
-        return self.suite.proxy and self.can_prefer()
+        """Return whether the evaluation uses the shared reward model, or a named one."""
+        return self.spec.reward_model is not None or self.suite.proxy and self.can_prefer()
 
     def can_prefer(self) -> bool:
         """Return whether a reward model has data: preferences, labelled completions, or a
@@ -255,8 +259,10 @@ class Stages:
 
     def reward_artifact(self, member: int) -> Artifact:
         """One member of the reward ensemble on the shared preferences; the first is the evaluator's
-        proxy.
+        proxy. With `--reward-model` it is the normalisation of that model.
         """
+        if self.spec.reward_model is not None:
+            return self._normalised
         return self._reward_of("reward_model", self.preferences, member)
 
     def feedback_reward(self, member: int) -> Artifact:
@@ -264,6 +270,30 @@ class Stages:
         if self.own_labeller is None:
             return self.reward_artifact(member)
         return self._reward_of("ai_reward_model", self.feedback, member)
+
+    @cached_property
+    def scorer(self) -> SequenceScorer:
+        """The model of `--reward-model`.
+
+        Raises:
+            UsageError: It cannot be read, or it has not one output.
+        """
+        assert self.spec.reward_model is not None, "a reward model is named"
+        return SequenceScorer(self.spec.reward_model, str(self.device))
+
+    @cached_property
+    def _normalised(self) -> Artifact:
+        """The mean and standard deviation of that model over the start checkpoint's answers."""
+        prompts = [_plain(prompt) for prompt in self.suite.prompts("train")]
+        inputs = self._inputs(
+            "reward_model",
+            None,
+            name=HUB_REWARD,
+            model=[self.scorer.digest, self.scorer.rendering, self.spec.code["reward_model"]],
+            data=digest_of(prompts),
+            start=self.start_artifact.content,
+        )
+        return self._stage(HUB_REWARD, inputs, lambda out, _: normalise(self, self.scorer, out))
 
     def _reward_of(self, name: str, preferences: Artifact, member: int) -> Artifact:
         name = name if member == 0 else f"{name}{member + 1}"
@@ -289,6 +319,15 @@ class Stages:
                 "pairs": float(info["heldout_pairs"]),
             }
         return model
+
+    def load_proxy(self) -> RewardModel | HubReward:
+        """Return the evaluator's proxy, on this run's device."""
+        artifact = self.reward_artifact(0)
+        if self.spec.reward_model is None:
+            return self.load_reward(artifact)
+        return HubReward.load(
+            artifact.folder, self.spec.reward_model, self.tokens, str(self.device)
+        )
 
     def load_reward(self, artifact: Artifact) -> RewardModel:
         """Return the reward model of an artifact, on this run's device."""
