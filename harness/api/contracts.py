@@ -68,6 +68,9 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()  # what the suite must provide: see NEEDS
     # metrics to show while it trains, the most telling first, where they are logged
     shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "grad_norm")
+    # what `[tune]` of a study searches if the study names no space, in the form of
+    # `[tune.space.METHOD]`; empty: there is nothing to tune
+    tuning_space: ClassVar[dict[str, Any]] = {}
 
     @abstractmethod
     def train(self, lab: Lab) -> Policy:

@@ -29,6 +29,8 @@ class GradientMethod(LoraOptions, AdamWOptions, Method):
     `lora_rank` is that of the policy and of a critic of its own.
     """
 
+    tuning_space = {"learning_rate": {"times": [0.2, 5.0]}}
+
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
         super().check()
@@ -70,6 +72,8 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
     kl_gain: float = 0.1  # K_beta of the controller: the largest change per turn is 0.2 of it
     temperature: float | None = None  # of rollouts; none: the suite's, as in the evaluation
     max_new_tokens: int | None = None  # of rollouts; none: the suite's, as in the evaluation
+
+    tuning_space = GradientMethod.tuning_space | {"beta": {"times": [0.2, 5.0]}}
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""

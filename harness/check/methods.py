@@ -124,6 +124,8 @@ def _declares(cls: Any) -> str:
     assert cls.paper, "`paper` is empty: link what it implements"
     mute = [o.name for o in options_of(cls).values() if not o.help]
     assert not mute, f"the options {', '.join(mute)} have no help: write a comment behind the field"
+    odd = sorted(set(cls.tuning_space) - set(options_of(cls)))
+    assert not odd, f"tuning_space names {', '.join(odd)}, which are no options of it"
     gold = sorted(_gold_imports(cls))
     assert not gold, (
         f"it imports {', '.join(gold)}: a method must not see suites, judges or the registry"

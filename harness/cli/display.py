@@ -317,10 +317,21 @@ def describe(kind: str, cls: type, registry: Registry, request: ShowRequest) -> 
         settings = request.settings_of(name, cls, registry) if kind == "methods" else {}
         lines += ["", *_option_lines(cls, settings, f"method {name}")]
     if kind == "methods":
-        lines += ["", *real_models.settings_lines(name)]
+        lines += ["", *_tuning_lines(cls), *real_models.settings_lines(name)]
     if kind == "suites":
         lines += _stage_lines(cls)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _tuning_lines(cls: Any) -> list[str]:
+    """Return what `[tune]` of a study searches if the study names no space."""
+    from ..experiments.study.spaces import read_space
+
+    if not cls.tuning_space:
+        return ["tuning space: none", ""]
+    space = read_space(cls.tuning_space, "tuning_space")
+    rows = [f"  {key}: {axis}" for key, axis in space.items()]
+    return ["tuning space, for [tune] of a study without one of its own", *rows, ""]
 
 
 def describe_stage(name: str, registry: Registry, request: ShowRequest) -> str:

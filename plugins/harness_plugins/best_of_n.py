@@ -58,6 +58,7 @@ class BestOfN(RewardOptions, Method):
 
     name, kind, paper = "best_of_n", "inference only", "https://arxiv.org/abs/2112.09332"
     needs = frozenset({"reward"})
+    tuning_space = {"n": [4, 8, 16, 32]}
 
     n: int = 16  # answers drawn per prompt
 

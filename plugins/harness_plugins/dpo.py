@@ -23,6 +23,7 @@ class DPO(PairOptions):
 
     name, kind, paper = "dpo", "offline preference", "https://arxiv.org/abs/2305.18290"
     needs = frozenset({"pairs"})
+    tuning_space = PairOptions.tuning_space | {"beta": {"times": [0.2, 5.0]}}
     aliases = {
         "cdpo": "label_smoothing=0.1",
         "robust_dpo": "label_smoothing=0.1 robust=true",

@@ -20,6 +20,7 @@ class IPO(PairOptions):
 
     name, kind, paper = "ipo", "offline preference", "https://arxiv.org/abs/2310.12036"
     needs = frozenset({"pairs"})
+    tuning_space = PairOptions.tuning_space | {"beta": {"times": [0.2, 5.0]}}
 
     beta: float = 0.1  # the paper's tau: the target margin is 1 / (2 beta) nats
     length_average: bool = False  # divide log-ratios by length; false: token sums, eq. 17

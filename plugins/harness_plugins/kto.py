@@ -21,6 +21,7 @@ class KTO(PairOptions):
 
     name, kind, paper = "kto", "offline preference", "https://arxiv.org/abs/2402.01306"
     needs = frozenset({"labelled"})  # or the completions of pairs: half of them desirable
+    tuning_space = PairOptions.tuning_space | {"beta": {"times": [0.2, 5.0]}}
 
     beta: float = 0.1  # how fast gains and losses saturate; the strength of the KL constraint
     desirable_weight: float = 1.0  # lambda_D; paper: weights times counts at a ratio of 1 to 3/2

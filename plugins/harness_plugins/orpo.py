@@ -24,6 +24,7 @@ class ORPO(PairOptions):
 
     name, kind, paper = "orpo", "offline preference", "https://arxiv.org/abs/2403.07691"
     needs = frozenset({"pairs"})
+    tuning_space = PairOptions.tuning_space | {"lambda_or": {"times": [0.2, 5.0]}}
 
     lambda_or: float = 0.1  # weight of the odds-ratio term (beta in TRL)
     nll_reduction: str = "token-mean"  # of the likelihood: token-mean, or sequence-mean (eq. 2)

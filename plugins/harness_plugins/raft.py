@@ -17,6 +17,7 @@ class RAFT(OnPolicyOptions):
 
     name, kind, paper = "raft", "on-policy", "https://arxiv.org/abs/2304.06767"
     needs = frozenset({"prompts", "reward"})
+    tuning_space = {"learning_rate": {"times": [0.2, 5.0]}, "epochs": [1, 2, 4]}
 
     steps: int = 10  # rounds
     warmup_ratio: float = 0.0  # share of the rounds with a rising learning rate

@@ -30,6 +30,7 @@ class RLAIF(OnPolicyOptions):
     """
 
     name, kind, paper = "rlaif", "AI feedback", "https://arxiv.org/abs/2309.00267"
+    tuning_space = OnPolicyOptions.tuning_space | {"beta": [0.02, 0.05, 0.1, 0.2]}
 
     annotator: str = "constitution"  # the labeller: constitution, lm, endpoint or a plugin
     optimiser: str = "ppo"  # ppo (with a reward model of the AI preferences) or dpo (on them)

@@ -31,6 +31,7 @@ class RLVR(OnPolicyOptions):
 
     name, kind, paper = "rlvr", "verifiable reward", "https://arxiv.org/abs/2411.15124"
     needs = frozenset({"prompts", "verifier"})
+    tuning_space = OnPolicyOptions.tuning_space | {"beta": [0.01, 0.05, 0.2]}
 
     algorithm: str = "grpo"  # the algorithm: grpo, rloo or ppo
     reward: str = "verifier"  # the only value; for a learned reward run the algorithm itself

@@ -24,6 +24,7 @@ class RRHF(RewardOptions, GradientMethod):
 
     name, kind, paper = "rrhf", "offline preference", "https://arxiv.org/abs/2304.05302"
     needs = frozenset({"prompts", "reward"})
+    tuning_space = GradientMethod.tuning_space | {"rrhf_weight": {"times": [0.2, 5.0]}}
 
     steps: int = 100  # optimiser steps, one per batch of prompts
     num_candidates: int = 4  # candidates per prompt; the ranking loss has a term for each pair

@@ -20,6 +20,10 @@ class SimPO(PairOptions):
 
     name, kind, paper = "simpo", "offline preference", "https://arxiv.org/abs/2405.14734"
     needs = frozenset({"pairs"})
+    tuning_space = PairOptions.tuning_space | {
+        "beta": {"times": [0.4, 2.5]},
+        "gamma": [0.0, 0.5, 1.0, 1.6],
+    }
 
     beta: float = 2.0  # scale of the length-averaged log-probability; not a KL strength
     gamma: float = 1.0  # target margin, in beta times nats per token

@@ -26,6 +26,10 @@ class SLiC(RewardOptions, PairOptions):
     """
 
     name, kind, paper = "slic", "offline preference", "https://arxiv.org/abs/2305.10425"
+    tuning_space = PairOptions.tuning_space | {
+        "delta": {"times": [0.2, 5.0]},
+        "lambda_reg": {"times": [0.2, 5.0]},
+    }
 
     mode: str = "direct"  # direct: labelled pairs; sample-rank: samples ranked by the reward
     delta: float = 1.0  # margin, in nats per completion

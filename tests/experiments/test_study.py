@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from harness_plugins.launcher_local import Local
@@ -19,10 +20,12 @@ from harness.cli.app import cli
 from harness.core.errors import UsageError
 from harness.core.files import make_folder
 from harness.core.jobs import Job, Resources
+from harness.core.options import build, options_of
 from harness.core.records import write_sealed
 from harness.core.run_folder import write_rows
 from harness.experiments.study.cells import expand
 from harness.experiments.study.file import read_study
+from harness.experiments.study.spaces import check_times, draw, read_space
 from harness.experiments.study.state import (
     DONE,
     FAILED,
@@ -117,8 +120,7 @@ DPO = method("dpo")
         (DPO + "[tune]\ntrials = 1", "trials must be at least 2"),
         (DPO + "[tune]\ntrial = 2", "Did you mean 'trials'?"),
         (DPO + "[tune]\ntrials = 2\nselect = 'loss'", "select is win_rate"),
-        (DPO + "[tune]\ntrials = 2", "dpo needs a space to search"),
-        (DPO + "[tune]\ntrials = 2\nleave = ['dpo']\nspace.dpo.beta = [1]", "and not both"),
+        (DPO + "[tune]\ntrials = 2\nleave = ['dpo']\nspace.dpo.beta = [1]", "leave one out"),
         (DPO + "[tune]\ntrials = 2\nspace.dop.beta = [1]", "Did you mean 'dpo'?"),
         (DPO + "[tune]\ntrials = 2\nspace.dpo = {}", "is empty"),
         (DPO + "[tune]\ntrials = 2\nspace.dpo.beta = {log = [0, 1]}", "above 0"),
@@ -497,6 +499,69 @@ def test_every_method_gets_the_same_number_of_trials_on_the_validation_split(tmp
     ]  # trials can be added
 
 
+# -- search spaces that methods declare ------------------------------------------------------------
+
+
+def test_tuning_uses_the_methods_own_space_and_says_so(tmp_path):
+    text = DPO + method("simpo") + method("start")
+    text += "[tune]\ntrials = 6\nleave = ['start']\nspace.simpo.beta = {log = [1, 4]}\n"
+    study, registry = opened(write(tmp_path, text))
+    own, given = searches(study, study.tune, registry)
+    untuned = own.cells[0].spec.options
+    assert own.shipped and not given.shipped and set(own.points[1]) == {"learning_rate", "beta"}
+    for point in own.points[1:]:
+        for key in point:
+            assert 0.2 * untuned[key] <= 1.001 * point[key] <= 1.002 * 5 * untuned[key]
+    assert len({point["beta"] for point in own.points[1:]}) == 5
+    done = command("study", study.path, "--dry-run", "--results", tmp_path / "results")
+    told = "dpo is tuned over its method's own space (learning_rate: 0.2 to 5 times the untuned"
+    assert told in done.out and "simpo is tuned" not in done.out, done.text
+    stored = tune_json(study.tune, [choose(own, study.tune, tmp_path)], own.cells)["searches"][0]
+    assert stored["shipped"] and stored["space"]["beta"] == "0.2 to 5 times the untuned value"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (method("start"), "declares no search space.*put 'start' into `leave`"),
+        (method("rlvr", "set = {beta = 0.0}"), None),
+        (
+            method("rlvr", "set = {beta = 0.0}") + "[tune.space.rlvr]\nbeta = {times = [0.5, 2]}\n",
+            "times multiplies the untuned value, which is 0.0",
+        ),
+    ],
+)
+def test_spaces_that_cannot_be_searched_are_refused(tmp_path, text, told):
+    text = (
+        text.replace("[tune.space", "[tune]\ntrials = 2\n[tune.space")
+        if "[tune" in text
+        else (text + "[tune]\ntrials = 2\n")
+    )
+    study, registry = opened(write(tmp_path, text))
+    if told is None:
+        assert len(searches(study, study.tune, registry)) == 1
+        return
+    with pytest.raises(UsageError, match=told):
+        searches(study, study.tune, registry)
+
+
+NOT_TUNED = {"start", "checkpoint"}  # they have no setting
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_registered_method_has_a_space_of_its_own_options(name):
+    """Its points are settings that the method accepts, with every embedded suite's settings."""
+    cls = installed().get("methods", name)
+    assert bool(cls.tuning_space) == (name not in NOT_TUNED)
+    assert set(cls.tuning_space) <= set(options_of(cls))
+    space, rng = read_space(cls.tuning_space, name) if cls.tuning_space else {}, Random(0)
+    for suite in ("summarization", "arithmetic", *(["exact"] if name != "rlaif" else [])):
+        untuned = resolve(Request(name, suite), installed()).options if space else {}
+        check_times(space, untuned, name)
+        for _ in range(4 if space else 0):
+            build(cls, {**untuned, **draw(space, rng, untuned)}, name)
+
+
 def test_the_best_trial_is_chosen_once_all_have_ended(tmp_path):
     study, registry = opened(write(tmp_path, "seeds = 2\n" + TUNED.format(trials=4)))
     search = searches(study, study.tune, registry)[0]
@@ -756,6 +821,7 @@ import signal
 import sys
 from pathlib import Path
 from harness.core.jobs import Job, Resources
+from harness.core.options import build, options_of
 from harness_plugins.launcher_local import Local
 jobs = [Job(str(i), ("list", "-p", sys.argv[1]), Path(sys.argv[2]) / f"{i}.log") for i in range(3)]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background runner ignores it

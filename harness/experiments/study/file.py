@@ -139,7 +139,8 @@ class Tune:
     trials: int
     select: str
     seed: int
-    spaces: Mapping[str, Space]  # by the label of an entry
+    spaces: Mapping[str, Space]  # by the label of an entry; others search their method's own
+    leave: tuple[str, ...] = ()  # labels of entries that are not tuned
 
 
 @dataclass(frozen=True)
@@ -333,13 +334,12 @@ def _tune(table: Any, entries: Iterable[Entry], where: str) -> Tune | None:
         if label not in labels:
             raise UsageError(f"{where}: {unknown('method of this study', label, labels)}")
     for label, entry in labels.items():
-        if (label in spaces) == (label in keys.leave):
+        if label in spaces and label in keys.leave:
             raise UsageError(
-                f"{where}: {label} needs a space to search ([tune.space.{label}]), or a place in"
-                " `leave`, and not both: every method gets the same number of trials, and who gets"
-                " none is named."
+                f"{where}: {label} has a space to search ([tune.space.{label}]) and a place in"
+                " `leave`: leave one out."
             )
-        if entry.sweep and label in spaces:
+        if entry.sweep and label not in keys.leave:
             raise UsageError(
                 f"{where}: {label} has a sweep: put what is swept over into [tune.space.{label}]."
             )
@@ -352,7 +352,7 @@ def _tune(table: Any, entries: Iterable[Entry], where: str) -> Tune | None:
         label: read_space(flat(s, where, leaves=RANGES), f"{where}: space.{label}")
         for label, s in spaces.items()
     }
-    return Tune(keys.trials, keys.select, keys.seed, searches)
+    return Tune(keys.trials, keys.select, keys.seed, searches, tuple(keys.leave))
 
 
 def _table(value: Any, where: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import click
 from ...core import run_folder
 from ...core.table import aligned
 from .cells import Cell
+from .spaces import described_space
 from .state import DONE, FAILED, LEFT, REFUSED, Estimate, Estimates, State
 from .work import Plan, Watch, notes
 
@@ -55,6 +56,7 @@ def _remarks(
 ) -> list[str]:
     """Return the lines below the runs: requests, searches that wait, other code, estimates."""
     lines = _requests(planned.cells, states)
+    lines += _shipped(planned)
     for choice in planned.waiting:
         entry = choice.search.entry
         seeds = len(entry.seeds) * max(1, len(entry.shared_seeds))
@@ -76,6 +78,15 @@ def _remarks(
             " machine with the suite's settings. Your steps, models and sweeps may cost more."
         )
     return lines
+
+
+def _shipped(planned: Plan) -> list[str]:
+    """Return the search spaces that methods declare themselves, where the study names none."""
+    spaces = {c.search.entry.label: c.search.space for c in planned.choices if c.search.shipped}
+    return [
+        f"{label} is tuned over its method's own space ({described_space(space)})."
+        for label, space in spaces.items()
+    ]
 
 
 def _requests(cells: Sequence[Cell], states: Sequence[State]) -> list[str]:
@@ -140,7 +151,8 @@ class Plain(Watch):
             click.echo(
                 f"  {choice.label} on {choice.search.cells[0].spec.suite_name}: {_chosen(choice)}"
             )
-        for line in [*_same(planned.cells), *_unspent(planned, states, self.results)]:
+        lines = [*_shipped(planned), *_same(planned.cells)]
+        for line in [*lines, *_unspent(planned, states, self.results)]:
             click.echo(f"  {line}")
         if any(s.status == DONE for s in states):
             where = "" if str(self.results) == "results" else f" --results {self.results}"

@@ -22,7 +22,7 @@ from ...core.errors import UsageError
 from ...core.seeds import derive
 from .cells import Cell, cells_of
 from .file import Entry, Study, Tune, described
-from .spaces import draw
+from .spaces import Space, check_times, draw, read_space
 from .state import DONE, LEFT, State, state_of
 
 # the seed of trials, or the next one that is not reported: no lucky trial is a reported run
@@ -38,6 +38,8 @@ class Search:
     suite: str
     points: tuple[Mapping[str, Any], ...]  # of the space; the first is empty
     cells: tuple[Cell, ...]
+    space: Space
+    shipped: bool  # whether the space is the method's own; else the study names it
 
     @property
     def suite_name(self) -> str:
@@ -72,7 +74,8 @@ class Choice:
 
 def searches(study: Study, tune: Tune, registry: Registry) -> list[Search]:
     """Return the trials of every tuned method on every suite."""
-    pairs = [(e, suite) for e in study.entries if e.label in tune.spaces for suite in e.suites]
+    tuned_entries = [e for e in study.entries if e.label not in tune.leave]
+    pairs = [(e, suite) for e in tuned_entries for suite in e.suites]
     all_searches = [_search(study, tune, registry, entry, suite) for entry, suite in pairs]
     return [
         search for search in all_searches if not search.cells[0].refused
@@ -116,6 +119,8 @@ def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> d
             "method": c.search.entry.label,
             "suite": c.search.suite_name,
             "chosen": c.chosen,
+            "space": {key: str(axis) for key, axis in c.search.space.items()},
+            "shipped": c.search.shipped,
             "label": c.label,
             "row": rows.get(
                 (c.search.suite_name, c.label), c.label
@@ -141,6 +146,24 @@ def tune_json(tune: Tune, choices: Sequence[Choice], cells: Sequence[Cell]) -> d
     return {"trials": tune.trials, "seed": tune.seed, "rule": rule, "searches": entries}
 
 
+def space_of(study: Study, tune: Tune, registry: Registry, entry: Entry) -> Space:
+    """Return the space of an entry: the study's, or that of its method.
+
+    Raises:
+        UsageError: Neither names one.
+    """
+    if entry.label in tune.spaces:
+        return tune.spaces[entry.label]
+    own = registry.get("methods", entry.name).tuning_space
+    if not own:
+        raise UsageError(
+            f"{study.path}: [tune]: the method {entry.name} declares no search space. Name one,"
+            f" [tune.space.{entry.label}], or put {entry.label!r} into `leave`: which methods get"
+            " no trials is named."
+        )
+    return read_space(own, f"The tuning_space of the method {entry.name}")
+
+
 def trial_seeds(entry: Entry) -> tuple[int]:
     """Return the seed of an entry's trials: none of those that are reported."""
     return (next(s for s in count(TRIAL_SEED) if s not in entry.seeds),)
@@ -150,11 +173,14 @@ def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: s
     """Draw points until there are enough different runs. Each point depends only on earlier ones,
     so trials can be added.
     """
+    space, where = space_of(study, tune, registry, entry), f"{study.path}: {entry.label}"
+    (usual, *_) = cells_of(study, registry, entry, suite, entry.label, {})
+    check_times(space, usual.spec.options, where)
     rng = Random(derive("tune", tune.seed, entry.label, suite.rpartition("/")[2]))
     trials: dict[str, tuple[Mapping[str, Any], Cell]] = {}
     points: dict[str, Mapping[str, Any]] = {canonical({}): {}}
     for _ in range(ATTEMPTS * tune.trials):
-        drawn = draw(tune.spaces[entry.label], rng)
+        drawn = draw(space, rng, usual.spec.options)
         points.setdefault(canonical(drawn), drawn)
     for point in points.values():
         label = f"{entry.label}, trial {len(trials) + 1}{described(point)}"
@@ -172,9 +198,11 @@ def _search(study: Study, tune: Tune, registry: Registry, entry: Entry, suite: s
                 suite,
                 tuple(p for p, _ in trials.values()),
                 tuple(c for _, c in trials.values()),
+                space,
+                entry.label not in tune.spaces,
             )
     raise UsageError(
-        f"{study.path}: [tune.space.{entry.label}] has {len(trials)} different settings, the"
+        f"{where}: its search space has {len(trials)} different settings, the"
         f" untuned ones included, but every method needs {tune.trials} trials. Widen the space, or"
         " lower trials."
     )

@@ -175,9 +175,10 @@ def _tuning(selection: Selection) -> dict[str | None, list[str]]:
     tune = read_tuning(study_folder(selection.results, selection.study) / TUNING)
     notes: dict[str | None, list[str]] = {}
     for s in tune.get("searches", ()):  # several entries may have chosen the same settings
+        own = "the method's own space, " if s.get("shipped") else ""
         if s["suite"] == selection.suite:
             notes.setdefault(s["row"], []).extend(
-                _search(s, f"random search, seed {tune['seed']}; {tune['rule']}")
+                _search(s, f"random search, {own}seed {tune['seed']}; {tune['rule']}")
             )
     return notes
 
