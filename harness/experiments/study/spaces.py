@@ -80,7 +80,7 @@ def draw(space: Space, rng: Random, untuned: Mapping[str, Any]) -> dict[str, Any
 def check_times(space: Space, untuned: Mapping[str, Any], where: str) -> None:
     """Raise UsageError for an axis of `times` whose option has no untuned value above 0."""
     for key, axis in space.items():
-        value = untuned.get(key)
+        value: Any = untuned.get(key)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if isinstance(axis, Range) and axis.kind == "times" and not (number and value > 0):
             raise UsageError(
