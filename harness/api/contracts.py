@@ -137,6 +137,19 @@ class Policy(ABC):
     no_kl: str = ""
     provenance: Mapping[str, Any] = {}
 
+    def language_model(self, tokenizer: Any) -> tuple[torch.nn.Module, Any] | None:
+        """Return the model and the tokenizer that benchmarks are run with.
+
+        Args:
+            tokenizer: The start checkpoint's.
+
+        Returns:
+            None for a policy that only answers, such as best-of-n.
+        """
+        if self.model is None or self.kl_estimator is not None:
+            return None
+        return self.model, tokenizer
+
     @abstractmethod
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
         """Return one completion per prompt.

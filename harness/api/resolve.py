@@ -14,6 +14,7 @@ from ..core.data import Budget
 from ..core.digests import (
     code_digest,
     combined_digest,
+    digest_of,
     package_digest,
     source_digest,
 )
@@ -34,6 +35,7 @@ from ..core.spec import (
     parse_budget,
 )
 from ..core.suite_file import SuiteFile, is_suite_file, read_suite_file
+from ..core.task_files import check_tasks, tasks_digest
 from .adapters import class_of, options_of_class, written_as
 from .contracts import Labeller, Method, Suite
 from .hub_reward import check_reward_model
@@ -196,6 +198,7 @@ def code_of(spec: RunSpec, built: Participants, registry: Registry) -> dict[str,
         "judge": package_digest(written_as(built.judge)),
         "judge_data": combined_digest(built.judge.data_files()),
         "against": combined_digest(answer_files(against)) if against else "",
+        **_tasks_digest(spec),
         "labelling_judge": package_digest(type(built.labelling_judge)),
         "labeller": _digest_of(built.labeller),
         "method_labeller": _digest_of(built.own_labeller),
@@ -205,6 +208,16 @@ def code_of(spec: RunSpec, built: Participants, registry: Registry) -> dict[str,
         "reference": _base_digest(spec.reference) if spec.reference else "",
         "data": combined_digest(suite.data_files()),
     }
+
+
+def _tasks_digest(spec: RunSpec) -> dict[str, str]:
+    """Return the digest of the tasks that an evaluation runs; nothing where there are none."""
+    options = spec.stages["evaluation"]
+    if not options.get("tasks"):
+        return {}
+    check_tasks(options["tasks"], options["task_data"])
+    files = tasks_digest(options["tasks"], options["task_data"])
+    return {"tasks": digest_of([files, options["task_documents"], options["task_chat"]])}
 
 
 def _method_data(method: Method) -> dict[str, str]:

@@ -29,12 +29,17 @@ class Request:
     greedy: bool
     against: str | None
     answer_timeout: float
+    tasks: str | None = None
+    task_data: str | None = None
 
     def evaluation(self) -> tuple[str, ...]:
         """Return all settings of the stage `evaluation`."""
         greedy = ("evaluation.greedy=true",) if self.greedy else ()
         against = () if self.against is None else (f"evaluation.against={self.against}",)
-        return (*self.stage_settings, *greedy, *against)
+        tasks = () if self.tasks is None else (f"evaluation.tasks={self.tasks}",)
+        folder = self.task_data or (self.tasks and os.environ.get("HARNESS_TASK_DATA"))
+        data = (f"evaluation.task_data={folder}",) if folder else ()
+        return (*self.stage_settings, *greedy, *against, *tasks, *data)
 
 
 @click.command()
@@ -50,6 +55,16 @@ class Request:
     "--against",
     metavar="FILE|RUN|references",
     help="Compare with fixed answers: a JSON-lines file, another run, or those of the data.",
+)
+@click.option(
+    "--tasks",
+    metavar="TASK,...",
+    help="Run tasks of lm-evaluation-harness: stock tasks, YAML files, or folders of them.",
+)
+@click.option(
+    "--task-data",
+    metavar="DIR",
+    help="The folder that task files of your own read; or set HARNESS_TASK_DATA.",
 )
 @settings_option(
     "--stage-set",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..api.registry import installed, load_file
+from ..api.registry import Registry, installed, load_file
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -45,6 +45,46 @@ def settings_option(
 ) -> Decorator:
     """Return an option that sets options of something, and may be given several times."""
     return click.option(flag, name, multiple=True, metavar=metavar, help=description)
+
+
+def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--track NAME` and `--track-project NAME` to a command."""
+    track = click.option(
+        "--track",
+        multiple=True,
+        metavar="NAME",
+        help="Track runs with wandb, trackio, tensorboard or mlflow; may be given several times.",
+    )
+    project = click.option(
+        "--track-project",
+        metavar="NAME",
+        default="alignment-harness",
+        show_default=True,
+        help="The project of the trackers.",
+    )
+    return track(project(command))
+
+
+def tracked(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of trackers to a command that makes one run, and register the trackers."""
+
+    @tracking_options
+    @click.option("--track-group", default="", metavar="NAME", help="The runs' group of trackers.")
+    @wraps(command)
+    def with_trackers(
+        registry: Registry,
+        results: Path,
+        track: tuple[str, ...],
+        track_project: str,
+        track_group: str,
+        **arguments: Any,
+    ) -> Any:
+        from ..experiments.trackers import Tracking, register_trackers
+
+        register_trackers(registry, Tracking(track, track_project, track_group), results)
+        return command(registry=registry, results=results, **arguments)
+
+    return with_trackers
 
 
 results_option = click.option(

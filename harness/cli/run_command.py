@@ -14,7 +14,7 @@ from ..core.save_schedule import parse_interval
 from ..core.spec import SAVED_DTYPES, SAVED_KINDS, STARTS, WEIGHTS
 from .dry_run import of_run
 from .echo import echo, say, warn
-from .options import plugin_files, results_option, settings_option
+from .options import plugin_files, results_option, settings_option, tracked
 
 
 @click.command()
@@ -219,6 +219,7 @@ from .options import plugin_files, results_option, settings_option
     help="Print stages, memory, disk and time from the configuration; load and write nothing.",
 )
 @plugin_files
+@tracked
 def run(
     registry: Registry,
     method: str,

@@ -9,7 +9,7 @@ import click
 from ..api.registry import Registry
 from .dry_run import of_study
 from .echo import echo
-from .options import plugin_files, results_option, settings_option
+from .options import plugin_files, results_option, settings_option, tracking_options
 
 
 @click.command()
@@ -28,6 +28,7 @@ from .options import plugin_files, results_option, settings_option
 )
 @settings_option("--launcher-set", "settings", "Set an option of the launcher.")
 @results_option
+@tracking_options
 @plugin_files
 def study(
     registry: Registry,
@@ -38,6 +39,8 @@ def study(
     launcher: str | None,
     settings: tuple[str, ...],
     results: Path,
+    track: tuple[str, ...],
+    track_project: str,
 ) -> int:
     """Run a study file (.toml): methods, suites, seeds, sweeps, tuning.
 
@@ -47,7 +50,9 @@ def study(
     from ..experiments.study import show, work
     from ..experiments.study.file import read_study
     from ..experiments.study.state import Estimates, state_of
+    from ..experiments.trackers import Tracking, check_trackers
 
+    check_trackers(track)
     study_file = read_study(file)
     work.load_plugins(study_file, registry)
     options = parse_settings([*settings, *([f"jobs={jobs}"] if jobs else [])], "--launcher-set")
@@ -65,5 +70,6 @@ def study(
         chosen,
         retry_failed,
         show.watch_for(results, study_file.name),
+        Tracking(track, track_project, study_file.name),
     ).carry_out()
     return int(not done)

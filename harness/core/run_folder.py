@@ -5,6 +5,7 @@
 - metrics.jsonl: metrics per turn, deterministic; it grows while the run goes on
 - rollouts.jsonl: a few completions of every turn, of methods that sample while they train
 - samples.jsonl: prompt, the baseline's answer, the method's answer, scores
+- tasks.jsonl: outcomes per document in tasks of lm-evaluation-harness, where there are any
 - policy/: the trained model in hub format, or adapter/: its LoRA adapter in PEFT's format
 - checkpoint/: only while the run is in progress
 - result.json: the figures; the policy is saved after it
@@ -56,6 +57,7 @@ ENDED = "ended without a word"  # status of a run that was killed, or that calle
 SPEC, PROVENANCE = "spec.json", "provenance.json"
 TRACEBACK = "traceback.txt"
 METRICS, SAMPLES, ROLLOUTS = "metrics.jsonl", "samples.jsonl", "rollouts.jsonl"
+TASKS = "tasks.jsonl"
 BASELINE_FIGURES = ("gold", "proxy", "accuracy", "length")  # of the baseline, in `evaluation`
 _PARTS = ("evaluation", "ground", "cost")  # of a result, beside its heading
 _OBJECTS = {SPEC: ("options", "stages", "budget"), PROVENANCE: ("versions", "code")}

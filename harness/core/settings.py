@@ -211,9 +211,19 @@ class EvaluationOptions:
     # fixed answers to compare with: a file, a run's folder, or `references` of the data; empty:
     # the start checkpoint's
     against: str = ""
+    # of lm-evaluation-harness: names of stock tasks, task files or folders of them (--tasks)
+    tasks: tuple[str, ...] = ()
+    task_data: str = ""  # the folder that task files of one's own read (--task-data)
+    task_documents: int = 0  # documents of each task, the first ones; 0 takes all
+    task_chat: bool = False  # pose tasks by the chat template
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense."""
+        if self.task_documents < 0:
+            raise ValueError("task_documents must not be negative")
+        if not self.tasks:
+            for name in ("task_data", "task_documents", "task_chat"):
+                check_idle(self, name, "tasks")
         self.stop = tuple(mark.replace("\\n", "\n") for mark in self.stop if mark)
         if self.temperature < 0 or self.max_new_tokens < 0 or not 0 < self.top_p <= 1:
             raise ValueError(

@@ -21,7 +21,9 @@ START_MODEL, START_SFT = "model", "sft"
 FLOAT32, BFLOAT16, NF4 = "float32", "bfloat16", "nf4"
 WEIGHTS = (FLOAT32, BFLOAT16, NF4)  # dtypes of weights in memory
 # parts of `code` that decide the evaluation alone
-EVALUATION_CODE = ("judge", "judge_data", "against", "evaluation")
+EVALUATION_CODE = ("judge", "judge_data", "against", "evaluation", "tasks")
+# what an evaluation runs beside the suite: it changes neither a win-rate nor a row of a table
+TASK_OPTIONS = ("tasks", "task_data", "task_documents", "task_chat")
 STARTS = (START_MODEL, START_SFT)
 START = "start"  # the method that trains nothing: a second draw from the start checkpoint
 FORMER_METHODS = {"sft": START}  # former name of a method: its name now
@@ -114,6 +116,10 @@ class RunSpec:
             values["reward_model"] = scorer
         if against := self.code.get("against"):  # its place is in no name, its contents are
             values["stages"]["evaluation"]["against"] = against
+        for (
+            name
+        ) in TASK_OPTIONS:  # their digest is in `code`; without tasks names stay as they were
+            values["stages"].get("evaluation", {}).pop(name, None)
         values["suite_options"].pop("folder", None)  # contents are in `code`, their place is not
         return values
 

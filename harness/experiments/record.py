@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ class EvaluationResult:
     ground: Mapping[str, str]
     stages: Mapping[str, Artifact]
     judging: Mapping[str, float] = field(default_factory=dict)  # counts of the judge
+    tasks: Sequence[dict[str, Any]] = ()  # outcomes in tasks of lm-evaluation-harness
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def write(
     registry: Registry,
     result: Mapping[str, Any],
     rows: list[dict[str, float]],
-    samples: list[dict[str, Any]],
+    assessed: EvaluationResult,
 ) -> dict[str, str]:
     """Write metrics, samples and provenance; return the digests of the rows for later readers."""
     artifacts = {name: artifact["content"] for name, artifact in result["artifacts"].items()}
@@ -207,8 +208,10 @@ def write(
     )
     written: dict[str, list[dict[str, Any]]] = {
         run_folder.METRICS: list(rows),
-        run_folder.SAMPLES: samples,
+        run_folder.SAMPLES: assessed.samples,
     }
+    if assessed.tasks:
+        written[run_folder.TASKS] = list(assessed.tasks)
     digests = {name: run_folder.write_rows(folder / name, lines) for name, lines in written.items()}
     rollouts = folder / run_folder.ROLLOUTS
     return digests | ({rollouts.name: file_digest(rollouts)} if rollouts.exists() else {})

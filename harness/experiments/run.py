@@ -40,10 +40,13 @@ from .trained_policy import Training
 if TYPE_CHECKING:
     from ..api.contracts import Policy
     from ..core.meter import Meter
+    from ..core.settings import EvaluationOptions
     from ..evaluation.answers import PolicyAnswers
+    from ..evaluation.lm_tasks import TaskOutcomes
     from ..training.lab import MethodInputs
     from ..training.loop import Loop
     from ..training.stages.runtime import StageRuntime
+    from ..training.stages.stages import Stages
 
 
 @dataclass
@@ -117,6 +120,7 @@ def _carry_out(
 ) -> dict[str, Any]:
     try:
         with part(progress.LOADING):
+            _check_tasks(spec)
             training = _prepared(spec, registry, settings, observe)
         if not settings.train:
             training.check_trained()
@@ -163,7 +167,8 @@ def _train_and_evaluate(
         prompts = evaluation_prompts(spec, registry)
         settings_used = stage_runtime.execution_record()
         drawn = draw(spec, stage_runtime, policy, training.method_inputs, prompts, evaluation)
-        assessed = assess(spec, registry, stage_runtime, drawn, evaluation, kept)
+        outcomes = benchmark(training, policy, evaluation)
+        assessed = assess(spec, registry, stage_runtime, drawn, evaluation, kept, outcomes)
     cost = record.CostReport(
         meter,
         evaluation,
@@ -183,7 +188,7 @@ def _train_and_evaluate(
         with activity(progress.CHECKPOINTS, "writing the record and the policy"):
             fault_point("record.begin")
             rows = loop.rows
-            result["files"] = record.write(folder, spec, registry, result, rows, assessed.samples)
+            result["files"] = record.write(folder, spec, registry, result, rows, assessed)
             result["policy"] = _save(training, policy, folder, result)
         record.finish(folder, result)
     stage_runtime.distributed.barrier()
@@ -300,6 +305,7 @@ def assess(
     drawn: PolicyAnswers,
     meter: Meter,
     snapshots: Mapping[int, Path],
+    outcomes: TaskOutcomes | None = None,
 ) -> record.EvaluationResult:
     """Score the answers; return figures, samples, the hashes that make runs comparable, and the
     stages behind them.
@@ -320,13 +326,48 @@ def assess(
         figures["suite"] = own
     if snapshots:
         figures["curve"] = evaluate_snapshots(snapshots, built.method, stages, options, spec)
+    rows: list[dict[str, Any]] = []
+    if outcomes is not None:
+        figures["tasks"], rows = _beside_start(outcomes, stages, options)
     return record.EvaluationResult(
         figures,
         samples,
         record.ground_of(spec, stages),
         dict(stages.used),
         stages.judge.usage(),
+        rows,
     )
+
+
+def benchmark(training: Training, policy: Policy, meter: Meter) -> TaskOutcomes | None:
+    """Return a policy's outcomes in tasks of lm-evaluation-harness; None where none are named."""
+    options = stage_options(training.spec, "evaluation")
+    if not options.tasks:
+        return None
+    from ..evaluation.lm_tasks import policy_outcomes
+
+    runtime = training.stage_runtime.runtime(meter, training.spec.seed)
+    return policy_outcomes(policy, training.method_inputs.tokens, options, runtime)
+
+
+def _beside_start(
+    outcomes: TaskOutcomes, stages: Stages, options: EvaluationOptions
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the figures of tasks, and the rows of their file, beside the start checkpoint's."""
+    from ..evaluation.lm_tasks import recorded_rows, start_outcomes, task_figures
+
+    start = start_outcomes(stages, options)
+    return task_figures(outcomes, start), recorded_rows(outcomes, start)
+
+
+def _check_tasks(spec: RunSpec) -> None:
+    """Raise UsageError where the tasks of an evaluation cannot be loaded, before any training."""
+    options = stage_options(spec, "evaluation")
+    if options.tasks:
+        from ..evaluation.lm_tasks import check_loadable
+
+        with activity(progress.LOADING, "loading tasks"):
+            check_loadable(options)
 
 
 # -- building blocks -------------------------------------------------------------------------------

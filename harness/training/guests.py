@@ -129,6 +129,10 @@ class Guest(Policy):
         tokens = GuestTokens.read(name, inputs.tokens, runtime.sampling.max_new_tokens)
         return cls(inputs.read(name), tokens, inputs.start, runtime)
 
+    def language_model(self, tokenizer: Any) -> tuple[torch.nn.Module, Any]:
+        """Return the model with its own tokenizer."""
+        return self._inner.model, self._tokens.own.tokenizer
+
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
         """Draw one completion per prompt: in its own tokens, or in those of the start checkpoint
         where they are not the same.

@@ -20,6 +20,7 @@ from ...core.jobs import INTERRUPTED, LOST, Job, environment_of, last_attempt
 from ...core.lock_trial import require_locks
 from ...core.options import build
 from ...core.records import write_sealed
+from ..trackers import Tracking
 from .cells import Cell, distinct, expand, ground_of, in_order
 from .file import Study
 from .state import CELLS, DONE, FAILED, LEFT, TUNING, State, cells_json, state_of, study_folder
@@ -87,6 +88,7 @@ class Work:
         launcher: Launcher,
         retry: bool,
         watch: Watch,
+        tracking: Tracking | None = None,
     ) -> None:
         self.study, self.registry, self.results, self.launcher = study, registry, results, launcher
         self.retry, self.watch = retry, watch
@@ -95,6 +97,7 @@ class Work:
         self.ended: dict[str, State] = {}
         self.unmade: dict[Job, str] = {}  # failed jobs of shared stages, with the reason
         self.locks_tried = False
+        self.tracking = () if tracking is None else tracking.arguments()
         self.environment = environment_of(study.environment, str(study.path))
 
     def carry_out(self) -> bool:
@@ -194,7 +197,7 @@ class Work:
     def _job(self, cell: Cell, after: tuple[Job, ...] = ()) -> Job:
         return Job(
             cell.name,
-            (*cell.arguments, "--results", str(self.results.resolve())),
+            (*cell.arguments, "--results", str(self.results.resolve()), *self.tracking),
             self.log(cell).resolve(),
             cell.spec.execution.threads,
             cell.resources,

@@ -11,8 +11,10 @@ from ...core.table import Cell
 from ..selection.select import counted
 from .captions import INTERVAL, SD
 from .footnotes import DAGGER
+from .tasks import names_in
 
 Figures = Mapping[str, Any]
+LAST_OF_QUALITY = "length"  # the column after which those of tasks stand
 WITHHELD = "--"  # a win-rate that is not given
 
 
@@ -30,15 +32,41 @@ class Column:
         return self.title if spread == INTERVAL else self.title.replace("[95 %]", "(sd)")
 
 
-def chosen_columns(keys: Sequence[str]) -> list[Column]:
-    """Return columns by key, or all usual columns if there are no keys; raise UsageError for an
-    unknown key.
+def chosen_columns(keys: Sequence[str], more: Sequence[Column] = ()) -> list[Column]:
+    """Return columns by key; without keys all usual ones, and `more` after those of quality.
+
+    Raises:
+        UsageError: A key is unknown.
     """
-    known = {c.key: c for c in COLUMNS}
+    at = [column.key for column in COLUMNS].index(LAST_OF_QUALITY) + 1
+    columns = [*COLUMNS[:at], *more, *COLUMNS[at:]]
+    known = {c.key: c for c in columns}
     for key in keys:
         if key not in known:
             raise unknown("column", key, known)
-    return [known[key] for key in keys] or [c for c in COLUMNS if c.usual]
+    return [known[key] for key in keys] or [c for c in columns if c.usual]
+
+
+def task_columns(rows: Sequence[Figures]) -> list[Column]:
+    """Return two columns for each task of lm-evaluation-harness: its outcome and its tax."""
+    return [
+        column
+        for name, title in names_in(rows).items()
+        for column in (
+            Column(f"task.{name}", title, _outcome(f"task.{name}", ".3f")),
+            Column(f"tax.{name}", f"alignment tax: {name}", _outcome(f"tax.{name}", "+.3f")),
+        )
+    ]
+
+
+def _outcome(name: str, form: str) -> Callable[[Figures], Cell]:
+    """Return a cell with an interval, or without one where a metric has none."""
+
+    def write(f: Figures) -> Cell:
+        return Cell(f"{f[name]:{form}}") if f"{name}_low" not in f and name in f else bounded(f)
+
+    bounded = estimate(name, form)
+    return write
 
 
 def row_cells(columns: Sequence[Column], figures: Figures, marks: tuple[str, ...]) -> list[Cell]:

@@ -17,8 +17,10 @@ from .columns import (
     reused_share,
     row_cells,
     share_text,
+    task_columns,
 )
 from .footnotes import Footnotes, collapses, held_out_text, of_grounds, open_footnote
+from .tasks import task_figures, task_notes
 
 NAMED = 5  # unfinished runs named in a note
 
@@ -31,8 +33,8 @@ def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = 
         columns: Keys of COLUMNS in order; empty for all columns that have values.
         spread: INTERVAL for 95 % intervals behind means, SD for standard deviations over seeds.
     """
-    shown = chosen_columns(columns)
     figures_by_row, scores, same = _figures(selection, spread)
+    shown = chosen_columns(columns, task_columns(figures_by_row))
     paired = same and _on_the_same_prompts(selection) and _share_grounds(selection)
     grounds = {row.name: row.grounds for row in selection.rows}
     borrowed = paired and mark_best(figures_by_row, scores, grounds)
@@ -51,6 +53,7 @@ def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = 
             *_notes(selection, keys),
             *judge_notes(selection),
             *missing_notes(figures_by_row),
+            *task_notes(figures_by_row),
             *_looked_up(figures_by_row, keys),
         ],
         plain=[
@@ -76,7 +79,7 @@ def _figures(
     scores: dict[str, dict[str, Any]] = {"win_rate": {}, "gold": {}}
     for row in selection.rows:
         answers = answers_of(row) if row.good else None
-        figures_by_row.append(figures_of(row, answers))
+        figures_by_row.append(figures_of(row, answers) | task_figures(row.good))
         if spread == SD:
             figures_by_row[-1] |= {"spread": SD} | (deviations(answers) if answers else {})
         if answers is not None:

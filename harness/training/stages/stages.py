@@ -235,6 +235,13 @@ class Stages:
         )
         return self._stage("baseline_answers", inputs, make)
 
+    def task_outcomes(self, tasks: str, make: Any) -> Artifact:
+        """The start checkpoint's outcomes in tasks of lm-evaluation-harness, named by their
+        digest.
+        """
+        inputs = self._inputs("evaluation", None, tasks=tasks, start=self.start_artifact.content)
+        return self._stage("task_outcomes", inputs, make)
+
     def ready(self, labeller: Labeller) -> Labeller:
         """Return the labeller, prepared with the suite and the suite's own judge."""
         with put_back(f"The labeller {labeller.name}"):
