@@ -89,6 +89,21 @@ class Verifier(Identified, ABC):
             HarnessError: No verdict can be had at all, for example because a program is missing.
         """
 
+    def reading(self, completion: str, ended: bool) -> str | None:
+        """Return the answer that a completion gives, as a text that is equal for equal answers.
+
+        With several answers to a prompt, those with the same reading vote together (maj@k). A
+        verifier that compares with a gold answer should override it.
+
+        Args:
+            completion: The completion as text, without the end-of-sequence token.
+            ended: Whether the completion ended by itself.
+
+        Returns:
+            The reading; None if the completion gives no answer. By default None: nothing votes.
+        """
+        return None
+
     def examples(self) -> list[tuple[str, str]]:
         """Return pairs (text of a gold answer, completion that is right for it).
 

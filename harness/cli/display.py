@@ -142,7 +142,11 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
         if name in e and "baseline_" + name in e
     ]
     own = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in e.get("suite", {}).items()]
-    own += [f"pass@{k} {estimate['mean']:.3f}" for k, estimate in e.get("pass_at_k", {}).items()]
+    own += [
+        f"{kind}@{k} {estimate['mean']:.3f}"
+        for kind in ("pass", "maj")
+        for k, estimate in e.get(f"{kind}_at_k", {}).items()
+    ]
     if "rouge" in e:
         own.append("ROUGE-L " + f"{e['rouge']['rougeL']:.3f}")
     if e.get("curve"):

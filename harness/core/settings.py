@@ -201,7 +201,8 @@ class EvaluationOptions:
 
     prompts: int = 512  # prompts evaluated
     split: str = "test"  # test, or validation while settings are being chosen
-    # answers drawn per prompt for pass@k, where a verifier checks them; the first one is judged
+    # answers drawn per prompt for pass@k, maj@k and their mean, where a verifier checks them; the
+    # first one is judged
     answers: int = 1
     greedy: bool = False  # answer with the most probable token each time; KL stays sampled
     temperature: float = 0.0  # of the answers; 0 takes the suite's. KL stays at the suite's

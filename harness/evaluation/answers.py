@@ -42,7 +42,7 @@ class PolicyAnswers:
     cost: Cost  # of answering
     models: dict[str, dict[str, int]]  # held while answering
     texts: list[str] = field(default_factory=list)
-    more: list[Batch] = field(default_factory=list)  # further answers, for pass@k alone
+    more: list[Batch] = field(default_factory=list)  # further answers, for pass@k and maj@k
     # answers (B, 1, T) at the temperature of training, which KL is measured on
     for_kl: Batch | None = None
 

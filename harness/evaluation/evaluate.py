@@ -30,7 +30,6 @@ from ..statistics.over_prompts import (
     mean_interval,
     rate_interval,
 )
-from ..statistics.pass_at_k import pass_estimates
 from ..training.checkpoints import read_snapshot
 from ..training.hub_reward import HubReward
 from ..training.lab import LanguageModel, Runtime
@@ -40,6 +39,7 @@ from ..training.stages.stages import Stages
 from .answers import PolicyAnswers, baseline_of, draw_answers, read_by_judge, sampling_of
 from .judging import Judged, judge_answers
 from .kl import sampled_kl
+from .several_answers import several_answers
 
 VERDICTS = "verdicts"  # the folder of verdict logs below a results folder
 RAO_BLACKWELL = "rao-blackwell"
@@ -70,7 +70,7 @@ def evaluate(
     sides = [(baseline.batch, baseline.texts), (drawn.batch, drawn.texts)]
     judged = _judged(stages, meter, prompts, sides)
     reference, answers = _scored(sides, stages, runtime)
-    passes = _passes(answers, drawn.more, stages, meter)
+    several = several_answers(answers.verdicts, [answers.batch, *drawn.more], stages, meter)
     kl = _kl(drawn.policy, drawn.for_kl or answers.batch, stages, runtime)
     with meter.phase("evaluate"):
         _check_finite(answers, judged, kl, stages.judge.name)
@@ -82,27 +82,10 @@ def evaluate(
     }
     samples = _samples(prompts, reference, answers, judged, kl)
     fault_point("evaluation.judged")
-    if passes:
-        figures["pass_at_k"] = {
-            str(k): asdict(estimate) for k, estimate in pass_estimates(passes).items()
-        }
-        samples = [{**s, "passes": row} for s, row in zip(samples, passes, strict=True)]
+    if several is not None:
+        figures |= several.figures()
+        samples = several.beside(samples)
     return figures, samples
-
-
-def _passes(
-    answers: Answers, more: list[Batch], stages: Stages, meter: Meter
-) -> list[list[float | None]]:
-    """Return the verdicts of all answers to each prompt; empty where only one was drawn."""
-    verifier = stages.suite.make_verifier()
-    if not more or verifier is None or answers.verdicts is None:
-        return []
-    columns = [answers.verdicts]
-    with meter.phase("evaluate"):
-        for batch in more:
-            values, _ = batch_verdicts(verifier, batch, batch["ended"], stages.tokens, meter)
-            columns.append(values[:, 0].tolist())
-    return [[_or_none(value) for value in row] for row in zip(*columns, strict=True)]
 
 
 def evaluate_snapshots(

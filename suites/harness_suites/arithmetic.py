@@ -65,6 +65,10 @@ class SumVerifier(Verifier):
             for text, gold in zip(completions, golds, strict=True)
         ]
 
+    def reading(self, completion, ended):
+        """Return the number that the answer ends with; None if it is not finished."""
+        return sums.final_answer(completion)
+
     def examples(self):
         return [("6", "5 + 3 = 8 ; 8 - 2 = 6 .")]
 

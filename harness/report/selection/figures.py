@@ -276,11 +276,14 @@ def _recorded(good: Sequence[Record]) -> dict[str, Any]:
     }
     if all("accuracy" in r["evaluation"] for r in good):
         row["accuracy"] = fmean(r["evaluation"]["accuracy"]["mean"] for r in good)
-    if all("pass_at_k" in r["evaluation"] for r in good):
-        row["pass_at_k"] = {
-            k: fmean(r["evaluation"]["pass_at_k"][k]["mean"] for r in good)
-            for k in first["evaluation"]["pass_at_k"]
-        }
+    for name in ("pass_at_k", "maj_at_k"):
+        if all(name in r["evaluation"] for r in good):
+            row[name] = {
+                k: fmean(r["evaluation"][name][k]["mean"] for r in good)
+                for k in first["evaluation"][name]
+            }
+    if all("mean_of_answers" in r["evaluation"] for r in good):
+        row["mean_of_answers"] = fmean(r["evaluation"]["mean_of_answers"]["mean"] for r in good)
     for name in ("eos_rate", "distinct"):
         row[name] = fmean(r["evaluation"][name] for r in good)
     row |= {} if is_guest(first) else _training(good)

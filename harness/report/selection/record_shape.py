@@ -77,6 +77,8 @@ WHERE_THERE: dict[str, Check] = {
     **{f"evaluation.{name}": _estimate for name in ("win_rate", "gold", "proxy", "kl", "length")},
     "evaluation.accuracy": _object(mean=number),
     "evaluation.pass_at_k": _all(_object(mean=number)),
+    "evaluation.maj_at_k": _all(_object(mean=number)),
+    "evaluation.mean_of_answers": _object(mean=number),
     "evaluation.curve": _points,
     "artifacts": _all(_object()),
     "files": _all(_text),

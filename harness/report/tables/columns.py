@@ -131,13 +131,21 @@ def _accuracy(f: Figures) -> Cell:
     return Cell(f"{f['accuracy']:.3f}") if mean_only else estimate("accuracy", ".3f")(f)
 
 
-def _passes(f: Figures) -> Cell:
-    """Return pass@k for the largest k, where several answers to a prompt were drawn."""
-    passes = f.get("pass_at_k")
-    if not passes:
-        return Cell("-")
-    k = max(passes, key=int)
-    return Cell(f"{passes[k]:.3f} (k={k})")
+def _at_k(name: str) -> Callable[[Figures], Cell]:
+    """Return the cell of a figure for the largest k, where several answers were drawn."""
+
+    def write(f: Figures) -> Cell:
+        by_k = f.get(name)
+        if not by_k:
+            return Cell("-")
+        k = max(by_k, key=int)
+        return Cell(f"{by_k[k]:.3f} (k={k})")
+
+    return write
+
+
+def _mean_of_answers(f: Figures) -> Cell:
+    return Cell(f"{f['mean_of_answers']:.3f}" if "mean_of_answers" in f else "-")
 
 
 def _plainly(write: Callable[[Figures], str]) -> Callable[[Figures], Cell]:
@@ -178,7 +186,9 @@ COLUMNS = (
     Column("gold", "gold", estimate("gold", ".2f")),
     Column("proxy", "proxy", estimate("proxy", ".2f")),
     Column("accuracy", "accuracy", _accuracy),
-    Column("pass_at_k", "pass@k", _passes),
+    Column("pass_at_k", "pass@k", _at_k("pass_at_k")),
+    Column("maj_at_k", "maj@k", _at_k("maj_at_k")),
+    Column("mean_of_answers", "mean of n answers", _mean_of_answers),
     Column("kl", "KL (nats)", _kl),
     Column("length", "length", _plainly(lambda f: f"{f['length']:.1f}")),
     Column(

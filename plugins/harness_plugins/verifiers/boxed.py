@@ -45,6 +45,13 @@ class Boxed(AnswerVerifier):
         box = last_box(end_of(text))
         return box is not None and len(box) <= LONGEST and normal(box) == gold
 
+    def reading(self, completion, ended):
+        """Return the content of the last box in normal form."""
+        from .places import end_of, last_box
+
+        box = last_box(end_of(completion)) if self.counts(ended) else None
+        return None if box is None or len(box) > LONGEST else normal(box)
+
     def examples(self):
         return [
             ("\\frac{3}{4}", "so it is $\\boxed{0.75}$."),

@@ -102,6 +102,10 @@ class Choice(AnswerVerifier):
         joined = rf"[)\].*_\s]*(?:,|/|&|\+|\bor\b|\band\b)[\s(\[*_]*[{self.choices}](?!\w|'\w)"
         return bool(re.match(joined, rest, re.IGNORECASE))
 
+    def reading(self, completion, ended):
+        """Return the letter that the answer chooses."""
+        return self.chosen(completion) if self.counts(ended) else None
+
     def examples(self):
         letter = self.choices[1].upper()
         gold = letter if self.numbering == "letter" else str(1 + int(self.numbering))

@@ -53,6 +53,11 @@ class Exact(AnswerVerifier):
             text = re.sub("[\"'`\u201c\u201d\u2018\u2019]", "", text).strip().strip(".,;:!?*")
         return " ".join(text.split())
 
+    def reading(self, completion, ended):
+        """Return the answer in normal form."""
+        answer = self.part(completion) if self.counts(ended) else None
+        return None if answer is None else self.normal(answer[: LONGEST + 100])
+
     def examples(self):
         marker = f"so {self.after} " if self.after else ""
         return [(f"{marker}New York", f"{marker}New  York"), (f"{marker}7", f"{marker}7")]

@@ -38,6 +38,13 @@ class FinalNumber(AnswerVerifier):
 
         return gives(text, gold)
 
+    def reading(self, completion, ended):
+        """Return the number that the answer gives."""
+        from .number_answers import answer_number
+
+        number = answer_number(completion) if self.counts(ended) else None
+        return None if number is None else str(number.value)
+
     def examples(self):
         return [
             ("48+24 = 72 clips.\n#### 72", "She sold 48 + 24 = 72 clips"),
