@@ -1,4 +1,6 @@
-"""The agreement of a judge with human preferences: before its win-rates are believed."""
+"""The agreement of a judge with human preferences, or with another judge: before its win-rates are
+believed.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from ..core.data import Prompt
 from ..core.errors import UsageError
 from ..core.fixed_answers import lines
 from ..core.options import parse_settings
+from ..core.run_folder import SAMPLES, read_rows
 from ..statistics.judges import COIN, NEAR_COIN, Agreement, agreement, verdict_figures
 from ..statistics.over_prompts import PromptEstimate
 from .findings import SKIPPED, Finding, Options, attempt
@@ -112,7 +115,7 @@ def _text(estimate: PromptEstimate) -> str:
 
 
 def read_preferences(file: Path) -> list[Preference]:
-    """Return the preferences of a JSON-lines file.
+    """Return the preferences of a JSON-lines file, or the verdicts of a finished run's judge.
 
     A row has a prompt, two answers, and who prefers which: `winner` (a, b or tie), `preference`
     (1, 2, or between them), or `p`, the share of humans who prefer the first. Answers that are
@@ -122,8 +125,10 @@ def read_preferences(file: Path) -> list[Preference]:
     Raises:
         UsageError: There is no such file, or a row lacks something.
     """
+    if (file / SAMPLES).is_file():
+        return _verdicts_of_run(file)
     if not file.is_file():
-        raise UsageError(f"--against {file}: there is no such file.")
+        raise UsageError(f"--against {file}: there is no such file, and no run's folder.")
     rows: list[Preference] = []
     for number, line in enumerate(filter(str.strip, lines(file.read_text(encoding="utf-8"))), 1):
         try:
@@ -134,6 +139,24 @@ def read_preferences(file: Path) -> list[Preference]:
     if len(rows) < 2:
         raise UsageError(f"--against {file}: two preferences or more were expected.")
     return rows
+
+
+def _verdicts_of_run(folder: Path) -> list[Preference]:
+    """Return the verdicts of a run's judge on its answers and the baseline's.
+
+    Every other pair is turned. Pairs without a verdict are left out.
+    """
+    known = [row for row in read_rows(folder / SAMPLES) if row.get("win") is not None]
+    if len(known) < 2:
+        raise UsageError(
+            f"--against {folder}: its judge gave no verdicts, so there is nothing to agree with."
+        )
+    pairs = []
+    for i, row in enumerate(known):
+        prompt = Prompt(str(row["prompt_id"]), row["prompt"])
+        a, b, p = row["answer"], row["baseline"], float(row["win"])
+        pairs.append(Preference(prompt, b, a, 1 - p) if i % 2 else Preference(prompt, a, b, p))
+    return pairs
 
 
 def _preference(row: Any, where: str, place: int) -> Preference:

@@ -37,8 +37,8 @@ CHECKED = ("methods", "suites", "labellers", "verifiers", "judges")
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Human preferences that a judge is compared with, as JSON lines.",
+    metavar="FILE|RUN",
+    help="What a judge is compared with: human preferences (JSON lines), or a run's judge.",
 )
 @output_option("Write the report, as Markdown, to a file too.")
 @plugin_files

@@ -57,3 +57,20 @@ def test_a_judge_needs_a_file_and_others_take_none(tmp_path):
     assert done.code == 2 and "only a judge" in done.err
     done = command("check", "llm_judge", "--set", "model=m", "--against", tmp_path / "none")
     assert done.code == 2 and "there is no such file" in done.err
+
+
+def test_the_judge_of_a_run_takes_the_place_of_humans(tmp_path):
+    rows = [
+        {"prompt_id": f"test/{i}", "prompt": "p", "answer": "x", "baseline": "y", "win": win}
+        for i, win in enumerate([1.0, 0.25, None, 0.5])
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_preferences(tmp_path)
+    assert [(row.a, row.b, row.p) for row in found] == [
+        ("x", "y", 1.0),
+        ("y", "x", 0.75),
+        ("x", "y", 0.5),
+    ]
+    (tmp_path / "samples.jsonl").write_text(json.dumps(rows[2]) + "\n")
+    with pytest.raises(UsageError, match="its judge gave no verdicts"):
+        read_preferences(tmp_path)
