@@ -22,7 +22,7 @@ from ..api.resolve import Request, resolve
 from ..core.artifacts import Artifacts
 from ..core.data import Budget
 from ..core.distributed import ALONE
-from ..core.execution import SETTINGS
+from ..core.execution import NOT_SHARDED, SETTINGS, SHARDED
 from ..core.global_state import Reported
 from ..core.save_schedule import SaveInterval
 from ..experiments.observers import Observers
@@ -30,6 +30,7 @@ from ..experiments.prepare import RunOptions, open_stage_runtime, prepare
 from ..experiments.trained_policy import Training
 from ..models.batches import Batch
 from ..models.loading import trunk_of
+from ..models.sharded_tensors import gathered
 from ..training.checkpoints import Checkpoints
 from ..training.lab import Lab
 from ..training.loop import Loop
@@ -79,8 +80,15 @@ class Trials:
     The first of several processes makes the stages, and the others share them.
     """
 
-    def __init__(self, name: str, suite: str, registry: Registry, options: Options) -> None:
-        fixed = {"quick": True, "threads": 1, "device": "cpu"}
+    def __init__(
+        self,
+        name: str,
+        suite: str,
+        registry: Registry,
+        options: Options,
+        shard: str = NOT_SHARDED,
+    ) -> None:
+        fixed = {"quick": True, "threads": 1, "device": "cpu", "shard": shard}
         short = tuple(s for s in options.settings if s.partition("=")[0] not in LENGTHS)
         self.spec = resolve(Request(name, suite, short, fixed=fixed), registry)
         self.registry, self.results = registry, options.results
@@ -94,8 +102,10 @@ class Trials:
             self.spec, registry, settings, Observers(new_registry(), self.spec, settings.warn)
         )
         self.distributed = stage_runtime.distributed
+        apart = {"distributed": ALONE, "artifacts": Artifacts(self.results / "artifacts")}
+        # sharded models are made by all processes together
         self.stage_runtime = dataclasses.replace(
-            stage_runtime, distributed=ALONE, artifacts=Artifacts(self.results / "artifacts")
+            stage_runtime, **({} if shard == SHARDED else apart)
         )
         self.method_inputs, _ = prepare(
             self.spec, participants(self.spec, registry), registry.files, self.stage_runtime
@@ -144,7 +154,7 @@ class Trials:
         weights = (
             None
             if model is None
-            else torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+            else torch.nn.utils.parameters_to_vector(map(gathered, model.parameters())).clone()
         )
         return Trained(weights, loop.rows, loop.used(), loop.trainer)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..api.registry import Registry, installed, load_file
 from ..core.distributed import is_main
+from ..core.execution import NOT_SHARDED
 from ..core.files import write_json
 from .findings import Options
 
@@ -21,11 +22,14 @@ Rows = list[dict[str, float]]  # metrics, one dict per turn
 
 
 def together(
-    cases: Sequence[tuple[str, str]], registry: Registry, options: Options
+    cases: Sequence[tuple[str, str]],
+    registry: Registry,
+    options: Options,
+    shard: str = NOT_SHARDED,
 ) -> dict[str, Rows]:
     """Train each (method, suite) in two processes on CPU; return {method: metrics}.
 
-    The stages are there already.
+    The stages are there already. `shard` is the value of `--shard`.
     """
     with tempfile.TemporaryDirectory(dir=options.results) as folder:
         out = Path(folder) / "rows.json"
@@ -35,6 +39,7 @@ def together(
             "settings": options.settings,
             "results": str(options.results),
             "out": str(out),
+            "shard": shard,
         }
         launcher = [
             sys.executable,
@@ -71,7 +76,7 @@ def main() -> None:
     options = Options(settings=tuple(task["settings"]), results=Path(task["results"]))
     rows = {}
     for method, suite in task["cases"]:
-        bench = Trials(method, suite, registry, replace(options, suite=suite))
+        bench = Trials(method, suite, registry, replace(options, suite=suite), task["shard"])
         rows[method] = bench.train(
             distributed=bench.distributed, micro_batch_tokens=FEW_TOKENS
         ).rows  # both have work

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..api.registry import Registry
+from ..core.execution import NOT_SHARDED, SHARDS
 from ..core.save_schedule import parse_interval
 from ..core.spec import SAVED_DTYPES, SAVED_KINDS, STARTS, WEIGHTS
 from .dry_run import of_run
@@ -133,6 +134,13 @@ from .options import plugin_files, results_option, settings_option, tracked
     "--activation-checkpointing",
     is_flag=True,
     help="Compute layers again in the backward pass: less memory, about 1.2 times the time.",
+)
+@click.option(
+    "--shard",
+    type=click.Choice(SHARDS),
+    default=NOT_SHARDED,
+    show_default=True,
+    help="Of all weights that a run holds: full shards them over its processes.",
 )
 @click.option(
     "--prompt-sharing/--no-prompt-sharing",

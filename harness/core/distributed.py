@@ -95,6 +95,8 @@ class DistributedContext:
         import torch
 
         own = list(parameters)
+        if not own:
+            return
         any_has = torch.tensor(float(any(p.grad is not None for p in own)), device=own[0].device)
         self.all_reduce(any_has)
         if not any_has:

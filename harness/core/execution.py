@@ -22,8 +22,10 @@ class Execution:
     # tokens, prompts included, that decoding holds at once; fewer where the memory is small
     decode_batch_tokens: int = 131072
     activation_checkpointing: bool = False  # compute layers again in the backward pass
+    shard: str = "none"  # none, or full: weights are sharded over the processes
 
 
+SHARDS = NOT_SHARDED, SHARDED = "none", "full"
 TRAINING, EVALUATION = "training", "evaluation"  # parts of a run, beside its artifacts
 SETTINGS = tuple(f.name for f in fields(Execution))
 

@@ -13,6 +13,7 @@ from ..models.batches import Batch
 from ..models.flops import ModelFlops
 from ..models.logprobs import Predictions, predictions
 from ..models.micro_batches import each_part
+from ..models.sharding import in_pass
 from ..training.lab import Runtime
 
 
@@ -33,7 +34,7 @@ def sampled_kl(
         runtime.meter.add(flops=flops)
 
     def compute(part: Batch) -> tuple[Tensor, Tensor]:
-        return _ratios(policy, reference, part)
+        return in_pass(policy, lambda: in_pass(reference, lambda: _ratios(policy, reference, part)))
 
     def keep(rows: list[int], part: Batch, estimates: tuple[Tensor, Tensor]) -> None:
         exact[rows], plain[rows] = (values.sum((1, 2)) for values in estimates)

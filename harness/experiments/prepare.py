@@ -15,7 +15,7 @@ from ..api.participants import Participants
 from ..api.registry import Registry
 from ..core.distributed import DistributedContext
 from ..core.errors import Refused, UsageError
-from ..core.execution import Execution
+from ..core.execution import NOT_SHARDED, Execution
 from ..core.fixed_answers import fixed_answers
 from ..core.global_state import put_back, set_threads
 from ..core.progress import LOADING, activity
@@ -197,6 +197,7 @@ def open_stage_runtime(
     Patience.seconds = settings.answer_timeout
     device = _device(spec.execution.device)
     engine = _engine(spec, registry, device)
+    check_sharding(spec)
     # autocast is the models' own: see models/loading.py
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
     distributed = DistributedContext(accelerator.process_index, accelerator.num_processes)
@@ -217,10 +218,28 @@ def open_stage_runtime(
         distributed,
         RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
         tell=settings.warn if distributed.main else lambda text: None,
-        sizes=BatchSizes(settings.warn),
+        sizes=BatchSizes(settings.warn, halves=spec.execution.shard == NOT_SHARDED),
         plan=settings.plan,
         say=settings.say if distributed.main else lambda text: None,
     )
+
+
+def check_sharding(spec: RunSpec) -> None:
+    """Refuse `--shard` where it would not shard, or where something cannot be sharded."""
+    if spec.execution.shard == NOT_SHARDED:
+        return
+    what = f"--shard {spec.execution.shard}"
+    if spec.execution.processes == 1:
+        raise UsageError(
+            f"{what}: weights are sharded over processes, and this run has one. Start several:"
+            " torchrun --standalone --nproc-per-node 2 -m harness run ..."
+        )
+    if spec.weights == NF4:
+        raise UsageError(f"{what}: weights in nf4 are not sharded. Use --weights bfloat16.")
+    if spec.engine != "hf":
+        raise UsageError(
+            f"{what}: the engine {spec.engine} cannot read sharded weights. Use --engine hf."
+        )
 
 
 def _engine(spec: RunSpec, registry: Registry, device: str) -> Any:

@@ -65,7 +65,7 @@ def save_policy(
         write_text(folder / FOLDERS[kind] / "README.md", card)
     except Exception as error:
         shutil.rmtree(folder / FOLDERS[kind], ignore_errors=True)
-        if isinstance(error, NoSpace):
+        if isinstance(error, NoSpace | Refused):
             return {"saved": FAILED, "reason": str(error)}
         write_text(folder / run_folder.TRACEBACK, "".join(traceback.format_exception(error)))
         return {"saved": FAILED, "reason": f"{type(error).__name__}: {error}"}
@@ -84,7 +84,8 @@ def _write(target: Path, kind: str, training: Training, model: nn.Module) -> str
     """Write a policy or an adapter to a folder; return the digest of its weights."""
     from ..models.initial_checkpoint import merged
     from ..models.loading import save_causal
-    from ..models.lora import save_adapter
+    from ..models.lora import adapted, save_adapter
+    from ..models.sharding import root_of
 
     work = target.with_name(f".{target.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
@@ -95,6 +96,10 @@ def _write(target: Path, kind: str, training: Training, model: nn.Module) -> str
         inputs.tokens.tokenizer.save_pretrained(work)
     elif artifact is not None and (artifact.folder / MODEL).is_dir():
         link_folder(artifact.folder / MODEL, work)
+    elif root_of(model) is not None and not adapted(model):
+        raise Refused(
+            "its artifact is missing, and the main process alone cannot gather sharded weights"
+        )
     else:
         whole = merged(model, inputs.start)
         save_causal(whole, inputs.tokens.tokenizer, work, dtype)

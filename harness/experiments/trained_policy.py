@@ -242,9 +242,9 @@ class Training:
             Checkpoints(output / STATE, OFF, writes, self._contents()).save(
                 len(loop.rows), weights, state
             )
-            if whole is not None and writes:
+            if whole is not None and (writes or loop.trainer.sharded):
                 tokenizer = self.method_inputs.tokens.tokenizer
-                save_causal(whole, tokenizer, output / MODEL, dtype)
+                save_causal(whole, tokenizer, output / MODEL, dtype, writes)
             self._copy_snapshots(loop, output / SNAPSHOTS)
             if loop.files is not None and loop.files.rollouts.path.exists():
                 shutil.copy(loop.files.rollouts.path, output / ROLLOUTS)

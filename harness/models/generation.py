@@ -32,6 +32,7 @@ from .layouts import keeps_cache
 from .loading import cast_once, computing, trunk_of
 from .logprobs import accepted
 from .memory import DECODING, BatchSizes, total_memory
+from .sharding import gathered_weights
 
 KEEP_UNTIL = 0.9
 
@@ -388,6 +389,10 @@ class Sampler:
 
     def _generate(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:
         """Split the prompts over processes, and gather all completions."""
+        with gathered_weights(model):  # a process decodes as many tokens as its rows need
+            return self._decode(model, prompts, n, noise)
+
+    def _decode(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:
         if self.distributed.size == 1:
             return self.engine.generate(model, prompts, n, self.sampling, noise)
         own = self.distributed.shard(len(prompts))

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -33,14 +34,22 @@ from .lora import Lora, adapted, beside, carries, deltas, unchanged, without_ada
 from .model_state import ModelState
 from .nf4 import holds_packed, restore
 
+M = TypeVar("M", bound=nn.Module)
+Shard = Callable[[nn.Module], nn.Module]  # shards a model in place: see sharding.py
+
 
 class InitialCheckpoint:
     """A model that can be loaded at any time; this object keeps only a weak reference to it."""
 
     def __init__(
-        self, read: Callable[[], nn.Module], probe: Callable[[nn.Module], None] = lambda model: None
+        self,
+        read: Callable[[], nn.Module],
+        probe: Callable[[nn.Module], None] = lambda model: None,
+        shards: Callable[[], Shard | None] = lambda: None,
     ) -> None:
         self._read, self._probe = read, probe
+        self.shards = shards  # returns what shards models, where this run shards any
+        self._kept: nn.Module | None = None  # the model, where it is sharded: see `model`
         self._there: Callable[[], nn.Module | None] = lambda: None
         self._outline: nn.Module | None = None
         self._device = torch.device("cpu")
@@ -57,11 +66,16 @@ class InitialCheckpoint:
         return start
 
     def model(self) -> nn.Module:
-        """Return the frozen model; calls return the same object while it is referenced."""
+        """Return the frozen model; calls return the same object while it is referenced.
+
+        A sharded one stays in memory. Processes free objects at unlike times, and reading it again
+        is a pass that all of them have to make.
+        """
         model = self._there()
         if model is None:
-            model = self._anew()
+            model = self.sharded(self._anew())
             self._there = weakref.ref(model)
+            self._kept = model if self.shards() is not None else None
             self._states[model] = ModelState(model)
         return model
 
@@ -80,9 +94,22 @@ class InitialCheckpoint:
         return "" if state is None or model is None else state.changed(model)
 
     def copy(self) -> nn.Module:
-        """Return a new frozen copy, read from disk if the model is not in memory."""
+        """Return a new frozen copy, read from disk if the model is not in memory.
+
+        Where this run shards models, it is read from disk, and its weights are those of the mapped
+        file: sharding it copies a process's own rows, and no process has all of them.
+        """
+        if self.shards() is not None:
+            return self._anew()
         model = self._there()
         return in_memory(self._anew()) if model is None else without_adapters(copy.deepcopy(model))
+
+    def sharded(self, model: M) -> M:
+        """Return a model of this architecture, sharded where this run shards models."""
+        shard = self.shards()
+        if shard is not None:
+            shard(model)
+        return model
 
     def is_(self, model: nn.Module) -> bool:
         """Return whether `model` is the object that `model()` returned."""
@@ -112,10 +139,15 @@ class InitialCheckpoint:
         return model is not None and carries(model)
 
     def scalar(self) -> ScalarModel:
-        """Return a scalar model with this architecture and uninitialised weights."""
+        """Return a scalar model with this architecture and uninitialised weights.
+
+        Where this run shards models they have no memory yet: what is read is assigned to them.
+        """
         outline = self.outline
-        trunk = unfilled(trunk_of(outline), self._device)
-        return ScalarModel(trunk, hidden_size(outline)).to(self._device)
+        device = self._device if self.shards() is None else torch.device("meta")
+        trunk = unfilled(trunk_of(outline), device)
+        model = ScalarModel(trunk, hidden_size(outline))
+        return model if self.shards() is not None else model.to(self._device)
 
     def _anew(self) -> nn.Module:
         model = frozen(without_adapters(self._read()))
@@ -138,6 +170,7 @@ def start_in(
     device: torch.device,
     sharing: bool,
     tell: Callable[[str], None] = lambda text: None,
+    shards: Callable[[], Shard | None] = lambda: None,
 ) -> InitialCheckpoint:
     """Return the start checkpoint of a folder or hub id.
 
@@ -147,22 +180,25 @@ def start_in(
         device: Where it is used.
         sharing: Whether prompt sharing is allowed.
         tell: Called with messages about the model.
+        shards: Returns what shards models; None where this run does not. A model that is to be
+            sharded is read and probed on the CPU, in the memory of the mapped file.
     """
-    start = InitialCheckpoint(
-        partial(_read, model, arithmetic, device), partial(find_out, sharing=sharing, tell=tell)
-    )
+
+    def read() -> nn.Module:
+        whole = load_causal(model, arithmetic)
+        return whole.to(device) if shards() is None else whole
+
+    start = InitialCheckpoint(read, partial(find_out, sharing=sharing, tell=tell), shards)
     start.source = str(model)
     return start
-
-
-def _read(model: Path | str, arithmetic: Arithmetic, device: torch.device) -> nn.Module:
-    return load_causal(model, arithmetic).to(device)
 
 
 def learner(start: InitialCheckpoint, method: object, seed: int) -> nn.Module:
     """Return the model that a method trains: a copy, or an adapter if `lora_rank` is set."""
     lora = lora_of(method, seed)
-    return learning(start.copy()) if lora is None else beside(start.model(), lora)
+    if lora is None:
+        return start.sharded(learning(start.copy()))
+    return beside(start.model(), lora)
 
 
 def lora_of(options: object, seed: int, role: str = "policy") -> Lora | None:
@@ -184,5 +220,6 @@ def merged(model: nn.Module, start: InitialCheckpoint) -> nn.Module:
         return restore(copy.deepcopy(model)) if holds_packed(model) else model
     plain = restore(start.copy())
     for name, delta in deltas(model):
-        plain.get_parameter(name).data += delta
+        weight = plain.get_parameter(name)
+        weight.data += delta.to(weight.device)
     return plain

@@ -34,6 +34,7 @@ from .lora import (
     without_adapters,
 )
 from .nf4 import bytes_of, convert, numbers_of, restore, without_contents
+from .sharded_tensors import gathered, own_part
 from .tensor_files import as_dtype as as_dtype
 from .tensor_files import load_tensors as load_tensors
 from .tensor_files import save_tensors as save_tensors
@@ -119,14 +120,24 @@ def cast_once(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(False)
 
 
-def save_causal(model: nn.Module, tokenizer: Any, folder: Path, dtype: str = "") -> None:
-    """Write model and tokenizer in hub format (safetensors), in a dtype or that of the weights."""
+def save_causal(
+    model: nn.Module, tokenizer: Any, folder: Path, dtype: str = "", writes: bool = True
+) -> None:
+    """Write model and tokenizer in hub format (safetensors), in a dtype or that of the weights.
+
+    Sharded weights are gathered one after another, so all processes call this. Those that do not
+    write keep none of them.
+    """
     dtype = dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
     cast: dict[int, Tensor] = {}  # tied weights stay one tensor
-    state: dict[str, Tensor] = {
-        name: cast.setdefault(id(tensor), as_dtype(tensor.detach(), dtype))
-        for name, tensor in model.state_dict(keep_vars=True).items()
-    }
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in cast:
+            whole = gathered(tensor.detach())
+            cast[id(tensor)] = as_dtype(whole, dtype) if writes else tensor
+        state[name] = cast[id(tensor)]
+    if not writes:
+        return
     size = sum(tensor.nbytes for tensor in cast.values())
     with writing(folder, size):
         model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
@@ -253,19 +264,22 @@ def hidden_size(model: nn.Module) -> int:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 over names, shapes and bytes of the parameters, without adapters."""
+    """Return the SHA-256 over names, shapes and bytes of the parameters, without adapters.
+
+    Sharded ones are gathered one after another, so all processes call this.
+    """
     whole = hashlib.sha256()
     for name, tensor in sorted(plain_state(model).items()):
         whole.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        whole.update(
-            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
+        flat = gathered(tensor.detach()).cpu().contiguous().view(-1)
+        whole.update(flat.view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
 
 
 def size_of(model: nn.Module) -> tuple[int, int]:
     """Return (parameters, bytes) of a model, shared tensors once, without others' adapters."""
     unique = {
-        (p.untyped_storage()._cdata, p.storage_offset()): p for _, p in held(model)
+        (own_part(p).untyped_storage()._cdata, own_part(p).storage_offset()): p
+        for _, p in held(model)
     }.values()  # on meta, too
     return sum(numbers_of(p) for p in unique), sum(bytes_of(p) for p in unique)

@@ -36,6 +36,7 @@ from .layouts import head_apart, packs, reads_some, states_at_once, vocabulary_o
 from .loading import ScalarModel, computing, trunk_of
 from .micro_batches import _takes
 from .packing import Packing, pack
+from .sharding import in_pass
 
 # Margins up to this are rounding error: sums over some hundred float32 log-probabilities differ by
 # about 1e-5 between batch layouts. A policy that equals its reference has margins of that size.
@@ -75,8 +76,9 @@ class Predictions:
                 )
             else:
                 logp.append(self._logp(states, ids[part]))
-        # no state: an empty tensor that still depends on the model, so that its gradient is 0
-        return torch.cat(logp) if logp else self.states.flatten()[:0].float()
+        # no state: an empty tensor that still depends on all of the model, so that its gradient
+        # is 0
+        return torch.cat(logp) if logp else self._read(self.states).flatten()
 
     def _logp(self, states: Tensor, ids: Tensor) -> Tensor:
         logp: Tensor = _LogSoftmaxAt.apply(self._read(states), ids)  # type: ignore[no-untyped-call]
@@ -106,7 +108,10 @@ class _LogSoftmaxAt(torch.autograd.Function):
 
 
 def predictions(model: nn.Module, batch: Batch) -> Predictions:
-    """Return the distributions of a batch's completion tokens, in the order of its mask."""
+    """Return the distributions of a batch's completion tokens, in the order of its mask.
+
+    Of a sharded model they are computed and read inside `in_pass`.
+    """
     places, at_once = batch["mask"] > 0, states_at_once(vocabulary_of(model))
     if not packs(model) and not head_apart(model, batch):
         return Predictions(padded_logits(model, batch)[places], _itself, batch.temperature, at_once)
@@ -132,8 +137,12 @@ def completion_logits(model: nn.Module, batch: Batch) -> Tensor:
 
     For small vocabularies; `predictions` computes them in parts.
     """
-    predicted = predictions(model, batch)
-    logits = torch.cat([predicted.logits(part) for part in predicted.parts()])
+
+    def compute() -> Tensor:
+        predicted = predictions(model, batch)
+        return torch.cat([predicted.logits(part) for part in predicted.parts()])
+
+    logits = in_pass(model, compute)
     out = logits.new_zeros(*batch.shape, logits.shape[-1])
     out[batch["mask"] > 0] = logits
     return out
@@ -142,7 +151,8 @@ def completion_logits(model: nn.Module, batch: Batch) -> Tensor:
 def completion_logp(model: nn.Module, batch: Batch) -> Tensor:
     """Return (B, K, T) log-probabilities of the completion tokens; exactly 0 on padding."""
     places = batch["mask"] > 0
-    logp = predictions(model, batch).logp(batch["completion_ids"][places])
+    ids = batch["completion_ids"][places]
+    logp = in_pass(model, lambda: predictions(model, batch).logp(ids))
     return torch.zeros(batch.shape, device=logp.device).masked_scatter(places, logp)
 
 
@@ -151,6 +161,10 @@ def completion_states(model: ScalarModel, batch: Batch) -> Tensor:
 
     Values on padding are arbitrary.
     """
+    return in_pass(model, lambda: _completion_states(model, batch))
+
+
+def _completion_states(model: ScalarModel, batch: Batch) -> Tensor:
     b, k, t = batch.shape
     if packs(model):
         packing = pack(batch)

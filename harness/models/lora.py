@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..core.model_folder import ADAPTER_WEIGHTS
 from .nf4 import restore
+from .sharded_tensors import sharded_as
 from .tensor_files import as_dtype, save_tensors
 
 M = TypeVar("M", bound=nn.Module)
@@ -344,9 +345,13 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_own(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load the result of `own_state`; raise RuntimeError if it is of another model."""
+    """Load the result of `own_state`; raise RuntimeError if it is of another model.
+
+    A process takes its own rows of what is sharded in the model.
+    """
     if not adapted(model):
-        model.load_state_dict(state)
+        there = model.state_dict()
+        model.load_state_dict({n: sharded_as(t, there.get(n)) for n, t in state.items()})
         return
     mine = own(model)
     if mine.keys() != state.keys():
@@ -407,7 +412,8 @@ def merge(model: nn.Module) -> nn.Module:
     added = dict(deltas(model))
     plain = restore(without_adapters(base_of(model)))
     for name, delta in added.items():
-        plain.get_parameter(name).add_(delta)
+        weight = plain.get_parameter(name)
+        weight.add_(sharded_as(delta, weight))
     return plain
 
 

@@ -40,10 +40,13 @@ class BatchSizes:
 
     Args:
         tell: Called with one message when a kind of batch is halved for the first time.
+        halves: Whether they may be halved. Processes with sharded weights compute in lockstep, so
+            one alone cannot take smaller batches.
     """
 
     tell: Callable[[str], None] = lambda message: None
     halved: dict[str, int] = field(default_factory=dict)  # kind -> tokens of a batch at most
+    halves: bool = True
 
     def tokens(self, kind: str, limit: int) -> int:
         """Return how many tokens a batch of a kind may hold now, `limit` at most."""
@@ -68,6 +71,8 @@ class BatchSizes:
             except Exception as error:
                 if not ran_out_of_memory(error):
                     raise
+                if not self.halves:
+                    raise MemoryRanOut(_lockstep(kind, tokens)) from error
                 if tokens <= row:
                     raise MemoryRanOut(_smallest(kind, row)) from error
             # the error has been freed here, and with it the frames that referenced the failed batch
@@ -106,6 +111,14 @@ def total_memory(device: torch.device) -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text(encoding="utf-8").strip() if limit.exists() else "max"
     return min(installed, int(text)) if text.isdigit() else installed
+
+
+def _lockstep(kind: str, tokens: int) -> str:
+    return (
+        f"Memory ran out while {kind} batches of {tokens} tokens. With --shard batches are not"
+        f" halved, because all processes compute in lockstep. Begin with smaller ones:"
+        f" {OPTIONS[kind]} {max(1, tokens // 2)}."
+    )
 
 
 def _smallest(kind: str, row: int) -> str:

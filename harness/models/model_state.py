@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .capabilities import made_up
 from .logprobs import completion_logp
+from .sharded_tensors import own_part
 
 COLUMNS = 4096  # width of the matrix whose rows and columns of bits are summed
 # packages whose code may replace a model's own forward function
@@ -79,7 +80,7 @@ def bit_sums(tensor: Tensor) -> str:
 
     The sums are exact integers (modulo 2**64) and are computed on the tensor's device.
     """
-    words = _words(tensor.detach())
+    words = _words(own_part(tensor.detach()))
     rows = len(words) // COLUMNS
     table, rest = words[: rows * COLUMNS].view(rows, COLUMNS), words[rows * COLUMNS :]
     parts = [table.sum(0), table.sum(1), rest] if rows else [rest]

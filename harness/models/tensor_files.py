@@ -1,7 +1,8 @@
 """Named tensors in files in the safetensors format, written one after another.
 
 Nothing is copied first: while a file is written, memory holds at most one tensor that is not on the
-CPU or not contiguous. Tensors that share memory, such as tied embeddings, are written once.
+CPU or not contiguous. Tensors that share memory, such as tied embeddings, are written once. A
+sharded tensor is gathered when it is written, so all processes have to call this.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..core.files import hashed_file
+from .sharded_tensors import gather_along, gathered, is_sharded, own_part
 
 SHARED = "shared"  # key of the file's metadata: {name: name of the tensor that is the same}
 _NAMES = {
@@ -45,11 +47,20 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
     own, shared = _distinct(tensors)
     head = _head(own, shared)
     size = len(head) + sum(tensor.nbytes for tensor in own.values())
-    with hashed_file(path, size) as file:
-        file.write(head)
-        for tensor in own.values():
-            file.write(_content(tensor))
-        return file.digest()
+    left = iter(own.values())
+    try:
+        with hashed_file(path, size) as file:
+            file.write(head)
+            for tensor in left:
+                file.write(_content(tensor))
+            return file.digest()
+    finally:
+        gather_along(left)  # after an error the other processes still wait for this one
+
+
+def follow_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Take part in `save_tensors` of the process that writes."""
+    gather_along(_distinct(tensors)[0].values())
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -71,7 +82,7 @@ def _distinct(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     shared: dict[str, str] = {}
     own: dict[str, Tensor] = {}
     for name, tensor in sorted(tensors.items()):
-        where = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        where = (tensor.device, _address(tensor), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and where in first:
             shared[name] = first[where]
         else:
@@ -79,6 +90,14 @@ def _distinct(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
             own[name] = tensor
     # readers map the file into memory, so tensors must be aligned to the size of their elements
     return dict(sorted(own.items(), key=lambda item: -item[1].element_size())), shared
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where a tensor begins in memory; a process may hold no row of a sharded one."""
+    if not is_sharded(tensor):
+        return tensor.data_ptr()
+    part = own_part(tensor)
+    return part.untyped_storage().data_ptr() + part.storage_offset() * part.element_size()
 
 
 def _head(own: Mapping[str, Tensor], shared: Mapping[str, str]) -> bytes:
@@ -99,7 +118,7 @@ def _head(own: Mapping[str, Tensor], shared: Mapping[str, str]) -> bytes:
 
 def _content(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = gathered(tensor.detach()).cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
 

@@ -16,7 +16,7 @@ from ..core.progress import CHECKPOINTS, activity
 from ..core.records import CHANGED, Damaged, read_object, rerun, write_sealed
 from ..core.save_schedule import SaveCosts, SaveInterval, SaveSchedule
 from ..models.lora import own_state
-from ..models.tensor_files import load_tensors, save_tensors, size_in_file
+from ..models.tensor_files import follow_tensors, load_tensors, save_tensors, size_in_file
 
 INSTEAD = "The one before it is used."
 
@@ -48,8 +48,13 @@ class Checkpoints:
         return self.writes and self.schedule.due(turn, lambda: size_in_file(tensors()))
 
     def save(self, turn: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write a checkpoint, if this process writes; the one before the last is removed."""
+        """Write a checkpoint, if this process writes; the one before the last is removed.
+
+        Another process takes part in gathering sharded tensors. So a checkpoint holds whole ones,
+        and can be read by any number of processes.
+        """
         if not self.writes:
+            follow_tensors(tensors)
             return
         saving = self.schedule.saving(turn, size_in_file(tensors))
         with activity(CHECKPOINTS, "writing a checkpoint"), saving:
@@ -110,7 +115,11 @@ class Snapshots:
         """Keep the policy and its costs if this turn of `total` is one of the evenly spaced
         ones.
         """
-        if self.writes and turn in {round(total * (i + 1) / self.count) for i in range(self.count)}:
+        if turn not in {round(total * (i + 1) / self.count) for i in range(self.count)}:
+            return
+        if not self.writes:
+            follow_tensors(own_state(policy))
+        else:
             part = self.folder / ".partial.safetensors"
             digest = save_tensors(own_state(policy), part)
             write_sealed(self.folder / f"step-{step:06d}.json", {**used, "tensors": digest})

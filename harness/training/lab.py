@@ -205,6 +205,8 @@ class Lab(DataStreams):
             )
             self._critic = Critic(model.initialise(seed, std=0.0), self._runtime, below)
             learned = model.head.requires_grad_(True) if shared else learn(model)
+            if not shared:
+                self._method_inputs.start.sharded(model)
             self._loop.trainer.add("value", learned, learning_rate)
             if shared:
                 self._runtime.meter.hold("value", *size_of(model.head))

@@ -245,7 +245,10 @@ class Loop:
             self.snapshots.offer(
                 turn + 1, total, len(self.rows), self.trainer.modules["policy"], self.used()
             )
-        if self.checkpoints.due(len(self.rows), self.trainer.tensors):
+        due = self.checkpoints.due(len(self.rows), self.trainer.tensors)
+        if self.trainer.sharded:  # the main process decides when; all gather what it writes
+            due = self.trainer.distributed.broadcast_from_main(due)
+        if due:
             self.save()
 
     def _resume(self) -> None:

@@ -5,8 +5,9 @@ ensemble.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.data import Comparison
+from ..core.errors import UsageError
 from ..core.files import write_json
 from ..core.progress import LOADING, activity
 from ..models.batches import Batch
@@ -53,6 +55,8 @@ class RewardModel:
             model,
             lambda batch: completion_scores(model, batch, pooling),
         )
+        # reads a whole model of the same weights: one that is sharded cannot be copied
+        self.read: Callable[[], ScalarModel] | None = None
 
     def score(self, batch: Batch, runtime: Runtime) -> Tensor:
         """Return (B, K) normalised scores, metered in the current phase."""
@@ -100,12 +104,16 @@ class RewardModel:
         """
         mine = lora_on(self.model)
         if lora is None:
-            return plain_scalar(self.model)
+            return self._plain()
         if mine is not None:
             critic = scalar_beside(base_of(self.model), replace(mine, role=lora.role))
             load_own(critic, own_state(self.model))
             return critic
-        return scalar_beside(plain_scalar(self.model) if apart else self.model, lora)
+        return scalar_beside(self._plain() if apart else self.model, lora)
+
+    def _plain(self) -> ScalarModel:
+        """Return a copy of this model, with its adapter merged."""
+        return plain_scalar(self.model) if self.read is None else self.read()
 
     def save(self, folder: Path) -> None:
         """Write the weights (or an adapter and the head) and the normalisation."""
@@ -130,14 +138,40 @@ class RewardModel:
         settings = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
         lora = settings.pop("lora")
         with activity(LOADING, "loading a reward model"):
+            file = folder / "model.safetensors"
             if lora is None:
-                model = start.scalar()
+                model = learn(_whole(file, start), False)
+                start.sharded(model)
             else:
                 role = settings["name"].replace("_model", "")
                 model = scalar_beside(start.model(), Lora(lora[0], lora[1], 0, role))
-            load_own(model, load_tensors(folder / "model.safetensors"))
+                load_own(model, load_tensors(file))
         learn(model.eval(), False)
-        return RewardModel(model, **settings)
+        reward = RewardModel(model, **settings)
+        if start.shards() is not None:
+            reward.read = partial(_whole, file, start) if lora is None else _refuse_copy
+        return reward
+
+
+def _whole(file: Path, start: InitialCheckpoint) -> ScalarModel:
+    """Read a scalar model with weights of its own.
+
+    Where this run shards models, the weights stay in the memory of the mapped file.
+    """
+    model = start.scalar()
+    if start.shards() is None:
+        load_own(model, load_tensors(file))
+    else:
+        model.load_state_dict(load_tensors(file), assign=True)
+    return model.eval()
+
+
+def _refuse_copy() -> ScalarModel:
+    raise UsageError(
+        "--shard full: a critic with weights of its own cannot start from a reward model that is an"
+        " adapter. Add --set lora_rank=16 to the method, or leave out"
+        " --stage-set reward_model.lora_rank."
+    )
 
 
 def combine(scores: Tensor, how: str, variance_coef: float) -> Tensor:

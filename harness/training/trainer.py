@@ -30,6 +30,7 @@ from ..models.loading import size_of
 from ..models.lora import adapted, base_of, load_own, own, own_state, size_of_own
 from ..models.memory import TRAINING, BatchSizes
 from ..models.micro_batches import micro_batches, smallest_row
+from ..models.sharded_tensors import is_sharded
 from .master_weights import MasterWeights
 
 Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
@@ -227,16 +228,11 @@ class Trainer:
         """Clip, step and clear every optimiser; return the gradient norms."""
         norms = {}
         for name, optimizer in self.optimizers.items():
-            self.distributed.all_reduce_gradients(
-                p for group in optimizer.param_groups for p in group["params"]
-            )
-            parameters = [
-                p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-            ]
+            self.masters[name].take_gradients()
+            parameters = self._with_gradients(name)
             if not parameters:  # no term of this step concerns it
                 continue
-            limit = self.options.max_grad_norm or math.inf
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+            norm = self._clip(parameters, self.masters[name].sharded)
             if not math.isfinite(norm):
                 raise Diverged(
                     f"The gradient of the {name} is {norm} at optimiser step {self.steps + 1}."
@@ -246,7 +242,29 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             self.masters[name].write_back()
+            self.masters[name].clear_gradients()
         return norms
+
+    def _with_gradients(self, name: str) -> list[nn.Parameter]:
+        """Sum gradients over processes, but of sharded weights, which have been; return the
+        parameters of an optimizer that have one.
+        """
+        parameters, summed = self.masters[name].parameters, set(self.masters[name].sharded)
+        self.distributed.all_reduce_gradients(p for p in parameters if p not in summed)
+        return [p for p in parameters if p.grad is not None]
+
+    def _clip(self, parameters: list[nn.Parameter], sharded: list[nn.Parameter]) -> float:
+        """Clip gradients on their norm over all processes, and return that norm."""
+        limit = self.options.max_grad_norm or math.inf
+        if not sharded:
+            return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        apart = set(sharded)
+        parts = [[p.grad for p in parameters if (p in apart) is yes] for yes in (True, False)]
+        here, everywhere = (torch.nn.utils.get_total_norm(g).double() ** 2 for g in parts)
+        self.distributed.all_reduce(here)
+        norm = (here + everywhere).sqrt().float()
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return float(norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that a restart needs: weights, their float32 copies, and AdamW
@@ -258,9 +276,15 @@ class Trainer:
             if name not in self.optimizers:
                 continue
             saved |= {f"{name}/master/{key}": t for key, t in self.masters[name].state().items()}
+            moment = self.masters[name].moment
             for index, state in self.optimizers[name].state_dict()["state"].items():
-                saved |= {f"{name}/moment/{index}/{key}": value for key, value in state.items()}
+                saved |= {f"{name}/moment/{index}/{k}": moment(index, t) for k, t in state.items()}
         return saved
+
+    @property
+    def sharded(self) -> bool:
+        """Whether tensors of a checkpoint are sharded: all processes then write it together."""
+        return any(is_sharded(p) for m in self.modules.values() for p in m.parameters())
 
     def let_go(self) -> None:
         """Release the models and the moments after training; they are saved, or the caller holds
@@ -280,7 +304,8 @@ class Trainer:
         state: dict[int, dict[str, Tensor]] = {}
         for path, value in moments.items():
             index, key = path.split("/")
-            state.setdefault(int(index), {})[key] = value
+            own_value = self.masters[name].own_moment(int(index), value)
+            state.setdefault(int(index), {})[key] = own_value
         optimizer = self.optimizers[name]
         optimizer.load_state_dict(
             {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UsageError, unknown
+from ...core.execution import NOT_SHARDED, SHARDS
 from ...core.jobs import Resources
 from ...core.options import build
 from ...core.spec import SAVED_DTYPES, SAVED_KINDS, WEIGHTS, compute_dtype, parse_budget
@@ -43,6 +44,7 @@ class RunOptions:
     micro_batch_tokens: int = 16384
     decode_batch_tokens: int = 131072
     activation_checkpointing: bool = False
+    shard: str = NOT_SHARDED
     prompt_sharing: bool = True
     threads: int = 1  # one, so that parallel runs do not compete for cores
     snapshots: int = 0
@@ -55,6 +57,8 @@ class RunOptions:
         parse_budget(self.budget)
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights is {' or '.join(WEIGHTS)}, not {self.weights!r}")
+        if self.shard not in SHARDS:
+            raise ValueError(f"shard is {' or '.join(SHARDS)}, not {self.shard!r}")
         compute_dtype(self.dtype, self.weights)
         if self.save not in SAVED_KINDS or self.save_dtype not in SAVED_DTYPES:
             raise ValueError(

@@ -51,6 +51,7 @@ def make(
         else scalar_beside(stages.checkpoint.model(), lora)
     )
     learn(model.initialise(seed).eval())
+    stages.checkpoint.sharded(model)
     reward = RewardModel(model, options.pooling, name)
     reward.role.hold(meter)
     train = rankings["train"]

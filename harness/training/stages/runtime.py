@@ -17,16 +17,17 @@ from ...core.artifacts import Artifact, Artifacts, Make, artifact_name
 from ...core.data import Sampling
 from ...core.distributed import ALONE, DistributedContext
 from ...core.errors import UsageError
-from ...core.execution import Execution
+from ...core.execution import NOT_SHARDED, Execution
 from ...core.global_state import enforce, set_threads
 from ...core.meter import Meter, PhasePeak
 from ...core.run_folder import processor
 from ...core.save_schedule import SaveCosts, SaveInterval
 from ...core.spec import RunSpec
 from ...models.engine import Engine
-from ...models.initial_checkpoint import InitialCheckpoint
+from ...models.initial_checkpoint import InitialCheckpoint, Shard
 from ...models.loading import Arithmetic
 from ...models.memory import DECODING, SCORING, TRAINING, BatchSizes
+from ...models.sharding import shard
 from ...models.tokens import Tokens
 from ..loop import Loop
 from ..runtime import RolloutCheck, Runtime, Tell
@@ -101,7 +102,15 @@ class StageRuntime:
             self.distributed = before[1]
             self._use(before[0])
 
+    def shards(self) -> Shard | None:
+        """Return what shards models over the processes; None where they are not sharded."""
+        if self.execution.shard == NOT_SHARDED or self.distributed.size == 1:
+            return None
+        return partial(shard, device=self.device)
+
     def _use(self, execution: Execution) -> None:
+        if execution.processes == 1:
+            execution = replace(execution, shard=NOT_SHARDED)
         if execution.threads != self.execution.threads and self.device.type == "cpu":
             set_threads(execution.threads)
         self.execution = execution

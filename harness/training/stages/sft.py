@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.artifacts import EXECUTION
 from ...core.data import Demonstration
@@ -16,7 +16,7 @@ from ...core.seeds import endless_order
 from ...core.settings import SFTOptions
 from ...models.capabilities import find_head
 from ...models.initial_checkpoint import lora_of
-from ...models.loading import in_memory, learning, load_causal, save_causal
+from ...models.loading import frozen, in_memory, learning, load_causal, save_causal
 from ...models.logprobs import completion_logp
 from ...models.lora import beside, merge
 from ..trainer import Role, Term
@@ -41,10 +41,10 @@ def make(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fine-tune the base model and write it in hub format; return (info, cost)."""
     meter = stages.stage_runtime.meter()
-    base = in_memory(load_causal(stages.base, stages.arithmetic)).to(stages.stage_runtime.device)
-    find_head(base)
+    base = _base(stages)
     lora = lora_of(options, stages.spec.shared_seed)
-    model = learning(base) if lora is None else beside(base, lora)
+    shard = stages.stage_runtime.shards() or _as_it_is
+    model = shard(learning(base)) if lora is None else beside(shard(frozen(base)), lora)
     role = Role("policy", model, lambda batch: completion_logp(model, batch))
     role.hold(meter)
     tokens = stages.tokens.counting_afresh()
@@ -64,7 +64,7 @@ def make(
                 stages.stage_runtime.device,
             )
             loop.log(loop.trainer.step([Term(nll, batch, role)], loop.progress))
-    save_causal(merge(model), tokens.tokenizer, out)
+    save_causal(merge(model), tokens.tokenizer, out, writes=stages.stage_runtime.distributed.main)
     tail = [row["loss"] for row in loop.rows[-max(1, steps // 10) :]]
     info = {
         "steps": steps,
@@ -73,3 +73,16 @@ def make(
         EXECUTION: loop.executions,
     }
     return info | cut, meter.snapshot()
+
+
+def _base(stages: StageContext) -> nn.Module:
+    """Return the base model; one that is to be sharded stays in the memory of its mapped file."""
+    base = load_causal(stages.base, stages.arithmetic)
+    if stages.stage_runtime.shards() is None:
+        base = in_memory(base).to(stages.stage_runtime.device)
+    find_head(base)
+    return base
+
+
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model

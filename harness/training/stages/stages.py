@@ -144,6 +144,7 @@ class Stages:
             device=runtime.device,
             sharing=self.spec.prompt_sharing,
             tell=runtime.tell,
+            shards=runtime.shards,
         )
 
     def _checkpoint_in(self, model: Path | str) -> InitialCheckpoint:

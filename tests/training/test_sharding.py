@@ -1,0 +1,128 @@
+"""Sharded weights: two processes do what one does, and each holds half of every model."""
+
+import json
+from functools import cache
+
+import pytest
+
+from harness.check import Options
+from harness.check.trials import Trials
+from harness.check.two_processes import together
+from harness.core.execution import SHARDED
+
+from ..helpers.registries import sampled, small_registry
+from ..helpers.tools import (
+    ROOT,
+    command,
+    finished,
+    fresh,
+    launched,
+    on_small,
+    only_run,
+    with_shared_stages,
+)
+
+# of models that are sharded, beside whole ones: see the helper
+CHECKS = {
+    "policy": False,
+    "adapter": False,
+    "critic": False,
+    "frozen": False,
+    "checkpoint": False,
+    "export": False,
+    "empty_part": False,
+    "mixture": True,  # slow
+    "bfloat16": True,
+}
+
+
+@cache
+def checked(slow):
+    """The output of two processes that compute the checks, all in one start."""
+    names = [name for name, takes_long in CHECKS.items() if slow or not takes_long]
+    done = launched(ROOT / "tests" / "helpers" / "sharded_models.py", *names, timeout=500)
+    return done.stdout, done.stderr
+
+
+def test_sharded_models_compute_what_whole_ones_do():
+    """Steps, log-probabilities, draws, checkpoints and exports, on tiny models."""
+    out, err = checked(False)
+    for name, slow in CHECKS.items():
+        assert slow or f"checked {name}\n" in out, err[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, slow in CHECKS.items() if slow])
+def test_other_sharded_models_compute_what_whole_ones_do(name):
+    out, err = checked(True)
+    assert f"checked {name}\n" in out, err[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sampled(of=("dpo",)))
+def test_a_method_trains_sharded_as_one_process_does(method):
+    """A training in two processes, their models sharded, has the metrics of one process."""
+    registry, results = small_registry(), with_shared_stages("sharded")
+    bench = Trials(method, "small", registry, Options(suite="small", results=results))
+    try:
+        if not bench.whole.rows:
+            return
+        options = Options(suite="small", results=results)
+        rows = together([(method, "small")], registry, options, SHARDED)
+        print(bench.two_processes(rows[method]))
+    finally:
+        bench.close()
+
+
+def rows(folder, name):
+    text = (folder / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.slow
+def test_a_sharded_run_is_recorded_and_saved_as_that_of_one_process():
+    results = with_shared_stages("sharded-run")
+    done = launched("-m", "harness", *on_small("dpo", "--shard", "full", results=results))
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, theirs = only_run(results, "small", "dpo"), finished("dpo")
+    for a, b in zip(rows(ours, "metrics.jsonl"), rows(theirs, "metrics.jsonl"), strict=True):
+        assert a == {name: pytest.approx(v, rel=2e-2, abs=2e-3) for name, v in b.items()}
+    records = [json.loads((f / "result.json").read_text(encoding="utf-8")) for f in (ours, theirs)]
+    used = [record["execution"]["evaluation"]["shard"] for record in records]
+    assert used == ["full", "none"] and ours.name == theirs.name  # in no name
+    sizes = [(f / "policy" / "model.safetensors").stat().st_size for f in (ours, theirs)]
+    assert sizes[0] == sizes[1]
+    again = command(*on_small("dpo", results=results))  # the policy and the record are whole
+    assert again.code == 0, again.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "this run has one. Start several: torchrun --standalone"),
+        (("--weights", "bfloat16", "--shard", "half"), "'half' is not one of 'none', 'full'"),
+    ],
+)
+def test_sharding_is_refused_where_it_cannot_be(options, message):
+    done = command(*on_small("dpo", "--shard", "full", *options, results=fresh("refused")))
+    assert done.code != 0 and message in done.text.replace("\n", " "), done.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--weights", "nf4"), "weights in nf4 are not sharded"),
+        (("--engine", "cuda_graphs"), "cannot read sharded weights"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(options, message):
+    from harness.api.resolve import Request, resolve
+    from harness.core.errors import UsageError
+    from harness.experiments.prepare import check_sharding
+
+    names = {"--weights": "weights", "--engine": "engine"}
+    fixed = {"shard": "full", "processes": 2, names[options[0]]: options[1]}
+    settings = ("lora_rank=4",) if options[1] == "nf4" else ()
+    spec = resolve(Request("dpo", "small", settings, fixed=fixed), small_registry())
+    with pytest.raises(UsageError, match=message):
+        check_sharding(spec)
