@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,7 +38,6 @@ from harness.models.sharding import in_pass, shard
 from harness.models.tokens import Batch, PromptBatch
 from harness.training.checkpoints import Checkpoints
 from harness.training.trainer import Role, Term, Trainer
-
 from tests.helpers.tiny_models import tiny
 
 ACCELERATOR = Accelerator(cpu=True)
