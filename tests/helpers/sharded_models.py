@@ -1,4 +1,4 @@
-"""Run in two processes by tests/training/test_sharding.py: sharded models beside whole ones.
+"""Run by tests/training/test_sharding.py: sharded models beside whole ones, in two processes.
 
 Each process computes everything twice: together with the other one on sharded weights, and by
 itself on whole ones.
@@ -7,6 +7,9 @@ itself on whole ones.
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -40,6 +43,31 @@ from harness.training.checkpoints import Checkpoints
 from harness.training.trainer import Role, Term, Trainer
 from tests.helpers.tiny_models import tiny
 
+
+def become_two() -> None:
+    """Fork two processes, which share the imports, and end as they do."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    children = []
+    for rank in range(2):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        child = os.fork()
+        if child == 0:
+            return
+        children.append(child)
+    codes = []
+    while children:
+        ended, status = os.wait()
+        children.remove(ended)
+        codes.append(os.waitstatus_to_exitcode(status))
+        for other in children if codes[-1] else ():
+            os.kill(other, signal.SIGKILL)  # it waits for the one that failed
+    sys.exit(max(map(abs, codes)))
+
+
+if "RANK" not in os.environ:
+    become_two()
 ACCELERATOR = Accelerator(cpu=True)
 TEAM = DistributedContext(ACCELERATOR.process_index, ACCELERATOR.num_processes)
 CPU = torch.device("cpu")
@@ -131,14 +159,18 @@ def full(name: str):
 
 def test_policy() -> None:
     """All weights of a policy are trained, and each process holds half of them."""
-    for name in ("llama", "gpt2"):
-        trainer, model = same_steps(name, full(name), policy_role)
-        held = sum(own_part(p).numel() for p in model.parameters())
-        whole = sum(p.numel() for p in model.parameters())
-        assert all(is_sharded(p) for p in model.parameters())
-        assert 0.45 < held / whole < 0.55, (name, held, whole)
-        state = trainer.optimizers["policy"].state.values()
-        assert sum(s["exp_avg"].numel() for s in state) == held  # moments are sharded, too
+    trainer, model = same_steps("policy", full("llama"), policy_role)
+    held = sum(own_part(p).numel() for p in model.parameters())
+    whole = sum(p.numel() for p in model.parameters())
+    assert all(is_sharded(p) for p in model.parameters())
+    assert 0.45 < held / whole < 0.55, (held, whole)
+    state = trainer.optimizers["policy"].state.values()
+    assert sum(s["exp_avg"].numel() for s in state) == held  # moments are sharded, too
+
+
+def test_tied() -> None:
+    """A model whose head is its embedding."""
+    same_steps("tied", full("gpt2"), policy_role)
 
 
 def test_mixture() -> None:

@@ -1,6 +1,9 @@
 """Sharded weights: two processes do what one does, and each holds half of every model."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -12,6 +15,7 @@ from harness.core.execution import SHARDED
 
 from ..helpers.registries import sampled, small_registry
 from ..helpers.tools import (
+    ENV,
     ROOT,
     command,
     finished,
@@ -25,13 +29,14 @@ from ..helpers.tools import (
 # of models that are sharded, beside whole ones: see the helper
 CHECKS = {
     "policy": False,
-    "adapter": False,
-    "critic": False,
     "frozen": False,
     "checkpoint": False,
-    "export": False,
-    "empty_part": False,
-    "mixture": True,  # slow
+    "tied": True,  # slow
+    "adapter": True,
+    "critic": True,
+    "export": True,
+    "empty_part": True,
+    "mixture": True,
     "bfloat16": True,
 }
 
@@ -40,7 +45,14 @@ CHECKS = {
 def checked(slow):
     """The output of two processes that compute the checks, all in one start."""
     names = [name for name, takes_long in CHECKS.items() if slow or not takes_long]
-    done = launched(ROOT / "tests" / "helpers" / "sharded_models.py", *names, timeout=500)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "helpers" / "sharded_models.py", *names],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ENV, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        timeout=500,
+        encoding="utf-8",
+    )
     return done.stdout, done.stderr
 
 
@@ -122,7 +134,9 @@ def test_what_cannot_be_sharded_is_refused(options, message):
 
     names = {"--weights": "weights", "--engine": "engine"}
     fixed = {"shard": "full", "processes": 2, names[options[0]]: options[1]}
-    settings = ("lora_rank=4",) if options[1] == "nf4" else ()
-    spec = resolve(Request("dpo", "small", settings, fixed=fixed), small_registry())
+    adapters = ("sft.lora_rank=4", "reward_model.lora_rank=4") if options[1] == "nf4" else ()
+    settings = ("lora_rank=4",) if adapters else ()
+    request = Request("dpo", "small", settings, stage_settings=adapters, fixed=fixed)
+    spec = resolve(request, small_registry())
     with pytest.raises(UsageError, match=message):
         check_sharding(spec)
