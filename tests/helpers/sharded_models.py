@@ -22,6 +22,7 @@ from harness.core.distributed import ALONE, DistributedContext, leave_process_gr
 from harness.core.meter import Meter
 from harness.core.save_schedule import SaveInterval
 from harness.core.settings import AdamWOptions
+from harness.models.batches import Batch, PromptBatch
 from harness.models.capabilities import find_out, inherit
 from harness.models.generation import CachedEngine, Sampler
 from harness.models.loading import (
@@ -38,7 +39,6 @@ from harness.models.lora import Lora, beside, learn, own_state
 from harness.models.micro_batches import in_micro_batches, micro_batches
 from harness.models.sharded_tensors import gathered, is_sharded, own_part
 from harness.models.sharding import in_pass, shard
-from harness.models.tokens import Batch, PromptBatch
 from harness.training.checkpoints import Checkpoints
 from harness.training.trainer import Role, Term, Trainer
 from tests.helpers.tiny_models import tiny
