@@ -102,11 +102,11 @@ class Trials:
             self.spec, registry, settings, Observers(new_registry(), self.spec, settings.warn)
         )
         self.distributed = stage_runtime.distributed
-        apart = {"distributed": ALONE, "artifacts": Artifacts(self.results / "artifacts")}
-        # sharded models are made by all processes together
-        self.stage_runtime = dataclasses.replace(
-            stage_runtime, **({} if shard == SHARDED else apart)
-        )
+        if shard != SHARDED:  # sharded models are made by all processes together
+            stage_runtime = dataclasses.replace(
+                stage_runtime, distributed=ALONE, artifacts=Artifacts(self.results / "artifacts")
+            )
+        self.stage_runtime = stage_runtime
         self.method_inputs, _ = prepare(
             self.spec, participants(self.spec, registry), registry.files, self.stage_runtime
         )

@@ -55,7 +55,7 @@ def as_part_of(part: Tensor, like: Any) -> Tensor:
         return part
     from torch.distributed.tensor import DTensor
 
-    tensor: Tensor = DTensor.from_local(  # type: ignore[no-untyped-call]
+    tensor: Tensor = DTensor.from_local(
         part,
         like.device_mesh,
         like.placements,

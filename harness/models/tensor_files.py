@@ -97,7 +97,7 @@ def _address(tensor: Tensor) -> int:
     if not is_sharded(tensor):
         return tensor.data_ptr()
     part = own_part(tensor)
-    return part.untyped_storage().data_ptr() + part.storage_offset() * part.element_size()
+    return part.untyped_storage().data_ptr() + int(part.storage_offset()) * part.element_size()
 
 
 def _head(own: Mapping[str, Tensor], shared: Mapping[str, str]) -> bytes:

@@ -259,7 +259,10 @@ class Trainer:
         if not sharded:
             return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         apart = set(sharded)
-        parts = [[p.grad for p in parameters if (p in apart) is yes] for yes in (True, False)]
+        parts: tuple[list[Tensor], list[Tensor]] = [], []
+        for p in parameters:
+            assert p.grad is not None
+            parts[p not in apart].append(p.grad)
         here, everywhere = (torch.nn.utils.get_total_norm(g).double() ** 2 for g in parts)
         self.distributed.all_reduce(here)
         norm = (here + everywhere).sqrt().float()
