@@ -121,6 +121,7 @@ FLAGS = {
         "--threads",
         "--checkpoint-every",
         "--activation-checkpointing",
+        "--shard",
         "--check-rollouts",
         "--save",
         "--save-dtype",
