@@ -18,7 +18,7 @@ from ..api.culprits import blamed, foreign, place_of
 from ..api.registry import Registry, installed
 from ..core.distributed import end_with_parent, leave_process_group, process_count
 from ..core.errors import HarnessError, UsageError
-from ..core.files import is_full
+from ..core.files import full_disk, is_full
 from ..core.interrupts import Terminated, asked_for, watch_signals
 from ..core.progress import process_age
 from ..core.records import DamagedFiles
@@ -176,9 +176,7 @@ def _end(error: BaseException) -> None:
     if cause is None or asked_for(cause):
         return _fail("Interrupted. Run the same command again to go on.", EXIT_INTERRUPTED)
     if is_full(cause):
-        file = getattr(cause, "filename", None) or "a file"
-        again = "Free some space, and run the same command again."
-        _fail(f"No space for {file}: {cause}. {again}", 1)
+        _fail(full_disk(cause), 1)
     failure = blamed(cause, installed(), "The command")
     if isinstance(cause, Exception) and not foreign(cause, installed()):
         raise cause

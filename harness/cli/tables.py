@@ -48,7 +48,8 @@ class TableRequest:
         from ..report.tables.tables import comparison, unfinished_notes
 
         selection = select(self.results, replace(self.criteria, suite=suite))
-        left_out = unfinished_notes(selection)
+        # damaged files are named on stderr when they are read
+        left_out = unfinished_notes(replace(selection, damaged=()))
         if self.match:
             return matched(selection, *parse_match(self.match)), left_out
         return comparison(selection, keys, self.spread), left_out

@@ -55,6 +55,14 @@ def is_full(error: BaseException) -> bool:
     return hidden or (isinstance(error, OSError) and error.errno in FULL)
 
 
+def full_disk(error: BaseException) -> str:
+    """Return the message about a full disk, from an error that no writer has named."""
+    named = getattr(error, "filename", None)
+    if isinstance(named, str | bytes):
+        return _no_space(Path(os.fsdecode(named)), None)
+    return f"No space for a file: {error}. Free some space, and run the same command again."
+
+
 def _no_space(path: Path, size: int | None) -> str:
     need = "" if size is None else f" of {size:,} bytes"
     there = next((p for p in (path, *path.parents) if p.exists()), Path("."))

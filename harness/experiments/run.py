@@ -25,7 +25,7 @@ from ..core.distributed import is_main
 from ..core.errors import Diverged, HarnessError, PolicyNotSaved, Refused, UsageError
 from ..core.execution import EVALUATION, differing, from_record
 from ..core.fault_points import fault_point
-from ..core.files import NoSpace, ended_holder, is_full, lock, make_folder, write_text
+from ..core.files import NoSpace, ended_holder, full_disk, is_full, lock, make_folder, write_text
 from ..core.global_state import ANY, Reported, put_back
 from ..core.interrupts import asked_for
 from ..core.movement import unmoved
@@ -450,7 +450,7 @@ def _failed(folder: Path, spec: RunSpec, error: BaseException, registry: Registr
             "out of memory",
         )
     elif is_full(error):
-        message = f"The disk is full: {error}. Free some space, and run the same command again."
+        message = full_disk(error)
     else:
         write_text(folder / run_folder.TRACEBACK, "".join(traceback.format_exception(error)))
         message = (

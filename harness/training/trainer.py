@@ -195,18 +195,19 @@ class Trainer:
 
         Without `sums` its weight is 0: the gradients get zeros.
         """
-        returned = term.loss(term.of.compute(part), part)
+        with torch.enable_grad():  # a plugin may have switched it off, for its loss included
+            returned = term.loss(term.of.compute(part), part)
         enforce()
         losses, metrics = returned if isinstance(returned, tuple) else (returned, {})
         if "loss" in metrics:
             raise ValueError(
                 "a metric cannot be called 'loss': that is what the lab calls the reduced loss"
             )
-        share = term.weight * reduce_share(losses, part, term.batch, term.reduction)
+        with torch.enable_grad():
+            share = term.weight * reduce_share(losses, part, term.batch, term.reduction)
+            self.accelerator.backward(share if sums is not None else 0.0 * share)
         if sums is None:
-            self.accelerator.backward(0.0 * share)
             return
-        self.accelerator.backward(share)
         sums["loss"] = sums.get("loss", 0.0) + float(share.detach())
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + float(

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.core.files import NoSpace, write_text, writing
+from harness.core.files import NoSpace, full_disk, write_text, writing
 
 # -- full disks ------------------------------------------------------------------------------------
 
@@ -29,6 +29,12 @@ def test_a_disk_without_inodes_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", full)
     with pytest.raises(NoSpace, match=r"a.json.*no inodes are left"):
         write_text(tmp_path / "a.json", "x")
+
+
+def test_a_full_disk_that_no_writer_names_is_told_alike(tmp_path):
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a"))
+    assert full_disk(error).startswith(f"No space for {tmp_path / 'a'}: ")
+    assert "No space for a file" in full_disk(RuntimeError("No space left on device"))
 
 
 def test_other_errors_are_left_as_they_are(tmp_path):

@@ -621,6 +621,16 @@ def test_csv_without_a_run_names_it_on_stderr(tmp_path, to):
     assert "result.json" in done.err and "left out" not in done.out
 
 
+@pytest.mark.parametrize("name", ["spec.json", "samples.jsonl"])
+def test_a_run_that_lost_a_file_is_named_and_the_others_are_shown(tmp_path, name):
+    put(tmp_path, record("ppo"), record("dpo"))
+    (file,) = (tmp_path / "runs/toy/ppo").glob(f"*/{name}")
+    file.unlink()
+    done = command("table", "--results", tmp_path, "--format", "csv")
+    assert done.out.count("\n") == 2 and "dpo" in done.out, done.text
+    assert f"{file} is damaged" in done.err and "Traceback" not in done.err
+
+
 def test_notes_in_the_text_are_not_repeated_on_stderr(tmp_path):
     put(tmp_path, record("ppo"), record("dpo"))
     (file,) = (tmp_path / "runs/toy/ppo").glob("*/result.json")

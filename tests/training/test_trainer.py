@@ -116,6 +116,19 @@ def test_a_step_is_the_same_for_any_micro_batch_padding_and_order(stepped, batch
     assert whole[1]["grad_norm"] > 1e-2  # or the weights could not have told
 
 
+def test_a_step_has_gradients_where_a_plugin_switched_them_off(stepped, batch):
+    loss, reduction = CASES[0]
+
+    def switching(logp, batch):
+        value = loss(logp, batch)
+        torch.set_grad_enabled(False)
+        return value
+
+    whole = stepped(batch, loss, reduction, micro_batch_tokens=30)
+    with torch.no_grad():
+        check_same(stepped(batch, switching, reduction, micro_batch_tokens=30), whole)
+
+
 @pytest.mark.parametrize(
     ("loss", "reduction"), [case for case in CASES if case[1] != 7.0], ids=NAMES[:-1]
 )

@@ -75,8 +75,7 @@ def check_files(record: Record) -> None:
     if odd := odd_part(record):
         result = Path(record["folder"]) / RESULT
         raise Damaged(result, f"{odd} is missing or invalid", rerun(result.parent))
-    if (Path(record["folder"]) / SPEC).exists():
-        spec_of(record)
+    spec_of(record)
     provenance_of(record)
     file = Path(record["folder"]) / SAMPLES
     if not file.exists():
