@@ -122,14 +122,7 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
         quantity: A key of QUANTITIES.
         at: The value; None for the largest that all sweeps reach.
     """
-    if quantity not in QUANTITIES:
-        raise unknown("quantity to match", quantity, QUANTITIES)
-    if selection.criteria.mixed:
-        raise UsageError(
-            "--match interpolates between comparable runs, prompt by prompt: leave --mixed out."
-        )
-    if reason := selection.no_win_rate:
-        raise UsageError(f"--match interpolates win-rates. There is {reason}.")
+    _check(selection, quantity)
     known = [row for row in selection.rows if row.good and not _unknown(row, quantity)]
     points = {s.name: _points(s, quantity) for s in sweeps(known)}
     value = _common(points, quantity) if at is None else at
@@ -158,6 +151,18 @@ def matched(selection: Selection, quantity: str, at: float | None = None) -> Tab
     borrowed = tables.mark_best([line.figures for line in lines], {"win_rate": scores}, grounds)
     caption = _caption(selection, list(grounds.values()), borrowed)
     return _table(selection, title, [*lines, *rest], caption, quantity)
+
+
+def _check(selection: Selection, quantity: str) -> None:
+    """Raise UsageError if runs cannot be compared at an equal value of this quantity."""
+    if quantity not in QUANTITIES:
+        raise unknown("quantity to match", quantity, QUANTITIES)
+    if selection.criteria.mixed:
+        raise UsageError(
+            "--match interpolates between comparable runs, prompt by prompt: leave --mixed out."
+        )
+    if reason := selection.no_win_rate:
+        raise UsageError(f"--match interpolates win-rates. There is {reason}.")
 
 
 def amount(record: Record, quantity: str) -> float:
