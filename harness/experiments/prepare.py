@@ -303,14 +303,6 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
             f" {spec.suite_name} keeps none for it. Name another judge with --judge, or raise"
             " judge_share. Nothing was trained."
         )
-    for labeller in (stages.labeller, stages.own_labeller):
-        if same_mind(labeller, stages.judge):
-            assert labeller is not None
-            raise Refused(
-                f"The judge {stages.judge.name} and the labeller {labeller.name} are the same: what"
-                " a method is trained to please would judge it. Name another judge or labeller."
-                " Nothing was trained."
-            )
     check_apart(stages)
     split = spec.stages["evaluation"]["split"]
     _check_against(spec, stages)
@@ -327,11 +319,21 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
 
 
 def check_apart(stages: Stages) -> None:
-    """Refuse a judge with the weights of the reward model that a method is trained to please.
+    """Refuse a judge that is a labeller, or has the weights of a method's reward model.
+
+    Such a judge would score a method by the preferences that it was trained on.
 
     Raises:
-        Refused: They have the same weights.
+        Refused: They are the same, or have the same weights.
     """
+    for labeller in (stages.labeller, stages.own_labeller):
+        if same_mind(labeller, stages.judge):
+            assert labeller is not None
+            raise Refused(
+                f"The judge {stages.judge.name} and the labeller {labeller.name} are the same: what"
+                " a method is trained to please would judge it. Name another judge or labeller."
+                " Nothing was trained."
+            )
     named = stages.spec.reward_model
     if named is not None and stages.judge.identity().get("weights") == stages.scorer.digest:
         raise Refused(
