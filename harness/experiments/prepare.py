@@ -303,6 +303,7 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
             f" {spec.suite_name} keeps none for it. Name another judge with --judge, or raise"
             " judge_share. Nothing was trained."
         )
+    _check_labellers(stages)
     check_apart(stages)
     split = spec.stages["evaluation"]["split"]
     _check_against(spec, stages)
@@ -318,14 +319,8 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
         )
 
 
-def check_apart(stages: Stages) -> None:
-    """Refuse a judge that is a labeller, or has the weights of a method's reward model.
-
-    Such a judge would score a method by the preferences that it was trained on.
-
-    Raises:
-        Refused: They are the same, or have the same weights.
-    """
+def _check_labellers(stages: Stages) -> None:
+    """Refuse a judge that is also a labeller of the run."""
     for labeller in (stages.labeller, stages.own_labeller):
         if same_mind(labeller, stages.judge):
             assert labeller is not None
@@ -334,6 +329,14 @@ def check_apart(stages: Stages) -> None:
                 " a method is trained to please would judge it. Name another judge or labeller."
                 " Nothing was trained."
             )
+
+
+def check_apart(stages: Stages) -> None:
+    """Refuse a judge with the weights of the reward model that a method is trained to please.
+
+    Raises:
+        Refused: They have the same weights.
+    """
     named = stages.spec.reward_model
     if named is not None and stages.judge.identity().get("weights") == stages.scorer.digest:
         raise Refused(

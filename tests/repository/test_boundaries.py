@@ -39,7 +39,7 @@ LATE = {  # third-party imports inside functions of plugins and suites
 }
 WORLD_MAY = {"torch", "transformers", "tokenizers"}
 # One argument a line takes about a fifth more lines than the packed layout before it.
-MOST_LINES = {"function": 47, "file": 500}
+MOST_LINES = {"function": 50, "file": 500}
 
 FLAGS = {
     "compare": {"-s", "--suite", "--study", "--where", "--format", "--results"},
