@@ -54,7 +54,7 @@ class DPO(PairOptions):
         `logp` (B, 2, T), chosen first. With smoothing e: (1-e) L(h) + e L(-h), cDPO (Mitchell
         2023); robust: ((1-e) L(h) - e L(-h)) / (1 - 2e), eq. 12 of Chowdhury et al. 2024. A label
         probability `p` below 1 weighs both orders in the same way: p L(h) + (1-p) L(-h).
-        `length_average` takes s / |y| (2411.15124, eq. 6).
+        `length_average` takes s / |y| (Tulu 3, 2411.15124).
         """
         s = (logp - batch["ref_logp"]).sum(-1)
         if self.length_average:

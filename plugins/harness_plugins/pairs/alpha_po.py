@@ -32,7 +32,7 @@ class AlphaPO(PairLoss):
             raise ValueError("alpha must not be 0: that is the method simpo")
 
     def reward(self, y: Side):
-        """Eq. 8: beta (1 - q^-alpha) / alpha, q = pi(y|x)^(1 / |y|).
+        """beta (1 - q^-alpha) / alpha, q = pi(y|x)^(1 / |y|).
 
         A departure beyond the range of floats: q^-alpha is taken at e^60 at most.
         """
@@ -40,7 +40,7 @@ class AlphaPO(PairLoss):
         return -self.beta / self.alpha * torch.expm1(exponent)
 
     def pair_loss(self, w: Side, l: Side):
-        """Eq. 9: -log sigma(r(y_w) - r(y_l) - gamma)."""
+        """-log sigma(r(y_w) - r(y_l) - gamma)."""
         return torch.nn.functional.softplus(self.gamma - self.reward(w) + self.reward(l))
 
     def optimum(self, problem):

@@ -23,7 +23,7 @@ class AOT(CoupledLoss):
     paired: bool = False  # quantiles of the policy's margins against the reference's
 
     def batch_loss(self, w: Side, l: Side, batch):
-        """Mean of -log sigma(beta (a_i - b_i)) over sorted a and b (algorithm 1 and 2).
+        """Mean of -log sigma(beta (a_i - b_i)) over sorted a and b.
 
         unpaired: a = s_w and b = s_l. paired: a = log pi(y_w|x) - log pi(y_l|x) and b the same of
         the reference. A departure: a doubtful label counts as a plain one, since a quantile has no

@@ -33,7 +33,7 @@ class BCO(RatioLoss):
             raise ValueError("delta_decay must lie in [0, 1)")
 
     def loss(self, logp, batch):
-        """Eq. 9: -log sigma(r_w - delta) - log sigma(-(r_l - delta)), r = beta s, (B,)."""
+        """-log sigma(r_w - delta) - log sigma(-(r_l - delta)), r = beta s, (B,)."""
         w, l = self.sides(logp, batch)
         shifted = partial(self.pair_loss, delta=batch["delta"])
         return in_both_orders(shifted, w, l, batch["p"]), self.metrics(w, l)

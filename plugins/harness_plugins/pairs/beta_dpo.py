@@ -29,7 +29,7 @@ class BetaDPO(CoupledLoss):
             raise ValueError("alpha must not be negative")
 
     def batch_loss(self, w: Side, l: Side, batch):
-        """Eq. 7 to 9: DPO's loss with beta (1 + alpha (mean margin - m)), of the pairs whose margin
+        """DPO's loss with beta (1 + alpha (mean margin - m)), of the pairs whose margin
         beta_0 (s_w - s_l) is nearest to m.
 
         Neither beta nor the choice has a gradient. Departures: the nearest pairs are kept, and

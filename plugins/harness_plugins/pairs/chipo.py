@@ -28,7 +28,7 @@ class ChiPO(RatioLoss):
             raise ValueError("r_max must be above 0")
 
     def reward(self, y: Side):
-        """beta (rho + log rho), eq. 8.
+        """beta (rho + log rho).
 
         A departure beyond the range of floats: exp(s) is taken at 60 nats at most, where the margin
         is long clipped.

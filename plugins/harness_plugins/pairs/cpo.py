@@ -28,7 +28,7 @@ class CPO(PairLoss):
             raise ValueError(f"nll_reduction is token-mean or sum, not {self.nll_reduction!r}")
 
     def pair_loss(self, w: Side, l: Side):
-        """Eq. 3 and 4: -log sigma(beta (log pi(y_w|x) - log pi(y_l|x))) - alpha log pi(y_w|x).
+        """-log sigma(beta (log pi(y_w|x) - log pi(y_l|x))) - alpha log pi(y_w|x).
 
         The paper has the sum over tokens in its equation. The authors' code and TRL have a mean per
         token, over the whole batch; the default here is a mean per completion.

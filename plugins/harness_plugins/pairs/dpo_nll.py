@@ -28,7 +28,7 @@ class DPONLL(RatioLoss):
             raise ValueError("alpha must be above 0: without DPO's term it is SFT on the chosen")
 
     def pair_loss(self, w: Side, l: Side):
-        """Eq. 1: -log pi(y_w|x) / |y_w| - alpha log sigma(beta (s_w - s_l)).
+        """-log pi(y_w|x) / |y_w| - alpha log sigma(beta (s_w - s_l)).
 
         The likelihood is that of the completion alone, as the prompt is not generated.
         """

@@ -50,7 +50,7 @@ class DPOShift(RatioLoss):
         return self.dpo_lambda_min + share * (self.dpo_lambda_max - self.dpo_lambda_min)
 
     def loss(self, logp, batch):
-        """Sect. 3: -log sigma(beta s_w - f(lambda) beta s_l), (B,)."""
+        """-log sigma(beta s_w - f(lambda) beta s_l), (B,)."""
         w, l = self.sides(logp, batch)
         shifted = partial(self.pair_loss, weight=batch["dpo_lambda"])
         return in_both_orders(shifted, w, l, batch["p"]), self.metrics(w, l)

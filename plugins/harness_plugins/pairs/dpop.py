@@ -26,7 +26,7 @@ class DPOP(RatioLoss):
             raise ValueError("dpop_lambda must not be negative")
 
     def pair_loss(self, w: Side, l: Side):
-        """Eq. 3: -log sigma(beta (s_w - s_l - lambda max(0, -s_w)))."""
+        """-log sigma(beta (s_w - s_l - lambda max(0, -s_w)))."""
         penalty = self.dpop_lambda * torch.relu(-w.ratio)
         return torch.nn.functional.softplus(-self.beta * (w.ratio - l.ratio - penalty))
 

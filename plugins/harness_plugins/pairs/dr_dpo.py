@@ -29,7 +29,7 @@ class DrDPO(CoupledLoss):
             raise ValueError("beta_prime must be above 0")
 
     def batch_loss(self, w: Side, l: Side, batch):
-        """Eq. 12: -beta' log mean exp(log sigma(h) / beta'), h = beta (s_w - s_l), over the batch.
+        """-beta' log mean exp(log sigma(h) / beta'), h = beta (s_w - s_l), over the batch.
 
         A doubtful label is two pairs, one in either order, that weigh p and 1 - p.
         """

@@ -36,7 +36,7 @@ class FDPO(RatioLoss):
             check_idle(self, "alpha", "divergence=alpha")
 
     def reward(self, y: Side):
-        """beta f'(rho), table 1, up to a constant: js log(rho / (1 + rho)), forward KL -1 / rho,
+        """beta f'(rho) up to a constant: js log(rho / (1 + rho)), forward KL -1 / rho,
         alpha (1 - rho^-alpha) / alpha.
 
         A departure beyond the range of floats: rho^-1 is taken at e^60 at most.
@@ -50,11 +50,11 @@ class FDPO(RatioLoss):
         return self.beta * y.ratio
 
     def pair_loss(self, w: Side, l: Side):
-        """Eq. 8: -log sigma(beta f'(rho_w) - beta f'(rho_l))."""
+        """-log sigma(beta f'(rho_w) - beta f'(rho_l))."""
         return torch.nn.functional.softplus(self.reward(l) - self.reward(w))
 
     def optimum(self, problem):
-        """f'(rho) = (r + c) / beta, theorem 1, if labels follow Bradley-Terry on the reward."""
+        """f'(rho) = (r + c) / beta, if labels follow Bradley-Terry on the reward."""
         if self.shuffle_labels:
             return None
         if self.divergence == "reverse_kl":

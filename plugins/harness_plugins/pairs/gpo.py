@@ -31,7 +31,7 @@ class GPO(RatioLoss):
             raise ValueError(f"function is {', '.join(FUNCTIONS)}, not {self.function!r}; {others}")
 
     def pair_loss(self, w: Side, l: Side):
-        """Eq. 4: f(beta (s_w - s_l)); f is one of FUNCTIONS, from the paper's table 1."""
+        """f(beta (s_w - s_l)); f is one of FUNCTIONS."""
         return FUNCTIONS[self.function](self.beta * (w.ratio - l.ratio))
 
     def optimum(self, problem):

@@ -24,7 +24,7 @@ class HingeNorm(RatioLoss):
     beta: float = 0.1  # the paper's gamma: the margin is 1 / beta nats
 
     def pair_loss(self, w: Side, l: Side):
-        """Eq. 12: max(0, 1 - gamma (s_w - s_l)); gamma is `beta` here, as in TRL."""
+        """max(0, 1 - gamma (s_w - s_l)); gamma is `beta` here, as in TRL."""
         return torch.relu(1 - self.beta * (w.ratio - l.ratio))
 
     def optimum(self, problem):

@@ -40,7 +40,7 @@ class LDDPO(RatioLoss):
         return w._replace(ratio=ratio[:, 0]), l._replace(ratio=ratio[:, 1])
 
     def pair_loss(self, w: Side, l: Side):
-        """Eq. 10: -log sigma(beta (s_w - s_l)) with the weighted log-ratios."""
+        """-log sigma(beta (s_w - s_l)) with the weighted log-ratios."""
         return torch.nn.functional.softplus(self.reward(l) - self.reward(w))
 
     def optimum(self, problem):

@@ -22,7 +22,7 @@ class NCA(RatioLoss):
     beta: float = 0.01  # scale of the implicit reward; the paper has 0.01
 
     def pair_loss(self, w: Side, l: Side):
-        """Sect. 4: -log sigma(beta s_w) - 1/2 (log sigma(-beta s_w) + log sigma(-beta s_l))."""
+        """-log sigma(beta s_w) - 1/2 (log sigma(-beta s_w) + log sigma(-beta s_l))."""
         r_w, r_l, softplus = self.beta * w.ratio, self.beta * l.ratio, torch.nn.functional.softplus
         return softplus(-r_w) + (softplus(r_w) + softplus(r_l)) / 2
 

@@ -30,7 +30,7 @@ class SPPOHard(RatioLoss):
 
     def optimum(self, problem):
         """Least squares of s on (P(y > mu) - 1/2) / beta, weighted by how often y is in a pair; the
-        normaliser, which the paper's eq. 4.4 sets to a constant, is minimised over too.
+        normaliser, which the paper sets to a constant, is minimised over too.
         """
 
         def loss(s, chosen, rejected):

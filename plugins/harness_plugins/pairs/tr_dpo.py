@@ -39,7 +39,7 @@ class TRDPO(RatioLoss):
         return torch.nn.functional.softplus(self.reward(l) - self.reward(w))
 
     def train(self, lab):
-        """Steps of DPO; after every tau of them pi_ref <- alpha pi + (1 - alpha) pi_ref, eq. 5, 6.
+        """Steps of DPO; after every tau of them pi_ref <- alpha pi + (1 - alpha) pi_ref.
 
         The weights are averaged. The evaluation measures the KL from the start checkpoint.
         """
