@@ -19,6 +19,11 @@ class AlphaPO(PairLoss):
     """
 
     name, paper = "alpha_po", "https://arxiv.org/abs/2501.03884"
+    tuning_space = PairLoss.tuning_space | {
+        "beta": {"times": [0.4, 2.5]},
+        "gamma": [0.0, 0.25, 1.0],
+        "alpha": [-0.25, 0.1, 0.25, 0.5],
+    }
 
     beta: float = 2.5  # scale of the reward; not a KL strength
     gamma: float = 0.25  # target margin of the reward

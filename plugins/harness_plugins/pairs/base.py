@@ -38,6 +38,7 @@ class PairLoss(PairOptions):
     kind = "offline preference"
     needs = frozenset({"pairs"})
     passes: ClassVar[float] = 1.0  # cost of a step in steps of DPO, for estimates
+    tuning_space = PairOptions.tuning_space | {"beta": {"times": [0.2, 5.0]}}
 
     beta: float = 0.1  # scale of the implicit reward
 

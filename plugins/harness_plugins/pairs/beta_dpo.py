@@ -15,6 +15,7 @@ class BetaDPO(CoupledLoss):
     """DPO whose beta grows with the mean margin of a batch, on the pairs nearest to that mean."""
 
     name, paper = "beta_dpo", "https://arxiv.org/abs/2407.08639"
+    tuning_space = CoupledLoss.tuning_space | {"alpha": [0.0, 0.2, 0.6, 1.0]}
 
     beta: float = 0.1  # the paper's beta_0: strength of the KL constraint at the usual margin
     alpha: float = 0.6  # how much beta changes with the margin; 0 keeps it

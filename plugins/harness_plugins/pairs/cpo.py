@@ -15,6 +15,7 @@ class CPO(PairLoss):
     """DPO without a reference, and the likelihood of the chosen completion to hold the policy."""
 
     name, paper = "cpo", "https://arxiv.org/abs/2401.08417"
+    tuning_space = PairLoss.tuning_space | {"cpo_alpha": {"times": [0.2, 5.0]}}
 
     beta: float = 0.1  # scale of the difference of log-probabilities; no KL strength
     cpo_alpha: float = 1.0  # weight of the chosen completion's negative log-likelihood

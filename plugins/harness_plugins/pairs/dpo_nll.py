@@ -18,6 +18,7 @@ class DPONLL(RatioLoss):
     """
 
     name, paper = "dpo_nll", "https://arxiv.org/abs/2404.19733"
+    tuning_space = RatioLoss.tuning_space | {"alpha": {"times": [0.2, 5.0]}}
 
     beta: float = 0.1  # strength of the KL constraint in DPO's term
     alpha: float = 1.0  # weight of DPO's term, as in the paper (TRL's rpo_alpha weighs the other)

@@ -16,6 +16,7 @@ class DPOShift(RatioLoss):
     """DPO with the rejected completion's reward times lambda: the chosen one's falls less."""
 
     name, paper = "dpo_shift", "https://arxiv.org/abs/2502.07599"
+    tuning_space = RatioLoss.tuning_space | {"dpo_lambda": [0.5, 0.75, 0.85, 0.95]}
 
     beta: float = 0.1  # strength of the KL constraint at lambda 1
     dpo_lambda_strategy: str = "fixed"  # fixed, increase_linear or decrease_linear, over the steps

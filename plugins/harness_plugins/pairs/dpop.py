@@ -16,6 +16,7 @@ class DPOP(RatioLoss):
     """DPO with a penalty where the chosen completion is less likely than under the reference."""
 
     name, paper = "dpop", "https://arxiv.org/abs/2402.13228"
+    tuning_space = RatioLoss.tuning_space | {"dpop_lambda": {"times": [0.1, 10.0]}}
 
     beta: float = 0.3  # strength of the KL constraint; the paper has 0.3
     dpop_lambda: float = 50.0  # the paper's lambda: weight of the penalty inside the sigmoid

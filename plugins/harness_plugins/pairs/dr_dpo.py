@@ -19,6 +19,7 @@ class DrDPO(CoupledLoss):
     """
 
     name, paper = "dr_dpo", "https://arxiv.org/abs/2407.07880"
+    tuning_space = CoupledLoss.tuning_space | {"beta_prime": {"times": [0.2, 5.0]}}
 
     beta: float = 0.1  # strength of the KL constraint
     beta_prime: float = 1.0  # the paper's beta': as it grows the loss is DPO's

@@ -19,6 +19,7 @@ class FDPO(RatioLoss):
     """
 
     name, paper = "f_dpo", "https://arxiv.org/abs/2309.16240"
+    tuning_space = RatioLoss.tuning_space | {"divergence": ["js", "forward_kl", "alpha"]}
 
     beta: float = 0.1  # strength of the divergence
     divergence: str = "js"  # js, forward_kl, alpha or reverse_kl, of the policy from the reference

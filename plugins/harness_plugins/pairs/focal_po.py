@@ -18,6 +18,7 @@ class FocalPO(RatioLoss):
     """
 
     name, paper = "focal_po", "https://arxiv.org/abs/2501.06645"
+    tuning_space = RatioLoss.tuning_space | {"gamma": [0.02, 0.05, 0.1, 0.2]}
 
     beta: float = 0.1  # strength of the KL constraint at gamma 0
     gamma: float = 0.05  # power of the focal factor; 0 is DPO

@@ -20,6 +20,9 @@ class GPO(RatioLoss):
     """
 
     name, paper = "gpo", "https://arxiv.org/abs/2402.05749"
+    tuning_space = RatioLoss.tuning_space | {
+        "function": ["exponential", "truncated-quadratic", "savage"]
+    }
 
     beta: float = 0.1  # scale of the log-ratios; for `exponential` the KL strength is 2 beta
     function: str = "exponential"  # exponential, truncated-quadratic or savage

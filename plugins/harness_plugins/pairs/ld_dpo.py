@@ -18,6 +18,7 @@ class LDDPO(RatioLoss):
     """
 
     name, paper = "ld_dpo", "https://arxiv.org/abs/2409.06411"
+    tuning_space = RatioLoss.tuning_space | {"ld_alpha": [0.0, 0.25, 0.5, 0.75]}
 
     beta: float = 0.1  # strength of the KL constraint at ld_alpha 1
     ld_alpha: float = 0.5  # the paper's alpha, in [0, 1]: weight of tokens beyond the common length

@@ -14,6 +14,7 @@ class RDPO(RatioLoss):
     """DPO for the reward less alpha per token: the policy is not paid for length."""
 
     name, paper = "r_dpo", "https://arxiv.org/abs/2403.19159"
+    tuning_space = RatioLoss.tuning_space | {"alpha": [0.005, 0.02, 0.05, 0.1, 0.3]}
 
     beta: float = 0.1  # strength of the KL constraint
     alpha: float = 0.05  # reward taken off per token; negative values pay for length

@@ -17,6 +17,7 @@ class TRDPO(RatioLoss):
     """
 
     name, paper = "tr_dpo", "https://arxiv.org/abs/2404.09656"
+    tuning_space = RatioLoss.tuning_space | {"ref_model_sync_steps": {"times": [0.25, 2.0]}}
 
     beta: float = 0.1  # strength of the KL constraint to the moving reference
     ref_model_sync_steps: int = 64  # the paper's tau: optimiser steps between moves
