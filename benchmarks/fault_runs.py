@@ -35,7 +35,8 @@ def methods() -> list[str]:
     """Return the registered methods, without the one that needs a model of the user's."""
     from harness.api.registry import installed
 
-    return sorted(set(installed().classes["methods"]) - {"checkpoint"})
+    trl = {name for name in installed().classes["methods"] if name.startswith("trl_")}
+    return sorted(set(installed().classes["methods"]) - {"checkpoint"} - trl)
 
 
 @kind("kill -9 at a named point of each method", "1, 2, 4, 34")

@@ -66,6 +66,7 @@ class Method(ABC):
     kind: ClassVar[str] = ""  # one to three words: "offline preference", "on-policy"
     paper: ClassVar[str] = ""  # a link
     needs: ClassVar[frozenset[str]] = frozenset()  # what the suite must provide: see NEEDS
+    extra: ClassVar[str] = ""  # a package that it needs, and the extra that installs it
     # metrics to show while it trains, the most telling first, where they are logged
     shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "grad_norm")
     # what `[tune]` of a study searches if the study names no space, in the form of

@@ -308,6 +308,22 @@ class Lab(Protocol):
                 "seq-mean-token-sum", or a number that the sum over tokens is divided by.
         """
 
+    def outside(self, kind: str, steps: int = 0, epochs: float = 1.0) -> Any:
+        """Return the turns of a training by another library, such as TRL.
+
+        The library is given the batches of all turns, in the order of every method. Its steps are
+        turns of the run, its passes are counted, and the budget ends it. It runs in one process,
+        and nothing is saved before it ends.
+
+        Args:
+            kind: "pairs", "labelled" or "prompts": the stream that the batches are of.
+            steps: How many batches; 0 takes `epochs`.
+            epochs: Passes over the pairs or labelled completions.
+
+        Returns:
+            An `OutsideTraining` (harness/training/outside.py).
+        """
+
     def log(self, **metrics: float | Tensor) -> None:
         """Add numbers to the current row of metrics.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -46,6 +47,8 @@ def _about(kind: str, cls: Any) -> str:
     """Return the text of a plugin in the list; of a method the columns of METHOD_COLUMNS."""
     if kind != "methods":
         return summary_of(cls)
+    if cls.extra and find_spec(cls.extra) is None:
+        return f"{cls.kind or 'method':<20} needs pip install 'alignment-harness[{cls.extra}]'"
     try:
         method = cls()
         needs, holds = method.required(), _held(asks_of(method))

@@ -157,6 +157,7 @@ DECIDES = {
         "training/inputs.py",
         "training/lab.py",
         "training/label_server.py",
+        "training/outside.py",
         "training/rewards.py",
         "training/roles.py",
         "training/streams.py",

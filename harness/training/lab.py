@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..api.contracts import Method
 from ..core.data import Sampling
+from ..core.errors import UsageError
 from ..core.global_state import enforce
 from ..core.seeds import derive
 from ..models.batches import Batch, PromptBatch
@@ -24,6 +25,7 @@ from ..models.lora import adaptation, adapted, learn, load_own, own_state
 from .guests import Guest
 from .inputs import MethodInputs as MethodInputs
 from .loop import Loop
+from .outside import OutsideTraining
 from .reference_cache import Cached
 from .reward_model import RewardModel
 from .rewards import RewardScorer
@@ -304,6 +306,21 @@ class Lab(DataStreams):
     def turn(self) -> int:
         """The current turn of the stream, from 0. A restart keeps it, unlike an own counter."""
         return self._loop.turn
+
+    def outside(self, kind: str, steps: int = 0, epochs: float = 1.0) -> OutsideTraining:
+        """Return the turns of a training by another library: see `OutsideTraining`.
+
+        Its batches are those that `pairs`, `labelled` or `prompts` would yield.
+        """
+        if self._runtime.distributed.size > 1:
+            raise UsageError(
+                f"{self._method.name}: another library trains in one process. Start one process."
+            )
+        self._runtime.tell(
+            f"{self._method.name} saves nothing while it trains: an interrupted run begins anew."
+        )
+        batches = self._all_batches(kind, steps, epochs)
+        return OutsideTraining(self._loop, self._runtime, batches, kind)
 
     # -- helpers --------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, replace
 from random import Random
 from typing import Any
@@ -33,6 +33,7 @@ class DataStreams:
         self._method, self._method_inputs = method, method_inputs
         self._runtime, self._loop = runtime, loop
         self._draws: tuple[tuple[int, int], int] = ((-1, -1), 0)
+        self._ahead = False  # whether batches of all turns are made at once
         self._recalls = False  # whether log-probabilities of the preference data are looked up
         self._pools = CompletionPools(method_inputs.reference_cache, method_inputs.prompts)
 
@@ -187,13 +188,28 @@ class DataStreams:
         return any(asdict(self._loop.budget).values())
 
     def _count_pairs(self, n: int) -> None:
+        if self._ahead:
+            return
         with self._runtime.meter.phase("update"):
             self._runtime.meter.add(pairs=n)
 
     def _draw(self, what: str, n: int, steps: int, size: int) -> Iterator[list[int]]:
         """Yield the row numbers of each turn, continuing after an earlier stream of its kind."""
-        for turn in self._loop.turns(steps, what, size):
+        for turn in range(steps) if self._ahead else self._loop.turns(steps, what, size):
             yield endless_order(n, self._loop.first + turn * size, size, self._runtime.seed, what)
+
+    def _all_batches(self, kind: str, steps: int, epochs: float) -> list[Batch | PromptBatch]:
+        """Return what the turns of a new stream would take, without opening it."""
+        streams: dict[str, Callable[[], Iterator[Batch | PromptBatch]]] = {
+            "pairs": lambda: self.pairs(epochs, steps),
+            "labelled": lambda: self.labelled(epochs, steps),
+            "prompts": lambda: self.prompts(steps),
+        }
+        self._ahead = True
+        try:
+            return list(streams[kind]())
+        finally:
+            self._ahead = False
 
     def _coin(self, i: int) -> bool:
         """Return whether the control of shuffled labels swaps the labels of pair i."""

@@ -209,6 +209,9 @@ DISPLAY_NAMES = {  # display names of the built-in methods in LaTeX
     "slic": "SLiC",
     "sppo_hard": "SPPO (hard)",
     "start": "start checkpoint",
+    "trl_dpo": "DPO (TRL)",
+    "trl_grpo": "GRPO (TRL)",
+    "trl_kto": "KTO (TRL)",
     "tr_dpo": "TR-DPO",
     "wpo": "WPO",
 }

@@ -6,8 +6,12 @@ from harness.api.registry import Registry, installed, load_file
 
 from .tools import small_suite
 
-# `checkpoint` is none without the name of a model
-METHODS = sorted(set(installed().classes["methods"]) - {"checkpoint"})
+# `checkpoint` is none without the name of a model; the methods of TRL have tests of their own
+METHODS = sorted(
+    name
+    for name in set(installed().classes["methods"]) - {"checkpoint"}
+    if not name.startswith("trl_")
+)
 # one method of a kind; long tests take the others only in `pytest -m slow`
 ONE_OF_A_KIND = ("best_of_n", "dpo", "grpo", "ppo", "raft", "start")
 

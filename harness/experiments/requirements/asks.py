@@ -43,6 +43,9 @@ class Asks:
     updates: int
 
 
+OUTSIDE = "outside"  # the lab's door for trainers of other libraries
+
+
 def asks_of(method: Method) -> Asks:
     """Return what a method uses. A method that works through another one (`inner`) uses what that
     one does. Code that only some options reach counts as well, except a reference with beta = 0 and
@@ -51,6 +54,8 @@ def asks_of(method: Method) -> Asks:
     inner = getattr(method, "inner", None)
     works: Any = inner() if callable(inner) else method
     names, needs = _names(type(works)) | _names(type(method)), method.required()
+    if OUTSIDE in names:  # another library takes steps, and draws where prompts are needed
+        names |= {"step", "reference", "rollout"}
     online = "prompts" in needs and "rollout" in names
     rows = int(getattr(works, "batch_size", 0) or 32)
     part = int(getattr(works, "minibatch_size", 0) or 0)
