@@ -147,6 +147,11 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
         for kind in ("pass", "maj")
         for k, estimate in e.get(f"{kind}_at_k", {}).items()
     ]
+    own += [
+        f"{task} {t['mean']:.3f} (start {t['start']:.3f})"
+        for task, t in e.get("tasks", {}).items()
+        if "mean" in t
+    ]
     if "rouge" in e:
         own.append("ROUGE-L " + f"{e['rouge']['rougeL']:.3f}")
     if e.get("curve"):

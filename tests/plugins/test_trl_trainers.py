@@ -16,7 +16,18 @@ from harness.core.run_folder import read_result, read_rows
 
 from ..helpers.tools import command, on_small, only_run, with_shared_stages
 
-EQUAL = ("--set", "lr_schedule=constant", "--set", "warmup_ratio=0", "--set", "learning_rate=1e-3")
+EQUAL = tuple(
+    word
+    for setting in (
+        "lr_schedule=constant",
+        "warmup_ratio=0",
+        "learning_rate=1e-3",
+        "batch_size=8",
+        "steps=5",
+        "beta=0.1",
+    )
+    for word in ("--set", setting)
+)
 
 
 @pytest.fixture(scope="module")
