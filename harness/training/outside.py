@@ -46,7 +46,7 @@ class OutsideTraining:
         self._turns: Iterator[int] = iter(())
 
     @contextmanager
-    def open(self) -> Iterator[bool]:
+    def turns(self) -> Iterator[bool]:
         """Open the turns; False where training ended before, and its policy was read."""
         self._loop.checkpoints.schedule.interval = OFF
         self._turns = self._loop.turns(len(self.batches), self._kind, self._size)

@@ -55,7 +55,7 @@ class TRLMethod(AdamWOptions, Method):
         """Let the trainer train, a step of it for each turn."""
         policy = lab.policy
         training = lab.outside(self.takes, self.steps, self.epochs)
-        with training.open() as begins:
+        with training.turns() as begins:
             if begins:
                 self.fit(lab, training)
         return policy
