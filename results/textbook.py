@@ -62,8 +62,9 @@ samples: the win-rate less that of the same loss on samples of the start checkpo
 dpo; raft: one round of as many samples), on summarization, paired over prompts; -: no such
 counterpart was trained. {few}Not significantly worse than the best on: the suites on which the
 method's win-rate (in brackets) is bold in results/SUITE.md, by that table's tests over all its
-rows. A bold row far from the best has seeds that vary much, so it is not shown to be worse. -:
-none, and for the start checkpoint, with which the others are compared. All figures are about a
+rows; a row with a dagger there is not bold. -: none, and for the start checkpoint, with which the
+others are compared. Failed runs crashed or diverged: a policy that collapsed counts as finished.
+All runs are on one ground (shared seed 0). All figures are about a
 model of 0.3M parameters."""
 FEW = """\
 Few labels: means of two seeds, with all labels of five. Two seeds allow no useful interval, so none

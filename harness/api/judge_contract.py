@@ -67,6 +67,9 @@ class Judge(CountsUsage, ABC):
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
+    # whether length itself may move its scores. False for a judge that measures content: a longer
+    # answer that scores higher is better, and tables give no win-rate at equal length
+    length_bias: ClassVar[bool] = True
     learns: ClassVar[bool] = False  # from the suite's `judge_preferences`: they must be there
     # whether its verdicts are kept in the results folder, so that no pair is judged twice
     costly: ClassVar[bool] = False

@@ -206,7 +206,8 @@ def report(
     type=click.IntRange(2),
     default=2,
     show_default=True,
-    help="Rows of the table: bold type is corrected for all pairs of them.",
+    help="Rows of the table. Bold type is stepwise: this is the power of its first step, which is"
+    " corrected for all pairs of rows. Later steps correct for fewer.",
 )
 def power(effect: float | None, **study: Any) -> None:
     """Show which difference of win-rates a study can detect."""

@@ -79,7 +79,8 @@ def judge_answers(
             " win-rate. The trained policy is kept. Look at the judge, or name another with:"
             " harness evaluate RUN --judge NAME."
         )
-    figures = {"name": judge.name, **_options(judge), **_quality(judge)}
+    content = {} if judge.length_bias else {"length_bias": False}
+    figures = {"name": judge.name, **content, **_options(judge), **_quality(judge)}
     notes = [verdict.note for verdict in verdicts]
     judged = Judged(wins, gold, base, notes, figures | verdict_figures(wins, notes))
     reason = no_win_rate(figures.get("held_out"))

@@ -38,7 +38,7 @@ class Design:
     # of a score's variance: the part that seeds of a method share on a prompt
     prompt_share: float = 0.5
     correlation: float = 0.0  # of two methods' scores on a prompt, for their difference
-    rows: int = 2  # of the table: a difference is tested among all pairs of them
+    rows: int = 2  # of the table: the first step of its tests is corrected for all pairs
 
     def check(self) -> None:
         """Raise ValueError for impossible values."""
@@ -220,7 +220,10 @@ def _correction(design: Design) -> str:
     if design.rows == 2:
         return "no correction for several comparisons (--rows gives a table's)"
     pairs = design.rows * (design.rows - 1) // 2
-    return f"a difference is corrected for all {pairs} pairs of a table with {design.rows} rows"
+    return (
+        f"a difference is tested as in the first of the stepwise tests of {design.rows} rows,"
+        f" which is corrected for all {pairs} pairs; later steps correct for fewer"
+    )
 
 
 def assumptions(design: Design) -> str:

@@ -174,6 +174,7 @@ class ArithmeticGold(Judge):
     """
 
     name = "arithmetic_gold"
+    length_bias = False
 
     def prepare(self, suite, stages):
         """Take the problems of the suite."""

@@ -372,6 +372,7 @@ class ExactReward(Judge):
     """
 
     name = "exact_reward"
+    length_bias = False
 
     def prepare(self, suite, stages):
         """Take the table of the suite."""

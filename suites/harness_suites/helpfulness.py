@@ -137,6 +137,7 @@ class HelpfulnessGold(Judge):
     """The graded score of a reply against its request's constraints."""
 
     name = "helpfulness_gold"
+    length_bias = False
 
     def prepare(self, suite, stages):
         """Take the requests of the suite."""

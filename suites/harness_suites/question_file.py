@@ -166,6 +166,7 @@ class Verdict(Judge):
     """One point for an answer that the suite's verifier accepts."""
 
     name = "verdict"
+    length_bias = False
 
     def prepare(self, suite, stages):
         """Take the suite's verifier."""

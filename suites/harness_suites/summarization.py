@@ -130,6 +130,7 @@ class SummaryGold(Judge):
     """The graded score of a summary against its document's facts."""
 
     name = "summary_gold"
+    length_bias = False
 
     def prepare(self, suite, stages):
         """Take the documents of the suite."""

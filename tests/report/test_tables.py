@@ -1077,3 +1077,31 @@ def test_table_is_a_function_of_its_records(tmp_path):
     first = put(tmp_path / "a", record("dpo"), record("ppo", win=0.7))
     again = put(tmp_path / "b", record("ppo", win=0.7), record("dpo"))
     assert Markdown().render(of(first)) == Markdown().render(of(again))
+
+
+def judged(length_bias):
+    """A record of a judge, whose answers are of both lengths beside the baseline's."""
+    made = record(win=0.6)
+    made["evaluation"]["judge"] = {"name": "gold"} | ({} if length_bias else {"length_bias": False})
+    return made
+
+
+@pytest.mark.parametrize("length_bias", [True, False])
+def test_length_is_controlled_only_where_it_may_be_a_bias_of_the_judge(tmp_path, length_bias):
+    made = table(tmp_path, judged(length_bias))
+    notes = " ".join(made.notes)
+    assert ("lc_win_rate" in made.plain[0]) == length_bias == ("length-controlled" in made.columns)
+    assert ("length is no bias of the judge" in notes) != length_bias
+
+
+def test_grades_beyond_shares_are_said_to_be_grades(tmp_path):
+    told = [[-0.5 + (i % 4) for i in range(64)]]
+    made = record(seed=0)
+    made["evaluation"]["accuracy"] = {"mean": fmean(told[0])}
+    put(tmp_path, made)
+    (file,) = tmp_path.rglob("samples.jsonl")
+    rows = [row | {"accuracy": v} for row, v in zip(read_rows(file), told[0], strict=True)]
+    write_rows(file, rows)
+    assert "not a share of right answers" in " ".join(of(tmp_path).notes)
+    plain = table(tmp_path / "other", record()).notes  # negative control
+    assert "not a share of right answers" not in " ".join(plain)

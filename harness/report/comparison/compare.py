@@ -28,7 +28,7 @@ from ..selection.figures import (
     of_prompts,
     same_prompts,
 )
-from ..selection.run_files import samples_of, spec_of, withheld, without_doubtful
+from ..selection.run_files import length_is_bias, samples_of, spec_of, withheld, without_doubtful
 from ..selection.select import Filter, Record, Row, chosen, rows_of, suites_of
 from .verdict import verdict
 
@@ -283,7 +283,7 @@ def compared(results: Path, names: tuple[str, str], criteria: Filter) -> Compare
         differing(a, b),
         measures_of(a, b, ours, theirs),
         _by_gold(ours, theirs, _one_set_of_prompts(a)),
-        None if reason else (controlled(ours), controlled(theirs)),
+        None if reason or not length_is_bias(a.good[0]) else (controlled(ours), controlled(theirs)),
         costs_of(a, b),
         examples(*(samples_of(r) for r in _first_of_both(a, b))),
         f"{reason[0].upper()}{reason[1:]}." if reason else _by_wins(a, b, ours.win, theirs.win),

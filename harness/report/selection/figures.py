@@ -19,7 +19,7 @@ from ...core.run_folder import SAMPLES
 from ...statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
 from ...statistics.length import LengthControlled, length_controlled
 from ...statistics.over_prompts import known
-from .run_files import provenance_of, samples_of, withheld
+from .run_files import length_is_bias, provenance_of, samples_of, withheld
 from .select import Record, Row, is_guest
 
 MEANS = (
@@ -195,7 +195,9 @@ def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
             figures["win_rate_ground_sd"] = interval.ground_sd
         if count := collapsed(known_scores["win"]):
             figures["collapsed"] = count
-        if (lc := controlled(answers)).identified:
+        if not length_is_bias(row.good[0]):
+            figures["length_is_no_bias"] = True
+        elif (lc := controlled(answers)).identified:
             figures |= _named("lc_win_rate", lc.win_rate)
     for name in MEANS:
         if name == "accuracy" and name in known_scores and _shares(known_scores[name]):

@@ -33,6 +33,14 @@ def withheld(record: Record) -> str:
     return no_win_rate(held_out) if has_numbers(held_out, "accuracy", "low", "high") else ""
 
 
+def length_is_bias(record: Record) -> bool:
+    """Return whether length itself may move the scores of a run's judge. Older records do not tell:
+    then it may.
+    """
+    judge = record.get("evaluation", {}).get("judge", {})
+    return not isinstance(judge, Mapping) or judge.get("length_bias", True) is not False
+
+
 def without_doubtful(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record without the verdicts of a judge that is not shown to be better than a coin.
 

@@ -53,6 +53,8 @@ def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = 
             *_notes(selection, keys),
             *judge_notes(selection),
             *missing_notes(figures_by_row),
+            *graded_notes(figures_by_row),
+            *length_notes(figures_by_row),
             *task_notes(figures_by_row),
             *_looked_up(figures_by_row, keys),
         ],
@@ -156,6 +158,25 @@ def mark_best(
 
 
 # -- caption and notes -----------------------------------------------------------------------------
+
+
+def graded_notes(rows: Sequence[Figures]) -> list[str]:
+    """Return the note on verdicts that are no shares of right answers; empty where all are."""
+    sides = ("accuracy", "accuracy_low", "accuracy_high")
+    ends = [row[side] for row in rows for side in sides if side in row]
+    if not any(end < 0 or end > 1 for end in ends):
+        return []
+    return ["Accuracy is the mean of the verifier's grades here, not a share of right answers."]
+
+
+def length_notes(rows: Sequence[Figures]) -> list[str]:
+    """Return the note on a judge whose scores length itself does not move."""
+    if not any(row.get("length_is_no_bias") for row in rows):
+        return []
+    return [
+        "There is no length-controlled win-rate: the judge scores what an answer contains, so a"
+        " longer answer that scores higher is better, and length is no bias of the judge."
+    ]
 
 
 def missing_notes(rows: Sequence[Figures]) -> list[str]:
