@@ -62,12 +62,15 @@ class TRLMethod(AdamWOptions, Method):
 
     def fit(self, lab: Lab, training: OutsideTraining) -> None:
         """Train a copy of the start checkpoint, and load its weights into the policy."""
+        from transformers.trainer_callback import PrinterCallback
+
         from harness.models.loading import save_causal
 
         with TemporaryDirectory() as place, same_random_numbers():
             start = Path(place) / "start"
             save_causal(lab.policy.model, lab.tokens.tokenizer, start)
             trainer = self.trainer(lab, training, str(start), self.arguments(lab, training, place))
+            trainer.remove_callback(PrinterCallback)  # the console shows the steps
             trainer.add_callback(callback(training))
             reference = getattr(trainer, "ref_model", None)
             with training.counted(policy=trainer.model, reference=reference):
