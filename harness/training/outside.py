@@ -41,6 +41,7 @@ class OutsideTraining:
     ) -> None:
         self.batches, self._loop, self._runtime, self._kind = batches, loop, runtime, kind
         self.temperature, self.seed = runtime.sampling.temperature, runtime.seed
+        self.tell = runtime.tell
         first = batches[0]
         self._size = len(first.prompts)  # rows of a turn
         self._turns: Iterator[int] = iter(())

@@ -190,6 +190,7 @@ class TRLDPO(TRLMethod):
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
 
+        tell_soft(training, self.name, "p")
         options |= {"loss_type": [self.loss_type], "label_smoothing": self.label_smoothing}
         return prepared(DPOTrainer)(
             model=loaded(start, lab),
@@ -201,14 +202,25 @@ class TRLDPO(TRLMethod):
 
 
 def pair_rows(batches: list[Any]) -> list[dict[str, Any]]:
-    """Return pairs as rows of DPOTrainer, in order."""
-    return [
-        {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-        for batch in batches
-        for prompt, (chosen, rejected) in zip(
-            prompt_ids(batch.prompts), completion_ids(batch), strict=True
+    """Return pairs as rows of DPOTrainer, in order. One with p below a half is turned."""
+    rows = []
+    for batch in batches:
+        columns = prompt_ids(batch.prompts), completion_ids(batch), batch["p"].tolist()
+        for prompt, two, p in zip(*columns, strict=True):
+            chosen, rejected = two if p >= 0.5 else two[::-1]
+            rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    return rows
+
+
+def tell_soft(training: OutsideTraining, name: str, column: str) -> None:
+    """Say how many labels are soft: TRL's trainers take hard ones, so they are rounded."""
+    labels = torch.cat([batch[column] for batch in training.batches])
+    soft = int(((labels > 0) & (labels < 1)).sum())
+    if soft:
+        training.tell(
+            f"{name}: {soft} of {len(labels)} labels are soft. TRL takes hard ones, so they are"
+            " rounded, and the result is not that of the harness's own method."
         )
-    ]
 
 
 @dataclass
@@ -226,6 +238,7 @@ class TRLKTO(TRLMethod):
         from datasets import Dataset
         from trl import KTOConfig, KTOTrainer
 
+        tell_soft(training, self.name, "label")
         options |= {
             "desirable_weight": self.desirable_weight,
             "undesirable_weight": self.undesirable_weight,

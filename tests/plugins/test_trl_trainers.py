@@ -8,7 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from harness_plugins import trl_trainers
-from harness_plugins.trl_trainers import TRLDPO, TRLGRPO, metrics_of, single_rows
+from harness_plugins.trl_trainers import (
+    TRLDPO,
+    TRLGRPO,
+    metrics_of,
+    pair_rows,
+    single_rows,
+    tell_soft,
+)
 
 from harness.cli import list_command
 from harness.core.options import build
@@ -110,20 +117,43 @@ def test_rows_of_trl_agree_with_ours_within_seeds(tmp_path, ours):
 # -- without a run ---------------------------------------------------------------------------------
 
 
-def test_single_rows_move_the_completions_of_a_part_on_by_one():
+def batch_of(**columns):
+    """Two prompts with the completions and columns of a batch."""
     prompts = SimpleNamespace(
         ids=torch.tensor([[0, 5], [6, 7]]), mask=torch.tensor([[0, 1], [1, 1]])
     )
-    columns = {
-        "completion_ids": torch.tensor([[[1, 2]], [[3, 0]]]),
-        "label": torch.tensor([1.0, 0.2]),
-    }
-    batch = SimpleNamespace(prompts=prompts, lengths=torch.tensor([[2], [1]]))
-    batch = type("B", (), {**vars(batch), "__getitem__": lambda self, name: columns[name]})()
+    body = {"prompts": prompts, "lengths": columns.pop("lengths")}
+    return type("B", (), {**body, "__getitem__": lambda self, name: columns[name]})()
+
+
+def test_single_rows_move_the_completions_of_a_part_on_by_one():
+    ids, labels = torch.tensor([[[1, 2]], [[3, 0]]]), torch.tensor([1.0, 0.2])
+    batch = batch_of(completion_ids=ids, label=labels, lengths=torch.tensor([[2], [1]]))
     assert single_rows([batch], 2) == [
         {"prompt_ids": [5], "completion_ids": [1, 2], "label": True, "KL_completion_ids": [3]},
         {"prompt_ids": [6, 7], "completion_ids": [3], "label": False, "KL_completion_ids": [1, 2]},
     ]
+
+
+def test_pair_rows_turn_a_pair_whose_chosen_completion_is_the_less_likely_one():
+    ids, lengths = (
+        torch.tensor([[[1, 2], [3, 0]], [[4, 0], [8, 9]]]),
+        torch.tensor([[2, 1], [1, 2]]),
+    )
+    batch = batch_of(completion_ids=ids, lengths=lengths, p=torch.tensor([0.9, 0.2]))
+    assert pair_rows([batch]) == [
+        {"prompt_ids": [5], "chosen_ids": [1, 2], "rejected_ids": [3]},
+        {"prompt_ids": [6, 7], "chosen_ids": [8, 9], "rejected_ids": [4]},
+    ]
+
+
+def test_soft_labels_are_told():
+    told = []
+    batch = {"p": torch.tensor([1.0, 0.7, 0.0])}
+    tell_soft(SimpleNamespace(batches=[batch], tell=told.append), "trl_dpo", "p")
+    assert len(told) == 1 and "1 of 3 labels are soft" in told[0]
+    tell_soft(SimpleNamespace(batches=[{"p": torch.ones(3)}], tell=told.append), "trl_dpo", "p")
+    assert len(told) == 1
 
 
 def test_metrics_of_keeps_a_loss_that_is_not_finite():
