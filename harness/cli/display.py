@@ -326,10 +326,23 @@ def describe(kind: str, cls: type, registry: Registry, request: ShowRequest) -> 
         settings = request.settings_of(name, cls, registry) if kind == "methods" else {}
         lines += ["", *_option_lines(cls, settings, f"method {name}")]
     if kind == "methods":
+        lines += _reward_lines(cls)
         lines += ["", *_tuning_lines(cls), *real_models.settings_lines(name)]
     if kind == "suites":
         lines += _stage_lines(cls)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _reward_lines(cls: Any) -> list[str]:
+    """Return where the reward model of a method comes from; nothing where it has none."""
+    try:
+        method = cls()
+        named = "reward" in method.required() and method.labeller() is None
+    except Exception:  # a third-party class with required options
+        return []
+    if not named:
+        return []
+    return ["", "reward model: trained on preferences, or published: --reward-model PATH_OR_HUB_ID"]
 
 
 def _tuning_lines(cls: Any) -> list[str]:

@@ -168,3 +168,10 @@ def test_a_judge_of_the_hub_evaluates_again_and_trains_nothing(classifier, rewar
 
 def texts_of(folder):
     return [(row["prompt"], row["answer"]) for row in read_rows(folder / "samples.jsonl")]
+
+
+def test_show_names_the_option():
+    option = "--reward-model PATH_OR_HUB_ID"
+    assert option in command("show", "grpo").out
+    for method in ("dpo", "rlaif", "rlvr"):
+        assert option not in command("show", method).out
