@@ -44,6 +44,8 @@ def kills_at_points(world: World, rng: random.Random) -> Trials:
     """Every point for two methods, three points drawn for each other one."""
     for method in methods():
         counts = world.whole(method)[1].counts
+        if not counts:  # `start`: the folder has its run from the beginning
+            continue
         points = sorted(counts) if method in THOROUGH else rng.sample(sorted(counts), 3)
         for point in points:
             n = rng.randint(1, counts[point])
@@ -147,6 +149,8 @@ def full_at_points(world: World, rng: random.Random) -> Trials:
     """The system says that the disk is full, at a write that is drawn."""
     for method in methods():
         counts = world.whole(method)[1].counts
+        if not counts:
+            continue
         point = rng.choice([p for p in ("write.begin", "write.written") if counts.get(p)])
         fault = f"{point}:{rng.randint(1, counts[point])}:full"
         yield Trial(f"{method} {fault}", partial(_full, world, method, fault))

@@ -83,8 +83,8 @@ def check_files(record: Record) -> None:
     if odd := odd_part(record):
         result = Path(record["folder"]) / RESULT
         raise Damaged(result, f"{odd} is missing or invalid", rerun(result.parent))
-    spec_of(record)
-    provenance_of(record)
+    for name in (SPEC, PROVENANCE):
+        read_beside(record, name)
     file = Path(record["folder"]) / SAMPLES
     if not file.exists():
         why = "it is missing: error bars and comparisons need the answers behind a run's figures"
