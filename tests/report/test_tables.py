@@ -110,6 +110,8 @@ def test_rows_have_start_first_then_the_best(tmp_path):
     unused = {
         "accuracy",
         "pass@k",
+        "maj@k",
+        "mean of n answers",
         "verifier queries",
         "AI labels",
         "queries / answer",
@@ -769,6 +771,7 @@ def synthetic(folder, records, prompts):
         write_sealed(run / "result.json", made | {"files": {"samples.jsonl": digest}})
         (run / "samples.jsonl").hardlink_to(samples_file)
         write_sealed(run / "spec.json", {})
+        write_sealed(run / "provenance.json", {})
     return folder
 
 
