@@ -309,7 +309,7 @@ def _resolve_stages(
         for stage, cls in STAGES.items()
         if stage != "sft" or start != START_MODEL
     }
-    if budget.labels:  # what a method learns from costs it labels, whoever asked for them
+    if budget.labels:  # labels that a method trains on count for its budget, from any source
         labels = min(stages["preferences"]["labels"] or budget.labels, budget.labels)
         limited = build(
             PreferenceOptions, stages["preferences"] | {"labels": labels}, "--budget labels"

@@ -157,7 +157,7 @@ def main() -> None:
 
 
 def _questions() -> Iterator[dict[str, Any]]:
-    """Yield what is asked; when nobody is left to ask, end the process, even in the middle of an
+    """Yield the requests; when the client has ended, end the process, even in the middle of an
     answer.
     """
     lines: SimpleQueue[str] = SimpleQueue()

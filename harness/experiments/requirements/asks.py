@@ -43,7 +43,7 @@ class Asks:
     updates: int
 
 
-OUTSIDE = "outside"  # the lab's door for trainers of other libraries
+OUTSIDE = "outside"  # the lab's interface for trainers of other libraries
 
 
 def asks_of(method: Method) -> Asks:
