@@ -99,6 +99,13 @@ SAMPLED = (  # the first by default
     "slic",
     "kto",
     "rrhf",
+    "cal_dpo",
+    "chipo",
+    "exo",
+    "f_dpo",
+    "gpo",
+    "r_dpo",
+    "wpo",
 )
 CLOSER = {  # what the suite's settings, which are for a minute, leave too far away
     # where candidates are equally likely the loss has a kink: the last steps have to be small
