@@ -105,6 +105,7 @@ SAMPLED = (  # the first by default
     "f_dpo",
     "gpo",
     "r_dpo",
+    "sppo_hard",
     "wpo",
 )
 CLOSER = {  # what the suite's settings, which are for a minute, leave too far away
