@@ -3,7 +3,9 @@
 import pytest
 
 from harness.core.errors import UsageError
+from harness.core.run_folder import read_rows, write_rows
 from harness.report.comparison.compare import compared
+from harness.report.page.samples import browser
 from harness.report.page.sections import sections
 from harness.report.selection.select import Filter, select
 from harness.report.tables.tables import comparison
@@ -38,6 +40,16 @@ def test_one_table_holds_both_and_names_the_models(mixed):
     notes = [text for text in table.footnotes.values() if "standard deviation 1 over" in text]
     assert len(notes) == 2 and any("the model rm (rmrmrmrmrmrm)" in text for text in notes)
     assert len(sections(mixed, None, None)) == 1
+
+
+def test_the_page_shows_no_proxy_of_the_baseline_by_two_models(mixed):
+    """Each reward model has a score of its own for the baseline's answer."""
+    shown = browser(sections(mixed, None, None), 3)[0]["prompts"]
+    assert shown["proxy"] == [None] * 3  # records of this test have none
+    for score, file in enumerate(sorted(mixed.glob("runs/toy/*/*/samples.jsonl"))):
+        write_rows(file, [row | {"baseline_proxy": score} for row in read_rows(file)])
+    shown = browser(sections(mixed, None, None), 3)[0]["prompts"]
+    assert shown["proxy"] == [None] * 3 and shown["baseline"] == ["some words"] * 3
 
 
 def test_comparing_leaves_out_scores_of_two_models(mixed):

@@ -11,12 +11,9 @@ from ..selection.select import Record, Selection
 from .sections import Section
 
 Samples = Mapping[str, Mapping[str, Any]]  # by prompt id
-SHARED = {
-    "prompt": "prompt",
-    "baseline": "baseline",
-    "gold": "baseline_gold",
-    "proxy": "baseline_proxy",
-}  # {here: in samples.jsonl}
+# {here: in samples.jsonl}
+SHARED = {"prompt": "prompt", "baseline": "baseline", "gold": "baseline_gold"}
+PROXY = "baseline_proxy"  # shared as well, except by rows with reward models of the hub
 DIGITS = 6  # decimals of figures that are only shown; gold decides outcomes and keeps all digits
 
 
@@ -31,6 +28,7 @@ def _suite(section: Section, limit: int) -> dict[str, Any]:
     known = _prompts(selection, runs)
     ids = list(known)[:limit]
     shared = {name: [known[i].get(key) for i in ids] for name, key in SHARED.items()}
+    shared["proxy"] = [_common_proxy(runs, i) for i in ids]
     rows = [
         {"name": row.name, "runs": [_run(r, runs[str(r["folder"])], ids) for r in row.good]}
         for row in selection.rows
@@ -42,6 +40,12 @@ def _suite(section: Section, limit: int) -> dict[str, Any]:
         "prompts": {"id": ids, **shared},
         "rows": rows,
     }
+
+
+def _common_proxy(runs: Mapping[str, Samples], prompt: str) -> Any:
+    """Return the proxy score of the baseline's answer; None where runs have two reward models."""
+    scores = {samples[prompt].get(PROXY) for samples in runs.values() if prompt in samples}
+    return scores.pop() if len(scores) == 1 else None
 
 
 def _by_id(record: Record) -> Samples:
