@@ -61,6 +61,11 @@ MOST_SEEDS = 500  # the largest number of seeds that `harness power` suggests
     help="Show runs that are not comparable too, with a footnote.",
 )
 @click.option(
+    "--across",
+    is_flag=True,
+    help="One table of ranks across models and suites, and whether the order of methods holds.",
+)
+@click.option(
     "--format",
     "style",
     show_default="md",
@@ -75,13 +80,19 @@ def table(
     match: str | None,
     columns: str,
     spread: str,
+    across: bool,
     style: str | None,
     output: Path | None,
     **criteria: Any,
 ) -> int:
     """Compare the runs of every suite in a table, or of one suite."""
-    from .tables import TableRequest, print_tables, write_tables
+    from .tables import TableRequest, print_across, print_tables, write_tables
 
+    if across and (match or columns or spread == "sd" or criteria["each"] or criteria["mixed"]):
+        raise UsageError(
+            "--across has columns and rows of its own: leave --match, --columns, --spread, --each"
+            " and --mixed out."
+        )
     if match and (columns or criteria["each"]):
         raise UsageError("--match has columns and rows of its own: leave --columns and --each out.")
     if spread == "sd" and (match or criteria["each"]):
@@ -92,6 +103,8 @@ def table(
     request = TableRequest(
         results, _filter(**criteria), reporter, style is not None, columns, match, spread
     )
+    if across:
+        return print_across(request, output)
     return print_tables(request) if output is None else write_tables(request, output)
 
 
@@ -115,7 +128,8 @@ def _filter(
     "--kind",
     default="frontier",
     show_default=True,
-    help="frontier, cost, curves, overoptimization or wins; all of them with `all`.",
+    help="frontier, cost, curves, overoptimization or wins; all of them with `all`. ranks: one"
+    " picture across models and suites.",
 )
 @suite_filter
 @study_filter

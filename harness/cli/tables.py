@@ -55,6 +55,22 @@ class TableRequest:
         return comparison(selection, keys, self.spread), left_out
 
 
+def print_across(request: TableRequest, output: Path | None) -> int:
+    """Print the one table across models and suites, or write it to a file; return the exit code."""
+    from ..report.tables.across import ranking
+
+    table = ranking(request.results, request.criteria)
+    with put_back(f"The reporter {request.reporter.name}"):
+        text = request.reporter.render(table)
+    if output is None:
+        echo(text)
+        return 0
+    check_output(output)
+    write_output(output, text)
+    echo(f"wrote {output}")
+    return 0
+
+
 def print_tables(request: TableRequest) -> int:
     """Print the table of every suite in turn; return the exit code.
 

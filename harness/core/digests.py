@@ -245,6 +245,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "statistics/overoptimization.py",
     "statistics/pooling.py",
     "statistics/power.py",
+    "statistics/ranks.py",
     "statistics/rating.py",
     "training/rollout_samples.py",
     "training/shared_models.py",

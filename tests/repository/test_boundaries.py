@@ -163,6 +163,7 @@ FLAGS = {
         "--match",
         "--columns",
         "--spread",
+        "--across",
         "--each",
         "--mixed",
         "--format",

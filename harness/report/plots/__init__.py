@@ -42,6 +42,14 @@ KINDS: dict[str, Plot] = {
 }
 
 
+def need_matplotlib() -> None:
+    """Raise Refused if matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise Refused("Plots need matplotlib: pip install 'alignment-harness[plots]'.") from error
+
+
 def drawn(kind: str, selection: Selection) -> Any:
     """Return the matplotlib figure of a kind; raise NothingToDraw if the runs have no data."""
     if kind not in KINDS:
@@ -67,8 +75,5 @@ def render(kind: str, selection: Selection, style: str = "png") -> bytes:
         raise UsageError(
             f"A plot is a file of kind {', '.join(STYLES[:-1])} or {STYLES[-1]}, not {style!r}."
         )
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise Refused("Plots need matplotlib: pip install 'alignment-harness[plots]'.") from error
+    need_matplotlib()
     return printed(drawn(kind, selection), style)

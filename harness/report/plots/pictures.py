@@ -9,9 +9,11 @@ from pathlib import Path
 from ...core.errors import UsageError, unknown
 from ..output import check_output, suite_file, write_output
 from ..selection.select import Filter, select, suites_of
-from . import KINDS, STYLES, NothingToDraw, render
+from . import KINDS, STYLES, NothingToDraw, need_matplotlib, ranks, render
+from .style import printed, settings
 
 ALL = "all"
+RANKS = "ranks"  # one picture of all suites and models
 
 
 def draw_files(results: Path, criteria: Filter, kind: str, output: Path | None) -> Iterator[str]:
@@ -23,6 +25,9 @@ def draw_files(results: Path, criteria: Filter, kind: str, output: Path | None) 
     targets_of(kind, output, results)
     if output is not None:
         check_output(output)
+    if kind == RANKS:
+        yield _draw_ranks(results, criteria, targets_of(kind, output, results)[kind])
+        return
     suites = suites_of(results, criteria)
     if len(suites) == 1:
         yield from _draw_suite(results, criteria, kind, targets_of(kind, output, results))
@@ -40,6 +45,15 @@ def draw_files(results: Path, criteria: Filter, kind: str, output: Path | None) 
             yield f"{suite} left out: {error}"
     if not drawn:
         raise UsageError(f"None of these suites can be drawn: {', '.join(suites)}.")
+
+
+def _draw_ranks(results: Path, criteria: Filter, target: Path) -> str:
+    """Write the picture across suites and models; return the line about it."""
+    need_matplotlib()
+    with settings():
+        picture = printed(ranks.draw(results, criteria), target.suffix[1:].lower())
+    write_output(target, picture)
+    return f"wrote {target}"
 
 
 def _draw_suite(
@@ -65,8 +79,8 @@ def _draw_suite(
 
 def targets_of(kind: str, output: Path | None, results: Path) -> dict[str, Path]:
     """Return {kind: file}; raise UsageError for an unknown kind or file extension."""
-    if kind not in KINDS and kind != ALL:
-        raise unknown("kind of picture", kind, [*KINDS, ALL])
+    if kind not in KINDS and kind not in (ALL, RANKS):
+        raise unknown("kind of picture", kind, [*KINDS, RANKS, ALL])
     if output is None:
         return {name: results / f"{name}.png" for name in (KINDS if kind == ALL else [kind])}
     if output.suffix[1:].lower() not in STYLES:
