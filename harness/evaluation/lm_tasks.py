@@ -159,13 +159,20 @@ def _evaluated(lm: Any, model: Any, options: EvaluationOptions, meter: Meter) ->
         wanted = [name for name, task in loaded["tasks"].items() if _can(lm, task)]
         if not wanted:
             return TaskOutcomes([], missing=MISSING)
-        results = evaluate(
-            lm,
-            {"tasks": {name: _seeded(loaded["tasks"][name]) for name in wanted}, "groups": {}},
-            limit=options.task_documents or None,
-            apply_chat_template=options.task_chat,
-            bootstrap_iters=0,
-        )
+        chosen = {name: _seeded(loaded["tasks"][name]) for name in wanted}
+        try:
+            results = evaluate(
+                lm,
+                {"tasks": chosen, "groups": {}},
+                limit=options.task_documents or None,
+                apply_chat_template=options.task_chat,
+                bootstrap_iters=0,
+            )
+        except Exception as error:  # of the package, of a task file, or of a metric
+            raise HarnessError(
+                f"lm-evaluation-harness failed on {', '.join(wanted)}: {_first_line(error)}. The"
+                " policy is kept: mend the task, and evaluate again."
+            ) from error
     rows = [_row(task, sample) for task in wanted for sample in results["samples"][task]]
     about = {task: _about(loaded["tasks"][task], results, task) for task in wanted}
     return TaskOutcomes(rows, about, MISSING if len(wanted) < len(loaded["tasks"]) else "")
