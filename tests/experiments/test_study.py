@@ -54,7 +54,16 @@ from ..helpers.studies import FORKED, method, results_of, write
 from ..helpers.tools import ENV, command, failure, fresh, plugin, record, samples, small_suite
 
 # options of `run` that say how, and not what
-HOW = ("results", "checkpoint_every", "check_rollouts", "answer_timeout", "only_stages", "dry_run")
+HOW = (
+    "results",
+    "checkpoint_every",
+    "check_rollouts",
+    "answer_timeout",
+    "only_stages",
+    "dry_run",
+    "track",
+    "track_project",
+)
 
 
 def opened(file):
@@ -614,6 +623,7 @@ def put_answers(results, cell):
     told["quick"], folder = cell.spec.quick, make_folder(results / cell.spec.folder)
     write_rows(folder / "samples.jsonl", samples(told))
     write_sealed(folder / "spec.json", {"options": told["options"], "stages": {}, "budget": {}})
+    write_sealed(folder / "provenance.json", {"versions": {}, "code": {}})
     write_sealed(folder / "result.json", told)
 
 

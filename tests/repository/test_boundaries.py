@@ -36,6 +36,7 @@ LATE = {  # third-party imports inside functions of plugins and suites
     ("reasoning_gym", "reasoning_gym"),
     ("sources", "datasets"),
     ("launcher_ray", "ray"),
+    *(("trl_trainers", name) for name in ("datasets", "numpy", "transformers", "trl")),
 }
 WORLD_MAY = {"torch", "transformers", "tokenizers"}
 # One argument a line takes about a fifth more lines than the packed layout before it.
