@@ -62,6 +62,7 @@ HOW = (
     "only_stages",
     "dry_run",
     "track",
+    "track_group",
     "track_project",
 )
 
