@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
+SPACE = {"learning_rate": {"times": [0.2, 5.0]}, "beta": {"times": [0.2, 5.0]}}
+
+
 @dataclass
 class TRLMethod(AdamWOptions, Method):
     """What TRL's trainers have in common."""
@@ -181,6 +184,7 @@ class TRLDPO(TRLMethod):
     """TRL's DPOTrainer. Soft labels are rounded."""
 
     name, kind, paper = "trl_dpo", "offline preference", "https://arxiv.org/abs/2305.18290"
+    tuning_space = SPACE
     needs = frozenset({"pairs"})
 
     loss_type: str = "sigmoid"  # as in DPOConfig: sigmoid, ipo, hinge, robust and others
@@ -228,6 +232,7 @@ class TRLKTO(TRLMethod):
     """TRL's KTOTrainer on single labelled completions. Soft labels are rounded."""
 
     name, kind, paper = "trl_kto", "offline preference", "https://arxiv.org/abs/2402.01306"
+    tuning_space = SPACE
     needs = frozenset({"labelled"})
     takes: ClassVar[str] = "labelled"
 
@@ -278,6 +283,7 @@ class TRLGRPO(RewardOptions, TRLMethod):
     """TRL's GRPOTrainer: it samples for itself, and the harness's reward scores what it samples."""
 
     name, kind, paper = "trl_grpo", "on-policy", "https://arxiv.org/abs/2402.03300"
+    tuning_space = SPACE
     needs = frozenset({"prompts", "reward"})
     takes: ClassVar[str] = "prompts"
 

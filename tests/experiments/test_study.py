@@ -13,6 +13,7 @@ from random import Random
 
 import pytest
 from harness_plugins.launcher_local import Local
+from harness_suites.exact import Exact
 
 from harness.api.registry import installed, load_file
 from harness.api.resolve import Request, resolve
@@ -558,14 +559,14 @@ def test_spaces_that_cannot_be_searched_are_refused(tmp_path, text, told):
 NOT_TUNED = {"start", "checkpoint"}  # they have no setting
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted({*METHODS, "checkpoint", "trl_dpo", "trl_grpo", "trl_kto"}))
 def test_every_registered_method_has_a_space_of_its_own_options(name):
     """Its points are settings that the method accepts, with every embedded suite's settings."""
     cls = installed().get("methods", name)
     assert bool(cls.tuning_space) == (name not in NOT_TUNED)
     assert set(cls.tuning_space) <= set(options_of(cls))
     space, rng = read_space(cls.tuning_space, name) if cls.tuning_space else {}, Random(0)
-    for suite in ("summarization", "arithmetic", *(["exact"] if name != "rlaif" else [])):
+    for suite in ["exact"] if name in Exact.settings else ["summarization"]:
         untuned = resolve(Request(name, suite), installed()).options if space else {}
         check_times(space, untuned, name)
         for _ in range(4 if space else 0):
