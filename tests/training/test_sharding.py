@@ -86,6 +86,28 @@ def test_a_method_trains_sharded_as_one_process_does(method):
         bench.close()
 
 
+VARIANTS = {
+    "an adapter": ("dpo", "lora_rank=4"),
+    "adapters of policy and critic": ("ppo", "lora_rank=4"),
+    "a critic on the trunk of the policy": ("ppo", "shared_critic=true"),
+    "two reward models that are trained on": ("grpo", "reward_members=2", "reward_refresh=1"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_models_beside_the_policy_are_sharded_too(name):
+    method, *settings = VARIANTS[name]
+    registry, results = small_registry(), with_shared_stages("variants")
+    options = Options(suite="small", settings=tuple(settings), results=results)
+    bench = Trials(method, "small", registry, options)
+    try:
+        rows = together([(method, "small")], registry, options, SHARDED)
+        print(bench.two_processes(rows[method]))
+    finally:
+        bench.close()
+
+
 def rows(folder, name):
     text = (folder / name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
