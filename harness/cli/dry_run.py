@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..api.registry import Registry
-from ..core.errors import UsageError
-from ..core.execution import NOT_SHARDED
 
 if TYPE_CHECKING:
     from ..core.spec import RunSpec
@@ -20,11 +18,6 @@ def of_run(spec: RunSpec, registry: Registry, results: Path) -> str:
     from ..experiments.requirements.moments import machine_of
     from ..experiments.requirements.show import described, requirements_of
 
-    if spec.execution.shard != NOT_SHARDED:
-        raise UsageError(
-            f"--dry-run does not know --shard {spec.execution.shard}: leave it out, and divide"
-            " weights, gradients and moments by the number of processes."
-        )
     machine = machine_of(spec.execution.device)
     return described(requirements_of(spec, registry, results, machine))
 

@@ -206,6 +206,9 @@ def open_stage_runtime(
     if device == "cpu":
         set_threads(spec.execution.threads)
     _quiet_libraries()
+    shard = spec.execution.shard if distributed.size > 1 else NOT_SHARDED
+    used = {"device": torch.device(device).type, "processes": distributed.size, "shard": shard}
+    execution = replace(spec.execution, **used)
 
     return StageRuntime(
         Artifacts(settings.results / "artifacts", distributed),
@@ -214,11 +217,11 @@ def open_stage_runtime(
         torch.device(device),
         _progress(spec, registry, observe),
         settings.checkpoint_every,
-        replace(spec.execution, device=torch.device(device).type, processes=distributed.size),
+        execution,
         distributed,
         RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
         tell=settings.warn if distributed.main else lambda text: None,
-        sizes=BatchSizes(settings.warn, halves=spec.execution.shard == NOT_SHARDED),
+        sizes=BatchSizes(settings.warn, halves=shard == NOT_SHARDED),
         plan=settings.plan,
         say=settings.say if distributed.main else lambda text: None,
     )

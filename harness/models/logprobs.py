@@ -78,7 +78,7 @@ class Predictions:
                 logp.append(self._logp(states, ids[part]))
         # no state: an empty tensor that still depends on all of the model, so that its gradient
         # is 0
-        return torch.cat(logp) if logp else self._read(self.states).flatten()
+        return torch.cat(logp) if logp else self._read(self.states).sum(-1)
 
     def _logp(self, states: Tensor, ids: Tensor) -> Tensor:
         logp: Tensor = _LogSoftmaxAt.apply(self._read(states), ids)  # type: ignore[no-untyped-call]
@@ -173,7 +173,8 @@ def _completion_states(model: ScalarModel, batch: Batch) -> Tensor:
         return scalars[place]
     with computing(model), checkpointing(model.trunk):
         scalars = model(**accepted(model.trunk, _padded_inputs(batch)))
-    return scalars[:, -(t + 1) :].view(b, k, t + 1)
+    # no view: the hooks of sharded weights are on what a pass returns
+    return scalars[:, -(t + 1) :].view(b, k, t + 1).clone()
 
 
 @contextmanager

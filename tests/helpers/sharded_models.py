@@ -35,7 +35,7 @@ from harness.models.loading import (
     weights_digest,
 )
 from harness.models.logprobs import completion_logp, completion_values
-from harness.models.lora import Lora, beside, learn, own_state
+from harness.models.lora import Lora, beside, learn, load_own, own_state
 from harness.models.micro_batches import in_micro_batches, micro_batches
 from harness.models.sharded_tensors import gathered, is_sharded, own_part
 from harness.models.sharding import in_pass, shard
@@ -296,6 +296,20 @@ def test_export(folder: Path) -> None:
     whole = prepared("llama").state_dict()
     assert all(torch.equal(t, whole[name]) for name, t in read.state_dict().items())
     assert read.config.architectures == ["LlamaForCausalLM"]
+
+
+def test_moved() -> None:
+    """A reference moves a share of the way to a policy, as `lab.move_reference` moves it."""
+    for sharded in (True, False):
+        reference, policy = full("llama")(sharded), full("llama")(sharded)
+        with torch.no_grad():
+            for p in policy.parameters():
+                p.add_(1.0)
+        before, after = own_state(reference), own_state(policy)
+        load_own(reference, {n: torch.lerp(before[n], t.detach(), 0.25) for n, t in after.items()})
+        moved = weights_of(reference)
+        start = prepared("llama").state_dict()
+        near(moved, {name: tensor + 0.25 for name, tensor in start.items()}, 1e-6, "moved")
 
 
 def test_empty_part() -> None:

@@ -36,6 +36,7 @@ CHECKS = {
     "critic": True,
     "export": True,
     "empty_part": True,
+    "moved": True,
     "mixture": True,
     "bfloat16": True,
 }

@@ -9,7 +9,8 @@ from typing import Any
 
 from ...api.registry import Registry
 from ...core import run_folder
-from ...core.errors import HarnessError
+from ...core.errors import HarnessError, UsageError
+from ...core.execution import NOT_SHARDED
 from ...core.spec import RunSpec
 from ...core.table import aligned
 from ..plan import duration, plan_of
@@ -70,6 +71,11 @@ def requirements_of(
     Raises:
         UsageError: The model has no configuration, or its passes cannot be laid out.
     """
+    if spec.execution.shard != NOT_SHARDED:
+        raise UsageError(
+            f"--dry-run does not know --shard {spec.execution.shard} yet: leave it out, and divide"
+            " weights, gradients and moments by the number of processes."
+        )
     run = Configured(spec, registry, machine)
     stages = stages_of(run)
     plan = plan_of(spec, run.built, results)
