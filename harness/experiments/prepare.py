@@ -207,8 +207,12 @@ def open_stage_runtime(
         set_threads(spec.execution.threads)
     _quiet_libraries()
     shard = spec.execution.shard if distributed.size > 1 else NOT_SHARDED
-    used = {"device": torch.device(device).type, "processes": distributed.size, "shard": shard}
-    execution = replace(spec.execution, **used)
+    execution = replace(
+        spec.execution,
+        device=torch.device(device).type,
+        processes=distributed.size,
+        shard=shard,
+    )
 
     return StageRuntime(
         Artifacts(settings.results / "artifacts", distributed),
