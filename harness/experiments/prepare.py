@@ -206,14 +206,7 @@ def open_stage_runtime(
     if device == "cpu":
         set_threads(spec.execution.threads)
     _quiet_libraries()
-    shard = spec.execution.shard if distributed.size > 1 else NOT_SHARDED
-    execution = replace(
-        spec.execution,
-        device=torch.device(device).type,
-        processes=distributed.size,
-        shard=shard,
-    )
-
+    execution = _execution(spec, torch.device(device).type, distributed.size)
     return StageRuntime(
         Artifacts(settings.results / "artifacts", distributed),
         engine,
@@ -225,10 +218,18 @@ def open_stage_runtime(
         distributed,
         RolloutCheck(CHECK_ALLOWS[spec.dtype]) if settings.check_rollouts else None,
         tell=settings.warn if distributed.main else lambda text: None,
-        sizes=BatchSizes(settings.warn, halves=shard == NOT_SHARDED),
+        sizes=BatchSizes(settings.warn, halves=execution.shard == NOT_SHARDED),
         plan=settings.plan,
         say=settings.say if distributed.main else lambda text: None,
     )
+
+
+def _execution(spec: RunSpec, device: str, processes: int) -> Execution:
+    """Return how this command computes. One process shards nothing, such as an evaluation of a
+    run of several.
+    """
+    shard = spec.execution.shard if processes > 1 else NOT_SHARDED
+    return replace(spec.execution, device=device, processes=processes, shard=shard)
 
 
 def check_sharding(spec: RunSpec) -> None:
