@@ -69,6 +69,14 @@ def batch_of(vocabulary: int) -> Any:
     return Batch(prompts, {"completion_ids": written * there.long(), "mask": there})
 
 
+def dpo_loss(logp: Any, part: Any) -> Any:
+    """Return the loss of DPO with beta .1: (rows,), from (rows, 2, tokens)."""
+    import torch
+
+    better, worse = (logp - part["reference"]).sum(-1).unbind(1)
+    return torch.nn.functional.softplus(-0.1 * (better - worse))
+
+
 def measured(model: str, steps: int, sharded: bool) -> dict[str, Any]:
     """Take DPO steps in this process; return what it held, spent and found."""
     import torch
@@ -93,20 +101,11 @@ def measured(model: str, steps: int, sharded: bool) -> dict[str, Any]:
     start = start_in(model, FLOAT32, cpu, True, shards=lambda: how)
     reference = start.model()
     policy = learner(start, None, 0)
-    trainer = Trainer(
-        AdamWOptions(learning_rate=1e-4, warmup_ratio=0.0),
-        accelerator,
-        Meter(peak=lambda reset: 0),
-        MICRO_BATCH,
-        team,
-    )
+    options, meter = AdamWOptions(learning_rate=1e-4, warmup_ratio=0.0), Meter(peak=lambda reset: 0)
+    trainer = Trainer(options, accelerator, meter, MICRO_BATCH, team)
     trainer.add("policy", policy)
     role = Role("policy", policy, lambda part: completion_logp(policy, part))
     batch = batch_of(policy.config.vocab_size)
-
-    def loss(logp: Any, part: Any) -> Any:
-        better, worse = (logp - part["reference"]).sum(-1).unbind(1)
-        return torch.nn.functional.softplus(-0.1 * (better - worse))
 
     found: dict[str, Any] = {"libraries": libraries, "loading": watch.peak(), "loaded": watch.now()}
     rows, peaks, seconds = [], [], []
@@ -116,7 +115,7 @@ def measured(model: str, steps: int, sharded: bool) -> dict[str, Any]:
             lambda part: completion_logp(reference, part), batch, MICRO_BATCH, distributed=team
         )
         with trainer.meter.phase("update"):
-            term = Term(loss, batch.with_columns(reference=logp), role)
+            term = Term(dpo_loss, batch.with_columns(reference=logp), role)
             rows.append(trainer.step([term], 0.5))
         seconds.append(time.process_time() - begun)
         peaks.append(watch.peak())
