@@ -77,6 +77,18 @@ def dpo_loss(logp: Any, part: Any) -> Any:
     return torch.nn.functional.softplus(-0.1 * (better - worse))
 
 
+def held_by(policy: Any) -> dict[str, Any]:
+    """Return the numbers that this process holds, and the sum and digest of all weights."""
+    from harness.models.loading import weights_digest
+    from harness.models.sharded_tensors import gathered, own_part
+
+    return {
+        "held": sum(own_part(p).numel() for p in policy.parameters()),
+        "sum": sum(float(gathered(p).double().sum()) for p in policy.parameters()),
+        "digest": weights_digest(policy),
+    }
+
+
 def measured(model: str, steps: int, sharded: bool) -> dict[str, Any]:
     """Take DPO steps in this process; return what it held, spent and found."""
     import torch
@@ -86,10 +98,9 @@ def measured(model: str, steps: int, sharded: bool) -> dict[str, Any]:
     from harness.core.meter import Meter
     from harness.core.settings import AdamWOptions
     from harness.models.initial_checkpoint import learner, start_in
-    from harness.models.loading import FLOAT32, weights_digest
+    from harness.models.loading import FLOAT32
     from harness.models.logprobs import completion_logp
     from harness.models.micro_batches import in_micro_batches
-    from harness.models.sharded_tensors import gathered, own_part
     from harness.models.sharding import shard
     from harness.training.trainer import Role, Term, Trainer
 
@@ -119,16 +130,12 @@ def measured(model: str, steps: int, sharded: bool) -> dict[str, Any]:
             rows.append(trainer.step([term], 0.5))
         seconds.append(time.process_time() - begun)
         peaks.append(watch.peak())
-    held = sum(own_part(p).numel() for p in policy.parameters())
-    total = sum(float(gathered(p).double().sum()) for p in policy.parameters())
     return found | {
         "after": watch.now(),
         "peak": max(peaks),
         "cpu_seconds": sum(seconds) / steps,
         "rows": [{name: row[name] for name in ("loss", "grad_norm")} for row in rows],
-        "held": held,
-        "sum": total,
-        "digest": weights_digest(policy),
+        **held_by(policy),
     }
 
 
