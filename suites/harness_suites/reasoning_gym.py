@@ -10,6 +10,9 @@ max_terms = 3
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -19,6 +22,23 @@ from harness.core.data import Text
 
 POOLS = {split: i for i, split in enumerate(SPLITS)}  # each split draws from a seed of its own
 APART = 10**6  # problem i of seed s is problem i + 1 of seed s - 1: seeds are far apart
+# Some tasks go through sets of texts, whose order is another one in every process, or draw from the
+# random numbers of the process. So problems are made in a process with a fixed order.
+GENERATOR = """
+import json, random, sys
+import reasoning_gym
+made = []
+for problem in json.load(sys.stdin):
+    dataset = reasoning_gym.create_dataset(
+        problem["task"], seed=problem["seed"], size=problem["size"], **problem["options"]
+    )
+    made.append([])
+    for index in range(problem["size"]):
+        random.seed(f"{problem['seed']}/{index}")
+        entry = dataset[index]
+        made[-1].append((entry["question"], str(entry["answer"])))
+json.dump(made, sys.stdout)
+"""
 
 
 @dataclass
@@ -28,7 +48,7 @@ class ReasoningGym(Suite):
     It needs the package: pip install 'alignment-harness[reasoning]'.
     """
 
-    name, version = "reasoning_gym", "1"
+    name, version = "reasoning_gym", "2"
     judge_name, labeller_name = "verdict", "verdict"
     proxy = False  # gold is the verifier itself
 
@@ -74,9 +94,11 @@ class ReasoningGym(Suite):
         """Return the problems of all splits; a text of an earlier split is left out."""
         seen: set[str] = set()
         splits: dict[str, list[Demonstration]] = {}
-        for split in ("test", "validation", "train", "preferences", "demonstrations"):
+        order = ("test", "validation", "train", "preferences", "demonstrations")
+        wanted = [self._problem(split) for split in order]
+        for split, problem, made in zip(order, wanted, self._made(wanted), strict=True):
             splits[split] = []
-            for demo, question in self._drawn(split):
+            for demo, question in self._posed(split, problem, made):
                 if question not in seen:
                     seen.add(question)
                     splits[split].append(demo)
@@ -84,34 +106,39 @@ class ReasoningGym(Suite):
                 raise UsageError(f"The task {self.task} has too few different problems: {split}.")
         return splits
 
-    def _drawn(self, split: str):
-        """Yield the problems of a split with their text."""
+    def _problem(self, split: str) -> dict:
+        """Return what names the problems of a split."""
         seed = (self.shared_seed * len(POOLS) + POOLS[split]) * APART
         size = self.problems if split == "train" else max(2, self.problems // 4)
-        problem = {"task": self.task, "options": self.task_options, "seed": seed, "size": size}
-        for index, entry in enumerate(self._dataset(seed, size)):
+        return {"task": self.task, "options": self.task_options, "seed": seed, "size": size}
+
+    def _posed(self, split: str, problem: dict, made: list):
+        """Yield the problems of a split with their text."""
+        for index, (question, answer) in enumerate(made):
             gold = json.dumps({**problem, "index": index}, sort_keys=True)
-            posed = self.prompt_template.replace("{question}", entry["question"])
+            posed = self.prompt_template.replace("{question}", question)
             text: Text = [{"role": "user", "content": posed}] if self.chat else posed
-            answer = str(entry["answer"])
             completion: Text = [{"role": "assistant", "content": answer}] if self.chat else answer
-            yield (
-                Demonstration(Prompt(f"{split}/{index}", text, gold), completion),
-                entry["question"],
-            )
+            yield Demonstration(Prompt(f"{split}/{index}", text, gold), completion), question
 
-    def _dataset(self, seed: int, size: int):
-        """Return the task's problems; UsageError for a task or an option that does not exist."""
-        import reasoning_gym
-
-        try:
-            return reasoning_gym.create_dataset(
-                self.task, seed=seed, size=size, **self.task_options
-            )
-        except (ValueError, TypeError, AssertionError) as error:
+    def _made(self, wanted: list[dict]) -> list:
+        """Return [(question, answer), ...] of each; UsageError for a task or an option that does
+        not exist.
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", GENERATOR],
+            input=json.dumps(wanted),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8"},
+        )
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
             raise UsageError(
-                f"task = {self.task!r}: reasoning-gym cannot generate problems of it ({error})."
-            ) from error
+                f"task = {self.task!r}: reasoning-gym cannot generate problems of it ({why})."
+            )
+        return json.loads(done.stdout)
 
 
 @hookimpl

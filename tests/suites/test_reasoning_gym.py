@@ -34,6 +34,20 @@ def test_splits_share_no_problem_and_answers_are_right(task):
     assert suite(task=task).prompts("test") == made.prompts("test")
 
 
+def test_problems_and_scores_are_the_same_in_every_process(monkeypatch):
+    # this task goes through a set of letters, whose order is another one in every process
+    posed = []
+    for order in ("1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", order)
+        made = suite(task="ransom_note")
+        demos = made.demonstrations("train")
+        posed.append([d.prompt for d in demos])
+        right = [completion_text(d.completion) for d in demos]
+        verdict = verdicts(made.make_verifier(), posed[-1], right, [True] * len(demos))
+        assert set(verdict.values) == {1.0}
+    assert posed[0] == posed[1]
+
+
 def test_a_task_that_does_not_exist_is_refused():
     for options in ({"task": "no_such_task"}, {"task_options": {"no_such_option": 1}}):
         with pytest.raises(UsageError, match="cannot generate problems of it"):
