@@ -130,3 +130,10 @@ def test_a_campaign_goes_on_after_the_outcomes_that_it_has(campaign, tmp_path, m
     assert faults.read(file, 1) == []
     assert not faults.carry_out(Nothing(), file, 1, "two", -1.0)
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_the_headline_of_the_documents_is_that_of_the_campaign():
+    page = (ROOT / "results" / "faults.md").read_text(encoding="utf-8")
+    headline = next(line for line in page.splitlines() if " faults injected, " in line)
+    for name in ("docs/reliability.md", "README.md"):
+        assert headline in (ROOT / name).read_text(encoding="utf-8").splitlines(), name
