@@ -296,7 +296,7 @@ def test_pairs_trained_on_are_counted(make_lab, meter):
 def test_a_budget_of_labels_ends_and_paces_only_streams_that_ask_for_some(tmp_path):
     def opened():
         trainer = SimpleNamespace(
-            tensors=lambda: {"w": torch.zeros(1)}, saved={}, steps=0, modules={}
+            tensors=lambda: {"w": torch.zeros(1)}, saved={}, steps=0, modules={}, sharded=False
         )
         where = Checkpoints(tmp_path / "checkpoint", SaveInterval(3600.0))
         return Loop(trainer, where, Meter(), lambda *told: None, Budget(labels=100), labels=90)
