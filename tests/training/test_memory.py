@@ -219,7 +219,8 @@ def test_a_reward_model_is_loaded_beside_no_start_checkpoint(
 def test_a_system_that_resets_no_peak_is_told():
     folder, stubborn = (
         with_shared_stages("no_peak"),
-        "from harness.experiments import record\n\nrecord.start_peak_anew = lambda: False\n",
+        "from harness.experiments import record\n\nrecord.start_peak_anew = lambda: False\n"
+        "def register_methods(register):\n    pass\n",
     )
     done = command(*on_small("dpo", "-p", plugin(folder, "stubborn", stubborn), results=folder))
     assert (
