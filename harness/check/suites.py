@@ -156,10 +156,9 @@ def _suite_runs(spec: RunSpec, registry: Registry, options: Options) -> str:
     evaluation = execute(
         spec, registry, RunOptions(options.results, warn=options.say, say=options.say)
     ).result["evaluation"]
-    return (
-        f"gold {evaluation['gold']['mean']:.3f} after a quick SFT, {evaluation['eos_rate']:.0%} of"
-        " answers end"
-    )
+    # a judge that is not shown to be better than a coin gives no scores
+    gold = f"gold {evaluation['gold']['mean']:.3f}" if "gold" in evaluation else "no gold"
+    return f"{gold} after a quick SFT, {evaluation['eos_rate']:.0%} of answers end"
 
 
 def labeller_proofs(name: str, registry: Registry, options: Options) -> Iterator[Finding]:

@@ -29,7 +29,7 @@ from ..core.meter import Meter
 from ..core.progress import EVALUATION, STAGES, activity
 from ..core.settings import EvaluationOptions
 from ..core.task_files import PACKAGE, is_path, task_files
-from ..models.flops import forward_cost
+from ..models.flops import pass_flops
 from ..models.tokens import Tokens
 from ..statistics.over_prompts import PromptEstimate, mean_interval
 from ..training.lab import Runtime
@@ -197,14 +197,12 @@ def _counted(model: torch.nn.Module | None, meter: Meter) -> Iterator[None]:
     if model is None:
         yield
         return
-    cost = forward_cost(model)
 
     def count(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         rows, width, _ = output.logits.shape
         cache = getattr(output, "past_key_values", None)
         keys = cache.get_seq_length() if cache is not None else width
-        pairs = rows * (width * keys - width * (width - 1) // 2)
-        meter.add(flops=cost.flops(rows * width, rows * width, pairs))
+        meter.add(flops=pass_flops(model, rows, width, keys))
 
     handle = model.register_forward_hook(count, with_kwargs=True)
     try:

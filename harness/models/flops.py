@@ -192,6 +192,19 @@ def row_flops(model: nn.Module, tokens: int, read: int, pairs: int) -> float:
     return forward_cost(model).flops(tokens, read, pairs)
 
 
+def pass_flops(model: nn.Module, rows: int, width: int, keys: int) -> float:
+    """Return the FLOPs of a forward pass that reads every state.
+
+    Args:
+        model: A causal or scalar model.
+        rows: Rows of the pass.
+        width: New tokens of each row.
+        keys: Keys of each row after the pass: `width`, and those of a cache.
+    """
+    pairs = rows * (width * keys - width * (width - 1) // 2)
+    return row_flops(model, rows * width, rows * width, pairs)
+
+
 def frozen_cost(model: nn.Module) -> ForwardCost:
     """Return the cost of a model's frozen matrices in a forward pass; 0 if there are none."""
     trunk = model.trunk if isinstance(model, ScalarModel) else trunk_of(model)

@@ -14,7 +14,7 @@ from torch import is_grad_enabled, nn
 
 from ..core.save_schedule import SaveInterval
 from ..models.batches import Batch, PromptBatch
-from ..models.flops import forward_cost
+from ..models.flops import pass_flops
 from ..models.loading import size_of, trunk_of
 from .loop import Loop
 from .runtime import Runtime
@@ -86,14 +86,12 @@ class OutsideTraining:
 
 def count(model: nn.Module, meter: Meter, frozen: bool) -> Any:
     """Return the hook that counts each pass through a model's layers."""
-    cost = forward_cost(model)
 
     def passed(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         rows, width = output.last_hidden_state.shape[:2]
         cache = getattr(output, "past_key_values", None)
         keys = cache.get_seq_length() if cache is not None else width
-        pairs = rows * (width * keys - width * (width - 1) // 2)
-        flops = cost.flops(rows * width, rows * width, pairs)
+        flops = pass_flops(model, rows, width, keys)
         learns = is_grad_enabled() and not frozen
         phase = "reference" if frozen else "update" if learns else "rollout"
         with meter.phase(phase):
