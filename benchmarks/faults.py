@@ -39,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = (fault_runs, fault_plugins, fault_files, fault_hosts, fault_data)
 Row = dict[str, Any]
 PARTIAL = (
-    "The campaign was stopped by its time limit. It makes one fault of each kind first, so kinds"
+    "The campaign was stopped before its end. It makes one fault of each kind first, so kinds"
     " have fewer faults here than in a whole campaign. The same command goes on."
 )
 

@@ -41,19 +41,23 @@ def save_model(folder, words=WORDS, template=None, seed=0, pieces=False):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
     tokenizer.chat_template = template
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = tiny_config(words, max_position_embeddings=256, eos_token_id=1)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_config(words, **more):
+    """The configuration of a model of one layer and width 16, for a vocabulary."""
+    return LlamaConfig(
         vocab_size=len(words),
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=256,
         initializer_range=0.5,
-        eos_token_id=1,
+        **more,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def save_classifier(folder, tokenizer, seed=0, labels=1):
@@ -62,14 +66,9 @@ def save_classifier(folder, tokenizer, seed=0, labels=1):
 
     words = AutoTokenizer.from_pretrained(tokenizer)
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+    config = tiny_config(
+        words,
         max_position_embeddings=512,
-        initializer_range=0.5,
         pad_token_id=words.pad_token_id,
         num_labels=labels,
     )
