@@ -36,13 +36,13 @@ def test_participants_are_those_of_the_spec():
     assert built.learns_from is built.labeller
 
 
-def test_a_method_with_ai_feedback_learns_from_a_labeller_of_its_own():
+def test_method_with_ai_feedback_learns_from_a_labeller_of_its_own():
     built = participants(spec_of("rlaif"), installed())
     assert built.own_labeller is not None and built.learns_from is built.own_labeller
     assert type(built.labeller) is not type(built.own_labeller)
 
 
-def test_a_plugin_that_does_not_exist_is_refused():
+def test_plugin_that_does_not_exist_is_refused():
     with pytest.raises(UsageError, match="no judge 'nosuch'"):
         participants(dataclasses.replace(spec_of("dpo"), judge="nosuch"), installed())
 
@@ -139,5 +139,5 @@ def test_no_other_module_builds_participants():
         'build(cls, values, f"suite {name}")',
     ],
 )
-def test_a_construction_is_seen(source):
+def test_construction_is_seen(source):
     assert constructions(source) == [1]

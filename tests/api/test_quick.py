@@ -96,7 +96,7 @@ def test_quick_settings_are_valid_for_every_method(mine, method):
     assert quick(method, mine()).quick
 
 
-def test_a_run_in_which_nothing_is_lowered_is_not_quick(mine, monkeypatch):
+def test_run_in_which_nothing_is_lowered_is_not_quick(mine, monkeypatch):
     from harness_suites.preference_file import PreferenceFile
 
     monkeypatch.setattr(PreferenceFile, "quick", {})

@@ -115,7 +115,7 @@ def test_every_built_in_is_an_entry_point_that_loads():
         ("def broken(:", "SyntaxError"),
     ],
 )
-def test_a_plugin_that_does_not_import_is_isolated(registry, entry_point, text, reason):
+def test_plugin_that_does_not_import_is_isolated(registry, entry_point, text, reason):
     load_entry_point(registry, entry_point("ill", text))
     load_entry_point(registry, entry_point("well", source("methods", "well")))
     assert registry.get("methods", "well").name == "well"
@@ -125,7 +125,7 @@ def test_a_plugin_that_does_not_import_is_isolated(registry, entry_point, text, 
         registry.get("methods", "ill")
 
 
-def test_a_plugin_that_exits_is_isolated(registry, entry_point):
+def test_plugin_that_exits_is_isolated(registry, entry_point):
     load_entry_point(registry, entry_point("ill", "import sys\nsys.exit(3)"))
     assert "ill" in registry.broken
 
@@ -148,7 +148,7 @@ def test_list_shows_a_broken_plugin(registry, entry_point, monkeypatch):
     assert "clash: method ppo is offered by one 1.0, two 2.5" in done.output
 
 
-def test_the_same_name_from_two_distributions_is_refused(registry, entry_point):
+def test_same_name_from_two_distributions_is_refused(registry, entry_point):
     load_entry_point(registry, entry_point("dpo", source("methods", "dpo"), dist="one"))
     load_entry_point(
         registry, entry_point("dpo", source("methods", "dpo"), dist="two", version="2.5")
@@ -162,13 +162,13 @@ def test_the_same_name_from_two_distributions_is_refused(registry, entry_point):
         registry.get("methods", "dpo")
 
 
-def test_the_same_name_of_another_kind_is_no_clash(registry, entry_point):
+def test_same_name_of_another_kind_is_no_clash(registry, entry_point):
     load_entry_point(registry, entry_point("a", source("methods", "same")))
     load_entry_point(registry, entry_point("b", source("judges", "same")))
     assert registry.get("methods", "same") is not registry.get("judges", "same")
 
 
-def test_a_misspelt_hook_is_refused_by_name(registry, entry_point):
+def test_misspelt_hook_is_refused_by_name(registry, entry_point):
     text = "from harness import hookimpl\n\n\n@hookimpl\ndef register_metods(register):\n    pass\n"
     load_entry_point(registry, entry_point("ill", text))
     assert "register_metods" in registry.broken["ill"][1]
@@ -176,7 +176,7 @@ def test_a_misspelt_hook_is_refused_by_name(registry, entry_point):
     assert registry.get("methods", "well")
 
 
-def test_an_unknown_argument_of_a_hook_is_refused_by_name(registry, entry_point):
+def test_unknown_argument_of_a_hook_is_refused_by_name(registry, entry_point):
     text = (
         "from harness import hookimpl\n\n\n@hookimpl\ndef register_methods(registrar):\n    pass\n"
     )
@@ -185,7 +185,7 @@ def test_an_unknown_argument_of_a_hook_is_refused_by_name(registry, entry_point)
 
 
 @pytest.mark.parametrize("name", ["Upper", "with-dash", "", "1st", "a b", "../up", None, 3])
-def test_a_bad_class_name_is_refused(registry, entry_point, name):
+def test_bad_class_name_is_refused(registry, entry_point, name):
     load_entry_point(registry, entry_point("ill", source("methods", name)))
     assert "Mine.name must be lower-case letters, digits and _" in registry.broken["ill"][1]
     assert not registry.classes["methods"]
@@ -211,13 +211,13 @@ def register_methods(register):
 @pytest.mark.parametrize(
     "then", ["register(type('Bad', (), {'name': 'BAD'}))", "raise RuntimeError('half way')"]
 )
-def test_a_plugin_that_fails_half_way_registers_nothing(registry, entry_point, then):
+def test_plugin_that_fails_half_way_registers_nothing(registry, entry_point, then):
     load_entry_point(registry, entry_point("half", HALF.format(then=then)))
     assert "half" in registry.broken
     assert "good" not in registry.classes["methods"]
 
 
-def test_a_plugin_that_fails_half_way_does_not_observe(registry, entry_point):
+def test_plugin_that_fails_half_way_does_not_observe(registry, entry_point):
     load_entry_point(
         registry, entry_point("half", HALF.format(then="raise RuntimeError('half way')"))
     )
@@ -226,7 +226,7 @@ def test_a_plugin_that_fails_half_way_does_not_observe(registry, entry_point):
     assert not warned
 
 
-def test_a_plugin_with_a_wrong_signature_does_not_observe(registry, entry_point):
+def test_plugin_with_a_wrong_signature_does_not_observe(registry, entry_point):
     text = HALF.format(then="pass") + "\n\n@hookimpl\ndef step_logged(nosuch):\n    pass\n"
     load_entry_point(registry, entry_point("half", text))
     assert "nosuch" in registry.broken["half"][1]
@@ -246,7 +246,7 @@ def test_unknown_names_name_the_nearest(registry, entry_point):
 # -- plain files -----------------------------------------------------------------------------------
 
 
-def test_a_plain_file_is_a_plugin(registry, tmp_path):
+def test_plain_file_is_a_plugin(registry, tmp_path):
     file = tmp_path / "my method.py"
     file.write_text(source("methods"))
     load_file(registry, str(file))
@@ -257,7 +257,7 @@ def test_a_plain_file_is_a_plugin(registry, tmp_path):
     ) == 12
 
 
-def test_a_plain_file_may_not_replace_a_plugin(registry, entry_point, tmp_path):
+def test_plain_file_may_not_replace_a_plugin(registry, entry_point, tmp_path):
     load_entry_point(registry, entry_point("dpo", source("methods", "dpo")))
     (tmp_path / "dpo.py").write_text(source("methods", "dpo"))
     load_file(registry, str(tmp_path / "dpo.py"))
@@ -275,7 +275,7 @@ def test_a_plain_file_may_not_replace_a_plugin(registry, entry_point, tmp_path):
         ("nothing.py", "x = 1", "it registers nothing. A plugin has a function such as"),
     ],
 )
-def test_a_file_that_is_no_plugin_is_refused(registry, tmp_path, name, text, told):
+def test_file_that_is_no_plugin_is_refused(registry, tmp_path, name, text, told):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=f"-p .*{name}.*{told}"):
@@ -388,14 +388,14 @@ def test_hook_run_finished(registry, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["step"], ["phase", "metrics"]])
-def test_an_observer_may_take_fewer_arguments(registry, tmp_path, arguments):
+def test_observer_may_take_fewer_arguments(registry, tmp_path, arguments):
     sent = {"phase": "sft", "step": 1, "total": 2, "metrics": {}}
     assert observed(registry, tmp_path, "step_logged", arguments, **sent) == [
         tuple(sent[a] for a in arguments)
     ]
 
 
-def test_an_observer_that_raises_is_reported_once_and_stops_nothing(registry, tmp_path):
+def test_observer_that_raises_is_reported_once_and_stops_nothing(registry, tmp_path):
     (tmp_path / "bad.py").write_text(
         "from harness import hookimpl\n\n\n@hookimpl\ndef step_logged(step):\n    raise"
         " KeyError('mine')\n"
@@ -414,7 +414,7 @@ def test_an_observer_that_raises_is_reported_once_and_stops_nothing(registry, tm
     assert len(warned) == 1 and "step_logged of file:bad.py failed: KeyError: 'mine'" in warned[0]
 
 
-def test_a_sibling_a_method_takes_something_from_is_part_of_its_digest(tmp_path, monkeypatch):
+def test_sibling_a_method_takes_something_from_is_part_of_its_digest(tmp_path, monkeypatch):
     package = tmp_path / "mine_pkg"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -443,7 +443,7 @@ def test_a_sibling_a_method_takes_something_from_is_part_of_its_digest(tmp_path,
     assert digest() != one
 
 
-def test_a_digest_does_not_depend_on_where_files_lie(monkeypatch, tmp_path):
+def test_digest_does_not_depend_on_where_files_lie(monkeypatch, tmp_path):
     text = (
         "from harness_suites.summarization import Summarization\n\n\nclass Mine(Summarization):\n  "
         "  name = 'mine'\n"
@@ -469,7 +469,7 @@ def test_a_digest_does_not_depend_on_where_files_lie(monkeypatch, tmp_path):
     assert len(digests) == 1
 
 
-def test_a_class_that_lacks_what_its_contract_asks_is_broken(entry_point):
+def test_class_that_lacks_what_its_contract_asks_is_broken(entry_point):
     registry = new_registry()
     text = source("methods").replace("def train", "def trian")
     load_entry_point(registry, entry_point("mine", text))
@@ -477,7 +477,7 @@ def test_a_class_that_lacks_what_its_contract_asks_is_broken(entry_point):
     assert "mine" not in registry.classes["methods"]
 
 
-def test_a_file_given_twice_is_one_clear_message(tmp_path):
+def test_file_given_twice_is_one_clear_message(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(source("methods"))
     registry = new_registry()

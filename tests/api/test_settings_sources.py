@@ -62,7 +62,7 @@ def test_every_built_in_method_that_trains_has_a_row():
     "method", [name for name in RECIPES if "." not in name and ":" not in name]
 )
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_real_model_gets_the_rate_of_the_table(method, lora, model):
+def test_real_model_gets_the_rate_of_the_table(method, lora, model):
     rank = ("lora_rank=8",) if lora else ()
     suite = EXAMPLES / ("gsm8k.toml" if method == "rlvr" else "hh.toml")
     options = spec_of(method, suite, model, rank).options
@@ -70,7 +70,7 @@ def test_a_real_model_gets_the_rate_of_the_table(method, lora, model):
     assert {k: options[k] for k in recipe.full} == dict(recipe.lora if lora else recipe.full)
 
 
-def test_the_table_gives_way_to_the_user_and_to_a_suite_file(model, tmp_path):
+def test_table_gives_way_to_the_user_and_to_a_suite_file(model, tmp_path):
     file = tmp_path / "own.toml"
     file.write_text('data = "x.jsonl"\n[settings.dpo]\nlearning_rate = 7e-7\n')
     assert spec_of("dpo", file, model).options["learning_rate"] == 7e-7
@@ -80,7 +80,7 @@ def test_the_table_gives_way_to_the_user_and_to_a_suite_file(model, tmp_path):
     assert spec_of("dpo", file, model).options["learning_rate"] == 3e-7
 
 
-def test_an_embedded_suite_does_not_advise_another_model(model):
+def test_embedded_suite_does_not_advise_another_model(model):
     own, other = spec_of("dpo", "summarization"), spec_of("dpo", "summarization", model)
     assert own.options["learning_rate"] == 5e-4
     assert other.options["learning_rate"] == RECIPES["dpo"].full["learning_rate"]
@@ -119,7 +119,7 @@ def test_settings_of_stages_are_those_of_the_table_too(model):
 
 
 @pytest.mark.parametrize("name", ["hh", "gsm8k"])
-def test_the_examples_for_real_models_hold_no_settings_of_a_toy(name):
+def test_examples_for_real_models_hold_no_settings_of_a_toy(name):
     assert not read_suite_file(str(EXAMPLES / f"{name}.toml")).settings
     toy = read_suite_file(str(EXAMPLES / "toy" / f"{name}.toml"))  # negative control
     assert toy.settings and toy.options["title"] == f"{name}_toy"
@@ -147,7 +147,7 @@ def test_values_of_settings_are_plain():
     assert values_of(chosen) == {"beta": 0.3, "epochs": "2"}
 
 
-def test_the_table_stands_in_the_docs():
+def test_table_stands_in_the_docs():
     text = (ROOT / "docs" / "your-model-and-data.md").read_text()
     for key, recipe in RECIPES.items():
         source = recipe.source + ("" if recipe.verified else " (not verified)")

@@ -115,7 +115,7 @@ def test_several_verifiers_are_a_weighted_mean_with_each_apart():
     assert verifier.verify(asked, ["72"] * 4, golds, [True] * 4) == [1.0, 1.0, 1.0, None]
 
 
-def test_a_gate_multiplies_the_mean_of_the_others_and_stands_apart():
+def test_gate_multiplies_the_mean_of_the_others_and_stands_apart():
     several = [
         {"name": "ends", "weight": 3},
         {"name": "short", "most": 9, "label": "brief"},
@@ -131,7 +131,7 @@ def test_a_gate_multiplies_the_mean_of_the_others_and_stands_apart():
     assert verifier_digest(without) != verifier_digest(verifier)
 
 
-def test_a_gold_answer_that_one_of_several_cannot_read_is_refused():
+def test_gold_answer_that_one_of_several_cannot_read_is_refused():
     verifier = make_verifier("", {}, [{"name": "ends"}, {"name": "short"}])
     with pytest.raises(ValueError, match="holds nothing"):
         verifier.read_gold("")
@@ -162,14 +162,14 @@ def test_verdicts_are_computed_once_per_options_gold_answer_and_completion():
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_the_key_of_a_verdict_holds_all_that_decides_it(change):
+def test_key_of_a_verdict_holds_all_that_decides_it(change):
     def asked(verifier=None, gold="72", text="72", ended=True):
         return list(module._keys(verifier or Ends(), prompts(gold), [text], [gold], [ended]))
 
     assert asked() == asked() and asked(**change) != asked()
 
 
-def test_the_key_of_a_verdict_holds_the_folder_and_the_prompt_where_it_is_read(tmp_path):
+def test_key_of_a_verdict_holds_the_folder_and_the_prompt_where_it_is_read(tmp_path):
     here, there = Ends(), Ends()
     there.folder = tmp_path
     rows = (prompts("7"), ["7"], ["7"], [True])
@@ -180,19 +180,19 @@ def test_the_key_of_a_verdict_holds_the_folder_and_the_prompt_where_it_is_read(t
         assert (keys[0] != keys[1]) is differ
 
 
-def test_a_long_completion_is_checked_again_and_not_kept():
+def test_long_completion_is_checked_again_and_not_kept():
     texts = ["7" * (module.LONGEST_CACHED + 1), "7" * (module.LONGEST_CACHED + 1), "7"]
     for _ in range(2):
         assert verdicts(Ends(), prompts(*"777"), texts, [True] * 3).values == [1.0] * 3
     assert CALLS == [3, 2] and len(module._cache) == 1
 
 
-def test_the_cache_tells_prompts_apart_where_a_verifier_reads_them():
+def test_cache_tells_prompts_apart_where_a_verifier_reads_them():
     asked, texts = prompts("1", "1"), ["question 0", "question 0"]
     assert verdicts(SamePrompt(), asked, texts, [True, True]).values == [1.0, 0.0]
 
 
-def test_the_cache_is_bounded(monkeypatch):
+def test_cache_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "CACHED_VERDICTS", 3)
     texts = [str(i) for i in range(10)]
     assert verdicts(Short(), prompts(*texts), texts, [True] * 10).values == [1.0] * 10

@@ -152,7 +152,7 @@ def first_finding(text, results, proof):
     return next(f for f in checked(text, results) if f.proof.startswith(proof))
 
 
-def test_a_good_method_passes_every_proof(results):
+def test_good_method_passes_every_proof(results):
     found = findings(GOOD, results)
     assert len(found) == 15 and {f.status for f in found.values()} == {PASSED}, found
     assert (
@@ -168,7 +168,7 @@ CHEAP = ("reference", "batch mean", "gold", "undeclared", "other temperature", "
 
 
 @pytest.mark.parametrize("fault", sampled(BAD, of=CHEAP))
-def test_a_bad_method_fails_for_the_right_reason(fault, results):
+def test_bad_method_fails_for_the_right_reason(fault, results):
     old, new, proof, told = BAD[fault]
     assert old in GOOD
     finding = first_finding(GOOD.replace(old, new), results, proof)
@@ -177,7 +177,7 @@ def test_a_bad_method_fails_for_the_right_reason(fault, results):
 
 
 @pytest.mark.slow
-def test_a_method_that_knows_its_process_fails_with_two_of_them(results):
+def test_method_that_knows_its_process_fails_with_two_of_them(results):
     ranked = "        import os\n" + LOSS.replace(
         "return ", "return (1 + int(os.environ.get('RANK', 0))) * "
     )
@@ -197,7 +197,7 @@ OPTIMUM = """
 @pytest.mark.parametrize(
     ("stated", "status"), [("problem.ref", PASSED), ("problem.tilted(0.2)", FAILED)]
 )
-def test_a_stated_optimum_is_compared_with_where_training_ends(stated, status, results):
+def test_stated_optimum_is_compared_with_where_training_ends(stated, status, results):
     """Five steps lead nowhere: still at the start checkpoint, and far from a sharp optimum."""
     from harness.check.methods import _near
 
@@ -214,7 +214,7 @@ def test_a_stated_optimum_is_compared_with_where_training_ends(stated, status, r
     assert ("training was too short" in found.detail) == (status == FAILED)
 
 
-def test_a_file_in_place_of_a_name_is_pointed_out():
+def test_file_in_place_of_a_name_is_pointed_out():
     done = command("check", "mine.py")
     assert done.code == 2 and "load it with -p mine.py" in done.err
 
@@ -247,7 +247,7 @@ def register_suites(register):
 
 
 @pytest.mark.slow
-def test_a_method_that_makes_things_worse_does_not_beat_the_start(results):
+def test_method_that_makes_things_worse_does_not_beat_the_start(results):
     file = fresh("plugins") / "tiny_suite.py"
     file.write_text(TINY)
     worse = GOOD.replace(LOSS, "        return torch.relu(1 + self.beta * (s_w - s_l))\n")
@@ -267,7 +267,7 @@ def test_a_method_that_makes_things_worse_does_not_beat_the_start(results):
     )
 
 
-def test_the_command_ends_in_its_exit_code_and_writes_a_report():
+def test_command_ends_in_its_exit_code_and_writes_a_report():
     folder = fresh("plugins")
     (folder / "mine.py").write_text(GOOD)
     arguments = [
@@ -291,7 +291,7 @@ def test_the_command_ends_in_its_exit_code_and_writes_a_report():
 
 
 @pytest.mark.parametrize("name", ["summarization"])
-def test_the_built_in_suites_pass(name, results):
+def test_built_in_suites_pass(name, results):
     found = list(check("suites", name, installed(), Options(results=results)))
     assert {f.status for f in found} == {PASSED} and len(found) == 7, found
 
@@ -337,12 +337,12 @@ def suite_source(fault=None):
 
 
 @pytest.mark.parametrize("fault", SUITE_FAULTS)
-def test_a_bad_suite_fails_for_the_right_reason(fault, results):
+def test_bad_suite_fails_for_the_right_reason(fault, results):
     found = suite_findings(suite_source(fault), fresh("results"))
     assert found[SUITE_FAULTS[fault][2]].status == FAILED, found
 
 
-def test_the_labeller_of_the_embedded_suite_passes():
+def test_labeller_of_the_embedded_suite_passes():
     found = list(check("labellers", "bradley_terry", installed(), Options(suite="summarization")))
     assert [f.status for f in found] == [
         PASSED
@@ -356,7 +356,7 @@ CONTRARY = (
 )
 
 
-def test_a_labeller_who_prefers_the_worse_fails(results):
+def test_labeller_who_prefers_the_worse_fails(results):
     file = fresh("plugins") / "contrary.py"
     file.write_text(
         CONTRARY.replace('"copying_judge", "copying_labeller"', '"copying_judge", "contrary"')
@@ -422,7 +422,7 @@ def installed_and_tested(folder, tmp_path, *arguments):
         ("judge", "brevity"),
     ],
 )
-def test_a_new_project_works_before_a_line_is_changed(kind, name, tmp_path):
+def test_new_project_works_before_a_line_is_changed(kind, name, tmp_path):
     done = command("new", kind, name, "--folder", tmp_path)
     assert done.code == 0, done.text
     dashed = f"harness-{name.replace('_', '-')}"
@@ -430,14 +430,14 @@ def test_a_new_project_works_before_a_line_is_changed(kind, name, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_example_of_a_distribution_works_as_a_stranger_would_use_it(tmp_path):
+def test_example_of_a_distribution_works_as_a_stranger_would_use_it(tmp_path):
     folder = tmp_path / "harness-cpo"
     shutil.copytree(ROOT / "examples" / "harness-cpo", folder)
     run = ["run", "-m", "my_cpo", "-s", "exact", "--quick", "--results", str(tmp_path / "results")]
     assert "my_cpo on exact, seed 0" in installed_and_tested(folder, tmp_path, *run)
 
 
-def test_a_project_is_not_written_over(tmp_path):
+def test_project_is_not_written_over(tmp_path):
     assert command("new", "method", "mine", "--folder", tmp_path).code == 0
     again = command("new", "method", "mine", "--folder", tmp_path)
     assert again.code == 3 and "exists already" in again.err
@@ -445,7 +445,7 @@ def test_a_project_is_not_written_over(tmp_path):
     assert bad.code == 2 and "lower-case" in bad.err
 
 
-def test_the_new_projects_are_formatted(tmp_path):
+def test_new_projects_are_formatted(tmp_path):
     kinds = {"method": "mine", "suite": "copying", "verifier": "words", "judge": "brevity"}
     for kind, name in kinds.items():
         command("new", kind, name, "--folder", tmp_path)

@@ -50,7 +50,7 @@ def test_rows_that_are_no_preference_are_named(tmp_path, row, message):
         read_preferences(file)
 
 
-def test_a_judge_needs_a_file_and_others_take_none(tmp_path):
+def test_judge_needs_a_file_and_others_take_none(tmp_path):
     done = command("check", "llm_judge", "--set", "model=m")
     assert done.code == 2 and "--against FILE" in done.err
     done = command("check", "dpo", "--against", tmp_path / "x")
@@ -59,7 +59,7 @@ def test_a_judge_needs_a_file_and_others_take_none(tmp_path):
     assert done.code == 2 and "there is no such file" in done.err
 
 
-def test_the_judge_of_a_run_takes_the_place_of_humans(tmp_path):
+def test_judge_of_a_run_takes_the_place_of_humans(tmp_path):
     rows = [
         {"prompt_id": f"test/{i}", "prompt": "p", "answer": "x", "baseline": "y", "win": win}
         for i, win in enumerate([1.0, 0.25, None, 0.5])

@@ -116,7 +116,7 @@ CLOSER = {  # what the suite's settings, which are for a minute, leave too far a
 
 @pytest.mark.slow  # by default: with exact expectations, tests/suites/test_exact.py
 @pytest.mark.parametrize("method", SAMPLED)
-def test_a_method_lands_near_its_optimum(method):
+def test_method_lands_near_its_optimum(method):
     how = CLOSER.get(method, {})
     evaluation = run(method, *how.get("options", ()))
     figures, kl = evaluation["suite"], evaluation["kl"]
@@ -142,7 +142,7 @@ def test_grpo_of_one_token_lands_near_its_own_optimum_and_not_at_that_of_rlhf():
 @pytest.mark.parametrize(
     ("fault", "of"), [("endless", "dpo"), ("flipped", "ppo"), ("clamped", "ppo")]
 )
-def test_a_faulty_method_ends_far_from_it(fault, of):
+def test_faulty_method_ends_far_from_it(fault, of):
     file = plugin(fresh("faulty"), "faulty", FAULTY)
     figures = run(fault, *settings_of(of), more=("-p", file))["suite"]
     assert figures["tv"] > 0.05

@@ -51,17 +51,17 @@ def test_words_that_are_read_back_otherwise_are_named(tmp_path):
     assert found.status == FAILED and "' w1 North' is read back as 'w1 north'" in found.detail
 
 
-def test_a_chat_model_is_posed_by_its_template(tmp_path):
+def test_chat_model_is_posed_by_its_template(tmp_path):
     for family in ("qwen3", "llama3"):
         found = finding(tmp_path, FAMILIES[family].tokenizer(), " w1 North")
         assert found.status == PASSED and "posed by the chat template" in found.detail
 
 
-def test_a_suite_file_without_a_model_has_nothing_to_read_with(tmp_path):
+def test_suite_file_without_a_model_has_nothing_to_read_with(tmp_path):
     assert "name one with --model" in finding(tmp_path, None, " w1").detail
 
 
-def test_a_suite_file_is_checked_by_the_command(tmp_path, make_tokenizer, build_model):
+def test_suite_file_is_checked_by_the_command(tmp_path, make_tokenizer, build_model):
     make_tokenizer().save_pretrained(tmp_path / "model")
     build_model().save_pretrained(tmp_path / "model")
     done = command("check", suite_of(tmp_path, " w1 w2"), "--model", tmp_path / "model")

@@ -49,7 +49,7 @@ def findings(name, options=None, registry=None):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_registered_verifiers_pass(name):
+def test_registered_verifiers_pass(name):
     found = findings(name)
     assert found.keys() == PROOFS and {f.status for f in found.values()} == {PASSED}, found
 
@@ -77,12 +77,12 @@ def faulty(monkeypatch):
     return make
 
 
-def test_the_verifier_of_a_new_project_passes(faulty):
+def test_verifier_of_a_new_project_passes(faulty):
     assert {f.status for f in faulty(None).values()} == {PASSED}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bad_verifier_fails_for_the_right_reason(fault, faulty):
+def test_bad_verifier_fails_for_the_right_reason(fault, faulty):
     found = faulty(fault)
     assert found[FAULTS[fault][2]].status == FAILED, found
 
@@ -96,12 +96,12 @@ def test_without_examples_what_is_right_is_not_known(tmp_path):
     assert found["pure"].status == PASSED
 
 
-def test_a_verifier_that_cannot_be_made_is_one_finding():
+def test_verifier_that_cannot_be_made_is_one_finding():
     (finding,) = findings("function").values()
     assert finding.status == FAILED and "expected module:function" in finding.detail
 
 
-def test_the_command_checks_a_verifier_as_a_suite_uses_it(tmp_path):
+def test_command_checks_a_verifier_as_a_suite_uses_it(tmp_path):
     rows = [{"question": f"{i} hens and 2?", "answer": f"#### {i + 2}"} for i in range(60)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     suite = tmp_path / "mine.toml"
@@ -112,7 +112,7 @@ def test_the_command_checks_a_verifier_as_a_suite_uses_it(tmp_path):
     assert done.code == 1 and "has the verifier final_number" in done.out
 
 
-def test_a_name_of_two_kinds_is_told_apart():
+def test_name_of_two_kinds_is_told_apart():
     done = command("check", "verifier.exact")
     assert done.code == 0 and "hostile answers are wrong" in done.out, done.text
     done = command("show", "verifier.exact")

@@ -231,7 +231,7 @@ def test_many_inputs_of_any_shape_end_well(name):
     try_all(name, MANY)
 
 
-def test_the_files_that_are_changed_are_valid():
+def test_files_that_are_changed_are_valid():
     study_files_end_well(STUDY)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "study.toml"

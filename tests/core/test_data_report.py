@@ -36,7 +36,7 @@ def test_reasons_that_differ_in_a_value_only_are_one():
     ]
 
 
-def test_the_first_places_are_kept():
+def test_first_places_are_kept():
     report = source(**{f"row{i}": "empty" for i in range(9)})
     assert report.skipped[0].first == ["row0", "row1", "row2"] and report.skipped[0].rows == 9
     (line,) = DataReport([report]).lines()
@@ -50,7 +50,7 @@ def test_only_many_cuts_are_a_warning_and_it_names_the_option():
     assert "--suite-set max_completion_tokens=40 leaves 95 % whole" in warning
 
 
-def test_the_limits_of_a_quick_run_are_no_warning():
+def test_limits_of_a_quick_run_are_no_warning():
     report = DataReport(measured=measured(50, 60), lowered=True)
     assert report.warnings() == [] and "50% of the prompts" in report.lines()[0]
 
@@ -69,7 +69,7 @@ def test_no_control_character_reaches_the_terminal():
     assert "\x1b" not in "".join([*report.lines(), *report.warnings()])
 
 
-def test_the_record_holds_no_text_of_a_prompt():
+def test_record_holds_no_text_of_a_prompt():
     report = DataReport(overlaps=[Overlap("test", "train", 1, 2, ("a", "b"), "a secret question")])
     assert "secret" in report.warnings()[0]
     record = report.record()
@@ -86,7 +86,7 @@ def full():
     return report
 
 
-def test_a_recorded_report_is_read_back_without_the_examples():
+def test_recorded_report_is_read_back_without_the_examples():
     report = full()
     again = recorded(json.loads(json.dumps(report.record())))
     assert again.lines() == report.lines() and again.record() == report.record()
@@ -94,7 +94,7 @@ def test_a_recorded_report_is_read_back_without_the_examples():
     assert recorded(DataReport([source()]).record()).measured is None
 
 
-def test_the_cuts_of_the_judges_rows_have_figures_of_their_own():
+def test_cuts_of_the_judges_rows_have_figures_of_their_own():
     line = full().lines()[-1]
     assert line == ("rows of the judge: 10% of their prompts and 75% of their completions are cut")
 

@@ -83,7 +83,7 @@ def spec_of(*stage_settings, **fixed):
     return resolve(request, installed())
 
 
-def test_a_loss_names_a_run_and_the_code_of_the_evaluation_no_training():
+def test_loss_names_a_run_and_the_code_of_the_evaluation_no_training():
     spec = spec_of()
     other_loss = dataclasses.replace(spec, code={**spec.code, "method": "0"})
     assert other_loss.training_fingerprint() != spec.training_fingerprint()

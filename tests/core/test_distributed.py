@@ -221,7 +221,7 @@ leave_process_group()
 """
 
 
-def test_an_uneven_number_of_micro_batches_does_not_hang():
+def test_uneven_number_of_micro_batches_does_not_hang():
     """Forward and backward passes are collective here, as those of sharded weights are."""
     script = fresh("script") / "uneven.py"
     script.write_text(UNEVEN)

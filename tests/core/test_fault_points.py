@@ -29,7 +29,7 @@ def plan(monkeypatch):
     return lambda fault: monkeypatch.setattr(Faults, "plan", fault)
 
 
-def test_a_process_has_no_fault_unless_one_is_asked_for(monkeypatch):
+def test_process_has_no_fault_unless_one_is_asked_for(monkeypatch):
     assert Faults.plan is None
     assert fault_point("write.begin") is None and fault_value("step.loss", 2.5) == 2.5
     monkeypatch.setattr(Faults, "plan", None)
@@ -56,7 +56,7 @@ def test_every_point_is_placed_and_no_other():
         ("write.begin:1:kil", "Did you mean 'kill'"),
     ],
 )
-def test_a_fault_that_does_not_exist_ends_the_process(text, expected, monkeypatch, capsys):
+def test_fault_that_does_not_exist_ends_the_process(text, expected, monkeypatch, capsys):
     with pytest.raises(UsageError, match=expected):
         fault_of(text)
     monkeypatch.setenv("HARNESS_FAULT", text)
@@ -70,7 +70,7 @@ def test_a_fault_that_does_not_exist_ends_the_process(text, expected, monkeypatc
     [("exit", SystemExit), ("raise", RuntimeError), ("memory", MemoryError), ("full", NoSpace)],
 )
 @pytest.mark.parametrize("point", ["write.begin", "write.written"])
-def test_a_fault_before_a_file_is_replaced_leaves_the_old_one(plan, tmp_path, point, action, error):
+def test_fault_before_a_file_is_replaced_leaves_the_old_one(plan, tmp_path, point, action, error):
     file = tmp_path / "file.txt"
     write_text(file, "old")
     plan(Fault(point, 2, action))
@@ -88,7 +88,7 @@ def test_full_has_the_number_of_a_full_disk(plan):
     assert error.value.errno == errno.ENOSPC
 
 
-def test_a_value_is_nan_the_one_time_that_was_asked_for(plan):
+def test_value_is_nan_the_one_time_that_was_asked_for(plan):
     plan(Fault("reward", 2, "nan"))
     seen = [fault_value("reward", 1.0) for _ in range(3)]
     assert math.isnan(seen[1]) and (seen[0], seen[2]) == (1.0, 1.0)

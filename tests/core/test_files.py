@@ -14,7 +14,7 @@ def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_names_file_and_bytes_and_keeps_what_was_there(tmp_path, monkeypatch):
+def test_full_disk_names_file_and_bytes_and_keeps_what_was_there(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
     write_text(file, "before")
     monkeypatch.setattr("harness.core.files.os.fsync", full)
@@ -23,7 +23,7 @@ def test_a_full_disk_names_file_and_bytes_and_keeps_what_was_there(tmp_path, mon
     assert [f.name for f in tmp_path.iterdir()] == ["a.json"] and file.read_text() == "before"
 
 
-def test_a_disk_without_inodes_says_so(tmp_path, monkeypatch):
+def test_disk_without_inodes_says_so(tmp_path, monkeypatch):
     disk = SimpleNamespace(f_files=20, f_favail=0, f_bavail=10, f_frsize=4096)
     monkeypatch.setattr("harness.core.files.os.statvfs", lambda path: disk)
     monkeypatch.setattr("pathlib.Path.open", full)
@@ -31,7 +31,7 @@ def test_a_disk_without_inodes_says_so(tmp_path, monkeypatch):
         write_text(tmp_path / "a.json", "x")
 
 
-def test_a_full_disk_that_no_writer_names_is_told_alike(tmp_path):
+def test_full_disk_that_no_writer_names_is_told_alike(tmp_path):
     error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a"))
     assert full_disk(error).startswith(f"No space for {tmp_path / 'a'}: ")
     assert "No space for a file" in full_disk(RuntimeError("No space left on device"))
@@ -42,6 +42,6 @@ def test_other_errors_are_left_as_they_are(tmp_path):
         write_text(tmp_path / "none" / "a.json", "x")
 
 
-def test_a_library_that_hides_the_number_is_understood(tmp_path):
+def test_library_that_hides_the_number_is_understood(tmp_path):
     with pytest.raises(NoSpace, match="of 7 bytes"), writing(tmp_path, 7):
         raise RuntimeError("I/O error: No space left on device (os error 28)")

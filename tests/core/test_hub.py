@@ -87,7 +87,7 @@ def found(home):
     return json.loads(done.stdout)
 
 
-def test_a_model_in_the_cache_is_used(found):
+def test_model_in_the_cache_is_used(found):
     assert found["tokens"] == 296 and found["positions"] == 256
     assert found["model"] == "LlamaForCausalLM"
 
@@ -113,7 +113,7 @@ def test_what_is_not_there_is_refused_with_the_alternative(found, what, download
     assert "Name a folder, or run" in said and download in said
 
 
-def test_a_hub_that_does_not_answer_is_tried_once_and_not_for_long(monkeypatch):
+def test_hub_that_does_not_answer_is_tried_once_and_not_for_long(monkeypatch):
     tried = []
 
     def connect(address, timeout):
@@ -133,12 +133,12 @@ def test_a_hub_that_does_not_answer_is_tried_once_and_not_for_long(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [".", "/absent/folder", "a/b/c", "./model", "~/model"])
-def test_a_name_that_is_no_hub_id_needs_no_hub(name, monkeypatch):
+def test_name_that_is_no_hub_id_needs_no_hub(name, monkeypatch):
     monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("the hub was asked"))
     assert not hub.offline(name)
 
 
-def test_a_proxy_is_trusted_to_reach_the_hub(monkeypatch):
+def test_proxy_is_trusted_to_reach_the_hub(monkeypatch):
     monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy:3128"})
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
     monkeypatch.delenv("HF_ENDPOINT", raising=False)

@@ -11,7 +11,7 @@ def job(tmp_path, **resources):
     return Job("a", ("run", "--seed", "1"), tmp_path / "log", 2, Resources(**resources))
 
 
-def test_a_job_of_one_process_is_the_command_itself(tmp_path):
+def test_job_of_one_process_is_the_command_itself(tmp_path):
     for resources in ({}, {"gpus": 0}, {"gpus": 1}, {"gpus": 4, "processes": 1}):
         command = job(tmp_path, **resources).command("python")
         assert command == ["python", "-m", "harness", "run", "--seed", "1"]
@@ -34,7 +34,7 @@ def test_several_processes_are_started_by_torchrun(tmp_path):
     )
 
 
-def test_a_job_wants_a_core_for_every_thread_unless_it_asks_for_others(tmp_path):
+def test_job_wants_a_core_for_every_thread_unless_it_asks_for_others(tmp_path):
     assert [job(tmp_path, **r).cpus for r in ({}, {"gpus": 4}, {"cpus": 3})] == [2, 8, 3]
 
 
@@ -49,7 +49,7 @@ def test_variables_are_passed_by_name_and_a_missing_one_is_refused(monkeypatch, 
         environment_of(["MY_KEY"], "s.toml")
 
 
-def test_a_log_is_read_from_its_last_attempt_on(tmp_path):
+def test_log_is_read_from_its_last_attempt_on(tmp_path):
     log = tmp_path / "log"
     assert last_attempt(log) == [] and last_line(log) == ""
     log.write_text("harness: an older message\n")

@@ -45,7 +45,7 @@ def test_restart_leaves_no_file_where_nothing_was_written(files):
     assert not files.metrics.path.exists() and not files.rollouts.path.exists()
 
 
-def test_a_process_that_does_not_write_leaves_the_file_alone(tmp_path):
+def test_process_that_does_not_write_leaves_the_file_alone(tmp_path):
     rows = LiveRows(tmp_path / "metrics.jsonl", writes=False)
     rows.append({"loss": 1})
     rows.restart([{"loss": 1}])

@@ -66,7 +66,7 @@ def test_what_another_machine_finds_is_refused(tmp_path, status, told):
         require_locks(tmp_path, lambda arguments: status)
 
 
-def test_a_study_is_refused_where_two_processes_get_one_lock(tmp_path):
+def test_study_is_refused_where_two_processes_get_one_lock(tmp_path):
     """The second taker has a lock library that always grants; negative control: without it."""
     plugin(tmp_path, "filelock", BROKEN)
     idle = plugin(tmp_path, "idle", IDLE)

@@ -25,13 +25,13 @@ def test_unmoved_gives_each_reason(kl, rows, reason):
     assert reason in sentence({"unmoved": [found]})
 
 
-def test_a_training_that_moved_has_no_reason():
+def test_training_that_moved_has_no_reason():
     assert unmoved(1.0, MOVED) == [] and sentence({"unmoved": []}) == "" == sentence({})
     assert unmoved(LEAST_KL, MOVED) == []
     assert unmoved(0.0, []) == []  # a method that trains nothing is no failure
 
 
-def test_a_run_that_did_not_move_says_so_in_panel_and_record():
+def test_run_that_did_not_move_says_so_in_panel_and_record():
     results = with_shared_stages("unmoved")
     done = command(*on_small("dpo", "--set", "learning_rate=1e-12", results=results))
     assert done.code == 0 and "Nothing moved in training" in done.out, done.text

@@ -201,7 +201,7 @@ def test_unknown_name_names_the_nearest():
         build(Options, {"siz": 1}, "here")
 
 
-def test_a_field_that_is_not_an_option_cannot_be_set():
+def test_field_that_is_not_an_option_cannot_be_set():
     with pytest.raises(UsageError, match="There is no option 'hidden'"):
         build(Options, {"hidden": 1}, "here")
 
@@ -357,7 +357,7 @@ def test_who_asks_for_epochs_does_not_get_the_suites_steps(asked, steps, epochs)
     )  # there steps are rounds, not what stands for epochs
 
 
-def test_a_method_that_is_several_gets_the_entry_of_its_variant():
+def test_method_that_is_several_gets_the_entry_of_its_variant():
     from harness.api.registry import installed
     from harness.api.resolve import Request, resolve
     from harness.core.errors import UsageError

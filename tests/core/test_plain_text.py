@@ -89,7 +89,7 @@ def test_csv_quotes_a_label_that_is_a_formula(tmp_path):
     assert rows[0]["method"] == "'=cmd|x"
 
 
-def test_a_message_on_the_terminal_has_no_escapes(tmp_path):
+def test_message_on_the_terminal_has_no_escapes(tmp_path):
     put(tmp_path, failure(why="It said \x1b]0;owned\x07\x1b[2J."))
     done = command("table", "--results", tmp_path)
     assert "\\u001b]0;owned" in done.out and "\x1b" not in done.text

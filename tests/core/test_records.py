@@ -86,7 +86,7 @@ def test_seal_is_what_finds_a_flipped_number(file):
         read_object(file, "", sealed=True)
 
 
-def test_a_file_that_may_not_be_read_is_named(file, monkeypatch):
+def test_file_that_may_not_be_read_is_named(file, monkeypatch):
     def refuse(self):
         raise PermissionError(13, "Permission denied")
 
@@ -173,14 +173,14 @@ def test_records_without_seals_are_marked_once(world):
     ]
 
 
-def test_a_record_cannot_lose_its_seal(world):
+def test_record_cannot_lose_its_seal(world):
     file = broken(world) / "result.json"
     file.write_text(file.read_text().replace('"seal"', '"seam"'))
     with pytest.raises(Damaged, match="changed after it was written"):
         list(runs(world))
 
 
-def test_a_sealed_spec_is_not_replaced_by_one_without(world):
+def test_sealed_spec_is_not_replaced_by_one_without(world):
     (broken(world) / "spec.json").write_text('{"stages": {"sft": {"steps": 3}}}')
     assert [row.name for row in select(world, Filter()).rows] == ["ppo"]
 
@@ -225,7 +225,7 @@ def test_damaged_files_of_a_study_are_named(tmp_path, capfd, kind):
     assert "tune.json is damaged" in capfd.readouterr().err
 
 
-def test_a_failure_is_sealed_too(tmp_path):
+def test_failure_is_sealed_too(tmp_path):
     put(tmp_path, failure())
     (file,) = tmp_path.rglob("failure.json")
     damage(file, "flipped")

@@ -65,7 +65,7 @@ def artifacts(tmp_path):
 # -- artifacts -------------------------------------------------------------------------------------
 
 
-def test_the_same_inputs_are_made_once(artifacts):
+def test_same_inputs_are_made_once(artifacts):
     make = Maker()
     first = artifacts.get_or_make("sft", {"a": 1, "b": [2.5, None]}, make)
     again = artifacts.get_or_make("sft", {"b": [2.5, None], "a": 1}, make)
@@ -100,7 +100,7 @@ def test_content_is_of_the_bytes_not_of_the_name(artifacts):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete", "empty"])
-def test_a_damaged_file_is_detected(artifacts, damage):
+def test_damaged_file_is_detected(artifacts, damage):
     make = Maker()
     made = artifacts.get_or_make("sft", {"a": 1}, make)
     file = made.folder / "sub" / "a.txt"
@@ -117,7 +117,7 @@ def test_a_damaged_file_is_detected(artifacts, damage):
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "{}"])
-def test_a_damaged_manifest_is_detected(artifacts, content):
+def test_damaged_manifest_is_detected(artifacts, content):
     made = artifacts.get_or_make("sft", {"a": 1}, Maker())
     (
         (made.folder / MANIFEST).unlink()
@@ -128,7 +128,7 @@ def test_a_damaged_manifest_is_detected(artifacts, content):
         artifacts.get_or_make("sft", {"a": 1}, Maker())
 
 
-def test_a_crash_while_making_leaves_nothing_and_scratch_survives(artifacts):
+def test_crash_while_making_leaves_nothing_and_scratch_survives(artifacts):
     def crash(output, scratch):
         (output / "half.txt").write_text("half")
         (scratch / "checkpoint").write_text("kept")
@@ -177,7 +177,7 @@ Artifacts(Path(sys.argv[1])).get_or_make("sft", {"a": 1}, make)
 """
 
 
-def test_a_kill_while_making_leaves_nothing_and_no_lock(artifacts):
+def test_kill_while_making_leaves_nothing_and_no_lock(artifacts):
     kill(child(KILLED_MAKER, artifacts.root))
     make = Maker()
     made = artifacts.get_or_make("sft", {"a": 1}, make)
@@ -201,7 +201,7 @@ for i in range(10**9):
 """
 
 
-def test_a_killed_writer_leaves_whole_json(tmp_path):
+def test_killed_writer_leaves_whole_json(tmp_path):
     file, rng = tmp_path / "result.json", random.Random(0)
     for _ in range(20):
         writer = child(WRITER, file)
@@ -211,7 +211,7 @@ def test_a_killed_writer_leaves_whole_json(tmp_path):
         assert value["number"] == value["again"] and len(value["text"]) == 200_000
 
 
-def test_a_write_that_fails_keeps_the_old_file(tmp_path):
+def test_write_that_fails_keeps_the_old_file(tmp_path):
     file = tmp_path / "x.json"
     write_json(file, {"old": 1})
     for bad in ({"nan": float("nan")}, {"inf": float("inf")}, {"object": object()}):
@@ -245,7 +245,7 @@ with lock(Path(sys.argv[1]), "The run", wait=False):
 """
 
 
-def test_a_second_owner_is_refused_and_told_the_first(tmp_path):
+def test_second_owner_is_refused_and_told_the_first(tmp_path):
     owner = child(OWNER, tmp_path)
     try:
         with pytest.raises(
@@ -260,7 +260,7 @@ def test_a_second_owner_is_refused_and_told_the_first(tmp_path):
     assert not (tmp_path / ".owner").exists()
 
 
-def test_a_run_in_use_is_refused_until_its_owner_dies():
+def test_run_in_use_is_refused_until_its_owner_dies():
     folder = finished("start")
     owner = child(OWNER, folder)
     try:
@@ -275,7 +275,7 @@ def test_a_run_in_use_is_refused_until_its_owner_dies():
 
 
 @pytest.mark.parametrize("place", ["/proc/nowhere/results", "below a file"])
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path, place):
+def test_folder_that_cannot_be_written_is_refused(tmp_path, place):
     if place == "below a file":
         (tmp_path / "file").write_text("")
         place = str(tmp_path / "file" / "results")
@@ -324,28 +324,28 @@ def test_load_results_of_nothing(tmp_path):
     assert len(load_results(tmp_path)) == len(load_results(tmp_path / "nowhere")) == 0
 
 
-def test_a_result_stands_over_a_failure(tmp_path):
+def test_result_stands_over_a_failure(tmp_path):
     put(tmp_path, record())
     (folder,) = (tmp_path / "runs" / "toy" / "dpo").iterdir()
     write_json(folder / "failure.json", failure())
     assert [r["status"] for _, r in runs(tmp_path)] == ["finished"]
 
 
-def test_an_unfinished_run_is_no_run(tmp_path):
+def test_unfinished_run_is_no_run(tmp_path):
     folder = tmp_path / "runs" / "toy" / "dpo" / "seed0-abc"
     folder.mkdir(parents=True)
     write_json(folder / "spec.json", {})
     assert list(runs(tmp_path)) == [] and read_result(folder) is None
 
 
-def test_a_newer_schema_is_refused(tmp_path):
+def test_newer_schema_is_refused(tmp_path):
     put(tmp_path, record(schema=4))
     with pytest.raises(HarnessError, match=r"written by a newer harness \(schema 4\)"):
         load_results(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 1'])
-def test_a_damaged_result_is_named(tmp_path, content):
+def test_damaged_result_is_named(tmp_path, content):
     put(tmp_path, record())
     (file,) = tmp_path.rglob("result.json")
     file.write_bytes(content)
@@ -358,7 +358,7 @@ def test_a_damaged_result_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[]", b"null"])
-def test_a_result_of_another_kind_is_named(tmp_path, content):
+def test_result_of_another_kind_is_named(tmp_path, content):
     put(tmp_path, record())
     (file,) = tmp_path.rglob("result.json")
     file.write_bytes(content)
@@ -395,7 +395,7 @@ def test_records_of_schema_1_stand_in_tables(tmp_path):
     assert done.code == 0 and "| start " in done.out, done.text
 
 
-def test_a_newer_failure_is_refused(tmp_path):
+def test_newer_failure_is_refused(tmp_path):
     put(tmp_path, failure(schema=4))
     with pytest.raises(HarnessError, match="newer harness"):
         load_results(tmp_path)
@@ -423,7 +423,7 @@ def test_flatten():
     ],
 )
 @pytest.mark.parametrize("kind", ["labels", "ai_labels"])
-def test_a_budget_is_unspent_where_no_limit_was_reached(left, asked, told, kind):
+def test_budget_is_unspent_where_no_limit_was_reached(left, asked, told, kind):
     assert unspent({"cost": {"budget_left": left, "method": {kind: asked}}}, completions=4) == told
     assert unspent({}, completions=4) == {}
 

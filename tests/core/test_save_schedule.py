@@ -70,7 +70,7 @@ def test_saves_take_at_most_their_share_of_a_long_run(cost):
     assert longest <= max(LEAST, 2 * cost / SHARE) + cost + 4
 
 
-def test_a_share_that_is_not_kept_is_seen():
+def test_share_that_is_not_kept_is_seen():
     """The negative control: saves every 20 seconds that take 8."""
     clock = Clock()
     schedule = SaveSchedule(SaveInterval(seconds=20), SaveCosts(), clock)
@@ -78,7 +78,7 @@ def test_a_share_that_is_not_kept_is_seen():
     assert len(ends) * 8.0 / clock.now > SHARE
 
 
-def test_the_first_save_waits_for_what_its_size_will_cost():
+def test_first_save_waits_for_what_its_size_will_cost():
     clock = Clock()
     schedule = SaveSchedule(SaveInterval(), SaveCosts(), clock)
     small = train(schedule, clock, turn=2.0, turns=100, cost=0.1, size=10**6)

@@ -110,7 +110,7 @@ def pipe(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors"])
-def test_a_model_folder_with_a_pipe_is_refused(pipe, tmp_path, name):
+def test_model_folder_with_a_pipe_is_refused(pipe, tmp_path, name):
     pipe(f"model/{name}")
     with pytest.raises(UsageError, match=f"{name} is no regular file"):
         adapter_in(tmp_path / "model")

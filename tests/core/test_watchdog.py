@@ -56,7 +56,7 @@ def test_waiting_for_does_nothing_in_another_thread():
     assert done == [1]
 
 
-def test_a_rank_that_waits_for_the_others_names_itself(capfd):
+def test_rank_that_waits_for_the_others_names_itself(capfd):
     watch = RankWatch(1, 2, every=0.1)
     with watch.waiting():
         time.sleep(0.01)

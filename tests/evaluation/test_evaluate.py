@@ -60,7 +60,7 @@ def test_evaluate_refuses_where_the_policy_is_gone():
     assert others(folder) == []
 
 
-def test_the_same_training_with_another_evaluation_is_not_repeated():
+def test_same_training_with_another_evaluation_is_not_repeated():
     """`harness run` finds the policy too."""
     where = fresh("evaluate-run")
     more = ("--stage-set", "evaluation.prompts=40")

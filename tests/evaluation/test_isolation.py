@@ -99,14 +99,14 @@ def found(hostile):
 
 
 @pytest.mark.parametrize("where", ["lab", "frames"])
-def test_a_method_reaches_no_judge_suite_labeller_or_test_prompt(found, where):
+def test_method_reaches_no_judge_suite_labeller_or_test_prompt(found, where):
     assert (
         found[where]["looked_at"] > 1000
     )  # it did walk: models, data, the trainer, the command line
     assert found[where]["found"] == []
 
 
-def test_a_policy_that_is_evaluated_reaches_no_judge_or_suite(found):
+def test_policy_that_is_evaluated_reaches_no_judge_or_suite(found):
     assert found["answer"]["looked_at"] > 100
     assert [name for name in found["answer"]["found"] if not name.startswith("prompt ")] == []
 
@@ -163,12 +163,12 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_walker_finds_a_judge_however_it_is_hidden(way):
+def test_walker_finds_a_judge_however_it_is_hidden(way):
     found, _ = reachable(WAYS[way](Gold()))
     assert len(found) == 1 and found[0].endswith("Gold")
 
 
-def test_the_walker_finds_locals_of_callers():
+def test_walker_finds_locals_of_callers():
     def caller():
         judge = Gold()
         return callee(), judge
@@ -183,7 +183,7 @@ def test_the_walker_finds_locals_of_callers():
     assert len(found) == 1 and found[0].endswith("Gold")
 
 
-def test_the_walker_finds_test_prompts_only():
+def test_walker_finds_test_prompts_only():
     held = [Prompt("train/1", "a"), Prompt("test/2", "b")]
     assert reachable(held, test_ids=["test/2"])[0] == ["prompt test/2"]
     assert reachable(held[:1], test_ids=["test/2"])[0] == []

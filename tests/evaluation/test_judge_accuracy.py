@@ -44,7 +44,7 @@ def judged(accuracy, tmp_path):
     return judge_answers(Known(), [Prompt("p", "x")] * 2, ours, theirs, tmp_path)
 
 
-def test_a_coin_gives_no_win_rate_and_its_scores_are_kept(tmp_path):
+def test_coin_gives_no_win_rate_and_its_scores_are_kept(tmp_path):
     found = judged(0.52, tmp_path)
     assert all(p != p for p in found.wins) and found.gold is found.baseline_gold is None
     assert found.figures["no_win_rate"].startswith("no win-rate: the judge's held-out accuracy .52")
@@ -53,13 +53,13 @@ def test_a_coin_gives_no_win_rate_and_its_scores_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("accuracy", [0.56, 0.9])
-def test_a_better_judge_gives_one(accuracy, tmp_path):
+def test_better_judge_gives_one(accuracy, tmp_path):
     found = judged(accuracy, tmp_path)
     assert found.wins == [1.0, 0.5] and found.gold == [4.0, 1.0]
     assert "no_win_rate" not in found.figures and not any(found.notes)
 
 
-def test_a_run_and_its_table_say_why_there_is_no_win_rate():
+def test_run_and_its_table_say_why_there_is_no_win_rate():
     where = with_shared_stages("doubtful")
     file = plugin(where, "doubtful", PLUGIN)
     done = command(*on_small("start", "-p", file, "--judge", "doubtful", results=where))

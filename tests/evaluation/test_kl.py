@@ -69,7 +69,7 @@ def test_both_estimators_are_exact_in_expectation_over_all_answers(listed, estim
     assert exact.var() < plain.var()  # Rao-Blackwell
 
 
-def test_an_estimate_of_the_other_direction_or_without_a_token_is_another(listed, estimates):
+def test_estimate_of_the_other_direction_or_without_a_token_is_another(listed, estimates):
     """The controls of the test above: what a wrong estimator returns is far from the truth."""
     first = torch.ones_like(listed.every.flat()["mask"])
     first[..., 0] = 0.0

@@ -80,7 +80,7 @@ def columns_of(results, *columns):
     return comparison(select(results, Filter()), columns)
 
 
-def test_a_table_has_a_column_for_a_task_and_one_for_its_tax(tmp_path):
+def test_table_has_a_column_for_a_task_and_one_for_its_tax(tmp_path):
     with_tasks(tmp_path, "dpo")
     table = columns_of(tmp_path)
     cells = dict(zip(table.columns, table.rows[0], strict=True))
@@ -93,14 +93,14 @@ def test_a_table_has_a_column_for_a_task_and_one_for_its_tax(tmp_path):
     assert columns_of(tmp_path, "method", "tax.sums").columns[1] == "alignment tax: sums"
 
 
-def test_a_table_of_runs_without_tasks_has_no_such_column(tmp_path):
+def test_table_of_runs_without_tasks_has_no_such_column(tmp_path):
     put(tmp_path, record("dpo"))
     table = columns_of(tmp_path)
     assert not [name for name in table.columns if "tax" in name]
     assert "lm-evaluation" not in " ".join(table.notes)
 
 
-def test_a_table_takes_seeds_into_the_interval_and_names_rows_without_an_outcome(tmp_path):
+def test_table_takes_seeds_into_the_interval_and_names_rows_without_an_outcome(tmp_path):
     for seed, policy in enumerate((POLICY, START, [1.0] * 6)):
         with_tasks(tmp_path, "dpo", seed, policy)
     with_tasks(tmp_path, "best_of_n")
@@ -114,7 +114,7 @@ def test_a_table_takes_seeds_into_the_interval_and_names_rows_without_an_outcome
     assert f"sums has no outcome of best_of_n: {MISSING}." in table.notes
 
 
-def test_a_table_refuses_rows_with_other_documents_and_changed_outcomes(tmp_path):
+def test_table_refuses_rows_with_other_documents_and_changed_outcomes(tmp_path):
     with_tasks(tmp_path / "a", "dpo")
     with_tasks(tmp_path / "a", "ipo", documents_digest="another")
     with pytest.raises(UsageError, match="different documents of the task sums"):

@@ -171,7 +171,7 @@ def register_judges(register):
 """
 
 
-def test_a_score_that_is_not_finite_names_its_judge():
+def test_score_that_is_not_finite_names_its_judge():
     where = with_shared_stages("infinite")
     file = plugin(where, "infinite", INFINITE)
     done = command(*on_small("start", "-p", file, "--judge", "infinite", results=where))

@@ -16,7 +16,7 @@ PADDED = {"falcon", "bloom", "lfm2"}
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_an_architecture_goes_through_dpo_and_rlvr_and_is_saved(name):
+def test_architecture_goes_through_dpo_and_rlvr_and_is_saved(name):
     where = fresh("architecture")
     model = tiny_folder(name, where / "model")
     for method, more in (("dpo", ()), ("rlvr", ("--set", "lora_rank=2"))):

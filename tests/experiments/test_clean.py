@@ -63,14 +63,14 @@ def test_clean_deletes_what_no_run_needs_and_the_run_can_be_evaluated_again(plac
     assert done.code == 0, done.text
 
 
-def test_a_run_without_its_record_would_lose_what_it_stands_on(place):
+def test_run_without_its_record_would_lose_what_it_stands_on(place):
     """Negative control: it is the record that protects."""
     where, folder = place
     shutil.rmtree(folder)
     assert {f.name for f in (where / "artifacts").glob("*-*")} == marked(where)
 
 
-def test_the_policy_of_a_run_goes_by_name_only(place):
+def test_policy_of_a_run_goes_by_name_only(place):
     where, folder = place
     policy = read_result(folder)["policy"]["artifact"]
     assert not {policy, "policy"} & marked(where)
@@ -83,7 +83,7 @@ def test_the_policy_of_a_run_goes_by_name_only(place):
     assert done.code == 2 and "no run of" in done.err
 
 
-def test_a_failed_run_keeps_its_policy_until_its_folder_may_go(place):
+def test_failed_run_keeps_its_policy_until_its_folder_may_go(place):
     """The judge failed after training: the same command goes on from the policy."""
     where, folder = place
     policy = read_result(folder)["policy"]["artifact"]

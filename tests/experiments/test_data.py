@@ -105,7 +105,7 @@ def test_no_preferences_are_withheld_for_a_judge_that_is_not_used(world):
     assert splits[0]["method"]["rows"] == both
 
 
-def test_the_trained_judge_is_refused_before_training_where_nothing_is_kept_for_it(world):
+def test_trained_judge_is_refused_before_training_where_nothing_is_kept_for_it(world):
     done = run(world, "refused", "--suite-set", "judge_share=0")
     assert done.code == 3 and "raise judge_share" in done.err, done.text
     assert not list((world / "refused").glob("artifacts/*/*"))

@@ -180,7 +180,7 @@ def test_table_and_run_tell_of_a_run_that_ended_without_a_word(folder, how, code
     assert again.code == code and f"This run {ENDED} before (process" in again.err
 
 
-def test_a_study_goes_on_after_cells_that_end_their_process(folder):
+def test_study_goes_on_after_cells_that_end_their_process(folder):
     own = fresh("study")
     shutil.copytree(folder / "artifacts", own / "artifacts")
     file = plugin(own, "ends", ENDS)
@@ -243,7 +243,7 @@ def test_culprits_are_named_by_their_file_and_class(tmp_path):
     assert blamed(ValueError("y"), registry, "The run") == "The run failed: ValueError: y"
 
 
-def test_an_interrupt_by_the_user_is_told_apart(monkeypatch):
+def test_interrupt_by_the_user_is_told_apart(monkeypatch):
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(interrupts.Signals, "watched", False)
     monkeypatch.setattr(interrupts.Signals, "received", False)
@@ -284,7 +284,7 @@ def test_ended_holder_names_a_process_that_was_killed(tmp_path):
 
 
 @pytest.mark.parametrize("merged", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_a_run_whose_console_is_closed_goes_on(folder, merged):
+def test_run_whose_console_is_closed_goes_on(folder, merged):
     own = fresh("closed")
     shutil.copytree(folder / "artifacts", own / "artifacts")
     arguments = on_small("dpo", results=own)

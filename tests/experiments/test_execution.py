@@ -53,7 +53,7 @@ def test_one_method_with_smaller_micro_batches_stands_on_the_same_artifacts():
         assert pin == {key: manifest[key] for key in ("kind", "content", "execution")}
 
 
-def test_a_record_holds_how_training_evaluation_and_artifacts_were_computed():
+def test_record_holds_how_training_evaluation_and_artifacts_were_computed():
     execution = settings_of(with_small_micro_batches())
     assert [s["micro_batch_tokens"] for s in execution["training"]] == [512]
     assert execution["evaluation"]["micro_batch_tokens"] == 512
@@ -77,7 +77,7 @@ def test_unlike_execution_stands_in_one_table_under_a_footnote(tmp_path):
     )
 
 
-def test_a_run_on_artifacts_that_were_computed_otherwise_is_reproduced_to_the_byte():
+def test_run_on_artifacts_that_were_computed_otherwise_is_reproduced_to_the_byte():
     """SFT, preferences and reward model in micro-batches of 16384 tokens, the rest in 512."""
     done = command("reproduce", with_small_micro_batches(), "-p", small_suite())
     assert done.code == 0, done.text
@@ -85,7 +85,7 @@ def test_a_run_on_artifacts_that_were_computed_otherwise_is_reproduced_to_the_by
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_on_artifacts_of_one_is_reproduced_to_the_byte():
+def test_run_of_two_processes_on_artifacts_of_one_is_reproduced_to_the_byte():
     folder = fresh("two")
     assert command(*on_small("start", results=folder)).code == 0  # made by one process: SFT
     done = launched("-m", "harness", *on_small("dpo", results=folder))
@@ -114,7 +114,7 @@ def recorded(training=(HERE,), evaluation=HERE, **pins):
     }
 
 
-def test_a_plan_has_the_settings_of_each_part():
+def test_plan_has_the_settings_of_each_part():
     two = {**HERE, "processes": 2}
     plan = execution_plan_of(
         recorded((two,), HERE, sft_ab=[{**HERE, "threads": 3}]), "this processor"
@@ -138,7 +138,7 @@ def test_a_plan_has_the_settings_of_each_part():
         ),
     ],
 )
-def test_a_plan_says_what_cannot_be_repeated(record, told):
+def test_plan_says_what_cannot_be_repeated(record, told):
     (note,) = execution_plan_of(record, "this processor").notes
     assert told in note
 

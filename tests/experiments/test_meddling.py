@@ -116,7 +116,7 @@ def folder():
     return made
 
 
-def test_a_run_with_meddling_plugins_equals_a_clean_one(folder):
+def test_run_with_meddling_plugins_equals_a_clean_one(folder):
     file = plugin(folder, "meddling", MEDDLING)
     more = ("-p", file, "--judge", "meddling_judge", "--results", "relative")
     done = command(*on_small("meddling", *more, results=folder), cwd=folder)

@@ -99,7 +99,7 @@ def wrong(folder):
 # -- a run made again ------------------------------------------------------------------------------
 
 
-def test_a_run_is_reproduced_digest_by_digest():
+def test_run_is_reproduced_digest_by_digest():
     done, into = again()
     assert done.code == 0, done.text
     lines = done.out.splitlines()
@@ -136,7 +136,7 @@ def test_nothing_is_left_of_a_run_without_into_and_it_goes_on_with_one(copy):
     assert not folder.exists()
 
 
-def test_a_folder_with_something_else_in_it_is_refused(copy, tmp_path):
+def test_folder_with_something_else_in_it_is_refused(copy, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "artifacts").mkdir()
     with (
@@ -152,7 +152,7 @@ def test_a_folder_with_something_else_in_it_is_refused(copy, tmp_path):
 # -- a record that is not true ---------------------------------------------------------------------
 
 
-def test_an_untouched_record_has_nothing_wrong(copy):
+def test_untouched_record_has_nothing_wrong(copy):
     assert wrong(copy) == [] and pre_check(copy)[0].fingerprint() == copy.name[-12:]
 
 
@@ -177,7 +177,7 @@ def test_an_untouched_record_has_nothing_wrong(copy):
         ),
     ],
 )
-def test_an_edited_spec_is_refused_before_anything_is_run(copy, change, told):
+def test_edited_spec_is_refused_before_anything_is_run(copy, change, told):
     edit(copy / "spec.json", change)
     with pytest.raises(Refused, match=told) as refusal:
         pre_check(copy)
@@ -224,7 +224,7 @@ def test_one_byte_of_the_policy(copy):
     assert items(copy)["policy/model.safetensors"].detail.startswith("none then, ")
 
 
-def test_a_line_of_metrics(copy):
+def test_line_of_metrics(copy):
     lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
     row = json.loads(lines[2]) | {"loss": 7.5}
     (copy / "metrics.jsonl").write_text("".join([*lines[:2], json.dumps(row) + "\n", *lines[3:]]))
@@ -240,7 +240,7 @@ def test_a_line_of_metrics(copy):
     assert "metrics.jsonl is damaged" in items(copy)["metrics.jsonl"].detail
 
 
-def test_an_answer(copy):
+def test_answer(copy):
     lines = (copy / "samples.jsonl").read_text().splitlines(keepends=True)
     row = json.loads(lines[4]) | {"answer": "tam\x1bpered", "gold": 99.0}
     (copy / "samples.jsonl").write_text(
@@ -278,7 +278,7 @@ def test_an_answer(copy):
         ),
     ],
 )
-def test_a_figure(copy, change, name, told):
+def test_figure(copy, change, name, told):
     edit(copy / "result.json", change)
     assert wrong(copy) == [name] and items(copy)[name].detail.startswith(told)
 
@@ -292,7 +292,7 @@ def test_what_the_clock_says_is_not_compared(copy):
     assert wrong(copy) == []
 
 
-def test_the_command_tells_and_ends_with_1(copy):
+def test_command_tells_and_ends_with_1(copy):
     (copy / "samples.jsonl").write_text("")
     done = command("reproduce", copy, "-p", small_suite(), "--into", again()[1])
     assert done.code == 1
@@ -361,7 +361,7 @@ def broken():
     return file, only_run(results(), "small", "breaks")
 
 
-def test_a_failure_is_reproduced_and_another_message_is_told(tmp_path):
+def test_failure_is_reproduced_and_another_message_is_told(tmp_path):
     file, folder = broken()
     arguments = ("-p", small_suite(), "-p", file, "--into", tmp_path / "into")
     done = command("reproduce", folder, *arguments)
@@ -387,7 +387,7 @@ def test_where_a_traceback_lies_is_no_part_of_a_failure():
     assert ends[0] == ends[1] == {"status": "failed", "message": "KeyError: 1."}
 
 
-def test_a_run_that_failed_and_now_ends_well_is_different(copy):
+def test_run_that_failed_and_now_ends_well_is_different(copy):
     (copy / "result.json").rename(copy / "failure.json")
     edit(copy / "failure.json", lambda f: f.update(status="failed", failure="Out of memory."))
     verdict, told = loose(copy)
@@ -396,7 +396,7 @@ def test_a_run_that_failed_and_now_ends_well_is_different(copy):
     )
 
 
-def test_a_plugin_file_is_asked_for_by_name_and_never_loaded_because_a_record_says_so():
+def test_plugin_file_is_asked_for_by_name_and_never_loaded_because_a_record_says_so():
     done = command("reproduce", finished("dpo"))
     assert done.code == 2 and "There is no suite 'small'" in done.err
     assert f"harness reproduce {finished('dpo')} -p {small_suite()}" in done.err
@@ -423,13 +423,13 @@ def test_what_is_no_run_folder(tmp_path, copy):
         (lambda s: s["budget"].update(watts=1), "is damaged .*watts"),
     ],
 )
-def test_a_spec_of_another_version(copy, change, told):
+def test_spec_of_another_version(copy, change, told):
     edit(copy / "spec.json", change)
     with pytest.raises(HarnessError, match=told):
         read_run(copy)
 
 
-def test_a_data_folder_is_for_suites_with_files(copy, tmp_path):
+def test_data_folder_is_for_suites_with_files(copy, tmp_path):
     with pytest.raises(UsageError, match="the suite small reads no files"):
         read_run(copy, tmp_path)
 

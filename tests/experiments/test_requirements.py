@@ -126,7 +126,7 @@ def test_asks_are_those_of_the_method():
     assert asked("rlaif", "optimiser=ppo").critic and not asked("rlaif", "optimiser=dpo").critic
 
 
-def test_a_dry_run_needs_no_weights_and_writes_nothing(folder, tmp_path):
+def test_dry_run_needs_no_weights_and_writes_nothing(folder, tmp_path):
     bare = tmp_path / "bare"  # a configuration and a tokenizer
     shutil.copytree(embedded(), bare, ignore=shutil.ignore_patterns("*.safetensors"))
     results = tmp_path / "results"
@@ -144,7 +144,7 @@ def embedded() -> Path:
     return Path(installed().get("suites", "summarization")().base_model())
 
 
-def test_a_folder_without_a_configuration_is_refused(tmp_path):
+def test_folder_without_a_configuration_is_refused(tmp_path):
     done = command(
         *("run", "-m", "dpo", "-s", "summarization", "--model", tmp_path, "--dry-run"),
         *("--results", tmp_path / "results"),
@@ -219,7 +219,7 @@ def test_shared_stages_of_a_study_count_once():
     assert disk(apart) - disk(alike) == pytest.approx(shared / 2**20, abs=0.11)
 
 
-def test_an_architecture_that_needs_its_weights_is_refused(folder, monkeypatch):
+def test_architecture_that_needs_its_weights_is_refused(folder, monkeypatch):
     model = outline_of(folder)
     shape = Shape(rows=2, each=2, prompt=8, completion=8)
     assert scoring_memory(model, shape).total > 0

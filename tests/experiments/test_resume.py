@@ -103,7 +103,7 @@ def test_ppo_killed_in_every_phase_ends_in_the_same_bytes(watched):
     assert "2 of 4 turns were not repeated" in done.text.replace("\n", " ")
 
 
-def test_the_bill_of_a_killed_run_is_that_of_a_whole_one(watched):
+def test_bill_of_a_killed_run_is_that_of_a_whole_one(watched):
     killed, whole = (
         json.loads((f / "result.json").read_text())["cost"]
         for f in (only_run(watched.folder, "small", "ppo"), finished("ppo"))
@@ -121,7 +121,7 @@ def test_the_bill_of_a_killed_run_is_that_of_a_whole_one(watched):
     assert killed["shared_total"]["flops"] == whole["shared_total"]["flops"]
 
 
-def test_a_finished_run_leaves_no_checkpoint(watched):
+def test_finished_run_leaves_no_checkpoint(watched):
     names = {f.name for f in only_run(watched.folder, "small", "ppo").iterdir()}
     assert names <= {
         "spec.json",
@@ -159,7 +159,7 @@ def test_dpo_killed_and_its_newest_checkpoint_damaged(watched):
         pytest.param("true", 5, marks=pytest.mark.slow),
     ],
 )
-def test_a_method_of_two_streams(watched, outside, kill):
+def test_method_of_two_streams(watched, outside, kill):
     finished("ppo")  # its artifacts
     seed = kill + (outside == "true")
     more = (
@@ -182,7 +182,7 @@ def test_a_method_of_two_streams(watched, outside, kill):
     )
 
 
-def test_an_interrupted_run_says_how_to_go_on(watched):
+def test_interrupted_run_says_how_to_go_on(watched):
     log = watched.folder / "watched"
     log.write_text("")
     more = ["--seed", 1, "--set", "steps=100000", "-p", watched.watcher]
@@ -197,7 +197,7 @@ def test_an_interrupted_run_says_how_to_go_on(watched):
     assert "Traceback" not in done.text
 
 
-def test_a_run_resumed_with_other_execution_settings_goes_on_and_records_both(watched):
+def test_run_resumed_with_other_execution_settings_goes_on_and_records_both(watched):
     seed = ("--seed", 7)
     done, seen = watched.run("dpo", "dpo 3", *seed)
     assert done.code == -signal.SIGKILL and seen["dpo"] == [1, 2, 3]
@@ -217,7 +217,7 @@ def test_a_run_resumed_with_other_execution_settings_goes_on_and_records_both(wa
     assert again.code == 0 and told in again.err
 
 
-def test_a_checkpoint_of_other_shared_stages_is_not_resumed(watched):
+def test_checkpoint_of_other_shared_stages_is_not_resumed(watched):
     seed = ("--seed", 8)
     done, seen = watched.run("dpo", "dpo 3", *seed)
     assert done.code == -signal.SIGKILL and seen["dpo"] == [1, 2, 3]
@@ -231,7 +231,7 @@ def test_a_checkpoint_of_other_shared_stages_is_not_resumed(watched):
     assert seen["dpo"][:2] == [2, 3]  # from the checkpoint before, which is of these stages
 
 
-def test_a_budget_of_steps_is_kept_and_recorded(watched):
+def test_budget_of_steps_is_kept_and_recorded(watched):
     done, seen = watched.run("dpo", "", "--budget", "steps=2")
     assert done.code == 0 and seen["dpo"] == [1, 2], done.text
     (result,) = [

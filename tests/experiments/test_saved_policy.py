@@ -77,7 +77,7 @@ def policy_of(folder):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_saved_model_reads_back_bit_for_bit(name, tmp_path):
+def test_saved_model_reads_back_bit_for_bit(name, tmp_path):
     """Experts lie apart on disk and stacked in memory; tied weights lie there once."""
     model, tokenizer = tiny(name), load_tokenizer("suites/harness_suites/base")
     for dtype in ("float32", "bfloat16"):
@@ -93,7 +93,7 @@ def test_a_saved_model_reads_back_bit_for_bit(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "deepseek-v3", "phimoe", "gpt-oss"])
-def test_a_saved_adapter_is_loaded_by_peft_onto_the_recorded_base(name, tmp_path):
+def test_saved_adapter_is_loaded_by_peft_onto_the_recorded_base(name, tmp_path):
     model, tokenizer = tiny(name), load_tokenizer("suites/harness_suites/base")
     save_causal(model, tokenizer, tmp_path / "base")
     policy = beside(model, Lora(3, 6.0, 1))
@@ -115,7 +115,7 @@ def test_a_saved_adapter_is_loaded_by_peft_onto_the_recorded_base(name, tmp_path
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def test_a_whole_policy_lies_on_disk_once(tmp_path):
+def test_whole_policy_lies_on_disk_once(tmp_path):
     folder = finished("dpo")
     saved = policy_of(folder)
     assert (saved["saved"], saved["folders"], saved["dtype"]) == ("policy", ["policy"], "float32")
@@ -130,7 +130,7 @@ def test_a_whole_policy_lies_on_disk_once(tmp_path):
     assert (ours / "model.safetensors").read_bytes() == weights
 
 
-def test_the_model_card_names_method_data_base_figures_and_command():
+def test_model_card_names_method_data_base_figures_and_command():
     folder = finished("dpo")
     card = (folder / "policy" / "README.md").read_text()
     result = read_result(folder)
@@ -202,7 +202,7 @@ def test_save_none_keeps_nothing_and_is_not_evaluated_again():
     assert policy_of(run)["saved"] == "none" and "Traceback" not in done.err
 
 
-def test_an_adapter_is_merged_on_request_after_the_run():
+def test_adapter_is_merged_on_request_after_the_run():
     where = with_shared_stages("merge-later")
     args = ("--set", "lora_rank=2")
     assert command(*on_small("dpo", *args, results=where)).code == 0
@@ -219,7 +219,7 @@ def test_save_adapter_is_refused_without_an_adapter():
     assert done.code == 2 and "--save adapter: this run trains all weights" in done.err
 
 
-def test_a_method_without_a_model_of_its_own_saves_none():
+def test_method_without_a_model_of_its_own_saves_none():
     saved = policy_of(finished("best_of_n"))
     assert saved["saved"] == "none" and "no model of its own" in saved["reason"]
 
@@ -228,7 +228,7 @@ def test_a_method_without_a_model_of_its_own_saves_none():
 
 
 @pytest.mark.parametrize("point", ["record.result", "record.policy"])
-def test_a_method_without_training_goes_on_after_a_kill_at_its_record(point):
+def test_method_without_training_goes_on_after_a_kill_at_its_record(point):
     """It has neither a checkpoint nor an artifact of its policy: it is asked for it again."""
     where = with_shared_stages("killed-record")
     asked = on_small("best_of_n", results=where)
@@ -238,7 +238,7 @@ def test_a_method_without_training_goes_on_after_a_kill_at_its_record(point):
     assert policy_of(only_run(where, "small", "best_of_n"))["saved"] == "none"
 
 
-def test_a_policy_that_cannot_be_written_costs_no_result_and_is_written_later(tmp_path):
+def test_policy_that_cannot_be_written_costs_no_result_and_is_written_later(tmp_path):
     where = with_shared_stages("blocked")
     blocker = plugin(tmp_path, "blocker", BLOCKER)
     done = command(*on_small("dpo", "-p", blocker, results=where))
@@ -266,7 +266,7 @@ def test_a_policy_that_cannot_be_written_costs_no_result_and_is_written_later(tm
 
 
 @pytest.mark.parametrize("save", ["auto", "none"])
-def test_a_judge_that_fails_costs_no_training(save, tmp_path):
+def test_judge_that_fails_costs_no_training(save, tmp_path):
     where = with_shared_stages("judge")
     judge = plugin(tmp_path, "fragile", FRAGILE)
     (tmp_path / "down").touch()

@@ -80,11 +80,11 @@ def test_start_model_makes_no_sft_stage_and_no_copy(plain):
     assert "start: model" in done.out
 
 
-def test_a_raw_base_model_as_start_is_warned_of(plain):
+def test_raw_base_model_as_start_is_warned_of(plain):
     assert "has no chat template" in plain[1].err and "--start sft" in plain[1].err
 
 
-def test_an_option_of_the_sft_stage_without_that_stage_is_refused():
+def test_option_of_the_sft_stage_without_that_stage_is_refused():
     done = run(fresh(), "dpo", "--stage-set", "sft.steps=3", code=2)
     assert "there is no SFT stage" in done.err
 
@@ -99,7 +99,7 @@ def test_rows_with_unlike_start_do_not_stand_in_one_table(plain):
     assert table.code == 2 and "start_checkpoint" in table.err
 
 
-def test_a_run_from_the_model_itself_is_reproduced(plain):
+def test_run_from_the_model_itself_is_reproduced(plain):
     results, _ = plain
     folder = only_run(results, "small", "dpo")
     plugin = on_small("dpo", results=results)[-3]
@@ -122,7 +122,7 @@ def test_dpo_and_kl_are_taken_against_the_reference(plain, moved):
     assert first_row(only_run(lora, "small", "dpo"))["loss"] == pytest.approx(loss, abs=1e-5)
 
 
-def test_the_start_as_reference_changes_no_figure(plain, moved):
+def test_start_as_reference_changes_no_figure(plain, moved):
     same = fresh("same")
     run(same, "start", "--reference", BASE)
     figures = read(only_run(same, "small", "start"), "result.json")["evaluation"]
@@ -132,7 +132,7 @@ def test_the_start_as_reference_changes_no_figure(plain, moved):
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
 
 
-def test_an_on_policy_method_keeps_near_the_reference(moved):
+def test_on_policy_method_keeps_near_the_reference(moved):
     results = fresh("onpolicy")
     run(results, "rloo", "--reference", moved)
     assert abs(first_row(only_run(results, "small", "rloo"))["kl"]) > 1e-3
@@ -143,7 +143,7 @@ def test_best_of_n_is_refused_with_a_reference(moved):
     assert done.code != 0 and "Leave --reference out" in done.err
 
 
-def test_a_reference_of_another_kind_is_refused(tmp_path, moved):
+def test_reference_of_another_kind_is_refused(tmp_path, moved):
     small = tmp_path / "small"
     shutil.copytree(BASE, small)
     config = read(small, "config.json")

@@ -159,7 +159,7 @@ def test_study_files_that_cannot_work(tmp_path, text, told):
     assert told in str(error.value), error.value
 
 
-def test_a_wrong_file_ends_in_one_message_and_nothing_is_written(tmp_path):
+def test_wrong_file_ends_in_one_message_and_nothing_is_written(tmp_path):
     file = write(tmp_path, "seds = 3\n" + DPO)
     for arguments, told in (
         ([file], "Did you mean 'seeds'?"),
@@ -202,7 +202,7 @@ def test_methods_seeds_and_sweeps_are_multiplied(tmp_path):
     )
 
 
-def test_the_same_run_under_two_names_is_one(tmp_path):
+def test_same_run_under_two_names_is_one(tmp_path):
     beta = cells(tmp_path, DPO)[0].spec.options["beta"]
     found = cells(tmp_path, DPO + method("dpo", f"label = 'again'\nset = {{beta = {beta}}}"))
     assert [(c.label, c.also) for c in found] == [("dpo", ("again",))]
@@ -233,7 +233,7 @@ def test_one_method_may_be_computed_otherwise_than_the_others(tmp_path):
     ]
 
 
-def test_a_run_asked_for_twice_is_told(tmp_path):
+def test_run_asked_for_twice_is_told(tmp_path):
     beta = cells(tmp_path, DPO)[0].spec.options["beta"]
     twice = DPO + method("dpo", f"label = 'again'\nsweep = {{beta = [{beta}, 0.7]}}")
     done = command(
@@ -309,7 +309,7 @@ def test_resources_are_the_study_s_and_the_method_s_own(tmp_path):
     assert ipo == replace(dpo, gpus=0)  # its GPU is named: none is given to it
 
 
-def test_the_command_line_of_a_cell_asks_for_the_same_run(tmp_path):
+def test_command_line_of_a_cell_asks_for_the_same_run(tmp_path):
     text = (
         "shared_seed = 3\nbudget = 'steps=2,flops=1e9'\nsnapshots = 2\nprompt_sharing = false\n"
         + method(
@@ -381,7 +381,7 @@ def fail(results, cell, status):
     write_sealed(make_folder(results / cell.spec.folder) / "failure.json", told)
 
 
-def test_a_dry_run_tells_states_and_costs_and_writes_nothing(tmp_path):
+def test_dry_run_tells_states_and_costs_and_writes_nothing(tmp_path):
     file, results = write(tmp_path, "seeds = 4\n" + DPO + method("start")), tmp_path / "results"
     done = command("study", file, "--dry-run", "--results", results)
     assert (
@@ -429,7 +429,7 @@ def test_on_a_fresh_machine_costs_are_those_of_the_harness_s_own_study(tmp_path)
     assert "3 runs of unknown cost" in done.out and "~" not in done.out
 
 
-def test_a_dry_run_tells_what_runs_request(tmp_path):
+def test_dry_run_tells_what_runs_request(tmp_path):
     text = "[resources]\ngpus = 1\nmemory = 40\n" + DPO
     text += method("ppo", "seeds = 2\nresources = {gpus = 8, nodes = 2, minutes = 90}")
     done = command("study", write(tmp_path, text), "--dry-run", "--results", tmp_path / "none")
@@ -573,7 +573,7 @@ def test_every_registered_method_has_a_space_of_its_own_options(name):
             build(cls, {**untuned, **draw(space, rng, untuned)}, name)
 
 
-def test_the_best_trial_is_chosen_once_all_have_ended(tmp_path):
+def test_best_trial_is_chosen_once_all_have_ended(tmp_path):
     study, registry = opened(write(tmp_path, "seeds = 2\n" + TUNED.format(trials=4)))
     search = searches(study, study.tune, registry)[0]
     for cell, win in zip(search.cells[:3], (0.5, 0.7, 0.7), strict=True):
@@ -654,7 +654,7 @@ def test_what_was_tuned_has_a_footnote(tmp_path, wins, row, told):
     assert "start quick" in found and not any(found.values())
 
 
-def test_a_footnote_on_tuning_stays_where_rows_are_runs_or_named_by_their_entry(tmp_path):
+def test_footnote_on_tuning_stays_where_rows_are_runs_or_named_by_their_entry(tmp_path):
     tuned_table(tmp_path, 0.7, 0.6, seeds=2)
     each = footnotes_of(comparison(select(tmp_path, Filter(study="tuned", each=True))))
     assert sum(bool(told) for told in each.values()) == 4 and len(each) == 6
@@ -687,7 +687,7 @@ def test_settings_that_another_entry_has_as_they_are_keep_its_name(tmp_path):
     }
 
 
-def test_a_tuned_study_from_nothing(tmp_path, forked):
+def test_tuned_study_from_nothing(tmp_path, forked):
     text = (
         DPO
         + "[tune]\ntrials = 2\nselect = 'gold'\nspace.dpo.learning_rate = {log = [1e-4, 1e-3]}\n"
@@ -818,7 +818,7 @@ def test_amended_only_what_is_new_is_run(failing):
     assert cost["budget_used"]["steps"] == 6 and cost["budget_left"] == {"steps": 3}
 
 
-def test_a_study_that_does_not_exist(tmp_path):
+def test_study_that_does_not_exist(tmp_path):
     done = command("table", "--study", "gone", "--results", tmp_path)
     assert (
         done.code == 2 and "There is no study 'gone'" in done.err and "Traceback" not in done.text
@@ -879,7 +879,7 @@ def test_no_process_outlives_its_launcher(tmp_path, sent):
     assert sleepers(file) == [] and child.stdout.read() == "began 0\nbegan 1\n"
 
 
-def test_the_local_launcher_tells_how_jobs_end(tmp_path):
+def test_local_launcher_tells_how_jobs_end(tmp_path):
     jobs = [Job("a", ("--version",), tmp_path / "a"), Job("b", ("rnu",), tmp_path / "b")]
     ended = {}
     Local(jobs=2).run(jobs, lambda job: None, lambda job, code: ended.update({job.name: code}))
@@ -941,7 +941,7 @@ def test_two_of_one_study_at_a_time_are_refused(tmp_path):
     ), done.text
 
 
-def test_a_run_that_is_refused_when_it_starts_is_left_for_later(tmp_path, forked):
+def test_run_that_is_refused_when_it_starts_is_left_for_later(tmp_path, forked):
     from harness.core.files import lock
 
     file = write(tmp_path, DPO, "busy", plugins=[forked])
@@ -958,7 +958,7 @@ def test_a_run_that_is_refused_when_it_starts_is_left_for_later(tmp_path, forked
     ("body", "code", "told"),
     [("raise KeyError('queue')", 1, "The launcher bad failed: KeyError"), ("pass", 1, "1 left")],
 )
-def test_a_launcher_that_does_not_do_its_work(tmp_path, body, code, told):
+def test_launcher_that_does_not_do_its_work(tmp_path, body, code, told):
     bad = (
         FORKED.replace("Forked", "Bad")
         .replace('"forked"', '"bad"')

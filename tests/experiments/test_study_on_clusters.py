@@ -75,7 +75,7 @@ def attempts(results):
 
 
 @pytest.mark.slow
-def test_a_study_in_a_queue_outlives_its_process(tmp_path, monkeypatch):
+def test_study_in_a_queue_outlives_its_process(tmp_path, monkeypatch):
     root = tmp_path / "fake"
     monkeypatch.setenv("PATH", f"{fake_slurm.install(root)}:{os.environ['PATH']}")
     file = write(
@@ -102,9 +102,7 @@ def test_a_study_in_a_queue_outlives_its_process(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(2 * LONG)
 @pytest.mark.parametrize("resources", ["{processes = 2}", "{nodes = 2}"])
-def test_a_job_of_two_processes_gives_what_two_on_one_machine_give(
-    tmp_path, monkeypatch, resources
-):
+def test_job_of_two_processes_gives_what_two_on_one_machine_give(tmp_path, monkeypatch, resources):
     """Two on one node by `local`, and one on each of two nodes by Slurm's srun."""
     monkeypatch.setenv("PATH", f"{fake_slurm.install(tmp_path / 'fake')}:{os.environ['PATH']}")
     nodes = "nodes" in resources
@@ -128,7 +126,7 @@ def test_a_job_of_two_processes_gives_what_two_on_one_machine_give(
 @pytest.mark.skipif(
     bool(real_slurm.missing()), reason=f"not installed: {', '.join(real_slurm.missing())}"
 )
-def test_a_study_on_slurm_is_preempted_left_and_given_again(tmp_path):
+def test_study_on_slurm_is_preempted_left_and_given_again(tmp_path):
     file = write(tmp_path, TWELVE, "twelve", plugins=[plugin(tmp_path, "forked", FORKED)])
     results = tmp_path / "slurm"
     options = {"partition": "low", "poll": 1, "patience": 20}
@@ -161,7 +159,7 @@ def test_a_study_on_slurm_is_preempted_left_and_given_again(tmp_path):
 @pytest.mark.ray
 @pytest.mark.timeout(2 * LONG)
 @pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed: see .ci/ray")
-def test_a_study_on_ray_outlives_two_nodes_and_its_driver(tmp_path, monkeypatch):
+def test_study_on_ray_outlives_two_nodes_and_its_driver(tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_worker_niceness", "0")  # on a loaded machine 15 stands still

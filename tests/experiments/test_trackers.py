@@ -78,7 +78,7 @@ def step(observed, number=1, **metrics):
     observed.run("step_logged", phase="dpo", step=number, total=2, metrics=metrics, shown=())
 
 
-def test_a_tracker_is_given_settings_steps_figures_and_completions(observed):
+def test_tracker_is_given_settings_steps_figures_and_completions(observed):
     rows = [{"step": 1, "prompt": "p", "completion": "c", "reward": 0.5}]
     (observed.folder / "rollouts.jsonl").write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
     begin(observed)
@@ -99,7 +99,7 @@ def test_a_tracker_is_given_settings_steps_figures_and_completions(observed):
     assert observed.tracker.finished == 1
 
 
-def test_a_tracker_that_fails_is_reported_once_and_left_alone(observed, monkeypatch):
+def test_tracker_that_fails_is_reported_once_and_left_alone(observed, monkeypatch):
     def broken(values, step):
         raise OSError("the server is gone")
 
@@ -110,7 +110,7 @@ def test_a_tracker_that_fails_is_reported_once_and_left_alone(observed, monkeypa
     assert len(observed.warnings) == 1 and "the server is gone" in observed.warnings[0]
 
 
-def test_a_tracker_never_sees_a_secret(observed, monkeypatch):
+def test_tracker_never_sees_a_secret(observed, monkeypatch):
     monkeypatch.setenv("HARNESS_API_KEY", SECRET)
     row = {"prompt": f"say {SECRET}", "answer": SECRET, "gold": None}
     (observed.folder / "samples.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
@@ -135,7 +135,7 @@ def test_check_trackers_refuses_what_is_unknown_or_not_installed(monkeypatch):
         check_trackers(["wandb"])
 
 
-def test_a_tracker_is_refused_before_anything_is_written(tmp_path):
+def test_tracker_is_refused_before_anything_is_written(tmp_path):
     asked = ("run", "-m", "dpo", "-s", "exact", "--results", tmp_path / "r", "--track", "nothing")
     done = command(*asked)
     assert done.code == 2 and "There is no tracker 'nothing'" in done.err

@@ -128,12 +128,12 @@ def test_passes_without_gradients_are_as_before(tiny_model, tokens, make_batch):
     assert not any("forward" in vars(layer) for layer in layers_of(trunk_of(model)))
 
 
-def test_a_model_whose_layers_are_ambiguous_is_refused(tiny_model):
+def test_model_whose_layers_are_ambiguous_is_refused(tiny_model):
     model = copy.deepcopy(tiny_model)
     trunk_of(model).more = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
     with pytest.raises(UsageError, match="--activation-checkpointing: LlamaModel has 2 lists"):
         enable_activation_checkpointing(model)
 
 
-def test_a_value_head_alone_has_nothing_to_checkpoint():
+def test_value_head_alone_has_nothing_to_checkpoint():
     enable_activation_checkpointing(torch.nn.Linear(2, 1))

@@ -63,7 +63,7 @@ def test_what_is_drawn_is_the_same_with_the_models_own_cache(cls, config, n):
     )
 
 
-def test_the_model_is_as_before():
+def test_model_is_as_before():
     model = model_of(LlamaForCausalLM, LLAMA)
     before = model.config._attn_implementation
     assert enable_shared_cache(model)
@@ -82,7 +82,7 @@ REFUSING = [
 
 
 @pytest.mark.parametrize("cls, config", REFUSING, ids=lambda x: getattr(x, "__name__", ""))
-def test_a_model_that_cannot_keeps_its_own_cache(cls, config):
+def test_model_that_cannot_keeps_its_own_cache(cls, config):
     """A bias from positions, a convolution: what this attention would leave out."""
     model = model_of(cls, config)
     before = drawn(model)
@@ -90,14 +90,14 @@ def test_a_model_that_cannot_keeps_its_own_cache(cls, config):
     torch.testing.assert_close(drawn(model)["logp"], before["logp"])
 
 
-def test_a_bias_of_positions_is_not_left_out_in_silence():
+def test_bias_of_positions_is_not_left_out_in_silence():
     query = torch.zeros(1, 2, 1, 4)
     with pytest.raises(ValueError, match="does not support an option of the model"):
         attention.attend(torch.nn.Module(), query, query, query, None, position_bias=query)
 
 
 @pytest.mark.parametrize("fault", ["padding seen", "rows mixed up", "one token forgotten"])
-def test_a_fault_is_found_by_the_trial(fault, monkeypatch):
+def test_fault_is_found_by_the_trial(fault, monkeypatch):
     """Negative controls: were the attention wrong, the trial on made-up tokens would refuse it."""
     honest = attention.SharedPromptCache
     if fault == "padding seen":

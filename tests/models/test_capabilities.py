@@ -74,7 +74,7 @@ def drawn(model, n=4):
 
 
 @KINDS
-def test_a_recurrence_or_convolution_takes_a_slower_path_that_is_right(cls, config):
+def test_recurrence_or_convolution_takes_a_slower_path_that_is_right(cls, config):
     model = model_of(cls, config)
     find_out(model, sharing=True)
     trunk = trunk_of(model)
@@ -92,7 +92,7 @@ def test_a_recurrence_or_convolution_takes_a_slower_path_that_is_right(cls, conf
 
 
 @pytest.mark.parametrize("fault", ["padding left out", "rows mixed up"])
-def test_a_fault_of_the_slower_path_would_show(fault, monkeypatch):
+def test_fault_of_the_slower_path_would_show(fault, monkeypatch):
     """Negative controls."""
     model = model_of(*MAMBA)
     find_out(model, sharing=True)
@@ -106,14 +106,14 @@ def test_a_fault_of_the_slower_path_would_show(fault, monkeypatch):
     assert (batch["logp"] - completion_logp(model, batch)).abs().max() > 1e-3
 
 
-def test_a_cache_that_gives_other_numbers_is_not_used(monkeypatch):
+def test_cache_that_gives_other_numbers_is_not_used(monkeypatch):
     model = model_of(*LFM2)
     monkeypatch.setattr(generation.Repeated, "keep", lambda self, rows: None)
     find_out(model, sharing=True)
     assert not trunk_of(model).keeps_cache
 
 
-def test_a_model_that_sees_padding_is_refused():
+def test_model_that_sees_padding_is_refused():
     model = model_of(
         RwkvForCausalLM, RwkvConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2)
     )
@@ -158,7 +158,7 @@ class Casts(TorchDispatchMode):
         return made
 
 
-def test_a_frozen_models_weights_are_cast_once_while_it_decodes():
+def test_frozen_models_weights_are_cast_once_while_it_decodes():
     model = frozen(model_of(LlamaForCausalLM, LLAMA))
     trunk_of(model).compute_dtype = torch.bfloat16
     find_out(model, sharing=True)
@@ -193,7 +193,7 @@ def test_a_frozen_models_weights_are_cast_once_while_it_decodes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ppo", "dpo"])
-def test_a_state_space_model_is_trained_end_to_end(method):
+def test_state_space_model_is_trained_end_to_end(method):
     where = fresh("mamba")
     base = AutoTokenizer.from_pretrained(ROOT / "suites" / "harness_suites" / "base")
     ids = {"eos_token_id": base.eos_token_id, "pad_token_id": base.pad_token_id}

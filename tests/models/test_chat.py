@@ -71,7 +71,7 @@ def test_prompt_and_answer_are_the_ids_of_the_whole_conversation(name):
     check()
 
 
-def test_a_token_does_not_reach_from_the_prompt_into_the_answer():
+def test_token_does_not_reach_from_the_prompt_into_the_answer():
     tokenizer = copy.deepcopy(FAMILIES["llama3"].tokenizer())
     tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)  # as in GPT-2
     tokens, messages = Tokens(tokenizer), talk("0", "0")
@@ -112,7 +112,7 @@ def test_text_that_was_rendered_is_the_same_conversation(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_answer_that_was_begun_is_continued(name):
+def test_answer_that_was_begun_is_continued(name):
     family = FAMILIES[name]
     tokens = Tokens(family.tokenizer())
     begun = "<think>\nLet me see:" if family.thinks else "Let me see:"
@@ -129,7 +129,7 @@ def test_an_answer_that_was_begun_is_continued(name):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not FAMILIES[n].system])
-def test_a_refused_system_role_is_refused(name):
+def test_refused_system_role_is_refused(name):
     tokens = Tokens(FAMILIES[name].tokenizer())
     prompt = [message("system", "be short"), *talk("which way")]
     with pytest.raises(UsageError, match="begins 'be short': .*[Rr]ole"):
@@ -138,7 +138,7 @@ def test_a_refused_system_role_is_refused(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("more", [9, 40, 70])
-def test_a_long_prompt_loses_whole_turns(name, more):
+def test_long_prompt_loses_whole_turns(name, more):
     family = FAMILIES[name]
     system = [message("system", "be brief")] if family.system else []
     turns = talk(*[f"turn {i} of the talk" for i in range(9)])
@@ -156,13 +156,13 @@ def test_a_long_prompt_loses_whole_turns(name, more):
     assert tokens.cut_prompts == 1
 
 
-def test_a_prompt_that_no_cut_makes_fit_is_refused():
+def test_prompt_that_no_cut_makes_fit_is_refused():
     tokens = Tokens(FAMILIES["llama3"].tokenizer(), max_prompt=6)
     with pytest.raises(UsageError, match="max_prompt_tokens = 6 is too short"):
         tokens.prompt_ids(talk("which way is north"))
 
 
-def test_a_cut_prompt_keeps_what_was_begun():
+def test_cut_prompt_keeps_what_was_begun():
     tokens = Tokens(FAMILIES["chatml"].tokenizer(), max_prompt=40)
     ids = tokens.prompt_ids(talk("a long question " * 9, "Let me"))
     assert len(ids) <= 40
@@ -173,7 +173,7 @@ def test_a_cut_prompt_keeps_what_was_begun():
 # -- thoughts --------------------------------------------------------------------------------------
 
 
-def test_a_thought_of_the_template_is_not_doubled():
+def test_thought_of_the_template_is_not_doubled():
     family = FAMILIES["r1"]
     tokens, prompt = Tokens(family.tokenizer()), talk("2+2?")
     answer = [message("assistant", "<think>\nadd\n</think>\n\n4")]
@@ -183,13 +183,13 @@ def test_a_thought_of_the_template_is_not_doubled():
     assert text.count("<think>") == 1 and text.endswith("<|end_of_sentence|>")
 
 
-def test_an_answer_without_the_thought_that_the_template_opens_is_refused():
+def test_answer_without_the_thought_that_the_template_opens_is_refused():
     tokens = Tokens(FAMILIES["r1"].tokenizer())
     with pytest.raises(UsageError, match="opens a thought before every answer.*chat_template = "):
         tokens.completion_ids(talk("2+2?"), [message("assistant", "4")])
 
 
-def test_an_option_of_the_template_turns_thoughts_off():
+def test_option_of_the_template_turns_thoughts_off():
     family = FAMILIES["qwen3"]
     options = ChatOptions(options=("enable_thinking=false",))
     tokens, prompt = Tokens(family.tokenizer(), chat=options), talk("2+2?")
@@ -209,7 +209,7 @@ TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if FAMILIES[n].tools])
-def test_a_call_of_a_tool_is_rendered(name):
+def test_call_of_a_tool_is_rendered(name):
     import json
 
     family = FAMILIES[name]
@@ -228,7 +228,7 @@ def test_a_call_of_a_tool_is_rendered(name):
 
 
 @pytest.mark.parametrize("name", ["smollm2", "chatml", "gemma3", "zephyr"])
-def test_a_call_that_the_template_leaves_out_is_refused(name):
+def test_call_that_the_template_leaves_out_is_refused(name):
     tokens = Tokens(FAMILIES[name].tokenizer())
     with pytest.raises(UsageError, match="cannot render the conversation"):
         tokens.completion_ids(talk("Weather?"), [CALLING])
@@ -245,7 +245,7 @@ def test_tools_that_the_template_leaves_out_are_refused():
         )
 
 
-def test_a_template_that_wants_json_text_for_arguments():
+def test_template_that_wants_json_text_for_arguments():
     family = FAMILIES["chatml"]
     template = family.template.replace(
         "message['content']",
@@ -260,7 +260,7 @@ def test_a_template_that_wants_json_text_for_arguments():
 # -- the clock -------------------------------------------------------------------------------------
 
 
-def test_the_clock_of_a_template_stands():
+def test_clock_of_a_template_stands():
     tokenizer = FAMILIES["llama3"].tokenizer()
     first = Tokens(tokenizer).prompt_ids(talk("which day"))
     assert "Today Date: 26 Jul 2024" in tokenizer.decode(first)
@@ -272,7 +272,7 @@ def test_the_clock_of_a_template_stands():
     assert "26 Jul 2024" not in today  # negative control: the real clock is back
 
 
-def test_a_date_decides_nothing_where_the_template_has_no_clock():
+def test_date_decides_nothing_where_the_template_has_no_clock():
     one, other = (
         Tokens(FAMILIES["chatml"].tokenizer(), chat=ChatOptions(date=day))
         for day in ("2024-07-26", "2031-01-02")
@@ -283,14 +283,14 @@ def test_a_date_decides_nothing_where_the_template_has_no_clock():
 # -- options ---------------------------------------------------------------------------------------
 
 
-def test_a_template_that_changes_earlier_turns_is_refused():
+def test_template_that_changes_earlier_turns_is_refused():
     family = FAMILIES["chatml"]
     template = "{{ messages | length }}" + family.template
     with pytest.raises(UsageError, match="renders the prompt differently when an answer follows"):
         Chat(family.tokenizer(), template).answered(talk("a"), message("assistant", "b"))
 
 
-def test_a_file_stands_in_place_of_the_template(tmp_path):
+def test_file_stands_in_place_of_the_template(tmp_path):
     (tmp_path / "mine.jinja").write_text(FAMILIES["zephyr"].template)
     tokens = Tokens(
         FAMILIES["chatml"].tokenizer(), chat=ChatOptions("mine.jinja", folder=str(tmp_path))
@@ -313,7 +313,7 @@ def test_options_that_make_no_sense(options, why):
         ChatOptions(**options).check()
 
 
-def test_a_needed_template_that_is_not_there_is_refused(make_tokenizer):
+def test_needed_template_that_is_not_there_is_refused(make_tokenizer):
     with pytest.raises(UsageError, match="chat_template = true, but the tokenizer has no"):
         Tokens(make_tokenizer(), chat=ChatOptions(True))
 
@@ -324,7 +324,7 @@ def test_conversations_with_the_template_off_are_refused():
         tokens.prompt_ids(talk("a"))
 
 
-def test_the_template_names_the_token_that_ends_an_answer():
+def test_template_names_the_token_that_ends_an_answer():
     tokens = Tokens(FAMILIES["gemma3"].tokenizer())
     end = tokens.tokenizer.convert_tokens_to_ids("<end_of_turn>")
     assert end in tokens.ends and tokens.eos in tokens.ends and tokens.eos != end
@@ -338,7 +338,7 @@ def test_the_template_names_the_token_that_ends_an_answer():
 HH = "\n\nHuman: which way?\n\nAssistant: north\n\nHuman: and now?\n\nAssistant:"
 
 
-def test_a_transcript_is_a_conversation():
+def test_transcript_is_a_conversation():
     tokens = Tokens(FAMILIES["chatml"].tokenizer())
     messages = talk("which way?", "north", "and now?")
     assert tokens.prompt_ids(HH) == tokens.prompt_ids(messages)
@@ -347,7 +347,7 @@ def test_a_transcript_is_a_conversation():
     )
 
 
-def test_a_long_transcript_loses_whole_turns_without_a_template():
+def test_long_transcript_loses_whole_turns_without_a_template():
     family = FAMILIES["no_system"]
     chat = ChatOptions(False)
     whole = Tokens(family.tokenizer(), chat=chat)

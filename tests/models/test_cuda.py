@@ -134,7 +134,7 @@ def test_recorded_decoding_says_what_the_plain_one_says(dtype):
 
 
 @NEEDS_GPU
-def test_the_packed_layout_agrees_on_a_gpu():
+def test_packed_layout_agrees_on_a_gpu():
     model = model_on("cuda").requires_grad_(True)
     batch, grads = drawn(CachedEngine(ENDS), model, "cuda"), []
     for layout in ("packed", "padded"):
@@ -151,7 +151,7 @@ def test_the_packed_layout_agrees_on_a_gpu():
 @NEEDS_GPU
 @pytest.mark.parametrize("engine", ["hf", "cuda_graphs"])
 @pytest.mark.parametrize("method", ["grpo", "dpo"])
-def test_a_run_on_a_gpu_is_the_same_bytes_twice(method, engine):
+def test_run_on_a_gpu_is_the_same_bytes_twice(method, engine):
     found = []
     for turn in range(2):
         where = fresh(f"cuda{turn}")

@@ -96,7 +96,7 @@ def test_sampled_logp_is_the_teacher_forced_one(model, prompts, draw, temperatur
     assert ((batch["logp"] < 0) <= (batch["mask"] > 0)).all()
 
 
-def test_a_trainable_copy_starts_at_ratio_one(model, prompts, draw):
+def test_trainable_copy_starts_at_ratio_one(model, prompts, draw):
     check_identity(draw(model, prompts), trainable(model))
 
 
@@ -128,7 +128,7 @@ def test_another_temperature_breaks_the_identity(tiny_model, prompts, draw):
 # -- one row, its own noise ------------------------------------------------------------------------
 
 
-def test_a_row_does_not_depend_on_its_neighbours(model, prompts):
+def test_row_does_not_depend_on_its_neighbours(model, prompts):
     n, sampling, eos = 2, Sampling(1.0, 9), set(EAGER_TO_STOP["eos"])
     noise = torch.rand(len(prompts) * n, 9, generator=torch.Generator().manual_seed(3))
     whole = decode(model, prompts, n, sampling, noise, eos)
@@ -210,7 +210,7 @@ def test_nothing_follows_an_end(model, prompts, draw, eos):
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
-def test_the_length_limit_holds(tiny_model, prompts, draw, limit):
+def test_length_limit_holds(tiny_model, prompts, draw, limit):
     batch = draw(tiny_model, prompts, n=2, max_new_tokens=limit)
     assert batch.shape[2] == limit == batch.lengths.max()
 
@@ -248,7 +248,7 @@ def check_distribution(tokens, probabilities):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_sampled_distribution_is_the_models(tokens, make_prompts, temperature):
+def test_sampled_distribution_is_the_models(tokens, make_prompts, temperature):
     logits = torch.tensor([0.5, -1.0, 1.5, 0.0, -2.0, 1.0])
     prompts, n, limit = tokens.prompt_batch(make_prompts([2, 3])), 4000, 3
     noise = torch.rand(2 * n, limit, generator=torch.Generator().manual_seed(11))
@@ -263,7 +263,7 @@ def test_the_sampled_distribution_is_the_models(tokens, make_prompts, temperatur
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_a_real_models_first_two_tokens_have_its_distribution(
+def test_real_models_first_two_tokens_have_its_distribution(
     tiny_model, tokens, make_prompts, draw, temperature
 ):
     """The first token of 3000 draws by total variation; the second by E log-probability against its
@@ -294,7 +294,7 @@ EDGES = [0.0, 2**-24, 1 - 2**-24]
     ).filter(lambda xs: max(xs) > -torch.inf),
     noise=st.floats(0, 1, exclude_max=True, width=32),
 )
-def test_a_token_without_probability_is_never_drawn(logits, noise):
+def test_token_without_probability_is_never_drawn(logits, noise):
     rows = torch.tensor(logits).expand(4, -1)
     tokens, logp = draw_tokens(rows, torch.tensor([noise, *EDGES]))
     assert (rows.log_softmax(-1).exp().gather(-1, tokens[:, None]) > 0).all() and torch.isfinite(
@@ -302,7 +302,7 @@ def test_a_token_without_probability_is_never_drawn(logits, noise):
     ).all()
 
 
-def test_the_left_search_would_draw_impossible_tokens():
+def test_left_search_would_draw_impossible_tokens():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
     assert draw_tokens(logits, torch.tensor([0.0]))[0].item() == 1
     assert torch.searchsorted(logits.softmax(-1).cumsum(-1), torch.zeros(1, 1)).item() == 0
@@ -447,7 +447,7 @@ def square_batch(request, tokens, make_batch):
     return made if request.param == "pairs" else made.flat()
 
 
-def test_a_role_counts_its_forward_and_three_for_training(laid_out, square_batch):
+def test_role_counts_its_forward_and_three_for_training(laid_out, square_batch):
     role = Role("policy", laid_out, lambda batch: completion_logp(laid_out, batch))
     with torch.no_grad():
         forward = counted(lambda: role.compute(square_batch))
@@ -479,7 +479,7 @@ def test_what_the_last_layer_spares_an_adapter_is_torchs(eager, square_batch, mo
     )
 
 
-def test_a_critics_flops_are_torchs(laid_out, square_batch):
+def test_critics_flops_are_torchs(laid_out, square_batch):
     critic = scalar_from(laid_out)
     role = Role("value", critic, lambda batch: completion_values(critic, batch))
     with torch.no_grad():
@@ -559,7 +559,7 @@ def test_what_was_asked_for_and_found_nothing_to_do_is_told(method, told):
     assert done.err.count("rolled nothing out") + done.err.count("trains nothing") == len(told)
 
 
-def test_the_record_says_how_it_was_computed_and_what_was_read_from_caches():
+def test_record_says_how_it_was_computed_and_what_was_read_from_caches():
     folder = with_shared_stages("computed")
     for method, more in (("dpo", ["--set", "steps=8"]), ("grpo", ["--no-prompt-sharing"])):
         done = command(*on_small(method, *more, results=folder))
@@ -572,7 +572,7 @@ def test_the_record_says_how_it_was_computed_and_what_was_read_from_caches():
             assert result["cost"]["method"]["flops_reused"] > 0
 
 
-def test_an_engine_that_is_off_is_told():
+def test_engine_that_is_off_is_told():
     file = plugin(fresh("lying"), "lying", LYING)
     done = command(
         *on_small(

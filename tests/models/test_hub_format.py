@@ -112,7 +112,7 @@ def test_load_causal_merges_other_kinds_of_adapter(config, bases):
     )
 
 
-def test_a_trained_merged_adapter_is_saved_as_it_was_trained(bases):
+def test_trained_merged_adapter_is_saved_as_it_was_trained(bases):
     """huggingface/trl#4713: what is trained besides the adapter was not saved."""
     folder, _ = adapter_on(bases["llama"])
     model = trainable(load_causal(folder))
@@ -125,7 +125,7 @@ def test_a_trained_merged_adapter_is_saved_as_it_was_trained(bases):
     assert learning <= own_state(model).keys()
 
 
-def test_a_base_is_found_beside_its_adapter_and_may_be_an_adapter(bases):
+def test_base_is_found_beside_its_adapter_and_may_be_an_adapter(bases):
     folder, theirs = adapter_on(bases["llama"])
     shutil.copytree(bases["llama"], folder / "whole")
     edit(folder, base_model_name_or_path="./whole")
@@ -139,7 +139,7 @@ def test_a_base_is_found_beside_its_adapter_and_may_be_an_adapter(bases):
     assert model_record(outer)["base"]["base"]["digest"] == model_digest(bases["llama"])
 
 
-def test_the_digest_of_an_adapter_changes_with_its_base(bases):
+def test_digest_of_an_adapter_changes_with_its_base(bases):
     folder, _ = adapter_on(bases["llama"])
     shutil.copytree(bases["llama"], folder / "whole")
     edit(folder, base_model_name_or_path=str(folder / "whole"))
@@ -270,7 +270,7 @@ def test_load_causal_refuses_a_folder_without_a_model_and_a_reward_model(bases):
         ("{bad", set(), True),
     ],
 )
-def test_an_invalid_generation_config_stops_nothing_and_is_told(config, ends, noted, bases):
+def test_invalid_generation_config_stops_nothing_and_is_told(config, ends, noted, bases):
     folder = fresh("generation") / "model"
     shutil.copytree(bases["llama"], folder)
     file = folder / "generation_config.json"
@@ -287,7 +287,7 @@ def test_an_invalid_generation_config_stops_nothing_and_is_told(config, ends, no
 # -- the command line ------------------------------------------------------------------------------
 
 
-def test_a_run_on_an_adapter_says_and_records_its_base(bases):
+def test_run_on_an_adapter_says_and_records_its_base(bases):
     folder, _ = adapter_on(bases["llama"])
     results = fresh("results")
     done = command(*on_small("dpo", "--model", folder, results=results))
@@ -298,7 +298,7 @@ def test_a_run_on_an_adapter_says_and_records_its_base(bases):
     assert model["base"]["digest"] == model_digest(bases["llama"]) != model["digest"]
 
 
-def test_a_run_on_a_faulty_adapter_ends_in_one_message(bases):
+def test_run_on_a_faulty_adapter_ends_in_one_message(bases):
     folder, _ = adapter_on(bases["llama"])
     edit(folder, base_model_name_or_path="/not/there")
     done = command(*on_small("dpo", "--model", folder, results=fresh("results")))
@@ -333,7 +333,7 @@ def test_limits_of_reads_positions_and_vocabulary(tmp_path):
 
 
 @pytest.mark.parametrize(("pad_id", "used", "noted"), [(0, 0, False), (7, 7, False), (8, 2, True)])
-def test_a_padding_token_without_an_embedding_is_replaced_and_noted(tmp_path, pad_id, used, noted):
+def test_padding_token_without_an_embedding_is_replaced_and_noted(tmp_path, pad_id, used, noted):
     from harness.models.hub_format import load_tokenizer, notes_on
 
     folder = _tiny_with_padding(tmp_path / "m", pad_id)

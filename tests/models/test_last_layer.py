@@ -114,7 +114,7 @@ def test_critics_agree_with_the_padded_layout():
             )
 
 
-def test_an_empty_completion_is_none():
+def test_empty_completion_is_none():
     """As a refused answer is: its prompt is read, and nothing of it."""
     model, batch = llama(), batch_of(k=2)
     enable_sharing(model)
@@ -149,7 +149,7 @@ class Skip(torch.nn.Module):
         return self.norm(states) + self.first
 
 
-def test_a_model_that_reads_all_states_computes_all():
+def test_model_that_reads_all_states_computes_all():
     model = llama()
     model.model.norm = Skip(model)
     assert enable_sharing(model) and trunk_of(model).last_parts is None
@@ -166,7 +166,7 @@ def test_layers_that_are_not_found_are_all_computed():
     assert enable_sharing(model) and trunk_of(model).last_parts is None
 
 
-def test_a_fault_is_found_by_trying(monkeypatch):
+def test_fault_is_found_by_trying(monkeypatch):
     """Negative control: every token sees one place too few."""
     usual = packing.Packing.asking
 

@@ -117,13 +117,13 @@ def test_logp_is_that_of_the_unpadded_row(model, batch):
     close(completion_logp(model, batch), logp_by_hand(model, batch))
 
 
-def test_the_eos_has_a_logp_and_padding_has_none(tiny_model, batch):
+def test_eos_has_a_logp_and_padding_has_none(tiny_model, batch):
     logp = completion_logp(tiny_model, batch)
     assert ((logp != 0) == (batch["mask"] > 0)).all()
 
 
 @pytest.mark.parametrize("places", [-1, 1])
-def test_a_shift_by_one_is_noticed(model, batch, places):
+def test_shift_by_one_is_noticed(model, batch, places):
     with broken(model, change_states=lambda states: states.roll(places, dims=1)):
         shifted = completion_logp(model, batch)
     with pytest.raises(AssertionError):
@@ -150,7 +150,7 @@ def test_padding_that_is_attended_to_is_noticed(tiny_model, batch):
         close(unmasked, logp_by_hand(tiny_model, batch))
 
 
-def test_a_mask_from_the_pad_token_is_noticed(tiny_model, eos_padded, make_batch):
+def test_mask_from_the_pad_token_is_noticed(tiny_model, eos_padded, make_batch):
     batch = make_batch(eos_padded)
     broken = batch.with_columns(mask=(batch["completion_ids"] != eos_padded.pad).float())
     with pytest.raises(AssertionError):  # the EOS has lost its log-probability
@@ -195,7 +195,7 @@ def test_grouping_changes_nothing(model, batch):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.7, 2.0])
-def test_the_temperature_divides_the_logits(tiny_model, batch, temperature):
+def test_temperature_divides_the_logits(tiny_model, batch, temperature):
     plain = completion_logits(tiny_model, batch)
     batch.temperature = temperature
     close(completion_logits(tiny_model, batch), plain / temperature)
@@ -280,7 +280,7 @@ def test_scores_are_after_their_token(scalar_model, batch, pooling):
     )
 
 
-def test_a_score_before_the_end_is_noticed(scalar_model, eos_padded, make_batch):
+def test_score_before_the_end_is_noticed(scalar_model, eos_padded, make_batch):
     batch = make_batch(eos_padded)
     early = completion_states(scalar_model, batch).gather(-1, (batch.lengths - 1)[..., None])[
         ..., 0

@@ -103,7 +103,7 @@ def test_it_says_at_first_what_the_start_checkpoint_says(plain, policy, tokens, 
     assert not unchanged(policy) and float(gap.detach().abs().max()) > 1e-3
 
 
-def test_the_seed_decides_the_adapter_and_no_other_random_number(plain):
+def test_seed_decides_the_adapter_and_no_other_random_number(plain):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -124,7 +124,7 @@ def test_merged_it_is_a_plain_model_that_computes_the_same(name, request, tokens
     assert merged(whole, InitialCheckpoint.of(plain)) is whole
 
 
-def test_the_product_is_scaled_by_alpha_over_rank(plain, policy):
+def test_product_is_scaled_by_alpha_over_rank(plain, policy):
     moved(policy)
     name, layer = next((n, m) for n, m in policy.named_modules() if hasattr(m, "get_delta_weight"))
     a, b = layer.lora_A["policy"].weight, layer.lora_B["policy"].weight
@@ -177,7 +177,7 @@ def test_frozen_weights_cost_a_forward_and_a_passage_back(plain, tokens, make_ba
     )
 
 
-def test_a_critic_on_the_policys_trunk_leaves_frozen_what_is_frozen(policy):
+def test_critic_on_the_policys_trunk_leaves_frozen_what_is_frozen(policy):
     critic = scalar_on(policy)
     critic.head.requires_grad_(True)
     assert (
@@ -265,7 +265,7 @@ def test_adaptation_of_a_plain_model_is_none_and_of_gpt2_is_complete(plain, gpt2
     assert not adaptation(beside(frozen(copy.deepcopy(gpt2_model)), Lora(3, 6.0, 1))).untouched
 
 
-def test_a_model_that_another_program_has_adapted_is_not_taken_for_ours(plain):
+def test_model_that_another_program_has_adapted_is_not_taken_for_ours(plain):
     from peft import LoraConfig, inject_adapter_in_model
 
     theirs = inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), plain)
@@ -282,7 +282,7 @@ def results():
 
 
 @pytest.mark.parametrize("method", sampled(GRADIENT, of=("dpo",)))
-def test_a_method_passes_the_proofs_with_an_adapter(method, registry, results):
+def test_method_passes_the_proofs_with_an_adapter(method, registry, results):
     suite = "arithmetic" if method == "rlvr" else "small"
     bench = Trials(
         method, suite, registry, Options(suite=suite, results=results, settings=("lora_rank=2",))
@@ -333,7 +333,7 @@ def test_who_asks_for_the_start_checkpoint_later_gets_the_policys_own_weights(re
     )  # policy and reference are one module, and the reward model
 
 
-def test_the_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
+def test_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
     from transformers import AutoModelForCausalLM
 
     args = on_small(
@@ -369,7 +369,7 @@ def test_the_saved_policy_is_a_plain_model_and_says_what_was_measured(results):
 
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt-oss"])
-def test_a_mixture_of_experts_is_trained_with_an_adapter_and_its_policy_saved(name):
+def test_mixture_of_experts_is_trained_with_an_adapter_and_its_policy_saved(name):
     from transformers import AutoModelForCausalLM
 
     where = fresh("mixture")
@@ -401,7 +401,7 @@ def test_options_that_make_no_sense(settings, told, results):
     assert done.code == 2 and told in done.err and "Traceback" not in done.err
 
 
-def test_a_method_that_trains_nothing_has_no_adapter(results):
+def test_method_that_trains_nothing_has_no_adapter(results):
     done = command(*on_small("best_of_n", "--set", "lora_rank=4", results=results))
     assert done.code == 2 and "lora_rank" in done.err
 

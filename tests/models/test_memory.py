@@ -101,7 +101,7 @@ def test_batch_sizes_are_halved_until_they_fit_and_stay_so():
     assert "--decode-batch-tokens 50" in message
 
 
-def test_a_batch_of_one_row_is_not_halved_for_ever():
+def test_batch_of_one_row_is_not_halved_for_ever():
     tried = []
 
     def compute(tokens):
@@ -197,7 +197,7 @@ def test_completions_are_the_same_when_memory_runs_out(fault, tiny_model, tokens
     torch.testing.assert_close(found["logp"], expected["logp"], atol=1e-5, rtol=0)
 
 
-def test_the_completions_of_one_prompt_are_split_where_they_do_not_fit(
+def test_completions_of_one_prompt_are_split_where_they_do_not_fit(
     tiny_model, tokens, make_prompts
 ):
     prompts = tokens.prompt_batch(make_prompts([3, 1]))
@@ -227,7 +227,7 @@ def test_decoding_takes_a_quarter_of_the_memory_at_most(tiny_model):
     assert total_memory(torch.device("cpu")) > 2**28
 
 
-def test_an_engine_that_ignores_the_size_of_batches_is_refused():
+def test_engine_that_ignores_the_size_of_batches_is_refused():
     class Own:
         name, takes_batch_tokens = "own", False
 
@@ -264,7 +264,7 @@ def passes(module_class, number=0, sizes=None):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
-def test_a_training_is_the_same_when_memory_runs_out_at_any_pass(share, bench, monkeypatch):
+def test_training_is_the_same_when_memory_runs_out_at_any_pass(share, bench, monkeypatch):
     from transformers import LlamaModel
 
     if not hasattr(bench, "calls"):
@@ -282,7 +282,7 @@ def test_a_training_is_the_same_when_memory_runs_out_at_any_pass(share, bench, m
     check_rows(found.rows, bench.expected.rows)
 
 
-def test_a_step_is_done_again_from_its_beginning(bench, monkeypatch):
+def test_step_is_done_again_from_its_beginning(bench, monkeypatch):
     """Memory runs out in a backward pass, when part of the gradients is there."""
     from harness.training.trainer import Trainer
 
@@ -316,7 +316,7 @@ def check_rows(found, expected):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
 
 
-def test_a_run_on_a_small_device_finds_the_same_figures():
+def test_run_on_a_small_device_finds_the_same_figures():
     """The shared stages are there, so that rounding in them does not move a sampled token."""
     usual, folder = finished("grpo"), fresh("device")
     shutil.copytree(usual.parents[3] / "artifacts", folder / "artifacts")

@@ -87,7 +87,7 @@ def gradients(model, batch):
 # -- without the package ---------------------------------------------------------------------------
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch, folder):
+def test_missing_package_is_named_with_its_extra(monkeypatch, folder):
     monkeypatch.setattr(nf4, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"needs the package bitsandbytes: pip install .*\[nf4\]"):
         check_installed()
@@ -96,7 +96,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, folder):
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_a_run_without_the_package_ends_with_one_message(folder):
+def test_run_without_the_package_ends_with_one_message(folder):
     done = command("run", "-m", "dpo", *on(folder), "--set", "lora_rank=2", *REWARD)
     assert done.code != 0 and "pip install 'alignment-harness[nf4]'" in done.text
     assert "Traceback" not in done.text
@@ -148,7 +148,7 @@ def test_models_whose_weights_are_in_no_linear_layer_are_refused():
         convertible(trunk_of(gpt2))
 
 
-def test_a_dry_run_knows_the_bytes_of_nf4_without_the_package(folder):
+def test_dry_run_knows_the_bytes_of_nf4_without_the_package(folder):
     spec = spec_of(folder, "dpo", ("lora_rank=2",), REWARD[1:])
     models = Models(spec, folder, MACHINE)
     layers = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
@@ -207,7 +207,7 @@ def test_flops_and_outlines_are_those_of_the_whole_model(folder, low):
 
 
 @needs_package
-def test_a_merged_policy_computes_what_the_adapter_computes(folder, low):
+def test_merged_policy_computes_what_the_adapter_computes(folder, low):
     start = InitialCheckpoint(lambda: load_causal(folder, NF4), lambda m: find_out(m, True))
     policy = moved(learner(start, type("Options", (), {"lora_rank": 2})(), 0))
     batch = batch_of()
@@ -229,7 +229,7 @@ def test_critics_and_reward_models_share_the_base(low):
 
 
 @needs_package
-def test_a_matrix_that_the_package_does_not_restore_is_refused():
+def test_matrix_that_the_package_does_not_restore_is_refused():
     config = LlamaConfig(**{**SHAPE, "hidden_size": 48}, vocab_size=60)
     with pytest.raises(UsageError, match="needs rows of a multiple of 64 weights"):
         convert(trunk_of(LlamaForCausalLM(config)), torch.float32)
@@ -237,7 +237,7 @@ def test_a_matrix_that_the_package_does_not_restore_is_refused():
 
 @pytest.mark.slow  # 20 s: two runs
 @needs_package
-def test_a_run_with_nf4_saves_its_adapter_or_the_merged_policy(folder):
+def test_run_with_nf4_saves_its_adapter_or_the_merged_policy(folder):
     arguments = [*on(folder), "--start", "model", "--set", "lora_rank=2", *REWARD]
     arguments += ["--set", "steps=2", "--set", "batch_size=4", "--set", "learning_rate=1e-3"]
     done = command("run", "-m", "dpo", *arguments)

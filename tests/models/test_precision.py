@@ -94,7 +94,7 @@ def test_capabilities_are_those_of_the_model_in_float32(folder, low):
     assert trunk_of(low).share_prompt and trunk_of(low).last_parts
 
 
-def test_a_policy_that_has_not_moved_says_exactly_what_the_start_says(
+def test_policy_that_has_not_moved_says_exactly_what_the_start_says(
     low, tokens, make_batch, runtime
 ):
     batch = make_batch(tokens)
@@ -107,7 +107,7 @@ def test_a_policy_that_has_not_moved_says_exactly_what_the_start_says(
         assert not exact.any() and not plain.any()
 
 
-def test_an_adapter_over_bfloat16_weights_is_float32(low):
+def test_adapter_over_bfloat16_weights_is_float32(low):
     own = [p for p in beside(low, Lora(2, 4.0, 0)).parameters() if p.requires_grad]
     assert own and {p.dtype for p in own} == {torch.float32}
 
@@ -128,7 +128,7 @@ def test_attention_on_the_cpu_is_computed_in_float32(monkeypatch):
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected.bfloat16())
 
 
-def test_the_rounding_of_bfloat16_is_measured_and_told(folder, low):
+def test_rounding_of_bfloat16_is_measured_and_told(folder, low):
     assert find_rounding(load_causal(folder)) == 0.0
     found = find_rounding(low)
     expected = raised(low)
@@ -151,7 +151,7 @@ def test_weights_decide_the_dtype_of_forward_passes():
         compute_dtype("float32", "bfloat16")
 
 
-def test_a_run_with_bfloat16_weights_holds_and_saves_half_the_bytes():
+def test_run_with_bfloat16_weights_holds_and_saves_half_the_bytes():
     folder = fresh("low")
     done = command(*on_small("ppo", "--weights", "bfloat16", results=folder))
     assert done.code == 0, done.text

@@ -92,7 +92,7 @@ def test_each_model_computes_with_its_own_adapter_and_the_base_with_none(base, t
     assert switched_on(trunk_of(base)) is None and carries(base)
 
 
-def test_an_adapter_is_off_again_after_an_error(base):
+def test_adapter_is_off_again_after_an_error(base):
     beside_it = beside(base, Lora(2, 4.0, 1))
     with pytest.raises(ZeroDivisionError), switched(trunk_of(base), "policy"):
         assert switched_on(trunk_of(base)) == adapter_of(beside_it)
@@ -111,7 +111,7 @@ def test_gradients_reach_the_adapter_that_computed_and_no_other(base, tokens, ma
     assert all(p.grad is None for n, p in base.named_parameters() if "lora_" not in n)
 
 
-def test_a_layer_is_recomputed_with_the_adapter_of_its_forward_pass(base, tokens, make_batch):
+def test_layer_is_recomputed_with_the_adapter_of_its_forward_pass(base, tokens, make_batch):
     """Two models run forward before either runs backward."""
     batch = make_batch(tokens)
 
@@ -128,7 +128,7 @@ def test_a_layer_is_recomputed_with_the_adapter_of_its_forward_pass(base, tokens
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
-def test_an_adapter_is_freed_with_its_model(base):
+def test_adapter_is_freed_with_its_model(base):
     policy, other = beside(base, Lora(2, 4.0, 1)), beside(base, Lora(2, 4.0, 2))
     del policy
     gc.collect()
@@ -225,7 +225,7 @@ def test_merged_into_its_base_a_model_computes_the_same(base, tokens, make_batch
 # -- reward models and critics ---------------------------------------------------------------------
 
 
-def test_a_reward_model_saves_its_adapter_and_head_and_is_loaded_on_the_start(
+def test_reward_model_saves_its_adapter_and_head_and_is_loaded_on_the_start(
     base, tokens, make_batch, tmp_path
 ):
     start, batch = InitialCheckpoint.of(base), make_batch(tokens)
@@ -244,7 +244,7 @@ def test_a_reward_model_saves_its_adapter_and_head_and_is_loaded_on_the_start(
 
 @pytest.mark.parametrize("rewarded", ["whole", "adapter"])
 @pytest.mark.parametrize("lora", [None, VALUE])
-def test_a_critic_starts_from_what_the_reward_model_computes(
+def test_critic_starts_from_what_the_reward_model_computes(
     rewarded, lora, base, tokens, make_batch
 ):
     batch = make_batch(tokens)
@@ -263,7 +263,7 @@ def test_a_critic_starts_from_what_the_reward_model_computes(
     assert not any(p.requires_grad for p in own(model).values())
 
 
-def test_a_base_is_counted_once_whoever_uses_it(base, runtime, meter):
+def test_base_is_counted_once_whoever_uses_it(base, runtime, meter):
     start, bench = InitialCheckpoint.of(base), runtime()
     policy = Role("policy", beside(base, Lora(2, 4.0, 1)), completion_logp)
     reference = Role("reference", start.outline, completion_logp, lambda: start.carries_adapters)
@@ -308,7 +308,7 @@ def plain_named(base):
     return scalar_beside(base, VALUE)
 
 
-def test_a_copy_of_an_adapted_scalar_model_has_plain_weights(base, tokens, make_batch):
+def test_copy_of_an_adapted_scalar_model_has_plain_weights(base, tokens, make_batch):
     batch, model = make_batch(tokens), moved(scalar_beside(base, VALUE).initialise(3))
     copied = plain_scalar(model)
     assert not any("lora_" in name for name, _ in copied.named_parameters())
@@ -325,7 +325,7 @@ def test_load_own_refuses_another_model(base):
 # -- a run -----------------------------------------------------------------------------------------
 
 
-def test_a_run_holds_one_base_with_an_adapter_for_every_model_that_is_trained():
+def test_run_holds_one_base_with_an_adapter_for_every_model_that_is_trained():
     folder = fresh("all-lora")
     options = ["--set", "lora_rank=2", "--stage-set", "sft.lora_rank=2"]
     options += ["--stage-set", "reward_model.lora_rank=2"]

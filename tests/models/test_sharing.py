@@ -103,7 +103,7 @@ def test_gradients_agree_where_the_head_reads_padded_rows_in_parts(at_once, monk
     assert len(seen) > 2 and max(seen) <= at_once  # the logits of all places were never there
 
 
-def test_a_head_apart_is_billed_for_what_it_reads(monkeypatch):
+def test_head_apart_is_billed_for_what_it_reads(monkeypatch):
     model, batch = llama(), batch_of()
     whole = ModelFlops(model).forward(batch)
     assert (
@@ -118,7 +118,7 @@ def test_a_head_apart_is_billed_for_what_it_reads(monkeypatch):
     )
 
 
-def test_a_head_that_does_more_than_a_product_is_found_out():
+def test_head_that_does_more_than_a_product_is_found_out():
     torch.manual_seed(0)
     scaled = GraniteForCausalLM(
         GraniteConfig(**SMALL, intermediate_size=64, logits_scaling=4.0)
@@ -126,7 +126,7 @@ def test_a_head_that_does_more_than_a_product_is_found_out():
     assert not find_head(scaled) and find_head(llama())
 
 
-def test_a_critics_gradients_agree():
+def test_critics_gradients_agree():
     batch, grads = batch_of(), []
     for share in (False, True):
         model = llama()
@@ -157,7 +157,7 @@ def test_only_states_that_predict_a_token_go_through_the_head_a_part_at_a_time(m
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_gradient_of_a_logp_is_the_softmax_law(temperature):
+def test_gradient_of_a_logp_is_the_softmax_law(temperature):
     logits = torch.randn(5, 7, dtype=torch.double, requires_grad=True)
     ids = torch.tensor([0, 6, 3, 3, 2])
     told = logprobs.Predictions(logits, lambda x: x, temperature, 2)
@@ -168,7 +168,7 @@ def test_the_gradient_of_a_logp_is_the_softmax_law(temperature):
     torch.testing.assert_close(logits.grad, law, atol=1e-6, rtol=0)
 
 
-def test_a_head_that_is_more_than_a_product_is_left_to_the_model():
+def test_head_that_is_more_than_a_product_is_left_to_the_model():
     """Granite divides its logits: a head taken apart would forget that."""
     torch.manual_seed(0)
     config = GraniteConfig(**SMALL, intermediate_size=64, num_key_value_heads=4, logits_scaling=3.0)
@@ -180,7 +180,7 @@ def test_a_head_that_is_more_than_a_product_is_left_to_the_model():
     assert (completion_logp(model, batch) - padded).abs().max() > 1e-3
 
 
-def test_a_completion_without_tokens_has_no_logp():
+def test_completion_without_tokens_has_no_logp():
     model, batch = llama(), batch_of()
     batch.columns["mask"][1, 2] = 0
     batch.columns["mask"][2] = 0
@@ -242,7 +242,7 @@ def test_models_that_cannot_share_keep_the_padded_layout(cls, config):
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("share", [False, True])
-def test_a_batch_without_a_token_to_learn_from_has_a_gradient_of_zero(share, k):
+def test_batch_without_a_token_to_learn_from_has_a_gradient_of_zero(share, k):
     """A verifier may score no answer of a micro-batch; its part of the step is then 0."""
     model, batch = llama(), batch_of(b=2, k=k)
     if share:
@@ -278,7 +278,7 @@ honest_bias = packing.Packing._bias
 
 
 @pytest.mark.parametrize("fault", [leaking, blind, "shifted", "misplaced", "of another"])
-def test_a_fault_is_found_by_the_trial(fault, monkeypatch):
+def test_fault_is_found_by_the_trial(fault, monkeypatch):
     """Negative controls: were the layout wrong, the trial on made-up tokens would refuse it."""
     honest = packing.pack
 
@@ -307,7 +307,7 @@ def test_a_fault_is_found_by_the_trial(fault, monkeypatch):
     assert not enable_sharing(llama())
 
 
-def test_a_model_whose_shared_layout_is_off_takes_the_padded_one():
+def test_model_whose_shared_layout_is_off_takes_the_padded_one():
     model, batch = llama(), batch_of()
     assert enable_sharing(model)
     packed = ModelFlops(model).forward(batch)

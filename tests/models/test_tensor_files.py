@@ -36,7 +36,7 @@ def test_load_tensors_reads_what_safetensors_writes(tensors, tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
 
 
-def test_the_same_tensors_give_the_same_bytes_in_any_order(tensors, tmp_path):
+def test_same_tensors_give_the_same_bytes_in_any_order(tensors, tmp_path):
     first = save_tensors(tensors, tmp_path / "a")
     assert save_tensors(dict(reversed(tensors.items())), tmp_path / "b") == first
     tensors["scalar"] += 1  # negative control
@@ -63,7 +63,7 @@ def peak_growth(write, state, path):
 
 
 @pytest.mark.skipif(not start_peak_anew(), reason="this system resets no peak")
-def test_a_large_state_is_written_without_a_second_copy(tmp_path):
+def test_large_state_is_written_without_a_second_copy(tmp_path):
     state = {f"w{i}": torch.randn(1024, 1024) for i in range(48)}  # 192 MiB
     assert peak_growth(save_tensors, state, tmp_path / "a") < 32 * 2**20
 

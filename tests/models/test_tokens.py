@@ -63,7 +63,7 @@ def test_prompts_are_padded_left_and_completions_right(tokens, make_batch, words
 
 
 @pytest.mark.parametrize("kind", ["tokens", "eos_padded"])
-def test_the_mask_comes_from_lengths(kind, request, make_batch):
+def test_mask_comes_from_lengths(kind, request, make_batch):
     tokens = request.getfixturevalue(kind)
     batch = make_batch(tokens, open_ended=())
     assert (tokens.pad == tokens.eos) == (kind == "eos_padded")
@@ -80,7 +80,7 @@ def test_exactly_one_eos(tokens, text):
     assert tokens.completion_ids("w0", "") == [tokens.eos]
 
 
-def test_a_completion_ends_at_the_first_end_of_any_kind(tiny_tokenizer):
+def test_completion_ends_at_the_first_end_of_any_kind(tiny_tokenizer):
     other = tiny_tokenizer.convert_tokens_to_ids("<end>")
     tokens = Tokens(tiny_tokenizer, other_ends=[other])
     assert tokens.completion_ids("w0", "w1 <end> w2") == [*text_ids(tokens, "w1"), other]
@@ -100,7 +100,7 @@ def test_what_is_cut_is_counted_by_each_counter_alone(tiny_tokenizer):
     assert (tokens.cut_completions, other.cut_completions, other.max_completion) == (1, 1, 2)
 
 
-def test_a_cut_prompt_keeps_its_start_token_and_its_end(tiny_tokenizer):
+def test_cut_prompt_keeps_its_start_token_and_its_end(tiny_tokenizer):
     tokens = Tokens(tiny_tokenizer, max_prompt=3)
     assert (
         tokens.prompt_ids("w1 w2 w3 w4 w5") == text_ids(tokens, "<s> w4 w5")
@@ -109,7 +109,7 @@ def test_a_cut_prompt_keeps_its_start_token_and_its_end(tiny_tokenizer):
     assert len(tokens.prompt_ids("w1 w2")) == 3 and tokens.cut_prompts == 1
 
 
-def test_a_cut_completion_has_no_eos_and_is_counted(tiny_tokenizer):
+def test_cut_completion_has_no_eos_and_is_counted(tiny_tokenizer):
     tokens = Tokens(tiny_tokenizer, max_completion=3)
     assert (
         tokens.completion_ids("w0", "w1 w2 w3 w4") == text_ids(tokens, "w1 w2 w3")
@@ -122,7 +122,7 @@ def test_a_cut_completion_has_no_eos_and_is_counted(tiny_tokenizer):
     assert tokens.completion_ids("w0", "w1 w2")[-1] == tokens.eos and tokens.cut_completions == 2
 
 
-def test_the_start_token_is_the_tokenizers_own(tokens, make_tokenizer, words):
+def test_start_token_is_the_tokenizers_own(tokens, make_tokenizer, words):
     assert tokens.prompt_ids("w1") == [words.BOS, *text_ids(tokens, "w1")]
     assert words.BOS not in tokens.completion_ids("w1", "w2")
     bare = Tokens(make_tokenizer(template=""))
@@ -132,19 +132,19 @@ def test_the_start_token_is_the_tokenizers_own(tokens, make_tokenizer, words):
     assert nameless.prompt_ids("") == [words.EOS]
 
 
-def test_an_eos_that_the_tokenizer_adds_is_taken_off_a_prompt(make_tokenizer, words):
+def test_eos_that_the_tokenizer_adds_is_taken_off_a_prompt(make_tokenizer, words):
     tokens = Tokens(make_tokenizer(template="<s> $A </s>"))
     assert tokens.prompt_ids("w1") == [words.BOS, *text_ids(tokens, "w1")]
     assert tokens.completion_ids("w0", "w1") == [*text_ids(tokens, "w1"), words.EOS]
 
 
-def test_a_tokenizer_without_an_end_is_refused(make_tokenizer):
+def test_tokenizer_without_an_end_is_refused(make_tokenizer):
     with pytest.raises(UsageError, match="end-of-sequence"):
         Tokens(make_tokenizer(eos_token=None))
 
 
 @pytest.mark.parametrize("turns", [1, 3])
-def test_a_conversation_is_its_template(make_tokenizer, turns):
+def test_conversation_is_its_template(make_tokenizer, turns):
     tokens = chat_tokens(make_tokenizer)
     roles = ["user", "assistant"]
     prompt = [{"role": roles[i % 2], "content": f"w{i} w{i + 1}"} for i in range(turns)]
@@ -163,14 +163,14 @@ def test_messages_after_a_plain_prompt_are_an_answer_to_a_user(make_tokenizer):
     assert ids == [*text_ids(tokens, "w2"), tokens.eos]
 
 
-def test_a_template_that_forgets_a_turn_is_refused(make_tokenizer):
+def test_template_that_forgets_a_turn_is_refused(make_tokenizer):
     tokens = chat_tokens(make_tokenizer, FORGETFUL)
     prompt = [{"role": "user", "content": "w1"}]
     with pytest.raises(UsageError, match="leaves out the message of the user 'w1'"):
         tokens.completion_ids(prompt, [{"role": "assistant", "content": "w2"}])
 
 
-def test_a_conversation_without_a_template_is_refused(tokens):
+def test_conversation_without_a_template_is_refused(tokens):
     with pytest.raises(UsageError, match="chat template"):
         tokens.prompt_ids([{"role": "user", "content": "w1"}])
 

@@ -59,7 +59,7 @@ def test_packed_scores_are_those_of_transformers(name, window, k):
 
 
 @NAMES
-def test_a_window_is_felt(name):
+def test_window_is_felt(name):
     """The tests above mean something only where a window changes the numbers."""
     batch = batch_of(k=1, t=8)
     short, long = (each_alone(windowed(name, w), batch) for w in (5, 64))
@@ -89,7 +89,7 @@ def test_decoding_on_shared_prompts_is_that_of_transformers(name, window):
     torch.testing.assert_close(drawn["logp"], each_alone(model, drawn), atol=2e-5, rtol=0)
 
 
-def test_the_windows_of_a_model_are_as_before_the_probe():
+def test_windows_of_a_model_are_as_before_the_probe():
     model = windowed("mistral-window", 64)
     enable_sharing(model), enable_shared_cache(model)
     assert model.config.sliding_window == 64
@@ -101,7 +101,7 @@ def test_the_windows_of_a_model_are_as_before_the_probe():
     }
 
 
-def test_a_forgotten_window_is_found_by_the_probe(monkeypatch):
+def test_forgotten_window_is_found_by_the_probe(monkeypatch):
     """Negative control: the window is longer than the probes, and is seen all the same."""
     honest = packing._hidden
     monkeypatch.setattr(packing, "_hidden", lambda key, query, window: honest(key, query, None))
@@ -111,7 +111,7 @@ def test_a_forgotten_window_is_found_by_the_probe(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "what"), [("gemma2", "capped"), ("gpt-oss", "weights")])
-def test_a_forgotten_cap_or_sink_is_found_by_the_probe(name, what, monkeypatch):
+def test_forgotten_cap_or_sink_is_found_by_the_probe(name, what, monkeypatch):
     """Negative control."""
     plain = {
         "capped": lambda self, scores: scores,
@@ -123,12 +123,12 @@ def test_a_forgotten_cap_or_sink_is_found_by_the_probe(name, what, monkeypatch):
     assert not enable_sharing(model) and not enable_shared_cache(model)
 
 
-def test_a_model_without_windows_in_use_has_none():
+def test_model_without_windows_in_use_has_none():
     assert window_of(tiny("qwen2", sliding_window=8, use_sliding_window=False)) is None
     assert window_of(tiny("llama")) is None and window_of(tiny("mistral")) is None
 
 
-def test_a_static_cache_hides_what_a_window_has_left_behind(monkeypatch):
+def test_static_cache_hides_what_a_window_has_left_behind(monkeypatch):
     """The cache of recorded passes reads the newest place from a tensor."""
     from harness.models.cuda_graphs import StaticPromptCache
 

@@ -69,7 +69,7 @@ def test_win_rates_of_soft_preferences(tmp_path):
 
 
 @pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} names no folder with the data")
-def test_the_published_win_rates_are_ours(tmp_path):
+def test_published_win_rates_are_ours(tmp_path):
     folder = Path(os.environ[VARIABLE])
     preferences = {}
     with gzip.open(folder / "annotations_v2.csv.gz", "rt", encoding="utf-8") as lines:

@@ -64,7 +64,7 @@ def foreign(where, tmp_path_factory):
 # -- folders ---------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_answers_as_the_run_that_trained_it(own):
+def test_checkpoint_answers_as_the_run_that_trained_it(own):
     """The same answers, KL and verdicts to the bit; only the training is unknown."""
     record, samples, done = own
     trained = read_rows(finished("dpo") / "samples.jsonl")
@@ -101,7 +101,7 @@ def test_table_leaves_the_cost_of_a_guest_blank(where, own, foreign):
     assert match.code == 2 and "Nothing to match" in match.err  # one setting of each method
 
 
-def test_an_adapter_and_its_base_are_read_and_recorded(tmp_path):
+def test_adapter_and_its_base_are_read_and_recorded(tmp_path):
     model = load_causal(BASE)
     policy = beside(model, Lora(2, 4.0, 1))
     for key, p in policy.named_parameters():

@@ -90,7 +90,7 @@ def test_short_activities_leave_no_line(plain, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_end_of_a_run_ends_everything(plain, capsys):
+def test_end_of_a_run_ends_everything(plain, capsys):
     plain.activity("loading", 0, 0, False)
     plain.step("sft", 1, 2, {}, ())
     capsys.readouterr()
@@ -99,7 +99,7 @@ def test_the_end_of_a_run_ends_everything(plain, capsys):
     assert capsys.readouterr().err == "" and not plain.activities and plain.phase == ""
 
 
-def test_a_terminal_shows_bars_of_steps_and_of_activities():
+def test_terminal_shows_bars_of_steps_and_of_activities():
     slow = fresh("console") / "slow.py"
     slow.write_text(
         "import time\nfrom harness import hookimpl\n\n\n@hookimpl\ndef activity_changed(activity,"

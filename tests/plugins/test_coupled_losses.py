@@ -201,7 +201,7 @@ def cut(batch, i):
 
 
 @pytest.mark.parametrize("method", [AOT(beta=0.4), DrDPO(beta=0.4), WPO(beta=0.4)])
-def test_a_batch_of_one_pair_is_dpo(method):
+def test_batch_of_one_pair_is_dpo(method):
     logp, batch = draw(p=(1.0,) * 5)
     for i in range(5):
         ours = in_parts(method, logp[i : i + 1], cut(batch, i), 1)[1]
@@ -262,7 +262,7 @@ def test_with_exact_expectations_a_coupled_loss_reaches_its_optimum(name):
 
 
 @pytest.mark.slow
-def test_the_robust_optimum_is_not_that_of_rlhf():
+def test_robust_optimum_is_not_that_of_rlhf():
     assert far_from(DPO(beta=0.5), optimum_of=OPTIMA["dr_dpo"]) > 0.02
 
 
@@ -272,7 +272,7 @@ def test_where_no_optimum_is_known_none_is_stated():
     assert WPO(shuffle_labels=True).optimum(problem) is None
 
 
-def test_the_usual_margin_of_beta_dpo_is_a_running_mean():
+def test_usual_margin_of_beta_dpo_is_a_running_mean():
     method = BetaDPO(beta=0.5, margin_decay=0.8)
     lab = SimpleNamespace(state={}, log=lambda **metrics: logged.append(metrics["usual_margin"]))
     logged = []

@@ -41,7 +41,7 @@ def benches(registry):
 
 
 @pytest.mark.parametrize("method", sampled(of=("dpo", "grpo")))
-def test_a_method_passes_the_proofs(method, benches):
+def test_method_passes_the_proofs(method, benches):
     bench = benches(method)
     bench.runs()
     for proof, run in proofs_of(bench).items():
@@ -72,7 +72,7 @@ def test_two_processes_train_a_method_as_one_does(method, benches, pairs):
 
 
 @pytest.mark.parametrize("fault", ["decoding", pytest.param("reward", marks=pytest.mark.slow)])
-def test_a_fault_of_the_fast_path_outside_the_step_is_seen_too(fault, registry, monkeypatch):
+def test_fault_of_the_fast_path_outside_the_step_is_seen_too(fault, registry, monkeypatch):
     """Negative controls: gradients of a step agree, and rollouts, or rewards, are not the plain
     path's.
     """

@@ -122,7 +122,7 @@ def test_latex_compiles_inside_a_paper_twice(tmp_path):
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "results").glob("*.tex")), ids=lambda file: file.name
 )
-def test_the_committed_tables_compile(tmp_path, file):
+def test_committed_tables_compile(tmp_path, file):
     shutil.copy(file, tmp_path)
     told = compiled(tmp_path, file.name)
     if told:

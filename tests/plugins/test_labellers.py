@@ -134,7 +134,7 @@ def test_equal_completions_are_not_asked_about():
     assert said == [] and labeller.usage()["asked"] == 0
 
 
-def test_a_principle_is_drawn_for_each_pair():
+def test_principle_is_drawn_for_each_pair():
     labeller = ready(ConstitutionAnnotator(error_rate=0.0), LONG, GOOD)
     texts = [f"{'x' * i} {'good ' * (9 - i)}" for i in range(8)]
     notes = [c.note["principle"] for c in labeller.compare(PROMPT, texts, [1] * 8, Random(1))]
@@ -189,14 +189,14 @@ def test_its_position_bias_shows_as_disagreement_and_averages_out():
     assert labeller.usage()["position_consistency"] == pytest.approx(0.7, abs=0.03)
 
 
-def test_the_same_random_numbers_give_the_same_labels():
+def test_same_random_numbers_give_the_same_labels():
     labeller = ready(ConstitutionAnnotator(error_rate=0.5), LONG, GOOD)
     texts = ["good one", "a longer one", "good good", "x"]
     one, two, three = (labeller.compare(PROMPT, texts, [1] * 4, Random(seed)) for seed in (0, 0, 1))
     assert one == two and one != three
 
 
-def test_a_revision_leaves_out_what_the_principle_likes_least():
+def test_revision_leaves_out_what_the_principle_likes_least():
     short = Principle("short", "", lambda prompt, text: -float(len(text)))
     assert without_a_clause("a b ; c d ; e .") == ["c d ; e .", "a b ; e .", "a b ; c d ."]
     assert (
@@ -243,7 +243,7 @@ def by_hand(labeller, text, forms):
     return one / (one + two)
 
 
-def test_a_model_is_asked_by_its_verdict_tokens(folder):
+def test_model_is_asked_by_its_verdict_tokens(folder):
     labeller = ready(LMAnnotator(model=folder, batch_size=3))
     texts = ["good", "bad bad x long", "x"]
     said = labeller.compare(PROMPT, texts, [1] * 3, Random(0))
@@ -302,7 +302,7 @@ def test_another_model_behind_the_same_folder_is_another_run(tmp_path):
     assert fingerprint() != before
 
 
-def test_a_chat_template_is_honoured(tmp_path):
+def test_chat_template_is_honoured(tmp_path):
     template = (
         "{% for m in messages %}Task: {{ m.content }}{% endfor %}{% if add_generation_prompt %}"
         " Answer:{% endif %}"
@@ -328,7 +328,7 @@ def test_its_identity_is_its_weights_and_its_words(folder, tmp_path):
     json.dumps(identity)
 
 
-def test_the_judges_model_is_refused(folder, tmp_path):
+def test_judges_model_is_refused(folder, tmp_path):
     other = save_model(tmp_path / "b", seed=1)
     for theirs in (folder, load_causal(folder)):
         with pytest.raises(UsageError, match="judge as well"):
@@ -336,7 +336,7 @@ def test_the_judges_model_is_refused(folder, tmp_path):
     ready(LMAnnotator(model=folder), judge=SimpleNamespace(name="gold", model=load_causal(other)))
 
 
-def test_a_model_revises_by_what_it_writes(folder):
+def test_model_revises_by_what_it_writes(folder):
     labeller = ready(LMAnnotator(model=folder, max_revision_tokens=3))
     revised = labeller.revise(PROMPT, "good x", GOOD, Random(0))
     assert revised == labeller.revise(PROMPT, "good x", GOOD, Random(1)) and revised
@@ -403,7 +403,7 @@ def test_it_asks_as_the_api_says_and_reads_the_verdict(fake, endpoint):
     )
 
 
-def test_a_verdict_that_follows_the_order_is_a_disagreement(fake, endpoint):
+def test_verdict_that_follows_the_order_is_a_disagreement(fake, endpoint):
     labeller = endpoint()
     (said,) = compare(labeller)
     assert (
@@ -460,7 +460,7 @@ def test_tries_are_bounded_and_nothing_bad_is_cached(fake, endpoint, tmp_path):
     assert len(fake.asked) == 3 and list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_wait_that_the_server_asks_for_is_kept(fake, endpoint):
+def test_wait_that_the_server_asks_for_is_kept(fake, endpoint):
     fake.script = [(429, b"", {"Retry-After": "1"}), reply("1"), reply("2")]
     begun = time.monotonic()
     compare(endpoint())
@@ -485,14 +485,14 @@ def test_other_statuses_end_it_at_once_and_the_key_is_not_told(fake, endpoint, s
     )
 
 
-def test_a_key_that_no_header_can_hold_is_an_error_without_the_key(fake, endpoint, monkeypatch):
+def test_key_that_no_header_can_hold_is_an_error_without_the_key(fake, endpoint, monkeypatch):
     monkeypatch.setenv("HARNESS_API_KEY", f"{SECRET}\nX-Other: 1")
     with pytest.raises(HarnessError, match="the value of HARNESS_API_KEY is not a key") as error:
         compare(endpoint())
     assert fake.asked == [] and SECRET not in str(error.value)
 
 
-def test_a_long_error_response_is_cut_after_the_key_is_removed(fake, endpoint):
+def test_long_error_response_is_cut_after_the_key_is_removed(fake, endpoint):
     fake.script = [(401, f"{'x' * 290}{SECRET}".encode())]
     with pytest.raises(HarnessError) as error:
         compare(endpoint())
@@ -543,7 +543,7 @@ def test_answers_are_cached_by_what_was_asked(fake, endpoint, tmp_path):
     assert len(fake.asked) == 8
 
 
-def test_the_cost_cap_holds_and_what_was_paid_for_is_kept(fake, endpoint, tmp_path):
+def test_cost_cap_holds_and_what_was_paid_for_is_kept(fake, endpoint, tmp_path):
     with pytest.raises(HarnessError, match="max_requests"):
         compare(endpoint(max_requests=3), ("a", "b", "c"))
     assert len(fake.asked) == 3 and len(list((tmp_path / "cache").iterdir())) == 3
@@ -587,7 +587,7 @@ def test_without_a_key_it_is_refused(endpoint, monkeypatch, fake):
     assert fake.asked == []
 
 
-def test_the_secret_is_in_no_file_record_or_message(fake, endpoint, tmp_path):
+def test_secret_is_in_no_file_record_or_message(fake, endpoint, tmp_path):
     fake.script = [reply("1"), reply("2"), (401, f"bad key {SECRET}".encode())]
     labeller = endpoint()
     said = compare(labeller)
@@ -598,7 +598,7 @@ def test_the_secret_is_in_no_file_record_or_message(fake, endpoint, tmp_path):
     assert files and not [f for f in files if SECRET.encode() in f.read_bytes()]
 
 
-def test_a_revision_is_a_critique_and_a_rewriting(fake, endpoint):
+def test_revision_is_a_critique_and_a_rewriting(fake, endpoint):
     fake.script = [reply("too long"), reply("short")]
     assert endpoint().revise(PROMPT, "a long one", LONG, Random(0)) == "short"
     assert "too long" in fake.asked[1]["messages"][0]["content"]
@@ -624,7 +624,7 @@ def test_options_that_make_no_sense_are_refused(endpoint, options, message):
         endpoint(**options)
 
 
-def test_the_judges_model_behind_an_endpoint_is_refused(endpoint):
+def test_judges_model_behind_an_endpoint_is_refused(endpoint):
     labeller = endpoint()
     with pytest.raises(UsageError, match="judge as well"):
         ready(labeller, judge=SimpleNamespace(name="gold", model="m"))
@@ -652,7 +652,7 @@ def test_verdicts_of_texts(text, p):
     assert probability({"message": {"content": text}}, ("1", "2"), soft=False) == p
 
 
-def test_an_answer_that_drips_is_given_up_at_the_deadline():
+def test_answer_that_drips_is_given_up_at_the_deadline():
     class Drip:
         def iter_bytes(self):
             while True:
@@ -672,6 +672,6 @@ def test_log_probabilities_that_are_none_are_not_read(logprob):
     assert from_logprobs(choice, ("1", "2")) is None
 
 
-def test_an_answer_nested_without_end_is_transient():
+def test_answer_nested_without_end_is_transient():
     with pytest.raises(TransientError, match="no chat completion"):
         choice_of(b"[" * 100000)

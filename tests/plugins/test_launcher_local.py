@@ -103,12 +103,12 @@ def test_cores_and_memory_that_are_asked_for_are_kept(tmp_path):
         ({"memory": 101}, "101 GiB"),
     ],
 )
-def test_a_job_that_can_never_run_here_is_refused_before_any_is_started(tmp_path, resources, told):
+def test_job_that_can_never_run_here_is_refused_before_any_is_started(tmp_path, resources, told):
     with pytest.raises(UsageError, match=told):
         machine().check(shell(tmp_path, 0, "", **resources))
 
 
-def test_a_log_is_appended_to_and_a_job_over_its_minutes_is_ended(tmp_path):
+def test_log_is_appended_to_and_a_job_over_its_minutes_is_ended(tmp_path):
     job = shell(tmp_path, 0, "echo first; exit 3")
     assert run(Local(), [job]) == {"0": 3} and last_line(job.log) == "first"
     long = shell(tmp_path, 0, "echo second; exec sleep 60", minutes=0.005)

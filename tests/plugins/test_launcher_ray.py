@@ -78,7 +78,7 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_a_lost_job_is_started_again_as_often_as_the_launcher_says(run, tmp_path):
+def test_lost_job_is_started_again_as_often_as_the_launcher_says(run, tmp_path):
     jobs = [job(tmp_path, name) for name in ("a", "b", "c")]
     fake = FakeRay(a=[0], b=["lost", "lost", 5], c=["lost"] * 3)
     assert run(jobs, fake, retries=2) == {"a": 0, "b": 5, "c": LOST}
@@ -86,11 +86,11 @@ def test_a_lost_job_is_started_again_as_often_as_the_launcher_says(run, tmp_path
     assert last_line(jobs[2].log) == "RayError: The node died."
 
 
-def test_an_interrupted_job_is_no_end(run, tmp_path):
+def test_interrupted_job_is_no_end(run, tmp_path):
     assert run([job(tmp_path, "a")], FakeRay(a=[143, -15, 0])) == {"a": 0}
 
 
-def test_a_run_that_a_lost_machine_still_holds_is_tried_again(run, tmp_path):
+def test_run_that_a_lost_machine_still_holds_is_tried_again(run, tmp_path):
     """Negative control: one that is refused at its first attempt is refused."""
     jobs = [job(tmp_path, "a"), job(tmp_path, "b")]
     assert run(jobs, FakeRay(a=["lost", 3, 0], b=[3])) == {"a": 0, "b": 3}
@@ -151,7 +151,7 @@ def test_sigterm_is_raised_after_ray_and_not_inside(run, tmp_path):
     assert inside == ["went on"] and fake.cancelled[-1] == "shutdown"
 
 
-def test_a_task_fills_in_its_node_and_ends_over_its_minutes(tmp_path):
+def test_task_fills_in_its_node_and_ends_over_its_minutes(tmp_path):
     log = tmp_path / "log"
     show = [sys.executable, "-c", "import sys; print(sys.argv[1:])", "{node}", "{address}"]
     ended = carry_out(show, str(log), {}, 0, "1", ("10.0.0.1", "29500"))

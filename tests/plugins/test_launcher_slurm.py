@@ -89,7 +89,7 @@ def test_what_a_job_asks_for_is_asked_of_sbatch_and_no_secret_is_written(slurm, 
     assert not any(b"hush-hush" in f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
 
 
-def test_a_job_begins_after_those_it_waits_for_and_not_where_one_failed(slurm, tmp_path):
+def test_job_begins_after_those_it_waits_for_and_not_where_one_failed(slurm, tmp_path):
     stages = shell(tmp_path, "stages", "sleep 0.5; echo made > made")
     good = shell(tmp_path, "good", "cat made", (stages,))
     broken = shell(tmp_path, "broken", "exit 1")
@@ -99,7 +99,7 @@ def test_a_job_begins_after_those_it_waits_for_and_not_where_one_failed(slurm, t
     assert last_line(good.log) == "made" and not blocked.log.exists()
 
 
-def test_a_preempted_job_is_no_end_and_goes_on(slurm, tmp_path):
+def test_preempted_job_is_no_end_and_goes_on(slurm, tmp_path):
     job = shell(tmp_path, "a", "if [ -e half ]; then exit 0; fi; touch half; exec sleep 60")
 
     def preempt(job):
@@ -139,7 +139,7 @@ def test_sigterm_leaves_the_jobs_and_the_same_call_finds_them(slurm, tmp_path, c
     assert run(jobs[:1]) == {"j0": 0} and len(scripts(slurm)) == 3  # control: it is over
 
 
-def test_a_study_that_was_killed_between_sbatch_and_its_answer_finds_its_job(
+def test_study_that_was_killed_between_sbatch_and_its_answer_finds_its_job(
     slurm, tmp_path, monkeypatch
 ):
     """What is submitted is written down before."""
@@ -152,7 +152,7 @@ def test_a_study_that_was_killed_between_sbatch_and_its_answer_finds_its_job(
     assert run([job]) == {"a": 0} and len(scripts(slurm)) == 1
 
 
-def test_a_job_that_somebody_cancels_is_lost(slurm, tmp_path):
+def test_job_that_somebody_cancels_is_lost(slurm, tmp_path):
     def cancel(job):
         (name,) = fake_slurm.states(slurm)
         (slurm / "cancel" / name).touch()
@@ -160,7 +160,7 @@ def test_a_job_that_somebody_cancels_is_lost(slurm, tmp_path):
     assert run([shell(tmp_path, "a", "exec sleep 60")], cancel) == {"a": LOST}
 
 
-def test_a_controller_that_is_away_costs_no_job(slurm, tmp_path, capsys):
+def test_controller_that_is_away_costs_no_job(slurm, tmp_path, capsys):
     job = shell(tmp_path, "a", f"touch {slurm}/down; sleep 1; rm {slurm}/down; sleep 1")
     assert run([job], patience=0.3) == {"a": 0}
     assert "Unable to contact controller" in capsys.readouterr().err
@@ -179,7 +179,7 @@ def test_errors_of_slurm_are_one_message(slurm, tmp_path, monkeypatch):
         run([job])
 
 
-def test_a_job_of_two_nodes_starts_its_part_on_each(slurm, tmp_path):
+def test_job_of_two_nodes_starts_its_part_on_each(slurm, tmp_path):
     job = shell(tmp_path, "a", "echo node $0 of $1 port $2", resources=Resources(nodes=2))
     assert run([job]) == {"a": 0}
     lines = sorted(job.log.read_text().splitlines())

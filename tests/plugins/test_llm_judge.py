@@ -331,7 +331,7 @@ class Own:
         prepare = staticmethod(lambda suite, stages: None)
 
 
-def test_a_labeller_judges():
+def test_labeller_judges():
     from harness import Principle
 
     long = Principle("long", "Longer is better.", lambda prompt, text: float(len(text)))
@@ -344,7 +344,7 @@ def test_a_labeller_judges():
     assert verdict_figures([1.0, 0.0], [v.note for v in found])["position_consistency"] == 1.0
 
 
-def test_a_judge_labels(fake, tmp_path, monkeypatch):
+def test_judge_labels(fake, tmp_path, monkeypatch):
     from random import Random
 
     monkeypatch.setenv("HARNESS_API_KEY", SECRET)
@@ -363,7 +363,7 @@ def test_a_judge_labels(fake, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "judge", ["llm_judge", pytest.param("labeller:endpoint", marks=pytest.mark.slow)]
 )
-def test_a_run_is_judged_by_a_served_model_whose_name_is_no_folder(fake, tmp_path, judge):
+def test_run_is_judged_by_a_served_model_whose_name_is_no_folder(fake, tmp_path, judge):
     """The name of a served model is not looked up on this machine or on the hub."""
     fake.script = [reply("m" if judge == "llm_judge" else "1")]
     settings = [f"url={fake.url}", "model=served", f"cache={tmp_path / 'c'}", "top_logprobs=0"]

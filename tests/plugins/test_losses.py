@@ -81,7 +81,7 @@ def test_dpo_by_hand():
         assert swapped.item() == pytest.approx(loss.item())
 
 
-def test_a_labellers_doubt_is_a_smoothed_label():
+def test_labellers_doubt_is_a_smoothed_label():
     """p L(h) + (1-p) L(-h) is cDPO at e = 1 - p, and the robust form is linear in the label."""
     logp, batch = pairs_of([0.3, -2.0, 1.1])
     doubtful = {**batch, "p": torch.full((3,), 0.8, dtype=torch.float64)}
@@ -164,7 +164,7 @@ def surrogate(ratio, advantage, **options):
     return loss.item(), logp.grad.item(), metrics["clip_fraction"].item()
 
 
-def test_the_surrogate_starts_as_the_policy_gradient():
+def test_surrogate_starts_as_the_policy_gradient():
     for advantage in (2.0, -0.7, 0.0):
         assert surrogate(1.0, advantage) == pytest.approx((-advantage, -advantage, 0))
 
@@ -180,7 +180,7 @@ def test_the_surrogate_starts_as_the_policy_gradient():
         (0.9, -2.0, 1.8, 1.8, 0),
     ],
 )
-def test_the_surrogate_is_clipped_on_both_sides(ratio, advantage, loss, gradient, clipped):
+def test_surrogate_is_clipped_on_both_sides(ratio, advantage, loss, gradient, clipped):
     told = pytest.approx((loss, gradient, clipped))
     assert surrogate(ratio, advantage) == told
     assert surrogate(ratio, advantage, clip_range=10.0)[1] == pytest.approx(
@@ -205,7 +205,7 @@ def test_the_surrogate_is_clipped_on_both_sides(ratio, advantage, loss, gradient
         (1.0, 0.0, 2.0, 0.0, 0.5 * 1.0**2),  # no clip
     ],
 )
-def test_the_value_loss_by_hand(value, old, target, eps, loss):
+def test_value_loss_by_hand(value, old, target, eps, loss):
     batch = {"old_values": torch.tensor([[[old]]]), "returns": torch.tensor([[[target]]])}
     told, metrics = PPO(clip_range_value=eps).value_loss(torch.tensor([[[value]]]), batch)
     assert float(told) == pytest.approx(loss) == float(metrics["value_loss"])
@@ -214,7 +214,7 @@ def test_the_value_loss_by_hand(value, old, target, eps, loss):
 MASK = torch.tensor([[[1.0, 1, 1, 0, 0], [1, 0, 0, 0, 0]], [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]])
 
 
-def test_the_score_is_on_the_last_token_alone():
+def test_score_is_on_the_last_token_alone():
     score = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
     generator = torch.Generator().manual_seed(1)
     logp, ref = (torch.randn(2, 2, 5, generator=generator) for _ in range(2))
@@ -295,7 +295,7 @@ def test_advantages_of_a_padded_batch_are_those_of_its_rows(scalar_model, eos_pa
             check(lambda model, batch: completion_states(model, batch)[..., :-1])
 
 
-def test_the_controller_by_hand():
+def test_controller_by_hand():
     method = PPO(kl_target=6.0, kl_gain=0.1)
     told = {6.0: 1.0, 6.6: 1.01, 5.4: 0.99, 60.0: 1.02, 0.0: 0.98, -5.0: 0.98}
     for kl, factor in told.items():
@@ -345,7 +345,7 @@ def test_rankings_of_four_are_a_loop_over_ordered_pairs(ranks):
             assert float(bradley_terry_loss(-s, preferred(ranks))) == told
 
 
-def test_a_labelled_completion_costs_what_a_classifier_pays():
+def test_labelled_completion_costs_what_a_classifier_pays():
     scores, label = torch.tensor([[0.3], [-1.2], [2.0]]), torch.tensor([[1.0], [0.0], [0.0]])
     by_hand = [-math.log(sigmoid(0.3)), -math.log(sigmoid(1.2)), -math.log(sigmoid(-2.0))]
     assert label_loss(scores, label).tolist() == pytest.approx(by_hand, abs=1e-6)
@@ -376,7 +376,7 @@ def test_ordered_right_counts_a_tie_as_half_whatever_its_rounding(margin, share)
         assert ordered_right(torch.tensor([3e-5, -3e-5, TIE])).tolist() == [0.5, 0.5, 0.5]
 
 
-def test_a_doubtful_label_weighs_both_orders():
+def test_doubtful_label_weighs_both_orders():
     scores, p = torch.tensor([[0.4, -0.3]]), 0.8
     told = -p * math.log(sigmoid(0.7)) - (1 - p) * math.log(sigmoid(-0.7))
     table = preferred_of([[Comparison(0, 1, p)]], 2)
@@ -444,7 +444,7 @@ def test_best_of_n_kl_is_near_the_level_formula(n):
 
 
 @pytest.mark.parametrize("n", [1024, 65536])
-def test_the_bound_is_no_estimate_with_ties(n):
+def test_bound_is_no_estimate_with_ties(n):
     f, F = levels_of(rounded=True)
     with pytest.raises(AssertionError):
         assert best_of_n_bound(n) == pytest.approx(exact_kl(f, F, n)[0], rel=0.12)

@@ -103,7 +103,7 @@ def test_pair_losses_by_hand(name):
 
 
 @pytest.mark.parametrize("name", PAIR_METHODS)
-def test_a_pair_raises_the_chosen_and_lowers_the_rejected(name):
+def test_pair_raises_the_chosen_and_lowers_the_rejected(name):
     logp, batch = draw()
     batch["p"] = torch.ones(3, dtype=torch.float64)
     with torch.no_grad():  # all alike: no margin yet
@@ -274,7 +274,7 @@ def test_kto_refuses_a_batch_of_one():
 # -- SLiC and RRHF ---------------------------------------------------------------------------------
 
 
-def test_the_hinge_is_silent_beyond_its_margin():
+def test_hinge_is_silent_beyond_its_margin():
     logp, batch = draw()
     batch["p"] = torch.ones(3, dtype=torch.float64)
     with torch.no_grad():
@@ -288,7 +288,7 @@ def test_the_hinge_is_silent_beyond_its_margin():
     assert (gradient[:, 1] > 0).all()  # negative control
 
 
-def test_a_knock_out_by_hand():
+def test_knock_out_by_hand():
     winner, loser = knock_out(torch.tensor([[3.0, 1, 2, 5], [1, 1, 1, 1]]))
     assert winner.tolist() == [[0, 3, 3], [0, 2, 0]] and loser.tolist() == [[1, 2, 0], [1, 3, 2]]
     scores = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
@@ -475,7 +475,7 @@ def test_log_odds_keep_their_digits_in_single_precision(m):
         assert naive.item() != pytest.approx(told, rel=1e-5)  # negative control
 
 
-def test_a_certain_completion_has_finite_odds():
+def test_certain_completion_has_finite_odds():
     m = torch.zeros(2, requires_grad=True)
     assert (
         torch.isfinite(log_odds(m)).all()
@@ -780,7 +780,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_optimum_of_a_pair_method_is_where_descent_ends(name, seed):
+def test_optimum_of_a_pair_method_is_where_descent_ends(name, seed):
     problem = world(seed)
     optimum, reached = (
         SMOOTH[name].optimum(problem),

@@ -613,7 +613,7 @@ METHODS = [
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-def test_the_first_step_starts_at_the_reference(method, trained):
+def test_first_step_starts_at_the_reference(method, trained):
     done = trained(method)
     first, second = done.rows
     assert abs(first["kl"]) < 1e-4 and first["grad_norm"] > 1e-3
@@ -657,7 +657,7 @@ def test_unscorable_answers_stop_nothing(method, trained):
     assert none.rows[0].get("grad_norm", 0.0) < 1e-5 < 1e-3 < done.rows[0]["grad_norm"]
 
 
-def test_a_moved_reference_is_the_policy(trained):
+def test_moved_reference_is_the_policy(trained):
     rows = trained(OnlineDPO(**FEW | {"steps": 6}, move_reference_every=2)).rows
     moved = [abs(row["kl"]) < 1e-4 for row in rows]
     assert moved == [True, False] * 3
@@ -759,7 +759,7 @@ def test_group_methods_rest_where_theory_says(form):
         assert far(rest(grouped(GRPO(**options), problem), problem.ref), told) > 0.02
 
 
-def test_a_spread_moves_nothing_where_the_kl_is_in_the_reward():
+def test_spread_moves_nothing_where_the_kl_is_in_the_reward():
     """At pi* every R is the same, so every advantage is 0 for any divisor; elsewhere it is not."""
     problem, method = table(), GRPO(beta=0.5, num_generations=3, kl_in="reward", kl_estimator="k1")
 
@@ -771,7 +771,7 @@ def test_a_spread_moves_nothing_where_the_kl_is_in_the_reward():
     assert slope(method.optimum(problem)) < 1e-6 < 1e-2 < slope(problem.ref)
 
 
-def test_a_wrong_strength_or_sign_rests_elsewhere():
+def test_wrong_strength_or_sign_rests_elsewhere():
     problem, method = table(), RLOO(beta=0.5, num_generations=3)
     told = method.optimum(problem)
 
@@ -796,7 +796,7 @@ def test_a_wrong_strength_or_sign_rests_elsewhere():
     )
 
 
-def test_the_closed_form_of_k3_without_a_spread():
+def test_closed_form_of_k3_without_a_spread():
     """pi = ref / (1 - (r - E_pi r) / beta), self-consistent; and it maximises E r - beta KL(ref ||
     pi).
     """
@@ -945,7 +945,7 @@ def test_reinforce_pp_rests_at_the_tilted_policy(group):
     assert far(trained(Clamped(group_baseline=group, num_generations=4))[None], told[None]) > 0.02
 
 
-def test_the_optimum_of_reinforce_pp_is_pi_star():
+def test_optimum_of_reinforce_pp_is_pi_star():
     problem = table()
     told = problem.ref * (problem.reward / 0.3).exp()
     torch.testing.assert_close(

@@ -310,7 +310,7 @@ def test_every_pair_loss_has_its_equation_here():
     assert shipped == {type(m) for m, *_ in CASES.values()} - {DPO} | {EXO}
 
 
-def test_the_tail_of_the_longer_completion_weighs_ld_alpha():
+def test_tail_of_the_longer_completion_weighs_ld_alpha():
     logp, batch = draw()
     loss = LDDPO(beta=0.4, ld_alpha=0.3).loss(logp, batch)[0]
     (gradient,) = torch.autograd.grad(loss.sum(), logp)
@@ -379,7 +379,7 @@ def test_bco_without_its_shift_and_apo_zero_are_kto_like():
     assert slopes[0] == pytest.approx([-0.2, 0.2]) and slopes[1] != pytest.approx([-0.2, 0.2])
 
 
-def test_the_discovered_loss_switches_at_the_margin_of_zero():
+def test_discovered_loss_switches_at_the_margin_of_zero():
     method, dpo = DiscoPOP(beta=0.4, tau=1e-4), DPO(beta=0.4)
     logp, batch = draw()
     batch["p"] = torch.ones(3).double()
@@ -470,7 +470,7 @@ def plain(seed=2):
 
 
 @pytest.mark.parametrize("name", DPO_TRAINER)
-def test_a_loss_is_that_of_trls_dpo_trainer(name):
+def test_loss_is_that_of_trls_dpo_trainer(name):
     method, settings = DPO_TRAINER[name]
     logp, batch = plain()
     ref = batch["ref_logp"]
@@ -647,7 +647,7 @@ class Columns(dict):
         return Columns({**self, **columns})
 
 
-def test_the_shift_of_bco_is_a_running_mean_of_both_rewards():
+def test_shift_of_bco_is_a_running_mean_of_both_rewards():
     lab = FakeLab(steps=3, drift=1.0)
     BCO(beta=0.5, delta_decay=0.8).train(lab)
     told = [0.0, 0.2 * 0.5, 0.8 * 0.1 + 0.2 * 1.0]  # the reward is 0.5 per step so far
@@ -659,7 +659,7 @@ def test_the_shift_of_bco_is_a_running_mean_of_both_rewards():
     assert float(resumed.steps[0]["delta"][0]) == pytest.approx(5.6)
 
 
-def test_the_reference_of_tr_dpo_moves_every_tau_steps():
+def test_reference_of_tr_dpo_moves_every_tau_steps():
     lab = FakeLab(steps=5)
     TRDPO(ref_model_sync_steps=2, ref_model_mixup_alpha=0.6).train(lab)
     assert lab.moves == [(2, 0.6), (4, 0.6)]
@@ -668,7 +668,7 @@ def test_the_reference_of_tr_dpo_moves_every_tau_steps():
 @pytest.mark.parametrize(
     ("strategy", "told"), [("increase_linear", [0.5, 0.7]), ("decrease_linear", [0.9, 0.7])]
 )
-def test_the_weight_of_dpo_shift_changes_over_the_steps(strategy, told):
+def test_weight_of_dpo_shift_changes_over_the_steps(strategy, told):
     lab = FakeLab(steps=2)
     limits = {"dpo_lambda_min": 0.5, "dpo_lambda_max": 0.9}
     DPOShift(dpo_lambda_strategy=strategy, steps=2, **limits).train(lab)

@@ -77,7 +77,7 @@ def test_long_texts_lose_their_beginning_and_are_counted(tmp_path):
     assert found.cut == 1 and found.scores[0] == pytest.approx(logit(model, ids[-8:]), abs=1e-5)
 
 
-def test_a_head_that_is_not_in_the_files_is_refused(tmp_path):
+def test_head_that_is_not_in_the_files_is_refused(tmp_path):
     causal = save_model(tmp_path / "causal")
     with pytest.raises(UsageError, match="has no score.weight, which would be random"):
         SequenceScorer(causal)
@@ -100,7 +100,7 @@ def test_judge_counts_and_names_its_weights(tmp_path):
         build(RewardModel, {}, "judge")
 
 
-def test_a_judge_that_is_the_labeller_is_the_same_mind(tmp_path):
+def test_judge_that_is_the_labeller_is_the_same_mind(tmp_path):
     folder, _, _ = classifier(tmp_path / "one")
     again, other = (build(RewardModel, {"model": folder}, "judge") for _ in range(2))
     assert same_mind(JudgeLabeller(again), other) and not same_mind(None, other)

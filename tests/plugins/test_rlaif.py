@@ -85,7 +85,7 @@ def test_what_does_not_apply_is_refused(options, message):
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_a_spec_says_what_was_run_and_can_be_built_again(optimiser):
+def test_spec_says_what_was_run_and_can_be_built_again(optimiser):
     spec = resolve(Request("rlaif", "summarization", (f"optimiser={optimiser}",)), installed())
     method = participants(spec, installed()).method
     assert {f.name: getattr(method, f.name) for f in fields(method)} == dict(spec.options)
@@ -160,7 +160,7 @@ def test_no_human_label_is_billed(runs):
     assert models["dpo"] == {"policy", "reference"} and "ai_reward" in models["ppo"]
 
 
-def test_the_record_tells_of_the_annotator(runs):
+def test_record_tells_of_the_annotator(runs):
     told = result_of(runs["ppo"])["artifacts"]["ai_preferences"]
     assert told["labeller"] == "constitution" and 0.5 < told["position_consistency"] <= 1.0
     assert told["asked"] >= told["labels"] and "disagreements" in told
@@ -223,7 +223,7 @@ def test_options_of_the_annotator_decide_what_is_learned(runs):
         assert len(list((where / "artifacts").glob("preferences*"))) == 1
 
 
-def test_a_suite_without_principles_is_refused(tmp_path):
+def test_suite_without_principles_is_refused(tmp_path):
     where = fresh("bare")
     from ..helpers.tools import plugin, small_suite
 

@@ -76,7 +76,7 @@ def test_trl_dpo_is_counted_from_outside(where):
     assert set(other["cost"]["models"]) == {"policy", "reference"}
 
 
-def test_a_budget_ends_a_trainer(where):
+def test_budget_ends_a_trainer(where):
     result, rows = trained(where, "trl_dpo", "--budget", "steps=2")
     assert len(rows) == 2 and result["cost"]["budget_used"]["steps"] == 2
 

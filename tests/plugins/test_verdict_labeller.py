@@ -35,14 +35,14 @@ def labels(made, texts=TEXTS, ended=(True, True, True, True), seed=0):
     return [(c.first, c.second, c.p) for c in said]
 
 
-def test_a_right_answer_is_preferred_to_a_wrong_one_and_equal_ones_get_no_label():
+def test_right_answer_is_preferred_to_a_wrong_one_and_equal_ones_get_no_label():
     made = labeller()
     assert labels(made) == [(0, 1, 1.0), (0, 3, 1.0), (1, 2, 0.0), (2, 3, 1.0)]
     assert made.usage() == {"answers": 4, "accepted": 2, "asked": 4}
     assert made.ceiling(PROMPT, TEXTS, [1] * 4) == [1.0, 0.0, 1.0, 0.0]
 
 
-def test_an_answer_that_was_cut_is_a_wrong_one():
+def test_answer_that_was_cut_is_a_wrong_one():
     assert labels(labeller(), ended=(False, True, True, True)) == [
         (0, 2, 0.0),
         (1, 2, 0.0),
@@ -50,7 +50,7 @@ def test_an_answer_that_was_cut_is_a_wrong_one():
     ]
 
 
-def test_the_error_rate_is_the_share_of_reversed_labels():
+def test_error_rate_is_the_share_of_reversed_labels():
     made = labeller(error_rate=0.25)
     said = [label for seed in range(500) for label in labels(made, ["72", "71"], (True,) * 2, seed)]
     assert len(said) == 500 and 0.2 < sum(p == 0.0 for _, _, p in said) / 500 < 0.3

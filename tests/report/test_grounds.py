@@ -82,7 +82,7 @@ def matrix(method):
 OF_RUNS = [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
-def test_a_row_of_several_grounds_has_three_way_intervals(study):
+def test_row_of_several_grounds_has_three_way_intervals(study):
     made = comparison(select(study, Filter()))
     assert [str(row[1]) for row in made.rows] == ["3 x 3"] * 4
     for row in csv.DictReader(io.StringIO(CSV().render(made))):
@@ -131,7 +131,7 @@ def test_runs_of_one_ground_must_share_its_conditions(tmp_path):
         select(tmp_path, Filter())
 
 
-def test_a_row_without_a_run_on_a_ground_has_a_footnote(tmp_path):
+def test_row_without_a_run_on_a_ground_has_a_footnote(tmp_path):
     put_runs(tmp_path, *grid({"ppo": 0.8, "dpo": 0.4}), *grid({"kto": 0.5}, grounds=(0, 2)))
     made = comparison(select(tmp_path, Filter()))
     notes = {f["method"]: f.get("footnotes", "") for f in made.plain}

@@ -42,7 +42,7 @@ def test_one_table_holds_both_and_names_the_models(mixed):
     assert len(sections(mixed, None, None)) == 1
 
 
-def test_the_page_shows_no_proxy_of_the_baseline_by_two_models(mixed):
+def test_page_shows_no_proxy_of_the_baseline_by_two_models(mixed):
     """Each reward model has a score of its own for the baseline's answer."""
     shown = browser(sections(mixed, None, None), 3)[0]["prompts"]
     assert shown["proxy"] == [None] * 3  # records of this test have none

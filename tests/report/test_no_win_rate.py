@@ -44,7 +44,7 @@ def better(tmp_path):
     return put(tmp_path, *judged(0.56, 0.51, 0.61, "dpo", "ipo"))
 
 
-def test_a_table_says_why_there_is_no_win_rate(coin):
+def test_table_says_why_there_is_no_win_rate(coin):
     table = comparison(select(coin, Filter()))
     titles = [title.split()[0] for title in table.columns]
     assert "gold" not in titles and "length-controlled" not in titles
@@ -60,7 +60,7 @@ def test_a_table_says_why_there_is_no_win_rate(coin):
     assert not {"win_rate", "gold", "lc_win_rate"} & set(rows[0])
 
 
-def test_a_table_of_a_better_judge_has_its_win_rates(better):
+def test_table_of_a_better_judge_has_its_win_rates(better):
     """The control: one step further from the coin, everything is there."""
     table = comparison(select(better, Filter()))
     titles = [title.split()[0] for title in table.columns]
@@ -87,7 +87,7 @@ def test_compare_shows_the_answers_side_by_side(coin):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "curves"])
-def test_a_plot_of_win_rates_says_why_there_is_none(coin, kind):
+def test_plot_of_win_rates_says_why_there_is_none(coin, kind):
     with pytest.raises(NothingToDraw, match=r"\.52 \[\.47, \.57\] does not exclude \.5"):
         render(kind, select(coin, Filter()))
 
@@ -97,7 +97,7 @@ def test_curves_draw_the_rest(coin):
         render("curves", select(coin, Filter()))
 
 
-def test_a_page_says_why_and_has_the_answers(coin):
+def test_page_says_why_and_has_the_answers(coin):
     facts = context(sections(coin, None, None), coin, None, 5)
     (section,) = facts["sections"]
     assert "does not exclude .5" in section["table"].caption
@@ -113,7 +113,7 @@ def test_matching_is_refused(coin):
         matched(select(coin, Filter()), "kl")
 
 
-def test_a_table_shows_the_qualities_of_verdicts(tmp_path):
+def test_table_shows_the_qualities_of_verdicts(tmp_path):
     made = [record("dpo", seed) for seed in (0, 1)]
     for i, one in enumerate(made):
         bias = {"mean": 0.03 - 0.05 * i, "low": 0.0, "high": 0.1}

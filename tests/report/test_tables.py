@@ -624,7 +624,7 @@ def test_csv_without_a_run_names_it_on_stderr(tmp_path, to):
 
 
 @pytest.mark.parametrize("name", ["spec.json", "provenance.json", "samples.jsonl"])
-def test_a_run_that_lost_a_file_is_named_and_the_others_are_shown(tmp_path, name):
+def test_run_that_lost_a_file_is_named_and_the_others_are_shown(tmp_path, name):
     put(tmp_path, record("ppo"), record("dpo"))
     (file,) = (tmp_path / "runs/toy/ppo").glob(f"*/{name}")
     file.unlink()

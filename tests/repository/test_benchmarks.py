@@ -80,7 +80,7 @@ def row_of(folder, **about):
         return next(r for r in csv.DictReader(told) if about.items() <= r.items())
 
 
-def test_the_committed_table_follows_from_the_committed_rows(benchmark, copied):
+def test_committed_table_follows_from_the_committed_rows(benchmark, copied):
     tables, speed = benchmark("tables"), benchmark("speed")
     shutil.copy(RESULTS / "speed.md", copied)  # whose notes by hand are kept
     tables.write(copied, list(speed.GOALS))
@@ -94,7 +94,7 @@ def test_rows_are_written_as_they_were_read(benchmark, copied):
         assert (copied / name).read_bytes() == (RESULTS / name).read_bytes()
 
 
-def test_a_measured_row_replaces_the_one_about_the_same_and_may_say_more(benchmark, copied):
+def test_measured_row_replaces_the_one_about_the_same_and_may_say_more(benchmark, copied):
     tables = benchmark("tables")
     speed = benchmark("speed")
     (row,) = speed.rows_of("main", ["dpo"], ["11M"])
@@ -161,7 +161,7 @@ def test_notes_below_the_mark_are_kept(benchmark, tmp_path):
         assert report.MARK in (RESULTS / name).read_text(encoding="utf-8")
 
 
-def test_a_command_is_told_without_paths_of_the_machine(benchmark, monkeypatch):
+def test_command_is_told_without_paths_of_the_machine(benchmark, monkeypatch):
     report = benchmark("report")
     monkeypatch.setattr(
         sys, "argv", ["x", "ppo", "--ppo-python", "/a/bin/python", "--models=/b/c", "--steps", "2"]
@@ -170,7 +170,7 @@ def test_a_command_is_told_without_paths_of_the_machine(benchmark, monkeypatch):
     assert report.command("speed.py") == told
 
 
-def test_the_environments_are_written_down(benchmark):
+def test_environments_are_written_down(benchmark):
     report = benchmark("report")
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
     assert f"trl=={report.pinned('requirements.txt')}" in constraints
@@ -251,7 +251,7 @@ def test_what_is_kept_or_left_out_is_told(benchmark, copied, monkeypatch, capsys
     assert (copied / "speed.csv").read_bytes() == before
 
 
-def test_a_part_of_the_gpu_table_does_not_replace_it():
+def test_part_of_the_gpu_table_does_not_replace_it():
     told = [sys.executable, str(FOLDER / "gpu.py"), "--side", "peers"]
     done = subprocess.run(told, capture_output=True, text=True)
     assert done.returncode == 2 and "say where to by --output" in done.stderr
@@ -287,7 +287,7 @@ def test_every_work_of_ours_takes_its_steps(benchmark, tmp_path, monkeypatch):
         )
 
 
-def test_a_gpu_table_has_dashes_for_what_was_not_measured(benchmark):
+def test_gpu_table_has_dashes_for_what_was_not_measured(benchmark):
     gpu = benchmark("gpu")
     ours = {"rollout": {"seconds": 2.0, "peak": 2**30}, "grpo": None, "dpo": None}
     peers = {

@@ -216,7 +216,7 @@ def test_there_are_sources():
     assert len(CORE) > 25 and len(PLUGINS) > 5 and len(SUITES) > 5
 
 
-def test_the_core_never_imports_plugins_or_suites():
+def test_core_never_imports_plugins_or_suites():
     for file in CORE:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -279,7 +279,7 @@ def upward(graph):
     return [pair for pair, (a, b) in zip(pairs, ranks, strict=True) if -1 < a < b]
 
 
-def test_a_package_imports_only_from_those_before_it():
+def test_package_imports_only_from_those_before_it():
     graph = edges()
     assert {m.split(".")[0] for m in modules()} - {"", "__main__"} == set(LAYERS)
     assert sum(map(len, graph.values())) > 300 and upward(graph) == []
@@ -436,7 +436,7 @@ def run_started(spec, folder):
 """
 
 
-def test_a_run_says_that_it_began_before_anything_heavy_is_imported():
+def test_run_says_that_it_began_before_anything_heavy_is_imported():
     """Within a second, that is; counted in imports, which no loaded machine changes."""
     where = fresh("began")
     done = process(

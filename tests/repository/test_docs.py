@@ -37,7 +37,7 @@ def test_every_part_of_the_lab_is_documented():
     assert [name for name in public if name not in quiet and f"lab.{name}" not in PLUGINS] == []
 
 
-def test_the_example_in_the_readme_is_the_file():
+def test_example_in_the_readme_is_the_file():
     assert (ROOT / "examples" / "hinge.py").read_text(encoding="utf-8").strip() in README
 
 
@@ -46,7 +46,7 @@ def packages_in_architecture():
     return re.findall(r"^\| \d+ \| `(\w+)` \|", ARCHITECTURE, re.MULTILINE)
 
 
-def test_the_packages_in_the_architecture_page_are_the_packages():
+def test_packages_in_the_architecture_page_are_the_packages():
     there = {
         folder.name for folder in (ROOT / "harness").iterdir() if (folder / "__init__.py").is_file()
     }
@@ -82,7 +82,7 @@ def test_commands_in_the_documents_exist(page):
     assert [line for line in commands(page) if unknown_options(line)] == []
 
 
-def test_the_documents_have_commands_and_an_unknown_option_is_seen():
+def test_documents_have_commands_and_an_unknown_option_is_seen():
     assert len(commands(ROOT / "README.md")) > 5
     assert unknown_options("harness run --methd ppo --suite exact") == ["--methd"]
 
@@ -99,7 +99,7 @@ def test_every_page_is_in_the_navigation_of_the_site():
     assert sorted(pages) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
 
 
-def test_the_tables_in_the_readme_are_the_committed_ones():
+def test_tables_in_the_readme_are_the_committed_ones():
     filled = runpy.run_path(str(ROOT / "results" / "readme.py"))["filled"]
     assert "| ppo" in README and filled(README) == README
     assert (
@@ -111,7 +111,7 @@ def test_no_figure_is_left_to_fill_in():
     assert not re.search(r"@[A-Z]+@", README)
 
 
-def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
+def test_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
     from harness.api.registry import installed, load_file
     from harness.check import FAILED, Options, check
 
@@ -132,9 +132,7 @@ def test_the_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
     assert len(findings) == 16 and [f for f in findings if f.status == FAILED] == []
 
 
-def test_the_statistics_in_the_guide_to_tables_are_over_runs_by_suites(
-    tmp_path, monkeypatch, capsys
-):
+def test_statistics_in_the_guide_to_tables_are_over_runs_by_suites(tmp_path, monkeypatch, capsys):
     from harness.statistics.aggregate import iqm
 
     from ..helpers.toy_runs import run
@@ -165,7 +163,7 @@ def test_the_statistics_in_the_guide_to_tables_are_over_runs_by_suites(
         assert value == pytest.approx(iqm(by_run)) and low < value < high  # of runs, not of prompts
 
 
-def test_the_optimum_in_the_guide_is_where_the_example_comes_to_rest():
+def test_optimum_in_the_guide_is_where_the_example_comes_to_rest():
     from harness.api.registry import load_file, new_registry
 
     from ..helpers.exact_lab import far_from

@@ -47,18 +47,18 @@ def world(campaign):
     return Spawned(fresh("faults"))
 
 
-def test_a_run_that_is_killed_while_a_checkpoint_is_written_ends_in_the_same_bytes(campaign, world):
+def test_run_that_is_killed_while_a_checkpoint_is_written_ends_in_the_same_bytes(campaign, world):
     trials, runs = campaign["fault_trials"], campaign["fault_runs"]
     verdict = trials.disturbed(world, "dpo", "checkpoint.tensors:2:kill", runs.KILLED)
     assert (verdict.outcome, verdict.identical) == ("passed", True), verdict.reason
 
 
-def test_a_full_disk_loses_nothing(campaign, world):
+def test_full_disk_loses_nothing(campaign, world):
     verdict = campaign["fault_runs"]._full(world, "dpo", "write.written:6:full")
     assert (verdict.outcome, verdict.identical) == ("passed", True), verdict.reason
 
 
-def test_a_build_that_forgets_the_optimizer_is_found(campaign, world):
+def test_build_that_forgets_the_optimizer_is_found(campaign, world):
     case = campaign["fault_trials"].Disturbed(world, "dpo")
     world.train("dpo", case.results, fault="step.end:3:kill")
     verdict = case.resumed("-p", plugin(case.results, "forgetful", FORGETFUL))
@@ -66,7 +66,7 @@ def test_a_build_that_forgets_the_optimizer_is_found(campaign, world):
     assert "policy/model.safetensors" in verdict.reason or "metrics.jsonl" in verdict.reason
 
 
-def test_a_build_that_loses_an_earlier_result_is_found(campaign, world):
+def test_build_that_loses_an_earlier_result_is_found(campaign, world):
     case = campaign["fault_trials"].Disturbed(world, "dpo")
     assert case.shown().outcome == "passed"
     shutil.rmtree(next(case.results.glob("runs/exact/start/*")))
@@ -74,7 +74,7 @@ def test_a_build_that_loses_an_earlier_result_is_found(campaign, world):
     assert verdict.outcome == "lost" and "samples.jsonl" in verdict.reason + str(case.before)
 
 
-def test_the_table_counts_each_outcome_and_leaves_skips_out(campaign):
+def test_table_counts_each_outcome_and_leaves_skips_out(campaign):
     faults = campaign["faults"]
     outcomes = ("passed", "passed", "lost", "wrong", "failed", "skipped")
     rows = [
@@ -101,7 +101,7 @@ def test_the_table_counts_each_outcome_and_leaves_skips_out(campaign):
     assert faults.PARTIAL in faults.page(rows, False) and faults.PARTIAL not in page
 
 
-def test_a_campaign_goes_on_after_the_outcomes_that_it_has(campaign, tmp_path, monkeypatch, capsys):
+def test_campaign_goes_on_after_the_outcomes_that_it_has(campaign, tmp_path, monkeypatch, capsys):
     faults, trials = campaign["faults"], campaign["fault_trials"]
     made = []
 
@@ -132,7 +132,7 @@ def test_a_campaign_goes_on_after_the_outcomes_that_it_has(campaign, tmp_path, m
     assert "the same command goes on" in capsys.readouterr().err
 
 
-def test_the_headline_of_the_documents_is_that_of_the_campaign():
+def test_headline_of_the_documents_is_that_of_the_campaign():
     page = (ROOT / "results" / "faults.md").read_text(encoding="utf-8")
     headline = next(line for line in page.splitlines() if " faults injected, " in line)
     for name in ("docs/reliability.md", "README.md"):

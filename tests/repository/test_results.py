@@ -41,7 +41,7 @@ def test_every_committed_file_is_listed():
     assert unlisted == {"README.md"} and len(made) > 30
 
 
-def test_the_commands_that_make_them_name_what_there_is():
+def test_commands_that_make_them_name_what_there_is():
     script = (RESULTS / "reproduce.sh").read_text(encoding="utf-8")
     (columns,) = re.findall(r'--columns "(\S+)"', script)
     assert set(columns.replace("$accuracy", ",accuracy").split(",")) <= {
@@ -55,7 +55,7 @@ def test_the_commands_that_make_them_name_what_there_is():
     assert all((ROOT / name).is_file() for name in named)
 
 
-def test_the_picture_of_the_readme_has_every_seed_of_its_methods(tmp_path):
+def test_picture_of_the_readme_has_every_seed_of_its_methods(tmp_path):
     picture = runpy.run_path(str(RESULTS / "readme_picture.py"))
     runs = picture["seeds_of"](RESULTS / "summarization.csv")
     assert set(runs) == set(picture["LABELS"]) and {len(seeds) for seeds in runs.values()} == {5}
@@ -66,12 +66,12 @@ def test_the_picture_of_the_readme_has_every_seed_of_its_methods(tmp_path):
     assert (tmp_path / "readme.png").stat().st_size > 10_000
 
 
-def test_a_spread_that_is_not_seen_is_no_figure(textbook):
+def test_spread_that_is_not_seen_is_no_figure(textbook):
     assert textbook["spread"]({"a": 0.0, "b": 0.0}) == "none seen"
     assert textbook["spread"]({"a": 0.0, "b": 0.0124}) == "0.012 (b)"
 
 
-def test_the_textbook_table_tells_who_is_not_significantly_worse(textbook, tmp_path):
+def test_textbook_table_tells_who_is_not_significantly_worse(textbook, tmp_path):
     """Two methods that are alike and better than SFT, and one that is worse: it has a best rank,
     and shines nowhere.
     """

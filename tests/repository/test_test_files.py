@@ -29,7 +29,7 @@ def test_no_test_file_is_imported():
     assert {file: names for file, names in found.items() if names} == {}
 
 
-def test_an_import_of_a_test_file_is_seen():
+def test_import_of_a_test_file_is_seen():
     sources = (
         "from .test_streams import Plain",
         "from ..training import test_streams",
@@ -39,7 +39,7 @@ def test_an_import_of_a_test_file_is_seen():
     assert [imported_test_files(source) for source in sources] == [["test_streams"]] * 4
 
 
-def test_the_numeric_tests_of_other_kernels_exist():
+def test_numeric_tests_of_other_kernels_exist():
     done = subprocess.run(
         [ROOT / ".ci" / "kernels", "--files"], capture_output=True, text=True, check=True
     )

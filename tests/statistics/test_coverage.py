@@ -90,7 +90,7 @@ def test_many_prompts_many_seeds():
         assert 0.93 <= covered((3000, 10, 256), kind, 0.6) <= 0.99
 
 
-def test_a_known_limit():
+def test_known_limit():
     """Seeds of 90 or 95 % whose odds vary by a factor of e, so whose win-rates reach from 70 to 99
     %: too skewed.
     """
@@ -276,7 +276,7 @@ def test_no_row_whose_seeds_collapse_is_bold(seeds):
     assert seeds == 5 or any(one["m19"] is compare.Standing.OPEN for one in found)
 
 
-def test_a_steady_row_close_to_the_best_stays_bold():
+def test_steady_row_close_to_the_best_stays_bold():
     """Negative control of the dagger: a row that is alike in variance is bold, not open."""
     rng = np.random.default_rng(6)
     found = [compare.confidence_set(like_a_paper(rng, 0.0, 3)) for _ in range(6)]
@@ -326,7 +326,7 @@ def test_negative_controls_of_bold():
     assert false_bold(tables(8, 3, unlike, ties=False, count=60), simple_pool) > 0.1
 
 
-def test_a_wild_method_does_not_make_everything_bold(monkeypatch):
+def test_wild_method_does_not_make_everything_bold(monkeypatch):
     """One method of eight goes to pieces with some seeds; a good one is still told from those far
     below it.
     """

@@ -157,7 +157,7 @@ def test_spreads_of_grounds_and_seeds_are_told_apart():
     assert np.mean([one.seed_sd**2 for one in found]) == pytest.approx(0.01, rel=0.15)
 
 
-def test_the_pool_of_grounds_leaves_out_what_grounds_do_to_all():
+def test_pool_of_grounds_leaves_out_what_grounds_do_to_all():
     rng = np.random.default_rng(5)
     luck = 3.0 * rng.normal(size=(1, 4, 1))
     own = 0.1 * rng.normal(size=(8, 4, 1)) * np.array([1.0] * 7 + [40.0])[:, None, None]

@@ -75,5 +75,5 @@ def test_no_win_rate_comes_from_a_coin(accuracy, low, high, reason):
     assert found.startswith(reason) and bool(found) == bool(reason)
 
 
-def test_a_judge_of_unknown_accuracy_gives_win_rates():
+def test_judge_of_unknown_accuracy_gives_win_rates():
     assert judges.no_win_rate(None) == judges.no_win_rate({"accuracy": 0.5, "pairs": 9.0}) == ""

@@ -41,7 +41,7 @@ def test_known_coefficients_are_recovered(form, alpha, beta, d):
 
 
 @given(st.sampled_from([BON, RL]), st.floats(0.1, 5), st.floats(0.3, 5))
-def test_the_peak_is_the_maximum(form, alpha, beta):
+def test_peak_is_the_maximum(form, alpha, beta):
     d = np.array([0.5, 1.0, 1.5, 2.0])
     found = fit(d, FORMS[form](d, alpha, beta), form)
     peak = found.peak
@@ -71,7 +71,7 @@ NO_PEAK = [
 
 
 @pytest.mark.parametrize(("form", "alpha", "beta"), NO_PEAK)
-def test_a_form_without_a_peak_claims_none(form, alpha, beta):
+def test_form_without_a_peak_claims_none(form, alpha, beta):
     """Convex, a line, and gold that only falls."""
     d = np.linspace(0.5, 3, 6)
     found = fit(d, FORMS[form](d, alpha, beta), form)
@@ -79,13 +79,13 @@ def test_a_form_without_a_peak_claims_none(form, alpha, beta):
 
 
 @pytest.mark.parametrize(("form", "alpha", "beta"), [(BON, 0.3, 0.5), (RL, 0.2, 0.9)])
-def test_a_peak_before_the_first_point_is_not_seen(form, alpha, beta):
+def test_peak_before_the_first_point_is_not_seen(form, alpha, beta):
     d = np.linspace(0.5, 3, 6)
     found = fit(d, FORMS[form](d, alpha, beta), form)
     assert 0 < found.peak.d < 0.5 and not found.peak_is_seen
 
 
-def test_the_start_takes_no_part_and_order_does_not_matter():
+def test_start_takes_no_part_and_order_does_not_matter():
     d = np.array([2.0, 0.0, 0.5, 1.0, 1.5])
     reward = np.array([1.0, 0.0, 0.4, 0.9, 1.1])
     found = fit(d, reward, RL)
@@ -142,7 +142,7 @@ def test_rmse_is_of_the_residuals():
     assert all(slight)  # least squares: no other alpha does better
 
 
-def test_the_largest_d_are_foretold_by_the_rest():
+def test_largest_d_are_foretold_by_the_rest():
     d = np.array([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0])
     reward = bon(d, 1.0, 0.2)
     reward[-2:] += 0.7  # another law holds beyond
@@ -152,7 +152,7 @@ def test_the_largest_d_are_foretold_by_the_rest():
     assert fit(d[:4], reward[:4], BON).held_out == pytest.approx(0, abs=1e-9)
 
 
-def test_the_mean_of_seeds_is_the_mean_curve():
+def test_mean_of_seeds_is_the_mean_curve():
     d = [np.linspace(0.5, 2, 5), np.linspace(0.6, 3, 7), np.linspace(0.4, 2.5, 6)]
     known = [(1.0, 0.3), (1.2, 0.5), (0.9, 0.4)]
     curves = [(x, rl(x, a, b)) for x, (a, b) in zip(d, known, strict=True)]

@@ -52,7 +52,7 @@ def test_pass_estimates_take_only_full_marks_as_right():
         (["7", "7", "8"], [0.5, 0.5, 1.0], 0.0),  # only full marks are right
     ],
 )
-def test_the_majority_is_right_by_its_verdict(readings, verdicts, expected):
+def test_majority_is_right_by_its_verdict(readings, verdicts, expected):
     assert majority(readings, verdicts) == expected
 
 
@@ -64,7 +64,7 @@ def test_majority_estimates_are_means_over_blocks_of_k():
     assert found[1].mean == pass_estimates([verdicts, [0.0] * 4])[1].mean
 
 
-def test_the_mean_of_answers_leaves_out_what_has_no_verdict():
+def test_mean_of_answers_leaves_out_what_has_no_verdict():
     found = mean_estimate([[1.0, 0.5], [0.0, None], [None, None]])
     assert (found.mean, found.n) == (0.375, 2)
     assert mean_estimate([[1.0], [None]]) is None

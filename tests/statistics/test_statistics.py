@@ -149,7 +149,7 @@ def test_scores_out_of_bounds_are_refused():
 
 
 @given(two_methods())
-def test_a_comparison_is_antisymmetric(methods):
+def test_comparison_is_antisymmetric(methods):
     a, b = methods
     one, two = compare.compare(a, b), compare.compare(b, a)
     assert (one.difference, one.low, one.p) == pytest.approx(
@@ -225,7 +225,7 @@ def test_stepwise_tests_correct_for_the_rows_that_are_left():
     assert compare.all_pairs(table)["a", "b"].adjusted > 0.05  # negative control: Holm
 
 
-def test_the_same_scores_under_two_names_are_tested_once():
+def test_same_scores_under_two_names_are_tested_once():
     rng = np.random.default_rng(3)
     hard = rng.normal(size=300)
     one, other = (m + hard + rng.normal(size=300) for m in (0.25, 0.0))
@@ -237,7 +237,7 @@ def test_the_same_scores_under_two_names_are_tested_once():
     assert standing["b"] is standing["b again"] is compare.Standing.WORSE
 
 
-def test_a_noisy_row_is_open_and_not_best():
+def test_noisy_row_is_open_and_not_best():
     rng = np.random.default_rng(1)
     hard = rng.normal(size=200)
     table = {
@@ -268,7 +268,7 @@ def test_best_group_by_hand():
     assert compare.best_group({"a": scores["a"], "b": scores["a"]}) == {"a": True, "b": True}
 
 
-def test_a_pool_has_every_degree_of_freedom_where_methods_are_alike_and_few_where_one_is_noisy():
+def test_pool_has_every_degree_of_freedom_where_methods_are_alike_and_few_where_one_is_noisy():
     def methods(*sds):
         """Of such standard deviations between seeds, no two the same scores."""
         return [
@@ -321,7 +321,7 @@ def test_iqm_is_scipys_trimmed_mean_and_improvement_mann_whitneys():
     assert aggregate.probability_of_improvement(x, y) == pytest.approx(np.mean(u))
 
 
-def test_the_bootstrap_is_seeded_and_stratified():
+def test_bootstrap_is_seeded_and_stratified():
     x = np.array([[0.0, 100.0], [1.0, 101.0], [2.0, 102.0]])
     one, two = (
         aggregate.stratified_bootstrap(lambda s: float(s.mean()), [x], 500, seed=7)
@@ -335,7 +335,7 @@ def test_the_bootstrap_is_seeded_and_stratified():
 
 
 @pytest.mark.parametrize("matrices", [[[0.5, 0.6, 0.7]], [[[0.5], [0.6]], [[0.7]]]])
-def test_the_bootstrap_refuses_one_run(matrices):
+def test_bootstrap_refuses_one_run(matrices):
     """Drawn again a run is itself, and the interval had width 0."""
     with pytest.raises(ValueError, match="it needs two runs"):
         aggregate.stratified_bootstrap(lambda *scores: float(np.mean(scores[0])), matrices, 10)
@@ -371,7 +371,7 @@ def test_with_prompts_without_end_power_is_that_of_t_over_seeds():
 
 
 @pytest.mark.parametrize("difference", [False, True])
-def test_the_detectable_effect_is_detected_and_more_seeds_help(difference):
+def test_detectable_effect_is_detected_and_more_seeds_help(difference):
     effects = []
     for seeds in (2, 3, 5, 10):
         design = power.Design(512, seeds, ties=0.1, seed_sd=0.02, correlation=0.2)
@@ -386,7 +386,7 @@ def test_ties_make_small_effects_easier_to_see():
     )
 
 
-def test_the_power_command():
+def test_power_command():
     done = process("power", "--prompts", "783", "--effect", "0.05")
     assert done.code == 0 and "| one method against 50 %" in done.out and "80.0%" in done.out
     assert "783" in done.out and "one checkpoint" in done.out
@@ -419,7 +419,7 @@ def test_swapping_the_sides_mirrors_length_control(scores, seed):
     assert 0 <= one.win_rate.low <= one.win_rate.high <= 1 and math.isfinite(one.theta)
 
 
-def test_a_policy_that_is_only_verbose_gains_raw_but_not_length_controlled():
+def test_policy_that_is_only_verbose_gains_raw_but_not_length_controlled():
     rng = np.random.default_rng(5)
     baseline = rng.normal(100, 20, 4000)
     ours = baseline + rng.normal(30, 30, (1, 4000))  # longer, no better
@@ -445,7 +445,7 @@ def test_all_won_stays_finite():
     assert math.isfinite(found.theta) and found.win_rate.low < 0.97 <= found.win_rate.mean
 
 
-def test_the_influence_is_the_jackknifes():
+def test_influence_is_the_jackknifes():
     rng = np.random.default_rng(6)
     gap, y = rng.normal(size=(1, 300)), (rng.random((1, 300)) < 0.7).astype(float)
     found = length.length_controlled(y, -gap, np.zeros(300))
@@ -525,7 +525,7 @@ def test_one_prompt_answered_many_times_is_one_cluster():
     assert copied == one
 
 
-def test_the_residual_sees_rock_paper_scissors():
+def test_residual_sees_rock_paper_scissors():
     circle = np.array([[0.5, 1.0, 0.0], [0.0, 0.5, 1.0], [1.0, 0.0, 0.5]])
     nats = rating.bradley_terry(100 * circle)
     assert nats == pytest.approx(np.zeros(3), abs=1e-9) and rating.intransitivity(circle, nats)[
@@ -649,7 +649,7 @@ def test_length_control_on_own_data_ranks_as_published(board, annotations):
     )  # without their difficulty levels differ, by 28 points at most
 
 
-def test_the_same_scores_under_two_names_are_in_the_pool_once():
+def test_same_scores_under_two_names_are_in_the_pool_once():
     rng = np.random.default_rng(8)
     calm = [rng.random((3, 64)) + 0.01 * rng.normal(size=(3, 1)) for _ in range(6)]
     wild = rng.random((3, 64)) + np.array([[2.0], [0.0], [-2.0]])

@@ -98,7 +98,7 @@ def result_of(world, suite, method):
     return json.loads(file.read_text())
 
 
-def test_a_run_says_and_records_how_prompts_are_posed(world):
+def test_run_says_and_records_how_prompts_are_posed(world):
     done = run(world, "single", "start", "--suite-set", "title=templated")
     assert "prompts are rendered by the chat template;" in done.text
     rendering = result_of(world, "templated", "start")["rendering"]
@@ -137,7 +137,7 @@ def test_pairs_that_labelled_answers_do_not_make_are_refused(world):
     assert "labelled" in done.err and "Nothing was trained" in done.err
 
 
-def test_a_judge_without_preferences_is_refused_before_anything_is_trained(world):
+def test_judge_without_preferences_is_refused_before_anything_is_trained(world):
     done = run(world, "sharegpt", "start", code=3)
     assert "The judge reward_model_judge learns from preferences" in done.err
     assert "--judge" in done.err and not list((world / "results").glob("runs/sharegpt/*/*/*.json"))

@@ -268,7 +268,7 @@ def test_best_of_n_is_the_level_formula(base, ties):
 
 
 @pytest.mark.parametrize("rounded", [False, True])
-def test_the_estimator_of_best_of_n_is_the_mean_over_all_subsets(rounded):
+def test_estimator_of_best_of_n_is_the_mean_over_all_subsets(rounded):
     rng = np.random.default_rng(3)
     proxy = rng.normal(size=9)
     proxy = (np.round(proxy) if rounded else proxy).tolist()
@@ -290,7 +290,7 @@ def test_the_estimator_of_best_of_n_is_the_mean_over_all_subsets(rounded):
         best_of_n_estimate(values, proxy, 10)
 
 
-def test_the_estimator_of_best_of_n_is_unbiased(base):
+def test_estimator_of_best_of_n_is_unbiased(base):
     """Best of 8 from 24 draws, 400 times, ties included: its mean is the exact value, with less
     noise than one draw.
     """
@@ -474,6 +474,6 @@ FAULTS = ("dpo, swapped", "kto, no z0", "ppo, sign")
 
 
 @pytest.mark.parametrize("name", sampled(FAULTY, of=FAULTS))
-def test_a_fault_ends_elsewhere(name):
+def test_fault_ends_elsewhere(name):
     method, right, runtime = FAULTY[name]
     assert far_from(method, right, **runtime) > 0.02

@@ -52,18 +52,18 @@ def test_kinds_have_equal_shares_and_stand_in_the_ids():
     assert {p.id.split("/")[1] for p in only.prompts("test")} == {"lower", "json"}
 
 
-def test_a_large_suite_has_no_prompt_twice():
+def test_large_suite_has_no_prompt_twice():
     every = texts(suite(prompts_to_train=3000), "train")
     assert len(set(every)) == 3000
 
 
-def test_a_kind_that_is_used_up_is_refused():
+def test_kind_that_is_used_up_is_refused():
     with pytest.raises(UsageError, match="The kind lower has too few different instructions"):
         suite(kinds=["lower"], prompts_to_train=10_000).prompts("train")
 
 
 @pytest.mark.parametrize("kind", ANY_KIND)
-def test_the_suites_answers_keep_their_constraints_and_no_others(kind):
+def test_suites_answers_keep_their_constraints_and_no_others(kind):
     made = suite(kinds=[kind], prompts_to_train=60)
     demos = made.demonstrations("train")
     asked, answers = [d.prompt for d in demos], [completion_text(d.completion) for d in demos]
@@ -74,7 +74,7 @@ def test_the_suites_answers_keep_their_constraints_and_no_others(kind):
     assert sum(value == 1.0 for value in others) < 0.1 * len(others)  # of another topic
 
 
-def test_the_text_says_what_the_constraints_need():
+def test_text_says_what_the_constraints_need():
     for place in range(60):
         made = draw("include", str(place))
         about, include = json.loads(made.gold)
@@ -84,7 +84,7 @@ def test_the_text_says_what_the_constraints_need():
     assert str(json.loads(exact.gold)[1]["at_most"]) in exact.text
 
 
-def test_the_topic_is_required_or_not():
+def test_topic_is_required_or_not():
     for on_topic in (True, False):
         kinds = [c["kind"] for c in json.loads(draw("lower", "0", on_topic).gold)]
         assert kinds == ["about"] * on_topic + ["lower"]
@@ -103,7 +103,7 @@ def test_lists_hold_nothing_twice_and_pairs_are_known():
     "topic, form",
     [("cities", "city"), ("wolves", "wolf"), ("buses", "bus"), ("dogs", "dog"), ("tea", "teas")],
 )
-def test_a_topic_counts_in_singular_and_plural(topic, form):
+def test_topic_counts_in_singular_and_plural(topic, form):
     assert {topic, form} <= set(forms_of(topic))
 
 
@@ -127,7 +127,7 @@ def test_options_that_make_no_sense(options, why):
 # -- models ----------------------------------------------------------------------------------------
 
 
-def test_a_model_without_a_chat_template_gets_a_clear_message(tmp_path):
+def test_model_without_a_chat_template_gets_a_clear_message(tmp_path):
     base = ROOT / "suites" / "harness_suites" / "base"
     done = command("run", "-m", "rlvr", "-s", EXAMPLE, "--model", base, "--results", tmp_path)
     assert done.code and "has no chat template. Use a model that was tuned" in done.text
@@ -161,7 +161,7 @@ def test_likelihood_is_a_bar_and_text_without_tokens_has_none(model):
     assert verifier.verify([prompt], [""], [None], [False]) == [0.0]
 
 
-def test_the_gates_are_those_of_the_options(model):
+def test_gates_are_those_of_the_options(model):
     made = suite()
     made.model = str(model)
     assert [(p.label, p.gate) for p in made.make_verifier().parts] == [
@@ -177,7 +177,7 @@ def test_the_gates_are_those_of_the_options(model):
 
 
 @pytest.mark.parametrize("method", ["rlvr", "raft", "dpo"])
-def test_the_example_runs_at_toy_size(method, model, tmp_path):
+def test_example_runs_at_toy_size(method, model, tmp_path):
     reward = ("--set", "reward=verifier") if method == "raft" else ()
     few = ("evaluation.prompts=11", "preferences.prompts=12")
     done = command(

@@ -305,14 +305,14 @@ PAIRS |= {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_pair_is_a_prompt_and_two_answers(name):
+def test_pair_is_a_prompt_and_two_answers(name):
     row, expected = PAIRS[name]
     before = json.dumps(row, sort_keys=True)
     assert pairs(row) == [expected]
     assert json.dumps(row, sort_keys=True) == before  # the row is not changed
 
 
-def test_the_prompt_column_can_be_left_out():
+def test_prompt_column_can_be_left_out():
     row = {"prompt": "a name for it", "chosen": [USER, GOOD], "rejected": [USER, BAD]}
     with pytest.raises(ValueError, match='does not contain the prompt.*prompt_column = ""'):
         read(row)
@@ -424,12 +424,12 @@ LISTS = {
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_a_list_is_its_best_and_its_worst_answer(name):
+def test_list_is_its_best_and_its_worst_answer(name):
     row, expected = LISTS[name]
     assert pairs(row) == [expected]
 
 
-def test_a_list_can_be_all_its_pairs():
+def test_list_can_be_all_its_pairs():
     found = pairs(ULTRA, list_pairs="all")
     assert found == [
         ("which way?", "north", "there"),
@@ -482,21 +482,21 @@ DEMOS = {
 
 
 @pytest.mark.parametrize("name", DEMOS)
-def test_a_single_answer_is_imitated(name):
+def test_single_answer_is_imitated(name):
     row, expected = DEMOS[name]
     (found,) = read(row)
     assert isinstance(found, Demonstration) and (found.prompt.text, found.completion) == expected
 
 
 @pytest.mark.parametrize("label", [True, False, 1, 0, 1.0, "true", "False", "TRUE", "0"])
-def test_a_labelled_answer_keeps_its_label(label):
+def test_labelled_answer_keeps_its_label(label):
     (found,) = read({"prompt": "which way?", "completion": "north", "label": label})
     assert isinstance(found, Labelled)
     assert (found.prompt.text, found.completion) == ("which way?", "north")
     assert found.label == (1.0 if label in (True, "true", "TRUE") else 0.0)
 
 
-def test_a_labelled_answer_can_be_a_conversation():
+def test_labelled_answer_can_be_a_conversation():
     (found,) = read({"prompt": [USER], "completion": [GOOD], "label": True})
     assert (found.prompt.text, found.completion) == ([USER], [GOOD])
 
@@ -658,7 +658,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_row_that_cannot_be_read_says_why(name):
+def test_row_that_cannot_be_read_says_why(name):
     row, why = REFUSED[name]
     with pytest.raises(ValueError, match=why):
         read(row)
@@ -673,7 +673,7 @@ def suite(tmp_path, rows, **options):
     return build(PreferenceFile, options, "suite")
 
 
-def test_a_row_is_named_by_its_number(tmp_path):
+def test_row_is_named_by_its_number(tmp_path):
     rows = [{"prompt": f"{i}", "chosen": "a", "rejected": "b"} for i in range(60)]
     rows[7] = {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER]}
     with pytest.raises(UsageError, match=r"row 8: behind the prompt, rejected is not one answer"):

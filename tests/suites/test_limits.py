@@ -59,7 +59,7 @@ SMALL = {"max_row_mib": 2500 / MIB, "max_columns": 50}
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_row_over_a_limit_is_named_or_skipped(suite, kind):
+def test_row_over_a_limit_is_named_or_skipped(suite, kind):
     row, reason = BAD[kind]
     text = jsonl(*ROWS[:2], row, *ROWS[2:])
     with pytest.raises(UsageError, match=rf"data.jsonl, (row|line) 3: .*{reason}.*bad_rows"):
@@ -70,7 +70,7 @@ def test_a_row_over_a_limit_is_named_or_skipped(suite, kind):
     assert source.used == 60 and [s.rows for s in source.skipped] == [1]
 
 
-def test_a_larger_limit_admits_the_row(suite):
+def test_larger_limit_admits_the_row(suite):
     rows = [r for kind, (r, _) in BAD.items() if kind != "nul"]
     made = suite("data.jsonl", jsonl(*ROWS, *rows), max_depth=80)
     made.preferences()
@@ -79,7 +79,7 @@ def test_a_larger_limit_admits_the_row(suite):
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 @pytest.mark.parametrize("text", [b" " * (8 * MIB), MANY, b"[" + b" " * (8 * MIB)])
-def test_a_file_that_unpacks_to_too_much_is_refused(suite, pack, text):
+def test_file_that_unpacks_to_too_much_is_refused(suite, pack, text):
     made = suite("data.json", pack(text), max_unpacked_gib=0.002, bad_rows="skip")
     tracemalloc.start()
     with pytest.raises(UsageError, match=r"data.json\b.*unpack to more than max_unpacked_gib"):
@@ -89,13 +89,13 @@ def test_a_file_that_unpacks_to_too_much_is_refused(suite, pack, text):
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
-def test_a_packed_file_within_the_limit_is_read(suite, pack):
+def test_packed_file_within_the_limit_is_read(suite, pack):
     made = suite("data.jsonl", pack(jsonl(*ROWS).encode()))
     made.preferences()
     assert made.data_report().sources[0].used == 60
 
 
-def test_a_zstandard_file_has_the_limit_too(suite):
+def test_zstandard_file_has_the_limit_too(suite):
     pyarrow = pytest.importorskip("pyarrow")
     packed = pyarrow.compress(jsonl(*ROWS).encode(), codec="zstd", asbytes=True)
     suite("data.jsonl", packed).preferences()
@@ -104,7 +104,7 @@ def test_a_zstandard_file_has_the_limit_too(suite):
         suite("data.jsonl", packed, max_unpacked_gib=0.002, bad_rows="skip").preferences()
 
 
-def test_a_table_has_limits(suite):
+def test_table_has_limits(suite):
     text = io.StringIO()
     writer = csv.DictWriter(text, list(ROWS[0]))
     writer.writeheader()
@@ -116,7 +116,7 @@ def test_a_table_has_limits(suite):
         suite("data.csv", header, **SMALL).preferences()
 
 
-def test_a_parquet_file_has_limits(suite):
+def test_parquet_file_has_limits(suite):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
     def parquet(table):
@@ -139,7 +139,7 @@ def test_a_parquet_file_has_limits(suite):
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), 10**400])
-def test_a_score_that_is_no_finite_number_is_a_bad_row(suite, score):
+def test_score_that_is_no_finite_number_is_a_bad_row(suite, score):
     ranked = {"prompt": "q", "responses": ["a", "b"], "scores": [score, 1.0]}
     text = json.dumps(ranked) + "\n"
     with pytest.raises(UsageError, match=r"data.jsonl, row 1: no score or rank"):
@@ -147,20 +147,20 @@ def test_a_score_that_is_no_finite_number_is_a_bad_row(suite, score):
 
 
 @pytest.mark.parametrize("label", ["x", [1], float("nan"), 10**400])
-def test_a_preference_that_is_no_number_is_a_bad_row(suite, label):
+def test_preference_that_is_no_number_is_a_bad_row(suite, label):
     row = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": label}
     with pytest.raises(UsageError, match=r"data.jsonl, row 1: labels is"):
         suite("data.jsonl", json.dumps(row) + "\n").preferences()
 
 
-def test_an_answer_that_is_no_finite_number_is_a_bad_row(suite):
+def test_answer_that_is_no_finite_number_is_a_bad_row(suite):
     text = '{"question": "how many", "answer": NaN}\n'
     with pytest.raises(UsageError, match=r"row 1: 'answer' is not a finite number"):
         suite("data.jsonl", text, QuestionFile).prompts("train")
 
 
 @pytest.mark.parametrize("name", vars(Limits()))
-def test_a_limit_that_admits_nothing_is_refused(suite, name):
+def test_limit_that_admits_nothing_is_refused(suite, name):
     with pytest.raises(UsageError, match=f"{name} must be above 0"):
         suite("data.jsonl", jsonl(*ROWS), **{name: 0})
 

@@ -86,14 +86,14 @@ def test_parquet(suite, tmp_path, rows):
 
 
 @pytest.mark.parametrize("rows", [ROWS, TALK], ids=["plain", "conversational"])
-def test_a_folder_of_save_to_disk(suite, tmp_path, rows):
+def test_folder_of_save_to_disk(suite, tmp_path, rows):
     from datasets import Dataset
 
     Dataset.from_list(rows).save_to_disk(tmp_path / "folder")
     assert contents(suite(None, "folder")) == expected(rows)
 
 
-def test_a_folder_with_splits(suite, tmp_path):
+def test_folder_with_splits(suite, tmp_path):
     from datasets import Dataset, DatasetDict
 
     DatasetDict(train=Dataset.from_list(ROWS), more=Dataset.from_list(ROWS[:60])).save_to_disk(
@@ -105,7 +105,7 @@ def test_a_folder_with_splits(suite, tmp_path):
         suite(None, "folder", train="nosuch").preferences()
 
 
-def test_a_folder_of_something_else(suite, tmp_path):
+def test_folder_of_something_else(suite, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(
         UsageError, match="no data files in it, and not one that `save_to_disk` wrote"
@@ -113,12 +113,12 @@ def test_a_folder_of_something_else(suite, tmp_path):
         suite(None, "folder").preferences()
 
 
-def test_a_missing_file(suite):
+def test_missing_file(suite):
     with pytest.raises(UsageError, match=r"data = 'gone.jsonl': there is no .*gone.jsonl"):
         suite(None, "gone.jsonl").preferences()
 
 
-def test_a_byte_order_mark_and_windows_line_ends(suite):
+def test_byte_order_mark_and_windows_line_ends(suite):
     text = "\ufeff" + jsonl(ROWS).replace("\n", "\r\n") + "\r\n"
     assert contents(suite(text.encode())) == expected(ROWS)
 
@@ -148,13 +148,13 @@ def implicit(before, chosen, rejected):
     return {"chosen": before + chosen, "rejected": before + rejected}
 
 
-def test_an_implicit_prompt_is_what_both_share(suite):
+def test_implicit_prompt_is_what_both_share(suite):
     rows = [implicit(f"question {i} ?", " good", " bad") for i in range(120)]
     made = suite(rows)
     assert contents(made) == sorted((f"question {i} ?", " good", " bad") for i in range(120))
 
 
-def test_an_implicit_prompt_ends_where_told(suite):
+def test_implicit_prompt_ends_where_told(suite):
     rows = [
         implicit(
             f"\n\nHuman: {i}\n\nAssistant: x\n\nHuman: y\n\nAssistant:", " good day", " good night"
@@ -168,7 +168,7 @@ def test_an_implicit_prompt_ends_where_told(suite):
     )
 
 
-def test_an_implicit_prompt_ends_at_the_last_shared_marker(suite):
+def test_implicit_prompt_ends_at_the_last_shared_marker(suite):
     rows = [implicit(f"Q {i} A:", " first", " second A: third") for i in range(120)]
     made = suite(rows, prompt_ends_with="A:")
     assert all(
@@ -176,7 +176,7 @@ def test_an_implicit_prompt_ends_at_the_last_shared_marker(suite):
     )
 
 
-def test_an_implicit_conversation(suite):
+def test_implicit_conversation(suite):
     rows = [{c: r["prompt"] + r[c] for c in ("chosen", "rejected")} for r in TALK]
     assert contents(suite(rows)) == expected(TALK)
 
@@ -218,13 +218,13 @@ def test_splits_are_by_prompt_and_stable(suite):
     assert all(fewer[name] <= more[name] for name in fewer)
 
 
-def test_the_seed_changes_the_splits(suite):
+def test_seed_changes_the_splits(suite):
     assert parts(suite(ROWS, seed=0)) != parts(suite(ROWS, seed=1))
     assert contents(suite(ROWS, seed=1)) == expected(ROWS)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_judges_half_is_the_judges_alone(suite, seed):
+def test_judges_half_is_the_judges_alone(suite, seed):
     made = suite([*ROWS, *ROWS], seed=seed)
     judged = {p.prompt.id for p in made.judge_preferences()}
     seen = {p.prompt.id for p in made.preferences()} | {d.prompt.id for d in made.demonstrations()}
@@ -243,7 +243,7 @@ def test_demonstrations_and_references_are_the_chosen(suite):
     assert {p.id: chosen[p.text] for p in made.prompts("test")} == references
 
 
-def test_the_order_of_a_messages_keys_does_not_matter(suite):
+def test_order_of_a_messages_keys_does_not_matter(suite):
     turned = [r | {"prompt": [dict(reversed(m.items())) for m in r["prompt"]]} for r in TALK]
     assert parts(suite(TALK)) == parts(suite(turned))
 
@@ -281,7 +281,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_is_named_with_its_reason(suite, name):
+def test_bad_row_is_named_with_its_reason(suite, name):
     row, reason = BAD[name]
     with pytest.raises(UsageError) as refusal:
         suite([*ROWS[:2], row, *ROWS[2:]]).preferences()
@@ -291,7 +291,7 @@ def test_a_bad_row_is_named_with_its_reason(suite, name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_can_be_skipped(suite, name):
+def test_bad_row_can_be_skipped(suite, name):
     row, _ = BAD[name]
     assert contents(suite([*ROWS[:2], row, *ROWS[2:]], bad_rows="skip")) == expected(ROWS)
 
@@ -301,7 +301,7 @@ def test_nothing_but_bad_rows(suite):
         suite([row for row, _ in BAD.values()], bad_rows="skip").preferences()
 
 
-def test_an_empty_file(suite):
+def test_empty_file(suite):
     with pytest.raises(UsageError, match="no usable row"):
         suite(b"").preferences()
 
@@ -312,7 +312,7 @@ def test_blank_lines_count_as_lines(suite):
         suite(text.encode()).preferences()
 
 
-def test_a_null_prompt_is_not_an_implicit_one(suite):
+def test_null_prompt_is_not_an_implicit_one(suite):
     row = {"prompt": None, "chosen": "The sea is blue", "rejected": "The sea is dry"}
     with pytest.raises(UsageError, match="row 1"):
         suite([row, *ROWS]).preferences()
@@ -326,7 +326,7 @@ def test_a_null_prompt_is_not_an_implicit_one(suite):
         ("data.parquet", b"not parquet"),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says(suite, name, content):
+def test_file_that_is_not_what_its_name_says(suite, name, content):
     with pytest.raises(UsageError, match=re.escape(name)):
         suite(content, name).preferences()
 
@@ -358,7 +358,7 @@ def resolved(tmp_path, text, registry=None):
     return spec, participants(spec, installed()).suite
 
 
-def test_a_suite_file(tmp_path):
+def test_suite_file(tmp_path):
     (tmp_path / "data.jsonl").write_text(jsonl(ROWS))
     text = (
         'data = "data.jsonl"\nmax_completion_tokens = 9\n[settings.dpo]\nbeta ='
@@ -382,6 +382,6 @@ def test_other_data_is_another_run(tmp_path):
 
 
 @pytest.mark.parametrize("title", ["../../outside", "a/b"])
-def test_a_title_that_is_no_folder_name_is_refused(tmp_path, title):
+def test_title_that_is_no_folder_name_is_refused(tmp_path, title):
     with pytest.raises(UsageError, match="title"):
         resolved(tmp_path, f'data = "data.jsonl"\ntitle = "{title}"\n')

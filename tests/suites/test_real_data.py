@@ -94,7 +94,7 @@ def test_plain_pairs_with_an_implicit_prompt(world, method):
     assert sample["prompt"].endswith("\n\nAssistant:")
 
 
-def test_the_methods_stand_in_one_table(world):
+def test_methods_stand_in_one_table(world):
     done = command("table", "--results", world / "results-plain")
     assert done.code == 0 and all(
         f"| {m} " in done.out for m in ("start", "dpo", "ppo", "best_of_n")
@@ -115,7 +115,7 @@ def test_conversations_need_a_chat_template_and_honour_it(world):
     assert sample["prompt"].startswith("user: who ")
 
 
-def test_a_model_that_is_not_there_is_named(world):
+def test_model_that_is_not_there_is_named(world):
     done = command(
         "run", "--method", "dpo", "--model", world / "nothing", "--suite", world / "plain.toml"
     )

@@ -48,13 +48,13 @@ def test_problems_and_scores_are_the_same_in_every_process(monkeypatch):
     assert posed[0] == posed[1]
 
 
-def test_a_task_that_does_not_exist_is_refused():
+def test_task_that_does_not_exist_is_refused():
     for options in ({"task": "no_such_task"}, {"task_options": {"no_such_option": 1}}):
         with pytest.raises(UsageError, match="cannot generate problems of it"):
             suite(**options).prompts("test")
 
 
-def test_the_example_of_a_task_runs_at_toy_size(tmp_path):
+def test_example_of_a_task_runs_at_toy_size(tmp_path):
     done = command(
         *("run", "-m", "rlvr", "-s", ROOT / "examples" / "chain_sum.toml", "--model", MODEL),
         *("--suite-set", "problems=40", *FEW, "--set", "batch_size=2", "--results", tmp_path),
@@ -69,7 +69,7 @@ def test_the_example_of_a_task_runs_at_toy_size(tmp_path):
         ("multiple_choice", {"question": "{} (A) yes (B) no", "answer": "B"}),
     ],
 )
-def test_the_examples_from_files_run_at_toy_size(example, row, tmp_path):
+def test_examples_from_files_run_at_toy_size(example, row, tmp_path):
     rows = [
         {k: v.format(i) if k != "answer" and isinstance(v, str) else v for k, v in row.items()}
         for i in range(80)

@@ -45,7 +45,7 @@ def suite(tmp_path):
     return make
 
 
-def test_a_row_that_the_template_refuses_is_named_with_the_templates_reason(suite):
+def test_row_that_the_template_refuses_is_named_with_the_templates_reason(suite):
     rows = [*ROWS[:5], pair(5, SYSTEM), *ROWS[6:]]
     with pytest.raises(UsageError, match="row 6: The chat template cannot.*System role not"):
         suite("gemma2", rows).preferences()
@@ -57,13 +57,13 @@ def test_a_row_that_the_template_refuses_is_named_with_the_templates_reason(suit
     assert sum(map(len, suite("gemma3", rows)._parts.values())) == 80  # it takes a system message
 
 
-def test_a_suite_that_is_only_described_needs_no_model(suite):
+def test_suite_that_is_only_described_needs_no_model(suite):
     made = suite("gemma2", [pair(i, SYSTEM) for i in range(80)])
     made.model = None
     assert sum(map(len, made._parts.values())) == 80
 
 
-def test_an_answer_that_does_not_follow_its_prompt_is_refused_by_row(suite):
+def test_answer_that_does_not_follow_its_prompt_is_refused_by_row(suite):
     rows = [
         {"prompt": f"{i}?", "chosen": "<think>\na\n</think>\n\nb", "rejected": "c"}
         for i in range(80)
@@ -89,7 +89,7 @@ def test_answers_that_nothing_learns_from_are_not_looked_at(suite):
     assert made.prompts("train")
 
 
-def test_a_prompt_that_no_cut_makes_fit_is_refused_by_row(suite):
+def test_prompt_that_no_cut_makes_fit_is_refused_by_row(suite):
     rows = [*ROWS[:3], pair(3, m("system", "word " * 90)), *ROWS[4:]]
     with pytest.raises(UsageError, match="row 4: max_prompt_tokens = 40 is too short"):
         suite("chatml", rows, max_prompt_tokens=40).preferences()
@@ -130,7 +130,7 @@ def test_special_tokens_inside_text_are_refused_by_row_and_counted(suite, family
     assert made.data_report().sources[0].skipped[0].first == ["row 6"]
 
 
-def test_an_end_token_at_the_end_of_an_answer_and_words_like_tokens_are_taken(suite):
+def test_end_token_at_the_end_of_an_answer_and_words_like_tokens_are_taken(suite):
     rows = [
         {"prompt": f"{i} <p> [1] </think>?", "chosen": "<b>x</b> <|im_end|>\n", "rejected": "a < b"}
         for i in range(80)
@@ -157,7 +157,7 @@ def test_conversations_without_any_template_are_no_fault_of_a_row(suite, tmp_pat
     assert "row" not in str(refusal.value)
 
 
-def test_a_row_is_looked_at_once(suite, monkeypatch):
+def test_row_is_looked_at_once(suite, monkeypatch):
     suite("chatml", ROWS).preferences()
     monkeypatch.setattr(rendering, "_tokens", None)  # a second look would fail
     suite("chatml", ROWS).preferences()
@@ -169,7 +169,7 @@ def test_a_row_is_looked_at_once(suite, monkeypatch):
     ("method", "start", "train"),
     [("rlvr", "model", False), ("rlvr", "sft", True), ("sft", "sft", True)],
 )
-def test_a_run_says_whether_it_learns_from_the_answers(suite, tmp_path, method, start, train):
+def test_run_says_whether_it_learns_from_the_answers(suite, tmp_path, method, start, train):
     rows = [{"question": f"{i} and 1?", "answer": f"{i + 1}"} for i in range(80)]
     suite("chatml", rows, QuestionFile)
     (tmp_path / "mine.toml").write_text('suite = "question_file"\ndata = "rows.jsonl"\n')

@@ -98,7 +98,7 @@ def test_json_lines_may_be_arrays_and_are_bad_rows(suite):
         suite({"data.jsonl": text}).preferences()
 
 
-def test_a_row_of_one_list_is_a_row(suite):
+def test_row_of_one_list_is_a_row(suite):
     with pytest.raises(UsageError, match="row 1: no column 'chosen'; there are words"):
         suite({"data.jsonl": jsonl([{"words": [{"role": "user"}]}])}).preferences()
 
@@ -133,14 +133,14 @@ def test_damaged_json_is_named_by_row(suite, text, reason):
         suite({"data.json": text}).preferences()
 
 
-def test_a_deeply_nested_line_is_a_bad_row(suite):
+def test_deeply_nested_line_is_a_bad_row(suite):
     text = jsonl(ROWS[:2]) + '{"a":' * 100_000 + "\n" + jsonl(ROWS[2:])
     made = suite({"data.jsonl": text}, bad_rows="skip")
     assert contents(made) == expected(ROWS)
     assert made.data_report().sources[0].skipped[0].first == ["line 3"]
 
 
-def test_a_line_that_is_not_utf8_is_a_bad_row(suite):
+def test_line_that_is_not_utf8_is_a_bad_row(suite):
     raw = jsonl(ROWS[:2]).encode() + b'{"prompt": "\xff"}\n' + jsonl(ROWS[2:]).encode()
     assert contents(suite({"data.jsonl": raw}, bad_rows="skip")) == expected(ROWS)
     with pytest.raises(UsageError, match="data.jsonl, line 3: not UTF-8"):
@@ -148,7 +148,7 @@ def test_a_line_that_is_not_utf8_is_a_bad_row(suite):
 
 
 @pytest.mark.parametrize("text", ['{"prompt": "' + " " * 3000, " " * 3000, "[" + " " * 3000])
-def test_a_row_without_end_is_refused_and_not_read_into_memory(suite, text, monkeypatch):
+def test_row_without_end_is_refused_and_not_read_into_memory(suite, text, monkeypatch):
     monkeypatch.setattr(json_rows, "CHUNK", 100)
     data = {"data.json": gzip.compress(text.encode())}
     with pytest.raises(UsageError, match="data.json"):
@@ -206,7 +206,7 @@ def test_tables(suite, ending, delimiter):
     assert contents(suite({f"bom{ending}.gz": gzip.compress(("\ufeff" + text).encode())}))
 
 
-def test_a_table_cell_with_messages_is_a_conversation(suite):
+def test_table_cell_with_messages_is_a_conversation(suite):
     talk = [{"role": "user", "content": "hello, you"}]
     rows = [
         {
@@ -280,13 +280,13 @@ def test_what_cannot_be_read_is_refused_with_the_reason(suite, name, content, re
         suite({name: content}).preferences()
 
 
-def test_a_parquet_file_with_a_huge_footer_is_refused(suite):
+def test_parquet_file_with_a_huge_footer_is_refused(suite):
     content = b"PAR1" + (1 << 26).to_bytes(4, "little") + b"PAR1"
     with pytest.raises(UsageError, match="description of its columns alone takes 64 MiB"):
         suite({"data.parquet": content}).preferences()
 
 
-def test_a_pipe_is_refused(suite, tmp_path):
+def test_pipe_is_refused(suite, tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(UsageError, match="is no file and no folder"):
         suite(data="pipe.jsonl").preferences()
@@ -303,7 +303,7 @@ def test_several_files_are_read_in_order(suite):
     assert contents(suite({"a,b.jsonl": jsonl(ROWS)}, data="a,b.jsonl")) == expected(ROWS)
 
 
-def test_a_pattern_names_its_files(suite, tmp_path):
+def test_pattern_names_its_files(suite, tmp_path):
     files = {f"shard-{i}.jsonl": jsonl(ROWS[50 * i : 50 * i + 50]) for i in range(4)}
     made = suite(files, data="shard-*.jsonl")
     assert contents(made) == expected(ROWS)
@@ -327,7 +327,7 @@ def test_official_parts(suite):
     assert {f.name for f in made.data_files()} == set(files)
 
 
-def test_a_part_that_is_not_named_is_split_off_by_hash(suite):
+def test_part_that_is_not_named_is_split_off_by_hash(suite):
     files = {"train.jsonl": jsonl(ROWS[:150]), "test.jsonl": jsonl(ROWS[150:])}
     made = suite(files, data="train.jsonl", test="test.jsonl")
     assert contents(made, "test") == expected(ROWS[150:])
@@ -412,7 +412,7 @@ def test_shared_prompts_can_be_refused(suite):
         made.preferences()
 
 
-def test_the_same_question_in_another_form_is_shared(suite):
+def test_same_question_in_another_form_is_shared(suite):
     talk = {
         "prompt": [{"role": "user", "content": "Question 154  ?"}],
         "chosen": [{"role": "assistant", "content": "a"}],
@@ -461,7 +461,7 @@ def test_rows_per_part_are_kept_after_all_rows_were_read(suite):
     assert {c["rows"] for c in made.data_report().splits.values()} <= set(range(10))
 
 
-def test_the_report_is_json(suite):
+def test_report_is_json(suite):
     record = suite(leaking(), train="train.jsonl", test="test.jsonl").data_report().record()
     assert json.loads(json.dumps(record)) == json.loads(json.dumps(record, allow_nan=False))
 
@@ -489,7 +489,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("named", ["data", "dataset"])
-def test_a_data_set_with_configurations_and_splits(suite, hub, named, streaming):
+def test_data_set_with_configurations_and_splits(suite, hub, named, streaming):
     more = {"streaming": True, "max_rows": 1000} if streaming else {}
     options = {named: "org/pairs", "dataset_config": "main"} | more
     made = suite(**options, train="train_prefs", test="test_prefs")
@@ -499,7 +499,7 @@ def test_a_data_set_with_configurations_and_splits(suite, hub, named, streaming)
     assert len(contents(suite(**options | {"dataset_config": "hard"}))) == 30
 
 
-def test_a_data_set_names_what_it_has(suite, hub):
+def test_data_set_names_what_it_has(suite, hub):
     with pytest.raises(UsageError, match="train_prefs.*Name the split of each part"):
         suite(dataset="org/pairs", dataset_config="main").preferences()
     with pytest.raises(UsageError, match="Config name is missing.*hard.*Set dataset_config"):
@@ -510,7 +510,7 @@ def test_a_data_set_names_what_it_has(suite, hub):
         suite(dataset="org/pairs", dataset_revision="main")
 
 
-def test_a_data_set_that_is_not_there(suite):
+def test_data_set_that_is_not_there(suite):
     with pytest.raises(
         UsageError, match="org/nothing at v1, split train: (it could not|There is no f)"
     ):
@@ -541,7 +541,7 @@ def test_what_the_hub_is_asked_for(suite, monkeypatch):
     assert asked == [("a/b", options), ("c/d", options)]
 
 
-def test_a_folder_of_plain_data_files(suite, tmp_path, monkeypatch):
+def test_folder_of_plain_data_files(suite, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "train.jsonl").write_text(jsonl(ROWS[:150]))
@@ -549,7 +549,7 @@ def test_a_folder_of_plain_data_files(suite, tmp_path, monkeypatch):
     assert contents(suite(data="folder", test="test"), "test") == expected(ROWS[150:])
 
 
-def test_a_save_to_disk_folder_has_no_parts_it_was_not_given(suite, tmp_path):
+def test_save_to_disk_folder_has_no_parts_it_was_not_given(suite, tmp_path):
     from datasets import Dataset
 
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "folder")

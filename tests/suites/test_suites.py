@@ -65,7 +65,7 @@ def test_every_word_is_known_and_every_text_fits(cls):
 
 
 @each_suite
-def test_a_prompt_carries_an_answer_only_for_a_verifier(cls):
+def test_prompt_carries_an_answer_only_for_a_verifier(cls):
     suite = cls()
     assert all(
         (p.answer is not None) == (suite.make_verifier() is not None) for p in suite.prompts("test")
@@ -80,7 +80,7 @@ def test_settings_name_real_methods_options_and_stages(cls):
 
 
 @each_suite
-def test_the_labeller_agrees_with_gold_more_often_than_not_and_errs(cls):
+def test_labeller_agrees_with_gold_more_often_than_not_and_errs(cls):
     suite = cls()
     judge, labeller, told = judge_of(suite), BradleyTerry(), []
     labeller.prepare(suite, judge)
@@ -95,7 +95,7 @@ def test_the_labeller_agrees_with_gold_more_often_than_not_and_errs(cls):
 
 
 @each_suite
-def test_a_constitution_says_something_else_than_gold(cls):
+def test_constitution_says_something_else_than_gold(cls):
     """Each principle tells answers apart, none orders them as gold does, and together they lean
     towards gold.
     """
@@ -257,7 +257,7 @@ def test_what_the_base_model_was_pretrained_on_has_not_changed():
 # -- what the start checkpoint learns --------------------------------------------------------------
 
 
-def test_the_start_checkpoint_of_helpfulness_reads_its_constraints():
+def test_start_checkpoint_of_helpfulness_reads_its_constraints():
     """Answers given to other requests of the same topic score far lower: a checkpoint that did not
     read would not.
     """
@@ -299,7 +299,7 @@ def test_the_start_checkpoint_of_helpfulness_reads_its_constraints():
     assert sum(own) / len(own) > sum(others) / len(others) + 0.6
 
 
-def test_a_quick_run_on_arithmetic_reports_accuracy():
+def test_quick_run_on_arithmetic_reports_accuracy():
     figures = json.loads(finished("dpo", "arithmetic").joinpath("result.json").read_text())[
         "evaluation"
     ]

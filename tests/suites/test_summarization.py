@@ -94,7 +94,7 @@ def labeller(bias=0.0, temperature=0.5):
     return suite, judge, made
 
 
-def test_the_labeller_prefers_with_the_stated_probability():
+def test_labeller_prefers_with_the_stated_probability():
     suite, judge, made = labeller()
     prompt = suite.prompts("preferences")[0]
     document = suite.document(prompt.id)
@@ -113,7 +113,7 @@ def test_the_labeller_prefers_with_the_stated_probability():
     assert wins == pytest.approx(1 / (1 + math.exp(-gap)), abs=0.025)
 
 
-def test_the_bias_favours_length_and_equal_answers_tie():
+def test_bias_favours_length_and_equal_answers_tie():
     suite, _, made = labeller(bias=0.12)
     prompt = suite.prompts("preferences")[0]
     short, long = made.ceiling(prompt, ["same .", "same ."], [10, 20])
@@ -121,7 +121,7 @@ def test_the_bias_favours_length_and_equal_answers_tie():
     assert made.rank(prompt, ["same .", "same ."], [2, 2], Random(0)) == [0, 0]
 
 
-def test_the_base_model_is_a_stock_llama_of_at_most_two_million_parameters_and_four_megabytes():
+def test_base_model_is_a_stock_llama_of_at_most_two_million_parameters_and_four_megabytes():
     folder = Summarization().base_model()
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -135,7 +135,7 @@ def test_the_base_model_is_a_stock_llama_of_at_most_two_million_parameters_and_f
     assert record["curve"][-1]["summary_sampled"] > 0.8 and "pretrain" in record["command"]
 
 
-def test_the_base_model_writes_every_embedded_language():
+def test_base_model_writes_every_embedded_language():
     """Sampled greedily, it answers sums rightly, keeps a request's constraints, and binds a
     document's words.
     """

@@ -133,7 +133,7 @@ def test_joined_columns_numbers_and_one_array(suite):
     )
 
 
-def test_a_question_that_is_a_conversation_stays_one(suite):
+def test_question_that_is_a_conversation_stays_one(suite):
     rows = [r | {"question": [{"role": "user", "content": r["question"]}]} for r in ROWS]
     demo = suite(rows).demonstrations()[0]
     assert demo.prompt.text[0]["role"] == "user" and demo.completion[0]["content"].startswith("1")
@@ -173,7 +173,7 @@ def test_options_that_make_no_sense(suite, options, why):
         suite(ROWS, **options)
 
 
-def test_the_judge_verdict_needs_a_verifier():
+def test_judge_verdict_needs_a_verifier():
     with pytest.raises(UsageError, match="summarization has none"):
         Verdict().prepare(Summarization(), None)
 
@@ -216,7 +216,7 @@ def on(folder, method, *more):
     return command(*args, cwd=folder)
 
 
-def test_a_suite_file_says_which_suite_it_is_of(folder):
+def test_suite_file_says_which_suite_it_is_of(folder):
     spec = resolve(Request("start", str(folder / "mine.toml")), installed())
     assert type(participants(spec, installed()).suite) is QuestionFile and spec.suite_name == "mine"
     (folder / "mine.toml").unlink()  # a run goes on though its file is gone
@@ -226,13 +226,13 @@ def test_a_suite_file_says_which_suite_it_is_of(folder):
 @pytest.mark.parametrize(
     "kind, why", [("'nosuch'", "no suite 'nosuch'"), ("3", "suite = 3: expected the name")]
 )
-def test_a_suite_file_of_no_suite(folder, kind, why):
+def test_suite_file_of_no_suite(folder, kind, why):
     (folder / "mine.toml").write_text(MINE.replace('"question_file"', kind))
     with pytest.raises(UsageError, match=why):
         resolve(Request("start", str(folder / "mine.toml")), installed())
 
 
-def test_a_run_on_questions(folder):
+def test_run_on_questions(folder):
     done = on(folder, "start")
     assert done.code == 0, done.text
     figures = json.loads(

@@ -158,7 +158,7 @@ def test_negative_control_a_table_of_wrong_places_is_seen(place):
     assert (lab.reference.logp(batch) - right).abs().max() > 0.1
 
 
-def test_a_batch_may_be_cut_picked_laid_flat_and_put_together(place):
+def test_batch_may_be_cut_picked_laid_flat_and_put_together(place):
     lab, plain = place.make(), place.make(reference_cache=False)
     (batch,) = lab.pairs(steps=1, batch_size=len(place.pairs))
     ways = [
@@ -197,7 +197,7 @@ def test_what_is_not_the_data_is_computed(place):
     assert "flops_reused" in asdict(cost) and lab._runtime.meter.total().flops_reused == looked_up
 
 
-def test_a_moved_reference_is_not_looked_up(place):
+def test_moved_reference_is_not_looked_up(place):
     lab = place.make()
     for batch in lab.pairs(epochs=1, batch_size=3):
         before = lab.reference.logp(batch)
@@ -226,7 +226,7 @@ def test_move_reference_by_a_share_is_a_moving_average(place):
             lab.move_reference(share)
 
 
-def test_a_reference_that_was_moved_before_a_restart_is_not_looked_up(place):
+def test_reference_that_was_moved_before_a_restart_is_not_looked_up(place):
     def told(lab):
         for batch in lab.pairs(steps=3, batch_size=7):
             logp = lab.reference.logp(batch)
@@ -392,7 +392,7 @@ def test_methods_seeds_and_batch_sizes_share_what_the_start_says(place):
     assert all(more[k][:4] == one[k] for k in more if k in one)
 
 
-def test_a_stream_over_few_prompts_draws_for_these_alone(place, make_prompts):
+def test_stream_over_few_prompts_draws_for_these_alone(place, make_prompts):
     place.prompts = make_prompts([2] * (3 * BLOCK))
     lab = place.make()
     rolled(lab, 2, 4, n=1)
@@ -400,7 +400,7 @@ def test_a_stream_over_few_prompts_draws_for_these_alone(place, make_prompts):
     assert [m["info"]["prompts"] for m in manifests] == [4, 4]
 
 
-def test_a_policy_draws_from_the_pool_until_its_first_step(place):
+def test_policy_draws_from_the_pool_until_its_first_step(place):
     lab = place.make()
     shares = []
     for prompts in lab.prompts(3, 4):
@@ -415,7 +415,7 @@ def test_a_policy_draws_from_the_pool_until_its_first_step(place):
     assert shares == [1, 0, 0]
 
 
-def test_a_policy_whose_weights_were_changed_by_hand_does_not(place):
+def test_policy_whose_weights_were_changed_by_hand_does_not(place):
     lab = place.make()
     with torch.no_grad():
         next(lab.policy.model.parameters()).add_(0.5)
@@ -472,7 +472,7 @@ def test_prompts_changed_on_the_way_are_not_mistaken(place):
     assert not place.made("pool")
 
 
-def test_a_bill_is_the_same_made_or_found_and_what_a_rollout_costs(place):
+def test_bill_is_the_same_made_or_found_and_what_a_rollout_costs(place):
     bills = []
     for _ in range(2):
         lab = place.make()
@@ -571,7 +571,7 @@ def run(method, results, *more):
 
 
 @pytest.mark.parametrize("method", sampled(CASES, of=("dpo", "raft")))
-def test_a_record_is_the_same_over_a_cold_and_a_warm_store(method, folder):
+def test_record_is_the_same_over_a_cold_and_a_warm_store(method, folder):
     forget(folder, "reference_logp", "pool")
     found, cold = run(method, folder, *CASES[method])
     kept = outputs(found)

@@ -90,7 +90,7 @@ def test_large_data_are_measured_in_part(tmp_path, tokenizer, monkeypatch):
     assert not found.all_rows and found.prompts.texts == 40 and found.pairs <= 50
 
 
-def test_the_share_of_unknown_tokens(tmp_path, tokenizer):
+def test_share_of_unknown_tokens(tmp_path, tokenizer):
     known = [
         {"prompt": "mayor " * (1 + i), "chosen": " bank", "rejected": " ship"} for i in range(60)
     ]
@@ -134,7 +134,7 @@ def test_cut_prompts_are_counted_once(tokenizer):
     assert tokens.cut_prompts == 0
 
 
-def test_a_token_without_an_embedding_is_refused(tmp_path, tokenizer):
+def test_token_without_an_embedding_is_refused(tmp_path, tokenizer):
     """Added to the tokenizer alone, it would end training with an index out of range."""
     model, more = Summarization().base_model(), copy.deepcopy(tokenizer)
     more.add_tokens(["<|new|>"])
@@ -149,7 +149,7 @@ def test_a_token_without_an_embedding_is_refused(tmp_path, tokenizer):
     check_vocabulary(unused.largest, tokens, model)  # only what is used is needed
 
 
-def test_an_end_token_without_an_embedding_is_refused(tokenizer):
+def test_end_token_without_an_embedding_is_refused(tokenizer):
     more = copy.deepcopy(tokenizer)
     more.add_special_tokens({"eos_token": "<|end|>"})
     with pytest.raises(UsageError, match=r"token '<\|end\|>'"):

@@ -64,7 +64,7 @@ def test_scores_are_the_classifier_s_own_normalised(classifier):
     assert reward.state().changed(reward.model) == ""
 
 
-def test_the_fingerprint_holds_the_weights_and_no_place(classifier, tmp_path):
+def test_fingerprint_holds_the_weights_and_no_place(classifier, tmp_path):
     moved = shutil.copytree(classifier, tmp_path / "moved")
     other = save_classifier(tmp_path / "other", BASE, seed=1)
     one, two, three = (spec_of("ppo", m) for m in (classifier, moved, other))
@@ -107,7 +107,7 @@ def rewarded(classifier):
     return where
 
 
-def test_a_run_with_a_reward_model_of_the_hub(classifier, rewarded):
+def test_run_with_a_reward_model_of_the_hub(classifier, rewarded):
     """Normalised over the start checkpoint's answers, held and counted, in record and table."""
     where = rewarded
     folder = next(f for f in where.glob("runs/small/best_of_n/*") if not f.name.startswith("."))
@@ -134,7 +134,7 @@ def test_a_run_with_a_reward_model_of_the_hub(classifier, rewarded):
     assert dry.code == 0 and "reward model" in dry.out and "preferences" not in dry.out, dry.text
 
 
-def test_the_judge_s_weights_as_reward_are_refused(classifier):
+def test_judge_s_weights_as_reward_are_refused(classifier):
     where = with_shared_stages("hub_judge")
     judge = ("--judge", "reward_model", "--judge-set", f"model={classifier}")
     done = run(where, "best_of_n", classifier, *judge)
@@ -142,13 +142,13 @@ def test_the_judge_s_weights_as_reward_are_refused(classifier):
     assert not list(where.glob("runs/*/*/*/result.json"))
 
 
-def test_a_classifier_of_two_outputs_is_refused(tmp_path):
+def test_classifier_of_two_outputs_is_refused(tmp_path):
     two = save_classifier(tmp_path / "two", BASE, labels=2)
     done = run(with_shared_stages("hub_two"), "best_of_n", two)
     assert done.code != 0 and "has 2 outputs; one score" in done.err, done.text
 
 
-def test_a_judge_of_the_hub_evaluates_again_and_trains_nothing(classifier, rewarded, tmp_path):
+def test_judge_of_the_hub_evaluates_again_and_trains_nothing(classifier, rewarded, tmp_path):
     (folder,) = rewarded.glob("runs/small/best_of_n/seed*")
     other = save_classifier(tmp_path / "judge", BASE, seed=2)
     evaluate = ("evaluate", folder, "-p", small_suite(), "--judge", "reward_model", "--judge-set")

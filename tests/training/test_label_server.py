@@ -156,7 +156,7 @@ ENDED = [[True, True, True, False], [True, True]]
 ASKED = (["train/3", "train/5"], TEXTS, [[7, 5, 6, 3], [3, 3]], ENDED)
 
 
-def test_the_desk_says_what_the_labeller_would_say_here(office):
+def test_desk_says_what_the_labeller_would_say_here(office):
     spec = office.spec()
     built = participants(spec, office.registry)
     suite, judge, labeller = built.suite, built.labelling_judge, built.learns_from
@@ -185,7 +185,7 @@ def test_what_a_labeller_prints_is_no_answer(office):
     assert gone(office.pids, 0)
 
 
-def test_a_labellers_own_count_is_the_bill_each_time(office):
+def test_labellers_own_count_is_the_bill_each_time(office):
     label_client = office.label_client("telling", ("dear=2",))
     assert [label_client.compare(*ASKED, key=[0, turn])[1] for turn in (2, 4)] == [
         3,
@@ -210,7 +210,7 @@ def test_revisions_come_from_the_desk_as_well(office):
     label_client.close()
 
 
-def test_a_labeller_that_does_not_revise_is_one_message(office):
+def test_labeller_that_does_not_revise_is_one_message(office):
     label_client = office.label_client()
     with pytest.raises(HarnessError, match="The labeller failed: .*bradley_terry compares"):
         label_client.revise(ASKED[0], TEXTS, 1, key=[0, 0])
@@ -224,7 +224,7 @@ def test_a_labeller_that_does_not_revise_is_one_message(office):
         ("exit", "The labeller's process ended: exit code 3"),
     ],
 )
-def test_a_labeller_that_fails_is_one_message(office, fail, message):
+def test_labeller_that_fails_is_one_message(office, fail, message):
     label_client = office.label_client("telling", fail=fail)
     with pytest.raises(HarnessError, match=message):
         label_client.compare(*ASKED, key=[0, 2])
@@ -232,7 +232,7 @@ def test_a_labeller_that_fails_is_one_message(office, fail, message):
     assert gone(office.pids, 0)
 
 
-def test_a_labeller_that_cannot_be_opened_leaves_no_process(office):
+def test_labeller_that_cannot_be_opened_leaves_no_process(office):
     with pytest.raises(HarnessError, match="^The labeller failed: There is nobody to ask.$"):
         office.label_client("telling", fail="prepare")
     assert len(office.pids) == 1 and gone(office.pids, 0)
@@ -258,7 +258,7 @@ def test_closing_ends_a_labeller_in_the_middle_of_an_answer(office):
     assert time.monotonic() - begun < 8 and gone(office.pids, 1) and len(caught) == 1
 
 
-def test_a_labeller_does_not_outlive_a_killed_process(office, telling):
+def test_labeller_does_not_outlive_a_killed_process(office, telling):
     code = (
         "import sys; from harness.training.label_server import LabelClient; from"
         " harness.api.resolve import Request, resolve\nfrom harness.api.registry import installed,"
@@ -342,7 +342,7 @@ def test_fresh_labels_are_billed_to_the_method(whole):
     assert own["samples"] == 6 * 8 * result["options"]["num_generations"] + 2 * 8 * 4
 
 
-def test_the_reward_model_is_trained_on_them(whole):
+def test_reward_model_is_trained_on_them(whole):
     rows = rows_of(whole)
     assert ["reward_accuracy" in row for row in rows] == [False, False, True, False, True, False]
     stale = rows_of(run_of("--set", "steps=6"))
@@ -381,7 +381,7 @@ def asked():
     return cost_of(finished("ppo"))["labels"]
 
 
-def test_a_budget_of_labels_ends_the_run_once_preferences_and_refreshes_took_it(whole, asked):
+def test_budget_of_labels_ends_the_run_once_preferences_and_refreshes_took_it(whole, asked):
     folder = run_of(*FRESH, "--budget", f"labels={asked + 20}")
     assert len(rows_of(folder)) == 3
     cost = cost_of(folder)
@@ -394,7 +394,7 @@ def test_a_budget_of_labels_ends_the_run_once_preferences_and_refreshes_took_it(
 
 
 @pytest.mark.parametrize("method", ["dpo", "ppo"])
-def test_a_budget_of_labels_cuts_the_preferences_and_lets_training_end(method, asked):
+def test_budget_of_labels_cuts_the_preferences_and_lets_training_end(method, asked):
     limit = asked // 2
     usual, folder = finished(method), run_of("--budget", f"labels={limit}", method=method)
     cost = cost_of(folder)
@@ -549,7 +549,7 @@ def test_no_labeller_judge_or_suite_can_be_reached_from_the_method():
 # -- what else is against reward hacking -----------------------------------------------------------
 
 
-def test_a_length_penalty_is_taken_off_every_reward():
+def test_length_penalty_is_taken_off_every_reward():
     usual, penalised = rows_of(finished("ppo")), rows_of(run_of("--set", "length_penalty=0.1"))
     assert (
         penalised[0]["length"] == usual[0]["length"]

@@ -89,7 +89,7 @@ def test_gradients_of_micro_batches_are_summed_in_float32(train):
     assert masters.parameters[0].grad.item() == 300.0 and weight.grad is None
 
 
-def test_a_training_goes_on_from_its_copies_to_the_bit(train):
+def test_training_goes_on_from_its_copies_to_the_bit(train):
     straight, rows = train(6)
     first, _ = train(3)
     saved = {name: tensor.clone() for name, tensor in first.tensors().items()}

@@ -142,7 +142,7 @@ def test_it_is_read_when_asked_for_and_freed_when_nobody_holds_it(start, disk):
     assert start.model() is not None and disk.reads == 2
 
 
-def test_a_copy_is_read_straight_into_the_callers_own_model(start, disk):
+def test_copy_is_read_straight_into_the_callers_own_model(start, disk):
     own = start.copy()
     assert disk.reads == 1 and not start.is_(own)
     held = start.model()
@@ -183,7 +183,7 @@ def test_weights_are_compared_without_keeping_them(start, disk):
     assert alive() == before
 
 
-def test_an_outline_tells_size_and_cost_and_holds_nothing(start, disk, gpt2_model):
+def test_outline_tells_size_and_cost_and_holds_nothing(start, disk, gpt2_model):
     for model in (disk.model, gpt2_model):  # GPT-2: head and embedding are one tensor
         outline = InitialCheckpoint(lambda model=model: copy.deepcopy(model)).outline
         assert all(p.device.type == "meta" for p in outline.parameters())
@@ -193,7 +193,7 @@ def test_an_outline_tells_size_and_cost_and_holds_nothing(start, disk, gpt2_mode
         ]
 
 
-def test_a_model_unfilled_and_filled_again_gives_the_same_numbers(
+def test_model_unfilled_and_filled_again_gives_the_same_numbers(
     gpt2_model, tiny_model, tokens, make_batch
 ):
     for model in (gpt2_model, tiny_model):  # buffers that are in no file stay
@@ -203,7 +203,7 @@ def test_a_model_unfilled_and_filled_again_gives_the_same_numbers(
         assert torch.equal(completion_logp(again, batch), completion_logp(model, batch))
 
 
-def test_a_reward_model_is_loaded_beside_no_start_checkpoint(
+def test_reward_model_is_loaded_beside_no_start_checkpoint(
     start, disk, tmp_path, scalar_model, tokens, make_batch
 ):
     RewardModel(scalar_model, "last").save(tmp_path)
@@ -216,7 +216,7 @@ def test_a_reward_model_is_loaded_beside_no_start_checkpoint(
     assert torch.equal(again.role.compute(batch), here.compute(batch))
 
 
-def test_a_system_that_resets_no_peak_is_told():
+def test_system_that_resets_no_peak_is_told():
     folder, stubborn = (
         with_shared_stages("no_peak"),
         "from harness.experiments import record\n\nrecord.start_peak_anew = lambda: False\n"
@@ -231,7 +231,7 @@ def test_a_system_that_resets_no_peak_is_told():
     assert runtime["peak_memory_by_phase"] is False
 
 
-def test_a_peak_starts_anew_where_the_system_lets_it():
+def test_peak_starts_anew_where_the_system_lets_it():
     assert start_peak_anew()
     held = torch.ones(64 * 2**20 // 4)
     high = resident_peak(reset=False)

@@ -73,7 +73,7 @@ def test_other_sharded_models_compute_what_whole_ones_do(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sampled(of=("dpo",)))
-def test_a_method_trains_sharded_as_one_process_does(method):
+def test_method_trains_sharded_as_one_process_does(method):
     """A training in two processes, their models sharded, has the metrics of one process."""
     registry, results = small_registry(), with_shared_stages("sharded")
     bench = Trials(method, "small", registry, Options(suite="small", results=results))
@@ -115,7 +115,7 @@ def rows(folder, name):
 
 
 @pytest.mark.slow
-def test_a_sharded_run_is_recorded_and_saved_as_that_of_one_process():
+def test_sharded_run_is_recorded_and_saved_as_that_of_one_process():
     results = with_shared_stages("sharded-run")
     done = launched("-m", "harness", *on_small("dpo", "--shard", "full", results=results))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -101,7 +101,7 @@ def test_preferences_are_datasets_in_the_ecosystems_columns(stages):
     assert 0.7 < stages.preferences.info["label_ceiling"] <= 1
 
 
-def test_the_same_spec_reuses_and_any_change_rebuilds(folder, stages):
+def test_same_spec_reuses_and_any_change_rebuilds(folder, stages):
     first = (stages.start_artifact, stages.preferences, stages.reward_artifact(0))
     again = stages_of(folder)
     for made, found in zip(
@@ -166,7 +166,7 @@ def test_names_hold_what_decides_results_only(stages, change, named_alike):
     assert (other._inputs("sft", None) == stages._inputs("sft", None)) is named_alike
 
 
-def test_the_ceiling_is_of_the_pairs_that_are_counted():
+def test_ceiling_is_of_the_pairs_that_are_counted():
     from harness.core.data import Comparison
     from harness.training.stages.preferences import _agreements
 
@@ -189,7 +189,7 @@ def test_artifacts_hold_no_pickle_and_a_manifest_of_what_made_them(stages):
         ]["phases"]
 
 
-def test_a_reward_model_comes_back_as_it_was_saved(stages, tmp_path):
+def test_reward_model_comes_back_as_it_was_saved(stages, tmp_path):
     reward = stages.load_reward(stages.reward_artifact(0))
     reward.save(tmp_path)
     again = RewardModel.load(tmp_path, stages.checkpoint)

@@ -63,7 +63,7 @@ def nll(logp, batch):
     return -logp
 
 
-def test_a_second_stream_goes_on_where_the_first_ended(make_lab):
+def test_second_stream_goes_on_where_the_first_ended(make_lab):
     lab, _ = make_lab()
     rounds = [[ids(prompts) for prompts in lab.prompts(2)] for _ in range(2)]
     whole = [ids(prompts) for prompts in make_lab(folder="other")[0].prompts(4)]
@@ -94,7 +94,7 @@ def rounds_with_break(lab, seen):
 
 
 @pytest.mark.parametrize("die", [1, 2, 4, 5])
-def test_a_stream_left_by_break_is_not_gone_into_again(make_lab, die, tmp_path):
+def test_stream_left_by_break_is_not_gone_into_again(make_lab, die, tmp_path):
     seen = []
     lab, loop = make_lab()
     weights = rounds_with_break(lab, seen)
@@ -131,7 +131,7 @@ def test_what_is_drawn_between_streams_is_drawn_again_after_a_restart(make_lab, 
     assert len(loop.rows) == 3 - leave and between(lab) == whole
 
 
-def test_a_turn_that_raises_is_not_done(make_lab):
+def test_turn_that_raises_is_not_done(make_lab):
     lab, _ = make_lab()
     seen = []
     with pytest.raises(RuntimeError, match="mine"):
@@ -226,7 +226,7 @@ def test_labelled_completions_of_the_suite_are_taken_as_they_are(make_lab):
     assert batch["completion_ids"][:, 0, 0].tolist() == [10 + i for i in numbers]
 
 
-def test_a_coin_turns_the_labels_of_single_completions(make_lab):
+def test_coin_turns_the_labels_of_single_completions(make_lab):
     lab, _ = make_lab(batch_size=7)
     pairs = lab._method_inputs.pairs
     lab._method_inputs.labelled = [LabelledCompletion(p.prompt, p.chosen, 1.0) for p in pairs]
@@ -270,7 +270,7 @@ def moving(lab):
 
 
 @pytest.mark.parametrize("die", [2, 3, 5])
-def test_a_moved_reference_survives_a_restart_and_the_start_stays(
+def test_moved_reference_survives_a_restart_and_the_start_stays(
     make_lab, die, tmp_path, tiny_model
 ):
     lab, _ = make_lab()
@@ -293,7 +293,7 @@ def test_pairs_trained_on_are_counted(make_lab, meter):
     assert meter.phases["update"].pairs == 6
 
 
-def test_a_budget_of_labels_ends_and_paces_only_streams_that_ask_for_some(tmp_path):
+def test_budget_of_labels_ends_and_paces_only_streams_that_ask_for_some(tmp_path):
     def opened():
         trainer = SimpleNamespace(
             tensors=lambda: {"w": torch.zeros(1)}, saved={}, steps=0, modules={}, sharded=False

@@ -107,7 +107,7 @@ def widened(batch, left=2, right=3):
 
 
 @pytest.mark.parametrize(("loss", "reduction"), CASES, ids=NAMES)
-def test_a_step_is_the_same_for_any_micro_batch_padding_and_order(stepped, batch, loss, reduction):
+def test_step_is_the_same_for_any_micro_batch_padding_and_order(stepped, batch, loss, reduction):
     whole = stepped(batch, loss, reduction, micro_batch_tokens=10_000)
     for size in (1, 30):
         check_same(stepped(batch, loss, reduction, micro_batch_tokens=size), whole)
@@ -116,7 +116,7 @@ def test_a_step_is_the_same_for_any_micro_batch_padding_and_order(stepped, batch
     assert whole[1]["grad_norm"] > 1e-2  # or the weights could not have told
 
 
-def test_a_step_has_gradients_where_a_plugin_switched_them_off(stepped, batch):
+def test_step_has_gradients_where_a_plugin_switched_them_off(stepped, batch):
     loss, reduction = CASES[0]
 
     def switching(logp, batch):
@@ -132,7 +132,7 @@ def test_a_step_has_gradients_where_a_plugin_switched_them_off(stepped, batch):
 @pytest.mark.parametrize(
     ("loss", "reduction"), [case for case in CASES if case[1] != 7.0], ids=NAMES[:-1]
 )
-def test_a_mean_over_each_micro_batch_is_noticed(stepped, batch, loss, reduction, monkeypatch):
+def test_mean_over_each_micro_batch_is_noticed(stepped, batch, loss, reduction, monkeypatch):
     whole = stepped(batch, loss, reduction, micro_batch_tokens=10_000)
     monkeypatch.setattr(
         trainer,
@@ -151,7 +151,7 @@ def test_what_is_infinite_on_padding_does_not_matter(stepped, batch):
     check_same(stepped(batch, loss), stepped(batch, lambda logp, part: -logp))
 
 
-def test_a_metric_called_loss_is_refused(stepped, batch):
+def test_metric_called_loss_is_refused(stepped, batch):
     with pytest.raises(ValueError, match="cannot be called 'loss'"):
         stepped(batch, lambda logp, part: (-logp, {"loss": logp}))
 
@@ -204,7 +204,7 @@ def test_reductions_by_hand(tokens, make_batch):
 
 
 @pytest.mark.parametrize("how", REDUCTIONS)
-def test_the_share_of_a_batch_without_tokens_is_zero(how, tokens, make_batch):
+def test_share_of_a_batch_without_tokens_is_zero(how, tokens, make_batch):
     """A verifier may score no answer of a minibatch: a sum over no token is 0, not NaN."""
     batch = make_batch(tokens, words=(1, 1), lengths=((2,), (3,)))
     batch = batch.with_columns(mask=torch.zeros(batch.shape))
@@ -304,7 +304,7 @@ def check_eos_is_learned(gradient, lengths, eos):
             assert (gradient[i, j, :n].abs().sum(-1) > 0).all()
 
 
-def test_the_eos_is_learned_and_nothing_after_it(eos_padded, make_batch, tiny_model):
+def test_eos_is_learned_and_nothing_after_it(eos_padded, make_batch, tiny_model):
     batch = make_batch(eos_padded, open_ended=())
     check_eos_is_learned(eos_gradients(batch, tiny_model), batch.lengths, 2)
     broken = batch.with_columns(mask=(batch["completion_ids"] != eos_padded.pad).float())
@@ -321,7 +321,7 @@ def test_the_eos_is_learned_and_nothing_after_it(eos_padded, make_batch, tiny_mo
 # -- the schedule ----------------------------------------------------------------------------------
 
 
-def test_the_schedule():
+def test_schedule():
     linear = AdamWOptions(lr_schedule="linear", warmup_ratio=0.2, lr_final=0.1)
     assert schedule(linear, 0.0) == pytest.approx(0.01) and schedule(linear, 0.1) == pytest.approx(
         0.5
@@ -340,7 +340,7 @@ def test_the_schedule():
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup", [0.0, 0.1])
-def test_the_schedule_rises_then_falls_within_its_bounds(shape, warmup):
+def test_schedule_rises_then_falls_within_its_bounds(shape, warmup):
     rates = [
         schedule(AdamWOptions(lr_schedule=shape, warmup_ratio=warmup), p / 100) for p in range(100)
     ]
@@ -351,7 +351,7 @@ def test_the_schedule_rises_then_falls_within_its_bounds(shape, warmup):
     )
 
 
-def test_the_learning_rate_follows_the_schedule(tiny_model, make_trainer, batch):
+def test_learning_rate_follows_the_schedule(tiny_model, make_trainer, batch):
     trainer, role = make_trainer(tiny_model, lr_schedule="linear", learning_rate=0.4)
     trainer.step([Term(per_completion, batch, role)], progress=0.75)
     assert trainer.optimizers["policy"].param_groups[0]["lr"] == pytest.approx(0.1)
@@ -405,7 +405,7 @@ def check_resumed(again, whole):
 
 
 @pytest.mark.parametrize("die", [1, 2, 4, 5, 6])
-def test_a_killed_run_goes_on_bit_for_bit(train, tmp_path, die):
+def test_killed_run_goes_on_bit_for_bit(train, tmp_path, die):
     whole = train(tmp_path / "whole")
     assert (
         whole[1].state["seen"] == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 1]]
@@ -418,7 +418,7 @@ def test_a_killed_run_goes_on_bit_for_bit(train, tmp_path, die):
 
 
 @pytest.mark.parametrize("missing", ["moment", "weight"])
-def test_a_checkpoint_without_moments_or_weights_is_noticed(train, tmp_path, missing, monkeypatch):
+def test_checkpoint_without_moments_or_weights_is_noticed(train, tmp_path, missing, monkeypatch):
     whole = train(tmp_path / "whole")
     tensors = Trainer.tensors
     monkeypatch.setattr(
@@ -459,7 +459,7 @@ def no_tensors(folder):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, empty_state, half_state, no_tensors])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(train, tmp_path, damage):
+def test_damaged_checkpoint_falls_back_to_the_one_before(train, tmp_path, damage):
     whole = train(tmp_path / "whole")
     with pytest.raises(Killed):
         train(tmp_path / "cut", die=5)
@@ -482,7 +482,7 @@ def test_two_damaged_checkpoints_start_over(train, tmp_path):
     check_resumed(again, whole)
 
 
-def test_an_unverified_read_is_noticed(train, tmp_path, monkeypatch):
+def test_unverified_read_is_noticed(train, tmp_path, monkeypatch):
     whole = train(tmp_path / "whole")
     with pytest.raises(Killed):
         train(tmp_path / "cut", die=5)
@@ -497,7 +497,7 @@ def test_an_unverified_read_is_noticed(train, tmp_path, monkeypatch):
         check_resumed(again, whole)
 
 
-def test_a_half_written_checkpoint_is_not_seen(train, tmp_path):
+def test_half_written_checkpoint_is_not_seen(train, tmp_path):
     whole = train(tmp_path / "whole")
     with pytest.raises(Killed):
         train(tmp_path / "cut", die=3)
@@ -551,7 +551,7 @@ def test_metrics_of_a_turn_are_averaged(loop):
         ({}, {"steps": 1}, 8),
     ],
 )
-def test_a_budget_stops_a_stream(loop, meter, limit, amounts, turns):
+def test_budget_stops_a_stream(loop, meter, limit, amounts, turns):
     one = loop(Budget(**limit))
     progress = []
     for _ in one.turns(8):

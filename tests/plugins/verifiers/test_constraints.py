@@ -140,20 +140,20 @@ def test_words_are_counted_as_people_count_them():
     ]
 
 
-def test_the_grade_is_the_share_kept_or_all_or_nothing():
+def test_grade_is_the_share_kept_or_all_or_nothing():
     text = "the old river, again"
     assert share(text, INCLUDE, kind("lower"), kind("no_commas"), MOST) == 0.5
     assert share(text, INCLUDE, kind("no_commas"), graded=False) == 0.0
     assert share(text, INCLUDE, kind("lower"), graded=False) == 1.0
 
 
-def test_a_required_constraint_has_no_share_and_no_mercy():
+def test_required_constraint_has_no_share_and_no_mercy():
     about = kind("about", any=["dog"], required=True)
     assert share("my dog", about, INCLUDE, kind("lower")) == 0.5
     assert share("a river", about, INCLUDE, kind("lower")) == 0.0
 
 
-def test_a_cut_answer_keeps_nothing_or_what_needs_no_end():
+def test_cut_answer_keeps_nothing_or_what_needs_no_end():
     assert share("a river", INCLUDE, ended=False) == 0.0
     assert share("a river", INCLUDE, ended=False, must_end=False) == 1.0
     for constraint, text, kept in CASES:
@@ -249,7 +249,7 @@ def test_gibberish_that_keeps_all_constraints_is_worth_nothing():
     assert found.parts["constraints"][1:5] == [1.0] * 4 and set(found.parts["sense"][1:]) == {0.0}
 
 
-def test_the_bar_reads_other_languages_on_request():
+def test_bar_reads_other_languages_on_request():
     assert Sense(english=False).fault(GIBBERISH[10]) is None
 
 

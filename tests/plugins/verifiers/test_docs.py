@@ -11,7 +11,7 @@ from ...helpers.tools import ROOT
 FOLDER = Path(__file__).parent
 
 
-def test_the_table_of_formats_is_as_final_number_judges():
+def test_table_of_formats_is_as_final_number_judges():
     lines = (FOLDER / "answer_formats.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     table = re.findall(

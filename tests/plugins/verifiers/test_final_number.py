@@ -66,13 +66,13 @@ def wrong(formats):
     return [(r, v) for r, v in zip(formats, verdicts, strict=True) if v != float(r["right"])]
 
 
-def test_a_hundred_formats_have_at_most_five_errors_and_no_false_accept():
+def test_hundred_formats_have_at_most_five_errors_and_no_false_accept():
     errors = wrong(FORMATS)
     assert len(FORMATS) == 100 and len(errors) <= 5
     assert [row for row, given in errors if given == 1.0] == []
 
 
-def test_a_thousand_formats_have_few_errors_and_no_false_accept():
+def test_thousand_formats_have_few_errors_and_no_false_accept():
     errors = wrong(MORE)
     assert len(MORE) > 900 and [row for row, given in errors if given == 1.0] == []
     assert len(errors) <= 5
@@ -104,7 +104,7 @@ def test_further_formats_have_few_errors_and_no_false_accept():
         ("7.50", "15/2"),
     ],
 )
-def test_a_gold_answer_is_read_as_a_number(gold, number):
+def test_gold_answer_is_read_as_a_number(gold, number):
     assert FinalNumber().read_gold(gold) == number
 
 
@@ -132,12 +132,12 @@ def test_a_gold_answer_is_read_as_a_number(gold, number):
         "10^999",
     ],
 )
-def test_a_gold_answer_that_is_not_one_number_is_refused(gold):
+def test_gold_answer_that_is_not_one_number_is_refused(gold):
     with pytest.raises(ValueError, match="holds no readable number"):
         FinalNumber().read_gold(gold)
 
 
-def test_an_answer_that_was_cut_off_is_wrong():
+def test_answer_that_was_cut_off_is_wrong():
     assert verdict("#### 72", "72") == 1.0
     assert verdict("#### 72", "72", ended=False) == 0.0
     assert verdict("#### 72", "72", ended=False, verifier=FinalNumber(must_end=False)) == 1.0
@@ -160,7 +160,7 @@ def test_without_a_gold_answer_there_is_no_verdict():
         ("72. You asked for 11 clips", 11),
     ],
 )
-def test_the_place_of_the_answer(text, number):
+def test_place_of_the_answer(text, number):
     assert answer_number(text).value == number
 
 
@@ -170,13 +170,13 @@ def test_numbers_are_compared_by_value():
     assert not any(gives(text, "1/3") for text in [*same, "0.33", "0.333"])
 
 
-def test_a_percent_sign_counts_where_the_gold_answer_has_one():
+def test_percent_sign_counts_where_the_gold_answer_has_one():
     assert gives("50%", "50%") and gives("0.5", "50%") and gives("50%", "50")
     assert not gives("50", "50%") and not gives("50%", "1/2")
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda t: t[:8])
-def test_a_million_hostile_characters_take_linear_time(text):
+def test_million_hostile_characters_take_linear_time(text):
     """Ten times the text may take some thirty times the time, for a noisy machine; a quadratic one
     takes a hundred.
     """

@@ -95,7 +95,7 @@ def test_choice(text, right):
     assert verdict(Choice(), text, "B") == right
 
 
-def test_a_word_is_no_choice():
+def test_word_is_no_choice():
     assert verdict(Choice(), "A dog barks", "A") == 0.0
     assert verdict(Choice(), "The answer is a dog.", "A") == 0.0
     assert verdict(Choice(), "The answer is A.", "A") == 1.0
@@ -150,6 +150,6 @@ def test_exact(options, text, gold, right):
 
 
 @pytest.mark.parametrize("verifier", [Boxed(), Exact(), Choice()], ids=str)
-def test_an_empty_gold_answer_is_refused(verifier):
+def test_empty_gold_answer_is_refused(verifier):
     with pytest.raises(ValueError):
         verifier.read_gold("  ")

@@ -95,7 +95,7 @@ def judged(verifier, text, gold="", ended=True, prompt="q"):
 # -- the worker ------------------------------------------------------------------------------------
 
 
-def test_a_worker_stays_warm_after_an_answer_that_took_too_long(worker, checks):
+def test_worker_stays_warm_after_an_answer_that_took_too_long(worker, checks):
     one = worker(checks("deaf"), 0.5)
     (first,) = one.ask(["x"])
     assert one.ask(["x"]) == [first]
@@ -103,13 +103,13 @@ def test_a_worker_stays_warm_after_an_answer_that_took_too_long(worker, checks):
     assert slow.ask(["x", "y"]) == [{"error": "overtime"}] * 2 and slow.kills == 0
 
 
-def test_the_limit_is_processor_time_so_that_a_loaded_machine_changes_no_verdict(worker, checks):
+def test_limit_is_processor_time_so_that_a_loaded_machine_changes_no_verdict(worker, checks):
     assert worker(checks("nap"), 0.1).ask(["x"]) == [{"value": 1.0}]
     busy = worker(checks("busy"), 0.1)
     assert busy.ask(["x"]) == [{"error": "overtime"}] and busy.kills == 0
 
 
-def test_a_child_that_cannot_be_interrupted_is_killed_and_another_goes_on(worker, checks):
+def test_child_that_cannot_be_interrupted_is_killed_and_another_goes_on(worker, checks):
     one = worker(checks("deaf"), 0.2)
     before, stuck, after = one.ask(["x", "deaf", "x"])
     assert stuck == {"error": "overtime"} and one.kills == 1
@@ -127,14 +127,14 @@ def test_errors_and_prints_of_the_function_are_no_answers(worker, checks):
     assert answer == {"error": "KeyError: 'x'"}
 
 
-def test_a_function_that_cannot_be_loaded_is_an_error(worker, checks):
+def test_function_that_cannot_be_loaded_is_an_error(worker, checks):
     with pytest.raises(HarnessError, match="cannot use .*nosuch: AttributeError"):
         worker(checks("nosuch"), 5).ask(["x"])
     with pytest.raises(HarnessError, match="no.such:f: ModuleNotFoundError"):
         worker("no.such:f", 5).ask(["x"])
 
 
-def test_a_closed_worker_leaves_no_child_and_starts_again(worker, checks):
+def test_closed_worker_leaves_no_child_and_starts_again(worker, checks):
     one = worker(checks("deaf"), 5)
     (pid,) = one.ask(["x"])
     one.close()
@@ -246,7 +246,7 @@ def test_json_schema_refuses_what_is_no_schema(tmp_path):
 # -- module:function -------------------------------------------------------------------------------
 
 
-def test_a_function_gets_the_arguments_that_it_names(tmp_path, checks):
+def test_function_gets_the_arguments_that_it_names(tmp_path, checks):
     checks("long")
     assert judged(make_verifier("checks.py:long", folder=tmp_path), "three", "one") == 1.0
     grade = make_verifier("checks.py:grade", folder=tmp_path)
@@ -254,20 +254,20 @@ def test_a_function_gets_the_arguments_that_it_names(tmp_path, checks):
     assert grade.data_files() == [tmp_path / "checks.py"]
 
 
-def test_a_function_of_a_module_is_called():
+def test_function_of_a_module_is_called():
     verifier = make_verifier("posixpath:isabs")
     with pytest.raises(HarnessError, match="it has an argument 's'; there are completion, gold"):
         judged(verifier, "x")
 
 
-def test_a_function_that_takes_too_long_or_too_much_memory_gives_a_wrong_answer(tmp_path, checks):
+def test_function_that_takes_too_long_or_too_much_memory_gives_a_wrong_answer(tmp_path, checks):
     checks("slow")
     for name in ("slow", "greedy"):
         verifier = make_verifier(f"checks.py:{name}", {"time_limit": 0.2}, folder=tmp_path)
         assert judged(verifier, "x") == 0.0
 
 
-def test_a_function_that_fails_ends_the_run(tmp_path, checks):
+def test_function_that_fails_ends_the_run(tmp_path, checks):
     checks("broken")
     for name, why in (
         ("broken", "KeyError: 'x'"),
@@ -279,7 +279,7 @@ def test_a_function_that_fails_ends_the_run(tmp_path, checks):
             judged(make_verifier(f"checks.py:{name}", folder=tmp_path), "x")
 
 
-def test_a_function_that_does_not_exist_is_refused(tmp_path):
+def test_function_that_does_not_exist_is_refused(tmp_path):
     for name, why in (
         ("nosuch.py:f", "there is no file"),
         ("no_such_module:f", "there is no module no_such_module"),
