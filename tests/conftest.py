@@ -37,6 +37,8 @@ from harness.models.tokens import Tokens  # noqa: E402
 from harness.training.lab import Runtime  # noqa: E402
 from harness.training.trainer import Role, Trainer  # noqa: E402
 
+from .helpers.registries import small_registry  # noqa: E402
+
 torch.set_num_threads(int(os.environ.get("HARNESS_THREADS", "1")))
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>", "<end>", "<sys>")
@@ -118,6 +120,12 @@ class Accelerator:
 def accelerator():
     """What a trainer needs of an Accelerator."""
     return Accelerator()
+
+
+@pytest.fixture(scope="module")
+def registry():
+    """The built-in plugins and the suite `small`."""
+    return small_registry()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from harness.api.registry import installed
 from harness.check import Options
 from harness.check.methods import proofs_of
 from harness.check.trials import Trials
-from harness.models.capabilities import enable_shared_cache, enable_sharing
 from harness.models.flops import ModelFlops, forward_cost, frozen_cost
 from harness.models.initial_checkpoint import InitialCheckpoint, merged
 from harness.models.loading import frozen, learning, load_tensors, scalar_on, trunk_of
@@ -37,24 +36,16 @@ from harness.models.lora import (
 from harness.training.trainer import Role, Trainer
 
 from ..helpers.memory_counter import counted
-from ..helpers.registries import METHODS, sampled, small_registry
+from ..helpers.registries import METHODS, sampled
 from ..helpers.tiny_models import MIXTURES, tiny, tiny_folder
 from ..helpers.tools import command, fresh, on_small, only_run, with_shared_stages
 
 GRADIENT = [m for m in METHODS if issubclass(installed().classes["methods"][m], GradientMethod)]
 
 
-@pytest.fixture(scope="module")
-def registry():
-    return small_registry()
-
-
 @pytest.fixture
-def plain(tiny_model):
-    model = frozen(copy.deepcopy(tiny_model))
-    enable_sharing(model)
-    enable_shared_cache(model)
-    return model
+def plain(sharing_model):
+    return sharing_model
 
 
 @pytest.fixture

@@ -10,11 +10,9 @@ import torch
 
 from harness.core.settings import AdamWOptions
 from harness.models.activation_checkpointing import enable_activation_checkpointing
-from harness.models.capabilities import enable_shared_cache, enable_sharing
 from harness.models.flops import forward_cost
 from harness.models.initial_checkpoint import InitialCheckpoint, learner
 from harness.models.loading import (
-    frozen,
     load_tensors,
     plain_scalar,
     scalar_beside,
@@ -49,11 +47,8 @@ VALUE = Lora(2, 4.0, 5, "value")
 
 
 @pytest.fixture
-def base(tiny_model):
-    model = frozen(copy.deepcopy(tiny_model))
-    enable_sharing(model)
-    enable_shared_cache(model)
-    return model
+def base(sharing_model):
+    return sharing_model
 
 
 def moved(model, seed=0):

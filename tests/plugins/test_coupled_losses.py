@@ -17,18 +17,12 @@ from harness_plugins.pairs.wpo import WPO
 from harness.api.registry import installed
 
 from ..helpers.exact_lab import ExactLab, far_from
+from ..helpers.plain_losses import Columns, nls
 from ..helpers.registries import sampled
 from ..helpers.trl_losses import trl_dpo_loss
 
 LENGTHS = [[4, 2], [1, 3], [2, 2], [3, 4], [2, 1]]
 MASK = torch.tensor([[[float(t < n) for t in range(4)] for n in pair] for pair in LENGTHS])
-
-
-class Columns(dict):
-    """A batch that is its columns."""
-
-    def with_columns(self, **columns):
-        return Columns({**self, **columns})
 
 
 def draw(seed=0, dtype=torch.float64, p=(1.0, 0.8, 1.0, 0.6, 1.0)):
@@ -45,11 +39,6 @@ def draw(seed=0, dtype=torch.float64, p=(1.0, 0.8, 1.0, 0.6, 1.0)):
 
 
 # -- equations in plain Python: of rows with s, lp, n of both sides and the label's p --------------
-
-
-def nls(x):
-    """-log sigma(x)."""
-    return math.log(1 + math.exp(-x))
 
 
 def h(row, beta=0.4):

@@ -14,13 +14,8 @@ from harness.check.two_processes import together
 from harness.models.generation import SharedDecoding
 from harness.training import reward_model
 
-from ..helpers.registries import sampled, small_registry
+from ..helpers.registries import sampled
 from ..helpers.tools import fresh, with_shared_stages
-
-
-@pytest.fixture(scope="module")
-def registry():
-    return small_registry()
 
 
 @pytest.fixture(scope="module")

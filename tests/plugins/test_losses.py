@@ -32,13 +32,10 @@ from harness.training.reward_model import (
     preferred_of,
 )
 
+from ..helpers.plain_losses import sigmoid
 from ..helpers.trl_losses import trl_dpo_loss
 
 LOG2 = math.log(2)
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
 
 
 def labelled(ref):

@@ -21,20 +21,13 @@ from harness_plugins.slic import SLiC, knock_out, shuffled
 from harness.core.options import options_of
 from harness.models.enumeration import Enumerated, total_variation
 
+from ..helpers.plain_losses import sigmoid, softplus
 from ..helpers.trl_losses import trl_cpo_loss
 
 LOG2 = math.log(2)
 MASK = torch.tensor(
     [[[1.0, 1, 1, 1], [1, 1, 0, 0]], [[1, 0, 0, 0], [1, 1, 1, 0]], [[1, 1, 0, 0], [1, 1, 0, 0]]]
 )
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
-
-
-def softplus(x):
-    return math.log1p(math.exp(x))
 
 
 def draw(seed=0, mask=MASK):

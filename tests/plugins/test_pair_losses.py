@@ -39,6 +39,7 @@ from harness.api.registry import installed
 from harness.models.enumeration import total_variation
 
 from ..helpers.exact_lab import ExactLab, far_from
+from ..helpers.plain_losses import Columns, nls, sigmoid
 from ..helpers.registries import sampled
 from ..helpers.trl_losses import trl_cpo_loss, trl_dpo_loss
 
@@ -71,15 +72,6 @@ def draw(seed=0, dtype=torch.float64):
 # -- equations in plain Python ---------------------------------------------------------------------
 
 
-def sigma(x):
-    return 1 / (1 + math.exp(-x))
-
-
-def nls(x):
-    """-log sigma(x)."""
-    return math.log(1 + math.exp(-x))
-
-
 def kl_of_two(q, t):
     return q * math.log(q / t) + (1 - q) * math.log((1 - q) / (1 - t))
 
@@ -98,7 +90,7 @@ def mean_q(y, alpha):
 
 
 def discovered(h, tau):
-    m = sigma(h / tau)
+    m = sigmoid(h / tau)
     return (1 - m) * nls(h) + m * math.exp(-h)
 
 
@@ -113,13 +105,13 @@ def common(y, other, alpha):
 CASES = {
     "apo_zero": (
         APOZero(beta=0.4),
-        lambda w, l: 1 - sigma(0.4 * w.s) + sigma(0.4 * l.s),
-        lambda w, l: 1 - sigma(0.4 * (w.s - l.s)),  # one sigmoid of the margin
+        lambda w, l: 1 - sigmoid(0.4 * w.s) + sigmoid(0.4 * l.s),
+        lambda w, l: 1 - sigmoid(0.4 * (w.s - l.s)),  # one sigmoid of the margin
     ),
     "apo_down": (
         APODown(beta=0.4),
-        lambda w, l: sigma(0.4 * w.s) + 1 - sigma(0.4 * (w.s - l.s)),
-        lambda w, l: 1 - sigma(0.4 * w.s) + 1 - sigma(0.4 * (w.s - l.s)),  # the anchor's sign
+        lambda w, l: sigmoid(0.4 * w.s) + 1 - sigmoid(0.4 * (w.s - l.s)),
+        lambda w, l: 1 - sigmoid(0.4 * w.s) + 1 - sigmoid(0.4 * (w.s - l.s)),  # the anchor's sign
     ),
     "nca": (
         NCA(beta=0.4),
@@ -188,13 +180,13 @@ CASES = {
     ),
     "gpo, savage": (
         GPO(beta=0.4, function="savage"),
-        lambda w, l: (1 - sigma(0.4 * (w.s - l.s))) ** 2,
-        lambda w, l: 1 - sigma(0.4 * (w.s - l.s)),
+        lambda w, l: (1 - sigmoid(0.4 * (w.s - l.s))) ** 2,
+        lambda w, l: 1 - sigmoid(0.4 * (w.s - l.s)),
     ),
     "focal_po": (
         FocalPO(beta=0.4, gamma=0.5),
-        lambda w, l: sigma(0.4 * (w.s - l.s)) ** 0.5 * nls(0.4 * (w.s - l.s)),
-        lambda w, l: sigma(-0.4 * (w.s - l.s)) ** 0.5 * nls(0.4 * (w.s - l.s)),  # focal loss
+        lambda w, l: sigmoid(0.4 * (w.s - l.s)) ** 0.5 * nls(0.4 * (w.s - l.s)),
+        lambda w, l: sigmoid(-0.4 * (w.s - l.s)) ** 0.5 * nls(0.4 * (w.s - l.s)),  # focal loss
     ),
     "dpo_shift": (
         DPOShift(beta=0.4, dpo_lambda=0.75),
@@ -213,8 +205,8 @@ CASES = {
     ),
     "f_dpo, js": (
         FDPO(beta=0.4, divergence="js"),
-        lambda w, l: nls(0.4 * (math.log(sigma(w.s)) - math.log(sigma(l.s)))),
-        lambda w, l: nls(0.4 * (math.log(sigma(-w.s)) - math.log(sigma(-l.s)))),
+        lambda w, l: nls(0.4 * (math.log(sigmoid(w.s)) - math.log(sigmoid(l.s)))),
+        lambda w, l: nls(0.4 * (math.log(sigmoid(-w.s)) - math.log(sigmoid(-l.s)))),
     ),
     "f_dpo, forward_kl": (
         FDPO(beta=0.4, divergence="forward_kl"),
@@ -293,8 +285,8 @@ def test_exo_is_the_reverse_kl_to_the_smoothed_label(p):
     told, forward = (
         in_plain_numbers(equation, logp, batch | {"p": torch.ones(3)})
         for equation in (
-            lambda w, l: kl_of_two(sigma(0.4 * (w.s - l.s)), target),
-            lambda w, l: kl_of_two(target, sigma(0.4 * (w.s - l.s))),  # as DPO has it
+            lambda w, l: kl_of_two(sigmoid(0.4 * (w.s - l.s)), target),
+            lambda w, l: kl_of_two(target, sigmoid(0.4 * (w.s - l.s))),  # as DPO has it
         )
     )
     (gradient,) = torch.autograd.grad(loss.sum(), logp)
@@ -638,13 +630,6 @@ class FakeLab:
 
     def log(self, **metrics):
         self.logged.append(metrics)
-
-
-class Columns(dict):
-    """A batch that is its columns."""
-
-    def with_columns(self, **columns):
-        return Columns({**self, **columns})
 
 
 def test_shift_of_bco_is_a_running_mean_of_both_rewards():
