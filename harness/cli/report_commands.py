@@ -66,6 +66,11 @@ MOST_SEEDS = 500  # the largest number of seeds that `harness power` suggests
     help="One table of ranks across models and suites, and whether the order of methods holds.",
 )
 @click.option(
+    "--ratings",
+    is_flag=True,
+    help="Bradley-Terry ratings against the baseline, also at equal length and Markdown.",
+)
+@click.option(
     "--format",
     "style",
     show_default="md",
@@ -81,6 +86,7 @@ def table(
     columns: str,
     spread: str,
     across: bool,
+    ratings: bool,
     style: str | None,
     output: Path | None,
     **criteria: Any,
@@ -88,11 +94,15 @@ def table(
     """Compare the runs of every suite in a table, or of one suite."""
     from .tables import TableRequest, print_across, print_tables, write_tables
 
-    if across and (match or columns or spread == "sd" or criteria["each"] or criteria["mixed"]):
-        raise UsageError(
-            "--across has columns and rows of its own: leave --match, --columns, --spread, --each"
-            " and --mixed out."
-        )
+    for name, is_asked in (("--across", across), ("--ratings", ratings)):
+        other = ratings if across else False
+        if is_asked and (match or columns or spread == "sd" or criteria["mixed"] or other):
+            raise UsageError(
+                f"{name} has columns of its own: leave --match, --columns, --spread, --mixed and"
+                f" {'--ratings' if across else '--across'} out."
+            )
+    if across and criteria["each"]:
+        raise UsageError("--across has rows of its own: leave --each out.")
     if match and (columns or criteria["each"]):
         raise UsageError("--match has columns and rows of its own: leave --columns and --each out.")
     if spread == "sd" and (match or criteria["each"]):
@@ -101,7 +111,14 @@ def table(
         )
     reporter = registry.get("reporters", style or "md")()
     request = TableRequest(
-        results, _filter(**criteria), reporter, style is not None, columns, match, spread
+        results,
+        _filter(**criteria),
+        reporter,
+        style is not None,
+        columns,
+        match,
+        spread,
+        ratings,
     )
     if across:
         return print_across(request, output)

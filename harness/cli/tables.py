@@ -35,6 +35,7 @@ class TableRequest:
     columns: str = ""
     match: str | None = None
     spread: str = "interval"  # or sd
+    ratings: bool = False  # ratings in place of the comparison
 
     @property
     def keys(self) -> Sequence[str]:
@@ -52,6 +53,10 @@ class TableRequest:
         left_out = unfinished_notes(replace(selection, damaged=()))
         if self.match:
             return matched(selection, *parse_match(self.match)), left_out
+        if self.ratings:
+            from ..report.tables.ratings import ratings_table
+
+            return ratings_table(selection), left_out
         return comparison(selection, keys, self.spread), left_out
 
 
@@ -82,7 +87,9 @@ def print_tables(request: TableRequest) -> int:
             f"The format {request.reporter.name} holds one table, and there are runs of"
             f" {', '.join(suites)}. Name one suite with --suite, or write files with -o."
         )
-    fit = sys.stdout.isatty() and not (request.named_format or request.columns or request.match)
+    fit = sys.stdout.isatty() and not (
+        request.named_format or request.columns or request.match or request.ratings
+    )
     width = shutil.get_terminal_size().columns
     code = 0
     for i, suite in enumerate(suites):

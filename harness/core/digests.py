@@ -247,6 +247,7 @@ NO_RESULT = (  # how something is found, written, shown or checked
     "statistics/power.py",
     "statistics/ranks.py",
     "statistics/rating.py",
+    "statistics/style.py",
     "training/rollout_samples.py",
     "training/shared_models.py",
 )
