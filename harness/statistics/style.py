@@ -146,9 +146,10 @@ def _fitted(
     beta = logistic(design, np.ones(len(y)), design.T @ y, ridge)
     mu = sigmoid(design @ beta)
     curvature = (design * (mu * (1 - mu))[:, None]).T @ design + ridge * np.eye(len(beta))
-    moves = np.linalg.solve(curvature, (design * (y - mu)[:, None]).T).T  # (battles, M + K)
+    pull = (design * (y - mu)[:, None]).T
+    moves: Array = np.asarray(np.linalg.solve(curvature, pull).T, dtype=np.float64)
     ends = np.cumsum([0, *(outcomes[name].size for name in names)])
-    parts = {
+    parts: dict[str, Array] = {
         name: moves[ends[i] : ends[i + 1]].reshape(*outcomes[name].shape, len(beta))
         for i, name in enumerate(names)
     }
