@@ -165,6 +165,7 @@ FLAGS = {
         "--columns",
         "--spread",
         "--across",
+        "--ratings",
         "--each",
         "--mixed",
         "--format",
