@@ -288,7 +288,7 @@ def runtime_of(
     import torch
 
     from ..models.loading import trunk_of
-    from ..models.lora import adaptation
+    from ..models.lora_weights import adaptation
 
     trunk = trunk_of(method_inputs.start.outline)
     how = adaptation(policy.model) if policy.model is not None else None

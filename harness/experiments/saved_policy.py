@@ -84,7 +84,8 @@ def _write(target: Path, kind: str, training: Training, model: nn.Module) -> str
     """Write a policy or an adapter to a folder; return the digest of its weights."""
     from ..models.initial_checkpoint import merged
     from ..models.loading import save_causal
-    from ..models.lora import adapted, save_adapter
+    from ..models.lora import adapted
+    from ..models.lora_weights import save_adapter
     from ..models.sharding import root_of
 
     work = target.with_name(f".{target.name}.partial")

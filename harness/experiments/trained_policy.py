@@ -192,7 +192,7 @@ class Training:
 
     def _round(self, loop: Loop) -> None:
         """Round the trained policy where less than its own precision is kept of it."""
-        from ..models.lora import rounded
+        from ..models.lora_weights import rounded
 
         self._trained = loop.trainer.modules.get("policy")
         if self._trained is not None and self.spec.save_dtype != "auto":

@@ -30,7 +30,8 @@ from .loading import (
     unfilled,
     weights_digest,
 )
-from .lora import Lora, adapted, beside, carries, deltas, unchanged, without_adapters
+from .lora import Lora, adapted, beside, carries, unchanged, without_adapters
+from .lora_weights import deltas
 from .model_state import ModelState
 from .nf4 import holds_packed, restore
 

@@ -26,13 +26,13 @@ from .lora import (
     adapter_of,
     attach,
     bind,
-    deltas,
     held,
     plain_state,
     share_adapter,
     switched,
     without_adapters,
 )
+from .lora_weights import deltas
 from .nf4 import bytes_of, convert, numbers_of, restore, without_contents
 from .sharded_tensors import gathered, own_part
 from .tensor_files import as_dtype as as_dtype

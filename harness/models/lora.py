@@ -9,29 +9,23 @@ set of base weights. The layers are PEFT's. Hu et al. 2021 (https://arxiv.org/ab
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..core.model_folder import ADAPTER_WEIGHTS
-from .nf4 import restore
 from .sharded_tensors import sharded_as
-from .tensor_files import as_dtype, save_tensors
 
 M = TypeVar("M", bound=nn.Module)
 OWN = "lora_"  # in the name of every tensor of an adapter
 _OWNER = re.compile(r"(?<=\.)(lora_\w+\.)([^.]+)")  # an adapter's part and name
-_WRAPPED = ".base_layer"  # in the name of a weight below PEFT's layers
+WRAPPED = ".base_layer"  # in the name of a weight below PEFT's layers
 # attributes of an adapted trunk: its adapters, PEFT's layers, and the adapter that is switched on
 _ADAPTERS, _LAYERS, _ON = "harness_adapters", "harness_layers", "harness_adapter_on"
 _NAME, _BASE = "harness_adapter", "harness_base"  # attributes of a model with an adapter
@@ -54,27 +48,6 @@ class Lora:
     role: str = "policy"
 
 
-@dataclass(frozen=True)
-class Adaptation:
-    """What the adapter of a model changes: counts of matrices by the last parts of their names."""
-
-    rank: int
-    alpha: float
-    adapted: Mapping[str, int]
-    untouched: Mapping[str, int]  # matrices without an adapter; embeddings and head never have one
-
-    def __str__(self) -> str:
-        """Return one or two sentences for a user."""
-        text = f"LoRA of rank {self.rank} adapts {_listed(self.adapted)}."
-        if self.untouched:
-            text += f" It leaves as they are: {_listed(self.untouched)}."
-        return text
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in counts.items())
-
-
 class Adapted(nn.Module):
     """A causal model with one adapter switched on, over a base that others use too.
 
@@ -83,7 +56,7 @@ class Adapted(nn.Module):
 
     def __init__(self, base: nn.Module, name: str) -> None:
         super().__init__()
-        bind(self, base, _trunk(base), name)
+        bind(self, base, lora_trunk(base), name)
 
     @property
     def base(self) -> Any:
@@ -170,7 +143,7 @@ def attach(trunk: nn.Module, lora: Lora) -> str:
             p.data = p.data.float()
             p.requires_grad_(True)
     adapters[name] = lora
-    vars(trunk)[_LAYERS] = [m for m in trunk.modules() if _is_layer(m)]
+    vars(trunk)[_LAYERS] = [m for m in trunk.modules() if is_layer(m)]
     trunk.eval()
     _switch(trunk, vars(trunk).get(_ON))
     return name
@@ -195,7 +168,7 @@ def share_adapter(model: nn.Module, other: nn.Module) -> None:
         vars(model)[_NAME], vars(model)[_BASE] = adapter_of(other), lambda: other
 
 
-def _trunk(model: nn.Module) -> nn.Module:
+def lora_trunk(model: nn.Module) -> nn.Module:
     """Return the trunk of a causal or scalar model, or the module itself."""
     trunk: nn.Module = getattr(model, "trunk", getattr(model, "base_model", model))
     return trunk
@@ -248,7 +221,7 @@ def _switch(trunk: nn.Module, name: str | None) -> None:
     vars(trunk)[_ON] = name
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> bool:
     """Return whether a module is PEFT's layer around a matrix."""
     return hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
 
@@ -275,23 +248,23 @@ def base_of(model: nn.Module) -> nn.Module:
 
 def carries(model: nn.Module) -> bool:
     """Return whether a causal model is itself the base of adapters."""
-    return bool(vars(_trunk(model)).get(_ADAPTERS))
+    return bool(vars(lora_trunk(model)).get(_ADAPTERS))
 
 
 def lora_on(model: nn.Module) -> Lora | None:
     """Return how a model's adapter was made; None where it has none."""
-    lora: Lora | None = vars(_trunk(model)).get(_ADAPTERS, {}).get(adapter_of(model))
+    lora: Lora | None = vars(lora_trunk(model)).get(_ADAPTERS, {}).get(adapter_of(model))
     return lora
 
 
 def own_modules(model: nn.Module) -> list[nn.Module]:
     """Return the modules of a model's trunk, without those of other adapters."""
-    return [module for _, module in _not_of(_trunk(model).named_modules(), _others(model))]
+    return [module for _, module in _not_of(lora_trunk(model).named_modules(), _others(model))]
 
 
 def _others(model: nn.Module) -> set[str]:
     """Return the adapters on a model's trunk that are not the model's."""
-    return set(vars(_trunk(model)).get(_ADAPTERS, ())) - {adapter_of(model)}
+    return set(vars(lora_trunk(model)).get(_ADAPTERS, ())) - {adapter_of(model)}
 
 
 def _owner(name: str) -> str | None:
@@ -340,7 +313,7 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     if not carries(model):
         return state
     kept = _not_of(state.items(), _others(model))
-    return {name.replace(_WRAPPED, ""): tensor for name, tensor in kept}
+    return {name.replace(WRAPPED, ""): tensor for name, tensor in kept}
 
 
 @torch.no_grad()
@@ -380,12 +353,12 @@ def unchanged(model: nn.Module) -> bool:
     return not any(p.any() for name, p in own(model).items() if f"{OWN}B" in name)
 
 
-# -- merging ---------------------------------------------------------------------------------------
+# -- removing --------------------------------------------------------------------------------------
 
 
 def without_adapters(model: nn.Module) -> nn.Module:
     """Return a causal model after removing PEFT's layers from it."""
-    trunk = _trunk(model)
+    trunk = lora_trunk(model)
     if _LAYERS in vars(trunk):
         _unwrap(trunk)
         for attribute in (_ADAPTERS, _LAYERS, _ON, "peft_config"):
@@ -395,93 +368,7 @@ def without_adapters(model: nn.Module) -> nn.Module:
 
 def _unwrap(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
-        if _is_layer(child):
+        if is_layer(child):
             child = child.get_base_layer()  # type: ignore[operator]
             setattr(module, name, child)
         _unwrap(child)
-
-
-@torch.no_grad()
-def merge(model: nn.Module) -> nn.Module:
-    """Return the base of a model with its adapter added to the weights; other models as they are.
-
-    The base is changed, and has no adapters any more. Matrices in nf4 are restored.
-    """
-    if not adapted(model):
-        return model
-    added = dict(deltas(model))
-    plain = restore(without_adapters(base_of(model)))
-    for name, delta in added.items():
-        weight = plain.get_parameter(name)
-        weight.add_(sharded_as(delta, weight))
-    return plain
-
-
-def deltas(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield for each adapted matrix its name in the plain model, and what the adapter adds."""
-    for name, layer in _adapted_weights(model):
-        yield name, layer.get_delta_weight(adapter_of(model))
-
-
-def _adapted_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield for each adapted matrix its name in the plain model, and PEFT's layer around it."""
-    for name, layer in model.named_modules():
-        if _is_layer(layer) and adapter_of(model) in layer.lora_A:
-            weight = getattr(layer, "parameter_name", "weight")  # stacked experts have other names
-            yield f"{name.replace(_WRAPPED, '')}.{weight}", layer
-
-
-def adaptation(model: nn.Module) -> Adaptation | None:
-    """Return what a model's adapter changes, or None where it has none."""
-    lora = lora_on(model)
-    if lora is None:
-        return None
-    names = [name for name, _ in _adapted_weights(model)]
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    matrices = [
-        f"{name.replace(_WRAPPED, '')}.{weight}"
-        for name, module in model.named_modules()
-        if not isinstance(module, nn.Embedding) and module is not head and OWN not in name
-        for weight, p in module.named_parameters(recurse=False)
-        if p.dim() > 1
-    ]
-    untouched = [name for name in matrices if name not in names]
-    return Adaptation(lora.rank, lora.alpha, _by_ending(names), _by_ending(untouched))
-
-
-def _by_ending(names: list[str]) -> dict[str, int]:
-    """Return {the last two parts of a name, without `.weight`: how many have them}."""
-    parts = [name.removesuffix(".weight").split(".")[-2:] for name in names]
-    return dict(Counter(".".join(part) for part in parts))
-
-
-# -- files -----------------------------------------------------------------------------------------
-
-
-def rounded(model: nn.Module, dtype: str) -> None:
-    """Round the tensors that a model does not share to a dtype; in memory they keep their own."""
-    with torch.no_grad():
-        for tensor in own_state(model).values():
-            tensor.copy_(as_dtype(tensor, dtype))
-
-
-def save_adapter(model: nn.Module, base: str, folder: Path, dtype: str = "") -> None:
-    """Write a model's adapter in PEFT's format; `peft.PeftModel.from_pretrained` loads it.
-
-    Args:
-        model: A causal model with an adapter.
-        base: The folder or hub id of the base model, which the file of the adapter names.
-        folder: A new folder.
-        dtype: The dtype of the file; empty: the dtype in memory.
-    """
-    known: Any = _trunk(model).peft_config
-    config: Any = copy.deepcopy(known[adapter_of(model)])
-    config.base_model_name_or_path, config.task_type = base, "CAUSAL_LM"
-    config.inference_mode = True
-    tensors = {
-        f"base_model.model.{name.replace('.default', '')}": as_dtype(t, dtype) if dtype else t
-        for name, t in own_state(model).items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
-    save_tensors(tensors, folder / ADAPTER_WEIGHTS)

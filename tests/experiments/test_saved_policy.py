@@ -14,7 +14,8 @@ from harness.core.run_folder import read_result
 from harness.models.hub_format import read_model
 from harness.models.initial_checkpoint import InitialCheckpoint, merged
 from harness.models.loading import load_causal, load_tokenizer, save_causal
-from harness.models.lora import Lora, beside, save_adapter
+from harness.models.lora import Lora, beside
+from harness.models.lora_weights import save_adapter
 
 from ..helpers.tiny_models import ARCHITECTURES, tiny
 from ..helpers.tools import (

@@ -20,7 +20,6 @@ from harness.models.logprobs import completion_logp
 from harness.models.lora import (
     Adapted,
     Lora,
-    adaptation,
     adapted,
     beside,
     carries,
@@ -33,6 +32,7 @@ from harness.models.lora import (
     switched,
     unchanged,
 )
+from harness.models.lora_weights import adaptation
 from harness.training.trainer import Role, Trainer
 
 from ..helpers.memory_counter import counted

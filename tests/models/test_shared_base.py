@@ -29,13 +29,13 @@ from harness.models.lora import (
     carries,
     learn,
     load_own,
-    merge,
     own,
     own_state,
     size_of_own,
     switched,
     switched_on,
 )
+from harness.models.lora_weights import merge
 from harness.training.reward_model import RewardModel
 from harness.training.roles import Critic
 from harness.training.trainer import Role, Term, Trainer

@@ -18,7 +18,8 @@ from harness.core.options import build
 from harness.core.run_folder import read_result, read_rows
 from harness.models.hub_format import load_tokenizer
 from harness.models.loading import load_causal
-from harness.models.lora import Lora, beside, save_adapter
+from harness.models.lora import Lora, beside
+from harness.models.lora_weights import save_adapter
 from harness.models.tokens import Tokens
 from harness.training.guests import GuestTokens, written
 

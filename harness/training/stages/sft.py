@@ -18,7 +18,8 @@ from ...models.capabilities import find_head
 from ...models.initial_checkpoint import lora_of
 from ...models.loading import frozen, in_memory, learning, load_causal, save_causal
 from ...models.logprobs import completion_logp
-from ...models.lora import beside, merge
+from ...models.lora import beside
+from ...models.lora_weights import merge
 from ..trainer import Role, Term
 
 if TYPE_CHECKING:
