@@ -91,6 +91,18 @@ class Lab(Protocol):
             ValueError: The method does not declare "prompts" in its `needs`.
         """
 
+    def further_prompts(self, n: int) -> PromptBatch:
+        """Return the next n prompts of the open stream, for a turn that needs more than it got.
+
+        Later turns continue after them, so no prompt comes up earlier than its turn.
+
+        Args:
+            n: How many prompts.
+
+        Raises:
+            ValueError: Called outside a stream of prompts.
+        """
+
     def pairs(
         self,
         epochs: float = 1.0,

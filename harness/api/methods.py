@@ -115,10 +115,12 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
         """
         lab.state.setdefault("beta", self.beta)
         for prompts in lab.prompts(self.steps):
-            batch = lab.rollout(
-                prompts, self.num_generations, self.temperature, self.max_new_tokens
-            )
-            yield prompts, batch.with_columns(reward=lab.reward(batch))
+            yield prompts, self.scored(lab, prompts)
+
+    def scored(self, lab: Lab, prompts: PromptBatch) -> Batch:
+        """Return the policy's completions of prompts, `reward` (B, K) among the columns."""
+        batch = lab.rollout(prompts, self.num_generations, self.temperature, self.max_new_tokens)
+        return batch.with_columns(reward=lab.reward(batch))
 
     def report(self, lab: Lab, batch: Batch, kl: Tensor | None) -> None:
         """Log what a rollout was like, and steer beta by `kl` (B, K), nats per completion, if asked

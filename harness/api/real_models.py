@@ -53,6 +53,11 @@ _GRPO = Recipe(
     source="TRL GRPOConfig (1e-6), TRL LoRA Without Regret (1e-5 with LoRA)",
 )
 
+# losses of a policy's own samples whose papers train larger models, or name no rate that was read
+_LIKE_GRPO = Recipe(
+    **_rates(1e-6, 1e-5), source="by analogy to grpo: a loss of the same samples", verified=False
+)
+
 # by method (`NAME`), by method with an option (`NAME:OPTION=VALUE`), or by `stage.NAME`
 RECIPES: dict[str, Recipe] = {
     "stage.sft": Recipe(
@@ -130,6 +135,11 @@ RECIPES: dict[str, Recipe] = {
         **_rates(5e-7), source="TRL OnlineDPOConfig; Guo et al. 2024 (2402.04792); LoRA: x10"
     ),
     "raft": Recipe(**_rates(2e-5, 2e-4), source="LMFlow scripts/run_raft_align.sh; LoRA: x10"),
+    "gspo": _LIKE_GRPO,
+    "cispo": _LIKE_GRPO,
+    "dapo": _LIKE_GRPO,
+    "gmpo": _LIKE_GRPO,
+    "sapo": _LIKE_GRPO,
     "rlvr": _GRPO,
     "rlvr:algorithm=ppo": _PPO,
     "rlaif": _PPO,

@@ -29,6 +29,8 @@ class StreamPositions:
     left: list[str] = field(default_factory=list)  # streams that were left by `break`
     firsts: dict[str, int] = field(default_factory=dict)  # `first` of each stream
     taken: dict[str, int] = field(default_factory=dict)  # by kind
+    # rows that turns took beyond their own, by stream
+    further: dict[str, int] = field(default_factory=dict)
     # labels used before each stream began
     labels_before: dict[str, float] = field(default_factory=dict)
 
@@ -71,6 +73,8 @@ class Loop:
         self.total = 0
         # the position at which the current stream begins among all turns of its kind
         self.first = 0
+        # the kind of the current stream, and how many rows a turn takes
+        self.kind, self.size = "", 0
         self.open = False  # whether a turn is under way
         self._positions = StreamPositions()
         self._exit: Callable[[], None] | None = None
@@ -110,6 +114,7 @@ class Loop:
         self.first = at.firsts.setdefault(key, at.taken.get(kind, 0))
         self._labels_before = at.labels_before.setdefault(key, self.used()["labels"])
         self.stream, self.turn, self.total, self.open = stream, at.done.get(key, 0), total, True
+        self.kind, self.size = kind, size
         try:
             while self.turn < total and key not in at.left and self.budget_share() < 1:
                 try:
@@ -142,8 +147,25 @@ class Loop:
 
     def _end_turn(self, key: str, turn: int, total: int, kind: str, size: int) -> None:
         self._positions.done[key] = turn + 1
-        self._positions.taken[kind] = self.first + (turn + 1) * size
+        further = self._positions.further.get(key, 0)
+        self._positions.taken[kind] = self.first + further + (turn + 1) * size
         self._close_turn(turn, total)
+
+    @property
+    def place(self) -> int:
+        """The position of the current turn's first row among all rows of its kind."""
+        further = self._positions.further.get(str(self.stream), 0)
+        return self.first + further + self.turn * self.size
+
+    def take_further(self, rows: int) -> int:
+        """Take further rows in the current turn, next after its own; return their position.
+
+        Later turns begin after them.
+        """
+        position = self.place + self.size
+        key = str(self.stream)
+        self._positions.further[key] = self._positions.further.get(key, 0) + rows
+        return position
 
     def finish(self) -> None:
         """Complete the metrics after training, and close their files."""
@@ -258,7 +280,7 @@ class Loop:
         self.trainer.saved, saved = checkpoint
         self.trainer.steps = saved["steps"]
         names = asdict(self._positions)
-        self._positions = StreamPositions(**{name: saved[name] for name in names})
+        self._positions = StreamPositions(**{name: saved[name] for name in names if name in saved})
         self.state, self.rows = saved["state"], saved["rows"]
         self.executions, self.pins = saved["executions"], saved["pins"]
         self.resumed = [*saved["resumed"], len(self.rows)]

@@ -55,10 +55,27 @@ class DataStreams:
         size = self._batch_size(batch_size)
         self._pools.covers = 2 * steps * size >= len(prompts) and not self._limited
         for rows in self._draw("prompts", len(prompts), steps, size):
-            places = self._pools.offer(rows, self._loop.first + self._loop.turn * size)
-            yield replace(
-                self.tokens.prompt_batch([prompts[i] for i in rows], self.device), places=places
+            yield self._posed(rows, self._loop.place)
+
+    def further_prompts(self, n: int) -> PromptBatch:
+        """Return the next n prompts of the open stream of prompts, which later turns then lack.
+
+        For a turn that needs more prompts than the stream yielded.
+        """
+        if not self._loop.open or self._loop.kind != "prompts":
+            raise ValueError(
+                "lab.further_prompts belongs into a stream of prompts (`for ... in"
+                " lab.prompts(...)`)"
             )
+        place = self._loop.take_further(n)
+        count = len(self._method_inputs.prompts)
+        return self._posed(endless_order(count, place, n, self._runtime.seed, "prompts"), place)
+
+    def _posed(self, rows: list[int], place: int) -> PromptBatch:
+        """Return training prompts by row; `place` is the position of the first in the stream."""
+        prompts = [self._method_inputs.prompts[i] for i in rows]
+        batch = self.tokens.prompt_batch(prompts, self.device)
+        return replace(batch, places=self._pools.offer(rows, place))
 
     def pairs(
         self,
@@ -196,7 +213,8 @@ class DataStreams:
     def _draw(self, what: str, n: int, steps: int, size: int) -> Iterator[list[int]]:
         """Yield the row numbers of each turn, continuing after an earlier stream of its kind."""
         for turn in range(steps) if self._ahead else self._loop.turns(steps, what, size):
-            yield endless_order(n, self._loop.first + turn * size, size, self._runtime.seed, what)
+            first = self._loop.first + turn * size if self._ahead else self._loop.place
+            yield endless_order(n, first, size, self._runtime.seed, what)
 
     def _all_batches(self, kind: str, steps: int, epochs: float) -> list[Batch | PromptBatch]:
         """Return what the turns of a new stream would take, without opening it."""

@@ -90,12 +90,7 @@ class GRPO(OnPolicyOptions):
         """A_i = (r_i - mean_G r) / std_G r (sect. 4.1.2), (B, K); 0 for a reward that is unknown,
         NaN.
         """
-        known = ~reward.isnan()
-        centred = torch.where(known, reward - reward.nanmean(-1, keepdim=True), 0.0)
-        if not self.std_normalise:
-            return centred
-        degrees = (known.sum(-1, keepdim=True) - self.ddof).clamp(min=1)
-        return centred / ((centred.square().sum(-1, keepdim=True) / degrees).sqrt() + STD_FLOOR)
+        return group_advantages(reward, self.std_normalise, self.ddof)
 
     def loss(self, logp, batch):
         """Eq. 3: -(min(rho A, clip(rho, 1-eps, 1+eps_high) A) - beta D), rho = pi / pi_old, per
@@ -211,14 +206,29 @@ class GRPO(OnPolicyOptions):
         return None
 
 
-def without_signal(reward):
-    """Return the share of prompts whose known rewards (B, K) are all the same."""
+def group_advantages(reward, std_normalise, ddof):
+    """Return (r - mean) / std of each group (B, K), or r - mean; 0 for NaN, an unknown reward."""
+    known = ~reward.isnan()
+    centred = torch.where(known, reward - reward.nanmean(-1, keepdim=True), 0.0)
+    if not std_normalise:
+        return centred
+    degrees = (known.sum(-1, keepdim=True) - ddof).clamp(min=1)
+    return centred / ((centred.square().sum(-1, keepdim=True) / degrees).sqrt() + STD_FLOOR)
+
+
+def has_signal(reward):
+    """Return (B,) whether the known rewards (B, K) of a prompt differ."""
     known = ~reward.isnan()
     high, low = (
         reward.masked_fill(~known, -torch.inf).amax(-1),
         reward.masked_fill(~known, torch.inf).amin(-1),
     )
-    return (high <= low).float().mean()
+    return high > low
+
+
+def without_signal(reward):
+    """Return the share of prompts whose known rewards (B, K) are all the same."""
+    return (~has_signal(reward)).float().mean()
 
 
 def forward_tilted(ref, gain, beta):

@@ -17,7 +17,7 @@ from random import Random
 
 from harness import SPLITS, Demonstration, Judge, Principle, Prompt, UsageError, Verifier, hookimpl
 
-from .embedded import PPO, RECOMMENDED, SAMPLES, SHORT, Embedded
+from .embedded import GROUPS, PPO, RECOMMENDED, SAMPLES, SHORT, Embedded
 from .world import sums
 from .world.sums import Problem
 
@@ -98,7 +98,7 @@ class Arithmetic(Embedded):
         "*": RECOMMENDED["*"] | {"reward": "verifier"},
         "best_of_n": {"reward": "model", "n": 4},
         "slic": RECOMMENDED["slic"] | {"reward": "model"},  # pairs do not need it
-        **dict.fromkeys(("grpo", "rloo"), SAMPLES | {"learning_rate": 5e-4, "beta": 0.05}),
+        **dict.fromkeys(("grpo", "rloo", *GROUPS), SAMPLES | {"learning_rate": 5e-4, "beta": 0.05}),
         "reinforce_pp": SAMPLES | {"learning_rate": 5e-4, "beta": 0.05, "minibatch_size": 16},
         "ppo": PPO | {"steps": 40, "learning_rate": 5e-4, "beta": 0.05},
         "rlaif": PPO | {"reward": "model", "steps": 30, "learning_rate": 5e-4, "beta": 0.2},

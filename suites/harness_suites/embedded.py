@@ -26,6 +26,8 @@ PPO = SAMPLES | {
     "vf_coef": 1.0,
     "clip_range_value": 0.0,
 }
+# methods over `on_policy.base`: grpo's settings, not tried apart
+GROUPS = ("cispo", "dapo", "gmpo", "gspo", "sapo")
 # Recommended settings of all embedded suites, chosen on the validation split of summarization in a
 # few trials each, most of them of PPO.
 RECOMMENDED: dict[str, dict[str, object]] = {
@@ -75,6 +77,7 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "ppo": PPO,
     "grpo": SAMPLES,
     "rloo": SAMPLES,
+    **dict.fromkeys(GROUPS, SAMPLES),
     "reinforce_pp": SAMPLES | {"minibatch_size": 16},
     "online_dpo": SAMPLES | {"beta": 0.2},
     "raft": {
@@ -97,7 +100,10 @@ SHORT: dict[str, dict[str, object]] = {  # settings of `--quick`
     "*": {"steps": 4},
     "dpo": {"steps": 6},
     **dict.fromkeys(
-        ("ppo", "grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rrhf", "rlaif"),
+        (
+            *("ppo", "grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rrhf", "rlaif"),
+            *GROUPS,
+        ),
         {"steps": 3, "batch_size": 16},
     ),
 }

@@ -30,6 +30,8 @@ from harness import (
     prompt_text,
 )
 
+from .embedded import GROUPS
+
 WORDS, END = ("a", "b", "c"), "</s>"
 # Of several lengths, none the beginning of another, and none of one word alone: without a start
 # token attention cannot count equal tokens, so "a" and "a a" would be one context.
@@ -84,6 +86,7 @@ TRAINED = (
     "rloo",
     "reinforce_pp",
     "online_dpo",
+    *GROUPS,
 )
 NEVER_EVEN = 1e-9  # added to even pairs, which would be dropped otherwise
 
@@ -171,6 +174,7 @@ class Exact(Suite):
         ),  # the optimum of a KL term in the loss is not computed
         "rlvr": ON_POLICY | {"kl_in": "reward", "kl_estimator": "k1"},
         "rloo": ON_POLICY,
+        **dict.fromkeys(GROUPS, ON_POLICY),
         "reinforce_pp": (
             ON_POLICY
             | {  # its advantages are not 0 at the optimum: more samples against their noise

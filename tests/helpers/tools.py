@@ -41,7 +41,9 @@ from harness import Prompt, hookimpl
 from harness.api.contracts import Verifier
 from harness_suites.summarization import Summarization
 
-ON_POLICY = ("grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rlaif", "rrhf")
+from harness_suites.embedded import GROUPS
+
+ON_POLICY = ("grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rlaif", "rrhf", *GROUPS)
 
 
 class Brief(Verifier):

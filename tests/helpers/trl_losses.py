@@ -62,3 +62,67 @@ def trl_cpo_loss(logp, mask=None, **settings):
     usual = {"alpha": 0.0, "accelerator": ACCELERATOR, "label_smoothing": 0}
     trainer = types.SimpleNamespace(**usual | settings)
     return cpo.CPOTrainer.cpo_loss(trainer, *sums.unbind(1))[0].mean()
+
+
+def trl_grpo_loss(logp, batch, entropy=None, trainer=None, **settings):
+    """Return TRL's GRPOTrainer loss on logp (B, K, T) and a batch with `old_logp`, `mask` and
+    `advantages`; `settings` are the trainer's attributes.
+    """
+    module = pytest.importorskip("trl.trainer.grpo_trainer")
+    cls = trainer or module.GRPOTrainer
+    flat, mask = logp.flatten(0, 1), batch["mask"].flatten(0, 1)
+    entropies = torch.zeros_like(flat) if entropy is None else entropy.flatten(0, 1)
+    arguments = {
+        "use_bias_correction_kl": False,
+        "delta": None,
+        "steps_per_generation": 1,
+        "sapo_temperature_pos": 1.0,
+        "sapo_temperature_neg": 1.05,
+        "vespo_k_pos": 2.0,
+        "vespo_lambda_pos": 3.0,
+        "vespo_k_neg": 3.0,
+        "vespo_lambda_neg": 2.0,
+    }
+    usual = {
+        "accelerator": types.SimpleNamespace(
+            **vars(ACCELERATOR),
+            num_processes=1,
+            reduce=lambda x, reduction: x,
+            pad_across_processes=lambda x, **_: x,
+        ),
+        "args": types.SimpleNamespace(**arguments),
+        "model": types.SimpleNamespace(training=True),
+        "beta": 0.0,
+        "epsilon_low": 0.2,
+        "epsilon_high": 0.2,
+        "aux_loss_enabled": False,
+        "top_entropy_quantile": 1.0,
+        "off_policy_mask_threshold": None,
+        "use_vllm": False,
+        "importance_sampling_level": "token",
+        "_entropy_bonus_enabled": False,
+        "current_gradient_accumulation_steps": 1,
+        "_metrics": defaultdict(lambda: defaultdict(list)),
+        "_get_per_token_logps_and_entropies": lambda *a, **k: (flat, entropies, None),
+        "get_gamma_weights": module.GRPOTrainer.get_gamma_weights,
+    }
+    stand_in = types.SimpleNamespace(**usual | settings)
+    mask_of = module.GRPOTrainer.get_high_entropy_mask
+    stand_in.get_high_entropy_mask = types.MethodType(mask_of, stand_in)
+    ids = torch.ones_like(mask, dtype=torch.long)
+    inputs = {
+        "prompt_ids": ids[:, :1],
+        "prompt_mask": ids[:, :1],
+        "completion_ids": ids,
+        "completion_mask": mask,
+        "advantages": batch["advantages"].flatten(),
+        "old_per_token_logps": batch["old_logp"].flatten(0, 1),
+        "num_items_in_batch": mask.sum(),
+    }
+    return cls._compute_loss(stand_in, stand_in.model, inputs)
+
+
+def trl_gmpo_loss(logp, batch, **settings):
+    """Return TRL's GMPOTrainer loss on logp (B, K, T): see `trl_grpo_loss`."""
+    gmpo = pytest.importorskip("trl.experimental.gmpo")
+    return trl_grpo_loss(logp, batch, trainer=gmpo.GMPOTrainer, **settings)

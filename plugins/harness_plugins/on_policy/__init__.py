@@ -1,0 +1,1 @@
+"""Methods that learn from their own scored samples: a file each, over `base`."""
