@@ -190,6 +190,23 @@ class Lab(Protocol):
             ValueError: Called outside a stream: after a restart it would sample from other weights.
         """
 
+    def greedy(self, prompts: PromptBatch, max_new_tokens: int | None = None) -> Batch:
+        """Return the policy's most probable continuation of each prompt, token by token.
+
+        For a baseline. It is no sample, so it has no log-probabilities to learn from.
+
+        Args:
+            prompts: B prompts.
+            max_new_tokens: By default the suite's.
+
+        Returns:
+            A batch (B, 1, T) with the column `ended` (B, 1). It counts as a rollout.
+
+        Raises:
+            ValueError: Called outside a stream.
+            UsageError: The engine samples the full distribution only.
+        """
+
     # -- models ----------------------------------------------------------------------------------
 
     @property

@@ -81,20 +81,11 @@ class Lab(DataStreams):
         check_sampling(sampling, **truncations)
         self._shared.check_written()
         model, runtime = of or self.policy, self._runtime
-        enforce()
-        self._check_turn("rollout")
         beside = (
             model is not self._policy
         )  # the start checkpoint, beside the policy that is trained
+        sampler = self._sampler("rollout", sampling)
         (replace(model.role, name="reference") if beside else model.role).hold(runtime.meter)
-        sampler = Sampler(
-            runtime.engine,
-            sampling,
-            runtime.meter,
-            runtime.eos,
-            self._key("rollout"),
-            runtime.distributed,
-        )
         sampler.pool = (
             self._pools.take(prompts, model.model, beside) if self._at_start(model) else None
         )
@@ -103,6 +94,36 @@ class Lab(DataStreams):
         if runtime.check:
             runtime.check.compare(model.role, batch, runtime)
         return batch
+
+    def greedy(self, prompts: PromptBatch, max_new_tokens: int | None = None) -> Batch:
+        """Return the policy's greedy completion of each prompt: (B, 1, T) with `ended` (B, 1).
+
+        It has no log-probabilities. It counts as a rollout.
+        """
+        length = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        sampling = Sampling(self._runtime.sampling.temperature, length, greedy=True)
+        self._shared.check_written()
+        model, sampler = self.policy, self._sampler("greedy", sampling)
+        model.role.hold(self._runtime.meter)
+        drawn = sampler.draw(model.model, prompts)
+        columns = {name: column for name, column in drawn.items() if name != "logp"}
+        batch = Batch(drawn.prompts, columns, drawn.temperature)
+        self._samples.drawn(batch, "policy, greedy")
+        return batch
+
+    def _sampler(self, purpose: str, sampling: Sampling) -> Sampler:
+        enforce()
+        self._check_turn(purpose)
+        runtime = self._runtime
+        return Sampler(
+            runtime.engine,
+            sampling,
+            runtime.meter,
+            runtime.eos,
+            self._key(purpose),
+            runtime.distributed,
+            shaped=sampling.greedy,
+        )
 
     # -- models ------------------------------------------------------------------------------------
 

@@ -143,6 +143,61 @@ def test_turn_that_raises_is_not_done(make_lab):
     assert again[0] == seen[1] and len(again) == 2
 
 
+def refilling(lab, seen):
+    """Two further prompts in the first two of four turns; return the final weights."""
+    for prompts in lab.prompts(4):
+        drawn = [prompts] + ([lab.further_prompts(2)] if lab.turn < 2 else [])
+        seen.append([name for part in drawn for name in ids(part)])
+        for part in drawn:
+            lab.step(nll, lab.rollout(part))
+    return torch.nn.utils.parameters_to_vector(lab.policy.model.parameters()).detach()
+
+
+def test_further_prompts_are_the_next_and_later_turns_begin_after_them(make_lab):
+    seen = []
+    refilling(make_lab()[0], seen)
+    whole = [ids(prompts) for prompts in make_lab(folder="other")[0].prompts(6)]
+    assert sum(seen, []) == sum(whole, []) and [len(turn) for turn in seen] == [4, 4, 2, 2]
+    lab, _ = make_lab(folder="third")
+    refilling(lab, [])
+    assert [ids(prompts) for prompts in lab.prompts(1)] != whole[4:5]  # after all twelve
+
+
+@pytest.mark.parametrize("die", [1, 2, 3])
+def test_further_prompts_are_the_same_after_a_restart(make_lab, die):
+    seen, rest = [], []
+    whole = refilling(make_lab(folder="whole")[0], seen)
+    with pytest.raises(Killed):
+        refilling(make_lab(die=die)[0], [])
+    assert torch.equal(refilling(make_lab()[0], rest), whole)
+    assert seen[len(seen) - len(rest) :] == rest and rest
+
+
+def test_further_prompts_belong_into_a_stream_of_prompts(make_lab):
+    lab, _ = make_lab()
+    for _ in lab.pairs(steps=1):
+        with pytest.raises(ValueError, match="belongs into a stream of prompts"):
+            lab.further_prompts(1)
+    with pytest.raises(ValueError, match="belongs into a stream of prompts"):
+        lab.further_prompts(1)
+
+
+def test_a_greedy_completion_is_the_most_probable_and_is_counted(make_lab, meter):
+    lab, _ = make_lab()
+    for prompts in lab.prompts(1):
+        before = meter.total(("rollout",)).samples
+        first, second = lab.greedy(prompts), lab.greedy(prompts)
+        assert torch.equal(first["completion_ids"], second["completion_ids"])
+        assert "logp" not in first and first.shape[:2] == (2, 1)
+        assert meter.total(("rollout",)).samples == before + 4
+        logp = lab.policy.logp(first)
+        for _ in range(8):  # no sampled first token is more probable
+            sampled = lab.rollout(prompts)
+            assert (sampled["logp"][..., 0] <= logp[..., 0] + 1e-5).all()
+    with pytest.raises(ValueError, match="belongs into a stream"):
+        lab.greedy(prompts)
+
+
 @pytest.mark.parametrize("what", ["step", "rollout"])
 def test_what_a_restart_would_repeat_is_refused_outside_a_stream(make_lab, what):
     lab, _ = make_lab()

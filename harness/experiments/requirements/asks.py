@@ -58,7 +58,8 @@ def asks_of(method: Method) -> Asks:
         names |= {"step", "reference", "rollout"}
     online = "prompts" in needs and "rollout" in names
     rows = int(getattr(works, "batch_size", 0) or 32)
-    part = int(getattr(works, "minibatch_size", 0) or 0)
+    parts = int(getattr(works, "num_minibatches", 0) or 1)
+    part = int(getattr(works, "minibatch_size", 0) or 0) or -(-rows // parts)
     passes = getattr(works, "num_ppo_epochs", getattr(works, "num_iterations", 1)) or 1
     members = works.reward_members if isinstance(works, RewardOptions) else 1
     return Asks(
@@ -69,7 +70,7 @@ def asks_of(method: Method) -> Asks:
         start="start" in names,
         trains="step" in names,
         each=_each(works, needs),
-        rows=min(part, rows) if part else rows,
+        rows=min(part, rows),
         drawn=rows if online else 0,
         updates=int(passes),
     )

@@ -79,7 +79,8 @@ class PolicyGradient(OnPolicyOptions):
         if beta:  # without it no reference is held
             kl = (batch["logp"] - lab.reference.logp(batch)).sum(-1)
             reward = reward - beta * kl
-        lab.log(groups_without_signal=without_signal(batch["reward"]))
+        if self.num_generations > 1:
+            lab.log(groups_without_signal=without_signal(batch["reward"]))
         self.report(lab, batch, kl)
         advantages = self.advantages(reward, batch)
         return batch.with_columns(old_logp=batch["logp"], advantages=advantages)
