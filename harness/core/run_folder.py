@@ -313,8 +313,14 @@ def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:
             "cores": os.cpu_count(),
         },
         "git": _git_state(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(_from_here, sys.argv[1:])],
     }
+
+
+def _from_here(word: str) -> str:
+    """Return a path below the current folder relative to it: a record is read on other machines."""
+    here = f"{Path.cwd()}{os.sep}"
+    return word.removeprefix(here) or word
 
 
 def _version(package: str) -> str | None:

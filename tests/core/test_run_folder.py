@@ -21,6 +21,7 @@ from harness.core.run_folder import (
     SAMPLES,
     flatten,
     load_results,
+    provenance,
     read_result,
     read_rows,
     rows_behind,
@@ -445,3 +446,11 @@ def test_threads_of_one_process_number_probe_one_folder(tmp_path):
     for thread in threads:
         thread.join()
     assert not refused and list((tmp_path / "shared").iterdir()) == []
+
+
+def test_provenance_writes_paths_below_the_current_folder_relative_to_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["harness", "run", "--results", str(tmp_path / "mine"), "--model", "/elsewhere/x"]
+    monkeypatch.setattr(sys, "argv", words)
+    command = provenance({})["command"]
+    assert command == ["harness", "run", "--results", "mine", "--model", "/elsewhere/x"]

@@ -14,7 +14,7 @@ from ...core.artifacts import EXECUTION
 from ...core.data import Demonstration
 from ...core.seeds import endless_order
 from ...core.settings import SFTOptions
-from ...models.capabilities import find_head
+from ...models.capabilities import enable_sharing, find_head
 from ...models.initial_checkpoint import lora_of
 from ...models.loading import frozen, in_memory, learning, load_causal, save_causal
 from ...models.logprobs import completion_logp
@@ -77,11 +77,15 @@ def make(
 
 
 def _base(stages: StageContext) -> nn.Module:
-    """Return the base model; one that is to be sharded stays in the memory of its mapped file."""
+    """Return the base model, packed like every policy where it can be.
+
+    One that is to be sharded stays in the memory of its mapped file.
+    """
     base = load_causal(stages.base, stages.arithmetic)
     if stages.stage_runtime.shards() is None:
         base = in_memory(base).to(stages.stage_runtime.device)
-    find_head(base)
+    if not (stages.spec.prompt_sharing and enable_sharing(base)):
+        find_head(base)
     return base
 
 
