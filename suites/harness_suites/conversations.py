@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ ROLES = {
     "function_call": "assistant",
 }
 KEPT = ("tool_call_id", "name", "reasoning_content", "thinking")  # further keys that templates read
+# keys of a message that may say that an answer is not to be trained on: OpenAI's and ShareGPT's,
+# Axolotl's, ms-swift's
+TRAINED = ("weight", "train", "training", "loss")
 CLOSED = set(":?!>])}\"'") | set("\u3002\uff1a\uff1f\uff01\u201d\u300d")  # ends of a prompt
 # the beginning of messages as JSON, or in Python's notation: a whole message, or a list of them
 _SERIALISED = re.compile(
@@ -68,13 +72,42 @@ def from_json(text: str) -> Any:
 
 def read_tools(cell: object) -> list[Message]:
     """Return the functions that a row offers as one message; no message if it offers none."""
-    tools = json.loads(cell) if isinstance(cell, str) and cell.strip() else cell
-    tools = _without_none(tools)
+    if isinstance(cell, str):
+        cell = _parsed(cell, "the column of tools") if cell.strip() else None
+    tools = _without_none(cell)
     if not tools:
         return []
     if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
         raise ValueError(f"expected a list of functions as JSON schemas, not {_short(cell)}")
     return [{"role": TOOLS, "content": json.dumps(tools, ensure_ascii=False, sort_keys=True)}]
+
+
+def read_system(cell: object) -> list[Message]:
+    """Return a row's system message; no message for blank text."""
+    if isinstance(cell, str) and not cell.strip():
+        return []
+    messages = as_messages(read_text(cell), "system")
+    if any(m["role"] != "system" for m in messages):
+        roles = ", ".join(m["role"] for m in messages)
+        raise ValueError(f"the column of the system message holds messages of {roles}")
+    return messages
+
+
+def read_history(turns: Sequence[object]) -> list[Message]:
+    """Return the earlier turns of a row: pairs of a question and its answer, or messages."""
+    if turns and all(isinstance(turn, dict) for turn in turns):
+        return list(read_text(turns))  # type: ignore[arg-type]
+    messages: list[Message] = []
+    for turn in turns:
+        if not (isinstance(turn, list | tuple) and list(map(type, turn)) == [str, str]):
+            raise ValueError(
+                f"history holds pairs of a question and its answer, not {_short(turn)}"
+            )
+        messages += [
+            {"role": "user", "content": turn[0]},
+            {"role": "assistant", "content": turn[1]},
+        ]
+    return messages
 
 
 def as_messages(text: Text, role: str) -> list[Message]:
@@ -112,7 +145,7 @@ def divide(
     if known is None or (isinstance(prompt, str) and any(map(_asks, whole))):
         head = _shared_turns(whole)
         if known is not None and head:
-            _check_contains(head, str(prompt))
+            check_contains(head, str(prompt))
         answers = [turns[len(head) :] if _asks(turns) else turns for turns in whole]
     else:
         head, answers = known, [_behind(known, turns) for turns in whole]
@@ -128,7 +161,7 @@ def divide_one(prompt: Text, answer: Text) -> tuple[Text, Text]:
     turns = as_messages(answer, "assistant")
     if isinstance(prompt, str) and _asks(turns):
         head, last = last_answer(turns)
-        _check_contains(head, prompt)
+        check_contains(head, prompt)
         return head, last
     known = as_messages(prompt, "user")
     return known, _one_answer(_behind(known, turns), "completion")
@@ -153,7 +186,14 @@ def earlier_answers(prompt: Text) -> list[tuple[list[Message], list[Message]]]:
     if isinstance(prompt, str):
         return []
     answers = [i for i, m in enumerate(prompt[:-1]) if m["role"] == "assistant"]
-    return [(prompt[:i], [prompt[i]]) for i in answers if _asks(prompt[:i])]
+    return [
+        (prompt[:i], [prompt[i]]) for i in answers if _asks(prompt[:i]) and is_trained(prompt[i])
+    ]
+
+
+def is_trained(message: Message) -> bool:
+    """Return whether no key of an answer says that it is not to be trained on."""
+    return not any(key in message and not message[key] for key in TRAINED)
 
 
 def first_turn(prompt: Text) -> Text:
@@ -166,8 +206,17 @@ def first_turn(prompt: Text) -> Text:
 
 def check_answer(answer: Text) -> None:
     """Raise ValueError for an answer without words."""
-    if not (answer if isinstance(answer, str) else message_text(answer[0])).strip():
+    if not has_words(answer):
         raise ValueError("an empty completion")
+
+
+def has_words(text: Text) -> bool:
+    """Return whether a text, or a message of a conversation, holds more than blanks and characters
+    that cannot be seen.
+    """
+    if not isinstance(text, str):
+        return any(has_words(message_text(m)) for m in text if m["role"] != TOOLS)
+    return any(unicodedata.category(character)[0] not in "CZ" for character in text)
 
 
 def _divide_texts(prompt: str | None, chosen: str, rejected: str, ending: str):
@@ -274,7 +323,8 @@ def _asks(turns: Sequence[Message]) -> bool:
     return any(m["role"] in ("user", "tool") for m in turns)
 
 
-def _check_contains(turns: Sequence[Message], prompt: str) -> None:
+def check_contains(turns: Sequence[Message], prompt: str) -> None:
+    """Raise ValueError for a conversation that does not contain the prompt beside it."""
     if not any(prompt.strip() in message_text(m) for m in turns):
         raise ValueError(
             f"the conversation does not contain the prompt {_short(prompt)}. To leave it out, set"
@@ -301,6 +351,8 @@ def _message(message: object) -> Message:
         raise ValueError(f"expected text as content, not {_short(message)}")
     result: Message = {"role": role, "content": text}
     result |= {key: message[key] for key in KEPT if isinstance(message.get(key), str)}
+    if role == "assistant":
+        result |= {key: 0 for key in TRAINED if message.get(key) in (0, False)}
     if calls:
         result["tool_calls"] = calls
     json.dumps(result, ensure_ascii=False).encode()  # ValueError for a lone surrogate
@@ -332,11 +384,11 @@ def _calls(message: Mapping[str, Any], role: str, content: object) -> list[dict[
     """Return the tool calls of a message in OpenAI's form; arguments are objects."""
     calls = message.get("tool_calls") or ()
     if isinstance(calls, str):
-        calls = json.loads(calls)
+        calls = _parsed(calls, "a list of tool calls")
     if message.get("function_call"):
         calls = [message["function_call"]]
     if role == "function_call":
-        calls = json.loads(content) if isinstance(content, str) else content
+        calls = _parsed(content, "a tool call") if isinstance(content, str) else content
         calls = calls if isinstance(calls, list) else [calls]
     return [_call(call) for call in calls]
 
@@ -359,6 +411,13 @@ def _call(call: object) -> dict[str, Any]:
         "type": "function",
         "function": {"name": function["name"], "arguments": arguments},
     }
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is not JSON: {_short(text)}") from error
 
 
 def _without_none(value: Any) -> Any:

@@ -8,6 +8,7 @@ row of each.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,13 +16,19 @@ from typing import Any
 
 from harness import Demonstration, Labelled, Pair, Prompt, derive
 from harness.core.data import Text
+from harness.models.chat import FRAME
 
 from .conversations import (
     as_messages,
     check_answer,
+    check_contains,
     divide,
     divide_one,
+    has_words,
+    is_trained,
     last_answer,
+    read_history,
+    read_system,
     read_text,
     read_tools,
 )
@@ -53,19 +60,17 @@ PERHAPS = (
 )
 SHOWN = 12  # columns that a message names
 LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
+VERDICTS = ("label", "kto_tag")  # whether a single answer is desirable: TRL's, LLaMA-Factory's
+ANSWERS = ("completion", "output", "response")
 CONVERSATIONS = ("messages", "conversations", "conversation")
+REJECTED = ("rejected_response", "rejected_messages")  # ms-swift's, beside a whole conversation
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 SYSTEMS = ("system", "system_prompt")
 LISTS = ("responses", "completions", "answers")
 WORDS = ("text", "response", "answer", "completion", "content", "output")
 SCORES = ("score", "pm_score", "overall_score", "rating", "reward")  # the higher, the better
 RANKS = ("rank", "ranking")  # the lower, the better
-PAIR_SCORES = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen-rating", "rejected-rating"),
-    ("chosen_rating", "rejected_rating"),
-    ("chosen_rank", "rejected_rank"),
-)
+_SCORED = re.compile("score|rating|reward|rank")  # of the two answers of a pair
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def read_row(row: object, columns: Columns) -> list[Example]:
     if not isinstance(row, dict):
         raise ValueError(f"expected an object with {columns.chosen!r} and {columns.rejected!r}")
     filled = _without_nulls(row, columns)
+    _check_media(filled)
     for is_there, read in LAYOUTS:
         if is_there(filled, columns):
             try:
@@ -104,9 +110,16 @@ def _without_nulls(row: Row, columns: Columns) -> Row:
     two.
     """
     pair = (columns.chosen, columns.rejected)
-    kept = {columns.prompt, *PROMPTS, "label"}
+    kept = {columns.prompt, *PROMPTS, *VERDICTS}
     kept |= set(pair) if any(row.get(name) is not None for name in pair) else set()
     return {name: cell for name, cell in row.items() if cell is not None or name in kept}
+
+
+def _check_media(row: Row) -> None:
+    """Raise ValueError for a row whose text is about an image, a video or a sound."""
+    name = next((n for n in MEDIA if row.get(n) is not None and row[n] not in ("", [], {})), None)
+    if name is not None:
+        raise ValueError(f"{name!r} is not empty: only text can be read")
 
 
 def _no_column(name: str, row: Row) -> str:
@@ -117,7 +130,9 @@ def _no_column(name: str, row: Row) -> str:
 
 
 def prompt_of(text: Text) -> Prompt:
-    """Return a prompt, with an id from its text."""
+    """Return a prompt, with an id from its text; raise ValueError for one without words."""
+    if not has_words(text):
+        raise ValueError("an empty prompt")
     return Prompt(f"{derive('prompt', text):016x}", text)
 
 
@@ -150,8 +165,9 @@ def _pair(row: Row, columns: Columns) -> list[Example]:
     for column in (columns.chosen, columns.rejected):
         if column not in row:
             raise ValueError(_no_column(column, row))
-    for better, worse in PAIR_SCORES:
-        _check_order(row, better, worse)
+    for better in row:
+        if "chosen" in better and _SCORED.search(better):
+            _check_order(row, better, better.replace("chosen", "rejected"))
     chosen, rejected = read_text(row[columns.chosen]), read_text(row[columns.rejected])
     prompt = _prompt(row, columns)
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
@@ -179,7 +195,7 @@ def _check_order(row: Row, better: str, worse: str) -> None:
     one, other = _number(row.get(better)), _number(row.get(worse))
     if one is None or other is None:
         return
-    if (one > other) if better.endswith("rank") else (one < other):
+    if (one > other) if "rank" in better else (one < other):
         raise ValueError(
             f"{better} = {row[better]} and {worse} = {row[worse]} say that rejected is better"
         )
@@ -305,29 +321,60 @@ def _arena(row: Row, columns: Columns) -> list[Example]:
     return [pair_of(None, won, lost, columns)]
 
 
+def _has_answer_and_rejected(row: Row, columns: Columns) -> bool:
+    return _has_conversation(row, columns) and any(name in row for name in REJECTED)
+
+
+def _answer_and_rejected(row: Row, columns: Columns) -> list[Example]:
+    """`messages` that end with the better answer, and `rejected_response` (ms-swift)."""
+    worse = next(name for name in REJECTED if name in row)
+    prompt, chosen = last_answer(_turns(row))
+    return [pair_of(prompt, chosen, read_text(row[worse]), columns, _frame(row))]
+
+
 def _has_label(row: Row, columns: Columns) -> bool:
-    return "completion" in row and "label" in row
+    is_labelled = any(name in row for name in VERDICTS)
+    return is_labelled and (_has_completion(row, columns) or _has_conversation(row, columns))
 
 
 def _labelled(row: Row, columns: Columns) -> list[Example]:
-    """`prompt`, `completion` and `label`: single answers that are desirable or not (KTO)."""
-    label = row["label"]
-    good = LABELS.get(str(label).strip().casefold())
+    """An answer and `label`: single answers that are desirable or not (KTO)."""
+    name = next(name for name in VERDICTS if name in row)
+    good = LABELS.get(str(row[name]).strip().casefold())
     if good is None:
-        raise ValueError(f"label is true or false, not {label!r}")
-    demo = _completed(row, columns)
+        raise ValueError(
+            f"{name} is true or false, not {row[name]!r}. Rename the column if it is no verdict on"
+            " the answer"
+        )
+    demo = _single(row, columns)
     return [Labelled(demo.prompt, demo.completion, good)]
 
 
+def _single(row: Row, columns: Columns) -> Demonstration:
+    """Return the only answer of a row.
+
+    Raises:
+        ValueError: Another column may hold a rejected answer, so it would be lost.
+    """
+    lost = next((n for n in row if "rejected" in n.lower() and isinstance(row[n], str | list)), "")
+    if lost:
+        raise ValueError(
+            f"{lost!r} may hold a rejected answer: set chosen_column and rejected_column"
+        )
+    return (_completed if _has_completion(row, columns) else _conversation)(row, columns)
+
+
 def _has_completion(row: Row, columns: Columns) -> bool:
-    return any(name in row for name in ("completion", "output", "response"))
+    return any(name in row for name in ANSWERS)
 
 
 def _completed(row: Row, columns: Columns) -> Demonstration:
-    name = next(name for name in ("completion", "output", "response") if name in row)
+    name = next(name for name in ANSWERS if name in row)
     answer, prompt = read_text(row[name]), _prompt(row, columns)
     frame = _frame(row)
     if prompt is None:
+        if isinstance(answer, str):
+            _check_implicit(row, columns)
         return _conversation_of(answer, frame)
     prompt, answer = divide_one(prompt, answer)
     check_answer(answer)
@@ -337,18 +384,33 @@ def _completed(row: Row, columns: Columns) -> Demonstration:
 
 
 def _imitated(row: Row, columns: Columns) -> list[Example]:
-    """`prompt` and `completion`, or `instruction`, `input` and `output`: answers to imitate."""
-    return [_completed(row, columns)]
+    """`prompt` and `completion`, or `instruction`, `input` and `output`, or a conversation: answers
+    to imitate.
+    """
+    demo = _single(row, columns)
+    if not isinstance(demo.completion, str) and not is_trained(demo.completion[0]):
+        raise ValueError("the row itself says that its last answer is not to be trained on")
+    return [demo]
 
 
 def _has_conversation(row: Row, columns: Columns) -> bool:
     return any(row.get(name) for name in CONVERSATIONS)
 
 
-def _conversation(row: Row, columns: Columns) -> list[Example]:
+def _conversation(row: Row, columns: Columns) -> Demonstration:
     """`messages` or `conversations` (ShareGPT): the last answer is imitated."""
-    name = next(name for name in CONVERSATIONS if row.get(name))
-    return [_conversation_of(read_text(row[name]), _frame(row))]
+    turns, prompt = _turns(row), row.get(columns.prompt)
+    if isinstance(prompt, str):
+        check_contains(turns, prompt)
+    return _conversation_of(turns, _frame(row))
+
+
+def _turns(row: Row) -> list[Any]:
+    """Return the conversation of a row."""
+    turns = read_text(row[next(name for name in CONVERSATIONS if row.get(name))])
+    if isinstance(turns, str):
+        raise ValueError("text without a prompt: an answer to imitate needs one")
+    return turns
 
 
 def _conversation_of(text: Text, frame: Sequence[Any]) -> Demonstration:
@@ -379,17 +441,21 @@ def _prompt(row: Row, columns: Columns) -> Text | None:
 
 
 def _frame(row: Row) -> list[dict[str, Any]]:
-    """Return the messages before a row's conversation: the tools on offer and a system message."""
-    name = next((n for n in SYSTEMS if isinstance(row.get(n), str) and row[n].strip()), None)
-    system = [] if name is None else as_messages(read_text(row[name]), "system")
-    return [*read_tools(row.get("tools")), *system]
+    """Return the messages before a row's conversation: the tools on offer, a system message, and
+    the earlier turns.
+    """
+    name = next((n for n in SYSTEMS if row.get(n)), None)
+    system = [] if name is None else read_system(row[name])
+    turns = row.get("history")  # as text it is the prompt of other layouts
+    earlier = read_history(turns) if isinstance(turns, list) else []
+    return [*read_tools(row.get("tools")), *system, *earlier]
 
 
 def _with_frame(frame: Sequence[Any], prompt: Text) -> Text:
     if not frame:
         return prompt
     messages = as_messages(prompt, "user")
-    there = {m["role"] for m in messages}
+    there = {m["role"] for m in messages if m["role"] in FRAME}
     return [*(m for m in frame if m["role"] not in there), *messages]
 
 
@@ -436,6 +502,7 @@ LAYOUTS = (
         lambda r: -_value(r, "preference_strength"),
         "preference_strength",
     ),
+    _of_two("question", "response_j", "response_k", lambda r: 1.0),  # stack-exchange-paired
     _of_two(
         "context",
         "response1",
@@ -445,7 +512,8 @@ LAYOUTS = (
     ),
     (_has_arena, _arena),
     (_has_list, _ranked),
+    (_has_answer_and_rejected, _answer_and_rejected),
     (_has_label, _labelled),
     (_has_completion, _imitated),
-    (_has_conversation, _conversation),
+    (_has_conversation, _imitated),
 )

@@ -25,7 +25,7 @@ from functools import cached_property
 from harness import Demonstration, Judge, Labelled, Pair, Prompt, completion_text, hookimpl
 from harness.core.data import Text
 
-from .conversations import earlier_answers, first_turn
+from .conversations import check_answer, earlier_answers, first_turn
 from .layouts import Columns, Example, prompt_of, read_row
 from .rows import RowSuite
 
@@ -106,7 +106,7 @@ class PreferenceFile(RowSuite):
         return first_turn(prompt.text) if self.train_on == "all" else prompt.text
 
     def _read(self, row: object) -> list[Example]:
-        return read_row(
+        examples = read_row(
             row,
             Columns(
                 self.prompt_column,
@@ -116,6 +116,10 @@ class PreferenceFile(RowSuite):
                 self.list_pairs,
             ),
         )
+        if self.train_on == "all":
+            for demo in (d for example in examples for d in _imitable(example, "all")):
+                check_answer(demo.completion)
+        return examples
 
 
 def _imitable(row: Example, train_on: str) -> Iterator[Demonstration]:

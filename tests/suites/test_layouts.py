@@ -296,6 +296,27 @@ PAIRS |= {
         {"prompt": None, "chosen": [USER, GOOD], "rejected": [USER, BAD]},
         PAIR,
     ),
+    "a system message as a list": (
+        {"system": [SYSTEM], "prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        ([SYSTEM, USER], [GOOD], [BAD]),
+    ),
+    "llama-factory's earlier turns": (
+        {"instruction": "and now?", "input": "", "history": [["which way?", "north"]]}
+        | {"chosen": "north", "rejected": "up"},
+        (LONGER, [GOOD], [BAD]),
+    ),
+    "ms-swift": (
+        {"messages": [SYSTEM, USER, GOOD], "rejected_response": "up"},
+        ([SYSTEM, USER], [GOOD], [BAD]),
+    ),
+    "ms-swift with whole conversations": (
+        {"messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
+        PAIR,
+    ),
+    "no images": (
+        {"prompt": "which way?", "chosen": "north", "rejected": "up", "images": []},
+        TEXT,
+    ),
     "scores as text": (
         {"prompt": "which way?", "chosen": "north", "rejected": "up"}
         | {"score_chosen": "10", "score_rejected": "9.5"},
@@ -351,6 +372,10 @@ LISTS = {
         ("TITLE: Lost\n\nARTICLE: Far.\n\nTL;DR:", " Lost in a map.", " Lost!"),
     ),
     "ultrafeedback's own completions": (ULTRA, TEXT),
+    "stack exchange, paired": (
+        {"question": "which way?", "response_j": "north", "response_k": "up"},
+        TEXT,
+    ),
     "stack exchange": (STACK, ("which way?", "north", "there")),
     "nectar": (
         {
@@ -474,6 +499,14 @@ DEMOS = {
         {"prompt": [USER], "completion": [USER, GOOD]},
         ([USER], [GOOD]),
     ),
+    "earlier turns beside": (
+        {"prompt": "and now?", "response": "north", "history": [["which way?", "north"]]},
+        (LONGER, [GOOD]),
+    ),
+    "a conversation beside its first question": (
+        {"prompt": "which way?", "messages": [*LONGER, GOOD]},
+        (LONGER, [GOOD]),
+    ),
     "a text beside a whole conversation": (
         {"prompt": "which way?", "completion": [SYSTEM, USER, GOOD]},
         ([SYSTEM, USER], [GOOD]),
@@ -494,6 +527,21 @@ def test_labelled_answer_keeps_its_label(label):
     assert isinstance(found, Labelled)
     assert (found.prompt.text, found.completion) == ("which way?", "north")
     assert found.label == (1.0 if label in (True, "true", "TRUE") else 0.0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, BAD], "label": False},
+        {"conversations": [s("human", "which way?"), s("gpt", "up")], "label": "False"},
+        {"prompt": [USER], "response": [BAD], "label": 0},
+        {"instruction": "which way?", "input": "", "output": "up", "kto_tag": False},
+    ],
+)
+def test_undesirable_answer_is_never_one_to_imitate(row):
+    (found,) = read(row)
+    assert isinstance(found, Labelled) and found.label == 0.0
+    assert found.prompt.text in ([USER], "which way?") and found.completion in ([BAD], "up")
 
 
 def test_labelled_answer_can_be_a_conversation():
@@ -645,6 +693,66 @@ REFUSED = {
         {"prompt": "which way?", "completion": "north", "label": "good"},
         "label is true or false, not 'good'",
     ),
+    "a class beside a conversation": (
+        {"messages": [USER, GOOD], "label": 3},
+        "label is true or false, not 3. Rename the column",
+    ),
+    "a rejected answer that no layout reads": (
+        {"prompt": "which way?", "response": "north", "rejected_answer": "up"},
+        "'rejected_answer' may hold a rejected answer: set chosen_column",
+    ),
+    "ratings under another name that contradict": (
+        dict(prompt="q", chosen="north", rejected="up", chosen_avg_rating=2, rejected_avg_rating=4),
+        "chosen_avg_rating = 2 and rejected_avg_rating = 4 say that rejected is better",
+    ),
+    "ranks that contradict": (
+        dict(prompt="q", chosen="north", rejected="up", rank_chosen=2, rank_rejected=1),
+        "say that rejected is better",
+    ),
+    "an image beside text": (
+        {"prompt": "<image>?", "chosen": "north", "rejected": "up", "images": ["a.png"]},
+        "'images' is not empty: only text can be read",
+    ),
+    "an answer that is not to be trained on": (
+        {"messages": [USER, GOOD | {"weight": 0}]},
+        "last answer is not to be trained on",
+    ),
+    "the same in another form": (
+        {"conversations": [s("human", "which way?"), s("gpt", "north") | {"loss": False}]},
+        "last answer is not to be trained on",
+    ),
+    "an empty prompt": (
+        {"prompt": "", "chosen": "Q: a A: b", "rejected": "Q: a A: c"},
+        "an empty prompt",
+    ),
+    "a question without words": (
+        {"chosen": [m("user", " "), GOOD], "rejected": [m("user", " "), BAD]},
+        "an empty prompt",
+    ),
+    "an answer that cannot be seen": (
+        {"prompt": "which way?", "chosen": "\u200b\xa0", "rejected": "up"},
+        "an empty completion",
+    ),
+    "a history of something else": (
+        {"instruction": "q", "output": "a", "history": ["which way?"]},
+        "history holds pairs of a question and its answer",
+    ),
+    "a system message of a user": (
+        {"system": [USER], "prompt": "q", "completion": "a"},
+        "the column of the system message holds messages of user",
+    ),
+    "tools that are not JSON": (
+        {"tools": "look(city)", "prompt": "q", "chosen": "a", "rejected": "b"},
+        "the column of tools is not JSON",
+    ),
+    "a conversation without the prompt beside it": (
+        {"prompt": "else?", "messages": [USER, GOOD]},
+        "does not contain the prompt",
+    ),
+    "a question under another name": (
+        {"input": "which way?", "output": "north"},
+        "no column 'prompt', but 'input': set prompt_column",
+    ),
     "a conversation that ends with a question": (
         {"messages": [USER, GOOD, m("user", "and now?")]},
         "ends with a message of the user, not with an answer",
@@ -701,6 +809,22 @@ def test_earlier_answers_are_trained_on_where_asked_for(tmp_path, train_on, answ
     said = [message_text(d.completion[0]) for d in demos[:answers]]
     assert said == ["first", "second", "north"][-answers:]
     assert [len(d.prompt.text) for d in demos[:answers]] == [1, 3, 5][-answers:]
+
+
+def test_earlier_answer_with_weight_0_is_not_trained_on(tmp_path):
+    rows = [turns(i) for i in range(200)]
+    for row in rows:
+        row["prompt"][1]["weight"] = 0
+    demos = suite(tmp_path, rows, train_on="all").demonstrations()
+    assert [message_text(d.completion[0]) for d in demos[:2]] == ["second", "north"]
+
+
+def test_earlier_answer_without_words_is_refused_where_it_would_be_trained_on(tmp_path):
+    rows = [turns(i) for i in range(200)]
+    rows[4]["prompt"][3]["content"] = " "
+    with pytest.raises(UsageError, match="row 5: an empty completion"):
+        suite(tmp_path, rows, train_on="all").demonstrations()
+    assert suite(tmp_path, rows).demonstrations()  # there it is only part of a prompt
 
 
 def test_conversations_that_begin_alike_stay_together_where_all_answers_are_trained_on(tmp_path):
