@@ -25,8 +25,9 @@ from functools import cached_property
 from harness import Demonstration, Judge, Labelled, Pair, Prompt, completion_text, hookimpl
 from harness.core.data import Text
 
+from .columns import Columns, Example, prompt_of
 from .conversations import check_answer, earlier_answers, first_turn
-from .layouts import Columns, Example, prompt_of, read_row
+from .layouts import read_row
 from .rows import RowSuite
 
 

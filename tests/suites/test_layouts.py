@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from harness_suites.layouts import Columns, read_row
+from harness_suites.columns import Columns
+from harness_suites.layouts import read_row
 from harness_suites.preference_file import PreferenceFile
 
 from harness.core.data import Demonstration, Labelled, Pair, message_text
