@@ -159,6 +159,23 @@ class Lab(Protocol):
             ValueError: The method does not declare "demonstrations" in its `needs`.
         """
 
+    def demonstrated(
+        self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None
+    ) -> Iterator[Batch]:
+        """Yield batches of demonstrations in passes over all of them, shuffled in each.
+
+        Args:
+            epochs: Passes over the demonstrations; used where `steps` is 0.
+            steps: How many batches.
+            batch_size: Demonstrations per batch; by default the method's `batch_size`.
+
+        Returns:
+            An iterator over batches (B, 1, T). Each turn of the loop is a checkpoint boundary.
+
+        Raises:
+            ValueError: The method does not declare "demonstrations" in its `needs`.
+        """
+
     def minibatches(self, batch: Batch, size: int, epochs: int = 1) -> Iterator[Batch]:
         """Yield the rows of a batch in shuffled parts of `size` rows, `epochs` times over."""
 
@@ -169,6 +186,8 @@ class Lab(Protocol):
         temperature: float | None = None,
         max_new_tokens: int | None = None,
         of: Any = None,
+        mixed_with: Any = None,
+        share: float = 0.0,
         **truncations: object,
     ) -> Batch:
         """Sample completions.
@@ -178,7 +197,10 @@ class Lab(Protocol):
             n: Completions per prompt.
             temperature: By default the suite's, at which the policy is evaluated.
             max_new_tokens: By default the suite's.
-            of: The model that samples: the policy by default, or `lab.start`.
+            of: The model that samples: the policy by default, `lab.start` or `lab.reference`.
+            mixed_with: A second model. Each token is then drawn from the geometric mixture
+                of both, pi^(1 - share) other^share, and `logp` is the mixture's.
+            share: Of the second model, in [0, 1].
             truncations: Refused. Top-k and top-p would make the log-probabilities wrong.
 
         Returns:
@@ -188,6 +210,7 @@ class Lab(Protocol):
 
         Raises:
             ValueError: Called outside a stream: after a restart it would sample from other weights.
+            UsageError: The engine cannot sample from a mixture.
         """
 
     def greedy(self, prompts: PromptBatch, max_new_tokens: int | None = None) -> Batch:

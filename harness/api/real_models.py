@@ -44,6 +44,11 @@ _LIKE_DPO = Recipe(
     source="by analogy to dpo: a loss of the same log-ratios",
     verified=False,
 )
+_LIKE_ONLINE_DPO = Recipe(
+    **_rates(5e-7, 5e-6),
+    source="by analogy to online_dpo: a loss of log-ratios on fresh samples",
+    verified=False,
+)
 _PPO = Recipe(
     **_rates(3e-6),
     source="TRL PPO docs, Pythia-1B on TL;DR, after Huang et al. 2024 (2403.17031); LoRA: x10",
@@ -134,6 +139,14 @@ RECIPES: dict[str, Recipe] = {
     "online_dpo": Recipe(
         **_rates(5e-7), source="TRL OnlineDPOConfig; Guo et al. 2024 (2402.04792); LoRA: x10"
     ),
+    "a_lol": Recipe(
+        **_rates(2e-5, 2e-4), source="by analogy to sft_chosen: weighted imitation", verified=False
+    ),
+    "nash_md": _LIKE_ONLINE_DPO,
+    "rebel": _LIKE_ONLINE_DPO,
+    "spin": _LIKE_ONLINE_DPO,
+    "sppo": _LIKE_ONLINE_DPO,
+    "xpo": _LIKE_ONLINE_DPO,
     "raft": Recipe(**_rates(2e-5, 2e-4), source="LMFlow scripts/run_raft_align.sh; LoRA: x10"),
     "gspo": _LIKE_GRPO,
     "cispo": _LIKE_GRPO,

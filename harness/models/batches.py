@@ -132,6 +132,14 @@ class Batch(Mapping[str, Tensor]):
         }
         return Batch(self.prompts, columns, self.temperature)
 
+    def first(self, k: int) -> Batch:
+        """Return the first k completions of each prompt: shape (B, k, T)."""
+        columns = {
+            name: column[:, :k] if _per_completion(self, name) else column
+            for name, column in self.columns.items()
+        }
+        return Batch(self.prompts, columns, self.temperature)
+
     def flat(self) -> Batch:
         """Return the batch with every completion a row of its own: (B * K, 1, T), per-completion
         columns likewise.
@@ -147,6 +155,28 @@ class Batch(Mapping[str, Tensor]):
             for name, column in self.columns.items()
         }
         return Batch(self.prompts[order], columns, self.temperature)
+
+    def beside(self, other: Batch) -> Batch:
+        """Return the completions of two batches of the same prompts in one: (B, K1 + K2, T).
+
+        Columns per completion and per token that both have are joined. All others are dropped,
+        those of one value per prompt included.
+        """
+        b, k, t = self.shape
+        if self.prompts.prompts != other.prompts.prompts:
+            raise ValueError("beside joins completions of the same prompts, in the same order")
+        if self.temperature != other.temperature:
+            raise ValueError(
+                f"beside joins completions of one temperature, not {self.temperature} and"
+                f" {other.temperature}"
+            )
+        length = max(t, other.shape[2])
+        columns = {
+            name: torch.cat([_pad_tokens(x[name], x.shape[2], length) for x in (self, other)], 1)
+            for name in self
+            if name in other and _per_completion(self, name) and _per_completion(other, name)
+        }
+        return Batch(self.prompts, columns, self.temperature)
 
     def mismatched(self) -> Batch:
         """Return every prompt with the completions of the next row: (B, K, T), no other columns."""
@@ -170,6 +200,10 @@ class Batch(Mapping[str, Tensor]):
                 [_pad_tokens(part[name], part.shape[2], length) for part in parts]
             )
         return Batch(prompts, columns, parts[0].temperature)
+
+
+def _per_completion(batch: Batch, name: str) -> bool:
+    return batch[name].shape[1:2] == batch["mask"].shape[1:2]
 
 
 def _pad_left(x: Tensor, width: int) -> Tensor:

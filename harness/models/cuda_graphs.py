@@ -115,6 +115,7 @@ class GraphEngine(CachedEngine):
     """The cached engine with recorded steps, for models that decode on shared prompts on a GPU."""
 
     name = "cuda_graphs"
+    takes_mixtures = False  # not tried on a GPU
 
     @staticmethod
     def cached(

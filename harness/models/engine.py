@@ -21,6 +21,7 @@ class Engine(ABC):
     name: ClassVar[str]
     needs_gpu: ClassVar[bool] = False  # without a GPU the run stops with an error before it starts
     takes_truncation: ClassVar[bool] = False  # whether it can sample greedily and with top_p
+    takes_mixtures: ClassVar[bool] = False  # whether it can sample from a mixture of two models
     takes_batch_tokens: ClassVar[bool] = False  # whether it respects the two fields below
     batch_tokens: int = 131072  # tokens that may be decoded at once, prompts included
     sizes: BatchSizes | None = None  # of the run: halved when memory runs out
@@ -44,6 +45,9 @@ class Engine(ABC):
                 `takes_truncation`.
             noise: (B * n, max_new_tokens), uniform on [0, 1). It determines every token: the same
                 noise and weights give the same completions.
+
+
+        An engine with `takes_mixtures` has one more argument, `mixed_with`: a `Mixed` or None.
 
         Returns:
             A batch (B, n, T). Column `logp` (B, n, T) is the log-probability in nats of each token

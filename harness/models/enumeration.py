@@ -29,6 +29,7 @@ class Enumerated:
     ids: tuple[tuple[int, ...], ...]  # (N) token ids of each completion
     mu: Tensor  # (P, N) how often a completion occurs in preference pairs
     prefer: Tensor  # (P, N, N) probability that the labeller prefers the row's completion
+    demonstrated: Tensor | None = None  # (P, N) distribution of the demonstrations, if known
 
     def tilted(self, beta: float) -> Tensor:
         """Return pi* = ref exp(r / beta) / Z (P, N), which maximises E r - beta KL(pi || ref)."""

@@ -11,6 +11,7 @@ would change the distribution whose log-probabilities training needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -97,6 +98,18 @@ class Decoding:
     lengths: Tensor  # (R,)
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """A second model of a geometric mixture pi^(1 - share) other^share, token by token.
+
+    Each next token is drawn from softmax((1 - share) a + share b), a and b the logits of the two
+    models at the sampling temperature (Munos et al. 2023, 2312.00886).
+    """
+
+    model: nn.Module
+    share: float  # in [0, 1]
+
+
 class Cached(Protocol):
     """The state of a decoding: keys and values of the active rows."""
 
@@ -118,6 +131,29 @@ def cache_of(model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, lim
     return Repeated(prefilled, prompts, n) if keeps_cache(model) else Recomputed(prompts, n)
 
 
+class MixedCache:
+    """The caches of two models whose logits are added with weights."""
+
+    def __init__(self, own: Cached, other: Cached, mixed: Mixed) -> None:
+        self.own, self.other, self.mixed = own, other, mixed
+        self.keep_until, self.look_every = own.keep_until, own.look_every
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows only."""
+        self.own.keep(rows)
+        self.other.keep(rows)
+
+    def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Return (R, V) logits of the mixture after one more token (R,) per row."""
+        own = self.own.next_logits(model, tokens)
+        return mixed_logits(own, self.other.next_logits(self.mixed.model, tokens), self.mixed)
+
+
+def mixed_logits(own: Tensor, other: Tensor, mixed: Mixed) -> Tensor:
+    """Return logits of the geometric mixture, of two models' logits of the same shape."""
+    return (1 - mixed.share) * own.float() + mixed.share * other.float()
+
+
 @torch.no_grad()
 def decode(
     model: nn.Module,
@@ -128,6 +164,7 @@ def decode(
     eos: set[int],
     cached: Callable[[nn.Module, Any, PromptBatch, int, int], Cached] = cache_of,
     show: Callable[[int], None] = lambda step: None,
+    mixed_with: Mixed | None = None,
 ) -> Decoding:
     """Draw n completions for each prompt; rows are prompt-major. `show` gets each position."""
     limit, device = sampling.max_new_tokens, prompts.ids.device
@@ -137,10 +174,15 @@ def decode(
         torch.zeros(rows, limit, device=device),
         torch.full((rows,), limit, device=device),
     )
-    with computing(model), cast_once(model):
-        logits, prefilled = prefill(model, prompts)
-        logits = logits.repeat_interleave(n, 0)
-        cache = cached(model, prefilled, prompts, n, limit)
+    with ExitStack() as contexts:
+        for one in (model, *(() if mixed_with is None else (mixed_with.model,))):
+            contexts.enter_context(computing(one))
+            contexts.enter_context(cast_once(one))
+        logits, cache = _opened(model, prompts, n, limit, cached)
+        if mixed_with is not None:
+            other, beside = _opened(mixed_with.model, prompts, n, limit, cached)
+            logits = mixed_logits(logits, other, mixed_with)
+            cache = MixedCache(cache, beside, mixed_with)
         held = torch.arange(rows, device=device)  # the active rows
         done = torch.zeros(rows, dtype=torch.bool, device=device)
         ends = torch.tensor(sorted(eos), device=device)
@@ -163,6 +205,18 @@ def decode(
             logits = cache.next_logits(model, drawn)
     mask = torch.arange(limit, device=device) < state.lengths[:, None]
     return Decoding(state.tokens * mask, state.logp * mask, state.lengths)
+
+
+def _opened(
+    model: nn.Module,
+    prompts: PromptBatch,
+    n: int,
+    limit: int,
+    cached: Callable[[nn.Module, Any, PromptBatch, int, int], Cached],
+) -> tuple[Tensor, Cached]:
+    """Return the logits (R, V) of the first tokens, and the cache of the prompts."""
+    logits, prefilled = prefill(model, prompts)
+    return logits.repeat_interleave(n, 0), cached(model, prefilled, prompts, n, limit)
 
 
 def prefill(model: nn.Module, prompts: PromptBatch) -> tuple[Tensor, Any]:
@@ -274,14 +328,20 @@ class CachedEngine(Engine):
     """The harness's own decoding loop on the model's key/value cache."""
 
     name = "hf"
-    takes_batch_tokens = takes_truncation = True
+    takes_batch_tokens = takes_truncation = takes_mixtures = True
     cached: Callable[..., Cached] = staticmethod(cache_of)
 
     def __init__(self, eos: set[int]) -> None:
         self.eos = eos
 
     def generate(
-        self, model: nn.Module, prompts: PromptBatch, n: int, sampling: Sampling, noise: Tensor
+        self,
+        model: nn.Module,
+        prompts: PromptBatch,
+        n: int,
+        sampling: Sampling,
+        noise: Tensor,
+        mixed_with: Mixed | None = None,
     ) -> Batch:
         """Draw n completions per prompt, in groups that fit; see Engine.
 
@@ -290,14 +350,25 @@ class CachedEngine(Engine):
         """
         width = prompts.ids.shape[1] + sampling.max_new_tokens
         memory = total_memory(prompts.ids.device)
-        limit = min(self.batch_tokens, decoding_tokens(model, width, memory))
+        room = decoding_tokens(model, width, memory) // (1 if mixed_with is None else 2)
+        limit = min(self.batch_tokens, max(1, room))
 
         def draw(tokens: int) -> list[Decoding]:
             each = list(groups(prompts, n, tokens // width))
             steps = sampling.max_new_tokens
             shows = [advance_from(i * steps, len(each) * steps) for i in range(len(each))]
             return [
-                decode(model, some, count, sampling, noise[rows], self.eos, self.cached, show)
+                decode(
+                    model,
+                    some,
+                    count,
+                    sampling,
+                    noise[rows],
+                    self.eos,
+                    self.cached,
+                    show,
+                    mixed_with,
+                )
                 for (some, count, rows), show in zip(each, shows, strict=True)
             ]
 
@@ -362,6 +433,7 @@ class Sampler:
         self.engine, self.sampling, self.meter, self.eos = engine, sampling, meter, eos
         self.noise_key, self.distributed = noise_key, distributed
         self.phase = "rollout"
+        self.mixed_with: Mixed | None = None  # a second model of a mixture
         self.pool: CompletionSource | None = None  # the cache of the start checkpoint's completions
 
     def draw(self, model: nn.Module, prompts: PromptBatch, n: int = 1, *more: object) -> Batch:
@@ -389,12 +461,16 @@ class Sampler:
 
     def _generate(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:
         """Split the prompts over processes, and gather all completions."""
-        with gathered_weights(model):  # a process decodes as many tokens as its rows need
+        with ExitStack() as whole:  # a process decodes as many tokens as its rows need
+            whole.enter_context(gathered_weights(model))
+            if self.mixed_with is not None:
+                whole.enter_context(gathered_weights(self.mixed_with.model))
             return self._decode(model, prompts, n, noise)
 
     def _decode(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:
+        more: dict[str, Any] = {} if self.mixed_with is None else {"mixed_with": self.mixed_with}
         if self.distributed.size == 1:
-            return self.engine.generate(model, prompts, n, self.sampling, noise)
+            return self.engine.generate(model, prompts, n, self.sampling, noise, **more)
         own = self.distributed.shard(len(prompts))
         whole = torch.zeros(
             3,
@@ -406,7 +482,7 @@ class Sampler:
         )
         if own.start < own.stop:
             part = self.engine.generate(
-                model, prompts[own], n, self.sampling, noise[own.start * n : own.stop * n]
+                model, prompts[own], n, self.sampling, noise[own.start * n : own.stop * n], **more
             )
             for i, name in enumerate(("completion_ids", "mask", "logp")):
                 whole[i, own, :, : part.shape[2]] = part[name].double()
@@ -425,6 +501,8 @@ class Sampler:
     def _count(self, model: nn.Module, batch: Batch) -> float:
         """Meter the drawn completions, and return the FLOPs of drawing them."""
         flops = ModelFlops(model).decode(batch)
+        if self.mixed_with is not None:
+            flops += ModelFlops(self.mixed_with.model).decode(batch)
         generated = int(batch.lengths.sum())
         self.meter.add(
             flops=flops, tokens_generated=generated, samples=batch.shape[0] * batch.shape[1]

@@ -18,7 +18,7 @@ from ..core.errors import UsageError
 from ..core.global_state import enforce
 from ..core.seeds import derive
 from ..models.batches import Batch, PromptBatch
-from ..models.generation import Sampler, check_sampling
+from ..models.generation import Mixed, Sampler, check_sampling
 from ..models.initial_checkpoint import learner, lora_of
 from ..models.loading import ScalarModel, frozen, scalar_beside, scalar_on, size_of
 from ..models.lora import adapted, learn, load_own, own_state
@@ -64,6 +64,8 @@ class Lab(DataStreams):
         temperature: float | None = None,
         max_new_tokens: int | None = None,
         of: LanguageModel | None = None,
+        mixed_with: LanguageModel | None = None,
+        share: float = 0.0,
         **truncations: object,
     ) -> Batch:
         """Draw n completions per prompt from the policy: (B, n, T) with `logp` (B, n, T) and
@@ -71,7 +73,8 @@ class Lab(DataStreams):
 
         `logp` are the sampler's own, under the weights that sampled: the old log-probabilities.
         Temperature and length default to the suite's, which the evaluation uses too. `of=lab.start`
-        draws from the start checkpoint.
+        draws from the start checkpoint, `of=lab.reference` from the reference. With `mixed_with`
+        tokens are drawn from the geometric mixture of both models, `share` of it the second's.
         """
         usual = self._runtime.sampling
         sampling = Sampling(
@@ -81,17 +84,20 @@ class Lab(DataStreams):
         check_sampling(sampling, **truncations)
         self._shared.check_written()
         model, runtime = of or self.policy, self._runtime
-        beside = (
-            model is not self._policy
-        )  # the start checkpoint, beside the policy that is trained
+        beside = model is not self._policy  # a model beside the policy that is trained
         sampler = self._sampler("rollout", sampling)
         (replace(model.role, name="reference") if beside else model.role).hold(runtime.meter)
+        if mixed_with is not None:
+            sampler.mixed_with = self._mixture(mixed_with, share)
         sampler.pool = (
-            self._pools.take(prompts, model.model, beside) if self._at_start(model) else None
+            self._pools.take(prompts, model.model, beside)
+            if self._at_start(model) and mixed_with is None
+            else None
         )
         batch = sampler.draw(model.model, prompts, n)
-        self._samples.drawn(batch, "start checkpoint" if beside else "policy")
-        if runtime.check:
+        names = [self._name_of(one) for one in (model, mixed_with) if one is not None]
+        self._samples.drawn(batch, " and ".join(names))
+        if runtime.check and mixed_with is None:
             runtime.check.compare(model.role, batch, runtime)
         return batch
 
@@ -124,6 +130,26 @@ class Lab(DataStreams):
             runtime.distributed,
             shaped=sampling.greedy,
         )
+
+    def _mixture(self, other: LanguageModel, share: float) -> Mixed:
+        """Return the second model of a mixture, held in the meter from now on."""
+        if not 0 <= share <= 1:
+            raise ValueError(f"lab.rollout(share={share}): expected a share in [0, 1]")
+        engine = self._runtime.engine
+        if not engine.takes_mixtures:
+            raise UsageError(
+                f"The engine {engine.name} cannot sample from a mixture of two models, which"
+                f" {self._method.name} does. Use --engine hf."
+            )
+        other.role.hold(self._runtime.meter)
+        return Mixed(other.model, share)
+
+    def _name_of(self, model: LanguageModel) -> str:
+        """Return how the sampled completions of a model are labelled."""
+        if model is self._policy:
+            return "policy"
+        other = self._method_inputs.reference or "reference" in self._loop.trainer.modules
+        return "reference" if model is self._reference and other else "start checkpoint"
 
     # -- models ------------------------------------------------------------------------------------
 

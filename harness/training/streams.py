@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..api.contracts import Method
+from ..core.data import Demonstration
 from ..core.seeds import derive, endless_order, permutation
 from ..core.settings import AdamWOptions
 from ..models.batches import Batch, PromptBatch
@@ -166,6 +167,22 @@ class DataStreams:
             [self.tokens.completion_ids(demos[i].prompt.text, demos[i].completion)] for i in rows
         ]
         return self.tokens.batch([demos[i].prompt for i in rows], ids, self.device)
+
+    def demonstrated(
+        self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None
+    ) -> Iterator[Batch]:
+        """Yield batches of demonstrations (B, 1, T), for `epochs` passes or `steps` batches."""
+        demos = self._given("demonstrations", self._method_inputs.demonstrations)
+        size = self._batch_size(batch_size)
+        turns = steps or max(1, round(epochs * len(demos) / size))
+        for rows in self._draw("demonstrations", len(demos), turns, size):
+            yield self._demonstrations([demos[i] for i in rows])
+
+    def _demonstrations(self, demos: Sequence[Demonstration]) -> Batch:
+        """Return demonstrations as a batch (n, 1, T)."""
+        ids = [[self.tokens.completion_ids(d.prompt.text, d.completion)] for d in demos]
+        temperature = self._runtime.sampling.temperature
+        return self.tokens.batch([d.prompt for d in demos], ids, self.device, temperature)
 
     def minibatches(self, batch: Batch, size: int, epochs: int = 1) -> Iterator[Batch]:
         """Yield the rows of a batch in shuffled parts of `size`, `epochs` times over."""

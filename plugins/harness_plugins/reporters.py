@@ -167,6 +167,7 @@ class HTML(Reporter):
 
 
 DISPLAY_NAMES = {  # display names of the built-in methods in LaTeX
+    "a_lol": "A-LoL",
     "alpha_po": "AlphaPO",
     "aot": "AOT",
     "apo_down": "APO-down",
@@ -197,12 +198,14 @@ DISPLAY_NAMES = {  # display names of the built-in methods in LaTeX
     "ipo": "IPO",
     "kto": "KTO",
     "ld_dpo": "LD-DPO",
+    "nash_md": "Nash-MD",
     "nca": "NCA",
     "online_dpo": "online DPO",
     "orpo": "ORPO",
     "ppo": "PPO",
     "r_dpo": "R-DPO",
     "raft": "RAFT",
+    "rebel": "REBEL",
     "reinforce_pp": "REINFORCE++",
     "rlaif": "RLAIF",
     "rloo": "RLOO",
@@ -212,13 +215,16 @@ DISPLAY_NAMES = {  # display names of the built-in methods in LaTeX
     "sft_chosen": "SFT on chosen",
     "simpo": "SimPO",
     "slic": "SLiC",
+    "spin": "SPIN",
+    "sppo": "SPPO",
     "sppo_hard": "SPPO (hard)",
     "start": "start checkpoint",
+    "tr_dpo": "TR-DPO",
     "trl_dpo": "DPO (TRL)",
     "trl_grpo": "GRPO (TRL)",
     "trl_kto": "KTO (TRL)",
-    "tr_dpo": "TR-DPO",
     "wpo": "WPO",
+    "xpo": "XPO",
 }
 GENERATED = re.compile(r"(\w+)(( quick)?( \(\w+=.*\))?( \[[0-9a-f]+\])?)", re.ASCII)
 COMMAND_LINE = re.compile(r"(?:^|(?<=\.) )[^.]*`--[^.]*\.")

@@ -80,6 +80,13 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     **dict.fromkeys(GROUPS, SAMPLES),
     "reinforce_pp": SAMPLES | {"minibatch_size": 16},
     "online_dpo": SAMPLES | {"beta": 0.2},
+    # of the same samples as online_dpo, and not tried apart
+    "a_lol": PAIRS,
+    "nash_md": SAMPLES,
+    "rebel": SAMPLES | {"num_generations": 2, "batch_size": 128},
+    "spin": PAIRS,
+    "sppo": SAMPLES | {"steps": 42, "beta": 0.2},
+    "xpo": SAMPLES | {"beta": 0.2},
     "raft": {
         "steps": 6,
         "batch_size": 128,
@@ -103,6 +110,7 @@ SHORT: dict[str, dict[str, object]] = {  # settings of `--quick`
         (
             *("ppo", "grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rrhf", "rlaif"),
             *GROUPS,
+            *("a_lol", "nash_md", "rebel", "spin", "sppo", "xpo"),
         ),
         {"steps": 3, "batch_size": 16},
     ),

@@ -11,6 +11,7 @@ a method comes to the optimum that its paper derives.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
@@ -87,6 +88,11 @@ TRAINED = (
     "reinforce_pp",
     "online_dpo",
     *GROUPS,
+    "a_lol",
+    "nash_md",
+    "rebel",
+    "spin",
+    "xpo",
 )
 NEVER_EVEN = 1e-9  # added to even pairs, which would be dropped otherwise
 
@@ -185,6 +191,12 @@ class Exact(Suite):
             }
         ),
         "online_dpo": ON_POLICY | {"labels": "soft"},
+        "a_lol": OFFLINE | {"num_generations": 64, "steps": 400},
+        "nash_md": ON_POLICY | {"beta": 0.25, "steps": 300},
+        "rebel": ON_POLICY | {"num_iterations": 1},
+        "spin": OFFLINE | {"beta": 2.0, "rounds": 2, "steps": 240},
+        "sppo": ON_POLICY | {"rounds": 2, "steps": 200},
+        "xpo": ON_POLICY | {"labels": "soft", "alpha": 0.01},
         "raft": {
             "steps": 10,
             "num_generations": 2,
@@ -199,6 +211,7 @@ class Exact(Suite):
         "stage.evaluation": {"prompts": 64},
         **dict.fromkeys(TRAINED, {"steps": 20}),
         "raft": {"steps": 1, "batch_size": 256, "epochs": 5},
+        "sppo": {"steps": 20, "rounds": 2},
     }
 
     def check(self) -> None:
@@ -308,7 +321,20 @@ class Exact(Suite):
             for row, n in zip(batch["completion_ids"][0].tolist(), batch.lengths[0], strict=True)
         ]
         mu = torch.full_like(ref, 1 / ref.shape[1])
-        return Enumerated(ref.cpu(), reward, batch.lengths.cpu(), tuple(ids), mu.cpu(), prefer)
+        listed = (ref.cpu(), reward, batch.lengths.cpu(), tuple(ids), mu.cpu(), prefer)
+        return Enumerated(*listed, self._demonstrated(batch.prompts.prompts, texts))
+
+    def _demonstrated(self, prompts, texts):
+        """Return (P, N): the shares of the demonstrations of each prompt, which a method sees."""
+        from harness import torch
+
+        counts = Counter((prompt_text(d.prompt.text), d.completion) for d in self.demonstrations())
+        rows = [
+            [float(counts[prompt_text(prompt.text), text]) for text in row]
+            for prompt, row in zip(prompts, texts, strict=True)
+        ]
+        shares = torch.tensor(rows).double()
+        return shares / shares.sum(-1, keepdim=True)
 
     def _pair(self, prompt: Prompt, first: str, second: str) -> Pair:
         margin = self.reward(prompt, first) - self.reward(prompt, second)

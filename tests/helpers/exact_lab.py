@@ -13,6 +13,19 @@ from harness.models.batches import Batch, PromptBatch
 from harness.models.enumeration import Enumerated, completions, total_variation
 
 
+class ExactBatch(Batch):
+    """Rows of all that could be drawn; two batches are joined in all combinations of rows."""
+
+    def beside(self, other):
+        pairs = (self["prompt"][:, None] == other["prompt"][None, :]).nonzero()
+        one, two = (
+            Batch(x.prompts, x.columns).select(rows.tolist())
+            for x, rows in zip((self, other), pairs.unbind(1), strict=True)
+        )
+        weight = one["weight"] * two["weight"] * len(self["prompt"].unique())
+        return one.beside(two).with_columns(prompt=one["prompt"], weight=weight)
+
+
 class ExactLab:
     """A lab whose batches hold everything that could be drawn, each row with its probability as its
     weight.
@@ -51,6 +64,8 @@ class ExactLab:
         self.value = (
             torch.rand(prompts, n, generator=generator, dtype=torch.float64) * 2 - 1
         ) * math.sqrt(3)
+        self.data = torch.rand(prompts, n, generator=generator, dtype=torch.float64) + 0.1
+        self.data = self.data / self.data.sum(-1, keepdim=True)
         self.adam, self.steps, self.rate = (
             torch.optim.Adam([self.table], betas=(0.9, 0.99)),
             steps,
@@ -79,9 +94,8 @@ class ExactLab:
         ref = self.every(self.ref).sum(-1).exp()
         prefer = torch.sigmoid(self.value[:, :, None] - self.value[:, None])
         lengths = self.mask.sum(-1).expand(ref.shape)
-        return Enumerated(
-            ref, self.value, lengths, self.ids, torch.full_like(ref, 1 / ref.shape[1]), prefer
-        )
+        mu = torch.full_like(ref, 1 / ref.shape[1])
+        return Enumerated(ref, self.value, lengths, self.ids, mu, prefer, self.data)
 
     def distance(self, optimum):
         """TV of the policy to the optimum, the worst prompt."""
@@ -95,7 +109,7 @@ class ExactLab:
             torch.ones(len(prompt), 1),
         )
         always = {"prompt": prompt, "index": index, "weight": weight, "mask": self.seen[index]}
-        return Batch(dummy, always | {"completion_ids": self.tokens[index]} | columns)
+        return ExactBatch(dummy, always | {"completion_ids": self.tokens[index]} | columns)
 
     def pairs(self, epochs=1, steps=0, shuffle_labels=False):
         p, n = self.value.shape
@@ -107,6 +121,12 @@ class ExactLab:
         weight = torch.full_like(sure, 1 / len(sure))
         for _ in range(steps or self.steps):
             yield self.batch(prompt, index, weight, p=torch.maximum(sure, 1 - sure))
+
+    def demonstrated(self, *_):
+        p, n = self.value.shape
+        prompt, index = torch.arange(p).repeat_interleave(n), torch.arange(n).repeat(p)[:, None]
+        for _ in range(self.steps):
+            yield self.batch(prompt, index, self.data.flatten() / p)
 
     def labelled(self, *_, shuffle_labels=False):
         """Every completion with how often it is chosen; any prompt with any completion is a
@@ -125,8 +145,10 @@ class ExactLab:
     def prompts(self, steps, batch_size=None):
         yield from range(steps)
 
-    def rollout(self, prompts, n=1, *_, of=None, **__):
+    def rollout(self, prompts, n=1, *_, of=None, mixed_with=None, share=0.0, **__):
         table = (of or self.policy).table.detach()
+        if mixed_with is not None:
+            table = (1 - share) * table.log_softmax(-1) + share * mixed_with.table.log_softmax(-1)
         p, count = self.value.shape
         index = torch.tensor(list(product(range(count), repeat=n))).repeat(p, 1)
         prompt = torch.arange(p).repeat_interleave(count**n)

@@ -20,6 +20,7 @@ from harness.models.capabilities import enable_sharing
 from harness.models.flops import forward_cost
 from harness.models.generation import (
     CachedEngine,
+    Mixed,
     Sampler,
     assemble,
     check_sampling,
@@ -70,6 +71,34 @@ def check_identity(batch, model):
     torch.testing.assert_close(
         torch.exp(again - batch["logp"]), torch.ones(batch.shape), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_mixture_draws_from_the_normalised_geometric_mean_of_two_models(
+    model, prompts, runtime, share
+):
+    """Its log-probabilities are those of two teacher-forced passes, whatever the cache."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    b = runtime(**EAGER_TO_STOP, temperature=0.7)
+    sampler = Sampler(b.engine, b.sampling, b.meter, b.eos, ("mixture",))
+    sampler.mixed_with = Mixed(other, share)
+    batch = sampler.draw(model, prompts, 3)
+    used = b.meter.total().flops
+    logits = [completion_logits(one, batch) for one in (model, other)]
+    mixed = ((1 - share) * logits[0] + share * logits[1]).log_softmax(-1)
+    logp = mixed.gather(-1, batch["completion_ids"][..., None])[..., 0] * batch["mask"]
+    torch.testing.assert_close(batch["logp"], logp, atol=1e-4, rtol=0)
+    assert len(set(batch.lengths.flatten().tolist())) > 1  # rows ended, and left the caches
+    if share == 0.3:  # negative control: neither model alone
+        for one in (model, other):
+            assert (completion_logp(one, batch) - logp).abs().max() > 1e-2
+    sampler.mixed_with = None
+    sampler.draw(model, prompts, 3)
+    if share == 0.0:  # the same draws as without a second model, which costs the same again
+        assert b.meter.total().flops - used == pytest.approx(used / 2)
 
 
 def check_ends(batch, eos, limit):

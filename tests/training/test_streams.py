@@ -309,6 +309,58 @@ def test_demonstrations_of_one_turn_differ(make_lab):
     )
 
 
+def test_a_pass_over_demonstrations_has_each_once_and_goes_on_in_the_next_stream(make_lab):
+    lab, _ = make_lab()
+    rounds = [[ids(b.prompts) for b in lab.demonstrated(steps=3, batch_size=2)] for _ in range(2)]
+    names = [name for turn in rounds[0] + rounds[1] for name in turn]
+    assert sorted(names[:7]) == sorted(
+        ids(next(make_lab(folder="o")[0].pairs(batch_size=7)).prompts)
+    )
+    assert len(names) == 12 and len(set(names[7:])) == 5  # the second pass goes on
+    lab, _ = make_lab(folder="epochs")
+    turns = list(lab.demonstrated(epochs=2, batch_size=4))
+    assert [len(b.prompts) for b in turns] == [4] * 4 and turns[0].shape[1] == 1
+    assert turns[0].temperature == 0.7
+
+
+def test_completions_beside_each_other_keep_their_columns(make_lab):
+    lab, _ = make_lab()
+    for prompts in lab.prompts(1):
+        own = lab.rollout(prompts, 2)
+        other = lab.rollout(prompts, 1, of=lab.reference).with_columns(
+            mark=own["logp"][:, :1].sum(-1)
+        )
+        joined = own.beside(other)
+        k, (b, _, t) = own.shape[1], own.shape
+        assert joined.shape == (b, 3, max(t, other.shape[2])) and "mark" not in joined
+        for part, width in ((own, slice(0, k)), (other, slice(k, 3))):
+            for name in ("completion_ids", "mask", "logp"):
+                got = joined[name][:, width, : part.shape[2]]
+                assert torch.equal(got, part[name]), name
+            assert torch.equal(joined["ended"][:, width], part["ended"])
+        assert joined["mask"][:, k:, other.shape[2] :].sum() == 0
+        first = joined.first(k)
+        assert torch.equal(first["logp"][..., :t], own["logp"]) and first.shape[1] == k
+        with pytest.raises(ValueError, match="same prompts"):
+            own.beside(other.select(range(b)[::-1]))
+        with pytest.raises(ValueError, match="one temperature"):
+            own.beside(type(other)(other.prompts, other.columns, 1.0))
+
+
+def test_samples_of_a_turn_name_the_models_that_drew_them(make_lab):
+    lab, loop = make_lab()
+    for prompts in lab.prompts(2):
+        lab.rollout(prompts, 1, mixed_with=lab.reference, share=0.5)
+        lab.rollout(prompts, 1, of=lab.reference)
+        named = {row["model"] for row in loop.rollouts()}
+        if lab.turn == 0:
+            assert named == {"policy and start checkpoint", "start checkpoint"}
+            lab.step(nll, lab.demonstrations(2))
+            lab.move_reference()
+        else:
+            assert named == {"policy and reference", "reference"}
+
+
 def moving(lab):
     """Move the reference every second turn; return its weights and what it gave to a batch in the
     last turn.

@@ -29,6 +29,7 @@ class Asks:
         rows: Prompts of an update.
         drawn: Prompts of a rollout; 0 where nothing is drawn.
         updates: Passes over each rollout.
+        mixed: Whether it draws from a mixture of two models.
     """
 
     reference: bool
@@ -41,6 +42,7 @@ class Asks:
     rows: int
     drawn: int
     updates: int
+    mixed: bool = False
 
 
 OUTSIDE = "outside"  # the lab's interface for trainers of other libraries
@@ -56,7 +58,7 @@ def asks_of(method: Method) -> Asks:
     names, needs = _names(type(works)) | _names(type(method)), method.required()
     if OUTSIDE in names:  # another library takes steps, and draws where prompts are needed
         names |= {"step", "reference", "rollout"}
-    online = "prompts" in needs and "rollout" in names
+    online = "rollout" in names and ("prompts" in needs or "demonstrated" in names)
     rows = int(getattr(works, "batch_size", 0) or 32)
     parts = int(getattr(works, "num_minibatches", 0) or 1)
     part = int(getattr(works, "minibatch_size", 0) or 0) or -(-rows // parts)
@@ -73,6 +75,7 @@ def asks_of(method: Method) -> Asks:
         rows=min(part, rows),
         drawn=rows if online else 0,
         updates=int(passes),
+        mixed="mixed_with=" in names,
     )
 
 
@@ -80,11 +83,16 @@ def _each(method: Any, needs: frozenset[str]) -> int:
     for name in ("num_generations", "num_candidates", "n"):
         if "prompts" in needs and getattr(method, name, None):
             return int(getattr(method, name))
+    joined = getattr(method, "completions_per_row", None)  # beside each other in a batch
+    if joined:
+        return int(joined)
     return 1 if "labelled" in needs or "pairs" not in needs else 2
 
 
 def _names(cls: type) -> set[str]:
-    """Return the attributes of a lab that the methods of a class use."""
+    """Return the attributes of a lab that the methods of a class use, and the names of arguments
+    that they pass to it.
+    """
     names: set[str] = set()
     for name, _ in inspect.getmembers(cls, inspect.isfunction):
         for function in _called(cls, name):
@@ -94,6 +102,9 @@ def _names(cls: type) -> set[str]:
                 continue
             attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
             names |= {node.attr for node in attributes if _of_lab(node)}
+            calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+            of_lab = [c for c in calls if isinstance(c.func, ast.Attribute) and _of_lab(c.func)]
+            names |= {f"{word.arg}=" for call in of_lab for word in call.keywords}
     return names
 
 

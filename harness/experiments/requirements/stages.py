@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import comb
 from typing import Any
@@ -345,7 +345,10 @@ def _before_update(
             return [passes.scoring("reference", weights, drawn, policy.model)] * asks.reference
         both = {**weights, "reference": run.models.bytes}
         return [passes.scoring("reference", both, drawn, policy.model)]
-    moments = [passes.decoding("rollout", weights, drawn, policy.model)]
+    rollout = passes.decoding("rollout", weights, drawn, policy.model)
+    if asks.mixed:  # the keys and values of both models
+        rollout = replace(rollout, cache=2 * rollout.cache, logits=2 * rollout.logits)
+    moments = [rollout]
     moments.append(passes.scoring("scores", weights, drawn, policy.model))
     return [_with(moment, optimiser) for moment in moments]
 
@@ -373,13 +376,22 @@ def _method_flops(run: Configured) -> float:
         else:
             scores = _scored_flops(run, run.shape(asks.drawn, asks.each))
         turn = forward * (passes + asks.updates * factor) + scores
-        return int(options.get("steps") or 1) * turn
+        return _turns(run) * turn
     rows = run.rankings * (comb(run.ranked, 2) if asks.each == 2 else max(1, run.ranked))
     steps = options.get("steps") or max(
         1, round(float(options.get("epochs", 1)) * rows / asks.rows)
     )
     forward = run.forward(run.shape(asks.rows, asks.each))
     return int(steps) * forward * (factor + asks.reference)
+
+
+def _turns(run: Configured) -> int:
+    """Return the turns of a method that draws: its steps, or passes over the demonstrations."""
+    options, asks = run.spec.options, run.asks
+    if options.get("steps") or "demonstrations" not in run.method.required():
+        return int(options.get("steps") or 1)
+    passes = float(options.get("epochs", 1)) * int(options.get("rounds", 1))
+    return max(1, round(passes * len(run.suite.demonstrations()) / asks.rows))
 
 
 def _policy_disk(run: Configured, policy: Trained) -> int:

@@ -1,0 +1,1 @@
+"""Methods that play against earlier policies, or go on from them in rounds: a file each."""
