@@ -33,6 +33,7 @@ from .layouts import keeps_cache
 from .loading import cast_once, computing, trunk_of
 from .logprobs import accepted
 from .memory import DECODING, BatchSizes, total_memory
+from .mixtures import Mixed, MixedCache, mixed_logits
 from .sharding import gathered_weights
 
 KEEP_UNTIL = 0.9
@@ -98,18 +99,6 @@ class Decoding:
     lengths: Tensor  # (R,)
 
 
-@dataclass(frozen=True)
-class Mixed:
-    """A second model of a geometric mixture pi^(1 - share) other^share, token by token.
-
-    Each next token is drawn from softmax((1 - share) a + share b), a and b the logits of the two
-    models at the sampling temperature (Munos et al. 2023, 2312.00886).
-    """
-
-    model: nn.Module
-    share: float  # in [0, 1]
-
-
 class Cached(Protocol):
     """The state of a decoding: keys and values of the active rows."""
 
@@ -129,29 +118,6 @@ def cache_of(model: nn.Module, prefilled: Any, prompts: PromptBatch, n: int, lim
     if getattr(trunk, "share_cache", False):
         return SharedDecoding(prefilled, prompts, n, limit)
     return Repeated(prefilled, prompts, n) if keeps_cache(model) else Recomputed(prompts, n)
-
-
-class MixedCache:
-    """The caches of two models whose logits are added with weights."""
-
-    def __init__(self, own: Cached, other: Cached, mixed: Mixed) -> None:
-        self.own, self.other, self.mixed = own, other, mixed
-        self.keep_until, self.look_every = own.keep_until, own.look_every
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep some rows only."""
-        self.own.keep(rows)
-        self.other.keep(rows)
-
-    def next_logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Return (R, V) logits of the mixture after one more token (R,) per row."""
-        own = self.own.next_logits(model, tokens)
-        return mixed_logits(own, self.other.next_logits(self.mixed.model, tokens), self.mixed)
-
-
-def mixed_logits(own: Tensor, other: Tensor, mixed: Mixed) -> Tensor:
-    """Return logits of the geometric mixture, of two models' logits of the same shape."""
-    return (1 - mixed.share) * own.float() + mixed.share * other.float()
 
 
 @torch.no_grad()

@@ -18,11 +18,12 @@ from ..core.errors import UsageError
 from ..core.global_state import enforce
 from ..core.seeds import derive
 from ..models.batches import Batch, PromptBatch
-from ..models.generation import Mixed, Sampler, check_sampling
+from ..models.generation import Sampler, check_sampling
 from ..models.initial_checkpoint import learner, lora_of
 from ..models.loading import ScalarModel, frozen, scalar_beside, scalar_on, size_of
 from ..models.lora import adapted, learn, load_own, own_state
 from ..models.lora_weights import adaptation
+from ..models.mixtures import Mixed
 from .guests import Guest
 from .inputs import MethodInputs as MethodInputs
 from .loop import Loop

@@ -20,7 +20,6 @@ from harness.models.capabilities import enable_sharing
 from harness.models.flops import forward_cost
 from harness.models.generation import (
     CachedEngine,
-    Mixed,
     Sampler,
     assemble,
     check_sampling,
@@ -30,6 +29,7 @@ from harness.models.generation import (
 from harness.models.loading import frozen, scalar_from, trainable, trunk_of
 from harness.models.logprobs import completion_logits, completion_logp, completion_values
 from harness.models.lora import Lora, beside
+from harness.models.mixtures import Mixed
 from harness.training.trainer import Role
 
 from ..helpers.tools import command, fresh, on_small, only_run, plugin, with_shared_stages
