@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from .generation import Cached
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Mixed:
 class MixedCache:
     """The caches of two models whose logits are added with weights."""
 
-    def __init__(self, own: Cached, other: Cached, mixed: Mixed) -> None:
+    def __init__(self, own: Any, other: Any, mixed: Mixed) -> None:
         self.own, self.other, self.mixed = own, other, mixed
         self.keep_until, self.look_every = own.keep_until, own.look_every
 

@@ -83,7 +83,7 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     # of the same samples as online_dpo, and not tried apart
     "a_lol": PAIRS,
     "nash_md": SAMPLES,
-    "rebel": SAMPLES | {"num_generations": 2, "batch_size": 128},
+    "rebel": SAMPLES | {"num_generations": 2, "batch_size": 128, "num_iterations": 2},
     "spin": PAIRS,
     "sppo": SAMPLES | {"steps": 42, "beta": 0.2},
     "xpo": SAMPLES | {"beta": 0.2},
