@@ -16,17 +16,22 @@ from trl import DPOTrainer, GRPOTrainer
 
 # case of the set: TRL's loss_type. DPOTrainer has those of pairs, GRPOTrainer the others.
 PAIRS = {n: n for n in ("apo_zero", "apo_down", "discopop", "sppo_hard", "ipo")}
-PAIRS |= {"dpo": "sigmoid", "dpo.robust_dpo": "robust", "dpo.dpo_norm": "sigmoid_norm"}
+PAIRS |= {
+    "dpo": "sigmoid",
+    "dpo.cdpo": "sigmoid",
+    "dpo.robust_dpo": "robust",
+    "dpo.dpo_norm": "sigmoid_norm",
+}
 PAIRS |= {"exo": "exo_pair", "nca": "nca_pair", "hinge_norm": "hinge", "bco": "bco_pair"}
 PAIRS |= {"aot": "aot_unpaired", "ld_dpo": "sigmoid", "wpo": "sigmoid", "sft_chosen": "sft"}
-SAMPLES = {n: n for n in ("grpo", "cispo", "sapo", "luspo", "vespo")} | {"gspo": "grpo"}
+SAMPLES = {n: n for n in ("grpo", "dapo", "cispo", "sapo", "luspo", "vespo")} | {"gspo": "grpo"}
 NOWHERE = Plain(gather=lambda x: x, gather_for_metrics=lambda x: x, num_processes=1)
 NOWHERE.reduce, NOWHERE.device = (lambda x, reduction: x), torch.device("cpu")
 SHARED = {"accelerator": NOWHERE, "aux_loss_enabled": False, "_total_train_tokens": 0}
 
 
 def dpo_loss(case, t, logp):
-    """Return DPOTrainer's loss: chosen completions stacked on rejected ones, after one prompt token."""
+    """Return DPOTrainer's loss: rejected completions below chosen ones, after a prompt token."""
     rows, mask = (x.transpose(0, 1).flatten(0, 1) for x in (logp, t["mask"]))
     o, told = case["options"], rows.detach()
     mask = torch.cat([torch.zeros(len(mask), 1), mask], 1).long()
@@ -50,14 +55,17 @@ def dpo_loss(case, t, logp):
 def grpo_loss(case, t, logp):
     """Return GRPOTrainer's loss: one row per completion."""
     o, mask = case["options"], t["mask"].flatten(0, 1)
-    low, high = o.get("clip_range", 0.2), o.get("clip_range_high")
-    trainer = Plain(**SHARED, model=Plain(training=True), beta=o["beta"], use_vllm=False)
+    low, high = o.get("clip_range", 0.2), o.get("ratio_max", o.get("clip_range_high"))
+    beta = o["beta"] if "ref_logp" in t else 0.0  # a KL in the reward is in the advantages
+    trainer = Plain(**SHARED, model=Plain(training=True), beta=beta, use_vllm=False)
     trainer.loss_type, trainer.off_policy_mask_threshold = SAMPLES[case["name"]], None
     trainer.importance_sampling_level = "sequence" if case["name"] == "gspo" else "token"
     trainer.epsilon_low, trainer.epsilon_high = low, low if high is None else high
     trainer.top_entropy_quantile, trainer._entropy_bonus_enabled = 1.0, False
     trainer.current_gradient_accumulation_steps = 1
     trainer.args = Plain(use_bias_correction_kl=False, delta=None, steps_per_generation=1)
+    trainer.args.sapo_temperature_pos = o.get("tau_pos")
+    trainer.args.sapo_temperature_neg = o.get("tau_neg")
     trainer._metrics = defaultdict(lambda: defaultdict(list))
     rows = logp.flatten(0, 1)
     out = rows, torch.zeros_like(rows), None  # log-probabilities, entropies, auxiliary loss

@@ -87,6 +87,7 @@ class RecordingLab:
         self.turn, self.max_new_tokens, self.device = 0, TOKENS, torch.device("cpu")
         self.used: set[str] = set()  # kinds of data that were asked for
         self._seen: set[tuple[Any, ...]] = set()
+        self._rollouts = 0
 
     def __getattr__(self, name: str) -> Any:
         raise Unsupported(f"it asks for lab.{name}, which a set of tensors does not have")
@@ -113,11 +114,15 @@ class RecordingLab:
         last = (place == lengths[..., None] - 1) & ended[..., None]
         ids = torch.where(last, END, ids) * mask.long()
         always = {"completion_ids": ids, "mask": mask}
-        return Batch(prompts, always | columns | ({"ended": ended} if name == "rollout" else {}))
+        return Batch(prompts, always | columns | ({"ended": ended} if "rollout" in name else {}))
 
     def prompts(self, steps: int, batch_size: int | None = None) -> Iterator[PromptBatch]:
         """Yield B prompts once."""
         yield self._prompts(PROMPTS)
+
+    def further_prompts(self, n: int) -> PromptBatch:
+        """Return n prompts, B at most."""
+        return self._prompts(min(n, PROMPTS))
 
     def pairs(self, *_: Any, **__: Any) -> Iterator[Batch]:
         """Yield B pairs once: (B, 2, T), chosen first, with plain or with soft labels."""
@@ -142,7 +147,8 @@ class RecordingLab:
 
     def rollout(self, prompts: PromptBatch, n: int = 1, *_: Any, **__: Any) -> Batch:
         """Return completions (B, n, T) with the log-probabilities of the weights that sampled."""
-        batch = self._batch("rollout", prompts, n)
+        self._rollouts += 1
+        batch = self._batch(f"rollout {self._rollouts}", prompts, n)
         return batch.with_columns(logp=self._sampler.logp(batch))
 
     def reward(self, batch: Batch, sampler: Any = None) -> Tensor:
@@ -197,7 +203,9 @@ class RecordingLab:
             self.steps.append([self._recorded(*term) for term in terms])
         return {"loss": sum(term.value for term in self.steps[-1]), "grad_norm": 0.0}
 
-    def _recorded(self, loss: Any, batch: Batch, of: Any, weight: float, reduction: Any) -> Recorded:
+    def _recorded(
+        self, loss: Any, batch: Batch, of: Any, weight: float, reduction: Any
+    ) -> Recorded:
         critic = of is self._critic
         output = (self._values(batch) + 0.1 * batch["mask"]) if critic else self.policy.logp(batch)
         name = "critic" if critic else "policy"

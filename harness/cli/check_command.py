@@ -18,7 +18,7 @@ CHECKED = ("methods", "suites", "labellers", "verifiers", "judges")
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False)
 @click.option(
     "--suite",
     "-s",
@@ -40,19 +40,28 @@ CHECKED = ("methods", "suites", "labellers", "verifiers", "judges")
     metavar="FILE|RUN",
     help="What a judge is compared with: human preferences (JSON lines), or a run's judge.",
 )
+@click.option(
+    "--export",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write the conformance set of all methods, or of NAME: tensors, losses and gradients.",
+)
 @output_option("Write the report, as Markdown, to a file too.")
 @plugin_files
 def check(
     registry: Registry,
-    name: str,
+    name: str | None,
     quick: bool,
     output: Path | None,
     against: Path | None,
+    folder: Path | None,
     **choices: Any,
 ) -> int:
     """Check a method, suite, labeller or verifier: determinism, invariance, honest costs, gain.
 
     A judge is compared with human preferences (--against): accuracy, Cohen's kappa, Spearman.
+    --export checks nothing: it writes a set against which any library can test its losses.
 
     A method takes two or three minutes on two cores, with --quick half a minute. A name of several
     kinds is told apart as in `harness check verifier.exact`. NAME may be a suite file, with
@@ -66,6 +75,11 @@ def check(
     from ..report.output import check_output, write_output
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if folder is not None:
+        _only_for_export(quick, output, against, choices)
+        return _export(folder, name, registry, choices["settings"])
+    if name is None:
+        raise UsageError("Name what to check, as in `harness check dpo`.")
     kind, plain = _kind_of(registry.name_of("methods", name), registry)
     unused(against, kind)
     if output is not None:
@@ -87,6 +101,32 @@ def check(
             if output is not None:
                 write_output(output, report(name, findings))
     return int(any(f.status == FAILED for f in findings))
+
+
+def _only_for_export(
+    quick: bool, output: Path | None, against: Path | None, choices: dict[str, Any]
+) -> None:
+    """Raise UsageError if --export is given with an option that it does not use."""
+    given = {"--quick": quick, "--output": output, "--against": against}
+    given |= {"--suite": choices["suite"], "--model": choices["model"]}
+    given["--optimum-set"] = choices["optimum_settings"]
+    idle = [flag for flag, value in given.items() if value]
+    if idle:
+        raise UsageError(f"--export checks nothing, so {', '.join(idle)} has no meaning with it.")
+
+
+def _export(folder: Path, name: str | None, registry: Registry, settings: tuple[str, ...]) -> int:
+    """Write the conformance set, and say what is in it."""
+    from ..check.conformance import export
+
+    if name is None and settings:
+        raise UsageError("--set is of one method: name it, as in `harness check dpo --export ...`.")
+    only = None if name is None else registry.name_of("methods", name)
+    manifest = export(folder, registry, only, settings, _say)
+    methods = len({case["method"] for case in manifest["cases"]})
+    count = f"{len(manifest['cases'])} cases of {methods} method{'s' * (methods != 1)}"
+    echo(f"wrote {folder}: {count}")
+    return 0
 
 
 def _kind_of(name: str, registry: Registry) -> tuple[str, str]:

@@ -65,6 +65,7 @@ FLAGS = {
         "--optimum-set",
         "--quick",
         "--against",
+        "--export",
         "-o",
         "--output",
         "-p",
