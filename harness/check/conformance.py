@@ -57,7 +57,7 @@ def cases_of(cls: type[Method], settings: Mapping[str, Any], aliases: bool) -> I
             if not steps:
                 raise Unsupported("it takes no step by gradient")
             if not soft or used & {"pairs", "labelled"}:
-                own = dataclasses.asdict(method)  # type: ignore[call-overload]
+                own = dataclasses.asdict(method)
                 label = f"{name}.{SOFT}" if soft else name
                 yield Case(label, cls.name, cls.paper, own, steps)
 
@@ -130,7 +130,7 @@ def _head() -> dict[str, Any]:
 def _written(case: Case, folder: Path) -> dict[str, Any]:
     """Write the tensors of a case, and return its entry in the manifest."""
     tensors: dict[str, torch.Tensor] = {}
-    steps = []
+    steps: list[dict[str, Any]] = []
     for i, step in enumerate(case.steps):
         steps.append({"value": sum(term.value for term in step), "terms": []})
         for j, term in enumerate(step):

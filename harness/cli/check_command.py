@@ -85,9 +85,9 @@ def check(
     if output is not None:
         check_output(output)
     findings = []
-    with tempfile.TemporaryDirectory(prefix="harness-check-") as folder:
+    with tempfile.TemporaryDirectory(prefix="harness-check-") as work:
         options = Options(
-            **choices, full=not quick, processes=not quick, results=Path(folder), say=_say
+            **choices, full=not quick, processes=not quick, results=Path(work), say=_say
         )
         proved = (
             proofs(kind, plain, registry, options)
