@@ -67,6 +67,24 @@ def check(
     kinds is told apart as in `harness check verifier.exact`. NAME may be a suite file, with
     --model.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if folder is not None:
+        _only_for_export(quick, output, against, choices)
+        return _export(folder, name, registry, choices["settings"])
+    if name is None:
+        raise UsageError("Name what to check, as in `harness check dpo`.")
+    choices |= {"full": not quick, "processes": not quick}
+    return _checked(name, registry, output, against, choices)
+
+
+def _checked(
+    name: str,
+    registry: Registry,
+    output: Path | None,
+    against: Path | None,
+    choices: dict[str, Any],
+) -> int:
+    """Run the proofs, print each finding, and return the exit code."""
     import tempfile
 
     from ..check import FAILED, Options, report
@@ -74,21 +92,13 @@ def check(
     from ..check.judges import judge_findings, unused
     from ..report.output import check_output, write_output
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if folder is not None:
-        _only_for_export(quick, output, against, choices)
-        return _export(folder, name, registry, choices["settings"])
-    if name is None:
-        raise UsageError("Name what to check, as in `harness check dpo`.")
     kind, plain = _kind_of(registry.name_of("methods", name), registry)
     unused(against, kind)
     if output is not None:
         check_output(output)
     findings = []
     with tempfile.TemporaryDirectory(prefix="harness-check-") as work:
-        options = Options(
-            **choices, full=not quick, processes=not quick, results=Path(work), say=_say
-        )
+        options = Options(**choices, results=Path(work), say=_say)
         proved = (
             proofs(kind, plain, registry, options)
             if against is None
