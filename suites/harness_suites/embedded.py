@@ -27,7 +27,22 @@ PPO = SAMPLES | {
     "clip_range_value": 0.0,
 }
 # methods over `on_policy.base`: grpo's settings, not tried apart
-GROUPS = ("cispo", "dapo", "gmpo", "gspo", "sapo")
+GROUPS = (
+    "cispo",
+    "clip_cov",
+    "dapo",
+    "dppo",
+    "gmpo",
+    "gpg",
+    "gspo",
+    "kl_cov",
+    "luspo",
+    "opo",
+    "reinforce",
+    "remax",
+    "sapo",
+    "vespo",
+)
 # Recommended settings of all embedded suites, chosen on the validation split of summarization in a
 # few trials each, most of them of PPO.
 RECOMMENDED: dict[str, dict[str, object]] = {
@@ -78,6 +93,7 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "grpo": SAMPLES,
     "rloo": SAMPLES,
     **dict.fromkeys(GROUPS, SAMPLES),
+    "maxrl": SAMPLES | {"num_generations": 8, "beta": 0.0},
     "reinforce_pp": SAMPLES | {"minibatch_size": 16},
     "online_dpo": SAMPLES | {"beta": 0.2},
     # of the same samples as online_dpo, and not tried apart
@@ -111,6 +127,7 @@ SHORT: dict[str, dict[str, object]] = {  # settings of `--quick`
             *("ppo", "grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rrhf", "rlaif"),
             *GROUPS,
             *("a_lol", "nash_md", "rebel", "spin", "sppo", "xpo"),
+            "maxrl",
         ),
         {"steps": 3, "batch_size": 16},
     ),

@@ -64,7 +64,7 @@ def test_every_built_in_method_that_trains_has_a_row():
 @pytest.mark.parametrize("lora", [False, True])
 def test_real_model_gets_the_rate_of_the_table(method, lora, model):
     rank = ("lora_rank=8",) if lora else ()
-    suite = EXAMPLES / ("gsm8k.toml" if method == "rlvr" else "hh.toml")
+    suite = EXAMPLES / ("gsm8k.toml" if method in ("rlvr", "maxrl") else "hh.toml")
     options = spec_of(method, suite, model, rank).options
     recipe = RECIPES[method]
     assert {k: options[k] for k in recipe.full} == dict(recipe.lora if lora else recipe.full)

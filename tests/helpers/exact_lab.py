@@ -155,9 +155,25 @@ class ExactLab:
         logp = self.every(table)[prompt[:, None], index]
         weight = logp.sum((1, 2)).exp() / p
         ended = (self.tokens[index] == 0).any(-1)
+        self.drawn = prompt
         return self.batch(
             prompt, index, weight, logp=self.every(table, True)[prompt[:, None], index], ended=ended
         )
+
+    def greedy(self, prompts, max_new_tokens=None):
+        """The most probable completion, token by token, for each row of the last rollout."""
+        place = {y: i for i, y in enumerate(self.ids)}
+        contexts = {}
+        for y, row in zip(self.ids, self.context.tolist(), strict=True):
+            contexts |= {y[:t]: row[t] for t in range(len(y))}
+        best = []
+        for table in self.table.detach():
+            y = ()
+            while y not in place:
+                y += (int(table[contexts[y]].argmax()),)
+            best.append(place[y])
+        index = torch.tensor(best)[self.drawn][:, None]
+        return self.batch(self.drawn, index, torch.ones(len(index)))
 
     def reward(self, batch):
         return self.value[batch["prompt"][:, None], batch["index"]]
@@ -203,7 +219,9 @@ class ExactLab:
             return (weight[:, None, None] * values * mask).sum() / (
                 weight[:, None, None] * mask
             ).sum()
-        assert reduction == "seq-mean-token-mean"
+        if reduction != "seq-mean-token-mean":  # a constant divides the sum over tokens
+            scale = 1.0 if reduction == "seq-mean-token-sum" else values.shape[0] / reduction
+            return scale * (weight * (values * mask).sum((1, 2))).sum()
         means = (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)
         return (weight * means.mean(-1)).sum()
 

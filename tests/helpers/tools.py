@@ -43,7 +43,10 @@ from harness_suites.summarization import Summarization
 
 from harness_suites.embedded import GROUPS
 
-ON_POLICY = ("grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rlaif", "rrhf", *GROUPS)
+ON_POLICY = (
+    *("grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rlaif", "rrhf", "maxrl"),
+    *GROUPS,
+)
 
 
 class Brief(Verifier):

@@ -11,11 +11,24 @@ import torch
 from harness_plugins.grpo import GRPO
 from harness_plugins.on_policy.base import PolicyGradient
 from harness_plugins.on_policy.cispo import CISPO
+from harness_plugins.on_policy.clip_cov import ClipCov
+from harness_plugins.on_policy.covariance import covariances
 from harness_plugins.on_policy.dapo import DAPO, with_signal
+from harness_plugins.on_policy.dppo import DPPO
 from harness_plugins.on_policy.gmpo import GMPO
+from harness_plugins.on_policy.gpg import GPG
 from harness_plugins.on_policy.gspo import GSPO
+from harness_plugins.on_policy.kl_cov import KLCov
+from harness_plugins.on_policy.luspo import LUSPO
+from harness_plugins.on_policy.maxrl import MaxRL
+from harness_plugins.on_policy.opo import OPO
+from harness_plugins.on_policy.reinforce import Reinforce
+from harness_plugins.on_policy.remax import ReMax
 from harness_plugins.on_policy.sapo import SAPO
+from harness_plugins.on_policy.vespo import VESPO
+from harness_plugins.rloo import RLOO
 
+from harness import UsageError
 from harness.api.registry import installed
 from harness.training.trainer import reduce_share
 
@@ -51,7 +64,8 @@ def draw(lengths=LENGTHS, seed=0, drift=0.6, dtype=torch.float64):
     old = (-2 * torch.rand(mask.shape, generator=generator, dtype=torch.float64) - 0.1) * mask
     moved = drift * torch.randn(mask.shape, generator=generator, dtype=torch.float64) * mask
     advantages = torch.tensor([[1.0, -1.0], [-0.7, 0.7], [0.4, -0.4]], dtype=torch.float64)
-    columns = {"old_logp": old, "mask": mask, "advantages": advantages}
+    chosen = (torch.arange(LIMIT) % 2 == 0).double() * mask  # for clip_cov and kl_cov
+    columns = {"old_logp": old, "mask": mask, "advantages": advantages, "chosen": chosen}
     logp = torch.minimum(old + moved, torch.full_like(old, -0.01)) * mask
     columns = {name: column.to(dtype) for name, column in columns.items()}
     return logp.to(dtype).requires_grad_(), Columns(columns)
@@ -62,7 +76,12 @@ def taken(method, logp, batch):
     lab = SimpleNamespace(max_new_tokens=LIMIT)
     values = method.loss(logp, batch)
     values = values[0] if isinstance(values, tuple) else values
-    loss = reduce_share(values, batch, batch, method.reduced(lab, batch))
+    reduction = "token-mean"
+    if isinstance(method, PolicyGradient):
+        reduction = method.reduced(lab, batch)
+    elif isinstance(method, GRPO):
+        reduction = method.reduction(batch, LIMIT)
+    loss = reduce_share(values, batch, batch, reduction)
     (gradient,) = torch.autograd.grad(loss, logp)
     return loss.detach(), gradient * batch["mask"]  # the lab's logp are constants on padding
 
@@ -96,7 +115,8 @@ def rows(logp, batch):
         lp, old = logp[i][j][:n], batch["old_logp"][i, j, :n].tolist()
         u = [p - q for p, q in zip(lp, old, strict=True)]
         a = float(batch["advantages"][i, j])
-        out.append(SimpleNamespace(u=u, lp=lp, n=n, a=a, old=old))
+        chosen = batch["chosen"][i, j, :n].tolist()
+        out.append(SimpleNamespace(u=u, lp=lp, n=n, a=a, old=old, chosen=chosen))
     return out
 
 
@@ -111,15 +131,6 @@ def gate(u, a):
     return 4 / tau * sigma(tau * (math.exp(u) - 1))
 
 
-# How a batch is averaged: over its tokens, over completions of their tokens' mean, or completions.
-AVERAGES = {
-    "tokens": lambda told: sum(map(sum, told)) / sum(map(len, told)),
-    "means": lambda told: mean([mean(tokens) for tokens in told]),
-    "sums": lambda told: mean([sum(tokens) for tokens in told]),
-    "limit": lambda told: sum(map(sum, told)) / (len(told) * LIMIT),
-}
-
-
 def by_token(term):
     """An equation of each token: term(u, lp, frozen u, y)."""
     return lambda y, z: [term(u, lp, v, y) for u, lp, v in zip(y.u, y.lp, z.u, strict=True)]
@@ -128,6 +139,50 @@ def by_token(term):
 def whole(term):
     """An equation of the whole completion: one value."""
     return lambda y, z: [term(y, z)]
+
+
+def gamma(w, k, decay):
+    """VESPO's weight of a ratio."""
+    return w**k * math.exp(decay - decay * w)
+
+
+def vespo(y, z, exchanged=False):
+    k, decay = (2.0, 3.0) if (y.a >= 0) != exchanged else (3.0, 2.0)
+    return [-gamma(math.exp(sum(z.u)), k, decay) * y.a * lp for lp in y.lp]
+
+
+def dppo(y, z, sided=True):
+    """No gradient beyond a change of 0.1 in the direction of A, or in both."""
+    out = []
+    for u, lp, old in zip(y.u, z.lp, z.old, strict=True):
+        change = math.exp(lp) - math.exp(old)
+        beyond = math.copysign(1, y.a) * change > 0.1 if sided else abs(change) > 0.1
+        out.append(0.0 if beyond else -math.exp(u) * y.a)
+    return out
+
+
+def clip_cov(y, z):
+    terms = [surrogate(math.exp(u), y.a, 0.3, 0.3) for u in y.u]
+    return [0.0 if c else term for c, term in zip(y.chosen, terms, strict=True)]
+
+
+def kl_cov(y, z, sign=1):
+    chosen = zip(y.chosen, y.u, strict=True)
+    return [-math.exp(u) * y.a + sign * 0.5 * c * abs(u) for c, u in chosen]
+
+
+plain = [  # equation of REINFORCE on a completion, and one of means
+    by_token(lambda u, lp, v, y: -y.a * lp),
+    by_token(lambda u, lp, v, y: -y.a * lp / y.n),
+]
+
+# How a batch is averaged: over its tokens, over completions of their tokens' mean, or completions.
+AVERAGES = {
+    "tokens": lambda told: sum(map(sum, told)) / sum(map(len, told)),
+    "means": lambda told: mean([mean(tokens) for tokens in told]),
+    "sums": lambda told: mean([sum(tokens) for tokens in told]),
+    "limit": lambda told: sum(map(sum, told)) / (len(told) * LIMIT),
+}
 
 
 # name: (method, average, its equation, what others make of it). y is the completion, and z the same
@@ -163,6 +218,26 @@ CASES = {
         by_token(lambda u, lp, v, y: -gate(u, y.a) * y.a),
         by_token(lambda u, lp, v, y: -gate(u, -y.a) * y.a),  # temperatures exchanged
     ),
+    "luspo": (
+        LUSPO(clip_range=0.1, clip_range_high=0.15),
+        "means",
+        whole(lambda y, z: y.n * surrogate(math.exp(mean(y.u)), y.a, 0.1, 0.15)),
+        whole(lambda y, z: surrogate(math.exp(mean(y.u)), y.a, 0.1, 0.15)),  # GSPO
+    ),
+    "vespo": (VESPO(), "tokens", vespo, lambda y, z: vespo(y, z, exchanged=True)),
+    "dppo": (DPPO(tv_range=0.1), "limit", dppo, lambda y, z: dppo(y, z, sided=False)),
+    "clip_cov": (
+        ClipCov(clip_range=0.3),
+        "tokens",
+        clip_cov,
+        by_token(lambda u, lp, v, y: surrogate(math.exp(u), y.a, 0.3, 0.3)),  # GRPO
+    ),
+    "kl_cov": (KLCov(kl_coef=0.5), "tokens", kl_cov, lambda y, z: kl_cov(y, z, sign=-1)),
+    "gpg": (GPG(), "tokens", by_token(lambda u, lp, v, y: -y.a * lp), plain[1]),
+    "maxrl": (MaxRL(), "sums", *plain),
+    "opo": (OPO(), "sums", *plain),
+    "reinforce": (Reinforce(), "sums", *plain),
+    "remax": (ReMax(), "sums", *plain),
 }
 
 
@@ -219,38 +294,49 @@ def test_every_method_of_the_family_stands_among_the_equations():
 # -- limits at which one is another ----------------------------------------------------------------
 
 
-class Plain(GRPO):
-    """GRPO without a KL, its aggregation as this family states it."""
-
-    def reduced(self, lab, batch):
-        return self.reduction(batch, LIMIT)
-
-
 GRPO_OFF = {"beta": 0.0}
 TOKENS = GRPO_OFF | {"loss_aggregation": "token-mean"}
 GRPO_OF_GMPO = {"clip_range": 1 - math.exp(-0.4), "clip_range_high": math.exp(0.4) - 1}
 UNCLIPPED = {"clip_range": 1e6, "clip_range_high": 1e6}
+ONE = {"lengths": EVEN}
 # name: (method, the same at this limit, the batch at which it is)
 LIMITS = {
     "gspo of one token is grpo": (
         GSPO(clip_range=0.1, clip_range_high=0.15),
-        Plain(**GRPO_OFF, clip_range=0.1, clip_range_high=0.15),
-        {"lengths": EVEN},
+        GRPO(**GRPO_OFF, clip_range=0.1, clip_range_high=0.15),
+        ONE,
     ),
-    "cispo starts as grpo": (CISPO(), Plain(**TOKENS), {"drift": 0.0}),
-    "dapo is grpo's options": (DAPO(), Plain(**TOKENS, clip_range_high=0.28), {}),
+    "cispo starts as grpo": (CISPO(), GRPO(**TOKENS), {"drift": 0.0}),
+    "dapo is grpo's options": (DAPO(), GRPO(**TOKENS, clip_range_high=0.28), {}),
     "gmpo of one token is grpo": (
         GMPO(),
-        Plain(**GRPO_OFF, **GRPO_OF_GMPO),
-        {"lengths": EVEN},
+        GRPO(**GRPO_OFF, **GRPO_OF_GMPO),
+        ONE,
     ),
-    "sapo starts as grpo": (SAPO(), Plain(**GRPO_OFF), {"drift": 0.0}),
+    "sapo starts as grpo": (SAPO(), GRPO(**GRPO_OFF), {"drift": 0.0}),
+    "luspo of one token is gspo": (LUSPO(), GSPO(clip_range=2e-3, clip_range_high=2.5e-3), ONE),
+    "vespo starts as cispo": (VESPO(), CISPO(), {"drift": 0.0}),
+    "dppo without a limit is grpo without a clip": (
+        DPPO(tv_range=1.0),
+        GRPO(**GRPO_OFF, **UNCLIPPED, std_normalise=False, loss_aggregation="constant"),
+        {},
+    ),
+    "kl_cov without a penalty is grpo without a clip": (
+        KLCov(kl_coef=0.0),
+        GRPO(**TOKENS, **UNCLIPPED),
+        {},
+    ),
+    "gpg is cispo at a ratio of 1": (GPG(), CISPO(), {"drift": 0.0}),
+    "opo is rloo's step": (OPO(), RLOO(), {}),
 }
 DIFFER = {  # where the limit is not reached they differ
     "gspo of one token is grpo": {},
     "cispo starts as grpo": {"drift": 2.0},
     "gmpo of one token is grpo": {},
     "sapo starts as grpo": {},
+    "luspo of one token is gspo": {},
+    "vespo starts as cispo": {},
+    "gpg is cispo at a ratio of 1": {},
 }
 
 
@@ -279,6 +365,16 @@ TRL = {
     "cispo": (CISPO(ratio_max=1.2), {"loss_type": "cispo", "epsilon_high": 1.2}),
     "dapo": (DAPO(), {"loss_type": "dapo", "epsilon_high": 0.28}),
     "sapo": (SAPO(), {"loss_type": "sapo"}),
+    "luspo": (
+        LUSPO(clip_range=0.1, clip_range_high=0.15),
+        {
+            "loss_type": "luspo",
+            "importance_sampling_level": "sequence",
+            "epsilon_low": 0.1,
+            "epsilon_high": 0.15,
+        },
+    ),
+    "vespo": (VESPO(), {"loss_type": "vespo"}),
 }
 
 
@@ -307,6 +403,15 @@ OPTIMA = {
     "dapo": DAPO(**FEW, dynamic_sampling=False),
     "gmpo": GMPO(**FEW),
     "sapo": SAPO(**FEW),
+    "luspo": LUSPO(**FEW),
+    "vespo": VESPO(**FEW),
+    "dppo": DPPO(**FEW),
+    "clip_cov": ClipCov(**FEW),
+    "kl_cov": KLCov(**FEW),
+    "gpg": GPG(**FEW),
+    "opo": OPO(**FEW),
+    "reinforce": Reinforce(**FEW),
+    "remax": ReMax(**FEW),
 }
 
 
@@ -348,6 +453,184 @@ def test_without_a_kl_no_optimum_is_stated():
     assert all(m.optimum(problem) is not None for m in OPTIMA.values())
     for changed in ({"beta": 0.0}, {"temperature": 0.7}, {"adaptive_beta": True}):
         assert [m for m in OPTIMA.values() if replace(m, **changed).optimum(problem)] == []
+
+
+# -- advantages ------------------------------------------------------------------------------------
+
+REWARDS = torch.tensor([[1.0, 0.0, 0.5, 3.0], [2.0, 2.0, 2.0, 2.0], [NAN, 1.0, 4.0, NAN]])
+SIZES = torch.tensor([[2.0, 4.0, 1.0, 3.0], [1.0, 1.0, 1.0, 1.0], [4.0, 3.0, 1.0, 2.0]])
+
+
+def sized(lengths=SIZES):
+    """A batch of completions of these lengths."""
+    return Columns(mask=(torch.arange(4) < lengths[..., None]).float())
+
+
+def by_rows(term):
+    """Advantages by a loop: term(reward, known rewards of the group, their lengths)."""
+    out = []
+    for row, sizes in zip(REWARDS.tolist(), SIZES.tolist(), strict=True):
+        known = [(r, n) for r, n in zip(row, sizes, strict=True) if not math.isnan(r)]
+        group, lengths = zip(*known, strict=True)
+        out.append([0.0 if math.isnan(r) else term(r, group, lengths) for r in row])
+    return torch.tensor(out)
+
+
+def weighed(group, lengths):
+    return sum(r * n for r, n in zip(group, lengths, strict=True)) / sum(lengths)
+
+
+def test_the_baseline_of_opo_is_weighed_by_length():
+    ours = OPO().advantages(REWARDS, sized())
+    torch.testing.assert_close(ours, by_rows(lambda r, group, n: r - weighed(group, n)))
+    with pytest.raises(AssertionError):  # the plain mean
+        torch.testing.assert_close(ours, by_rows(lambda r, group, n: r - mean(group)))
+
+
+def test_no_other_baseline_has_less_variance_than_that_of_opo():
+    """If the squared gradient of a completion is its length."""
+
+    def variance(shift):
+        return ((OPO().advantages(REWARDS[:2], sized(SIZES[:2])) + shift) ** 2 * SIZES[:2]).sum()
+
+    assert variance(0.0) < min(variance(0.05), variance(-0.05))
+
+
+def test_gpg_scales_up_for_groups_without_a_signal():
+    ours = GPG().advantages(REWARDS, sized())
+    torch.testing.assert_close(ours, by_rows(lambda r, group, n: 3 / 2 * (r - mean(group))))
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(ours, by_rows(lambda r, group, n: r - mean(group)))
+    assert GPG().advantages(REWARDS[1:2], sized(SIZES[1:2])).tolist() == [[0.0] * 4]
+
+
+def test_maxrl_divides_by_the_mean():
+    ours = MaxRL().advantages(REWARDS, sized())
+    torch.testing.assert_close(ours, by_rows(lambda r, g, n: (r - mean(g)) / mean(g)))
+    assert MaxRL().advantages(torch.tensor([[0.0, 0.0]]), None).tolist() == [[0.0, 0.0]]
+    with pytest.raises(UsageError, match="a reward is -1"):
+        MaxRL().advantages(torch.tensor([[1.0, -1.0]]), None)
+
+
+def expected_gradient(method, size):
+    """The gradient by logits of the expected loss over all groups of `size`, of four answers."""
+    logits = torch.tensor([0.3, -0.2, 0.8, 0.0], dtype=torch.float64, requires_grad=True)
+    right = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    groups = torch.cartesian_prod(*[torch.arange(4)] * size)
+    logp = logits.log_softmax(-1)[groups]
+    batch = Columns(mask=torch.ones(*groups.shape, 1), advantages=0)
+    batch["advantages"] = method.advantages(right[groups], batch)
+    loss = method.loss(logp[..., None], batch)
+    loss = loss[0] if isinstance(loss, tuple) else loss
+    total = (logp.detach().sum(-1).exp() * loss.flatten(1).mean(-1)).sum()
+    (gradient,) = torch.autograd.grad(total, logits)
+    return gradient, logits, right
+
+
+def test_the_expected_step_of_maxrl_is_that_of_a_truncated_likelihood():
+    """The series of log p = -sum_k (1 - p)^k / k, cut off after G - 1 terms."""
+    for size in (2, 3, 5):
+        gradient, logits, right = expected_gradient(MaxRL(), size)
+
+        def series(terms, logits=logits, right=right):
+            p = (logits.softmax(-1) * right).sum()
+            whole = sum((1 - p) ** k / k for k in range(1, terms + 1))
+            return torch.autograd.grad(whole, logits)[0]
+
+        torch.testing.assert_close(gradient, series(size - 1))
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(gradient, series(size))
+
+
+def test_the_baseline_of_reinforce_is_the_mean_of_earlier_rewards():
+    lab = SimpleNamespace(state={"beta": 0.0}, log=lambda **_: None)
+    method, told = Reinforce(beta=0.0), []
+    for rewards in ([[1.0], [3.0]], [[NAN], [5.0]], [[0.0], [1.0]]):
+        columns = {"reward": torch.tensor(rewards), "logp": torch.zeros(2, 1, 1)}
+        batch = Columns(columns, mask=torch.ones(2, 1, 1), ended=torch.ones(2, 1))
+        told.append(method.experience(lab, batch)["advantages"][:, 0].tolist())
+    assert told == [[1.0, 3.0], [0.0, 3.0], [-3.0, -2.0]]
+    assert lab.state["rewards"] == [10.0, 5]
+    no = Reinforce(beta=0.0, baseline=False)
+    assert no.experience(lab, batch)["advantages"][:, 0].tolist() == [0.0, 1.0]
+
+
+def test_the_baseline_of_remax_is_the_reward_of_the_greedy_completion():
+    lab = RefillLab([[2, 4], [1, 1]])
+    lab.greedy = lambda prompts, limit: refilled([7, 9])
+    lab.reward = lambda batch: batch["reward"].flip(-1)
+    ((_, batch),) = list(ReMax(num_generations=2).rollouts(lab))
+    ours = ReMax().advantages(batch["reward"], batch)
+    assert ours.tolist() == [[2.0 - 7, 0.0 - 7], [4.0 - 9, 0.0 - 9]]
+    unknown = batch.with_columns(greedy_reward=torch.tensor([NAN, 1.0]))
+    assert ReMax().advantages(batch["reward"], unknown)[0].tolist() == [0.0, 0.0]
+
+
+# -- tokens of high covariance ---------------------------------------------------------------------
+
+
+def test_covariances_are_a_loop():
+    logp, batch = draw()
+    ours = covariances(logp.detach(), batch["advantages"], batch["mask"])
+    told = rows(logp.tolist(), batch)
+    lps, many = sum((y.lp for y in told), []), sum(([y.a] * y.n for y in told), [])
+    wanted = [(p - mean(lps)) * (a - mean(many)) for p, a in zip(lps, many, strict=True)]
+    torch.testing.assert_close(ours[batch["mask"] > 0], torch.tensor(wanted, dtype=torch.float64))
+    assert (ours[batch["mask"] == 0] == 0).all()
+
+
+class PartsLab:
+    """Two parts of a rollout; the policy moves before the second."""
+
+    def __init__(self, moved):
+        self.logged, self.moved = [], moved
+        self.policy = SimpleNamespace(logp=lambda part: self.moved)
+
+    def minibatches(self, batch, size, epochs):
+        yield from [batch] * 2
+
+    def generator(self, *_):
+        return torch.Generator().manual_seed(0)
+
+    def log(self, **metrics):
+        self.logged.append(metrics)
+
+
+def largest(values, mask, count):
+    """The places of the largest values, as a mask."""
+    ranked = sorted(zip(values[mask > 0].tolist(), (mask > 0).nonzero().tolist(), strict=True))
+    chosen = torch.zeros_like(mask)
+    for _, place in ranked[-count:]:
+        chosen[tuple(place)] = 1
+    return chosen
+
+
+def test_kl_cov_takes_the_largest_covariances_of_the_present_policy():
+    logp, batch = draw()
+    lab = PartsLab(logp.detach())
+    parts = list(KLCov(kl_ratio=0.3, num_minibatches=1).parts(lab, batch))
+    for part, present in zip(parts, (batch["old_logp"], logp.detach()), strict=True):
+        covariance = covariances(present, batch["advantages"], batch["mask"])
+        assert torch.equal(part["chosen"], largest(covariance, batch["mask"], 4))  # of 14 tokens
+    assert not torch.equal(parts[0]["chosen"], parts[1]["chosen"])
+    few = list(KLCov(num_minibatches=1).parts(lab, batch))[0]["chosen"]
+    assert few.sum() == 1  # one at least
+
+
+def test_clip_cov_takes_tokens_between_the_bounds_that_no_clip_silences():
+    logp, batch = draw()
+    covariance = covariances(logp.detach(), batch["advantages"], batch["mask"])
+    method = ClipCov(cov_low=0.05, cov_high=0.4, clip_ratio=1.0, clip_range=0.2, num_minibatches=1)
+    _, part = list(method.parts(PartsLab(logp.detach()), batch))
+    silenced = method.is_clipped(logp.detach(), batch)
+    between = (covariance > 0.05) & (covariance < 0.4) & (batch["mask"] > 0)
+    assert (between & silenced).any() and (between & ~silenced).any() and (~between).any()
+    assert torch.equal(part["chosen"] > 0, between & ~silenced)
+    one = replace(method, clip_ratio=2e-4)
+    (first, _), (again, _) = (list(one.parts(PartsLab(logp.detach()), batch)) for _ in range(2))
+    assert first["chosen"].sum() == 1 and torch.equal(first["chosen"], again["chosen"])
+    none = replace(method, cov_low=8.0, cov_high=9.0)
+    assert list(none.parts(PartsLab(logp.detach()), batch))[1]["chosen"].sum() == 0
 
 
 # -- DAPO's sampling -------------------------------------------------------------------------------
@@ -440,6 +723,18 @@ class RefillLab:
         (DAPO(max_refills=0), "max_refills"),
         (GMPO(log_clip_range=0.0), "log_clip_range"),
         (SAPO(tau_neg=0.0), "tau_neg"),
+        (LUSPO(clip_range=-1.0), "clip_range"),
+        (VESPO(lambda_neg=0.0), "lambdas"),
+        (DPPO(tv_range=1.5), "difference of probabilities"),
+        (ClipCov(cov_low=5.0), "cov_low"),
+        (ClipCov(clip_ratio=0.0), "clip_ratio"),
+        (KLCov(kl_ratio=0.0), "kl_ratio"),
+        (KLCov(kl_coef=-1.0), "kl_coef"),
+        (MaxRL(reward="model"), "verifier"),
+        (MaxRL(beta=0.1), "beta is 0"),
+        (MaxRL(length_penalty=0.1), "no penalties"),
+        (OPO(num_generations=1), "num_generations"),
+        (GPG(num_generations=1), "num_generations"),
     ],
     ids=lambda x: x if isinstance(x, str) else x.name,
 )

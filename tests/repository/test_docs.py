@@ -128,7 +128,7 @@ def test_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
     for path in (small_suite(), file):
         load_file(registry, str(path))
     told = Options(suite="small", full=False, results=with_shared_stages("guide"))
-    findings = list(check("methods", "reinforce", registry, told))
+    findings = list(check("methods", "my_reinforce", registry, told))
     assert len(findings) == 16 and [f for f in findings if f.status == FAILED] == []
 
 
