@@ -40,6 +40,24 @@ class Model(Protocol):
             (B, K, T) log-probabilities in nats at the temperature of the batch; 0 on padding.
         """
 
+    def entropy(self, batch: Batch) -> Tensor:
+        """Return the entropy of the distribution of each completion token, without gradients.
+
+        It costs one forward pass. Distributions are computed in parts, never all at once.
+
+        Args:
+            batch: Completions (B, K, T).
+
+        Returns:
+            (B, K, T) entropies in nats at the temperature of the batch; 0 on padding.
+        """
+
+    @property
+    def with_entropy(self) -> Any:
+        """This model for `Lab.term(of=...)`: its output is (B, K, T, 2), log-probabilities and
+        entropies with gradients, from one pass.
+        """
+
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
         """Return one completion per prompt (B, 1, T), drawn with the sampler."""
 
@@ -352,9 +370,10 @@ class Lab(Protocol):
         """Return one term of a step: a loss of a model's output on a batch.
 
         Args:
-            loss: See `step`. With `of=critic` its first argument holds values (B, K, T).
+            loss: See `step`. With `of=critic` its first argument holds values (B, K, T), with
+                `of=policy.with_entropy` log-probabilities and entropies (B, K, T, 2).
             batch: Completions (B, K, T) and the columns that the loss reads.
-            of: The policy by default, or the critic.
+            of: The policy by default, `policy.with_entropy`, or the critic.
             weight: Factor of this term.
             reduction: Of per-token losses: "token-mean", "seq-mean-token-mean",
                 "seq-mean-token-sum", or a number that the sum over tokens is divided by.

@@ -80,6 +80,29 @@ class Predictions:
         # is 0
         return torch.cat(logp) if logp else self._read(self.states).sum(-1)
 
+    def logp_and_entropy(self, ids: Tensor) -> Tensor:
+        """Return (M, 2): log-probabilities of tokens (M,), and entropies of the distributions."""
+        both = []
+        for part in self.parts():
+            states = self.states[part]
+            if states.requires_grad and len(self.states) > self.at_once:
+                both.append(
+                    checkpoint(
+                        self._logp_and_entropy,
+                        *(states, ids[part]),
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                    )
+                )
+            else:
+                both.append(self._logp_and_entropy(states, ids[part]))
+        return torch.cat(both) if both else self._read(self.states).sum(-1)[:, None].expand(-1, 2)
+
+    def _logp_and_entropy(self, states: Tensor, ids: Tensor) -> Tensor:
+        logp = self._read(states).log_softmax(-1)
+        entropy = -(logp.exp() * logp).sum(-1)
+        return torch.stack([logp.gather(-1, ids[:, None])[:, 0], entropy], -1)
+
     def _logp(self, states: Tensor, ids: Tensor) -> Tensor:
         logp: Tensor = _LogSoftmaxAt.apply(self._read(states), ids)  # type: ignore[no-untyped-call]
         return logp
@@ -154,6 +177,19 @@ def completion_logp(model: nn.Module, batch: Batch) -> Tensor:
     ids = batch["completion_ids"][places]
     logp = in_pass(model, lambda: predictions(model, batch).logp(ids))
     return torch.zeros(batch.shape, device=logp.device).masked_scatter(places, logp)
+
+
+def completion_logp_and_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    """Return (B, K, T, 2): log-probabilities of the completion tokens and entropies, in nats.
+
+    The entropy is that of the distribution from which a token was drawn. Distributions are computed
+    in parts, never all at once. Padding has exactly 0.
+    """
+    places = batch["mask"] > 0
+    ids = batch["completion_ids"][places]
+    both = in_pass(model, lambda: predictions(model, batch).logp_and_entropy(ids))
+    out = torch.zeros(*batch.shape, 2, device=both.device)
+    return out.masked_scatter(places[..., None], both)
 
 
 def completion_states(model: ScalarModel, batch: Batch) -> Tensor:

@@ -33,6 +33,7 @@ from .reward_model import RewardModel
 from .rewards import RewardScorer
 from .roles import Critic as Critic
 from .roles import LanguageModel as LanguageModel
+from .roles import WithEntropy
 from .rollout_samples import RolloutSamples
 from .runtime import Runtime as Runtime
 from .shared_models import SharedModels
@@ -325,7 +326,7 @@ class Lab(DataStreams):
         self,
         loss: Loss,
         batch: Batch,
-        of: LanguageModel | Critic | None = None,
+        of: LanguageModel | WithEntropy | Critic | None = None,
         weight: float = 1.0,
         reduction: str | float = "token-mean",
     ) -> Term:

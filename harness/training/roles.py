@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 
 from torch import Tensor, nn
@@ -13,12 +14,23 @@ from ..models.batches import Batch, PromptBatch
 from ..models.generation import Sampler
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import ScalarModel
-from ..models.logprobs import completion_logp, completion_values
+from ..models.logprobs import (
+    completion_logp,
+    completion_logp_and_entropy,
+    completion_values,
+)
 from .reference_cache import Cached, count_as_computed
 from .runtime import Runtime, metered
 from .trainer import BASE, Role
 
 Recall = Callable[[Batch], Cached | None]
+
+
+@dataclass(frozen=True)
+class WithEntropy:
+    """A language model whose output in a step holds log-probabilities and entropies."""
+
+    role: Role
 
 
 class LanguageModel(Policy):
@@ -69,6 +81,28 @@ class LanguageModel(Policy):
             if cached is not None:
                 return count_as_computed(self.role, batch, self._runtime, cached)
             return metered(self.role, batch, self._runtime)
+
+    def entropy(self, batch: Batch) -> Tensor:
+        """Return (B, K, T) entropies, in nats, of the distributions of the completion tokens,
+        without gradients; 0 on padding.
+        """
+        enforce()
+        with self._runtime.meter.aside():
+            weights = self._weights()  # loading them is no cost of the method
+        role = replace(self.role, compute=lambda b: completion_logp_and_entropy(weights, b)[..., 1])
+        with self._runtime.meter.phase(self._phase):
+            role.hold(self._runtime.meter)
+            return metered(role, batch, self._runtime)
+
+    @property
+    def with_entropy(self) -> WithEntropy:
+        """This model for a term of a step: its output is (B, K, T, 2), log-probabilities and
+        entropies, from one pass.
+        """
+        weights = self._weights()
+        return WithEntropy(
+            replace(self.role, compute=lambda b: completion_logp_and_entropy(weights, b))
+        )
 
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
         """Draw one completion per prompt."""

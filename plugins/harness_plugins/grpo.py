@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from harness import OnPolicyOptions, Policy, hookimpl, torch
 
+from .entropy import EntropyOptions
+
 if TYPE_CHECKING:
     from harness import Lab
 
@@ -20,7 +22,7 @@ LISTED = 400_000  # entries of the largest table of groups that `optimum` lists
 
 
 @dataclass
-class GRPO(OnPolicyOptions):
+class GRPO(EntropyOptions, OnPolicyOptions):
     """Use a prompt's own samples as the baseline, without a critic.
 
     The defaults are the DeepSeekMath paper's form. Dr. GRPO (2503.20783): std_normalise=false,
@@ -62,6 +64,7 @@ class GRPO(OnPolicyOptions):
                 "ddof is of the group's spread, by which std_normalise=false does not divide"
             )
         self._check_kl()
+        self.check_entropy()
         if self.loss_aggregation not in ("seq-mean-token-mean", "token-mean", "constant"):
             raise ValueError("loss_aggregation is seq-mean-token-mean, token-mean or constant")
 
@@ -102,7 +105,7 @@ class GRPO(OnPolicyOptions):
         ratio, advantages = torch.exp(logp - batch["old_logp"]), batch["advantages"][..., None]
         high = self.clip_range if self.clip_range_high is None else self.clip_range_high
         clipped = ratio.clamp(1 - self.clip_range, 1 + high)
-        loss = -torch.min(ratio * advantages, clipped * advantages)
+        loss = self.counted(-torch.min(ratio * advantages, clipped * advantages), batch)
         if "ref_logp" in batch:
             loss = loss + batch["beta"][:, None, None] * self.divergence(logp - batch["ref_logp"])
         return loss, {"clip_fraction": (ratio != clipped).float(), "ratio": ratio}
@@ -120,13 +123,8 @@ class GRPO(OnPolicyOptions):
             for part in lab.minibatches(
                 batch, self.minibatch_size or self.batch_size, self.num_iterations
             ):
-                lab.step(
-                    lab.term(
-                        self.loss,
-                        part,
-                        reduction=self.reduction(part, self.max_new_tokens or lab.max_new_tokens),
-                    )
-                )
+                limit = self.max_new_tokens or lab.max_new_tokens
+                lab.step(self.updating(lab, part, self.reduction(part, limit)))
         return lab.policy
 
     def experience(self, lab, batch):
@@ -165,8 +163,10 @@ class GRPO(OnPolicyOptions):
         E a) + beta (ref - pi) for a = E[A | y], so pi = ref / (1 - (a - E a) / beta). None for
         completions of more tokens, whose per-token KL has no closed form.
         """
-        if not self.as_measured() or not self.beta:
+        if not self.as_measured() or not self.beta or self.top_entropy < 1:
             return None
+        if self.entropy_coef:
+            return self._with_bonus(problem)
         if self.kl_in == "reward":
             return problem.tilted(self.beta)
         if problem.lengths.max() > 1 or (self.std_normalise and self.kl_estimator == "k2"):
@@ -179,6 +179,18 @@ class GRPO(OnPolicyOptions):
             if self.kl_estimator == "k2"
             else forward_tilted(problem.ref, problem.reward, beta)
         )
+
+    def _with_bonus(self, problem):
+        """Return the maximiser of E r - beta KL + c H, of one token: exp((r + beta log ref) / (beta
+        + c)) / Z; c is larger by G / (G-1), which the group's mean leaves of the reward.
+
+        None for more tokens, a spread, or the KL in the loss: no closed form.
+        """
+        if self.kl_in != "reward" or self.std_normalise or problem.lengths.max() > 1:
+            return None
+        c = self.entropy_coef * self.num_generations / (self.num_generations - 1)
+        gain = problem.reward + self.beta * problem.ref.log()
+        return (gain / (self.beta + c)).softmax(-1)
 
     def _rest(self, problem):
         """Return the fixed point with a spread, a = E[A | y] listed exactly; None for too many

@@ -45,6 +45,8 @@ class RLVR(OnPolicyOptions):
     kl_estimator: str | None = None  # grpo: k3 or k2 in the loss, k1 in the reward
     loss_aggregation: str | None = None  # grpo: seq-mean-token-mean, token-mean or constant
     clip_range_high: float | None = None  # grpo: upper side of the clip
+    entropy_coef: float | None = None  # grpo: weight of the entropy bonus
+    top_entropy: float | None = None  # grpo: share of tokens, of the highest entropy, trained on
     num_ppo_epochs: int | None = None  # ppo: passes over each rollout
     clip_range_value: float | None = None  # ppo: of the change of a value
     vf_coef: float | None = None  # ppo: weight of the value loss

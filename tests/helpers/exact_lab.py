@@ -12,6 +12,8 @@ from harness.core.data import Prompt
 from harness.models.batches import Batch, PromptBatch
 from harness.models.enumeration import Enumerated, completions, total_variation
 
+WITH_ENTROPY = object()  # what a term is of whose output holds entropies too
+
 
 class ExactBatch(Batch):
     """Rows of all that could be drawn; two batches are joined in all combinations of rows."""
@@ -76,7 +78,10 @@ class ExactLab:
             table=self.ref, logp=lambda b: self.logp(self.ref, b)
         )
         self.policy = SimpleNamespace(
-            table=self.table, logp=lambda b: self.logp(self.table, b).detach()
+            table=self.table,
+            logp=lambda b: self.logp(self.table, b).detach(),
+            entropy=lambda b: self.entropy(b).detach(),
+            with_entropy=WITH_ENTROPY,
         )
         self.ids, self.max_new_tokens = tuple(map(tuple, ids)), limit
 
@@ -89,6 +94,12 @@ class ExactLab:
 
     def logp(self, table, batch):
         return self.every(table, faulty=True)[batch["prompt"][:, None], batch["index"]]
+
+    def entropy(self, batch):
+        """(B, K, T) entropies of the distributions of the completion tokens."""
+        logp = self.table.log_softmax(-1)
+        entropy = -(logp.exp() * logp).sum(-1)[:, self.context] * self.mask
+        return entropy[batch["prompt"][:, None], batch["index"]]
 
     def problem(self):
         ref = self.every(self.ref).sum(-1).exp()
@@ -193,7 +204,14 @@ class ExactLab:
         return torch.Generator().manual_seed(0)
 
     def term(self, loss, batch, of=None, weight=1.0, reduction="token-mean"):
-        return None if of is not None else (loss, batch, weight, reduction)
+        if of is WITH_ENTROPY:
+            batch = batch.with_columns()
+            batch.output = lambda: torch.stack(
+                [self.logp(self.table, batch), self.entropy(batch)], -1
+            )
+        elif of is not None:
+            return None
+        return loss, batch, weight, reduction
 
     def step(self, *what):
         terms = [self.term(*what)] if callable(what[0]) else [term for term in what if term]
@@ -210,7 +228,8 @@ class ExactLab:
 
     def reduced(self, loss, batch, reduction):
         """The expectation of what the trainer's reductions are on samples."""
-        values = loss(self.logp(self.table, batch), batch)
+        output = getattr(batch, "output", lambda: self.logp(self.table, batch))()
+        values = loss(output, batch)
         values = values[0] if isinstance(values, tuple) else values
         weight, mask = batch["weight"], batch["mask"]
         if values.dim() < 3:

@@ -86,6 +86,7 @@ def trl_grpo_loss(logp, batch, entropy=None, trainer=None, **settings):
     usual = {
         "accelerator": types.SimpleNamespace(
             **vars(ACCELERATOR),
+            sync_gradients=True,
             num_processes=1,
             reduce=lambda x, reduction: x,
             pad_across_processes=lambda x, **_: x,

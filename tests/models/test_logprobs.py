@@ -11,11 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.models import logprobs
 from harness.models.batches import Batch, PromptBatch
 from harness.models.capabilities import enable_sharing
 from harness.models.logprobs import (
     completion_logits,
     completion_logp,
+    completion_logp_and_entropy,
     completion_scores,
     completion_states,
     completion_values,
@@ -207,6 +209,37 @@ def test_temperature_divides_the_logits(tiny_model, batch, temperature):
 
 
 # -- micro-batches ---------------------------------------------------------------------------------
+
+
+def entropy_by_hand(model, batch):
+    """Return (B, K, T): -sum p log p of each token's distribution, all of them at once."""
+    logp = completion_logits(model, batch).log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1) * batch["mask"]
+
+
+def test_entropies_come_with_logp_in_parts(model, batch, monkeypatch):
+    model = copy.deepcopy(model).requires_grad_(True)
+    wanted = torch.stack([completion_logp(model, batch), entropy_by_hand(model, batch)], -1)
+    read = []
+    monkeypatch.setattr(logprobs, "states_at_once", lambda width: 3)
+    right = logprobs.Predictions._read
+    monkeypatch.setattr(
+        logprobs.Predictions, "_read", lambda self, s: read.append(len(s)) or right(self, s)
+    )
+    both = completion_logp_and_entropy(model, batch)
+    close(both, wanted)
+    assert max(read) <= 3 and sum(read) == int(batch["mask"].sum())
+    assert (both[batch["mask"] == 0] == 0).all() and both[..., 1].max() > 1  # nats
+    weights = torch.linspace(-1, 1, both.numel()).view_as(both)
+    parameters = list(model.parameters())
+    for ours, hand in zip(
+        torch.autograd.grad((both * weights).sum(), parameters),
+        torch.autograd.grad((wanted * weights).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, hand, atol=1e-4, rtol=1e-4)
+    with pytest.raises(AssertionError):
+        close(both, wanted.flip(-1))
 
 
 def cost_of(batch, rows):

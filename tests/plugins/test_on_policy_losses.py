@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from harness_plugins.entropy import highest
 from harness_plugins.grpo import GRPO
 from harness_plugins.on_policy.base import PolicyGradient
 from harness_plugins.on_policy.cispo import CISPO
@@ -633,6 +634,92 @@ def test_clip_cov_takes_tokens_between_the_bounds_that_no_clip_silences():
     assert list(none.parts(PartsLab(logp.detach()), batch))[1]["chosen"].sum() == 0
 
 
+# -- entropy ---------------------------------------------------------------------------------------
+
+
+def entropies(batch, seed=3):
+    """(3, 2, 4) made-up entropies, in nats."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(batch["mask"].shape, generator=generator, dtype=torch.float64)
+    return (2 * drawn * batch["mask"]).requires_grad_()
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_the_most_uncertain_tokens_are_a_share_of_the_whole_update(share):
+    _, batch = draw()
+    entropy, mask = entropies(batch).detach(), batch["mask"]
+    ours = highest(entropy, mask, share)
+    count = int(ours.sum())
+    assert torch.equal(ours, largest(entropy, mask, count)) and abs(count - share * 14) <= 1
+    if share < 1:
+        assert not torch.equal(ours, highest(-entropy, mask, share))
+
+
+def test_the_high_entropy_mask_is_trls():
+    logp, batch = draw()
+    entropy = entropies(batch).detach()
+    theirs = trl_grpo_loss(
+        logp, batch, entropy, loss_type="dapo", epsilon_high=0.28, top_entropy_quantile=0.2
+    )
+    marked = batch.with_columns(uncertain=highest(entropy, batch["mask"], 0.2))
+    ours = taken(DAPO(top_entropy=0.2), logp, marked)
+    same(ours, (theirs.detach(), torch.autograd.grad(theirs, logp)[0]))
+    unlike(taken(DAPO(), logp, batch), ours)
+    silent = ours[1][marked["uncertain"] == 0]
+    assert (silent == 0).all() and (ours[1] != 0).any()
+
+
+@pytest.mark.parametrize("coefficient", [0.3, -0.3])
+def test_the_entropy_bonus_is_trls(coefficient):
+    logp, batch = draw()
+    entropy = entropies(batch)
+    theirs = trl_grpo_loss(
+        *(logp, batch, entropy),
+        loss_type="dapo",
+        epsilon_high=0.28,
+        _entropy_bonus_enabled=True,
+        use_adaptive_entropy=False,
+        entropy_coef=0.3,
+    )
+    method = DAPO(entropy_coef=coefficient)
+    values, metrics = method.with_bonus(torch.stack([logp, entropy], -1), batch)
+    ours = reduce_share(values, batch, batch, "token-mean")
+    gradients = [torch.autograd.grad(x, (logp, entropy)) for x in (ours, theirs)]
+    if coefficient > 0:
+        same((ours, *gradients[0]), (theirs, *gradients[1]))
+    else:  # the sign that lowers the entropy
+        with pytest.raises(AssertionError):
+            same((ours, *gradients[0]), (theirs, *gradients[1]))
+    assert torch.equal(metrics["policy_entropy"], entropy)
+
+
+IN_REWARD = {"kl_in": "reward", "kl_estimator": "k1", "std_normalise": False}
+
+
+def test_with_an_entropy_bonus_grpo_ends_at_a_flatter_policy():
+    method, bandit = (
+        GRPO(**FEW, **IN_REWARD, entropy_coef=0.3),
+        {"limit": 1, "words": 5, "steps": 240},
+    )
+    assert far_from(method, **bandit) < 1e-3
+    without = GRPO(**FEW, **IN_REWARD)
+    assert far_from(without, optimum_of=method, **bandit) > 0.02
+    problem = ExactLab(**bandit).problem()
+    assert GRPO(**FEW, entropy_coef=0.3).optimum(problem) is None  # the KL in the loss
+    assert DAPO(**FEW, entropy_coef=0.3).optimum(problem) is None
+    assert GRPO(**FEW, **IN_REWARD, top_entropy=0.5).optimum(problem) is None
+
+
+def test_an_update_on_uncertain_tokens_marks_them_before_it():
+    lab, method = ExactLab(limit=2, steps=2), GRPO(**FEW | {"steps": 2}, top_entropy=0.5)
+    method.train(lab)
+    assert lab.taken == 2
+    (_, batch) = next(iter(method.rollouts(lab)))
+    marked = method.marked(lab, batch)
+    told = highest(lab.entropy(batch).detach(), batch["mask"], 0.5)
+    assert torch.equal(marked["uncertain"], told) and 0 < told.sum() < batch["mask"].sum()
+
+
 # -- DAPO's sampling -------------------------------------------------------------------------------
 
 
@@ -735,6 +822,8 @@ class RefillLab:
         (MaxRL(length_penalty=0.1), "no penalties"),
         (OPO(num_generations=1), "num_generations"),
         (GPG(num_generations=1), "num_generations"),
+        (DAPO(entropy_coef=-0.1), "entropy_coef"),
+        (GRPO(top_entropy=0.0), "top_entropy"),
     ],
     ids=lambda x: x if isinstance(x, str) else x.name,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import OnPolicyOptions, Policy, torch
 
@@ -66,8 +66,12 @@ class PolicyGradient(OnPolicyOptions):
         """Rollout, advantages, updates."""
         for _, batch in self.rollouts(lab):
             for part in self.parts(lab, self.experience(lab, batch)):
-                lab.step(lab.term(self.loss, part, reduction=self.reduced(lab, part)))
+                lab.step(self.updating(lab, part, self.reduced(lab, part)))
         return lab.policy
+
+    def updating(self, lab: Lab, part: Batch, reduction: str | float) -> Any:
+        """Return the term of an update."""
+        return lab.term(self.loss, part, reduction=reduction)
 
     def reduced(self, lab: Lab, part: Batch) -> str | float:
         """Return how the lab reduces the token losses of a part."""

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 from harness import check_idle, hookimpl, torch
 
+from ..entropy import EntropyOptions
 from ..grpo import has_signal
 from .base import Surrogate, clipped
 
 
 @dataclass
-class DAPO(Surrogate):
+class DAPO(EntropyOptions, Surrogate):
     """GRPO with a higher upper clip, the mean over all tokens, groups without a signal replaced by
     others, and a soft penalty on overlong completions.
 
@@ -42,6 +43,7 @@ class DAPO(Surrogate):
             check_idle(self, "max_refills", "dynamic_sampling=true")
         if not self.overlong_penalty:
             check_idle(self, "overlong_cache", "an overlong_penalty above 0")
+        self.check_entropy()
 
     def loss(self, logp, batch):
         """Eq. 8: -min(rho A, clip(rho, 1-eps, 1+eps_high) A) per token (B, K, T), and its mean over
@@ -49,7 +51,8 @@ class DAPO(Surrogate):
         """
         ratio = torch.exp(logp - batch["old_logp"])
         advantages = batch["advantages"][..., None]
-        return clipped(ratio, advantages, self.clip_range, self.clip_range_high)
+        loss, metrics = clipped(ratio, advantages, self.clip_range, self.clip_range_high)
+        return self.counted(loss, batch), metrics
 
     def overlong(self, lengths, limit):
         """Eq. 13: 0 up to limit - cache, then falling linearly to -1 at the limit; any shape."""
@@ -84,6 +87,8 @@ class DAPO(Surrogate):
 
     def optimum(self, problem):
         """pi* of RLHF for the reward less the penalty, whichever groups are left out."""
+        if self.entropy_coef or self.top_entropy < 1:
+            return None
         limit = int(problem.lengths.max())
         penalised = problem.reward + self.overlong(problem.lengths, limit).to(problem.reward)
         return super().optimum(replace(problem, reward=penalised))
