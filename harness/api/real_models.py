@@ -142,6 +142,11 @@ RECIPES: dict[str, Recipe] = {
     "a_lol": Recipe(
         **_rates(2e-5, 2e-4), source="by analogy to sft_chosen: weighted imitation", verified=False
     ),
+    "info_nca": _LIKE_DPO,
+    "lipo": _LIKE_DPO,
+    "nca_k": _LIKE_DPO,
+    "odpo": _LIKE_DPO,
+    "pro": Recipe(**_rates(5e-6, 5e-5), source="PRO train_hh.sh (from memory)", verified=False),
     "nash_md": _LIKE_ONLINE_DPO,
     "rebel": _LIKE_ONLINE_DPO,
     "spin": _LIKE_ONLINE_DPO,

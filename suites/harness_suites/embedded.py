@@ -10,6 +10,7 @@ from typing import ClassVar
 from harness import Ranker, Suite, UsageError, hookimpl
 
 PAIRS = {"steps": 150, "batch_size": 32, "learning_rate": 5e-4}
+LISTS = {"steps": 60, "batch_size": 64, "num_candidates": 4, "learning_rate": 5e-4}
 SAMPLES = {
     "steps": 40,
     "batch_size": 64,
@@ -97,6 +98,11 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "reinforce_pp": SAMPLES | {"minibatch_size": 16},
     "online_dpo": SAMPLES | {"beta": 0.2},
     # of the same samples as online_dpo, and not tried apart
+    "info_nca": LISTS | {"beta": 0.3},
+    "lipo": LISTS | {"beta": 0.3},
+    "nca_k": LISTS | {"beta": 0.3},
+    "odpo": LISTS | {"beta": 0.3},
+    "pro": LISTS | {"sft_weight": 0.5},
     "a_lol": PAIRS,
     "nash_md": SAMPLES,
     "rebel": SAMPLES | {"num_generations": 2, "batch_size": 128, "num_iterations": 2},
@@ -128,6 +134,7 @@ SHORT: dict[str, dict[str, object]] = {  # settings of `--quick`
             *GROUPS,
             *("a_lol", "nash_md", "rebel", "spin", "sppo", "xpo"),
             "maxrl",
+            *("info_nca", "lipo", "nca_k", "odpo", "pro"),
         ),
         {"steps": 3, "batch_size": 16},
     ),

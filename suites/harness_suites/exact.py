@@ -40,6 +40,7 @@ PROMPTS = ("a b", "b c a", "c a", "a c b b")
 SIZES = {"demonstrations": 1024, "preferences": 4, "train": 4, "validation": 512, "test": 512}
 SPAN = math.sqrt(3)  # rewards are uniform on [-SPAN, SPAN]: unit spread, and bounded
 OFFLINE = {"learning_rate": 5e-3, "batch_size": 256, "steps": 120}
+LISTS = {"learning_rate": 5e-3, "batch_size": 128, "steps": 240}
 ON_POLICY = {
     "learning_rate": 5e-3,
     "batch_size": 64,
@@ -88,6 +89,11 @@ TRAINED = (
     "reinforce_pp",
     "online_dpo",
     *GROUPS,
+    "info_nca",
+    "lipo",
+    "nca_k",
+    "odpo",
+    "pro",
     "a_lol",
     "nash_md",
     "rebel",
@@ -191,6 +197,11 @@ class Exact(Suite):
             }
         ),
         "online_dpo": ON_POLICY | {"labels": "soft"},
+        "info_nca": LISTS | {"beta": 1.0, "num_candidates": 4},
+        "lipo": LISTS,
+        "nca_k": LISTS | {"beta": 1.0, "num_candidates": 2},
+        "odpo": LISTS | {"num_candidates": 4},
+        "pro": LISTS | {"num_candidates": 2, "sft_weight": 1.0, "steps": 600},
         "a_lol": OFFLINE | {"num_generations": 64, "steps": 400},
         "nash_md": ON_POLICY | {"beta": 0.25, "steps": 300},
         "rebel": ON_POLICY | {"num_iterations": 1},

@@ -14,7 +14,7 @@ from .theory import least_by_completion
 class NCA(RatioLoss):
     """Tell each completion of a pair from noise: rewards are absolute, and the chosen one's rises.
 
-    The form for K scored completions is not here: pairs carry no scores.
+    `nca_k` is the form for K scored completions.
     """
 
     name, paper = "nca", "https://arxiv.org/abs/2402.05369"
