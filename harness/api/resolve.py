@@ -60,6 +60,7 @@ class Request:
     budget: str = ""
     labeller_settings: tuple[str, ...] = ()
     judge_settings: tuple[str, ...] = ()
+    engine_settings: tuple[str, ...] = ()
     # the other fields of RunSpec, and those of Execution
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -117,6 +118,9 @@ def _resolved(request: Request, registry: Registry) -> RunSpec:
         labeller_options=_labeller_options(labeller, request.labeller_settings, registry),
         judge_options=_judge_options(
             fixed.get("judge") or suite.judge_name, request.judge_settings, registry
+        ),
+        engine_options=_engine_options(
+            fixed.get("engine", RunSpec.engine), request.engine_settings, registry
         ),
         stages=_resolve_stages(sources, stage_settings, budget, start),
         budget=budget,
@@ -180,6 +184,13 @@ def _judge_options(name: str, settings: tuple[str, ...], registry: Registry) -> 
     given = parse_settings(settings, "--judge-set")
     cls = class_of("judges", name, registry)
     return options_of_class(cls, given, f"judge {name}", "--judge-set")
+
+
+def _engine_options(name: str, settings: tuple[str, ...], registry: Registry) -> dict[str, Any]:
+    """Return every option of the engine."""
+    given = parse_settings(settings, "--engine-set")
+    cls = getattr(registry.get("engines", name), "options_class", None) or object
+    return options_of_class(cls, given, f"engine {name}", "--engine-set")
 
 
 def code_of(spec: RunSpec, built: Participants, registry: Registry) -> dict[str, str]:

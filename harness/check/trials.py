@@ -116,6 +116,7 @@ class Trials:
     def close(self) -> None:
         """Close what was started for the method."""
         self.method_inputs.close()
+        self.stage_runtime.close()
 
     @cached_property
     def whole(self) -> Trained:

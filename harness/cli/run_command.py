@@ -96,6 +96,7 @@ from .options import plugin_files, results_option, settings_option, tracked
     "Set an option of the labeller that the method learns from.",
 )
 @click.option("--engine", default="hf", show_default=True, help="The rollout engine.")
+@settings_option("--engine-set", "engine_settings", "Set an option of the rollout engine.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option(
     "--dtype",

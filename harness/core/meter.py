@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 SHARED_PHASES = ("sft", "preferences", "reward_model", "evaluate")
-OWN_PHASES = ("rollout", "score", "reference", "update")
+# sync: copying the weights to an engine that draws from a copy of its own
+OWN_PHASES = ("rollout", "score", "reference", "update", "sync")
 JUDGE = "judge"  # the cost of a judge in an evaluation
 PHASES = (*SHARED_PHASES, *OWN_PHASES, JUDGE)
 PhasePeak = Callable[[bool], int]  # reset?, -> peak bytes since the last reset

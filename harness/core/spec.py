@@ -52,6 +52,7 @@ class RunSpec:
     reward_model: str | None = None
     budget: Budget = field(default_factory=Budget)
     engine: str = "hf"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)  # every one of them
     judge: str | None = None  # None: the suite's
     judge_options: Mapping[str, Any] = field(default_factory=dict)  # every one of them
     labeller: str | None = None  # None: the suite's
@@ -110,6 +111,8 @@ class RunSpec:
         values.pop("execution")
         if not values.get("judge_options", True):
             values.pop("judge_options")  # the names of runs without any stay as they were
+        if not values.get("engine_options", True):
+            values.pop("engine_options")  # likewise
         if not values["reward_model"]:
             values.pop("reward_model")  # likewise
         elif scorer := self.code.get("reward_model"):  # its contents are in a name, not its place

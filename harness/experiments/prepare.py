@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import comb
@@ -28,6 +28,7 @@ from .observers import Observers, Warn
 if TYPE_CHECKING:
     from ..core.artifacts import Artifact
     from ..core.data import LabelledCompletion, LabelledPair
+    from ..models.engine import Engine
     from ..models.initial_checkpoint import InitialCheckpoint
     from ..models.tokens import Tokens
     from ..training.lab import MethodInputs
@@ -257,6 +258,23 @@ def _engine(spec: RunSpec, registry: Registry, device: str) -> Any:
         raise UsageError(
             f"--engine {spec.engine}: this run has no GPU. Use --engine hf, or --device cuda."
         )
+    if getattr(engine, "one_process", False) and spec.execution.processes > 1:
+        raise UsageError(
+            f"--engine {spec.engine}: it serves one process, and this run has"
+            f" {spec.execution.processes}. Start one process, or use --engine hf."
+        )
+    if check := getattr(engine, "check_usable", None):  # a class may only make the engine
+        check(spec.weights)
+    return partial(_with_options, engine, spec.engine_options)
+
+
+def _with_options(
+    make: Callable[[set[int]], Engine], options: Mapping[str, Any], ends: set[int]
+) -> Engine:
+    """Return an engine for a set of end tokens, with its options."""
+    engine = make(ends)
+    if engine.options_class is not None:
+        engine.options = engine.options_class(**options)
     return engine
 
 

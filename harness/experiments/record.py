@@ -147,9 +147,15 @@ def _sampling_of(spec: RunSpec, suite: Suite, options: EvaluationOptions) -> str
     }
     more = "".join(f" {name}={value}" for name, value in changed.items())
     return (
-        f"T={suite.temperature} max={suite.max_new_tokens} engine={spec.engine}"
+        f"T={suite.temperature} max={suite.max_new_tokens} engine={_engine_of(spec)}"
         f" dtype={spec.dtype} weights={spec.weights}{more}"
     )
+
+
+def _engine_of(spec: RunSpec) -> str:
+    """Return the name of the engine with the options that decide its draws."""
+    options = ",".join(f"{name}={value}" for name, value in sorted(spec.engine_options.items()))
+    return f"{spec.engine}({options})" if options else spec.engine
 
 
 def _baseline_of(spec: RunSpec, stages: Stages) -> str:
@@ -307,6 +313,7 @@ def runtime_of(
         "checkpoints": vars(stage_runtime.save_costs),
         "rollouts_checked": vars(stage_runtime.check) if stage_runtime.check else None,
         "adapter": asdict(how) if how else None,
+        "engine": stage_runtime.engine_record(),
         "put_back": {plugin: list(names) for plugin, names in Reported.settings.items()},
     }
 

@@ -138,7 +138,7 @@ def _carry_out(
             raise
         raise _failed(folder, spec, error, registry) from error
     finally:
-        training.method_inputs.close()
+        training.close()
 
 
 def _prepared(
@@ -148,7 +148,11 @@ def _prepared(
     with activity(progress.LOADING, "loading libraries"):
         stage_runtime = open_stage_runtime(spec, registry, settings, observe)
     built = participants(spec, registry)
-    method_inputs, shared = prepare(spec, built, registry.files, stage_runtime)
+    try:
+        method_inputs, shared = prepare(spec, built, registry.files, stage_runtime)
+    except BaseException:
+        stage_runtime.close()
+        raise
     return Training(spec, stage_runtime, built.method, method_inputs, shared)
 
 
@@ -264,7 +268,7 @@ def _save_later(
             result["policy"] = _save(training, policy, folder, result)
             record.finish(folder, result)
     finally:
-        training.method_inputs.close()
+        training.close()
 
 
 def evaluation_prompts(spec: RunSpec, registry: Registry) -> list[Prompt]:

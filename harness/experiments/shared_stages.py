@@ -23,11 +23,14 @@ def make_shared_stages(spec: RunSpec, registry: Registry, settings: RunOptions) 
     observe = Observers(registry, spec, settings.warn)
     with running(WallClock(settings.started, observe.activity)):
         stage_runtime = open_stage_runtime(spec, registry, settings, observe)
-        stages = open_stages(spec, participants(spec, registry), stage_runtime)
-        report_data(spec, stages)
-        artifacts = [stages.start_artifact]
-        if stages.has_proxy() and spec.reward_model is None:
-            artifacts.append(stages.preferences)
-        if stages.has_proxy():
-            artifacts.append(stages.reward_artifact(0))
+        try:
+            stages = open_stages(spec, participants(spec, registry), stage_runtime)
+            report_data(spec, stages)
+            artifacts = [stages.start_artifact]
+            if stages.has_proxy() and spec.reward_model is None:
+                artifacts.append(stages.preferences)
+            if stages.has_proxy():
+                artifacts.append(stages.reward_artifact(0))
+        finally:
+            stage_runtime.close()
     return artifacts

@@ -57,6 +57,11 @@ class Training:
     stored: Artifact | None = None  # the trained policy
     _trained: nn.Module | None = None  # the module that the trainer called the policy
 
+    def close(self) -> None:
+        """End what was started for the method, and its engines."""
+        self.method_inputs.close()
+        self.stage_runtime.close()
+
     def check_trained(self) -> None:
         """Raise Refused where the policy would have to be trained."""
         if self.find() is not None or not isinstance(self.method, AdamWOptions):

@@ -26,7 +26,7 @@ from ..core.progress import advance_from
 from ..core.seeds import derive
 from .attention import SharedPromptCache, attending
 from .batches import Batch, PromptBatch
-from .engine import CompletionSource, Engine
+from .engine import CompletionSource, Engine, check_length
 from .flops import ModelFlops
 from .footprint import decoding_tokens
 from .layouts import keeps_cache
@@ -427,11 +427,22 @@ class Sampler:
 
     def _generate(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:
         """Split the prompts over processes, and gather all completions."""
+        self._sync(model, prompts)
         with ExitStack() as whole:  # a process decodes as many tokens as its rows need
             whole.enter_context(gathered_weights(model))
             if self.mixed_with is not None:
                 whole.enter_context(gathered_weights(self.mixed_with.model))
             return self._decode(model, prompts, n, noise)
+
+    def _sync(self, model: nn.Module, prompts: PromptBatch) -> None:
+        """Give the engine the present weights; its start counts to no phase."""
+        engine = self.engine
+        if engine.copies_weights:
+            with self.meter.aside():
+                engine.start(model)
+            with self.meter.phase("sync"):
+                engine.sync(model)
+        check_length(engine, prompts.ids.shape[1], self.sampling.max_new_tokens)
 
     def _decode(self, model: nn.Module, prompts: PromptBatch, n: int, noise: Tensor) -> Batch:
         more: dict[str, Any] = {} if self.mixed_with is None else {"mixed_with": self.mixed_with}
@@ -446,7 +457,7 @@ class Sampler:
             device=noise.device,
             dtype=torch.float64,
         )
-        if own.start < own.stop:
+        if own.start < own.stop or self.engine.collective:
             part = self.engine.generate(
                 model, prompts[own], n, self.sampling, noise[own.start * n : own.stop * n], **more
             )

@@ -317,6 +317,7 @@ class Lab(DataStreams):
         enforce()
         self._check_turn("step")
         terms = what if isinstance(what[0], Term) else (self.term(what[0], what[1]),)
+        self._runtime.engine.sleep()
         with self._runtime.meter.phase("update"):
             metrics = self._loop.trainer.step(terms, self._loop.progress)
         self._loop.log(metrics)

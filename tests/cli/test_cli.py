@@ -112,7 +112,10 @@ DPO, SUITE = ["-m", "dpo"], ["-s", "summarization"]
         ([*DPO, *SUITE, "--stage-set", "sft=1"], "There is no option ''"),
         ([*DPO, *SUITE, "--budget", "step=1"], "There is no budget 'step'. Did you mean 'steps'?"),
         ([*DPO, *SUITE, "--budget", "steps=0"], "expected a number above 0"),
-        ([*DPO, *SUITE, "--engine", "fh"], "There is no engine 'fh'. Known: cuda_graphs, hf."),
+        (
+            [*DPO, *SUITE, "--engine", "fh"],
+            "There is no engine 'fh'. Known: cuda_graphs, hf, vllm.",
+        ),
         ([*DPO, *SUITE, "--judge", "summary_gald"], "Did you mean 'summary_gold'?"),
         ([*DPO, *SUITE, "--labeller", "bradley"], "There is no labeller 'bradley'"),
         ([*DPO, *SUITE, "--set", "beta=strong"], "beta = 'strong': expected float"),

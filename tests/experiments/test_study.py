@@ -340,6 +340,7 @@ def test_command_line_of_a_cell_asks_for_the_same_run(tmp_path):
                 "budget",
                 "labeller_settings",
                 "judge_settings",
+                "engine_settings",
             )
         ]
         spec = resolve(Request(*named, fixed=p), registry)

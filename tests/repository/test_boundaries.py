@@ -117,6 +117,7 @@ FLAGS = {
         "--judge",
         "--labeller",
         "--engine",
+        "--engine-set",
         "--device",
         "--dtype",
         "--micro-batch-tokens",

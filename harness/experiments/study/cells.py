@@ -22,7 +22,14 @@ from ...core.options import build
 from ...core.spec import RunSpec
 from .file import SHARED_SEED, Entry, RunOptions, Study, described, text_of
 
-PREFIXES = ("suite", "stage", "labeller", "judge", "run")  # of options that are not the method's
+PREFIXES = (
+    "suite",
+    "stage",
+    "labeller",
+    "judge",
+    "engine",
+    "run",
+)  # of options that are not the method's
 OWN = {
     "method",
     "options",
@@ -170,6 +177,7 @@ def request_of(method: str, suite: str, options: Mapping[str, Any], where: str) 
         budget,
         settings["labeller"],
         settings["judge"],
+        settings["engine"],
         run,
     )
 
@@ -183,6 +191,7 @@ def arguments(request: Request, seed: int, plugins: Iterable[str]) -> tuple[str,
         ("--stage-set", request.stage_settings),
         ("--labeller-set", request.labeller_settings),
         ("--judge-set", request.judge_settings),
+        ("--engine-set", request.engine_settings),
         ("--plugin", plugins),
     ):
         for setting in settings:

@@ -60,6 +60,17 @@ class StageRuntime:
     plan: Mapping[str, Execution] = field(default_factory=dict)
     say: Tell = lambda text: None  # tells what is read and made; not a note
     data: Mapping[str, Any] | None = None  # the record of what was read of the user's data
+    # the engines of this run, by what makes them, their end tokens and the size of their batches
+    engines: dict[tuple[Any, ...], Engine] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """End what the engines of this run have started."""
+        while self.engines:
+            self.engines.popitem()[1].close()
+
+    def engine_record(self) -> dict[str, Any]:
+        """Return what a record holds of the engine that draws for the start checkpoint's ends."""
+        return self._engine().record()
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -153,11 +164,26 @@ class StageRuntime:
         return self._engines()(self.eos)
 
     def _engines(self) -> Callable[[set[int]], Engine]:
-        """Return what makes an engine for a set of end tokens. It holds no other part of the
-        run.
+        """Return what makes an engine for a set of end tokens, once for each. It holds no other
+        part of the run.
         """
         wanted = self.execution.decode_batch_tokens
-        return partial(_engine, self.engine_cls, self.sizes, wanted)
+        return partial(_kept_engine, self.engines, self.engine_cls, self.sizes, wanted)
+
+
+def _kept_engine(
+    engines: dict[tuple[Any, ...], Engine],
+    engine_cls: Callable[[set[int]], Engine],
+    sizes: BatchSizes,
+    tokens: int,
+    ends: set[int],
+) -> Engine:
+    """Return the engine for these end tokens and this size of batches; make it at first."""
+    key = engine_cls, frozenset(ends), tokens
+    if key not in engines:
+        engines[key] = _engine(engine_cls, sizes, tokens, ends)
+    engines[key].sizes = sizes
+    return engines[key]
 
 
 def _engine(
@@ -166,7 +192,7 @@ def _engine(
     """Return the engine with the run's batch sizes.
 
     Args:
-        engine_cls: The engine's class.
+        engine_cls: Makes the engine.
         sizes: Of the run.
         tokens: The value of --decode-batch-tokens.
         ends: Every token that ends a completion.

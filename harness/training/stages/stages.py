@@ -410,7 +410,7 @@ class Stages:
             "options": vars(options) if options else {},
             "limits": limits,
             "rendering": self.tokens.rendering(),
-            "engine": [spec.engine, spec.code["engine"]],
+            "engine": [spec.engine, spec.code["engine"], *_given(spec.engine_options)],
             "arithmetic": [spec.dtype, spec.weights, spec.prompt_sharing],
             **more,
         }
@@ -432,6 +432,13 @@ class Stages:
         if instance is None:
             return ""
         return f"{instance.name}/{instance.version}/{package_digest(type(instance))}"
+
+
+def _given(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return options as the tail of an artifact's inputs; nothing where there are none, so that
+    names stay as they were.
+    """
+    return [dict(options)] if options else []
 
 
 def _plain(record: Any) -> Any:
