@@ -36,6 +36,7 @@ LATE = {  # third-party imports inside functions of plugins and suites
     ("reasoning_gym", "reasoning_gym"),
     ("sources", "datasets"),
     ("launcher_ray", "ray"),
+    *(("engine_vllm", name) for name in ("numpy", "torch", "vllm")),
     *(("trl_trainers", name) for name in ("datasets", "numpy", "transformers", "trl")),
 }
 WORLD_MAY = {"torch", "transformers", "tokenizers"}
