@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..core.settings import AdamWOptions, LoraOptions, RewardOptions, base_class, check_idle
 from .contracts import Method
@@ -72,7 +72,14 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
     kl_gain: float = 0.1  # K_beta of the controller: the largest change per turn is 0.2 of it
     temperature: float | None = None  # of rollouts; none: the suite's, as in the evaluation
     max_new_tokens: int | None = None  # of rollouts; none: the suite's, as in the evaluation
+    # weigh the loss by the policy's over the engine's probability: none, tis or icepop
+    sampler_correction: str = "none"
+    sampler_cap: float = 2.0  # the largest weight of tis
+    sampler_low: float = 0.5  # icepop: what has a smaller weight takes no part
+    sampler_high: float = 5.0  # icepop: nor what has a larger one
 
+    # why sampler_correction has nothing to act on in this method; empty: it has
+    uncorrected: ClassVar[str] = ""
     tuning_space = GradientMethod.tuning_space | {"beta": {"times": [0.2, 5.0]}}
 
     def check(self) -> None:
@@ -97,6 +104,25 @@ class OnPolicyOptions(RewardOptions, GradientMethod):
         if not self.adaptive_beta:
             check_idle(self, "kl_target", "adaptive_beta=true")
             check_idle(self, "kl_gain", "adaptive_beta=true")
+        self.check_correction()
+
+    def check_correction(self) -> None:
+        """Raise ValueError for a correction of the sampler that makes no sense."""
+        correction = self.sampler_correction
+        if correction not in ("none", "tis", "icepop"):
+            raise ValueError(f"sampler_correction is none, tis or icepop, not {correction!r}")
+        if correction != "none" and self.uncorrected:
+            raise ValueError(f"sampler_correction={correction}: {self.uncorrected}")
+        if self.sampler_cap < 1 or not 0 < self.sampler_low < 1 < self.sampler_high:
+            raise ValueError(
+                "sampler_cap is at least 1, sampler_low in (0, 1) and sampler_high above 1: the"
+                " weight is 1 where sampler and policy agree"
+            )
+        if correction != "tis":
+            check_idle(self, "sampler_cap", "sampler_correction=tis")
+        if correction != "icepop":
+            check_idle(self, "sampler_low", "sampler_correction=icepop")
+            check_idle(self, "sampler_high", "sampler_correction=icepop")
 
     def required(self) -> frozenset[str]:
         """Return what this instance needs: no learned reward where the reward is the verifier's."""

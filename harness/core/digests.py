@@ -113,6 +113,7 @@ _LEARNING = (
     "training/loop.py",
     "training/master_weights.py",
     "training/runtime.py",
+    "training/sampler_correction.py",
     "training/trainer.py",
 )
 _SFT = (

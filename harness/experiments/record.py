@@ -287,8 +287,19 @@ def seeds_of(spec: RunSpec) -> dict[str, Any]:
     }
 
 
+def gap_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    """Return how far the engine's log-probabilities were from the policy's at the same weights, in
+    nats per token: the mean and the largest mean of a turn; None where the policy drew nothing.
+    """
+    gaps = [row["sampler_gap"] for row in rows if "sampler_gap" in row]
+    return {"mean": sum(gaps) / len(gaps), "largest": max(gaps)} if gaps else None
+
+
 def runtime_of(
-    method_inputs: MethodInputs, stage_runtime: StageRuntime, policy: Policy
+    method_inputs: MethodInputs,
+    stage_runtime: StageRuntime,
+    policy: Policy,
+    rows: Sequence[Mapping[str, float]],
 ) -> dict[str, Any]:
     """Return how the machine was used, and what an adapter of the policy changes."""
     import torch
@@ -314,6 +325,7 @@ def runtime_of(
         "rollouts_checked": vars(stage_runtime.check) if stage_runtime.check else None,
         "adapter": asdict(how) if how else None,
         "engine": stage_runtime.engine_record(),
+        "sampler_gap": gap_of(rows),
         "put_back": {plugin: list(names) for plugin, names in Reported.settings.items()},
     }
 

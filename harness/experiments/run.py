@@ -232,7 +232,7 @@ def _result_of(
     if policy.provenance:
         result["guest"] = dict(policy.provenance)
     result["pins"] = record.pins_of(cost, assessed, loop)
-    result["runtime"] = record.runtime_of(method_inputs, stage_runtime, policy)
+    result["runtime"] = record.runtime_of(method_inputs, stage_runtime, policy, loop.rows)
     result["runtime"]["resumed_after_turns"] = loop.resumed
     result["rendering"] = method_inputs.tokens.rendering()
     if stage_runtime.data is not None:

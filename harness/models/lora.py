@@ -317,17 +317,6 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def whole_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a causal model by their names in hub format, its adapter merged."""
-    if not adapted(model):
-        yield from plain_state(model).items()
-        return
-    added = dict(deltas(model))
-    for name, tensor in plain_state(base_of(model)).items():
-        yield name, tensor + added[name].to(tensor) if name in added else tensor
-
-
-@torch.no_grad()
 def load_own(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load the result of `own_state`; raise RuntimeError if it is of another model.
 

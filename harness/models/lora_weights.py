@@ -23,6 +23,7 @@ from .lora import (
     lora_on,
     lora_trunk,
     own_state,
+    plain_state,
     without_adapters,
 )
 from .nf4 import restore
@@ -65,6 +66,17 @@ def merge(model: nn.Module) -> nn.Module:
         weight = plain.get_parameter(name)
         weight.add_(sharded_as(delta, weight))
     return plain
+
+
+@torch.no_grad()
+def whole_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a causal model by their names in hub format, its adapter merged."""
+    if not adapted(model):
+        yield from plain_state(model).items()
+        return
+    added = dict(deltas(model))
+    for name, tensor in plain_state(base_of(model)).items():
+        yield name, tensor + added[name].to(tensor) if name in added else tensor
 
 
 def deltas(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

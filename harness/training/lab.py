@@ -24,6 +24,7 @@ from ..models.loading import ScalarModel, frozen, scalar_beside, scalar_on, size
 from ..models.lora import adapted, learn, load_own, own_state
 from ..models.lora_weights import adaptation
 from ..models.mixtures import Mixed
+from . import sampler_correction
 from .guests import Guest
 from .inputs import MethodInputs as MethodInputs
 from .loop import Loop
@@ -101,6 +102,19 @@ class Lab(DataStreams):
         self._samples.drawn(batch, " and ".join(names))
         if runtime.check and mixed_with is None:
             runtime.check.compare(model.role, batch, runtime)
+        if beside or mixed_with is not None:
+            return batch
+        self._loop.trainer.sampled()
+        batch = batch.with_columns(**{sampler_correction.BEFORE: batch["logp"]})
+        return self._corrected(batch)
+
+    def _corrected(self, batch: Batch) -> Batch:
+        """Return the policy's samples with the weights that the method's options ask for."""
+        options: Any = self._method
+        if getattr(options, "sampler_correction", sampler_correction.NONE) == "none":
+            return batch
+        batch = sampler_correction.corrected(batch, self.policy.logp(batch), options)
+        self._loop.log(sampler_correction.report(batch))
         return batch
 
     def greedy(self, prompts: PromptBatch, max_new_tokens: int | None = None) -> Batch:

@@ -31,6 +31,7 @@ from ..models.lora import adapted, base_of, load_own, own, own_state, size_of_ow
 from ..models.memory import TRAINING, BatchSizes
 from ..models.micro_batches import micro_batches, smallest_row
 from ..models.sharded_tensors import is_sharded
+from . import sampler_correction
 from .master_weights import MasterWeights
 
 Loss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | tuple[Tensor, dict[str, Tensor]]"]
@@ -110,6 +111,11 @@ class Trainer:
         self.masters: dict[str, MasterWeights] = {}  # the weights that the optimizers step on
         self.learning_rates: dict[str, float] = {}
         self.steps = 0
+        self._sampled_at = -1  # the step after which the policy sampled last
+
+    def sampled(self) -> None:
+        """Note that the policy samples with its present weights."""
+        self._sampled_at = self.steps
 
     def add(self, name: str, module: nn.Module, learning_rate: float | None = None) -> None:
         """Train a module from now on, at the options' learning rate or at its own."""
@@ -196,14 +202,18 @@ class Trainer:
         Without `sums` its weight is 0: the gradients get zeros.
         """
         with torch.enable_grad():  # a plugin may have switched it off, for its loss included
-            returned = term.loss(term.of.compute(part), part)
+            output = term.of.compute(part)
+            returned = term.loss(output, part)
         enforce()
         losses, metrics = returned if isinstance(returned, tuple) else (returned, {})
+        metrics = {**metrics, **self._disagreement(term, output, part)}
         if "loss" in metrics:
             raise ValueError(
                 "a metric cannot be called 'loss': that is what the lab calls the reduced loss"
             )
         with torch.enable_grad():
+            if term.of.name == "policy":
+                losses = sampler_correction.weighted(losses, part)
             share = term.weight * reduce_share(losses, part, term.batch, term.reduction)
             self.accelerator.backward(share if sums is not None else 0.0 * share)
         if sums is None:
@@ -213,6 +223,15 @@ class Trainer:
             sums[name] = sums.get(name, 0.0) + float(
                 reduce_share(value.detach(), part, term.batch, "token-mean")
             )
+
+    def _disagreement(self, term: Term, output: Tensor, part: Batch) -> dict[str, Tensor]:
+        """Return how far the engine's log-probabilities are from the policy's, per token, where
+        the policy still has the weights that sampled.
+        """
+        if term.of.name != "policy" or self._sampled_at != self.steps:
+            return {}
+        gap = sampler_correction.gap(output, part)
+        return {} if gap is None else {"sampler_gap": gap}
 
     def _count(self, term: Term) -> None:
         """Count the FLOPs and tokens of a term, in micro-batches of the options' size."""

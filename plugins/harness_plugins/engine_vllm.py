@@ -233,7 +233,7 @@ def version_of(model: Any) -> tuple[int, tuple[int, ...]]:
 
 def _copies(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield the weights of a model, adapters merged, by name; vLLM rearranges its own copies."""
-    from harness.models.lora import whole_state
+    from harness.models.lora_weights import whole_state
 
     for name, tensor in whole_state(model):
         yield name, tensor.clone()

@@ -22,6 +22,8 @@ class OnlineDPO(OnPolicyOptions):
     name, kind, paper = "online_dpo", "on-policy", "https://arxiv.org/abs/2402.04792"
     needs = frozenset({"prompts", "reward"})
 
+    uncorrected = "its loss compares samples, whatever drew them"
+
     num_generations: int = 2  # completions per prompt; all their pairs are used
     beta: float = 0.1  # strength of the KL constraint
     labels: str = "sampled"  # sampled from sigma(r_i - r_j), soft (that probability), argmax (TRL)

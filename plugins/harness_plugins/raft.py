@@ -19,6 +19,8 @@ class RAFT(OnPolicyOptions):
     needs = frozenset({"prompts", "reward"})
     tuning_space = {"learning_rate": {"times": [0.2, 5.0]}, "epochs": [1, 2, 4]}
 
+    uncorrected = "it imitates the best samples, whatever drew them"
+
     steps: int = 10  # rounds
     warmup_ratio: float = 0.0  # share of the rounds with a rising learning rate
     epochs: int = 1  # passes of SFT over a round's best completions

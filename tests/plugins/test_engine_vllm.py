@@ -22,7 +22,8 @@ from harness.models.batches import Batch
 from harness.models.generation import CachedEngine, Sampler
 from harness.models.loading import trainable
 from harness.models.logprobs import completion_logp
-from harness.models.lora import Lora, beside, own, whole_state
+from harness.models.lora import Lora, beside, own
+from harness.models.lora_weights import whole_state
 
 from ..helpers import fake_vllm
 from ..helpers.tools import on_small, only_run, outputs, plugin, process

@@ -18,6 +18,8 @@ class NashMD(OnPolicyOptions):
     name, kind, paper = "nash_md", "iterated", "https://arxiv.org/abs/2312.00886"
     needs = frozenset({"prompts", "reward"})
 
+    uncorrected = "its mixtures are drawn by the engine hf, which has the policy's own weights"
+
     num_generations: int = 1  # completions per prompt of the policy, and as many of the mixture
     beta: float = 0.008  # the paper's tau: strength of the KL constraint
     mixture_coef: float = 0.125  # the paper's beta: share of the reference in the mixture

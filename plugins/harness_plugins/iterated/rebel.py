@@ -18,6 +18,8 @@ class REBEL(OnPolicyOptions):
     name, kind, paper = "rebel", "iterated", "https://arxiv.org/abs/2404.16767"
     needs = frozenset({"prompts", "reward"})
 
+    uncorrected = "its loss compares samples, whatever drew them"
+
     num_generations: int = 2  # completions per prompt; all their pairs are used
     eta: float = 1.0  # step size of the mirror descent; the paper's code has 1
     num_iterations: int = 4  # passes of the regression over each rollout

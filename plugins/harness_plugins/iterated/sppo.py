@@ -21,6 +21,8 @@ class SPPO(Rounds, OnPolicyOptions):
     name, kind, paper = "sppo", "iterated", "https://arxiv.org/abs/2405.00675"
     needs = frozenset({"prompts", "reward"})
 
+    uncorrected = "its loss compares samples, whatever drew them"
+
     steps: int = 150  # turns of all rounds
     num_generations: int = 5  # completions per prompt, all of them opponents of each other
     beta: float = 1e-3  # 1 / eta: a sample that always wins has the target 1 / (2 beta) nats
