@@ -71,11 +71,10 @@ def merge(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def whole_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a causal model by their names in hub format, its adapter merged."""
-    if not adapted(model):
-        yield from plain_state(model).items()
-        return
-    added = dict(deltas(model))
-    for name, tensor in plain_state(base_of(model)).items():
+    base = base_of(model) if adapted(model) else model
+    added = dict(deltas(model)) if adapted(model) else {}
+    for name, tensor in plain_state(base).items():
+        name = name.replace(WRAPPED, "")  # layers stay wrapped when their last adapter has ended
         yield name, tensor + added[name].to(tensor) if name in added else tensor
 
 

@@ -3,6 +3,7 @@
 `tests/plugins/test_real_vllm.py` does the same with vLLM itself: see `.ci/vllm`.
 """
 
+import gc
 import json
 import sys
 from dataclasses import replace
@@ -105,6 +106,9 @@ def test_draws_of_an_adapter_are_those_of_hf(vllm, tiny_model, prompts, noise):
     plain = check_like_hf(vllm, base, prompts, noise)
     assert not torch.equal(adapted["logp"][..., 0], plain["logp"][..., 0])
     assert dict(whole_state(model)).keys() == tiny_model.state_dict().keys()
+    del model  # with it its adapter
+    gc.collect()
+    assert dict(whole_state(base)).keys() == tiny_model.state_dict().keys()
 
 
 def test_draws_by_seed_repeat_and_have_their_own_log_probabilities(

@@ -145,6 +145,7 @@ def test_draws_by_seed_repeat_and_have_their_own_log_probabilities(engine, model
     assert float(gap.max()) < 1e-3
 
 
+@pytest.mark.timeout(3600)  # three runs, each of which starts vLLM
 def test_run_whose_vllm_dies_goes_on_where_it_was(tmp_path, model):
     """It ends in one message; the same command goes on, and ends in the bytes of a whole run."""
     import harness_suites
