@@ -21,7 +21,8 @@ from harness.experiments.requirements.asks import asks_of
 from harness.experiments.requirements.live_memory import peak_bytes
 from harness.experiments.requirements.moments import Machine, Models, Passes
 from harness.experiments.requirements.passes import Shape, outline_of, scoring_memory
-from harness.experiments.requirements.show import of_study, requirements_of
+from harness.experiments.requirements.sharded import Parts, Processes, Whole
+from harness.experiments.requirements.show import described, of_study, requirements_of
 from harness.models.hub_format import meta_model
 from harness.models.loading import size_of, trunk_of
 
@@ -88,6 +89,73 @@ def test_memory_of_a_pass_is_within_a_share_of_what_is_measured(folder, case):
 @pytest.mark.parametrize("case", [*FAST, *OTHERS])
 def test_memory_of_a_real_model_is_within_a_share_of_what_is_measured(case):
     check(figures(REAL, [case]))
+
+
+def sharded_figures(folder, case):
+    """Measure one of two processes of a sharded run."""
+    script = ROOT / "tests" / "helpers" / "measured_sharding.py"
+    before = {"MALLOC_MMAP_THRESHOLD_": "262144", "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(folder), case],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **before},
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.slow
+def test_memory_of_a_sharded_update_is_within_a_share_of_what_is_measured(folder):
+    check(sharded_figures(folder, "update:8:2:64:64:512"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="HARNESS_MEMORY_MODEL names no model folder")
+def test_memory_of_a_sharded_real_model_is_within_a_share_of_what_is_measured():
+    check(sharded_figures(REAL, "update:8:2:64:64:512"))
+
+
+def test_process_of_a_sharded_run_holds_its_part_and_gathers_layers():
+    """By hand: a llama of two layers, a reward model of the hub, and an adapter."""
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=100,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    layer = 4 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32)
+    assert Parts.of(model) == Parts(rest=4 * (100 * 32 + 32), layer=layer)
+    assert Parts.of(model).gathered == 4 * (100 * 32 + 32) + 2 * layer
+    four = Processes(4, True)
+    held = four.weights({"policy": 1001, "reward": Whole(7)})
+    assert held == {"policy": 251, "reward": 7}
+    assert Processes(4, False).weights({"policy": 1001}) == {"policy": 1001}
+    assert four.rows(Shape(9, 2, 3, 4)).rows == 3
+
+
+def test_dry_run_of_a_sharded_run_says_what_each_process_holds(tmp_path):
+    alone, eight = (
+        requirements_of(
+            spec_of("ppo", shard=shard, processes=count), installed(), tmp_path, MACHINE
+        )
+        for shard, count in (("none", 1), ("full", 8))
+    )
+    for before, after in zip(alone.stages, eight.stages, strict=True):
+        for one, other in zip(before.moments, after.moments, strict=True):
+            assert sum(other.weights.values()) <= sum(one.weights.values()) / 8 + 8
+            assert other.optimiser <= one.optimiser / 8 + 8 and other.gradients <= one.gradients
+            assert (other.gathered > 0) == bool(one.weights) and not one.gathered
+    assert "in each of 8 processes" in described(eight) and "gathered" in described(eight)
+    assert "gathered" not in described(alone)
+    with pytest.raises(UsageError, match="WORLD_SIZE=8 harness run"):
+        requirements_of(spec_of("dpo", shard="full"), installed(), tmp_path, MACHINE)
 
 
 def test_peak_bytes_counts_what_is_alive_at_once():

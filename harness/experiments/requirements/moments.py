@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...core.execution import NOT_SHARDED
 from ...core.spec import BFLOAT16, NF4, RunSpec
 from ...evaluation.kl import expectations
 from ...models.initial_checkpoint import lora_of
@@ -39,6 +40,7 @@ from .passes import (
     states_of,
     training_memory,
 )
+from .sharded import Parts, Processes, Whole
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Moment:
         activations: Of one micro-batch: at the peak of its pass, what is beside the gradients.
         logits: What the head adds to them.
         cache: Keys and values of decoding.
+        gathered: Weights that a sharded run has whole for a pass, and their gradients.
     """
 
     name: str
@@ -62,12 +65,13 @@ class Moment:
     activations: int = 0
     logits: int = 0
     cache: int = 0
+    gathered: int = 0
 
     @property
     def total(self) -> int:
         """All bytes."""
         parts = (self.gradients, self.optimiser, self.activations, self.logits, self.cache)
-        return sum(self.weights.values()) + sum(parts)
+        return sum(self.weights.values()) + sum(parts) + self.gathered
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,9 @@ class Trained:
         self.masters, copies, moments = masters_of(self.parameters)
         self.optimiser = copies + moments
         self.gradients = sum(4 * p.numel() for p in self.parameters)
-        self.bytes = sum(p.nbytes for p in self.parameters)
         self.adapter = adapted(model)
+        size = sum(p.nbytes for p in self.parameters)
+        self.bytes = Whole(size) if self.adapter else size
 
 
 class Models:
@@ -171,9 +176,12 @@ class Passes:
             execution.micro_batch_tokens,
             execution.activation_checkpointing,
         )
+        self.processes = Processes(execution.processes, execution.shard != NOT_SHARDED)
 
     def update(self, name: str, weights: Mapping[str, int], shape: Shape, *of: Trained) -> Moment:
         """Return the moment of an optimizer step over `shape`, one term for each trained model."""
+        if self.processes.shards:
+            return self._sharded_update(name, weights, shape, *of)
         optimiser, gradients = sum(t.optimiser for t in of), sum(t.gradients for t in of)
         best, before = (0, 0, 0), 0  # activations, logits, gradients
         for trained in of:
@@ -184,24 +192,55 @@ class Passes:
         casts = sum(self._casts(t.model) for t in of[:1])
         return Moment(name, weights, max(best[2], gradients), optimiser, best[0] + casts, best[1])
 
-    def _term(self, trained: Trained, shape: Shape) -> tuple[int, int]:
-        """Return the bytes of activations, gradients included, and of logits of one term."""
+    def _sharded_update(
+        self, name: str, weights: Mapping[str, int], shape: Shape, *of: Trained
+    ) -> Moment:
+        """Return the moment of an optimizer step in one process of a sharded run.
+
+        The peak is in the backward pass of the largest term, or when the gradients of embeddings
+        and head are summed at its end: no activations are held then.
+        """
+        held = self.processes.weights(weights)
+        own = [t.gradients if t.adapter else self.processes.part(t.gradients) for t in of]
+        moments = [t.optimiser if t.adapter else self.processes.part(t.optimiser) for t in of]
+        best, casts = (0, 0, 0), sum(self._casts(t.model) for t in of[:1])
+        for trained in of:
+            acts, logits = self._term(trained, shape, held=True)
+            parts = Parts.of(trained.model)
+            sums = 0 if trained.adapter else parts.rest + parts.layer
+            inside = (acts, logits, parts.gathered + sums)
+            ending = (0, 0, parts.rest + 2 * (0 if trained.adapter else parts.rest))
+            best = max(best, inside, ending, key=sum)
+        return Moment(
+            name, held, sum(own), sum(moments), best[0] + casts, best[1], gathered=best[2]
+        )
+
+    def _term(self, trained: Trained, shape: Shape, held: bool = False) -> tuple[int, int]:
+        """Return the bytes of activations, gradients included, and of logits of one term.
+
+        Args:
+            trained: The model.
+            shape: Of the batch.
+            held: The gradients are there before the pass, and are not included.
+        """
         micro = shape.micro(self.tokens)
-        several = micro.rows < shape.rows
+        several = held or micro.rows < shape.rows
         model = checkpointed(trained.model, self.checkpoints)
         for p in trained.masters.parameters:  # gradients are summed here: float32 copies have them
             p.grad = torch.empty_like(p) if several else None
         memory = training_memory(model, micro)
         for p in trained.masters.parameters:
             p.grad = None
-        return memory.activations + several * trained.gradients, memory.logits
+        extra = 0 if held else several * trained.gradients
+        return memory.activations + extra, memory.logits
 
     def scoring(self, name: str, weights: Mapping[str, int], shape: Shape, model: Any) -> Moment:
         """Return the moment of a pass without gradients."""
         memory = scoring_memory(model, shape.micro(self.tokens))
         return Moment(
             name,
-            weights,
+            self.processes.weights(weights),
+            gathered=Parts.of(model).gathered if self.processes.shards else 0,
             activations=memory.activations + self._casts(model),
             logits=memory.logits,
         )
@@ -209,10 +248,12 @@ class Passes:
     def decoding(self, name: str, weights: Mapping[str, int], shape: Shape, model: Any) -> Moment:
         """Return the moment of drawing completions."""
         tokens = self.spec.execution.decode_batch_tokens
+        shape = self.processes.rows(shape)
         memory = decoding_memory(model, shape, tokens, self.models.machine.memory)
         return Moment(
             name,
-            weights,
+            self.processes.weights(weights),
+            gathered=self.models.bytes if self.processes.shards else 0,
             activations=memory.activations + self._casts(model),
             logits=memory.logits,
             cache=memory.cache,
@@ -230,7 +271,10 @@ class Passes:
         with torch.no_grad():
             whole = peak_bytes(both)
             bare = peak_bytes(lambda: [states_of(model, micro) for _ in range(2)])
-        return Moment(name, weights, activations=min(bare, whole), logits=max(0, whole - bare))
+        gathered = 2 * Parts.of(model).gathered if self.processes.shards else 0
+        acts, logits = min(bare, whole), max(0, whole - bare)
+        held = self.processes.weights(weights)
+        return Moment(name, held, activations=acts, logits=logits, gathered=gathered)
 
     def _casts(self, model: Any) -> int:
         """Return the bytes of weights in another form during a pass: all matrices of a model that

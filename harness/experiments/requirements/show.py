@@ -71,10 +71,10 @@ def requirements_of(
     Raises:
         UsageError: The model has no configuration, or its passes cannot be laid out.
     """
-    if spec.execution.shard != NOT_SHARDED:
+    if spec.execution.shard != NOT_SHARDED and spec.execution.processes == 1:
         raise UsageError(
-            f"--dry-run does not know --shard {spec.execution.shard} yet: leave it out, and divide"
-            " weights, gradients and moments by the number of processes."
+            f"--dry-run: --shard {spec.execution.shard} shards weights over processes, and this run"
+            " has one. Say how many it would have: WORLD_SIZE=8 harness run ... --dry-run"
         )
     run = Configured(spec, registry, machine)
     stages = stages_of(run)
@@ -110,8 +110,10 @@ def rate_of(spec: RunSpec, results: Path) -> Rate:
 
 def described(needs: Requirements) -> str:
     """Return the stages of a run and what they take."""
-    head = ["stage", "moment", *(name for names in BUDGETS for name in names), "MiB", "GFLOP"]
-    rows = [head, *(_row(stage) for stage in needs.stages)]
+    shards = needs.spec.execution.shard != NOT_SHARDED
+    names = [*(name for names in BUDGETS for name in names), *(["gathered"] if shards else [])]
+    rows = [["stage", "moment", *names, "MiB", "GFLOP"]]
+    rows += [_row(stage, shards) for stage in needs.stages]
     name, moment = needs.peak
     weights = [f"{stage.name}: {_weights(stage.peak)}" for stage in needs.stages]
     return "\n".join(
@@ -121,7 +123,7 @@ def described(needs: Requirements) -> str:
             f"weights in MiB ({needs.spec.weights})",
             *(f"  {line}" for line in weights),
             "",
-            f"peak memory: {_size(moment.total)}, in {name} ({moment.name})",
+            f"peak memory: {_size(moment.total)}{_of(needs.spec)}, in {name} ({moment.name})",
             f"disk: {_size(needs.disk)}, and up to {_size(needs.passing)} of checkpoints meanwhile",
             f"time: about {duration(needs.seconds)}, {needs.source}",
             *CAVEATS,
@@ -129,7 +131,13 @@ def described(needs: Requirements) -> str:
     )
 
 
-def _row(stage: Stage) -> list[str]:
+def _of(spec: RunSpec) -> str:
+    """Return what the memory is of, where a run has several processes."""
+    count = spec.execution.processes
+    return f" in each of {count} processes" if count > 1 else ""
+
+
+def _row(stage: Stage, shards: bool) -> list[str]:
     moment = stage.peak
     values = (
         sum(moment.weights.values()),
@@ -138,6 +146,7 @@ def _row(stage: Stage) -> list[str]:
         moment.activations,
         moment.logits,
         moment.cache,
+        *([moment.gathered] if shards else []),
         moment.total,
     )
     return [stage.name, moment.name, *map(_mib, values), f"{stage.flops / 1e9:.3g}"]

@@ -23,6 +23,7 @@ from ...training.hub_reward import NORMALISED_ON
 from .asks import Asks, asks_of
 from .moments import Machine, Models, Moment, Passes, Trained, largest, padded
 from .passes import Shape
+from .sharded import Whole
 
 KEPT_CHECKPOINTS = 3  # two, and the one that is being written
 PROBED = 256  # prompts whose lengths are read where the suite states no limit
@@ -232,7 +233,7 @@ def _reward_model(run: Configured) -> Stage:
 def _normalisation(run: Configured) -> Stage:
     """Return the stage that scores answers of the start checkpoint with a named reward model."""
     shape = run.shape(min(NORMALISED_ON, len(run.suite.prompts("train"))), 1)
-    held = {"start": run.models.bytes, "reward": size_of(run.models.scorer)[1]}
+    held = {"start": run.models.bytes, "reward": Whole(size_of(run.models.scorer)[1])}
     moment = run.passes.decoding("answers", held, shape, run.models.start)
     flops = run.forward(shape) + _scored_flops(run, shape)
     return Stage("reward model", (moment,), flops=flops)
@@ -282,12 +283,13 @@ def _method(run: Configured) -> Stage:
     shape = run.shape(asks.rows, asks.each)
     if not asks.trains:
         held = {"policy": models.bytes} | _reward_weights(run)
-        return Stage(run.spec.method, (Moment("held", held),), shared=False)
+        moment = Moment("held", run.passes.processes.weights(held))
+        return Stage(run.spec.method, (moment,), shared=False)
     policy = models.causal(run.method)
     trained = [policy, *([models.scalar(run.method, "value")] if asks.critic else [])]
     weights = _held(run, policy, trained[1:])
     moments = [run.passes.update("update", weights, shape, *trained)]
-    moments += _before_update(run, policy, weights, sum(t.optimiser for t in trained))
+    moments += _before_update(run, policy, weights, moments[0].optimiser)
     return Stage(
         run.spec.method,
         tuple(moments),
@@ -326,11 +328,11 @@ def _reward_weights(run: Configured) -> dict[str, int]:
     if not run.asks.rewards:
         return {}
     if run.spec.reward_model is not None:
-        return {"reward": size_of(run.models.scorer)[1]}
+        return {"reward": Whole(size_of(run.models.scorer)[1])}
     options = stage_options(run.spec, "reward_model")
     each = run.models.scalar_bytes
     if options.lora_rank:
-        each = run.models.scalar(options, "reward").bytes
+        return {"reward": Whole(run.asks.rewards * run.models.scalar(options, "reward").bytes)}
     return {"reward": run.asks.rewards * each}
 
 
@@ -354,15 +356,7 @@ def _before_update(
 
 
 def _with(moment: Moment, optimiser: int) -> Moment:
-    return Moment(
-        moment.name,
-        moment.weights,
-        0,
-        optimiser,
-        moment.activations,
-        moment.logits,
-        moment.cache,
-    )
+    return replace(moment, optimiser=optimiser)
 
 
 def _method_flops(run: Configured) -> float:
