@@ -25,6 +25,7 @@ ALONE = (
     ("\u3040", "\u30ff"),
     ("\u3400", "\u9fff"),
     ("\uf900", "\ufaff"),
+    ("\U00020000", "\U0003ffff"),
 )
 
 FLOATS = datasets.Features(
@@ -112,6 +113,16 @@ class Rouge(evaluate.Metric):  # type: ignore[misc]
         return evaluate.MetricInfo(
             description=self.__doc__ or "", citation="", features=[TEXTS, several]
         )
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> Any:
+        """Return the scores; a text may have one reference or a list of them."""
+        if references is None:  # they were added in batches
+            return super().compute(predictions=predictions, **options)
+        several = [[r] if isinstance(r, str) else r for r in references]
+        for number, texts in enumerate(several):
+            if not isinstance(texts, list | tuple) or not texts:
+                raise ValueError(f"text {number + 1} has no reference: {texts!r}")
+        return super().compute(predictions=predictions, references=several, **options)
 
     def _compute(
         self, predictions: list[str], references: list[Any], stem: bool = True

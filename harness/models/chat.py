@@ -306,7 +306,15 @@ def _template_errors() -> tuple[type[Exception], ...]:
     """Return the exceptions that a template raises for a conversation that it refuses."""
     from jinja2.exceptions import TemplateError
 
-    return (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+    return (
+        TemplateError,
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        ArithmeticError,
+    )
 
 
 def _where_they_part(head: str, whole: str) -> str:

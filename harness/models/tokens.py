@@ -104,7 +104,7 @@ class Tokens:
             ids = self._answer_ids(messages, answer)
         else:
             text = completion if isinstance(completion, str) else self._answer_text(completion)
-            ids = self._encode(text)
+            ids = self._ids_within(text)
         return self._ended(ids, self._is_chat(prompt))
 
     def answer_ids(self, prompt: Text, text: str) -> list[int]:
@@ -216,18 +216,49 @@ class Tokens:
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _ids_within(self, text: str) -> list[int]:
+        """Return the ids of text that follows other text.
+
+        A tokenizer with a space marker before every text, such as Llama 2's, would write a space
+        that is not there, or a second one.
+        """
+        if not self._marks_beginnings:
+            return self._encode(text)
+        if text[:1] == " ":
+            return self._encode(text[1:] if self._doubles_spaces else text)
+        before, whole = self._encode("\n"), self._encode(f"\n{text}")
+        return whole[len(before) :] if whole[: len(before)] == before else self._encode(text)
+
+    @cached_property
+    def _marks_beginnings(self) -> bool:
+        """Whether the tokenizer writes a space marker before the beginning of a text."""
+        alone, before, whole = map(self._encode, ("a", "\n", "\na"))
+        return whole[: len(before)] == before and whole[len(before) :] != alone
+
+    @cached_property
+    def _doubles_spaces(self) -> bool:
+        """Whether the marker is written before a text that begins with a space, too."""
+        return self._encode(" a") != self._encode("a")
+
     def _plain_ids(self, text: str) -> list[int]:
         """Return the ids of text that no template renders, with one start token and no end."""
         bare, start = self._encode(text), self.tokenizer.bos_token_id
         if self.chat is not None and self._is_rendered(text):
             needed = self._encode(self.chat.opening)[:1] == [start] != bare[:1]
-            return [start, *bare] if needed else bare
+            return self._with_one_start([start, *bare] if needed else bare)
         ids = list(self.tokenizer(text)["input_ids"])
         if ids and ids[-1] == self.eos and ids[len(ids) - 1 - len(bare) : -1] == bare:
             ids = ids[:-1]  # the end that the tokenizer adds
-        while ids[:2] == [start, start]:  # the text holds the start token that the tokenizer adds
+        return self._with_one_start(ids) or [self.eos if start is None else start]
+
+    def _with_one_start(self, ids: list[int]) -> list[int]:
+        """Return ids with one start token where text holds the one that the tokenizer adds, or
+        holds it twice. A template may use it for every turn, so a second turn keeps its own.
+        """
+        start = self.tokenizer.bos_token_id
+        while ids[:2] == [start, start]:
             ids = ids[1:]
-        return ids or [self.eos if start is None else start]
+        return ids
 
     def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
         return self._encode(self._need_chat().prompt(messages))
@@ -240,7 +271,7 @@ class Tokens:
         start, whole = self._last_head[1], self._encode(head + rest)
         if whole[: len(start)] == start:
             return whole[len(start) :]
-        return self._encode(rest)  # a token would span prompt and answer
+        return self._ids_within(rest)  # a token would span prompt and answer
 
     def _ended(self, ids: list[int], chat: bool) -> list[int]:
         """Return a completion up to its first end token, which is added if there is none."""

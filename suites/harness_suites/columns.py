@@ -114,7 +114,7 @@ def prompt_in(row: Row, columns: Columns) -> Text | None:
             prompt = read_text(row[name])
             extras = (row.get(n) for n in BESIDE) if name == "instruction" else ()
             extra = next((e for e in extras if isinstance(e, str) and e.strip()), None)
-            return f"{prompt}\n\n{extra}" if extra else prompt
+            return f"{prompt}\n\n{extra}" if extra and isinstance(prompt, str) else prompt
     name = next((n for n in CONVERSATIONS if row.get(n)), None)
     turns = "" if name is None else read_text(row[name])
     # A conversation that ends with an answer is not a prompt: it repeats `chosen`.
@@ -133,6 +133,7 @@ def frame_of(row: Row) -> list[dict[str, Any]]:
 
 
 def with_frame(frame: Sequence[Any], prompt: Text) -> Text:
+    """Return a prompt behind the messages of `frame_of`; its own tools and system message stay."""
     if not frame:
         return prompt
     messages = as_messages(prompt, "user")

@@ -37,7 +37,7 @@ from harness import (
 )
 from harness.core.data import Text
 
-from .conversations import as_messages, read_text
+from .conversations import as_messages, from_json, read_text
 from .limits import number
 from .rows import RowSuite
 
@@ -97,6 +97,11 @@ class QuestionFile(RowSuite):
         return self.make_verifier()
 
     @cached_property
+    def _answers(self) -> dict[str, str]:
+        """The gold answer of each question that was read."""
+        return {}
+
+    @cached_property
     def _parts(self) -> dict[str, list[Demonstration]]:
         return self._by_part(self._worked, ("demonstrations", "train", "validation", "test"))
 
@@ -116,9 +121,14 @@ class QuestionFile(RowSuite):
         plain = isinstance(prompt, str)
         gap = " " if plain and not self.keep_space and not prompt[-1:].isspace() else ""
         completion = gap + worked if plain else as_messages(worked, "assistant")
-        return [
-            Demonstration(Prompt(f"{derive('prompt', prompt):016x}", prompt, final), completion)
-        ]
+        posed = Prompt(f"{derive('prompt', prompt):016x}", prompt, final)
+        known = self._answers.setdefault(posed.id, final)
+        if known != final:
+            raise ValueError(
+                f"an earlier row has the same question with the answer {known[:40]!r}, not"
+                f" {final[:40]!r}"
+            )
+        return [Demonstration(posed, completion)]
 
     def _gold(self, row: object, answer: str) -> tuple[str, str]:
         """Return the verifier's input from a row, and the columns that it is from."""
@@ -140,6 +150,8 @@ class QuestionFile(RowSuite):
     def _posed(self, row: object) -> Text:
         """Return a row's question in the prompt template, or its conversation."""
         first = row.get(self.question_columns[0]) if isinstance(row, dict) else None
+        if isinstance(first, str):
+            first = from_json(first)
         if isinstance(first, list) and len(self.question_columns) == 1:
             return read_text(first)
         question = " ".join(self._cell(row, column) for column in self.question_columns)

@@ -53,3 +53,18 @@ def test_rouge_takes_the_best_of_several_references():
         predictions=["a red kite", "x y"], references=[["a blue jay", "a red kite"], ["x y", "z"]]
     )
     assert set(several.values()) == {1.0}
+
+
+def test_rouge_takes_one_reference_beside_several():
+    mixed = load("rouge").compute(predictions=["a b", "x y"], references=["a b", ["z", "x y"]])
+    assert set(mixed.values()) == {1.0}
+
+
+@pytest.mark.parametrize("reference", [[], None])
+def test_rouge_without_a_reference_names_the_text(reference):
+    with pytest.raises(ValueError, match="text 2 has no reference"):
+        load("rouge").compute(predictions=["a", "b"], references=["a", reference])
+
+
+def test_rouge_of_rare_chinese_characters_is_by_the_character():
+    assert rouge("\U00020000\U00020001", "\U00020000\U00020002")["rouge1"] == 0.5

@@ -138,6 +138,45 @@ def test_eos_that_the_tokenizer_adds_is_taken_off_a_prompt(make_tokenizer, words
     assert tokens.completion_ids("w0", "w1") == [*text_ids(tokens, "w1"), words.EOS]
 
 
+def marking_tokenizer(legacy):
+    """Return a tokenizer of characters with a space marker before every text, as Llama 2's."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", *"\u2581\nQA:45north"]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    raw = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    if legacy:
+        marks = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        raw.normalizer = normalizers.Sequence(marks)
+    else:
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize(
+    ("prompt", "completion"), [("Q: 4\nA:", " 5"), ("Q:\n", "5"), ("Q:", "  5"), ("A:", "\n5")]
+)
+def test_completion_has_no_space_that_is_not_in_its_text(legacy, prompt, completion):
+    tokenizer = marking_tokenizer(legacy)
+    tokens = Tokens(tokenizer)
+    ids = tokens.prompt_ids(prompt) + tokens.completion_ids(prompt, completion)
+    assert ids == [*tokenizer(prompt + completion)["input_ids"], tokens.eos]
+
+
+def test_text_that_was_rendered_with_two_start_tokens_keeps_one(make_tokenizer):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ bos_token }}" + CHAT
+    tokens = Tokens(tokenizer)
+    text = f"{tokenizer.bos_token}<user> a </s> <assistant>"
+    assert tokens.prompt_ids(tokenizer.bos_token + text) == tokens.prompt_ids(text)
+    assert tokens.prompt_ids(text).count(tokenizer.bos_token_id) == 1
+
+
 def test_tokenizer_without_an_end_is_refused(make_tokenizer):
     with pytest.raises(UsageError, match="end-of-sequence"):
         Tokens(make_tokenizer(eos_token=None))

@@ -412,6 +412,23 @@ def test_shared_prompts_can_be_refused(suite):
         made.preferences()
 
 
+def test_question_as_json_text_is_a_conversation(suite):
+    talk = [[{"role": "user", "content": f"2 + {i}?"}] for i in range(100)]
+    rows = [{"question": json.dumps(turns), "answer": "5"} for turns in talk]
+    made = suite({"q.jsonl": jsonl(rows)}, cls=QuestionFile)
+    assert all(demo.prompt.text in talk for demo in made.demonstrations())
+
+
+def test_question_with_two_answers_is_refused_by_row(suite):
+    rows = [{"question": f"2 + {i}?", "answer": f"#### {2 + i}"} for i in range(100)]
+    rows += [rows[3], {"question": "2 + 4?", "answer": "#### 7"}]  # once the same, once another
+    with pytest.raises(UsageError, match="row 102: an earlier row has the same question.*'6', not"):
+        suite({"q.jsonl": jsonl(rows)}, cls=QuestionFile).demonstrations()
+    made = suite({"q.jsonl": jsonl(rows)}, cls=QuestionFile, bad_rows="skip")
+    golds = {d.prompt.text: d.prompt.answer for part in made._parts.values() for d in part}
+    assert golds["Question: 2 + 4?\nAnswer:"] == "6" and len(golds) == 100
+
+
 def test_same_question_in_another_form_is_shared(suite):
     talk = {
         "prompt": [{"role": "user", "content": "Question 154  ?"}],

@@ -42,6 +42,7 @@ FUNCTIONS = frozenset(
     "square squared cube root factorial multiple multiples reciprocal inverse opposite logarithm"
     " log factor factors divisor divisors power powers remainder complement".split()
 )
+APPLIED_BEFORE = frozenset("ln sin cos tan cot log".split())  # `ln 5`; but a log 72 inches long
 APPLIED = frozenset("squared cubed factorial choose mod modulo".split())  # to the number before
 WORD_OPERATORS = frozenset("plus minus times multiplied divided".split())
 POINTERS = frozenset("the these those both all last first next other no every each any".split())
@@ -285,6 +286,8 @@ def _blocked_before(tokens: list[Token], left: int, at: int) -> bool:
     if kind in NUMERIC and left == at - 1:  # two numbers side by side
         return True
     if word in BEFORE or (word == "to" and text_at(tokens, left - 1) == "up"):
+        return True
+    if word in APPLIED_BEFORE and text_at(tokens, left - 1) not in ("a", "the", "each", "this"):
         return True
     if word == "of" and text_at(tokens, left - 1) in FUNCTIONS:
         return True

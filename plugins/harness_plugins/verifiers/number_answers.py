@@ -20,6 +20,7 @@ CONTEXT_TOKENS = 8  # tokens before a number that decide its role
 FILLER_WORDS = 8  # words that may stand between `answer is` and its number
 _NUMBERED = re.compile(r"(\d{1,2})[.):] +[A-Za-z]")  # a heading with a number
 _LABELLED = re.compile(r"[A-Za-z]+ (\d{1,2})\b")  # Step 1
+_TIE = re.compile(r"(?<=[\w}])~(?=[\w\\])")  # LaTeX's space: 1~080, 72~cm
 _HEADS = re.compile(r"^[ \t]*#{1,6}", re.MULTILINE)
 _CORRECTS = re.compile(
     r"(?i)\b(?:wait|sorry|oops|correction|scratch that|i mean|i meant|my mistake|on second thought"
@@ -89,7 +90,7 @@ def only_number(text: str) -> Answer | None:
     """Return the number of a text with exactly one number and nothing that changes it."""
     if len(text) > NEAR:
         return None
-    tokens = tokens_of(plain(text.strip()))
+    tokens = tokens_of(plain(_TIE.sub(" ", text.strip())))
     mentions = mentions_of(tokens, strict=True)
     if not mentions or any(f.kind != VALUE for f in mentions[-1:]):
         return None

@@ -19,6 +19,7 @@ _NEXT_QUESTION = re.compile(
     r"(?:[ \t]\d{1,3})?[*_]{0,3}[ \t]?:|<\|)",
     re.IGNORECASE,
 )
+_THOUGHT = re.compile(r"</?(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 BOXES = ("\\boxed", "\\fbox")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 _CUE = re.compile(
@@ -31,14 +32,39 @@ _CUE = re.compile(
 )
 _CUE_WORD = re.compile(r"[Aa]ns|ANS|A[*_]{0,3}:|\u7b54\u6848")
 _CUE_CASE = re.compile(r"^[ \t]*[*_]{0,3}a[*_]{0,3}:", re.MULTILINE)
+_UNBRACED = re.compile(r"[^\s${}\\]{1,40}")  # `\boxed 7`: up to a space or the end of the formula
 _BETWEEN_BOXES = re.compile(r"[\s,;$]*(?:and|or|,)[\s,;$]*|[\s,;$]*")
 
 
 def end_of(text: str) -> str:
-    """Return the end of a text, without the further questions that follow its answer."""
-    text = text[-LONGEST_TEXT:].strip()
+    """Return the end of a text: what follows its thoughts, without the further questions that
+    follow its answer. Thoughts that do not end have no answer behind them.
+    """
+    text = behind_thoughts(text).strip()
     match = _NEXT_QUESTION.search(text, 1)
     return text[: match.start()] if match and text[: match.start()].strip() else text
+
+
+def behind_thoughts(text: str) -> str:
+    """Return the end of a text behind the last `</think>` or the like; where nothing is there, the
+    text outside of thoughts. A thought that does not end takes the rest of the text.
+    """
+    if text.rfind("<think>", 0, -LONGEST_TEXT) > text.rfind("</think>"):
+        return ""
+    text = text[-LONGEST_TEXT:]
+    if "<" not in text:
+        return text
+    outside, at, inside = list[str](), 0, False
+    for mark in _THOUGHT.finditer(text):
+        if mark[0].startswith("</"):
+            outside = outside if inside else []  # the prompt has opened this thought
+            at, inside = mark.end(), False
+        elif not inside:
+            outside.append(text[at : mark.start()])
+            inside = True
+    if not inside:
+        outside.append(text[at:])
+    return outside[-1] if outside and outside[-1].strip() and not inside else "\n".join(outside)
 
 
 def last_box(text: str) -> str | None:
@@ -76,9 +102,13 @@ def _last_boxes(text: str) -> list[tuple[int, int]]:
 
 
 def _braces(text: str, start: int) -> tuple[str, int]:
-    """Return the content of the braces that begin at a position, and the position after them."""
+    """Return the content of the braces that begin at a position, and the position after them.
+
+    Without braces the content ends at a space, as in `$\\boxed 7$`.
+    """
     if text[start : start + 1] != "{":
-        return "", start
+        match = _UNBRACED.match(text, start)
+        return (match[0].rstrip(".,;"), match.end()) if match else ("", start)
     depth = 0
     for place in range(start, min(len(text), start + NEAR)):
         depth += (text[place] == "{") - (text[place] == "}")

@@ -92,6 +92,7 @@ _TAG = re.compile(
     r"</?[A-Za-z][A-Za-z0-9]{0,12}(?: [^<>\n]{0,60})?/?>|<\|[^<>|\n]{1,30}\|>"
     r"|\[/?[A-Za-z]{2,12}\]|&[a-z]{2,6};"
 )
+_RANGE = re.compile("(?<=\\d)[~\\u301c](?=\\d)")  # 5~7
 _CURRENCY = re.compile(r"\b(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs)(?=\d)")
 _SUPERSCRIPT = re.compile("[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
 _CALCULATION = re.compile(r"<<[^<>]{0,200}>>")
@@ -116,6 +117,7 @@ def plain(text: str) -> str:
     if "*" in text or "_" in text:
         text = _CLOSING.sub("", _OPENING.sub("", text))
     if any(c.isdigit() for c in text):
+        text = _RANGE.sub("-", text)
         text = _DATE.sub(SKIPPED, _CURRENCY.sub("\xa4", text))
         text = _RATIO.sub(BLOCKED, _TIME.sub(SKIPPED, text))
     return text

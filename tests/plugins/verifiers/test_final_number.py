@@ -241,6 +241,32 @@ def test_any_text_is_read_without_an_error():
         assert gold is None or gives(gold.text, gold.text), text
 
 
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        ("<think>maybe 5</think>72", "72", 1.0),
+        ("<think>72</think>\n\n5", "72", 0.0),
+        ("so it is 5</think>\nThe answer is 72.", "72", 1.0),  # the prompt has opened the thought
+        ("<think>the answer is 72", "72", 0.0),  # a thought without an end is no answer
+        ("<think>it is \\boxed{72}</think>", "72", 0.0),
+        ("72 <think>is that right? 5</think>", "72", 1.0),
+        ("<reasoning>5</reasoning><answer>72</answer>", "72", 1.0),
+        ("$\\boxed 7$", "7", 1.0),
+        ("$\\boxed 7$ and then 9", "9", 0.0),
+        ("\\boxed{1~080}", "1080", 1.0),
+        ("\\boxed{1~080}", "80", 0.0),
+        ("\\boxed{72~\\text{cm}}", "72", 1.0),
+        ("it takes 5~7 days", "7", 0.0),
+        ("about ~72", "72", 1.0),
+        ("ln 5", "5", 0.0),
+        ("log 100", "100", 0.0),
+        ("He cuts a log 72 inches long", "72", 1.0),
+    ],
+)
+def test_thoughts_ties_and_functions_are_no_part_of_the_number(text, gold, right):
+    assert FinalNumber().verify([None], [text], [gold], [True]) == [right]
+
+
 def real_golds():
     """Yield the name of each set of real data at hand, with its gold answers."""
     for name in ("train", "test"):
