@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..api.registry import Registry
 from ..core.errors import UsageError
@@ -166,7 +167,7 @@ def plot(kind: str, output: Path | None, results: Path, **criteria: Any) -> None
 
 
 @click.command()
-@click.argument("study", required=False)
+@click.argument("names", nargs=-1, metavar="[STUDY | BUNDLE...]")
 @results_option
 @click.option("--suite", "-s", help="Only the runs of this suite.")
 @click.option(
@@ -176,20 +177,43 @@ def plot(kind: str, output: Path | None, results: Path, **criteria: Any) -> None
     show_default=True,
     help="Prompts of each suite in the sample browser, the first ones.",
 )
-@output_option("Output file; otherwise STUDY.html in --results.")
-def report(
-    study: str | None, results: Path, suite: str | None, prompts: int, output: Path | None
-) -> None:
-    """Write an HTML page of a STUDY or of all runs: tables, plots, samples, provenance."""
-    from ..report.output import check_output, write_output
-    from ..report.page import page
+@output_option("Output file; otherwise STUDY.html, or leaderboard.html, in --results.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    metavar="FILE_OR_FOLDER",
+    help="Pack the STUDY's records into one file for others, in place of a page.",
+)
+@click.pass_context
+def report(ctx: click.Context, /, names: tuple[str, ...], output: Path | None, **how: Any) -> None:
+    """Write an HTML page of a STUDY or of all runs: tables, plots, samples, provenance.
 
+    Of BUNDLE files, which `--bundle` wrote, it is a leaderboard: a table for each suite and model,
+    and for each row the command that repeats it.
+    """
+    from ..report.output import check_output, write_output
+    from .bundles import leaderboard_of, pack_study, sort_names
+
+    given = {o for o in how if ctx.get_parameter_source(o) is not ParameterSource.DEFAULT}
+    study, bundles = sort_names(names, given, output)
+    if how["bundle"] is not None:
+        return echo(pack_study(how["results"], study, how["bundle"]))
     if output is not None:
         check_output(output)
-    text = page(results, study, suite, prompts)
-    output = output or results / f"{study or 'report'}.html"
+    if bundles:
+        text, name = leaderboard_of(bundles, how["suite"]), "leaderboard"
+    else:
+        text, name = page_of(study, **how), study or "report"
+    output = output or how["results"] / f"{name}.html"
     write_output(output, text)
     echo(f"wrote {output} ({len(text.encode()) / 1e6:.1f} MB)")
+
+
+def page_of(study: str | None, results: Path, suite: str | None, prompts: int, bundle: None) -> str:
+    """Return the page of a study or of all runs."""
+    from ..report.page import page
+
+    return page(results, study, suite, prompts)
 
 
 @click.command()
@@ -292,7 +316,21 @@ def _seeds_cell(design: Design, effect: float, difference: bool) -> str:
 
 
 @click.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--sample",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Of a BUNDLE: repeat N finished runs drawn at random; 0 checks its seals only.  [default:"
+    " 1]",
+)
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    metavar="SUITE/METHOD/RUN",
+    help="Of a BUNDLE: repeat this run; may be given several times.",
+)
 @click.option(
     "--into",
     type=click.Path(path_type=Path),
@@ -310,15 +348,32 @@ def _seeds_cell(design: Design, effect: float, difference: bool) -> str:
     help="The folder that holds the files of a suite file now.",
 )
 @plugin_files
-def reproduce(registry: Registry, folder: Path, data_folder: Path | None, **how: Any) -> int:
+def reproduce(
+    registry: Registry,
+    folder: Path,
+    data_folder: Path | None,
+    sample: int | None,
+    runs: tuple[str, ...],
+    **how: Any,
+) -> int:
     """Repeat a recorded run from scratch and compare it digest by digest.
 
-    RUN is a run folder. Exit code 0: reproduced; 1: something differs.
+    RUN is a run folder. Of a BUNDLE, a file that `harness report STUDY --bundle` wrote, every seal
+    is checked, and a run drawn at random is repeated. Exit code 0: reproduced; 1: something
+    differs.
     """
+    from ..experiments.bundle import is_bundle
     from ..experiments.reproduce import ReproduceOptions, read_run, summary
     from ..experiments.reproduce import reproduce as made_again
 
-    verdict = made_again(read_run(folder, data_folder), registry, ReproduceOptions(**how), echo)
+    options = ReproduceOptions(**how)
+    if is_bundle(str(folder)):
+        from .bundles import reproduce_bundle
+
+        return reproduce_bundle(folder, registry, options, data_folder, sample, runs)
+    if sample is not None or runs:
+        raise UsageError(f"--sample and --run choose runs of a bundle, and {folder} is no bundle.")
+    verdict = made_again(read_run(folder, data_folder), registry, options, echo)
     echo(summary(verdict, how["into"]))
     return int(not verdict.reproduced)
 

@@ -19,7 +19,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
@@ -65,6 +65,8 @@ class Recorded:
     spec: RunSpec
     result: Mapping[str, Any]  # of a failed run: its failure
     provenance: Mapping[str, Any]  # a failed run has none
+    # SHA-256 of weights that are not in the folder, by name in it: a bundle holds no weights
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -327,7 +329,7 @@ def reproduce(run: Recorded, registry: Registry, request: ReproduceOptions, say:
                 [],
                 folder,
             )
-        digests = _reported(compare_runs(run.folder, run.result, folder, again), say)
+        digests = _reported(compare_runs(run.folder, run.result, folder, again, run.weights), say)
         figures = []
         if request.loose and any(item.status == DIFFERENT for item in digests):
             say(f"{'loose':<10} does every figure lie in the other's 95 % interval?")

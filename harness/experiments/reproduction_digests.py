@@ -45,15 +45,24 @@ class Item:
 
 
 def compare_runs(
-    then_folder: Path, then: Mapping[str, Any], now_folder: Path, now: Mapping[str, Any]
+    then_folder: Path,
+    then: Mapping[str, Any],
+    now_folder: Path,
+    now: Mapping[str, Any],
+    weights: Mapping[str, str] | None = None,
 ) -> Iterator[Item]:
-    """Yield every item of two finished runs, in the order in which a run makes them."""
+    """Yield every item of two finished runs, in the order in which a run makes them.
+
+    `weights` are digests of files that the first folder should hold, where it holds none of them.
+    """
     for name in _both(then["artifacts"], now["artifacts"]):
         yield _artifact(f"stage {name}", then["artifacts"].get(name), now["artifacts"].get(name))
     for name in _both(then["ground"], now["ground"]):
         yield _value(f"ground {name}", then["ground"].get(name), now["ground"].get(name))
-    for name in _both(_weights(then_folder), _weights(now_folder)):
-        yield _file(name, then_folder / name, now_folder / name)
+    weights = weights or weights_of(then_folder)
+    now_weights = weights_of(now_folder)
+    for name in _both(weights, now_weights):
+        yield _value(name, weights.get(name), now_weights.get(name))
     stages = {*then["artifacts"], *now["artifacts"]}  # each is an item of its own, above
     looked_up = [_looked_up(record, stages) for record in (then, now)]
     if any(looked_up):
@@ -129,9 +138,11 @@ def _looked_up(record: Mapping[str, Any], stages: set[str]) -> dict[str, str]:
     return {name: pin["content"] for name, pin in pins.items() if pin["kind"] not in own}
 
 
-def _weights(folder: Path) -> list[str]:
+def weights_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the weights that a run has saved, by name in its folder."""
     kept = ("policy/*.safetensors", "adapter/*.safetensors")
-    return sorted(str(f.relative_to(folder)) for part in kept for f in folder.glob(part))
+    files = sorted(file for part in kept for file in folder.glob(part))
+    return {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
 
 
 def _file(name: str, then: Path, now: Path) -> Item:

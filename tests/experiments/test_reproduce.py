@@ -21,7 +21,14 @@ from harness.experiments.reproduce import (
     reproduce,
     summary,
 )
-from harness.experiments.reproduction_digests import CLOSE, DIFFERENT, SAME, compare_runs, within
+from harness.experiments.reproduction_digests import (
+    CLOSE,
+    DIFFERENT,
+    SAME,
+    compare_runs,
+    weights_of,
+    within,
+)
 
 from ..helpers.registries import small_registry
 from ..helpers.tools import (
@@ -438,3 +445,19 @@ def test_several_processes_are_refused(copy, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="by one process"):
         reproduce(read_run(copy), registry(), ReproduceOptions(), print)
+
+
+def test_compare_runs_takes_digests_for_weights_that_are_not_there(copy):
+    weights = weights_of(copy)
+    assert weights
+    shutil.rmtree(copy / "policy")
+    record = read_result(copy)
+
+    def status(**how):
+        items = compare_runs(copy, record, finished("dpo"), record, **how)
+        return {item.name: item.status for item in items}
+
+    (name,) = weights
+    assert status(weights=weights)[name] == SAME
+    assert status(weights={name: "0" * 64})[name] == DIFFERENT
+    assert status()[name] == DIFFERENT

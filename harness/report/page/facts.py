@@ -10,6 +10,7 @@ from ... import __version__
 from ...core.errors import HarnessError
 from ...core.table import Table
 from ..plots import KINDS, render
+from ..selection.select import Selection
 from ..tables.tables import comparison
 from . import provenance, settings
 from .checklist import checklist
@@ -88,20 +89,20 @@ def _links(table: Table, anchors: dict[str, str]) -> list[str]:
 
 
 def _plots(section: Section) -> list[dict[str, str]]:
-    return [_plot(kind, section) for kind in KINDS]
+    return [plot(kind, section.selection, section.title) for kind in KINDS]
 
 
-def _plot(kind: str, section: Section) -> dict[str, str]:
+def plot(kind: str, selection: Selection, title: str) -> dict[str, str]:
     """Return a picture, or the reason why it could not be drawn."""
     about = KINDS[kind].about
     try:
-        address = data_uri(render(kind, section.selection, "svg"))
+        address = data_uri(render(kind, selection, "svg"))
     except HarnessError as error:  # nothing to draw, or no matplotlib
         return {"kind": kind, "about": about, "address": "", "message": str(error)}
-    rows = ", ".join(row.name for row in section.selection.rows)
+    rows = ", ".join(row.name for row in selection.rows)
     return {
         "kind": kind,
         "about": about,
         "address": address,
-        "message": f"{about}. {section.title}: {rows}.",
+        "message": f"{about}. {title}: {rows}.",
     }

@@ -14,8 +14,8 @@ from ...core.plain_text import escape_of, visible
 HERE = Path(__file__).parent
 
 
-def render(facts: Mapping[str, Any]) -> str:
-    """Return the page."""
+def render(facts: Mapping[str, Any], template: str = "page.html") -> str:
+    """Return a page. Its facts include `browser`, the data of the sample browser, if it has one."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -31,14 +31,15 @@ def render(facts: Mapping[str, Any]) -> str:
         finalize=finalize,
     )
     environment.filters["empty_first"] = empty_first
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    assets = {
-        "script": Markup(script),
-        "script_hash": script_hash(script),
-        "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        "samples": Markup(inline_json(facts["browser"])),
-    }
-    return environment.get_template("page.html").render(**facts, **assets) + "\n"
+    assets: dict[str, str] = {"style": Markup((HERE / "page.css").read_text(encoding="utf-8"))}
+    if "browser" in facts:
+        script = (HERE / "page.js").read_text(encoding="utf-8")
+        assets |= {
+            "script": Markup(script),
+            "script_hash": script_hash(script),
+            "samples": Markup(inline_json(facts["browser"])),
+        }
+    return environment.get_template(template).render(**facts, **assets) + "\n"
 
 
 def empty_first(texts: Sequence[str]) -> int:

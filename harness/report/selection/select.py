@@ -121,6 +121,8 @@ class Selection:
     refused: Mapping[str, str] = field(default_factory=dict)
     criteria: Filter = field(default_factory=Filter)
     damaged: Sequence[str] = ()  # files that exclude a run, each with the remedy
+    # whether the runs are of bundles: their inputs are equal by digest, their code may differ
+    of_bundles: bool = False
 
     @property
     def description(self) -> str:
@@ -408,10 +410,12 @@ def rows_of(records: Iterable[Record], each: bool = False) -> list[Row]:
             for row in rows
             for r in row.records
         ]
-    return sorted(
-        rows,
-        key=lambda row: (row.method != START, _strength(row), row.method, row.records[0]["recipe"]),
-    )
+    return sorted(rows, key=order_of)
+
+
+def order_of(row: Row) -> tuple[bool, float, str, str]:
+    """Return what rows are sorted by: the row `start` first, then by win-rate."""
+    return (row.method != START, _strength(row), row.method, str(row.records[0]["recipe"]))
 
 
 def _seeds_named(record: Record, several: bool) -> str:

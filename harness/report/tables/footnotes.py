@@ -29,7 +29,7 @@ class Footnotes:
     ) -> None:
         self.texts: dict[str, str] = {}  # by mark
         self._marks: dict[int, tuple[str, ...]] = {}
-        tuning, usual = _tuning(selection), usual_settings(selection.good)
+        tuning, usual = tuning_of(selection), usual_settings(selection.good)
         texts = [
             [
                 *_failures(row),
@@ -49,7 +49,8 @@ class Footnotes:
                 marks.setdefault(text, _letter(len(marks)))
             self._marks[i] = tuple(marks[text] for text in row_texts)
         self.texts = {mark: text for text, mark in marks.items()}
-        for name, values in unlike(selection.good).items():  # only with --mixed
+        odd = {} if selection.of_bundles else unlike(selection.good)  # only with --mixed
+        for name, values in odd.items():
             differences = "; ".join(
                 f"{value}: {', '.join(sorted(set(names)))}" for value, names in values.items()
             )
@@ -168,7 +169,7 @@ def _search(search: Mapping[str, Any], how: str) -> Iterator[str]:
         yield f"Tuned, settings unchanged: all {len(trials)} trials failed ({how})."
 
 
-def _tuning(selection: Selection) -> dict[str | None, list[str]]:
+def tuning_of(selection: Selection) -> dict[str | None, list[str]]:
     """Return {label: footnotes on tuning}; empty if the study does not tune."""
     if selection.study is None:
         return {}
