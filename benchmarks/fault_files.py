@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from fault_trials import (
     ended,
     first_bad,
     kind,
+    one_message,
 )
 from fault_world import World, run_of
 
@@ -133,6 +135,66 @@ def _again(world: World, results: Path, folder: Path) -> Verdict:
         if "Traceback" in done.text or done.code < 0:
             return Verdict(FAILED, f"{arguments[0]}: {done.code} {done.text[-300:]}")
     return Verdict(PASSED)
+
+
+@kind("a bundle is damaged", "6, 27")
+def bundles(world: World, rng: random.Random) -> Trials:
+    """Exit status 2 and one message that names it; or, where no content changed, the same page."""
+    for damage in (*DAMAGES[:3], flip, cut, other_schema):
+        seed = rng.randrange(1 << 30)
+        yield Trial(f"{damage.__name__} {seed}", partial(_bundle, world, damage, seed))
+
+
+def other_schema(file: Path, rng: random.Random) -> None:
+    """Write the bundle as another version of the harness would, with a seal that fits."""
+    from harness.core.digests import digest_of
+
+    with zipfile.ZipFile(file) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(content["bundle.json"]) | {"schema": 2}
+    manifest.pop("seal")
+    content["bundle.json"] = json.dumps({**manifest, "seal": digest_of(manifest)}).encode()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in sorted(content):
+            archive.writestr(name, content[name])
+
+
+def _bundle(world: World, damage: Damage, seed: int) -> Verdict:
+    results = world.copy(world.whole("dpo")[0])
+    _cells(results)
+    bundle, page = results / "mine.zip", results / "page.html"
+    world.run("report", "mine", "--results", results, "--bundle", bundle)
+    world.run("report", bundle, "-o", page)
+    before = page.read_bytes()
+    page.unlink()
+    damage(bundle, random.Random(seed))
+    done = world.run("report", bundle, "-o", page)
+    verdict = one_message(done, 2, bundle.name)
+    if done.code == 0:  # a bit of the archive that decides no content
+        same = page.read_bytes() == before
+        verdict = Verdict(PASSED if same else WRONG, "another page without a word")
+    elif verdict.outcome == PASSED and page.exists():
+        verdict = Verdict(FAILED, "a page was written")
+    world.forget(results)
+    return verdict
+
+
+def _cells(results: Path) -> None:
+    """Write the list of runs of a study that holds all runs of a results folder."""
+    from harness.core.records import write_sealed
+
+    folders = sorted(f.parent for f in (results / "runs").glob("*/*/*/result.json"))
+    cells = [
+        {
+            "label": folder.parent.name,
+            "suite": folder.parents[1].name,
+            "folder": folder.relative_to(results).as_posix(),
+            "trial": False,
+        }
+        for folder in folders
+    ]
+    (results / "studies" / "mine").mkdir(parents=True)
+    write_sealed(results / "studies" / "mine" / "cells.json", {"cells": cells})
 
 
 @kind("an artifact is damaged", "6, 22")

@@ -45,7 +45,16 @@ MOST_LINES = {"function": 50, "file": 500}
 
 FLAGS = {
     "compare": {"-s", "--suite", "--study", "--where", "--format", "--results"},
-    "reproduce": {"--into", "--loose", "--anyway", "--data-folder", "-p", "--plugin"},
+    "reproduce": {
+        "--sample",
+        "--run",
+        "--into",
+        "--loose",
+        "--anyway",
+        "--data-folder",
+        "-p",
+        "--plugin",
+    },
     "evaluate": {
         "--judge",
         "--judge-set",
@@ -96,7 +105,7 @@ FLAGS = {
         "--correlation",
         "--rows",
     },
-    "report": {"--results", "-s", "--suite", "--prompts", "-o", "--output"},
+    "report": {"--results", "-s", "--suite", "--prompts", "-o", "--output", "--bundle"},
     "run": {
         "-m",
         "--method",

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("harness", "plugins", "suites", "results", "benchmarks")
 # `open` of these gives bytes, or opens no text file.
-NO_TEXT = ("gzip", "bz2", "lzma", "os", "tarfile", "client", "asker")
+NO_TEXT = ("gzip", "bz2", "lzma", "os", "tarfile", "archive", "client", "asker")
 
 
 def _owner(function):

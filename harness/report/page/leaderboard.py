@@ -25,7 +25,7 @@ from ..selection.comparable import OF_GROUND, shared_seed_of
 from ..selection.run_files import check_files, provenance_of, spec_of
 from ..selection.select import Record, Row, Selection, order_of, rows_of, suite_records
 from ..tables.captions import INTERVAL
-from ..tables.columns import COLUMNS
+from ..tables.columns import COLUMNS, task_columns
 from ..tables.footnotes import tuning_of
 from ..tables.tables import comparison
 from .facts import plot
@@ -47,9 +47,10 @@ SHOWN = (
     "models",
     "flops_per_answer",
 )  # the columns of a comparison that a leaderboard shows, beside those of tasks
+OF_TASKS = ("task.", "tax.")  # how the keys of columns of tasks begin
 PLOTS = ("frontier", "cost")
 BEST, OPEN, BEHIND = "best", "open", "behind"
-NO_GROUND = "no ground in common"
+NO_GROUND = "shared seed"  # what rows differ in that have no ground in common
 
 Condition = tuple[str, int | None]  # of a table: its name, and the shared seed it belongs to
 
@@ -235,7 +236,8 @@ def _shown(board: Board, key: str, environments: Environments) -> dict[str, Any]
     entries = sorted(board.entries, key=lambda e: order_of(e.row))
     rows = [e.row for e in entries]
     selection = Selection(board.suite, rows, entries[0].source.bundle.results, of_bundles=True)
-    title = f"{board.suite}, {board.model}"
+    apart = f": another {', '.join(board.reasons)}" if board.reasons else ""
+    title = f"{board.suite}, {board.model}{apart}"
     anchors = [f"{key}-r{i}" for i in range(len(rows))]
     about = [_row(e, a, environments) for e, a in zip(entries, anchors, strict=True)]
     return {
@@ -243,7 +245,7 @@ def _shown(board: Board, key: str, environments: Environments) -> dict[str, Any]
         "title": title,
         "suite": board.suite,
         "reasons": board.reasons,
-        "table": with_groups(comparison(selection)),
+        "table": with_groups(compared(selection)),
         "links": anchors,
         "plots": [plot(kind, selection, title) for kind in PLOTS],
         "rows": about,
@@ -251,29 +253,29 @@ def _shown(board: Board, key: str, environments: Environments) -> dict[str, Any]
     }
 
 
+def compared(selection: Selection) -> Table:
+    """Return the comparison with the columns of a leaderboard that have values."""
+    whole = comparison(selection)
+    keys = {c.title_with(INTERVAL): c.key for c in [*COLUMNS, *task_columns(whole.plain)]}
+    own = [keys[title] for title in whole.columns]
+    return comparison(selection, [k for k in own if k in SHOWN or k.startswith(OF_TASKS)])
+
+
 def with_groups(table: Table) -> Table:
-    """Return a table with the columns of a leaderboard, and the group of each row.
+    """Return a table with the group of each row in its second column.
 
     `best` are the rows that are not significantly worse than the best one: the confidence set
     behind bold type. `open` are those that only the spread of their own seeds keeps from being
     excluded.
     """
-    usual = {c.title_with(INTERVAL): c.key for c in COLUMNS}
-    kept = [i for i, title in enumerate(table.columns) if usual.get(title, SHOWN[0]) in SHOWN]
     figure = next((n for n in ("win_rate", "gold") if _has(table, f"{n}_bold")), "")
+    if not figure:
+        return table
     groups = [_group(figures, figure) for figures in table.plain]
-    first = kept[:1]
     return replace(
         table,
-        columns=[
-            *(table.columns[i] for i in first),
-            *(["group"] if figure else []),
-            *(table.columns[i] for i in kept[1:]),
-        ],
-        rows=[
-            [*(row[i] for i in first), *([group] if figure else []), *(row[i] for i in kept[1:])]
-            for row, group in zip(table.rows, groups, strict=True)
-        ],
+        columns=[*table.columns[:1], "group", *table.columns[1:]],
+        rows=[[*row[:1], group, *row[1:]] for row, group in zip(table.rows, groups, strict=True)],
     )
 
 
