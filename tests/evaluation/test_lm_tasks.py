@@ -64,12 +64,12 @@ def test_recorded_rows_refuse_other_documents():
         recorded_rows(TaskOutcomes(rows(POLICY, doc_hash="changed")), start)
 
 
-def with_tasks(results, method, seed=0, policy=POLICY, **changes):
+def with_tasks(results, method, seed=0, policy=POLICY, name="sums", more=None, **changes):
     """Put a run with outcomes of a task below a results folder."""
-    ours, start = (TaskOutcomes(rows(v), {"sums": ABOUT}) for v in (policy, START))
-    told = record(method, seed)
+    ours, start = (TaskOutcomes(rows(v, task=name), {name: ABOUT}) for v in (policy, START))
+    told = record(method, seed, **(more or {}))
     told["evaluation"]["tasks"] = task_figures(ours, start)
-    told["evaluation"]["tasks"]["sums"] |= changes
+    told["evaluation"]["tasks"][name] |= changes
     put(results, told)
     folder = max((results / "runs" / "toy" / method).iterdir(), key=lambda f: f.name)
     write_rows(folder / "tasks.jsonl", recorded_rows(ours, start))
@@ -122,6 +122,32 @@ def test_table_refuses_rows_with_other_documents_and_changed_outcomes(tmp_path):
     with_tasks(tmp_path / "b", "dpo", mean=0.9)
     with pytest.raises(HarnessError, match=r"the mean of sums is 0.666667 in tasks.jsonl and 0.9"):
         columns_of(tmp_path / "b")
+
+
+def test_table_shows_tasks_of_several_evaluations_of_a_policy_together(tmp_path):
+    """`--tasks sums` and then `--tasks words`, and `sums` once more: the newest of each."""
+    with_tasks(tmp_path, "dpo", policy=START, more={"finished_at": "2026-01-01"})
+    with_tasks(tmp_path, "dpo", policy=POLICY, more={"finished_at": "2026-01-02"})
+    with_tasks(tmp_path, "dpo", name="words", more={"finished_at": "2026-01-03"})
+    put(tmp_path, record("dpo", finished_at="2026-01-04"))  # evaluated again, without tasks
+    table = columns_of(tmp_path, "method", "task.sums", "tax.sums", "task.words")
+    assert [cell.text for cell in table.rows[0]] == ["dpo", "0.667", "+0.333", "0.667"]
+    (row,) = select(tmp_path, Filter()).rows
+    assert row.good[0]["finished_at"] == "2026-01-04" and len(row.records) == 1
+
+
+def test_table_leaves_out_tasks_of_another_policy(tmp_path):
+    """The negative control: weights that other code trained have the same recipe."""
+
+    def pins(content):
+        return {"pins": {"policy-1": {"kind": "policy", "content": content}}}
+
+    old = {"finished_at": "2026-01-01"} | pins("a")
+    with_tasks(tmp_path, "dpo", more=old)
+    put(tmp_path, record("dpo", finished_at="2026-01-02", **pins("b")))
+    assert not [name for name in columns_of(tmp_path).columns if "sums" in name]
+    put(tmp_path, record("dpo", finished_at="2026-01-03", **pins("a")))
+    assert [name for name in columns_of(tmp_path).columns if "sums" in name]
 
 
 # -- naming tasks ----------------------------------------------------------------------------------

@@ -16,9 +16,11 @@ from transformers import (
 from harness import Prompt, UsageError
 from harness.api.adapters import JudgeLabeller, LabellerJudge, same_mind
 from harness.core.options import build
+from harness.core.run_folder import read_result, read_rows
 from harness.models.sequence_scorer import SequenceScorer
 
 from ..helpers.small_folders import WORDS, save_model
+from ..helpers.tools import command, finished, on_small, only_run, with_shared_stages
 
 TEMPLATE = "{% for m in messages %}{{ m.role[:1] }} {{ m.content }} {% endfor %}"
 SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
@@ -145,3 +147,50 @@ def test_check_compares_a_judge_with_preferences(tmp_path):
     assert right["Cohen's kappa"].detail.startswith("1.000")
     wrong = findings(True)["is better than a coin"]
     assert wrong.status == FAILED and "accuracy 0.000" in wrong.detail
+
+
+def judged_run(results, *more):
+    """A quick run of dpo on the suite `small` that is judged by a reward model from the start."""
+    short = ("--set", "steps=2", "--stage-set", "evaluation.prompts=8")
+    return command(*on_small("dpo", "--judge", "reward_model", *short, *more, results=results))
+
+
+@pytest.mark.slow
+def test_run_is_judged_by_a_reward_model_from_the_start(tmp_path):
+    """Verdicts are those of the classifier on the texts that are kept, and labels are the suite's."""
+    folder, _, _ = classifier(tmp_path / "judge", positions=256, pad=0)
+    results = with_shared_stages("judged")
+    done = judged_run(results, "--judge-set", f"model={folder}")
+    assert done.code == 0, done.text
+    run = only_run(results, "small", "dpo")
+    result = read_result(run)
+    rows = read_rows(run / "samples.jsonl")
+    scorer = SequenceScorer(folder)
+    ours = scorer.score([row["prompt"] for row in rows], [row["answer"] for row in rows]).scores
+    theirs = scorer.score([row["prompt"] for row in rows], [row["baseline"] for row in rows]).scores
+    assert [row["gold"] for row in rows] == pytest.approx(ours, abs=1e-4)
+    assert [row["baseline_gold"] for row in rows] == pytest.approx(theirs, abs=1e-4)
+    wins = [0.5 if a == b else float(a > b) for a, b in zip(ours, theirs, strict=True)]
+    assert [row["win"] for row in rows] == wins
+    assert result["ground"]["judge"].startswith("reward_model/")
+    assert result["cost"]["stages"]["judging"]["flops"] > 0
+    kept = read_result(finished("dpo"))["artifacts"]["preferences"]["content"]
+    assert result["artifacts"]["preferences"]["content"] == kept
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((), "needs a model: --judge-set model=FOLDER_OR_HUB_ID"),
+        (("model=/nonexistent/folder",), "could not be loaded"),
+        (("model=CAUSAL",), "has no score.weight, which would be random"),
+    ],
+)
+def test_run_refuses_a_judge_that_is_no_reward_model_before_anything_is_made(
+    tmp_path, settings, message
+):
+    causal = save_model(tmp_path / "causal")
+    settings = [w for s in settings for w in ("--judge-set", s.replace("CAUSAL", causal))]
+    done = judged_run(tmp_path / "results", *settings)
+    assert done.code == 2 and message in done.text and "Traceback" not in done.text
+    assert not list((tmp_path / "results").glob("artifacts/*"))

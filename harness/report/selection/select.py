@@ -24,6 +24,7 @@ from ...core.spec import FORMER_METHODS, START
 from ...experiments.study.state import Place, places_of, refused_of
 from .comparable import check_comparable, check_grounds, own_reward, settings_of, shared_seed_of
 from .run_files import left_out, sound, spec_of, suite_of, withheld, without_doubtful
+from .task_runs import with_tasks_of
 
 Record = Mapping[str, Any]
 Key = tuple[str, str, str | None]  # of a row: method, recipe, and the label in a study
@@ -376,17 +377,19 @@ def _written_as(value: Any, text: str) -> bool:
 
 
 def _newest(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the newest record of each recipe, seed and label.
+    """Return the newest record of each recipe, seed and label, with the tasks of all of them.
 
     A study may hold a recipe twice under two labels, for example with and without snapshots.
     """
-    best: dict[tuple[str, int, str | None], dict[str, Any]] = {}
+    alike: dict[tuple[str, int, str | None], list[dict[str, Any]]] = {}
     for folder, record in records:
         key = (record["recipe"], record["seed"], record.get("label"))
-        record = {**without_doubtful(record), "folder": str(folder)}
-        if key not in best or record.get("finished_at", "") > best[key].get("finished_at", ""):
-            best[key] = record
-    return list(best.values())
+        alike.setdefault(key, []).append({**without_doubtful(record), "folder": str(folder)})
+    newest = []
+    for every in alike.values():
+        best = max(every, key=lambda r: str(r.get("finished_at", "")))  # of equals the first
+        newest.append(with_tasks_of(best, [r for r in every if r is not best]))
+    return newest
 
 
 # -- rows ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from ...core.errors import HarnessError, UsageError
 from ...core.run_folder import TASKS, rows_behind
 from ...statistics.intervals import Array, Estimate, two_way_interval
 from ..selection.select import Record
+from ..selection.task_runs import record_behind
 
 Outcomes = Mapping[int, float]  # of a task's main metric, by document
 AGREE = 1e-6  # largest difference between a record's mean and that of its outcomes
@@ -81,14 +82,14 @@ def _outcomes(name: str, record: Record) -> dict[int, dict[str, float]]:
     metric, chosen = about["metric"], about["filter"]
     outcomes = {
         int(row["doc_id"]): {side: row[side][metric] for side in ("metrics", "start")}
-        for row in rows_behind(record, TASKS)
+        for row in rows_behind(record_behind(name, record), TASKS)
         if row["task"] == name and row["filter"] == chosen
     }
     kept = {document: both for document, both in outcomes.items() if None not in both.values()}
     mean = fmean(both["metrics"] for both in kept.values()) if kept else float("nan")
     if not abs(mean - about["mean"]) <= AGREE:
         raise HarnessError(
-            f"{record['folder']}: the mean of {name} is {mean:.6g} in {TASKS} and"
+            f"{record_behind(name, record)['folder']}: the mean of {name} is {mean:.6g} in {TASKS} and"
             f" {about['mean']:.6g} in result.json. One of the files was changed: evaluate the run"
             " again."
         )
