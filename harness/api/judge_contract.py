@@ -80,6 +80,15 @@ class Judge(CountsUsage, ABC):
         if not scores(cls) and cls.compare is Judge.compare and cls.verdicts is Judge.verdicts:
             raise TypeError(f"{cls.__name__} must define score or compare")
 
+    def check_models(self) -> None:  # noqa: B027  # optional
+        """Check that the models behind the judge can be read, before anything is trained.
+
+        Nothing is kept in memory: `prepare` reads them again.
+
+        Raises:
+            UsageError: A model cannot be read, or is not of the kind that the judge needs.
+        """
+
     def prepare(self, suite: Any, stages: Any) -> None:  # noqa: B027  # optional
         """Prepare the judge before the first verdict.
 

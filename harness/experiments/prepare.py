@@ -329,6 +329,7 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
             f" {spec.suite_name} keeps none for it. Name another judge with --judge, or raise"
             " judge_share. Nothing was trained."
         )
+    stages.judge.check_models()
     _check_labellers(stages)
     check_apart(stages)
     split = spec.stages["evaluation"]["split"]

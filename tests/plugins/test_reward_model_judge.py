@@ -157,7 +157,7 @@ def judged_run(results, *more):
 
 @pytest.mark.slow
 def test_run_is_judged_by_a_reward_model_from_the_start(tmp_path):
-    """Verdicts are those of the classifier on the texts that are kept, and labels are the suite's."""
+    """Verdicts are those of the classifier on the kept texts, and labels are the suite's."""
     folder, _, _ = classifier(tmp_path / "judge", positions=256, pad=0)
     results = with_shared_stages("judged")
     done = judged_run(results, "--judge-set", f"model={folder}")
@@ -182,7 +182,7 @@ def test_run_is_judged_by_a_reward_model_from_the_start(tmp_path):
     ("settings", "message"),
     [
         ((), "needs a model: --judge-set model=FOLDER_OR_HUB_ID"),
-        (("model=/nonexistent/folder",), "could not be loaded"),
+        (("model=/nonexistent/folder",), "could be loaded"),
         (("model=CAUSAL",), "has no score.weight, which would be random"),
     ],
 )

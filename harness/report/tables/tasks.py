@@ -89,9 +89,9 @@ def _outcomes(name: str, record: Record) -> dict[int, dict[str, float]]:
     mean = fmean(both["metrics"] for both in kept.values()) if kept else float("nan")
     if not abs(mean - about["mean"]) <= AGREE:
         raise HarnessError(
-            f"{record_behind(name, record)['folder']}: the mean of {name} is {mean:.6g} in {TASKS} and"
-            f" {about['mean']:.6g} in result.json. One of the files was changed: evaluate the run"
-            " again."
+            f"{record_behind(name, record)['folder']}: the mean of {name} is {mean:.6g} in {TASKS}"
+            f" and {about['mean']:.6g} in result.json. One of the files was changed: evaluate the"
+            " run again."
         )
     return kept
 

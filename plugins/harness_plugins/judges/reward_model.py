@@ -39,6 +39,12 @@ class RewardModel(Judge):
 
         return SequenceScorer(self.model, self.device, self.batch_size)
 
+    def check_models(self):
+        """Read the model once, and let it go."""
+        from harness.models.sequence_scorer import SequenceScorer
+
+        SequenceScorer(self.model)
+
     def prepare(self, suite, stages):
         """Read the model."""
         self.counts = Counter()
