@@ -322,6 +322,17 @@ class Lab(Protocol):
             Diverged: The reward model returned a value that is not finite.
         """
 
+    def rewards(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the rewards that `RewardOptions` ask for apart, for methods that weigh them.
+
+        Args:
+            batch: Completions (B, K, T).
+
+        Returns:
+            (B, K) rewards by name: `reward`, or `verdict_LABEL` for each of several verifiers; and
+            `missing_eos` and `length`, at most 0, for penalties that are set.
+        """
+
     def verify(self, batch: Batch) -> Tensor:
         """Return (B, K) verdicts of the suite's verifier; NaN where it cannot decide.
 

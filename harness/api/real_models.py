@@ -168,6 +168,7 @@ RECIPES: dict[str, Recipe] = {
     "opo": _LIKE_GRPO,
     "gpg": _LIKE_GRPO,
     "maxrl": _LIKE_GRPO,
+    "gdpo": _LIKE_GRPO,
     "rlvr": _GRPO,
     "rlvr:algorithm=ppo": _PPO,
     "rlaif": _PPO,

@@ -309,6 +309,14 @@ class Lab(DataStreams):
         self._samples.scored(batch, rewards)
         return rewards
 
+    def rewards(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the parts of the reward, each (B, K), by name: see `api.lab`."""
+        enforce()
+        parts = self._scoring.rewards(batch)
+        self._shared.check_written()
+        self._samples.scored(batch, torch.stack(list(parts.values())).sum(0))
+        return parts
+
     def verify(self, batch: Batch) -> Tensor:
         """Return (B, K) verdicts of the suite's verifier; NaN where an answer cannot be scored."""
         enforce()

@@ -51,16 +51,35 @@ class RewardScorer:
 
     def reward(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
         """Return (B, K) rewards: see Lab.reward."""
+        scores, _ = self._scores(batch, sampler)
+        for penalty in self._penalties(batch).values():
+            scores = scores + penalty
+        return scores
+
+    def rewards(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the rewards (B, K) apart, by name: see Lab.rewards."""
+        whole, parts = self._scores(batch, None)
+        verdicts = {f"verdict_{label}": column for label, column in parts.items()}
+        return {**(verdicts or {"reward": whole}), **self._penalties(batch)}
+
+    def _scores(self, batch: Batch, sampler: Sampler | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return (B, K) learned rewards or verdicts, and those of several verifiers by label."""
         options = self._options
         if options.reward == "verifier":
-            scores = self.verdicts(batch, sampler)
-        else:
-            if options.reward_refresh and sampler is None:
-                self._keep_fresh(batch.prompts, options.reward_refresh)
-            scores = self._learned(batch, options, sampler)
+            return self._verdicts(batch, sampler)
+        if options.reward_refresh and sampler is None:
+            self._keep_fresh(batch.prompts, options.reward_refresh)
+        return self._learned(batch, options, sampler), {}
+
+    def _penalties(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what the options take from the reward, (B, K) by name; all at most 0."""
+        options, penalties = self._options, {}
         if options.missing_eos_penalty:
-            scores = scores - options.missing_eos_penalty * (~self._ended(batch)).float()
-        return scores - options.length_penalty * batch.lengths
+            unended = (~self._ended(batch)).float()
+            penalties["missing_eos"] = -options.missing_eos_penalty * unended
+        if options.length_penalty:
+            penalties["length"] = -options.length_penalty * batch.lengths
+        return penalties
 
     def _learned(self, batch: Batch, options: RewardOptions, sampler: Sampler | None) -> Tensor:
         models = self.models()[: options.reward_members]
@@ -153,7 +172,11 @@ class RewardScorer:
         self._runtime.meter.add(**{"labels" if self._labels_from().human else "ai_labels": labels})
 
     def verdicts(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
-        """Return (B, K) verdicts of the suite's verifier; NaN where an answer cannot be scored.
+        """Return (B, K) verdicts of the suite's verifier; NaN where an answer cannot be scored."""
+        return self._verdicts(batch, sampler)[0]
+
+    def _verdicts(self, batch: Batch, sampler: Sampler | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the verdicts, and those of several verifiers by label.
 
         The means of several verifiers are logged apart, as `verdict_LABEL`.
         """
@@ -166,7 +189,7 @@ class RewardScorer:
         if sampler is None:
             means = {label: column.nanmean() for label, column in parts.items()}
             self._lab.log(**{f"verdict_{k}": mean for k, mean in means.items() if mean == mean})
-        return values
+        return values, parts
 
     def models(self) -> Sequence[RewardModel | HubReward]:
         """Return the reward models, loaded when first asked for."""

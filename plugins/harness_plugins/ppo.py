@@ -36,6 +36,12 @@ class PPO(OnPolicyOptions):
     critic_learning_rate: float | None = None  # none: the policy's
     ptx_coef: float = 0.0  # weight of the demonstrations' likelihood, against forgetting
     ptx_batch_size: int = 32  # demonstrations per update, for ptx_coef
+    # VAPO (2504.05118): 50, 1, 0.05 and 0.1
+    value_pretrain_steps: int = 0  # first turns, in which the critic alone learns, on whole returns
+    critic_gae_lambda: float | None = None  # of the critic's targets; none: as the advantages'
+    lambda_alpha: float = 0.0  # gae_lambda is 1 - 1 / (lambda_alpha |y|) by completion; 0: fixed
+    positive_nll_coef: float = 0.0  # weight of the likelihood of right completions
+    positive_reward: float = 1.0  # smallest reward of a right completion, for positive_nll_coef
 
     def check(self) -> None:
         super().check()
@@ -64,6 +70,21 @@ class PPO(OnPolicyOptions):
             )
         if not self.ptx_coef:
             check_idle(self, "ptx_batch_size", "a ptx_coef above 0")
+        self._check_vapo()
+
+    def _check_vapo(self) -> None:
+        if not 0 <= self.value_pretrain_steps < self.steps:
+            raise ValueError(
+                "value_pretrain_steps lies between 0 and steps - 1: it is part of them"
+            )
+        if self.critic_gae_lambda is not None and not 0 <= self.critic_gae_lambda <= 1:
+            raise ValueError("critic_gae_lambda lies in [0, 1]")
+        if self.lambda_alpha < 0 or self.positive_nll_coef < 0:
+            raise ValueError("lambda_alpha and positive_nll_coef must not be negative")
+        if self.lambda_alpha:
+            check_idle(self, "gae_lambda", "a lambda_alpha of 0")
+        if not self.positive_nll_coef:
+            check_idle(self, "positive_reward", "a positive_nll_coef above 0")
 
     def required(self) -> frozenset[str]:
         return super().required() | ({"demonstrations"} if self.ptx_coef else set())
@@ -79,33 +100,53 @@ class PPO(OnPolicyOptions):
         last = (mask.sum(-1).long() - 1)[..., None]
         return (-beta * (logp - ref_logp) * mask).scatter_add(-1, last, score[..., None])
 
-    def advantages(self, rewards, values, mask):
+    def advantages(self, rewards, values, mask, gae_lambda=None):
         """Generalised advantage estimation (Schulman et al. 2016): delta_t = R_t + gamma V_{t+1} -
         V_t, (B, K, T).
 
         V after the last token is 0. Padding has no effect: values and rewards are 0 there, and it
-        is masked.
+        is masked. `gae_lambda` is a number or (B, K); none takes the option.
         """
+        gae_lambda = self.gae_lambda if gae_lambda is None else gae_lambda
         out, ahead = torch.zeros_like(rewards), torch.zeros_like(rewards[..., 0])
         following = torch.cat([values[..., 1:], torch.zeros_like(values[..., :1])], -1)
         for t in reversed(range(rewards.shape[-1])):
             delta = rewards[..., t] + self.gamma * following[..., t] - values[..., t]
-            ahead = (delta + self.gamma * self.gae_lambda * ahead) * mask[..., t]
+            ahead = (delta + self.gamma * gae_lambda * ahead) * mask[..., t]
             out[..., t] = ahead
         return out
 
+    def lambdas(self, mask):
+        """Return the lambda of the advantages: a number, or 1 - 1 / (alpha |y|), (B, K), at least 0
+        (VAPO, eq. 6).
+        """
+        if not self.lambda_alpha:
+            return self.gae_lambda
+        return (1 - 1 / (self.lambda_alpha * mask.sum(-1).clamp(min=1))).clamp(min=0)
+
     def loss(self, logp, batch):
         """Clipped surrogate (Schulman et al. 2017, eq. 7): -min(rho A, clip(rho, 1-eps, 1+eps) A)
-        per token.
+        per token; with `nll_weight` (B, K) plus nll_weight (-log pi).
         """
         ratio = torch.exp(logp - batch["old_logp"])
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
         advantages = batch["advantages"]
         outside = ((ratio - 1).abs() > self.clip_range).float()
-        return -torch.min(ratio * advantages, clipped * advantages), {
-            "clip_fraction": outside,
-            "ratio": ratio,
-        }
+        loss = -torch.min(ratio * advantages, clipped * advantages)
+        if "nll_weight" in batch:
+            loss = loss - batch["nll_weight"][..., None] * logp
+        return loss, {"clip_fraction": outside, "ratio": ratio}
+
+    def weighed(self, part):
+        """Return an update's completions with `nll_weight` (B, K): its mean over all tokens is
+        positive_nll_coef times the mean over the tokens of right completions (VAPO, eq. 9).
+        """
+        if not self.positive_nll_coef:
+            return part
+        lengths = part["mask"].sum(-1)
+        right = (part["reward"] >= self.positive_reward).to(lengths)  # NaN is not
+        share = lengths.sum() / (right * lengths).sum().clamp(min=1)
+        return part.with_columns(nll_weight=self.positive_nll_coef * share * right)
 
     def value_loss(self, values, batch):
         """0.5 max((V - G)^2, (clip(V, V_old +- eps) - G)^2) per token, as in the released code of
@@ -148,8 +189,8 @@ class PPO(OnPolicyOptions):
             return None
         if self.whiten_rewards:
             rewards = logprobs.masked_whiten(rewards, mask, shift_mean=False)
-        advantages = self.advantages(rewards, values, mask)
-        returns = advantages + values
+        advantages = self.advantages(rewards, values, mask, self.lambdas(mask))
+        returns = self.targets(lab, rewards, values, mask, advantages)
         lab.log(explained_variance=explained_variance(values, returns, mask))
         if self.whiten_advantages:
             advantages = logprobs.masked_whiten(advantages, mask)
@@ -157,12 +198,25 @@ class PPO(OnPolicyOptions):
             mask=mask, old_logp=logp, advantages=advantages, returns=returns, old_values=values
         )
 
+    def targets(self, lab, rewards, values, mask, advantages):
+        """Return what the critic learns, (B, K, T): values plus advantages at its own lambda, which
+        is 1 while it is trained alone.
+        """
+        own = 1.0 if self.pretrains(lab) else self.critic_gae_lambda
+        apart = advantages if own is None else self.advantages(rewards, values, mask, own)
+        return apart + values
+
+    def pretrains(self, lab):
+        """Return whether the critic alone learns in this turn."""
+        return bool(self.value_pretrain_steps) and lab.turn < self.value_pretrain_steps
+
     def update(self, lab, critic, part):
         """One optimiser step on policy, critic and, if mixed in, demonstrations."""
-        terms = [
-            lab.term(self.loss, part),
-            lab.term(self.value_loss, part, of=critic, weight=self.vf_coef),
-        ]
+        value_term = lab.term(self.value_loss, part, of=critic, weight=self.vf_coef)
+        if self.pretrains(lab):
+            lab.step(value_term)
+            return
+        terms = [lab.term(self.loss, self.weighed(part)), value_term]
         if self.ptx_coef:
             demos = lab.demonstrations(self.ptx_batch_size)
             terms.append(lab.term(lambda logp, batch: -logp, demos, weight=self.ptx_coef))
@@ -178,7 +232,8 @@ class PPO(OnPolicyOptions):
             and self.gamma == 1
             and self.temperature is None
         )
-        return problem.tilted(self.beta) if exact and not self.ptx_coef else None
+        more = self.ptx_coef or self.positive_nll_coef
+        return problem.tilted(self.beta) if exact and not more else None
 
 
 def explained_variance(values, returns, mask):

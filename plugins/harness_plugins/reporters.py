@@ -192,6 +192,7 @@ DISPLAY_NAMES = {  # display names of the built-in methods in LaTeX
     "exo": "EXO",
     "f_dpo": "$f$-DPO",
     "focal_po": "FocalPO",
+    "gdpo": "GDPO",
     "gmpo": "GMPO",
     "gpg": "GPG",
     "gpo": "GPO",

@@ -99,6 +99,7 @@ class Arithmetic(Embedded):
         "best_of_n": {"reward": "model", "n": 4},
         "slic": RECOMMENDED["slic"] | {"reward": "model"},  # pairs do not need it
         **dict.fromkeys(("grpo", "rloo", *GROUPS), SAMPLES | {"learning_rate": 5e-4, "beta": 0.05}),
+        "gdpo": RECOMMENDED["gdpo"] | {"learning_rate": 5e-4},
         "maxrl": RECOMMENDED["maxrl"] | {"learning_rate": 5e-4},
         "reinforce_pp": SAMPLES | {"learning_rate": 5e-4, "beta": 0.05, "minibatch_size": 16},
         "ppo": PPO | {"steps": 40, "learning_rate": 5e-4, "beta": 0.05},

@@ -44,7 +44,8 @@ from harness_suites.summarization import Summarization
 from harness_suites.embedded import GROUPS
 
 ON_POLICY = (
-    *("grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rlaif", "rrhf", "maxrl"),
+    *("grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rlaif", "rrhf"),
+    *("gdpo", "maxrl"),
     *GROUPS,
 )
 

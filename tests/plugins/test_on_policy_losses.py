@@ -16,6 +16,7 @@ from harness_plugins.on_policy.clip_cov import ClipCov
 from harness_plugins.on_policy.covariance import covariances
 from harness_plugins.on_policy.dapo import DAPO, with_signal
 from harness_plugins.on_policy.dppo import DPPO
+from harness_plugins.on_policy.gdpo import GDPO
 from harness_plugins.on_policy.gmpo import GMPO
 from harness_plugins.on_policy.gpg import GPG
 from harness_plugins.on_policy.gspo import GSPO
@@ -219,6 +220,12 @@ CASES = {
         by_token(lambda u, lp, v, y: -gate(u, y.a) * y.a),
         by_token(lambda u, lp, v, y: -gate(u, -y.a) * y.a),  # temperatures exchanged
     ),
+    "gdpo": (
+        GDPO(clip_range=0.3),
+        "means",
+        by_token(lambda u, lp, v, y: surrogate(math.exp(u), y.a, 0.3, 0.3)),
+        by_token(lambda u, lp, v, y: -math.exp(u) * y.a),  # without the clip
+    ),
     "luspo": (
         LUSPO(clip_range=0.1, clip_range_high=0.15),
         "means",
@@ -314,6 +321,7 @@ LIMITS = {
         GRPO(**GRPO_OFF, **GRPO_OF_GMPO),
         ONE,
     ),
+    "gdpo steps as grpo": (GDPO(), GRPO(**GRPO_OFF), {}),
     "sapo starts as grpo": (SAPO(), GRPO(**GRPO_OFF), {"drift": 0.0}),
     "luspo of one token is gspo": (LUSPO(), GSPO(clip_range=2e-3, clip_range_high=2.5e-3), ONE),
     "vespo starts as cispo": (VESPO(), CISPO(), {"drift": 0.0}),
@@ -511,6 +519,61 @@ def test_maxrl_divides_by_the_mean():
     assert MaxRL().advantages(torch.tensor([[0.0, 0.0]]), None).tolist() == [[0.0, 0.0]]
     with pytest.raises(UsageError, match="a reward is -1"):
         MaxRL().advantages(torch.tensor([[1.0, -1.0]]), None)
+
+
+class TwoRewards:
+    """Rollouts of one turn with these rewards, each (B, K)."""
+
+    def __init__(self, **rewards):
+        self.told = rewards
+        self.logged = {}
+
+    def rollout(self, *_):
+        return Columns(mask=torch.ones(*next(iter(self.told.values())).shape, 1))
+
+    def rewards(self, batch):
+        return self.told
+
+
+SECOND = torch.tensor([[0.0, -1.0, -1.0, 0.0], [0.0, -1.0, 0.0, 0.0], [-1.0, 0.0, 0.0, -1.0]])
+
+
+def normalised(values):
+    spread = math.sqrt(mean([(v - mean(values)) ** 2 for v in values])) + 1e-4
+    return [(v - mean(values)) / spread for v in values]
+
+
+def test_gdpo_normalises_each_reward_in_its_group_and_the_sum_over_the_rollout():
+    first = REWARDS.nan_to_num(2.0)
+
+    def advantages(scale=1.0):
+        method = GDPO(missing_eos_penalty=0.5)
+        lab = TwoRewards(reward=scale * first, missing_eos=0.5 * SECOND)
+        batch = method.scored(lab, None)
+        torch.testing.assert_close(batch["reward"], scale * first + 0.5 * SECOND)
+        return method.advantages(batch["reward"], batch)
+
+    sums = []
+    for one, two in zip(first.tolist(), SECOND.tolist(), strict=True):
+        pairs = zip(normalised(one), normalised(two), strict=True)
+        sums += [a + 0.5 * b for a, b in pairs]
+    told = torch.tensor(normalised(sums)).view(3, 4)
+    torch.testing.assert_close(advantages(), told, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(advantages(scale=30.0), told, atol=1e-3, rtol=1e-3)
+    added = GRPO().advantages(first + 0.5 * SECOND)  # normalised after the sum
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(advantages(), added, atol=1e-2, rtol=1e-2)
+
+
+def test_gdpo_leaves_unknown_rewards_out_and_needs_two():
+    batch = GDPO().scored(TwoRewards(reward=REWARDS, missing_eos=SECOND), None)
+    ours = GDPO().advantages(batch["reward"], batch)
+    known = ~REWARDS.isnan()
+    assert (ours[~known] == 0).all() and abs(float(ours[known].mean())) < 1e-6
+    nothing = Columns(normalised=torch.zeros(1, 2))
+    assert GDPO().advantages(torch.full((1, 2), NAN), nothing).tolist() == [[0.0, 0.0]]
+    with pytest.raises(UsageError, match="this run has one"):
+        GDPO(missing_eos_penalty=0.0).scored(TwoRewards(reward=REWARDS), None)
 
 
 def expected_gradient(method, size):
@@ -823,6 +886,8 @@ class RefillLab:
         (OPO(num_generations=1), "num_generations"),
         (GPG(num_generations=1), "num_generations"),
         (DAPO(entropy_coef=-0.1), "entropy_coef"),
+        (GDPO(beta=0.1), "beta is 0"),
+        (GDPO(clip_range=0.0), "clip_range"),
         (GRPO(top_entropy=0.0), "top_entropy"),
     ],
     ids=lambda x: x if isinstance(x, str) else x.name,
