@@ -59,13 +59,17 @@ def grpo_loss(case, t, logp):
     beta = o["beta"] if "ref_logp" in t else 0.0  # a KL in the reward is in the advantages
     trainer = Plain(**SHARED, model=Plain(training=True), beta=beta, use_vllm=False)
     trainer.loss_type, trainer.off_policy_mask_threshold = SAMPLES[case["name"]], None
-    trainer.importance_sampling_level = "sequence" if case["name"] == "gspo" else "token"
+    whole = case["name"] in ("gspo", "luspo")
+    trainer.importance_sampling_level = "sequence" if whole else "token"
     trainer.epsilon_low, trainer.epsilon_high = low, low if high is None else high
     trainer.top_entropy_quantile, trainer._entropy_bonus_enabled = 1.0, False
     trainer.current_gradient_accumulation_steps = 1
     trainer.args = Plain(use_bias_correction_kl=False, delta=None, steps_per_generation=1)
     trainer.args.sapo_temperature_pos = o.get("tau_pos")
     trainer.args.sapo_temperature_neg = o.get("tau_neg")
+    for name in ("k_pos", "lambda_pos", "k_neg", "lambda_neg"):
+        setattr(trainer.args, f"vespo_{name}", o.get(name))
+    trainer.get_gamma_weights = GRPOTrainer.get_gamma_weights
     trainer._metrics = defaultdict(lambda: defaultdict(list))
     rows = logp.flatten(0, 1)
     out = rows, torch.zeros_like(rows), None  # log-probabilities, entropies, auxiliary loss

@@ -74,10 +74,10 @@ class Table:
 class RecordingLab:
     """What a method may ask for, from tables. Each stream yields one batch."""
 
-    def __init__(self, soft: bool = False) -> None:
+    def __init__(self, soft: bool = False, verified: bool = False) -> None:
         start = 0.7 * drawn("start", shape=(WORDS, WORDS))
         sampler = start + 0.5 * drawn("sampler", shape=(WORDS, WORDS))
-        self.soft = soft
+        self.soft, self.verified = soft, verified  # soft labels; a reward of verdicts
         self.reference = self.start = Table(start)
         self._sampler = Table(sampler)
         self.policy = Table(sampler + 0.25 * drawn("policy", shape=(WORDS, WORDS)))
@@ -141,6 +141,10 @@ class RecordingLab:
         """Return demonstrations, B at most."""
         return self._batch("demonstrations", self._prompts(min(n, PROMPTS)), 1)
 
+    def demonstrated(self, *_: Any, **__: Any) -> Iterator[Batch]:
+        """Yield B demonstrations once."""
+        yield self.demonstrations(PROMPTS)
+
     def minibatches(self, batch: Batch, size: int, epochs: int = 1) -> Iterator[Batch]:
         """Yield the whole batch once."""
         yield batch
@@ -151,14 +155,25 @@ class RecordingLab:
         batch = self._batch(f"rollout {self._rollouts}", prompts, n)
         return batch.with_columns(logp=self._sampler.logp(batch))
 
+    def greedy(self, prompts: PromptBatch, max_new_tokens: int | None = None) -> Batch:
+        """Return completions (B, 1, T) without log-probabilities."""
+        return self._batch("greedy rollout", prompts, 1)
+
     def reward(self, batch: Batch, sampler: Any = None) -> Tensor:
         """Return (B, K) rewards."""
+        return self.verify(batch) if self.verified else self._learned(batch)
+
+    def _learned(self, batch: Batch) -> Tensor:
         b, k, _ = batch.shape
         return drawn("reward", shape=(b, k))
 
+    def rewards(self, batch: Batch) -> dict[str, Tensor]:
+        """Return a reward and a penalty on completions without an end, (B, K) each."""
+        return {"reward": self.reward(batch), "missing_eos": -(~batch["ended"]).double()}
+
     def verify(self, batch: Batch) -> Tensor:
         """Return (B, K) verdicts, 0 or 1."""
-        return (self.reward(batch) > 0).double()
+        return (self._learned(batch) > 0).double()
 
     def revise(self, batch: Batch, rounds: int = 1) -> Batch:
         """Return other completions of the same shape."""
@@ -256,7 +271,7 @@ def record(method: Any, soft: bool = False) -> tuple[list[list[Recorded]], set[s
     Raises:
         Unsupported: It asks for what the recording lab does not have.
     """
-    lab = RecordingLab(soft)
+    lab = RecordingLab(soft, verified=getattr(method, "reward", "model") == "verifier")
     method.train(lab)
     return lab.steps, lab.used
 

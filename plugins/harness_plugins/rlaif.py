@@ -55,6 +55,11 @@ class RLAIF(OnPolicyOptions):
     critic_learning_rate: float | None = None  # ppo: none is the policy's
     ptx_coef: float | None = None  # ppo: weight of the demonstrations' likelihood
     ptx_batch_size: int | None = None  # ppo: demonstrations per update
+    value_pretrain_steps: int | None = None  # ppo: first turns, in which the critic alone learns
+    critic_gae_lambda: float | None = None  # ppo: of the critic's targets
+    lambda_alpha: float | None = None  # ppo: lambda grows with the completion's length
+    positive_nll_coef: float | None = None  # ppo: weight of the likelihood of right completions
+    positive_reward: float | None = None  # ppo: smallest reward of a right completion
     epochs: float | None = None  # dpo: passes over the pairs
     shuffle_labels: bool | None = None  # dpo: a control, labels drawn by a coin
     label_smoothing: float | None = None  # dpo: assumed share of flipped labels
