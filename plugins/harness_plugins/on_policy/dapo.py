@@ -24,9 +24,8 @@ class DAPO(EntropyOptions, Surrogate):
     clip_range: float = 0.2  # of the probability ratio, its lower side
     clip_range_high: float = 0.28  # its upper side
     dynamic_sampling: bool = True  # replace groups whose rewards are all the same
-    max_refills: int = (
-        9  # batches of further prompts per turn at most (the authors' code: 10 in all)
-    )
+    # batches of further prompts per turn at most; the authors' code has 10 with the first
+    max_refills: int = 9
     overlong_penalty: float = 1.0  # reward lost by the longest completion
     overlong_cache: float = 0.2  # last share of the longest length, over which the penalty rises
 
