@@ -22,7 +22,7 @@ from harness.experiments.requirements.stages import Configured, Lengths, Stage, 
 
 GB = 1e9
 METHODS = ("dpo", "grpo", "ppo")
-PARTS = ("gradients", "optimiser", "activations", "logits", "cache")
+PARTS = ("gradients", "optimiser", "activations", "logits", "cache", "gathered")
 DEVICES = (24, 80)  # GB of one device
 LEFT = 0.9  # of a device: the rest is for its context and for fragments
 LENGTHS = Lengths(512, 512)
@@ -46,6 +46,8 @@ WAYS: dict[str, dict[str, Any]] = {
     },
 }
 WAYS["nf4"] = {**WAYS["least"], "weights": "nf4"}  # of adapters alone
+for count in (8, 64):  # of each of so many devices
+    WAYS[f"sharded {count}"] = {**WAYS["least"], "shard": "full", "processes": count}
 RANK = 16
 FEW = (2, 3)  # layers of the models that are laid out
 

@@ -25,9 +25,9 @@ METHODS = ("grpo", "ppo")
 TURNS = 5
 SETTINGS = {
     "steps": TURNS,
-    "batch_size": 4,
+    "batch_size": 3,
     "num_generations": 8,
-    "max_new_tokens": 48,
+    "max_new_tokens": 32,
     "reward": "verifier",
     "learning_rate": 1e-5,
     "lr_schedule": "constant",
@@ -83,7 +83,7 @@ def arguments(method: str, model: str, results: str) -> list[str]:
     settings = dict(SETTINGS)
     words = ["run", "-m", method, "-s", "arithmetic", "--model", model, "--start", "model"]
     words += ["--engine", Beside.name, "-p", __file__, "--check-rollouts", "--save", "none"]
-    words += ["--stage-set", "evaluation.prompts=8", "--device", "cpu", "--threads", "1"]
+    words += ["--stage-set", "evaluation.prompts=2", "--device", "cpu", "--threads", "1"]
     for name, value in settings.items():
         words += ["--set", f"{name}={value}"]
     return [*words, "--results", results]
