@@ -2,9 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +27,7 @@ from ..helpers.tools import (
     launched,
     on_small,
     only_run,
+    outputs,
     with_shared_stages,
 )
 
@@ -112,6 +117,59 @@ def test_models_beside_the_policy_are_sharded_too(name):
 def rows(folder, name):
     text = (folder / name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def sharded_run(results, err):
+    """Start a sharded run in two processes; its messages go to a file."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    more = ["--shard", "full", "--set", "steps=12", "--checkpoint-every", "1steps"]
+    asked = [sys.executable, *launcher, "-m", "harness", *on_small("dpo", *more, results=results)]
+    with err.open("w", encoding="utf-8") as stream:
+        return subprocess.Popen(
+            [*map(str, asked)], env={**os.environ, **ENV}, stdout=stream, stderr=stream
+        )
+
+
+def process_of_rank(launcher, rank):
+    """Return the process id of a rank that a launcher has started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            names = (folder / "environ").read_bytes().split(b"\0")
+            if int(parent) == launcher.pid and f"RANK={rank}".encode() in names:
+                return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sharded_run_ends_when_a_process_is_killed_and_resumes(rank, tmp_path):
+    """Both processes end within a minute, in at most one message; the same command goes on, and
+    ends in the bytes of an undisturbed run.
+    """
+    where, whole = with_shared_stages(f"killed{rank}"), with_shared_stages(f"whole{rank}")
+    begun = sharded_run(where, tmp_path / "err")
+    rows, until = [], time.monotonic() + 300
+    while len(rows) < 4 and time.monotonic() < until and begun.poll() is None:
+        time.sleep(0.02)
+        files = list(where.glob("runs/small/dpo/*/metrics.jsonl"))
+        rows = files[0].read_text("utf-8").splitlines() if files else []
+    other = process_of_rank(begun, 1 - rank)
+    os.kill(process_of_rank(begun, rank), signal.SIGKILL)
+    killed = time.monotonic()
+    assert begun.wait(60) != 0
+    while Path(f"/proc/{other}").exists() and time.monotonic() - killed < 60:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{other}").exists(), "the other process goes on"
+    text = (tmp_path / "err").read_text("utf-8")
+    assert text.count("harness: ") <= 1 and 4 <= len(rows) < 12
+    for results in (where, whole):
+        assert sharded_run(results, tmp_path / "err").wait(300) == 0, (tmp_path / "err").read_text()
+    folders = [only_run(results, "small", "dpo") for results in (where, whole)]
+    assert outputs(folders[0]) == outputs(folders[1]) and len(outputs(folders[0])) == 3
+    record = json.loads((folders[0] / "result.json").read_text("utf-8"))
+    assert record["runtime"]["resumed_after_turns"]
 
 
 @pytest.mark.slow
