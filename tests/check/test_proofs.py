@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
+from harness_suites.embedded import GROUPS
 from harness_suites.exact import Exact
 
 from ..helpers.tools import command, fresh, plugin, results
@@ -107,6 +108,7 @@ SAMPLED = (  # the first by default
     "r_dpo",
     "sppo_hard",
     "wpo",
+    *GROUPS,
 )
 CLOSER = {  # what the suite's settings, which are for a minute, leave too far away
     # where candidates are equally likely the loss has a kink: the last steps have to be small

@@ -16,6 +16,7 @@ import torch
 from harness_plugins.dpo import DPO
 from harness_plugins.grpo import GRPO, forward_tilted, without_signal
 from harness_plugins.online_dpo import OnlineDPO
+from harness_plugins.ppo import PPO
 from harness_plugins.raft import RAFT
 from harness_plugins.reinforce_pp import ReinforcePP
 from harness_plugins.rloo import RLOO
@@ -634,6 +635,35 @@ def test_without_a_kl_no_reference_is_held(method, trained):
         "policy",
         "reference",
     }
+
+
+def test_the_policy_stays_where_it_is_while_the_critic_alone_learns(trained):
+    options = FEW | {"steps": 3, "num_ppo_epochs": 1, "critic_from_reward": False}
+    first, second, third = trained(PPO(**options, value_pretrain_steps=1)).rows
+    assert "grad_norm" not in first and first["grad_norm_value"] > 0
+    assert second["grad_norm"] > 0 and abs(second["kl"]) < 1e-4 < abs(third["kl"])
+    assert abs(trained(PPO(**options), name="other").rows[1]["kl"]) > 1e-4
+
+
+def test_entropies_cost_one_pass_and_a_bonus_none(trained):
+    def run(name, **options):
+        done = trained(GRPO(**FEW | {"beta": 0.0}, **options), name=name)
+        cost = done.meter.total(("update",))
+        return done.rows, cost.flops, cost.tokens_trained
+
+    told = [
+        run("plain"),
+        run("bonus", entropy_coef=0.5),
+        run("uncertain", top_entropy=0.2),
+    ]
+    (plain, bonus, uncertain), flops, tokens = zip(*told, strict=True)
+    # the meter of these tests goes on from run to run
+    each = [b - a for a, b in zip((0.0, *flops), flops, strict=False)]
+    assert each[1:] == pytest.approx([each[0], 4 / 3 * each[0]], rel=0.05)
+    assert tokens[1:] == pytest.approx((2 * tokens[0], 3 * tokens[0]), rel=0.05)
+    assert bonus[0]["policy_entropy"] == pytest.approx(plain[0]["entropy"], rel=0.3)
+    assert bonus[0]["loss"] < plain[0]["loss"] - 0.4 * bonus[0]["policy_entropy"]
+    assert uncertain[0]["grad_norm"] != pytest.approx(plain[0]["grad_norm"], rel=1e-3)
 
 
 def test_rlvr_is_its_algorithm_to_the_bit(trained):
