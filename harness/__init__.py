@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .api.methods import GradientMethod as GradientMethod
     from .api.methods import OnPolicyOptions as OnPolicyOptions
     from .api.methods import PairOptions as PairOptions
+    from .api.methods import TeacherOptions as TeacherOptions
     from .core.run_folder import load_results as load_results
     from .core.settings import RewardOptions as RewardOptions
     from .evaluation import kl as kl
@@ -39,7 +40,7 @@ _NAMES = {
     "api.hookspecs": "hookimpl",
     "api.lab": "Lab",
     "api.suite_stages": "SuiteStages",
-    "api.methods": "GradientMethod OnPolicyOptions PairOptions",
+    "api.methods": "GradientMethod OnPolicyOptions PairOptions TeacherOptions",
     "api.verifiers": "Verdicts make_verifier verdicts",
     "core.data": (
         "Comparison Demonstration Labelled Pair Principle Prompt Sampling completion_text"

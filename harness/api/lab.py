@@ -58,6 +58,20 @@ class Model(Protocol):
         entropies with gradients, from one pass.
         """
 
+    def against(self, other: Any, divergence: Callable[[Tensor, Tensor], Tensor]) -> Any:
+        """Return this model beside another one for `Lab.term(of=...)`.
+
+        Its output is (B, K, T, 3): log-probabilities of the tokens under this model and under the
+        other one, and the divergence of the two distributions at each token. Only this model has
+        gradients. Distributions are computed in parts, never all at once; the other model's pass
+        is counted.
+
+        Args:
+            other: The reference, or `lab.teacher(...)`.
+            divergence: Of log-probabilities (m, V) of this model and the other one at m tokens;
+                returns (m,).
+        """
+
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
         """Return one completion per prompt (B, 1, T), drawn with the sampler."""
 
@@ -281,6 +295,16 @@ class Lab(Protocol):
             UsageError: It cannot be read.
         """
 
+    def teacher(self, name: str) -> Any:
+        """Return a frozen model to learn from, a `Model`; it is held and counted as `teacher`.
+
+        Args:
+            name: A folder in Hugging Face format, a PEFT adapter's folder, or a hub id.
+
+        Raises:
+            UsageError: It cannot be read, or its tokens are not the start checkpoint's.
+        """
+
     def move_reference(self, share: float = 1.0) -> None:
         """Copy the weights of the policy into the reference, for iterated methods.
 
@@ -382,9 +406,10 @@ class Lab(Protocol):
 
         Args:
             loss: See `step`. With `of=critic` its first argument holds values (B, K, T), with
-                `of=policy.with_entropy` log-probabilities and entropies (B, K, T, 2).
+                `of=policy.with_entropy` log-probabilities and entropies (B, K, T, 2), with
+                `of=policy.against(...)` the columns (B, K, T, 3) named there.
             batch: Completions (B, K, T) and the columns that the loss reads.
-            of: The policy by default, `policy.with_entropy`, or the critic.
+            of: The policy by default, `policy.with_entropy`, `policy.against(...)`, or the critic.
             weight: Factor of this term.
             reduction: Of per-token losses: "token-mean", "seq-mean-token-mean",
                 "seq-mean-token-sum", or a number that the sum over tokens is divided by.

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from ..core.model_folder import model_files
 from ..core.settings import AdamWOptions, LoraOptions, RewardOptions, base_class, check_idle
 from .contracts import Method
 
@@ -55,6 +57,33 @@ class PairOptions(GradientMethod):
     def pairs(self, lab: Lab) -> Iterator[Batch]:
         """Yield the pairs as these options say: (B, 2, T), chosen first."""
         return lab.pairs(self.epochs, self.steps, shuffle_labels=self.shuffle_labels)
+
+
+@base_class
+@dataclass
+class TeacherOptions(GradientMethod):
+    """A method that learns from the distributions of another model, which is held beside the
+    policy.
+    """
+
+    teacher: str = ""  # a folder in Hugging Face format, an adapter's folder, or a hub id
+
+    def check(self) -> None:
+        """Raise ValueError unless a model is named."""
+        super().check()
+        if not self.teacher:
+            raise ValueError(
+                f"the method {self.name} needs a teacher: --set teacher=FOLDER_OR_HUB_ID, a model"
+                " with the start checkpoint's tokens"
+            )
+        paths = self.teacher.startswith((".", "/", "~")) or self.teacher.count("/") > 1
+        if paths and not Path(self.teacher).is_dir():
+            raise ValueError(f"teacher={self.teacher}: there is no such folder")
+
+    def data_files(self) -> list[Path]:
+        """Return the files of the teacher's folder. A changed teacher makes another run."""
+        folder = Path(self.teacher)
+        return model_files(folder) if self.teacher and folder.is_dir() else []
 
 
 @base_class

@@ -142,6 +142,7 @@ RECIPES: dict[str, Recipe] = {
     "a_lol": Recipe(
         **_rates(2e-5, 2e-4), source="by analogy to sft_chosen: weighted imitation", verified=False
     ),
+    "tdpo": _LIKE_DPO,
     "info_nca": _LIKE_DPO,
     "lipo": _LIKE_DPO,
     "nca_k": _LIKE_DPO,

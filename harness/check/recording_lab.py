@@ -64,11 +64,25 @@ class Table:
 
     def logp(self, batch: Batch) -> Tensor:
         """Return log-probabilities (B, K, T) of the completion tokens; 0 on padding."""
+        every = self.logits.log_softmax(-1)[self.before(batch)]
+        return every.gather(-1, batch["completion_ids"][..., None])[..., 0] * batch["mask"]
+
+    def before(self, batch: Batch) -> Tensor:
+        """Return the token (B, K, T) before each completion token."""
         ids = batch["completion_ids"]
         last = batch.prompts.ids[:, -1:, None].expand(-1, ids.shape[1], -1)
-        before = torch.cat([last, ids[..., :-1]], -1)
-        every = self.logits.log_softmax(-1)[before]
-        return every.gather(-1, ids[..., None])[..., 0] * batch["mask"]
+        return torch.cat([last, ids[..., :-1]], -1)
+
+    def against(self, other: Table, divergence: Any) -> tuple[Table, Any]:
+        """Return what a term is of whose output holds a divergence from another table."""
+        return other, divergence
+
+    def columns(self, batch: Batch, other: Table, divergence: Any) -> Tensor:
+        """Return (B, K, T, 3): log-probabilities of both tables, and their divergence."""
+        before = self.before(batch)
+        p, q = (table.logits.log_softmax(-1) for table in (self, other))
+        apart = divergence(p, q)[before] * batch["mask"]
+        return torch.stack([self.logp(batch), other.logp(batch), apart], -1)
 
 
 class RecordingLab:
@@ -81,6 +95,7 @@ class RecordingLab:
         self.reference = self.start = Table(start)
         self._sampler = Table(sampler)
         self.policy = Table(sampler + 0.25 * drawn("policy", shape=(WORDS, WORDS)))
+        self._teacher = Table(drawn("teacher", shape=(WORDS, WORDS)))
         self._critic = SimpleNamespace(values=self._values)
         self.steps: list[list[Recorded]] = []
         self.state: dict[str, Any] = {}
@@ -189,6 +204,10 @@ class RecordingLab:
     def _values(self, batch: Batch) -> Tensor:
         return drawn("values", shape=tuple(batch["mask"].shape)) * batch["mask"]
 
+    def teacher(self, *_: Any) -> Table:
+        """Return a table of its own."""
+        return self._teacher
+
     def move_reference(self, share: float = 1.0) -> None:
         """Leave the reference where it is: one turn is recorded."""
 
@@ -222,7 +241,11 @@ class RecordingLab:
         self, loss: Any, batch: Batch, of: Any, weight: float, reduction: Any
     ) -> Recorded:
         critic = of is self._critic
-        output = (self._values(batch) + 0.1 * batch["mask"]) if critic else self.policy.logp(batch)
+        if isinstance(of, tuple):
+            output = self.policy.columns(batch, *of)
+        else:
+            shifted = 0.1 * batch["mask"]
+            output = (self._values(batch) + shifted) if critic else self.policy.logp(batch)
         name = "critic" if critic else "policy"
         return evaluated(loss, batch, output, name, weight, reduction)
 

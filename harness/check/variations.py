@@ -46,6 +46,8 @@ class Looking(Trainer):
         (gradient,) = torch.autograd.grad(
             reduce_share(losses, term.batch, term.batch, term.reduction), leaf
         )
+        if logp.dim() == 4:  # further columns beside the log-probabilities
+            logp, gradient = logp[..., 0], gradient.abs().amax(-1)
         return term.batch, logp, gradient
 
 

@@ -67,6 +67,7 @@ def _held(asks: Asks) -> str:
         "reference": asks.reference,
         "critic": asks.critic,
         "reward": asks.rewards > 0,
+        "teacher": asks.teaches,
     }
     return ", ".join(name for name, is_held in held.items() if is_held) or "start"
 

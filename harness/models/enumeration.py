@@ -30,6 +30,7 @@ class Enumerated:
     mu: Tensor  # (P, N) how often a completion occurs in preference pairs
     prefer: Tensor  # (P, N, N) probability that the labeller prefers the row's completion
     demonstrated: Tensor | None = None  # (P, N) distribution of the demonstrations, if known
+    taught: Tensor | None = None  # (P, N) probabilities of a teacher, if known
 
     def tilted(self, beta: float) -> Tensor:
         """Return pi* = ref exp(r / beta) / Z (P, N), which maximises E r - beta KL(pi || ref)."""

@@ -61,7 +61,7 @@ class Predictions:
 
     def logits(self, part: slice) -> Tensor:
         """Return (m, V) float32 logits divided by the sampling temperature."""
-        return self._read(self.states[part])
+        return self.read(self.states[part])
 
     def logp(self, ids: Tensor) -> Tensor:
         """Return (M,) log-probabilities of tokens (M,)."""
@@ -78,7 +78,7 @@ class Predictions:
                 logp.append(self._logp(states, ids[part]))
         # no state: an empty tensor that still depends on all of the model, so that its gradient
         # is 0
-        return torch.cat(logp) if logp else self._read(self.states).sum(-1)
+        return torch.cat(logp) if logp else self.read(self.states).sum(-1)
 
     def logp_and_entropy(self, ids: Tensor) -> Tensor:
         """Return (M, 2): log-probabilities of tokens (M,), and entropies of the distributions."""
@@ -96,18 +96,19 @@ class Predictions:
                 )
             else:
                 both.append(self._logp_and_entropy(states, ids[part]))
-        return torch.cat(both) if both else self._read(self.states).sum(-1)[:, None].expand(-1, 2)
+        return torch.cat(both) if both else self.read(self.states).sum(-1)[:, None].expand(-1, 2)
 
     def _logp_and_entropy(self, states: Tensor, ids: Tensor) -> Tensor:
-        logp = self._read(states).log_softmax(-1)
+        logp = self.read(states).log_softmax(-1)
         entropy = -(logp.exp() * logp).sum(-1)
         return torch.stack([logp.gather(-1, ids[:, None])[:, 0], entropy], -1)
 
     def _logp(self, states: Tensor, ids: Tensor) -> Tensor:
-        logp: Tensor = _LogSoftmaxAt.apply(self._read(states), ids)  # type: ignore[no-untyped-call]
+        logp: Tensor = _LogSoftmaxAt.apply(self.read(states), ids)  # type: ignore[no-untyped-call]
         return logp
 
-    def _read(self, states: Tensor) -> Tensor:
+    def read(self, states: Tensor) -> Tensor:
+        """Return (m, V) float32 logits of states (m, d), divided by the sampling temperature."""
         logits = self.head(states).float()
         return logits if self.temperature == 1 else logits / self.temperature
 

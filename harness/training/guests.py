@@ -110,7 +110,7 @@ class Guest(Policy):
         self._inner = LanguageModel(checkpoint, "policy", "score", runtime)
         self._inner.role.hold(runtime.meter)
         self._tokens, self._runtime = tokens, runtime
-        self.no_kl = tokens.unlike() or _unlike_outputs(checkpoint, start)
+        self.no_kl = tokens.unlike() or unlike_outputs(checkpoint, start)
         weights = self._inner.model
         self.model = None if self.no_kl else weights
         name = checkpoint.source
@@ -154,7 +154,7 @@ class Guest(Policy):
         return own
 
 
-def _unlike_outputs(checkpoint: InitialCheckpoint, start: InitialCheckpoint) -> str:
+def unlike_outputs(checkpoint: InitialCheckpoint, start: InitialCheckpoint) -> str:
     """Return how the numbers of logits differ; empty where they are the same."""
     ours, theirs = (_outputs(one) for one in (checkpoint, start))
     if ours == theirs:

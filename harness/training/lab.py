@@ -25,16 +25,16 @@ from ..models.lora import adapted, learn, load_own, own_state
 from ..models.lora_weights import adaptation
 from ..models.mixtures import Mixed
 from . import sampler_correction
-from .guests import Guest
+from .guests import Guest, GuestTokens, unlike_outputs
 from .inputs import MethodInputs as MethodInputs
 from .loop import Loop
 from .outside import OutsideTraining
 from .reference_cache import Cached
 from .reward_model import RewardModel
 from .rewards import RewardScorer
+from .roles import Against, WithEntropy
 from .roles import Critic as Critic
 from .roles import LanguageModel as LanguageModel
-from .roles import WithEntropy
 from .rollout_samples import RolloutSamples
 from .runtime import Runtime as Runtime
 from .shared_models import SharedModels
@@ -53,6 +53,7 @@ class Lab(DataStreams):
         self._reference: LanguageModel | None = None
         self._start: LanguageModel | None = None
         self._critic: Critic | None = None
+        self._teachers: dict[str, LanguageModel] = {}
         self._scoring = RewardScorer(self, method, method_inputs, runtime, loop)
         self._samples = RolloutSamples(method_inputs.tokens)
         self._shared = SharedModels(method.name, method_inputs)
@@ -253,6 +254,27 @@ class Lab(DataStreams):
         enforce()
         return Guest.read(name, self._method_inputs, self._runtime)
 
+    def teacher(self, name: str) -> LanguageModel:
+        """Return a frozen model to learn from, the same at each call.
+
+        Raises:
+            UsageError: It cannot be read, or its tokens are not the start checkpoint's.
+        """
+        if name not in self._teachers:
+            enforce()
+            inputs = self._method_inputs
+            assert inputs.read is not None, "a run reads models"
+            tokens = GuestTokens.read(name, inputs.tokens, self.max_new_tokens)
+            checkpoint = inputs.read(name)
+            unlike = tokens.unlike() or unlike_outputs(checkpoint, inputs.start)
+            if unlike:
+                raise UsageError(
+                    f"The model {name} cannot be the teacher of {self._method.name}: {unlike}."
+                    " Distributions of both are compared token by token."
+                )
+            self._teachers[name] = LanguageModel(checkpoint, "teacher", "score", self._runtime)
+        return self._teachers[name]
+
     def critic(
         self, shared: bool = False, from_reward: bool = True, learning_rate: float | None = None
     ) -> Critic:
@@ -349,7 +371,7 @@ class Lab(DataStreams):
         self,
         loss: Loss,
         batch: Batch,
-        of: LanguageModel | WithEntropy | Critic | None = None,
+        of: LanguageModel | WithEntropy | Against | Critic | None = None,
         weight: float = 1.0,
         reduction: str | float = "token-mean",
     ) -> Term:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 
 from torch import Tensor, nn
 
 from ..api.contracts import Policy
 from ..core.global_state import enforce
 from ..models.batches import Batch, PromptBatch
+from ..models.divergences import Divergence, completion_divergence
 from ..models.generation import Sampler
 from ..models.initial_checkpoint import InitialCheckpoint
 from ..models.loading import ScalarModel
@@ -29,6 +30,30 @@ Recall = Callable[[Batch], Cached | None]
 @dataclass(frozen=True)
 class WithEntropy:
     """A language model whose output in a step holds log-probabilities and entropies."""
+
+    role: Role
+
+
+@dataclass(frozen=True)
+class RoleBeside(Role):
+    """A role whose pass needs a pass of another model, without gradients."""
+
+    other: Role | None = None
+
+    def flops(self, batch: Batch) -> float:
+        """Return the FLOPs of one forward pass of each model."""
+        assert self.other is not None
+        return super().flops(batch) + self.other.flops(batch)
+
+    def update_flops(self, batch: Batch) -> float:
+        """Return the FLOPs of a forward and a backward pass, and of the other's forward pass."""
+        assert self.other is not None
+        return super().update_flops(batch) + self.other.flops(batch)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A language model whose output in a step holds its divergence from another one."""
 
     role: Role
 
@@ -103,6 +128,14 @@ class LanguageModel(Policy):
         return WithEntropy(
             replace(self.role, compute=lambda b: completion_logp_and_entropy(weights, b))
         )
+
+    def against(self, other: LanguageModel, divergence: Divergence) -> Against:
+        """Return this model beside another one for a term of a step: see `api.lab`."""
+        weights, beside = self._weights(), other.model
+        other.role.hold(self._runtime.meter)
+        compute = partial(completion_divergence, weights, beside, divergence)
+        own = {f.name: getattr(self.role, f.name) for f in fields(self.role)}
+        return Against(RoleBeside(**own | {"compute": compute}, other=other.role))
 
     def answer(self, prompts: PromptBatch, sampler: Sampler) -> Batch:
         """Draw one completion per prompt."""

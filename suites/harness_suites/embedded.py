@@ -99,6 +99,7 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "reinforce_pp": SAMPLES | {"minibatch_size": 16},
     "online_dpo": SAMPLES | {"beta": 0.2},
     # of the same samples as online_dpo, and not tried apart
+    "tdpo": PAIRS | {"beta": 0.3},
     "info_nca": LISTS | {"beta": 0.3},
     "lipo": LISTS | {"beta": 0.3},
     "nca_k": LISTS | {"beta": 0.3},

@@ -89,6 +89,7 @@ TRAINED = (
     "reinforce_pp",
     "online_dpo",
     *GROUPS,
+    "tdpo",
     "info_nca",
     "lipo",
     "nca_k",
@@ -197,6 +198,7 @@ class Exact(Suite):
             }
         ),
         "online_dpo": ON_POLICY | {"labels": "soft"},
+        "tdpo": OFFLINE | {"beta": 1.0},
         "info_nca": LISTS | {"beta": 1.0, "num_candidates": 4},
         "lipo": LISTS,
         "nca_k": LISTS | {"beta": 1.0, "num_candidates": 2},

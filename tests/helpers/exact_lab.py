@@ -66,6 +66,7 @@ class ExactLab:
         self.value = (
             torch.rand(prompts, n, generator=generator, dtype=torch.float64) * 2 - 1
         ) * math.sqrt(3)
+        self.taught = torch.randn(self.ref.shape, generator=generator, dtype=torch.float64)
         self.data = torch.rand(prompts, n, generator=generator, dtype=torch.float64) + 0.1
         self.data = self.data / self.data.sum(-1, keepdim=True)
         self.adam, self.steps, self.rate = (
@@ -82,6 +83,7 @@ class ExactLab:
             logp=lambda b: self.logp(self.table, b).detach(),
             entropy=lambda b: self.entropy(b).detach(),
             with_entropy=WITH_ENTROPY,
+            against=lambda other, divergence: (other, divergence),
         )
         self.ids, self.max_new_tokens = tuple(map(tuple, ids)), limit
 
@@ -91,6 +93,17 @@ class ExactLab:
         if faulty and self.shift:
             logp = torch.cat([logp[..., 1:], torch.zeros_like(logp[..., :1])], -1)
         return logp * self.seen if faulty else logp
+
+    def beside(self, batch, other, divergence):
+        """(B, K, T, 3): log-probabilities of the policy and another table, their divergence."""
+        p, q = self.table.log_softmax(-1), other.table.log_softmax(-1)
+        apart = divergence(p.flatten(0, 1), q.flatten(0, 1)).view(p.shape[:2])
+        rows = (batch["prompt"][:, None], batch["index"])
+        columns = [self.logp(self.table, batch), self.logp(other.table, batch)]
+        return torch.stack([*columns, (apart[:, self.context] * self.seen)[rows]], -1)
+
+    def teacher(self, name):
+        return SimpleNamespace(table=self.taught)
 
     def logp(self, table, batch):
         return self.every(table, faulty=True)[batch["prompt"][:, None], batch["index"]]
@@ -106,7 +119,16 @@ class ExactLab:
         prefer = torch.sigmoid(self.value[:, :, None] - self.value[:, None])
         lengths = self.mask.sum(-1).expand(ref.shape)
         mu = torch.full_like(ref, 1 / ref.shape[1])
-        return Enumerated(ref, self.value, lengths, self.ids, mu, prefer, self.data)
+        return Enumerated(
+            ref,
+            self.value,
+            lengths,
+            self.ids,
+            mu,
+            prefer,
+            self.data,
+            self.every(self.taught).sum(-1).exp(),
+        )
 
     def distance(self, optimum):
         """TV of the policy to the optimum, the worst prompt."""
@@ -209,6 +231,9 @@ class ExactLab:
             batch.output = lambda: torch.stack(
                 [self.logp(self.table, batch), self.entropy(batch)], -1
             )
+        elif isinstance(of, tuple):
+            batch = batch.with_columns()
+            batch.output = lambda: self.beside(batch, *of)
         elif of is not None:
             return None
         return loss, batch, weight, reduction

@@ -11,6 +11,7 @@ from types import FunctionType
 from typing import Any
 
 from ...api.contracts import Method
+from ...api.methods import TeacherOptions
 from ...core.settings import RewardOptions
 
 
@@ -29,6 +30,8 @@ class Asks:
         rows: Prompts of an update.
         drawn: Prompts of a rollout; 0 where nothing is drawn.
         updates: Passes over each rollout.
+        teaches: Whether a teacher is held beside the policy.
+        teacher: The folder or hub id of a teacher that it holds; empty without one.
         mixed: Whether it draws from a mixture of two models.
     """
 
@@ -43,6 +46,8 @@ class Asks:
     drawn: int
     updates: int
     mixed: bool = False
+    teacher: str = ""
+    teaches: bool = False
 
 
 OUTSIDE = "outside"  # the lab's interface for trainers of other libraries
@@ -76,6 +81,8 @@ def asks_of(method: Method) -> Asks:
         drawn=rows if online else 0,
         updates=int(passes),
         mixed="mixed_with=" in names,
+        teaches=isinstance(works, TeacherOptions),
+        teacher=works.teacher if isinstance(works, TeacherOptions) else "",
     )
 
 

@@ -22,7 +22,7 @@ from ...models.loading import size_of
 from ...training.hub_reward import NORMALISED_ON
 from .asks import Asks, asks_of
 from .moments import Machine, Models, Moment, Passes, Trained, largest, padded
-from .passes import Shape
+from .passes import Shape, outline_of
 from .sharded import Whole
 
 KEPT_CHECKPOINTS = 3  # two, and the one that is being written
@@ -311,6 +311,8 @@ def _held(run: Configured, policy: Trained, critics: list[Trained]) -> dict[str,
         weights["reference"] = models.bytes
     if asks.start and not adapter and "reference" not in weights:
         weights["start"] = models.bytes
+    if asks.teacher:
+        weights["teacher"] = size_of(outline_of(asks.teacher))[1]
     if "reward" in weights and _reward_lora(run):
         weights.setdefault("base", models.bytes)
     for critic in critics:

@@ -1,0 +1,1 @@
+"""Methods whose loss compares whole next-token distributions of two models: a file each."""
