@@ -27,8 +27,13 @@ class Aggregate:
 def iqm(scores: ArrayLike) -> float:
     """Return the interquartile mean of all run-task cells: the mean without the lowest and highest
     int(n / 4).
+
+    Raises:
+        ValueError: A score is missing. Sorting would count it as the highest.
     """
     cells = np.sort(np.asarray(scores, dtype=np.float64).ravel())
+    if not len(cells) or np.isnan(cells).any():
+        raise ValueError("the interquartile mean needs every score")
     cut = len(cells) // 4
     return float(cells[cut : len(cells) - cut].mean())
 

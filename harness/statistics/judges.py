@@ -109,7 +109,7 @@ class Agreement:
     """How far a judge agrees with human preferences; None where it cannot be computed."""
 
     pairs: int
-    missing: int  # pairs without a verdict
+    missing: int  # pairs without a verdict, or without a human preference
     accuracy: PromptEstimate | None  # over pairs on which humans prefer one answer; ties half
     kappa: PromptEstimate | None  # Cohen's, of three categories: first, tie, second
     spearman: PromptEstimate | None  # of the two probabilities
@@ -120,9 +120,10 @@ def agreement(verdicts: Sequence[float], humans: Sequence[float]) -> Agreement:
 
     Args:
         verdicts: n probabilities that the first answer is better; NaN is no verdict.
-        humans: n shares of humans who prefer the first answer; 0.5 is a tie.
+        humans: n shares of humans who prefer the first answer; 0.5 is a tie, NaN is missing.
     """
-    there = [(v, h) for v, h in zip(verdicts, humans, strict=True) if not math.isnan(v)]
+    pairs = zip(verdicts, humans, strict=True)
+    there = [(v, h) for v, h in pairs if not (math.isnan(v) or math.isnan(h))]
     right = [0.5 if v == COIN else float(side_of(v) == side_of(h)) for v, h in there if h != COIN]
     return Agreement(
         len(humans),

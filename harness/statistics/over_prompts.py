@@ -111,8 +111,13 @@ def best_of_n_estimate(values: Sequence[float], proxy: Sequence[float], n: int) 
     With the samples sorted by proxy, sample i of m is the best of C(i-1, n-1) of the C(m, n)
     subsets (Nakano et al. 2021, 2112.09332, app.). Equal proxies share the weight of their ranks,
     C(last, n) - C(first - 1, n).
+
+    Raises:
+        ValueError: There are fewer than n samples, or a value or its proxy is missing.
     """
     m = len(values)
+    if any(math.isnan(v) for v in (*values, *proxy)):
+        raise ValueError("a value or its proxy is missing: leave the sample out, and count it")
     if not 1 <= n <= m or len(proxy) != m:
         raise ValueError(
             f"best of {n} needs at least {n} samples with a proxy each, not {m} and {len(proxy)}"

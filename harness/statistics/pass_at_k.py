@@ -87,7 +87,7 @@ def mean_estimate(verdicts: Verdicts) -> PromptEstimate | None:
 
     Answers that could not be graded are left out; None where fewer than two prompts have any.
     """
-    known = [[v for v in row if v is not None] for row in verdicts]
+    known = [[v for v in row if v is not None and not math.isnan(v)] for row in verdicts]
     return known_interval([fmean(row) if row else math.nan for row in known])
 
 

@@ -47,6 +47,12 @@ def test_agreement_leaves_missing_verdicts_and_human_ties_out():
     assert found.accuracy.mean == pytest.approx(2.5 / 3) and found.accuracy.n == 3
 
 
+def test_agreement_leaves_missing_human_preferences_out():
+    found = judges.agreement([0.9, 0.1, 0.8], [1.0, 0.0, NAN])
+    assert (found.pairs, found.missing) == (3, 1)
+    assert found.accuracy.mean == 1.0 and found.kappa.n == 2
+
+
 @pytest.mark.parametrize(
     ("accuracy", "pairs", "doubt"),
     [

@@ -1,6 +1,7 @@
 """pass@k: against all choices of k answers, and in a run."""
 
 import json
+import math
 from itertools import combinations
 from statistics import fmean
 
@@ -68,6 +69,7 @@ def test_mean_of_answers_leaves_out_what_has_no_verdict():
     found = mean_estimate([[1.0, 0.5], [0.0, None], [None, None]])
     assert (found.mean, found.n) == (0.375, 2)
     assert mean_estimate([[1.0], [None]]) is None
+    assert mean_estimate([[1.0, math.nan], [0.0, 0.5]]).mean == (1 + 0.25) / 2
 
 
 @pytest.mark.parametrize(

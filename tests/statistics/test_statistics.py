@@ -298,6 +298,8 @@ def test_sign_test_is_mcnemar():
 
 def test_aggregates_by_hand():
     assert aggregate.iqm([[0, 1, 2, 3], [4, 5, 6, 100]]) == pytest.approx(3.5)
+    with pytest.raises(ValueError, match="needs every score"):
+        aggregate.iqm([1, 2, math.nan, 4])  # sorting counts it as the highest: 3
     assert aggregate.probability_of_improvement(
         [[1, 5], [3, 5]], [[2, 5], [0, 9]]
     ) == pytest.approx((0.75 + 0.25) / 2)

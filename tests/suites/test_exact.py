@@ -288,6 +288,9 @@ def test_estimator_of_best_of_n_is_the_mean_over_all_subsets(rounded):
         assert best_of_n_estimate(values, proxy, 4) == pytest.approx(subsets(5), abs=1e-3)
     with pytest.raises(ValueError, match="best of 10"):
         best_of_n_estimate(values, proxy, 10)
+    for missing in ([math.nan, 1.0], [0.0, 1.0]), ([0.0, 1.0], [math.nan, 1.0]):
+        with pytest.raises(ValueError, match="a value or its proxy is missing"):
+            best_of_n_estimate(*missing, 1)
 
 
 def test_estimator_of_best_of_n_is_unbiased(base):

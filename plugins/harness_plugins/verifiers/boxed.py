@@ -20,7 +20,7 @@ class Boxed(AnswerVerifier):
 
     Numbers are compared by value. Everything else is compared as text, without spaces and without
     LaTeX commands that only change the typesetting: \\dfrac is \\frac, \\text{cm} is cm, \\left( is
-    (. An answer without a box is wrong.
+    (, x^2 is x^{2}. A letter in brackets is that letter. An answer without a box is wrong.
     """
 
     name = "boxed"
@@ -43,7 +43,7 @@ class Boxed(AnswerVerifier):
         from .places import end_of, last_box
 
         box = last_box(end_of(text))
-        return box is not None and len(box) <= LONGEST and normal(box) == gold
+        return box is not None and len(box) <= LONGEST and is_same(box, gold)
 
     def reading(self, completion, ended):
         """Return the content of the last box in normal form."""
@@ -60,6 +60,14 @@ class Boxed(AnswerVerifier):
         ]
 
 
+def is_same(box: str, gold: str) -> bool:
+    """Return whether a box holds a gold answer in normal form; `50%` is 50 if gold has no sign."""
+    from .number_answers import is_gold, only_number
+
+    number = only_number(box) if re.fullmatch(r"-?\d+(/\d+)?%?", gold) else None
+    return normal(box) == gold if number is None else is_gold(number, gold)
+
+
 def normal(text: str) -> str:
     """Return an answer in normal form: a number by its value, other text without typesetting."""
     from .number_answers import only_number
@@ -72,7 +80,11 @@ def normal(text: str) -> str:
         if not changed:
             break
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
-    return re.sub(_SPACES, "", text).rstrip(".")
+    text = re.sub(r"(\\frac|\\sqrt|[\^_]) +(?=\w)", r"\1", text)
+    text = re.sub(r"\\frac(\d)(\w)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"(\\sqrt(?=\d)|[\^_])(\w)", r"\1{\2}", text)
+    text = re.sub(_SPACES, "", text).rstrip(".")
+    return text[1:-1] if re.fullmatch(r"\([A-Za-z]\)", text) else text
 
 
 @hookimpl

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness import hookimpl
@@ -10,6 +12,10 @@ from harness import hookimpl
 from .answer_verifier import AnswerVerifier
 
 NUMBERINGS = ("letter", "0", "1")
+CUE_TEXT, CUES = 4_000, 8  # characters in which a cue is searched, and cues that are tried
+_OPTION = re.compile(
+    r"\b(?:correct|right|best) (?:option|choice|one)\b[*_]* ?(?:is|:)", re.IGNORECASE
+)
 _LEADING = r"(?i:[\s*_\"'$#:]|\\\(|\\text(?:bf)?\{|\\mathbf\{|option |choice )*"
 
 
@@ -17,9 +23,10 @@ _LEADING = r"(?i:[\s*_\"'$#:]|\\\(|\\text(?:bf)?\{|\\mathbf\{|option |choice )*"
 class Choice(AnswerVerifier):
     """Right if an answer chooses the letter of the gold answer.
 
-    The letter is read from the last \\boxed{}, else after ####, else after "answer is" or
-    "answer:", else from the beginning of the answer: `B`, `(B)`, `B. Paris`. A letter inside a
-    sentence, or two letters, are not a choice.
+    The letter is read from the last \\boxed{}, else after ####, else after "answer is", "answer:"
+    or "correct option is", else from the beginning of the answer: `B`, `(B)`, `B. Paris`, or from a
+    first or last line that is a letter. A letter inside a sentence, or two letters, are not a
+    choice.
     """
 
     name = "choice"
@@ -60,17 +67,21 @@ class Choice(AnswerVerifier):
         """Return the letter that an answer chooses, or None."""
         from .places import MARKER, behind_cues, end_of, last_box
 
-        text = end_of(text)
+        text = unicodedata.normalize("NFKC", end_of(text))  # full width too
         box = last_box(text)
         if box is not None:
             return self.letter(box, alone=True)
         if MARKER in text:
             return self.letter(text.partition(MARKER)[2])
-        for region in behind_cues(text):
+        for region in (*behind_cues(text), *_behind_options(text)):
             letter = self.letter(region)
             if letter is not None:
                 return letter
-        return self.letter(text, alone="\n" in text.strip())
+        lines = text.strip().splitlines()
+        if len(lines) < 2:
+            return self.letter(text)
+        ends = {self.letter(line, alone=True) for line in (lines[0], lines[-1])} - {None}
+        return ends.pop() if len(ends) == 1 else None
 
     def letter(self, text: str, alone: bool = False) -> str | None:
         """Return the letter that a text begins with, if it is a choice and the only one.
@@ -111,6 +122,12 @@ class Choice(AnswerVerifier):
         gold = letter if self.numbering == "letter" else str(1 + int(self.numbering))
         texts = [letter, f"({letter})", f"The answer is ({letter}).", f"\\boxed{{{letter}}}"]
         return [(gold, text) for text in [*texts, f"{letter}) Paris", f"Answer: **{letter}**"]]
+
+
+def _behind_options(text: str) -> Iterator[str]:
+    """Yield the text after each "correct option is" and the like, the last one first."""
+    for cue in reversed(list(_OPTION.finditer(text[-CUE_TEXT:]))[-CUES:]):
+        yield text[-CUE_TEXT:][cue.end() :]
 
 
 def _reason(rest: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from harness import hookimpl
@@ -10,6 +11,7 @@ from harness import hookimpl
 from .answer_verifier import AnswerVerifier
 
 LONGEST = 10_000  # characters of an answer
+_UNSEEN = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff"))  # without width
 
 
 @dataclass
@@ -46,7 +48,8 @@ class Exact(AnswerVerifier):
         return answer if marker else None
 
     def normal(self, text: str) -> str:
-        """Return an answer in normal form."""
+        """Return an answer in normal form; characters may be composed or decomposed."""
+        text = unicodedata.normalize("NFC", text).translate(_UNSEEN)
         if self.ignore_case:
             text = text.casefold()
         if self.ignore_punctuation:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from harness import UsageError, Verifier, hookimpl
 
+from .places import behind_thoughts
+
 LONGEST = 20_000  # characters of an answer
 _BLOCK = r"(?ms)^ {0,3}```[^\n]*\n(.*?)(?:^ {0,3}```|\Z)"  # a fenced block
 
@@ -91,6 +93,7 @@ class JsonSchema(Verifier):
     def _grade(self, text: str, schema: str, end: bool) -> bool:
         if (self.must_end and not end) or len(text) > LONGEST:
             return False
+        text = behind_thoughts(text)
         blocks = re.findall(_BLOCK, text)
         question = [schema, blocks[-1] if blocks else text]
         (answer,) = self._worker().ask([question])
@@ -101,10 +104,15 @@ def fits(question: list[str]) -> bool:
     """Return whether a text is JSON that fits a schema. Runs in the child."""
     schema, text = question
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return False
     return _validator(schema).is_valid(value)
+
+
+def _no_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"{name} is no JSON")
 
 
 @lru_cache(maxsize=1000)

@@ -53,8 +53,11 @@ def gives(text: str, gold: str) -> bool:
     `50%` is 0.5 only where the gold number is a percentage; elsewhere the sign is a unit.
     """
     answer = answer_number(text)
-    if answer is None:
-        return False
+    return answer is not None and is_gold(answer, gold)
+
+
+def is_gold(answer: Answer, gold: str) -> bool:
+    """Return whether a number equals the gold number; see `gives`."""
     wanted = Fraction(gold.rstrip("%"))
     if gold.endswith("%") and not answer.percent:
         wanted /= 100

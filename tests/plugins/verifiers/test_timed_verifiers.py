@@ -211,6 +211,9 @@ SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "int
         ("[" * 10**4 + "]" * 10**4, 0.0),
         ('{"n": ' + "9" * 10**4 + "}", 0.0),
         ('{"n": NaN}', 0.0),
+        ('{"n": 72, "m": NaN}', 0.0),  # Python reads it, but it is no JSON
+        ('<think>{"m": 1}</think>\n{"n": 72}', 1.0),
+        ('<think>{"n": 72}', 0.0),
     ],
     ids=lambda t: str(t)[:20],
 )
