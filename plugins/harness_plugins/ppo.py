@@ -118,7 +118,7 @@ class PPO(OnPolicyOptions):
 
     def lambdas(self, mask):
         """Return the lambda of the advantages: a number, or 1 - 1 / (alpha |y|), (B, K), at least 0
-        (VAPO, eq. 6).
+        (VAPO, length-adaptive).
         """
         if not self.lambda_alpha:
             return self.gae_lambda
@@ -139,7 +139,7 @@ class PPO(OnPolicyOptions):
 
     def weighed(self, part):
         """Return an update's completions with `nll_weight` (B, K): its mean over all tokens is
-        positive_nll_coef times the mean over the tokens of right completions (VAPO, eq. 9).
+        positive_nll_coef times the mean over the tokens of right completions (VAPO).
         """
         if not self.positive_nll_coef:
             return part

@@ -40,7 +40,7 @@ class Covariance(Surrogate):
 
 
 def covariances(logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """Return (log pi - mean) (A - mean) of each token (B, K, T), means over all tokens; eq. 10."""
+    """Return (log pi - mean) (A - mean) of each token (B, K, T), means over all tokens."""
     spread = advantages[..., None].expand_as(logp)
     apart = [x - logprobs.masked_mean(x, mask) for x in (logp, spread)]
     return apart[0] * apart[1] * mask

@@ -45,7 +45,7 @@ class DAPO(EntropyOptions, Surrogate):
         self.check_entropy()
 
     def loss(self, logp, batch):
-        """Eq. 8: -min(rho A, clip(rho, 1-eps, 1+eps_high) A) per token (B, K, T), and its mean over
+        """-min(rho A, clip(rho, 1-eps, 1+eps_high) A) per token (B, K, T), and its mean over
         all tokens of the update; rho = pi / pi_old.
         """
         ratio = torch.exp(logp - batch["old_logp"])
@@ -54,7 +54,7 @@ class DAPO(EntropyOptions, Surrogate):
         return self.counted(loss, batch), metrics
 
     def overlong(self, lengths, limit):
-        """Eq. 13: 0 up to limit - cache, then falling linearly to -1 at the limit; any shape."""
+        """Return 0 up to limit - cache, then falling linearly to -1 at the limit; any shape."""
         cache = self.overlong_cache * limit
         return self.overlong_penalty * ((limit - cache - lengths) / cache).clamp(-1, 0)
 
