@@ -71,10 +71,10 @@ class BatchSizes:
             except Exception as error:
                 if not ran_out_of_memory(error):
                     raise
+                if tokens <= row:
+                    raise MemoryRanOut(_smallest(kind, row, self.halves)) from error
                 if not self.halves:
                     raise MemoryRanOut(_lockstep(kind, tokens)) from error
-                if tokens <= row:
-                    raise MemoryRanOut(_smallest(kind, row)) from error
             # the error has been freed here, and with it the frames that referenced the failed batch
             free_memory()
             self._halve(kind, tokens)
@@ -121,10 +121,11 @@ def _lockstep(kind: str, tokens: int) -> str:
     )
 
 
-def _smallest(kind: str, row: int) -> str:
+def _smallest(kind: str, row: int, halves: bool) -> str:
+    whole = "" if halves else " --shard shards weights, and no sequence over processes."
     return (
         f"Memory ran out while {kind} a batch of one row, of {row} tokens or more: no smaller"
-        " batch exists. These settings need less memory: --activation-checkpointing, --set"
+        f" batch exists.{whole} These settings need less memory: --activation-checkpointing, --set"
         " lora_rank=16, shorter"
         " prompts and completions, or a smaller model."
     )

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,15 @@ def test_process_of_a_sharded_run_holds_its_part_and_gathers_layers():
     assert held == {"policy": 251, "reward": 7}
     assert Processes(4, False).weights({"policy": 1001}) == {"policy": 1001}
     assert four.rows(Shape(9, 2, 3, 4)).rows == 3
+
+
+def test_dry_run_says_where_a_device_is_too_small(tmp_path):
+    needs = requirements_of(spec_of("dpo"), installed(), tmp_path, MACHINE)
+    assert "does not fit" not in described(needs)
+    peak = needs.peak[1].total
+    assert "does not fit" not in described(replace(needs, memory=peak))
+    text = described(replace(needs, memory=peak - 1))
+    assert "does not fit: this device has" in text and "no row is split over processes" in text
 
 
 def test_dry_run_of_a_sharded_run_says_what_each_process_holds(tmp_path):

@@ -154,6 +154,20 @@ def test_without_batch_sizes_the_error_is_raised(tiny_model, tokens, make_batch)
         faulty.hook.remove()
 
 
+def test_row_that_no_process_of_a_sharded_run_holds_is_refused_with_its_tokens():
+    def compute(tokens):
+        raise MemoryError
+
+    sizes = BatchSizes(halves=False)
+    with pytest.raises(MemoryRanOut, match="one row, of 4096 tokens.*no sequence over processes"):
+        sizes.attempt("training", 1024, 4096, compute)
+    with pytest.raises(MemoryRanOut, match="not halved.*--micro-batch-tokens 4096"):
+        sizes.attempt("training", 8192, 4096, compute)
+    with pytest.raises(MemoryRanOut) as told:
+        BatchSizes().attempt("training", 1024, 4096, compute)
+    assert "--shard" not in str(told.value)
+
+
 def test_smallest_row_counts_the_prompt_for_each_completion(tokens, make_batch):
     batch = make_batch(tokens, words=(3, 1), lengths=((2, 4), (1, 3)))
     prompt = int(batch.prompts.mask.sum(1).min())

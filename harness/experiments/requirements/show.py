@@ -45,6 +45,7 @@ class Requirements:
     stages: Sequence[Stage]
     seconds: float
     source: str  # of the seconds
+    memory: int = 0  # bytes of the device; 0: not known
 
     @property
     def peak(self) -> tuple[str, Moment]:
@@ -81,9 +82,10 @@ def requirements_of(
     plan = plan_of(spec, run.built, results)
     if plan.seconds is not None and spec.model is None:
         whole = plan.seconds + (plan.shared_seconds or 0.0)
-        return Requirements(spec, stages, whole, "of runs like this one")
+        return Requirements(spec, stages, whole, "of runs like this one", machine.memory)
     rate = rate_of(spec, results)
-    return Requirements(spec, stages, sum(s.flops for s in stages) / rate.flops, rate.source)
+    seconds = sum(s.flops for s in stages) / rate.flops
+    return Requirements(spec, stages, seconds, rate.source, machine.memory)
 
 
 def rate_of(spec: RunSpec, results: Path) -> Rate:
@@ -124,11 +126,24 @@ def described(needs: Requirements) -> str:
             *(f"  {line}" for line in weights),
             "",
             f"peak memory: {_size(moment.total)}{_of(needs.spec)}, in {name} ({moment.name})",
+            *_too_much(needs),
             f"disk: {_size(needs.disk)}, and up to {_size(needs.passing)} of checkpoints meanwhile",
             f"time: about {duration(needs.seconds)}, {needs.source}",
             *CAVEATS,
         ]
     )
+
+
+def _too_much(needs: Requirements) -> list[str]:
+    """Return what to change where a stage takes more than the device has."""
+    moment = needs.peak[1]
+    if not needs.memory or moment.total <= needs.memory:
+        return []
+    return [
+        f"does not fit: this device has {_size(needs.memory)}. A batch holds one row at least, and"
+        " no row is split over processes. Less takes: --activation-checkpointing, a smaller"
+        " --micro-batch-tokens, --weights bfloat16, --set lora_rank=16, or shorter texts."
+    ]
 
 
 def _of(spec: RunSpec) -> str:
