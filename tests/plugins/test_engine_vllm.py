@@ -294,7 +294,7 @@ def test_run_whose_vllm_dies_goes_on_where_it_was(tmp_path):
         asked = on_small("grpo", *more, "--engine", engine, "-p", beside, results=results)
         return process(*asked, "--check-rollouts", env=env)
 
-    died = run(tmp_path / "died", "vllm", DIES_AT="5")
+    died = run(tmp_path / "died", "vllm", DIES_AT="4")
     assert died.code == 1 and died.text.count("vLLM failed when it drew completions") == 1
     assert "Traceback" not in died.text
     assert run(tmp_path / "died", "vllm").code == run(tmp_path / "whole", "vllm").code == 0

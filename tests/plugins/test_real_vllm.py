@@ -165,7 +165,7 @@ def test_run_whose_vllm_dies_goes_on_where_it_was(tmp_path, model):
         return process(*on_small("grpo", *more, results=results), env=env)
 
     begun = time.monotonic()
-    died = run(tmp_path / "died", DIES_AT="5")
+    died = run(tmp_path / "died", DIES_AT="4")
     assert died.code == 1 and died.text.count("vLLM failed when it drew completions") == 1
     assert "Traceback" not in died.text and time.monotonic() - begun < 600
     assert run(tmp_path / "died").code == run(tmp_path / "whole").code == 0
