@@ -310,6 +310,19 @@ def test_tail_of_the_longer_completion_weighs_ld_alpha():
     assert gradient[2, 0, 0] == gradient[2, 0, 1]  # equal lengths have no tail
 
 
+def test_dpop_has_one_gradient_at_the_reference_whatever_rounding_does():
+    """The penalty is 15 times as steep as the loss, and at the start s_w is 0 up to rounding."""
+    gradients = []
+    for rounding in (-3e-6, 0.0, 3e-6):
+        logp, batch = draw()
+        batch["ref_logp"] = logp.detach().clone()
+        batch["ref_logp"][:, 0, 0] += rounding
+        loss = DPOP(beta=0.3).loss(logp, batch)[0].mean()
+        gradients.append(torch.autograd.grad(loss, logp)[0])
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradients[2], gradients[1], atol=1e-5, rtol=1e-4)
+
+
 # -- limits in which one is another ----------------------------------------------------------------
 
 B = {"beta": 0.4}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness import hookimpl, torch
+from harness import hookimpl, logprobs, torch
 
 from ..population import hinge
 from .base import RatioLoss, Side
@@ -27,8 +27,13 @@ class DPOP(RatioLoss):
             raise ValueError("dpop_lambda must not be negative")
 
     def pair_loss(self, w: Side, l: Side):
-        """-log sigma(beta (s_w - s_l - lambda max(0, -s_w)))."""
-        penalty = self.dpop_lambda * torch.relu(-w.ratio)
+        """-log sigma(beta (s_w - s_l - lambda max(0, -s_w))).
+
+        The policy starts at the reference, where s_w is 0 up to rounding. There is no penalty
+        within `logprobs.TIE` nats of 0, so that rounding does not decide the first gradient.
+        """
+        fallen = torch.where(w.ratio < -logprobs.TIE, -w.ratio, 0.0)
+        penalty = self.dpop_lambda * fallen
         return torch.nn.functional.softplus(-self.beta * (w.ratio - l.ratio - penalty))
 
     def optimum(self, problem):
