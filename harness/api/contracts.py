@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..core.data import Comparison, Demonstration, Labelled, Pair, Principle, Prompt
+from ..core.data import Comparison, Demonstration, Labelled, Pair, Principle, Prompt, Ranked
 from .identified import CountsUsage
 from .judge_contract import Answer as Answer
 from .judge_contract import Judge as Judge
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .suite_stages import SuiteStages
 
 NEEDS = frozenset(
-    {"prompts", "pairs", "labelled", "demonstrations", "reward", "verifier", "labels"}
+    {"prompts", "pairs", "lists", "labelled", "demonstrations", "reward", "verifier", "labels"}
 )
 SPLITS = ("demonstrations", "preferences", "train", "validation", "test")
 
@@ -365,6 +365,15 @@ class Suite(ABC):
         checkpoint, and the suite's labeller compares them.
         """
         return None
+
+    def lists(self) -> list[Ranked]:
+        """Return scored lists of completions; empty where the suite has none.
+
+        They are those of the data itself. By default they are the lists that fixed pairs were
+        taken from.
+        """
+        pairs = self.preferences() or []
+        return [pair.listed for pair in pairs if pair.listed is not None]
 
     def labelled(self) -> list[Labelled]:
         """Return single completions with a label; empty where the suite has preferences only.

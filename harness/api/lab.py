@@ -158,6 +158,24 @@ class Lab(Protocol):
             ValueError: The method does not declare "pairs" in its `needs`.
         """
 
+    def lists(
+        self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None
+    ) -> Iterator[Batch]:
+        """Yield batches of scored lists of completions, those of the data.
+
+        Args:
+            epochs: Passes over the lists; used where `steps` is 0.
+            steps: How many batches.
+            batch_size: Lists per batch; by default the method's `batch_size`.
+
+        Returns:
+            An iterator over batches (B, K, T). Column `score` (B, K) is higher for a better
+            completion; over all completions of the data it has mean 0 and standard deviation 1.
+
+        Raises:
+            ValueError: The method does not declare "lists" in its `needs`.
+        """
+
     def labelled(
         self,
         epochs: float = 1.0,

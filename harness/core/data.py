@@ -32,16 +32,27 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """Completions of one prompt with a score each, the higher the better."""
+
+    prompt: Prompt
+    completions: tuple[Text, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Pair:
     """Two completions of one prompt, the first preferred.
 
-    `p` is the labeller's probability of that preference.
+    `p` is the labeller's probability of that preference. `listed` is the scored list that the pair
+    was taken from, at the first pair of each list.
     """
 
     prompt: Prompt
     chosen: Text
     rejected: Text
     p: float = 1.0
+    listed: Ranked | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,15 @@ class LabelledCompletion:
     prompt: Prompt
     completion: list[int]
     label: float
+
+
+@dataclass(frozen=True)
+class RankedCompletions:
+    """Completions of one prompt as token ids, with a score each: see Ranked."""
+
+    prompt: Prompt
+    completions: list[list[int]]
+    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,7 @@ DECIDES = {
         "training/outside.py",
         "training/rewards.py",
         "training/roles.py",
+        "training/ranked_lists.py",
         "training/streams.py",
     ),
     "evaluation": (

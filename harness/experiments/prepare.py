@@ -111,6 +111,7 @@ def _give_data(
     method_inputs: MethodInputs, needs: frozenset[str], stages: Stages
 ) -> list[Artifact]:
     """Put the data that a method needs into its inputs; return the artifacts behind them."""
+    from ..training.ranked_lists import tokenised
     from ..training.stages.preferences import read_labelled, read_pairs
 
     suite = stages.suite
@@ -118,6 +119,10 @@ def _give_data(
         method_inputs.prompts = suite.prompts("train")
     if "demonstrations" in needs:
         method_inputs.demonstrations = suite.demonstrations()
+    if "lists" in needs:
+        method_inputs.lists = tokenised(
+            suite.lists(), stages.tokens.counting_afresh(), stages.stage_runtime.tell
+        )
     if "verifier" in needs:
         method_inputs.verifier = suite.make_verifier()
         if method_inputs.verifier is not None:
@@ -310,6 +315,7 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
         "prompts": bool(suite.prompts("train")),
         "demonstrations": bool(suite.demonstrations()),
         "pairs": stages.own_labeller is not None or stages.can_pair(),
+        "lists": bool(suite.lists()),
         "labelled": can_prefer,
         "reward": can_prefer or spec.reward_model is not None,
         "verifier": suite.make_verifier() is not None,

@@ -17,7 +17,7 @@ from .label_server import LabelClient
 from .reward_model import RewardModel
 
 if TYPE_CHECKING:
-    from ..core.data import LabelledCompletion, LabelledPair
+    from ..core.data import LabelledCompletion, LabelledPair, RankedCompletions
     from .reference_cache import ReferenceCache
 
 
@@ -33,6 +33,7 @@ class MethodInputs:
     prompts: Sequence[Prompt] = ()
     pairs: Sequence[LabelledPair] = ()
     demonstrations: Sequence[Demonstration] = ()
+    lists: Sequence[RankedCompletions] = ()
     rewards: Callable[[], Sequence[RewardModel | HubReward]] | None = None
     verifier: Verifier | None = None
     labels: int = 0  # that making these inputs took

@@ -107,6 +107,21 @@ class DataStreams:
             )
             yield batch.with_columns(p=torch.tensor([pairs[i].p for i in rows], device=self.device))
 
+    def lists(
+        self, epochs: float = 1.0, steps: int = 0, batch_size: int | None = None
+    ) -> Iterator[Batch]:
+        """Yield batches of scored lists (B, K, T) with column `score` (B, K)."""
+        lists = self._given("lists", self._method_inputs.lists)
+        size = self._batch_size(batch_size)
+        turns = steps or max(1, round(epochs * len(lists) / size))
+        for rows in self._draw("lists", len(lists), turns, size):
+            some = [lists[i] for i in rows]
+            prompts, completions = [x.prompt for x in some], [x.completions for x in some]
+            temperature = self._runtime.sampling.temperature
+            batch = self.tokens.batch(prompts, completions, self.device, temperature)
+            scores = torch.tensor([x.scores for x in some], device=self.device)
+            yield batch.with_columns(score=scores)
+
     def labelled(
         self,
         epochs: float = 1.0,

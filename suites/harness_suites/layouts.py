@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from harness.core.data import Text
+from harness.core.data import Ranked, Text
 
 from .columns import (
     PROMPTS,
@@ -200,7 +201,16 @@ def _ordered(
     places = [(order[0], order[-1])]
     if columns.list_pairs == "all":
         places = [(i, j) for i, j in combinations(order, 2) if worth[i] > worth[j]]
-    return [pair_of(prompt, texts[i], texts[j], columns, before) for i, j in places]
+    pairs = [pair_of(prompt, texts[i], texts[j], columns, before) for i, j in places]
+    answers = [_as_answer(prompt, texts, i, columns, before) for i in range(len(texts))]
+    whole = Ranked(pairs[0].prompt, tuple(answers), tuple(worth))
+    return [replace(pairs[0], listed=whole), *pairs[1:]]
+
+
+def _as_answer(prompt: Text, texts: Sequence[Text], at: int, columns: Columns, before: Any) -> Text:
+    """Return an answer of a list in the form that it has in a pair."""
+    other = next(text for text in texts if text != texts[at])
+    return pair_of(prompt, texts[at], other, columns, before).chosen
 
 
 def _of_two(prompt: str, one: str, other: str, preference: Callable[[Row], float], *more: str):

@@ -224,6 +224,9 @@ def test_where_theory_names_no_optimum_none_is_stated():
     [
         (LiPO(num_candidates=1), "num_candidates"),
         (LiPO(beta=0.0), "beta"),
+        (LiPO(lists="file"), "sampled or data"),
+        (LiPO(lists="data", num_candidates=4), "no meaning"),
+        (LiPO(lists="data", reward="verifier"), "no meaning"),
         (LiPO(steps=0), "steps"),
         (PRO(sft_weight=-1.0), "sft_weight"),
         (ODPO(offset="exp"), "log or identity"),

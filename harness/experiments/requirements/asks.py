@@ -88,7 +88,7 @@ def asks_of(method: Method) -> Asks:
 
 def _each(method: Any, needs: frozenset[str]) -> int:
     for name in ("num_generations", "num_candidates", "n"):
-        if "prompts" in needs and getattr(method, name, None):
+        if needs & {"prompts", "lists"} and getattr(method, name, None):
             return int(getattr(method, name))
     joined = getattr(method, "completions_per_row", None)  # beside each other in a batch
     if joined:

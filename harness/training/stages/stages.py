@@ -442,7 +442,9 @@ def _given(options: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _plain(record: Any) -> Any:
-    """Return a record as JSON-able values."""
+    """Return a record as JSON-able values; of a pair without the list that it was taken from, which
+    no stage learns from.
+    """
     import dataclasses
 
-    return dataclasses.asdict(record)
+    return {name: v for name, v in dataclasses.asdict(record).items() if name != "listed"}

@@ -7,10 +7,10 @@ over tokens.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness import GradientMethod, Policy, RewardOptions
+from harness import GradientMethod, Policy, RewardOptions, check_idle
 
 from ..slic import shuffled
 
@@ -43,7 +43,8 @@ class ListLoss(RewardOptions, GradientMethod):
     tuning_space = GradientMethod.tuning_space | {"beta": {"times": [0.2, 5.0]}}
 
     steps: int = 100  # optimiser steps, one per batch of prompts
-    num_candidates: int = 8  # completions per prompt
+    lists: str = "sampled"  # of the start checkpoint, scored by the reward; or those of the data
+    num_candidates: int = 8  # completions per prompt that are sampled
     beta: float = 0.1  # scale of the implicit reward
     shuffle_labels: bool = False  # a control: scores are permuted among a prompt's completions
 
@@ -57,11 +58,18 @@ class ListLoss(RewardOptions, GradientMethod):
         self.check_reward()
         if self.steps < 1 or self.num_candidates < 2:
             raise ValueError("steps must be at least 1, and num_candidates at least 2")
+        if self.lists not in ("sampled", "data"):
+            raise ValueError(f"lists is sampled or data, not {self.lists!r}")
+        if self.lists == "data":
+            for name in ("num_candidates", *(f.name for f in fields(RewardOptions))):
+                check_idle(self, name, "lists=sampled")
         if self.beta <= 0:
             raise ValueError("beta must be above 0")
 
     def required(self) -> frozenset[str]:
         """Return what this instance needs."""
+        if self.lists == "data":
+            return frozenset({"lists"})
         return frozenset({"prompts"}) | self.reward_needs()
 
     def listed(self, logp: Tensor, batch: Batch) -> Listed:
@@ -79,11 +87,19 @@ class ListLoss(RewardOptions, GradientMethod):
         accuracy = right.sum((1, 2)) / better.sum((1, 2)).clamp(min=1)
         return self.list_loss(y), {"accuracy": accuracy.to(y.logp)}
 
-    def lists(self, lab: Lab) -> Iterator[Batch]:
-        """Yield batches (B, K, T) with column `score` (B, K): samples of the start checkpoint.
+    def batches(self, lab: Lab) -> Iterator[Batch]:
+        """Yield batches (B, K, T) with column `score` (B, K): lists of the data, or samples of the
+        start checkpoint.
 
         A list with an unknown score is left out.
         """
+        if self.lists == "data":
+            for lists in lab.lists(steps=self.steps):
+                score = lists["score"]
+                if self.shuffle_labels:
+                    score = shuffled(score, lab.generator("shuffle"))
+                yield lists.with_columns(score=score)
+            return
         for prompts in lab.prompts(self.steps):
             batch = lab.rollout(prompts, self.num_candidates, of=lab.start)
             score = lab.reward(batch)
@@ -99,7 +115,7 @@ class ListLoss(RewardOptions, GradientMethod):
 
     def train(self, lab: Lab) -> Policy:
         """A step on each batch of lists."""
-        for lists in self.lists(lab):
+        for lists in self.batches(lab):
             lab.step(self.loss, self.prepared(lab, lists))
         return lab.policy
 
