@@ -170,6 +170,16 @@ def test_info_nca_of_two_is_dpo_with_the_label_of_bradley_terry():
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other))
 
 
+def test_rounding_does_not_decide_the_ranks_of_lipo():
+    logp, batch = drawn(3, score=SCORE)
+    batch["ref_logp"] = logp.detach().clone()
+    losses = []
+    for noise in (0.0, 1e-6, -1e-6):
+        moved = (logp.detach() + noise * torch.tensor([1.0, 0, -1])[:, None]).requires_grad_()
+        losses.append(both(LiPO(beta=0.4), moved, batch)[0])
+    assert losses[1] == pytest.approx(losses[0]) and losses[2] == pytest.approx(losses[0])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_list_counts_the_same_in_any_order(name):
     method = CASES[name][0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness import hookimpl, torch
+from harness import hookimpl, logprobs, torch
 
 from .base import Listed, RatioListLoss
 
@@ -24,11 +24,13 @@ class LiPO(RatioListLoss):
         D_ij = |2^psi_i - 2^psi_j| |1 / log(1 + tau_i) - 1 / log(1 + tau_j)|.
 
         psi is the mean win-rate of a completion in its list, in [0, 1], and tau its rank by s, from
-        1; the weight has no gradient.
+        1; the weight has no gradient. Before the first step all s are equal but for rounding:
+        those that differ by less than that are ranked by their scores.
         """
         s = self.beta * y.ratio
         psi = (y.score[:, :, None] - y.score[:, None, :]).sigmoid().mean(-1)
-        rank = s.detach().argsort(-1, descending=True).argsort(-1) + 1.0
+        steps = (y.ratio.detach() / logprobs.TIE).round()
+        rank = steps.argsort(dim=-1, descending=True, stable=True).argsort(-1) + 1.0
         gain, discount = torch.exp2(psi), 1 / torch.log1p(rank)
         weight = (gain[:, :, None] - gain[:, None, :]).abs()
         weight = weight * (discount[:, :, None] - discount[:, None, :]).abs()
