@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -36,7 +37,16 @@ HUB_HINT = (
 )
 GENERATION_CONFIG = "generation_config.json"
 MERGE_TOLERANCE = 1e-3  # nats by which a merged model may differ from its adapter, in float32
-_FAILURES = (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError)
+# what reading a model or its configuration may raise
+FAILURES = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,  # a configuration that contradicts itself
+)
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -54,7 +64,7 @@ def _tokenizer(name: str | Path) -> Any:
     offline = hub.offline(holder)
     try:
         return AutoTokenizer.from_pretrained(holder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         problem = f"The model {name}: no tokenizer could be loaded."
         raise UsageError(f"{problem} {_why(holder, error, offline)}") from error
 
@@ -83,7 +93,7 @@ def limits_of(name: str | Path) -> ModelLimits:
     hub.offline(whole)
     try:
         config = AutoConfig.from_pretrained(whole, trust_remote_code=False).get_text_config()
-    except _FAILURES:  # the message appears when the model is read
+    except FAILURES:  # the message appears when the model is read
         return ModelLimits()
     positions = getattr(config, "max_position_embeddings", None)
     return ModelLimits(positions, None if adapters else getattr(config, "vocab_size", None))
@@ -121,7 +131,7 @@ def end_tokens(name: str | Path) -> set[int]:
     except (ValueError, TypeError):
         ends = _token_ids(holder_of(name, (GENERATION_CONFIG,))).get("eos_token_id")
     listed = ends if isinstance(ends, list) else [ends]
-    return {end for end in listed if isinstance(end, int)}
+    return {end for end in listed if isinstance(end, int) and not isinstance(end, bool)}
 
 
 def check_alike(start: str | Path, reference: str | Path) -> None:
@@ -169,7 +179,7 @@ def meta_model(name: str | Path) -> nn.Module:
         config = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
         with torch.device("meta"):
             model: nn.Module = AutoModelForCausalLM.from_config(config)
-    except _FAILURES as error:
+    except FAILURES as error:
         raise UsageError(
             f"The model {name} could not be loaded. {_why(name, error, offline)}"
         ) from error
@@ -225,7 +235,7 @@ def _weights_of(name: str | Path, dtype: torch.dtype) -> nn.Module:
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
-    except _FAILURES as error:
+    except FAILURES as error:
         raise UsageError(
             f"The model {name} could not be loaded. {_why(name, error, offline)}"
         ) from error
@@ -335,7 +345,7 @@ def _merged(adapter: AdapterFolder) -> nn.Module:
             return _merge(base, adapter)
         except UsageError:
             raise
-        except (*_FAILURES, RuntimeError, NotImplementedError, AttributeError) as error:
+        except (*FAILURES, RuntimeError, NotImplementedError, AttributeError) as error:
             raise UsageError(
                 f"The adapter {adapter.name} ({adapter.kind}) could not be merged into"
                 f" {adapter.base}. ({_first_line(error)})"

@@ -19,10 +19,8 @@ from ..core.digests import digest_of
 from ..core.errors import UsageError
 from ..core.transcripts import is_transcript, messages_of
 from .chat import ChatOptions
-from .hub_format import HUB_HINT, limits_of, load_tokenizer
+from .hub_format import FAILURES, HUB_HINT, limits_of, load_tokenizer
 from .loading import frozen, size_of, weights_digest
-
-_FAILURES = (OSError, ValueError, TypeError, KeyError, ImportError)
 
 
 @dataclass
@@ -130,7 +128,7 @@ def _read(name: str) -> nn.Module:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except _FAILURES as error:
+    except FAILURES as error:
         raise _unreadable(name, offline, error) from error
     missing = sorted(loading["missing_keys"])
     if missing:
@@ -163,7 +161,7 @@ def meta_scorer(name: str) -> nn.Module:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         with torch.device("meta"):
             model: nn.Module = AutoModelForSequenceClassification.from_config(config)
-    except _FAILURES as error:
+    except FAILURES as error:
         raise _unreadable(name, offline, error) from error
     _check_outputs(name, config)
     return model

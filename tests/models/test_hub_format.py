@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from harness.core.errors import UsageError
 from harness.core.model_folder import adapters_in, model_digest, model_files, model_record
-from harness.models.hub_format import end_tokens, notes_on
+from harness.models.hub_format import end_tokens, meta_model, notes_on
 from harness.models.loading import load_causal, load_tokenizer, save_causal, trainable
 from harness.models.lora import adapted, own_state
 
@@ -254,6 +254,15 @@ def test_load_causal_refuses_a_folder_without_a_model_and_a_reward_model(bases):
         load_causal(only / "reward")
 
 
+def test_load_causal_refuses_a_configuration_that_contradicts_itself(tmp_path):
+    folder = tiny_folder("qwen2", tmp_path / "model")
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 3}))
+    for read in (load_causal, meta_model):
+        with pytest.raises(UsageError, match="could not be loaded.*num_hidden_layers"):
+            read(folder)
+
+
 # -- generation configs ----------------------------------------------------------------------------
 
 
@@ -266,6 +275,7 @@ def test_load_causal_refuses_a_folder_without_a_model_and_a_reward_model(bases):
         ({"cache_implementation": "nonsense"}, {2}, True),
         ({"watermarking_config": {"x": 1}}, {2}, True),
         ({"eos_token_id": "</s>"}, set(), False),
+        ({"eos_token_id": True}, set(), False),  # Python takes True for 1
         ([1], set(), True),
         ("{bad", set(), True),
     ],
