@@ -15,6 +15,7 @@ import pytest
 import torch
 from harness_plugins.dpo import DPO
 from harness_plugins.grpo import GRPO, forward_tilted, without_signal
+from harness_plugins.on_policy.gdpo import GDPO
 from harness_plugins.online_dpo import OnlineDPO
 from harness_plugins.ppo import PPO
 from harness_plugins.raft import RAFT
@@ -24,6 +25,7 @@ from harness_plugins.rlvr import ALGORITHMS, RLVR
 
 from harness.api.contracts import Verifier
 from harness.api.methods import OnPolicyOptions
+from harness.api.verifiers import Part, WeightedVerifiers
 from harness.core.save_schedule import SaveInterval
 from harness.models.enumeration import Enumerated, kl, total_variation
 from harness.models.initial_checkpoint import InitialCheckpoint
@@ -643,6 +645,37 @@ def test_the_policy_stays_where_it_is_while_the_critic_alone_learns(trained):
     assert "grad_norm" not in first and first["grad_norm_value"] > 0
     assert second["grad_norm"] > 0 and abs(second["kl"]) < 1e-4 < abs(third["kl"])
     assert abs(trained(PPO(**options), name="other").rows[1]["kl"]) > 1e-4
+
+
+class Summed(GDPO):
+    """GDPO that compares the sum of the rewards apart with the reward."""
+
+    def scored(self, lab, prompts):
+        batch = super().scored(lab, prompts)
+        torch.testing.assert_close(batch["reward"], lab.reward(batch), equal_nan=True)
+        lab.log(parts=len(lab.rewards(batch)), penalty=lab.rewards(batch)["length"].mean())
+        return batch
+
+
+def test_rewards_apart_sum_to_the_reward(trained):
+    options = FEW | {"beta": 0.0, "length_penalty": 0.1, "missing_eos_penalty": 0.5}
+    rows = trained(Summed(**options), EvenWords(blind=1)).rows
+    assert rows[0]["parts"] == 3 and rows[0]["grad_norm"] > 0
+    assert rows[0]["penalty"] == pytest.approx(-0.1 * rows[0]["length"], rel=1e-4)
+
+
+def test_several_verifiers_are_a_reward_each(trained):
+    parts = [Part("all", 0.9, EvenWords()), Part("some", 0.1, EvenWords(blind=1))]
+
+    class Counted(GDPO):
+        def scored(self, lab, prompts):
+            batch = super().scored(lab, prompts)
+            lab.log(parts=len(lab.rewards(batch)))
+            return batch
+
+    options = FEW | {"beta": 0.0, "missing_eos_penalty": 0.0}
+    rows = trained(Counted(**options), WeightedVerifiers(parts)).rows
+    assert rows[0]["parts"] == 2 and {"verdict_all", "verdict_some"} <= set(rows[0])
 
 
 def test_entropies_cost_one_pass_and_a_bonus_none(trained):

@@ -15,7 +15,8 @@ class GDPO(Surrogate):
     """GRPO for several rewards: each is normalised in its group before they are added.
 
     So a reward of a small spread counts as much as one of a large spread. The rewards are the main
-    one, or the verdicts of each of several verifiers, and the penalties that are set.
+    one, or the verdicts of each of several verifiers, and the penalties that are set. Verifiers
+    count equally: their weights and gates are of the mean that other methods learn from.
     """
 
     name, paper = "gdpo", "https://arxiv.org/abs/2601.05242"
