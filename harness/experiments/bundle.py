@@ -181,8 +181,13 @@ def _key(folder: Path) -> str:
 
 
 def is_bundle(name: str) -> bool:
-    """Return whether an argument names a bundle: a study's name has no suffix and is no file."""
-    return name.lower().endswith(SUFFIX) or Path(name).is_file()
+    """Return whether an argument names a bundle: by its suffix, or by how an archive begins."""
+    if name.lower().endswith(SUFFIX):
+        return True
+    if not Path(name).is_file():
+        return False
+    with Path(name).open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 @contextmanager

@@ -97,8 +97,11 @@ def test_pack_refuses_a_sealed_record_with_a_secret(tmp_path, monkeypatch):
     assert not (tmp_path / "x.zip").exists()
 
 
-def test_bundle_is_a_file_or_has_the_suffix(whole):
-    assert is_bundle(str(whole)) and is_bundle("missing.zip")
+def test_bundle_has_the_suffix_or_begins_as_an_archive(whole, tmp_path):
+    renamed = shutil.copy(whole, tmp_path / "main")
+    assert is_bundle(str(whole)) and is_bundle("missing.zip") and is_bundle(str(renamed))
+    (tmp_path / "main").write_text("a file that is called as a study")
+    assert not is_bundle(str(tmp_path / "main"))
     assert not is_bundle("mine") and not is_bundle(str(whole.parent))
 
 
