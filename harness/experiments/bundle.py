@@ -25,7 +25,7 @@ from .. import __version__
 from ..core import run_folder
 from ..core.archives import OddArchive, extract, plain_name, write_archive
 from ..core.digests import digest_of
-from ..core.errors import Refused, UsageError
+from ..core.errors import HarnessError, Refused, UsageError
 from ..core.records import ANEW, CHANGED, SEAL, Damaged, read_bytes, read_object, rerun
 from ..core.secrets import FORMS, redact
 from ..core.spec import RunSpec
@@ -206,6 +206,13 @@ def opened(path: Path) -> Iterator[Bundle]:
         except Damaged as error:
             where = error.path.relative_to(folder).as_posix()
             raise OddArchive(path, f"{where} is not what was written") from error
+        except UsageError:
+            raise
+        except HarnessError as error:  # a record of a newer schema
+            raise UsageError(
+                f"{path} holds records of a newer harness than this one ({__version__}). Upgrade to"
+                " read it."
+            ) from error
         yield bundle
 
 

@@ -147,6 +147,15 @@ def test_opened_refuses_another_schema_and_names_the_version(bundle):
         read(bundle)
 
 
+def test_opened_refuses_records_of_a_newer_harness(bundle, tmp_path):
+    name = f"{RUN}/result.json"
+    result = json.loads(contents(bundle)[name]) | {"schema": 99}
+    write_sealed(tmp_path / "result.json", result)
+    rewritten(bundle, {name: (tmp_path / "result.json").read_bytes()})
+    with pytest.raises(UsageError, match="records of a newer harness.*Upgrade"):
+        read(bundle)
+
+
 @pytest.mark.parametrize(
     "name", ["runs/toy/dpo/seed0-000000000000/run.py", "studies/other/cells.json", "setup.py"]
 )
