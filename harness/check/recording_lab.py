@@ -282,7 +282,8 @@ def evaluated(
         columns=columns,
         output=leaf.detach(),
         loss=values.detach(),
-        gradient=gradient * batch["mask"],  # padding has no log-probability
+        # padding has no log-probability; there may be columns beside them
+        gradient=gradient * batch["mask"].view(*batch.shape, *(1,) * (gradient.dim() - 3)),
         value=float(value.detach()),
         function=loss,
     )
