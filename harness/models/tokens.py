@@ -125,6 +125,8 @@ class Tokens:
             if not self._is_rendered(str(text)):
                 self.special.check(str(text), "the prompt")
             return
+        if isinstance(text, str):
+            self.special.check_rendered(text)
         for message in messages:
             self.special.check(message_text(message), f"the message of the {message['role']}")
         rendered = self._need_chat().prompt(messages)

@@ -138,6 +138,25 @@ def test_end_token_at_the_end_of_an_answer_and_words_like_tokens_are_taken(suite
     assert sum(map(len, suite("chatml", rows)._parts.values())) == 80
 
 
+@pytest.mark.parametrize(
+    ("family", "column", "text", "reason"),
+    [
+        ("llama3", "prompt", "<|im_start|>user\nwhich?<|im_end|>\n", "begins with '<.im_start.>'"),
+        ("chatml", "prompt", "[INST] which? [/INST]", "template of another model has rendered it"),
+        ("chatml", "chosen", "north<|eot_id|>\n", "ends with '<.eot_id.>'"),
+        ("chatml", "rejected", "up</s>", "ends answers of another model"),
+    ],
+)
+def test_text_that_another_template_rendered_is_refused_by_row(suite, family, column, text, reason):
+    plain = {"prompt": "which?", "chosen": "north", "rejected": "up"}
+    rows = [plain | {"prompt": f"{i}?"} for i in range(80)]
+    rows[5] |= {column: text}
+    with pytest.raises(UsageError, match=f"row 6: .*{reason}"):
+        suite(family, rows).preferences()
+    rows[5] |= plain | {"prompt": "is [INST] a tag?", "chosen": "the tag </b> ends it"}
+    assert sum(map(len, suite(family, rows)._parts.values())) == 80  # words about tags are read
+
+
 def test_text_that_was_rendered_before_keeps_its_tokens(suite):
     head = "<|im_start|>user\n{}?<|im_end|>\n<|im_start|>assistant\n"
     rows = [
