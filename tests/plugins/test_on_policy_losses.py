@@ -681,6 +681,21 @@ def test_kl_cov_takes_the_largest_covariances_of_the_present_policy():
     assert few.sum() == 1  # one at least
 
 
+def test_rounding_of_a_ratio_of_one_moves_nothing_in_kl_cov():
+    logp, batch = draw(drift=0.0)
+    gradients = [
+        taken(KLCov(), logp, batch.with_columns(old_logp=batch["old_logp"] + off))[1]
+        for off in (1e-7, -1e-7)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    far = [
+        taken(KLCov(), logp, batch.with_columns(old_logp=batch["old_logp"] + off))[1]
+        for off in (1e-3, -1e-3)
+    ]
+    with pytest.raises(AssertionError):  # a move that is none of rounding has a sign
+        torch.testing.assert_close(*far, rtol=1e-2, atol=1e-3)
+
+
 def test_clip_cov_takes_tokens_between_the_bounds_that_no_clip_silences():
     logp, batch = draw()
     covariance = covariances(logp.detach(), batch["advantages"], batch["mask"])

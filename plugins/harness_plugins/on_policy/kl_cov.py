@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness import hookimpl, torch
+from harness import hookimpl, logprobs, torch
 
 from .covariance import Covariance
 
@@ -35,9 +35,14 @@ class KLCov(Covariance):
         return chosen.view_as(covariance)
 
     def loss(self, logp, batch):
-        """-rho A + kl_coef |log pi / pi_old| for the chosen tokens, -rho A for others (B, K, T)."""
+        """-rho A + kl_coef |log pi / pi_old| for the chosen tokens, -rho A for others (B, K, T).
+
+        At the first update of a rollout the sign of the log-ratio is rounding, so a log-ratio
+        within rounding counts as 0.
+        """
         u = logp - batch["old_logp"]
-        penalty = self.kl_coef * batch["chosen"] * u.abs()
+        moved = torch.where(u.abs() > logprobs.TIE, u.abs(), 0.0)
+        penalty = self.kl_coef * batch["chosen"] * moved
         loss = -u.exp() * batch["advantages"][..., None] + penalty
         return loss, {"ratio": u.exp(), "chosen": batch["chosen"]}
 
