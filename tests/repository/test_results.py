@@ -8,6 +8,7 @@ import runpy
 import pytest
 
 from harness.core.records import write_sealed
+from harness.experiments.bundle import opened
 from harness.report.tables.columns import COLUMNS
 
 from ..helpers.tools import ROOT, put, record
@@ -154,3 +155,12 @@ def test_two_folders_of_raw_runs_are_compared_file_by_file(tmp_path, capsys):
     file.write_text(file.read_text().replace('"win": 1.0', '"win": 0.0', 1))
     assert same(tmp_path / "a", tmp_path / "b", "main") == 1
     assert "dpo on toy, seed 0: samples.jsonl" in capsys.readouterr().out
+
+
+def test_committed_bundle_is_intact_and_holds_the_runs_of_its_study():
+    with opened(RESULTS / "leaderboard.zip") as bundle:
+        methods = [run.split("/")[1] for run in bundle.runs]
+        study = bundle.results / "studies" / "leaderboard" / "study.toml"
+        assert study.read_bytes() == (RESULTS / "leaderboard.toml").read_bytes()
+    assert sorted(set(methods)) == ["best_of_n", "dpo", "grpo", "ppo", "start"]
+    assert len(methods) == 10 and (RESULTS / "leaderboard.zip").stat().st_size < 300_000
