@@ -10,12 +10,14 @@ import torch
 from harness.api.participants import participants
 from harness.api.registry import installed
 from harness.api.resolve import Request, resolve
+from harness.core.errors import UsageError
 from harness.core.meter import Meter
 from harness.experiments.observers import Observers
 from harness.experiments.prepare import RunOptions, open_stage_runtime, open_stages
 from harness.models.loading import load_tensors
 from harness.training.reward_model import RewardModel
 from harness.training.stages.preferences import read_pairs, read_rankings
+from harness.training.stages.reward_modelling import check_labels
 from harness.training.stages.stages import Stages
 
 SMALL = {
@@ -200,3 +202,12 @@ def test_reward_model_comes_back_as_it_was_saved(stages, tmp_path):
             reward.score(demonstrations(stages), runtime),
             again.score(demonstrations(stages), runtime),
         )
+
+
+@pytest.mark.parametrize("label", [1.0, 0.0])
+def test_labelled_answers_of_one_kind_train_no_reward_model(label):
+    rows = [{"label": label}] * 3
+    with pytest.raises(UsageError, match="judge: all 3 labelled answers .* are (un)?desirable"):
+        check_labels("judge", rows)
+    check_labels("judge", [*rows, {"label": 1 - label}])
+    check_labels("judge", [{"comparisons": []}])  # pairs have no label

@@ -4,7 +4,7 @@ normalised afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ def make(
 
     The members of an ensemble and the judge differ in `name`, which seeds head and order.
     """
+    check_labels(name, rankings["train"])
     meter = stages.stage_runtime.meter()
     seed = derive(stages.spec.shared_seed, name)
     lora = lora_of(options, seed, "reward")
@@ -77,6 +78,20 @@ def make(
         EXECUTION: loop.executions,
     }
     return info, meter.snapshot()
+
+
+def check_labels(name: str, rows: Sequence[Row]) -> None:
+    """Raise UsageError for labelled answers that are all of one kind: a model of them would learn
+    to give every answer the same score.
+    """
+    labels = {row.get("label") for row in rows}
+    if len(labels) == 1 and (label := labels.pop()) is not None:
+        kind = "desirable" if label else "undesirable"
+        raise UsageError(
+            f"{name.replace('_', ' ')}: all {len(rows)} labelled answers that it would be trained"
+            f" on are {kind}, so it can tell none apart. Give answers of both labels, or name a"
+            " judge or reward model that needs no training (--judge, --reward-model)."
+        )
 
 
 def _batch(stages: StageContext, rows: list[Row]) -> Batch:
