@@ -2,10 +2,15 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 
 import pytest
 
+from harness.cli.bundles import reproduce_bundle
+from harness.core.errors import Refused
+from harness.experiments import reproduce
 from harness.experiments.bundle import MANIFEST
+from harness.experiments.reproduce import Recorded, ReproduceOptions, Verdict
 
 from ..helpers.bundles import contents, packed, rewritten, seal, study, write_cells
 from ..helpers.tools import command, finished, small_suite
@@ -107,3 +112,16 @@ def test_reproduce_finds_a_figure_that_a_forger_made(tmp_path):
     done = command("reproduce", bundle, "-p", small_suite())
     assert done.code == 1, done.text
     assert "different" in done.out and "samples.jsonl" in done.out
+
+
+def test_run_that_would_send_a_key_to_a_server_is_refused(whole, monkeypatch):
+    @dataclass(frozen=True)
+    class Spec:
+        labeller_options: tuple = (("url", "https://evil.example/v1"),)
+
+    recorded = Recorded(whole, Spec(), {}, {})
+    monkeypatch.setattr(reproduce, "read_run", lambda folder, data: recorded)
+    monkeypatch.setattr(reproduce, "reproduce", lambda run, *_: Verdict([], [], run.folder))
+    with pytest.raises(Refused, match=r"evil\.example.*Nothing was run"):
+        reproduce_bundle(whole, None, ReproduceOptions(), None, None, [RUN])
+    assert reproduce_bundle(whole, None, ReproduceOptions(anyway=True), None, None, [RUN]) == 0
