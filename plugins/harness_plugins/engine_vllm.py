@@ -10,6 +10,7 @@ One vLLM serves a process. Another architecture, dtype or length ends it and sta
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import os
@@ -117,7 +118,12 @@ class VLLM(Engine):
         """Start vLLM for a model's architecture, without its weights."""
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_tokens = min(self.options.max_tokens, limit or self.options.max_tokens)
-        serves = (_description(model), _dtype(model), self.max_tokens, self.options.memory_share)
+        serves = (
+            _config(model).to_json_string(use_diff=False),
+            _dtype(model),
+            self.max_tokens,
+            self.options.memory_share,
+        )
         if PROCESS.service is not None and PROCESS.service.serves == serves:
             return
         self.close()
@@ -239,9 +245,12 @@ def _copies(model: Any) -> Iterator[tuple[str, Any]]:
         yield name, tensor.clone()
 
 
-def _description(model: Any) -> str:
-    """Return the configuration of a model as text."""
-    return str(model.config.to_json_string(use_diff=False))
+def _config(model: Any) -> Any:
+    """Return a copy of a model's configuration that names its class."""
+    base = getattr(model, "base", model)  # below an adapter
+    config = copy.deepcopy(base.config)
+    config.architectures = [type(base).__name__]
+    return config
 
 
 def _dtype(model: Any) -> str:
@@ -267,11 +276,9 @@ def _start(model: Any, dtype: str, max_tokens: int, memory_share: float) -> Any:
         os.environ.setdefault(name, value)
     from vllm import LLM
 
-    base = getattr(model, "base", model)  # below an adapter
     more = {} if on_cpu else {"gpu_memory_utilization": memory_share}
     with tempfile.TemporaryDirectory(prefix="harness-vllm-") as folder:
-        base.config.architectures = base.config.architectures or [type(base).__name__]
-        base.config.save_pretrained(folder)
+        _config(model).save_pretrained(folder)
         return LLM(
             model=folder,
             load_format="dummy",

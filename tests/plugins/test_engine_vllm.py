@@ -86,13 +86,15 @@ def check_like_hf(engine, model, prompts, noise):
 # -- drawing ---------------------------------------------------------------------------------------
 
 
-def test_draws_are_those_of_hf_as_the_weights_move(vllm, tiny_model, prompts, noise):
+def test_draws_are_those_of_hf_as_the_weights_move(vllm, llm, tiny_model, prompts, noise):
     model = trainable(tiny_model)
+    model.config.architectures = None  # of a model that was not read from a folder
     first = check_like_hf(vllm, model, prompts, noise)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
     assert not torch.equal(check_like_hf(vllm, model, prompts, noise)["logp"], first["logp"])
+    assert len(llm.made) == 1
 
 
 def test_draws_of_an_adapter_are_those_of_hf(vllm, tiny_model, prompts, noise):
@@ -187,6 +189,7 @@ def test_vllm_that_sleeps_takes_the_weights_anew(vllm, llm, tiny_model, prompts,
 
 def test_vllm_leaves_the_process_as_it_was(vllm, tiny_model, prompts, noise):
     torch.manual_seed(11)
+    torch.rand(3)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     drawn(vllm, tiny_model, prompts, noise)
     assert torch.equal(torch.get_rng_state(), before) and torch.initial_seed() == 11
