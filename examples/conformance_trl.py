@@ -23,6 +23,7 @@ PAIRS |= {
     "dpo.dpo_norm": "sigmoid_norm",
 }
 PAIRS |= {"exo": "exo_pair", "nca": "nca_pair", "hinge_norm": "hinge", "bco": "bco_pair"}
+PAIRS |= {"aot.aot_paired": "aot", "ipo.ipo_norm": "ipo"}
 PAIRS |= {"aot": "aot_unpaired", "ld_dpo": "sigmoid", "wpo": "sigmoid", "sft_chosen": "sft"}
 SAMPLES = {n: n for n in ("grpo", "dapo", "cispo", "sapo", "luspo", "vespo")} | {"gspo": "grpo"}
 NOWHERE = Plain(gather=lambda x: x, gather_for_metrics=lambda x: x, num_processes=1)

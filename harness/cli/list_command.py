@@ -14,28 +14,22 @@ from ..experiments.requirements.asks import Asks, asks_of
 from .echo import echo
 from .options import plugin_files
 
-METHOD_COLUMNS = "{:<18} {:<22} {:<33} {:<7} {}"
+METHOD_COLUMNS = "{:<22} {:<33} {:<7} {}"
 
 
 @click.command("list")
 @plugin_files
 def list_plugins(registry: Registry) -> None:
-    """List methods, suites and other plugins, with their distributions."""
+    """List methods by family, suites and other plugins, with their distributions."""
     for kind in KINDS:
         names = registry.classes[kind]
         if names:
             echo(kind, bold=True)
         if kind == "methods":
-            titles = METHOD_COLUMNS.format("kind", "needs", "models held", "optimum", "paper")
-            echo(f"  {'name':<16} {titles}")
+            _methods(registry)
+            continue
         for name in sorted(names):
-            origin = registry.origins[kind, name]
-            echo(
-                f"  {name:<16} {_about(kind, names[name]):<118.118} {origin.distribution}"
-                f" {origin.version}"
-            )
-        if kind == "methods":
-            _aliases(registry)
+            _line(registry, kind, name)
     for name, (origin, reason) in registry.broken.items():
         echo(f"broken: {name} of {origin.distribution} {origin.version}: {reason}", fg="red")
     for (kind, name), origins in registry.clashes.items():
@@ -43,21 +37,49 @@ def list_plugins(registry: Registry) -> None:
         echo(f"clash: {kind[:-1]} {name} is offered by {offers}; it cannot be used", fg="red")
 
 
+def _line(registry: Registry, kind: str, name: str) -> None:
+    """Print a plugin with its distribution."""
+    origin, about = registry.origins[kind, name], _about(kind, registry.classes[kind][name])
+    echo(f"  {name:<16} {about:<118.118} {origin.distribution} {origin.version}")
+
+
+def _methods(registry: Registry) -> None:
+    """Print the methods by family, then what their columns mean, and their aliases."""
+    classes = registry.classes["methods"]
+    titles = METHOD_COLUMNS.format("needs", "models held", "optimum", "paper")
+    families: dict[str, list[str]] = {}
+    for name in sorted(classes):
+        families.setdefault(classes[name].kind or "method", []).append(name)
+    for family in sorted(families, key=lambda f: (-len(families[f]), f)):
+        echo(f"  {family} ({len(families[family])})", bold=True)
+        echo(f"  {'name':<16} {titles}")
+        for name in families[family]:
+            _line(registry, "methods", name)
+    stated = sum(_states_optimum(cls) for cls in classes.values())
+    echo(
+        f"  {len(classes)} methods. {stated} state their optimum: `harness check NAME` measures the"
+        " distance of a trained policy to it."
+    )
+    _aliases(registry)
+
+
+def _states_optimum(cls: Any) -> bool:
+    return cls.optimum is not Method.optimum
+
+
 def _about(kind: str, cls: Any) -> str:
     """Return the text of a plugin in the list; of a method the columns of METHOD_COLUMNS."""
     if kind != "methods":
         return summary_of(cls)
     if cls.extra and find_spec(cls.extra) is None:
-        return f"{cls.kind or 'method':<20} needs pip install 'alignment-harness[{cls.extra}]'"
+        return f"needs pip install 'alignment-harness[{cls.extra}]'"
     try:
         method = cls()
         needs, holds = method.required(), _held(asks_of(method))
     except Exception:  # a third-party class with required options: show what it declares
         needs, holds = cls.needs, ""
-    stated = "stated" if cls.optimum is not Method.optimum else "-"
-    return METHOD_COLUMNS.format(
-        cls.kind or "method", ", ".join(sorted(needs)) or "nothing", holds, stated, cls.paper
-    )
+    stated = "stated" if _states_optimum(cls) else "-"
+    return METHOD_COLUMNS.format(", ".join(sorted(needs)) or "nothing", holds, stated, cls.paper)
 
 
 def _held(asks: Asks) -> str:

@@ -32,6 +32,7 @@ class GRPO(EntropyOptions, OnPolicyOptions):
     """
 
     name, kind, paper = "grpo", "on-policy", "https://arxiv.org/abs/2402.03300"
+    aliases = {"dr_grpo": "std_normalise=false loss_aggregation=constant beta=0"}
     needs = frozenset({"prompts", "reward"})
 
     num_generations: int = 8  # completions per prompt: the group (the paper: 64)

@@ -19,6 +19,7 @@ class IPO(PairOptions):
     """
 
     name, kind, paper = "ipo", "offline preference", "https://arxiv.org/abs/2310.12036"
+    aliases = {"ipo_norm": "length_average=true"}
     needs = frozenset({"pairs"})
     tuning_space = PairOptions.tuning_space | {"beta": {"times": [0.2, 5.0]}}
 

@@ -261,6 +261,13 @@ def test_list_and_show_describe_plugins():
     assert "policy, reference" in rows["dpo"] and "stated" in rows["dpo"]
     assert "policy, reference" not in rows["simpo"] and "stated" not in rows["rlaif"]
     assert rows["cdpo"].split() == ["cdpo", "dpo", "label_smoothing=0.1"]
+    assert rows["dr_grpo"].split()[:2] == ["dr_grpo", "grpo"]
+    lines = listed.out.splitlines()
+    families = [i for i, line in enumerate(lines) if re.fullmatch(r"  [\w -]+ \(\d+\)", line)]
+    counts = [int(lines[i].split("(")[1][:-1]) for i in families]
+    assert counts == sorted(counts, reverse=True) and lines[families[0]] > "  offline preference ("
+    assert f"  {sum(counts)} methods. " in listed.out
+    assert "'" not in rows["ppo"] and rows["ppo"].split()[1:3] == ["prompts,", "reward"]
     shown = command("show", "dpo", "--suite", "summarization")
     assert (
         shown.code == 0

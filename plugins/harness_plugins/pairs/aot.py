@@ -18,6 +18,7 @@ class AOT(CoupledLoss):
     """
 
     name, paper = "aot", "https://arxiv.org/abs/2406.05882"
+    aliases = {"aot_paired": "paired=true"}
 
     beta: float = 0.1  # scale of the log-ratios
     paired: bool = False  # quantiles of the policy's margins against the reference's

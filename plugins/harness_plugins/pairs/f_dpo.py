@@ -19,6 +19,7 @@ class FDPO(RatioLoss):
     """
 
     name, paper = "f_dpo", "https://arxiv.org/abs/2309.16240"
+    aliases = {"f_dpo_forward_kl": "divergence=forward_kl", "f_dpo_alpha": "divergence=alpha"}
     tuning_space = RatioLoss.tuning_space | {"divergence": ["js", "forward_kl", "alpha"]}
 
     beta: float = 0.1  # strength of the divergence
