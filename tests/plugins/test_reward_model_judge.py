@@ -173,7 +173,7 @@ def test_run_is_judged_by_a_reward_model_from_the_start(tmp_path):
     wins = [0.5 if a == b else float(a > b) for a, b in zip(ours, theirs, strict=True)]
     assert [row["win"] for row in rows] == wins
     assert result["ground"]["judge"].startswith("reward_model/")
-    assert result["cost"]["stages"]["judging"]["flops"] > 0
+    assert result["cost"]["judge"]["flops"] > 0
     kept = read_result(finished("dpo"))["artifacts"]["preferences"]["content"]
     assert result["artifacts"]["preferences"]["content"] == kept
 

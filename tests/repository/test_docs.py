@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.api import hookspecs
+from harness.api.contracts import Method
+from harness.api.registry import installed
 from harness.cli.app import cli
 
 ROOT = Path(__file__).parent.parent.parent
@@ -175,3 +177,10 @@ def test_optimum_in_the_guide_is_where_the_example_comes_to_rest():
     cpo = registry.get("methods", "my_cpo")
     assert far_from(cpo(beta=0.5, alpha=0.1)) < 1e-4
     assert far_from(cpo(beta=0.5, alpha=0.5), optimum_of=cpo(beta=0.5, alpha=0.1)) > 0.02
+
+
+def test_headline_of_the_methods_page_has_the_counts_of_the_registry():
+    classes = installed().classes["methods"].values()
+    stated = sum(cls.optimum is not Method.optimum for cls in classes)
+    page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    assert f"Of {len(classes)} methods, {stated} state the distribution" in page
