@@ -222,9 +222,9 @@ def test_entropies_come_with_logp_in_parts(model, batch, monkeypatch):
     wanted = torch.stack([completion_logp(model, batch), entropy_by_hand(model, batch)], -1)
     read = []
     monkeypatch.setattr(logprobs, "states_at_once", lambda width: 3)
-    right = logprobs.Predictions._read
+    right = logprobs.Predictions.read
     monkeypatch.setattr(
-        logprobs.Predictions, "_read", lambda self, s: read.append(len(s)) or right(self, s)
+        logprobs.Predictions, "read", lambda self, s: read.append(len(s)) or right(self, s)
     )
     both = completion_logp_and_entropy(model, batch)
     close(both, wanted)

@@ -310,6 +310,16 @@ def test_the_reference_moves_between_rounds_and_not_again_after_a_restart():
 
 
 @pytest.mark.parametrize(
+    ("steps", "turns"), [(7, [0, 0, 0, 1, 1, 2, 2]), (2, [0, 1]), (3, [0, 1, 2])]
+)
+def test_steps_that_rounds_do_not_divide_are_all_taken(steps, turns):
+    lab = FakeLab()
+    method = SPIN(rounds=3, steps=steps)
+    assert [lab.moves for _ in method.in_rounds(lab, lambda n: iter(range(n)))] == turns
+    assert SPIN(rounds=3).steps_of_rounds() == [0, 0, 0]  # each round goes by epochs
+
+
+@pytest.mark.parametrize(
     ("method", "message"),
     [
         (REBEL(num_generations=1), "pair"),
@@ -317,13 +327,11 @@ def test_the_reference_moves_between_rounds_and_not_again_after_a_restart():
         (REBEL(num_iterations=0), "num_iterations"),
         (SPPO(num_generations=1), "opponent"),
         (SPPO(beta=0.0), "beta"),
-        (SPPO(steps=100), "multiple of rounds"),
         (SPPO(rounds=0), "rounds"),
         (SPPO(adaptive_beta=True), "moved reference"),
         (XPO(num_generations=3), "even"),
         (XPO(alpha=-1.0), "alpha"),
         (SPIN(beta=0.0), "beta"),
-        (SPIN(steps=100), "multiple of rounds"),
         (NashMD(mixture_coef=1.5), "mixture_coef"),
         (ALoL(importance="all"), "sequence, token or none"),
         (ALoL(clip_range=1.0), "clip_range"),

@@ -381,10 +381,10 @@ def cpu_seconds(*arguments):
     return min(seconds)  # noise only adds
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"]], ids=" ".join)
-def test_quick_commands_take_a_third_of_an_import_of_torch(arguments):
-    """The limit is a ratio: the speed of the machine cancels."""
-    assert cpu_seconds("-m", "harness", *arguments) < cpu_seconds("-c", "import torch") / 3
+@pytest.mark.parametrize(("command", "share"), [("--help", 1 / 3), ("list", 1 / 2)])
+def test_quick_commands_take_a_part_of_an_import_of_torch(command, share):
+    """The limit is a ratio: the speed of the machine cancels. The list imports every plugin."""
+    assert cpu_seconds("-m", "harness", command) < cpu_seconds("-c", "import torch") * share
 
 
 def test_flags_are_frozen():

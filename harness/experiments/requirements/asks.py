@@ -7,6 +7,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -103,16 +104,23 @@ def _names(cls: type) -> set[str]:
     names: set[str] = set()
     for name, _ in inspect.getmembers(cls, inspect.isfunction):
         for function in _called(cls, name):
-            try:
-                tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-            except (OSError, TypeError, SyntaxError):  # no source, or a part of a line: a lambda
-                continue
-            attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-            names |= {node.attr for node in attributes if _of_lab(node)}
-            calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-            of_lab = [c for c in calls if isinstance(c.func, ast.Attribute) and _of_lab(c.func)]
-            names |= {f"{word.arg}=" for call in of_lab for word in call.keywords}
+            names |= _names_in(function)
     return names
+
+
+@cache  # methods of one family share most of their functions
+def _names_in(function: FunctionType) -> frozenset[str]:
+    """Return what `_names` returns, of one function."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):  # no source, or a part of a line: a lambda
+        return frozenset()
+    nodes = list(ast.walk(tree))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    names = {node.attr for node in attributes if _of_lab(node)}
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    of_lab = [c for c in calls if isinstance(c.func, ast.Attribute) and _of_lab(c.func)]
+    return frozenset(names | {f"{word.arg}=" for call in of_lab for word in call.keywords})
 
 
 def _called(cls: type, name: str) -> Iterator[FunctionType]:

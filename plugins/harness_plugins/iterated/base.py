@@ -24,25 +24,28 @@ class Rounds(GradientMethod):
         super().check()
         if self.rounds < 1:
             raise ValueError("rounds must be at least 1")
-        if self.steps_in_all() % self.rounds:
-            raise ValueError(
-                f"steps must be a multiple of rounds, and {self.steps_in_all()} is none of"
-                f" {self.rounds}: every round has equally many"
-            )
 
     def steps_in_all(self) -> int:
         """Return the steps of all rounds together; 0 where epochs decide."""
         return int(getattr(self, "steps", 0))
 
+    def steps_of_rounds(self) -> list[int]:
+        """Return the steps of each round; 0 where epochs decide."""
+        total = self.steps_in_all()
+        rounds = min(self.rounds, total or self.rounds)
+        return [total // rounds + (number < total % rounds) for number in range(rounds)]
+
     def in_rounds(self, lab: Lab, stream: Callable[[int], Iterator]) -> Iterator:
         """Yield the turns of all rounds; `stream(steps)` opens one round's.
 
+        Earlier rounds have one step more where the steps cannot be divided equally. With fewer
+        steps than rounds, each round has one step.
         A restart goes through finished rounds again, whose streams are empty then. The number of
         rounds that the reference has seen is therefore kept in `lab.state`.
         """
         lab.state.setdefault("rounds", 0)
-        for number in range(self.rounds):
+        for number, steps in enumerate(self.steps_of_rounds()):
             if number > lab.state["rounds"]:
                 lab.move_reference()
                 lab.state["rounds"] = number
-            yield from stream(self.steps_in_all() // self.rounds)
+            yield from stream(steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness import OnPolicyOptions, UsageError, hookimpl, torch
+from harness import GradientMethod, OnPolicyOptions, UsageError, hookimpl, torch
 
 from ..grpo import STD_FLOOR, group_advantages
 from .base import Surrogate, clipped
@@ -21,6 +21,7 @@ class GDPO(Surrogate):
 
     name, paper = "gdpo", "https://arxiv.org/abs/2601.05242"
     reduction = "seq-mean-token-mean"
+    tuning_space = GradientMethod.tuning_space | {"clip_range": [0.1, 0.2, 0.3]}
     # no strength of a KL stays fixed, and what the sum of normalised rewards prefers has no name
     optimum = OnPolicyOptions.optimum
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness import OnPolicyOptions, UsageError, hookimpl, torch
+from harness import GradientMethod, OnPolicyOptions, UsageError, hookimpl, torch
 
 from .base import PolicyGradient
 
@@ -19,6 +19,7 @@ class MaxRL(PolicyGradient):
 
     name, paper = "maxrl", "https://arxiv.org/abs/2602.02710"
     needs = frozenset({"prompts", "verifier"})
+    tuning_space = GradientMethod.tuning_space | {"num_generations": [4, 8, 16]}
 
     # without a KL all mass goes to what is right; how it is divided is left open
     optimum = OnPolicyOptions.optimum
