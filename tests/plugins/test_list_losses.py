@@ -180,6 +180,20 @@ def test_rounding_does_not_decide_the_ranks_of_lipo():
     assert losses[1:] == [pytest.approx(losses[0], rel=1e-4)] * 2
 
 
+def test_rounding_decides_no_accuracy():
+    """Equal completions have scores and log-probabilities that differ by rounding."""
+    logp, batch = drawn(3, score=SCORE)
+    told = LiPO(beta=0.4).loss(logp, batch)[1]["accuracy"]
+    turned = LiPO(beta=0.4).loss(-logp, batch | {"ref_logp": -batch["ref_logp"]})[1]["accuracy"]
+    torch.testing.assert_close(told + turned, torch.ones(3).double())
+    batch["ref_logp"] = logp.detach().clone()
+    batch["score"] = torch.tensor([[0.0, 1e-8, 1.0]] * 3).double()
+    for noise in (1e-6, -1e-6):
+        moved = logp.detach() + noise * torch.tensor([1.0, 0, -1])[:, None]
+        accuracy = LiPO(beta=0.4).loss(moved, batch)[1]["accuracy"]
+        torch.testing.assert_close(accuracy, torch.full((3,), 0.5).double())
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_list_counts_the_same_in_any_order(name):
     method = CASES[name][0]

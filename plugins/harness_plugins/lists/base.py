@@ -10,9 +10,9 @@ from abc import abstractmethod
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness import GradientMethod, Policy, RewardOptions, check_idle
+from harness import GradientMethod, Policy, RewardOptions, check_idle, logprobs
 
-from ..slic import shuffled
+from ..slic import EQUAL, shuffled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,8 +82,9 @@ class ListLoss(RewardOptions, GradientMethod):
         y = self.listed(logp, batch)
         order = y.score.argsort(dim=-1, descending=True, stable=True)
         y = Listed(*(column.gather(-1, order) for column in y))
-        better = y.score[:, :, None] > y.score[:, None, :]
-        right = better & (y.ratio[:, :, None] > y.ratio[:, None, :])
+        # scores and log-probabilities of equal completions differ by rounding
+        better = y.score[:, :, None] - y.score[:, None, :] > EQUAL
+        right = better * logprobs.ordered_right(y.ratio[:, :, None] - y.ratio[:, None, :])
         accuracy = right.sum((1, 2)) / better.sum((1, 2)).clamp(min=1)
         return self.list_loss(y), {"accuracy": accuracy.to(y.logp)}
 
