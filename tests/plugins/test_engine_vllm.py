@@ -297,14 +297,14 @@ def test_run_whose_vllm_dies_goes_on_where_it_was(tmp_path):
         asked = on_small("grpo", *more, "--engine", engine, "-p", beside, results=results)
         return process(*asked, "--check-rollouts", env=env)
 
-    died = run(tmp_path / "died", "vllm", DIES_AT="4")
+    died = run(tmp_path / "died", "vllm", DIES_AT="3")
     assert died.code == 1 and died.text.count("vLLM failed when it drew completions") == 1
     assert "Traceback" not in died.text
     assert run(tmp_path / "died", "vllm").code == run(tmp_path / "whole", "vllm").code == 0
     died, whole = (only_run(tmp_path / name, "small", "grpo") for name in ("died", "whole"))
     assert outputs(died) == outputs(whole) and len(outputs(whole)) == 4
     results = [json.loads((f / "result.json").read_text("utf-8")) for f in (died, whole)]
-    assert results[0]["runtime"]["resumed_after_turns"] == [1]
+    assert results[0]["runtime"]["resumed_after_turns"] in ([1], [2])  # of 2, and the evaluation
     assert results[1]["runtime"]["engine"]["syncs"] >= 2
     assert results[1]["cost"]["phases"]["sync"]["seconds"] > 0
     assert run(tmp_path / "hf", "hf").code == 0

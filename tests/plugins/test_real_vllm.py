@@ -165,13 +165,12 @@ def test_run_whose_vllm_dies_goes_on_where_it_was(tmp_path, model):
         return process(*on_small("grpo", *more, results=results), env=env)
 
     begun = time.monotonic()
-    died = run(tmp_path / "died", DIES_AT="4")
+    died = run(tmp_path / "died", DIES_AT="3")
     assert died.code == 1 and died.text.count("vLLM failed when it drew completions") == 1
     assert "Traceback" not in died.text and time.monotonic() - begun < 600
     assert run(tmp_path / "died").code == run(tmp_path / "whole").code == 0
     died, whole = (only_run(tmp_path / name, "small", "grpo") for name in ("died", "whole"))
     assert outputs(died) == outputs(whole)
     runtime = json.loads((died / "result.json").read_text("utf-8"))["runtime"]
-    assert (
-        runtime["resumed_after_turns"] == [1] and runtime["engine"]["version"] == vllm.__version__
-    )
+    assert runtime["resumed_after_turns"] in ([1], [2])  # of 2 turns, and the evaluation
+    assert runtime["engine"]["version"] == vllm.__version__
