@@ -49,7 +49,7 @@ from harness import GradientMethod, hookimpl
 class Reinforce(GradientMethod):
     """Raise the likelihood of what scores above the running mean."""
 
-    name, paper = "reinforce", "https://example.org"
+    name, paper = "centred", "https://example.org"
     needs = frozenset({"prompts", "reward"})
 
     steps: int = 2  # rollouts
@@ -453,14 +453,14 @@ def test_run_accepts_the_former_name_of_start_and_says_its_name():
 
 def test_table_shows_a_method_from_a_plain_file():
     finished("start")
-    file = plugin(fresh("plugins"), "reinforce", REINFORCE)
-    done = command(*on_small("reinforce", "-p", file, "--set", "steps=3", results=results()))
+    file = plugin(fresh("plugins"), "centred", REINFORCE)
+    done = command(*on_small("centred", "-p", file, "--set", "steps=3", results=results()))
     assert done.code == 0, done.text
-    made = command("table", "-s", "small", "--methods", "start, reinforce", "--results", results())
+    made = command("table", "-s", "small", "--methods", "start, centred", "--results", results())
     rows = [line.split("|")[1].strip() for line in made.out.splitlines() if line.startswith("|")]
-    assert rows[2:] == ["start quick", "reinforce quick"], made.text
-    shown = command("show", "reinforce", "-p", file)
-    assert "of the running mean" in shown.out and "reinforce.py" not in shown.err
+    assert rows[2:] == ["start quick", "centred quick"], made.text
+    shown = command("show", "centred", "-p", file)
+    assert "of the running mean" in shown.out and "centred.py" not in shown.err
 
 
 # -- what goes wrong -------------------------------------------------------------------------------
