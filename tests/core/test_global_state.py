@@ -58,7 +58,7 @@ WAYS = {
     "garbage collection": gc.disable,
     "the timeout of sockets": lambda: socket.setdefaulttimeout(3),
     "the random numbers of `random`": lambda: random.seed(1),
-    "the handler of SIGINT": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    "the handler of SIGINT": lambda: signal.signal(signal.SIGINT, lambda *_: None),
     "the handler of SIGTERM": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
     "the random numbers of numpy": lambda: numpy.random.seed(1),
     "the error handling of numpy": lambda: numpy.seterr(all="raise"),

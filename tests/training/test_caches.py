@@ -18,6 +18,7 @@ from harness.core.execution import Execution
 from harness.core.meter import Meter
 from harness.core.save_schedule import SaveInterval
 from harness.models.batches import Batch
+from harness.models.engine import Engine
 from harness.models.generation import CachedEngine, Sampler
 from harness.models.initial_checkpoint import InitialCheckpoint
 from harness.training.checkpoints import Checkpoints
@@ -493,7 +494,9 @@ def test_bill_is_the_same_made_or_found_and_what_a_rollout_costs(place):
     again = Meter(peak=lambda reset: 0)
     plain = place.sampler(None, again)
     plain.engine = type(
-        "Told", (), {"generate": lambda self, *asked: Batch(prompts, batch.columns, TEMPERATURE)}
+        "Told",
+        (Engine,),
+        {"generate": lambda self, *asked: Batch(prompts, batch.columns, TEMPERATURE)},
     )()
     plain.draw(place.start, prompts, 4)
     for name in COUNTED:
