@@ -35,6 +35,15 @@ SETTINGS = {
 }
 
 
+# the proxy of the evaluation is no part of the comparison
+STAGES = (
+    "evaluation.prompts=2",
+    "preferences.prompts=8",
+    "preferences.completions=2",
+    "reward_model.epochs=1",
+)
+
+
 class Beside(VLLM):
     """Draws with vLLM, and once more with `hf` to compare."""
 
@@ -83,7 +92,9 @@ def arguments(method: str, model: str, results: str) -> list[str]:
     settings = dict(SETTINGS)
     words = ["run", "-m", method, "-s", "arithmetic", "--model", model, "--start", "model"]
     words += ["--engine", Beside.name, "-p", __file__, "--check-rollouts", "--save", "none"]
-    words += ["--stage-set", "evaluation.prompts=2", "--device", "cpu", "--threads", "1"]
+    words += ["--device", "cpu", "--threads", "1"]
+    for stage in STAGES:
+        words += ["--stage-set", stage]
     for name, value in settings.items():
         words += ["--set", f"{name}={value}"]
     return [*words, "--results", results]
