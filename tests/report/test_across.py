@@ -101,7 +101,7 @@ def test_across_is_an_option_of_table_and_a_kind_of_plot(several, tmp_path):
     done = command("plot", "--kind", "ranks", "--results", several, "-o", picture)
     assert done.code == 0 and picture.stat().st_size > 5000, done.text
     done = command("table", "--across", "--each", "--results", several)
-    assert done.code == 2 and "leave --match" in done.text
+    assert done.code == 2 and "leave --each out" in done.text
 
 
 def test_one_setting_is_refused(several):
