@@ -14,7 +14,7 @@ from fault_world import World
 
 RUN = ("run", "-m", "dpo", "-s", "exact", "--quick")
 COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "unknown method": (("run", "-m", "dppo", "-s", "exact"), "dpo"),
+    "unknown method": (("run", "-m", "dpoo", "-s", "exact"), "dpo"),
     "unknown suite": (("run", "-m", "dpo", "-s", "exakt"), "exact"),
     "unknown option": ((*RUN, "--set", "learning_rat=1"), "learning_rate"),
     "wrong type": ((*RUN, "--set", "learning_rate=fast"), "learning_rate"),
@@ -57,7 +57,7 @@ STUDIES = {
     "no methods": (HEAD, "methods"),
     "no suites": (METHOD, "suites"),
     "unknown key": (f"{HEAD}quik = true\n{METHOD}", "quick"),
-    "unknown method": (f'{HEAD}[[methods]]\nname = "dppo"\n', "dpo"),
+    "unknown method": (f'{HEAD}[[methods]]\nname = "dpoo"\n', "dpo"),
     "wrong type": (f"{HEAD}seeds = 1.5\n{METHOD}", "seeds"),
     "negative seeds": (f"{HEAD}seeds = -1\n{METHOD}", "seeds"),
     "unknown option": (f"{HEAD}{METHOD}set = {{ bta = 1 }}\n", "beta"),
