@@ -32,11 +32,24 @@ UNTRAINED = ("start", "best_of_n")
 
 
 def methods() -> list[str]:
-    """Return the registered methods, without the one that needs a model of the user's."""
+    """Return the registered methods that run by their defaults; `checkpoint` and `gkd` need a
+    model of the user's. Those of TRL do not resume.
+    """
     from harness.api.registry import installed
 
-    trl = {name for name in installed().classes["methods"] if name.startswith("trl_")}
-    return sorted(set(installed().classes["methods"]) - {"checkpoint"} - trl)
+    classes = installed().classes["methods"]
+    return sorted(n for n in classes if not n.startswith("trl_") and _is_complete(classes[n]))
+
+
+def _is_complete(cls: type) -> bool:
+    from harness.core.errors import UsageError
+    from harness.core.options import build
+
+    try:
+        build(cls, {}, cls.__name__)
+    except UsageError:
+        return False
+    return True
 
 
 @kind("kill -9 at a named point of each method", "1, 2, 4, 34")
