@@ -12,6 +12,7 @@ import torch
 
 from ...core.artifacts import EXECUTION
 from ...core.errors import UsageError
+from ...core.progress import STAGES, activity
 from ...core.seeds import derive, endless_order
 from ...core.settings import RewardModelOptions
 from ...models.batches import Batch
@@ -66,8 +67,9 @@ def make(
             batch = _batch(stages, [train[i] for i in rows])
             loop.log(loop.trainer.step([Term(ranking_loss, batch, reward.role)], loop.progress))
         runtime = stages.stage_runtime.runtime(meter, seed)
-        _normalise(reward, stages, train[:SCALE_ROWS], options, runtime)
-        accuracy, pairs = _accuracy(reward, stages, rankings["heldout"], runtime)
+        with activity(STAGES, f"{name.replace('_', ' ')}: scores"):
+            _normalise(reward, stages, train[:SCALE_ROWS], options, runtime)
+            accuracy, pairs = _accuracy(reward, stages, rankings["heldout"], runtime)
     reward.save(out)
     info = {
         "steps": steps,
