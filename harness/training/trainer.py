@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from ..core.distributed import ALONE, DistributedContext, merged
 from ..core.errors import Diverged
@@ -262,6 +263,8 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             self.masters[name].write_back()
+            for weight in self.masters[name].weights:
+                increment_version(weight)  # the fused optimizer does not: engines look at it
             self.masters[name].clear_gradients()
         return norms
 

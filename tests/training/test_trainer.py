@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from harness_plugins.dpo import DPO
+from harness_plugins.engine_vllm import version_of
 from torch import nn
 
 from harness.core.data import Budget
@@ -263,6 +264,16 @@ def test_what_is_not_finite_stops_the_run(stepped, batch):
         stepped(batch, lambda logp, part: logp.sum(-1) * math.nan)
     with pytest.raises(Diverged, match="gradient of the policy is nan"):
         stepped(batch, lambda logp, part: (logp.sum((1, 2)) * 0).sqrt())
+
+
+def test_every_step_shows_in_the_versions_of_the_weights(tiny_model, make_trainer, batch):
+    """An engine that copies weights looks at these counters, and fused AdamW leaves them alone."""
+    trainer, role = make_trainer(tiny_model)
+    seen = {version_of(role.module)}
+    for _ in range(3):
+        trainer.step([Term(per_completion, batch, role)], 0.5)
+        seen.add(version_of(role.module))
+    assert len(seen) == 4
 
 
 def test_steps_flops_and_tokens_are_counted(tiny_model, make_trainer, batch, meter):
