@@ -264,7 +264,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             self.masters[name].write_back()
             for weight in self.masters[name].weights:
-                increment_version(weight)  # the fused optimizer does not: engines look at it
+                increment_version(weight)  # the fused optimizer does not; engines read the versions
             self.masters[name].clear_gradients()
         return norms
 

@@ -227,9 +227,10 @@ class VLLM(Engine):
 
 
 def version_of(model: Any) -> tuple[int, tuple[int, ...]]:
-    """Return what changes with every write to a model's weights.
+    """Return what changes with every optimiser step and every other write to a model's weights.
 
-    PyTorch counts the writes to each tensor.
+    PyTorch counts the writes to each tensor, but those of a fused optimizer: the trainer counts
+    these. Writes through `.data` are not counted; `--check-rollouts` finds what they change.
     """
     from harness.models.lora import held
 

@@ -68,7 +68,7 @@ def _at(force: Callable[..., Tensor], prompt: int, share: float, logits: Tensor)
 
 
 def _newton(force: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, float]:
-    """Return logits (N,) after Newton's steps to a root, and what is left of the force there."""
+    """Return the logits (N,) where Newton's method stops, and the largest force left there."""
     for _ in range(20):
         slope = torch.autograd.functional.jacobian(force, logits)
         step = torch.linalg.lstsq(slope, force(logits)[:, None], driver="gelsd").solution[:, 0]
