@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -52,11 +53,27 @@ def _is_complete(cls: type) -> bool:
     return True
 
 
+def _counted(world: World) -> Iterator[tuple[str, Mapping[str, int], list[Trial]]]:
+    """Yield each method, how often its run without a fault reaches each point, and a failed trial
+    where that run itself fails.
+    """
+    for method in methods():
+        try:
+            yield method, world.whole(method)[1].counts, []
+        except RuntimeError as error:
+            failed = Verdict(FAILED, str(error).splitlines()[-1])
+            yield method, {}, [Trial(f"{method} without a fault", partial(_same, failed))]
+
+
+def _same(verdict: Verdict) -> Verdict:
+    return verdict
+
+
 @kind("kill -9 at a named point of each method", "1, 2, 4, 34")
 def kills_at_points(world: World, rng: random.Random) -> Trials:
     """Every point for two methods, three points drawn for each other one."""
-    for method in methods():
-        counts = world.whole(method)[1].counts
+    for method, counts, failed in _counted(world):
+        yield from failed
         if not counts:  # `start`: the folder has its run from the beginning
             continue
         points = sorted(counts) if method in THOROUGH else rng.sample(sorted(counts), 3)
@@ -160,8 +177,8 @@ def _until(true: object, seconds: float) -> bool:
 @kind("ENOSPC at a write of each method", "7")
 def full_at_points(world: World, rng: random.Random) -> Trials:
     """The system says that the disk is full, at a write that is drawn."""
-    for method in methods():
-        counts = world.whole(method)[1].counts
+    for method, counts, failed in _counted(world):
+        yield from failed
         if not counts:
             continue
         point = rng.choice([p for p in ("write.begin", "write.written") if counts.get(p)])
@@ -186,8 +203,10 @@ def _names_space(text: str) -> Verdict:
 @kind("NaN in the loss of each method", "8")
 def nan_losses(world: World, rng: random.Random) -> Trials:
     """The loss is NaN at the first, a middle or the last step."""
-    for place, method in enumerate(m for m in methods() if m not in UNTRAINED):
-        steps = world.whole(method)[1].counts.get("step.loss", 0)
+    trained = (one for one in _counted(world) if one[0] not in UNTRAINED)
+    for place, (method, counts, failed) in enumerate(trained):
+        yield from failed
+        steps = counts.get("step.loss", 0)
         if steps:
             n = (1, (steps + 1) // 2, steps)[place % 3]
             yield Trial(f"{method} step {n}", partial(_nan, world, method, f"step.loss:{n}:nan"))

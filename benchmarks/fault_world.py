@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 from harness.core.fault_points import Count, Faults, fault_of
 
 SUITE = "exact"
-# the methods that this suite cannot serve, and the suite that can
-ELSEWHERE = {"rlaif": "summarization"}
+# the methods that this suite cannot serve, and a suite that can
+ELSEWHERE = {"rlaif": "summarization", "maxrl": "arithmetic"}
 SMALL = (
     *("--quick", "--threads", "1", "--checkpoint-every", "1steps", "--device", "cpu"),
     *("--stage-set", "evaluation.prompts=16", "--stage-set", "sft.steps=4"),

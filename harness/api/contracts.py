@@ -413,7 +413,7 @@ class Suite(ABC):
             stages: The shared stages.
 
         Returns:
-            JSON-able figures by name.
+            JSON-able figures by name; a number that is not finite is told and recorded as null.
         """
         return {}
 

@@ -134,6 +134,15 @@ def _wall_time(cost: dict[str, Any]) -> list[tuple[str, str]]:
     return [("wall time", f"{cost['spent_seconds']:.1f} s: {stages}, {rest}")]
 
 
+def _own(value: Any) -> str:
+    """Return a figure of a suite, which may be any JSON value; the record has lists in full."""
+    if isinstance(value, (list, dict)):
+        return f"({len(value)} values)"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    text = f"{value:.4g}" if number else "--" if value is None else visible(str(value))
+    return text.replace("[", "\\[")  # no markup
+
+
 def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the figures of the evaluation; the baseline is the start checkpoint's answers."""
     scores = [
@@ -141,7 +150,7 @@ def _quality(e: dict[str, Any]) -> list[tuple[str, str]]:
         for name, label in (("accuracy", "accuracy"), ("proxy", "proxy reward"))
         if name in e and "baseline_" + name in e
     ]
-    own = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in e.get("suite", {}).items()]
+    own = [f"{name.replace('_', ' ')} {_own(value)}" for name, value in e.get("suite", {}).items()]
     own += [
         f"{kind}@{k} {estimate['mean']:.3f}"
         for kind in ("pass", "maj")

@@ -47,6 +47,23 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps({**content, SEAL: digest_of(content)}, indent=1) + "\n")
 
 
+def storable(values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return a plugin's values as JSON holds them: a number that is not finite becomes None.
+
+    Raises:
+        HarnessError: A value is none that JSON has, such as a tensor.
+    """
+    try:
+        text = json.dumps(values)
+    except (TypeError, ValueError) as error:
+        raise HarnessError(
+            f"The {what} cannot be written as JSON: {error}. Return numbers, texts, lists and"
+            " dictionaries of them."
+        ) from error
+    stored: dict[str, Any] = json.loads(text, parse_constant=lambda name: None)
+    return stored
+
+
 def read_bytes(path: Path, remedy: str) -> bytes:
     """Return the content of a file; raise Damaged where it cannot be read."""
     try:

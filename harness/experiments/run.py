@@ -30,6 +30,7 @@ from ..core.global_state import ANY, Reported, put_back
 from ..core.interrupts import asked_for
 from ..core.movement import unmoved
 from ..core.progress import WallClock, activity, part, running
+from ..core.records import storable
 from ..core.spec import RunSpec, stage_options
 from . import record, saved_policy
 from .observers import Observers
@@ -184,9 +185,7 @@ def _train_and_evaluate(
     )
     result = _result_of(training, policy, loop, assessed, cost)
     result["execution"] = record.execution_of(loop, settings_used)
-    for remark in _remarks(
-        spec, loop, stage_runtime, result["runtime"], result["evaluation"]["judge"]
-    ):
+    for remark in _remarks(spec, loop, stage_runtime, result["runtime"], result["evaluation"]):
         settings.warn(remark)
     if stage_runtime.distributed.main:
         with activity(progress.CHECKPOINTS, "writing the record and the policy"):
@@ -327,7 +326,7 @@ def assess(
     with put_back(f"The suite {spec.suite_name}"):
         own = stages.suite.figures(built.method, model, stages)
     if own:
-        figures["suite"] = own
+        figures["suite"] = storable(own, f"figures of the suite {spec.suite_name}")
     if snapshots:
         figures["curve"] = evaluate_snapshots(snapshots, built.method, stages, options, spec)
     rows: list[dict[str, Any]] = []
@@ -382,12 +381,17 @@ def _remarks(
     loop: Loop,
     stage_runtime: StageRuntime,
     runtime: Mapping[str, Any],
-    judge: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
 ) -> list[str]:
     """Return remarks on a doubtful judge, on options without effect, and on figures that measure
     less than usual.
     """
-    remarks = []
+    judge, remarks = evaluation["judge"], []
+    if unknown := [n for n, value in evaluation.get("suite", {}).items() if value is None]:
+        remarks.append(
+            f"The suite {spec.suite_name} returned no finite number for {', '.join(unknown)}; the"
+            " record has null there."
+        )
     if reason := judge.get("no_win_rate"):
         remarks.append(
             f"{reason[0].upper()}{reason[1:]}. The record has the answers side by side, length and"

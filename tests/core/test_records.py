@@ -1,6 +1,7 @@
 """Sealed JSON files: every kind of damage is one message, and other runs are shown."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from harness.core.records import (
     read_object,
     read_unchecked,
     rows_of,
+    storable,
     write_sealed,
 )
 from harness.core.run_folder import METRICS, read_result, runs, write_rows
@@ -233,3 +235,10 @@ def test_failure_is_sealed_too(tmp_path):
         list(runs(tmp_path))
     shutil.rmtree(file.parent)
     assert list(runs(tmp_path)) == []
+
+
+def test_storable_makes_numbers_that_are_not_finite_none():
+    values = {"a": math.nan, "b": [1, -math.inf], "c": {"d": 0.5}}
+    assert storable(values, "figures") == {"a": None, "b": [1, None], "c": {"d": 0.5}}
+    with pytest.raises(HarnessError, match="figures of x cannot be written as JSON.*Return"):
+        storable({"a": object()}, "figures of x")

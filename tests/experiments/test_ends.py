@@ -298,3 +298,44 @@ def test_run_whose_console_is_closed_goes_on(folder, merged):
     assert begun.wait(600) == 0
     (run,) = own.glob("runs/small/dpo/*")
     assert outputs(run) == outputs(finished("dpo"))
+
+
+FIGURES = '''
+"""The exact suite with figures of its own that are no finite numbers."""
+
+from dataclasses import dataclass
+
+from harness import hookimpl
+from harness_suites.exact import Exact
+
+
+@dataclass
+class Odd(Exact):
+    name = "odd"
+
+    def figures(self, method, model, stages):
+        return {"start_tv": float("nan"), "tv": float("inf"), "by_length": [1, 2], "of": "[exact]"}
+
+
+@hookimpl
+def register_suites(register):
+    register(Odd)
+'''
+
+
+def test_figures_of_a_suite_that_are_not_finite_cost_no_result():
+    where = fresh("odd")
+    odd = plugin(where, "odd_figures", FIGURES)
+    few = ("--stage-set", "evaluation.prompts=16", "--stage-set", "sft.steps=2")
+    done = command("run", "-m", "start", "-s", "odd", "-p", odd, *few, "--results", where)
+    assert done.code == 0, done.err
+    said = "The suite odd returned no finite number for start_tv, tv; the record has null there."
+    (folder,) = (where / "runs" / "odd" / "start").iterdir()
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert result["evaluation"]["suite"] == {
+        **{"start_tv": None, "tv": None},
+        **{"by_length": [1, 2], "of": "[exact]"},
+    }
+    assert said in " ".join(done.err.split())
+    assert "start tv --" in done.out and "by length (2 values), of [exact]" in done.out
+    assert command("table", "--results", where).code == 0

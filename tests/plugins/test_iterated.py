@@ -267,6 +267,16 @@ def test_another_method_ends_elsewhere(name):
     assert far_from(ENDS_ELSEWHERE[name], optimum_of=right, **how) > 0.01
 
 
+def test_optimum_of_spin_has_no_mass_where_nothing_is_demonstrated():
+    problem = ExactLab(limit=1).problem()
+    seen = torch.arange(problem.ref.shape[1]) % 2
+    shares = (seen / seen.sum()).double().expand_as(problem.ref)
+    for rounds in (1, 3):
+        optimum = SPIN(beta=2.0, rounds=rounds).optimum(replace(problem, demonstrated=shares))
+        assert optimum[:, seen == 0].eq(0).all()
+        torch.testing.assert_close(optimum.sum(-1), torch.ones(len(optimum)).double())
+
+
 def test_where_theory_names_no_optimum_none_is_stated():
     problem = ExactLab(limit=2).problem()
     unknown = (

@@ -57,10 +57,10 @@ class SPIN(Rounds):
         """
         if problem.demonstrated is None:
             return None
-        log_data, log_policy = problem.demonstrated.log(), problem.ref.log()
+        shown, log_policy = problem.demonstrated > 0, problem.ref.log()
         for _ in range(self.rounds):
-            tilt = (log_data - log_policy) / self.beta
-            log_policy = (log_policy + tilt).log_softmax(-1)
+            tilt = (problem.demonstrated.log() - log_policy) / self.beta
+            log_policy = (log_policy + tilt).where(shown, -torch.inf).log_softmax(-1)
         return log_policy.exp()
 
 
