@@ -55,6 +55,12 @@ MOST_SEEDS = 500  # the largest number of seeds that `harness power` suggests
     show_default=True,
     help="Behind a mean: its 95 % interval, or the standard deviation over seeds.",
 )
+@click.option(
+    "--judges",
+    default="",
+    metavar="NAME,...",
+    help="The win-rate by each of these judges in a column; the other columns are of the first.",
+)
 @click.option("--each", is_flag=True, help="A row per run instead of one per method.")
 @click.option(
     "--mixed",
@@ -86,6 +92,7 @@ def table(
     match: str | None,
     columns: str,
     spread: str,
+    judges: str,
     across: bool,
     ratings: bool,
     style: str | None,
@@ -110,6 +117,9 @@ def table(
         raise UsageError(
             "--spread sd needs the seeds of a row: leave --match and --each out, which have none."
         )
+    names = list(dict.fromkeys(filter(None, map(str.strip, judges.split(",")))))
+    if names and (match or across or ratings or criteria["mixed"]):
+        raise UsageError("--judges: leave --match, --across, --ratings and --mixed out.")
     reporter = registry.get("reporters", style or "md")()
     request = TableRequest(
         results,
@@ -120,6 +130,7 @@ def table(
         match,
         spread,
         ratings,
+        names,
     )
     if across:
         return print_across(request, output)
@@ -131,7 +142,7 @@ def _filter(
     study: str | None,
     where: tuple[str, ...],
     methods: str | None = None,
-    **more: bool,
+    **more: Any,
 ) -> Filter:
     """Return the filter that the options of a command describe."""
     from ..core.options import parse_settings

@@ -36,6 +36,7 @@ class TableRequest:
     match: str | None = None
     spread: str = "interval"  # or sd
     ratings: bool = False  # ratings in place of the comparison
+    judges: Sequence[str] = ()  # of the columns with win-rates; empty: the judge of the runs
 
     @property
     def keys(self) -> Sequence[str]:
@@ -48,7 +49,9 @@ class TableRequest:
         from ..report.tables.match import matched, parse_match
         from ..report.tables.tables import comparison, unfinished_notes
 
-        selection = select(self.results, replace(self.criteria, suite=suite))
+        criteria = replace(self.criteria, suite=suite)
+        judges: Sequence[str | None] = self.judges or [None]
+        selection, *others = [select(self.results, replace(criteria, judge=j)) for j in judges]
         # damaged files are named on stderr when they are read
         left_out = unfinished_notes(replace(selection, damaged=()))
         if self.match:
@@ -57,7 +60,7 @@ class TableRequest:
             from ..report.tables.ratings import ratings_table
 
             return ratings_table(selection), left_out
-        return comparison(selection, keys, self.spread), left_out
+        return comparison(selection, keys, self.spread, others), left_out
 
 
 def print_across(request: TableRequest, output: Path | None) -> int:
@@ -88,7 +91,11 @@ def print_tables(request: TableRequest) -> int:
             f" {', '.join(suites)}. Name one suite with --suite, or write files with -o."
         )
     fit = sys.stdout.isatty() and not (
-        request.named_format or request.columns or request.match or request.ratings
+        request.named_format
+        or request.columns
+        or request.match
+        or request.ratings
+        or request.judges
     )
     width = shutil.get_terminal_size().columns
     code = 0

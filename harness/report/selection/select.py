@@ -99,6 +99,7 @@ class Filter:
     where: Mapping[str, str] = field(default_factory=dict)  # {option: value}, as in a study file
     each: bool = False  # a row per run
     mixed: bool = False  # whether runs that are not comparable are allowed
+    judge: str | None = None  # only runs that this judge evaluated
 
     @property
     def description(self) -> str:
@@ -236,6 +237,8 @@ def _matching(results: Path, criteria: Filter, damaged: list[Damaged]) -> list[d
         criteria, methods=[n if n in known else FORMER_METHODS.get(n, n) for n in names]
     )
     _check_names(every, criteria)
+    if criteria.judge is not None:
+        every = _judged_by(every, criteria.judge)
     records = sound([r for r in every if _wanted(r, criteria)], damaged)
     if not records and damaged:
         raise damaged[-1]
@@ -243,6 +246,24 @@ def _matching(results: Path, criteria: Filter, damaged: list[Damaged]) -> list[d
         what = " and ".join([*criteria.methods, *(f"{k}={v}" for k, v in criteria.where.items())])
         raise UsageError(f"No run in {results} matches all of: {what}.")
     return records
+
+
+def _judged_by(records: Sequence[dict[str, Any]], judge: str) -> list[dict[str, Any]]:
+    """Return the runs that a judge evaluated, and those that failed.
+
+    Raises:
+        UsageError: The judge evaluated no run.
+    """
+    judges = {judge_of(r) for r in records if "failure" not in r}
+    if judge not in judges:
+        raise unknown("judge with runs", judge, judges)
+    return [r for r in records if "failure" in r or judge_of(r) == judge]
+
+
+def judge_of(record: Record) -> str:
+    """Return the name of the judge that evaluated a run; "" for a failed or an older run."""
+    judge = record.get("evaluation", {}).get("judge")
+    return str(judge.get("name", "")) if isinstance(judge, Mapping) else ""
 
 
 def _named_by_entry(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -32,14 +32,23 @@ class Column:
         return self.title if spread == INTERVAL else self.title.replace("[95 %]", "(sd)")
 
 
-def chosen_columns(keys: Sequence[str], more: Sequence[Column] = ()) -> list[Column]:
-    """Return columns by key; without keys all usual ones, and `more` after those of quality.
+def chosen_columns(
+    keys: Sequence[str], more: Sequence[Column] = (), judges: Sequence[str] = ()
+) -> list[Column]:
+    """Return columns by key; without keys all usual ones.
+
+    Args:
+        keys: The keys; empty for all usual columns.
+        more: Columns that stand after those of quality.
+        judges: Where a table has several judges, their names: each has a win-rate.
 
     Raises:
         UsageError: A key is unknown.
     """
     at = [column.key for column in COLUMNS].index(LAST_OF_QUALITY) + 1
     columns = [*COLUMNS[:at], *more, *COLUMNS[at:]]
+    if judges:
+        columns[2:3] = [replace(columns[2], title=by_judge(judges[0])), *judge_columns(judges[1:])]
     known = {c.key: c for c in columns}
     for key in keys:
         if key not in known:
@@ -57,6 +66,18 @@ def task_columns(rows: Sequence[Figures]) -> list[Column]:
             Column(f"tax.{name}", f"alignment tax: {name}", _outcome(f"tax.{name}", "+.3f")),
         )
     ]
+
+
+def judge_columns(judges: Sequence[str]) -> list[Column]:
+    """Return a column for each further judge of a table: the win-rate by its verdicts."""
+    return [
+        Column(f"win_rate.{name}", by_judge(name), _win_rate(f"win_rate.{name}")) for name in judges
+    ]
+
+
+def by_judge(name: str) -> str:
+    """Return the title of a judge's column."""
+    return f"win-rate by {name} [95 %]"
 
 
 def _outcome(name: str, form: str) -> Callable[[Figures], Cell]:
@@ -110,9 +131,10 @@ def estimate(name: str, form: str, ends: str = "") -> Callable[[Figures], Cell]:
     return write
 
 
-def _win_rate(f: Figures) -> Cell:
-    """Return the win-rate; `--` where the judge is not shown to be better than a coin."""
-    return Cell(WITHHELD) if "no_win_rate" in f else estimate("win_rate", ".3f")(f)
+def _win_rate(name: str) -> Callable[[Figures], Cell]:
+    """Return a function that writes a win-rate; `--` if the judge may be no better than a coin."""
+    known = estimate(name, ".3f")
+    return lambda f: Cell(WITHHELD) if f"no_{name}" in f else known(f)
 
 
 def _kl(f: Figures) -> Cell:
@@ -181,7 +203,7 @@ def _or_dash(number: float) -> str:
 COLUMNS = (
     Column("method", "method", _plainly(lambda f: f["method"])),
     Column("seeds", "seeds", _seeds),
-    Column("win_rate", "win-rate vs baseline [95 %]", _win_rate),
+    Column("win_rate", "win-rate vs baseline [95 %]", _win_rate("win_rate")),
     Column("lc_win_rate", "length-controlled", estimate("lc_win_rate", ".3f")),
     Column("gold", "gold", estimate("gold", ".2f")),
     Column("proxy", "proxy", estimate("proxy", ".2f")),

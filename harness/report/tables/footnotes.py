@@ -191,9 +191,11 @@ def open_footnote(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dic
     """Return the footnote, by its mark, on rows that could not be excluded because their own seeds
     vary.
     """
+    judged = [key for key in keys if key.startswith("win_rate.")]  # by further judges
+    titles = {key: f"win-rate by {key.partition('.')[2]}" for key in judged}
     ranges = [
         f"{row['method']} from {row[f'{name}_open']} ({title})"
-        for name, title in (("win_rate", "win-rate"), ("gold", "gold"))
+        for name, title in {"win_rate": "win-rate", "gold": "gold", **titles}.items()
         for row in rows
         if f"{name}_open" in row and name in keys
     ]

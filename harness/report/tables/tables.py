@@ -20,24 +20,33 @@ from .columns import (
     task_columns,
 )
 from .footnotes import Footnotes, collapses, held_out_text, of_grounds, open_footnote
+from .judges import add_judge, check_judges, judges_note, name_of
 from .tasks import task_figures, task_notes
 
 NAMED = 5  # unfinished runs named in a note
 
 
-def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = INTERVAL) -> Table:
+def comparison(
+    selection: Selection,
+    columns: Sequence[str] = (),
+    spread: str = INTERVAL,
+    others: Sequence[Selection] = (),
+) -> Table:
     """Return the table of a selection: one row per method and settings.
 
     Args:
         selection: The runs.
         columns: Keys of COLUMNS in order; empty for all columns that have values.
         spread: INTERVAL for 95 % intervals behind means, SD for standard deviations over seeds.
+        others: The runs as further judges evaluated them; each adds a column with its win-rate.
+
+    Raises:
+        UsageError: Evaluations by several judges differ in more than the judge.
     """
-    figures_by_row, scores, same = _figures(selection, spread)
-    shown = chosen_columns(columns, task_columns(figures_by_row))
-    paired = same and _on_the_same_prompts(selection) and _share_grounds(selection)
-    grounds = {row.name: row.grounds for row in selection.rows}
-    borrowed = paired and mark_best(figures_by_row, scores, grounds)
+    figures_by_row, scores, paired, borrowed = _marked(selection, spread)
+    of_judges = _add_judges(selection, figures_by_row, others, spread)
+    judges = [name_of(one) for one in (selection, *others)] if others else []
+    shown = chosen_columns(columns, task_columns(figures_by_row), judges)
     more = [[*collapses(f), *of_grounds(f, figures_by_row)] for f in figures_by_row]
     footnotes = Footnotes(selection, dict(enumerate(more)))
     rows = [row_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(figures_by_row)]
@@ -51,7 +60,8 @@ def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = 
         rows=[[row[i] for i in kept] for row in rows],
         notes=[
             *_notes(selection, keys),
-            *judge_notes(selection),
+            *dict.fromkeys(note for one in (selection, *others) for note in judge_notes(one)),
+            *of_judges,
             *missing_notes(figures_by_row),
             *graded_notes(figures_by_row),
             *length_notes(figures_by_row),
@@ -66,6 +76,38 @@ def comparison(selection: Selection, columns: Sequence[str] = (), spread: str = 
         footnotes={**open_footnote(figures_by_row, keys), **footnotes.texts},
         runs=[[r["folder"] for r in row.records] for row in selection.rows],
     )
+
+
+def _marked(
+    selection: Selection, spread: str
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], bool, bool]:
+    """Return the figures of every row with the marks of bold type, the scores (S, P) behind them,
+    whether rows can be tested in pairs, and whether the tests pooled variances.
+    """
+    figures_by_row, scores, same = _figures(selection, spread)
+    paired = same and _on_the_same_prompts(selection) and _share_grounds(selection)
+    grounds = {row.name: row.grounds for row in selection.rows}
+    borrowed = paired and mark_best(figures_by_row, scores, grounds)
+    return figures_by_row, scores, paired, borrowed
+
+
+def _add_judges(
+    selection: Selection,
+    figures_by_row: Sequence[dict[str, Any]],
+    others: Sequence[Selection],
+    spread: str,
+) -> list[str]:
+    """Add the win-rates by further judges to the figures of rows, and return the notes on them."""
+    if not others:
+        return []
+    check_judges([selection, *others])
+    notes = [judges_note([name_of(one) for one in (selection, *others)])]
+    for other in others:
+        figures, *_ = _marked(other, spread)
+        notes += add_judge(figures_by_row, selection.rows, other, figures)
+        notes += [f"By {name_of(other)}: {note}" for note in missing_notes(figures)]
+        notes += [f"By {name_of(other)}: {other.no_win_rate}."] if other.no_win_rate else []
+    return notes
 
 
 def _figures(
