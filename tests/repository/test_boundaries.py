@@ -178,6 +178,7 @@ FLAGS = {
         "--spread",
         "--across",
         "--ratings",
+        "--judges",
         "--each",
         "--mixed",
         "--format",
