@@ -122,6 +122,10 @@ def _judge_fair(spec: RunSpec, registry: Registry) -> str:
     wrong = judge.score(prompts, texts[1:] + texts[:1])
     assert all(math.isfinite(s) for s in right), "a score is not finite"
     assert right == again, "the same completions scored twice differ"
+    if getattr(suite, "enumerable", False):  # its demonstrations are drawn, good or bad
+        swapped = judge.score(prompts[1:] + prompts[:1], texts)
+        assert swapped != right, "a completion has one score for all prompts: it ignores the prompt"
+        return f"{len(demos)} drawn completions score otherwise for other prompts"
     assert sum(right) > sum(wrong), (
         "demonstrations score no better than those of other prompts: it ignores the prompt"
     )

@@ -41,21 +41,29 @@ def _imported(name: str) -> list[str]:
     top = name.partition(".")[0]
     if top == "harness":  # the core has a digest of its own
         return []
-    package = sys.modules[name].__package__ or ""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            relative = "." * node.level + (node.module or "")
-            base = importlib.util.resolve_name(relative, package)
-            names += [str(base), *(f"{base}.{alias.name}" for alias in node.names)]
+    names = _import_names(file.read_text(encoding="utf-8"), sys.modules[name].__package__ or "")
     files = {other: getattr(sys.modules.get(other), "__file__", None) for other in names}
     return [
         o
         for o, f in files.items()
         if f and (o.partition(".")[0] == top or Path(f).parent == file.parent)
     ]
+
+
+@cache
+def _import_names(source: str, package: str) -> tuple[str, ...]:
+    """Return what a module's source imports, by whole names; the parse is most of a digest's
+    cost.
+    """
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, package)
+            names += [str(base), *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(names)
 
 
 def package_digest(cls: type[Any]) -> str:

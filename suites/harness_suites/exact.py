@@ -107,7 +107,8 @@ NEVER_EVEN = 1e-9  # added to even pairs, which would be dropped otherwise
 @cache
 def worth(seed: int, ties: bool, prompt: str, completion: str) -> float:
     """Return the entry of the reward table: a pure function of its name."""
-    value = Random(f"exact/{seed}/{prompt}/{completion}").uniform(-SPAN, SPAN)
+    name = f"exact/{seed}/{prompt}/{completion}"
+    value = Random(name.encode("utf-8", "surrogatepass")).uniform(-SPAN, SPAN)
     return float(round(value)) if ties else value
 
 

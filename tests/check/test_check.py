@@ -152,6 +152,7 @@ def first_finding(text, results, proof):
     return next(f for f in checked(text, results) if f.proof.startswith(proof))
 
 
+@pytest.mark.slow  # the command below has a short one
 def test_good_method_passes_every_proof(results):
     found = findings(GOOD, results)
     assert len(found) == 15 and {f.status for f in found.values()} == {PASSED}, found
@@ -290,7 +291,7 @@ def test_command_ends_in_its_exit_code_and_writes_a_report():
     assert done.code == 1 and "`paper` is empty" in done.out
 
 
-@pytest.mark.parametrize("name", ["summarization"])
+@pytest.mark.parametrize("name", [pytest.param("summarization", marks=pytest.mark.slow), "exact"])
 def test_built_in_suites_pass(name, results):
     found = list(check("suites", name, installed(), Options(results=results)))
     assert {f.status for f in found} == {PASSED} and len(found) == 7, found
@@ -417,7 +418,7 @@ def installed_and_tested(folder, tmp_path, *arguments):
     ("kind", "name"),
     [
         pytest.param("method", "my_hinge", marks=pytest.mark.slow),
-        ("suite", "copying"),
+        pytest.param("suite", "copying", marks=pytest.mark.slow),
         ("verifier", "last_word"),
         ("judge", "brevity"),
     ],

@@ -180,6 +180,7 @@ def test_table_and_run_tell_of_a_run_that_ended_without_a_word(folder, how, code
     assert again.code == code and f"This run {ENDED} before (process" in again.err
 
 
+@pytest.mark.slow
 def test_study_goes_on_after_cells_that_end_their_process(folder):
     own = fresh("study")
     shutil.copytree(folder / "artifacts", own / "artifacts")

@@ -893,6 +893,7 @@ def test_local_launcher_tells_how_jobs_end(tmp_path):
 PAIRED = "seeds = 2\n" + method("start") + method("dpo", "set = {steps = 4}")
 
 
+@pytest.mark.slow
 def test_killed_and_in_parallel_a_study_ends_in_the_bytes_of_a_serial_one(tmp_path, forked):
     serial, parallel = tmp_path / "serial", tmp_path / "parallel"
     file = write(tmp_path, PAIRED, "pair", plugins=[forked])

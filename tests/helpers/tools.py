@@ -90,21 +90,24 @@ def register_suites(register):
 # that is edited while the tests run does not change between two of them. Nothing is run in this
 # process itself, so forking it is safe.
 SPAWNER = """
-import json, os, signal, sys, traceback
+import gc, json, os, signal, sys, traceback
 import accelerate, datasets, evaluate, pandas, pyarrow.parquet, torch
 import rich.console, rich.panel, rich.table
 from rouge_score import rouge_scorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama import modeling_llama
 import harness.evaluation, harness.evaluation.metrics, harness.cli.display
-import harness.report.tables.tables, harness.experiments.run
-import harness.training.stages.stages
+import harness.report.tables.tables, harness.experiments.run, harness.experiments.study.work
+import harness.evaluation.evaluate, harness.training.stages.stages, harness.training.trainer
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from harness.cli.app import main
 from harness.api.registry import installed
 from harness.core.digests import code_digest
 from harness.core.fault_points import take_fault
 torch.set_num_threads(1)
 installed(), code_digest("policy"), code_digest("evaluation")
+get_checkpoint_conversion_mapping("llama")  # builds the table of all architectures
+gc.collect(), gc.freeze()  # a child's collector does not look at what all of them share
 print("ready", flush=True)
 
 def child(asked):

@@ -35,7 +35,7 @@ def benches(registry):
         each.close()
 
 
-@pytest.mark.parametrize("method", sampled(of=("dpo", "grpo")))
+@pytest.mark.parametrize("method", sampled(of=("grpo",)))
 def test_method_passes_the_proofs(method, benches):
     bench = benches(method)
     bench.runs()

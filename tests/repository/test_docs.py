@@ -113,6 +113,7 @@ def test_no_figure_is_left_to_fill_in():
     assert not re.search(r"@[A-Z]+@", README)
 
 
+@pytest.mark.slow
 def test_method_in_the_plugin_guide_passes_the_proofs(tmp_path):
     from harness.api.registry import installed, load_file
     from harness.check import FAILED, Options, check

@@ -126,6 +126,7 @@ def test_evaluation_draws_several_answers_where_a_verifier_checks_them(tmp_path)
     assert refused.code == 2 and "no verifier" in refused.err
 
 
+@pytest.mark.slow
 def test_evaluation_of_one_answer_is_the_same_with_further_ones(tmp_path):
     """Further answers have draws of their own: the judged answer does not change."""
     where = ("--method", "start", "--quick", "--suite", "arithmetic", "--results", tmp_path)

@@ -55,7 +55,8 @@ def folder():
     ("method", "more", "copies"),
     [
         pytest.param("simpo", (), 1, marks=pytest.mark.slow),
-        ("dpo", (), 2),  # a short run computes what the reference says
+        # a short run computes what the reference says
+        pytest.param("dpo", (), 2, marks=pytest.mark.slow),
         (
             "dpo",
             ("--set", "steps=8"),

@@ -126,6 +126,7 @@ def test_run_after_a_refused_method_equals_a_run_in_a_clean_folder(folder):
     assert outputs(run) == outputs(finished("dpo"))
 
 
+@pytest.mark.slow
 def test_check_names_a_method_that_changes_the_reference(folder):
     done = command("check", "average", "-p", plugin(folder, "poison", POISON))
     assert done.code == 1 and "changed the start checkpoint" in done.text, done.text
