@@ -2,7 +2,7 @@
 # The studies in results/ and what is made of them, from nothing, two runs at a time on two cores: tables, pictures, the
 # README's table, and the estimates of `harness study --dry-run` (harness/experiments/study/costs.csv).
 #   results/reproduce.sh               all of it (about five hours)
-#   results/reproduce.sh main kl_penalty    parts of it, in this order: main kl_penalty length labels checks
+#   results/reproduce.sh main kl_penalty    parts of it, in this order: main kl_penalty length labels grounds checks
 # Not made here: speed*, by python benchmarks/{speed,runs,threads,gpu}.py, and base_model.md, by python -m
 # harness_suites.pretrain (results/README.md). Made and not committed: the report, results/raw/main.html, and what checks
 # say, results/raw/checks.md. Killed, it goes on when started again. HARNESS and PYTHON name other commands
@@ -53,6 +53,11 @@ length() {  # a labeller with a taste for length: raw and length-controlled win-
   table length length --where suite.labeller_bias=0.12
 }
 
+grounds() {  # four methods, three seeds on each of three grounds, at the size of --quick
+  study grounds
+  table grounds grounds
+}
+
 labels() {  # win-rate against the number of labels, for the textbook table
   study labels
   $PYTHON results/textbook.py
@@ -66,7 +71,7 @@ checks() {  # what `harness check` says of every built-in method, suite and embe
   cat results/raw/checks/*.md > results/raw/checks.md && rm -r results/raw/checks
 }
 
-for part in "${@:-main kl_penalty length labels checks}"; do
+for part in "${@:-main kl_penalty length labels grounds checks}"; do
   for one in $part; do "$one"; done
 done
 $PYTHON results/readme.py  # the README shows rows of the first table
