@@ -73,11 +73,12 @@ def judge_answers(
                 distributed.broadcast_from_main(own_verdicts) if judge.costly else own_verdicts
             )
     wins = [verdict.p for verdict in verdicts]
-    if all(math.isnan(p) for p in wins):
+    asked = [verdict.p for verdict in verdicts if not verdict.note.get("equal")]
+    if all(math.isnan(p) for p in asked or wins):  # equal answers are ties without a judge
         raise HarnessError(
-            f"The judge {judge.name} gave no verdict on any of {len(wins)} prompts, so there is no"
-            " win-rate. The trained policy is kept. Look at the judge, or name another with:"
-            " harness evaluate RUN --judge NAME."
+            f"The judge {judge.name} gave no verdict on any of {len(asked or wins)} pairs of"
+            " different answers, so there is no win-rate. The trained policy is kept. Look at the"
+            " judge, or name another with: harness evaluate RUN --judge NAME."
         )
     content = {} if judge.length_bias else {"length_bias": False}
     figures = {"name": judge.name, **content, **_options(judge), **_quality(judge)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist, fmean
 from typing import Any
 
@@ -48,6 +48,7 @@ def _position(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len(orders) < 2:
         return {}
     bias = mean_interval([(one + two) / 2 - COIN for one, two in orders])
+    bias = replace(bias, low=max(bias.low, -COIN), high=min(bias.high, COIN))  # its possible values
     consistent = [(one - COIN) * (COIN - two) >= 0 for one, two in orders]
     return {"position_bias": asdict(bias), "position_consistency": fmean(consistent)}
 

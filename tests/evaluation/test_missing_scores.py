@@ -150,7 +150,7 @@ def test_missing_scores_of_a_judge_are_left_out_and_counted(place):
 def test_evaluate_with_a_judge_that_says_nothing_is_refused(place):
     _, file, folder = place
     done = command("evaluate", folder, "-p", file, "--judge", "mute")
-    assert done.code == 1 and "gave no verdict on any of 30 prompts" in done.text, done.text
+    assert done.code == 1 and "gave no verdict on any of 30 pairs" in done.text, done.text
 
 
 INFINITE = """

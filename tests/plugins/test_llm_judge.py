@@ -4,6 +4,7 @@ model, and labellers as judges.
 
 import json
 import math
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -102,6 +103,9 @@ def test_template_shows_prompt_and_answers_once_in_order(template):
         ("alpaca_eval", "m or M", UNPARSED),
         ("alpaca_eval", "model", UNPARSED),
         ("alpaca_eval", "Sorry, I cannot help.", REFUSED),
+        ("alpaca_eval", "I'm sorry, I cannot compare these.", REFUSED),
+        ("alpaca_eval", "I\u2019m torn.", UNPARSED),
+        ("alpaca_eval", "'m'", 1.0),
         ("mt_bench", "A is unable to count, B is right. [[B]]", 0.0),
         ("mt_bench", "Both good: [[C]]", 0.5),
         ("mt_bench", "[[A]] or [[B]]", UNPARSED),
@@ -118,6 +122,8 @@ def test_template_reads_a_reply(template, text, value):
 
 def test_template_reads_refusals_and_cut_replies_of_the_api():
     assert MT_BENCH.read({"message": {"content": "[[A]]", "refusal": "no"}}, False) == REFUSED
+    filtered = {"message": {"content": ""}, "finish_reason": "content_filter"}
+    assert MT_BENCH.read(filtered, False) == REFUSED
     cut = {"message": {"content": "I begin with"}, "finish_reason": "length"}
     assert ARENA_HARD.read(cut, False) == CUT
 
@@ -173,6 +179,19 @@ def test_judge_with_a_position_bias_gives_ties_and_shows_it(fake, judge_at):
     figures = verdict_figures([v.p for v in wins], [v.note for v in wins])
     assert [v.p for v in wins] == [0.5] * 3 and figures["ties"] == 3
     assert figures["position_bias"]["mean"] == 0.5 and figures["position_consistency"] == 0.0
+    notes = [{"answers": [1.0, 0.0]}, {"answers": [1.0, 1.0]}]
+    bias = verdict_figures([1.0, 0.5], notes)["position_bias"]
+    assert (bias["low"], bias["mean"], bias["high"]) == (-0.5, 0.25, 0.5)  # its possible values
+
+
+def test_ties_of_equal_answers_alone_are_no_win_rate(fake, judge_at, tmp_path):
+    fake.script = [reply("Hmm")]
+    with pytest.raises(HarnessError, match="no verdict on any of 2 pairs of different answers"):
+        judge_answers(judge_at(), *pairs(("a", "b"), ("same", "same"), ("c", "d")), tmp_path)
+    fake.script = [prefers_good]
+    mixed = pairs(("good", "bad"), ("same", "same"))
+    assert judge_answers(judge_at(), *mixed, tmp_path).wins == [1.0, 0.5]
+    assert judge_answers(judge_at(), *pairs(("same", "same")), tmp_path).wins == [0.5]
 
 
 def test_replies_without_a_verdict_are_missing_and_counted(fake, judge_at, tmp_path):
@@ -209,8 +228,9 @@ def test_judge_outlives_faults_and_bills_them(fake, judge_at):
         (200, b"no json"),
         reply("M"),
     ]
-    judge = judge_at()
+    judge, state = judge_at(), random.getstate()
     assert judge.verdicts(*pairs(("good", "bad")))[0].p == 1.0
+    assert random.getstate() == state  # waits between retries are random, by numbers of their own
     usage = judge.usage()
     assert (usage["requests"], usage["failed_tries"]) == (5.0, 3.0)
     assert usage["prompt_tokens"] == 20.0

@@ -19,7 +19,9 @@ from harness.core.suite_file import read_toml
 from ..labellers.verdicts import REFUSALS
 
 REFUSED, UNPARSED, CUT = "refused", "unparsed", "cut"  # problems: a reply without a verdict
+FILTERED = "content_filter"  # the reason with which an endpoint ends a reply that it withholds
 PLACES = re.compile(r"\{(prompt|first|second)\}")
+APOSTROPHE = "['\u2019]"
 MARK = "[["  # the beginning of a verdict inside a longer text
 
 
@@ -44,7 +46,7 @@ class Template:
 
     def read(self, choice: Mapping[str, Any], soft: bool) -> float | str:
         """Return P(first is better) from a chat completion's choice, or the problem with it."""
-        if choice["message"].get("refusal"):
+        if choice["message"].get("refusal") or choice.get("finish_reason") == FILTERED:
             return REFUSED
         text = choice["message"].get("content") or ""
         if soft and (p := self.from_logprobs(choice)) is not None:
@@ -64,7 +66,9 @@ class Template:
     def _gives(self, text: str, verdict: str) -> bool:
         if self.marked:
             return verdict in text
-        return re.search(rf"(?<!\w){re.escape(verdict)}(?!\w)", text) is not None
+        # the m of "I'm" is no verdict
+        word = rf"(?<!\w)(?<!\w{APOSTROPHE}){re.escape(verdict)}(?!{APOSTROPHE}?\w)"
+        return re.search(word, text) is not None
 
     def from_logprobs(self, choice: Mapping[str, Any]) -> float | None:
         """Return the mean verdict under the probabilities of the token that gives it.

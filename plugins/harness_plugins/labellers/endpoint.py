@@ -28,6 +28,7 @@ LARGEST = 1 << 22  # bytes of an answer that are read
 LARGEST_ERROR = 1 << 14  # bytes of an error response that are read
 DIGITS = re.compile(r"[0-9]{1,6}")
 SHOWN = 300  # characters of an error response in a message
+JITTER = random.Random()  # of its own: retries do not change the random numbers of the process
 
 
 class TransientError(Exception):
@@ -210,7 +211,7 @@ class EndpointAnnotator(WritingAnnotator):
                         message + "Its answers so far are kept; run again to go on."
                     ) from None
                 # jitter: clients that failed together retry at different times
-                time.sleep(max(failure.wait, self.backoff * 2**attempt * random.uniform(0.5, 1.0)))
+                time.sleep(max(failure.wait, self.backoff * 2**attempt * JITTER.uniform(0.5, 1.0)))
         raise AssertionError("unreachable")
 
     def _send(self, data) -> bytes:
