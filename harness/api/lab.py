@@ -382,6 +382,36 @@ class Lab(Protocol):
             ValueError: The method does not declare "verifier" in its `needs`.
         """
 
+    def grades(
+        self,
+        batch: Batch,
+        question: str,
+        scale: tuple[str, ...],
+        of: Any = None,
+        draws: int = 0,
+        max_new_tokens: int | None = None,
+    ) -> Tensor:
+        """Ask a model of the lab to grade completions, as an LLM judge does.
+
+        Each grade counts as a label by a model.
+
+        Args:
+            batch: Completions (B, K, T).
+            question: A text with {prompt} and {completion}. The model's reply to it is the grade.
+            scale: The grades as they are written, numbers, such as ("1", "2", "3").
+            of: The model that grades: the policy by default, `lab.reference` or `lab.start`.
+            draws: Replies to each question, read where they say "Score: N". With 0 nothing is
+                drawn: the grade is the mean of the scale under the model's probabilities.
+            max_new_tokens: Of a reply; by default the suite's.
+
+        Returns:
+            (B, K) means of the grades; NaN for a completion of which no reply has a grade.
+
+        Raises:
+            ValueError: Called outside a stream, or the question or the scale makes no sense.
+            UsageError: The model's tokens of two grades are the same.
+        """
+
     def revise(self, batch: Batch, rounds: int = 1) -> Batch:
         """Return the completions (B, K, T) as the method's labeller rewrites them.
 

@@ -150,6 +150,7 @@ RECIPES: dict[str, Recipe] = {
     "pro": Recipe(**_rates(5e-6, 5e-5), source="PRO train_hh.sh (from memory)", verified=False),
     "nash_md": _LIKE_ONLINE_DPO,
     "rebel": _LIKE_ONLINE_DPO,
+    "self_rewarding": _LIKE_ONLINE_DPO,
     "spin": _LIKE_ONLINE_DPO,
     "sppo": _LIKE_ONLINE_DPO,
     "xpo": _LIKE_ONLINE_DPO,

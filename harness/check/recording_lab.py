@@ -190,6 +190,10 @@ class RecordingLab:
         """Return (B, K) verdicts, 0 or 1."""
         return (self._learned(batch) > 0).double()
 
+    def grades(self, batch: Batch, *_: Any, **__: Any) -> Tensor:
+        """Return (B, K) grades from 0 to 5."""
+        return 2.5 + 2.5 * self._learned(batch).tanh()
+
     def revise(self, batch: Batch, rounds: int = 1) -> Batch:
         """Return other completions of the same shape."""
         b, k, _ = batch.shape

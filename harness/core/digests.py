@@ -162,6 +162,7 @@ DECIDES = {
         "core/spec.py",
         "experiments/prepare.py",
         "experiments/trained_policy.py",
+        "training/grades.py",
         "training/guests.py",
         "training/inputs.py",
         "training/lab.py",

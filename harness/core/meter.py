@@ -41,7 +41,7 @@ class Cost:
     reward_queries: int = 0  # completions scored by a learned reward, once per ensemble member
     verifier_queries: int = 0
     labels: int = 0  # pairwise comparisons by people or simulated people, or in the data
-    ai_labels: int = 0  # pairwise comparisons by a model or a rule
+    ai_labels: int = 0  # comparisons or grades by a model or a rule
     peak_memory: int = 0  # bytes: resident set, or the accelerator's allocation where there is one
 
     def add(self, other: Cost) -> None:

@@ -120,11 +120,14 @@ class Batch(Mapping[str, Tensor]):
         return Batch(self.prompts[list(rows)], columns, self.temperature, written)
 
     def pick(self, choice: Tensor) -> Batch:
-        """Return the completion with index `choice` (B,) of each prompt: shape (B, 1, T)."""
-        rows = torch.arange(self.shape[0], device=choice.device)
+        """Return the completions with index `choice` of each prompt: (B, 1, T) for a choice (B,),
+        (B, M, T) for (B, M).
+        """
+        choice = choice.view(len(choice), -1)
+        rows = torch.arange(self.shape[0], device=choice.device)[:, None]
         columns = {
             name: (
-                column[rows, choice][:, None]
+                column[rows, choice]
                 if column.dim() >= 2 and column.shape[1] == self.shape[1]
                 else column
             )

@@ -25,6 +25,7 @@ from ..models.lora import adapted, learn, load_own, own_state
 from ..models.lora_weights import adaptation
 from ..models.mixtures import Mixed
 from . import sampler_correction
+from .grades import Scale, expected, questions, replied
 from .guests import Guest, GuestTokens, unlike_outputs
 from .inputs import MethodInputs as MethodInputs
 from .loop import Loop
@@ -345,6 +346,37 @@ class Lab(DataStreams):
         verdicts = self._scoring.verdicts(batch)
         self._samples.scored(batch, verdicts)
         return verdicts
+
+    def grades(
+        self,
+        batch: Batch,
+        question: str,
+        scale: tuple[str, ...],
+        of: LanguageModel | None = None,
+        draws: int = 0,
+        max_new_tokens: int | None = None,
+    ) -> Tensor:
+        """Return (B, K) grades that a model of the lab gives completions; NaN where it gives none.
+
+        With `draws` replies are sampled and read; else the grade is the mean under the model's
+        probabilities of the scale. See `api.lab`.
+        """
+        asked = Scale(question, tuple(scale))
+        asked.check()
+        length = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        sampler = self._sampler("grades", Sampling(self._runtime.sampling.temperature, length))
+        self._shared.check_written()
+        model, runtime = of or self.policy, self._runtime
+        model.role.hold(runtime.meter)
+        posed = questions(asked, batch, self.tokens)
+        with runtime.meter.phase("score"):
+            runtime.meter.add(ai_labels=len(posed) * max(1, draws))
+        values = (
+            replied(asked, posed, model, sampler, draws, self.tokens)
+            if draws
+            else expected(asked, posed, model, self.tokens, runtime)
+        )
+        return values.view(batch.shape[:2])
 
     def revise(self, batch: Batch, rounds: int = 1) -> Batch:
         """Return the completions (B, K, T) after the method's labeller rewrote them `rounds` times.

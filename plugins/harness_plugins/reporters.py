@@ -228,6 +228,7 @@ DISPLAY_NAMES = {  # display names of the built-in methods in LaTeX
     "rlvr": "RLVR",
     "rrhf": "RRHF",
     "sapo": "SAPO",
+    "self_rewarding": "self-rewarding",
     "sft_chosen": "SFT on chosen",
     "simpo": "SimPO",
     "slic": "SLiC",

@@ -108,6 +108,8 @@ RECOMMENDED: dict[str, dict[str, object]] = {
     "a_lol": PAIRS,
     "nash_md": SAMPLES,
     "rebel": SAMPLES | {"num_generations": 2, "batch_size": 128, "num_iterations": 2},
+    # the model cannot write a judgement: its probabilities of the grades are read
+    "self_rewarding": SAMPLES | {"steps": 42, "beta": 0.2, "judge_draws": 0},
     "spin": PAIRS,
     "sppo": SAMPLES | {"steps": 42, "beta": 0.2},
     "xpo": SAMPLES | {"beta": 0.2},
@@ -134,7 +136,7 @@ SHORT: dict[str, dict[str, object]] = {  # settings of `--quick`
         (
             *("ppo", "grpo", "rloo", "reinforce_pp", "online_dpo", "raft", "rlvr", "rrhf", "rlaif"),
             *GROUPS,
-            *("a_lol", "nash_md", "rebel", "spin", "sppo", "xpo"),
+            *("a_lol", "nash_md", "rebel", "self_rewarding", "spin", "sppo", "xpo"),
             *("info_nca", "lipo", "nca_k", "odpo", "pro"),
             *("gdpo", "maxrl"),
         ),

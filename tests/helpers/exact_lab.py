@@ -211,6 +211,9 @@ class ExactLab:
     def reward(self, batch):
         return self.value[batch["prompt"][:, None], batch["index"]]
 
+    def grades(self, batch, *_, **__):
+        return self.reward(batch)
+
     def critic(self, *_):  # V = 0: with gamma = lambda = 1 the gradient is exact all the same
         return SimpleNamespace(values=lambda batch: torch.zeros_like(batch["mask"]))
 

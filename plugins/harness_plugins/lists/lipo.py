@@ -24,13 +24,14 @@ class LiPO(RatioListLoss):
         D_ij = |2^psi_i - 2^psi_j| |1 / log(1 + tau_i) - 1 / log(1 + tau_j)|.
 
         psi is the mean win-rate of a completion in its list, in [0, 1], and tau its rank by s, from
-        1; the weight has no gradient. Before the first step all s are equal but for rounding:
-        those that differ by less than that are ranked by their scores.
+        1; the weight has no gradient. Before the first step all s are equal but for rounding, and
+        are ranked by their scores: a better score counts as TIE nats a place.
         """
         s = self.beta * y.ratio
         psi = (y.score[:, :, None] - y.score[:, None, :]).sigmoid().mean(-1)
-        steps = (y.ratio.detach() / logprobs.TIE).round()
-        rank = steps.argsort(dim=-1, descending=True, stable=True).argsort(-1) + 1.0
+        places = torch.arange(s.shape[-1], device=s.device)  # lists come with falling scores
+        rank = (y.ratio.detach() - logprobs.TIE * places).argsort(-1, descending=True).argsort(-1)
+        rank = rank + 1.0
         gain, discount = torch.exp2(psi), 1 / torch.log1p(rank)
         weight = (gain[:, :, None] - gain[:, None, :]).abs()
         weight = weight * (discount[:, :, None] - discount[:, None, :]).abs()
