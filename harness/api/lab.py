@@ -391,25 +391,18 @@ class Lab(Protocol):
         draws: int = 0,
         max_new_tokens: int | None = None,
     ) -> Tensor:
-        """Ask a model of the lab to grade completions, as an LLM judge does.
+        """Return (B, K) grades by a model of the lab, an LLM judge; NaN where it gives none.
 
         Each grade counts as a label by a model.
 
         Args:
             batch: Completions (B, K, T).
-            question: A text with {prompt} and {completion}. The model's reply to it is the grade.
-            scale: The grades as they are written, numbers, such as ("1", "2", "3").
-            of: The model that grades: the policy by default, `lab.reference` or `lab.start`.
-            draws: Replies to each question, read where they say "Score: N". With 0 nothing is
+            question: A text with {prompt} and {completion}.
+            scale: The grades as they are written, numbers.
+            of: The model that grades: the policy by default.
+            draws: Replies to each question, whose "Score: N" are averaged. With 0 nothing is
                 drawn: the grade is the mean of the scale under the model's probabilities.
             max_new_tokens: Of a reply; by default the suite's.
-
-        Returns:
-            (B, K) means of the grades; NaN for a completion of which no reply has a grade.
-
-        Raises:
-            ValueError: Called outside a stream, or the question or the scale makes no sense.
-            UsageError: The model's tokens of two grades are the same.
         """
 
     def revise(self, batch: Batch, rounds: int = 1) -> Batch:
