@@ -128,9 +128,6 @@ class Lab(Protocol):
 
         Later turns continue after them, so no prompt comes up earlier than its turn.
 
-        Args:
-            n: How many prompts.
-
         Raises:
             ValueError: Called outside a stream of prompts.
         """
@@ -269,7 +266,6 @@ class Lab(Protocol):
         For a baseline. It is no sample, so it has no log-probabilities to learn from.
 
         Args:
-            prompts: B prompts.
             max_new_tokens: By default the suite's.
 
         Returns:
@@ -367,9 +363,6 @@ class Lab(Protocol):
     def rewards(self, batch: Batch) -> dict[str, Tensor]:
         """Return the rewards that `RewardOptions` ask for apart, for methods that weigh them.
 
-        Args:
-            batch: Completions (B, K, T).
-
         Returns:
             (B, K) rewards by name: `reward`, or `verdict_LABEL` for each of several verifiers; and
             `missing_eos` and `length`, at most 0, for penalties that are set.
@@ -393,10 +386,7 @@ class Lab(Protocol):
     ) -> Tensor:
         """Return (B, K) grades by a model of the lab, an LLM judge; NaN where it gives none.
 
-        Each grade counts as a label by a model.
-
         Args:
-            batch: Completions (B, K, T).
             question: A text with {prompt} and {completion}.
             scale: The grades as they are written, numbers.
             of: The model that grades: the policy by default.
@@ -459,9 +449,8 @@ class Lab(Protocol):
     def outside(self, kind: str, steps: int = 0, epochs: float = 1.0) -> Any:
         """Return the turns of a training by another library, such as TRL.
 
-        The library is given the batches of all turns, in the order of every method. Its steps are
-        turns of the run, its passes are counted, and the budget ends it. It runs in one process,
-        and nothing is saved before it ends.
+        The library is given the batches of all turns. Its steps are turns, its passes are counted,
+        and the budget ends it. It runs in one process; nothing is saved before it ends.
 
         Args:
             kind: "pairs", "labelled" or "prompts": the stream that the batches are of.
