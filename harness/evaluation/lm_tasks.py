@@ -30,6 +30,7 @@ from ..core.progress import EVALUATION, STAGES, activity
 from ..core.settings import EvaluationOptions
 from ..core.task_files import PACKAGE, is_path, task_files
 from ..models.flops import pass_flops
+from ..models.lora import Adapted, adapter_of, switched
 from ..models.tokens import Tokens
 from ..statistics.over_prompts import PromptEstimate, mean_interval
 from ..training.lab import Runtime
@@ -139,9 +140,22 @@ def model_outcomes(
     """Return the outcomes of a language model, in a phase that counts their cost."""
     from lm_eval.models.huggingface import HFLM
 
-    with _quiet():
-        lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=BATCH)
-    return _run(lm, model, options, runtime)
+    with causal_model(model) as whole:
+        with _quiet():
+            lm = HFLM(pretrained=whole, tokenizer=copy.deepcopy(tokenizer), batch_size=BATCH)
+        return _run(lm, whole, options, runtime)
+
+
+@contextmanager
+def causal_model(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield what computes as a model does and has the whole interface of Hugging Face's models: in
+    place of a model with an adapter, its base with the adapter on.
+    """
+    if not isinstance(model, Adapted):
+        yield model
+        return
+    with switched(model.base_model, adapter_of(model)), causal_model(model.base) as base:
+        yield base
 
 
 def _run(lm: Any, model: Any, options: EvaluationOptions, runtime: Runtime) -> TaskOutcomes:

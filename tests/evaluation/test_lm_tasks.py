@@ -15,10 +15,12 @@ from harness.core.run_folder import read_result, read_rows, write_rows
 from harness.core.settings import EvaluationOptions
 from harness.core.spec import RunSpec
 from harness.evaluation.answer_tasks import MISSING
-from harness.evaluation.lm_tasks import TaskOutcomes, recorded_rows, task_figures
+from harness.evaluation.lm_tasks import TaskOutcomes, causal_model, recorded_rows, task_figures
+from harness.models.lora import Lora, beside
 from harness.report.selection.select import Filter, select
 from harness.report.tables.tables import comparison
 
+from ..helpers.tiny_models import tiny
 from ..helpers.tools import command, finished, put, record, small_suite
 
 POLICY, START = [1.0, 1.0, 0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
@@ -290,6 +292,26 @@ def test_evaluate_runs_tasks_on_a_trained_policy_and_on_the_start(tasks):
     assert "tasks.jsonl" in result["files"] and "policy" in result["cost"]["reused_stages"]
     again = command("evaluate", run, "-p", small_suite(), "--tasks", tasks, *data)
     assert "finished before" in again.out
+
+
+def test_causal_model_of_an_adapter_is_the_base_with_the_adapter_on():
+    import torch
+
+    plain = tiny("llama")
+    policy = beside(plain, Lora(3, 6.0, 1))
+    torch.manual_seed(0)
+    for name, p in policy.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(std=0.5)
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        expected, start = policy(ids).logits, plain(ids).logits
+        with causal_model(policy) as whole:
+            assert whole.device == plain.device and whole.generate(ids, max_new_tokens=1).numel()
+            assert torch.equal(whole(ids).logits, expected) and not torch.equal(expected, start)
+        assert torch.equal(plain(ids).logits, start)
+        with causal_model(plain) as whole:
+            assert whole is plain
 
 
 def test_evaluate_says_why_tasks_cannot_be_loaded(tasks):
