@@ -21,7 +21,16 @@ from harness.report.selection.select import Filter, select
 from harness.report.tables.tables import comparison
 
 from ..helpers.tiny_models import tiny
-from ..helpers.tools import command, finished, put, record, small_suite
+from ..helpers.tools import (
+    command,
+    finished,
+    on_small,
+    only_run,
+    put,
+    record,
+    small_suite,
+    with_shared_stages,
+)
 
 POLICY, START = [1.0, 1.0, 0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
 ABOUT = {"metric": "exact_match", "filter": "none", "higher_is_better": True, "aggregated": {}}
@@ -292,6 +301,18 @@ def test_evaluate_runs_tasks_on_a_trained_policy_and_on_the_start(tasks):
     assert "tasks.jsonl" in result["files"] and "policy" in result["cost"]["reused_stages"]
     again = command("evaluate", run, "-p", small_suite(), "--tasks", tasks, *data)
     assert "finished before" in again.out
+
+
+def test_evaluate_runs_tasks_on_a_policy_with_an_adapter(tasks):
+    where = with_shared_stages("tasks-of-an-adapter")
+    assert command(*on_small("dpo", "--set", "lora_rank=2", results=where)).code == 0
+    run = only_run(where, "small", "dpo")
+    data = ("--task-data", tasks.parent / "data", "--stage-set", "evaluation.prompts=8")
+    done = command("evaluate", run, "-p", small_suite(), "--tasks", tasks, *data)
+    assert done.code == 0, done.text
+    (folder,) = set(run.parent.iterdir()) - {run}
+    figures = read_result(folder)["evaluation"]["tasks"]
+    assert figures["likely"]["tax"]["difference"] != 0 and figures["drawn"]["documents"] == 3
 
 
 def test_causal_model_of_an_adapter_is_the_base_with_the_adapter_on():
