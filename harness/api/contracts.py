@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from .suite_stages import SuiteStages
 
 NEEDS = frozenset(
-    {"prompts", "pairs", "lists", "labelled", "demonstrations", "reward", "verifier", "labels"}
+    {
+        *("prompts", "pairs", "lists", "labelled", "demonstrations"),
+        *("reward", "verifier", "steps", "labels"),
+    }
 )
 SPLITS = ("demonstrations", "preferences", "train", "validation", "test")
 

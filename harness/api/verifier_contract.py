@@ -36,6 +36,8 @@ class Verifier(Identified, ABC):
     reads_prompt: ClassVar[bool] = True
     # whether it accepts all that clears a lower bar, right or wrong: then it serves as a gate
     lower_bar: ClassVar[bool] = False
+    # whether `steps` gives a reward for each step of an answer
+    has_steps: ClassVar[bool] = False
     # the folder that relative paths in options start from: the suite file's, set by the harness
     folder: ClassVar[Path] = Path(".")
 
@@ -88,6 +90,25 @@ class Verifier(Identified, ABC):
         Raises:
             HarnessError: No verdict can be had at all, for example because a program is missing.
         """
+
+    def steps(
+        self, prompt: Prompt, completion: str, gold: str | None, ended: bool
+    ) -> list[tuple[int, float]] | None:
+        """Return a reward for each step of a completion, for methods with `rewards=process`.
+
+        A verifier that overrides it sets `has_steps = True`.
+
+        Args:
+            prompt: The prompt.
+            completion: The completion as text, without the end-of-sequence token.
+            gold: The gold answer as `read_gold` returned it.
+            ended: Whether the completion ended by itself.
+
+        Returns:
+            (end, reward) of each step in their order: the number of characters up to its end, and
+            a finite number. None where the completion cannot be graded.
+        """
+        raise NotImplementedError(f"the verifier {self.name} gives no reward for a step")
 
     def reading(self, completion: str, ended: bool) -> str | None:
         """Return the answer that a completion gives, as a text that is equal for equal answers.

@@ -165,7 +165,9 @@ def serving(cls: type[Method], registry: Registry, settings: tuple[str, ...] = (
                 {"pairs", "labelled", "reward"} if prefers else set()
             )
             gives |= {"labels"} if labels else set()
-            gives |= {"verifier"} if suite.make_verifier() is not None else set()
+            verifier = suite.make_verifier()
+            gives |= {"verifier"} if verifier is not None else set()
+            gives |= {"steps"} if verifier is not None and verifier.has_steps else set()
             if built.method.required() <= gives and not getattr(suite_cls, "enumerable", False):
                 names.append(name)
         except HarnessError:

@@ -158,6 +158,7 @@ DECIDES = {
         *_REWARD_MODEL,
         *_CACHE,
         "api/lab.py",
+        "api/lab_models.py",
         "api/methods.py",
         "core/spec.py",
         "experiments/prepare.py",
@@ -171,6 +172,7 @@ DECIDES = {
         "training/rewards.py",
         "training/roles.py",
         "training/ranked_lists.py",
+        "training/step_rewards.py",
         "training/streams.py",
     ),
     "evaluation": (

@@ -310,6 +310,7 @@ def open_stages(spec: RunSpec, built: Participants, stage_runtime: StageRuntime)
 def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
     """Refuse a method whose needs the suite cannot meet, before anything is trained."""
     suite = stages.suite
+    verifier = suite.make_verifier()
     can_prefer = stages.own_labeller is not None or stages.can_prefer()
     can = {
         "prompts": bool(suite.prompts("train")),
@@ -318,7 +319,8 @@ def check_needs(needs: frozenset[str], stages: Stages, spec: RunSpec) -> None:
         "lists": bool(suite.lists()),
         "labelled": can_prefer,
         "reward": can_prefer or spec.reward_model is not None,
-        "verifier": suite.make_verifier() is not None,
+        "verifier": verifier is not None,
+        "steps": verifier is not None and verifier.has_steps,
         "labels": (stages.own_labeller or stages.labeller) is not None,
     }
     missing = sorted(need for need in needs if not can.get(need, False))

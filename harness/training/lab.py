@@ -347,6 +347,11 @@ class Lab(DataStreams):
         self._samples.scored(batch, verdicts)
         return verdicts
 
+    def step_rewards(self, batch: Batch) -> Tensor:
+        """Return (B, K, T) the verifier's rewards of steps, where they end; NaN elsewhere."""
+        enforce()
+        return self._scoring.step_rewards(batch)
+
     def grades(
         self,
         batch: Batch,

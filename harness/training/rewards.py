@@ -26,6 +26,7 @@ from .label_server import LabelClient
 from .loop import Loop
 from .reward_model import RewardModel, combine, pair_accuracy, preferred_of, ranking_loss
 from .runtime import Runtime
+from .step_rewards import step_rewards
 from .trainer import Term
 
 REFRESH_COMPLETIONS = 4  # per prompt of the turn, labelled for a refresh of the reward model
@@ -174,6 +175,12 @@ class RewardScorer:
     def verdicts(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
         """Return (B, K) verdicts of the suite's verifier; NaN where an answer cannot be scored."""
         return self._verdicts(batch, sampler)[0]
+
+    def step_rewards(self, batch: Batch) -> Tensor:
+        """Return (B, K, T) the verifier's rewards of steps; NaN where no step ends."""
+        inputs, meter = self._method_inputs, self._runtime.meter
+        with meter.phase("score"):
+            return step_rewards(inputs.verifier, batch, self._ended(batch), inputs.tokens, meter)
 
     def _verdicts(self, batch: Batch, sampler: Sampler | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the verdicts, and those of several verifiers by label.

@@ -10,9 +10,10 @@ from itertools import combinations_with_replacement
 from math import comb
 from typing import TYPE_CHECKING
 
-from harness import OnPolicyOptions, Policy, hookimpl, torch
+from harness import Policy, hookimpl, torch
 
 from .entropy import EntropyOptions
+from .process import StepOptions
 
 if TYPE_CHECKING:
     from harness import Lab
@@ -22,7 +23,7 @@ LISTED = 400_000  # entries of the largest table of groups that `optimum` lists
 
 
 @dataclass
-class GRPO(EntropyOptions, OnPolicyOptions):
+class GRPO(EntropyOptions, StepOptions):
     """Use a prompt's own samples as the baseline, without a critic.
 
     The defaults are the DeepSeekMath paper's form. Dr. GRPO (2503.20783): std_normalise=false,
@@ -66,6 +67,9 @@ class GRPO(EntropyOptions, OnPolicyOptions):
             )
         self._check_kl()
         self.check_entropy()
+        self.check_steps()
+        if self.rewards == "process" and self.kl_in == "reward":
+            raise ValueError("rewards=process has no reward of the whole answer: set kl_in=loss")
         if self.loss_aggregation not in ("seq-mean-token-mean", "token-mean", "constant"):
             raise ValueError("loss_aggregation is seq-mean-token-mean, token-mean or constant")
 
@@ -96,6 +100,14 @@ class GRPO(EntropyOptions, OnPolicyOptions):
         """
         return group_advantages(reward, self.std_normalise, self.ddof)
 
+    def step_advantages(self, rewards):
+        """A_it = the sum of (r - mean) / std over steps of y_i that end at t or later (4.1.3).
+
+        `rewards` (B, K, T) is NaN where no step ends; mean and spread are of all steps of a group.
+        """
+        steps = group_advantages(rewards.flatten(1), self.std_normalise, self.ddof)
+        return steps.view_as(rewards).flip(-1).cumsum(-1).flip(-1)
+
     def loss(self, logp, batch):
         """Eq. 3: -(min(rho A, clip(rho, 1-eps, 1+eps_high) A) - beta D), rho = pi / pi_old, per
         token (B, K, T).
@@ -103,7 +115,9 @@ class GRPO(EntropyOptions, OnPolicyOptions):
         D is eq. 4's k3 = ref/pi - log(ref/pi) - 1, whose gradient is that of KL(ref || pi), or k2 =
         log(pi/ref)^2 / 2.
         """
-        ratio, advantages = torch.exp(logp - batch["old_logp"]), batch["advantages"][..., None]
+        ratio, advantages = torch.exp(logp - batch["old_logp"]), batch["advantages"]
+        if advantages.dim() < ratio.dim():  # of whole completions
+            advantages = advantages[..., None]
         high = self.clip_range if self.clip_range_high is None else self.clip_range_high
         clipped = ratio.clamp(1 - self.clip_range, 1 + high)
         loss = self.counted(-torch.min(ratio * advantages, clipped * advantages), batch)
@@ -140,9 +154,11 @@ class GRPO(EntropyOptions, OnPolicyOptions):
                 reward = reward - beta * kl
         lab.log(groups_without_signal=without_signal(batch["reward"]))
         self.report(lab, batch, kl)
-        return batch.with_columns(
-            old_logp=batch["logp"], advantages=self.advantages(reward), **more
+        process = self.rewards == "process"
+        advantages = (
+            self.step_advantages(lab.step_rewards(batch)) if process else self.advantages(reward)
         )
+        return batch.with_columns(old_logp=batch["logp"], advantages=advantages, **more)
 
     def reduction(self, part, limit):
         """Return how the lab reduces the token losses of a part; `limit` is the longest a
@@ -166,6 +182,8 @@ class GRPO(EntropyOptions, OnPolicyOptions):
         """
         if not self.as_measured() or not self.beta or self.top_entropy < 1:
             return None
+        if self.rewards == "process":
+            return None  # the normalised rewards of steps depend on the group
         if self.entropy_coef:
             return self._with_bonus(problem)
         if self.kl_in == "reward":

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import OnPolicyOptions, Policy, check_idle, hookimpl, logprobs, torch
+from harness import Policy, check_idle, hookimpl, logprobs, torch
+
+from .process import StepOptions
 
 if TYPE_CHECKING:
     from harness import Lab
 
 
 @dataclass
-class PPO(OnPolicyOptions):
+class PPO(StepOptions):
     """Sample, score, estimate advantages with a critic, and improve within a clipped neighbourhood;
     repeat.
     """
@@ -71,6 +73,7 @@ class PPO(OnPolicyOptions):
         if not self.ptx_coef:
             check_idle(self, "ptx_batch_size", "a ptx_coef above 0")
         self._check_vapo()
+        self.check_steps()
 
     def _check_vapo(self) -> None:
         if not 0 <= self.value_pretrain_steps < self.steps:
@@ -93,12 +96,15 @@ class PPO(OnPolicyOptions):
 
     def shaped_rewards(self, score, logp, ref_logp, mask, beta):
         """R_t = -beta (logp_t - ref_logp_t) + [t last] score: (B, K, T) from score (B, K). Ziegler
-        et al. 2019, eq. 2.
+        et al. 2019, eq. 2. A score (B, K, T) of steps is added where it stands.
 
         The penalty is the signed k1 of every token, never clamped: its expectation is the KL.
         """
+        penalty = -beta * (logp - ref_logp) * mask
+        if score.dim() == mask.dim():
+            return penalty + score
         last = (mask.sum(-1).long() - 1)[..., None]
-        return (-beta * (logp - ref_logp) * mask).scatter_add(-1, last, score[..., None])
+        return penalty.scatter_add(-1, last, score[..., None])
 
     def advantages(self, rewards, values, mask, gae_lambda=None):
         """Generalised advantage estimation (Schulman et al. 2016): delta_t = R_t + gamma V_{t+1} -
@@ -181,7 +187,8 @@ class PPO(OnPolicyOptions):
         """
         known, logp = ~batch["reward"].isnan(), batch["logp"]
         ref_logp, values = lab.reference.logp(batch), critic.values(batch)
-        score = batch["reward"].nan_to_num(0.0)
+        process = self.rewards == "process"
+        score = (lab.step_rewards(batch) if process else batch["reward"]).nan_to_num(0.0)
         rewards = self.shaped_rewards(score, logp, ref_logp, batch["mask"], lab.state["beta"])
         mask = batch["mask"] * known[..., None]
         self.report(lab, batch, (logp - ref_logp).sum(-1))
@@ -232,7 +239,8 @@ class PPO(OnPolicyOptions):
             and self.gamma == 1
             and self.temperature is None
         )
-        more = self.ptx_coef or self.positive_nll_coef
+        # rewards of steps need not sum to the reward that the problem lists
+        more = self.ptx_coef or self.positive_nll_coef or self.rewards == "process"
         return problem.tilted(self.beta) if exact and not more else None
 
 

@@ -41,6 +41,7 @@ class RLAIF(OnPolicyOptions):
     beta: float | None = None  # strength of the KL constraint
     missing_eos_penalty: float | None = None  # ppo: reward lost without an end token
     num_generations: int | None = None  # ppo: completions per prompt
+    rewards: str | None = None  # ppo: outcome; no annotator checks steps
     num_ppo_epochs: int | None = None  # ppo: passes over each rollout
     minibatch_size: int | None = None  # ppo: prompts per update; 0 takes the whole rollout
     clip_range: float | None = None  # ppo: of the probability ratio

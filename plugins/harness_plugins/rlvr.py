@@ -36,6 +36,7 @@ class RLVR(OnPolicyOptions):
     algorithm: str = "grpo"  # the algorithm: grpo, rloo or ppo
     reward: str = "verifier"  # the only value; for a learned reward run the algorithm itself
     beta: float = 0.0  # strength of the KL constraint; verifiers are hard to exploit, so often none
+    rewards: str | None = None  # grpo, ppo: outcome, or process, which the steps of answers get
     num_iterations: int | None = None  # grpo, rloo: passes over each rollout
     minibatch_size: int | None = None  # all: prompts per update
     clip_range: float | None = None  # all: of the probability ratio

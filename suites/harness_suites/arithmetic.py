@@ -56,7 +56,7 @@ class SumVerifier(Verifier):
     computes nothing.
     """
 
-    name, reads_prompt = "running_sum", False
+    name, reads_prompt, has_steps = "running_sum", False, True
 
     def verify(self, prompts, completions, golds, ended):
         """Return 1.0 or 0.0 per completion; None where there is no gold answer."""
@@ -64,6 +64,14 @@ class SumVerifier(Verifier):
             None if gold is None else float(sums.final_answer(text) == gold)
             for text, gold in zip(completions, golds, strict=True)
         ]
+
+    def steps(self, prompt, completion, gold, ended):
+        """Return 1.0 for each correct step and 0.0 for a wrong one, at its result."""
+        problem = sums.problem_in(prompt.text)
+        if gold is None or problem is None:
+            return None
+        checked = sums.checked_steps(problem, completion)
+        return [(end, float(right)) for end, right in checked if end]
 
     def reading(self, completion, ended):
         """Return the number that the answer ends with; None if it is not finished."""

@@ -1,7 +1,7 @@
 """A lab without sampling noise: every expectation is a sum over all completions."""
 
 import math
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from types import SimpleNamespace
 
@@ -210,6 +210,25 @@ class ExactLab:
 
     def reward(self, batch):
         return self.value[batch["prompt"][:, None], batch["index"]]
+
+    @cached_property
+    def gains(self):
+        """(P, N, T) how much each token raises the mean reward of all that begins so.
+
+        They sum to the reward, and none depends on a later token. NaN on padding.
+        """
+        gains = torch.full((*self.value.shape, self.mask.shape[1]), math.nan).double()
+        for i, y in enumerate(self.ids):
+            before = 0.0
+            for t in range(len(y)):
+                alike = [j for j, z in enumerate(self.ids) if z[: t + 1] == y[: t + 1]]
+                mean = self.value[:, alike].mean(-1)
+                gains[:, i, t] = mean - before
+                before = mean
+        return gains
+
+    def step_rewards(self, batch):
+        return self.gains[batch["prompt"][:, None], batch["index"]]
 
     def grades(self, batch, *_, **__):
         return self.reward(batch)

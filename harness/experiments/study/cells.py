@@ -216,8 +216,11 @@ def unmet(spec: RunSpec, registry: Registry) -> str:
     cannot |= dict.fromkeys(("pairs", "labelled", "reward"), not built.can_prefer)
     cannot["reward"] &= spec.reward_model is None
     missing = sorted(need for need in needs if cannot.get(need))
-    if "verifier" in needs and built.suite.make_verifier() is None:
+    verifier = built.suite.make_verifier() if needs & {"verifier", "steps"} else None
+    if "verifier" in needs and verifier is None:
         missing.append("verifier")
+    if "steps" in needs and not (verifier is not None and verifier.has_steps):
+        missing.append("steps")
     return (
         f"the suite cannot give what the method needs: {' and '.join(missing)}" if missing else ""
     )

@@ -63,16 +63,38 @@ def final_answer(text: str) -> str | None:
 
 
 def sound_steps(problem: Problem, text: str) -> float:
-    """Return the share of correct steps, in [0, 1]; missing or additional steps lower it.
+    """Return the share of correct steps, in [0, 1]; missing or additional steps lower it."""
+    sound = [right for _, right in checked_steps(problem, text)]
+    return sum(sound) / max(len(problem.steps), len(sound))
+
+
+def checked_steps(problem: Problem, text: str) -> list[tuple[int, bool]]:
+    """Return for each written step where it ends, in characters, and whether it is correct.
 
     A step is correct if it starts from the previous step's result, right or wrong, applies the
-    problem's next operation, and computes it correctly.
+    problem's next operation, and computes it correctly. A step too many is not.
     """
-    written = [part.split() for part in text.removesuffix(".").split(";")]
-    value, sound = str(problem.start), 0
-    for step, line in zip(problem.steps, written, strict=False):
-        sign = "+" if step > 0 else "-"
-        known = value in w.NUMBERS
-        sound += known and line == [value, sign, str(abs(step)), "=", str(int(value) + step)]
-        value = line[-1] if line else ""
-    return sound / max(len(problem.steps), len(written))
+    value, place, checked = str(problem.start), 0, []
+    for number, part in enumerate(text.removesuffix(".").split(";")):
+        line = part.split()
+        right = number < len(problem.steps) and _follows(line, value, problem.steps[number])
+        checked.append((place + len(part.rstrip()), right))
+        value, place = line[-1] if line else "", place + len(part) + 1
+    return checked
+
+
+def _follows(line: list[str], value: str, step: int) -> bool:
+    sign = "+" if step > 0 else "-"
+    known = value in w.NUMBERS
+    return known and line == [value, sign, str(abs(step)), "=", str(int(value) + step)]
+
+
+def problem_in(prompt: str) -> Problem | None:
+    """Return the problem that a prompt asks; None if it asks none."""
+    words = prompt.split()
+    numbers = [int(word) for word in words if word.isdigit()]
+    signs = [1 if word == "add" else -1 for word in words if word in ("add", "take")]
+    if not signs or len(numbers) != len(signs) + 1:
+        return None
+    steps = (sign * n for sign, n in zip(signs, numbers[1:], strict=True))
+    return Problem(numbers[0], tuple(steps))
