@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness import hookimpl, logprobs, torch
+from harness import hookimpl, torch
 
 from .base import Listed, RatioListLoss
+
+# Nats by which completions of neighbouring scores are kept apart: a LoRA adapter moves log-ratios by
+# less in its first steps, and rounding would then decide their ranks.
+PLACE = 0.01
 
 
 @dataclass
@@ -25,12 +29,12 @@ class LiPO(RatioListLoss):
 
         psi is the mean win-rate of a completion in its list, in [0, 1], and tau its rank by s, from
         1; the weight has no gradient. Before the first step all s are equal but for rounding, and
-        are ranked by their scores: a better score counts as TIE nats a place.
+        are ranked by their scores: a better score counts as 0.01 nats a place.
         """
         s = self.beta * y.ratio
         psi = (y.score[:, :, None] - y.score[:, None, :]).sigmoid().mean(-1)
         places = torch.arange(s.shape[-1], device=s.device)  # lists come with falling scores
-        rank = (y.ratio.detach() - logprobs.TIE * places).argsort(-1, descending=True).argsort(-1)
+        rank = (y.ratio.detach() - PLACE * places).argsort(-1, descending=True).argsort(-1)
         rank = rank + 1.0
         gain, discount = torch.exp2(psi), 1 / torch.log1p(rank)
         weight = (gain[:, :, None] - gain[:, None, :]).abs()
