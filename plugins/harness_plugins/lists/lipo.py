@@ -8,8 +8,8 @@ from harness import hookimpl, torch
 
 from .base import Listed, RatioListLoss
 
-# Nats by which completions of neighbouring scores are kept apart: a LoRA adapter moves log-ratios by
-# less in its first steps, and rounding would then decide their ranks.
+# Nats by which completions of neighbouring scores are kept apart. The first steps of a LoRA adapter
+# move log-ratios by less, and rounding would then decide their ranks.
 PLACE = 0.01
 
 
