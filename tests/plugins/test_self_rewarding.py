@@ -124,4 +124,5 @@ def test_question_of_a_file_is_part_of_the_run():
     file.write_text("{prompt} {completion}", encoding="utf-8")
     method = SelfRewarding(question=str(file))
     method.check()
+    assert SelfRewarding(grades="1, 2,5").scale() == ("1", "2", "5")
     assert method.asked() == "{prompt} {completion}" and method.data_files() == [file]

@@ -54,7 +54,7 @@ class SelfRewarding(Rounds):
     judge_draws: int = 3  # replies of the judge that are averaged; 0 reads its probabilities
     judge_tokens: int = 256  # longest reply of the judge in tokens
     question: str = ""  # a file with {prompt} and {completion}; empty: a scale of five points
-    grades: tuple[str, ...] = ("0", "1", "2", "3", "4", "5")  # the scale, as it is written
+    grades: str = "0,1,2,3,4,5"  # the scale, as the judge writes it
 
     def check(self) -> None:
         super().check()
@@ -75,6 +75,10 @@ class SelfRewarding(Rounds):
         if self.question:
             return Path(self.question).read_text(encoding="utf-8")
         return QUESTION if self.judge_draws else SHORT
+
+    def scale(self) -> tuple[str, ...]:
+        """Return the grades, as they are written."""
+        return tuple(grade.strip() for grade in self.grades.split(","))
 
     def best_and_worst(self, grade: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the positions (B,) of the best and the worst grade (B, K), and whether they
@@ -113,7 +117,7 @@ class SelfRewarding(Rounds):
         has two different grades.
         """
         grade = lab.grades(
-            batch, self.asked(), self.grades, lab.reference, self.judge_draws, self.judge_tokens
+            batch, self.asked(), self.scale(), lab.reference, self.judge_draws, self.judge_tokens
         )
         self.count(lab, grade)
         best, worst, differ = self.best_and_worst(grade)
