@@ -57,6 +57,9 @@ def tasks_digest(tasks: Sequence[str], data: str = "") -> str:
     """Return the digest of all that decides tasks: names, files, data, and the package's version.
 
     Files count by content and name. Their place does not.
+
+    Raises:
+        UsageError: A file of the data changed while it was read.
     """
     folders = sorted({file.parent for file in task_files(tasks)})
     beside = [
@@ -64,5 +67,11 @@ def tasks_digest(tasks: Sequence[str], data: str = "") -> str:
     ]
     held = sorted(f for f in Path(data).rglob("*") if f.is_file()) if data else []
     names = [Path(task).name if is_path(task) else task for task in tasks]
-    contents = [[file.name, file_digest(file)] for file in (*beside, *held)]
+    try:
+        contents = [[file.name, file_digest(file)] for file in (*beside, *held)]
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"--task-data {data}: {error.filename} was deleted while the files were read. Name a"
+            " folder that holds the data of the tasks only, for every file in it counts."
+        ) from error
     return digest_of([names, contents, metadata.version(DISTRIBUTION)])

@@ -197,6 +197,18 @@ def test_check_tasks_refuses_paths_that_hold_no_task(monkeypatch, tmp_path):
         task_files.check_tasks(["gsm8k"], str(tmp_path / "no"))
 
 
+def test_tasks_digest_names_a_file_that_disappears(monkeypatch, tmp_path):
+    (tmp_path / "rows.json").write_text("[]", encoding="utf-8")
+
+    def deleted(file):
+        file.unlink()
+        return file.read_bytes()
+
+    monkeypatch.setattr(task_files, "file_digest", deleted)
+    with pytest.raises(UsageError, match="rows.json was deleted while the files were read"):
+        task_files.tasks_digest(["gsm8k"], str(tmp_path))
+
+
 def test_tasks_digest_follows_files_data_and_code_beside_them(monkeypatch, tmp_path):
     monkeypatch.setattr(task_files, "metadata", SimpleNamespace(version=lambda name: "0.4.13"))
     folder, data = tmp_path / "tasks", tmp_path / "data"

@@ -36,12 +36,19 @@ def dry_run(planned: Plan, states: Sequence[State], estimates: Estimates) -> str
         rows.append([cell.name, state.kind or state.status, *costs, state.message])
     lines = [*aligned(rows), "", f"{len(planned.cells)} runs: {notes(states)}."]
     lines += [*_same(planned.cells), *_remarks(planned, states, estimates, borrowed)]
-    more = f", and {unknown} runs of unknown cost" if unknown else ""
-    lines.append(
+    return "\n".join([*lines, _remaining(cpu, flops, unknown)])
+
+
+def _remaining(cpu: float, flops: float, unknown: int) -> str:
+    """Return the sentence on the remaining cost, of which that of some runs may be unknown."""
+    runs = f"{unknown} run{'s' * (unknown > 1)} of unknown cost"
+    if unknown and not (cpu or flops):
+        return f"There {'is' if unknown == 1 else 'are'} {runs}; shared stages are extra."
+    more = f", and {runs}" if unknown else ""
+    return (
         f"The remaining runs may take {cpu:.0f} CPU seconds and {flops:.2g} FLOP{more}; shared"
         " stages are extra."
     )
-    return "\n".join(lines)
 
 
 def _cost_cells(guess: Estimate | None) -> list[str]:
