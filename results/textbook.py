@@ -20,7 +20,8 @@ from harness.api.registry import installed
 from harness.core.spec import START
 from harness.core.table import Cell, Table
 from harness.report.selection.figures import answers_of
-from harness.report.selection.select import Filter, Row, Selection, select, suite_records
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import Row, Selection, select, suite_records
 from harness.report.tables.columns import short
 from harness.report.tables.tables import comparison
 from harness.statistics.compare import Comparison, compare

@@ -26,7 +26,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..report.selection.select import Filter
+    from ..report.selection.filters import Filter
     from ..statistics.power import Design
 
 MOST_SEEDS = 500  # the largest number of seeds that `harness power` suggests
@@ -146,7 +146,7 @@ def _filter(
 ) -> Filter:
     """Return the filter that the options of a command describe."""
     from ..core.options import parse_settings
-    from ..report.selection.select import Filter
+    from ..report.selection.filters import Filter
 
     names = [name.strip() for name in methods.split(",")] if methods else []
     return Filter(suite, study, names, parse_settings(where, "--where"), **more)

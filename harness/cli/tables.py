@@ -14,7 +14,8 @@ from ..core.errors import UsageError
 from ..core.global_state import put_back
 from ..core.table import Table
 from ..report.output import check_output, suite_file, write_output
-from ..report.selection.select import Filter, select, suites_of
+from ..report.selection.filters import Filter
+from ..report.selection.select import select, suites_of
 from .echo import echo
 
 ALL = "all"

@@ -8,7 +8,8 @@ from harness_plugins.reporters import CSV, HTML, LaTeX, Markdown
 
 from harness.core.errors import HarnessError
 from harness.core.plain_text import markdown, one_line, spreadsheet, visible
-from harness.report.selection.select import Filter, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import select
 from harness.report.tables.tables import comparison
 
 from ..helpers.tools import command, failure, put, record

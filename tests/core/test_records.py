@@ -21,7 +21,8 @@ from harness.experiments.clean import survey
 from harness.experiments.study.state import read_cells, read_tuning
 from harness.report.page import page
 from harness.report.plots.curves import logged_of
-from harness.report.selection.select import Filter, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import select
 from harness.report.tables.tables import comparison
 
 from ..helpers.tools import command, failure, put, record

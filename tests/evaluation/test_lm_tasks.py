@@ -17,7 +17,8 @@ from harness.core.spec import RunSpec
 from harness.evaluation.answer_tasks import MISSING
 from harness.evaluation.lm_tasks import TaskOutcomes, causal_model, recorded_rows, task_figures
 from harness.models.lora import Lora, beside
-from harness.report.selection.select import Filter, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import select
 from harness.report.tables.tables import comparison
 
 from ..helpers.tiny_models import tiny

@@ -46,7 +46,8 @@ from harness.experiments.study.tune import (
     tuned,
 )
 from harness.experiments.study.work import load_plugins, plan
-from harness.report.selection.select import Filter, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import select
 from harness.report.tables.tables import comparison
 
 from ..helpers.faulty_method import FAULTY

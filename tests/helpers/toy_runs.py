@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from harness.core.run_folder import write_rows
-from harness.report.selection.select import Filter, Selection, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import Selection, select
 
 from .tools import estimate, put, record
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from harness.api.registry import installed
 from harness.core.plain_text import visible
 from harness.core.table import Cell, Table
-from harness.report.selection.select import Filter, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import select
 from harness.report.tables.tables import comparison
 
 from ..helpers.tools import ROOT, put, record

@@ -11,7 +11,7 @@ from scipy.stats import kendalltau
 
 from harness.core.errors import UsageError
 from harness.core.run_folder import write_rows
-from harness.report.selection.select import Filter
+from harness.report.selection.filters import Filter
 from harness.report.selection.settings import across
 from harness.report.tables.across import ranking
 from harness.statistics.intervals import win_rate_interval

@@ -19,7 +19,7 @@ from harness.report.comparison.compare import (
 )
 from harness.report.comparison.side_by_side import WIDTH, as_json, parts
 from harness.report.comparison.verdict import detectable, p_text
-from harness.report.selection.select import Filter
+from harness.report.selection.filters import Filter
 from harness.statistics.compare import compare
 from harness.statistics.power import Design, minimum_detectable_effect
 

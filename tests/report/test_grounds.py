@@ -15,7 +15,8 @@ from harness.report.comparison.compare import compared
 from harness.report.comparison.side_by_side import parts
 from harness.report.plots import KINDS, render
 from harness.report.plots.curves import curve_of
-from harness.report.selection.select import Filter, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import select
 from harness.report.selection.sweeps import prompts_of_all_grounds
 from harness.report.tables.tables import comparison
 from harness.statistics.compare import compare

@@ -7,7 +7,8 @@ from harness.core.run_folder import read_rows, write_rows
 from harness.report.comparison.compare import compared
 from harness.report.page.samples import browser
 from harness.report.page.sections import sections
-from harness.report.selection.select import Filter, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import select
 from harness.report.tables.tables import comparison
 
 from ..helpers.tools import put, record

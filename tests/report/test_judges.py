@@ -7,7 +7,8 @@ import pytest
 from harness_plugins.reporters import CSV, LaTeX, Markdown
 
 from harness.core.errors import UsageError
-from harness.report.selection.select import Filter, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import select
 from harness.report.tables.tables import comparison
 
 from ..helpers.tools import GROUND, command, put, record

@@ -13,7 +13,8 @@ from harness.core.records import write_sealed
 from harness.experiments.bundle import opened, pack
 from harness.report.page import leaderboard as module
 from harness.report.page.leaderboard import leaderboard
-from harness.report.selection.select import Filter, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import select
 from harness.report.tables.tables import comparison
 
 from ..helpers.bundles import contents, packed, rewritten, seal, study, write_cells

@@ -13,7 +13,8 @@ from harness.report.comparison.side_by_side import as_json, parts
 from harness.report.page.facts import context
 from harness.report.page.sections import sections
 from harness.report.plots import KINDS, NothingToDraw, render
-from harness.report.selection.select import Filter, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import select
 from harness.report.tables.match import matched
 from harness.report.tables.tables import comparison
 

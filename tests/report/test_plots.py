@@ -30,7 +30,7 @@ from harness.report.plots import (
 from harness.report.plots.pictures import draw_files, targets_of
 from harness.report.plots.style import COLOURS, GREY, SETTINGS, look
 from harness.report.plots.wins import luminance
-from harness.report.selection.select import Filter
+from harness.report.selection.filters import Filter
 from harness.report.selection.sweeps import scores_of, sweeps
 from harness.statistics.intervals import two_way_interval, win_rate_interval
 from harness.statistics.overoptimization import fit_seeds

@@ -8,7 +8,8 @@ from statistics import fmean
 import pytest
 
 from harness.core.run_folder import write_rows
-from harness.report.selection.select import Filter, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import select
 from harness.report.tables.ratings import ratings_table
 
 from ..helpers.tools import command, put, record, samples

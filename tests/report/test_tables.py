@@ -25,7 +25,8 @@ from harness.core.run_folder import read_rows, write_rows
 from harness.core.table import Cell, Table
 from harness.experiments.study.state import Place
 from harness.report.selection.figures import answers_of, figures_of
-from harness.report.selection.select import Filter, rows_of, select
+from harness.report.selection.filters import Filter
+from harness.report.selection.select import rows_of, select
 from harness.report.tables.columns import COLUMNS
 from harness.report.tables.tables import comparison
 from harness.statistics.intervals import (

@@ -28,8 +28,9 @@ from ..selection.figures import (
     of_prompts,
     same_prompts,
 )
+from ..selection.filters import Filter, Record
 from ..selection.run_files import length_is_bias, samples_of, spec_of, withheld, without_doubtful
-from ..selection.select import Filter, Record, Row, chosen, rows_of, suites_of
+from ..selection.select import Row, chosen, rows_of, suites_of
 from .verdict import verdict
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import Any
 
-from ..selection.select import Record
+from ..selection.filters import Record
 from .sections import Section
 
 Answer = tuple[str, str]

@@ -22,8 +22,9 @@ from ...core.table import Cell, Table
 from ...experiments.bundle import Bundle
 from ...experiments.study.state import CELLS, read_cells, study_folder
 from ..selection.comparable import OF_GROUND, shared_seed_of
+from ..selection.filters import Record
 from ..selection.run_files import check_files, provenance_of, spec_of
-from ..selection.select import Record, Row, Selection, order_of, rows_of, suite_records
+from ..selection.select import Row, Selection, order_of, rows_of, suite_records
 from ..tables.captions import INTERVAL
 from ..tables.columns import COLUMNS, task_columns
 from ..tables.footnotes import tuning_of

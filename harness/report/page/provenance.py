@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...experiments.study.state import CELLS, TUNING, read_cells, read_tuning, study_folder
+from ..selection.filters import Record
 from ..selection.run_files import provenance_of
-from ..selection.select import Record
 from .sections import Section
 from .settings import text_of
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.errors import HarnessError
+from ..selection.filters import Record
 from ..selection.run_files import samples_of
-from ..selection.select import Record, Selection
+from ..selection.select import Selection
 from .sections import Section
 
 Samples = Mapping[str, Mapping[str, Any]]  # by prompt id

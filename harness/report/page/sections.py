@@ -9,8 +9,9 @@ from pathlib import Path
 from ...core.errors import unknown
 from ...core.records import Damaged
 from ..selection.comparable import OWN_CODE, grounds_of
+from ..selection.filters import Record
 from ..selection.run_files import left_out, sound
-from ..selection.select import Record, Selection, rows_of, suite_records, unfinished
+from ..selection.select import Selection, rows_of, suite_records, unfinished
 from .settings import text_of
 
 Ground = tuple[str, ...]  # the values, in the order of the names

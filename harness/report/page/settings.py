@@ -12,8 +12,9 @@ from typing import Any
 from ...core.data_report import recorded
 from ...core.run_folder import flatten
 from ...experiments.study.state import CLASSES
+from ..selection.filters import Record
 from ..selection.run_files import spec_of
-from ..selection.select import Record, Row, Selection, is_guest
+from ..selection.select import Row, Selection, is_guest
 from ..tables.footnotes import settings_of
 
 SHARED = (

@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ...statistics.intervals import Estimate, win_rate_interval
-from ..selection.select import Record, Row, Selection, is_guest
+from ..selection.filters import Record
+from ..selection.select import Row, Selection, is_guest
 from ..selection.sweeps import Sweep, measured, scores_of, sweeps
 from .style import (
     GREY,

@@ -12,7 +12,8 @@ from typing import Any
 from ...core.records import Damaged, show_damaged
 from ...core.run_folder import METRICS, rows_behind
 from ...statistics.over_prompts import t_quantile
-from ..selection.select import Record, Row, Selection
+from ..selection.filters import Record
+from ..selection.select import Row, Selection
 from ..selection.sweeps import sweeps
 from .style import Look, NothingToDraw, beside, handle, height, look, note, panels, plain_ticks
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from ...statistics.overoptimization import BON, LEAST, RL, Fit, fit_seeds
 from ..selection.comparable import shared_seed_of
-from ..selection.select import Record, Row, Selection
+from ..selection.filters import Record
+from ..selection.select import Row, Selection
 from ..selection.sweeps import Sweep, sweeps
 from .style import (
     GREY,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ...core.errors import UsageError, unknown
 from ..output import check_output, suite_file, write_output
-from ..selection.select import Filter, select, suites_of
+from ..selection.filters import Filter
+from ..selection.select import select, suites_of
 from . import KINDS, STYLES, NothingToDraw, need_matplotlib, ranks, render
 from .style import printed, settings
 

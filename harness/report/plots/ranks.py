@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...statistics.ranks import draws_of, order_holds, ranks
-from ..selection.select import Filter
+from ..selection.filters import Filter
 from ..selection.settings import across
 from .style import beside, handle, height, look, note, panels
 

@@ -19,8 +19,9 @@ from ...core.run_folder import SAMPLES
 from ...statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
 from ...statistics.length import LengthControlled, length_controlled
 from ...statistics.over_prompts import known
+from .filters import Record
 from .run_files import length_is_bias, provenance_of, samples_of, withheld
-from .select import Record, Row, is_guest
+from .select import Row, is_guest
 
 MEANS = (
     "gold",

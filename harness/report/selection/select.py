@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,17 +15,16 @@ from ...core.records import Damaged, show_damaged
 from ...core.run_folder import (
     FAILURE,
     RESULT,
-    flatten,
     has_seal,
     runs,
 )
 from ...core.spec import FORMER_METHODS, START
 from ...experiments.study.state import Place, places_of, refused_of
 from .comparable import check_comparable, check_grounds, own_reward, settings_of, shared_seed_of
-from .run_files import left_out, sound, spec_of, suite_of, withheld, without_doubtful
+from .filters import Filter, Record, check_names, is_wanted, names_of, whole_names
+from .run_files import left_out, sound, suite_of, withheld, without_doubtful
 from .task_runs import with_tasks_of
 
-Record = Mapping[str, Any]
 Key = tuple[str, str, str | None]  # of a row: method, recipe, and the label in a study
 
 
@@ -87,27 +85,6 @@ class Row:
         """Return the mean over seeds of a figure of the evaluation; nan where a run has none."""
         means = [(r["evaluation"].get(figure) or {}).get("mean", float("nan")) for r in self.good]
         return fmean(means) if means else float("nan")
-
-
-@dataclass(frozen=True)
-class Filter:
-    """The runs to select: by suite, study, method or label, and option values."""
-
-    suite: str | None = None
-    study: str | None = None
-    methods: Sequence[str] = ()
-    where: Mapping[str, str] = field(default_factory=dict)  # {option: value}, as in a study file
-    each: bool = False  # a row per run
-    mixed: bool = False  # whether runs that are not comparable are allowed
-    judge: str | None = None  # only runs that this judge evaluated
-
-    @property
-    def description(self) -> str:
-        """The options and methods, `beta=0.1; only ppo, dpo`; empty if all runs are selected."""
-        options = ", ".join(f"{name}={value}" for name, value in self.where.items())
-        return "; ".join(
-            filter(None, [options, f"only {', '.join(self.methods)}" if self.methods else ""])
-        )
 
 
 @dataclass(frozen=True)
@@ -231,15 +208,15 @@ def _matching(results: Path, criteria: Filter, damaged: list[Damaged]) -> list[d
     every = suite_records(results, criteria.study, damaged, criteria.suite)
     if criteria.where:  # the options are read from the specs
         every = sound(every, damaged)
-    known = _names(every)
-    names = _whole(criteria.methods, known)
+    known = names_of(every)
+    names = whole_names(criteria.methods, known)
     criteria = replace(
         criteria, methods=[n if n in known else FORMER_METHODS.get(n, n) for n in names]
     )
-    _check_names(every, criteria)
+    check_names(every, criteria)
     if criteria.judge is not None:
         every = _judged_by(every, criteria.judge)
-    records = sound([r for r in every if _wanted(r, criteria)], damaged)
+    records = sound([r for r in every if is_wanted(r, criteria)], damaged)
     if not records and damaged:
         raise damaged[-1]
     if not records:
@@ -309,92 +286,12 @@ def suite_records(
     return records
 
 
-def _names(records: Sequence[Record]) -> set[str]:
-    """Return the names that select runs: methods, and labels of a study."""
-    return {r["method"] for r in records} | {r["label"] for r in records if "label" in r}
-
-
-def _whole(parts: Sequence[str], known: set[str]) -> list[str]:
-    """Return names from parts split at commas; known names that contain commas are joined again."""
-    names: list[str] = []
-    rest = list(parts)
-    while rest:
-        n = next((n for n in range(len(rest), 1, -1) if ", ".join(rest[:n]) in known), 1)
-        names.append(", ".join(rest[:n]))
-        rest = rest[n:]
-    return names
-
-
-def _check_names(records: Sequence[Record], criteria: Filter) -> None:
-    """Raise UsageError for a method, option or option value that no run has."""
-    methods = _names(records)
-    for method in criteria.methods:
-        if method not in methods:
-            raise unknown("method with runs", method, methods)
-    for name, value in criteria.where.items():
-        values = [v for v in (_option(r, name) for r in records) if v is not None]
-        if not values:
-            raise unknown(
-                "option of these runs", name, {o for r in records for o in _option_names(r)}
-            )
-        if not any(_written_as(v, value) for v in values):
-            given = ", ".join(sorted({json.dumps(v).strip('"') for v in values}))
-            raise UsageError(f"No run has {name}={value}. There are: {given}.")
-
-
-def _option_names(record: Record) -> list[str]:
-    spec = spec_of(record) if "failure" not in record else {}
-    rest = {"stage": flatten(spec.get("stages", {})), "labeller": spec.get("labeller_options", {})}
-    rest |= {"suite": record.get("suite_options", {})}
-    return [
-        *record["options"],
-        *(f"{head}.{name}" for head, options in rest.items() for name in options),
-    ]
-
-
 def _named(place: Place) -> dict[str, str]:
     return {
         "label": place.label,
         "entry": place.entry,
         "cell": place.label,
     }  # `label` may be replaced by the entry
-
-
-def _wanted(record: Record, criteria: Filter) -> bool:
-    if (
-        criteria.methods
-        and record["method"] not in criteria.methods
-        and record.get("label") not in criteria.methods
-    ):
-        return False
-    return all(_written_as(_option(record, name), value) for name, value in criteria.where.items())
-
-
-def _option(record: Record, name: str) -> Any:
-    """Return the value of an option: a method's, `suite.`, `labeller.`, `stage.STAGE.` or
-    `run.NAME`; or None.
-    """
-    head, _, rest = name.partition(".")
-    if head == "suite":
-        return record.get("suite_options", {}).get(rest)
-    if head == "stage":
-        return flatten(spec_of(record).get("stages", {})).get(rest)
-    if head == "labeller":
-        return spec_of(record).get("labeller_options", {}).get(rest)
-    if head == "run":
-        spec = spec_of(record)
-        return {**spec, **spec.get("execution", {})}.get(rest)
-    return record["options"].get(name)
-
-
-def _written_as(value: Any, text: str) -> bool:
-    """Return whether a text on the command line names this value."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return json.dumps(value).strip('"') == text
-    try:
-        return float(text) == value
-    except ValueError:
-        return False
 
 
 def _newest(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from ...core.errors import UsageError
 from ...statistics.intervals import Array, Estimate, win_rate_interval
 from .comparable import Record, check_comparable
 from .figures import answers_of, there
-from .select import Filter, Row, chosen, rows_of, suites_of
+from .filters import Filter
+from .select import Row, chosen, rows_of, suites_of
 
 
 @dataclass(frozen=True)

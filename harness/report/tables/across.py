@@ -10,7 +10,7 @@ import numpy as np
 from ...core.table import Cell, Table
 from ...statistics.aggregate import Aggregate, iqm, stratified_bootstrap
 from ...statistics.ranks import Ranked, draws_of, order_holds, ranks
-from ..selection.select import Filter
+from ..selection.filters import Filter
 from ..selection.settings import Across, across
 from .columns import short
 

@@ -12,8 +12,9 @@ from ...core.movement import sentence
 from ...core.run_folder import unspent
 from ...experiments.study.state import CLASSES, LEFT, TUNING, read_tuning, study_folder
 from ..selection.comparable import own_reward, unlike
+from ..selection.filters import Record
 from ..selection.run_files import spec_of
-from ..selection.select import Record, Row, Selection, is_guest
+from ..selection.select import Row, Selection, is_guest
 
 DAGGER = "\u2020"  # marks a figure, not a row
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ...core.errors import UsageError
 from ..selection.comparable import own_reward, unlike
-from ..selection.select import Record, Row, Selection
+from ..selection.filters import Record
+from ..selection.select import Row, Selection
 from ..selection.task_runs import policy_of
 
 OF_JUDGE = frozenset({"judge", "judge_model"})  # conditions that two judges may differ in

@@ -11,7 +11,8 @@ from typing import Any
 from ...core.errors import UsageError, unknown
 from ...core.table import Cell, Table
 from ...statistics.intervals import Array, two_way_interval, win_rate_interval
-from ..selection.select import Record, Row, Selection, is_guest
+from ..selection.filters import Record
+from ..selection.select import Row, Selection, is_guest
 from ..selection.sweeps import Sweep, scores_on_common, seeds_text, sweeps
 from . import captions, columns, tables
 from .footnotes import Footnotes, open_footnote

@@ -11,7 +11,7 @@ import numpy as np
 from ...core.errors import HarnessError, UsageError
 from ...core.run_folder import TASKS, rows_behind
 from ...statistics.intervals import Array, Estimate, two_way_interval
-from ..selection.select import Record
+from ..selection.filters import Record
 from ..selection.task_runs import record_behind
 
 Outcomes = Mapping[int, float]  # of a task's main metric, by document
