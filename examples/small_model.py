@@ -3,7 +3,8 @@ trying a real data set.
 
     python examples/small_model.py DATA.jsonl[.gz] FOLDER
 
-Its figures will be poor; the path it takes is the one a real model takes.
+Where the rows hold conversations (lists of messages), the tokenizer gets a chat template in the
+form of ChatML. Its figures will be poor; the path it takes is the one a real model takes.
 """
 
 import gzip
@@ -14,12 +15,35 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
-def texts(path):
-    """Yield every string of a JSON-lines file."""
+
+def rows_of(path):
+    """Yield the rows of a JSON-lines file."""
     with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as stream:
-        for line in stream:
-            yield from (value for value in json.loads(line).values() if isinstance(value, str))
+        for number, line in enumerate(stream, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise SystemExit(f"{path}: line {number} is not JSON ({error}).") from error
+
+
+def texts(value):
+    """Yield every string of a row, those of messages included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from texts(part)
+
+
+def is_conversation(row):
+    """Return whether a row holds a list of messages."""
+    lists = [value for value in row.values() if isinstance(value, list)]
+    return any(isinstance(m, dict) and "content" in m for messages in lists for m in messages)
 
 
 def main(data, folder):
@@ -29,15 +53,19 @@ def main(data, folder):
         pre_tokenizers.ByteLevel(add_prefix_space=False),
         decoders.ByteLevel(),
     )
-    special = ["<pad>", "<s>", "</s>"]
+    rows = list(rows_of(data))
+    chat = any(map(is_conversation, rows))
+    end = "<|im_end|>" if chat else "</s>"
+    special = ["<pad>", "<s>", end] + ["<|im_start|>"] * chat
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        texts(data),
+        texts(rows),
         trainers.BpeTrainer(vocab_size=2000, special_tokens=special, initial_alphabet=alphabet),
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token=end
     )
+    tokenizer.chat_template = TEMPLATE if chat else None
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -58,7 +58,7 @@ def check(
     folder: Path | None,
     **choices: Any,
 ) -> int:
-    """Check a method, suite, labeller or verifier: determinism, invariance, honest costs, gain.
+    """Check a method, suite, judge, labeller or verifier: determinism, honest costs, gain.
 
     A judge is compared with human preferences (--against): accuracy, Cohen's kappa, Spearman.
     --export checks nothing: it writes a set against which any library can test its losses.

@@ -102,5 +102,6 @@ methods_filter = click.option("--methods", help="Only these methods or labels, c
 where_filter = settings_option(
     "--where",
     "where",
-    "Only runs with this option: a method's, suite.NAME or stage.STAGE.NAME.",
+    "Only runs with this option: a method's, suite.NAME, stage.STAGE.NAME or run.NAME, as in"
+    " run.quick=true.",
 )

@@ -6,6 +6,7 @@ Each imports what it needs late.
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +219,8 @@ def report(ctx: click.Context, /, names: tuple[str, ...], output: Path | None, *
     output = output or how["results"] / f"{name}.html"
     write_output(output, text)
     echo(f"wrote {output} ({len(text.encode()) / 1e6:.1f} MB)")
+    if not bundles and find_spec("matplotlib") is None:
+        echo("The page has no plots: they need matplotlib, the extra `plots` of this package.")
 
 
 def page_of(study: str | None, results: Path, suite: str | None, prompts: int, bundle: None) -> str:

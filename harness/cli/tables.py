@@ -45,6 +45,11 @@ class TableRequest:
         keys = [key.strip() for key in self.columns.split(",") if key.strip()]
         return [] if keys == [ALL] else keys or self.reporter.columns
 
+    @property
+    def asked(self) -> bool:
+        """Whether the user names columns. Those of a format or a terminal may be left out."""
+        return bool(self.columns.strip())
+
     def table(self, suite: str, keys: Sequence[str]) -> tuple[Table, list[str]]:
         """Return the table of one suite, and the notes on the runs that it leaves out."""
         from ..report.tables.match import matched, parse_match
@@ -61,7 +66,7 @@ class TableRequest:
             from ..report.tables.ratings import ratings_table
 
             return ratings_table(selection), left_out
-        return comparison(selection, keys, self.spread, others), left_out
+        return comparison(selection, keys, self.spread, others, self.asked), left_out
 
 
 def print_across(request: TableRequest, output: Path | None) -> int:

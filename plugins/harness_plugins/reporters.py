@@ -91,8 +91,8 @@ class LaTeX(Reporter):
 \caption{%(caption)s}
 \label{tab:%(label)s}
 \smallskip
-\small
-\setlength{\tabcolsep}{4pt}
+\footnotesize
+\setlength{\tabcolsep}{3pt}
 \begin{tabular}{%(columns)s}
 \toprule
 %(head)s \\
@@ -113,14 +113,19 @@ class LaTeX(Reporter):
         lines = [
             self._row(row) + r" \\" + behind for row, behind in zip(table.rows, runs, strict=True)
         ]
-        marked = [f"{superscript([mark])} {latex(text)}" for mark, text in table.footnotes.items()]
-        notes = "\\par\n".join([*marked, *filter(None, map(_note, table.notes))])
+        names = [row[0].text for row in table.rows]
+        marked = [
+            f"{superscript([mark])} {_with_names(latex(text), names)}"
+            for mark, text in table.footnotes.items()
+        ]
+        written = [_with_names(note, names) for note in filter(None, map(_note, table.notes))]
+        notes = "\\par\n".join([*marked, *written])
         below = (
             "\\par\\smallskip\n\\begin{minipage}{\\linewidth}\\footnotesize\n"
             f"{notes}\n\\end{{minipage}}\n"
         )
         filled = self.ROWS % {
-            "caption": latex(table.caption or table.title),
+            "caption": _with_names(latex(table.caption or table.title), names),
             "label": re.match(r"[\w.-]*", table.title, re.ASCII)[0].replace("_", "-"),
             "columns": "l" + "r" * (len(table.columns) - 1),
             "head": " & ".join(map(latex, table.columns)),
@@ -258,6 +263,18 @@ def display_name(row):
     if match is None or match[1] not in DISPLAY_NAMES:
         return latex(row)
     return " ".join(filter(None, [DISPLAY_NAMES[match[1]], latex(match[2])]))
+
+
+def _with_names(text, rows):
+    """Return LaTeX text with rows named as the table names them: only names of several words, or
+    with an underscore, which mean nothing else.
+    """
+    told = [row for row in rows if " " in row or "_" in row]
+    for row in sorted(told, key=len, reverse=True):
+        text = re.sub(
+            rf"(?<!\w){re.escape(latex(row))}(?!\w)", lambda _, row=row: display_name(row), text
+        )
+    return text
 
 
 def superscript(marks):

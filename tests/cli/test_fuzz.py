@@ -196,14 +196,21 @@ def suite_files_end_well(content):
 
 
 def records_end_well(made):
-    """A record of any shape that is sealed: the table names it or shows it, and shows the other."""
+    """A record of any shape that is sealed: the table names it or shows it, and shows the other, or
+    says in what the two differ, or which one a newer harness wrote.
+    """
     with tempfile.TemporaryDirectory() as folder:
         results = put(Path(folder), record("dpo"), record("ppo"))
         file = next(results.glob("runs/*/dpo/*/result.json"))
-        write_sealed(file, {k: v for k, v in made.items() if k != "seal"})
+        made = {k: v for k, v in made.items() if k != "seal"}
+        try:
+            write_sealed(file, made)
+        except ValueError:  # Infinity, which JSON has not and another writer may write
+            file.write_text(json.dumps(made), encoding="utf-8")
         ended = call("table", "--results", results)
         assert "Traceback" not in ended.out + ended.err and ended.code in (0, 1, 2), ended
-        assert "ppo" in ended.out, ended
+        refused = "These runs differ in" in ended.err or "Upgrade to read it" in ended.err
+        assert refused or "ppo" in ended.out, ended
 
 
 RECORD = record("dpo")

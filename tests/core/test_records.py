@@ -243,3 +243,11 @@ def test_storable_makes_numbers_that_are_not_finite_none():
     assert storable(values, "figures") == {"a": None, "b": [1, None], "c": {"d": 0.5}}
     with pytest.raises(HarnessError, match="figures of x cannot be written as JSON.*Return"):
         storable({"a": object()}, "figures of x")
+
+
+def test_record_without_its_start_checkpoint_is_named_and_the_rest_is_shown(tmp_path):
+    broken = record("dpo")
+    del broken["ground"]["start_checkpoint"]
+    results = put(tmp_path, broken, record("ppo"))
+    done = command("table", "--results", results)
+    assert "dpo" in done.err and "ground" in done.err and "ppo" in done.out, done.text

@@ -173,7 +173,7 @@ def test_latex_has_a_label_and_fits_without_scaling(tmp_path):
     text = comparison_in_latex(tmp_path)
     assert r"\label{tab:toy}" in text and text.index(r"\caption") < text.index(r"\label")
     assert r"\resizebox" not in text and "graphicx" not in text
-    assert "\\small\n\\setlength{\\tabcolsep}{4pt}\n\\begin{tabular}" in text
+    assert "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n\\begin{tabular}" in text
 
 
 def test_latex_notes_are_on_its_columns_and_name_no_option(tmp_path):
@@ -182,6 +182,22 @@ def test_latex_notes_are_on_its_columns_and_name_no_option(tmp_path):
     assert "TFLOP are those of the method" in text and "Train s" not in text and "Peak" not in text
     full = comparison(select(tmp_path, Filter("toy"))).notes[1]
     assert "Train s, CPU s (of all threads), TFLOP, tokens and queries are those of the" in full
+
+
+def test_latex_notes_name_rows_as_the_table_does():
+    notes = ["Row dpo quick and best_of_n: see ppo.", "not dpo quicker, nor xdpo quick"]
+    rows = [[Cell("dpo quick")], [Cell("best_of_n")], [Cell("ppo")]]
+    text = LaTeX().render(Table("t", ["method"], rows, notes, caption="dpo quick 26%"))
+    assert "Row DPO quick and best-of-$n$: see ppo." in text and "DPO quick 26" in text
+    assert "not dpo quicker, nor xdpo quick" in text
+
+
+def test_latex_leaves_out_a_column_without_values_unless_it_is_asked_for(tmp_path):
+    made = put(tmp_path, record("dpo"), record("ppo"))
+    selection = select(made, Filter())
+    columns = ("method", "lc_win_rate", "gold")
+    kept, shown = (comparison(selection, columns, keep_empty=keep) for keep in (True, False))
+    assert kept.columns[1] == "length-controlled" and shown.columns == [kept.columns[0], "gold"]
 
 
 def test_latex_sets_a_missing_value_as_a_dash(tmp_path):

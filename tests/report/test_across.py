@@ -59,7 +59,7 @@ def put_run(results, suite, model, parameters, method, seed, rate):
     scores = [float(rng.random() < rate) for _ in range(64)]
     made = record(method, seed, fmean(scores), suite=suite, recipe=f"{method}-{suite}-{model}")
     made |= {"model": {"name": f"models/{model}", "digest": model}}
-    made["ground"] = {"start_checkpoint": model, "judge": "gold/1"}
+    made["ground"] = {"start_checkpoint": model, "evaluation_prompts": "cc", "judge": "gold/1"}
     made["cost"]["models"] = {"policy": {"parameters": parameters, "bytes": 1}}
     before = set(results.glob("runs/*/*/*"))
     put(results, made)

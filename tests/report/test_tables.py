@@ -172,9 +172,7 @@ def test_figures_must_be_those_of_the_answers(tmp_path):
     put(tmp_path, record(win=0.6))
     (file,) = tmp_path.rglob("samples.jsonl")
     file.write_text(file.read_text().replace('"win": 1.0', '"win": 0.5', 1))
-    with pytest.raises(
-        HarnessError, match="the mean of win is .* in samples.jsonl and 0.6 in result.json"
-    ):
+    with pytest.raises(HarnessError, match="the mean of win is .* here and 0.6 in result.json"):
         of(tmp_path)
     file.unlink()
     with pytest.raises(HarnessError, match="samples.jsonl is damaged .it is missing"):
@@ -1109,3 +1107,11 @@ def test_grades_beyond_shares_are_said_to_be_grades(tmp_path):
     assert "not a share of right answers" in " ".join(of(tmp_path).notes)
     plain = table(tmp_path / "other", record()).notes  # negative control
     assert "not a share of right answers" not in " ".join(plain)
+
+
+def test_runs_of_the_quick_size_are_named_where_others_stand_beside_them(tmp_path):
+    quick = record("dpo", quick=True, ground={**GROUND, "start_checkpoint": "bb"})
+    put(tmp_path, quick, record("ppo"))
+    message = r"1 of these 2 runs are --quick: choose with --where run.quick=true or"
+    with pytest.raises(UsageError, match=message):
+        of(tmp_path)

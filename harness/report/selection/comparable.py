@@ -37,10 +37,20 @@ def check_comparable(records: Sequence[Record]) -> None:
             f"{value}: {', '.join(sorted(set(names)))}" for value, names in values.items()
         )
         raise UsageError(
-            f"These runs differ in {name}, so one table cannot compare them ({differences}). Select"
-            " runs with --methods, --where or --study, or run the older ones again. --mixed shows"
-            " them in one table with a footnote."
+            f"These runs differ in {name}, so one table cannot compare them ({differences})."
+            f" {_choice(records)} --mixed shows them in one table with a footnote."
         )
+
+
+def _choice(records: Sequence[Record]) -> str:
+    """Return how to choose the runs that one table can compare."""
+    quick = sum(bool(r.get("quick")) for r in records)
+    if 0 < quick < len(records):
+        return (
+            f"{quick} of these {len(records)} runs are --quick: choose with --where run.quick=true"
+            " or --where run.quick=false."
+        )
+    return "Select runs with --methods, --where or --study, or run the older ones again."
 
 
 def check_grounds(grounds: Mapping[str, Sequence[int]]) -> None:
@@ -128,9 +138,8 @@ def settings_of(record: Record) -> str:
 def _by_value(records: Sequence[Record], values: Sequence[Any]) -> dict[str, list[str]]:
     runs_by_value: dict[str, list[str]] = {}
     for r, value in zip(records, values, strict=True):
-        runs_by_value.setdefault(str(value), []).append(
-            f"{r.get('label', r['method'])} seed {r['seed']}"
-        )
+        key = "not recorded" if value is None else str(value)
+        runs_by_value.setdefault(key, []).append(f"{r.get('label', r['method'])} seed {r['seed']}")
     return runs_by_value
 
 

@@ -14,27 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import HarnessError, UsageError
+from ...core.errors import UsageError
 from ...core.run_folder import SAMPLES
 from ...statistics.intervals import Array, Estimate, two_way_interval, win_rate_interval
 from ...statistics.length import LengthControlled, length_controlled
-from ...statistics.over_prompts import known
+from .agreement import MEANS, scores_of
 from .filters import Record
 from .run_files import length_is_bias, provenance_of, samples_of, withheld
 from .select import Row, is_guest
 
-MEANS = (
-    "gold",
-    "proxy",
-    "kl",
-    "length",
-    "accuracy",
-)  # figures that an answer can have, beside the win-rate
 SIGNED = ("gold", "proxy", "accuracy")  # those of them that may be negative
 COLLAPSED = (
     0.25  # win-rate below which a policy has collapsed: a copy of the start checkpoint has .5
 )
-AGREE = 1e-6  # largest difference between a record's mean and that of its answers
 
 
 @dataclass(frozen=True)
@@ -125,45 +117,11 @@ def same_prompts(rows: Sequence[Answers]) -> bool:
 
 def _columns(record: Record) -> dict[str, Any]:
     samples = samples_of(record)
-    columns: dict[str, Any] = {name: _column(samples, name) for name in ("win", *MEANS)}
-    means = {"win": record["evaluation"].get("win_rate")} | {
-        name: record["evaluation"].get(name) for name in MEANS
-    }
-    for name in ("win", "gold"):
-        if columns[name] is None and means[name] is not None:
-            raise HarnessError(
-                f"{record['folder']} has no {name} scores in its samples.jsonl. Delete the folder"
-                " and run again."
-            )
-    for name, recorded in means.items():
-        if (
-            columns[name] is not None
-            and recorded is not None
-            and abs(mean_of(columns[name]) - recorded["mean"]) > AGREE
-        ):
-            raise HarnessError(
-                f"{record['folder']}: the mean of {name} is {mean_of(columns[name]):.6g} in"
-                f" samples.jsonl and {recorded['mean']:.6g} in result.json. One of the files was"
-                " changed: delete the folder and run again."
-            )
-    return columns | {
+    return scores_of(record, samples) | {
         "prompt_id": [s["prompt_id"] for s in samples],
         "answer": [len(s["answer"]) for s in samples],
         "baseline": [len(s["baseline"]) for s in samples],
     }
-
-
-def _column(samples: Sequence[Mapping[str, Any]], name: str) -> list[float] | None:
-    """Return the values of a figure, NaN where one is missing; None where all are."""
-    values = [s.get(name) for s in samples]
-    if all(v is None for v in values):
-        return None
-    return [math.nan if v is None else float(v) for v in values]
-
-
-def mean_of(values: Sequence[float]) -> float:
-    """Return the mean of the values that are not missing."""
-    return fmean(known(values))
 
 
 def figures_of(row: Row, answers: Answers | None) -> dict[str, Any]:
@@ -305,6 +263,8 @@ def _training(good: Sequence[Record]) -> dict[str, float]:
     """Return the costs of training: means over seeds, and the largest peak of memory."""
     row: dict[str, float] = {}
     for name in good[0]["cost"]["method"]:
+        if any(name not in r["cost"]["method"] for r in good):
+            continue  # an older record has not all of them
         values = [r["cost"]["method"][name] for r in good]
         row[f"method_{name}"] = max(values) if name == "peak_memory" else fmean(values)
     for name in ("labels", "ai_labels"):

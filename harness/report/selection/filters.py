@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,12 +70,13 @@ def check_names(records: Sequence[Record], criteria: Filter) -> None:
 
 def _option_names(record: Record) -> list[str]:
     spec = spec_of(record) if "failure" not in record else {}
-    rest = {"stage": flatten(spec.get("stages", {})), "labeller": spec.get("labeller_options", {})}
-    rest |= {"suite": record.get("suite_options", {})}
-    return [
-        *record["options"],
-        *(f"{head}.{name}" for head, options in rest.items() for name in options),
-    ]
+    names: dict[str, Iterable[str]] = {
+        "stage": flatten(spec.get("stages", {})),
+        "labeller": spec.get("labeller_options", {}),
+        "suite": record.get("suite_options", {}),
+        "run": [name for name, value in spec.items() if not isinstance(value, Mapping | list)],
+    }
+    return [*record["options"], *(f"{head}.{n}" for head, own in names.items() for n in own)]
 
 
 def is_wanted(record: Record, criteria: Filter) -> bool:

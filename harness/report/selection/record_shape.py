@@ -55,7 +55,10 @@ def _both(one: Check, other: Check) -> Check:
     return lambda value: one(value) and other(value)
 
 
-COSTS = ("seconds", "flops", "tokens_generated", "tokens_trained", "peak_memory")
+COSTS = (
+    *("seconds", "cpu_seconds", "flops", "tokens_generated", "tokens_trained", "peak_memory"),
+    *("reward_queries", "verifier_queries"),
+)
 REQUIRED: dict[str, Check] = {
     "cost.method": _both(_all(number), _object(**dict.fromkeys(COSTS, number))),
     "cost.models": _all(_object(parameters=number, bytes=number)),
@@ -71,7 +74,7 @@ REQUIRED: dict[str, Check] = {
     "evaluation.temperature": number,
     "evaluation.distinct": number,
     "evaluation.inference": _object(flops_per_answer=number, reward_queries_per_answer=number),
-    "ground": _all(_text),
+    "ground": _both(_all(_text), _object(start_checkpoint=_text, evaluation_prompts=_text)),
 }
 WHERE_THERE: dict[str, Check] = {
     **{f"evaluation.{name}": _estimate for name in ("win_rate", "gold", "proxy", "kl", "length")},

@@ -17,6 +17,7 @@ from ...core.run_folder import (
     rows_behind,
 )
 from ...statistics.judges import no_win_rate
+from .agreement import scores_of
 from .record_shape import has_numbers, odd_part
 
 Record = Mapping[str, Any]
@@ -91,8 +92,8 @@ def check_files(record: Record) -> None:
         raise Damaged(file, why, rerun(file.parent))
     if SAMPLES in record.get("files", {}):
         checked_bytes(record, SAMPLES)
-    else:
-        samples_of(record)
+    else:  # an older record: no digest says that the answers are those of its figures
+        scores_of(record, samples_of(record))
 
 
 def spec_of(record: Record) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def comparison(
     columns: Sequence[str] = (),
     spread: str = INTERVAL,
     others: Sequence[Selection] = (),
+    keep_empty: bool = True,
 ) -> Table:
     """Return the table of a selection: one row per method and settings.
 
@@ -39,6 +40,7 @@ def comparison(
         columns: Keys of COLUMNS in order; empty for all columns that have values.
         spread: INTERVAL for 95 % intervals behind means, SD for standard deviations over seeds.
         others: The runs as further judges evaluated them; each adds a column with its win-rate.
+        keep_empty: Whether a column of `columns` without a value stays.
 
     Raises:
         UsageError: Evaluations by several judges differ in more than the judge.
@@ -51,7 +53,9 @@ def comparison(
     footnotes = Footnotes(selection, dict(enumerate(more)))
     rows = [row_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(figures_by_row)]
     kept = [
-        i for i in range(len(shown)) if columns or any(row[i].text not in ("-", "") for row in rows)
+        i
+        for i in range(len(shown))
+        if (columns and keep_empty) or any(row[i].text not in ("-", "") for row in rows)
     ]
     keys = [shown[i].key for i in kept]
     return Table(
