@@ -195,9 +195,9 @@ def test_latex_notes_name_rows_as_the_table_does():
 def test_latex_leaves_out_a_column_without_values_unless_it_is_asked_for(tmp_path):
     made = put(tmp_path, record("dpo"), record("ppo"))
     selection = select(made, Filter())
-    columns = ("method", "lc_win_rate", "gold")
+    columns = ("method", "pass_at_k", "gold")
     kept, shown = (comparison(selection, columns, keep_empty=keep) for keep in (True, False))
-    assert kept.columns[1] == "length-controlled" and shown.columns == [kept.columns[0], "gold"]
+    assert kept.columns[1] == "pass@k" and shown.columns == [kept.columns[0], "gold"]
 
 
 def test_latex_sets_a_missing_value_as_a_dash(tmp_path):

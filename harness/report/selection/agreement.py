@@ -26,8 +26,8 @@ def scores_of(
         Damaged: The answers lack a score of the record, or have another mean.
     """
     columns = {name: _column(samples, name) for name in ("win", *MEANS)}
-    means = {name: record["evaluation"].get(name) for name in MEANS}
-    means["win"] = record["evaluation"].get("win_rate")
+    figures = record["evaluation"]
+    means = {"win": figures.get("win_rate")} | {name: figures.get(name) for name in MEANS}
     for name, recorded in means.items():
         values = columns[name]
         if recorded is None or (values is None and name not in ("win", "gold")):
