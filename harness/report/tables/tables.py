@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.spec import START
-from ...core.table import Table
+from ...core.table import Cell, Table
 from ..selection.comparable import shared_seed_of
 from ..selection.select import Row, Selection
 from .captions import ALPHA, INTERVAL, MOST_ROWS, SD, caption_of, conditions
@@ -52,11 +52,8 @@ def comparison(
     more = [[*collapses(f), *of_grounds(f, figures_by_row)] for f in figures_by_row]
     footnotes = Footnotes(selection, dict(enumerate(more)))
     rows = [row_cells(shown, figures, footnotes.of(i)) for i, figures in enumerate(figures_by_row)]
-    kept = [
-        i
-        for i in range(len(shown))
-        if (columns and keep_empty) or any(row[i].text not in ("-", "") for row in rows)
-    ]
+    every = bool(columns) and keep_empty
+    kept = [i for i in range(len(shown)) if every or any(has_value(row[i]) for row in rows)]
     keys = [shown[i].key for i in kept]
     return Table(
         title=f"{selection.description}: {conditions(selection)}",
@@ -72,14 +69,16 @@ def comparison(
             *task_notes(figures_by_row),
             *_looked_up(figures_by_row, keys),
         ],
-        plain=[
-            with_footnotes(figures, footnotes, footnotes.of(i))
-            for i, figures in enumerate(figures_by_row)
-        ],
+        plain=[with_footnotes(f, footnotes, footnotes.of(i)) for i, f in enumerate(figures_by_row)],
         caption=caption_of(selection, paired, borrowed, any(scores.values()), spread),
         footnotes={**open_footnote(figures_by_row, keys), **footnotes.texts},
         runs=[[r["folder"] for r in row.records] for row in selection.rows],
     )
+
+
+def has_value(cell: Cell) -> bool:
+    """Return whether a cell shows a value."""
+    return cell.text not in ("-", "")
 
 
 def _marked(
