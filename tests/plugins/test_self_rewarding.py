@@ -114,7 +114,7 @@ def test_labels_of_a_run_are_counted_as_those_of_a_model():
     more = ("--set", "judge_draws=0", "--set", "steps=2", "--set", "batch_size=4")
     done = command(*on_small("self_rewarding", *more, results=results))
     assert done.code == 0, done.text
-    record = json.loads((only_run(results, "small", "self_rewarding") / "record.json").read_text())
+    record = json.loads((only_run(results, "small", "self_rewarding") / "result.json").read_text())
     assert record["cost"]["method"]["ai_labels"] == 2 * 4 * 4
     assert record["cost"]["method"]["reward_queries"] == 0
 
