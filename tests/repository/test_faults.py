@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from random import Random
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,6 +132,22 @@ def test_campaign_goes_on_after_the_outcomes_that_it_has(campaign, tmp_path, mon
     assert faults.read(file, 1) == []
     assert not faults.carry_out(Nothing(), file, 1, "two", -1.0)
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_method_whose_run_fails_without_a_fault_is_one_failed_trial(campaign, monkeypatch):
+    runs = campaign["fault_runs"]
+    monkeypatch.setattr(runs, "methods", lambda: ["broken", "start"])
+
+    class World:
+        def whole(self, method):
+            if method == "broken":
+                raise RuntimeError("a command ended with 2:\nwhy it ended")
+            return None, SimpleNamespace(counts={})
+
+    trials = list(runs.kills_at_points(World(), Random(0)))
+    assert [trial.name for trial in trials] == ["broken without a fault"]
+    verdict = trials[0].make()
+    assert (verdict.outcome, verdict.reason) == ("failed", "why it ended")
 
 
 def test_headline_of_the_documents_is_that_of_the_campaign():
