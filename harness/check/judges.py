@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ SIDES = (
     ("output_1", "output_2"),
     CHOSEN,
 )
+TURN = "\n\nAssistant:"  # a turn of HH-RLHF, whose two answers begin with their prompt
 HUMAN = {"p", "winner", "preference"}
 WINNERS = {"a": 1.0, "model_a": 1.0, "1": 1.0, "b": 0.0, "model_b": 0.0, "2": 0.0, "tie": COIN}
 
@@ -161,18 +163,35 @@ def _verdicts_of_run(folder: Path) -> list[Preference]:
 
 def _preference(row: Any, where: str, place: int) -> Preference:
     row = row if isinstance(row, dict) else {}
-    prompt = next((row[key] for key in PROMPTS if key in row), None)
     names = next((pair for pair in SIDES if set(pair) <= row.keys()), None)
+    if names == CHOSEN and not any(key in row for key in PROMPTS):
+        row = _with_prompt(row)
+    prompt = next((row[key] for key in PROMPTS if key in row), None)
     if prompt is None or names is None:
         raise UsageError(
             f"{where} needs a prompt ({', '.join(PROMPTS)}) and two answers"
-            f" ({', '.join(' and '.join(pair) for pair in SIDES)})."
+            f" ({', '.join(' and '.join(pair) for pair in SIDES)}). Without a prompt, chosen and"
+            " rejected are conversations that differ in their last message, or texts that are equal"
+            f" up to a last {TURN.strip()!r}."
         )
     a, b = (_answer_text(row[name]) for name in names)
     p = 1.0 if names == CHOSEN and not HUMAN & row.keys() else _human(row, where)
     if names == CHOSEN and place % 2:
         a, b, p = b, a, 1 - p
     return Preference(Prompt(f"pair/{place}", prompt), a, b, p)
+
+
+def _with_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with the prompt that its two answers begin with; unchanged where they do not."""
+    one, other = row["chosen"], row["rejected"]
+    if isinstance(one, list) and isinstance(other, list) and len(one) > 1:
+        return {**row, "prompt": one[:-1]} if one[:-1] == other[:-1] else dict(row)
+    if not isinstance(one, str) or not isinstance(other, str):
+        return dict(row)
+    end = commonprefix([one, other]).rfind(TURN) + len(TURN)
+    if end < len(TURN):
+        return dict(row)
+    return {**row, "prompt": one[:end], "chosen": one[end:], "rejected": other[end:]}
 
 
 def _answer_text(answer: Any) -> str:

@@ -33,9 +33,29 @@ def test_preferences_are_read_in_their_public_forms(tmp_path):
     assert rows[4].a == "good"
 
 
+def test_prompt_that_two_answers_begin_with_is_read(tmp_path):
+    asked = [{"role": "user", "content": "q"}]
+    good, bad = ([*asked, {"role": "assistant", "content": text}] for text in ("good", "bad"))
+    text = "\n\nHuman: q\n\nAssistant: r\n\nHuman: s\n\nAssistant:"
+    rows = read_preferences(
+        written(
+            tmp_path,
+            {"chosen": good, "rejected": bad},
+            {"chosen": f"{text} Good.", "rejected": f"{text} Gone."},
+        )
+    )
+    assert [row.prompt.text for row in rows] == [asked, text]
+    assert [(row.a, row.b, row.p) for row in rows] == [
+        ("good", "bad", 1.0),
+        (" Gone.", " Good.", 0.0),
+    ]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({"chosen": "x", "rejected": "y"}, "equal up to a last 'Assistant:'"),
+        ({"chosen": [{"content": "p"}, {"content": "x"}], "rejected": "y"}, "needs a prompt"),
         ({"prompt": "p", "a": "x"}, "two answers"),
         ({"a": "x", "b": "y", "p": 1}, "needs a prompt"),
         ({"prompt": "p", "a": "x", "b": "y"}, "does not say which"),
