@@ -416,7 +416,7 @@ class Suite(ABC):
             stages: The shared stages.
 
         Returns:
-            JSON-able figures by name; a number that is not finite is told and recorded as null.
+            JSON-able figures by name. One that is not finite is recorded as null, with a warning.
         """
         return {}
 
